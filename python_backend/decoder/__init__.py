@@ -1,0 +1,1 @@
+"""Codes in chunks to waveform in chunks."""

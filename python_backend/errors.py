@@ -1,0 +1,32 @@
+"""The exception tree. It knows no transport: the rim turns these into Triton errors.
+
+StrettoError
+├── InvalidRequest      the caller's mistake; answered on that request alone
+├── Overloaded          a limit of the server, or the server is draining; try again later
+├── Cancelled           the client went away
+└── CheckpointError     a file of a checkpoint is missing or does not fit; the model does not load
+"""
+
+
+class StrettoError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class InvalidRequest(StrettoError, ValueError):
+    """A request that cannot be served: names the field, the limit and what came."""
+
+    def __init__(self, field: str, expected: str, got: object):
+        super().__init__(f"{field}: expected {expected}, got {got}")
+        self.field = field
+
+
+class Overloaded(StrettoError):
+    """The server takes no more work now."""
+
+
+class Cancelled(StrettoError):
+    """The client cancelled the request."""
+
+
+class CheckpointError(StrettoError):
+    """A checkpoint that does not load."""

@@ -1,0 +1,86 @@
+"""A model family as data: its streams, special ids, tasks and defaults. It builds no tensor and reads no file."""
+
+from dataclasses import dataclass, field
+
+from python_backend.sampling.params import SamplingConfig
+from python_backend.streams.layout import StreamLayout
+from python_backend.streams.segment import Segment
+
+
+@dataclass(frozen=True)
+class Script:
+    """A monotonic script on stream 0 of the audio segment, taken from the text segment just written.
+
+    Every text token in `spoken` is an entry, in order; its ordinal (from 1) is `index_base + ordinal` on
+    `index_stream`, an input-only stream. In the audio segment the pointer stays on its entry or advances to
+    the next, never elsewhere: stream 0 carries `first_frame + 2 * (token - spoken.start)` in the entry's first
+    row and that id + 1 while it stays; P(advance) = 1 - P(stay), the softmax taken over the audio interval of
+    stream 0 and `end_of_audio`. Advancing from the last entry ends the audio.
+    """
+
+    spoken: range
+    first_frame: int
+    index_base: int
+    index_stream: int
+    max_entries: int
+
+
+@dataclass(frozen=True)
+class UnconditionalContext:
+    """What the unconditional half of a guidance pair sees: the same rows at the same positions, except that
+
+    - context rows between the first `keep_first` and the last `keep_last` become `[null_id, pad, …]`;
+    - in audio rows each stream of `hidden_streams` carries `null_id` (stream 0) or pad (any other) in place of
+      an id of its audio interval or index; ids outside it (end of audio, drain pad) stay.
+    """
+
+    null_id: int
+    keep_first: int
+    keep_last: int
+    hidden_streams: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing a family can do: which segments it replies with and what its text segment may say."""
+
+    name: str
+    segments: tuple[Segment, ...]
+    text: tuple[range, ...]
+    needs: tuple[str, ...]
+    sampling: SamplingConfig
+
+
+@dataclass(frozen=True)
+class Family:
+    """Everything about a published model family that is not a weight.
+
+    transition: rows forced on stream 0 between the text and the audio segment.
+    guided_streams: output streams whose logits are guided in the audio segment.
+    end_of_text closes a text segment that another segment follows; end_of_reply closes the reply.
+    """
+
+    name: str
+    layout: StreamLayout
+    tasks: tuple[Task, ...]
+    codec: str
+    end_of_reply: int
+    end_of_text: int
+    end_of_audio: int
+    transition: tuple[int, ...]
+    guided_streams: tuple[int, ...]
+    unconditional: UnconditionalContext
+    script: Script | None = None
+    voices: tuple[str, ...] = ()
+    max_text_chars: int = 0
+    max_audio_s: float = 0.0
+    max_model_len: int = 0
+    first_chunk_frames: int = field(default=4)
+    steady_chunk_frames: int = field(default=25)
+
+    def task(self, name: str) -> Task:
+        """The task called `name`; KeyError lists the names there are."""
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise KeyError(f"{name!r} is not one of {[task.name for task in self.tasks]}")

@@ -1,0 +1,1 @@
+"""Everything before the language model: a request to a prompt."""

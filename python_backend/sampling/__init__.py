@@ -1,0 +1,1 @@
+"""Pure torch: from logits to one token per stream."""

@@ -1,0 +1,55 @@
+"""What a caller may ask of the sampler, per segment and per reply. It knows no transport and no vLLM."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from python_backend.errors import InvalidRequest
+
+GuidancePolicy = Literal["always"]
+
+
+def _check(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # also refuses NaN
+        raise InvalidRequest(f"options.{name}", f"a number in [{low}, {high}]", value)
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentSampling:
+    """How the rows of one segment are drawn; temperature 0 is greedy, top_k 0 and top_p 1 are off."""
+
+    temperature: float
+    top_k: int = 0
+    top_p: float = 1.0
+    min_rows: int = 0
+    max_rows: int = 2048
+
+    def check(self, segment: str) -> None:
+        """Raise InvalidRequest, naming `segment`, unless every field is in its range."""
+        _check(f"{segment}.temperature", self.temperature, 0.0, 10.0)
+        _check(f"{segment}.top_k", self.top_k, 0, 1 << 20)
+        _check(f"{segment}.top_p", self.top_p, 1e-6, 1.0)
+        _check(f"{segment}.min_rows", self.min_rows, 0, self.max_rows)
+        _check(f"{segment}.max_rows", self.max_rows, 1, 1 << 20)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingConfig:
+    """Sampling of one reply. `guidance_scale` 1 is unguided; `seed` is always set when it reaches the engine.
+
+    script_temperature: temperature of the script pointer's stay-or-advance draw (0: advance when P > 1/2).
+    """
+
+    text: SegmentSampling
+    audio: SegmentSampling
+    guidance_scale: float = 1.0
+    script_temperature: float = 1.0
+    seed: int | None = None
+    policy: GuidancePolicy = field(default="always")
+
+    def __post_init__(self) -> None:
+        self.text.check("text")
+        self.audio.check("audio")
+        _check("guidance_scale", self.guidance_scale, 0.0, 100.0)
+        _check("script_temperature", self.script_temperature, 0.0, 10.0)
+        if self.seed is not None:
+            _check("seed", self.seed, 0, (1 << 63) - 1)

@@ -1,0 +1,18 @@
+"""The stretches of one reply, and the automaton that a row walks through.
+
+    TEXT ──end_of_text──► TRANSITION ──forced rows──► AUDIO ──end_of_audio──► DRAIN ──last code──► end
+      └──end_of_reply──► end
+
+DRAIN lasts until the slowest stream has emitted the last frame; its last row carries `end_of_reply`.
+"""
+
+from enum import IntEnum
+
+
+class Segment(IntEnum):
+    """The stretch of a reply that a row belongs to."""
+
+    TEXT = 0
+    TRANSITION = 1
+    AUDIO = 2
+    DRAIN = 3
