@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Makes .venv from a lock file in requirements/ (embedded, dev or train) and installs this package into it.
+# Says what it does, can be interrupted and run again, and does nothing when all is in place.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+set_name=${1:-embedded}
+lock=requirements/$set_name.txt
+[ -f "$lock" ] || { echo "setup: no such lock file: $lock" >&2; exit 2; }
+
+fail() { echo "setup: $*" >&2; exit 1; }
+
+# A set is in place when its stamp, or that of a set containing it, was made from the lock files as they are now.
+key=$(cat requirements/*.txt pyproject.toml | sha256sum | cut -c1-16)
+for done_set in embedded dev train; do
+    [ "$done_set" = "$set_name" ] && reached=1
+    [ -n "${reached:-}" ] && [ -f ".venv/.stretto-$done_set-$key" ] && exit 0
+done
+
+PYTHON=${PYTHON:-}
+for candidate in ${PYTHON:-python3.11 python3.12 python3}; do
+    command -v "$candidate" >/dev/null || continue
+    "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || continue
+    PYTHON=$candidate && break
+done
+[ -n "$PYTHON" ] || fail "needs Python 3.11 or 3.12 on the PATH (or in \$PYTHON)"
+[ "$(uname -m)" = x86_64 ] || fail "the embedded environment is for x86_64, this is $(uname -m); use the Dockerfile"
+
+if [ ! -x .venv/bin/uv ]; then
+    echo "setup: making .venv with $("$PYTHON" --version)"
+    "$PYTHON" -m venv .venv || fail "no venv module: on Debian or Ubuntu, apt-get install python3-venv"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.8 ||
+        fail "could not download uv; check the network and run this again"
+fi
+. scripts/uv_sources.sh
+if [ -n "${UV_TORCH_BACKEND:-}" ]; then
+    echo "setup: CPU torch comes from PyTorch's own index"
+else
+    echo "setup: CPU torch comes from $UV_FIND_LINKS"
+fi
+echo "setup: installing $(wc -l <"$lock") packages of $lock (about 1.5 GB unpacked; what is cached is not downloaded again)"
+export UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180} UV_LINK_MODE=${UV_LINK_MODE:-hardlink}
+.venv/bin/uv pip install --python .venv/bin/python --no-deps -r "$lock" ||
+    fail "a download failed (see above); run this again, it goes on where it stopped"
+.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --editable . || fail "could not install this package"
+touch ".venv/.stretto-$set_name-$key"
+echo "setup: ready"

@@ -1,0 +1,13 @@
+# Sourced, not run: tells uv, which does not read pip's settings, where this machine gets its packages from.
+# CPU torch is a file in pip's find-links folder where one is configured, or comes from PyTorch's own CPU index.
+pip_setting() { "${PYTHON:-python3}" -m pip config get "global.$1" 2>/dev/null || true; }
+
+links=$(pip_setting find-links)
+[ -n "$links" ] && export UV_FIND_LINKS="${UV_FIND_LINKS:-$links}"
+index=$(pip_setting index-url)
+[ -n "$index" ] && export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$index}"
+certificates=$(pip_setting cert)
+[ -n "$certificates" ] && export SSL_CERT_FILE="${SSL_CERT_FILE:-$certificates}"
+if ! compgen -G "${links:-/nonexistent}/torch-2.13.0+cpu-*.whl" >/dev/null; then
+    export UV_TORCH_BACKEND="${UV_TORCH_BACKEND:-cpu}"
+fi
