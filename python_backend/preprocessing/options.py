@@ -1,0 +1,123 @@
+"""The `options` of a request: JSON over the defaults of its task, to a typed sampling configuration."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from python_backend.errors import InvalidRequest
+from python_backend.families.base import Family, Task
+from python_backend.preprocessing.json_field import read_json, shown
+from python_backend.sampling.params import SamplingConfig, SegmentSampling
+from python_backend.streams.segment import Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How the reply is drawn, and the voice it is spoken in (None where the task does not speak)."""
+
+    sampling: SamplingConfig
+    voice: str | None
+
+
+def read_options(text: str | None, family: Family, task: Task, frame_rate: float) -> Options:
+    """The options in `text` (JSON, None for none) over the defaults of `task`; `frame_rate` is the codec's, in Hz."""
+    record = _record("options", {} if text is None else read_json("options", text), KEYS)
+    speaks = Segment.AUDIO in task.segments
+    for key in sorted(SPEECH_KEYS & record.keys()):
+        if not speaks:
+            raise InvalidRequest(f"options.{key}", f"nothing: task {task.name!r} does not speak", shown(record[key]))
+    sampling = SamplingConfig(
+        text=_segment("text", record, task.sampling.text, family, not speaks),
+        audio=_max_audio(record, _segment("audio", record, task.sampling.audio, family, speaks), frame_rate),
+        guidance_scale=_guidance(record, task.sampling.guidance_scale),
+        script_temperature=_number("script_temperature", record, task.sampling.script_temperature),
+        seed=_integer("seed", record, None),
+    )
+    return Options(sampling, _voice(record, family) if speaks else None)
+
+
+def _record(field: str, value: Any, known: frozenset[str]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InvalidRequest(field, "a JSON object", shown(value))
+    unknown = sorted(value.keys() - known)
+    if unknown:
+        raise InvalidRequest(
+            f"{field}.{shown(unknown[0])[1:-1]}", f"one of {', '.join(sorted(known))}", "an unknown key"
+        )
+    return value
+
+
+def _number(key: str, record: dict[str, Any], default: float, path: str = "options") -> float:
+    value = record.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidRequest(f"{path}.{key}", "a number", shown(value))
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise InvalidRequest(f"{path}.{key}", "a number that fits 64 bits", shown(value)) from error
+
+
+def _integer(key: str, record: dict[str, Any], default: int | None, path: str = "options") -> int | None:
+    value = record.get(key, default)
+    if key in record and (isinstance(value, bool) or not isinstance(value, int)):
+        raise InvalidRequest(f"{path}.{key}", "an integer", shown(value))
+    return value
+
+
+READERS: dict[str, Callable[..., Any]] = {
+    "temperature": _number,
+    "top_k": _integer,
+    "top_p": _number,
+    "min_rows": _integer,
+    "max_rows": _integer,
+}
+SHORTHANDS = frozenset({"temperature", "top_k", "top_p"})  # at the top level: of the segment that the task ends with
+SPEECH_KEYS = frozenset({"voice", "max_audio_s", "audio", "guidance", "guidance_scale", "script_temperature"})
+KEYS = SPEECH_KEYS | SHORTHANDS | {"text", "seed"}
+
+
+def _segment(
+    name: str, record: dict[str, Any], defaults: SegmentSampling, family: Family, takes_shorthands: bool
+) -> SegmentSampling:
+    path = f"options.{name}"
+    given = dict(_record(path, record.get(name, {}), frozenset(READERS)))
+    for key in sorted(SHORTHANDS & record.keys()) if takes_shorthands else ():
+        if key in given:
+            raise InvalidRequest(f"options.{key}", f"either {key} or {name}.{key}", "both")
+        READERS[key](key, record, None)
+        given[key] = record[key]
+    values = {key: READERS[key](key, given, None, path) for key in given}
+    if values.get("max_rows", 0) > family.max_model_len:
+        raise InvalidRequest(f"{path}.max_rows", f"at most {family.max_model_len} rows", values["max_rows"])
+    sampling = replace(defaults, **values)
+    sampling.check(name)
+    return sampling
+
+
+def _max_audio(record: dict[str, Any], audio: SegmentSampling, frame_rate: float) -> SegmentSampling:
+    if "max_audio_s" not in record:
+        return audio
+    seconds = _number("max_audio_s", record, 0.0)
+    low, high = 1 / frame_rate, audio.max_rows / frame_rate
+    if not low <= seconds <= high:
+        raise InvalidRequest("options.max_audio_s", f"seconds in [{low:g}, {high:g}]", seconds)
+    # The small term keeps 0.28 s at 25 Hz at 7 frames, which floating point takes to 7.000000000000001 or 6.99….
+    return replace(audio, max_rows=max(1, int(seconds * frame_rate + 1e-6)))
+
+
+def _guidance(record: dict[str, Any], default: float) -> float:
+    if "guidance" not in record:
+        return _number("guidance_scale", record, default)
+    if "guidance_scale" in record:
+        raise InvalidRequest("options.guidance", "either guidance or guidance_scale", "both")
+    guidance = _record("options.guidance", record["guidance"], frozenset({"scale", "policy"}))
+    if guidance.get("policy", "always") != "always":
+        raise InvalidRequest("options.guidance.policy", "'always'", shown(guidance["policy"]))
+    return _number("scale", guidance, default, "options.guidance")
+
+
+def _voice(record: dict[str, Any], family: Family) -> str | None:
+    voice = record.get("voice", family.voices[0] if family.voices else None)
+    if "voice" in record and voice not in family.voices:
+        raise InvalidRequest("options.voice", f"one of {', '.join(family.voices) or 'no voices'}", shown(voice))
+    return voice

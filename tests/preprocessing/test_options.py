@@ -1,0 +1,115 @@
+"""Options over the defaults of a task."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from python_backend.errors import InvalidRequest
+from python_backend.families.tiny import TINY
+from python_backend.preprocessing.options import Options, read_options
+
+TTS, ASR = TINY.task("tts"), TINY.task("asr")
+FRAME_RATE = 25.0
+
+
+def read(options: dict, task=TTS) -> Options:
+    return read_options(json.dumps(options), TINY, task, FRAME_RATE)
+
+
+def test_no_options_are_the_defaults_of_the_task() -> None:
+    assert read_options(None, TINY, TTS, FRAME_RATE) == read({}) == Options(TTS.sampling, "slt")
+    assert read({}, ASR) == Options(ASR.sampling, None)
+
+
+def test_every_option_lands_in_its_place() -> None:
+    options = read(
+        {
+            "seed": 7,
+            "guidance": {"scale": 3, "policy": "always"},
+            "script_temperature": 0.5,
+            "voice": "rms",
+            "text": {"temperature": 0.1, "max_rows": 100},
+            "audio": {"min_rows": 2, "top_p": 0.9},
+            "temperature": 1.5,
+            "top_k": 5,
+        }
+    )
+    assert options.voice == "rms"
+    assert options.sampling == replace(
+        TTS.sampling,
+        seed=7,
+        guidance_scale=3.0,
+        script_temperature=0.5,
+        text=replace(TTS.sampling.text, temperature=0.1, max_rows=100),
+        audio=replace(TTS.sampling.audio, min_rows=2, top_p=0.9, temperature=1.5, top_k=5),
+    )
+
+
+def test_top_level_sampling_is_of_the_segment_that_the_task_ends_with() -> None:
+    assert read({"temperature": 0.3}, ASR).sampling.text.temperature == 0.3
+    assert read({"temperature": 0.3}).sampling.text == TTS.sampling.text
+
+
+@pytest.mark.parametrize(("seconds", "rows"), [(0.04, 1), (0.28, 7), (1, 25), (9.99, 249), (20, 500)])
+def test_max_audio_becomes_rows(seconds: float, rows: int) -> None:
+    assert read({"max_audio_s": seconds}).sampling.audio.max_rows == rows
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "options: expected a JSON object, got []"),
+        ({"sede": 1}, "options.sede: expected one of audio, guidance, guidance_scale"),
+        ({"x" * 500: 1}, "options.x"),
+        ({"seed": "1"}, "options.seed: expected an integer, got '1'"),
+        ({"seed": True}, "options.seed: expected an integer, got True"),
+        ({"seed": 1.5}, "options.seed: expected an integer, got 1.5"),
+        ({"seed": None}, "options.seed: expected an integer, got None"),
+        ({"seed": -1}, "options.seed: expected a number in [0, 9223372036854775807], got -1"),
+        ({"seed": 1 << 63}, "options.seed: expected a number in"),
+        ({"guidance_scale": "high"}, "options.guidance_scale: expected a number, got 'high'"),
+        ({"guidance_scale": 101}, "options.guidance_scale: expected a number in [0.0, 100.0], got 101"),
+        ({"guidance_scale": 10**400}, "options.guidance_scale: expected a number that fits"),
+        ({"guidance_scale": None}, "options.guidance_scale: expected a number, got None"),
+        ({"guidance": 2}, "options.guidance: expected a JSON object, got 2"),
+        ({"guidance": {"policy": "adaptive"}}, "options.guidance.policy: expected 'always', got 'adaptive'"),
+        ({"guidance": {"size": 2}}, "options.guidance.size: expected one of policy, scale"),
+        ({"guidance": {}, "guidance_scale": 2}, "options.guidance: expected either"),
+        ({"script_temperature": -1}, "options.script_temperature: expected a number in [0.0, 10.0], got -1"),
+        ({"voice": "bob"}, "options.voice: expected one of slt, rms, got 'bob'"),
+        ({"voice": ["slt"]}, "options.voice: expected one of slt, rms, got ['slt']"),
+        ({"max_audio_s": 21}, "options.max_audio_s: expected seconds in [0.04, 20], got 21"),
+        ({"max_audio_s": 0}, "options.max_audio_s: expected seconds in [0.04, 20], got 0"),
+        ({"audio": {"temperature": -0.1}}, "options.audio.temperature: expected a number in [0.0, 10.0], got -0.1"),
+        ({"audio": {"top_k": 2.5}}, "options.audio.top_k: expected an integer, got 2.5"),
+        ({"audio": {"top_k": None}}, "options.audio.top_k: expected an integer, got None"),
+        ({"audio": {"top_p": 0}}, "options.audio.top_p: expected a number in [1e-06, 1.0], got 0"),
+        ({"audio": {"min_rows": 600}}, "options.audio.min_rows: expected a number in [0, 500], got 600"),
+        ({"audio": {"max_rows": 1025}}, "options.audio.max_rows: expected at most 1024 rows, got 1025"),
+        ({"audio": {"max_rows": 0}}, "options.audio."),
+        ({"audio": {"voice": "slt"}}, "options.audio.voice: expected one of max_rows, min_rows, temperature"),
+        ({"text": "warm"}, "options.text: expected a JSON object, got 'warm'"),
+        ({"temperature": "warm"}, "options.temperature: expected a number, got 'warm'"),
+        ({"top_k": 1.5}, "options.top_k: expected an integer, got 1.5"),
+        ({"top_p": 2}, "options.audio.top_p: expected a number in [1e-06, 1.0], got 2"),
+        ({"temperature": 1, "audio": {"temperature": 1}}, "options.temperature: expected either"),
+    ],
+)
+def test_a_bad_option_is_refused_by_name(options: object, message: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        read(options)
+    assert str(caught.value).startswith(message)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("text", ['{"guidance_scale": NaN}', '{"guidance_scale": 1e999}', '{"temperature": -1e999}'])
+def test_numbers_that_are_not_finite_are_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="options"):
+        read_options(text, TINY, TTS, FRAME_RATE)
+
+
+@pytest.mark.parametrize("key", ["voice", "guidance_scale", "max_audio_s", "audio", "script_temperature"])
+def test_a_task_that_does_not_speak_refuses_options_of_speech(key: str) -> None:
+    with pytest.raises(InvalidRequest, match=rf"options\.{key}: expected nothing: task 'asr' does not speak"):
+        read({key: 1}, ASR)

@@ -1,0 +1,130 @@
+"""Whole requests to prompts, with a codec that counts."""
+
+import json
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from python_backend.codec.base import CodecSpec
+from python_backend.errors import CheckpointError, InvalidRequest
+from python_backend.families.prompt import Prompt
+from python_backend.families.tiny import FIRST_CODE, TINY
+from python_backend.preprocessing.request import Preprocessor, RawRequest
+
+
+class FrameCounter:
+    """A codec whose codes are the frame's number in every codebook."""
+
+    spec = CodecSpec("tiny", 16_000, 640, 7, 256, 0, 0)
+
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        assert pcm.dtype == np.float32
+        return np.tile(np.arange(len(pcm) // 640), (7, 1))
+
+
+@pytest.fixture
+def preprocessor(tmp_path: Path) -> Preprocessor:
+    (tmp_path / "config.json").write_text('{"speech_family": "tiny"}')
+    return Preprocessor(tmp_path, codec=FrameCounter())
+
+
+def wav(seconds: float, rate: int = 22_050, channels: int = 2) -> bytes:
+    buffer = BytesIO()
+    soundfile.write(buffer, np.zeros((int(seconds * rate), channels)), rate, format="WAV")
+    return buffer.getvalue()
+
+
+PCM = np.zeros(8_000, np.float32)
+
+
+def test_text_becomes_a_prompt_with_the_defaults_of_tts(preprocessor: Preprocessor) -> None:
+    prompt = preprocessor.prepare(RawRequest(text="It is 9:20."))
+    assert (prompt.task, prompt.words) == ("tts", ("it", "is", "nine", "twenty"))
+    assert prompt.sampling.audio == TINY.task("tts").sampling.audio
+    assert prompt.sampling.seed is not None
+    assert Prompt.from_record(json.loads(json.dumps(prompt.to_record())), prompt.rows) == prompt
+
+
+def test_seeds_are_drawn_anew_unless_asked_for(preprocessor: Preprocessor) -> None:
+    seeds = {preprocessor.prepare(RawRequest(text="a")).sampling.seed for _ in range(8)}
+    assert len(seeds) == 8
+    assert preprocessor.prepare(RawRequest(text=b"a", options=b'{"seed": 5}')).sampling.seed == 5
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        RawRequest(audio=wav(1.0), task="asr"),
+        RawRequest(audio=wav(1.0)),
+        RawRequest(pcm_in=PCM, sample_rate=8_000, task=b"asr"),
+        RawRequest(pcm_in=PCM, sample_rate=8_000, messages='[{"role": "user", "audio": "pcm_in"}]'),
+        RawRequest(audio=wav(1.0, 48_000, 1), messages='[{"role": "user", "audio": "audio"}]'),
+    ],
+)
+def test_audio_of_any_kind_becomes_25_frames_a_second(preprocessor: Preprocessor, raw: RawRequest) -> None:
+    prompt = preprocessor.prepare(raw)
+    assert (prompt.task, prompt.words) == ("asr", ())
+    assert len(prompt.rows) == 3 + 25 + TINY.layout.max_delay
+    assert prompt.rows[2 + 3 : 2 + 3 + 25, 1].tolist() == [FIRST_CODE + frame for frame in range(25)]
+
+
+def test_a_message_speaks_like_its_text(preprocessor: Preprocessor) -> None:
+    message = RawRequest(messages='[{"role": "user", "text": "hello"}]', options='{"seed": 1}')
+    text = RawRequest(text="hello", options='{"seed": 1}')
+    assert np.array_equal(preprocessor.prepare(message).rows, preprocessor.prepare(text).rows)
+
+
+def test_the_longest_audio_fits_the_model(preprocessor: Preprocessor) -> None:
+    rows = preprocessor.prepare(RawRequest(audio=wav(9.6))).rows
+    assert len(rows) + TINY.task("asr").sampling.text.max_rows <= TINY.max_model_len
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (RawRequest(), "text: expected exactly one of text, audio, pcm_in and messages, got none"),
+        (RawRequest(text="a", audio=b""), "text: expected exactly one of"),
+        (RawRequest(text=""), "text: expected something that can be spoken, got ''"),
+        (RawRequest(text="a" * 10**6), "text: expected at most 200 characters, got 1000000 characters"),
+        (RawRequest(text=b"\xff"), "text: expected UTF-8, got a byte 0xff at 0"),
+        (RawRequest(text="a", task="sing"), "task: expected one of tts, asr, got 'sing'"),
+        (RawRequest(text="a", task=b"\xff"), "task: expected UTF-8"),
+        (RawRequest(text="a", task="asr"), "audio: expected audio for task 'asr', got text"),
+        (RawRequest(audio=wav(1), task="tts"), "text: expected text for task 'tts', got audio"),
+        (RawRequest(text="a", sample_rate=8_000), "sample_rate: expected none without pcm_in, got 8000"),
+        (RawRequest(pcm_in=PCM), "sample_rate: expected the rate of pcm_in in Hz, got none"),
+        (RawRequest(pcm_in=PCM, sample_rate=0), "sample_rate: expected a rate in [1000, 384000] Hz, got 0"),
+        (RawRequest(pcm_in=PCM[:200], sample_rate=8_000), "pcm_in: expected at least 0.04 s, got 0.0250 s"),
+        (RawRequest(audio=wav(0.03)), "audio: expected at least 0.04 s"),
+        (RawRequest(audio=wav(9.7)), "audio: expected at most 9.6 s, got more"),
+        (RawRequest(audio=b"garbage"), "audio: expected a readable wav, flac, ogg or mp3 file"),
+        (RawRequest(text="a", options="{"), "options: expected valid JSON"),
+        (RawRequest(text="a", options="[" * 20), "options: expected JSON nested at most 8 deep, got 20 levels"),
+        (RawRequest(text="a", options='{"speed": 2}'), "options.speed: expected one of"),
+        (RawRequest(text="a", messages="[]"), "messages: expected one turn"),
+        (
+            RawRequest(text="a", messages='[{"role": "user", "text": "b"}]'),
+            "messages: expected the inputs messages, got text and messages",
+        ),
+        (
+            RawRequest(messages='[{"role": "user", "audio": "audio"}]'),
+            "messages: expected the inputs audio and messages, got messages",
+        ),
+    ],
+)
+def test_a_bad_request_is_refused_by_name(preprocessor: Preprocessor, raw: RawRequest, message: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        preprocessor.prepare(raw)
+    assert str(caught.value).startswith(message)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("config", [None, "", "{}", "[]", '{"speech_family": "huge"}', '{"speech_family": []}'])
+def test_a_checkpoint_of_no_known_family_does_not_load(tmp_path: Path, config: str | None) -> None:
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    with pytest.raises(CheckpointError, match=r"config\.json: expected"):
+        Preprocessor(tmp_path, codec=FrameCounter())

@@ -1,0 +1,47 @@
+"""Codes in rows, against a slow loop."""
+
+import numpy as np
+import pytest
+
+from python_backend.preprocessing.rows import code_rows, stream0_rows
+from python_backend.streams.layout import StreamLayout
+
+LAYOUT = StreamLayout(
+    vocab_size=40,
+    audio=(range(10), range(10, 14), range(20, 24), range(30, 34)),
+    delays=(0, 2, 0, 3),
+    codebook_streams=(2, 1, 3),
+    num_input_only=2,
+    pad_id=39,
+)
+
+
+def slow_rows(codes: np.ndarray) -> list[list[int]]:
+    num_frames = codes.shape[1]
+    rows = []
+    for row in range(num_frames + 3):
+        ids = [39] * 6
+        for codebook, stream in enumerate((2, 1, 3)):
+            frame = row - LAYOUT.delays[stream]
+            if 0 <= frame < num_frames:
+                ids[stream] = LAYOUT.audio[stream][int(codes[codebook, frame])]
+        rows.append(ids)
+    return rows
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 4, 9])
+def test_codes_lie_delayed_in_their_streams(num_frames: int) -> None:
+    codes = np.random.default_rng(num_frames).integers(0, 4, (3, num_frames))
+    rows = code_rows(LAYOUT, codes)
+    assert rows.dtype == np.int32
+    assert rows.tolist() == slow_rows(codes)
+
+
+@pytest.mark.parametrize("codes", [np.zeros((2, 3), int), np.full((3, 3), 4), np.full((3, 3), -1)])
+def test_codes_of_another_codec_are_an_error(codes: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="expected 3 codebooks of 4"):
+        code_rows(LAYOUT, codes)
+
+
+def test_text_ids_ride_on_stream_0() -> None:
+    assert stream0_rows(LAYOUT, [5, 6]).tolist() == [[5, *[39] * 5], [6, *[39] * 5]]
