@@ -1,0 +1,38 @@
+"""Residual vector quantiser of stacked log-mel frames. It holds tables and knows neither pcm nor the vocoder.
+
+A codec frame is FRAMES_PER_CODE mel frames laid end to end, projected on `basis` (their principal components) and
+then rounded to one vector of each codebook in turn, every codebook taking what the ones before it have left over.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class ResidualVQ(nn.Module):
+    """Tables: mean [M], basis [M, D], codebooks [K, V, D], where M is the width of the stacked mel frames.
+
+    `decode` works in float64: the pitch that is read from its result is integrated over the whole utterance.
+    """
+
+    def __init__(self, width: int, rank: int, num_codebooks: int, codebook_size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("basis", torch.zeros(width, rank))
+        self.register_buffer("codebooks", torch.zeros(num_codebooks, codebook_size, rank))
+
+    def encode(self, stacked: Tensor) -> Tensor:
+        """Codes [T, K] int64 of stacked mel frames [T, M], each codebook's nearest vector in turn."""
+        residual = (stacked - self.mean) @ self.basis
+        codes = []
+        for codebook in self.codebooks:
+            distance = codebook.square().sum(1) - 2 * residual @ codebook.T
+            nearest = distance.argmin(1)
+            residual = residual - codebook[nearest]
+            codes.append(nearest)
+        return torch.stack(codes, 1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Stacked mel frames [B, T, M] float64 of codes [B, K, T]; with fewer codebooks than there are, a coarser one."""
+        books = torch.arange(codes.shape[1], device=codes.device)
+        vectors = self.codebooks[books[:, None], codes].double().sum(1)
+        return vectors @ self.basis.double().T + self.mean.double()
