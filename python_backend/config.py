@@ -1,7 +1,34 @@
-"""Configuration of the served models: the string parameters of a config.pbtxt as frozen dataclasses."""
+"""What an operator may set, as frozen dataclasses built once at the rim."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Where the checkpoint lies and how vLLM runs it.
+
+    engine_args: vLLM's engine arguments, verbatim (`max_num_seqs`, `gpu_memory_utilization`, ...); the scheduler,
+    the tokenizer and the output channel belong to the plugin and may not be set.
+    """
+
+    checkpoint: Path
+    engine_args: dict[str, Any] = field(default_factory=dict)
+
+    RESERVED = ("model", "scheduler_cls", "skip_tokenizer_init")
+
+    def __post_init__(self) -> None:
+        reserved = sorted(set(self.engine_args) & set(self.RESERVED))
+        if reserved:
+            raise ValueError(f"engine arguments {reserved} are set by the plugin and may not be given")
+
+    @classmethod
+    def from_file(cls, engine_json: Path, checkpoint: Path) -> "EngineConfig":
+        """Engine arguments from a JSON object on disk (`language_model/1/engine.json`)."""
+        return cls(checkpoint, json.loads(engine_json.read_text()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +60,8 @@ class DecoderConfig:
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> "DecoderConfig":
         """From a model's parameters; those of another name are somebody else's. ValueError names what does not parse."""
-        values = {field.name: field for field in fields(cls) if field.name in parameters}
-        return cls(**{name: _parse(name, field.type, parameters[name]) for name, field in values.items()})
+        kinds = {each.name: each.type for each in fields(cls) if each.name in parameters}
+        return cls(**{name: _parse(name, kind, parameters[name]) for name, kind in kinds.items()})
 
 
 def _parse(name: str, kind: object, text: str) -> str | int | float:
