@@ -59,7 +59,7 @@ class DecoderConfig:
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> "DecoderConfig":
-        """From a model's parameters; those of another name are somebody else's. ValueError names what does not parse."""
+        """From a model's parameters, whatever others there are; ValueError names what does not parse."""
         kinds = {each.name: each.type for each in fields(cls) if each.name in parameters}
         return cls(**{name: _parse(name, kind, parameters[name]) for name, kind in kinds.items()})
 

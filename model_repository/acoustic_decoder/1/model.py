@@ -1,0 +1,35 @@
+"""Triton's adapter of the acoustic decoder."""
+
+from typing import Any
+
+from python_backend.codec.registry import load_codec
+from python_backend.config import DecoderConfig
+from python_backend.decoder.worker import DecoderWorker
+from python_backend.triton_io import stub
+from python_backend.triton_io.decoding_service import DecodingService
+from python_backend.triton_io.parameters import ModelParameters
+
+
+class TritonPythonModel:
+    """Chunks of an utterance, in order, to its waveform; every chunk is answered once, with the final flag.
+
+    in   codes  INT32 [K, T]  codes of T new frames, delay pattern undone; absent in a text-only chunk
+         chunk  UINT8 [n]     JSON: Envelope
+    out  pcm    FP32 [n]      mono in [-1, 1] at the codec's sample rate; absent when there are no samples
+         event  STRING [1]    JSON: what this response adds
+    """
+
+    def initialize(self, args: dict[str, Any]) -> None:
+        stub.use_utf8()
+        parameters = ModelParameters(args)
+        config = DecoderConfig.from_parameters({"codec": parameters.family().codec} | parameters.strings)
+        codec = load_codec(config.codec, parameters.path("checkpoint"), config.device)
+        self.worker = DecoderWorker(codec, config)
+        self.service = DecodingService(self.worker)
+
+    def execute(self, requests: list[Any]) -> None:
+        for request in requests:
+            self.service.accept(request)
+
+    def finalize(self) -> None:
+        self.worker.stop()

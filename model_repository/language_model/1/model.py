@@ -1,0 +1,42 @@
+"""Triton's adapter of the language model."""
+
+from typing import Any
+
+from python_backend.config import EngineConfig
+from python_backend.engine.environment import prepare_environment
+from python_backend.triton_io import stub
+from python_backend.triton_io.event_loop import EventLoop
+from python_backend.triton_io.flow import FlowTable
+from python_backend.triton_io.outflow import OutflowLimits
+from python_backend.triton_io.parameters import ModelParameters
+from python_backend.triton_io.speech_service import SpeechService
+
+
+class TritonPythonModel:
+    """A prompt to a stream of chunks, ended by the final flag.
+
+    in   rows    INT32 [P, S]  token ids of the prompt
+         prompt  UINT8 [n]     JSON: Prompt without its rows
+    out  codes   INT32 [K, T]  codes of T new frames; absent in a text-only chunk and in a probe
+         chunk   UINT8 [n]     JSON: Envelope
+    """
+
+    def initialize(self, args: dict[str, Any]) -> None:
+        stub.use_utf8()
+        prepare_environment()
+        from python_backend.engine.llm import SpeechLLM  # vllm reads the environment as it is imported
+
+        parameters = ModelParameters(args)
+        config = EngineConfig.from_file(parameters.path("engine"), parameters.path("checkpoint"))
+        limits = OutflowLimits(parameters.number("max_chunks_in_flight"), parameters.number("max_frames_in_flight"))
+        self.loop = EventLoop("language model")
+        self.model = self.loop.run(SpeechLLM.start(config))
+        self.service = SpeechService(self.model, self.loop, FlowTable.create(stub.server_pid()), limits)
+
+    def execute(self, requests: list[Any]) -> None:
+        for request in requests:
+            self.service.accept(request)
+
+    def finalize(self) -> None:
+        self.service.close()
+        self.model.shutdown()

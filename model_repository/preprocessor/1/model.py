@@ -1,0 +1,54 @@
+"""Triton's adapter of the preprocessor."""
+
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from python_backend.preprocessing.request import Preprocessor, RawRequest
+from python_backend.triton_io import schema
+from python_backend.triton_io.draining import DrainGate
+from python_backend.triton_io.failures import failed_response, log_failure
+from python_backend.triton_io.parameters import ModelParameters
+from python_backend.triton_io.tensors import array_tensor, read_array, read_bytes, read_scalar, record_tensor
+
+
+class TritonPythonModel:
+    """A request to a prompt.
+
+    in   text, audio, messages, task, options  STRING [1]   all optional
+         pcm_in                                FP32 [n]     optional, mono at sample_rate
+         sample_rate                           INT32 [1]    optional, Hz
+    out  rows                                  INT32 [P, S] token ids of the prompt
+         prompt                                UINT8 [n]    JSON: Prompt without its rows
+    """
+
+    def initialize(self, args: dict[str, Any]) -> None:
+        self.preprocessor = Preprocessor(ModelParameters(args).path("checkpoint"))
+        self.gate = DrainGate.from_environment()
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request: Any) -> Any:
+        """The response to one request, an error included."""
+        try:
+            self.gate.check()
+            prompt = self.preprocessor.prepare(read_request(request))
+        except Exception as error:
+            log_failure(error, "preprocessor")
+            return failed_response(error, "preprocessor")
+        rows = array_tensor(schema.ROWS, prompt.rows)
+        return pb_utils.InferenceResponse([rows, record_tensor(schema.PROMPT, prompt.to_record())])
+
+
+def read_request(request: Any) -> RawRequest:
+    """The inputs as they came."""
+    return RawRequest(
+        text=read_bytes(request, schema.TEXT),
+        audio=read_bytes(request, schema.AUDIO),
+        pcm_in=read_array(request, schema.PCM_IN),
+        sample_rate=read_scalar(request, schema.SAMPLE_RATE),
+        messages=read_bytes(request, schema.MESSAGES),
+        task=read_bytes(request, schema.TASK),
+        options=read_bytes(request, schema.OPTIONS),
+    )

@@ -1,0 +1,44 @@
+"""Counters and gauges on Triton's metrics endpoint."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+
+class Gauges:
+    """One metric each for the fields of a mapping: `prefix` + field, described by `descriptions`.
+
+    A field that ends in `_total` is a counter, which only ever grows; any other is a gauge.
+    """
+
+    def __init__(self, model: str, descriptions: Mapping[str, str], prefix: str = "stretto_") -> None:
+        self._metrics: dict[str, Any] = {}
+        self._values = dict.fromkeys(descriptions, 0.0)
+        self._families = []  # Triton removes a family that is garbage
+        for field, description in descriptions.items():
+            kind = pb_utils.MetricFamily.COUNTER if field.endswith("_total") else pb_utils.MetricFamily.GAUGE
+            family = pb_utils.MetricFamily(name=prefix + field, description=description, kind=kind)
+            self._families.append(family)
+            self._metrics[field] = family.Metric(labels={"model": model})
+
+    def set(self, field: str, value: float) -> None:
+        """Bring the metric of `field` to `value`."""
+        before = self._values[field]
+        if value == before:
+            return
+        if field.endswith("_total"):
+            assert value > before, f"{field} fell from {before} to {value}"
+            self._metrics[field].increment(value - before)
+        else:
+            self._metrics[field].set(value)
+        self._values[field] = value
+
+    def add(self, field: str, amount: float) -> None:
+        """Move the metric of `field` by `amount`."""
+        self.set(field, self._values[field] + amount)
+
+    def update(self, values: Mapping[str, float]) -> None:
+        """Set every field that has a metric."""
+        for field in self._values.keys() & values.keys():
+            self.set(field, values[field])

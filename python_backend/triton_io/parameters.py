@@ -1,0 +1,37 @@
+"""The parameters in a model's config.pbtxt."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from python_backend.errors import CheckpointError
+from python_backend.families.base import Family
+from python_backend.families.registry import get_family
+
+
+class ModelParameters:
+    """The string parameters of one model; a path is relative to the model's own folder in the repository."""
+
+    def __init__(self, args: dict[str, Any]) -> None:
+        self._folder = Path(args["model_repository"])
+        self.strings: dict[str, str] = {
+            name: value["string_value"] for name, value in json.loads(args["model_config"])["parameters"].items()
+        }
+
+    def number(self, name: str) -> int:
+        """A whole number."""
+        return int(self.strings[name])
+
+    def path(self, name: str) -> Path:
+        """A file or folder."""
+        return (self._folder / self.strings[name]).resolve()
+
+    def family(self) -> Family:
+        """The family of the model's checkpoint; CheckpointError when its `config.json` does not name a known one."""
+        path = self.path("checkpoint") / "config.json"
+        try:
+            return get_family(json.loads(path.read_text())["speech_family"])
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{path}: expected a JSON object with a known speech_family, got {error!r}"
+            ) from error

@@ -1,0 +1,100 @@
+"""The language model's side of the rim: requests in, utterances out, every one of them ended with the final flag."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, Protocol
+
+import triton_python_backend_utils as pb_utils
+
+from python_backend.errors import Cancelled, Overloaded
+from python_backend.families.prompt import Prompt
+from python_backend.streams.chunk import LMChunk
+from python_backend.triton_io.event_loop import EventLoop
+from python_backend.triton_io.failures import failed_response, log_failure
+from python_backend.triton_io.flow import FlowTable
+from python_backend.triton_io.metrics import Gauges
+from python_backend.triton_io.outflow import Outflow, OutflowLimits
+from python_backend.triton_io.schema import PROMPT, ROWS
+from python_backend.triton_io.tensors import read_record, required_array
+
+METRICS = {
+    "active_utterances": "Utterances in flight",
+    "utterances_total": "Utterances started",
+    "cancelled_total": "Utterances that the client cancelled or the decoder gave up",
+    "failed_total": "Utterances that failed",
+}
+STATS_PERIOD_S = 0.5
+
+
+class LanguageModel(Protocol):
+    """What this side needs of the engine."""
+
+    def generate(self, prompt: Prompt, request_id: str | None = None) -> AsyncGenerator[LMChunk, None]:
+        """The chunks of one utterance; closing the generator aborts it."""
+        ...
+
+    def stats(self) -> Mapping[str, float]:
+        """Figures of the engine by name."""
+        ...
+
+
+class SpeechService:
+    """Serves utterances from a language model on one event loop."""
+
+    def __init__(self, model: LanguageModel, loop: EventLoop, table: FlowTable, limits: OutflowLimits) -> None:
+        self._model = model
+        self._loop = loop
+        self._table = table
+        self._limits = limits
+        self._gauges = Gauges("language_model", METRICS)
+        loop.start(self._report())
+
+    def accept(self, request: Any) -> None:
+        """Take a request over and return at once; its utterance gets an id of our own.
+
+        The client's request id is no key: it may be empty, or the same twice.
+        """
+        utterance = uuid.uuid4().hex
+        sender = request.get_response_sender()
+        try:
+            prompt = Prompt.from_record(read_record(request, PROMPT), required_array(request, ROWS).copy())
+        except Exception as error:
+            sender.send(
+                failed_response(error, f"utterance {utterance}"), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+            )
+            return
+        self._loop.start(self._serve(utterance, prompt, sender))
+
+    def close(self) -> None:
+        """End every utterance and stop."""
+        self._loop.close()
+        self._table.remove()
+
+    async def _serve(self, utterance: str, prompt: Prompt, sender: Any) -> None:
+        self._gauges.add("active_utterances", 1)
+        self._gauges.add("utterances_total", 1)
+        failure: BaseException | None = None
+        outflow = None
+        try:
+            outflow = Outflow(sender, self._table.claim(), utterance, self._limits)
+            await outflow.pump(self._model.generate(prompt, utterance))
+        except Cancelled:
+            self._gauges.add("cancelled_total", 1)
+        except Exception as error:
+            self._gauges.add("failed_total", 1)
+            failure = error
+            log_failure(error, f"utterance {utterance}")
+        except asyncio.CancelledError:
+            failure = Overloaded("server is stopping")
+        finally:
+            answer = [] if failure is None else [failed_response(failure, f"utterance {utterance}")]
+            sender.send(*answer, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            if outflow is not None:
+                await outflow.settle()
+            self._gauges.add("active_utterances", -1)
+
+    async def _report(self) -> None:
+        while True:
+            self._gauges.update(self._model.stats())
+            await asyncio.sleep(STATS_PERIOD_S)

@@ -1,0 +1,112 @@
+"""Where the Triton server on this machine is, and what it needs around it to start."""
+
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import sysconfig
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
+STUB = "triton_python_backend_stub"
+
+
+class LaunchError(Exception):
+    """The server cannot be started; the message says what is missing and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """A Triton server: its executable, the arguments that its place asks for, and library folders to search first."""
+
+    executable: Path
+    arguments: tuple[str, ...] = ()
+    library_path: tuple[Path, ...] = ()
+
+
+def find_installation(cache: Path) -> Installation:
+    """The server of a Triton container, or else the one inside the nvidia-pytriton wheel."""
+    if CONTAINER_SERVER.exists():
+        return Installation(CONTAINER_SERVER)
+    return wheel_installation(wheel_server(), cache)
+
+
+def wheel_server() -> Path:
+    """The folder `pytriton/tritonserver` of the installed wheel, found without importing it."""
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or spec.origin is None:
+        raise LaunchError(
+            f"no Triton server: neither {CONTAINER_SERVER} nor the wheel nvidia-pytriton for {sys.executable}; "
+            "run scripts/setup.sh, or start inside a Triton container"
+        )
+    return Path(spec.origin).parent / "tritonserver"
+
+
+def wheel_installation(server: Path, cache: Path) -> Installation:
+    """The wheel's server, made ready: executable, with a backend folder that holds the stub for this Python."""
+    executable = server / "bin" / "tritonserver"
+    if not os.access(executable, os.X_OK):
+        executable.chmod(0o755)  # wheels do not always keep the bit
+    backends = place_backend(server, cache)
+    arguments = (f"--backend-directory={backends}", f"--cache-directory={server / 'caches'}")
+    return Installation(executable, arguments, (wheel_libraries(server), python_library()))
+
+
+def wheel_libraries(server: Path) -> Path:
+    """The libraries that came with the wheel."""
+    return server.parents[1] / "nvidia_pytriton.libs"
+
+
+def place_backend(server: Path, cache: Path) -> Path:
+    """A private copy of the wheel's Python backend with the stub of this Python; returns the folder of backends.
+
+    The copy keeps the depth at which the libraries look for `nvidia_pytriton.libs`. It appears in one rename, so
+    launchers that start together do not see half of it, and its name changes with the wheel and the Python.
+    """
+    version = ".".join(platform.python_version_tuple()[:2])
+    stub = server / "python_backend_stubs" / version / STUB
+    if not stub.exists():
+        known = sorted(path.name for path in stub.parents[1].iterdir())
+        raise LaunchError(f"the wheel has no stub for Python {version}; it has {', '.join(known)}")
+    state = stub.stat()
+    name = hashlib.sha256(f"{stub} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:12]
+    target = cache / f"backend-{version}-{name}"
+    within = Path("site", "pytriton", "tritonserver", "backends")
+    if not target.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as scratch:
+            build = Path(scratch, "backend")
+            shutil.copytree(server / "backends" / "python", build / within / "python", ignore=_not_ours)
+            shutil.copy(stub, build / within / "python" / STUB)
+            (build / within / "python" / STUB).chmod(0o755)
+            (build / "site" / "nvidia_pytriton.libs").symlink_to(wheel_libraries(server))
+            try:
+                build.rename(target)
+            except OSError:
+                if not target.exists():  # or else another launcher was faster
+                    raise
+    return target / within
+
+
+def _not_ours(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if name in ("__pycache__", STUB)]
+
+
+def python_library() -> Path:
+    """The folder of this Python's shared library, so that the stub loads the same one and not the system's."""
+    name = sysconfig.get_config_var("INSTSONAME") or ""
+    configured = Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib")
+    multiarch = sysconfig.get_config_var("MULTIARCH") or ""
+    folders = (configured, configured / multiarch, Path(sys.base_prefix, "lib"))
+    for folder in folders:
+        if ".so" in name and (folder / name).exists():
+            return folder
+    version = ".".join(platform.python_version_tuple()[:2])
+    raise LaunchError(
+        f"no shared library of Python {version} in {', '.join(map(str, folders))}; Triton's Python backend needs it: "
+        f"install libpython{version}, or use a Python built with --enable-shared"
+    )

@@ -1,0 +1,106 @@
+"""What /proc says about the processes of a server."""
+
+import os
+import select
+import signal
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process as it was when /proc was read."""
+
+    pid: int
+    parent: int
+    group: int
+    name: str
+    command: str
+
+    @property
+    def is_worker(self) -> bool:
+        """Whether the server cannot do without it: a stub, or a process of a vLLM engine."""
+        return self.name.startswith("triton_python_b") or self.command.startswith("VLLM::")
+
+
+def read_process(pid: int) -> Process | None:
+    """The process with this pid; None for one that has ended, reaped or not."""
+    try:
+        name, fields = _stat(pid)
+        command = (PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except GONE:
+        return None
+    return None if fields[0] in "ZX" else Process(pid, int(fields[1]), int(fields[2]), name, command)
+
+
+def _stat(pid: int) -> tuple[str, list[str]]:
+    head, _, tail = (PROC / str(pid) / "stat").read_text().rpartition(")")
+    return head.partition("(")[2], tail.split()
+
+
+def all_processes() -> list[Process]:
+    """Every process that can be seen."""
+    found = (read_process(int(path.name)) for path in PROC.iterdir() if path.name.isdigit())
+    return [process for process in found if process is not None]
+
+
+def descendants(pid: int) -> list[Process]:
+    """Children of `pid`, and theirs."""
+    children: dict[int, list[Process]] = {}
+    for process in all_processes():
+        children.setdefault(process.parent, []).append(process)
+    found, queue = [], [pid]
+    while queue:
+        for child in children.get(queue.pop(), []):
+            found.append(child)
+            queue.append(child.pid)
+    return found
+
+
+def environment_of(pid: int, variable: str) -> str | None:
+    """The value that `variable` had when the process started; None also for another user's process."""
+    with suppress(*GONE):
+        for entry in (PROC / str(pid) / "environ").read_bytes().split(b"\0"):
+            name, _, value = entry.partition(b"=")
+            if name == variable.encode():
+                return value.decode(errors="replace")
+    return None
+
+
+def kill(pids: list[int]) -> None:
+    """SIGKILL each of them that still lives."""
+    for pid in pids:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+
+
+class Watch:
+    """Notices at once when one of several processes ends, also one that its parent has not reaped."""
+
+    def __init__(self, processes: list[Process]) -> None:
+        self._watched: dict[int, Process] = {}
+        self.ended: list[Process] = []
+        for process in processes:
+            try:
+                self._watched[os.pidfd_open(process.pid)] = process
+            except ProcessLookupError:
+                self.ended.append(process)
+
+    def wait(self, timeout_s: float) -> list[Process]:
+        """The processes that have ended, after at most `timeout_s`; returns early with the first of them."""
+        if not self.ended:
+            poll = select.poll()
+            for descriptor in self._watched:
+                poll.register(descriptor, select.POLLIN)
+            self.ended += [self._watched[descriptor] for descriptor, _ in poll.poll(timeout_s * 1000)]
+        return self.ended
+
+    def close(self) -> None:
+        """Let go of the processes."""
+        for descriptor in self._watched:
+            os.close(descriptor)
+        self._watched.clear()
