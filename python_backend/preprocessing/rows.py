@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from python_backend.streams.delay import delay_codes
 from python_backend.streams.layout import StreamLayout
 
 
@@ -22,8 +23,9 @@ def code_rows(layout: StreamLayout, codes: np.ndarray) -> np.ndarray:
     num_codebooks, num_frames = codes.shape
     if num_codebooks != layout.num_codebooks or not ((codes >= 0) & (codes < layout.codebook_size)).all():
         raise ValueError(f"expected {layout.num_codebooks} codebooks of {layout.codebook_size}, got {codes.shape}")
+    streams = list(layout.codebook_streams)
+    first_ids = np.array([layout.audio[stream].start for stream in streams])
+    delayed = delay_codes(codes + first_ids[:, None], tuple(layout.delays[stream] for stream in streams), layout.pad_id)
     rows = np.full((num_frames + layout.max_delay, layout.num_input_streams), layout.pad_id, np.int32)
-    for codebook, stream in enumerate(layout.codebook_streams):
-        delay = layout.delays[stream]
-        rows[delay : delay + num_frames, stream] = codes[codebook] + layout.audio[stream].start
+    rows[: len(delayed), streams] = delayed
     return rows

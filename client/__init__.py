@@ -1,0 +1,25 @@
+"""Speaks to the ensemble over gRPC. It needs tritonclient and numpy, and nothing of the server's code.
+
+async with SpeechClient("localhost:8001") as client:
+    async for event in client.speak("It is 9:20."):
+        play(event.pcm, event.sample_rate)
+"""
+
+from client.client import SpeechClient, SpeechStream
+from client.errors import ClientError, RequestCancelled, RequestRefused, ServerFailed, ServerUnavailable, TimedOut
+from client.event import SpeechEvent, Word
+from client.timeouts import Timeouts
+
+__all__ = [
+    "ClientError",
+    "RequestCancelled",
+    "RequestRefused",
+    "ServerFailed",
+    "ServerUnavailable",
+    "SpeechClient",
+    "SpeechEvent",
+    "SpeechStream",
+    "TimedOut",
+    "Timeouts",
+    "Word",
+]

@@ -1,0 +1,166 @@
+"""An asynchronous client of the ensemble: one gRPC stream per utterance, so that cancelling one leaves the others."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from tritonclient.grpc import InferInput, InferResult
+from tritonclient.grpc.aio import InferenceServerClient
+from tritonclient.utils import InferenceServerException
+
+from client.errors import ClientError, RequestCancelled, ServerFailed, TimedOut, from_rpc
+from client.event import SpeechEvent, is_last, read_event
+from client.inputs import Audio, audio_inputs, options_json, strings
+from client.timeouts import Timeouts
+
+# Errors close the stream with their status, instead of riding on a response as bare text.
+STATUS_HEADERS = {"triton_grpc_error": "true"}
+
+
+class SpeechStream:
+    """The events of one utterance, in order. `cancel` or `aclose` (or leaving `async with`, or dropping the
+    object) gives it up.
+
+    Raises a ClientError instead of the next event when there is none to come.
+    """
+
+    def __init__(self, responses: Any, timeouts: Timeouts, server: str):
+        self._responses = responses
+        self._timeouts = timeouts
+        self._server = server
+        self._started_s = time.monotonic()
+        self._is_first = True
+        self._is_complete = False  # the last event has been seen
+        self._is_over = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> SpeechEvent:
+        while not self._is_over:
+            result = await self._next_response()
+            if result is None:
+                break
+            event = read_event(result)
+            self._is_over = is_last(result)
+            if event is not None:
+                self._is_complete = event.is_final
+                return event
+        self._is_over = True
+        if not self._is_complete:
+            raise self._failed(ServerFailed("the stream ended before the utterance did"))
+        raise StopAsyncIteration
+
+    def cancel(self) -> None:
+        """Give the utterance up; the server stops working on it. A pending or later read raises RequestCancelled."""
+        self._responses.cancel()
+
+    async def aclose(self) -> None:
+        """Give the utterance up and read no more."""
+        self._is_over = self._is_complete = True
+        self.cancel()
+
+    def __del__(self) -> None:
+        # A stream left by `break` and dropped: the server must not speak on to nobody.
+        if not self._is_over:
+            self.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def _next_response(self) -> InferResult | None:
+        """The next response, or None at the end of the stream."""
+        limit, waits_for = self._patience()
+        try:
+            result, error = await asyncio.wait_for(anext(self._responses), limit)
+        except StopAsyncIteration:
+            return None
+        except TimeoutError:
+            raise self._failed(TimedOut(f"{self._server}: {waits_for}")) from None
+        except grpc.RpcError as error:
+            raise self._failed(from_rpc(error, self._server)) from error
+        except asyncio.CancelledError:
+            cancelled_by_caller = (task := asyncio.current_task()) is not None and task.cancelling()
+            failure = self._failed(RequestCancelled("the request was cancelled"))
+            if cancelled_by_caller:
+                raise
+            raise failure from None
+        if error is not None:
+            raise self._failed(ServerFailed(error.message()))
+        self._is_first = False
+        return result
+
+    def _patience(self) -> tuple[float, str]:
+        """Seconds to wait for the next response, and what to say when they have passed."""
+        limits = self._timeouts
+        left_s = limits.total_s - (time.monotonic() - self._started_s)
+        next_s = limits.first_s if self._is_first else limits.between_s
+        if left_s < next_s:
+            return max(left_s, 0.0), f"the utterance was not complete after {limits.total_s:g} s"
+        which = "first" if self._is_first else "next"
+        return next_s, f"no {which} response within {next_s:g} s"
+
+    def _failed(self, error: ClientError) -> ClientError:
+        self._is_over = self._is_complete = True
+        self._responses.cancel()
+        return error
+
+
+class SpeechClient:
+    """Speaks and transcribes through the server at `server` (host:port of its gRPC service)."""
+
+    def __init__(self, server: str = "localhost:8001", timeouts: Timeouts | None = None, model: str = "speech"):
+        self.server = server
+        self.timeouts = timeouts or Timeouts()
+        self.model = model
+        self._client = InferenceServerClient(server)
+
+    def speak(
+        self,
+        text: str,
+        *,
+        voice: str | None = None,
+        seed: int | None = None,
+        guidance_scale: float | None = None,
+        **options: Any,
+    ) -> SpeechStream:
+        """The events of `text` being spoken. `options` as the server knows them, e.g. `audio={"temperature": 0.5}`."""
+        options |= {"voice": voice, "seed": seed, "guidance_scale": guidance_scale}
+        return self.send(strings(text=text, task="tts", options=options_json(options)))
+
+    def transcribe(self, audio: Audio, **options: Any) -> SpeechStream:
+        """The events of `audio` being written down: a file's path or bytes, or (samples [n], rate in Hz)."""
+        return self.send([*audio_inputs(audio), *strings(task="asr", options=options_json(options))])
+
+    def send(self, inputs: list[InferInput]) -> SpeechStream:
+        """The events that answer `inputs`, tensors of the ensemble."""
+
+        async def requests() -> AsyncIterator[dict[str, Any]]:
+            yield {"model_name": self.model, "inputs": inputs}
+
+        responses = self._client.stream_infer(requests(), headers=STATUS_HEADERS)
+        return SpeechStream(responses, self.timeouts, self.server)
+
+    async def ready(self) -> bool:
+        """Whether the server answers and the model takes requests."""
+        try:
+            return await self._client.is_server_ready() and await self._client.is_model_ready(self.model)
+        except (InferenceServerException, grpc.RpcError):
+            return False
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

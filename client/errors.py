@@ -1,0 +1,63 @@
+"""Why an utterance did not arrive.
+
+ClientError
+├── RequestRefused      the request cannot be served; the message names field, limit and what came
+├── ServerUnavailable   no server there, it went away, or it takes no more work now
+├── ServerFailed        the server failed on this request, or broke the protocol
+├── RequestCancelled    this client, or the server, gave the request up
+└── TimedOut            a time-out of this client ran out
+"""
+
+import grpc
+
+
+class ClientError(Exception):
+    """Base of every error of this package; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class RequestRefused(ClientError):
+    """The request cannot be served as it is."""
+
+    exit_code = 2
+
+
+class ServerUnavailable(ClientError):
+    """No server, or none that takes work now; trying again later may help."""
+
+    exit_code = 3
+
+
+class ServerFailed(ClientError):
+    """The server failed on this request."""
+
+
+class RequestCancelled(ClientError):
+    """The request was given up."""
+
+    exit_code = 130
+
+
+class TimedOut(ClientError):
+    """A time-out of this client ran out."""
+
+    exit_code = 4
+
+
+BY_STATUS: dict[grpc.StatusCode, type[ClientError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: RequestRefused,
+    grpc.StatusCode.NOT_FOUND: RequestRefused,
+    grpc.StatusCode.UNAVAILABLE: ServerUnavailable,
+    grpc.StatusCode.CANCELLED: RequestCancelled,
+    grpc.StatusCode.DEADLINE_EXCEEDED: TimedOut,
+}
+
+
+def from_rpc(error: grpc.RpcError, server: str) -> ClientError:
+    """The error of a call to `server` (host:port), by its status, with the server's own words."""
+    assert isinstance(error, grpc.aio.AioRpcError), error
+    message = error.details() or error.code().name
+    if error.code() is grpc.StatusCode.UNAVAILABLE and "connect" in message:
+        message = f"no server answers at {server} ({message})"
+    return BY_STATUS.get(error.code(), ServerFailed)(message)

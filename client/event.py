@@ -1,0 +1,66 @@
+"""What one response of the server adds to an utterance."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from tritonclient.grpc import InferResult
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word and the second of the utterance at which it starts."""
+
+    word: str
+    start_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechEvent:
+    """A chunk of an utterance.
+
+    pcm: [n] float32 mono samples in [-1, 1] at `sample_rate` Hz, or None in a chunk of text alone.
+    text: what the text segment has gained. words: the words that start in this chunk.
+    segment: `text`, `transition`, `audio` or `drain`. start_s, duration_s: where `pcm` lies in the utterance.
+    report: with the last chunk, the finish reason, counts, seed, guidance and timings.
+    """
+
+    pcm: np.ndarray | None
+    utterance: str
+    index: int
+    segment: str
+    text: str = ""
+    words: tuple[Word, ...] = ()
+    start_s: float = 0.0
+    duration_s: float = 0.0
+    sample_rate: int = 0
+    is_final: bool = False
+    report: dict[str, Any] | None = field(default=None)
+
+
+def read_event(result: InferResult) -> SpeechEvent | None:
+    """The event of a response; None for an empty one, which carries the final flag alone."""
+    events = result.as_numpy("event")
+    if events is None:
+        return None
+    record = json.loads(events[0])
+    return SpeechEvent(
+        pcm=result.as_numpy("pcm"),
+        utterance=record["utterance"],
+        index=record["index"],
+        segment=record["segment"],
+        text=record["text"],
+        words=tuple(Word(word["word"], word["start_s"]) for word in record["words"]),
+        start_s=record["start_s"],
+        duration_s=record["duration_s"],
+        sample_rate=record["sample_rate"],
+        is_final=record["is_final"],
+        report=record.get("report"),  # only the last chunk has one
+    )
+
+
+def is_last(result: InferResult) -> bool:
+    """Whether a response carries the final flag: it may ride on the last chunk or come alone."""
+    parameters = result.get_response().parameters
+    return "triton_final_response" in parameters and parameters["triton_final_response"].bool_param

@@ -1,0 +1,40 @@
+"""The input tensors of a request. Absent inputs are not sent: all of them are optional."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tritonclient.grpc import InferInput
+
+Audio = str | Path | bytes | tuple[np.ndarray, int]
+
+
+def strings(**values: str | bytes | None) -> list[InferInput]:
+    """One STRING [1] tensor for each value that is not None."""
+    return [
+        _tensor(name, np.array([value], np.object_), "BYTES") for name, value in values.items() if value is not None
+    ]
+
+
+def audio_inputs(audio: Audio) -> list[InferInput]:
+    """Audio as a file's path or bytes, or as (samples [n] in [-1, 1], rate in Hz)."""
+    if isinstance(audio, tuple):
+        pcm, sample_rate = audio
+        if pcm.ndim != 1 or not np.issubdtype(pcm.dtype, np.floating):
+            raise ValueError(f"expected mono floating-point samples [n], got {pcm.shape} {pcm.dtype}")
+        rate = _tensor("sample_rate", np.array([sample_rate], np.int32), "INT32")
+        return [_tensor("pcm_in", pcm.astype(np.float32), "FP32"), rate]
+    return strings(audio=audio if isinstance(audio, bytes) else Path(audio).read_bytes())
+
+
+def options_json(options: dict[str, Any]) -> str | None:
+    """The options that are not None, as JSON; None when there are none."""
+    given = {key: value for key, value in options.items() if value is not None}
+    return json.dumps(given) if given else None
+
+
+def _tensor(name: str, array: np.ndarray, dtype: str) -> InferInput:
+    tensor = InferInput(name, list(array.shape), dtype)
+    tensor.set_data_from_numpy(array)
+    return tensor

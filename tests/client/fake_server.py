@@ -1,0 +1,151 @@
+"""An in-process gRPC server that answers as the ensemble does, by a script of steps."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
+
+REPORT = {"finish_reason": "stop", "num_frames": 4, "guided_frames": 4, "guidance_scale": 1.5, "seed": 7}
+
+
+@dataclass
+class Chunk:
+    """A response with an event, and samples unless `num_samples` is None; FINAL rides on it if `is_last`."""
+
+    index: int = 0
+    num_samples: int | None = 640
+    text: str = ""
+    words: tuple[str, ...] = ()
+    is_final: bool = False
+    is_last: bool = False
+
+
+@dataclass(frozen=True)
+class EmptyFinal:
+    """A response with the final flag alone."""
+
+
+@dataclass(frozen=True)
+class Pause:
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ErrorText:
+    """An error as a response's bare text, as servers without status codes send it."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Abort:
+    """An error that closes the stream with a status."""
+
+    code: grpc.StatusCode
+    message: str
+
+
+Step = Chunk | EmptyFinal | Pause | ErrorText | Abort
+Request = dict[str, Any]
+
+
+def response(step: Chunk) -> service_pb2.ModelStreamInferResponse:
+    message = service_pb2.ModelStreamInferResponse()
+    reply = message.infer_response
+    reply.model_name = "speech"
+    reply.parameters["triton_final_response"].bool_param = step.is_last
+    duration_s = (step.num_samples or 0) / 16_000
+    event = {
+        "utterance": "u1",
+        "index": step.index,
+        "segment": "text" if step.num_samples is None else "audio",
+        "text": step.text,
+        "words": [{"word": word, "start_s": step.index * 0.04} for word in step.words],
+        "start_s": step.index * 0.04,
+        "duration_s": duration_s,
+        "sample_rate": 16_000,
+        "is_final": step.is_final,
+    }
+    if step.is_final:
+        event["report"] = REPORT
+    if step.num_samples is not None:
+        pcm = np.full(step.num_samples, 0.25, np.float32)
+        reply.outputs.add(name="pcm", datatype="FP32", shape=[step.num_samples])
+        reply.raw_output_contents.append(pcm.tobytes())
+    reply.outputs.add(name="event", datatype="BYTES", shape=[1])
+    payload = np.array([json.dumps(event).encode()], np.object_)
+    reply.raw_output_contents.append(serialize_byte_tensor(payload).item())
+    return message
+
+
+def read_request(message: service_pb2.ModelInferRequest) -> Request:
+    request: Request = {"model": message.model_name}
+    for tensor, raw in zip(message.inputs, message.raw_input_contents, strict=True):
+        dtypes = {"FP32": np.float32, "INT32": np.int32}
+        is_bytes = tensor.datatype == "BYTES"
+        array = deserialize_bytes_tensor(raw) if is_bytes else np.frombuffer(raw, dtypes[tensor.datatype])
+        assert list(array.shape) == list(tensor.shape)
+        request[tensor.name] = array[0] if tensor.name != "pcm_in" else array
+    return request
+
+
+@dataclass
+class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """`script` maps a request to the steps of its answer. It keeps the requests and counts the cancelled ones."""
+
+    script: Callable[[Request], list[Step]]
+    is_ready: bool = True
+    requests: list[Request] = field(default_factory=list)
+    metadata: list[dict[str, str]] = field(default_factory=list)
+    num_cancelled: int = 0
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def start(self) -> str:
+        self.server = grpc.aio.server()
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self.server)
+        port = self.server.add_insecure_port("127.0.0.1:0")
+        await self.server.start()
+        return f"127.0.0.1:{port}"
+
+    async def ServerReady(self, request: Any, context: Any) -> service_pb2.ServerReadyResponse:
+        return service_pb2.ServerReadyResponse(ready=True)
+
+    async def ModelReady(self, request: Any, context: Any) -> service_pb2.ModelReadyResponse:
+        return service_pb2.ModelReadyResponse(ready=self.is_ready and request.name == "speech")
+
+    async def ModelStreamInfer(
+        self, messages: AsyncIterator[service_pb2.ModelInferRequest], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[service_pb2.ModelStreamInferResponse]:
+        self.metadata.append(dict(context.invocation_metadata()))
+        try:
+            async for message in messages:
+                self.requests.append(read_request(message))
+                for step in self.script(self.requests[-1]):
+                    if answer := await self.play(step, context):
+                        yield answer
+        except asyncio.CancelledError:
+            self.num_cancelled += 1
+            self.cancelled.set()
+            raise
+
+    async def play(self, step: Step, context: grpc.aio.ServicerContext) -> Any:
+        match step:
+            case Chunk():
+                return response(step)
+            case EmptyFinal():
+                message = service_pb2.ModelStreamInferResponse()
+                message.infer_response.parameters["triton_final_response"].bool_param = True
+                return message
+            case Pause(seconds):
+                await asyncio.sleep(seconds)
+            case ErrorText(text):
+                return service_pb2.ModelStreamInferResponse(error_message=text)
+            case Abort(code, text):
+                await context.abort(code, text)
+        return None

@@ -1,0 +1,200 @@
+"""The client against a server that streams, stalls, fails and hangs up."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from fake_server import REPORT, Abort, Chunk, EmptyFinal, ErrorText, FakeServer, Pause, Request, Step
+
+from client import (
+    ClientError,
+    RequestCancelled,
+    RequestRefused,
+    ServerFailed,
+    ServerUnavailable,
+    SpeechClient,
+    TimedOut,
+    Timeouts,
+    Word,
+)
+
+UTTERANCE = [
+    Chunk(0, None, text="k ae t"),
+    Chunk(1, 640, words=("a", "cat")),
+    Chunk(2, 1280, is_final=True, is_last=True),
+]
+ENDINGS = {
+    "FINAL rides on the last chunk": UTTERANCE,
+    "FINAL comes alone": [*UTTERANCE[:-1], Chunk(2, 1280, is_final=True), EmptyFinal()],
+    "the stream just ends": [*UTTERANCE[:-1], Chunk(2, 1280, is_final=True)],
+}
+Serve = Callable[..., "asyncio.Future[tuple[FakeServer, SpeechClient]]"]
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    started: list[tuple[FakeServer, SpeechClient]] = []
+
+    async def start(steps: list[Step], timeouts: Timeouts | None = None) -> tuple[FakeServer, SpeechClient]:
+        server = FakeServer(lambda _: steps)
+        started.append((server, SpeechClient(await server.start(), timeouts)))
+        return started[-1]
+
+    yield start
+    for server, client in started:
+        await client.close()
+        await server.server.stop(0)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+async def test_an_utterance_arrives_whole_however_it_ends(serve: Serve, ending: str) -> None:
+    _, client = await serve(ENDINGS[ending])
+    events = [event async for event in client.speak("a cat")]
+    assert [event.index for event in events] == [0, 1, 2]
+    assert events[0].pcm is None
+    assert events[0].text == "k ae t"
+    assert events[1].words == (Word("a", 0.04), Word("cat", 0.04))
+    assert [len(event.pcm) for event in events[1:]] == [640, 1280]
+    assert events[1].pcm.dtype == np.float32
+    assert events[2].report == REPORT
+    assert [event.is_final for event in events] == [False, False, True]
+
+
+async def test_chunks_are_handed_on_as_they_arrive(serve: Serve) -> None:
+    _, client = await serve([Chunk(0), Pause(0.4), Chunk(1, is_final=True, is_last=True)])
+    started = time.monotonic()
+    stream = client.speak("a")
+    await anext(stream)
+    assert time.monotonic() - started < 0.3
+    assert (await anext(stream)).is_final
+    assert time.monotonic() - started > 0.35
+
+
+async def test_what_was_asked_for_is_what_is_sent(serve: Serve, tmp_path: Path) -> None:
+    server, client = await serve(UTTERANCE)
+    pcm = np.zeros(9, np.float64)
+    (tmp_path / "a.wav").write_bytes(b"RIFF\0")
+    for send in (
+        lambda: client.speak("é", voice="rms", seed=3, guidance_scale=2.0, audio={"top_k": 5}),
+        lambda: client.speak("b"),
+        lambda: client.transcribe((pcm, 8_000)),
+        lambda: client.transcribe(tmp_path / "a.wav"),
+    ):
+        async for _ in send():
+            pass
+    first, second, third, fourth = server.requests
+    assert first["text"] == "é".encode()
+    assert json.loads(first["options"]) == {"voice": "rms", "seed": 3, "guidance_scale": 2.0, "audio": {"top_k": 5}}
+    assert second == {"model": "speech", "text": b"b", "task": b"tts"}
+    assert third["pcm_in"].dtype == np.float32
+    assert (third["sample_rate"], third["task"]) == (8_000, b"asr")
+    assert fourth == {"model": "speech", "audio": b"RIFF\0", "task": b"asr"}
+    assert all(metadata["triton_grpc_error"] == "true" for metadata in server.metadata)
+
+
+async def test_utterances_do_not_mix() -> None:
+    def count_letters(request: Request) -> list[Step]:
+        return [Chunk(0, len(request["text"])), Pause(0.05), Chunk(1, 1, is_final=True, is_last=True)]
+
+    server = FakeServer(count_letters)
+    async with SpeechClient(await server.start()) as client:
+
+        async def speak(length: int) -> int:
+            return sum([len(event.pcm) async for event in client.speak("a" * length)])
+
+        assert await asyncio.gather(*map(speak, range(1, 17))) == [length + 1 for length in range(1, 17)]
+    await server.server.stop(0)
+
+
+FAILURES: dict[str, tuple[list[Step], type[ClientError], str]] = {
+    "refused": ([Abort(grpc.StatusCode.INVALID_ARGUMENT, "text: expected")], RequestRefused, "text: expected"),
+    "draining": ([Abort(grpc.StatusCode.UNAVAILABLE, "draining")], ServerUnavailable, "^draining"),
+    "failed": ([Chunk(), Abort(grpc.StatusCode.INTERNAL, "decoder died")], ServerFailed, "decoder died"),
+    "given up by the server": ([Abort(grpc.StatusCode.CANCELLED, "gone")], RequestCancelled, "cancelled|gone"),
+    "failed in bare text": ([Chunk(), ErrorText("decoder died")], ServerFailed, "decoder died"),
+    "an empty success": ([EmptyFinal()], ServerFailed, "the stream ended before the utterance did"),
+    "ended early": ([Chunk(), Chunk(1)], ServerFailed, "the stream ended before the utterance did"),
+    "FINAL without a last event": ([Chunk(), EmptyFinal()], ServerFailed, "the stream ended before"),
+    "silent": ([Pause(9)], TimedOut, "no first response within 0.2 s"),
+    "stalled": ([Chunk(), Pause(9)], TimedOut, "no next response within 0.1 s"),
+    "endless": ([step for _ in range(99) for step in (Chunk(), Pause(0.05))], TimedOut, "not complete after 0.5 s"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+async def test_a_failure_is_raised_by_its_kind(serve: Serve, failure: str) -> None:
+    steps, kind, message = FAILURES[failure]
+    server, client = await serve(steps, Timeouts(first_s=0.2, between_s=0.1, total_s=0.5))
+    stream = client.speak("a")
+    with pytest.raises(kind, match=message) as caught:
+        async for _ in stream:
+            pass
+    assert type(caught.value) is kind
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+    if kind is TimedOut:
+        await asyncio.wait_for(server.cancelled.wait(), 1)
+
+
+async def test_no_server_is_said_at_once() -> None:
+    async with SpeechClient("127.0.0.1:9") as client:
+        started = time.monotonic()
+        with pytest.raises(ServerUnavailable, match=r"no server answers at 127\.0\.0\.1:9"):
+            await anext(client.speak("a"))
+        assert not await client.ready()
+        assert time.monotonic() - started < 5
+
+
+async def test_a_server_that_hangs_up_is_noticed(serve: Serve) -> None:
+    server, client = await serve([Chunk(), Pause(9)])
+    stream = client.speak("a")
+    await anext(stream)
+    asyncio.get_running_loop().call_later(0.1, lambda: asyncio.ensure_future(server.server.stop(0)))
+    with pytest.raises((ServerUnavailable, RequestCancelled)):
+        await asyncio.wait_for(anext(stream), 3)
+
+
+async def test_cancelling_reaches_the_server_and_the_reader(serve: Serve) -> None:
+    server, client = await serve([Chunk(), Pause(9)])
+    stream = client.speak("a")
+    await anext(stream)
+    asyncio.get_running_loop().call_later(0.05, stream.cancel)
+    with pytest.raises(RequestCancelled):
+        await asyncio.wait_for(anext(stream), 1)
+    await asyncio.wait_for(server.cancelled.wait(), 1)
+
+
+@pytest.mark.parametrize("way", ["aclose", "async with", "dropped", "task"])
+async def test_leaving_a_stream_early_cancels_it(serve: Serve, way: str) -> None:
+    server, client = await serve([Chunk(), Pause(9)])
+    stream = client.speak("a")
+    await anext(stream)
+    if way == "aclose":
+        await stream.aclose()
+        assert [event async for event in stream] == []
+    elif way == "async with":
+        async with stream:
+            pass
+    elif way == "dropped":
+        del stream
+    else:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(stream), 0.05)
+    await asyncio.wait_for(server.cancelled.wait(), 1)
+
+
+async def test_ready_asks_for_the_server_and_the_model(serve: Serve) -> None:
+    server, client = await serve([])
+    assert await client.ready()
+    server.is_ready = False
+    assert not await client.ready()
+
+
+def test_time_outs_are_positive() -> None:
+    with pytest.raises(ValueError, match="must be > 0 s"):
+        Timeouts(first_s=0)
