@@ -1,0 +1,36 @@
+"""The driver half of the backend: what Triton may ask about a device that is the host itself.
+
+Triton imports this file whenever it is itself imported, so torch is imported only when a question is asked.
+"""
+
+from typing import TYPE_CHECKING, NoReturn
+
+from triton.backends import driver
+from triton.backends.compiler import GPUTarget
+
+if TYPE_CHECKING:
+    import torch
+
+
+class HostDriver(driver.DriverBase):
+    """The host as a Triton device; active only where torch finds no accelerator."""
+
+    @classmethod
+    def is_active(cls) -> bool:
+        import torch
+
+        return not torch.accelerator.is_available()
+
+    def map_python_to_cpp_type(self, ty: str) -> NoReturn:
+        raise NotImplementedError("Triton kernels are not launched natively without a GPU")
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cpu", 0, 1)
+
+    def get_active_torch_device(self) -> "torch.device":
+        import torch
+
+        return torch.device("cpu")
+
+    def get_benchmarker(self) -> NoReturn:
+        raise NotImplementedError("interpreted kernels are not worth timing")
