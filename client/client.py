@@ -7,9 +7,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
-from tritonclient.grpc import InferInput, InferResult
+from tritonclient.grpc import InferenceServerException, InferInput, InferResult
 from tritonclient.grpc.aio import InferenceServerClient
-from tritonclient.utils import InferenceServerException
 
 from client.errors import ClientError, RequestCancelled, ServerFailed, TimedOut, from_rpc
 from client.event import SpeechEvent, is_last, read_event

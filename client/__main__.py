@@ -1,0 +1,142 @@
+"""The command line: `python -m client speak "text"` and `python -m client transcribe file`.
+
+Exit status: 0 done, 1 the server failed, 2 refused or wrong usage, 3 no server, 4 timed out, 130 interrupted.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from client.client import SpeechClient, SpeechStream
+from client.errors import ClientError
+from client.event import SpeechEvent
+from client.sinks import AudioFile, Sink, find_player
+from client.tally import Tally
+from client.timeouts import Timeouts
+
+DEFAULT_OUT = Path("speech.wav")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command and its options; leaves with status 2 when they make no sense."""
+    parser = argparse.ArgumentParser(prog="python -m client", description="Speak and transcribe through the server.")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--server", default="localhost:8001", metavar="HOST:PORT", help="its gRPC port")
+    shared.add_argument("--seed", type=int, help="the same seed gives the same samples; default: drawn and reported")
+    shared.add_argument("--options", type=json_object, default={}, metavar="JSON", help="any option the server knows")
+    shared.add_argument("--timeout", type=float, default=300.0, metavar="S", help="for the whole request")
+    shared.add_argument("--json", action="store_true", help="print the summary as JSON")
+    commands = parser.add_subparsers(dest="command", required=True)
+    speak = commands.add_parser("speak", parents=[shared], help="text to speech")
+    speak.add_argument("text", help="what to say; - reads standard input")
+    speak.add_argument("--out", type=Path, metavar="FILE", help="wav, flac, ogg or mp3; grows as audio arrives")
+    speak.add_argument("--play", choices=["auto", "off"], default="auto", help="play where a player is found")
+    speak.add_argument("--voice", help="a voice of the model")
+    speak.add_argument("--guidance", type=float, dest="guidance_scale", metavar="SCALE", help="1 is unguided")
+    speak.add_argument("--words", action="store_true", help="print each word and when it starts")
+    transcribe = commands.add_parser("transcribe", parents=[shared], help="speech to text")
+    transcribe.add_argument("file", type=Path, help="wav, flac, ogg or mp3")
+    args = parser.parse_args(argv)
+    if args.timeout <= 0:
+        parser.error(f"--timeout must be > 0 s, got {args.timeout:g}")
+    if args.command == "transcribe" and not args.file.is_file():
+        parser.error(f"there is no file {args.file}")
+    return args
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """`text` as a JSON object; ValueError otherwise, which argparse reports."""
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(text)
+    return value
+
+
+def open_sinks(args: argparse.Namespace) -> list[Sink]:
+    """The file that was asked for and the player; a default file where there is neither. ValueError for a bad name."""
+    player = find_player() if args.play == "auto" else None
+    out = args.out or (None if player else DEFAULT_OUT)
+    return [sink for sink in (AudioFile(out) if out else None, player) if sink]
+
+
+async def speak(client: SpeechClient, args: argparse.Namespace) -> None:
+    """Play and write the text, and print what came of it."""
+    sinks = open_sinks(args)
+    text = sys.stdin.read() if args.text == "-" else args.text
+    flags = {"seed": args.seed, "guidance_scale": args.guidance_scale, "voice": args.voice}
+
+    def hear(event: SpeechEvent) -> None:
+        for word in event.words if args.words else ():
+            print(f"{word.start_s:7.2f} s  {word.word}")
+        if event.pcm is not None and len(event.pcm):
+            for sink in sinks:
+                sink.write(event.pcm, event.sample_rate)
+
+    try:
+        tally = await follow(client.speak(text, **merged(args.options, flags)), hear, not args.words)
+    finally:
+        for sink in sinks:
+            sink.close()
+    files = [f"{sink.path}: " for sink in sinks if isinstance(sink, AudioFile) and tally.audio_s]
+    print(json.dumps(tally.record()) if args.json else "".join(files) + tally.summary())
+
+
+def merged(given: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    """The options, a flag over the same key of `--options`."""
+    return given | {key: value for key, value in flags.items() if value is not None}
+
+
+async def transcribe(client: SpeechClient, args: argparse.Namespace) -> None:
+    """Print the text of the file as it is written."""
+
+    def read(event: SpeechEvent) -> None:
+        if not args.json:
+            print(event.text, end="", flush=True)
+
+    tally = await follow(client.transcribe(args.file, **merged(args.options, {"seed": args.seed})), read, False)
+    print(json.dumps(tally.record()) if args.json else "")
+    print(tally.summary(), file=sys.stderr)
+
+
+async def follow(stream: SpeechStream, handle: Callable[[SpeechEvent], None], shows_progress: bool) -> Tally:
+    """Hand every event on as it arrives, over a progress line if wanted."""
+    tally = Tally(shows_progress)
+    async with stream:
+        try:
+            async for event in stream:
+                tally.add(event)
+                handle(event)
+        finally:
+            tally.end_line()
+    return tally
+
+
+async def run(args: argparse.Namespace) -> None:
+    """One command against one server."""
+    async with SpeechClient(args.server, Timeouts(total_s=args.timeout)) as client:
+        await {"speak": speak, "transcribe": transcribe}[args.command](client, args)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; the exit status says how it went, a line on standard error why."""
+    args = parse(argv)
+    try:
+        asyncio.run(run(args))
+    except ClientError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

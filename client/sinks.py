@@ -1,0 +1,149 @@
+"""Where samples go as they arrive: a file, or a player of the system."""
+
+import queue
+import shutil
+import subprocess
+import tempfile
+import threading
+import wave
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+FORMATS = (".wav", ".flac", ".ogg", ".mp3")
+# Players that read 16-bit mono samples from standard input; {rate} is the sample rate.
+STREAMING_PLAYERS = {
+    "aplay": "aplay -q -t raw -f S16_LE -c 1 -r {rate} -",
+    "paplay": "paplay --raw --format=s16le --channels=1 --rate={rate}",
+    "ffplay": "ffplay -loglevel quiet -nodisp -autoexit -f s16le -ar {rate} -i -",
+}
+FILE_PLAYERS = ("afplay",)
+
+
+class Sink(Protocol):
+    """Takes the samples of an utterance in order."""
+
+    def write(self, pcm: np.ndarray, sample_rate: int) -> None:
+        """Take samples [n] float32 in [-1, 1]."""
+        ...
+
+    def close(self) -> None:
+        """Finish; waits for a player to come to the end."""
+        ...
+
+
+def pcm16(pcm: np.ndarray) -> bytes:
+    """Samples in [-1, 1] as 16-bit little-endian ones."""
+    return (np.clip(pcm, -1.0, 1.0) * 32_767).round().astype("<i2").tobytes()
+
+
+class AudioFile:
+    """A file that grows as samples arrive: wav by the standard library, flac, ogg and mp3 by soundfile."""
+
+    def __init__(self, path: Path):
+        if path.suffix.lower() not in FORMATS:
+            raise ValueError(f"expected a file name that ends in one of {', '.join(FORMATS)}, got {path.name!r}")
+        if not path.parent.is_dir():
+            raise ValueError(f"there is no folder {path.parent}")
+        self.path = path
+        self._writer: WavWriter | SoundFileWriter | None = None
+
+    def write(self, pcm: np.ndarray, sample_rate: int) -> None:
+        if self._writer is None:
+            is_wav = self.path.suffix.lower() == ".wav"
+            self._writer = (WavWriter if is_wav else SoundFileWriter)(self.path, sample_rate)
+        self._writer.write(pcm)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class WavWriter:
+    """Writes 16-bit wav; the header is true after every write, so that what has arrived can be played."""
+
+    def __init__(self, path: Path, sample_rate: int):
+        self._file = wave.open(str(path), "wb")  # noqa: SIM115 - closed in `close`
+        self._file.setnchannels(1)
+        self._file.setsampwidth(2)
+        self._file.setframerate(sample_rate)
+
+    def write(self, pcm: np.ndarray) -> None:
+        self._file.writeframes(pcm16(pcm))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class SoundFileWriter:
+    """Writes whatever soundfile can, by the file's suffix."""
+
+    def __init__(self, path: Path, sample_rate: int):
+        import soundfile  # wav files do without it
+
+        self._file = soundfile.SoundFile(path, "w", samplerate=sample_rate, channels=1)
+
+    def write(self, pcm: np.ndarray) -> None:
+        self._file.write(pcm)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class StreamingPlayer:
+    """Plays through a program that reads samples from its standard input, without ever blocking the reader."""
+
+    def __init__(self, command: str):
+        self._command = command
+        self._queue: queue.Queue[bytes | None] = queue.Queue()
+        self._thread: threading.Thread | None = None
+
+    def write(self, pcm: np.ndarray, sample_rate: int) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._play, args=(sample_rate,), daemon=True)
+            self._thread.start()
+        self._queue.put(pcm16(pcm))
+
+    def close(self) -> None:
+        self._queue.put(None)
+        if self._thread is not None:
+            self._thread.join()
+
+    def _play(self, sample_rate: int) -> None:
+        command = self._command.format(rate=sample_rate).split()
+        quiet = subprocess.DEVNULL
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet) as player:
+            assert player.stdin is not None
+            try:
+                while (data := self._queue.get()) is not None:
+                    player.stdin.write(data)
+                    player.stdin.flush()
+            except BrokenPipeError:  # no sound device: the player left; a file, if any, is still written
+                return
+
+
+class FilePlayer:
+    """Plays through a program that wants a whole file, once there is one."""
+
+    def __init__(self, command: str):
+        self._command = command
+        self._folder = tempfile.TemporaryDirectory()
+        self._file = AudioFile(Path(self._folder.name) / "speech.wav")
+
+    def write(self, pcm: np.ndarray, sample_rate: int) -> None:
+        self._file.write(pcm, sample_rate)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._file.path.exists():
+            subprocess.run([self._command, self._file.path], check=False)
+        self._folder.cleanup()
+
+
+def find_player() -> Sink | None:
+    """A player of this system, or None."""
+    for name, command in STREAMING_PLAYERS.items():
+        if shutil.which(name):
+            return StreamingPlayer(command)
+    return next((FilePlayer(name) for name in FILE_PLAYERS if shutil.which(name)), None)

@@ -1,0 +1,124 @@
+"""The command line against the fake server, as a user runs it: in a process of its own."""
+
+import asyncio
+import json
+import re
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import grpc
+import pytest
+import soundfile
+from fake_server import REPORT, Abort, Chunk, FakeServer, Pause, Step
+
+from client.__main__ import main
+
+ROOT = Path(__file__).parents[2]
+UTTERANCE = [
+    Chunk(0, None, text="k ae t"),
+    Chunk(1, 640, words=("a", "cat")),
+    Chunk(2, 1280, is_final=True, is_last=True),
+]
+Run = Callable[..., Awaitable[tuple[int, str, str]]]
+
+
+@pytest.fixture
+async def run(tmp_path: Path) -> AsyncIterator[Run]:
+    servers: list[FakeServer] = []
+
+    async def run(steps: list[Step], *arguments: str) -> tuple[int, str, str]:
+        server = FakeServer(lambda _: steps)
+        servers.append(server)
+        address = await server.start()
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "client", *arguments, "--server", address),
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(ROOT), "PATH": "/nowhere"},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, errors = await asyncio.wait_for(process.communicate(), 20)
+        run.request = server.requests[0] if server.requests else None
+        return process.returncode, out.decode(), errors.decode()
+
+    yield run
+    for server in servers:
+        await server.server.stop(0)
+
+
+async def test_speak_writes_the_file_and_ends_with_one_line_of_facts(run: Run, tmp_path: Path) -> None:
+    code, out, errors = await run(UTTERANCE, "speak", "a cat", "--voice", "rms", "--seed", "7", "--guidance", "1.5")
+    assert (code, errors) == (0, "")
+    assert re.fullmatch(
+        r"speech\.wav: 0\.12 s of audio, first audio after \d+\.\d\d s, real-time factor \d+\.\d\d, seed 7, "
+        r"guidance 1\.5\n",
+        out,
+    )
+    assert len(soundfile.read(tmp_path / "speech.wav")[0]) == 1920
+    assert json.loads(run.request["options"]) == {"voice": "rms", "seed": 7, "guidance_scale": 1.5}
+
+
+async def test_speak_takes_options_words_and_json(run: Run, tmp_path: Path) -> None:
+    options = ("--options", '{"seed": 1, "audio": {"top_k": 5}}', "--seed", "2")
+    code, out, _ = await run(UTTERANCE, "speak", "a", "--words", "--json", "--out", "b.flac", *options)
+    first, second, summary = out.splitlines()
+    assert code == 0
+    assert [first.split(), second.split()] == [["0.04", "s", "a"], ["0.04", "s", "cat"]]
+    assert json.loads(summary)["report"] == REPORT
+    assert json.loads(summary)["audio_s"] == pytest.approx(0.12)
+    assert json.loads(run.request["options"]) == {"seed": 2, "audio": {"top_k": 5}}
+    assert (tmp_path / "b.flac").exists()
+
+
+async def test_transcribe_prints_the_text(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(b"RIFF\0")
+    steps = [Chunk(0, None, text="a c"), Chunk(1, None, text="at", is_final=True, is_last=True)]
+    code, out, errors = await run(steps, "transcribe", "a.wav")
+    assert (code, out) == (0, "a cat\n")
+    assert re.fullmatch(r"no audio, complete after \d+\.\d\d s, seed 7\n", errors)
+    assert run.request["audio"] == b"RIFF\0"
+
+
+@pytest.mark.parametrize(
+    ("steps", "code", "message"),
+    [
+        ([Abort(grpc.StatusCode.INVALID_ARGUMENT, "text: expected words")], 2, "error: text: expected words\n"),
+        ([Abort(grpc.StatusCode.INTERNAL, "decoder died")], 1, "error: decoder died\n"),
+        ([Abort(grpc.StatusCode.UNAVAILABLE, "server is draining")], 3, "error: server is draining\n"),
+        ([Pause(9)], 4, "error: 127.0.0.1:PORT: the utterance was not complete after 0.3 s\n"),
+    ],
+)
+async def test_a_failure_is_one_line_and_a_status(run: Run, steps: list[Step], code: int, message: str) -> None:
+    got_code, out, errors = await run(steps, "speak", "a", "--timeout", "0.3")
+    assert (got_code, out) == (code, "")
+    assert re.sub(r"(?<=127\.0\.0\.1:)\d+", "PORT", errors) == message
+
+
+def test_no_server_is_status_3(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["speak", "a", "--server", "127.0.0.1:9", "--play", "off"]) == 3
+    assert capsys.readouterr().err.startswith("error: no server answers at 127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["sing", "a"],
+        ["speak"],
+        ["speak", "a", "--seed", "x"],
+        ["speak", "a", "--options", "[]"],
+        ["speak", "a", "--options", "{"],
+        ["speak", "a", "--timeout", "0"],
+        ["transcribe", "none.wav"],
+    ],
+)
+def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+
+
+def test_a_bad_file_name_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["speak", "a", "--out", "a.txt"]) == 2
+    assert "a.txt" in capsys.readouterr().err

@@ -1,0 +1,109 @@
+"""Files that grow as samples arrive, and players that never block."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from client.sinks import AudioFile, FilePlayer, StreamingPlayer, find_player, pcm16
+
+TONE = (0.5 * np.sin(np.arange(16_000) / 20)).astype(np.float32)
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".mp3", ".WAV"])
+def test_a_file_holds_what_was_written_in_chunks(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    file = AudioFile(path)
+    for start in range(0, 16_000, 640):
+        file.write(TONE[start : start + 640], 16_000)
+    file.close()
+    pcm, rate = soundfile.read(path)
+    assert rate == 16_000
+    if suffix in (".wav", ".flac", ".WAV"):
+        assert np.abs(pcm - TONE).max() < 1e-4
+    else:
+        assert np.std(pcm) == pytest.approx(np.std(TONE), rel=0.05)
+
+
+def test_a_wav_file_can_be_read_while_it_grows(tmp_path: Path) -> None:
+    file = AudioFile(tmp_path / "a.wav")
+    file.write(TONE, 16_000)
+    file.write(TONE[:100], 16_000)
+    os.sync()
+    assert len(soundfile.read(tmp_path / "a.wav")[0]) >= 16_000
+    file.close()
+    assert len(soundfile.read(tmp_path / "a.wav")[0]) == 16_100
+
+
+def test_nothing_written_leaves_no_file(tmp_path: Path) -> None:
+    AudioFile(tmp_path / "a.wav").close()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "message"), [("a.txt", "ends in one of .wav"), ("none/a.wav", "there is no folder")])
+def test_a_bad_name_is_refused_before_anything_is_sent(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AudioFile(tmp_path / name)
+
+
+def test_16_bit_samples_are_rounded_and_bounded() -> None:
+    assert np.frombuffer(pcm16(np.array([0, 1, -1, 1.5, 0.5], np.float32)), "<i2").tolist() == [
+        0,
+        32_767,
+        -32_767,
+        32_767,
+        16_384,
+    ]
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of programs, the only one that can be found beside the system's shell."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/bin:/usr/bin")
+    monkeypatch.setattr("client.sinks.shutil.which", lambda name: (folder / name).exists() or None)
+    return folder
+
+
+def install(folder: Path, name: str, script: str) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_a_player_hears_every_sample_and_its_rate(programs: Path, tmp_path: Path) -> None:
+    install(programs, "aplay", f'echo "$@" > {tmp_path}/args; cat > {tmp_path}/heard')
+    player = find_player()
+    player.write(TONE, 16_000)
+    player.write(TONE[:9], 16_000)
+    player.close()
+    assert (tmp_path / "heard").read_bytes() == pcm16(TONE) + pcm16(TONE[:9])
+    assert "-r 16000" in (tmp_path / "args").read_text()
+
+
+def test_a_player_that_leaves_or_stalls_holds_nobody_up(programs: Path) -> None:
+    for script in ("exit 1", "sleep 0.3; exit 1"):
+        install(programs, "aplay", script)
+        player = find_player()
+        assert isinstance(player, StreamingPlayer)
+        started = time.monotonic()
+        for _ in range(20):
+            player.write(TONE, 16_000)
+        assert time.monotonic() - started < 0.2
+        player.close()
+
+
+def test_a_player_of_files_gets_the_whole_file(programs: Path, tmp_path: Path) -> None:
+    install(programs, "afplay", f'cp "$1" {tmp_path}/played.wav')
+    player = find_player()
+    assert isinstance(player, FilePlayer)
+    player.write(TONE, 16_000)
+    player.close()
+    assert len(soundfile.read(tmp_path / "played.wav")[0]) == 16_000
+
+
+def test_no_player_is_none(programs: Path) -> None:
+    assert find_player() is None
