@@ -3,11 +3,10 @@
 from typing import Any, Protocol
 
 import numpy as np
-import triton_python_backend_utils as pb_utils
 
 from python_backend.streams.chunk import Chunk
 from python_backend.triton_io.envelope import Envelope
-from python_backend.triton_io.failures import failed_response
+from python_backend.triton_io.failures import refuse
 from python_backend.triton_io.flow import FlowTables
 from python_backend.triton_io.replies import ChunkReply, answer_probe
 from python_backend.triton_io.schema import CHUNK, CODES
@@ -40,9 +39,7 @@ class DecodingService:
             slot = self._tables.at(envelope.flow)
             codes = read_array(request, CODES)
         except Exception as error:
-            request.get_response_sender().send(
-                failed_response(error, "acoustic decoder"), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-            )
+            refuse(request.get_response_sender(), error, "acoustic decoder")
             return
         if envelope.chunk is None:
             answer_probe(request, slot)

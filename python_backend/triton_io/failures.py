@@ -25,6 +25,12 @@ def log_failure(error: BaseException, whose: str) -> None:
         pb_utils.Logger.log_error(f"{whose}: " + "".join(traceback.format_exception(error)))
 
 
+def refuse(sender: Any, error: BaseException, whose: str) -> None:
+    """Log the failure if it is ours, and end the request with it."""
+    log_failure(error, whose)
+    sender.send(failed_response(error, whose), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
 def _code(error: BaseException) -> Any | None:
     match error:  # the stub fills `pb_utils` only after our modules are imported: no table of these at their top
         case InvalidRequest():

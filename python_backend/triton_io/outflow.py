@@ -76,7 +76,8 @@ class Outflow:
         try:
             while not pending.done():
                 await asyncio.wait({pending}, timeout=self._limits.poll_s)
-                self._look()
+                self._check()
+                self._probe_if_quiet()
             return pending.result()
         finally:
             if not pending.done():
@@ -88,17 +89,19 @@ class Outflow:
         num_acknowledged = self._slot.num_acknowledged
         while not condition():
             await asyncio.sleep(self._limits.poll_s / 4)
-            self._look()
+            self._check()
             if self._slot.num_acknowledged != num_acknowledged:
                 num_acknowledged = self._slot.num_acknowledged
                 deadline = time.monotonic() + self._limits.stall_s
             if time.monotonic() > deadline:
                 raise DecoderStalled(f"no chunk acknowledged for {self._limits.stall_s:.0f} s")
 
-    def _look(self) -> None:
-        """Raise Cancelled if the utterance is over; ask, when nothing has gone to the decoder for a while."""
+    def _check(self) -> None:
         if self._slot.is_cancelled:
             raise Cancelled("the client cancelled the request")
+
+    def _probe_if_quiet(self) -> None:
+        """Ask after the client when nothing has gone to the decoder for a while: a chunk asks by itself."""
         if time.monotonic() - self._quiet_since >= self._limits.probe_s:
             self._send(Envelope(self._utterance, self._slot.address, None), None)
 

@@ -11,7 +11,7 @@ from python_backend.errors import Cancelled, Overloaded
 from python_backend.families.prompt import Prompt
 from python_backend.streams.chunk import LMChunk
 from python_backend.triton_io.event_loop import EventLoop
-from python_backend.triton_io.failures import failed_response, log_failure
+from python_backend.triton_io.failures import failed_response, log_failure, refuse
 from python_backend.triton_io.flow import FlowTable
 from python_backend.triton_io.metrics import Gauges
 from python_backend.triton_io.outflow import Outflow, OutflowLimits
@@ -60,9 +60,7 @@ class SpeechService:
         try:
             prompt = Prompt.from_record(read_record(request, PROMPT), required_array(request, ROWS).copy())
         except Exception as error:
-            sender.send(
-                failed_response(error, f"utterance {utterance}"), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-            )
+            refuse(sender, error, f"utterance {utterance}")
             return
         self._loop.start(self._serve(utterance, prompt, sender))
 

@@ -1,0 +1,154 @@
+"""A stand-in for `triton_python_backend_utils`, the module that exists only inside Triton's stub."""
+
+import sys
+import types
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+FINAL = 1
+
+
+class Tensor:
+    """Holds an array; `as_numpy` and dlpack as the stub offers them."""
+
+    def __init__(self, name: str, array: np.ndarray) -> None:
+        self._name = name
+        self._array = array
+
+    @classmethod
+    def from_dlpack(cls, name: str, exportable: Any) -> "Tensor":
+        assert isinstance(exportable, torch.Tensor), "the stub frees numpy's capsules twice"
+        return cls(name, exportable.numpy().copy())
+
+    def name(self) -> str:
+        return self._name
+
+    def as_numpy(self) -> np.ndarray:
+        return self._array
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return torch.from_numpy(self._array).__dlpack__()
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)
+
+
+class TritonError:
+    """A code and a message."""
+
+    UNKNOWN, INTERNAL, NOT_FOUND, INVALID_ARG, UNAVAILABLE, UNSUPPORTED, ALREADY_EXISTS, CANCELLED = range(8)
+
+    def __init__(self, message: str, code: int = UNKNOWN) -> None:
+        self._message = message
+        self._code = code
+
+    def message(self) -> str:
+        return self._message
+
+    def code(self) -> int:
+        return self._code
+
+
+@dataclass
+class InferenceResponse:
+    """Tensors or an error."""
+
+    output_tensors: list[Tensor]
+    error: TritonError | None = None
+
+    def array(self, name: str) -> np.ndarray | None:
+        return next((tensor.as_numpy() for tensor in self.output_tensors if tensor.name() == name), None)
+
+
+class ResponseSender:
+    """Keeps what is sent; refuses anything after the final flag, as the stub does."""
+
+    def __init__(self) -> None:
+        self.responses: list[InferenceResponse] = []
+        self.is_final = False
+        self.client_is_gone = False
+
+    def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
+        assert not self.is_final, "sent after the final flag"
+        if response is not None:
+            self.responses.append(response)
+        self.is_final = bool(flags & FINAL)
+
+    def is_cancelled(self) -> bool:
+        return self.client_is_gone
+
+
+@dataclass
+class Request:
+    """Input arrays by name."""
+
+    inputs: dict[str, np.ndarray]
+    sender: ResponseSender = field(default_factory=ResponseSender)
+
+    def get_response_sender(self) -> ResponseSender:
+        return self.sender
+
+    def is_cancelled(self) -> bool:
+        return self.sender.client_is_gone
+
+
+def get_input_tensor_by_name(request: Request, name: str) -> Tensor | None:
+    return Tensor(name, request.inputs[name]) if name in request.inputs else None
+
+
+class Metric:
+    """A number."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def increment(self, by: float) -> None:
+        assert by >= 0
+        self.value += by
+
+    def set(self, value: float) -> None:
+        self.value = value
+
+
+class MetricFamily:
+    """Metrics by name, in `made`."""
+
+    COUNTER, GAUGE = "counter", "gauge"
+    made: dict[str, Metric]
+
+    def __init__(self, name: str, description: str, kind: str) -> None:
+        self.name = name
+        self.kind = kind
+
+    def Metric(self, labels: dict[str, str]) -> Metric:
+        return MetricFamily.made.setdefault(self.name, Metric())
+
+
+class Logger:
+    """Keeps error lines."""
+
+    errors: list[str]
+
+    @staticmethod
+    def log_error(message: str) -> None:
+        Logger.errors.append(message)
+
+
+def install() -> types.ModuleType:
+    """Make this the module that `import triton_python_backend_utils` finds, with nothing logged or counted yet."""
+    Logger.errors = []
+    MetricFamily.made = {}
+    module = sys.modules.setdefault("triton_python_backend_utils", types.ModuleType("triton_python_backend_utils"))
+    vars(module).update(
+        Tensor=Tensor,
+        TritonError=TritonError,
+        InferenceResponse=InferenceResponse,
+        MetricFamily=MetricFamily,
+        Logger=Logger,
+        get_input_tensor_by_name=get_input_tensor_by_name,
+        TRITONSERVER_RESPONSE_COMPLETE_FINAL=FINAL,
+    )
+    return module

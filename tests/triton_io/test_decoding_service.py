@@ -1,0 +1,77 @@
+"""Chunks go to the worker with their reply; probes and what cannot be read are answered on the spot."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from python_backend.streams.chunk import Chunk
+from python_backend.streams.segment import Segment
+from python_backend.triton_io.decoding_service import DecodingService
+from python_backend.triton_io.envelope import Envelope
+from python_backend.triton_io.flow import FlowSlot, FlowTable
+from tests.fakes_triton import Logger, Request
+
+
+class Worker:
+    def __init__(self) -> None:
+        self.pushed: list[tuple[Any, ...]] = []
+        self.abandoned: list[str] = []
+
+    def push(self, *delivery: Any) -> None:
+        self.pushed.append(delivery)
+
+    def abandon(self, utterance: str) -> None:
+        self.abandoned.append(utterance)
+
+
+@pytest.fixture
+def slot() -> Iterator[FlowSlot]:
+    table = FlowTable.create(1, 4)
+    yield table.claim()
+    table.remove()
+
+
+def request(slot: FlowSlot, chunk: Chunk | None, codes: np.ndarray | None = None) -> Request:
+    record = json.dumps(Envelope("u", slot.address, chunk).to_record()).encode()
+    return Request({"chunk": np.frombuffer(record, np.uint8)} | ({} if codes is None else {"codes": codes}))
+
+
+def test_a_chunk_reaches_the_worker_with_its_codes_and_reply(slot: FlowSlot) -> None:
+    worker, chunk, codes = Worker(), Chunk(0, Segment.AUDIO), np.ones((2, 3), np.int32)
+    asked = request(slot, chunk, codes)
+    DecodingService(worker).accept(asked)
+    ((utterance, pushed, given, reply),) = worker.pushed
+    assert (utterance, pushed) == ("u", chunk)
+    np.testing.assert_array_equal(given, codes)
+    assert given is not codes
+    reply.send(None, {})
+    assert asked.sender.is_final
+    assert slot.num_acknowledged == 1
+
+
+def test_a_text_chunk_has_no_codes(slot: FlowSlot) -> None:
+    worker = Worker()
+    DecodingService(worker).accept(request(slot, Chunk(0, Segment.TEXT, "hm")))
+    assert worker.pushed[0][2] is None
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_probe_never_reaches_the_worker(slot: FlowSlot, is_gone: bool) -> None:
+    worker, probe = Worker(), request(slot, None)
+    probe.sender.client_is_gone = is_gone
+    DecodingService(worker).accept(probe)
+    assert probe.sender.is_final
+    assert worker.pushed == []
+    assert worker.abandoned == (["u"] if is_gone else [])
+    assert slot.is_cancelled is is_gone
+
+
+def test_a_request_that_cannot_be_read_is_answered_and_logged() -> None:
+    asked = Request({"chunk": np.frombuffer(b"[]", np.uint8)})
+    DecodingService(Worker()).accept(asked)
+    assert asked.sender.is_final
+    assert asked.sender.responses[0].error.message().startswith("acoustic decoder: TypeError")
+    assert len(Logger.errors) == 1

@@ -1,0 +1,51 @@
+"""Coroutines run for threads that have no loop."""
+
+import asyncio
+import threading
+
+import pytest
+
+from python_backend.triton_io.event_loop import EventLoop
+
+
+async def double(number: int) -> int:
+    await asyncio.sleep(0)
+    return 2 * number
+
+
+async def fail() -> None:
+    raise ValueError("no")
+
+
+def test_a_result_and_an_exception_reach_the_caller() -> None:
+    loop = EventLoop("test")
+    assert loop.run(double(4)) == 8
+    with pytest.raises(ValueError, match="no"):
+        loop.run(fail())
+    loop.close()
+
+
+def test_the_failure_of_what_nobody_waits_for_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    loop = EventLoop("test")
+    loop.start(fail())
+    loop.run(asyncio.sleep(0.05))
+    loop.close()
+    assert "a coroutine failed" in caplog.text
+
+
+def test_closing_lets_running_coroutines_clean_up() -> None:
+    loop = EventLoop("test")
+    begun, cleaned = threading.Event(), threading.Event()
+
+    async def serve() -> None:
+        try:
+            begun.set()
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.01)
+            cleaned.set()
+
+    loop.start(serve())
+    assert begun.wait(5)
+    loop.close()
+    assert cleaned.is_set()

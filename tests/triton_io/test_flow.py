@@ -1,0 +1,98 @@
+"""Slots in shared memory: claimed, told, released, and no file left by the dead."""
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from python_backend.errors import Overloaded
+from python_backend.triton_io.flow import FlowAddress, FlowTable, FlowTables, remove_stale_tables
+
+
+def hold_a_table(directory: Path, ready: "multiprocessing.synchronize.Event") -> None:
+    FlowTable.create(1, 2, directory)
+    ready.set()
+    signal.pause()
+
+
+def test_what_the_decoder_writes_is_what_the_language_model_reads(tmp_path: Path) -> None:
+    table = FlowTable.create(4711, 4, tmp_path)
+    mine = table.claim()
+    theirs = FlowTables(tmp_path).at(mine.address)
+    assert (mine.num_acknowledged, mine.is_cancelled) == (0, False)
+    theirs.acknowledge(2)
+    assert mine.num_acknowledged == 3
+    theirs.cancel()
+    assert mine.is_cancelled
+    assert table.path.name.startswith("stretto_flow_4711_")
+    table.remove()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_late_word_about_an_earlier_utterance_does_not_reach_the_next_one(tmp_path: Path) -> None:
+    table = FlowTable.create(1, 1, tmp_path)
+    late = FlowTables(tmp_path).at(table.claim().address)
+    table.release(late.address)
+    successor = table.claim()
+    assert successor.address.slot == late.address.slot
+    late.cancel()
+    late.acknowledge(9)
+    assert (successor.num_acknowledged, successor.is_cancelled) == (0, False)
+
+
+def test_a_new_tenant_finds_its_slot_empty(tmp_path: Path) -> None:
+    table = FlowTable.create(1, 1, tmp_path)
+    first = table.claim()
+    first.acknowledge(5)
+    first.cancel()
+    first.release()
+    second = table.claim()
+    assert second.address == FlowAddress(table.path.name, first.address.slot, 2)
+    assert (second.num_acknowledged, second.is_cancelled) == (0, False)
+
+
+def test_a_full_table_refuses_and_counts(tmp_path: Path) -> None:
+    table = FlowTable.create(1, 2, tmp_path)
+    slots = [table.claim(), table.claim()]
+    assert table.num_active() == 2
+    with pytest.raises(Overloaded, match="2 utterances"):
+        table.claim()
+    slots[0].release()
+    assert table.num_active() == 1
+    assert table.claim().address.slot == slots[0].address.slot
+
+
+def test_releasing_twice_is_a_bug(tmp_path: Path) -> None:
+    slot = FlowTable.create(1, 2, tmp_path).claim()
+    slot.release()
+    with pytest.raises(AssertionError):
+        slot.release()
+
+
+def test_only_the_tables_of_the_dead_are_removed(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    process = context.Process(target=hold_a_table, args=(tmp_path, ready))
+    process.start()
+    assert ready.wait(10)
+    (path,) = tmp_path.iterdir()
+    assert remove_stale_tables(tmp_path) == []
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    table = FlowTable.create(2, 2, tmp_path)  # creating one cleans up
+    assert list(tmp_path.iterdir()) == [table.path]
+    assert path != table.path
+
+
+@pytest.mark.parametrize("name", ["../passwd", "other_file"])
+def test_only_a_table_can_be_opened(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="not the name of a flow table"):
+        FlowTable.open(name, tmp_path)
+
+
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "stretto_flow_x").write_bytes(bytes(64))
+    with pytest.raises(ValueError, match="not a flow table"):
+        FlowTable.open("stretto_flow_x", tmp_path)

@@ -1,0 +1,24 @@
+"""Counters grow, gauges move, unknown fields are somebody else's."""
+
+import pytest
+
+from python_backend.triton_io.metrics import Gauges
+from tests.fakes_triton import MetricFamily
+
+
+def test_fields_become_metrics() -> None:
+    gauges = Gauges("language_model", {"pairs": "pairs", "frames_total": "frames"})
+    gauges.update({"pairs": 3, "frames_total": 10, "other": 1})
+    gauges.update({"pairs": 1, "frames_total": 25})
+    gauges.add("pairs", 2)
+    assert {name: metric.value for name, metric in MetricFamily.made.items()} == {
+        "stretto_pairs": 3,
+        "stretto_frames_total": 25,
+    }
+
+
+def test_a_counter_never_falls() -> None:
+    gauges = Gauges("language_model", {"frames_total": "frames"})
+    gauges.set("frames_total", 5)
+    with pytest.raises(AssertionError, match="frames_total fell from 5 to 4"):
+        gauges.set("frames_total", 4)

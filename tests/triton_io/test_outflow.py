@@ -1,0 +1,163 @@
+"""The window, the probes, and how an utterance stops."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from python_backend.errors import Cancelled
+from python_backend.streams.chunk import Chunk, LMChunk
+from python_backend.streams.segment import Segment
+from python_backend.triton_io.envelope import Envelope
+from python_backend.triton_io.flow import FlowSlot, FlowTable
+from python_backend.triton_io.outflow import DecoderStalled, Outflow, OutflowLimits
+from tests.fakes_triton import ResponseSender
+
+QUICK = OutflowLimits(max_chunks=4, max_frames=100, probe_s=0.05, poll_s=0.005, stall_s=0.3)
+
+
+@pytest.fixture
+def slot(tmp_path: Path) -> FlowSlot:
+    return FlowTable.create(1, 4, tmp_path).claim()
+
+
+class Speaker:
+    """Yields chunks of `frames` frames, `pause_s` apart; tells whether it was closed."""
+
+    def __init__(self, num_chunks: int, frames: int = 1, pause_s: float = 0.0) -> None:
+        self.num_chunks, self.frames, self.pause_s = num_chunks, frames, pause_s
+        self.num_made = 0
+        self.is_closed = False
+
+    async def speak(self) -> AsyncGenerator[LMChunk, None]:
+        try:
+            for index in range(self.num_chunks):
+                await asyncio.sleep(self.pause_s)
+                codes = np.full((2, self.frames), index, np.int32) if self.frames else None
+                self.num_made += 1
+                yield LMChunk(Chunk(index, Segment.AUDIO), codes)
+        finally:
+            self.is_closed = True
+
+
+def envelopes(sender: ResponseSender) -> list[Envelope]:
+    return [Envelope.from_record(json.loads(each.array("chunk").tobytes())) for each in sender.responses]
+
+
+def sent(sender: ResponseSender) -> list[int]:
+    return [each.chunk.index for each in envelopes(sender) if each.chunk is not None]
+
+
+async def settled(condition: object, timeout_s: float = 2.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.002)
+
+
+async def test_chunks_go_in_order_with_their_codes(slot: FlowSlot) -> None:
+    sender, speaker = ResponseSender(), Speaker(3, frames=2)
+    await Outflow(sender, slot, "u", QUICK).pump(speaker.speak())
+    assert sent(sender) == [0, 1, 2]
+    np.testing.assert_array_equal(sender.responses[1].array("codes"), np.full((2, 2), 1))
+    assert envelopes(sender)[0].flow == slot.address
+    assert speaker.is_closed
+    assert not sender.is_final  # that is the service's to send
+
+
+async def test_a_text_chunk_has_no_codes(slot: FlowSlot) -> None:
+    sender = ResponseSender()
+    await Outflow(sender, slot, "u", QUICK).pump(Speaker(1, frames=0).speak())
+    assert sender.responses[0].array("codes") is None
+
+
+async def test_no_more_chunks_are_on_the_way_than_the_window_holds(slot: FlowSlot) -> None:
+    sender = ResponseSender()
+    pumping = asyncio.create_task(Outflow(sender, slot, "u", QUICK).pump(Speaker(8).speak()))
+    await settled(lambda: len(sent(sender)) == 4)
+    await asyncio.sleep(0.05)
+    assert sent(sender) == [0, 1, 2, 3]
+    slot.acknowledge(1)
+    await settled(lambda: len(sent(sender)) == 6)
+    slot.acknowledge(5)
+    await pumping
+    assert sent(sender) == list(range(8))
+
+
+async def test_no_more_frames_are_on_the_way_than_allowed(slot: FlowSlot) -> None:
+    sender = ResponseSender()
+    pumping = asyncio.create_task(Outflow(sender, slot, "u", QUICK).pump(Speaker(4, frames=60).speak()))
+    await settled(lambda: len(sent(sender)) == 2)
+    await asyncio.sleep(0.05)
+    assert sent(sender) == [0, 1]  # 60 < 100 lets a second chunk go, 120 no third
+    slot.acknowledge(1)
+    await pumping
+    assert sent(sender) == [0, 1, 2, 3]
+
+
+async def test_a_quiet_language_model_sends_probes(slot: FlowSlot) -> None:
+    sender = ResponseSender()
+    await Outflow(sender, slot, "u", QUICK).pump(Speaker(1, pause_s=0.28).speak())
+    probes = [each for each in envelopes(sender) if each.chunk is None]
+    assert 3 <= len(probes) <= 6
+    assert envelopes(sender)[-1].chunk is not None
+
+
+async def test_a_cancelled_utterance_stops_before_its_next_chunk(slot: FlowSlot) -> None:
+    sender, speaker = ResponseSender(), Speaker(9, pause_s=10)
+    pumping = asyncio.create_task(Outflow(sender, slot, "u", QUICK).pump(speaker.speak()))
+    await asyncio.sleep(0.02)
+    slot.cancel()
+    begun = time.monotonic()
+    with pytest.raises(Cancelled):
+        await pumping
+    assert time.monotonic() - begun < 0.1
+    assert speaker.is_closed
+
+
+async def test_a_cancelled_utterance_does_not_wait_for_room(slot: FlowSlot) -> None:
+    speaker = Speaker(9)
+    pumping = asyncio.create_task(Outflow(ResponseSender(), slot, "u", QUICK).pump(speaker.speak()))
+    await settled(lambda: speaker.num_made == 5)
+    slot.cancel()
+    with pytest.raises(Cancelled):
+        await pumping
+    assert speaker.is_closed
+
+
+async def test_a_decoder_that_answers_nothing_ends_the_utterance(slot: FlowSlot) -> None:
+    with pytest.raises(DecoderStalled, match="no chunk acknowledged"):
+        await Outflow(ResponseSender(), slot, "u", QUICK).pump(Speaker(9).speak())
+
+
+async def test_the_failure_of_the_model_comes_through(slot: FlowSlot) -> None:
+    async def fail() -> AsyncGenerator[LMChunk, None]:
+        yield LMChunk(Chunk(0, Segment.TEXT), None)
+        raise RuntimeError("boom")
+
+    sender = ResponseSender()
+    with pytest.raises(RuntimeError, match="boom"):
+        await Outflow(sender, slot, "u", QUICK).pump(fail())
+    assert sent(sender) == [0]
+
+
+async def test_the_slot_is_given_back_when_the_decoder_has_answered_everything(slot: FlowSlot) -> None:
+    outflow = Outflow(ResponseSender(), slot, "u", QUICK)
+    await outflow.pump(Speaker(2).speak())
+    settling = asyncio.create_task(outflow.settle())
+    await asyncio.sleep(0.03)
+    assert slot.table.num_active() == 1
+    slot.acknowledge(1)
+    await settling
+    assert slot.table.num_active() == 0
+
+
+async def test_the_slot_is_given_back_when_nobody_answers(slot: FlowSlot) -> None:
+    outflow = Outflow(ResponseSender(), slot, "u", QUICK)
+    await outflow.pump(Speaker(2).speak())
+    await outflow.settle()
+    assert slot.table.num_active() == 0

@@ -1,0 +1,35 @@
+"""Parameters of a model config, as Triton hands them over."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from python_backend.errors import CheckpointError
+from python_backend.triton_io.parameters import ModelParameters
+
+
+def parameters(folder: Path, **values: str) -> ModelParameters:
+    config = {"parameters": {name: {"string_value": value} for name, value in values.items()}}
+    return ModelParameters({"model_repository": str(folder), "model_config": json.dumps(config)})
+
+
+def test_paths_are_relative_to_the_models_own_folder(tmp_path: Path) -> None:
+    own = tmp_path / "repository" / "acoustic_decoder"
+    read = parameters(own, checkpoint="../language_model/1/checkpoint", elsewhere="/models/x", limit="16")
+    assert read.path("checkpoint") == tmp_path / "repository" / "language_model" / "1" / "checkpoint"
+    assert read.path("elsewhere") == Path("/models/x")
+    assert read.number("limit") == 16
+
+
+def test_the_checkpoint_names_its_family(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"speech_family": "tiny"}')
+    assert parameters(tmp_path, checkpoint=".").family().name == "tiny"
+
+
+@pytest.mark.parametrize("text", [None, "{", "{}", '{"speech_family": "nobody"}'])
+def test_a_checkpoint_without_a_known_family_does_not_load(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.json: expected a JSON object with a known speech_family"):
+        parameters(tmp_path, checkpoint=".").family()

@@ -1,0 +1,149 @@
+"""Requests to a language model that can be told to fail: each is answered, ended and forgotten."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from python_backend.errors import InvalidRequest
+from python_backend.families.prompt import Prompt
+from python_backend.sampling.params import SamplingConfig, SegmentSampling
+from python_backend.streams.chunk import Chunk, LMChunk
+from python_backend.streams.segment import Segment
+from python_backend.triton_io.envelope import Envelope
+from python_backend.triton_io.event_loop import EventLoop
+from python_backend.triton_io.flow import FlowTable
+from python_backend.triton_io.outflow import OutflowLimits
+from python_backend.triton_io.speech_service import SpeechService
+from tests.fakes_triton import Logger, MetricFamily, Request, ResponseSender, TritonError
+
+
+class Model:
+    """Two chunks per prompt; a prompt of one row fails, one of two rows is refused, one of three never ends."""
+
+    async def generate(self, prompt: Prompt, request_id: str | None = None) -> AsyncGenerator[LMChunk, None]:
+        if len(prompt.rows) == 2:
+            raise InvalidRequest("text", "at most 1024 rows", 2000)
+        yield LMChunk(Chunk(0, Segment.TEXT, "hm"), None)
+        if len(prompt.rows) == 1:
+            raise RuntimeError("boom")
+        if len(prompt.rows) == 3:
+            await asyncio.sleep(60)
+        yield LMChunk(Chunk(1, Segment.AUDIO, is_final=True), np.zeros((2, 3), np.int32))
+
+    def stats(self) -> dict[str, float]:
+        return {"active_utterances": 0.0} if False else {}
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> FlowTable:
+    return FlowTable.create(1, 4, tmp_path)
+
+
+@pytest.fixture
+def service(table: FlowTable) -> Iterator[SpeechService]:
+    made = SpeechService(Model(), EventLoop("test"), table, OutflowLimits(poll_s=0.005, stall_s=0.2))
+    yield made
+    made.close()
+
+
+def request(num_rows: int) -> Request:
+    sampling = SamplingConfig(SegmentSampling(0.0), SegmentSampling(0.0), seed=1)
+    rows = np.zeros((num_rows, 2), np.int32)
+    record = json.dumps(Prompt("tts", rows, sampling).to_record()).encode()
+    return Request({"rows": rows, "prompt": np.frombuffer(record, np.uint8)})
+
+
+def wait(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def utterances(sender: ResponseSender) -> set[str]:
+    records = [each.array("chunk") for each in sender.responses if each.error is None]
+    return {Envelope.from_record(json.loads(record.tobytes())).utterance for record in records}
+
+
+def test_an_utterance_is_sent_and_ended(service: SpeechService, table: FlowTable) -> None:
+    asked = request(4)
+    service.accept(asked)
+    wait(lambda: asked.sender.is_final)
+    assert [each.error for each in asked.sender.responses] == [None, None]
+    assert len(utterances(asked.sender)) == 1
+    wait(lambda: table.num_active() == 0)
+    assert MetricFamily.made["stretto_utterances_total"].value == 1
+    wait(lambda: MetricFamily.made["stretto_active_utterances"].value == 0)
+
+
+def test_every_request_is_an_utterance_of_its_own(service: SpeechService) -> None:
+    first, second = request(4), request(4)
+    service.accept(first)
+    service.accept(second)
+    wait(lambda: first.sender.is_final and second.sender.is_final)
+    assert len(utterances(first.sender) | utterances(second.sender)) == 2
+
+
+def test_a_failure_is_answered_and_logged_once_by_the_utterances_name(service: SpeechService) -> None:
+    asked = request(1)
+    service.accept(asked)
+    wait(lambda: asked.sender.is_final)
+    (utterance,) = utterances(asked.sender)
+    error = asked.sender.responses[-1].error
+    assert (error.code(), error.message()) == (TritonError.INTERNAL, f"utterance {utterance}: RuntimeError: boom")
+    (line,) = Logger.errors
+    assert line.startswith(f"utterance {utterance}: Traceback")
+    assert MetricFamily.made["stretto_failed_total"].value == 1
+
+
+def test_a_refusal_is_answered_and_not_logged(service: SpeechService) -> None:
+    asked = request(2)
+    service.accept(asked)
+    wait(lambda: asked.sender.is_final)
+    assert asked.sender.responses[-1].error.code() == TritonError.INVALID_ARG
+    assert asked.sender.responses[-1].error.message() == "text: expected at most 1024 rows, got 2000"
+    assert Logger.errors == []
+
+
+def test_a_cancelled_utterance_ends_without_an_error(service: SpeechService, table: FlowTable) -> None:
+    asked = request(3)
+    service.accept(asked)
+    wait(lambda: len(asked.sender.responses) >= 1)
+    envelope = Envelope.from_record(json.loads(asked.sender.responses[0].array("chunk").tobytes()))
+    table.at(envelope.flow).cancel()
+    wait(lambda: asked.sender.is_final)
+    assert all(each.error is None for each in asked.sender.responses)
+    wait(lambda: table.num_active() == 0)
+    assert MetricFamily.made["stretto_cancelled_total"].value == 1
+
+
+def test_more_utterances_than_slots_are_refused(service: SpeechService) -> None:
+    asked = [request(3) for _ in range(5)]
+    for each in asked:
+        service.accept(each)
+    wait(lambda: asked[4].sender.is_final)
+    assert asked[4].sender.responses[-1].error.code() == TritonError.UNAVAILABLE
+    assert not any(each.sender.is_final for each in asked[:4])
+
+
+def test_a_request_that_cannot_be_read_is_answered(service: SpeechService) -> None:
+    asked = Request({"rows": np.zeros(3, np.int32)})
+    service.accept(asked)
+    assert asked.sender.is_final
+    assert "prompt" in asked.sender.responses[0].error.message()
+
+
+def test_stopping_answers_those_who_still_wait(table: FlowTable) -> None:
+    service = SpeechService(Model(), EventLoop("test"), table, OutflowLimits(stall_s=0.2))
+    asked = request(3)
+    service.accept(asked)
+    wait(lambda: len(asked.sender.responses) >= 1)
+    service.close()
+    assert asked.sender.is_final
+    assert asked.sender.responses[-1].error.code() == TritonError.UNAVAILABLE
+    assert not table.path.exists()

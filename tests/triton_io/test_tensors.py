@@ -1,0 +1,75 @@
+"""Tensors read and written; wrong ones answered by the name of the field, what was expected and what came."""
+
+import numpy as np
+import pytest
+
+from python_backend.errors import InvalidRequest
+from python_backend.triton_io import schema
+from python_backend.triton_io.tensors import (
+    array_tensor,
+    read_array,
+    read_bytes,
+    read_record,
+    read_scalar,
+    record_tensor,
+    text_tensor,
+)
+from tests.fakes_triton import Request
+
+
+def test_numbers_come_back_as_they_went() -> None:
+    codes = np.arange(6, dtype=np.int32).reshape(2, 3)
+    tensor = array_tensor(schema.CODES, codes)
+    assert tensor.name() == "codes"
+    np.testing.assert_array_equal(read_array(Request({"codes": tensor.as_numpy()}), schema.CODES), codes)
+
+
+@pytest.mark.parametrize("array", [np.arange(8, dtype=np.float32)[::2], np.zeros(0, np.float32)])
+def test_strided_and_empty_arrays_are_written_as_they_are(array: np.ndarray) -> None:
+    np.testing.assert_array_equal(array_tensor(schema.PCM, array).as_numpy(), array)
+
+
+def test_a_record_survives_the_journey() -> None:
+    record = {"text": "naïve ✓", "numbers": [1, 2.5], "nothing": None}
+    tensor = record_tensor(schema.CHUNK, record)
+    assert tensor.as_numpy().dtype == np.uint8
+    assert read_record(Request({"chunk": tensor.as_numpy()}), schema.CHUNK) == record
+
+
+def test_an_absent_optional_tensor_is_none() -> None:
+    request = Request({})
+    assert read_array(request, schema.PCM_IN) is None
+    assert read_scalar(request, schema.SAMPLE_RATE) is None
+    assert read_bytes(request, schema.TEXT) is None
+
+
+def test_a_missing_tensor_is_named() -> None:
+    with pytest.raises(InvalidRequest, match=r"rows: expected INT32 \[-1, -1\], got nothing"):
+        read_array(Request({}), schema.ROWS)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((1, 4), np.float32), r"pcm_in: expected FP32 \[-1\], got float32 \[1, 4\]"),
+        (np.zeros(4, np.float64), r"pcm_in: expected FP32 \[-1\], got float64 \[4\]"),
+    ],
+)
+def test_a_wrong_shape_or_type_is_named(array: np.ndarray, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        read_array(Request({"pcm_in": array}), schema.PCM_IN)
+
+
+@pytest.mark.parametrize("array", [np.array([b"a", b"b"], object), np.array([1], np.int32), np.array([], object)])
+def test_a_text_is_one_element(array: np.ndarray) -> None:
+    with pytest.raises(InvalidRequest, match=r"text: expected STRING \[1\]"):
+        read_bytes(Request({"text": array}), schema.TEXT)
+
+
+def test_a_text_is_sent_as_utf8() -> None:
+    assert text_tensor(schema.EVENT, "né").as_numpy()[0] == "né".encode()
+
+
+def test_an_array_of_another_type_is_never_sent() -> None:
+    with pytest.raises(AssertionError, match="pcm: float64"):
+        array_tensor(schema.PCM, np.zeros(3))
