@@ -61,12 +61,12 @@ class DecoderConfig:
     def from_parameters(cls, parameters: Mapping[str, str]) -> "DecoderConfig":
         """From a model's parameters, whatever others there are; ValueError names what does not parse."""
         kinds = {each.name: each.type for each in fields(cls) if each.name in parameters}
-        return cls(**{name: _parse(name, kind, parameters[name]) for name, kind in kinds.items()})
+        values: dict[str, Any] = {name: _parse(name, kind, parameters[name]) for name, kind in kinds.items()}
+        return cls(**values)
 
 
-def _parse(name: str, kind: object, text: str) -> str | int | float:
-    parsers = {str: str, int: int, float: float}
+def _parse(name: str, kind: Any, text: str) -> Any:
     try:
-        return parsers[kind](text)  # type: ignore[index]
+        return kind(text)
     except ValueError:
-        raise ValueError(f"{name} must be {kind.__name__}, got {text!r}") from None  # type: ignore[attr-defined]
+        raise ValueError(f"{name} must be {kind.__name__}, got {text!r}") from None

@@ -10,6 +10,7 @@ SPAN = 2 * HOP  # samples of the source that one frame filters: a Hann window, s
 LEAD = HOP // 2  # by how many samples a frame's span begins before the frame
 BLOCK = 1024  # FFT size of the filtering, at least SPAN + FFT_SIZE - 1: no wrap-around
 FRAMES_BACK = (SPAN - LEAD + FFT_SIZE - 2) // HOP  # a frame still sounds in the frame this far after it
+SOURCE_FRAMES_BACK = -(-(FFT_SIZE - 1 + LEAD) // HOP)  # frames whose middles bound the oldest source sample still heard
 FRAMES_AHEAD = -(-LEAD // HOP)  # and begins to sound in the frame this far before it
 
 
@@ -20,9 +21,7 @@ def minimum_phase(log_gain: Tensor) -> Tensor:
     """
     cepstrum = torch.fft.irfft(log_gain, n=FFT_SIZE)
     middle = FFT_SIZE // 2
-    folded = torch.cat(
-        [cepstrum[..., :1], 2 * cepstrum[..., 1:middle], cepstrum[..., middle : middle + 1]], dim=-1
-    )
+    folded = torch.cat([cepstrum[..., :1], 2 * cepstrum[..., 1:middle], cepstrum[..., middle : middle + 1]], dim=-1)
     spectrum = torch.fft.rfft(folded, n=FFT_SIZE).exp()
     return torch.fft.irfft(spectrum, n=FFT_SIZE)
 

@@ -14,6 +14,10 @@ class ResidualVQ(nn.Module):
     `decode` works in float64: the pitch that is read from its result is integrated over the whole utterance.
     """
 
+    mean: Tensor
+    basis: Tensor
+    codebooks: Tensor
+
     def __init__(self, width: int, rank: int, num_codebooks: int, codebook_size: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(width))
@@ -32,7 +36,7 @@ class ResidualVQ(nn.Module):
         return torch.stack(codes, 1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Stacked mel frames [B, T, M] float64 of codes [B, K, T]; with fewer codebooks than there are, a coarser one."""
+        """Stacked mel frames [B, T, M] float64 of codes [B, K, T]; K may leave out the last, finest codebooks."""
         books = torch.arange(codes.shape[1], device=codes.device)
         vectors = self.codebooks[books[:, None], codes].double().sum(1)
         return vectors @ self.basis.double().T + self.mean.double()

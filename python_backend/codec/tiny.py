@@ -70,6 +70,8 @@ class TinyCodec(torch.nn.Module):
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         """Codes [K, T] int64 of mono pcm [n] float32 at 16 kHz; silence completes the last frame."""
         samples = torch.from_numpy(np.asarray(pcm, dtype=np.float32)).to(self.device)
+        if len(samples) == 0:
+            return np.zeros((self.spec.num_codebooks, 0), dtype=np.int64)
         samples = F.pad(samples, (0, -len(samples) % self.spec.samples_per_frame))
         stacked = log_mel(samples).reshape(-1, self.config.mel_frames * NUM_MELS)
         return self.quantiser.encode(stacked).T.cpu().numpy()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from python_backend.codec import excitation, filters
-from python_backend.codec.mel import FFT_SIZE, FLOOR, HOP, NUM_MELS, band_centres
+from python_backend.codec.mel import FFT_SIZE, NUM_MELS, band_centres
 from python_backend.codec.network import Trunk
 
 LOUDEST = 6.0  # bounds of a log gain, around what the mel frame itself says
@@ -52,8 +52,13 @@ def band_interpolation() -> Tensor:
 class Vocoder(nn.Module):
     """Weights only; the phase is the caller's to carry.
 
-    A sample of mel frame t depends on mel frames [t - left, t + right], and on the phase at any one sample.
+    A sample of mel frame t depends on mel frames [t - left, t + right], and on the phase at any one sample: on the
+    filters of frames [t - FRAMES_BACK, t + FRAMES_AHEAD] and on the pitch of frames [t - SOURCE_FRAMES_BACK,
+    t + FRAMES_AHEAD], each of which is as wide as its trunk.
     """
+
+    interpolation: Tensor
+    noise: Tensor
 
     def __init__(self, config: VocoderConfig) -> None:
         super().__init__()
@@ -63,8 +68,9 @@ class Vocoder(nn.Module):
         self.pitch_trunk = Trunk(NUM_MELS, config.pitch_channels, 2, config.pitch_blocks, config.lookahead)
         self.register_buffer("interpolation", band_interpolation(), persistent=False)
         self.register_buffer("noise", excitation.noise_table(), persistent=False)
-        # A span reaches back into the frame before its own, where the pulses need the pitch as well.
-        self.left = filters.FRAMES_BACK + max(self.filter_trunk.left, self.pitch_trunk.left + 1)
+        self.left = max(
+            filters.FRAMES_BACK + self.filter_trunk.left, filters.SOURCE_FRAMES_BACK + self.pitch_trunk.left
+        )
         self.right = filters.FRAMES_AHEAD + config.lookahead
 
     def pitch(self, mel: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,14 +86,14 @@ class Vocoder(nn.Module):
         return (envelope + offset + residual).clamp(QUIETEST + NOISE_GAIN, LOUDEST)
 
     def render(self, gains: Tensor, pitch_hz: Tensor, phase: Tensor, voicing: Tensor, position: Tensor) -> Tensor:
-        """Pcm [B, n] float32.
+        """Pcm [B, n] in the dtype of the gains.
 
         gains: [B, 2, T, bins]; pitch_hz, phase: [B, n] float64; voicing: [B, T] in [0, 1];
         position: [B] int64, absolute position of the first sample.
         """
-        voiced = excitation.pulses(phase, pitch_hz).float() * excitation.upsample(voicing.float())
+        voiced = excitation.pulses(phase, pitch_hz).to(gains.dtype) * excitation.upsample(voicing.to(gains.dtype))
         steps = torch.arange(phase.shape[1], device=phase.device)
-        noise = self.noise[(position[:, None] + steps) % excitation.NOISE_PERIOD]
+        noise = self.noise[(position[:, None] + steps) % excitation.NOISE_PERIOD].to(gains.dtype)
         return filters.apply_filters(torch.stack([voiced, noise], 1), filters.minimum_phase(gains))
 
     def forward(self, mel: Tensor, position: Tensor, anchor: int, phase: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,7 +107,7 @@ class Vocoder(nn.Module):
         turned = excitation.cycles(pitch_hz)
         phases = turned + (phase - turned[:, anchor])[:, None]
         voicing = (VOICING_SLOPE * logit + 0.5).clamp(0, 1)
-        gains = self.log_gains(mel.float())
+        gains = self.log_gains(mel.to(self.interpolation.dtype))
         return self.render(gains, pitch_hz, phases[:, :-1], voicing, position), phases
 
     def _normalise(self, mel: Tensor) -> Tensor:

@@ -1,0 +1,42 @@
+"""What is told of a chunk beside its samples: plain data, ready for JSON."""
+
+from dataclasses import asdict
+from typing import Any
+
+from python_backend.codec.base import CodecSpec
+from python_backend.decoder.mailbox import Delivery
+from python_backend.decoder.sessions import Session
+
+
+def make_event(delivery: Delivery, session: Session, num_samples: int, spec: CodecSpec) -> dict[str, Any]:
+    """The event of a chunk whose `num_samples` samples have just been noted in its session.
+
+    start_s, duration_s: where the samples lie in the utterance. A word's start_s counts from its beginning, too.
+    """
+    chunk = delivery.chunk
+    event = {
+        "utterance": delivery.utterance,
+        "index": chunk.index,
+        "segment": chunk.segment.name.lower(),
+        "text": chunk.text,
+        "words": [
+            {"word": mark.word, "start_s": round(mark.frame / spec.frame_rate, 4)}
+            for mark in chunk.marks
+            if mark.word is not None
+        ],
+        "start_s": (session.num_samples - num_samples) / spec.sample_rate,
+        "duration_s": num_samples / spec.sample_rate,
+        "sample_rate": spec.sample_rate,
+        "is_final": chunk.is_final,
+    }
+    return event | {"report": _report(delivery, session, spec)} if chunk.is_final else event
+
+
+def _report(delivery: Delivery, session: Session, spec: CodecSpec) -> dict[str, Any]:
+    sound = session.first_sound
+    record = {} if delivery.chunk.report is None else asdict(delivery.chunk.report)
+    return record | {
+        "audio_s": session.num_samples / spec.sample_rate,
+        "decode_s": session.decode_s,
+        "first_sound_s": None if sound is None else sound / spec.sample_rate,
+    }

@@ -1,0 +1,82 @@
+"""The decoder's state of each open utterance: opened by its first chunk, closed by its last, an error or idleness."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from python_backend.codec.base import Codec
+from python_backend.decoder.streaming import Windower
+from python_backend.errors import InvalidRequest, Overloaded
+
+AUDIBLE = 0.01  # a sample beyond this is sound, not the silence before it
+
+
+@dataclass(slots=True)
+class Session:
+    """One open utterance. `state` [1, D] is the codec's, as it stands before `windower.next_frame`."""
+
+    windower: Windower
+    state: Tensor
+    last_used_s: float
+    next_index: int = 0
+    num_samples: int = 0
+    decode_s: float = 0.0
+    first_sound: int | None = field(default=None)
+
+    def note(self, pcm: np.ndarray, decode_s: float) -> None:
+        """Count samples [n] just decoded, and find the first audible one of the utterance."""
+        if self.first_sound is None:
+            loud = np.flatnonzero(np.abs(pcm) > AUDIBLE)
+            self.first_sound = self.num_samples + int(loud[0]) if len(loud) else None
+        self.num_samples += len(pcm)
+        self.decode_s += decode_s
+
+
+class Sessions:
+    """Open utterances by id. Used by one thread."""
+
+    def __init__(self, codec: Codec, limit: int, idle_timeout_s: float, clock: Callable[[], float]) -> None:
+        self._codec = codec
+        self._limit = limit
+        self._idle_timeout_s = idle_timeout_s
+        self._clock = clock
+        self._open: dict[str, Session] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def advance(self, utterance: str, index: int) -> Session:
+        """The session that takes chunk `index`, opened if that is 0.
+
+        Raises InvalidRequest unless chunks come as 0, 1, 2, …; Overloaded when too many utterances are open.
+        """
+        session = self._open.get(utterance)
+        if session is None:
+            if index != 0:
+                raise InvalidRequest("chunk.index", "0, as the utterance is not open", index)
+            session = self._new()
+            self._open[utterance] = session
+        if index != session.next_index:
+            raise InvalidRequest("chunk.index", str(session.next_index), index)
+        session.next_index += 1
+        session.last_used_s = self._clock()
+        return session
+
+    def close(self, utterance: str) -> None:
+        """Forget an utterance; one that is not open is left alone."""
+        self._open.pop(utterance, None)
+
+    def expire(self) -> list[str]:
+        """Close and name the utterances that have had no chunk for longer than the time-out."""
+        oldest = self._clock() - self._idle_timeout_s
+        idle = [utterance for utterance, session in self._open.items() if session.last_used_s < oldest]
+        for utterance in idle:
+            self.close(utterance)
+        return idle
+
+    def _new(self) -> Session:
+        if len(self._open) >= self._limit:
+            raise Overloaded(f"{self._limit} utterances are being decoded already")
+        return Session(Windower(self._codec.spec), self._codec.initial_state(1), self._clock())

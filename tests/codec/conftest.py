@@ -1,0 +1,27 @@
+"""A tiny codec with random weights: the arithmetic is the same, and no checkpoint is needed."""
+
+import pytest
+import torch
+
+from python_backend.codec.tiny import TinyCodec, TinyConfig
+from python_backend.codec.vocoder import VocoderConfig
+
+SMALL = VocoderConfig(channels=16, blocks=3, pitch_channels=8, pitch_blocks=3, lookahead=3)
+
+
+def make_codec(vocoder: VocoderConfig = SMALL, seed: int = 0) -> TinyCodec:
+    """A codec whose pitch moves and whose voicing comes and goes."""
+    torch.manual_seed(seed)
+    codec = TinyCodec(TinyConfig(num_codebooks=3, codebook_size=16, mel_frames=4, rank=8, vocoder=vocoder))
+    codec.quantiser.mean.normal_(-4, 0.5)
+    codec.quantiser.basis.normal_(0, 0.3)
+    codec.quantiser.codebooks.normal_(0, 1)
+    codec.eval().requires_grad_(False)
+    codec.vocoder.pitch_trunk.double()
+    codec.vocoder.pitch_trunk.leave.weight *= 4
+    return codec
+
+
+@pytest.fixture(scope="session")
+def codec() -> TinyCodec:
+    return make_codec()

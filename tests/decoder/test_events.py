@@ -1,0 +1,50 @@
+import json
+
+from python_backend.decoder.events import make_event
+from python_backend.decoder.mailbox import Delivery
+from python_backend.decoder.sessions import Session
+from python_backend.decoder.streaming import Windower
+from python_backend.streams.chunk import Chunk, Report, WordMark
+from python_backend.streams.segment import Segment
+from tests.fakes import FakeCodec, RecordedReply
+
+REPORT = Report("stop", 9, 8, 20, 20, 1.5, 7, 0.1, 0.2, 0.9)
+
+
+def event_of(chunk: Chunk, num_samples: int) -> dict:
+    codec = FakeCodec()
+    session = Session(Windower(codec.spec), codec.initial_state(1), 0.0, num_samples=40, decode_s=0.25, first_sound=10)
+    return make_event(Delivery("u", chunk, None, RecordedReply()), session, num_samples, codec.spec)
+
+
+def test_times_are_seconds_of_the_utterance() -> None:
+    marks = (WordMark("one", 2), WordMark(None, 4), WordMark("two", 6))
+    event = event_of(Chunk(3, Segment.AUDIO, "one two", marks), 12)
+    assert event == {
+        "utterance": "u",
+        "index": 3,
+        "segment": "audio",
+        "text": "one two",
+        "words": [{"word": "one", "start_s": 0.08}, {"word": "two", "start_s": 0.24}],
+        "start_s": 0.28,
+        "duration_s": 0.12,
+        "sample_rate": 100,
+        "is_final": False,
+    }
+
+
+def test_the_last_event_reports_on_the_whole() -> None:
+    event = event_of(Chunk(4, Segment.DRAIN, is_final=True, report=REPORT), 0)
+    report = event["report"]
+    assert event["duration_s"] == 0
+    assert (report["finish_reason"], report["guided_frames"], report["seed"]) == ("stop", 20, 7)
+    assert (report["audio_s"], report["decode_s"], report["first_sound_s"]) == (0.4, 0.25, 0.1)
+    assert json.loads(json.dumps(event)) == event
+
+
+def test_an_end_without_a_report_still_has_the_decoders_part() -> None:
+    assert set(event_of(Chunk(4, Segment.AUDIO, is_final=True), 0)["report"]) == {
+        "audio_s",
+        "decode_s",
+        "first_sound_s",
+    }

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+
+from python_backend.decoder.sessions import Sessions
+from python_backend.errors import InvalidRequest, Overloaded
+from tests.fakes import FakeCodec
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make_sessions(limit: int = 4) -> tuple[Sessions, Clock]:
+    clock = Clock()
+    return Sessions(FakeCodec(), limit, 10.0, clock), clock
+
+
+def test_chunks_in_order_meet_one_session() -> None:
+    sessions, _ = make_sessions()
+    first = sessions.advance("a", 0)
+    assert sessions.advance("a", 1) is first
+    assert sessions.advance("b", 0) is not first
+    assert len(sessions) == 2
+
+
+@pytest.mark.parametrize(("indices", "wanted"), [([0, 2], 1), ([0, 0], 1), ([0, 1, 1], 2)])
+def test_a_gap_or_a_repeat_is_refused(indices: list[int], wanted: int) -> None:
+    sessions, _ = make_sessions()
+    for index in indices[:-1]:
+        sessions.advance("a", index)
+    with pytest.raises(InvalidRequest, match=rf"chunk.index: expected {wanted}, got {indices[-1]}"):
+        sessions.advance("a", indices[-1])
+
+
+def test_only_chunk_0_opens_an_utterance() -> None:
+    sessions, _ = make_sessions()
+    with pytest.raises(InvalidRequest, match="not open, got 3"):
+        sessions.advance("a", 3)
+    sessions.advance("a", 0)
+    sessions.close("a")
+    with pytest.raises(InvalidRequest, match="not open, got 1"):
+        sessions.advance("a", 1)
+    sessions.close("never opened")
+
+
+def test_more_utterances_than_the_limit_are_refused() -> None:
+    sessions, _ = make_sessions(limit=2)
+    sessions.advance("a", 0)
+    sessions.advance("b", 0)
+    with pytest.raises(Overloaded, match="2 utterances"):
+        sessions.advance("c", 0)
+    sessions.close("a")
+    sessions.advance("c", 0)
+
+
+def test_an_idle_utterance_is_closed_and_a_busy_one_stays() -> None:
+    sessions, clock = make_sessions()
+    sessions.advance("idle", 0)
+    sessions.advance("busy", 0)
+    clock.now = 9.0
+    sessions.advance("busy", 1)
+    clock.now = 11.0
+    assert sessions.expire() == ["idle"]
+    assert len(sessions) == 1
+    assert sessions.expire() == []
+
+
+def test_the_first_audible_sample_is_found_across_chunks() -> None:
+    session = make_sessions()[0].advance("a", 0)
+    session.note(np.zeros(5, dtype=np.float32), 0.1)
+    assert session.first_sound is None
+    session.note(np.array([0.0, 0.001, -0.5, 0.0], dtype=np.float32), 0.1)
+    session.note(np.ones(3, dtype=np.float32), 0.1)
+    assert session.first_sound == 7
+    assert session.num_samples == 12
+    assert session.decode_s == pytest.approx(0.3)

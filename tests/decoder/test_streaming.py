@@ -1,0 +1,76 @@
+import random
+
+import numpy as np
+import pytest
+
+from python_backend.codec.base import CodecSpec
+from python_backend.decoder.streaming import FrameWindow, Windower
+from python_backend.errors import InvalidRequest
+
+SPEC = CodecSpec("any", 100, 4, num_codebooks=2, codebook_size=8, left_frames=3, right_frames=2)
+
+
+def push_all(codes: np.ndarray, sizes: list[int], spec: CodecSpec = SPEC) -> list[FrameWindow]:
+    windower, start, windows = Windower(spec), 0, []
+    for position, size in enumerate(sizes):
+        window = windower.push(codes[:, start : start + size], position == len(sizes) - 1)
+        windows += [window] if window else []
+        start += size
+    assert start == codes.shape[1]
+    return windows
+
+
+def random_sizes(total: int, rng: random.Random) -> list[int]:
+    cuts = sorted(rng.choices(range(total + 1), k=rng.randint(0, 8)))
+    return [b - a for a, b in zip([0, *cuts], [*cuts, total], strict=True)]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_windows_are_slices_of_the_utterance_with_full_context_inside(seed: int) -> None:
+    rng = random.Random(seed)
+    total = rng.randint(1, 30)
+    codes = np.random.default_rng(seed).integers(0, 8, (2, total)).astype(np.int32)
+    expected_first = 0
+    for window in push_all(codes, random_sizes(total, rng)):
+        first, last = window.first, window.first + window.num_frames
+        assert first == expected_first
+        assert window.left == min(first, SPEC.left_frames)
+        assert window.right == min(SPEC.right_frames, total - last) or last + window.right < total
+        assert window.right == SPEC.right_frames or last + window.right == total
+        assert np.array_equal(window.codes, codes[:, first - window.left : last + window.right])
+        expected_first = last
+    assert expected_first == total
+
+
+def test_frames_wait_for_their_right_context() -> None:
+    windower, codes = Windower(SPEC), np.zeros((2, 2), dtype=np.int32)
+    assert windower.push(codes, False) is None
+    assert windower.push(None, False) is None
+    assert windower.push(codes[:, :1], False).shape == (0, 1, 2)
+    assert windower.push(None, True).shape == (1, 2, 0)
+
+
+def test_an_end_without_frames_gives_no_window() -> None:
+    assert Windower(SPEC).push(None, True) is None
+
+
+def test_a_long_utterance_keeps_only_its_context() -> None:
+    windower = Windower(SPEC)
+    for _ in range(200):
+        windower.push(np.zeros((2, 5), dtype=np.int32), False)
+        assert windower._kept.shape[1] <= SPEC.left_frames + SPEC.right_frames
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        (np.zeros((3, 4), dtype=np.int32), r"shape \[2, T\], got \[3, 4\]"),
+        (np.zeros(4, dtype=np.int32), r"shape \[2, T\], got \[4\]"),
+        (np.zeros((2, 4), dtype=np.float32), "integer type, got float32"),
+        (np.full((2, 4), 8), r"values in \[0, 8\), got \[8, 8\]"),
+        (np.array([[0, -1], [0, 0]]), r"values in \[0, 8\), got \[-1, 0\]"),
+    ],
+)
+def test_codes_that_are_not_codes_are_refused(codes: np.ndarray, expected: str) -> None:
+    with pytest.raises(InvalidRequest, match=expected):
+        Windower(SPEC).push(codes, False)

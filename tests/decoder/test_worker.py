@@ -1,0 +1,251 @@
+import random
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from python_backend.config import DecoderConfig
+from python_backend.decoder.worker import DecoderWorker
+from python_backend.errors import Cancelled, InvalidRequest, Overloaded
+from python_backend.streams.chunk import Chunk
+from python_backend.streams.segment import Segment
+from tests.codec.conftest import make_codec
+from tests.fakes import FakeCodec, RecordedReply
+
+
+@pytest.fixture
+def codec() -> FakeCodec:
+    return FakeCodec(poison=7)
+
+
+@pytest.fixture
+def worker(codec: FakeCodec) -> Iterator[DecoderWorker]:
+    worker = DecoderWorker(codec, DecoderConfig(max_batch=8, stop_timeout_s=5))
+    yield worker
+    codec.gate.set()
+    worker.stop()
+
+
+def push(
+    worker: DecoderWorker,
+    utterance: str,
+    index: int,
+    codes: np.ndarray | None,
+    is_final: bool = False,
+    log: list[RecordedReply] | None = None,
+) -> RecordedReply:
+    reply = RecordedReply(log, (utterance, index))
+    worker.push(utterance, Chunk(index, Segment.AUDIO, is_final=is_final), codes, reply)
+    return reply
+
+
+def frames(*values: int) -> np.ndarray:
+    return np.array([values, values], dtype=np.int32)
+
+
+def expected_pcm(codes: np.ndarray) -> np.ndarray:
+    """What FakeCodec promises, one frame at a time."""
+    code, total, samples = codes[0].astype(float), 0.0, []
+    for t in range(len(code)):
+        before, after = code[t - 1] if t > 0 else 0.0, code[t + 1] if t + 1 < len(code) else 0.0
+        total += code[t]
+        samples += [code[t] + before / 10 + after / 100 + total / 1000] * 4
+    return np.array(samples)
+
+
+def joined(replies: list[RecordedReply]) -> np.ndarray:
+    return np.concatenate([reply.pcm for reply in replies if reply.wait().pcm is not None])
+
+
+def pile_up(worker: DecoderWorker, codec: FakeCodec) -> RecordedReply:
+    """Keep the worker busy, so that what is pushed next waits; opening `codec.gate` ends it."""
+    codec.gate.clear()
+    reply = push(worker, "plug", 0, frames(1, 1, 1, 1, 1, 1), is_final=True)
+    while worker.stats()["waiting_chunks"]:
+        time.sleep(0.001)
+    return reply
+
+
+def test_sixteen_interleaved_utterances_each_get_their_own_samples_in_order(
+    worker: DecoderWorker, codec: FakeCodec
+) -> None:
+    rng, log, waiting = random.Random(3), [], {}
+    texts = {f"u{i}": np.random.default_rng(i).integers(0, 7, (2, rng.randint(1, 40))) for i in range(16)}
+    for name, codes in texts.items():
+        cuts = sorted(rng.choices(range(codes.shape[1] + 1), k=4))
+        parts = np.split(codes, cuts, axis=1)
+        waiting[name] = [(i, part, i == len(parts) - 1) for i, part in enumerate(parts)]
+    replies: dict[str, list[RecordedReply]] = {name: [] for name in texts}
+    while waiting:
+        name = rng.choice(list(waiting))
+        index, part, is_final = waiting[name].pop(0)
+        replies[name].append(push(worker, name, index, part, is_final, log))
+        if is_final:
+            del waiting[name]
+    for name, codes in texts.items():
+        assert np.allclose(joined(replies[name]), expected_pcm(codes), atol=1e-5)
+        assert [reply.name for reply in log if reply.name[0] == name] == [(name, i) for i in range(5)]
+    assert worker.stats()["open_utterances"] == 0
+    assert worker.stats()["chunks"] == 80
+
+
+def test_the_real_codec_batched_equals_the_real_codec_alone() -> None:
+    codec = make_codec()
+    codes = [np.random.default_rng(i).integers(0, 16, (3, 30 + i % 3)) for i in range(6)]
+
+    def decode(order: list[tuple[int, int]], max_batch: int) -> list[np.ndarray]:
+        worker = DecoderWorker(codec, DecoderConfig(max_batch=max_batch))
+        replies: list[list[RecordedReply]] = [[] for _ in codes]
+        for i, step in order:
+            part = np.split(codes[i], [4, 10, 22], axis=1)[step]
+            replies[i].append(push(worker, str(i), step, part, step == 3))
+        pcm = [joined(each) for each in replies]
+        worker.stop()
+        return pcm
+
+    alone = decode([(i, step) for i in range(6) for step in range(4)], 1)
+    together = decode([(i, step) for step in range(4) for i in range(6)], 8)
+    for a, b in zip(alone, together, strict=True):
+        assert np.abs(a - b).max() <= 1e-5
+
+
+def test_waiting_chunks_of_different_utterances_decode_as_one_batch(worker: DecoderWorker, codec: FakeCodec) -> None:
+    plug = pile_up(worker, codec)
+    replies = [push(worker, f"u{i}", step, frames(1, 2, 3, 4)) for step in range(2) for i in range(3)]
+    codec.gate.set()
+    for reply in [plug, *replies]:
+        reply.wait()
+    assert codec.batches[1:] == [(3, 0, 3, 1), (3, 1, 4, 1)]
+    assert worker.stats()["largest_batch"] == 3
+
+
+def test_a_batch_is_never_larger_than_the_limit(codec: FakeCodec) -> None:
+    worker = DecoderWorker(codec, DecoderConfig(max_batch=4))
+    pile_up(worker, codec)
+    replies = [push(worker, f"u{i}", 0, frames(1, 2, 3, 4)) for i in range(10)]
+    codec.gate.set()
+    for reply in replies:
+        reply.wait()
+    assert [batch[0] for batch in codec.batches[1:]] == [4, 4, 2]
+    worker.stop()
+
+
+def test_a_chunk_without_enough_frames_is_answered_without_samples(worker: DecoderWorker) -> None:
+    first = push(worker, "u", 0, frames(1)).wait()
+    text = push(worker, "u", 1, None).wait()
+    last = push(worker, "u", 2, None, is_final=True).wait()
+    assert first.pcm is None
+    assert text.pcm is None
+    assert (first.event["start_s"], first.event["duration_s"]) == (0, 0)
+    assert np.allclose(last.pcm, expected_pcm(frames(1)))
+    assert last.event["report"]["audio_s"] == 0.04
+
+
+def test_start_times_follow_the_samples(worker: DecoderWorker) -> None:
+    replies = [push(worker, "u", i, frames(1, 2, 3), i == 3).wait() for i in range(4)]
+    assert [reply.event["start_s"] for reply in replies] == [0, 0.08, 0.2, 0.32]
+    assert [reply.event["duration_s"] for reply in replies] == [0.08, 0.12, 0.12, 0.16]
+
+
+@pytest.mark.parametrize("bad", [frames(1, 8), np.zeros((3, 2), dtype=np.int32), frames(1, 7, 1)])
+def test_a_bad_chunk_ends_its_own_utterance_only(worker: DecoderWorker, codec: FakeCodec, bad: np.ndarray) -> None:
+    """The last of them makes the codec itself fail on a batch that holds good windows, too."""
+    plug = pile_up(worker, codec)
+    good = [push(worker, f"good{i}", 0, frames(1, 2, 3)) for i in range(2)]
+    failing = push(worker, "bad", 0, bad)
+    good += [push(worker, "good2", 0, frames(3, 2, 1))]
+    after = push(worker, "bad", 1, frames(1))
+    codec.gate.set()
+    assert failing.wait().error is not None
+    assert isinstance(after.wait().error, InvalidRequest)
+    for reply in [plug, *good]:
+        assert reply.wait().error is None
+    rest = [push(worker, f"good{i}", 1, None, is_final=True).wait() for i in range(3)]
+    assert np.allclose(joined([good[2], rest[2]]), expected_pcm(frames(3, 2, 1)))
+    assert worker.stats()["failed"] == 2
+
+
+def test_a_gap_in_the_order_of_chunks_fails(worker: DecoderWorker) -> None:
+    push(worker, "u", 0, frames(1, 2)).wait()
+    error = push(worker, "u", 2, frames(1, 2)).wait().error
+    assert isinstance(error, InvalidRequest)
+    assert error.field == "chunk.index"
+    assert worker.stats()["open_utterances"] == 0
+
+
+def test_a_cancelled_utterance_is_forgotten(worker: DecoderWorker, codec: FakeCodec) -> None:
+    push(worker, "u", 0, frames(1, 2)).wait()
+    pile_up(worker, codec)
+    cancelled = push(worker, "u", 1, frames(1, 2))
+    cancelled.cancelled = True
+    codec.gate.set()
+    assert isinstance(cancelled.wait().error, Cancelled)
+    assert worker.stats()["cancelled"] == 1
+    assert worker.stats()["open_utterances"] == 0
+
+
+def test_abandoning_fails_what_waits_and_frees_the_utterance(worker: DecoderWorker, codec: FakeCodec) -> None:
+    push(worker, "u", 0, frames(1, 2)).wait()
+    pile_up(worker, codec)
+    waiting = [push(worker, "u", index, frames(1, 2)) for index in (1, 2)]
+    worker.abandon("u")
+    codec.gate.set()
+    assert all(isinstance(reply.wait().error, Cancelled) for reply in waiting)
+    again = push(worker, "u", 0, frames(5, 5), is_final=True).wait()
+    assert np.allclose(again.pcm, expected_pcm(frames(5, 5)))
+    assert worker.stats()["open_utterances"] == 0
+
+
+def test_an_utterance_that_falls_silent_is_forgotten(codec: FakeCodec) -> None:
+    now = [0.0]
+    worker = DecoderWorker(codec, DecoderConfig(idle_timeout_s=0.2), clock=lambda: now[0])
+    push(worker, "u", 0, frames(1, 2)).wait()
+    assert worker.stats()["open_utterances"] == 1
+    now[0] = 1.0
+    deadline = time.monotonic() + 5
+    while worker.stats()["expired"] == 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert isinstance(push(worker, "u", 1, frames(1)).wait().error, InvalidRequest)
+    worker.stop()
+
+
+def test_stopping_decodes_what_waits_and_refuses_what_comes_later(worker: DecoderWorker, codec: FakeCodec) -> None:
+    pile_up(worker, codec)
+    waiting = [push(worker, f"u{i}", 0, frames(1, 2, 3), is_final=True) for i in range(20)]
+    codec.gate.set()
+    worker.stop()
+    assert all(np.allclose(reply.wait(0.1).pcm, expected_pcm(frames(1, 2, 3))) for reply in waiting)
+    assert isinstance(push(worker, "late", 0, frames(1)).wait(0.1).error, Overloaded)
+
+
+def test_stopping_in_the_middle_of_slow_work_fails_what_has_no_time_left(codec: FakeCodec) -> None:
+    worker = DecoderWorker(codec, DecoderConfig(stop_timeout_s=0.05))
+    plug = pile_up(worker, codec)
+    waiting = push(worker, "u", 0, frames(1, 2, 3))
+    waiting._log = Opener(codec)
+    worker.stop()
+    assert isinstance(waiting.wait(0.1).error, Overloaded)
+    assert plug.wait().error is None
+
+
+class Opener(list):
+    """Opens the codec's gate when the reply is recorded."""
+
+    def __init__(self, codec: FakeCodec) -> None:
+        self._codec = codec
+
+    def append(self, _: RecordedReply) -> None:
+        self._codec.gate.set()
+
+
+def test_a_reply_that_cannot_be_delivered_ends_its_utterance_only(worker: DecoderWorker) -> None:
+    class Broken(RecordedReply):
+        def send(self, pcm: np.ndarray | None, event: dict) -> None:
+            raise OSError("the pipe is gone")
+
+    broken = Broken(name="broken")
+    worker.push("u", Chunk(0, Segment.AUDIO), frames(1, 2), broken)
+    assert isinstance(broken.wait().error, OSError)
+    assert push(worker, "v", 0, frames(1, 2)).wait().error is None
+    assert worker.stats()["open_utterances"] == 1
