@@ -30,7 +30,7 @@ class Tensor:
         return self._array
 
     def __dlpack__(self, **options: Any) -> Any:
-        return torch.from_numpy(self._array).__dlpack__()
+        return torch.from_numpy(np.require(self._array, requirements="W")).__dlpack__()
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return (1, 0)

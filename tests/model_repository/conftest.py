@@ -1,0 +1,12 @@
+"""Every test of an adapter runs on the stand-in for Triton's module."""
+
+import pytest
+
+from tests import fakes_triton
+
+fakes_triton.install()  # before the modules under test are imported
+
+
+@pytest.fixture(autouse=True)
+def _fresh_fakes() -> None:
+    fakes_triton.install()

@@ -1,0 +1,171 @@
+"""Each adapter between the stand-in for Triton and a stand-in for what it drives."""
+
+import importlib.util
+import json
+import time
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from python_backend.errors import InvalidRequest
+from python_backend.families.prompt import Prompt
+from python_backend.sampling.params import SamplingConfig, SegmentSampling
+from python_backend.streams.chunk import Chunk, LMChunk
+from python_backend.streams.segment import Segment
+from python_backend.triton_io.draining import VARIABLE
+from tests.fakes_triton import Logger, Request, TritonError
+from tests.model_repository.pbtxt import ROOT, read_config
+
+SAMPLING = SamplingConfig(SegmentSampling(0.0), SegmentSampling(0.7), seed=3)
+ROWS = np.arange(6, dtype=np.int32).reshape(3, 2)
+
+
+def load(model: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"adapter_of_{model}", ROOT / model / "1" / "model.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def arguments(model: str) -> dict[str, str]:
+    parameters = {
+        entry["key"][0]: {"string_value": entry["value"][0]["string_value"][0]}
+        for entry in read_config(model)["parameters"]
+    }
+    return {"model_repository": str(ROOT / model), "model_config": json.dumps({"parameters": parameters})}
+
+
+def wait(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+class Preparing:
+    """A preprocessor that remembers where its checkpoint is and what it was asked."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.checkpoint = checkpoint
+        self.asked: list[Any] = []
+
+    def prepare(self, raw: Any) -> Prompt:
+        self.asked.append(raw)
+        if raw.text == b"":
+            raise InvalidRequest("text", "1 to 200 characters", 0)
+        if raw.text == b"bug":
+            raise RuntimeError("boom")
+        return Prompt("tts", ROWS, SAMPLING, ("hello",))
+
+
+@pytest.fixture
+def preprocessor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "draining"))
+    module = load("preprocessor")
+    monkeypatch.setattr(module, "Preprocessor", Preparing)
+    model = module.TritonPythonModel()
+    model.initialize(arguments("preprocessor"))
+    return model
+
+
+def test_the_preprocessor_hands_over_all_inputs_as_they_came(preprocessor: Any) -> None:
+    inputs = {name: np.array([name.encode()], object) for name in ("text", "audio", "messages", "task", "options")}
+    inputs |= {"pcm_in": np.ones(4, np.float32), "sample_rate": np.array([8000], np.int32)}
+    (response,) = preprocessor.execute([Request(inputs)])
+    (raw,) = preprocessor.preprocessor.asked
+    assert (raw.text, raw.audio, raw.messages, raw.task, raw.options) == (
+        b"text",
+        b"audio",
+        b"messages",
+        b"task",
+        b"options",
+    )
+    assert (raw.pcm_in.tolist(), raw.sample_rate) == ([1, 1, 1, 1], 8000)
+    np.testing.assert_array_equal(response.array("rows"), ROWS)
+    prompt = Prompt.from_record(json.loads(response.array("prompt").tobytes()), ROWS)
+    assert (prompt.task, prompt.sampling, prompt.words) == ("tts", SAMPLING, ("hello",))
+    assert preprocessor.preprocessor.checkpoint == ROOT / "language_model" / "1" / "checkpoint"
+
+
+def test_the_preprocessor_answers_each_request_for_itself(preprocessor: Any) -> None:
+    texts = [b"", b"hello", b"bug"]
+    refused, served, failed = preprocessor.execute([Request({"text": np.array([text], object)}) for text in texts])
+    assert refused.error.message() == "text: expected 1 to 200 characters, got 0"
+    assert refused.error.code() == TritonError.INVALID_ARG
+    assert served.error is None
+    assert failed.error.code() == TritonError.INTERNAL
+    assert len(Logger.errors) == 1
+
+
+def test_the_preprocessor_refuses_requests_while_the_server_drains(preprocessor: Any, tmp_path: Path) -> None:
+    (tmp_path / "draining").touch()
+    (response,) = preprocessor.execute([Request({"text": np.array([b"hello"], object)})])
+    assert (response.error.code(), response.error.message()) == (TritonError.UNAVAILABLE, "server is draining")
+
+
+class Speaking:
+    """An engine that answers every prompt with one chunk."""
+
+    is_shut_down = False
+
+    @classmethod
+    async def start(cls, config: Any) -> "Speaking":
+        model = cls()
+        model.config = config
+        return model
+
+    async def generate(self, prompt: Prompt, request_id: str | None = None) -> AsyncGenerator[LMChunk, None]:
+        yield LMChunk(Chunk(0, Segment.AUDIO, is_final=True), prompt.rows)
+
+    def stats(self) -> dict[str, float]:
+        return {}
+
+    def shutdown(self) -> None:
+        self.is_shut_down = True
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("python_backend.engine.llm")
+    module.SpeechLLM = Speaking
+    monkeypatch.setitem(__import__("sys").modules, "python_backend.engine.llm", module)
+
+
+def test_the_language_model_streams_and_shuts_down(engine: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = load("language_model")
+    monkeypatch.setattr(module, "prepare_environment", lambda: None)
+    model = module.TritonPythonModel()
+    model.initialize(arguments("language_model"))
+    record = np.frombuffer(json.dumps(Prompt("tts", ROWS, SAMPLING).to_record()).encode(), np.uint8)
+    request = Request({"rows": ROWS, "prompt": record})
+    assert model.execute([request]) is None
+    wait(lambda: request.sender.is_final)
+    np.testing.assert_array_equal(request.sender.responses[0].array("codes"), ROWS)
+    assert json.loads(request.sender.responses[0].array("chunk").tobytes())["chunk"]["is_final"]
+    assert model.model.config.checkpoint == ROOT / "language_model" / "1" / "checkpoint"
+    model.finalize()
+    assert model.model.is_shut_down
+
+
+def test_the_decoder_drives_one_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = load("acoustic_decoder")
+    made: list[Any] = []
+    monkeypatch.setattr(module, "load_codec", lambda name, folder, device: (name, folder, device))
+    monkeypatch.setattr(
+        module, "DecoderWorker", lambda codec, config: made.append((codec, config)) or SimpleNamespace(stop=made.clear)
+    )
+    monkeypatch.setattr(module.ModelParameters, "family", lambda self: SimpleNamespace(codec="tiny"))
+    model = module.TritonPythonModel()
+    model.initialize(arguments("acoustic_decoder"))
+    ((codec, config),) = made
+    assert codec == ("tiny", ROOT / "language_model" / "1" / "checkpoint", "cpu")
+    assert config.codec == "tiny"
+    broken = Request({"chunk": np.frombuffer(b"{}", np.uint8)})
+    assert model.execute([broken]) is None
+    assert broken.sender.is_final
+    model.finalize()
+    assert made == []

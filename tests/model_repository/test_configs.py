@@ -1,0 +1,68 @@
+"""The model configs say what the schema says, and the ensemble is wired by equal names."""
+
+from typing import Any
+
+import pytest
+
+from python_backend.triton_io.schema import MODELS, TensorSpec
+from tests.model_repository.pbtxt import ROOT, read_config
+
+
+def as_spec(entry: dict[str, Any]) -> tuple[str, str, tuple[int, ...]]:
+    return entry["name"][0], entry["data_type"][0].removeprefix("TYPE_"), tuple(entry["dims"])
+
+
+def plain(specs: tuple[TensorSpec, ...]) -> list[tuple[str, str, tuple[int, ...]]]:
+    return [(spec.name, spec.dtype, spec.dims) for spec in specs]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_config_matches_the_schema(model: str) -> None:
+    config = read_config(model)
+    assert config["name"] == [model]
+    assert config["max_batch_size"] == [0]
+    assert [as_spec(entry) for entry in config["input"]] == plain(MODELS[model].inputs)
+    assert [as_spec(entry) for entry in config["output"]] == plain(MODELS[model].outputs)
+    assert [entry.get("optional") == ["true"] for entry in config["input"]] == [
+        spec.optional for spec in MODELS[model].inputs
+    ]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_transaction_policy_matches_the_schema(model: str) -> None:
+    policy = read_config(model).get("model_transaction_policy", [{"decoupled": ["false"]}])
+    assert (policy[0]["decoupled"] == ["true"]) is MODELS[model].is_decoupled
+
+
+def test_the_repository_holds_these_models_and_no_other() -> None:
+    assert {path.name for path in ROOT.iterdir() if path.is_dir()} == set(MODELS)
+
+
+@pytest.mark.parametrize("model", sorted(set(MODELS) - {"speech"}))
+def test_each_step_has_one_instance_and_no_dynamic_batching(model: str) -> None:
+    config = read_config(model)
+    assert config["backend"] == ["python"]
+    assert [group["count"] for group in config["instance_group"]] == [[1]]
+    assert "dynamic_batching" not in config
+
+
+def test_the_ensemble_maps_every_tensor_to_its_own_name() -> None:
+    steps = read_config("speech")["ensemble_scheduling"][0]["step"]
+    assert [step["model_name"][0] for step in steps] == ["preprocessor", "language_model", "acoustic_decoder"]
+    for step in steps:
+        schema = MODELS[step["model_name"][0]]
+        for field, specs in (("input_map", schema.inputs), ("output_map", schema.outputs)):
+            names = [spec.name for spec in specs]
+            assert [(entry["key"][0], entry["value"][0]) for entry in step[field]] == [(name, name) for name in names]
+
+
+def test_all_outputs_come_from_the_last_step() -> None:
+    assert MODELS["speech"].outputs == MODELS["acoustic_decoder"].outputs
+
+
+def test_checkpoints_are_found_from_each_models_own_folder() -> None:
+    folders = {
+        (ROOT / model / read_config(model)["parameters"][0]["value"][0]["string_value"][0]).resolve()
+        for model in ("preprocessor", "language_model", "acoustic_decoder")
+    }
+    assert folders == {ROOT / "language_model" / "1" / "checkpoint"}

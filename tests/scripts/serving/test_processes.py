@@ -1,0 +1,64 @@
+"""/proc read: families of processes, and the moment when one ends."""
+
+import os
+import subprocess
+import sys
+import time
+
+from scripts.serving.processes import Process, Watch, descendants, environment_of, kill, read_process
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+PARENT = [sys.executable, "-c", f"import subprocess; subprocess.run({SLEEP!r})"]
+
+
+def test_grandchildren_are_found() -> None:
+    parent = subprocess.Popen(PARENT)
+    deadline = time.monotonic() + 10
+    while len(descendants(parent.pid)) < 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    (grandchild,) = descendants(parent.pid)
+    assert parent.pid in {process.pid for process in descendants(os.getpid())}
+    assert grandchild.pid in {process.pid for process in descendants(os.getpid())}
+    kill([parent.pid, grandchild.pid])
+    parent.wait()
+
+
+def test_a_watch_notices_the_first_end_at_once() -> None:
+    first, second = subprocess.Popen(SLEEP), subprocess.Popen(SLEEP)
+    watch = Watch([read_process(first.pid), read_process(second.pid)])
+    assert watch.wait(0.01) == []
+    second.kill()
+    begun = time.monotonic()
+    assert [process.pid for process in watch.wait(10)] == [second.pid]
+    assert time.monotonic() - begun < 1
+    watch.close()
+    first.kill()
+    first.wait()
+    second.wait()
+
+
+def test_a_watch_on_a_process_that_is_gone_says_so() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    gone = Process(process.pid, 1, 1, "gone", "")
+    assert Watch([gone]).wait(10) == [gone]
+
+
+def test_the_environment_of_a_process_can_be_read() -> None:
+    process = subprocess.Popen(SLEEP, env={"COLOUR": "green"})
+    deadline = time.monotonic() + 10
+    while environment_of(process.pid, "COLOUR") is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert environment_of(process.pid, "COLOUR") == "green"
+    assert environment_of(process.pid, "COLO") is None
+    process.kill()
+    process.wait()
+    assert environment_of(process.pid, "COLOUR") is None
+
+
+def test_stubs_and_engines_are_workers() -> None:
+    assert Process(1, 0, 1, "triton_python_b", "/x/triton_python_backend_stub model.py").is_worker
+    assert Process(1, 0, 1, "VLLM::EngineCor", "VLLM::EngineCore").is_worker
+    assert not Process(1, 0, 1, "python3", "python3 -c from multiprocessing.resource_tracker").is_worker

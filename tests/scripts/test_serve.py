@@ -1,0 +1,206 @@
+"""The launcher with a stand-in for tritonserver: a script that can abort, get ready, lose a stub, and drain."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from python_backend.triton_io.flow import FlowTable
+from scripts.serving.environment import ROOT
+
+# Started as tritonserver is. Aborts as often as the file `aborts` says; otherwise answers "ready" and has a child
+# that is named as a stub is.
+SERVER = """#!{python}
+import http.server, os, pathlib, signal, subprocess, sys
+here = pathlib.Path({here!r})
+with (here / "starts").open("a") as starts:
+    starts.write(os.environ["STRETTO_LAUNCH_ID"] + "\\n")
+left = int((here / "aborts").read_text())
+if left:
+    (here / "aborts").write_text(str(left - 1))
+    print("boost::interprocess::lock_exception", flush=True)
+    os.abort()
+if (here / "fails").exists():
+    print("E1 \\"failed to load 'language_model' version 1: Internal: no checkpoint\\"", flush=True)
+    sys.exit(1)
+prefix = next(a for a in sys.argv if "shm-region-prefix-name=" in a).split("shm-region-prefix-name=")[1]
+pathlib.Path("/dev/shm", prefix + "region").touch()
+stub = subprocess.Popen(["bash", "-c", "exec -a triton_python_backend_stub {here}/triton_python_backend_stub 60"])
+(here / "stub").write_text(str(stub.pid))
+signal.signal(signal.SIGTERM, lambda *_: (stub.kill(), os._exit(0)))
+class Ready(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *_):
+        pass
+port = next(int(a.split("=")[1]) for a in sys.argv if a.startswith("--http-port="))
+http.server.ThreadingHTTPServer(("127.0.0.1", port), Ready).serve_forever()
+"""
+LAUNCH = """
+import sys
+from pathlib import Path
+from scripts import serve
+from scripts.serving.installation import Installation
+serve.find_installation = lambda cache: Installation(Path(sys.argv[1]))
+sys.exit(serve.main(sys.argv[2:]))
+"""
+
+
+class Launched:
+    """A launcher in a process of its own, whose server is the script."""
+
+    def __init__(self, folder: Path, aborts: int, *flags: str) -> None:
+        self.folder = folder
+        (folder / "aborts").write_text(str(aborts))
+        stub = folder / "triton_python_backend_stub"  # a process is named by its file
+        stub.unlink(missing_ok=True)
+        stub.write_bytes(Path("/bin/sleep").read_bytes())
+        stub.chmod(0o755)
+        server = folder / "tritonserver"
+        server.write_text(SERVER.format(python=sys.executable, here=str(folder)))
+        server.chmod(0o755)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        arguments = ["--http-port", str(port), "--pid-file", str(folder / "serve.json"), "--cache", str(folder)]
+        self.output = (folder / "output").open("wb")
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCH, str(server), *arguments, *flags], stderr=self.output, cwd=ROOT
+        )
+
+    @property
+    def said(self) -> str:
+        return (self.folder / "output").read_text()
+
+    @property
+    def launch_id(self) -> str:
+        return (self.folder / "starts").read_text().split()[0]
+
+    @property
+    def stub(self) -> int:
+        return int((self.folder / "stub").read_text())
+
+    def until(self, condition: Callable[[], bool], timeout_s: float = 15) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, self.said
+            time.sleep(0.02)
+
+    def leftovers(self) -> list[str]:
+        return [path.name for path in Path("/dev/shm").glob(f"stretto_launch_{self.launch_id}*")]
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
+    made: list[Launched] = []
+
+    def start(aborts: int = 0, *flags: str) -> Launched:
+        made.append(Launched(tmp_path, aborts, *flags))
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.process.terminate()
+        each.process.wait(20)
+        each.output.close()
+
+
+def test_a_server_is_started_watched_and_stopped(launch: Callable[..., Launched], tmp_path: Path) -> None:
+    server = launch()
+    server.until(lambda: "ready after" in server.said)
+    record = json.loads((tmp_path / "serve.json").read_text())
+    assert (record["pid"], record["state"]) == (server.process.pid, "ready")
+    assert len(server.leftovers()) == 2  # the lock and the server's region
+    server.process.terminate()
+    assert server.process.wait(10) == 0
+    assert "drained" in server.said
+    assert server.leftovers() == []
+    assert not (tmp_path / "serve.json").exists()
+
+
+def test_aborted_starts_are_tried_again(launch: Callable[..., Launched]) -> None:
+    server = launch(2)
+    server.until(lambda: "ready after" in server.said)
+    assert "start 2 of 4 aborted: the server ended with signal SIGABRT: boost" in server.said
+
+
+def test_a_server_that_aborts_every_time_is_given_up(launch: Callable[..., Launched]) -> None:
+    server = launch(9, "--start-attempts=2")
+    assert server.process.wait(15) == 1
+    assert "aborted 2 times" in server.said
+    assert server.leftovers() == []
+
+
+def test_a_model_that_does_not_load_is_named_and_not_tried_again(
+    launch: Callable[..., Launched], tmp_path: Path
+) -> None:
+    (tmp_path / "fails").touch()
+    server = launch()
+    assert server.process.wait(15) == 1
+    assert "failed to load 'language_model' version 1: Internal: no checkpoint" in server.said
+    assert f"the whole log: {tmp_path}" in server.said
+    assert (tmp_path / "starts").read_text().count("\n") == 1
+
+
+def test_a_dead_stub_restarts_the_server(launch: Callable[..., Launched]) -> None:
+    server = launch()
+    server.until(lambda: "ready after" in server.said)
+    first = server.stub
+    os.kill(first, signal.SIGKILL)
+    server.until(lambda: server.said.count("ready after") == 2)
+    assert f"triton_python_b (pid {first}) ended: restarting the server" in server.said
+    assert server.stub != first
+
+
+def test_streams_that_never_end_delay_the_stop_only_so_long(
+    launch: Callable[..., Launched],
+) -> None:
+    server = launch(0, "--drain-seconds=0.5")
+    server.until(lambda: "ready after" in server.said)
+    pid = int(server.said.rpartition("pid ")[2])
+    table = busy_table(pid)
+    server.process.terminate()
+    assert server.process.wait(10) == 0
+    assert "stopping with 1 streams still open" in server.said
+    table.remove()
+
+
+def test_a_second_signal_stops_at_once(launch: Callable[..., Launched]) -> None:
+    server = launch(0, "--drain-seconds=60")
+    server.until(lambda: "ready after" in server.said)
+    table = busy_table(int(server.said.rpartition("pid ")[2]))
+    server.process.terminate()
+    time.sleep(0.4)
+    assert server.process.poll() is None
+    server.process.terminate()
+    assert server.process.wait(5) == 0
+    table.remove()
+
+
+def test_killing_the_launcher_takes_the_server_along_and_the_next_one_cleans_up(
+    launch: Callable[..., Launched],
+) -> None:
+    server = launch()
+    server.until(lambda: "ready after" in server.said)
+    server.process.kill()
+    server.process.wait()
+    assert server.leftovers() != []
+    launch_id = server.launch_id
+    following = launch()
+    following.until(lambda: "ready after" in following.said)
+    assert f"cleaned up after launch {launch_id}" in following.said
+    assert server.leftovers() == []
+
+
+def busy_table(server_pid: int) -> FlowTable:
+    table = FlowTable.create(server_pid, 4)
+    table.claim()
+    return table
