@@ -1,0 +1,83 @@
+"""What a request must fulfil before it is queued; each refusal names the field, the limit and what came."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from python_backend.engine.pairs import max_blocks
+from python_backend.engine.rules import SegmentRules
+from python_backend.errors import InvalidRequest
+from python_backend.families.base import Task
+from python_backend.families.prompt import Prompt
+from python_backend.sampling.params import SamplingConfig
+from python_backend.streams.segment import Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What the engine can hold at once."""
+
+    num_blocks: int
+    block_size: int
+    max_num_seqs: int
+
+
+def admit(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
+    """`prompt`, ready to be queued, guidance off where its task has no audio; InvalidRequest if it can never run."""
+    tasks = {task.name: task for task in rules.family.tasks}
+    if prompt.task not in tasks:
+        raise InvalidRequest("task", f"one of {sorted(tasks)}", repr(prompt.task))
+    task = tasks[prompt.task]
+    if Segment.AUDIO not in task.segments:
+        prompt = replace(prompt, sampling=replace(prompt.sampling, guidance_scale=1.0))
+    _check_rows(prompt.rows, rules)
+    _check_length(prompt, task, rules)
+    if prompt.sampling.guidance_scale != 1.0:
+        _check_pair(prompt, task, rules, capacity)
+    return prompt
+
+
+def _check_rows(rows: np.ndarray, rules: SegmentRules) -> None:
+    layout = rules.family.layout
+    if rows.ndim != 2 or rows.shape[1] != layout.num_input_streams or len(rows) == 0 or rows.dtype != np.int32:
+        raise InvalidRequest("rows", f"int32 [P >= 1, {layout.num_input_streams}]", f"{rows.dtype} {list(rows.shape)}")
+    for stream in range(layout.num_input_streams):
+        ids = rows[:, stream]
+        allowed = range(layout.vocab_size)
+        if 0 < stream < layout.num_output_streams:
+            allowed, ids = layout.audio[stream], ids[ids != layout.pad_id]
+        if ids.size and not (allowed.start <= ids.min() and ids.max() < allowed.stop):
+            expected = f"ids of stream {stream} in [{allowed.start}, {allowed.stop})"
+            raise InvalidRequest("rows", expected, f"{ids.min()} ... {ids.max()}")
+
+
+def _check_length(prompt: Prompt, task: Task, rules: SegmentRules) -> None:
+    begins = task.segments[0]
+    limit = rules.text_limit(task) if begins is Segment.TEXT else rules.audio_limit - 1
+    if len(prompt.rows) > limit:
+        raise InvalidRequest("rows", f"at most {limit} rows before a reply to {task.name}", len(prompt.rows))
+
+
+def max_rows(num_prompt_rows: int, task: Task, sampling: SamplingConfig, rules: SegmentRules) -> int:
+    """The most rows that a request may come to hold, prompt included."""
+    rows = num_prompt_rows
+    if Segment.TEXT in task.segments:
+        rows += sampling.text.max_rows + 1
+    if Segment.AUDIO in task.segments:
+        rows += len(rules.family.transition) + sampling.audio.max_rows + 1 + rules.tail
+    return min(rows, rules.max_model_len)
+
+
+def _check_pair(prompt: Prompt, task: Task, rules: SegmentRules, capacity: Capacity) -> None:
+    if capacity.max_num_seqs < 2:
+        raise InvalidRequest("options.guidance_scale", "1.0, as max_num_seqs is 1", prompt.sampling.guidance_scale)
+    if task.segments[0] is Segment.AUDIO and len(prompt.rows) < 2:
+        raise InvalidRequest("rows", "at least 2 rows before a guided reply that begins with audio", len(prompt.rows))
+    rows = max_rows(len(prompt.rows), task, prompt.sampling, rules)
+    needed, usable = max_blocks(rows, capacity.block_size, is_guided=True), capacity.num_blocks - 1
+    if needed > usable:  # vLLM keeps one block for itself
+        raise InvalidRequest(
+            "options.audio.max_rows",
+            f"a reply whose two halves fit in the {usable} KV blocks of {capacity.block_size} rows",
+            f"{rows} rows each, {needed} blocks",
+        )

@@ -1,0 +1,50 @@
+"""What a stock causal language model needs to read rows of several streams."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from vllm.config import VllmConfig
+from vllm.sequence import IntermediateTensors
+
+from python_backend.engine.family import family_of
+
+
+class MultiStreamMixin:
+    """Sums the embeddings of a row's streams; the sampler, which knows each row's segment, applies the heads."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.family = family_of(vllm_config.model_config.hf_config)
+
+    @staticmethod
+    def get_model_state_cls() -> type:
+        """vLLM's hook for per-request state beside the model."""
+        from python_backend.engine.state import SpeechModelState
+
+        return SpeechModelState
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        positions: torch.Tensor,
+        intermediate_tensors: IntermediateTensors | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        codes: torch.Tensor | None = None,
+    ) -> Any:
+        """Hidden states [N, H] of rows with `input_ids` [N] on stream 0 and `codes` [N, S - 1] on the others."""
+        if inputs_embeds is None and input_ids is not None and codes is not None:
+            inputs_embeds = self.embed_rows(input_ids, codes)
+        return self.model(
+            None if inputs_embeds is not None else input_ids, positions, intermediate_tensors, inputs_embeds
+        )
+
+    def embed_rows(self, input_ids: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """The sum of all streams' embeddings [N, H]; pad contributes nothing, except on stream 0."""
+        return self.model.embed_input_ids(input_ids) + F.embedding_bag(
+            codes, self.model.embed_tokens.weight, mode="sum", padding_idx=self.family.layout.pad_id
+        )
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The hidden states, as they are: which head a row needs depends on its segment (`heads.py`)."""
+        return hidden_states

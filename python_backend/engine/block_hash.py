@@ -1,0 +1,36 @@
+"""The identity of a KV block: the ids of all streams, not of stream 0 alone.
+
+vLLM hashes the tokens of stream 0. Two prompts with the same stream 0 and different codes would share KV blocks.
+"""
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+from vllm.v1.core.kv_cache_utils import BlockHash
+from vllm.v1.request import Request
+
+RowsOf = Callable[[int, int], np.ndarray]
+
+
+def row_block_hasher(block_size: int, codes: RowsOf) -> Callable[[Request], list[BlockHash]]:
+    """A block hasher for one request; `codes(first, last)` are the ids of its streams 1 ... in rows first ... last - 1.
+
+    Each hash covers its block and, through the hash before it, every row before that.
+    """
+
+    def hash_new_blocks(request: Request) -> list[BlockHash]:
+        hashes = list[BlockHash]()
+        previous = request.block_hashes[-1] if request.block_hashes else (request.cache_salt or "").encode()
+        first = len(request.block_hashes) * block_size
+        while first + block_size <= request.num_tokens:
+            last = first + block_size
+            digest = hashlib.sha256(previous)
+            digest.update(np.asarray(request.all_token_ids[first:last], np.int32).tobytes())
+            digest.update(np.ascontiguousarray(codes(first, last), np.int32).tobytes())
+            previous = BlockHash(digest.digest())
+            hashes.append(previous)
+            first = last
+        return hashes
+
+    return hash_new_blocks

@@ -1,0 +1,35 @@
+"""How vLLM is started: environment, then configuration. vllm is imported only once the environment is right."""
+
+from typing import TYPE_CHECKING
+
+from python_backend.config import EngineConfig
+from python_backend.engine.environment import prepare_environment
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+SCHEDULER = "python_backend.engine.scheduler.SpeechScheduler"
+ASYNC_SCHEDULER = "python_backend.engine.scheduler.SpeechAsyncScheduler"
+
+
+def vllm_config(config: EngineConfig) -> "VllmConfig":
+    """vLLM's configuration for `config`, with what the plugin decides; ValueError where it cannot work."""
+    prepare_environment()
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
+
+    arguments = dict(config.engine_args)
+    wants_async = arguments.pop("async_scheduling", not current_platform.is_cpu())
+    args = AsyncEngineArgs(
+        model=str(config.checkpoint),
+        skip_tokenizer_init=True,
+        scheduler_cls=ASYNC_SCHEDULER if wants_async else SCHEDULER,
+        async_scheduling=wants_async,
+        **arguments,
+    )
+    built = args.create_engine_config()
+    if not built.use_v2_model_runner:
+        raise ValueError("the speech plugin needs vLLM's Model Runner V2: set VLLM_USE_V2_MODEL_RUNNER=1")
+    # vLLM switches it off on CPU, where it gains little; tests ask for it all the same.
+    built.scheduler_config.async_scheduling = wants_async
+    return built

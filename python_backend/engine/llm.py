@@ -1,0 +1,183 @@
+"""`SpeechLLM`: the one door to the language model."""
+
+import secrets
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from python_backend.config import EngineConfig
+from python_backend.engine.admission import Capacity, admit
+from python_backend.engine.environment import prepare_environment
+from python_backend.engine.launch import vllm_config
+from python_backend.errors import InvalidRequest, StrettoError
+from python_backend.families.base import Family
+from python_backend.families.prompt import Prompt
+from python_backend.streams.chunk import LMChunk, Report
+
+prepare_environment()
+
+from vllm import SamplingParams  # noqa: E402
+from vllm.outputs import RequestOutput  # noqa: E402
+from vllm.sampling_params import RequestOutputKind  # noqa: E402
+from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
+
+from python_backend.engine.family import family_of  # noqa: E402
+from python_backend.engine.outputs import Trailer  # noqa: E402
+from python_backend.engine.params import SpeechParams  # noqa: E402
+from python_backend.engine.rules import SegmentRules  # noqa: E402
+from python_backend.engine.tracker import SegmentTracker  # noqa: E402
+from python_backend.engine.utterance import Utterance  # noqa: E402
+from python_backend.families.tokens import get_text_codec  # noqa: E402
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+
+@dataclass
+class Stats:
+    """Counters since the start, for metrics.
+
+    active, pairs: replies, and guided ones among them, being generated now. unguided_total: frames of guided requests
+    that were sampled without guidance; any number but zero is a bug.
+    """
+
+    active: int = 0
+    pairs: int = 0
+    finished_total: int = 0
+    preempted_pairs_total: int = 0
+    frames_total: int = 0
+    unguided_total: int = 0
+
+
+class SpeechLLM:
+    """Generates speech and text with one vLLM engine."""
+
+    def __init__(self, engine: AsyncLLM, config: "VllmConfig"):
+        self._engine = engine
+        self.family: Family = family_of(config.model_config.hf_config)
+        self._rules = SegmentRules(self.family, config.model_config.max_model_len)
+        num_blocks = config.cache_config.num_gpu_blocks
+        assert num_blocks is not None, "the engine has not said how many KV blocks it has"
+        self._capacity = Capacity(num_blocks, config.cache_config.block_size, config.scheduler_config.max_num_seqs)
+        self._stats = Stats()
+        self._active: set[str] = set()
+
+    @classmethod
+    async def start(cls, config: EngineConfig) -> "SpeechLLM":
+        """Start the engine in a process of its own; it belongs to the running event loop."""
+        built = vllm_config(config)
+        return cls(AsyncLLM.from_vllm_config(built, disable_log_stats=True), built)
+
+    def stats(self) -> Stats:
+        """The counters now."""
+        return replace(self._stats)
+
+    def shutdown(self) -> None:
+        """Stop the engine and its process."""
+        self._engine.shutdown()
+
+    async def generate(self, prompt: Prompt, request_id: str | None = None) -> AsyncIterator[LMChunk]:
+        """The chunks of one reply, the last with its report; closing the iterator aborts the reply in the engine.
+
+        Raises InvalidRequest, before anything is queued, for a prompt that could never run.
+        """
+        request_id = request_id or uuid.uuid4().hex
+        if request_id in self._active:
+            raise InvalidRequest("request_id", "an id that is not in use", request_id)
+        prompt = admit(prompt, self._rules, self._capacity)
+        if prompt.sampling.seed is None:
+            prompt = replace(prompt, sampling=replace(prompt.sampling, seed=secrets.randbits(63)))
+        is_guided = prompt.sampling.guidance_scale != 1.0
+        self._active.add(request_id)
+        self._stats.active += 1
+        self._stats.pairs += is_guided
+        try:
+            async with aclosing(self._generate(prompt, request_id)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            self._active.discard(request_id)
+            self._stats.active -= 1
+            self._stats.pairs -= is_guided
+
+    async def _generate(self, prompt: Prompt, request_id: str) -> AsyncIterator[LMChunk]:
+        clock = _Clock()
+        task = self.family.task(prompt.task)
+        tracker = SegmentTracker(self._rules, task, prompt.sampling, len(prompt.rows))
+        utterance = Utterance(tracker, prompt.words, get_text_codec(self.family.name))
+        inputs = {"prompt_token_ids": prompt.rows[:, 0].tolist()}
+        width = self.family.layout.num_output_streams
+        async with aclosing(self._engine.generate(inputs, self._sampling_params(prompt), request_id)) as outputs:
+            async for output in outputs:
+                ids, trailer = _split(output)
+                for start in range(0, len(ids), width):
+                    for chunk in utterance.push(ids[start : start + width]):
+                        clock.see(chunk)
+                        yield chunk
+        yield utterance.finish(self._report(prompt, utterance, trailer, clock))
+
+    def _sampling_params(self, prompt: Prompt) -> SamplingParams:
+        params = SpeechParams(prompt.task, prompt.sampling, prompt.rows[:, 1:])
+        return SamplingParams(
+            temperature=0.0,
+            max_tokens=self._rules.max_model_len - len(prompt.rows),
+            stop_token_ids=[self.family.end_of_reply],
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+            extra_args=params.to_extra_args(),
+        )
+
+    def _report(self, prompt: Prompt, utterance: Utterance, trailer: Trailer | None, clock: "_Clock") -> Report:
+        assert trailer is not None, "the engine ended a reply without its trailer"
+        tracker, scale = utterance.tracker, prompt.sampling.guidance_scale
+        assert prompt.sampling.seed is not None
+        self._stats.finished_total += 1
+        self._stats.frames_total += tracker.num_frames
+        if scale != 1.0:
+            self._stats.preempted_pairs_total += trailer.num_preemptions
+            self._stats.unguided_total += tracker.num_frames - trailer.num_guided_frames
+        return Report(
+            finish_reason="length" if tracker.was_cut else "stop",
+            num_prompt_rows=len(prompt.rows),
+            num_text_tokens=tracker.num_text_tokens,
+            num_frames=tracker.num_frames,
+            guided_frames=trailer.num_guided_frames,
+            guidance_scale=scale,
+            seed=prompt.sampling.seed,
+            queue_s=trailer.queue_us / 1e6,
+            first_frame_s=clock.first_frame_s or (clock.elapsed_s if tracker.num_frames else None),
+            total_s=clock.elapsed_s,
+        )
+
+
+class _Clock:
+    """Seconds since a reply was asked for."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self.first_frame_s: float | None = None
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self._start
+
+    def see(self, chunk: LMChunk) -> None:
+        """Note when the first frames pass."""
+        if chunk.codes is not None and self.first_frame_s is None:
+            self.first_frame_s = self.elapsed_s
+
+
+def _split(output: RequestOutput) -> tuple[list[int], Trailer | None]:
+    """The row ids that `output` brings, and the trailer if it is the last."""
+    (completion,) = output.outputs
+    ids = list(completion.token_ids)
+    if not output.finished:
+        return ids, None
+    if completion.finish_reason not in ("stop", "length"):
+        raise StrettoError(f"{output.request_id}: the engine ended the reply with {completion.finish_reason!r}")
+    size = len(Trailer._fields)
+    return ids[:-size], Trailer(*ids[-size:])

@@ -1,0 +1,47 @@
+"""What a request asks for, as it travels inside vLLM's sampling parameters."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from python_backend.sampling.params import SamplingConfig, SegmentSampling
+
+KEY = "speech"
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechParams:
+    """One half of a reply: its task, how it is drawn, and the prompt's streams beside stream 0.
+
+    codes: int32 [P, S - 1], the token ids of the streams 1 ... of every prompt row.
+    """
+
+    task: str
+    sampling: SamplingConfig
+    codes: np.ndarray
+    is_unconditional: bool = False
+
+    @property
+    def is_guided(self) -> bool:
+        return self.sampling.guidance_scale != 1.0
+
+    def to_extra_args(self) -> dict[str, Any]:
+        """These parameters as plain data for `SamplingParams.extra_args`."""
+        record = {
+            "task": self.task,
+            "sampling": asdict(self.sampling),
+            "codes": self.codes.astype(np.int32).tobytes(),
+            "is_unconditional": self.is_unconditional,
+        }
+        return {KEY: record}
+
+    @classmethod
+    def from_extra_args(cls, extra_args: dict[str, Any], num_streams: int) -> "SpeechParams":
+        """The inverse of `to_extra_args`, for rows of `num_streams` input streams."""
+        record = extra_args[KEY]
+        sampling = dict(record["sampling"])
+        for segment in ("text", "audio"):
+            sampling[segment] = SegmentSampling(**sampling[segment])
+        codes = np.frombuffer(record["codes"], np.int32).reshape(-1, num_streams - 1)
+        return cls(record["task"], SamplingConfig(**sampling), codes, record["is_unconditional"])

@@ -1,0 +1,81 @@
+"""Before a step: what each running request may compute, and who gives way so that it fits. A part of the scheduler."""
+
+import time
+from typing import Any
+
+from vllm.v1.request import Request
+
+from python_backend.engine.outputs import ReplyOutputs
+from python_backend.engine.pairs import RunningRow, plan_grants
+
+
+class StepPlanning(ReplyOutputs):
+    """Grants rows to whole pairs and preempts whole pairs, so that vLLM's own preemption finds nothing to do."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._grants: dict[str, int] = {}
+        self._admits = True
+
+    def _plan(self) -> None:
+        """Grant rows for the next step, preempting from the tail until their blocks fit; then nobody is admitted."""
+        self._admits = True
+        while True:
+            rows = [self._running_row(request) for request in self.running]
+            self._grants = plan_grants(rows, self.max_num_scheduled_tokens)
+            tail = self._tail()
+            if self._fits() or tail == self.running:
+                return
+            self._preempt(tail)
+            self._admits = False
+
+    def _running_row(self, request: Request) -> RunningRow:
+        remaining = request.num_tokens + request.num_output_placeholders - request.num_computed_tokens
+        reply = self.replies[request.request_id]
+        if self._guidance_has_begun(request):
+            assert reply.pair is not None
+            return RunningRow(request.request_id, remaining, reply.pair.other(request.request_id))
+        return RunningRow(request.request_id, remaining, may_finish=not reply.params.is_unconditional)
+
+    def _guidance_has_begun(self, request: Request) -> bool:
+        """Whether the next row that the pair of `request` samples is guided."""
+        pair = self.replies[request.request_id].pair
+        if pair is None:
+            return False
+        conditional = self.requests[pair.conditional]
+        return conditional.num_output_tokens + conditional.num_output_placeholders >= pair.first_output
+
+    def _fits(self) -> bool:
+        """Whether the blocks that the grants need are free; an upper bound spares the exact count most steps."""
+        free = self.kv_cache_manager.block_pool.get_num_free_blocks()
+        size = self.block_size
+        if sum(-(-grant // size) for grant in self._grants.values()) <= free:
+            return True
+        needed = 0
+        for request in self.running:
+            held = len(self.kv_cache_manager.get_blocks(request.request_id).blocks[0])
+            stop = request.num_computed_tokens + self._grants[request.request_id]
+            needed += max(0, -(-stop // size) - held)
+        return needed <= free
+
+    def _tail(self) -> list[Request]:
+        """The running halves of the pair, or the single request, that gives way first."""
+        if not self.running:
+            return []
+        last = self.running[-1]
+        partner = self.replies.partner(last.request_id)
+        return [request for request in self.running if request.request_id in (last.request_id, partner)]
+
+    def _preempt(self, halves: list[Request]) -> None:
+        """Preempt what `_tail` returned; the queue then begins with the conditional half and its partner."""
+        now = time.monotonic()
+        conditional_last = sorted(
+            halves, key=lambda request: not self.replies[request.request_id].params.is_unconditional
+        )
+        waiting = self.replies.partner(halves[0].request_id) if len(halves) == 1 else None
+        if waiting is not None and (partner := self.requests.get(waiting)) is not None:
+            self.waiting.remove_request(partner)
+            self.waiting.prepend_request(partner)
+        for request in conditional_last:
+            self.running.remove(request)
+            self._preempt_request(request, now)

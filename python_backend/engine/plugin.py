@@ -1,0 +1,22 @@
+"""The entry point `vllm.general_plugins`: vLLM calls `register` in every process it starts."""
+
+BACKBONES = "python_backend.engine.backbones"
+ARCHITECTURES = {
+    "StrettoQwen3ForCausalLM": f"{BACKBONES}.qwen3:StrettoQwen3ForCausalLM",
+    "StrettoLlamaForCausalLM": f"{BACKBONES}.llama:StrettoLlamaForCausalLM",
+}
+
+
+def register() -> None:
+    """Name the model classes to vLLM and, without a GPU, put twins in the place of its Triton kernels."""
+    from vllm import ModelRegistry
+    from vllm.platforms import current_platform
+
+    known = ModelRegistry.get_supported_archs()
+    for name, path in ARCHITECTURES.items():
+        if name not in known:
+            ModelRegistry.register_model(name, path)
+    if current_platform.is_cpu():
+        from python_backend.engine.cpu_kernels import install
+
+        install()

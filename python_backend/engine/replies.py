@@ -1,0 +1,121 @@
+"""What the scheduler knows of each reply: the copy of its state that outlives preemption."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from vllm.v1.request import Request
+
+from python_backend.engine.history import RowHistory
+from python_backend.engine.pairs import GuidancePair, unconditional_rows
+from python_backend.engine.params import SpeechParams
+from python_backend.engine.rules import SegmentRules
+from python_backend.engine.tracker import SegmentTracker
+from python_backend.streams.segment import Segment
+
+UNCONDITIONAL_SUFFIX = "#unconditional"
+
+
+def partner_of(request_id: str) -> str:
+    """The id of the other half of a guidance pair."""
+    if request_id.endswith(UNCONDITIONAL_SUFFIX):
+        return request_id.removesuffix(UNCONDITIONAL_SUFFIX)
+    return request_id + UNCONDITIONAL_SUFFIX
+
+
+@dataclass
+class Reply:
+    """One half of a reply. `pair` is None where guidance has no part in it; `tracker` follows the conditional half."""
+
+    request: Request
+    params: SpeechParams
+    history: RowHistory
+    tracker: SegmentTracker
+    pair: GuidancePair | None = None
+    num_guided_frames: int = 0
+    queue_s: float | None = None
+
+    def row(self) -> np.ndarray:
+        """The codes of its newest row, [S - 1]."""
+        return self.history.rows(self.request.num_tokens - 1, self.request.num_tokens)[0]
+
+
+class ReplyTable:
+    """All replies that the scheduler holds, by request id; a reply is added and removed with its request."""
+
+    def __init__(self, rules: SegmentRules):
+        self.rules = rules
+        self._replies: dict[str, Reply] = {}
+
+    def __getitem__(self, request_id: str) -> Reply:
+        return self._replies[request_id]
+
+    def __len__(self) -> int:
+        return len(self._replies)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._replies)
+
+    def get(self, request_id: str) -> Reply | None:
+        """The reply of `request_id`, None once it has been removed."""
+        return self._replies.get(request_id)
+
+    def partner(self, request_id: str) -> str | None:
+        """The id of the other half of `request_id`, where there is one."""
+        reply = self._replies.get(request_id)
+        return None if reply is None or reply.pair is None else reply.pair.other(request_id)
+
+    def add(self, request: Request) -> Reply:
+        """The reply to a request that has just arrived."""
+        family = self.rules.family
+        assert request.sampling_params is not None
+        extra_args = request.sampling_params.extra_args
+        assert extra_args is not None, f"{request.request_id} did not come through SpeechLLM"
+        params = SpeechParams.from_extra_args(extra_args, family.layout.num_input_streams)
+        task = family.task(params.task)
+        tracker = SegmentTracker(self.rules, task, params.sampling, request.num_prompt_tokens)
+        is_guided = params.is_guided and Segment.AUDIO in task.segments
+        pair = GuidancePair(request.request_id) if is_guided else None
+        reply = Reply(request, params, RowHistory(params.codes), tracker, pair)
+        self._replies[request.request_id] = reply
+        return reply
+
+    def add_unconditional(self, reply: Reply) -> Request:
+        """The other half of `reply`, whose audio segment is about to begin; its context is all rows before that."""
+        pair, conditional, tracker = reply.pair, reply.request, reply.tracker
+        assert pair is not None
+        context = self._context(reply)
+        pair.first_output = tracker.audio_start - conditional.num_prompt_tokens
+        pair.unconditional = partner_of(conditional.request_id)
+        params = replace(reply.params, codes=context[:, 1:], is_unconditional=True)
+        sampling_params = copy.copy(conditional.sampling_params)
+        sampling_params.extra_args = None
+        sampling_params.max_tokens = conditional.max_tokens - pair.first_output
+        request = Request(
+            request_id=pair.unconditional,
+            prompt_token_ids=context[:, 0].tolist(),
+            sampling_params=sampling_params,
+            pooling_params=None,
+            client_index=conditional.client_index,
+            arrival_time=conditional.arrival_time,
+            cache_salt=conditional.cache_salt,
+        )
+        self._replies[request.request_id] = Reply(request, params, RowHistory(params.codes), tracker, pair)
+        return request
+
+    def _context(self, reply: Reply) -> np.ndarray:
+        """The rows before the audio segment as the unconditional half sees them, [n, S] int32."""
+        family, num_rows = self.rules.family, reply.tracker.audio_start
+        request = reply.request
+        rows = np.full((num_rows, family.layout.num_input_streams), family.layout.pad_id, np.int32)
+        known = request.num_tokens
+        rows[:known, 0] = request.all_token_ids[:known]
+        rows[:known, 1:] = reply.history.rows(0, known)
+        if known < num_rows:  # the forced rows, which the model has yet to read
+            rows[known:, 0] = family.transition[known - num_rows :]
+        return unconditional_rows(rows, family.unconditional, family.layout.pad_id)
+
+    def remove(self, request_id: str) -> None:
+        """Forget a reply that has ended."""
+        self._replies.pop(request_id, None)

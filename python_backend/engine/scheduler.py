@@ -1,0 +1,118 @@
+"""vLLM's schedulers, sync and async, with guidance pairs that are admitted, preempted and finished together.
+
+Everything happens around the stock `schedule`. Inside its loop one hook decides, `_reserve_prefill_lookahead`: it is
+asked for every request right before KV blocks are allocated, and 0 means "not now".
+"""
+
+import time
+from typing import Any
+
+from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request, RequestStatus
+
+from python_backend.engine.planning import StepPlanning
+from python_backend.engine.state import SpeechRequestData
+
+
+class PairedScheduling(StepPlanning):
+    """The mixin, over either of vLLM's schedulers."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._check_config()
+
+    def _check_config(self) -> None:
+        config, family = self.vllm_config, self.replies.rules.family
+        if not config.use_v2_model_runner:
+            raise ValueError("the speech plugin needs vLLM's Model Runner V2: set VLLM_USE_V2_MODEL_RUNNER=1")
+        if self.policy != SchedulingPolicy.FCFS:
+            raise ValueError(f"scheduling_policy: expected fcfs, got {self.policy.value}")
+        if len(self.kv_cache_config.kv_cache_groups) != 1:
+            raise ValueError("the speech plugin supports models whose attention layers are all of one kind")
+        if config.max_concurrent_batches > 1 + len(family.transition):
+            raise ValueError(
+                f"{family.name}: {config.max_concurrent_batches} steps in flight would outrun its "
+                f"{len(family.transition)} transition rows; switch async scheduling off"
+            )
+
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        """One step: preempt by whole pairs until it fits, let vLLM schedule, check the invariant."""
+        self._plan()
+        output = super().schedule(throttle_prefills)
+        output.scheduled_new_reqs = [self._with_history(data) for data in output.scheduled_new_reqs]
+        self._check_pairs(output)
+        is_idle = not output.num_scheduled_tokens and not any(r.num_in_flight_tokens for r in self.running)
+        if is_idle and self._tail() != self.running:
+            self._preempt(self._tail())  # halves hold blocks and wait for each other's: the youngest gives way
+        return output
+
+    def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
+        """How many of the rows that vLLM wants to compute may be computed now."""
+        wanted = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
+        if request.status == RequestStatus.RUNNING:
+            return min(wanted, self._grants[request.request_id])
+        if not self._admits or not self._has_slot(request):
+            return 0
+        if self._may_not_finish(request):
+            wanted = min(wanted, request.num_tokens - num_computed_tokens - 1)
+        return wanted
+
+    def _may_not_finish(self, request: Request) -> bool:
+        """Whether `request` enters a step without its last row: halves sample only once both run."""
+        return self.replies[request.request_id].params.is_unconditional or self._guidance_has_begun(request)
+
+    def _has_slot(self, request: Request) -> bool:
+        """Whether `request` finds a run slot, with those kept free that the halves of running pairs will need."""
+        running = {other.request_id for other in self.running}
+        owed = 0
+        for request_id in running:
+            pair = self.replies[request_id].pair
+            owed += pair is not None and pair.other(request_id) not in running
+        pair = self.replies[request.request_id].pair
+        needed = 1
+        if pair is not None:
+            needed = 0 if pair.other(request.request_id) in running else 2
+        return len(running) + owed + needed <= self.max_num_active_reqs
+
+    def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
+        """vLLM's lookup, a block shorter where it would leave a half with nothing to compute before it may sample."""
+        blocks, num_tokens, boundary, diverged = super()._get_local_prefix_cache_hit(request)
+        if num_tokens > 0 and request.num_tokens - num_tokens < 2 and self._may_not_finish(request):
+            num_tokens -= self.block_size
+            blocks = self.kv_cache_manager.truncate_computed_blocks(blocks, num_tokens)
+        return blocks, num_tokens, boundary, diverged
+
+    def _with_history(self, data: NewRequestData) -> SpeechRequestData:
+        reply = self.replies[data.req_id]
+        if reply.queue_s is None:
+            reply.queue_s = time.time() - reply.request.arrival_time
+        return SpeechRequestData.of(data, reply.params, reply.history.rows(0, reply.request.num_tokens))
+
+    def _check_pairs(self, output: SchedulerOutput) -> None:
+        """The invariant: a half that samples a guided row has its other half sample in the same step."""
+        scheduled = output.num_scheduled_tokens
+        for request_id in scheduled:
+            pair, request = self.replies[request_id].pair, self.requests[request_id]
+            if pair is None or request.is_prefill_chunk:
+                continue
+            conditional = self.requests[pair.conditional]
+            sampled = conditional.num_output_tokens + conditional.num_output_placeholders - self._placeholders
+            if request is conditional and sampled < pair.first_output:
+                continue
+            other = pair.other(request_id)
+            samples = other in scheduled and not self.requests[other].is_prefill_chunk
+            assert samples, f"{request_id} would sample without {other}: {scheduled}, output {sampled} of {pair}"
+
+
+class SpeechScheduler(PairedScheduling, Scheduler):
+    """One step at a time."""
+
+
+class SpeechAsyncScheduler(PairedScheduling, AsyncScheduler):
+    """The next step is scheduled while one is in flight."""
+
+    _placeholders = 1

@@ -1,0 +1,126 @@
+"""Per-request state beside the model, one row of device tables per run slot: vLLM's `ModelState` hook.
+
+Nothing here is authoritative: after a preemption the scheduler ships what a slot needs (`SpeechRequestData`).
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from vllm.config import VllmConfig
+from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.mm.encoder_cache import EncoderCache
+from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+from vllm.v1.worker.gpu.sample.sampler import Sampler
+from vllm.v1.worker.gpu.states import RequestState
+
+from python_backend.engine.family import family_of
+from python_backend.engine.heads import StreamHeads
+from python_backend.engine.machine import SegmentMachine
+from python_backend.engine.params import SpeechParams
+from python_backend.engine.replies import partner_of
+from python_backend.engine.rules import SegmentRules
+from python_backend.engine.sampler import SpeechSampler
+from python_backend.engine.slots import SlotTables
+from python_backend.engine.tracker import SegmentTracker
+
+NO_SLOT = -1
+
+
+@dataclass
+class SpeechRequestData(NewRequestData):
+    """What the scheduler tells the worker of a request that gets a slot.
+
+    codes: int32 [n, S - 1], the streams 1 ... of all its rows so far, prompt and reply.
+    """
+
+    params: SpeechParams | None = None
+    codes: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, data: NewRequestData, params: SpeechParams, codes: np.ndarray) -> "SpeechRequestData":
+        """`data` with the request's parameters and history."""
+        stock = {column.name: getattr(data, column.name) for column in fields(NewRequestData)}
+        return cls(**stock, params=params, codes=codes)
+
+
+class SpeechModelState(DefaultModelState):
+    """Slots, the pairs among them, and the codes that the model reads beside stream 0."""
+
+    def __init__(
+        self, vllm_config: VllmConfig, model: nn.Module, encoder_cache: EncoderCache | None, device: torch.device
+    ):
+        super().__init__(vllm_config, model, encoder_cache, device)
+        self.rules = SegmentRules(family_of(self.model_config.hf_config), self.max_model_len)
+        self.tables = SlotTables(self.max_num_reqs, self.rules, device)
+        num_codes = self.rules.family.layout.num_input_streams - 1
+        # The address stays the same from step to step, as a CUDA graph wants it.
+        self._batch_codes = torch.zeros(self.max_num_tokens, num_codes, dtype=torch.int32, device=device)
+        self._slot_of: dict[str, int] = {}
+        self.partner = np.full(self.max_num_reqs, NO_SLOT, np.int64)
+        self.is_unconditional = np.zeros(self.max_num_reqs, np.bool_)
+
+    def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
+        """Fill a slot, from the beginning or, after a preemption, from where the reply stood."""
+        super().add_request(req_index, new_req_data)
+        assert isinstance(new_req_data, SpeechRequestData), f"{new_req_data.req_id} did not come through SpeechLLM"
+        params, codes = new_req_data.params, new_req_data.codes
+        assert params is not None
+        assert codes is not None
+        assert new_req_data.prefill_token_ids is not None
+        tracker = SegmentTracker(
+            self.rules, self.rules.family.task(params.task), params.sampling, new_req_data.prompt_len
+        )
+        if not params.is_unconditional:  # the other half's slot says where a pair stands
+            for token_id in new_req_data.prefill_token_ids[new_req_data.prompt_len :]:
+                tracker.push(token_id)
+        self.tables.stage(req_index, params, tracker, codes)
+        self._link(new_req_data.req_id, req_index, params.is_unconditional)
+
+    def _link(self, req_id: str, slot: int, is_unconditional: bool) -> None:
+        self._slot_of[req_id] = slot
+        self.is_unconditional[slot] = is_unconditional
+        partner = self._slot_of.get(partner_of(req_id), NO_SLOT)
+        self.partner[slot] = partner
+        if partner != NO_SLOT:
+            self.partner[partner] = slot
+
+    def remove_request(self, req_id: str) -> None:
+        """Empty a slot; its partner, if any, stands alone from here on."""
+        super().remove_request(req_id)
+        slot = self._slot_of.pop(req_id, NO_SLOT)
+        if slot == NO_SLOT:
+            return
+        partner = self.partner[slot]
+        if partner != NO_SLOT:
+            self.partner[partner] = self.partner[slot] = NO_SLOT
+
+    def apply_staged_writes(self) -> None:
+        """Bring the slots filled since the last step to the device."""
+        super().apply_staged_writes()
+        self.tables.apply_staged()
+
+    def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, Any]:
+        """Beside stream 0 the model reads the codes at each row's position: one gather for prefill and decode."""
+        inputs = super().prepare_inputs(input_batch, req_states)
+        num_rows = input_batch.num_tokens
+        slots = input_batch.idx_mapping
+        if num_rows != input_batch.num_reqs:
+            per_request = torch.from_numpy(input_batch.num_scheduled_tokens).to(slots.device, torch.int64)
+            slots = slots.repeat_interleave(per_request, output_size=num_rows)
+        codes = self._batch_codes[: input_batch.num_tokens_after_padding]
+        codes[:num_rows] = self.tables.codes[slots, input_batch.positions[:num_rows]]
+        codes[num_rows:] = self.rules.family.layout.pad_id
+        return {**inputs, "codes": codes}
+
+    def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
+        """The shapes of `prepare_inputs`, for profiling and graph capture."""
+        return {**super().prepare_dummy_inputs(num_reqs, num_tokens), "codes": self._batch_codes[:num_tokens]}
+
+    def custom_sampler(self, sampler: Sampler) -> tuple[SpeechSampler, None]:
+        """vLLM's hook for a sampler of one's own; there is no speculative decoding."""
+        heads = StreamHeads(self.model.lm_head, self.rules)
+        return SpeechSampler(sampler, self, heads, SegmentMachine(self.rules, self.device)), None

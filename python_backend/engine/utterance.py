@@ -1,0 +1,94 @@
+"""One reply on its way out: rows in, chunks of text and codes out."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from python_backend.engine.tracker import SegmentTracker
+from python_backend.families.tokens import TextCodec
+from python_backend.streams.chunk import Chunk, LMChunk, Report, WordMark
+from python_backend.streams.chunking import ChunkPolicy
+from python_backend.streams.delay import Undelayer
+from python_backend.streams.segment import Segment
+
+
+class Utterance:
+    """Follows a reply row by row; text leaves word by word, frames as the chunk policy says."""
+
+    def __init__(self, tracker: SegmentTracker, words: tuple[str, ...], codec: TextCodec):
+        family = tracker.rules.family
+        self.tracker = tracker
+        self._family, self._words, self._codec = family, words, codec
+        self._policy = ChunkPolicy(family.first_chunk_frames, family.steady_chunk_frames)
+        layout = family.layout
+        self._streams = np.asarray(layout.codebook_streams)
+        self._first_ids = np.asarray([layout.audio[s].start for s in layout.codebook_streams])
+        self._undelayer = Undelayer(tuple(layout.delays[s] for s in layout.codebook_streams))
+        self._reader = codec.reader(tracker.task.name)
+        self._marks: list[WordMark] = []
+        self._entry_words: list[int | None] | None = None
+        self._num_chunks = self._num_audio_chunks = self.num_sent_frames = 0
+
+    def push(self, row: Sequence[int]) -> Iterator[LMChunk]:
+        """Take the next row, the ids of all output streams; yields the chunks that it completes."""
+        token_id, pointer = row[0], self.tracker.pointer
+        segment = self.tracker.push(token_id)
+        if segment is Segment.TEXT:
+            text = self._reader.end() if self.tracker.audio_start >= 0 else self._read(token_id)
+            if text:
+                yield self._chunk(segment, text=text)
+        elif segment in (Segment.AUDIO, Segment.DRAIN):
+            if self.tracker.pointer > pointer:
+                self._mark(self.tracker.num_frames - 1)
+            self._undelayer.push(np.asarray(row)[self._streams])
+            yield from self._audio_chunks(segment)
+
+    def _read(self, token_id: int) -> str:
+        return self._reader.end() if token_id == self._family.end_of_reply else self._reader.push(token_id)
+
+    def _mark(self, frame: int) -> None:
+        """Note what begins to be spoken at `frame`: the first entry of a word, or a pause."""
+        if self._entry_words is None:
+            self._entry_words = self._codec.words(self.tracker.script)
+            spoken = {word for word in self._entry_words if word is not None}
+            if len(spoken) != len(self._words):
+                self._entry_words = []  # the model wrote other words than it was given
+        entry = self.tracker.pointer - 1
+        if entry >= len(self._entry_words):
+            return
+        word = self._entry_words[entry]
+        if word is None:
+            self._marks.append(WordMark(None, frame))
+        elif entry == 0 or self._entry_words[entry - 1] != word:
+            self._marks.append(WordMark(self._words[word], frame))
+
+    @property
+    def _num_ready(self) -> int:
+        """Frames that are complete, less any rows of the drain that hold no frame."""
+        if self.tracker.audio_end < 0:
+            return self._undelayer.num_ready
+        return min(self._undelayer.num_ready, self.tracker.num_frames - self.num_sent_frames)
+
+    def _audio_chunks(self, segment: Segment) -> Iterator[LMChunk]:
+        while self._num_ready >= (size := self._policy.size(self._num_audio_chunks)):
+            yield self._chunk(segment, codes=self._take(size))
+
+    def _take(self, num_frames: int) -> np.ndarray:
+        self.num_sent_frames += num_frames
+        self._num_audio_chunks += 1
+        return (self._undelayer.take(num_frames) - self._first_ids[:, None]).astype(np.int32)
+
+    def _chunk(self, segment: Segment, text: str = "", codes: np.ndarray | None = None) -> LMChunk:
+        sent = 0 if codes is None else sum(mark.frame < self.num_sent_frames for mark in self._marks)
+        marks, self._marks = tuple(self._marks[:sent]), self._marks[sent:]
+        chunk = Chunk(self._num_chunks, segment, text, marks)
+        self._num_chunks += 1
+        return LMChunk(chunk, codes)
+
+    def finish(self, report: Report) -> LMChunk:
+        """The last chunk: whatever is left, and the report."""
+        segment = Segment.DRAIN if self.tracker.audio_start >= 0 else Segment.TEXT
+        text = self._reader.end() if segment is Segment.TEXT else ""
+        codes = self._take(self._num_ready) if self._num_ready > 0 else None
+        last = Chunk(self._num_chunks, segment, text, tuple(self._marks), is_final=True, report=report)
+        return LMChunk(last, codes)

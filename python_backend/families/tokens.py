@@ -1,0 +1,105 @@
+"""What a family's text tokens say: pure functions from token ids to words a reader may see."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from python_backend.families import tiny
+
+
+class TextReader(Protocol):
+    """Reads one text segment, token by token."""
+
+    def push(self, token_id: int) -> str:
+        """What `token_id` adds to the text; empty where it only makes up part of a word."""
+        ...
+
+    def end(self) -> str:
+        """What is left when the segment ends."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextCodec:
+    """How a family's text segment is read, and which word each entry of its script belongs to.
+
+    reader: a fresh reader for a task. words: for each spoken token of a text segment, the index of its word, None for
+    a pause.
+    """
+
+    reader: Callable[[str], TextReader]
+    words: Callable[[Sequence[int]], list[int | None]]
+
+
+class _WordReader:
+    """Gathers tokens into words, a blank between them, so that text leaves word by word."""
+
+    def __init__(self, joiner: str, first: int | None = None):
+        self._joiner, self._waits_for = joiner, first
+        self._word: list[str] = []
+        self._has_text = False
+
+    def push(self, token_id: int) -> str:
+        if self._waits_for is not None:
+            if token_id == self._waits_for:
+                self._waits_for = None
+            return ""
+        if token_id in tiny.SPACE:
+            return self.end()
+        self._word.append(_spelling(token_id))
+        return ""
+
+    def end(self) -> str:
+        if not self._word:
+            return ""
+        text = " " * self._has_text + self._joiner.join(self._word)
+        self._word, self._has_text = [], True
+        return text
+
+
+def _spelling(token_id: int) -> str:
+    if token_id in tiny.SPOKEN:
+        name = tiny.PHONEMES[token_id - tiny.FIRST_PHONEME]
+        return "," if name == "pau" else name
+    return tiny.CHARACTERS[token_id - tiny.FIRST_CHARACTER]
+
+
+def _tiny_reader(task: str) -> TextReader:
+    """Phonemes as `dh-ax b-er-ch`, a pause as `,`; of a transcript only the characters after the separator."""
+    return _WordReader("", tiny.SEPARATOR) if task == "asr" else _WordReader("-")
+
+
+PAUSE = tiny.FIRST_PHONEME + tiny.PHONEMES.index("pau")
+
+
+def _tiny_words(token_ids: Sequence[int]) -> list[int | None]:
+    words: list[int | None] = []
+    count, is_inside = 0, False
+    for token_id in token_ids:
+        if token_id not in tiny.SPOKEN or token_id == PAUSE:
+            count, is_inside = count + is_inside, False
+            if token_id == PAUSE:
+                words.append(None)
+        else:
+            words.append(count)
+            is_inside = True
+    return words
+
+
+class _SilentReader:
+    """For a family whose text nobody reads."""
+
+    def push(self, token_id: int) -> str:
+        return ""
+
+    def end(self) -> str:
+        return ""
+
+
+CODECS = {"tiny": TextCodec(_tiny_reader, _tiny_words)}
+SILENT = TextCodec(lambda task: _SilentReader(), lambda token_ids: [None] * len(token_ids))
+
+
+def get_text_codec(family: str) -> TextCodec:
+    """The text codec of the family called `family`; one that says nothing where it has none."""
+    return CODECS.get(family, SILENT)

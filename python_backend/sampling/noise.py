@@ -1,0 +1,44 @@
+"""Noise that is a function of (seed, position, stream, token id) and of nothing else.
+
+No generator state: the same request draws the same codes alone, batched, after preemption and on any device.
+The mixer is lowbias32 of C. Wellons' hash prospector (https://nullprogram.com/blog/2018/07/31/, public domain).
+"""
+
+import torch
+
+POSITION_STEP, STREAM_STEP, TOKEN_STEP = -0x61C8864F, -0x7A143595, -0x3D4D51CB  # odd, as signed 32-bit
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    """lowbias32 of int32 `x`, in place; `>>` is arithmetic in torch, so the sign's copies are masked away."""
+    x ^= (x >> 16) & 0xFFFF
+    x *= 0x7FEB352D
+    x ^= (x >> 15) & 0x1FFFF
+    x *= -0x7B935975
+    x ^= (x >> 16) & 0xFFFF
+    return x
+
+
+def seed_key(seed: int) -> int:
+    """A seed of up to 63 bits, folded to a signed 32-bit key."""
+    words = torch.tensor([seed >> 32, 0], dtype=torch.int64).to(torch.int32)
+    low = (seed & 0xFFFFFFFF) - (1 << 32 if seed & 0x80000000 else 0)
+    return int(_mix(_mix(words[:1].clone()) + low))
+
+
+def stream_keys(seed_keys: torch.Tensor, positions: torch.Tensor, num_streams: int) -> torch.Tensor:
+    """One key for each row and stream: [B] int32, [B] int -> [B, S] int32."""
+    rows = _mix(seed_keys + positions.to(torch.int32) * POSITION_STEP)
+    streams = torch.arange(num_streams, dtype=torch.int32, device=rows.device) * STREAM_STEP
+    return _mix(rows[:, None] + streams)
+
+
+def uniform(keys: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+    """Uniform noise in (0, 1) for `keys` and `token_ids` (broadcast against each other): 23 bits, never 0 or 1."""
+    bits = (_mix(keys + token_ids.to(torch.int32) * TOKEN_STEP) >> 9) & 0x7FFFFF
+    return (bits.to(torch.float32) + 0.5) * 2.0**-23
+
+
+def gumbel(keys: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+    """Standard Gumbel noise; the argmax of logits plus it is a draw from their softmax."""
+    return uniform(keys, token_ids).log_().neg_().log_().neg_()

@@ -1,0 +1,50 @@
+"""The delay pattern and its inverse.
+
+Stream k trails the first by `delays[k]` rows. With delays (0, 1, 2) and T = 3 frames, `.` for padding:
+
+    row       0  1  2  3  4
+    stream 0  0  1  2  .  .
+    stream 1  .  0  1  2  .
+    stream 2  .  .  0  1  2
+"""
+
+import numpy as np
+
+
+def delay_codes(codes: np.ndarray, delays: tuple[int, ...], pad: int) -> np.ndarray:
+    """Frames as rows: codes [K, T] -> rows [T + max(delays), K], `pad` where a stream has nothing to say."""
+    num_codebooks, num_frames = codes.shape
+    rows = np.full((num_frames + max(delays), num_codebooks), pad, codes.dtype)
+    for k, delay in enumerate(delays):
+        rows[delay : delay + num_frames, k] = codes[k]
+    return rows
+
+
+def undelay_codes(rows: np.ndarray, delays: tuple[int, ...]) -> np.ndarray:
+    """The inverse: rows [T + max(delays), K] -> codes [K, T]."""
+    num_frames = rows.shape[0] - max(delays)
+    return np.stack([rows[delay : delay + num_frames, k] for k, delay in enumerate(delays)])
+
+
+class Undelayer:
+    """Frames from rows that arrive a few at a time; a frame is complete when its slowest stream has come."""
+
+    def __init__(self, delays: tuple[int, ...]):
+        self._delays = delays
+        self._rows: list[np.ndarray] = []
+
+    @property
+    def num_ready(self) -> int:
+        """How many complete frames wait to be taken."""
+        return max(0, len(self._rows) - max(self._delays))
+
+    def push(self, row: np.ndarray) -> None:
+        """Take the next row, [K]."""
+        self._rows.append(row)
+
+    def take(self, num_frames: int) -> np.ndarray:
+        """The next `num_frames` complete frames, [K, num_frames]."""
+        assert 0 < num_frames <= self.num_ready, (num_frames, self.num_ready)
+        rows = np.stack(self._rows[: num_frames + max(self._delays)])
+        del self._rows[:num_frames]
+        return undelay_codes(rows, self._delays)
