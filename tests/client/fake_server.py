@@ -128,6 +128,7 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
                 self.requests.append(read_request(message))
                 for step in self.script(self.requests[-1]):
                     if answer := await self.play(step, context):
+                        answer.infer_response.id = message.id
                         yield answer
         except asyncio.CancelledError:
             self.num_cancelled += 1
