@@ -82,14 +82,12 @@ class TinyCodec(torch.nn.Module):
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
         """Pcm [B, n] float32 in [-1, 1] of the window's frames, and the phase at the sample after them."""
-        samples = self.spec.samples_per_frame
-        first = window.left * samples
-        last = (window.codes.shape[2] - window.right) * samples
+        mels, frames = self.config.mel_frames, window.codes.shape[2] - window.right
         stacked = self.quantiser.decode(window.codes.to(self.device))
-        mel = stacked.unflatten(2, (self.config.mel_frames, NUM_MELS)).flatten(1, 2)
-        position = (window.first.to(self.device) - window.left) * samples
-        pcm, phases = self.vocoder(mel, position, first, window.state[:, 0])
-        return pcm[:, first:last].clamp(-1, 1), (phases[:, last:][:, :1] % 1.0)
+        mel = stacked.unflatten(2, (mels, NUM_MELS)).flatten(1, 2)
+        position = window.first.to(self.device) * self.spec.samples_per_frame
+        pcm, phase = self.vocoder(mel, window.left * mels, frames * mels, position, window.state[:, 0])
+        return pcm.clamp(-1, 1), phase[:, None] % 1.0
 
 
 def load(directory: Path, device: str = "cpu") -> TinyCodec:

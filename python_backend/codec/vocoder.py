@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from python_backend.codec import excitation, filters
-from python_backend.codec.mel import FFT_SIZE, NUM_MELS, band_centres
+from python_backend.codec.mel import FFT_SIZE, HOP, NUM_MELS, band_centres
 from python_backend.codec.network import Trunk
 
 LOUDEST = 6.0  # bounds of a log gain, around what the mel frame itself says
@@ -96,19 +96,23 @@ class Vocoder(nn.Module):
         noise = self.noise[(position[:, None] + steps) % excitation.NOISE_PERIOD].to(gains.dtype)
         return filters.apply_filters(torch.stack([voiced, noise], 1), filters.minimum_phase(gains))
 
-    def forward(self, mel: Tensor, position: Tensor, anchor: int, phase: Tensor) -> tuple[Tensor, Tensor]:
-        """Pcm [B, T * HOP] and the phase [B, T * HOP + 1] of each sample and of the one after the last.
+    def forward(self, mel: Tensor, first: int, last: int, position: Tensor, phase: Tensor) -> tuple[Tensor, Tensor]:
+        """Pcm [B, (last - first) * HOP] of mel frames [first, last), and the phase [B] at the sample after them.
 
-        mel: [B, T, NUM_MELS] float64; position: [B], of the first sample; phase: [B] float64 cycles at sample `anchor`.
+        mel: [B, T, NUM_MELS] float64 with as much context around as there is; position [B] int64 and phase [B] float64
+        (cycles): of the first sample of frame `first`.
         """
-        log_hz, logit = self.pitch(mel)
-        low, high = excitation.LOWEST_HZ, excitation.HIGHEST_HZ
-        pitch_hz = excitation.upsample(log_hz.exp().clamp(low, high))
+        # The rest of the context has done its work in the trunks.
+        heard = slice(max(0, first - filters.FRAMES_BACK - 1), last + filters.FRAMES_AHEAD)
+        start, stop = (first - heard.start) * HOP, (last - heard.start) * HOP
+        log_hz, logit = (each[:, heard] for each in self.pitch(mel))
+        gains = self.log_gains(mel.to(self.interpolation.dtype))[:, :, heard]
+        pitch_hz = excitation.upsample(log_hz.exp().clamp(excitation.LOWEST_HZ, excitation.HIGHEST_HZ))
         turned = excitation.cycles(pitch_hz)
-        phases = turned + (phase - turned[:, anchor])[:, None]
+        phases = turned + (phase - turned[:, start])[:, None]
         voicing = (VOICING_SLOPE * logit + 0.5).clamp(0, 1)
-        gains = self.log_gains(mel.to(self.interpolation.dtype))
-        return self.render(gains, pitch_hz, phases[:, :-1], voicing, position), phases
+        pcm = self.render(gains, pitch_hz, phases[:, :-1], voicing, position - start)
+        return pcm[:, start:stop], phases[:, stop]
 
     def _normalise(self, mel: Tensor) -> Tensor:
         return (mel - self.config.mel_mean) / self.config.mel_deviation

@@ -110,6 +110,11 @@ def test_the_state_is_a_phase_that_the_next_window_needs(codec: TinyCodec) -> No
     assert (pcm[0] - pcm[1]).abs().max() > 1e-3
 
 
+def speech_codes() -> Tensor:
+    """Codes [1, K, T] of a flite utterance, `your flight to lisbon leaves from gate twenty`."""
+    return torch.from_numpy(np.load(Path(__file__).parent / "speech_codes.npy")).long()[None]
+
+
 def save_checkpoint(codec: TinyCodec, directory: Path) -> dict[str, Tensor]:
     (directory / tiny.CONFIG_FILE).write_text(json.dumps(asdict(codec.config)))
     tensors = {name: tensor.float().contiguous() for name, tensor in codec.state_dict().items()}
@@ -161,19 +166,20 @@ def test_a_half_frame_of_pcm_becomes_a_whole_frame_of_codes(codec: TinyCodec) ->
         assert codes.dtype == np.int64
 
 
+@pytest.fixture(scope="module")
+def bundled() -> TinyCodec:
+    return tiny.load(BUNDLED)
+
+
 @pytest.mark.skipif(not (BUNDLED / tiny.WEIGHTS_FILE).exists(), reason="no bundled weights")
 class TestBundledWeights:
-    @pytest.fixture(scope="class")
-    def bundled(self) -> TinyCodec:
-        return tiny.load(BUNDLED)
-
     def test_they_stream_exactly(self, bundled: TinyCodec) -> None:
         codes = random_codes(bundled, 1, 60)
         assert (stream(bundled, codes, [4, 8, 16, 25, 25]) - one_shot(bundled, codes)).abs().max() <= 1e-5
 
     def test_codes_survive_the_round_trip_through_sound(self, bundled: TinyCodec) -> None:
         """Sound made from codes has their mel frames again: the error is well below the variance."""
-        codes = torch.from_numpy(np.load(Path(__file__).parent / "speech_codes.npy")).long()[None]
+        codes = speech_codes()
         wanted = bundled.quantiser.decode(codes)[0].reshape(-1, NUM_MELS)
         heard = log_mel(one_shot(bundled, codes)[0]).double()
         inner = slice(4, -4)
@@ -181,7 +187,7 @@ class TestBundledWeights:
         assert 10 * error.log10() < -8
 
     def test_encoding_finds_most_of_the_first_codes_again(self, bundled: TinyCodec) -> None:
-        codes = torch.from_numpy(np.load(Path(__file__).parent / "speech_codes.npy")).long()[None]
+        codes = speech_codes()
         again = bundled.encode(one_shot(bundled, codes)[0].numpy())
         assert (again[0] == codes[0, 0].numpy()).mean() > 0.4  # chance: 1 / 256
 
