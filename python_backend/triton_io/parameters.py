@@ -1,6 +1,7 @@
 """The parameters in a model's config.pbtxt."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class ModelParameters:
 
     def path(self, name: str) -> Path:
         """A file or folder."""
-        return (self._folder / self.strings[name]).resolve()
+        return Path(os.path.normpath(self._folder / self.strings[name]))  # by name: the folder may be a link
 
     def family(self) -> Family:
         """The family of the model's checkpoint; CheckpointError when its `config.json` does not name a known one."""

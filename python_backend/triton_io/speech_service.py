@@ -2,7 +2,8 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import triton_python_backend_utils as pb_utils
@@ -23,6 +24,11 @@ METRICS = {
     "utterances_total": "Utterances started",
     "cancelled_total": "Utterances that the client cancelled or the decoder gave up",
     "failed_total": "Utterances that failed",
+    "pairs": "Guided utterances being generated",
+    "finished_total": "Utterances that the language model has finished",
+    "preempted_pairs_total": "Guidance pairs that the scheduler took off the engine for a while",
+    "frames_total": "Frames of finished utterances",
+    "unguided_total": "Frames of guided utterances that were sampled without guidance; more than 0 is a bug",
 }
 STATS_PERIOD_S = 0.5
 
@@ -34,8 +40,8 @@ class LanguageModel(Protocol):
         """The chunks of one utterance; closing the generator aborts it."""
         ...
 
-    def stats(self) -> Mapping[str, float]:
-        """Figures of the engine by name."""
+    def stats(self) -> Any:
+        """A dataclass of figures; those that METRICS names are shown."""
         ...
 
 
@@ -94,5 +100,5 @@ class SpeechService:
 
     async def _report(self) -> None:
         while True:
-            self._gauges.update(self._model.stats())
+            self._gauges.update(asdict(self._model.stats()))
             await asyncio.sleep(STATS_PERIOD_S)

@@ -121,8 +121,8 @@ class Speaking:
     async def generate(self, prompt: Prompt, request_id: str | None = None) -> AsyncGenerator[LMChunk, None]:
         yield LMChunk(Chunk(0, Segment.AUDIO, is_final=True), prompt.rows)
 
-    def stats(self) -> dict[str, float]:
-        return {}
+    def stats(self) -> SamplingConfig:
+        return SAMPLING  # any dataclass
 
     def shutdown(self) -> None:
         self.is_shut_down = True
