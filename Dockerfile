@@ -1,0 +1,45 @@
+# The GPU image: Triton's server from the base image, stock vLLM and this package in one virtual environment.
+# 25.12 is Triton 2.64 on Ubuntu 24.04 with Python 3.12 and CUDA 13.1; torch brings CUDA libraries of its own.
+FROM nvcr.io/nvidia/tritonserver:25.12-py3
+
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
+
+# Triton (the language) compiles a launcher for its kernels when a model loads.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev libpython3-dev \
+    && rm -rf /var/lib/apt/lists/*
+
+COPY --from=ghcr.io/astral-sh/uv:0.13.8 /uv /usr/local/bin/uv
+
+# First on PATH, so that the stubs of the Python backend use it, under plain `tritonserver` too.
+ENV VIRTUAL_ENV=/opt/venv \
+    PATH=/opt/venv/bin:$PATH \
+    PYTHONUTF8=1 \
+    LC_ALL=C.UTF-8
+RUN uv venv --python /usr/bin/python3 "$VIRTUAL_ENV" \
+    && uv pip install --no-cache vllm==0.32.0
+
+WORKDIR /opt/stretto
+COPY pyproject.toml README.md LICENSE ./
+COPY python_backend python_backend
+COPY client client
+RUN uv pip install --no-cache ".[gpu]"
+COPY scripts scripts
+COPY model_repository model_repository
+
+# Nothing is fetched at run time: weights are in model_repository, or mounted over it.
+ENV HF_HUB_OFFLINE=1 \
+    TRANSFORMERS_OFFLINE=1 \
+    VLLM_NO_USAGE_STATS=1 \
+    DO_NOT_TRACK=1 \
+    PYTHONPATH=/opt/stretto \
+    XDG_CACHE_HOME=/home/stretto/.cache
+
+RUN useradd --create-home --uid 10001 stretto
+USER stretto
+
+EXPOSE 8000 8001 8002
+HEALTHCHECK --interval=10s --timeout=3s --start-period=300s --retries=3 \
+    CMD ["curl", "--fail", "--silent", "--output", "/dev/null", "http://localhost:8000/v2/health/ready"]
+
+CMD ["python3", "-m", "scripts.serve", "--model-repository", "model_repository", "--log-file", "-"]

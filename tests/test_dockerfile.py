@@ -1,0 +1,140 @@
+"""What can be checked of the container files without building them: pinned, not root, nothing fetched at run time."""
+
+import fnmatch
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NETWORK_TOOLS = ("pip", "uv", "apt", "apt-get", "curl", "wget", "git")
+
+
+def instructions() -> list[tuple[str, str]]:
+    """(keyword, rest) of every instruction, continuation lines joined, comments dropped."""
+    lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
+    joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
+    return [tuple(line.split(maxsplit=1)) for line in joined.splitlines() if line.strip()]
+
+
+INSTRUCTIONS = instructions()
+
+
+def every(keyword: str) -> list[str]:
+    return [rest for name, rest in INSTRUCTIONS if name == keyword]
+
+
+def copied() -> list[str]:
+    """Sources of the build context that COPY names."""
+    words = [rest.split() for rest in every("COPY") if not rest.startswith("--from")]
+    return [word for line in words for word in line[:-1]]
+
+
+def test_every_keyword_is_one_of_docker() -> None:
+    known = "ARG CMD COPY ENTRYPOINT ENV EXPOSE FROM HEALTHCHECK LABEL RUN SHELL STOPSIGNAL USER VOLUME WORKDIR".split()
+    assert {name for name, _ in INSTRUCTIONS} <= set(known), "ADD is not among them: it fetches and unpacks unseen"
+    assert INSTRUCTIONS[0][0] == "FROM"
+
+
+def test_the_base_image_and_every_foreign_image_are_pinned_by_version() -> None:
+    images = [rest.split()[0] for rest in every("FROM")]
+    images += [match.group(1) for rest in every("COPY") if (match := re.match(r"--from=(\S+)", rest))]
+    assert images
+    for image in images:
+        _, separator, tag = image.rpartition(":")
+        assert separator, f"{image} has no tag"
+        assert re.match(r"\d+\.\d+", tag), f"{image} is not pinned by a version"
+
+
+def test_nothing_is_called_latest() -> None:
+    assert "latest" not in (ROOT / "Dockerfile").read_text()
+    assert "latest" not in (ROOT / "compose.yaml").read_text()
+
+
+def test_the_base_fits_the_package() -> None:
+    (base,) = every("FROM")
+    assert base.startswith("nvcr.io/nvidia/tritonserver:")
+    assert base.endswith("-py3")
+    gpu = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["gpu"]
+    (vllm,) = [requirement for requirement in gpu if requirement.startswith("vllm")]
+    assert any(vllm in rest.split() for rest in every("RUN")), f"the image installs another vllm than {vllm}"
+
+
+def test_it_does_not_run_as_root() -> None:
+    (user,) = every("USER")
+    assert user not in ("root", "0")
+    assert any(f"useradd --create-home --uid 10001 {user}" in rest for rest in every("RUN"))
+    last_run = max(index for index, (name, _) in enumerate(INSTRUCTIONS) if name == "RUN")
+    assert INSTRUCTIONS.index(("USER", user)) > last_run, "RUN after USER would fail to install"
+
+
+def test_the_command_and_the_health_check_take_signals_directly() -> None:
+    (command,) = every("CMD")
+    arguments = json.loads(command)
+    assert arguments[:3] == ["python3", "-m", "scripts.serve"]
+    assert (ROOT / "scripts" / "serve.py").exists()
+    (check,) = every("HEALTHCHECK")
+    probe = json.loads(check[check.index("CMD") + 3 :])
+    assert probe[-1].endswith("/v2/health/ready")
+    assert "8000" in every("EXPOSE")[0].split()
+    assert ":8000/" in probe[-1]
+
+
+def test_nothing_is_fetched_at_run_time() -> None:
+    (command,) = every("CMD")
+    assert not set(json.loads(command)) & set(NETWORK_TOOLS)
+    environment = " ".join(every("ENV"))
+    for switch in ("HF_HUB_OFFLINE=1", "TRANSFORMERS_OFFLINE=1", "VLLM_NO_USAGE_STATS=1"):
+        assert switch in environment
+
+
+def test_what_is_installed_leaves_no_cache_behind() -> None:
+    for rest in every("RUN"):
+        if "apt-get install" in rest:
+            assert "--no-install-recommends" in rest
+            assert "apt-get update" in rest
+            assert "rm -rf /var/lib/apt/lists/*" in rest
+        if "pip install" in rest:
+            assert "--no-cache" in rest
+
+
+def test_shells_stop_at_the_first_failure() -> None:
+    (shell,) = every("SHELL")
+    assert json.loads(shell) == ["/bin/bash", "-euo", "pipefail", "-c"]
+    assert not any("sudo" in rest for rest in every("RUN"))
+
+
+def test_folders_are_absolute() -> None:
+    assert all(rest.startswith("/") for rest in every("WORKDIR"))
+
+
+@pytest.mark.parametrize("source", copied())
+def test_what_is_copied_exists_and_is_not_ignored(source: str) -> None:
+    assert (ROOT / source).exists()
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    ignored = False
+    for line in lines:  # the last line that matches wins
+        if fnmatch.fnmatch(source, line.lstrip("!")):
+            ignored = not line.startswith("!")
+    assert not ignored
+
+
+@pytest.mark.parametrize("path", [".git", ".venv", ".stretto", "tests", "speech.wav"])
+def test_what_is_not_needed_stays_out_of_the_build(path: str) -> None:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in lines
+    assert f"!{path}" not in lines
+
+
+def test_compose_runs_this_image_with_a_gpu_and_no_privileges() -> None:
+    text = (ROOT / "compose.yaml").read_text()
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"image: stretto:{version}" in text
+    assert "capabilities: [gpu]" in text
+    assert "no-new-privileges:true" in text
+    assert "privileged: true" not in text
+    for port in every("EXPOSE")[0].split():
+        assert f'"{port}:{port}"' in text
+    assert int(re.search(r"stop_grace_period: (\d+)s", text).group(1)) > 30, "longer than the launcher drains"
