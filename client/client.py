@@ -10,7 +10,7 @@ import grpc
 from tritonclient.grpc import InferenceServerException, InferInput, InferResult
 from tritonclient.grpc.aio import InferenceServerClient
 
-from client.errors import ClientError, RequestCancelled, ServerFailed, TimedOut, from_rpc
+from client.errors import ClientError, RequestCancelled, ServerFailed, TimedOut, from_rpc, from_text
 from client.event import SpeechEvent, is_last, read_event
 from client.inputs import Audio, audio_inputs, options_json, strings
 from client.timeouts import Timeouts
@@ -91,7 +91,7 @@ class SpeechStream:
                 raise
             raise failure from None
         if error is not None:
-            raise self._failed(ServerFailed(error.message()))
+            raise self._failed(from_text(error.message()))
         self._is_first = False
         return result
 

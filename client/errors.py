@@ -53,6 +53,14 @@ BY_STATUS: dict[grpc.StatusCode, type[ClientError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: TimedOut,
 }
 
+# Triton's words for a model that is there by name but not, or no longer, loaded.
+NOT_LOADED = "has no available versions"
+
+
+def from_text(message: str) -> ClientError:
+    """The error of a response without a status: Triton's own, from before a request reaches a model."""
+    return ServerUnavailable(message) if NOT_LOADED in message else ServerFailed(message)
+
 
 def from_rpc(error: grpc.RpcError, server: str) -> ClientError:
     """The error of a call to `server` (host:port), by its status, with the server's own words."""

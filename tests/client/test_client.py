@@ -117,6 +117,7 @@ FAILURES: dict[str, tuple[list[Step], type[ClientError], str]] = {
     "failed": ([Chunk(), Abort(grpc.StatusCode.INTERNAL, "decoder died")], ServerFailed, "decoder died"),
     "given up by the server": ([Abort(grpc.StatusCode.CANCELLED, "gone")], RequestCancelled, "cancelled|gone"),
     "failed in bare text": ([Chunk(), ErrorText("decoder died")], ServerFailed, "decoder died"),
+    "not loaded": ([ErrorText("'speech' has no available versions")], ServerUnavailable, "no available versions"),
     "an empty success": ([EmptyFinal()], ServerFailed, "the stream ended before the utterance did"),
     "ended early": ([Chunk(), Chunk(1)], ServerFailed, "the stream ended before the utterance did"),
     "FINAL without a last event": ([Chunk(), EmptyFinal()], ServerFailed, "the stream ended before"),
