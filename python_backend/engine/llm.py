@@ -19,14 +19,12 @@ from python_backend.streams.chunk import LMChunk, Report
 
 prepare_environment()
 
-from vllm import SamplingParams  # noqa: E402
 from vllm.outputs import RequestOutput  # noqa: E402
-from vllm.sampling_params import RequestOutputKind  # noqa: E402
 from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
 
 from python_backend.engine.family import family_of  # noqa: E402
 from python_backend.engine.outputs import Trailer  # noqa: E402
-from python_backend.engine.params import SpeechParams  # noqa: E402
+from python_backend.engine.params import sampling_params  # noqa: E402
 from python_backend.engine.rules import SegmentRules  # noqa: E402
 from python_backend.engine.tracker import SegmentTracker  # noqa: E402
 from python_backend.engine.utterance import Utterance  # noqa: E402
@@ -110,7 +108,7 @@ class SpeechLLM:
         utterance = Utterance(tracker, prompt.words, get_text_codec(self.family.name))
         inputs = {"prompt_token_ids": prompt.rows[:, 0].tolist()}
         width = self.family.layout.num_output_streams
-        async with aclosing(self._engine.generate(inputs, self._sampling_params(prompt), request_id)) as outputs:
+        async with aclosing(self._engine.generate(inputs, sampling_params(prompt, self._rules), request_id)) as outputs:
             async for output in outputs:
                 ids, trailer = _split(output)
                 for start in range(0, len(ids), width):
@@ -118,18 +116,6 @@ class SpeechLLM:
                         clock.see(chunk)
                         yield chunk
         yield utterance.finish(self._report(prompt, utterance, trailer, clock))
-
-    def _sampling_params(self, prompt: Prompt) -> SamplingParams:
-        params = SpeechParams(prompt.task, prompt.sampling, prompt.rows[:, 1:])
-        return SamplingParams(
-            temperature=0.0,
-            max_tokens=self._rules.max_model_len - len(prompt.rows),
-            stop_token_ids=[self.family.end_of_reply],
-            ignore_eos=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
-            extra_args=params.to_extra_args(),
-        )
 
     def _report(self, prompt: Prompt, utterance: Utterance, trailer: Trailer | None, clock: "_Clock") -> Report:
         assert trailer is not None, "the engine ended a reply without its trailer"

@@ -4,7 +4,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from vllm import SamplingParams
+from vllm.sampling_params import RequestOutputKind
 
+from python_backend.engine.rules import SegmentRules
+from python_backend.families.prompt import Prompt
 from python_backend.sampling.params import SamplingConfig, SegmentSampling
 
 KEY = "speech"
@@ -45,3 +49,17 @@ class SpeechParams:
             sampling[segment] = SegmentSampling(**sampling[segment])
         codes = np.frombuffer(record["codes"], np.int32).reshape(-1, num_streams - 1)
         return cls(record["task"], SamplingConfig(**sampling), codes, record["is_unconditional"])
+
+
+def sampling_params(prompt: Prompt, rules: SegmentRules) -> SamplingParams:
+    """vLLM's parameters for `prompt`: they say when to stop, and carry ours."""
+    params = SpeechParams(prompt.task, prompt.sampling, prompt.rows[:, 1:])
+    return SamplingParams(
+        temperature=0.0,
+        max_tokens=rules.max_model_len - len(prompt.rows),
+        stop_token_ids=[rules.family.end_of_reply],
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+        extra_args=params.to_extra_args(),
+    )

@@ -1,0 +1,119 @@
+"""The engine in this process, driven step by step: no server, no second process, nothing left to chance."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from python_backend.config import EngineConfig
+from python_backend.engine.environment import prepare_environment
+from python_backend.engine.launch import vllm_config
+from python_backend.families.prompt import Prompt
+
+prepare_environment()
+
+from vllm.v1.engine.core import EngineCore  # noqa: E402
+from vllm.v1.executor import Executor  # noqa: E402
+from vllm.v1.request import Request  # noqa: E402
+
+from python_backend.engine.outputs import Trailer  # noqa: E402
+from python_backend.engine.params import sampling_params  # noqa: E402
+
+DEFAULTS = {
+    "enforce_eager": True,
+    "dtype": "float32",
+    "max_model_len": 512,
+    "max_num_seqs": 16,
+    "max_num_batched_tokens": 256,
+    "block_size": 32,
+    "kv_cache_memory_bytes": 32 << 20,
+}
+
+
+@dataclass
+class Answer:
+    """What came back for one prompt: output rows, and the trailer once it has ended."""
+
+    rows: list[list[int]] = field(default_factory=list)
+    trailer: Trailer | None = None
+    finish_reason: str | None = None
+
+
+class Engine:
+    """One engine core, its scheduler and its worker."""
+
+    def __init__(self, folder: Path, **engine_args: object):
+        config = vllm_config(EngineConfig(folder, {**DEFAULTS, **engine_args}))
+        self.core = EngineCore(config, Executor.get_class(config), log_stats=False)
+        self.scheduler = self.core.scheduler
+        self.rules = self.scheduler.replies.rules
+        self.num_free_blocks = self.free_blocks()
+        self.num_steps = 0
+
+    def free_blocks(self) -> int:
+        return self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+
+    @property
+    def model_state(self) -> object:
+        return self.core.model_executor.driver_worker.worker.model_runner.model_state
+
+    def add(self, request_id: str, prompt: Prompt) -> None:
+        params = sampling_params(prompt, self.rules)
+        tokens = prompt.rows[:, 0].tolist()
+        hasher = self.core.request_block_hasher
+        self.core.add_request(Request(request_id, tokens, params, None, block_hasher=hasher))
+
+    def run(
+        self,
+        prompts: Mapping[str, Prompt],
+        arrivals: Mapping[str, int] | None = None,
+        aborts: Mapping[str, int] | None = None,
+        after_step: Callable[["Engine"], None] | None = None,
+    ) -> dict[str, Answer]:
+        """Answers by id. A prompt arrives before the step that `arrivals` names, and is aborted before that of `aborts`."""
+        arrivals, aborts = dict(arrivals or {}), dict(aborts or {})
+        answers = {request_id: Answer() for request_id in prompts}
+        step, pending = 0, dict(prompts)
+        while pending or self.core.scheduler.has_requests() or self.core.batch_queue:
+            for request_id in [i for i in pending if arrivals.get(i, 0) <= step]:
+                self.add(request_id, pending.pop(request_id))
+            self.core.abort_requests([i for i, at in aborts.items() if at == step])
+            if self.core.scheduler.has_requests() or self.core.batch_queue:
+                self._step(answers)
+            if after_step:
+                after_step(self)
+            step += 1
+            assert step < 5000, "the engine does not come to an end"
+        return answers
+
+    def _step(self, answers: dict[str, Answer]) -> None:
+        outputs, executed = self.core.step_fn()
+        self.core.post_step(executed)
+        self.num_steps += 1
+        width = self.rules.family.layout.num_output_streams
+        for core_outputs in (outputs or {}).values():
+            for output in core_outputs.outputs:
+                answer, ids = answers[output.request_id], output.new_token_ids
+                if output.finish_reason is not None:
+                    answer.finish_reason = str(output.finish_reason)
+                    answer.trailer = Trailer(*ids[-len(Trailer._fields) :])
+                    ids = ids[: -len(Trailer._fields)]
+                answer.rows += [ids[start : start + width] for start in range(0, len(ids), width)]
+
+    def is_clean(self) -> bool:
+        """Whether no request left anything behind, in the scheduler or in the worker."""
+        scheduler, state = self.scheduler, self.model_state
+        self.core.step_fn() if scheduler.has_requests() else None
+        return (
+            self.free_blocks() == self.num_free_blocks
+            and not scheduler.requests
+            and len(scheduler.replies) == 0
+            and not scheduler.running
+            and not scheduler.waiting
+            and not state._slot_of
+            and bool(np.all(state.partner == -1))
+        )
+
+    def shutdown(self) -> None:
+        self.core.shutdown()

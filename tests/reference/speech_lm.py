@@ -1,0 +1,206 @@
+"""A slow, obvious speech language model: Hugging Face's Qwen3, one row at a time, plain Python around it.
+
+It shares no code with the engine beyond the family's data. `Reference.reply` returns every row of a reply on all
+streams, and the smallest lead that any decision had over its runner-up.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
+
+from python_backend.families.base import Family
+from python_backend.families.prompt import Prompt
+from python_backend.sampling.params import SegmentSampling
+from python_backend.streams.segment import Segment
+
+Row = list[int]
+MASK = 0xFFFFFFFF
+
+
+def mix(x: int) -> int:
+    """lowbias32."""
+    x ^= x >> 16
+    x = x * 0x7FEB352D & MASK
+    x ^= x >> 15
+    x = x * 0x846CA68B & MASK
+    return x ^ x >> 16
+
+
+def uniform(seed: int, position: int, stream: int, token: int) -> float:
+    key = mix(mix(seed >> 32) + (seed & MASK) & MASK)
+    key = mix(key + position * 0x9E3779B1 & MASK)
+    key = mix(key + stream * 0x85EBCA6B & MASK)
+    return ((mix(key + token * 0xC2B2AE35 & MASK) >> 9) + 0.5) / 2**23
+
+
+class Context:
+    """A sequence of rows and what the model remembers of them."""
+
+    def __init__(self, model: Qwen3ForCausalLM, family: Family):
+        self.model, self.family = model, family
+        self.cache, self.num_read = DynamicCache(), 0
+
+    @torch.no_grad()
+    def logits(self, rows: list[Row]) -> list[float]:
+        """Logits over the whole vocabulary after the last of `rows`, of which only the new ones are read."""
+        ids = torch.tensor(rows[self.num_read :])
+        self.num_read = len(rows)
+        embedded = self.model.model.embed_tokens(ids)  # [n, S, H]
+        silent = ids == self.family.layout.pad_id
+        silent[:, 0] = False
+        embedded = embedded.masked_fill(silent[..., None], 0.0).sum(1)
+        hidden = self.model.model(inputs_embeds=embedded[None], past_key_values=self.cache, use_cache=True)
+        return self.model.lm_head(hidden.last_hidden_state[0, -1]).tolist()
+
+
+class Reference:
+    def __init__(self, folder: Path, family: Family, max_model_len: int):
+        config = json.loads((folder / "config.json").read_text())
+        self.family, self.max_model_len = family, max_model_len
+        self.model = Qwen3ForCausalLM(Qwen3Config(**config)).float().eval()
+        self.model.load_state_dict(load_file(folder / "model.safetensors"))
+
+    def reply(self, prompt: Prompt) -> tuple[list[Row], float]:
+        """The rows of the reply to `prompt`, [n][S], and the smallest lead of a decision."""
+        return _Reply(self, prompt).run()
+
+
+class _Reply:
+    def __init__(self, reference: Reference, prompt: Prompt):
+        self.reference, self.family, self.prompt = reference, reference.family, prompt
+        self.task, self.sampling = self.family.task(prompt.task), prompt.sampling
+        self.rows: list[Row] = prompt.rows.tolist()
+        self.context = Context(reference.model, self.family)
+        self.other: Context | None = None
+        self.lead = math.inf
+        self.audio_start = len(self.rows) if self.task.segments[0] is Segment.AUDIO else None
+        self.audio_end: int | None = None
+        self.text: list[int] = []
+        self.pointer = 0
+        self.tail = max(1, max(self.family.layout.delays) - 1)
+
+    def run(self) -> tuple[list[Row], float]:
+        while True:
+            logits = self.guided(self.context.logits(self.rows))
+            row = self.next_row(logits)
+            self.rows.append(row)
+            if row[0] == self.family.end_of_reply:
+                return self.rows[len(self.prompt.rows) :], self.lead
+
+    def guided(self, logits: list[float]) -> list[list[float]]:
+        """Logits for each output stream."""
+        streams = range(self.family.layout.num_output_streams)
+        scale = self.sampling.guidance_scale
+        if scale == 1.0 or self.audio_start is None or len(self.rows) < self.audio_start:
+            return [logits for _ in streams]
+        self.other = self.other or Context(self.reference.model, self.family)
+        other = self.other.logits([self.hidden(position) for position in range(len(self.rows))])
+        merged = [b + scale * (a - b) for a, b in zip(logits, other, strict=True)]
+        return [merged if s in self.family.guided_streams else logits for s in streams]
+
+    def hidden(self, position: int) -> Row:
+        """The row at `position` as the unconditional half sees it."""
+        layout, context, row = self.family.layout, self.family.unconditional, list(self.rows[position])
+        if position < self.audio_start:
+            if context.keep_first <= position < self.audio_start - context.keep_last:
+                return [context.null_id] + [layout.pad_id] * (len(row) - 1)
+            return row
+        for s in context.hidden_streams:
+            if s >= layout.num_output_streams or row[s] in layout.audio[s]:
+                row[s] = context.null_id if s == 0 else layout.pad_id
+        return row
+
+    def next_row(self, logits: list[list[float]]) -> Row:
+        family, position = self.family, len(self.rows)
+        row = [family.layout.pad_id] * family.layout.num_input_streams
+        if self.audio_start is None:
+            row[0] = self.text_token(logits[0])
+            if family.script and row[0] in family.script.spoken:
+                self.text.append(row[0])
+                row[family.script.index_stream] = family.script.index_base + len(self.text)
+            return row
+        if position < self.audio_start:
+            row[0] = family.transition[position - self.audio_start]
+            return row
+        frame = position - self.audio_start
+        if self.audio_end is None:
+            row[0] = self.audio_token(logits[0], frame)
+            if row[0] == family.end_of_audio:
+                self.audio_end = position
+            elif family.script:
+                row[family.script.index_stream] = family.script.index_base + self.pointer
+        elif position == self.audio_end + (self.tail if self.audio_end > self.audio_start else 1):
+            row[0] = family.end_of_reply
+        for s, ids in enumerate(family.layout.audio[1:], 1):
+            spoken = frame - family.layout.delays[s]
+            if spoken >= 0 and (self.audio_end is None or self.audio_start + spoken < self.audio_end):
+                row[s] = self.draw(logits[s], list(ids), s, self.sampling.audio)
+        return row
+
+    def text_token(self, logits: list[float]) -> int:
+        family, limits, position = self.family, self.sampling.text, len(self.rows)
+        speaks = Segment.AUDIO in self.task.segments
+        end = family.end_of_text if speaks else family.end_of_reply
+        count = position - len(self.prompt.rows)
+        last = self.reference.max_model_len - 1
+        if speaks:
+            last -= self.tail + 2 + len(family.transition)
+        is_full = family.script is not None and len(self.text) >= family.script.max_entries
+        allowed = [token for ids in self.task.text for token in ids] + [end] * (count >= limits.min_rows)
+        token = (
+            end if count >= limits.max_rows or position >= last or is_full else self.draw(logits, allowed, 0, limits)
+        )
+        if token == end and speaks:
+            self.audio_start = position + 1 + len(family.transition)
+        return token
+
+    def audio_token(self, logits: list[float], frame: int) -> int:
+        family, limits = self.family, self.sampling.audio
+        token = self.script_token(logits, frame) if family.script else None
+        if frame >= limits.max_rows or len(self.rows) >= self.reference.max_model_len - 1 - self.tail:
+            return family.end_of_audio
+        if token is not None:
+            return token
+        allowed = list(family.layout.audio[0]) + [family.end_of_audio] * (frame >= limits.min_rows)
+        return self.draw(logits, allowed, 0, limits)
+
+    def script_token(self, logits: list[float], frame: int) -> int:
+        script = self.family.script
+        advance = self.pointer == 0
+        if self.pointer:
+            stay = script.first_frame + 2 * (self.text[self.pointer - 1] - script.spoken.start) + 1
+            ids = [*self.family.layout.audio[0], self.family.end_of_audio]
+            total = math.fsum(math.exp(logits[token] - logits[stay]) for token in ids)
+            odds = total - 1.0  # of advancing against staying
+            if self.sampling.script_temperature == 0:
+                threshold = 0.0
+            else:
+                noise = uniform(self.sampling.seed, len(self.rows), 0, 0)
+                threshold = self.sampling.script_temperature * math.log(noise / (1 - noise))
+            self.lead = min(self.lead, abs(math.log(odds) - threshold))
+            advance = math.log(odds) > threshold
+        if advance and self.pointer == len(self.text) and (frame >= self.sampling.audio.min_rows or not self.text):
+            return self.family.end_of_audio
+        moves = advance and self.pointer < len(self.text)
+        self.pointer += moves
+        return script.first_frame + 2 * (self.text[self.pointer - 1] - script.spoken.start) + (not moves)
+
+    def draw(self, logits: list[float], allowed: list[int], stream: int, limits: SegmentSampling) -> int:
+        ranked = sorted(allowed, key=lambda token: -logits[token])
+        if limits.temperature == 0:
+            scores = {token: logits[token] for token in ranked}
+        else:
+            kept = ranked[: limits.top_k or None]
+            weights = [math.exp((logits[token] - logits[kept[0]]) / limits.temperature) for token in kept]
+            before = [math.fsum(weights[:i]) / math.fsum(weights) for i in range(len(kept))]
+            kept = [token for token, mass in zip(kept, before, strict=True) if mass < limits.top_p]
+            noise = {t: -math.log(-math.log(uniform(self.sampling.seed, len(self.rows), stream, t))) for t in kept}
+            scores = {token: logits[token] / limits.temperature + noise[token] for token in kept}
+        best = sorted(scores, key=lambda token: -scores[token])[:2]
+        if len(best) == 2:
+            self.lead = min(self.lead, scores[best[0]] - scores[best[1]])
+        return best[0]
