@@ -15,9 +15,6 @@ from client.event import SpeechEvent, is_last, read_event
 from client.inputs import Audio, audio_inputs, options_json, strings
 from client.timeouts import Timeouts
 
-# Errors close the stream with their status, instead of riding on a response as bare text.
-STATUS_HEADERS = {"triton_grpc_error": "true"}
-
 
 class SpeechStream:
     """The events of one utterance, in order. `cancel` or `aclose` (or leaving `async with`, or dropping the
@@ -143,7 +140,7 @@ class SpeechClient:
         async def requests() -> AsyncIterator[dict[str, Any]]:
             yield {"model_name": self.model, "inputs": inputs}
 
-        responses = self._client.stream_infer(requests(), headers=STATUS_HEADERS)
+        responses = self._client.stream_infer(requests())
         return SpeechStream(responses, self.timeouts, self.server)
 
     async def ready(self) -> bool:

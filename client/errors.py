@@ -8,6 +8,8 @@ ClientError
 └── TimedOut            a time-out of this client ran out
 """
 
+import re
+
 import grpc
 
 
@@ -53,13 +55,30 @@ BY_STATUS: dict[grpc.StatusCode, type[ClientError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: TimedOut,
 }
 
-# Triton's words for a model that is there by name but not, or no longer, loaded.
-NOT_LOADED = "has no available versions"
+# An error on a stream is a text without a status. (The header `triton_grpc_error`, which asks for one, makes Triton
+# 2.51 crash on the next error.) The server's models lead it with its kind; the rest are Triton's own words.
+KINDS: dict[str, type[ClientError]] = {
+    "invalid request": RequestRefused,
+    "unavailable": ServerUnavailable,
+    "cancelled": RequestCancelled,
+    "failed": ServerFailed,
+}
+BY_MODEL = re.compile(rf"^(?:in ensemble '[^']*', )?({'|'.join(KINDS)}): (.*)", re.DOTALL)
+BY_TRITON: dict[str, type[ClientError]] = {
+    "has no available versions": ServerUnavailable,  # there by name, but not or no longer loaded
+    "unexpected shape for input": RequestRefused,
+    "data-type is": RequestRefused,
+    "unexpected inference input": RequestRefused,
+}
 
 
 def from_text(message: str) -> ClientError:
-    """The error of a response without a status: Triton's own, from before a request reaches a model."""
-    return ServerUnavailable(message) if NOT_LOADED in message else ServerFailed(message)
+    """The error of a response that carries one instead of an event."""
+    by_model = BY_MODEL.match(message)
+    if by_model:
+        return KINDS[by_model[1]](by_model[2])
+    kind = next((kind for words, kind in BY_TRITON.items() if words in message), ServerFailed)
+    return kind(message)
 
 
 def from_rpc(error: grpc.RpcError, server: str) -> ClientError:

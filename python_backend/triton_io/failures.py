@@ -11,17 +11,19 @@ MAX_MESSAGE = 300
 
 
 def failed_response(error: BaseException, whose: str) -> Any:
-    """A response that carries nothing but the error: to the caller, its kind and a short message."""
-    code = _code(error)
-    message = str(error)
-    if code is None:
-        code, message = pb_utils.TritonError.INTERNAL, f"{whose}: {type(error).__name__}: {error}"
-    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message[:MAX_MESSAGE], code))
+    """A response that carries nothing but the error: its kind and a short message.
+
+    The kind leads the message, because Triton's streams carry the text of an error and not its code. (They carry
+    the code for clients that send the header `triton_grpc_error`, with which server 2.51 crashes.)
+    """
+    code, kind = _code_and_kind(error)
+    detail = f"{kind}: {error}" if _is_expected(error) else f"{kind}: {whose}: {type(error).__name__}: {error}"
+    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(detail[:MAX_MESSAGE], code))
 
 
 def log_failure(error: BaseException, whose: str) -> None:
     """Log, with its traceback, what is ours; the caller's mistakes, refusals and cancellations are no news."""
-    if _code(error) is None:
+    if not _is_expected(error):
         pb_utils.Logger.log_error(f"{whose}: " + "".join(traceback.format_exception(error)))
 
 
@@ -31,12 +33,16 @@ def refuse(sender: Any, error: BaseException, whose: str) -> None:
     sender.send(failed_response(error, whose), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
-def _code(error: BaseException) -> Any | None:
+def _is_expected(error: BaseException) -> bool:
+    return isinstance(error, InvalidRequest | Overloaded | Cancelled)
+
+
+def _code_and_kind(error: BaseException) -> tuple[Any, str]:
     match error:  # the stub fills `pb_utils` only after our modules are imported: no table of these at their top
         case InvalidRequest():
-            return pb_utils.TritonError.INVALID_ARG
+            return pb_utils.TritonError.INVALID_ARG, "invalid request"
         case Overloaded():
-            return pb_utils.TritonError.UNAVAILABLE
+            return pb_utils.TritonError.UNAVAILABLE, "unavailable"
         case Cancelled():
-            return pb_utils.TritonError.CANCELLED
-    return None
+            return pb_utils.TritonError.CANCELLED, "cancelled"
+    return pb_utils.TritonError.INTERNAL, "failed"

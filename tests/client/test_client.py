@@ -94,7 +94,7 @@ async def test_what_was_asked_for_is_what_is_sent(serve: Serve, tmp_path: Path) 
     assert third["pcm_in"].dtype == np.float32
     assert (third["sample_rate"], third["task"]) == (8_000, b"asr")
     assert fourth == {"model": "speech", "audio": b"RIFF\0", "task": b"asr"}
-    assert all(metadata["triton_grpc_error"] == "true" for metadata in server.metadata)
+    assert not any("triton_grpc_error" in metadata for metadata in server.metadata)  # Triton 2.51 crashes on it
 
 
 async def test_utterances_do_not_mix() -> None:
@@ -116,6 +116,19 @@ FAILURES: dict[str, tuple[list[Step], type[ClientError], str]] = {
     "draining": ([Abort(grpc.StatusCode.UNAVAILABLE, "draining")], ServerUnavailable, "^draining"),
     "failed": ([Chunk(), Abort(grpc.StatusCode.INTERNAL, "decoder died")], ServerFailed, "decoder died"),
     "given up by the server": ([Abort(grpc.StatusCode.CANCELLED, "gone")], RequestCancelled, "cancelled|gone"),
+    "refused in text": (
+        [ErrorText("in ensemble 'speech', invalid request: text: expected words")],
+        RequestRefused,
+        "^text: expected words",
+    ),
+    "refused by Triton": ([ErrorText("unexpected shape for input 'text'")], RequestRefused, "unexpected shape"),
+    "draining in text": (
+        [ErrorText("in ensemble 'speech', unavailable: server is draining")],
+        ServerUnavailable,
+        "^server is draining",
+    ),
+    "cancelled in text": ([ErrorText("cancelled: by the operator")], RequestCancelled, "^by the operator"),
+    "failed in text": ([Chunk(), ErrorText("in ensemble 'speech', failed: decoder died")], ServerFailed, "^decoder"),
     "failed in bare text": ([Chunk(), ErrorText("decoder died")], ServerFailed, "decoder died"),
     "not loaded": ([ErrorText("'speech' has no available versions")], ServerUnavailable, "no available versions"),
     "an empty success": ([EmptyFinal()], ServerFailed, "the stream ended before the utterance did"),

@@ -94,7 +94,7 @@ def test_the_preprocessor_hands_over_all_inputs_as_they_came(preprocessor: Any) 
 def test_the_preprocessor_answers_each_request_for_itself(preprocessor: Any) -> None:
     texts = [b"", b"hello", b"bug"]
     refused, served, failed = preprocessor.execute([Request({"text": np.array([text], object)}) for text in texts])
-    assert refused.error.message() == "text: expected 1 to 200 characters, got 0"
+    assert refused.error.message() == "invalid request: text: expected 1 to 200 characters, got 0"
     assert refused.error.code() == TritonError.INVALID_ARG
     assert served.error is None
     assert failed.error.code() == TritonError.INTERNAL
@@ -104,7 +104,10 @@ def test_the_preprocessor_answers_each_request_for_itself(preprocessor: Any) -> 
 def test_the_preprocessor_refuses_requests_while_the_server_drains(preprocessor: Any, tmp_path: Path) -> None:
     (tmp_path / "draining").touch()
     (response,) = preprocessor.execute([Request({"text": np.array([b"hello"], object)})])
-    assert (response.error.code(), response.error.message()) == (TritonError.UNAVAILABLE, "server is draining")
+    assert (response.error.code(), response.error.message()) == (
+        TritonError.UNAVAILABLE,
+        "unavailable: server is draining",
+    )
 
 
 class Speaking:

@@ -73,5 +73,5 @@ def test_a_request_that_cannot_be_read_is_answered_and_logged() -> None:
     asked = Request({"chunk": np.frombuffer(b"[]", np.uint8)})
     DecodingService(Worker()).accept(asked)
     assert asked.sender.is_final
-    assert asked.sender.responses[0].error.message().startswith("acoustic decoder: TypeError")
+    assert asked.sender.responses[0].error.message().startswith("failed: acoustic decoder: TypeError")
     assert len(Logger.errors) == 1

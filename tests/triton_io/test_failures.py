@@ -13,10 +13,10 @@ from tests.fakes_triton import Logger, TritonError
         (
             InvalidRequest("text", "1 to 200 characters", 0),
             TritonError.INVALID_ARG,
-            "text: expected 1 to 200 characters",
+            "invalid request: text: expected 1 to 200 characters",
         ),
-        (Overloaded("server is draining"), TritonError.UNAVAILABLE, "server is draining"),
-        (Cancelled("the client cancelled"), TritonError.CANCELLED, "the client cancelled"),
+        (Overloaded("server is draining"), TritonError.UNAVAILABLE, "unavailable: server is draining"),
+        (Cancelled("the client cancelled"), TritonError.CANCELLED, "cancelled: the client cancelled"),
     ],
 )
 def test_expected_errors_are_answered_and_not_logged(error: Exception, code: int, message: str) -> None:
@@ -34,7 +34,7 @@ def test_a_bug_is_logged_once_with_its_traceback_and_answered_briefly() -> None:
         log_failure(error, "utterance 7")
         answer = failed_response(error, "utterance 7").error
     assert answer.code() == TritonError.INTERNAL
-    assert answer.message().startswith("utterance 7: RuntimeError: xxx")
+    assert answer.message().startswith("failed: utterance 7: RuntimeError: xxx")
     assert len(answer.message()) <= 300
     (line,) = Logger.errors
     assert line.startswith("utterance 7: Traceback")

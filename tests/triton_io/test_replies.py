@@ -37,7 +37,7 @@ def test_a_failure_ends_the_utterance(slot: FlowSlot) -> None:
     request = Request({})
     ChunkReply(request, slot, "u", 0).fail(RuntimeError("no codec"))
     assert request.sender.is_final
-    assert request.sender.responses[0].error.message() == "utterance u: RuntimeError: no codec"
+    assert request.sender.responses[0].error.message() == "failed: utterance u: RuntimeError: no codec"
     assert slot.is_cancelled
 
 

@@ -105,7 +105,10 @@ def test_a_failure_is_answered_and_logged_once_by_the_utterances_name(service: S
     wait(lambda: asked.sender.is_final)
     (utterance,) = utterances(asked.sender)
     error = asked.sender.responses[-1].error
-    assert (error.code(), error.message()) == (TritonError.INTERNAL, f"utterance {utterance}: RuntimeError: boom")
+    assert (error.code(), error.message()) == (
+        TritonError.INTERNAL,
+        f"failed: utterance {utterance}: RuntimeError: boom",
+    )
     (line,) = Logger.errors
     assert line.startswith(f"utterance {utterance}: Traceback")
     assert MetricFamily.made["stretto_failed_total"].value == 1
@@ -116,7 +119,7 @@ def test_a_refusal_is_answered_and_not_logged(service: SpeechService) -> None:
     service.accept(asked)
     wait(lambda: asked.sender.is_final)
     assert asked.sender.responses[-1].error.code() == TritonError.INVALID_ARG
-    assert asked.sender.responses[-1].error.message() == "text: expected at most 1024 rows, got 2000"
+    assert asked.sender.responses[-1].error.message() == "invalid request: text: expected at most 1024 rows, got 2000"
     assert Logger.errors == []
 
 
