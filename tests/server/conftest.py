@@ -1,0 +1,114 @@
+"""One real server for all tests of this folder, started by the launcher as a user starts it."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from python_backend.triton_io.flow import FlowTable
+from scripts.serving.environment import ROOT
+from tests.server.listening import Answer, Stream, ask
+
+# Another repository than the bundled one, for the same tests on another checkpoint.
+REPOSITORY = Path(os.environ.get("STRETTO_MODEL_REPOSITORY", ROOT / "model_repository"))
+START_S = 300.0
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+class Server:
+    """A launcher and its server; `start` does nothing while one runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.pid_file = folder / "serve.json"
+        self.http, self.grpc, self.metrics = free_ports(3)
+        self.launcher: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        if self.launcher is not None and self.launcher.poll() is None:
+            self.until_ready()
+            return
+        ports = {"--http-port": self.http, "--grpc-port": self.grpc, "--metrics-port": self.metrics}
+        flags = {"--model-repository": REPOSITORY, "--pid-file": self.pid_file, "--log-file": self.folder / "log"}
+        arguments = [str(part) for pair in (flags | ports).items() for part in pair]
+        with (self.folder / "launcher").open("ab") as said:
+            command = [sys.executable, "-m", "scripts.serve", *arguments]
+            self.launcher = subprocess.Popen(command, cwd=ROOT, stderr=said)
+        self.until_ready()
+
+    def until_ready(self, timeout_s: float = START_S) -> None:
+        deadline = time.monotonic() + timeout_s
+        while self.state() != "ready":
+            assert self.launcher is not None
+            assert self.launcher.poll() is None, self.said
+            assert time.monotonic() < deadline, self.said
+            time.sleep(0.1)
+
+    def state(self) -> str | None:
+        return json.loads(self.pid_file.read_text())["state"] if self.pid_file.exists() else None
+
+    def stop(self) -> None:
+        if self.launcher is not None:
+            self.launcher.terminate()
+            self.launcher.wait(60)
+
+    @property
+    def said(self) -> str:
+        return (self.folder / "launcher").read_text()
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text(errors="replace")
+
+    @property
+    def pid(self) -> int:
+        """The pid of the tritonserver that is ready now."""
+        return int(self.said.rpartition("; pid ")[2].split()[0])
+
+    def ask(self, options: dict[str, Any] | None = None, **inputs: Any) -> Answer:
+        return ask(self.grpc, options, **inputs)
+
+    def stream(self, options: dict[str, Any] | None = None, **inputs: Any) -> Stream:
+        return Stream(self.grpc, **inputs, **({} if options is None else {"options": json.dumps(options)}))
+
+    def metric(self, name: str) -> float:
+        with urllib.request.urlopen(f"http://localhost:{self.metrics}/metrics", timeout=10) as page:
+            lines = page.read().decode().splitlines()
+        (value,) = [float(line.split()[-1]) for line in lines if line.startswith(f"stretto_{name}{{")]
+        return value
+
+    def table(self) -> FlowTable:
+        """The language model's own table of utterances in flight."""
+        (path,) = Path("/dev/shm").glob(f"stretto_flow_{self.pid}_*")
+        return FlowTable.open(path.name)
+
+
+@pytest.fixture(scope="session")
+def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def server(_server: Server) -> Server:
+    """The server, ready."""
+    _server.start()
+    return _server

@@ -1,0 +1,106 @@
+"""A plain listener on Triton's own client: one gRPC stream per request, every response noted with its time."""
+
+import json
+import queue
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as grpc
+
+TYPES = {"O": "BYTES", "f": "FP32", "i": "INT32"}
+SILENCE_S = 60.0  # longer than that without a response is a hang
+
+
+@dataclass
+class Response:
+    """One response: seconds since the request, its event and samples, and what rides on it."""
+
+    at_s: float
+    event: dict[str, Any] | None
+    pcm: np.ndarray | None
+    has_final_flag: bool
+
+
+@dataclass
+class Answer:
+    """All that came back for one request."""
+
+    responses: list[Response] = field(default_factory=list)
+    error: str | None = None
+    took_s: float = 0.0
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return [response.event for response in self.responses if response.event is not None]
+
+    @property
+    def pcm(self) -> np.ndarray:
+        return np.concatenate([response.pcm for response in self.responses if response.pcm is not None] or [[]])
+
+    @property
+    def text(self) -> str:
+        return "".join(event["text"] for event in self.events)
+
+    @property
+    def report(self) -> dict[str, Any]:
+        return self.events[-1]["report"]
+
+
+def tensor(name: str, value: Any) -> grpc.InferInput:
+    if isinstance(value, str | bytes):
+        value = np.array([value if isinstance(value, bytes) else value.encode()], object)
+    made = grpc.InferInput(name, list(value.shape), TYPES[value.dtype.kind])
+    made.set_data_from_numpy(value)
+    return made
+
+
+class Stream:
+    """A request on its way; `next` waits for a response, `cancel` gives it up."""
+
+    def __init__(self, port: int, empty_final: bool = True, **inputs: Any) -> None:
+        self._queue: queue.Queue[tuple[float, Any, Any]] = queue.Queue()
+        self._client = grpc.InferenceServerClient(f"localhost:{port}")
+        self._client.start_stream(lambda result, error: self._queue.put((time.monotonic(), result, error)))
+        tensors = [tensor(name, value) for name, value in inputs.items()]
+        self._asked = time.monotonic()
+        self._client.async_stream_infer("speech", tensors, enable_empty_final_response=empty_final)
+
+    def next(self, timeout_s: float = SILENCE_S) -> Response:
+        at, result, error = self._queue.get(timeout=timeout_s)
+        if error is not None:
+            raise error
+        event, parameters = result.as_numpy("event"), result.get_response().parameters
+        return Response(
+            at - self._asked,
+            None if event is None else json.loads(event[0]),
+            result.as_numpy("pcm"),
+            parameters["triton_final_response"].bool_param,
+        )
+
+    def listen(self) -> Answer:
+        """Everything up to the final flag, or to the event that says it is the last, or to an error."""
+        answer = Answer()
+        try:
+            while True:
+                answer.responses.append(self.next())
+                last = answer.responses[-1]
+                if last.has_final_flag or (last.event is not None and last.event["is_final"]):
+                    break
+        except grpc.InferenceServerException as error:
+            answer.error = error.message()
+        answer.took_s = time.monotonic() - self._asked
+        self.cancel()
+        return answer
+
+    def cancel(self) -> None:
+        self._client.stop_stream(cancel_requests=True)
+        self._client.close()
+
+
+def ask(port: int, options: dict[str, Any] | None = None, **inputs: Any) -> Answer:
+    """Send a request and listen to the end."""
+    if options is not None:
+        inputs["options"] = json.dumps(options)
+    return Stream(port, **inputs).listen()

@@ -1,0 +1,86 @@
+"""Bad requests: each answered alone, within a second, by field, limit and what came; the server unharmed."""
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.server.conftest import Server
+
+pytestmark = pytest.mark.server
+
+TONE = np.sin(np.arange(16000) / 20).astype(np.float32) / 2
+RATE = np.array([16000], np.int32)
+
+
+def wav(pcm: np.ndarray = TONE) -> bytes:
+    held = io.BytesIO()
+    soundfile.write(held, pcm, 16000, format="WAV")
+    return held.getvalue()
+
+
+BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "nothing": ({}, ["text", "exactly one of text, audio, pcm_in and messages", "none"]),
+    "empty text": ({"text": ""}, ["text", "got"]),
+    "a text without words": ({"text": " \n "}, ["text", "got"]),
+    "a text over the limit": ({"text": "a " * 500}, ["text", "200", "1000"]),
+    "a text that is not UTF-8": ({"text": b"\xff\xfe"}, ["text", "UTF-8", "0xff"]),
+    "an unknown task": ({"text": "hello", "task": "sing"}, ["task", "tts, asr", "sing"]),
+    "a task that needs audio": ({"text": "hello", "task": "asr"}, ["audio", "asr", "text"]),
+    "an unknown option": ({"text": "hello", "options": '{"sed": 1}'}, ["options.sed", "seed", "unknown"]),
+    "another family": ({"text": "hello", "options": '{"family": "big"}'}, ["options.family", "unknown"]),
+    "options out of range": ({"text": "hello", "options": '{"temperature": -1}'}, ["temperature", "-1"]),
+    "options that are no JSON": ({"text": "hello", "options": "{"}, ["options", "JSON"]),
+    "JSON too deep": ({"text": "hello", "options": "[" * 500 + "]" * 500}, ["options", "8 deep", "500"]),
+    "text and audio at once": ({"text": "hello", "audio": wav()}, ["text", "exactly one", "text and audio"]),
+    "corrupt audio": ({"audio": b"RIFF" + bytes(200)}, ["audio", "wav, flac, ogg or mp3"]),
+    "empty audio": ({"audio": b""}, ["audio", "0 bytes"]),
+    "100 MB of audio": ({"audio": b"RIFF" + bytes(100_000_000)}, ["audio", "20000000 bytes", "100000004 bytes"]),
+    "NaN samples": ({"pcm_in": np.full(16000, np.nan, np.float32), "sample_rate": RATE}, ["pcm_in", "finite"]),
+    "sample rate 0": ({"pcm_in": TONE, "sample_rate": np.array([0], np.int32)}, ["sample_rate", "1000", "0"]),
+    "no sample rate": ({"pcm_in": TONE}, ["sample_rate", "none"]),
+    "no samples": ({"pcm_in": TONE[:0], "sample_rate": RATE}, ["pcm_in"]),
+    "a minute of samples": ({"pcm_in": np.tile(TONE, 60), "sample_rate": RATE}, ["pcm_in", "9.6 s", "60.0 s"]),
+    "samples of another type": ({"pcm_in": TONE.astype(np.int32), "sample_rate": RATE}, ["pcm_in", "FP32", "INT32"]),
+    "two texts": ({"text": np.array([b"a", b"b"], object)}, ["text", "[1]", "[2]"]),
+    "a matrix of samples": ({"pcm_in": TONE.reshape(2, -1), "sample_rate": RATE}, ["pcm_in", "[-1]", "[2,8000]"]),
+    "messages that are no list": ({"messages": json.dumps({"role": "user"})}, ["messages"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_it_is_answered_by_field_limit_and_what_came(server: Server, name: str) -> None:
+    inputs, words = BAD[name]
+    answer = server.ask(**inputs)
+    assert answer.error is not None
+    assert answer.responses == []
+    missing = [word for word in words if word not in answer.error]
+    assert not missing, f"{missing} not in {answer.error!r}"
+    assert answer.took_s < 1.0
+    assert "Traceback" not in answer.error
+
+
+def test_a_running_stream_hears_nothing_of_them(server: Server) -> None:
+    options = {"seed": 3, "max_audio_s": 2.0}
+    alone = server.ask(options, text="two green windows")
+    running = server.stream(options, text="two green windows")
+    running.next()
+    for name in ("empty text", "corrupt audio", "NaN samples"):
+        assert server.ask(**BAD[name][0]).error is not None
+    answer = running.listen()
+    assert answer.error is None
+    np.testing.assert_allclose(answer.pcm, alone.pcm, atol=1e-4)
+
+
+def test_the_kind_of_an_error_leads_its_message(server: Server) -> None:
+    assert server.ask(text="").error.startswith("in ensemble 'speech', invalid request: text: ")
+
+
+def test_none_of_them_left_a_traceback_in_the_log(server: Server) -> None:
+    for name in sorted(set(BAD) - {"100 MB of audio"}):
+        server.ask(**BAD[name][0])
+    assert "Traceback" not in server.log
+    assert server.metric("failed_total") == 0

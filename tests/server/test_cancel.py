@@ -1,0 +1,69 @@
+"""A client that goes away costs nothing more."""
+
+import time
+
+import pytest
+
+from tests.server.conftest import Server
+
+pytestmark = pytest.mark.server
+
+LONG = "the river and the green garden and the window and the morning and the door"
+LIMIT_S = 0.2
+
+
+def stop_time(server: Server, num_responses: int) -> float:
+    """Seconds from the client's cancel, after so many responses, to the language model having let go."""
+    table = server.table()
+    stream = server.stream({"seed": 1}, text=LONG)
+    for _ in range(num_responses):
+        stream.next()
+    deadline = time.monotonic() + 10
+    while table.num_active() == 0:
+        assert time.monotonic() < deadline
+    stream.cancel()
+    begun = time.monotonic()
+    while table.num_active():
+        assert time.monotonic() < deadline + 10
+        time.sleep(0.001)
+    table.close()
+    return time.monotonic() - begun
+
+
+@pytest.mark.parametrize("num_responses", [0, 1, 4])
+def test_the_language_model_stops_soon_after_the_client(server: Server, num_responses: int) -> None:
+    before = server.metric("cancelled_total")
+    times = [stop_time(server, num_responses) for _ in range(3)]
+    assert sorted(times)[1] < LIMIT_S, times
+    deadline = time.monotonic() + 10
+    while server.metric("cancelled_total") < before + 3:
+        assert time.monotonic() < deadline
+
+
+def test_cancelling_many_leaves_room_for_all(server: Server) -> None:
+    table = server.table()
+    for _ in range(3):
+        streams = [server.stream({"seed": i}, text=LONG) for i in range(12)]
+        streams[0].next()
+        for stream in streams:
+            stream.cancel()
+    deadline = time.monotonic() + 20
+    while table.num_active():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    table.close()
+    answer = server.ask({"seed": 1, "max_audio_s": 1.0}, text=LONG)
+    assert answer.error is None
+    assert server.metric("pairs") == 0
+
+
+def test_one_client_leaving_does_not_disturb_another(server: Server) -> None:
+    alone = server.ask({"seed": 5, "max_audio_s": 2.0}, text="two green windows")
+    staying = server.stream({"seed": 5, "max_audio_s": 2.0}, text="two green windows")
+    leaving = server.stream({"seed": 6}, text=LONG)
+    staying.next()
+    leaving.cancel()
+    answer = staying.listen()
+    assert answer.error is None
+    assert answer.report["num_frames"] == alone.report["num_frames"]
+    assert answer.pcm.tolist() == pytest.approx(alone.pcm.tolist(), abs=1e-4)

@@ -1,0 +1,128 @@
+"""What one utterance is, from the first response to the last."""
+
+import io
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.server.conftest import Server
+from tests.server.listening import Answer
+
+pytestmark = pytest.mark.server
+
+SENTENCE = "the garden door is open"
+REPORT = {
+    "finish_reason",
+    "num_prompt_rows",
+    "num_text_tokens",
+    "num_frames",
+    "guided_frames",
+    "guidance_scale",
+    "seed",
+    "queue_s",
+    "first_frame_s",
+    "total_s",
+    "audio_s",
+    "decode_s",
+    "first_sound_s",
+}
+
+
+@pytest.fixture(scope="module")
+def spoken(_server: Server) -> Answer:
+    _server.start()
+    return _server.ask({"seed": 7}, text=SENTENCE)
+
+
+def test_speech_streams_and_ends_with_a_complete_event(spoken: Answer) -> None:
+    assert spoken.error is None
+    assert [event["index"] for event in spoken.events] == list(range(len(spoken.events)))
+    assert len({event["utterance"] for event in spoken.events}) == 1
+    assert [event["is_final"] for event in spoken.events] == [False] * (len(spoken.events) - 1) + [True]
+    report = spoken.report
+    assert report.keys() >= REPORT
+    assert report["finish_reason"] in ("stop", "length")
+    assert report["seed"] == 7
+    assert report["num_frames"] > 0
+    assert report["num_text_tokens"] > 0
+    assert 0 < report["first_frame_s"] < report["total_s"]
+
+
+def test_every_frame_is_guided_and_none_ever_was_not(spoken: Answer, server: Server) -> None:
+    assert spoken.report["guidance_scale"] > 1
+    assert spoken.report["guided_frames"] == spoken.report["num_frames"]
+    assert server.metric("unguided_total") == 0
+
+
+def test_sound_lies_where_the_events_say(spoken: Answer) -> None:
+    end_s = 0.0
+    for response in spoken.responses:
+        event = response.event
+        assert event["start_s"] == pytest.approx(end_s)
+        num_samples = 0 if response.pcm is None else len(response.pcm)
+        assert event["duration_s"] == pytest.approx(num_samples / event["sample_rate"])
+        end_s += event["duration_s"]
+    assert end_s == pytest.approx(spoken.report["audio_s"])
+    assert np.abs(spoken.pcm).max() <= 1
+    assert np.abs(spoken.pcm).max() > 0.01
+
+
+def test_text_comes_first_and_without_samples(spoken: Answer) -> None:
+    segments = [response.event["segment"] for response in spoken.responses]
+    assert segments[0] == "text"
+    assert all(r.pcm is None for r in spoken.responses if r.event["segment"] == "text")
+    assert spoken.text.strip()
+
+
+def test_the_first_sound_leaves_long_before_the_last(spoken: Answer) -> None:
+    times = [response.at_s for response in spoken.responses if response.pcm is not None]
+    assert len(times) > 2
+    assert times[0] < times[-1]
+    sizes = [len(response.pcm) for response in spoken.responses if response.pcm is not None]
+    assert sizes[0] < max(sizes)
+
+
+def test_the_same_seed_gives_the_same_speech_and_another_one_does_not(spoken: Answer, server: Server) -> None:
+    again, other = server.ask({"seed": 7}, text=SENTENCE), server.ask({"seed": 8}, text=SENTENCE)
+    assert again.text == spoken.text
+    np.testing.assert_allclose(again.pcm, spoken.pcm, atol=1e-4)
+    assert len(other.pcm) != len(spoken.pcm) or np.abs(other.pcm - spoken.pcm).max() > 1e-2
+
+
+def test_a_seed_that_nobody_chose_is_reported(server: Server) -> None:
+    first = server.ask({"max_audio_s": 0.5}, text=SENTENCE)
+    again = server.ask({"max_audio_s": 0.5, "seed": first.report["seed"]}, text=SENTENCE)
+    np.testing.assert_allclose(again.pcm, first.pcm, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["file", "samples"])
+def test_speech_is_transcribed_to_text_alone(spoken: Answer, server: Server, form: str) -> None:
+    pcm = spoken.pcm[: 16000 * 5].astype(np.float32)
+    if form == "file":
+        held = io.BytesIO()
+        soundfile.write(held, pcm, 16000, format="FLAC")
+        heard = server.ask(audio=held.getvalue(), task="asr")
+    else:
+        heard = server.ask(pcm_in=pcm, sample_rate=np.array([16000], np.int32))
+    assert heard.error is None
+    assert heard.text.strip()
+    assert all(response.pcm is None for response in heard.responses)
+    assert heard.events[-1]["is_final"]
+    assert heard.report["num_frames"] == 0
+
+
+def test_the_end_is_told_with_an_empty_final_response_and_without(server: Server) -> None:
+    asked = {"text": SENTENCE, "options": '{"seed": 7, "max_audio_s": 0.5}'}
+    with_flag = server.stream(**asked)
+    flags = []
+    while not flags or not flags[-1]:
+        flags.append(with_flag.next().has_final_flag)
+    with_flag.cancel()
+    assert flags == [False] * (len(flags) - 1) + [True]
+    without = server.stream(empty_final=False, **asked)
+    seen = []
+    while not seen or not seen[-1].event["is_final"]:
+        seen.append(without.next())
+    without.cancel()
+    assert all(response.event is not None for response in seen)

@@ -1,0 +1,65 @@
+"""The server loses a stub, and is told to stop. These tests come last: they restart the server that all share."""
+
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from scripts.serving.processes import descendants, read_process
+from tests.server.conftest import Server
+
+pytestmark = pytest.mark.server
+
+LONG = "the river and the green garden and the window and the morning and the door"
+
+
+def stub_of(server: Server, model: str) -> int:
+    (pid,) = [
+        process.pid
+        for process in descendants(server.pid)
+        if process.name.startswith("triton_python_b") and f"/{model}/" in process.command
+    ]
+    return pid
+
+
+def test_a_killed_decoder_ends_every_stream_with_an_error_and_the_server_comes_back(server: Server) -> None:
+    old = server.pid
+    children = [process.pid for process in descendants(old)]
+    streams = [server.stream({"seed": i}, text=LONG) for i in range(4)]
+    for stream in streams:
+        stream.next()
+    os.kill(stub_of(server, "acoustic_decoder"), signal.SIGKILL)
+    killed = time.monotonic()
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda stream: stream.listen(), streams))
+    assert all(answer.error is not None for answer in answers)
+    assert time.monotonic() - killed < 10
+    while server.state() == "ready" and server.said.count("ready after") < 2:
+        time.sleep(0.02)
+    server.until_ready()
+    assert server.ask({"seed": 1, "max_audio_s": 1.0}, text=LONG).error is None
+    assert server.pid != old
+    assert all(read_process(pid) is None for pid in [old, *children])
+    assert list(Path("/dev/shm").glob(f"stretto_flow_{old}_*")) == []
+
+
+def test_a_stopping_server_finishes_what_runs_and_refuses_what_comes(server: Server) -> None:
+    pid, launch = server.pid, server.launcher
+    running = server.stream({"seed": 1}, text=LONG)
+    running.next()
+    launch.send_signal(signal.SIGTERM)
+    while server.state() == "ready":
+        time.sleep(0.005)
+    refused = server.ask({"seed": 2}, text="hello")
+    answer = running.listen()
+    assert answer.error is None
+    assert answer.events[-1]["is_final"]
+    assert refused.error == "in ensemble 'speech', unavailable: server is draining"
+    assert launch.wait(40) == 0
+    assert "drained" in server.said
+    assert list(Path("/dev/shm").glob(f"stretto_launch_{launch.pid}_*")) == []
+    assert list(Path("/dev/shm").glob(f"stretto_flow_{pid}_*")) == []
+    assert not server.pid_file.exists()
