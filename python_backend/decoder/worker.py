@@ -55,8 +55,7 @@ class DecoderWorker:
         """Decode what waits, for up to `stop_timeout_s`, fail the rest, and end the thread."""
         self._mailbox.close()
         self._thread.join(self._config.stop_timeout_s)
-        for delivery in self._mailbox.clear():
-            self._refuse(delivery, Overloaded("the decoder is stopping"))
+        self._refuse_all()
         self._thread.join()
 
     def stats(self) -> dict[str, float]:
@@ -67,17 +66,24 @@ class DecoderWorker:
 
     def _run(self) -> None:
         torch.set_num_threads(self._config.threads)
-        while not self._mailbox.is_finished:
-            deliveries, abandoned = self._mailbox.take(self._config.max_batch, self._config.idle_timeout_s / 4)
-            for utterance in abandoned:
-                self._sessions.close(utterance)
-            expired = self._sessions.expire()
-            if expired:
-                logger.warning("utterances without a chunk for %g s: %s", self._config.idle_timeout_s, expired)
-                self._count("expired", len(expired))
-            jobs = [job for job in map(self._admit, deliveries) if job is not None]
-            for group in group_by_shape(jobs):
-                self._decode(group)
+        try:
+            while not self._mailbox.is_finished:
+                self._serve_once()
+        finally:  # whatever ended the thread, nobody is left waiting
+            self._mailbox.close()
+            self._refuse_all()
+
+    def _serve_once(self) -> None:
+        deliveries, abandoned = self._mailbox.take(self._config.max_batch, self._config.idle_timeout_s / 4)
+        for utterance in abandoned:
+            self._sessions.close(utterance)
+        jobs = [job for job in map(self._admit, deliveries) if job is not None]
+        expired = self._sessions.expire()
+        if expired:
+            logger.warning("utterances without a chunk for %g s: %s", self._config.idle_timeout_s, expired)
+            self._count("expired", len(expired))
+        for group in group_by_shape(jobs):
+            self._decode(group)
 
     def _admit(self, delivery: Delivery) -> Job | None:
         """The job that a chunk makes; None if it is already answered."""
@@ -136,6 +142,10 @@ class DecoderWorker:
         """End an utterance with an error."""
         self._sessions.close(delivery.utterance)
         self._refuse(delivery, error)
+
+    def _refuse_all(self) -> None:
+        for delivery in self._mailbox.clear():
+            self._refuse(delivery, Overloaded("the decoder is stopping"))
 
     def _refuse(self, delivery: Delivery, error: Exception) -> None:
         """Answer a chunk with an error; the one place where that happens, on whatever thread."""

@@ -239,6 +239,18 @@ class Opener(list):
         self._codec.gate.set()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nobody_waits_for_ever_when_the_thread_dies(codec: FakeCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(jobs: list) -> list:
+        raise SystemExit
+
+    monkeypatch.setattr("python_backend.decoder.worker.group_by_shape", broken)
+    worker = DecoderWorker(codec, DecoderConfig())
+    push(worker, "u", 0, None).wait()
+    worker._thread.join(5)
+    assert isinstance(push(worker, "v", 0, frames(1)).wait().error, Overloaded)
+
+
 def test_a_reply_that_cannot_be_delivered_ends_its_utterance_only(worker: DecoderWorker) -> None:
     class Broken(RecordedReply):
         def send(self, pcm: np.ndarray | None, event: dict) -> None:
