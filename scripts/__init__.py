@@ -1,0 +1,1 @@
+"""Programs for people: set up, serve, measure, train. Nothing in the package imports them."""

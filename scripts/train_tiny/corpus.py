@@ -1,0 +1,94 @@
+"""What training draws from: encoded utterances, and word strings that are read but never spoken."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from scripts.train_tiny.encoded import PHONEME_ID, Spoken, Transcript
+from scripts.train_tiny.sequences import MAX_DELAY
+from scripts.train_tiny.synthesise import Pronunciations
+from scripts.train_tiny.words import load_words, word_string
+
+BUCKET = 240  # utterances that are sorted by length together
+MAX_LISTENED_FRAMES = 255 - MAX_DELAY  # frames of an audio prompt are numbered to 255
+CONTEXTUAL = 150  # the most frequent words sound different alone; they are learned from sentences only
+
+
+def write_encoded(path: Path, utterances: list[Spoken]) -> None:
+    """Save encoded utterances so that a reader never sees half a file."""
+    partial = path.with_suffix(".partial")
+    torch.save([asdict(utterance) for utterance in utterances], partial)
+    partial.rename(path)
+
+
+def read_encoded(path: Path) -> list[Spoken]:
+    """The utterances of one file of `write_encoded`."""
+    records = torch.load(path, weights_only=False)
+    return [Spoken(**{**record, "transcript": Transcript(**record["transcript"])}) for record in records]
+
+
+class Corpus:
+    """The encoded utterances of a folder; `refresh` takes in files that have been added since."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._read: set[Path] = set()
+        self.utterances: list[Spoken] = []
+
+    def refresh(self) -> None:
+        for path in sorted(self._folder.glob("codes_*.pt")):
+            if path not in self._read:
+                self._read.add(path)
+                self.utterances += read_encoded(path)
+
+    def batches(self, rows: int, rng: random.Random, max_frames: int = 1 << 20) -> Iterator[list[Spoken]]:
+        """Endless batches of similar length and at most `rows` rows, every utterance once per epoch."""
+        while True:
+            self.refresh()
+            pool = [utterance for utterance in self.utterances if len(utterance.codes) <= max_frames]
+            rng.shuffle(pool)
+            for start in range(0, len(pool), BUCKET):
+                batches = _cut(sorted(pool[start : start + BUCKET], key=num_rows), rows)
+                rng.shuffle(batches)
+                yield from batches
+
+
+def num_rows(utterance: Spoken) -> int:
+    """Rows of its sequence, spaces between words aside."""
+    transcript = utterance.transcript
+    return len(utterance.codes) + len(transcript.phonemes) + len(transcript.text) + MAX_DELAY
+
+
+def _cut(part: list[Spoken], rows: int) -> list[list[Spoken]]:
+    """Cut utterances sorted by length into batches whose padded size is at most `rows`, or a single one."""
+    batches: list[list[Spoken]] = [[]]
+    for utterance in part:
+        if batches[-1] and (len(batches[-1]) + 1) * num_rows(utterance) > rows:
+            batches.append([])
+        batches[-1].append(utterance)
+    return batches
+
+
+class WordStrings:
+    """Transcripts of random words, joined from their pronunciations alone."""
+
+    def __init__(self, pronunciations: Pronunciations, rng: random.Random):
+        words = load_words()
+        self._spoken = tuple(word for word in words.spoken[CONTEXTUAL:] if word in pronunciations)
+        self._read = tuple(word for word in words.read if word in pronunciations)
+        self._pronunciations = pronunciations
+        self._rng = rng
+
+    def draw(self, low: int, high: int) -> Transcript:
+        """One string of `low` to `high` words, half the time of words that are never spoken."""
+        words = self._read if self._rng.random() < 0.5 else self._spoken
+        text = word_string(words, self._rng, low, high).replace(",", "").rstrip(".")
+        phonemes, owners = [PHONEME_ID["pau"]], [-1]
+        for index, word in enumerate(text.split()):
+            sound = [PHONEME_ID[name] for name in self._pronunciations[word]]
+            phonemes += sound
+            owners += [index] * len(sound)
+        return Transcript(text, (*phonemes, PHONEME_ID["pau"]), (*owners, -1))

@@ -1,0 +1,157 @@
+"""Trains the language model on one core until its minutes are spent; goes on from its last checkpoint.
+
+Every step mixes three batches: utterances to speak (one in ten without its text), utterances to recognise, and
+word strings to read or to spell. The learning rate is a function of the training time spent so far.
+"""
+
+import math
+import os
+import random
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from python_backend.families import tiny
+from scripts.train_tiny import builders
+from scripts.train_tiny.batch import Batch, collate, losses
+from scripts.train_tiny.corpus import MAX_LISTENED_FRAMES, Corpus, WordStrings
+from scripts.train_tiny.encoded import Spoken
+from scripts.train_tiny.network import Network, NetworkConfig
+from scripts.train_tiny.optimiser import Optimiser
+from scripts.train_tiny.synthesise import load_pronunciations
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Where and how long. `speak`, `listen`: rows of audio examples per step; `read`: word strings per step."""
+
+    folder: Path
+    minutes: float
+    speak: int = 2800
+    listen: int = 1100
+    read: int = 16
+    null_share: float = 0.1
+    guide: float = 0.3
+    flat: float = 0.35
+    warm_up_steps: int = 100
+    short_strings_until: int = 500
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "network.pt"
+
+
+def rate_scale(step: int, spent: float, config: TrainingConfig) -> float:
+    """Learning-rate scale: a linear start, flat until `flat` of the time, then half a cosine to 1 %."""
+    falling = max(0.0, (spent - config.flat) / (1 - config.flat))
+    return min(1.0, (step + 1) / config.warm_up_steps) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * falling)))
+
+
+class Mixer:
+    """Endless triples of batches."""
+
+    def __init__(self, config: TrainingConfig, seed: int):
+        self._config = config
+        self._rng = random.Random(seed)
+        corpus = Corpus(config.folder)
+        corpus.refresh()
+        self._speak = corpus.batches(config.speak, self._rng)
+        self._listen = corpus.batches(config.listen, self._rng, MAX_LISTENED_FRAMES)
+        self._strings = WordStrings(load_pronunciations(config.folder), self._rng)
+
+    def _read(self, step: int) -> Iterator[builders.Rows]:
+        high = 2 if step < self._config.short_strings_until else 6
+        for _ in range(self._config.read):
+            transcript = self._strings.draw(1, high)
+            if self._rng.random() < 0.2:
+                yield builders.spell(transcript)
+            else:
+                yield builders.g2p(transcript, self._rng.choice(list(tiny.VOICES)))
+
+    def _speech(self, utterance: Spoken) -> builders.Rows:
+        hide = self._rng.random() < self._config.null_share
+        return builders.unconditional(utterance) if hide else builders.tts(utterance)
+
+    def draw(self, step: int) -> dict[str, Batch]:
+        """The batches of one step, by task."""
+        return {
+            "tts": collate([self._speech(utterance) for utterance in next(self._speak)]),
+            "asr": collate([builders.asr(u) for u in next(self._listen)]),
+            "g2p": collate(list(self._read(step))),
+        }
+
+
+TEXT_WEIGHTS = {"tts": 0.5, "asr": 0.5, "g2p": 0.5}
+
+
+class Trainer:
+    """The run: network, optimiser, and how far it has come."""
+
+    def __init__(self, config: TrainingConfig):
+        self.config = config
+        torch.manual_seed(0)
+        self.network = Network(NetworkConfig())
+        self.optimiser = Optimiser(self.network)
+        self.step = 0
+        self.spent_s = 0.0
+        self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
+        if config.checkpoint.exists():
+            self._resume()
+
+    def _resume(self) -> None:
+        saved = torch.load(self.config.checkpoint)
+        self.network.load_state_dict(saved["network"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.step, self.spent_s = saved["step"], saved["spent_s"]
+
+    def save(self) -> None:
+        """Write the checkpoint so that no reader sees half of it."""
+        partial = self.config.checkpoint.with_suffix(".partial")
+        state = {"network": self.network.state_dict(), "config": asdict(self.network.model.config)}
+        torch.save(
+            {**state, "optimiser": self.optimiser.state_dict(), "step": self.step, "spent_s": self.spent_s}, partial
+        )
+        os.replace(partial, self.config.checkpoint)
+
+    def run(self) -> None:
+        """Train until the minutes are spent; a checkpoint every minute, a line every fifty steps."""
+        mixer = Mixer(self.config, seed=self.step)
+        saved_s = self.spent_s
+        while self.spent_s < self.config.minutes * 60:
+            start = time.monotonic()
+            self._one_step(mixer.draw(self.step))  # the schedule counts the time that drawing takes
+            self.spent_s += time.monotonic() - start
+            if self.step % 50 == 0:
+                self._report()
+            if self.spent_s - saved_s > 60:
+                self.save()
+                saved_s = self.spent_s
+        self.save()
+
+    def _one_step(self, batches: dict[str, Batch]) -> None:
+        self.optimiser.zero_grad()
+        for task, batch in batches.items():
+            found = losses(self.network, batch, self.config.guide, TEXT_WEIGHTS[task])
+            found.total.backward()
+            for kind, (total, count) in found.sums.items():
+                self._sums[f"{task}.{kind}"][0] += total
+                self._sums[f"{task}.{kind}"][1] += count
+            self._sums["rows"][0] += batch.ids.shape[0] * batch.ids.shape[1]
+        spent = self.spent_s / (self.config.minutes * 60)
+        self.optimiser.step(rate_scale(self.step, spent, self.config))
+        self.step += 1
+
+    def _report(self) -> None:
+        means = [f"{kind} {total / count:.3f}" for kind, (total, count) in self._sums.items() if count]
+        print(f"step {self.step} s {self.spent_s:.0f}", *means, f"rows {self._sums['rows'][0]:.0f}", flush=True)
+        self._sums.clear()
+
+
+def train(config: TrainingConfig) -> None:
+    """Run, or go on with, one training."""
+    torch.set_num_threads(1)
+    Trainer(config).run()
