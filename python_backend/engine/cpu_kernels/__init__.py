@@ -44,4 +44,6 @@ def install() -> None:
     import vllm.v1.worker.cpu.shm  # noqa: F401
     from vllm.triton_utils.dispatcher import register_kernels
 
+    from python_backend.engine.cpu_kernels import norms  # noqa: F401  (offers its norms on import)
+
     register_kernels(KERNELS)

@@ -1,0 +1,51 @@
+"""The environment is asked for in a process of its own, as the engine's is."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from python_backend.engine import environment
+
+PREPARE = "from python_backend.engine.environment import prepare_environment; prepare_environment()"
+
+
+def run(program: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    names = {*environment.REQUIRED, *environment.DEFAULTS}
+    inherited = {name: value for name, value in os.environ.items() if name not in names}
+    return subprocess.run(
+        [sys.executable, "-c", program], env=inherited | variables, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_a_bare_process_gets_every_variable_and_a_utf8_locale():
+    names = sorted({*environment.REQUIRED, *environment.DEFAULTS, "LC_ALL"})
+    show = f"print([os.environ[name] for name in {names}], locale.setlocale(locale.LC_CTYPE))"
+    shown = run(f"{PREPARE}; import locale, os; {show}", LC_ALL="C").stdout
+    expected = environment.REQUIRED | environment.DEFAULTS | {"LC_ALL": "C.UTF-8"}
+    assert shown.split("]")[0] + "]" == str([expected[name] for name in names])
+    assert shown.strip().endswith("C.UTF-8")
+
+
+def test_what_the_user_set_stays_unless_the_engine_cannot_start_with_it():
+    shown = run(
+        f"{PREPARE}; import os; print(os.environ['OMP_NUM_THREADS'], os.environ['TRITON_INTERPRET'])",
+        OMP_NUM_THREADS="3",
+        TRITON_INTERPRET="0",
+    ).stdout
+    assert shown.split() == ["3", "1"]
+
+
+def test_too_late_is_an_error_that_says_what_was_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", sys)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(RuntimeError, match=r"imported before prepare_environment.*TRITON_INTERPRET=1"):
+        environment.prepare_environment()
+
+
+def test_a_build_for_gpus_is_left_alone(monkeypatch):
+    monkeypatch.setattr(environment, "version", lambda name: "0.32.0")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    environment.prepare_environment()
+    assert "TRITON_INTERPRET" not in os.environ
