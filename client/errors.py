@@ -69,6 +69,7 @@ BY_TRITON: dict[str, type[ClientError]] = {
     "unexpected shape for input": RequestRefused,
     "data-type is": RequestRefused,
     "unexpected inference input": RequestRefused,
+    "is not found": RequestRefused,  # an unknown model
 }
 
 

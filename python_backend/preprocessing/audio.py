@@ -30,8 +30,9 @@ def read_file(data: bytes, max_s: float) -> tuple[np.ndarray, int]:
             max_samples = int(max_s * file.samplerate)
             samples = file.read(max_samples + 1, dtype="float32", always_2d=True)
             rate = file.samplerate
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise InvalidRequest("audio", "a readable wav, flac, ogg or mp3 file", f"an error: {error}") from error
+    except soundfile.LibsndfileError as error:
+        expected = "a readable wav, flac, ogg or mp3 file"
+        raise InvalidRequest("audio", expected, f"an error: {error.error_string}") from error
     if len(samples) > max_samples:
         raise InvalidRequest("audio", f"at most {max_s:g} s", "more")
     pcm = samples.mean(axis=1)

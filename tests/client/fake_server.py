@@ -104,6 +104,7 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     requests: list[Request] = field(default_factory=list)
     metadata: list[dict[str, str]] = field(default_factory=list)
     num_cancelled: int = 0
+    num_played: int = 0
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def start(self) -> str:
@@ -127,7 +128,9 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
             async for message in messages:
                 self.requests.append(read_request(message))
                 for step in self.script(self.requests[-1]):
-                    if answer := await self.play(step, context):
+                    answer = await self.play(step, context)
+                    self.num_played += 1
+                    if answer:
                         answer.infer_response.id = message.id
                         yield answer
         except asyncio.CancelledError:

@@ -66,13 +66,11 @@ async def test_an_utterance_arrives_whole_however_it_ends(serve: Serve, ending: 
 
 
 async def test_chunks_are_handed_on_as_they_arrive(serve: Serve) -> None:
-    _, client = await serve([Chunk(0), Pause(0.4), Chunk(1, is_final=True, is_last=True)])
-    started = time.monotonic()
+    server, client = await serve([Chunk(0), Pause(0.5), Chunk(1, is_final=True, is_last=True)])
     stream = client.speak("a")
     await anext(stream)
-    assert time.monotonic() - started < 0.3
+    assert server.num_played < 2, "the first chunk came only after the pause that follows it"
     assert (await anext(stream)).is_final
-    assert time.monotonic() - started > 0.35
 
 
 async def test_what_was_asked_for_is_what_is_sent(serve: Serve, tmp_path: Path) -> None:
@@ -140,10 +138,13 @@ FAILURES: dict[str, tuple[list[Step], type[ClientError], str]] = {
 }
 
 
+TIMEOUTS = {"silent": Timeouts(first_s=0.2), "stalled": Timeouts(between_s=0.1), "endless": Timeouts(total_s=0.5)}
+
+
 @pytest.mark.parametrize("failure", FAILURES)
 async def test_a_failure_is_raised_by_its_kind(serve: Serve, failure: str) -> None:
     steps, kind, message = FAILURES[failure]
-    server, client = await serve(steps, Timeouts(first_s=0.2, between_s=0.1, total_s=0.5))
+    server, client = await serve(steps, TIMEOUTS.get(failure))
     stream = client.speak("a")
     with pytest.raises(kind, match=message) as caught:
         async for _ in stream:
@@ -152,7 +153,7 @@ async def test_a_failure_is_raised_by_its_kind(serve: Serve, failure: str) -> No
     with pytest.raises(StopAsyncIteration):
         await anext(stream)
     if kind is TimedOut:
-        await asyncio.wait_for(server.cancelled.wait(), 1)
+        await asyncio.wait_for(server.cancelled.wait(), 10)
 
 
 async def test_no_server_is_said_at_once() -> None:
@@ -170,7 +171,7 @@ async def test_a_server_that_hangs_up_is_noticed(serve: Serve) -> None:
     await anext(stream)
     asyncio.get_running_loop().call_later(0.1, lambda: asyncio.ensure_future(server.server.stop(0)))
     with pytest.raises((ServerUnavailable, RequestCancelled)):
-        await asyncio.wait_for(anext(stream), 3)
+        await asyncio.wait_for(anext(stream), 10)
 
 
 async def test_cancelling_reaches_the_server_and_the_reader(serve: Serve) -> None:
@@ -179,8 +180,8 @@ async def test_cancelling_reaches_the_server_and_the_reader(serve: Serve) -> Non
     await anext(stream)
     asyncio.get_running_loop().call_later(0.05, stream.cancel)
     with pytest.raises(RequestCancelled):
-        await asyncio.wait_for(anext(stream), 1)
-    await asyncio.wait_for(server.cancelled.wait(), 1)
+        await asyncio.wait_for(anext(stream), 10)
+    await asyncio.wait_for(server.cancelled.wait(), 10)
 
 
 @pytest.mark.parametrize("way", ["aclose", "async with", "dropped", "task"])
@@ -199,7 +200,7 @@ async def test_leaving_a_stream_early_cancels_it(serve: Serve, way: str) -> None
     else:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(anext(stream), 0.05)
-    await asyncio.wait_for(server.cancelled.wait(), 1)
+    await asyncio.wait_for(server.cancelled.wait(), 10)
 
 
 async def test_ready_asks_for_the_server_and_the_model(serve: Serve) -> None:
