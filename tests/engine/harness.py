@@ -1,5 +1,6 @@
 """The engine in this process, driven step by step: no server, no second process, nothing left to chance."""
 
+import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +45,7 @@ class Engine:
     """One engine core, its scheduler and its worker."""
 
     def __init__(self, folder: Path, **engine_args: object):
+        gc.freeze()  # vLLM collects garbage eight times while it starts: not through every module of this process
         config = vllm_config(EngineConfig(folder, {**DEFAULTS, **engine_args}))
         self.core = EngineCore(config, Executor.get_class(config), log_stats=False)
         self.scheduler = self.core.scheduler
@@ -71,7 +73,7 @@ class Engine:
         aborts: Mapping[str, int] | None = None,
         after_step: Callable[["Engine"], None] | None = None,
     ) -> dict[str, Answer]:
-        """Answers by id. A prompt arrives before the step that `arrivals` names, and is aborted before that of `aborts`."""
+        """Answers by id. `arrivals` and `aborts` name the step before which a prompt comes and goes."""
         arrivals, aborts = dict(arrivals or {}), dict(aborts or {})
         answers = {request_id: Answer() for request_id in prompts}
         step, pending = 0, dict(prompts)

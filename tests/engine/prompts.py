@@ -1,0 +1,50 @@
+"""Prompts for random checkpoints, and the engines' common limits."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from python_backend.families.base import Family
+from python_backend.families.prompt import Prompt
+from python_backend.streams.segment import Segment
+
+LENGTHS = (5, 17, 40, 70)
+
+
+def make_prompt(family: Family, index: int, task: str | None = None, **changes: object) -> Prompt:
+    """Prompt number `index`: lengths, tasks, guidance and temperatures go round, each at its own pace.
+
+    changes: fields of SamplingConfig.
+    """
+    tasks = [each.name for each in family.tasks]
+    task = task or tasks[index % len(tasks)]
+    random = np.random.default_rng(index)
+    rows = np.zeros((LENGTHS[index % len(LENGTHS)], family.layout.num_input_streams), np.int32)
+    rows[:, 0] = random.integers(16, 47, len(rows))
+    if Segment.AUDIO not in family.task(task).segments:
+        _fill_with_audio(rows, family, random)
+    temperature = (0.0, 0.9)[index // 2 % 2]
+    sampling = family.task(task).sampling
+    sampling = replace(
+        sampling,
+        text=replace(sampling.text, min_rows=5, max_rows=12 + index % 7, temperature=temperature),
+        audio=replace(
+            sampling.audio, min_rows=5, max_rows=20 + index % 9, temperature=temperature, top_k=10, top_p=0.9
+        ),
+        guidance_scale=(2.0, 1.0, 3.0)[index % 3],
+        script_temperature=temperature,
+        seed=1000 + index,
+    )
+    return Prompt(task, rows, replace(sampling, **changes))
+
+
+def _fill_with_audio(rows: np.ndarray, family: Family, random: np.random.Generator) -> None:
+    """Codes on every auxiliary stream, as in a prompt that is listened to."""
+    for stream, ids in enumerate(family.layout.audio[1:], 1):
+        rows[1:-1, stream] = random.integers(ids.start, ids.stop, len(rows) - 2)
+    if family.script:
+        rows[1:-1, family.script.index_stream] = family.script.index_base + 1 + np.arange(len(rows) - 2) % 200
+
+
+def make_prompts(family: Family, count: int) -> dict[str, Prompt]:
+    return {f"r{index}": make_prompt(family, index) for index in range(count)}

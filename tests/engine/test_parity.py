@@ -1,0 +1,167 @@
+"""Whatever the schedule, every reply is the reference's, token for token, on every stream."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from python_backend.families.base import Family
+from python_backend.families.prompt import Prompt
+from python_backend.families.tiny import TINY
+from tests.checkpoints import write_checkpoint
+from tests.engine.harness import DEFAULTS, Answer, Engine
+from tests.engine.prompts import make_prompt, make_prompts
+from tests.reference.speech_lm import Reference
+from tests.speech_families import EIGHT_STREAMS
+
+pytestmark = pytest.mark.engine
+
+FAMILIES = {"tiny": TINY, "tests.speech_families:EIGHT_STREAMS": EIGHT_STREAMS}
+ROOMY: dict[str, object] = {}
+# A budget below most prompts, four slots, and blocks for little more than one pair.
+TIGHT = {"max_num_batched_tokens": 48, "max_num_seqs": 4, "max_model_len": 160, "num_gpu_blocks_override": 9}
+
+
+class Checkpoint:
+    """A random checkpoint and the reference's replies to what it has been asked."""
+
+    def __init__(self, folder: Path, name: str):
+        self.family: Family = FAMILIES[name]
+        self.folder = write_checkpoint(folder, self.family, name)
+        self._references: dict[int, Reference] = {}
+        self._replies: dict[tuple[int, int], list[list[int]]] = {}
+
+    def reply(self, prompt: Prompt, max_model_len: int = int(str(DEFAULTS["max_model_len"]))) -> list[list[int]]:
+        """The output streams of every row of the reference's reply."""
+        if max_model_len not in self._references:
+            self._references[max_model_len] = Reference(self.folder, self.family, max_model_len)
+        key = (hash((prompt.task, prompt.sampling, prompt.rows.tobytes())), max_model_len)
+        if key not in self._replies:
+            rows, lead = self._references[max_model_len].reply(prompt)
+            assert lead > 1e-5, "the reference itself was nearly undecided: choose another seed"
+            self._replies[key] = [row[: self.family.layout.num_output_streams] for row in rows]
+        return self._replies[key]
+
+    def check(self, prompts: dict[str, Prompt], answers: dict[str, Answer], max_model_len: int = 512) -> None:
+        for request_id, prompt in prompts.items():
+            assert answers[request_id].rows == self.reply(prompt, max_model_len), request_id
+            guided = answers[request_id].trailer.num_guided_frames
+            frames = num_frames(self.family, answers[request_id].rows)
+            assert guided == (frames if prompt.sampling.guidance_scale != 1.0 else 0), request_id
+
+
+def num_frames(family: Family, rows: list[list[int]]) -> int:
+    return (
+        sum(row[0] in family.layout.audio[0] for row in rows)
+        if family.name == "eight_streams"
+        else len([row for row in rows if row[0] in family.layout.audio[0]])
+    )
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES), ids=["tiny", "eight_streams"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return Checkpoint(tmp_path_factory.mktemp("checkpoint"), request.param)
+
+
+@contextmanager
+def engine(checkpoint: Checkpoint, **engine_args: object) -> Iterator[Engine]:
+    running = Engine(checkpoint.folder, **engine_args)
+    try:
+        yield running
+        assert running.is_clean()
+    finally:
+        running.shutdown()
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
+def roomy(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Iterator[Engine]:
+    with engine(checkpoint, async_scheduling=request.param) as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
+def tight(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Iterator[Engine]:
+    with engine(checkpoint, async_scheduling=request.param, **TIGHT) as running:
+        yield running
+
+
+def test_replies_alone_are_the_reference_s(checkpoint: Checkpoint, roomy: Engine) -> None:
+    for request_id, prompt in make_prompts(checkpoint.family, 12).items():
+        checkpoint.check({request_id: prompt}, roomy.run({request_id: prompt}))
+
+
+def test_replies_in_one_batch_are_the_reference_s(checkpoint: Checkpoint, roomy: Engine) -> None:
+    prompts = make_prompts(checkpoint.family, 12)
+    checkpoint.check(prompts, roomy.run(prompts))
+
+
+def test_replies_that_arrive_one_by_one_are_the_reference_s(checkpoint: Checkpoint, roomy: Engine) -> None:
+    prompts = make_prompts(checkpoint.family, 12)
+    arrivals = {request_id: 4 * index for index, request_id in enumerate(prompts)}
+    checkpoint.check(prompts, roomy.run(prompts, arrivals))
+
+
+def test_twelve_requests_for_four_slots_and_few_blocks_are_chunked_and_preempted(
+    checkpoint: Checkpoint, tight: Engine
+) -> None:
+    prompts = make_prompts(checkpoint.family, 12)
+    answers = tight.run(prompts, after_step=check_slots)
+    checkpoint.check(prompts, answers, max_model_len=160)
+    assert sum(answer.trailer.num_preemptions for answer in answers.values()) > 0
+    guided = [i for i, prompt in prompts.items() if prompt.sampling.guidance_scale != 1.0]
+    assert any(answers[i].trailer.num_preemptions for i in guided), "no pair was preempted"
+
+
+def check_slots(running: Engine) -> None:
+    assert len(running.scheduler.running) <= running.scheduler.max_num_running_reqs
+
+
+def test_aborted_requests_leave_nothing_behind(checkpoint: Checkpoint, tight: Engine) -> None:
+    prompts = make_prompts(checkpoint.family, 12)
+    aborts = {f"r{index}": 3 + 5 * index for index in range(0, 12, 2)}
+    answers = tight.run(prompts, aborts=aborts)
+    survivors = {i: prompt for i, prompt in prompts.items() if i not in aborts or answers[i].trailer}
+    assert 6 <= len(survivors) < 12
+    checkpoint.check(survivors, answers, max_model_len=160)
+    assert tight.is_clean()
+
+
+def test_without_prefix_caching_the_replies_are_the_same(checkpoint: Checkpoint) -> None:
+    prompts = make_prompts(checkpoint.family, 8)
+    with engine(checkpoint, enable_prefix_caching=False) as running:
+        checkpoint.check(prompts, running.run(prompts))
+
+
+def test_prompts_with_other_codes_beside_the_same_text_do_not_share_blocks(
+    checkpoint: Checkpoint, roomy: Engine
+) -> None:
+    task = checkpoint.family.tasks[-1].name
+    first = make_prompt(checkpoint.family, 7, task)
+    assert len(first.rows) == 70
+    second = Prompt(task, first.rows.copy(), first.sampling)
+    ids = checkpoint.family.layout.audio[1]
+    second.rows[10, 1] = ids.start + (first.rows[10, 1] - ids.start + 1) % len(ids)
+    for prompt in (first, second, first):
+        checkpoint.check({"one": prompt}, roomy.run({"one": prompt}))
+    assert checkpoint.reply(first) != checkpoint.reply(second)
+
+
+def test_the_unconditional_halves_share_their_context(checkpoint: Checkpoint, roomy: Engine) -> None:
+    """Two guided replies with different prompts: the second's unconditional half finds its context computed."""
+    task = checkpoint.family.tasks[0].name
+    computed: list[int] = []
+
+    def see(running: Engine) -> None:
+        for request in running.scheduler.running:
+            if "#" in request.request_id and request.num_computed_tokens:
+                computed.append(request.prefill_stats is None or request.prefill_stats.num_local_cached_tokens)
+
+    for index in (3, 15):
+        prompt = make_prompt(checkpoint.family, index, task, guidance_scale=2.0)
+        prompt.rows[:2] = make_prompt(checkpoint.family, 3, task).rows[:2]
+        roomy.run({"one": prompt}, after_step=see)
+    assert max(computed) >= 64
+
+
+Prompts = Callable[[int], dict[str, Prompt]]

@@ -1,0 +1,59 @@
+"""The noise is a function of (seed, position, stream, token), uniform, and the same as a plain loop's."""
+
+import math
+
+import torch
+
+from python_backend.sampling.noise import gumbel, seed_key, stream_keys, uniform
+from tests.reference import speech_lm
+
+SEEDS = (0, 1, 7, (1 << 31) - 1, 1 << 31, (1 << 32) + 5, (1 << 63) - 1)
+
+
+def keys(seed: int, positions: list[int], num_streams: int) -> torch.Tensor:
+    seeds = torch.full((len(positions),), seed_key(seed), dtype=torch.int32)
+    return stream_keys(seeds, torch.tensor(positions), num_streams)
+
+
+def test_noise_is_the_plain_loop_s() -> None:
+    tokens = torch.tensor([0, 1, 255, 160_391])
+    for seed in SEEDS:
+        for row, position in zip(keys(seed, [0, 1, 4095, 30_000], 3), [0, 1, 4095, 30_000], strict=True):
+            noise = uniform(row[:, None], tokens)
+            for stream in range(3):
+                for column, token in enumerate(tokens.tolist()):
+                    assert noise[stream, column].item() == speech_lm.uniform(seed, position, stream, token)
+
+
+def test_noise_does_not_depend_on_the_rest_of_the_batch() -> None:
+    together = keys(11, [5, 6, 7], 4)
+    assert torch.equal(together[1], keys(11, [6], 4)[0])
+    columns = torch.arange(50)
+    assert torch.equal(uniform(together[1, 2], columns)[[3, 40]], uniform(together[1, 2], columns[[3, 40]]))
+
+
+def test_noise_is_uniform_and_never_0_or_1() -> None:
+    noise = uniform(keys(3, list(range(200)), 5)[..., None], torch.arange(200))
+    assert noise.min() > 0
+    assert noise.max() < 1
+    counts = torch.histc(noise, 20, 0, 1)
+    expected = noise.numel() / 20
+    assert ((counts - expected).abs() < 5 * math.sqrt(expected)).all()
+
+
+def test_neighbouring_streams_positions_and_tokens_are_uncorrelated() -> None:
+    noise = uniform(keys(9, list(range(300)), 6)[..., None], torch.arange(300))
+    for first, second in (
+        (noise[1:], noise[:-1]),
+        (noise[:, 1:], noise[:, :-1]),
+        (noise[..., 1:], noise[..., :-1]),
+    ):
+        pair = torch.stack([first.flatten(), second.flatten()])
+        assert abs(torch.corrcoef(pair)[0, 1].item()) < 0.01
+
+
+def test_the_largest_of_logits_plus_gumbel_is_a_draw_from_their_softmax() -> None:
+    logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
+    noise = gumbel(keys(4, list(range(20_000)), 1), torch.arange(4))
+    frequency = torch.bincount((logits + noise).argmax(-1), minlength=4) / 20_000
+    assert torch.allclose(frequency, logits.softmax(0), atol=0.015)

@@ -1,0 +1,30 @@
+"""The pointer advances with probability 1 - P(stay), tempered."""
+
+import torch
+
+from python_backend.sampling.script import advances
+
+
+def test_without_temperature_the_likelier_wins() -> None:
+    logits = torch.tensor([[2.0, 0.0, 0.0], [0.5, 0.0, 0.0]])
+    stay = torch.tensor([0, 0])  # P(stay) = 0.79 and 0.45
+    noise = torch.full((2,), 0.5)
+    assert advances(logits, stay, torch.zeros(2), noise).tolist() == [False, True]
+
+
+def test_the_frequency_of_advancing_is_the_tempered_probability() -> None:
+    noise = (torch.arange(10_000) + 0.5) / 10_000
+    logits = torch.tensor([[1.0, -0.5, 0.2, -1.0]]).expand(10_000, -1)
+    stay = torch.zeros(10_000, dtype=torch.int64)
+    p_stay = logits[0].softmax(0)[0].item()
+    for temperature in (1.0, 0.6, 2.0):
+        frequency = advances(logits, stay, torch.full((10_000,), temperature), noise).float().mean().item()
+        odds = ((1 - p_stay) / p_stay) ** (1 / temperature)
+        assert abs(frequency - odds / (1 + odds)) < 1e-3
+
+
+def test_certainty_is_no_accident() -> None:
+    logits = torch.tensor([[200.0, 0.0], [0.0, 200.0]])
+    stay = torch.tensor([0, 0])
+    for noise in (1e-7, 1 - 1e-7):
+        assert advances(logits, stay, torch.ones(2), torch.full((2,), noise)).tolist() == [False, True]

@@ -1,0 +1,41 @@
+"""The delay pattern against a loop, and its inverse, at once and row by row."""
+
+import numpy as np
+import pytest
+
+from python_backend.streams.delay import Undelayer, delay_codes, undelay_codes
+
+DELAYS = [(0,), (0, 1), (0, 1, 2, 3, 4, 5, 6, 7), (3, 4, 5), (0, 0, 2), (2, 0, 1)]
+PAD = -1
+
+
+def frames(num_codebooks: int, num_frames: int) -> np.ndarray:
+    return np.arange(num_codebooks * num_frames).reshape(num_codebooks, num_frames)
+
+
+@pytest.mark.parametrize("delays", DELAYS)
+@pytest.mark.parametrize("num_frames", [0, 1, 2, 9])
+def test_delayed_rows_are_the_loop_s_and_come_back(delays: tuple[int, ...], num_frames: int) -> None:
+    codes = frames(len(delays), num_frames)
+    rows = delay_codes(codes, delays, PAD)
+    assert rows.shape == (num_frames + max(delays), len(delays))
+    for row in range(len(rows)):
+        for k, delay in enumerate(delays):
+            frame = row - delay
+            assert rows[row, k] == (codes[k, frame] if 0 <= frame < num_frames else PAD)
+    assert np.array_equal(undelay_codes(rows, delays), codes)
+
+
+@pytest.mark.parametrize("delays", DELAYS)
+@pytest.mark.parametrize("step", [1, 2, 5])
+def test_frames_taken_as_rows_arrive_are_those_of_the_whole(delays: tuple[int, ...], step: int) -> None:
+    codes = frames(len(delays), 11)
+    undelayer, taken = Undelayer(delays), []
+    for index, row in enumerate(delay_codes(codes, delays, PAD)):
+        undelayer.push(row)
+        assert undelayer.num_ready + sum(part.shape[1] for part in taken) == max(0, index + 1 - max(delays))
+        if undelayer.num_ready >= step:
+            taken.append(undelayer.take(step))
+    if undelayer.num_ready:
+        taken.append(undelayer.take(undelayer.num_ready))
+    assert np.array_equal(np.concatenate(taken, 1), codes)
