@@ -99,7 +99,7 @@ async def transcribe(client: SpeechClient, args: argparse.Namespace) -> None:
 
     tally = await follow(client.transcribe(args.file, **merged(args.options, {"seed": args.seed})), read, False)
     print(json.dumps(tally.record()) if args.json else "")
-    print(tally.summary(), file=sys.stderr)
+    print(f"complete after {tally.total_s:.2f} s", file=sys.stderr)
 
 
 async def follow(stream: SpeechStream, handle: Callable[[SpeechEvent], None], shows_progress: bool) -> Tally:

@@ -5,7 +5,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from python_backend.families.tiny import CHARACTERS
-from python_backend.preprocessing.numbers import cardinal, clock, number, ordinal, year
 from python_backend.preprocessing.text import normalise, words_of
 
 KNOWN = {
@@ -95,33 +94,3 @@ def test_no_letter_of_plain_text_is_lost(text: str) -> None:
     expected = [character for character in text.lower().replace("é", "e") if character.isalpha()]
     if "." not in text:  # a dot inside a word is spoken
         assert letters == expected
-
-
-@given(st.integers(0, 999_999))
-def test_counts_agree_with_a_slow_reading(count: int) -> None:
-    assert cardinal(count) == slow_cardinal(count)
-    assert number(f"{count:,}") == slow_cardinal(count)
-
-
-def slow_cardinal(count: int) -> str:
-    small = (
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-        "seventeen eighteen nineteen"
-    ).split()
-    tens = "_ _ twenty thirty forty fifty sixty seventy eighty ninety".split()
-    if count < 20:
-        return small[count]
-    if count < 100:
-        return tens[count // 10] + (f" {small[count % 10]}" if count % 10 else "")
-    if count < 1000:
-        rest = count % 100
-        return f"{small[count // 100]} hundred" + (f" and {slow_cardinal(rest)}" if rest else "")
-    thousands, rest = divmod(count, 1000)
-    joint = "" if not rest else " and " if rest < 100 else " "
-    return f"{slow_cardinal(thousands)} thousand{joint}{slow_cardinal(rest) if rest else ''}"
-
-
-def test_single_readings() -> None:
-    assert ordinal(30) == "thirtieth"
-    assert year(2005) == "two thousand and five"
-    assert clock(9, 5, "").split() == ["nine", "oh", "five"]
