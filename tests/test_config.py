@@ -1,0 +1,27 @@
+import pytest
+
+from python_backend.config import DecoderConfig
+
+
+def test_decoder_parameters_are_parsed_and_foreign_ones_left_alone() -> None:
+    config = DecoderConfig.from_parameters(
+        {"codec": "tiny", "device": "cuda:1", "max_batch": "4", "idle_timeout_s": "2.5", "checkpoint": "somewhere"}
+    )
+    assert config == DecoderConfig(codec="tiny", device="cuda:1", max_batch=4, idle_timeout_s=2.5)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"max_batch": "many"}, "max_batch must be int, got 'many'"),
+        ({"max_batch": "0"}, "max_batch must be >= 1, got 0"),
+        ({"threads": "-1"}, "threads must be >= 1, got -1"),
+        ({"max_utterances": "0"}, "max_utterances must be >= 1"),
+        ({"idle_timeout_s": "nan"}, "idle_timeout_s must be > 0, got nan"),
+        ({"idle_timeout_s": "0"}, "idle_timeout_s must be > 0"),
+        ({"stop_timeout_s": "-1"}, "stop_timeout_s must be >= 0"),
+    ],
+)
+def test_a_decoder_parameter_out_of_range_is_named(parameters: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DecoderConfig.from_parameters(parameters)
