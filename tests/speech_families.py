@@ -1,6 +1,9 @@
 """Families that no published model has: small, and shaped to reach what the bundled one does not."""
 
+from dataclasses import replace
+
 from python_backend.families.base import Family, Task, UnconditionalContext
+from python_backend.families.tiny import SPACE, TINY
 from python_backend.sampling.params import SamplingConfig, SegmentSampling
 from python_backend.streams.layout import StreamLayout
 from python_backend.streams.segment import Segment
@@ -38,3 +41,7 @@ EIGHT_STREAMS = Family(
     unconditional=UnconditionalContext(null_id=5, keep_first=0, keep_last=1),
     max_model_len=512,
 )
+
+# The bundled family, but its text can only be blanks: the script stays empty.
+_TTS = TINY.task("tts")
+SPEECHLESS = replace(TINY, name="speechless", tasks=(replace(_TTS, text=(SPACE,)),))

@@ -1,0 +1,94 @@
+"""What can never run is refused, and the refusal says why, with numbers."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from python_backend.engine.admission import Capacity, admit
+from python_backend.engine.rules import SegmentRules
+from python_backend.errors import InvalidRequest
+from python_backend.families.prompt import Prompt
+from python_backend.families.tiny import FIRST_CODE, TINY
+from tests.engine.prompts import make_prompt
+from tests.speech_families import EIGHT_STREAMS
+
+ROOMY = Capacity(num_blocks=100, block_size=32, max_num_seqs=16)
+RULES = SegmentRules(TINY, 512)
+
+
+def refusal(prompt: Prompt, rules: SegmentRules = RULES, capacity: Capacity = ROOMY) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as caught:
+        admit(prompt, rules, capacity)
+    return caught.value
+
+
+def with_rows(rows: np.ndarray, task: str = "tts") -> Prompt:
+    return Prompt(task, rows, TINY.task(task).sampling)
+
+
+def test_a_good_prompt_passes_unchanged() -> None:
+    prompt = make_prompt(TINY, 0)
+    assert admit(prompt, RULES, ROOMY) == prompt
+
+
+def test_guidance_means_nothing_where_there_is_no_audio() -> None:
+    prompt = make_prompt(TINY, 0, "asr", guidance_scale=3.0)
+    assert admit(prompt, RULES, ROOMY).sampling.guidance_scale == 1.0
+
+
+def test_an_unknown_task_is_refused_with_the_known_ones() -> None:
+    error = refusal(replace(make_prompt(TINY, 0), task="sing"))
+    assert error.field == "task"
+    assert "['asr', 'tts']" in str(error)
+    assert "sing" in str(error)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [np.zeros((0, 9), np.int32), np.zeros((3, 8), np.int32), np.zeros(9, np.int32), np.zeros((3, 9), np.float32)],
+    ids=["empty", "too narrow", "flat", "not whole numbers"],
+)
+def test_rows_of_another_shape_are_refused(rows: np.ndarray) -> None:
+    assert refusal(with_rows(rows)).field == "rows"
+
+
+@pytest.mark.parametrize(
+    ("stream", "token_id"), [(0, -1), (0, 2496), (1, FIRST_CODE - 1), (1, FIRST_CODE + 256), (8, -3)]
+)
+def test_ids_outside_a_stream_s_range_are_refused(stream: int, token_id: int) -> None:
+    rows = make_prompt(TINY, 0).rows
+    rows[2, stream] = token_id
+    error = refusal(with_rows(rows))
+    assert f"stream {stream} " in str(error)
+    assert str(token_id) in str(error)
+
+
+def test_a_prompt_that_leaves_no_room_for_a_reply_is_refused() -> None:
+    rows = np.ones((RULES.text_limit(TINY.task("tts")) + 1, 9), np.int32)
+    rows[:, 1:] = 0
+    error = refusal(with_rows(rows))
+    assert str(len(rows)) in str(error)
+    assert str(len(rows) - 1) in str(error)
+
+
+def test_guidance_needs_two_slots() -> None:
+    error = refusal(make_prompt(TINY, 0), capacity=replace(ROOMY, max_num_seqs=1))
+    assert error.field == "options.guidance_scale"
+
+
+def test_a_pair_that_outgrows_the_cache_is_refused_with_the_numbers() -> None:
+    prompt = make_prompt(TINY, 0)
+    capacity = Capacity(num_blocks=4, block_size=32, max_num_seqs=16)
+    error = refusal(prompt, capacity=capacity)
+    rows = len(prompt.rows) + prompt.sampling.text.max_rows + 2 + prompt.sampling.audio.max_rows + 1 + RULES.tail
+    assert f"{rows} rows each, {2 * -(-rows // 32)} blocks" in str(error)
+    assert "3 KV blocks of 32 rows" in str(error)
+    alone = replace(prompt, sampling=replace(prompt.sampling, guidance_scale=1.0))
+    assert admit(alone, RULES, capacity) == alone
+
+
+def test_a_guided_reply_that_begins_with_audio_needs_a_context_of_two_rows() -> None:
+    prompt = make_prompt(EIGHT_STREAMS, 0, "speak")
+    short = Prompt("speak", prompt.rows[:1], prompt.sampling)
+    assert "at least 2 rows" in str(refusal(short, SegmentRules(EIGHT_STREAMS, 512)))
