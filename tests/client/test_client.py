@@ -9,7 +9,6 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from fake_server import REPORT, Abort, Chunk, EmptyFinal, ErrorText, FakeServer, Pause, Request, Step
 
 from client import (
     ClientError,
@@ -22,6 +21,7 @@ from client import (
     Timeouts,
     Word,
 )
+from tests.client.fake_server import REPORT, Abort, Chunk, EmptyFinal, ErrorText, FakeServer, Pause, Request, Step
 
 UTTERANCE = [
     Chunk(0, None, text="k ae t"),

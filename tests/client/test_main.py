@@ -10,9 +10,9 @@ from pathlib import Path
 import grpc
 import pytest
 import soundfile
-from fake_server import REPORT, Abort, Chunk, FakeServer, Pause, Step
 
 from client.__main__ import main
+from tests.client.fake_server import REPORT, Abort, Chunk, FakeServer, Pause, Step
 
 ROOT = Path(__file__).parents[2]
 UTTERANCE = [

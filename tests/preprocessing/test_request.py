@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from python_backend.codec.base import CodecSpec
 from python_backend.errors import CheckpointError, InvalidRequest
@@ -128,3 +130,24 @@ def test_a_checkpoint_of_no_known_family_does_not_load(tmp_path: Path, config: s
         (tmp_path / "config.json").write_text(config)
     with pytest.raises(CheckpointError, match=r"config\.json: expected"):
         Preprocessor(tmp_path, codec=FrameCounter())
+
+
+LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just("slt"))
+KEYS = st.sampled_from(
+    "seed guidance scale policy voice text audio temperature top_k top_p min_rows max_rows max_audio_s role".split()
+)
+JSON = st.recursive(
+    LEAVES, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=4)), max_leaves=8
+)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(field=st.sampled_from(["options", "messages"]), value=st.one_of(JSON.map(json.dumps), st.text(), st.binary()))
+def test_any_json_is_a_prompt_or_a_refusal(preprocessor: Preprocessor, field: str, value: str | bytes) -> None:
+    raw = RawRequest(**({"text": "a"} if field == "options" else {}) | {field: value})
+    try:
+        prompt = preprocessor.prepare(raw)
+    except InvalidRequest as error:
+        assert len(str(error)) < 400  # noqa: PT017 - either outcome is fine; this is about the refusal's length
+        return
+    assert json.loads(json.dumps(prompt.to_record(), allow_nan=False))["task"] == "tts"
