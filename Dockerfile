@@ -23,7 +23,8 @@ WORKDIR /opt/stretto
 COPY pyproject.toml README.md LICENSE ./
 COPY python_backend python_backend
 COPY client client
-RUN uv pip install --no-cache ".[gpu]"
+# Without the overrides of pyproject.toml, which are for hosts without a GPU.
+RUN uv pip install --no-cache --no-config ".[gpu]"
 COPY scripts scripts
 COPY model_repository model_repository
 
