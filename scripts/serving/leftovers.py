@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from python_backend.triton_io.flow import remove_stale_tables
 from scripts.serving import processes
 from scripts.serving.environment import LAUNCH_ID
 
@@ -40,6 +41,7 @@ class Launch:
     def clean(self) -> None:
         """End the processes and remove the shared memory of this launch's server, which has ended."""
         _remove_launch(self.id, self.directory)
+        remove_stale_tables(self.directory)
 
     def close(self) -> None:
         """Clean up and give up the lock: the end of the launcher."""

@@ -15,7 +15,7 @@ from scripts.serving.server import AbortedStart, Server
 
 QUIET_POLLS = 3  # polls in a row without an utterance: one may be on its way from the preprocessor
 POLL_S = 0.1
-EXIT_S = 20.0  # the server's own exit time-out is half of this
+EXIT_S = 4.0  # all streams have ended: what does not unload its models by then may as well be killed
 MAX_RESTARTS, RESTART_WINDOW_S = 5, 600.0
 
 
