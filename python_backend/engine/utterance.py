@@ -25,6 +25,7 @@ class Utterance:
         self._first_ids = np.asarray([layout.audio[s].start for s in layout.codebook_streams])
         self._undelayer = Undelayer(tuple(layout.delays[s] for s in layout.codebook_streams))
         self._reader = codec.reader(tracker.task.name)
+        self._text: list[int] = []
         self._marks: list[WordMark] = []
         self._entry_words: list[int | None] | None = None
         self._num_chunks = self._num_audio_chunks = self.num_sent_frames = 0
@@ -34,6 +35,7 @@ class Utterance:
         token_id, pointer = row[0], self.tracker.pointer
         segment = self.tracker.push(token_id)
         if segment is Segment.TEXT:
+            self._text.append(token_id)
             text = self._reader.end() if self.tracker.audio_start >= 0 else self._read(token_id)
             if text:
                 yield self._chunk(segment, text=text)
@@ -49,7 +51,7 @@ class Utterance:
     def _mark(self, frame: int) -> None:
         """Note what begins to be spoken at `frame`: the first entry of a word, or a pause."""
         if self._entry_words is None:
-            self._entry_words = self._codec.words(self.tracker.script)
+            self._entry_words = self._codec.words(self._text)
             spoken = {word for word in self._entry_words if word is not None}
             if len(spoken) != len(self._words):
                 self._entry_words = []  # the model wrote other words than it was given

@@ -1,0 +1,117 @@
+"""Where a limit ends a segment, the reply still ends in order: markers, drain, last code, end of reply."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from python_backend.engine.tracker import SegmentTracker
+from python_backend.families.base import Family
+from python_backend.families.prompt import Prompt
+from python_backend.families.tiny import TINY
+from tests.checkpoints import write_checkpoint
+from tests.engine.harness import Answer, Engine
+from tests.engine.prompts import make_prompt
+from tests.reference.speech_lm import Reference
+from tests.speech_families import EIGHT_STREAMS, SPEECHLESS
+
+pytestmark = pytest.mark.engine
+MAX_MODEL_LEN = 112
+
+
+class Case:
+    def __init__(self, folder: Path, family: Family, name: str):
+        self.family = family
+        self.folder = write_checkpoint(folder, family, name)
+        self.reference = Reference(self.folder, family, MAX_MODEL_LEN)
+
+    def check(self, engine: Engine, prompt: Prompt) -> tuple[Answer, SegmentTracker]:
+        """The answer, held against the reference, and where it got to."""
+        answer = engine.run({"one": prompt})["one"]
+        rows, _ = self.reference.reply(prompt)
+        assert answer.rows == [row[: self.family.layout.num_output_streams] for row in rows]
+        task = self.family.task(prompt.task)
+        tracker = SegmentTracker(engine.rules, task, prompt.sampling, len(prompt.rows))
+        for row in answer.rows:
+            tracker.push(row[0])
+        assert answer.rows[-1][0] == self.family.end_of_reply
+        assert len(prompt.rows) + len(answer.rows) <= MAX_MODEL_LEN
+        return answer, tracker
+
+
+@pytest.fixture(scope="module", params=["eight_streams", "tiny"])
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    if request.param == "tiny":
+        return Case(folder, TINY, "tiny")
+    return Case(folder, EIGHT_STREAMS, "tests.speech_families:EIGHT_STREAMS")
+
+
+@pytest.fixture(scope="module")
+def engine(case: Case) -> Iterator[Engine]:
+    running = Engine(case.folder, max_model_len=MAX_MODEL_LEN, async_scheduling=True)
+    yield running
+    assert running.is_clean()
+    running.shutdown()
+
+
+def longest(family: Family, num_rows: int, text: int, audio: int, task: int = 0) -> Prompt:
+    """A prompt of `num_rows` rows whose segments may not end of themselves before `text` and `audio` rows."""
+    prompt = make_prompt(family, 3, family.tasks[task].name, guidance_scale=2.0)
+    sampling = prompt.sampling
+    sampling = replace(
+        sampling,
+        text=replace(sampling.text, min_rows=text, max_rows=text),
+        audio=replace(sampling.audio, min_rows=audio, max_rows=audio),
+    )
+    return Prompt(prompt.task, prompt.rows[:num_rows], sampling)
+
+
+def test_max_rows_end_both_segments(case: Case, engine: Engine) -> None:
+    _, tracker = case.check(engine, longest(case.family, 20, text=9, audio=13))
+    assert tracker.num_text_tokens == 9
+    assert tracker.was_cut
+    assert tracker.num_frames <= 13
+
+
+def test_the_model_length_ends_the_audio_and_leaves_room_for_the_drain(case: Case, engine: Engine) -> None:
+    answer, tracker = case.check(engine, longest(case.family, 60, text=20, audio=90))
+    assert tracker.was_cut
+    if case.family.script is None:
+        assert 60 + len(answer.rows) == MAX_MODEL_LEN
+        assert tracker.num_frames == MAX_MODEL_LEN - 60 - 20 - 3 - engine.rules.tail
+        assert answer.rows[-1][-1] in case.family.layout.audio[-1], "the last row carries the last code"
+
+
+def test_the_model_length_ends_the_text_and_leaves_room_for_a_frame(case: Case, engine: Engine) -> None:
+    _, tracker = case.check(engine, longest(case.family, 60, text=90, audio=90))
+    assert tracker.was_cut
+    assert tracker.num_frames == 1
+
+
+def test_the_model_length_ends_a_reply_of_text(case: Case, engine: Engine) -> None:
+    answer, tracker = case.check(engine, longest(case.family, 60, text=90, audio=90, task=-1))
+    assert tracker.was_cut
+    assert 60 + len(answer.rows) == MAX_MODEL_LEN
+
+
+def test_a_reply_without_limits_is_not_called_cut(case: Case, engine: Engine) -> None:
+    prompt = make_prompt(case.family, 3, case.family.tasks[0].name)
+    sampling = replace(prompt.sampling, text=replace(prompt.sampling.text, max_rows=9))
+    _, tracker = case.check(engine, Prompt(prompt.task, prompt.rows[:10], sampling))
+    natural = tracker.num_text_tokens < 9 and tracker.num_frames < sampling.audio.max_rows
+    assert tracker.was_cut == (not natural)
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_an_empty_script_ends_the_audio_at_once(tmp_path: Path, is_async: bool) -> None:
+    case = Case(tmp_path, SPEECHLESS, "tests.speech_families:SPEECHLESS")
+    running = Engine(case.folder, max_model_len=MAX_MODEL_LEN, async_scheduling=is_async)
+    try:
+        answer, tracker = case.check(running, longest(SPEECHLESS, 20, text=4, audio=13))
+    finally:
+        running.shutdown()
+    assert tracker.num_frames == 0
+    text, ends = 4, 4  # end of text, transition, end of audio, end of reply
+    assert len(answer.rows) == text + ends

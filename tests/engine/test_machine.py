@@ -1,0 +1,114 @@
+"""The device's machine and the host's tracker walk through the same segments, whatever is drawn."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from python_backend.engine.machine import Rows, SegmentMachine
+from python_backend.engine.params import SpeechParams
+from python_backend.engine.rules import SegmentRules
+from python_backend.engine.slots import STATE, SlotLimits, SlotState, SlotTables, state_row
+from python_backend.engine.tracker import SegmentTracker
+from python_backend.families.base import Family
+from python_backend.families.tiny import TINY
+from tests.engine.prompts import make_prompt
+from tests.speech_families import EIGHT_STREAMS
+
+SLOTS, LENGTH = 6, 96
+
+
+class Walk:
+    """Replies in all slots, moved on by the machine with tokens drawn at random."""
+
+    def __init__(self, family: Family, seed: int):
+        self.family, self.rules = family, SegmentRules(family, LENGTH)
+        self.random = np.random.default_rng(seed)
+        self.tables = SlotTables(SLOTS, self.rules, torch.device("cpu"))
+        self.machine = SegmentMachine(self.rules, torch.device("cpu"))
+        self.trackers = [self._start(slot) for slot in range(SLOTS)]
+        self.tables.apply_staged()
+        self.slots = torch.arange(SLOTS)
+
+    def _start(self, slot: int) -> SegmentTracker:
+        prompt = make_prompt(self.family, int(self.random.integers(100)))
+        sampling = prompt.sampling
+        sampling = replace(sampling, audio=replace(sampling.audio, min_rows=int(self.random.integers(0, 9))))
+        tracker = SegmentTracker(self.rules, self.family.task(prompt.task), sampling, len(prompt.rows) % 40 + 1)
+        codes = np.zeros((tracker.position, self.family.layout.num_input_streams - 1), np.int32)
+        self.tables.stage(slot, SpeechParams(prompt.task, sampling, codes), tracker, codes)
+        return tracker
+
+    def step(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """One row of every reply: stream 0, and the other streams."""
+        state = SlotState(*self.tables.state.unbind(1))
+        limits = SlotLimits(*self.tables.limits.unbind(1))
+        rows = Rows(state, limits, self.slots, torch.tensor([tracker.position for tracker in self.trackers]))
+        token = self.machine.choose(self._text(rows), self._audio(rows), rows)
+        drawn = torch.stack(
+            [torch.full((SLOTS,), ids.start + 3, dtype=torch.int64) for ids in self.family.layout.audio[1:]], 1
+        )
+        codes = self.machine.place_codes(drawn, token, rows)
+        entry = self.machine.advance(token, rows)
+        self.tables.state = torch.stack([getattr(rows.state, name) for name in STATE], 1)
+        self.tables.script[self.slots, entry] = torch.where(entry > 0, token, 0)
+        return token, codes
+
+    def _text(self, rows: Rows) -> torch.Tensor:
+        noise = torch.from_numpy(self.random.random((SLOTS, self.rules.num_text_ids)))
+        return self.machine.end_text(self.machine.mask_text(noise, rows).argmax(-1), rows)
+
+    def _audio(self, rows: Rows) -> torch.Tensor:
+        if self.machine.script:
+            advance = torch.from_numpy(self.random.random(SLOTS) < 0.4)
+            return self.machine.end_audio(
+                self.machine.follow_script(advance, rows, self.tables.script[self.slots]), rows
+            )
+        ids = self.family.layout.audio[0]
+        columns = self.machine.mask_audio(torch.from_numpy(self.random.random((SLOTS, 12))), rows).argmax(-1)
+        return self.machine.end_audio(torch.where(columns == 11, self.family.end_of_audio, ids.start + columns), rows)
+
+
+@pytest.mark.parametrize("family", [TINY, EIGHT_STREAMS], ids=lambda family: family.name)
+@pytest.mark.parametrize("seed", range(5))
+def test_machine_and_tracker_agree_row_by_row(family: Family, seed: int) -> None:
+    walk = Walk(family, seed)
+    alive = set(range(SLOTS))
+    while alive:
+        token, codes = walk.step()
+        for slot in list(alive):
+            tracker = walk.trackers[slot]
+            position = tracker.position
+            tracker.push(int(token[slot]))
+            if token[slot] == family.end_of_reply:
+                alive.remove(slot)
+                assert position < LENGTH
+                continue
+            after = [int(value) for value in walk.tables.state[slot]]
+            expected = state_row(tracker)
+            if tracker.audio_end >= 0:  # the pointer means nothing any more
+                after[STATE["pointer"]] = expected[STATE["pointer"]] = 0
+            assert after == expected, (slot, position)
+            assert walk.tables.script[slot, 1 : 1 + len(tracker.script)].tolist() == tracker.script
+            check_codes(family, tracker, position, codes[slot].tolist())
+        for slot in set(range(SLOTS)) - alive:
+            walk.trackers[slot].position += 1
+    assert all(tracker.position <= LENGTH + 200 for tracker in walk.trackers)
+
+
+def check_codes(family: Family, tracker: SegmentTracker, position: int, codes: list[int]) -> None:
+    """A stream carries a code exactly where its delay puts a frame; the index names what is written or spoken."""
+    layout, frame = family.layout, position - tracker.audio_start
+    for stream in range(1, layout.num_output_streams):
+        lies = tracker.audio_start >= 0 and 0 <= frame - layout.delays[stream] < tracker.num_frames
+        assert codes[stream - 1] == (layout.audio[stream].start + 3 if lies else layout.pad_id), (position, stream)
+    if family.script:
+        index = codes[family.script.index_stream - 1]
+        is_speaking = tracker.audio_start >= 0 and 0 <= frame < tracker.num_frames
+        if is_speaking:
+            assert index == family.script.index_base + tracker.pointer
+        elif tracker.audio_start >= 0:
+            assert index == layout.pad_id
+        else:
+            assert index in (layout.pad_id, family.script.index_base + len(tracker.script))

@@ -1,0 +1,116 @@
+"""Rows become chunks: all codes, once, in order; words at the frames where they begin."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from python_backend.engine.rules import SegmentRules
+from python_backend.engine.tracker import SegmentTracker
+from python_backend.engine.utterance import Utterance
+from python_backend.families.base import Family
+from python_backend.families.tiny import (
+    BEGIN_AUDIO,
+    END_OF_AUDIO,
+    END_OF_REPLY,
+    END_OF_TEXT,
+    FIRST_CHARACTER,
+    FIRST_FRAME_TOKEN,
+    FIRST_PHONEME,
+    PAD,
+    PHONEMES,
+    TINY,
+)
+from python_backend.families.tokens import get_text_codec
+from python_backend.streams.chunk import LMChunk, Report, WordMark
+from python_backend.streams.delay import delay_codes
+from python_backend.streams.segment import Segment
+
+REPORT = Report("stop", 3, 1, 1, 1, 1.5, 0, 0.0, None, 1.0)
+SPOKEN = "pau _ k ae t _ s ih t _ pau".split()
+FRAMES_PER_ENTRY = 3
+
+
+def utterance(words: tuple[str, ...], family: Family = TINY) -> Utterance:
+    task = family.task("tts")
+    tracker = SegmentTracker(SegmentRules(family, 1024), task, task.sampling, 3)
+    return Utterance(tracker, words, get_text_codec("tiny"))
+
+
+def reply(num_frames: int | None = None) -> tuple[list[list[int]], np.ndarray]:
+    """The rows of a reply that says SPOKEN, three frames to each entry, and its codes [7, T]."""
+    text = [FIRST_CHARACTER if name == "_" else FIRST_PHONEME + PHONEMES.index(name) for name in SPOKEN]
+    rows = [[token] + [PAD] * 7 for token in [*text, END_OF_TEXT, BEGIN_AUDIO]]
+    entries = [token - FIRST_PHONEME for token in text if token >= FIRST_PHONEME]
+    first = [FIRST_FRAME_TOKEN + 2 * e + (f > 0) for e in entries for f in range(FRAMES_PER_ENTRY)][:num_frames]
+    codes = np.random.default_rng(0).integers(0, 256, (7, len(first)))
+    ids = codes + np.array([ids.start for ids in TINY.layout.audio[1:]])[:, None]
+    others = delay_codes(ids, TINY.layout.delays[1:], PAD)
+    drain = [END_OF_AUDIO, *[PAD] * (len(others) - len(first) - 2), END_OF_REPLY]
+    rows += [[token, *row] for token, row in zip([*first, *drain], others.tolist(), strict=True)]
+    return rows, codes
+
+
+def chunks_of(rows: list[list[int]], words: tuple[str, ...] = ()) -> list[LMChunk]:
+    speaker = utterance(words)
+    chunks = [chunk for row in rows for chunk in speaker.push(row)]
+    return [*chunks, speaker.finish(REPORT)]
+
+
+@pytest.mark.parametrize("num_frames", [1, 3, 4, 5, 12, 24])
+def test_all_codes_leave_once_and_in_order(num_frames: int) -> None:
+    rows, codes = reply(num_frames)
+    chunks = chunks_of(rows)
+    sent = [chunk.codes for chunk in chunks if chunk.codes is not None]
+    assert np.array_equal(np.concatenate(sent, 1), codes)
+    assert [chunk.chunk.index for chunk in chunks] == list(range(len(chunks)))
+    assert [chunk.chunk.is_final for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert chunks[-1].chunk.report == REPORT
+
+
+def test_the_first_chunk_is_small_and_the_next_twice_as_long() -> None:
+    rows, _ = reply()
+    sizes = [chunk.codes.shape[1] for chunk in chunks_of(rows) if chunk.codes is not None]
+    assert sizes == [4, 8, 12]  # the last one is what is left
+
+
+def test_a_chunk_leaves_with_the_row_that_completes_it() -> None:
+    rows, _ = reply()
+    speaker = utterance(())
+    text_rows = len(SPOKEN) + 2
+    for index, row in enumerate(rows):
+        sent = [chunk for chunk in speaker.push(row) if chunk.codes is not None]
+        if sent:
+            assert index + 1 == text_rows + TINY.first_chunk_frames + TINY.layout.max_delay
+            return
+    raise AssertionError("no chunk before the end")
+
+
+def test_text_leaves_word_by_word_before_the_audio() -> None:
+    rows, _ = reply()
+    texts = [(chunk.chunk.segment, chunk.chunk.text) for chunk in chunks_of(rows) if chunk.chunk.text]
+    assert texts == [(Segment.TEXT, text) for text in (",", " k-ae-t", " s-ih-t", " ,")]
+
+
+def test_words_are_marked_where_they_begin() -> None:
+    rows, _ = reply()
+    chunks = chunks_of(rows, ("cat", "sit"))
+    marks = [mark for chunk in chunks for mark in chunk.chunk.marks]
+    assert marks == [WordMark(None, 0), WordMark("cat", 3), WordMark("sit", 12), WordMark(None, 21)]
+    sent = 0
+    for chunk in chunks:
+        start, sent = sent, sent + (0 if chunk.codes is None else chunk.codes.shape[1])
+        assert all(start <= mark.frame < sent for mark in chunk.chunk.marks)
+
+
+def test_without_a_word_for_every_word_spoken_nothing_is_marked() -> None:
+    rows, _ = reply()
+    assert not any(chunk.chunk.marks for chunk in chunks_of(rows, ("cat", "sat", "down")))
+
+
+def test_a_family_with_other_chunks_gets_them() -> None:
+    rows, _ = reply()
+    speaker = utterance((), replace(TINY, first_chunk_frames=1, steady_chunk_frames=2))
+    chunks = [*(chunk for row in rows for chunk in speaker.push(row)), speaker.finish(REPORT)]
+    sizes = [chunk.codes.shape[1] for chunk in chunks if chunk.codes is not None]
+    assert sizes == [1, *[2] * 11, 1]
