@@ -10,14 +10,17 @@ lock=requirements/$set_name.txt
 fail() { echo "setup: $*" >&2; exit 1; }
 
 # A set is in place when its stamp, or that of a set containing it, was made from the lock files as they are now.
-key=$(cat requirements/*.txt pyproject.toml | sha256sum | cut -c1-16)
+key=$(cat requirements/*.txt | sha256sum | cut -c1-16)
+package_stamp=.venv/.stretto-package-$(sha256sum <pyproject.toml | cut -c1-16)
 for done_set in embedded dev train; do
     [ "$done_set" = "$set_name" ] && reached=1
-    [ -n "${reached:-}" ] && [ -f ".venv/.stretto-$done_set-$key" ] && exit 0
+    [ -n "${reached:-}" ] && [ -f ".venv/.stretto-$done_set-$key" ] && have_packages=1
 done
+[ -n "${have_packages:-}" ] && [ -f "$package_stamp" ] && exit 0
 
-PYTHON=${PYTHON:-}
-for candidate in ${PYTHON:-python3.11 python3.12 python3}; do
+candidates=${PYTHON:-python3.11 python3.12 python3}
+PYTHON=
+for candidate in $candidates; do
     command -v "$candidate" >/dev/null || continue
     "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || continue
     PYTHON=$candidate && break
@@ -31,16 +34,19 @@ if [ ! -x .venv/bin/uv ]; then
     .venv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.8 ||
         fail "could not download uv; check the network and run this again"
 fi
-. scripts/uv_sources.sh
-if [ -n "${UV_TORCH_BACKEND:-}" ]; then
-    echo "setup: CPU torch comes from PyTorch's own index"
-else
-    echo "setup: CPU torch comes from $UV_FIND_LINKS"
+if [ -z "${have_packages:-}" ]; then
+    . scripts/uv_sources.sh
+    if [ -n "${UV_TORCH_BACKEND:-}" ]; then
+        echo "setup: CPU torch comes from PyTorch's own index"
+    else
+        echo "setup: CPU torch comes from $UV_FIND_LINKS"
+    fi
+    echo "setup: installing $(wc -l <"$lock") packages of $lock (about 1.5 GB unpacked; what is cached is not downloaded again)"
+    export UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180} UV_LINK_MODE=${UV_LINK_MODE:-hardlink}
+    .venv/bin/uv pip install --python .venv/bin/python --no-deps -r "$lock" ||
+        fail "a download failed (see above); run this again, it goes on where it stopped"
+    touch ".venv/.stretto-$set_name-$key"
 fi
-echo "setup: installing $(wc -l <"$lock") packages of $lock (about 1.5 GB unpacked; what is cached is not downloaded again)"
-export UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180} UV_LINK_MODE=${UV_LINK_MODE:-hardlink}
-.venv/bin/uv pip install --python .venv/bin/python --no-deps -r "$lock" ||
-    fail "a download failed (see above); run this again, it goes on where it stopped"
-.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --editable . || fail "could not install this package"
-touch ".venv/.stretto-$set_name-$key"
+.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable . || fail "could not install this package"
+touch "$package_stamp"
 echo "setup: ready"
