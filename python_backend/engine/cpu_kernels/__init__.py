@@ -7,6 +7,7 @@ parallelism) fails an assertion and never gives another result. Kernels that no 
 bad words, grammars, prompt log-probabilities) stay interpreted: slow, but right.
 """
 
+import warnings
 from collections.abc import Callable
 from functools import cache
 
@@ -46,4 +47,6 @@ def install() -> None:
 
     from python_backend.engine.cpu_kernels import norms  # noqa: F401  (offers its norms on import)
 
-    register_kernels(KERNELS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of names in torch that the registry's search comes across
+        register_kernels(KERNELS)

@@ -1,0 +1,183 @@
+"""Decode steps of the engine, in this process, against stock vLLM running the plain backbone with as many rows.
+
+    python -m scripts.benchmark_engine --requests 1 4 8 16 --frames 64 --guidance 1.5
+
+Four arms take turns, round after round: guided and unguided replies of ours, and greedy decoding by stock vLLM with as
+many rows as either has in a step (a guided reply has two). Only steps in which every row decodes are timed; a figure is
+the median over the rounds. `engine_efficiency` is stock's step time over ours, guided; `engine_efficiency_unguided` the
+same without guidance; `cfg_retention` the unguided step time over the guided one: both steps yield a frame for each
+reply, so this is the throughput kept. The `_cpu` figures are the same ratios of processor time, which a busy machine
+disturbs less. One line of JSON for each number of requests.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from python_backend.config import EngineConfig
+from python_backend.engine.environment import prepare_environment
+from scripts.results import append_result
+
+prepare_environment()
+
+from vllm import SamplingParams  # noqa: E402
+from vllm.engine.arg_utils import EngineArgs  # noqa: E402
+from vllm.v1.engine.core import EngineCore  # noqa: E402
+from vllm.v1.executor import Executor  # noqa: E402
+from vllm.v1.request import Request  # noqa: E402
+
+from python_backend.engine import cpu_kernels  # noqa: E402
+from python_backend.engine.launch import vllm_config  # noqa: E402
+from python_backend.engine.params import sampling_params  # noqa: E402
+from python_backend.families.prompt import Prompt  # noqa: E402
+from python_backend.preprocessing.request import Preprocessor, RawRequest  # noqa: E402
+
+CHECKPOINT = Path("model_repository/language_model/1/checkpoint")
+ENGINE_ARGS = Path("model_repository/language_model/1/engine.json")
+PROMPT_ROWS, TEXT_ROWS = 40, 8
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """Milliseconds of a decode step: of the clock on the wall, and of this thread's processor time."""
+
+    wall_ms: float
+    cpu_ms: float
+
+
+class SteppedEngine:
+    """One engine core in this process, stepped by hand."""
+
+    def __init__(self, config: Any):
+        self.core = EngineCore(config, Executor.get_class(config), log_stats=False)
+        self._ids = itertools.count()
+
+    def time_steps(self, prompts: Iterable[list[int]], params: Iterable[SamplingParams], num_rows: int) -> StepTime:
+        """Run the prompts to their end; the median step among those in which `num_rows` rows decode."""
+        for tokens, wanted in zip(prompts, params, strict=True):
+            hasher = self.core.request_block_hasher
+            self.core.add_request(Request(f"r{next(self._ids)}", tokens, wanted, None, block_hasher=hasher))
+        wall_ms, cpu_ms = [], []
+        while self.core.scheduler.has_requests():
+            rows_before, wall, cpu = self._num_decoding(), time.perf_counter(), time.thread_time()
+            _, executed = self.core.step_fn()
+            self.core.post_step(executed)
+            wall, cpu = time.perf_counter() - wall, time.thread_time() - cpu
+            if rows_before == self._num_decoding() == num_rows:
+                wall_ms.append(1e3 * wall)
+                cpu_ms.append(1e3 * cpu)
+        assert len(wall_ms) > 8, f"only {len(wall_ms)} steps with {num_rows} decoding rows"
+        return StepTime(statistics.median(wall_ms), statistics.median(cpu_ms))
+
+    def _num_decoding(self) -> int:
+        running = self.core.scheduler.running
+        return sum(request.num_computed_tokens >= request.num_prompt_tokens for request in running)
+
+
+def forced(prompt: Prompt, frames: int, scale: float) -> Prompt:
+    """`prompt` with a text segment of `TEXT_ROWS` rows and an audio segment of `frames` frames."""
+    sampling = prompt.sampling
+    text = replace(sampling.text, min_rows=TEXT_ROWS, max_rows=TEXT_ROWS)
+    audio = replace(sampling.audio, min_rows=frames, max_rows=frames)
+    return replace(prompt, sampling=replace(sampling, text=text, audio=audio, guidance_scale=scale, seed=1))
+
+
+class SpeechArm:
+    """Replies of ours: `number` prompts, each with its text."""
+
+    def __init__(self, engine_args: EngineConfig):
+        self._engine = SteppedEngine(vllm_config(engine_args))
+        self._preprocessor = Preprocessor(engine_args.checkpoint)
+        self._rules = self._engine.core.scheduler.replies.rules
+
+    def time_steps(self, number: int, frames: int, scale: float) -> StepTime:
+        """The median step in which `number` replies, guided unless `scale` is 1, are in their audio segment."""
+        texts = [f"The train to Oslo leaves in {index + 10} minutes." for index in range(number)]
+        prompts = [self._preprocessor.prepare(RawRequest(text=text, task="tts")) for text in texts]
+        prompts = [forced(prompt, frames, scale) for prompt in prompts]
+        return self._engine.time_steps(
+            [prompt.rows[:, 0].tolist() for prompt in prompts],
+            [sampling_params(prompt, self._rules) for prompt in prompts],
+            number * (1 if scale == 1.0 else 2),
+        )
+
+
+class StockArm:
+    """Greedy decoding by stock vLLM, with the backbone's weights and the same engine arguments."""
+
+    def __init__(self, engine_args: EngineConfig):
+        architecture = json.loads((engine_args.checkpoint / "config.json").read_text())["architectures"][0]
+        args = EngineArgs(
+            model=str(engine_args.checkpoint),
+            skip_tokenizer_init=True,
+            hf_overrides={"architectures": [architecture.removeprefix("Stretto")]},
+            **engine_args.engine_args,
+        )
+        self._engine = SteppedEngine(args.create_engine_config())
+
+    def time_steps(self, num_rows: int, steps: int) -> StepTime:
+        """The median of `steps` steps that decode `num_rows` rows."""
+        params = SamplingParams(temperature=0.0, max_tokens=steps, ignore_eos=True, detokenize=False)
+        prompts = [[20 + index] * PROMPT_ROWS for index in range(num_rows)]
+        return self._engine.time_steps(prompts, [params] * num_rows, num_rows)
+
+
+def measure(number: int, arguments: argparse.Namespace, ours: SpeechArm, stock: StockArm) -> dict[str, Any]:
+    """All arms in turn, and the ratios between them."""
+    frames = arguments.frames
+    arms: dict[str, Callable[[], StepTime]] = {
+        "guided": lambda: ours.time_steps(number, frames, arguments.guidance),
+        "stock_guided": lambda: stock.time_steps(2 * number, frames),
+        "unguided": lambda: ours.time_steps(number, frames, 1.0),
+        "stock_unguided": lambda: stock.time_steps(number, frames),
+    }
+    for arm in arms.values():
+        arm()
+    rounds = [{name: arm() for name, arm in arms.items()} for _ in range(arguments.rounds)]
+
+    def median(figure: Callable[[dict[str, StepTime]], float]) -> float:
+        return round(statistics.median(figure(each) for each in rounds), 4)
+
+    return {
+        "requests": number,
+        "frames": frames,
+        "guidance_scale": arguments.guidance,
+        "engine_efficiency": median(lambda each: each["stock_guided"].wall_ms / each["guided"].wall_ms),
+        "engine_efficiency_cpu": median(lambda each: each["stock_guided"].cpu_ms / each["guided"].cpu_ms),
+        "engine_efficiency_unguided": median(lambda each: each["stock_unguided"].wall_ms / each["unguided"].wall_ms),
+        "cfg_retention": median(lambda each: each["unguided"].wall_ms / each["guided"].wall_ms),
+        "cfg_retention_cpu": median(lambda each: each["unguided"].cpu_ms / each["guided"].cpu_ms),
+        "ms_per_step": {name: median(lambda each, name=name: each[name].wall_ms) for name in arms},
+        "cpu_ms_per_step": {name: median(lambda each, name=name: each[name].cpu_ms) for name in arms},
+    }
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Measure every number of requests, a line each."""
+    config = EngineConfig.from_file(ENGINE_ARGS, arguments.checkpoint)
+    cpu_kernels.install()
+    ours, stock = SpeechArm(config), StockArm(config)
+    for number in arguments.requests:
+        append_result(arguments.out, "engine", measure(number, arguments, ours, stock))
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, nargs="+", default=[1, 4, 8, 16], help="replies in a step")
+    parser.add_argument("--frames", type=int, default=64, help="frames of each reply")
+    parser.add_argument("--guidance", type=float, default=1.5, help="guidance scale of the guided arm")
+    parser.add_argument("--rounds", type=int, default=5, help="times that the arms take turns")
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/engine.jsonl"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main(parse())
