@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 
 from python_backend.triton_io.flow import FlowTable
 from scripts.serving.environment import ROOT
-from tests.server.listening import Answer, Stream, ask
+from tests.server.listening import Answer, Stream, as_inputs
 
 # Another repository than the bundled one, for the same tests on another checkpoint.
 REPOSITORY = Path(os.environ.get("STRETTO_MODEL_REPOSITORY", ROOT / "model_repository"))
@@ -30,6 +30,11 @@ def free_ports(count: int) -> list[int]:
     for each in sockets:
         each.close()
     return ports
+
+
+def idle_s(seconds: float) -> float:
+    """A limit in seconds of a machine that has nothing else to do, in seconds of this one as it is now."""
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 class Server:
@@ -82,11 +87,17 @@ class Server:
         """The pid of the tritonserver that is ready now."""
         return int(self.said.rpartition("; pid ")[2].split()[0])
 
-    def ask(self, options: dict[str, Any] | None = None, **inputs: Any) -> Answer:
-        return ask(self.grpc, options, **inputs)
+    def ask(self, options: str | dict[str, Any] | None = None, **inputs: Any) -> Answer:
+        return self.stream(options, **inputs).listen()
 
-    def stream(self, options: dict[str, Any] | None = None, **inputs: Any) -> Stream:
-        return Stream(self.grpc, **inputs, **({} if options is None else {"options": json.dumps(options)}))
+    def stream(self, options: str | dict[str, Any] | None = None, **inputs: Any) -> Stream:
+        return Stream(self.grpc, **as_inputs(options, inputs))
+
+    def until(self, condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
     def metric(self, name: str) -> float:
         with urllib.request.urlopen(f"http://localhost:{self.metrics}/metrics", timeout=10) as page:

@@ -99,8 +99,8 @@ class Stream:
         self._client.close()
 
 
-def ask(port: int, options: dict[str, Any] | None = None, **inputs: Any) -> Answer:
-    """Send a request and listen to the end."""
-    if options is not None:
-        inputs["options"] = json.dumps(options)
-    return Stream(port, **inputs).listen()
+def as_inputs(options: str | dict[str, Any] | None, inputs: dict[str, Any]) -> dict[str, Any]:
+    """`inputs` with `options`, given as JSON or as what it says."""
+    if options is None:
+        return inputs
+    return inputs | {"options": options if isinstance(options, str) else json.dumps(options)}

@@ -38,6 +38,6 @@ def test_each_of_sixteen_streams_says_what_it_says_alone(server: Server) -> None
 def test_afterwards_nothing_is_left_in_flight(server: Server) -> None:
     server.ask(options(1), text=TEXTS[0])
     table = server.table()
-    assert table.num_active() == 0
+    server.until(lambda: table.num_active() == 0)
     table.close()
-    assert server.metric("pairs") == 0
+    server.until(lambda: server.metric("pairs") == 0)

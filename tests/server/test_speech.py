@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from tests.server.conftest import Server
-from tests.server.listening import Answer
+from tests.server.listening import Answer, Stream
 
 pytestmark = pytest.mark.server
 
@@ -98,7 +98,7 @@ def test_a_seed_that_nobody_chose_is_reported(server: Server) -> None:
 
 @pytest.mark.parametrize("form", ["file", "samples"])
 def test_speech_is_transcribed_to_text_alone(spoken: Answer, server: Server, form: str) -> None:
-    pcm = spoken.pcm[: 16000 * 5].astype(np.float32)
+    pcm = spoken.pcm.astype(np.float32)
     if form == "file":
         held = io.BytesIO()
         soundfile.write(held, pcm, 16000, format="FLAC")
@@ -106,7 +106,8 @@ def test_speech_is_transcribed_to_text_alone(spoken: Answer, server: Server, for
     else:
         heard = server.ask(pcm_in=pcm, sample_rate=np.array([16000], np.int32))
     assert heard.error is None
-    assert heard.text.strip()
+    words = set(SENTENCE.split())
+    assert len(words & set(heard.text.split())) > len(words) / 2, heard.text
     assert all(response.pcm is None for response in heard.responses)
     assert heard.events[-1]["is_final"]
     assert heard.report["num_frames"] == 0
@@ -120,7 +121,7 @@ def test_the_end_is_told_with_an_empty_final_response_and_without(server: Server
         flags.append(with_flag.next().has_final_flag)
     with_flag.cancel()
     assert flags == [False] * (len(flags) - 1) + [True]
-    without = server.stream(empty_final=False, **asked)
+    without = Stream(server.grpc, empty_final=False, **asked)
     seen = []
     while not seen or not seen[-1].event["is_final"]:
         seen.append(without.next())

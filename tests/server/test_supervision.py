@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scripts.serving.processes import descendants, read_process
-from tests.server.conftest import Server
+from tests.server.conftest import Server, idle_s
 
 pytestmark = pytest.mark.server
 
@@ -28,15 +28,15 @@ def stub_of(server: Server, model: str) -> int:
 def test_a_killed_decoder_ends_every_stream_with_an_error_and_the_server_comes_back(server: Server) -> None:
     old = server.pid
     children = [process.pid for process in descendants(old)]
-    streams = [server.stream({"seed": i}, text=LONG) for i in range(4)]
-    for stream in streams:
-        stream.next()
+    streams = [server.stream({"seed": i}, text=LONG) for i in range(8)]
+    streams[0].next()
     os.kill(stub_of(server, "acoustic_decoder"), signal.SIGKILL)
     killed = time.monotonic()
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda stream: stream.listen(), streams))
-    assert all(answer.error is not None for answer in answers)
-    assert time.monotonic() - killed < 10
+    assert time.monotonic() - killed < idle_s(5)
+    assert any(answer.error is not None for answer in answers)
+    assert all(answer.error is not None or answer.events[-1]["is_final"] for answer in answers)
     while server.state() == "ready" and server.said.count("ready after") < 2:
         time.sleep(0.02)
     server.until_ready()
