@@ -10,7 +10,7 @@ import torch
 from scripts.train_tiny.encoded import PHONEME_ID, Spoken, Transcript
 from scripts.train_tiny.sequences import MAX_DELAY
 from scripts.train_tiny.synthesise import Pronunciations
-from scripts.train_tiny.words import load_words, word_string
+from scripts.train_tiny.words import load_words
 
 BUCKET = 240  # utterances that are sorted by length together
 MAX_LISTENED_FRAMES = 255 - MAX_DELAY  # frames of an audio prompt are numbered to 255
@@ -77,15 +77,14 @@ class WordStrings:
 
     def __init__(self, pronunciations: Pronunciations, rng: random.Random):
         words = load_words()
-        self._spoken = tuple(word for word in words.spoken[CONTEXTUAL:] if word in pronunciations)
-        self._read = tuple(word for word in words.read if word in pronunciations)
+        taught = (*words.spoken[CONTEXTUAL:], *words.read)
+        self._words = [word for word in taught if word in pronunciations]
         self._pronunciations = pronunciations
         self._rng = rng
 
-    def draw(self, low: int, high: int) -> Transcript:
-        """One string of `low` to `high` words, half the time of words that are never spoken."""
-        words = self._read if self._rng.random() < 0.5 else self._spoken
-        text = word_string(words, self._rng, low, high).replace(",", "").rstrip(".")
+    def draw(self, count: int) -> Transcript:
+        """`count` words, each as likely as any other: what is to be learned here is spelling, not frequency."""
+        text = " ".join(self._rng.choices(self._words, k=count))
         phonemes, owners = [PHONEME_ID["pau"]], [-1]
         for index, word in enumerate(text.split()):
             sound = [PHONEME_ID[name] for name in self._pronunciations[word]]

@@ -9,7 +9,6 @@ import os
 import random
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,13 +26,13 @@ from scripts.train_tiny.synthesise import load_pronunciations
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Where and how long. `speak`, `listen`: rows of audio examples per step; `read`: word strings per step."""
+    """Where and how long. `speak`, `listen`, `read`: rows per step of speech, transcription and word strings."""
 
     folder: Path
     minutes: float
-    speak: int = 2800
-    listen: int = 1100
-    read: int = 16
+    speak: int = 2400
+    listen: int = 900
+    read: int = 2800
     null_share: float = 0.1
     guide: float = 0.3
     flat: float = 0.35
@@ -63,14 +62,17 @@ class Mixer:
         self._listen = corpus.batches(config.listen, self._rng, MAX_LISTENED_FRAMES)
         self._strings = WordStrings(load_pronunciations(config.folder), self._rng)
 
-    def _read(self, step: int) -> Iterator[builders.Rows]:
-        high = 2 if step < self._config.short_strings_until else 6
-        for _ in range(self._config.read):
-            transcript = self._strings.draw(1, high)
-            if self._rng.random() < 0.2:
-                yield builders.spell(transcript)
+    def _read(self, step: int) -> list[builders.Rows]:
+        """Strings of one number of words, so that little is padded; short ones first."""
+        count = self._rng.randint(1, 2) if step < self._config.short_strings_until else self._rng.randint(2, 6)
+        found: list[builders.Rows] = []
+        while sum(len(rows.ids) for rows in found) < self._config.read:
+            transcript = self._strings.draw(count)
+            if self._rng.random() < 0.1:
+                found.append(builders.spell(transcript))
             else:
-                yield builders.g2p(transcript, self._rng.choice(list(tiny.VOICES)))
+                found.append(builders.g2p(transcript, self._rng.choice(list(tiny.VOICES))))
+        return found
 
     def _speech(self, utterance: Spoken) -> builders.Rows:
         hide = self._rng.random() < self._config.null_share
@@ -81,11 +83,11 @@ class Mixer:
         return {
             "tts": collate([self._speech(utterance) for utterance in next(self._speak)]),
             "asr": collate([builders.asr(u) for u in next(self._listen)]),
-            "g2p": collate(list(self._read(step))),
+            "g2p": collate(self._read(step)),
         }
 
 
-TEXT_WEIGHTS = {"tts": 0.5, "asr": 0.5, "g2p": 0.5}
+TEXT_WEIGHTS = {"tts": 0.5, "asr": 0.5, "g2p": 1.0}
 
 
 class Trainer:
@@ -140,14 +142,17 @@ class Trainer:
             for kind, (total, count) in found.sums.items():
                 self._sums[f"{task}.{kind}"][0] += total
                 self._sums[f"{task}.{kind}"][1] += count
-            self._sums["rows"][0] += batch.ids.shape[0] * batch.ids.shape[1]
         spent = self.spent_s / (self.config.minutes * 60)
         self.optimiser.step(rate_scale(self.step, spent, self.config))
         self.step += 1
 
     def _report(self) -> None:
+        """Append the means since the last report to `train.log`, and print them."""
         means = [f"{kind} {total / count:.3f}" for kind, (total, count) in self._sums.items() if count]
-        print(f"step {self.step} s {self.spent_s:.0f}", *means, f"rows {self._sums['rows'][0]:.0f}", flush=True)
+        line = " ".join([f"step {self.step} s {self.spent_s:.0f}", *means])
+        with (self.config.folder / "train.log").open("a") as log:
+            print(line, file=log)
+        print(line, flush=True)
         self._sums.clear()
 
 
