@@ -60,6 +60,8 @@ class SteppedEngine:
 
     def time_steps(self, prompts: Iterable[list[int]], params: Iterable[SamplingParams], num_rows: int) -> StepTime:
         """Run the prompts to their end; the median step among those in which `num_rows` rows decode."""
+        # vLLM keeps it for the whole process, and the last engine to start has set it.
+        self.core.vllm_config.kernel_config.ir_op_priority.set_default()
         for tokens, wanted in zip(prompts, params, strict=True):
             hasher = self.core.request_block_hasher
             self.core.add_request(Request(f"r{next(self._ids)}", tokens, wanted, None, block_hasher=hasher))
