@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from python_backend.engine.slots import LIMITS, SCALES, SlotTables
+from python_backend.engine.slots import LIMITS, SCALES, STATE, SlotTables
 from python_backend.sampling.draw import DrawPlan
 
 NO_ROW = -1
@@ -14,16 +14,20 @@ NO_ROW = -1
 class BatchPlan:
     """The rows of one step. All indices are int64.
 
-    conditional [M]: rows that draw; slots [M]: their slots; positions of pairs among them: paired [P], whose other
-    halves are the rows unconditional [P].
+    num_rows: B, both halves counted. conditional [M]: rows that draw; slots [M]: their slots. paired [P]: those of
+    them, counted from 0 to M - 1, whose other halves are the rows unconditional [P]. may_write, may_speak: whether
+    any row may be in a text, in an audio segment.
     """
 
+    num_rows: int
     conditional: np.ndarray
     slots: np.ndarray
     paired: np.ndarray
     unconditional: np.ndarray
     text: DrawPlan
     audio: DrawPlan
+    may_write: bool = True
+    may_speak: bool = True
 
     @property
     def has_pairs(self) -> bool:
@@ -44,4 +48,11 @@ def plan_batch(slots: np.ndarray, partner: np.ndarray, is_unconditional: np.ndar
         temperature, top_p = (scales[:, SCALES[f"{segment}_{name}"]] for name in ("temperature", "top_p"))
         return DrawPlan.of(temperature, limits[:, LIMITS[f"{segment}_top_k"]], top_p)
 
-    return BatchPlan(conditional, drawing, paired, others[paired], plan("text"), plan("audio"))
+    may_write = may_speak = True
+    if tables.state_np is not None:
+        is_writing = tables.state_np[drawing, STATE["audio_start"]] < 0
+        may_write = bool(is_writing.any())
+        may_speak = not (may_write and is_writing.all())
+    return BatchPlan(
+        len(slots), conditional, drawing, paired, others[paired], plan("text"), plan("audio"), may_write, may_speak
+    )

@@ -1,5 +1,6 @@
 """How vLLM is started: environment, then configuration. vllm is imported only once the environment is right."""
 
+import os
 from typing import TYPE_CHECKING
 
 from python_backend.config import EngineConfig
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 SCHEDULER = "python_backend.engine.scheduler.SpeechScheduler"
+PROCESS_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
 ASYNC_SCHEDULER = "python_backend.engine.scheduler.SpeechAsyncScheduler"
 
 
@@ -19,6 +21,10 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
     from vllm.platforms import current_platform
 
     arguments = dict(config.engine_args)
+    if current_platform.is_cpu():
+        from python_backend.engine.cpu_kernels.norms import IR_OP_PRIORITY
+
+        arguments.setdefault("kernel_config", {"ir_op_priority": IR_OP_PRIORITY})
     wants_async = arguments.pop("async_scheduling", not current_platform.is_cpu())
     args = AsyncEngineArgs(
         model=str(config.checkpoint),
@@ -27,7 +33,10 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
         async_scheduling=wants_async,
         **arguments,
     )
+    method = os.environ.get(PROCESS_METHOD)
     built = args.create_engine_config()
+    if method is not None:
+        os.environ[PROCESS_METHOD] = method  # the CPU platform sets its own, whatever the user has chosen
     if not built.use_v2_model_runner:
         raise ValueError("the speech plugin needs vLLM's Model Runner V2: set VLLM_USE_V2_MODEL_RUNNER=1")
     # vLLM switches it off on CPU, where it gains little; tests ask for it all the same.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from python_backend.engine.rules import SegmentRules
-from python_backend.engine.slots import SlotLimits, SlotState
+from python_backend.engine.slots import SlotLimits, SlotScales, SlotState
 from python_backend.families.base import Script
 from python_backend.streams.segment import Segment
 
@@ -14,10 +14,15 @@ ENDLESS = 1 << 40
 
 @dataclass
 class Rows:
-    """The rows that a step samples: where each stands, what it asked for, its slot and the position it fills, [B]."""
+    """The rows that a step draws: where each stands, what it asked for, its row in the batch, its slot, its position.
+
+    `advance` and `follow_script` move `state` on; index, slots and position are [B] int64.
+    """
 
     state: SlotState
     limits: SlotLimits
+    scales: SlotScales
+    index: torch.Tensor
     slots: torch.Tensor
     position: torch.Tensor
 
@@ -92,8 +97,14 @@ class SegmentMachine:
         base = self.script.first_frame - self.family.layout.audio[0].start
         return (base + 2 * (entry - self.script.spoken.start) + 1).clamp(min=0)
 
-    def choose(self, text: torch.Tensor, audio: torch.Tensor, rows: Rows) -> torch.Tensor:
-        """Stream 0 of every row, [B]: what its segment drew, or what it is forced to be."""
+    def choose(self, text: torch.Tensor | None, audio: torch.Tensor | None, rows: Rows) -> torch.Tensor:
+        """Stream 0 of every row, [B]: what its segment drew, or what it is forced to be.
+
+        `text` is None where no row is in a text segment, `audio` where all are.
+        """
+        if audio is None:
+            assert text is not None
+            return text
         state, family = rows.state, self.family
         length = state.audio_end - state.audio_start
         last = state.audio_end + torch.where(length > 0, self.rules.tail, 1)
@@ -101,19 +112,25 @@ class SegmentMachine:
         step = (rows.frame + len(family.transition)).clamp(0, len(family.transition))
         token = torch.where(rows.in_audio, audio, drain)
         token = torch.where(rows.in_transition, self._transition[step], token)
-        return torch.where(rows.in_text, text, token)
+        return token if text is None else torch.where(rows.in_text, text, token)
 
-    def place_codes(self, drawn: torch.Tensor, token: torch.Tensor, rows: Rows) -> torch.Tensor:
+    def place_codes(self, drawn: torch.Tensor | None, token: torch.Tensor, rows: Rows) -> torch.Tensor:
         """The streams 1 ... beside `token` [B]: `drawn` [B, K] where a frame lies, input-only ids, pad; [B, S - 1]."""
+        layout = self.family.layout
+        streams = [self._lay(drawn, token, rows)]
+        for stream in range(layout.num_output_streams, layout.num_input_streams):
+            streams.append(self._input_only(stream, token, rows)[:, None])
+        return torch.cat(streams, 1)
+
+    def _lay(self, drawn: torch.Tensor | None, token: torch.Tensor, rows: Rows) -> torch.Tensor:
         state, pad = rows.state, self.family.layout.pad_id
+        if drawn is None:
+            return token.new_full((len(token), len(self._delays)), pad)
         length = torch.where(state.audio_end < 0, ENDLESS, state.audio_end - state.audio_start)
         length = torch.where(rows.in_audio & (token == self.family.end_of_audio), rows.frame, length)
         frame = rows.frame[:, None] - self._delays
         lies = rows.is_spoken[:, None] & (frame >= 0) & (frame < length[:, None])
-        streams = [torch.where(lies, drawn, pad)]
-        for stream in range(self.family.layout.num_output_streams, self.family.layout.num_input_streams):
-            streams.append(self._input_only(stream, token, rows)[:, None])
-        return torch.cat(streams, 1)
+        return torch.where(lies, drawn, pad)
 
     def _input_only(self, stream: int, token: torch.Tensor, rows: Rows) -> torch.Tensor:
         script = self.script

@@ -115,6 +115,8 @@ class SlotTables:
         self.scales = torch.zeros(num_slots, len(SCALES), dtype=torch.float32, device=device)
         self.script = torch.zeros(num_slots, rules.max_entries + 1, dtype=torch.int64, device=device)
         self.codes = torch.zeros(num_slots, rules.max_model_len + 1, streams - 1, dtype=torch.int32, device=device)
+        # On the CPU the host sees the state itself; elsewhere it would have to wait for the device.
+        self.state_np = self.state.numpy() if device.type == "cpu" else None
         self._staged: dict[int, tuple[list[int], list[int]]] = {}
         self._rules = rules
 

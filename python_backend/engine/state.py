@@ -17,6 +17,7 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.states import RequestState
 
+from python_backend.engine.drawing import RowDraw
 from python_backend.engine.family import family_of
 from python_backend.engine.heads import StreamHeads
 from python_backend.engine.machine import SegmentMachine
@@ -123,4 +124,5 @@ class SpeechModelState(DefaultModelState):
     def custom_sampler(self, sampler: Sampler) -> tuple[SpeechSampler, None]:
         """vLLM's hook for a sampler of one's own; there is no speculative decoding."""
         heads = StreamHeads(self.model.lm_head, self.rules)
-        return SpeechSampler(sampler, self, heads, SegmentMachine(self.rules, self.device)), None
+        machine = SegmentMachine(self.rules, self.device)
+        return SpeechSampler(sampler, self, RowDraw(heads, machine, self.tables), machine), None

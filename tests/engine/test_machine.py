@@ -9,7 +9,7 @@ import torch
 from python_backend.engine.machine import Rows, SegmentMachine
 from python_backend.engine.params import SpeechParams
 from python_backend.engine.rules import SegmentRules
-from python_backend.engine.slots import STATE, SlotLimits, SlotState, SlotTables, state_row
+from python_backend.engine.slots import STATE, SlotLimits, SlotScales, SlotState, SlotTables, state_row
 from python_backend.engine.tracker import SegmentTracker
 from python_backend.families.base import Family
 from python_backend.families.tiny import TINY
@@ -44,7 +44,10 @@ class Walk:
         """One row of every reply: stream 0, and the other streams."""
         state = SlotState(*self.tables.state.unbind(1))
         limits = SlotLimits(*self.tables.limits.unbind(1))
-        rows = Rows(state, limits, self.slots, torch.tensor([tracker.position for tracker in self.trackers]))
+        scales = SlotScales(*self.tables.scales.unbind(1))
+        rows = Rows(
+            state, limits, scales, self.slots, self.slots, torch.tensor([tracker.position for tracker in self.trackers])
+        )
         token = self.machine.choose(self._text(rows), self._audio(rows), rows)
         drawn = torch.stack(
             [torch.full((SLOTS,), ids.start + 3, dtype=torch.int64) for ids in self.family.layout.audio[1:]], 1
