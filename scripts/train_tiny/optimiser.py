@@ -5,6 +5,7 @@ Newton-Schulz iterations with the published coefficients.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def clip(parameters: list[Tensor]) -> float:
+def clip(parameters: Sequence[Tensor]) -> float:
     """Scale all gradients so that their joint norm is at most 1; the norm before."""
     gradients = [weight.grad for weight in parameters if weight.grad is not None]
     norm = float(torch.stack([gradient.norm() for gradient in gradients]).norm())
@@ -76,8 +77,8 @@ class Optimiser:
         for shape, pairs in by_shape.items():
             updates = orthogonalise(torch.stack([update for _, update in pairs]))
             size = max(1.0, shape[0] / shape[1]) ** 0.5
-            for (weight, _), update in zip(pairs, updates, strict=True):
-                weight.mul_(1 - rate * 0.01).add_(update, alpha=-rate * size)
+            for (matrix, _), update in zip(pairs, updates, strict=True):
+                matrix.mul_(1 - rate * 0.01).add_(update, alpha=-rate * size)
 
     def state_dict(self) -> dict[str, Any]:
         return {"adam": self._adam.state_dict(), "momenta": self._momenta}
