@@ -1,5 +1,7 @@
 """The entry point `vllm.general_plugins`: vLLM calls `register` in every process it starts."""
 
+import gc
+
 BACKBONES = "python_backend.engine.backbones"
 ARCHITECTURES = {
     "StrettoQwen3ForCausalLM": f"{BACKBONES}.qwen3:StrettoQwen3ForCausalLM",
@@ -12,6 +14,8 @@ def register() -> None:
     from vllm import ModelRegistry
     from vllm.platforms import current_platform
 
+    # vLLM collects garbage eight times while an engine starts, each time through every module imported so far.
+    gc.freeze()
     known = ModelRegistry.get_supported_archs()
     for name, path in ARCHITECTURES.items():
         if name not in known:

@@ -6,6 +6,8 @@ from typing import Protocol
 
 from python_backend.families import tiny
 
+PAUSE = tiny.FIRST_PHONEME + tiny.PHONEMES.index("pau")
+
 
 class TextReader(Protocol):
     """Reads one text segment, token by token."""
@@ -46,6 +48,10 @@ class _WordReader:
             return ""
         if token_id in tiny.SPACE:
             return self.end()
+        if token_id == PAUSE:
+            word = self.end()
+            self._word = [","]
+            return word + self.end()
         self._word.append(_spelling(token_id))
         return ""
 
@@ -59,17 +65,13 @@ class _WordReader:
 
 def _spelling(token_id: int) -> str:
     if token_id in tiny.SPOKEN:
-        name = tiny.PHONEMES[token_id - tiny.FIRST_PHONEME]
-        return "," if name == "pau" else name
+        return tiny.PHONEMES[token_id - tiny.FIRST_PHONEME]
     return tiny.CHARACTERS[token_id - tiny.FIRST_CHARACTER]
 
 
 def _tiny_reader(task: str) -> TextReader:
     """Phonemes as `dh-ax b-er-ch`, a pause as `,`; of a transcript only the characters after the separator."""
     return _WordReader("", tiny.SEPARATOR) if task == "asr" else _WordReader("-")
-
-
-PAUSE = tiny.FIRST_PHONEME + tiny.PHONEMES.index("pau")
 
 
 def _tiny_words(token_ids: Sequence[int]) -> list[int | None]:

@@ -37,6 +37,7 @@ def read(task: str, token_ids: list[int]) -> tuple[str, list[str]]:
         ("dh ax _ b er ch", "dh-ax b-er-ch", 2),
         ("pau _ k ae t _ pau", ", k-ae-t ,", 3),
         ("k _ _ t _", "k t", 2),
+        ("pau k ae t pau", ", k-ae-t ,", 2),
         ("", "", 0),
     ],
 )

@@ -1,0 +1,72 @@
+"""The bundled model: every reply is that of the plain reference on the same weights, alone and among others."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from python_backend.families.prompt import Prompt
+from python_backend.families.tiny import (
+    ASR,
+    BEGIN_AUDIO,
+    BEGIN_TEXT,
+    CHARACTERS,
+    FIRST_CHARACTER,
+    FRAME_INDEX_BASE,
+    TINY,
+    TTS,
+    VOICES,
+)
+from tests.engine.harness import Engine
+from tests.reference.speech_lm import Reference
+
+FOLDER = Path(__file__).parents[2] / "model_repository/language_model/1/checkpoint"
+pytestmark = pytest.mark.engine
+MAX_MODEL_LEN = 512
+NUM_STREAMS = TINY.layout.num_output_streams
+
+
+def speak(text: str, voice: str, seed: int, guidance_scale: float) -> Prompt:
+    ids = [TTS, VOICES[voice], *(FIRST_CHARACTER + CHARACTERS.index(each) for each in text), BEGIN_TEXT]
+    rows = np.zeros((len(ids), TINY.layout.num_input_streams), np.int32)
+    rows[:, 0] = ids
+    sampling = replace(TINY.task("tts").sampling, seed=seed, guidance_scale=guidance_scale)
+    return Prompt("tts", rows, sampling)
+
+
+def listen(codes: np.ndarray) -> Prompt:
+    """A prompt that hears `codes` [7, T]."""
+    num_frames = codes.shape[1]
+    rows = np.zeros((num_frames + 3, TINY.layout.num_input_streams), np.int32)
+    rows[[0, 1, -1], 0] = ASR, BEGIN_AUDIO, BEGIN_TEXT
+    rows[2:-1, 1:NUM_STREAMS] = codes.T + [ids.start for ids in TINY.layout.audio[1:]]
+    rows[2:-1, NUM_STREAMS] = FRAME_INDEX_BASE + 1 + np.arange(num_frames)
+    return Prompt("asr", rows, replace(TINY.task("asr").sampling, seed=0))
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    running = Engine(FOLDER, max_model_len=MAX_MODEL_LEN)
+    yield running
+    running.shutdown()
+
+
+def test_the_bundled_model_speaks_and_listens_like_the_reference(engine: Engine) -> None:
+    reference = Reference(FOLDER, TINY, MAX_MODEL_LEN)
+    prompts = {
+        "guided": speak("it is nine.", "slt", 1, 1.5),
+        "unguided": speak("open the door, please.", "rms", 2, 1.0),
+        "heard": listen(np.random.default_rng(0).integers(0, 256, (7, 20))),
+    }
+    expected = {}
+    for name, prompt in prompts.items():
+        rows, lead = reference.reply(prompt)
+        assert lead > 1e-5, f"{name}: the reference itself was nearly undecided: choose another seed"
+        expected[name] = [row[:NUM_STREAMS] for row in rows]
+    together = engine.run(prompts, arrivals={"unguided": 5, "heard": 11})
+    for name, prompt in prompts.items():
+        assert together[name].rows == expected[name], name
+        assert engine.run({name: prompt})[name].rows == expected[name], name
+    assert together["guided"].trailer.num_guided_frames > 20
