@@ -1,9 +1,10 @@
 """What training draws from: encoded utterances, and word strings that are read but never spoken."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -11,6 +12,8 @@ from scripts.train_tiny.encoded import PHONEME_ID, Spoken, Transcript
 from scripts.train_tiny.sequences import MAX_DELAY
 from scripts.train_tiny.synthesise import Pronunciations
 from scripts.train_tiny.words import load_words
+
+Item = TypeVar("Item")
 
 BUCKET = 240  # utterances that are sorted by length together
 MAX_LISTENED_FRAMES = 255 - MAX_DELAY  # frames of an audio prompt are numbered to 255
@@ -51,7 +54,7 @@ class Corpus:
             pool = [utterance for utterance in self.utterances if len(utterance.codes) <= max_frames]
             rng.shuffle(pool)
             for start in range(0, len(pool), BUCKET):
-                batches = _cut(sorted(pool[start : start + BUCKET], key=num_rows), rows)
+                batches = cut(pool[start : start + BUCKET], num_rows, rows)
                 rng.shuffle(batches)
                 yield from batches
 
@@ -62,13 +65,13 @@ def num_rows(utterance: Spoken) -> int:
     return len(utterance.codes) + len(transcript.phonemes) + len(transcript.text) + MAX_DELAY
 
 
-def _cut(part: list[Spoken], rows: int) -> list[list[Spoken]]:
-    """Cut utterances sorted by length into batches whose padded size is at most `rows`, or a single one."""
-    batches: list[list[Spoken]] = [[]]
-    for utterance in part:
-        if batches[-1] and (len(batches[-1]) + 1) * num_rows(utterance) > rows:
+def cut(items: list[Item], num_rows: Callable[[Item], int], rows: int) -> list[list[Item]]:
+    """Sort by length and cut into batches whose padded size is at most `rows`, or which hold a single item."""
+    batches: list[list[Item]] = [[]]
+    for item in sorted(items, key=num_rows):
+        if batches[-1] and (len(batches[-1]) + 1) * num_rows(item) > rows:
             batches.append([])
-        batches[-1].append(utterance)
+        batches[-1].append(item)
     return batches
 
 

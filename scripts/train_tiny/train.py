@@ -17,7 +17,7 @@ import torch
 from python_backend.families import tiny
 from scripts.train_tiny import builders
 from scripts.train_tiny.batch import Batch, collate, losses
-from scripts.train_tiny.corpus import MAX_LISTENED_FRAMES, Corpus, WordStrings
+from scripts.train_tiny.corpus import BUCKET, MAX_LISTENED_FRAMES, Corpus, WordStrings, cut
 from scripts.train_tiny.encoded import Spoken
 from scripts.train_tiny.network import Network, NetworkConfig
 from scripts.train_tiny.optimiser import Optimiser
@@ -32,7 +32,7 @@ class TrainingConfig:
     minutes: float
     speak: int = 2400
     listen: int = 900
-    read: int = 2800
+    read: int = 3200
     null_share: float = 0.1
     guide: float = 0.3
     flat: float = 0.35
@@ -60,19 +60,23 @@ class Mixer:
         corpus.refresh()
         self._speak = corpus.batches(config.speak, self._rng)
         self._listen = corpus.batches(config.listen, self._rng, MAX_LISTENED_FRAMES)
+        self._pool: list[list[builders.Rows]] = []
         self._strings = WordStrings(load_pronunciations(config.folder), self._rng)
 
+    def _string(self, high: int) -> builders.Rows:
+        transcript = self._strings.draw(self._rng.randint(1, high))
+        if self._rng.random() < 0.1:
+            return builders.spell(transcript)
+        return builders.g2p(transcript, self._rng.choice(list(tiny.VOICES)))
+
     def _read(self, step: int) -> list[builders.Rows]:
-        """Strings of one number of words, so that little is padded; short ones first."""
-        count = self._rng.randint(1, 2) if step < self._config.short_strings_until else self._rng.randint(2, 6)
-        found: list[builders.Rows] = []
-        while sum(len(rows.ids) for rows in found) < self._config.read:
-            transcript = self._strings.draw(count)
-            if self._rng.random() < 0.1:
-                found.append(builders.spell(transcript))
-            else:
-                found.append(builders.g2p(transcript, self._rng.choice(list(tiny.VOICES))))
-        return found
+        """Word strings of similar length; short ones first."""
+        if not self._pool:
+            high = 2 if step < self._config.short_strings_until else 6
+            strings = [self._string(high) for _ in range(2 * BUCKET)]
+            self._pool = cut(strings, lambda rows: len(rows.ids), self._config.read)
+            self._rng.shuffle(self._pool)
+        return self._pool.pop()
 
     def _speech(self, utterance: Spoken) -> builders.Rows:
         hide = self._rng.random() < self._config.null_share
