@@ -56,6 +56,7 @@ class SteppedEngine:
 
     def __init__(self, config: Any):
         self.core = EngineCore(config, Executor.get_class(config), log_stats=False)
+        self.scheduler: Any = self.core.scheduler
         self._ids = itertools.count()
 
     def time_steps(self, prompts: Iterable[list[int]], params: Iterable[SamplingParams], num_rows: int) -> StepTime:
@@ -66,7 +67,7 @@ class SteppedEngine:
             hasher = self.core.request_block_hasher
             self.core.add_request(Request(f"r{next(self._ids)}", tokens, wanted, None, block_hasher=hasher))
         wall_ms, cpu_ms = [], []
-        while self.core.scheduler.has_requests():
+        while self.scheduler.has_requests():
             rows_before, wall, cpu = self._num_decoding(), time.perf_counter(), time.thread_time()
             _, executed = self.core.step_fn()
             self.core.post_step(executed)
@@ -78,7 +79,7 @@ class SteppedEngine:
         return StepTime(statistics.median(wall_ms), statistics.median(cpu_ms))
 
     def _num_decoding(self) -> int:
-        running = self.core.scheduler.running
+        running = self.scheduler.running
         return sum(request.num_computed_tokens >= request.num_prompt_tokens for request in running)
 
 
@@ -96,7 +97,7 @@ class SpeechArm:
     def __init__(self, engine_args: EngineConfig):
         self._engine = SteppedEngine(vllm_config(engine_args))
         self._preprocessor = Preprocessor(engine_args.checkpoint)
-        self._rules = self._engine.core.scheduler.replies.rules
+        self._rules = self._engine.scheduler.replies.rules
 
     def time_steps(self, number: int, frames: int, scale: float) -> StepTime:
         """The median step in which `number` replies, guided unless `scale` is 1, are in their audio segment."""
@@ -146,6 +147,9 @@ def measure(number: int, arguments: argparse.Namespace, ours: SpeechArm, stock: 
     def median(figure: Callable[[dict[str, StepTime]], float]) -> float:
         return round(statistics.median(figure(each) for each in rounds), 4)
 
+    def medians(arm: str, clock: str) -> float:
+        return median(lambda each: getattr(each[arm], clock))
+
     return {
         "requests": number,
         "frames": frames,
@@ -155,8 +159,8 @@ def measure(number: int, arguments: argparse.Namespace, ours: SpeechArm, stock: 
         "engine_efficiency_unguided": median(lambda each: each["stock_unguided"].wall_ms / each["unguided"].wall_ms),
         "cfg_retention": median(lambda each: each["unguided"].wall_ms / each["guided"].wall_ms),
         "cfg_retention_cpu": median(lambda each: each["unguided"].cpu_ms / each["guided"].cpu_ms),
-        "ms_per_step": {name: median(lambda each, name=name: each[name].wall_ms) for name in arms},
-        "cpu_ms_per_step": {name: median(lambda each, name=name: each[name].cpu_ms) for name in arms},
+        "ms_per_step": {name: medians(name, "wall_ms") for name in arms},
+        "cpu_ms_per_step": {name: medians(name, "cpu_ms") for name in arms},
     }
 
 

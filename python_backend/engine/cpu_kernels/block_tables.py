@@ -12,7 +12,7 @@ import torch
 def _table(address: int, num_rows: int, stride: int) -> np.ndarray:
     """The int32 block table [num_rows, stride] at `address`: grouped kernels take addresses in place of tensors."""
     values = (ctypes.c_int32 * (num_rows * stride)).from_address(address)
-    return np.frombuffer(values, dtype=np.int32).reshape(num_rows, stride)
+    return np.ctypeslib.as_array(values).reshape(num_rows, stride)
 
 
 def apply_write(
@@ -27,20 +27,21 @@ def apply_write(
     **launch: object,
 ) -> None:
     """Apply staged writes: the i-th puts its part of `contents` at (indices[i], starts[i])."""
-    rows, starts, ends = indices.numpy(), starts.numpy(), cu_lens.numpy()
-    values = contents.numpy()
+    rows, columns, values = indices.numpy(), starts.numpy(), contents.numpy()
     if not MULTI_GROUP and output.ndim == 1:
         assert len(values) == len(rows), "a write to a flat tensor is one element"
-        output.numpy()[rows + starts] = values
+        output.numpy()[rows + columns] = values
         return
     begin = 0
-    for i, end in enumerate(ends.tolist()):
+    for i, end in enumerate(cu_lens.tolist()):
         if MULTI_GROUP:
+            assert isinstance(output_stride, torch.Tensor)
+            assert group_ids is not None
             group = int(group_ids[i])
             row = _table(int(output[group]), int(rows[i]) + 1, int(output_stride[group]))[-1]
         else:
             row = output.numpy()[rows[i]]
-        row[starts[i] : starts[i] + end - begin] = values[begin:end]
+        row[columns[i] : columns[i] + end - begin] = values[begin:end]
         begin = end
 
 

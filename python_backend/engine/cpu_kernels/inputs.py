@@ -47,9 +47,9 @@ def prepare_pos_seq_lens(
     starts = query_start_loc.numpy()[: num_reqs + 1]
     query_lens = np.diff(starts)
     computed = num_computed_tokens.numpy()[idx_mapping.numpy()]
-    seq_lens = seq_lens.numpy()
-    np.add(computed, query_lens, out=seq_lens[:num_reqs])
-    seq_lens[num_reqs:max_num_reqs] = 0
+    lengths = seq_lens.numpy()
+    np.add(computed, query_lens, out=lengths[:num_reqs])
+    lengths[num_reqs:max_num_reqs] = 0
     offsets = np.repeat(computed - starts[:-1], query_lens)
     np.add(offsets, np.arange(starts[-1]), out=pos.numpy()[: starts[-1]])
 
