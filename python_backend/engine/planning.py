@@ -24,7 +24,7 @@ class StepPlanning(ReplyOutputs):
             rows = [self._running_row(request) for request in self.running]
             self._grants = plan_grants(rows, self.max_num_scheduled_tokens)
             tail = self._tail()
-            if self._fits() or tail == self.running:
+            if tail == self.running or self._fits(tail):
                 return
             self._preempt(tail)
             self._admits = False
@@ -45,18 +45,32 @@ class StepPlanning(ReplyOutputs):
         conditional = self.requests[pair.conditional]
         return conditional.num_output_tokens + conditional.num_output_placeholders >= pair.first_output
 
-    def _fits(self) -> bool:
-        """Whether the blocks that the grants need are free; an upper bound spares the exact count most steps."""
+    def _fits(self, tail: list[Request]) -> bool:
+        """Whether the blocks that the grants need are free, and those of halves without which older pairs are held.
+
+        An upper bound spares the exact count most steps.
+        """
         free = self.kv_cache_manager.block_pool.get_num_free_blocks()
         size = self.block_size
-        if sum(-(-grant // size) for grant in self._grants.values()) <= free:
+        needed = sum(-(-half.num_tokens // size) for half in self._awaited(tail))
+        if needed + sum(-(-grant // size) for grant in self._grants.values()) <= free:
             return True
-        needed = 0
         for request in self.running:
             held = len(self.kv_cache_manager.get_blocks(request.request_id).blocks[0])
             stop = request.num_computed_tokens + self._grants[request.request_id]
             needed += max(0, -(-stop // size) - held)
         return needed <= free
+
+    def _awaited(self, tail: list[Request]) -> list[Request]:
+        """Halves still in the queue whose partners run, but for those of `tail`: nobody gives way to the youngest."""
+        running = {request.request_id for request in self.running}
+        awaited = []
+        for request in self.running:
+            pair = self.replies[request.request_id].pair
+            other = None if pair is None else pair.other(request.request_id)
+            if other is not None and other not in running and request not in tail:
+                awaited.append(self.requests[other])
+        return awaited
 
     def _tail(self) -> list[Request]:
         """The running halves of the pair, or the single request, that gives way first."""

@@ -33,6 +33,13 @@ class PairedScheduling(StepPlanning):
             raise ValueError(f"scheduling_policy: expected fcfs, got {self.policy.value}")
         if len(self.kv_cache_config.kv_cache_groups) != 1:
             raise ValueError("the speech plugin supports models whose attention layers are all of one kind")
+        refused = {
+            "speculative_config": config.speculative_config is not None,
+            "pipeline_parallel_size": config.parallel_config.pipeline_parallel_size > 1,
+            "long_prefill_token_threshold": config.scheduler_config.long_prefill_token_threshold > 0,
+        }
+        if any(refused.values()):
+            raise ValueError(f"the speech plugin works without {[name for name in refused if refused[name]]}")
         if config.max_concurrent_batches > 1 + len(family.transition):
             raise ValueError(
                 f"{family.name}: {config.max_concurrent_batches} steps in flight would outrun its "

@@ -1,11 +1,15 @@
 """Whatever the schedule, every reply is the reference's, token for token, on every stream."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from triton.runtime import interpreter
+from vllm.triton_utils import dispatcher
 
+from python_backend.engine import cpu_kernels
 from python_backend.families.base import Family
 from python_backend.families.prompt import Prompt
 from python_backend.families.tiny import TINY
@@ -52,11 +56,7 @@ class Checkpoint:
 
 
 def num_frames(family: Family, rows: list[list[int]]) -> int:
-    return (
-        sum(row[0] in family.layout.audio[0] for row in rows)
-        if family.name == "eight_streams"
-        else len([row for row in rows if row[0] in family.layout.audio[0]])
-    )
+    return sum(row[0] in family.layout.audio[0] for row in rows)
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES), ids=["tiny", "eight_streams"])
@@ -164,4 +164,22 @@ def test_the_unconditional_halves_share_their_context(checkpoint: Checkpoint, ro
     assert max(computed) >= 64
 
 
-Prompts = Callable[[int], dict[str, Prompt]]
+def test_with_interpreted_kernels_the_replies_are_the_same(
+    checkpoint: Checkpoint, roomy: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code path of a GPU: vLLM's Triton kernels, interpreted, in the place of their twins."""
+    for name in cpu_kernels.KERNELS:
+        module, attribute = name.rsplit(".", 1)
+        if attribute.endswith("_kernel"):
+            monkeypatch.setattr(import_module(module), attribute, dispatcher._registry[name][0])
+    launched: set[str] = set()
+    launch = interpreter.GridExecutor.__call__
+
+    def record(self: interpreter.GridExecutor, *args: object, **kwargs: object) -> object:
+        launched.add(self.fn.__name__)
+        return launch(self, *args, **kwargs)
+
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", record)
+    prompts = {name: make_prompt(checkpoint.family, index) for name, index in (("guided", 0), ("unguided", 1))}
+    checkpoint.check(prompts, roomy.run(prompts))
+    assert {"_prepare_pos_seq_lens_kernel", "_post_update_kernel", "_gather_block_tables_kernel"} <= launched
