@@ -7,7 +7,7 @@ import numpy as np
 from python_backend.streams.chunk import Chunk
 from python_backend.triton_io.envelope import Envelope
 from python_backend.triton_io.failures import refuse
-from python_backend.triton_io.flow import FlowTables
+from python_backend.triton_io.flow import FlowTables, Outcome
 from python_backend.triton_io.replies import ChunkReply, answer_probe
 from python_backend.triton_io.schema import CHUNK, CODES
 from python_backend.triton_io.tensors import read_array, read_record
@@ -43,9 +43,9 @@ class DecodingService:
             return
         if envelope.chunk is None:
             answer_probe(request, slot)
-            if slot.is_cancelled:
+            if slot.outcome is not Outcome.OPEN:
                 self._worker.abandon(envelope.utterance)
             return
-        reply = ChunkReply(request, slot, envelope.utterance, envelope.chunk.index)
+        reply = ChunkReply(request, slot)
         # The request's memory goes with the request; the worker may hold the codes for longer.
         self._worker.push(envelope.utterance, envelope.chunk, None if codes is None else codes.copy(), reply)

@@ -6,6 +6,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from python_backend.errors import Cancelled, InvalidRequest, Overloaded
+from python_backend.triton_io.flow import DecoderFailed
 
 MAX_MESSAGE = 300
 
@@ -17,13 +18,13 @@ def failed_response(error: BaseException, whose: str) -> Any:
     the code for clients that send the header `triton_grpc_error`, with which server 2.51 crashes.)
     """
     code, kind = _code_and_kind(error)
-    detail = f"{kind}: {error}" if _is_expected(error) else f"{kind}: {whose}: {type(error).__name__}: {error}"
+    detail = f"{kind}: {whose}: {type(error).__name__}: {error}" if _is_news(error) else f"{kind}: {error}"
     return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(detail[:MAX_MESSAGE], code))
 
 
 def log_failure(error: BaseException, whose: str) -> None:
-    """Log, with its traceback, what is ours; the caller's mistakes, refusals and cancellations are no news."""
-    if not _is_expected(error):
+    """Log, with its traceback, what is ours; a caller's mistakes, refusals and what is logged already are no news."""
+    if _is_news(error):
         pb_utils.Logger.log_error(f"{whose}: " + "".join(traceback.format_exception(error)))
 
 
@@ -33,8 +34,8 @@ def refuse(sender: Any, error: BaseException, whose: str) -> None:
     sender.send(failed_response(error, whose), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
-def _is_expected(error: BaseException) -> bool:
-    return isinstance(error, InvalidRequest | Overloaded | Cancelled)
+def _is_news(error: BaseException) -> bool:
+    return not isinstance(error, InvalidRequest | Overloaded | Cancelled | DecoderFailed)
 
 
 def _code_and_kind(error: BaseException) -> tuple[Any, str]:

@@ -2,27 +2,45 @@
 
 In an ensemble only the last step ever learns that a client went away, and nothing tells an earlier step how
 far a later one has come. So the language model makes a table and claims a slot per utterance; the decoder opens
-the table by the name that travels with every chunk, counts what it has answered, and marks what is over.
+the table by the name that travels with every chunk, counts what it has answered, and says when all is over, and why.
 
     header   "STRETTO1"
-    slot     generation | acknowledged chunks | cancelled | reserved       4 x int64, aligned: each store is atomic
+    slot     generation | answered | outcome | length of the reason      4 x int64, aligned: each store is atomic
+             reason, UTF-8
 """
 
 import fcntl
 import mmap
 import os
 import secrets
+import threading
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 
-from python_backend.errors import Overloaded
+from python_backend.errors import Overloaded, StrettoError
 
 DIRECTORY = Path("/dev/shm")
 PREFIX = "stretto_flow_"
 MAGIC = b"STRETTO1"
-WORDS = 4  # per slot, and of the header
+WORDS = 64  # per slot, and of the header
+HEAD_WORDS = 4
+MAX_REASON_BYTES = (WORDS - HEAD_WORDS) * 8
+
+
+class DecoderFailed(StrettoError):
+    """The decoder could not go on with an utterance, and has logged why."""
+
+
+class Outcome(IntEnum):
+    """How an utterance stands with the decoder: still wanted, or over and why."""
+
+    OPEN = 0
+    CANCELLED = 1
+    FAILED = 2
+    OVERLOADED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +62,7 @@ class FlowTable:
         if self._map[: len(MAGIC)] != MAGIC:
             raise ValueError(f"{path} is not a flow table")
         self._words = memoryview(self._map).cast("q")
+        self._counting = threading.Lock()
         self._free = deque(range(1, len(self._words) // WORDS))
         self._generation = 0
 
@@ -74,7 +93,8 @@ class FlowTable:
         self._generation += 1
         slot = FlowSlot(self, FlowAddress(self.path.name, self._free.popleft(), self._generation))
         at = slot.address.slot * WORDS
-        self._words[at + 1], self._words[at + 2] = 0, 0
+        for word in range(1, HEAD_WORDS):
+            self._words[at + word] = 0
         self._words[at] = self._generation
         return slot
 
@@ -92,16 +112,35 @@ class FlowTable:
         """Slots that belong to an utterance now."""
         return sum(self._words[at] != 0 for at in range(WORDS, len(self._words), WORDS))
 
-    def read(self, address: FlowAddress, word: int) -> int | None:
-        """One word of the slot, None when the utterance no longer holds it."""
-        at = address.slot * WORDS
-        return self._words[at + word] if self._words[at] == address.generation else None
+    def holds(self, address: FlowAddress) -> bool:
+        """Whether the utterance still has its slot."""
+        return self._words[address.slot * WORDS] == address.generation
 
-    def write(self, address: FlowAddress, word: int, value: int) -> None:
-        """Set one word of the slot while the utterance still holds it."""
+    def read(self, address: FlowAddress, word: int) -> int:
+        """One word of the slot, 0 when the utterance no longer holds it."""
+        return self._words[address.slot * WORDS + word] if self.holds(address) else 0
+
+    def count(self, address: FlowAddress) -> None:
+        """One more answer; the decoder's threads share the count."""
+        with self._counting:
+            if self.holds(address):
+                self._words[address.slot * WORDS + 1] += 1
+
+    def conclude(self, address: FlowAddress, outcome: Outcome, reason: str) -> None:
+        """Set the outcome, once: what came first stays."""
         at = address.slot * WORDS
-        if self._words[at] == address.generation:
-            self._words[at + word] = value
+        if not self.holds(address) or self._words[at + 2]:
+            return
+        text = reason.encode(errors="replace")[:MAX_REASON_BYTES]
+        start = (at + HEAD_WORDS) * 8
+        self._map[start : start + len(text)] = text
+        self._words[at + 3] = len(text)
+        self._words[at + 2] = outcome  # last: who sees it finds the reason complete
+
+    def reason(self, address: FlowAddress) -> str:
+        """What `conclude` was told."""
+        start = (address.slot * WORDS + HEAD_WORDS) * 8
+        return bytes(self._map[start : start + self.read(address, 3)]).decode(errors="replace")
 
     def close(self) -> None:
         """Let go of the memory; the owner's lock falls."""
@@ -123,22 +162,27 @@ class FlowSlot:
     address: FlowAddress
 
     @property
-    def num_acknowledged(self) -> int:
-        """Chunks that the decoder has answered."""
-        return self.table.read(self.address, 1) or 0
+    def num_answered(self) -> int:
+        """Chunks and probes that the decoder has answered."""
+        return self.table.read(self.address, 1)
 
     @property
-    def is_cancelled(self) -> bool:
-        """Whether the client went away or the decoder failed."""
-        return bool(self.table.read(self.address, 2))
+    def outcome(self) -> Outcome:
+        """Whether the utterance is over, and how."""
+        return Outcome(self.table.read(self.address, 2))
 
-    def acknowledge(self, index: int) -> None:
-        """Chunk `index` and all before it are answered."""
-        self.table.write(self.address, 1, index + 1)
+    @property
+    def reason(self) -> str:
+        """Why it is over."""
+        return self.table.reason(self.address)
 
-    def cancel(self) -> None:
-        """Nothing more of this utterance is wanted."""
-        self.table.write(self.address, 2, 1)
+    def count_answer(self) -> None:
+        """One more chunk or probe is answered."""
+        self.table.count(self.address)
+
+    def conclude(self, outcome: Outcome, reason: str = "") -> None:
+        """Nothing more of this utterance is wanted; the first outcome stays."""
+        self.table.conclude(self.address, outcome, reason)
 
     def release(self) -> None:
         """Give the slot back: for the language model, when the utterance is over."""

@@ -14,10 +14,10 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from python_backend.errors import Cancelled
+from python_backend.errors import Cancelled, Overloaded
 from python_backend.streams.chunk import LMChunk
 from python_backend.triton_io.envelope import Envelope
-from python_backend.triton_io.flow import FlowSlot
+from python_backend.triton_io.flow import DecoderFailed, FlowSlot, Outcome
 from python_backend.triton_io.schema import CHUNK, CODES
 from python_backend.triton_io.tensors import array_tensor, record_tensor
 
@@ -26,8 +26,8 @@ from python_backend.triton_io.tensors import array_tensor, record_tensor
 class OutflowLimits:
     """What may be on the way at once, and how long one waits.
 
-    max_frames: frames sent and not acknowledged; with one chunk on the way a larger one may still follow.
-    stall_s: how long the decoder may acknowledge nothing before the utterance fails.
+    max_frames: frames sent and not yet answered; with one chunk on the way a larger one may still follow.
+    stall_s: how long the decoder may answer nothing before the utterance fails.
     """
 
     max_chunks: int = 16
@@ -38,18 +38,18 @@ class OutflowLimits:
 
 
 class DecoderStalled(Exception):
-    """The decoder has not acknowledged a chunk for too long."""
+    """The decoder has not answered a chunk for too long."""
 
 
 class Outflow:
-    """Sends one utterance; every wait in it ends early when the slot is cancelled."""
+    """Sends one utterance; a wait for room or for a chunk ends early when the utterance is over."""
 
     def __init__(self, sender: Any, slot: FlowSlot, utterance: str, limits: OutflowLimits) -> None:
         self._sender = sender
         self._slot = slot
         self._utterance = utterance
         self._limits = limits
-        self._frames_on_the_way: deque[int] = deque()  # per chunk not yet acknowledged
+        self._frames_on_the_way: deque[int] = deque()  # per chunk or probe not yet answered
         self._num_sent = 0
         self._quiet_since = time.monotonic()
 
@@ -57,19 +57,20 @@ class Outflow:
         """Send all `chunks`; raises Cancelled, or what the generator raises. The generator is closed in any case."""
         try:
             while (item := await self._next(chunks)) is not None:
-                await self._wait_until(self._has_room)
+                await self._wait_until(lambda: self._has_room() or self._is_over())
+                self._check()
                 self._send(Envelope(self._utterance, self._slot.address, item.chunk), item)
         finally:
             await chunks.aclose()
 
     async def settle(self) -> None:
-        """Wait until the decoder has answered every chunk or the utterance is given up, then give the slot back."""
-        try:
-            await self._wait_until(lambda: self._on_the_way() == 0)
-        except (Cancelled, DecoderStalled):
-            pass  # whoever cancelled has been answered; a stalled decoder answers nobody
-        finally:
-            self._slot.release()
+        """Wait until the decoder has answered everything; raises what it found, or DecoderStalled if it does not."""
+        await self._wait_until(lambda: self._on_the_way() == 0)
+        self._check()
+
+    def release(self) -> None:
+        """Give the slot back."""
+        self._slot.release()
 
     async def _next(self, chunks: AsyncGenerator[LMChunk, None]) -> LMChunk | None:
         pending = asyncio.ensure_future(anext(chunks, None))
@@ -86,27 +87,35 @@ class Outflow:
 
     async def _wait_until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + self._limits.stall_s
-        num_acknowledged = self._slot.num_acknowledged
+        num_answered = self._slot.num_answered
         while not condition():
             await asyncio.sleep(self._limits.poll_s / 4)
-            self._check()
-            if self._slot.num_acknowledged != num_acknowledged:
-                num_acknowledged = self._slot.num_acknowledged
+            if self._slot.num_answered != num_answered:
+                num_answered = self._slot.num_answered
                 deadline = time.monotonic() + self._limits.stall_s
             if time.monotonic() > deadline:
-                raise DecoderStalled(f"no chunk acknowledged for {self._limits.stall_s:.0f} s")
+                raise DecoderStalled(f"the decoder has answered nothing for {self._limits.stall_s:g} s")
+
+    def _is_over(self) -> bool:
+        return self._slot.outcome is not Outcome.OPEN
 
     def _check(self) -> None:
-        if self._slot.is_cancelled:
-            raise Cancelled("the client cancelled the request")
+        """Raise what ended the utterance, if it is over."""
+        match self._slot.outcome:
+            case Outcome.CANCELLED:
+                raise Cancelled("the client cancelled the request")
+            case Outcome.OVERLOADED:
+                raise Overloaded(self._slot.reason)
+            case Outcome.FAILED:
+                raise DecoderFailed(self._slot.reason)
 
     def _probe_if_quiet(self) -> None:
-        """Ask after the client when nothing has gone to the decoder for a while: a chunk asks by itself."""
-        if time.monotonic() - self._quiet_since >= self._limits.probe_s:
+        """Ask after the client when nothing has gone to the decoder for a while and nothing is on its way there."""
+        if time.monotonic() - self._quiet_since >= self._limits.probe_s and self._on_the_way() == 0:
             self._send(Envelope(self._utterance, self._slot.address, None), None)
 
     def _on_the_way(self) -> int:
-        while self._num_sent - len(self._frames_on_the_way) < self._slot.num_acknowledged:
+        while self._num_sent - len(self._frames_on_the_way) < self._slot.num_answered:
             self._frames_on_the_way.popleft()
         return len(self._frames_on_the_way)
 
@@ -114,11 +123,11 @@ class Outflow:
         return self._on_the_way() < self._limits.max_chunks and sum(self._frames_on_the_way) < self._limits.max_frames
 
     def _send(self, envelope: Envelope, item: LMChunk | None) -> None:
+        codes = None if item is None else item.codes
         tensors = [record_tensor(CHUNK, envelope.to_record())]
-        if item is not None:
-            self._num_sent += 1
-            self._frames_on_the_way.append(0 if item.codes is None else item.codes.shape[1])
-            if item.codes is not None:
-                tensors.append(array_tensor(CODES, item.codes))
+        if codes is not None:
+            tensors.append(array_tensor(CODES, codes))
+        self._num_sent += 1
+        self._frames_on_the_way.append(0 if codes is None else codes.shape[1])
         self._sender.send(pb_utils.InferenceResponse(tensors))
         self._quiet_since = time.monotonic()

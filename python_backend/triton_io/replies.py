@@ -1,4 +1,9 @@
-"""The decoder's answer to one chunk: sent to the client, and noted in the utterance's flow slot."""
+"""The decoder's answer to one chunk or probe: sent to the client, and noted in the utterance's flow slot.
+
+No answer here carries an error. Server 2.51 never lets go of an ensemble request of which one step fails while
+another is under way; so the decoder leaves its error in the slot, and the language model, which knows when all
+is answered, sends it as the last thing.
+"""
 
 import json
 from typing import Any
@@ -6,47 +11,58 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from python_backend.triton_io.failures import failed_response
-from python_backend.triton_io.flow import FlowSlot
+from python_backend.errors import Cancelled, Overloaded
+from python_backend.triton_io.flow import FlowSlot, Outcome
 from python_backend.triton_io.schema import EVENT, PCM
 from python_backend.triton_io.tensors import array_tensor, text_tensor
 
 
 class ChunkReply:
-    """Answers one chunk exactly once: by `send` or by `fail`. Either carries the final flag."""
+    """Answers one chunk exactly once, with the final flag: by `send`, or without a response by `fail`."""
 
-    def __init__(self, request: Any, slot: FlowSlot, utterance: str, index: int) -> None:
+    def __init__(self, request: Any, slot: FlowSlot) -> None:
         self._sender = request.get_response_sender()
         self._slot = slot
-        self._utterance = utterance
-        self._index = index
         self._is_answered = False
 
     def send(self, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
         """Send samples [n] float32, or none, and their event."""
+        assert not self._is_answered, f"answered twice: {event}"
         tensors = [] if pcm is None else [array_tensor(PCM, pcm)]
-        self._answer(pb_utils.InferenceResponse([*tensors, text_tensor(EVENT, json.dumps(event))]))
-        self._slot.acknowledge(self._index)
+        self._close(pb_utils.InferenceResponse([*tensors, text_tensor(EVENT, json.dumps(event))]))
 
     def fail(self, error: BaseException) -> None:
-        """Answer with the error, which the decoder has logged, and end the utterance."""
-        self._slot.cancel()
-        self._answer(failed_response(error, f"utterance {self._utterance}"))
+        """End the utterance with an error, which the decoder has logged."""
+        self._slot.conclude(outcome_of(error), str(error) or type(error).__name__)
+        if not self._is_answered:
+            self._close()
 
     def is_cancelled(self) -> bool:
-        """Whether the client has gone away, or the utterance is over for another reason; told to the sender, too."""
+        """Whether the client has gone away, or the utterance is over for another reason."""
         if self._sender.is_cancelled():
-            self._slot.cancel()
-        return self._slot.is_cancelled
+            self._slot.conclude(Outcome.CANCELLED)
+        return self._slot.outcome is not Outcome.OPEN
 
-    def _answer(self, response: Any) -> None:
-        assert not self._is_answered, f"utterance {self._utterance}: chunk {self._index} is answered twice"
+    def _close(self, *response: Any) -> None:
+        # The stub's `send` returns when the server has taken the response in: what is counted is over.
+        self._sender.send(*response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         self._is_answered = True
-        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        self._slot.count_answer()
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """How an utterance ends that `error` ends."""
+    match error:
+        case Cancelled():
+            return Outcome.CANCELLED
+        case Overloaded():
+            return Outcome.OVERLOADED
+    return Outcome.FAILED
 
 
 def answer_probe(request: Any, slot: FlowSlot) -> None:
     """Answer a probe with the final flag alone, and note whether the client has gone away."""
     if request.is_cancelled():
-        slot.cancel()
+        slot.conclude(Outcome.CANCELLED)
     request.get_response_sender().send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    slot.count_answer()

@@ -12,7 +12,7 @@ from python_backend.errors import Cancelled, Overloaded
 from python_backend.families.prompt import Prompt
 from python_backend.streams.chunk import LMChunk
 from python_backend.triton_io.event_loop import EventLoop
-from python_backend.triton_io.failures import failed_response, log_failure, refuse
+from python_backend.triton_io.failures import refuse
 from python_backend.triton_io.flow import FlowTable
 from python_backend.triton_io.metrics import Gauges
 from python_backend.triton_io.outflow import Outflow, OutflowLimits
@@ -51,7 +51,7 @@ class SpeechService:
     def __init__(self, model: LanguageModel, loop: EventLoop, table: FlowTable, limits: OutflowLimits) -> None:
         self._model = model
         self._loop = loop
-        self._table = table
+        self.table = table
         self._limits = limits
         self._gauges = Gauges("language_model", METRICS)
         loop.start(self._report())
@@ -73,30 +73,46 @@ class SpeechService:
     def close(self) -> None:
         """End every utterance and stop."""
         self._loop.close()
-        self._table.remove()
+        self.table.remove()
 
     async def _serve(self, utterance: str, prompt: Prompt, sender: Any) -> None:
-        self._gauges.add("active_utterances", 1)
         self._gauges.add("utterances_total", 1)
-        failure: BaseException | None = None
-        outflow = None
         try:
-            outflow = Outflow(sender, self._table.claim(), utterance, self._limits)
-            await outflow.pump(self._model.generate(prompt, utterance))
-        except Cancelled:
-            self._gauges.add("cancelled_total", 1)
-        except Exception as error:
-            self._gauges.add("failed_total", 1)
-            failure = error
-            log_failure(error, f"utterance {utterance}")
+            outflow = Outflow(sender, self.table.claim(), utterance, self._limits)
+        except Overloaded as error:
+            refuse(sender, error, f"utterance {utterance}")
+            return
+        self._gauges.add("active_utterances", 1)
+        try:
+            failure = await self._speak(outflow, prompt, utterance)
         except asyncio.CancelledError:
             failure = Overloaded("server is stopping")
         finally:
-            answer = [] if failure is None else [failed_response(failure, f"utterance {utterance}")]
-            sender.send(*answer, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-            if outflow is not None:
-                await outflow.settle()
+            outflow.release()
             self._gauges.add("active_utterances", -1)
+        self._end(utterance, sender, failure)
+
+    async def _speak(self, outflow: Outflow, prompt: Prompt, utterance: str) -> Exception | None:
+        """Send the utterance and wait until the decoder has answered all of it; returns what ended it too soon."""
+        failure: Exception | None = None
+        try:
+            await outflow.pump(self._model.generate(prompt, utterance))
+        except Exception as error:
+            failure = error
+        try:
+            await outflow.settle()
+        except Exception as error:
+            failure = failure or error
+        return failure
+
+    def _end(self, utterance: str, sender: Any, failure: Exception | None) -> None:
+        """Send the final flag, and on it the failure if there was one: the one place where utterances are failed."""
+        if failure is None or isinstance(failure, Cancelled):
+            self._gauges.add("cancelled_total", failure is not None)
+            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        else:
+            self._gauges.add("failed_total", 1)
+            refuse(sender, failure, f"utterance {utterance}")
 
     async def _report(self) -> None:
         while True:

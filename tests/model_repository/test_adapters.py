@@ -19,6 +19,7 @@ from python_backend.streams.segment import Segment
 from python_backend.triton_io.draining import VARIABLE
 from tests.fakes_triton import Logger, Request, TritonError
 from tests.model_repository.pbtxt import ROOT, read_config
+from tests.triton_io.answering import AnsweringSender
 
 SAMPLING = SamplingConfig(SegmentSampling(0.0), SegmentSampling(0.7), seed=3)
 ROWS = np.arange(6, dtype=np.int32).reshape(3, 2)
@@ -141,10 +142,11 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_language_model_streams_and_shuts_down(engine: None, monkeypatch: pytest.MonkeyPatch) -> None:
     module = load("language_model")
     monkeypatch.setattr(module, "prepare_environment", lambda: None)
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "")  # left alone by the adapter, and as it was for other tests
     model = module.TritonPythonModel()
     model.initialize(arguments("language_model"))
     record = np.frombuffer(json.dumps(Prompt("tts", ROWS, SAMPLING).to_record()).encode(), np.uint8)
-    request = Request({"rows": ROWS, "prompt": record})
+    request = Request({"rows": ROWS, "prompt": record}, AnsweringSender(model.service.table))
     assert model.execute([request]) is None
     wait(lambda: request.sender.is_final)
     np.testing.assert_array_equal(request.sender.responses[0].array("codes"), ROWS)

@@ -1,6 +1,7 @@
 """The server loses a stub, and is told to stop. These tests come last: they restart the server that all share."""
 
 import os
+import re
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +49,10 @@ def test_a_killed_decoder_ends_every_stream_with_an_error_and_the_server_comes_b
 
 def test_a_stopping_server_finishes_what_runs_and_refuses_what_comes(server: Server) -> None:
     pid, launch = server.pid, server.launcher
+    for _ in range(3):
+        leaving = server.stream({"seed": 2}, text=LONG)
+        leaving.next()
+        leaving.cancel()
     running = server.stream({"seed": 1}, text=LONG)
     running.next()
     launch.send_signal(signal.SIGTERM)
@@ -60,6 +65,8 @@ def test_a_stopping_server_finishes_what_runs_and_refuses_what_comes(server: Ser
     assert refused.error == "in ensemble 'speech', unavailable: server is draining"
     assert launch.wait(40) == 0
     assert "drained" in server.said
+    assert 'in-flight inferences"' in server.log  # Triton has counted, and found that
+    assert not re.search(r"has [1-9]\d* in-flight inferences", server.log)  # cancelled requests are let go of, too
     assert list(Path("/dev/shm").glob(f"stretto_launch_{launch.pid}_*")) == []
     assert list(Path("/dev/shm").glob(f"stretto_flow_{pid}_*")) == []
     assert not server.pid_file.exists()

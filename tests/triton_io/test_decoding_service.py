@@ -11,7 +11,7 @@ from python_backend.streams.chunk import Chunk
 from python_backend.streams.segment import Segment
 from python_backend.triton_io.decoding_service import DecodingService
 from python_backend.triton_io.envelope import Envelope
-from python_backend.triton_io.flow import FlowSlot, FlowTable
+from python_backend.triton_io.flow import FlowSlot, FlowTable, Outcome
 from tests.fakes_triton import Logger, Request
 
 
@@ -49,7 +49,7 @@ def test_a_chunk_reaches_the_worker_with_its_codes_and_reply(slot: FlowSlot) -> 
     assert given is not codes
     reply.send(None, {})
     assert asked.sender.is_final
-    assert slot.num_acknowledged == 1
+    assert slot.num_answered == 1
 
 
 def test_a_text_chunk_has_no_codes(slot: FlowSlot) -> None:
@@ -66,7 +66,7 @@ def test_a_probe_never_reaches_the_worker(slot: FlowSlot, is_gone: bool) -> None
     assert probe.sender.is_final
     assert worker.pushed == []
     assert worker.abandoned == (["u"] if is_gone else [])
-    assert slot.is_cancelled is is_gone
+    assert (slot.outcome is Outcome.CANCELLED) is is_gone
 
 
 def test_a_request_that_cannot_be_read_is_answered_and_logged() -> None:

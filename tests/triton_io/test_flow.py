@@ -3,12 +3,13 @@
 import multiprocessing
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from python_backend.errors import Overloaded
-from python_backend.triton_io.flow import FlowAddress, FlowTable, FlowTables, remove_stale_tables
+from python_backend.triton_io.flow import FlowAddress, FlowTable, FlowTables, Outcome, remove_stale_tables
 
 
 def hold_a_table(directory: Path, ready: "multiprocessing.synchronize.Event") -> None:
@@ -21,11 +22,13 @@ def test_what_the_decoder_writes_is_what_the_language_model_reads(tmp_path: Path
     table = FlowTable.create(4711, 4, tmp_path)
     mine = table.claim()
     theirs = FlowTables(tmp_path).at(mine.address)
-    assert (mine.num_acknowledged, mine.is_cancelled) == (0, False)
-    theirs.acknowledge(2)
-    assert mine.num_acknowledged == 3
-    theirs.cancel()
-    assert mine.is_cancelled
+    assert (mine.num_answered, mine.outcome, mine.reason) == (0, Outcome.OPEN, "")
+    theirs.count_answer()
+    theirs.count_answer()
+    assert mine.num_answered == 2
+    theirs.conclude(Outcome.FAILED, "käputt " * 100)
+    assert mine.outcome is Outcome.FAILED
+    assert mine.reason.startswith("käputt käputt")
     assert table.path.name.startswith("stretto_flow_4711_")
     table.remove()
     assert not list(tmp_path.iterdir())
@@ -37,20 +40,45 @@ def test_a_late_word_about_an_earlier_utterance_does_not_reach_the_next_one(tmp_
     table.release(late.address)
     successor = table.claim()
     assert successor.address.slot == late.address.slot
-    late.cancel()
-    late.acknowledge(9)
-    assert (successor.num_acknowledged, successor.is_cancelled) == (0, False)
+    late.conclude(Outcome.FAILED, "late")
+    late.count_answer()
+    assert (successor.num_answered, successor.outcome, successor.reason) == (0, Outcome.OPEN, "")
+    assert late.outcome is Outcome.OPEN
 
 
 def test_a_new_tenant_finds_its_slot_empty(tmp_path: Path) -> None:
     table = FlowTable.create(1, 1, tmp_path)
     first = table.claim()
-    first.acknowledge(5)
-    first.cancel()
+    first.count_answer()
+    first.conclude(Outcome.CANCELLED, "gone")
     first.release()
     second = table.claim()
     assert second.address == FlowAddress(table.path.name, first.address.slot, 2)
-    assert (second.num_acknowledged, second.is_cancelled) == (0, False)
+    assert (second.num_answered, second.outcome, second.reason) == (0, Outcome.OPEN, "")
+
+
+def test_the_first_outcome_stays(tmp_path: Path) -> None:
+    slot = FlowTable.create(1, 1, tmp_path).claim()
+    slot.conclude(Outcome.FAILED, "first")
+    slot.conclude(Outcome.CANCELLED, "second")
+    assert (slot.outcome, slot.reason) == (Outcome.FAILED, "first")
+
+
+def test_a_reason_does_not_reach_into_the_next_slot(tmp_path: Path) -> None:
+    table = FlowTable.create(1, 2, tmp_path)
+    first, second = table.claim(), table.claim()
+    first.conclude(Outcome.FAILED, "x" * 5000)
+    assert (second.num_answered, second.outcome) == (0, Outcome.OPEN)
+    assert table.num_active() == 2
+    assert set(first.reason) == {"x"}
+
+
+def test_answers_counted_by_many_threads_are_all_counted(tmp_path: Path) -> None:
+    slot = FlowTable.create(1, 1, tmp_path).claim()
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(800):
+            pool.submit(slot.count_answer)
+    assert slot.num_answered == 800
 
 
 def test_a_full_table_refuses_and_counts(tmp_path: Path) -> None:

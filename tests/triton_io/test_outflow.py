@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from python_backend.errors import Cancelled
+from python_backend.errors import Cancelled, Overloaded
 from python_backend.streams.chunk import Chunk, LMChunk
 from python_backend.streams.segment import Segment
 from python_backend.triton_io.envelope import Envelope
-from python_backend.triton_io.flow import FlowSlot, FlowTable
+from python_backend.triton_io.flow import DecoderFailed, FlowSlot, FlowTable, Outcome
 from python_backend.triton_io.outflow import DecoderStalled, Outflow, OutflowLimits
 from tests.fakes_triton import ResponseSender
+from tests.triton_io.answering import AnsweringSender
 
 QUICK = OutflowLimits(max_chunks=4, max_frames=100, probe_s=0.05, poll_s=0.005, stall_s=0.3)
 
@@ -52,6 +53,11 @@ def sent(sender: ResponseSender) -> list[int]:
     return [each.chunk.index for each in envelopes(sender) if each.chunk is not None]
 
 
+def answer(slot: FlowSlot, count: int) -> None:
+    for _ in range(count):
+        slot.count_answer()
+
+
 async def settled(condition: object, timeout_s: float = 2.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():  # type: ignore[operator]
@@ -81,9 +87,9 @@ async def test_no_more_chunks_are_on_the_way_than_the_window_holds(slot: FlowSlo
     await settled(lambda: len(sent(sender)) == 4)
     await asyncio.sleep(0.05)
     assert sent(sender) == [0, 1, 2, 3]
-    slot.acknowledge(1)
+    answer(slot, 2)
     await settled(lambda: len(sent(sender)) == 6)
-    slot.acknowledge(5)
+    answer(slot, 4)
     await pumping
     assert sent(sender) == list(range(8))
 
@@ -94,24 +100,30 @@ async def test_no_more_frames_are_on_the_way_than_allowed(slot: FlowSlot) -> Non
     await settled(lambda: len(sent(sender)) == 2)
     await asyncio.sleep(0.05)
     assert sent(sender) == [0, 1]  # 60 < 100 lets a second chunk go, 120 no third
-    slot.acknowledge(1)
+    answer(slot, 2)
     await pumping
     assert sent(sender) == [0, 1, 2, 3]
 
 
 async def test_a_quiet_language_model_sends_probes(slot: FlowSlot) -> None:
-    sender = ResponseSender()
+    sender = AnsweringSender(slot.table)
     await Outflow(sender, slot, "u", QUICK).pump(Speaker(1, pause_s=0.28).speak())
     probes = [each for each in envelopes(sender) if each.chunk is None]
     assert 3 <= len(probes) <= 6
     assert envelopes(sender)[-1].chunk is not None
 
 
+async def test_there_is_one_probe_at_a_time(slot: FlowSlot) -> None:
+    sender = ResponseSender()
+    await asyncio.wait_for(Outflow(sender, slot, "u", QUICK).pump(Speaker(1, pause_s=0.28).speak()), 2)
+    assert [each.chunk is None for each in envelopes(sender)] == [True, False]
+
+
 async def test_a_cancelled_utterance_stops_before_its_next_chunk(slot: FlowSlot) -> None:
     sender, speaker = ResponseSender(), Speaker(9, pause_s=10)
     pumping = asyncio.create_task(Outflow(sender, slot, "u", QUICK).pump(speaker.speak()))
     await asyncio.sleep(0.02)
-    slot.cancel()
+    slot.conclude(Outcome.CANCELLED)
     begun = time.monotonic()
     with pytest.raises(Cancelled):
         await pumping
@@ -123,14 +135,26 @@ async def test_a_cancelled_utterance_does_not_wait_for_room(slot: FlowSlot) -> N
     speaker = Speaker(9)
     pumping = asyncio.create_task(Outflow(ResponseSender(), slot, "u", QUICK).pump(speaker.speak()))
     await settled(lambda: speaker.num_made == 5)
-    slot.cancel()
+    slot.conclude(Outcome.CANCELLED)
     with pytest.raises(Cancelled):
         await pumping
     assert speaker.is_closed
 
 
+@pytest.mark.parametrize(("outcome", "kind"), [(Outcome.FAILED, DecoderFailed), (Outcome.OVERLOADED, Overloaded)])
+async def test_what_ended_the_utterance_at_the_decoder_is_raised(
+    slot: FlowSlot, outcome: Outcome, kind: type[Exception]
+) -> None:
+    outflow = Outflow(ResponseSender(), slot, "u", QUICK)
+    await outflow.pump(Speaker(1).speak())
+    slot.conclude(outcome, "no codec")
+    answer(slot, 1)
+    with pytest.raises(kind, match=r"^no codec$"):
+        await outflow.settle()
+
+
 async def test_a_decoder_that_answers_nothing_ends_the_utterance(slot: FlowSlot) -> None:
-    with pytest.raises(DecoderStalled, match="no chunk acknowledged"):
+    with pytest.raises(DecoderStalled, match="answered nothing"):
         await Outflow(ResponseSender(), slot, "u", QUICK).pump(Speaker(9).speak())
 
 
@@ -145,19 +169,26 @@ async def test_the_failure_of_the_model_comes_through(slot: FlowSlot) -> None:
     assert sent(sender) == [0]
 
 
-async def test_the_slot_is_given_back_when_the_decoder_has_answered_everything(slot: FlowSlot) -> None:
+async def test_an_utterance_settles_when_chunks_and_probes_are_answered(slot: FlowSlot) -> None:
+    sender = ResponseSender()
+    outflow = Outflow(sender, slot, "u", QUICK)
+    await outflow.pump(Speaker(2, pause_s=0.07).speak())
+    assert len(sender.responses) > 2
+    settling = asyncio.create_task(outflow.settle())
+    answer(slot, len(sender.responses) - 1)
+    await asyncio.sleep(0.03)
+    assert not settling.done()
+    answer(slot, 1)
+    await settling
+
+
+async def test_a_cancelled_utterance_settles_only_when_all_is_answered(slot: FlowSlot) -> None:
     outflow = Outflow(ResponseSender(), slot, "u", QUICK)
     await outflow.pump(Speaker(2).speak())
+    slot.conclude(Outcome.CANCELLED)
     settling = asyncio.create_task(outflow.settle())
     await asyncio.sleep(0.03)
-    assert slot.table.num_active() == 1
-    slot.acknowledge(1)
-    await settling
-    assert slot.table.num_active() == 0
-
-
-async def test_the_slot_is_given_back_when_nobody_answers(slot: FlowSlot) -> None:
-    outflow = Outflow(ResponseSender(), slot, "u", QUICK)
-    await outflow.pump(Speaker(2).speak())
-    await outflow.settle()
-    assert slot.table.num_active() == 0
+    assert not settling.done()
+    answer(slot, 2)
+    with pytest.raises(Cancelled):
+        await settling

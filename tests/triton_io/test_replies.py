@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from python_backend.errors import Cancelled
-from python_backend.triton_io.flow import FlowSlot, FlowTable
+from python_backend.errors import Cancelled, Overloaded
+from python_backend.triton_io.flow import FlowSlot, FlowTable, Outcome
 from python_backend.triton_io.replies import ChunkReply, answer_probe
-from tests.fakes_triton import Request, TritonError
+from tests.fakes_triton import Request
 
 
 @pytest.fixture
@@ -19,49 +19,77 @@ def slot(tmp_path: Path) -> FlowSlot:
 
 def test_samples_and_event_ride_with_the_final_flag(slot: FlowSlot) -> None:
     request = Request({})
-    ChunkReply(request, slot, "u", 2).send(np.ones(3, np.float32), {"text": "é"})
+    ChunkReply(request, slot).send(np.ones(3, np.float32), {"text": "é"})
     (response,) = request.sender.responses
     assert request.sender.is_final
     np.testing.assert_array_equal(response.array("pcm"), np.ones(3, np.float32))
     assert json.loads(response.array("event")[0]) == {"text": "é"}
-    assert (slot.num_acknowledged, slot.is_cancelled) == (3, False)
+    assert (slot.num_answered, slot.outcome) == (1, Outcome.OPEN)
 
 
 def test_a_text_only_chunk_has_no_samples(slot: FlowSlot) -> None:
     request = Request({})
-    ChunkReply(request, slot, "u", 0).send(None, {})
+    ChunkReply(request, slot).send(None, {})
     assert request.sender.responses[0].array("pcm") is None
 
 
-def test_a_failure_ends_the_utterance(slot: FlowSlot) -> None:
+@pytest.mark.parametrize(
+    ("error", "outcome", "reason"),
+    [
+        (RuntimeError("no codec"), Outcome.FAILED, "no codec"),
+        (KeyError(), Outcome.FAILED, "KeyError"),
+        (Overloaded("256 utterances are being decoded"), Outcome.OVERLOADED, "256 utterances are being decoded"),
+    ],
+)
+def test_a_failure_is_left_to_the_language_model_to_send(
+    slot: FlowSlot, error: Exception, outcome: Outcome, reason: str
+) -> None:
     request = Request({})
-    ChunkReply(request, slot, "u", 0).fail(RuntimeError("no codec"))
+    ChunkReply(request, slot).fail(error)
     assert request.sender.is_final
-    assert request.sender.responses[0].error.message() == "failed: utterance u: RuntimeError: no codec"
-    assert slot.is_cancelled
+    assert request.sender.responses == []
+    assert (slot.outcome, slot.reason, slot.num_answered) == (outcome, reason, 1)
 
 
 def test_the_client_leaving_is_told_to_the_language_model(slot: FlowSlot) -> None:
     request = Request({})
-    reply = ChunkReply(request, slot, "u", 0)
+    reply = ChunkReply(request, slot)
     assert not reply.is_cancelled()
     request.sender.client_is_gone = True
     assert reply.is_cancelled()
-    assert slot.is_cancelled
+    assert slot.outcome is Outcome.CANCELLED
     reply.fail(Cancelled("the client cancelled the request"))
-    assert request.sender.responses[0].error.code() == TritonError.CANCELLED
+    assert request.sender.is_final
+    assert request.sender.responses == []
 
 
 def test_a_chunk_after_a_failed_one_is_not_worth_decoding(slot: FlowSlot) -> None:
-    ChunkReply(Request({}), slot, "u", 0).fail(RuntimeError("no codec"))
-    assert ChunkReply(Request({}), slot, "u", 1).is_cancelled()
+    ChunkReply(Request({}), slot).fail(RuntimeError("no codec"))
+    assert ChunkReply(Request({}), slot).is_cancelled()
 
 
 def test_answering_twice_is_a_bug(slot: FlowSlot) -> None:
-    reply = ChunkReply(Request({}), slot, "u", 0)
+    reply = ChunkReply(Request({}), slot)
     reply.send(None, {})
     with pytest.raises(AssertionError, match="answered twice"):
-        reply.fail(RuntimeError())
+        reply.send(None, {})
+
+
+def test_failing_after_an_answer_still_ends_the_utterance(slot: FlowSlot) -> None:
+    reply = ChunkReply(Request({}), slot)
+    reply.send(None, {})
+    reply.fail(RuntimeError("late"))
+    assert (slot.outcome, slot.num_answered) == (Outcome.FAILED, 1)
+
+
+def test_samples_that_cannot_be_sent_end_the_utterance(slot: FlowSlot) -> None:
+    request = Request({})
+    reply = ChunkReply(request, slot)
+    with pytest.raises(AssertionError, match="float64"):
+        reply.send(np.zeros(3), {})
+    reply.fail(RuntimeError("float64"))
+    assert request.sender.is_final
+    assert slot.outcome is Outcome.FAILED
 
 
 @pytest.mark.parametrize("is_gone", [False, True])
@@ -71,5 +99,5 @@ def test_a_probe_is_answered_to_nobody(slot: FlowSlot, is_gone: bool) -> None:
     answer_probe(request, slot)
     assert request.sender.is_final
     assert request.sender.responses == []
-    assert slot.is_cancelled is is_gone
-    assert slot.num_acknowledged == 0
+    assert (slot.outcome is Outcome.CANCELLED) is is_gone
+    assert slot.num_answered == 1

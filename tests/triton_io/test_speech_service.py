@@ -17,10 +17,11 @@ from python_backend.streams.chunk import Chunk, LMChunk
 from python_backend.streams.segment import Segment
 from python_backend.triton_io.envelope import Envelope
 from python_backend.triton_io.event_loop import EventLoop
-from python_backend.triton_io.flow import FlowTable
+from python_backend.triton_io.flow import FlowTable, Outcome
 from python_backend.triton_io.outflow import OutflowLimits
 from python_backend.triton_io.speech_service import SpeechService
 from tests.fakes_triton import Logger, MetricFamily, Request, ResponseSender, TritonError
+from tests.triton_io.answering import AnsweringSender
 
 
 @dataclass
@@ -60,11 +61,11 @@ def service(table: FlowTable) -> Iterator[SpeechService]:
     made.close()
 
 
-def request(num_rows: int) -> Request:
+def request(table: FlowTable, num_rows: int) -> Request:
     sampling = SamplingConfig(SegmentSampling(0.0), SegmentSampling(0.0), seed=1)
     rows = np.zeros((num_rows, 2), np.int32)
     record = json.dumps(Prompt("tts", rows, sampling).to_record()).encode()
-    return Request({"rows": rows, "prompt": np.frombuffer(record, np.uint8)})
+    return Request({"rows": rows, "prompt": np.frombuffer(record, np.uint8)}, AnsweringSender(table))
 
 
 def wait(condition: Callable[[], bool]) -> None:
@@ -80,7 +81,7 @@ def utterances(sender: ResponseSender) -> set[str]:
 
 
 def test_an_utterance_is_sent_and_ended(service: SpeechService, table: FlowTable) -> None:
-    asked = request(4)
+    asked = request(table, 4)
     service.accept(asked)
     wait(lambda: asked.sender.is_final)
     assert [each.error for each in asked.sender.responses] == [None, None]
@@ -91,16 +92,16 @@ def test_an_utterance_is_sent_and_ended(service: SpeechService, table: FlowTable
     assert MetricFamily.made["stretto_frames_total"].value == 40
 
 
-def test_every_request_is_an_utterance_of_its_own(service: SpeechService) -> None:
-    first, second = request(4), request(4)
+def test_every_request_is_an_utterance_of_its_own(service: SpeechService, table: FlowTable) -> None:
+    first, second = request(table, 4), request(table, 4)
     service.accept(first)
     service.accept(second)
     wait(lambda: first.sender.is_final and second.sender.is_final)
     assert len(utterances(first.sender) | utterances(second.sender)) == 2
 
 
-def test_a_failure_is_answered_and_logged_once_by_the_utterances_name(service: SpeechService) -> None:
-    asked = request(1)
+def test_a_failure_is_answered_and_logged_once_by_the_utterances_name(service: SpeechService, table: FlowTable) -> None:
+    asked = request(table, 1)
     service.accept(asked)
     wait(lambda: asked.sender.is_final)
     (utterance,) = utterances(asked.sender)
@@ -114,8 +115,8 @@ def test_a_failure_is_answered_and_logged_once_by_the_utterances_name(service: S
     assert MetricFamily.made["stretto_failed_total"].value == 1
 
 
-def test_a_refusal_is_answered_and_not_logged(service: SpeechService) -> None:
-    asked = request(2)
+def test_a_refusal_is_answered_and_not_logged(service: SpeechService, table: FlowTable) -> None:
+    asked = request(table, 2)
     service.accept(asked)
     wait(lambda: asked.sender.is_final)
     assert asked.sender.responses[-1].error.code() == TritonError.INVALID_ARG
@@ -124,19 +125,46 @@ def test_a_refusal_is_answered_and_not_logged(service: SpeechService) -> None:
 
 
 def test_a_cancelled_utterance_ends_without_an_error(service: SpeechService, table: FlowTable) -> None:
-    asked = request(3)
+    asked = request(table, 3)
     service.accept(asked)
     wait(lambda: len(asked.sender.responses) >= 1)
     envelope = Envelope.from_record(json.loads(asked.sender.responses[0].array("chunk").tobytes()))
-    table.at(envelope.flow).cancel()
+    table.at(envelope.flow).conclude(Outcome.CANCELLED)
     wait(lambda: asked.sender.is_final)
     assert all(each.error is None for each in asked.sender.responses)
     wait(lambda: table.num_active() == 0)
     assert MetricFamily.made["stretto_cancelled_total"].value == 1
 
 
-def test_more_utterances_than_slots_are_refused(service: SpeechService) -> None:
-    asked = [request(3) for _ in range(5)]
+def test_what_the_decoder_could_not_do_is_answered_when_all_else_is(service: SpeechService, table: FlowTable) -> None:
+    asked = request(table, 3)
+    asked.sender = ResponseSender()  # behind which nobody answers
+    service.accept(asked)
+    wait(lambda: len(asked.sender.responses) >= 1)
+    envelope = Envelope.from_record(json.loads(asked.sender.responses[0].array("chunk").tobytes()))
+    slot = table.at(envelope.flow)
+    slot.conclude(Outcome.FAILED, "no codec")
+    time.sleep(0.05)
+    assert not asked.sender.is_final
+    slot.count_answer()
+    wait(lambda: asked.sender.is_final)
+    error = asked.sender.responses[-1].error
+    assert (error.code(), error.message()) == (TritonError.INTERNAL, "failed: no codec")
+    assert Logger.errors == []  # the decoder has logged it
+    assert MetricFamily.made["stretto_failed_total"].value == 1
+
+
+def test_a_decoder_that_never_answers_does_not_hang_the_utterance(service: SpeechService, table: FlowTable) -> None:
+    asked = request(table, 4)
+    asked.sender = ResponseSender()
+    service.accept(asked)
+    wait(lambda: asked.sender.is_final)
+    assert "DecoderStalled" in asked.sender.responses[-1].error.message()
+    wait(lambda: table.num_active() == 0)
+
+
+def test_more_utterances_than_slots_are_refused(service: SpeechService, table: FlowTable) -> None:
+    asked = [request(table, 3) for _ in range(5)]
     for each in asked:
         service.accept(each)
     wait(lambda: asked[4].sender.is_final)
@@ -144,7 +172,7 @@ def test_more_utterances_than_slots_are_refused(service: SpeechService) -> None:
     assert not any(each.sender.is_final for each in asked[:4])
 
 
-def test_a_request_that_cannot_be_read_is_answered(service: SpeechService) -> None:
+def test_a_request_that_cannot_be_read_is_answered(service: SpeechService, table: FlowTable) -> None:
     asked = Request({"rows": np.zeros(3, np.int32)})
     service.accept(asked)
     assert asked.sender.is_final
@@ -153,7 +181,7 @@ def test_a_request_that_cannot_be_read_is_answered(service: SpeechService) -> No
 
 def test_stopping_answers_those_who_still_wait(table: FlowTable) -> None:
     service = SpeechService(Model(), EventLoop("test"), table, OutflowLimits(stall_s=0.2))
-    asked = request(3)
+    asked = request(table, 3)
     service.accept(asked)
     wait(lambda: len(asked.sender.responses) >= 1)
     service.close()

@@ -23,6 +23,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, Any]) -> None:
         stub.use_utf8()
+        stub.fork_engine()
         prepare_environment()
         from python_backend.engine.llm import SpeechLLM  # vllm reads the environment as it is imported
 

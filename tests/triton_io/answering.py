@@ -1,0 +1,21 @@
+"""A response sender behind which a decoder answers everything at once."""
+
+import json
+
+from python_backend.triton_io.envelope import Envelope
+from python_backend.triton_io.flow import FlowTable
+from tests.fakes_triton import InferenceResponse, ResponseSender
+
+
+class AnsweringSender(ResponseSender):
+    """Counts an answer in the flow slot of every chunk and probe that is sent."""
+
+    def __init__(self, table: FlowTable) -> None:
+        super().__init__()
+        self._table = table
+
+    def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
+        super().send(response, flags)
+        if response is not None and response.error is None:
+            record = json.loads(response.array("chunk").tobytes())
+            self._table.at(Envelope.from_record(record).flow).count_answer()
