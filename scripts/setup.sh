@@ -41,7 +41,7 @@ if [ -z "${have_packages:-}" ]; then
     else
         echo "setup: CPU torch comes from $UV_FIND_LINKS"
     fi
-    echo "setup: installing $(wc -l <"$lock") packages of $lock (about 1.5 GB unpacked; what is cached is not downloaded again)"
+    echo "setup: installing $(wc -l <"$lock") packages of $lock (about 3.5 GB unpacked; what is cached is not downloaded again)"
     export UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180} UV_LINK_MODE=${UV_LINK_MODE:-hardlink}
     .venv/bin/uv pip install --python .venv/bin/python --no-deps -r "$lock" ||
         fail "a download failed (see above); run this again, it goes on where it stopped"

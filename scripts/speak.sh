@@ -5,6 +5,7 @@
 set -euo pipefail
 called_from=$PWD
 cd "$(dirname "$0")/.."
+unset PYTHONDONTWRITEBYTECODE # without bytecode every start of vLLM takes 10 s longer
 port=${STRETTO_PORT:-8000}
 state=.stretto
 pid_file=$state/server-$port.pid
