@@ -82,12 +82,7 @@ def sweep(directory: Path = SHARED_MEMORY) -> list[str]:
 
 
 def _remove_launch(launch_id: str, directory: Path) -> None:
-    processes.kill(
-        [
-            process.pid
-            for process in processes.all_processes()
-            if process.pid != os.getpid() and processes.environment_of(process.pid, LAUNCH_ID) == launch_id
-        ]
-    )
+    me = os.getpid()
+    processes.end_all(lambda each: each.pid != me and processes.environment_of(each.pid, LAUNCH_ID) == launch_id)
     for path in directory.glob(f"{PREFIX}{launch_id}_*"):
         path.unlink(missing_ok=True)

@@ -3,6 +3,8 @@
 import os
 import select
 import signal
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,11 @@ class Process:
     def is_worker(self) -> bool:
         """Whether the server cannot do without it: a stub, or a process of a vLLM engine."""
         return self.name.startswith("triton_python_b") or self.command.startswith("VLLM::")
+
+    @property
+    def is_tracker(self) -> bool:
+        """Whether it is a resource tracker of multiprocessing: it unlinks the semaphores of those that have died."""
+        return "multiprocessing.resource_tracker" in self.command
 
 
 def read_process(pid: int) -> Process | None:
@@ -71,11 +78,21 @@ def environment_of(pid: int, variable: str) -> str | None:
     return None
 
 
-def kill(pids: list[int]) -> None:
-    """SIGKILL each of them that still lives."""
-    for pid in pids:
-        with suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
+def end_all(is_meant: Callable[[Process], bool], patience_s: float = 3.0) -> None:
+    """SIGKILL every process that is meant, and wait until none is left.
+
+    Trackers get `patience_s` to end by themselves, as they do when those are gone whose leftovers they remove.
+    """
+    begun = time.monotonic()
+    while left := [process for process in all_processes() if is_meant(process)]:
+        waited_s = time.monotonic() - begun
+        for process in left:
+            if not process.is_tracker or waited_s > patience_s:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(process.pid, signal.SIGKILL)
+        if waited_s > 2 * patience_s:
+            return  # what survives SIGKILL waits for the kernel
+        time.sleep(0.02)
 
 
 class Watch:

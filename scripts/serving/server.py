@@ -14,7 +14,7 @@ from scripts.serving.config import LaunchConfig
 from scripts.serving.environment import server_environment
 from scripts.serving.installation import Installation, LaunchError
 from scripts.serving.leftovers import Launch
-from scripts.serving.processes import Process, Watch, descendants
+from scripts.serving.processes import Process, Watch, descendants, end_all
 
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
@@ -115,9 +115,9 @@ class Server:
 
     def kill(self) -> None:
         """End the server and all its group at once."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+        self._process.kill()
         self._process.wait()
+        end_all(lambda process: process.group == self.pid)
         if self._log is not None:
             self._log.close()
 

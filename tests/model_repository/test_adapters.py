@@ -152,8 +152,9 @@ def test_the_language_model_streams_and_shuts_down(engine: None, monkeypatch: py
     np.testing.assert_array_equal(request.sender.responses[0].array("codes"), ROWS)
     assert json.loads(request.sender.responses[0].array("chunk").tobytes())["chunk"]["is_final"]
     assert model.model.config.checkpoint == ROOT / "language_model" / "1" / "checkpoint"
+    made = model.model
     model.finalize()
-    assert model.model.is_shut_down
+    assert made.is_shut_down
 
 
 def test_the_decoder_drives_one_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

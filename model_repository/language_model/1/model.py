@@ -41,3 +41,4 @@ class TritonPythonModel:
     def finalize(self) -> None:
         self.service.close()
         self.model.shutdown()
+        del self.service, self.model  # now, because vLLM's own destructor fails when the interpreter is going away

@@ -4,8 +4,9 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-from scripts.serving.processes import Process, Watch, descendants, environment_of, kill, read_process
+from scripts.serving.processes import Process, Watch, descendants, end_all, environment_of, read_process
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 PARENT = [sys.executable, "-c", f"import subprocess; subprocess.run({SLEEP!r})"]
@@ -20,8 +21,29 @@ def test_grandchildren_are_found() -> None:
     (grandchild,) = descendants(parent.pid)
     assert parent.pid in {process.pid for process in descendants(os.getpid())}
     assert grandchild.pid in {process.pid for process in descendants(os.getpid())}
-    kill([parent.pid, grandchild.pid])
+    end_all(lambda process: process.pid in (parent.pid, grandchild.pid))
+    assert descendants(parent.pid) == []
     parent.wait()
+
+
+TRACKED = """
+import multiprocessing, time
+lock = multiprocessing.get_context("spawn").Lock()
+print(lock._semlock.name, flush=True)
+time.sleep(60)
+"""
+
+
+def test_trackers_are_left_to_clean_up() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", TRACKED], stdout=subprocess.PIPE, start_new_session=True, text=True
+    )
+    name = process.stdout.readline().strip()
+    semaphore = Path("/dev/shm", "sem." + name.lstrip("/"))
+    assert semaphore.exists()
+    end_all(lambda each: each.group == process.pid)
+    process.wait()
+    assert not semaphore.exists()
 
 
 def test_a_watch_notices_the_first_end_at_once() -> None:
