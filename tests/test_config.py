@@ -1,6 +1,9 @@
+import json
+from pathlib import Path
+
 import pytest
 
-from python_backend.config import DecoderConfig
+from python_backend.config import DecoderConfig, EngineConfig
 
 
 def test_decoder_parameters_are_parsed_and_foreign_ones_left_alone() -> None:
@@ -25,3 +28,15 @@ def test_decoder_parameters_are_parsed_and_foreign_ones_left_alone() -> None:
 def test_a_decoder_parameter_out_of_range_is_named(parameters: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DecoderConfig.from_parameters(parameters)
+
+
+def test_engine_arguments_are_taken_from_the_file_verbatim(tmp_path: Path) -> None:
+    arguments = {"max_num_seqs": 4, "dtype": "float32"}
+    (tmp_path / "engine.json").write_text(json.dumps(arguments))
+    assert EngineConfig.from_file(tmp_path / "engine.json", tmp_path) == EngineConfig(tmp_path, arguments)
+
+
+@pytest.mark.parametrize("name", ["model", "scheduler_cls", "skip_tokenizer_init"])
+def test_what_the_plugin_decides_may_not_be_given(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=name):
+        EngineConfig(tmp_path, {name: "mine"})

@@ -4,6 +4,7 @@ import itertools
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
 from python_backend.engine.rules import SegmentRules
@@ -16,10 +17,11 @@ class StreamHeads:
     logit stands for.
     """
 
-    def __init__(self, lm_head: ParallelLMHead, rules: SegmentRules):
+    def __init__(self, lm_head: nn.Module, rules: SegmentRules):
+        assert isinstance(lm_head, ParallelLMHead)
         if lm_head.tp_size != 1:
             raise NotImplementedError(f"tensor_parallel_size: expected 1, got {lm_head.tp_size}")
-        family, weight = rules.family, lm_head.weight
+        family, weight = rules.family, lm_head.get_parameter("weight").data
         first, *others = family.layout.audio
         if len({len(ids) for ids in others}) > 1:
             raise ValueError(f"{family.name}: auxiliary streams must have intervals of one size")

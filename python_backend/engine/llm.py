@@ -3,7 +3,7 @@
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from python_backend.streams.chunk import LMChunk, Report
 
 prepare_environment()
 
+from vllm.inputs import TokensPrompt  # noqa: E402
 from vllm.outputs import RequestOutput  # noqa: E402
 from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
 
@@ -77,7 +78,7 @@ class SpeechLLM:
         """Stop the engine and its process."""
         self._engine.shutdown()
 
-    async def generate(self, prompt: Prompt, request_id: str | None = None) -> AsyncIterator[LMChunk]:
+    async def generate(self, prompt: Prompt, request_id: str | None = None) -> AsyncGenerator[LMChunk, None]:
         """The chunks of one reply, the last with its report; closing the iterator aborts the reply in the engine.
 
         Raises InvalidRequest, before anything is queued, for a prompt that could never run.
@@ -101,12 +102,12 @@ class SpeechLLM:
             self._stats.active -= 1
             self._stats.pairs -= is_guided
 
-    async def _generate(self, prompt: Prompt, request_id: str) -> AsyncIterator[LMChunk]:
+    async def _generate(self, prompt: Prompt, request_id: str) -> AsyncGenerator[LMChunk, None]:
         clock = _Clock()
         task = self.family.task(prompt.task)
         tracker = SegmentTracker(self._rules, task, prompt.sampling, len(prompt.rows))
         utterance = Utterance(tracker, prompt.words, get_text_codec(self.family.name))
-        inputs = {"prompt_token_ids": prompt.rows[:, 0].tolist()}
+        inputs = TokensPrompt(prompt_token_ids=prompt.rows[:, 0].tolist())
         width = self.family.layout.num_output_streams
         async with aclosing(self._engine.generate(inputs, sampling_params(prompt, self._rules), request_id)) as outputs:
             async for output in outputs:

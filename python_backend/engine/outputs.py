@@ -4,7 +4,7 @@ A row leaves as token ids, stream 0 first and then the other output streams, amo
 front end merges those without losing any. Behind the last row follow `TRAILER` numbers (see `Trailer`).
 """
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
@@ -17,6 +17,11 @@ from python_backend.engine.replies import UNCONDITIONAL_SUFFIX, Reply, ReplyTabl
 from python_backend.engine.rules import SegmentRules
 from python_backend.streams.segment import Segment
 
+if TYPE_CHECKING:  # the mixin goes over either of vLLM's schedulers; a type checker reads it over the simpler one
+    from vllm.v1.core.sched.scheduler import Scheduler
+else:
+    Scheduler = object
+
 
 class Trailer(NamedTuple):
     """What the scheduler knows of a reply that has ended."""
@@ -26,7 +31,7 @@ class Trailer(NamedTuple):
     queue_us: int
 
 
-class ReplyOutputs:
+class ReplyOutputs(Scheduler):
     """Keeps the table of replies in step with vLLM's requests. A mixin over vLLM's schedulers."""
 
     _placeholders = 0  # sampled tokens that a step counts in advance

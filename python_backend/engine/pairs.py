@@ -54,12 +54,10 @@ def plan_grants(rows: Iterable[RunningRow], budget: int) -> dict[str, int]:
             continue
         partner = by_id.get(row.partner) if row.partner is not None else None
         if row.partner is None:
-            pair, is_joint = (row,), row.may_finish
-        elif partner is None:
-            pair, is_joint = (row,), False
+            is_joint = row.may_finish
         else:
-            pair, is_joint = (row, partner), row.remaining + partner.remaining <= budget
-        for half in pair:
+            is_joint = partner is not None and row.remaining + partner.remaining <= budget
+        for half in (row,) if partner is None else (row, partner):
             wanted = half.remaining if is_joint else half.remaining - 1
             grants[half.request_id] = min(wanted, budget) if half.remaining > 0 else 0
             budget -= grants[half.request_id]

@@ -20,6 +20,7 @@ class StepPlanning(ReplyOutputs):
     def _plan(self) -> None:
         """Grant rows for the next step, preempting from the tail until their blocks fit; then nobody is admitted."""
         self._admits = True
+        self._order_running()
         while True:
             rows = [self._running_row(request) for request in self.running]
             self._grants = plan_grants(rows, self.max_num_scheduled_tokens)
@@ -28,6 +29,20 @@ class StepPlanning(ReplyOutputs):
                 return
             self._preempt(tail)
             self._admits = False
+
+    def _order_running(self) -> None:
+        """Put each unconditional half behind its partner: a pair is as old as its older half."""
+        running = {request.request_id: request for request in self.running}
+        ordered: dict[str, Request] = {}
+        for request_id, request in running.items():
+            pair = self.replies[request_id].pair
+            if pair is not None and pair.conditional in running:
+                ordered[pair.conditional] = running[pair.conditional]
+                if pair.unconditional in running:
+                    ordered[pair.unconditional] = running[pair.unconditional]
+            else:
+                ordered[request_id] = request
+        self.running = list(ordered.values())
 
     def _running_row(self, request: Request) -> RunningRow:
         remaining = request.num_tokens + request.num_output_placeholders - request.num_computed_tokens
@@ -81,15 +96,18 @@ class StepPlanning(ReplyOutputs):
         return [request for request in self.running if request.request_id in (last.request_id, partner)]
 
     def _preempt(self, halves: list[Request]) -> None:
-        """Preempt what `_tail` returned; the queue then begins with the conditional half and its partner."""
+        """Preempt what `_tail` returned: it heads the queue, but for the halves that running pairs await."""
         now = time.monotonic()
-        conditional_last = sorted(
-            halves, key=lambda request: not self.replies[request.request_id].params.is_unconditional
-        )
-        waiting = self.replies.partner(halves[0].request_id) if len(halves) == 1 else None
-        if waiting is not None and (partner := self.requests.get(waiting)) is not None:
-            self.waiting.remove_request(partner)
-            self.waiting.prepend_request(partner)
-        for request in conditional_last:
+        ids = {request.request_id for request in halves}
+        partner = self.requests.get(self.replies.partner(halves[0].request_id) or "")
+        if partner is not None and partner.request_id not in ids:  # a half that waits follows its partner
+            self._put_first(partner)
+        for request in sorted(halves, key=lambda half: not self.replies[half.request_id].params.is_unconditional):
             self.running.remove(request)
             self._preempt_request(request, now)
+        for awaited in reversed(self._awaited([])):
+            self._put_first(awaited)
+
+    def _put_first(self, request: Request) -> None:
+        self.waiting.remove_request(request)
+        self.waiting.prepend_request(request)

@@ -90,6 +90,7 @@ class ReplyTable:
         pair.unconditional = partner_of(conditional.request_id)
         params = replace(reply.params, codes=context[:, 1:], is_unconditional=True)
         sampling_params = copy.copy(conditional.sampling_params)
+        assert sampling_params is not None
         sampling_params.extra_args = None
         sampling_params.max_tokens = conditional.max_tokens - pair.first_output
         request = Request(

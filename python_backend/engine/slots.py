@@ -59,43 +59,43 @@ def limits_row(params: SpeechParams, rules: SegmentRules) -> list[int]:
     """The row of SlotLimits for a request."""
     text, audio = params.sampling.text, params.sampling.audio
     assert params.sampling.seed is not None
-    row = SlotLimits(
-        task=rules.task_index[params.task],
-        text_min=text.min_rows,
-        text_max=text.max_rows,
-        audio_min=audio.min_rows,
-        audio_max=audio.max_rows,
-        text_top_k=text.top_k,
-        audio_top_k=audio.top_k,
-        seed_key=seed_key(params.sampling.seed),
-    )
-    return [getattr(row, name) for name in LIMITS]
+    row = {
+        "task": rules.task_index[params.task],
+        "text_min": text.min_rows,
+        "text_max": text.max_rows,
+        "audio_min": audio.min_rows,
+        "audio_max": audio.max_rows,
+        "text_top_k": text.top_k,
+        "audio_top_k": audio.top_k,
+        "seed_key": seed_key(params.sampling.seed),
+    }
+    return [row[name] for name in LIMITS]
 
 
 def scales_row(params: SpeechParams) -> list[float]:
     """The row of SlotScales for a request."""
     sampling = params.sampling
-    row = SlotScales(
-        text_temperature=sampling.text.temperature,
-        text_top_p=sampling.text.top_p,
-        audio_temperature=sampling.audio.temperature,
-        audio_top_p=sampling.audio.top_p,
-        script_temperature=sampling.script_temperature,
-        guidance=sampling.guidance_scale,
-    )
-    return [getattr(row, name) for name in SCALES]
+    row = {
+        "text_temperature": sampling.text.temperature,
+        "text_top_p": sampling.text.top_p,
+        "audio_temperature": sampling.audio.temperature,
+        "audio_top_p": sampling.audio.top_p,
+        "script_temperature": sampling.script_temperature,
+        "guidance": sampling.guidance_scale,
+    }
+    return [row[name] for name in SCALES]
 
 
 def state_row(tracker: SegmentTracker) -> list[int]:
     """The row of SlotState for a reply that stands where `tracker` does."""
-    row = SlotState(
-        audio_start=tracker.audio_start,
-        audio_end=tracker.audio_end,
-        num_text_tokens=tracker.num_text_tokens,
-        num_entries=len(tracker.script),
-        pointer=tracker.pointer,
-    )
-    return [getattr(row, name) for name in STATE]
+    row = {
+        "audio_start": tracker.audio_start,
+        "audio_end": tracker.audio_end,
+        "num_text_tokens": tracker.num_text_tokens,
+        "num_entries": len(tracker.script),
+        "pointer": tracker.pointer,
+    }
+    return [row[name] for name in STATE]
 
 
 class SlotTables:

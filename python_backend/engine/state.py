@@ -123,6 +123,6 @@ class SpeechModelState(DefaultModelState):
 
     def custom_sampler(self, sampler: Sampler) -> tuple[SpeechSampler, None]:
         """vLLM's hook for a sampler of one's own; there is no speculative decoding."""
-        heads = StreamHeads(self.model.lm_head, self.rules)
+        heads = StreamHeads(self.model.get_submodule("lm_head"), self.rules)
         machine = SegmentMachine(self.rules, self.device)
         return SpeechSampler(sampler, self, RowDraw(heads, machine, self.tables), machine), None

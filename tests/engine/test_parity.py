@@ -113,6 +113,27 @@ def test_twelve_requests_for_four_slots_and_few_blocks_are_chunked_and_preempted
     assert any(answers[i].trailer.num_preemptions for i in guided), "no pair was preempted"
 
 
+def test_the_half_of_an_older_pair_gets_the_blocks_of_a_younger_request(checkpoint: Checkpoint, tight: Engine) -> None:
+    task = checkpoint.family.tasks[0].name
+    prompts = {
+        "old": make_prompt(checkpoint.family, 2, task, guidance_scale=2.0),
+        "young": make_prompt(checkpoint.family, 3, task, guidance_scale=1.0),
+        "youngest": make_prompt(checkpoint.family, 7, task, guidance_scale=1.0),
+    }
+    first, ended = tight.num_steps, dict[str, int]()
+
+    def note(running: Engine) -> None:
+        for name in prompts:
+            if name not in running.scheduler.requests:
+                ended.setdefault(name, running.num_steps - first)
+
+    answers = tight.run(prompts, after_step=note)
+    checkpoint.check(prompts, answers, max_model_len=160)
+    assert answers["old"].trailer.num_preemptions == 0
+    assert answers["youngest"].trailer.num_preemptions > 0
+    assert ended["old"] <= len(answers["old"].rows) + 8, "it waited for the others to end"
+
+
 def check_slots(running: Engine) -> None:
     assert len(running.scheduler.running) <= running.scheduler.max_num_running_reqs
 

@@ -8,7 +8,7 @@ import torch
 
 from python_backend.sampling.draw import DrawParams, DrawPlan, draw
 from python_backend.sampling.noise import seed_key, stream_keys
-from tests.reference import speech_lm
+from tests.reference import noise as reference
 
 ROWS, STREAMS, CODES, SEED = 12, 3, 40, 5
 FIRST_ID = 100
@@ -24,7 +24,7 @@ def slow_draw(logits: list[float], ids: list[int], position: int, stream: int, p
     kept = [c for i, c in enumerate(kept) if math.fsum(weights[:i]) / math.fsum(weights) < top_p]
 
     def score(column: int) -> float:
-        noise = speech_lm.uniform(SEED, position, stream, ids[column])
+        noise = reference.uniform(SEED, position, stream, ids[column])
         return logits[column] / temperature - math.log(-math.log(noise))
 
     return ids[max(kept, key=score)]

@@ -5,7 +5,7 @@ import math
 import torch
 
 from python_backend.sampling.noise import gumbel, seed_key, stream_keys, uniform
-from tests.reference import speech_lm
+from tests.reference import noise as reference
 
 SEEDS = (0, 1, 7, (1 << 31) - 1, 1 << 31, (1 << 32) + 5, (1 << 63) - 1)
 
@@ -22,7 +22,7 @@ def test_noise_is_the_plain_loop_s() -> None:
             noise = uniform(row[:, None], tokens)
             for stream in range(3):
                 for column, token in enumerate(tokens.tolist()):
-                    assert noise[stream, column].item() == speech_lm.uniform(seed, position, stream, token)
+                    assert noise[stream, column].item() == reference.uniform(seed, position, stream, token)
 
 
 def test_noise_does_not_depend_on_the_rest_of_the_batch() -> None:

@@ -1,6 +1,6 @@
 """What a stock causal language model needs to read rows of several streams."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +9,13 @@ from vllm.sequence import IntermediateTensors
 
 from python_backend.engine.family import family_of
 
+if TYPE_CHECKING:  # the mixin goes over any of vLLM's decoders; a type checker reads it over one of them
+    from vllm.model_executor.models.llama import LlamaForCausalLM as Decoder
+else:
+    Decoder = object
 
-class MultiStreamMixin:
+
+class MultiStreamMixin(Decoder):
     """Sums the embeddings of a row's streams; the sampler, which knows each row's segment, applies the heads."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
@@ -42,7 +47,7 @@ class MultiStreamMixin:
     def embed_rows(self, input_ids: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """The sum of all streams' embeddings [N, H]; pad contributes nothing, except on stream 0."""
         return self.model.embed_input_ids(input_ids) + F.embedding_bag(
-            codes, self.model.embed_tokens.weight, mode="sum", padding_idx=self.family.layout.pad_id
+            codes, self.model.embed_tokens.get_parameter("weight"), mode="sum", padding_idx=self.family.layout.pad_id
         )
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
