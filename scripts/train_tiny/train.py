@@ -30,9 +30,9 @@ class TrainingConfig:
 
     folder: Path
     minutes: float
-    speak: int = 2400
-    listen: int = 900
-    read: int = 3200
+    speak: int = 2700
+    listen: int = 500
+    read: int = 3400
     null_share: float = 0.1
     guide: float = 0.3
     flat: float = 0.35
