@@ -34,6 +34,7 @@ def export(vocoder_file: Path, quantiser_file: Path, out: Path) -> None:
     save_file(
         {n: (t if n.startswith(PRECISE) else t.half()).contiguous() for n, t in tensors.items()}, out / WEIGHTS_FILE
     )
+    (out / WEIGHTS_FILE).chmod(0o644)  # save_file makes it the owner's alone
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ if __name__ == "__main__":
     parser.add_argument("--rvq", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint and of cached clips")
     parser.add_argument("--shards", type=int, default=8)
-    parser.add_argument("--iterations", type=int, default=6_000)
+    parser.add_argument("--iterations", type=int, default=6_500)
     parser.add_argument("--seed", type=int, default=0)
     torch.set_num_threads(1)
     train(parser.parse_args())
