@@ -30,8 +30,8 @@ class TrainingConfig:
 
     folder: Path
     minutes: float
-    speak: int = 2700
-    listen: int = 500
+    speak: int = 2400
+    listen: int = 700
     read: int = 3400
     null_share: float = 0.1
     guide: float = 0.3
