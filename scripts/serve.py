@@ -37,9 +37,12 @@ def serve(config: LaunchConfig) -> int:
         raise LaunchError(f"--model-repository: there is no folder {config.model_repository}")
     for launch_id in leftovers.sweep():
         say(f"cleaned up after launch {launch_id}, which died")
-    if config.log_file is not None:
-        config.log_file.parent.mkdir(parents=True, exist_ok=True)
-        config.log_file.write_bytes(b"")
+    try:
+        if config.log_file is not None:
+            config.log_file.parent.mkdir(parents=True, exist_ok=True)
+            config.log_file.write_bytes(b"")
+    except OSError as error:
+        raise LaunchError(f"--log-file: {error}") from None
     launch = leftovers.begin_launch()
     try:
         return Supervisor(config, find_installation(config.cache), launch).run()

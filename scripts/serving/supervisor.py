@@ -10,12 +10,13 @@ from scripts.serving.config import LaunchConfig
 from scripts.serving.drain import num_active_utterances
 from scripts.serving.installation import Installation, LaunchError
 from scripts.serving.leftovers import Launch
+from scripts.serving.ports import wait_for_ports
 from scripts.serving.processes import Process
 from scripts.serving.server import AbortedStart, Server
 
 QUIET_POLLS = 3  # polls in a row without an utterance: one may be on its way from the preprocessor
 POLL_S = 0.1
-EXIT_S = 4.0  # all streams have ended: what does not unload its models by then may as well be killed
+EXIT_S = 2.0  # all streams have ended: what does not unload its models by then may as well be killed
 MAX_RESTARTS, RESTART_WINDOW_S = 5, 600.0
 
 
@@ -31,8 +32,9 @@ class Supervisor:
 
     def run(self) -> int:
         """Serve until told to stop; 0 after a clean stop. Raises LaunchError when the server cannot be kept alive."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
+                signal.signal(number, self._on_signal)
         while not self._num_signals:
             server = self._start()
             if server is None:
@@ -56,6 +58,7 @@ class Supervisor:
         """A server that is ready; None when a signal came first."""
         for attempt in range(1, self._config.start_attempts + 1):
             self._note("starting")
+            wait_for_ports(self._config.ports)
             say(f"starting the server; its log: {self._log}")
             server = Server(self._config, self._installation, self._launch)
             try:

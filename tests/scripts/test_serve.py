@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from python_backend.triton_io.flow import FlowTable
+from scripts import serve
 from scripts.serving.environment import ROOT
 
 # Started as tritonserver is. Aborts as often as the file `aborts` says; otherwise answers "ready" and has a child
@@ -67,10 +68,14 @@ class Launched:
         server = folder / "tritonserver"
         server.write_text(SERVER.format(python=sys.executable, here=str(folder)))
         server.chmod(0o755)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        arguments = ["--http-port", str(port), "--pid-file", str(folder / "serve.json"), "--cache", str(folder)]
+        sockets = [socket.socket() for _ in range(3)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        ports = [str(each.getsockname()[1]) for each in sockets]
+        for each in sockets:
+            each.close()
+        arguments = ["--http-port", ports[0], "--grpc-port", ports[1], "--metrics-port", ports[2]]
+        arguments += ["--pid-file", str(folder / "serve.json"), "--cache", str(folder)]
         self.output = (folder / "output").open("wb")
         self.process = subprocess.Popen(
             [sys.executable, "-c", LAUNCH, str(server), *arguments, *flags], stderr=self.output, cwd=ROOT
@@ -148,6 +153,17 @@ def test_a_model_that_does_not_load_is_named_and_not_tried_again(
     assert "failed to load 'language_model' version 1: Internal: no checkpoint" in server.said
     assert f"the whole log: {tmp_path}" in server.said
     assert (tmp_path / "starts").read_text().count("\n") == 1
+
+
+def test_a_log_that_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert serve.main(["--log-file", str(tmp_path / "file" / "log"), "--cache", str(tmp_path)]) == 1
+    assert "--log-file: " in capsys.readouterr().err
+
+
+def test_a_repository_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert serve.main(["--model-repository", str(tmp_path / "none")]) == 1
+    assert f"there is no folder {tmp_path / 'none'}" in capsys.readouterr().err
 
 
 def test_a_dead_stub_restarts_the_server(launch: Callable[..., Launched]) -> None:
