@@ -5,6 +5,7 @@ import sys
 import time
 from types import FrameType
 
+from python_backend.triton_io.draining import is_passing
 from scripts.serving import pid_file
 from scripts.serving.config import LaunchConfig
 from scripts.serving.drain import num_active_utterances
@@ -106,8 +107,8 @@ class Supervisor:
         deadline = time.monotonic() + self._config.drain_seconds
         quiet = 0
         while quiet < QUIET_POLLS and self._num_signals == 1 and time.monotonic() < deadline:
-            active = num_active_utterances(server.pid)
-            quiet = quiet + 1 if active == 0 else 0
+            is_busy = is_passing(self._launch.drain_file) or num_active_utterances(server.pid) > 0
+            quiet = 0 if is_busy else quiet + 1
             time.sleep(POLL_S)
         if quiet < QUIET_POLLS:
             say(f"stopping with {num_active_utterances(server.pid)} streams still open")

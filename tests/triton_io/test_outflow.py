@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from python_backend.triton_io.outflow import DecoderStalled, Outflow, OutflowLim
 from tests.fakes_triton import ResponseSender
 from tests.triton_io.answering import AnsweringSender
 
-QUICK = OutflowLimits(max_chunks=4, max_frames=100, probe_s=0.05, poll_s=0.005, stall_s=0.3)
+QUICK = OutflowLimits(max_chunks=4, max_frames=100, probe_s=0.05, poll_s=0.005, stall_s=10)
+IMPATIENT = replace(QUICK, stall_s=0.2)
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def answer(slot: FlowSlot, count: int) -> None:
         slot.count_answer()
 
 
-async def settled(condition: object, timeout_s: float = 2.0) -> None:
+async def settled(condition: object, timeout_s: float = 10.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline
@@ -109,7 +111,7 @@ async def test_a_quiet_language_model_sends_probes(slot: FlowSlot) -> None:
     sender = AnsweringSender(slot.table)
     await Outflow(sender, slot, "u", QUICK).pump(Speaker(1, pause_s=0.28).speak())
     probes = [each for each in envelopes(sender) if each.chunk is None]
-    assert 3 <= len(probes) <= 6
+    assert 2 <= len(probes) <= 6
     assert envelopes(sender)[-1].chunk is not None
 
 
@@ -127,7 +129,7 @@ async def test_a_cancelled_utterance_stops_before_its_next_chunk(slot: FlowSlot)
     begun = time.monotonic()
     with pytest.raises(Cancelled):
         await pumping
-    assert time.monotonic() - begun < 0.1
+    assert time.monotonic() - begun < 1
     assert speaker.is_closed
 
 
@@ -155,7 +157,7 @@ async def test_what_ended_the_utterance_at_the_decoder_is_raised(
 
 async def test_a_decoder_that_answers_nothing_ends_the_utterance(slot: FlowSlot) -> None:
     with pytest.raises(DecoderStalled, match="answered nothing"):
-        await Outflow(ResponseSender(), slot, "u", QUICK).pump(Speaker(9).speak())
+        await Outflow(ResponseSender(), slot, "u", IMPATIENT).pump(Speaker(9).speak())
 
 
 async def test_the_failure_of_the_model_comes_through(slot: FlowSlot) -> None:

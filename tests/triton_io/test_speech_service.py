@@ -56,7 +56,7 @@ def table(tmp_path: Path) -> FlowTable:
 
 @pytest.fixture
 def service(table: FlowTable) -> Iterator[SpeechService]:
-    made = SpeechService(Model(), EventLoop("test"), table, OutflowLimits(poll_s=0.005, stall_s=0.2))
+    made = SpeechService(Model(), EventLoop("test"), table, OutflowLimits(poll_s=0.005, stall_s=1))
     yield made
     made.close()
 
@@ -69,7 +69,7 @@ def request(table: FlowTable, num_rows: int) -> Request:
 
 
 def wait(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 10
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -32,8 +32,8 @@ class TritonPythonModel:
     def answer(self, request: Any) -> Any:
         """The response to one request, an error included."""
         try:
-            self.gate.check()
-            prompt = self.preprocessor.prepare(read_request(request))
+            with self.gate.admit():
+                prompt = self.preprocessor.prepare(read_request(request))
         except Exception as error:
             log_failure(error, "preprocessor")
             return failed_response(error, "preprocessor")
