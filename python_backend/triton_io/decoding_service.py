@@ -1,5 +1,7 @@
 """The decoder's side of the rim: every chunk to the worker with a reply of its own, every probe answered at once."""
 
+import threading
+import time
 from typing import Any, Protocol
 
 import numpy as np
@@ -8,9 +10,20 @@ from python_backend.streams.chunk import Chunk
 from python_backend.triton_io.envelope import Envelope
 from python_backend.triton_io.failures import refuse
 from python_backend.triton_io.flow import FlowTables, Outcome
+from python_backend.triton_io.metrics import Gauges
 from python_backend.triton_io.replies import ChunkReply, answer_probe
 from python_backend.triton_io.schema import CHUNK, CODES
 from python_backend.triton_io.tensors import read_array, read_record
+
+# Metric, by the field of the worker's statistics that it shows.
+METRICS = {
+    "batches": ("decoder_batches_total", "Batches decoded"),
+    "windows": ("decoder_windows_total", "Windows decoded; per batch, how well the utterances share the codec"),
+    "frames": ("decoder_frames_total", "Frames decoded"),
+    "decode_s": ("decoder_seconds_total", "Seconds spent decoding"),
+    "waiting_chunks": ("decoder_waiting_chunks", "Chunks that wait to be decoded"),
+}
+STATS_PERIOD_S = 0.5
 
 
 class Worker(Protocol):
@@ -24,6 +37,10 @@ class Worker(Protocol):
         """Forget an utterance that nobody waits for."""
         ...
 
+    def stats(self) -> dict[str, float]:
+        """Figures by name."""
+        ...
+
 
 class DecodingService:
     """Hands requests to the worker. Arrival order is the order of each utterance: there is one instance."""
@@ -31,6 +48,8 @@ class DecodingService:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._tables = FlowTables()
+        self._gauges = Gauges("acoustic_decoder", dict(METRICS.values()))
+        threading.Thread(target=self._report, name="metrics", daemon=True).start()
 
     def accept(self, request: Any) -> None:
         """Take a request over and return at once."""
@@ -49,3 +68,9 @@ class DecodingService:
         reply = ChunkReply(request, slot)
         # The request's memory goes with the request; the worker may hold the codes for longer.
         self._worker.push(envelope.utterance, envelope.chunk, None if codes is None else codes.copy(), reply)
+
+    def _report(self) -> None:
+        while True:
+            stats = self._worker.stats()
+            self._gauges.update({metric: stats[field] for field, (metric, _) in METRICS.items()})
+            time.sleep(STATS_PERIOD_S)

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -162,7 +163,11 @@ def test_the_decoder_drives_one_worker(monkeypatch: pytest.MonkeyPatch, tmp_path
     made: list[Any] = []
     monkeypatch.setattr(module, "load_codec", lambda name, folder, device: (name, folder, device))
     monkeypatch.setattr(
-        module, "DecoderWorker", lambda codec, config: made.append((codec, config)) or SimpleNamespace(stop=made.clear)
+        module,
+        "DecoderWorker",
+        lambda codec, config: (
+            made.append((codec, config)) or SimpleNamespace(stop=made.clear, stats=lambda: defaultdict(float))
+        ),
     )
     monkeypatch.setattr(module.ModelParameters, "family", lambda self: SimpleNamespace(codec="tiny"))
     model = module.TritonPythonModel()

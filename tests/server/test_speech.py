@@ -1,6 +1,8 @@
 """What one utterance is, from the first response to the last."""
 
 import io
+import json
+import urllib.request
 
 import numpy as np
 import pytest
@@ -53,6 +55,7 @@ def test_every_frame_is_guided_and_none_ever_was_not(spoken: Answer, server: Ser
     assert spoken.report["guidance_scale"] > 1
     assert spoken.report["guided_frames"] == spoken.report["num_frames"]
     assert server.metric("unguided_total") == 0
+    server.until(lambda: server.metric("decoder_frames_total") >= spoken.report["num_frames"])
 
 
 def test_sound_lies_where_the_events_say(spoken: Answer) -> None:
@@ -111,6 +114,14 @@ def test_speech_is_transcribed_to_text_alone(spoken: Answer, server: Server, for
     assert all(response.pcm is None for response in heard.responses)
     assert heard.events[-1]["is_final"]
     assert heard.report["num_frames"] == 0
+
+
+def test_plain_http_streams_too(server: Server) -> None:
+    asked = json.dumps({"text": SENTENCE, "options": '{"seed": 7, "max_audio_s": 0.5}'}).encode()
+    page = urllib.request.urlopen(f"http://localhost:{server.http}/v2/models/speech/generate_stream", asked, timeout=60)
+    records = [json.loads(line.removeprefix(b"data: ")) for line in page if line.startswith(b"data: ")]
+    assert json.loads(records[-1]["event"])["is_final"]
+    assert sum(len(record.get("pcm", [])) for record in records) == pytest.approx(0.5 * 16000, rel=0.1)
 
 
 def test_the_end_is_told_with_an_empty_final_response_and_without(server: Server) -> None:

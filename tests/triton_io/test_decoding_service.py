@@ -1,6 +1,7 @@
 """Chunks go to the worker with their reply; probes and what cannot be read are answered on the spot."""
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from python_backend.streams.segment import Segment
 from python_backend.triton_io.decoding_service import DecodingService
 from python_backend.triton_io.envelope import Envelope
 from python_backend.triton_io.flow import FlowSlot, FlowTable, Outcome
-from tests.fakes_triton import Logger, Request
+from tests.fakes_triton import Logger, MetricFamily, Request
 
 
 class Worker:
@@ -25,6 +26,9 @@ class Worker:
 
     def abandon(self, utterance: str) -> None:
         self.abandoned.append(utterance)
+
+    def stats(self) -> dict[str, float]:
+        return {"batches": 2, "windows": 7, "frames": 50, "decode_s": 0.5, "waiting_chunks": 1, "cancelled": 3}
 
 
 @pytest.fixture
@@ -50,6 +54,15 @@ def test_a_chunk_reaches_the_worker_with_its_codes_and_reply(slot: FlowSlot) -> 
     reply.send(None, {})
     assert asked.sender.is_final
     assert slot.num_answered == 1
+
+
+def test_the_workers_figures_are_shown() -> None:
+    DecodingService(Worker())
+    deadline = time.monotonic() + 10
+    while (shown := MetricFamily.made.get("stretto_decoder_waiting_chunks")) is None or shown.value != 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert MetricFamily.made["stretto_decoder_windows_total"].value == 7
 
 
 def test_a_text_chunk_has_no_codes(slot: FlowSlot) -> None:
