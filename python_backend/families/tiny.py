@@ -16,8 +16,9 @@ PAD, END_OF_REPLY, END_OF_TEXT, BEGIN_AUDIO, END_OF_AUDIO, NULL, TTS, ASR, BEGIN
 VOICES = {"slt": 10, "rms": 11}
 CHARACTERS = " abcdefghijklmnopqrstuvwxyz',.?"
 FIRST_CHARACTER = 16
-PHONEMES = tuple(
-    "aa ae ah ao aw ax ay b ch d dh eh er ey f g hh ih iy jh k l m n ng ow oy p pau r s sh t th uh uw v w y z zh".split()
+PHONEMES = (
+    *"aa ae ah ao aw ax ay b ch d dh eh er ey f g hh ih iy jh k l m n ng ow".split(),
+    *"oy p pau r s sh t th uh uw v w y z zh".split(),
 )
 FIRST_PHONEME = 48
 FIRST_FRAME_TOKEN = 96  # + 2 * phoneme: its first frame; + 1: a frame that continues it
