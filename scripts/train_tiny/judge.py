@@ -5,6 +5,7 @@ open     a uniform loop over about 900 words
 """
 
 import math
+import os
 import random
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -67,6 +68,13 @@ def _dictionary(words: set[str]) -> str:
     return "\n".join(line for line in lines if line.strip() and line.split()[0].split("(")[0] in words) + "\n"
 
 
+def _write(path: Path, text: str) -> None:
+    """Write so that a judge of another process, at work in the same folder, never reads half a file."""
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(text)
+    partial.rename(path)
+
+
 class Judge:
     """The recogniser for one test set, `domain` or `open`; its grammar is kept in `folder`."""
 
@@ -74,14 +82,14 @@ class Judge:
         folder.mkdir(parents=True, exist_ok=True)
         words = {"domain": domain_vocabulary, "open": open_vocabulary}[kind]()
         grammar, dictionary = folder / f"{kind}.arpa", folder / f"{kind}.dict"
-        dictionary.write_text(_dictionary(set(words)))
+        _write(dictionary, _dictionary(set(words)))
         if kind == "domain":
             rng = random.Random(7)
-            grammar.write_text(
-                bigram_grammar([spelled_words(domain_sentence(rng)) for _ in range(COUNTED_SENTENCES)], words)
+            _write(
+                grammar, bigram_grammar([spelled_words(domain_sentence(rng)) for _ in range(COUNTED_SENTENCES)], words)
             )
         else:
-            grammar.write_text(uniform_grammar(words))
+            _write(grammar, uniform_grammar(words))
         model = str(dictionary_path().parent / "en-us")
         self._decoder = Decoder(
             Config(hmm=model, lm=str(grammar), dict=str(dictionary), loglevel="FATAL", lw=LANGUAGE_WEIGHT)
