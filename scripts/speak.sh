@@ -39,7 +39,6 @@ scripts/setup.sh embedded
 serve --status >/dev/null || start
 text=$1
 shift
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 python=$PWD/.venv/bin/python
 cd "$called_from"
 exec "$python" -m client speak "$text" --server "localhost:$((port + 1))" --out speech.wav "$@"
