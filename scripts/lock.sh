@@ -8,5 +8,4 @@ compile() {
 }
 mkdir -p requirements
 compile --extra embedded --output-file requirements/embedded.txt
-compile --extra embedded --extra dev --constraint requirements/embedded.txt --output-file requirements/dev.txt
-compile --extra embedded --extra dev --extra train --constraint requirements/dev.txt --output-file requirements/train.txt
+compile --extra embedded --extra dev --extra train --constraint requirements/embedded.txt --output-file requirements/dev.txt

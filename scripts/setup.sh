@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv from a lock file in requirements/ (embedded, dev or train) and installs this package into it.
+# Makes .venv from a lock file in requirements/ (embedded: what serving needs; dev: that, tests and training) and installs this package into it.
 # Says what it does, can be interrupted and run again, and does nothing when all is in place.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,7 +12,7 @@ fail() { echo "setup: $*" >&2; exit 1; }
 # A set is in place when its stamp, or that of a set containing it, was made from the lock files as they are now.
 key=$(cat requirements/*.txt | sha256sum | cut -c1-16)
 package_stamp=.venv/.stretto-package-$(sha256sum <pyproject.toml | cut -c1-16)
-for done_set in embedded dev train; do
+for done_set in embedded dev; do
     [ "$done_set" = "$set_name" ] && reached=1
     [ -n "${reached:-}" ] && [ -f ".venv/.stretto-$done_set-$key" ] && have_packages=1
 done
