@@ -4,7 +4,7 @@
                          └────► vocoder ────────────► codec ──────────┴─► checkpoint ─► word error rates
 
 Every step is skipped where its result exists, and goes on where it was interrupted, so the command may be repeated.
-Needs flite (`apt-get install flite`) and the extra `train`. About two and a half hours on two cores.
+Needs flite (`apt-get install flite`) and the extra `train`. About four hours on two cores.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where shards and checkpoints are kept (6 GB)")
     parser.add_argument("--out", type=Path, required=True, help="where the exported checkpoint goes")
     parser.add_argument("--utterances", type=int, default=24_000)
-    parser.add_argument("--minutes", type=float, default=86, help="of training the language model")
+    parser.add_argument("--minutes", type=float, default=92, help="of training the language model")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.folder.mkdir(parents=True, exist_ok=True)
