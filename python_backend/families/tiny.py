@@ -1,7 +1,7 @@
 """`tiny`: the bundled model. Characters in, phonemes as its text segment, then speech; or audio in, characters out.
 
-    tts   [tts][voice] c a t [begin_text] ─► pau _ k ae t _ pau [end_of_text] [begin_audio] rows … [end_of_reply]
-    asr   [asr][begin_audio] audio rows [begin_text] ─► pau _ k ae t _ pau [separator] c a t [end_of_reply]
+    tts   [tts][voice] c a t [begin_text] ─► pau k ae t pau [end_of_text] [begin_audio] rows … [end_of_reply]
+    asr   [asr][begin_audio] audio rows [begin_text] ─► pau k ae t pau [separator] c a t [end_of_reply]
 
 A row is stream 0 (text, or the phoneme that this frame speaks), seven codec streams, and one input-only
 stream: the ordinal of the phoneme on that row (text and audio segments), or of the frame (audio rows of a prompt).
@@ -85,7 +85,7 @@ TINY = Family(
         max_entries=255,
     ),
     voices=tuple(VOICES),
-    max_text_chars=200,
+    max_text_chars=160,  # longer texts lose words: docs/bundled_model.md
     max_audio_s=9.6,
     max_model_len=1024,
 )

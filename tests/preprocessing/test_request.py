@@ -90,7 +90,7 @@ def test_the_longest_audio_fits_the_model(preprocessor: Preprocessor) -> None:
         (RawRequest(), "text: expected exactly one of text, audio, pcm_in and messages, got none"),
         (RawRequest(text="a", audio=b""), "text: expected exactly one of"),
         (RawRequest(text=""), "text: expected something that can be spoken, got ''"),
-        (RawRequest(text="a" * 10**6), "text: expected at most 200 characters, got 1000000 characters"),
+        (RawRequest(text="a" * 10**6), "text: expected at most 160 characters, got 1000000 characters"),
         (RawRequest(text=b"\xff"), "text: expected UTF-8, got a byte 0xff at 0"),
         (RawRequest(text="a", task="sing"), "task: expected one of tts, asr, got 'sing'"),
         (RawRequest(text="a", task=b"\xff"), "task: expected UTF-8"),

@@ -58,8 +58,8 @@ def test_the_index_table_is_never_overrun() -> None:
         ("", "text: expected something that can be spoken, got ''"),
         ("... !", "text: expected something that can be spoken, got '... !'"),
         ("😀", "text: expected something that can be spoken, got '😀'"),
-        ("a" * 201, "text: expected at most 200 characters, got 201 characters"),
-        ("777 " * 50, "text: expected at most 200 characters once written out in words, got 1599 characters"),
+        ("a" * 161, "text: expected at most 160 characters, got 161 characters"),
+        ("777 " * 40, "text: expected at most 160 characters once written out in words, got 1279 characters"),
     ],
 )
 def test_text_that_cannot_be_spoken_is_refused(text: str, message: str) -> None:
