@@ -1,6 +1,6 @@
 # The GPU image: Triton's server from the base image, stock vLLM and this package in one virtual environment.
-# 25.12 is Triton 2.64 on Ubuntu 24.04 with Python 3.12 and CUDA 13.1; torch brings CUDA libraries of its own.
-FROM nvcr.io/nvidia/tritonserver:25.12-py3
+# 26.02 comes with CUDA 13.1.1 (its release notes); torch brings CUDA libraries of its own.
+FROM nvcr.io/nvidia/tritonserver:26.02-py3
 
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 
