@@ -44,7 +44,7 @@ SPOKEN = range(FIRST_PHONEME, FIRST_PHONEME + len(PHONEMES))
 WRITTEN = range(FIRST_CHARACTER, FIRST_CHARACTER + len(CHARACTERS))
 SPACE = range(FIRST_CHARACTER, FIRST_CHARACTER + 1)
 
-SPEECH = SegmentSampling(temperature=0.7, top_k=30, max_rows=500)
+SPEECH = SegmentSampling(temperature=0.3, top_k=30, max_rows=500)
 
 TINY = Family(
     name="tiny",
@@ -58,7 +58,7 @@ TINY = Family(
             sampling=SamplingConfig(
                 text=SegmentSampling(temperature=0.0, max_rows=300),
                 audio=SPEECH,
-                guidance_scale=1.5,
+                guidance_scale=2.0,
                 script_temperature=0.6,
             ),
         ),

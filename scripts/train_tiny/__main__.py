@@ -24,7 +24,7 @@ from scripts.train_tiny.test_sets import VOICES, domain_sentences, load_test_set
 from scripts.train_tiny.train import TrainingConfig, train
 
 WORKERS = 2
-SCALES = [1.0, 1.5, 2.0]
+SCALES = [1.0, 2.0]
 SEEDS = 3
 
 

@@ -148,7 +148,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="working folder of the training")
     parser.add_argument("--checkpoint", type=Path, required=True, help="exported checkpoint, with its codec")
-    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 1.5, 2.0])
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--voices", nargs="+", default=list(VOICES))
     arguments = parser.parse_args()

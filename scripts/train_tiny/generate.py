@@ -25,8 +25,8 @@ ANY_TEXT = (tiny.WRITTEN, tiny.SPOKEN, range(tiny.SEPARATOR, tiny.SEPARATOR + 1)
 class Speaking:
     """How to draw an audio segment."""
 
-    guidance_scale: float = 1.5
-    temperature: float = 0.7
+    guidance_scale: float = 2.0
+    temperature: float = 0.3
     top_k: int = 30
     script_temperature: float = 0.6
     seed: int = 0
