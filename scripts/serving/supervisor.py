@@ -102,8 +102,8 @@ class Supervisor:
 
     def _stop(self, server: Server) -> None:
         """Refuse new requests, let running streams finish, end the server; a second signal skips the wait."""
-        self._note("draining")
         self._launch.drain_file.touch()
+        self._note("draining")  # only now: whoever reads it may count on new requests being refused
         deadline = time.monotonic() + self._config.drain_seconds
         quiet = 0
         while quiet < QUIET_POLLS and self._num_signals == 1 and time.monotonic() < deadline:
