@@ -24,11 +24,10 @@ from client import ClientError, SpeechClient
 from python_backend.config import EngineConfig
 from python_backend.engine.environment import prepare_environment
 from python_backend.preprocessing.request import Preprocessor, RawRequest
+from scripts.bundled import CHECKPOINT, ENGINE_ARGS
 from scripts.results import append_result
 from scripts.speech_metrics import Trace, summarise
 
-CHECKPOINT = Path("model_repository/language_model/1/checkpoint")
-ENGINE_ARGS = Path("model_repository/language_model/1/engine.json")
 CITIES = ("Oslo", "Rome", "Boston", "Paris", "Tokyo", "Vienna", "Dublin", "Denver")
 ANIMALS = ("dog", "horse", "rabbit", "tiger", "mouse", "monkey", "bird")
 

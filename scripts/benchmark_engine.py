@@ -22,6 +22,7 @@ from typing import Any
 
 from python_backend.config import EngineConfig
 from python_backend.engine.environment import prepare_environment
+from scripts.bundled import CHECKPOINT, ENGINE_ARGS
 from scripts.results import append_result
 
 prepare_environment()
@@ -38,8 +39,6 @@ from python_backend.engine.params import sampling_params  # noqa: E402
 from python_backend.families.prompt import Prompt  # noqa: E402
 from python_backend.preprocessing.request import Preprocessor, RawRequest  # noqa: E402
 
-CHECKPOINT = Path("model_repository/language_model/1/checkpoint")
-ENGINE_ARGS = Path("model_repository/language_model/1/engine.json")
 PROMPT_ROWS, TEXT_ROWS = 40, 8
 
 

@@ -3,11 +3,12 @@
 import os
 import re
 import shlex
-import socket
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.ports import free_row
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -17,19 +18,6 @@ COMMANDS = [line.split("  #")[0].strip() for line in FIRST_BLOCK[1].splitlines()
 LAST_LINE = re.compile(
     r"speech\.wav: [\d.]+ s of audio, first audio after [\d.]+ s, real-time factor [\d.]+, seed \d+, guidance [\d.]+"
 )
-
-
-def free_port() -> int:
-    """The first of three free ports in a row."""
-    for port in range(23000, 23900, 3):
-        with socket.socket() as one, socket.socket() as two, socket.socket() as three:
-            try:
-                for offset, each in enumerate((one, two, three)):
-                    each.bind(("localhost", port + offset))
-            except OSError:
-                continue
-            return port
-    raise AssertionError("no free ports")
 
 
 def test_the_readme_shows_one_command_that_speaks_and_one_that_tests() -> None:
@@ -42,7 +30,7 @@ def test_the_readme_shows_the_last_line_that_the_first_command_prints() -> None:
 
 @pytest.mark.server
 def test_the_first_command_speaks_and_its_server_stays_until_it_is_stopped(tmp_path: Path) -> None:
-    environment = os.environ | {"STRETTO_PORT": str(free_port())}
+    environment = os.environ | {"STRETTO_PORT": str(free_row(3))}
     command = [str(ROOT / "scripts/speak.sh"), *shlex.split(COMMANDS[0])[1:]]
     try:
         first = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=400)

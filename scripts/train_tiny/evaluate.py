@@ -62,7 +62,7 @@ class Evaluation:
         self.test_set, self.voice = test_set, voice
         self.utterances: list[Utterance] = load_test_sets(folder)[test_set, voice]
         self.texts = [utterance.text for utterance in self.utterances]
-        self._folder, self._checkpoint = folder, checkpoint
+        self._folder = folder
         self._network = load_exported(checkpoint)
         self._codec = load_codec("tiny", checkpoint)
 

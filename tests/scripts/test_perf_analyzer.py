@@ -5,7 +5,6 @@ The whole ensemble has tests of its own; here the wire counts: decoupled respons
 
 import json
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from client import RequestCancelled, RequestRefused, SpeechClient
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 BINARY_NOT_TO_BE_HAD = 3
@@ -59,14 +59,6 @@ class TritonPythonModel:
 pytestmark = pytest.mark.server
 
 
-def free_ports() -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-    ports = [open_socket.getsockname()[1] for open_socket in sockets]
-    for open_socket in sockets:
-        open_socket.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("repository")
@@ -83,7 +75,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     cache = tmp_path_factory.mktemp("cache")
-    http, grpc, metrics = map(str, free_ports())
+    http, grpc, metrics = map(str, free_ports(3))
     command = [sys.executable, "-m", "scripts.serve", "--model-repository", str(repository), "--cache", str(cache)]
     command += ["--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics]
     state = cache / "state.json"

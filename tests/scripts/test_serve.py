@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import pytest
 from python_backend.triton_io.flow import FlowTable
 from scripts import serve
 from scripts.serving.environment import ROOT
+from tests.ports import free_ports
 
 # Started as tritonserver is. Aborts as often as the file `aborts` says; otherwise answers "ready" and has a child
 # that is named as a stub is.
@@ -68,12 +68,7 @@ class Launched:
         server = folder / "tritonserver"
         server.write_text(SERVER.format(python=sys.executable, here=str(folder)))
         server.chmod(0o755)
-        sockets = [socket.socket() for _ in range(3)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        ports = [str(each.getsockname()[1]) for each in sockets]
-        for each in sockets:
-            each.close()
+        ports = [str(port) for port in free_ports(3)]
         arguments = ["--http-port", ports[0], "--grpc-port", ports[1], "--metrics-port", ports[2]]
         arguments += ["--pid-file", str(folder / "serve.json"), "--cache", str(folder)]
         self.output = (folder / "output").open("wb")

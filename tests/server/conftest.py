@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,21 +14,12 @@ import pytest
 
 from python_backend.triton_io.flow import FlowTable
 from scripts.serving.environment import ROOT
+from tests.ports import free_ports
 from tests.server.listening import Answer, Stream, as_inputs
 
 # Another repository than the bundled one, for the same tests on another checkpoint.
 REPOSITORY = Path(os.environ.get("STRETTO_MODEL_REPOSITORY", ROOT / "model_repository"))
 START_S = 300.0
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def idle_s(seconds: float) -> float:
