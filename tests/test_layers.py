@@ -25,7 +25,7 @@ ALLOWED = {
 LIBRARIES = {
     "vllm": {"engine"},
     "triton_python_backend_utils": {"triton_io"},
-    "transformers": {"preprocessing", "engine"},
+    "transformers": {"preprocessing", "engine", "codec"},
 }
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_CLASS_LINES, MAX_CONSTRUCTOR_ARGUMENTS, MAX_ADAPTER_LINES = 300, 50, 150, 5, 80
 BANNED_NAMES = {"cfg", "utils", "helpers", "common", "misc", "shadow", "n_q", "card"}
