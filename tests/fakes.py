@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from python_backend.codec.base import CodecSpec, Window
+from python_backend.codec.base import CodecSpec, Stateful, Window
 
 
 class FakeCodec:
@@ -17,7 +17,7 @@ class FakeCodec:
     all code 0 up to the frame. A window whose code 0 holds `poison` raises ValueError.
     """
 
-    spec = CodecSpec("fake", 100, 4, num_codebooks=2, codebook_size=8, left_frames=1, right_frames=1)
+    spec = CodecSpec("fake", 100, 4, num_codebooks=2, codebook_size=8, streaming=Stateful(left=1, right=1))
 
     def __init__(self, poison: int | None = None) -> None:
         self.poison = poison

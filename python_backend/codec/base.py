@@ -1,6 +1,6 @@
 """The seam between a codec and everything that uses one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -8,11 +8,28 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
+class Windowed:
+    """A codec that streams by looking at a frame's neighbours: `left` frames before a window and `right` after it."""
+
+    left: int
+    right: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stateful:
+    """A codec that carries a state from window to window; beside it, it may need neighbours as `Windowed` does."""
+
+    left: int = 0
+    right: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class CodecSpec:
     """What a codec is. Frame t covers samples [t, t + 1) * samples_per_frame of the waveform.
 
-    left_frames, right_frames: context that `decode` needs on each side of a window so that its samples are
-    exactly those of one decode of the whole utterance (given the carried state).
+    streaming: the context that `decode` needs around a window so that its samples are exactly those of one decode of
+    the whole utterance. tail_samples: by how many samples the last frame of an utterance falls short of a whole frame
+    (odd strides); such a codec looks ahead, so a window without right context is known to end the utterance.
     """
 
     name: str
@@ -20,13 +37,43 @@ class CodecSpec:
     samples_per_frame: int
     num_codebooks: int
     codebook_size: int
-    left_frames: int
-    right_frames: int
+    streaming: Windowed | Stateful
+    tail_samples: int = 0
+
+    def __post_init__(self) -> None:
+        if self.left_frames < 0 or not self.least_right_frames <= self.right_frames:
+            raise ValueError(f"{self.name}: {self.streaming} is too little context, tail_samples {self.tail_samples}")
 
     @property
     def frame_rate(self) -> float:
         """Frames per second."""
         return self.sample_rate / self.samples_per_frame
+
+    @property
+    def left_frames(self) -> int:
+        """Context before a window."""
+        return self.streaming.left
+
+    @property
+    def right_frames(self) -> int:
+        """Context after a window: frames that a window waits for."""
+        return self.streaming.right
+
+    @property
+    def least_right_frames(self) -> int:
+        """The least right context that any setting may ask for."""
+        return int(self.tail_samples > 0)
+
+    def num_samples(self, frames: int, right: int) -> int:
+        """Samples of a window of `frames` frames with `right` frames of right context: 0 at the utterance's end."""
+        return frames * self.samples_per_frame - (self.tail_samples if right == 0 else 0)
+
+    def with_right_frames(self, right: int) -> "CodecSpec":
+        """The same codec heard earlier: less right context than exactness asks for. ValueError if out of range."""
+        least, exact = self.least_right_frames, self.right_frames
+        if not least <= right <= exact:
+            raise ValueError(f"right_frames must be in [{least}, {exact}] for {self.name}, got {right}")
+        return replace(self, streaming=replace(self.streaming, right=right))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,5 +107,8 @@ class Codec(Protocol):
         ...
 
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Waveform [B, n] float32 of frames [first, last), and the state for the window that starts at `last`."""
+        """Waveform [B, n] in [-1, 1] of frames [first, last), and the state for the window that starts at `last`.
+
+        n is `spec.num_samples` of the window. The dtype is that of the codec's weights.
+        """
         ...

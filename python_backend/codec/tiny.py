@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from python_backend.codec.base import CodecSpec, Window
+from python_backend.codec.base import CodecSpec, Stateful, Window
 from python_backend.codec.mel import HOP, NUM_MELS, SAMPLE_RATE, log_mel
 from python_backend.codec.residual_vq import ResidualVQ
 from python_backend.codec.vocoder import Vocoder, VocoderConfig
@@ -58,8 +58,9 @@ class TinyCodec(torch.nn.Module):
             samples_per_frame=config.mel_frames * HOP,
             num_codebooks=config.num_codebooks,
             codebook_size=config.codebook_size,
-            left_frames=-(-self.vocoder.left // config.mel_frames),
-            right_frames=-(-self.vocoder.right // config.mel_frames),
+            streaming=Stateful(
+                left=-(-self.vocoder.left // config.mel_frames), right=-(-self.vocoder.right // config.mel_frames)
+            ),
         )
 
     @property

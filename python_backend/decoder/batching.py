@@ -40,9 +40,9 @@ def decode_group(codec: Codec, group: list[Job]) -> np.ndarray:
         state=torch.cat([job.session.state for job in group]),
     )
     pcm, states = codec.decode(stacked)
-    expected = (len(group), windows[0].num_frames * codec.spec.samples_per_frame)
+    expected = (len(group), codec.spec.num_samples(windows[0].num_frames, windows[0].right))
     assert pcm.shape == expected, f"{codec.spec.name} gave pcm {tuple(pcm.shape)} instead of {expected}"
-    samples = pcm.cpu().numpy()
+    samples = pcm.float().cpu().numpy()
     for job, state in zip(group, states.split(1), strict=True):
         job.session.state = state
     return samples

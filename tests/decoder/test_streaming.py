@@ -3,11 +3,11 @@ import random
 import numpy as np
 import pytest
 
-from python_backend.codec.base import CodecSpec
+from python_backend.codec.base import CodecSpec, Windowed
 from python_backend.decoder.streaming import FrameWindow, Windower
 from python_backend.errors import InvalidRequest
 
-SPEC = CodecSpec("any", 100, 4, num_codebooks=2, codebook_size=8, left_frames=3, right_frames=2)
+SPEC = CodecSpec("any", 100, 4, num_codebooks=2, codebook_size=8, streaming=Windowed(left=3, right=2))
 
 
 def push_all(codes: np.ndarray, sizes: list[int], spec: CodecSpec = SPEC) -> list[FrameWindow]:

@@ -10,7 +10,7 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from python_backend.codec.base import CodecSpec
+from python_backend.codec.base import CodecSpec, Windowed
 from python_backend.errors import CheckpointError, InvalidRequest
 from python_backend.families.prompt import Prompt
 from python_backend.families.tiny import FIRST_CODE, TINY
@@ -20,7 +20,7 @@ from python_backend.preprocessing.request import Preprocessor, RawRequest
 class FrameCounter:
     """A codec whose codes are the frame's number in every codebook."""
 
-    spec = CodecSpec("tiny", 16_000, 640, 7, 256, 0, 0)
+    spec = CodecSpec("tiny", 16_000, 640, 7, 256, Windowed(0, 0))
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         assert pcm.dtype == np.float32
