@@ -5,7 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from python_backend.config import EngineConfig
@@ -24,6 +24,7 @@ from vllm.outputs import RequestOutput  # noqa: E402
 from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
 
 from python_backend.engine.family import family_of  # noqa: E402
+from python_backend.engine.figures import KEY, FigureBoard  # noqa: E402
 from python_backend.engine.outputs import Trailer  # noqa: E402
 from python_backend.engine.params import sampling_params  # noqa: E402
 from python_backend.engine.rules import SegmentRules  # noqa: E402
@@ -54,8 +55,8 @@ class Stats:
 class SpeechLLM:
     """Generates speech and text with one vLLM engine."""
 
-    def __init__(self, engine: AsyncLLM, config: "VllmConfig"):
-        self._engine = engine
+    def __init__(self, engine: AsyncLLM, config: "VllmConfig", board: FigureBoard):
+        self._engine, self._board = engine, board
         self.family: Family = family_of(config.model_config.hf_config)
         self._rules = SegmentRules(self.family, config.model_config.max_model_len)
         num_blocks = config.cache_config.num_gpu_blocks
@@ -68,11 +69,17 @@ class SpeechLLM:
     async def start(cls, config: EngineConfig) -> "SpeechLLM":
         """Start the engine in a process of its own; it belongs to the running event loop."""
         built = vllm_config(config)
-        return cls(AsyncLLM.from_vllm_config(built, disable_log_stats=True), built)
+        board = FigureBoard.create(built.parallel_config.data_parallel_size)
+        assert isinstance(built.additional_config, dict)
+        built.additional_config = built.additional_config | {KEY: str(board.path)}
+        try:
+            return cls(AsyncLLM.from_vllm_config(built, disable_log_stats=True), built, board)
+        finally:
+            board.unlink()
 
-    def stats(self) -> Stats:
-        """The counters now."""
-        return replace(self._stats)
+    def stats(self) -> dict[str, float]:
+        """The counters now, the scheduler's among them, by name."""
+        return asdict(self._stats) | asdict(self._board.read())
 
     def shutdown(self) -> None:
         """Stop the engine and its process."""

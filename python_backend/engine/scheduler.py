@@ -15,6 +15,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
 from python_backend.engine.planning import StepPlanning
+from python_backend.engine.reporting import StepReporting
 from python_backend.engine.state import SpeechRequestData
 
 
@@ -115,11 +116,11 @@ class PairedScheduling(StepPlanning):
             assert samples, f"{request_id} would sample without {other}: {scheduled}, output {sampled} of {pair}"
 
 
-class SpeechScheduler(PairedScheduling, Scheduler):
+class SpeechScheduler(StepReporting, PairedScheduling, Scheduler):
     """One step at a time."""
 
 
-class SpeechAsyncScheduler(PairedScheduling, AsyncScheduler):
+class SpeechAsyncScheduler(StepReporting, PairedScheduling, AsyncScheduler):
     """The next step is scheduled while one is in flight."""
 
     _placeholders = 1

@@ -3,7 +3,6 @@
 import asyncio
 import uuid
 from collections.abc import AsyncGenerator
-from dataclasses import asdict
 from typing import Any, Protocol
 
 import triton_python_backend_utils as pb_utils
@@ -29,6 +28,18 @@ METRICS = {
     "preempted_pairs_total": "Guidance pairs that the scheduler took off the engine for a while",
     "frames_total": "Frames of finished utterances",
     "unguided_total": "Frames of guided utterances that were sampled without guidance; more than 0 is a bug",
+    "engine_steps_total": "Steps of the engine",
+    "engine_busy_seconds_total": "Seconds in which the engine had a step on its way",
+    "engine_rows_total": "Rows that the engine has computed: prompt rows, and a row per half and step",
+    "preemptions_total": "Requests, halves of pairs among them, that gave way to older ones",
+    "dropped_halves_total": "Unconditional halves that adaptive guidance let go under load",
+    "restored_halves_total": "Unconditional halves that adaptive guidance took back",
+    "step_seconds": "How long the last step took, until its output",
+    "running_requests": "Requests in the engine's batch; a pair counts twice",
+    "waiting_requests": "Requests that wait for a place in the batch",
+    "running_pairs": "Pairs both of whose halves are in the batch",
+    "held_pairs": "Pairs one of whose halves waits for the other",
+    "kv_usage": "Share of the KV blocks in use",
 }
 STATS_PERIOD_S = 0.5
 
@@ -40,8 +51,8 @@ class LanguageModel(Protocol):
         """The chunks of one utterance; closing the generator aborts it."""
         ...
 
-    def stats(self) -> Any:
-        """A dataclass of figures; those that METRICS names are shown."""
+    def stats(self) -> dict[str, float]:
+        """Figures by name; those that METRICS names are shown."""
         ...
 
 
@@ -116,5 +127,5 @@ class SpeechService:
 
     async def _report(self) -> None:
         while True:
-            self._gauges.update(asdict(self._model.stats()))
+            self._gauges.update(self._model.stats())
             await asyncio.sleep(STATS_PERIOD_S)

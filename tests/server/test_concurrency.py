@@ -33,6 +33,9 @@ def test_each_of_sixteen_streams_says_what_it_says_alone(server: Server) -> None
     assert len({answer.text for answer in together}) > 12
     assert len({answer.events[0]["utterance"] for answer in together}) == 16
     assert server.metric("unguided_total") == 0
+    server.until(lambda: server.metric("engine_steps_total") > 500)
+    assert server.metric("engine_rows_total") > server.metric("frames_total") > 0
+    server.until(lambda: server.metric("running_requests") == server.metric("kv_usage") == 0)
 
 
 def test_afterwards_nothing_is_left_in_flight(server: Server) -> None:

@@ -1,0 +1,49 @@
+"""The scheduler's figures follow what it does."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from python_backend.engine.figures import KEY, FigureBoard, SchedulerFigures
+from python_backend.families.tiny import TINY
+from tests.checkpoints import write_checkpoint
+from tests.engine.harness import Engine
+from tests.engine.prompts import make_prompt
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def board() -> FigureBoard:
+    return FigureBoard.create(1)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
+def engine(
+    request: pytest.FixtureRequest, board: FigureBoard, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Engine]:
+    folder = write_checkpoint(tmp_path_factory.mktemp("checkpoint"), TINY, "tiny", hidden=64, layers=1)
+    few_blocks = {"max_model_len": 160, "num_gpu_blocks_override": 9, "max_num_seqs": 4, "max_num_batched_tokens": 48}
+    running = Engine(folder, async_scheduling=request.param, additional_config={KEY: str(board.path)}, **few_blocks)
+    yield running
+    running.shutdown()
+
+
+def test_figures_add_up(engine: Engine, board: FigureBoard) -> None:
+    prompts = {f"r{index}": make_prompt(TINY, index, "tts", guidance_scale=2.0) for index in range(6)}
+    seen: list[SchedulerFigures] = []
+    before = engine.scheduler.figures.engine_steps_total
+    answers = engine.run(prompts, after_step=lambda _: seen.append(board.read()))
+    last = seen[-1]
+    assert before + 50 < last.engine_steps_total <= engine.num_steps
+    assert 0 < last.engine_busy_seconds_total < 60
+    assert 0 < last.step_seconds < 5
+    assert max(figures.running_pairs for figures in seen) == 2
+    assert max(figures.held_pairs for figures in seen) >= 1
+    assert max(figures.waiting_requests for figures in seen) >= 2
+    assert 0.5 < max(figures.kv_usage for figures in seen) <= 1
+    assert (last.running_requests, last.running_pairs, last.held_pairs, last.kv_usage) == (0, 0, 0, 0)
+    rows = sum(len(prompt.rows) + len(answers[name].rows) for name, prompt in prompts.items())
+    assert last.engine_rows_total > rows
+    preempted = sum(answer.trailer.num_preemptions for answer in answers.values())
+    assert last.preemptions_total >= preempted > 0
