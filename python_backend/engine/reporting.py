@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
-from vllm.v1.request import Request
+from vllm.v1.request import Request, RequestStatus
 
 from python_backend.engine.figures import KEY, FigureBoard, SchedulerFigures
 
@@ -51,10 +51,19 @@ class StepReporting(StepPlanning):
             figures.engine_busy_seconds_total += min(figures.step_seconds, now - self._ended)
             figures.engine_steps_total += 1
             self._ended = now
-        if self._board is not None:
-            self._describe(figures)
-            self._board.write(self._line, figures)
+        self._write()
         return outputs
+
+    def finish_requests(self, request_ids: Any, finished_status: RequestStatus) -> list[Request]:
+        """An abort may leave nothing to do: no step would follow that says so."""
+        finished = super().finish_requests(request_ids, finished_status)
+        self._write()
+        return finished
+
+    def _write(self) -> None:
+        if self._board is not None:
+            self._describe(self.figures)
+            self._board.write(self._line, self.figures)
 
     def _describe(self, figures: SchedulerFigures) -> None:
         running = {request.request_id for request in self.running}

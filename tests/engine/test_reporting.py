@@ -47,3 +47,11 @@ def test_figures_add_up(engine: Engine, board: FigureBoard) -> None:
     assert last.engine_rows_total > rows
     preempted = sum(answer.trailer.num_preemptions for answer in answers.values())
     assert last.preemptions_total >= preempted > 0
+
+
+def test_after_an_abort_nothing_is_shown_as_running(engine: Engine, board: FigureBoard) -> None:
+    prompt = make_prompt(TINY, 0, "tts", guidance_scale=2.0)
+    shown: list[float] = []
+    engine.run({"one": prompt}, aborts={"one": 12}, after_step=lambda _: shown.append(board.read().running_requests))
+    assert max(shown) > 0
+    assert board.read().running_requests == board.read().kv_usage == 0
