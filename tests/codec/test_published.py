@@ -50,11 +50,11 @@ def test_a_whole_checkpoint_loads_in_float32(directory: Path) -> None:
 def test_optional_parts_may_be_left_out_all_together(directory: Path) -> None:
     names = [name for name in load_file(directory / "model.safetensors") if name.startswith("encoder.")]
     rewrite(directory, **{name.replace(".", "__"): None for name in names[1:]})
-    with pytest.raises(CheckpointError, match="missing .*encoder"):
+    with pytest.raises(CheckpointError, match=r"missing .*encoder"):
         load_model(DacModel, directory, OPTIONAL)
     rewrite(directory, **{names[0].replace(".", "__"): None})
     assert load_model(DacModel, directory, OPTIONAL)[1] is False
-    with pytest.raises(CheckpointError, match="missing .*encoder"):
+    with pytest.raises(CheckpointError, match=r"missing .*encoder"):
         load_model(DacModel, directory)
 
 
@@ -84,5 +84,5 @@ def test_a_field_of_the_wrong_type_is_refused(directory: Path) -> None:
 
 def test_missing_weights_are_a_checkpoint_error(directory: Path) -> None:
     (directory / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         load_model(DacModel, directory)
