@@ -16,6 +16,7 @@ from python_backend.errors import InvalidRequest, StrettoError
 from python_backend.families.base import Family
 from python_backend.families.prompt import Prompt
 from python_backend.streams.chunk import LMChunk, Report
+from python_backend.streams.chunking import Pacer
 
 prepare_environment()
 
@@ -85,8 +86,12 @@ class SpeechLLM:
         """Stop the engine and its process."""
         self._engine.shutdown()
 
-    async def generate(self, prompt: Prompt, request_id: str | None = None) -> AsyncGenerator[LMChunk, None]:
+    async def generate(
+        self, prompt: Prompt, request_id: str | None = None, pacer: Pacer | None = None
+    ) -> AsyncGenerator[LMChunk, None]:
         """The chunks of one reply, the last with its report; closing the iterator aborts the reply in the engine.
+
+        pacer: says when frames leave; without one they leave for a decoder that takes no time.
 
         Raises InvalidRequest, before anything is queued, for a prompt that could never run.
         """
@@ -101,7 +106,7 @@ class SpeechLLM:
         self._stats.active += 1
         self._stats.pairs += is_guided
         try:
-            async with aclosing(self._generate(prompt, request_id)) as chunks:
+            async with aclosing(self._generate(prompt, request_id, pacer)) as chunks:
                 async for chunk in chunks:
                     yield chunk
         finally:
@@ -109,11 +114,12 @@ class SpeechLLM:
             self._stats.active -= 1
             self._stats.pairs -= is_guided
 
-    async def _generate(self, prompt: Prompt, request_id: str) -> AsyncGenerator[LMChunk, None]:
+    async def _generate(self, prompt: Prompt, request_id: str, pacer: Pacer | None) -> AsyncGenerator[LMChunk, None]:
         clock = _Clock()
         task = self.family.task(prompt.task)
         tracker = SegmentTracker(self._rules, task, prompt.sampling, len(prompt.rows))
-        utterance = Utterance(tracker, prompt.words, get_text_codec(self.family.name))
+        pacer = pacer or Pacer(prompt.delivery.chunking)
+        utterance = Utterance(tracker, prompt.words, get_text_codec(self.family.name), pacer)
         inputs = TokensPrompt(prompt_token_ids=prompt.rows[:, 0].tolist())
         width = self.family.layout.num_output_streams
         async with aclosing(self._engine.generate(inputs, sampling_params(prompt, self._rules), request_id)) as outputs:

@@ -7,19 +7,19 @@ import numpy as np
 from python_backend.engine.tracker import SegmentTracker
 from python_backend.families.tokens import TextCodec
 from python_backend.streams.chunk import Chunk, LMChunk, Report, WordMark
-from python_backend.streams.chunking import ChunkPolicy
+from python_backend.streams.chunking import Pacer
 from python_backend.streams.delay import Undelayer
 from python_backend.streams.segment import Segment
 
 
 class Utterance:
-    """Follows a reply row by row; text leaves word by word, frames as the chunk policy says."""
+    """Follows a reply row by row; text leaves word by word, frames when the pacer says."""
 
-    def __init__(self, tracker: SegmentTracker, words: tuple[str, ...], codec: TextCodec):
+    def __init__(self, tracker: SegmentTracker, words: tuple[str, ...], codec: TextCodec, pacer: Pacer):
         family = tracker.rules.family
         self.tracker = tracker
         self._family, self._words, self._codec = family, words, codec
-        self._policy = ChunkPolicy(family.first_chunk_frames, family.steady_chunk_frames)
+        self._pacer = pacer
         layout = family.layout
         self._streams = np.asarray(layout.codebook_streams)
         self._first_ids = np.asarray([layout.audio[s].start for s in layout.codebook_streams])
@@ -28,7 +28,7 @@ class Utterance:
         self._text: list[int] = []
         self._marks: list[WordMark] = []
         self._entry_words: list[int | None] | None = None
-        self._num_chunks = self._num_audio_chunks = self.num_sent_frames = 0
+        self._num_chunks = self.num_sent_frames = 0
 
     def push(self, row: Sequence[int]) -> Iterator[LMChunk]:
         """Take the next row, the ids of all output streams; yields the chunks that it completes."""
@@ -72,12 +72,11 @@ class Utterance:
         return min(self._undelayer.num_ready, self.tracker.num_frames - self.num_sent_frames)
 
     def _audio_chunks(self, segment: Segment) -> Iterator[LMChunk]:
-        while self._num_ready >= (size := self._policy.size(self._num_audio_chunks)):
+        while size := self._pacer.take(self._num_ready):
             yield self._chunk(segment, codes=self._take(size))
 
     def _take(self, num_frames: int) -> np.ndarray:
         self.num_sent_frames += num_frames
-        self._num_audio_chunks += 1
         return (self._undelayer.take(num_frames) - self._first_ids[:, None]).astype(np.int32)
 
     def _chunk(self, segment: Segment, text: str = "", codes: np.ndarray | None = None) -> LMChunk:

@@ -1,19 +1,107 @@
-"""How many frames the next chunk carries: few at first, so that sound starts early, then twice as many each time."""
+"""When an utterance's frames leave, and how many at once. It knows neither what they are nor where they go.
 
+sent      │ first │  2  │   4   │    8    │        steady         │ …
+played            ├───────────────────────────────────────► dry: all that was sent has been played
+                                         ^ now: a chunk leaves when a later one would come after `dry`
+"""
+
+import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkPolicy:
-    """Chunk sizes `first_frames`, twice that, four times that, ... up to `steady_frames`."""
+    """What a client's player needs, and what is known of the codec.
 
-    first_frames: int
-    steady_frames: int
+    first_frames: that the first chunk makes heard, at least; more where the decoder is slow. steady_frames: of the
+    largest chunk. playout_s: how long the player gathers sound before it starts. frame_rate: of the codec, in Hz.
+    held_frames: the codec's right context, which the decoder withholds until what follows it is there.
+    """
+
+    first_frames: int = 4
+    steady_frames: int = 25
+    playout_s: float = 0.0
+    frame_rate: float = 25.0
+    held_frames: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.first_frames <= self.steady_frames:
             raise ValueError(f"need 1 <= first <= steady frames, got {self.first_frames} and {self.steady_frames}")
+        if self.held_frames < 0 or not self.frame_rate > 0 or not 0 <= self.playout_s < math.inf:
+            raise ValueError(f"need held_frames >= 0, frame_rate > 0, finite playout_s >= 0, got {self}")
 
-    def size(self, index: int) -> int:
-        """Frames of the audio chunk number `index`, from 0."""
-        return min(self.first_frames << min(index, 32), self.steady_frames)
+    def fitting(self, num_frames: int) -> int:
+        """The largest chunk of at most `num_frames` >= 1: a power of two or the steady size.
+
+        Few sizes: windows of different utterances then have equal shapes, and decode as one batch.
+        """
+        return self.steady_frames if num_frames >= self.steady_frames else 1 << (num_frames.bit_length() - 1)
+
+
+class Pacer:
+    """Decides for one utterance; follows a player that starts with the first chunk and plays at the codec's rate.
+
+    A chunk leaves when it has the steady size, or as late as the player can bear: `latency_s()` (from leaving to being
+    heard, as measured now) and the longest recent wait for a frame before the player has nothing left. So chunks are
+    small where frames come no faster than they are played, and grow with the lead where they come faster. One that
+    leaves too late all the same doubles the smallest size: whoever cannot keep up should at least waste no work.
+    """
+
+    def __init__(
+        self,
+        policy: ChunkPolicy,
+        latency_s: Callable[[], float] = lambda: 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.policy = policy
+        self._latency_s = latency_s
+        self._clock = clock
+        self._dry_s: float | None = None  # when the player will have played all that was sent; None before the first
+        self._smallest = 1
+        self._num_left = 0  # frames that stayed behind at the last decision
+        self._gap_s = 1 / policy.frame_rate
+        self._grown_s: float | None = None
+
+    def take(self, num_ready: int) -> int:
+        """How many of the `num_ready` frames that have not left are to leave now, as one chunk; 0 to wait for more."""
+        now = self._clock()
+        self._watch(num_ready, now)
+        heard_s = now + self._latency_s()
+        size = self._first(num_ready, heard_s - now) if self._dry_s is None else self._next(num_ready, heard_s)
+        if size:
+            self._play(size, heard_s)
+        self._num_left = num_ready - size
+        return size
+
+    def _watch(self, num_ready: int, now: float) -> None:
+        """Learn how long frames let themselves be waited for: the longest wait, forgotten by and by."""
+        if num_ready <= self._num_left:
+            return
+        if self._grown_s is not None:
+            gap_s = now - self._grown_s
+            self._gap_s = max(gap_s, self._gap_s + (gap_s - self._gap_s) / 16)
+        self._grown_s = now
+
+    def _first(self, num_ready: int, latency_s: float) -> int:
+        policy = self.policy
+        needed = 1 + math.ceil((latency_s + self._gap_s) * policy.frame_rate)
+        size = policy.held_frames + min(max(policy.first_frames, needed), policy.steady_frames)
+        return size if num_ready >= size else 0
+
+    def _next(self, num_ready: int, heard_s: float) -> int:
+        assert self._dry_s is not None
+        if num_ready >= self.policy.steady_frames:
+            return self.policy.steady_frames
+        is_urgent = heard_s + self._gap_s >= self._dry_s
+        if not is_urgent or num_ready < self._smallest:
+            return 0
+        is_late = heard_s > self._dry_s
+        self._smallest = min(2 * self._smallest, self.policy.steady_frames) if is_late else max(1, self._smallest // 2)
+        return self.policy.fitting(num_ready)
+
+    def _play(self, size: int, heard_s: float) -> None:
+        begins_s = max(self._dry_s, heard_s) if self._dry_s is not None else heard_s + self.policy.playout_s
+        sounding = size if self._dry_s is not None else size - self.policy.held_frames
+        self._dry_s = begins_s + sounding / self.policy.frame_rate

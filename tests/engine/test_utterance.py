@@ -1,6 +1,6 @@
 """Rows become chunks: all codes, once, in order; words at the frames where they begin."""
 
-from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
@@ -8,7 +8,6 @@ import pytest
 from python_backend.engine.rules import SegmentRules
 from python_backend.engine.tracker import SegmentTracker
 from python_backend.engine.utterance import Utterance
-from python_backend.families.base import Family
 from python_backend.families.tiny import (
     BEGIN_AUDIO,
     END_OF_AUDIO,
@@ -23,18 +22,23 @@ from python_backend.families.tiny import (
 )
 from python_backend.families.tokens import get_text_codec
 from python_backend.streams.chunk import LMChunk, Report, WordMark
+from python_backend.streams.chunking import ChunkPolicy, Pacer
 from python_backend.streams.delay import delay_codes
 from python_backend.streams.segment import Segment
 
 REPORT = Report("stop", 3, 1, 1, 1, 1.5, 0, 0.0, None, 1.0)
 SPOKEN = "pau _ k ae t _ s ih t _ pau".split()
 FRAMES_PER_ENTRY = 3
+POLICY = ChunkPolicy(4, 25)
 
 
-def utterance(words: tuple[str, ...], family: Family = TINY) -> Utterance:
+def utterance(words: tuple[str, ...], policy: ChunkPolicy = POLICY, frame_s: float = 0.02) -> Utterance:
+    """Frames come every `frame_s` seconds, and are played for 0.04."""
+    family, now = TINY, count()
     task = family.task("tts")
     tracker = SegmentTracker(SegmentRules(family, 1024), task, task.sampling, 3)
-    return Utterance(tracker, words, get_text_codec("tiny"))
+    pacer = Pacer(policy, clock=lambda: frame_s * next(now))
+    return Utterance(tracker, words, get_text_codec("tiny"), pacer)
 
 
 def reply(num_frames: int | None = None) -> tuple[list[list[int]], np.ndarray]:
@@ -68,10 +72,10 @@ def test_all_codes_leave_once_and_in_order(num_frames: int) -> None:
     assert chunks[-1].chunk.report == REPORT
 
 
-def test_the_first_chunk_is_small_and_the_next_twice_as_long() -> None:
+def test_chunks_grow_with_the_lead_over_the_player() -> None:
     rows, _ = reply()
     sizes = [chunk.codes.shape[1] for chunk in chunks_of(rows) if chunk.codes is not None]
-    assert sizes == [4, 8, 12]  # the last one is what is left
+    assert sizes == [4, 4, 8, 8]  # the last one is what is left
 
 
 def test_a_chunk_leaves_with_the_row_that_completes_it() -> None:
@@ -108,9 +112,9 @@ def test_without_a_word_for_every_word_spoken_nothing_is_marked() -> None:
     assert not any(chunk.chunk.marks for chunk in chunks_of(rows, ("cat", "sat", "down")))
 
 
-def test_a_family_with_other_chunks_gets_them() -> None:
+def test_another_policy_makes_other_chunks() -> None:
     rows, _ = reply()
-    speaker = utterance((), replace(TINY, first_chunk_frames=1, steady_chunk_frames=2))
+    speaker = utterance((), ChunkPolicy(1, 2), frame_s=0.001)
     chunks = [*(chunk for row in rows for chunk in speaker.push(row)), speaker.finish(REPORT)]
     sizes = [chunk.codes.shape[1] for chunk in chunks if chunk.codes is not None]
-    assert sizes == [1, *[2] * 11, 1]
+    assert sizes == [2] * 12

@@ -1,17 +1,121 @@
-"""Chunks begin small, double, and stay at their steady size."""
+"""Chunks leave when a player needs them, and grow with its lead."""
+
+import itertools
+import random
 
 import pytest
 
-from python_backend.streams.chunking import ChunkPolicy
+from python_backend.streams.chunking import ChunkPolicy, Pacer
+
+FRAME_S = 0.04
+LADDER = {1, 2, 4, 8, 16, 25}
 
 
-def test_sizes_double_up_to_the_steady_one() -> None:
-    policy = ChunkPolicy(4, 25)
-    assert [policy.size(index) for index in range(6)] == [4, 8, 16, 25, 25, 25]
-    assert policy.size(10_000) == 25
+class Line:
+    """Frames that come at given times through a pacer and a decoder of a given latency to a player."""
+
+    def __init__(self, policy: ChunkPolicy, latency_s: float = 0.0) -> None:
+        self.now = 0.0
+        self.sizes: list[int] = []
+        self.heard: list[tuple[float, int]] = []  # when a chunk is heard, frames of it that sound
+        self._latency_s, self._held = latency_s, policy.held_frames
+        self._pacer = Pacer(policy, lambda: latency_s, lambda: self.now)
+
+    def run(self, times: list[float]) -> "Line":
+        ready = 0
+        for self.now in times:
+            ready += 1
+            while size := self._pacer.take(ready):
+                ready -= size
+                self.sizes.append(size)
+                sounding = size - (self._held if len(self.sizes) == 1 else 0)
+                self.heard.append((self.now + self._latency_s, sounding))
+        return self
+
+    def underrun_s(self, playout_s: float = 0.0) -> float:
+        """The longest wait of a player that starts `playout_s` after the first chunk."""
+        ends, worst = self.heard[0][0] + playout_s, 0.0
+        for at, frames in self.heard:
+            worst = max(worst, at - ends)
+            ends = max(ends, at) + frames * FRAME_S
+        return worst
+
+
+def evenly(count: int, speed: float) -> list[float]:
+    """Times of frames that come `speed` times as fast as they are played."""
+    return [index * FRAME_S / speed for index in range(1, count + 1)]
+
+
+@pytest.mark.parametrize("latency_s", [0.0, 0.01, 0.1, 0.3])
+@pytest.mark.parametrize("speed", [1.0, 1.2, 2.0, 5.0, 50.0])
+def test_a_player_never_waits_while_frames_come_as_fast_as_they_are_played(speed: float, latency_s: float) -> None:
+    line = Line(ChunkPolicy(4, 25), latency_s).run(evenly(500, speed))
+    assert line.underrun_s() <= 1e-9
+    assert set(line.sizes[1:]) <= LADDER
+
+
+def test_frames_that_come_in_bursts_as_long_as_before_leave_in_time() -> None:
+    rng = random.Random(0)
+    times = sorted(0.2 * (index // 5) + rng.uniform(0, 0.04) for index in range(600))
+    line = Line(ChunkPolicy(8, 25), 0.02).run(times)
+    assert line.underrun_s() <= 0.04
+
+
+@pytest.mark.parametrize(("speed", "largest"), [(1.0, 4), (3.0, 25)])
+def test_chunks_stay_small_without_a_lead_and_grow_with_one(speed: float, largest: int) -> None:
+    line = Line(ChunkPolicy(4, 25), 0.01).run(evenly(500, speed))
+    assert line.sizes[0] == 4
+    assert max(line.sizes) == largest
+    if largest == 25:
+        assert all(size == 25 for size in line.sizes[8:])
+
+
+def test_a_slow_decoder_makes_the_first_chunk_larger() -> None:
+    sizes = [Line(ChunkPolicy(2, 25), latency_s).run(evenly(60, 2.0)).sizes[0] for latency_s in (0.0, 0.2, 9.0)]
+    assert sizes == [2, 7, 25]
+
+
+def test_who_cannot_keep_up_sends_ever_larger_chunks() -> None:
+    line = Line(ChunkPolicy(4, 25), 0.02).run(evenly(500, 0.5))
+    assert line.sizes[-1] == 25
+    assert sum(line.sizes) > 475
+
+
+def test_after_a_late_stretch_the_player_never_waits_again() -> None:
+    slow = evenly(40, 0.25)
+    line = Line(ChunkPolicy(4, 25)).run([*slow, *(slow[-1] + at for at in evenly(300, 1.0))])
+    assert line.underrun_s() > 0.1
+    line.heard = [(at, frames) for at, frames in line.heard if at > slow[-1] + 2]
+    assert line.underrun_s() <= 1e-9
+
+
+def test_frames_that_the_codec_withholds_come_on_top_of_the_first_chunk() -> None:
+    line = Line(ChunkPolicy(4, 25, held_frames=10), 0.01).run(evenly(300, 1.0))
+    assert line.sizes[0] == 14
+    assert line.underrun_s() <= 1e-9
+
+
+def test_a_player_that_waits_before_it_starts_gets_larger_chunks() -> None:
+    patient, eager = (Line(ChunkPolicy(4, 25, playout_s=playout_s)).run(evenly(300, 1.0)) for playout_s in (0.5, 0.0))
+    assert len(patient.sizes) < len(eager.sizes) / 2
+    assert patient.sizes[0] == eager.sizes[0]
+    assert patient.underrun_s(0.5) <= 1e-9
+
+
+def test_every_size_is_a_power_of_two_or_the_steady_one() -> None:
+    policy = ChunkPolicy(1, 25)
+    assert {policy.fitting(count) for count in range(1, 60)} == LADDER
+    assert all(policy.fitting(count) <= count for count in range(1, 60))
+    assert all(a <= b for a, b in itertools.pairwise(policy.fitting(count) for count in range(1, 60)))
 
 
 @pytest.mark.parametrize(("first", "steady"), [(0, 5), (6, 5), (-1, 5)])
 def test_a_policy_that_makes_no_sense_is_refused(first: int, steady: int) -> None:
     with pytest.raises(ValueError, match="first <= steady"):
         ChunkPolicy(first, steady)
+
+
+@pytest.mark.parametrize("wrong", [{"playout_s": -1.0}, {"playout_s": float("inf")}, {"frame_rate": 0.0}])
+def test_a_player_that_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="playout_s"):
+        ChunkPolicy(4, 25, **wrong)
