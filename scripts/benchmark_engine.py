@@ -8,15 +8,18 @@ the median over the rounds. `engine_efficiency` is stock's step time over ours, 
 same without guidance; `cfg_retention` the unguided step time over the guided one: both steps yield a frame for each
 reply, so this is the throughput kept. The `_cpu` figures are the same ratios of processor time, which a busy machine
 disturbs less. One line of JSON for each number of requests.
+
+    python -m scripts.benchmark_engine --layout bagpiper-small --requests 16 --frames 64 --guidance 3.0
+
+Ours alone, with the streams and the vocabulary of a published model on random weights: `benchmark_layout.py`.
 """
 
 import argparse
-import itertools
+import gc
 import json
 import statistics
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,57 +32,17 @@ prepare_environment()
 
 from vllm import SamplingParams  # noqa: E402
 from vllm.engine.arg_utils import EngineArgs  # noqa: E402
-from vllm.v1.engine.core import EngineCore  # noqa: E402
-from vllm.v1.executor import Executor  # noqa: E402
-from vllm.v1.request import Request  # noqa: E402
 
 from python_backend.engine import cpu_kernels  # noqa: E402
 from python_backend.engine.launch import vllm_config  # noqa: E402
 from python_backend.engine.params import sampling_params  # noqa: E402
 from python_backend.families.prompt import Prompt  # noqa: E402
 from python_backend.preprocessing.request import Preprocessor, RawRequest  # noqa: E402
+from scripts.benchmark_layout import measure as measure_layout  # noqa: E402
+from scripts.layouts import LAYOUTS  # noqa: E402
+from scripts.stepped_engine import SteppedEngine, StepTime  # noqa: E402
 
 PROMPT_ROWS, TEXT_ROWS = 40, 8
-
-
-@dataclass(frozen=True, slots=True)
-class StepTime:
-    """Milliseconds of a decode step: of the clock on the wall, and of this thread's processor time."""
-
-    wall_ms: float
-    cpu_ms: float
-
-
-class SteppedEngine:
-    """One engine core in this process, stepped by hand."""
-
-    def __init__(self, config: Any):
-        self.core = EngineCore(config, Executor.get_class(config), log_stats=False)
-        self.scheduler: Any = self.core.scheduler
-        self._ids = itertools.count()
-
-    def time_steps(self, prompts: Iterable[list[int]], params: Iterable[SamplingParams], num_rows: int) -> StepTime:
-        """Run the prompts to their end; the median step among those in which `num_rows` rows decode."""
-        # vLLM keeps it for the whole process, and the last engine to start has set it.
-        self.core.vllm_config.kernel_config.ir_op_priority.set_default()
-        for tokens, wanted in zip(prompts, params, strict=True):
-            hasher = self.core.request_block_hasher
-            self.core.add_request(Request(f"r{next(self._ids)}", tokens, wanted, None, block_hasher=hasher))
-        wall_ms, cpu_ms = [], []
-        while self.scheduler.has_requests():
-            rows_before, wall, cpu = self._num_decoding(), time.perf_counter(), time.thread_time()
-            _, executed = self.core.step_fn()
-            self.core.post_step(executed)
-            wall, cpu = time.perf_counter() - wall, time.thread_time() - cpu
-            if rows_before == self._num_decoding() == num_rows:
-                wall_ms.append(1e3 * wall)
-                cpu_ms.append(1e3 * cpu)
-        assert len(wall_ms) > 8, f"only {len(wall_ms)} steps with {num_rows} decoding rows"
-        return StepTime(statistics.median(wall_ms), statistics.median(cpu_ms))
-
-    def _num_decoding(self) -> int:
-        running = self.scheduler.running
-        return sum(request.num_computed_tokens >= request.num_prompt_tokens for request in running)
 
 
 def forced(prompt: Prompt, frames: int, scale: float) -> Prompt:
@@ -165,6 +128,10 @@ def measure(number: int, arguments: argparse.Namespace, ours: SpeechArm, stock: 
 
 def main(arguments: argparse.Namespace) -> None:
     """Measure every number of requests, a line each."""
+    if arguments.layout is not None:
+        for figures in measure_layout(arguments):
+            append_result(arguments.out, "engine_layout", figures)
+        return
     config = EngineConfig.from_file(ENGINE_ARGS, arguments.checkpoint)
     cpu_kernels.install()
     ours, stock = SpeechArm(config), StockArm(config)
@@ -179,6 +146,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=64, help="frames of each reply")
     parser.add_argument("--guidance", type=float, default=1.5, help="guidance scale of the guided arm")
     parser.add_argument("--rounds", type=int, default=5, help="times that the arms take turns")
+    parser.add_argument("--layout", choices=LAYOUTS, help="streams and vocabulary of this model, on random weights")
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/engine.jsonl"))
     return parser.parse_args()
@@ -186,3 +154,5 @@ def parse() -> argparse.Namespace:
 
 if __name__ == "__main__":
     main(parse())
+    gc.unfreeze()  # what the plugin froze, or Triton's bindings report it as leaked behind the last line
+    gc.collect()

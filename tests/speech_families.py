@@ -16,31 +16,37 @@ _SAMPLING = SamplingConfig(
     seed=0,
 )
 
-# Eight codebooks, stream 0 among them, delayed 0 … 7; no script; stream 0 is guided; nothing is hidden.
-EIGHT_STREAMS = Family(
-    name="eight_streams",
-    layout=StreamLayout(
-        vocab_size=NUM_TEXT_IDS + NUM_STREAMS * CODEBOOK_SIZE,
-        audio=tuple(
-            range(NUM_TEXT_IDS + s * CODEBOOK_SIZE, NUM_TEXT_IDS + (s + 1) * CODEBOOK_SIZE) for s in range(NUM_STREAMS)
+
+def eight_streams(name: str, num_text_ids: int) -> Family:
+    """Eight codebooks, stream 0 among them, delayed 0 … 7; no script; stream 0 is guided; nothing is hidden."""
+    starts = range(num_text_ids, num_text_ids + NUM_STREAMS * CODEBOOK_SIZE, CODEBOOK_SIZE)
+    return Family(
+        name=name,
+        layout=StreamLayout(
+            vocab_size=num_text_ids + NUM_STREAMS * CODEBOOK_SIZE,
+            audio=tuple(range(start, start + CODEBOOK_SIZE) for start in starts),
+            delays=tuple(range(NUM_STREAMS)),
+            codebook_streams=tuple(range(NUM_STREAMS)),
         ),
-        delays=tuple(range(NUM_STREAMS)),
-        codebook_streams=tuple(range(NUM_STREAMS)),
-    ),
-    tasks=(
-        Task("chat", (Segment.TEXT, Segment.AUDIO), (range(16, NUM_TEXT_IDS),), ("text",), _SAMPLING),
-        Task("speak", (Segment.AUDIO,), (), ("text",), _SAMPLING),
-        Task("listen", (Segment.TEXT,), (range(16, NUM_TEXT_IDS),), ("audio",), _SAMPLING),
-    ),
-    codec="none",
-    end_of_reply=1,
-    end_of_text=2,
-    end_of_audio=4,
-    transition=(3,),
-    guided_streams=tuple(range(NUM_STREAMS)),
-    unconditional=UnconditionalContext(null_id=5, keep_first=0, keep_last=1),
-    max_model_len=512,
-)
+        tasks=(
+            Task("chat", (Segment.TEXT, Segment.AUDIO), (range(16, num_text_ids),), ("text",), _SAMPLING),
+            Task("speak", (Segment.AUDIO,), (), ("text",), _SAMPLING),
+            Task("listen", (Segment.TEXT,), (range(16, num_text_ids),), ("audio",), _SAMPLING),
+        ),
+        codec="none",
+        end_of_reply=1,
+        end_of_text=2,
+        end_of_audio=4,
+        transition=(3,),
+        guided_streams=tuple(range(NUM_STREAMS)),
+        unconditional=UnconditionalContext(null_id=5, keep_first=0, keep_last=1),
+        max_model_len=512,
+    )
+
+
+EIGHT_STREAMS = eight_streams("eight_streams", NUM_TEXT_IDS)
+# More text ids than one of two tensor-parallel ranks holds.
+WIDE_TEXT = eight_streams("wide_text", 640)
 
 # The bundled family, but its text can only be blanks: the script stays empty.
 _TTS = TINY.task("tts")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from vllm.config import VllmConfig
+from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.sequence import IntermediateTensors
 
 from python_backend.engine.family import family_of
@@ -46,9 +47,23 @@ class MultiStreamMixin(Decoder):
 
     def embed_rows(self, input_ids: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """The sum of all streams' embeddings [N, H]; pad contributes nothing, except on stream 0."""
+        table = self.model.embed_tokens
+        if table.tp_size > 1:
+            return tensor_model_parallel_all_reduce(self._embed_own(input_ids, codes))
         return self.model.embed_input_ids(input_ids) + F.embedding_bag(
-            codes, self.model.embed_tokens.get_parameter("weight"), mode="sum", padding_idx=self.family.layout.pad_id
+            codes, table.get_parameter("weight"), mode="sum", padding_idx=self.family.layout.pad_id
         )
+
+    def _embed_own(self, input_ids: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """What this rank's part of the vocabulary adds to the rows [N, H]: one all-reduce then serves all streams."""
+        table = self.model.embed_tokens
+        start, stop = table.shard_indices.org_vocab_start_index, table.shard_indices.org_vocab_end_index
+        ids = torch.cat([input_ids[:, None].to(codes.dtype), codes], 1)
+        is_own = (ids >= start) & (ids < stop)
+        is_own[:, 1:] &= codes != self.family.layout.pad_id
+        weight = table.get_parameter("weight")
+        own_ids = torch.where(is_own, ids - start, 0)
+        return F.embedding_bag(own_ids, weight, mode="sum", per_sample_weights=is_own.to(weight.dtype))
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """The hidden states, as they are: which head a row needs depends on its segment (`heads.py`)."""

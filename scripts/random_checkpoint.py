@@ -1,0 +1,70 @@
+"""Random checkpoints, written on the fly: weights large enough that the best logit leads by a clear margin."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from python_backend.families.base import Family
+
+
+def write_checkpoint(
+    folder: Path, family: Family, name: str, hidden: int = 128, layers: int = 3, seed: int = 0
+) -> Path:
+    """A Qwen3 of `hidden` units with random weights for `family`, which config.json calls `name`."""
+    heads, kv_heads, head_dim, inner = 4, 2, hidden // 4, 2 * hidden
+    config = {
+        "architectures": ["StrettoQwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "speech_family": name,
+        "vocab_size": family.layout.vocab_size,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "max_position_embeddings": family.max_model_len,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "dtype": "float32",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(_weights(config, torch.Generator().manual_seed(seed)), folder / "model.safetensors")
+    return folder
+
+
+def _weights(config: dict, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    hidden, inner, head_dim = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    queries, keys = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
+
+    def random(rows: int, columns: int, scale: float) -> torch.Tensor:
+        return torch.randn(rows, columns, generator=generator) * scale
+
+    vocab_size = config["vocab_size"]
+    weights = {
+        "model.embed_tokens.weight": random(vocab_size, hidden, 0.5),
+        "lm_head.weight": random(vocab_size, hidden, 0.3),
+        "model.norm.weight": torch.ones(hidden),
+    }
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}."
+        shapes = {
+            "self_attn.q_proj": (queries, hidden),
+            "self_attn.k_proj": (keys, hidden),
+            "self_attn.v_proj": (keys, hidden),
+            "self_attn.o_proj": (hidden, queries),
+            "mlp.gate_proj": (inner, hidden),
+            "mlp.up_proj": (inner, hidden),
+            "mlp.down_proj": (hidden, inner),
+        }
+        for name, (rows, columns) in shapes.items():
+            weights[f"{prefix}{name}.weight"] = random(rows, columns, 1.5 * columns**-0.5)
+        for name, size in (("self_attn.q_norm", head_dim), ("self_attn.k_norm", head_dim)):
+            weights[f"{prefix}{name}.weight"] = torch.ones(size)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            weights[f"{prefix}{name}.weight"] = torch.ones(hidden)
+    return weights

@@ -1,0 +1,111 @@
+"""Two workers draw the codes of one: heads, embeddings and the state of every rank."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from python_backend.families.base import Family
+from python_backend.families.tiny import TINY
+from tests.checkpoints import write_checkpoint
+from tests.engine.harness import Answer, Engine
+from tests.engine.prompts import make_prompts
+from tests.speech_families import WIDE_TEXT
+
+pytestmark = pytest.mark.engine
+
+# Chunked prefills, four slots, and blocks for little more than one pair.
+TIGHT = {"max_num_batched_tokens": 48, "max_num_seqs": 4, "max_model_len": 160, "num_gpu_blocks_override": 9}
+# The first cuts its text head between the ranks, the second keeps it whole on both.
+CASES = {
+    "wide_text": (WIDE_TEXT, "tests.speech_families:WIDE_TEXT", False),
+    "tiny": (TINY, "tiny", True),
+}
+
+
+def model_state(worker: Any) -> Any:
+    return worker.worker.model_runner.model_state
+
+
+def digest(worker: Any) -> str:
+    """A rank's slots: states, limits, scripts, codes, and who is whose partner."""
+    state = model_state(worker)
+    tables = (state.tables.state, state.tables.limits, state.tables.script, state.tables.codes)
+    seen = hashlib.sha256(repr((state._slot_of, state.partner.tolist())).encode())
+    for table in tables:
+        seen.update(table.numpy().tobytes())
+    return seen.hexdigest()
+
+
+def num_slots(worker: Any) -> int:
+    return len(model_state(worker)._slot_of)
+
+
+def call_ranks(engine: Engine, function: Any) -> list[Any]:
+    return engine.core.model_executor.collective_rpc(function)
+
+
+class RankCheck:
+    """After every eighth step: all ranks hold the same."""
+
+    def __init__(self) -> None:
+        self.num_checks = 0
+
+    def __call__(self, engine: Engine) -> None:
+        if engine.num_steps % 8 == 0:
+            first, *others = call_ranks(engine, digest)
+            assert others == [first], f"after {engine.num_steps} steps"
+            self.num_checks += 1
+
+
+@pytest.fixture(scope="module", params=list(CASES))
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Family, Path, bool]:
+    family, name, is_async = CASES[request.param]
+    return family, write_checkpoint(tmp_path_factory.mktemp("checkpoint"), family, name), is_async
+
+
+@pytest.fixture(scope="module")
+def alone(case: tuple[Family, Path, bool]) -> dict[str, Answer]:
+    """What one worker answers."""
+    family, folder, is_async = case
+    engine = Engine(folder, async_scheduling=is_async, **TIGHT)
+    answers = engine.run(make_prompts(family, 12))
+    engine.shutdown()
+    return answers
+
+
+@pytest.fixture(scope="module")
+def two_ranks(case: tuple[Family, Path, bool]) -> Iterator[Engine]:
+    _, folder, is_async = case
+    engine = Engine(folder, async_scheduling=is_async, tensor_parallel_size=2, **TIGHT)
+    yield engine
+    engine.shutdown()
+
+
+def test_two_ranks_draw_the_codes_of_one_and_agree_on_every_slot(
+    case: tuple[Family, Path, bool], alone: dict[str, Answer], two_ranks: Engine
+) -> None:
+    """Guided and unguided, text and audio, in chunks, preempted, more requests than slots."""
+    family, _, _ = case
+    prompts, check = make_prompts(family, 12), RankCheck()
+    answers = two_ranks.run(prompts, after_step=check)
+    assert check.num_checks > 10
+    assert {name: answer.rows for name, answer in answers.items()} == {name: a.rows for name, a in alone.items()}
+    guided = [name for name, prompt in prompts.items() if prompt.sampling.guidance_scale != 1.0]
+    assert any(answers[name].trailer.num_preemptions for name in guided), "no pair was preempted"
+    assert two_ranks.free_blocks() == two_ranks.num_free_blocks
+    assert call_ranks(two_ranks, num_slots) == [0, 0]
+
+
+def text_rows(worker: Any) -> int:
+    return len(worker.worker.model_runner.sampler._draw._heads._text)
+
+
+def test_the_text_head_is_cut_where_it_is_larger_than_a_shard(
+    case: tuple[Family, Path, bool], two_ranks: Engine
+) -> None:
+    family, _, _ = case
+    rows = {"wide_text": 512, "tiny": two_ranks.rules.num_text_ids}[family.name]
+    assert call_ranks(two_ranks, text_rows) == [rows, rows]

@@ -1,0 +1,38 @@
+"""Results become points and pictures; the latest measurement of a point counts."""
+
+import argparse
+import json
+from pathlib import Path
+
+from scripts.report import PLOTS, Plot, main, points, read_results
+
+PLOT = Plot("p", "engine", "requests", ("a.b",), "title", "ratio", only={"layout": "small"})
+
+
+def write(folder: Path, name: str, records: list[dict]) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def record(requests: int, time: str, figure: float, **more: object) -> dict:
+    return {
+        "benchmark": "engine", "requests": requests, "time": time, "a": {"b": figure}, "layout": "small", **more
+    }  # fmt: skip
+
+
+def test_the_latest_line_of_each_point_counts_whatever_file_it_is_in(tmp_path: Path) -> None:
+    write(tmp_path, "b.jsonl", [record(4, "2", 0.4), record(1, "1", 0.1)])
+    write(tmp_path, "a.jsonl", [record(4, "3", 0.5), record(8, "1", 0.8, layout="other")])
+    found = points(read_results(tmp_path), PLOT)
+    assert {place: line["a"]["b"] for place, line in found.items()} == {1: 0.1, 4: 0.5}
+
+
+def test_every_plot_with_results_becomes_a_picture(tmp_path: Path) -> None:
+    engine = next(plot for plot in PLOTS if plot.benchmark == "engine")
+    lines = [{"benchmark": "engine", "requests": n, "time": "1", engine.fields[0]: 0.5} for n in (1, 4)]
+    write(tmp_path / "results", "engine.jsonl", lines)
+    main(argparse.Namespace(results=tmp_path / "results", plots=tmp_path / "plots"))
+    pictures = sorted(path.name for path in (tmp_path / "plots").iterdir())
+    assert f"{engine.name}.png" in pictures
+    assert not any(name.startswith("speech") for name in pictures)
+    assert (tmp_path / "plots" / f"{engine.name}.png").read_bytes().startswith(b"\x89PNG")
