@@ -5,7 +5,12 @@ from pathlib import Path
 
 from python_backend.codec.base import Codec
 
-LOADERS = {"tiny": "python_backend.codec.tiny:load"}
+LOADERS = {
+    "dac": "python_backend.codec.dac:load",
+    "higgs": "python_backend.codec.higgs:load",
+    "tiny": "python_backend.codec.tiny:load",
+    "xcodec": "python_backend.codec.xcodec:load",
+}
 
 
 def load_codec(name: str, directory: Path, device: str = "cpu") -> Codec:

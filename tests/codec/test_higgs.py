@@ -1,0 +1,65 @@
+"""Against transformers' own class, whose one call of torchaudio is answered by the slow reference."""
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from python_backend.codec import higgs
+from python_backend.errors import CheckpointError
+from tests.codec.published_models import make_higgs, save
+from tests.codec.streaming import chunks_of, random_codes, stream
+from tests.codec.test_resampling import slow_resample
+
+MODULE = "transformers.models.higgs_audio_v2_tokenizer.modeling_higgs_audio_v2_tokenizer"
+
+
+def reference_resample(pcm: Tensor, source_hz: int, target_hz: int) -> Tensor:
+    rows = [slow_resample(row.numpy(), source_hz, target_hz) for row in pcm[:, 0].double()]
+    return torch.from_numpy(np.stack(rows))[:, None].to(pcm.dtype)
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> torch.nn.Module:
+    """transformers' tokenizer, saved by itself."""
+    torchaudio = ModuleType("torchaudio")
+    torchaudio.functional = SimpleNamespace(resample=reference_resample)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torchaudio", torchaudio)
+    monkeypatch.delitem(sys.modules, MODULE, raising=False)
+    module = importlib.import_module(MODULE)
+    monkeypatch.delitem(sys.modules, MODULE)
+    ours = make_higgs()
+    model = module.HiggsAudioV2TokenizerModel(ours.config).eval()
+    model.load_state_dict(ours.state_dict(), strict=True)
+    save(model, tmp_path)
+    return model.requires_grad_(False)
+
+
+def test_it_decodes_what_transformers_decodes(published: torch.nn.Module, tmp_path: Path) -> None:
+    codec = higgs.load(tmp_path)
+    codes = random_codes(codec, 2, 14)
+    whole = published.decode(codes).audio_values[:, 0].clamp(-1, 1)
+    assert (stream(codec, codes, chunks_of(3, 14)) - whole).abs().max() <= 1e-5
+    assert codec.spec.num_codebooks == 8
+    assert codec.spec.frame_rate == 25
+
+
+def test_it_encodes_as_transformers_does(published: torch.nn.Module, tmp_path: Path) -> None:
+    codec = higgs.load(tmp_path)
+    pcm = np.random.default_rng(0).normal(0, 0.1, 5 * 960).astype(np.float32)
+    expected = published.encode(torch.from_numpy(pcm)[None, None]).audio_codes[0].numpy()
+    codes = codec.encode(pcm)
+    assert codes.shape == expected.shape == (8, 5)
+    assert (codes == expected).mean() > 0.9  # a nearest neighbour may change hands by rounding
+
+
+def test_another_codecs_checkpoint_is_refused(published: torch.nn.Module, tmp_path: Path) -> None:
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace('"higgs_audio_v2_tokenizer"', '"xcodec"'))
+    with pytest.raises(CheckpointError, match="model_type must be higgs_audio_v2_tokenizer, got xcodec"):
+        higgs.load(tmp_path)

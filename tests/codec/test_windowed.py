@@ -1,0 +1,100 @@
+"""Every published windowed codec, loaded from a checkpoint, against one decode of transformers' class."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from python_backend.codec.base import Window
+from python_backend.codec.registry import load_codec
+from python_backend.codec.windowed import WindowedCodec
+from tests.codec.published_models import MODELS, save
+from tests.codec.streaming import chunks_of, random_codes, stream
+
+FRAMES = 37
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A codec and the model whose checkpoint it was loaded from, and how closely they agree."""
+
+    codec: WindowedCodec
+    model: PreTrainedModel
+    tolerance: float
+
+    def one_shot(self, codes: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return self.model.decode(audio_codes=codes).audio_values.reshape(len(codes), -1).clamp(-1, 1)
+
+
+@pytest.fixture(scope="module", params=[(name, dtype) for name in MODELS for dtype in (torch.float32, torch.float64)])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    name, dtype = request.param
+    model = MODELS[name]()
+    codec = load_codec(name.split("_")[0], save(model, tmp_path_factory.mktemp(name)))
+    assert isinstance(codec, WindowedCodec)
+    return Pair(codec.to(dtype), model.to(dtype), 1e-5 if dtype == torch.float32 else 1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 25])
+def test_a_batch_in_chunks_equals_one_decode_of_the_whole(pair: Pair, size: int) -> None:
+    codes = random_codes(pair.codec, 3, FRAMES)
+    whole = pair.one_shot(codes)
+    assert whole.shape == (3, FRAMES * pair.codec.spec.samples_per_frame - pair.codec.spec.tail_samples)
+    assert whole.square().mean() > 1e-3
+    streamed = stream(pair.codec, codes, chunks_of(size, FRAMES))
+    assert streamed.shape == whole.shape
+    assert (streamed - whole).abs().max() <= pair.tolerance
+
+
+@pytest.mark.parametrize("frames", [1, 2, 9, 11])
+def test_an_utterance_shorter_than_the_context_is_exact_in_whatever_chunks(pair: Pair, frames: int) -> None:
+    codes = random_codes(pair.codec, 1, frames)
+    whole = pair.one_shot(codes)
+    for sizes in ([1] * frames, [frames], [1, frames]):
+        assert (stream(pair.codec, codes, sizes) - whole).abs().max() <= pair.tolerance
+
+
+def test_growing_ragged_chunks_are_exact(pair: Pair) -> None:
+    codes = random_codes(pair.codec, 1, FRAMES)
+    streamed = stream(pair.codec, codes, [11, 1, 3, 0, 9, 2, FRAMES])
+    assert (streamed - pair.one_shot(codes)).abs().max() <= pair.tolerance
+
+
+def test_one_frame_of_context_less_is_heard_on_either_side(pair: Pair) -> None:
+    codec, first, frames = pair.codec, 13, 3
+    codes, hop = random_codes(pair.codec, 1, FRAMES), pair.codec.spec.samples_per_frame
+    wanted = pair.one_shot(codes)[:, first * hop : (first + frames) * hop]
+    exact = (codec.spec.left_frames, codec.spec.right_frames)
+    assert exact == (10, 10)
+    errors = []
+    for left, right in (exact, (9, 10), (10, 9)):
+        window = Window(
+            codes[:, :, first - left : first + frames + right], left, right, torch.tensor([first]), torch.zeros(1, 0)
+        )
+        errors.append(float((codec.decode(window)[0] - wanted).abs().max()))
+    assert errors[0] <= pair.tolerance
+    if pair.tolerance < 1e-9:  # in float32 the outermost frames drown in rounding
+        assert min(errors[1:]) > 100 * pair.tolerance
+
+
+def test_sound_becomes_whole_frames_of_codes(pair: Pair) -> None:
+    codec, hop = pair.codec, pair.codec.spec.samples_per_frame
+    noise = np.random.default_rng(0).normal(0, 0.1, 7 * hop).astype(np.float32)
+    with torch.inference_mode():
+        pcm = torch.from_numpy(noise).to(pair.model.dtype)[None, None]
+        expected = pair.model.encode(pcm).audio_codes[0].numpy()
+    codes = codec.encode(noise)
+    assert codes.dtype == np.int64
+    assert np.array_equal(codes, expected)
+    assert codes.shape == (codec.spec.num_codebooks, 7)
+    assert len(np.unique(codes)) > 10
+    assert codec.encode(noise[: 6 * hop + 1]).shape == codes.shape
+    assert codec.encode(noise[:0]).shape == (codec.spec.num_codebooks, 0)
+
+
+def test_nothing_is_carried_from_window_to_window(pair: Pair) -> None:
+    assert pair.codec.initial_state(3).shape == (3, 0)
