@@ -7,11 +7,12 @@ async with SpeechClient("localhost:8001") as client:
 
 from client.client import SpeechClient, SpeechStream
 from client.errors import ClientError, RequestCancelled, RequestRefused, ServerFailed, ServerUnavailable, TimedOut
-from client.event import SpeechEvent, Word
+from client.event import GuidanceChange, SpeechEvent, Word
 from client.timeouts import Timeouts
 
 __all__ = [
     "ClientError",
+    "GuidanceChange",
     "RequestCancelled",
     "RequestRefused",
     "ServerFailed",

@@ -17,11 +17,20 @@ class Word:
 
 
 @dataclass(frozen=True, slots=True)
+class GuidanceChange:
+    """The second of the utterance from which on frames are drawn with or without guidance."""
+
+    start_s: float
+    is_guided: bool
+
+
+@dataclass(frozen=True, slots=True)
 class SpeechEvent:
     """A chunk of an utterance.
 
     pcm: [n] float32 mono samples in [-1, 1] at `sample_rate` Hz, or None in a chunk of text alone.
     text: what the text segment has gained. words: the words that start in this chunk.
+    guidance_changes: those at its frames; there are none unless the request's guidance policy makes them.
     segment: `text`, `transition`, `audio` or `drain`. start_s, duration_s: where `pcm` lies in the utterance.
     report: with the last chunk, the finish reason, counts, seed, guidance and timings.
     """
@@ -37,6 +46,7 @@ class SpeechEvent:
     sample_rate: int = 0
     is_final: bool = False
     report: dict[str, Any] | None = field(default=None)
+    guidance_changes: tuple[GuidanceChange, ...] = ()
 
 
 def read_event(result: InferResult) -> SpeechEvent | None:
@@ -57,6 +67,7 @@ def read_event(result: InferResult) -> SpeechEvent | None:
         sample_rate=record["sample_rate"],
         is_final=record["is_final"],
         report=record.get("report"),  # only the last chunk has one
+        guidance_changes=tuple(GuidanceChange(**change) for change in record["guidance_changes"]),
     )
 
 

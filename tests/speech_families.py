@@ -41,6 +41,7 @@ def eight_streams(name: str, num_text_ids: int) -> Family:
         guided_streams=tuple(range(NUM_STREAMS)),
         unconditional=UnconditionalContext(null_id=5, keep_first=0, keep_last=1),
         max_model_len=512,
+        frame_rate=12.5,
     )
 
 

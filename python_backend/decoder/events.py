@@ -11,7 +11,8 @@ from python_backend.decoder.sessions import Session
 def make_event(delivery: Delivery, session: Session, num_samples: int, spec: CodecSpec) -> dict[str, Any]:
     """The event of a chunk whose `num_samples` samples have just been noted in its session.
 
-    start_s, duration_s: where the samples lie in the utterance. A word's start_s counts from its beginning, too.
+    start_s, duration_s: where the samples lie in the utterance. A word's start_s counts from its beginning, too,
+    and so does that of a change between guided and unguided frames.
     """
     chunk = delivery.chunk
     event = {
@@ -24,6 +25,10 @@ def make_event(delivery: Delivery, session: Session, num_samples: int, spec: Cod
             for mark in chunk.marks
             if mark.word is not None
         ],
+        "guidance_changes": [
+            {"start_s": round(change.frame / spec.frame_rate, 4), "is_guided": change.is_guided}
+            for change in chunk.guidance_changes
+        ],
         "start_s": (session.num_samples - num_samples) / spec.sample_rate,
         "duration_s": num_samples / spec.sample_rate,
         "sample_rate": spec.sample_rate,
@@ -34,7 +39,11 @@ def make_event(delivery: Delivery, session: Session, num_samples: int, spec: Cod
 
 def _report(delivery: Delivery, session: Session, spec: CodecSpec) -> dict[str, Any]:
     sound = session.first_sound
-    record = {} if delivery.chunk.report is None else asdict(delivery.chunk.report)
+    report = delivery.chunk.report
+    record = {}
+    if report is not None:
+        changes = [[change.frame, change.is_guided] for change in report.guidance_changes]
+        record = asdict(report) | {"guidance_changes": changes}
     return record | {
         "audio_s": session.num_samples / spec.sample_rate,
         "decode_s": session.decode_s,

@@ -69,6 +69,12 @@ def max_rows(num_prompt_rows: int, task: Task, sampling: SamplingConfig, rules: 
 
 
 def _check_pair(prompt: Prompt, task: Task, rules: SegmentRules, capacity: Capacity) -> None:
+    if rules.family.frame_rate <= 0.0 and prompt.sampling.policy != "always":
+        raise InvalidRequest(
+            "options.guidance.policy",
+            f"'always': the frame rate of {rules.family.name} is unknown",
+            prompt.sampling.policy,
+        )
     if capacity.max_num_seqs < 2:
         raise InvalidRequest("options.guidance_scale", "1.0, as max_num_seqs is 1", prompt.sampling.guidance_scale)
     if task.segments[0] is Segment.AUDIO and len(prompt.rows) < 2:

@@ -26,11 +26,11 @@ from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
 
 from python_backend.engine.family import family_of  # noqa: E402
 from python_backend.engine.figures import KEY, FigureBoard  # noqa: E402
-from python_backend.engine.outputs import Trailer  # noqa: E402
 from python_backend.engine.params import sampling_params  # noqa: E402
 from python_backend.engine.rules import SegmentRules  # noqa: E402
 from python_backend.engine.tracker import SegmentTracker  # noqa: E402
 from python_backend.engine.utterance import Utterance  # noqa: E402
+from python_backend.engine.wire import Trailer, read_rows  # noqa: E402
 from python_backend.families.tokens import get_text_codec  # noqa: E402
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ class Stats:
     """Counters since the start, for metrics.
 
     active, pairs: replies, and guided ones among them, being generated now. unguided_total: frames of guided requests
-    that were sampled without guidance; any number but zero is a bug.
+    that were sampled without guidance though their policy is `always`; any number but zero is a bug.
+    frames_unguided_by_policy_total: those of requests with another policy.
     """
 
     active: int = 0
@@ -51,6 +52,7 @@ class Stats:
     preempted_pairs_total: int = 0
     frames_total: int = 0
     unguided_total: int = 0
+    frames_unguided_by_policy_total: int = 0
 
 
 class SpeechLLM:
@@ -125,21 +127,25 @@ class SpeechLLM:
         async with aclosing(self._engine.generate(inputs, sampling_params(prompt, self._rules), request_id)) as outputs:
             async for output in outputs:
                 ids, trailer = _split(output)
-                for start in range(0, len(ids), width):
-                    for chunk in utterance.push(ids[start : start + width]):
+                for row, is_guided in read_rows(ids, width):
+                    for chunk in utterance.push(row, is_guided):
                         clock.see(chunk)
                         yield chunk
         yield utterance.finish(self._report(prompt, utterance, trailer, clock))
 
     def _report(self, prompt: Prompt, utterance: Utterance, trailer: Trailer | None, clock: "_Clock") -> Report:
         assert trailer is not None, "the engine ended a reply without its trailer"
-        tracker, scale = utterance.tracker, prompt.sampling.guidance_scale
-        assert prompt.sampling.seed is not None
+        tracker, sampling, scale = utterance.tracker, prompt.sampling, prompt.sampling.guidance_scale
+        assert sampling.seed is not None
         self._stats.finished_total += 1
         self._stats.frames_total += tracker.num_frames
         if scale != 1.0:
             self._stats.preempted_pairs_total += trailer.num_preemptions
-            self._stats.unguided_total += tracker.num_frames - trailer.num_guided_frames
+            num_unguided = tracker.num_frames - trailer.num_guided_frames
+            if sampling.policy == "always":
+                self._stats.unguided_total += num_unguided
+            else:
+                self._stats.frames_unguided_by_policy_total += num_unguided
         return Report(
             finish_reason="length" if tracker.was_cut else "stop",
             num_prompt_rows=len(prompt.rows),
@@ -147,10 +153,12 @@ class SpeechLLM:
             num_frames=tracker.num_frames,
             guided_frames=trailer.num_guided_frames,
             guidance_scale=scale,
-            seed=prompt.sampling.seed,
+            seed=sampling.seed,
             queue_s=trailer.queue_us / 1e6,
             first_frame_s=clock.first_frame_s or (clock.elapsed_s if tracker.num_frames else None),
             total_s=clock.elapsed_s,
+            guidance_policy=sampling.policy,
+            guidance_changes=tuple(utterance.guidance_changes),
         )
 
 

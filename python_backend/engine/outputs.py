@@ -1,10 +1,6 @@
-"""From sampled rows to what leaves the engine: the lower half of the scheduler mixin.
+"""From sampled rows to what leaves the engine (see `wire.py`): the lower half of the scheduler mixin."""
 
-A row leaves as token ids, stream 0 first and then the other output streams, among the request's new tokens: vLLM's
-front end merges those without losing any. Behind the last row follow `TRAILER` numbers (see `Trailer`).
-"""
-
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
@@ -13,22 +9,15 @@ from vllm.v1.request import Request, RequestStatus
 
 from python_backend.engine.block_hash import row_block_hasher
 from python_backend.engine.family import family_of
-from python_backend.engine.replies import UNCONDITIONAL_SUFFIX, Reply, ReplyTable
+from python_backend.engine.replies import UNCONDITIONAL_SUFFIX, Reply, ReplyTable, partner_of
 from python_backend.engine.rules import SegmentRules
+from python_backend.engine.wire import GUIDANCE_OFF, GUIDANCE_ON, Trailer
 from python_backend.streams.segment import Segment
 
 if TYPE_CHECKING:  # the mixin goes over either of vLLM's schedulers; a type checker reads it over the simpler one
     from vllm.v1.core.sched.scheduler import Scheduler
 else:
     Scheduler = object
-
-
-class Trailer(NamedTuple):
-    """What the scheduler knows of a reply that has ended."""
-
-    num_guided_frames: int
-    num_preemptions: int
-    queue_us: int
 
 
 class ReplyOutputs(Scheduler):
@@ -111,24 +100,31 @@ class ReplyOutputs(Scheduler):
             return True
         if output.new_token_ids:
             (token_id,) = output.new_token_ids
-            output.new_token_ids = [token_id, *reply.row()[: self._num_streams - 1].tolist()]
-            self._follow(reply, token_id, scheduler_output)
+            mark = self._follow(reply, token_id, scheduler_output)
+            output.new_token_ids = [*mark, token_id, *reply.row()[: self._num_streams - 1].tolist()]
         if output.finish_reason is not None:
             output.new_token_ids = [*output.new_token_ids, *self._end(reply)]
         return True
 
-    def _follow(self, reply: Reply, token_id: int, scheduler_output: SchedulerOutput) -> None:
-        pair, was_known = reply.pair, reply.tracker.audio_start >= 0
-        segment = reply.tracker.push(token_id)
-        if pair is None:
-            return
-        if not was_known and reply.tracker.audio_start >= 0:
+    def _follow(self, reply: Reply, token_id: int, scheduler_output: SchedulerOutput) -> tuple[int, ...]:
+        """Move `reply` on past its newest row; returns the mark that goes before the row, if any."""
+        tracker, sampling = reply.tracker, reply.params.sampling
+        was_known = tracker.audio_start >= 0
+        segment = tracker.push(token_id)
+        if reply.pair is not None and not was_known and tracker.audio_start >= 0:
             other = self._add_unconditional(reply)
             self.waiting.remove_request(other)  # its partner runs already: ahead of all who wait for a slot
             self.waiting.prepend_request(other)
-        if segment in (Segment.AUDIO, Segment.DRAIN):
-            assert pair.unconditional in scheduler_output.num_scheduled_tokens, f"{reply.request.request_id} unguided"
-            reply.num_guided_frames += segment is Segment.AUDIO and reply.tracker.audio_end < 0
+        if not reply.params.is_guided or segment not in (Segment.AUDIO, Segment.DRAIN):
+            return ()
+        is_guided = partner_of(reply.request.request_id) in scheduler_output.num_scheduled_tokens
+        is_due = reply.request.num_output_tokens <= reply.limit
+        assert is_guided == is_due or sampling.policy == "adaptive", f"{reply.request.request_id}: guided {is_guided}"
+        reply.num_guided_frames += is_guided and segment is Segment.AUDIO and tracker.audio_end < 0
+        if is_guided == reply.is_guided:
+            return ()
+        reply.is_guided = is_guided
+        return (GUIDANCE_ON if is_guided else GUIDANCE_OFF,)
 
     def _end(self, reply: Reply) -> Trailer:
         request = reply.request

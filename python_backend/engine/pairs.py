@@ -19,12 +19,16 @@ class GuidancePair:
     """The two halves of a guided reply, by request id.
 
     first_output: the conditional half's output index at which guidance begins; NOT_YET while it is unknown.
-    unconditional: None until that half has been created.
+    unconditional: None while there is no such half.
     """
 
     conditional: str
     first_output: int = NOT_YET
     unconditional: str | None = None
+
+    def part(self) -> None:
+        """Note that the unconditional half has gone."""
+        self.first_output, self.unconditional = NOT_YET, None
 
     def other(self, request_id: str) -> str | None:
         """The other half of `request_id`, where there is one yet."""

@@ -5,11 +5,11 @@ from typing import Any
 
 from vllm.v1.request import Request
 
-from python_backend.engine.outputs import ReplyOutputs
 from python_backend.engine.pairs import RunningRow, plan_grants
+from python_backend.engine.policies import GuidancePolicies
 
 
-class StepPlanning(ReplyOutputs):
+class StepPlanning(GuidancePolicies):
     """Grants rows to whole pairs and preempts whole pairs, so that vLLM's own preemption finds nothing to do."""
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -20,6 +20,7 @@ class StepPlanning(ReplyOutputs):
     def _plan(self) -> None:
         """Grant rows for the next step, preempting from the tail until their blocks fit; then nobody is admitted."""
         self._admits = True
+        self._apply_policies()
         self._order_running()
         while True:
             rows = [self._running_row(request) for request in self.running]

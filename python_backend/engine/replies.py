@@ -8,7 +8,7 @@ import numpy as np
 from vllm.v1.request import Request
 
 from python_backend.engine.history import RowHistory
-from python_backend.engine.pairs import GuidancePair, unconditional_rows
+from python_backend.engine.pairs import NOT_YET, GuidancePair, unconditional_rows
 from python_backend.engine.params import SpeechParams
 from python_backend.engine.rules import SegmentRules
 from python_backend.engine.tracker import SegmentTracker
@@ -26,15 +26,26 @@ def partner_of(request_id: str) -> str:
 
 @dataclass
 class Reply:
-    """One half of a reply. `pair` is None where guidance has no part in it; `tracker` follows the conditional half."""
+    """One half of a reply. `tracker` follows the conditional half.
+
+    pair: None where guidance has no part in it, or no longer. limit: the output index from which on it has none, once
+    that is known. is_guided: whether the newest row of the audio segment was guided.
+    """
 
     request: Request
     params: SpeechParams
     history: RowHistory
     tracker: SegmentTracker
     pair: GuidancePair | None = None
+    limit: int = NOT_YET
+    is_guided: bool = False
     num_guided_frames: int = 0
     queue_s: float | None = None
+
+    @property
+    def next_output(self) -> int:
+        """The index, in the reply, of the row that the next step samples."""
+        return self.request.num_output_tokens + self.request.num_output_placeholders
 
     def row(self) -> np.ndarray:
         """The codes of its newest row, [S - 1]."""
@@ -42,10 +53,14 @@ class Reply:
 
 
 class ReplyTable:
-    """All replies that the scheduler holds, by request id; a reply is added and removed with its request."""
+    """All replies that the scheduler holds, by request id; a reply is added and removed with its request.
+
+    limited: those whose guidance ends before they do and has not ended yet.
+    """
 
     def __init__(self, rules: SegmentRules):
         self.rules = rules
+        self.limited: dict[str, Reply] = {}
         self._replies: dict[str, Reply] = {}
 
     def __getitem__(self, request_id: str) -> Reply:
@@ -77,18 +92,23 @@ class ReplyTable:
         tracker = SegmentTracker(self.rules, task, params.sampling, request.num_prompt_tokens)
         is_guided = params.is_guided and Segment.AUDIO in task.segments
         pair = GuidancePair(request.request_id) if is_guided else None
-        reply = Reply(request, params, RowHistory(params.codes), tracker, pair)
+        reply = Reply(request, params, RowHistory(params.codes), tracker, pair, is_guided=is_guided)
         self._replies[request.request_id] = reply
+        if is_guided and params.sampling.policy == "until_s":
+            self.limited[request.request_id] = reply
         return reply
 
     def add_unconditional(self, reply: Reply) -> Request:
         """The other half of `reply`, whose audio segment is about to begin; its context is all rows before that."""
-        pair, conditional, tracker = reply.pair, reply.request, reply.tracker
+        pair, conditional, tracker, params = reply.pair, reply.request, reply.tracker, reply.params
         assert pair is not None
         context = self._context(reply)
         pair.first_output = tracker.audio_start - conditional.num_prompt_tokens
         pair.unconditional = partner_of(conditional.request_id)
-        params = replace(reply.params, codes=context[:, 1:], is_unconditional=True)
+        num_guided_rows = self.rules.max_guided_rows(params.sampling)
+        if num_guided_rows is not None:
+            reply.limit = pair.first_output + num_guided_rows
+        params = replace(params, codes=context[:, 1:], is_unconditional=True)
         sampling_params = copy.copy(conditional.sampling_params)
         assert sampling_params is not None
         sampling_params.extra_args = None
@@ -120,3 +140,9 @@ class ReplyTable:
     def remove(self, request_id: str) -> None:
         """Forget a reply that has ended."""
         self._replies.pop(request_id, None)
+        self.limited.pop(request_id, None)
+
+    def end_guidance(self, reply: Reply) -> None:
+        """From here on guidance has no part in `reply`."""
+        reply.pair = None
+        self.limited.pop(reply.request.request_id, None)

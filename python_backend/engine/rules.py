@@ -3,10 +3,12 @@
 The host (`tracker.py`) and the device (`machine.py`) walk through the segments by the same rules.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
 from python_backend.families.base import Family, Task
+from python_backend.sampling.params import SamplingConfig
 from python_backend.streams.segment import Segment
 
 
@@ -40,6 +42,13 @@ class SegmentRules:
     def end_of_text(self, task: Task) -> int:
         """The token that closes the text segment of `task`."""
         return self.family.end_of_text if Segment.AUDIO in task.segments else self.family.end_of_reply
+
+    def max_guided_rows(self, sampling: SamplingConfig) -> int | None:
+        """How many audio rows, counted from the first, are guided; None where their number is not limited."""
+        if sampling.guided_until_s is None:
+            return None
+        # The small term keeps 0.28 s at 25 Hz at 7 rows, which floating point takes to 7.000000000000001.
+        return math.ceil(sampling.guided_until_s * self.family.frame_rate - 1e-6)
 
     @cached_property
     def max_entries(self) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 
 from python_backend.engine.tracker import SegmentTracker
 from python_backend.families.tokens import TextCodec
-from python_backend.streams.chunk import Chunk, LMChunk, Report, WordMark
+from python_backend.streams.chunk import Chunk, GuidanceChange, LMChunk, Report, WordMark
 from python_backend.streams.chunking import Pacer
 from python_backend.streams.delay import Undelayer
 from python_backend.streams.segment import Segment
@@ -28,12 +28,20 @@ class Utterance:
         self._text: list[int] = []
         self._marks: list[WordMark] = []
         self._entry_words: list[int | None] | None = None
+        self.guidance_changes: list[GuidanceChange] = []
+        self._num_told = 0  # of the changes
         self._num_chunks = self.num_sent_frames = 0
 
-    def push(self, row: Sequence[int]) -> Iterator[LMChunk]:
-        """Take the next row, the ids of all output streams; yields the chunks that it completes."""
+    def push(self, row: Sequence[int], is_guided: bool | None = None) -> Iterator[LMChunk]:
+        """Take the next row, the ids of all output streams; yields the chunks that it completes.
+
+        is_guided: whether it was drawn with guidance, where that changes.
+        """
         token_id, pointer = row[0], self.tracker.pointer
         segment = self.tracker.push(token_id)
+        if is_guided is not None:
+            frame = self.tracker.position - 1 - self.tracker.audio_start
+            self.guidance_changes.append(GuidanceChange(frame, is_guided))
         if segment is Segment.TEXT:
             self._text.append(token_id)
             text = self._reader.end() if self.tracker.audio_start >= 0 else self._read(token_id)
@@ -82,14 +90,22 @@ class Utterance:
     def _chunk(self, segment: Segment, text: str = "", codes: np.ndarray | None = None) -> LMChunk:
         sent = 0 if codes is None else sum(mark.frame < self.num_sent_frames for mark in self._marks)
         marks, self._marks = tuple(self._marks[:sent]), self._marks[sent:]
-        chunk = Chunk(self._num_chunks, segment, text, marks)
+        changes = self._changes_before(self.num_sent_frames)
+        chunk = Chunk(self._num_chunks, segment, text, marks, guidance_changes=changes)
         self._num_chunks += 1
         return LMChunk(chunk, codes)
+
+    def _changes_before(self, frame: int) -> tuple[GuidanceChange, ...]:
+        """The changes before `frame` that no chunk has told of yet."""
+        changes = tuple(change for change in self.guidance_changes[self._num_told :] if change.frame < frame)
+        self._num_told += len(changes)
+        return changes
 
     def finish(self, report: Report) -> LMChunk:
         """The last chunk: whatever is left, and the report."""
         segment = Segment.DRAIN if self.tracker.audio_start >= 0 else Segment.TEXT
         text = self._reader.end() if segment is Segment.TEXT else ""
         codes = self._take(self._num_ready) if self._num_ready > 0 else None
-        last = Chunk(self._num_chunks, segment, text, tuple(self._marks), is_final=True, report=report)
+        changes = tuple(self.guidance_changes[self._num_told :])
+        last = Chunk(self._num_chunks, segment, text, tuple(self._marks), True, report, changes)
         return LMChunk(last, codes)

@@ -57,6 +57,7 @@ class Family:
 
     transition: rows forced on stream 0 between the text and the audio segment.
     guided_streams: output streams whose logits are guided in the audio segment.
+    frame_rate: frames per second of the codec; where it is 0, nothing can be asked for in seconds of the engine.
     end_of_text closes a text segment that another segment follows; end_of_reply closes the reply.
     """
 
@@ -75,6 +76,7 @@ class Family:
     max_text_chars: int = 0
     max_audio_s: float = 0.0
     max_model_len: int = 0
+    frame_rate: float = 0.0
     first_chunk_frames: int = field(default=4)
     steady_chunk_frames: int = field(default=25)
 

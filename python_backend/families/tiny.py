@@ -88,4 +88,5 @@ TINY = Family(
     max_text_chars=160,  # longer texts lose words: docs/bundled_model.md
     max_audio_s=9.6,
     max_model_len=1024,
+    frame_rate=25.0,
 )

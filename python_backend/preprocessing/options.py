@@ -7,7 +7,7 @@ from typing import Any
 from python_backend.errors import InvalidRequest
 from python_backend.families.base import Family, Task
 from python_backend.preprocessing.json_field import read_json, shown
-from python_backend.sampling.params import SamplingConfig, SegmentSampling
+from python_backend.sampling.params import POLICIES, SamplingConfig, SegmentSampling
 from python_backend.streams.segment import Segment
 
 
@@ -29,9 +29,9 @@ def read_options(text: str | None, family: Family, task: Task, frame_rate: float
     sampling = SamplingConfig(
         text=_segment("text", record, task.sampling.text, family, not speaks),
         audio=_max_audio(record, _segment("audio", record, task.sampling.audio, family, speaks), frame_rate),
-        guidance_scale=_guidance(record, task.sampling.guidance_scale),
         script_temperature=_number("script_temperature", record, task.sampling.script_temperature),
         seed=_integer("seed", record, None),
+        **_guidance(record, task.sampling),
     )
     return Options(sampling, _voice(record, family) if speaks else None)
 
@@ -105,15 +105,24 @@ def _max_audio(record: dict[str, Any], audio: SegmentSampling, frame_rate: float
     return replace(audio, max_rows=max(1, int(seconds * frame_rate + 1e-6)))
 
 
-def _guidance(record: dict[str, Any], default: float) -> float:
+def _guidance(record: dict[str, Any], defaults: SamplingConfig) -> dict[str, Any]:
+    """The fields of SamplingConfig that say how far and how long a reply is guided."""
+    scale, policy, until_s = defaults.guidance_scale, defaults.policy, defaults.guided_until_s
     if "guidance" not in record:
-        return _number("guidance_scale", record, default)
+        scale = _number("guidance_scale", record, scale)
+        return {"guidance_scale": scale, "policy": policy, "guided_until_s": until_s}
     if "guidance_scale" in record:
         raise InvalidRequest("options.guidance", "either guidance or guidance_scale", "both")
-    guidance = _record("options.guidance", record["guidance"], frozenset({"scale", "policy"}))
-    if guidance.get("policy", "always") != "always":
-        raise InvalidRequest("options.guidance.policy", "'always'", shown(guidance["policy"]))
-    return _number("scale", guidance, default, "options.guidance")
+    path = "options.guidance"
+    guidance = _record(path, record["guidance"], frozenset({"scale", "policy", "until_s"}))
+    scale = _number("scale", guidance, scale, path)
+    if "policy" in guidance:
+        policy, until_s = guidance["policy"], None
+        if policy not in POLICIES:
+            raise InvalidRequest(f"{path}.policy", f"one of {', '.join(POLICIES)}", shown(policy))
+    if "until_s" in guidance:
+        until_s = _number("until_s", guidance, 0.0, path)
+    return {"guidance_scale": scale, "policy": policy, "guided_until_s": until_s}
 
 
 def _voice(record: dict[str, Any], family: Family) -> str | None:

@@ -1,11 +1,12 @@
 """What a caller may ask of the sampler, per segment and per reply. It knows no transport and no vLLM."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from python_backend.errors import InvalidRequest
 
-GuidancePolicy = Literal["always"]
+GuidancePolicy = Literal["always", "until_s", "adaptive"]
+POLICIES: tuple[GuidancePolicy, ...] = get_args(GuidancePolicy)
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:
@@ -37,6 +38,8 @@ class SamplingConfig:
     """Sampling of one reply. `guidance_scale` 1 is unguided; `seed` is always set when it reaches the engine.
 
     script_temperature: temperature of the script pointer's stay-or-advance draw (0: advance when P > 1/2).
+    policy: which frames are guided: all of them, those of the first `guided_until_s` seconds of audio, or, with
+    `adaptive`, all for which the engine is fast enough.
     """
 
     text: SegmentSampling
@@ -44,12 +47,26 @@ class SamplingConfig:
     guidance_scale: float = 1.0
     script_temperature: float = 1.0
     seed: int | None = None
-    policy: GuidancePolicy = field(default="always")
+    policy: GuidancePolicy = "always"
+    guided_until_s: float | None = None
 
     def __post_init__(self) -> None:
         self.text.check("text")
         self.audio.check("audio")
         _check("guidance_scale", self.guidance_scale, 0.0, 100.0)
         _check("script_temperature", self.script_temperature, 0.0, 10.0)
+        self._check_policy()
         if self.seed is not None:
             _check("seed", self.seed, 0, (1 << 63) - 1)
+
+    def _check_policy(self) -> None:
+        until_s = self.guided_until_s
+        if self.policy not in POLICIES:
+            raise InvalidRequest("options.guidance.policy", f"one of {', '.join(POLICIES)}", repr(self.policy))
+        if self.policy != "until_s":
+            if until_s is not None:
+                raise InvalidRequest("options.guidance.until_s", f"nothing under policy {self.policy!r}", until_s)
+        elif until_s is None:
+            raise InvalidRequest("options.guidance.until_s", "seconds, as the policy is 'until_s'", "nothing")
+        elif not 0.0 < until_s < float("inf"):
+            raise InvalidRequest("options.guidance.until_s", "seconds, more than 0", until_s)

@@ -17,11 +17,24 @@ class WordMark:
 
 
 @dataclass(frozen=True, slots=True)
+class GuidanceChange:
+    """The frame, counted from the first, from which on stream 0 is drawn with (`is_guided`) or without guidance.
+
+    A reply begins guided if it asked for guidance. A change behind the last frame is of the rows that drain the delayed
+    streams.
+    """
+
+    frame: int
+    is_guided: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What the whole utterance came to; sent with its last chunk.
 
     finish_reason: `stop` (ended by itself), `length` (max_rows or the model length ended it).
-    guided_frames: frames sampled with both halves of the guidance pair; equals num_frames when guidance was asked for.
+    guided_frames: frames sampled with both halves of the guidance pair; equals num_frames when guidance was asked for
+    under the policy `always`. guidance_changes: every change that another policy made.
     """
 
     finish_reason: str
@@ -34,11 +47,22 @@ class Report:
     queue_s: float
     first_frame_s: float | None
     total_s: float
+    guidance_policy: str = "always"
+    guidance_changes: tuple[GuidanceChange, ...] = ()
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "Report":
+        """The inverse of `asdict`."""
+        changes = tuple(GuidanceChange(**change) for change in record["guidance_changes"])
+        return cls(**record | {"guidance_changes": changes})
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One step of an utterance, without its codes: they travel beside it as `codes [K, T] int32`."""
+    """One step of an utterance, without its codes: they travel beside it as `codes [K, T] int32`.
+
+    marks, guidance_changes: those of its frames.
+    """
 
     index: int
     segment: Segment
@@ -46,6 +70,7 @@ class Chunk:
     marks: tuple[WordMark, ...] = ()
     is_final: bool = False
     report: Report | None = None
+    guidance_changes: tuple[GuidanceChange, ...] = ()
 
     def to_record(self) -> dict[str, Any]:
         """This chunk as plain data, ready for JSON."""
@@ -60,7 +85,8 @@ class Chunk:
             text=record["text"],
             marks=tuple(WordMark(**mark) for mark in record["marks"]),
             is_final=record["is_final"],
-            report=None if record["report"] is None else Report(**record["report"]),
+            report=None if record["report"] is None else Report.from_record(record["report"]),
+            guidance_changes=tuple(GuidanceChange(**change) for change in record["guidance_changes"]),
         )
 
 

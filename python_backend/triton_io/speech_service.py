@@ -28,6 +28,7 @@ METRICS = {
     "preempted_pairs_total": "Guidance pairs that the scheduler took off the engine for a while",
     "frames_total": "Frames of finished utterances",
     "unguided_total": "Frames of guided utterances that were sampled without guidance; more than 0 is a bug",
+    "frames_unguided_by_policy_total": "Frames sampled without guidance as their utterances' own policies allow",
     "engine_steps_total": "Steps of the engine",
     "engine_busy_seconds_total": "Seconds in which the engine had a step on its way",
     "engine_rows_total": "Rows that the engine has computed: prompt rows, and a row per half and step",

@@ -22,6 +22,7 @@ class Chunk:
     num_samples: int | None = 640
     text: str = ""
     words: tuple[str, ...] = ()
+    guidance_changes: tuple[tuple[float, bool], ...] = ()
     is_final: bool = False
     is_last: bool = False
 
@@ -67,6 +68,7 @@ def response(step: Chunk) -> service_pb2.ModelStreamInferResponse:
         "segment": "text" if step.num_samples is None else "audio",
         "text": step.text,
         "words": [{"word": word, "start_s": step.index * 0.04} for word in step.words],
+        "guidance_changes": [{"start_s": change[0], "is_guided": change[1]} for change in step.guidance_changes],
         "start_s": step.index * 0.04,
         "duration_s": duration_s,
         "sample_rate": 16_000,

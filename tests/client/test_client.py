@@ -12,6 +12,7 @@ import pytest
 
 from client import (
     ClientError,
+    GuidanceChange,
     RequestCancelled,
     RequestRefused,
     ServerFailed,
@@ -25,7 +26,7 @@ from tests.client.fake_server import REPORT, Abort, Chunk, EmptyFinal, ErrorText
 
 UTTERANCE = [
     Chunk(0, None, text="k ae t"),
-    Chunk(1, 640, words=("a", "cat")),
+    Chunk(1, 640, words=("a", "cat"), guidance_changes=((0.04, False),)),
     Chunk(2, 1280, is_final=True, is_last=True),
 ]
 ENDINGS = {
@@ -59,6 +60,7 @@ async def test_an_utterance_arrives_whole_however_it_ends(serve: Serve, ending: 
     assert events[0].pcm is None
     assert events[0].text == "k ae t"
     assert events[1].words == (Word("a", 0.04), Word("cat", 0.04))
+    assert [event.guidance_changes for event in events] == [(), (GuidanceChange(0.04, False),), ()]
     assert [len(event.pcm) for event in events[1:]] == [640, 1280]
     assert events[1].pcm.dtype == np.float32
     assert events[2].report == REPORT

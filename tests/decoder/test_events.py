@@ -4,7 +4,7 @@ from python_backend.decoder.events import make_event
 from python_backend.decoder.mailbox import Delivery
 from python_backend.decoder.sessions import Session
 from python_backend.decoder.streaming import Windower
-from python_backend.streams.chunk import Chunk, Report, WordMark
+from python_backend.streams.chunk import Chunk, GuidanceChange, Report, WordMark
 from python_backend.streams.segment import Segment
 from tests.fakes import FakeCodec, RecordedReply
 
@@ -19,13 +19,15 @@ def event_of(chunk: Chunk, num_samples: int) -> dict:
 
 def test_times_are_seconds_of_the_utterance() -> None:
     marks = (WordMark("one", 2), WordMark(None, 4), WordMark("two", 6))
-    event = event_of(Chunk(3, Segment.AUDIO, "one two", marks), 12)
+    changes = (GuidanceChange(6, False),)
+    event = event_of(Chunk(3, Segment.AUDIO, "one two", marks, guidance_changes=changes), 12)
     assert event == {
         "utterance": "u",
         "index": 3,
         "segment": "audio",
         "text": "one two",
         "words": [{"word": "one", "start_s": 0.08}, {"word": "two", "start_s": 0.24}],
+        "guidance_changes": [{"start_s": 0.24, "is_guided": False}],
         "start_s": 0.28,
         "duration_s": 0.12,
         "sample_rate": 100,

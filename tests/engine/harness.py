@@ -18,8 +18,8 @@ from vllm.v1.engine.core import EngineCore  # noqa: E402
 from vllm.v1.executor import Executor  # noqa: E402
 from vllm.v1.request import Request  # noqa: E402
 
-from python_backend.engine.outputs import Trailer  # noqa: E402
 from python_backend.engine.params import sampling_params  # noqa: E402
+from python_backend.engine.wire import Trailer, read_rows  # noqa: E402
 
 DEFAULTS = {
     "enforce_eager": True,
@@ -34,11 +34,15 @@ DEFAULTS = {
 
 @dataclass
 class Answer:
-    """What came back for one prompt: output rows, and the trailer once it has ended."""
+    """What came back for one prompt: output rows, and the trailer once it has ended.
+
+    changes: (index, is_guided) of every row from which on guidance is on or off.
+    """
 
     rows: list[list[int]] = field(default_factory=list)
     trailer: Trailer | None = None
     finish_reason: str | None = None
+    changes: list[tuple[int, bool]] = field(default_factory=list)
 
 
 class Engine:
@@ -101,7 +105,10 @@ class Engine:
                     answer.finish_reason = str(output.finish_reason)
                     answer.trailer = Trailer(*ids[-len(Trailer._fields) :])
                     ids = ids[: -len(Trailer._fields)]
-                answer.rows += [ids[start : start + width] for start in range(0, len(ids), width)]
+                for row, is_guided in read_rows(ids, width):
+                    if is_guided is not None:
+                        answer.changes.append((len(answer.rows), is_guided))
+                    answer.rows.append(row)
 
     def is_clean(self) -> bool:
         """Whether no request left anything behind, in the scheduler or in the worker."""

@@ -15,7 +15,7 @@ from python_backend.engine.llm import SpeechLLM
 from python_backend.errors import InvalidRequest
 from python_backend.families.prompt import Prompt
 from python_backend.families.tiny import TINY
-from python_backend.streams.chunk import LMChunk
+from python_backend.streams.chunk import GuidanceChange, LMChunk
 from tests.checkpoints import write_checkpoint
 from tests.engine.harness import DEFAULTS
 from tests.engine.prompts import make_prompt
@@ -143,6 +143,23 @@ async def test_an_id_in_use_is_refused_and_its_owner_goes_on(llm: SpeechLLM) -> 
             await anext(llm.generate(prompt, "mine"))
         rest = [chunk async for chunk in chunks]
     assert rest[-1].chunk.report.num_frames > 0
+
+
+async def test_guidance_that_ends_early_is_told_and_counted_apart(llm: SpeechLLM, reference: Reference) -> None:
+    prompt = make_prompt(TINY, 6, "tts", policy="until_s", guided_until_s=0.2)
+    before = llm.stats()
+    chunks = await collect(llm, prompt)
+    assert np.array_equal(codes_of(chunks), expected_codes(reference, prompt))
+    report = chunks[-1].chunk.report
+    assert (report.guidance_policy, report.guided_frames) == ("until_s", 5)
+    assert report.num_frames > 5
+    assert report.guidance_changes == (GuidanceChange(5, False),)
+    told = [change for chunk in chunks for change in chunk.chunk.guidance_changes]
+    assert told == [GuidanceChange(5, False)]
+    after = llm.stats()
+    unguided = after.frames_unguided_by_policy_total - before.frames_unguided_by_policy_total
+    assert unguided == report.num_frames - 5
+    assert after.unguided_total == 0
 
 
 async def test_listening_gives_text_and_no_audio(llm: SpeechLLM) -> None:

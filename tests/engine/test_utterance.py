@@ -21,7 +21,7 @@ from python_backend.families.tiny import (
     TINY,
 )
 from python_backend.families.tokens import get_text_codec
-from python_backend.streams.chunk import LMChunk, Report, WordMark
+from python_backend.streams.chunk import GuidanceChange, LMChunk, Report, WordMark
 from python_backend.streams.chunking import ChunkPolicy, Pacer
 from python_backend.streams.delay import delay_codes
 from python_backend.streams.segment import Segment
@@ -118,3 +118,19 @@ def test_another_policy_makes_other_chunks() -> None:
     chunks = [*(chunk for row in rows for chunk in speaker.push(row)), speaker.finish(REPORT)]
     sizes = [chunk.codes.shape[1] for chunk in chunks if chunk.codes is not None]
     assert sizes == [2] * 12
+
+
+def test_a_change_of_guidance_is_told_with_its_frame() -> None:
+    rows, _ = reply()
+    speaker = utterance(())
+    text_rows = len(SPOKEN) + 2
+    changes = {text_rows + 5: False, text_rows + 20: True, len(rows) - 2: False}
+    chunks = [chunk for index, row in enumerate(rows) for chunk in speaker.push(row, changes.get(index))]
+    chunks.append(speaker.finish(REPORT))
+    in_drain = GuidanceChange(len(rows) - 2 - text_rows, False)
+    assert speaker.guidance_changes == [GuidanceChange(5, False), GuidanceChange(20, True), in_drain]
+    assert [change for chunk in chunks for change in chunk.chunk.guidance_changes] == speaker.guidance_changes
+    sent = 0
+    for chunk in chunks[:-1]:
+        start, sent = sent, sent + (0 if chunk.codes is None else chunk.codes.shape[1])
+        assert all(start <= change.frame < sent for change in chunk.chunk.guidance_changes)

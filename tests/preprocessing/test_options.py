@@ -46,6 +46,20 @@ def test_every_option_lands_in_its_place() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("guidance", "expected"),
+    [
+        ({}, (2.0, "always", None)),
+        ({"scale": 3, "policy": "always"}, (3.0, "always", None)),
+        ({"policy": "adaptive"}, (2.0, "adaptive", None)),
+        ({"scale": 1.5, "policy": "until_s", "until_s": 2}, (1.5, "until_s", 2.0)),
+    ],
+)
+def test_guidance_has_a_scale_and_a_policy(guidance: dict, expected: tuple) -> None:
+    sampling = read({"guidance": guidance}).sampling
+    assert (sampling.guidance_scale, sampling.policy, sampling.guided_until_s) == expected
+
+
 def test_top_level_sampling_is_of_the_segment_that_the_task_ends_with() -> None:
     assert read({"temperature": 0.3}, ASR).sampling.text.temperature == 0.3
     assert read({"temperature": 0.3}).sampling.text == TTS.sampling.text
@@ -73,8 +87,18 @@ def test_max_audio_becomes_rows(seconds: float, rows: int) -> None:
         ({"guidance_scale": 10**400}, "options.guidance_scale: expected a number that fits"),
         ({"guidance_scale": None}, "options.guidance_scale: expected a number, got None"),
         ({"guidance": 2}, "options.guidance: expected a JSON object, got 2"),
-        ({"guidance": {"policy": "adaptive"}}, "options.guidance.policy: expected 'always', got 'adaptive'"),
-        ({"guidance": {"size": 2}}, "options.guidance.size: expected one of policy, scale"),
+        ({"guidance": {"policy": "never"}}, "options.guidance.policy: expected one of always, until_s, adaptive, got"),
+        (
+            {"guidance": {"policy": None}},
+            "options.guidance.policy: expected one of always, until_s, adaptive, got None",
+        ),
+        ({"guidance": {"policy": ["adaptive"]}}, "options.guidance.policy: expected one of always, until_s, adaptive"),
+        ({"guidance": {"policy": "until_s"}}, "options.guidance.until_s: expected seconds, as the policy is 'until_s'"),
+        ({"guidance": {"until_s": 2}}, "options.guidance.until_s: expected nothing under policy 'always', got 2"),
+        ({"guidance": {"policy": "adaptive", "until_s": 2}}, "options.guidance.until_s: expected nothing under policy"),
+        ({"guidance": {"policy": "until_s", "until_s": 0}}, "options.guidance.until_s: expected seconds, more than 0"),
+        ({"guidance": {"policy": "until_s", "until_s": "1"}}, "options.guidance.until_s: expected a number, got '1'"),
+        ({"guidance": {"size": 2}}, "options.guidance.size: expected one of policy, scale, until_s"),
         ({"guidance": {}, "guidance_scale": 2}, "options.guidance: expected either"),
         ({"script_temperature": -1}, "options.script_temperature: expected a number in [0.0, 10.0], got -1"),
         ({"voice": "bob"}, "options.voice: expected one of slt, rms, got 'bob'"),
