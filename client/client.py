@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,6 +14,8 @@ from tritonclient.grpc.aio import InferenceServerClient
 from client.errors import ClientError, RequestCancelled, ServerFailed, TimedOut, from_rpc, from_text
 from client.event import SpeechEvent, is_last, read_event
 from client.inputs import Audio, audio_inputs, options_json, strings
+from client.regions import Memory
+from client.sharing import Sharing
 from client.timeouts import Timeouts
 
 
@@ -23,8 +26,9 @@ class SpeechStream:
     Raises a ClientError instead of the next event when there is none to come.
     """
 
-    def __init__(self, responses: Any, timeouts: Timeouts, server: str):
+    def __init__(self, responses: Any, timeouts: Timeouts, server: str, on_over: Callable[[], None] = lambda: None):
         self._responses = responses
+        self._on_over = on_over
         self._timeouts = timeouts
         self._server = server
         self._started_s = time.monotonic()
@@ -41,11 +45,12 @@ class SpeechStream:
             if result is None:
                 break
             event = read_event(result)
-            self._is_over = is_last(result)
+            if is_last(result):
+                self._end()
             if event is not None:
                 self._is_complete = event.is_final
                 return event
-        self._is_over = True
+        self._end()
         if not self._is_complete:
             raise self._failed(ServerFailed("the stream ended before the utterance did"))
         raise StopAsyncIteration
@@ -56,13 +61,20 @@ class SpeechStream:
 
     async def aclose(self) -> None:
         """Give the utterance up and read no more."""
-        self._is_over = self._is_complete = True
+        self._is_complete = True
         self.cancel()
+        self._end()
 
     def __del__(self) -> None:
         # A stream left by `break` and dropped: the server must not speak on to nobody.
         if not self._is_over:
             self.cancel()
+            self._end()
+
+    def _end(self) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self._on_over()
 
     async def __aenter__(self) -> Self:
         return self
@@ -103,18 +115,33 @@ class SpeechStream:
         return next_s, f"no {which} response within {next_s:g} s"
 
     def _failed(self, error: ClientError) -> ClientError:
-        self._is_over = self._is_complete = True
+        self._is_complete = True
         self._responses.cancel()
+        self._end()
         return error
 
 
 class SpeechClient:
-    """Speaks and transcribes through the server at `server` (host:port of its gRPC service)."""
+    """Speaks and transcribes through the server at `server` (host:port of its gRPC service).
 
-    def __init__(self, server: str = "localhost:8001", timeouts: Timeouts | None = None, model: str = "speech"):
+    shared_memory: `system` or `cuda`: audio goes to a server on the same host through memory that both see.
+    """
+
+    def __init__(
+        self,
+        server: str = "localhost:8001",
+        timeouts: Timeouts | None = None,
+        model: str = "speech",
+        shared_memory: Memory | None = None,
+    ):
+        if shared_memory not in (None, "system", "cuda"):
+            raise ValueError(f"shared_memory: expected 'system' or 'cuda', got {shared_memory!r}")
         self.server = server
         self.timeouts = timeouts or Timeouts()
         self.model = model
+        self._memory = shared_memory
+        self._shared: set[Sharing] = set()
+        self._closing: set[asyncio.Task[None]] = set()
         self._client = InferenceServerClient(server)
 
     def speak(
@@ -132,16 +159,41 @@ class SpeechClient:
 
     def transcribe(self, audio: Audio, **options: Any) -> SpeechStream:
         """The events of `audio` being written down: a file's path or bytes, or (samples [n], rate in Hz)."""
-        return self.send([*audio_inputs(audio), *strings(task="asr", options=options_json(options))])
+        sharing = self._share()
+        inputs = [*audio_inputs(audio, sharing), *strings(task="asr", options=options_json(options))]
+        return self.send(inputs, sharing)
 
-    def send(self, inputs: list[InferInput]) -> SpeechStream:
-        """The events that answer `inputs`, tensors of the ensemble."""
+    def send(self, inputs: list[InferInput], sharing: Sharing | None = None) -> SpeechStream:
+        """The events that answer `inputs`, tensors of the ensemble; `sharing` holds what they have in shared memory."""
 
         async def requests() -> AsyncIterator[dict[str, Any]]:
+            if sharing is not None:
+                await sharing.register(self._client)
             yield {"model_name": self.model, "inputs": inputs}
 
         responses = self._client.stream_infer(requests())
-        return SpeechStream(responses, self.timeouts, self.server)
+        return SpeechStream(responses, self.timeouts, self.server, lambda: self._take_back(sharing))
+
+    def _share(self) -> Sharing | None:
+        if self._memory is None:
+            return None
+        sharing = Sharing(self._memory)
+        self._shared.add(sharing)
+        return sharing
+
+    def _take_back(self, sharing: Sharing | None) -> None:
+        """Free an utterance's memory in the background; what is left over is freed by `close`."""
+        if sharing is None:
+            return
+        with suppress(RuntimeError):  # dropped when no event loop runs any more
+            task = asyncio.get_running_loop().create_task(self._free(sharing))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def _free(self, sharing: Sharing) -> None:
+        self._shared.discard(sharing)
+        with suppress(InferenceServerException, grpc.RpcError):  # the server may be gone
+            await sharing.close(self._client)
 
     async def ready(self) -> bool:
         """Whether the server answers and the model takes requests."""
@@ -151,6 +203,8 @@ class SpeechClient:
             return False
 
     async def close(self) -> None:
+        """Free all shared memory and close the connection."""
+        await asyncio.gather(*self._closing, *(self._free(sharing) for sharing in list(self._shared)))
         await self._client.close()
 
     async def __aenter__(self) -> Self:

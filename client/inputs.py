@@ -1,11 +1,14 @@
 """The input tensors of a request. Absent inputs are not sent: all of them are optional."""
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tritonclient.grpc import InferInput
+
+from client.sharing import Sharing
 
 Audio = str | Path | bytes | tuple[np.ndarray, int]
 
@@ -17,15 +20,16 @@ def strings(**values: str | bytes | None) -> list[InferInput]:
     ]
 
 
-def audio_inputs(audio: Audio) -> list[InferInput]:
-    """Audio as a file's path or bytes, or as (samples [n] in [-1, 1], rate in Hz)."""
+def audio_inputs(audio: Audio, sharing: Sharing | None = None) -> list[InferInput]:
+    """Audio as a file's path or bytes, or as (samples [n] in [-1, 1], rate in Hz); through shared memory if given."""
     if isinstance(audio, tuple):
         pcm, sample_rate = audio
         if pcm.ndim != 1 or not np.issubdtype(pcm.dtype, np.floating):
             raise ValueError(f"expected mono floating-point samples [n], got {pcm.shape} {pcm.dtype}")
         rate = _tensor("sample_rate", np.array([sample_rate], np.int32), "INT32")
-        return [_tensor("pcm_in", pcm.astype(np.float32), "FP32"), rate]
-    return strings(audio=audio if isinstance(audio, bytes) else Path(audio).read_bytes())
+        return [_tensor("pcm_in", pcm.astype(np.float32), "FP32", sharing), rate]
+    content = audio if isinstance(audio, bytes) else Path(audio).read_bytes()
+    return [_tensor("audio", np.array([content], np.object_), "BYTES", sharing)]
 
 
 def options_json(options: dict[str, Any]) -> str | None:
@@ -34,7 +38,15 @@ def options_json(options: dict[str, Any]) -> str | None:
     return json.dumps(given) if given else None
 
 
-def _tensor(name: str, array: np.ndarray, dtype: str) -> InferInput:
+def _tensor(name: str, array: np.ndarray, dtype: str, sharing: Sharing | None = None) -> InferInput:
     tensor = InferInput(name, list(array.shape), dtype)
-    tensor.set_data_from_numpy(array)
+    if sharing is None:
+        tensor.set_data_from_numpy(array)
+        return tensor
+    # Triton's form of a string is its length in 4 bytes, then the string.
+    content = struct.pack("<I", len(array[0])) + array[0] if dtype == "BYTES" else array.tobytes()
+    data = np.frombuffer(content, np.uint8)
+    region = sharing.region(len(data))
+    region.write(data)
+    tensor.set_shared_memory(region.name, len(data))
     return tensor

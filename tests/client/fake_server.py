@@ -1,9 +1,11 @@
 """An in-process gRPC server that answers as the ensemble does, by a script of steps."""
 
 import asyncio
+import ctypes
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -86,9 +88,15 @@ def response(step: Chunk) -> service_pb2.ModelStreamInferResponse:
     return message
 
 
-def read_request(message: service_pb2.ModelInferRequest) -> Request:
+def read_request(message: service_pb2.ModelInferRequest, regions: Mapping[str, bytes]) -> Request:
     request: Request = {"model": message.model_name}
-    for tensor, raw in zip(message.inputs, message.raw_input_contents, strict=True):
+    inline = iter(message.raw_input_contents)
+    for tensor in message.inputs:
+        if "shared_memory_region" in tensor.parameters:
+            size = tensor.parameters["shared_memory_byte_size"].int64_param
+            raw = regions[tensor.parameters["shared_memory_region"].string_param][:size]
+        else:
+            raw = next(inline)
         dtypes = {"FP32": np.float32, "INT32": np.int32}
         is_bytes = tensor.datatype == "BYTES"
         array = deserialize_bytes_tensor(raw) if is_bytes else np.frombuffer(raw, dtypes[tensor.datatype])
@@ -105,6 +113,7 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     is_ready: bool = True
     requests: list[Request] = field(default_factory=list)
     metadata: list[dict[str, str]] = field(default_factory=list)
+    regions: dict[str, bytes] = field(default_factory=dict)
     num_cancelled: int = 0
     num_played: int = 0
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -122,13 +131,38 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelReady(self, request: Any, context: Any) -> service_pb2.ModelReadyResponse:
         return service_pb2.ModelReadyResponse(ready=self.is_ready and request.name == "speech")
 
+    async def SystemSharedMemoryRegister(
+        self, request: Any, context: Any
+    ) -> service_pb2.SystemSharedMemoryRegisterResponse:
+        self.regions[request.name] = (Path("/dev/shm") / request.key.removeprefix("/")).read_bytes()
+        return service_pb2.SystemSharedMemoryRegisterResponse()
+
+    async def SystemSharedMemoryUnregister(
+        self, request: Any, context: Any
+    ) -> service_pb2.SystemSharedMemoryUnregisterResponse:
+        del self.regions[request.name]
+        return service_pb2.SystemSharedMemoryUnregisterResponse()
+
+    async def CudaSharedMemoryRegister(
+        self, request: Any, context: Any
+    ) -> service_pb2.CudaSharedMemoryRegisterResponse:
+        address = int.from_bytes(request.raw_handle, "little")  # as the fake runtime makes its handles
+        self.regions[request.name] = ctypes.string_at(address, request.byte_size)
+        return service_pb2.CudaSharedMemoryRegisterResponse()
+
+    async def CudaSharedMemoryUnregister(
+        self, request: Any, context: Any
+    ) -> service_pb2.CudaSharedMemoryUnregisterResponse:
+        del self.regions[request.name]
+        return service_pb2.CudaSharedMemoryUnregisterResponse()
+
     async def ModelStreamInfer(
         self, messages: AsyncIterator[service_pb2.ModelInferRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[service_pb2.ModelStreamInferResponse]:
         self.metadata.append(dict(context.invocation_metadata()))
         try:
             async for message in messages:
-                self.requests.append(read_request(message))
+                self.requests.append(read_request(message, self.regions))
                 for step in self.script(self.requests[-1]):
                     answer = await self.play(step, context)
                     self.num_played += 1

@@ -1,0 +1,128 @@
+"""Memory that the client shares with a server on the same host: of the system, or of a GPU."""
+
+import base64
+import secrets
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from tritonclient.grpc.aio import InferenceServerClient
+
+Memory = Literal["system", "cuda"]
+
+
+class Region(Protocol):
+    """A named piece of memory; `close` gives it back."""
+
+    name: str
+
+    def write(self, data: np.ndarray) -> None:
+        """Put `data` at its beginning."""
+        ...
+
+    def read(self, offset: int, byte_size: int) -> np.ndarray:
+        """A copy of `byte_size` bytes from `offset` on, uint8."""
+        ...
+
+    async def register(self, server: InferenceServerClient) -> None:
+        """Let the server read inputs from it."""
+        ...
+
+    async def unregister(self, server: InferenceServerClient) -> None:
+        """The inverse of `register`."""
+        ...
+
+    def close(self) -> None:
+        """Free the memory."""
+        ...
+
+
+class SystemRegion:
+    """Memory of the system, which another process opens by its name."""
+
+    def __init__(self, prefix: str, byte_size: int):
+        self._memory = SharedMemory(f"{prefix}_{secrets.token_hex(8)}", create=True, size=byte_size)
+        self.name, self._byte_size = self._memory.name, byte_size
+        assert self._memory.buf is not None
+        self._buffer: memoryview = self._memory.buf
+
+    @property
+    def words(self) -> memoryview:
+        """The region as int64 words; each store is atomic. Release it before `close`."""
+        return self._buffer.cast("q")
+
+    def write(self, data: np.ndarray) -> None:
+        """See Region."""
+        self._buffer[: data.nbytes] = np.ascontiguousarray(data).view(np.uint8).data
+
+    def read(self, offset: int, byte_size: int) -> np.ndarray:
+        """See Region."""
+        return np.frombuffer(bytes(self._buffer[offset : offset + byte_size]), np.uint8)
+
+    async def register(self, server: InferenceServerClient) -> None:
+        """See Region."""
+        await server.register_system_shared_memory(self.name, f"/{self.name}", self._byte_size)
+
+    async def unregister(self, server: InferenceServerClient) -> None:
+        """See Region."""
+        await server.unregister_system_shared_memory(self.name)
+
+    def close(self) -> None:
+        """See Region."""
+        self._memory.close()
+        self._memory.unlink()
+
+
+class CudaRegion:
+    """Memory of a GPU, which another process opens by its handle. It needs NVIDIA's `cuda-bindings`."""
+
+    def __init__(self, prefix: str, byte_size: int, device: int = 0):
+        from cuda.bindings import runtime
+
+        self._runtime: Any = runtime
+        self.name, self.device, self._byte_size = f"{prefix}_{secrets.token_hex(8)}", device, byte_size
+        self._call("cudaSetDevice", device)
+        (self._address,) = self._call("cudaMalloc", byte_size)
+        (handle,) = self._call("cudaIpcGetMemHandle", self._address)
+        self.handle = bytes(handle.reserved)
+
+    def write(self, data: np.ndarray) -> None:
+        """See Region."""
+        data = np.ascontiguousarray(data)
+        self._copy(self._address, data.ctypes.data, data.nbytes)
+
+    def read(self, offset: int, byte_size: int) -> np.ndarray:
+        """See Region."""
+        data = np.empty(byte_size, np.uint8)
+        self._copy(data.ctypes.data, self._address + offset, byte_size)
+        return data
+
+    async def register(self, server: InferenceServerClient) -> None:
+        """See Region."""
+        handle = base64.b64encode(self.handle)
+        await server.register_cuda_shared_memory(self.name, handle, self.device, self._byte_size)
+
+    async def unregister(self, server: InferenceServerClient) -> None:
+        """See Region."""
+        await server.unregister_cuda_shared_memory(self.name)
+
+    def close(self) -> None:
+        """See Region."""
+        self._call("cudaFree", self._address)
+
+    def _copy(self, target: int, source: int, byte_size: int) -> None:
+        self._call("cudaSetDevice", self.device)
+        self._call("cudaMemcpy", target, source, byte_size, self._runtime.cudaMemcpyKind.cudaMemcpyDefault)
+
+    def _call(self, function: str, *arguments: Any) -> tuple[Any, ...]:
+        status, *results = getattr(self._runtime, function)(*arguments)
+        if status != self._runtime.cudaError_t.cudaSuccess:
+            raise MemoryError(f"{function}: {status!r}")
+        return tuple(results)
+
+
+def new_region(memory: Memory, prefix: str, byte_size: int) -> Region:
+    """A region of `byte_size` bytes; ValueError for a kind of memory that there is not."""
+    if memory not in ("system", "cuda"):
+        raise ValueError(f"shared_memory: expected 'system' or 'cuda', got {memory!r}")
+    return SystemRegion(prefix, byte_size) if memory == "system" else CudaRegion(prefix, byte_size)

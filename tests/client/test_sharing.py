@@ -1,0 +1,87 @@
+"""Audio through memory that client and server share, and nothing of it left behind."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client import SpeechClient
+from client.regions import Memory
+from tests.client.fake_server import Chunk, FakeServer, Pause, Step
+from tests.cuda_runtime import FakeRuntime, install
+
+ANSWER = [Chunk(0, None, text="a cat"), Chunk(1, None, is_final=True, is_last=True)]
+PCM = np.linspace(-1, 1, 4000, dtype=np.float32)
+
+
+def regions() -> list[Path]:
+    return list(Path("/dev/shm").glob("stretto_in_*"))
+
+
+@pytest.fixture(autouse=True)
+def runtime(monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
+    return install(monkeypatch)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[FakeServer]:
+    made = FakeServer(lambda _: list(script))
+    script: list[Step] = list(ANSWER)
+    made.steps = script
+    made.address = await made.start()
+    yield made
+    await made.server.stop(0)
+
+
+@pytest.mark.parametrize("memory", ["system", "cuda"])
+async def test_audio_arrives_whole_and_its_memory_is_freed(
+    server: FakeServer, runtime: FakeRuntime, memory: Memory
+) -> None:
+    async with SpeechClient(server.address, shared_memory=memory) as client:
+        text = "".join([event.text async for event in client.transcribe((PCM, 16_000))])
+        assert text == "a cat"
+        again = [event async for event in client.transcribe(b"a whole file")]
+        assert again[-1].is_final
+    samples, file = server.requests
+    np.testing.assert_array_equal(samples["pcm_in"], PCM)
+    assert samples["sample_rate"] == 16_000
+    assert file["audio"] == b"a whole file"
+    assert not server.regions
+    assert not regions()
+    assert not runtime.buffers
+
+
+@pytest.mark.parametrize("ending", ["cancelled", "dropped", "left open"])
+async def test_an_utterance_given_up_frees_its_memory(server: FakeServer, ending: str) -> None:
+    server.steps[1:1] = [Pause(5)]
+    async with SpeechClient(server.address, shared_memory="system") as client:
+        stream = client.transcribe((PCM, 16_000))
+        await anext(stream)
+        assert len(regions()) == len(server.regions) == 1
+        if ending == "cancelled":
+            await stream.aclose()
+        elif ending == "dropped":
+            del stream
+        if ending != "left open":
+            async with asyncio.timeout(2):
+                while regions():
+                    await asyncio.sleep(0.01)
+    assert not regions()
+    assert not server.regions
+
+
+async def test_a_server_that_is_gone_leaves_no_memory(server: FakeServer) -> None:
+    client = SpeechClient(server.address, shared_memory="system")
+    server.steps[1:1] = [Pause(5)]
+    stream = client.transcribe((PCM, 16_000))
+    await anext(stream)
+    await server.server.stop(0)
+    await client.close()
+    assert not regions()
+
+
+def test_another_kind_of_memory_is_refused() -> None:
+    with pytest.raises(ValueError, match="shared_memory: expected 'system' or 'cuda', got 'disk'"):
+        SpeechClient(shared_memory="disk")

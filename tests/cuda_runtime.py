@@ -1,0 +1,65 @@
+"""NVIDIA's `cuda.bindings.runtime` as far as we use it, over memory of the host: handles, copies, failures."""
+
+import ctypes
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+
+class FakeRuntime(ModuleType):
+    """Addresses are real addresses of buffers; a handle is a number that names one of them."""
+
+    cudaError_t = SimpleNamespace(cudaSuccess=0, cudaErrorInvalidValue=1)
+    cudaMemcpyKind = SimpleNamespace(cudaMemcpyDefault=4)
+    cudaIpcMemLazyEnablePeerAccess = 1
+
+    def __init__(self) -> None:
+        super().__init__("cuda.bindings.runtime")
+        self.buffers: dict[int, Any] = {}
+        self.opened: list[int] = []
+        self.device = -1
+
+    def cudaIpcMemHandle_t(self) -> SimpleNamespace:
+        return SimpleNamespace(reserved=b"")
+
+    def cudaSetDevice(self, device: int) -> tuple[int]:
+        self.device = device
+        return (0 if device < 2 else 1,)
+
+    def cudaMalloc(self, size: int) -> tuple[int, int]:
+        buffer = ctypes.create_string_buffer(size)
+        address = ctypes.addressof(buffer)
+        self.buffers[address] = buffer
+        return 0, address
+
+    def cudaFree(self, address: int) -> tuple[int]:
+        return (0 if self.buffers.pop(address, None) else 1,)
+
+    def cudaIpcGetMemHandle(self, address: int) -> tuple[int, SimpleNamespace]:
+        return 0, SimpleNamespace(reserved=address.to_bytes(64, "little"))
+
+    def cudaIpcOpenMemHandle(self, handle: SimpleNamespace, flags: int) -> tuple[int, int]:
+        address = int.from_bytes(handle.reserved, "little")
+        if address not in self.buffers:
+            return 1, 0
+        self.opened.append(address)
+        return 0, address
+
+    def cudaIpcCloseMemHandle(self, address: int) -> tuple[int]:
+        self.opened.remove(address)
+        return (0,)
+
+    def cudaMemcpy(self, target: int, source: int, size: int, kind: int) -> tuple[int]:
+        ctypes.memmove(target, source, size)
+        return (0,)
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
+    """Let `cuda.bindings.runtime` be this one."""
+    runtime, bindings = FakeRuntime(), ModuleType("cuda.bindings")
+    bindings.runtime = runtime
+    for module in (ModuleType("cuda"), bindings, runtime):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return runtime
