@@ -1,79 +1,103 @@
 """Temperature, top-k and top-p against a plain loop over every row, stream and token."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
 
 from python_backend.sampling.draw import DrawParams, DrawPlan, draw
-from python_backend.sampling.noise import seed_key, stream_keys
-from tests.reference import noise as reference
-
-ROWS, STREAMS, CODES, SEED = 12, 3, 40, 5
-FIRST_ID = 100
+from tests.sampling.cases import Case, cases, random_case
 
 
-def slow_draw(logits: list[float], ids: list[int], position: int, stream: int, params: tuple[float, int, float]) -> int:
-    temperature, top_k, top_p = params
-    ranked = sorted(range(len(ids)), key=lambda column: -logits[column])
-    if temperature == 0:
-        return ids[ranked[0]]
-    kept = ranked[: top_k or None]
-    weights = [math.exp((logits[column] - logits[kept[0]]) / temperature) for column in kept]
-    kept = [c for i, c in enumerate(kept) if math.fsum(weights[:i]) / math.fsum(weights) < top_p]
-
-    def score(column: int) -> float:
-        noise = reference.uniform(SEED, position, stream, ids[column])
-        return logits[column] / temperature - math.log(-math.log(noise))
-
-    return ids[max(kept, key=score)]
+def drawn(case: Case) -> torch.Tensor:
+    return draw(case.logits, case.token_ids, case.keys, case.params, case.plan)
 
 
-def params_of(kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    random = np.random.default_rng(0)
-    temperature = random.choice([0.0, 0.5, 1.3], ROWS).astype(np.float32)
-    top_k = random.choice([1, 5, 40], ROWS)
-    top_p = random.choice([1.0, 0.5, 0.9], ROWS).astype(np.float32)
-    off_k, off_p = np.zeros(ROWS, np.int64), np.ones(ROWS, np.float32)
-    return {
-        "greedy": (0 * temperature, top_k, top_p),
-        "plain": (temperature, off_k, off_p),
-        "top_k": (temperature, top_k, off_p),
-        "top_p": (temperature, off_k, top_p),
-        "all": (temperature, top_k * (np.arange(ROWS) % 2), top_p),
-    }[kind]
+@settings(max_examples=150, deadline=None)
+@given(cases())
+def test_draws_are_the_plain_loop_s(case: Case) -> None:
+    case.check(drawn(case))
 
 
-@pytest.mark.parametrize("kind", ["greedy", "plain", "top_k", "top_p", "all"])
-def test_draws_are_the_plain_loop_s(kind: str) -> None:
-    temperature, top_k, top_p = params_of(kind)
-    logits = 3 * torch.randn(ROWS, STREAMS, CODES, generator=torch.Generator().manual_seed(1))
-    logits[:, :, 7] = -torch.inf
-    positions = torch.arange(ROWS) * 3
-    keys = stream_keys(torch.full((ROWS,), seed_key(SEED), dtype=torch.int32), positions, STREAMS)
-    ids = FIRST_ID + torch.arange(STREAMS * CODES).view(STREAMS, CODES)
-    params = DrawParams(torch.from_numpy(temperature), torch.from_numpy(top_k), torch.from_numpy(top_p))
-    drawn = draw(logits, ids, keys, params, DrawPlan.of(temperature, top_k, top_p))
-    for row in range(ROWS):
-        for stream in range(STREAMS):
-            wanted = (float(temperature[row]), int(top_k[row]), float(top_p[row]))
-            slow = slow_draw(logits[row, stream].tolist(), ids[stream].tolist(), 3 * row, stream, wanted)
-            assert drawn[row, stream].item() == slow, (row, stream, wanted)
+@pytest.mark.parametrize("columns", [300, 1025])
+def test_draws_from_wide_rows_are_the_plain_loop_s(columns: int) -> None:
+    for seed in range(3):
+        case = random_case(seed, (8, 2, columns), step=[0.0, 0.1][seed % 2])
+        case.check(drawn(case))
 
 
-def test_a_row_draws_the_same_whatever_the_others_ask_for() -> None:
-    logits = torch.randn(2, 1, CODES, generator=torch.Generator().manual_seed(2))
-    keys = stream_keys(torch.tensor([3, 3], dtype=torch.int32), torch.tensor([8, 9]), 1)
-    ids = torch.arange(CODES)[None]
+@settings(max_examples=60, deadline=None)
+@given(cases())
+def test_a_row_draws_the_same_whatever_the_others_ask_for(case: Case) -> None:
+    together = drawn(case)
+    for row in range(len(case.seeds)):
+        assert torch.equal(drawn(case.row(row))[0], together[row])
 
-    def first(temperature: list[float], top_k: list[int], top_p: list[float]) -> int:
-        t, k, p = np.float32(temperature), np.int64(top_k), np.float32(top_p)
-        rows = len(temperature)
-        params = DrawParams(*map(torch.from_numpy, (t, k, p)))
-        return int(draw(logits[:rows], ids, keys[:rows], params, DrawPlan.of(t, k, p))[0, 0])
 
-    alone = first([0.8], [5], [1.0])
-    assert alone == first([0.8, 0.0], [5, 0], [1.0, 1.0])
-    assert alone == first([0.8, 1.0], [5, 0], [1.0, 1.0])
-    assert alone == first([0.8, 1.0], [5, 9], [1.0, 0.4])
+def test_a_wide_nucleus_is_found_however_far_it_reaches() -> None:
+    case = random_case(0, (4, 1, 20_000))
+    case.logits.mul_(torch.tensor([0.01, 0.2, 1.0, 3.0])[:, None, None])
+    case.temperature[:], case.top_k[:], case.top_p[:] = 1, 0, 0.9
+    case.check(drawn(case))
+
+
+def one_row(logits: list[float], temperature: float, top_k: int, top_p: float, num_draws: int = 300) -> list[int]:
+    """Columns drawn from one distribution at many positions."""
+    values = torch.tensor(logits).expand(num_draws, 1, -1).contiguous()
+    parameters = (np.full(num_draws, value) for value in (np.float32(temperature), top_k, np.float32(top_p)))
+    case = Case(values, [1] * num_draws, list(range(num_draws)), *parameters)
+    return (drawn(case).squeeze(1) - case.token_ids[0, 0]).tolist()
+
+
+def test_ties_at_the_k_th_place_are_all_kept() -> None:
+    assert set(one_row([2.0, 3.0, 2.0, 1.0, 2.0], 1.0, 2, 1.0)) == {0, 1, 2, 4}
+
+
+def test_equal_tokens_are_kept_or_left_together_by_top_p() -> None:
+    assert set(one_row([0.0, 0.0, 0.0, -3.0], 1.0, 0, 0.05)) == {0, 1, 2}
+
+
+def test_top_p_counts_the_mass_of_what_top_k_kept() -> None:
+    logits = np.log([0.3, 0.3001, 0.2, 0.2]).tolist()  # of the first two, the larger holds just over a half
+    assert set(one_row(logits, 1.0, 2, 0.5)) == {1}
+    assert set(one_row(logits, 1.0, 0, 0.5)) == {0, 1}
+
+
+def test_greedy_rows_take_the_lowest_of_equal_columns() -> None:
+    assert set(one_row([1.0, 5.0, 5.0], 0.0, 0, 1.0)) == {1}
+    case = random_case(3, (2, 2, 200), step=3.0)
+    case.temperature[:] = [0, 1]
+    assert torch.equal(drawn(case)[0] - case.token_ids[:, 0], case.logits[0].argmax(-1))
+
+
+def test_the_frequencies_are_those_of_the_tempered_softmax() -> None:
+    logits = [0.0, 1.0, 2.0, -1.0]
+    counts = np.bincount(one_row(logits, 0.7, 0, 1.0, 20_000), minlength=4) / 20_000
+    assert np.allclose(counts, torch.tensor(logits).div(0.7).softmax(0), atol=0.015)
+
+
+def test_a_row_without_any_token_left_harms_no_other() -> None:
+    case = random_case(5, (3, 1, 90))
+    case.logits[1] = -torch.inf
+    for temperature in (0.0, 1.0):
+        for top_k, top_p in ((0, 1.0), (5, 1.0), (5, 0.8), (0, 0.8)):
+            case.temperature[:], case.top_k[:], case.top_p[:] = temperature, top_k, top_p
+            tokens = drawn(case)
+            assert torch.equal(tokens[0], drawn(case.row(0))[0])
+            assert torch.equal(tokens[2], drawn(case.row(2))[0])
+
+
+def test_the_plan_says_what_no_row_asks_for() -> None:
+    def plan(temperature: list[float], top_k: list[int], top_p: list[float]) -> DrawPlan:
+        return DrawPlan.of(np.float32(temperature), np.int64(top_k), np.float32(top_p))
+
+    assert plan([0, 0], [5, 0], [0.5, 1]) == DrawPlan(False, 1, False)
+    assert plan([1, 0], [5, 0], [1, 0.5]) == DrawPlan(True, 5, False)
+    assert plan([1, 1], [5, 0], [1, 0.5]) == DrawPlan(True, 0, True)
+
+
+def test_params_of_one_stream_hold_for_all_streams_of_a_row() -> None:
+    case = random_case(9, (1, 3, 60))
+    params = DrawParams(torch.tensor([0.0]), torch.tensor([0]), torch.tensor([1.0]))
+    tokens = draw(case.logits, case.token_ids, case.keys, params, DrawPlan(True, 0, False))
+    assert torch.equal(tokens[0] - case.token_ids[:, 0], case.logits[0].argmax(-1))

@@ -1,0 +1,38 @@
+"""The few columns of each row that a draw needs to look at, found without sorting the row. In numpy, for the CPU."""
+
+import numpy as np
+
+LOWEST = np.finfo(np.float32).min
+GROUPS, GROUP_WIDTH = 64, 128  # the fewest groups a row is cut into, and the widest
+
+
+def lower_bound(logits: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """What the `reach`-th largest logit of each row is at least, [N, 1]: as large a maximum of groups of columns."""
+    num_rows, num_columns = logits.shape
+    width = min(num_columns // max(GROUPS, 2 * int(reach.max())), GROUP_WIDTH)
+    if width < 2:
+        return np.full((num_rows, 1), LOWEST)
+    groups = num_columns // width
+    maxima = logits[:, :groups].copy()
+    for start in range(groups, groups * width, groups):
+        np.maximum(maxima, logits[:, start : start + groups], out=maxima)
+    maxima.sort(axis=1)
+    return np.take_along_axis(maxima, groups - reach, axis=1)
+
+
+def candidates(logits: np.ndarray, bound: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Each row's finite logits from `bound` [N, 1] on, in the order of their columns, and these: [N, M] twice.
+
+    Shorter rows end in -inf. Where there are many, all columns are returned as they are: `logits` and None.
+    """
+    num_rows, num_columns = logits.shape
+    found = np.flatnonzero(logits >= np.maximum(bound, LOWEST))
+    if 4 * len(found) > logits.size:
+        return logits, None
+    counts = np.diff(np.searchsorted(found, np.arange(num_rows + 1) * num_columns))
+    is_filled = np.arange(max(1, int(counts.max()))) < counts[:, None]
+    values = np.full(is_filled.shape, -np.inf, np.float32)
+    columns = np.zeros(is_filled.shape, np.int64)
+    values[is_filled] = logits.reshape(-1)[found]
+    columns[is_filled] = found % num_columns
+    return values, columns

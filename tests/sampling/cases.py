@@ -1,0 +1,88 @@
+"""Batches of draws made to find what a fast draw gets wrong, and the reference's answers to them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+
+from python_backend.sampling.draw import DrawParams, DrawPlan
+from python_backend.sampling.noise import seed_key, stream_keys
+from tests.reference import draw as reference
+from tests.reference.noise import uniform
+
+FIRST_ID, UNDECIDED = 100, 1e-4
+
+
+@dataclass(frozen=True)
+class Case:
+    """B rows of S streams over C columns, each row with its own seed, position and parameters."""
+
+    logits: torch.Tensor
+    seeds: list[int]
+    positions: list[int]
+    temperature: np.ndarray
+    top_k: np.ndarray
+    top_p: np.ndarray
+
+    @property
+    def token_ids(self) -> torch.Tensor:
+        streams, columns = self.logits.shape[1:]
+        return FIRST_ID + torch.arange(streams * columns).view(streams, columns)
+
+    @property
+    def keys(self) -> torch.Tensor:
+        seeds = torch.tensor([seed_key(seed) for seed in self.seeds], dtype=torch.int32)
+        return stream_keys(seeds, torch.tensor(self.positions), self.logits.shape[1])
+
+    @property
+    def params(self) -> DrawParams:
+        return DrawParams(*map(torch.from_numpy, (self.temperature, self.top_k, self.top_p)))
+
+    @property
+    def plan(self) -> DrawPlan:
+        return DrawPlan.of(self.temperature, self.top_k, self.top_p)
+
+    def row(self, index: int) -> "Case":
+        """One row of the batch, alone."""
+        part = slice(index, index + 1)
+        arrays = (values[part].copy() for values in (self.temperature, self.top_k, self.top_p))
+        return Case(self.logits[part].clone(), self.seeds[part], self.positions[part], *arrays)
+
+    def check(self, drawn: torch.Tensor) -> None:
+        """Hold `drawn` [B, S] to the reference, wherever that is not itself undecided between two tokens."""
+        for row in range(len(self.seeds)):
+            wanted = float(self.temperature[row]), int(self.top_k[row]), float(self.top_p[row])
+            for stream, ids in enumerate(self.token_ids.tolist()):
+
+                def noise(token: int, row: int = row, stream: int = stream) -> float:
+                    return uniform(self.seeds[row], self.positions[row], stream, token)
+
+                token, lead = reference.draw(self.logits[row, stream].tolist(), ids, noise, *wanted)
+                assert lead < UNDECIDED or drawn[row, stream] == token, (row, stream, wanted)
+
+
+def random_case(seed: int, shape: tuple[int, int, int], step: float = 0.0, masked: float = 0.0) -> Case:
+    """Normal logits, rounded to multiples of `step` (so that many tie), a share of `masked` at -inf but for one."""
+    random = np.random.default_rng(seed)
+    rows, streams, columns = shape
+    logits = 3 * random.standard_normal(shape).astype(np.float32)
+    if step:
+        logits = np.round(logits / step).astype(np.float32) * np.float32(step)
+    is_masked = random.random(shape) < masked
+    np.put_along_axis(is_masked, random.integers(0, columns, (rows, streams, 1)), False, axis=2)
+    return Case(
+        torch.from_numpy(np.where(is_masked, np.float32(-np.inf), logits)),
+        random.integers(0, 1 << 62, rows).tolist(),
+        random.integers(0, 30_000, rows).tolist(),
+        random.choice(np.float32([0, 0.3, 0.8, 1, 2.5]), rows),
+        random.choice([0, 0, 1, 2, 5, 20, columns - 1, columns, columns + 7], rows).clip(0),
+        random.choice(np.float32([1, 1, 1e-6, 0.3, 0.8, 0.95]), rows),
+    )
+
+
+def cases(max_rows: int = 6, max_columns: int = 150) -> st.SearchStrategy[Case]:
+    """Cases of few columns and many, of distinct logits and ties, with nothing, some and nearly all of them masked."""
+    shapes = st.tuples(st.integers(1, max_rows), st.integers(1, 3), st.integers(1, max_columns))
+    steps, masked = st.sampled_from([0.0, 0.5, 4.0, 100.0]), st.sampled_from([0.0, 0.3, 0.95, 1.0])
+    return st.builds(random_case, st.integers(0, 1 << 30), shapes, steps, masked)
