@@ -9,12 +9,12 @@ from python_backend.decoder.sessions import Session
 
 
 def make_event(delivery: Delivery, session: Session, num_samples: int, spec: CodecSpec) -> dict[str, Any]:
-    """The event of a chunk whose `num_samples` samples have just been noted in its session.
+    """The event of a chunk for which `num_samples` samples have just been rendered by its session.
 
     start_s, duration_s: where the samples lie in the utterance. A word's start_s counts from its beginning, too,
     and so does that of a change between guided and unguided frames.
     """
-    chunk = delivery.chunk
+    chunk, sample_rate = delivery.chunk, session.renderer.sample_rate
     event = {
         "utterance": delivery.utterance,
         "index": chunk.index,
@@ -29,23 +29,23 @@ def make_event(delivery: Delivery, session: Session, num_samples: int, spec: Cod
             {"start_s": round(change.frame / spec.frame_rate, 4), "is_guided": change.is_guided}
             for change in chunk.guidance_changes
         ],
-        "start_s": (session.num_samples - num_samples) / spec.sample_rate,
-        "duration_s": num_samples / spec.sample_rate,
-        "sample_rate": spec.sample_rate,
+        "start_s": (session.num_samples - num_samples) / sample_rate,
+        "duration_s": num_samples / sample_rate,
+        "sample_rate": sample_rate,
         "is_final": chunk.is_final,
     }
-    return event | {"report": _report(delivery, session, spec)} if chunk.is_final else event
+    return event | {"report": _report(delivery, session)} if chunk.is_final else event
 
 
-def _report(delivery: Delivery, session: Session, spec: CodecSpec) -> dict[str, Any]:
-    sound = session.first_sound
+def _report(delivery: Delivery, session: Session) -> dict[str, Any]:
+    sound, sample_rate = session.first_sound, session.renderer.sample_rate
     report = delivery.chunk.report
     record = {}
     if report is not None:
         changes = [[change.frame, change.is_guided] for change in report.guidance_changes]
         record = asdict(report) | {"guidance_changes": changes}
     return record | {
-        "audio_s": session.num_samples / spec.sample_rate,
+        "audio_s": session.num_samples / sample_rate,
         "decode_s": session.decode_s,
-        "first_sound_s": None if sound is None else sound / spec.sample_rate,
+        "first_sound_s": None if sound is None else sound / sample_rate,
     }

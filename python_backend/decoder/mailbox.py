@@ -2,19 +2,20 @@
 
 import threading
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from python_backend.streams.chunk import Chunk
+from python_backend.streams.delivery import OutputForm
 
 
 class Reply(Protocol):
     """The answer to one chunk: exactly one of `send` and `fail` is called, once."""
 
     def send(self, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
-        """Deliver samples [n] float32, or none, with their event."""
+        """Deliver samples [n] float32 or int16, or none, with their event."""
         ...
 
     def fail(self, error: Exception) -> None:
@@ -28,12 +29,16 @@ class Reply(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A chunk on its way to being decoded. codes: [K, T] integers, or None without audio."""
+    """A chunk on its way to being decoded. codes: [K, T] integers, or None without audio.
+
+    form: how the client wants its samples; that of the first chunk counts.
+    """
 
     utterance: str
     chunk: Chunk
     codes: np.ndarray | None
     reply: Reply
+    form: OutputForm = field(default_factory=OutputForm)
 
 
 class Mailbox:

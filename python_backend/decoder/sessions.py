@@ -7,31 +7,48 @@ import numpy as np
 from torch import Tensor
 
 from python_backend.codec.base import Codec
+from python_backend.decoder.rendering import Renderer
 from python_backend.decoder.streaming import Windower
 from python_backend.errors import InvalidRequest, Overloaded
+from python_backend.streams.delivery import OutputForm
 
 AUDIBLE = 0.01  # a sample beyond this is sound, not the silence before it
 
 
 @dataclass(slots=True)
 class Session:
-    """One open utterance. `state` [1, D] is the codec's, as it stands before `windower.next_frame`."""
+    """One open utterance. `state` [1, D] is the codec's, as it stands before `windower.next_frame`.
+
+    num_samples, first_sound: of the samples as they are sent, at `renderer.sample_rate`.
+    """
 
     windower: Windower
     state: Tensor
+    renderer: Renderer
     last_used_s: float
     next_index: int = 0
     num_samples: int = 0
     decode_s: float = 0.0
     first_sound: int | None = field(default=None)
 
-    def note(self, pcm: np.ndarray, decode_s: float) -> None:
-        """Count samples [n] just decoded, and find the first audible one of the utterance."""
+    @property
+    def num_bytes(self) -> int:
+        """Memory that grows with the codec: the frames kept and the state. What else there is takes some kilobytes."""
+        return self.windower.num_bytes + self.state.nbytes
+
+    def render(self, pcm: np.ndarray | None, is_final: bool) -> np.ndarray | None:
+        """Samples in the client's form for those [n] float32 just decoded; None where there are none (yet)."""
+        samples = self.renderer.resample(pcm, is_final)
+        if samples is not None:
+            self._note(samples)
+        return self.renderer.encode(samples)
+
+    def _note(self, pcm: np.ndarray) -> None:
+        """Count samples [n], and find the first audible one of the utterance."""
         if self.first_sound is None:
             loud = np.flatnonzero(np.abs(pcm) > AUDIBLE)
             self.first_sound = self.num_samples + int(loud[0]) if len(loud) else None
         self.num_samples += len(pcm)
-        self.decode_s += decode_s
 
 
 class Sessions:
@@ -47,8 +64,13 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._open)
 
-    def advance(self, utterance: str, index: int) -> Session:
-        """The session that takes chunk `index`, opened if that is 0.
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all open utterances."""
+        return sum(session.num_bytes for session in list(self._open.values()))  # any thread
+
+    def advance(self, utterance: str, index: int, form: OutputForm) -> Session:
+        """The session that takes chunk `index`, opened, for samples in `form`, if that is 0.
 
         Raises InvalidRequest unless chunks come as 0, 1, 2, …; Overloaded when too many utterances are open.
         """
@@ -56,7 +78,7 @@ class Sessions:
         if session is None:
             if index != 0:
                 raise InvalidRequest("chunk.index", "0, as the utterance is not open", index)
-            session = self._new()
+            session = self._new(form)
             self._open[utterance] = session
         if index != session.next_index:
             raise InvalidRequest("chunk.index", str(session.next_index), index)
@@ -76,7 +98,8 @@ class Sessions:
             self.close(utterance)
         return idle
 
-    def _new(self) -> Session:
+    def _new(self, form: OutputForm) -> Session:
         if len(self._open) >= self._limit:
             raise Overloaded(f"{self._limit} utterances are being decoded already")
-        return Session(Windower(self._codec.spec), self._codec.initial_state(1), self._clock())
+        spec = self._codec.spec
+        return Session(Windower(spec), self._codec.initial_state(1), Renderer(form, spec), self._clock())

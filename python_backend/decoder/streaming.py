@@ -51,6 +51,11 @@ class Windower:
         self._kept_from = 0  # frame of the first column kept
         self.next_frame = 0  # the first frame not yet decoded
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the frames kept."""
+        return self._kept.nbytes
+
     def push(self, codes: np.ndarray | None, is_final: bool) -> FrameWindow | None:
         """Take frames [K, T] and give the window that they complete; None while every frame waits for more.
 

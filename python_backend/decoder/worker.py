@@ -20,8 +20,10 @@ from python_backend.decoder.mailbox import Delivery, Mailbox, Reply
 from python_backend.decoder.sessions import Session, Sessions
 from python_backend.errors import Cancelled, Overloaded, StrettoError
 from python_backend.streams.chunk import Chunk
+from python_backend.streams.delivery import OutputForm
 
 logger = logging.getLogger(__name__)
+PLAIN = OutputForm()
 COUNTS = ("chunks", "failed", "cancelled", "expired", "batches", "windows", "frames")
 
 
@@ -40,9 +42,11 @@ class DecoderWorker:
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
         self._thread.start()
 
-    def push(self, utterance: str, chunk: Chunk, codes: np.ndarray | None, reply: Reply) -> None:
+    def push(
+        self, utterance: str, chunk: Chunk, codes: np.ndarray | None, reply: Reply, form: OutputForm = PLAIN
+    ) -> None:
         """Have a chunk decoded; returns at once. Any thread may call it. codes: [K, T] integers, or None."""
-        delivery = Delivery(utterance, chunk, codes, reply)
+        delivery = Delivery(utterance, chunk, codes, reply, form)
         if not self._mailbox.put(delivery):
             self._refuse(delivery, Overloaded("the decoder is stopping"))
 
@@ -60,7 +64,11 @@ class DecoderWorker:
 
     def stats(self) -> dict[str, float]:
         """Counts since the start, utterances open and chunks waiting now, and the seconds spent decoding."""
-        now = {"open_utterances": len(self._sessions), "waiting_chunks": len(self._mailbox)}
+        now = {
+            "open_utterances": len(self._sessions),
+            "session_bytes": self._sessions.num_bytes,
+            "waiting_chunks": len(self._mailbox),
+        }
         spent = {"largest_batch": self._largest_batch, "decode_s": self._decode_s}
         return {name: self._counts[name] for name in COUNTS} | now | spent
 
@@ -91,7 +99,7 @@ class DecoderWorker:
         try:
             if delivery.reply.is_cancelled():
                 raise Cancelled("the client cancelled the request")
-            session = self._sessions.advance(delivery.utterance, delivery.chunk.index)
+            session = self._sessions.advance(delivery.utterance, delivery.chunk.index, delivery.form)
             window = session.windower.push(delivery.codes, delivery.chunk.is_final)
             if window is not None:
                 return Job(delivery, session, window)
@@ -115,7 +123,7 @@ class DecoderWorker:
         spent_s = time.perf_counter() - begun
         self._count_batch(group, spent_s)
         for job, samples in zip(group, pcm, strict=True):
-            job.session.note(samples, spent_s / len(group))
+            job.session.decode_s += spent_s / len(group)
             try:
                 self._answer(job.delivery, job.session, samples)
             except Exception as error:
@@ -135,8 +143,9 @@ class DecoderWorker:
     def _answer(self, delivery: Delivery, session: Session, pcm: np.ndarray | None) -> None:
         if delivery.chunk.is_final:
             self._sessions.close(delivery.utterance)
-        num_samples = 0 if pcm is None else len(pcm)
-        delivery.reply.send(pcm, make_event(delivery, session, num_samples, self._codec.spec))
+        samples = session.render(pcm, delivery.chunk.is_final)
+        num_samples = 0 if samples is None else len(samples)
+        delivery.reply.send(samples, make_event(delivery, session, num_samples, self._codec.spec))
 
     def _fail(self, delivery: Delivery, error: Exception) -> None:
         """End an utterance with an error."""

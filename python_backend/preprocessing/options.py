@@ -1,26 +1,32 @@
 """The `options` of a request: JSON over the defaults of its task, to a typed sampling configuration."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from python_backend.errors import InvalidRequest
 from python_backend.families.base import Family, Task
+from python_backend.preprocessing.delivery import DELIVERY_KEYS, read_delivery
 from python_backend.preprocessing.json_field import read_json, shown
 from python_backend.sampling.params import POLICIES, SamplingConfig, SegmentSampling
+from python_backend.streams.delivery import Delivery
 from python_backend.streams.segment import Segment
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How the reply is drawn, and the voice it is spoken in (None where the task does not speak)."""
+    """How the reply is drawn, the voice it is spoken in (None where the task does not speak), and how it is sent."""
 
     sampling: SamplingConfig
     voice: str | None
+    delivery: Delivery = field(default_factory=Delivery)
 
 
-def read_options(text: str | None, family: Family, task: Task, frame_rate: float) -> Options:
-    """The options in `text` (JSON, None for none) over the defaults of `task`; `frame_rate` is the codec's, in Hz."""
+def read_options(text: str | None, family: Family, task: Task, frame_rate: float, held_frames: int = 0) -> Options:
+    """The options in `text` (JSON, None for none) over the defaults of `task`.
+
+    frame_rate, held_frames: the codec's frames per second, and its right context.
+    """
     record = _record("options", {} if text is None else read_json("options", text), KEYS)
     speaks = Segment.AUDIO in task.segments
     for key in sorted(SPEECH_KEYS & record.keys()):
@@ -33,7 +39,8 @@ def read_options(text: str | None, family: Family, task: Task, frame_rate: float
         seed=_integer("seed", record, None),
         **_guidance(record, task.sampling),
     )
-    return Options(sampling, _voice(record, family) if speaks else None)
+    delivery = read_delivery(record, family, frame_rate, held_frames)
+    return Options(sampling, _voice(record, family) if speaks else None, delivery)
 
 
 def _record(field: str, value: Any, known: frozenset[str]) -> dict[str, Any]:
@@ -72,7 +79,9 @@ READERS: dict[str, Callable[..., Any]] = {
     "max_rows": _integer,
 }
 SHORTHANDS = frozenset({"temperature", "top_k", "top_p"})  # at the top level: of the segment that the task ends with
-SPEECH_KEYS = frozenset({"voice", "max_audio_s", "audio", "guidance", "guidance_scale", "script_temperature"})
+SPEECH_KEYS = (
+    frozenset({"voice", "max_audio_s", "audio", "guidance", "guidance_scale", "script_temperature"}) | DELIVERY_KEYS
+)
 KEYS = SPEECH_KEYS | SHORTHANDS | {"text", "seed"}
 
 

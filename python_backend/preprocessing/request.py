@@ -56,13 +56,14 @@ class Preprocessor:
         turn = read_turn(raw)
         task = read_task(string("task", raw.task), turn, self.family)
         text = string("options", raw.options)
-        options = read_options(text, self.family, task, self.codec.spec.frame_rate)
+        spec = self.codec.spec
+        options = read_options(text, self.family, task, spec.frame_rate, spec.right_frames)
         sampling = options.sampling
         if sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbits(32))
         if turn.text is not None:
             rows, words = self.template.speak(turn.text, options.voice)
-            return Prompt(task.name, rows, sampling, words)
+            return Prompt(task.name, rows, sampling, words, options.delivery)
         return Prompt(task.name, self.template.listen(self.codec.encode(self._listen(raw))), sampling)
 
     def _listen(self, raw: RawRequest) -> np.ndarray:

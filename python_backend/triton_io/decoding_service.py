@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from python_backend.streams.chunk import Chunk
+from python_backend.streams.delivery import OutputForm
 from python_backend.triton_io.envelope import Envelope
 from python_backend.triton_io.failures import refuse
 from python_backend.triton_io.flow import FlowTables, Outcome
@@ -21,6 +22,7 @@ METRICS = {
     "windows": ("decoder_windows_total", "Windows decoded; per batch, how well the utterances share the codec"),
     "frames": ("decoder_frames_total", "Frames decoded"),
     "decode_s": ("decoder_seconds_total", "Seconds spent decoding"),
+    "session_bytes": ("decoder_session_bytes", "Memory of the frames and states of the open utterances"),
     "waiting_chunks": ("decoder_waiting_chunks", "Chunks that wait to be decoded"),
 }
 STATS_PERIOD_S = 0.5
@@ -29,7 +31,7 @@ STATS_PERIOD_S = 0.5
 class Worker(Protocol):
     """What this side needs of the decoder."""
 
-    def push(self, utterance: str, chunk: Chunk, codes: np.ndarray | None, reply: ChunkReply) -> None:
+    def push(self, utterance: str, chunk: Chunk, codes: np.ndarray | None, reply: ChunkReply, form: OutputForm) -> None:
         """Decode a chunk, in order within its utterance, and answer it."""
         ...
 
@@ -67,7 +69,8 @@ class DecodingService:
             return
         reply = ChunkReply(request, slot)
         # The request's memory goes with the request; the worker may hold the codes for longer.
-        self._worker.push(envelope.utterance, envelope.chunk, None if codes is None else codes.copy(), reply)
+        held = None if codes is None else codes.copy()
+        self._worker.push(envelope.utterance, envelope.chunk, held, reply, envelope.form)
 
     def _report(self) -> None:
         while True:

@@ -1,9 +1,10 @@
 """What travels with the codes of a chunk: whose it is, where its flow slot is, and the chunk's record."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from python_backend.streams.chunk import Chunk
+from python_backend.streams.delivery import OutputForm
 from python_backend.triton_io.flow import FlowAddress
 
 
@@ -14,14 +15,21 @@ class Envelope:
     utterance: str
     flow: FlowAddress
     chunk: Chunk | None
+    form: OutputForm = field(default_factory=OutputForm)
 
     def to_record(self) -> dict[str, Any]:
         """This envelope as plain data, ready for JSON."""
         chunk = None if self.chunk is None else self.chunk.to_record()
-        return {"utterance": self.utterance, "flow": asdict(self.flow), "probe": self.chunk is None, "chunk": chunk}
+        return {
+            "utterance": self.utterance,
+            "flow": asdict(self.flow),
+            "probe": self.chunk is None,
+            "chunk": chunk,
+            "form": asdict(self.form),
+        }
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "Envelope":
         """The inverse of `to_record`."""
         chunk = None if record["probe"] else Chunk.from_record(record["chunk"])
-        return cls(record["utterance"], FlowAddress(**record["flow"]), chunk)
+        return cls(record["utterance"], FlowAddress(**record["flow"]), chunk, OutputForm(**record["form"]))

@@ -16,6 +16,8 @@ import triton_python_backend_utils as pb_utils
 
 from python_backend.errors import Cancelled, Overloaded
 from python_backend.streams.chunk import LMChunk
+from python_backend.streams.chunking import Pacer
+from python_backend.streams.delivery import Delivery
 from python_backend.triton_io.envelope import Envelope
 from python_backend.triton_io.flow import DecoderFailed, FlowSlot, Outcome
 from python_backend.triton_io.schema import CHUNK, CODES
@@ -28,6 +30,7 @@ class OutflowLimits:
 
     max_frames: frames sent and not yet answered; with one chunk on the way a larger one may still follow.
     stall_s: how long the decoder may answer nothing before the utterance fails.
+    transit_s: what a chunk takes on the way to the decoder and, as samples, from there.
     """
 
     max_chunks: int = 16
@@ -35,6 +38,10 @@ class OutflowLimits:
     probe_s: float = 0.1
     poll_s: float = 0.02
     stall_s: float = 60.0
+    transit_s: float = 0.01
+
+
+DEFAULT = Delivery()
 
 
 class DecoderStalled(Exception):
@@ -44,11 +51,15 @@ class DecoderStalled(Exception):
 class Outflow:
     """Sends one utterance; a wait for room or for a chunk ends early when the utterance is over."""
 
-    def __init__(self, sender: Any, slot: FlowSlot, utterance: str, limits: OutflowLimits) -> None:
+    def __init__(
+        self, sender: Any, slot: FlowSlot, utterance: str, limits: OutflowLimits, delivery: Delivery = DEFAULT
+    ) -> None:
         self._sender = sender
         self._slot = slot
         self._utterance = utterance
         self._limits = limits
+        self._form = delivery.form
+        self.pacer = Pacer(delivery.chunking, lambda: slot.latency_s + limits.transit_s)
         self._frames_on_the_way: deque[int] = deque()  # per chunk or probe not yet answered
         self._num_sent = 0
         self._quiet_since = time.monotonic()
@@ -59,7 +70,7 @@ class Outflow:
             while (item := await self._next(chunks)) is not None:
                 await self._wait_until(lambda: self._has_room() or self._is_over())
                 self._check()
-                self._send(Envelope(self._utterance, self._slot.address, item.chunk), item)
+                self._send(Envelope(self._utterance, self._slot.address, item.chunk, self._form), item)
         finally:
             await chunks.aclose()
 

@@ -6,6 +6,7 @@ is answered, sends it as the last thing.
 """
 
 import json
+import time
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import triton_python_backend_utils as pb_utils
 
 from python_backend.errors import Cancelled, Overloaded
 from python_backend.triton_io.flow import FlowSlot, Outcome
-from python_backend.triton_io.schema import EVENT, PCM
+from python_backend.triton_io.schema import EVENT, PCM, PCM16
 from python_backend.triton_io.tensors import array_tensor, text_tensor
 
 
@@ -24,12 +25,15 @@ class ChunkReply:
         self._sender = request.get_response_sender()
         self._slot = slot
         self._is_answered = False
+        self._came_s = time.monotonic()
 
     def send(self, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
-        """Send samples [n] float32, or none, and their event."""
+        """Send samples [n] float32 or int16, or none, and their event."""
         assert not self._is_answered, f"answered twice: {event}"
-        tensors = [] if pcm is None else [array_tensor(PCM, pcm)]
+        tensors = [] if pcm is None else [array_tensor(PCM16 if pcm.dtype == np.int16 else PCM, pcm)]
         self._close(pb_utils.InferenceResponse([*tensors, text_tensor(EVENT, json.dumps(event))]))
+        if pcm is not None:
+            self._slot.note_latency(time.monotonic() - self._came_s)
 
     def fail(self, error: BaseException) -> None:
         """End the utterance with an error, which the decoder has logged."""

@@ -36,11 +36,12 @@ PROMPT = TensorSpec("prompt", "UINT8", (-1,), "JSON: the rest of the prompt")
 CODES = TensorSpec("codes", "INT32", (-1, -1), "[K, T] codes of new frames; absent in a text-only chunk", optional=True)
 CHUNK = TensorSpec("chunk", "UINT8", (-1,), "JSON: the chunk, whose it is, and its flow slot")
 
-PCM = TensorSpec("pcm", "FP32", (-1,), "mono samples in [-1, 1]; absent in a text-only chunk")
+PCM = TensorSpec("pcm", "FP32", (-1,), "mono samples in [-1, 1]; absent without samples, or with pcm16")
+PCM16 = TensorSpec("pcm16", "INT16", (-1,), "mono 16-bit samples, where the options ask for them instead of pcm")
 EVENT = TensorSpec("event", "STRING", (1,), "JSON: what this response adds")
 
 REQUEST = (TEXT, AUDIO, PCM_IN, SAMPLE_RATE, MESSAGES, TASK, OPTIONS)
-RESPONSE = (PCM, EVENT)
+RESPONSE = (PCM, PCM16, EVENT)
 
 MODELS = {
     "speech": ModelSchema(REQUEST, RESPONSE, is_decoupled=True),

@@ -10,6 +10,7 @@ import triton_python_backend_utils as pb_utils
 from python_backend.errors import Cancelled, Overloaded
 from python_backend.families.prompt import Prompt
 from python_backend.streams.chunk import LMChunk
+from python_backend.streams.chunking import Pacer
 from python_backend.triton_io.event_loop import EventLoop
 from python_backend.triton_io.failures import refuse
 from python_backend.triton_io.flow import FlowTable
@@ -48,8 +49,8 @@ STATS_PERIOD_S = 0.5
 class LanguageModel(Protocol):
     """What this side needs of the engine."""
 
-    def generate(self, prompt: Prompt, request_id: str | None = None) -> AsyncGenerator[LMChunk, None]:
-        """The chunks of one utterance; closing the generator aborts it."""
+    def generate(self, prompt: Prompt, request_id: str, pacer: Pacer) -> AsyncGenerator[LMChunk, None]:
+        """The chunks of one utterance, of the sizes that `pacer` says; closing the generator aborts it."""
         ...
 
     def stats(self) -> dict[str, float]:
@@ -90,7 +91,7 @@ class SpeechService:
     async def _serve(self, utterance: str, prompt: Prompt, sender: Any) -> None:
         self._gauges.add("utterances_total", 1)
         try:
-            outflow = Outflow(sender, self.table.claim(), utterance, self._limits)
+            outflow = Outflow(sender, self.table.claim(), utterance, self._limits, prompt.delivery)
         except Overloaded as error:
             refuse(sender, error, f"utterance {utterance}")
             return
@@ -108,7 +109,7 @@ class SpeechService:
         """Send the utterance and wait until the decoder has answered all of it; returns what ended it too soon."""
         failure: Exception | None = None
         try:
-            await outflow.pump(self._model.generate(prompt, utterance))
+            await outflow.pump(self._model.generate(prompt, utterance, outflow.pacer))
         except Exception as error:
             failure = error
         try:

@@ -13,7 +13,12 @@ import triton_python_backend_utils as pb_utils
 from python_backend.errors import InvalidRequest
 from python_backend.triton_io.schema import TensorSpec
 
-NUMPY = {"FP32": np.dtype(np.float32), "INT32": np.dtype(np.int32), "UINT8": np.dtype(np.uint8)}
+NUMPY = {
+    "FP32": np.dtype(np.float32),
+    "INT16": np.dtype(np.int16),
+    "INT32": np.dtype(np.int32),
+    "UINT8": np.dtype(np.uint8),
+}
 
 
 def read_array(request: Any, spec: TensorSpec) -> np.ndarray | None:

@@ -4,16 +4,18 @@ import torch
 
 from python_backend.decoder.batching import Job, decode_group, group_by_shape
 from python_backend.decoder.mailbox import Delivery
+from python_backend.decoder.rendering import Renderer
 from python_backend.decoder.sessions import Session
 from python_backend.decoder.streaming import Windower
 from python_backend.streams.chunk import Chunk
+from python_backend.streams.delivery import OutputForm
 from python_backend.streams.segment import Segment
 from tests.fakes import FakeCodec, RecordedReply
 
 
 def make_job(name: str, pushes: list[int], codec: FakeCodec) -> Job:
     """The job of the last of several pushes, each of so many frames."""
-    session = Session(Windower(codec.spec), codec.initial_state(1), 0.0)
+    session = Session(Windower(codec.spec), codec.initial_state(1), Renderer(OutputForm(), codec.spec), 0.0)
     window = None
     for size in pushes:
         window = session.windower.push(np.full((2, size), len(name)), False)

@@ -2,18 +2,22 @@ import json
 
 from python_backend.decoder.events import make_event
 from python_backend.decoder.mailbox import Delivery
+from python_backend.decoder.rendering import Renderer
 from python_backend.decoder.sessions import Session
 from python_backend.decoder.streaming import Windower
 from python_backend.streams.chunk import Chunk, GuidanceChange, Report, WordMark
+from python_backend.streams.delivery import OutputForm
 from python_backend.streams.segment import Segment
 from tests.fakes import FakeCodec, RecordedReply
 
 REPORT = Report("stop", 9, 8, 20, 20, 1.5, 7, 0.1, 0.2, 0.9)
+PLAIN = OutputForm()
 
 
-def event_of(chunk: Chunk, num_samples: int) -> dict:
+def event_of(chunk: Chunk, num_samples: int, form: OutputForm = PLAIN) -> dict:
     codec = FakeCodec()
-    session = Session(Windower(codec.spec), codec.initial_state(1), 0.0, num_samples=40, decode_s=0.25, first_sound=10)
+    session = Session(Windower(codec.spec), codec.initial_state(1), Renderer(form, codec.spec), 0.0)
+    session.num_samples, session.decode_s, session.first_sound = 40, 0.25, 10
     return make_event(Delivery("u", chunk, None, RecordedReply()), session, num_samples, codec.spec)
 
 
@@ -33,6 +37,12 @@ def test_times_are_seconds_of_the_utterance() -> None:
         "sample_rate": 100,
         "is_final": False,
     }
+
+
+def test_times_count_the_samples_that_are_sent_and_words_the_frames() -> None:
+    event = event_of(Chunk(3, Segment.AUDIO, marks=(WordMark("one", 2),)), 12, OutputForm(sample_rate=8_000))
+    assert (event["start_s"], event["duration_s"], event["sample_rate"]) == (28 / 8_000, 12 / 8_000, 8_000)
+    assert event["words"] == [{"word": "one", "start_s": 0.08}]
 
 
 def test_the_last_event_reports_on_the_whole() -> None:

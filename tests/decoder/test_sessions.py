@@ -3,7 +3,10 @@ import pytest
 
 from python_backend.decoder.sessions import Sessions
 from python_backend.errors import InvalidRequest, Overloaded
+from python_backend.streams.delivery import OutputForm
 from tests.fakes import FakeCodec
+
+FORM = OutputForm()
 
 
 class Clock:
@@ -20,9 +23,9 @@ def make_sessions(limit: int = 4) -> tuple[Sessions, Clock]:
 
 def test_chunks_in_order_meet_one_session() -> None:
     sessions, _ = make_sessions()
-    first = sessions.advance("a", 0)
-    assert sessions.advance("a", 1) is first
-    assert sessions.advance("b", 0) is not first
+    first = sessions.advance("a", 0, FORM)
+    assert sessions.advance("a", 1, FORM) is first
+    assert sessions.advance("b", 0, FORM) is not first
     assert len(sessions) == 2
 
 
@@ -30,38 +33,38 @@ def test_chunks_in_order_meet_one_session() -> None:
 def test_a_gap_or_a_repeat_is_refused(indices: list[int], wanted: int) -> None:
     sessions, _ = make_sessions()
     for index in indices[:-1]:
-        sessions.advance("a", index)
+        sessions.advance("a", index, FORM)
     with pytest.raises(InvalidRequest, match=rf"chunk.index: expected {wanted}, got {indices[-1]}"):
-        sessions.advance("a", indices[-1])
+        sessions.advance("a", indices[-1], FORM)
 
 
 def test_only_chunk_0_opens_an_utterance() -> None:
     sessions, _ = make_sessions()
     with pytest.raises(InvalidRequest, match="not open, got 3"):
-        sessions.advance("a", 3)
-    sessions.advance("a", 0)
+        sessions.advance("a", 3, FORM)
+    sessions.advance("a", 0, FORM)
     sessions.close("a")
     with pytest.raises(InvalidRequest, match="not open, got 1"):
-        sessions.advance("a", 1)
+        sessions.advance("a", 1, FORM)
     sessions.close("never opened")
 
 
 def test_more_utterances_than_the_limit_are_refused() -> None:
     sessions, _ = make_sessions(limit=2)
-    sessions.advance("a", 0)
-    sessions.advance("b", 0)
+    sessions.advance("a", 0, FORM)
+    sessions.advance("b", 0, FORM)
     with pytest.raises(Overloaded, match="2 utterances"):
-        sessions.advance("c", 0)
+        sessions.advance("c", 0, FORM)
     sessions.close("a")
-    sessions.advance("c", 0)
+    sessions.advance("c", 0, FORM)
 
 
 def test_an_idle_utterance_is_closed_and_a_busy_one_stays() -> None:
     sessions, clock = make_sessions()
-    sessions.advance("idle", 0)
-    sessions.advance("busy", 0)
+    sessions.advance("idle", 0, FORM)
+    sessions.advance("busy", 0, FORM)
     clock.now = 9.0
-    sessions.advance("busy", 1)
+    sessions.advance("busy", 1, FORM)
     clock.now = 11.0
     assert sessions.expire() == ["idle"]
     assert len(sessions) == 1
@@ -69,11 +72,10 @@ def test_an_idle_utterance_is_closed_and_a_busy_one_stays() -> None:
 
 
 def test_the_first_audible_sample_is_found_across_chunks() -> None:
-    session = make_sessions()[0].advance("a", 0)
-    session.note(np.zeros(5, dtype=np.float32), 0.1)
+    session = make_sessions()[0].advance("a", 0, FORM)
+    session.render(np.zeros(5, dtype=np.float32), False)
     assert session.first_sound is None
-    session.note(np.array([0.0, 0.001, -0.5, 0.0], dtype=np.float32), 0.1)
-    session.note(np.ones(3, dtype=np.float32), 0.1)
+    session.render(np.array([0.0, 0.001, -0.5, 0.0], dtype=np.float32), False)
+    session.render(np.ones(3, dtype=np.float32), False)
     assert session.first_sound == 7
     assert session.num_samples == 12
-    assert session.decode_s == pytest.approx(0.3)

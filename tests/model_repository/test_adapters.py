@@ -16,6 +16,7 @@ from python_backend.errors import InvalidRequest
 from python_backend.families.prompt import Prompt
 from python_backend.sampling.params import SamplingConfig, SegmentSampling
 from python_backend.streams.chunk import Chunk, LMChunk
+from python_backend.streams.chunking import Pacer
 from python_backend.streams.segment import Segment
 from python_backend.triton_io.draining import VARIABLE
 from tests.fakes_triton import Logger, Request, TritonError
@@ -123,7 +124,7 @@ class Speaking:
         model.config = config
         return model
 
-    async def generate(self, prompt: Prompt, request_id: str | None = None) -> AsyncGenerator[LMChunk, None]:
+    async def generate(self, prompt: Prompt, request_id: str, pacer: Pacer) -> AsyncGenerator[LMChunk, None]:
         yield LMChunk(Chunk(0, Segment.AUDIO, is_final=True), prompt.rows)
 
     def stats(self) -> dict[str, float]:

@@ -74,7 +74,7 @@ def test_max_audio_becomes_rows(seconds: float, rows: int) -> None:
     ("options", "message"),
     [
         ([], "options: expected a JSON object, got []"),
-        ({"sede": 1}, "options.sede: expected one of audio, guidance, guidance_scale"),
+        ({"sede": 1}, "options.sede: expected one of audio, chunking, guidance, guidance_scale"),
         ({"x" * 500: 1}, "options.x"),
         ({"seed": "1"}, "options.seed: expected an integer, got '1'"),
         ({"seed": True}, "options.seed: expected an integer, got True"),

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 from python_backend.streams.chunk import Chunk
+from python_backend.streams.delivery import OutputForm
 from python_backend.streams.segment import Segment
 from python_backend.triton_io.decoding_service import DecodingService
 from python_backend.triton_io.envelope import Envelope
 from python_backend.triton_io.flow import FlowSlot, FlowTable, Outcome
 from tests.fakes_triton import Logger, MetricFamily, Request
+
+FORM = OutputForm("pcm_s16le", 8_000)
 
 
 class Worker:
@@ -28,7 +31,11 @@ class Worker:
         self.abandoned.append(utterance)
 
     def stats(self) -> dict[str, float]:
-        return {"batches": 2, "windows": 7, "frames": 50, "decode_s": 0.5, "waiting_chunks": 1, "cancelled": 3}
+        return {"batches": 2, "windows": 7, "frames": 50, "decode_s": 0.5} | {
+            "session_bytes": 9,
+            "waiting_chunks": 1,
+            "cancelled": 3,
+        }
 
 
 @pytest.fixture
@@ -39,7 +46,7 @@ def slot() -> Iterator[FlowSlot]:
 
 
 def request(slot: FlowSlot, chunk: Chunk | None, codes: np.ndarray | None = None) -> Request:
-    record = json.dumps(Envelope("u", slot.address, chunk).to_record()).encode()
+    record = json.dumps(Envelope("u", slot.address, chunk, FORM).to_record()).encode()
     return Request({"chunk": np.frombuffer(record, np.uint8)} | ({} if codes is None else {"codes": codes}))
 
 
@@ -47,8 +54,8 @@ def test_a_chunk_reaches_the_worker_with_its_codes_and_reply(slot: FlowSlot) -> 
     worker, chunk, codes = Worker(), Chunk(0, Segment.AUDIO), np.ones((2, 3), np.int32)
     asked = request(slot, chunk, codes)
     DecodingService(worker).accept(asked)
-    ((utterance, pushed, given, reply),) = worker.pushed
-    assert (utterance, pushed) == ("u", chunk)
+    ((utterance, pushed, given, reply, form),) = worker.pushed
+    assert (utterance, pushed, form) == ("u", chunk, FORM)
     np.testing.assert_array_equal(given, codes)
     assert given is not codes
     reply.send(None, {})

@@ -124,3 +124,15 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "stretto_flow_x").write_bytes(bytes(64))
     with pytest.raises(ValueError, match="not a flow table"):
         FlowTable.open("stretto_flow_x", tmp_path)
+
+
+def test_the_longest_latency_counts_and_is_forgotten_by_and_by(tmp_path: Path) -> None:
+    table = FlowTable.create(1, 4, tmp_path)
+    slot = table.claim()
+    for seconds in (0.01, 0.5, 0.02):
+        slot.note_latency(seconds)
+    assert 0.4 < slot.latency_s < 0.5
+    assert table.claim().latency_s == slot.latency_s  # of the decoder, not of an utterance
+    for _ in range(400):
+        slot.note_latency(0.02)
+    assert slot.latency_s < 0.03

@@ -1,6 +1,7 @@
 """A chunk is answered once, with the final flag, and its slot learns of it."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,23 @@ def test_samples_and_event_ride_with_the_final_flag(slot: FlowSlot) -> None:
     np.testing.assert_array_equal(response.array("pcm"), np.ones(3, np.float32))
     assert json.loads(response.array("event")[0]) == {"text": "é"}
     assert (slot.num_answered, slot.outcome) == (1, Outcome.OPEN)
+
+
+def test_sixteen_bit_samples_have_a_tensor_of_their_own(slot: FlowSlot) -> None:
+    request = Request({})
+    ChunkReply(request, slot).send(np.arange(3, dtype=np.int16), {})
+    (response,) = request.sender.responses
+    assert response.array("pcm") is None
+    np.testing.assert_array_equal(response.array("pcm16"), np.arange(3, dtype=np.int16))
+
+
+def test_the_time_that_samples_took_is_left_for_the_language_model(slot: FlowSlot) -> None:
+    replies = [ChunkReply(Request({}), slot) for _ in range(2)]
+    replies[0].send(None, {})
+    assert slot.latency_s == 0
+    time.sleep(0.02)
+    replies[1].send(np.ones(3, np.float32), {})
+    assert 0.02 <= slot.latency_s < 5
 
 
 def test_a_text_only_chunk_has_no_samples(slot: FlowSlot) -> None:

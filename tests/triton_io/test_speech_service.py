@@ -13,6 +13,7 @@ from python_backend.errors import InvalidRequest
 from python_backend.families.prompt import Prompt
 from python_backend.sampling.params import SamplingConfig, SegmentSampling
 from python_backend.streams.chunk import Chunk, LMChunk
+from python_backend.streams.chunking import Pacer
 from python_backend.streams.segment import Segment
 from python_backend.triton_io.envelope import Envelope
 from python_backend.triton_io.event_loop import EventLoop
@@ -26,7 +27,7 @@ from tests.triton_io.answering import AnsweringSender
 class Model:
     """Two chunks per prompt; a prompt of one row fails, one of two rows is refused, one of three never ends."""
 
-    async def generate(self, prompt: Prompt, request_id: str | None = None) -> AsyncGenerator[LMChunk, None]:
+    async def generate(self, prompt: Prompt, request_id: str, pacer: Pacer) -> AsyncGenerator[LMChunk, None]:
         if len(prompt.rows) == 2:
             raise InvalidRequest("text", "at most 1024 rows", 2000)
         yield LMChunk(Chunk(0, Segment.TEXT, "hm"), None)

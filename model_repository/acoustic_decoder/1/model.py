@@ -15,7 +15,8 @@ class TritonPythonModel:
 
     in   codes  INT32 [K, T]  codes of T new frames, delay pattern undone; absent in a text-only chunk
          chunk  UINT8 [n]     JSON: Envelope
-    out  pcm    FP32 [n]      mono in [-1, 1] at the codec's sample rate; absent when there are no samples
+    out  pcm    FP32 [n]      mono in [-1, 1]; absent when there are no samples
+         pcm16  INT16 [n]     instead of pcm, where the client asked for 16-bit samples
          event  STRING [1]    JSON: what this response adds
     """
 

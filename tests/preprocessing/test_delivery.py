@@ -1,0 +1,61 @@
+"""The options that say how a waveform is delivered."""
+
+from typing import Any
+
+import pytest
+
+from python_backend.errors import InvalidRequest
+from python_backend.families.tiny import TINY
+from python_backend.preprocessing.delivery import read_delivery
+from python_backend.streams.chunking import ChunkPolicy
+from python_backend.streams.delivery import Delivery, OutputForm
+
+
+def read(options: dict[str, Any]) -> Delivery:
+    return read_delivery(options, TINY, 25.0, 2)
+
+
+def test_without_options_the_family_decides() -> None:
+    first, steady = TINY.first_chunk_frames, TINY.steady_chunk_frames
+    assert read({}) == Delivery(OutputForm("pcm_f32le", None), ChunkPolicy(first, steady, 0.0, 25.0, 2))
+
+
+def test_every_option_lands_in_its_place() -> None:
+    delivery = read(
+        {
+            "output": {"encoding": "pcm_s16le", "sample_rate": 24_000},
+            "chunking": {"first_frames": 2, "steady_frames": 50, "playout_s": 0.25},
+        }
+    )
+    assert delivery == Delivery(OutputForm("pcm_s16le", 24_000), ChunkPolicy(2, 50, 0.25, 25.0, 2))
+
+
+def test_a_small_steady_size_makes_the_first_chunk_small_too() -> None:
+    assert read({"chunking": {"steady_frames": 2}}).chunking == ChunkPolicy(2, 2, 0.0, 25.0, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"output": "wav"}, r"options.output: expected a JSON object, got 'wav'"),
+        (
+            {"output": {"format": "wav"}},
+            r"options.output.format: expected one of encoding, sample_rate, got an unknown",
+        ),
+        ({"output": {"encoding": "mp3"}}, r"options.output.encoding: expected one of pcm_f32le, pcm_s16le, got 'mp3'"),
+        ({"output": {"encoding": ["pcm_s16le"]}}, r"options.output.encoding: expected one of"),
+        ({"output": {"sample_rate": 24_000.0}}, r"options.output.sample_rate: expected an integer in \[4000, 192000\]"),
+        ({"output": {"sample_rate": 10**9}}, r"got 1000000000"),
+        ({"chunking": {"first_frames": 0}}, r"options.chunking.first_frames: expected an integer in \[1, 25\], got 0"),
+        (
+            {"chunking": {"first_frames": 3, "steady_frames": 2}},
+            r"first_frames: expected an integer in \[1, 2\], got 3",
+        ),
+        ({"chunking": {"steady_frames": 251}}, r"options.chunking.steady_frames: expected an integer in \[1, 250\]"),
+        ({"chunking": {"playout_s": True}}, r"options.chunking.playout_s: expected a number in \[0, 10\], got True"),
+        ({"chunking": {"playout_s": -0.1}}, r"got -0.1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        read(options)
