@@ -1,0 +1,45 @@
+"""Two engines behind one door, by vLLM's own data parallelism: each request goes to one of them."""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from python_backend.config import EngineConfig
+from python_backend.engine.llm import SpeechLLM
+from python_backend.families.tiny import TINY
+from tests.checkpoints import write_checkpoint
+from tests.engine.harness import DEFAULTS, Engine
+from tests.engine.prompts import make_prompt
+
+pytestmark = pytest.mark.engine
+
+
+def spoken(rows: list[list[int]]) -> np.ndarray:
+    """The codes [7, T] of rows, the delays undone."""
+    audio = [index for index, row in enumerate(rows) if row[0] in TINY.layout.audio[0]]
+    layout = TINY.layout
+    return np.array(
+        [[rows[i + layout.delays[s]][s] - layout.audio[s].start for i in audio] for s in layout.codebook_streams]
+    )
+
+
+async def collect(llm: SpeechLLM, index: int) -> np.ndarray:
+    chunks = [chunk.codes async for chunk in llm.generate(make_prompt(TINY, index, "tts")) if chunk.codes is not None]
+    return np.concatenate(chunks, 1)
+
+
+async def test_replies_of_two_engines_are_those_of_one(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, TINY, "tiny")
+    one = Engine(folder)
+    answers = one.run({f"r{index}": make_prompt(TINY, index, "tts") for index in range(8)})
+    one.shutdown()
+    llm = await SpeechLLM.start(EngineConfig(folder, {**DEFAULTS, "data_parallel_size": 2}))
+    try:
+        replies = await asyncio.gather(*(collect(llm, index) for index in range(8)))
+    finally:
+        llm.shutdown()
+    for index, codes in enumerate(replies):
+        assert np.array_equal(codes, spoken(answers[f"r{index}"].rows)), index
+    assert llm.stats()["unguided_total"] == 0
