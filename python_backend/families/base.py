@@ -1,6 +1,7 @@
 """A model family as data: its streams, special ids, tasks and defaults. It builds no tensor and reads no file."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from python_backend.sampling.params import SamplingConfig
 from python_backend.streams.layout import StreamLayout
@@ -58,7 +59,15 @@ class Family:
     transition: rows forced on stream 0 between the text and the audio segment.
     guided_streams: output streams whose logits are guided in the audio segment.
     frame_rate: frames per second of the codec; where it is 0, nothing can be asked for in seconds of the engine.
-    end_of_text closes a text segment that another segment follows; end_of_reply closes the reply.
+    end_of_text closes a text segment that another segment follows; end_of_reply closes the reply, and is never read.
+    end_of_lone_text: what the model draws to close a text that ends the reply (None: end_of_reply).
+    written_end_of_text: what stands in the row in which a text closed that audio follows (None: what was drawn).
+    warm_up: what the streams carry that trail so far that they have no frame yet: pad, or what the model samples.
+    drain: how audio ends once `end_of_audio` has been drawn in row E. `forced`: the rows that follow carry what is left
+    of the frames before E, pad elsewhere, pad on stream 0; `sampled`: max_delay rows follow in which all streams are
+    sampled on; either way the frames before E count. `none`: the reply ends at once; its last max_delay rows complete
+    frames and begin none.
+    has_stream_bias: the checkpoint has `stream_bias.weight` [S, H], added to the hidden state before each head.
     """
 
     name: str
@@ -79,6 +88,11 @@ class Family:
     frame_rate: float = 0.0
     first_chunk_frames: int = field(default=4)
     steady_chunk_frames: int = field(default=25)
+    end_of_lone_text: int | None = None
+    written_end_of_text: int | None = None
+    warm_up: Literal["forced", "sampled"] = "forced"
+    drain: Literal["forced", "sampled", "none"] = "forced"
+    has_stream_bias: bool = False
 
     def task(self, name: str) -> Task:
         """The task called `name`; KeyError lists the names there are."""

@@ -12,9 +12,12 @@ from functools import cached_property
 class StreamLayout:
     """The streams of a family.
 
-    audio: for each output stream, the interval of ids it may carry in an audio segment.
+    audio: for each output stream, the interval of ids it may carry in an audio segment; of a codebook, one per code.
+    extra: for each output stream, single ids that it may carry there besides, which are no codes: pads, markers.
     delays: for each output stream, the rows by which it trails stream 0 (`delays[0] == 0`).
     codebook_streams: the output streams that are codebooks of the codec, in the codec's order.
+    pad_id: what a stream carries where it has nothing to say. pad_is_silent: whether it adds nothing to the embedding
+    of its row then; on stream 0 it always does.
     """
 
     vocab_size: int
@@ -23,6 +26,8 @@ class StreamLayout:
     codebook_streams: tuple[int, ...]
     num_input_only: int = 0
     pad_id: int = 0
+    extra: tuple[tuple[int, ...], ...] = ()
+    pad_is_silent: bool = True
 
     def __post_init__(self) -> None:
         if len(self.delays) != len(self.audio) or self.delays[0] != 0:
@@ -33,6 +38,10 @@ class StreamLayout:
             raise ValueError(f"intervals must lie in [0, {self.vocab_size}), got {self.audio}")
         if not all(0 <= s < len(self.audio) for s in self.codebook_streams):
             raise ValueError(f"codebook_streams must be in [0, {len(self.audio)}), got {self.codebook_streams}")
+        if self.extra and len(self.extra) != len(self.audio):
+            raise ValueError(f"extra must have an entry per stream of {len(self.audio)}, got {len(self.extra)}")
+        if any(not 0 <= token < self.vocab_size for ids in self.extra for token in ids):
+            raise ValueError(f"extra ids must lie in [0, {self.vocab_size}), got {self.extra}")
         if len({len(self.audio[s]) for s in self.codebook_streams}) > 1:
             raise ValueError("all codebooks must have the same size")
 
