@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +36,15 @@ class DecoderConfig:
     """How the acoustic decoder works.
 
     codec: name in `codec.registry`; device: where it decodes (`cpu`, `cuda`, `cuda:1`, …); threads: of torch, on CPU.
+    runtime: `torch`, or `onnx` for the file that `scripts/export_onnx.py` writes. right_frames: frames that a window
+    waits for, fewer than the codec's own for sound that comes earlier and is not exact; None for the codec's own.
     max_batch: windows decoded at once. max_utterances: open at once. idle_timeout_s: an utterance that gets no chunk
     for so long is forgotten. stop_timeout_s: how long a stopping decoder goes on with what waits.
     """
 
     codec: str = "tiny"
+    runtime: str = "torch"
+    right_frames: int | None = None
     device: str = "cpu"
     threads: int = 1
     max_batch: int = 16
@@ -48,7 +52,13 @@ class DecoderConfig:
     idle_timeout_s: float = 60.0
     stop_timeout_s: float = 10.0
 
+    RUNTIMES = ("torch", "onnx")
+
     def __post_init__(self) -> None:
+        if self.runtime not in self.RUNTIMES:
+            raise ValueError(f"runtime must be one of {self.RUNTIMES}, got {self.runtime!r}")
+        if self.right_frames is not None and self.right_frames < 0:
+            raise ValueError(f"right_frames must be >= 0, got {self.right_frames}")
         for name in ("threads", "max_batch", "max_utterances"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
@@ -66,6 +76,7 @@ class DecoderConfig:
 
 
 def _parse(name: str, kind: Any, text: str) -> Any:
+    kind = next(iter(get_args(kind)), kind)  # of `int | None`, int: what is None is not given
     try:
         return kind(text)
     except ValueError:

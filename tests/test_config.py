@@ -13,11 +13,21 @@ def test_decoder_parameters_are_parsed_and_foreign_ones_left_alone() -> None:
     assert config == DecoderConfig(codec="tiny", device="cuda:1", max_batch=4, idle_timeout_s=2.5)
 
 
+def test_the_latency_dial_and_the_runtime_are_parameters() -> None:
+    assert DecoderConfig.from_parameters({"right_frames": "3", "runtime": "onnx"}) == DecoderConfig(
+        right_frames=3, runtime="onnx"
+    )
+    assert DecoderConfig.from_parameters({}).right_frames is None
+
+
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
         ({"max_batch": "many"}, "max_batch must be int, got 'many'"),
         ({"max_batch": "0"}, "max_batch must be >= 1, got 0"),
+        ({"right_frames": "none"}, "right_frames must be int, got 'none'"),
+        ({"right_frames": "-1"}, "right_frames must be >= 0, got -1"),
+        ({"runtime": "tensorrt"}, r"runtime must be one of \('torch', 'onnx'\), got 'tensorrt'"),
         ({"threads": "-1"}, "threads must be >= 1, got -1"),
         ({"max_utterances": "0"}, "max_utterances must be >= 1"),
         ({"idle_timeout_s": "nan"}, "idle_timeout_s must be > 0, got nan"),

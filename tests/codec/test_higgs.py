@@ -12,7 +12,7 @@ from torch import Tensor
 
 from python_backend.codec import higgs
 from python_backend.errors import CheckpointError
-from tests.codec.published_models import make_higgs, save
+from scripts.codecs.random_weights import make_model
 from tests.codec.streaming import chunks_of, random_codes, stream
 from tests.codec.test_resampling import slow_resample
 
@@ -33,10 +33,10 @@ def published(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> torch.nn.Modul
     monkeypatch.delitem(sys.modules, MODULE, raising=False)
     module = importlib.import_module(MODULE)
     monkeypatch.delitem(sys.modules, MODULE)
-    ours = make_higgs()
+    ours = make_model("higgs")
     model = module.HiggsAudioV2TokenizerModel(ours.config).eval()
     model.load_state_dict(ours.state_dict(), strict=True)
-    save(model, tmp_path)
+    model.save_pretrained(tmp_path)
     return model.requires_grad_(False)
 
 

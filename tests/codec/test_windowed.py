@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from python_backend.codec.base import Window
 from python_backend.codec.registry import load_codec
 from python_backend.codec.windowed import WindowedCodec
-from tests.codec.published_models import MODELS, save
+from scripts.codecs.random_weights import MODELS, codec_of, make_model
 from tests.codec.streaming import chunks_of, random_codes, stream
 
 FRAMES = 37
@@ -33,8 +33,9 @@ class Pair:
 @pytest.fixture(scope="module", params=[(name, dtype) for name in MODELS for dtype in (torch.float32, torch.float64)])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     name, dtype = request.param
-    model = MODELS[name]()
-    codec = load_codec(name.split("_")[0], save(model, tmp_path_factory.mktemp(name)))
+    model, directory = make_model(name), tmp_path_factory.mktemp(name)
+    model.save_pretrained(directory)
+    codec = load_codec(codec_of(name), directory)
     assert isinstance(codec, WindowedCodec)
     return Pair(codec.to(dtype), model.to(dtype), 1e-5 if dtype == torch.float32 else 1e-12)
 
@@ -91,7 +92,7 @@ def test_sound_becomes_whole_frames_of_codes(pair: Pair) -> None:
     assert codes.dtype == np.int64
     assert np.array_equal(codes, expected)
     assert codes.shape == (codec.spec.num_codebooks, 7)
-    assert len(np.unique(codes)) > 10
+    assert len(np.unique(codes)) > 4
     assert codec.encode(noise[: 6 * hop + 1]).shape == codes.shape
     assert codec.encode(noise[:0]).shape == (codec.spec.num_codebooks, 0)
 

@@ -9,14 +9,15 @@ from safetensors.torch import load_file, save_file
 from python_backend.codec import xcodec
 from python_backend.codec.registry import load_codec
 from python_backend.errors import CheckpointError, InvalidRequest
-from tests.codec.published_models import make_xcodec, save
+from scripts.codecs.random_weights import make_model
 from tests.codec.streaming import random_codes, stream
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     """A codec beside a speech model."""
-    return save(make_xcodec(), tmp_path / "codec").parent
+    make_model("xcodec").save_pretrained(tmp_path / "codec")
+    return tmp_path
 
 
 def keep(directory: Path, names: set[str]) -> None:
@@ -61,7 +62,7 @@ def test_a_decoder_whose_strides_do_not_undo_the_encoders_is_refused(directory: 
     set_ratios(directory, [4, 5, 4, 2])
     with pytest.raises(CheckpointError, match=r"wrong shape|do not undo"):
         xcodec.load(directory)
-    model = make_xcodec()
+    model = make_model("xcodec")
     model.config.acoustic_model_config.downsampling_ratios = [8, 5, 4, 4]
     with pytest.raises(CheckpointError, match=r"\[8, 5, 4, 2\] do not undo \[8, 5, 4, 4\]"):
         xcodec.SemanticCodec("xcodec", model, can_encode=True)

@@ -24,7 +24,8 @@ class TritonPythonModel:
         stub.use_utf8()
         parameters = ModelParameters(args)
         config = DecoderConfig.from_parameters({"codec": parameters.family().codec} | parameters.strings)
-        codec = load_codec(config.codec, parameters.path("checkpoint"), config.device)
+        checkpoint = parameters.path("checkpoint")
+        codec = load_codec(config.codec, checkpoint, config.device, config.runtime, config.right_frames)
         self.worker = DecoderWorker(codec, config)
         self.service = DecodingService(self.worker)
 

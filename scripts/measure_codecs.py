@@ -1,0 +1,151 @@
+"""How each codec streams: its context, how exact it is, what less right context costs, and how fast it decodes.
+
+    python -m scripts.measure_codecs                          # all, narrow, with random weights: a minute
+    python -m scripts.measure_codecs xcodec --wide            # one, as wide as published: its speed
+    python -m scripts.measure_codecs dac --checkpoint <dir>   # one with its real weights: its errors
+
+Prints two markdown tables, and one line of JSON last. Errors with random weights are of the order of, and no more
+than, what a trained codec shows: there, far frames count for less.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+
+from python_backend.codec.base import Codec, Window
+from python_backend.codec.registry import LOADERS, load_codec
+from scripts.bundled import CHECKPOINT
+from scripts.codecs.random_weights import MODELS, codec_of, write_checkpoint
+from scripts.codecs.streaming import chunks_of, random_codes, stream
+
+CHUNK = 5  # frames that arrive at once
+STEADY = 25  # frames of the window that is timed
+
+
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """One row of the first table. max_difference: of streamed samples from one decode of the whole."""
+
+    codec: str
+    weights: str
+    sample_rate: int
+    frames_per_s: float
+    left_frames: int
+    right_frames: int
+    look_ahead_ms: float
+    tail_samples: int
+    max_difference: float
+    times_real_time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """One row of the second table. relative_error: rms of the difference over the whole's standard deviation."""
+
+    codec: str
+    right_frames: int
+    look_ahead_ms: float
+    relative_error: float
+    max_difference: float
+
+
+def ms_of(codec: Codec, frames: int) -> float:
+    """Milliseconds that so many frames last."""
+    return round(1000 * frames / codec.spec.frame_rate, 1)
+
+
+def measure_streaming(name: str, weights: str, codec: Codec, codes: torch.Tensor) -> Streaming:
+    """How a codec streams codes [B, K, T]."""
+    spec, total = codec.spec, codes.shape[2]
+    difference = stream(codec, codes, chunks_of(CHUNK, total)) - stream(codec, codes, [total])
+    return Streaming(
+        codec=name,
+        weights=weights,
+        sample_rate=spec.sample_rate,
+        frames_per_s=round(spec.frame_rate, 2),
+        left_frames=spec.left_frames,
+        right_frames=spec.right_frames,
+        look_ahead_ms=ms_of(codec, spec.right_frames),
+        tail_samples=spec.tail_samples,
+        max_difference=float(difference.abs().max()),
+        times_real_time=round(STEADY / spec.frame_rate / seconds_of_a_window(codec, STEADY), 1),
+    )
+
+
+def measure_dial(name: str, codec: Codec, codes: torch.Tensor) -> Iterator[Dial]:
+    """The error of every right context from the least to the exact one, in windows of CHUNK frames."""
+    exact, total = codec.spec, codes.shape[2]
+    whole = stream(codec, codes, [total])
+    for right in range(exact.least_right_frames, exact.right_frames + 1):
+        codec.spec = exact.with_right_frames(right)
+        difference = stream(codec, codes, chunks_of(CHUNK, total)) - whole
+        error = float(difference.square().mean().sqrt() / whole.std())
+        yield Dial(name, right, ms_of(codec, right), error, float(difference.abs().max()))
+    codec.spec = exact
+
+
+def seconds_of_a_window(codec: Codec, frames: int, repeats: int = 3) -> float:
+    """Processor time of one steady window of one utterance; the best of a few."""
+    spec = codec.spec
+    codes = random_codes(codec, 1, spec.left_frames + frames + spec.right_frames)
+    first = torch.tensor([spec.left_frames])
+    window = Window(codes, spec.left_frames, spec.right_frames, first, codec.initial_state(1))
+    best = float("inf")
+    for _ in range(repeats + 1):  # the first one warms up
+        begun = time.process_time()
+        codec.decode(window)
+        best = min(best, time.process_time() - begun)
+    return best
+
+
+def table(rows: list[Streaming] | list[Dial]) -> str:
+    """Rows of one kind as markdown."""
+    names = [each.name for each in fields(rows[0])]
+    lines = [names, ["---"] * len(names), *[[_cell(value) for value in asdict(row).values()] for row in rows]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    return f"{value:.2g}" if isinstance(value, float) and 0 < abs(value) < 10 else str(value)
+
+
+def codecs(names: list[str], checkpoint: Path | None, is_wide: bool) -> Iterator[tuple[str, str, Codec]]:
+    """Name, kind of weights and codec, one after the other."""
+    for name in names:
+        with tempfile.TemporaryDirectory() as directory:
+            if checkpoint is not None or name == "tiny":
+                yield name, "published", load_codec(name, checkpoint or CHECKPOINT)
+            else:
+                write_checkpoint(name, Path(directory), is_narrow=not is_wide)
+                kind = "random, wide" if is_wide else "random, narrow"
+                yield name, kind, load_codec(codec_of(name), Path(directory))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = ["tiny", *MODELS]
+    parser.add_argument("codecs", nargs="*", metavar="codec", help=f"of {', '.join(known)}; default: all")
+    parser.add_argument("--checkpoint", type=Path, help=f"a published checkpoint of one codec, of {sorted(LOADERS)}")
+    parser.add_argument("--wide", action="store_true", help="random weights as wide as published")
+    parser.add_argument("--frames", type=int, default=60, help="length of the utterances")
+    parser.add_argument("--batch", type=int, default=4, help="utterances")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    streaming: list[Streaming] = []
+    dials: list[Dial] = []
+    for name, weights, codec in codecs(arguments.codecs or known, arguments.checkpoint, arguments.wide):
+        codes = random_codes(codec, arguments.batch, arguments.frames)
+        streaming.append(measure_streaming(name, weights, codec, codes))
+        dials += measure_dial(name, codec, codes)
+    print(table(streaming), table(dials), sep="\n\n", end="\n\n")
+    print(json.dumps({"streaming": [asdict(row) for row in streaming], "dial": [asdict(row) for row in dials]}))
+
+
+if __name__ == "__main__":
+    main()
