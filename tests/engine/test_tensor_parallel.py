@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from python_backend.families.base import Family
@@ -35,7 +36,7 @@ def digest(worker: Any) -> str:
     tables = (state.tables.state, state.tables.limits, state.tables.script, state.tables.codes)
     seen = hashlib.sha256(repr((state._slot_of, state.partner.tolist())).encode())
     for table in tables:
-        seen.update(table.numpy().tobytes())
+        seen.update(np.asarray(table).tobytes())
     return seen.hexdigest()
 
 

@@ -38,9 +38,14 @@ class MultiStreamMixin(Decoder):
         inputs_embeds: torch.Tensor | None = None,
         codes: torch.Tensor | None = None,
     ) -> Any:
-        """Hidden states [N, H] of rows with `input_ids` [N] on stream 0 and `codes` [N, S - 1] on the others."""
-        if inputs_embeds is None and input_ids is not None and codes is not None:
-            inputs_embeds = self.embed_rows(input_ids, codes)
+        """Hidden states [N, H] of rows with `input_ids` [N] on stream 0 and `codes` [N, S - 1] on the others.
+
+        `inputs_embeds` [N, H] is where the embedded rows go: a piece of a CUDA graph reads them at a fixed address.
+        """
+        if codes is not None:
+            assert input_ids is not None
+            assert inputs_embeds is not None
+            inputs_embeds.copy_(self.embed_rows(input_ids, codes))
         return self.model(
             None if inputs_embeds is not None else input_ids, positions, intermediate_tensors, inputs_embeds
         )
