@@ -38,6 +38,7 @@ BAGPIPER_SMALL = Family(
     guided_streams=tuple(range(NUM_STREAMS)),
     unconditional=UnconditionalContext(null_id=PAD, keep_first=0, keep_last=1),
     max_model_len=1024,
+    frame_rate=50.0,
 )
 
 # By name: what a checkpoint's config.json calls the family, and the family.

@@ -37,7 +37,16 @@ class ReplyOutputs(Scheduler):
         self._identify_blocks(reply, is_caching=request._block_hasher is not None)
         super().add_request(request)
         if reply.pair is not None and reply.tracker.segment is Segment.AUDIO:
-            self._add_unconditional(reply)
+            self._begin_guidance(reply)
+
+    def _begin_guidance(self, reply: Reply) -> Request | None:
+        """Create the unconditional half of `reply`, which is at its audio segment, unless it begins without."""
+        return self._add_unconditional(reply)
+
+    def _put_first(self, request: Request) -> None:
+        """Put a request that waits at the head of the queue."""
+        self.waiting.remove_request(request)
+        self.waiting.prepend_request(request)
 
     def _add_unconditional(self, reply: Reply) -> Request:
         request = self.replies.add_unconditional(reply)
@@ -112,9 +121,9 @@ class ReplyOutputs(Scheduler):
         was_known = tracker.audio_start >= 0
         segment = tracker.push(token_id)
         if reply.pair is not None and not was_known and tracker.audio_start >= 0:
-            other = self._add_unconditional(reply)
-            self.waiting.remove_request(other)  # its partner runs already: ahead of all who wait for a slot
-            self.waiting.prepend_request(other)
+            other = self._begin_guidance(reply)
+            if other is not None:
+                self._put_first(other)  # its partner runs already: ahead of all who wait for a slot
         if not reply.params.is_guided or segment not in (Segment.AUDIO, Segment.DRAIN):
             return ()
         is_guided = partner_of(reply.request.request_id) in scheduler_output.num_scheduled_tokens

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from python_backend.families.base import UnconditionalContext
+from python_backend.families.base import Family, UnconditionalContext
 
 NOT_YET = 1 << 60
 
@@ -19,12 +19,13 @@ class GuidancePair:
     """The two halves of a guided reply, by request id.
 
     first_output: the conditional half's output index at which guidance begins; NOT_YET while it is unknown.
-    unconditional: None while there is no such half.
+    unconditional: None while there is no such half. is_held: the conditional half waits for one to be created.
     """
 
     conditional: str
     first_output: int = NOT_YET
     unconditional: str | None = None
+    is_held: bool = False
 
     def part(self) -> None:
         """Note that the unconditional half has gone."""
@@ -74,6 +75,19 @@ def unconditional_rows(rows: np.ndarray, context: UnconditionalContext, pad_id: 
     middle = slice(context.keep_first, max(context.keep_first, len(rows) - context.keep_last))
     hidden[middle] = pad_id
     hidden[middle, 0] = context.null_id
+    return hidden
+
+
+def unconditional_audio(rows: np.ndarray, family: Family) -> np.ndarray:
+    """What the unconditional half reads of the conditional one's audio rows [n, S]."""
+    context, layout = family.unconditional, family.layout
+    hidden = rows.copy()
+    for stream in context.hidden_streams:
+        if stream > 0:
+            hidden[:, stream] = layout.pad_id
+        else:
+            ids = layout.audio[0]
+            hidden[(rows[:, 0] >= ids.start) & (rows[:, 0] < ids.stop), 0] = context.null_id
     return hidden
 
 

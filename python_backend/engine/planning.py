@@ -51,7 +51,8 @@ class StepPlanning(GuidancePolicies):
         if self._guidance_has_begun(request):
             assert reply.pair is not None
             return RunningRow(request.request_id, remaining, reply.pair.other(request.request_id))
-        return RunningRow(request.request_id, remaining, may_finish=not reply.params.is_unconditional)
+        is_held = reply.params.is_unconditional or (reply.pair is not None and reply.pair.is_held)
+        return RunningRow(request.request_id, remaining, may_finish=not is_held)
 
     def _guidance_has_begun(self, request: Request) -> bool:
         """Whether the next row that the pair of `request` samples is guided."""
@@ -108,7 +109,3 @@ class StepPlanning(GuidancePolicies):
             self._preempt_request(request, now)
         for awaited in reversed(self._awaited([])):
             self._put_first(awaited)
-
-    def _put_first(self, request: Request) -> None:
-        self.waiting.remove_request(request)
-        self.waiting.prepend_request(request)

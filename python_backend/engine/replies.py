@@ -8,7 +8,7 @@ import numpy as np
 from vllm.v1.request import Request
 
 from python_backend.engine.history import RowHistory
-from python_backend.engine.pairs import NOT_YET, GuidancePair, unconditional_rows
+from python_backend.engine.pairs import NOT_YET, GuidancePair, unconditional_audio, unconditional_rows
 from python_backend.engine.params import SpeechParams
 from python_backend.engine.rules import SegmentRules
 from python_backend.engine.tracker import SegmentTracker
@@ -29,7 +29,8 @@ class Reply:
     """One half of a reply. `tracker` follows the conditional half.
 
     pair: None where guidance has no part in it, or no longer. limit: the output index from which on it has none, once
-    that is known. is_guided: whether the newest row of the audio segment was guided.
+    that is known. is_guided: whether the newest row of the audio segment was guided. dropped_at: the last step of the
+    engine before it lost its half.
     """
 
     request: Request
@@ -39,8 +40,14 @@ class Reply:
     pair: GuidancePair | None = None
     limit: int = NOT_YET
     is_guided: bool = False
+    dropped_at: int = 0
     num_guided_frames: int = 0
     queue_s: float | None = None
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether its guidance may come and go."""
+        return self.params.sampling.policy == "adaptive"
 
     @property
     def next_output(self) -> int:
@@ -55,12 +62,16 @@ class Reply:
 class ReplyTable:
     """All replies that the scheduler holds, by request id; a reply is added and removed with its request.
 
-    limited: those whose guidance ends before they do and has not ended yet.
+    limited: those whose guidance ends before they do and has not ended yet. num_adaptive: those, half by half, whose
+    guidance may come and go; dropped: those of them without a half; returning: those about to get one again.
     """
 
     def __init__(self, rules: SegmentRules):
         self.rules = rules
         self.limited: dict[str, Reply] = {}
+        self.dropped: dict[str, Reply] = {}
+        self.returning: dict[str, Reply] = {}
+        self.num_adaptive = 0
         self._replies: dict[str, Reply] = {}
 
     def __getitem__(self, request_id: str) -> Reply:
@@ -93,17 +104,21 @@ class ReplyTable:
         is_guided = params.is_guided and Segment.AUDIO in task.segments
         pair = GuidancePair(request.request_id) if is_guided else None
         reply = Reply(request, params, RowHistory(params.codes), tracker, pair, is_guided=is_guided)
-        self._replies[request.request_id] = reply
+        self._put(reply)
         if is_guided and params.sampling.policy == "until_s":
             self.limited[request.request_id] = reply
         return reply
 
+    def _put(self, reply: Reply) -> None:
+        self._replies[reply.request.request_id] = reply
+        self.num_adaptive += reply.is_adaptive
+
     def add_unconditional(self, reply: Reply) -> Request:
-        """The other half of `reply`, whose audio segment is about to begin; its context is all rows before that."""
+        """The other half of `reply`, which has read all rows before the audio segment, or before where that stands."""
         pair, conditional, tracker, params = reply.pair, reply.request, reply.tracker, reply.params
         assert pair is not None
         context = self._context(reply)
-        pair.first_output = tracker.audio_start - conditional.num_prompt_tokens
+        pair.first_output = len(context) - conditional.num_prompt_tokens
         pair.unconditional = partner_of(conditional.request_id)
         num_guided_rows = self.rules.max_guided_rows(params.sampling)
         if num_guided_rows is not None:
@@ -122,25 +137,29 @@ class ReplyTable:
             arrival_time=conditional.arrival_time,
             cache_salt=conditional.cache_salt,
         )
-        self._replies[request.request_id] = Reply(request, params, RowHistory(params.codes), tracker, pair)
+        self._put(Reply(request, params, RowHistory(params.codes), tracker, pair))
         return request
 
     def _context(self, reply: Reply) -> np.ndarray:
-        """The rows before the audio segment as the unconditional half sees them, [n, S] int32."""
-        family, num_rows = self.rules.family, reply.tracker.audio_start
-        request = reply.request
-        rows = np.full((num_rows, family.layout.num_input_streams), family.layout.pad_id, np.int32)
+        """The rows so far, at least all before the audio segment, as the unconditional half sees them: [n, S] int32."""
+        family, request, audio_start = self.rules.family, reply.request, reply.tracker.audio_start
         known = request.num_tokens
+        num_rows = max(known, audio_start)
+        rows = np.full((num_rows, family.layout.num_input_streams), family.layout.pad_id, np.int32)
         rows[:known, 0] = request.all_token_ids[:known]
         rows[:known, 1:] = reply.history.rows(0, known)
         if known < num_rows:  # the forced rows, which the model has yet to read
             rows[known:, 0] = family.transition[known - num_rows :]
-        return unconditional_rows(rows, family.unconditional, family.layout.pad_id)
+        before = unconditional_rows(rows[:audio_start], family.unconditional, family.layout.pad_id)
+        return np.concatenate([before, unconditional_audio(rows[audio_start:], family)])
 
     def remove(self, request_id: str) -> None:
         """Forget a reply that has ended."""
-        self._replies.pop(request_id, None)
-        self.limited.pop(request_id, None)
+        reply = self._replies.pop(request_id, None)
+        if reply is not None:
+            self.num_adaptive -= reply.is_adaptive
+        for some in (self.limited, self.dropped, self.returning):
+            some.pop(request_id, None)
 
     def end_guidance(self, reply: Reply) -> None:
         """From here on guidance has no part in `reply`."""

@@ -74,6 +74,8 @@ class StepReporting(StepPlanning):
         figures.running_pairs = both / 2
         # A half runs, and its other half exists and does not.
         figures.held_pairs = sum(pair.unconditional is not None for pair in pairs) - both
+        figures.dropped_halves_total = self.num_dropped_halves
+        figures.restored_halves_total = self.num_restored_halves
         figures.kv_usage = self.kv_cache_manager.usage
 
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:

@@ -51,6 +51,7 @@ class PairedScheduling(StepPlanning):
         """One step: preempt by whole pairs until it fits, let vLLM schedule, check the invariant."""
         self._plan()
         output = super().schedule(throttle_prefills)
+        self.governor.end_schedule(output.total_num_scheduled_tokens)
         output.scheduled_new_reqs = [self._with_history(data) for data in output.scheduled_new_reqs]
         self._check_pairs(output)
         is_idle = not output.num_scheduled_tokens and not any(r.num_in_flight_tokens for r in self.running)

@@ -36,13 +36,16 @@ class Checkpoint:
         self._references: dict[int, Reference] = {}
         self._replies: dict[tuple[int, int], list[list[int]]] = {}
 
-    def reply(self, prompt: Prompt, max_model_len: int = int(str(DEFAULTS["max_model_len"]))) -> list[list[int]]:
-        """The output streams of every row of the reference's reply."""
+    def reference(self, max_model_len: int) -> Reference:
         if max_model_len not in self._references:
             self._references[max_model_len] = Reference(self.folder, self.family, max_model_len)
+        return self._references[max_model_len]
+
+    def reply(self, prompt: Prompt, max_model_len: int = int(str(DEFAULTS["max_model_len"]))) -> list[list[int]]:
+        """The output streams of every row of the reference's reply."""
         key = (hash((prompt.task, prompt.sampling, prompt.rows.tobytes())), max_model_len)
         if key not in self._replies:
-            rows, lead = self._references[max_model_len].reply(prompt)
+            rows, lead = self.reference(max_model_len).reply(prompt)
             assert lead > 1e-5, "the reference itself was nearly undecided: choose another seed"
             self._replies[key] = [row[: self.family.layout.num_output_streams] for row in rows]
         return self._replies[key]

@@ -6,6 +6,7 @@ streams, and the smallest lead that any decision had over its runner-up.
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -48,13 +49,17 @@ class Reference:
         self.model = Qwen3ForCausalLM(Qwen3Config(**config)).float().eval()
         self.model.load_state_dict(load_file(folder / "model.safetensors"))
 
-    def reply(self, prompt: Prompt) -> tuple[list[Row], float]:
-        """The rows of the reply to `prompt`, [n][S], and the smallest lead of a decision."""
-        return _Reply(self, prompt).run()
+    def reply(self, prompt: Prompt, changes: Sequence[tuple[int, bool]] = ()) -> tuple[list[Row], float]:
+        """The rows of the reply to `prompt`, [n][S], and the smallest lead of a decision.
+
+        changes: frames, counted from the first, from which on an adaptive reply is guided or is not.
+        """
+        return _Reply(self, prompt, changes).run()
 
 
 class _Reply:
-    def __init__(self, reference: Reference, prompt: Prompt):
+    def __init__(self, reference: Reference, prompt: Prompt, changes: Sequence[tuple[int, bool]]):
+        self.changes = changes
         self.reference, self.family, self.prompt = reference, reference.family, prompt
         self.task, self.sampling = self.family.task(prompt.task), prompt.sampling
         self.rows: list[Row] = prompt.rows.tolist()
@@ -92,7 +97,7 @@ class _Reply:
             return False
         if self.sampling.policy == "until_s":  # the term takes 0.28 s at 25 Hz for 7 rows, not 7.000000000000001
             return frame < math.ceil(self.sampling.guided_until_s * self.family.frame_rate - 1e-6)
-        return True
+        return [is_on for first, is_on in [(0, True), *self.changes] if first <= frame][-1]
 
     def hidden(self, position: int) -> Row:
         """The row at `position` as the unconditional half sees it."""
