@@ -8,6 +8,7 @@ async with SpeechClient("localhost:8001") as client:
 from client.client import SpeechClient, SpeechStream
 from client.errors import ClientError, RequestCancelled, RequestRefused, ServerFailed, ServerUnavailable, TimedOut
 from client.event import GuidanceChange, SpeechEvent, Word
+from client.ring import RingSize
 from client.timeouts import Timeouts
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "GuidanceChange",
     "RequestCancelled",
     "RequestRefused",
+    "RingSize",
     "ServerFailed",
     "ServerUnavailable",
     "SpeechClient",

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -15,6 +15,7 @@ from client.errors import ClientError, RequestCancelled, ServerFailed, TimedOut,
 from client.event import SpeechEvent, is_last, read_event
 from client.inputs import Audio, audio_inputs, options_json, strings
 from client.regions import Memory
+from client.ring import RingSize
 from client.sharing import Sharing
 from client.timeouts import Timeouts
 
@@ -26,11 +27,10 @@ class SpeechStream:
     Raises a ClientError instead of the next event when there is none to come.
     """
 
-    def __init__(self, responses: Any, timeouts: Timeouts, server: str, on_over: Callable[[], None] = lambda: None):
+    def __init__(self, responses: Any, client: "SpeechClient", sharing: Sharing | None = None):
         self._responses = responses
-        self._on_over = on_over
-        self._timeouts = timeouts
-        self._server = server
+        self._client, self._sharing = client, sharing
+        self._timeouts, self._server = client.timeouts, client.server
         self._started_s = time.monotonic()
         self._is_first = True
         self._is_complete = False  # the last event has been seen
@@ -44,7 +44,7 @@ class SpeechStream:
             result = await self._next_response()
             if result is None:
                 break
-            event = read_event(result)
+            event = read_event(result, None if self._sharing is None else self._sharing.ring)
             if is_last(result):
                 self._end()
             if event is not None:
@@ -74,7 +74,8 @@ class SpeechStream:
     def _end(self) -> None:
         if not self._is_over:
             self._is_over = True
-            self._on_over()
+            if self._sharing is not None:
+                self._client.take_back(self._sharing)
 
     async def __aenter__(self) -> Self:
         return self
@@ -124,7 +125,8 @@ class SpeechStream:
 class SpeechClient:
     """Speaks and transcribes through the server at `server` (host:port of its gRPC service).
 
-    shared_memory: `system` or `cuda`: audio goes to a server on the same host through memory that both see.
+    shared_memory: `system` or `cuda`: audio goes to a server on the same host, and samples come back, through memory
+    that both see. ring: how much of it holds the samples of one utterance that have not been read yet.
     """
 
     def __init__(
@@ -133,13 +135,14 @@ class SpeechClient:
         timeouts: Timeouts | None = None,
         model: str = "speech",
         shared_memory: Memory | None = None,
+        ring: RingSize | None = None,
     ):
         if shared_memory not in (None, "system", "cuda"):
             raise ValueError(f"shared_memory: expected 'system' or 'cuda', got {shared_memory!r}")
         self.server = server
         self.timeouts = timeouts or Timeouts()
         self.model = model
-        self._memory = shared_memory
+        self._memory, self._ring_size = shared_memory, ring or RingSize()
         self._shared: set[Sharing] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._client = InferenceServerClient(server)
@@ -155,7 +158,10 @@ class SpeechClient:
     ) -> SpeechStream:
         """The events of `text` being spoken. `options` as the server knows them, e.g. `audio={"temperature": 0.5}`."""
         options |= {"voice": voice, "seed": seed, "guidance_scale": guidance_scale}
-        return self.send(strings(text=text, task="tts", options=options_json(options)))
+        sharing = self._share()
+        if sharing is not None:
+            options["output"] = options.get("output", {}) | {"ring": sharing.make_ring().option()}
+        return self.send(strings(text=text, task="tts", options=options_json(options)), sharing)
 
     def transcribe(self, audio: Audio, **options: Any) -> SpeechStream:
         """The events of `audio` being written down: a file's path or bytes, or (samples [n], rate in Hz)."""
@@ -172,23 +178,21 @@ class SpeechClient:
             yield {"model_name": self.model, "inputs": inputs}
 
         responses = self._client.stream_infer(requests())
-        return SpeechStream(responses, self.timeouts, self.server, lambda: self._take_back(sharing))
+        return SpeechStream(responses, self, sharing)
 
-    def _share(self) -> Sharing | None:
-        if self._memory is None:
-            return None
-        sharing = Sharing(self._memory)
-        self._shared.add(sharing)
-        return sharing
-
-    def _take_back(self, sharing: Sharing | None) -> None:
+    def take_back(self, sharing: Sharing) -> None:
         """Free an utterance's memory in the background; what is left over is freed by `close`."""
-        if sharing is None:
-            return
         with suppress(RuntimeError):  # dropped when no event loop runs any more
             task = asyncio.get_running_loop().create_task(self._free(sharing))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
+
+    def _share(self) -> Sharing | None:
+        if self._memory is None:
+            return None
+        sharing = Sharing(self._memory, self._ring_size)
+        self._shared.add(sharing)
+        return sharing
 
     async def _free(self, sharing: Sharing) -> None:
         self._shared.discard(sharing)

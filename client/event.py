@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from tritonclient.grpc import InferResult
 
+from client.ring import Ring
+
 
 @dataclass(frozen=True, slots=True)
 class Word:
@@ -28,7 +30,7 @@ class GuidanceChange:
 class SpeechEvent:
     """A chunk of an utterance.
 
-    pcm: [n] float32 mono samples in [-1, 1] at `sample_rate` Hz, or None in a chunk of text alone.
+    pcm: [n] mono samples at `sample_rate` Hz, float32 in [-1, 1] or, where asked for, int16; None with text alone.
     text: what the text segment has gained. words: the words that start in this chunk.
     guidance_changes: those at its frames; there are none unless the request's guidance policy makes them.
     segment: `text`, `transition`, `audio` or `drain`. start_s, duration_s: where `pcm` lies in the utterance.
@@ -49,14 +51,14 @@ class SpeechEvent:
     guidance_changes: tuple[GuidanceChange, ...] = ()
 
 
-def read_event(result: InferResult) -> SpeechEvent | None:
-    """The event of a response; None for an empty one, which carries the final flag alone."""
+def read_event(result: InferResult, ring: Ring | None = None) -> SpeechEvent | None:
+    """The event of a response, its samples from the `ring` if they lie there; None for the final flag alone."""
     events = result.as_numpy("event")
     if events is None:
         return None
     record = json.loads(events[0])
     return SpeechEvent(
-        pcm=result.as_numpy("pcm"),
+        pcm=_samples(result, record, ring),
         utterance=record["utterance"],
         index=record["index"],
         segment=record["segment"],
@@ -69,6 +71,13 @@ def read_event(result: InferResult) -> SpeechEvent | None:
         report=record.get("report"),  # only the last chunk has one
         guidance_changes=tuple(GuidanceChange(**change) for change in record["guidance_changes"]),
     )
+
+
+def _samples(result: InferResult, record: dict[str, Any], ring: Ring | None) -> np.ndarray | None:
+    if ring is not None and "ring" in record:
+        return ring.take(record["ring"])
+    pcm = result.as_numpy("pcm")
+    return result.as_numpy("pcm16") if pcm is None else pcm
 
 
 def is_last(result: InferResult) -> bool:

@@ -53,14 +53,15 @@ class Ring:
             option |= {"cuda_handle": base64.b64encode(self._device.handle).decode(), "device": self._device.device}
         return option
 
-    def take(self, record: dict[str, int], dtype: type) -> np.ndarray:
+    def take(self, record: dict[str, Any]) -> np.ndarray:
         """A copy of the samples that an event's `ring` record tells of; their slots are free from here on.
 
-        record: `slot`, the first one, counted since the start; `slots`, how many; `samples`.
+        record: `slot`, the first one, counted since the start; `slots`, how many; `samples`, and their `dtype`.
         """
         if record["slot"] != self._released:
             raise ValueError(f"the event names slot {record['slot']}, but {self._released} is next")
-        size, left = self._size, record["samples"] * np.dtype(dtype).itemsize
+        size, dtype = self._size, np.dtype(record["dtype"])
+        left = record["samples"] * dtype.itemsize
         parts = [np.empty(0, np.uint8)]
         for slot in range(record["slot"], record["slot"] + record["slots"]):
             used = min(left, size.slot_bytes)

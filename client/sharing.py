@@ -1,15 +1,17 @@
-"""The memory that one utterance shares with the server: its audio on the way in."""
+"""The memory that one utterance shares with the server: its audio on the way in, a ring for samples on the way back."""
 
 from tritonclient.grpc.aio import InferenceServerClient
 
 from client.regions import Memory, Region, new_region
+from client.ring import Ring, RingSize
 
 
 class Sharing:
     """Made with the request and closed when the utterance is over."""
 
-    def __init__(self, memory: Memory):
-        self._memory = memory
+    def __init__(self, memory: Memory, ring_size: RingSize):
+        self._memory, self._ring_size = memory, ring_size
+        self.ring: Ring | None = None
         self._regions: list[Region] = []
         self._registered: list[Region] = []
 
@@ -18,6 +20,11 @@ class Sharing:
         region = new_region(self._memory, "stretto_in", byte_size)
         self._regions.append(region)
         return region
+
+    def make_ring(self) -> Ring:
+        """The ring for the samples."""
+        self.ring = Ring(self._memory, self._ring_size)
+        return self.ring
 
     async def register(self, server: InferenceServerClient) -> None:
         """Let the server read from the regions."""
@@ -34,3 +41,6 @@ class Sharing:
         finally:
             while self._regions:
                 self._regions.pop().close()
+            ring, self.ring = self.ring, None
+            if ring is not None:
+                ring.close()

@@ -8,6 +8,7 @@ from python_backend.families.base import Family
 from python_backend.preprocessing.json_field import shown
 from python_backend.streams.chunking import ChunkPolicy
 from python_backend.streams.delivery import ENCODINGS, HIGHEST_RATE, LOWEST_RATE, Delivery, OutputForm
+from python_backend.streams.ring_address import RingAddress
 
 OUTPUT, CHUNKING = "output", "chunking"
 DELIVERY_KEYS = frozenset({OUTPUT, CHUNKING})
@@ -24,7 +25,7 @@ def read_delivery(record: dict[str, Any], family: Family, frame_rate: float, hel
     return Delivery(_form(_object(record, OUTPUT, _OUTPUT)), _policy(_object(record, CHUNKING, _CHUNKING), default))
 
 
-_OUTPUT = frozenset({"encoding", "sample_rate"})
+_OUTPUT = frozenset({"encoding", "sample_rate", "ring"})
 _CHUNKING = frozenset({"first_frames", "steady_frames", "playout_s"})
 
 
@@ -43,9 +44,12 @@ def _form(record: dict[str, Any]) -> OutputForm:
     encoding = record.get("encoding", ENCODINGS[0])
     if encoding not in ENCODINGS:
         raise InvalidRequest("options.output.encoding", f"one of {', '.join(ENCODINGS)}", shown(encoding))
-    if "sample_rate" not in record:
-        return OutputForm(encoding)
-    return OutputForm(encoding, int(_within(record, "output.sample_rate", LOWEST_RATE, HIGHEST_RATE, int)))
+    sample_rate = ring = None
+    if "sample_rate" in record:
+        sample_rate = int(_within(record, "output.sample_rate", LOWEST_RATE, HIGHEST_RATE, int))
+    if "ring" in record:
+        ring = RingAddress.from_record(record["ring"])
+    return OutputForm(encoding, sample_rate, ring)
 
 
 def _policy(record: dict[str, Any], default: ChunkPolicy) -> ChunkPolicy:

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from python_backend.streams.chunking import ChunkPolicy
+from python_backend.streams.ring_address import RingAddress
 
 ENCODINGS = ("pcm_f32le", "pcm_s16le")
 LOWEST_RATE, HIGHEST_RATE = 4_000, 192_000
@@ -11,16 +12,26 @@ LOWEST_RATE, HIGHEST_RATE = 4_000, 192_000
 
 @dataclass(frozen=True, slots=True)
 class OutputForm:
-    """Mono samples: 32-bit floating point in [-1, 1] or 16-bit integers, at `sample_rate` Hz (None: the codec's)."""
+    """Mono samples: 32-bit floating point in [-1, 1] or 16-bit integers, at `sample_rate` Hz (None: the codec's).
+
+    ring: where they go in place of the response, for a client on this host.
+    """
 
     encoding: str = ENCODINGS[0]
     sample_rate: int | None = None
+    ring: RingAddress | None = None
 
     def __post_init__(self) -> None:
         if self.encoding not in ENCODINGS:
             raise ValueError(f"encoding must be one of {', '.join(ENCODINGS)}, got {self.encoding!r}")
         if self.sample_rate is not None and not LOWEST_RATE <= self.sample_rate <= HIGHEST_RATE:
             raise ValueError(f"sample_rate must be in [{LOWEST_RATE}, {HIGHEST_RATE}] Hz, got {self.sample_rate}")
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "OutputForm":
+        """The inverse of `dataclasses.asdict`."""
+        ring = record["ring"]
+        return cls(record["encoding"], record["sample_rate"], None if ring is None else RingAddress(**ring))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,4 +48,4 @@ class Delivery:
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "Delivery":
         """The inverse of `to_record`."""
-        return cls(OutputForm(**record["form"]), ChunkPolicy(**record["chunking"]))
+        return cls(OutputForm.from_record(record["form"]), ChunkPolicy(**record["chunking"]))

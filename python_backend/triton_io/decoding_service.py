@@ -6,12 +6,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from python_backend.errors import InvalidRequest
 from python_backend.streams.chunk import Chunk
 from python_backend.streams.delivery import OutputForm
 from python_backend.triton_io.envelope import Envelope
 from python_backend.triton_io.failures import refuse
 from python_backend.triton_io.flow import FlowTables, Outcome
 from python_backend.triton_io.metrics import Gauges
+from python_backend.triton_io.outlets import RingOutlets
 from python_backend.triton_io.replies import ChunkReply, answer_probe
 from python_backend.triton_io.schema import CHUNK, CODES
 from python_backend.triton_io.tensors import read_array, read_record
@@ -50,6 +52,7 @@ class DecodingService:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._tables = FlowTables()
+        self._outlets = RingOutlets()
         self._gauges = Gauges("acoustic_decoder", dict(METRICS.values()))
         threading.Thread(target=self._report, name="metrics", daemon=True).start()
 
@@ -67,7 +70,13 @@ class DecodingService:
             if slot.outcome is not Outcome.OPEN:
                 self._worker.abandon(envelope.utterance)
             return
-        reply = ChunkReply(request, slot)
+        ring = envelope.form.ring
+        try:
+            outlet = None if ring is None else self._outlets.at(envelope.utterance, ring, slot)
+        except InvalidRequest as error:  # it was there when the request came in
+            ChunkReply(request, slot).fail(error)
+            return
+        reply = ChunkReply(request, slot, outlet)
         # The request's memory goes with the request; the worker may hold the codes for longer.
         held = None if codes is None else codes.copy()
         self._worker.push(envelope.utterance, envelope.chunk, held, reply, envelope.form)

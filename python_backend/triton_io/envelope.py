@@ -32,4 +32,4 @@ class Envelope:
     def from_record(cls, record: dict[str, Any]) -> "Envelope":
         """The inverse of `to_record`."""
         chunk = None if record["probe"] else Chunk.from_record(record["chunk"])
-        return cls(record["utterance"], FlowAddress(**record["flow"]), chunk, OutputForm(**record["form"]))
+        return cls(record["utterance"], FlowAddress(**record["flow"]), chunk, OutputForm.from_record(record["form"]))

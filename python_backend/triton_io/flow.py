@@ -178,6 +178,11 @@ class FlowSlot:
         return self.table.read(self.address, 1)
 
     @property
+    def is_held(self) -> bool:
+        """Whether the language model still goes on with the utterance, or waits for its answers."""
+        return self.table.holds(self.address)
+
+    @property
     def outcome(self) -> Outcome:
         """Whether the utterance is over, and how."""
         return Outcome(self.table.read(self.address, 2))

@@ -14,6 +14,7 @@ import triton_python_backend_utils as pb_utils
 
 from python_backend.errors import Cancelled, Overloaded
 from python_backend.triton_io.flow import FlowSlot, Outcome
+from python_backend.triton_io.outlets import RingOutlet
 from python_backend.triton_io.schema import EVENT, PCM, PCM16
 from python_backend.triton_io.tensors import array_tensor, text_tensor
 
@@ -21,19 +22,27 @@ from python_backend.triton_io.tensors import array_tensor, text_tensor
 class ChunkReply:
     """Answers one chunk exactly once, with the final flag: by `send`, or without a response by `fail`."""
 
-    def __init__(self, request: Any, slot: FlowSlot) -> None:
+    def __init__(self, request: Any, slot: FlowSlot, outlet: RingOutlet | None = None) -> None:
         self._sender = request.get_response_sender()
         self._slot = slot
+        self._outlet = outlet
         self._is_answered = False
         self._came_s = time.monotonic()
 
     def send(self, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
-        """Send samples [n] float32 or int16, or none, and their event."""
+        """Send samples [n] float32 or int16, or none, and their event: by way of the client's ring if it has one."""
+        if self._outlet is not None:
+            self._outlet.offer(self, pcm, event)
+        else:
+            self.deliver(pcm, event)
+        if pcm is not None:
+            self._slot.note_latency(time.monotonic() - self._came_s)
+
+    def deliver(self, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
+        """Send samples, or none, and their event with the response."""
         assert not self._is_answered, f"answered twice: {event}"
         tensors = [] if pcm is None else [array_tensor(PCM16 if pcm.dtype == np.int16 else PCM, pcm)]
         self._close(pb_utils.InferenceResponse([*tensors, text_tensor(EVENT, json.dumps(event))]))
-        if pcm is not None:
-            self._slot.note_latency(time.monotonic() - self._came_s)
 
     def fail(self, error: BaseException) -> None:
         """End the utterance with an error, which the decoder has logged."""

@@ -7,21 +7,18 @@ A slot is named by its number since the start: slot n lies at place n % slots, a
 """
 
 import base64
-import binascii
 import os
-import re
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from python_backend.errors import InvalidRequest
+from python_backend.streams.ring_address import RingAddress
 from python_backend.triton_io.cuda_memory import open_cuda_memory
 
 DIRECTORY = Path("/dev/shm")
-NAME = re.compile(r"stretto_ring_[0-9a-f]{16}")  # nothing else in that folder is for clients to name
 MAGIC = int.from_bytes(b"STRRING1", "little")
 HEADER = 4096
 MAX_BYTES = 1 << 28
@@ -39,37 +36,6 @@ class Payload(Protocol):
     def close(self) -> None:
         """Let go of it."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class RingAddress:
-    """What a client says of its ring: the name of the header's memory; for slots on a GPU its handle and number."""
-
-    name: str
-    cuda_handle: str | None = None
-    device: int = 0
-
-    @classmethod
-    def from_record(cls, record: Any) -> "RingAddress":
-        """From `options.output.ring`; InvalidRequest names what is wrong."""
-        field = "options.output.ring"
-        if not isinstance(record, dict) or not record.keys() <= {"name", "cuda_handle", "device"}:
-            raise InvalidRequest(field, "an object of name, cuda_handle and device", repr(record))
-        name, handle, device = record.get("name"), record.get("cuda_handle"), record.get("device", 0)
-        if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise InvalidRequest(f"{field}.name", f"a name like {NAME.pattern}", repr(name))
-        if handle is not None and not _is_handle(handle):
-            raise InvalidRequest(f"{field}.cuda_handle", "64 bytes in base64", repr(handle))
-        if isinstance(device, bool) or not isinstance(device, int) or device < 0:
-            raise InvalidRequest(f"{field}.device", "the number of a GPU", repr(device))
-        return cls(name, handle, device)
-
-
-def _is_handle(text: Any) -> bool:
-    try:
-        return isinstance(text, str) and len(base64.b64decode(text, validate=True)) == 64
-    except binascii.Error:
-        return False
 
 
 class PcmRing:
@@ -100,24 +66,21 @@ class PcmRing:
             os.close(header)
             raise
 
-    def put(self, samples: np.ndarray) -> dict[str, int] | None:
-        """Copy `samples` [n] into free slots; the event's `ring` record, or None while there is no room.
+    def holds(self, samples: np.ndarray) -> bool:
+        """Whether the whole ring is large enough for `samples` [n]."""
+        return samples.nbytes <= self._slots * self._slot_bytes
 
-        InvalidRequest for more samples than the whole ring holds.
-        """
+    def put(self, samples: np.ndarray) -> dict[str, Any] | None:
+        """Copy `samples` [n] into free slots; the event's `ring` record, or None while there is no room."""
         data = np.ascontiguousarray(samples).view(np.uint8)
-        needed = -(-len(data) // self._slot_bytes)
-        if needed > self._slots:
-            limit = f"a ring of at least {len(data)} bytes"
-            raise InvalidRequest("options.output.ring", limit, f"{self._slots} slots of {self._slot_bytes} bytes")
-        first = self._filled
+        needed, first = -(-len(data) // self._slot_bytes), self._filled
         if first + needed > _words(self._header)[_RELEASED] + self._slots:
             return None
         for index in range(needed):
             place = (first + index) % self._slots * self._slot_bytes
             self._payload.write(place, data[index * self._slot_bytes : (index + 1) * self._slot_bytes])
         self._filled = first + needed
-        return {"slot": first, "slots": needed, "samples": len(samples)}
+        return {"slot": first, "slots": needed, "samples": len(samples), "dtype": str(samples.dtype)}
 
     def close(self) -> None:
         """Let go of the memory; it is the client's."""
@@ -155,3 +118,9 @@ def _read_shape(header: int, address: RingAddress) -> tuple[int, int]:
         expected = f"a ring of slots of a multiple of 8 bytes, {MAX_BYTES} bytes at most"
         raise InvalidRequest("options.output.ring.name", expected, f"{slots} slots of {slot_bytes} bytes")
     return slots, slot_bytes
+
+
+def check_ring(address: RingAddress | None) -> None:
+    """Raise InvalidRequest unless the ring at `address`, if there is one, can be opened here."""
+    if address is not None:
+        PcmRing.open(address).close()

@@ -40,7 +40,7 @@ def test_a_small_steady_size_makes_the_first_chunk_small_too() -> None:
         ({"output": "wav"}, r"options.output: expected a JSON object, got 'wav'"),
         (
             {"output": {"format": "wav"}},
-            r"options.output.format: expected one of encoding, sample_rate, got an unknown",
+            r"options.output.format: expected one of encoding, ring, sample_rate, got an unknown",
         ),
         ({"output": {"encoding": "mp3"}}, r"options.output.encoding: expected one of pcm_f32le, pcm_s16le, got 'mp3'"),
         ({"output": {"encoding": ["pcm_s16le"]}}, r"options.output.encoding: expected one of"),

@@ -1,13 +1,15 @@
-"""Audio through shared memory says what it says inline."""
+"""Through shared memory all is heard, and said, as inline."""
 
+import asyncio
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
-from client import SpeechClient
+from client import RequestRefused, RingSize, SpeechClient
 from client.inputs import Audio
 from tests.server.conftest import Server
 
@@ -32,3 +34,49 @@ async def test_audio_in_shared_memory_is_heard_as_inline(server: Server) -> None
             assert len(heard) > 8
             assert await transcript(shared, audio) == heard
     assert not list(Path("/dev/shm").glob("stretto_in_*"))
+
+
+async def speech(client: SpeechClient, seed: int, lag_s: float = 0.0, **options: Any) -> np.ndarray:
+    pieces = []
+    async with client.speak(f"Number {seed} rings.", seed=seed, max_audio_s=2.0, **options) as events:
+        async for event in events:
+            if event.pcm is not None:
+                pieces.append(event.pcm)
+            await asyncio.sleep(lag_s)
+    return np.concatenate(pieces)
+
+
+async def test_samples_through_a_ring_are_those_of_the_responses_under_load(server: Server) -> None:
+    address, small = f"localhost:{server.grpc}", RingSize(slots=6, slot_bytes=8192)
+    async with SpeechClient(address) as inline:
+        expected = [await speech(inline, seed) for seed in range(8)]
+        whole = await speech(inline, 1, output={"encoding": "pcm_s16le", "sample_rate": 24_000})
+    async with SpeechClient(address, shared_memory="system", ring=small) as shared:
+        lags = [0.0, 0.3, 0.0, 0.2, 0.0, 0.0, 0.1, 0.0]
+        heard = await asyncio.gather(*(speech(shared, seed, lags[seed]) for seed in range(8)))
+        for seed in range(8):
+            np.testing.assert_allclose(heard[seed], expected[seed], atol=1e-4, err_msg=f"seed {seed}")
+        coarse = await speech(shared, 1, output={"encoding": "pcm_s16le", "sample_rate": 24_000})
+    assert coarse.dtype == whole.dtype == np.int16
+    assert np.abs(coarse.astype(int) - whole).max() <= 4
+    assert not list(Path("/dev/shm").glob("stretto_ring_*"))
+
+
+async def test_a_reader_who_stops_holds_up_nobody_else(server: Server) -> None:
+    address = f"localhost:{server.grpc}"
+    async with SpeechClient(address, shared_memory="system", ring=RingSize(slots=3, slot_bytes=16384)) as shared:
+        stuck = shared.speak("I never read this to the end, not at all.", seed=1)
+        while (await anext(stuck)).pcm is None:
+            pass
+        await asyncio.sleep(1.0)
+        async with SpeechClient(address) as other, asyncio.timeout(20):
+            assert len(await speech(other, 2)) > 8000
+        await stuck.aclose()
+    server.until(lambda: server.metric("active_utterances") == 0)
+
+
+async def test_a_ring_that_is_not_there_is_refused(server: Server) -> None:
+    async with SpeechClient(f"localhost:{server.grpc}") as client:
+        output = {"ring": {"name": "stretto_ring_0000000000000000"}}
+        with pytest.raises(RequestRefused, match=r"options.output.ring.name: expected shared memory of this host"):
+            await speech(client, 1, output=output)

@@ -9,6 +9,7 @@ from python_backend.triton_io import schema
 from python_backend.triton_io.draining import DrainGate
 from python_backend.triton_io.failures import failed_response, log_failure
 from python_backend.triton_io.parameters import ModelParameters
+from python_backend.triton_io.ring import check_ring
 from python_backend.triton_io.tensors import array_tensor, read_array, read_bytes, read_scalar, record_tensor
 
 
@@ -34,6 +35,7 @@ class TritonPythonModel:
         try:
             with self.gate.admit():
                 prompt = self.preprocessor.prepare(read_request(request))
+                check_ring(prompt.delivery.form.ring)
         except Exception as error:
             log_failure(error, "preprocessor")
             return failed_response(error, "preprocessor")
