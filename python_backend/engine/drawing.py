@@ -4,9 +4,10 @@ import torch
 
 from python_backend.engine.batch import BatchPlan
 from python_backend.engine.heads import StreamHeads
+from python_backend.engine.kernels.draw import draw
 from python_backend.engine.machine import Rows, SegmentMachine
 from python_backend.engine.slots import SlotTables
-from python_backend.sampling.draw import DrawParams, draw
+from python_backend.sampling.draw import DrawParams
 from python_backend.sampling.guidance import guide
 from python_backend.sampling.noise import stream_keys, uniform
 from python_backend.sampling.script import advances

@@ -1,0 +1,69 @@
+"""The sum of a row's stream embeddings, gathered and added at once."""
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+
+
+def embed_rows(table: torch.Tensor, ids: torch.Tensor, pad_id: int, pad_is_silent: bool) -> torch.Tensor:
+    """The sum of the rows of `table` [V, H] that each row of `ids` [N, S] names: [N, H] of the table's type.
+
+    With `pad_is_silent`, `pad_id` contributes nothing, except on stream 0, which always counts; else its embedding is
+    one like any other. The sum is taken in float32. `table` holds the whole vocabulary; no id is checked against it.
+    """
+    if table.is_cuda:
+        return embed_on_device(table, ids, pad_id, pad_is_silent)
+    return embed_on_host(table, ids, pad_id, pad_is_silent)
+
+
+def embed_on_host(table: torch.Tensor, ids: torch.Tensor, pad_id: int, pad_is_silent: bool) -> torch.Tensor:
+    """`embed_rows` in torch."""
+    if table.dtype != torch.float32:
+        rows = table[ids].float()
+        if pad_is_silent:
+            rows[:, 1:].masked_fill_((ids[:, 1:] == pad_id)[..., None], 0.0)
+        return rows.sum(1).to(table.dtype)
+    if not pad_is_silent or ids.shape[1] == 1:
+        return F.embedding_bag(ids, table, mode="sum")
+    return F.embedding_bag(ids[:, 1:], table, mode="sum", padding_idx=pad_id).add_(F.embedding(ids[:, 0], table))
+
+
+def embed_on_device(table: torch.Tensor, ids: torch.Tensor, pad_id: int, pad_is_silent: bool) -> torch.Tensor:
+    """`embed_rows` as one kernel: a program for each row and block of its width."""
+    assert table.stride(1) == 1, table.stride()
+    (num_rows, num_streams), width = ids.shape, table.shape[1]
+    embedded = table.new_empty(num_rows, width)
+    block = min(triton.next_power_of_2(width), 1024)
+    _embed_kernel[num_rows, triton.cdiv(width, block)](
+        embedded, table, ids, *ids.stride(), table.stride(0), pad_id, width, num_streams, pad_is_silent, block
+    )
+    return embedded
+
+
+@triton.jit
+def _embed_kernel(
+    embedded: tl.tensor,  # [N, H], written
+    table: tl.tensor,  # [V, H]
+    ids: tl.tensor,  # [N, S] int32 or int64
+    id_row_stride: tl.tensor,
+    id_stream_stride: tl.tensor,
+    table_stride: tl.tensor,
+    pad_id: tl.tensor,
+    width: tl.tensor,
+    num_streams: tl.constexpr,
+    pad_is_silent: tl.constexpr,
+    block: tl.constexpr,
+) -> None:
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * block + tl.arange(0, block)
+    inside = columns < width
+    first = tl.load(ids + row * id_row_stride).to(tl.int64)
+    total = tl.load(table + first * table_stride + columns, mask=inside, other=0.0).to(tl.float32)
+    for stream in tl.static_range(1, num_streams):
+        token = tl.load(ids + row * id_row_stride + stream * id_stream_stride).to(tl.int64)
+        counted = width
+        if pad_is_silent:
+            counted = tl.where(token == pad_id, 0, width)
+        total += tl.load(table + token * table_stride + columns, mask=columns < counted, other=0.0).to(tl.float32)
+    tl.store(embedded + row * width + columns, total.to(embedded.dtype.element_ty), mask=inside)
