@@ -37,6 +37,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     speak.add_argument("--play", choices=["auto", "off"], default="auto", help="play where a player is found")
     speak.add_argument("--voice", help="a voice of the model")
     speak.add_argument("--guidance", type=float, dest="guidance_scale", metavar="SCALE", help="1 is unguided")
+    speak.add_argument("--encoding", choices=["pcm_f32le", "pcm_s16le"], help="of the samples on their way")
+    speak.add_argument("--sample-rate", type=int, metavar="HZ", help="resampled by the server; default: the codec's")
     speak.add_argument("--words", action="store_true", help="print each word and when it starts")
     transcribe = commands.add_parser("transcribe", parents=[shared], help="speech to text")
     transcribe.add_argument("file", type=Path, help="wav, flac, ogg or mp3")
@@ -68,6 +70,7 @@ async def speak(client: SpeechClient, args: argparse.Namespace) -> None:
     sinks = open_sinks(args)
     text = sys.stdin.read() if args.text == "-" else args.text
     flags = {"seed": args.seed, "guidance_scale": args.guidance_scale, "voice": args.voice}
+    flags |= {"encoding": args.encoding, "sample_rate": args.sample_rate}
 
     def hear(event: SpeechEvent) -> None:
         for word in event.words if args.words else ():

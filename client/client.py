@@ -13,7 +13,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 
 from client.errors import ClientError, RequestCancelled, ServerFailed, TimedOut, from_rpc, from_text
 from client.event import SpeechEvent, is_last, read_event
-from client.inputs import Audio, audio_inputs, options_json, strings
+from client.inputs import Audio, audio_inputs, given, options_json, strings
 from client.regions import Memory
 from client.ring import RingSize
 from client.sharing import Sharing
@@ -154,13 +154,19 @@ class SpeechClient:
         voice: str | None = None,
         seed: int | None = None,
         guidance_scale: float | None = None,
+        encoding: str | None = None,
+        sample_rate: int | None = None,
         **options: Any,
     ) -> SpeechStream:
-        """The events of `text` being spoken. `options` as the server knows them, e.g. `audio={"temperature": 0.5}`."""
-        options |= {"voice": voice, "seed": seed, "guidance_scale": guidance_scale}
+        """The events of `text` being spoken.
+
+        encoding: `pcm_f32le` (the default) or `pcm_s16le`; sample_rate: in Hz, by default the codec's.
+        options: as the server knows them, e.g. `audio={"temperature": 0.5}` or `chunking={"playout_s": 0.2}`.
+        """
         sharing = self._share()
-        if sharing is not None:
-            options["output"] = options.get("output", {}) | {"ring": sharing.make_ring().option()}
+        ring = None if sharing is None else sharing.make_ring().option()
+        output = options.get("output", {}) | given({"encoding": encoding, "sample_rate": sample_rate, "ring": ring})
+        options |= {"voice": voice, "seed": seed, "guidance_scale": guidance_scale, "output": output or None}
         return self.send(strings(text=text, task="tts", options=options_json(options)), sharing)
 
     def transcribe(self, audio: Audio, **options: Any) -> SpeechStream:

@@ -32,10 +32,14 @@ def audio_inputs(audio: Audio, sharing: Sharing | None = None) -> list[InferInpu
     return [_tensor("audio", np.array([content], np.object_), "BYTES", sharing)]
 
 
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that are not None."""
+    return {key: value for key, value in options.items() if value is not None}
+
+
 def options_json(options: dict[str, Any]) -> str | None:
     """The options that are not None, as JSON; None when there are none."""
-    given = {key: value for key, value in options.items() if value is not None}
-    return json.dumps(given) if given else None
+    return json.dumps(given(options)) if given(options) else None
 
 
 def _tensor(name: str, array: np.ndarray, dtype: str, sharing: Sharing | None = None) -> InferInput:

@@ -25,7 +25,7 @@ class Sink(Protocol):
     """Takes the samples of an utterance in order."""
 
     def write(self, pcm: np.ndarray, sample_rate: int) -> None:
-        """Take samples [n] float32 in [-1, 1]."""
+        """Take samples [n], float32 in [-1, 1] or int16."""
         ...
 
     def close(self) -> None:
@@ -34,7 +34,9 @@ class Sink(Protocol):
 
 
 def pcm16(pcm: np.ndarray) -> bytes:
-    """Samples in [-1, 1] as 16-bit little-endian ones."""
+    """Samples as 16-bit little-endian ones: int16, or floating-point in [-1, 1]."""
+    if pcm.dtype == np.int16:
+        return pcm.astype("<i2").tobytes()
     return (np.clip(pcm, -1.0, 1.0) * 32_767).round().astype("<i2").tobytes()
 
 

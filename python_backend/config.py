@@ -38,8 +38,10 @@ class DecoderConfig:
     codec: name in `codec.registry`; device: where it decodes (`cpu`, `cuda`, `cuda:1`, …); threads: of torch, on CPU.
     runtime: `torch`, or `onnx` for the file that `scripts/export_onnx.py` writes. right_frames: frames that a window
     waits for, fewer than the codec's own for sound that comes earlier and is not exact; None for the codec's own.
-    max_batch: windows decoded at once. max_utterances: open at once. idle_timeout_s: an utterance that gets no chunk
-    for so long is forgotten. stop_timeout_s: how long a stopping decoder goes on with what waits.
+    dtype: of matrix products and convolutions: `float32`, or `bfloat16` or `float16`, which are not exact.
+    graphs: whether CUDA graphs are captured of the shapes that come often. max_batch: windows decoded at once: about 8
+    on a CPU, whose caches do not hold more; 64 on a GPU. max_utterances: open at once. idle_timeout_s: an utterance
+    that gets no chunk for so long is forgotten. stop_timeout_s: how long a stopping decoder goes on with what waits.
     """
 
     codec: str = "tiny"
@@ -47,16 +49,21 @@ class DecoderConfig:
     right_frames: int | None = None
     device: str = "cpu"
     threads: int = 1
-    max_batch: int = 16
+    dtype: str = "float32"
+    graphs: bool = True
+    max_batch: int = 8
     max_utterances: int = 256
     idle_timeout_s: float = 60.0
     stop_timeout_s: float = 10.0
 
     RUNTIMES = ("torch", "onnx")
+    DTYPES = ("float32", "bfloat16", "float16")
 
     def __post_init__(self) -> None:
         if self.runtime not in self.RUNTIMES:
             raise ValueError(f"runtime must be one of {self.RUNTIMES}, got {self.runtime!r}")
+        if self.dtype not in self.DTYPES:
+            raise ValueError(f"dtype must be one of {self.DTYPES}, got {self.dtype!r}")
         if self.right_frames is not None and self.right_frames < 0:
             raise ValueError(f"right_frames must be >= 0, got {self.right_frames}")
         for name in ("threads", "max_batch", "max_utterances"):
@@ -76,6 +83,10 @@ class DecoderConfig:
 
 
 def _parse(name: str, kind: Any, text: str) -> Any:
+    if kind is bool:
+        if text not in ("true", "false"):
+            raise ValueError(f"{name} must be true or false, got {text!r}")
+        return text == "true"
     kind = next(iter(get_args(kind)), kind)  # of `int | None`, int: what is None is not given
     try:
         return kind(text)

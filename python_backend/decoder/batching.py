@@ -1,18 +1,19 @@
 """Windows of different utterances decoded as one batch."""
 
-from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from python_backend.codec.base import Codec, Window
+from python_backend.codec.base import CodecSpec, Window
+from python_backend.decoder.launching import Launcher
 from python_backend.decoder.mailbox import Delivery
 from python_backend.decoder.sessions import Session
 from python_backend.decoder.streaming import FrameWindow
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Job:
     """A chunk, the session that took it and the window that it completed."""
 
@@ -21,28 +22,39 @@ class Job:
     window: FrameWindow
 
 
-def group_by_shape(jobs: list[Job]) -> list[list[Job]]:
-    """Jobs whose windows can be stacked, together; those that start an utterance first: somebody waits in silence."""
-    groups: defaultdict[tuple[int, int, int], list[Job]] = defaultdict(list)
-    for job in jobs:
-        groups[job.window.shape].append(job)
-    return sorted(groups.values(), key=lambda group: group[0].window.first > 0)
+class Batch:
+    """Jobs with equal shapes, launched; every session carries its next state from then on."""
+
+    def __init__(self, jobs: Sequence[Job], launcher: Launcher, spec: CodecSpec) -> None:
+        self.jobs = jobs
+        window = jobs[0].window
+        self._flight = launcher.launch(stack(jobs))
+        self._expected = (len(jobs), spec.num_samples(window.num_frames, window.right))
+        self._codec = spec.name
+        for job, state in zip(jobs, self._flight.states.split(1), strict=True):
+            job.session.state = state
+
+    def pcm(self) -> np.ndarray:
+        """Samples [B, n] float32; waits for them."""
+        samples = self._flight.pcm()
+        assert samples.shape == self._expected, f"{self._codec} gave pcm {samples.shape} instead of {self._expected}"
+        return samples
 
 
-def decode_group(codec: Codec, group: list[Job]) -> np.ndarray:
-    """Pcm [B, n] float32 of jobs with equal shapes; afterwards every session carries its next state."""
-    windows = [job.window for job in group]
-    stacked = Window(
+def next_group(jobs: Sequence[Job], limit: int) -> list[Job]:
+    """Up to `limit` jobs of one shape: that of the first that starts an utterance, since somebody waits in silence,
+    or else of the first of all. `jobs` come in the order in which they began to wait."""
+    leader = min(jobs, key=lambda job: job.window.first > 0)
+    return [job for job in jobs if job.window.shape == leader.window.shape][:limit]
+
+
+def stack(jobs: Sequence[Job]) -> Window:
+    """The windows of jobs with equal shapes, as one."""
+    windows = [job.window for job in jobs]
+    return Window(
         codes=torch.from_numpy(np.stack([window.codes for window in windows])),
         left=windows[0].left,
         right=windows[0].right,
         first=torch.tensor([window.first for window in windows]),
-        state=torch.cat([job.session.state for job in group]),
+        state=torch.cat([job.session.state for job in jobs]),
     )
-    pcm, states = codec.decode(stacked)
-    expected = (len(group), codec.spec.num_samples(windows[0].num_frames, windows[0].right))
-    assert pcm.shape == expected, f"{codec.spec.name} gave pcm {tuple(pcm.shape)} instead of {expected}"
-    samples = pcm.float().cpu().numpy()
-    for job, state in zip(group, states.split(1), strict=True):
-        job.session.state = state
-    return samples

@@ -2,6 +2,7 @@
 
 import threading
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -69,15 +70,16 @@ class Mailbox:
             self._changed.notify()
             return list(self._waiting.pop(utterance, ()))
 
-    def take(self, limit: int, timeout_s: float) -> tuple[list[Delivery], list[str]]:
-        """The next chunk of up to `limit` utterances, longest-waiting first, and the utterances abandoned.
+    def take(self, timeout_s: float, busy: Collection[str] = ()) -> tuple[list[Delivery], list[str]]:
+        """The next chunk of every utterance that is not `busy`, longest-waiting first, and the utterances abandoned.
 
         Returns at once what there is; only an empty mailbox waits, until something comes, it is closed or time is up.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._abandoned or self._is_closed, timeout_s)
             abandoned, self._abandoned = self._abandoned, []
-            return [self._next_of(utterance) for utterance in list(self._waiting)[:limit]], abandoned
+            free = [utterance for utterance in self._waiting if utterance not in busy]
+            return [self._next_of(utterance) for utterance in free], abandoned
 
     def close(self) -> None:
         """Take no more chunks; those that wait can still be read."""

@@ -86,6 +86,10 @@ class Sessions:
         session.last_used_s = self._clock()
         return session
 
+    def is_open(self, utterance: str, session: Session) -> bool:
+        """Whether it is still this session that the utterance has."""
+        return self._open.get(utterance) is session
+
     def close(self, utterance: str) -> None:
         """Forget an utterance; one that is not open is left alone."""
         self._open.pop(utterance, None)

@@ -27,6 +27,7 @@ class Chunk:
     guidance_changes: tuple[tuple[float, bool], ...] = ()
     is_final: bool = False
     is_last: bool = False
+    is_16_bit: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,11 @@ def response(step: Chunk) -> service_pb2.ModelStreamInferResponse:
     if step.is_final:
         event["report"] = REPORT
     if step.num_samples is not None:
-        pcm = np.full(step.num_samples, 0.25, np.float32)
-        reply.outputs.add(name="pcm", datatype="FP32", shape=[step.num_samples])
+        pcm = (
+            np.full(step.num_samples, 8192, np.int16) if step.is_16_bit else np.full(step.num_samples, 0.25, np.float32)
+        )
+        name, datatype = ("pcm16", "INT16") if step.is_16_bit else ("pcm", "FP32")
+        reply.outputs.add(name=name, datatype=datatype, shape=[step.num_samples])
         reply.raw_output_contents.append(pcm.tobytes())
     reply.outputs.add(name="event", datatype="BYTES", shape=[1])
     payload = np.array([json.dumps(event).encode()], np.object_)

@@ -52,6 +52,14 @@ async def serve() -> AsyncIterator[Serve]:
         await server.server.stop(0)
 
 
+async def test_16_bit_samples_arrive_as_integers_and_the_form_is_one_option(serve: Serve) -> None:
+    server, client = await serve([Chunk(0, 640, is_final=True, is_last=True, is_16_bit=True)])
+    stream = client.speak("a", encoding="pcm_s16le", output={"sample_rate": 8_000})
+    (event,) = [event async for event in stream]
+    assert (event.pcm.dtype, event.pcm[0]) == (np.int16, 8192)
+    assert json.loads(server.requests[0]["options"]) == {"output": {"sample_rate": 8_000, "encoding": "pcm_s16le"}}
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
 async def test_an_utterance_arrives_whole_however_it_ends(serve: Serve, ending: str) -> None:
     _, client = await serve(ENDINGS[ending])

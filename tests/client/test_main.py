@@ -71,6 +71,15 @@ async def test_speak_takes_options_words_and_json(run: Run, tmp_path: Path) -> N
     assert (tmp_path / "b.flac").exists()
 
 
+async def test_speak_asks_for_another_form_and_writes_what_comes(run: Run, tmp_path: Path) -> None:
+    steps = [Chunk(0, 640, is_16_bit=True), Chunk(1, 640, is_final=True, is_last=True, is_16_bit=True)]
+    code, _, errors = await run(steps, "speak", "a", "--encoding", "pcm_s16le", "--sample-rate", "16000")
+    assert (code, errors) == (0, "")
+    assert json.loads(run.request["options"]) == {"output": {"encoding": "pcm_s16le", "sample_rate": 16_000}}
+    pcm, rate = soundfile.read(tmp_path / "speech.wav", dtype="int16")
+    assert (rate, pcm.tolist()) == (16_000, [8192] * 1280)
+
+
 async def test_transcribe_prints_the_text(run: Run, tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(b"RIFF\0")
     steps = [Chunk(0, None, text="a c"), Chunk(1, None, text="at", is_final=True, is_last=True)]

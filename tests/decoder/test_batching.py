@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from python_backend.decoder.batching import Job, decode_group, group_by_shape
+from python_backend.decoder.batching import Batch, Job, next_group
+from python_backend.decoder.launching import HostLauncher
 from python_backend.decoder.mailbox import Delivery
 from python_backend.decoder.rendering import Renderer
 from python_backend.decoder.sessions import Session
@@ -23,23 +24,38 @@ def make_job(name: str, pushes: list[int], codec: FakeCodec) -> Job:
     return Job(Delivery(name, Chunk(0, Segment.AUDIO), None, RecordedReply()), session, window)
 
 
+def names(jobs: list[Job]) -> list[str]:
+    return [job.delivery.utterance for job in jobs]
+
+
 def test_equal_shapes_go_together_and_the_starts_go_first() -> None:
     codec = FakeCodec()
     pushes = {"a": [4, 4], "b": [4], "c": [4, 4], "d": [3], "e": [4]}
-    groups = group_by_shape([make_job(name, sizes, codec) for name, sizes in pushes.items()])
-    assert [[job.delivery.utterance for job in group] for group in groups] == [["b", "e"], ["d"], ["a", "c"]]
+    jobs = [make_job(name, sizes, codec) for name, sizes in pushes.items()]
+    groups = []
+    while jobs:
+        group = next_group(jobs, 2)
+        groups.append(names(group))
+        jobs = [job for job in jobs if job not in group]
+    assert groups == [["b", "e"], ["d"], ["a", "c"]]
+
+
+def test_a_group_has_no_more_jobs_than_the_limit_and_the_first_ones() -> None:
+    jobs = [make_job(name, [4], FakeCodec()) for name in "abcde"]
+    assert names(next_group(jobs, 3)) == ["a", "b", "c"]
 
 
 def test_each_session_gets_its_own_state_back() -> None:
     codec = FakeCodec()
     group = [make_job("x", [4], codec), make_job("xyz", [4], codec)]
-    pcm = decode_group(codec, group)
-    assert pcm.shape == (2, 12)
+    batch = Batch(group, HostLauncher(codec, "float32"), codec.spec)
     assert [job.session.state.tolist() for job in group] == [[[3.0]], [[9.0]]]
+    assert batch.pcm().shape == (2, 12)
 
 
 def test_a_codec_that_gives_the_wrong_number_of_samples_is_caught() -> None:
     codec = FakeCodec()
     codec.decode = lambda window: (torch.zeros(1, 5), window.state)  # type: ignore[method-assign]
-    with pytest.raises(AssertionError, match=r"pcm \(1, 5\) instead of \(1, 12\)"):
-        decode_group(codec, [make_job("x", [4], codec)])
+    batch = Batch([make_job("x", [4], codec)], HostLauncher(codec, "float32"), codec.spec)
+    with pytest.raises(AssertionError, match=r"fake gave pcm \(1, 5\) instead of \(1, 12\)"):
+        batch.pcm()

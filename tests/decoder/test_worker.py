@@ -5,10 +5,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from python_backend.codec.base import Window
 from python_backend.config import DecoderConfig
+from python_backend.decoder.launching import Flight
 from python_backend.decoder.worker import DecoderWorker
 from python_backend.errors import Cancelled, InvalidRequest, Overloaded
 from python_backend.streams.chunk import Chunk
+from python_backend.streams.delivery import OutputForm
 from python_backend.streams.segment import Segment
 from tests.codec.conftest import make_codec
 from tests.fakes import FakeCodec, RecordedReply
@@ -241,12 +244,12 @@ class Opener(list):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_nobody_waits_for_ever_when_the_thread_dies(codec: FakeCodec, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(jobs: list) -> list:
+    def broken(jobs: list, limit: int) -> list:
         raise SystemExit
 
-    monkeypatch.setattr("python_backend.decoder.worker.group_by_shape", broken)
+    monkeypatch.setattr("python_backend.decoder.loop.next_group", broken)
     worker = DecoderWorker(codec, DecoderConfig())
-    push(worker, "u", 0, None).wait()
+    assert isinstance(push(worker, "u", 0, frames(1, 2)).wait().error, Overloaded)
     worker._thread.join(5)
     assert isinstance(push(worker, "v", 0, frames(1)).wait().error, Overloaded)
 
@@ -261,3 +264,87 @@ def test_a_reply_that_cannot_be_delivered_ends_its_utterance_only(worker: Decode
     assert isinstance(broken.wait().error, OSError)
     assert push(worker, "v", 0, frames(1, 2)).wait().error is None
     assert worker.stats()["open_utterances"] == 1
+
+
+class Delaying:
+    """Launches like a GPU: a batch's samples are made only when they are asked for, one batch in flight."""
+
+    depth = 1
+
+    def __init__(self, codec: FakeCodec) -> None:
+        self._codec = codec
+        self.fails = False
+
+    def launch(self, window: Window) -> Flight:
+        pcm, states = self._codec.decode(window)
+
+        def collect() -> np.ndarray:
+            if self.fails:
+                raise RuntimeError("an illegal memory access was encountered")
+            return pcm.numpy()
+
+        return Flight(states, collect)
+
+
+@pytest.fixture
+def delaying(codec: FakeCodec, monkeypatch: pytest.MonkeyPatch) -> Delaying:
+    launcher = Delaying(codec)
+    monkeypatch.setattr("python_backend.decoder.loop.make_launcher", lambda codec, config: launcher)
+    return launcher
+
+
+def test_with_a_batch_in_flight_every_utterance_still_gets_its_samples_in_order(
+    delaying: Delaying, worker: DecoderWorker, codec: FakeCodec
+) -> None:
+    plug = pile_up(worker, codec)
+    log: list[RecordedReply] = []
+    codes = np.random.default_rng(1).integers(0, 7, (2, 20))
+    replies = {
+        name: [push(worker, name, i, part, False, log) for i, part in enumerate(np.split(codes, 5, axis=1))]
+        for name in "abc"
+    }
+    for name in "abc":
+        replies[name].append(push(worker, name, 5, None, True, log))
+    codec.gate.set()
+    plug.wait()
+    for name in "abc":
+        assert all(reply.wait().error is None for reply in replies[name])
+        assert np.allclose(joined(replies[name]), expected_pcm(codes), atol=1e-5)
+        assert [reply.name[1] for reply in log if reply.name[0] == name] == list(range(6))
+
+
+def test_a_device_that_fails_late_fails_its_batch_and_nobody_waits(
+    delaying: Delaying, worker: DecoderWorker, codec: FakeCodec
+) -> None:
+    pile_up(worker, codec)
+    replies = [push(worker, name, 0, frames(1, 2, 3)) for name in "ab"]
+    delaying.fails = True
+    codec.gate.set()
+    assert all(isinstance(reply.wait().error, RuntimeError) for reply in replies)
+    assert worker.stats()["open_utterances"] == 0
+
+
+def test_a_client_gets_the_form_that_its_first_chunk_asked_for(worker: DecoderWorker, codec: FakeCodec) -> None:
+    form = OutputForm("pcm_s16le", 4_000)
+    codes, replies = np.zeros((2, 50), dtype=np.int32), []
+    for i, part in enumerate(np.split(codes, 5, axis=1)):
+        replies.append(RecordedReply())
+        worker.push("u", Chunk(i, Segment.AUDIO, is_final=i == 4), part, replies[-1], form)
+    pcm = joined(replies)
+    assert (pcm.dtype, len(pcm)) == (np.int16, 50 * 4 * 40)
+    end_s = 0.0
+    for reply in replies:
+        assert reply.event["start_s"] == pytest.approx(end_s)
+        end_s += reply.event["duration_s"]
+        assert reply.event["sample_rate"] == 4_000
+    assert end_s == replies[-1].event["report"]["audio_s"] == 2.0
+
+
+def test_ten_minutes_of_one_utterance_take_no_more_memory_than_ten_seconds(worker: DecoderWorker) -> None:
+    sizes = []
+    for i in range(1_200):
+        push(worker, "u", i, np.zeros((2, 25), dtype=np.int32)).wait()
+        sizes.append(worker.stats()["session_bytes"])
+    assert max(sizes) == sizes[20]
+    spec = FakeCodec.spec
+    assert max(sizes) == 8 * (spec.num_codebooks * (spec.left_frames + spec.right_frames) + 1)

@@ -1,0 +1,87 @@
+"""Graphs decode what the codec decodes; here a graph is the step itself, run again into the same memory."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from python_backend.codec.base import Window
+from python_backend.decoder.graphs import WORTH_CAPTURING, GraphCache
+from tests.fakes import FakeCodec
+
+
+class Recorder:
+    """Captures whatever it is given; counts captures and replays."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.num_captured = self.num_replayed = 0
+        self._fails = fails
+
+    def capture(self, step: Callable[[], tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, Tensor], Callable[[], None]]:
+        self.num_captured += 1
+        if self._fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        outputs = step()
+
+        def replay() -> None:
+            self.num_replayed += 1
+            for held, new in zip(outputs, step(), strict=True):
+                held.copy_(new)
+
+        return outputs, replay
+
+
+def window(batch: int, frames: int = 4, seed: int = 0) -> Window:
+    torch.manual_seed(seed)
+    codes = torch.randint(8, (batch, 2, 1 + frames + 1))
+    return Window(codes, 1, 1, torch.arange(batch), torch.rand(batch, 1, dtype=torch.float64))
+
+
+def check(cache: GraphCache, each: Window) -> None:
+    pcm, states = cache.decode(each)
+    expected_pcm, expected_states = FakeCodec().decode(each)
+    assert torch.equal(pcm, expected_pcm)
+    assert torch.equal(states, expected_states)
+
+
+def test_a_shape_is_captured_when_it_has_come_often_and_decodes_the_same() -> None:
+    backend = Recorder()
+    cache = GraphCache(FakeCodec().decode, backend)
+    for seed in range(WORTH_CAPTURING + 3):
+        check(cache, window(3, seed=seed))
+    assert (backend.num_captured, backend.num_replayed, cache.num_graphs) == (1, 4, 1)
+
+
+def test_batches_share_a_graph_up_to_the_next_power_of_two() -> None:
+    backend = Recorder()
+    cache = GraphCache(FakeCodec().decode, backend)
+    for seed in range(30):
+        check(cache, window((5, 8, 6, 7)[seed % 4], seed=seed))
+        check(cache, window(1 + seed % 2, frames=2, seed=seed))
+    assert backend.num_captured == 3  # of 8 rows, of 1 and of 2
+
+
+def test_the_states_of_a_batch_outlive_the_next_one() -> None:
+    cache = GraphCache(FakeCodec().decode, Recorder())
+    for seed in range(WORTH_CAPTURING):
+        _, states = cache.decode(window(2, seed=seed))
+    before = states.clone()
+    cache.decode(window(2, seed=99))
+    assert torch.equal(states, before)
+
+
+def test_a_codec_that_cannot_be_captured_goes_on_without_and_is_asked_once() -> None:
+    backend = Recorder(fails=True)
+    cache = GraphCache(FakeCodec().decode, backend)
+    for seed in range(WORTH_CAPTURING + 5):
+        check(cache, window(3, seed=seed))
+    assert (backend.num_captured, cache.num_graphs) == (1, 0)
+
+
+def test_there_are_only_so_many_graphs() -> None:
+    backend = Recorder()
+    cache = GraphCache(FakeCodec().decode, backend, max_graphs=2)
+    for frames in (3, 4, 5, 6):
+        for _ in range(WORTH_CAPTURING + 1):
+            check(cache, window(2, frames=frames))
+    assert backend.num_captured == 2

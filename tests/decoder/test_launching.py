@@ -1,0 +1,46 @@
+"""Decoding at once, in another precision, and in flight."""
+
+import numpy as np
+import pytest
+import torch
+
+from python_backend.codec.base import Window
+from python_backend.config import DecoderConfig
+from python_backend.decoder.launching import HostLauncher, make_launcher
+from tests.codec.conftest import make_codec
+
+
+def window(frames: int = 12) -> Window:
+    codec = make_codec()
+    codes = torch.from_numpy(np.random.default_rng(0).integers(0, 16, (2, 3, frames)))
+    return Window(codes, 0, 0, torch.zeros(2, dtype=torch.int64), codec.initial_state(2))
+
+
+def test_the_host_decodes_as_the_codec_does() -> None:
+    codec = make_codec()
+    launcher = make_launcher(codec, DecoderConfig())
+    assert isinstance(launcher, HostLauncher)
+    flight = launcher.launch(window())
+    pcm, states = codec.decode(window())
+    assert np.array_equal(flight.pcm(), pcm.numpy())
+    assert torch.equal(flight.states, states)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("bfloat16", 0.3), ("float16", 0.05)])
+def test_a_narrower_type_is_near_and_no_more(dtype: str, most: float) -> None:
+    exact, near = (HostLauncher(make_codec(), each).launch(window()) for each in ("float32", dtype))
+    error = np.sqrt(np.mean((exact.pcm() - near.pcm()) ** 2) / np.mean(exact.pcm() ** 2))
+    assert 1e-5 < error < most
+    assert near.pcm().dtype == np.float32
+
+
+def test_the_phase_stays_in_double_precision() -> None:
+    """float64 is what a codec asks for where rounding would add up over an utterance."""
+    exact, near = (HostLauncher(make_codec(), each).launch(window()) for each in ("float32", "bfloat16"))
+    assert torch.allclose(exact.states, near.states, atol=1e-9)
+
+
+@pytest.mark.parametrize("wrong", [{"dtype": "int8"}, {"max_batch": 0}])
+def test_a_configuration_that_makes_no_sense_is_refused(wrong: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        DecoderConfig(**wrong)
