@@ -17,10 +17,15 @@ class Windowed:
 
 @dataclass(frozen=True, slots=True)
 class Stateful:
-    """A codec that carries a state from window to window; beside it, it may need neighbours as `Windowed` does."""
+    """A codec that carries a state from window to window; beside it, it may need neighbours as `Windowed` does.
+
+    start: frames that the first window holds at least, unless the utterance ends before. A causal convolution that
+    pads the start with its mirror image looks ahead there, and nowhere else.
+    """
 
     left: int = 0
     right: int = 0
+    start: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,11 @@ class CodecSpec:
     def right_frames(self) -> int:
         """Context after a window: frames that a window waits for."""
         return self.streaming.right
+
+    @property
+    def start_frames(self) -> int:
+        """Frames, context included, that an utterance's first window waits for, if that is more than `right_frames`."""
+        return self.streaming.start if isinstance(self.streaming, Stateful) else 0
 
     @property
     def least_right_frames(self) -> int:

@@ -8,6 +8,7 @@ from python_backend.errors import CheckpointError
 
 LOADERS = {
     "dac": "python_backend.codec.dac:load",
+    "encodec": "python_backend.codec.encodec:load",
     "espnet_dac": "python_backend.codec.espnet_dac:load",
     "higgs": "python_backend.codec.higgs:load",
     "tiny": "python_backend.codec.tiny:load",

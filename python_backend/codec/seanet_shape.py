@@ -38,6 +38,11 @@ class SeanetShape:
         return self._of_convolution(self.kernel, 1)
 
     @property
+    def start(self) -> int:
+        """Frames that the head's mirror image of the true start is made of, with the frame that it is mirrored at."""
+        return self.head.left + 1
+
+    @property
     def tail(self) -> Context:
         """Reach of all that follows the recurrence, in input frames, walked from the samples of frame 0 upwards.
 

@@ -30,9 +30,9 @@ class SeanetStream:
 
     @property
     def streaming(self) -> Stateful:
-        """Context of the head and of the tail, which read one after the other."""
+        """Context of the head and of the tail, which read one after the other; the head mirrors the start."""
         head, tail = self.shape.head, self.shape.tail
-        return Stateful(left=head.left + tail.left, right=head.right + tail.right)
+        return Stateful(left=head.left + tail.left, right=head.right + tail.right, start=self.shape.start)
 
     def initial_state(self, batch: int) -> Tensor:
         """(h, c) of every layer, zero: [batch, 2 * layers * channels]."""

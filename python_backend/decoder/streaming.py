@@ -66,7 +66,8 @@ class Windower:
             self._kept = np.concatenate([self._kept, codes.astype(np.int64)], axis=1)
         received = self._kept_from + self._kept.shape[1]
         last = received if is_final else received - self._spec.right_frames
-        if last <= self.next_frame:
+        too_early = not is_final and received < self._spec.start_frames
+        if last <= self.next_frame or too_early:
             return None
         left = self.next_frame - self._kept_from
         window = FrameWindow(self._kept, self.next_frame, left, received - last)

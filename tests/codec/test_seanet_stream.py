@@ -22,7 +22,7 @@ def decoder() -> torch.nn.Sequential:
 def test_windows_cut_anywhere_join_into_the_whole(decoder: torch.nn.Sequential) -> None:
     stream = SeanetStream(SHAPE, decoder[0], decoder[1].lstm, decoder[2:])
     context = stream.streaming
-    assert context == Stateful(left=2 + SHAPE.tail.left, right=2 + SHAPE.tail.right)
+    assert context == Stateful(left=2 + SHAPE.tail.left, right=2 + SHAPE.tail.right, start=3)
     latents = torch.randn(2, 6, FRAMES, dtype=torch.float64)
     whole = decoder(latents)[:, 0]
     for seed in range(5):

@@ -1,9 +1,10 @@
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from python_backend.codec.base import CodecSpec, Windowed
+from python_backend.codec.base import CodecSpec, Stateful, Windowed
 from python_backend.decoder.streaming import FrameWindow, Windower
 from python_backend.errors import InvalidRequest
 
@@ -48,6 +49,12 @@ def test_frames_wait_for_their_right_context() -> None:
     assert windower.push(None, False) is None
     assert windower.push(codes[:, :1], False).shape == (0, 1, 2)
     assert windower.push(None, True).shape == (1, 2, 0)
+
+
+def test_the_first_window_waits_for_the_start_that_the_codec_asks_for() -> None:
+    spec, codes = replace(SPEC, streaming=Stateful(left=3, start=4)), np.zeros((2, 9), dtype=np.int32)
+    assert [window.shape for window in push_all(codes, [1, 2, 1, 1, 4], spec)] == [(0, 4, 0), (3, 1, 0), (3, 4, 0)]
+    assert [window.shape for window in push_all(codes[:, :3], [1, 2], spec)] == [(0, 3, 0)]  # it ends before
 
 
 def test_an_end_without_frames_gives_no_window() -> None:
