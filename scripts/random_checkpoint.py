@@ -8,15 +8,23 @@ from safetensors.torch import save_file
 
 from python_backend.families.base import Family
 
+BACKBONES = ("qwen3", "llama", "olmo2")
+
 
 def write_checkpoint(
-    folder: Path, family: Family, name: str, hidden: int = 128, layers: int = 3, seed: int = 0
+    folder: Path,
+    family: Family,
+    name: str,
+    hidden: int = 128,
+    layers: int = 3,
+    seed: int = 0,
+    backbone: str = "qwen3",
 ) -> Path:
-    """A Qwen3 of `hidden` units with random weights for `family`, which config.json calls `name`."""
+    """A `backbone` of `hidden` units with random weights for `family`, which config.json calls `name`."""
     heads, kv_heads, head_dim, inner = 4, 2, hidden // 4, 2 * hidden
     config = {
-        "architectures": ["StrettoQwen3ForCausalLM"],
-        "model_type": "qwen3",
+        "architectures": [f"Stretto{backbone.capitalize()}ForCausalLM"],
+        "model_type": backbone,
         "speech_family": name,
         "vocab_size": family.layout.vocab_size,
         "hidden_size": hidden,
@@ -63,8 +71,20 @@ def _weights(config: dict, generator: torch.Generator) -> dict[str, torch.Tensor
         }
         for name, (rows, columns) in shapes.items():
             weights[f"{prefix}{name}.weight"] = random(rows, columns, 1.5 * columns**-0.5)
-        for name, size in (("self_attn.q_norm", head_dim), ("self_attn.k_norm", head_dim)):
-            weights[f"{prefix}{name}.weight"] = torch.ones(size)
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            weights[f"{prefix}{name}.weight"] = torch.ones(hidden)
+        for name, size in _norms(config).items():
+            weights[f"{prefix}{name}.weight"] = 1 + random(1, size, 0.1)[0]
     return weights
+
+
+def _norms(config: dict) -> dict[str, int]:
+    """The norms of a layer, by name, and their widths."""
+    hidden, head_dim = config["hidden_size"], config["head_dim"]
+    queries, keys = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
+    before = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
+    match config["model_type"]:
+        case "qwen3":
+            return {"self_attn.q_norm": head_dim, "self_attn.k_norm": head_dim, **before}
+        case "olmo2":
+            after = {"post_attention_layernorm": hidden, "post_feedforward_layernorm": hidden}
+            return {"self_attn.q_norm": queries, "self_attn.k_norm": keys, **after}
+    return before

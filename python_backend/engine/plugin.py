@@ -6,6 +6,7 @@ BACKBONES = "python_backend.engine.backbones"
 ARCHITECTURES = {
     "StrettoQwen3ForCausalLM": f"{BACKBONES}.qwen3:StrettoQwen3ForCausalLM",
     "StrettoLlamaForCausalLM": f"{BACKBONES}.llama:StrettoLlamaForCausalLM",
+    "StrettoOlmo2ForCausalLM": f"{BACKBONES}.olmo2:StrettoOlmo2ForCausalLM",
 }
 
 

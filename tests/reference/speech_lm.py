@@ -1,4 +1,4 @@
-"""A slow, obvious speech language model: Hugging Face's Qwen3, one row at a time, plain Python around it.
+"""A slow, obvious speech language model: Hugging Face's own class, one row at a time, plain Python around it.
 
 It shares no code with the engine beyond the family's data. `Reference.reply` returns every row of a reply on all
 streams, and the smallest lead that any decision had over its runner-up.
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from python_backend.families.base import Family
 from python_backend.families.prompt import Prompt
@@ -25,7 +25,7 @@ Row = list[int]
 class Context:
     """A sequence of rows and what the model remembers of them."""
 
-    def __init__(self, model: Qwen3ForCausalLM, family: Family):
+    def __init__(self, model: PreTrainedModel, family: Family):
         self.model, self.family = model, family
         self.cache, self.num_read = DynamicCache(), 0
 
@@ -46,7 +46,7 @@ class Reference:
     def __init__(self, folder: Path, family: Family, max_model_len: int):
         config = json.loads((folder / "config.json").read_text())
         self.family, self.max_model_len = family, max_model_len
-        self.model = Qwen3ForCausalLM(Qwen3Config(**config)).float().eval()
+        self.model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).float().eval()
         self.model.load_state_dict(load_file(folder / "model.safetensors"))
 
     def reply(self, prompt: Prompt, changes: Sequence[tuple[int, bool]] = ()) -> tuple[list[Row], float]:

@@ -1,0 +1,29 @@
+"""Every backbone's replies are those of Hugging Face's class on the same weights."""
+
+from pathlib import Path
+
+import pytest
+
+from python_backend.families.tiny import TINY
+from scripts.random_checkpoint import BACKBONES, write_checkpoint
+from tests.engine.harness import Engine
+from tests.engine.prompts import make_prompt
+from tests.reference.speech_lm import Reference
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_replies_are_those_of_the_backbone_s_own_class(backbone: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, TINY, "tiny", layers=2, backbone=backbone)
+    reference = Reference(tmp_path, TINY, 512)
+    prompts = {f"r{index}": make_prompt(TINY, index) for index in range(6)}
+    engine = Engine(tmp_path, max_num_batched_tokens=64)
+    try:
+        answers = engine.run(prompts)
+    finally:
+        engine.shutdown()
+    for name, prompt in prompts.items():
+        rows, lead = reference.reply(prompt)
+        assert lead > 1e-5, "the reference itself was nearly undecided: choose another seed"
+        assert answers[name].rows == [row[: TINY.layout.num_output_streams] for row in rows]
