@@ -11,6 +11,7 @@ LOADERS = {
     "encodec": "python_backend.codec.encodec:load",
     "espnet_dac": "python_backend.codec.espnet_dac:load",
     "higgs": "python_backend.codec.higgs:load",
+    "mimi": "python_backend.codec.mimi:load",
     "tiny": "python_backend.codec.tiny:load",
     "xcodec": "python_backend.codec.xcodec:load",
 }
