@@ -1,81 +1,114 @@
-"""From hidden states to one id per stream: heads, guidance, masks, draw. No host sync."""
+"""From hidden states to one id per stream: heads, guidance, masks, draw. Nothing waits for the device."""
 
+import numpy as np
 import torch
 
-from python_backend.engine.batch import BatchPlan
+from python_backend.engine.arrays import Array, Arrays
+from python_backend.engine.batch import BatchPlan, PlanArrays
 from python_backend.engine.heads import StreamHeads
 from python_backend.engine.kernels.draw import draw
 from python_backend.engine.machine import Rows, SegmentMachine
 from python_backend.engine.slots import SlotTables
-from python_backend.sampling.draw import DrawParams
 from python_backend.sampling.guidance import guide
-from python_backend.sampling.noise import stream_keys, uniform
+from python_backend.sampling.noise import host_stream_keys, uniform
 from python_backend.sampling.script import advances
 
 
 class RowDraw:
     """Draws the conditional rows of a batch; a guided row sees its partner's logits."""
 
-    def __init__(self, heads: StreamHeads, machine: SegmentMachine, tables: SlotTables):
-        self._heads, self._machine, self._tables = heads, machine, tables
+    def __init__(self, heads: StreamHeads, machine: SegmentMachine, tables: SlotTables, arrays: Arrays):
+        self._heads, self._machine, self._arrays = heads, machine, arrays
+        self._script = arrays.of(tables.script)
         family = machine.family
         self._num_streams = family.layout.num_output_streams
         self._guided = [stream - 1 for stream in family.guided_streams if stream > 0]
         self._guides_first = 0 in family.guided_streams
 
-    def __call__(self, hidden: torch.Tensor, plan: BatchPlan, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stream 0 [M] and the streams 1 ... [M, S - 1] int32 of the conditional rows, from `hidden` [B, H] of all."""
-        keys = stream_keys(rows.limits.seed_key.to(torch.int32), rows.position, self._num_streams)
-        own = hidden if len(plan.conditional) == len(hidden) else hidden[rows.index]
-        text = self._draw_text(own, keys, plan, rows) if plan.may_write else None
-        audio = drawn = None
+    def keys(self, seed_keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """The noise keys of rows, known on the host: [M] int32, [M] int32 -> [M, S] int32."""
+        return host_stream_keys(seed_keys, positions, self._num_streams)
+
+    def __call__(
+        self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
+    ) -> tuple[Array, Array]:
+        """Stream 0 [M] and the streams 1 ... [M, S - 1] of the rows that draw, from `hidden` [B, H] of all."""
+        text = audio = codes = None
+        if plan.may_write:
+            text = self._draw_text(hidden, _pick(keys, plan.writing), plan, step, rows)
         if plan.may_speak:
-            first, auxiliary = self._heads.first(own), self._heads.auxiliary(own)
-            if plan.has_pairs:
-                first, auxiliary = self._guide(first, auxiliary, hidden, plan, rows)
-            audio = self._draw_first(first, keys, plan, rows)
-            drawn = draw(auxiliary, self._heads.codes, keys[:, 1:], _audio_params(rows), plan.audio)
+            audio, codes = self._draw_audio(hidden, _pick(keys, plan.speaking), plan, step, rows)
         token = self._machine.choose(text, audio, rows)
-        return token, self._machine.place_codes(drawn, token, rows).to(torch.int32)
+        return token, self._machine.place_codes(codes, token, rows)
 
-    def _draw_text(self, hidden: torch.Tensor, keys: torch.Tensor, plan: BatchPlan, rows: Rows) -> torch.Tensor:
-        """Stream 0 of rows in a text segment, [M]."""
-        params = DrawParams(rows.scales.text_temperature, rows.limits.text_top_k, rows.scales.text_top_p)
-        logits = self._machine.mask_text(self._heads.text(hidden), rows)
-        token = draw(logits[:, None], self._heads.text_ids[None], keys[:, :1], params, plan.text)
-        return self._machine.end_text(token.squeeze(1), rows)
+    def _spread(self, drawn: torch.Tensor, index: Array | None, rows: Rows) -> Array:
+        """What the rows `index` drew, at their places among all rows."""
+        values = self._arrays.of(drawn)
+        if index is None:
+            return values
+        spread = self._arrays.zeros(len(rows.position), *drawn.shape[1:])
+        spread[index] = values
+        return spread
 
-    def _draw_first(self, logits: torch.Tensor, keys: torch.Tensor, plan: BatchPlan, rows: Rows) -> torch.Tensor:
-        """Stream 0 of rows in an audio segment, [M]."""
-        machine = self._machine
-        if machine.script:
-            entries = self._tables.script[rows.slots]
-            stay = machine.stay_column(rows, entries)
-            noise = uniform(keys[:, 0], torch.zeros_like(stay))
-            advance = advances(logits, stay, rows.scales.script_temperature, noise)
-            token = machine.follow_script(advance, rows, entries)
-        else:
-            logits = machine.mask_audio(logits, rows)[:, None]
-            token = draw(logits, self._heads.first_ids[None], keys[:, :1], _audio_params(rows), plan.audio).squeeze(1)
-        return machine.end_audio(token, rows)
+    def _tensor(self, values: np.ndarray) -> torch.Tensor:
+        return self._arrays.tensor(self._arrays.upload(values))
 
-    def _guide(
-        self, first: torch.Tensor, auxiliary: torch.Tensor, hidden: torch.Tensor, plan: BatchPlan, rows: Rows
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both logits with the halves of each pair merged, raw, before any mask."""
-        paired = torch.from_numpy(plan.paired).to(hidden.device)
-        other = hidden[torch.from_numpy(plan.unconditional).to(hidden.device)]
-        scale = rows.scales.guidance[paired]
-        guided = guide(auxiliary[paired], self._heads.auxiliary(other), scale)
-        if len(self._guided) == auxiliary.shape[1]:
-            auxiliary[paired] = guided
-        else:
-            for stream in self._guided:
-                auxiliary[paired, stream] = guided[:, stream]
+    def _draw_text(
+        self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
+    ) -> Array:
+        """Stream 0 of the rows that may write."""
+        own = hidden if step.written is None else hidden[step.written]
+        logits = self._machine.mask_text(self._heads.text(own), rows, step.writing)
+        token = draw(logits[:, None], self._heads.text_ids[None], self._tensor(keys[:, :1]), step.text, plan.text)
+        return self._machine.end_text(self._spread(token.squeeze(1), step.writing, rows), rows)
+
+    def _draw_audio(
+        self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
+    ) -> tuple[Array, Array]:
+        """Stream 0 [M] and the streams 1 ... [M, K] of the rows that may speak."""
+        heard = hidden if step.heard is None else hidden[step.heard]
+        own, num_rows = self._tensor(keys), len(keys)
+        first, auxiliary = self._logits(heard, num_rows, step.guidance)
+        token = self._draw_first(first, own[:, :1], plan, step, rows)
+        codes = draw(auxiliary, self._heads.codes, own[:, 1:], step.audio, plan.audio)
+        return self._machine.end_audio(token, rows), self._spread(codes, step.speaking, rows)
+
+    def _logits(self, heard: torch.Tensor, num_rows: int, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both logits of the first `num_rows` of `heard`, raw; the first P are guided by the P behind `num_rows`."""
+        first = self._heads.first(heard if self._guides_first else heard[:num_rows])
+        auxiliary = self._heads.auxiliary(heard)
+        if len(scale) == 0:
+            return first, auxiliary
         if self._guides_first:
-            first[paired] = guide(first[paired], self._heads.first(other), scale)
-        return first, auxiliary
+            first = _merge(first, num_rows, scale)
+        if len(self._guided) == auxiliary.shape[1]:
+            return first, _merge(auxiliary, num_rows, scale)
+        conditional = auxiliary[:num_rows]
+        for stream in self._guided:
+            conditional[:, stream] = _merge(auxiliary[:, stream], num_rows, scale)
+        return first, conditional
+
+    def _draw_first(
+        self, logits: torch.Tensor, keys: torch.Tensor, plan: BatchPlan, step: PlanArrays, rows: Rows
+    ) -> Array:
+        """Stream 0 of the rows that may speak."""
+        machine, index = self._machine, step.speaking
+        if machine.script:
+            stay = self._arrays.tensor(_pick(machine.stay_column(rows, self._script), index))
+            temperature = self._arrays.tensor(_pick(rows.scales.script_temperature, index))
+            advance = advances(logits, stay, temperature, uniform(keys[:, 0], torch.zeros_like(stay)))
+            return machine.follow_script(self._spread(advance, index, rows) > 0, rows, self._script)
+        logits = machine.mask_audio(logits, rows, index)[:, None]
+        token = draw(logits, self._heads.first_ids[None], keys, step.audio, plan.audio)
+        return self._spread(token.squeeze(1), index, rows)
 
 
-def _audio_params(rows: Rows) -> DrawParams:
-    return DrawParams(rows.scales.audio_temperature, rows.limits.audio_top_k, rows.scales.audio_top_p)
+def _pick(values: Array, index: Array | None) -> Array:
+    return values if index is None else values[index]
+
+
+def _merge(logits: torch.Tensor, num_rows: int, scale: torch.Tensor) -> torch.Tensor:
+    """The logits of `num_rows` rows, of which the first P are guided by those behind them: [A + P, ...] -> [A, ...]."""
+    num_paired = len(scale)
+    guided = guide(logits[:num_paired], logits[num_rows:], scale)
+    return guided if num_paired == num_rows else torch.cat([guided, logits[num_paired:num_rows]])

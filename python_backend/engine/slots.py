@@ -1,10 +1,11 @@
-"""The tables of all run slots: what each asked for, and where it stands. One row per slot, on the device."""
+"""The tables of all run slots, one row per slot: what each asked for, and where it stands."""
 
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 
+from python_backend.engine.arrays import Array, Arrays
 from python_backend.engine.params import SpeechParams
 from python_backend.engine.rules import SegmentRules
 from python_backend.engine.tracker import SegmentTracker
@@ -15,37 +16,37 @@ from python_backend.sampling.noise import seed_key
 class SlotState:
     """Where a reply stands (see SegmentTracker); the device moves these on in every step, [B] int64 each."""
 
-    audio_start: torch.Tensor
-    audio_end: torch.Tensor
-    num_text_tokens: torch.Tensor
-    num_entries: torch.Tensor
-    pointer: torch.Tensor
+    audio_start: Array
+    audio_end: Array
+    num_text_tokens: Array
+    num_entries: Array
+    pointer: Array
 
 
 @dataclass
 class SlotLimits:
     """What a request asked for in whole numbers; written once, [B] int64 each."""
 
-    task: torch.Tensor
-    text_min: torch.Tensor
-    text_max: torch.Tensor
-    audio_min: torch.Tensor
-    audio_max: torch.Tensor
-    text_top_k: torch.Tensor
-    audio_top_k: torch.Tensor
-    seed_key: torch.Tensor
+    task: Array
+    text_min: Array
+    text_max: Array
+    audio_min: Array
+    audio_max: Array
+    text_top_k: Array
+    audio_top_k: Array
+    seed_key: Array
 
 
 @dataclass
 class SlotScales:
     """What a request asked for in real numbers; written once, [B] float32 each."""
 
-    text_temperature: torch.Tensor
-    text_top_p: torch.Tensor
-    audio_temperature: torch.Tensor
-    audio_top_p: torch.Tensor
-    script_temperature: torch.Tensor
-    guidance: torch.Tensor
+    text_temperature: Array
+    text_top_p: Array
+    audio_temperature: Array
+    audio_top_p: Array
+    script_temperature: Array
+    guidance: Array
 
 
 def _index(table: type) -> dict[str, int]:
@@ -99,44 +100,37 @@ def state_row(tracker: SegmentTracker) -> list[int]:
 
 
 class SlotTables:
-    """State, limits and scales of every slot, the scripts and the codes by position.
+    """State of every slot, the scripts and the codes by position, on the device; what each asked for, on the host.
 
-    state, limits [R, *] int64, scales [R, *] float32; script [R, E + 1] int64, entry 0 unused;
-    codes [R, T + 1, S - 1] int32: the streams 1 ... by position, the last position a place for what nobody reads.
-    Limits and scales have a twin on the host, so that what a batch needs is known without asking the device.
+    state [R, *] int64; script [R, E + 1] int64, entry 0 unused; codes [R, T + 1, S - 1] int32: the streams 1 ... by
+    position, the last position a place for what nobody reads; limits [R, *] int64 and scales [R, *] float32, numpy.
     """
 
     def __init__(self, num_slots: int, rules: SegmentRules, device: torch.device):
         streams = rules.family.layout.num_input_streams
-        self.limits_np = np.zeros((num_slots, len(LIMITS)), np.int64)
-        self.scales_np = np.zeros((num_slots, len(SCALES)), np.float32)
+        self.limits = np.zeros((num_slots, len(LIMITS)), np.int64)
+        self.scales = np.zeros((num_slots, len(SCALES)), np.float32)
         self.state = torch.zeros(num_slots, len(STATE), dtype=torch.int64, device=device)
-        self.limits = torch.zeros(num_slots, len(LIMITS), dtype=torch.int64, device=device)
-        self.scales = torch.zeros(num_slots, len(SCALES), dtype=torch.float32, device=device)
         self.script = torch.zeros(num_slots, rules.max_entries + 1, dtype=torch.int64, device=device)
         self.codes = torch.zeros(num_slots, rules.max_model_len + 1, streams - 1, dtype=torch.int32, device=device)
-        # On the CPU the host sees the state itself; elsewhere it would have to wait for the device.
-        self.state_np = self.state.numpy() if device.type == "cpu" else None
-        self._staged: dict[int, tuple[list[int], list[int]]] = {}
+        self._staged: dict[int, list[np.ndarray]] = {}
         self._rules = rules
 
     def stage(self, slot: int, params: SpeechParams, tracker: SegmentTracker, codes: np.ndarray) -> None:
         """Fill `slot` with a request that stands where `tracker` does; `codes` [n, S - 1] are its rows so far."""
-        self.limits_np[slot] = limits_row(params, self._rules)
-        self.scales_np[slot] = scales_row(params)
-        self._staged[slot] = (state_row(tracker), tracker.script)
-        self.codes[slot, : len(codes)] = torch.tensor(codes)
+        self.limits[slot] = limits_row(params, self._rules)
+        self.scales[slot] = scales_row(params)
+        rows = (state_row(tracker), tracker.script, codes.reshape(-1))
+        self._staged[slot] = [np.asarray(row, np.int32) for row in rows]
 
-    def apply_staged(self) -> None:
-        """Bring what was staged to the device."""
+    def apply_staged(self, arrays: Arrays) -> None:
+        """Bring what was staged to the device: one upload, and copies from there."""
         if not self._staged:
             return
-        slots = np.fromiter(self._staged, np.int64)
-        index = torch.from_numpy(slots).to(self.state.device)
-        self.limits[index] = torch.from_numpy(self.limits_np[slots]).to(self.limits.device)
-        self.scales[index] = torch.from_numpy(self.scales_np[slots]).to(self.scales.device)
-        rows = [row for row, _ in self._staged.values()]
-        self.state[index] = torch.tensor(rows, device=self.state.device)
-        for slot, (_, script) in self._staged.items():
-            self.script[slot, 1 : 1 + len(script)] = torch.tensor(script, dtype=torch.int64)
+        packed = arrays.tensor(arrays.upload(np.concatenate([row for rows in self._staged.values() for row in rows])))
+        for slot, rows in self._staged.items():
+            state, script, codes, packed = packed.tensor_split(np.cumsum([len(row) for row in rows]).tolist())
+            self.state[slot] = state
+            self.script[slot, 1 : 1 + len(script)] = script
+            self.codes[slot, : len(codes) // self.codes.shape[2]] = codes.view(-1, self.codes.shape[2])
         self._staged.clear()

@@ -17,6 +17,8 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.states import RequestState
 
+from python_backend.engine.arrays import arrays_on
+from python_backend.engine.batch import BatchPlan, BatchPlanner, PlanArrays, StepRows
 from python_backend.engine.drawing import RowDraw
 from python_backend.engine.family import family_of
 from python_backend.engine.heads import StreamHeads
@@ -25,9 +27,11 @@ from python_backend.engine.params import SpeechParams
 from python_backend.engine.replies import partner_of
 from python_backend.engine.rules import SegmentRules
 from python_backend.engine.sampler import SpeechSampler
-from python_backend.engine.slots import SlotTables
+from python_backend.engine.slots import LIMITS, SlotTables
 from python_backend.engine.tracker import SegmentTracker
 from python_backend.engine.warmup import warmup_request
+from python_backend.engine.whereabouts import whereabouts_of
+from python_backend.streams.segment import Segment
 
 NO_SLOT = -1
 
@@ -57,13 +61,17 @@ class SpeechModelState(DefaultModelState):
     ):
         super().__init__(vllm_config, model, encoder_cache, device)
         self.rules = SegmentRules(family_of(self.model_config.hf_config), self.max_model_len)
+        self.arrays = arrays_on(device)
         self.tables = SlotTables(self.max_num_reqs, self.rules, device)
+        self.planner = BatchPlanner(self.tables, self.arrays)
+        self.whereabouts = whereabouts_of(self.tables, self.arrays, vllm_config.max_concurrent_batches)
         num_codes = self.rules.family.layout.num_input_streams - 1
         # Addresses stay the same from step to step, as a CUDA graph wants it: a full graph reads the codes, a piecewise
         # one their embedded rows, which the model computes before its first piece (64 MB for 8192 rows of 4096 bf16).
         self._batch_codes = torch.zeros(self.max_num_tokens, num_codes, dtype=torch.int32, device=device)
         assert isinstance(self.dtype, torch.dtype)
         self._batch_embeds = torch.zeros(self.max_num_tokens, self.inputs_embeds_size, dtype=self.dtype, device=device)
+        self._speaks = np.array([Segment.AUDIO in task.segments for task in self.rules.family.tasks])
         self._slot_of: dict[str, int] = {}
         self.partner = np.full(self.max_num_reqs, NO_SLOT, np.int64)
         self.is_unconditional = np.zeros(self.max_num_reqs, np.bool_)
@@ -84,9 +92,11 @@ class SpeechModelState(DefaultModelState):
             for token_id in new_req_data.prefill_token_ids[new_req_data.prompt_len :]:
                 tracker.push(token_id)
         self.tables.stage(req_index, params, tracker, codes)
+        self.whereabouts.place(req_index, tracker.audio_start)
         self._link(new_req_data.req_id, req_index, params.is_unconditional)
 
     def _link(self, req_id: str, slot: int, is_unconditional: bool) -> None:
+        self.planner.forget()
         self._slot_of[req_id] = slot
         self.is_unconditional[slot] = is_unconditional
         partner = self._slot_of.get(partner_of(req_id), NO_SLOT)
@@ -100,6 +110,7 @@ class SpeechModelState(DefaultModelState):
         slot = self._slot_of.pop(req_id, NO_SLOT)
         if slot == NO_SLOT:
             return
+        self.planner.forget()
         partner = self.partner[slot]
         if partner != NO_SLOT:
             self.partner[partner] = self.partner[slot] = NO_SLOT
@@ -107,7 +118,7 @@ class SpeechModelState(DefaultModelState):
     def apply_staged_writes(self) -> None:
         """Bring the slots filled since the last step to the device."""
         super().apply_staged_writes()
-        self.tables.apply_staged()
+        self.tables.apply_staged(self.arrays)
 
     def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, Any]:
         """Beside stream 0 the model reads the codes at each row's position: one gather for prefill and decode."""
@@ -115,12 +126,25 @@ class SpeechModelState(DefaultModelState):
         num_rows = input_batch.num_tokens
         slots = input_batch.idx_mapping
         if num_rows != input_batch.num_reqs:
-            per_request = torch.from_numpy(input_batch.num_scheduled_tokens).to(slots.device, torch.int64)
-            slots = slots.repeat_interleave(per_request, output_size=num_rows)
+            repeated = np.repeat(input_batch.idx_mapping_np, input_batch.num_scheduled_tokens)
+            slots = self.arrays.tensor(self.arrays.upload(repeated))
         codes = self._batch_codes[: input_batch.num_tokens_after_padding]
         codes[:num_rows] = self.tables.codes[slots, input_batch.positions[:num_rows]]
         codes[num_rows:] = self.rules.family.layout.pad_id
         return {**inputs, "codes": codes, "inputs_embeds": self._batch_embeds[: len(codes)]}
+
+    def plan(self, batch: InputBatch) -> tuple[BatchPlan, PlanArrays]:
+        """Which rows of `batch` draw what; a chunk of a prompt that others follow draws nothing."""
+        slots = batch.idx_mapping_np
+        audio_start = self.whereabouts.audio_starts()[slots]
+        may_write = audio_start < 0
+        if self.whereabouts.is_exact:
+            may_speak = ~may_write
+        else:
+            may_speak = ~may_write | self._speaks[self.tables.limits[slots, LIMITS["task"]]]
+        samples = batch.num_computed_tokens_np + batch.num_scheduled_tokens >= batch.prefill_len_np
+        rows = StepRows(slots, samples, may_write, may_speak)
+        return self.planner.plan(rows, self.partner, self.is_unconditional)
 
     def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
         """The shapes of `prepare_inputs`, for profiling and graph capture."""
@@ -131,5 +155,5 @@ class SpeechModelState(DefaultModelState):
     def custom_sampler(self, sampler: Sampler) -> tuple[SpeechSampler, None]:
         """vLLM's hook for a sampler of one's own; there is no speculative decoding."""
         heads = StreamHeads(self.model.get_submodule("lm_head"), self.rules)
-        machine = SegmentMachine(self.rules, self.device)
-        return SpeechSampler(sampler, self, RowDraw(heads, machine, self.tables), machine), None
+        machine = SegmentMachine(self.rules, self.arrays)
+        return SpeechSampler(sampler, self, RowDraw(heads, machine, self.tables, self.arrays), machine), None

@@ -4,13 +4,18 @@ No generator state: the same request draws the same codes alone, batched, after 
 The mixer is lowbias32 of C. Wellons' hash prospector (https://nullprogram.com/blog/2018/07/31/, public domain).
 """
 
+from typing import TypeVar
+
+import numpy as np
 import torch
+
+Words = TypeVar("Words", torch.Tensor, np.ndarray)
 
 POSITION_STEP, STREAM_STEP, TOKEN_STEP = -0x61C8864F, -0x7A143595, -0x3D4D51CB  # odd, as signed 32-bit
 
 
-def _mix(x: torch.Tensor) -> torch.Tensor:
-    """lowbias32 of int32 `x`, in place; `>>` is arithmetic in torch, so the sign's copies are masked away."""
+def _mix(x: Words) -> Words:
+    """lowbias32 of int32 `x`, in place; `>>` is arithmetic on signed words, so the sign's copies are masked away."""
     x ^= (x >> 16) & 0xFFFF
     x *= 0x7FEB352D
     x ^= (x >> 15) & 0x1FFFF
@@ -31,6 +36,12 @@ def stream_keys(seed_keys: torch.Tensor, positions: torch.Tensor, num_streams: i
     rows = _mix(seed_keys + positions.to(torch.int32) * POSITION_STEP)
     streams = torch.arange(num_streams, dtype=torch.int32, device=rows.device) * STREAM_STEP
     return _mix(rows[:, None] + streams)
+
+
+def host_stream_keys(seed_keys: np.ndarray, positions: np.ndarray, num_streams: int) -> np.ndarray:
+    """The same in numpy, for a host that knows seeds and positions: [B] int32 twice -> [B, S] int32."""
+    rows = _mix(seed_keys + positions * np.int32(POSITION_STEP))
+    return _mix(rows[:, None] + np.arange(num_streams, dtype=np.int32) * np.int32(STREAM_STEP))
 
 
 def uniform(keys: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from python_backend.engine.arrays import Array, Arrays, DeviceArrays, HostArrays
 from python_backend.engine.machine import Rows, SegmentMachine
 from python_backend.engine.params import SpeechParams
 from python_backend.engine.rules import SegmentRules
@@ -22,14 +23,14 @@ SLOTS, LENGTH = 6, 96
 class Walk:
     """Replies in all slots, moved on by the machine with tokens drawn at random."""
 
-    def __init__(self, family: Family, seed: int):
-        self.family, self.rules = family, SegmentRules(family, LENGTH)
+    def __init__(self, family: Family, seed: int, arrays: Arrays):
+        self.family, self.rules, self.arrays = family, SegmentRules(family, LENGTH), arrays
         self.random = np.random.default_rng(seed)
         self.tables = SlotTables(SLOTS, self.rules, torch.device("cpu"))
-        self.machine = SegmentMachine(self.rules, torch.device("cpu"))
+        self.machine = SegmentMachine(self.rules, arrays)
         self.trackers = [self._start(slot) for slot in range(SLOTS)]
-        self.tables.apply_staged()
-        self.slots = torch.arange(SLOTS)
+        self.tables.apply_staged(arrays)
+        self.slots = arrays.upload(np.arange(SLOTS))
 
     def _start(self, slot: int) -> SegmentTracker:
         prompt = make_prompt(self.family, int(self.random.integers(100)))
@@ -42,41 +43,42 @@ class Walk:
 
     def step(self) -> tuple[torch.Tensor, torch.Tensor]:
         """One row of every reply: stream 0, and the other streams."""
-        state = SlotState(*self.tables.state.unbind(1))
-        limits = SlotLimits(*self.tables.limits.unbind(1))
-        scales = SlotScales(*self.tables.scales.unbind(1))
-        rows = Rows(
-            state, limits, scales, self.slots, self.slots, torch.tensor([tracker.position for tracker in self.trackers])
-        )
+        of, upload = self.arrays.of, self.arrays.upload
+        state = SlotState(*of(self.tables.state)[self.slots].T)
+        limits = SlotLimits(*upload(self.tables.limits.T))
+        scales = SlotScales(*upload(self.tables.scales.T))
+        position = upload(np.array([tracker.position for tracker in self.trackers]))
+        rows = Rows(state, limits, scales, self.slots, position)
         token = self.machine.choose(self._text(rows), self._audio(rows), rows)
-        drawn = torch.stack(
-            [torch.full((SLOTS,), ids.start + 3, dtype=torch.int64) for ids in self.family.layout.audio[1:]], 1
-        )
-        codes = self.machine.place_codes(drawn, token, rows)
+        drawn = np.tile([ids.start + 3 for ids in self.family.layout.audio[1:]], (SLOTS, 1))
+        codes = self.machine.place_codes(upload(drawn), token, rows)
         entry = self.machine.advance(token, rows)
-        self.tables.state = torch.stack([getattr(rows.state, name) for name in STATE], 1)
-        self.tables.script[self.slots, entry] = torch.where(entry > 0, token, 0)
-        return token, codes
+        for column, name in enumerate(STATE):
+            of(self.tables.state)[:, column] = getattr(rows.state, name)
+        of(self.tables.script)[self.slots, entry] = self.arrays.xp.where(entry > 0, token, 0)
+        return self.arrays.tensor(token), self.arrays.tensor(codes)
 
-    def _text(self, rows: Rows) -> torch.Tensor:
+    def _text(self, rows: Rows) -> Array:
         noise = torch.from_numpy(self.random.random((SLOTS, self.rules.num_text_ids)))
-        return self.machine.end_text(self.machine.mask_text(noise, rows).argmax(-1), rows)
+        token = self.machine.mask_text(noise, rows, None).argmax(-1)
+        return self.machine.end_text(self.arrays.of(token), rows)
 
-    def _audio(self, rows: Rows) -> torch.Tensor:
+    def _audio(self, rows: Rows) -> Array:
         if self.machine.script:
-            advance = torch.from_numpy(self.random.random(SLOTS) < 0.4)
-            return self.machine.end_audio(
-                self.machine.follow_script(advance, rows, self.tables.script[self.slots]), rows
-            )
+            advance = self.arrays.upload(self.random.random(SLOTS) < 0.4)
+            token = self.machine.follow_script(advance, rows, self.arrays.of(self.tables.script))
+            return self.machine.end_audio(token, rows)
         ids = self.family.layout.audio[0]
-        columns = self.machine.mask_audio(torch.from_numpy(self.random.random((SLOTS, 12))), rows).argmax(-1)
-        return self.machine.end_audio(torch.where(columns == 11, self.family.end_of_audio, ids.start + columns), rows)
+        columns = self.machine.mask_audio(torch.from_numpy(self.random.random((SLOTS, 12))), rows, None).argmax(-1)
+        token = torch.where(columns == 11, self.family.end_of_audio, ids.start + columns)
+        return self.machine.end_audio(self.arrays.of(token), rows)
 
 
 @pytest.mark.parametrize("family", [TINY, EIGHT_STREAMS], ids=lambda family: family.name)
 @pytest.mark.parametrize("seed", range(5))
-def test_machine_and_tracker_agree_row_by_row(family: Family, seed: int) -> None:
-    walk = Walk(family, seed)
+@pytest.mark.parametrize("arrays", [HostArrays(), DeviceArrays(torch.device("cpu"))], ids=["numpy", "torch"])
+def test_machine_and_tracker_agree_row_by_row(family: Family, seed: int, arrays: Arrays) -> None:
+    walk = Walk(family, seed, arrays)
     alive = set(range(SLOTS))
     while alive:
         token, codes = walk.step()
