@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from vllm.utils import torch_utils
 
 Array = Any  # np.ndarray or torch.Tensor, as the step's library has it
 
@@ -61,7 +60,7 @@ class DeviceArrays:
     xp: ModuleType = torch
 
     def __init__(self, device: torch.device):
-        self._device = device
+        self._device, self._is_pinning = device, device.type == "cuda"
 
     def of(self, tensor: torch.Tensor) -> Array:
         """`tensor` itself."""
@@ -77,7 +76,10 @@ class DeviceArrays:
 
     def upload(self, values: np.ndarray) -> Array:
         """A copy on the device, by way of pinned memory."""
-        return torch_utils.async_tensor_h2d(values, device=self._device)
+        tensor = torch.from_numpy(values)
+        if self._is_pinning:
+            tensor = tensor.pin_memory()
+        return tensor.to(self._device, non_blocking=True)
 
 
 def arrays_on(device: torch.device) -> Arrays:
