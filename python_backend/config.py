@@ -13,22 +13,33 @@ class EngineConfig:
 
     engine_args: vLLM's engine arguments, verbatim (`max_num_seqs`, `gpu_memory_utilization`, ...); the scheduler,
     the tokenizer and the output channel belong to the plugin and may not be set.
+    kv_share: the share of the KV cache up to which requests that listen (`understanding`) and requests that speak
+    (`generation`) are admitted, so that neither kind keeps the other waiting; a kind that is not named has no limit.
     """
 
     checkpoint: Path
     engine_args: dict[str, Any] = field(default_factory=dict)
+    kv_share: dict[str, float] = field(default_factory=dict)
 
     RESERVED = ("model", "scheduler_cls", "skip_tokenizer_init")
+    SHARED_BY = ("understanding", "generation")
 
     def __post_init__(self) -> None:
         reserved = sorted(set(self.engine_args) & set(self.RESERVED))
         if reserved:
             raise ValueError(f"engine arguments {reserved} are set by the plugin and may not be given")
+        for name, share in self.kv_share.items():
+            if name not in self.SHARED_BY:
+                raise ValueError(f"kv_share: expected {' or '.join(self.SHARED_BY)}, got {name!r}")
+            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+                raise ValueError(f"kv_share.{name} must be in (0, 1], got {share!r}")
 
     @classmethod
     def from_file(cls, engine_json: Path, checkpoint: Path) -> "EngineConfig":
-        """Engine arguments from a JSON object on disk (`language_model/1/engine.json`)."""
-        return cls(checkpoint, json.loads(engine_json.read_text()))
+        """Engine arguments, and `kv_share`, from a JSON object on disk (`language_model/1/engine.json`)."""
+        record = json.loads(engine_json.read_text())
+        kv_share = record.pop("kv_share", {})
+        return cls(checkpoint, record, kv_share)
 
 
 @dataclass(frozen=True, slots=True)

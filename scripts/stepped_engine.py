@@ -42,13 +42,16 @@ class SteppedEngine:
         executor: Any = self.core.model_executor
         return executor.driver_worker.worker.model_runner
 
-    def add(self, prompts: Iterable[list[int]], params: Iterable[SamplingParams]) -> None:
-        """Put prompts of stream 0 in the queue, each with its parameters."""
+    def add(self, prompts: Iterable[list[int]], params: Iterable[SamplingParams]) -> list[str]:
+        """Put prompts of stream 0 in the queue, each with its parameters; returns their ids."""
         # vLLM keeps it for the whole process, and the last engine to start has set it.
         self.core.vllm_config.kernel_config.ir_op_priority.set_default()
+        ids = list[str]()
         for tokens, wanted in zip(prompts, params, strict=True):
             hasher = self.core.request_block_hasher
-            self.core.add_request(Request(f"r{next(self._ids)}", tokens, wanted, None, block_hasher=hasher))
+            ids.append(f"r{next(self._ids)}")
+            self.core.add_request(Request(ids[-1], tokens, wanted, None, block_hasher=hasher))
+        return ids
 
     def step(self) -> Any:
         """One step of the engine; returns what leaves it."""

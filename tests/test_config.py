@@ -50,3 +50,25 @@ def test_engine_arguments_are_taken_from_the_file_verbatim(tmp_path: Path) -> No
 def test_what_the_plugin_decides_may_not_be_given(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=name):
         EngineConfig(tmp_path, {name: "mine"})
+
+
+def test_shares_of_the_cache_are_taken_from_the_file_too(tmp_path: Path) -> None:
+    share = {"understanding": 0.4, "generation": 1}
+    (tmp_path / "engine.json").write_text(json.dumps({"max_num_seqs": 4, "kv_share": share}))
+    config = EngineConfig.from_file(tmp_path / "engine.json", tmp_path)
+    assert (config.engine_args, config.kv_share) == ({"max_num_seqs": 4}, share)
+
+
+@pytest.mark.parametrize(
+    ("share", "message"),
+    [
+        ({"singing": 0.5}, "kv_share: expected understanding or generation, got 'singing'"),
+        ({"generation": 0}, r"kv_share.generation must be in \(0, 1\], got 0"),
+        ({"generation": 1.5}, r"kv_share.generation must be in \(0, 1\], got 1.5"),
+        ({"understanding": "half"}, r"kv_share.understanding must be in \(0, 1\], got 'half'"),
+        ({"understanding": True}, r"kv_share.understanding must be in \(0, 1\], got True"),
+    ],
+)
+def test_a_share_out_of_range_is_named(share: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        EngineConfig(tmp_path, kv_share=share)

@@ -21,6 +21,8 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
     from vllm.platforms import current_platform
 
     arguments = dict(config.engine_args)
+    if config.kv_share:
+        arguments["additional_config"] = arguments.get("additional_config", {}) | {"kv_share": config.kv_share}
     if current_platform.is_cpu():
         from python_backend.engine.cpu_kernels.norms import IR_OP_PRIORITY
 

@@ -14,12 +14,12 @@ from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
-from python_backend.engine.planning import StepPlanning
 from python_backend.engine.reporting import StepReporting
+from python_backend.engine.sharing import KvSharing
 from python_backend.engine.state import SpeechRequestData
 
 
-class PairedScheduling(StepPlanning):
+class PairedScheduling(KvSharing):
     """The mixin, over either of vLLM's schedulers."""
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -64,7 +64,7 @@ class PairedScheduling(StepPlanning):
         wanted = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
         if request.status == RequestStatus.RUNNING:
             return min(wanted, self._grants[request.request_id])
-        if not self._admits or not self._has_slot(request):
+        if not self._admits or not self._has_slot(request) or not self._has_share(request):
             return 0
         if self._may_not_finish(request):
             wanted = min(wanted, request.num_tokens - num_computed_tokens - 1)

@@ -48,9 +48,9 @@ class Answer:
 class Engine:
     """One engine core, its scheduler and its worker."""
 
-    def __init__(self, folder: Path, **engine_args: object):
+    def __init__(self, folder: Path, kv_share: Mapping[str, float] | None = None, **engine_args: object):
         gc.freeze()  # vLLM collects garbage eight times while it starts: not through every module of this process
-        config = vllm_config(EngineConfig(folder, {**DEFAULTS, **engine_args}))
+        config = vllm_config(EngineConfig(folder, {**DEFAULTS, **engine_args}, dict(kv_share or {})))
         self.core = EngineCore(config, Executor.get_class(config), log_stats=False)
         self.scheduler = self.core.scheduler
         self.rules = self.scheduler.replies.rules
