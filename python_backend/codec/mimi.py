@@ -55,7 +55,7 @@ class MimiCodec(nn.Module):
         if len(pcm) == 0:
             return np.zeros((self.spec.num_codebooks, 0), dtype=np.int64)
         samples = torch.from_numpy(np.asarray(pcm)).to(next(self.parameters()))
-        codes = self.model.encode(samples[None, None], num_quantizers=self.spec.num_codebooks).audio_codes
+        codes = self.model.encode(samples[None, None], num_quantizers=self.spec.num_codebooks)[0]
         return codes[0].cpu().numpy()
 
     def initial_state(self, batch: int) -> Tensor:
