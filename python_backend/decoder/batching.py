@@ -32,7 +32,7 @@ class Batch:
         self._expected = (len(jobs), spec.num_samples(window.num_frames, window.right))
         self._codec = spec.name
         for job, state in zip(jobs, self._flight.states.split(1), strict=True):
-            job.session.state = state
+            job.session.state = state.clone()  # a view would keep the whole batch's states while one utterance idles
 
     def pcm(self) -> np.ndarray:
         """Samples [B, n] float32; waits for them."""

@@ -53,6 +53,14 @@ def test_each_session_gets_its_own_state_back() -> None:
     assert batch.pcm().shape == (2, 12)
 
 
+def test_a_session_keeps_no_memory_of_its_batch() -> None:
+    codec = FakeCodec()
+    jobs = [make_job(name, [4], codec) for name in "abc"]
+    Batch(jobs, HostLauncher(codec, "float32"), codec.spec)
+    for job in jobs:
+        assert job.session.state.untyped_storage().nbytes() == job.session.state.nbytes
+
+
 def test_a_codec_that_gives_the_wrong_number_of_samples_is_caught() -> None:
     codec = FakeCodec()
     codec.decode = lambda window: (torch.zeros(1, 5), window.state)  # type: ignore[method-assign]
