@@ -14,6 +14,7 @@ from python_backend.families.prompt import Prompt
 
 prepare_environment()
 
+from vllm.v1.engine import EngineCoreOutputs  # noqa: E402
 from vllm.v1.engine.core import EngineCore  # noqa: E402
 from vllm.v1.executor import Executor  # noqa: E402
 from vllm.v1.request import Request  # noqa: E402
@@ -56,6 +57,7 @@ class Engine:
         self.rules = self.scheduler.replies.rules
         self.num_free_blocks = self.free_blocks()
         self.num_steps = 0
+        self.moved = False
 
     def free_blocks(self) -> int:
         return self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
@@ -81,11 +83,11 @@ class Engine:
         arrivals, aborts = dict(arrivals or {}), dict(aborts or {})
         answers = {request_id: Answer() for request_id in prompts}
         step, pending = 0, dict(prompts)
-        while pending or self.core.scheduler.has_requests() or self.core.batch_queue:
+        while pending or self.is_busy():
             for request_id in [i for i in pending if arrivals.get(i, 0) <= step]:
                 self.add(request_id, pending.pop(request_id))
             self.core.abort_requests([i for i, at in aborts.items() if at == step])
-            if self.core.scheduler.has_requests() or self.core.batch_queue:
+            if self.is_busy():
                 self._step(answers)
             if after_step:
                 after_step(self)
@@ -93,12 +95,20 @@ class Engine:
             assert step < 5000, "the engine does not come to an end"
         return answers
 
-    def _step(self, answers: dict[str, Answer]) -> None:
-        outputs, executed = self.core.step_fn()
-        self.core.post_step(executed)
+    def is_busy(self) -> bool:
+        """Whether there is a request, or a step in flight."""
+        return bool(self.scheduler.has_requests() or self.core.batch_queue)
+
+    def step(self) -> dict[int, EngineCoreOutputs]:
+        """One step of the engine core; `moved` says whether it computed anything."""
+        outputs, self.moved = self.core.step_fn()
+        self.core.post_step(self.moved)
         self.num_steps += 1
+        return outputs or {}
+
+    def _step(self, answers: dict[str, Answer]) -> None:
         width = self.rules.family.layout.num_output_streams
-        for core_outputs in (outputs or {}).values():
+        for core_outputs in self.step().values():
             for output in core_outputs.outputs:
                 answer, ids = answers[output.request_id], output.new_token_ids
                 if output.finish_reason is not None:

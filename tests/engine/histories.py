@@ -1,0 +1,123 @@
+"""Random histories: who asks what and when, who leaves, who reads late, and within what limits the engine works."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from hypothesis import strategies as st
+
+from python_backend.families.base import Family
+from python_backend.families.prompt import Prompt
+from python_backend.families.tiny import TINY
+from python_backend.streams.segment import Segment
+from tests.engine.prompts import make_prompt
+from tests.speech_families import EIGHT_STREAMS
+
+FAMILIES: dict[str, Family] = {"tests.speech_families:EIGHT_STREAMS": EIGHT_STREAMS, "tiny": TINY}
+NUM_PROMPTS = 60
+MAX_MODEL_LEN = 256
+MAX_NUM_SEQS, MAX_BUDGET, MAX_BLOCKS = 10, 128, 64
+LENGTHS = (1, 2, 5, 17, 31, 32, 33, 48, 64, 65, 100, 150)
+TEXT_ROWS = (1, 3, 8, 14, 30)
+AUDIO_ROWS = (1, 6, 20, 3, 45, 11, 30)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Within what an engine works; all but the first two may change from one history to the next.
+
+    num_blocks: KV blocks of 32 rows. budget: rows computed in a step.
+    """
+
+    is_async: bool = False
+    is_caching: bool = True
+    max_num_seqs: int = MAX_NUM_SEQS
+    budget: int = MAX_BUDGET
+    num_blocks: int = MAX_BLOCKS
+
+
+@dataclass(frozen=True)
+class Client:
+    """One request: prompt number `prompt`, sent `gap` steps after the one before it.
+
+    leaves_after: steps until the client goes away, None if it stays; leaves_late: it does so while a step runs.
+    reads_every: steps between two looks at what has come.
+    """
+
+    prompt: int
+    gap: int = 0
+    leaves_after: int | None = None
+    leaves_late: bool = False
+    reads_every: int = 1
+
+
+@dataclass(frozen=True)
+class History:
+    """What happens to one engine, from empty to empty."""
+
+    limits: Limits
+    clients: tuple[Client, ...]
+
+
+def limits(is_async: bool) -> st.SearchStrategy[Limits]:
+    """Tight ones more often than not."""
+    return st.builds(
+        Limits,
+        is_async=st.just(is_async),
+        is_caching=st.booleans(),
+        max_num_seqs=st.one_of(st.integers(2, 4), st.integers(1, MAX_NUM_SEQS)),
+        budget=st.one_of(st.integers(16, 32), st.integers(16, MAX_BUDGET)),
+        num_blocks=st.one_of(st.integers(6, 14), st.integers(6, MAX_BLOCKS)),
+    )
+
+
+def clients() -> st.SearchStrategy[Client]:
+    return st.builds(
+        Client,
+        prompt=st.integers(0, NUM_PROMPTS - 1),
+        gap=st.one_of(st.just(0), st.integers(0, 12)),
+        leaves_after=st.one_of(st.none(), st.none(), st.integers(0, 50)),
+        leaves_late=st.booleans(),
+        reads_every=st.sampled_from((1, 1, 2, 7, 1000)),
+    )
+
+
+def histories(is_async: bool) -> st.SearchStrategy[History]:
+    many = st.lists(clients(), min_size=1, max_size=10).map(tuple)
+    return st.builds(History, limits(is_async), many)
+
+
+def history_prompt(family: Family, index: int) -> Prompt:
+    """Prompt number `index`: lengths, tasks, segments, guidance and temperatures go round, each at its own pace.
+
+    Prompts in groups of three begin alike, and one of the three differs in a code only: blocks that may be shared,
+    and blocks that may not.
+    """
+    group = index // 3 * 3
+    prompt = make_prompt(family, group, family.tasks[index % len(family.tasks)].name)
+    rows = np.resize(prompt.rows, (LENGTHS[index * 5 % len(LENGTHS)], prompt.rows.shape[1]))
+    rows = _with_codes(rows, family, index)
+    sampling = prompt.sampling
+    text, audio = TEXT_ROWS[index % len(TEXT_ROWS)], AUDIO_ROWS[index % len(AUDIO_ROWS)]
+    greedy = index % 4 == 0
+    sampling = replace(
+        sampling,
+        text=replace(sampling.text, min_rows=text // 2, max_rows=text, temperature=0.0 if greedy else 0.9),
+        audio=replace(sampling.audio, min_rows=audio // 2, max_rows=audio, temperature=0.0 if greedy else 0.8),
+        guidance_scale=(2.0, 1.0, 3.0, 1.5)[index // 2 % 4],
+        seed=7000 + index,
+    )
+    return Prompt(prompt.task, rows, sampling)
+
+
+def _with_codes(rows: np.ndarray, family: Family, index: int) -> np.ndarray:
+    """`rows`, every third prompt with one code of its own on stream 1; in a task that speaks, too."""
+    rows = rows.copy()
+    if index % 3 == 2:
+        ids = family.layout.audio[1]
+        rows[len(rows) // 2, 1] = ids.start + index % len(ids)
+    return rows
+
+
+def is_eager(family: Family, prompt: Prompt) -> bool:
+    """Whether the reply begins with audio, so that both halves of a pair arrive together."""
+    return family.task(prompt.task).segments[0] is Segment.AUDIO

@@ -1,0 +1,99 @@
+"""What must hold after every step, whatever the history."""
+
+from collections import Counter
+
+from vllm.v1.request import Request
+
+from python_backend.engine.replies import UNCONDITIONAL_SUFFIX
+from tests.engine.harness import Engine
+
+
+def conditional_of(request_id: str) -> str:
+    return request_id.removesuffix(UNCONDITIONAL_SUFFIX)
+
+
+class Order:
+    """Nobody is overtaken but by those that ran already: the bound that the scheduler's docstring states.
+
+    1. No reply waits while one that came later runs.
+    2. While a half waits for a place beside its running partner, no reply joins those that run.
+    3. The queue holds the awaited halves first, the oldest pair's before the others', then replies as they came.
+    """
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        self.ages: dict[str, int] = {}
+        self._beside: dict[str, set[str]] = {}
+
+    def arrive(self, request_id: str) -> None:
+        self.ages[request_id] = len(self.ages)
+
+    def check(self) -> None:
+        scheduler = self.engine.scheduler
+        running = {request.request_id for request in scheduler.running}
+        replies = {conditional_of(request_id) for request_id in running}
+        waiting = [request.request_id for request in scheduler.waiting]
+        awaited = [request_id for request_id in waiting if conditional_of(request_id) in replies]
+        fresh = [request_id for request_id in waiting if conditional_of(request_id) not in replies]
+        for request_id in fresh:
+            later = {other for other in replies if self._age(other) > self._age(request_id)}
+            assert not later, f"{request_id} waits while {later} run"
+        self._check_awaited(awaited, replies)
+        assert waiting == awaited + fresh, waiting
+        assert awaited == sorted(awaited, key=self._age), f"awaited halves out of order: {awaited}"
+        assert fresh == sorted(fresh, key=self._age), f"out of order: {fresh}"
+
+    def _check_awaited(self, awaited: list[str], replies: set[str]) -> None:
+        self._beside = {half: beside for half, beside in self._beside.items() if half in awaited}
+        for half in awaited:
+            beside = self._beside.setdefault(half, replies)
+            joined = {other for other in replies - beside if self._age(other) > self._age(half)}
+            assert not joined, f"{joined} joined while {half} waits"
+
+    def _age(self, request_id: str) -> int:
+        return self.ages[conditional_of(request_id)]
+
+
+def check_pairs(engine: Engine) -> None:
+    """Both halves have sampled the same guided rows, and neither runs without the other once both have begun."""
+    scheduler = engine.scheduler
+    running = {request.request_id for request in scheduler.running}
+    for request_id in scheduler.replies:
+        pair = scheduler.replies[request_id].pair
+        if pair is None or pair.unconditional is None or request_id != pair.conditional:
+            continue
+        conditional, other = scheduler.requests[pair.conditional], scheduler.requests[pair.unconditional]
+        guided = max(0, _num_sampled(conditional) - pair.first_output)
+        assert guided == _num_sampled(other), f"{pair}: {guided} guided rows, {_num_sampled(other)} of the other half"
+        split = pair.unconditional in running and pair.conditional not in running
+        assert not split, f"{pair} is split: {running}"
+
+
+def _num_sampled(request: Request) -> int:
+    return int(request.num_output_tokens + request.num_output_placeholders)
+
+
+def check_slots(engine: Engine) -> None:
+    """Every running request has a place, every half that is still to come has one kept for it."""
+    scheduler = engine.scheduler
+    running = {request.request_id for request in scheduler.running}
+    guided = {
+        request_id
+        for request_id in map(conditional_of, running)
+        if scheduler.replies[request_id].pair is not None
+    }
+    alone = {conditional_of(request_id) for request_id in running} - guided
+    assert len(alone) + 2 * len(guided) <= scheduler.max_num_active_reqs, (alone, guided)
+
+
+def check_blocks(engine: Engine, num_taken: int) -> None:
+    """Free blocks, held blocks, the null block and the `num_taken` that the history keeps away make up them all."""
+    pool = engine.scheduler.kv_cache_manager.block_pool
+    held: Counter[int] = Counter()
+    for request_id in engine.scheduler.requests:
+        held.update(block.block_id for block in engine.scheduler.kv_cache_manager.get_blocks(request_id).blocks[0])
+    for block in pool.blocks:
+        if block.block_id in held:
+            assert block.ref_cnt == held[block.block_id], f"block {block.block_id}: {block.ref_cnt} references"
+    num_free = pool.get_num_free_blocks()
+    assert num_free + len(held) + num_taken + 1 == len(pool.blocks), (num_free, len(held), num_taken)

@@ -1,0 +1,214 @@
+"""Plays histories on real engines, one step at a time, and holds every reply against the reference."""
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
+
+from python_backend.engine.admission import Capacity, admit
+from python_backend.errors import InvalidRequest
+from python_backend.families.base import Family
+from python_backend.families.prompt import Prompt
+from tests.checkpoints import write_checkpoint
+from tests.engine.harness import DEFAULTS, Engine
+from tests.engine.histories import (
+    FAMILIES,
+    MAX_BLOCKS,
+    MAX_BUDGET,
+    MAX_MODEL_LEN,
+    MAX_NUM_SEQS,
+    Client,
+    History,
+    Limits,
+    history_prompt,
+)
+from tests.engine.histories_checks import Order, check_blocks, check_pairs, check_slots
+from tests.engine.histories_front import FrontEnd, Reader
+from tests.reference.speech_lm import Reference
+
+MIN_LEAD = 3e-5  # a decision closer than this may go either way when a batch adds its numbers in another order
+MAX_IDLE_STEPS = 3
+PATIENCE = 4000
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The reference's reply: rows on the output streams, and how far its closest decision was from going otherwise."""
+
+    prompt: Prompt
+    rows: list[list[int]]
+    lead: float
+
+
+class Stage:
+    """One family's random checkpoint, the engines that serve it, and the reference's replies."""
+
+    def __init__(self, folder: Path, name: str):
+        self.family: Family = FAMILIES[name]
+        self.folder = write_checkpoint(folder, self.family, name, hidden=64, layers=2)
+        self.seen: Counter[str] = Counter()
+        self._engines: dict[tuple[bool, bool], Engine] = {}
+        self._expected: dict[int, Expected] = {}
+
+    @cached_property
+    def _reference(self) -> Reference:
+        return Reference(self.folder, self.family, MAX_MODEL_LEN)
+
+    def engine(self, limits: Limits) -> Engine:
+        """The engine for `limits`, started once; what may change while it is empty is set."""
+        key = (limits.is_async, limits.is_caching)
+        if key not in self._engines:
+            arguments = {
+                "max_model_len": MAX_MODEL_LEN,
+                "max_num_seqs": MAX_NUM_SEQS,
+                "max_num_batched_tokens": MAX_BUDGET,
+                "num_gpu_blocks_override": MAX_BLOCKS + 1,  # vLLM keeps one
+                "async_scheduling": limits.is_async,
+                "enable_prefix_caching": limits.is_caching,
+            }
+            self._engines[key] = Engine(self.folder, **arguments)
+        engine = self._engines[key]
+        engine.scheduler.max_num_running_reqs = engine.scheduler.max_num_active_reqs = limits.max_num_seqs
+        engine.scheduler.max_num_scheduled_tokens = limits.budget
+        return engine
+
+    def expected(self, index: int) -> Expected:
+        """Prompt number `index` and the reference's reply to it."""
+        if index not in self._expected:
+            prompt = history_prompt(self.family, index)
+            rows, lead = self._reference.reply(prompt)
+            width = self.family.layout.num_output_streams
+            self._expected[index] = Expected(prompt, [row[:width] for row in rows], lead)
+        return self._expected[index]
+
+    def play(self, history: History) -> None:
+        """Play `history`; AssertionError where anything is not as it must be."""
+        engine = self.engine(history.limits)
+        try:
+            _Play(self, engine, history).run()
+        except BaseException:
+            key = (history.limits.is_async, history.limits.is_caching)
+            self._engines.pop(key).shutdown()  # the next history begins on a clean one
+            raise
+
+    def close(self) -> None:
+        """Stop all engines."""
+        for engine in self._engines.values():
+            engine.shutdown()
+
+
+class _Play:
+    def __init__(self, stage: Stage, engine: Engine, history: History):
+        self.stage, self.engine, self.history = stage, engine, history
+        self.front, self.order = FrontEnd(engine.rules), Order(engine)
+        self.readers: dict[str, Reader] = {}
+        self.clients: dict[str, Client] = {}
+        self.arrivals: dict[str, int] = {}
+        self.taken: list[KVCacheBlock] = []
+        self.num_idle = 0
+
+    def run(self) -> None:
+        pool = self.engine.scheduler.kv_cache_manager.block_pool
+        self.taken = pool.get_new_blocks(pool.get_num_free_blocks() - self.history.limits.num_blocks)
+        at = np.cumsum([client.gap for client in self.history.clients]).tolist()
+        pending = {f"r{index}": client for index, client in enumerate(self.history.clients)}
+        starts = dict(zip(pending, at, strict=True))
+        step = 0
+        while pending or self.engine.is_busy():
+            for request_id in [each for each in pending if starts[each] <= step]:
+                self._arrive(request_id, pending.pop(request_id), step)
+            self._leave(step)
+            self._step()
+            self._check()
+            self._read(step)
+            step += 1
+            assert step < PATIENCE, "it does not come to an end"
+        self._end()
+        pool.free_blocks(self.taken)
+        assert self.engine.is_clean()
+
+    def _arrive(self, request_id: str, client: Client, step: int) -> None:
+        prompt = self.stage.expected(client.prompt).prompt
+        limits = self.history.limits
+        capacity = Capacity(limits.num_blocks + 1, int(str(DEFAULTS["block_size"])), limits.max_num_seqs)
+        try:
+            prompt = admit(prompt, self.engine.rules, capacity)
+        except InvalidRequest as refusal:
+            assert any(character.isdigit() for character in str(refusal)), refusal
+            self.stage.seen["refused"] += 1
+            return
+        self.clients[request_id], self.arrivals[request_id] = client, step
+        self.readers[request_id] = self.front.add(request_id, prompt)
+        self.order.arrive(request_id)
+        self.engine.add(request_id, prompt)
+
+    def _leave(self, step: int) -> None:
+        for request_id, client in self.clients.items():
+            if client.leaves_after is None or self.arrivals[request_id] + client.leaves_after != step:
+                continue
+            if not self.front.abort(request_id):
+                continue
+            self.readers.pop(request_id)
+            self.stage.seen["left"] += 1
+            if client.leaves_late:
+                self.engine.core.aborts_queue.put_nowait([request_id])
+            else:
+                self.engine.core.abort_requests([request_id])
+
+    def _step(self) -> None:
+        outputs = self.engine.step()
+        self.front.take(outputs)
+        idle = not outputs and self.engine.is_busy() and not self.engine.moved
+        self.num_idle = self.num_idle + 1 if idle else 0
+        assert self.num_idle <= MAX_IDLE_STEPS, "requests are there, and nothing moves"
+
+    def _check(self) -> None:
+        check_pairs(self.engine)
+        check_slots(self.engine)
+        check_blocks(self.engine, len(self.taken))
+        self.order.check()
+
+    def _read(self, step: int) -> None:
+        for request_id, reader in self.readers.items():
+            if reader.trailer is None and (step + 1) % self.clients[request_id].reads_every == 0:
+                reader.look()
+
+    def _end(self) -> None:
+        for request_id, reader in self.readers.items():
+            if reader.trailer is None:
+                assert reader.look(), f"{request_id} never ended"
+            self._compare(request_id, reader)
+        assert self.front.is_empty()
+
+    def _compare(self, request_id: str, reader: Reader) -> None:
+        expected, seen, family = self.stage.expected(self.clients[request_id].prompt), self.stage.seen, self.stage.family
+        seen["replies"] += 1
+        seen["merged"] += reader.num_merged > 0
+        assert reader.trailer is not None
+        prompt = expected.prompt
+        frames = sum(row[0] in family.layout.audio[0] for row in reader.rows)
+        is_guided = prompt.sampling.guidance_scale != 1.0
+        assert reader.trailer.num_guided_frames == (frames if is_guided else 0), request_id
+        seen["guided"] += is_guided and frames > 0
+        seen["preempted"] += reader.trailer.num_preemptions > 0
+        seen["preempted pairs"] += reader.trailer.num_preemptions > 0 and is_guided and frames > 0
+        if expected.lead < MIN_LEAD:
+            seen["near ties"] += 1
+        else:
+            assert reader.rows == expected.rows, f"{request_id}: prompt {self.clients[request_id].prompt}"
+        num_codebooks = len(family.layout.codebook_streams)
+        codes = np.concatenate([np.zeros((num_codebooks, 0), np.int32), *reader.codes], 1)
+        assert np.array_equal(codes, frames_of(family, reader.rows)), request_id
+
+
+def frames_of(family: Family, rows: list[list[int]]) -> np.ndarray:
+    """The frames [K, T] that lie in a reply's rows."""
+    layout = family.layout
+    starts = [i for i, row in enumerate(rows) if row[0] in layout.audio[0]]
+    frames = [
+        [rows[i + layout.delays[s]][s] - layout.audio[s].start for i in starts] for s in layout.codebook_streams
+    ]
+    return np.array(frames, np.int32).reshape(len(layout.codebook_streams), -1)

@@ -1,0 +1,43 @@
+"""Whatever happens to an engine, every reply is the reference's and nothing is left behind."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
+from tests.engine.histories import FAMILIES, History, histories
+from tests.engine.histories_run import Stage
+
+pytestmark = pytest.mark.engine
+
+COMMON = settings(deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+# On every run the same histories, so that a failure is the change's; by night others each time.
+settings.register_profile("histories", COMMON, max_examples=130, derandomize=True, database=None)
+settings.register_profile("nightly", COMMON, max_examples=1300, phases=[Phase.explicit, Phase.generate, Phase.shrink])
+PROFILE = settings.get_profile(os.environ.get("HISTORIES", "histories"))
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES), ids=["eight_streams", "tiny"])
+def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    running = Stage(tmp_path_factory.mktemp("checkpoint"), request.param)
+    yield running
+    running.close()
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_every_reply_of_a_random_history_is_the_reference_s(stage: Stage, is_async: bool) -> None:
+    stage.seen.clear()
+
+    @settings(PROFILE)
+    @given(history=histories(is_async))
+    def play(history: History) -> None:
+        stage.play(history)
+
+    play()
+    seen = stage.seen
+    print(dict(seen))
+    for what in ("left", "merged", "guided", "preempted", "preempted pairs", "refused"):
+        assert seen[what] > 0, f"no history had any {what}: {seen}"
+    assert seen["near ties"] <= 0.02 * seen["replies"], seen
