@@ -21,7 +21,8 @@ def write_checkpoint(
     backbone: str = "qwen3",
 ) -> Path:
     """A `backbone` of `hidden` units with random weights for `family`, which config.json calls `name`."""
-    heads, kv_heads, head_dim, inner = 4, 2, hidden // 4, 2 * hidden
+    heads, kv_heads, inner = 4, 2, 2 * hidden
+    head_dim = max(32, hidden // heads)  # vLLM's attention on the CPU knows no smaller heads
     config = {
         "architectures": [f"Stretto{backbone.capitalize()}ForCausalLM"],
         "model_type": backbone,

@@ -22,6 +22,7 @@ class StepPlanning(GuidancePolicies):
         self._admits = True
         self._apply_policies()
         self._order_running()
+        self._put_awaited_first()
         while True:
             rows = [self._running_row(request) for request in self.running]
             self._grants = plan_grants(rows, self.max_num_scheduled_tokens)
@@ -80,6 +81,8 @@ class StepPlanning(GuidancePolicies):
 
     def _awaited(self, tail: list[Request]) -> list[Request]:
         """Halves still in the queue whose partners run, but for those of `tail`: nobody gives way to the youngest."""
+        if not self.waiting:
+            return []
         running = {request.request_id for request in self.running}
         awaited = []
         for request in self.running:
@@ -107,5 +110,9 @@ class StepPlanning(GuidancePolicies):
         for request in sorted(halves, key=lambda half: not self.replies[half.request_id].params.is_unconditional):
             self.running.remove(request)
             self._preempt_request(request, now)
+        self._put_awaited_first()
+
+    def _put_awaited_first(self) -> None:
+        """Halves whose partners run go ahead of all who wait for a place, those of older pairs first."""
         for awaited in reversed(self._awaited([])):
             self._put_first(awaited)

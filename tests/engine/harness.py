@@ -14,6 +14,7 @@ from python_backend.families.prompt import Prompt
 
 prepare_environment()
 
+from vllm.v1.core.sched.output import SchedulerOutput  # noqa: E402
 from vllm.v1.engine import EngineCoreOutputs  # noqa: E402
 from vllm.v1.engine.core import EngineCore  # noqa: E402
 from vllm.v1.executor import Executor  # noqa: E402
@@ -58,6 +59,8 @@ class Engine:
         self.num_free_blocks = self.free_blocks()
         self.num_steps = 0
         self.moved = False
+        self.after_schedule: Callable[[SchedulerOutput], None] | None = None
+        self._schedule, self.scheduler.schedule = self.scheduler.schedule, self._watch
 
     def free_blocks(self) -> int:
         return self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
@@ -94,6 +97,12 @@ class Engine:
             step += 1
             assert step < 5000, "the engine does not come to an end"
         return answers
+
+    def _watch(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        output = self._schedule(throttle_prefills)
+        if self.after_schedule:
+            self.after_schedule(output)
+        return output
 
     def is_busy(self) -> bool:
         """Whether there is a request, or a step in flight."""

@@ -18,7 +18,7 @@ MAX_MODEL_LEN = 256
 MAX_NUM_SEQS, MAX_BUDGET, MAX_BLOCKS = 10, 128, 64
 LENGTHS = (1, 2, 5, 17, 31, 32, 33, 48, 64, 65, 100, 150)
 TEXT_ROWS = (1, 3, 8, 14, 30)
-AUDIO_ROWS = (1, 6, 20, 3, 45, 11, 30)
+AUDIO_ROWS = (1, 6, 40, 3, 75, 11, 60)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def limits(is_async: bool) -> st.SearchStrategy[Limits]:
         is_caching=st.booleans(),
         max_num_seqs=st.one_of(st.integers(2, 4), st.integers(1, MAX_NUM_SEQS)),
         budget=st.one_of(st.integers(16, 32), st.integers(16, MAX_BUDGET)),
-        num_blocks=st.one_of(st.integers(6, 14), st.integers(6, MAX_BLOCKS)),
+        num_blocks=st.one_of(st.integers(4, 12), st.integers(8, 16), st.integers(6, MAX_BLOCKS)),
     )
 
 
@@ -99,8 +99,11 @@ def history_prompt(family: Family, index: int) -> Prompt:
     sampling = prompt.sampling
     text, audio = TEXT_ROWS[index % len(TEXT_ROWS)], AUDIO_ROWS[index % len(AUDIO_ROWS)]
     greedy = index % 4 == 0
+    guided_s = (index % 7) / family.frame_rate if index % 5 == 1 and index % 7 else None
     sampling = replace(
         sampling,
+        policy="always" if guided_s is None else "until_s",
+        guided_until_s=guided_s,
         text=replace(sampling.text, min_rows=text // 2, max_rows=text, temperature=0.0 if greedy else 0.9),
         audio=replace(sampling.audio, min_rows=audio // 2, max_rows=audio, temperature=0.0 if greedy else 0.8),
         guidance_scale=(2.0, 1.0, 3.0, 1.5)[index // 2 % 4],

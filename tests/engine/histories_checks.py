@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request
 
 from python_backend.engine.replies import UNCONDITIONAL_SUFFIX
@@ -54,10 +55,11 @@ class Order:
         return self.ages[conditional_of(request_id)]
 
 
-def check_pairs(engine: Engine) -> None:
-    """Both halves have sampled the same guided rows, and neither runs without the other once both have begun."""
+def check_pairs(engine: Engine, output: SchedulerOutput) -> None:
+    """Both halves have sampled the same guided rows, do so in the same steps, and neither runs on without the other."""
     scheduler = engine.scheduler
     running = {request.request_id for request in scheduler.running}
+    sampling = {each for each in output.num_scheduled_tokens if not scheduler.requests[each].is_prefill_chunk}
     for request_id in scheduler.replies:
         pair = scheduler.replies[request_id].pair
         if pair is None or pair.unconditional is None or request_id != pair.conditional:
@@ -65,6 +67,8 @@ def check_pairs(engine: Engine) -> None:
         conditional, other = scheduler.requests[pair.conditional], scheduler.requests[pair.unconditional]
         guided = max(0, _num_sampled(conditional) - pair.first_output)
         assert guided == _num_sampled(other), f"{pair}: {guided} guided rows, {_num_sampled(other)} of the other half"
+        together = not guided or (pair.conditional in sampling) == (pair.unconditional in sampling)
+        assert together, f"{pair}: {sampling} sample"
         split = pair.unconditional in running and pair.conditional not in running
         assert not split, f"{pair} is split: {running}"
 
