@@ -34,6 +34,7 @@ def admit(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
     _check_length(prompt, task, rules)
     if prompt.sampling.guidance_scale != 1.0:
         _check_pair(prompt, task, rules, capacity)
+    _check_blocks(prompt, task, rules, capacity)
     return prompt
 
 
@@ -79,11 +80,18 @@ def _check_pair(prompt: Prompt, task: Task, rules: SegmentRules, capacity: Capac
         raise InvalidRequest("options.guidance_scale", "1.0, as max_num_seqs is 1", prompt.sampling.guidance_scale)
     if task.segments[0] is Segment.AUDIO and len(prompt.rows) < 2:
         raise InvalidRequest("rows", "at least 2 rows before a guided reply that begins with audio", len(prompt.rows))
+
+
+def _check_blocks(prompt: Prompt, task: Task, rules: SegmentRules, capacity: Capacity) -> None:
+    """vLLM would queue for ever what needs more KV blocks than there are, and with it all that comes after."""
+    is_guided = prompt.sampling.guidance_scale != 1.0
     rows = max_rows(len(prompt.rows), task, prompt.sampling, rules)
-    needed, usable = max_blocks(rows, capacity.block_size, is_guided=True), capacity.num_blocks - 1
-    if needed > usable:  # vLLM keeps one block for itself
+    needed = max_blocks(rows, capacity.block_size, is_guided)
+    usable = capacity.num_blocks - 1  # vLLM keeps one for itself
+    if needed > usable:
+        halves, each = ("two halves fit", " each") if is_guided else ("rows fit", "")
         raise InvalidRequest(
-            "options.audio.max_rows",
-            f"a reply whose two halves fit in the {usable} KV blocks of {capacity.block_size} rows",
-            f"{rows} rows each, {needed} blocks",
+            f"options.{task.segments[-1].name.lower()}.max_rows",
+            f"a reply whose {halves} in the {usable} KV blocks of {capacity.block_size} rows",
+            f"{rows} rows{each}, {needed} blocks",
         )

@@ -2,6 +2,12 @@
 
 Everything happens around the stock `schedule`. Inside its loop one hook decides, `_reserve_prefill_lookahead`: it is
 asked for every request right before KV blocks are allocated, and 0 means "not now".
+
+Replies run, wait and give way by age (within a class, where KV shares are set: `sharing.py`). This is the bound on how
+often one is overtaken: no reply waits while a younger one runs. Only a half can wait behind younger replies, the
+unconditional one that is created when its audio segment begins: behind those that run beside it by then, at most
+`max_num_seqs` - 2. They keep their places, as its own was kept for it, and give it their blocks, the youngest first;
+nobody joins them before it.
 """
 
 import time
@@ -65,7 +71,7 @@ class PairedScheduling(KvSharing):
         if request.status == RequestStatus.RUNNING:
             return min(wanted, self._grants[request.request_id])
         if not self._admits or not self._has_slot(request) or not self._has_share(request):
-            return 0
+            return 0  # vLLM's loop ends here: nobody behind `request` in the queue passes it
         if self._may_not_finish(request):
             wanted = min(wanted, request.num_tokens - num_computed_tokens - 1)
         return wanted

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from python_backend.families.base import Family
 from python_backend.families.prompt import Prompt
 from python_backend.families.tiny import TINY
-from python_backend.streams.segment import Segment
 from tests.engine.prompts import make_prompt
 from tests.speech_families import EIGHT_STREAMS
 
@@ -16,9 +15,9 @@ FAMILIES: dict[str, Family] = {"tests.speech_families:EIGHT_STREAMS": EIGHT_STRE
 NUM_PROMPTS = 60
 MAX_MODEL_LEN = 256
 MAX_NUM_SEQS, MAX_BUDGET, MAX_BLOCKS = 10, 128, 64
-LENGTHS = (1, 2, 5, 17, 31, 32, 33, 48, 64, 65, 100, 150)
+LENGTHS = (1, 2, 5, 17, 31, 20, 32, 33, 9, 64, 28, 65, 150)
 TEXT_ROWS = (1, 3, 8, 14, 30)
-AUDIO_ROWS = (1, 6, 40, 3, 75, 11, 60)
+AUDIO_ROWS = (1, 70, 40, 3, 75, 11, 60)
 
 
 @dataclass(frozen=True)
@@ -74,15 +73,15 @@ def clients() -> st.SearchStrategy[Client]:
     return st.builds(
         Client,
         prompt=st.integers(0, NUM_PROMPTS - 1),
-        gap=st.one_of(st.just(0), st.integers(0, 12)),
-        leaves_after=st.one_of(st.none(), st.none(), st.integers(0, 50)),
+        gap=st.one_of(st.just(0), st.integers(0, 3), st.integers(0, 12)),
+        leaves_after=st.one_of(st.none(), st.none(), st.none(), st.integers(0, 90)),
         leaves_late=st.booleans(),
         reads_every=st.sampled_from((1, 1, 2, 7, 1000)),
     )
 
 
 def histories(is_async: bool) -> st.SearchStrategy[History]:
-    many = st.lists(clients(), min_size=1, max_size=10).map(tuple)
+    many = st.lists(clients(), min_size=1, max_size=12).map(tuple)
     return st.builds(History, limits(is_async), many)
 
 
@@ -119,8 +118,3 @@ def _with_codes(rows: np.ndarray, family: Family, index: int) -> np.ndarray:
         ids = family.layout.audio[1]
         rows[len(rows) // 2, 1] = ids.start + index % len(ids)
     return rows
-
-
-def is_eager(family: Family, prompt: Prompt) -> bool:
-    """Whether the reply begins with audio, so that both halves of a pair arrive together."""
-    return family.task(prompt.task).segments[0] is Segment.AUDIO

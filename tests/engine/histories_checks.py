@@ -82,9 +82,7 @@ def check_slots(engine: Engine) -> None:
     scheduler = engine.scheduler
     running = {request.request_id for request in scheduler.running}
     guided = {
-        request_id
-        for request_id in map(conditional_of, running)
-        if scheduler.replies[request_id].pair is not None
+        request_id for request_id in map(conditional_of, running) if scheduler.replies[request_id].pair is not None
     }
     alone = {conditional_of(request_id) for request_id in running} - guided
     assert len(alone) + 2 * len(guided) <= scheduler.max_num_active_reqs, (alone, guided)

@@ -138,8 +138,7 @@ class _Play:
         capacity = Capacity(limits.num_blocks + 1, int(str(DEFAULTS["block_size"])), limits.max_num_seqs)
         try:
             prompt = admit(prompt, self.engine.rules, capacity)
-        except InvalidRequest as refusal:
-            assert any(character.isdigit() for character in str(refusal)), refusal
+        except InvalidRequest:
             self.stage.seen["refused"] += 1
             return
         self.clients[request_id], self.arrivals[request_id] = client, step
@@ -185,12 +184,13 @@ class _Play:
         assert self.front.is_empty()
 
     def _compare(self, request_id: str, reader: Reader) -> None:
-        expected, seen, family = self.stage.expected(self.clients[request_id].prompt), self.stage.seen, self.stage.family
+        expected, seen = self.stage.expected(self.clients[request_id].prompt), self.stage.seen
+        audio = self.stage.family.layout.audio[0]
         seen["replies"] += 1
         seen["merged"] += reader.num_merged > 0
         assert reader.trailer is not None
         prompt = expected.prompt
-        frames = [index for index, row in enumerate(reader.rows) if row[0] in family.layout.audio[0]]
+        frames = [index for index, row in enumerate(reader.rows) if row[0] in audio]
         is_guided, limit = prompt.sampling.guidance_scale != 1.0, self.engine.rules.max_guided_rows(prompt.sampling)
         guided = len(frames) if limit is None else min(len(frames), limit)
         assert reader.trailer.num_guided_frames == (guided if is_guided else 0), request_id

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from python_backend.engine.admission import Capacity, admit
+from python_backend.engine.admission import Capacity, admit, max_rows
 from python_backend.engine.rules import SegmentRules
 from python_backend.errors import InvalidRequest
 from python_backend.families.prompt import Prompt
@@ -83,9 +83,34 @@ def test_a_pair_that_outgrows_the_cache_is_refused_with_the_numbers() -> None:
     error = refusal(prompt, capacity=capacity)
     rows = len(prompt.rows) + prompt.sampling.text.max_rows + 2 + prompt.sampling.audio.max_rows + 1 + RULES.tail
     assert f"{rows} rows each, {2 * -(-rows // 32)} blocks" in str(error)
-    assert "3 KV blocks of 32 rows" in str(error)
+    assert "two halves fit in the 3 KV blocks of 32 rows" in str(error)
     alone = replace(prompt, sampling=replace(prompt.sampling, guidance_scale=1.0))
     assert admit(alone, RULES, capacity) == alone
+
+
+@pytest.mark.parametrize(("task", "field"), [("tts", "options.audio.max_rows"), ("asr", "options.text.max_rows")])
+def test_a_single_reply_that_outgrows_the_cache_is_refused_with_the_numbers(task: str, field: str) -> None:
+    prompt = make_prompt(TINY, 3, task, guidance_scale=1.0)
+    rows = max_rows(len(prompt.rows), TINY.task(task), prompt.sampling, RULES)
+    needed = -(-rows // 32)
+    assert admit(prompt, RULES, replace(ROOMY, num_blocks=needed + 1)) == prompt
+    error = refusal(prompt, capacity=replace(ROOMY, num_blocks=needed))
+    assert error.field == field
+    assert f"rows fit in the {needed - 1} KV blocks of 32 rows" in str(error)
+    assert f"{rows} rows, {needed} blocks" in str(error)
+
+
+def test_a_pair_whose_blocks_just_suffice_is_admitted() -> None:
+    prompt = make_prompt(TINY, 0)
+    needed = 2 * -(-max_rows(len(prompt.rows), TINY.task("tts"), prompt.sampling, RULES) // 32)
+    assert admit(prompt, RULES, replace(ROOMY, num_blocks=needed + 1)) == prompt
+    refusal(prompt, capacity=replace(ROOMY, num_blocks=needed))
+
+
+def test_max_rows_counts_no_more_than_the_model_length() -> None:
+    prompt = make_prompt(TINY, 0)
+    sampling = replace(prompt.sampling, audio=replace(prompt.sampling.audio, max_rows=5000))
+    assert max_rows(len(prompt.rows), TINY.task("tts"), sampling, RULES) == RULES.max_model_len
 
 
 def test_a_guided_reply_that_begins_with_audio_needs_a_context_of_two_rows() -> None:
