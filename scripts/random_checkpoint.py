@@ -72,20 +72,21 @@ def _weights(config: dict, generator: torch.Generator) -> dict[str, torch.Tensor
         }
         for name, (rows, columns) in shapes.items():
             weights[f"{prefix}{name}.weight"] = random(rows, columns, 1.5 * columns**-0.5)
-        for name, size in _norms(config).items():
-            weights[f"{prefix}{name}.weight"] = 1 + random(1, size, 0.1)[0]
+        for name, weight in _norms(config).items():
+            weights[f"{prefix}{name}.weight"] = weight
     return weights
 
 
-def _norms(config: dict) -> dict[str, int]:
-    """The norms of a layer, by name, and their widths."""
+def _norms(config: dict) -> dict[str, torch.Tensor]:
+    """The norms of a layer, by name; OLMo's differ along their width, which tensor parallelism cuts."""
     hidden, head_dim = config["hidden_size"], config["head_dim"]
     queries, keys = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
-    before = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
+    before = {"input_layernorm": torch.ones(hidden), "post_attention_layernorm": torch.ones(hidden)}
     match config["model_type"]:
         case "qwen3":
-            return {"self_attn.q_norm": head_dim, "self_attn.k_norm": head_dim, **before}
+            return {"self_attn.q_norm": torch.ones(head_dim), "self_attn.k_norm": torch.ones(head_dim), **before}
         case "olmo2":
-            after = {"post_attention_layernorm": hidden, "post_feedforward_layernorm": hidden}
-            return {"self_attn.q_norm": queries, "self_attn.k_norm": keys, **after}
+            sizes = {"self_attn.q_norm": queries, "self_attn.k_norm": keys}
+            sizes |= {"post_attention_layernorm": hidden, "post_feedforward_layernorm": hidden}
+            return {name: torch.linspace(0.9, 1.1, size) for name, size in sizes.items()}
     return before

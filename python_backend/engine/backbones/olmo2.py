@@ -56,11 +56,12 @@ class Olmo2Attention(Qwen3Attention):
 
     def __init__(self, config: Olmo2Config, **layer_args: Any):
         set_default_rope_theta(config, default_theta=500000)
+        assert config.num_key_value_heads is not None
         super().__init__(
             hidden_size=config.hidden_size,
             num_heads=config.num_attention_heads,
             num_kv_heads=config.num_key_value_heads,
-            rope_parameters=config.rope_parameters,
+            rope_parameters=dict(config.rope_parameters or {}),
             max_position=config.max_position_embeddings,
             rms_norm_eps=config.rms_norm_eps,
             qkv_bias=config.attention_bias,
@@ -68,8 +69,8 @@ class Olmo2Attention(Qwen3Attention):
         )
         if self.total_num_kv_heads < get_tensor_model_parallel_world_size():
             raise ValueError(f"OLMo 2: {self.total_num_kv_heads} key heads cannot be cut for tensor parallelism")
-        self.q_norm = FullWidthNorm(self.total_num_heads * self.head_dim, config.rms_norm_eps)
-        self.k_norm = FullWidthNorm(self.total_num_kv_heads * self.head_dim, config.rms_norm_eps)
+        for name, heads in (("q_norm", self.total_num_heads), ("k_norm", self.total_num_kv_heads)):
+            self.register_module(name, FullWidthNorm(heads * self.head_dim, config.rms_norm_eps))
 
     def forward(self, positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         """Attention's output [N, H]."""
@@ -129,7 +130,7 @@ class Olmo2ForCausalLM(Qwen3ForCausalLM):
         nn.Module.__init__(self)
         self.config = config = vllm_config.model_config.hf_config
         self.vllm_config, self.quant_config = vllm_config, vllm_config.quant_config
-        self.model = Olmo2Model(vllm_config=vllm_config, prefix=f"{prefix}model")
+        self.register_module("model", Olmo2Model(vllm_config=vllm_config, prefix=f"{prefix}model"))
         self.lm_head = ParallelLMHead(
             config.vocab_size, config.hidden_size, quant_config=self.quant_config, prefix=f"{prefix}lm_head"
         )
