@@ -16,23 +16,23 @@ LOADERS = {
     "xcodec": "python_backend.codec.xcodec:load",
 }
 
-ONNX_LOADER = "python_backend.codec.onnx_runtime:load"
+
+def load_codec(name: str, directory: Path, device: str = "cpu") -> Codec:
+    """The codec called `name`, with the weights in `directory`; KeyError lists the names there are."""
+    _check(name)
+    module, function = LOADERS[name].split(":")
+    return getattr(import_module(module), function)(directory, device)
 
 
-def load_codec(
-    name: str, directory: Path, device: str = "cpu", runtime: str = "torch", right_frames: int | None = None
-) -> Codec:
-    """The codec called `name`, with the weights in `directory`; KeyError lists the names there are.
+def load_exported(name: str, directory: Path, device: str = "cpu", threads: int = 1) -> Codec:
+    """The same from its exported file, run by onnxruntime; CheckpointError if another codec's lies there."""
+    _check(name)
+    codec: Codec = import_module("python_backend.codec.onnx_runtime").load(directory, device, threads)
+    if codec.spec.name != name:
+        raise CheckpointError(f"{directory} holds an exported {codec.spec.name}, not {name}")
+    return codec
 
-    runtime: `torch`, or `onnx` to decode from the exported file. right_frames: less right context than exactness asks
-    for; ValueError if out of range.
-    """
+
+def _check(name: str) -> None:
     if name not in LOADERS:
         raise KeyError(f"unknown codec {name!r}; known: {sorted(LOADERS)}")
-    module, function = (ONNX_LOADER if runtime == "onnx" else LOADERS[name]).split(":")
-    codec: Codec = getattr(import_module(module), function)(directory, device)
-    if codec.spec.name != name:
-        raise CheckpointError(f"{directory} holds the codec {codec.spec.name}, not {name}")
-    if right_frames is not None:
-        codec.spec = codec.spec.with_right_frames(right_frames)
-    return codec

@@ -162,7 +162,7 @@ def test_the_language_model_streams_and_shuts_down(engine: None, monkeypatch: py
 def test_the_decoder_drives_one_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     module = load("acoustic_decoder")
     made: list[Any] = []
-    monkeypatch.setattr(module, "load_codec", lambda *arguments: arguments)
+    monkeypatch.setattr(module, "open_codec", lambda config, checkpoint: (config.codec, checkpoint))
     monkeypatch.setattr(
         module,
         "DecoderWorker",
@@ -174,7 +174,7 @@ def test_the_decoder_drives_one_worker(monkeypatch: pytest.MonkeyPatch, tmp_path
     model = module.TritonPythonModel()
     model.initialize(arguments("acoustic_decoder"))
     ((codec, config),) = made
-    assert codec == ("tiny", ROOT / "language_model" / "1" / "checkpoint", "cpu", "torch", None)
+    assert codec == ("tiny", ROOT / "language_model" / "1" / "checkpoint")
     assert config.codec == "tiny"
     broken = Request({"chunk": np.frombuffer(b"{}", np.uint8)})
     assert model.execute([broken]) is None

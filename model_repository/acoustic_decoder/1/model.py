@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from python_backend.codec.registry import load_codec
 from python_backend.config import DecoderConfig
+from python_backend.decoder.opening import open_codec
 from python_backend.decoder.worker import DecoderWorker
 from python_backend.triton_io import stub
 from python_backend.triton_io.decoding_service import DecodingService
@@ -24,9 +24,7 @@ class TritonPythonModel:
         stub.use_utf8()
         parameters = ModelParameters(args)
         config = DecoderConfig.from_parameters({"codec": parameters.family().codec} | parameters.strings)
-        checkpoint = parameters.path("checkpoint")
-        codec = load_codec(config.codec, checkpoint, config.device, config.runtime, config.right_frames)
-        self.worker = DecoderWorker(codec, config)
+        self.worker = DecoderWorker(open_codec(config, parameters.path("checkpoint")), config)
         self.service = DecodingService(self.worker)
 
     def execute(self, requests: list[Any]) -> None:

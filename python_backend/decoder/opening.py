@@ -1,0 +1,21 @@
+"""From what an operator has set to the codec that the decoder runs."""
+
+from pathlib import Path
+
+from python_backend.codec.base import Codec
+from python_backend.codec.registry import load_codec, load_exported
+from python_backend.config import DecoderConfig
+
+
+def open_codec(config: DecoderConfig, checkpoint: Path) -> Codec:
+    """The codec with the weights in `checkpoint`, or its exported file there, and as much right context as is set.
+
+    Raises CheckpointError for files that do not fit, and ValueError for a device or a right context that cannot be.
+    """
+    if config.runtime == "onnx":
+        codec = load_exported(config.codec, checkpoint, config.device, config.threads)
+    else:
+        codec = load_codec(config.codec, checkpoint, config.device)
+    if config.right_frames is not None:
+        codec.spec = codec.spec.with_right_frames(config.right_frames)
+    return codec
