@@ -12,7 +12,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -90,16 +90,22 @@ def measure_dial(name: str, codec: Codec, codes: torch.Tensor) -> Iterator[Dial]
     codec.spec = exact
 
 
-def seconds_of_a_window(codec: Codec, frames: int, repeats: int = 3) -> float:
-    """Processor time of one steady window of one utterance; the best of a few."""
+def seconds_of_a_window(codec: Codec, frames: int) -> float:
+    """Processor time of one steady window of one utterance."""
     spec = codec.spec
     codes = random_codes(codec, 1, spec.left_frames + frames + spec.right_frames)
     first = torch.tensor([spec.left_frames])
     window = Window(codes, spec.left_frames, spec.right_frames, first, codec.initial_state(1))
+    return seconds_of(lambda: codec.decode(window))
+
+
+def seconds_of(work: Callable[[], object], repeats: int = 3) -> float:
+    """Processor time of some work, the best of a few after a warm-up."""
+    work()
     best = float("inf")
-    for _ in range(repeats + 1):  # the first one warms up
+    for _ in range(repeats):
         begun = time.process_time()
-        codec.decode(window)
+        work()
         best = min(best, time.process_time() - begun)
     return best
 

@@ -84,8 +84,13 @@ def load(directory: Path, device: str = "cpu", threads: int = 1) -> OnnxCodec:
     places = [place for place in (directory / "codec", directory) if (place / FILE).is_file()]
     if not places:
         raise CheckpointError(f"{directory / FILE} is missing: scripts/export_onnx.py writes it")
-    session = open_session(places[0] / FILE, device, threads)
+    return load_file(places[0] / FILE, device, threads)
+
+
+def load_file(file: Path, device: str = "cpu", threads: int = 1) -> OnnxCodec:
+    """The codec exported to a file; CheckpointError if it holds something else."""
+    session = open_session(file, device, threads)
     metadata = session.get_modelmeta().custom_metadata_map
     if SPEC_KEY not in metadata:
-        raise CheckpointError(f"{places[0] / FILE} was not written by scripts/export_onnx.py: no {SPEC_KEY}")
+        raise CheckpointError(f"{file} was not written by scripts/export_onnx.py: it has no {SPEC_KEY}")
     return OnnxCodec(spec_from_json(metadata[SPEC_KEY]), session)

@@ -1,0 +1,160 @@
+"""Export a codec's decoder, or the preprocessor's features, to ONNX, and compare onnxruntime with torch.
+
+    python -m scripts.export_onnx dac --checkpoint <dir>     # writes <dir>/codec/codec.onnx or <dir>/codec.onnx
+    python -m scripts.export_onnx tiny                       # the bundled codec, beside its weights
+    python -m scripts.export_onnx mel --out mel.onnx         # the log-mel frames that the bundled codec quantises
+    python -m scripts.export_onnx xcodec --wide              # random weights as wide as published: size and speed
+
+A decoder so exported runs in `acoustic_decoder` with the parameter `runtime: onnx`. The last line is JSON: sizes,
+processor time of a steady window of one utterance on one thread, and the greatest difference from torch.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from python_backend.codec import onnx_runtime
+from python_backend.codec.base import Codec
+from python_backend.codec.mel import HOP, SAMPLE_RATE, log_mel
+from python_backend.codec.registry import load_codec
+from python_backend.codec.tiny import TinyCodec
+from python_backend.codec.windowed import WindowedCodec
+from scripts.bundled import CHECKPOINT
+from scripts.codecs.graphs import LogMel
+from scripts.codecs.random_weights import MODELS, codec_of, write_checkpoint
+from scripts.codecs.streaming import random_codes, stream
+from scripts.codecs.tiny_graph import TinyGraph
+from scripts.measure_codecs import STEADY, seconds_of, seconds_of_a_window
+
+TOLERANCE = 1e-4
+SHAPES = ((1, 1), (2, 13), (3, 40))  # utterances, frames: what is compared
+
+
+def export(
+    graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str], dynamic: dict[str, dict[int, str]]
+) -> bytes:
+    """The ONNX model of a graph: `dynamic` names the axes of each input that may have any length."""
+    program = torch.onnx.export(
+        graph.eval(),
+        tuple(inputs.values()),
+        input_names=list(inputs),
+        output_names=outputs,
+        dynamic_shapes=tuple(dynamic.get(name) for name in inputs),
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    return program.model_proto.SerializeToString()
+
+
+def export_codec(codec: Codec, file: Path) -> None:
+    """Write the decoder of a codec; ValueError for one that only torch can run."""
+    codes, axes = random_codes(codec, 2, 13), {"codes": {0: "batch", 2: "frames"}}
+    if isinstance(codec, WindowedCodec):
+        model = export(codec, {"codes": codes}, ["pcm"], axes)
+    elif isinstance(codec, TinyCodec):
+        place = {"left": torch.tensor([3]), "last": torch.tensor([12]), "first": torch.tensor([20, 50])}
+        inputs = {"codes": codes, **place, "state": codec.initial_state(2)}
+        model = export(
+            TinyGraph(codec), inputs, ["pcm", "next_state"], axes | {"first": {0: "batch"}, "state": {0: "batch"}}
+        )
+    else:
+        raise ValueError(f"{codec.spec.name} carries a state that cannot be exported")
+    write(model, file, {onnx_runtime.SPEC_KEY: onnx_runtime.spec_to_json(codec.spec)})
+
+
+def export_mel(file: Path) -> None:
+    """Write the feature extractor: pcm [B, n] to log-mel frames."""
+    pcm = torch.zeros(2, SAMPLE_RATE)
+    write(export(LogMel(), {"pcm": pcm}, ["log_mel"], {"pcm": {0: "batch", 1: "samples"}}), file, {})
+
+
+def write(model: bytes, file: Path, metadata: dict[str, str]) -> None:
+    """Check a model and save it."""
+    proto = onnx.load_from_string(model)
+    onnx.checker.check_model(proto)
+    onnx.helper.set_model_props(proto, metadata)
+    onnx.save(proto, str(file))
+
+
+def compare_codec(codec: Codec, file: Path) -> dict[str, float]:
+    """What the exported codec costs beside the one that it was exported from."""
+    exported = onnx_runtime.load_file(file)
+    differences = []
+    for batch, frames in SHAPES:
+        codes = random_codes(codec, batch, frames)
+        differences.append((stream(exported, codes, [5] * frames) - stream(codec, codes, [frames])).abs().max())
+    seconds = [seconds_of_a_window(each, STEADY) for each in (codec, exported)]
+    return report(differences, seconds, STEADY / codec.spec.frame_rate)
+
+
+def compare_mel(file: Path) -> dict[str, float]:
+    """What the exported extractor costs beside torch's, on five seconds of pcm."""
+    session = onnx_runtime.open_session(file)
+    differences = []
+    for batch, length in ((1, HOP), (2, 12_345), (1, 5 * SAMPLE_RATE)):
+        pcm = torch.randn(batch, length, generator=torch.Generator().manual_seed(length)) / 10
+        [features] = session.run(["log_mel"], {"pcm": pcm.numpy()})
+        differences.append((torch.from_numpy(features) - log_mel(pcm)).abs().max())
+    seconds = [seconds_of(lambda: log_mel(pcm)), seconds_of(lambda: session.run(None, {"pcm": pcm.numpy()}))]
+    return report(differences, seconds, 5)
+
+
+def report(differences: list[Tensor], seconds: list[float], audio_s: float) -> dict[str, float]:
+    """Differences from torch, and what so much audio costs in torch and in onnxruntime."""
+    return {
+        "max_difference": float(max(differences)),
+        "torch_ms": round(1000 * seconds[0], 2),
+        "onnx_ms": round(1000 * seconds[1], 2),
+        "torch_times_real_time": round(audio_s / seconds[0], 1),
+        "onnx_times_real_time": round(audio_s / seconds[1], 1),
+    }
+
+
+def codec_file(checkpoint: Path) -> Path:
+    """Where the decoder looks for the exported codec of a checkpoint."""
+    return (checkpoint / "codec" if (checkpoint / "codec").is_dir() else checkpoint) / onnx_runtime.FILE
+
+
+def export_named(name: str, checkpoint: Path, out: Path | None) -> dict[str, object]:
+    """Export what is called so, and tell of it."""
+    file = out or codec_file(checkpoint)
+    if name == "mel":
+        export_mel(file)
+        measured = compare_mel(file)
+    else:
+        codec = load_codec(codec_of(name), checkpoint)
+        export_codec(codec, file)
+        measured = compare_codec(codec, file)
+    return {"name": name, "file_bytes": file.stat().st_size, **measured}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = ["mel", "tiny", "dac", *MODELS]
+    parser.add_argument("name", choices=known, metavar="name", help=f"one of {', '.join(known)}")
+    parser.add_argument("--checkpoint", type=Path, help="where the codec lies; default: random weights")
+    parser.add_argument("--wide", action="store_true", help="random weights as wide as published")
+    parser.add_argument("--out", type=Path, help="where to write; a decoder is read as codec.onnx in its checkpoint")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as directory:
+        checkpoint, weights = arguments.checkpoint, "published"
+        if arguments.name in ("mel", "tiny"):
+            checkpoint = checkpoint or CHECKPOINT
+        elif checkpoint is None:
+            checkpoint = write_checkpoint(arguments.name, Path(directory), is_narrow=not arguments.wide)
+            weights = "random, wide" if arguments.wide else "random, narrow"
+        row = export_named(arguments.name, checkpoint, arguments.out)
+    print(json.dumps(row | {"weights": weights}))
+    if not row["max_difference"] <= TOLERANCE:  # type: ignore[operator]
+        raise SystemExit(f"onnxruntime differs from torch by more than {TOLERANCE}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Exported decoders through onnxruntime, on one thread, against torch."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from python_backend.codec import onnx_runtime
+from python_backend.codec.base import Codec
+from python_backend.codec.mel import NUM_MELS, log_mel
+from python_backend.codec.registry import load_codec
+from python_backend.config import DecoderConfig
+from python_backend.decoder.opening import open_codec
+from python_backend.errors import CheckpointError
+from scripts import export_onnx
+from scripts.codecs.random_weights import codec_of, make_model
+from scripts.codecs.streaming import chunks_of, random_codes, stream
+from scripts.export_onnx import export_codec, export_mel
+from tests.codec.conftest import make_codec
+from tests.fakes import FakeCodec
+
+FRAMES = 29
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*axis name:UserWarning")
+
+
+@pytest.fixture(scope="module", params=["xcodec", "higgs", "dac_16khz", "tiny"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Codec, Codec]:
+    """A codec with random weights, and what the decoder opens after it has been exported."""
+    name, directory = request.param, tmp_path_factory.mktemp(request.param)
+    codec: Codec
+    if name == "tiny":
+        codec = make_codec()
+    else:
+        make_model(name).save_pretrained(directory / "codec")
+        codec = load_codec(codec_of(name), directory)
+    file = export_onnx.codec_file(directory)
+    export_codec(codec, file)
+    onnx.checker.check_model(str(file), full_check=True)
+    return codec, open_codec(DecoderConfig(codec=codec_of(name), runtime="onnx"), directory)
+
+
+@pytest.mark.parametrize(("batch", "frames"), [(1, 1), (1, 2), (2, 13), (5, 7), (1, 60)])
+def test_onnxruntime_gives_torchs_samples_in_any_shape(pair: tuple[Codec, Codec], batch: int, frames: int) -> None:
+    codec, exported = pair
+    codes = random_codes(codec, batch, frames)
+    expected = stream(codec, codes, [frames])
+    assert exported.spec == codec.spec
+    assert (stream(exported, codes, [frames]) - expected).abs().max() <= 1e-4
+    assert expected.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("size", [1, 5, 25])
+def test_an_exported_decoder_streams_exactly(pair: tuple[Codec, Codec], size: int) -> None:
+    _, exported = pair
+    codes = random_codes(exported, 2, FRAMES)
+    streamed, whole = stream(exported, codes, chunks_of(size, FRAMES)), stream(exported, codes, [FRAMES])
+    assert (streamed - whole).abs().max() <= 1e-5
+
+
+@pytest.fixture(scope="module")
+def mel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("mel") / "mel.onnx"
+    export_mel(file)
+    return file
+
+
+def test_the_feature_extractor_takes_pcm_of_any_length(mel: Path) -> None:
+    session = onnx_runtime.open_session(mel)
+    for batch, length in ((1, 160), (2, 12_345), (3, 16_000)):
+        pcm = torch.randn(batch, length, generator=torch.Generator().manual_seed(0)) / 10
+        [features] = session.run(["log_mel"], {"pcm": pcm.numpy()})
+        assert features.shape == (batch, length // 160, NUM_MELS)
+        assert (torch.from_numpy(features) - log_mel(pcm)).abs().max() <= 1e-4
+
+
+def test_a_state_that_only_torch_carries_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="fake carries a state that cannot be exported"):
+        export_codec(FakeCodec(), tmp_path / "codec.onnx")
+
+
+def test_another_codecs_file_is_refused(tmp_path: Path) -> None:
+    graph = onnx.helper.make_graph([], "nothing", [], [])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
+    onnx.helper.set_model_props(model, {onnx_runtime.SPEC_KEY: onnx_runtime.spec_to_json(FakeCodec.spec)})
+    onnx.save(model, str(tmp_path / "codec.onnx"))
+    with pytest.raises(CheckpointError, match="holds an exported fake, not dac"):
+        open_codec(DecoderConfig(codec="dac", runtime="onnx"), tmp_path)
+
+
+@pytest.fixture
+def command(mel: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The command line that exports the feature extractor, which has been exported already; where it writes."""
+    out = tmp_path / "mel.onnx"
+    monkeypatch.setattr(sys, "argv", ["export_onnx", "mel", "--out", str(out)])
+    monkeypatch.setattr(export_onnx, "export_mel", lambda file: shutil.copy(mel, file))
+    return out
+
+
+def test_the_last_line_tells_size_speed_and_difference(command: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export_onnx.main()
+    row = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert row["file_bytes"] == command.stat().st_size
+    assert row["max_difference"] <= 1e-4
+    assert row["torch_ms"] > 0 < row["onnx_ms"]
+
+
+def test_a_difference_beyond_the_tolerance_fails(command: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_onnx, "log_mel", lambda pcm: log_mel(pcm) + 0.01)
+    with pytest.raises(SystemExit, match="differs from torch"):
+        export_onnx.main()
