@@ -85,8 +85,8 @@ class OverloadArm:
         waiting = [self._prompt(arguments, policy, seed) for seed in range(number)]
         begun = time.process_time()
         while waiting or engine.scheduler.has_requests():
-            due = (time.process_time() - begun) // arguments.interval_s
-            while waiting and number - len(waiting) <= due:
+            elapsed_s = time.process_time() - begun
+            while waiting and (number - len(waiting)) * arguments.interval_s <= elapsed_s:
                 prompt = waiting.pop(0)
                 engine.add([prompt.rows[:, 0].tolist()], [sampling_params(prompt, rules)])
             self._take(engine.step(), listeners)
