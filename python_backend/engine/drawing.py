@@ -10,7 +10,7 @@ from python_backend.engine.kernels.draw import draw
 from python_backend.engine.machine import Rows, SegmentMachine
 from python_backend.engine.slots import SlotTables
 from python_backend.sampling.guidance import guide
-from python_backend.sampling.noise import host_stream_keys, uniform
+from python_backend.sampling.noise import host_stream_keys, host_uniform
 from python_backend.sampling.script import advances
 
 
@@ -67,10 +67,9 @@ class RowDraw:
     ) -> tuple[Array, Array]:
         """Stream 0 [M] and the streams 1 ... [M, K] of the rows that may speak."""
         heard = hidden if step.heard is None else hidden[step.heard]
-        own, num_rows = self._tensor(keys), len(keys)
-        first, auxiliary = self._logits(heard, num_rows, step.guidance)
-        token = self._draw_first(first, own[:, :1], plan, step, rows)
-        codes = draw(auxiliary, self._heads.codes, own[:, 1:], step.audio, plan.audio)
+        first, auxiliary = self._logits(heard, len(keys), step.guidance)
+        token = self._draw_first(first, keys[:, :1], plan, step, rows)
+        codes = draw(auxiliary, self._heads.codes, self._tensor(keys[:, 1:]), step.audio, plan.audio)
         return self._machine.end_audio(token, rows), self._spread(codes, step.speaking, rows)
 
     def _logits(self, heard: torch.Tensor, num_rows: int, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,17 +88,17 @@ class RowDraw:
         return first, conditional
 
     def _draw_first(
-        self, logits: torch.Tensor, keys: torch.Tensor, plan: BatchPlan, step: PlanArrays, rows: Rows
+        self, logits: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> Array:
         """Stream 0 of the rows that may speak."""
         machine, index = self._machine, step.speaking
         if machine.script:
             stay = self._arrays.tensor(_pick(machine.stay_column(rows, self._script), index))
             temperature = self._arrays.tensor(_pick(rows.scales.script_temperature, index))
-            advance = advances(logits, stay, temperature, uniform(keys[:, 0], torch.zeros_like(stay)))
+            advance = advances(logits, stay, temperature, self._tensor(host_uniform(keys[:, 0])))
             return machine.follow_script(self._spread(advance, index, rows) > 0, rows, self._script)
         logits = machine.mask_audio(logits, rows, index)[:, None]
-        token = draw(logits, self._heads.first_ids[None], keys, step.audio, plan.audio)
+        token = draw(logits, self._heads.first_ids[None], self._tensor(keys), step.audio, plan.audio)
         return self._spread(token.squeeze(1), index, rows)
 
 

@@ -12,11 +12,11 @@ ranks draw the same), and a head is either whole on each rank or cut by vocabula
 import itertools
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from vllm.distributed import tensor_model_parallel_all_gather, tensor_model_parallel_all_reduce
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
+from python_backend.engine.cpu_kernels.products import product
 from python_backend.engine.rules import SegmentRules
 
 
@@ -38,24 +38,24 @@ class StreamHeads:
         self.first_ids = torch.cat([ids[first.start : first.stop], ids[family.end_of_audio : family.end_of_audio + 1]])
         self.codes = torch.stack([ids[s.start : s.stop] for s in others])
         self._is_text_cut = weight.is_cut and rules.num_text_ids > weight.size
-        self._text = weight.own if self._is_text_cut else weight.span(range(rules.num_text_ids))
-        self._first = weight.take(self.first_ids)
-        self._codes = weight.spans(others)
+        self._text = product(weight.own if self._is_text_cut else weight.span(range(rules.num_text_ids)))
+        self._first = product(weight.take(self.first_ids))
+        self._codes = product(weight.spans(others))
 
     def text(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of stream 0 in a text segment: [N, H] -> [N, V] float32."""
-        logits = F.linear(hidden, self._text)
+        logits = self._text(hidden)
         if self._is_text_cut:
             logits = tensor_model_parallel_all_gather(logits)[:, : len(self.text_ids)]
         return logits.float()
 
     def first(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of stream 0 in an audio segment: [N, H] -> [N, C0 + 1] float32."""
-        return F.linear(hidden, self._first).float()
+        return self._first(hidden).float()
 
     def auxiliary(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of the streams 1 ... in an audio segment: [N, H] -> [N, K, C] float32."""
-        return F.linear(hidden, self._codes).float().view(hidden.shape[0], *self.codes.shape)
+        return self._codes(hidden).float().view(hidden.shape[0], *self.codes.shape)
 
 
 class _WeightRows:

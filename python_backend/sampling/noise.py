@@ -50,6 +50,12 @@ def uniform(keys: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
     return (bits.to(torch.float32) + 0.5) * 2.0**-23
 
 
+def host_uniform(keys: np.ndarray) -> np.ndarray:
+    """`uniform` of int32 `keys` and the token id 0, in numpy."""
+    bits = (_mix(keys.copy()) >> 9) & 0x7FFFFF
+    return (bits.astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
+
+
 def gumbel(keys: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
     """Standard Gumbel noise; the argmax of logits plus it is a draw from their softmax."""
     return uniform(keys, token_ids).log_().neg_().log_().neg_()

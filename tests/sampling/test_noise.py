@@ -2,9 +2,10 @@
 
 import math
 
+import numpy as np
 import torch
 
-from python_backend.sampling.noise import gumbel, seed_key, stream_keys, uniform
+from python_backend.sampling.noise import gumbel, host_stream_keys, host_uniform, seed_key, stream_keys, uniform
 from tests.reference import noise as reference
 
 SEEDS = (0, 1, 7, (1 << 31) - 1, 1 << 31, (1 << 32) + 5, (1 << 63) - 1)
@@ -57,3 +58,12 @@ def test_the_largest_of_logits_plus_gumbel_is_a_draw_from_their_softmax() -> Non
     noise = gumbel(keys(4, list(range(20_000)), 1), torch.arange(4))
     frequency = torch.bincount((logits + noise).argmax(-1), minlength=4) / 20_000
     assert torch.allclose(frequency, logits.softmax(0), atol=0.015)
+
+
+def test_the_host_s_keys_and_noise_are_the_device_s() -> None:
+    seeds = np.array([seed_key(seed) for seed in SEEDS], np.int32)
+    positions = np.array([0, 1, 2, 4095, 30_000, (1 << 31) - 1, 7], np.int32)
+    expected = stream_keys(torch.from_numpy(seeds), torch.from_numpy(positions), 9)
+    got = host_stream_keys(seeds, positions, 9)
+    assert np.array_equal(got, expected.numpy())
+    assert np.array_equal(host_uniform(got), uniform(expected, torch.zeros(1)).numpy())
