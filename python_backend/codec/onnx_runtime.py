@@ -58,12 +58,12 @@ class OnnxCodec:
         last = window.codes.shape[2] - window.right
         start = window.left * self.spec.samples_per_frame
         stop = start + self.spec.num_samples(last - window.left, window.right)
-        feeds: dict[str, Any] = {"codes": window.codes.numpy()}
+        feeds: dict[str, Any] = {"codes": window.codes.cpu().numpy()}
         if self._state is None:
             [pcm] = self._session.run(["pcm"], feeds)
             return torch.from_numpy(pcm[:, start:stop]).clamp(-1, 1), window.state
         feeds |= {"left": np.array([window.left]), "last": np.array([last])}
-        feeds |= {"first": window.first.numpy(), "state": window.state.numpy()}
+        feeds |= {"first": window.first.cpu().numpy(), "state": window.state.cpu().numpy()}
         pcm, state = self._session.run(["pcm", "next_state"], feeds)
         return torch.from_numpy(pcm[:, start:stop]).clamp(-1, 1), torch.from_numpy(state)
 

@@ -37,7 +37,9 @@ def block(layer: ConvBlock, hidden: Tensor) -> Tensor:
     frames, (before, after) = hidden.shape[1], layer.padding
     padded = F.pad(hidden, (0, 0, before, after))
     taps = layer.mix.weight[:, 0].unbind(1)
-    mixed = torch.stack([padded[:, i : i + frames] * tap for i, tap in enumerate(taps)]).sum(0) + layer.mix.bias
+    mixed = torch.stack([padded[:, i : i + frames] * tap for i, tap in enumerate(taps)]).sum(0)
+    if layer.mix.bias is not None:
+        mixed = mixed + layer.mix.bias
     wide = layer.widen(layer.norm(mixed))
     return hidden + layer.gain * layer.narrow(wide * (1 + erf(wide / math.sqrt(2))) / 2)
 

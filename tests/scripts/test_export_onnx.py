@@ -15,7 +15,6 @@ from python_backend.codec.mel import NUM_MELS, log_mel
 from python_backend.codec.registry import load_codec
 from python_backend.config import DecoderConfig
 from python_backend.decoder.opening import open_codec
-from python_backend.errors import CheckpointError
 from scripts import export_onnx
 from scripts.codecs.random_weights import codec_of, make_model
 from scripts.codecs.streaming import chunks_of, random_codes, stream
@@ -80,15 +79,6 @@ def test_the_feature_extractor_takes_pcm_of_any_length(mel: Path) -> None:
 def test_a_state_that_only_torch_carries_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="fake carries a state that cannot be exported"):
         export_codec(FakeCodec(), tmp_path / "codec.onnx")
-
-
-def test_another_codecs_file_is_refused(tmp_path: Path) -> None:
-    graph = onnx.helper.make_graph([], "nothing", [], [])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
-    onnx.helper.set_model_props(model, {onnx_runtime.SPEC_KEY: onnx_runtime.spec_to_json(FakeCodec.spec)})
-    onnx.save(model, str(tmp_path / "codec.onnx"))
-    with pytest.raises(CheckpointError, match="holds an exported fake, not dac"):
-        open_codec(DecoderConfig(codec="dac", runtime="onnx"), tmp_path)
 
 
 @pytest.fixture
