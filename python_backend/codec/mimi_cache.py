@@ -24,7 +24,7 @@ class Ring:
         """Write the new keys and values [B, heads, n, head_dim]; all those of the layer [B, heads, R, head_dim]."""
         rows = torch.arange(len(self.slots), device=self.slots.device)[:, None]
         for part, new in enumerate((keys, values)):
-            self.rings[rows, layer, part, :, self.slots] = new.transpose(1, 2)
+            self.rings[rows, layer, part, :, self.slots] = new.transpose(1, 2).to(self.rings.dtype)
         return self.rings[:, layer, 0], self.rings[:, layer, 1]
 
 

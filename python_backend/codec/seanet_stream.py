@@ -54,4 +54,4 @@ class SeanetStream:
             return steps, state
         hidden, cell = state.unflatten(1, (2, self.lstm.num_layers, -1)).permute(1, 2, 0, 3).contiguous()
         steps, (hidden, cell) = self.lstm(steps, (hidden, cell))
-        return steps, torch.stack([hidden, cell]).permute(2, 0, 1, 3).flatten(1)
+        return steps, torch.stack([hidden, cell]).permute(2, 0, 1, 3).flatten(1).to(state.dtype)

@@ -119,6 +119,17 @@ def test_the_state_stays_one_size_and_seams_stay_small_over_a_long_utterance(
     assert largest(streamed - reference.decode(codes).clamp(-1, 1)) <= TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32], indirect=True)
+def test_half_precision_stays_near_and_keeps_the_state_whole(codec: EspnetDac) -> None:
+    codes = random_codes(codec, 2, 40)
+    whole = stream(codec, codes, [40])
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = stream(codec, codes, chunks_of(5, 40))
+        _, state = codec.decode(Window(codes, 0, 0, torch.tensor([0, 0]), codec.initial_state(2)))
+    assert state.dtype == torch.float32
+    assert 0 < (rounded.float() - whole).square().mean().sqrt() < 0.03 * whole.square().mean().sqrt()
+
+
 @pytest.mark.parametrize("samples", [1, 319, 320, 321, 5000])
 def test_encoding_is_that_of_the_plain_reference(codec: EspnetDac, reference: Reference, samples: int) -> None:
     pcm = torch.randn(samples, generator=torch.Generator().manual_seed(1)) / 4

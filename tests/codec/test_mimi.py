@@ -158,6 +158,17 @@ def test_the_state_stays_one_size_and_exact_far_beyond_the_attention_window(
         assert largest(stream(codec, codes, chunks_of(size, 250)) - whole) <= TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32], indirect=True)
+def test_half_precision_stays_near_and_keeps_the_state_whole(codec: MimiCodec) -> None:
+    codes = random_codes(codec, 2, 20)
+    whole = stream(codec, codes, [20])
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = stream(codec, codes, chunks_of(5, 20))
+        _, state = codec.decode(Window(codes, 0, 0, torch.tensor([0, 0]), codec.initial_state(2)))
+    assert state.dtype == torch.float32
+    assert 0 < (rounded.float() - whole).square().mean().sqrt() < 0.03 * whole.square().mean().sqrt()
+
+
 @pytest.mark.parametrize("samples", [1, 1919, 1920, 1921, 9000])
 def test_encoding_is_that_of_the_published_class(directory: Path, samples: int) -> None:
     codec = load_codec("mimi", directory)
