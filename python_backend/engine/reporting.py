@@ -77,6 +77,8 @@ class StepReporting(StepPlanning):
         figures.dropped_halves_total = self.num_dropped_halves
         figures.restored_halves_total = self.num_restored_halves
         figures.kv_usage = self.kv_cache_manager.usage
+        figures.dropped_halves_total = self.num_dropped_halves
+        figures.restored_halves_total = self.num_restored_halves
 
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
         super()._preempt_request(request, timestamp, drop_stale_output)
