@@ -75,6 +75,8 @@ class DecoderConfig:
             raise ValueError(f"runtime must be one of {self.RUNTIMES}, got {self.runtime!r}")
         if self.dtype not in self.DTYPES:
             raise ValueError(f"dtype must be one of {self.DTYPES}, got {self.dtype!r}")
+        if self.runtime == "onnx" and self.dtype != "float32":
+            raise ValueError(f"dtype must be float32 where runtime is onnx, got {self.dtype}")
         if self.right_frames is not None and self.right_frames < 0:
             raise ValueError(f"right_frames must be >= 0, got {self.right_frames}")
         for name in ("threads", "max_batch", "max_utterances"):

@@ -21,6 +21,7 @@ import torch
 from python_backend.codec.base import Codec, Window
 from python_backend.codec.registry import LOADERS, load_codec
 from scripts.bundled import CHECKPOINT
+from scripts.codecs.random_stateful import STATEFUL, make_stateful
 from scripts.codecs.random_weights import MODELS, codec_of, write_checkpoint
 from scripts.codecs.streaming import chunks_of, random_codes, stream
 
@@ -123,19 +124,21 @@ def _cell(value: object) -> str:
 
 def codecs(names: list[str], checkpoint: Path | None, is_wide: bool) -> Iterator[tuple[str, str, Codec]]:
     """Name, kind of weights and codec, one after the other."""
+    kind = "random, wide" if is_wide else "random, narrow"
     for name in names:
-        with tempfile.TemporaryDirectory() as directory:
-            if checkpoint is not None or name == "tiny":
-                yield name, "published", load_codec(name, checkpoint or CHECKPOINT)
-            else:
+        if checkpoint is not None or name == "tiny":
+            yield name, "published", load_codec(name, checkpoint or CHECKPOINT)
+        elif name in STATEFUL:
+            yield name, kind, make_stateful(name, is_narrow=not is_wide)
+        else:
+            with tempfile.TemporaryDirectory() as directory:
                 write_checkpoint(name, Path(directory), is_narrow=not is_wide)
-                kind = "random, wide" if is_wide else "random, narrow"
                 yield name, kind, load_codec(codec_of(name), Path(directory))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = ["tiny", *MODELS]
+    known = ["tiny", *MODELS, *STATEFUL]
     parser.add_argument("codecs", nargs="*", metavar="codec", help=f"of {', '.join(known)}; default: all")
     parser.add_argument("--checkpoint", type=Path, help=f"a published checkpoint of one codec, of {sorted(LOADERS)}")
     parser.add_argument("--wide", action="store_true", help="random weights as wide as published")

@@ -97,7 +97,7 @@ def precision(device_type: str, dtype: str) -> Callable[[], AbstractContextManag
 
 
 def make_launcher(codec: Codec, config: DecoderConfig) -> Launcher:
-    """The launcher for the device of `config`, where the codec's weights lie."""
-    if torch.device(config.device).type == "cuda":
+    """The launcher for the device of `config`, where the codec's weights lie; onnxruntime takes the host's tensors."""
+    if torch.device(config.device).type == "cuda" and config.runtime == "torch":
         return CudaLauncher(codec, config)
     return HostLauncher(codec, config.dtype)

@@ -44,3 +44,8 @@ def test_the_phase_stays_in_double_precision() -> None:
 def test_a_configuration_that_makes_no_sense_is_refused(wrong: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         DecoderConfig(**wrong)
+
+
+def test_onnxruntime_decodes_from_the_host_on_whatever_device() -> None:
+    launcher = make_launcher(make_codec(), DecoderConfig(runtime="onnx", device="cuda:0"))
+    assert isinstance(launcher, HostLauncher)
