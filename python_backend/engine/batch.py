@@ -36,6 +36,7 @@ class BatchPlan:
     num_rows: B, both halves counted. drawing [M]: rows that draw, the P conditional halves of pairs before others.
     sampling [M + P]: behind them their unconditional halves. writing [W], speaking [A]: which of the M rows may be in
     a text segment and which beyond it, None for all of them; num_paired: P, the first of `speaking` too.
+    ras_window: the longest window in which a row looks for repeats.
     """
 
     num_rows: int
@@ -46,6 +47,7 @@ class BatchPlan:
     speaking: np.ndarray | None
     text: DrawPlan
     audio: DrawPlan
+    ras_window: int
 
     @property
     def may_write(self) -> bool:
@@ -78,7 +80,8 @@ def plan_batch(rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray
     writing, text = subset(rows.may_write, "text")
     speaking, audio = subset(may_speak, "audio")
     sampling = np.concatenate([drawing, others])
-    return BatchPlan(len(rows.slots), drawing, sampling, len(others), writing, speaking, text, audio)
+    ras_window = int(limits[:, LIMITS["ras_window"]].max(initial=0))
+    return BatchPlan(len(rows.slots), drawing, sampling, len(others), writing, speaking, text, audio, ras_window)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from python_backend.engine.batch import BatchPlan, PlanArrays
 from python_backend.engine.heads import StreamHeads
 from python_backend.engine.kernels.draw import draw
 from python_backend.engine.machine import Rows, SegmentMachine
+from python_backend.engine.repetition import RecentRows, RepetitionGuard
 from python_backend.engine.slots import SlotTables
 from python_backend.sampling.guidance import guide
 from python_backend.sampling.noise import host_stream_keys, host_uniform
@@ -17,8 +18,10 @@ from python_backend.sampling.script import advances
 class RowDraw:
     """Draws the conditional rows of a batch; a guided row sees its partner's logits."""
 
-    def __init__(self, heads: StreamHeads, machine: SegmentMachine, tables: SlotTables, arrays: Arrays):
-        self._heads, self._machine, self._arrays = heads, machine, arrays
+    def __init__(
+        self, heads: StreamHeads, machine: SegmentMachine, tables: SlotTables, arrays: Arrays, guard: RepetitionGuard
+    ):
+        self._heads, self._machine, self._arrays, self._guard = heads, machine, arrays, guard
         self._script = arrays.of(tables.script)
         family = machine.family
         self._num_streams = family.layout.num_output_streams
@@ -68,8 +71,12 @@ class RowDraw:
         """Stream 0 [M] and the streams 1 ... [M, K] of the rows that may speak."""
         heard = hidden if step.heard is None else hidden[step.heard]
         first, auxiliary = self._logits(heard, len(keys), step.guidance)
-        token = self._draw_first(first, keys[:, :1], plan, step, rows)
-        codes = draw(auxiliary, self._heads.codes, self._tensor(keys[:, 1:]), step.audio, plan.audio)
+        recent = self._guard.recent(rows, step.speaking, plan.ras_window) if plan.ras_window else None
+        token = self._draw_first(first, keys[:, :1], plan, step, rows, recent)
+        logits = auxiliary, self._heads.codes, self._tensor(keys[:, 1:])
+        codes = draw(*logits, step.audio, plan.audio)
+        if recent:
+            codes = self._guard.auxiliary(codes, logits, recent)
         return self._machine.end_audio(token, rows), self._spread(codes, step.speaking, rows)
 
     def _logits(self, heard: torch.Tensor, num_rows: int, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,7 +95,13 @@ class RowDraw:
         return first, conditional
 
     def _draw_first(
-        self, logits: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
+        self,
+        logits: torch.Tensor,
+        keys: np.ndarray,
+        plan: BatchPlan,
+        step: PlanArrays,
+        rows: Rows,
+        recent: RecentRows | None,
     ) -> Array:
         """Stream 0 of the rows that may speak."""
         machine, index = self._machine, step.speaking
@@ -97,8 +110,10 @@ class RowDraw:
             temperature = self._arrays.tensor(_pick(rows.scales.script_temperature, index))
             advance = advances(logits, stay, temperature, self._tensor(host_uniform(keys[:, 0])))
             return machine.follow_script(self._spread(advance, index, rows) > 0, rows, self._script)
-        logits = machine.mask_audio(logits, rows, index)[:, None]
-        token = draw(logits, self._heads.first_ids[None], self._tensor(keys), step.audio, plan.audio)
+        masked = machine.mask_audio(logits, rows, index)[:, None], self._heads.first_ids[None], self._tensor(keys)
+        token = draw(*masked, step.audio, plan.audio)
+        if recent:
+            token = self._guard.first(token, masked, recent)
         return self._spread(token.squeeze(1), index, rows)
 
 

@@ -35,6 +35,8 @@ class SlotLimits:
     text_top_k: Array
     audio_top_k: Array
     seed_key: Array
+    ras_window: Array
+    ras_max_repeats: Array
 
 
 @dataclass
@@ -69,6 +71,8 @@ def limits_row(params: SpeechParams, rules: SegmentRules) -> list[int]:
         "text_top_k": text.top_k,
         "audio_top_k": audio.top_k,
         "seed_key": seed_key(params.sampling.seed),
+        "ras_window": params.sampling.ras_window,
+        "ras_max_repeats": params.sampling.ras_max_repeats,
     }
     return [row[name] for name in LIMITS]
 

@@ -24,6 +24,7 @@ from python_backend.engine.family import family_of
 from python_backend.engine.heads import StreamHeads
 from python_backend.engine.machine import SegmentMachine
 from python_backend.engine.params import SpeechParams
+from python_backend.engine.repetition import RepetitionGuard
 from python_backend.engine.replies import partner_of
 from python_backend.engine.rules import SegmentRules
 from python_backend.engine.sampler import SpeechSampler
@@ -156,4 +157,6 @@ class SpeechModelState(DefaultModelState):
         """vLLM's hook for a sampler of one's own; there is no speculative decoding."""
         heads = StreamHeads(self.model.get_submodule("lm_head"), self.rules)
         machine = SegmentMachine(self.rules, self.arrays)
-        return SpeechSampler(sampler, self, RowDraw(heads, machine, self.tables, self.arrays), machine), None
+        tokens = sampler.req_states.all_token_ids.gpu
+        guard = RepetitionGuard(tokens, self.tables, self.rules.family.layout, self.arrays)
+        return SpeechSampler(sampler, self, RowDraw(heads, machine, self.tables, self.arrays, guard), machine), None

@@ -37,6 +37,7 @@ def read_options(text: str | None, family: Family, task: Task, frame_rate: float
         audio=_max_audio(record, _segment("audio", record, task.sampling.audio, family, speaks), frame_rate),
         script_temperature=_number("script_temperature", record, task.sampling.script_temperature),
         seed=_integer("seed", record, None),
+        **_repetition(record, task.sampling),
         **_guidance(record, task.sampling),
     )
     delivery = read_delivery(record, family, frame_rate, held_frames)
@@ -78,6 +79,7 @@ READERS: dict[str, Callable[..., Any]] = {
     "min_rows": _integer,
     "max_rows": _integer,
 }
+REPETITION_KEYS = frozenset({"ras_window", "ras_max_repeats"})  # under `audio`
 SHORTHANDS = frozenset({"temperature", "top_k", "top_p"})  # at the top level: of the segment that the task ends with
 SPEECH_KEYS = (
     frozenset({"voice", "max_audio_s", "audio", "guidance", "guidance_scale", "script_temperature"}) | DELIVERY_KEYS
@@ -89,7 +91,9 @@ def _segment(
     name: str, record: dict[str, Any], defaults: SegmentSampling, family: Family, takes_shorthands: bool
 ) -> SegmentSampling:
     path = f"options.{name}"
-    given = dict(_record(path, record.get(name, {}), frozenset(READERS)))
+    known = frozenset(READERS) | (REPETITION_KEYS if name == "audio" else frozenset())
+    given = _record(path, record.get(name, {}), known)
+    given = {key: value for key, value in given.items() if key in READERS}
     for key in sorted(SHORTHANDS & record.keys()) if takes_shorthands else ():
         if key in given:
             raise InvalidRequest(f"options.{key}", f"either {key} or {name}.{key}", "both")
@@ -112,6 +116,12 @@ def _max_audio(record: dict[str, Any], audio: SegmentSampling, frame_rate: float
         raise InvalidRequest("options.max_audio_s", f"seconds in [{low:g}, {high:g}]", seconds)
     # The small term keeps 0.28 s at 25 Hz at 7 frames, which floating point takes to 7.000000000000001 or 6.99….
     return replace(audio, max_rows=max(1, int(seconds * frame_rate + 1e-6)))
+
+
+def _repetition(record: dict[str, Any], defaults: SamplingConfig) -> dict[str, Any]:
+    """The fields of SamplingConfig that say when a code is drawn again; `_segment` knows which keys there may be."""
+    given = record.get("audio", {})
+    return {key: _integer(key, given, getattr(defaults, key), "options.audio") for key in sorted(REPETITION_KEYS)}
 
 
 def _guidance(record: dict[str, Any], defaults: SamplingConfig) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 Words = TypeVar("Words", torch.Tensor, np.ndarray)
 
 POSITION_STEP, STREAM_STEP, TOKEN_STEP = -0x61C8864F, -0x7A143595, -0x3D4D51CB  # odd, as signed 32-bit
+REDRAW_STEP = 0x27D4EB2F
 
 
 def _mix(x: Words) -> Words:
@@ -42,6 +43,11 @@ def host_stream_keys(seed_keys: np.ndarray, positions: np.ndarray, num_streams: 
     """The same in numpy, for a host that knows seeds and positions: [B] int32 twice -> [B, S] int32."""
     rows = _mix(seed_keys + positions * np.int32(POSITION_STEP))
     return _mix(rows[:, None] + np.arange(num_streams, dtype=np.int32) * np.int32(STREAM_STEP))
+
+
+def redraw_keys(keys: torch.Tensor) -> torch.Tensor:
+    """The keys of a second draw at the same place: another stream of noise for each of `keys`, int32."""
+    return _mix(keys + REDRAW_STEP)
 
 
 def uniform(keys: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:

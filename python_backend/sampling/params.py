@@ -6,6 +6,7 @@ from typing import Literal, get_args
 from python_backend.errors import InvalidRequest
 
 GuidancePolicy = Literal["always", "until_s", "adaptive"]
+MAX_RAS_WINDOW = 512
 POLICIES: tuple[GuidancePolicy, ...] = get_args(GuidancePolicy)
 
 
@@ -40,6 +41,8 @@ class SamplingConfig:
     script_temperature: temperature of the script pointer's stay-or-advance draw (0: advance when P > 1/2).
     policy: which frames are guided: all of them, those of the first `guided_until_s` seconds of audio, or, with
     `adaptive`, all for which the engine is fast enough.
+    ras_window, ras_max_repeats: a code that came `ras_max_repeats` times in the last `ras_window` rows of its stream's
+    audio is drawn again from the softmax of all logits, without temperature, top-k and top-p; window 0 is off.
     """
 
     text: SegmentSampling
@@ -49,12 +52,16 @@ class SamplingConfig:
     seed: int | None = None
     policy: GuidancePolicy = "always"
     guided_until_s: float | None = None
+    ras_window: int = 0
+    ras_max_repeats: int = 2
 
     def __post_init__(self) -> None:
         self.text.check("text")
         self.audio.check("audio")
         _check("guidance_scale", self.guidance_scale, 0.0, 100.0)
         _check("script_temperature", self.script_temperature, 0.0, 10.0)
+        _check("audio.ras_window", self.ras_window, 0, MAX_RAS_WINDOW)
+        _check("audio.ras_max_repeats", self.ras_max_repeats, 1, MAX_RAS_WINDOW)
         self._check_policy()
         if self.seed is not None:
             _check("seed", self.seed, 0, (1 << 63) - 1)

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 from triton.runtime import interpreter
 from vllm.triton_utils import dispatcher
@@ -13,6 +15,7 @@ from python_backend.engine import cpu_kernels
 from python_backend.families.base import Family
 from python_backend.families.prompt import Prompt
 from python_backend.families.tiny import TINY
+from python_backend.sampling.params import SegmentSampling
 from tests.checkpoints import write_checkpoint
 from tests.engine.harness import DEFAULTS, Answer, Engine
 from tests.engine.prompts import make_prompt, make_prompts
@@ -114,6 +117,60 @@ def test_twelve_requests_for_four_slots_and_few_blocks_are_chunked_and_preempted
     assert sum(answer.trailer.num_preemptions for answer in answers.values()) > 0
     guided = [i for i, prompt in prompts.items() if prompt.sampling.guidance_scale != 1.0]
     assert any(answers[i].trailer.num_preemptions for i in guided), "no pair was preempted"
+
+
+def repetitive(family: Family, index: int) -> Prompt:
+    """A prompt whose codes are drawn at temperature 0.9 from few, so that they repeat, or greedily; rules go round."""
+    prompt = make_prompt(family, index, ras_window=(3, 0, 12, 500)[index % 4], ras_max_repeats=1 + index % 2)
+    return Prompt(prompt.task, prompt.rows, replace(prompt.sampling, audio=replace(prompt.sampling.audio, top_k=3)))
+
+
+def test_codes_said_too_often_are_drawn_again_alone_batched_and_preempted(
+    checkpoint: Checkpoint, roomy: Engine, tight: Engine
+) -> None:
+    prompts = {f"r{index}": repetitive(checkpoint.family, index) for index in range(12)}
+    checkpoint.check(prompts, roomy.run(prompts))
+    for name in ("r2", "r6", "r11"):
+        checkpoint.check({name: prompts[name]}, roomy.run({name: prompts[name]}))
+    checkpoint.check(prompts, tight.run(prompts), max_model_len=160)
+    changed = 0
+    for prompt in prompts.values():
+        freely = Prompt(prompt.task, prompt.rows, replace(prompt.sampling, ras_window=0))
+        is_changed = checkpoint.reply(prompt) != checkpoint.reply(freely)
+        assert not is_changed or (prompt.sampling.ras_window and prompt.sampling.audio.temperature)
+        changed += is_changed
+    assert changed >= 2, "the rule was hardly ever applied"
+
+
+def varied(family: Family, index: int) -> Prompt:
+    """A prompt with sampling parameters of its own in each segment, no two alike."""
+    prompt = make_prompt(family, index)
+    random = np.random.default_rng(100 + index)
+
+    def segment(given: SegmentSampling) -> SegmentSampling:
+        temperature, top_p = random.choice([0.0, 0.3, 0.8, 1.5]), random.choice([1.0, 0.95, 0.6, 0.2])
+        shortest = int(random.integers(0, 12))
+        return replace(
+            given,
+            temperature=float(temperature),
+            top_k=int(random.choice([0, 1, 2, 7, 30, 1000])),
+            top_p=float(top_p),
+            min_rows=shortest,
+            max_rows=shortest + int(random.integers(1, 15)),
+        )
+
+    sampling = replace(prompt.sampling, text=segment(prompt.sampling.text), audio=segment(prompt.sampling.audio))
+    return Prompt(prompt.task, prompt.rows, sampling)
+
+
+def test_each_request_has_its_own_parameters_in_each_segment_on_every_stream(
+    checkpoint: Checkpoint, roomy: Engine
+) -> None:
+    prompts = {f"r{index}": varied(checkpoint.family, index) for index in range(16)}
+    answers = roomy.run(prompts)
+    checkpoint.check(prompts, answers)
+    for name in ("r0", "r5", "r10"):
+        assert roomy.run({name: prompts[name]})[name].rows == answers[name].rows
 
 
 def test_the_half_of_an_older_pair_gets_the_blocks_of_a_younger_request(checkpoint: Checkpoint, tight: Engine) -> None:

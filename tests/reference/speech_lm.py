@@ -200,4 +200,22 @@ class _Reply:
         best = sorted(scores, key=lambda token: -scores[token])[:2]
         if len(best) == 2:
             self.lead = min(self.lead, scores[best[0]] - scores[best[1]])
-        return best[0]
+        return self.redrawn(logits, allowed, stream) if self.repeats(best[0], stream, limits) else best[0]
+
+    def repeats(self, token: int, stream: int, limits: SegmentSampling) -> bool:
+        """Whether `token` is a code that came too often in the last rows of this audio segment's stream."""
+        layout, position, window = self.family.layout, len(self.rows), self.sampling.ras_window
+        if window == 0 or limits is not self.sampling.audio or limits.temperature == 0:
+            return False
+        if stream not in layout.codebook_streams or token not in layout.audio[stream]:
+            return False
+        before = [row[stream] for row in self.rows[max(self.audio_start, position - window) :]]
+        return before.count(token) >= self.sampling.ras_max_repeats
+
+    def redrawn(self, logits: list[float], allowed: list[int], stream: int) -> int:
+        """Another token, from the softmax of the raw logits."""
+        noise = {t: uniform(self.sampling.seed, len(self.rows), stream, t, is_redraw=True) for t in allowed}
+        scores = {t: logits[t] - math.log(-math.log(noise[t])) for t in allowed}
+        first, second = sorted(scores, key=lambda t: -scores[t])[:2]
+        self.lead = min(self.lead, scores[first] - scores[second])
+        return first

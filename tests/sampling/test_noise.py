@@ -5,7 +5,15 @@ import math
 import numpy as np
 import torch
 
-from python_backend.sampling.noise import gumbel, host_stream_keys, host_uniform, seed_key, stream_keys, uniform
+from python_backend.sampling.noise import (
+    gumbel,
+    host_stream_keys,
+    host_uniform,
+    redraw_keys,
+    seed_key,
+    stream_keys,
+    uniform,
+)
 from tests.reference import noise as reference
 
 SEEDS = (0, 1, 7, (1 << 31) - 1, 1 << 31, (1 << 32) + 5, (1 << 63) - 1)
@@ -24,6 +32,14 @@ def test_noise_is_the_plain_loop_s() -> None:
             for stream in range(3):
                 for column, token in enumerate(tokens.tolist()):
                     assert noise[stream, column].item() == reference.uniform(seed, position, stream, token)
+
+
+def test_the_noise_of_a_second_draw_is_the_plain_loop_s_and_another() -> None:
+    tokens = torch.arange(200)
+    first = keys(7, [12], 2)
+    again = uniform(redraw_keys(first)[0, 1], tokens)
+    assert again.tolist() == [reference.uniform(7, 12, 1, token, is_redraw=True) for token in range(200)]
+    assert abs(torch.corrcoef(torch.stack([again, uniform(first[0, 1], tokens)]))[0, 1].item()) < 0.2
 
 
 def test_noise_does_not_depend_on_the_rest_of_the_batch() -> None:
