@@ -1,6 +1,5 @@
 """A request as it reaches the server, and the object that turns it into a prompt."""
 
-import json
 import secrets
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,10 +8,10 @@ import numpy as np
 
 from python_backend.codec.base import Codec
 from python_backend.codec.registry import load_codec
-from python_backend.errors import CheckpointError, InvalidRequest
+from python_backend.errors import InvalidRequest
 from python_backend.families.base import Family, Task
 from python_backend.families.prompt import Prompt
-from python_backend.families.registry import get_family
+from python_backend.families.registry import family_at
 from python_backend.preprocessing.audio import check_pcm, read_file, resample
 from python_backend.preprocessing.json_field import shown
 from python_backend.preprocessing.messages import Turn, read_messages
@@ -44,7 +43,7 @@ class Preprocessor:
     """
 
     def __init__(self, checkpoint: Path, codec: Codec | None = None):
-        self.family = read_family(checkpoint)
+        self.family = family_at(checkpoint)
         self.codec = codec or load_codec(self.family.codec, checkpoint)
         self.template = TEMPLATES[self.family.name]()
 
@@ -80,15 +79,6 @@ class Preprocessor:
             shortest = spec.samples_per_frame / spec.sample_rate
             raise InvalidRequest(field, f"at least {shortest:g} s", f"{len(pcm) / spec.sample_rate:.4f} s")
         return pcm
-
-
-def read_family(checkpoint: Path) -> Family:
-    """The family that `config.json` of `checkpoint` names; CheckpointError when there is none."""
-    path = checkpoint / "config.json"
-    try:
-        return get_family(json.loads(path.read_text())["speech_family"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: expected a JSON object whose speech_family is known, got {error!r}") from error
 
 
 def string(field: str, value: str | bytes | None) -> str | None:

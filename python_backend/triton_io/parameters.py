@@ -5,9 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from python_backend.errors import CheckpointError
 from python_backend.families.base import Family
-from python_backend.families.registry import get_family
+from python_backend.families.registry import family_at
 
 
 class ModelParameters:
@@ -29,10 +28,4 @@ class ModelParameters:
 
     def family(self) -> Family:
         """The family of the model's checkpoint; CheckpointError when its `config.json` does not name a known one."""
-        path = self.path("checkpoint") / "config.json"
-        try:
-            return get_family(json.loads(path.read_text())["speech_family"])
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"{path}: expected a JSON object with a known speech_family, got {error!r}"
-            ) from error
+        return family_at(self.path("checkpoint"))

@@ -128,7 +128,7 @@ def test_a_bad_request_is_refused_by_name(preprocessor: Preprocessor, raw: RawRe
 def test_a_checkpoint_of_no_known_family_does_not_load(tmp_path: Path, config: str | None) -> None:
     if config is not None:
         (tmp_path / "config.json").write_text(config)
-    with pytest.raises(CheckpointError, match=r"config\.json: expected"):
+    with pytest.raises(CheckpointError, match=r"config\.json: "):
         Preprocessor(tmp_path, codec=FrameCounter())
 
 

@@ -1,0 +1,70 @@
+"""A checkpoint's config.json names its family, and may bring a vocabulary of its own."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from python_backend.errors import CheckpointError
+from python_backend.families.registry import BUILDERS, family_at, read_family
+from python_backend.families.tiny import TINY
+from python_backend.streams.segment import Segment
+from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM
+
+SMALL = {"bagpiper": SMALL_BAGPIPER, "opuslm": SMALL_OPUSLM}
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_every_family_is_sound(name: str) -> None:
+    family = read_family({"speech_family": name})
+    layout, audio = family.layout, list(family.layout.audio)
+    assert family.name == name
+    assert len({*family.layout.codebook_streams}) == layout.num_codebooks
+    for task in family.tasks:
+        for ids in task.text:
+            assert 0 <= ids.start < ids.stop <= layout.vocab_size
+            assert not any(set(ids) & set(each) for each in audio), "text and audio do not overlap"
+    assert family.frame_rate > 0
+    assert all(token < layout.vocab_size for token in (*family.transition, family.end_of_audio, family.end_of_text))
+
+
+def test_the_published_intervals() -> None:
+    bagpiper = read_family({"speech_family": "bagpiper"}).layout
+    assert bagpiper.audio[7] == range(152192 + 7 * 1025 + 1, 160392)
+    assert bagpiper.extra[7] == (152192 + 7 * 1025,)
+    opuslm = read_family({"speech_family": "opuslm"}).layout
+    assert opuslm.audio[0] == range(256, 5256)
+    assert opuslm.audio[8] == range(5256 + 7 * 1024, 13448)
+    assert (opuslm.codebook_size, bagpiper.codebook_size) == (1024, 1024)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_vocabulary_survives_config_json(name: str, tmp_path: Path) -> None:
+    record = SMALL[name].to_record()
+    (tmp_path / "config.json").write_text(json.dumps({"speech_family": name, "speech_vocabulary": record}))
+    assert family_at(tmp_path).layout == SMALL[name].layout
+
+
+def test_a_family_outside_the_registry_is_named_by_its_module() -> None:
+    assert read_family({"speech_family": "python_backend.families.tiny:TINY"}) is TINY
+    assert TINY.task("tts").segments == (Segment.TEXT, Segment.AUDIO)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, "expected the family's name in speech_family, got None"),
+        ({"speech_family": "huge"}, "unknown family 'huge'; known:"),
+        ({"speech_family": "bagpiper", "speech_vocabulary": {"text": 3}}, "not a vocabulary of bagpiper"),
+        ({"speech_family": "opuslm", "speech_vocabulary": {"tasks": {}}}, "not a vocabulary of opuslm"),
+    ],
+)
+def test_what_names_no_family_is_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        read_family(config)
+
+
+def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json: expected a JSON object"):
+        family_at(tmp_path)
