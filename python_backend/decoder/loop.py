@@ -23,6 +23,8 @@ from python_backend.decoder.sessions import Session, Sessions
 from python_backend.errors import Cancelled, Overloaded
 
 logger = logging.getLogger(__name__)
+BUSY_SHARE = 0.6  # of the time, so that a chunk seldom finds a queue
+WINDOW_MEMORY = 64  # windows
 
 
 class DecodingLoop:
@@ -39,6 +41,9 @@ class DecodingLoop:
         self._launcher = make_launcher(codec, config)
         self._jobs: list[Job] = []  # admitted, longest-waiting first, at most one of an utterance
         self._batches: deque[tuple[Batch, float]] = deque()  # in flight, and when each was launched
+        self._window_s = 0.0  # that a window takes, as part of its batch
+        self.pace_s = 0.0  # between chunks of one utterance, for the decoder to be busy for BUSY_SHARE of the time
+        self.stopwatch = time.perf_counter  # what decoding times are measured with
         self.gives_up = False  # set to fail whatever is not decoded yet
 
     @property
@@ -113,7 +118,7 @@ class DecodingLoop:
     def _launch(self, group: list[Job]) -> None:
         """Launch a group; if that fails, each of it alone, so that only the culprit's utterance ends."""
         self._jobs = [job for job in self._jobs if job not in group]
-        begun = time.perf_counter()
+        begun = self.stopwatch()
         try:
             self._batches.append((Batch(group, self._launcher, self._codec.spec), begun))
         except Exception as error:
@@ -131,8 +136,9 @@ class DecodingLoop:
             for job in batch.jobs:
                 self._fail(job.delivery, error)
             return
-        spent_s = time.perf_counter() - begun
+        spent_s = self.stopwatch() - begun
         self._counts.add_batch(len(batch.jobs), batch.jobs[0].window.num_frames, spent_s)
+        self._measure(len(batch.jobs), spent_s)
         for job, samples in zip(batch.jobs, pcm, strict=True):
             job.session.decode_s += spent_s / len(batch.jobs)
             if not self._is_wanted(job):
@@ -141,6 +147,11 @@ class DecodingLoop:
                 self._answer(job.delivery, job.session, samples)
             except Exception as error:
                 self._fail(job.delivery, error)
+
+    def _measure(self, num_windows: int, spent_s: float) -> None:
+        weight = min(1.0, num_windows / WINDOW_MEMORY) if self._window_s else 1.0
+        self._window_s += weight * (spent_s / num_windows - self._window_s)
+        self.pace_s = self._sessions.num_speaking * self._window_s / BUSY_SHARE
 
     def _answer(self, delivery: Delivery, session: Session, pcm: np.ndarray | None) -> None:
         if delivery.chunk.is_final:

@@ -69,6 +69,11 @@ class Sessions:
         """Memory of all open utterances."""
         return sum(session.num_bytes for session in list(self._open.values()))  # any thread
 
+    @property
+    def num_speaking(self) -> int:
+        """Utterances that have begun to sound."""
+        return sum(session.windower.next_frame > 0 for session in self._open.values())
+
     def advance(self, utterance: str, index: int, form: OutputForm) -> Session:
         """The session that takes chunk `index`, opened, for samples in `form`, if that is 0.
 

@@ -55,6 +55,11 @@ class DecoderWorker:
         self._refuse_waiting()
         self._thread.join()
 
+    @property
+    def pace_s(self) -> float:
+        """Seconds between two chunks of one utterance that keep the decoder as busy as it may be."""
+        return self._loop.pace_s
+
     def stats(self) -> dict[str, float]:
         """Counts since the start, utterances open and chunks waiting now, and the seconds spent decoding."""
         now = {

@@ -40,26 +40,39 @@ class ChunkPolicy:
         return self.steady_frames if num_frames >= self.steady_frames else 1 << (num_frames.bit_length() - 1)
 
 
+@dataclass(frozen=True, slots=True)
+class DecoderLoad:
+    """What the decoder measures. latency_s: from a chunk's leaving to its being heard, at most, of late.
+
+    pace_s: how often each utterance may send a chunk without keeping the decoder too busy.
+    """
+
+    latency_s: float = 0.0
+    pace_s: float = 0.0
+
+
+IDLE = DecoderLoad()
+
+
 class Pacer:
     """Decides for one utterance; follows a player that starts with the first chunk and plays at the codec's rate.
 
-    A chunk leaves when it has the steady size, or as late as the player can bear: `latency_s()` (from leaving to being
-    heard, as measured now) and the longest recent wait for a frame before the player has nothing left. So chunks are
-    small where frames come no faster than they are played, and grow with the lead where they come faster. One that
-    leaves too late all the same doubles the smallest size: whoever cannot keep up should at least waste no work.
+    A chunk leaves when it has the steady size, or as late as the player can bear: the decoder's latency and the longest
+    recent wait for a frame before the player has nothing left. So chunks are small where frames come no faster than
+    they are played, and grow with the lead where they come faster. None is smaller than what is played in the pace of
+    the decoder: whoever sends less at once sends too often, and then all are late.
     """
 
     def __init__(
         self,
         policy: ChunkPolicy,
-        latency_s: Callable[[], float] = lambda: 0.0,
+        load: Callable[[], DecoderLoad] = lambda: IDLE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.policy = policy
-        self._latency_s = latency_s
+        self._load = load
         self._clock = clock
         self._dry_s: float | None = None  # when the player will have played all that was sent; None before the first
-        self._smallest = 1
         self._num_left = 0  # frames that stayed behind at the last decision
         self._gap_s = 1 / policy.frame_rate
         self._grown_s: float | None = None
@@ -68,8 +81,9 @@ class Pacer:
         """How many of the `num_ready` frames that have not left are to leave now, as one chunk; 0 to wait for more."""
         now = self._clock()
         self._watch(num_ready, now)
-        heard_s = now + self._latency_s()
-        size = self._first(num_ready, heard_s - now) if self._dry_s is None else self._next(num_ready, heard_s)
+        load = self._load()
+        heard_s = now + load.latency_s
+        size = self._first(num_ready, load) if self._dry_s is None else self._next(num_ready, heard_s, load)
         if size:
             self._play(size, heard_s)
         self._num_left = num_ready - size
@@ -84,21 +98,23 @@ class Pacer:
             self._gap_s = max(gap_s, self._gap_s + (gap_s - self._gap_s) / 16)
         self._grown_s = now
 
-    def _first(self, num_ready: int, latency_s: float) -> int:
+    def _first(self, num_ready: int, load: DecoderLoad) -> int:
+        """The lead that the next chunk needs: its own frames, the wait for one more, and the way."""
         policy = self.policy
-        needed = 1 + math.ceil((latency_s + self._gap_s) * policy.frame_rate)
+        needed = self._smallest(load) + math.ceil((load.latency_s + self._gap_s) * policy.frame_rate)
         size = policy.held_frames + min(max(policy.first_frames, needed), policy.steady_frames)
         return size if num_ready >= size else 0
 
-    def _next(self, num_ready: int, heard_s: float) -> int:
+    def _smallest(self, load: DecoderLoad) -> int:
+        return min(max(1, math.ceil(load.pace_s * self.policy.frame_rate)), self.policy.steady_frames)
+
+    def _next(self, num_ready: int, heard_s: float, load: DecoderLoad) -> int:
         assert self._dry_s is not None
         if num_ready >= self.policy.steady_frames:
             return self.policy.steady_frames
         is_urgent = heard_s + self._gap_s >= self._dry_s
-        if not is_urgent or num_ready < self._smallest:
+        if not is_urgent or num_ready < self._smallest(load):
             return 0
-        is_late = heard_s > self._dry_s
-        self._smallest = min(2 * self._smallest, self.policy.steady_frames) if is_late else max(1, self._smallest // 2)
         return self.policy.fitting(num_ready)
 
     def _play(self, size: int, heard_s: float) -> None:

@@ -41,6 +41,11 @@ class Worker(Protocol):
         """Forget an utterance that nobody waits for."""
         ...
 
+    @property
+    def pace_s(self) -> float:
+        """How often an utterance may send a chunk."""
+        ...
+
     def stats(self) -> dict[str, float]:
         """Figures by name."""
         ...
@@ -70,6 +75,7 @@ class DecodingService:
             if slot.outcome is not Outcome.OPEN:
                 self._worker.abandon(envelope.utterance)
             return
+        slot.set_pace(self._worker.pace_s)
         ring = envelope.form.ring
         try:
             outlet = None if ring is None else self._outlets.at(envelope.utterance, ring, slot)

@@ -4,7 +4,7 @@ In an ensemble only the last step ever learns that a client went away, and nothi
 far a later one has come. So the language model makes a table and claims a slot per utterance; the decoder opens
 the table by the name that travels with every chunk, counts what it has answered, and says when all is over, and why.
 
-    header   "STRETTO2" | microseconds that a chunk with samples takes the decoder now
+    header   "STRETTO3" | latency | pace of the decoder, in microseconds: see `streams.chunking.DecoderLoad`
     slot     generation | answered | outcome | length of the reason      4 x int64, aligned: each store is atomic
              reason, UTF-8
 """
@@ -21,10 +21,11 @@ from enum import IntEnum
 from pathlib import Path
 
 from python_backend.errors import Overloaded, StrettoError
+from python_backend.streams.chunking import DecoderLoad
 
 DIRECTORY = Path("/dev/shm")
 PREFIX = "stretto_flow_"
-MAGIC = b"STRETTO2"
+MAGIC = b"STRETTO3"
 WORDS = 64  # per slot, and of the header
 HEAD_WORDS = 4
 MAX_REASON_BYTES = (WORDS - HEAD_WORDS) * 8
@@ -128,14 +129,18 @@ class FlowTable:
                 self._words[address.slot * WORDS + 1] += 1
 
     @property
-    def latency_s(self) -> float:
-        """Seconds that the decoder takes for a chunk, from its arrival to its samples' leaving; 0 before the first."""
-        return self._words[1] / 1e6
+    def load(self) -> DecoderLoad:
+        """What the decoder has measured of late; nothing before the first samples."""
+        return DecoderLoad(self._words[1] / 1e6, self._words[2] / 1e6)
 
     def note_latency(self, seconds: float) -> None:
-        """Take one more measurement in: the longest counts, and is forgotten by and by."""
+        """A chunk with samples has taken the decoder so long; the longest counts, and is forgotten by and by."""
         before_us, now_us = self._words[1], int(1e6 * seconds)
         self._words[1] = max(now_us, before_us + (now_us - before_us) // LATENCY_MEMORY)
+
+    def set_pace(self, seconds: float) -> None:
+        """How often an utterance may send a chunk, from now on."""
+        self._words[2] = int(1e6 * seconds)
 
     def conclude(self, address: FlowAddress, outcome: Outcome, reason: str) -> None:
         """Set the outcome, once: what came first stays."""
@@ -193,13 +198,17 @@ class FlowSlot:
         return self.table.reason(self.address)
 
     @property
-    def latency_s(self) -> float:
-        """Seconds that the decoder takes now for a chunk of whatever utterance."""
-        return self.table.latency_s
+    def load(self) -> DecoderLoad:
+        """What the decoder has measured of late, of whatever utterance."""
+        return self.table.load
 
     def note_latency(self, seconds: float) -> None:
         """A chunk with samples has taken the decoder so long."""
         self.table.note_latency(seconds)
+
+    def set_pace(self, seconds: float) -> None:
+        """How often any utterance may send a chunk."""
+        self.table.set_pace(seconds)
 
     def count_answer(self) -> None:
         """One more chunk or probe is answered."""

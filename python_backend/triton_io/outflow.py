@@ -9,14 +9,14 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
 from python_backend.errors import Cancelled, Overloaded
 from python_backend.streams.chunk import LMChunk
-from python_backend.streams.chunking import Pacer
+from python_backend.streams.chunking import DecoderLoad, Pacer
 from python_backend.streams.delivery import Delivery
 from python_backend.triton_io.envelope import Envelope
 from python_backend.triton_io.flow import DecoderFailed, FlowSlot, Outcome
@@ -59,7 +59,7 @@ class Outflow:
         self._utterance = utterance
         self._limits = limits
         self._form = delivery.form
-        self.pacer = Pacer(delivery.chunking, lambda: slot.latency_s + limits.transit_s)
+        self.pacer = Pacer(delivery.chunking, self._load)
         self._frames_on_the_way: deque[int] = deque()  # per chunk or probe not yet answered
         self._num_sent = 0
         self._quiet_since = time.monotonic()
@@ -73,6 +73,11 @@ class Outflow:
                 self._send(Envelope(self._utterance, self._slot.address, item.chunk, self._form), item)
         finally:
             await chunks.aclose()
+
+    def _load(self) -> DecoderLoad:
+        """The decoder's, seen from here."""
+        load = self._slot.load
+        return replace(load, latency_s=load.latency_s + self._limits.transit_s)
 
     async def settle(self) -> None:
         """Wait until the decoder has answered everything; raises what it found, or DecoderStalled if it does not."""

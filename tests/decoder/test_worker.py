@@ -348,3 +348,19 @@ def test_ten_minutes_of_one_utterance_take_no_more_memory_than_ten_seconds(worke
     assert max(sizes) == sizes[20]
     spec = FakeCodec.spec
     assert max(sizes) == 8 * (spec.num_codebooks * (spec.left_frames + spec.right_frames) + 1)
+
+
+def test_the_pace_follows_the_utterances_that_speak_and_what_a_window_takes(codec: FakeCodec) -> None:
+    worker = DecoderWorker(codec, DecoderConfig())
+    now = [0.0]
+
+    def stopwatch() -> float:
+        now[0] += 0.25  # a batch starts and ends: half a second for each window
+        return 2 * now[0]
+
+    worker._loop.stopwatch = stopwatch
+    push(worker, "text", 0, None).wait()
+    for name in "abc":
+        push(worker, name, 0, frames(1, 2, 3)).wait()
+    assert worker.pace_s == pytest.approx(3 * 0.5 / 0.6)
+    worker.stop()

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from python_backend.streams.chunking import ChunkPolicy, Pacer
+from python_backend.streams.chunking import ChunkPolicy, DecoderLoad, Pacer
 
 FRAME_S = 0.04
 LADDER = {1, 2, 4, 8, 16, 25}
@@ -14,12 +14,12 @@ LADDER = {1, 2, 4, 8, 16, 25}
 class Line:
     """Frames that come at given times through a pacer and a decoder of a given latency to a player."""
 
-    def __init__(self, policy: ChunkPolicy, latency_s: float = 0.0) -> None:
+    def __init__(self, policy: ChunkPolicy, latency_s: float = 0.0, pace_s: float = 0.0) -> None:
         self.now = 0.0
         self.sizes: list[int] = []
         self.heard: list[tuple[float, int]] = []  # when a chunk is heard, frames of it that sound
         self._latency_s, self._held = latency_s, policy.held_frames
-        self._pacer = Pacer(policy, lambda: latency_s, lambda: self.now)
+        self._pacer = Pacer(policy, lambda: DecoderLoad(latency_s, pace_s), lambda: self.now)
 
     def run(self, times: list[float]) -> "Line":
         ready = 0
@@ -75,10 +75,16 @@ def test_a_slow_decoder_makes_the_first_chunk_larger() -> None:
     assert sizes == [2, 7, 25]
 
 
-def test_who_cannot_keep_up_sends_ever_larger_chunks() -> None:
-    line = Line(ChunkPolicy(4, 25), 0.02).run(evenly(500, 0.5))
-    assert line.sizes[-1] == 25
-    assert sum(line.sizes) > 475
+@pytest.mark.parametrize(("pace_s", "smallest"), [(0.0, 2), (0.1, 4), (0.3, 8), (9.0, 25)])
+def test_no_chunk_is_smaller_than_the_decoder_can_bear(pace_s: float, smallest: int) -> None:
+    line = Line(ChunkPolicy(1, 25), 0.02, pace_s).run(evenly(500, 1.0))
+    assert min(line.sizes) == smallest
+    assert line.underrun_s() <= 1e-9
+
+
+def test_slow_frames_leave_without_waiting_for_more() -> None:
+    line = Line(ChunkPolicy(4, 25), 0.02).run(evenly(100, 0.5))
+    assert set(line.sizes[8:]) == {1}
 
 
 def test_after_a_late_stretch_the_player_never_waits_again() -> None:

@@ -20,6 +20,8 @@ FORM = OutputForm("pcm_s16le", 8_000)
 
 
 class Worker:
+    pace_s = 0.25
+
     def __init__(self) -> None:
         self.pushed: list[tuple[Any, ...]] = []
         self.abandoned: list[str] = []
@@ -61,6 +63,7 @@ def test_a_chunk_reaches_the_worker_with_its_codes_and_reply(slot: FlowSlot) -> 
     reply.send(None, {})
     assert asked.sender.is_final
     assert slot.num_answered == 1
+    assert slot.load.pace_s == 0.25
 
 
 def test_the_workers_figures_are_shown() -> None:

@@ -39,10 +39,10 @@ def test_sixteen_bit_samples_have_a_tensor_of_their_own(slot: FlowSlot) -> None:
 def test_the_time_that_samples_took_is_left_for_the_language_model(slot: FlowSlot) -> None:
     replies = [ChunkReply(Request({}), slot) for _ in range(2)]
     replies[0].send(None, {})
-    assert slot.latency_s == 0
+    assert slot.load.latency_s == 0
     time.sleep(0.02)
     replies[1].send(np.ones(3, np.float32), {})
-    assert 0.02 <= slot.latency_s < 5
+    assert 0.02 <= slot.load.latency_s < 5
 
 
 def test_a_text_only_chunk_has_no_samples(slot: FlowSlot) -> None:

@@ -1,0 +1,56 @@
+"""The decoder's benchmark measures what it says, on a codec that is small enough to check."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from python_backend.config import DecoderConfig
+from python_backend.streams.chunking import ChunkPolicy
+from python_backend.triton_io.flow import FlowTable
+from scripts.benchmark_decoder import make_codec, measure_batching, measure_live, parse, random_codes
+from scripts.live_streams import LiveLoad, LiveStreams, ProcessorTime, RealTime
+from tests.fakes import FakeCodec
+
+POLICY = ChunkPolicy(4, 25, frame_rate=25.0, held_frames=1)
+
+
+def test_both_arms_decode_the_same_windows_by_turns() -> None:
+    codec = FakeCodec()
+    figures = measure_batching(codec, DecoderConfig(max_batch=4), streams=8, frames=3, rounds=2)
+    steady = [batch for batch in codec.batches if batch[1:] == (1, 3, 1)]
+    assert sum(size for size, *_ in steady) == 2 * 3 * 2 * 8  # arms, rounds with the first, windows, streams
+    assert {size for size, *_ in steady} >= {1, 4}
+    assert (figures["streams"], figures["frames"]) == (8, 3)
+    assert figures["speedup_over_one_at_a_time"] > 0
+    assert figures["window_ms"] > 0
+
+
+@pytest.mark.parametrize("stage_kind", [RealTime, ProcessorTime])
+def test_live_streams_are_heard_whole_and_in_time(tmp_path: Path, stage_kind: type[RealTime | ProcessorTime]) -> None:
+    codec, table = FakeCodec(), FlowTable.create(0, directory=tmp_path)
+    stage = stage_kind(codec, DecoderConfig())
+    live = LiveStreams(stage, codec.spec, np.ones((2, 7), np.int32), table)
+    figures = measure_live(live, LiveLoad(4, 2.0, 50.0, stagger_s=0.2), POLICY)
+    stage.close()
+    assert (figures["failed"], figures["success"], figures["streams"]) == (0, 1.0, 4)
+    assert figures["audio_ttfp_p50"] == pytest.approx(5 / 50, abs=0.06)
+    assert figures["chunk_frames_mean"] > 4
+    if stage_kind is ProcessorTime:
+        assert figures["C50"] == 1.0
+    assert table.num_active() == 0
+    table.remove()
+
+
+def test_a_chunk_that_fails_is_told() -> None:
+    codec = FakeCodec(poison=1)
+    with pytest.raises(ValueError, match="poisoned"):
+        measure_batching(codec, DecoderConfig(), streams=2, frames=40, rounds=1)
+
+
+def test_the_bundled_codec_is_the_default() -> None:
+    arguments = parse([])
+    codec = make_codec(arguments.codec, "cpu", True)
+    codes = random_codes(codec, 5)
+    assert codes.shape == (codec.spec.num_codebooks, 5)
+    assert (arguments.streams, arguments.frames, arguments.live) == (64, 8, None)
