@@ -28,6 +28,9 @@ class Arrays(Protocol):
     def zeros(self, *shape: int) -> Array:
         """Zeros, int64."""
 
+    def int32(self, array: Array) -> Array:
+        """`array` as 32-bit integers."""
+
     def upload(self, values: np.ndarray) -> Array:
         """`values`, which the host has, as an array; nothing waits."""
 
@@ -48,6 +51,10 @@ class HostArrays:
     def zeros(self, *shape: int) -> Array:
         """Zeros, int64."""
         return np.zeros(shape, np.int64)
+
+    def int32(self, array: Array) -> Array:
+        """`array` as 32-bit integers."""
+        return array.astype(np.int32)
 
     def upload(self, values: np.ndarray) -> Array:
         """`values` themselves."""
@@ -73,6 +80,10 @@ class DeviceArrays:
     def zeros(self, *shape: int) -> Array:
         """Zeros, int64."""
         return torch.zeros(shape, dtype=torch.int64, device=self._device)
+
+    def int32(self, array: Array) -> Array:
+        """`array` as 32-bit integers."""
+        return array.to(torch.int32)
 
     def upload(self, values: np.ndarray) -> Array:
         """A copy on the device, by way of pinned memory."""

@@ -109,7 +109,7 @@ class RowDraw:
             stay = self._arrays.tensor(_pick(machine.stay_column(rows, self._script), index))
             temperature = self._arrays.tensor(_pick(rows.scales.script_temperature, index))
             advance = advances(logits, stay, temperature, self._tensor(host_uniform(keys[:, 0])))
-            return machine.follow_script(self._spread(advance, index, rows) > 0, rows, self._script)
+            return machine.follow_script(self._spread(advance.long(), index, rows) > 0, rows, self._script)
         masked = machine.mask_audio(logits, rows, index)[:, None], self._heads.first_ids[None], self._tensor(keys)
         token = draw(*masked, step.audio, plan.audio)
         if recent:

@@ -57,7 +57,8 @@ class SpeechSampler:
         )
 
     def _blank(self, num_rows: int) -> tuple[Array, Array]:
-        return self._arrays.zeros(num_rows), self._arrays.zeros(num_rows, self._codes.shape[2])
+        codes = self._arrays.zeros(num_rows, self._codes.shape[2])
+        return self._arrays.zeros(num_rows), self._arrays.int32(codes)
 
     def _sample(
         self, hidden: torch.Tensor, batch: InputBatch, plan: BatchPlan, step: PlanArrays
@@ -72,7 +73,7 @@ class SpeechSampler:
         rows = Rows(state, step.limits, step.scales, slots, position[:num_drawing])
         token, codes = self._draw(hidden, self._keys(batch, plan), plan, step, rows)
         self._write_state(token, slots, rows, plan)
-        tokens, all_codes = self._share(token, codes, plan.num_paired)
+        tokens, all_codes = self._share(token, self._arrays.int32(codes), plan.num_paired)
         self._codes[step.slots, position] = all_codes
         if step.sampling is None:
             return tokens, all_codes

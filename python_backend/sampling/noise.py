@@ -27,9 +27,8 @@ def _mix(x: Words) -> Words:
 
 def seed_key(seed: int) -> int:
     """A seed of up to 63 bits, folded to a signed 32-bit key."""
-    words = torch.tensor([seed >> 32, 0], dtype=torch.int64).to(torch.int32)
     low = (seed & 0xFFFFFFFF) - (1 << 32 if seed & 0x80000000 else 0)
-    return int(_mix(_mix(words[:1].clone()) + low))
+    return int(_mix(_mix(np.array([seed >> 32], np.int32)) + np.int32(low))[0])
 
 
 def stream_keys(seed_keys: torch.Tensor, positions: torch.Tensor, num_streams: int) -> torch.Tensor:

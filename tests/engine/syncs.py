@@ -1,0 +1,72 @@
+"""Counts what would make the host wait for a GPU, in a step that runs on the CPU as if its tables lay on one."""
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import python_backend
+
+PACKAGE = Path(python_backend.__file__).parent
+VLLM = f"{Path('site-packages') / 'vllm'}"
+# What runs on the CPU only: twins of kernels, and the draw that `kernels/draw.py` does on a GPU.
+TWINS = tuple(str(PACKAGE / part) for part in ("engine/cpu_kernels/", "sampling/draw.py"))
+METHODS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__", "__array__")
+WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "unique_consecutive"}
+
+
+def waiter() -> str | None:
+    """The place in our own code that is asking, None where it is vLLM's or a twin's."""
+    frame, place = sys._getframe(2), None
+    while frame is not None and VLLM not in frame.f_code.co_filename:
+        name = frame.f_code.co_filename
+        if name.startswith(TWINS):
+            return None
+        if place is None and name.startswith(str(PACKAGE)):
+            place = f"{Path(name).relative_to(PACKAGE)}:{frame.f_lineno}"
+        frame = frame.f_back
+    return place
+
+
+class Dispatch(TorchDispatchMode):
+    """Sees the operators whose result the host must know to go on: values, and shapes that depend on values."""
+
+    def __init__(self, seen: Counter[str]):
+        super().__init__()
+        self._seen = seen
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._overloadpacket.__name__
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        is_mask = any(isinstance(index, torch.Tensor) and index.dtype == torch.bool for index in indices)
+        repeats = name == "repeat_interleave" and (kwargs or {}).get("output_size") is None
+        if (name in WAITING or is_mask or repeats) and (place := waiter()):
+            self._seen[f"{name} at {place}"] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """Waits by operation and place in our code, while the block runs."""
+    seen: Counter[str] = Counter()
+
+    def watch(method: str) -> None:
+        inner = getattr(torch.Tensor, method)
+
+        def asked(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            if place := waiter():
+                seen[f"{method} at {place}"] += 1
+            return inner(self, *args, **kwargs)
+
+        patch.setattr(torch.Tensor, method, asked)
+
+    with monkeypatch.context() as patch, Dispatch(seen):
+        for method in METHODS:
+            watch(method)
+        yield seen

@@ -1,0 +1,63 @@
+"""A decode step leaves the host free to launch the next one: nothing in it waits for the device."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from python_backend.engine import state
+from python_backend.engine.arrays import DeviceArrays
+from python_backend.engine.whereabouts import DeviceWhereabouts
+from python_backend.families.tiny import TINY
+from tests.checkpoints import write_checkpoint
+from tests.engine.harness import Answer, Engine
+from tests.engine.prompts import make_prompts
+from tests.engine.syncs import counted
+from tests.speech_families import EIGHT_STREAMS
+
+pytestmark = pytest.mark.engine
+FAMILIES = {"tiny": TINY, "tests.speech_families:EIGHT_STREAMS": EIGHT_STREAMS}
+NARROW = {"max_num_seqs": 5, "max_num_batched_tokens": 64}
+
+
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tables stay in host memory, but the step treats them as a device's."""
+    monkeypatch.setattr(state, "arrays_on", DeviceArrays)
+
+
+def run(folder: Path, prompts: dict, is_async: bool) -> dict[str, Answer]:
+    engine = Engine(folder, async_scheduling=is_async, **NARROW)
+    try:
+        return engine.run(prompts)
+    finally:
+        engine.shutdown()
+
+
+@pytest.mark.parametrize(("name", "is_async"), zip(FAMILIES, (True, False), strict=True), ids=["tiny", "eight_streams"])
+def test_on_a_device_nothing_waits_and_the_replies_are_those_of_the_host(
+    name: str, is_async: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_checkpoint(tmp_path, FAMILIES[name], name)
+    prompts = make_prompts(FAMILIES[name], 6)
+    expected = run(folder, prompts, is_async)
+    as_on_a_gpu(monkeypatch)
+    engine = Engine(folder, async_scheduling=is_async, **NARROW)
+    assert isinstance(engine.model_state.whereabouts, DeviceWhereabouts)
+    try:
+        with counted(monkeypatch) as seen:
+            answers = engine.run(prompts)
+    finally:
+        engine.shutdown()
+    assert {i: answer.rows for i, answer in answers.items()} == {i: answer.rows for i, answer in expected.items()}
+    assert not seen
+
+
+def test_what_waits_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "def ask(x):\n    return x[0].item(), x[x > 1].sum(), bool(x.any()), x.tolist(), x.repeat_interleave(x)\n"
+    place = Path(state.__file__)
+    scope: dict = {}
+    exec(compile(script, str(place.with_name("asking.py")), "exec"), scope)
+    with counted(monkeypatch) as seen:
+        scope["ask"](torch.arange(3))
+    asked = {what.split(" at ")[0] for what in seen}
+    assert {"item", "index", "__bool__", "tolist", "repeat_interleave"} <= asked
