@@ -41,7 +41,10 @@ def encodec_32khz(is_narrow: bool) -> Codec:
 def mimi(is_narrow: bool) -> Codec:
     """kyutai/mimi."""
     narrow = {"num_filters": 4, "num_hidden_layers": 2, "intermediate_size": 64} if is_narrow else {}
-    return MimiCodec(loud(MimiModel(MimiConfig.from_dict({"layer_scale_initial_scale": 0.5} | narrow))))
+    model = loud(MimiModel(MimiConfig.from_dict({"layer_scale_initial_scale": 0.5} | narrow)))
+    last = next(model.decoder.layers[-1].parameters())
+    last *= 0.2  # else it is louder than 1, and so are its rounding errors
+    return MimiCodec(model)
 
 
 def espnet_dac(is_narrow: bool) -> Codec:
