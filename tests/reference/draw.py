@@ -6,27 +6,38 @@ from collections.abc import Callable, Sequence
 Noise = Callable[[int], float]  # uniform noise of a token id
 
 
+MARGIN = 1e-5  # of probability: what sums in another order may differ by
+
+
 def draw(
     logits: Sequence[float], ids: Sequence[int], uniform: Noise, temperature: float, top_k: int, top_p: float
 ) -> tuple[int, float]:
-    """The token id drawn, and how far the nearest decision on the way was from falling the other way."""
+    """The token id drawn, and its lead: 0 where another would be, were `top_p` a little more or less."""
     ranked = sorted((c for c in range(len(ids)) if logits[c] > -math.inf), key=lambda c: -logits[c])
     if temperature == 0:
         return ids[ranked[0]], math.inf
     kept = ranked
     if 0 < top_k < len(ranked):
         kept = [c for c in ranked if logits[c] >= logits[ranked[top_k - 1]]]
-    lead = math.inf
-    if top_p < 1:
-        weights = {c: math.exp((logits[c] - logits[kept[0]]) / temperature) for c in kept}
-        total = math.fsum(weights.values())
-        above, mass, previous = {}, 0.0, kept[0]
-        for i, c in enumerate(kept):  # equal logits have the same mass above them
-            above[c] = above[previous] if i and logits[c] == logits[previous] else mass / total
-            mass, previous = mass + weights[c], c
-        lead = min(abs(mass - top_p) for mass in above.values())
-        kept = [c for c in kept if above[c] < top_p]
-    scores = {c: logits[c] / temperature - math.log(-math.log(uniform(ids[c]))) for c in kept}
-    best, *others = sorted(scores, key=lambda c: (-scores[c], c))
-    lead = min([lead, *(scores[best] - scores[c] for c in others[:1])])
-    return ids[best], lead
+    above = mass_above(kept, logits, temperature)
+    noise = {c: -math.log(-math.log(uniform(ids[c]))) for c in kept}
+
+    def best_two(mass: float) -> list[tuple[float, int]]:
+        nucleus = kept if top_p == 1 else [c for c in kept if above[c] < mass]
+        return sorted((-logits[c] / temperature - noise[c], c) for c in nucleus)[:2]
+
+    best, *others = best_two(top_p)
+    is_certain = all(best_two(mass)[:1] == [best] for mass in (top_p - MARGIN, top_p + MARGIN) if mass > 0)
+    lead = others[0][0] - best[0] if others else math.inf
+    return ids[best[1]], lead if is_certain else 0.0
+
+
+def mass_above(kept: list[int], logits: Sequence[float], temperature: float) -> dict[int, float]:
+    """The probability of all that is strictly more probable, for each of the columns `kept`, most probable first."""
+    weights = [math.exp((logits[c] - logits[kept[0]]) / temperature) for c in kept]
+    total, mass = math.fsum(weights), 0.0
+    above: dict[int, float] = {}
+    for i, c in enumerate(kept):
+        above[c] = above[kept[i - 1]] if i and logits[c] == logits[kept[i - 1]] else mass / total
+        mass += weights[i]
+    return above

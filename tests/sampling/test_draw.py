@@ -41,6 +41,16 @@ def test_a_wide_nucleus_is_found_however_far_it_reaches() -> None:
     case.check(drawn(case))
 
 
+def test_tokens_far_below_the_largest_win_where_there_are_many_of_them() -> None:
+    case = random_case(0, (8, 1, 20_000))
+    case.logits[:] = -7.0
+    case.logits[:, :, 5] = 1.0
+    case.temperature[:], case.top_k[:], case.top_p[:] = 0.8, 0, 1
+    tokens = drawn(case)
+    case.check(tokens)
+    assert (tokens != case.token_ids[0, 5]).any()
+
+
 def one_row(logits: list[float], temperature: float, top_k: int, top_p: float, num_draws: int = 300) -> list[int]:
     """Columns drawn from one distribution at many positions."""
     values = torch.tensor(logits).expand(num_draws, 1, -1).contiguous()
