@@ -22,14 +22,18 @@ ERF_STEP, ERF_TERMS, ERF_END = math.pi / 12.5, 25, 6.0  # beyond ERF_END, erf is
 
 
 def erf(x: Tensor) -> Tensor:
-    """erf of float64, to 1e-15: the Fourier series of a square wave, smoothed by a Gaussian.
+    """erf of float64, to 1e-14: the Fourier series of a square wave, smoothed by a Gaussian.
 
-    2 / pi * (h x + sum over n >= 1 of exp(-(n h)^2) / n * sin(2 n h x)) for |x| < pi / h - ERF_END (Salzer, 1951).
+    2 / pi * (h x + sum over n >= 1 of exp(-(n h)^2) / n * sin(2 n h x)) for |x| < pi / h - ERF_END (Salzer, 1951),
+    the sum by Clenshaw's recurrence: one sine and one cosine for all terms.
     """
     x = x.clamp(-ERF_END, ERF_END)
-    n = torch.arange(1, ERF_TERMS + 1, dtype=x.dtype)
-    sines = (x[..., None] * (2 * ERF_STEP * n)).sin()
-    return 2 / math.pi * (ERF_STEP * x + sines @ ((-((n * ERF_STEP) ** 2)).exp() / n))
+    angle = 2 * ERF_STEP * x
+    twice = 2 * angle.cos()
+    this, previous = torch.zeros_like(x), torch.zeros_like(x)
+    for n in range(ERF_TERMS, 0, -1):
+        this, previous = math.exp(-((n * ERF_STEP) ** 2)) / n + twice * this - previous, this
+    return 2 / math.pi * (ERF_STEP * x + this * angle.sin())
 
 
 def block(layer: ConvBlock, hidden: Tensor) -> Tensor:
@@ -73,8 +77,7 @@ class TinyGraph(nn.Module):
 
     neighbours: Tensor
     phase: Tensor
-    responses: Tensor
-    response_spectrum: Tensor
+    longer: Tensor  # from the spectrum of a response to its spectrum when zeros follow, for the longer block
     span_spectrum: Tensor
     blocks: Tensor
 
@@ -86,8 +89,7 @@ class TinyGraph(nn.Module):
         matrices = {
             "neighbours": neighbours,
             "phase": phase_matrix(),
-            "responses": torch.cat(inverse_fourier(FFT_SIZE)),
-            "response_spectrum": torch.cat(fourier(FFT_SIZE, BLOCK)).T,
+            "longer": torch.cat(inverse_fourier(FFT_SIZE)) @ torch.cat(fourier(FFT_SIZE, BLOCK)).T,
             "span_spectrum": torch.hann_window(SPAN, dtype=torch.float64)[:, None] * torch.cat(fourier(SPAN, BLOCK)).T,
             "blocks": torch.cat(inverse_fourier(BLOCK)),
         }
@@ -103,8 +105,8 @@ class TinyGraph(nn.Module):
     def apply_filters(self, sources: Tensor, log_gain: Tensor) -> Tensor:
         """`filters.apply_filters` with `filters.minimum_phase` of log gains [B, C, T, bins]."""
         angle, gain = log_gain @ self.phase, log_gain.exp()
-        responses = torch.cat([gain * angle.cos(), gain * angle.sin()], dim=-1) @ self.responses
-        filter_real, filter_imaginary = (responses @ self.response_spectrum).chunk(2, dim=-1)
+        response = torch.cat([gain * angle.cos(), gain * angle.sin()], dim=-1)
+        filter_real, filter_imaginary = (response @ self.longer).chunk(2, dim=-1)
         pieces = F.pad(sources, (LEAD, LEAD)).unflatten(-1, (-1, HOP))
         spans = torch.cat([pieces[:, :, :-1], pieces[:, :, 1:]], dim=-1)
         real, imaginary = (spans @ self.span_spectrum).chunk(2, dim=-1)

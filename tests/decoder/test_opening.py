@@ -6,8 +6,13 @@ import pytest
 from python_backend.config import DecoderConfig
 from python_backend.decoder.opening import open_codec
 from python_backend.decoder.streaming import Windower
+from python_backend.decoder.worker import DecoderWorker
 from python_backend.errors import CheckpointError
+from python_backend.streams.chunk import Chunk
+from python_backend.streams.segment import Segment
 from scripts.codecs.random_weights import write_checkpoint
+from scripts.codecs.streaming import random_codes, stream
+from tests.fakes import RecordedReply
 
 
 @pytest.fixture(scope="module")
@@ -32,3 +37,21 @@ def test_a_dial_beyond_the_codecs_range_is_named(directory: Path) -> None:
 def test_the_onnx_runtime_asks_for_its_file(directory: Path) -> None:
     with pytest.raises(CheckpointError, match=r"codec\.onnx is missing: scripts/export_onnx\.py writes it"):
         open_codec(DecoderConfig(codec="dac", runtime="onnx"), directory)
+
+
+def test_a_worker_sends_every_sample_of_a_codec_whose_last_frame_is_short(directory: Path) -> None:
+    config = DecoderConfig(codec="dac")
+    codec, total = open_codec(config, directory), 23
+    codes = random_codes(codec, 1, total)
+    worker = DecoderWorker(codec, config)
+    replies = []
+    for index, start in enumerate(range(0, total, 5)):
+        replies.append(RecordedReply())
+        chunk = Chunk(index, Segment.AUDIO, is_final=start + 5 >= total)
+        worker.push("one", chunk, codes[0, :, start : start + 5].numpy(), replies[-1])
+    pcm = np.concatenate([reply.pcm for reply in (each.wait() for each in replies) if reply.pcm is not None])
+    worker.stop()
+    assert pcm.shape == (total * 320 - 8,)
+    assert np.abs(pcm - stream(codec, codes, [total])[0].numpy()).max() <= 1e-5
+    assert replies[-1].event is not None
+    assert replies[-1].event["report"]["audio_s"] == pytest.approx(len(pcm) / 16_000)
