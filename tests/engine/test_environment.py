@@ -11,8 +11,12 @@ from python_backend.engine import environment
 PREPARE = "from python_backend.engine.environment import prepare_environment; prepare_environment()"
 
 
+REQUIRED = environment.REQUIRED | environment.REQUIRED_ON_CPU
+DEFAULTS = environment.DEFAULTS | environment.DEFAULTS_ON_CPU
+
+
 def run(program: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    names = {*environment.REQUIRED, *environment.DEFAULTS}
+    names = {*REQUIRED, *DEFAULTS}
     inherited = {name: value for name, value in os.environ.items() if name not in names}
     return subprocess.run(
         [sys.executable, "-c", program], env=inherited | variables, capture_output=True, text=True, timeout=120
@@ -20,10 +24,10 @@ def run(program: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_bare_process_gets_every_variable_and_a_utf8_locale():
-    names = sorted({*environment.REQUIRED, *environment.DEFAULTS, "LC_ALL"})
+    names = sorted({*REQUIRED, *DEFAULTS, "LC_ALL"})
     show = f"print([os.environ[name] for name in {names}], locale.setlocale(locale.LC_CTYPE))"
     shown = run(f"{PREPARE}; import locale, os; {show}", LC_ALL="C").stdout
-    expected = environment.REQUIRED | environment.DEFAULTS | {"LC_ALL": "C.UTF-8"}
+    expected = REQUIRED | DEFAULTS | {"LC_ALL": "C.UTF-8"}
     assert shown.split("]")[0] + "]" == str([expected[name] for name in names])
     assert shown.strip().endswith("C.UTF-8")
 
@@ -44,8 +48,16 @@ def test_too_late_is_an_error_that_says_what_was_missing(monkeypatch):
         environment.prepare_environment()
 
 
-def test_a_build_for_gpus_is_left_alone(monkeypatch):
-    monkeypatch.setattr(environment, "version", lambda name: "0.32.0")
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    environment.prepare_environment()
-    assert "TRITON_INTERPRET" not in os.environ
+GPU_BUILD = "from python_backend.engine import environment; environment.version = lambda name: '0.32.0'; "
+
+
+def test_a_build_for_gpus_gets_the_runner_and_the_locale_and_keeps_its_compiler():
+    names = sorted({*REQUIRED, *DEFAULTS, "LC_ALL"})
+    show = f"import os; print([name for name in {names} if name in os.environ])"
+    shown = run(f"{GPU_BUILD}environment.prepare_environment(); {show}").stdout
+    assert shown.strip() == str(sorted({*environment.REQUIRED, *environment.DEFAULTS, "LC_ALL"}))
+
+
+def test_a_build_for_gpus_does_not_start_with_interpreted_kernels():
+    done = run(f"{GPU_BUILD}environment.prepare_environment()", TRITON_INTERPRET="1")
+    assert "TRITON_INTERPRET is set" in done.stderr

@@ -1,0 +1,59 @@
+"""The table of sections, and one section run: a generator of figures whose lines are kept as they come."""
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scripts.results import append_result
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where to run and where results go. On the CPU everything is tiny: the paths are walked, nothing is measured."""
+
+    device: str
+    out: Path
+
+    @property
+    def is_small(self) -> bool:
+        """Whether this is a dry run."""
+        return self.device == "cpu"
+
+    def lines(self, section: str) -> Path:
+        """The JSON lines of a section."""
+        return self.out / f"{section}.jsonl"
+
+
+@dataclass(frozen=True)
+class Section:
+    """`run` names a generator function of a Setup, as `module:function`; figures with a false `ok` fail the section."""
+
+    run: str
+    limit_s: float
+
+    def load(self) -> Callable[[Setup], Iterator[Mapping[str, Any]]]:
+        """The function."""
+        module, function = self.run.split(":")
+        return getattr(importlib.import_module(module), function)
+
+
+# In this order, the limits together below nine minutes; whoever has more to check adds a line.
+SECTIONS = {
+    "environment": Section("scripts.gpu_check.environment:run", 40),
+    "parity": Section("scripts.gpu_check.parity:run", 190),
+    "throughput": Section("scripts.gpu_check.throughput:run", 180),
+    "efficiency": Section("scripts.gpu_check.efficiency:run", 110),
+}
+
+
+def run_section(name: str, section: Section, setup: Setup) -> None:
+    """Keep every line; RuntimeError at the end where one was not right."""
+    wrong = []
+    for figures in section.load()(setup):
+        append_result(setup.lines(name), name, {"device": setup.device, **figures})
+        if figures.get("ok") is False:
+            wrong.append(figures)
+    if wrong:
+        raise RuntimeError(f"{len(wrong)} results are not right, the first: {wrong[0]}")

@@ -1,0 +1,158 @@
+"""What guidance costs: `cfg_retention` by number of requests, the step that it comes from, and the step's parts."""
+
+import itertools
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from python_backend.config import EngineConfig
+from python_backend.engine.environment import prepare_environment
+from python_backend.families.prompt import Prompt
+from scripts.gpu_check.sections import Setup
+from scripts.gpu_check.shapes import LAYOUT, Shape, engine_args, shape, write_config
+from scripts.layouts import LAYOUTS, PROMPT_ROWS, TEXT
+
+prepare_environment()
+
+from python_backend.engine.launch import vllm_config  # noqa: E402
+from python_backend.engine.params import sampling_params  # noqa: E402
+from scripts.stepped_engine import SteppedEngine, watch  # noqa: E402
+
+SCALE = 3.0
+TASKS = {"audio": "speak", "text then audio": "chat"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run to its end, and the median step in which every row that there may be decodes."""
+
+    wall_s: float
+    steps: int
+    step_ms: float
+
+
+class Arm:
+    """Replies of forced length, all started together."""
+
+    def __init__(self, folder: Path, setup: Setup):
+        self._shape, self._family = shape(setup), LAYOUTS[LAYOUT][1]
+        self.engine = SteppedEngine(vllm_config(EngineConfig(write_config(folder, self._shape), engine_args(setup))))
+        self._rules = self.engine.scheduler.replies.rules
+        self._random = np.random.default_rng(0)
+        self._seeds = itertools.count()
+
+    def prompts(self, number: int, task: str, scale: float) -> list[Prompt]:
+        """`number` prompts, none like another, so that no run finds another's blocks."""
+        sampling = self._family.task(task).sampling
+        text = replace(sampling.text, min_rows=self._shape.text_rows, max_rows=self._shape.text_rows)
+        audio = replace(sampling.audio, min_rows=self._shape.frames, max_rows=self._shape.frames)
+        prompts = []
+        for _ in range(number):
+            rows = np.zeros((PROMPT_ROWS, self._family.layout.num_input_streams), np.int32)
+            rows[:, 0] = self._random.integers(TEXT.start, TEXT.stop, PROMPT_ROWS)
+            forced = replace(sampling, text=text, audio=audio, guidance_scale=scale, seed=next(self._seeds))
+            prompts.append(Prompt(task, rows, forced))
+        return prompts
+
+    def run(self, number: int, task: str, scale: float) -> Run:
+        """`number` replies, guided unless `scale` is 1."""
+        prompts = self.prompts(number, task, scale)
+        params = [sampling_params(prompt, self._rules) for prompt in prompts]
+        self.engine.add([prompt.rows[:, 0].tolist() for prompt in prompts], params)
+        num_rows = number * (1 if scale == 1.0 else 2)
+        return time_run(self.engine, num_rows)
+
+
+def time_run(engine: SteppedEngine, num_rows: int) -> Run:
+    """Step `engine` until nothing is left, in the queue or in flight."""
+    core, scheduler = engine.core, engine.scheduler
+    step_ms, steps, start = [], 0, time.perf_counter()
+    while scheduler.has_requests() or core.batch_queue:
+        before, since = engine.num_decoding(), time.perf_counter()
+        engine.step()
+        steps += 1
+        if before == engine.num_decoding() == num_rows:
+            step_ms.append(1e3 * (time.perf_counter() - since))
+    wall_s = time.perf_counter() - start
+    return Run(wall_s, steps, statistics.median(step_ms))
+
+
+def run(setup: Setup) -> Iterator[dict[str, Any]]:
+    """A line for each kind of reply and number of requests, then one for the parts of a step."""
+    chosen = shape(setup)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        arm = Arm(Path(folder), setup)
+        yield {"part": "start", "start_s": round(time.perf_counter() - start, 1), "shape": repr(chosen)}
+        for kind, number in itertools.product(TASKS, chosen.requests):
+            yield {"part": "cfg_retention", "reply": kind, "requests": number, **retention(arm, kind, number, chosen)}
+        for number in (chosen.requests[-1], chosen.requests[len(chosen.requests) // 2]):
+            yield {"part": "step", "requests": number, "guidance_scale": SCALE, **parts(arm, number, setup)}
+
+
+def retention(arm: Arm, kind: str, number: int, chosen: Shape) -> dict[str, Any]:
+    """Both arms in turn, round after round; equal frames, so that throughputs are as the walls."""
+    arm.run(number, TASKS[kind], SCALE)
+    rounds = [{scale: arm.run(number, TASKS[kind], scale) for scale in (1.0, SCALE)} for _ in range(chosen.rounds)]
+
+    def median(figure: Callable[[dict[float, Run]], float]) -> float:
+        return round(statistics.median(map(figure, rounds)), 4)
+
+    return {
+        "cfg_retention": median(lambda each: each[1.0].wall_s / each[SCALE].wall_s),
+        "frames_per_s_guided": median(lambda each: number * chosen.frames / each[SCALE].wall_s),
+        "frames_per_s_unguided": median(lambda each: number * chosen.frames / each[1.0].wall_s),
+        "step_ms_guided": median(lambda each: each[SCALE].step_ms),
+        "step_ms_unguided": median(lambda each: each[1.0].step_ms),
+        "frames": chosen.frames,
+        "text_rows": 0 if kind == "audio" else chosen.text_rows,
+    }
+
+
+def parts(arm: Arm, number: int, setup: Setup) -> dict[str, Any]:
+    """Milliseconds of a guided step by part: of this thread's processor time and, on a GPU, of the device's."""
+    device = DeviceWatch()
+    if not setup.is_small:
+        device.wrap(arm.engine.runner, "execute_model", "forward")
+        device.wrap(arm.engine.runner, "sample_tokens", "sample")
+    host = watch(arm.engine)
+    host.restart()
+    measured = arm.run(number, TASKS["audio"], SCALE)
+    device_ms = device.ms_per(measured.steps)
+    return {"step_ms": round(measured.step_ms, 4), "host_ms": host.ms_per(measured.steps), "device_ms": device_ms}
+
+
+class DeviceWatch:
+    """Time on the GPU between the beginning and the end of what a method queues there."""
+
+    def __init__(self) -> None:
+        self._spans: defaultdict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = defaultdict(list)
+
+    def wrap(self, owner: Any, method: str, part: str) -> None:
+        """Let what `owner.method` queues count for `part`."""
+        inner: Callable[..., Any] = getattr(owner, method)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            span = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            span[0].record()
+            result = inner(*args, **kwargs)
+            span[1].record()
+            self._spans[part].append(span)
+            return result
+
+        setattr(owner, method, timed)
+
+    def ms_per(self, number: int) -> dict[str, float]:
+        """Milliseconds of each part, over `number`; waits for the device."""
+        if self._spans:
+            torch.cuda.synchronize()
+        totals = {part: sum(a.elapsed_time(b) for a, b in spans) for part, spans in self._spans.items()}
+        return {part: round(total / number, 4) for part, total in totals.items()}
