@@ -108,8 +108,8 @@ def write_parts(tree: Path, folder: Path, part_bytes: int, contents: dict[str, A
             for path in sorted(path for path in tree.rglob("*") if path.is_file()):
                 info = tarfile.TarInfo(str(path.relative_to(tree)))
                 info.size, info.mode = path.stat().st_size, 0o755 if path.stat().st_mode & 0o100 else 0o644
-                with path.open("rb") as file:
-                    archive.addfile(info, file)
+                with path.open("rb") as source:
+                    archive.addfile(info, source)
         writer.close()
         manifest = Manifest(writer.parts, contents)
     manifest.write(folder)

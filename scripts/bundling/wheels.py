@@ -1,5 +1,6 @@
 """Wheels for the target: which ones are missing there, fetched by pip or found in a folder, unpacked."""
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -9,11 +10,16 @@ from pathlib import Path
 
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from scripts.bundling.contents import UNUSED
 
+# Platform tags that pip is to accept: it matches them exactly.
 GLIBC_MINORS = (39, 35, 34, 31, 28, 27, 26, 24, 17)
+
+
+def canonical(name: str) -> str:
+    """A distribution's name as indexes compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 class Wheelhouse:
@@ -27,15 +33,15 @@ class Wheelhouse:
 
     def find(self, name: str) -> Path | None:
         """The wheel of a distribution, if it lies here."""
-        found = [path for path in sorted(self.folder.glob("*.whl")) if parse_wheel_filename(path.name)[0] == name]
+        found = [path for path in sorted(self.folder.glob("*.whl")) if canonical(path.name.split("-")[0]) == name]
         return found[-1] if found else None
 
     def get(self, requirements: Iterable[str]) -> list[Path]:
         """A wheel for each requirement; LookupError names those that could not be had."""
-        missing = [each for each in requirements if self.find(canonicalize_name(Requirement(each).name)) is None]
+        missing = [each for each in requirements if self.find(canonical(Requirement(each).name)) is None]
         if missing and not self._is_offline:
             self._download(missing)
-        found = {each: self.find(canonicalize_name(Requirement(each).name)) for each in requirements}
+        found = {each: self.find(canonical(Requirement(each).name)) for each in requirements}
         absent = [each for each, path in found.items() if path is None]
         if absent:
             raise LookupError(f"{self.folder} holds no wheel for {absent}")
@@ -56,7 +62,7 @@ class Wheelhouse:
     def _pin(self, requirement: str) -> str:
         """The version of the lock file, where it is one that was asked for."""
         parsed = Requirement(requirement)
-        locked = self._locked.get(canonicalize_name(parsed.name))
+        locked = self._locked.get(canonical(parsed.name))
         return f"{parsed.name}=={locked}" if locked and parsed.specifier.contains(locked) else requirement
 
 
@@ -78,11 +84,11 @@ def closure(roots: Iterable[str], have: frozenset[str], house: Wheelhouse, pytho
     wanted = list(roots)
     while wanted:
         found = house.get(wanted)
-        wheels |= {canonicalize_name(Requirement(each).name): path for each, path in zip(wanted, found, strict=True)}
+        wheels |= {canonical(Requirement(each).name): path for each, path in zip(wanted, found, strict=True)}
         needed: dict[str, str] = {}
         for path in found:
             for requirement in requirements_of(path, python):
-                name = canonicalize_name(requirement.name)
+                name = canonical(requirement.name)
                 if name not in have and name not in UNUSED and name not in wheels:
                     needed[name] = f"{requirement.name}{requirement.specifier}"
         wanted = sorted(needed.values())
@@ -93,7 +99,7 @@ def read_have(path: Path) -> frozenset[str]:
     """The distributions that the target has: a name on each line, or what `pip freeze` prints there."""
     lines = (line.split("#")[0].strip() for line in path.read_text().splitlines())
     names = (line.split("@")[0].split("==")[0].strip() for line in lines if line and not line.startswith("-"))
-    return frozenset(canonicalize_name(name) for name in names if name)
+    return frozenset(canonical(name) for name in names if name)
 
 
 def extract(wheel: Path, site: Path, is_wanted: Callable[[str], bool] = lambda name: True) -> int:
