@@ -42,8 +42,8 @@ def mimi(is_narrow: bool) -> Codec:
     """kyutai/mimi."""
     narrow = {"num_filters": 4, "num_hidden_layers": 2, "intermediate_size": 64} if is_narrow else {}
     model = loud(MimiModel(MimiConfig.from_dict({"layer_scale_initial_scale": 0.5} | narrow)))
-    last = next(model.decoder.layers[-1].parameters())
-    last *= 0.2  # else it is louder than 1, and so are its rounding errors
+    # Else it is louder than 1, and so are its rounding errors.
+    next(model.decoder.layers[-1].parameters()).mul_(0.2)
     return MimiCodec(model)
 
 
