@@ -31,6 +31,7 @@ import torch
 from python_backend.codec.base import Codec
 from python_backend.codec.registry import load_codec
 from python_backend.config import DecoderConfig
+from python_backend.decoder.graphs import WORTH_CAPTURING
 from python_backend.decoder.worker import DecoderWorker
 from python_backend.streams.chunk import Chunk
 from python_backend.streams.chunking import ChunkPolicy
@@ -126,10 +127,11 @@ def measure_batching(codec: Codec, config: DecoderConfig, streams: int, frames: 
     """How much faster windows decode together than one at a time."""
     alone = Arm(codec, DecoderConfig(**asdict(config) | {"max_batch": 1}))
     together = Arm(codec, config)
-    for turn in range(rounds + 1):
+    warm_up = 1 if torch.device(config.device).type == "cpu" else WORTH_CAPTURING  # until all graphs are captured
+    for turn in range(rounds + warm_up):
         for arm in (alone, together):
             arm.run(streams, frames)
-            if turn == 0:  # warms everything up
+            if turn < warm_up:
                 arm.wall_s.clear()
                 arm.cpu_s.clear()
     for arm in (alone, together):

@@ -23,7 +23,7 @@ from python_backend.decoder.sessions import Session, Sessions
 from python_backend.errors import Cancelled, Overloaded
 
 logger = logging.getLogger(__name__)
-BUSY_SHARE = 0.6  # of the time, so that a chunk seldom finds a queue
+BUSY_SHARE = 0.9  # of the time: beyond it, chunks only queue
 WINDOW_MEMORY = 64  # windows
 
 

@@ -362,5 +362,5 @@ def test_the_pace_follows_the_utterances_that_speak_and_what_a_window_takes(code
     push(worker, "text", 0, None).wait()
     for name in "abc":
         push(worker, name, 0, frames(1, 2, 3)).wait()
-    assert worker.pace_s == pytest.approx(3 * 0.5 / 0.6)
+    assert worker.pace_s == pytest.approx(3 * 0.5 / 0.9)
     worker.stop()

@@ -39,7 +39,8 @@ def arguments(model: str) -> dict[str, str]:
         entry["key"][0]: {"string_value": entry["value"][0]["string_value"][0]}
         for entry in read_config(model)["parameters"]
     }
-    return {"model_repository": str(ROOT / model), "model_config": json.dumps({"parameters": parameters})}
+    instance = {"model_instance_kind": "CPU", "model_instance_device_id": "0"}
+    return instance | {"model_repository": str(ROOT / model), "model_config": json.dumps({"parameters": parameters})}
 
 
 def wait(condition: Callable[[], bool]) -> None:
@@ -175,7 +176,7 @@ def test_the_decoder_drives_one_worker(monkeypatch: pytest.MonkeyPatch, tmp_path
     model.initialize(arguments("acoustic_decoder"))
     ((codec, config),) = made
     assert codec == ("tiny", ROOT / "language_model" / "1" / "checkpoint")
-    assert config.codec == "tiny"
+    assert (config.codec, config.device) == ("tiny", "cpu")
     broken = Request({"chunk": np.frombuffer(b"{}", np.uint8)})
     assert model.execute([broken]) is None
     assert broken.sender.is_final

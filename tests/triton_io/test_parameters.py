@@ -9,9 +9,10 @@ from python_backend.errors import CheckpointError
 from python_backend.triton_io.parameters import ModelParameters
 
 
-def parameters(folder: Path, **values: str) -> ModelParameters:
+def parameters(folder: Path, kind: str = "CPU", device_id: str = "0", **values: str) -> ModelParameters:
     config = {"parameters": {name: {"string_value": value} for name, value in values.items()}}
-    return ModelParameters({"model_repository": str(folder), "model_config": json.dumps(config)})
+    instance = {"model_instance_kind": kind, "model_instance_device_id": device_id}
+    return ModelParameters(instance | {"model_repository": str(folder), "model_config": json.dumps(config)})
 
 
 def test_paths_are_relative_to_the_models_own_folder(tmp_path: Path) -> None:
@@ -20,6 +21,14 @@ def test_paths_are_relative_to_the_models_own_folder(tmp_path: Path) -> None:
     assert read.path("checkpoint") == tmp_path / "repository" / "language_model" / "1" / "checkpoint"
     assert read.path("elsewhere") == Path("/models/x")
     assert read.number("limit") == 16
+
+
+@pytest.mark.parametrize(
+    ("kind", "device_id", "device"),
+    [("CPU", "0", "cpu"), ("MODEL", "0", "cpu"), ("GPU", "0", "cuda:0"), ("GPU", "3", "cuda:3")],
+)
+def test_the_instance_group_chooses_the_device(tmp_path: Path, kind: str, device_id: str, device: str) -> None:
+    assert parameters(tmp_path, kind, device_id).device == device
 
 
 def test_the_checkpoint_names_its_family(tmp_path: Path) -> None:

@@ -1,0 +1,119 @@
+"""The decoder on the device: exact, with graphs and without; how exact in narrow types; how many streams it follows."""
+
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from python_backend.codec.base import Codec, Window
+from python_backend.config import DecoderConfig
+from python_backend.decoder.worker import DecoderWorker
+from python_backend.streams.chunk import Chunk
+from python_backend.streams.segment import Segment
+from scripts.benchmark_decoder import make_codec, measure_batching
+from scripts.gpu_check.sections import Setup
+
+CODECS = ("tiny", "xcodec", "dac_24khz", "higgs")
+CHUNKS = (2, 5, 25)
+EXACT, ALIKE = 1e-5, 1e-3  # streamed against one-shot on the device; the device against the CPU
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Listener:
+    """Keeps the samples of one utterance."""
+
+    def __init__(self) -> None:
+        self.parts: list[np.ndarray] = []
+        self.error: Exception | None = None
+        self.over = threading.Event()
+
+    def send(self, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
+        self.parts += [] if pcm is None else [pcm]
+        if event["is_final"]:
+            self.over.set()
+
+    def fail(self, error: Exception) -> None:
+        self.error = error
+        self.over.set()
+
+    def is_cancelled(self) -> bool:
+        return False
+
+    def pcm(self) -> np.ndarray:
+        """All samples [n]; waits for the last."""
+        if not self.over.wait(120) or self.error is not None:
+            raise RuntimeError(f"an utterance failed: {self.error or 'no answer within 120 s'}")
+        return np.concatenate(self.parts)
+
+
+def streamed(codec: Codec, config: DecoderConfig, codes: np.ndarray, size: int) -> np.ndarray:
+    """Pcm [B, n] of codes [B, K, T] that come in chunks of `size`, those of all utterances by turns."""
+    worker, listeners = DecoderWorker(codec, config), [Listener() for _ in codes]
+    starts = range(0, codes.shape[2], size)
+    for index, start in enumerate(starts):
+        chunk = Chunk(index, Segment.AUDIO, is_final=index == len(starts) - 1)
+        for row, listener in enumerate(listeners):
+            worker.push(str(row), chunk, codes[row, :, start : start + size], listener)
+    pcm = np.stack([listener.pcm() for listener in listeners])
+    worker.stop()
+    return pcm
+
+
+def at_once(codec: Codec, codes: np.ndarray) -> np.ndarray:
+    """Pcm [B, n] of codes [B, K, T], each utterance as one window."""
+    batch = len(codes)
+    window = Window(torch.from_numpy(codes), 0, 0, torch.zeros(batch, dtype=torch.int64), codec.initial_state(batch))
+    return codec.decode(window)[0].float().cpu().numpy()
+
+
+def run(setup: Setup) -> Iterator[Mapping[str, Any]]:
+    """A line for each codec, graphs on and off, then for each type, then for each batch size."""
+    names = CODECS[:2] if setup.is_small else CODECS
+    for name in names:
+        yield from _exactness(setup, name)
+    for dtype in ("bfloat16", "float16"):
+        yield from (_narrow(setup, name, dtype) for name in names)
+    yield from _throughput(setup)
+
+
+def _codes(codec: Codec, batch: int, frames: int) -> np.ndarray:
+    spec = codec.spec
+    return np.random.default_rng(0).integers(0, spec.codebook_size, (batch, spec.num_codebooks, frames))
+
+
+def _exactness(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    codec = make_codec(name, setup.device, True)
+    codes = _codes(codec, 3 if setup.is_small else 12, 40 if setup.is_small else 250)
+    whole, reference = at_once(codec, codes), at_once(make_codec(name, "cpu", True), codes)
+    for graphs in (False, True):
+        config = DecoderConfig(device=setup.device, graphs=graphs, max_batch=64)
+        seams = max(float(np.abs(streamed(codec, config, codes, size) - whole).max()) for size in CHUNKS)
+        apart = float(np.abs(whole - reference).max())
+        record = {"what": "exactness", "codec": name, "graphs": graphs, "seams": seams, "from_cpu": apart}
+        yield record | {"ok": seams <= EXACT and apart <= ALIKE}
+
+
+def _narrow(setup: Setup, name: str, dtype: str) -> dict[str, Any]:
+    """The error of a narrow type, relative to the root mean square of the exact samples."""
+    codec = make_codec(name, setup.device, True)
+    codes = _codes(codec, 2, 50)
+    exact, near = (
+        streamed(codec, DecoderConfig(device=setup.device, dtype=each), codes, 25) for each in ("float32", dtype)
+    )
+    error = float(np.sqrt(np.mean((near - exact) ** 2) / np.mean(exact**2)))
+    return {"what": "dtype", "codec": name, "dtype": dtype, "relative_error": error, "ok": bool(np.isfinite(near).all())}
+
+
+def _throughput(setup: Setup) -> Iterator[dict[str, Any]]:
+    """How many real-time streams the decoder follows at each batch size; as wide as published, where it is measured."""
+    names, batches, rounds = (("tiny",), (1, 4), 1) if setup.is_small else (("tiny", "xcodec"), BATCHES, 5)
+    for name in names:
+        codec = make_codec(name, setup.device, setup.is_small)
+        for graphs in (False, True):
+            for batch in batches:
+                config = DecoderConfig(device=setup.device, graphs=graphs, max_batch=batch, max_utterances=1024)
+                figures = measure_batching(codec, config, batch, 25, rounds)
+                yield {"what": "throughput", "codec": name, "graphs": graphs, "max_batch": batch, **figures}
