@@ -38,7 +38,6 @@ from python_backend.streams.chunking import ChunkPolicy
 from python_backend.streams.segment import Segment
 from python_backend.triton_io.flow import FlowTable
 from scripts.bundled import CHECKPOINT
-from scripts.codecs.random_weights import codec_of, write_checkpoint
 from scripts.live_streams import LiveLoad, LiveStreams, ProcessorTime, RealTime
 from scripts.results import append_result
 from scripts.speech_metrics import summarise
@@ -48,6 +47,11 @@ def make_codec(name: str, device: str, is_narrow: bool) -> Codec:
     """The bundled codec, or one with random weights by its name in `codecs.random_weights`."""
     if name == "tiny":
         return load_codec(name, CHECKPOINT, device)
+    from scripts.codecs.random_weights import (
+        codec_of,
+        write_checkpoint,
+    )  # transformers, which the bundled one is without
+
     with tempfile.TemporaryDirectory() as folder:
         return load_codec(codec_of(name), write_checkpoint(name, Path(folder) / "codec", is_narrow).parent, device)
 
