@@ -46,6 +46,7 @@ def eight_streams(name: str, num_text_ids: int) -> Family:
 
 
 EIGHT_STREAMS = eight_streams("eight_streams", NUM_TEXT_IDS)
+LEARNED_PADS = replace(EIGHT_STREAMS, name="learned_pads", layout=replace(EIGHT_STREAMS.layout, pad_is_silent=False))
 # More text ids than one of two tensor-parallel ranks holds.
 WIDE_TEXT = eight_streams("wide_text", 640)
 

@@ -11,7 +11,10 @@ import pytest
 from triton.runtime import interpreter
 from vllm.triton_utils import dispatcher
 
-from python_backend.engine import cpu_kernels
+from python_backend.engine import cpu_kernels, drawing
+from python_backend.engine.backbones import multi_stream
+from python_backend.engine.kernels.draw import draw_on_device
+from python_backend.engine.kernels.embed import embed_on_device
 from python_backend.families.base import Family
 from python_backend.families.prompt import Prompt
 from python_backend.families.tiny import TINY
@@ -20,7 +23,7 @@ from tests.checkpoints import write_checkpoint
 from tests.engine.harness import DEFAULTS, Answer, Engine
 from tests.engine.prompts import make_prompt, make_prompts
 from tests.reference.speech_lm import Reference
-from tests.speech_families import EIGHT_STREAMS
+from tests.speech_families import EIGHT_STREAMS, LEARNED_PADS
 
 pytestmark = pytest.mark.engine
 
@@ -34,7 +37,7 @@ class Checkpoint:
     """A random checkpoint and the reference's replies to what it has been asked."""
 
     def __init__(self, folder: Path, name: str):
-        self.family: Family = FAMILIES[name]
+        self.family: Family = {**FAMILIES, "tests.speech_families:LEARNED_PADS": LEARNED_PADS}[name]
         self.folder = write_checkpoint(folder, self.family, name)
         self._references: dict[int, Reference] = {}
         self._replies: dict[tuple[int, int], list[list[int]]] = {}
@@ -252,7 +255,11 @@ def test_the_unconditional_halves_share_their_context(checkpoint: Checkpoint, ro
 def test_with_interpreted_kernels_the_replies_are_the_same(
     checkpoint: Checkpoint, roomy: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The code path of a GPU: vLLM's Triton kernels, interpreted, in the place of their twins."""
+    """The code path of a GPU: Triton kernels, vLLM's and ours, interpreted, in the place of their twins."""
+    monkeypatch.setattr(
+        drawing, "draw", lambda logits, ids, keys, params, plan: draw_on_device(logits, ids, keys, params)
+    )
+    monkeypatch.setattr(multi_stream, "embed_rows", embed_on_device)
     for name in cpu_kernels.KERNELS:
         module, attribute = name.rsplit(".", 1)
         if attribute.endswith("_kernel"):
@@ -268,3 +275,11 @@ def test_with_interpreted_kernels_the_replies_are_the_same(
     prompts = {name: make_prompt(checkpoint.family, index) for name, index in (("guided", 0), ("unguided", 1))}
     checkpoint.check(prompts, roomy.run(prompts))
     assert {"_prepare_pos_seq_lens_kernel", "_post_update_kernel", "_gather_block_tables_kernel"} <= launched
+    assert {"_draw_kernel", "_embed_kernel"} <= launched
+
+
+def test_pads_that_are_learned_are_read_everywhere(tmp_path: Path) -> None:
+    learned = Checkpoint(tmp_path, "tests.speech_families:LEARNED_PADS")
+    prompts = {f"r{index}": make_prompt(learned.family, index) for index in (0, 1, 2)}
+    with engine(learned, async_scheduling=False) as running:
+        learned.check(prompts, running.run(prompts))

@@ -35,7 +35,7 @@ class Context:
         ids = torch.tensor(rows[self.num_read :])
         self.num_read = len(rows)
         embedded = self.model.model.embed_tokens(ids)  # [n, S, H]
-        silent = ids == self.family.layout.pad_id
+        silent = (ids == self.family.layout.pad_id) & self.family.layout.pad_is_silent
         silent[:, 0] = False
         embedded = embedded.masked_fill(silent[..., None], 0.0).sum(1)
         hidden = self.model.model(inputs_embeds=embedded[None], past_key_values=self.cache, use_cache=True)

@@ -9,6 +9,7 @@ from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.sequence import IntermediateTensors
 
 from python_backend.engine.family import family_of
+from python_backend.engine.kernels.embed import embed_rows
 
 if TYPE_CHECKING:  # the mixin goes over any of vLLM's decoders; a type checker reads it over one of them
     from vllm.model_executor.models.llama import LlamaForCausalLM as Decoder
@@ -51,21 +52,20 @@ class MultiStreamMixin(Decoder):
         )
 
     def embed_rows(self, input_ids: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """The sum of all streams' embeddings [N, H]; pad contributes nothing, except on stream 0."""
-        table = self.model.embed_tokens
+        """The sum of all streams' embeddings [N, H]; a silent pad contributes nothing, except on stream 0."""
+        table, layout = self.model.embed_tokens, self.family.layout
+        ids = torch.cat([input_ids[:, None].to(codes.dtype), codes], 1)
         if table.tp_size > 1:
-            return tensor_model_parallel_all_reduce(self._embed_own(input_ids, codes))
-        return self.model.embed_input_ids(input_ids) + F.embedding_bag(
-            codes, table.get_parameter("weight"), mode="sum", padding_idx=self.family.layout.pad_id
-        )
+            return tensor_model_parallel_all_reduce(self._embed_own(ids))
+        return embed_rows(table.get_parameter("weight"), ids, layout.pad_id, layout.pad_is_silent)
 
-    def _embed_own(self, input_ids: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    def _embed_own(self, ids: torch.Tensor) -> torch.Tensor:
         """What this rank's part of the vocabulary adds to the rows [N, H]: one all-reduce then serves all streams."""
         table = self.model.embed_tokens
         start, stop = table.shard_indices.org_vocab_start_index, table.shard_indices.org_vocab_end_index
-        ids = torch.cat([input_ids[:, None].to(codes.dtype), codes], 1)
         is_own = (ids >= start) & (ids < stop)
-        is_own[:, 1:] &= codes != self.family.layout.pad_id
+        if self.family.layout.pad_is_silent:
+            is_own[:, 1:] &= ids[:, 1:] != self.family.layout.pad_id
         weight = table.get_parameter("weight")
         own_ids = torch.where(is_own, ids - start, 0)
         return F.embedding_bag(own_ids, weight, mode="sum", per_sample_weights=is_own.to(weight.dtype))
