@@ -27,7 +27,7 @@ from scripts.stepped_engine import SteppedEngine  # noqa: E402
 
 def stock_engine(folder: Path, setup: Setup) -> SteppedEngine:
     """Stock vLLM on the backbone that `throughput` ran on."""
-    args = engine_args(setup)
+    args = engine_args(setup, was_compiled(setup))
     wants_async = args.pop("async_scheduling")
     overrides = {"architectures": [ARCHITECTURE]}
     model = str(write_config(folder, shape(setup)))
@@ -38,13 +38,23 @@ def stock_engine(folder: Path, setup: Setup) -> SteppedEngine:
     return SteppedEngine(built)
 
 
-def guided_steps(setup: Setup) -> dict[int, float]:
-    """Milliseconds of a guided step by number of requests; LookupError where `throughput` has left none."""
+def measured(setup: Setup, part: str) -> list[dict[str, Any]]:
+    """The lines that `throughput` has left of one part; LookupError where there are none."""
     path = setup.lines("throughput")
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    audio = [line for line in lines if line["part"] == "cfg_retention" and line["reply"] == "audio"]
-    if not audio:
-        raise LookupError(f"{path}: no guided step to compare with; run the section throughput first")
+    if not any(line["part"] == part for line in lines):
+        raise LookupError(f"{path}: nothing of {part} to compare with; run the section throughput first")
+    return [line for line in lines if line["part"] == part]
+
+
+def was_compiled(setup: Setup) -> bool:
+    """Whether our engine ran with torch.compile: stock vLLM then does too, and only then."""
+    return measured(setup, "start")[-1]["is_compiled"]
+
+
+def guided_steps(setup: Setup) -> dict[int, float]:
+    """Milliseconds of a guided step by number of requests."""
+    audio = [line for line in measured(setup, "cfg_retention") if line["reply"] == "audio"]
     return {line["requests"]: line["step_ms_guided"] for line in audio}
 
 

@@ -64,7 +64,7 @@ def write_config(folder: Path, chosen: Shape) -> Path:
     return folder
 
 
-def engine_args(setup: Setup) -> dict[str, Any]:
+def engine_args(setup: Setup, with_compiler: bool = True) -> dict[str, Any]:
     """vLLM's arguments: all pairs at once, graphs for every number of rows that a run has."""
     chosen = shape(setup)
     rows = sorted({factor * number for number in chosen.requests for factor in (1, 2)})
@@ -79,5 +79,8 @@ def engine_args(setup: Setup) -> dict[str, Any]:
     }
     if setup.is_small:
         return {**args, "enforce_eager": True, "kv_cache_memory_bytes": 64 << 20}
-    compilation = {"cudagraph_mode": "FULL_AND_PIECEWISE", "cudagraph_capture_sizes": sorted({*rows, 16, 48, 96})}
+    modes = {"mode": 3, "cudagraph_mode": "FULL_AND_PIECEWISE"}
+    if not with_compiler:
+        modes = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+    compilation = {**modes, "cudagraph_capture_sizes": sorted({*rows, 16, 48, 96})}
     return {**args, "gpu_memory_utilization": 0.85, "compilation_config": compilation}

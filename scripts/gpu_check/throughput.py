@@ -4,6 +4,7 @@ import itertools
 import statistics
 import tempfile
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -42,9 +43,10 @@ class Run:
 class Arm:
     """Replies of forced length, all started together."""
 
-    def __init__(self, folder: Path, setup: Setup):
+    def __init__(self, folder: Path, setup: Setup, with_compiler: bool = True):
         self._shape, self._family = shape(setup), LAYOUTS[LAYOUT][1]
-        self.engine = SteppedEngine(vllm_config(EngineConfig(write_config(folder, self._shape), engine_args(setup))))
+        args = engine_args(setup, with_compiler)
+        self.engine = SteppedEngine(vllm_config(EngineConfig(write_config(folder, self._shape), args)))
         self._rules = self.engine.scheduler.replies.rules
         self._random = np.random.default_rng(0)
         self._seeds = itertools.count()
@@ -89,13 +91,25 @@ def run(setup: Setup) -> Iterator[dict[str, Any]]:
     """A line for each kind of reply and number of requests, then one for the parts of a step."""
     chosen = shape(setup)
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        arm = Arm(Path(folder), setup)
-        yield {"part": "start", "start_s": round(time.perf_counter() - start, 1), "shape": repr(chosen)}
+        arm, start = start_arm(Path(folder), setup)
+        yield {"part": "start", "shape": repr(chosen), **start}
         for kind, number in itertools.product(TASKS, chosen.requests):
             yield {"part": "cfg_retention", "reply": kind, "requests": number, **retention(arm, kind, number, chosen)}
         for number in (chosen.requests[-1], chosen.requests[len(chosen.requests) // 2]):
             yield {"part": "step", "requests": number, "guidance_scale": SCALE, **parts(arm, number, setup)}
+
+
+def start_arm(folder: Path, setup: Setup) -> tuple[Arm, dict[str, Any]]:
+    """The engine, without torch.compile where it does not start with it; how long it took, and what went wrong."""
+    start, failure = time.perf_counter(), {}
+    try:
+        arm = Arm(folder, setup)
+    except Exception as error:
+        traceback.print_exc()
+        failure = {"error": f"{type(error).__name__}: {error}"[:500], "ok": False}
+    if failure:
+        arm = Arm(folder, setup, with_compiler=False)
+    return arm, {"start_s": round(time.perf_counter() - start, 1), "is_compiled": not failure, **failure}
 
 
 def retention(arm: Arm, kind: str, number: int, chosen: Shape) -> dict[str, Any]:
