@@ -16,7 +16,7 @@ from torch import nn
 from vllm.distributed import tensor_model_parallel_all_gather, tensor_model_parallel_all_reduce
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
-from python_backend.engine.cpu_kernels.products import product
+from python_backend.engine.cpu_kernels.products import Product
 from python_backend.engine.rules import SegmentRules
 
 
@@ -38,9 +38,9 @@ class StreamHeads:
         self.first_ids = torch.cat([ids[first.start : first.stop], ids[family.end_of_audio : family.end_of_audio + 1]])
         self.codes = torch.stack([ids[s.start : s.stop] for s in others])
         self._is_text_cut = weight.is_cut and rules.num_text_ids > weight.size
-        self._text = product(weight.own if self._is_text_cut else weight.span(range(rules.num_text_ids)))
-        self._first = product(weight.take(self.first_ids))
-        self._codes = product(weight.spans(others))
+        self._text = Product(weight.own if self._is_text_cut else weight.span(range(rules.num_text_ids)))
+        self._first = Product(weight.take(self.first_ids))
+        self._codes = Product(weight.spans(others))
 
     def text(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of stream 0 in a text segment: [N, H] -> [N, V] float32."""

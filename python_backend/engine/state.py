@@ -66,10 +66,10 @@ class SpeechModelState(DefaultModelState):
         self.tables = SlotTables(self.max_num_reqs, self.rules, device)
         self.planner = BatchPlanner(self.tables, self.arrays)
         self.whereabouts = whereabouts_of(self.tables, self.arrays, vllm_config.max_concurrent_batches)
-        num_codes = self.rules.family.layout.num_input_streams - 1
-        # Addresses stay the same from step to step, as a CUDA graph wants it: a full graph reads the codes, a piecewise
+        num_streams = self.rules.family.layout.num_input_streams
+        # Addresses stay the same from step to step, as a CUDA graph wants it: a full graph reads the ids, a piecewise
         # one their embedded rows, which the model computes before its first piece (64 MB for 8192 rows of 4096 bf16).
-        self._batch_codes = torch.zeros(self.max_num_tokens, num_codes, dtype=torch.int32, device=device)
+        self._batch_rows = torch.zeros(self.max_num_tokens, num_streams, dtype=torch.int32, device=device)
         assert isinstance(self.dtype, torch.dtype)
         self._batch_embeds = torch.zeros(self.max_num_tokens, self.inputs_embeds_size, dtype=self.dtype, device=device)
         self._speaks = np.array([Segment.AUDIO in task.segments for task in self.rules.family.tasks])
@@ -122,17 +122,18 @@ class SpeechModelState(DefaultModelState):
         self.tables.apply_staged(self.arrays)
 
     def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, Any]:
-        """Beside stream 0 the model reads the codes at each row's position: one gather for prefill and decode."""
+        """The ids of all streams of the batch's rows: one gather of codes by position, for prefill and decode alike."""
         inputs = super().prepare_inputs(input_batch, req_states)
-        num_rows = input_batch.num_tokens
-        slots = input_batch.idx_mapping
+        of, num_rows = self.arrays.of, input_batch.num_tokens
+        slots = of(input_batch.idx_mapping)
         if num_rows != input_batch.num_reqs:
-            repeated = np.repeat(input_batch.idx_mapping_np, input_batch.num_scheduled_tokens)
-            slots = self.arrays.tensor(self.arrays.upload(repeated))
-        codes = self._batch_codes[: input_batch.num_tokens_after_padding]
-        codes[:num_rows] = self.tables.codes[slots, input_batch.positions[:num_rows]]
-        codes[num_rows:] = self.rules.family.layout.pad_id
-        return {**inputs, "codes": codes, "inputs_embeds": self._batch_embeds[: len(codes)]}
+            slots = self.arrays.upload(np.repeat(input_batch.idx_mapping_np, input_batch.num_scheduled_tokens))
+        batch_rows = self._batch_rows[: input_batch.num_tokens_after_padding]
+        rows = of(batch_rows)
+        rows[:num_rows, 0] = of(input_batch.input_ids)[:num_rows]
+        rows[:num_rows, 1:] = of(self.tables.codes)[slots, of(input_batch.positions)[:num_rows]]
+        rows[num_rows:] = self.rules.family.layout.pad_id
+        return {**inputs, "rows": batch_rows, "inputs_embeds": self._batch_embeds[: len(rows)]}
 
     def plan(self, batch: InputBatch) -> tuple[BatchPlan, PlanArrays]:
         """Which rows of `batch` draw what; a chunk of a prompt that others follow draws nothing."""
@@ -151,7 +152,7 @@ class SpeechModelState(DefaultModelState):
         """The shapes of `prepare_inputs`, for profiling and graph capture."""
         inputs = super().prepare_dummy_inputs(num_reqs, num_tokens)
         embeds = self._batch_embeds[:num_tokens]
-        return {**inputs, "codes": self._batch_codes[:num_tokens], "inputs_embeds": embeds}
+        return {**inputs, "rows": self._batch_rows[:num_tokens], "inputs_embeds": embeds}
 
     def custom_sampler(self, sampler: Sampler) -> tuple[SpeechSampler, None]:
         """vLLM's hook for a sampler of one's own; there is no speculative decoding."""

@@ -101,7 +101,7 @@ def test_two_ranks_draw_the_codes_of_one_and_agree_on_every_slot(
 
 
 def text_rows(worker: Any) -> int:
-    return len(worker.worker.model_runner.sampler._draw._heads._text)
+    return worker.worker.model_runner.sampler._draw._heads._text.num_columns
 
 
 def test_the_text_head_is_cut_where_it_is_larger_than_a_shard(

@@ -45,7 +45,7 @@ def test_the_embedded_rows_and_the_codes_lie_where_a_graph_reads_them(engine: En
     seen: set[tuple[int, int]] = set()
 
     def note(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-        seen.add((kwargs["codes"].data_ptr(), kwargs["inputs_embeds"].data_ptr()))
+        seen.add((kwargs["rows"].data_ptr(), kwargs["inputs_embeds"].data_ptr()))
 
     inner: set[int] = set()
     hooks = [
@@ -56,9 +56,9 @@ def test_the_embedded_rows_and_the_codes_lie_where_a_graph_reads_them(engine: En
     for hook in hooks:
         hook.remove()
     dummy = state.prepare_dummy_inputs(2, 8)
-    assert seen == {(dummy["codes"].data_ptr(), dummy["inputs_embeds"].data_ptr())}
+    assert seen == {(dummy["rows"].data_ptr(), dummy["inputs_embeds"].data_ptr())}
     assert inner == {dummy["inputs_embeds"].data_ptr()}
-    assert dummy["codes"].shape[0] == dummy["inputs_embeds"].shape[0] == 8
+    assert dummy["rows"].shape[0] == dummy["inputs_embeds"].shape[0] == 8
 
 
 def test_a_request_that_came_past_us_is_refused() -> None:

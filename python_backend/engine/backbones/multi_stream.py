@@ -37,37 +37,35 @@ class MultiStreamMixin(Decoder):
         positions: torch.Tensor,
         intermediate_tensors: IntermediateTensors | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        codes: torch.Tensor | None = None,
+        rows: torch.Tensor | None = None,
     ) -> Any:
-        """Hidden states [N, H] of rows with `input_ids` [N] on stream 0 and `codes` [N, S - 1] on the others.
+        """Hidden states [N, H] of `rows` [N, S], the ids of all input streams, stream 0 first.
 
         `inputs_embeds` [N, H] is where the embedded rows go: a piece of a CUDA graph reads them at a fixed address.
         """
-        if codes is not None:
-            assert input_ids is not None
+        if rows is not None:
             assert inputs_embeds is not None
-            inputs_embeds.copy_(self.embed_rows(input_ids, codes))
+            inputs_embeds.copy_(self.embed_rows(rows))
         return self.model(
             None if inputs_embeds is not None else input_ids, positions, intermediate_tensors, inputs_embeds
         )
 
-    def embed_rows(self, input_ids: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """The sum of all streams' embeddings [N, H]; a silent pad contributes nothing, except on stream 0."""
+    def embed_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """The sum of all streams' embeddings, [N, S] -> [N, H]; a silent pad counts on stream 0 only."""
         table, layout = self.model.embed_tokens, self.family.layout
-        ids = torch.cat([input_ids[:, None].to(codes.dtype), codes], 1)
         if table.tp_size > 1:
-            return tensor_model_parallel_all_reduce(self._embed_own(ids))
-        return embed_rows(table.get_parameter("weight"), ids, layout.pad_id, layout.pad_is_silent)
+            return tensor_model_parallel_all_reduce(self._embed_own(rows))
+        return embed_rows(table.get_parameter("weight"), rows, layout.pad_id, layout.pad_is_silent)
 
-    def _embed_own(self, ids: torch.Tensor) -> torch.Tensor:
+    def _embed_own(self, rows: torch.Tensor) -> torch.Tensor:
         """What this rank's part of the vocabulary adds to the rows [N, H]: one all-reduce then serves all streams."""
-        table = self.model.embed_tokens
+        table, layout = self.model.embed_tokens, self.family.layout
         start, stop = table.shard_indices.org_vocab_start_index, table.shard_indices.org_vocab_end_index
-        is_own = (ids >= start) & (ids < stop)
-        if self.family.layout.pad_is_silent:
-            is_own[:, 1:] &= ids[:, 1:] != self.family.layout.pad_id
+        is_own = (rows >= start) & (rows < stop)
+        if layout.pad_is_silent:
+            is_own[:, 1:] &= rows[:, 1:] != layout.pad_id
         weight = table.get_parameter("weight")
-        own_ids = torch.where(is_own, ids - start, 0)
+        own_ids = torch.where(is_own, rows - start, 0)
         return F.embedding_bag(own_ids, weight, mode="sum", per_sample_weights=is_own.to(weight.dtype))
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from python_backend.engine.cpu_kernels.products import product
+from python_backend.engine.cpu_kernels.products import Product
 
 
 @pytest.mark.parametrize("num_rows", [1, 7, 32])
@@ -11,12 +11,12 @@ def test_a_product_is_that_of_a_linear_layer(num_rows: int, dtype: torch.dtype) 
     table = torch.randn(300, 64, generator=generator).to(dtype)
     weight, x = table[40:250], torch.randn(num_rows, 64, generator=generator).to(dtype)
     expected = x.double() @ weight.double().T
-    assert torch.allclose(product(weight)(x).double(), expected, atol=1e-4 if dtype is torch.float32 else 0.2)
+    assert torch.allclose(Product(weight)(x).double(), expected, atol=1e-4 if dtype is torch.float32 else 0.2)
 
 
 def test_a_row_s_product_does_not_depend_on_its_neighbours() -> None:
     weight, x = torch.randn(1792, 256), torch.randn(32, 256)
-    multiply = product(weight)
+    multiply = Product(weight)
     whole = multiply(x)
     for num_rows in (1, 2, 5, 16, 31):
         assert torch.equal(multiply(x[:num_rows]), whole[:num_rows])
