@@ -53,3 +53,6 @@ WIDE_TEXT = eight_streams("wide_text", 640)
 # The bundled family, but its text can only be blanks: the script stays empty.
 _TTS = TINY.task("tts")
 SPEECHLESS = replace(TINY, name="speechless", tasks=(replace(_TTS, text=(SPACE,)),))
+
+# For prompts and replies of thousands of rows.
+LONG = replace(EIGHT_STREAMS, name="long", max_model_len=8448)

@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from tests.engine.histories import FAMILIES, History, histories
+from tests.engine.histories import FAMILIES, Client, History, Limits, histories
 from tests.engine.histories_run import Stage
 
 pytestmark = pytest.mark.engine
@@ -16,6 +17,14 @@ COMMON = settings(deadline=None, suppress_health_check=list(HealthCheck), print_
 settings.register_profile("histories", COMMON, max_examples=130, derandomize=True, database=None)
 settings.register_profile("nightly", COMMON, max_examples=1300, phases=[Phase.explicit, Phase.generate, Phase.shrink])
 PROFILE = settings.get_profile(os.environ.get("HISTORIES", "histories"))
+
+# Failures that random histories have found, made short.
+FOUND = {
+    "the half of a younger pair was put before that of an older one": History(
+        Limits(budget=20), (Client(prompt=6), Client(prompt=30), Client(prompt=44))
+    ),
+    "a single reply that outgrows the cache was queued for ever": History(Limits(num_blocks=4), (Client(prompt=43),)),
+}
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES), ids=["eight_streams", "tiny"])
@@ -36,7 +45,13 @@ def test_every_reply_of_a_random_history_is_the_reference_s(stage: Stage, is_asy
 
     play()
     seen = stage.seen
-    print(dict(seen))
     for what in ("left", "merged", "guided", "preempted", "preempted pairs", "refused"):
         assert seen[what] > 0, f"no history had any {what}: {seen}"
     assert seen["near ties"] <= 0.02 * seen["replies"], seen
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("found", list(FOUND))
+def test_what_a_history_found_stays_mended(stage: Stage, found: str, is_async: bool) -> None:
+    history = FOUND[found]
+    stage.play(replace(history, limits=replace(history.limits, is_async=is_async, is_caching=False)))

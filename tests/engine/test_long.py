@@ -1,0 +1,89 @@
+"""Long prompts and long replies: right, and no dearer per step at their end than at their beginning."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from python_backend.families.prompt import Prompt
+from tests.checkpoints import write_checkpoint
+from tests.engine.harness import Engine
+from tests.engine.prompts import make_prompt
+from tests.reference.speech_lm import Reference
+from tests.speech_families import LONG
+
+pytestmark = pytest.mark.engine
+PROMPT_ROWS = 8000
+ENGINE_ARGS = {"max_model_len": LONG.max_model_len, "max_num_batched_tokens": 1024, "kv_cache_memory_bytes": 64 << 20}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    return write_checkpoint(folder, LONG, "tests.speech_families:LONG", hidden=64, layers=2)
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Iterator[Engine]:
+    running = Engine(folder, async_scheduling=True, **ENGINE_ARGS)
+    yield running
+    assert running.is_clean()
+    running.shutdown()
+
+
+def long_prompt(index: int, task: str, guidance_scale: float) -> Prompt:
+    """A prompt of `PROMPT_ROWS` rows, with codes where its task listens."""
+    prompt = make_prompt(LONG, index, task, guidance_scale=guidance_scale)
+    rows = np.resize(prompt.rows, (PROMPT_ROWS, prompt.rows.shape[1]))
+    rows[:, 0] = np.random.default_rng(index).integers(16, 47, PROMPT_ROWS)
+    return replace(prompt, rows=rows)
+
+
+@pytest.mark.parametrize(
+    ("index", "task", "scale"), [(3, "chat", 2.0), (4, "speak", 2.0), (5, "chat", 1.0), (6, "listen", 1.0)]
+)
+def test_a_prompt_of_eight_thousand_rows_is_answered_as_by_the_reference(
+    folder: Path, engine: Engine, index: int, task: str, scale: float
+) -> None:
+    prompt = long_prompt(index, task, scale)
+    rows, lead = Reference(folder, LONG, LONG.max_model_len).reply(prompt)
+    assert lead > 1e-4, "the reference itself was nearly undecided: choose another seed"
+    first = engine.num_steps
+    answer = engine.run({"one": prompt})["one"]
+    assert answer.rows == [row[: LONG.layout.num_output_streams] for row in rows]
+    assert engine.num_steps - first >= PROMPT_ROWS // 1024 + len(rows), "it was not read in chunks"
+
+
+class Calls:
+    """Python and C calls made so far; what a step costs, whatever else this machine does."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __call__(self, frame: object, event: str, arg: object) -> None:
+        self.number += event in ("call", "c_call")
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_a_long_reply_costs_no_more_calls_per_step_at_its_end(engine: Engine, scale: float) -> None:
+    prompt = make_prompt(LONG, 3, "speak", guidance_scale=scale)
+    audio = replace(prompt.sampling.audio, min_rows=2500, max_rows=2500)
+    prompt = replace(prompt, sampling=replace(prompt.sampling, audio=audio))
+    calls, counts = Calls(), list[int]()
+
+    def note(running: Engine) -> None:
+        counts.append(calls.number)
+        in_span = 300 <= len(counts) < 556 or 2200 <= len(counts) < 2456
+        sys.setprofile(calls if in_span else None)
+
+    try:
+        answer = engine.run({"one": prompt}, after_step=note)["one"]
+    finally:
+        sys.setprofile(None)
+    assert answer.trailer.num_guided_frames == (2500 if scale != 1.0 else 0)
+    first, last = counts[556] - counts[300], counts[2456] - counts[2200]
+    assert first > 0
+    assert abs(last - first) < 0.02 * first, "a step does more the longer the reply"

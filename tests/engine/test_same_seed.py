@@ -1,0 +1,102 @@
+"""A seed says everything: the same codes on every stream alone, in a batch, preempted, restarted, in step or ahead."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from python_backend.families.base import Family
+from python_backend.families.prompt import Prompt
+from tests.checkpoints import write_checkpoint
+from tests.engine.harness import Engine
+from tests.engine.histories import FAMILIES
+from tests.engine.prompts import make_prompt
+
+pytestmark = pytest.mark.engine
+MAX_MODEL_LEN = 160
+TIGHT = {"max_num_seqs": 4, "max_num_batched_tokens": 48, "num_gpu_blocks_override": 9}
+Rows = list[list[int]]
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES), ids=["eight_streams", "tiny"])
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def folder(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"), FAMILIES[name], name, hidden=64, layers=2)
+
+
+@pytest.fixture(scope="module")
+def prompts(name: str) -> dict[str, Prompt]:
+    """Drawn, not greedy, most of them guided."""
+    family: Family = FAMILIES[name]
+    made = {}
+    for index in range(8):
+        prompt = make_prompt(family, index, family.tasks[0].name, guidance_scale=(2.5, 2.5, 1.0)[index % 3])
+        sampling = prompt.sampling
+        text, audio = (
+            replace(sampling.text, temperature=0.9),
+            replace(sampling.audio, temperature=0.9, min_rows=30, max_rows=40),
+        )
+        sampling = replace(sampling, text=text, audio=audio, script_temperature=0.9)
+        made[f"r{index}"] = replace(prompt, rows=prompt.rows[:33], sampling=sampling)
+    return made
+
+
+@contextmanager
+def started(folder: Path, **engine_args: object) -> Iterator[Engine]:
+    engine = Engine(folder, max_model_len=MAX_MODEL_LEN, **engine_args)
+    try:
+        yield engine
+    finally:
+        engine.shutdown()
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path, prompts: dict[str, Prompt]) -> dict[str, Rows]:
+    with started(folder) as engine:
+        return {name: engine.run({name: prompt})[name].rows for name, prompt in prompts.items()}
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_batch_draws_what_each_draws_alone(
+    folder: Path, prompts: dict[str, Prompt], alone: dict[str, Rows], is_async: bool
+) -> None:
+    with started(folder, async_scheduling=is_async) as engine:
+        answers = engine.run(prompts)
+    assert {name: answer.rows for name, answer in answers.items()} == alone
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_who_is_preempted_draws_what_it_draws_alone(
+    folder: Path, prompts: dict[str, Prompt], alone: dict[str, Rows], is_async: bool
+) -> None:
+    with started(folder, async_scheduling=is_async, **TIGHT) as engine:
+        answers = engine.run(prompts)
+    preempted = {name for name, answer in answers.items() if answer.trailer.num_preemptions}
+    assert any(prompts[name].sampling.guidance_scale != 1.0 for name in preempted)
+    assert {name: answer.rows for name, answer in answers.items()} == alone
+
+
+def test_an_engine_that_has_been_started_again_draws_the_same(
+    folder: Path, prompts: dict[str, Prompt], alone: dict[str, Rows]
+) -> None:
+    with started(folder) as engine:
+        again = {name: engine.run({name: prompt})[name].rows for name, prompt in reversed(prompts.items())}
+    assert again == alone
+
+
+def test_another_seed_draws_other_codes_on_every_stream(
+    folder: Path, prompts: dict[str, Prompt], alone: dict[str, Rows], name: str
+) -> None:
+    layout = FAMILIES[name].layout
+    prompt = prompts["r0"]
+    other = replace(prompt, sampling=replace(prompt.sampling, seed=prompt.sampling.seed + 1))
+    with started(folder) as engine:
+        rows = engine.run({"r0": other})["r0"].rows
+    for stream in layout.codebook_streams:
+        assert [row[stream] for row in rows] != [row[stream] for row in alone["r0"]], stream
