@@ -6,6 +6,7 @@ Narrow, with few channels, for tests and for errors, which depend on the strides
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -22,6 +23,8 @@ from transformers import (
 
 from python_backend.codec.higgs import HiggsModel
 from python_backend.codec.xcodec import ENCODING, TRAINING
+
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def hubert_config(is_narrow: bool) -> HubertConfig:
@@ -50,10 +53,14 @@ def acoustic_config(ratios: list[int], is_narrow: bool) -> DacConfig:
     return DacConfig.from_dict(record)
 
 
-def xcodec(is_narrow: bool) -> XcodecModel:
-    """8 codebooks at 16 kHz."""
-    acoustic = acoustic_config([8, 5, 4, 2], is_narrow)
-    config = XcodecConfig(acoustic_model_config=acoustic, semantic_model_config=hubert_config(is_narrow))
+def xcodec(is_narrow: bool, codebook_size: int = 1024) -> XcodecModel:
+    """8 codebooks at 16 kHz and 50 Hz."""
+    config = XcodecConfig(
+        acoustic_model_config=acoustic_config([8, 5, 4, 2], is_narrow),
+        semantic_model_config=hubert_config(is_narrow),
+        codebook_size=codebook_size,
+        target_bandwidths=[0.4 * math.ceil(math.log2(codebook_size))],
+    )
     return XcodecModel(config)
 
 
@@ -99,8 +106,12 @@ def make_model(name: str, is_narrow: bool = True, seed: int = 0) -> PreTrainedMo
 
     transformers' own initialisation dies away on the way to the waveform.
     """
+    return randomize(MODELS[name](is_narrow), seed)
+
+
+def randomize(model: Model, seed: int) -> Model:
+    """The model with weights of `make_model`."""
     torch.manual_seed(seed)
-    model = MODELS[name](is_narrow)
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight)

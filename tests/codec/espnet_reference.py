@@ -34,7 +34,7 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def published_tensors(seed: int = 0) -> dict[str, Tensor]:
+def published_tensors(seed: int = 0, codebooks: int = CODEBOOKS, size: int = SIZE) -> dict[str, Tensor]:
     """Random tensors with the names and shapes of an ESPnet checkpoint, and loud enough to be told apart."""
     torch.manual_seed(seed)
     tensors: dict[str, Tensor] = {"codec.discriminator.unused": torch.zeros(1)}
@@ -78,11 +78,11 @@ def published_tensors(seed: int = 0) -> dict[str, Tensor]:
         number += 2 + BLOCKS
     lstm(f"encoder.model.{number}", width)
     convolution(f"encoder.model.{number + 2}", "conv", (LATENT, width, 7))
-    for codebook in range(CODEBOOKS):
+    for codebook in range(codebooks):
         stem = f"codec.generator.quantizer.vq.layers.{codebook}._codebook"
-        table = torch.randn(SIZE, LATENT) / (codebook + 1)
+        table = torch.randn(size, LATENT) / (codebook + 1)
         tensors |= {f"{stem}.embed": table, f"{stem}.embed_avg": table, f"{stem}.inited": torch.ones(1)}
-        tensors[f"{stem}.cluster_size"] = torch.ones(SIZE)
+        tensors[f"{stem}.cluster_size"] = torch.ones(size)
     return tensors
 
 

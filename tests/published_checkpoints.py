@@ -1,0 +1,52 @@
+"""Small releases of the published families, in the exact layout of the large ones, and what the converter makes."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+from python_backend.families.bagpiper import BagpiperVocabulary
+from python_backend.families.opuslm import OpusVocabulary
+from scripts import random_published
+from scripts.random_published import Published
+from tests.codec import espnet_reference
+from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM
+
+FAMILIES = ("bagpiper", "opuslm", "opuslm-dialogue")
+
+
+def write_bagpiper(
+    folder: Path, vocabulary: BagpiperVocabulary = SMALL_BAGPIPER, seed: int = 0, dtype: str = "float32"
+) -> Published:
+    """Bagpiper's release, its codec beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return random_published.write_bagpiper(folder, vocabulary, seed, dtype)
+
+
+def write_opuslm(
+    folder: Path,
+    vocabulary: OpusVocabulary = SMALL_OPUSLM,
+    backbone: str = "olmo2",
+    is_dialogue: bool = False,
+    seed: int = 0,
+) -> Published:
+    """OpusLM's release, with ESPnet's codec of as many codes beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    published = random_published.write_opuslm(folder, vocabulary, backbone, is_dialogue, seed)
+    codec = folder / "codec"
+    codec.mkdir(exist_ok=True)
+    codebooks, size = 8, vocabulary.codebook_size
+    conf = espnet_reference.CONFIG["codec_conf"]
+    numbers = {"quantizer_n_q": codebooks, "quantizer_bins": size}
+    numbers["quantizer_target_bandwidth"] = [math.log2(size) * 50 * codebooks / 1000 + 0.01]
+    config = {"codec": "dac", "codec_conf": {**conf, "generator_params": conf["generator_params"] | numbers}}
+    espnet_reference.publish(codec, espnet_reference.published_tensors(seed, codebooks, size), config)
+    return replace(published, codec=codec)
+
+
+def write_release(family: str, folder: Path, seed: int = 0) -> Published:
+    """One of FAMILIES; the dialogue model goes over Llama, as the published one does, OpusLM over OLMo 2."""
+    if family == "bagpiper":
+        return write_bagpiper(folder, seed=seed)
+    if family == "opuslm":
+        return write_opuslm(folder, seed=seed)
+    return write_opuslm(folder, backbone="llama", is_dialogue=True, seed=seed)
