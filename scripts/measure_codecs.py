@@ -4,8 +4,8 @@
     python -m scripts.measure_codecs xcodec --wide            # one, as wide as published: its speed
     python -m scripts.measure_codecs dac --checkpoint <dir>   # one with its real weights: its errors
 
-Prints two markdown tables, and one line of JSON last. Errors with random weights are of the order of, and no more
-than, what a trained codec shows: there, far frames count for less.
+Prints two markdown tables, and one line of JSON last. Contexts and exactness depend on strides and kernels alone; what
+less context costs depends on the weights, so that a trained codec's errors may differ from those with random ones.
 """
 
 import argparse
