@@ -75,7 +75,7 @@ class Stream:
         return Response(
             at - self._asked,
             None if event is None else json.loads(event[0]),
-            result.as_numpy("pcm"),
+            result.as_numpy("pcm16") if result.as_numpy("pcm") is None else result.as_numpy("pcm"),
             parameters["triton_final_response"].bool_param,
         )
 
