@@ -40,7 +40,7 @@ from python_backend.triton_io.flow import FlowTable
 from scripts.bundled import CHECKPOINT
 from scripts.live_streams import LiveLoad, LiveStreams, ProcessorTime, RealTime
 from scripts.results import append_result
-from scripts.speech_metrics import summarise
+from scripts.speech_metrics import percentiles, summarise, underrun_s
 
 
 def make_codec(name: str, device: str, is_narrow: bool) -> Codec:
@@ -167,6 +167,7 @@ def measure_live(live: LiveStreams, load: LiveLoad, policy: ChunkPolicy) -> dict
         "frames_per_s": load.frames_per_s,
         **asdict(policy),
         "failed": len(failed),
+        **percentiles("underrun_after_playout", [max(0.0, underrun_s(trace) - policy.playout_s) for trace in traces]),
         "chunk_frames_mean": round(statistics.mean(sizes), 2),
         "cpu_share": round((time.process_time() - cpu_s) / wall_s, 3),
         **summarise(traces, wall_s),
@@ -222,6 +223,7 @@ def main(arguments: argparse.Namespace) -> None:
     stage = (RealTime if arguments.clock == "wall" else ProcessorTime)(codec, config)
     with tempfile.TemporaryDirectory() as folder:
         table = FlowTable.create(0, directory=Path(folder))
+        table.clock = stage.now
         live = LiveStreams(stage, spec, random_codes(codec, 1000), table)
         live.run(LiveLoad(2, 2.0, 2 * spec.frame_rate), policy)  # warms up
         for streams in arguments.live:

@@ -4,7 +4,7 @@ In an ensemble only the last step ever learns that a client went away, and nothi
 far a later one has come. So the language model makes a table and claims a slot per utterance; the decoder opens
 the table by the name that travels with every chunk, counts what it has answered, and says when all is over, and why.
 
-    header   "STRETTO3" | latency | pace of the decoder, in microseconds: see `streams.chunking.DecoderLoad`
+    header   "STRETTO4" | latency | when that was | pace of the decoder, in us (`streams.chunking.DecoderLoad`)
     slot     generation | answered | outcome | length of the reason      4 x int64, aligned: each store is atomic
              reason, UTF-8
 """
@@ -14,6 +14,7 @@ import mmap
 import os
 import secrets
 import threading
+import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,11 +26,11 @@ from python_backend.streams.chunking import DecoderLoad
 
 DIRECTORY = Path("/dev/shm")
 PREFIX = "stretto_flow_"
-MAGIC = b"STRETTO3"
+MAGIC = b"STRETTO4"
 WORDS = 64  # per slot, and of the header
 HEAD_WORDS = 4
 MAX_REASON_BYTES = (WORDS - HEAD_WORDS) * 8
-LATENCY_MEMORY = 32  # chunks
+LATENCY_HALF_LIFE_S = 1.0
 
 
 class DecoderFailed(StrettoError):
@@ -67,6 +68,7 @@ class FlowTable:
         self._counting = threading.Lock()
         self._free = deque(range(1, len(self._words) // WORDS))
         self._generation = 0
+        self.clock = time.monotonic  # the same in all processes of a host
 
     @classmethod
     def create(cls, server_pid: int, num_slots: int = 1024, directory: Path = DIRECTORY) -> "FlowTable":
@@ -131,16 +133,21 @@ class FlowTable:
     @property
     def load(self) -> DecoderLoad:
         """What the decoder has measured of late; nothing before the first samples."""
-        return DecoderLoad(self._words[1] / 1e6, self._words[2] / 1e6)
+        return DecoderLoad(self._latency_us(int(1e6 * self.clock())) / 1e6, self._words[3] / 1e6)
 
     def note_latency(self, seconds: float) -> None:
         """A chunk with samples has taken the decoder so long; the longest counts, and is forgotten by and by."""
-        before_us, now_us = self._words[1], int(1e6 * seconds)
-        self._words[1] = max(now_us, before_us + (now_us - before_us) // LATENCY_MEMORY)
+        at_us = int(1e6 * self.clock())
+        self._words[1] = max(int(1e6 * seconds), self._latency_us(at_us))
+        self._words[2] = at_us
+
+    def _latency_us(self, at_us: int) -> int:
+        """The latency noted last, as far as it still counts."""
+        return int(self._words[1] * 0.5 ** ((at_us - self._words[2]) / 1e6 / LATENCY_HALF_LIFE_S))
 
     def set_pace(self, seconds: float) -> None:
         """How often an utterance may send a chunk, from now on."""
-        self._words[2] = int(1e6 * seconds)
+        self._words[3] = int(1e6 * seconds)
 
     def conclude(self, address: FlowAddress, outcome: Outcome, reason: str) -> None:
         """Set the outcome, once: what came first stays."""

@@ -30,13 +30,15 @@ def test_both_arms_decode_the_same_windows_by_turns() -> None:
 def test_live_streams_are_heard_whole_and_in_time(tmp_path: Path, stage_kind: type[RealTime | ProcessorTime]) -> None:
     codec, table = FakeCodec(), FlowTable.create(0, directory=tmp_path)
     stage = stage_kind(codec, DecoderConfig())
+    table.clock = stage.now
     live = LiveStreams(stage, codec.spec, np.ones((2, 7), np.int32), table)
     figures = measure_live(live, LiveLoad(4, 2.0, 50.0, stagger_s=0.2), POLICY)
     stage.close()
     assert (figures["failed"], figures["success"], figures["streams"]) == (0, 1.0, 4)
-    assert figures["audio_ttfp_p50"] == pytest.approx(5 / 50, abs=0.06)
+    assert figures["audio_ttfp_p50"] >= 5 / 50 - 0.02
     assert figures["chunk_frames_mean"] > 4
     if stage_kind is ProcessorTime:
+        assert figures["audio_ttfp_p50"] == pytest.approx(5 / 50, abs=0.03)
         assert figures["C50"] == 1.0
     assert table.num_active() == 0
     table.remove()

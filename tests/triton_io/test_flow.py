@@ -127,12 +127,23 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_longest_latency_counts_and_is_forgotten_by_and_by(tmp_path: Path) -> None:
-    table = FlowTable.create(1, 4, tmp_path)
+    table, now = FlowTable.create(1, 4, tmp_path), [100.0]
+    table.clock = lambda: now[0]
     slot = table.claim()
     for seconds in (0.01, 0.5, 0.02):
         slot.note_latency(seconds)
-    assert 0.4 < slot.load.latency_s < 0.5
+    assert slot.load.latency_s == pytest.approx(0.5)
     assert table.claim().load.latency_s == slot.load.latency_s  # of the decoder, not of an utterance
-    for _ in range(400):
-        slot.note_latency(0.02)
-    assert slot.load.latency_s < 0.03
+    now[0] += 1.0
+    assert slot.load.latency_s == pytest.approx(0.25)
+    slot.note_latency(0.3)
+    assert slot.load.latency_s == pytest.approx(0.3)
+    now[0] += 10.0
+    assert slot.load.latency_s < 0.001
+
+
+def test_the_pace_is_the_last_one_set(tmp_path: Path) -> None:
+    slot = FlowTable.create(1, 4, tmp_path).claim()
+    for seconds in (0.5, 0.25):
+        slot.set_pace(seconds)
+    assert slot.load.pace_s == 0.25
