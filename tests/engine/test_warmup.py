@@ -24,6 +24,18 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     running.shutdown()
 
 
+def test_the_run_that_measures_memory_draws_for_as_many_rows_as_there_may_be(engine: Engine) -> None:
+    runner = engine.core.model_executor.driver_worker.worker.model_runner
+    drawn: list[int] = []
+    heads = runner.sampler._draw._heads
+    auxiliary = heads.auxiliary
+    heads.auxiliary = lambda hidden: drawn.append(len(hidden)) or auxiliary(hidden)
+    runner.profile_run()
+    heads.auxiliary = auxiliary
+    assert drawn == [engine.scheduler.max_num_running_reqs]
+    assert engine.is_clean()
+
+
 def test_vllm_s_warm_up_runs_and_changes_no_reply(engine: Engine) -> None:
     prompts = make_prompts(TINY, 6)
     before = {name: answer.rows for name, answer in engine.run(prompts).items()}
