@@ -7,7 +7,8 @@ many rows as either has in a step (a guided reply has two). Only steps in which 
 the median over the rounds. `engine_efficiency` is stock's step time over ours, guided; `engine_efficiency_unguided` the
 same without guidance; `cfg_retention` the unguided step time over the guided one: both steps yield a frame for each
 reply, so this is the throughput kept. The `_cpu` figures are the same ratios of processor time, which a busy machine
-disturbs less. One line of JSON for each number of requests.
+disturbs less. `front_end_cpu_ms_per_frame` is what the callers' process spends on a guided frame (`front_end.py`). One
+line of JSON for each number of requests.
 
     python -m scripts.benchmark_engine --layout bagpiper-small --requests 16 --frames 64 --guidance 3.0
 
@@ -39,6 +40,7 @@ from python_backend.engine.params import sampling_params  # noqa: E402
 from python_backend.families.prompt import Prompt  # noqa: E402
 from python_backend.preprocessing.request import Preprocessor, RawRequest  # noqa: E402
 from scripts.benchmark_layout import measure as measure_layout  # noqa: E402
+from scripts.front_end import cpu_ms_per_frame  # noqa: E402
 from scripts.layouts import LAYOUTS  # noqa: E402
 from scripts.stepped_engine import SteppedEngine, StepTime  # noqa: E402
 
@@ -61,16 +63,29 @@ class SpeechArm:
         self._preprocessor = Preprocessor(engine_args.checkpoint)
         self._rules = self._engine.scheduler.replies.rules
 
-    def time_steps(self, number: int, frames: int, scale: float) -> StepTime:
-        """The median step in which `number` replies, guided unless `scale` is 1, are in their audio segment."""
+    def _prompts(self, number: int, frames: int, scale: float) -> list[Prompt]:
         texts = [f"The train to Oslo leaves in {index + 10} minutes." for index in range(number)]
         prompts = [self._preprocessor.prepare(RawRequest(text=text, task="tts")) for text in texts]
-        prompts = [forced(prompt, frames, scale) for prompt in prompts]
+        return [forced(prompt, frames, scale) for prompt in prompts]
+
+    def time_steps(self, number: int, frames: int, scale: float) -> StepTime:
+        """The median step in which `number` replies, guided unless `scale` is 1, are in their audio segment."""
+        prompts = self._prompts(number, frames, scale)
         return self._engine.time_steps(
             [prompt.rows[:, 0].tolist() for prompt in prompts],
             [sampling_params(prompt, self._rules) for prompt in prompts],
             number * (1 if scale == 1.0 else 2),
         )
+
+    def front_end_ms_per_frame(self, number: int, frames: int, scale: float) -> float:
+        """Processor time between the engine's outputs and chunks, per frame of `number` replies at once."""
+        prompts = self._prompts(number, frames, scale)
+        tokens = [prompt.rows[:, 0].tolist() for prompt in prompts]
+        ids = self._engine.add(tokens, [sampling_params(prompt, self._rules) for prompt in prompts])
+        steps = []
+        while self._engine.scheduler.has_requests():
+            steps += self._engine.step().values()
+        return cpu_ms_per_frame(steps, dict(zip(ids, prompts, strict=True)), self._engine.core.vllm_config)
 
 
 class StockArm:
@@ -121,6 +136,7 @@ def measure(number: int, arguments: argparse.Namespace, ours: SpeechArm, stock: 
         "engine_efficiency_unguided": median(lambda each: each["stock_unguided"].wall_ms / each["unguided"].wall_ms),
         "cfg_retention": median(lambda each: each["unguided"].wall_ms / each["guided"].wall_ms),
         "cfg_retention_cpu": median(lambda each: each["unguided"].cpu_ms / each["guided"].cpu_ms),
+        "front_end_cpu_ms_per_frame": round(ours.front_end_ms_per_frame(number, frames, arguments.guidance), 4),
         "ms_per_step": {name: medians(name, "wall_ms") for name in arms},
         "cpu_ms_per_step": {name: medians(name, "cpu_ms") for name in arms},
     }
