@@ -1,4 +1,4 @@
-"""What the front end costs: recorded steps of an engine, played to `SpeechLLM` by way of vLLM's own output processor."""
+"""What the front end costs: recorded steps of an engine, played to `SpeechLLM` by vLLM's own output processor."""
 
 import asyncio
 import time
