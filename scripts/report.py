@@ -70,6 +70,15 @@ PLOTS = (
         "ratio",
         goal=0.85,
     ),
+    Plot(
+        "decoder_live",
+        "decoder_live",
+        "streams",
+        ("audio_ttfp_p50", "audio_ttfp_p95", "itl_p50", "audio_underrun_p50", "audio_underrun_p95"),
+        "The decoder alone: live streams of the bundled codec, frames as fast as they are played",
+        "seconds",
+        only={"codec": "tiny", "device": "cpu", "frames_per_s": 25.0, "clock": "processor"},
+    ),
 )
 
 

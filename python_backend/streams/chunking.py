@@ -106,7 +106,7 @@ class Pacer:
         return size if num_ready >= size else 0
 
     def _smallest(self, load: DecoderLoad) -> int:
-        return min(max(1, math.ceil(load.pace_s * self.policy.frame_rate)), self.policy.steady_frames)
+        return self.policy.fitting(max(1, math.ceil(load.pace_s * self.policy.frame_rate)))
 
     def _next(self, num_ready: int, heard_s: float, load: DecoderLoad) -> int:
         assert self._dry_s is not None
