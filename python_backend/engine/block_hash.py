@@ -20,6 +20,8 @@ def row_block_hasher(block_size: int, codes: RowsOf) -> Callable[[Request], list
     """
 
     def hash_new_blocks(request: Request) -> list[BlockHash]:
+        if (len(request.block_hashes) + 1) * block_size > request.num_tokens:
+            return []
         hashes = list[BlockHash]()
         previous = request.block_hashes[-1] if request.block_hashes else (request.cache_salt or "").encode()
         first = len(request.block_hashes) * block_size

@@ -1,30 +1,54 @@
 """What a request has read and written on the streams beside stream 0."""
 
+from collections.abc import Sequence
+
 import numpy as np
+
+MAX_NEWEST = 64
 
 
 class RowHistory:
-    """The codes of a request's rows, prompt first: the copy that outlives a preemption."""
+    """The codes of a request's rows, prompt first: the copy that outlives a preemption.
+
+    The newest rows are kept as lists, as they come, and laid into the array many at a time. last: the newest row.
+    """
 
     def __init__(self, prompt_codes: np.ndarray):
         self._rows = prompt_codes.copy()
+        self._newest: list[Sequence[int]] = []
+        self._num_laid = len(prompt_codes)
         self.num_prompt_rows = self.num_rows = len(prompt_codes)
+        self.last: Sequence[int] = ()
 
-    def append(self, codes: np.ndarray) -> None:
-        """Take the codes [S - 1] of the next row."""
-        if self.num_rows == len(self._rows):
-            grown = np.zeros((max(64, 2 * self.num_rows), self._rows.shape[1]), np.int32)
-            grown[: self.num_rows] = self._rows
-            self._rows = grown
-        self._rows[self.num_rows] = codes
+    def put(self, row: int, codes: Sequence[int]) -> None:
+        """Take the codes [S - 1] of `row`, the next one or one that has been there; those from it on are forgotten."""
+        if row != self.num_rows:
+            self.truncate(row)
+        self.last = codes
         self.num_rows += 1
+        self._newest.append(codes)
+        if len(self._newest) >= MAX_NEWEST:
+            self._lay()
+
+    def _lay(self) -> None:
+        num_rows = self.num_rows
+        if num_rows > len(self._rows):
+            grown = np.zeros((max(MAX_NEWEST, 2 * num_rows), self._rows.shape[1]), np.int32)
+            grown[: self._num_laid] = self._rows[: self._num_laid]
+            self._rows = grown
+        if self._newest:
+            self._rows[self._num_laid : num_rows] = self._newest
+        self._newest, self._num_laid = [], num_rows
 
     def truncate(self, num_rows: int) -> None:
         """Forget all rows from `num_rows` on."""
         assert self.num_prompt_rows <= num_rows <= self.num_rows, (num_rows, self.num_rows)
-        self.num_rows = num_rows
+        self._lay()
+        self._num_laid = self.num_rows = num_rows
 
     def rows(self, first: int, last: int) -> np.ndarray:
         """The codes of rows first ... last - 1, [last - first, S - 1] int32; a view."""
         assert last <= self.num_rows, (first, last, self.num_rows)
+        if last > self._num_laid:
+            self._lay()
         return self._rows[first:last]

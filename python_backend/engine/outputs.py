@@ -1,5 +1,6 @@
 """From sampled rows to what leaves the engine (see `wire.py`): the lower half of the scheduler mixin."""
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -9,7 +10,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from python_backend.engine.block_hash import row_block_hasher
 from python_backend.engine.family import family_of
-from python_backend.engine.replies import UNCONDITIONAL_SUFFIX, Reply, ReplyTable, partner_of
+from python_backend.engine.replies import UNCONDITIONAL_SUFFIX, Reply, ReplyTable
 from python_backend.engine.rules import SegmentRules
 from python_backend.engine.wire import GUIDANCE_OFF, GUIDANCE_ON, Trailer
 from python_backend.streams.segment import Segment
@@ -29,7 +30,12 @@ class ReplyOutputs(Scheduler):
         super().__init__(*args, **kwargs)
         family = family_of(self.vllm_config.model_config.hf_config)
         self.replies = ReplyTable(SegmentRules(family, self.max_model_len))
-        self._num_streams = family.layout.num_output_streams
+        self._num_codes = family.layout.num_output_streams - 1
+        # The running requests as they were when the last step was planned, if they need no plan; else None.
+        self._steady: list[Request] | None = None
+        # Of the step whose output is being taken: who was in it, and the codes of those who sampled.
+        self._scheduled: Collection[str] = ()
+        self._codes_of: dict[str, list[int]] = {}
 
     def add_request(self, request: Request) -> None:
         """Put a request in the queue; where its reply begins with audio, the unconditional half behind it."""
@@ -49,6 +55,7 @@ class ReplyOutputs(Scheduler):
         self.waiting.prepend_request(request)
 
     def _add_unconditional(self, reply: Reply) -> Request:
+        self._steady = None
         request = self.replies.add_unconditional(reply)
         self._identify_blocks(self.replies[request.request_id], reply.request._block_hasher is not None)
         super().add_request(request)
@@ -76,60 +83,60 @@ class ReplyOutputs(Scheduler):
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
-        """Take the step's codes into the history, let vLLM take its tokens, and send whole rows."""
-        self._append_codes(scheduler_output, model_runner_output)
+        """Let vLLM take the step's tokens, each with its codes, and send whole rows to whom they are for."""
+        self._scheduled = scheduler_output.num_scheduled_tokens
+        self._codes_of = _take_codes(model_runner_output)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         for core_outputs in outputs.values():
-            core_outputs.outputs = [
-                output for output in core_outputs.outputs if self._complete(output, scheduler_output)
-            ]
+            core_outputs.outputs = [output for output in core_outputs.outputs if self._complete(output)]
         return outputs
 
-    def _append_codes(self, scheduler_output: SchedulerOutput, output: ModelRunnerOutput) -> None:
-        """Before vLLM appends a token, so that the block hash of its row finds the row's codes."""
-        if output.logprobs is None:
-            return
-        codes, output.logprobs = output.logprobs.logprob_token_ids, None
-        for request_id in scheduler_output.num_scheduled_tokens:
-            reply = self.replies.get(request_id)
-            index = output.req_id_to_index[request_id]
-            if reply is None or not output.sampled_token_ids[index]:
-                continue
-            reply.history.truncate(reply.request.num_tokens)  # output that vLLM dropped left its codes behind
-            reply.history.append(codes[index])
+    def _update_request_with_output(
+        self, request: Request, new_token_ids: list[int], is_stale: bool = False
+    ) -> tuple[list[int], bool]:
+        """Take the codes before vLLM takes the token, as the block hash of a row covers both; then send the whole row.
 
-    def _complete(self, output: EngineCoreOutput, scheduler_output: SchedulerOutput) -> bool:
-        """Make `output` a whole row; whether it is for the client at all."""
+        Of an unconditional half nothing is sent, and vLLM makes no output for it.
+        """
+        request_id = request.request_id
+        reply, codes = self.replies.get(request_id), self._codes_of.get(request_id)
+        if reply is None or codes is None:
+            return super()._update_request_with_output(request, new_token_ids, is_stale)
+        reply.history.put(request.num_tokens, codes)
+        (token_id,), stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
+        if reply.is_unconditional:
+            return [], stopped
+        mark = self._follow(reply, token_id)
+        return [*mark, token_id, *codes[: self._num_codes]], stopped
+
+    def _complete(self, output: EngineCoreOutput) -> bool:
+        """Put the trailer behind the last row; whether `output` is for the client at all."""
+        if output.finish_reason is None:
+            return True
         if output.request_id.endswith(UNCONDITIONAL_SUFFIX):
-            if output.finish_reason is not None:
-                self.replies.remove(output.request_id)
+            self.replies.remove(output.request_id)
             return False
         reply = self.replies.get(output.request_id)
-        if reply is None:
-            return True
-        if output.new_token_ids:
-            (token_id,) = output.new_token_ids
-            mark = self._follow(reply, token_id, scheduler_output)
-            output.new_token_ids = [*mark, token_id, *reply.row()[: self._num_streams - 1].tolist()]
-        if output.finish_reason is not None:
+        if reply is not None:
             output.new_token_ids = [*output.new_token_ids, *self._end(reply)]
         return True
 
-    def _follow(self, reply: Reply, token_id: int, scheduler_output: SchedulerOutput) -> tuple[int, ...]:
+    def _follow(self, reply: Reply, token_id: int) -> tuple[int, ...]:
         """Move `reply` on past its newest row; returns the mark that goes before the row, if any."""
-        tracker, sampling = reply.tracker, reply.params.sampling
+        tracker = reply.tracker
         was_known = tracker.audio_start >= 0
         segment = tracker.push(token_id)
-        if reply.pair is not None and not was_known and tracker.audio_start >= 0:
+        if not was_known and tracker.audio_start >= 0 and reply.pair is not None:
             other = self._begin_guidance(reply)
             if other is not None:
                 self._put_first(other)  # its partner runs already: ahead of all who wait for a slot
-        if not reply.params.is_guided or segment not in (Segment.AUDIO, Segment.DRAIN):
+        if not was_known or not reply.asks_for_guidance or segment is Segment.TRANSITION:
             return ()
-        is_guided = partner_of(reply.request.request_id) in scheduler_output.num_scheduled_tokens
+        is_guided = reply.partner_id in self._scheduled
         is_due = reply.request.num_output_tokens <= reply.limit
-        assert is_guided == is_due or sampling.policy == "adaptive", f"{reply.request.request_id}: guided {is_guided}"
-        reply.num_guided_frames += is_guided and segment is Segment.AUDIO and tracker.audio_end < 0
+        assert is_guided == is_due or reply.is_adaptive, f"{reply.request.request_id}: guided {is_guided}"
+        if is_guided and tracker.audio_end < 0:
+            reply.num_guided_frames += 1
         if is_guided == reply.is_guided:
             return ()
         reply.is_guided = is_guided
@@ -143,3 +150,11 @@ class ReplyOutputs(Scheduler):
         self.replies.remove(request.request_id)
         assert reply.queue_s is not None
         return Trailer(reply.num_guided_frames, request.num_preemptions, round(1e6 * reply.queue_s))
+
+
+def _take_codes(output: ModelRunnerOutput) -> dict[str, list[int]]:
+    """The codes, streams 1 ..., of each request's row; they come as log-probabilities, which vLLM must not see."""
+    if output.logprobs is None:
+        return {}
+    codes, output.logprobs = output.logprobs.logprob_token_ids.tolist(), None
+    return dict(zip(output.req_ids, codes, strict=True))

@@ -6,6 +6,7 @@ always be computed up to the row before the one that samples; that last row is g
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,8 +37,7 @@ class GuidancePair:
         return self.unconditional if request_id == self.conditional else self.conditional
 
 
-@dataclass(frozen=True, slots=True)
-class RunningRow:
+class RunningRow(NamedTuple):
     """A running request as the planner sees it: rows still to compute, and the partner that must sample with it.
 
     partner: id of the other half if this step's sample is guided (even if that half does not run yet), else None.

@@ -16,11 +16,16 @@ class StepPlanning(GuidancePolicies):
         super().__init__(*args, **kwargs)
         self._grants: dict[str, int] = {}
         self._admits = True
+        self._running_ids: set[str] = set()
+        self._owed = 0
 
     def _plan(self) -> None:
         """Grant rows for the next step, preempting from the tail until their blocks fit; then nobody is admitted."""
         self._admits = True
         self._apply_policies()
+        if self._is_steady():
+            return
+        self._running_ids, self._owed = set(), 0
         self._order_running()
         self._put_awaited_first()
         while True:
@@ -28,9 +33,33 @@ class StepPlanning(GuidancePolicies):
             self._grants = plan_grants(rows, self.max_num_scheduled_tokens)
             tail = self._tail()
             if tail == self.running or self._fits(tail):
-                return
+                break
             self._preempt(tail)
             self._admits = False
+        self._steady = self.running.copy() if all(map(self._decodes, rows)) else None
+
+    def _is_steady(self) -> bool:
+        """Whether the last step's plan holds: the same requests decode a row each, and a block for each is free.
+
+        Nothing else can change it but a half that comes (`_steady` is None then) or goes (`running` is another).
+        """
+        free = self.kv_cache_manager.block_pool.get_num_free_blocks()
+        return self.running == self._steady and len(self.running) <= free
+
+    def _decodes(self, row: RunningRow) -> bool:
+        """Whether `row` lacks the next row only, and gets it, and its pair, if any, is whole or has no second half."""
+        if row.remaining != 1 or self._grants[row.request_id] != 1:
+            return False
+        pair = self.replies[row.request_id].pair
+        return row.partner is not None or pair is None or pair.unconditional is None
+
+    def _count_running(self) -> None:
+        """Bring up to date who runs, and how many slots the other halves of running pairs will need."""
+        for request in self.running[len(self._running_ids) :]:
+            pair = self.replies[request.request_id].pair
+            if pair is not None:
+                self._owed += -1 if pair.other(request.request_id) in self._running_ids else 1
+            self._running_ids.add(request.request_id)
 
     def _order_running(self) -> None:
         """Put each unconditional half behind its partner: a pair is as old as its older half."""

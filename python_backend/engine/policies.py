@@ -87,6 +87,7 @@ class GuidancePolicies(ReplyOutputs):
                 self.replies.returning[request.request_id] = reply
                 assert reply.pair is not None
                 reply.pair.is_held = True
+                self._steady = None
                 self.governor.start_over()
                 self._follow_return(reply)
                 return

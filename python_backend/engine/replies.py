@@ -44,6 +44,10 @@ class Reply:
     num_guided_frames: int = 0
     queue_s: float | None = None
 
+    def __post_init__(self) -> None:
+        self.partner_id = partner_of(self.request.request_id)
+        self.is_unconditional, self.asks_for_guidance = self.params.is_unconditional, self.params.is_guided
+
     @property
     def is_adaptive(self) -> bool:
         """Whether its guidance may come and go."""
@@ -53,10 +57,6 @@ class Reply:
     def next_output(self) -> int:
         """The index, in the reply, of the row that the next step samples."""
         return self.request.num_output_tokens + self.request.num_output_placeholders
-
-    def row(self) -> np.ndarray:
-        """The codes of its newest row, [S - 1]."""
-        return self.history.rows(self.request.num_tokens - 1, self.request.num_tokens)[0]
 
 
 class ReplyTable:

@@ -67,9 +67,10 @@ class PairedScheduling(KvSharing):
 
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
         """How many of the rows that vLLM wants to compute may be computed now."""
+        if request.status is RequestStatus.RUNNING:
+            grant = self._grants[request.request_id]
+            return grant if grant < num_new_tokens else num_new_tokens
         wanted = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
-        if request.status == RequestStatus.RUNNING:
-            return min(wanted, self._grants[request.request_id])
         if not self._admits or not self._has_slot(request) or not self._has_share(request):
             return 0  # vLLM's loop ends here: nobody behind `request` in the queue passes it
         if self._may_not_finish(request):
@@ -82,16 +83,12 @@ class PairedScheduling(KvSharing):
 
     def _has_slot(self, request: Request) -> bool:
         """Whether `request` finds a run slot, with those kept free that the halves of running pairs will need."""
-        running = {other.request_id for other in self.running}
-        owed = 0
-        for request_id in running:
-            pair = self.replies[request_id].pair
-            owed += pair is not None and pair.other(request_id) not in running
+        self._count_running()
         pair = self.replies[request.request_id].pair
         needed = 1
         if pair is not None:
-            needed = 0 if pair.other(request.request_id) in running else 2
-        return len(running) + owed + needed <= self.max_num_active_reqs
+            needed = 0 if pair.other(request.request_id) in self._running_ids else 2
+        return len(self.running) + self._owed + needed <= self.max_num_active_reqs
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
         """vLLM's lookup, a block shorter where it would leave a half with nothing to compute before it may sample."""
@@ -109,7 +106,12 @@ class PairedScheduling(KvSharing):
 
     def _check_pairs(self, output: SchedulerOutput) -> None:
         """The invariant: a half that samples a guided row has its other half sample in the same step."""
-        scheduled = output.num_scheduled_tokens
+        scheduled, steady = output.num_scheduled_tokens, self._steady
+        if (
+            steady is not None
+            and len(steady) == len(self.running) == len(scheduled) == output.total_num_scheduled_tokens
+        ):
+            return  # all that run decode a row each, and every pair among them is whole
         for request_id in scheduled:
             pair, request = self.replies[request_id].pair, self.requests[request_id]
             if pair is None or request.is_prefill_chunk:

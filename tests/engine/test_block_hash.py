@@ -23,7 +23,7 @@ def request_of(rows: np.ndarray, num_prompt_rows: int, cache_salt: str | None = 
     request._block_hasher = row_block_hasher(BLOCK, history.rows)
     request.update_block_hashes()
     for row in rows[num_prompt_rows:]:
-        history.append(row[1:])
+        history.put(history.num_rows, row[1:])
         request.append_output_token_ids(int(row[0]))
     return request
 
