@@ -20,7 +20,7 @@ def row_block_hasher(block_size: int, codes: RowsOf) -> Callable[[Request], list
     """
 
     def hash_new_blocks(request: Request) -> list[BlockHash]:
-        if (len(request.block_hashes) + 1) * block_size > request.num_tokens:
+        if request.num_tokens // block_size == len(request.block_hashes):
             return []
         hashes = list[BlockHash]()
         previous = request.block_hashes[-1] if request.block_hashes else (request.cache_salt or "").encode()

@@ -10,21 +10,21 @@ MAX_NEWEST = 64
 class RowHistory:
     """The codes of a request's rows, prompt first: the copy that outlives a preemption.
 
-    The newest rows are kept as lists, as they come, and laid into the array many at a time. last: the newest row.
+    The newest rows are kept as lists, as they come, and laid into the array many at a time.
     """
+
+    __slots__ = ("_newest", "_num_laid", "_rows", "num_prompt_rows", "num_rows")
 
     def __init__(self, prompt_codes: np.ndarray):
         self._rows = prompt_codes.copy()
         self._newest: list[Sequence[int]] = []
         self._num_laid = len(prompt_codes)
         self.num_prompt_rows = self.num_rows = len(prompt_codes)
-        self.last: Sequence[int] = ()
 
     def put(self, row: int, codes: Sequence[int]) -> None:
         """Take the codes [S - 1] of `row`, the next one or one that has been there; those from it on are forgotten."""
         if row != self.num_rows:
             self.truncate(row)
-        self.last = codes
         self.num_rows += 1
         self._newest.append(codes)
         if len(self._newest) >= MAX_NEWEST:

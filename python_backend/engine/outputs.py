@@ -10,6 +10,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from python_backend.engine.block_hash import row_block_hasher
 from python_backend.engine.family import family_of
+from python_backend.engine.pairs import NOT_YET
 from python_backend.engine.replies import UNCONDITIONAL_SUFFIX, Reply, ReplyTable
 from python_backend.engine.rules import SegmentRules
 from python_backend.engine.wire import GUIDANCE_OFF, GUIDANCE_ON, Trailer
@@ -133,10 +134,11 @@ class ReplyOutputs(Scheduler):
         if not was_known or not reply.asks_for_guidance or segment is Segment.TRANSITION:
             return ()
         is_guided = reply.partner_id in self._scheduled
-        is_due = reply.request.num_output_tokens <= reply.limit
-        assert is_guided == is_due or reply.is_adaptive, f"{reply.request.request_id}: guided {is_guided}"
         if is_guided and tracker.audio_end < 0:
             reply.num_guided_frames += 1
+        if not is_guided or reply.limit != NOT_YET:
+            is_due = reply.request.num_output_tokens <= reply.limit
+            assert is_guided == is_due or reply.is_adaptive, f"{reply.request.request_id}: guided {is_guided}"
         if is_guided == reply.is_guided:
             return ()
         reply.is_guided = is_guided

@@ -1,8 +1,7 @@
 """What the scheduler knows of each reply: the copy of its state that outlives preemption."""
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from vllm.v1.request import Request
@@ -24,7 +23,7 @@ def partner_of(request_id: str) -> str:
     return request_id + UNCONDITIONAL_SUFFIX
 
 
-@dataclass
+@dataclass(slots=True)
 class Reply:
     """One half of a reply. `tracker` follows the conditional half.
 
@@ -43,15 +42,15 @@ class Reply:
     dropped_at: int = 0
     num_guided_frames: int = 0
     queue_s: float | None = None
+    partner_id: str = field(init=False)
+    is_unconditional: bool = field(init=False)
+    asks_for_guidance: bool = field(init=False)
+    is_adaptive: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.partner_id = partner_of(self.request.request_id)
         self.is_unconditional, self.asks_for_guidance = self.params.is_unconditional, self.params.is_guided
-
-    @property
-    def is_adaptive(self) -> bool:
-        """Whether its guidance may come and go."""
-        return self.params.sampling.policy == "adaptive"
+        self.is_adaptive = self.params.sampling.policy == "adaptive"
 
     @property
     def next_output(self) -> int:
@@ -59,7 +58,7 @@ class Reply:
         return self.request.num_output_tokens + self.request.num_output_placeholders
 
 
-class ReplyTable:
+class ReplyTable(dict[str, Reply]):
     """All replies that the scheduler holds, by request id; a reply is added and removed with its request.
 
     limited: those whose guidance ends before they do and has not ended yet. num_adaptive: those, half by half, whose
@@ -67,29 +66,16 @@ class ReplyTable:
     """
 
     def __init__(self, rules: SegmentRules):
+        super().__init__()
         self.rules = rules
         self.limited: dict[str, Reply] = {}
         self.dropped: dict[str, Reply] = {}
         self.returning: dict[str, Reply] = {}
         self.num_adaptive = 0
-        self._replies: dict[str, Reply] = {}
-
-    def __getitem__(self, request_id: str) -> Reply:
-        return self._replies[request_id]
-
-    def __len__(self) -> int:
-        return len(self._replies)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._replies)
-
-    def get(self, request_id: str) -> Reply | None:
-        """The reply of `request_id`, None once it has been removed."""
-        return self._replies.get(request_id)
 
     def partner(self, request_id: str) -> str | None:
         """The id of the other half of `request_id`, where there is one."""
-        reply = self._replies.get(request_id)
+        reply = self.get(request_id)
         return None if reply is None or reply.pair is None else reply.pair.other(request_id)
 
     def add(self, request: Request) -> Reply:
@@ -110,7 +96,7 @@ class ReplyTable:
         return reply
 
     def _put(self, reply: Reply) -> None:
-        self._replies[reply.request.request_id] = reply
+        self[reply.request.request_id] = reply
         self.num_adaptive += reply.is_adaptive
 
     def add_unconditional(self, reply: Reply) -> Request:
@@ -155,7 +141,7 @@ class ReplyTable:
 
     def remove(self, request_id: str) -> None:
         """Forget a reply that has ended."""
-        reply = self._replies.pop(request_id, None)
+        reply = self.pop(request_id, None)
         if reply is not None:
             self.num_adaptive -= reply.is_adaptive
         for some in (self.limited, self.dropped, self.returning):

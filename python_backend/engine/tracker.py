@@ -54,10 +54,10 @@ class SegmentTracker:
     def push(self, token_id: int) -> Segment:
         """Take the token of the next row; returns the segment of that row."""
         segment = self.segment
-        if segment is Segment.TEXT:
-            self._push_text(token_id)
-        elif segment is Segment.AUDIO:
+        if segment is Segment.AUDIO:
             self._push_audio(token_id)
+        elif segment is Segment.TEXT:
+            self._push_text(token_id)
         self.position += 1
         return segment
 
