@@ -1,7 +1,7 @@
 """Listening and speaking at once: how long one kind waits while a crowd of the other kind is served, with and without
 shares of the KV cache.
 
-    python -m scripts.benchmark_mixed --crowd 32 --guests 4
+    python -m scripts.benchmark_mixed --crowd 32 --guests 3
 
 A crowd of one kind fills the queue; then guests of the other kind come, one after the other. Measured is the time from
 a guest's arrival to its first row, and the time until the crowd is done. Two engines take turns over the same random
@@ -122,7 +122,7 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--crowd", type=int, default=32, help="requests of one kind, all at once")
-    parser.add_argument("--guests", type=int, default=4, help="requests of the other kind")
+    parser.add_argument("--guests", type=int, default=3, help="requests of the other kind")
     parser.add_argument("--interval-s", type=float, default=0.2, help="between the arrivals of two guests")
     parser.add_argument("--blocks", type=int, default=161, help="KV blocks, of 32 rows")
     parser.add_argument("--understanding", type=float, default=0.6, help="share of the cache for those that listen")
