@@ -1,5 +1,6 @@
 """Whether this host is what the engine expects: Triton compiles, vLLM's kernels load, the plugin is found."""
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from importlib.metadata import entry_points, version
@@ -18,6 +19,7 @@ def run(setup: Setup) -> Iterator[dict[str, Any]]:
     from vllm.triton_utils import HAS_TRITON
 
     is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    has_tests = importlib.util.find_spec("tests.reference.speech_lm") is not None  # not another package of that name
     plugins = entry_points(group="vllm.general_plugins").names
     yield {
         "platform": type(current_platform).__name__,
@@ -25,7 +27,9 @@ def run(setup: Setup) -> Iterator[dict[str, Any]]:
         "capability": torch.cuda.get_device_capability() if setup.device == "cuda" else None,
         "triton": version("triton"),
         "cuda": torch.version.cuda,
-        "ok": HAS_TRITON and "stretto" in plugins and is_interpreted == setup.is_small,
+        "plugin": "stretto" in plugins,
+        "tests": has_tests,
+        "ok": HAS_TRITON and "stretto" in plugins and has_tests and is_interpreted == setup.is_small,
     }
     yield {"kernel": "rms_norm", **_rms_norm(setup)}
 
