@@ -149,6 +149,8 @@ def main(arguments: argparse.Namespace) -> None:
             append_result(arguments.out, "engine_layout", figures)
         return
     config = EngineConfig.from_file(ENGINE_ARGS, arguments.checkpoint)
+    num_slots = max(config.engine_args["max_num_seqs"], 2 * max(arguments.requests))
+    config = replace(config, engine_args={**config.engine_args, "max_num_seqs": num_slots})
     cpu_kernels.install()
     ours, stock = SpeechArm(config), StockArm(config)
     for number in arguments.requests:

@@ -11,7 +11,7 @@ from python_backend.engine.machine import Rows, SegmentMachine
 from python_backend.engine.repetition import RecentRows, RepetitionGuard
 from python_backend.engine.slots import SlotTables
 from python_backend.sampling.guidance import guide
-from python_backend.sampling.noise import host_stream_keys, host_uniform
+from python_backend.sampling.noise import host_uniform, stream_keys
 from python_backend.sampling.script import advances
 
 
@@ -30,7 +30,7 @@ class RowDraw:
 
     def keys(self, seed_keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """The noise keys of rows, known on the host: [M] int32, [M] int32 -> [M, S] int32."""
-        return host_stream_keys(seed_keys, positions, self._num_streams)
+        return stream_keys(seed_keys, positions, self._num_streams)
 
     def __call__(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows

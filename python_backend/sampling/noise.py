@@ -31,15 +31,8 @@ def seed_key(seed: int) -> int:
     return int(_mix(_mix(np.array([seed >> 32], np.int32)) + np.int32(low))[0])
 
 
-def stream_keys(seed_keys: torch.Tensor, positions: torch.Tensor, num_streams: int) -> torch.Tensor:
-    """One key for each row and stream: [B] int32, [B] int -> [B, S] int32."""
-    rows = _mix(seed_keys + positions.to(torch.int32) * POSITION_STEP)
-    streams = torch.arange(num_streams, dtype=torch.int32, device=rows.device) * STREAM_STEP
-    return _mix(rows[:, None] + streams)
-
-
-def host_stream_keys(seed_keys: np.ndarray, positions: np.ndarray, num_streams: int) -> np.ndarray:
-    """The same in numpy, for a host that knows seeds and positions: [B] int32 twice -> [B, S] int32."""
+def stream_keys(seed_keys: np.ndarray, positions: np.ndarray, num_streams: int) -> np.ndarray:
+    """One key for each row and stream, taken on the host, which knows both: [B] int32 twice -> [B, S] int32."""
     rows = _mix(seed_keys + positions * np.int32(POSITION_STEP))
     return _mix(rows[:, None] + np.arange(num_streams, dtype=np.int32) * np.int32(STREAM_STEP))
 

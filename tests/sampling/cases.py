@@ -32,8 +32,8 @@ class Case:
 
     @property
     def keys(self) -> torch.Tensor:
-        seeds = torch.tensor([seed_key(seed) for seed in self.seeds], dtype=torch.int32)
-        return stream_keys(seeds, torch.tensor(self.positions), self.logits.shape[1])
+        seeds = np.array([seed_key(seed) for seed in self.seeds], np.int32)
+        return torch.from_numpy(stream_keys(seeds, np.array(self.positions, np.int32), self.logits.shape[1]))
 
     @property
     def params(self) -> DrawParams:
