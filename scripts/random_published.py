@@ -39,13 +39,14 @@ BACKBONES: dict[str, tuple[type, type]] = {
     "olmo2": (Olmo2Config, Olmo2ForCausalLM),
 }
 TAG = "small/{}"  # stands where a release names a public repository
+AUDIO_WIDTH = 48
 AUDIO_TOWER = {
     "d_model": 32,
     "encoder_layers": 1,
     "encoder_attention_heads": 1,  # vLLM's attention on the CPU knows no heads smaller than 32
     "encoder_ffn_dim": 64,
     "num_mel_bins": 128,
-    "output_dim": 48,
+    "output_dim": AUDIO_WIDTH,
     "downsample_hidden_size": 8,
 }
 STORED_HEADS = 12  # rows of head_emb, of which a model uses its first nine
@@ -58,13 +59,15 @@ SENTENCES = (
 
 @dataclass(frozen=True)
 class Published:
-    """Where the files of one release lie. codec: its codec's own directory, None where there is none yet."""
+    """Where the files of one release lie. codec: its codec's own directory, None where there is none yet. audio: the
+    numbers of the audio tower, which a real release takes from another repository."""
 
     model: Path
     config: Path
     tokenizer: Path
     backbone: Path
     codec: Path | None = None
+    audio: Path | None = None
 
 
 def write_tokenizer(folder: Path, size: int, seed_text: tuple[str, ...] = SENTENCES) -> Path:
@@ -140,17 +143,20 @@ def write_bagpiper(folder: Path, vocabulary: BagpiperVocabulary, seed: int = 0, 
         hidden, AUDIO_TOWER["output_dim"], generator=generator
     )
     module["adaptor.continuous_audio.bias"] = 0.1 * torch.randn(hidden, generator=generator)
-    tower = _tensors(Qwen3OmniMoeAudioEncoder, Qwen3OmniMoeAudioEncoderConfig(**AUDIO_TOWER), generator)
+    heard = Qwen3OmniMoeAudioEncoderConfig.from_dict(AUDIO_TOWER)
+    tower = _tensors(Qwen3OmniMoeAudioEncoder, heard, generator)
     prefix = "multimodal_io_dict.continuous_audio.model.audio_tower."
     module |= {f"{prefix}{name}": tensor for name, tensor in tower.items()}
     codec = randomize(xcodec(is_narrow=True, codebook_size=vocabulary.codebook_size), seed)
     prefix = "multimodal_io_dict.discrete_audio.codec_model."
     module |= {f"{prefix}{name}": tensor.clone() for name, tensor in codec.state_dict().items()}
-    published = Published(*[folder / name for name in ("model.pt", "config.yaml", *["tokenizer"] * 2, "codec")])
+    names = ("model.pt", "config.yaml", "tokenizer", "tokenizer", "codec", "audio")
+    published = Published(*[folder / name for name in names])
     write_tokenizer(published.tokenizer, len(vocabulary.text))
     config.vocab_size = len(vocabulary.text)  # the public backbone knows text alone
     config.save_pretrained(published.tokenizer)
     codec.save_pretrained(folder / "codec")
+    heard.save_pretrained(folder / "audio")
     module = {name: tensor.to(getattr(torch, dtype)) for name, tensor in module.items()}
     module["vocab_weight"] = torch.ones(vocabulary.vocab_size)
     torch.save({"module": module}, published.model)

@@ -7,6 +7,7 @@ from pathlib import Path
 from python_backend.families.bagpiper import BagpiperVocabulary
 from python_backend.families.opuslm import OpusVocabulary
 from scripts import random_published
+from scripts.convert_checkpoint import main
 from scripts.random_published import Published
 from tests.codec import espnet_reference
 from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM
@@ -36,11 +37,26 @@ def write_opuslm(
     codec.mkdir(exist_ok=True)
     codebooks, size = 8, vocabulary.codebook_size
     conf = espnet_reference.CONFIG["codec_conf"]
-    numbers = {"quantizer_n_q": codebooks, "quantizer_bins": size}
-    numbers["quantizer_target_bandwidth"] = [math.log2(size) * 50 * codebooks / 1000 + 0.01]
+    bandwidth = math.log2(size) * 50 * codebooks / 1000 + 0.01
+    numbers = {"quantizer_n_q": codebooks, "quantizer_bins": size, "quantizer_target_bandwidth": [bandwidth]}
     config = {"codec": "dac", "codec_conf": {**conf, "generator_params": conf["generator_params"] | numbers}}
     espnet_reference.publish(codec, espnet_reference.published_tensors(seed, codebooks, size), config)
     return replace(published, codec=codec)
+
+
+def command(family: str, published: Published, out: Path) -> list[str]:
+    """The converter's command line."""
+    places = {name: getattr(published, name) for name in ("model", "config", "tokenizer", "backbone", "codec")}
+    if family == "bagpiper":
+        places["audio-config"] = published.audio
+    named = [word for name, path in places.items() if path for word in (f"--{name}", str(path))]
+    return [family, *named, "--out", str(out)]
+
+
+def convert(family: str, published: Published, out: Path, *words: str) -> Path:
+    """What the converter makes of a release, under `out`."""
+    assert main([*command(family, published, out), *words]) == 0
+    return out
 
 
 def write_release(family: str, folder: Path, seed: int = 0) -> Published:

@@ -1,0 +1,60 @@
+"""The codec beside the language model: a directory as its authors publish it, or the copy in Bagpiper's file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import XcodecConfig, XcodecModel
+
+from python_backend.codec.espnet_dac_checkpoint import read_config
+from python_backend.codec.published import load_config
+from python_backend.errors import CheckpointError
+from python_backend.families.base import Family
+from scripts.converting import shards
+from scripts.converting.shards import Entry, Written
+from scripts.converting.tensors import Part, check, shapes_of
+
+FILES = (".json", ".yaml", ".pth", ".safetensors")
+
+
+def check_directory(folder: Path, family: Family) -> list[Path]:
+    """The codec's files; CheckpointError where they are of another codec than the family speaks."""
+    if family.codec == "xcodec":
+        config = load_config(XcodecConfig, folder)
+        found = (config.num_quantizers, config.codebook_size)
+    else:
+        numbers = read_config(folder)
+        found = (numbers.num_codebooks, numbers.codebook_size)
+    expected = (family.layout.num_codebooks, family.layout.codebook_size)
+    if found != expected:
+        raise CheckpointError(f"{folder}: expected {expected[0]} codebooks of {expected[1]} codes, got {found}")
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in FILES)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """X-codec's copy, to be written as transformers writes it. record: its config.json."""
+
+    record: dict[str, Any]
+    entries: list[Entry]
+
+    @classmethod
+    def of(cls, folder: Path | None, tensors: Mapping[str, Tensor], prefix: str) -> "Copy":
+        """The tensors under `prefix`; of the numbers in `folder`, or of hf-audio/xcodec-hubert-general."""
+        config = load_config(XcodecConfig, folder) if folder else XcodecConfig()
+        plan = {f"{prefix}{name}": Part(name, shape) for name, shape in shapes_of(XcodecModel, config).items()}
+        check(plan, {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}, ())
+        entries = [
+            Entry(part.name, tensors[name].dtype, part.stored, partial(tensors.__getitem__, name))
+            for name, part in plan.items()
+        ]
+        return cls({**config.to_dict(), "architectures": ["XcodecModel"]}, entries)
+
+    def write(self, folder: Path, progress: shards.Progress) -> list[Written]:
+        """`config.json` and `model.safetensors`."""
+        files = [shards.write_json(folder / "config.json", self.record)]
+        files.append(shards.write_file(folder / "model.safetensors", self.entries, progress))
+        return [replace(file, name=f"codec/{file.name}") for file in files]

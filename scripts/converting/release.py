@@ -1,0 +1,104 @@
+"""What a release consists of, read without a copy of it: the tensors stay in their file until they are written."""
+
+import json
+import pickle
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from python_backend.errors import CheckpointError
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of a directory of safetensors files by name, read when they are asked for."""
+
+    def __init__(self, folder: Path):
+        files = [safe_open(path, framework="pt") for path in sorted(folder.glob("*.safetensors"))]
+        self._files = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._files[name].get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def read_tensors(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of `model.pt` ({"module": …}), `model.pth` or `2epoch.pth`, or of a directory of safetensors files.
+
+    CheckpointError where the file is missing, holds anything but tensors, or is of a kind that cannot stay in its file.
+    """
+    try:
+        stored = StoredTensors(path) if path.is_dir() else torch.load(path, "cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: expected tensors, got {error!r}") from error
+    if isinstance(stored, StoredTensors) and stored:
+        return stored
+    tensors = stored.get("module", stored) if isinstance(stored, dict) else {}
+    odd = [name for name in tensors if not torch.is_tensor(tensors[name])]
+    if odd or not tensors:
+        raise CheckpointError(f"{path}: expected tensors by name, or under 'module'; got {sorted(odd)[:8] or 'none'}")
+    return tensors
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A release's `config.yaml`."""
+    try:
+        record = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path}: expected YAML, got {error!r}") from error
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path}: expected a mapping, got {type(record).__name__}")
+    return record
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A config.json, or the one in a directory."""
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: expected a JSON object, got {error!r}") from error
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(record).__name__}")
+    return record
+
+
+def entry(record: Mapping[str, Any], dotted: str) -> Any:
+    """What lies in a nested record under `a.b.c`; CheckpointError names the first key that is not there."""
+    value: Any = record
+    for depth, key in enumerate(dotted.split(".")):
+        if not isinstance(value, Mapping) or key not in value:
+            raise CheckpointError(f"config.yaml: {'.'.join(dotted.split('.')[: depth + 1])} is missing")
+        value = value[key]
+    return value
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A public tokenizer's files. size: one more than its highest id."""
+
+    folder: Path
+    size: int
+
+    @classmethod
+    def at(cls, folder: Path) -> "Tokenizer":
+        """Reads `tokenizer.json`; CheckpointError where there is none."""
+        record = read_json(folder / "tokenizer.json")
+        ids = [token["id"] for token in record.get("added_tokens", [])]
+        return cls(folder, 1 + max([*record["model"]["vocab"].values(), *ids]))
+
+    @property
+    def files(self) -> list[Path]:
+        """What a tokenizer consists of, and nothing else of a repository that lies beside it."""
+        names = ("tokenizer", "vocab", "merges", "special_tokens_map", "added_tokens", "chat_template")
+        return sorted(path for path in self.folder.iterdir() if path.is_file() and path.name.startswith(names))
