@@ -101,19 +101,20 @@ class Pacer:
     def _first(self, num_ready: int, load: DecoderLoad) -> int:
         """The lead that the next chunk needs: its own frames, the wait for one more, and the way."""
         policy = self.policy
-        needed = self._smallest(load) + math.ceil((load.latency_s + self._gap_s) * policy.frame_rate)
+        needed = self._paced(load) + math.ceil((load.latency_s + self._gap_s) * policy.frame_rate)
         size = policy.held_frames + min(max(policy.first_frames, needed), policy.steady_frames)
         return size if num_ready >= size else 0
 
-    def _smallest(self, load: DecoderLoad) -> int:
-        return self.policy.fitting(max(1, math.ceil(load.pace_s * self.policy.frame_rate)))
+    def _paced(self, load: DecoderLoad) -> int:
+        """Frames that are played in the decoder's pace."""
+        return max(1, math.ceil(load.pace_s * self.policy.frame_rate))
 
     def _next(self, num_ready: int, heard_s: float, load: DecoderLoad) -> int:
         assert self._dry_s is not None
         if num_ready >= self.policy.steady_frames:
             return self.policy.steady_frames
         is_urgent = heard_s + self._gap_s >= self._dry_s
-        if not is_urgent or num_ready < self._smallest(load):
+        if not is_urgent or num_ready < self.policy.fitting(self._paced(load)):
             return 0
         return self.policy.fitting(num_ready)
 

@@ -1,5 +1,6 @@
 """The decoder's benchmark measures what it says, on a codec that is small enough to check."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from python_backend.config import DecoderConfig
 from python_backend.streams.chunking import ChunkPolicy
 from python_backend.triton_io.flow import FlowTable
-from scripts.benchmark_decoder import make_codec, measure_batching, measure_live, parse, random_codes
+from scripts.benchmark_decoder import main, make_codec, measure_batching, measure_live, parse, random_codes
 from scripts.live_streams import LiveLoad, LiveStreams, ProcessorTime, RealTime
 from tests.fakes import FakeCodec
 
@@ -56,3 +57,19 @@ def test_the_bundled_codec_is_the_default() -> None:
     codes = random_codes(codec, 5)
     assert codes.shape == (codec.spec.num_codebooks, 5)
     assert (arguments.streams, arguments.frames, arguments.live) == (64, 8, None)
+
+
+@pytest.mark.parametrize(
+    ("line", "keys"),
+    [
+        ("--streams 2 --frames 2 --rounds 1", {"speedup_over_one_at_a_time", "speedup_cpu", "streams_real_time"}),
+        ("--live 1 --seconds 1 --clock processor", {"audio_ttfp_p50", "audio_underrun_p50", "itl_p50", "C50"}),
+    ],
+)
+def test_the_last_line_printed_is_the_result(
+    line: str, keys: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(parse([*line.split(), "--out", str(tmp_path / "decoder.jsonl")]))
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert printed.keys() >= keys
+    assert json.loads((tmp_path / "decoder.jsonl").read_text()) == printed

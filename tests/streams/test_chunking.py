@@ -75,7 +75,7 @@ def test_a_slow_decoder_makes_the_first_chunk_larger() -> None:
     assert sizes == [2, 7, 25]
 
 
-@pytest.mark.parametrize(("pace_s", "smallest"), [(0.0, 2), (0.1, 2), (0.3, 8), (9.0, 25)])
+@pytest.mark.parametrize(("pace_s", "smallest"), [(0.0, 2), (0.1, 4), (0.3, 8), (9.0, 25)])
 def test_no_chunk_is_smaller_than_the_decoder_can_bear(pace_s: float, smallest: int) -> None:
     line = Line(ChunkPolicy(1, 25), 0.02, pace_s).run(evenly(500, 1.0))
     assert min(line.sizes) == smallest
