@@ -55,6 +55,15 @@ class ReplyOutputs(Scheduler):
         self.waiting.remove_request(request)
         self.waiting.prepend_request(request)
 
+    def _queue_half(self, half: Request, partner: Request) -> None:
+        """Put a new half ahead of all who wait for a place; behind its partner if that was preempted as it sampled."""
+        self.waiting.remove_request(half)
+        ahead = list[Request]()
+        while partner.status == RequestStatus.PREEMPTED and partner not in ahead:
+            ahead.append(self.waiting.pop_request())
+        for request in (half, *reversed(ahead)):
+            self.waiting.prepend_request(request)
+
     def _add_unconditional(self, reply: Reply) -> Request:
         self._steady = None
         request = self.replies.add_unconditional(reply)
@@ -130,7 +139,7 @@ class ReplyOutputs(Scheduler):
         if not was_known and tracker.audio_start >= 0 and reply.pair is not None:
             other = self._begin_guidance(reply)
             if other is not None:
-                self._put_first(other)  # its partner runs already: ahead of all who wait for a slot
+                self._queue_half(other, reply.request)
         if not was_known or not reply.asks_for_guidance or segment is Segment.TRANSITION:
             return ()
         is_guided = reply.partner_id in self._scheduled

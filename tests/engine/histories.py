@@ -24,7 +24,8 @@ AUDIO_ROWS = (1, 70, 40, 3, 75, 11, 60)
 class Limits:
     """Within what an engine works; all but the first two may change from one history to the next.
 
-    num_blocks: KV blocks of 32 rows. budget: rows computed in a step.
+    num_blocks: KV blocks of 32 rows. budget: rows computed in a step. moods: seed of what the governor decides, step
+    by step: halves of adaptive replies go and come back; None: nothing.
     """
 
     is_async: bool = False
@@ -32,6 +33,7 @@ class Limits:
     max_num_seqs: int = MAX_NUM_SEQS
     budget: int = MAX_BUDGET
     num_blocks: int = MAX_BLOCKS
+    moods: int | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def limits(is_async: bool) -> st.SearchStrategy[Limits]:
         is_caching=st.booleans(),
         max_num_seqs=st.one_of(st.integers(2, 4), st.integers(1, MAX_NUM_SEQS)),
         budget=st.one_of(st.integers(16, 32), st.integers(16, MAX_BUDGET)),
+        moods=st.one_of(st.none(), st.integers(0, 99)),
         num_blocks=st.one_of(st.integers(4, 12), st.integers(8, 16), st.integers(6, MAX_BLOCKS)),
     )
 
@@ -98,11 +101,11 @@ def history_prompt(family: Family, index: int) -> Prompt:
     sampling = prompt.sampling
     text, audio = TEXT_ROWS[index % len(TEXT_ROWS)], AUDIO_ROWS[index % len(AUDIO_ROWS)]
     greedy = index % 4 == 0
-    guided_s = (index % 7) / family.frame_rate if index % 5 == 1 and index % 7 else None
+    policy = ("always", "until_s", "adaptive")[index * 2 // 3 % 3]
     sampling = replace(
         sampling,
-        policy="always" if guided_s is None else "until_s",
-        guided_until_s=guided_s,
+        policy=policy,
+        guided_until_s=(1 + index % 7) / family.frame_rate if policy == "until_s" else None,
         text=replace(sampling.text, min_rows=text // 2, max_rows=text, temperature=0.0 if greedy else 0.9),
         audio=replace(sampling.audio, min_rows=audio // 2, max_rows=audio, temperature=0.0 if greedy else 0.8),
         guidance_scale=(2.0, 1.0, 3.0, 1.5)[index // 2 % 4],

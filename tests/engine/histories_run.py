@@ -1,5 +1,6 @@
 """Plays histories on real engines, one step at a time, and holds every reply against the reference."""
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,6 +45,17 @@ class Expected:
     lead: float
 
 
+class Moods:
+    """What stands for the governor, which goes by the clock: from time to time halves go, or one comes back."""
+
+    def __init__(self, seed: int | None):
+        self._random = None if seed is None else np.random.default_rng(seed)
+
+    def __call__(self, num_rows: int) -> int:
+        """How many halves to drop, or, below 0, to take back."""
+        return 0 if self._random is None else int(self._random.choice((0, 0, 0, 0, 0, 1, 2, -1, -1)))
+
+
 class Stage:
     """One family's random checkpoint, the engines that serve it, and the reference's replies."""
 
@@ -74,16 +86,23 @@ class Stage:
         engine = self._engines[key]
         engine.scheduler.max_num_running_reqs = engine.scheduler.max_num_active_reqs = limits.max_num_seqs
         engine.scheduler.max_num_scheduled_tokens = limits.budget
+        engine.scheduler.governor.decide = Moods(limits.moods)
         return engine
 
     def expected(self, index: int) -> Expected:
         """Prompt number `index` and the reference's reply to it."""
         if index not in self._expected:
             prompt = history_prompt(self.family, index)
-            rows, lead = self._reference.reply(prompt)
-            width = self.family.layout.num_output_streams
-            self._expected[index] = Expected(prompt, [row[:width] for row in rows], lead)
+            self._expected[index] = self._ask(prompt, [])
         return self._expected[index]
+
+    def expected_with(self, index: int, changes: list[tuple[int, bool]]) -> Expected:
+        """The reply to prompt number `index` where guidance goes and comes as `changes` say: (frame, is_guided)."""
+        return self._ask(self.expected(index).prompt, changes) if changes else self.expected(index)
+
+    def _ask(self, prompt: Prompt, changes: list[tuple[int, bool]]) -> Expected:
+        rows, lead = self._reference.reply(prompt, changes)
+        return Expected(prompt, [row[: self.family.layout.num_output_streams] for row in rows], lead)
 
     def play(self, history: History) -> None:
         """Play `history`; AssertionError where anything is not as it must be."""
@@ -184,23 +203,40 @@ class _Play:
         assert self.front.is_empty()
 
     def _compare(self, request_id: str, reader: Reader) -> None:
-        expected, seen = self.stage.expected(self.clients[request_id].prompt), self.stage.seen
+        number, seen = self.clients[request_id].prompt, self.stage.seen
+        prompt = self.stage.expected(number).prompt
         audio = self.stage.family.layout.audio[0]
-        seen["replies"] += 1
-        seen["merged"] += reader.num_merged > 0
-        assert reader.trailer is not None
-        prompt = expected.prompt
         frames = [index for index, row in enumerate(reader.rows) if row[0] in audio]
-        is_guided, limit = prompt.sampling.guidance_scale != 1.0, self.engine.rules.max_guided_rows(prompt.sampling)
-        guided = len(frames) if limit is None else min(len(frames), limit)
-        assert reader.trailer.num_guided_frames == (guided if is_guided else 0), request_id
-        if reader.changes:
-            assert reader.changes == [(frames[0] + limit, False)], reader.changes
-            seen["guided for a time"] += 1
-        seen["guided"] += is_guided and len(frames) > 0
-        seen["preempted"] += reader.trailer.num_preemptions > 0
-        seen["preempted pairs"] += reader.trailer.num_preemptions > 0 and is_guided and len(frames) > 0
+        changes = [(index - frames[0], is_guided) for index, is_guided in reader.changes]
+        is_adaptive = prompt.sampling.policy == "adaptive"
+        expected = self.stage.expected_with(number, changes if is_adaptive else [])
         if expected.lead < MIN_LEAD:
             seen["near ties"] += 1
         else:
-            assert reader.rows == expected.rows, f"{request_id}: prompt {self.clients[request_id].prompt}"
+            assert reader.rows == expected.rows, f"{request_id}: prompt {number}, {changes}"
+        assert reader.trailer is not None
+        assert reader.trailer.num_guided_frames == self._count(prompt, len(frames), changes), request_id
+        is_guided = prompt.sampling.guidance_scale != 1.0 and len(frames) > 0
+        was_preempted = reader.trailer.num_preemptions > 0
+        seen["replies"] += 1
+        seen["guided"] += is_guided
+        seen["guided for a time"] += len(changes) == 1 and not is_adaptive
+        seen["dropped"] += is_adaptive and len(changes) > 0
+        seen["restored"] += is_adaptive and len(changes) > 1
+        seen["merged"] += reader.num_merged > 0
+        seen["preempted"] += was_preempted
+        seen["preempted pairs"] += was_preempted and is_guided
+
+    def _count(self, prompt: Prompt, num_frames: int, changes: list[tuple[int, bool]]) -> int:
+        """The guided ones among `num_frames` frames, as the policy and the `changes` that were told say."""
+        if prompt.sampling.guidance_scale == 1.0:
+            assert not changes
+            return 0
+        limit = self.engine.rules.max_guided_rows(prompt.sampling)
+        if prompt.sampling.policy != "adaptive":
+            assert changes in ([], [(limit, False)]), changes
+            return num_frames if limit is None else min(num_frames, limit)
+        assert [is_guided for _, is_guided in changes] == [index % 2 == 1 for index in range(len(changes))], changes
+        stops = [0, *(frame for frame, _ in changes), num_frames]
+        spans = itertools.pairwise(min(stop, num_frames) for stop in stops)
+        return sum(last - first for index, (first, last) in enumerate(spans) if index % 2 == 0)

@@ -21,7 +21,10 @@ PROFILE = settings.get_profile(os.environ.get("HISTORIES", "histories"))
 # Failures that random histories have found, made short.
 FOUND = {
     "the half of a younger pair was put before that of an older one": History(
-        Limits(budget=20), (Client(prompt=6), Client(prompt=30), Client(prompt=44))
+        Limits(budget=20, is_caching=False), (Client(prompt=6), Client(prompt=30), Client(prompt=44))
+    ),
+    "a half came to run while its partner, preempted as it ended its text, did not": History(
+        Limits(max_num_seqs=6, budget=20, num_blocks=8), (Client(prompt=33), Client(prompt=6), Client(prompt=45, gap=9))
     ),
     "a single reply that outgrows the cache was queued for ever": History(Limits(num_blocks=4), (Client(prompt=43),)),
 }
@@ -45,7 +48,7 @@ def test_every_reply_of_a_random_history_is_the_reference_s(stage: Stage, is_asy
 
     play()
     seen = stage.seen
-    for what in ("left", "merged", "guided", "preempted", "preempted pairs", "refused"):
+    for what in ("left", "merged", "guided", "preempted", "preempted pairs", "refused", "dropped"):
         assert seen[what] > 0, f"no history had any {what}: {seen}"
     assert seen["near ties"] <= 0.02 * seen["replies"], seen
 
@@ -54,4 +57,4 @@ def test_every_reply_of_a_random_history_is_the_reference_s(stage: Stage, is_asy
 @pytest.mark.parametrize("found", list(FOUND))
 def test_what_a_history_found_stays_mended(stage: Stage, found: str, is_async: bool) -> None:
     history = FOUND[found]
-    stage.play(replace(history, limits=replace(history.limits, is_async=is_async, is_caching=False)))
+    stage.play(replace(history, limits=replace(history.limits, is_async=is_async)))
