@@ -41,10 +41,11 @@ class StepPlanning(GuidancePolicies):
     def _is_steady(self) -> bool:
         """Whether the last step's plan holds: the same requests decode a row each, and a block for each is free.
 
-        Nothing else can change it but a half that comes (`_steady` is None then) or goes (`running` is another).
+        Nothing else can change it but a half that comes (`_steady` is None then) or goes (`running` is another), and
+        who came and went in between: those are still counted among who runs.
         """
         free = self.kv_cache_manager.block_pool.get_num_free_blocks()
-        return self.running == self._steady and len(self.running) <= free
+        return self.running == self._steady and len(self._running_ids) <= len(self.running) <= free
 
     def _decodes(self, row: RunningRow) -> bool:
         """Whether `row` lacks the next row only, and gets it, and its pair, if any, is whole or has no second half."""

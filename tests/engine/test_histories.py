@@ -26,6 +26,9 @@ FOUND = {
     "a half came to run while its partner, preempted as it ended its text, did not": History(
         Limits(max_num_seqs=6, budget=20, num_blocks=8), (Client(prompt=33), Client(prompt=6), Client(prompt=45, gap=9))
     ),
+    "a pair that left in the step in which it came was counted among who runs ever after": History(
+        Limits(max_num_seqs=2), (Client(prompt=1, leaves_after=0, leaves_late=True), Client(prompt=6, gap=1))
+    ),
     "a single reply that outgrows the cache was queued for ever": History(Limits(num_blocks=4), (Client(prompt=43),)),
 }
 
