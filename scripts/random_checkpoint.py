@@ -42,7 +42,12 @@ def write_checkpoint(
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    save_file(_weights(config, torch.Generator().manual_seed(seed)), folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(seed)
+    weights = _weights(config, generator)
+    if family.has_stream_bias:
+        shape = family.layout.num_output_streams, hidden
+        weights["stream_bias.weight"] = torch.randn(shape, generator=generator) * 0.5
+    save_file(weights, folder / "model.safetensors")
     return folder
 
 

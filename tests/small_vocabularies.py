@@ -1,7 +1,7 @@
 """Published families' vocabularies in small: the same structure, few ids."""
 
-from python_backend.families.bagpiper import BagpiperVocabulary
-from python_backend.families.opuslm import OpusVocabulary
+from python_backend.families.bagpiper import BagpiperVocabulary, bagpiper
+from python_backend.families.opuslm import OpusVocabulary, opuslm, opuslm_dialogue
 
 # 256 special tokens, 300 of text, eight streams of a pad and 16 codes each.
 SMALL_BAGPIPER = BagpiperVocabulary(
@@ -9,3 +9,11 @@ SMALL_BAGPIPER = BagpiperVocabulary(
 )
 # 256 special tokens, 20 semantic ones, eight codebooks of 12 codes, 60 of text.
 SMALL_OPUSLM = OpusVocabulary(vocab_size=432, text=(372, 432), ssl=(256, 276), codec=276, codebook_size=12)
+
+BAGPIPER, OPUSLM, DIALOGUE = bagpiper(SMALL_BAGPIPER), opuslm(SMALL_OPUSLM), opuslm_dialogue(SMALL_OPUSLM)
+# By the name that a checkpoint's config.json gives.
+FAMILIES = {
+    "tests.small_vocabularies:BAGPIPER": BAGPIPER,
+    "tests.small_vocabularies:OPUSLM": OPUSLM,
+    "tests.small_vocabularies:DIALOGUE": DIALOGUE,
+}

@@ -46,7 +46,8 @@ def _check_rows(rows: np.ndarray, rules: SegmentRules) -> None:
         ids = rows[:, stream]
         allowed = range(layout.vocab_size)
         if 0 < stream < layout.num_output_streams:
-            allowed, ids = layout.audio[stream], ids[ids != layout.pad_id]
+            silent = (layout.pad_id, *(layout.extra[stream] if layout.extra else ()))
+            allowed, ids = layout.audio[stream], ids[~np.isin(ids, silent)]
         if ids.size and not (allowed.start <= ids.min() and ids.max() < allowed.stop):
             expected = f"ids of stream {stream} in [{allowed.start}, {allowed.stop})"
             raise InvalidRequest("rows", expected, f"{ids.min()} ... {ids.max()}")
@@ -54,7 +55,7 @@ def _check_rows(rows: np.ndarray, rules: SegmentRules) -> None:
 
 def _check_length(prompt: Prompt, task: Task, rules: SegmentRules) -> None:
     begins = task.segments[0]
-    limit = rules.text_limit(task) if begins is Segment.TEXT else rules.audio_limit - 1
+    limit = rules.text_limit(task) if begins is Segment.TEXT else rules.audio_start_limit
     if len(prompt.rows) > limit:
         raise InvalidRequest("rows", f"at most {limit} rows before a reply to {task.name}", len(prompt.rows))
 
@@ -70,6 +71,9 @@ def max_rows(num_prompt_rows: int, task: Task, sampling: SamplingConfig, rules: 
 
 
 def _check_pair(prompt: Prompt, task: Task, rules: SegmentRules, capacity: Capacity) -> None:
+    if not rules.family.guided_streams:
+        expected = f"1.0, as {rules.family.name} has no guidance"
+        raise InvalidRequest("options.guidance_scale", expected, prompt.sampling.guidance_scale)
     if rules.family.frame_rate <= 0.0 and prompt.sampling.policy != "always":
         raise InvalidRequest(
             "options.guidance.policy",

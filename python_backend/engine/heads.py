@@ -9,8 +9,6 @@ ranks draw the same), and a head is either whole on each rank or cut by vocabula
 - The text head is vLLM's own shard where it is larger than a shard (152,192 rows, 1.25 GB); its logits are gathered.
 """
 
-import itertools
-
 import torch
 from torch import nn
 from vllm.distributed import tensor_model_parallel_all_gather, tensor_model_parallel_all_reduce
@@ -23,39 +21,58 @@ from python_backend.engine.rules import SegmentRules
 class StreamHeads:
     """Three heads over one weight: stream 0 in text, stream 0 in audio, and the auxiliary streams, each over its ids.
 
-    text_ids [V], first_ids [C0 + 1] (the audio interval, then `end_of_audio`) and codes [K, C] say which token id each
-    logit stands for.
+    text_ids [V], first_ids [C0 + 1] (what it may carry in audio, then `end_of_audio`) and codes [K, C] say which token
+    id each logit stands for. Where a stream has a bias b, its logits are W (h + b) = W h + W b, the second term fp32.
     """
 
-    def __init__(self, lm_head: nn.Module, rules: SegmentRules):
+    def __init__(self, lm_head: nn.Module, rules: SegmentRules, stream_bias: torch.Tensor | None = None):
         assert isinstance(lm_head, ParallelLMHead)
         family, weight = rules.family, _WeightRows(lm_head)
-        first, *others = family.layout.audio
+        first, *others = (rules.audio_ids(stream) for stream in range(family.layout.num_output_streams))
         if len({len(ids) for ids in others}) > 1:
-            raise ValueError(f"{family.name}: auxiliary streams must have intervals of one size")
-        ids = torch.arange(family.layout.vocab_size, device=weight.own.device)
-        self.text_ids = ids[: rules.num_text_ids]
-        self.first_ids = torch.cat([ids[first.start : first.stop], ids[family.end_of_audio : family.end_of_audio + 1]])
-        self.codes = torch.stack([ids[s.start : s.stop] for s in others])
+            raise ValueError(f"{family.name}: auxiliary streams must have as many ids each")
+        device = weight.own.device
+        self.text_ids = torch.arange(rules.num_text_ids, device=device)
+        self.first_ids = torch.tensor([*first, family.end_of_audio], device=device)
+        self.codes = torch.tensor(others, device=device)
         self._is_text_cut = weight.is_cut and rules.num_text_ids > weight.size
-        self._text = Product(weight.own if self._is_text_cut else weight.span(range(rules.num_text_ids)))
-        self._first = Product(weight.take(self.first_ids))
-        self._codes = Product(weight.spans(others))
+        text_rows = weight.own if self._is_text_cut else weight.span(range(rules.num_text_ids))
+        first_rows, code_rows = weight.take(self.first_ids), weight.rows([token for ids in others for token in ids])
+        self._text, self._first, self._codes = (Product(rows) for rows in (text_rows, first_rows, code_rows))
+        self._text_offset = self._first_offset = self._code_offset = None
+        if stream_bias is not None:
+            by_stream = code_rows.view(*self.codes.shape, -1)
+            self._text_offset = self._gather(_offset(text_rows, stream_bias[0])[None])[0]
+            self._first_offset = _offset(first_rows, stream_bias[0])
+            pairs = zip(by_stream, stream_bias[1:], strict=True)
+            self._code_offset = torch.cat([_offset(rows, bias) for rows, bias in pairs])
 
     def text(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of stream 0 in a text segment: [N, H] -> [N, V] float32."""
-        logits = self._text(hidden)
-        if self._is_text_cut:
-            logits = tensor_model_parallel_all_gather(logits)[:, : len(self.text_ids)]
-        return logits.float()
+        return _shift(self._gather(self._text(hidden)), self._text_offset)
 
     def first(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of stream 0 in an audio segment: [N, H] -> [N, C0 + 1] float32."""
-        return self._first(hidden).float()
+        return _shift(self._first(hidden), self._first_offset)
 
     def auxiliary(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of the streams 1 ... in an audio segment: [N, H] -> [N, K, C] float32."""
-        return self._codes(hidden).float().view(hidden.shape[0], *self.codes.shape)
+        return _shift(self._codes(hidden), self._code_offset).view(hidden.shape[0], *self.codes.shape)
+
+    def _gather(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits over all text ids from what this rank has of them, which is all where the head is whole."""
+        if not self._is_text_cut:
+            return logits
+        return tensor_model_parallel_all_gather(logits)[:, : len(self.text_ids)]
+
+
+def _offset(rows: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """What a bias [H] of the hidden state adds to the logits: rows [n, H] -> [n] float32, few rows at a time."""
+    return torch.cat([some.float() @ bias.float() for some in rows.split(8192)])
+
+
+def _shift(logits: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
+    return logits.float() if offset is None else logits.float() + offset
 
 
 class _WeightRows:
@@ -82,8 +99,8 @@ class _WeightRows:
             return self.own[ids.start : ids.stop]
         return self.take(torch.arange(ids.start, ids.stop, device=self.own.device))
 
-    def spans(self, intervals: list[range]) -> torch.Tensor:
-        """The rows of all `intervals`, one after another: a view where they follow each other, else a copy."""
-        if all(ids.stop == after.start for ids, after in itertools.pairwise(intervals)):
-            return self.span(range(intervals[0].start, intervals[-1].stop))
-        return torch.cat([self.span(ids) for ids in intervals])
+    def rows(self, ids: list[int]) -> torch.Tensor:
+        """The rows of `ids`: a view where they follow each other, else a copy."""
+        if ids == list(range(ids[0], ids[-1] + 1)):
+            return self.span(range(ids[0], ids[-1] + 1))
+        return self.take(torch.tensor(ids, device=self.own.device))

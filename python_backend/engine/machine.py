@@ -50,7 +50,9 @@ class SegmentMachine:
         self.rules, self.family, self.script = rules, family, family.script
         self._arrays, self._xp = arrays, arrays.xp
         ends = [rules.end_of_text(task) for task in family.tasks]
-        self._end_of_text = arrays.upload(np.array(ends))
+        drawn = [rules.drawn_end_of_text(task) for task in family.tasks]
+        self._end_of_text, self._drawn_end_of_text = arrays.upload(np.array(ends)), arrays.upload(np.array(drawn))
+        self._rewrites_end = drawn != ends
         self._text_limit = arrays.upload(np.array([rules.text_limit(task) for task in family.tasks]))
         self._speaks = arrays.upload(np.array([Segment.AUDIO in task.segments for task in family.tasks]))
         self._transition = arrays.upload(np.array([*family.transition, family.layout.pad_id]))
@@ -58,7 +60,7 @@ class SegmentMachine:
         for index, task in enumerate(family.tasks):
             for ids in task.text:
                 denied[index, :, ids.start : ids.stop] = False
-            denied[index, 1, ends[index]] = False
+            denied[index, 1, drawn[index]] = False
         self._denied = arrays.tensor(arrays.upload(denied))
         self._delays = arrays.upload(np.array(family.layout.delays[1:]))
 
@@ -75,17 +77,19 @@ class SegmentMachine:
         return logits
 
     def end_text(self, token: Array, rows: Rows) -> Array:
-        """`token`, or the segment's end where a limit is reached."""
+        """`token`, or what closes the segment where it is drawn or a limit is reached."""
         state, limits = rows.state, rows.limits
         must_end = (state.num_text_tokens >= limits.text_max) | (rows.position >= self._text_limit[limits.task])
         if self.script:
             must_end |= state.num_entries >= self.script.max_entries
+        if self._rewrites_end:
+            must_end |= token == self._drawn_end_of_text[limits.task]
         return self._xp.where(must_end, self._end_of_text[limits.task], token)
 
     def end_audio(self, token: Array, rows: Rows) -> Array:
         """`token`, or `end_of_audio` where a limit is reached."""
         must_end = (rows.frame >= rows.limits.audio_max) | (rows.position >= self.rules.audio_limit)
-        return self._xp.where(must_end, self.family.end_of_audio, token)
+        return self._xp.where(must_end & rows.in_audio, self.family.end_of_audio, token)
 
     def follow_script(self, advance: Array, rows: Rows, script_table: Array) -> Array:
         """The frame tokens when the pointers `advance` [B] or stay; script_table [R, E + 1]. Moves the pointers."""
@@ -118,14 +122,15 @@ class SegmentMachine:
         state, family, where = rows.state, self.family, self._xp.where
         length = state.audio_end - state.audio_start
         last = state.audio_end + where(length > 0, self.rules.tail, 1)
-        drain = where(rows.position == last, family.end_of_reply, family.layout.pad_id)
+        drained = audio if family.drain == "sampled" else family.layout.pad_id
+        drain = where(rows.position == last, family.end_of_reply, drained)
         token = where(rows.in_audio, audio, drain)
         step = self._xp.clip(rows.frame + len(family.transition), 0, len(family.transition))
         token = where(rows.frame < 0, self._transition[step], token)
         return token if text is None else where(rows.in_text, text, token)
 
     def place_codes(self, drawn: Array | None, token: Array, rows: Rows) -> Array:
-        """The streams 1 ... beside `token`: `drawn` [B, K] where a frame lies, input-only ids, pad; [B, S - 1]."""
+        """The streams 1 ... beside `token`: `drawn` [B, K] where it is read, input-only ids, pad; [B, S - 1]."""
         layout = self.family.layout
         codes = self._arrays.zeros(len(token), layout.num_input_streams - 1) + layout.pad_id
         if drawn is not None:
@@ -135,12 +140,18 @@ class SegmentMachine:
         return codes
 
     def _lay(self, drawn: Array, token: Array, rows: Rows) -> Array:
-        state, where = rows.state, self._xp.where
-        length = where(state.audio_end < 0, ENDLESS, state.audio_end - state.audio_start)
-        length = where(rows.in_audio & (token == self.family.end_of_audio), rows.frame, length)
+        state, family, where = rows.state, self.family, self._xp.where
         frame = rows.frame[:, None] - self._delays
-        lies = rows.is_spoken[:, None] & (frame >= 0) & (frame < length[:, None])
-        return where(lies, drawn, self.family.layout.pad_id)
+        lies = rows.is_spoken[:, None]
+        if family.warm_up == "forced":
+            lies = lies & (frame >= 0)
+        if family.drain == "forced":
+            length = where(state.audio_end < 0, ENDLESS, state.audio_end - state.audio_start)
+            length = where(rows.in_audio & (token == family.end_of_audio), rows.frame, length)
+            lies = lies & (frame < length[:, None])
+        elif family.drain == "none":
+            lies = lies & (token != family.end_of_audio)[:, None]
+        return where(lies, drawn, family.layout.pad_id)
 
     def _ordinal(self, token: Array, rows: Rows, script: Script) -> Array:
         writes = rows.in_text & self._is_spoken(token, script)

@@ -143,8 +143,8 @@ class ReplyOutputs(Scheduler):
         if not was_known or not reply.asks_for_guidance or segment is Segment.TRANSITION:
             return ()
         is_guided = reply.partner_id in self._scheduled
-        if is_guided and tracker.audio_end < 0:
-            reply.num_guided_frames += 1
+        if tracker.audio_end < 0:
+            reply.guided_rows.append(is_guided)
         if not is_guided or reply.limit != NOT_YET:
             is_due = reply.request.num_output_tokens <= reply.limit
             assert is_guided == is_due or reply.is_adaptive, f"{reply.request.request_id}: guided {is_guided}"

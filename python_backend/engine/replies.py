@@ -29,7 +29,7 @@ class Reply:
 
     pair: None where guidance has no part in it, or no longer. limit: the output index from which on it has none, once
     that is known. is_guided: whether the newest row of the audio segment was guided. dropped_at: the last step of the
-    engine before it lost its half.
+    engine before it lost its half. guided_rows: of each row of its audio, the end not counted, whether it was guided.
     """
 
     request: Request
@@ -40,7 +40,7 @@ class Reply:
     limit: int = NOT_YET
     is_guided: bool = False
     dropped_at: int = 0
-    num_guided_frames: int = 0
+    guided_rows: list[bool] = field(default_factory=list)
     queue_s: float | None = None
     partner_id: str = field(init=False)
     is_unconditional: bool = field(init=False)
@@ -51,6 +51,11 @@ class Reply:
         self.partner_id = partner_of(self.request.request_id)
         self.is_unconditional, self.asks_for_guidance = self.params.is_unconditional, self.params.is_guided
         self.is_adaptive = self.params.sampling.policy == "adaptive"
+
+    @property
+    def num_guided_frames(self) -> int:
+        """How many of its frames began in a guided row."""
+        return sum(self.guided_rows[: self.tracker.num_frames])
 
     @property
     def next_output(self) -> int:

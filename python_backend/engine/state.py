@@ -156,7 +156,9 @@ class SpeechModelState(DefaultModelState):
 
     def custom_sampler(self, sampler: Sampler) -> tuple[SpeechSampler, None]:
         """vLLM's hook for a sampler of one's own; there is no speculative decoding."""
-        heads = StreamHeads(self.model.get_submodule("lm_head"), self.rules)
+        has_bias = self.rules.family.has_stream_bias
+        bias = self.model.get_parameter("stream_bias.weight").data if has_bias else None
+        heads = StreamHeads(self.model.get_submodule("lm_head"), self.rules, bias)
         machine = SegmentMachine(self.rules, self.arrays)
         tokens = sampler.req_states.all_token_ids.gpu
         guard = RepetitionGuard(tokens, self.tables, self.rules.family.layout, self.arrays)

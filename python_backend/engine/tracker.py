@@ -45,11 +45,11 @@ class SegmentTracker:
 
     @property
     def num_frames(self) -> int:
-        """Frames begun so far."""
+        """Frames begun so far, less those that stay incomplete if the audio ends here."""
         if self.audio_start == UNKNOWN:
             return 0
         stop = self.position if self.audio_end == UNKNOWN else self.audio_end
-        return max(0, stop - self.audio_start)
+        return max(0, stop - self.audio_start - self.rules.num_closing_rows)
 
     def push(self, token_id: int) -> Segment:
         """Take the token of the next row; returns the segment of that row."""
@@ -79,7 +79,8 @@ class SegmentTracker:
     def _push_audio(self, token_id: int) -> None:
         script = self.rules.family.script
         if token_id == self.rules.family.end_of_audio:
-            self.was_cut |= self.num_frames >= self.sampling.audio.max_rows or self.position >= self.rules.audio_limit
+            num_rows = self.position - self.audio_start
+            self.was_cut |= num_rows >= self.sampling.audio.max_rows or self.position >= self.rules.audio_limit
             self.audio_end = self.position
         elif script and (token_id - script.first_frame) % 2 == 0:
             self.pointer += 1

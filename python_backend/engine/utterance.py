@@ -74,7 +74,7 @@ class Utterance:
 
     @property
     def _num_ready(self) -> int:
-        """Frames that are complete, less any rows of the drain that hold no frame."""
+        """Frames that are complete, less those behind the last frame of the reply."""
         if self.tracker.audio_end < 0:
             return self._undelayer.num_ready
         return min(self._undelayer.num_ready, self.tracker.num_frames - self.num_sent_frames)
@@ -84,8 +84,10 @@ class Utterance:
             yield self._chunk(segment, codes=self._take(size))
 
     def _take(self, num_frames: int) -> np.ndarray:
+        """The next frames as codes [K, num_frames]; what is no code, such as a pad, as the nearest code there is."""
         self.num_sent_frames += num_frames
-        return (self._undelayer.take(num_frames) - self._first_ids[:, None]).astype(np.int32)
+        codes = self._undelayer.take(num_frames) - self._first_ids[:, None]
+        return codes.clip(0, self._family.layout.codebook_size - 1).astype(np.int32)
 
     def _chunk(self, segment: Segment, text: str = "", codes: np.ndarray | None = None) -> LMChunk:
         sent = 0 if codes is None else sum(mark.frame < self.num_sent_frames for mark in self._marks)

@@ -31,7 +31,7 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
         audio=replace(
             sampling.audio, min_rows=5, max_rows=20 + index % 9, temperature=temperature, top_k=10, top_p=0.9
         ),
-        guidance_scale=(2.0, 1.0, 3.0)[index % 3],
+        guidance_scale=(2.0, 1.0, 3.0)[index % 3] if family.guided_streams else 1.0,
         script_temperature=temperature,
         seed=1000 + index,
     )

@@ -15,6 +15,7 @@ from python_backend.engine.tracker import SegmentTracker
 from python_backend.families.base import Family
 from python_backend.families.tiny import TINY
 from tests.engine.prompts import make_prompt
+from tests.small_vocabularies import BAGPIPER, DIALOGUE
 from tests.speech_families import EIGHT_STREAMS
 
 SLOTS, LENGTH = 6, 96
@@ -74,7 +75,7 @@ class Walk:
         return self.machine.end_audio(self.arrays.of(token), rows)
 
 
-@pytest.mark.parametrize("family", [TINY, EIGHT_STREAMS], ids=lambda family: family.name)
+@pytest.mark.parametrize("family", [TINY, EIGHT_STREAMS, BAGPIPER, DIALOGUE], ids=lambda family: family.name)
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("arrays", [HostArrays(), DeviceArrays(torch.device("cpu"))], ids=["numpy", "torch"])
 def test_machine_and_tracker_agree_row_by_row(family: Family, seed: int, arrays: Arrays) -> None:
@@ -106,7 +107,9 @@ def check_codes(family: Family, tracker: SegmentTracker, position: int, codes: l
     """A stream carries a code exactly where its delay puts a frame; the index names what is written or spoken."""
     layout, frame = family.layout, position - tracker.audio_start
     for stream in range(1, layout.num_output_streams):
-        lies = tracker.audio_start >= 0 and 0 <= frame - layout.delays[stream] < tracker.num_frames
+        first = layout.delays[stream] if family.warm_up == "forced" else 0
+        stop = first + tracker.num_frames if family.drain == "forced" else frame + 1
+        lies = tracker.audio_start >= 0 and first <= frame < stop
         assert codes[stream - 1] == (layout.audio[stream].start + 3 if lies else layout.pad_id), (position, stream)
     if family.script:
         index = codes[family.script.index_stream - 1]

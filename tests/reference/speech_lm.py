@@ -30,8 +30,8 @@ class Context:
         self.cache, self.num_read = DynamicCache(), 0
 
     @torch.no_grad()
-    def logits(self, rows: list[Row]) -> list[float]:
-        """Logits over the whole vocabulary after the last of `rows`, of which only the new ones are read."""
+    def hidden(self, rows: list[Row]) -> torch.Tensor:
+        """Hidden states [n, H] of those of `rows` that are new: what stood before them is remembered."""
         ids = torch.tensor(rows[self.num_read :])
         self.num_read = len(rows)
         embedded = self.model.model.embed_tokens(ids)  # [n, S, H]
@@ -39,7 +39,7 @@ class Context:
         silent[:, 0] = False
         embedded = embedded.masked_fill(silent[..., None], 0.0).sum(1)
         hidden = self.model.model(inputs_embeds=embedded[None], past_key_values=self.cache, use_cache=True)
-        return self.model.lm_head(hidden.last_hidden_state[0, -1]).tolist()
+        return hidden.last_hidden_state[0]
 
 
 class Reference:
@@ -47,7 +47,18 @@ class Reference:
         config = json.loads((folder / "config.json").read_text())
         self.family, self.max_model_len = family, max_model_len
         self.model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).float().eval()
-        self.model.load_state_dict(load_file(folder / "model.safetensors"))
+        weights = load_file(folder / "model.safetensors")
+        self.bias = weights.pop("stream_bias.weight") if family.has_stream_bias else None
+        self.model.load_state_dict(weights)
+
+    @torch.no_grad()
+    def heads(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits of every stream over the whole vocabulary: [n, H] -> [n, S, V], or [n, 1, V] if all are the same."""
+        return self.model.lm_head(hidden[:, None] if self.bias is None else hidden[:, None] + self.bias)
+
+    def logits(self, rows: list[Row]) -> torch.Tensor:
+        """Logits [n, S, V] after each of `rows` [n][S], read at once."""
+        return self.heads(Context(self.model, self.family).hidden(rows))
 
     def reply(self, prompt: Prompt, changes: Sequence[tuple[int, bool]] = ()) -> tuple[list[Row], float]:
         """The rows of the reply to `prompt`, [n][S], and the smallest lead of a decision.
@@ -70,26 +81,34 @@ class _Reply:
         self.audio_end: int | None = None
         self.text: list[int] = []
         self.pointer = 0
-        self.tail = max(1, max(self.family.layout.delays) - 1)
+        # How many rows follow the row that ends the audio; how many audio rows there are beyond the frames.
+        slowest = max(self.family.layout.delays)
+        self.tail = {"forced": max(1, slowest - 1), "sampled": slowest, "none": 0}[self.family.drain]
+        self.extra = slowest if self.family.drain == "none" else 0
 
     def run(self) -> tuple[list[Row], float]:
         while True:
-            logits = self.guided(self.context.logits(self.rows))
+            logits = self.guided(self.logits(self.context, self.rows))
             row = self.next_row(logits)
             self.rows.append(row)
             if row[0] == self.family.end_of_reply:
                 return self.rows[len(self.prompt.rows) :], self.lead
 
-    def guided(self, logits: list[float]) -> list[list[float]]:
-        """Logits for each output stream."""
-        streams = range(self.family.layout.num_output_streams)
+    def logits(self, context: Context, rows: list[Row]) -> list[list[float]]:
+        """Logits for each output stream, over the whole vocabulary, after the last of `rows`."""
+        logits = self.reference.heads(context.hidden(rows)[-1:])[0].tolist()
+        return logits if len(logits) > 1 else logits * self.family.layout.num_output_streams
+
+    def guided(self, logits: list[list[float]]) -> list[list[float]]:
+        """Logits for each output stream, guided where they are to be."""
         scale = self.sampling.guidance_scale
         if scale == 1.0 or self.audio_start is None or not self.is_guided(len(self.rows) - self.audio_start):
-            return [logits for _ in streams]
+            return logits
         self.other = self.other or Context(self.reference.model, self.family)
-        other = self.other.logits([self.hidden(position) for position in range(len(self.rows))])
-        merged = [b + scale * (a - b) for a, b in zip(logits, other, strict=True)]
-        return [merged if s in self.family.guided_streams else logits for s in streams]
+        other = self.logits(self.other, [self.hidden(position) for position in range(len(self.rows))])
+        for s in self.family.guided_streams:
+            logits[s] = [b + scale * (a - b) for a, b in zip(logits[s], other[s], strict=True)]
+        return logits
 
     def is_guided(self, frame: int) -> bool:
         """Whether the row `frame` of the audio segment, counted from its first, is drawn with guidance."""
@@ -132,28 +151,48 @@ class _Reply:
                 row[family.script.index_stream] = family.script.index_base + self.pointer
         elif position == self.audio_end + (self.tail if self.audio_end > self.audio_start else 1):
             row[0] = family.end_of_reply
-        for s, ids in enumerate(family.layout.audio[1:], 1):
-            spoken = frame - family.layout.delays[s]
-            if spoken >= 0 and (self.audio_end is None or self.audio_start + spoken < self.audio_end):
-                row[s] = self.draw(logits[s], list(ids), s, self.sampling.audio)
+        elif family.drain == "sampled":
+            row[0] = self.draw(logits[0], self.first_ids(frame), 0, self.sampling.audio)
+        for s in range(1, len(family.layout.audio)):
+            if self.is_read(position, frame - family.layout.delays[s]):
+                row[s] = self.draw(logits[s], self.ids(s), s, self.sampling.audio)
         return row
+
+    def is_read(self, position: int, spoken: int) -> bool:
+        """Whether a stream other than the first, which is at the frame `spoken`, is sampled at `position`."""
+        if self.family.warm_up == "forced" and spoken < 0:
+            return False
+        if self.audio_end is None or self.family.drain == "sampled":
+            return True
+        return self.family.drain == "forced" and self.audio_start + spoken < self.audio_end
+
+    def ids(self, stream: int) -> list[int]:
+        """What a stream may carry in audio: its codes, and what else the family says."""
+        layout = self.family.layout
+        return [*layout.audio[stream], *(layout.extra[stream] if layout.extra else ())]
+
+    def first_ids(self, frame: int) -> list[int]:
+        return self.ids(0) + [self.family.end_of_audio] * (frame >= self.sampling.audio.min_rows)
 
     def text_token(self, logits: list[float]) -> int:
         family, limits, position = self.family, self.sampling.text, len(self.rows)
         speaks = Segment.AUDIO in self.task.segments
-        end = family.end_of_text if speaks else family.end_of_reply
+        end = family.end_of_text if speaks else family.end_of_lone_text or family.end_of_reply
         count = position - len(self.prompt.rows)
         last = self.reference.max_model_len - 1
         if speaks:
-            last -= self.tail + 2 + len(family.transition)
+            last -= self.tail + self.extra + 2 + len(family.transition)
         is_full = family.script is not None and len(self.text) >= family.script.max_entries
         allowed = [token for ids in self.task.text for token in ids] + [end] * (count >= limits.min_rows)
         token = (
             end if count >= limits.max_rows or position >= last or is_full else self.draw(logits, allowed, 0, limits)
         )
-        if token == end and speaks:
-            self.audio_start = position + 1 + len(family.transition)
-        return token
+        if token != end:
+            return token
+        if not speaks:
+            return family.end_of_reply
+        self.audio_start = position + 1 + len(family.transition)
+        return end if family.written_end_of_text is None else family.written_end_of_text
 
     def audio_token(self, logits: list[float], frame: int) -> int:
         family, limits = self.family, self.sampling.audio
@@ -162,8 +201,7 @@ class _Reply:
             return family.end_of_audio
         if token is not None:
             return token
-        allowed = list(family.layout.audio[0]) + [family.end_of_audio] * (frame >= limits.min_rows)
-        return self.draw(logits, allowed, 0, limits)
+        return self.draw(logits, self.first_ids(frame), 0, limits)
 
     def script_token(self, logits: list[float], frame: int) -> int:
         script = self.family.script

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from vllm.config import VllmConfig
 from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.sequence import IntermediateTensors
@@ -17,12 +18,23 @@ else:
     Decoder = object
 
 
+class StreamBias(nn.Module):
+    """What is added to the hidden state before each stream's head, [S, H]; `heads.py` adds it. Whole on every rank."""
+
+    def __init__(self, num_streams: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_streams, width), requires_grad=False)
+
+
 class MultiStreamMixin(Decoder):
     """Sums the embeddings of a row's streams; the sampler, which knows each row's segment, applies the heads."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.family = family_of(vllm_config.model_config.hf_config)
+        if self.family.has_stream_bias:
+            size = self.family.layout.num_output_streams, vllm_config.model_config.get_hidden_size()
+            self.stream_bias = StreamBias(*size)
 
     @staticmethod
     def get_model_state_cls() -> type:
