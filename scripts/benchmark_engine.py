@@ -146,7 +146,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Measure every number of requests, a line each."""
     if arguments.layout is not None:
         for figures in measure_layout(arguments):
-            append_result(arguments.out, "engine_layout", figures)
+            append_result(arguments.out, "layout", figures)
         return
     config = EngineConfig.from_file(ENGINE_ARGS, arguments.checkpoint)
     num_slots = max(config.engine_args["max_num_seqs"], 2 * max(arguments.requests))
@@ -166,8 +166,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="times that the arms take turns")
     parser.add_argument("--layout", choices=LAYOUTS, help="streams and vocabulary of this model, on random weights")
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/engine.jsonl"))
-    return parser.parse_args()
+    parser.add_argument("--out", type=Path, help="by default engine.jsonl or layout.jsonl in benchmarks/results")
+    arguments = parser.parse_args()
+    name = "engine" if arguments.layout is None else "layout"
+    arguments.out = arguments.out or Path(f"benchmarks/results/{name}.jsonl")
+    return arguments
 
 
 if __name__ == "__main__":
