@@ -1,5 +1,6 @@
 """What a stock causal language model needs to read rows of several streams."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +10,7 @@ from vllm.config import VllmConfig
 from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.sequence import IntermediateTensors
 
+from python_backend.engine.backbones.strict_loading import load_strictly
 from python_backend.engine.family import family_of
 from python_backend.engine.kernels.embed import embed_rows
 
@@ -79,6 +81,10 @@ class MultiStreamMixin(Decoder):
         weight = table.get_parameter("weight")
         own_ids = torch.where(is_own, rows - start, 0)
         return F.embedding_bag(own_ids, weight, mode="sum", per_sample_weights=is_own.to(weight.dtype))
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """As vLLM loads them, and nothing may be missing, unknown or of another shape."""
+        return load_strictly(self, super().load_weights, weights)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """The hidden states, as they are: which head a row needs depends on its segment (`heads.py`)."""
