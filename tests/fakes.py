@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from python_backend.codec.base import CodecSpec, Stateful, Window
+from python_backend.codec.base import CodecSpec, Stateful, Window, Windowed
 
 
 class FakeCodec:
@@ -44,6 +44,23 @@ class FakeCodec:
         total = window.state + code[:, window.left : last].cumsum(1)
         value = (code + before / 10 + after / 100)[:, window.left : last] + total / 1000
         return value.repeat_interleave(self.spec.samples_per_frame, dim=1).float(), total[:, -1:]
+
+
+class FrameCounter:
+    """A codec whose codes are the frame's number in every codebook, and that decodes nothing."""
+
+    def __init__(self, samples_per_frame: int = 640, num_codebooks: int = 7, codebook_size: int = 256) -> None:
+        self.spec = CodecSpec("counter", 16_000, samples_per_frame, num_codebooks, codebook_size, Windowed(0, 0))
+
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        assert pcm.dtype == np.float32
+        return np.tile(np.arange(len(pcm) // self.spec.samples_per_frame), (self.spec.num_codebooks, 1))
+
+    def initial_state(self, batch: int) -> Tensor:
+        raise NotImplementedError
+
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
 
 
 class RecordedReply:

@@ -2,8 +2,12 @@
 
     understand  [bos][system] … [user][audio] features … [user][text] question [assistant][text] ─► answer [eos]
     generate    [bos][system] … [user][text] wish [assistant][text] ─► caption [eot][assistant][audio] rows … [eos]
+    chat        [bos][system] … [user][text] question [assistant][text] ─► answer [eos]
     tts         [bos][user][text] request [assistant][text] ─► as generate
     speak       [bos][user][text] request [assistant][audio] ─► rows … [eos]
+
+Every turn ends with [eos], but with [eot] where the next has the same role. Turns may come before the one answered,
+but for tts and speak, which the fine-tuned checkpoint knows only without them and without a system turn.
 
 In an audio segment all eight streams are sampled, pads included: stream s trails by s rows and carries the pad of its
 own codebook where it has no frame. The numbers are those of the published checkpoints `espnet/bagpiper*`; a
@@ -23,6 +27,8 @@ PAD, BOS, END_OF_REPLY, END_OF_TURN, SYSTEM, USER, ASSISTANT, TEXT, AUDIO = rang
 SPECIAL_TOKENS = ("pad", "bos", "eos", "eot", "system", "user", "assistant", "text", "audio")
 NUM_STREAMS = 8
 FRAME_RATE = 50.0
+SAMPLES_PER_MEL_FRAME = 160  # at 16 kHz
+N_WINDOW = 50  # the audio tower's: as trained; twice as many mel frames are a chunk of their own
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,17 @@ class BagpiperVocabulary:
         )
 
 
+def num_features(num_samples: int, n_window: int = N_WINDOW) -> int:
+    """How many features the audio tower makes of `num_samples` at 16 kHz: a chunk's mel frames are halved thrice."""
+    num_frames = -(-num_samples // SAMPLES_PER_MEL_FRAME)
+    whole, rest = divmod(num_frames, 2 * n_window)
+    return whole * _halved_thrice(2 * n_window) + _halved_thrice(rest)
+
+
+def _halved_thrice(num_frames: int) -> int:
+    return -(-num_frames // 8)
+
+
 def bagpiper(vocabulary: BagpiperVocabulary) -> Family:
     """The family over a vocabulary. Sampling defaults are the authors' (temperature, top-k, lengths, guidance 3)."""
     sampling = SamplingConfig(
@@ -73,15 +90,16 @@ def bagpiper(vocabulary: BagpiperVocabulary) -> Family:
     unguided = SamplingConfig(text=sampling.text, audio=sampling.audio)
     text = (vocabulary.text,)
     both = (Segment.TEXT, Segment.AUDIO)
+    general: dict[str, Any] = {"has_history": True, "system": ("text",)}
     return Family(
         name="bagpiper",
         layout=vocabulary.layout,
         tasks=(
             Task("tts", both, text, ("text",), sampling),
-            Task("generate", both, text, ("text",), sampling),
+            Task("understand", (Segment.TEXT,), text, ("audio",), unguided, also=("text",), **general),
+            Task("chat", (Segment.TEXT,), text, ("text",), unguided, **general),
+            Task("generate", both, text, ("text",), sampling, also=("audio",), **general),
             Task("speak", (Segment.AUDIO,), (), ("text",), sampling),
-            Task("understand", (Segment.TEXT,), text, ("audio",), unguided),
-            Task("chat", (Segment.TEXT,), text, ("text",), unguided),
         ),
         codec="xcodec",
         end_of_reply=END_OF_REPLY,
@@ -99,4 +117,5 @@ def bagpiper(vocabulary: BagpiperVocabulary) -> Family:
         warm_up="sampled",
         drain="none",
         has_stream_bias=True,
+        subwords=vocabulary.text,
     )

@@ -1,11 +1,14 @@
 """A model family as data: its streams, special ids, tasks and defaults. It builds no tensor and reads no file."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from python_backend.sampling.params import SamplingConfig
 from python_backend.streams.layout import StreamLayout
 from python_backend.streams.segment import Segment
+
+Role = Literal["system", "user", "assistant"]
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,22 @@ class UnconditionalContext:
 
 @dataclass(frozen=True)
 class Task:
-    """One thing a family can do: which segments it replies with and what its text segment may say."""
+    """One thing a family can do: which segments it replies with and what its text segment may say.
+
+    needs, also: what the turn that it answers must hold, and what it may hold besides: `text`, `audio`.
+    answers: whose turn that is. has_history: whether turns of user and assistant may come before it.
+    system: what a system turn before all others may hold; () where there is none.
+    """
 
     name: str
     segments: tuple[Segment, ...]
     text: tuple[range, ...]
     needs: tuple[str, ...]
     sampling: SamplingConfig
+    also: tuple[str, ...] = ()
+    answers: Role = "user"
+    has_history: bool = False
+    system: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,8 @@ class Family:
     sampled on; either way the frames before E count. `none`: the reply ends at once; its last max_delay rows complete
     frames and begin none.
     has_stream_bias: the checkpoint has `stream_bias.weight` [S, H], added to the hidden state before each head.
+    subwords: ids of the tokens of the checkpoint's tokenizer, in its order; None where the family needs no tokenizer.
+    markers: ids that only prompts carry, by the names that the checkpoint gives them.
     """
 
     name: str
@@ -93,6 +107,8 @@ class Family:
     warm_up: Literal["forced", "sampled"] = "forced"
     drain: Literal["forced", "sampled", "none"] = "forced"
     has_stream_bias: bool = False
+    subwords: range | None = None
+    markers: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     def task(self, name: str) -> Task:
         """The task called `name`; KeyError lists the names there are."""

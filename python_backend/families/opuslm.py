@@ -85,6 +85,7 @@ SAMPLING = SamplingConfig(
 
 
 def _family(name: str, vocabulary: OpusVocabulary, tasks: tuple[Task, ...]) -> Family:
+    markers = {name: vocabulary.modalities[name] for name in ("codec_ssl", "text_bpe", "spk")}
     return Family(
         name=name,
         layout=vocabulary.layout,
@@ -107,6 +108,8 @@ def _family(name: str, vocabulary: OpusVocabulary, tasks: tuple[Task, ...]) -> F
         written_end_of_text=PAD,
         drain="sampled",
         has_stream_bias=True,
+        subwords=range(*vocabulary.text),
+        markers={**markers, **vocabulary.tasks},
     )
 
 
@@ -117,7 +120,7 @@ def opuslm(vocabulary: OpusVocabulary) -> Family:
         "opuslm",
         vocabulary,
         (
-            Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING),
+            Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING, system=("audio",)),
             Task("asr", (Segment.TEXT,), text, ("audio",), SAMPLING),
             Task("text_lm", (Segment.TEXT,), text, ("text",), SAMPLING),
             Task("audio_lm", (Segment.AUDIO,), (), ("audio",), SAMPLING),
@@ -128,13 +131,14 @@ def opuslm(vocabulary: OpusVocabulary) -> Family:
 def opuslm_dialogue(vocabulary: OpusVocabulary) -> Family:
     """The dialogue family: turns in, the assistant's words and then its voice out."""
     text = (range(*vocabulary.text),)
+    turns: dict[str, Any] = {"has_history": True, "system": ("text", "audio")}
     return _family(
         "opuslm_dialogue",
         vocabulary,
         (
-            Task("dialogue", (Segment.TEXT, Segment.AUDIO), text, ("messages",), SAMPLING),
-            Task("text_dialogue", (Segment.TEXT,), text, ("messages",), SAMPLING),
-            Task("speak", (Segment.AUDIO,), (), ("messages",), SAMPLING),
-            Task("asr", (Segment.TEXT,), text, ("messages",), SAMPLING),
+            Task("dialogue", (Segment.TEXT, Segment.AUDIO), text, (), SAMPLING, also=("text", "audio"), **turns),
+            Task("text_dialogue", (Segment.TEXT,), text, ("text",), SAMPLING, **turns),
+            Task("speak", (Segment.AUDIO,), (), ("text",), SAMPLING, answers="assistant", **turns),
+            Task("asr", (Segment.TEXT,), text, ("audio",), SAMPLING, **turns),
         ),
     )

@@ -1,10 +1,14 @@
-"""What a family's text tokens say: pure functions from token ids to words a reader may see."""
+"""What a family's text tokens say: from token ids to words a reader may see."""
 
+import codecs
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from python_backend.families import tiny
+from python_backend.families.base import Family
+from python_backend.families.tokenizer import FILE, TextTokenizer
 
 PAUSE = tiny.FIRST_PHONEME + tiny.PHONEMES.index("pau")
 
@@ -88,6 +92,24 @@ def _tiny_words(token_ids: Sequence[int]) -> list[int | None]:
     return words
 
 
+class _SubwordReader:
+    """Reads subwords: text leaves token by token, and a character once its last byte has come."""
+
+    def __init__(self, tokenizer: TextTokenizer, subwords: range):
+        self._tokenizer, self._subwords = tokenizer, subwords
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int) -> str:
+        if token_id not in self._subwords:
+            return ""
+        return self._decoder.decode(self._tokenizer.bytes_of(token_id - self._subwords.start))
+
+    def end(self) -> str:
+        text = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return text
+
+
 class _SilentReader:
     """For a family whose text nobody reads."""
 
@@ -98,10 +120,30 @@ class _SilentReader:
         return ""
 
 
+def _no_words(token_ids: Sequence[int]) -> list[int | None]:
+    return [None] * len(token_ids)
+
+
 CODECS = {"tiny": TextCodec(_tiny_reader, _tiny_words)}
-SILENT = TextCodec(lambda task: _SilentReader(), lambda token_ids: [None] * len(token_ids))
+SILENT = TextCodec(lambda task: _SilentReader(), _no_words)
 
 
 def get_text_codec(family: str) -> TextCodec:
-    """The text codec of the family called `family`; one that says nothing where it has none."""
+    """The text codec of a family that needs no tokenizer; one that says nothing where the family has none."""
     return CODECS.get(family, SILENT)
+
+
+def subword_codec(tokenizer: TextTokenizer, subwords: range) -> TextCodec:
+    """The text codec of a family whose text is a tokenizer's, its ids beginning where `subwords` does."""
+    return TextCodec(lambda task: _SubwordReader(tokenizer, subwords), _no_words)
+
+
+def load_text_codec(family: Family, checkpoint: Path) -> TextCodec:
+    """The text codec of `family` with the tokenizer in its checkpoint's folder.
+
+    A checkpoint of random weights has no tokenizer and says nothing; CheckpointError where it has one that cannot be
+    read.
+    """
+    if family.subwords is None or not (checkpoint / FILE).exists():
+        return get_text_codec(family.name)
+    return subword_codec(TextTokenizer.at(checkpoint), family.subwords)

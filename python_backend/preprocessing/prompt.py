@@ -1,22 +1,41 @@
 """How a family writes its prompts: the seam that each family's template fills."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from python_backend.preprocessing.tiny_template import TinyTemplate
+from python_backend.codec.base import Codec
+from python_backend.families.base import Family, Task
+from python_backend.preprocessing.conversation import Piece
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptRows:
+    """A prompt as a template writes it.
+
+    rows: [P, S] int32, absolute ids of every input stream, delays applied. words: of the text to be spoken, in order,
+    where word times are told. audio_spans: (first row, number of rows) for each piece of samples whose rows are left
+    as pads, in the order of the pieces, for an encoder's features.
+    """
+
+    rows: np.ndarray
+    words: tuple[str, ...] = ()
+    audio_spans: tuple[tuple[int, int], ...] = ()
 
 
 class Template(Protocol):
-    """Writes prompts as rows [P, S] int32: absolute ids of every input stream, delays applied."""
+    """Writes the prompts of one family."""
 
-    def speak(self, text: str, voice: str | None) -> tuple[np.ndarray, tuple[str, ...]]:
-        """Rows that ask for `text` to be spoken, and the words that will be; InvalidRequest if it cannot be."""
+    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
+        """The rows after which the model begins to reply to `pieces`, which `task` answers.
+
+        InvalidRequest, naming the piece, where it cannot be written: too long, or not to be spoken.
+        """
         ...
 
-    def listen(self, codes: np.ndarray) -> np.ndarray:
-        """Rows that ask for `codes` [K, T] to be written down."""
-        ...
 
-
-TEMPLATES: dict[str, type[Template]] = {"tiny": TinyTemplate}
+OpenTemplate = Callable[[Family, Path, Codec], Template]
+"""Opens a template over a checkpoint's folder and its codec; CheckpointError where the folder lacks what it needs."""

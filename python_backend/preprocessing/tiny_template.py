@@ -2,7 +2,9 @@
 
 import numpy as np
 
+from python_backend.codec.base import Codec
 from python_backend.errors import InvalidRequest
+from python_backend.families.base import Task
 from python_backend.families.tiny import (
     ASR,
     BEGIN_AUDIO,
@@ -16,7 +18,9 @@ from python_backend.families.tiny import (
     TTS,
     VOICES,
 )
+from python_backend.preprocessing.conversation import Piece
 from python_backend.preprocessing.json_field import shown
+from python_backend.preprocessing.prompt import PromptRows
 from python_backend.preprocessing.rows import code_rows, stream0_rows
 from python_backend.preprocessing.text import normalise, words_of
 
@@ -27,10 +31,22 @@ MAX_FRAME_ROWS = FRAME_INDEX_BASE - PHONEME_INDEX_BASE - 1  # both index tables 
 class TinyTemplate:
     """Writes the prompts of the bundled model."""
 
-    def speak(self, text: str, voice: str | None) -> tuple[np.ndarray, tuple[str, ...]]:
+    def __init__(self, codec: Codec):
+        self._codec = codec
+
+    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
+        """The one piece there is: a text to speak in a voice, or audio to write down."""
+        (piece,) = pieces
+        if piece.text is not None:
+            assert voice is not None, task.name
+            return PromptRows(*self.speak(piece.text, voice, piece.path))
+        if piece.pcm is None:
+            raise InvalidRequest(piece.path, "an audio input: this model hears samples", "codes")
+        return PromptRows(self.listen(self._codec.encode(piece.pcm)))
+
+    def speak(self, text: str, voice: str, path: str = "text") -> tuple[np.ndarray, tuple[str, ...]]:
         """[tts][voice] c a t [begin_text], and the words of the normalised text."""
-        assert voice in VOICES, voice
-        spoken = read_aloud(text)
+        spoken = read_aloud(text, path)
         ids = [TTS, VOICES[voice], *(FIRST_CHARACTER + CHARACTERS.index(character) for character in spoken), BEGIN_TEXT]
         return stream0_rows(LAYOUT, ids), words_of(spoken)
 
@@ -43,16 +59,14 @@ class TinyTemplate:
         return np.concatenate([head, audio, tail])
 
 
-def read_aloud(text: str) -> str:
+def read_aloud(text: str, path: str = "text") -> str:
     """`text` normalised; InvalidRequest when it is too long, before or after, or nothing of it can be spoken."""
     limit = TINY.max_text_chars
     if len(text) > limit:
-        raise InvalidRequest("text", f"at most {limit} characters", f"{len(text)} characters")
+        raise InvalidRequest(path, f"at most {limit} characters", f"{len(text)} characters")
     spoken = normalise(text, CHARACTERS)
     if not words_of(spoken):
-        raise InvalidRequest("text", "something that can be spoken", shown(text))
+        raise InvalidRequest(path, "something that can be spoken", shown(text))
     if len(spoken) > limit:
-        raise InvalidRequest(
-            "text", f"at most {limit} characters once written out in words", f"{len(spoken)} characters"
-        )
+        raise InvalidRequest(path, f"at most {limit} characters once written out in words", f"{len(spoken)} characters")
     return spoken

@@ -1,7 +1,11 @@
-"""What the bundled family's text tokens say, and which words its script is made of."""
+"""What text tokens say, and which words a script is made of."""
+
+from pathlib import Path
 
 import pytest
 
+from python_backend.families import tiny
+from python_backend.families.bagpiper import bagpiper
 from python_backend.families.tiny import (
     CHARACTERS,
     FIRST_CHARACTER,
@@ -10,9 +14,13 @@ from python_backend.families.tiny import (
     SEPARATOR,
     SPACE,
 )
-from python_backend.families.tokens import get_text_codec
+from python_backend.families.tokenizer import TextTokenizer
+from python_backend.families.tokens import get_text_codec, load_text_codec, subword_codec
+from scripts.random_published import write_tokenizer
+from tests.small_vocabularies import SMALL_BAGPIPER
 
 TINY = get_text_codec("tiny")
+FIRST = 256  # of the subwords' ids
 
 
 def phonemes(text: str) -> list[int]:
@@ -76,3 +84,42 @@ def test_a_family_without_a_text_codec_says_nothing() -> None:
     reader = silent.reader("chat")
     assert reader.push(3) == reader.end() == ""
     assert silent.words([1, 2]) == [None, None]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"), 300)
+
+
+def test_subwords_leave_token_by_token_and_characters_whole(folder: Path) -> None:
+    tokenizer = TextTokenizer.at(folder)
+    reader = subword_codec(tokenizer, range(FIRST, FIRST + 300)).reader("chat")
+    text = "the garden: 中 😀!"
+    pieces = [reader.push(FIRST + token_id) for token_id in tokenizer.encode(text)]
+    assert "".join(pieces) == text
+    assert "中" in pieces
+    assert "😀" in pieces
+    assert reader.end() == ""
+
+
+def test_a_character_that_is_cut_off_or_broken_becomes_one_sign(folder: Path) -> None:
+    tokenizer = TextTokenizer.at(folder)
+    reader = subword_codec(tokenizer, range(FIRST, FIRST + 300)).reader("chat")
+    first, second, *_ = (FIRST + token_id for token_id in tokenizer.encode("中"))
+    (letter,) = (FIRST + token_id for token_id in tokenizer.encode("z"))
+    assert [reader.push(first), reader.push(second), reader.push(letter)] == ["", "", "\ufffdz"]
+    assert reader.push(first) == ""
+    assert [reader.end(), reader.end()] == ["\ufffd", ""]
+
+
+def test_ids_that_are_no_text_say_nothing(folder: Path) -> None:
+    reader = subword_codec(TextTokenizer.at(folder), range(FIRST, FIRST + 300)).reader("chat")
+    assert [reader.push(token_id) for token_id in (0, 3, FIRST + 299, FIRST + 300)] == [""] * 4
+
+
+def test_a_checkpoint_s_tokenizer_reads_its_family_s_text(folder: Path, tmp_path: Path) -> None:
+    family = bagpiper(SMALL_BAGPIPER)
+    (token_id,) = TextTokenizer.at(folder).encode("z")
+    assert load_text_codec(family, folder).reader("chat").push(SMALL_BAGPIPER.text.start + token_id) == "z"
+    assert load_text_codec(family, tmp_path).reader("chat").push(SMALL_BAGPIPER.text.start + token_id) == ""
+    assert load_text_codec(tiny.TINY, tmp_path) is TINY

@@ -1,36 +1,75 @@
-"""Dialogues of one turn, and the ones that are refused."""
+"""Conversations as JSON, and the ones that are refused."""
 
 import json
 
 import pytest
 
 from python_backend.errors import InvalidRequest
-from python_backend.preprocessing.messages import Turn, read_messages
+from python_backend.preprocessing.messages import MAX_BYTES, Turn, read_messages
 
 
-def test_a_user_turn_is_text_or_names_the_audio_input() -> None:
-    assert read_messages('[{"role": "user", "text": "hello"}]') == Turn(text="hello")
-    assert read_messages('[{"role": "user", "audio": "pcm_in"}]') == Turn(audio_input="pcm_in")
+def test_a_turn_is_text_or_names_the_audio_input() -> None:
+    assert read_messages('[{"role": "user", "text": "hello"}]') == (Turn(text="hello"),)
+    assert read_messages('[{"role": "user", "audio": "pcm_in"}]') == (Turn(audio_input="pcm_in"),)
+
+
+def test_turns_keep_their_order_and_know_where_they_stand() -> None:
+    turns = read_messages(
+        """[{"role": "system", "text": "You are terse."}, {"role": "user", "audio": "audio", "text": "What is this?"},
+            {"role": "assistant", "text": "Rain.", "codes": [[1, 2]]},
+            {"role": "user", "codes": [[3, 4, 5], [6, 7, 8]]}]"""
+    )
+    assert [turn.role for turn in turns] == ["system", "user", "assistant", "user"]
+    assert [turn.kinds for turn in turns] == [("text",), ("audio", "text"), ("text", "audio"), ("audio",)]
+    assert [turn.where("audio") for turn in turns[1:3]] == ["messages[1].audio", "messages[2].codes"]
+    assert turns[3].codes is not None
+    assert turns[3].codes.tolist() == [[3, 4, 5], [6, 7, 8]]
+
+
+def test_a_minute_of_codes_is_read() -> None:
+    codes = [[1023] * 3000] * 9
+    (turn,) = read_messages(json.dumps([{"role": "user", "codes": codes}]))
+    assert turn.codes is not None
+    assert turn.codes.shape == (9, 3000)
 
 
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
         ({"role": "user"}, "messages: expected a JSON list of turns"),
-        ([], "messages: expected one turn, the user's, got 0 turns"),
-        ([{}, {}], "messages: expected one turn, the user's, got 2 turns"),
+        ([], "messages: expected 1 to 64 turns, got 0 turns"),
+        ([{}] * 65, "messages: expected 1 to 64 turns, got 65 turns"),
         (["hello"], "messages[0]: expected a JSON object with role and text or audio, got 'hello'"),
-        ([{"text": "hello"}], "messages[0].role: expected 'user', got None"),
-        ([{"role": "system", "text": "hello"}], "messages[0].role: expected 'user', got 'system'"),
-        ([{"role": "user"}], "messages[0]: expected role and either text or audio, got ['role']"),
-        ([{"role": "user", "text": "a", "audio": "audio"}], "messages[0]: expected role and either"),
+        ([{"text": "hello"}], "messages[0].role: expected one of system, user, assistant, got None"),
+        ([{"role": "tool", "text": "hello"}], "messages[0].role: expected one of system, user, assistant, got 'tool'"),
+        ([{"role": ["user"], "text": "hello"}], "messages[0].role: expected one of system, user, assistant, got"),
+        ([{"role": "user"}], "messages[0]: expected role, and text, audio (or codes) or both, got ['role']"),
+        ([{"role": "user", "text": "a", "image": "b"}], "messages[0]: expected role, and text, audio"),
+        ([{"role": "user", "audio": "audio", "codes": [[1]]}], "messages[0]: expected role, and text, audio"),
         ([{"role": "user", "text": 5}], "messages[0].text: expected a string, got 5"),
+        ([{"role": "user", "text": None}], "messages[0].text: expected a string, got None"),
         ([{"role": "user", "audio": "a.wav"}], "messages[0].audio: expected one of audio, pcm_in, got 'a.wav'"),
         ([{"role": "user", "audio": ["audio"]}], "messages[0].audio: expected one of audio, pcm_in, got ['audio']"),
+        (
+            [{"role": "user", "audio": "audio"}] * 2,
+            "messages[1].audio: expected each input tensor at most once, got 'audio' again",
+        ),
+        ([{"role": "user", "codes": 5}], "messages[0].codes: expected 1 to 32 lists of codes, one for each stream"),
+        ([{"role": "user", "codes": [1, 2]}], "messages[0].codes: expected 1 to 32 lists of codes"),
+        ([{"role": "user", "codes": []}], "messages[0].codes: expected 1 to 32 lists of codes"),
+        ([{"role": "user", "codes": [[1]] * 33}], "messages[0].codes: expected 1 to 32 lists of codes"),
+        ([{"role": "user", "codes": [[1], [1, 2]]}], "messages[0].codes: expected as many codes for each stream"),
+        ([{"role": "user", "codes": [[]]}], "messages[0].codes: expected as many codes for each stream, at least one"),
+        ([{"role": "user", "codes": [[1], [-1]]}], "messages[0].codes[1]: expected integers in [0, 1048576], got -1"),
+        ([{"role": "user", "codes": [[1.0]]}], "messages[0].codes[0]: expected integers in [0, 1048576], got 1.0"),
+        ([{"role": "user", "codes": [[True]]}], "messages[0].codes[0]: expected integers in [0, 1048576], got True"),
+        ([{"role": "user", "codes": [[10**30]]}], "messages[0].codes[0]: expected integers in [0, 1048576], got 1000"),
+        ([{"role": "user", "text": "a" * MAX_BYTES}], "messages: expected at most 1048576 bytes of JSON"),
         ([[[[[[[[[0]]]]]]]]], "messages: expected JSON nested at most 8 deep, got 9 levels"),
     ],
 )
-def test_any_other_dialogue_is_refused_by_name(messages: object, message: str) -> None:
+def test_anything_else_is_refused_by_name(messages: object, message: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         read_messages(json.dumps(messages))
     assert str(caught.value).startswith(message)
+    assert len(str(caught.value)) < 400

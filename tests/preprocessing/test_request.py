@@ -10,21 +10,11 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from python_backend.codec.base import CodecSpec, Windowed
 from python_backend.errors import CheckpointError, InvalidRequest
 from python_backend.families.prompt import Prompt
 from python_backend.families.tiny import FIRST_CODE, TINY
 from python_backend.preprocessing.request import Preprocessor, RawRequest
-
-
-class FrameCounter:
-    """A codec whose codes are the frame's number in every codebook."""
-
-    spec = CodecSpec("tiny", 16_000, 640, 7, 256, Windowed(0, 0))
-
-    def encode(self, pcm: np.ndarray) -> np.ndarray:
-        assert pcm.dtype == np.float32
-        return np.tile(np.arange(len(pcm) // 640), (7, 1))
+from tests.fakes import FrameCounter
 
 
 @pytest.fixture
@@ -87,8 +77,13 @@ def test_the_longest_audio_fits_the_model(preprocessor: Preprocessor) -> None:
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (RawRequest(), "text: expected exactly one of text, audio, pcm_in and messages, got none"),
-        (RawRequest(text="a", audio=b""), "text: expected exactly one of"),
+        (RawRequest(), "text: expected at least one of text, audio, pcm_in and messages, got none"),
+        (RawRequest(text="a", audio=b""), "audio: expected only text for task 'tts', got audio and text"),
+        (RawRequest(audio=b"", pcm_in=PCM), "pcm_in: expected either audio or pcm_in without messages, got both"),
+        (
+            RawRequest(messages='[{"role": "user", "codes": [[0]]}]'),
+            "messages[0].codes: expected an audio input: this model hears samples, got codes",
+        ),
         (RawRequest(text=""), "text: expected something that can be spoken, got ''"),
         (RawRequest(text="a" * 10**6), "text: expected at most 160 characters, got 1000000 characters"),
         (RawRequest(text=b"\xff"), "text: expected UTF-8, got a byte 0xff at 0"),
@@ -106,7 +101,16 @@ def test_the_longest_audio_fits_the_model(preprocessor: Preprocessor) -> None:
         (RawRequest(text="a", options="{"), "options: expected valid JSON"),
         (RawRequest(text="a", options="[" * 20), "options: expected JSON nested at most 8 deep, got 20 levels"),
         (RawRequest(text="a", options='{"speed": 2}'), "options.speed: expected one of"),
-        (RawRequest(text="a", messages="[]"), "messages: expected one turn"),
+        (RawRequest(text="a", messages="[]"), "messages: expected 1 to 64 turns, got 0 turns"),
+        (
+            RawRequest(messages='[{"role": "user", "text": "a"}, {"role": "user", "text": "b"}]'),
+            "messages[1]: expected one text and one audio at most for task 'tts', got text and text",
+        ),
+        (
+            RawRequest(messages='[{"role": "system", "text": "a"}, {"role": "user", "text": "b"}]'),
+            "messages[0].role: expected 'user' for task 'tts', got 'system'",
+        ),
+        (RawRequest(messages='[{"role": "user", "text": "!"}]'), "messages[0].text: expected something that can be"),
         (
             RawRequest(text="a", messages='[{"role": "user", "text": "b"}]'),
             "messages: expected the inputs messages, got text and messages",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from python_backend.preprocessing.rows import code_rows, stream0_rows
+from python_backend.preprocessing.rows import code_rows, frame_rows, stream0_rows
 from python_backend.streams.layout import StreamLayout
 
 LAYOUT = StreamLayout(
@@ -45,3 +45,16 @@ def test_codes_of_another_codec_are_an_error(codes: np.ndarray) -> None:
 
 def test_text_ids_ride_on_stream_0() -> None:
     assert stream0_rows(LAYOUT, [5, 6]).tolist() == [[5, *[39] * 5], [6, *[39] * 5]]
+
+
+def test_frames_of_all_streams_trail_and_the_rest_is_filled() -> None:
+    codes = np.arange(8).reshape(4, 2) % 4
+    expected = []
+    for row in range(2 + 3):
+        ids = [7, 11, 21, 31, 39, 39]
+        for stream in range(4):
+            frame = row - LAYOUT.delays[stream]
+            if 0 <= frame < 2:
+                ids[stream] = LAYOUT.audio[stream][int(codes[stream, frame])]
+        expected.append(ids)
+    assert frame_rows(LAYOUT, codes, (7, 11, 21, 31)).tolist() == expected

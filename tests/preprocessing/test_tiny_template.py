@@ -14,14 +14,19 @@ from python_backend.families.tiny import (
     FRAME_INDEX_BASE,
     LAYOUT,
     PAD,
+    TINY,
     TTS,
     VOICES,
 )
+from python_backend.preprocessing.conversation import Piece
 from python_backend.preprocessing.tiny_template import MAX_FRAME_ROWS, TinyTemplate
+from tests.fakes import FrameCounter
+
+TEMPLATE = TinyTemplate(FrameCounter())
 
 
 def test_a_text_is_voice_and_characters() -> None:
-    rows, words = TinyTemplate().speak("It's 2.", "rms")
+    rows, words = TEMPLATE.speak("It's 2.", "rms")
     assert words == ("it's", "two")
     assert rows.shape == (12, 9)
     assert (rows[:, 1:] == PAD).all()
@@ -32,7 +37,7 @@ def test_a_text_is_voice_and_characters() -> None:
 
 def test_audio_is_delayed_codes_with_the_ordinal_of_each_row() -> None:
     codes = np.arange(14).reshape(7, 2)
-    rows = TinyTemplate().listen(codes)
+    rows = TEMPLATE.listen(codes)
     assert rows.shape == (2 + 2 + LAYOUT.max_delay + 1, 9)
     assert rows[[0, 1, -1], 0].tolist() == [ASR, BEGIN_AUDIO, BEGIN_TEXT]
     audio = rows[2:-1]
@@ -47,9 +52,9 @@ def test_audio_is_delayed_codes_with_the_ordinal_of_each_row() -> None:
 
 def test_the_index_table_is_never_overrun() -> None:
     longest = MAX_FRAME_ROWS - LAYOUT.max_delay
-    assert TinyTemplate().listen(np.zeros((7, longest), int))[-2, 8] == FIRST_CODE - 1
+    assert TEMPLATE.listen(np.zeros((7, longest), int))[-2, 8] == FIRST_CODE - 1
     with pytest.raises(AssertionError):
-        TinyTemplate().listen(np.zeros((7, longest + 1), int))
+        TEMPLATE.listen(np.zeros((7, longest + 1), int))
 
 
 @pytest.mark.parametrize(
@@ -64,5 +69,20 @@ def test_the_index_table_is_never_overrun() -> None:
 )
 def test_text_that_cannot_be_spoken_is_refused(text: str, message: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        TinyTemplate().speak(text, "slt")
+        TEMPLATE.speak(text, "slt")
     assert str(caught.value) == message
+
+
+def test_a_piece_is_spoken_or_heard() -> None:
+    spoken = TEMPLATE.write(TINY.task("tts"), (Piece("user", "text", text="It's 2."),), "rms")
+    rows, words = TEMPLATE.speak("It's 2.", "rms")
+    assert np.array_equal(spoken.rows, rows)
+    assert spoken.words == words
+    heard = TEMPLATE.write(TINY.task("asr"), (Piece("user", "audio", pcm=np.zeros(1280, np.float32)),), None)
+    assert np.array_equal(heard.rows, TEMPLATE.listen(np.tile(np.arange(2), (7, 1))))
+
+
+def test_codes_are_refused_as_it_hears_samples() -> None:
+    piece = Piece("user", "messages[0].codes", codes=np.zeros((7, 3), int))
+    with pytest.raises(InvalidRequest, match=r"messages\[0\].codes: expected an audio input"):
+        TEMPLATE.write(TINY.task("asr"), (piece,), None)

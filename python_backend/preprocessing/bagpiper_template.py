@@ -1,0 +1,71 @@
+"""Prompts of Bagpiper: `[bos]`, then `[role][modality] content [end]` for each piece, then where the reply begins.
+
+    [bos] [system][text] You are … [eos] [user][audio] pads … [eot] [user][text] What … [eos] [assistant][text]
+
+The end is [eot] where the next piece has the same role, and [eos] otherwise. Heard audio is a row of pads for each
+feature that the audio tower makes of it; an assistant's earlier speech is its codes, delayed, with the pads of their
+codebooks. Layout: espnet2/speechlm/model/speechlm/speechlm_job.py of ESPnet.
+"""
+
+import numpy as np
+
+from python_backend.errors import InvalidRequest
+from python_backend.families.bagpiper import (
+    ASSISTANT,
+    AUDIO,
+    BOS,
+    END_OF_REPLY,
+    END_OF_TURN,
+    PAD,
+    SYSTEM,
+    TEXT,
+    USER,
+    num_features,
+)
+from python_backend.families.base import Family, Task
+from python_backend.preprocessing.conversation import Piece
+from python_backend.preprocessing.prompt import PromptRows
+from python_backend.preprocessing.rows import check_codes, frame_rows, stream0_rows
+from python_backend.preprocessing.subwords import Subwords
+from python_backend.streams.segment import Segment
+
+SYSTEM_TEXT = "You are a helpful assistant."
+ROLES = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
+
+
+class BagpiperTemplate:
+    """Writes the prompts of Bagpiper's checkpoints."""
+
+    def __init__(self, family: Family, subwords: Subwords):
+        self._family, self._subwords = family, subwords
+
+    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
+        """The conversation and the head of the reply. A task with a system turn gets the usual one where none came."""
+        if task.system and pieces[0].role != "system":
+            pieces = (Piece("system", "", text=SYSTEM_TEXT), *pieces)
+        followers = (*(piece.role for piece in pieces[1:]), "assistant")
+        parts, spans = [self._row(BOS)], []
+        for piece, follower in zip(pieces, followers, strict=True):
+            content = self._content(piece)
+            parts += [self._row(ROLES[piece.role]), self._row(TEXT if piece.text is not None else AUDIO)]
+            if piece.pcm is not None:
+                spans.append((sum(map(len, parts)), len(content)))
+            parts += [content, self._row(END_OF_TURN if follower == piece.role else END_OF_REPLY)]
+        begins = TEXT if task.segments[0] is Segment.TEXT else AUDIO
+        parts += [self._row(ASSISTANT), self._row(begins)]
+        return PromptRows(np.concatenate(parts), audio_spans=tuple(spans))
+
+    def _row(self, token_id: int) -> np.ndarray:
+        return stream0_rows(self._family.layout, [token_id])
+
+    def _content(self, piece: Piece) -> np.ndarray:
+        layout = self._family.layout
+        if piece.text is not None:
+            return stream0_rows(layout, self._subwords.ids(piece.text, piece.path))
+        if piece.pcm is not None:
+            return stream0_rows(layout, [PAD] * num_features(len(piece.pcm)))
+        assert piece.codes is not None
+        if piece.role != "assistant":
+            raise InvalidRequest(piece.path, "an audio input: Bagpiper hears samples and speaks codes", "codes")
+        check_codes(piece.codes, self._family, piece.path)
+        return frame_rows(layout, piece.codes, tuple(pads[0] for pads in layout.extra))

@@ -1,0 +1,47 @@
+"""Prompts of OpusLM, one task a request: `[sos][task]`, what is given, and the marker after which the reply begins.
+
+Task tokens go by name, older releases' names first; `families/opuslm.py` draws the prompts.
+"""
+
+import numpy as np
+
+from python_backend.families.base import Task
+from python_backend.families.opuslm import SOS_EOS
+from python_backend.preprocessing.conversation import Piece
+from python_backend.preprocessing.opuslm_segments import GAP, SegmentWriter
+from python_backend.preprocessing.prompt import PromptRows
+
+TASK_TOKENS = {
+    "asr": ("codec_ssl_asr", "asr"),
+    "text_lm": ("textlm",),
+    "audio_lm": ("codec_ssl_audiolm", "audiolm"),
+}
+PLAIN_TTS, VOICE_TTS = ("codec_ssl_plain_tts", "plain_tts"), ("codec_ssl_tts", "tts")
+
+
+class OpusTemplate:
+    """Writes the prompts of the base model."""
+
+    def __init__(self, segments: SegmentWriter):
+        self._segments = segments
+
+    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
+        """The prompt of a task; for `tts` a system turn's audio is the voice to speak in."""
+        segments, said = self._segments, pieces[-1]
+        names: tuple[str, ...]
+        if task.name == "tts":
+            voices = [segments.voice(piece) for piece in pieces[:-1]]
+            names = VOICE_TTS if voices else PLAIN_TTS
+            parts = [segments.piece(said), *voices, segments.marker("codec_ssl")]
+        else:
+            names = TASK_TOKENS[task.name]
+            parts = self._continued(said) if task.name.endswith("_lm") else [segments.audio(said)]
+            parts += [segments.marker("text_bpe")] if task.name == "asr" else []
+        head = segments.ids(SOS_EOS, segments.task_id(*names))
+        return PromptRows(np.concatenate([head, *parts]))
+
+    def _continued(self, piece: Piece) -> list[np.ndarray]:
+        """A segment that the reply goes on with: nothing keeps the two apart, and no row comes before its time."""
+        if piece.text is not None:
+            return [self._segments.text(piece)]
+        return [self._segments.audio(piece)[:-GAP]]

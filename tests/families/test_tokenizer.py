@@ -1,0 +1,51 @@
+"""Text to tokens and back, with a small byte-level tokenizer."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from python_backend.errors import CheckpointError
+from python_backend.families.tokenizer import BYTE_OF, FILE, TextTokenizer
+from scripts.random_published import write_tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"), 300)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> TextTokenizer:
+    return TextTokenizer.at(folder)
+
+
+def test_the_alphabet_is_the_library_s() -> None:
+    assert sorted(BYTE_OF) == sorted(pre_tokenizers.ByteLevel.alphabet())
+    assert sorted(BYTE_OF.values()) == list(range(256))
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"])))
+def test_bytes_of_all_tokens_are_the_text(tokenizer: TextTokenizer, text: str) -> None:
+    assert b"".join(map(tokenizer.bytes_of, tokenizer.encode(text))) == text.encode()
+
+
+def test_the_tokens_are_the_library_s(tokenizer: TextTokenizer, folder: Path) -> None:
+    text = "the birch canoe – déjà vu 😀"
+    assert tokenizer.encode(text) == Tokenizer.from_file(str(folder / FILE)).encode(text).ids
+
+
+def test_special_tokens_say_nothing_and_cannot_be_written(tokenizer: TextTokenizer, folder: Path) -> None:
+    special = Tokenizer.from_file(str(folder / FILE)).token_to_id("<|im_end|>")
+    assert tokenizer.bytes_of(special) == tokenizer.bytes_of(299) == b""
+    assert special not in tokenizer.encode("<|im_end|>")
+
+
+def test_what_is_no_byte_level_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: expected a tokenizer, got an error"):
+        TextTokenizer.at(tmp_path)
+    Tokenizer(models.BPE()).save(str(tmp_path / FILE))
+    with pytest.raises(CheckpointError, match="expected a byte-level tokenizer"):
+        TextTokenizer.at(tmp_path)

@@ -1,0 +1,40 @@
+"""Text to a family's ids, and what is no text for it."""
+
+from dataclasses import replace
+
+import pytest
+
+from python_backend.errors import InvalidRequest
+from python_backend.families.bagpiper import bagpiper
+from python_backend.preprocessing.subwords import Subwords
+from tests.preprocessing.letters import Letters
+from tests.small_vocabularies import SMALL_BAGPIPER
+
+FAMILY = replace(bagpiper(SMALL_BAGPIPER), max_text_chars=5)
+SUBWORDS = Subwords(Letters(), FAMILY)
+
+
+def test_ids_begin_where_the_family_s_text_does() -> None:
+    assert SUBWORDS.ids("abz", "text") == [256, 257, 281]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "text: expected text of at least one character, got ''"),
+        ("abcdef", "text: expected at most 5 characters, got 6 characters"),
+        ("a\ud800", "text: expected text without lone surrogates, got 'a\\ud800'"),
+    ],
+)
+def test_what_is_no_text_is_refused_by_name(text: str, message: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        SUBWORDS.ids(text, "text")
+    assert str(caught.value) == message
+
+
+def test_a_token_that_the_model_lacks_is_refused() -> None:
+    narrow = Subwords(Letters(), replace(FAMILY, subwords=range(256, 280)))
+    with pytest.raises(
+        InvalidRequest, match=r"messages\[1\].text: expected text that the model has tokens for, got 'z'"
+    ):
+        narrow.ids("z", "messages[1].text")
