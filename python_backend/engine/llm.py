@@ -6,6 +6,7 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from python_backend.config import EngineConfig
@@ -31,7 +32,7 @@ from python_backend.engine.rules import SegmentRules  # noqa: E402
 from python_backend.engine.tracker import SegmentTracker  # noqa: E402
 from python_backend.engine.utterance import Utterance  # noqa: E402
 from python_backend.engine.wire import Trailer, read_rows  # noqa: E402
-from python_backend.families.tokens import get_text_codec  # noqa: E402
+from python_backend.families.tokens import load_text_codec  # noqa: E402
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -61,6 +62,7 @@ class SpeechLLM:
     def __init__(self, engine: AsyncLLM, config: "VllmConfig", board: FigureBoard):
         self._engine, self._board = engine, board
         self.family: Family = family_of(config.model_config.hf_config)
+        self._text = load_text_codec(self.family, Path(config.model_config.model))
         self._rules = SegmentRules(self.family, config.model_config.max_model_len)
         num_blocks = config.cache_config.num_gpu_blocks
         assert num_blocks is not None, "the engine has not said how many KV blocks it has"
@@ -121,7 +123,7 @@ class SpeechLLM:
         task = self.family.task(prompt.task)
         tracker = SegmentTracker(self._rules, task, prompt.sampling, len(prompt.rows))
         pacer = pacer or Pacer(prompt.delivery.chunking)
-        utterance = Utterance(tracker, prompt.words, get_text_codec(self.family.name), pacer)
+        utterance = Utterance(tracker, prompt.words, self._text, pacer)
         inputs = TokensPrompt(prompt_token_ids=prompt.rows[:, 0].tolist())
         width = self.family.layout.num_output_streams
         async with aclosing(self._engine.generate(inputs, sampling_params(prompt, self._rules), request_id)) as outputs:
