@@ -1,28 +1,45 @@
 """Bagpiper, OpusLM and OpusLM dialogue in small: whatever the schedule, every reply is the reference's."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from python_backend.engine.heads import StreamHeads
+from python_backend.engine.rules import SegmentRules
+from python_backend.engine.tracker import SegmentTracker
+from python_backend.engine.utterance import Utterance
 from python_backend.families.base import Family
 from python_backend.families.prompt import Prompt
+from python_backend.families.tokens import SILENT
+from python_backend.streams.chunk import Report
+from python_backend.streams.chunking import ChunkPolicy, Pacer
+from python_backend.streams.segment import Segment
 from scripts.random_checkpoint import write_checkpoint
 from tests.engine.harness import Answer, Engine
-from tests.engine.prompts import make_prompts
+from tests.engine.prompts import make_prompt, make_prompts
 from tests.reference.speech_lm import Reference
 from tests.small_vocabularies import FAMILIES
 
 pytestmark = pytest.mark.engine
 
 BACKBONES = {"bagpiper": "qwen3", "opuslm": "olmo2", "opuslm_dialogue": "llama"}
-TIGHT = {"max_num_batched_tokens": 48, "max_num_seqs": 4, "num_gpu_blocks_override": 9}
 LENGTH = 160
+# A budget below most prompts, four slots, and blocks for little more than one pair.
+TIGHT = {"max_num_batched_tokens": 48, "max_num_seqs": 4, "num_gpu_blocks_override": 9}
+REPORT = Report("stop", 1, 1, 1, 1, 1.0, 0, 0.0, None, 1.0)
 
 
 class Checkpoint:
-    """A small random checkpoint and the reference's replies to what it has been asked."""
+    """A small random checkpoint and the reference's replies to what it has been asked.
+
+    lead: the smallest lead of any decision of the reference's over its runner-up.
+    """
 
     def __init__(self, folder: Path, name: str):
         self.family: Family = FAMILIES[name]
@@ -30,21 +47,65 @@ class Checkpoint:
         self.folder = write_checkpoint(folder, self.family, name, layers=2, backbone=backbone)
         self.reference = Reference(self.folder, self.family, LENGTH)
         self._replies: dict[int, list[list[int]]] = {}
-        self.lead = float("inf")
+        self.lead = math.inf
 
     def reply(self, prompt: Prompt) -> list[list[int]]:
-        """The output streams of every row of the reference's reply."""
+        """Every row of the reference's reply."""
         key = hash((prompt.task, prompt.sampling, prompt.rows.tobytes()))
         if key not in self._replies:
-            rows, lead = self.reference.reply(prompt)
+            self._replies[key], lead = self.reference.reply(prompt)
             assert lead > 1e-5, "the reference itself was nearly undecided: choose another seed"
             self.lead = min(self.lead, lead)
-            self._replies[key] = [row[: self.family.layout.num_output_streams] for row in rows]
         return self._replies[key]
+
+    @property
+    def rules(self) -> SegmentRules:
+        return SegmentRules(self.family, LENGTH)
 
     def check(self, prompts: dict[str, Prompt], answers: dict[str, Answer]) -> None:
         for request_id, prompt in prompts.items():
-            assert answers[request_id].rows == self.reply(prompt), request_id
+            answer = answers[request_id]
+            assert answer.rows == self.reply(prompt), request_id
+            codes = frames(self.family, audio_rows(self.family, prompt, answer.rows))
+            is_guided = prompt.sampling.guidance_scale != 1.0
+            assert answer.trailer.num_guided_frames == (codes.shape[1] if is_guided else 0), request_id
+            assert np.array_equal(spoken(self.rules, prompt, answer.rows), codes), request_id
+
+
+def audio_rows(family: Family, prompt: Prompt, rows: list[list[int]]) -> np.ndarray:
+    """The rows of a reply from the first of its audio on, [n, S]."""
+    segments = family.task(prompt.task).segments
+    if Segment.AUDIO not in segments:
+        return np.zeros((0, family.layout.num_output_streams), np.int64)
+    start = 0
+    if segments[0] is Segment.TEXT:
+        end = family.end_of_text if family.written_end_of_text is None else family.written_end_of_text
+        start = [row[0] for row in rows].index(end) + 1 + len(family.transition)
+    return np.array(rows[start:])
+
+
+def frames(family: Family, rows: np.ndarray) -> np.ndarray:
+    """The codes [K, T] of a reply's audio rows, by the published formulas: Bagpiper loses its last seven rows,
+    OpusLM what follows the row that ends its audio; a pad becomes the nearest code."""
+    if len(rows) == 0:
+        return np.zeros((8, 0), np.int64)
+    end = int(np.flatnonzero(rows[:, 0] == family.end_of_audio)[0])
+    num_frames = max(0, end - 7) if family.name == "bagpiper" else end
+    streams = range(8) if family.name == "bagpiper" else range(1, 9)
+    first = [family.layout.audio[s].start for s in streams]
+    delayed = [rows[s : s + num_frames, s] - start for s, start in zip(streams, first, strict=True)]
+    return np.clip(np.stack(delayed), 0, family.layout.codebook_size - 1)
+
+
+def spoken(rules: SegmentRules, prompt: Prompt, rows: list[list[int]]) -> np.ndarray:
+    """The codes [K, T] that leave the engine, in whatever chunks."""
+    task = rules.family.task(prompt.task)
+    tracker = SegmentTracker(rules, task, prompt.sampling, len(prompt.rows))
+    utterance = Utterance(tracker, (), SILENT, Pacer(ChunkPolicy(1, 4)))
+    chunks = [chunk for row in rows for chunk in utterance.push(row)] + [utterance.finish(REPORT)]
+    assert tracker.num_frames == utterance.num_sent_frames
+    sent = [chunk.codes for chunk in chunks if chunk.codes is not None]
+    return np.concatenate([np.zeros((8, 0), np.int64), *sent], 1)
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES), ids=[family.name for family in FAMILIES.values()])
@@ -69,5 +130,135 @@ def roomy(checkpoint: Checkpoint) -> Iterator[Engine]:
 
 
 def test_replies_in_one_batch_are_the_reference_s(checkpoint: Checkpoint, roomy: Engine) -> None:
+    """Greedy and seeded, guided and not, every task, four lengths of prompt."""
     prompts = make_prompts(checkpoint.family, 15)
     checkpoint.check(prompts, roomy.run(prompts))
+
+
+def test_cached_prefixes_change_nothing(checkpoint: Checkpoint, roomy: Engine) -> None:
+    prompts = make_prompts(checkpoint.family, 8)
+    roomy.run(prompts)
+    cached: list[int] = []
+
+    def see(running: Engine) -> None:
+        stats = [request.prefill_stats for request in running.scheduler.running]
+        cached.extend(each.num_local_cached_tokens for each in stats if each is not None)
+
+    checkpoint.check(prompts, roomy.run(prompts, after_step=see))
+    assert max(cached) >= 32
+
+
+def with_lengths(prompt: Prompt, num_rows: int, text: int, audio: int) -> Prompt:
+    """`prompt` cut to `num_rows`, its segments as long as they may be, or until the model's length ends them."""
+    sampling = replace(
+        prompt.sampling,
+        text=replace(prompt.sampling.text, min_rows=text, max_rows=text),
+        audio=replace(prompt.sampling.audio, min_rows=audio, max_rows=audio),
+    )
+    return Prompt(prompt.task, prompt.rows[:num_rows], sampling)
+
+
+def test_limits_end_replies_in_order_and_what_frames_there_are_leave(checkpoint: Checkpoint, roomy: Engine) -> None:
+    family = checkpoint.family
+    task = next(task for task in family.tasks if Segment.AUDIO in task.segments)
+    longest = make_prompt(family, 3, task.name)
+    assert len(longest.rows) == 70
+    cases = {
+        "rows": with_lengths(longest, 20, text=9, audio=13),
+        "few rows": with_lengths(longest, 20, text=2, audio=4),
+        "model length": with_lengths(longest, 60, text=20, audio=200),
+        "long text": with_lengths(longest, 60, text=200, audio=200),
+    }
+    answers = roomy.run(cases)
+    checkpoint.check(cases, answers)
+    lengths = {name: spoken(checkpoint.rules, prompt, answers[name].rows).shape[1] for name, prompt in cases.items()}
+    begun, closing = {"rows": 13, "few rows": 4}, 7 if family.name == "bagpiper" else 0
+    for name, num_rows in begun.items():
+        assert lengths[name] == max(0, num_rows - closing)
+        assert len(answers[name].rows) < LENGTH - 60
+    assert 60 + len(answers["model length"].rows) == LENGTH
+    if Segment.TEXT in task.segments:
+        assert lengths["long text"] == 1
+
+
+class RecordedLogits:
+    """What the heads of an engine gave, step by step: the token ids of each stream and their logits."""
+
+    def __init__(self, heads: StreamHeads, patch: pytest.MonkeyPatch):
+        self.steps: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
+        text, first, auxiliary = heads.text, heads.first, heads.auxiliary
+
+        def record_text(hidden: torch.Tensor) -> torch.Tensor:
+            self.steps.append([(heads.text_ids, text(hidden)[0].clone())])
+            return text(hidden)
+
+        def record_first(hidden: torch.Tensor) -> torch.Tensor:
+            self.steps.append([(heads.first_ids, first(hidden)[0].clone())])
+            return first(hidden)
+
+        def record_auxiliary(hidden: torch.Tensor) -> torch.Tensor:
+            self.steps[-1] += list(zip(heads.codes, auxiliary(hidden)[0].clone(), strict=True))
+            return auxiliary(hidden)
+
+        for name, record in (("text", record_text), ("first", record_first), ("auxiliary", record_auxiliary)):
+            patch.setattr(heads, name, record)
+
+
+def test_logits_of_every_stream_are_the_backbone_s_own_class_s(
+    checkpoint: Checkpoint,
+    roomy: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, float], None],
+) -> None:
+    """Over text, transition and audio: along the reply, which Hugging Face's class reads at once, 1e-4 in float32."""
+    heads, largest = roomy.core.model_executor.driver_worker.worker.model_runner.sampler._draw._heads, 0.0
+    for index, task in enumerate(checkpoint.family.tasks):
+        prompt = make_prompt(checkpoint.family, index + 3, task.name, guidance_scale=1.0)
+        with monkeypatch.context() as patch:
+            recorded = RecordedLogits(heads, patch)
+            rows = roomy.run({"one": prompt})["one"].rows
+        expected = checkpoint.reference.logits([*prompt.rows.tolist(), *rows[:-1]])[len(prompt.rows) - 1 :]
+        assert len(recorded.steps) >= len(rows)
+        for step, streams in zip(recorded.steps, expected, strict=False):
+            for (token_ids, logits), wanted in zip(step, streams, strict=False):
+                largest = max(largest, float((logits - wanted[token_ids]).abs().max()))
+        num_streams = checkpoint.family.layout.num_output_streams if task.segments[-1] is Segment.AUDIO else 1
+        assert max(len(step) for step in recorded.steps) == num_streams
+    record_property("largest_difference", largest)
+    record_property("smallest_lead", checkpoint.lead)
+    assert largest <= 1e-4
+
+
+def test_what_is_sampled_and_what_is_forced_is_the_family_s(checkpoint: Checkpoint, roomy: Engine) -> None:
+    """Bagpiper draws its pads; OpusLM's are forced until a stream has its frame, and its drain is drawn."""
+    family = checkpoint.family
+    prompts = make_prompts(family, 15)
+    prompts = {name: each for name, each in prompts.items() if Segment.AUDIO in family.task(each.task).segments}
+    answers = roomy.run(prompts)
+    warm_up, drained = set[int](), set[int]()
+    for name, prompt in prompts.items():
+        rows = audio_rows(family, prompt, answers[name].rows)
+        end = int(np.flatnonzero(rows[:, 0] == family.end_of_audio)[0])
+        warm_up |= {int(rows[i, s]) for s in range(1, rows.shape[1]) for i in range(min(s, end))}
+        drained |= {int(token) for token in rows[end + 1 : -1, 0]}
+        assert len(rows) - end - 1 == (0 if family.name == "bagpiper" else 8)
+        assert rows[-1, 0] == family.end_of_reply
+    if family.name == "bagpiper":
+        assert family.layout.pad_id not in warm_up
+        assert len(warm_up) > 8
+    else:
+        assert warm_up == {family.layout.pad_id}
+        assert len(drained) > 4
+        assert family.layout.pad_id not in drained
+
+
+def test_chunked_prefills_and_preemptions_change_nothing(checkpoint: Checkpoint) -> None:
+    """The last of a family's tests: this engine takes the process's parallel groups with it when it ends."""
+    prompts = make_prompts(checkpoint.family, 15)
+    with engine(checkpoint, async_scheduling=False, **TIGHT) as running:
+        answers = running.run(prompts)
+    checkpoint.check(prompts, answers)
+    preempted = [name for name in prompts if answers[name].trailer.num_preemptions]
+    assert preempted
+    if checkpoint.family.guided_streams:
+        assert any(prompts[name].sampling.guidance_scale != 1.0 for name in preempted), "no pair was preempted"
