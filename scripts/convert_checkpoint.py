@@ -64,15 +64,27 @@ def release(args: argparse.Namespace) -> Release:
 
 def describe(conversion: Conversion) -> str:
     """What will be written, and what will not."""
-    record, dropped = conversion.record, conversion.dropped
+    record = conversion.record
     lines = [
         f"{record['architectures'][0]}, {record['vocab_size']} ids, {record['dtype']}",
-        f"{len(conversion.entries)} tensors, {conversion.num_bytes / 1e6:,.1f} MB; {len(dropped)} not needed"
-        + (f": {', '.join(sorted({'.'.join(name.split('.')[:2]) for name in dropped}))}" if dropped else ""),
+        f"{len(conversion.entries)} tensors, {conversion.num_bytes / 1e6:,.1f} MB",
+        *(f"not needed: {each}" for each in grouped(conversion.dropped)),
+        *conversion.notes,
     ]
     if not conversion.codec_files and conversion.codec_copy is None:
         lines.append("no codec: the server needs one under codec/ before it can speak (--codec)")
     return "\n".join(lines)
+
+
+def grouped(shapes: dict[str, list[int]]) -> list[str]:
+    """Names with their shapes; of several that begin alike, how they begin and how many there are."""
+    groups: dict[str, list[str]] = {}
+    for name in shapes:
+        groups.setdefault(".".join(name.split(".")[:2]), []).append(name)
+    return [
+        f"{names[0]} {shapes[names[0]]}" if len(names) == 1 else f"{len(names)} tensors of {first}"
+        for first, names in groups.items()
+    ]
 
 
 def main(words: list[str] | None = None) -> int:

@@ -45,14 +45,16 @@ class Release:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What will be written. dropped: published tensors that are not served."""
+    """What will be written. dropped: published tensors that are not served. notes: what was found in the files that
+    an operator may want to know."""
 
     record: dict[str, Any]
     entries: list[Entry]
-    dropped: list[str]
+    dropped: dict[str, list[int]]
     tokenizer: Tokenizer
     codec_files: list[Path]
     codec_copy: codec.Copy | None
+    notes: list[str]
 
     @property
     def num_bytes(self) -> int:
@@ -76,7 +78,9 @@ def plan(release: Release) -> Conversion:
     unused = check(parts, tensors, dropped)
     files = codec.check_directory(release.codec, family) if release.codec and not release.keeps_codec else []
     copy = codec.Copy.of(release.codec, tensors, bagpiper.CODEC) if release.keeps_codec else None
-    return Conversion(record, _entries(parts, tensors, dtype), unused, tokenizer, files, copy)
+    dropped_shapes = {name: list(tensors[name].shape) for name in unused}
+    notes = _notes(tensors, dtype, is_bagpiper)
+    return Conversion(record, _entries(parts, tensors, dtype), dropped_shapes, tokenizer, files, copy, notes)
 
 
 Made = tuple[dict[str, Any], Plan, tuple[str, ...]]
@@ -116,6 +120,16 @@ def trained_dtype(config: Mapping[str, Any], tensors: Mapping[str, Tensor], is_b
         dtype = "bfloat16" if (deepspeed.get("bf16") or {}).get("enabled") else None
     stored = next(iter(tensors.values())).dtype
     return dtype or str(stored).removeprefix("torch.")
+
+
+def _notes(tensors: Mapping[str, Tensor], dtype: str, is_bagpiper: bool) -> list[str]:
+    table = tensors["model.embed_tokens.weight" if is_bagpiper else "corelm.emb.weight"]
+    stored = str(table.dtype).removeprefix("torch.")
+    notes = [f"stored in {stored}, written in {dtype}"] if stored != dtype else []
+    if not is_bagpiper:
+        kind = "zero" if not table[0].any() else "not zero: a row of text carries it eight times"
+        notes.append(f"the pad's embedding is {kind}")
+    return notes
 
 
 def _entries(parts: Plan, tensors: Mapping[str, Tensor], dtype: str) -> list[Entry]:

@@ -138,6 +138,26 @@ def test_the_sums_of_all_files_are_printed(tmp_path: Path, capsys: pytest.Captur
     assert sums == {name: (hashlib.sha256(content).hexdigest(), len(content)) for name, content in files.items()}
 
 
+def test_what_is_left_out_and_what_was_found_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    published = write_opuslm(tmp_path)
+    convert("opuslm", published, tmp_path / "a", "--dtype", "bfloat16")
+    said = capsys.readouterr().out
+    assert "not needed: criterion.lm_head.weight [432, 64]" in said
+    assert "stored in float32, written in bfloat16" in said
+    assert "the pad's embedding is not zero" in said
+    tensors = published_tensors(published)
+    tensors["corelm.emb.weight"][0] = 0
+    torch.save(tensors, published.model)
+    convert("opuslm", published, tmp_path / "b")
+    said = capsys.readouterr().out
+    assert "the pad's embedding is zero" in said
+    assert "stored in" not in said
+    convert("bagpiper", write_bagpiper(tmp_path / "c"), tmp_path / "d")
+    said = capsys.readouterr().out
+    assert "not needed: 294 tensors of multimodal_io_dict.discrete_audio" in said
+    assert "not needed: vocab_weight [692]" in said
+
+
 def test_shards_are_as_small_as_asked_for(tmp_path: Path) -> None:
     published = write_opuslm(tmp_path)
     whole = converted_tensors(convert("opuslm", published, tmp_path / "whole"))
