@@ -68,7 +68,7 @@ def limits(is_async: bool) -> st.SearchStrategy[Limits]:
         max_num_seqs=st.one_of(st.integers(2, 4), st.integers(1, MAX_NUM_SEQS)),
         budget=st.one_of(st.integers(16, 32), st.integers(16, MAX_BUDGET)),
         moods=st.one_of(st.none(), st.integers(0, 99)),
-        num_blocks=st.one_of(st.integers(4, 12), st.integers(8, 16), st.integers(6, MAX_BLOCKS)),
+        num_blocks=st.one_of(st.integers(4, 12), st.integers(8, 12), st.integers(8, 16), st.integers(6, MAX_BLOCKS)),
     )
 
 
@@ -84,8 +84,8 @@ def clients() -> st.SearchStrategy[Client]:
 
 
 def histories(is_async: bool) -> st.SearchStrategy[History]:
-    many = st.lists(clients(), min_size=1, max_size=12).map(tuple)
-    return st.builds(History, limits(is_async), many)
+    many = st.one_of(st.lists(clients(), min_size=1, max_size=12), st.lists(clients(), min_size=8, max_size=12))
+    return st.builds(History, limits(is_async), many.map(tuple))
 
 
 def history_prompt(family: Family, index: int) -> Prompt:
