@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeAudioEncoderConfig
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
 from python_backend.families.base import Family
 
@@ -19,8 +22,12 @@ def write_checkpoint(
     layers: int = 3,
     seed: int = 0,
     backbone: str = "qwen3",
+    audio_config: dict[str, Any] | None = None,
 ) -> Path:
-    """A `backbone` of `hidden` units with random weights for `family`, which config.json calls `name`."""
+    """A `backbone` of `hidden` units with random weights for `family`, which config.json calls `name`.
+
+    audio_config: of an encoder to hear audio through, where there is to be one.
+    """
     heads, kv_heads, inner = 4, 2, 2 * hidden
     head_dim = max(32, hidden // heads)  # vLLM's attention on the CPU knows no smaller heads
     config = {
@@ -40,15 +47,31 @@ def write_checkpoint(
         "tie_word_embeddings": False,
         "dtype": "float32",
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config))
     generator = torch.Generator().manual_seed(seed)
     weights = _weights(config, generator)
     if family.has_stream_bias:
         shape = family.layout.num_output_streams, hidden
         weights["stream_bias.weight"] = torch.randn(shape, generator=generator) * 0.5
+    if audio_config is not None:
+        config["audio_config"] = audio_config
+        weights |= _audio_weights(audio_config, hidden, generator)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
     save_file(weights, folder / "model.safetensors")
     return folder
+
+
+def _audio_weights(audio_config: dict[str, Any], hidden: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    tower = Qwen3OmniMoeAudioEncoder(Qwen3OmniMoeAudioEncoderConfig(**audio_config))
+    shapes = {f"audio_tower.{name}": tensor.shape for name, tensor in tower.state_dict().items()}
+    shapes |= {
+        "adaptor.weight": torch.Size((hidden, audio_config["output_dim"])),
+        "adaptor.bias": torch.Size((hidden,)),
+    }
+    return {
+        name: torch.randn(shape, generator=generator) * (0.3 if len(shape) == 1 else shape[1:].numel() ** -0.5)
+        for name, shape in shapes.items()
+    }
 
 
 def _weights(config: dict, generator: torch.Generator) -> dict[str, torch.Tensor]:

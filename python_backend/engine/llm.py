@@ -15,6 +15,7 @@ from python_backend.engine.environment import prepare_environment
 from python_backend.engine.launch import vllm_config
 from python_backend.errors import InvalidRequest, StrettoError
 from python_backend.families.base import Family
+from python_backend.families.hearing import AudioFormat, check_audios
 from python_backend.families.prompt import Prompt
 from python_backend.streams.chunk import LMChunk, Report
 from python_backend.streams.chunking import Pacer
@@ -63,6 +64,7 @@ class SpeechLLM:
         self._engine, self._board = engine, board
         self.family: Family = family_of(config.model_config.hf_config)
         self._text = load_text_codec(self.family, Path(config.model_config.model))
+        self._audio_format = AudioFormat.from_config(config.model_config.hf_config.to_dict())
         self._rules = SegmentRules(self.family, config.model_config.max_model_len)
         num_blocks = config.cache_config.num_gpu_blocks
         assert num_blocks is not None, "the engine has not said how many KV blocks it has"
@@ -103,6 +105,7 @@ class SpeechLLM:
         if request_id in self._active:
             raise InvalidRequest("request_id", "an id that is not in use", request_id)
         prompt = admit(prompt, self._rules, self._capacity)
+        check_audios(prompt, self._audio_format)
         if prompt.sampling.seed is None:
             prompt = replace(prompt, sampling=replace(prompt.sampling, seed=secrets.randbits(63)))
         is_guided = prompt.sampling.guidance_scale != 1.0

@@ -74,7 +74,7 @@ class ReplyOutputs(Scheduler):
     def _identify_blocks(self, reply: Reply, is_caching: bool) -> None:
         if is_caching:
             request = reply.request
-            request._block_hasher = row_block_hasher(self.hash_block_size, reply.history.rows)
+            request._block_hasher = row_block_hasher(self.hash_block_size, reply.history.rows, reply.params.audios)
             request.block_hashes.clear()
             request.update_block_hashes()
 

@@ -8,7 +8,7 @@ from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
 from python_backend.engine.rules import SegmentRules
-from python_backend.families.prompt import Prompt
+from python_backend.families.prompt import HeardAudio, Prompt
 from python_backend.sampling.params import SamplingConfig, SegmentSampling
 
 KEY = "speech"
@@ -18,13 +18,14 @@ KEY = "speech"
 class SpeechParams:
     """One half of a reply: its task, how it is drawn, and the prompt's streams beside stream 0.
 
-    codes: int32 [P, S - 1], the token ids of the streams 1 ... of every prompt row.
+    codes: int32 [P, S - 1], the token ids of the streams 1 ... of every prompt row. audios: heard in its place.
     """
 
     task: str
     sampling: SamplingConfig
     codes: np.ndarray
     is_unconditional: bool = False
+    audios: tuple[HeardAudio, ...] = ()
 
     @property
     def is_guided(self) -> bool:
@@ -37,6 +38,10 @@ class SpeechParams:
             "sampling": asdict(self.sampling),
             "codes": self.codes.astype(np.int32).tobytes(),
             "is_unconditional": self.is_unconditional,
+            "audios": [
+                (each.first_row, each.num_rows, each.features.shape, each.features.astype(np.float32).tobytes())
+                for each in self.audios
+            ],
         }
         return {KEY: record}
 
@@ -48,12 +53,16 @@ class SpeechParams:
         for segment in ("text", "audio"):
             sampling[segment] = SegmentSampling(**sampling[segment])
         codes = np.frombuffer(record["codes"], np.int32).reshape(-1, num_streams - 1)
-        return cls(record["task"], SamplingConfig(**sampling), codes, record["is_unconditional"])
+        audios = tuple(
+            HeardAudio(first_row, num_rows, np.frombuffer(features, np.float32).reshape(shape))
+            for first_row, num_rows, shape, features in record["audios"]
+        )
+        return cls(record["task"], SamplingConfig(**sampling), codes, record["is_unconditional"], audios)
 
 
 def sampling_params(prompt: Prompt, rules: SegmentRules) -> SamplingParams:
     """vLLM's parameters for `prompt`: they say when to stop, and carry ours."""
-    params = SpeechParams(prompt.task, prompt.sampling, prompt.rows[:, 1:])
+    params = SpeechParams(prompt.task, prompt.sampling, prompt.rows[:, 1:], audios=prompt.audios)
     return SamplingParams(
         temperature=0.0,
         max_tokens=rules.max_model_len - len(prompt.rows),

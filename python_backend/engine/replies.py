@@ -114,7 +114,7 @@ class ReplyTable(dict[str, Reply]):
         num_guided_rows = self.rules.max_guided_rows(params.sampling)
         if num_guided_rows is not None:
             reply.limit = pair.first_output + num_guided_rows
-        params = replace(params, codes=context[:, 1:], is_unconditional=True)
+        params = replace(params, codes=context[:, 1:], is_unconditional=True, audios=())
         sampling_params = copy.copy(conditional.sampling_params)
         assert sampling_params is not None
         sampling_params.extra_args = None

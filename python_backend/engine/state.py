@@ -22,6 +22,7 @@ from python_backend.engine.batch import BatchPlan, BatchPlanner, PlanArrays, Ste
 from python_backend.engine.drawing import RowDraw
 from python_backend.engine.family import family_of
 from python_backend.engine.heads import StreamHeads
+from python_backend.engine.hearing import Hearing
 from python_backend.engine.machine import SegmentMachine
 from python_backend.engine.params import SpeechParams
 from python_backend.engine.repetition import RepetitionGuard
@@ -32,6 +33,7 @@ from python_backend.engine.slots import LIMITS, SlotTables
 from python_backend.engine.tracker import SegmentTracker
 from python_backend.engine.warmup import warmup_request
 from python_backend.engine.whereabouts import whereabouts_of
+from python_backend.families.hearing import AudioFormat
 from python_backend.streams.segment import Segment
 
 NO_SLOT = -1
@@ -72,6 +74,9 @@ class SpeechModelState(DefaultModelState):
         self._batch_rows = torch.zeros(self.max_num_tokens, num_streams, dtype=torch.int32, device=device)
         assert isinstance(self.dtype, torch.dtype)
         self._batch_embeds = torch.zeros(self.max_num_tokens, self.inputs_embeds_size, dtype=self.dtype, device=device)
+        self.hearing = None
+        if AudioFormat.from_config(self.model_config.hf_config.to_dict()) is not None:
+            self.hearing = Hearing(model, self.max_num_tokens, self.inputs_embeds_size, self.dtype, device)
         self._speaks = np.array([Segment.AUDIO in task.segments for task in self.rules.family.tasks])
         self._slot_of: dict[str, int] = {}
         self.partner = np.full(self.max_num_reqs, NO_SLOT, np.int64)
@@ -93,6 +98,8 @@ class SpeechModelState(DefaultModelState):
             for token_id in new_req_data.prefill_token_ids[new_req_data.prompt_len :]:
                 tracker.push(token_id)
         self.tables.stage(req_index, params, tracker, codes)
+        if self.hearing is not None:
+            self.hearing.place(req_index, params.audios)
         self.whereabouts.place(req_index, tracker.audio_start)
         self._link(new_req_data.req_id, req_index, params.is_unconditional)
 
@@ -112,6 +119,8 @@ class SpeechModelState(DefaultModelState):
         if slot == NO_SLOT:
             return
         self.planner.forget()
+        if self.hearing is not None:
+            self.hearing.forget(slot)
         partner = self.partner[slot]
         if partner != NO_SLOT:
             self.partner[partner] = self.partner[slot] = NO_SLOT
@@ -133,7 +142,8 @@ class SpeechModelState(DefaultModelState):
         rows[:num_rows, 0] = of(input_batch.input_ids)[:num_rows]
         rows[:num_rows, 1:] = of(self.tables.codes)[slots, of(input_batch.positions)[:num_rows]]
         rows[num_rows:] = self.rules.family.layout.pad_id
-        return {**inputs, "rows": batch_rows, "inputs_embeds": self._batch_embeds[: len(rows)]}
+        heard = {} if self.hearing is None else self.hearing.fill(input_batch)
+        return {**inputs, "rows": batch_rows, "inputs_embeds": self._batch_embeds[: len(rows)], **heard}
 
     def plan(self, batch: InputBatch) -> tuple[BatchPlan, PlanArrays]:
         """Which rows of `batch` draw what; a chunk of a prompt that others follow draws nothing."""
@@ -152,7 +162,8 @@ class SpeechModelState(DefaultModelState):
         """The shapes of `prepare_inputs`, for profiling and graph capture."""
         inputs = super().prepare_dummy_inputs(num_reqs, num_tokens)
         embeds = self._batch_embeds[:num_tokens]
-        return {**inputs, "rows": self._batch_rows[:num_tokens], "inputs_embeds": embeds}
+        heard = {} if self.hearing is None else self.hearing.inputs(num_tokens)
+        return {**inputs, "rows": self._batch_rows[:num_tokens], "inputs_embeds": embeds, **heard}
 
     def custom_sampler(self, sampler: Sampler) -> tuple[SpeechSampler, None]:
         """vLLM's hook for a sampler of one's own; there is no speculative decoding."""

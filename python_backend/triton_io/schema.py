@@ -33,6 +33,7 @@ OPTIONS = TensorSpec("options", "STRING", (1,), "JSON: sampling, limits, chunkin
 
 ROWS = TensorSpec("rows", "INT32", (-1, -1), "[P, S] token ids of the prompt")
 PROMPT = TensorSpec("prompt", "UINT8", (-1,), "JSON: the rest of the prompt")
+FEATURES = TensorSpec("features", "FP32", (-1, -1), "[F, M] log-mel frames of all audio of the prompt", optional=True)
 CODES = TensorSpec("codes", "INT32", (-1, -1), "[K, T] codes of new frames; absent in a text-only chunk", optional=True)
 CHUNK = TensorSpec("chunk", "UINT8", (-1,), "JSON: the chunk, whose it is, and its flow slot")
 
@@ -45,7 +46,7 @@ RESPONSE = (PCM, PCM16, EVENT)
 
 MODELS = {
     "speech": ModelSchema(REQUEST, RESPONSE, is_decoupled=True),
-    "preprocessor": ModelSchema(REQUEST, (ROWS, PROMPT)),
-    "language_model": ModelSchema((ROWS, PROMPT), (CODES, CHUNK), is_decoupled=True),
+    "preprocessor": ModelSchema(REQUEST, (ROWS, PROMPT, FEATURES)),
+    "language_model": ModelSchema((ROWS, PROMPT, FEATURES), (CODES, CHUNK), is_decoupled=True),
     "acoustic_decoder": ModelSchema((CODES, CHUNK), RESPONSE, is_decoupled=True),
 }

@@ -16,8 +16,8 @@ from python_backend.triton_io.failures import refuse
 from python_backend.triton_io.flow import FlowTable
 from python_backend.triton_io.metrics import Gauges
 from python_backend.triton_io.outflow import Outflow, OutflowLimits
-from python_backend.triton_io.schema import PROMPT, ROWS
-from python_backend.triton_io.tensors import read_record, required_array
+from python_backend.triton_io.schema import FEATURES, PROMPT, ROWS
+from python_backend.triton_io.tensors import read_array, read_record, required_array
 
 METRICS = {
     "active_utterances": "Utterances in flight",
@@ -77,7 +77,12 @@ class SpeechService:
         utterance = uuid.uuid4().hex
         sender = request.get_response_sender()
         try:
-            prompt = Prompt.from_record(read_record(request, PROMPT), required_array(request, ROWS).copy())
+            features = read_array(request, FEATURES)
+            prompt = Prompt.from_record(
+                read_record(request, PROMPT),
+                required_array(request, ROWS).copy(),
+                None if features is None else features.copy(),
+            )
         except Exception as error:
             refuse(sender, error, f"utterance {utterance}")
             return

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeAudioEncoderConfig
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
 from python_backend.families.base import Family
 from python_backend.families.prompt import Prompt
@@ -25,19 +27,21 @@ Row = list[int]
 class Context:
     """A sequence of rows and what the model remembers of them."""
 
-    def __init__(self, model: PreTrainedModel, family: Family):
-        self.model, self.family = model, family
+    def __init__(self, model: PreTrainedModel, family: Family, heard: dict[int, torch.Tensor] | None = None):
+        self.model, self.family, self.heard = model, family, heard or {}
         self.cache, self.num_read = DynamicCache(), 0
 
     @torch.no_grad()
     def hidden(self, rows: list[Row]) -> torch.Tensor:
         """Hidden states [n, H] of those of `rows` that are new: what stood before them is remembered."""
         ids = torch.tensor(rows[self.num_read :])
-        self.num_read = len(rows)
+        first, self.num_read = self.num_read, len(rows)
         embedded = self.model.model.embed_tokens(ids)  # [n, S, H]
         silent = (ids == self.family.layout.pad_id) & self.family.layout.pad_is_silent
         silent[:, 0] = False
         embedded = embedded.masked_fill(silent[..., None], 0.0).sum(1)
+        for position in self.heard.keys() & range(first, len(rows)):
+            embedded[position - first] = self.heard[position]
         hidden = self.model.model(inputs_embeds=embedded[None], past_key_values=self.cache, use_cache=True)
         return hidden.last_hidden_state[0]
 
@@ -49,6 +53,8 @@ class Reference:
         self.model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).float().eval()
         weights = load_file(folder / "model.safetensors")
         self.bias = weights.pop("stream_bias.weight") if family.has_stream_bias else None
+        self.hearing = {name: weights.pop(name) for name in list(weights) if name.startswith(("audio_", "adaptor."))}
+        self.audio_config = config.get("audio_config")
         self.model.load_state_dict(weights)
 
     @torch.no_grad()
@@ -59,6 +65,21 @@ class Reference:
     def logits(self, rows: list[Row]) -> torch.Tensor:
         """Logits [n, S, V] after each of `rows` [n][S], read at once."""
         return self.heads(Context(self.model, self.family).hidden(rows))
+
+    @torch.no_grad()
+    def hear(self, prompt: Prompt) -> dict[int, torch.Tensor]:
+        """What stands in the place of the rows of `prompt` that are audio, by position."""
+        heard: dict[int, torch.Tensor] = {}
+        for audio in prompt.audios:
+            tower = Qwen3OmniMoeAudioEncoder(Qwen3OmniMoeAudioEncoderConfig(**self.audio_config)).eval()
+            tower.load_state_dict(
+                {n.removeprefix("audio_tower."): t for n, t in self.hearing.items() if n.startswith("audio_tower.")}
+            )
+            features = torch.from_numpy(audio.features)
+            hidden = tower(features.T, feature_lens=torch.tensor([len(features)])).last_hidden_state
+            rows = hidden @ self.hearing["adaptor.weight"].T + self.hearing["adaptor.bias"]
+            heard |= {audio.first_row + index: row for index, row in enumerate(rows)}
+        return heard
 
     def reply(self, prompt: Prompt, changes: Sequence[tuple[int, bool]] = ()) -> tuple[list[Row], float]:
         """The rows of the reply to `prompt`, [n][S], and the smallest lead of a decision.
@@ -74,7 +95,7 @@ class _Reply:
         self.reference, self.family, self.prompt = reference, reference.family, prompt
         self.task, self.sampling = self.family.task(prompt.task), prompt.sampling
         self.rows: list[Row] = prompt.rows.tolist()
-        self.context = Context(reference.model, self.family)
+        self.context = Context(reference.model, self.family, reference.hear(prompt))
         self.other: Context | None = None
         self.lead = math.inf
         self.audio_start = len(self.rows) if self.task.segments[0] is Segment.AUDIO else None

@@ -16,7 +16,8 @@ class TritonPythonModel:
     """A prompt to a stream of chunks, ended by the final flag.
 
     in   rows    INT32 [P, S]  token ids of the prompt
-         prompt  UINT8 [n]     JSON: Prompt without its rows
+         prompt  UINT8 [n]     JSON: Prompt without its rows and features
+         features FP32 [F, M]  log-mel frames; absent where the family hears otherwise
     out  codes   INT32 [K, T]  codes of T new frames; absent in a text-only chunk and in a probe
          chunk   UINT8 [n]     JSON: Envelope
     """

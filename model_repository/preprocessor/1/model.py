@@ -20,7 +20,8 @@ class TritonPythonModel:
          pcm_in                                FP32 [n]     optional, mono at sample_rate
          sample_rate                           INT32 [1]    optional, Hz
     out  rows                                  INT32 [P, S] token ids of the prompt
-         prompt                                UINT8 [n]    JSON: Prompt without its rows
+         prompt                                UINT8 [n]    JSON: Prompt without its rows and features
+         features                              FP32 [F, M]  log-mel frames; absent where the family hears otherwise
     """
 
     def initialize(self, args: dict[str, Any]) -> None:
@@ -39,8 +40,11 @@ class TritonPythonModel:
         except Exception as error:
             log_failure(error, "preprocessor")
             return failed_response(error, "preprocessor")
-        rows = array_tensor(schema.ROWS, prompt.rows)
-        return pb_utils.InferenceResponse([rows, record_tensor(schema.PROMPT, prompt.to_record())])
+        tensors = [array_tensor(schema.ROWS, prompt.rows), record_tensor(schema.PROMPT, prompt.to_record())]
+        features = prompt.features
+        if features is not None:
+            tensors.append(array_tensor(schema.FEATURES, features))
+        return pb_utils.InferenceResponse(tensors)
 
 
 def read_request(request: Any) -> RawRequest:

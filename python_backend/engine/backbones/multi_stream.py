@@ -10,9 +10,11 @@ from vllm.config import VllmConfig
 from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.sequence import IntermediateTensors
 
+from python_backend.engine.backbones.audio_tower import audio_tower, embed_audio
 from python_backend.engine.backbones.strict_loading import load_strictly
 from python_backend.engine.family import family_of
 from python_backend.engine.kernels.embed import embed_rows
+from python_backend.families.hearing import AudioFormat
 
 if TYPE_CHECKING:  # the mixin goes over any of vLLM's decoders; a type checker reads it over one of them
     from vllm.model_executor.models.llama import LlamaForCausalLM as Decoder
@@ -33,10 +35,15 @@ class MultiStreamMixin(Decoder):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self.family = family_of(vllm_config.model_config.hf_config)
+        config = vllm_config.model_config.hf_config
+        self.family = family_of(config)
         if self.family.has_stream_bias:
             size = self.family.layout.num_output_streams, vllm_config.model_config.get_hidden_size()
             self.stream_bias = StreamBias(*size)
+        self.hears = AudioFormat.from_config(config.to_dict()) is not None
+        if self.hears:
+            self.audio_tower = audio_tower(config.audio_config)
+            self.adaptor = nn.Linear(config.audio_config["output_dim"], config.hidden_size)
 
     @staticmethod
     def get_model_state_cls() -> type:
@@ -52,14 +59,20 @@ class MultiStreamMixin(Decoder):
         intermediate_tensors: IntermediateTensors | None = None,
         inputs_embeds: torch.Tensor | None = None,
         rows: torch.Tensor | None = None,
+        heard: torch.Tensor | None = None,
+        is_heard: torch.Tensor | None = None,
     ) -> Any:
         """Hidden states [N, H] of `rows` [N, S], the ids of all input streams, stream 0 first.
 
         `inputs_embeds` [N, H] is where the embedded rows go: a piece of a CUDA graph reads them at a fixed address.
+        `heard` [N, H] takes their place where `is_heard` [N, 1] (see `hearing.py`).
         """
         if rows is not None:
             assert inputs_embeds is not None
-            inputs_embeds.copy_(self.embed_rows(rows))
+            embeds = self.embed_rows(rows)
+            if heard is not None and is_heard is not None:
+                embeds = torch.where(is_heard, heard, embeds)
+            inputs_embeds.copy_(embeds)
         return self.model(
             None if inputs_embeds is not None else input_ids, positions, intermediate_tensors, inputs_embeds
         )
@@ -70,6 +83,10 @@ class MultiStreamMixin(Decoder):
         if table.tp_size > 1:
             return tensor_model_parallel_all_reduce(self._embed_own(rows))
         return embed_rows(table.get_parameter("weight"), rows, layout.pad_id, layout.pad_is_silent)
+
+    def embed_audio(self, features: torch.Tensor) -> torch.Tensor:
+        """What one audio's features [F, M] put in the place of embedded rows, [N, H]."""
+        return embed_audio(self.audio_tower, self.adaptor, features)
 
     def _embed_own(self, rows: torch.Tensor) -> torch.Tensor:
         """What this rank's part of the vocabulary adds to the rows [N, H]: one all-reduce then serves all streams."""
