@@ -1,6 +1,7 @@
 """An asynchronous client of the ensemble: one gRPC stream per utterance, so that cancelling one leaves the others."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -173,6 +174,23 @@ class SpeechClient:
         """The events of `audio` being written down: a file's path or bytes, or (samples [n], rate in Hz)."""
         sharing = self._share()
         inputs = [*audio_inputs(audio, sharing), *strings(task="asr", options=options_json(options))]
+        return self.send(inputs, sharing)
+
+    def converse(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        audio: Audio | None = None,
+        task: str | None = None,
+        **options: Any,
+    ) -> SpeechStream:
+        """The events of the reply to a conversation: turns with `role` and `text`, `audio` or `codes`.
+
+        audio: what the turn means that says `"audio": "audio"` (a file) or `"audio": "pcm_in"` (samples).
+        """
+        sharing = self._share()
+        inputs = [] if audio is None else audio_inputs(audio, sharing)
+        inputs += strings(messages=json.dumps(messages), task=task, options=options_json(options))
         return self.send(inputs, sharing)
 
     def send(self, inputs: list[InferInput], sharing: Sharing | None = None) -> SpeechStream:

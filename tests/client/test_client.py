@@ -87,21 +87,25 @@ async def test_what_was_asked_for_is_what_is_sent(serve: Serve, tmp_path: Path) 
     server, client = await serve(UTTERANCE)
     pcm = np.zeros(9, np.float64)
     (tmp_path / "a.wav").write_bytes(b"RIFF\0")
+    turns = [{"role": "user", "audio": "pcm_in", "text": "What is this?"}]
     for send in (
         lambda: client.speak("é", voice="rms", seed=3, guidance_scale=2.0, audio={"top_k": 5}),
         lambda: client.speak("b"),
         lambda: client.transcribe((pcm, 8_000)),
         lambda: client.transcribe(tmp_path / "a.wav"),
+        lambda: client.converse(turns, audio=(pcm, 8_000), task="understand", seed=3),
     ):
         async for _ in send():
             pass
-    first, second, third, fourth = server.requests
+    first, second, third, fourth, fifth = server.requests
     assert first["text"] == "é".encode()
     assert json.loads(first["options"]) == {"voice": "rms", "seed": 3, "guidance_scale": 2.0, "audio": {"top_k": 5}}
     assert second == {"model": "speech", "text": b"b", "task": b"tts"}
     assert third["pcm_in"].dtype == np.float32
     assert (third["sample_rate"], third["task"]) == (8_000, b"asr")
     assert fourth == {"model": "speech", "audio": b"RIFF\0", "task": b"asr"}
+    assert (json.loads(fifth["messages"]), fifth["task"], len(fifth["pcm_in"])) == (turns, b"understand", 9)
+    assert json.loads(fifth["options"]) == {"seed": 3}
     assert not any("triton_grpc_error" in metadata for metadata in server.metadata)  # Triton 2.51 crashes on it
 
 

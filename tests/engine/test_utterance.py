@@ -1,6 +1,7 @@
 """Rows become chunks: all codes, once, in order; words at the frames where they begin."""
 
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,11 +21,14 @@ from python_backend.families.tiny import (
     PHONEMES,
     TINY,
 )
-from python_backend.families.tokens import get_text_codec
+from python_backend.families.tokenizer import TextTokenizer
+from python_backend.families.tokens import get_text_codec, load_text_codec
 from python_backend.streams.chunk import GuidanceChange, LMChunk, Report, WordMark
 from python_backend.streams.chunking import ChunkPolicy, Pacer
 from python_backend.streams.delay import delay_codes
 from python_backend.streams.segment import Segment
+from scripts.random_published import write_tokenizer
+from tests.small_vocabularies import BAGPIPER
 
 REPORT = Report("stop", 3, 1, 1, 1, 1.5, 0, 0.0, None, 1.0)
 SPOKEN = "pau _ k ae t _ s ih t _ pau".split()
@@ -94,6 +98,20 @@ def test_text_leaves_word_by_word_before_the_audio() -> None:
     rows, _ = reply()
     texts = [(chunk.chunk.segment, chunk.chunk.text) for chunk in chunks_of(rows) if chunk.chunk.text]
     assert texts == [(Segment.TEXT, text) for text in (",", " k-ae-t", " s-ih-t", " ,")]
+
+
+@pytest.mark.parametrize("task", ["chat", "generate"])
+def test_subwords_leave_one_by_one_and_a_cut_character_with_the_end(task: str, tmp_path: Path) -> None:
+    tokenizer = TextTokenizer.at(write_tokenizer(tmp_path, 300))
+    rules = SegmentRules(BAGPIPER, 1024)
+    tracker = SegmentTracker(rules, BAGPIPER.task(task), BAGPIPER.task(task).sampling, 3)
+    codec = load_text_codec(BAGPIPER, tmp_path)
+    speaker = Utterance(tracker, (), codec, Pacer(POLICY))
+    said = [*tokenizer.encode("owl"), *tokenizer.encode("中")[:1]]
+    ids = [BAGPIPER.subwords.start + token_id for token_id in said] + [rules.end_of_text(tracker.task)]
+    texts = [chunk.chunk.text for token_id in ids for chunk in speaker.push([token_id] + [PAD] * 7)]
+    assert "".join(texts) == "owl\ufffd"
+    assert len(texts) == len(said), "one for each token of the word, and one for what the end cut off"
 
 
 def test_words_are_marked_where_they_begin() -> None:

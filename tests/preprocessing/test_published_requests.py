@@ -1,4 +1,4 @@
-"""Whole requests to prompts for the published families: small vocabularies, a small tokenizer, codecs that count."""
+"""Whole requests to prompts, over what the converter makes of small releases of the published families."""
 
 import json
 from pathlib import Path
@@ -11,10 +11,8 @@ from python_backend.errors import InvalidRequest
 from python_backend.families.tokenizer import TextTokenizer
 from python_backend.preprocessing.request import Preprocessor, RawRequest
 from scripts.random_published import write_tokenizer
-from tests.fakes import FrameCounter
-from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM
+from tests.published_checkpoints import FAMILIES, convert, write_release
 
-NUM_TEXT_IDS = {"bagpiper": 300, "opuslm": 60, "opuslm_dialogue": 60}
 PCM = np.zeros(16_000, np.float32)
 SECOND: dict[str, Any] = {"pcm_in": PCM, "sample_rate": 16_000}
 CODES = [[5, 6]] * 9
@@ -22,13 +20,11 @@ CODES = [[5, 6]] * 9
 
 @pytest.fixture(scope="module")
 def preprocessors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Preprocessor]:
+    folder = tmp_path_factory.mktemp("published")
     opened = {}
-    for name, num_ids in NUM_TEXT_IDS.items():
-        folder = write_tokenizer(tmp_path_factory.mktemp(name), num_ids)
-        vocabulary = SMALL_BAGPIPER if name == "bagpiper" else SMALL_OPUSLM
-        record = {"speech_family": name, "speech_vocabulary": vocabulary.to_record()}
-        (folder / "config.json").write_text(json.dumps(record))
-        opened[name] = Preprocessor(folder, codec=FrameCounter(320, 8, vocabulary.codebook_size))
+    for name in FAMILIES:
+        checkpoint = convert(name, write_release(name, folder / name), folder / f"{name}-converted")
+        opened[name.replace("-", "_")] = Preprocessor(checkpoint)
     return opened
 
 
