@@ -1,0 +1,34 @@
+"""The slow reference over a release's own file, by ESPnet's names: what the converter makes of it plays no part."""
+
+import json
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from python_backend.families.base import Family
+from scripts.random_published import Published
+from tests.reference.speech_lm import Reference
+
+# Hugging Face's names for ESPnet's, where they are not the same.
+OPUSLM = {"model.embed_tokens.weight": "corelm.emb.weight", "lm_head.weight": "corelm.lm_head.weight"}
+
+
+class PublishedReference(Reference):
+    """Replies of a release. Bagpiper adds no row 0 of its stream embeddings; OpusLM adds nine rows of its twelve."""
+
+    def __init__(self, published: Published, family: Family, max_model_len: int):
+        self.family, self.max_model_len = family, max_model_len
+        stored: dict[str, Tensor] = torch.load(published.model, weights_only=True)
+        tensors = stored.get("module", stored)
+        config = json.loads((published.backbone / "config.json").read_text())
+        config |= {"vocab_size": family.layout.vocab_size, "tie_word_embeddings": False}
+        self.model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).float().eval()
+        if family.name == "bagpiper":
+            names = {name: name for name in self.model.state_dict()}
+            self.bias = tensors["stream_emb.weight"].clone()
+            self.bias[0] = 0
+        else:
+            names = {name: OPUSLM.get(name, f"corelm.decoders.{name}") for name in self.model.state_dict()}
+            self.bias = tensors["corelm.head_emb.weight"][:9]
+        self.model.load_state_dict({name: tensors[stored_name] for name, stored_name in names.items()})
