@@ -1,0 +1,192 @@
+"""Bagpiper and OpusLM with three streams, row by row, as ESPnet's delay pattern and inference write them down.
+
+`f0 f1 f2` are frames, `P` a stream's pad; stream s trails by s rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from python_backend.engine.arrays import Arrays, DeviceArrays, HostArrays
+from python_backend.engine.kernels.embed import embed_rows
+from python_backend.engine.machine import Rows, SegmentMachine
+from python_backend.engine.params import SpeechParams
+from python_backend.engine.rules import SegmentRules
+from python_backend.engine.slots import STATE, SlotLimits, SlotScales, SlotState, SlotTables
+from python_backend.engine.tracker import SegmentTracker
+from python_backend.engine.utterance import Utterance
+from python_backend.families.base import Family, Task
+from python_backend.families.tokens import SILENT
+from python_backend.sampling.params import SamplingConfig, SegmentSampling
+from python_backend.streams.chunk import Report
+from python_backend.streams.chunking import ChunkPolicy, Pacer
+from python_backend.streams.layout import StreamLayout
+from tests.small_vocabularies import BAGPIPER, DIALOGUE
+
+CODES = 4  # of each codebook
+REPORT = Report("stop", 1, 1, 1, 1, 1.0, 0, 0.0, None, 1.0)
+ARRAYS = [HostArrays(), DeviceArrays(torch.device("cpu"))]
+
+
+def three_streams(family: Family, layout: StreamLayout) -> Family:
+    return replace(family, layout=layout, guided_streams=(), has_stream_bias=False)
+
+
+PADS = (556, 561, 566)  # of Bagpiper's streams; its codes follow each
+BAGPIPER_3 = three_streams(
+    BAGPIPER,
+    StreamLayout(
+        vocab_size=571,
+        audio=tuple(range(pad + 1, pad + 1 + CODES) for pad in PADS),
+        delays=(0, 1, 2),
+        codebook_streams=(0, 1, 2),
+        extra=tuple((pad,) for pad in PADS),
+    ),
+)
+SSL, FIRST, SECOND = 256, 276, 280  # OpusLM's semantic tokens and two codebooks
+END, MARKER = DIALOGUE.end_of_audio, DIALOGUE.layout.extra[0][0]
+OPUSLM_3 = three_streams(
+    DIALOGUE,
+    StreamLayout(
+        vocab_size=432,
+        audio=(range(SSL, 276), range(FIRST, SECOND), range(SECOND, SECOND + CODES)),
+        delays=(0, 1, 2),
+        codebook_streams=(1, 2),
+        extra=((MARKER,), (0,), (0,)),
+        pad_is_silent=False,
+    ),
+)
+
+
+@dataclass
+class Reply:
+    """One reply in slot 0, moved on by the machine of the engine's step."""
+
+    family: Family
+    task: Task
+    arrays: Arrays
+    max_rows: int = 20
+    num_prompt_rows: int = 3
+
+    def __post_init__(self) -> None:
+        rules = SegmentRules(self.family, 64)
+        segment = SegmentSampling(temperature=0.0, max_rows=self.max_rows)
+        sampling = SamplingConfig(text=segment, audio=segment, seed=0)
+        self.tracker = SegmentTracker(rules, self.task, sampling, self.num_prompt_rows)
+        self.tables = SlotTables(1, rules, torch.device("cpu"))
+        codes = np.zeros((self.num_prompt_rows, self.family.layout.num_input_streams - 1), np.int32)
+        self.tables.stage(0, SpeechParams(self.task.name, sampling, codes), self.tracker, codes)
+        self.tables.apply_staged(self.arrays)
+        self.machine = SegmentMachine(rules, self.arrays)
+        self.utterance = Utterance(self.tracker, (), SILENT, Pacer(ChunkPolicy(1, 1)))
+        self.frames: list[tuple[int, list[int]]] = []  # the row after which each left, counted from the first of audio
+
+    def write(self, drawn: Sequence[int]) -> list[int]:
+        """The row that is written where the model draws `drawn`."""
+        of, upload = self.arrays.of, self.arrays.upload
+        state = SlotState(*of(self.tables.state)[upload(np.array([0]))].T)
+        limits, scales = SlotLimits(*upload(self.tables.limits.T)), SlotScales(*upload(self.tables.scales.T))
+        rows = Rows(state, limits, scales, upload(np.array([0])), upload(np.array([self.tracker.position])))
+        first, codes = upload(np.array(drawn[:1])), upload(np.array([drawn[1:]]))
+        text, audio = self.machine.end_text(first, rows), self.machine.end_audio(first, rows)
+        token = self.machine.choose(text, audio, rows)
+        row = [int(token[0]), *self.machine.place_codes(codes, token, rows)[0].tolist()]
+        self.machine.advance(token, rows)
+        for column, name in enumerate(STATE):
+            of(self.tables.state)[:, column] = getattr(rows.state, name)
+        self._keep(self.utterance.push(row))
+        return row
+
+    def end(self) -> None:
+        self._keep([self.utterance.finish(REPORT)])
+
+    def _keep(self, chunks: Any) -> None:
+        for chunk in chunks:
+            for frame in [] if chunk.codes is None else chunk.codes.T.tolist():
+                self.frames.append((self.tracker.position - 1 - self.tracker.audio_start, frame))
+
+
+@pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
+def test_bagpiper_draws_its_pads_and_ends_with_a_row_of_its_own(arrays: Arrays) -> None:
+    p0, p1, p2 = PADS
+    f = [[pad + 1 + frame for pad in PADS] for frame in range(3)]
+    rows = [
+        [f[0][0], p1, p2],
+        [f[1][0], f[0][1], p2],
+        [f[2][0], f[1][1], f[0][2]],
+        [p0, f[2][1], f[1][2]],
+        [p0, p1, f[2][2]],
+    ]
+    reply = Reply(BAGPIPER_3, BAGPIPER_3.task("speak"), arrays)
+    assert [reply.write(row) for row in rows] == rows
+    assert reply.write([BAGPIPER_3.end_of_audio, f[0][1], f[0][2]]) == [BAGPIPER_3.end_of_reply, 0, 0]
+    reply.end()
+    assert reply.tracker.num_frames == len(rows) - 2
+    assert reply.frames == [(2, [0, 0, 0]), (3, [1, 1, 1]), (4, [2, 2, 2])], "a frame leaves after row t + 2"
+
+
+@pytest.mark.parametrize("num_rows", [1, 2])
+def test_bagpiper_s_audio_of_fewer_rows_than_a_frame_takes_is_none(num_rows: int) -> None:
+    reply = Reply(BAGPIPER_3, BAGPIPER_3.task("speak"), HostArrays(), max_rows=num_rows)
+    row = [pad + 1 for pad in PADS]
+    written = [reply.write(row) for _ in range(num_rows + 1)]
+    reply.end()
+    assert written == [row] * num_rows + [[BAGPIPER_3.end_of_reply, 0, 0]]
+    assert (reply.tracker.num_frames, reply.frames, reply.tracker.was_cut) == (0, [], True)
+
+
+def test_a_pad_in_a_frame_becomes_the_first_code() -> None:
+    reply = Reply(BAGPIPER_3, BAGPIPER_3.task("speak"), HostArrays())
+    for _ in range(3):
+        reply.write([PADS[0] + 3, PADS[1], PADS[2] + 4])
+    assert reply.frames == [(2, [2, 0, 3])]
+
+
+@pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
+def test_bagpiper_s_caption_ends_with_its_turn_and_the_audio_s_marker_follows(arrays: Arrays) -> None:
+    reply = Reply(BAGPIPER_3, BAGPIPER_3.task("tts"), arrays)
+    drawn = [PADS[0] + 1, PADS[1], PADS[2]]
+    rows = [reply.write([token, *drawn[1:]]) for token in (300, BAGPIPER_3.end_of_text, drawn[0], drawn[0], drawn[0])]
+    assert rows == [[300, 0, 0], [3, 0, 0], [6, 0, 0], [8, 0, 0], drawn]  # text <|eot|> <|assistant|> <|audio|> audio
+
+
+@pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
+def test_opuslm_s_pads_are_forced_and_all_streams_are_drawn_on_after_the_end(arrays: Arrays) -> None:
+    s, f, g = [[start + frame for frame in range(4)] for start in (SSL, FIRST, SECOND)]
+    reply = Reply(OPUSLM_3, OPUSLM_3.task("speak"), arrays)
+    drawn = [[s[0], f[3], g[3]], [s[1], f[0], g[3]], [s[2], f[1], g[0]], [END, f[2], g[1]], [s[3], 0, g[2]]]
+    rows = [reply.write(row) for row in drawn]
+    assert rows == [[s[0], 0, 0], [s[1], f[0], 0], *drawn[2:]]
+    assert reply.write([END, f[3], 0]) == [OPUSLM_3.end_of_reply, f[3], 0], "row E + 2 is the last"
+    reply.end()
+    assert reply.tracker.num_frames == 3
+    assert reply.frames == [(2, [0, 0]), (3, [1, 1]), (4, [2, 2])], "frames 0 … E - 1, each after row t + 2"
+
+
+@pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
+def test_opuslm_dialogue_reads_pads_in_the_place_of_the_end_of_its_words(arrays: Arrays) -> None:
+    reply = Reply(OPUSLM_3, OPUSLM_3.task("dialogue"), arrays)
+    tokens = [380, 381, END, *[SSL] * 10]
+    rows = [reply.write([token, FIRST, SECOND]) for token in tokens]
+    silent = [380, 381, *[0] * 8, 10, MARKER]
+    assert rows == [*([token, 0, 0] for token in silent), [SSL, 0, 0]]
+    assert reply.tracker.num_text_tokens == 2
+
+
+def test_opuslm_s_lone_text_ends_the_reply() -> None:
+    reply = Reply(OPUSLM_3, OPUSLM_3.task("asr"), HostArrays())
+    assert [reply.write([token, 0, 0])[0] for token in (380, END)] == [380, OPUSLM_3.end_of_reply]
+    assert reply.tracker.num_text_tokens == 1
+
+
+def test_a_text_row_is_its_token_alone_in_bagpiper_and_with_two_pads_in_opuslm() -> None:
+    table = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([[2, 0, 0], [0, 0, 0], [3, 4, 0]])
+    silent, learned = (embed_rows(table, ids, 0, is_silent) for is_silent in (True, False))
+    assert torch.allclose(silent, torch.stack([table[2], table[0], table[3] + table[4]]))
+    expected = torch.stack([table[2] + 2 * table[0], 3 * table[0], table[3] + table[4] + table[0]])
+    assert torch.allclose(learned, expected)
