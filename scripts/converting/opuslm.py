@@ -43,6 +43,7 @@ def vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer, is_dialogue: boo
             f"{tokenizer.folder}: expected the tokenizer {config.get('subword_model')}, whose tokens have "
             f"{len(spans['text_bpe'])} ids; got one of {tokenizer.size}"
         )
+    _check_tokens(names[spans["text_bpe"].start : spans["text_bpe"].stop], tokenizer, config.get("subword_model"))
     _check_ids(names, FIXED | (ROLES if is_dialogue else {}))
     modalities = _named(names, r"<(\w+)_start/end>")
     missing = [name for name in REQUIRED_MODALITIES if name not in modalities]
@@ -65,6 +66,22 @@ def _span(config: Mapping[str, Any], name: str) -> range:
     if not isinstance(span, Sequence) or len(span) != 2 or not 0 <= span[0] < span[1] <= num_ids:
         raise CheckpointError(f"config.yaml: token_bias.{name}: expected [first, end) of {num_ids} ids, got {span}")
     return range(*span)
+
+
+def _check_tokens(names: Sequence[str], tokenizer: Tokenizer, expected: Any) -> None:
+    """The tokenizer's tokens must be where the list has them: SmolLM's and SmolLM2's have as many, in another order.
+
+    Tokens that the list spells in its own way tell nothing.
+    """
+    known = set(names)
+    shared = {token_id: token for token_id, token in tokenizer.tokens.items() if token in known}
+    odd = [token_id for token_id, token in shared.items() if names[token_id] != token]
+    if len(odd) > len(shared) / 100:
+        here, there = tokenizer.tokens[odd[0]], names[odd[0]]
+        raise CheckpointError(
+            f"{tokenizer.folder}: expected the tokenizer {expected}; {len(odd)} of {len(shared)} tokens are elsewhere in "
+            f"token_list, which has {there!r} where the tokenizer has {here!r}"
+        )
 
 
 def _check_ids(names: Sequence[str], expected: Mapping[str, int]) -> None:

@@ -3,7 +3,7 @@
 import json
 import pickle
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -85,17 +85,19 @@ def entry(record: Mapping[str, Any], dotted: str) -> Any:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A public tokenizer's files. size: one more than its highest id."""
+    """A public tokenizer's files. size: one more than its highest id. tokens: how each id is spelled."""
 
     folder: Path
     size: int
+    tokens: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
     def at(cls, folder: Path) -> "Tokenizer":
         """Reads `tokenizer.json`; CheckpointError where there is none."""
         record = read_json(folder / "tokenizer.json")
-        ids = [token["id"] for token in record.get("added_tokens", [])]
-        return cls(folder, 1 + max([*record["model"]["vocab"].values(), *ids]))
+        tokens = {token_id: token for token, token_id in record["model"]["vocab"].items()}
+        tokens |= {token["id"]: token["content"] for token in record.get("added_tokens", [])}
+        return cls(folder, 1 + max(tokens), tokens)
 
     @property
     def files(self) -> list[Path]:

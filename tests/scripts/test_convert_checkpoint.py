@@ -275,6 +275,29 @@ def test_a_vocabulary_that_does_not_fit_is_refused(
     assert message in capsys.readouterr().err
 
 
+def test_another_tokenizer_of_the_same_size_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """SmolLM2's repository has the dialogue model's backbone, but its tokenizer is SmolLM's; both have 49152 tokens."""
+    published = write_opuslm(tmp_path, backbone="llama", is_dialogue=True)
+    path = published.tokenizer / "tokenizer.json"
+    record = json.loads(path.read_text())
+    words = record["model"]["vocab"]
+    record["model"]["vocab"] = dict(zip(words, [*range(1, len(words)), 0], strict=True))
+    path.write_text(json.dumps(record))
+    refuse("opuslm-dialogue", published, tmp_path / "out")
+    said = capsys.readouterr().err
+    assert f"expected the tokenizer small/tokenizer; {len(words)} of {len(words) + 3} tokens are elsewhere" in said
+
+
+def test_a_token_list_in_another_spelling_tells_nothing_of_the_tokenizer(tmp_path: Path) -> None:
+    published = write_opuslm(tmp_path)
+
+    def rename(record: dict[str, Any]) -> None:
+        record["token_list"][372:] = [f"<text_bpe_{token_id}>" for token_id in range(60)]
+
+    edit(published, rename)
+    convert("opuslm", published, tmp_path / "out")
+
+
 def test_tasks_have_the_numbers_of_the_release(tmp_path: Path) -> None:
     """Newer ESPnet numbers tasks from 64 on without gaps, and has no plain text-to-speech."""
     published = write_opuslm(tmp_path)
