@@ -79,8 +79,8 @@ def _check_tokens(names: Sequence[str], tokenizer: Tokenizer, expected: Any) -> 
     if len(odd) > len(shared) / 100:
         here, there = tokenizer.tokens[odd[0]], names[odd[0]]
         raise CheckpointError(
-            f"{tokenizer.folder}: expected the tokenizer {expected}; {len(odd)} of {len(shared)} tokens are elsewhere in "
-            f"token_list, which has {there!r} where the tokenizer has {here!r}"
+            f"{tokenizer.folder}: expected the tokenizer {expected}; {len(odd)} of {len(shared)} tokens are elsewhere "
+            f"in token_list, which has {there!r} where the tokenizer has {here!r}"
         )
 
 
