@@ -35,6 +35,7 @@ class SpeechEvent:
     guidance_changes: those at its frames; there are none unless the request's guidance policy makes them.
     segment: `text`, `transition`, `audio` or `drain`. start_s, duration_s: where `pcm` lies in the utterance.
     report: with the last chunk, the finish reason, counts, seed, guidance and timings.
+    codes: [S, T] of all streams, where `output={"codes": True}` asked for them; as `messages` takes them back.
     """
 
     pcm: np.ndarray | None
@@ -49,6 +50,7 @@ class SpeechEvent:
     is_final: bool = False
     report: dict[str, Any] | None = field(default=None)
     guidance_changes: tuple[GuidanceChange, ...] = ()
+    codes: np.ndarray | None = None
 
 
 def read_event(result: InferResult, ring: Ring | None = None) -> SpeechEvent | None:
@@ -70,6 +72,7 @@ def read_event(result: InferResult, ring: Ring | None = None) -> SpeechEvent | N
         is_final=record["is_final"],
         report=record.get("report"),  # only the last chunk has one
         guidance_changes=tuple(GuidanceChange(**change) for change in record["guidance_changes"]),
+        codes=np.array(record["codes"], np.int32) if "codes" in record else None,
     )
 
 

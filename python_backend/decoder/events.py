@@ -12,7 +12,7 @@ def make_event(delivery: Delivery, session: Session, num_samples: int, spec: Cod
     """The event of a chunk for which `num_samples` samples have just been rendered by its session.
 
     start_s, duration_s: where the samples lie in the utterance. A word's start_s counts from its beginning, too,
-    and so does that of a change between guided and unguided frames.
+    and so does that of a change between guided and unguided frames. codes: there where they were asked for.
     """
     chunk, sample_rate = delivery.chunk, session.renderer.sample_rate
     event = {
@@ -34,6 +34,8 @@ def make_event(delivery: Delivery, session: Session, num_samples: int, spec: Cod
         "sample_rate": sample_rate,
         "is_final": chunk.is_final,
     }
+    if chunk.told_codes:
+        event["codes"] = chunk.told_codes
     return event | {"report": _report(delivery, session)} if chunk.is_final else event
 
 

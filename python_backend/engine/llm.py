@@ -126,7 +126,7 @@ class SpeechLLM:
         task = self.family.task(prompt.task)
         tracker = SegmentTracker(self._rules, task, prompt.sampling, len(prompt.rows))
         pacer = pacer or Pacer(prompt.delivery.chunking)
-        utterance = Utterance(tracker, prompt.words, self._text, pacer)
+        utterance = Utterance(tracker, prompt.words, self._text, pacer, prompt.delivery.with_codes)
         inputs = TokensPrompt(prompt_token_ids=prompt.rows[:, 0].tolist())
         width = self.family.layout.num_output_streams
         async with aclosing(self._engine.generate(inputs, sampling_params(prompt, self._rules), request_id)) as outputs:

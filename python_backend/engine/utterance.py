@@ -1,6 +1,7 @@
 """One reply on its way out: rows in, chunks of text and codes out."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,17 +14,30 @@ from python_backend.streams.segment import Segment
 
 
 class Utterance:
-    """Follows a reply row by row; text leaves word by word, frames when the pacer says."""
+    """Follows a reply row by row; text leaves word by word, frames when the pacer says.
 
-    def __init__(self, tracker: SegmentTracker, words: tuple[str, ...], codec: TextCodec, pacer: Pacer):
+    with_codes: whether chunks tell the codes of all output streams, beside those that go to the decoder.
+    """
+
+    def __init__(
+        self,
+        tracker: SegmentTracker,
+        words: tuple[str, ...],
+        codec: TextCodec,
+        pacer: Pacer,
+        with_codes: bool = False,
+    ):
         family = tracker.rules.family
         self.tracker = tracker
         self._family, self._words, self._codec = family, words, codec
-        self._pacer = pacer
+        self._pacer, self._with_codes = pacer, with_codes
         layout = family.layout
-        self._streams = np.asarray(layout.codebook_streams)
-        self._first_ids = np.asarray([layout.audio[s].start for s in layout.codebook_streams])
-        self._undelayer = Undelayer(tuple(layout.delays[s] for s in layout.codebook_streams))
+        streams = range(layout.num_output_streams) if with_codes else layout.codebook_streams
+        self._streams = np.asarray(streams)
+        self._codebooks = [list(streams).index(stream) for stream in layout.codebook_streams]
+        self._first_ids = np.asarray([layout.audio[s].start for s in streams])
+        self._num_ids = np.asarray([len(layout.audio[s]) for s in streams])
+        self._undelayer = Undelayer(tuple(layout.delays[s] for s in streams))
         self._reader = codec.reader(tracker.task.name)
         self._text: list[int] = []
         self._marks: list[WordMark] = []
@@ -84,10 +98,19 @@ class Utterance:
             yield self._chunk(segment, codes=self._take(size))
 
     def _take(self, num_frames: int) -> np.ndarray:
-        """The next frames as codes [K, num_frames]; what is no code, such as a pad, as the nearest code there is."""
+        """The next frames as codes [K, num_frames], or of all streams where they are told, [S, num_frames].
+
+        What is no code, such as a pad, becomes the nearest code there is.
+        """
         self.num_sent_frames += num_frames
         codes = self._undelayer.take(num_frames) - self._first_ids[:, None]
-        return codes.clip(0, self._family.layout.codebook_size - 1).astype(np.int32)
+        return codes.clip(0, self._num_ids[:, None] - 1).astype(np.int32)
+
+    def _sent(self, chunk: Chunk, codes: np.ndarray | None) -> LMChunk:
+        """The chunk with its codes: those of the codebooks go to the decoder, all are told where they are asked for."""
+        if codes is None or not self._with_codes:
+            return LMChunk(chunk, codes)
+        return LMChunk(replace(chunk, told_codes=tuple(map(tuple, codes.tolist()))), codes[self._codebooks])
 
     def _chunk(self, segment: Segment, text: str = "", codes: np.ndarray | None = None) -> LMChunk:
         sent = 0 if codes is None else sum(mark.frame < self.num_sent_frames for mark in self._marks)
@@ -95,7 +118,7 @@ class Utterance:
         changes = self._changes_before(self.num_sent_frames)
         chunk = Chunk(self._num_chunks, segment, text, marks, guidance_changes=changes)
         self._num_chunks += 1
-        return LMChunk(chunk, codes)
+        return self._sent(chunk, codes)
 
     def _changes_before(self, frame: int) -> tuple[GuidanceChange, ...]:
         """The changes before `frame` that no chunk has told of yet."""
@@ -110,4 +133,4 @@ class Utterance:
         codes = self._take(self._num_ready) if self._num_ready > 0 else None
         changes = tuple(self.guidance_changes[self._num_told :])
         last = Chunk(self._num_chunks, segment, text, tuple(self._marks), True, report, changes)
-        return LMChunk(last, codes)
+        return self._sent(last, codes)

@@ -22,10 +22,14 @@ def read_delivery(record: dict[str, Any], family: Family, frame_rate: float, hel
     """
     first, steady = family.first_chunk_frames, family.steady_chunk_frames
     default = ChunkPolicy(first, steady, frame_rate=frame_rate, held_frames=held_frames)
-    return Delivery(_form(_object(record, OUTPUT, _OUTPUT)), _policy(_object(record, CHUNKING, _CHUNKING), default))
+    output, policy = _object(record, OUTPUT, _OUTPUT), _policy(_object(record, CHUNKING, _CHUNKING), default)
+    with_codes = output.get("codes", False)
+    if not isinstance(with_codes, bool):
+        raise InvalidRequest("options.output.codes", "true or false", shown(with_codes))
+    return Delivery(_form(output), policy, with_codes)
 
 
-_OUTPUT = frozenset({"encoding", "sample_rate", "ring"})
+_OUTPUT = frozenset({"encoding", "sample_rate", "ring", "codes"})
 _CHUNKING = frozenset({"first_frames", "steady_frames", "playout_s"})
 
 

@@ -36,10 +36,11 @@ class OutputForm:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Both, for one utterance."""
+    """Both, for one utterance. with_codes: whether the codes of all streams are told beside the waveform."""
 
     form: OutputForm = field(default_factory=OutputForm)
     chunking: ChunkPolicy = field(default_factory=ChunkPolicy)
+    with_codes: bool = False
 
     def to_record(self) -> dict[str, Any]:
         """This as plain data, ready for JSON."""
@@ -48,4 +49,5 @@ class Delivery:
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "Delivery":
         """The inverse of `to_record`."""
-        return cls(OutputForm.from_record(record["form"]), ChunkPolicy(**record["chunking"]))
+        form = OutputForm.from_record(record["form"])
+        return cls(form, ChunkPolicy(**record["chunking"]), record["with_codes"])

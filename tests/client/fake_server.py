@@ -28,6 +28,7 @@ class Chunk:
     is_final: bool = False
     is_last: bool = False
     is_16_bit: bool = False
+    codes: list[list[int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ def response(step: Chunk) -> service_pb2.ModelStreamInferResponse:
     }
     if step.is_final:
         event["report"] = REPORT
+    if step.codes is not None:
+        event["codes"] = step.codes
     if step.num_samples is not None:
         pcm = (
             np.full(step.num_samples, 8192, np.int16) if step.is_16_bit else np.full(step.num_samples, 0.25, np.float32)

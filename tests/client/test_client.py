@@ -60,6 +60,14 @@ async def test_16_bit_samples_arrive_as_integers_and_the_form_is_one_option(serv
     assert json.loads(server.requests[0]["options"]) == {"output": {"sample_rate": 8_000, "encoding": "pcm_s16le"}}
 
 
+async def test_codes_arrive_as_an_array_where_they_are_told(serve: Serve) -> None:
+    _, client = await serve([Chunk(0, 640, codes=[[1, 2], [3, 4]]), Chunk(1, None, is_final=True, is_last=True)])
+    events = [event async for event in client.speak("a", output={"codes": True})]
+    assert events[0].codes is not None
+    assert events[0].codes.tolist() == [[1, 2], [3, 4]]
+    assert events[1].codes is None
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
 async def test_an_utterance_arrives_whole_however_it_ends(serve: Serve, ending: str) -> None:
     _, client = await serve(ENDINGS[ending])

@@ -45,6 +45,12 @@ def test_times_count_the_samples_that_are_sent_and_words_the_frames() -> None:
     assert event["words"] == [{"word": "one", "start_s": 0.08}]
 
 
+def test_codes_are_told_where_they_were_asked_for() -> None:
+    chunk = Chunk(3, Segment.AUDIO, told_codes=((1, 2), (3, 4)))
+    assert Chunk.from_record(json.loads(json.dumps(chunk.to_record()))) == chunk
+    assert event_of(chunk, 12)["codes"] == ((1, 2), (3, 4))
+
+
 def test_the_last_event_reports_on_the_whole() -> None:
     event = event_of(Chunk(4, Segment.DRAIN, is_final=True, report=REPORT), 0)
     report = event["report"]

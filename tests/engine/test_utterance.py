@@ -36,13 +36,15 @@ FRAMES_PER_ENTRY = 3
 POLICY = ChunkPolicy(4, 25)
 
 
-def utterance(words: tuple[str, ...], policy: ChunkPolicy = POLICY, frame_s: float = 0.02) -> Utterance:
+def utterance(
+    words: tuple[str, ...], policy: ChunkPolicy = POLICY, frame_s: float = 0.02, with_codes: bool = False
+) -> Utterance:
     """Frames come every `frame_s` seconds, and are played for 0.04."""
     family, now = TINY, count()
     task = family.task("tts")
     tracker = SegmentTracker(SegmentRules(family, 1024), task, task.sampling, 3)
     pacer = Pacer(policy, clock=lambda: frame_s * next(now))
-    return Utterance(tracker, words, get_text_codec("tiny"), pacer)
+    return Utterance(tracker, words, get_text_codec("tiny"), pacer, with_codes)
 
 
 def reply(num_frames: int | None = None) -> tuple[list[list[int]], np.ndarray]:
@@ -59,8 +61,8 @@ def reply(num_frames: int | None = None) -> tuple[list[list[int]], np.ndarray]:
     return rows, codes
 
 
-def chunks_of(rows: list[list[int]], words: tuple[str, ...] = ()) -> list[LMChunk]:
-    speaker = utterance(words)
+def chunks_of(rows: list[list[int]], words: tuple[str, ...] = (), with_codes: bool = False) -> list[LMChunk]:
+    speaker = utterance(words, with_codes=with_codes)
     chunks = [chunk for row in rows for chunk in speaker.push(row)]
     return [*chunks, speaker.finish(REPORT)]
 
@@ -74,6 +76,17 @@ def test_all_codes_leave_once_and_in_order(num_frames: int) -> None:
     assert [chunk.chunk.index for chunk in chunks] == list(range(len(chunks)))
     assert [chunk.chunk.is_final for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
     assert chunks[-1].chunk.report == REPORT
+
+
+def test_codes_of_all_streams_are_told_where_they_are_asked_for() -> None:
+    rows, codes = reply(10)
+    chunks = chunks_of(rows, with_codes=True)
+    told = np.concatenate([np.array(chunk.chunk.told_codes) for chunk in chunks if chunk.codes is not None], 1)
+    assert np.array_equal(told[1:], codes)
+    first = len(SPOKEN) + 2
+    assert told[0].tolist() == [row[0] - FIRST_FRAME_TOKEN for row in rows[first : first + 10]]
+    assert np.array_equal(np.concatenate([chunk.codes for chunk in chunks if chunk.codes is not None], 1), codes)
+    assert not any(chunk.chunk.told_codes for chunk in chunks_of(rows))
 
 
 def test_chunks_grow_with_the_lead_over_the_player() -> None:

@@ -23,11 +23,11 @@ def test_without_options_the_family_decides() -> None:
 def test_every_option_lands_in_its_place() -> None:
     delivery = read(
         {
-            "output": {"encoding": "pcm_s16le", "sample_rate": 24_000},
+            "output": {"encoding": "pcm_s16le", "sample_rate": 24_000, "codes": True},
             "chunking": {"first_frames": 2, "steady_frames": 50, "playout_s": 0.25},
         }
     )
-    assert delivery == Delivery(OutputForm("pcm_s16le", 24_000), ChunkPolicy(2, 50, 0.25, 25.0, 2))
+    assert delivery == Delivery(OutputForm("pcm_s16le", 24_000), ChunkPolicy(2, 50, 0.25, 25.0, 2), with_codes=True)
 
 
 def test_a_small_steady_size_makes_the_first_chunk_small_too() -> None:
@@ -40,12 +40,13 @@ def test_a_small_steady_size_makes_the_first_chunk_small_too() -> None:
         ({"output": "wav"}, r"options.output: expected a JSON object, got 'wav'"),
         (
             {"output": {"format": "wav"}},
-            r"options.output.format: expected one of encoding, ring, sample_rate, got an unknown",
+            r"options.output.format: expected one of codes, encoding, ring, sample_rate, got an",
         ),
         ({"output": {"encoding": "mp3"}}, r"options.output.encoding: expected one of pcm_f32le, pcm_s16le, got 'mp3'"),
         ({"output": {"encoding": ["pcm_s16le"]}}, r"options.output.encoding: expected one of"),
         ({"output": {"sample_rate": 24_000.0}}, r"options.output.sample_rate: expected an integer in \[4000, 192000\]"),
         ({"output": {"sample_rate": 10**9}}, r"got 1000000000"),
+        ({"output": {"codes": 1}}, r"options.output.codes: expected true or false, got 1"),
         ({"chunking": {"first_frames": 0}}, r"options.chunking.first_frames: expected an integer in \[1, 25\], got 0"),
         (
             {"chunking": {"first_frames": 3, "steady_frames": 2}},

@@ -7,7 +7,7 @@ from python_backend.streams.delivery import Delivery, OutputForm
 
 
 def test_a_record_brings_everything_back() -> None:
-    delivery = Delivery(OutputForm("pcm_s16le", 8000), ChunkPolicy(2, 50, 0.3, 12.5, 10))
+    delivery = Delivery(OutputForm("pcm_s16le", 8000), ChunkPolicy(2, 50, 0.3, 12.5, 10), with_codes=True)
     assert Delivery.from_record(delivery.to_record()) == delivery
 
 
