@@ -31,6 +31,8 @@ class OutflowLimits:
     max_frames: frames sent and not yet answered; with one chunk on the way a larger one may still follow.
     stall_s: how long the decoder may answer nothing before the utterance fails.
     transit_s: what a chunk takes on the way to the decoder and, as samples, from there.
+    max_ahead_s: how much more audio may have left than a listener can have heard since the first of it; 0 for any.
+    Triton holds what a client does not read, without a limit of its own and without telling; this is one.
     """
 
     max_chunks: int = 16
@@ -39,6 +41,7 @@ class OutflowLimits:
     poll_s: float = 0.02
     stall_s: float = 60.0
     transit_s: float = 0.01
+    max_ahead_s: float = 0.0
 
 
 DEFAULT = Delivery()
@@ -58,21 +61,36 @@ class Outflow:
         self._slot = slot
         self._utterance = utterance
         self._limits = limits
-        self._form = delivery.form
+        self._form, self._frame_rate = delivery.form, delivery.chunking.frame_rate
         self.pacer = Pacer(delivery.chunking, self._load)
         self._frames_on_the_way: deque[int] = deque()  # per chunk or probe not yet answered
-        self._num_sent = 0
+        self._num_sent = self._num_frames_sent = 0
+        self._first_sent_s: float | None = None
         self._quiet_since = time.monotonic()
 
     async def pump(self, chunks: AsyncGenerator[LMChunk, None]) -> None:
         """Send all `chunks`; raises Cancelled, or what the generator raises. The generator is closed in any case."""
         try:
             while (item := await self._next(chunks)) is not None:
-                await self._wait_until(lambda: self._has_room() or self._is_over())
+                await self._wait_for_turn()
                 self._check()
                 self._send(Envelope(self._utterance, self._slot.address, item.chunk, self._form), item)
         finally:
             await chunks.aclose()
+
+    async def _wait_for_turn(self) -> None:
+        """Wait until the next chunk may leave, or the utterance is over."""
+        while self._is_ahead() and not self._is_over():
+            self._probe_if_quiet()
+            await asyncio.sleep(self._limits.poll_s)
+        await self._wait_until(lambda: self._has_room() or self._is_over())
+
+    def _is_ahead(self) -> bool:
+        """Whether more audio has left than somebody who listens since the first chunk may leave unread."""
+        if self._limits.max_ahead_s <= 0 or self._first_sent_s is None:
+            return False
+        heard_s = time.monotonic() - self._first_sent_s
+        return self._num_frames_sent / self._frame_rate > heard_s + self._limits.max_ahead_s
 
     def _load(self) -> DecoderLoad:
         """The decoder's, seen from here."""
@@ -144,6 +162,10 @@ class Outflow:
         if codes is not None:
             tensors.append(array_tensor(CODES, codes))
         self._num_sent += 1
-        self._frames_on_the_way.append(0 if codes is None else codes.shape[1])
+        num_frames = 0 if codes is None else codes.shape[1]
+        self._frames_on_the_way.append(num_frames)
+        self._num_frames_sent += num_frames
+        if num_frames and self._first_sent_s is None:
+            self._first_sent_s = time.monotonic()
         self._sender.send(pb_utils.InferenceResponse(tensors))
         self._quiet_since = time.monotonic()

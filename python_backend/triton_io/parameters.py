@@ -23,6 +23,10 @@ class ModelParameters:
         """A whole number."""
         return int(self.strings[name])
 
+    def seconds(self, name: str) -> float:
+        """A length of time."""
+        return float(self.strings[name])
+
     def path(self, name: str) -> Path:
         """A file or folder."""
         return Path(os.path.normpath(self._folder / self.strings[name]))  # by name: the folder may be a link

@@ -194,3 +194,28 @@ async def test_a_cancelled_utterance_settles_only_when_all_is_answered(slot: Flo
     answer(slot, 2)
     with pytest.raises(Cancelled):
         await settling
+
+
+async def test_audio_leaves_no_faster_than_a_listener_hears_it_and_the_limit(slot: FlowSlot) -> None:
+    sender = AnsweringSender(slot.table)
+    limits = replace(QUICK, max_ahead_s=0.2)
+    outflow = Outflow(sender, slot, "u", limits)  # 25 frames a second
+    speaker = Speaker(6, frames=5)
+    begun = time.monotonic()
+    await outflow.pump(speaker.speak())
+    took_s = time.monotonic() - begun
+    assert sent(sender) == list(range(6))
+    assert 30 / 25 - 0.2 - 5 / 25 <= took_s < 4
+    assert len(envelopes(sender)) > 6, "it asked after the client while it waited"
+
+
+async def test_a_client_who_leaves_while_audio_is_held_back_is_noticed(slot: FlowSlot) -> None:
+    sender = AnsweringSender(slot.table)
+    outflow = Outflow(sender, slot, "u", replace(QUICK, max_ahead_s=0.2))
+    speaker = Speaker(1000, frames=25)
+    pumping = asyncio.create_task(outflow.pump(speaker.speak()))
+    await asyncio.sleep(0.1)
+    slot.conclude(Outcome.CANCELLED)
+    with pytest.raises(Cancelled):
+        await asyncio.wait_for(pumping, 1)
+    assert speaker.is_closed

@@ -30,7 +30,11 @@ class TritonPythonModel:
 
         parameters = ModelParameters(args)
         config = EngineConfig.from_file(parameters.path("engine"), parameters.path("checkpoint"))
-        limits = OutflowLimits(parameters.number("max_chunks_in_flight"), parameters.number("max_frames_in_flight"))
+        limits = OutflowLimits(
+            max_chunks=parameters.number("max_chunks_in_flight"),
+            max_frames=parameters.number("max_frames_in_flight"),
+            max_ahead_s=parameters.seconds("max_audio_ahead_s"),
+        )
         self.loop = EventLoop("language model")
         self.model = self.loop.run(SpeechLLM.start(config))
         self.service = SpeechService(self.model, self.loop, FlowTable.create(stub.server_pid()), limits)
