@@ -3,26 +3,36 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from python_backend.families.base import Family
 from tests.engine.harness import Engine
 from tests.engine.prompts import make_prompts
-from tests.published_checkpoints import convert, write_opuslm
+from tests.published_checkpoints import convert, write_bagpiper, write_opuslm
 from tests.reference.published import PublishedReference
-from tests.small_vocabularies import DIALOGUE, OPUSLM
+from tests.small_vocabularies import BAGPIPER, DIALOGUE, OPUSLM
 
 pytestmark = pytest.mark.engine
 LENGTH = 160
+TOWER = "multimodal_io_dict.continuous_audio.model.audio_tower."
 
 
 @pytest.mark.parametrize(
     ("command", "family", "backbone"),
-    [("opuslm", OPUSLM, "olmo2"), ("opuslm", OPUSLM, "llama"), ("opuslm-dialogue", DIALOGUE, "llama")],
+    [
+        ("bagpiper", BAGPIPER, "qwen3"),
+        ("opuslm", OPUSLM, "olmo2"),
+        ("opuslm", OPUSLM, "llama"),
+        ("opuslm-dialogue", DIALOGUE, "llama"),
+    ],
 )
 def test_a_converted_release_replies_as_its_own_file(
     command: str, family: Family, backbone: str, tmp_path: Path
 ) -> None:
-    published = write_opuslm(tmp_path, backbone=backbone, is_dialogue=family is DIALOGUE, seed=3)
+    if family is BAGPIPER:
+        published = write_bagpiper(tmp_path, seed=3)
+    else:
+        published = write_opuslm(tmp_path, backbone=backbone, is_dialogue=family is DIALOGUE, seed=3)
     folder = convert(command, published, tmp_path / "out")
     reference = PublishedReference(published, family, LENGTH)
     prompts = make_prompts(family, 4)
@@ -35,3 +45,17 @@ def test_a_converted_release_replies_as_its_own_file(
         rows, lead = reference.reply(prompt)
         assert lead > 1e-5, "the reference itself was nearly undecided: choose another seed"
         assert answers[name].rows == rows
+
+
+def test_bagpiper_hears_through_the_tower_of_its_file(tmp_path: Path) -> None:
+    published = write_bagpiper(tmp_path)
+    stored = torch.load(published.model, weights_only=True)["module"]
+    engine = Engine(convert("bagpiper", published, tmp_path / "out"), max_model_len=LENGTH)
+    try:
+        model = engine.core.model_executor.driver_worker.worker.model_runner.model
+        served = {f"{TOWER}{name}": tensor.clone() for name, tensor in model.audio_tower.named_parameters()}
+        served |= {f"adaptor.continuous_audio.{name}": each.clone() for name, each in model.adaptor.named_parameters()}
+    finally:
+        engine.shutdown()
+    assert served.keys() == {name for name in stored if name.startswith((TOWER, "adaptor."))}
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in served.items())
