@@ -1,13 +1,19 @@
 """A release, converted and served, replies what its own file says: ids of all streams, drawn and greedy alike."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from python_backend.families.base import Family
+from python_backend.families.hearing import AudioFormat
+from python_backend.families.prompt import HeardAudio, Prompt
+from scripts.random_published import Published
 from tests.engine.harness import Engine
-from tests.engine.prompts import make_prompts
+from tests.engine.prompts import make_prompt, make_prompts
 from tests.published_checkpoints import convert, write_bagpiper, write_opuslm
 from tests.reference.published import PublishedReference
 from tests.small_vocabularies import BAGPIPER, DIALOGUE, OPUSLM
@@ -15,6 +21,15 @@ from tests.small_vocabularies import BAGPIPER, DIALOGUE, OPUSLM
 pytestmark = pytest.mark.engine
 LENGTH = 160
 TOWER = "multimodal_io_dict.continuous_audio.model.audio_tower."
+
+
+def with_audio(prompt: Prompt, published: Published) -> Prompt:
+    """The prompt with 2.3 s of audio after its third row."""
+    audio_format = AudioFormat.from_config({"audio_config": json.loads((published.audio / "config.json").read_text())})
+    features = np.random.default_rng(0).standard_normal((230, 128)).astype(np.float32)
+    num_rows = audio_format.num_rows(len(features))
+    rows = np.insert(prompt.rows, [3] * num_rows, 0, axis=0)
+    return replace(prompt, rows=rows, audios=(HeardAudio(3, num_rows, features),))
 
 
 @pytest.mark.parametrize(
@@ -36,6 +51,8 @@ def test_a_converted_release_replies_as_its_own_file(
     folder = convert(command, published, tmp_path / "out")
     reference = PublishedReference(published, family, LENGTH)
     prompts = make_prompts(family, 4)
+    if family is BAGPIPER:
+        prompts["heard"] = with_audio(make_prompt(family, 5, "understand"), published)
     engine = Engine(folder, max_model_len=LENGTH)
     try:
         answers = engine.run(prompts)

@@ -12,6 +12,13 @@ from tests.reference.speech_lm import Reference
 
 # Hugging Face's names for ESPnet's, where they are not the same.
 OPUSLM = {"model.embed_tokens.weight": "corelm.emb.weight", "lm_head.weight": "corelm.lm_head.weight"}
+TOWER = "multimodal_io_dict.continuous_audio.model.audio_tower."
+HEARING = (TOWER, "adaptor.continuous_audio.")
+
+
+def heard(name: str) -> str:
+    """What the reference calls a tensor of the audio tower or its adaptor."""
+    return name.replace(TOWER, "audio_tower.").replace("adaptor.continuous_audio.", "adaptor.")
 
 
 class PublishedReference(Reference):
@@ -28,6 +35,8 @@ class PublishedReference(Reference):
             names = {name: name for name in self.model.state_dict()}
             self.bias = tensors["stream_emb.weight"].clone()
             self.bias[0] = 0
+            self.hearing = {heard(name): tensor for name, tensor in tensors.items() if name.startswith(HEARING)}
+            self.audio_config = json.loads((published.audio / "config.json").read_text())
         else:
             names = {name: OPUSLM.get(name, f"corelm.decoders.{name}") for name in self.model.state_dict()}
             self.bias = tensors["corelm.head_emb.weight"][:9]
