@@ -27,8 +27,6 @@ PAD, BOS, END_OF_REPLY, END_OF_TURN, SYSTEM, USER, ASSISTANT, TEXT, AUDIO = rang
 SPECIAL_TOKENS = ("pad", "bos", "eos", "eot", "system", "user", "assistant", "text", "audio")
 NUM_STREAMS = 8
 FRAME_RATE = 50.0
-SAMPLES_PER_MEL_FRAME = 160  # at 16 kHz
-N_WINDOW = 50  # the audio tower's: as trained; twice as many mel frames are a chunk of their own
 
 
 @dataclass(frozen=True)
@@ -67,17 +65,6 @@ class BagpiperVocabulary:
             pad_id=PAD,
             extra=tuple((pad,) for pad in pads),
         )
-
-
-def num_features(num_samples: int, n_window: int = N_WINDOW) -> int:
-    """How many features the audio tower makes of `num_samples` at 16 kHz: a chunk's mel frames are halved thrice."""
-    num_frames = -(-num_samples // SAMPLES_PER_MEL_FRAME)
-    whole, rest = divmod(num_frames, 2 * n_window)
-    return whole * _halved_thrice(2 * n_window) + _halved_thrice(rest)
-
-
-def _halved_thrice(num_frames: int) -> int:
-    return -(-num_frames // 8)
 
 
 def bagpiper(vocabulary: BagpiperVocabulary) -> Family:

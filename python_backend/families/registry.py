@@ -45,6 +45,11 @@ def read_family(config: Mapping[str, Any]) -> Family:
 
 def family_at(checkpoint: Path) -> Family:
     """The family of the checkpoint in a folder; CheckpointError when its config.json cannot be read, or names none."""
+    return read_family(config_at(checkpoint))
+
+
+def config_at(checkpoint: Path) -> dict[str, Any]:
+    """The config.json of the checkpoint in a folder; CheckpointError when it cannot be read."""
     path = checkpoint / "config.json"
     try:
         config = json.loads(path.read_text())
@@ -52,4 +57,4 @@ def family_at(checkpoint: Path) -> Family:
         raise CheckpointError(f"{path}: expected a JSON object, got {error!r}") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {config!r}")
-    return read_family(config)
+    return config

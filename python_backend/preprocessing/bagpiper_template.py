@@ -20,10 +20,12 @@ from python_backend.families.bagpiper import (
     SYSTEM,
     TEXT,
     USER,
-    num_features,
 )
 from python_backend.families.base import Family, Task
+from python_backend.families.hearing import AudioFormat
+from python_backend.families.prompt import HeardAudio
 from python_backend.preprocessing.conversation import Piece
+from python_backend.preprocessing.features import log_mel
 from python_backend.preprocessing.prompt import PromptRows
 from python_backend.preprocessing.rows import check_codes, frame_rows, stream0_rows
 from python_backend.preprocessing.subwords import Subwords
@@ -36,34 +38,41 @@ ROLES = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 class BagpiperTemplate:
     """Writes the prompts of Bagpiper's checkpoints."""
 
-    def __init__(self, family: Family, subwords: Subwords):
-        self._family, self._subwords = family, subwords
+    def __init__(self, family: Family, subwords: Subwords, audio_format: AudioFormat | None):
+        self._family, self._subwords, self._audio_format = family, subwords, audio_format
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
         """The conversation and the head of the reply. A task with a system turn gets the usual one where none came."""
         if task.system and pieces[0].role != "system":
             pieces = (Piece("system", "", text=SYSTEM_TEXT), *pieces)
         followers = (*(piece.role for piece in pieces[1:]), "assistant")
-        parts, spans = [self._row(BOS)], []
+        parts: list[np.ndarray] = [self._row(BOS)]
+        audios: list[HeardAudio] = []
         for piece, follower in zip(pieces, followers, strict=True):
-            content = self._content(piece)
             parts += [self._row(ROLES[piece.role]), self._row(TEXT if piece.text is not None else AUDIO)]
             if piece.pcm is not None:
-                spans.append((sum(map(len, parts)), len(content)))
-            parts += [content, self._row(END_OF_TURN if follower == piece.role else END_OF_REPLY)]
+                audios.append(self._hear(piece.pcm, piece.path, sum(map(len, parts))))
+                parts.append(stream0_rows(self._family.layout, [PAD] * audios[-1].num_rows))
+            else:
+                parts.append(self._content(piece))
+            parts.append(self._row(END_OF_TURN if follower == piece.role else END_OF_REPLY))
         begins = TEXT if task.segments[0] is Segment.TEXT else AUDIO
         parts += [self._row(ASSISTANT), self._row(begins)]
-        return PromptRows(np.concatenate(parts), audio_spans=tuple(spans))
+        return PromptRows(np.concatenate(parts), audios=tuple(audios))
 
     def _row(self, token_id: int) -> np.ndarray:
         return stream0_rows(self._family.layout, [token_id])
+
+    def _hear(self, pcm: np.ndarray, path: str, first_row: int) -> HeardAudio:
+        if self._audio_format is None:
+            raise InvalidRequest(path, "no audio: this checkpoint has no encoder to hear it", f"{len(pcm)} samples")
+        features = log_mel(pcm, self._audio_format)
+        return HeardAudio(first_row, self._audio_format.num_rows(len(features)), features)
 
     def _content(self, piece: Piece) -> np.ndarray:
         layout = self._family.layout
         if piece.text is not None:
             return stream0_rows(layout, self._subwords.ids(piece.text, piece.path))
-        if piece.pcm is not None:
-            return stream0_rows(layout, [PAD] * num_features(len(piece.pcm)))
         assert piece.codes is not None
         if piece.role != "assistant":
             raise InvalidRequest(piece.path, "an audio input: Bagpiper hears samples and speaks codes", "codes")

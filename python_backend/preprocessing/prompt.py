@@ -9,6 +9,7 @@ import numpy as np
 
 from python_backend.codec.base import Codec
 from python_backend.families.base import Family, Task
+from python_backend.families.prompt import HeardAudio
 from python_backend.preprocessing.conversation import Piece
 
 
@@ -17,13 +18,12 @@ class PromptRows:
     """A prompt as a template writes it.
 
     rows: [P, S] int32, absolute ids of every input stream, delays applied. words: of the text to be spoken, in order,
-    where word times are told. audio_spans: (first row, number of rows) for each piece of samples whose rows are left
-    as pads, in the order of the pieces, for an encoder's features.
+    where word times are told. audios: what is heard through an encoder in the place of rows of pads, in order.
     """
 
     rows: np.ndarray
     words: tuple[str, ...] = ()
-    audio_spans: tuple[tuple[int, int], ...] = ()
+    audios: tuple[HeardAudio, ...] = ()
 
 
 class Template(Protocol):

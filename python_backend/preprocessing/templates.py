@@ -4,8 +4,9 @@ from pathlib import Path
 
 from python_backend.codec.base import Codec
 from python_backend.families.base import Family
+from python_backend.families.hearing import AudioFormat
+from python_backend.families.registry import config_at
 from python_backend.families.tokenizer import TextTokenizer
-from python_backend.preprocessing.bagpiper_template import BagpiperTemplate
 from python_backend.preprocessing.dialogue_template import DialogueTemplate
 from python_backend.preprocessing.opuslm_segments import SegmentWriter
 from python_backend.preprocessing.opuslm_template import OpusTemplate
@@ -16,7 +17,11 @@ from python_backend.preprocessing.tiny_template import TinyTemplate
 
 
 def _bagpiper(family: Family, checkpoint: Path, codec: Codec) -> Template:
-    return BagpiperTemplate(family, Subwords(TextTokenizer.at(checkpoint), family))
+    # Imported here, as it brings transformers, which takes seconds and no other family needs.
+    from python_backend.preprocessing.bagpiper_template import BagpiperTemplate
+
+    subwords = Subwords(TextTokenizer.at(checkpoint), family)
+    return BagpiperTemplate(family, subwords, AudioFormat.from_config(config_at(checkpoint)))
 
 
 def _segments(family: Family, checkpoint: Path, codec: Codec) -> SegmentWriter:

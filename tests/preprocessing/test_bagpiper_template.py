@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 
 from python_backend.errors import InvalidRequest
-from python_backend.families.bagpiper import bagpiper, num_features
+from python_backend.families.bagpiper import bagpiper
+from python_backend.families.hearing import AudioFormat, check_audios
+from python_backend.families.prompt import Prompt
 from python_backend.preprocessing.bagpiper_template import SYSTEM_TEXT, BagpiperTemplate
 from python_backend.preprocessing.conversation import Piece
+from python_backend.preprocessing.features import log_mel
 from python_backend.preprocessing.prompt import PromptRows
 from python_backend.preprocessing.subwords import Subwords
 from tests.preprocessing.letters import Letters
@@ -21,7 +24,8 @@ class CaseBlind(Letters):
 
 
 FAMILY = bagpiper(SMALL_BAGPIPER)
-TEMPLATE = BagpiperTemplate(FAMILY, Subwords(CaseBlind(), FAMILY))
+FORMAT = AudioFormat(num_mel_bins=80)
+TEMPLATE = BagpiperTemplate(FAMILY, Subwords(CaseBlind(), FAMILY), FORMAT)
 USUAL = [256 + token_id for token_id in CaseBlind().encode(SYSTEM_TEXT)]
 
 
@@ -59,7 +63,25 @@ def test_the_usual_system_text_stands_in_for_one(task: str) -> None:
 def test_pieces_of_one_role_end_with_eot_but_the_last() -> None:
     prompt = write("understand", Piece("system", "", text="z"), heard(160 * 20), Piece("user", "text", text="ab"))
     assert stream0(prompt) == [1, 4, 7, 281, 2, 5, 8, 0, 0, 0, 3, 5, 7, 256, 257, 2, 6, 7]
-    assert prompt.audio_spans == ((7, 3),)
+    (audio,) = prompt.audios
+    assert (audio.first_row, audio.num_rows, audio.features.shape) == (7, 3, (20, 80))
+
+
+def test_audio_of_several_turns_is_heard_in_its_place() -> None:
+    rng = np.random.default_rng(0)
+    first, second = (rng.standard_normal(size).astype(np.float32) for size in (160 * 100, 160 * 205))
+    said = (Piece("user", "audio", pcm=first), Piece("assistant", "", text="b"), Piece("user", "pcm_in", pcm=second))
+    prompt = write("understand", Piece("system", "", text="z"), *said)
+    assert [(audio.first_row, audio.num_rows) for audio in prompt.audios] == [(7, 13), (27, 27)]
+    assert np.array_equal(prompt.audios[1].features, log_mel(second, FORMAT))
+    task = FAMILY.task("understand")
+    check_audios(Prompt(task.name, prompt.rows, task.sampling, audios=prompt.audios), FORMAT)
+
+
+def test_a_checkpoint_without_an_encoder_refuses_audio() -> None:
+    deaf = BagpiperTemplate(FAMILY, Subwords(CaseBlind(), FAMILY), None)
+    with pytest.raises(InvalidRequest, match="pcm_in: expected no audio: this checkpoint has no encoder"):
+        deaf.write(FAMILY.task("understand"), (Piece("user", "pcm_in", pcm=np.zeros(960, np.float32)),), None)
 
 
 def test_every_turn_of_a_conversation_is_there() -> None:
@@ -89,24 +111,6 @@ def test_an_assistant_s_speech_is_delayed_codes_between_pads_of_their_codebooks(
             assert speech[row, stream] == code
     assert rows[24:, 0].tolist() == [2, 5, 7, 258, 2, 6, 7]
     assert not rows[24:, 1:].any()
-
-
-@pytest.mark.parametrize(
-    ("num_frames", "n_window", "expected"),
-    [
-        (1, 50, 1),
-        (8, 50, 1),
-        (9, 50, 2),
-        (100, 50, 13),
-        (101, 50, 14),
-        (3000, 50, 390),
-        (200, 100, 25),
-        (3000, 100, 375),
-    ],
-)
-def test_chunks_of_mel_frames_are_halved_thrice(num_frames: int, n_window: int, expected: int) -> None:
-    assert num_features(160 * num_frames, n_window) == expected
-    assert num_features(160 * num_frames - 159, n_window) == expected
 
 
 @pytest.mark.parametrize(
