@@ -382,6 +382,8 @@ def test_a_codec_of_another_size_is_refused(tmp_path: Path, capsys: pytest.Captu
 
 def test_what_is_there_already_is_not_touched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     published, out = write_opuslm(tmp_path), tmp_path / "out"
+    (tmp_path / "empty").mkdir()
+    assert (convert("opuslm", published, tmp_path / "empty") / "config.json").is_file()
     out.mkdir()
     (out / "mine").write_text("mine")
     refuse("opuslm", published, out)
