@@ -34,7 +34,7 @@ def read_options(text: str | None, family: Family, task: Task, frame_rate: float
             raise InvalidRequest(f"options.{key}", f"nothing: task {task.name!r} does not speak", shown(record[key]))
     sampling = SamplingConfig(
         text=_segment("text", record, task.sampling.text, family, not speaks),
-        audio=_max_audio(record, _segment("audio", record, task.sampling.audio, family, speaks), frame_rate),
+        audio=_max_audio(record, _segment("audio", record, task.sampling.audio, family, speaks), family, frame_rate),
         script_temperature=_number("script_temperature", record, task.sampling.script_temperature),
         seed=_integer("seed", record, None),
         **_repetition(record, task.sampling),
@@ -102,20 +102,30 @@ def _segment(
     values = {key: READERS[key](key, given, None, path) for key in given}
     if values.get("max_rows", 0) > family.max_model_len:
         raise InvalidRequest(f"{path}.max_rows", f"at most {family.max_model_len} rows", values["max_rows"])
-    sampling = replace(defaults, **values)
+    sampling = _within_max_rows(replace(defaults, **values), values)
     sampling.check(name)
     return sampling
 
 
-def _max_audio(record: dict[str, Any], audio: SegmentSampling, frame_rate: float) -> SegmentSampling:
+def _within_max_rows(sampling: SegmentSampling, given: dict[str, Any]) -> SegmentSampling:
+    """`sampling`, the family's own least number of rows no more than the most that the caller allows."""
+    if "min_rows" in given or given.get("max_rows", 1) < 1:
+        return sampling
+    return replace(sampling, min_rows=min(sampling.min_rows, sampling.max_rows))
+
+
+def _max_audio(record: dict[str, Any], audio: SegmentSampling, family: Family, frame_rate: float) -> SegmentSampling:
     if "max_audio_s" not in record:
         return audio
     seconds = _number("max_audio_s", record, 0.0)
-    low, high = 1 / frame_rate, audio.max_rows / frame_rate
+    # Where audio ends without a drain, its last rows begin no frame.
+    num_closing_rows = family.layout.max_delay if family.drain == "none" else 0
+    low, high = 1 / frame_rate, (audio.max_rows - num_closing_rows) / frame_rate
     if not low <= seconds <= high:
         raise InvalidRequest("options.max_audio_s", f"seconds in [{low:g}, {high:g}]", seconds)
     # The small term keeps 0.28 s at 25 Hz at 7 frames, which floating point takes to 7.000000000000001 or 6.99….
-    return replace(audio, max_rows=max(1, int(seconds * frame_rate + 1e-6)))
+    rows = max(1, int(seconds * frame_rate + 1e-6)) + num_closing_rows
+    return _within_max_rows(replace(audio, max_rows=rows), record.get("audio", {}))
 
 
 def _repetition(record: dict[str, Any], defaults: SamplingConfig) -> dict[str, Any]:
@@ -147,5 +157,6 @@ def _guidance(record: dict[str, Any], defaults: SamplingConfig) -> dict[str, Any
 def _voice(record: dict[str, Any], family: Family) -> str | None:
     voice = record.get("voice", family.voices[0] if family.voices else None)
     if "voice" in record and voice not in family.voices:
-        raise InvalidRequest("options.voice", f"one of {', '.join(family.voices) or 'no voices'}", shown(voice))
+        expected = f"one of {', '.join(family.voices)}" if family.voices else "none: this model has no voices by name"
+        raise InvalidRequest("options.voice", expected, shown(voice))
     return voice

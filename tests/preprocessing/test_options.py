@@ -8,6 +8,7 @@ import pytest
 from python_backend.errors import InvalidRequest
 from python_backend.families.tiny import TINY
 from python_backend.preprocessing.options import Options, read_options
+from tests.small_vocabularies import BAGPIPER
 
 TTS, ASR = TINY.task("tts"), TINY.task("asr")
 FRAME_RATE = 25.0
@@ -70,6 +71,23 @@ def test_top_level_sampling_is_of_the_segment_that_the_task_ends_with() -> None:
 @pytest.mark.parametrize(("seconds", "rows"), [(0.04, 1), (0.28, 7), (1, 25), (9.99, 249), (20, 500)])
 def test_max_audio_becomes_rows(seconds: float, rows: int) -> None:
     assert read({"max_audio_s": seconds}).sampling.audio.max_rows == rows
+
+
+@pytest.mark.parametrize(
+    ("seconds", "max_rows", "min_rows"), [(0.02, 8, 8), (0.5, 32, 32), (1, 57, 50), (40.82, 2048, 50)]
+)
+def test_a_family_without_a_drain_needs_rows_that_begin_no_frame(seconds: float, max_rows: int, min_rows: int) -> None:
+    options = json.dumps({"max_audio_s": seconds})
+    audio = read_options(options, BAGPIPER, BAGPIPER.task("tts"), 50.0).sampling.audio
+    assert (audio.max_rows, audio.min_rows) == (max_rows, min_rows)
+
+
+def test_a_family_s_least_number_of_rows_gives_way_to_the_caller_s_most_but_not_to_the_caller_s_own_least() -> None:
+    task = BAGPIPER.task("tts")
+    audio = read_options('{"audio": {"max_rows": 20}}', BAGPIPER, task, 50.0).sampling.audio
+    assert (audio.max_rows, audio.min_rows) == (20, 20)
+    with pytest.raises(InvalidRequest, match=r"audio\.min_rows: expected a number in \[0, 57\], got 60"):
+        read_options('{"max_audio_s": 1, "audio": {"min_rows": 60}}', BAGPIPER, task, 50.0)
 
 
 @pytest.mark.parametrize(
