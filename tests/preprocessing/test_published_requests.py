@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from python_backend.errors import InvalidRequest
 from python_backend.families.tokenizer import TextTokenizer
@@ -16,6 +18,19 @@ from tests.published_checkpoints import FAMILIES, convert, write_release
 PCM = np.zeros(16_000, np.float32)
 SECOND: dict[str, Any] = {"pcm_in": PCM, "sample_rate": 16_000}
 CODES = [[5, 6]] * 9
+TASKS = [
+    None,
+    "tts",
+    "understand",
+    "chat",
+    "generate",
+    "asr",
+    "text_lm",
+    "audio_lm",
+    "dialogue",
+    "speak",
+    "text_dialogue",
+]
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +141,32 @@ def test_a_bad_request_is_refused_by_name(
         preprocessors[family].prepare(raw)
     assert str(caught.value).startswith(message)
     assert len(str(caught.value)) < 400
+
+
+CODES_OF_ANY_SHAPE = st.lists(st.lists(st.integers(-1, 20), max_size=3), max_size=10)
+CONTENTS = {
+    "text": st.text(max_size=4) | st.none(),
+    "codes": CODES_OF_ANY_SHAPE | st.just(CODES),
+    "audio": st.sampled_from(["pcm_in", "audio"]),
+}
+TURNS = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant"])}, optional=CONTENTS), max_size=4
+)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(family=st.sampled_from(["bagpiper", "opuslm", "opuslm_dialogue"]), turns=TURNS, task=st.sampled_from(TASKS))
+def test_any_conversation_is_a_prompt_or_a_refusal(
+    preprocessors: dict[str, Preprocessor], family: str, turns: list[dict[str, Any]], task: str | None
+) -> None:
+    hears = any(turn.get("audio") == "pcm_in" for turn in turns)
+    raw = RawRequest(messages=json.dumps(turns), task=task, **(SECOND if hears else {}))
+    layout = preprocessors[family].family.layout
+    try:
+        rows = preprocessors[family].prepare(raw).rows
+    except InvalidRequest as error:
+        assert len(str(error)) < 400  # noqa: PT017 - either outcome is fine; this is about the refusal's length
+        return
+    assert rows.dtype == np.int32
+    assert rows.min() >= 0
+    assert rows.max() < layout.vocab_size
