@@ -4,6 +4,10 @@ import gc
 
 import pytest
 
+from python_backend.engine.environment import prepare_environment
+
+prepare_environment()  # before any test imports what imports Triton, which looks at the environment once
+
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure() -> None:
