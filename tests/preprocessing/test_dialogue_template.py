@@ -1,8 +1,15 @@
 """OpusLM dialogue's prompts, row by row: system 8, user 9, assistant 10; audio_dialogue 89, text_dialogue 88."""
 
+import numpy as np
+
+from python_backend.engine.rules import SegmentRules
+from python_backend.engine.tracker import SegmentTracker
+from python_backend.engine.utterance import Utterance
 from python_backend.families.opuslm import opuslm_dialogue
+from python_backend.families.tokens import SILENT
 from python_backend.preprocessing.conversation import Piece
 from python_backend.preprocessing.dialogue_template import DialogueTemplate
+from python_backend.streams.chunking import ChunkPolicy, Pacer
 from tests.preprocessing.opuslm_rows import CODES, FRAMES, GAP, VOICE, segments, text
 from tests.small_vocabularies import SMALL_OPUSLM
 
@@ -51,3 +58,19 @@ def test_the_rows_of_a_spoken_reply_continue_those_of_the_same_reply_prefilled()
     words = [372, 373]
     reply = [*write("dialogue", HEARD), *text(*words), *text(0, *FAMILY.transition)]
     assert reply == write("speak", HEARD, Piece("assistant", "", text="ab"))
+
+
+def test_a_reply_sent_back_with_its_codes_is_the_rows_that_it_consisted_of() -> None:
+    """So the next turn finds all of them in the prefix cache, up to the reply's last frame."""
+    task, asked = FAMILY.task("dialogue"), [*text(5, 89, 9, 34), *FRAMES, *text(10, 35)]
+    reply = [*text(372, 373), *text(0, *FAMILY.transition), *FRAMES[:2]]
+    last = [5, *FRAMES[2][1:]]  # the end is drawn where the third frame would be
+    drained = [[256, *row[1:]] for row in FRAMES[3:]] + [[256] + [276 + 12 * k for k in range(8)]]
+    tracker = SegmentTracker(SegmentRules(FAMILY, 1024), task, task.sampling, len(asked))
+    speaker = Utterance(tracker, (), SILENT, Pacer(ChunkPolicy(1, 1)), with_codes=True)
+    chunks = [chunk for row in [*reply, last, *drained] for chunk in speaker.push(row)]
+    told = np.concatenate([np.array(chunk.chunk.told_codes) for chunk in chunks if chunk.chunk.told_codes], 1)
+    assert np.array_equal(told, CODES)
+    said = (Piece("assistant", "", text="ab"), Piece("assistant", "", codes=told))
+    following = write("dialogue", HEARD, *said, Piece("user", "", text="x"))
+    assert following[: len(asked) + len(reply)] == [*asked, *reply]
