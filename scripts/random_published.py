@@ -38,6 +38,17 @@ BACKBONES: dict[str, tuple[type, type]] = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "olmo2": (Olmo2Config, Olmo2ForCausalLM),
 }
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of the backbone."""
+
+    hidden: int = 64
+    layers: int = 2
+
+
+SMALL = Size()
 TAG = "small/{}"  # stands where a release names a public repository
 AUDIO_WIDTH = 48
 AUDIO_TOWER = {
@@ -112,14 +123,14 @@ def _tensors(model_class: type, config: Any, generator: torch.Generator) -> dict
     return {name: random_tensor(name, shape, generator) for name, shape in names.items()}
 
 
-def backbone_config(backbone: str, vocab_size: int, hidden: int = 64, layers: int = 2) -> Any:
+def backbone_config(backbone: str, vocab_size: int, size: Size = SMALL) -> Any:
     """What the backbone's own repository says. Qwen3 shares keys between heads; OLMo 2 and Llama do not."""
-    is_qwen = backbone == "qwen3"
+    is_qwen, hidden = backbone == "qwen3", size.hidden
     record = {
         "vocab_size": vocab_size,
         "hidden_size": hidden,
         "intermediate_size": 2 * hidden,
-        "num_hidden_layers": layers,
+        "num_hidden_layers": size.layers,
         "num_attention_heads": 4 if is_qwen else hidden // 32,
         "num_key_value_heads": 2 if is_qwen else hidden // 32,
         "head_dim": 32,
@@ -132,10 +143,12 @@ def backbone_config(backbone: str, vocab_size: int, hidden: int = 64, layers: in
     return BACKBONES[backbone][0](**record, architectures=[BACKBONES[backbone][1].__name__])
 
 
-def write_bagpiper(folder: Path, vocabulary: BagpiperVocabulary, seed: int = 0, dtype: str = "float32") -> Published:
+def write_bagpiper(
+    folder: Path, vocabulary: BagpiperVocabulary, seed: int = 0, dtype: str = "float32", size: Size = SMALL
+) -> Published:
     """Bagpiper's release: backbone, stream embeddings, audio tower, adaptor, a copy of the codec, loss weights."""
     generator = torch.Generator().manual_seed(seed)
-    config = backbone_config("qwen3", vocabulary.vocab_size)
+    config = backbone_config("qwen3", vocabulary.vocab_size, size)
     module = _tensors(Qwen3ForCausalLM, config, generator)
     hidden, streams = config.hidden_size, bagpiper.NUM_STREAMS
     module["stream_emb.weight"] = 0.5 * torch.randn(streams, hidden, generator=generator)
@@ -188,11 +201,16 @@ def _bagpiper_yaml(dtype: str) -> dict[str, Any]:
 
 
 def write_opuslm(
-    folder: Path, vocabulary: OpusVocabulary, backbone: str = "olmo2", is_dialogue: bool = False, seed: int = 0
+    folder: Path,
+    vocabulary: OpusVocabulary,
+    backbone: str = "olmo2",
+    is_dialogue: bool = False,
+    seed: int = 0,
+    size: Size = SMALL,
 ) -> Published:
     """OpusLM's release, or the dialogue model's, which holds its reference model and its criterion beside it."""
     generator = torch.Generator().manual_seed(seed)
-    config = backbone_config(backbone, vocabulary.vocab_size)
+    config = backbone_config(backbone, vocabulary.vocab_size, size)
     untied = {**config.to_dict(), "tie_word_embeddings": False}
     plain = _tensors(BACKBONES[backbone][1], type(config).from_dict(untied), generator)
     tensors = {

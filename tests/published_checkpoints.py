@@ -1,15 +1,14 @@
 """Small releases of the published families, in the exact layout of the large ones, and what the converter makes."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
 from python_backend.families.bagpiper import BagpiperVocabulary
 from python_backend.families.opuslm import OpusVocabulary
 from scripts import random_published
+from scripts.codecs.random_espnet import write_codec
 from scripts.convert_checkpoint import main
 from scripts.random_published import Published
-from tests.codec import espnet_reference
 from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM
 
 FAMILIES = ("bagpiper", "opuslm", "opuslm-dialogue")
@@ -33,14 +32,7 @@ def write_opuslm(
     """OpusLM's release, with ESPnet's codec of as many codes beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     published = random_published.write_opuslm(folder, vocabulary, backbone, is_dialogue, seed)
-    codec = folder / "codec"
-    codec.mkdir(exist_ok=True)
-    codebooks, size = 8, vocabulary.codebook_size
-    conf = espnet_reference.CONFIG["codec_conf"]
-    bandwidth = math.log2(size) * 50 * codebooks / 1000 + 0.01
-    numbers = {"quantizer_n_q": codebooks, "quantizer_bins": size, "quantizer_target_bandwidth": [bandwidth]}
-    config = {"codec": "dac", "codec_conf": {**conf, "generator_params": conf["generator_params"] | numbers}}
-    espnet_reference.publish(codec, espnet_reference.published_tensors(seed, codebooks, size), config)
+    codec = write_codec(folder / "codec", vocabulary.codebook_size, seed)
     return replace(published, codec=codec)
 
 

@@ -7,7 +7,8 @@ import torch
 from python_backend.codec.base import Window
 from python_backend.codec.espnet_dac import EspnetDac, load
 from python_backend.codec.registry import load_codec
-from tests.codec.espnet_reference import CODEBOOKS, SIZE, Reference, publish, published_tensors
+from scripts.codecs.random_espnet import CODEBOOKS, SIZE, publish, published_tensors
+from tests.codec.espnet_reference import Reference
 from tests.codec.streaming import chunks_of, random_codes, stream
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}

@@ -8,7 +8,7 @@ from python_backend.codec.espnet_dac import load
 from python_backend.codec.espnet_dac_checkpoint import EspnetDacConfig, multiply_weight_norm_out
 from python_backend.codec.seanet_shape import Context
 from python_backend.errors import CheckpointError
-from tests.codec.espnet_reference import CONFIG, publish, published_tensors
+from scripts.codecs.random_espnet import CONFIG, publish, published_tensors
 
 
 def with_generator(**values: object) -> dict:

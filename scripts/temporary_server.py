@@ -1,0 +1,62 @@
+"""A server on free ports for as long as a `with` lasts, started by `scripts.serve`."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from scripts.serving import pid_file
+from scripts.serving.environment import ROOT
+
+START_S, STOP_S = 300.0, 60.0
+TAIL = 3000  # characters of the server's log in the error of a start that failed
+
+
+def write_repository(checkpoint: Path, engine_args: Mapping[str, Any], out: Path) -> Path:
+    """The bundled repository with another model in it: `checkpoint`, linked, under these engine arguments."""
+    shutil.copytree(ROOT / "model_repository", out, ignore=shutil.ignore_patterns("checkpoint", "__pycache__"))
+    (out / "language_model/1/checkpoint").symlink_to(checkpoint.resolve(), target_is_directory=True)
+    (out / "language_model/1/engine.json").write_text(json.dumps(engine_args))
+    return out
+
+
+def free_ports(count: int) -> list[int]:
+    """`count` ports on which nobody listens now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@contextmanager
+def serving(repository: Path) -> Iterator[str]:
+    """The gRPC address of a server that is ready; RuntimeError with the end of its log where it does not start."""
+    with tempfile.TemporaryDirectory() as folder:
+        record, log = Path(folder) / "serve.json", Path(folder) / "log"
+        http, grpc, metrics = free_ports(3)
+        command = [sys.executable, "-m", "scripts.serve", "--model-repository", repository, "--pid-file", record]
+        command += ["--log-file", log, "--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics]
+        launcher = subprocess.Popen([str(word) for word in command], cwd=ROOT)
+        try:
+            _await(launcher, record, log)
+            yield f"localhost:{grpc}"
+        finally:
+            launcher.terminate()
+            launcher.wait(STOP_S)
+
+
+def _await(launcher: subprocess.Popen[bytes], record: Path, log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while (pid_file.read(record) or {}).get("state") != "ready":
+        if launcher.poll() is not None or time.monotonic() > deadline:
+            said = log.read_text(errors="replace")[-TAIL:] if log.exists() else ""
+            raise RuntimeError(f"the server of {record} did not become ready:\n{said}")
+        time.sleep(0.2)
