@@ -151,6 +151,7 @@ class SpeechClient:
     def speak(
         self,
         text: str,
+        /,
         *,
         voice: str | None = None,
         seed: int | None = None,
@@ -170,7 +171,7 @@ class SpeechClient:
         options |= {"voice": voice, "seed": seed, "guidance_scale": guidance_scale, "output": output or None}
         return self.send(strings(text=text, task="tts", options=options_json(options)), sharing)
 
-    def transcribe(self, audio: Audio, **options: Any) -> SpeechStream:
+    def transcribe(self, audio: Audio, /, **options: Any) -> SpeechStream:
         """The events of `audio` being written down: a file's path or bytes, or (samples [n], rate in Hz)."""
         sharing = self._share()
         inputs = [*audio_inputs(audio, sharing), *strings(task="asr", options=options_json(options))]

@@ -99,7 +99,7 @@ def bagpiper(vocabulary: BagpiperVocabulary) -> Family:
         max_audio_s=30.0,
         max_model_len=32768,
         frame_rate=FRAME_RATE,
-        first_chunk_frames=4,
+        first_chunk_frames=8,
         steady_chunk_frames=25,
         warm_up="sampled",
         drain="none",

@@ -102,7 +102,7 @@ def _family(name: str, vocabulary: OpusVocabulary, tasks: tuple[Task, ...]) -> F
         max_audio_s=30.0,
         max_model_len=8192,
         frame_rate=FRAME_RATE,
-        first_chunk_frames=4,
+        first_chunk_frames=8,
         steady_chunk_frames=25,
         end_of_lone_text=SOS_EOS,
         written_end_of_text=PAD,

@@ -17,7 +17,7 @@ def _extractor(num_mel_bins: int) -> WhisperFeatureExtractor:
 
 
 def log_mel(pcm: np.ndarray, audio_format: AudioFormat) -> np.ndarray:
-    """Features [F, M] float32 of mono `pcm` [n] at 16 kHz, at most 30 s; F is n / 160, rounded down.
+    """Features [F, M] float32 of mono `pcm` [n] at 16 kHz, at most 30 s; F is n / 160, rounded up.
 
     The waveform is padded to 30 s before, and the features of the padding cut away, as the encoder was trained: the
     loudest bin, from which the features are measured, is that of the audio either way.

@@ -99,16 +99,18 @@ async def test_what_was_asked_for_is_what_is_sent(serve: Serve, tmp_path: Path) 
     for send in (
         lambda: client.speak("é", voice="rms", seed=3, guidance_scale=2.0, audio={"top_k": 5}),
         lambda: client.speak("b"),
+        lambda: client.speak("c", text={"max_rows": 9}),
         lambda: client.transcribe((pcm, 8_000)),
         lambda: client.transcribe(tmp_path / "a.wav"),
         lambda: client.converse(turns, audio=(pcm, 8_000), task="understand", seed=3),
     ):
         async for _ in send():
             pass
-    first, second, third, fourth, fifth = server.requests
+    first, second, in_text, third, fourth, fifth = server.requests
     assert first["text"] == "é".encode()
     assert json.loads(first["options"]) == {"voice": "rms", "seed": 3, "guidance_scale": 2.0, "audio": {"top_k": 5}}
     assert second == {"model": "speech", "text": b"b", "task": b"tts"}
+    assert (in_text["text"], json.loads(in_text["options"])) == (b"c", {"text": {"max_rows": 9}})
     assert third["pcm_in"].dtype == np.float32
     assert (third["sample_rate"], third["task"]) == (8_000, b"asr")
     assert fourth == {"model": "speech", "audio": b"RIFF\0", "task": b"asr"}

@@ -12,7 +12,7 @@ PCM = (0.1 * np.sin(np.arange(16_123) * 0.05) + 0.02).astype(np.float32)
 @pytest.mark.parametrize("do_normalize", [True, False])
 def test_features_cover_the_audio_and_no_more(do_normalize: bool) -> None:
     features = log_mel(PCM, AudioFormat(128, do_normalize=do_normalize))
-    assert features.shape == (len(PCM) // HOP, 128) or features.shape == (-(-len(PCM) // HOP), 128)
+    assert features.shape == (-(-len(PCM) // HOP), 128)
     assert features.dtype == np.float32
     assert np.isfinite(features).all()
 

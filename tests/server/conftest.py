@@ -30,8 +30,8 @@ def idle_s(seconds: float) -> float:
 class Server:
     """A launcher and its server; `start` does nothing while one runs."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, repository: Path = REPOSITORY) -> None:
+        self.folder, self.repository = folder, repository
         self.pid_file = folder / "serve.json"
         self.http, self.grpc, self.metrics = free_ports(3)
         self.launcher: subprocess.Popen[bytes] | None = None
@@ -41,7 +41,7 @@ class Server:
             self.until_ready()
             return
         ports = {"--http-port": self.http, "--grpc-port": self.grpc, "--metrics-port": self.metrics}
-        flags = {"--model-repository": REPOSITORY, "--pid-file": self.pid_file, "--log-file": self.folder / "log"}
+        flags = {"--model-repository": self.repository, "--pid-file": self.pid_file, "--log-file": self.folder / "log"}
         arguments = [str(part) for pair in (flags | ports).items() for part in pair]
         with (self.folder / "launcher").open("ab") as said:
             command = [sys.executable, "-m", "scripts.serve", *arguments]

@@ -1,0 +1,114 @@
+"""Makes a model repository that serves another checkpoint than the bundled one.
+
+    python -m scripts.make_repository --checkpoint opuslm --out opuslm-served
+    python -m scripts.serve --model-repository opuslm-served
+
+It holds copies of the bundled repository's configs and adapters, an engine.json for the checkpoint, and a link to the
+checkpoint. The family, its codec and its tokenizer follow from the checkpoint itself.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from python_backend.codec.registry import load_codec
+from python_backend.config import EngineConfig
+from python_backend.errors import CheckpointError
+from python_backend.families.base import Family
+from python_backend.families.registry import family_at
+from scripts.converting.conversion import fresh_directory
+from scripts.serving.environment import ROOT
+
+BUNDLED = ROOT / "model_repository"
+CHECKPOINT, ENGINE, DECODER = "language_model/1/checkpoint", "language_model/1/engine.json", "acoustic_decoder"
+NUM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+CPU_BLOCK_SIZE = 32  # rows; vLLM's attention on the CPU takes multiples of it
+MIB = 1 << 20
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="what scripts.convert_checkpoint has made")
+    add("--out", type=Path, required=True, help="directory to be made")
+    add("--engine-args", type=Path, metavar="FILE", help="JSON: engine arguments of vLLM in place of those chosen here")
+    add("--gpu", type=int, metavar="N", help="for GPUs, the codec on GPU N; default: for the CPU")
+    return parser.parse_args(words)
+
+
+def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) -> dict[str, Any]:
+    """vLLM's arguments for a checkpoint whose config.json is `record`.
+
+    On the CPU the KV cache holds at least two halves of the longest reply, so that no request is refused for its
+    length, and 1024 rows for each place in the batch; on a GPU it takes what weights and codec leave.
+    """
+    chosen: dict[str, Any] = {
+        "dtype": record["dtype"],  # vLLM would serve float32 in half of its precision
+        "max_model_len": min(family.max_model_len, record["max_position_embeddings"]),
+    }
+    if is_on_gpu:
+        return chosen | {"max_num_seqs": 128, "max_num_batched_tokens": 8192, "gpu_memory_utilization": 0.85}
+    num_seqs = 32
+    num_rows = max(2 * chosen["max_model_len"], 1024 * num_seqs) + 2 * CPU_BLOCK_SIZE
+    return chosen | {
+        "max_num_seqs": num_seqs,
+        "max_num_batched_tokens": 2048,
+        "block_size": CPU_BLOCK_SIZE,
+        "kv_cache_memory_bytes": -(-num_rows * bytes_per_row(record) // MIB) * MIB,
+        "enforce_eager": True,
+    }
+
+
+def bytes_per_row(record: dict[str, Any]) -> int:
+    """Of the KV cache: keys and values of every layer."""
+    heads = record.get("num_key_value_heads") or record["num_attention_heads"]
+    head_dim = record.get("head_dim") or record["hidden_size"] // record["num_attention_heads"]
+    return 2 * record["num_hidden_layers"] * heads * head_dim * NUM_BYTES[record["dtype"]]
+
+
+def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], gpu: int | None = None) -> None:
+    """The repository at `out`, which does not exist yet; CheckpointError where the checkpoint cannot be served."""
+    family = family_at(checkpoint)
+    load_codec(family.codec, checkpoint)
+    record = json.loads((checkpoint / "config.json").read_text())
+    chosen = engine_arguments(record, family, gpu is not None) | engine_args
+    with fresh_directory(out) as folder:
+        left_out = shutil.ignore_patterns(Path(CHECKPOINT).name, Path(ENGINE).name, "__pycache__")
+        shutil.copytree(BUNDLED, folder, ignore=left_out, dirs_exist_ok=True)
+        (folder / CHECKPOINT).symlink_to(checkpoint.resolve(), target_is_directory=True)
+        (folder / ENGINE).write_text(json.dumps(chosen, indent=2) + "\n")
+        EngineConfig.from_file(folder / ENGINE, checkpoint)
+        if gpu is not None:
+            decode_on(gpu, folder / DECODER / "config.pbtxt")
+
+
+def decode_on(gpu: int, config: Path) -> None:
+    """Let the acoustic decoder of `config` decode on a GPU, in batches as large as pay there."""
+    text = config.read_text()
+    changes = {"kind: KIND_CPU": f"kind: KIND_GPU gpus: [ {gpu} ]", 'string_value: "8"': 'string_value: "64"'}
+    for old, new in changes.items():
+        assert text.count(old) == 1, f"{config}: expected one {old!r}"
+        text = text.replace(old, new)
+    config.write_text(text)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Makes the repository; 1 where it cannot be served."""
+    args = arguments(words)
+    try:
+        given = json.loads(args.engine_args.read_text()) if args.engine_args else {}
+        make(args.checkpoint, args.out, given, args.gpu)
+    except (CheckpointError, OSError, ValueError) as error:
+        print(f"make_repository: {error}", file=sys.stderr)
+        return 1
+    print((args.out / ENGINE).read_text(), end="")
+    print(f"python -m scripts.serve --model-repository {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

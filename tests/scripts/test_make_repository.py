@@ -1,0 +1,81 @@
+"""A repository for another checkpoint: the bundled one's files, a link, and arguments that fit."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts.make_repository import BUNDLED, bytes_per_row, main
+from tests.published_checkpoints import convert, write_release
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("release")
+    return convert("opuslm", write_release("opuslm", folder), folder / "converted")
+
+
+def made(checkpoint: Path, out: Path, *words: str) -> dict:
+    assert main(["--checkpoint", str(checkpoint), "--out", str(out), *words]) == 0
+    return json.loads((out / "language_model/1/engine.json").read_text())
+
+
+def test_it_is_the_bundled_repository_with_another_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    made(checkpoint, tmp_path / "out")
+    for model in ("preprocessor", "language_model", "acoustic_decoder", "speech"):
+        assert (tmp_path / "out" / model / "1").is_dir()
+        for name in ("config.pbtxt", "1/model.py"):
+            if (BUNDLED / model / name).exists():
+                assert (tmp_path / "out" / model / name).read_text() == (BUNDLED / model / name).read_text()
+    link = tmp_path / "out/language_model/1/checkpoint"
+    assert link.is_symlink()
+    assert link.resolve() == checkpoint.resolve()
+
+
+def test_the_engine_s_arguments_fit_the_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    arguments = made(checkpoint, tmp_path / "out")
+    assert (arguments["dtype"], arguments["max_model_len"]) == ("float32", 1024)
+    rows = arguments["kv_cache_memory_bytes"] // bytes_per_row(json.loads((checkpoint / "config.json").read_text()))
+    assert rows // arguments["block_size"] > 2 * -(-1024 // arguments["block_size"])
+    given = tmp_path / "engine.json"
+    given.write_text('{"max_num_seqs": 4, "tensor_parallel_size": 2}')
+    changed = made(checkpoint, tmp_path / "other", "--engine-args", str(given))
+    assert changed == arguments | {"max_num_seqs": 4, "tensor_parallel_size": 2}
+
+
+def test_a_row_s_keys_and_values_are_counted() -> None:
+    record = {"num_hidden_layers": 36, "num_attention_heads": 32, "hidden_size": 4096, "dtype": "bfloat16"}
+    assert bytes_per_row(record) == 36 * 2 * 4096 * 2
+    assert bytes_per_row(record | {"num_key_value_heads": 8, "head_dim": 128}) == 36 * 2 * 8 * 128 * 2
+
+
+def test_for_a_gpu_the_codec_is_there_too_and_vllm_takes_what_is_left(checkpoint: Path, tmp_path: Path) -> None:
+    arguments = made(checkpoint, tmp_path / "out", "--gpu", "1")
+    assert arguments.keys() == {
+        "dtype",
+        "max_model_len",
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "gpu_memory_utilization",
+    }
+    text = (tmp_path / "out/acoustic_decoder/config.pbtxt").read_text()
+    assert "instance_group [ { count: 1 kind: KIND_GPU gpus: [ 1 ] } ]" in text
+    assert 'key: "max_batch" value { string_value: "64" }' in text
+
+
+def test_what_cannot_be_served_is_refused_and_nothing_is_written(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mute = tmp_path / "mute"
+    mute.mkdir()
+    for path in checkpoint.iterdir():
+        if path.name != "codec":
+            (mute / path.name).symlink_to(path)
+    assert main(["--checkpoint", str(mute), "--out", str(tmp_path / "out")]) == 1
+    assert "make_repository: " in capsys.readouterr().err
+    reserved = tmp_path / "reserved.json"
+    reserved.write_text('{"scheduler_cls": "x"}')
+    words = ["--checkpoint", str(checkpoint), "--out", str(tmp_path / "out"), "--engine-args", str(reserved)]
+    assert main(words) == 1
+    assert "scheduler_cls" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out*"))
