@@ -36,7 +36,7 @@ class BatchPlan:
     num_rows: B, both halves counted. drawing [M]: rows that draw, the P conditional halves of pairs before others.
     sampling [M + P]: behind them their unconditional halves. writing [W], speaking [A]: which of the M rows may be in
     a text segment and which beyond it, None for all of them; num_paired: P, the first of `speaking` too.
-    ras_window: the longest window in which a row looks for repeats.
+    ras_window: the longest window in which a row looks for repeats. has_overhang: whether a reply goes on with audio.
     """
 
     num_rows: int
@@ -48,6 +48,7 @@ class BatchPlan:
     text: DrawPlan
     audio: DrawPlan
     ras_window: int
+    has_overhang: bool
 
     @property
     def may_write(self) -> bool:
@@ -80,8 +81,18 @@ def plan_batch(rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray
     writing, text = subset(rows.may_write, "text")
     speaking, audio = subset(may_speak, "audio")
     sampling = np.concatenate([drawing, others])
-    ras_window = int(limits[:, LIMITS["ras_window"]].max(initial=0))
-    return BatchPlan(len(rows.slots), drawing, sampling, len(others), writing, speaking, text, audio, ras_window)
+    return BatchPlan(
+        num_rows=len(rows.slots),
+        drawing=drawing,
+        sampling=sampling,
+        num_paired=len(others),
+        writing=writing,
+        speaking=speaking,
+        text=text,
+        audio=audio,
+        ras_window=int(limits[:, LIMITS["ras_window"]].max(initial=0)),
+        has_overhang=bool(limits[:, LIMITS["forced_until"]].any()),
+    )
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class RowDraw:
         self, heads: StreamHeads, machine: SegmentMachine, tables: SlotTables, arrays: Arrays, guard: RepetitionGuard
     ):
         self._heads, self._machine, self._arrays, self._guard = heads, machine, arrays, guard
-        self._script = arrays.of(tables.script)
+        self._script, self._codes = arrays.of(tables.script), arrays.of(tables.codes)
         family = machine.family
         self._num_streams = family.layout.num_output_streams
         self._guided = [stream - 1 for stream in family.guided_streams if stream > 0]
@@ -42,7 +42,8 @@ class RowDraw:
         if plan.may_speak:
             audio, codes = self._draw_audio(hidden, _pick(keys, plan.speaking), plan, step, rows)
         token = self._machine.choose(text, audio, rows)
-        return token, self._machine.place_codes(codes, token, rows)
+        forced = self._codes[rows.slots, rows.position] if plan.has_overhang else None
+        return token, self._machine.place_codes(codes, token, rows, forced)
 
     def _spread(self, drawn: torch.Tensor, index: Array | None, rows: Rows) -> Array:
         """What the rows `index` drew, at their places among all rows."""

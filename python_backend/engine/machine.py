@@ -129,17 +129,20 @@ class SegmentMachine:
         token = where(rows.frame < 0, self._transition[step], token)
         return token if text is None else where(rows.in_text, text, token)
 
-    def place_codes(self, drawn: Array | None, token: Array, rows: Rows) -> Array:
-        """The streams 1 ... beside `token`: `drawn` [B, K] where it is read, input-only ids, pad; [B, S - 1]."""
+    def place_codes(self, drawn: Array | None, token: Array, rows: Rows, forced: Array | None = None) -> Array:
+        """The streams 1 ... beside `token`: `drawn` [B, K] where it is read, input-only ids, pad; [B, S - 1].
+
+        forced [B, S - 1]: what streams carry that still go on with the prompt's audio, where a reply does so.
+        """
         layout = self.family.layout
         codes = self._arrays.zeros(len(token), layout.num_input_streams - 1) + layout.pad_id
         if drawn is not None:
-            codes[:, : layout.num_output_streams - 1] = self._lay(drawn, token, rows)
+            codes[:, : layout.num_output_streams - 1] = self._lay(drawn, token, rows, forced)
         if self.script is not None:
             codes[:, self.script.index_stream - 1] = self._ordinal(token, rows, self.script)
         return codes
 
-    def _lay(self, drawn: Array, token: Array, rows: Rows) -> Array:
+    def _lay(self, drawn: Array, token: Array, rows: Rows, forced: Array | None) -> Array:
         state, family, where = rows.state, self.family, self._xp.where
         frame = rows.frame[:, None] - self._delays
         lies = rows.is_spoken[:, None]
@@ -151,7 +154,11 @@ class SegmentMachine:
             lies = lies & (frame < length[:, None])
         elif family.drain == "none":
             lies = lies & (token != family.end_of_audio)[:, None]
-        return where(lies, drawn, family.layout.pad_id)
+        laid = where(lies, drawn, family.layout.pad_id)
+        if forced is None:
+            return laid
+        is_forced = (rows.position < rows.limits.forced_until)[:, None] & (frame < 0)
+        return where(is_forced, forced[:, : drawn.shape[1]], laid)
 
     def _ordinal(self, token: Array, rows: Rows, script: Script) -> Array:
         writes = rows.in_text & self._is_spoken(token, script)

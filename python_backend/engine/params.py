@@ -19,6 +19,7 @@ class SpeechParams:
     """One half of a reply: its task, how it is drawn, and the prompt's streams beside stream 0.
 
     codes: int32 [P, S - 1], the token ids of the streams 1 ... of every prompt row. audios: heard in its place.
+    num_overhanging: how many rows of `codes` follow those, for the streams that have begun when the reply begins.
     """
 
     task: str
@@ -26,6 +27,7 @@ class SpeechParams:
     codes: np.ndarray
     is_unconditional: bool = False
     audios: tuple[HeardAudio, ...] = ()
+    num_overhanging: int = 0
 
     @property
     def is_guided(self) -> bool:
@@ -38,6 +40,7 @@ class SpeechParams:
             "sampling": asdict(self.sampling),
             "codes": self.codes.astype(np.int32).tobytes(),
             "is_unconditional": self.is_unconditional,
+            "num_overhanging": self.num_overhanging,
             "audios": [
                 (each.first_row, each.num_rows, each.features.shape, each.features.astype(np.float32).tobytes())
                 for each in self.audios
@@ -57,12 +60,16 @@ class SpeechParams:
             HeardAudio(first_row, num_rows, np.frombuffer(features, np.float32).reshape(shape))
             for first_row, num_rows, shape, features in record["audios"]
         )
-        return cls(record["task"], SamplingConfig(**sampling), codes, record["is_unconditional"], audios)
+        is_unconditional, num_overhanging = record["is_unconditional"], record["num_overhanging"]
+        return cls(record["task"], SamplingConfig(**sampling), codes, is_unconditional, audios, num_overhanging)
 
 
 def sampling_params(prompt: Prompt, rules: SegmentRules) -> SamplingParams:
     """vLLM's parameters for `prompt`: they say when to stop, and carry ours."""
-    params = SpeechParams(prompt.task, prompt.sampling, prompt.rows[:, 1:], audios=prompt.audios)
+    codes, num_overhanging = prompt.rows[:, 1:], 0
+    if prompt.overhang is not None:
+        codes, num_overhanging = np.concatenate([codes, prompt.overhang]), len(prompt.overhang)
+    params = SpeechParams(prompt.task, prompt.sampling, codes, audios=prompt.audios, num_overhanging=num_overhanging)
     return SamplingParams(
         temperature=0.0,
         max_tokens=rules.max_model_len - len(prompt.rows),

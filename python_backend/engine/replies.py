@@ -94,7 +94,8 @@ class ReplyTable(dict[str, Reply]):
         tracker = SegmentTracker(self.rules, task, params.sampling, request.num_prompt_tokens)
         is_guided = params.is_guided and Segment.AUDIO in task.segments
         pair = GuidancePair(request.request_id) if is_guided else None
-        reply = Reply(request, params, RowHistory(params.codes), tracker, pair, is_guided=is_guided)
+        history = RowHistory(params.codes[: request.num_prompt_tokens])
+        reply = Reply(request, params, history, tracker, pair, is_guided=is_guided)
         self._put(reply)
         if is_guided and params.sampling.policy == "until_s":
             self.limited[request.request_id] = reply
@@ -114,7 +115,7 @@ class ReplyTable(dict[str, Reply]):
         num_guided_rows = self.rules.max_guided_rows(params.sampling)
         if num_guided_rows is not None:
             reply.limit = pair.first_output + num_guided_rows
-        params = replace(params, codes=context[:, 1:], is_unconditional=True, audios=())
+        params = replace(params, codes=context[:, 1:], is_unconditional=True, audios=(), num_overhanging=0)
         sampling_params = copy.copy(conditional.sampling_params)
         assert sampling_params is not None
         sampling_params.extra_args = None

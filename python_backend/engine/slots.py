@@ -25,7 +25,10 @@ class SlotState:
 
 @dataclass
 class SlotLimits:
-    """What a request asked for in whole numbers; written once, [B] int64 each."""
+    """What a request asked for in whole numbers; written once, [B] int64 each.
+
+    forced_until: the position until which streams without a new frame go on with the prompt's audio; 0 without any.
+    """
 
     task: Array
     text_min: Array
@@ -37,6 +40,7 @@ class SlotLimits:
     seed_key: Array
     ras_window: Array
     ras_max_repeats: Array
+    forced_until: Array
 
 
 @dataclass
@@ -73,6 +77,7 @@ def limits_row(params: SpeechParams, rules: SegmentRules) -> list[int]:
         "seed_key": seed_key(params.sampling.seed),
         "ras_window": params.sampling.ras_window,
         "ras_max_repeats": params.sampling.ras_max_repeats,
+        "forced_until": len(params.codes) if params.num_overhanging else 0,
     }
     return [row[name] for name in LIMITS]
 
@@ -124,6 +129,7 @@ class SlotTables:
         """Fill `slot` with a request that stands where `tracker` does; `codes` [n, S - 1] are its rows so far."""
         self.limits[slot] = limits_row(params, self._rules)
         self.scales[slot] = scales_row(params)
+        codes = np.concatenate([codes, params.codes[len(codes) :]])  # with what the reply goes on with
         rows = (state_row(tracker), tracker.script, codes.reshape(-1))
         self._staged[slot] = [np.asarray(row, np.int32) for row in rows]
 

@@ -35,13 +35,11 @@ class OpusTemplate:
             parts = [segments.piece(said), *voices, segments.marker("codec_ssl")]
         else:
             names = TASK_TOKENS[task.name]
-            parts = self._continued(said) if task.name.endswith("_lm") else [segments.audio(said)]
+            parts = [segments.text(said) if task.name == "text_lm" else segments.audio(said)]
             parts += [segments.marker("text_bpe")] if task.name == "asr" else []
         head = segments.ids(SOS_EOS, segments.task_id(*names))
-        return PromptRows(np.concatenate([head, *parts]))
-
-    def _continued(self, piece: Piece) -> list[np.ndarray]:
-        """A segment that the reply goes on with: nothing keeps the two apart, and no row comes before its time."""
-        if piece.text is not None:
-            return [self._segments.text(piece)]
-        return [self._segments.audio(piece)[:-GAP]]
+        rows = np.concatenate([head, *parts])
+        if task.name != "audio_lm":
+            return PromptRows(rows)
+        # The reply begins in the row after the last frame's, while the streams that trail still say the last frames.
+        return PromptRows(rows[:-GAP], overhang=rows[-GAP:, 1:])

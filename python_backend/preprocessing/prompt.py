@@ -19,11 +19,13 @@ class PromptRows:
 
     rows: [P, S] int32, absolute ids of every input stream, delays applied. words: of the text to be spoken, in order,
     where word times are told. audios: what is heard through an encoder in the place of rows of pads, in order.
+    overhang: as that of `Prompt`.
     """
 
     rows: np.ndarray
     words: tuple[str, ...] = ()
     audios: tuple[HeardAudio, ...] = ()
+    overhang: np.ndarray | None = None
 
 
 class Template(Protocol):

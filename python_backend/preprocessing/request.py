@@ -65,7 +65,9 @@ class Preprocessor:
         if len(written.rows) > longest:
             path = "messages" if raw.messages is not None else pieces[0].path
             raise InvalidRequest(path, f"a prompt of at most {longest} rows", f"{len(written.rows)} rows")
-        return Prompt(task.name, written.rows, sampling, written.words, options.delivery, written.audios)
+        return Prompt(
+            task.name, written.rows, sampling, written.words, options.delivery, written.audios, written.overhang
+        )
 
     def _piece(self, turn: Turn, kind: str, raw: RawRequest) -> Piece:
         path = turn.where(kind)

@@ -35,7 +35,11 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
         script_temperature=temperature,
         seed=1000 + index,
     )
-    return Prompt(task, rows, replace(sampling, **changes))
+    overhang = None
+    if family.warm_up == "forced" and task == "audio_lm":  # the reply goes on with the audio of the prompt
+        overhang = np.stack([random.integers(ids.start, ids.stop, 8) for ids in family.layout.audio[1:]], 1)
+        overhang = overhang.astype(np.int32)
+    return Prompt(task, rows, replace(sampling, **changes), overhang=overhang)
 
 
 def _fill_with_audio(rows: np.ndarray, family: Family, random: np.random.Generator) -> None:

@@ -11,6 +11,7 @@ from python_backend.errors import InvalidRequest
 from python_backend.families.prompt import Prompt
 from python_backend.families.tiny import FIRST_CODE, TINY
 from tests.engine.prompts import make_prompt
+from tests.small_vocabularies import BAGPIPER, OPUSLM
 from tests.speech_families import EIGHT_STREAMS
 
 ROOMY = Capacity(num_blocks=100, block_size=32, max_num_seqs=16)
@@ -62,6 +63,30 @@ def test_ids_outside_a_stream_s_range_are_refused(stream: int, token_id: int) ->
     error = refusal(with_rows(rows))
     assert f"stream {stream} " in str(error)
     assert str(token_id) in str(error)
+
+
+def test_a_reply_goes_on_with_audio_where_its_family_forces_what_trails() -> None:
+    rules = SegmentRules(OPUSLM, 512)
+    prompt = make_prompt(OPUSLM, 3, "audio_lm")
+    assert admit(prompt, rules, ROOMY) == prompt
+    too_long = replace(prompt, overhang=np.zeros((9, 8), np.int32))
+    assert "at most 8 rows" in str(refusal(too_long, rules))
+    elsewhere = replace(prompt, overhang=np.full((8, 8), 3, np.int32))
+    assert "stream 1 " in str(refusal(elsewhere, rules))
+    assert refusal(replace(prompt, task="asr"), rules).field == "overhang"
+
+
+def test_opuslm_has_no_guidance() -> None:
+    prompt = make_prompt(OPUSLM, 0, "tts", guidance_scale=3.0)
+    assert "opuslm has no guidance" in str(refusal(prompt, SegmentRules(OPUSLM, 512)))
+
+
+def test_pads_of_a_stream_s_own_are_admitted_beside_its_codes() -> None:
+    prompt = make_prompt(BAGPIPER, 0, "speak", guidance_scale=1.0)
+    prompt.rows[2, 1:] = [ids[0] for ids in BAGPIPER.layout.extra[1:]]
+    assert admit(prompt, SegmentRules(BAGPIPER, 512), ROOMY) == prompt
+    prompt.rows[2, 1] = BAGPIPER.layout.extra[2][0]
+    assert "stream 1 " in str(refusal(prompt, SegmentRules(BAGPIPER, 512)))
 
 
 def test_a_prompt_that_leaves_no_room_for_a_reply_is_refused() -> None:

@@ -71,6 +71,7 @@ class Reply:
     arrays: Arrays
     max_rows: int = 20
     num_prompt_rows: int = 3
+    overhang: Sequence[Sequence[int]] = ()
 
     def __post_init__(self) -> None:
         rules = SegmentRules(self.family, 64)
@@ -79,7 +80,9 @@ class Reply:
         self.tracker = SegmentTracker(rules, self.task, sampling, self.num_prompt_rows)
         self.tables = SlotTables(1, rules, torch.device("cpu"))
         codes = np.zeros((self.num_prompt_rows, self.family.layout.num_input_streams - 1), np.int32)
-        self.tables.stage(0, SpeechParams(self.task.name, sampling, codes), self.tracker, codes)
+        known = np.array([*codes.tolist(), *self.overhang], np.int32)
+        params = SpeechParams(self.task.name, sampling, known, num_overhanging=len(self.overhang))
+        self.tables.stage(0, params, self.tracker, codes)
         self.tables.apply_staged(self.arrays)
         self.machine = SegmentMachine(rules, self.arrays)
         self.utterance = Utterance(self.tracker, (), SILENT, Pacer(ChunkPolicy(1, 1)))
@@ -94,7 +97,8 @@ class Reply:
         first, codes = upload(np.array(drawn[:1])), upload(np.array([drawn[1:]]))
         text, audio = self.machine.end_text(first, rows), self.machine.end_audio(first, rows)
         token = self.machine.choose(text, audio, rows)
-        row = [int(token[0]), *self.machine.place_codes(codes, token, rows)[0].tolist()]
+        forced = of(self.tables.codes)[rows.slots, rows.position]
+        row = [int(token[0]), *self.machine.place_codes(codes, token, rows, forced)[0].tolist()]
         self.machine.advance(token, rows)
         for column, name in enumerate(STATE):
             of(self.tables.state)[:, column] = getattr(rows.state, name)
@@ -165,6 +169,17 @@ def test_opuslm_s_pads_are_forced_and_all_streams_are_drawn_on_after_the_end(arr
     reply.end()
     assert reply.tracker.num_frames == 3
     assert reply.frames == [(2, [0, 0]), (3, [1, 1]), (4, [2, 2])], "frames 0 … E - 1, each after row t + 2"
+
+
+@pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
+def test_a_reply_that_goes_on_with_audio_ends_the_streams_that_trail_first(arrays: Arrays) -> None:
+    """Row by row what ESPnet takes from the delayed suffix of its prefix: stream s until row s."""
+    end = [[FIRST + 2, SECOND + 1], [0, SECOND + 2]]  # stream 1's last frame, stream 2's last two
+    reply = Reply(OPUSLM_3, OPUSLM_3.task("speak"), arrays, overhang=end)
+    rows = [reply.write([SSL + i, FIRST, SECOND]) for i in range(4)]
+    drawn = [FIRST, SECOND]
+    assert [row[1:] for row in rows] == [end[0], [drawn[0], end[1][1]], drawn, drawn]
+    assert reply.frames == [(2, [0, 0]), (3, [0, 0])]
 
 
 @pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
