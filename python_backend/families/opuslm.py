@@ -113,9 +113,15 @@ def _family(name: str, vocabulary: OpusVocabulary, tasks: tuple[Task, ...]) -> F
     )
 
 
+def _text(vocabulary: OpusVocabulary) -> tuple[range, range]:
+    """What a text segment may say: words and, as ESPnet's masks have it, the marker of text, which has no spelling."""
+    marker = vocabulary.modalities["text_bpe"]
+    return range(*vocabulary.text), range(marker, marker + 1)
+
+
 def opuslm(vocabulary: OpusVocabulary) -> Family:
     """The base family: one task a request."""
-    text = (range(*vocabulary.text),)
+    text = _text(vocabulary)
     return _family(
         "opuslm",
         vocabulary,
@@ -130,7 +136,7 @@ def opuslm(vocabulary: OpusVocabulary) -> Family:
 
 def opuslm_dialogue(vocabulary: OpusVocabulary) -> Family:
     """The dialogue family: turns in, the assistant's words and then its voice out."""
-    text = (range(*vocabulary.text),)
+    text = _text(vocabulary)
     turns: dict[str, Any] = {"has_history": True, "system": ("text", "audio")}
     return _family(
         "opuslm_dialogue",
