@@ -22,11 +22,13 @@ import numpy as np
 from client import SpeechClient
 from client.inputs import audio_inputs, options_json, strings
 from python_backend.families.opuslm import NUM_STREAMS, OpusVocabulary
-from scripts.small_models import ENGINE_ARGS, SMALL_MODELS, SmallModel, write_checkpoint
+from scripts.make_repository import make
+from scripts.small_models import SMALL_MODELS, SmallModel, write_checkpoint
 from scripts.speech_load import Load, Speak, check, follow, ratio, run, texts
 from scripts.speech_metrics import Trace, percentiles, summarise
-from scripts.temporary_server import serving, write_repository
+from scripts.temporary_server import serving
 
+MAX_ROWS = 64  # of a step
 TEXT_ROWS = 8  # before the audio
 HEARD_S, HEARD_RATE, FRAME_RATE = 5, 16_000, 50
 ANSWER = {"text": {"min_rows": 32, "max_rows": 32}}
@@ -178,7 +180,8 @@ async def measure_family(arguments: argparse.Namespace) -> AsyncIterator[dict[st
     model = SMALL_MODELS[arguments.family]
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = write_checkpoint(model.family, Path(folder) / "checkpoint")
-        with serving(write_repository(checkpoint, ENGINE_ARGS, Path(folder) / "repository")) as address:
+        make(checkpoint, Path(folder) / "repository", {"max_num_seqs": MAX_ROWS})
+        with serving(Path(folder) / "repository") as address:
             async with SpeechClient(address) as client:
                 load = FamilyLoad(model, speaker(client, model), listener(client, model), arguments)
                 for concurrency in arguments.concurrency:

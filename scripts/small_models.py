@@ -10,7 +10,6 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from python_backend.families.bagpiper import BagpiperVocabulary
 from python_backend.families.opuslm import OpusVocabulary
@@ -19,15 +18,6 @@ from scripts.codecs.random_espnet import write_codec
 from scripts.random_published import Published, Size
 
 SIZE = Size(hidden=256, layers=4)
-ENGINE_ARGS: dict[str, Any] = {
-    "dtype": "float32",
-    "max_model_len": 1024,
-    "max_num_seqs": 64,
-    "max_num_batched_tokens": 2048,
-    "block_size": 32,
-    "kv_cache_memory_bytes": 512 << 20,
-    "enforce_eager": True,
-}
 
 
 @dataclass(frozen=True)

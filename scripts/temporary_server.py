@@ -1,30 +1,19 @@
 """A server on free ports for as long as a `with` lasts, started by `scripts.serve`."""
 
-import json
-import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from scripts.serving import pid_file
 from scripts.serving.environment import ROOT
 
 START_S, STOP_S = 300.0, 60.0
 TAIL = 3000  # characters of the server's log in the error of a start that failed
-
-
-def write_repository(checkpoint: Path, engine_args: Mapping[str, Any], out: Path) -> Path:
-    """The bundled repository with another model in it: `checkpoint`, linked, under these engine arguments."""
-    shutil.copytree(ROOT / "model_repository", out, ignore=shutil.ignore_patterns("checkpoint", "__pycache__"))
-    (out / "language_model/1/checkpoint").symlink_to(checkpoint.resolve(), target_is_directory=True)
-    (out / "language_model/1/engine.json").write_text(json.dumps(engine_args))
-    return out
 
 
 def free_ports(count: int) -> list[int]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from python_backend.families.bagpiper import BagpiperVocabulary, bagpiper
 from scripts.gpu_check.sections import Setup
-from scripts.layouts import LAYOUTS
 
-LAYOUT = "bagpiper-small"  # the vocabulary and the streams are the published model's; its backbone is the small thing
+FAMILY = bagpiper(BagpiperVocabulary())
 ARCHITECTURE = "Qwen3ForCausalLM"
 
 
@@ -31,8 +31,8 @@ class Shape:
     rounds: int
 
 
-EIGHT_B = Shape(4096, 36, 32, 8, 12_288, "bfloat16", (1, 4, 16, 32, 64), 48, 96, 2)
-SMALL = Shape(64, 2, 2, 1, 128, "float32", (1, 2), 4, 12, 1)
+EIGHT_B = Shape(4096, 36, 32, 8, 12_288, "bfloat16", (1, 8, 16, 32, 64), 48, 96, 2)
+SMALL = Shape(64, 2, 2, 1, 128, "float32", (1, 2), 4, 40, 1)
 
 
 def shape(setup: Setup) -> Shape:
@@ -42,12 +42,11 @@ def shape(setup: Setup) -> Shape:
 
 def write_config(folder: Path, chosen: Shape) -> Path:
     """A folder that vLLM takes for a checkpoint without weights."""
-    name, family = LAYOUTS[LAYOUT]
     config = {
         "architectures": [f"Stretto{ARCHITECTURE}"],
         "model_type": "qwen3",
-        "speech_family": name,
-        "vocab_size": family.layout.vocab_size,
+        "speech_family": FAMILY.name,
+        "vocab_size": FAMILY.layout.vocab_size,
         "hidden_size": chosen.hidden,
         "intermediate_size": chosen.inner,
         "num_hidden_layers": chosen.layers,
@@ -82,5 +81,5 @@ def engine_args(setup: Setup, with_compiler: bool = True) -> dict[str, Any]:
     modes = {"mode": 3, "cudagraph_mode": "FULL_AND_PIECEWISE"}
     if not with_compiler:
         modes = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
-    compilation = {**modes, "cudagraph_capture_sizes": sorted({*rows, 16, 48, 96})}
+    compilation = {**modes, "cudagraph_capture_sizes": sorted({*rows, 48, 96})}
     return {**args, "gpu_memory_utilization": 0.85, "compilation_config": compilation}

@@ -1,4 +1,5 @@
-"""What guidance costs: `cfg_retention` by number of requests, the step that it comes from, and the step's parts."""
+"""What guidance costs: `cfg_retention` by number of requests, the step that it comes from, and the step's parts; when
+guided audio begins, and how much of it a second brings."""
 
 import itertools
 import statistics
@@ -14,12 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from python_backend.codec.base import Codec
 from python_backend.config import EngineConfig
 from python_backend.engine.environment import prepare_environment
 from python_backend.families.prompt import Prompt
+from scripts.gpu_check.first_audio import figures, first_rows, make_codec, time_burst
 from scripts.gpu_check.sections import Setup
-from scripts.gpu_check.shapes import LAYOUT, Shape, engine_args, shape, write_config
-from scripts.layouts import LAYOUTS, PROMPT_ROWS, TEXT
+from scripts.gpu_check.shapes import FAMILY, Shape, engine_args, shape, write_config
+from scripts.layouts import PROMPT_ROWS, TEXT
 
 prepare_environment()
 
@@ -28,7 +31,7 @@ from python_backend.engine.params import sampling_params  # noqa: E402
 from scripts.stepped_engine import SteppedEngine, watch  # noqa: E402
 
 SCALE = 3.0
-TASKS = {"audio": "speak", "text then audio": "chat"}
+TASKS = {"audio": "speak", "text then audio": "tts"}
 
 
 @dataclass(frozen=True)
@@ -44,21 +47,26 @@ class Arm:
     """Replies of forced length, all started together."""
 
     def __init__(self, folder: Path, setup: Setup, with_compiler: bool = True):
-        self._shape, self._family = shape(setup), LAYOUTS[LAYOUT][1]
+        self._shape = shape(setup)
         args = engine_args(setup, with_compiler)
         self.engine = SteppedEngine(vllm_config(EngineConfig(write_config(folder, self._shape), args)))
         self._rules = self.engine.scheduler.replies.rules
         self._random = np.random.default_rng(0)
         self._seeds = itertools.count()
 
+    @property
+    def frames(self) -> int:
+        """Of a reply's audio."""
+        return self._shape.frames
+
     def prompts(self, number: int, task: str, scale: float) -> list[Prompt]:
         """`number` prompts, none like another, so that no run finds another's blocks."""
-        sampling = self._family.task(task).sampling
+        sampling = FAMILY.task(task).sampling
         text = replace(sampling.text, min_rows=self._shape.text_rows, max_rows=self._shape.text_rows)
         audio = replace(sampling.audio, min_rows=self._shape.frames, max_rows=self._shape.frames)
         prompts = []
         for _ in range(number):
-            rows = np.zeros((PROMPT_ROWS, self._family.layout.num_input_streams), np.int32)
+            rows = np.zeros((PROMPT_ROWS, FAMILY.layout.num_input_streams), np.int32)
             rows[:, 0] = self._random.integers(TEXT.start, TEXT.stop, PROMPT_ROWS)
             forced = replace(sampling, text=text, audio=audio, guidance_scale=scale, seed=next(self._seeds))
             prompts.append(Prompt(task, rows, forced))
@@ -66,11 +74,15 @@ class Arm:
 
     def run(self, number: int, task: str, scale: float) -> Run:
         """`number` replies, guided unless `scale` is 1."""
-        prompts = self.prompts(number, task, scale)
-        params = [sampling_params(prompt, self._rules) for prompt in prompts]
-        self.engine.add([prompt.rows[:, 0].tolist() for prompt in prompts], params)
+        self.add(number, task, scale)
         num_rows = number * (1 if scale == 1.0 else 2)
         return time_run(self.engine, num_rows)
+
+    def add(self, number: int, task: str, scale: float) -> list[str]:
+        """Put `number` replies in the queue; their ids."""
+        prompts = self.prompts(number, task, scale)
+        params = [sampling_params(prompt, self._rules) for prompt in prompts]
+        return self.engine.add([prompt.rows[:, 0].tolist() for prompt in prompts], params)
 
 
 def time_run(engine: SteppedEngine, num_rows: int) -> Run:
@@ -88,13 +100,21 @@ def time_run(engine: SteppedEngine, num_rows: int) -> Run:
 
 
 def run(setup: Setup) -> Iterator[dict[str, Any]]:
-    """A line for each kind of reply and number of requests, then one for the parts of a step."""
+    """A line for each kind of reply and number of requests, then for when audio begins, and for the parts of a step."""
     chosen = shape(setup)
     with tempfile.TemporaryDirectory() as folder:
         arm, start = start_arm(Path(folder), setup)
         yield {"part": "start", "shape": repr(chosen), **start}
         for kind, number in itertools.product(TASKS, chosen.requests):
             yield {"part": "cfg_retention", "reply": kind, "requests": number, **retention(arm, kind, number, chosen)}
+        codec = make_codec(FAMILY, setup.device, setup.is_small)
+        for number in chosen.requests:
+            yield {
+                "part": "first_audio",
+                "requests": number,
+                "guidance_scale": SCALE,
+                **first_audio(arm, number, codec),
+            }
         for number in (chosen.requests[-1], chosen.requests[len(chosen.requests) // 2]):
             yield {"part": "step", "requests": number, "guidance_scale": SCALE, **parts(arm, number, setup)}
 
@@ -129,6 +149,14 @@ def retention(arm: Arm, kind: str, number: int, chosen: Shape) -> dict[str, Any]
         "frames": chosen.frames,
         "text_rows": 0 if kind == "audio" else chosen.text_rows,
     }
+
+
+def first_audio(arm: Arm, number: int, codec: Codec) -> dict[str, float]:
+    """When guided replies of audio begin, and the audio of all by the second."""
+    rows, streams = first_rows(FAMILY, codec), FAMILY.layout.num_output_streams
+    ids = arm.add(number, TASKS["audio"], SCALE)
+    burst = time_burst(arm.engine, ids, 2 * number, rows, streams)
+    return figures([burst], FAMILY, codec, number, arm.frames)
 
 
 def parts(arm: Arm, number: int, setup: Setup) -> dict[str, Any]:

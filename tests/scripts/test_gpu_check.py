@@ -30,3 +30,10 @@ def test_a_dry_run_passes_every_section(tmp_path: Path) -> None:
     steps = [line for line in results["throughput"] if line["part"] == "step"]
     assert {"schedule", "prepare", "forward", "sample", "update"} <= set(steps[0]["host_ms"])
     assert [line["rows"] for line in results["efficiency"]] == [2, 4]
+    begins = [line for line in results["throughput"] if line["part"] == "first_audio"]
+    begins += [line for each in ("opuslm_7b", "opuslm_1b7") for line in results[each] if line["part"] == "speed"]
+    assert len(begins) == 4
+    for line in begins:
+        assert 0 < line["prefill_ms"] < 1e3 * line["ttfp_s"]
+        assert 0.1 < line["ttfp_over_floor"] < 10
+        assert line["audio_s_per_s"] > 0
