@@ -17,6 +17,7 @@ import numpy as np
 
 from python_backend.config import EngineConfig
 from python_backend.engine.environment import prepare_environment
+from python_backend.families.base import Family, Task
 from python_backend.families.prompt import Prompt
 from python_backend.sampling.params import SamplingConfig
 from python_backend.streams.segment import Segment
@@ -45,15 +46,19 @@ def engine_args(max_model_len: int, max_requests: int) -> dict[str, Any]:
     }
 
 
+def layout_engine(folder: Path, layout: str, max_requests: int) -> tuple[Family, Task, SteppedEngine]:
+    """The family of a layout, its task that begins with audio, and an engine over a random checkpoint of it."""
+    name, family = LAYOUTS[layout]
+    write_checkpoint(folder, family, name, HIDDEN, LAYERS)
+    engine = SteppedEngine(vllm_config(EngineConfig(folder, engine_args(family.max_model_len, max_requests))))
+    return family, next(task for task in family.tasks if task.segments[0] is Segment.AUDIO), engine
+
+
 class LayoutArm:
     """Replies of forced length over one layout's random checkpoint."""
 
     def __init__(self, folder: Path, layout: str, max_requests: int):
-        name, self.family = LAYOUTS[layout]
-        self._task = next(task for task in self.family.tasks if task.segments[0] is Segment.AUDIO)
-        write_checkpoint(folder, self.family, name, HIDDEN, LAYERS)
-        args = engine_args(self.family.max_model_len, max_requests)
-        self._engine = SteppedEngine(vllm_config(EngineConfig(folder, args)))
+        self.family, self._task, self._engine = layout_engine(folder, layout, max_requests)
         self._rules = self._engine.scheduler.replies.rules
         self._watch = watch(self._engine)
         self._num_runs = 0

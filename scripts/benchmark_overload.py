@@ -20,23 +20,18 @@ from typing import Any
 
 import numpy as np
 
-from python_backend.config import EngineConfig
 from python_backend.engine.environment import prepare_environment
 from python_backend.families.base import Family
 from python_backend.families.prompt import Prompt
 from python_backend.sampling.params import GuidancePolicy
-from python_backend.streams.segment import Segment
-from scripts.benchmark_layout import HIDDEN, LAYERS, engine_args
+from scripts.benchmark_layout import layout_engine
 from scripts.layouts import LAYOUTS, PROMPT_ROWS, TEXT
-from scripts.random_checkpoint import write_checkpoint
 from scripts.results import append_result
 
 prepare_environment()
 
-from python_backend.engine.launch import vllm_config  # noqa: E402
 from python_backend.engine.params import sampling_params  # noqa: E402
 from python_backend.engine.wire import Trailer, read_rows  # noqa: E402
-from scripts.stepped_engine import SteppedEngine  # noqa: E402
 
 ARMS: tuple[GuidancePolicy, ...] = ("always", "adaptive")
 
@@ -60,11 +55,7 @@ class OverloadArm:
     """Streams over one layout's random checkpoint."""
 
     def __init__(self, folder: Path, layout: str, max_requests: int):
-        name, self.family = LAYOUTS[layout]
-        self._task = next(task for task in self.family.tasks if task.segments[0] is Segment.AUDIO)
-        write_checkpoint(folder, self.family, name, HIDDEN, LAYERS)
-        args = engine_args(self.family.max_model_len, max_requests)
-        self._engine = SteppedEngine(vllm_config(EngineConfig(folder, args)))
+        self.family, self._task, self._engine = layout_engine(folder, layout, max_requests)
         self._engine.scheduler.governor.clock = time.process_time
         self._random = np.random.default_rng(0)
 

@@ -3,14 +3,9 @@
 import socket
 from contextlib import ExitStack
 
+from scripts.temporary_server import free_ports
 
-def free_ports(count: int) -> list[int]:
-    """`count` free ports, anywhere."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+__all__ = ["free_ports", "free_row"]
 
 
 def free_row(count: int) -> int:

@@ -9,7 +9,7 @@ from python_backend.codec.base import Window
 from python_backend.codec.encodec import EncodecCodec
 from python_backend.codec.registry import load_codec
 from python_backend.errors import CheckpointError
-from tests.codec.streaming import chunks_of, random_codes, stream
+from tests.codec.streaming import check_half_precision, chunks_of, random_codes, stream
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 TOTALS = (1, 2, 4, 9, 31)
@@ -150,13 +150,7 @@ def test_the_state_stays_one_size_and_seams_stay_small_over_a_long_utterance(
 
 @pytest.mark.parametrize("dtype", [torch.float32], indirect=True)
 def test_half_precision_stays_near_and_keeps_the_state_whole(codec: EncodecCodec) -> None:
-    codes = random_codes(codec, 2, 40)
-    whole = stream(codec, codes, [40])
-    with torch.autocast("cpu", torch.bfloat16):
-        rounded = stream(codec, codes, chunks_of(5, 40))
-        _, state = codec.decode(Window(codes, 0, 0, torch.tensor([0, 0]), codec.initial_state(2)))
-    assert state.dtype == torch.float32
-    assert 0 < (rounded.float() - whole).square().mean().sqrt() < 0.03 * whole.square().mean().sqrt()
+    check_half_precision(codec, 40)
 
 
 @pytest.mark.parametrize("samples", [1, 639, 640, 641, 5000])
