@@ -23,7 +23,8 @@ Record = Mapping[str, Any]
 class Plot:
     """One picture: `fields` (dotted where nested) of the lines of a benchmark over their field `over`.
 
-    only: values that a line must have to be drawn. goal: a level drawn as a dashed line.
+    by: a field of which every value has lines of its own. only: values that a line must have to be drawn. goal: a level
+    drawn as a dashed line.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Plot:
     fields: tuple[str, ...]
     title: str
     label: str
+    by: str | None = None
     only: Mapping[str, Any] = field(default_factory=dict)
     goal: float | None = None
 
@@ -79,6 +81,59 @@ PLOTS = (
         "seconds",
         only={"codec": "tiny", "device": "cpu", "frames_per_s": 25.0, "clock": "processor"},
     ),
+    Plot(
+        "families_ttfp",
+        "families",
+        "concurrency",
+        ("audio_ttfp_p50", "mixed.audio_ttfp_p50"),
+        "Published families in small: first audio, alone and beside requests to listen",
+        "seconds",
+        by="family",
+    ),
+    Plot(
+        "families_rtf",
+        "families",
+        "concurrency",
+        ("audio_rtf_p50", "mixed.audio_rtf_p50"),
+        "Published families in small: wall time by seconds of audio",
+        "s/s",
+        by="family",
+    ),
+    Plot(
+        "families_retention",
+        "families",
+        "concurrency",
+        ("cfg_retention", "mixed.throughput_ratio"),
+        "Published families in small: throughput kept under guidance, and beside listening",
+        "ratio",
+        by="family",
+    ),
+    Plot(
+        "layout_frames",
+        "layout",
+        "requests",
+        ("frames_per_cpu_s",),
+        "Bagpiper's streams on random weights, guided: frames by second of processor time",
+        "frames/s",
+        only={"layout": "bagpiper-small", "guidance_scale": 3.0},
+    ),
+    Plot(
+        "overload_underrun",
+        "overload",
+        "requests",
+        ("without_underrun_always", "without_underrun_adaptive", "guided_share_adaptive"),
+        "More streams than can be guided: those without a gap, guided always and adaptively",
+        "share",
+        only={"layout": "bagpiper-small"},
+    ),
+    Plot(
+        "scheduler_ratio",
+        "scheduler",
+        "pairs",
+        ("scheduler_ratio",),
+        "Scheduling pairs against stock vLLM with as many rows",
+        "ratio of processor time",
+    ),
 )
 
 
@@ -108,17 +163,34 @@ def points(records: Iterable[Record], plot: Plot) -> dict[float, Record]:
     return dict(sorted(latest.items()))
 
 
-def draw(plot: Plot, found: Mapping[float, Record], folder: Path) -> Path:
-    """Write one picture and say where."""
+def groups(records: Iterable[Record], plot: Plot) -> dict[str, dict[float, Record]]:
+    """The points of each value of `plot.by` that has any, by what stands before the names of its lines."""
+    if plot.by is None:
+        found = {"": points(records, plot)}
+    else:
+        name, kept = plot.by, list(records)
+        values = sorted({value(record, name) for record in kept if record["benchmark"] == plot.benchmark})
+        found = {
+            f"{each}: ": points([record for record in kept if value(record, name) == each], plot) for each in values
+        }
+    return {name: group for name, group in found.items() if group}
+
+
+def draw(plot: Plot, found: Mapping[str, Mapping[float, Record]], folder: Path) -> Path:
+    """Write one picture and say where. Groups differ in colour, or else fields do; in a group they differ in dashes."""
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    for name in plot.fields:
-        line = {place: value(record, name) for place, record in found.items() if value(record, name) is not None}
-        axes.plot(list(line), list(line.values()), marker="o", label=name)
+    for color, (group, records) in enumerate(found.items()):
+        for dashes, name in enumerate(plot.fields):
+            line = {place: value(record, name) for place, record in records.items() if value(record, name) is not None}
+            style = {"color": f"C{color}", "linestyle": ("-", "--", ":")[dashes % 3]} if plot.by else {}
+            if line:
+                axes.plot(list(line), list(line.values()), marker="o", label=group + name, **style)
     if plot.goal is not None:
         axes.axhline(plot.goal, linestyle="--", color="grey", label=f"goal {plot.goal:g}")
-    if all(place > 0 for place in found):
+    places = sorted({place for records in found.values() for place in records})
+    if all(place > 0 for place in places):
         axes.set_xscale("log", base=2)
-        axes.set_xticks(list(found), [f"{place:g}" for place in found])
+        axes.set_xticks(places, [f"{place:g}" for place in places])
     axes.set_ylim(bottom=0)
     axes.set(title=plot.title, xlabel=plot.over, ylabel=plot.label)
     axes.grid(alpha=0.3)
@@ -134,7 +206,7 @@ def main(arguments: argparse.Namespace) -> None:
     records = read_results(arguments.results)
     arguments.plots.mkdir(parents=True, exist_ok=True)
     for plot in PLOTS:
-        found = points(records, plot)
+        found = groups(records, plot)
         print(draw(plot, found, arguments.plots) if found else f"{plot.name}: no results")
 
 

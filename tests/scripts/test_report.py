@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from scripts.report import PLOTS, Plot, main, points, read_results
+from scripts.report import PLOTS, Plot, groups, main, points, read_results
 
 PLOT = Plot("p", "engine", "requests", ("a.b",), "title", "ratio", only={"layout": "small"})
 
@@ -36,3 +36,17 @@ def test_every_plot_with_results_becomes_a_picture(tmp_path: Path) -> None:
     assert f"{engine.name}.png" in pictures
     assert not any(name.startswith("speech") for name in pictures)
     assert (tmp_path / "plots" / f"{engine.name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_each_value_of_a_field_has_points_of_its_own(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", [record(4, "1", 0.4), record(4, "2", 0.5, layout="other"), record(8, "3", 0.6)])
+    plot = Plot("p", "engine", "requests", ("a.b",), "title", "ratio", by="layout")
+    found = groups(read_results(tmp_path), plot)
+    assert {name: {place: line["a"]["b"] for place, line in lines.items()} for name, lines in found.items()} == {
+        "other: ": {4: 0.5}, "small: ": {4: 0.4, 8: 0.6}
+    }  # fmt: skip
+    assert groups([], plot) == {}
+
+
+def test_plots_have_names_of_their_own() -> None:
+    assert len({plot.name for plot in PLOTS}) == len(PLOTS)
