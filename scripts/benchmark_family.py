@@ -144,6 +144,7 @@ class FamilyLoad:
         }
         if "unguided" in rounds:
             record["cfg_retention"] = ratio(*(list(map(throughput, rounds[arm])) for arm in ("speaking", "unguided")))
+            record["unguided_total"] = sum(trace.unguided_frames for run in speaking + mixed for trace in run[0])
         else:
             record["left_out"] = {"cfg_retention": f"{self._model.family} knows no guidance"}
         record |= summarise([trace for run in speaking for trace in run[0]], sum(run[1] for run in speaking))

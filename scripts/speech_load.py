@@ -68,6 +68,8 @@ async def follow(trace: Trace, stream: SpeechStream) -> Trace:
         async for event in stream:
             if event.pcm is not None and event.pcm.size:
                 trace.add(time.perf_counter(), event.pcm, event.sample_rate)
+            if event.report is not None and event.report["guidance_scale"] != 1.0:
+                trace.unguided_frames = event.report["num_frames"] - event.report["guided_frames"]
     except ClientError as error:
         trace.error = str(error)
     trace.finished = time.perf_counter()

@@ -14,6 +14,7 @@ class Trace:
 
     arrivals: when each response that carries pcm came; durations: seconds of audio in each.
     sound: seconds from the start of the audio to the first sample above -50 dBFS, None if there is none.
+    unguided_frames: frames of a reply that asked for guidance, and which were drawn without.
     """
 
     sent: float
@@ -22,6 +23,7 @@ class Trace:
     sound: float | None = None
     finished: float | None = None
     error: str | None = None
+    unguided_frames: int = 0
 
     @property
     def audio_s(self) -> float:

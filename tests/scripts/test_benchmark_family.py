@@ -4,14 +4,16 @@ import argparse
 import asyncio
 import itertools
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from client import RequestRefused
+from client import RequestRefused, SpeechEvent
 from scripts.benchmark_family import FamilyLoad, beside, heard_codes
 from scripts.small_models import SMALL_MODELS
+from scripts.speech_load import follow
 from scripts.speech_metrics import Trace
 
 FRAME_S = 0.02
@@ -55,6 +57,7 @@ def test_guidance_is_weighed_where_the_family_knows_it(monkeypatch: pytest.Monke
     assert record["cfg_retention"] == pytest.approx(0.5)
     assert record["audio_rtf_p50"] == pytest.approx(0.2)
     assert "left_out" not in record
+    assert record["unguided_total"] == 0
     assert {options["guidance_scale"] for options in server.asked} == {3.0, 1.0}
     assert all(options["audio"] == {"min_rows": 50, "max_rows": 50} for options in server.asked)
     assert all(options["text"]["min_rows"] == options["text"]["max_rows"] for options in server.asked)
@@ -77,6 +80,19 @@ def test_a_mixed_load_is_weighed_against_the_same_streams_alone() -> None:
     assert mixed["audio_rtf_p50"] >= record["audio_rtf_p50"]
     assert mixed["rtf_ratio"] == mixed["ttfp_ratio"] >= 1.0
     assert asyncio.run(load("dialogue-small", FakeServer(), listeners=0).measure(1))["mixed"]["answers"] == 0
+
+
+def test_a_frame_that_was_to_be_guided_and_was_not_is_counted() -> None:
+    class Events:
+        async def __aiter__(self) -> AsyncIterator[SpeechEvent]:
+            for scale in (3.0, None):
+                report = None if scale is None else {"guidance_scale": scale, "num_frames": 50, "guided_frames": 47}
+                yield SpeechEvent(None, "u", 0, "audio", report=report)
+
+    stream: Any = Events()
+    trace = asyncio.run(follow(Trace(sent=0.0), stream))
+    assert trace.unguided_frames == 3
+    assert trace.finished is not None
 
 
 def test_listening_ends_with_the_streams_beside_it() -> None:
