@@ -182,7 +182,7 @@ def draw(plot: Plot, found: Mapping[str, Mapping[float, Record]], folder: Path) 
     for color, (group, records) in enumerate(found.items()):
         for dashes, name in enumerate(plot.fields):
             line = {place: value(record, name) for place, record in records.items() if value(record, name) is not None}
-            style = {"color": f"C{color}", "linestyle": ("-", "--", ":")[dashes % 3]} if plot.by else {}
+            style: dict[str, Any] = {"color": f"C{color}", "linestyle": ("-", "--", ":")[dashes % 3]} if plot.by else {}
             if line:
                 axes.plot(list(line), list(line.values()), marker="o", label=group + name, **style)
     if plot.goal is not None:
