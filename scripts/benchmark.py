@@ -16,7 +16,9 @@ A published family in small, random weights, through a server of its own: `bench
 import argparse
 import asyncio
 import json
+import signal
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -135,4 +137,5 @@ def parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a server that was started is stopped
     asyncio.run(main(parse()))
