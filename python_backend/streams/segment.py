@@ -3,7 +3,8 @@
     TEXT ──end_of_text──► TRANSITION ──forced rows──► AUDIO ──end_of_audio──► DRAIN ──last code──► end
       └──end_of_reply──► end
 
-DRAIN lasts until the slowest stream has emitted the last frame; its last row carries `end_of_reply`.
+DRAIN lasts until the slowest stream has emitted the last frame; its last row carries `end_of_reply`. A family may do
+without: then its `end_of_audio` is its `end_of_reply` (`Family.drain`).
 """
 
 from enum import IntEnum
