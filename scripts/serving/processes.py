@@ -68,6 +68,13 @@ def descendants(pid: int) -> list[Process]:
     return found
 
 
+def waits_for_a_child(pid: int) -> bool:
+    """Whether a thread of the process is asleep until one of its children has ended; False where /proc does not say."""
+    with suppress(*GONE):
+        return any((task / "wchan").read_text() == "do_wait" for task in (PROC / str(pid) / "task").iterdir())
+    return False
+
+
 def environment_of(pid: int, variable: str) -> str | None:
     """The value that `variable` had when the process started; None also for another user's process."""
     with suppress(*GONE):

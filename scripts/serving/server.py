@@ -14,10 +14,11 @@ from scripts.serving.config import LaunchConfig
 from scripts.serving.environment import server_environment
 from scripts.serving.installation import Installation, LaunchError
 from scripts.serving.leftovers import Launch
-from scripts.serving.processes import Process, Watch, descendants, end_all
+from scripts.serving.processes import Process, Watch, descendants, end_all, waits_for_a_child
 
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
+STUCK_S = 20.0  # a stub that is told to end does so within half of that
 TRANSIENT = ("lock_exception", "Timed out occurred while waiting for the stub", "Stub process")
 
 
@@ -56,6 +57,7 @@ class Server:
     def __init__(self, config: LaunchConfig, installation: Installation, launch: Launch) -> None:
         self._config = config
         self._started = time.monotonic()
+        self._waits_since: float | None = None
         self._log: IO[bytes] | None = None
         if config.log_file is not None:
             self._log = config.log_file.open("ab")
@@ -88,7 +90,24 @@ class Server:
             raise LaunchError(f"the server ended with {_exit(code)}: {reason}")
         if self.age_s > self._config.start_seconds:
             raise LaunchError(f"the server is not ready after {self.age_s:.0f} s")
-        return self._answers_ready()
+        if self._answers_ready():
+            return True
+        self._check_progress()
+        return False
+
+    def _check_progress(self) -> None:
+        """Raise AbortedStart when the start hangs.
+
+        Where a stub of a busy machine answers late, server 2.51 gives its model up and waits for the stub to end, which
+        nobody has told it to.
+        """
+        now = time.monotonic()
+        if not waits_for_a_child(self.pid):
+            self._waits_since = None
+        elif self._waits_since is None:
+            self._waits_since = now
+        elif now - self._waits_since > STUCK_S:
+            raise AbortedStart(f"the server has waited for a stub to end for {STUCK_S:.0f} s")
 
     def _answers_ready(self) -> bool:
         with suppress(OSError, http.client.HTTPException):

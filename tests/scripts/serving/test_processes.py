@@ -6,7 +6,15 @@ import sys
 import time
 from pathlib import Path
 
-from scripts.serving.processes import Process, Watch, descendants, end_all, environment_of, read_process
+from scripts.serving.processes import (
+    Process,
+    Watch,
+    descendants,
+    end_all,
+    environment_of,
+    read_process,
+    waits_for_a_child,
+)
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 PARENT = [sys.executable, "-c", f"import subprocess; subprocess.run({SLEEP!r})"]
@@ -78,6 +86,21 @@ def test_the_environment_of_a_process_can_be_read() -> None:
     process.kill()
     process.wait()
     assert environment_of(process.pid, "COLOUR") is None
+
+
+def test_who_waits_for_a_child_is_told_from_who_sleeps() -> None:
+    parent = subprocess.Popen(PARENT)
+    try:
+        deadline = time.monotonic() + 20
+        while not waits_for_a_child(parent.pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        (child,) = descendants(parent.pid)
+        assert not waits_for_a_child(child.pid)
+    finally:
+        end_all(lambda process: process.pid == parent.pid or process.parent == parent.pid)
+        parent.wait()
+    assert not waits_for_a_child(parent.pid)
 
 
 def test_stubs_and_engines_are_workers() -> None:
