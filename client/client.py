@@ -180,8 +180,9 @@ class SpeechClient:
     def converse(
         self,
         messages: list[dict[str, Any]],
-        *,
         audio: Audio | None = None,
+        /,
+        *,
         task: str | None = None,
         **options: Any,
     ) -> SpeechStream:

@@ -102,7 +102,7 @@ async def test_what_was_asked_for_is_what_is_sent(serve: Serve, tmp_path: Path) 
         lambda: client.speak("c", text={"max_rows": 9}),
         lambda: client.transcribe((pcm, 8_000)),
         lambda: client.transcribe(tmp_path / "a.wav"),
-        lambda: client.converse(turns, audio=(pcm, 8_000), task="understand", seed=3),
+        lambda: client.converse(turns, (pcm, 8_000), task="understand", seed=3, audio={"top_k": 5}),
     ):
         async for _ in send():
             pass
@@ -115,7 +115,7 @@ async def test_what_was_asked_for_is_what_is_sent(serve: Serve, tmp_path: Path) 
     assert (third["sample_rate"], third["task"]) == (8_000, b"asr")
     assert fourth == {"model": "speech", "audio": b"RIFF\0", "task": b"asr"}
     assert (json.loads(fifth["messages"]), fifth["task"], len(fifth["pcm_in"])) == (turns, b"understand", 9)
-    assert json.loads(fifth["options"]) == {"seed": 3}
+    assert json.loads(fifth["options"]) == {"seed": 3, "audio": {"top_k": 5}}
     assert not any("triton_grpc_error" in metadata for metadata in server.metadata)  # Triton 2.51 crashes on it
 
 
