@@ -1,0 +1,97 @@
+"""What one of the published families should answer, by the slow reference over the release's own file."""
+
+import codecs
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from python_backend.codec.registry import load_codec
+from python_backend.families.base import Family
+from python_backend.families.registry import family_at
+from python_backend.families.tokenizer import TextTokenizer
+from python_backend.preprocessing.request import Preprocessor, RawRequest
+from scripts.codecs.streaming import stream
+from scripts.random_published import Published
+from tests.reference.published import PublishedReference
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The reply to a task: the text as it leaves, codes [S, T] of all streams, samples of one decode of them all.
+
+    lead: the smallest lead that a decision of the reference had.
+    """
+
+    task: str
+    pieces: list[str]
+    codes: np.ndarray
+    pcm: np.ndarray
+    lead: float
+
+
+class PublishedModel:
+    """A release, what the converter made of it, and what it should answer."""
+
+    def __init__(self, published: Published, checkpoint: Path):
+        self.checkpoint, self.family = checkpoint, family_at(checkpoint)
+        self._published = published
+
+    @cached_property
+    def _preprocessor(self) -> Preprocessor:
+        return Preprocessor(self.checkpoint)
+
+    @cached_property
+    def _reference(self) -> PublishedReference:
+        config = json.loads((self.checkpoint / "config.json").read_text())
+        longest = min(self.family.max_model_len, config["max_position_embeddings"])
+        return PublishedReference(self._published, self.family, longest)
+
+    def answer(self, options: dict[str, Any], inputs: dict[str, Any]) -> Expected:
+        """The reply to a request as the server gets it."""
+        given = inputs | {"sample_rate": int(inputs["sample_rate"][0])} if "sample_rate" in inputs else inputs
+        prompt = self._preprocessor.prepare(RawRequest(**given, options=json.dumps(options)))
+        rows, lead = self._reference.reply(prompt)
+        starts = audio_start(rows, self.family, prompt.task)
+        texts = [row[0] for row in (rows if starts is None else rows[:starts])]
+        codes = frames(rows[starts:], self.family) if starts is not None else np.zeros((0, 0), np.int64)
+        return Expected(prompt.task, self._pieces(texts), codes, self._sound(codes), lead)
+
+    def _pieces(self, token_ids: list[int]) -> list[str]:
+        """What each token adds to the text."""
+        tokenizer, begins = TextTokenizer.at(self._published.tokenizer), self.family.subwords.start
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        said = [tokenizer.bytes_of(token_id - begins) for token_id in token_ids if token_id in self.family.subwords]
+        pieces = [decoder.decode(each) for each in said] + [decoder.decode(b"", final=True)]
+        return [piece for piece in pieces if piece]
+
+    def _sound(self, codes: np.ndarray) -> np.ndarray:
+        if not codes.size:
+            return np.zeros(0, np.float32)
+        codec = load_codec(self.family.codec, self.checkpoint)
+        acoustic = torch.from_numpy(codes[list(self.family.layout.codebook_streams)])
+        return stream(codec, acoustic[None], [codes.shape[1]])[0].numpy()
+
+
+def audio_start(rows: list[list[int]], family: Family, task: str) -> int | None:
+    """The first row of the audio segment; None where a reply has none."""
+    segments = family.task(task).segments
+    if len(segments) == 1:
+        return 0 if segments[0].name == "AUDIO" else None
+    return next(index for index, row in enumerate(rows) if row[0] == family.transition[-1]) + 1
+
+
+def frames(rows: list[list[int]], family: Family) -> np.ndarray:
+    """Codes [S, T] of the frames before the end of the audio; what is no code as the nearest one."""
+    layout = family.layout
+    end = next(index for index, row in enumerate(rows) if row[0] == family.end_of_audio)
+    num_frames = end - max(layout.delays) if family.drain == "none" else end
+    codes = [
+        [min(max(rows[t + delay][stream] - ids.start, 0), len(ids) - 1) for t in range(num_frames)]
+        for stream, (ids, delay) in enumerate(zip(layout.audio, layout.delays, strict=False))
+    ]
+    return np.array(codes)

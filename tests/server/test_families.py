@@ -1,0 +1,209 @@
+"""The published families through the real server: release, converter, repository, server, client; each of their tasks.
+
+What comes back is what the slow reference over the release's own file gives for the request alone.
+"""
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from client.client import SpeechClient
+from scripts.make_repository import make
+from tests.published_checkpoints import convert, write_release
+from tests.server.conftest import Server
+from tests.server.published import Expected, PublishedModel
+
+pytestmark = pytest.mark.server
+
+LONG_ENOUGH = {"text": {"min_rows": 6, "max_rows": 12, "temperature": 1.0}}
+SPOKEN = LONG_ENOUGH | {
+    "audio": {"min_rows": 24, "max_rows": 40},
+    "chunking": {"first_frames": 4, "steady_frames": 8},
+    "output": {"codes": True},
+}
+PCM = (np.sin(np.arange(19_200) ** 1.4 / 300) / 2).astype(np.float32)
+RANDOM = np.random.default_rng(0)
+HEARD = [RANDOM.integers(12, size=7).tolist() for _ in range(9)]
+VOICE = [RANDOM.integers(12, size=30).tolist() for _ in range(9)]
+SAID = [RANDOM.integers(16, size=5).tolist() for _ in range(8)]
+
+
+def wav(pcm: np.ndarray) -> bytes:
+    held = io.BytesIO()
+    soundfile.write(held, pcm, 24_000, format="WAV", subtype="FLOAT")
+    return held.getvalue()
+
+
+def turn(role: str, **content: Any) -> dict[str, Any]:
+    return {"role": role, **content}
+
+
+def messages(*turns: dict[str, Any]) -> dict[str, str]:
+    return {"messages": json.dumps(turns)}
+
+
+FILE = {"audio": wav(PCM)}
+SAMPLES = {"pcm_in": PCM, "sample_rate": np.array([16_000], np.int32)}
+TALK = (
+    turn("system", text="you are terse."),
+    turn("user", audio="audio", text="what do you hear?"),
+    turn("assistant", text="a man says hello", codes=SAID),
+    turn("user", audio="pcm_in"),
+)
+# By family: what is asked for, the task that answers it, and whether text and audio come.
+CASES: dict[str, list[tuple[str, dict[str, Any], str]]] = {
+    "bagpiper": [
+        ("tts", {"text": "the birch canoe"}, "ta"),
+        ("speak", {"text": "a well", "task": "speak"}, "a"),
+        ("chat", {"text": "how are you?", "task": "chat"}, "t"),
+        ("understand", {"text": "what do you hear?", **FILE}, "t"),
+        ("understand", SAMPLES, "t"),
+        ("understand", {**messages(*TALK), **FILE, **SAMPLES}, "t"),
+        ("generate", {"text": "say what you hear.", "task": "generate", **SAMPLES}, "ta"),
+    ],
+    "opuslm": [
+        ("tts", {"text": "the birch canoe"}, "a"),
+        ("tts", messages(turn("system", codes=VOICE), turn("user", text="a well")), "a"),
+        ("asr", messages(turn("user", codes=HEARD)), "t"),
+        ("text_lm", {"text": "the garden", "task": "text_lm"}, "t"),
+        ("audio_lm", {**messages(turn("user", codes=HEARD)), "task": "audio_lm"}, "a"),
+    ],
+    "opuslm-dialogue": [
+        ("dialogue", {"text": "how are you?"}, "ta"),
+        (
+            "dialogue",
+            messages(
+                turn("system", codes=VOICE),
+                turn("user", codes=HEARD, text="how are you?"),
+                turn("assistant", text="fine", codes=VOICE),
+                turn("user", codes=HEARD),
+            ),
+            "ta",
+        ),
+        ("text_dialogue", {"text": "how are you?", "task": "text_dialogue"}, "t"),
+        (
+            "speak",
+            {**messages(turn("user", text="say it."), turn("assistant", text="i am fine")), "task": "speak"},
+            "a",
+        ),
+        ("asr", {**messages(turn("user", codes=HEARD)), "task": "asr"}, "t"),
+    ],
+}
+PAIRS = [
+    pytest.param(family, case, id=f"{family}-{case[0]}-{i}") for family in CASES for i, case in enumerate(CASES[family])
+]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A family's server, and what its model should answer."""
+
+    name: str
+    server: Server
+    model: PublishedModel
+
+
+@pytest.fixture(scope="module")
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp(request.param)
+    published = write_release(request.param, folder / "release", seed=1)
+    checkpoint = convert(request.param, published, folder / "converted")
+    make(checkpoint, folder / "repository", {})
+    server = Server(folder, folder / "repository")
+    try:
+        server.start()
+        yield Served(request.param, server, PublishedModel(published, checkpoint))
+    finally:
+        server.stop()
+
+
+def check_sound(events: list[dict[str, Any]], sounds: list[np.ndarray], expected: Expected) -> None:
+    """Codes as the reference's, in several chunks whose samples are those of one decode."""
+    codes = np.concatenate([np.array(event["codes"]) for event in events if "codes" in event], axis=1)
+    np.testing.assert_array_equal(codes, expected.codes)
+    assert len(sounds) > 2
+    assert len(sounds[0]) < sum(map(len, sounds)) / 2
+    np.testing.assert_allclose(np.concatenate(sounds), expected.pcm, atol=1e-4)
+    assert np.abs(expected.pcm).max() > 0.01
+
+
+@pytest.mark.parametrize(("served", "case"), PAIRS, indirect=["served"], scope="module")
+def test_a_task_streams_what_the_release_says(served: Served, case: tuple[str, dict[str, Any], str]) -> None:
+    task, inputs, comes = case
+    options = {"seed": 11} | (SPOKEN if "a" in comes else LONG_ENOUGH)
+    answer = served.server.ask(options, **inputs)
+    assert answer.error is None
+    expected = served.model.answer(options, inputs)
+    assert expected.lead > 2e-5, "the reference itself was nearly undecided: choose another seed"
+    report = answer.report
+    assert expected.task == task
+    sounds = [response.pcm for response in answer.responses if response.pcm is not None and len(response.pcm)]
+    assert [event["text"] for event in answer.events if event["text"]] == expected.pieces
+    assert bool(expected.pieces) == ("t" in comes)
+    if "a" in comes:
+        check_sound(answer.events, sounds, expected)
+        is_guided = served.name == "bagpiper"
+        assert report["num_frames"] == expected.codes.shape[1] >= 16
+        assert report["guided_frames"] == is_guided * report["num_frames"]
+        assert report["guidance_scale"] == (3.0 if is_guided else 1.0)
+    else:
+        assert not sounds
+        assert len(expected.pieces) > 2
+    assert served.server.metric("unguided_total") == 0
+
+
+BAD: dict[str, list[tuple[dict[str, Any], str]]] = {
+    "bagpiper": [
+        ({"text": ""}, "text: expected text of at least one character"),
+        ({"text": "a", "audio": wav(np.zeros(31 * 24_000, np.float32))}, "audio: expected at most 30 s"),
+        ({"text": "a", "task": "tts", **SAMPLES}, "pcm_in: expected only text for task 'tts'"),
+        (messages(turn("user", codes=SAID)), "messages[0].codes: expected an audio input"),
+        ({"text": "a", "options": '{"voice": "rms"}'}, "options.voice: expected none"),
+        ({"text": "o " * 3000}, "rows: expected at most"),
+    ],
+    "opuslm": [
+        (FILE, "audio: expected codes [9][T] in messages"),
+        (messages(turn("user", codes=HEARD[:8])), "messages[0].codes: expected 9 streams, got 8 streams"),
+        (messages(turn("user", codes=[*HEARD[:8], [12] * 7])), "messages[0].codes[8]: expected codes in [0, 12)"),
+        ({"text": "a", "options": '{"guidance_scale": 2}'}, "options.guidance_scale: expected 1.0"),
+    ],
+    "opuslm-dialogue": [
+        (messages(turn("assistant", text="a")) | {"task": "dialogue"}, "messages[0].role: expected 'user'"),
+        (messages(turn("user", audio="audio")), "messages: expected the inputs audio and messages"),
+        (
+            {"text": "a", "task": "text_dialogue", "options": '{"max_audio_s": 1}'},
+            "options.max_audio_s: expected nothing",
+        ),
+    ],
+}
+
+
+@pytest.mark.parametrize("served", BAD, indirect=True, scope="module")
+def test_bad_input_is_refused_by_its_field(served: Served) -> None:
+    for inputs, message in BAD[served.name]:
+        answer = served.server.ask(**inputs)
+        assert answer.error is not None, inputs
+        assert f"invalid request: {message}" in answer.error
+
+
+@pytest.mark.parametrize("served", ["opuslm-dialogue"], indirect=True, scope="module")
+async def test_a_conversation_goes_on_with_what_was_said(served: Served) -> None:
+    """Two turns through our own client; the assistant hears the codes of its own first reply."""
+    turns = [turn("system", codes=VOICE), turn("user", text="how are you?")]
+    options = {"seed": 5} | SPOKEN
+    async with SpeechClient(f"localhost:{served.server.grpc}") as client:
+        for _ in range(2):
+            events = [event async for event in client.converse(turns, **options)]
+            expected = served.model.answer(options, messages(*turns))
+            text = "".join(event.text for event in events)
+            codes = np.concatenate([event.codes for event in events if event.codes is not None], axis=1)
+            assert text == "".join(expected.pieces)
+            np.testing.assert_array_equal(codes, expected.codes)
+            turns += [turn("assistant", text=text, codes=codes.tolist()), turn("user", codes=HEARD)]
+    assert events[-1].is_final
