@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from python_backend.families.base import Family
+from python_backend.families.prompt import Prompt
 from python_backend.families.tiny import TINY
 from tests.checkpoints import write_checkpoint
 from tests.engine.harness import Answer, Engine
@@ -32,6 +34,18 @@ BACKBONES = {"opuslm": "olmo2"}
 def limits(family: Family) -> dict[str, int]:
     """Without pairs fewer blocks are little more than is needed."""
     return TIGHT if family.guided_streams else {**TIGHT, "num_gpu_blocks_override": 6}
+
+
+def prompts_of(family: Family) -> dict[str, Prompt]:
+    """Twelve prompts; without pairs replies are as long as takes a block more."""
+    prompts = make_prompts(family, 12)
+    if family.guided_streams:
+        return prompts
+    lengths = {"min_rows": 40, "max_rows": 44}
+    return {
+        name: replace(each, sampling=replace(each.sampling, audio=replace(each.sampling.audio, **lengths)))
+        for name, each in prompts.items()
+    }
 
 
 def model_state(worker: Any) -> Any:
@@ -81,7 +95,7 @@ def alone(case: tuple[Family, Path, bool]) -> dict[str, Answer]:
     """What one worker answers."""
     family, folder, is_async = case
     engine = Engine(folder, async_scheduling=is_async, **limits(family))
-    answers = engine.run(make_prompts(family, 12))
+    answers = engine.run(prompts_of(family))
     engine.shutdown()
     return answers
 
@@ -99,7 +113,7 @@ def test_two_ranks_draw_the_codes_of_one_and_agree_on_every_slot(
 ) -> None:
     """Guided and unguided, text and audio, in chunks, preempted, more requests than slots."""
     family, _, _ = case
-    prompts, check = make_prompts(family, 12), RankCheck()
+    prompts, check = prompts_of(family), RankCheck()
     answers = two_ranks.run(prompts, after_step=check)
     assert check.num_checks > 5
     assert {name: answer.rows for name, answer in answers.items()} == {name: a.rows for name, a in alone.items()}
