@@ -46,7 +46,7 @@ class TritonPythonModel:
                 pathlib.Path(__file__).with_name("cancelled").touch()
                 break
             event = dict(utterance="u", index=index, segment="audio", text="", words=[], start_s=0.04 * index,
-                         duration_s=0.04 * (index > 0), sample_rate=16000, is_final=index == 4)
+                         duration_s=0.04 * (index > 0), sample_rate=16000, is_final=index == 4, guidance_changes=[])
             if index == 4:
                 event["report"] = dict(finish_reason="stop", seed=1, guidance_scale=1.5)
             tensors = [pb_utils.Tensor("event", np.array([json.dumps(event)], object))]

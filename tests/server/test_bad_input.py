@@ -24,7 +24,7 @@ def wav(pcm: np.ndarray = TONE) -> bytes:
 
 
 BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "nothing": ({}, ["text", "exactly one of text, audio, pcm_in and messages", "none"]),
+    "nothing": ({}, ["text", "at least one of text, audio, pcm_in and messages", "none"]),
     "empty text": ({"text": ""}, ["text", "got"]),
     "a text without words": ({"text": " \n "}, ["text", "got"]),
     "a text over the limit": ({"text": "a " * 500}, ["text", "160", "1000"]),
@@ -36,7 +36,10 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
     "options out of range": ({"text": "hello", "options": '{"temperature": -1}'}, ["temperature", "-1"]),
     "options that are no JSON": ({"text": "hello", "options": "{"}, ["options", "JSON"]),
     "JSON too deep": ({"text": "hello", "options": "[" * 500 + "]" * 500}, ["options", "8 deep", "500"]),
-    "text and audio at once": ({"text": "hello", "audio": wav()}, ["text", "exactly one", "text and audio"]),
+    "text and audio at once": (
+        {"text": "hello", "audio": wav()},
+        ["audio", "only text for task 'tts'", "audio and text"],
+    ),
     "corrupt audio": ({"audio": b"RIFF" + bytes(200)}, ["audio", "wav, flac, ogg or mp3"]),
     "empty audio": ({"audio": b""}, ["audio", "0 bytes"]),
     "100 MB of audio": ({"audio": b"RIFF" + bytes(100_000_000)}, ["audio", "20000000 bytes", "100000004 bytes"]),
