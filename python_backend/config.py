@@ -50,7 +50,7 @@ class DecoderConfig:
     runtime: `torch`, or `onnx` for the file that `scripts/export_onnx.py` writes. right_frames: frames that a window
     waits for, fewer than the codec's own for sound that comes earlier and is not exact; None for the codec's own.
     dtype: of matrix products and convolutions: `float32`, or `bfloat16` or `float16`, which are not exact.
-    graphs: whether CUDA graphs are captured of the shapes that come often. max_batch: windows decoded at once: about 8
+    graphs: whether CUDA graphs are captured of the shapes that come often. max_batch: windows decoded at once: about 16
     on a CPU, whose caches do not hold more; 64 on a GPU. max_utterances: open at once. idle_timeout_s: an utterance
     that gets no chunk for so long is forgotten. stop_timeout_s: how long a stopping decoder goes on with what waits.
     """
@@ -62,7 +62,7 @@ class DecoderConfig:
     threads: int = 1
     dtype: str = "float32"
     graphs: bool = True
-    max_batch: int = 8
+    max_batch: int = 16
     max_utterances: int = 256
     idle_timeout_s: float = 60.0
     stop_timeout_s: float = 10.0

@@ -206,7 +206,7 @@ def main(arguments: argparse.Namespace) -> None:
         dtype=arguments.dtype,
         graphs=not arguments.no_graphs,
         threads=arguments.threads,
-        max_batch=arguments.max_batch or (64 if torch.device(arguments.device).type == "cuda" else 8),
+        max_batch=arguments.max_batch or (64 if torch.device(arguments.device).type == "cuda" else 16),
         max_utterances=4096,
     )
     what = {"codec": arguments.codec, "wide": arguments.wide, "device": arguments.device, "dtype": arguments.dtype}
