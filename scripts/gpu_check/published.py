@@ -24,6 +24,7 @@ from python_backend.streams.segment import Segment
 from scripts.converting.backbone import OLMO2_7B, SMOLLM2_1_7B, config_of
 from scripts.gpu_check.first_audio import figures, first_rows, make_codec, time_burst
 from scripts.gpu_check.sections import Setup
+from scripts.gpu_check.shapes import WITHOUT_COMPILER, random_engine_args
 from scripts.layouts import PROMPT_ROWS
 
 prepare_environment()
@@ -66,19 +67,9 @@ def read_model(name: str, setup: Setup) -> tuple[dict[str, Any], Family]:
 
 def engine_args(setup: Setup, requests: tuple[int, ...]) -> dict[str, Any]:
     """vLLM's arguments: all replies at once, a graph for every number of them."""
-    args: dict[str, Any] = {
-        "dtype": "float32" if setup.is_small else "bfloat16",
-        "max_model_len": 1024,
-        "max_num_seqs": requests[-1],
-        "max_num_batched_tokens": 4096,
-        "block_size": 32,
-        "load_format": "dummy",
-        "async_scheduling": True,
-    }
-    if setup.is_small:
-        return {**args, "enforce_eager": True, "kv_cache_memory_bytes": 64 << 20}
-    compilation = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": list(requests)}
-    return {**args, "gpu_memory_utilization": 0.85, "compilation_config": compilation}
+    dtype = "float32" if setup.is_small else "bfloat16"
+    compilation = {**WITHOUT_COMPILER, "cudagraph_capture_sizes": list(requests)}
+    return random_engine_args(setup, dtype, requests[-1], compilation)
 
 
 class PublishedArm:

@@ -63,14 +63,25 @@ def write_config(folder: Path, chosen: Shape) -> Path:
     return folder
 
 
+COMPILED = {"mode": 3, "cudagraph_mode": "FULL_AND_PIECEWISE"}
+WITHOUT_COMPILER = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+
+
 def engine_args(setup: Setup, with_compiler: bool = True) -> dict[str, Any]:
     """vLLM's arguments: all pairs at once, graphs for every number of rows that a run has."""
     chosen = shape(setup)
     rows = sorted({factor * number for number in chosen.requests for factor in (1, 2)})
+    modes = COMPILED if with_compiler else WITHOUT_COMPILER
+    compilation = {**modes, "cudagraph_capture_sizes": sorted({*rows, 48, 96})}
+    return random_engine_args(setup, chosen.dtype, rows[-1], compilation)
+
+
+def random_engine_args(setup: Setup, dtype: str, max_rows: int, compilation: dict[str, Any]) -> dict[str, Any]:
+    """vLLM's arguments for weights made on the device: `max_rows` rows in a step, graphs as `compilation` says."""
     args: dict[str, Any] = {
-        "dtype": chosen.dtype,
+        "dtype": dtype,
         "max_model_len": 1024,
-        "max_num_seqs": rows[-1],
+        "max_num_seqs": max_rows,
         "max_num_batched_tokens": 4096,
         "block_size": 32,
         "load_format": "dummy",
@@ -78,8 +89,4 @@ def engine_args(setup: Setup, with_compiler: bool = True) -> dict[str, Any]:
     }
     if setup.is_small:
         return {**args, "enforce_eager": True, "kv_cache_memory_bytes": 64 << 20}
-    modes = {"mode": 3, "cudagraph_mode": "FULL_AND_PIECEWISE"}
-    if not with_compiler:
-        modes = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
-    compilation = {**modes, "cudagraph_capture_sizes": sorted({*rows, 48, 96})}
     return {**args, "gpu_memory_utilization": 0.85, "compilation_config": compilation}

@@ -40,8 +40,7 @@ class MultiStreamMixin(Decoder):
         if self.family.has_stream_bias:
             size = self.family.layout.num_output_streams, vllm_config.model_config.get_hidden_size()
             self.stream_bias = StreamBias(*size)
-        self.hears = AudioFormat.from_config(config.to_dict()) is not None
-        if self.hears:
+        if AudioFormat.from_config(config.to_dict()) is not None:
             self.audio_tower = audio_tower(config.audio_config)
             self.adaptor = nn.Linear(config.audio_config["output_dim"], config.hidden_size)
 
