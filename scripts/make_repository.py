@@ -9,6 +9,7 @@ checkpoint. The family, its codec and its tokenizer follow from the checkpoint i
 
 import argparse
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -89,10 +90,13 @@ def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], gpu: int | No
 def decode_on(gpu: int, config: Path) -> None:
     """Let the acoustic decoder of `config` decode on a GPU, in batches as large as pay there."""
     text = config.read_text()
-    changes = {"kind: KIND_CPU": f"kind: KIND_GPU gpus: [ {gpu} ]", 'string_value: "8"': 'string_value: "64"'}
-    for old, new in changes.items():
-        assert text.count(old) == 1, f"{config}: expected one {old!r}"
-        text = text.replace(old, new)
+    changes = {
+        r"kind: KIND_CPU": f"kind: KIND_GPU gpus: [ {gpu} ]",
+        r'(key: "max_batch" value \{ string_value): "\d+"': r'\1: "64"',
+    }
+    for pattern, new in changes.items():
+        text, num_changed = re.subn(pattern, new, text)
+        assert num_changed == 1, f"{config}: {pattern!r} matches {num_changed} times instead of once"
     config.write_text(text)
 
 
