@@ -33,6 +33,11 @@ class Process:
         """Whether it is a resource tracker of multiprocessing: it unlinks the semaphores of those that have died."""
         return "multiprocessing.resource_tracker" in self.command
 
+    @property
+    def is_nameless(self) -> bool:
+        """Whether it is in the middle of its exec, or of its end, and nobody can tell what it is."""
+        return not self.command
+
 
 def read_process(pid: int) -> Process | None:
     """The process with this pid; None for one that has ended, reaped or not."""
@@ -75,6 +80,16 @@ def waits_for_a_child(pid: int) -> bool:
     return False
 
 
+def has_lost_a_child(pid: int) -> bool:
+    """Whether a child of the process has ended without the process having noticed."""
+    states = []
+    for path in PROC.iterdir():
+        if path.name.isdigit():
+            with suppress(*GONE):
+                states.append(_stat(int(path.name))[1][:2])
+    return ["Z", str(pid)] in states
+
+
 def environment_of(pid: int, variable: str) -> str | None:
     """The value that `variable` had when the process started; None also for another user's process."""
     with suppress(*GONE):
@@ -88,13 +103,14 @@ def environment_of(pid: int, variable: str) -> str | None:
 def end_all(is_meant: Callable[[Process], bool], patience_s: float = 3.0) -> None:
     """SIGKILL every process that is meant, and wait until none is left.
 
-    Trackers get `patience_s` to end by themselves, as they do when those are gone whose leftovers they remove.
+    Trackers get `patience_s` to end by themselves, as they do when those are gone whose leftovers they remove; so do
+    the nameless, who may become trackers.
     """
     begun = time.monotonic()
     while left := [process for process in all_processes() if is_meant(process)]:
         waited_s = time.monotonic() - begun
         for process in left:
-            if not process.is_tracker or waited_s > patience_s:
+            if not (process.is_tracker or process.is_nameless) or waited_s > patience_s:
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(process.pid, signal.SIGKILL)
         if waited_s > 2 * patience_s:

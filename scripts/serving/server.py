@@ -14,7 +14,7 @@ from scripts.serving.config import LaunchConfig
 from scripts.serving.environment import server_environment
 from scripts.serving.installation import Installation, LaunchError
 from scripts.serving.leftovers import Launch
-from scripts.serving.processes import Process, Watch, descendants, end_all, waits_for_a_child
+from scripts.serving.processes import Process, Watch, descendants, end_all, has_lost_a_child, waits_for_a_child
 
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
@@ -40,7 +40,6 @@ def command_line(config: LaunchConfig, installation: Installation, launch: Launc
         "--disable-auto-complete-config",
         "--exit-timeout-secs=10",
         "--backend-config=python,thread-pool-size=32",
-        "--backend-config=python,stub-timeout-seconds=120",
         f"--backend-config=python,shm-region-prefix-name={launch.region_prefix}",
         *installation.arguments,
         *config.passed,
@@ -57,7 +56,8 @@ class Server:
     def __init__(self, config: LaunchConfig, installation: Installation, launch: Launch) -> None:
         self._config = config
         self._started = time.monotonic()
-        self._waits_since: float | None = None
+        self._stuck_since: float | None = None
+        self._watch: Watch | None = None
         self._log: IO[bytes] | None = None
         if config.log_file is not None:
             self._log = config.log_file.open("ab")
@@ -81,7 +81,10 @@ class Server:
         return time.monotonic() - self._started
 
     def is_ready(self) -> bool:
-        """Whether every model is loaded. Raises AbortedStart or LaunchError when the server has ended instead."""
+        """Whether every model is loaded, and its processes are watched from then on.
+
+        Raises AbortedStart or LaunchError when the server has ended instead.
+        """
         code = self._process.poll()
         if code is not None:
             reason = self.last_error()
@@ -91,23 +94,29 @@ class Server:
         if self.age_s > self._config.start_seconds:
             raise LaunchError(f"the server is not ready after {self.age_s:.0f} s")
         if self._answers_ready():
+            self._watch = self._watch_processes()
             return True
         self._check_progress()
         return False
 
     def _check_progress(self) -> None:
-        """Raise AbortedStart when the start hangs.
+        """Raise AbortedStart when the start hangs, as it can in two ways (stub_launcher.cc of python_backend r24.10).
 
-        Where a stub of a busy machine answers late, server 2.51 gives its model up and waits for the stub to end, which
-        nobody has told it to.
+        A stub that has not shown a sign of life for a second while its model loads is given up: the server waits for
+        it to end, which nobody has told it to. And for the first message of a stub the server waits without limit,
+        also when the stub has died. Triton 25.09 has neither (python_backend, pull request 408).
         """
         now = time.monotonic()
-        if not waits_for_a_child(self.pid):
-            self._waits_since = None
-        elif self._waits_since is None:
-            self._waits_since = now
-        elif now - self._waits_since > STUCK_S:
-            raise AbortedStart(f"the server has waited for a stub to end for {STUCK_S:.0f} s")
+        if waits_for_a_child(self.pid):
+            hang = "waited for a stub to end"
+        elif has_lost_a_child(self.pid):
+            hang = "not noticed the end of a stub"
+        else:
+            self._stuck_since = None
+            return
+        self._stuck_since = self._stuck_since or now
+        if now - self._stuck_since > STUCK_S:
+            raise AbortedStart(f"the server has {hang} for {STUCK_S:g} s")
 
     def _answers_ready(self) -> bool:
         with suppress(OSError, http.client.HTTPException):
@@ -119,10 +128,19 @@ class Server:
                 connection.close()
         return False
 
-    def watch(self) -> Watch:
+    def _watch_processes(self) -> Watch:
         """A watch on the server and on the processes that it cannot do without."""
         me = Process(self.pid, os.getpid(), self.pid, "tritonserver", "")
-        return Watch([me, *(process for process in descendants(self.pid) if process.is_worker)])
+        watch = Watch([me, *(process for process in descendants(self.pid) if process.is_worker)])
+        if has_lost_a_child(self.pid):
+            watch.close()
+            raise AbortedStart("a stub ended as soon as its model was loaded")
+        return watch
+
+    def wait(self, timeout_s: float) -> list[Process]:
+        """The processes of the ready server that have ended, after at most `timeout_s`; early with the first."""
+        assert self._watch is not None, "wait for a server that is ready"
+        return self._watch.wait(timeout_s)
 
     def terminate(self) -> None:
         """Ask the server to end; it takes at most its own exit time-out."""
@@ -137,6 +155,8 @@ class Server:
         self._process.kill()
         self._process.wait()
         end_all(lambda process: process.group == self.pid)
+        if self._watch is not None:
+            self._watch.close()
         if self._log is not None:
             self._log.close()
 

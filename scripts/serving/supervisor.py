@@ -57,6 +57,7 @@ class Supervisor:
 
     def _start(self) -> Server | None:
         """A server that is ready; None when a signal came first."""
+        reason = ""
         for attempt in range(1, self._config.start_attempts + 1):
             self._note("starting")
             wait_for_ports(self._config.ports)
@@ -71,12 +72,14 @@ class Supervisor:
             except AbortedStart as error:
                 server.kill()
                 self._launch.clean()
-                say(f"start {attempt} of {self._config.start_attempts} aborted: {error}")
+                reason = str(error)
+                say(f"start {attempt} of {self._config.start_attempts} aborted: {reason}")
             except LaunchError as error:
                 server.kill()
                 self._launch.clean()
                 raise LaunchError(f"{error}\nthe whole log: {self._log}") from None
-        raise LaunchError(f"the server aborted {self._config.start_attempts} times; its log: {self._log}")
+        attempts = self._config.start_attempts
+        raise LaunchError(f"the server aborted {attempts} times, at last: {reason}\nthe whole log: {self._log}")
 
     def _until_ready(self, server: Server) -> bool:
         while not server.is_ready():
@@ -90,15 +93,11 @@ class Supervisor:
 
     def _wait(self, server: Server) -> list[Process]:
         """Watch until a process that the server needs has ended; empty when a signal came first."""
-        watch = server.watch()
-        try:
-            while not self._num_signals:
-                ended = watch.wait(POLL_S)
-                if ended:
-                    return ended
-            return []
-        finally:
-            watch.close()
+        while not self._num_signals:
+            ended = server.wait(POLL_S)
+            if ended:
+                return ended
+        return []
 
     def _stop(self, server: Server) -> None:
         """Refuse new requests, let running streams finish, end the server; a second signal skips the wait."""

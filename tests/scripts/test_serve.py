@@ -1,4 +1,4 @@
-"""The launcher with a stand-in for tritonserver: a script that can abort, get ready, lose a stub, and drain."""
+"""The launcher with a stand-in for tritonserver: a script that can abort, hang, get ready, lose a stub, and drain."""
 
 import json
 import os
@@ -13,13 +13,14 @@ import pytest
 
 from python_backend.triton_io.flow import FlowTable
 from scripts import serve
-from scripts.serving.environment import ROOT
+from scripts.serving.environment import LAUNCH_ID, ROOT
+from scripts.serving.processes import Process, all_processes, environment_of
 from tests.ports import free_ports
 
-# Started as tritonserver is. Aborts as often as the file `aborts` says; otherwise answers "ready" and has a child
-# that is named as a stub is.
+# Started as tritonserver is. Aborts as often as the file `aborts` says, or hangs as often as `hangs` does, in the way
+# that `hang` names; otherwise answers "ready" and has a child that is named as a stub is.
 SERVER = """#!{python}
-import http.server, os, pathlib, signal, subprocess, sys
+import http.server, os, pathlib, signal, subprocess, sys, time
 here = pathlib.Path({here!r})
 with (here / "starts").open("a") as starts:
     starts.write(os.environ["STRETTO_LAUNCH_ID"] + "\\n")
@@ -33,8 +34,15 @@ if (here / "fails").exists():
     sys.exit(1)
 prefix = next(a for a in sys.argv if "shm-region-prefix-name=" in a).split("shm-region-prefix-name=")[1]
 pathlib.Path("/dev/shm", prefix + "region").touch()
-stub = subprocess.Popen(["bash", "-c", "exec -a triton_python_backend_stub {here}/triton_python_backend_stub 60"])
+stub = subprocess.Popen([here / "triton_python_backend_stub", "60"])
 (here / "stub").write_text(str(stub.pid))
+hangs = int((here / "hangs").read_text())
+if hangs:
+    (here / "hangs").write_text(str(hangs - 1))
+    if (here / "hang").read_text() == "lost":
+        stub.kill()
+        time.sleep(60)
+    stub.wait()
 signal.signal(signal.SIGTERM, lambda *_: (stub.kill(), os._exit(0)))
 class Ready(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -49,7 +57,9 @@ LAUNCH = """
 import sys
 from pathlib import Path
 from scripts import serve
+from scripts.serving import server
 from scripts.serving.installation import Installation
+server.STUCK_S = 0.5
 serve.find_installation = lambda cache: Installation(Path(sys.argv[1]))
 sys.exit(serve.main(sys.argv[2:]))
 """
@@ -61,6 +71,8 @@ class Launched:
     def __init__(self, folder: Path, aborts: int, *flags: str) -> None:
         self.folder = folder
         (folder / "aborts").write_text(str(aborts))
+        if not (folder / "hangs").exists():
+            hang(folder, 0)
         stub = folder / "triton_python_backend_stub"  # a process is named by its file
         stub.unlink(missing_ok=True)
         stub.write_bytes(Path("/bin/sleep").read_bytes())
@@ -96,6 +108,15 @@ class Launched:
 
     def leftovers(self) -> list[str]:
         return [path.name for path in Path("/dev/shm").glob(f"stretto_launch_{self.launch_id}*")]
+
+    def processes(self) -> list[Process]:
+        """What the launcher has started and is still there."""
+        return [each for each in all_processes() if environment_of(each.pid, LAUNCH_ID) == self.launch_id]
+
+
+def hang(folder: Path, times: int, way: str = "") -> None:
+    (folder / "hangs").write_text(str(times))
+    (folder / "hang").write_text(way)
 
 
 @pytest.fixture
@@ -135,7 +156,31 @@ def test_aborted_starts_are_tried_again(launch: Callable[..., Launched]) -> None
 def test_a_server_that_aborts_every_time_is_given_up(launch: Callable[..., Launched]) -> None:
     server = launch(9, "--start-attempts=2")
     assert server.process.wait(15) == 1
-    assert "aborted 2 times" in server.said
+    assert "aborted 2 times, at last: the server ended with signal SIGABRT: boost" in server.said
+    assert server.leftovers() == []
+
+
+HANGS = {"waiting": "waited for a stub to end", "lost": "not noticed the end of a stub"}
+
+
+@pytest.mark.parametrize("way", HANGS)
+def test_a_start_that_hangs_is_tried_again(launch: Callable[..., Launched], tmp_path: Path, way: str) -> None:
+    hang(tmp_path, 1, way)
+    server = launch()
+    server.until(lambda: "ready after" in server.said)
+    assert f"start 1 of 4 aborted: the server has {HANGS[way]} for 0.5 s" in server.said
+    assert (tmp_path / "starts").read_text().count("\n") == 2
+    assert len(server.processes()) == 2, "the server and its stub, nobody of the start that hung"
+
+
+@pytest.mark.parametrize("way", HANGS)
+def test_a_server_that_hangs_every_time_is_given_up(launch: Callable[..., Launched], tmp_path: Path, way: str) -> None:
+    hang(tmp_path, 9, way)
+    server = launch(0, "--start-attempts=2")
+    assert server.process.wait(20) == 1
+    assert f"aborted 2 times, at last: the server has {HANGS[way]} for 0.5 s" in server.said
+    assert f"the whole log: {tmp_path}" in server.said
+    assert server.processes() == []
     assert server.leftovers() == []
 
 

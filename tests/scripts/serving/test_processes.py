@@ -12,6 +12,7 @@ from scripts.serving.processes import (
     descendants,
     end_all,
     environment_of,
+    has_lost_a_child,
     read_process,
     waits_for_a_child,
 )
@@ -101,6 +102,18 @@ def test_who_waits_for_a_child_is_told_from_who_sleeps() -> None:
         end_all(lambda process: process.pid == parent.pid or process.parent == parent.pid)
         parent.wait()
     assert not waits_for_a_child(parent.pid)
+
+
+def test_who_has_not_noticed_the_end_of_a_child_is_found() -> None:
+    child = subprocess.Popen(SLEEP)
+    assert not has_lost_a_child(os.getpid())
+    child.kill()
+    deadline = time.monotonic() + 10
+    while not has_lost_a_child(os.getpid()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    child.wait()
+    assert not has_lost_a_child(os.getpid())
 
 
 def test_stubs_and_engines_are_workers() -> None:
