@@ -3,12 +3,15 @@
     python -m scripts.measure_codecs                          # all, narrow, with random weights: a minute
     python -m scripts.measure_codecs xcodec --wide            # one, as wide as published: its speed
     python -m scripts.measure_codecs dac --checkpoint <dir>   # one with its real weights: its errors
+    python -m scripts.measure_codecs --long 600               # how exact ten minutes in one stream are
 
-Prints two markdown tables, and one line of JSON last. Contexts and exactness depend on strides and kernels alone; what
-less context costs depends on the weights, so that a trained codec's errors may differ from those with random ones.
+Prints two markdown tables, with `--long` a third one instead, and one line of JSON last. Contexts and exactness depend
+on strides and kernels alone; what less context costs depends on the weights, so that a trained codec's errors may
+differ from those with random ones.
 """
 
 import argparse
+import copy
 import json
 import tempfile
 import time
@@ -17,6 +20,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from python_backend.codec.base import Codec, Window
 from python_backend.codec.registry import LOADERS, load_codec
@@ -26,6 +30,7 @@ from scripts.codecs.random_weights import MODELS, codec_of, write_checkpoint
 from scripts.codecs.streaming import chunks_of, random_codes, stream
 
 CHUNK = 5  # frames that arrive at once
+OTHER_CHUNK = 7  # in a long stream, beside chunks of the steady size
 STEADY = 25  # frames of the window that is timed
 
 
@@ -54,6 +59,23 @@ class Dial:
     look_ahead_ms: float
     relative_error: float
     max_difference: float
+
+
+@dataclass(frozen=True, slots=True)
+class Long:
+    """One row of the third table: the greatest differences between samples of one long utterance.
+
+    level: its root mean square. chunkings: chunks of STEADY frames from chunks of OTHER_CHUNK. streamed: chunks of
+    STEADY frames from one decode of the whole. The last two: either of these from one decode of the whole in float64.
+    """
+
+    codec: str
+    seconds: float
+    level: float
+    chunkings: float
+    streamed: float
+    streamed_from_float64: float
+    whole_from_float64: float
 
 
 def ms_of(codec: Codec, frames: int) -> float:
@@ -91,6 +113,19 @@ def measure_dial(name: str, codec: Codec, codes: torch.Tensor) -> Iterator[Dial]
     codec.spec = exact
 
 
+def measure_long(name: str, codec: Codec, seconds: float) -> Long:
+    """How exactly one utterance of so many seconds streams, in float32 and beside float64."""
+    assert isinstance(codec, nn.Module), type(codec)
+    exact = copy.deepcopy(codec).double()  # before `codec` decodes: Mimi keeps what it makes of its codebooks
+    total = round(seconds * codec.spec.frame_rate)
+    codes = random_codes(codec, 1, total)
+    truth = stream(exact, codes, [total])
+    whole, steady, other = (stream(codec, codes, chunks_of(size, total)) for size in (total, STEADY, OTHER_CHUNK))
+    pairs = ((steady, other), (steady, whole), (steady, truth), (whole, truth))
+    differences = [float((one - another).abs().max()) for one, another in pairs]
+    return Long(name, round(total / codec.spec.frame_rate, 1), float(whole.square().mean().sqrt()), *differences)
+
+
 def seconds_of_a_window(codec: Codec, frames: int) -> float:
     """Processor time of one steady window of one utterance."""
     spec = codec.spec
@@ -111,7 +146,7 @@ def seconds_of(work: Callable[[], object], repeats: int = 3) -> float:
     return best
 
 
-def table(rows: list[Streaming] | list[Dial]) -> str:
+def table(rows: list[Streaming] | list[Dial] | list[Long]) -> str:
     """Rows of one kind as markdown."""
     names = [each.name for each in fields(rows[0])]
     lines = [names, ["---"] * len(names), *[[_cell(value) for value in asdict(row).values()] for row in rows]]
@@ -144,11 +179,17 @@ def main() -> None:
     parser.add_argument("--wide", action="store_true", help="random weights as wide as published")
     parser.add_argument("--frames", type=int, default=60, help="length of the utterances")
     parser.add_argument("--batch", type=int, default=4, help="utterances")
+    parser.add_argument("--long", type=float, metavar="SECONDS", help="length of one utterance, for the third table")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    measured = codecs(arguments.codecs or known, arguments.checkpoint, arguments.wide)
+    if arguments.long is not None:
+        rows = [measure_long(name, codec, arguments.long) for name, _, codec in measured]
+        print(table(rows), json.dumps({"long": [asdict(row) for row in rows]}), sep="\n\n")
+        return
     streaming: list[Streaming] = []
     dials: list[Dial] = []
-    for name, weights, codec in codecs(arguments.codecs or known, arguments.checkpoint, arguments.wide):
+    for name, weights, codec in measured:
         codes = random_codes(codec, arguments.batch, arguments.frames)
         streaming.append(measure_streaming(name, weights, codec, codes))
         dials += measure_dial(name, codec, codes)

@@ -15,17 +15,35 @@ from python_backend.codec.mel import HOP, SAMPLE_RATE
 
 HIGHEST_HARMONIC_HZ = 7800.0
 LOWEST_HZ, HIGHEST_HZ = 50.0, 500.0
+PHASE_STEP = 2.0**-48  # cycles
 NOISE_PERIOD = 1 << 17  # samples: 8 s, far beyond what an ear takes for a repetition
 
 
 def upsample(frames: Tensor) -> Tensor:
-    """[B, T] to [B, T * HOP], linear between the middles of frames; sample n depends on the frame before or after."""
-    return F.interpolate(frames[:, None], scale_factor=HOP, mode="linear", align_corners=False)[:, 0]
+    """[B, T] to [B, T * HOP], linear between the middles of frames; sample n depends on the frame before or after.
+
+    Every frame has the same weights, where torch's `interpolate` rounds a place the worse the later it comes.
+    """
+    padded = F.pad(frames[:, None], (1, 1), mode="replicate")[:, 0]
+    return (padded.unfold(1, 3, 1) @ neighbour_weights(frames.dtype).to(frames.device)).flatten(1)
+
+
+def neighbour_weights(dtype: torch.dtype) -> Tensor:
+    """Weights [3, HOP] with which the frame before, the frame itself and the frame after it make its samples."""
+    places = (torch.arange(HOP, dtype=torch.float64) + 0.5) / HOP - 0.5
+    return torch.stack([(-places).clamp(min=0), 1 - places.abs(), places.clamp(min=0)]).to(dtype)
 
 
 def cycles(pitch_hz: Tensor) -> Tensor:
-    """Cycles completed before each sample, and after the last: [B, n + 1] for pitch [B, n]."""
-    return F.pad((pitch_hz / SAMPLE_RATE).cumsum(1), (1, 0))
+    """The phase before each sample and after the last, in cycles: [B, T * HOP + 1] for pitch [B, T * HOP] float64.
+
+    Whole cycles are left out where a frame begins. Frames are added up in whole numbers of PHASE_STEP, which no order
+    of adding rounds differently (an overflow of int64 leaves out whole cycles, too): phases do not depend on windows.
+    """
+    within = F.pad((pitch_hz / SAMPLE_RATE).unflatten(1, (-1, HOP)).cumsum(2), (1, 0))
+    steps = (within[:, :, -1] / PHASE_STEP).round().long().cumsum(1)
+    starts = F.pad(steps, (1, 0)).remainder(round(1 / PHASE_STEP)).double() * PHASE_STEP
+    return torch.cat([(starts[:, :-1, None] + within[:, :, :-1]).flatten(1), starts[:, -1:]], dim=1)
 
 
 def pulses(phase: Tensor, pitch_hz: Tensor) -> Tensor:
@@ -36,7 +54,7 @@ def pulses(phase: Tensor, pitch_hz: Tensor) -> Tensor:
     """
     number = HIGHEST_HARMONIC_HZ / pitch_hz
     whole = number.floor()
-    half = math.pi * (phase - phase.floor())
+    half = math.pi * (phase - phase.round())  # small at a peak, where its rounding is then small, too
     sine = half.sin()
     at_peak = sine.abs() < 1e-7
     ratio = ((2 * whole + 1) * half).sin() / torch.where(at_peak, torch.ones_like(sine), sine)

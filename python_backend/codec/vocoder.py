@@ -5,7 +5,8 @@
          └─► filter trunk ─► two log gains per frame ─► minimum-phase filters ─► overlap-add ─► pcm
 
 The pitch is computed in float64 because its integral is the phase of the pulses: rounding that differs with the shape
-of a window would add up over an utterance, and the highest harmonics would hear it.
+of a window would add up over an utterance, and the highest harmonics would hear it. Nothing else depends on how many
+frames came before.
 """
 
 from dataclasses import dataclass

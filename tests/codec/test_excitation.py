@@ -32,9 +32,22 @@ def test_a_pulse_peaks_at_a_whole_cycle_with_power_one() -> None:
     assert abs(train.square().mean() - 1) < 0.02
 
 
-def test_cycles_count_from_the_first_sample() -> None:
-    pitch = torch.tensor([[160.0, 320.0, 80.0]]).double()
-    assert torch.allclose(excitation.cycles(pitch), torch.tensor([[0, 0.01, 0.03, 0.035]]).double())
+def test_the_phase_is_the_sum_of_the_pitch_but_for_whole_cycles() -> None:
+    pitch = 50 + 450 * torch.rand(2, 40 * HOP, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.pad((pitch / 16000).cumsum(1), (1, 0))
+    missing = expected - excitation.cycles(pitch)
+    assert (missing - missing.round()).abs().max() < 1e-11
+    assert missing[:, ::HOP].unique().numel() > 40
+    assert excitation.cycles(pitch)[:, 0].tolist() == [0, 0]
+
+
+def test_the_phase_that_frames_add_does_not_depend_on_the_frames_before() -> None:
+    """Each cut is a sum in another order; there are more frames than int64 holds cycles of them."""
+    pitch = (50 + 450 * torch.rand(1, 40, dtype=torch.double)).repeat(1, 1000).repeat_interleave(HOP, 1)
+    whole = excitation.cycles(pitch)[0, ::HOP]
+    for cut in (1, 17, 30_000):
+        head, tail = (excitation.cycles(part)[0, ::HOP] for part in pitch.split([cut * HOP, (40_000 - cut) * HOP], 1))
+        assert torch.equal((head[-1] + tail) % 1.0, whole[cut:])
 
 
 def test_upsampling_reaches_a_frame_in_its_middle() -> None:
@@ -42,6 +55,12 @@ def test_upsampling_reaches_a_frame_in_its_middle() -> None:
     assert up.shape == (3 * HOP,)
     assert torch.allclose(up[HOP - 1 : HOP + 1].mean(), torch.tensor(2.0))
     assert torch.allclose(up[HOP + HOP // 2 - 1 : HOP + HOP // 2 + 1], torch.tensor(3.0), atol=0.01)
+
+
+def test_upsampling_does_not_depend_on_how_many_frames_came_before() -> None:
+    frames = torch.rand(1, 20_000, generator=torch.Generator().manual_seed(0))
+    whole, part = excitation.upsample(frames)[:, -9 * HOP :], excitation.upsample(frames[:, -10:])[:, HOP:]
+    assert torch.equal(whole, part)
 
 
 def test_the_noise_is_white_and_never_changes() -> None:

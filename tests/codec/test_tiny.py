@@ -59,6 +59,13 @@ def test_windows_laid_end_to_end_equal_one_decode(codec: TinyCodec, size: int | 
     assert (stream(codec, codes, sizes) - whole).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("size", [1, 2, 5, 25])
+def test_in_float64_windows_equal_one_decode_but_for_the_last_bits(size: int) -> None:
+    codec = make_codec().double()
+    codes = random_codes(codec, 1)
+    assert (stream(codec, codes, [size] * FRAMES) - one_shot(codec, codes)).abs().max() <= 1e-12
+
+
 @pytest.mark.parametrize("frames", [1, 2, 3, 7])
 def test_an_utterance_shorter_than_the_context_streams_exactly(codec: TinyCodec, frames: int) -> None:
     codes = random_codes(codec, 1, frames)

@@ -5,11 +5,14 @@ import sys
 import pytest
 import torch
 
+from python_backend.codec import excitation
 from python_backend.codec.base import Stateful, Windowed
+from python_backend.codec.mel import HOP
 from scripts import measure_codecs
+from scripts.codecs.random_stateful import STATEFUL
 from scripts.codecs.random_weights import MODELS
 from scripts.codecs.streaming import random_codes
-from scripts.measure_codecs import Streaming, codecs, measure_dial, measure_streaming
+from scripts.measure_codecs import Long, Streaming, codecs, measure_dial, measure_long, measure_streaming
 from tests.fakes import FakeCodec
 
 
@@ -41,6 +44,38 @@ def test_a_codec_whose_context_is_stated_too_small_is_found_out() -> None:
     assert isinstance(codec.spec.streaming, Stateful | Windowed)
     row = measure_streaming("fake", "none", codec, torch.randint(1, 8, (2, 2, 30)))
     assert row.max_difference > 1e-3
+
+
+@pytest.mark.parametrize("name", ["tiny", "xcodec", "dac_24khz", *STATEFUL])
+def test_no_codec_drifts_in_a_long_utterance(name: str) -> None:
+    [(_, _, codec)] = codecs([name], None, is_wide=False)
+    row = measure_long(name, codec, 300 / codec.spec.frame_rate)
+    assert 0.02 < row.level < 0.6
+    assert max(row.chunkings, row.streamed, row.streamed_from_float64, row.whole_from_float64) <= 1e-5
+
+
+def test_a_whole_that_drifts_is_told_from_a_stream_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch's `interpolate` does: it rounds a place in float32, the worse the later it comes."""
+
+    def rounded(frames: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.interpolate(frames[:, None], scale_factor=HOP, mode="linear")[:, 0]
+
+    [(_, _, codec)] = codecs(["tiny"], None, is_wide=False)
+    monkeypatch.setattr(excitation, "upsample", rounded)
+    row = measure_long("tiny", codec, 24)
+    assert row.whole_from_float64 > 1e-5 > row.streamed_from_float64
+    assert row.streamed > 1e-5 > row.chunkings
+
+
+def test_a_long_utterance_has_a_table_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["measure_codecs", "encodec_32khz", "--long", "0.5"])
+    measure_codecs.main()
+    lines = capsys.readouterr().out.splitlines()
+    [row] = json.loads(lines[-1])["long"]
+    assert set(row) == set(Long.__slots__)
+    assert lines[2].split(" | ")[:2] == ["| encodec_32khz", "0.5"]
 
 
 def test_the_last_line_holds_what_the_tables_hold(
