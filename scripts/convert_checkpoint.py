@@ -3,8 +3,9 @@
     python -m scripts.convert_checkpoint bagpiper --model model.pt --config config.yaml --tokenizer Qwen3-8B-Base \\
         --codec xcodec-hubert-general --out bagpiper
 
-Writes config.json, model-0000N-of-0000M.safetensors with their index, the tokenizer's files and `codec/`, and prints
-the SHA-256 of each. Tensors go from file to file one at a time. What does not fit is named, and nothing is written.
+Writes config.json, model-0000N-of-0000M.safetensors with their index, the tokenizer's files, `codec/` and, where it is
+asked for, `ssl_tokenizer/`, and prints the SHA-256 of each. Tensors go from file to file one at a time. What does not
+fit is named, and nothing is written.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from python_backend.errors import CheckpointError
+from python_backend.families.registry import NAME
 from scripts.converting.conversion import FAMILIES, Conversion, Release, plan, write
 
 MAX_SHARD_GB = 4.0
@@ -32,6 +34,11 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--tokenizer", type=Path, required=True, help="directory of the public tokenizer that config.yaml names")
     add("--out", type=Path, required=True, help="directory to be made")
     add("--codec", type=Path, help="directory of the codec's own release; copied to codec/")
+    add(
+        "--ssl-tokenizer",
+        type=Path,
+        help="OpusLM: directory of espnet/xeus (config.yaml, xeus_checkpoint_new.pth, km_opus_lm.mdl), to hear samples",
+    )
     add("--codec-from-model", action="store_true", help="write codec/ from the copy in Bagpiper's file")
     add("--backbone", type=Path, help="config.json of the backbone, where it is none of the published releases'")
     add("--dtype", choices=DTYPES, help="of the tensors; default: what the model was trained in")
@@ -54,6 +61,7 @@ def release(args: argparse.Namespace) -> Release:
         config=args.config,
         tokenizer=args.tokenizer,
         codec=args.codec,
+        ssl_tokenizer=args.ssl_tokenizer,
         keeps_codec=args.codec_from_model,
         backbone=args.backbone,
         audio_config=args.audio_config,
@@ -73,6 +81,8 @@ def describe(conversion: Conversion) -> str:
     ]
     if not conversion.codec_files and conversion.codec_copy is None:
         lines.append("no codec: the server needs one under codec/ before it can speak (--codec)")
+    if record[NAME].startswith("opuslm") and conversion.ssl_tokenizer is None:
+        lines.append("no tokenizer of audio: the server will take audio as codes alone (--ssl-tokenizer)")
     return "\n".join(lines)
 
 

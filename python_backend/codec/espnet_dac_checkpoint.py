@@ -125,13 +125,18 @@ def read_tensors(directory: Path, num_codebooks: int) -> dict[str, Tensor]:
 
 
 def multiply_weight_norm_out(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weight g v / |v| in place of the pair (g, v), under torch's older and newer names of it."""
+    """Weight g v / |v| in place of the pair (g, v), under torch's older and newer names of it.
+
+    The norm is over the dimensions in which g is 1 long: one number for each output, or for each tap of a kernel.
+    """
     plain = dict(tensors)
     for magnitude, direction in (("weight_g", "weight_v"), (_newer(0), _newer(1))):
         for name in [name for name in tensors if name.endswith(f".{magnitude}")]:
             stem = name.removesuffix(magnitude)
             g, v = plain.pop(name), plain.pop(stem + direction)
-            plain[f"{stem}weight"] = (v.double() * (g.double() / v.double().norm(dim=(1, 2), keepdim=True))).float()
+            shared = [dim for dim in range(g.dim()) if g.shape[dim] == 1]
+            norm = torch.linalg.vector_norm(v.double(), dim=shared, keepdim=True)
+            plain[f"{stem}weight"] = (v.double() * (g.double() / norm)).float()
     return plain
 
 

@@ -76,9 +76,11 @@ class SegmentWriter:
         if self._ssl is None:
             raise InvalidRequest(
                 piece.path,
-                "codes [9][T] in messages: no tokenizer of audio is installed (docs/families.md, Requests)",
+                "codes [9][T] in messages: the checkpoint has no ssl_tokenizer/ (docs/families.md, Requests)",
                 "audio",
             )
         semantic, acoustic = self._ssl.encode(piece.pcm), self._codec.encode(piece.pcm)
         num_frames = min(len(semantic), acoustic.shape[1])
+        if num_frames == 0:
+            raise InvalidRequest(piece.path, "audio of at least one frame (0.025 s)", f"{len(piece.pcm)} samples")
         return np.concatenate([semantic[None, :num_frames], acoustic[:, :num_frames]])

@@ -26,7 +26,7 @@ def _bagpiper(family: Family, checkpoint: Path, codec: Codec) -> Template:
 
 def _segments(family: Family, checkpoint: Path, codec: Codec) -> SegmentWriter:
     subwords = Subwords(TextTokenizer.at(checkpoint), family)
-    return SegmentWriter(family, subwords, codec, load_ssl_tokenizer(checkpoint))
+    return SegmentWriter(family, subwords, codec, load_ssl_tokenizer(checkpoint, len(family.layout.audio[0])))
 
 
 TEMPLATES: dict[str, OpenTemplate] = {

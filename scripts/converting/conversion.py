@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from torch import Tensor
 
 from python_backend.errors import CheckpointError
 from python_backend.families.registry import NAME, VOCABULARY, read_family
+from python_backend.preprocessing.ssl_tokenizer import FOLDER
 from scripts.converting import bagpiper, codec, opuslm, shards
 from scripts.converting.backbone import config_of, read_backbone, shapes
 from scripts.converting.release import Tokenizer, entry, read_tensors, read_yaml
 from scripts.converting.shards import Entry, Written
+from scripts.converting.ssl_tokenizer import SslTokenizer
 from scripts.converting.tensors import Part, Plan, check
 
 FAMILIES = ("bagpiper", "opuslm", "opuslm-dialogue")
@@ -28,7 +31,8 @@ class Release:
     """What is to be converted. backbone, audio_config: where the numbers lie that the release only names.
 
     audio: what the operator says of the audio tower. dtype: None means what the release was trained in.
-    keeps_codec: write the codec from the copy in the file; `codec` then only says its numbers.
+    keeps_codec: write the codec from the copy in the file; `codec` then only says its numbers. ssl_tokenizer: the
+    directory of XEUS, with which OpusLM hears samples.
     """
 
     family: str
@@ -36,6 +40,7 @@ class Release:
     config: Path
     tokenizer: Path
     codec: Path | None = None
+    ssl_tokenizer: Path | None = None
     keeps_codec: bool = False
     backbone: Path | None = None
     audio_config: Path | None = None
@@ -54,12 +59,13 @@ class Conversion:
     tokenizer: Tokenizer
     codec_files: list[Path]
     codec_copy: codec.Copy | None
+    ssl_tokenizer: SslTokenizer | None
     notes: list[str]
 
     @property
     def num_bytes(self) -> int:
-        copies = self.codec_copy.entries if self.codec_copy else []
-        return sum(each.num_bytes for each in [*self.entries, *copies])
+        parts = [part.entries for part in (self.codec_copy, self.ssl_tokenizer) if part]
+        return sum(each.num_bytes for each in chain(self.entries, *parts))
 
 
 def plan(release: Release) -> Conversion:
@@ -78,9 +84,10 @@ def plan(release: Release) -> Conversion:
     unused = check(parts, tensors, dropped)
     files = codec.check_directory(release.codec, family) if release.codec and not release.keeps_codec else []
     copy = codec.Copy.of(release.codec, tensors, bagpiper.CODEC) if release.keeps_codec else None
-    dropped_shapes = {name: list(tensors[name].shape) for name in unused}
+    hears = SslTokenizer.of(release.ssl_tokenizer, len(family.layout.audio[0])) if release.ssl_tokenizer else None
+    dropped_shapes = {name: list(tensors[name].shape) for name in unused} | (hears.dropped if hears else {})
     notes = _notes(tensors, dtype, is_bagpiper)
-    return Conversion(record, _entries(parts, tensors, dtype), dropped_shapes, tokenizer, files, copy, notes)
+    return Conversion(record, _entries(parts, tensors, dtype), dropped_shapes, tokenizer, files, copy, hears, notes)
 
 
 Made = tuple[dict[str, Any], Plan, tuple[str, ...]]
@@ -89,6 +96,8 @@ Made = tuple[dict[str, Any], Plan, tuple[str, ...]]
 def _bagpiper(
     release: Release, config: dict[str, Any], tensors: Mapping[str, Tensor], tokenizer: Tokenizer, backbone: dict
 ) -> Made:
+    if release.ssl_tokenizer:
+        raise CheckpointError("Bagpiper hears through its own encoder: --ssl-tokenizer is for OpusLM")
     vocabulary = bagpiper.vocabulary(config, tensors, tokenizer, release.codec)
     audio = bagpiper.tower_config(config, release.audio_config, release.audio)
     record = config_of(backbone, vocabulary.vocab_size, backbone["dtype"])
@@ -175,4 +184,7 @@ def write(conversion: Conversion, out: Path, max_bytes: int, progress: shards.Pr
             files.append(shards.copy_file(path, folder / "codec" / path.name, f"codec/{path.name}"))
         if conversion.codec_copy:
             files += conversion.codec_copy.write(folder / "codec", progress)
+        if conversion.ssl_tokenizer:
+            (folder / FOLDER).mkdir()
+            files += conversion.ssl_tokenizer.write(folder / FOLDER, progress)
     return files

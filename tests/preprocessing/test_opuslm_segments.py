@@ -24,12 +24,26 @@ class OneCode:
         return np.full(len(pcm) // 320 + 1, 7)
 
 
+class Deaf:
+    """Hears nothing."""
+
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        return np.zeros(0, np.int64)
+
+
 def test_a_voice_is_cut_to_500_frames() -> None:
     codes = np.zeros((9, 700), int)
     codes[:, 500:] = 1
     rows = WRITER.voice(Piece("system", "", codes=codes))
     assert rows.shape == (1 + 508, 9)
     assert np.array_equal(rows, WRITER.voice(Piece("system", "", codes=codes[:, :500])))
+
+
+def test_audio_shorter_than_a_frame_is_refused() -> None:
+    writer = SegmentWriter(FAMILY, Subwords(Letters(), FAMILY), FrameCounter(320, 8, 12), Deaf())
+    for write in (writer.audio, writer.voice):
+        with pytest.raises(InvalidRequest, match=r"audio: expected audio of at least one frame .*, got 320 samples"):
+            write(Piece("user", "audio", pcm=np.zeros(320, np.float32)))
 
 
 def test_audio_is_heard_as_far_as_both_tokenizers_hear_it() -> None:
@@ -44,7 +58,7 @@ def test_audio_is_heard_as_far_as_both_tokenizers_hear_it() -> None:
     [
         (
             Piece("user", "audio", pcm=np.zeros(960, np.float32)),
-            "audio: expected codes [9][T] in messages: no tokenizer",
+            "audio: expected codes [9][T] in messages: the checkpoint has no ssl_tokenizer/",
         ),
         (Piece("user", "m.codes", codes=np.zeros((8, 3), int)), "m.codes: expected 9 streams, got 8 streams"),
         (Piece("user", "m.codes", codes=np.full((9, 1), 12)), "m.codes[1]: expected codes in [0, 12), got 12"),

@@ -115,7 +115,7 @@ def test_texts_come_back_from_the_rows(preprocessors: dict[str, Preprocessor], t
             RawRequest(messages=messages(*[{"role": "user", "text": "o " * 4000}] * 9), task="chat"),
             "messages: expected a prompt of at most 32767 rows, got",
         ),
-        ("opuslm", RawRequest(**SECOND), "pcm_in: expected codes [9][T] in messages: no tokenizer of audio is"),
+        ("opuslm", RawRequest(**SECOND), "pcm_in: expected codes [9][T] in messages: the checkpoint has no ssl_to"),
         ("opuslm", RawRequest(text="o", **SECOND), "pcm_in: expected only text for task 'tts', got audio and text"),
         (
             "opuslm",
