@@ -86,8 +86,8 @@ class DeviceArrays:
         return array.to(torch.int32)
 
     def upload(self, values: np.ndarray) -> Array:
-        """A copy on the device, by way of pinned memory."""
-        tensor = torch.from_numpy(values)
+        """A copy on the device, by way of pinned memory; values that lie apart would be copied while the host waits."""
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
         if self._is_pinning:
             tensor = tensor.pin_memory()
         return tensor.to(self._device, non_blocking=True)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
+from python_backend.engine.arrays import Arrays
 from python_backend.families.prompt import HeardAudio
 
 
@@ -18,10 +19,11 @@ class Hearing:
     The addresses of `inputs` stay the same from step to step, as a CUDA graph wants it.
     """
 
-    def __init__(self, model: Any, max_num_rows: int, hidden_size: int, dtype: torch.dtype, device: torch.device):
-        self._model = model
-        self._embeds = torch.zeros(max_num_rows, hidden_size, dtype=dtype, device=device)
-        self._is_heard = torch.zeros(max_num_rows, 1, dtype=torch.bool, device=device)
+    def __init__(self, model: Any, arrays: Arrays, embeds: torch.Tensor):
+        """`embeds` [N, H]: of the type and the place of the rows of a batch of N, and as large."""
+        self._model, self._arrays = model, arrays
+        self._embeds = torch.zeros_like(embeds)
+        self._is_heard = torch.zeros(len(embeds), 1, dtype=torch.bool, device=embeds.device)
         self._of_slot: dict[int, list[tuple[int, torch.Tensor]]] = {}
 
     @torch.inference_mode()
@@ -57,8 +59,9 @@ class Hearing:
         return self.inputs(num_rows)
 
     def _embed(self, audio: HeardAudio) -> torch.Tensor:
-        features = torch.from_numpy(audio.features.copy())
-        embeds = self._model.embed_audio(features.to(self._embeds.device))
+        # A copy, as what came over the wire may not be written to, and torch warns of that.
+        features = self._arrays.tensor(self._arrays.upload(audio.features.copy()))
+        embeds = self._model.embed_audio(features)
         if len(embeds) != audio.num_rows:
             raise ValueError(f"{len(audio.features)} frames make {len(embeds)} rows, not {audio.num_rows}")
         return embeds.to(self._embeds.dtype)

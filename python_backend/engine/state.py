@@ -76,7 +76,7 @@ class SpeechModelState(DefaultModelState):
         self._batch_embeds = torch.zeros(self.max_num_tokens, self.inputs_embeds_size, dtype=self.dtype, device=device)
         self.hearing = None
         if AudioFormat.from_config(self.model_config.hf_config.to_dict()) is not None:
-            self.hearing = Hearing(model, self.max_num_tokens, self.inputs_embeds_size, self.dtype, device)
+            self.hearing = Hearing(model, self.arrays, self._batch_embeds)
         self._speaks = np.array([Segment.AUDIO in task.segments for task in self.rules.family.tasks])
         self._slot_of: dict[str, int] = {}
         self.partner = np.full(self.max_num_reqs, NO_SLOT, np.int64)

@@ -7,12 +7,31 @@ from python_backend.errors import InvalidRequest
 
 GuidancePolicy = Literal["always", "until_s", "adaptive"]
 MAX_RAS_WINDOW = 512
+# Of a temperature that is not 0: a logit divided by less may be infinite, and no logit is larger than another then.
+MIN_TEMPERATURE = 1e-6
+MAX_UNTIL_S = 1e6
 POLICIES: tuple[GuidancePolicy, ...] = get_args(GuidancePolicy)
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _check(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:  # also refuses NaN
-        raise InvalidRequest(f"options.{name}", f"a number in [{low}, {high}]", value)
+    if not _is_number(value) or not low <= value <= high:  # also refuses NaN
+        raise InvalidRequest(f"options.{name}", f"a number in [{low}, {high}]", repr(value))
+
+
+def _check_integer(name: str, value: int, low: int, high: int) -> None:
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if not is_integer or not low <= value <= high:
+        raise InvalidRequest(f"options.{name}", f"an integer in [{low}, {high}]", repr(value))
+
+
+def _check_temperature(name: str, value: float) -> None:
+    _check(name, value, 0.0, 10.0)
+    if 0 < value < MIN_TEMPERATURE:
+        raise InvalidRequest(f"options.{name}", f"0 or a number in [{MIN_TEMPERATURE}, 10.0]", value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +46,11 @@ class SegmentSampling:
 
     def check(self, segment: str) -> None:
         """Raise InvalidRequest, naming `segment`, unless every field is in its range."""
-        _check(f"{segment}.temperature", self.temperature, 0.0, 10.0)
-        _check(f"{segment}.top_k", self.top_k, 0, 1 << 20)
+        _check_temperature(f"{segment}.temperature", self.temperature)
+        _check_integer(f"{segment}.top_k", self.top_k, 0, 1 << 20)
         _check(f"{segment}.top_p", self.top_p, 1e-6, 1.0)
-        _check(f"{segment}.min_rows", self.min_rows, 0, self.max_rows)
-        _check(f"{segment}.max_rows", self.max_rows, 1, 1 << 20)
+        _check_integer(f"{segment}.max_rows", self.max_rows, 1, 1 << 20)
+        _check_integer(f"{segment}.min_rows", self.min_rows, 0, self.max_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +78,12 @@ class SamplingConfig:
         self.text.check("text")
         self.audio.check("audio")
         _check("guidance_scale", self.guidance_scale, 0.0, 100.0)
-        _check("script_temperature", self.script_temperature, 0.0, 10.0)
-        _check("audio.ras_window", self.ras_window, 0, MAX_RAS_WINDOW)
-        _check("audio.ras_max_repeats", self.ras_max_repeats, 1, MAX_RAS_WINDOW)
+        _check_temperature("script_temperature", self.script_temperature)
+        _check_integer("audio.ras_window", self.ras_window, 0, MAX_RAS_WINDOW)
+        _check_integer("audio.ras_max_repeats", self.ras_max_repeats, 1, MAX_RAS_WINDOW)
         self._check_policy()
         if self.seed is not None:
-            _check("seed", self.seed, 0, (1 << 63) - 1)
+            _check_integer("seed", self.seed, 0, (1 << 63) - 1)
 
     def _check_policy(self) -> None:
         until_s = self.guided_until_s
@@ -75,5 +94,6 @@ class SamplingConfig:
                 raise InvalidRequest("options.guidance.until_s", f"nothing under policy {self.policy!r}", until_s)
         elif until_s is None:
             raise InvalidRequest("options.guidance.until_s", "seconds, as the policy is 'until_s'", "nothing")
-        elif not 0.0 < until_s < float("inf"):
-            raise InvalidRequest("options.guidance.until_s", "seconds, more than 0", until_s)
+        elif not _is_number(until_s) or not 0.0 < until_s <= MAX_UNTIL_S:
+            expected = f"seconds, more than 0 and at most {MAX_UNTIL_S:,.0f}"
+            raise InvalidRequest("options.guidance.until_s", expected, repr(until_s))

@@ -66,7 +66,19 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 
         patch.setattr(torch.Tensor, method, asked)
 
+    def watch_pinning() -> None:
+        """What does not lie in one piece is copied through memory that is not pinned, and the host may wait."""
+        inner = torch.Tensor.pin_memory
+
+        def pinned(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            if not self.is_contiguous() and (place := waiter()):
+                seen[f"pin_memory in pieces at {place}"] += 1
+            return inner(self, *args, **kwargs)
+
+        patch.setattr(torch.Tensor, "pin_memory", pinned)
+
     with monkeypatch.context() as patch, Dispatch(seen):
         for method in METHODS:
             watch(method)
+        watch_pinning()
         yield seen

@@ -21,8 +21,14 @@ NARROW = {"max_num_seqs": 5, "max_num_batched_tokens": 64}
 
 
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tables stay in host memory, but the step treats them as a device's."""
-    monkeypatch.setattr(state, "arrays_on", DeviceArrays)
+    """The tables stay in host memory, but the step treats them as a device's, and pins what it copies there."""
+
+    def pinning(device: torch.device) -> DeviceArrays:
+        arrays = DeviceArrays(device)
+        arrays._is_pinning = True
+        return arrays
+
+    monkeypatch.setattr(state, "arrays_on", pinning)
 
 
 def run(folder: Path, prompts: dict, is_async: bool) -> dict[str, Answer]:
@@ -53,11 +59,12 @@ def test_on_a_device_nothing_waits_and_the_replies_are_those_of_the_host(
 
 
 def test_what_waits_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = "def ask(x):\n    return x[0].item(), x[x > 1].sum(), bool(x.any()), x.tolist(), x.repeat_interleave(x)\n"
+    asked = "x[0].item(), x[x > 1].sum(), bool(x.any()), x.tolist(), x.repeat_interleave(x), x[::2].pin_memory()"
+    script = f"def ask(x):\n    return {asked}\n"
     place = Path(state.__file__)
     scope: dict = {}
     exec(compile(script, str(place.with_name("asking.py")), "exec"), scope)
     with counted(monkeypatch) as seen:
         scope["ask"](torch.arange(3))
-    asked = {what.split(" at ")[0] for what in seen}
-    assert {"item", "index", "__bool__", "tolist", "repeat_interleave"} <= asked
+    noticed = {what.split(" at ")[0] for what in seen}
+    assert {"item", "index", "__bool__", "tolist", "repeat_interleave", "pin_memory in pieces"} <= noticed

@@ -86,7 +86,7 @@ def test_a_family_s_least_number_of_rows_gives_way_to_the_caller_s_most_but_not_
     task = BAGPIPER.task("tts")
     audio = read_options('{"audio": {"max_rows": 20}}', BAGPIPER, task, 50.0).sampling.audio
     assert (audio.max_rows, audio.min_rows) == (20, 20)
-    with pytest.raises(InvalidRequest, match=r"audio\.min_rows: expected a number in \[0, 57\], got 60"):
+    with pytest.raises(InvalidRequest, match=r"audio\.min_rows: expected an integer in \[0, 57\], got 60"):
         read_options('{"max_audio_s": 1, "audio": {"min_rows": 60}}', BAGPIPER, task, 50.0)
 
 
@@ -100,8 +100,8 @@ def test_a_family_s_least_number_of_rows_gives_way_to_the_caller_s_most_but_not_
         ({"seed": True}, "options.seed: expected an integer, got True"),
         ({"seed": 1.5}, "options.seed: expected an integer, got 1.5"),
         ({"seed": None}, "options.seed: expected an integer, got None"),
-        ({"seed": -1}, "options.seed: expected a number in [0, 9223372036854775807], got -1"),
-        ({"seed": 1 << 63}, "options.seed: expected a number in"),
+        ({"seed": -1}, "options.seed: expected an integer in [0, 9223372036854775807], got -1"),
+        ({"seed": 1 << 63}, "options.seed: expected an integer in"),
         ({"guidance_scale": "high"}, "options.guidance_scale: expected a number, got 'high'"),
         ({"guidance_scale": 101}, "options.guidance_scale: expected a number in [0.0, 100.0], got 101"),
         ({"guidance_scale": 10**400}, "options.guidance_scale: expected a number that fits"),
@@ -129,13 +129,13 @@ def test_a_family_s_least_number_of_rows_gives_way_to_the_caller_s_most_but_not_
         ({"audio": {"top_k": 2.5}}, "options.audio.top_k: expected an integer, got 2.5"),
         ({"audio": {"top_k": None}}, "options.audio.top_k: expected an integer, got None"),
         ({"audio": {"top_p": 0}}, "options.audio.top_p: expected a number in [1e-06, 1.0], got 0"),
-        ({"audio": {"min_rows": 600}}, "options.audio.min_rows: expected a number in [0, 500], got 600"),
+        ({"audio": {"min_rows": 600}}, "options.audio.min_rows: expected an integer in [0, 500], got 600"),
         ({"audio": {"max_rows": 1025}}, "options.audio.max_rows: expected at most 1024 rows, got 1025"),
         ({"audio": {"max_rows": 0}}, "options.audio."),
-        ({"audio": {"ras_window": 513}}, "options.audio.ras_window: expected a number in [0, 512], got 513"),
-        ({"audio": {"ras_window": -1}}, "options.audio.ras_window: expected a number in [0, 512], got -1"),
+        ({"audio": {"ras_window": 513}}, "options.audio.ras_window: expected an integer in [0, 512], got 513"),
+        ({"audio": {"ras_window": -1}}, "options.audio.ras_window: expected an integer in [0, 512], got -1"),
         ({"audio": {"ras_window": 7.0}}, "options.audio.ras_window: expected an integer, got 7.0"),
-        ({"audio": {"ras_max_repeats": 0}}, "options.audio.ras_max_repeats: expected a number in [1, 512], got 0"),
+        ({"audio": {"ras_max_repeats": 0}}, "options.audio.ras_max_repeats: expected an integer in [1, 512], got 0"),
         ({"audio": {"ras_max_repeats": None}}, "options.audio.ras_max_repeats: expected an integer, got None"),
         ({"text": {"ras_window": 7}}, "options.text.ras_window: expected one of max_rows, min_rows, temperature"),
         (

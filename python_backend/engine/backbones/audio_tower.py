@@ -17,8 +17,11 @@ def audio_tower(config: Mapping[str, Any]) -> Qwen3OmniMoeAudioEncoder:
 
 
 def embed_audio(tower: Qwen3OmniMoeAudioEncoder, adaptor: nn.Linear, features: torch.Tensor) -> torch.Tensor:
-    """Rows [N, H] for features [F, M] of one audio; N is `AudioFormat.num_rows(F)`."""
-    lengths = torch.tensor([len(features)], device=features.device)
+    """Rows [N, H] for features [F, M] of one audio; N is `AudioFormat.num_rows(F)`.
+
+    All lengths stay on the host, which cuts the audio by them: on a GPU nothing waits for the device.
+    """
+    lengths = torch.tensor([len(features)])
     places = _places(tower.config, len(features), features.device)
     return adaptor(tower(features.T, feature_lens=lengths, **places).last_hidden_state)
 
@@ -35,7 +38,5 @@ def _places(config: Qwen3OmniMoeAudioEncoderConfig, num_frames: int, device: tor
     valid = [index * longest + row for index, count in enumerate(counts) for row in range(count)]
     window = longest * (config.n_window_infer // chunk)
     ends = [*range(0, total, window), total]
-    return {
-        "valid_indices": torch.tensor(valid, device=device),
-        "cu_seqlens": torch.tensor(ends, dtype=torch.int32, device=device),
-    }
+    indices = torch.tensor(valid, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    return {"valid_indices": indices, "cu_seqlens": torch.tensor(ends, dtype=torch.int32)}

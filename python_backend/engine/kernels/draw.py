@@ -150,7 +150,9 @@ def _nucleus(
     return _float(high)
 
 
-@triton.jit
+# Rows of a table lie at any multiple of 4 bytes, as many rows as there are: one binary must do for all of them, or a
+# batch of another size would be kept waiting by the compiler.
+@triton.jit(do_not_specialize_on_alignment=["keys", "temperatures", "top_ks", "top_ps"])
 def _draw_kernel(
     drawn: tl.tensor,  # [B, S], written
     logits: tl.tensor,  # [B, S, C] float32

@@ -8,13 +8,22 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("capability", ["80", "90"])
-def test_kernels_compile_for_cuda(capability: str, tmp_path: Path) -> None:
+def compiled(cache: Path, *arguments: str) -> list[str]:
+    """The lines that a module of this folder prints where kernels are not interpreted."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.engine.kernels.compile", capability]
-    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[3])}
+    command = [sys.executable, "-m", *arguments]
+    environment |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    sizes = dict(line.split() for line in done.stdout.splitlines())
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("capability", ["80", "90"])
+def test_kernels_compile_for_cuda(capability: str, tmp_path: Path) -> None:
+    sizes = dict(line.split() for line in compiled(tmp_path, "tests.engine.kernels.compile", capability))
     assert sizes.keys() == {"_draw_kernel", "_embed_kernel"}
     assert min(map(int, sizes.values())) > 1000
+
+
+def test_one_binary_draws_for_batches_of_any_size(tmp_path: Path) -> None:
+    assert compiled(tmp_path, "tests.engine.kernels.specialise") == ["1"]
