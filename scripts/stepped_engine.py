@@ -3,6 +3,7 @@
 import itertools
 import statistics
 import time
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -29,10 +30,13 @@ class StepTime:
 
 
 class SteppedEngine:
-    """One engine core in this process."""
+    """One engine core in this process; its KV cache goes with it."""
 
     def __init__(self, config: Any):
         self.core = EngineCore(config, Executor.get_class(config), log_stats=False)
+        # vLLM has frozen what it made, so that no garbage collection would ever find the cache. Not `core.shutdown`:
+        # it takes the process's groups away from its other engines too.
+        weakref.finalize(self, self.core.model_executor.shutdown).atexit = False
         self.scheduler: Any = self.core.scheduler
         self._ids = itertools.count()
 
