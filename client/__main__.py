@@ -33,6 +33,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     speak = commands.add_parser("speak", parents=[shared], help="text to speech")
     speak.add_argument("text", help="what to say; - reads standard input")
+    speak.add_argument("--task", default="tts", help="what the model calls it; default: tts")
     speak.add_argument("--out", type=Path, metavar="FILE", help="wav, flac, ogg or mp3; grows as audio arrives")
     speak.add_argument("--play", choices=["auto", "off"], default="auto", help="play where a player is found")
     speak.add_argument("--voice", help="a voice of the model")
@@ -42,6 +43,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     speak.add_argument("--words", action="store_true", help="print each word and when it starts")
     transcribe = commands.add_parser("transcribe", parents=[shared], help="speech to text")
     transcribe.add_argument("file", type=Path, help="wav, flac, ogg or mp3")
+    transcribe.add_argument("--task", default="asr", help="what the model calls it; default: asr")
     args = parser.parse_args(argv)
     if args.timeout <= 0:
         parser.error(f"--timeout must be > 0 s, got {args.timeout:g}")
@@ -69,7 +71,7 @@ async def speak(client: SpeechClient, args: argparse.Namespace) -> None:
     """Play and write the text, and print what came of it."""
     sinks = open_sinks(args)
     text = sys.stdin.read() if args.text == "-" else args.text
-    flags = {"seed": args.seed, "guidance_scale": args.guidance_scale, "voice": args.voice}
+    flags = {"task": args.task, "seed": args.seed, "guidance_scale": args.guidance_scale, "voice": args.voice}
     flags |= {"encoding": args.encoding, "sample_rate": args.sample_rate}
 
     def hear(event: SpeechEvent) -> None:
@@ -100,7 +102,8 @@ async def transcribe(client: SpeechClient, args: argparse.Namespace) -> None:
         if not args.json:
             print(event.text, end="", flush=True)
 
-    tally = await follow(client.transcribe(args.file, **merged(args.options, {"seed": args.seed})), read, False)
+    flags = {"task": args.task, "seed": args.seed}
+    tally = await follow(client.transcribe(args.file, **merged(args.options, flags)), read, False)
     print(json.dumps(tally.record()) if args.json else "")
     print(f"complete after {tally.total_s:.2f} s", file=sys.stderr)
 

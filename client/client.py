@@ -153,6 +153,7 @@ class SpeechClient:
         text: str,
         /,
         *,
+        task: str = "tts",
         voice: str | None = None,
         seed: int | None = None,
         guidance_scale: float | None = None,
@@ -162,6 +163,7 @@ class SpeechClient:
     ) -> SpeechStream:
         """The events of `text` being spoken.
 
+        task: what the model calls that; one that writes first says so in the events' text.
         encoding: `pcm_f32le` (the default) or `pcm_s16le`; sample_rate: in Hz, by default the codec's.
         options: as the server knows them, e.g. `audio={"temperature": 0.5}` or `chunking={"playout_s": 0.2}`.
         """
@@ -169,12 +171,15 @@ class SpeechClient:
         ring = None if sharing is None else sharing.make_ring().option()
         output = options.get("output", {}) | given({"encoding": encoding, "sample_rate": sample_rate, "ring": ring})
         options |= {"voice": voice, "seed": seed, "guidance_scale": guidance_scale, "output": output or None}
-        return self.send(strings(text=text, task="tts", options=options_json(options)), sharing)
+        return self.send(strings(text=text, task=task, options=options_json(options)), sharing)
 
-    def transcribe(self, audio: Audio, /, **options: Any) -> SpeechStream:
-        """The events of `audio` being written down: a file's path or bytes, or (samples [n], rate in Hz)."""
+    def transcribe(self, audio: Audio, /, *, task: str = "asr", **options: Any) -> SpeechStream:
+        """The events of `audio` being written down: a file's path or bytes, or (samples [n], rate in Hz).
+
+        task: what the model calls that, such as `understand`.
+        """
         sharing = self._share()
-        inputs = [*audio_inputs(audio, sharing), *strings(task="asr", options=options_json(options))]
+        inputs = [*audio_inputs(audio, sharing), *strings(task=task, options=options_json(options))]
         return self.send(inputs, sharing)
 
     def converse(

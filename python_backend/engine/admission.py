@@ -67,7 +67,8 @@ def _check_length(prompt: Prompt, task: Task, rules: SegmentRules) -> None:
     begins = task.segments[0]
     limit = rules.text_limit(task) if begins is Segment.TEXT else rules.audio_start_limit
     if len(prompt.rows) > limit:
-        raise InvalidRequest("rows", f"at most {limit} rows before a reply to {task.name}", len(prompt.rows))
+        expected = f"a prompt of at most {limit} rows before a reply to {task.name}"
+        raise InvalidRequest("text, audio or messages", expected, f"{len(prompt.rows)} rows")
 
 
 def max_rows(num_prompt_rows: int, task: Task, sampling: SamplingConfig, rules: SegmentRules) -> int:

@@ -27,7 +27,8 @@ class Piece:
 def choose_task(name: str | None, turns: tuple[Turn, ...], family: Family) -> Task:
     """The task called `name`; without a name, the family's first that answers `turns`.
 
-    InvalidRequest where it does not answer them; where none does, it says what the first would need.
+    InvalidRequest where it does not answer them; where none does, it says what the first would need that takes turns of
+    these roles, or else the first of all.
     """
     named = [task for task in family.tasks if name in (None, task.name)]
     if not named:
@@ -39,7 +40,7 @@ def choose_task(name: str | None, turns: tuple[Turn, ...], family: Family) -> Ta
             return task
         except InvalidRequest as refusal:
             refusals.append(refusal)
-    raise refusals[0]
+    raise min(refusals, key=lambda refusal: refusal.field.endswith(".role"))
 
 
 def check(turns: tuple[Turn, ...], task: Task) -> None:
@@ -48,15 +49,15 @@ def check(turns: tuple[Turn, ...], task: Task) -> None:
     if turns[0].role == "system" and task.system:
         _check_kinds(turns[0], set(turns[0].kinds), (), task.system, task)
         spoken = turns[1:]
+    last = turns[-1]
+    if last.role != task.answers:
+        expected = f"{task.answers!r} in the last turn for task {task.name!r}"
+        raise InvalidRequest(f"{last.path}.role" if last.path else "messages", expected, repr(last.role))
     roles = ("user", "assistant") if task.has_history else (task.answers,)
     for turn in spoken:
         if turn.role not in roles:
             expected = " or ".join(map(repr, roles))
             raise InvalidRequest(f"{turn.path}.role", f"{expected} for task {task.name!r}", repr(turn.role))
-    if not spoken or spoken[-1].role != task.answers:
-        last = turns[-1]
-        expected = f"{task.answers!r} in the last turn for task {task.name!r}"
-        raise InvalidRequest(f"{last.path}.role", expected, repr(last.role))
     _check_answered(spoken, task)
 
 

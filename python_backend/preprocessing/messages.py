@@ -64,6 +64,9 @@ def read_messages(text: str) -> tuple[Turn, ...]:
         raise InvalidRequest("messages", f"1 to {MAX_TURNS} turns", f"{len(records)} turns")
     turns = tuple(_turn(record, f"messages[{index}]") for index, record in enumerate(records))
     _check_inputs(turns)
+    for turn in turns[1:]:
+        if turn.role == "system":
+            raise InvalidRequest(f"{turn.path}.role", "user or assistant: a system turn comes first", "'system'")
     return turns
 
 

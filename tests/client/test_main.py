@@ -86,7 +86,15 @@ async def test_transcribe_prints_the_text(run: Run, tmp_path: Path) -> None:
     code, out, errors = await run(steps, "transcribe", "a.wav")
     assert (code, out) == (0, "a cat\n")
     assert re.fullmatch(r"complete after \d+\.\d\d s\n", errors)
-    assert run.request["audio"] == b"RIFF\0"
+    assert (run.request["audio"], run.request["task"]) == (b"RIFF\0", b"asr")
+
+
+@pytest.mark.parametrize(("command", "task"), [("speak", "dialogue"), ("transcribe", "understand")])
+async def test_a_command_asks_for_another_task(run: Run, tmp_path: Path, command: str, task: str) -> None:
+    (tmp_path / "a.wav").write_bytes(b"RIFF\0")
+    code, _, _ = await run([Chunk(0, None, text="a", is_final=True, is_last=True)], command, "a.wav", "--task", task)
+    assert (code, run.request["task"]) == (0, task.encode())
+    assert "options" not in run.request
 
 
 @pytest.mark.parametrize(

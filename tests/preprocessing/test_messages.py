@@ -54,6 +54,10 @@ def test_a_minute_of_codes_is_read() -> None:
             [{"role": "user", "audio": "audio"}] * 2,
             "messages[1].audio: expected each input tensor at most once, got 'audio' again",
         ),
+        (
+            [{"role": "user", "text": "a"}, {"role": "system", "text": "b"}],
+            "messages[1].role: expected user or assistant: a system turn comes first, got 'system'",
+        ),
         ([{"role": "user", "codes": 5}], "messages[0].codes: expected 1 to 32 lists of codes, one for each stream"),
         ([{"role": "user", "codes": [1, 2]}], "messages[0].codes: expected 1 to 32 lists of codes"),
         ([{"role": "user", "codes": []}], "messages[0].codes: expected 1 to 32 lists of codes"),
