@@ -37,6 +37,12 @@ class Rows:
         self.in_audio = self.is_spoken & (state.audio_end < 0)
         self.frame = self.position - state.audio_start  # also the audio row's index; meaningless before the audio
 
+    @property
+    def is_closing(self) -> Array:
+        """Whether the end of audio lies two rows back or more."""
+        end = self.state.audio_end
+        return (end >= 0) & (self.position > end + 1)
+
 
 class SegmentMachine:
     """What each row may carry on stream 0, and what follows from what it carries.
@@ -122,7 +128,9 @@ class SegmentMachine:
         state, family, where = rows.state, self.family, self._xp.where
         length = state.audio_end - state.audio_start
         last = state.audio_end + where(length > 0, self.rules.tail, 1)
-        drained = audio if family.drain == "sampled" else family.layout.pad_id
+        drained = audio if family.drain in ("sampled", "padded") else family.layout.pad_id
+        if family.drain == "padded":
+            drained = where(rows.is_closing, family.layout.pad_id, drained)
         drain = where(rows.position == last, family.end_of_reply, drained)
         token = where(rows.in_audio, audio, drain)
         step = self._xp.clip(rows.frame + len(family.transition), 0, len(family.transition))
@@ -152,6 +160,9 @@ class SegmentMachine:
             length = where(state.audio_end < 0, ENDLESS, state.audio_end - state.audio_start)
             length = where(rows.in_audio & (token == family.end_of_audio), rows.frame, length)
             lies = lies & (frame < length[:, None])
+        elif family.drain == "padded":
+            is_past = frame > (state.audio_end - state.audio_start)[:, None]
+            lies = lies & ~(rows.is_closing[:, None] & is_past)
         elif family.drain == "none":
             lies = lies & (token != family.end_of_audio)[:, None]
         laid = where(lies, drawn, family.layout.pad_id)
@@ -161,14 +172,10 @@ class SegmentMachine:
         return where(is_forced, forced[:, : drawn.shape[1]], laid)
 
     def _ordinal(self, token: Array, rows: Rows, script: Script) -> Array:
-        writes = rows.in_text & self._is_spoken(token, script)
+        writes = rows.in_text & _is_spoken(token, script)
         speaks = rows.in_audio & (token != self.family.end_of_audio)
         ordinal = self._xp.where(rows.in_text, rows.state.num_entries + 1, rows.state.pointer)
         return self._xp.where(writes | speaks, script.index_base + ordinal, self.family.layout.pad_id)
-
-    @staticmethod
-    def _is_spoken(token: Array, script: Script) -> Array:
-        return (token >= script.spoken.start) & (token < script.spoken.stop)
 
     def advance(self, token: Array, rows: Rows) -> Array:
         """Move the state on past `token`; returns the script entry that it is, 0 for none."""
@@ -182,9 +189,13 @@ class SegmentMachine:
         state.audio_end = where(ends_audio, rows.position, state.audio_end)
         if self.script is None:
             return self._xp.zeros_like(token)
-        is_entry = writes & self._is_spoken(token, self.script)
+        is_entry = writes & _is_spoken(token, self.script)
         state.num_entries = state.num_entries + is_entry
         return where(is_entry, state.num_entries, 0)
+
+
+def _is_spoken(token: Array, script: Script) -> Array:
+    return (token >= script.spoken.start) & (token < script.spoken.stop)
 
 
 def _take(values: Array, index: Array | None) -> Array:

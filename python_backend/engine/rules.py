@@ -27,7 +27,9 @@ class SegmentRules:
     def tail(self) -> int:
         """Rows from `end_of_audio` to `end_of_reply`, where there is a frame to drain; 0 where the two are one."""
         max_delay = self.family.layout.max_delay
-        return {"forced": max(1, max_delay - 1), "sampled": max(1, max_delay), "none": 0}[self.family.drain]
+        if self.family.drain == "none":
+            return 0
+        return max(1, max_delay - 1 if self.family.drain == "forced" else max_delay)
 
     @cached_property
     def num_closing_rows(self) -> int:

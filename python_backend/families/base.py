@@ -9,6 +9,7 @@ from python_backend.streams.layout import StreamLayout
 from python_backend.streams.segment import Segment
 
 Role = Literal["system", "user", "assistant"]
+Drain = Literal["forced", "sampled", "padded", "none"]
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,10 @@ class Family:
     written_end_of_text: what stands in the row in which a text closed that audio follows (None: what was drawn).
     warm_up: what the streams carry that trail so far that they have no frame yet: pad, or what the model samples.
     drain: how audio ends once `end_of_audio` has been drawn in row E. `forced`: the rows that follow carry what is left
-    of the frames before E, pad elsewhere, pad on stream 0; `sampled`: max_delay rows follow in which all streams are
-    sampled on; either way the frames before E count. `none`: the reply ends at once; its last max_delay rows complete
-    frames and begin none.
+    of the frames before E, pad elsewhere, pad on stream 0. `sampled`: max_delay rows follow in which all streams are
+    sampled on. `padded`: as many, of which only the first is sampled on all streams; in row E + j a stream that trails
+    by less than j carries pad. Of these three the frames before E count. `none`: the reply ends at once; its last
+    max_delay rows complete frames and begin none.
     has_stream_bias: the checkpoint has `stream_bias.weight` [S, H], added to the hidden state before each head.
     subwords: ids of the tokens of the checkpoint's tokenizer, in its order; None where the family needs no tokenizer.
     markers: ids that only prompts carry, by the names that the checkpoint gives them.
@@ -105,7 +107,7 @@ class Family:
     end_of_lone_text: int | None = None
     written_end_of_text: int | None = None
     warm_up: Literal["forced", "sampled"] = "forced"
-    drain: Literal["forced", "sampled", "none"] = "forced"
+    drain: Drain = "forced"
     has_stream_bias: bool = False
     subwords: range | None = None
     markers: Mapping[str, int] = field(default_factory=dict, hash=False)

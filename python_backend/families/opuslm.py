@@ -8,15 +8,15 @@
     dialogue    [sos][audio_dialogue] turns … [assistant][text] ─► words, pad×8 [assistant][codec_ssl] ─► rows …
 
 Stream s trails by s rows, in prompts too. Every pad adds its learned embedding. What streams without a frame yet carry
-is pad; once the model has drawn its end on stream 0, it draws all streams on for eight rows. Numbers are those of
-`espnet/OpusLM_7B_Anneal`; config.json says what holds for a checkpoint (`speech_vocabulary`).
+is pad; once the model has drawn its end on stream 0, eight rows follow, which complete the frames before it. Numbers
+are those of `espnet/OpusLM_7B_Anneal`; config.json says what holds for a checkpoint (`speech_vocabulary`).
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from python_backend.families.base import Family, Task, UnconditionalContext
+from python_backend.families.base import Drain, Family, Task, UnconditionalContext
 from python_backend.sampling.params import SamplingConfig, SegmentSampling
 from python_backend.streams.layout import StreamLayout
 from python_backend.streams.segment import Segment
@@ -42,7 +42,8 @@ VOICE_FRAMES = 500
 @dataclass(frozen=True)
 class OpusVocabulary:
     """Where each kind of id lies. codec: first id of the first codebook; the others follow. modalities and tasks: ids
-    of the tokens `<codec_ssl>`, `<codec_ssl_asr_task>`, … by name, which releases number differently."""
+    of the tokens `<codec_ssl>`, `<codec_ssl_asr_task>`, … by name, which releases number differently. drain: what
+    streams carry behind the end of audio, on which versions of ESPnet differ: `padded` or `sampled`."""
 
     vocab_size: int = 113870
     text: tuple[int, int] = (13448, 113800)
@@ -51,6 +52,11 @@ class OpusVocabulary:
     codebook_size: int = 1024
     modalities: Mapping[str, int] = field(default_factory=lambda: dict(MODALITIES))
     tasks: Mapping[str, int] = field(default_factory=lambda: dict(TASKS))
+    drain: Drain = "padded"
+
+    def __post_init__(self) -> None:
+        if self.drain not in ("padded", "sampled"):
+            raise ValueError(f"drain must be padded or sampled, got {self.drain!r}")
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "OpusVocabulary":
@@ -106,7 +112,7 @@ def _family(name: str, vocabulary: OpusVocabulary, tasks: tuple[Task, ...]) -> F
         steady_chunk_frames=25,
         end_of_lone_text=SOS_EOS,
         written_end_of_text=PAD,
-        drain="sampled",
+        drain=vocabulary.drain,
         has_stream_bias=True,
         subwords=range(*vocabulary.text),
         markers={**markers, **vocabulary.tasks},

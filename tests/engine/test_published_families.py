@@ -230,12 +230,12 @@ def test_logits_of_every_stream_are_the_backbone_s_own_class_s(
 
 
 def test_what_is_sampled_and_what_is_forced_is_the_family_s(checkpoint: Checkpoint, roomy: Engine) -> None:
-    """Bagpiper draws its pads; OpusLM's are forced until a stream has its frame, and its drain is drawn."""
+    """Bagpiper draws its pads; OpusLM's are forced until a stream has its frame, and again once it has ended."""
     family = checkpoint.family
     prompts = make_prompts(family, 15)
     prompts = {name: each for name, each in prompts.items() if Segment.AUDIO in family.task(each.task).segments}
     answers = roomy.run(prompts)
-    warm_up, drained = set[int](), set[int]()
+    warm_up, drained, closed = set[int](), set[int](), set[int]()
     for name, prompt in prompts.items():
         rows = audio_rows(family, prompt, answers[name].rows)
         end = int(np.flatnonzero(rows[:, 0] == family.end_of_audio)[0])
@@ -244,7 +244,8 @@ def test_what_is_sampled_and_what_is_forced_is_the_family_s(checkpoint: Checkpoi
                 assert rows[:stream, stream].tolist() == prompt.overhang[:stream, stream - 1].tolist()
             continue
         warm_up |= {int(rows[i, s]) for s in range(1, rows.shape[1]) for i in range(min(s, end))}
-        drained |= {int(token) for token in rows[end + 1 : -1, 0]}
+        drained |= {int(token) for token in rows[end + 1 : -1][:1, 0]}
+        closed |= {int(rows[end + j, s]) for j in range(2, len(rows) - 1 - end) for s in range(j)}
         assert len(rows) - end - 1 == (0 if family.name == "bagpiper" else 8)
         assert rows[-1, 0] == family.end_of_reply
     if family.name == "bagpiper":
@@ -252,8 +253,9 @@ def test_what_is_sampled_and_what_is_forced_is_the_family_s(checkpoint: Checkpoi
         assert len(warm_up) > 8
     else:
         assert warm_up == {family.layout.pad_id}
-        assert len(drained) > 4
+        assert len(drained) > 2
         assert family.layout.pad_id not in drained
+        assert closed == {family.layout.pad_id}
 
 
 def test_chunked_prefills_and_preemptions_change_nothing(checkpoint: Checkpoint) -> None:

@@ -159,16 +159,57 @@ def test_bagpiper_s_caption_ends_with_its_turn_and_the_audio_s_marker_follows(ar
 
 
 @pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
-def test_opuslm_s_pads_are_forced_and_all_streams_are_drawn_on_after_the_end(arrays: Arrays) -> None:
+def test_opuslm_s_pads_are_forced_and_two_rows_follow_its_end(arrays: Arrays) -> None:
     s, f, g = [[start + frame for frame in range(4)] for start in (SSL, FIRST, SECOND)]
     reply = Reply(OPUSLM_3, OPUSLM_3.task("speak"), arrays)
     drawn = [[s[0], f[3], g[3]], [s[1], f[0], g[3]], [s[2], f[1], g[0]], [END, f[2], g[1]], [s[3], 0, g[2]]]
     rows = [reply.write(row) for row in drawn]
     assert rows == [[s[0], 0, 0], [s[1], f[0], 0], *drawn[2:]]
-    assert reply.write([END, f[3], 0]) == [OPUSLM_3.end_of_reply, f[3], 0], "row E + 2 is the last"
+    assert reply.write([END, f[3], g[3]]) == [OPUSLM_3.end_of_reply, 0, g[3]], "row E + 2 is the last"
     reply.end()
     assert reply.tracker.num_frames == 3
     assert reply.frames == [(2, [0, 0]), (3, [1, 1]), (4, [2, 2])], "frames 0 … E - 1, each after row t + 2"
+
+
+def as_espnet_closes(drawn: Sequence[Sequence[int]]) -> list[list[int]]:
+    """What the loop that OpusLM was released with keeps of what it draws: `ARDelayLM.inference` in step by step words.
+
+    It sees the end in the row after it; from the next row on, streams 0 … j - 1 are pads in the j-th row after the end.
+    """
+    rows: list[list[int]] = []
+    seen: int | None = None
+    for step, row in enumerate(drawn):
+        is_pad = [stream > step or (seen is not None and step - seen + 1 > stream) for stream in range(len(row))]
+        if seen is None and rows and rows[-1][0] == END:
+            seen = step
+        rows.append([0 if pad else token for token, pad in zip(row, is_pad, strict=True)])
+        if seen is not None and step - seen == len(row) - 2:
+            break
+    return rows
+
+
+@pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
+@pytest.mark.parametrize("end", [1, 4, 12])
+@pytest.mark.parametrize("drain", ["padded", "sampled"])
+def test_nine_streams_close_as_the_release_s_own_loop(arrays: Arrays, end: int, drain: Any) -> None:
+    random = np.random.default_rng(end)
+    audio = DIALOGUE.layout.audio
+    drawn = np.stack([random.integers(ids.start, ids.stop, 30) for ids in audio], 1).tolist()
+    drawn[end][0] = END
+    expected = as_espnet_closes(drawn)
+    if drain == "sampled":  # as older versions of that loop, which only count the rows
+        expected[end + 1 :] = [
+            [token if stream <= step else 0 for stream, token in enumerate(row)]
+            for step, row in enumerate(drawn[end + 1 : end + 9], end + 1)
+        ]
+    reply = Reply(replace(DIALOGUE, drain=drain), DIALOGUE.task("speak"), arrays)
+    rows = [reply.write(row) for row in drawn[: end + 9]]
+    assert [row[1:] for row in rows] == [row[1:] for row in expected]
+    assert [row[0] for row in rows[:-1]] == [row[0] for row in expected[:-1]]
+    assert rows[-1][0] == DIALOGUE.end_of_reply
+    reply.end()
+    codes = [[drawn[frame + s][s] - audio[s].start for s in range(1, 9)] for frame in range(end)]
+    assert [frame for _, frame in reply.frames] == codes
 
 
 @pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])

@@ -46,6 +46,12 @@ def test_a_vocabulary_survives_config_json(name: str, tmp_path: Path) -> None:
     assert family_at(tmp_path).layout == SMALL[name].layout
 
 
+@pytest.mark.parametrize("drain", ["padded", "sampled"])
+def test_opuslm_s_checkpoint_may_say_how_its_audio_closes(drain: str) -> None:
+    record = SMALL_OPUSLM.to_record() | {"drain": drain}
+    assert read_family({"speech_family": "opuslm_dialogue", "speech_vocabulary": record}).drain == drain
+
+
 def test_a_family_outside_the_registry_is_named_by_its_module() -> None:
     assert read_family({"speech_family": "python_backend.families.tiny:TINY"}) is TINY
     assert TINY.task("tts").segments == (Segment.TEXT, Segment.AUDIO)
@@ -58,6 +64,10 @@ def test_a_family_outside_the_registry_is_named_by_its_module() -> None:
         ({"speech_family": "huge"}, "unknown family 'huge'; known:"),
         ({"speech_family": "bagpiper", "speech_vocabulary": {"text": 3}}, "not a vocabulary of bagpiper"),
         ({"speech_family": "opuslm", "speech_vocabulary": {"tasks": {}}}, "not a vocabulary of opuslm"),
+        (
+            {"speech_family": "opuslm", "speech_vocabulary": SMALL_OPUSLM.to_record() | {"drain": "free"}},
+            "not a vocabulary of opuslm: ValueError.*drain must be padded or sampled, got 'free'",
+        ),
     ],
 )
 def test_what_names_no_family_is_refused(config: dict[str, Any], message: str) -> None:

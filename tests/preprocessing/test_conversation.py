@@ -71,7 +71,12 @@ def test_a_task_answers_what_it_was_made_for(family: Family, given: tuple[Turn, 
         (TINY, (HELLO,), "asr", "audio: expected audio for task 'asr', got text"),
         (TINY, (QUESTION,), "asr", "text: expected only audio for task 'asr', got audio and text"),
         (TINY, turns("user:text", "assistant:text", "user:text"), None, "messages[1].role: expected 'user' for task"),
-        (BAGPIPER, turns("user:text", "assistant:text"), None, "messages[1].role: expected 'user' in the last turn for"),
+        (
+            BAGPIPER,
+            turns("user:text", "assistant:text"),
+            None,
+            "messages[1].role: expected 'user' in the last turn for",
+        ),
         (BAGPIPER, turns("system:audio", "user:text"), None, "messages[0]: expected only text for task 'understand'"),
         (
             BAGPIPER,

@@ -104,7 +104,7 @@ class _Reply:
         self.pointer = 0
         # How many rows follow the row that ends the audio; how many audio rows there are beyond the frames.
         slowest = max(self.family.layout.delays)
-        self.tail = {"forced": max(1, slowest - 1), "sampled": slowest, "none": 0}[self.family.drain]
+        self.tail = {"forced": max(1, slowest - 1), "none": 0}.get(self.family.drain, slowest)
         self.extra = slowest if self.family.drain == "none" else 0
 
     def run(self) -> tuple[list[Row], float]:
@@ -172,7 +172,7 @@ class _Reply:
                 row[family.script.index_stream] = family.script.index_base + self.pointer
         elif position == self.audio_end + (self.tail if self.audio_end > self.audio_start else 1):
             row[0] = family.end_of_reply
-        elif family.drain == "sampled":
+        elif family.drain == "sampled" or (family.drain == "padded" and position == self.audio_end + 1):
             row[0] = self.draw(logits[0], self.first_ids(frame), 0, self.sampling.audio)
         for s in range(1, len(family.layout.audio)):
             if self.is_read(position, frame - family.layout.delays[s]):
@@ -187,6 +187,8 @@ class _Reply:
             return False
         if self.audio_end is None or self.family.drain == "sampled":
             return True
+        if self.family.drain == "padded":
+            return position == self.audio_end + 1 or self.audio_start + spoken <= self.audio_end
         return self.family.drain == "forced" and self.audio_start + spoken < self.audio_end
 
     def ids(self, stream: int) -> list[int]:

@@ -164,9 +164,15 @@ BAD: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"text": "a", "audio": wav(np.zeros(31 * 24_000, np.float32))}, "audio: expected at most 30 s"),
         ({"text": "a", "task": "tts", **SAMPLES}, "pcm_in: expected only text for task 'tts'"),
         (messages(turn("user", codes=SAID)), "messages[0].codes: expected an audio input"),
-        (messages(turn("user", text="a"), turn("assistant", text="b")), "messages[1].role: expected 'user' in the last"),
+        (
+            messages(turn("user", text="a"), turn("assistant", text="b")),
+            "messages[1].role: expected 'user' in the last",
+        ),
         ({"text": "a", "options": '{"voice": "rms"}'}, "options.voice: expected none"),
-        ({"text": "o " * 3000}, "text, audio or messages: expected a prompt of at most 2036 rows before a reply to tts, got 3007 rows"),
+        (
+            {"text": "o " * 3000},
+            "text, audio or messages: expected a prompt of at most 2036 rows before a reply to tts, got 3007 rows",
+        ),
     ],
     "opuslm": [
         (FILE, "audio: expected codes [9][T] in messages"),
@@ -176,7 +182,10 @@ BAD: dict[str, list[tuple[dict[str, Any], str]]] = {
     ],
     "opuslm-dialogue": [
         (messages(turn("assistant", text="a")) | {"task": "dialogue"}, "messages[0].role: expected 'user'"),
-        ({"text": "a", "task": "speak"}, "messages: expected 'assistant' in the last turn for task 'speak', got 'user'"),
+        (
+            {"text": "a", "task": "speak"},
+            "messages: expected 'assistant' in the last turn for task 'speak', got 'user'",
+        ),
         (messages(turn("user", audio="audio")), "messages: expected the inputs audio and messages"),
         (
             {"text": "a", "task": "text_dialogue", "options": '{"max_audio_s": 1}'},
