@@ -12,11 +12,19 @@ fail() { echo "setup: $*" >&2; exit 1; }
 # A set is in place when its stamp, or that of a set containing it, was made from the lock files as they are now.
 key=$(cat requirements/*.txt | sha256sum | cut -c1-16)
 package_stamp=.venv/.stretto-package-$(sha256sum <pyproject.toml | cut -c1-16)
-for done_set in embedded dev; do
-    [ "$done_set" = "$set_name" ] && reached=1
-    [ -n "${reached:-}" ] && [ -f ".venv/.stretto-$done_set-$key" ] && have_packages=1
-done
-[ -n "${have_packages:-}" ] && [ -f "$package_stamp" ] && exit 0
+look() {
+    reached= have_packages=
+    for done_set in embedded dev; do
+        [ "$done_set" = "$set_name" ] && reached=1
+        [ -n "$reached" ] && [ -f ".venv/.stretto-$done_set-$key" ] && have_packages=1
+    done
+    [ -n "$have_packages" ] && [ -f "$package_stamp" ]
+}
+look && exit
+mkdir -p .stretto
+exec 8>.stretto/setup.lock
+flock --nonblock 8 || { echo "setup: another call is at it: waiting for it"; flock 8; }
+look && exit
 
 candidates=${PYTHON:-python3.11 python3.12 python3}
 PYTHON=
@@ -34,7 +42,7 @@ if [ ! -x .venv/bin/uv ]; then
     .venv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.8 ||
         fail "could not download uv; check the network and run this again"
 fi
-if [ -z "${have_packages:-}" ]; then
+if [ -z "$have_packages" ]; then
     . scripts/uv_sources.sh
     if [ -n "${UV_TORCH_BACKEND:-}" ]; then
         echo "setup: CPU torch comes from PyTorch's own index"

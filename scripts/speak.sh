@@ -14,20 +14,30 @@ log=$state/server-$port.log
 usage() { sed -n '2,4s/^# //p' "$0"; exit "${1:-0}"; }
 serve() { .venv/bin/python -m scripts.serve --pid-file "$pid_file" "$@"; }
 
-start() {
-    mkdir -p "$state"
+launch() {
     echo "starting the server on ports $port (HTTP), $((port + 1)) (gRPC), $((port + 2)) (metrics); log: $log"
-    # A session of its own: what ends this call must not end the server.
+    # A session of its own: what ends this call must not end the server. Nor may the server keep the lock.
     setsid nohup .venv/bin/python -m scripts.serve --pid-file "$pid_file" --model-repository model_repository --log-file "$log" \
-        --http-port "$port" --grpc-port $((port + 1)) --metrics-port $((port + 2)) >"$state/serve-$port.log" 2>&1 </dev/null &
-    local launcher=$! begun=$SECONDS
-    until serve --status >/dev/null; do
-        kill -0 "$launcher" 2>/dev/null || { echo "the server did not start:" >&2; cat "$state/serve-$port.log" >&2; exit 1; }
+        --http-port "$port" --grpc-port $((port + 1)) --metrics-port $((port + 2)) >"$state/serve-$port.log" 2>&1 </dev/null 9>&- &
+    launcher=$!
+}
+
+# Returns when the server is ready: one that runs, one that an interrupted call has left starting, or one started here.
+until_ready() {
+    local launcher="" begun=$SECONDS status
+    while status=0; serve --status >/dev/null || status=$?; [ "$status" != 0 ]; do
+        if [ "$status" = 3 ] && [ -z "$launcher" ]; then
+            launch
+        elif [ "$status" = 3 ] && ! kill -0 "$launcher" 2>/dev/null; then
+            echo "the server did not start:" >&2
+            cat "$state/serve-$port.log" >&2
+            exit 1
+        fi
         [ -t 1 ] && printf '\rloading the models … %d s' $((SECONDS - begun))
         sleep 0.3
     done
     [ -t 1 ] && printf '\r'
-    echo "server ready after $((SECONDS - begun)) s"
+    [ -z "$launcher" ] || echo "server ready after $((SECONDS - begun)) s"
 }
 
 case "${1:-}" in
@@ -36,7 +46,13 @@ case "${1:-}" in
     "") usage 2 >&2 ;;
 esac
 scripts/setup.sh embedded
-serve --status >/dev/null || start
+if ! serve --status >/dev/null; then
+    mkdir -p "$state"
+    exec 9>"$state/start-$port.lock"
+    flock --nonblock 9 || { echo "another call is starting the server: waiting for it"; flock 9; }
+    until_ready
+    exec 9>&-
+fi
 text=$1
 shift
 python=$PWD/.venv/bin/python
