@@ -20,11 +20,13 @@ from python_backend.config import EngineConfig
 from python_backend.errors import CheckpointError
 from python_backend.families.base import Family
 from python_backend.families.registry import family_at
+from python_backend.preprocessing.ssl_tokenizer import FOLDER, load_ssl_tokenizer
 from scripts.converting.conversion import fresh_directory
 from scripts.serving.environment import ROOT
 
 BUNDLED = ROOT / "model_repository"
-CHECKPOINT, ENGINE, DECODER = "language_model/1/checkpoint", "language_model/1/engine.json", "acoustic_decoder"
+CHECKPOINT, ENGINE = "language_model/1/checkpoint", "language_model/1/engine.json"
+DECODER, PREPROCESSOR = "acoustic_decoder", "preprocessor"
 NUM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 CPU_BLOCK_SIZE = 32  # rows; vLLM's attention on the CPU takes multiples of it
 MIB = 1 << 20
@@ -37,7 +39,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--checkpoint", type=Path, required=True, help="what scripts.convert_checkpoint has made")
     add("--out", type=Path, required=True, help="directory to be made")
     add("--engine-args", type=Path, metavar="FILE", help="JSON: engine arguments of vLLM in place of those chosen here")
-    add("--gpu", type=int, metavar="N", help="for GPUs, the codec on GPU N; default: for the CPU")
+    add("--gpu", type=int, metavar="N", help="for GPUs, codec and tokenizer of audio on GPU N; default: for the CPU")
     return parser.parse_args(words)
 
 
@@ -75,6 +77,7 @@ def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], gpu: int | No
     """The repository at `out`, which does not exist yet; CheckpointError where the checkpoint cannot be served."""
     family = family_at(checkpoint)
     load_codec(family.codec, checkpoint)
+    load_ssl_tokenizer(checkpoint, len(family.layout.audio[0]))
     record = json.loads((checkpoint / "config.json").read_text())
     chosen = engine_arguments(record, family, gpu is not None) | engine_args
     with fresh_directory(out) as folder:
@@ -84,16 +87,16 @@ def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], gpu: int | No
         (folder / ENGINE).write_text(json.dumps(chosen, indent=2) + "\n")
         EngineConfig.from_file(folder / ENGINE, checkpoint)
         if gpu is not None:
-            decode_on(gpu, folder / DECODER / "config.pbtxt")
+            place = {r"kind: KIND_CPU": f"kind: KIND_GPU gpus: [ {gpu} ]"}
+            batches = {r'(key: "max_batch" value \{ string_value): "\d+"': r'\1: "64"'}  # as large as pay there
+            change(folder / DECODER / "config.pbtxt", place | batches)
+            if (checkpoint / FOLDER).is_dir():  # XEUS takes most of a second of one core for a second of audio
+                change(folder / PREPROCESSOR / "config.pbtxt", place)
 
 
-def decode_on(gpu: int, config: Path) -> None:
-    """Let the acoustic decoder of `config` decode on a GPU, in batches as large as pay there."""
+def change(config: Path, changes: dict[str, str]) -> None:
+    """Put what `changes` says in the place of each of its patterns, which a config has once."""
     text = config.read_text()
-    changes = {
-        r"kind: KIND_CPU": f"kind: KIND_GPU gpus: [ {gpu} ]",
-        r'(key: "max_batch" value \{ string_value): "\d+"': r'\1: "64"',
-    }
     for pattern, new in changes.items():
         text, num_changed = re.subn(pattern, new, text)
         assert num_changed == 1, f"{config}: {pattern!r} matches {num_changed} times instead of once"

@@ -39,5 +39,6 @@ class Template(Protocol):
         ...
 
 
-OpenTemplate = Callable[[Family, Path, Codec], Template]
-"""Opens a template over a checkpoint's folder and its codec; CheckpointError where the folder lacks what it needs."""
+OpenTemplate = Callable[[Family, Path, Codec, str], Template]
+"""Opens a template over a checkpoint's folder and its codec, for a device; CheckpointError where the folder lacks what
+it needs."""

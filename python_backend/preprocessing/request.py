@@ -38,13 +38,13 @@ class Preprocessor:
     """Turns requests into prompts for the family whose checkpoint lies in `checkpoint`.
 
     Its `config.json` names the family (`speech_family`); CheckpointError when it does not. The codec is loaded
-    with the object, so that the first request waits for nothing.
+    with the object, so that the first request waits for nothing. device: where audio is tokenised (`cpu`, `cuda:1`, …).
     """
 
-    def __init__(self, checkpoint: Path, codec: Codec | None = None):
+    def __init__(self, checkpoint: Path, codec: Codec | None = None, device: str = "cpu"):
         self.family = family_at(checkpoint)
-        self.codec = codec or load_codec(self.family.codec, checkpoint)
-        self.template = TEMPLATES[self.family.name](self.family, checkpoint, self.codec)
+        self.codec = codec or load_codec(self.family.codec, checkpoint, device)
+        self.template = TEMPLATES[self.family.name](self.family, checkpoint, self.codec, device)
 
     def prepare(self, raw: RawRequest) -> Prompt:
         """The prompt of `raw`, its seed drawn when none was asked for.

@@ -53,7 +53,7 @@ class XeusTokenizer(nn.Module):
         return distances.argmin(1).cpu().numpy()
 
 
-def load_ssl_tokenizer(checkpoint: Path, num_codes: int) -> SslTokenizer | None:
+def load_ssl_tokenizer(checkpoint: Path, num_codes: int, device: str = "cpu") -> SslTokenizer | None:
     """The tokenizer of the checkpoint in a folder, which makes `num_codes` codes; None where the folder brings none.
 
     CheckpointError names what is missing, unknown or of another shape.
@@ -74,4 +74,4 @@ def load_ssl_tokenizer(checkpoint: Path, num_codes: int) -> SslTokenizer | None:
         missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
         raise CheckpointError(f"{folder}: missing {missing[:8]}, unknown {unknown[:8]}, of another shape {wrong[:8]}")
     tokenizer.load_state_dict(tensors, assign=True)
-    return tokenizer.eval().requires_grad_(False)
+    return tokenizer.eval().requires_grad_(False).to(device)

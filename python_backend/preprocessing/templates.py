@@ -16,7 +16,7 @@ from python_backend.preprocessing.subwords import Subwords
 from python_backend.preprocessing.tiny_template import TinyTemplate
 
 
-def _bagpiper(family: Family, checkpoint: Path, codec: Codec) -> Template:
+def _bagpiper(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
     # Imported here, as it brings transformers, which takes seconds and no other family needs.
     from python_backend.preprocessing.bagpiper_template import BagpiperTemplate
 
@@ -24,14 +24,15 @@ def _bagpiper(family: Family, checkpoint: Path, codec: Codec) -> Template:
     return BagpiperTemplate(family, subwords, AudioFormat.from_config(config_at(checkpoint)))
 
 
-def _segments(family: Family, checkpoint: Path, codec: Codec) -> SegmentWriter:
+def _segments(family: Family, checkpoint: Path, codec: Codec, device: str) -> SegmentWriter:
     subwords = Subwords(TextTokenizer.at(checkpoint), family)
-    return SegmentWriter(family, subwords, codec, load_ssl_tokenizer(checkpoint, len(family.layout.audio[0])))
+    ssl = load_ssl_tokenizer(checkpoint, len(family.layout.audio[0]), device)
+    return SegmentWriter(family, subwords, codec, ssl)
 
 
 TEMPLATES: dict[str, OpenTemplate] = {
-    "tiny": lambda family, checkpoint, codec: TinyTemplate(codec),
+    "tiny": lambda family, checkpoint, codec, device: TinyTemplate(codec),
     "bagpiper": _bagpiper,
-    "opuslm": lambda family, checkpoint, codec: OpusTemplate(_segments(family, checkpoint, codec)),
-    "opuslm_dialogue": lambda family, checkpoint, codec: DialogueTemplate(_segments(family, checkpoint, codec)),
+    "opuslm": lambda *opened: OpusTemplate(_segments(*opened)),
+    "opuslm_dialogue": lambda *opened: DialogueTemplate(_segments(*opened)),
 }

@@ -51,10 +51,10 @@ def wait(condition: Callable[[], bool]) -> None:
 
 
 class Preparing:
-    """A preprocessor that remembers where its checkpoint is and what it was asked."""
+    """A preprocessor that remembers where its checkpoint is, where it hears and what it was asked."""
 
-    def __init__(self, checkpoint: Path) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: Path, device: str) -> None:
+        self.checkpoint, self.device = checkpoint, device
         self.asked: list[Any] = []
 
     def prepare(self, raw: Any) -> Prompt:
@@ -93,6 +93,7 @@ def test_the_preprocessor_hands_over_all_inputs_as_they_came(preprocessor: Any) 
     prompt = Prompt.from_record(json.loads(response.array("prompt").tobytes()), ROWS)
     assert (prompt.task, prompt.sampling, prompt.words) == ("tts", SAMPLING, ("hello",))
     assert preprocessor.preprocessor.checkpoint == ROOT / "language_model" / "1" / "checkpoint"
+    assert preprocessor.preprocessor.device == "cpu"
 
 
 def test_the_preprocessor_answers_each_request_for_itself(preprocessor: Any) -> None:

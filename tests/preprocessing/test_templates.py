@@ -17,4 +17,4 @@ def test_every_family_can_be_prompted() -> None:
 @pytest.mark.parametrize("name", ["bagpiper", "opuslm", "opuslm_dialogue"])
 def test_a_checkpoint_without_its_tokenizer_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: expected a tokenizer"):
-        TEMPLATES[name](read_family({"speech_family": name}), tmp_path, FrameCounter())
+        TEMPLATES[name](read_family({"speech_family": name}), tmp_path, FrameCounter(), "cpu")

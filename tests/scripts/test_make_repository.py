@@ -1,12 +1,16 @@
 """A repository for another checkpoint: the bundled one's files, a link, and arguments that fit."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from python_backend.preprocessing.ssl_tokenizer import FOLDER
+from scripts.converting.ssl_tokenizer import SslTokenizer
 from scripts.make_repository import BUNDLED, bytes_per_row, main
 from tests.published_checkpoints import convert, write_release
+from tests.published_xeus import write_xeus
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +65,32 @@ def test_for_a_gpu_the_codec_is_there_too_and_vllm_takes_what_is_left(checkpoint
     text = (tmp_path / "out/acoustic_decoder/config.pbtxt").read_text()
     assert "instance_group [ { count: 1 kind: KIND_GPU gpus: [ 1 ] } ]" in text
     assert 'key: "max_batch" value { string_value: "64" }' in text
+    heard_on_the_cpu = (tmp_path / "out/preprocessor/config.pbtxt").read_text()
+    assert heard_on_the_cpu == (BUNDLED / "preprocessor/config.pbtxt").read_text()
+
+
+def test_a_tokenizer_of_audio_is_on_the_gpu_with_the_codec(checkpoint: Path, tmp_path: Path) -> None:
+    hearing = tmp_path / "hearing"
+    shutil.copytree(checkpoint, hearing)
+    (hearing / FOLDER).mkdir()
+    SslTokenizer.of(write_xeus(tmp_path / "xeus"), 20).write(hearing / FOLDER, lambda num_bytes: None)
+    made(hearing, tmp_path / "out", "--gpu", "1")
+    for model in ("preprocessor", "acoustic_decoder"):
+        text = (tmp_path / "out" / model / "config.pbtxt").read_text()
+        assert "instance_group [ { count: 1 kind: KIND_GPU gpus: [ 1 ] } ]" in text
+    made(hearing, tmp_path / "other")
+    assert "KIND_GPU gpus" not in (tmp_path / "other/preprocessor/config.pbtxt").read_text()
+
+
+def test_a_tokenizer_of_audio_that_does_not_load_is_refused(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hearing = tmp_path / "hearing"
+    shutil.copytree(checkpoint, hearing)
+    (hearing / FOLDER).mkdir()
+    assert main(["--checkpoint", str(hearing), "--out", str(tmp_path / "out")]) == 1
+    assert "ssl_tokenizer: expected config.json and model.safetensors of XEUS" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_served_is_refused_and_nothing_is_written(

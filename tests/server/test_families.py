@@ -16,6 +16,7 @@ import soundfile
 from client.client import SpeechClient
 from scripts.make_repository import make
 from tests.published_checkpoints import convert, write_release
+from tests.published_xeus import write_xeus
 from tests.server.conftest import Server
 from tests.server.published import Expected, PublishedModel
 
@@ -71,6 +72,8 @@ CASES: dict[str, list[tuple[str, dict[str, Any], str]]] = {
         ("tts", {"text": "the birch canoe"}, "a"),
         ("tts", messages(turn("system", codes=VOICE), turn("user", text="a well")), "a"),
         ("asr", messages(turn("user", codes=HEARD)), "t"),
+        ("asr", FILE, "t"),
+        ("tts", {**messages(turn("system", audio="pcm_in"), turn("user", text="a well")), **SAMPLES}, "a"),
         ("text_lm", {"text": "the garden", "task": "text_lm"}, "t"),
         ("audio_lm", {**messages(turn("user", codes=HEARD)), "task": "audio_lm"}, "a"),
     ],
@@ -113,7 +116,8 @@ class Served:
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp(request.param)
     published = write_release(request.param, folder / "release", seed=1)
-    checkpoint = convert(request.param, published, folder / "converted")
+    hears = ["--ssl-tokenizer", str(write_xeus(folder / "xeus"))] if request.param == "opuslm" else []
+    checkpoint = convert(request.param, published, folder / "converted", *hears)
     make(checkpoint, folder / "repository", {})
     server = Server(folder, folder / "repository")
     try:
@@ -175,7 +179,7 @@ BAD: dict[str, list[tuple[dict[str, Any], str]]] = {
         ),
     ],
     "opuslm": [
-        (FILE, "audio: expected codes [9][T] in messages"),
+        (FILE | {"audio": wav(np.zeros(590, np.float32))}, "audio: expected audio of at least one frame (0.025 s)"),
         (messages(turn("user", codes=HEARD[:8])), "messages[0].codes: expected 9 streams, got 8 streams"),
         (messages(turn("user", codes=[*HEARD[:8], [12] * 7])), "messages[0].codes[8]: expected codes in [0, 12)"),
         ({"text": "a", "options": '{"guidance_scale": 2}'}, "options.guidance_scale: expected 1.0"),
@@ -187,6 +191,7 @@ BAD: dict[str, list[tuple[dict[str, Any], str]]] = {
             "messages: expected 'assistant' in the last turn for task 'speak', got 'user'",
         ),
         (messages(turn("user", audio="audio")), "messages: expected the inputs audio and messages"),
+        (FILE, "audio: expected codes [9][T] in messages: the checkpoint has no ssl_tokenizer/"),
         (
             {"text": "a", "task": "text_dialogue", "options": '{"max_audio_s": 1}'},
             "options.max_audio_s: expected nothing",

@@ -25,7 +25,8 @@ class TritonPythonModel:
     """
 
     def initialize(self, args: dict[str, Any]) -> None:
-        self.preprocessor = Preprocessor(ModelParameters(args).path("checkpoint"))
+        parameters = ModelParameters(args)
+        self.preprocessor = Preprocessor(parameters.path("checkpoint"), device=parameters.device)
         self.gate = DrainGate.from_environment()
 
     def execute(self, requests: list[Any]) -> list[Any]:
