@@ -16,10 +16,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from python_backend.errors import CheckpointError
 from python_backend.families.registry import NAME
-from scripts.converting.conversion import FAMILIES, Conversion, Release, plan, write
+from scripts.converting.conversion import DTYPES, FAMILIES, Conversion, Release, plan, write
 
 MAX_SHARD_GB = 4.0
-DTYPES = ("bfloat16", "float16", "float32")
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -48,7 +47,10 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     audio.add_argument("--n-window", type=int, help="half a chunk, in mel frames; default 50, as trained")
     audio.add_argument("--n-window-infer", type=int, help="mel frames that see each other; default 800, as trained")
     audio.add_argument("--no-normalize", action="store_true", help="leave waveforms as loud as they come")
-    return parser.parse_args(words)
+    args = parser.parse_args(words)
+    if not args.shard_gb > 0:
+        parser.error(f"--shard-gb must be > 0, got {args.shard_gb:g}")
+    return args
 
 
 def release(args: argparse.Namespace) -> Release:
@@ -108,7 +110,7 @@ def main(words: list[str] | None = None) -> int:
             task = bar.add_task("", total=conversion.num_bytes)
             advance = lambda num_bytes: bar.update(task, advance=num_bytes)  # noqa: E731
             files = write(conversion, args.out, int(args.shard_gb * 1e9), advance)
-    except CheckpointError as error:
+    except (CheckpointError, OSError) as error:
         print(f"convert_checkpoint: {error}", file=sys.stderr)
         return 1
     for file in files:

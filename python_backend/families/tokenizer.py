@@ -33,6 +33,11 @@ class TextTokenizer:
         """The tokens of `text`, as it stands: nothing is added, and no name of a special token means that token."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
+    @property
+    def tokens(self) -> dict[int, str]:
+        """How each id is spelled in the alphabet of the BPE, added tokens as they are."""
+        return {token_id: token for token, token_id in self._tokenizer.get_vocab().items()}
+
     def bytes_of(self, token_id: int) -> bytes:
         """The UTF-8 bytes of a token, which may begin or end inside a character; none for a special or unused id."""
         if token_id in self._added:

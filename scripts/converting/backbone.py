@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -87,7 +88,7 @@ def read_backbone(tag: str, path: Path | None, tokenizer: Path) -> dict[str, Any
         record = read_json(tokenizer)
     else:
         raise CheckpointError(f"backbone {tag}: not one of {sorted(PUBLISHED)}; --backbone must say where it lies")
-    if record.get("model_type") not in CLASSES:
+    if record.get("model_type") not in tuple(CLASSES):
         raise CheckpointError(f"backbone {tag}: expected one of {sorted(CLASSES)}, got {record.get('model_type')!r}")
     return {name: value for name, value in record.items() if name not in LEFT_OUT}
 
@@ -105,6 +106,9 @@ def config_of(backbone: dict[str, Any], vocab_size: int, dtype: str) -> dict[str
 
 
 def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the language model's tensors."""
+    """Names and shapes of the language model's tensors; CheckpointError where `config` has no numbers of one."""
     config_class, model_class = CLASSES[config["model_type"]]
-    return shapes_of(model_class, config_class.from_dict(dict(config)))
+    try:
+        return shapes_of(model_class, config_class.from_dict(dict(config)))
+    except (ArithmeticError, TypeError, ValueError, StrictDataclassError) as error:
+        raise CheckpointError(f"backbone: not the numbers of {config['model_type']}: {error}") from error

@@ -71,7 +71,10 @@ def vocabulary(
 def _rows(tensors: Mapping[str, Tensor], name: str) -> int:
     if name not in tensors:
         raise CheckpointError(f"tensors do not fit: missing: {name}")
-    return tensors[name].shape[0]
+    shape = tensors[name].shape
+    if len(shape) != 2:
+        raise CheckpointError(f"tensors do not fit: of another shape: {name} {list(shape)}")
+    return shape[0]
 
 
 def _codebook_size(tensors: Mapping[str, Tensor], codec: Path | None) -> int:
@@ -94,7 +97,17 @@ def tower_config(config: Mapping[str, Any], path: Path | None, overrides: Mappin
         tag = entry(config, "multimodal_io.continuous_audio.encoder_hf_model_tag")
         if tag != "Qwen/Qwen3-Omni-30B-A3B-Instruct":
             raise CheckpointError(f"audio encoder {tag}: not known; --audio-config must say where its numbers lie")
+    _check_windows(QWEN3_OMNI | {**record, **overrides})
     return {"model_type": "qwen3_omni_moe_audio_encoder", **record, **overrides}
+
+
+def _check_windows(record: Mapping[str, Any]) -> None:
+    """Rows see each other in windows of whole chunks, of 2 * n_window mel frames each."""
+    half, window = record["n_window"], record["n_window_infer"]
+    if half < 1 or window < 1 or window % (2 * half):
+        raise CheckpointError(
+            f"audio tower: n_window_infer must be a multiple of 2 * n_window, got {window} and {half}"
+        )
 
 
 def plan(language: Mapping[str, tuple[int, ...]], hidden: int, tower: Mapping[str, Any]) -> Plan:

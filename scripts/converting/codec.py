@@ -17,7 +17,8 @@ from scripts.converting import shards
 from scripts.converting.shards import Entry, Written
 from scripts.converting.tensors import Part, check, shapes_of
 
-FILES = (".json", ".yaml", ".pth", ".safetensors")
+WEIGHTS = (".pth", ".safetensors")
+FILES = (".json", ".yaml", *WEIGHTS)
 
 
 def check_directory(folder: Path, family: Family) -> list[Path]:
@@ -31,7 +32,12 @@ def check_directory(folder: Path, family: Family) -> list[Path]:
     expected = (family.layout.num_codebooks, family.layout.codebook_size)
     if found != expected:
         raise CheckpointError(f"{folder}: expected {expected[0]} codebooks of {expected[1]} codes, got {found}")
-    return sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in FILES)
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in FILES)
+    if not any(path.suffix in WEIGHTS for path in files):
+        raise CheckpointError(
+            f"{folder}: expected weights ({' or '.join(WEIGHTS)}) beside the codec's numbers, got none"
+        )
+    return files
 
 
 @dataclass(frozen=True)

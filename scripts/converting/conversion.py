@@ -23,6 +23,7 @@ from scripts.converting.ssl_tokenizer import SslTokenizer
 from scripts.converting.tensors import Part, Plan, check
 
 FAMILIES = ("bagpiper", "opuslm", "opuslm-dialogue")
+DTYPES = ("bfloat16", "float16", "float32")
 Tell = Callable[[str, int], shards.Progress]
 
 
@@ -86,7 +87,7 @@ def plan(release: Release) -> Conversion:
     copy = codec.Copy.of(release.codec, tensors, bagpiper.CODEC) if release.keeps_codec else None
     hears = SslTokenizer.of(release.ssl_tokenizer, len(family.layout.audio[0])) if release.ssl_tokenizer else None
     dropped_shapes = {name: list(tensors[name].shape) for name in unused} | (hears.dropped if hears else {})
-    notes = _notes(tensors, dtype, is_bagpiper)
+    notes = _notes(tensors, dtype, is_bagpiper) + _doubts(release.family, config)
     return Conversion(record, _entries(parts, tensors, dtype), dropped_shapes, tokenizer, files, copy, hears, notes)
 
 
@@ -123,12 +124,29 @@ def trained_dtype(config: Mapping[str, Any], tensors: Mapping[str, Tensor], is_b
     """What the model computed in while it was trained; the file of the dialogue model is stored in float32, but was
     trained in bfloat16."""
     if is_bagpiper:
-        dtype = entry(config, "model").get("model_conf", {}).get("dtype")
+        dtype = _found(config, "model.model_conf.dtype")
     else:
-        deepspeed = config.get("ds_config_dict") or {}
-        dtype = "bfloat16" if (deepspeed.get("bf16") or {}).get("enabled") else None
-    stored = next(iter(tensors.values())).dtype
-    return dtype or str(stored).removeprefix("torch.")
+        dtype = "bfloat16" if _found(config, "ds_config_dict.bf16.enabled") else None
+    dtype = dtype or str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise CheckpointError(f"trained in one of {', '.join(DTYPES)} is expected, got {dtype!r}; --dtype decides")
+    return dtype
+
+
+def _found(config: Mapping[str, Any], dotted: str) -> Any:
+    """What lies under `a.b.c`; None where nothing does."""
+    value: Any = config
+    for key in dotted.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _doubts(family: str, config: Mapping[str, Any]) -> list[str]:
+    """OpusLM and the dialogue model differ in nothing but how they were trained: the latter on preferences."""
+    is_on_preferences = config.get("model") == "dpo"
+    if family == "bagpiper" or is_on_preferences == (family == "opuslm-dialogue"):
+        return []
+    return [f"config.yaml says `model: {config.get('model')}`, which the release of {family} does not: another family?"]
 
 
 def _notes(tensors: Mapping[str, Tensor], dtype: str, is_bagpiper: bool) -> list[str]:

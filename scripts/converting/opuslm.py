@@ -63,7 +63,8 @@ def vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer, is_dialogue: boo
 def _span(config: Mapping[str, Any], name: str) -> range:
     span = entry(config, f"token_bias.{name}")
     num_ids = len(entry(config, "token_list"))
-    if not isinstance(span, Sequence) or len(span) != 2 or not 0 <= span[0] < span[1] <= num_ids:
+    is_pair = isinstance(span, Sequence) and len(span) == 2 and all(type(token_id) is int for token_id in span)
+    if not is_pair or not 0 <= span[0] < span[1] <= num_ids:
         raise CheckpointError(f"config.yaml: token_bias.{name}: expected [first, end) of {num_ids} ids, got {span}")
     return range(*span)
 
@@ -100,7 +101,7 @@ def plan(language: Mapping[str, tuple[int, ...]], hidden: int, tensors: Mapping[
     """What becomes of each tensor. Of the head embeddings, as many rows are used as there are streams, row 0 among
     them."""
     parts = {RENAMED.get(name, f"corelm.decoders.{name}"): Part(name, shape) for name, shape in language.items()}
-    stored = tensors[HEAD_EMBEDDINGS].shape[0] if HEAD_EMBEDDINGS in tensors else NUM_STREAMS
-    rows = max(stored, NUM_STREAMS)
+    stored = tensors[HEAD_EMBEDDINGS].shape if HEAD_EMBEDDINGS in tensors else ()
+    rows = max((NUM_STREAMS, *stored[:1]))
     parts[HEAD_EMBEDDINGS] = Part("stream_bias.weight", (rows, hidden), lambda table: table[:NUM_STREAMS])
     return parts

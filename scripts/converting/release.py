@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from python_backend.errors import CheckpointError
+from python_backend.families.tokenizer import TextTokenizer
 
 
 class StoredTensors(Mapping[str, Tensor]):
@@ -44,9 +45,13 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
     if isinstance(stored, StoredTensors) and stored:
         return stored
     tensors = stored.get("module", stored) if isinstance(stored, dict) else {}
-    odd = [name for name in tensors if not torch.is_tensor(tensors[name])]
+    if not isinstance(tensors, dict):
+        tensors = {}
+    odd = sorted(
+        str(name) for name, tensor in tensors.items() if not (isinstance(name, str) and torch.is_tensor(tensor))
+    )
     if odd or not tensors:
-        raise CheckpointError(f"{path}: expected tensors by name, or under 'module'; got {sorted(odd)[:8] or 'none'}")
+        raise CheckpointError(f"{path}: expected tensors by name, or under 'module'; got {odd[:8] or 'none'}")
     return tensors
 
 
@@ -54,7 +59,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A release's `config.yaml`."""
     try:
         record = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CheckpointError(f"{path}: expected YAML, got {error!r}") from error
     if not isinstance(record, dict):
         raise CheckpointError(f"{path}: expected a mapping, got {type(record).__name__}")
@@ -93,10 +98,10 @@ class Tokenizer:
 
     @classmethod
     def at(cls, folder: Path) -> "Tokenizer":
-        """Reads `tokenizer.json`; CheckpointError where there is none."""
-        record = read_json(folder / "tokenizer.json")
-        tokens = {token_id: token for token, token_id in record["model"]["vocab"].items()}
-        tokens |= {token["id"]: token["content"] for token in record.get("added_tokens", [])}
+        """Reads `tokenizer.json`; CheckpointError where there is none, or one that the server could not use."""
+        tokens = TextTokenizer.at(folder).tokens
+        if not tokens:
+            raise CheckpointError(f"{folder}: expected a tokenizer with tokens, got none")
         return cls(folder, 1 + max(tokens), tokens)
 
     @property

@@ -6,10 +6,11 @@ The format (https://huggingface.co/docs/safetensors): eight bytes that say how l
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -93,8 +94,15 @@ def write_file(path: Path, entries: list[Entry], progress: Progress) -> Written:
         for piece in _pieces(len(text).to_bytes(8, "little") + text, entries, progress):
             digest.update(piece)
             file.write(piece)
-        size = file.tell()
+        size = _reach_disk(file)
     return Written(path.name, size, digest.hexdigest())
+
+
+def _reach_disk(file: BinaryIO) -> int:
+    """Wait until the disk has what was written: the directory gets its name after that. Returns the bytes."""
+    file.flush()
+    os.fsync(file.fileno())
+    return file.tell()
 
 
 def _pieces(header: bytes, entries: list[Entry], progress: Progress) -> Iterator[memoryview]:
@@ -122,9 +130,10 @@ def write_json(path: Path, record: dict[str, Any]) -> Written:
 
 def copy_file(source: Path, target: Path, name: str) -> Written:
     """A copy, called `name` in what is reported."""
-    digest, size = hashlib.sha256(), 0
+    digest = hashlib.sha256()
     with source.open("rb") as read, target.open("wb") as write:
         while piece := read.read(PIECE):
             digest.update(piece)
-            size += write.write(piece)
+            write.write(piece)
+        size = _reach_disk(write)
     return Written(name, size, digest.hexdigest())
