@@ -19,9 +19,9 @@ def draw(
     logits: torch.Tensor, token_ids: torch.Tensor, keys: torch.Tensor, params: DrawParams, plan: DrawPlan
 ) -> torch.Tensor:
     """The token id drawn for each row and stream, as `sampling.draw.draw` defines it, where the logits are."""
-    if logits.is_cuda:
-        return draw_on_device(logits, token_ids, keys, params)
-    return draw_on_host(logits, token_ids, keys, params, plan)
+    if logits.device.type == "cpu":
+        return draw_on_host(logits, token_ids, keys, params, plan)
+    return draw_on_device(logits, token_ids, keys, params)
 
 
 def draw_on_device(

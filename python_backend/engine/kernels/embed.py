@@ -12,9 +12,9 @@ def embed_rows(table: torch.Tensor, ids: torch.Tensor, pad_id: int, pad_is_silen
     With `pad_is_silent`, `pad_id` contributes nothing, except on stream 0, which always counts; else its embedding is
     one like any other. The sum is taken in float32. `table` holds the whole vocabulary; no id is checked against it.
     """
-    if table.is_cuda:
-        return embed_on_device(table, ids, pad_id, pad_is_silent)
-    return embed_on_host(table, ids, pad_id, pad_is_silent)
+    if table.device.type == "cpu":
+        return embed_on_host(table, ids, pad_id, pad_is_silent)
+    return embed_on_device(table, ids, pad_id, pad_is_silent)
 
 
 def embed_on_host(table: torch.Tensor, ids: torch.Tensor, pad_id: int, pad_is_silent: bool) -> torch.Tensor:

@@ -1,0 +1,148 @@
+"""Everything that a step works on lies on the device: a step is made on a GPU that is not there, its numbers left out.
+
+torch's device `meta` stands for it: tensors there have shapes and types and no numbers. An operator whose tensors lie
+on two devices, and one that asks for a number, is an error, as it is, or costs a wait, on a GPU.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
+
+from python_backend.engine import state as state_module
+from python_backend.engine.kernels import draw, embed
+from python_backend.engine.params import SpeechParams
+from python_backend.engine.state import SpeechModelState, SpeechRequestData
+from python_backend.families.base import Family
+from python_backend.families.prompt import Prompt
+from python_backend.families.tiny import TINY
+from tests.checkpoints import write_checkpoint
+from tests.engine.harness import Engine
+from tests.engine.prompts import make_prompt
+from tests.small_vocabularies import FAMILIES as PUBLISHED
+from tests.speech_families import EIGHT_STREAMS
+
+pytestmark = pytest.mark.engine
+GPU = torch.device("meta")
+COPIES = {"_to_copy", "copy_"}
+FAMILIES = {"tiny": TINY, "tests.speech_families:EIGHT_STREAMS": EIGHT_STREAMS, **PUBLISHED}
+
+
+class OneDevice(TorchDispatchMode):
+    """Lets no operator but a copy see tensors of two devices; torch itself lets some, and waits."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
+        name = func._overloadpacket.__name__
+        assert name in COPIES or len({each.device for each in tensors}) <= 1, f"{name}: {tensors}"
+        return func(*args, **(kwargs or {}))
+
+
+class OnTheDevice:
+    """Stands for a Triton kernel: whatever tensor it is launched with must be one that a GPU can read."""
+
+    def __init__(self) -> None:
+        self.num_launches = 0
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def launch(*args: Any, **options: Any) -> None:
+            assert all(each.device == GPU for each in args if isinstance(each, torch.Tensor)), args
+            assert sum(isinstance(each, torch.Tensor) for each in args) >= 3
+            self.num_launches += 1
+
+        return launch
+
+
+class Nowhere:
+    """What the host knows where replies stand: nothing."""
+
+    is_exact = False
+
+    def __init__(self, num_slots: int):
+        self._starts = np.full(num_slots, -1)
+
+    def audio_starts(self) -> np.ndarray:
+        return self._starts
+
+    def place(self, slot: int, audio_start: int) -> None:
+        self._starts[slot] = audio_start
+
+    def publish(self) -> None:
+        """Nothing to know."""
+
+
+@contextmanager
+def on_a_gpu(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[SpeechModelState]:
+    """The state of a worker like that of `engine`, and its model's tables, as if on a GPU."""
+    config, model = engine.core.vllm_config, engine.model_state.model
+    monkeypatch.setattr(state_module, "whereabouts_of", lambda tables, arrays, lag: Nowhere(len(tables.state)))
+    for name, weight in list(model.named_parameters()):
+        owner, _, leaf = name.rpartition(".")
+        on_device = torch.nn.Parameter(torch.empty_like(weight, device=GPU), requires_grad=False)
+        monkeypatch.setitem(model.get_submodule(owner)._parameters, leaf, on_device)
+    with OneDevice():
+        yield SpeechModelState(config, model, None, GPU)
+
+
+def request(slot: int, prompt: Prompt, is_unconditional: bool = False) -> SpeechRequestData:
+    """A prompt that gets a slot; its codes are those of its rows."""
+    codes = prompt.rows[:, 1:]
+    overhang = codes[:0] if prompt.overhang is None else prompt.overhang
+    params = SpeechParams(
+        prompt.task,
+        prompt.sampling,
+        np.concatenate([codes, overhang]),
+        is_unconditional,
+        num_overhanging=len(overhang),
+    )
+    ids = prompt.rows[:, 0].tolist()
+    name = f"r{slot // 2}" + "#unconditional" * is_unconditional
+    data = NewRequestData(name, ids, [], None, None, ([1],), 0, None, prefill_token_ids=ids)
+    return SpeechRequestData.of(data, params, codes)
+
+
+def fill(state: SpeechModelState, family: Family) -> None:
+    """Pairs in the slots 0 and 1, 2 and 3 where the family guides, single replies elsewhere; some redraw repeats."""
+    for slot in range(state.max_num_reqs):
+        prompt = make_prompt(family, slot // 2, ras_window=7 * (slot % 4 < 2))
+        is_second = slot % 2 == 1 and bool(family.guided_streams)
+        state.add_request(slot, request(slot if family.guided_streams else 2 * slot, prompt, is_second))
+    state.apply_staged_writes()
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_nothing_in_a_step_is_mixed_with_what_lies_in_host_memory(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = FAMILIES[name]
+    engine = Engine(write_checkpoint(tmp_path, family, name, layers=1), max_num_seqs=4, max_num_batched_tokens=64)
+    kernels = {module: OnTheDevice() for module in (draw, embed)}
+    monkeypatch.setattr(draw, "_draw_kernel", kernels[draw])
+    monkeypatch.setattr(embed, "_embed_kernel", kernels[embed])
+    tokens = SimpleNamespace(all_token_ids=SimpleNamespace(gpu=None))
+    try:
+        with on_a_gpu(engine, monkeypatch) as state:
+            tokens.all_token_ids.gpu = torch.zeros(4, state.max_model_len, dtype=torch.int32, device=GPU)
+            sampler, _ = state.custom_sampler(SimpleNamespace(penalties_state=None, req_states=tokens))
+            fill(state, family)
+            for num_tokens in (64, 9, 4):  # prefills, both at once, decodes
+                batch = InputBatch.make_dummy(4, num_tokens, InputBuffers(4, 64, GPU))
+                inputs = state.prepare_inputs(batch, None)
+                embedded = state.model.embed_rows(inputs["rows"])
+                output = sampler(torch.empty_like(embedded)[batch.logits_indices], batch)
+                sent = output.sampled_token_ids, *output.logprobs_tensors[:3], output.num_sampled, output.num_rejected
+                for tensor in (*inputs.values(), embedded, *sent):
+                    assert tensor.device == GPU
+                assert len(output.sampled_token_ids) == 4
+    finally:
+        engine.shutdown()
+    assert all(kernel.num_launches >= 3 for kernel in kernels.values())
