@@ -1,4 +1,4 @@
-"""The command line: `python -m client speak "text"` and `python -m client transcribe file`.
+"""The command line: `python -m client speak "text"`, `python -m client transcribe file`, `python -m client chat`.
 
 Exit status: 0 done, 1 the server failed, 2 refused or wrong usage, 3 no server, 4 timed out, 130 interrupted.
 """
@@ -7,15 +7,16 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from client.client import SpeechClient, SpeechStream
+from client.chat import chat
+from client.client import SpeechClient
 from client.errors import ClientError
 from client.event import SpeechEvent
+from client.inputs import given
 from client.sinks import AudioFile, Sink, find_player
-from client.tally import Tally
+from client.tally import follow
 from client.timeouts import Timeouts
 
 DEFAULT_OUT = Path("speech.wav")
@@ -23,7 +24,9 @@ DEFAULT_OUT = Path("speech.wav")
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command and its options; leaves with status 2 when they make no sense."""
-    parser = argparse.ArgumentParser(prog="python -m client", description="Speak and transcribe through the server.")
+    parser = argparse.ArgumentParser(
+        prog="python -m client", description="Speak, transcribe and talk through the server."
+    )
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--server", default="localhost:8001", metavar="HOST:PORT", help="its gRPC port")
     shared.add_argument("--seed", type=int, help="the same seed gives the same samples; default: drawn and reported")
@@ -44,6 +47,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     transcribe = commands.add_parser("transcribe", parents=[shared], help="speech to text")
     transcribe.add_argument("file", type=Path, help="wav, flac, ogg or mp3")
     transcribe.add_argument("--task", default="asr", help="what the model calls it; default: asr")
+    talk = commands.add_parser("chat", parents=[shared], help="a conversation, line by line from standard input")
+    talk.description = "A line is a turn: text, @FILE (audio, or codes in .npy), or @FILE text. Ends with the input."
+    talk.add_argument("--task", help="what the model calls it; default: the model's first that answers the turns")
+    talk.add_argument("--system", metavar="TEXT", help="what the model is told before the first turn")
+    talk.add_argument("--voice", type=Path, metavar="FILE", help="the voice to answer in: audio, or codes in .npy")
+    talk.add_argument("--out-dir", type=Path, metavar="DIR", help="for reply-1.wav, …; default: here, without a player")
+    talk.add_argument("--play", choices=["auto", "off"], default="auto", help="play where a player is found")
     args = parser.parse_args(argv)
     if args.timeout <= 0:
         parser.error(f"--timeout must be > 0 s, got {args.timeout:g}")
@@ -82,17 +92,12 @@ async def speak(client: SpeechClient, args: argparse.Namespace) -> None:
                 sink.write(event.pcm, event.sample_rate)
 
     try:
-        tally = await follow(client.speak(text, **merged(args.options, flags)), hear, not args.words)
+        tally = await follow(client.speak(text, **args.options | given(flags)), hear, not args.words)
     finally:
         for sink in sinks:
             sink.close()
     files = [f"{sink.path}: " for sink in sinks if isinstance(sink, AudioFile) and tally.audio_s]
     print(json.dumps(tally.record()) if args.json else "".join(files) + tally.summary())
-
-
-def merged(given: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
-    """The options, a flag over the same key of `--options`."""
-    return given | {key: value for key, value in flags.items() if value is not None}
 
 
 async def transcribe(client: SpeechClient, args: argparse.Namespace) -> None:
@@ -103,22 +108,9 @@ async def transcribe(client: SpeechClient, args: argparse.Namespace) -> None:
             print(event.text, end="", flush=True)
 
     flags = {"task": args.task, "seed": args.seed}
-    tally = await follow(client.transcribe(args.file, **merged(args.options, flags)), read, False)
+    tally = await follow(client.transcribe(args.file, **args.options | given(flags)), read, False)
     print(json.dumps(tally.record()) if args.json else "")
     print(f"complete after {tally.total_s:.2f} s", file=sys.stderr)
-
-
-async def follow(stream: SpeechStream, handle: Callable[[SpeechEvent], None], shows_progress: bool) -> Tally:
-    """Hand every event on as it arrives, over a progress line if wanted."""
-    tally = Tally(shows_progress)
-    async with stream:
-        try:
-            async for event in stream:
-                tally.add(event)
-                handle(event)
-        finally:
-            tally.end_line()
-    return tally
 
 
 async def run(args: argparse.Namespace) -> None:
@@ -131,6 +123,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; the exit status says how it went, a line on standard error why."""
     args = parse(argv)
     try:
+        if args.command == "chat":
+            return chat(args)
         asyncio.run(run(args))
     except ClientError as error:
         print(f"error: {error}", file=sys.stderr)

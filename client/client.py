@@ -185,18 +185,17 @@ class SpeechClient:
     def converse(
         self,
         messages: list[dict[str, Any]],
-        audio: Audio | None = None,
         /,
-        *,
+        *audio: Audio,
         task: str | None = None,
         **options: Any,
     ) -> SpeechStream:
         """The events of the reply to a conversation: turns with `role` and `text`, `audio` or `codes`.
 
-        audio: what the turn means that says `"audio": "audio"` (a file) or `"audio": "pcm_in"` (samples).
+        audio: what the turns mean that say `"audio": "audio"` (a file) and `"audio": "pcm_in"` (samples), one of each.
         """
         sharing = self._share()
-        inputs = [] if audio is None else audio_inputs(audio, sharing)
+        inputs = [tensor for each in audio for tensor in audio_inputs(each, sharing)]
         inputs += strings(messages=json.dumps(messages), task=task, options=options_json(options))
         return self.send(inputs, sharing)
 

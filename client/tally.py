@@ -2,8 +2,10 @@
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, TextIO
 
+from client.client import SpeechStream
 from client.event import SpeechEvent
 
 MAX_SHOWN = 60  # characters of text on the progress line
@@ -73,3 +75,16 @@ class Tally:
             "text": self.text,
             "report": self.report,
         }
+
+
+async def follow(stream: SpeechStream, handle: Callable[[SpeechEvent], None], shows_progress: bool) -> Tally:
+    """Hand every event on as it arrives, over a progress line if wanted."""
+    tally = Tally(shows_progress)
+    async with stream:
+        try:
+            async for event in stream:
+                tally.add(event)
+                handle(event)
+        finally:
+            tally.end_line()
+    return tally

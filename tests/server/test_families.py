@@ -5,8 +5,11 @@ What comes back is what the slow reference over the release's own file gives for
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ import soundfile
 
 from client.client import SpeechClient
 from scripts.make_repository import make
+from scripts.serving.environment import ROOT
 from tests.published_checkpoints import convert, write_release
 from tests.published_xeus import write_xeus
 from tests.server.conftest import Server
@@ -223,3 +227,27 @@ async def test_a_conversation_goes_on_with_what_was_said(served: Served) -> None
             np.testing.assert_array_equal(codes, expected.codes)
             turns += [turn("assistant", text=text, codes=codes.tolist()), turn("user", codes=HEARD)]
     assert events[-1].is_final
+
+
+@pytest.mark.parametrize("served", ["opuslm-dialogue"], indirect=True, scope="module")
+def test_the_command_line_converses(served: Served, tmp_path: Path) -> None:
+    """Two turns, a written one and a spoken one; what is printed and saved is what the release says to the turns."""
+    np.save(tmp_path / "voice.npy", np.array(VOICE))
+    np.save(tmp_path / "heard.npy", np.array(HEARD))
+    options = {"seed": 5} | SPOKEN
+    command = [sys.executable, "-m", "client", "chat", "--server", f"localhost:{served.server.grpc}"]
+    command += ["--voice", str(tmp_path / "voice.npy"), "--out-dir", str(tmp_path), "--play", "off"]
+    command += ["--seed", "5", "--options", json.dumps(SPOKEN)]
+    lines = f"how are you?\n@{tmp_path / 'heard.npy'} and now?\n"
+    done = subprocess.run(command, input=lines, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    turns, said = [turn("system", codes=VOICE), turn("user", text="how are you?")], ""
+    for number in (1, 2):
+        expected = served.model.answer(options, messages(*turns))
+        text = "".join(expected.pieces)
+        pcm, _ = soundfile.read(tmp_path / f"reply-{number}.wav")
+        np.testing.assert_allclose(pcm, expected.pcm.clip(-1, 1), atol=2e-4)
+        turns += [turn("assistant", text=text, codes=expected.codes.tolist())]
+        turns += [turn("user", codes=HEARD, text="and now?")]
+        said += text + "\n"
+    assert done.stdout == said

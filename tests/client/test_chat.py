@@ -1,0 +1,124 @@
+"""A chat against the fake server, as a user runs it: lines to its standard input, in a process of its own."""
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import soundfile
+
+from tests.client.fake_server import Abort, Chunk, ErrorText, FakeServer, Request, Step
+
+ROOT = Path(__file__).parents[2]
+SPOKEN = [
+    Chunk(0, None, text="fi"),
+    Chunk(1, None, text="ne"),
+    Chunk(2, 640, codes=[[1], [2]]),
+    Chunk(3, 1280, codes=[[3, 5], [4, 6]], is_final=True, is_last=True),
+]
+WRITTEN = [Chunk(0, None, text="rain"), Chunk(1, None, text=".", is_final=True, is_last=True)]
+Chat = Callable[..., Awaitable[tuple[int, str, str]]]
+
+
+@pytest.fixture
+async def chat(tmp_path: Path) -> AsyncIterator[Chat]:
+    servers: list[FakeServer] = []
+
+    async def chat(script: Callable[[Request], list[Step]], lines: list[str], *arguments: str) -> tuple[int, str, str]:
+        servers.append(FakeServer(script))
+        address = await servers[-1].start()
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "client", "chat", *arguments, "--server", address),
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(ROOT), "PATH": "/nowhere"},
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+        )
+        out, errors = await asyncio.wait_for(process.communicate("".join(f"{line}\n" for line in lines).encode()), 60)
+        chat.requests = servers[-1].requests
+        return process.returncode, out.decode(), errors.decode()
+
+    yield chat
+    for server in servers:
+        await server.server.stop(0)
+
+
+def turns(request: Request) -> list[dict[str, Any]]:
+    return json.loads(request["messages"])
+
+
+async def test_each_line_is_a_turn_and_the_next_request_holds_the_reply(chat: Chat, tmp_path: Path) -> None:
+    arguments = ("--system", "be terse", "--task", "dialogue", "--seed", "3", "--out-dir", "said/today")
+    code, out, errors = await chat(lambda _: SPOKEN, ["how are you?", "", "  and now? "], *arguments)
+    assert (code, out) == (0, "fine\nfine\n")
+    first, second = chat.requests
+    begun = [{"role": "system", "text": "be terse"}, {"role": "user", "text": "how are you?"}]
+    reply = {"role": "assistant", "text": "fine", "codes": [[1, 3, 5], [2, 4, 6]]}
+    assert turns(first) == begun
+    assert turns(second) == [*begun, reply, {"role": "user", "text": "and now?"}]
+    assert json.loads(second["options"]) == {"seed": 3, "output": {"codes": True}}
+    assert second["task"] == b"dialogue"
+    assert [line.partition(": ")[0] for line in errors.splitlines()] == [
+        "said/today/reply-1.wav",
+        "said/today/reply-2.wav",
+    ]
+    assert len(soundfile.read(tmp_path / "said/today/reply-2.wav")[0]) == 1920
+
+
+async def test_spoken_turns_go_with_their_audio(chat: Chat, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "two words.wav", np.zeros(80), 8_000)
+    np.save(tmp_path / "codes.npy", np.array([[7, 8]]))
+    lines = ["@two words.wav", "@codes.npy what is this?"]
+    code, out, _ = await chat(lambda _: WRITTEN, lines, "--voice", "codes.npy")
+    assert (code, out) == (0, "rain.\nrain.\n")
+    first, second = chat.requests
+    assert turns(first) == [{"role": "system", "codes": [[7, 8]]}, {"role": "user", "audio": "audio"}]
+    assert turns(second)[2:] == [
+        {"role": "assistant", "text": "rain."},
+        {"role": "user", "codes": [[7, 8]], "text": "what is this?"},
+    ]
+    assert second["audio"] == first["audio"] == (tmp_path / "two words.wav").read_bytes()
+    assert not list(tmp_path.glob("reply-*")), "a reply without sound leaves no file"
+
+
+async def test_a_task_that_answers_in_text_is_not_asked_for_codes(chat: Chat) -> None:
+    refusal = (
+        "in ensemble 'speech', invalid request: options.output: expected nothing: task 'chat' does not speak, got {}"
+    )
+
+    def answer(request: Request) -> list[Step]:
+        return [ErrorText(refusal)] if "output" in json.loads(request.get("options", "{}")) else WRITTEN
+
+    code, out, errors = await chat(answer, ["hello", "again"])
+    assert (code, out) == (0, "rain.\nrain.\n")
+    assert "error" not in errors
+    assert [len(turns(request)) for request in chat.requests] == [1, 1, 3]
+    code, out, errors = await chat(answer, ["hello"], "--options", '{"output": {"sample_rate": 8000}}')
+    assert (code, out) == (2, "")
+    assert errors.startswith("error: options.output: expected nothing")
+
+
+async def test_a_refused_turn_is_said_and_forgotten(chat: Chat) -> None:
+    def answer(request: Request) -> list[Step]:
+        last = turns(request)[-1]["text"]
+        return [Abort(grpc.StatusCode.INVALID_ARGUMENT, "text: no")] if last == "bad" else WRITTEN
+
+    code, out, errors = await chat(answer, ["good", "bad", "@none.wav", "better"], "--json")
+    assert code == 2
+    assert [json.loads(line)["text"] for line in out.splitlines()] == ["rain.", "rain."]
+    assert "error: text: no\n" in errors
+    assert "none.wav" in errors
+    assert [turn.get("text") for turn in turns(chat.requests[-1])] == ["good", "rain.", "better"]
+
+
+async def test_a_server_that_goes_away_ends_the_chat(chat: Chat) -> None:
+    code, out, errors = await chat(lambda _: [Abort(grpc.StatusCode.UNAVAILABLE, "draining")], ["a", "b"])
+    assert (code, out, errors) == (3, "", "error: draining\n")
+    assert len(chat.requests) == 1
