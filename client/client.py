@@ -192,8 +192,11 @@ class SpeechClient:
     ) -> SpeechStream:
         """The events of the reply to a conversation: turns with `role` and `text`, `audio` or `codes`.
 
-        audio: what the turns mean that say `"audio": "audio"` (a file) and `"audio": "pcm_in"` (samples), one of each.
+        audio: what the turns mean that say `"audio": "audio"` (a file) and `"audio": "pcm_in"` (samples), one of each;
+        ValueError for two of a kind.
         """
+        if len(audio) > len({isinstance(each, tuple) for each in audio}):
+            raise ValueError(f"expected at most one file and one array of samples, got {len(audio)}")
         sharing = self._share()
         inputs = [tensor for each in audio for tensor in audio_inputs(each, sharing)]
         inputs += strings(messages=json.dumps(messages), task=task, options=options_json(options))

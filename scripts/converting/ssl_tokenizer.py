@@ -39,7 +39,6 @@ FRONT_END: dict[str, tuple[Any, tuple[Any, ...]]] = {
 ENCODER: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "attention_layer_type": ("rel_selfattn", ("selfattn",)),
     "pos_enc_layer_type": ("rel_pos", ("conv",)),
-    "rel_pos_type": ("latest", ("latest",)),
     "input_layer": ("conv2d", (None, "none", "wav2vec")),
     "use_linear_after_conv": (False, (False,)),
     "gate_activation": ("identity", ("identity",)),

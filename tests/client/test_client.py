@@ -103,10 +103,11 @@ async def test_what_was_asked_for_is_what_is_sent(serve: Serve, tmp_path: Path) 
         lambda: client.transcribe((pcm, 8_000)),
         lambda: client.transcribe(tmp_path / "a.wav"),
         lambda: client.converse(turns, (pcm, 8_000), task="understand", seed=3, audio={"top_k": 5}),
+        lambda: client.converse(turns, tmp_path / "a.wav", (pcm, 8_000)),
     ):
         async for _ in send():
             pass
-    first, second, in_text, third, fourth, fifth = server.requests
+    first, second, in_text, third, fourth, fifth, sixth = server.requests
     assert first["text"] == "é".encode()
     assert json.loads(first["options"]) == {"voice": "rms", "seed": 3, "guidance_scale": 2.0, "audio": {"top_k": 5}}
     assert second == {"model": "speech", "text": b"b", "task": b"tts"}
@@ -116,7 +117,16 @@ async def test_what_was_asked_for_is_what_is_sent(serve: Serve, tmp_path: Path) 
     assert fourth == {"model": "speech", "audio": b"RIFF\0", "task": b"asr"}
     assert (json.loads(fifth["messages"]), fifth["task"], len(fifth["pcm_in"])) == (turns, b"understand", 9)
     assert json.loads(fifth["options"]) == {"seed": 3, "audio": {"top_k": 5}}
+    assert (sixth["audio"], len(sixth["pcm_in"]), sixth["sample_rate"]) == (b"RIFF\0", 9, 8_000)
     assert not any("triton_grpc_error" in metadata for metadata in server.metadata)  # Triton 2.51 crashes on it
+
+
+async def test_a_conversation_takes_one_file_and_one_array(serve: Serve) -> None:
+    server, client = await serve(UTTERANCE)
+    for audios in ((b"RIFF", b"RIFF"), ((np.zeros(9), 8_000), (np.zeros(9), 8_000)), (b"", b"", (np.zeros(9), 8_000))):
+        with pytest.raises(ValueError, match="at most one file and one array of samples"):
+            client.converse([{"role": "user", "audio": "audio"}], *audios)
+    assert not server.requests
 
 
 async def test_utterances_do_not_mix() -> None:

@@ -78,10 +78,26 @@ def test_samples_make_the_rows_of_their_codes(
     assert np.array_equal(heard, expected)
 
 
-def test_a_file_is_heard_like_its_samples(preprocessors: dict[str, Preprocessor]) -> None:
-    preprocessor, pcm, file = preprocessors["opuslm"], speech(0.61), BytesIO()
+def wav(pcm: np.ndarray) -> bytes:
+    file = BytesIO()
     soundfile.write(file, pcm, 16_000, format="WAV", subtype="PCM_16")
-    from_file = preprocessor.prepare(RawRequest(audio=file.getvalue()))
+    return file.getvalue()
+
+
+def test_a_voice_and_a_spoken_turn_are_heard_in_one_request(preprocessors: dict[str, Preprocessor]) -> None:
+    preprocessor, voice, said = preprocessors["opuslm-dialogue"], speech(0.61), speech(0.4)
+    given = [codes_by_hand(pcm, preprocessor) for pcm in (voice, said)]
+    expected = rows(
+        preprocessor, "dialogue", [{"role": "system", "codes": given[0]}, {"role": "user", "codes": given[1]}]
+    )
+    turns = [{"role": "system", "audio": "audio"}, {"role": "user", "audio": "pcm_in"}]
+    heard = rows(preprocessor, "dialogue", turns, audio=wav(voice), pcm_in=said, sample_rate=16_000)
+    assert np.array_equal(heard, expected)
+
+
+def test_a_file_is_heard_like_its_samples(preprocessors: dict[str, Preprocessor]) -> None:
+    preprocessor, pcm = preprocessors["opuslm"], speech(0.61)
+    from_file = preprocessor.prepare(RawRequest(audio=wav(pcm)))
     from_samples = preprocessor.prepare(RawRequest(pcm_in=pcm, sample_rate=16_000))
     assert from_file.task == "asr"
     assert np.array_equal(from_file.rows, from_samples.rows)
