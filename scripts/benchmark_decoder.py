@@ -162,12 +162,14 @@ def measure_live(live: LiveStreams, load: LiveLoad, policy: ChunkPolicy) -> dict
     cpu_s = time.process_time()
     traces, sizes, wall_s = live.run(load, policy)
     failed = [trace.error for trace in traces if trace.error]
+    waits = [max(0.0, underrun_s(trace) - policy.playout_s) for trace in traces]
     return {
         "streams": load.streams,
         "frames_per_s": load.frames_per_s,
         **asdict(policy),
         "failed": len(failed),
-        **percentiles("underrun_after_playout", [max(0.0, underrun_s(trace) - policy.playout_s) for trace in traces]),
+        **percentiles("underrun_after_playout", waits),
+        "underrun_after_playout_max": round(max(waits), 5),
         "chunk_frames_mean": round(statistics.mean(sizes), 2),
         "cpu_share": round((time.process_time() - cpu_s) / wall_s, 3),
         **summarise(traces, wall_s),
@@ -183,7 +185,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", choices=DecoderConfig.DTYPES)
     parser.add_argument("--no-graphs", action="store_true", help="without CUDA graphs")
     parser.add_argument("--threads", type=int, default=1, help="of torch, on the CPU")
-    parser.add_argument("--max-batch", type=int, help="windows at once; default 8 on the CPU, 64 on a GPU")
+    parser.add_argument("--max-batch", type=int, help="windows at once; default 16 on the CPU, 64 on a GPU")
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--frames", type=int, default=8, help="of a window")
     parser.add_argument("--rounds", type=int, default=9)

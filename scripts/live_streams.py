@@ -1,6 +1,7 @@
 """Utterances whose frames come as a language model makes them, through the pacer and a decoder to listeners."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -60,18 +61,22 @@ class RealTime:
 
 
 class ProcessorTime:
-    """A decoder with a core of its own: it is as fast as its processor time says, whatever else the machine does."""
+    """A decoder with a core of its own: it is as fast as its processor time says, whatever else the machine does.
 
-    def __init__(self, codec: Codec, config: DecoderConfig) -> None:
+    stopwatch: what measures that time, in seconds.
+    """
+
+    def __init__(self, codec: Codec, config: DecoderConfig, stopwatch: Callable[[], float] = time.thread_time) -> None:
+        self._stopwatch = stopwatch
         self._mailbox = Mailbox()
-        sessions = Sessions(codec, config.max_utterances, config.idle_timeout_s, lambda: 0.0)
+        sessions = Sessions(codec, config.max_utterances, config.idle_timeout_s, self.now)
         self._loop = DecodingLoop(codec, config, self._mailbox, Counts(), sessions)
-        self._loop.stopwatch = time.thread_time
+        self._loop.stopwatch = stopwatch
         self._now = self._free_at = 0.0
-        self._turn_s: float | None = None  # thread time at which the turn began that is under way
+        self._turn_s: float | None = None  # of the stopwatch, at which the turn began that is under way
 
     def now(self) -> float:
-        return self._now if self._turn_s is None else self._free_at + time.thread_time() - self._turn_s
+        return self._now if self._turn_s is None else self._free_at + self._stopwatch() - self._turn_s
 
     def pace_s(self) -> float:
         return self._loop.pace_s
@@ -83,7 +88,7 @@ class ProcessorTime:
         """A turn that begins before `at` may end after it; what comes meanwhile waits for the next."""
         self._free_at = max(self._free_at, self._now)
         while self._free_at < at and len(self._mailbox) + self._loop.num_jobs:
-            self._turn_s = time.thread_time()
+            self._turn_s = self._stopwatch()
             self._loop.turn()
             self._free_at, self._turn_s = self.now(), None
         self._now = at

@@ -15,11 +15,15 @@ from python_backend.decoder.streaming import FrameWindow
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """A chunk, the session that took it and the window that it completed."""
+    """A chunk, the session that took it and the window that it completed.
+
+    due_s: when its listener will have played all that came before; of a listener who waits in silence, when it came.
+    """
 
     delivery: Delivery
     session: Session
     window: FrameWindow
+    due_s: float
 
 
 class Batch:
@@ -42,10 +46,9 @@ class Batch:
 
 
 def next_group(jobs: Sequence[Job], limit: int) -> list[Job]:
-    """Up to `limit` jobs of one shape: that of the first that starts an utterance, since somebody waits in silence,
-    or else of the first of all. `jobs` come in the order in which they began to wait."""
-    leader = min(jobs, key=lambda job: job.window.first > 0)
-    return [job for job in jobs if job.window.shape == leader.window.shape][:limit]
+    """Up to `limit` jobs of one shape, that of the job that is due first; those that are due first go."""
+    ordered = sorted(jobs, key=lambda job: job.due_s)
+    return [job for job in ordered if job.window.shape == ordered[0].window.shape][:limit]
 
 
 def stack(jobs: Sequence[Job]) -> Window:

@@ -2,7 +2,8 @@
 
     mailbox ─► jobs: one window of each utterance ─► batch: windows of one shape ─► in flight ─► replies
 
-Whatever waits is decoded at once, at most one chunk of an utterance per batch; nothing waits for company.
+Whatever waits is decoded at once, at most one chunk of an utterance per batch; nothing waits for company. First comes
+what is due first: the chunk of the listener who runs dry next, or has been waiting in silence.
 """
 
 import logging
@@ -39,7 +40,7 @@ class DecodingLoop:
         self._counts = counts
         self._sessions = sessions
         self._launcher = make_launcher(codec, config)
-        self._jobs: list[Job] = []  # admitted, longest-waiting first, at most one of an utterance
+        self._jobs: list[Job] = []  # admitted, at most one of an utterance
         self._batches: deque[tuple[Batch, float]] = deque()  # in flight, and when each was launched
         self._window_s = 0.0  # that a window takes, as part of its batch
         self.pace_s = 0.0  # between chunks of one utterance, for the decoder to be busy for BUSY_SHARE of the time
@@ -102,7 +103,7 @@ class DecodingLoop:
             session = self._sessions.advance(delivery.utterance, delivery.chunk.index, delivery.form)
             window = session.windower.push(delivery.codes, delivery.chunk.is_final)
             if window is not None:
-                return Job(delivery, session, window)
+                return Job(delivery, session, window, self._sessions.due_s(session))
             self._answer(delivery, session, None)
         except Exception as error:
             self._fail(delivery, error)
@@ -158,6 +159,7 @@ class DecodingLoop:
             self._sessions.close(delivery.utterance)
         samples = session.render(pcm, delivery.chunk.is_final)
         num_samples = 0 if samples is None else len(samples)
+        self._sessions.note_sent(session, num_samples)
         delivery.reply.send(samples, make_event(delivery, session, num_samples, self._codec.spec))
 
     def _fail(self, delivery: Delivery, error: Exception) -> None:

@@ -19,7 +19,8 @@ AUDIBLE = 0.01  # a sample beyond this is sound, not the silence before it
 class Session:
     """One open utterance. `state` [1, D] is the codec's, as it stands before `windower.next_frame`.
 
-    num_samples, first_sound: of the samples as they are sent, at `renderer.sample_rate`.
+    num_samples, first_sound: of the samples as they are sent, at `renderer.sample_rate`. dry_s: when a listener who
+    began with the first of them will have played them all; None before.
     """
 
     windower: Windower
@@ -30,6 +31,7 @@ class Session:
     num_samples: int = 0
     decode_s: float = 0.0
     first_sound: int | None = field(default=None)
+    dry_s: float | None = field(default=None)
 
     @property
     def num_bytes(self) -> int:
@@ -90,6 +92,16 @@ class Sessions:
         session.next_index += 1
         session.last_used_s = self._clock()
         return session
+
+    def due_s(self, session: Session) -> float:
+        """When the listener will have nothing left to play: now, if there was nothing yet."""
+        return self._clock() if session.dry_s is None else session.dry_s
+
+    def note_sent(self, session: Session, num_samples: int) -> None:
+        """So many samples go to the listener now."""
+        begins_s = max(self._clock(), session.dry_s or 0.0)
+        if num_samples:
+            session.dry_s = begins_s + num_samples / session.renderer.sample_rate
 
     def is_open(self, utterance: str, session: Session) -> bool:
         """Whether it is still this session that the utterance has."""

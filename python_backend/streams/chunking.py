@@ -2,7 +2,7 @@
 
 sent      │ first │  2  │   4   │    8    │        steady         │ …
 played            ├───────────────────────────────────────► dry: all that was sent has been played
-                                         ^ now: a chunk leaves when a later one would come after `dry`
+                                ^ now: a chunk leaves when one that takes twice as long as of late would come at `dry`
 """
 
 import math
@@ -39,6 +39,10 @@ class ChunkPolicy:
         """
         return self.steady_frames if num_frames >= self.steady_frames else 1 << (num_frames.bit_length() - 1)
 
+    def reaching(self, num_frames: int) -> int:
+        """The smallest of these sizes that has `num_frames` >= 1; the steady size if none has."""
+        return min(1 << (num_frames - 1).bit_length(), self.steady_frames)
+
 
 @dataclass(frozen=True, slots=True)
 class DecoderLoad:
@@ -57,10 +61,11 @@ IDLE = DecoderLoad()
 class Pacer:
     """Decides for one utterance; follows a player that starts with the first chunk and plays at the codec's rate.
 
-    A chunk leaves when it has the steady size, or as late as the player can bear: the decoder's latency and the longest
-    recent wait for a frame before the player has nothing left. So chunks are small where frames come no faster than
-    they are played, and grow with the lead where they come faster. None is smaller than what is played in the pace of
-    the decoder: whoever sends less at once sends too often, and then all are late.
+    A chunk leaves when it has the steady size, or when the player's lead falls to twice the decoder's latency and the
+    longest recent wait for a frame. Twice, since a chunk is at most twice as large as the one before, and others may
+    begin to speak meanwhile. So chunks are small where frames come no faster than they are played, and grow with the
+    lead where they come faster. None is smaller than what is played in the pace of the decoder: whoever sends less at
+    once sends too often, and then all are late.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class Pacer:
         self._load = load
         self._clock = clock
         self._dry_s: float | None = None  # when the player will have played all that was sent; None before the first
+        self._num_last = 0  # frames that the last chunk made heard
         self._num_left = 0  # frames that stayed behind at the last decision
         self._gap_s = 1 / policy.frame_rate
         self._grown_s: float | None = None
@@ -82,10 +88,9 @@ class Pacer:
         now = self._clock()
         self._watch(num_ready, now)
         load = self._load()
-        heard_s = now + load.latency_s
-        size = self._first(num_ready, load) if self._dry_s is None else self._next(num_ready, heard_s, load)
+        size = self._first(num_ready, load) if self._dry_s is None else self._next(num_ready, now, load)
         if size:
-            self._play(size, heard_s)
+            self._play(size, now + load.latency_s)
         self._num_left = num_ready - size
         return size
 
@@ -101,24 +106,25 @@ class Pacer:
     def _first(self, num_ready: int, load: DecoderLoad) -> int:
         """The lead that the next chunk needs: its own frames, the wait for one more, and the way."""
         policy = self.policy
-        needed = self._paced(load) + math.ceil((load.latency_s + self._gap_s) * policy.frame_rate)
+        needed = self._smallest(load) + math.ceil((load.latency_s + self._gap_s) * policy.frame_rate)
         size = policy.held_frames + min(max(policy.first_frames, needed), policy.steady_frames)
         return size if num_ready >= size else 0
 
-    def _paced(self, load: DecoderLoad) -> int:
-        """Frames that are played in the decoder's pace."""
-        return max(1, math.ceil(load.pace_s * self.policy.frame_rate))
+    def _smallest(self, load: DecoderLoad) -> int:
+        """The smallest chunk that lasts as long as the decoder's pace."""
+        return self.policy.reaching(max(1, math.ceil(load.pace_s * self.policy.frame_rate)))
 
-    def _next(self, num_ready: int, heard_s: float, load: DecoderLoad) -> int:
+    def _next(self, num_ready: int, now: float, load: DecoderLoad) -> int:
         assert self._dry_s is not None
-        if num_ready >= self.policy.steady_frames:
-            return self.policy.steady_frames
-        is_urgent = heard_s + self._gap_s >= self._dry_s
-        if not is_urgent or num_ready < self.policy.fitting(self._paced(load)):
+        smallest = self._smallest(load)
+        is_urgent = now + 2 * load.latency_s + self._gap_s >= self._dry_s
+        if num_ready < smallest or not (is_urgent or num_ready >= self.policy.steady_frames):
             return 0
-        return self.policy.fitting(num_ready)
+        return self.policy.fitting(min(num_ready, max(smallest, 2 * self._num_last)))
 
     def _play(self, size: int, heard_s: float) -> None:
-        begins_s = max(self._dry_s, heard_s) if self._dry_s is not None else heard_s + self.policy.playout_s
-        sounding = size if self._dry_s is not None else size - self.policy.held_frames
-        self._dry_s = begins_s + sounding / self.policy.frame_rate
+        if self._dry_s is None:
+            begins_s, self._num_last = heard_s + self.policy.playout_s, size - self.policy.held_frames
+        else:
+            begins_s, self._num_last = max(self._dry_s, heard_s), size
+        self._dry_s = begins_s + self._num_last / self.policy.frame_rate

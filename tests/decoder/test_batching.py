@@ -14,30 +14,37 @@ from python_backend.streams.segment import Segment
 from tests.fakes import FakeCodec, RecordedReply
 
 
-def make_job(name: str, pushes: list[int], codec: FakeCodec) -> Job:
+def make_job(name: str, pushes: list[int], codec: FakeCodec, due_s: float = 0.0) -> Job:
     """The job of the last of several pushes, each of so many frames."""
     session = Session(Windower(codec.spec), codec.initial_state(1), Renderer(OutputForm(), codec.spec), 0.0)
     window = None
     for size in pushes:
         window = session.windower.push(np.full((2, size), len(name)), False)
     assert window is not None
-    return Job(Delivery(name, Chunk(0, Segment.AUDIO), None, RecordedReply()), session, window)
+    return Job(Delivery(name, Chunk(0, Segment.AUDIO), None, RecordedReply()), session, window, due_s)
 
 
 def names(jobs: list[Job]) -> list[str]:
     return [job.delivery.utterance for job in jobs]
 
 
-def test_equal_shapes_go_together_and_the_starts_go_first() -> None:
+def test_equal_shapes_go_together_and_what_is_due_first_goes_first() -> None:
     codec = FakeCodec()
-    pushes = {"a": [4, 4], "b": [4], "c": [4, 4], "d": [3], "e": [4]}
-    jobs = [make_job(name, sizes, codec) for name, sizes in pushes.items()]
+    pushes = {
+        "a": ([4, 4], 3.0),
+        "b": ([4], 2.0),
+        "c": ([4, 4], 1.5),
+        "d": ([3], 2.5),
+        "e": ([4], 9.0),
+        "f": ([4], 8.0),
+    }
+    jobs = [make_job(name, sizes, codec, due_s) for name, (sizes, due_s) in pushes.items()]
     groups = []
     while jobs:
         group = next_group(jobs, 2)
         groups.append(names(group))
         jobs = [job for job in jobs if job not in group]
-    assert groups == [["b", "e"], ["d"], ["a", "c"]]
+    assert groups == [["c", "a"], ["b", "f"], ["d"], ["e"]]
 
 
 def test_a_group_has_no_more_jobs_than_the_limit_and_the_first_ones() -> None:

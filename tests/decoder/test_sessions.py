@@ -79,3 +79,16 @@ def test_the_first_audible_sample_is_found_across_chunks() -> None:
     session.render(np.ones(3, dtype=np.float32), False)
     assert session.first_sound == 7
     assert session.num_samples == 12
+
+
+def test_a_listener_runs_dry_when_all_that_was_sent_has_been_played() -> None:
+    sessions, clock = make_sessions()
+    session = sessions.advance("a", 0, FORM)
+    second = session.renderer.sample_rate
+    clock.now = 3.0
+    sessions.note_sent(session, 0)
+    assert sessions.due_s(session) == 3.0  # whoever hears nothing yet is waiting
+    for at, sent, due_s in ((3.0, second, 4.0), (3.5, second // 2, 4.5), (6.0, second, 7.0), (6.5, 0, 7.0)):
+        clock.now = at
+        sessions.note_sent(session, sent)
+        assert sessions.due_s(session) == pytest.approx(due_s)

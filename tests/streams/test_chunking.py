@@ -18,11 +18,16 @@ class Line:
         self.now = 0.0
         self.sizes: list[int] = []
         self.heard: list[tuple[float, int]] = []  # when a chunk is heard, frames of it that sound
-        self._latency_s, self._held = latency_s, policy.held_frames
-        self._pacer = Pacer(policy, lambda: DecoderLoad(latency_s, pace_s), lambda: self.now)
+        self._known_s = self._latency_s = latency_s
+        self._held, self._ready = policy.held_frames, 0
+        self._pacer = Pacer(policy, lambda: DecoderLoad(self._known_s, pace_s), lambda: self.now)
+
+    def slow_down(self, latency_s: float) -> None:
+        """Chunks take longer from now on, which nobody has been told."""
+        self._latency_s = latency_s
 
     def run(self, times: list[float]) -> "Line":
-        ready = 0
+        ready = self._ready
         for self.now in times:
             ready += 1
             while size := self._pacer.take(ready):
@@ -30,6 +35,7 @@ class Line:
                 self.sizes.append(size)
                 sounding = size - (self._held if len(self.sizes) == 1 else 0)
                 self.heard.append((self.now + self._latency_s, sounding))
+        self._ready = ready
         return self
 
     def underrun_s(self, playout_s: float = 0.0) -> float:
@@ -108,10 +114,36 @@ def test_a_player_that_waits_before_it_starts_gets_larger_chunks() -> None:
     assert patient.underrun_s(0.5) <= 1e-9
 
 
+def test_chunks_grow_by_no_more_than_twice_however_many_frames_are_there() -> None:
+    line = Line(ChunkPolicy(3, 25), 0.01).run(evenly(200, 50.0))
+    assert line.sizes[:4] == [3, 4, 8, 16]
+    assert set(line.sizes[4:]) == {25}
+
+
+def test_a_decoder_that_needs_twice_as_long_from_one_chunk_to_the_next_is_still_in_time() -> None:
+    line = Line(ChunkPolicy(4, 25), 0.02)
+    line.run(evenly(60, 1.0))
+    line.slow_down(0.04)
+    line.run([60 * FRAME_S + at for at in evenly(60, 1.0)])
+    assert line.underrun_s() <= 1e-9
+
+
 def test_every_size_is_a_power_of_two_or_the_steady_one() -> None:
     policy = ChunkPolicy(1, 25)
     assert {policy.fitting(count) for count in range(1, 60)} == LADDER
     assert all(policy.fitting(count) <= count for count in range(1, 60))
+    assert [policy.reaching(count) for count in (1, 2, 3, 4, 5, 9, 16, 17, 25, 60)] == [
+        1,
+        2,
+        4,
+        4,
+        8,
+        16,
+        16,
+        25,
+        25,
+        25,
+    ]
     assert all(a <= b for a, b in itertools.pairwise(policy.fitting(count) for count in range(1, 60)))
 
 
