@@ -10,6 +10,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from scripts.results import append_result
 prepare_environment()
 
 from python_backend.engine import cpu_kernels  # noqa: E402
+from python_backend.engine.figures import KEY, FigureBoard  # noqa: E402
 from scripts.benchmark_engine import SpeechArm, StockArm  # noqa: E402
 
 
@@ -61,7 +63,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Both arms in turn; medians over the rounds, and of the ratio within a round."""
     config = EngineConfig.from_file(ENGINE_ARGS, arguments.checkpoint)
     cpu_kernels.install()
-    ours, stock = SpeechArm(config), StockArm(config)
+    board = FigureBoard.create(1)  # our scheduler writes its figures down, as it does in service
+    observed = replace(config, engine_args={**config.engine_args, "additional_config": {KEY: str(board.path)}})
+    ours, stock = SpeechArm(observed), StockArm(config)
+    board.unlink()
     num_rows = 2 * arguments.pairs
     watches = {
         name: SchedulerWatch(arm._engine.scheduler, num_rows) for name, arm in (("ours", ours), ("stock", stock))

@@ -27,6 +27,7 @@ class SchedulerFigures:
     engine_busy_seconds_total: float = 0.0
     engine_rows_total: float = 0.0
     preemptions_total: float = 0.0
+    preempted_pairs_total: float = 0.0
     dropped_halves_total: float = 0.0
     restored_halves_total: float = 0.0
     step_seconds: float = 0.0

@@ -5,7 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ from python_backend.engine.family import family_of  # noqa: E402
 from python_backend.engine.figures import KEY, FigureBoard  # noqa: E402
 from python_backend.engine.params import sampling_params  # noqa: E402
 from python_backend.engine.rules import SegmentRules  # noqa: E402
+from python_backend.engine.stats import FrameTally, Stats  # noqa: E402
 from python_backend.engine.tracker import SegmentTracker  # noqa: E402
 from python_backend.engine.utterance import Utterance  # noqa: E402
 from python_backend.engine.wire import Trailer, read_rows  # noqa: E402
@@ -37,24 +38,6 @@ from python_backend.families.tokens import load_text_codec  # noqa: E402
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-
-
-@dataclass
-class Stats:
-    """Counters since the start, for metrics.
-
-    active, pairs: replies, and guided ones among them, being generated now. unguided_total: frames of guided requests
-    that were sampled without guidance though their policy is `always`; any number but zero is a bug.
-    frames_unguided_by_policy_total: those of requests with another policy.
-    """
-
-    active: int = 0
-    pairs: int = 0
-    finished_total: int = 0
-    preempted_pairs_total: int = 0
-    frames_total: int = 0
-    unguided_total: int = 0
-    frames_unguided_by_policy_total: int = 0
 
 
 class SpeechLLM:
@@ -127,6 +110,7 @@ class SpeechLLM:
         tracker = SegmentTracker(self._rules, task, prompt.sampling, len(prompt.rows))
         pacer = pacer or Pacer(prompt.delivery.chunking)
         utterance = Utterance(tracker, prompt.words, self._text, pacer, prompt.delivery.with_codes)
+        tally = FrameTally(self._stats, prompt.sampling)
         inputs = TokensPrompt(prompt_token_ids=prompt.rows[:, 0].tolist())
         width = self.family.layout.num_output_streams
         async with aclosing(self._engine.generate(inputs, sampling_params(prompt, self._rules), request_id)) as outputs:
@@ -135,7 +119,9 @@ class SpeechLLM:
                 for row, is_guided in read_rows(ids, width):
                     for chunk in utterance.push(row, is_guided):
                         clock.see(chunk)
+                        tally.see(tracker.num_frames, utterance.guidance_changes)
                         yield chunk
+        tally.see(tracker.num_frames, utterance.guidance_changes)
         yield utterance.finish(self._report(prompt, utterance, trailer, clock))
 
     def _report(self, prompt: Prompt, utterance: Utterance, trailer: Trailer | None, clock: "_Clock") -> Report:
@@ -143,14 +129,6 @@ class SpeechLLM:
         tracker, sampling, scale = utterance.tracker, prompt.sampling, prompt.sampling.guidance_scale
         assert sampling.seed is not None
         self._stats.finished_total += 1
-        self._stats.frames_total += tracker.num_frames
-        if scale != 1.0:
-            self._stats.preempted_pairs_total += trailer.num_preemptions
-            num_unguided = tracker.num_frames - trailer.num_guided_frames
-            if sampling.policy == "always":
-                self._stats.unguided_total += num_unguided
-            else:
-                self._stats.frames_unguided_by_policy_total += num_unguided
         return Report(
             finish_reason="length" if tracker.was_cut else "stop",
             num_prompt_rows=len(prompt.rows),

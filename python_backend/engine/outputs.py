@@ -1,6 +1,5 @@
 """From sampled rows to what leaves the engine (see `wire.py`): the lower half of the scheduler mixin."""
 
-from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -21,6 +20,8 @@ if TYPE_CHECKING:  # the mixin goes over either of vLLM's schedulers; a type che
 else:
     Scheduler = object
 
+RUNNING = RequestStatus.RUNNING  # asked for per row, and Python 3.11 is slow to find a member by its name
+
 
 class ReplyOutputs(Scheduler):
     """Keeps the table of replies in step with vLLM's requests. A mixin over vLLM's schedulers."""
@@ -35,7 +36,7 @@ class ReplyOutputs(Scheduler):
         # The running requests as they were when the last step was planned, if they need no plan; else None.
         self._steady: list[Request] | None = None
         # Of the step whose output is being taken: who was in it, and the codes of those who sampled.
-        self._scheduled: Collection[str] = ()
+        self._scheduled: dict[str, int] = {}
         self._codes_of: dict[str, list[int]] = {}
 
     def add_request(self, request: Request) -> None:
@@ -96,10 +97,38 @@ class ReplyOutputs(Scheduler):
         """Let vLLM take the step's tokens, each with its codes, and send whole rows to whom they are for."""
         self._scheduled = scheduler_output.num_scheduled_tokens
         self._codes_of = _take_codes(model_runner_output)
+        scheduler_output.num_scheduled_tokens = self._take_halves(model_runner_output)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
+        scheduler_output.num_scheduled_tokens = self._scheduled
         for core_outputs in outputs.values():
-            core_outputs.outputs = [output for output in core_outputs.outputs if self._complete(output)]
+            core_outputs.outputs = [
+                output for output in core_outputs.outputs if output.finish_reason is None or self._complete(output)
+            ]
         return outputs
+
+    def _take_halves(self, output: ModelRunnerOutput) -> dict[str, int]:
+        """Give unconditional halves their tokens; returns what the step has computed of all other requests.
+
+        vLLM's loop sees whether a row is the last and makes of it what a client gets. A half ends with its partner, and
+        nothing of it leaves the engine; that loop is left with those that were preempted with this token on its way.
+        """
+        if not self._codes_of:
+            return self._scheduled
+        others = dict(self._scheduled)
+        for request_id, token_ids in zip(output.req_ids, output.sampled_token_ids, strict=True):
+            reply = self.replies.get(request_id)
+            if reply is None or not reply.is_unconditional or not token_ids:
+                continue
+            request = reply.request
+            if request.status is RUNNING and request.num_stale_output_tokens == 0:
+                request.num_in_flight_tokens -= others.pop(request_id)
+                reply.history.put(request.num_tokens, self._codes_of[request_id])
+                self._append(request, token_ids)
+        return others
+
+    def _append(self, request: Request, token_ids: list[int]) -> None:
+        """Take the token of a half's new row as vLLM does, but do not ask whether it is the last."""
+        request.append_output_token_ids(token_ids)
 
     def _update_request_with_output(
         self, request: Request, new_token_ids: list[int], is_stale: bool = False
@@ -120,9 +149,7 @@ class ReplyOutputs(Scheduler):
         return [*mark, token_id, *codes[: self._num_codes]], stopped
 
     def _complete(self, output: EngineCoreOutput) -> bool:
-        """Put the trailer behind the last row; whether `output` is for the client at all."""
-        if output.finish_reason is None:
-            return True
+        """Put the trailer behind the last row, which `output` is; whether it is for the client at all."""
         if output.request_id.endswith(UNCONDITIONAL_SUFFIX):
             self.replies.remove(output.request_id)
             return False
@@ -143,14 +170,13 @@ class ReplyOutputs(Scheduler):
         if not was_known or not reply.asks_for_guidance or segment is Segment.TRANSITION:
             return ()
         is_guided = reply.partner_id in self._scheduled
-        if tracker.audio_end < 0:
-            reply.guided_rows.append(is_guided)
         if not is_guided or reply.limit != NOT_YET:
             is_due = reply.request.num_output_tokens <= reply.limit
             assert is_guided == is_due or reply.is_adaptive, f"{reply.request.request_id}: guided {is_guided}"
         if is_guided == reply.is_guided:
             return ()
         reply.is_guided = is_guided
+        reply.turns.append(tracker.position - 1 - tracker.audio_start)
         return (GUIDANCE_ON if is_guided else GUIDANCE_OFF,)
 
     def _end(self, reply: Reply) -> Trailer:

@@ -4,7 +4,7 @@ The invariant: once guidance has begun, both halves of a pair sample in the same
 always be computed up to the row before the one that samples; that last row is granted to both halves or to none.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -89,6 +89,12 @@ def unconditional_audio(rows: np.ndarray, family: Family) -> np.ndarray:
             ids = layout.audio[0]
             hidden[(rows[:, 0] >= ids.start) & (rows[:, 0] < ids.stop), 0] = context.null_id
     return hidden
+
+
+def num_guided(turns: Sequence[int], num_rows: int) -> int:
+    """How many of the first `num_rows` audio rows are guided: guidance goes, comes back, goes ... at `turns`."""
+    edges = [0, *(min(turn, num_rows) for turn in turns), num_rows]
+    return sum(goes - comes for comes, goes in zip(edges[::2], edges[1::2], strict=False))
 
 
 def max_blocks(num_rows: int, block_size: int, is_guided: bool) -> int:

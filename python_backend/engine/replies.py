@@ -7,7 +7,7 @@ import numpy as np
 from vllm.v1.request import Request
 
 from python_backend.engine.history import RowHistory
-from python_backend.engine.pairs import NOT_YET, GuidancePair, unconditional_audio, unconditional_rows
+from python_backend.engine.pairs import NOT_YET, GuidancePair, num_guided, unconditional_audio, unconditional_rows
 from python_backend.engine.params import SpeechParams
 from python_backend.engine.rules import SegmentRules
 from python_backend.engine.tracker import SegmentTracker
@@ -29,7 +29,7 @@ class Reply:
 
     pair: None where guidance has no part in it, or no longer. limit: the output index from which on it has none, once
     that is known. is_guided: whether the newest row of the audio segment was guided. dropped_at: the last step of the
-    engine before it lost its half. guided_rows: of each row of its audio, the end not counted, whether it was guided.
+    engine before it lost its half. turns: the rows of its audio, from 0, at which guidance went, came back, went ...
     """
 
     request: Request
@@ -40,7 +40,7 @@ class Reply:
     limit: int = NOT_YET
     is_guided: bool = False
     dropped_at: int = 0
-    guided_rows: list[bool] = field(default_factory=list)
+    turns: list[int] = field(default_factory=list)
     queue_s: float | None = None
     partner_id: str = field(init=False)
     is_unconditional: bool = field(init=False)
@@ -55,7 +55,7 @@ class Reply:
     @property
     def num_guided_frames(self) -> int:
         """How many of its frames began in a guided row."""
-        return sum(self.guided_rows[: self.tracker.num_frames])
+        return num_guided(self.turns, self.tracker.num_frames) if self.asks_for_guidance else 0
 
     @property
     def next_output(self) -> int:

@@ -1,4 +1,4 @@
-"""The scheduler's own figures, written down once a step. A mixin over the speech schedulers."""
+"""The scheduler's own figures, counted in every step and written down now and then. A mixin over the schedulers."""
 
 import time
 from collections import deque
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 else:
     StepPlanning = object
 
+PERIOD_S = 0.1  # several times between two looks of whoever shows the figures, and many steps
+
 
 class StepReporting(StepPlanning):
     """Writes its line of the board that `SpeechLLM` made; without a board it only counts."""
@@ -30,7 +32,7 @@ class StepReporting(StepPlanning):
         self._board = None if path is None else FigureBoard(Path(path), parallel.data_parallel_size)
         self._line = parallel.data_parallel_rank
         self._begun: deque[float] = deque()  # when each step in flight was scheduled
-        self._ended = 0.0
+        self._ended = self._written = 0.0
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """Note when a step begins, and how many rows it computes."""
@@ -51,7 +53,9 @@ class StepReporting(StepPlanning):
             figures.engine_busy_seconds_total += min(figures.step_seconds, now - self._ended)
             figures.engine_steps_total += 1
             self._ended = now
-        self._write()
+        if now - self._written >= PERIOD_S or not self.running:
+            self._written = now
+            self._write()
         return outputs
 
     def finish_requests(self, request_ids: Any, finished_status: RequestStatus) -> list[Request]:
@@ -77,9 +81,9 @@ class StepReporting(StepPlanning):
         figures.dropped_halves_total = self.num_dropped_halves
         figures.restored_halves_total = self.num_restored_halves
         figures.kv_usage = self.kv_cache_manager.usage
-        figures.dropped_halves_total = self.num_dropped_halves
-        figures.restored_halves_total = self.num_restored_halves
 
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
         super()._preempt_request(request, timestamp, drop_stale_output)
+        reply = self.replies[request.request_id]
         self.figures.preemptions_total += 1
+        self.figures.preempted_pairs_total += reply.asks_for_guidance and not reply.is_unconditional

@@ -18,7 +18,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.request import Request, RequestStatus
+from vllm.v1.request import Request
 
 from python_backend.engine.reporting import StepReporting
 from python_backend.engine.sharing import KvSharing
@@ -67,8 +67,8 @@ class PairedScheduling(KvSharing):
 
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
         """How many of the rows that vLLM wants to compute may be computed now."""
-        if request.status is RequestStatus.RUNNING:
-            grant = self._grants[request.request_id]
+        grant = self._grants.get(request.request_id)
+        if grant is not None:  # it ran when this step was planned
             return grant if grant < num_new_tokens else num_new_tokens
         wanted = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
         if not self._admits or not self._has_slot(request) or not self._has_share(request):
@@ -133,3 +133,8 @@ class SpeechAsyncScheduler(StepReporting, PairedScheduling, AsyncScheduler):
     """The next step is scheduled while one is in flight."""
 
     _placeholders = 1
+
+    def _append(self, request: Request, token_ids: list[int]) -> None:
+        super()._append(request, token_ids)
+        request.num_output_placeholders -= len(token_ids)
+        self.kv_cache_manager.cache_blocks(request, request.num_computed_tokens - request.num_output_placeholders)

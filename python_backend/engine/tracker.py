@@ -8,12 +8,14 @@ from python_backend.sampling.params import SamplingConfig
 from python_backend.streams.segment import Segment
 
 UNKNOWN = -1
+TEXT, TRANSITION, AUDIO, DRAIN = Segment  # asked for per row, and Python 3.11 is slow to find a member by its name
 
 
-@dataclass
+@dataclass(slots=True)
 class SegmentTracker:
     """The state of one reply after the tokens pushed so far; the plain twin of `machine.SegmentMachine`.
 
+    segment: the one that the next row belongs to.
     audio_start, audio_end: positions of the first audio row and of `end_of_audio`, or UNKNOWN.
     script: the spoken tokens of the text segment. pointer: the script entry being spoken, from 1; 0 before the first.
     was_cut: a limit ended a segment, not the model.
@@ -29,19 +31,11 @@ class SegmentTracker:
     script: list[int] = field(default_factory=list)
     pointer: int = 0
     was_cut: bool = False
+    segment: Segment = field(default=TEXT, init=False)
 
     def __post_init__(self) -> None:
-        if self.task.segments[0] is Segment.AUDIO:
-            self.audio_start = self.position
-
-    @property
-    def segment(self) -> Segment:
-        """The segment that the next row belongs to."""
-        if self.audio_start == UNKNOWN:
-            return Segment.TEXT
-        if self.position < self.audio_start:
-            return Segment.TRANSITION
-        return Segment.AUDIO if self.audio_end == UNKNOWN else Segment.DRAIN
+        if self.task.segments[0] is AUDIO:
+            self.audio_start, self.segment = self.position, AUDIO
 
     @property
     def num_frames(self) -> int:
@@ -54,11 +48,13 @@ class SegmentTracker:
     def push(self, token_id: int) -> Segment:
         """Take the token of the next row; returns the segment of that row."""
         segment = self.segment
-        if segment is Segment.AUDIO:
+        if segment is AUDIO:
             self._push_audio(token_id)
-        elif segment is Segment.TEXT:
+        elif segment is TEXT:
             self._push_text(token_id)
         self.position += 1
+        if self.position == self.audio_start:
+            self.segment = AUDIO
         return segment
 
     def _push_text(self, token_id: int) -> None:
@@ -73,14 +69,15 @@ class SegmentTracker:
             or self.position >= rules.text_limit(self.task)
             or 0 < rules.max_entries <= len(self.script)
         )
-        if Segment.AUDIO in self.task.segments:
-            self.audio_start = self.position + 1 + len(family.transition)
+        if AUDIO in self.task.segments:
+            self.audio_start, self.segment = self.position + 1 + len(family.transition), TRANSITION
 
     def _push_audio(self, token_id: int) -> None:
-        script = self.rules.family.script
-        if token_id == self.rules.family.end_of_audio:
+        family = self.rules.family
+        script = family.script
+        if token_id == family.end_of_audio:
             num_rows = self.position - self.audio_start
             self.was_cut |= num_rows >= self.sampling.audio.max_rows or self.position >= self.rules.audio_limit
-            self.audio_end = self.position
+            self.audio_end, self.segment = self.position, DRAIN
         elif script and (token_id - script.first_frame) % 2 == 0:
             self.pointer += 1

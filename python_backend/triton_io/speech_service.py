@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import triton_python_backend_utils as pb_utils
 
-from python_backend.errors import Cancelled, Overloaded
+from python_backend.errors import Cancelled, InvalidRequest, Overloaded
 from python_backend.families.prompt import Prompt
 from python_backend.streams.chunk import LMChunk
 from python_backend.streams.chunking import Pacer
@@ -24,10 +24,11 @@ METRICS = {
     "utterances_total": "Utterances started",
     "cancelled_total": "Utterances that the client cancelled or the decoder gave up",
     "failed_total": "Utterances that failed",
+    "rejected_total": "Utterances that were not begun: no reply like it can be made here, or too many are in flight",
     "pairs": "Guided utterances being generated",
     "finished_total": "Utterances that the language model has finished",
     "preempted_pairs_total": "Guidance pairs that the scheduler took off the engine for a while",
-    "frames_total": "Frames of finished utterances",
+    "frames_total": "Frames generated, counted as their chunks leave",
     "unguided_total": "Frames of guided utterances that were sampled without guidance; more than 0 is a bug",
     "frames_unguided_by_policy_total": "Frames sampled without guidance as their utterances' own policies allow",
     "engine_steps_total": "Steps of the engine",
@@ -98,6 +99,7 @@ class SpeechService:
         try:
             outflow = Outflow(sender, self.table.claim(), utterance, self._limits, prompt.delivery)
         except Overloaded as error:
+            self._gauges.add("rejected_total", 1)
             refuse(sender, error, f"utterance {utterance}")
             return
         self._gauges.add("active_utterances", 1)
@@ -129,7 +131,7 @@ class SpeechService:
             self._gauges.add("cancelled_total", failure is not None)
             sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         else:
-            self._gauges.add("failed_total", 1)
+            self._gauges.add("rejected_total" if isinstance(failure, InvalidRequest) else "failed_total", 1)
             refuse(sender, failure, f"utterance {utterance}")
 
     async def _report(self) -> None:

@@ -80,6 +80,28 @@ async def test_a_reply_is_the_reference_s_and_its_report_adds_up(llm: SpeechLLM,
     assert 0 <= report.queue_s < report.first_frame_s <= report.total_s
 
 
+async def test_frames_are_counted_while_a_reply_is_on_its_way(llm: SpeechLLM) -> None:
+    prompt = make_prompt(TINY, 6)
+    before = llm.stats()["frames_total"]
+    counts, num_sent = [], 0
+    async for chunk in llm.generate(prompt):
+        counts.append(llm.stats()["frames_total"] - before)
+        num_sent += 0 if chunk.codes is None else chunk.codes.shape[1]
+        assert counts[-1] >= num_sent, "what has left is counted"
+    assert counts == sorted(counts)
+    assert len(set(counts[:-1])) > 2, "it moves before the reply ends"
+    assert counts[-1] == chunk.chunk.report.num_frames
+
+
+async def test_frames_of_a_reader_who_leaves_stay_counted(llm: SpeechLLM) -> None:
+    before = llm.stats()["frames_total"]
+    async with aclosing(llm.generate(make_prompt(TINY, 6))) as chunks:
+        async for chunk in chunks:
+            if chunk.codes is not None:
+                break
+    assert llm.stats()["frames_total"] > before
+
+
 async def test_twelve_at_once_with_slow_readers_each_get_their_own(llm: SpeechLLM, reference: Reference) -> None:
     prompts = [make_prompt(TINY, index, "tts") for index in range(12)]
     replies = await asyncio.gather(*(collect(llm, p, lag_s=0.03 * (i % 3)) for i, p in enumerate(prompts)))

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from python_backend.engine import reporting
 from python_backend.engine.figures import KEY, FigureBoard, SchedulerFigures
 from python_backend.families.tiny import TINY
 from tests.checkpoints import write_checkpoint
@@ -29,7 +30,8 @@ def engine(
     running.shutdown()
 
 
-def test_figures_add_up(engine: Engine, board: FigureBoard) -> None:
+def test_figures_add_up(engine: Engine, board: FigureBoard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporting, "PERIOD_S", 0.0)
     prompts = {f"r{index}": make_prompt(TINY, index, "tts", guidance_scale=2.0) for index in range(6)}
     seen: list[SchedulerFigures] = []
     before = engine.scheduler.figures.engine_steps_total
@@ -46,10 +48,24 @@ def test_figures_add_up(engine: Engine, board: FigureBoard) -> None:
     rows = sum(len(prompt.rows) + len(answers[name].rows) for name, prompt in prompts.items())
     assert last.engine_rows_total > rows
     preempted = sum(answer.trailer.num_preemptions for answer in answers.values())
-    assert last.preemptions_total >= preempted > 0
+    assert last.preemptions_total >= last.preempted_pairs_total == preempted > 0
 
 
-def test_after_an_abort_nothing_is_shown_as_running(engine: Engine, board: FigureBoard) -> None:
+def test_the_last_step_is_shown_however_soon_it_comes(
+    engine: Engine, board: FigureBoard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reporting, "PERIOD_S", 1e9)
+    seen: list[SchedulerFigures] = []
+    engine.run({"one": make_prompt(TINY, 0, "tts")}, after_step=lambda _: seen.append(board.read()))
+    assert seen[-1].engine_steps_total == engine.scheduler.figures.engine_steps_total > seen[0].engine_steps_total
+    assert len({figures.engine_steps_total for figures in seen}) <= 3
+    assert seen[-1].running_requests == 0
+
+
+def test_after_an_abort_nothing_is_shown_as_running(
+    engine: Engine, board: FigureBoard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reporting, "PERIOD_S", 0.0)
     prompt = make_prompt(TINY, 0, "tts", guidance_scale=2.0)
     shown: list[float] = []
     engine.run({"one": prompt}, aborts={"one": 12}, after_step=lambda _: shown.append(board.read().running_requests))

@@ -114,6 +114,8 @@ def test_a_refusal_is_answered_and_not_logged(service: SpeechService, table: Flo
     assert asked.sender.responses[-1].error.code() == TritonError.INVALID_ARG
     assert asked.sender.responses[-1].error.message() == "invalid request: text: expected at most 1024 rows, got 2000"
     assert Logger.errors == []
+    assert MetricFamily.made["stretto_rejected_total"].value == 1
+    assert MetricFamily.made["stretto_failed_total"].value == 0
 
 
 def test_a_cancelled_utterance_ends_without_an_error(service: SpeechService, table: FlowTable) -> None:
@@ -162,6 +164,7 @@ def test_more_utterances_than_slots_are_refused(service: SpeechService, table: F
     wait(lambda: asked[4].sender.is_final)
     assert asked[4].sender.responses[-1].error.code() == TritonError.UNAVAILABLE
     assert not any(each.sender.is_final for each in asked[:4])
+    assert MetricFamily.made["stretto_rejected_total"].value == 1
 
 
 def test_a_request_that_cannot_be_read_is_answered(service: SpeechService, table: FlowTable) -> None:
