@@ -61,7 +61,8 @@ class StepReporting(StepPlanning):
     def finish_requests(self, request_ids: Any, finished_status: RequestStatus) -> list[Request]:
         """An abort may leave nothing to do: no step would follow that says so."""
         finished = super().finish_requests(request_ids, finished_status)
-        self._write()
+        if finished:
+            self._write()
         return finished
 
     def _write(self) -> None:

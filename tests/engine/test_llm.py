@@ -82,6 +82,8 @@ async def test_a_reply_is_the_reference_s_and_its_report_adds_up(llm: SpeechLLM,
 
 async def test_frames_are_counted_while_a_reply_is_on_its_way(llm: SpeechLLM) -> None:
     prompt = make_prompt(TINY, 6)
+    long = replace(prompt.sampling.audio, min_rows=80, max_rows=80)
+    prompt = replace(prompt, sampling=replace(prompt.sampling, audio=long))
     before = llm.stats()["frames_total"]
     counts, num_sent = [], 0
     async for chunk in llm.generate(prompt):

@@ -8,7 +8,7 @@ from python_backend.engine.stats import FrameTally, Stats
 from python_backend.sampling.params import SamplingConfig, SegmentSampling
 from python_backend.streams.chunk import GuidanceChange
 
-GUIDED = SamplingConfig(SegmentSampling(), SegmentSampling(), guidance_scale=2.0)
+GUIDED = SamplingConfig(SegmentSampling(0.0), SegmentSampling(0.0), guidance_scale=2.0)
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 7, 12])
