@@ -32,7 +32,7 @@ class FakeCodec:
         return torch.zeros(batch, 1, dtype=torch.float64)
 
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        assert self.gate.wait(10)
+        assert self.gate.wait(60)
         size, _, length = window.codes.shape
         last = length - window.right
         self.batches.append((size, window.left, last - window.left, window.right))
@@ -86,7 +86,7 @@ class RecordedReply:
     def is_cancelled(self) -> bool:
         return self.cancelled
 
-    def wait(self, timeout_s: float = 10) -> "RecordedReply":
+    def wait(self, timeout_s: float = 60) -> "RecordedReply":
         assert self._answered.wait(timeout_s), f"no answer to {self.name}"
         return self
 

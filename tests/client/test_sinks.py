@@ -85,14 +85,14 @@ def test_a_player_hears_every_sample_and_its_rate(programs: Path, tmp_path: Path
 
 
 def test_a_player_that_leaves_or_stalls_holds_nobody_up(programs: Path) -> None:
-    for script in ("exit 1", "sleep 2; exit 1"):
+    for script in ("exit 1", "sleep 3; exit 1"):
         install(programs, "aplay", script)
         player = find_player()
         assert isinstance(player, StreamingPlayer)
         started = time.monotonic()
         for _ in range(20):
             player.write(TONE, 16_000)
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 2.5
         player.close()
 
 

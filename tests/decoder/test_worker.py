@@ -206,7 +206,7 @@ def test_an_utterance_that_falls_silent_is_forgotten(codec: FakeCodec) -> None:
     push(worker, "u", 0, frames(1, 2)).wait()
     assert worker.stats()["open_utterances"] == 1
     now[0] = 1.0
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while worker.stats()["expired"] == 0 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert isinstance(push(worker, "u", 1, frames(1)).wait().error, InvalidRequest)
@@ -250,7 +250,7 @@ def test_nobody_waits_for_ever_when_the_thread_dies(codec: FakeCodec, monkeypatc
     monkeypatch.setattr("python_backend.decoder.loop.next_group", broken)
     worker = DecoderWorker(codec, DecoderConfig())
     assert isinstance(push(worker, "u", 0, frames(1, 2)).wait().error, Overloaded)
-    worker._thread.join(5)
+    worker._thread.join(60)
     assert isinstance(push(worker, "v", 0, frames(1)).wait().error, Overloaded)
 
 

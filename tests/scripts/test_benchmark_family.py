@@ -107,7 +107,7 @@ def test_listening_ends_with_the_streams_beside_it() -> None:
 
     answers, wall_s = asyncio.run(measured())
     assert len(set(answers)) == len(answers) >= 2, "no request is asked twice"
-    assert wall_s < 5
+    assert wall_s < 30
 
 
 def test_a_listener_that_is_refused_fails_the_run() -> None:

@@ -62,7 +62,7 @@ class Server:
     def stop(self) -> None:
         if self.launcher is not None:
             self.launcher.terminate()
-            self.launcher.wait(60)
+            self.launcher.wait(120)
 
     @property
     def said(self) -> str:
@@ -83,14 +83,14 @@ class Server:
     def stream(self, options: str | dict[str, Any] | None = None, **inputs: Any) -> Stream:
         return Stream(self.grpc, **as_inputs(options, inputs))
 
-    def until(self, condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    def until(self, condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
     def metric(self, name: str) -> float:
-        with urllib.request.urlopen(f"http://localhost:{self.metrics}/metrics", timeout=10) as page:
+        with urllib.request.urlopen(f"http://localhost:{self.metrics}/metrics", timeout=60) as page:
             lines = page.read().decode().splitlines()
         (value,) = [float(line.split()[-1]) for line in lines if line.startswith(f"stretto_{name}{{")]
         return value

@@ -18,7 +18,7 @@ def stop_time(server: Server, num_responses: int) -> float:
     stream = server.stream({"seed": 1}, text=LONG)
     for _ in range(num_responses):
         stream.next()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while table.num_active() == 0:
         assert time.monotonic() < deadline
     stream.cancel()
@@ -33,9 +33,10 @@ def stop_time(server: Server, num_responses: int) -> float:
 @pytest.mark.parametrize("num_responses", [0, 1, 4])
 def test_the_language_model_stops_soon_after_the_client(server: Server, num_responses: int) -> None:
     before = server.metric("cancelled_total")
-    times = [stop_time(server, num_responses) for _ in range(3)]
-    assert sorted(times)[1] < idle_s(LIMIT_S), times
-    server.until(lambda: server.metric("cancelled_total") == before + 3)
+    times = sorted(stop_time(server, num_responses) for _ in range(5))
+    assert times[1] < idle_s(LIMIT_S), times
+    assert times[-1] < idle_s(10 * LIMIT_S), times
+    server.until(lambda: server.metric("cancelled_total") == before + 5)
 
 
 def test_cancelling_many_leaves_room_for_all(server: Server) -> None:

@@ -29,17 +29,17 @@ def stub_of(server: Server, model: str) -> int:
 def test_a_killed_decoder_ends_every_stream_with_an_error_and_the_server_comes_back(server: Server) -> None:
     old = server.pid
     children = [process.pid for process in descendants(old)]
+    num_starts = server.said.count("ready after")
     streams = [server.stream({"seed": i}, text=LONG) for i in range(8)]
     streams[0].next()
     os.kill(stub_of(server, "acoustic_decoder"), signal.SIGKILL)
     killed = time.monotonic()
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda stream: stream.listen(), streams))
-    assert time.monotonic() - killed < idle_s(5)
+    assert time.monotonic() - killed < idle_s(15)
     assert any(answer.error is not None for answer in answers)
     assert all(answer.error is not None or answer.events[-1]["is_final"] for answer in answers)
-    while server.state() == "ready" and server.said.count("ready after") < 2:
-        time.sleep(0.02)
+    server.until(lambda: server.state() != "ready" or server.said.count("ready after") > num_starts)
     server.until_ready()
     assert server.ask({"seed": 1, "max_audio_s": 1.0}, text=LONG).error is None
     assert server.pid != old
@@ -63,7 +63,7 @@ def test_a_stopping_server_finishes_what_runs_and_refuses_what_comes(server: Ser
     assert answer.error is None
     assert answer.events[-1]["is_final"]
     assert refused.error == "in ensemble 'speech', unavailable: server is draining"
-    assert launch.wait(40) == 0
+    assert launch.wait(120) == 0
     assert "drained" in server.said
     assert 'in-flight inferences"' in server.log  # Triton has counted, and found that
     assert not re.search(r"has [1-9]\d* in-flight inferences", server.log)  # cancelled requests are let go of, too

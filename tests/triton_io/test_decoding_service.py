@@ -68,7 +68,7 @@ def test_a_chunk_reaches_the_worker_with_its_codes_and_reply(slot: FlowSlot) -> 
 
 def test_the_workers_figures_are_shown() -> None:
     DecodingService(Worker())
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while (shown := MetricFamily.made.get("stretto_decoder_waiting_chunks")) is None or shown.value != 1:
         assert time.monotonic() < deadline
         time.sleep(0.01)

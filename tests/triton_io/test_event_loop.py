@@ -46,6 +46,6 @@ def test_closing_lets_running_coroutines_clean_up() -> None:
             cleaned.set()
 
     loop.start(serve())
-    assert begun.wait(5)
+    assert begun.wait(60)
     loop.close()
     assert cleaned.is_set()

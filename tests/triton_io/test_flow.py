@@ -104,7 +104,7 @@ def test_only_the_tables_of_the_dead_are_removed(tmp_path: Path) -> None:
     ready = context.Event()
     process = context.Process(target=hold_a_table, args=(tmp_path, ready))
     process.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     (path,) = tmp_path.iterdir()
     assert remove_stale_tables(tmp_path) == []
     os.kill(process.pid, signal.SIGKILL)

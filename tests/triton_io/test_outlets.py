@@ -63,7 +63,7 @@ def outlet(all_outlets: RingOutlets, ring: Ring, slot: FlowSlot) -> RingOutlet:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)

@@ -46,11 +46,15 @@ def test_a_section_that_fails_leaves_its_lines_and_its_log_and_the_next_one_runs
 
 def test_a_section_that_hangs_is_ended_with_its_children(setup: Setup) -> None:
     start = time.monotonic()
-    (record,) = run_all(sections("hangs", limit_s=12.0), setup, 120)
+    run_all(sections("passes"), setup, 120)
+    limit_s = 5 + 3 * (time.monotonic() - start)  # time to begin, as long as this machine takes for it
+    (record,) = run_all(sections("hangs", limit_s=limit_s), setup, 400)
     assert record["status"] == "timed out"
-    assert time.monotonic() - start < 30
     (line,) = lines(setup.lines("hangs"))
-    assert not is_running(line["child"])
+    deadline = time.monotonic() + 30
+    while is_running(line["child"]):  # killed, and gone as soon as the kernel gets to it
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_what_no_time_is_left_for_is_reported_as_not_run(setup: Setup) -> None:
