@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+COUNTS = ("hidden heads blocks feed_forward gate gate_kernel merge_kernel position_kernel position_groups").split()
+
 
 @dataclass(frozen=True, slots=True)
 class XeusConfig:
@@ -29,11 +31,21 @@ class XeusConfig:
     normalizes_audio: bool = True
     normalizes_output: bool = False
 
+    def __post_init__(self) -> None:
+        """ValueError where no XEUS has such numbers."""
+        counts = [getattr(self, name) for name in COUNTS] + [number for layer in self.convolutions for number in layer]
+        wrong = [number for number in counts if type(number) is not int or number < 1]
+        if wrong or not self.convolutions or any(len(layer) != 3 for layer in self.convolutions):
+            raise ValueError(f"expected positive whole numbers, got {self}")
+        if self.hidden % self.heads or self.hidden % self.position_groups or self.gate % 2:
+            raise ValueError(f"expected a width of whole heads and groups and an even gate, got {self}")
+        if not self.gate_kernel % 2 or not self.merge_kernel % 2 or self.position_kernel % 2:
+            raise ValueError(f"expected odd kernels and an even one of positions, got {self}")
+
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """The inverse of `to_record`; TypeError or KeyError where it is of something else."""
-        layers = tuple((int(width), int(kernel), int(stride)) for width, kernel, stride in record["convolutions"])
-        return cls(**{**record, "convolutions": layers})
+        """The inverse of `to_record`; TypeError, KeyError or ValueError where it is of something else."""
+        return cls(**{**record, "convolutions": tuple((*layer,) for layer in record["convolutions"])})
 
     def to_record(self) -> dict[str, Any]:
         """For JSON."""

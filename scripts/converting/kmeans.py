@@ -7,6 +7,7 @@ comes, since joblib 1.1, a byte that counts padding and so many bytes more, then
 """
 
 import pickle
+import struct
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
@@ -81,7 +82,7 @@ def read_centres(path: Path) -> np.ndarray:
         centres = model.state[CENTRES]
         if centres.ndim != 2 or not np.isfinite(centres).all():
             raise ValueError(f"{CENTRES} of shape {list(centres.shape)} are not finite rows")
-    except (OSError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, EOFError, MemoryError, pickle.UnpicklingError, struct.error) as error:
         expected = "a k-means model as joblib writes it, uncompressed"
         raise CheckpointError(f"{path}: expected {expected}, got {error!r}") from error
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:

@@ -53,7 +53,7 @@ ENCODER: dict[str, tuple[Any, tuple[Any, ...]]] = {
 def read_config(path: Path) -> XeusConfig:
     """The numbers in `config.yaml`; CheckpointError where they are of another model than XEUS."""
     record = read_yaml(path)
-    front_end, encoder = ({**(entry(record, f"{part}_conf") or {})} for part in ("frontend", "encoder"))
+    front_end, encoder = _part(record, "frontend_conf"), _part(record, "encoder_conf")
     expected = {"frontend": "wav2vec_cnn", "preencoder": "linear", "encoder": "e_branchformer", "normalize": None}
     for name, value in expected.items():
         if record.get(name) != value:
@@ -63,15 +63,25 @@ def read_config(path: Path) -> XeusConfig:
             value = given.get(name, default)
             if value not in allowed:
                 raise CheckpointError(f"{path}: {part}.{name}: expected one of {allowed}, got {value}")
-    config = config_from(front_end, encoder)
+    try:
+        config = config_from(front_end, encoder)
+    except (TypeError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: expected the numbers of XEUS, got {error!r}") from error
     if entry(record, "preencoder_conf.output_size") != config.hidden:
         raise CheckpointError(f"{path}: preencoder_conf.output_size: expected {config.hidden}, as the encoder's")
-    if not config.gate_kernel % 2 or not config.merge_kernel % 2:
-        raise CheckpointError(f"{path}: encoder_conf: expected odd kernels, got {config}")
     return config
 
 
+def _part(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = entry(record, name)
+    if not isinstance(part, Mapping):
+        raise CheckpointError(f"config.yaml: {name}: expected a mapping, got {part!r}")
+    return part
+
+
 def config_from(front_end: Mapping[str, Any], encoder: Mapping[str, Any]) -> XeusConfig:
+    """The numbers in the two parts of config.yaml, with ESPnet's where none are given; TypeError, KeyError or
+    ValueError where they are of something else."""
     return XeusConfig(
         convolutions=tuple((*layer,) for layer in front_end.get("shapes", CONVOLUTIONS)),
         hidden=encoder.get("output_size", 256),

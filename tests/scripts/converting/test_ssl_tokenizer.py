@@ -104,10 +104,13 @@ def test_tensors_that_do_not_fit_are_named(
         (None, "normalize", "utterance_mvn", "normalize: expected None, got utterance_mvn"),
         ("encoder_conf", "pos_enc_layer_type", "abs_pos", "encoder_conf.pos_enc_layer_type: expected one of ('conv',)"),
         ("encoder_conf", "macaron_ffn", False, "encoder_conf.macaron_ffn: expected one of (True,), got False"),
-        ("encoder_conf", "merge_conv_kernel", 30, "encoder_conf: expected odd kernels"),
+        ("encoder_conf", "merge_conv_kernel", 30, "expected odd kernels"),
+        ("encoder_conf", "attention_heads", 5, "expected a width of whole heads"),
+        ("encoder_conf", "num_blocks", "3", "expected positive whole numbers"),
+        ("frontend_conf", "shapes", 7, "expected the numbers of XEUS, got TypeError"),
         ("frontend_conf", "conv_mode", "depth_only", "frontend_conf.conv_mode: expected one of ('standard',)"),
         ("preencoder_conf", "output_size", 16, "preencoder_conf.output_size: expected 32, as the encoder's"),
-        (None, "encoder_conf", None, "encoder_conf.attention_layer_type: expected one of ('selfattn',)"),
+        (None, "encoder_conf", None, "config.yaml: encoder_conf: expected a mapping, got None"),
     ],
 )
 def test_a_config_of_another_model_is_refused(
