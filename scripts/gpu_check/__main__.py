@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,12 @@ def run_all(sections: Mapping[str, Section], setup: Setup, limit_s: float) -> li
     return records
 
 
+def stretched(sections: Mapping[str, Section], limit_s: float) -> dict[str, Section]:
+    """`sections`, each with its share of `limit_s` where they are given more time together than they ask for."""
+    share = max(1.0, limit_s / sum(section.limit_s for section in sections.values()))
+    return {name: replace(section, limit_s=share * section.limit_s) for name, section in sections.items()}
+
+
 def device(wanted: str) -> str:
     """`cuda` or `cpu`; SystemExit where a GPU is wanted and there is none."""
     import torch
@@ -77,7 +84,8 @@ def parse(line: Iterable[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto")
     parser.add_argument("--dry-run", dest="device", action="store_const", const="cpu", help="the same as --device cpu")
     parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
-    parser.add_argument("--limit-s", type=float, default=530.0, help="seconds for all sections together")
+    shared = "seconds for all sections together; what none asks for they share"
+    parser.add_argument("--limit-s", type=float, default=530.0, help=shared)
     parser.add_argument("--one", nargs=2, metavar=("NAME", "FUNCTION"), help=argparse.SUPPRESS)
     return parser.parse_args(None if line is None else list(line))
 
@@ -89,7 +97,7 @@ def main(arguments: argparse.Namespace) -> int:
         name, function = arguments.one
         run_section(name, Section(function, 0), setup)
         return 0
-    chosen = {name: SECTIONS[name] for name in arguments.sections}
+    chosen = stretched({name: SECTIONS[name] for name in arguments.sections}, arguments.limit_s)
     records = run_all(chosen, setup, arguments.limit_s)
     return int(any(record["status"] != "passed" for record in records))
 

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
+from vllm.v1.worker.gpu.cudagraph_utils import has_compiled_submodule
 
 from python_backend.families.tiny import TINY
 from scripts.random_checkpoint import BACKBONES, write_checkpoint
 from tests.engine.harness import Engine
-from tests.engine.prompts import make_prompt
+from tests.engine.prompts import make_prompt, make_prompts
 from tests.reference.speech_lm import Reference
 
 pytestmark = pytest.mark.engine
@@ -27,3 +28,19 @@ def test_replies_are_those_of_the_backbone_s_own_class(backbone: str, tmp_path: 
         rows, lead = reference.reply(prompt)
         assert lead > 1e-5, "the reference itself was nearly undecided: choose another seed"
         assert answers[name].rows == [row[: TINY.layout.num_output_streams] for row in rows]
+
+
+def test_a_compiler_traces_our_own_backbone_whole_and_replies_stay_the_same(tmp_path: Path) -> None:
+    """Dynamo as on a GPU; what it traces then runs as it stands."""
+    folder = write_checkpoint(tmp_path, TINY, "tiny", layers=2, backbone="olmo2")
+    prompts = make_prompts(TINY, 3)
+    traced = {"mode": 2, "backend": "eager", "cudagraph_mode": "NONE"}
+    replies = []
+    for is_compiled, arguments in ((False, {}), (True, {"enforce_eager": False, "compilation_config": traced})):
+        engine = Engine(folder, **arguments)
+        try:
+            assert has_compiled_submodule(engine.model_state.model) == is_compiled
+            replies.append({name: answer.rows for name, answer in engine.run(prompts).items()})
+        finally:
+            engine.shutdown()
+    assert replies[0] == replies[1]

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.engine
 
 def test_a_dry_run_passes_every_section(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
-    command = [str(ROOT / "scripts/gpu_check.sh"), "--dry-run", "--out", str(tmp_path), "--limit-s", "900"]
+    command = [str(ROOT / "scripts/gpu_check.sh"), "--dry-run", "--out", str(tmp_path), "--limit-s", "1800"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     results = {path.stem: [json.loads(line) for line in path.open()] for path in tmp_path.glob("*.jsonl")}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.gpu_check.__main__ import device, parse, run_all
+from scripts.gpu_check.__main__ import device, parse, run_all, stretched
 from scripts.gpu_check.sections import SECTIONS, Section, Setup
 
 FAKES = "tests.scripts.gpu_check.fake_sections"
@@ -71,3 +71,11 @@ def test_a_gpu_is_asked_for_only_where_there_is_one(monkeypatch: pytest.MonkeyPa
     assert device("auto") == parse(["--dry-run"]).device == "cpu"
     with pytest.raises(SystemExit, match="no CUDA device"):
         device("cuda")
+
+
+def test_sections_share_the_time_that_they_do_not_ask_for() -> None:
+    few = {"parity": SECTIONS["parity"], "waits": SECTIONS["waits"]}
+    total = sum(section.limit_s for section in few.values())
+    assert stretched(few, total / 2) == stretched(few, total) == few
+    longer = stretched(few, 3 * total)
+    assert [section.limit_s for section in longer.values()] == [3 * each.limit_s for each in few.values()]
