@@ -5,6 +5,7 @@
 set -euo pipefail
 called_from=$PWD
 cd "$(dirname "$0")/.."
+trap 'exit 130' INT # also when Ctrl-C comes as a program it calls is about to end well
 unset PYTHONDONTWRITEBYTECODE # without bytecode every start of vLLM takes 10 s longer
 port=${STRETTO_PORT:-8000}
 state=.stretto

@@ -114,7 +114,7 @@ def test_a_server_that_an_interrupted_call_has_left_starting_is_waited_for(check
     checkout.until_started()
     os.killpg(interrupted.pid, signal.SIGINT)
     interrupted.communicate(timeout=60)
-    assert interrupted.returncode != 0
+    assert interrupted.returncode == 130
     (checkout.folder / "slow").unlink()
     output, errors = checkout.speak().communicate(timeout=60)
     assert "spoken through localhost:8001" in output, errors
