@@ -1,28 +1,37 @@
 """A server on free ports for as long as a `with` lasts, started by `scripts.serve`."""
 
+import random
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from scripts.serving import pid_file
 from scripts.serving.environment import ROOT
 
 START_S, STOP_S = 300.0, 60.0
+PORTS = range(10_000, 23_000)  # below Linux's ip_local_port_range, which begins at 32768
 TAIL = 3000  # characters of the server's log in the error of a start that failed
 
 
 def free_ports(count: int) -> list[int]:
-    """`count` ports on which nobody listens now."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    """`count` ports on which nobody listens now.
+
+    None that the kernel gives to whoever asks for any: a server takes its ports only when its models are loaded, and by
+    then one of the many connections of an engine could have got it.
+    """
+    found: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        if len(found) == count:
+            break
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            found.append(port)
+    return found
 
 
 @contextmanager
