@@ -19,7 +19,7 @@ from python_backend.codec.registry import load_codec
 from python_backend.config import EngineConfig
 from python_backend.errors import CheckpointError
 from python_backend.families.base import Family
-from python_backend.families.registry import family_at
+from python_backend.families.registry import config_at, family_at, json_object
 from python_backend.preprocessing.ssl_tokenizer import FOLDER, load_ssl_tokenizer
 from scripts.converting.conversion import fresh_directory
 from scripts.serving.environment import ROOT
@@ -78,8 +78,7 @@ def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], gpu: int | No
     family = family_at(checkpoint)
     load_codec(family.codec, checkpoint)
     load_ssl_tokenizer(checkpoint, len(family.layout.audio[0]))
-    record = json.loads((checkpoint / "config.json").read_text())
-    chosen = engine_arguments(record, family, gpu is not None) | engine_args
+    chosen = engine_arguments(config_at(checkpoint), family, gpu is not None) | engine_args
     with fresh_directory(out) as folder:
         left_out = shutil.ignore_patterns(Path(CHECKPOINT).name, Path(ENGINE).name, "__pycache__")
         shutil.copytree(BUNDLED, folder, ignore=left_out, dirs_exist_ok=True)
@@ -107,7 +106,7 @@ def main(words: list[str] | None = None) -> int:
     """Makes the repository; 1 where it cannot be served."""
     args = arguments(words)
     try:
-        given = json.loads(args.engine_args.read_text()) if args.engine_args else {}
+        given = json_object(args.engine_args) if args.engine_args else {}
         make(args.checkpoint, args.out, given, args.gpu)
     except (CheckpointError, OSError, ValueError) as error:
         print(f"make_repository: {error}", file=sys.stderr)

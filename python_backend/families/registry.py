@@ -50,11 +50,15 @@ def family_at(checkpoint: Path) -> Family:
 
 def config_at(checkpoint: Path) -> dict[str, Any]:
     """The config.json of the checkpoint in a folder; CheckpointError when it cannot be read."""
-    path = checkpoint / "config.json"
+    return json_object(checkpoint / "config.json")
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; CheckpointError when there is none that can be read."""
     try:
-        config = json.loads(path.read_text())
+        record = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: expected a JSON object, got {error!r}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {config!r}")
-    return config
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(record).__name__}")
+    return record

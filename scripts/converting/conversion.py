@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -135,10 +135,9 @@ def trained_dtype(config: Mapping[str, Any], tensors: Mapping[str, Tensor], is_b
 
 def _found(config: Mapping[str, Any], dotted: str) -> Any:
     """What lies under `a.b.c`; None where nothing does."""
-    value: Any = config
-    for key in dotted.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
+    with suppress(CheckpointError):
+        return entry(config, dotted)
+    return None
 
 
 def _doubts(family: str, config: Mapping[str, Any]) -> list[str]:

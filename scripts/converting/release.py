@@ -1,6 +1,5 @@
 """What a release consists of, read without a copy of it: the tensors stay in their file until they are written."""
 
-import json
 import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from python_backend.errors import CheckpointError
+from python_backend.families.registry import config_at, json_object
 from python_backend.families.tokenizer import TextTokenizer
 
 
@@ -68,14 +68,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A config.json, or the one in a directory."""
-    path = path / "config.json" if path.is_dir() else path
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: expected a JSON object, got {error!r}") from error
-    if not isinstance(record, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(record).__name__}")
-    return record
+    return config_at(path) if path.is_dir() else json_object(path)
 
 
 def entry(record: Mapping[str, Any], dotted: str) -> Any:
