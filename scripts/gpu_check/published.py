@@ -43,7 +43,7 @@ class Published:
 
 
 MODELS = {"opuslm_7b": Published("opuslm", OLMO2_7B), "opuslm_1b7": Published("opuslm", SMOLLM2_1_7B)}
-REQUESTS = (8, 32)
+REQUESTS = (1, 8, 16, 32, 64)
 FRAMES, ROUNDS = 96, 2
 DRY_FRAMES, DRY_REQUESTS = 60, (2,)
 DRY = {

@@ -18,6 +18,14 @@ def test_the_published_counts() -> None:
     assert (wide.num_rows(200), wide.num_rows(3000)) == (25, 375)
 
 
+def test_a_waveform_is_normalised_unless_the_checkpoint_says_otherwise() -> None:
+    record = {"num_mel_bins": 128, "n_window": 50}
+    assert AudioFormat.from_config({"audio_config": record}) == AudioFormat(128, 50, do_normalize=True)
+    left = AudioFormat.from_config({"audio_config": record | {"do_normalize": False}})
+    assert left == AudioFormat(128, 50, do_normalize=False)
+    assert AudioFormat.from_config({}) is None
+
+
 def prompt(*audios: HeardAudio) -> Prompt:
     return Prompt("tts", np.zeros((40, 9), np.int32), SAMPLING, audios=audios)
 

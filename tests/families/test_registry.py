@@ -9,6 +9,7 @@ import pytest
 from python_backend.errors import CheckpointError
 from python_backend.families.registry import BUILDERS, family_at, read_family
 from python_backend.families.tiny import TINY
+from python_backend.sampling.params import SegmentSampling
 from python_backend.streams.segment import Segment
 from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM
 
@@ -37,6 +38,30 @@ def test_the_published_intervals() -> None:
     assert opuslm.audio[0] == range(256, 5256)
     assert opuslm.audio[8] == range(5256 + 7 * 1024, 13448)
     assert (opuslm.codebook_size, bagpiper.codebook_size) == (1024, 1024)
+
+
+def test_the_published_defaults_of_sampling() -> None:
+    """Of the authors' serving code for Bagpiper, of `conf/decode_general.yaml` in ESPnet for OpusLM."""
+    bagpiper = read_family({"speech_family": "bagpiper"})
+    for name in ("tts", "generate", "speak"):
+        sampling = bagpiper.task(name).sampling
+        assert sampling.text == SegmentSampling(temperature=0.6, top_k=20, min_rows=1, max_rows=8192)
+        assert sampling.audio == SegmentSampling(temperature=0.8, top_k=20, min_rows=50, max_rows=2048)
+        assert sampling.guidance_scale == 3.0
+    assert {bagpiper.task(name).sampling.guidance_scale for name in ("understand", "chat")} == {1.0}
+    for name in ("opuslm", "opuslm_dialogue"):
+        family = read_family({"speech_family": name})
+        for task in family.tasks:
+            assert task.sampling.text == SegmentSampling(temperature=0.0, min_rows=1, max_rows=2048)
+            assert task.sampling.audio == SegmentSampling(temperature=0.8, top_k=30, min_rows=3, max_rows=2048)
+            assert task.sampling.guidance_scale == 1.0
+        assert family.guided_streams == ()
+
+
+def test_the_published_limits() -> None:
+    for name, longest in (("bagpiper", 32768), ("opuslm", 8192), ("opuslm_dialogue", 8192)):
+        family = read_family({"speech_family": name})
+        assert (family.max_audio_s, family.max_model_len, family.frame_rate) == (30.0, longest, 50.0)
 
 
 @pytest.mark.parametrize("name", SMALL)
