@@ -179,7 +179,7 @@ class SpeechClient:
         task: what the model calls that, such as `understand`.
         """
         sharing = self._share()
-        inputs = [*audio_inputs(audio, sharing), *strings(task=task, options=options_json(options))]
+        inputs = [*audio_inputs(audio, sharing=sharing), *strings(task=task, options=options_json(options))]
         return self.send(inputs, sharing)
 
     def converse(
@@ -192,13 +192,11 @@ class SpeechClient:
     ) -> SpeechStream:
         """The events of the reply to a conversation: turns with `role` and `text`, `audio` or `codes`.
 
-        audio: what the turns mean that say `"audio": "audio"` (a file) and `"audio": "pcm_in"` (samples), one of each;
-        ValueError for two of a kind.
+        audio: what the turns mean that say `"audio": "audio"` (files, in this order) and `"audio": "pcm_in"` (samples,
+        which one turn may have).
         """
-        if len(audio) > len({isinstance(each, tuple) for each in audio}):
-            raise ValueError(f"expected at most one file and one array of samples, got {len(audio)}")
         sharing = self._share()
-        inputs = [tensor for each in audio for tensor in audio_inputs(each, sharing)]
+        inputs = audio_inputs(*audio, sharing=sharing)
         inputs += strings(messages=json.dumps(messages), task=task, options=options_json(options))
         return self.send(inputs, sharing)
 

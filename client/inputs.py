@@ -20,16 +20,23 @@ def strings(**values: str | bytes | None) -> list[InferInput]:
     ]
 
 
-def audio_inputs(audio: Audio, sharing: Sharing | None = None) -> list[InferInput]:
-    """Audio as a file's path or bytes, or as (samples [n] in [-1, 1], rate in Hz); through shared memory if given."""
-    if isinstance(audio, tuple):
-        pcm, sample_rate = audio
+def audio_inputs(*audio: Audio, sharing: Sharing | None = None) -> list[InferInput]:
+    """Audio as files' paths or bytes, or as (samples [n] in [-1, 1], rate in Hz), once; through shared memory if given.
+
+    ValueError for samples that are not mono floating-point numbers, or more than one array of them.
+    """
+    sampled = [each for each in audio if isinstance(each, tuple)]
+    named = [each for each in audio if not isinstance(each, tuple)]
+    files = [each if isinstance(each, bytes) else Path(each).read_bytes() for each in named]
+    tensors = [_tensor("audio", np.array(files, np.object_), "BYTES", sharing)] if files else []
+    if len(sampled) > 1:
+        raise ValueError(f"expected files and at most one array of samples, got {len(sampled)}")
+    for pcm, sample_rate in sampled:
         if pcm.ndim != 1 or not np.issubdtype(pcm.dtype, np.floating):
             raise ValueError(f"expected mono floating-point samples [n], got {pcm.shape} {pcm.dtype}")
         rate = _tensor("sample_rate", np.array([sample_rate], np.int32), "INT32")
-        return [_tensor("pcm_in", pcm.astype(np.float32), "FP32", sharing), rate]
-    content = audio if isinstance(audio, bytes) else Path(audio).read_bytes()
-    return [_tensor("audio", np.array([content], np.object_), "BYTES", sharing)]
+        tensors += [_tensor("pcm_in", pcm.astype(np.float32), "FP32", sharing), rate]
+    return tensors
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
@@ -47,8 +54,8 @@ def _tensor(name: str, array: np.ndarray, dtype: str, sharing: Sharing | None = 
     if sharing is None:
         tensor.set_data_from_numpy(array)
         return tensor
-    # Triton's form of a string is its length in 4 bytes, then the string.
-    content = struct.pack("<I", len(array[0])) + array[0] if dtype == "BYTES" else array.tobytes()
+    # Triton's form of each string is its length in 4 bytes, then the string.
+    content = b"".join(struct.pack("<I", len(each)) + each for each in array) if dtype == "BYTES" else array.tobytes()
     data = np.frombuffer(content, np.uint8)
     region = sharing.region(len(data))
     region.write(data)

@@ -8,35 +8,36 @@ import soxr
 
 from python_backend.errors import InvalidRequest
 
-MAX_FILE_BYTES = 20_000_000
+MAX_FILE_BYTES, MAX_FILES = 20_000_000, 16
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 384_000
 MAX_CHANNELS = 8
 MAX_PEAK = 2.0  # resampled or lossy audio overshoots 1 a little; integers taken for floats exceed it at once
 FORMATS = frozenset({"WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "MPEG"})
 
 
-def read_file(data: bytes, max_s: float) -> tuple[np.ndarray, int]:
+def read_file(data: bytes, max_s: float, field: str = "audio") -> tuple[np.ndarray, int]:
     """Mono samples [n] float32 and their rate in Hz, of the bytes of a wav, flac, ogg or mp3 file of at most `max_s`.
 
-    Nothing is decoded before the number of bytes, and no more than `max_s` whatever the header says.
+    Nothing is decoded before the number of bytes, and no more than `max_s` whatever the header says. field: what to
+    call the file in a refusal.
     """
     if not data:
-        raise InvalidRequest("audio", "the bytes of a wav, flac, ogg or mp3 file", "0 bytes")
+        raise InvalidRequest(field, "the bytes of a wav, flac, ogg or mp3 file", "0 bytes")
     if len(data) > MAX_FILE_BYTES:
-        raise InvalidRequest("audio", f"at most {MAX_FILE_BYTES} bytes", f"{len(data)} bytes")
+        raise InvalidRequest(field, f"at most {MAX_FILE_BYTES} bytes", f"{len(data)} bytes")
     try:
         with soundfile.SoundFile(BytesIO(data)) as file:
-            _check_header(file)
+            _check_header(field, file)
             max_samples = int(max_s * file.samplerate)
             samples = file.read(max_samples + 1, dtype="float32", always_2d=True)
             rate = file.samplerate
     except soundfile.LibsndfileError as error:
         expected = "a readable wav, flac, ogg or mp3 file"
-        raise InvalidRequest("audio", expected, f"an error: {error.error_string}") from error
+        raise InvalidRequest(field, expected, f"an error: {error.error_string}") from error
     if len(samples) > max_samples:
-        raise InvalidRequest("audio", f"at most {max_s:g} s", "more")
+        raise InvalidRequest(field, f"at most {max_s:g} s", "more")
     pcm = samples.mean(axis=1)
-    _check_samples("audio", pcm)
+    _check_samples(field, pcm)
     return pcm, rate
 
 
@@ -58,13 +59,13 @@ def resample(pcm: np.ndarray, sample_rate: int, target_rate: int) -> np.ndarray:
     return pcm if sample_rate == target_rate else soxr.resample(pcm, sample_rate, target_rate)
 
 
-def _check_header(file: soundfile.SoundFile) -> None:
+def _check_header(field: str, file: soundfile.SoundFile) -> None:
     if file.format not in FORMATS:
-        raise InvalidRequest("audio", "a wav, flac, ogg or mp3 file", file.format)
+        raise InvalidRequest(field, "a wav, flac, ogg or mp3 file", file.format)
     if not MIN_RATE_HZ <= file.samplerate <= MAX_RATE_HZ:
-        raise InvalidRequest("audio", f"a rate in [{MIN_RATE_HZ}, {MAX_RATE_HZ}] Hz", file.samplerate)
+        raise InvalidRequest(field, f"a rate in [{MIN_RATE_HZ}, {MAX_RATE_HZ}] Hz", file.samplerate)
     if file.channels > MAX_CHANNELS:
-        raise InvalidRequest("audio", f"at most {MAX_CHANNELS} channels", file.channels)
+        raise InvalidRequest(field, f"at most {MAX_CHANNELS} channels", file.channels)
 
 
 def _check_samples(field: str, pcm: np.ndarray) -> None:

@@ -1,7 +1,8 @@
 """The `messages` of a request: a conversation as JSON turns. It knows no family and no task.
 
     [{"role": "system", "text": "You are terse."},
-     {"role": "user", "audio": "pcm_in", "text": "What is this?"},     the input tensor that carries the audio
+     {"role": "user", "audio": "pcm_in", "text": "What is this?"},     the input tensor that carries the audio;
+                                                                       of several files in `audio` the next
      {"role": "assistant", "text": "Rain."},
      {"role": "user", "codes": [[3, 17, …], …]}]                       [K][T]: audio as codes, one list per stream
 
@@ -71,12 +72,10 @@ def read_messages(text: str) -> tuple[Turn, ...]:
 
 
 def _check_inputs(turns: tuple[Turn, ...]) -> None:
-    seen = set()
-    for turn in turns:
-        if turn.audio_input in seen:
-            raise InvalidRequest(turn.where("audio"), "each input tensor at most once", f"{turn.audio_input!r} again")
-        if turn.audio_input:
-            seen.add(turn.audio_input)
+    sampled = [turn for turn in turns if turn.audio_input == "pcm_in"]
+    if len(sampled) > 1:
+        expected = "'pcm_in' in one turn, and files, 'audio', in others"
+        raise InvalidRequest(sampled[1].where("audio"), expected, "'pcm_in' again")
 
 
 def _turn(record: Any, path: str) -> Turn:

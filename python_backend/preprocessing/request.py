@@ -1,6 +1,7 @@
 """A request as it reaches the server, and the object that turns it into a prompt."""
 
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from python_backend.codec.registry import load_codec
 from python_backend.errors import InvalidRequest
 from python_backend.families.prompt import Prompt
 from python_backend.families.registry import family_at
-from python_backend.preprocessing.audio import check_pcm, read_file, resample
+from python_backend.preprocessing.audio import MAX_FILES, check_pcm, read_file, resample
 from python_backend.preprocessing.conversation import Piece, choose_task
 from python_backend.preprocessing.messages import Turn, read_messages
 from python_backend.preprocessing.options import read_options
@@ -22,16 +23,22 @@ from python_backend.preprocessing.templates import TEMPLATES
 class RawRequest:
     """The inputs of the ensemble, as they came. None: absent. Strings may be UTF-8 bytes.
 
-    audio: bytes of a wav, flac, ogg or mp3 file. pcm_in: [n] float32, mono samples at `sample_rate` Hz.
+    audio: bytes of a wav, flac, ogg or mp3 file, or of several, one for each turn of `messages` that means one.
+    pcm_in: [n] float32, mono samples at `sample_rate` Hz.
     """
 
     text: str | bytes | None = None
-    audio: bytes | None = None
+    audio: bytes | tuple[bytes, ...] | None = None
     pcm_in: np.ndarray | None = None
     sample_rate: int | None = None
     messages: str | bytes | None = None
     task: str | bytes | None = None
     options: str | bytes | None = None
+
+    @property
+    def files(self) -> tuple[bytes, ...]:
+        """What `audio` holds."""
+        return self.audio if isinstance(self.audio, tuple) else () if self.audio is None else (self.audio,)
 
 
 class Preprocessor:
@@ -59,7 +66,8 @@ class Preprocessor:
         sampling = options.sampling
         if sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbits(32))
-        pieces = tuple(self._piece(turn, kind, raw) for turn in turns for kind in turn.kinds)
+        files = enumerate(raw.files)
+        pieces = tuple(self._piece(turn, kind, raw, files) for turn in turns for kind in turn.kinds)
         written = self.template.write(task, pieces, options.voice)
         longest = self.family.max_model_len - 1
         if len(written.rows) > longest:
@@ -69,20 +77,21 @@ class Preprocessor:
             task.name, written.rows, sampling, written.words, options.delivery, written.audios, written.overhang
         )
 
-    def _piece(self, turn: Turn, kind: str, raw: RawRequest) -> Piece:
+    def _piece(self, turn: Turn, kind: str, raw: RawRequest, files: Iterator[tuple[int, bytes]]) -> Piece:
         path = turn.where(kind)
         if kind == "text":
             return Piece(turn.role, path, text=turn.text)
         if turn.codes is not None:
             return Piece(turn.role, path, codes=turn.codes)
-        return Piece(turn.role, path, pcm=self._listen(turn.audio_input, raw))
+        return Piece(turn.role, path, pcm=self._listen(turn.audio_input, raw, files))
 
-    def _listen(self, field: str | None, raw: RawRequest) -> np.ndarray:
-        """The audio of an input of `raw` as [n] float32 at the codec's rate."""
+    def _listen(self, field: str | None, raw: RawRequest, files: Iterator[tuple[int, bytes]]) -> np.ndarray:
+        """The audio of an input of `raw`, of `audio` the next of `files`, as [n] float32 at the codec's rate."""
         spec, max_s = self.codec.spec, self.family.max_audio_s
         if field == "audio":
-            assert raw.audio is not None
-            pcm, sample_rate = read_file(raw.audio, max_s)
+            index, data = next(files)
+            field = f"audio[{index}]" if len(raw.files) > 1 else field
+            pcm, sample_rate = read_file(data, max_s, field)
         else:
             assert raw.pcm_in is not None
             check_pcm(raw.pcm_in, raw.sample_rate, max_s)
@@ -111,13 +120,22 @@ def read_turns(raw: RawRequest) -> tuple[Turn, ...]:
         raise InvalidRequest("sample_rate", "none without pcm_in", raw.sample_rate)
     if raw.messages is not None:
         turns = read_messages(string("messages", raw.messages) or "")
-        expected = [*sorted(turn.audio_input for turn in turns if turn.audio_input), "messages"]
+        expected = [*sorted({turn.audio_input for turn in turns if turn.audio_input}), "messages"]
         if given != expected:
             raise InvalidRequest("messages", f"the inputs {' and '.join(expected)}", " and ".join(given))
+        _check_files(raw, sum(turn.audio_input == "audio" for turn in turns))
         return turns
     if not given:
         raise InvalidRequest("text", "at least one of text, audio, pcm_in and messages", "none")
     if raw.audio is not None and raw.pcm_in is not None:
         raise InvalidRequest("pcm_in", "either audio or pcm_in without messages", "both")
+    _check_files(raw, int(raw.audio is not None))
     audio_input = "audio" if raw.audio is not None else "pcm_in" if raw.pcm_in is not None else None
     return (Turn(text=string("text", raw.text), audio_input=audio_input),)
+
+
+def _check_files(raw: RawRequest, expected: int) -> None:
+    if len(raw.files) != expected:
+        raise InvalidRequest("audio", f"a file for each turn that means one, {expected}", f"{len(raw.files)} files")
+    if expected > MAX_FILES:
+        raise InvalidRequest("audio", f"at most {MAX_FILES} files", f"{expected} files")

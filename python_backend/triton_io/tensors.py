@@ -59,6 +59,17 @@ def read_bytes(request: Any, spec: TensorSpec) -> bytes | None:
     return bytes(array[0])
 
 
+def read_files(request: Any, spec: TensorSpec) -> tuple[bytes, ...] | None:
+    """The elements of a STRING [n] tensor."""
+    tensor = _find(request, spec)
+    if tensor is None:
+        return None
+    array = tensor.as_numpy()
+    if array.dtype != np.object_ or array.ndim != 1:
+        raise InvalidRequest(spec.name, _describe(spec), f"{array.dtype} {list(array.shape)}")
+    return tuple(bytes(each) for each in array)
+
+
 def read_record(request: Any, spec: TensorSpec) -> dict[str, Any]:
     """The JSON object in a UINT8 tensor that another step wrote."""
     return json.loads(required_array(request, spec).tobytes())

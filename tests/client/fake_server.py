@@ -108,7 +108,7 @@ def read_request(message: service_pb2.ModelInferRequest, regions: Mapping[str, b
         is_bytes = tensor.datatype == "BYTES"
         array = deserialize_bytes_tensor(raw) if is_bytes else np.frombuffer(raw, dtypes[tensor.datatype])
         assert list(array.shape) == list(tensor.shape)
-        request[tensor.name] = array[0] if tensor.name != "pcm_in" else array
+        request[tensor.name] = array[0] if array.size == 1 and tensor.name != "pcm_in" else array
     return request
 
 

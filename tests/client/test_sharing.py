@@ -44,10 +44,13 @@ async def test_audio_arrives_whole_and_its_memory_is_freed(
         assert text == "a cat"
         again = [event async for event in client.transcribe(b"a whole file")]
         assert again[-1].is_final
-    samples, file = server.requests
+        turns = [{"role": "user", "audio": "audio"}] * 2
+        assert [event async for event in client.converse(turns, b"a whole file", b"and another")][-1].is_final
+    samples, file, files = server.requests
     np.testing.assert_array_equal(samples["pcm_in"], PCM)
     assert samples["sample_rate"] == 16_000
     assert file["audio"] == b"a whole file"
+    assert files["audio"].tolist() == [b"a whole file", b"and another"]
     assert not server.regions
     assert not regions()
     assert not runtime.buffers

@@ -83,7 +83,7 @@ def test_the_preprocessor_hands_over_all_inputs_as_they_came(preprocessor: Any) 
     (raw,) = preprocessor.preprocessor.asked
     assert (raw.text, raw.audio, raw.messages, raw.task, raw.options) == (
         b"text",
-        b"audio",
+        (b"audio",),
         b"messages",
         b"task",
         b"options",

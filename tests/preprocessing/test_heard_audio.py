@@ -95,6 +95,24 @@ def test_a_voice_and_a_spoken_turn_are_heard_in_one_request(preprocessors: dict[
     assert np.array_equal(heard, expected)
 
 
+def test_files_belong_to_the_turns_that_mean_one_in_order(preprocessors: dict[str, Preprocessor]) -> None:
+    preprocessor, heard = preprocessors["opuslm-dialogue"], [speech(seconds) for seconds in (0.3, 0.4, 0.5, 0.6)]
+    codes = [codes_by_hand(pcm, preprocessor) for pcm in heard]
+    roles = ("system", "user", "user", "user")
+    expected = rows(
+        preprocessor, "asr", [{"role": role, "codes": each} for role, each in zip(roles, codes, strict=True)]
+    )
+    inputs = ("audio", "audio", "pcm_in", "audio")
+    turns = [{"role": role, "audio": name} for role, name in zip(roles, inputs, strict=True)]
+    files = tuple(wav(pcm) for pcm, name in zip(heard, inputs, strict=True) if name == "audio")
+    spoken = rows(preprocessor, "asr", turns, audio=files, pcm_in=heard[2], sample_rate=16_000)
+    assert np.array_equal(spoken, expected)
+    with pytest.raises(InvalidRequest, match=r"audio: expected a file for each turn that means one, 3, got 2 files"):
+        rows(preprocessor, "asr", turns, audio=files[:2], pcm_in=heard[2], sample_rate=16_000)
+    with pytest.raises(InvalidRequest, match=r"audio\[2\]: expected a readable wav, flac, ogg or mp3 file"):
+        rows(preprocessor, "asr", turns, audio=(*files[:2], b"RIFF"), pcm_in=heard[2], sample_rate=16_000)
+
+
 def test_a_file_is_heard_like_its_samples(preprocessors: dict[str, Preprocessor]) -> None:
     preprocessor, pcm = preprocessors["opuslm"], speech(0.61)
     from_file = preprocessor.prepare(RawRequest(audio=wav(pcm)))

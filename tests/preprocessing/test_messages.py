@@ -51,8 +51,8 @@ def test_a_minute_of_codes_is_read() -> None:
         ([{"role": "user", "audio": "a.wav"}], "messages[0].audio: expected one of audio, pcm_in, got 'a.wav'"),
         ([{"role": "user", "audio": ["audio"]}], "messages[0].audio: expected one of audio, pcm_in, got ['audio']"),
         (
-            [{"role": "user", "audio": "audio"}] * 2,
-            "messages[1].audio: expected each input tensor at most once, got 'audio' again",
+            [{"role": "user", "audio": "pcm_in"}] * 2,
+            "messages[1].audio: expected 'pcm_in' in one turn, and files, 'audio', in others, got 'pcm_in' again",
         ),
         (
             [{"role": "user", "text": "a"}, {"role": "system", "text": "b"}],

@@ -51,6 +51,8 @@ class Answer:
 def tensor(name: str, value: Any) -> grpc.InferInput:
     if isinstance(value, str | bytes):
         value = np.array([value if isinstance(value, bytes) else value.encode()], object)
+    elif isinstance(value, tuple):
+        value = np.array(value, object)
     made = grpc.InferInput(name, list(value.shape), TYPES[value.dtype.kind])
     made.set_data_from_numpy(value)
     return made

@@ -61,6 +61,11 @@ TALK = (
     turn("assistant", text="a man says hello", codes=SAID),
     turn("user", audio="pcm_in"),
 )
+HEARD_TWICE = (
+    turn("user", audio="audio", text="what do you hear?"),
+    turn("assistant", text="a man says hello"),
+    turn("user", audio="audio", text="and now?"),
+)
 # By family: what is asked for, the task that answers it, and whether text and audio come.
 CASES: dict[str, list[tuple[str, dict[str, Any], str]]] = {
     "bagpiper": [
@@ -70,6 +75,7 @@ CASES: dict[str, list[tuple[str, dict[str, Any], str]]] = {
         ("understand", {"text": "what do you hear?", **FILE}, "t"),
         ("understand", SAMPLES, "t"),
         ("understand", {**messages(*TALK), **FILE, **SAMPLES}, "t"),
+        ("understand", {**messages(*HEARD_TWICE), "audio": (wav(PCM), wav(PCM[:9_000]))}, "t"),
         ("generate", {"text": "say what you hear.", "task": "generate", **SAMPLES}, "ta"),
     ],
     "opuslm": [

@@ -9,6 +9,7 @@ from python_backend.triton_io.tensors import (
     array_tensor,
     read_array,
     read_bytes,
+    read_files,
     read_record,
     read_scalar,
     record_tensor,
@@ -64,6 +65,14 @@ def test_a_wrong_shape_or_type_is_named(array: np.ndarray, message: str) -> None
 def test_a_text_is_one_element(array: np.ndarray) -> None:
     with pytest.raises(InvalidRequest, match=r"text: expected STRING \[1\]"):
         read_bytes(Request({"text": array}), schema.TEXT)
+
+
+def test_files_are_all_elements_in_order() -> None:
+    request = Request({"audio": np.array([b"a", b"\0b", b""], object)})
+    assert read_files(request, schema.AUDIO) == (b"a", b"\0b", b"")
+    assert read_files(Request({}), schema.AUDIO) is None
+    with pytest.raises(InvalidRequest, match=r"audio: expected STRING \[-1\], got object \[1, 1\]"):
+        read_files(Request({"audio": np.array([[b"a"]], object)}), schema.AUDIO)
 
 
 def test_a_text_is_sent_as_utf8() -> None:

@@ -10,13 +10,21 @@ from python_backend.triton_io.draining import DrainGate
 from python_backend.triton_io.failures import failed_response, log_failure
 from python_backend.triton_io.parameters import ModelParameters
 from python_backend.triton_io.ring import check_ring
-from python_backend.triton_io.tensors import array_tensor, read_array, read_bytes, read_scalar, record_tensor
+from python_backend.triton_io.tensors import (
+    array_tensor,
+    read_array,
+    read_bytes,
+    read_files,
+    read_scalar,
+    record_tensor,
+)
 
 
 class TritonPythonModel:
     """A request to a prompt.
 
-    in   text, audio, messages, task, options  STRING [1]   all optional
+    in   text, messages, task, options         STRING [1]   all optional
+         audio                                 STRING [n]   optional, a file for each turn that means one
          pcm_in                                FP32 [n]     optional, mono at sample_rate
          sample_rate                           INT32 [1]    optional, Hz
     out  rows                                  INT32 [P, S] token ids of the prompt
@@ -52,7 +60,7 @@ def read_request(request: Any) -> RawRequest:
     """The inputs as they came."""
     return RawRequest(
         text=read_bytes(request, schema.TEXT),
-        audio=read_bytes(request, schema.AUDIO),
+        audio=read_files(request, schema.AUDIO),
         pcm_in=read_array(request, schema.PCM_IN),
         sample_rate=read_scalar(request, schema.SAMPLE_RATE),
         messages=read_bytes(request, schema.MESSAGES),
