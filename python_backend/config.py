@@ -46,7 +46,8 @@ class EngineConfig:
 class DecoderConfig:
     """How the acoustic decoder works.
 
-    codec: name in `codec.registry`; device: where it decodes (`cpu`, `cuda`, `cuda:1`, …); threads: of torch, on CPU.
+    codec: name in `codec.registry`; num_codebooks: how many of its codebooks the codes have, the first ones; None for
+    all. device: where it decodes (`cpu`, `cuda`, `cuda:1`, …); threads: of torch, on the CPU.
     runtime: `torch`, or `onnx` for the file that `scripts/export_onnx.py` writes. right_frames: frames that a window
     waits for, fewer than the codec's own for sound that comes earlier and is not exact; None for the codec's own.
     dtype: of matrix products and convolutions: `float32`, or `bfloat16` or `float16`, which are not exact.
@@ -56,6 +57,7 @@ class DecoderConfig:
     """
 
     codec: str = "tiny"
+    num_codebooks: int | None = None
     runtime: str = "torch"
     right_frames: int | None = None
     device: str = "cpu"
@@ -77,6 +79,8 @@ class DecoderConfig:
             raise ValueError(f"dtype must be one of {self.DTYPES}, got {self.dtype!r}")
         if self.runtime == "onnx" and self.dtype != "float32":
             raise ValueError(f"dtype must be float32 where runtime is onnx, got {self.dtype}")
+        if self.num_codebooks is not None and self.num_codebooks < 1:
+            raise ValueError(f"num_codebooks must be >= 1, got {self.num_codebooks}")
         if self.right_frames is not None and self.right_frames < 0:
             raise ValueError(f"right_frames must be >= 0, got {self.right_frames}")
         for name in ("threads", "max_batch", "max_utterances"):

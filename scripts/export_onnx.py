@@ -24,6 +24,8 @@ from python_backend.codec.mel import HOP, SAMPLE_RATE, log_mel
 from python_backend.codec.registry import load_codec
 from python_backend.codec.tiny import TinyCodec
 from python_backend.codec.windowed import WindowedCodec
+from python_backend.errors import CheckpointError
+from python_backend.families.registry import family_at
 from scripts.bundled import CHECKPOINT
 from scripts.codecs.graphs import LogMel
 from scripts.codecs.random_weights import MODELS, codec_of, write_checkpoint
@@ -121,6 +123,14 @@ def codec_file(checkpoint: Path) -> Path:
     return (checkpoint / "codec" if (checkpoint / "codec").is_dir() else checkpoint) / onnx_runtime.FILE
 
 
+def codebooks_of(checkpoint: Path) -> int | None:
+    """How many codebooks the speech model of a checkpoint speaks; None for all, where there is only a codec."""
+    try:
+        return family_at(checkpoint).layout.num_codebooks
+    except CheckpointError:
+        return None
+
+
 def export_named(name: str, checkpoint: Path, out: Path | None) -> dict[str, object]:
     """Export what is called so, and tell of it."""
     file = out or codec_file(checkpoint)
@@ -128,7 +138,7 @@ def export_named(name: str, checkpoint: Path, out: Path | None) -> dict[str, obj
         export_mel(file)
         measured = compare_mel(file)
     else:
-        codec = load_codec(codec_of(name), checkpoint)
+        codec = load_codec(codec_of(name), checkpoint, num_codebooks=codebooks_of(checkpoint))
         export_codec(codec, file)
         measured = compare_codec(codec, file)
     return {"name": name, "file_bytes": file.stat().st_size, **measured}

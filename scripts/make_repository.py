@@ -76,7 +76,7 @@ def bytes_per_row(record: dict[str, Any]) -> int:
 def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], gpu: int | None = None) -> None:
     """The repository at `out`, which does not exist yet; CheckpointError where the checkpoint cannot be served."""
     family = family_at(checkpoint)
-    load_codec(family.codec, checkpoint)
+    load_codec(family.codec, checkpoint, num_codebooks=family.layout.num_codebooks)
     load_ssl_tokenizer(checkpoint, len(family.layout.audio[0]))
     chosen = engine_arguments(config_at(checkpoint), family, gpu is not None) | engine_args
     with fresh_directory(out) as folder:

@@ -32,6 +32,7 @@ class Stateful:
 class CodecSpec:
     """What a codec is. Frame t covers samples [t, t + 1) * samples_per_frame of the waveform.
 
+    num_codebooks: that codes have. A codec decodes those of its first codebooks alone, too: `with_codebooks`.
     streaming: the context that `decode` needs around a window so that its samples are exactly those of one decode of
     the whole utterance. tail_samples: by how many samples the last frame of an utterance falls short of a whole frame
     (odd strides); such a codec looks ahead, so a window without right context is known to end the utterance.
@@ -78,6 +79,12 @@ class CodecSpec:
         """Samples of a window of `frames` frames with `right` frames of right context: 0 at the utterance's end."""
         return frames * self.samples_per_frame - (self.tail_samples if right == 0 else 0)
 
+    def with_codebooks(self, number: int) -> "CodecSpec":
+        """The same codec for codes of its first `number` codebooks alone. ValueError if there are not so many."""
+        if not 1 <= number <= self.num_codebooks:
+            raise ValueError(f"{self.name} has {self.num_codebooks} codebooks, {number} are asked for")
+        return replace(self, num_codebooks=number)
+
     def with_right_frames(self, right: int) -> "CodecSpec":
         """The same codec heard earlier: less right context than exactness asks for. ValueError if out of range."""
         least, exact = self.least_right_frames, self.right_frames
@@ -104,7 +111,10 @@ class Window:
 
 
 class Codec(Protocol):
-    """A codec; `decode` of successive windows, concatenated, equals one `decode` of the whole."""
+    """A codec; `decode` of successive windows, concatenated, equals one `decode` of the whole.
+
+    `spec` may be set to one with fewer codebooks or less right context: it says what codes come and go.
+    """
 
     spec: CodecSpec
 

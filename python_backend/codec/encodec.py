@@ -17,10 +17,10 @@ from python_backend.errors import CheckpointError
 class EncodecCodec(nn.Module):
     """The codec of `base.Codec`. Its state is the (h, c) of the decoder's LSTM.
 
-    num_codebooks: how many of the checkpoint's codebooks the codes use (its bandwidth); all of them if None.
+    It has the codebooks of the checkpoint's highest bandwidth; a lower one uses the first of them.
     """
 
-    def __init__(self, model: EncodecModel, num_codebooks: int | None = None) -> None:
+    def __init__(self, model: EncodecModel) -> None:
         super().__init__()
         config = model.config
         check(config)
@@ -34,7 +34,7 @@ class EncodecCodec(nn.Module):
             name="encodec",
             sample_rate=config.sampling_rate,
             samples_per_frame=shape.hop,
-            num_codebooks=config.num_quantizers if num_codebooks is None else num_codebooks,
+            num_codebooks=config.num_quantizers,
             codebook_size=config.codebook_size,
             streaming=self.stream.streaming,
         )

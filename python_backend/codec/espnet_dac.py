@@ -66,7 +66,8 @@ class EspnetDac(nn.Module):
         if len(pcm) == 0:
             return np.zeros((self.spec.num_codebooks, 0), dtype=np.int64)
         samples = torch.from_numpy(np.asarray(pcm)).to(self.quantizer.embed)
-        return self.quantizer.encode(self.encoder(samples[None, None])[0]).cpu().numpy()
+        codes = self.quantizer.encode(self.encoder(samples[None, None])[0])
+        return codes[: self.spec.num_codebooks].cpu().numpy()
 
     def initial_state(self, batch: int) -> Tensor:
         return self.stream.initial_state(batch)

@@ -27,10 +27,10 @@ class MimiCodec(nn.Module):
     """The codec of `base.Codec`.
 
     Its state is the transformer's rings of keys and values, then the outputs of its last steps that the SEANet hears
-    again: [B, D]. num_codebooks: how many of the checkpoint's codebooks the codes use; all of them if None.
+    again: [B, D].
     """
 
-    def __init__(self, model: MimiModel, num_codebooks: int | None = None) -> None:
+    def __init__(self, model: MimiModel) -> None:
         super().__init__()
         config = model.config
         check(config)
@@ -44,7 +44,7 @@ class MimiCodec(nn.Module):
             name="mimi",
             sample_rate=config.sampling_rate,
             samples_per_frame=shape.hop * STEPS,
-            num_codebooks=config.num_quantizers if num_codebooks is None else num_codebooks,
+            num_codebooks=config.num_quantizers,
             codebook_size=config.codebook_size,
             streaming=Stateful(left=self.left_frames),
         )

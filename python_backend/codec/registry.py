@@ -17,15 +17,27 @@ LOADERS = {
 }
 
 
-def load_codec(name: str, directory: Path, device: str = "cpu") -> Codec:
-    """The codec called `name`, with the weights in `directory`; KeyError lists the names there are."""
+def load_codec(name: str, directory: Path, device: str = "cpu", num_codebooks: int | None = None) -> Codec:
+    """The codec called `name`, with the weights in `directory`, for codes of its first `num_codebooks` or of all.
+
+    KeyError lists the names there are; CheckpointError names what does not fit, too few codebooks among it.
+    """
     _check(name)
     module, function = LOADERS[name].split(":")
-    return getattr(import_module(module), function)(directory, device)
+    codec: Codec = getattr(import_module(module), function)(directory, device)
+    if num_codebooks is not None:
+        try:
+            codec.spec = codec.spec.with_codebooks(num_codebooks)
+        except ValueError as error:
+            raise CheckpointError(f"{directory}: {error}") from error
+    return codec
 
 
 def load_exported(name: str, directory: Path, device: str = "cpu", threads: int = 1) -> Codec:
-    """The same from its exported file, run by onnxruntime; CheckpointError if another codec's lies there."""
+    """The same from its exported file, run by onnxruntime, for as many codebooks as it was exported for.
+
+    CheckpointError if another codec's file lies there.
+    """
     _check(name)
     codec: Codec = import_module("python_backend.codec.onnx_runtime").load(directory, device, threads)
     if codec.spec.name != name:

@@ -75,7 +75,7 @@ class TinyCodec(torch.nn.Module):
             return np.zeros((self.spec.num_codebooks, 0), dtype=np.int64)
         samples = F.pad(samples, (0, -len(samples) % self.spec.samples_per_frame))
         stacked = log_mel(samples).reshape(-1, self.config.mel_frames * NUM_MELS)
-        return self.quantiser.encode(stacked).T.cpu().numpy()
+        return self.quantiser.encode(stacked).T[: self.spec.num_codebooks].cpu().numpy()
 
     def initial_state(self, batch: int) -> Tensor:
         return torch.zeros(batch, 1, dtype=torch.float64, device=self.device)

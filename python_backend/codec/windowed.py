@@ -51,4 +51,4 @@ class WindowedCodec(nn.Module):
             return np.zeros((self.spec.num_codebooks, 0), dtype=np.int64)
         samples = torch.from_numpy(pcm).to(self.device, next(self.parameters()).dtype)
         samples = F.pad(samples, (0, -len(samples) % self.spec.samples_per_frame))
-        return self.codes_of(samples[None])[0].cpu().numpy()
+        return self.codes_of(samples[None])[0, : self.spec.num_codebooks].cpu().numpy()

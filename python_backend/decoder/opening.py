@@ -5,6 +5,7 @@ from pathlib import Path
 from python_backend.codec.base import Codec
 from python_backend.codec.registry import load_codec, load_exported
 from python_backend.config import DecoderConfig
+from python_backend.errors import CheckpointError
 
 
 def open_codec(config: DecoderConfig, checkpoint: Path) -> Codec:
@@ -14,8 +15,11 @@ def open_codec(config: DecoderConfig, checkpoint: Path) -> Codec:
     """
     if config.runtime == "onnx":
         codec = load_exported(config.codec, checkpoint, config.device, config.threads)
+        there, wanted = codec.spec.num_codebooks, config.num_codebooks or codec.spec.num_codebooks
+        if there != wanted:
+            raise CheckpointError(f"{checkpoint}: {config.codec} was exported for {there} codebooks, not for {wanted}")
     else:
-        codec = load_codec(config.codec, checkpoint, config.device)
+        codec = load_codec(config.codec, checkpoint, config.device, config.num_codebooks)
     if config.right_frames is not None:
         codec.spec = codec.spec.with_right_frames(config.right_frames)
     return codec

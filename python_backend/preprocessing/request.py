@@ -50,7 +50,8 @@ class Preprocessor:
 
     def __init__(self, checkpoint: Path, codec: Codec | None = None, device: str = "cpu"):
         self.family = family_at(checkpoint)
-        self.codec = codec or load_codec(self.family.codec, checkpoint, device)
+        spoken = self.family.layout.num_codebooks
+        self.codec = codec or load_codec(self.family.codec, checkpoint, device, spoken)
         self.template = TEMPLATES[self.family.name](self.family, checkpoint, self.codec, device)
 
     def prepare(self, raw: RawRequest) -> Prompt:

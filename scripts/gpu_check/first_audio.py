@@ -98,7 +98,7 @@ def make_codec(family: Family, device: str, is_small: bool) -> Codec:
             random_weights.write_checkpoint("xcodec", directory, is_narrow=is_small)
         else:
             random_espnet.write_codec(directory, family.layout.codebook_size)
-        return load_codec(family.codec, Path(folder), device)
+        return load_codec(family.codec, Path(folder), device, family.layout.num_codebooks)
 
 
 def time_decode(codec: Codec, number: int, num_frames: int) -> float:

@@ -1,10 +1,19 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from python_backend.codec.registry import LOADERS, load_codec, load_exported
 from python_backend.errors import CheckpointError
+from scripts.codecs.random_espnet import CODEBOOKS, publish, published_tensors
+from scripts.codecs.random_weights import MODELS, codec_of, write_checkpoint
+from scripts.codecs.streaming import chunks_of, random_codes, stream
+from tests.codec.conftest import make_codec
+from tests.codec.test_encodec import KHZ_24
+from tests.codec.test_encodec import make_model as make_encodec
+from tests.codec.test_mimi import make_model as make_mimi
 from tests.codec.test_onnx_runtime import SPEC, save
+from tests.codec.test_tiny import save_checkpoint
 
 
 def test_an_unknown_codec_is_answered_with_the_known_ones(tmp_path: Path) -> None:
@@ -25,3 +34,33 @@ def test_another_codecs_file_is_refused(tmp_path: Path) -> None:
     save(tmp_path, SPEC)
     with pytest.raises(CheckpointError, match="holds an exported small, not dac"):
         load_exported("dac", tmp_path)
+
+
+def write(name: str, folder: Path) -> Path:
+    """A checkpoint of the codec called `name`, with random weights."""
+    if name == "tiny":
+        save_checkpoint(make_codec(), folder)
+    elif name == "espnet_dac":
+        publish(folder, published_tensors())
+    elif name in ("encodec", "mimi"):
+        (make_encodec(KHZ_24) if name == "encodec" else make_mimi()).save_pretrained(folder)
+    else:
+        write_checkpoint(next(model for model in MODELS if codec_of(model) == name), folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", sorted(LOADERS))
+def test_every_codec_is_loaded_for_as_many_codebooks_as_a_model_speaks(name: str, tmp_path: Path) -> None:
+    folder = write(name, tmp_path)
+    there = load_codec(name, folder).spec
+    assert there.num_codebooks >= CODEBOOKS
+    fewer = load_codec(name, folder, num_codebooks=2)
+    assert fewer.spec == replace(there, num_codebooks=2)
+    codes = random_codes(fewer, 1, 12)
+    assert codes.shape[1] == 2
+    pcm = stream(fewer, codes, chunks_of(5, 12))
+    assert pcm.shape == (1, there.num_samples(12, 0))
+    assert (pcm - stream(fewer, codes, [12])).abs().max() <= 1e-5
+    for wrong in (there.num_codebooks + 1, 0):
+        with pytest.raises(CheckpointError, match=f"{name} has {there.num_codebooks} codebooks, {wrong} are asked for"):
+            load_codec(name, folder, num_codebooks=wrong)

@@ -59,6 +59,19 @@ def test_an_utterance_shorter_than_the_context_is_exact_in_whatever_chunks(pair:
         assert (stream(pair.codec, codes, sizes) - whole).abs().max() <= pair.tolerance
 
 
+def test_the_first_codebooks_alone_decode_and_encode_as_in_the_published_class(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full, spoken = pair.codec.spec, pair.codec.spec.num_codebooks // 2
+    pcm = np.random.default_rng(0).normal(0, 0.1, 5 * full.samples_per_frame).astype(np.float32)
+    codes = pair.codec.encode(pcm)
+    monkeypatch.setattr(pair.codec, "spec", full.with_codebooks(spoken))
+    assert np.array_equal(pair.codec.encode(pcm), codes[:spoken])
+    codes = random_codes(pair.codec, 2, 23)
+    assert codes.shape[1] == spoken
+    assert (stream(pair.codec, codes, chunks_of(5, 23)) - pair.one_shot(codes)).abs().max() <= pair.tolerance
+
+
 def test_growing_ragged_chunks_are_exact(pair: Pair) -> None:
     codes = random_codes(pair.codec, 1, FRAMES)
     streamed = stream(pair.codec, codes, [11, 1, 3, 0, 9, 2, FRAMES])

@@ -1,7 +1,10 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import DacModel
 
 from python_backend.config import DecoderConfig
 from python_backend.decoder.opening import open_codec
@@ -12,6 +15,7 @@ from python_backend.streams.chunk import Chunk
 from python_backend.streams.segment import Segment
 from scripts.codecs.random_weights import write_checkpoint
 from scripts.codecs.streaming import random_codes, stream
+from tests.codec.test_onnx_runtime import SPEC, save
 from tests.fakes import RecordedReply
 
 
@@ -37,6 +41,25 @@ def test_a_dial_beyond_the_codecs_range_is_named(directory: Path) -> None:
 def test_the_onnx_runtime_asks_for_its_file(directory: Path) -> None:
     with pytest.raises(CheckpointError, match=r"codec\.onnx is missing: scripts/export_onnx\.py writes it"):
         open_codec(DecoderConfig(codec="dac", runtime="onnx"), directory)
+
+
+def test_a_family_with_fewer_codebooks_is_decoded_by_the_first_ones(directory: Path) -> None:
+    codec = open_codec(DecoderConfig(codec="dac", num_codebooks=4), directory)
+    codes = random_codes(codec, 1, 15)
+    model = DacModel.from_pretrained(directory).eval()
+    with torch.inference_mode():
+        wanted = model.decode(audio_codes=codes).audio_values.clamp(-1, 1)
+    assert (stream(codec, codes, [5, 5, 5]) - wanted).abs().max() <= 1e-5
+    with pytest.raises(CheckpointError, match="dac has 12 codebooks, 13 are asked for"):
+        open_codec(DecoderConfig(codec="dac", num_codebooks=13), directory)
+
+
+def test_a_file_exported_for_another_number_of_codebooks_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, replace(SPEC, name="dac"))
+    config = DecoderConfig(codec="dac", runtime="onnx", num_codebooks=SPEC.num_codebooks)
+    assert open_codec(config, tmp_path).spec.num_codebooks == SPEC.num_codebooks
+    with pytest.raises(CheckpointError, match="dac was exported for 2 codebooks, not for 1"):
+        open_codec(replace(config, num_codebooks=1), tmp_path)
 
 
 def test_a_worker_sends_every_sample_of_a_codec_whose_last_frame_is_short(directory: Path) -> None:

@@ -172,12 +172,13 @@ def test_the_decoder_drives_one_worker(monkeypatch: pytest.MonkeyPatch, tmp_path
             made.append((codec, config)) or SimpleNamespace(stop=made.clear, stats=lambda: defaultdict(float))
         ),
     )
-    monkeypatch.setattr(module.ModelParameters, "family", lambda self: SimpleNamespace(codec="tiny"))
+    family = SimpleNamespace(codec="tiny", layout=SimpleNamespace(num_codebooks=5))
+    monkeypatch.setattr(module.ModelParameters, "family", lambda self: family)
     model = module.TritonPythonModel()
     model.initialize(arguments("acoustic_decoder"))
     ((codec, config),) = made
     assert codec == ("tiny", ROOT / "language_model" / "1" / "checkpoint")
-    assert (config.codec, config.device) == ("tiny", "cpu")
+    assert (config.codec, config.num_codebooks, config.device) == ("tiny", 5, "cpu")
     broken = Request({"chunk": np.frombuffer(b"{}", np.uint8)})
     assert model.execute([broken]) is None
     assert broken.sender.is_final

@@ -72,8 +72,8 @@ class PublishedModel:
     def _sound(self, codes: np.ndarray) -> np.ndarray:
         if not codes.size:
             return np.zeros(0, np.float32)
-        codec = load_codec(self.family.codec, self.checkpoint)
         acoustic = torch.from_numpy(codes[list(self.family.layout.codebook_streams)])
+        codec = load_codec(self.family.codec, self.checkpoint, num_codebooks=len(acoustic))
         return stream(codec, acoustic[None], [codes.shape[1]])[0].numpy()
 
 

@@ -23,7 +23,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, Any]) -> None:
         stub.use_utf8()
         parameters = ModelParameters(args)
-        found = {"codec": parameters.family().codec, "device": parameters.device}
+        family = parameters.family()
+        found = {"codec": family.codec, "num_codebooks": str(family.layout.num_codebooks), "device": parameters.device}
         config = DecoderConfig.from_parameters(found | parameters.strings)
         self.worker = DecoderWorker(open_codec(config, parameters.path("checkpoint")), config)
         self.service = DecodingService(self.worker)
