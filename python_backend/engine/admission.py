@@ -42,6 +42,8 @@ def admit(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
 
 def _check_rows(rows: np.ndarray, rules: SegmentRules) -> None:
     layout = rules.family.layout
+    if not isinstance(rows, np.ndarray):
+        raise InvalidRequest("rows", f"an array, int32 [P >= 1, {layout.num_input_streams}]", type(rows).__name__)
     if rows.ndim != 2 or rows.shape[1] != layout.num_input_streams or len(rows) == 0 or rows.dtype != np.int32:
         raise InvalidRequest("rows", f"int32 [P >= 1, {layout.num_input_streams}]", f"{rows.dtype} {list(rows.shape)}")
     for stream in range(layout.num_input_streams):

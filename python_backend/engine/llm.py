@@ -84,6 +84,8 @@ class SpeechLLM:
 
         Raises InvalidRequest, before anything is queued, for a prompt that could never run.
         """
+        if not isinstance(request_id, str | None):  # vLLM's engine process would take no request after it
+            raise InvalidRequest("request_id", "a string", repr(request_id))
         request_id = request_id or uuid.uuid4().hex
         if request_id in self._active:
             raise InvalidRequest("request_id", "an id that is not in use", request_id)

@@ -47,8 +47,14 @@ def test_an_unknown_task_is_refused_with_the_known_ones() -> None:
 
 @pytest.mark.parametrize(
     "rows",
-    [np.zeros((0, 9), np.int32), np.zeros((3, 8), np.int32), np.zeros(9, np.int32), np.zeros((3, 9), np.float32)],
-    ids=["empty", "too narrow", "flat", "not whole numbers"],
+    [
+        np.zeros((0, 9), np.int32),
+        np.zeros((3, 8), np.int32),
+        np.zeros(9, np.int32),
+        np.zeros((3, 9), np.float32),
+        [[20] * 9],
+    ],
+    ids=["empty", "too narrow", "flat", "not whole numbers", "a list"],
 )
 def test_rows_of_another_shape_are_refused(rows: np.ndarray) -> None:
     assert refusal(with_rows(rows)).field == "rows"

@@ -159,6 +159,14 @@ async def test_a_bad_prompt_is_refused_and_the_next_one_served(llm: SpeechLLM) -
     assert (await collect(llm, prompt))[-1].chunk.is_final
 
 
+@pytest.mark.parametrize("request_id", [7, b"seven", ["seven"]])
+async def test_an_id_of_another_type_is_refused_and_the_next_one_served(llm: SpeechLLM, request_id: object) -> None:
+    with pytest.raises(InvalidRequest, match="request_id: expected a string, got "):
+        async for _ in llm.generate(make_prompt(TINY, 0), request_id):
+            pass
+    assert await collect(llm, make_prompt(TINY, 0))
+
+
 async def test_an_id_in_use_is_refused_and_its_owner_goes_on(llm: SpeechLLM) -> None:
     prompt = make_prompt(TINY, 6)
     async with aclosing(llm.generate(prompt, "mine")) as chunks:
