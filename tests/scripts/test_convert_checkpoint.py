@@ -316,6 +316,25 @@ def test_tasks_have_the_numbers_of_the_release(tmp_path: Path) -> None:
     assert "codec_ssl_plain_tts" not in tasks
 
 
+def test_a_sequence_is_as_long_as_it_was_trained_on(tmp_path: Path) -> None:
+    """ESPnet's `n_ctx`, 8192 where config.yaml leaves it out, whatever the backbone had."""
+    published = write_opuslm(tmp_path)
+    longest = []
+    for name, change in (("a", lambda record: None), ("b", lambda record: record["transformer_conf"].pop("n_ctx"))):
+        edit(published, change)
+        out = convert("opuslm", published, tmp_path / name)
+        longest.append(json.loads((out / "config.json").read_text())["max_position_embeddings"])
+    assert longest == [1024, 8192]
+
+
+def test_a_second_head_is_refused_as_it_would_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    published = write_opuslm(tmp_path)
+    tensors = published_tensors(published) | {"corelm.aux_lm_head.weight": torch.zeros(96, 64)}
+    torch.save(tensors, published.model)
+    refuse("opuslm", published, tmp_path / "out")
+    assert "unknown: corelm.aux_lm_head.weight" in capsys.readouterr().err
+
+
 def test_intervals_come_in_the_order_of_multimodal_io(tmp_path: Path) -> None:
     published = write_bagpiper(tmp_path)
 

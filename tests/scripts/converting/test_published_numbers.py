@@ -90,9 +90,22 @@ def test_opuslm_s_vocabularies_and_tensors(
         assert plan["corelm.decoders.model.layers.31.self_attn.q_norm.weight"].written == (4096,)
 
 
-@pytest.mark.parametrize(("tag", "eps"), [(QWEN3, 1e-6), (OLMO2, 1e-6), (SMOLLM2, 1e-5)])
-def test_eps_is_the_backbone_s_own(tag: str, eps: float) -> None:
-    assert read_backbone(tag, None, Path("nowhere"))["rms_norm_eps"] == eps
+@pytest.mark.parametrize(
+    ("tag", "eps", "theta", "heads", "key_value_heads"),
+    [(QWEN3, 1e-6, 1e6, 32, 8), (OLMO2, 1e-6, 5e5, 32, 32), (SMOLLM2, 1e-5, 130000.0, 32, 32)],
+)
+def test_what_no_shape_tells_is_the_backbone_s_own(
+    tag: str, eps: float, theta: float, heads: int, key_value_heads: int
+) -> None:
+    record = read_backbone(tag, None, Path("nowhere"))
+    assert (record["rms_norm_eps"], record["rope_theta"]) == (eps, theta)
+    assert (record["num_attention_heads"], record["num_key_value_heads"]) == (heads, key_value_heads)
+
+
+def test_a_backbone_that_shares_its_table_with_its_head_gets_a_head_of_its_own() -> None:
+    """SmolLM2 shares them; what ESPnet makes of it does not."""
+    record = config_of(read_backbone(SMOLLM2, None, Path("nowhere")) | {"tie_word_embeddings": True}, 62670, "bfloat16")
+    assert record["tie_word_embeddings"] is False
 
 
 def test_a_backbone_that_nobody_knows_needs_its_numbers(tmp_path: Path) -> None:
