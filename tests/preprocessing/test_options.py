@@ -82,6 +82,14 @@ def test_a_family_without_a_drain_needs_rows_that_begin_no_frame(seconds: float,
     assert (audio.max_rows, audio.min_rows) == (max_rows, min_rows)
 
 
+def test_audio_too_short_for_a_frame_is_refused_where_its_last_rows_begin_none() -> None:
+    task = BAGPIPER.task("tts")
+    assert read_options('{"audio": {"max_rows": 8}}', BAGPIPER, task, 50.0).sampling.audio.max_rows == 8
+    with pytest.raises(InvalidRequest, match=r"audio\.max_rows: expected at least 8 rows, as 7 begin no frame, got 7"):
+        read_options('{"audio": {"max_rows": 7}}', BAGPIPER, task, 50.0)
+    assert read({"audio": {"max_rows": 1}}).sampling.audio.max_rows == 1
+
+
 def test_a_family_s_least_number_of_rows_gives_way_to_the_caller_s_most_but_not_to_the_caller_s_own_least() -> None:
     task = BAGPIPER.task("tts")
     audio = read_options('{"audio": {"max_rows": 20}}', BAGPIPER, task, 50.0).sampling.audio
