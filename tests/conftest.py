@@ -3,10 +3,16 @@
 import gc
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from python_backend.engine.environment import prepare_environment
 
 prepare_environment()  # before any test imports what imports Triton, which looks at the environment once
+
+# On every run the same examples, for as long as they take: a failure is the change's, and not the machine's.
+SLOW = [HealthCheck.too_slow]
+settings.register_profile("same", derandomize=True, deadline=None, database=None, suppress_health_check=SLOW)
+settings.load_profile("same")
 
 
 @pytest.hookimpl(trylast=True)

@@ -1,5 +1,6 @@
 """Ports on which nobody listens, for servers that tests start."""
 
+import random
 import socket
 from contextlib import ExitStack
 
@@ -9,8 +10,9 @@ __all__ = ["free_ports", "free_row"]
 
 
 def free_row(count: int) -> int:
-    """The first of `count` free ports in a row."""
-    for first in range(23000, 23900, count):
+    """The first of `count` free ports in a row; another one each time, as other test runs look for some too."""
+    rows = range(23_000, 32_000, count)
+    for first in random.sample(rows, len(rows)):
         with ExitStack() as stack:
             try:
                 for port in range(first, first + count):

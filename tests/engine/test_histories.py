@@ -12,7 +12,9 @@ from tests.engine.histories_run import Stage
 
 pytestmark = pytest.mark.engine
 
-COMMON = settings(deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+COMMON = settings(
+    settings.get_profile("default"), deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
+)
 # On every run the same histories, so that a failure is the change's; by night others each time.
 settings.register_profile("histories", COMMON, max_examples=130, derandomize=True, database=None)
 settings.register_profile("nightly", COMMON, max_examples=1300, phases=[Phase.explicit, Phase.generate, Phase.shrink])

@@ -154,7 +154,7 @@ TURNS = st.lists(
 )
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(family=st.sampled_from(["bagpiper", "opuslm", "opuslm_dialogue"]), turns=TURNS, task=st.sampled_from(TASKS))
 def test_any_conversation_is_a_prompt_or_a_refusal(
     preprocessors: dict[str, Preprocessor], family: str, turns: list[dict[str, Any]], task: str | None

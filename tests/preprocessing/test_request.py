@@ -151,7 +151,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(field=st.sampled_from(["options", "messages"]), value=st.one_of(JSON.map(json.dumps), st.text(), st.binary()))
 def test_any_json_is_a_prompt_or_a_refusal(preprocessor: Preprocessor, field: str, value: str | bytes) -> None:
     raw = RawRequest(**({"text": "a"} if field == "options" else {}) | {field: value})

@@ -9,22 +9,24 @@ from tests.server.conftest import Server, idle_s
 pytestmark = pytest.mark.server
 
 LONG = "the river and the green garden and the window and the morning and the door"
+ENDLESS = {"seed": 1, "max_audio_s": 9.6, "audio": {"min_rows": 239}}
 LIMIT_S = 0.2
 
 
 def stop_time(server: Server, num_responses: int) -> float:
     """Seconds from the client's cancel, after so many responses, to the language model having let go."""
     table = server.table()
-    stream = server.stream({"seed": 1}, text=LONG)
+    stream = server.stream(ENDLESS, text=LONG)
+    deadline = time.monotonic() + 60
+    while num_responses == 0 == table.num_active():
+        assert time.monotonic() < deadline
     for _ in range(num_responses):
         stream.next()
-    deadline = time.monotonic() + 60
-    while table.num_active() == 0:
-        assert time.monotonic() < deadline
+    assert table.num_active(), "it has ended before it could be cancelled"
     stream.cancel()
     begun = time.monotonic()
     while table.num_active():
-        assert time.monotonic() < deadline + 10
+        assert time.monotonic() < deadline
         time.sleep(0.001)
     table.close()
     return time.monotonic() - begun
