@@ -15,6 +15,7 @@ from python_backend.errors import InvalidRequest
 from python_backend.families.base import Family
 from python_backend.families.opuslm import NUM_STREAMS, PAD, VOICE_FRAMES
 from python_backend.preprocessing.conversation import Piece
+from python_backend.preprocessing.heard_codes import HeardCodes
 from python_backend.preprocessing.rows import check_codes, frame_rows, stream0_rows
 from python_backend.preprocessing.ssl_tokenizer import SslTokenizer
 from python_backend.preprocessing.subwords import Subwords
@@ -27,7 +28,7 @@ class SegmentWriter:
 
     def __init__(self, family: Family, subwords: Subwords, codec: Codec, ssl: SslTokenizer | None):
         self.family, self._subwords = family, subwords
-        self._codec, self._ssl = codec, ssl
+        self._heard = None if ssl is None else HeardCodes(codec, ssl)
 
     def ids(self, *ids: int) -> np.ndarray:
         """Rows [n, 9] with `ids` on stream 0."""
@@ -73,14 +74,13 @@ class SegmentWriter:
             check_codes(piece.codes, self.family, piece.path)
             return piece.codes
         assert piece.pcm is not None, piece.path
-        if self._ssl is None:
+        if self._heard is None:
             raise InvalidRequest(
                 piece.path,
                 "codes [9][T] in messages: the checkpoint has no ssl_tokenizer/ (docs/families.md, Requests)",
                 "audio",
             )
-        semantic, acoustic = self._ssl.encode(piece.pcm), self._codec.encode(piece.pcm)
-        num_frames = min(len(semantic), acoustic.shape[1])
-        if num_frames == 0:
+        codes = self._heard.encode(piece.pcm)
+        if codes.shape[1] == 0:
             raise InvalidRequest(piece.path, "audio of at least one frame (0.025 s)", f"{len(piece.pcm)} samples")
-        return np.concatenate([semantic[None, :num_frames], acoustic[:, :num_frames]])
+        return codes
