@@ -1,0 +1,64 @@
+"""Bagpiper by its authors' formulas: Hugging Face's Qwen3Model, read anew for every row, greedy. It knows no Family."""
+
+import torch
+from transformers import Qwen3Config, Qwen3Model
+
+from scripts.random_published import Published
+
+EOS, EOT, ASSISTANT, AUDIO = 2, 3, 6, 8
+Row = list[int]
+
+
+class Bagpiper:
+    """text: ids of words. pads: of each stream; its codes follow. least, most: rows of a segment."""
+
+    def __init__(self, published: Published, text: range, pads: list[int], codes: int):
+        stored = torch.load(published.model, weights_only=True)["module"]
+        config = Qwen3Config.from_pretrained(published.backbone, vocab_size=len(stored["lm_head.weight"]))
+        self.model = Qwen3Model(config).eval()
+        layers = {name.removeprefix("model."): each for name, each in stored.items() if name.startswith("model.")}
+        self.model.load_state_dict(layers)
+        self.head, self.bias = stored["lm_head.weight"], stored["stream_emb.weight"].clone()
+        self.bias[0] = 0  # the first stream has none, whatever is stored
+        self.text = list(text)
+        self.audio = [list(range(pad, pad + 1 + codes)) for pad in pads]
+
+    @torch.no_grad()
+    def logits(self, rows: list[Row]) -> torch.Tensor:
+        """[8, V] after the last of `rows`."""
+        ids = torch.tensor(rows)
+        embedded = self.model.embed_tokens(ids)
+        embedded[:, 1:][ids[:, 1:] == 0] = 0  # pads behind the first stream are silent
+        hidden = self.model(inputs_embeds=embedded.sum(1)[None]).last_hidden_state[0, -1]
+        return (hidden + self.bias) @ self.head.T
+
+    def words(self, rows: list[Row], end: int, least: int, most: int) -> list[Row]:
+        """`rows` with a text behind them and `end`, which closes it."""
+        rows, start = list(rows), len(rows)
+        while True:
+            step = len(rows) - start
+            allowed = self.text + [end] * (step >= least)
+            token = end if step == most else best(self.logits(rows)[0], allowed)
+            rows.append([token] + [0] * 7)
+            if token == end:
+                return rows
+
+    def speech(self, rows: list[Row], scale: float, least: int, most: int) -> list[Row]:
+        """`rows`, which end with the marker of audio, with audio behind them and its end."""
+        rows, start = list(rows), len(rows)
+        while True:
+            step = len(rows) - start
+            logits = self.logits(rows)
+            if scale != 1:
+                nothing = self.logits([[0] * 8] * (start - 1) + rows[start - 1 :])
+                logits = scale * logits + (1 - scale) * nothing
+            allowed = [self.audio[0] + [EOS] * (step >= least), *self.audio[1:]]
+            row = [best(each, ids) for each, ids in zip(logits, allowed, strict=True)]
+            if step == most or row[0] == EOS:
+                return [*rows, [EOS] + [0] * 7]
+            rows.append(row)
+
+
+def best(logits: torch.Tensor, allowed: list[int]) -> int:
+    """The likeliest of the ids that are `allowed`."""
+    return allowed[int(logits[allowed].argmax())]

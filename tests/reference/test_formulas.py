@@ -1,0 +1,65 @@
+"""The slow reference, which reads a family's data, against the formulas of each family, which know nothing of it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from python_backend.families.base import Family
+from python_backend.families.prompt import Prompt
+from tests.engine.prompts import make_prompt
+from tests.published_checkpoints import write_bagpiper, write_opuslm
+from tests.reference.bagpiper import EOS, EOT, Bagpiper
+from tests.reference.opuslm import OpusLM
+from tests.reference.published import PublishedReference
+from tests.small_vocabularies import BAGPIPER, DIALOGUE, OPUSLM, SMALL_BAGPIPER, SMALL_OPUSLM
+
+LEAST, MOST = 3, 9
+
+
+def greedy(family: Family, index: int, task: str, guidance_scale: float = 1.0) -> Prompt:
+    """A random prompt, to be answered by the likeliest ids in 3 to 9 rows of each segment."""
+    sampling = make_prompt(family, index, task).sampling
+    text, audio = (
+        replace(each, temperature=0.0, min_rows=LEAST, max_rows=MOST) for each in (sampling.text, sampling.audio)
+    )
+    return make_prompt(family, index, task, text=text, audio=audio, guidance_scale=guidance_scale)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_bagpiper(scale: float, seed: int, tmp_path: Path) -> None:
+    published = write_bagpiper(tmp_path, seed=seed)
+    pads = [pad for (pad,) in BAGPIPER.layout.extra]
+    formulas = Bagpiper(published, SMALL_BAGPIPER.text, pads, SMALL_BAGPIPER.codebook_size)
+    reference = PublishedReference(published, BAGPIPER, 160)
+    for index, task in enumerate(("tts", "chat", "speak")):
+        prompt = greedy(BAGPIPER, index, task, 1.0 if task == "chat" else scale)
+        rows = prompt.rows.tolist()
+        if task != "speak":
+            rows = formulas.words(rows, EOS if task == "chat" else EOT, LEAST, MOST)
+        if task == "tts":
+            rows += [[6] + [0] * 7, [8] + [0] * 7]
+        if task != "chat":
+            rows = formulas.speech(rows, scale, LEAST, MOST)
+        assert reference.reply(prompt)[0] == rows[len(prompt.rows) :], task
+
+
+@pytest.mark.parametrize(("family", "backbone"), [(OPUSLM, "olmo2"), (OPUSLM, "llama"), (DIALOGUE, "llama")])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_opuslm_and_its_dialogue(family: Family, backbone: str, seed: int, tmp_path: Path) -> None:
+    published = write_opuslm(tmp_path, backbone=backbone, is_dialogue=family is DIALOGUE, seed=seed)
+    vocabulary = SMALL_OPUSLM
+    ids = (range(*vocabulary.text), range(*vocabulary.ssl), vocabulary.codec, vocabulary.codebook_size)
+    formulas = OpusLM(published, *ids)
+    reference = PublishedReference(published, family, 160)
+    for index, task in enumerate(each.name for each in family.tasks if each.name != "audio_lm"):
+        prompt = greedy(family, index, task)
+        rows = prompt.rows.tolist()
+        kinds = [segment.name for segment in family.task(task).segments]
+        if kinds == ["TEXT"]:
+            rows = [*formulas.words(rows, LEAST, MOST), [family.end_of_reply] + [0] * 8]
+        else:
+            rows = (formulas.speech if kinds == ["AUDIO"] else formulas.turn)(rows, LEAST, MOST)
+            rows[-1][0] = family.end_of_reply  # which tells the engine that the reply is over
+        assert reference.reply(prompt)[0] == rows[len(prompt.rows) :], task
