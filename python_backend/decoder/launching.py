@@ -29,6 +29,10 @@ class Launcher(Protocol):
 
     depth: int
 
+    def enter(self) -> None:
+        """Called once by the thread that launches, before it makes the first state of an utterance."""
+        ...
+
     def launch(self, window: Window) -> Flight:
         """Start decoding a window whose codes and first frames lie on the host, its states where they were left."""
         ...
@@ -42,6 +46,9 @@ class HostLauncher:
     def __init__(self, codec: Codec, dtype: str) -> None:
         self._codec = codec
         self._precision = precision("cpu", dtype)
+
+    def enter(self) -> None:
+        """Nothing to prepare."""
 
     def launch(self, window: Window) -> Flight:
         with self._precision():
@@ -70,6 +77,12 @@ class CudaLauncher:
                 return codec.decode(window)
 
         self._decode = GraphCache(decode, CudaGraphs()).decode if config.graphs else decode
+
+    def enter(self) -> None:
+        """From here on the thread's own stream is ours: states that it makes, cuts and puts together between launches
+        follow one another and the decoding on the device, and their memory is not given to others too early."""
+        torch.cuda.synchronize(self._device)  # the weights were loaded on another stream
+        torch.cuda.set_stream(self._stream)
 
     def launch(self, window: Window) -> Flight:
         with torch.cuda.stream(self._stream), torch.inference_mode():

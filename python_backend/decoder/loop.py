@@ -57,6 +57,10 @@ class DecodingLoop:
         """Whether there is nothing left to do, nor ever will be."""
         return not self._jobs and not self._batches and self._mailbox.is_finished
 
+    def enter(self) -> None:
+        """Prepare the thread that calls it, which is to take all turns."""
+        self._launcher.enter()
+
     def fail_all(self, error: Exception) -> None:
         """Answer every chunk in hand with an error."""
         for job in self._in_hand():

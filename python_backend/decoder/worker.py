@@ -72,6 +72,7 @@ class DecoderWorker:
     def _run(self) -> None:
         torch.set_num_threads(self._config.threads)
         try:
+            self._loop.enter()
             while not self._loop.is_finished:
                 self._loop.turn()
         finally:  # whatever ended the thread, nobody is left waiting

@@ -1,13 +1,20 @@
 """Decoding at once, in another precision, and in flight."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 
 from python_backend.codec.base import Window
 from python_backend.config import DecoderConfig
-from python_backend.decoder.launching import HostLauncher, make_launcher
+from python_backend.decoder import loop
+from python_backend.decoder.launching import Flight, HostLauncher, make_launcher
+from python_backend.decoder.worker import DecoderWorker
+from python_backend.streams.chunk import Chunk
+from python_backend.streams.segment import Segment
 from tests.codec.conftest import make_codec
+from tests.fakes import FakeCodec, RecordedReply
 
 
 def window(frames: int = 12) -> Window:
@@ -49,3 +56,44 @@ def test_a_configuration_that_makes_no_sense_is_refused(wrong: dict[str, str]) -
 def test_onnxruntime_decodes_from_the_host_on_whatever_device() -> None:
     launcher = make_launcher(make_codec(), DecoderConfig(runtime="onnx", device="cuda:0"))
     assert isinstance(launcher, HostLauncher)
+
+
+def test_the_thread_that_launches_enters_first_and_makes_all_states() -> None:
+    """On a GPU the thread's own stream orders states and decoding; a state made elsewhere could be read too early."""
+    seen: list[tuple[str, int]] = []
+
+    class Watched(FakeCodec):
+        def initial_state(self, batch: int) -> torch.Tensor:
+            seen.append(("state", threading.get_ident()))
+            return super().initial_state(batch)
+
+    class Watching(HostLauncher):
+        def enter(self) -> None:
+            seen.append(("enter", threading.get_ident()))
+
+        def launch(self, window: Window) -> Flight:
+            seen.append(("launch", threading.get_ident()))
+            return super().launch(window)
+
+    codec = Watched()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_launcher", lambda codec, config: Watching(codec, config.dtype))
+        worker = DecoderWorker(codec, DecoderConfig())
+    reply = RecordedReply(None, ("a", 0))
+    worker.push("a", Chunk(0, Segment.AUDIO, is_final=True), np.array([[1, 2], [1, 2]], np.int32), reply)
+    worker.stop()
+    assert [what for what, _ in seen] == ["enter", "state", "launch"]
+    assert len({thread for _, thread in seen}) == 1
+    assert threading.get_ident() not in {thread for _, thread in seen}
+
+
+def test_a_gpu_s_thread_gets_the_stream_that_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[object] = []
+    stream = object()
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: current.append("weights have arrived"))
+    monkeypatch.setattr(torch.cuda, "set_stream", current.append)
+    launcher = make_launcher(make_codec(), DecoderConfig(device="cuda:0", graphs=False))
+    assert current == []
+    launcher.enter()
+    assert current == ["weights have arrived", stream]

@@ -275,6 +275,9 @@ class Delaying:
         self._codec = codec
         self.fails = False
 
+    def enter(self) -> None:
+        """Nothing to prepare."""
+
     def launch(self, window: Window) -> Flight:
         pcm, states = self._codec.decode(window)
 
