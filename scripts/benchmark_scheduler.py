@@ -95,7 +95,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=32, help="guided replies in a step")
     parser.add_argument("--frames", type=int, default=64, help="frames of each reply")
-    parser.add_argument("--rounds", type=int, default=5, help="times that the arms take turns")
+    parser.add_argument("--rounds", type=int, default=15, help="times that the arms take turns")
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/scheduler.jsonl"))
     return parser.parse_args()
