@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from python_backend.codec.base import Codec, Window
 from python_backend.config import DecoderConfig
@@ -16,9 +17,11 @@ from python_backend.decoder.worker import DecoderWorker
 from python_backend.streams.chunk import Chunk
 from python_backend.streams.segment import Segment
 from scripts.benchmark_decoder import Arm, make_codec, measure_batching
+from scripts.codecs.random_stateful import make_stateful
 from scripts.gpu_check.sections import Setup
 
 CODECS = ("tiny", "xcodec", "dac_24khz", "higgs")
+CARRYING = ("espnet_dac", "mimi", "encodec_24khz")  # a state, from window to window
 CHUNKS = (2, 5, 25)
 EXACT, ALIKE = 1e-5, 1e-3  # streamed against one-shot on the device; the device against the CPU
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -75,11 +78,20 @@ def at_once(codec: Codec, codes: np.ndarray) -> np.ndarray:
 def run(setup: Setup) -> Iterator[Mapping[str, Any]]:
     """A line for each codec, graphs on and off, then for each type, then for each batch size."""
     names = CODECS[:1] if setup.is_small else CODECS
-    for name in names:
+    for name in (*names, *(CARRYING[:1] if setup.is_small else CARRYING)):
         yield from _exactness(setup, name)
     for dtype in ("bfloat16", "float16"):
         yield from (_narrow(setup, name, dtype) for name in names)
     yield from _throughput(setup)
+
+
+def _narrow_codec(name: str, device: str) -> Codec:
+    if name not in CARRYING:
+        return make_codec(name, device, True)
+    codec = make_stateful(name)
+    assert isinstance(codec, nn.Module)
+    codec.to(device)
+    return codec
 
 
 def _codes(codec: Codec, batch: int, frames: int) -> np.ndarray:
@@ -89,9 +101,9 @@ def _codes(codec: Codec, batch: int, frames: int) -> np.ndarray:
 
 def _exactness(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    codec = make_codec(name, setup.device, True)
+    codec = _narrow_codec(name, setup.device)
     codes = _codes(codec, 3 if setup.is_small else 12, 40 if setup.is_small else 250)
-    whole, reference = at_once(codec, codes), at_once(make_codec(name, "cpu", True), codes)
+    whole, reference = at_once(codec, codes), at_once(_narrow_codec(name, "cpu"), codes)
     for graphs in (False, True):
         config = DecoderConfig(device=setup.device, graphs=graphs, max_batch=64)
         seams = max(float(np.abs(streamed(codec, config, codes, size) - whole).max()) for size in CHUNKS)
