@@ -16,7 +16,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from python_backend.errors import CheckpointError
 from python_backend.families.registry import NAME
-from scripts.converting.conversion import DTYPES, FAMILIES, Conversion, Release, plan, write
+from scripts.converting.contents import DTYPES
+from scripts.converting.conversion import Conversion, plan, write
+from scripts.converting.release import FAMILIES, Release
 
 MAX_SHARD_GB = 4.0
 

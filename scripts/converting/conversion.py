@@ -1,9 +1,9 @@
 """One conversion: a release in, a directory that vLLM loads out. Nothing is written before everything fits."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -16,37 +16,12 @@ from python_backend.errors import CheckpointError
 from python_backend.families.registry import NAME, VOCABULARY, read_family
 from python_backend.preprocessing.ssl_tokenizer import FOLDER
 from scripts.converting import bagpiper, codec, opuslm, shards
-from scripts.converting.backbone import config_of, read_backbone, shapes
-from scripts.converting.release import Tokenizer, entry, read_tensors, read_yaml
+from scripts.converting.backbone import config_of, shapes
+from scripts.converting.contents import Contents
+from scripts.converting.release import Release, Tokenizer, entry
 from scripts.converting.shards import Entry, Written
 from scripts.converting.ssl_tokenizer import SslTokenizer
 from scripts.converting.tensors import Part, Plan, check
-
-FAMILIES = ("bagpiper", "opuslm", "opuslm-dialogue")
-DTYPES = ("bfloat16", "float16", "float32")
-Tell = Callable[[str, int], shards.Progress]
-
-
-@dataclass(frozen=True)
-class Release:
-    """What is to be converted. backbone, audio_config: where the numbers lie that the release only names.
-
-    audio: what the operator says of the audio tower. dtype: None means what the release was trained in.
-    keeps_codec: write the codec from the copy in the file; `codec` then only says its numbers. ssl_tokenizer: the
-    directory of XEUS, with which OpusLM hears samples.
-    """
-
-    family: str
-    model: Path
-    config: Path
-    tokenizer: Path
-    codec: Path | None = None
-    ssl_tokenizer: Path | None = None
-    keeps_codec: bool = False
-    backbone: Path | None = None
-    audio_config: Path | None = None
-    audio: Mapping[str, Any] = field(default_factory=dict)
-    dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,91 +46,43 @@ class Conversion:
 
 def plan(release: Release) -> Conversion:
     """Reads everything but the tensors' contents; CheckpointError says what does not fit."""
-    config, tensors = read_yaml(release.config), read_tensors(release.model)
-    tokenizer = Tokenizer.at(release.tokenizer)
-    is_bagpiper = release.family == "bagpiper"
-    tag = entry(config, "model.model_hf_tag" if is_bagpiper else "transformer_conf.hf_model_tag")
-    backbone = read_backbone(tag, release.backbone, release.tokenizer)
-    dtype = release.dtype or trained_dtype(config, tensors, is_bagpiper)
-    if is_bagpiper:
-        record, parts, dropped = _bagpiper(release, config, tensors, tokenizer, backbone | {"dtype": dtype})
-    else:
-        record, parts, dropped = _opuslm(release, config, tensors, tokenizer, backbone | {"dtype": dtype})
+    contents = Contents.of(release)
+    tensors = contents.tensors
+    record, parts, dropped = (_bagpiper if release.is_bagpiper else _opuslm)(release, contents)
     family = read_family(record)
     unused = check(parts, tensors, dropped)
     files = codec.check_directory(release.codec, family) if release.codec and not release.keeps_codec else []
     copy = codec.Copy.of(release.codec, tensors, bagpiper.CODEC) if release.keeps_codec else None
     hears = SslTokenizer.of(release.ssl_tokenizer, len(family.layout.audio[0])) if release.ssl_tokenizer else None
     dropped_shapes = {name: list(tensors[name].shape) for name in unused} | (hears.dropped if hears else {})
-    notes = _notes(tensors, dtype, is_bagpiper) + _doubts(release.family, config)
-    return Conversion(record, _entries(parts, tensors, dtype), dropped_shapes, tokenizer, files, copy, hears, notes)
+    entries, notes = _entries(parts, tensors, contents.dtype), contents.notes(release)
+    return Conversion(record, entries, dropped_shapes, contents.tokenizer, files, copy, hears, notes)
 
 
-Made = tuple[dict[str, Any], Plan, tuple[str, ...]]
+Made = tuple[dict[str, Any], Plan, tuple[str, ...]]  # config.json, what becomes of each tensor, names that are dropped
 
 
-def _bagpiper(
-    release: Release, config: dict[str, Any], tensors: Mapping[str, Tensor], tokenizer: Tokenizer, backbone: dict
-) -> Made:
+def _bagpiper(release: Release, contents: Contents) -> Made:
     if release.ssl_tokenizer:
         raise CheckpointError("Bagpiper hears through its own encoder: --ssl-tokenizer is for OpusLM")
-    vocabulary = bagpiper.vocabulary(config, tensors, tokenizer, release.codec)
+    config = contents.config
+    vocabulary = bagpiper.vocabulary(config, contents.tensors, contents.tokenizer, release.codec)
     audio = bagpiper.tower_config(config, release.audio_config, release.audio)
-    record = config_of(backbone, vocabulary.vocab_size, backbone["dtype"])
+    record = config_of(contents.backbone, vocabulary.vocab_size, contents.dtype)
     record |= {NAME: "bagpiper", VOCABULARY: vocabulary.to_record(), "audio_config": audio}
     return record, bagpiper.plan(shapes(record), record["hidden_size"], audio), bagpiper.DROPPED
 
 
-def _opuslm(
-    release: Release, config: dict[str, Any], tensors: Mapping[str, Tensor], tokenizer: Tokenizer, backbone: dict
-) -> Made:
+def _opuslm(release: Release, contents: Contents) -> Made:
     if release.keeps_codec:
         raise CheckpointError("OpusLM's file holds no copy of its codec: --codec must say where it lies")
-    name = release.family.replace("-", "_")
-    vocabulary = opuslm.vocabulary(config, tokenizer, is_dialogue=name == "opuslm_dialogue")
-    record = config_of(backbone, vocabulary.vocab_size, backbone["dtype"])
+    config, name = contents.config, release.family.replace("-", "_")
+    vocabulary = opuslm.vocabulary(config, contents.tokenizer, is_dialogue=name == "opuslm_dialogue")
+    record = config_of(contents.backbone, vocabulary.vocab_size, contents.dtype)
     # Trained on sequences of this length, whatever the backbone was trained on before.
     record["max_position_embeddings"] = entry(config, "transformer_conf").get("n_ctx", 8192)
     record |= {NAME: name, VOCABULARY: vocabulary.to_record()}
-    return record, opuslm.plan(shapes(record), record["hidden_size"], tensors), opuslm.DROPPED
-
-
-def trained_dtype(config: Mapping[str, Any], tensors: Mapping[str, Tensor], is_bagpiper: bool) -> str:
-    """What the model computed in while it was trained; the file of the dialogue model is stored in float32, but was
-    trained in bfloat16."""
-    if is_bagpiper:
-        dtype = _found(config, "model.model_conf.dtype")
-    else:
-        dtype = "bfloat16" if _found(config, "ds_config_dict.bf16.enabled") else None
-    dtype = dtype or str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-    if dtype not in DTYPES:
-        raise CheckpointError(f"trained in one of {', '.join(DTYPES)} is expected, got {dtype!r}; --dtype decides")
-    return dtype
-
-
-def _found(config: Mapping[str, Any], dotted: str) -> Any:
-    """What lies under `a.b.c`; None where nothing does."""
-    with suppress(CheckpointError):
-        return entry(config, dotted)
-    return None
-
-
-def _doubts(family: str, config: Mapping[str, Any]) -> list[str]:
-    """OpusLM and the dialogue model differ in nothing but how they were trained: the latter on preferences."""
-    is_on_preferences = config.get("model") == "dpo"
-    if family == "bagpiper" or is_on_preferences == (family == "opuslm-dialogue"):
-        return []
-    return [f"config.yaml says `model: {config.get('model')}`, which the release of {family} does not: another family?"]
-
-
-def _notes(tensors: Mapping[str, Tensor], dtype: str, is_bagpiper: bool) -> list[str]:
-    table = tensors["model.embed_tokens.weight" if is_bagpiper else "corelm.emb.weight"]
-    stored = str(table.dtype).removeprefix("torch.")
-    notes = [f"stored in {stored}, written in {dtype}"] if stored != dtype else []
-    if not is_bagpiper:
-        kind = "zero" if not table[0].any() else "not zero: a row of text carries it eight times"
-        notes.append(f"the pad's embedding is {kind}")
-    return notes
+    return record, opuslm.plan(shapes(record), record["hidden_size"], contents.tensors), opuslm.DROPPED
 
 
 def _entries(parts: Plan, tensors: Mapping[str, Tensor], dtype: str) -> list[Entry]:

@@ -15,6 +15,35 @@ from python_backend.errors import CheckpointError
 from python_backend.families.registry import config_at, json_object
 from python_backend.families.tokenizer import TextTokenizer
 
+FAMILIES = ("bagpiper", "opuslm", "opuslm-dialogue")
+
+
+@dataclass(frozen=True)
+class Release:
+    """What is to be converted. backbone, audio_config: where the numbers lie that the release only names.
+
+    audio: what the operator says of the audio tower. dtype: None means what the release was trained in.
+    keeps_codec: write the codec from the copy in the file; `codec` then only says its numbers. ssl_tokenizer: the
+    directory of XEUS, with which OpusLM hears samples.
+    """
+
+    family: str
+    model: Path
+    config: Path
+    tokenizer: Path
+    codec: Path | None = None
+    ssl_tokenizer: Path | None = None
+    keeps_codec: bool = False
+    backbone: Path | None = None
+    audio_config: Path | None = None
+    audio: Mapping[str, Any] = field(default_factory=dict)
+    dtype: str | None = None
+
+    @property
+    def is_bagpiper(self) -> bool:
+        """Whether the names in its files are Bagpiper's, and not OpusLM's."""
+        return self.family == "bagpiper"
+
 
 class StoredTensors(Mapping[str, Tensor]):
     """The tensors of a directory of safetensors files by name, read when they are asked for."""
