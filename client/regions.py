@@ -73,6 +73,9 @@ class SystemRegion:
         self._memory.unlink()
 
 
+DEFAULT_STREAM = 0
+
+
 class CudaRegion:
     """Memory of a GPU, which another process opens by its handle. It needs NVIDIA's `cuda-bindings`."""
 
@@ -113,6 +116,8 @@ class CudaRegion:
     def _copy(self, target: int, source: int, byte_size: int) -> None:
         self._call("cudaSetDevice", self.device)
         self._call("cudaMemcpy", target, source, byte_size, self._runtime.cudaMemcpyKind.cudaMemcpyDefault)
+        # On its way to the device a copy from memory that is not pinned may outlast the call that makes it.
+        self._call("cudaStreamSynchronize", DEFAULT_STREAM)
 
     def _call(self, function: str, *arguments: Any) -> tuple[Any, ...]:
         status, *results = getattr(self._runtime, function)(*arguments)

@@ -19,6 +19,7 @@ class FakeRuntime(ModuleType):
         super().__init__("cuda.bindings.runtime")
         self.buffers: dict[int, Any] = {}
         self.opened: list[int] = []
+        self.on_their_way: list[tuple[int, bytes]] = []
         self.device = -1
 
     def cudaIpcMemHandle_t(self) -> SimpleNamespace:
@@ -52,7 +53,18 @@ class FakeRuntime(ModuleType):
         return (0,)
 
     def cudaMemcpy(self, target: int, source: int, size: int, kind: int) -> tuple[int]:
-        ctypes.memmove(target, source, size)
+        """Takes what comes from the host, and lets it arrive at the device only when that is waited for."""
+        taken = ctypes.string_at(source, size)
+        if any(address <= target < address + len(buffer) for address, buffer in self.buffers.items()):
+            self.on_their_way.append((target, taken))
+        else:
+            ctypes.memmove(target, taken, size)
+        return (0,)
+
+    def cudaStreamSynchronize(self, stream: int) -> tuple[int]:
+        for target, taken in self.on_their_way:
+            ctypes.memmove(target, taken, len(taken))
+        self.on_their_way.clear()
         return (0,)
 
 

@@ -6,6 +6,8 @@ import numpy as np
 
 from python_backend.errors import InvalidRequest
 
+DEFAULT_STREAM = 0
+
 
 class CudaMemory:
     """Opened once; writes are done when `write` returns, so that the other process may be told."""
@@ -19,9 +21,12 @@ class CudaMemory:
 
     def write(self, offset: int, data: np.ndarray) -> None:
         """Copy uint8 `data`, on the host, to byte `offset`."""
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDefault
+        kind, source = self._runtime.cudaMemcpyKind.cudaMemcpyDefault, np.ascontiguousarray(data)
         self._call("cudaSetDevice", self._device)
-        self._call("cudaMemcpy", self._address + offset, np.ascontiguousarray(data).ctypes.data, len(data), kind)
+        self._call("cudaMemcpy", self._address + offset, source.ctypes.data, len(source), kind)
+        # From memory that is not pinned, cudaMemcpy returns before the data have arrived (CUDA runtime API, "API
+        # synchronization behavior").
+        self._call("cudaStreamSynchronize", DEFAULT_STREAM)
 
     def close(self) -> None:
         """Let go of the memory."""
