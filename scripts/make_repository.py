@@ -15,12 +15,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from python_backend.codec.registry import load_codec
 from python_backend.config import EngineConfig
 from python_backend.errors import CheckpointError
 from python_backend.families.base import Family
-from python_backend.families.registry import config_at, family_at, json_object
-from python_backend.preprocessing.ssl_tokenizer import FOLDER, load_ssl_tokenizer
+from python_backend.families.registry import config_at, json_object
+from python_backend.preprocessing.request import Preprocessor
+from python_backend.preprocessing.ssl_tokenizer import FOLDER
 from scripts.converting.conversion import fresh_directory
 from scripts.serving.environment import ROOT
 
@@ -75,9 +75,9 @@ def bytes_per_row(record: dict[str, Any]) -> int:
 
 def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], gpu: int | None = None) -> None:
     """The repository at `out`, which does not exist yet; CheckpointError where the checkpoint cannot be served."""
-    family = family_at(checkpoint)
-    load_codec(family.codec, checkpoint, num_codebooks=family.layout.num_codebooks)
-    load_ssl_tokenizer(checkpoint, len(family.layout.audio[0]))
+    family = Preprocessor(checkpoint).family  # which opens the tokenizer, the codec and what hears audio
+    if not any(checkpoint.glob("*.safetensors")):
+        raise CheckpointError(f"{checkpoint}: expected weights in *.safetensors, got none")
     chosen = engine_arguments(config_at(checkpoint), family, gpu is not None) | engine_args
     with fresh_directory(out) as folder:
         left_out = shutil.ignore_patterns(Path(CHECKPOINT).name, Path(ENGINE).name, "__pycache__")

@@ -93,16 +93,33 @@ def test_a_tokenizer_of_audio_that_does_not_load_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_be_served_is_refused_and_nothing_is_written(
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("codec", "config.yaml is missing"),
+        ("tokenizer.json", "tokenizer.json: expected a tokenizer"),
+        ("config.json", "config.json: expected a JSON object"),
+        ("model-00001-of-00001.safetensors", "expected weights in *.safetensors, got none"),
+    ],
+)
+def test_a_checkpoint_that_lacks_something_is_refused_and_nothing_is_written(
+    missing: str, message: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lacking = tmp_path / "lacking"
+    lacking.mkdir()
+    for path in checkpoint.iterdir():
+        if path.name != missing:
+            (lacking / path.name).symlink_to(path)
+    assert main(["--checkpoint", str(lacking), "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("make_repository: ")
+    assert message in said
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_arguments_that_are_the_project_s_own_are_refused_and_nothing_is_written(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    mute = tmp_path / "mute"
-    mute.mkdir()
-    for path in checkpoint.iterdir():
-        if path.name != "codec":
-            (mute / path.name).symlink_to(path)
-    assert main(["--checkpoint", str(mute), "--out", str(tmp_path / "out")]) == 1
-    assert "make_repository: " in capsys.readouterr().err
     reserved = tmp_path / "reserved.json"
     reserved.write_text('{"scheduler_cls": "x"}')
     words = ["--checkpoint", str(checkpoint), "--out", str(tmp_path / "out"), "--engine-args", str(reserved)]
