@@ -8,7 +8,7 @@ from python_backend.errors import InvalidRequest
 from python_backend.families.base import Family, Task
 from python_backend.preprocessing.delivery import DELIVERY_KEYS, read_delivery
 from python_backend.preprocessing.json_field import read_json, shown
-from python_backend.sampling.params import POLICIES, SamplingConfig, SegmentSampling
+from python_backend.sampling.params import MAX_GUIDANCE_SCALE, POLICIES, SamplingConfig, SegmentSampling
 from python_backend.streams.delivery import Delivery
 from python_backend.streams.segment import Segment
 
@@ -154,6 +154,8 @@ def _guidance(record: dict[str, Any], defaults: SamplingConfig) -> dict[str, Any
     path = "options.guidance"
     guidance = _record(path, record["guidance"], frozenset({"scale", "policy", "until_s"}))
     scale = _number("scale", guidance, scale, path)
+    if not 0.0 <= scale <= MAX_GUIDANCE_SCALE:
+        raise InvalidRequest(f"{path}.scale", f"a number in [0.0, {MAX_GUIDANCE_SCALE}]", scale)
     if "policy" in guidance:
         policy, until_s = guidance["policy"], None
         if policy not in POLICIES:

@@ -10,6 +10,7 @@ MAX_RAS_WINDOW = 512
 # Of a temperature that is not 0: a logit divided by less may be infinite, and no logit is larger than another then.
 MIN_TEMPERATURE = 1e-6
 MAX_UNTIL_S = 1e6
+MAX_GUIDANCE_SCALE = 100.0
 POLICIES: tuple[GuidancePolicy, ...] = get_args(GuidancePolicy)
 
 
@@ -77,7 +78,7 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         self.text.check("text")
         self.audio.check("audio")
-        _check("guidance_scale", self.guidance_scale, 0.0, 100.0)
+        _check("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE_SCALE)
         _check_temperature("script_temperature", self.script_temperature)
         _check_integer("audio.ras_window", self.ras_window, 0, MAX_RAS_WINDOW)
         _check_integer("audio.ras_max_repeats", self.ras_max_repeats, 1, MAX_RAS_WINDOW)

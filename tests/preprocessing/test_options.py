@@ -115,6 +115,7 @@ def test_a_family_s_least_number_of_rows_gives_way_to_the_caller_s_most_but_not_
         ({"guidance_scale": 10**400}, "options.guidance_scale: expected a number that fits"),
         ({"guidance_scale": None}, "options.guidance_scale: expected a number, got None"),
         ({"guidance": 2}, "options.guidance: expected a JSON object, got 2"),
+        ({"guidance": {"scale": -1}}, "options.guidance.scale: expected a number in [0.0, 100.0], got -1"),
         ({"guidance": {"policy": "never"}}, "options.guidance.policy: expected one of always, until_s, adaptive, got"),
         (
             {"guidance": {"policy": None}},
