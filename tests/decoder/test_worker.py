@@ -1,6 +1,8 @@
+import os
 import random
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from python_backend.errors import Cancelled, InvalidRequest, Overloaded
 from python_backend.streams.chunk import Chunk
 from python_backend.streams.delivery import OutputForm
 from python_backend.streams.segment import Segment
+from scripts.codecs.streaming import chunks_of, random_codes, stream
 from tests.codec.conftest import make_codec
 from tests.fakes import FakeCodec, RecordedReply
 
@@ -111,6 +114,34 @@ def test_the_real_codec_batched_equals_the_real_codec_alone() -> None:
     together = decode([(i, step) for step in range(4) for i in range(6)], 8)
     for a, b in zip(alone, together, strict=True):
         assert np.abs(a - b).max() <= 1e-5
+
+
+def test_ten_minutes_in_one_stream_are_exact_and_take_no_more_memory() -> None:
+    """Against float64 in much larger windows, which is one decode of the whole to 1e-12 (tests/codec/test_tiny.py)."""
+    codec, total, size = make_codec(), 15_000, 25
+    codes = random_codes(codec, 1, total)
+    truth = stream(make_codec().double(), codes, chunks_of(1000, total))[0].float().numpy()
+    worker = DecoderWorker(codec, DecoderConfig())
+    at, worst, marks = 0, 0.0, []
+    for index, part in enumerate(np.split(codes[0].numpy(), total // size, axis=1)):
+        pcm = push(worker, "long", index, part, (index + 1) * size == total).wait(60).pcm
+        assert pcm is not None
+        worst = max(worst, float(np.abs(pcm - truth[at : at + len(pcm)]).max()))
+        at += len(pcm)
+        if index in (60, 590):
+            marks.append((worker.stats()["session_bytes"], resident_mb()))
+    worker.stop()
+    assert at == len(truth) == 600 * 16_000
+    assert worst <= 1e-5
+    assert truth.std() > 0.02
+    (early_bytes, early_mb), (late_bytes, late_mb) = marks
+    assert late_bytes == early_bytes < 2000
+    assert late_mb - early_mb < 12  # the samples alone are 34 MB
+
+
+def resident_mb() -> float:
+    """What this process holds of the machine's memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def test_waiting_chunks_of_different_utterances_decode_as_one_batch(worker: DecoderWorker, codec: FakeCodec) -> None:
