@@ -56,16 +56,16 @@ class DecoderLoad:
 
 
 IDLE = DecoderLoad()
+LATENCIES = 2  # of the decoder, that a chunk leaves early: it may be twice as large as the one before
 
 
 class Pacer:
     """Decides for one utterance; follows a player that starts with the first chunk and plays at the codec's rate.
 
     A chunk leaves when it has the steady size, or when the player's lead falls to twice the decoder's latency and the
-    longest recent wait for a frame. Twice, since a chunk is at most twice as large as the one before, and others may
-    begin to speak meanwhile. So chunks are small where frames come no faster than they are played, and grow with the
-    lead where they come faster. None is smaller than what is played in the pace of the decoder: whoever sends less at
-    once sends too often, and then all are late.
+    longest recent wait for a frame. So chunks are small where frames come no faster than they are played, and grow with
+    the lead where they come faster: by no more than twice at once. None is smaller than what is played in the pace of
+    the decoder: whoever sends less at once sends too often, and then all are late.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Pacer:
     def _next(self, num_ready: int, now: float, load: DecoderLoad) -> int:
         assert self._dry_s is not None
         smallest = self._smallest(load)
-        is_urgent = now + 2 * load.latency_s + self._gap_s >= self._dry_s
+        is_urgent = now + LATENCIES * load.latency_s + self._gap_s >= self._dry_s
         if num_ready < smallest or not (is_urgent or num_ready >= self.policy.steady_frames):
             return 0
         return self.policy.fitting(min(num_ready, max(smallest, 2 * self._num_last)))
