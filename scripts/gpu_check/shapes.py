@@ -31,7 +31,7 @@ class Shape:
     rounds: int
 
 
-EIGHT_B = Shape(4096, 36, 32, 8, 12_288, "bfloat16", (1, 8, 16, 32, 64), 48, 96, 2)
+EIGHT_B = Shape(4096, 36, 32, 8, 12_288, "bfloat16", (1, 4, 16, 32, 64), 48, 96, 2)
 SMALL = Shape(64, 2, 2, 1, 128, "float32", (1, 2), 4, 40, 1)
 
 
