@@ -19,6 +19,7 @@ from python_backend.families.base import Family
 from python_backend.families.prompt import Prompt
 from python_backend.families.tiny import TINY
 from python_backend.sampling.params import SegmentSampling
+from python_backend.streams.segment import Segment
 from tests.checkpoints import write_checkpoint
 from tests.engine.harness import DEFAULTS, Answer, Engine
 from tests.engine.prompts import make_prompt, make_prompts
@@ -212,6 +213,28 @@ def test_aborted_requests_leave_nothing_behind(checkpoint: Checkpoint, tight: En
     survivors = {i: prompt for i, prompt in prompts.items() if i not in aborts or answers[i].trailer}
     assert 6 <= len(survivors) < 12
     checkpoint.check(survivors, answers, max_model_len=160)
+    assert tight.is_clean()
+
+
+def test_an_abort_takes_both_halves_of_a_pair(checkpoint: Checkpoint, tight: Engine) -> None:
+    """Every other reply is aborted in the step in which its second half has come."""
+    family = checkpoint.family
+    speaking = [task.name for task in family.tasks if Segment.AUDIO in task.segments]
+    prompts = {
+        f"r{index}": make_prompt(family, index, speaking[index % len(speaking)], guidance_scale=2.0)
+        for index in range(6)
+    }
+    aborted: list[str] = []
+
+    def abort(engine: Engine) -> None:
+        for request_id in ("r0", "r2", "r4"):
+            if request_id not in aborted and engine.scheduler.replies.partner(request_id) is not None:
+                aborted.append(request_id)
+                engine.core.abort_requests([request_id])
+
+    answers = tight.run(prompts, after_step=abort)
+    assert len(aborted) == 3
+    checkpoint.check({i: prompt for i, prompt in prompts.items() if i not in aborted}, answers, max_model_len=160)
     assert tight.is_clean()
 
 
