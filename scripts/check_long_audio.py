@@ -8,9 +8,9 @@ of all the rest, in the median step of the first and of the last thousand rows; 
 between those. KV cache that has not been written yet is touched beforehand: it would count.
 
 The rest does no more work at the end than at the beginning, and yet takes longer: attention has read more than the
-processor's caches hold, and what comes after it finds them cold. `ms_per_step_control` shows that this is all: the
+processor's caches hold, and what comes after it finds them cold. `ms_per_step_control` shows what that alone makes: the
 first thousand rows of another reply, where each forward pass reads in the end as much of the KV cache as attention
-reads after 30,000 rows.
+reads after all rows.
 """
 
 import argparse
