@@ -50,7 +50,7 @@ def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) ->
     length, and 1024 rows for each place in the batch; on a GPU it takes what weights and codec leave.
     """
     chosen: dict[str, Any] = {
-        "dtype": record["dtype"],  # vLLM would serve float32 in half of its precision
+        "dtype": precision(record, is_on_gpu),
         "max_model_len": min(family.max_model_len, record["max_position_embeddings"]),
     }
     if is_on_gpu:
@@ -61,16 +61,25 @@ def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) ->
         "max_num_seqs": num_seqs,
         "max_num_batched_tokens": 2048,
         "block_size": CPU_BLOCK_SIZE,
-        "kv_cache_memory_bytes": -(-num_rows * bytes_per_row(record) // MIB) * MIB,
+        "kv_cache_memory_bytes": -(-num_rows * bytes_per_row(record, chosen["dtype"]) // MIB) * MIB,
         "enforce_eager": True,
     }
 
 
-def bytes_per_row(record: dict[str, Any]) -> int:
+def precision(record: dict[str, Any], is_on_gpu: bool) -> str:
+    """The dtype to serve in: the checkpoint's own; vLLM's choice would serve float32 in half of its precision.
+
+    In float16 a CPU only stores: most of them compute it in float32, with a conversion around every product.
+    """
+    stored = record.get("dtype") or record["torch_dtype"]  # as transformers has written it from 5.0 on, and before
+    return "float32" if stored == "float16" and not is_on_gpu else stored
+
+
+def bytes_per_row(record: dict[str, Any], dtype: str) -> int:
     """Of the KV cache: keys and values of every layer."""
     heads = record.get("num_key_value_heads") or record["num_attention_heads"]
     head_dim = record.get("head_dim") or record["hidden_size"] // record["num_attention_heads"]
-    return 2 * record["num_hidden_layers"] * heads * head_dim * NUM_BYTES[record["dtype"]]
+    return 2 * record["num_hidden_layers"] * heads * head_dim * NUM_BYTES[dtype]
 
 
 def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], gpu: int | None = None) -> None:

@@ -39,7 +39,9 @@ def test_it_is_the_bundled_repository_with_another_checkpoint(checkpoint: Path, 
 def test_the_engine_s_arguments_fit_the_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     arguments = made(checkpoint, tmp_path / "out")
     assert (arguments["dtype"], arguments["max_model_len"]) == ("float32", 1024)
-    rows = arguments["kv_cache_memory_bytes"] // bytes_per_row(json.loads((checkpoint / "config.json").read_text()))
+    rows = arguments["kv_cache_memory_bytes"] // bytes_per_row(
+        json.loads((checkpoint / "config.json").read_text()), "float32"
+    )
     assert rows // arguments["block_size"] > 2 * -(-1024 // arguments["block_size"])
     given = tmp_path / "engine.json"
     given.write_text('{"max_num_seqs": 4, "tensor_parallel_size": 2}')
@@ -48,9 +50,15 @@ def test_the_engine_s_arguments_fit_the_checkpoint(checkpoint: Path, tmp_path: P
 
 
 def test_a_row_s_keys_and_values_are_counted() -> None:
-    record = {"num_hidden_layers": 36, "num_attention_heads": 32, "hidden_size": 4096, "dtype": "bfloat16"}
-    assert bytes_per_row(record) == 36 * 2 * 4096 * 2
-    assert bytes_per_row(record | {"num_key_value_heads": 8, "head_dim": 128}) == 36 * 2 * 8 * 128 * 2
+    record = {"num_hidden_layers": 36, "num_attention_heads": 32, "hidden_size": 4096}
+    assert bytes_per_row(record, "bfloat16") == 36 * 2 * 4096 * 2
+    assert bytes_per_row(record | {"num_key_value_heads": 8, "head_dim": 128}, "bfloat16") == 36 * 2 * 8 * 128 * 2
+
+
+def test_the_bundled_checkpoint_can_be_served_elsewhere(tmp_path: Path) -> None:
+    bundled = BUNDLED / "language_model/1/checkpoint"
+    assert made(bundled, tmp_path / "cpu")["dtype"] == "float32"
+    assert made(bundled, tmp_path / "gpu", "--gpu", "0")["dtype"] == "float16"
 
 
 def test_for_a_gpu_the_codec_is_there_too_and_vllm_takes_what_is_left(checkpoint: Path, tmp_path: Path) -> None:
