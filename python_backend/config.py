@@ -54,6 +54,8 @@ class DecoderConfig:
     graphs: whether CUDA graphs are captured of the shapes that come often. max_batch: windows decoded at once: about 16
     on a CPU, whose caches do not hold more; 64 on a GPU. max_utterances: open at once. idle_timeout_s: an utterance
     that gets no chunk for so long is forgotten. stop_timeout_s: how long a stopping decoder goes on with what waits.
+    warm_up_s: how long a starting one decodes windows that nobody asked for, so that none is slow as the first of its
+    shape.
     """
 
     codec: str = "tiny"
@@ -68,6 +70,7 @@ class DecoderConfig:
     max_utterances: int = 256
     idle_timeout_s: float = 60.0
     stop_timeout_s: float = 10.0
+    warm_up_s: float = 0.0
 
     RUNTIMES = ("torch", "onnx")
     DTYPES = ("float32", "bfloat16", "float16")
@@ -90,6 +93,8 @@ class DecoderConfig:
             raise ValueError(f"idle_timeout_s must be > 0, got {self.idle_timeout_s}")
         if not 0 <= self.stop_timeout_s < float("inf"):
             raise ValueError(f"stop_timeout_s must be >= 0, got {self.stop_timeout_s}")
+        if not 0 <= self.warm_up_s < float("inf"):
+            raise ValueError(f"warm_up_s must be >= 0, got {self.warm_up_s}")
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> "DecoderConfig":

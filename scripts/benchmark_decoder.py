@@ -39,6 +39,7 @@ from python_backend.streams.segment import Segment
 from python_backend.triton_io.flow import FlowTable
 from scripts.bundled import CHECKPOINT
 from scripts.live_streams import LiveLoad, LiveStreams, ProcessorTime, RealTime
+from scripts.make_repository import WARM_UP_S
 from scripts.results import append_result
 from scripts.speech_metrics import percentiles, summarise, underrun_s
 
@@ -210,6 +211,7 @@ def main(arguments: argparse.Namespace) -> None:
         threads=arguments.threads,
         max_batch=arguments.max_batch or (64 if torch.device(arguments.device).type == "cuda" else 16),
         max_utterances=4096,
+        warm_up_s=WARM_UP_S,
     )
     what = {"codec": arguments.codec, "wide": arguments.wide, "device": arguments.device, "dtype": arguments.dtype}
     what |= {"graphs": config.graphs, "threads": config.threads, "max_batch": config.max_batch}

@@ -72,6 +72,7 @@ class ProcessorTime:
         sessions = Sessions(codec, config.max_utterances, config.idle_timeout_s, self.now)
         self._loop = DecodingLoop(codec, config, self._mailbox, Counts(), sessions)
         self._loop.stopwatch = stopwatch
+        self._loop.enter()
         self._now = self._free_at = 0.0
         self._turn_s: float | None = None  # of the stopwatch, at which the turn began that is under way
 

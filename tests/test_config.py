@@ -34,6 +34,7 @@ def test_the_latency_dial_and_the_runtime_are_parameters() -> None:
         ({"idle_timeout_s": "nan"}, "idle_timeout_s must be > 0, got nan"),
         ({"idle_timeout_s": "0"}, "idle_timeout_s must be > 0"),
         ({"stop_timeout_s": "-1"}, "stop_timeout_s must be >= 0"),
+        ({"warm_up_s": "-1"}, "warm_up_s must be >= 0"),
     ],
 )
 def test_a_decoder_parameter_out_of_range_is_named(parameters: dict[str, str], message: str) -> None:

@@ -21,6 +21,7 @@ from python_backend.decoder.launching import make_launcher
 from python_backend.decoder.mailbox import Delivery, Mailbox
 from python_backend.decoder.refusal import refuse
 from python_backend.decoder.sessions import Session, Sessions
+from python_backend.decoder.warming import warm_up
 from python_backend.errors import Cancelled, Overloaded
 
 logger = logging.getLogger(__name__)
@@ -58,8 +59,10 @@ class DecodingLoop:
         return not self._jobs and not self._batches and self._mailbox.is_finished
 
     def enter(self) -> None:
-        """Prepare the thread that calls it, which is to take all turns."""
+        """Prepare the thread that calls it, which is to take all turns, and warm up for as long as is set."""
         self._launcher.enter()
+        num_batches = warm_up(self._launcher, self._codec, self._config.max_batch, self._config.warm_up_s)
+        logger.info("warmed up with %d batches", num_batches)
 
     def fail_all(self, error: Exception) -> None:
         """Answer every chunk in hand with an error."""

@@ -1,8 +1,10 @@
 """The decoder: a thread that decodes, and what others may ask of it."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from python_backend.errors import Cancelled, Overloaded
 from python_backend.streams.chunk import Chunk
 from python_backend.streams.delivery import OutputForm
 
+logger = logging.getLogger(__name__)
 PLAIN = OutputForm()
 STOPPING = "the decoder is stopping"
 
@@ -31,8 +34,13 @@ class DecoderWorker:
         self._counts = Counts()
         self._sessions = Sessions(codec, config.max_utterances, config.idle_timeout_s, clock)
         self._loop = DecodingLoop(codec, config, self._mailbox, self._counts, self._sessions)
+        self._warm = Future[None]()
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
         self._thread.start()
+
+    def wait_until_warm(self) -> None:
+        """Return when the first chunk would be decoded as fast as later ones; raises what kept it from that."""
+        self._warm.result()
 
     def push(
         self, utterance: str, chunk: Chunk, codes: np.ndarray | None, reply: Reply, form: OutputForm = PLAIN
@@ -72,13 +80,23 @@ class DecoderWorker:
     def _run(self) -> None:
         torch.set_num_threads(self._config.threads)
         try:
-            self._loop.enter()
-            while not self._loop.is_finished:
-                self._loop.turn()
+            if self._begins():
+                while not self._loop.is_finished:
+                    self._loop.turn()
         finally:  # whatever ended the thread, nobody is left waiting
             self._mailbox.close()
             self._refuse_waiting()
             self._loop.fail_all(Overloaded(STOPPING))
+
+    def _begins(self) -> bool:
+        try:
+            self._loop.enter()
+        except Exception as error:
+            logger.exception("the decoder cannot begin")
+            self._warm.set_exception(error)
+            return False
+        self._warm.set_result(None)
+        return True
 
     def _refuse_waiting(self) -> None:
         for delivery in self._mailbox.clear():

@@ -27,6 +27,7 @@ class TritonPythonModel:
         found = {"codec": family.codec, "num_codebooks": str(family.layout.num_codebooks), "device": parameters.device}
         config = DecoderConfig.from_parameters(found | parameters.strings)
         self.worker = DecoderWorker(open_codec(config, parameters.path("checkpoint")), config)
+        self.worker.wait_until_warm()
         self.service = DecodingService(self.worker)
 
     def execute(self, requests: list[Any]) -> None:

@@ -1,0 +1,64 @@
+"""What a decoder does before its first chunk."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from python_backend.codec.base import Codec, Window
+from python_backend.config import DecoderConfig
+from python_backend.decoder.launching import HostLauncher
+from python_backend.decoder.warming import warm_up
+from python_backend.decoder.worker import DecoderWorker
+from python_backend.streams.chunk import Chunk
+from python_backend.streams.segment import Segment
+from tests.codec.conftest import make_codec
+from tests.fakes import FakeCodec, RecordedReply
+
+SIZES = (1, 2, 4, 8, 16, 25)
+
+
+def test_it_decodes_a_batch_of_each_size_and_shape_in_the_midst_of_an_utterance() -> None:
+    codec = FakeCodec()
+    assert warm_up(HostLauncher(codec, "float32"), codec, max_batch=3, seconds=60.0) == 18
+    beginning, *batches = codec.batches
+    assert beginning == (1, 0, 1, 1)
+    assert batches == [(batch, 1, size, 1) for batch in (1, 2, 3) for size in SIZES]
+
+
+@pytest.mark.parametrize("make", [FakeCodec, make_codec])
+def test_an_utterance_afterwards_sounds_as_ever(make: type[Codec]) -> None:
+    codec = make()
+    codes = torch.from_numpy(np.random.default_rng(0).integers(0, 8, (1, codec.spec.num_codebooks, 30)))
+    whole = Window(codes, 0, 0, torch.zeros(1, dtype=torch.int64), codec.initial_state(1))
+    before = codec.decode(whole)[0]
+    warm_up(HostLauncher(codec, "float32"), codec, max_batch=2, seconds=60.0)
+    assert torch.equal(codec.decode(whole)[0], before)
+
+
+def test_it_ends_in_time() -> None:
+    codec, times = FakeCodec(), iter(range(100))
+    assert warm_up(HostLauncher(codec, "float32"), codec, 16, 5.0, lambda: float(next(times))) == 4
+    assert warm_up(HostLauncher(codec, "float32"), codec, 16, 0.0) == 0
+    assert Counter(batch for batch, *_ in codec.batches) == {1: 5}
+
+
+def test_a_worker_is_warm_before_it_is_said_to_be() -> None:
+    codec = FakeCodec()
+    codec.gate.clear()
+    worker = DecoderWorker(codec, DecoderConfig(max_batch=2, warm_up_s=60.0))
+    reply = RecordedReply()
+    worker.push("u", Chunk(0, Segment.AUDIO, is_final=True), np.ones((2, 3), dtype=np.int32), reply)
+    codec.gate.set()
+    worker.wait_until_warm()
+    assert len(codec.batches) >= 13
+    reply.wait()
+    assert codec.batches[13:] == [(1, 0, 3, 0)]
+    worker.stop()
+
+
+def test_a_worker_that_cannot_decode_says_so() -> None:
+    worker = DecoderWorker(FakeCodec(poison=0), DecoderConfig(warm_up_s=60.0))
+    with pytest.raises(ValueError, match="poisoned"):
+        worker.wait_until_warm()
