@@ -5,6 +5,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -164,19 +165,21 @@ def test_the_language_model_streams_and_shuts_down(engine: None, monkeypatch: py
 def test_the_decoder_drives_one_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     module = load("acoustic_decoder")
     made: list[Any] = []
+    waits: list[bool] = []
     monkeypatch.setattr(module, "open_codec", lambda config, checkpoint: (config.codec, checkpoint))
-    monkeypatch.setattr(
-        module,
-        "DecoderWorker",
-        lambda codec, config: (
-            made.append((codec, config)) or SimpleNamespace(stop=made.clear, stats=lambda: defaultdict(float))
-        ),
-    )
+
+    def worker(codec: Any, config: Any) -> SimpleNamespace:
+        made.append((codec, config))
+        wait = partial(waits.append, True)
+        return SimpleNamespace(stop=made.clear, stats=lambda: defaultdict(float), wait_until_warm=wait)
+
+    monkeypatch.setattr(module, "DecoderWorker", worker)
     family = SimpleNamespace(codec="tiny", layout=SimpleNamespace(num_codebooks=5))
     monkeypatch.setattr(module.ModelParameters, "family", lambda self: family)
     model = module.TritonPythonModel()
     model.initialize(arguments("acoustic_decoder"))
     ((codec, config),) = made
+    assert waits == [True]
     assert codec == ("tiny", ROOT / "language_model" / "1" / "checkpoint")
     assert (config.codec, config.num_codebooks, config.device) == ("tiny", 5, "cpu")
     broken = Request({"chunk": np.frombuffer(b"{}", np.uint8)})
