@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from python_backend.codec.base import Codec, Window
+from python_backend.codec.base import Codec, CodecSpec, Window
 from python_backend.decoder.launching import Launcher
 from python_backend.decoder.streaming import FrameWindow, Windower
 from python_backend.streams.chunking import ChunkPolicy
@@ -15,7 +15,7 @@ from python_backend.streams.chunking import ChunkPolicy
 def warm_up(
     launcher: Launcher, codec: Codec, max_batch: int, seconds: float, clock: Callable[[], float] = time.monotonic
 ) -> int:
-    """Decode a batch of each size and shape that chunks have by default, small batches first; returns how many it were.
+    """Decode a batch of each size and shape that chunks have by default, small batches first; returns their number.
 
     It ends with the batch that is under way after `seconds`. What a library prepares for a shape takes 15 ms on a CPU,
     and a listener at the end of what was sent hears that.
@@ -34,13 +34,20 @@ def _windows(launcher: Launcher, codec: Codec, max_batch: int) -> Iterator[tuple
     policy, spec = ChunkPolicy(), codec.spec
     before = np.zeros((spec.num_codebooks, max(1, spec.start_frames, spec.left_frames + spec.right_frames)), np.int64)
     state = _state_after(launcher, codec, before)
+    sizes = sorted({policy.fitting(num_frames) for num_frames in range(1, policy.steady_frames + 1)})
+    windows = [_window_after(before, size, spec) for size in sizes]
     for batch in range(1, max_batch + 1):
-        for size in sorted({policy.fitting(num_frames) for num_frames in range(1, policy.steady_frames + 1)}):
-            windower = Windower(spec)
-            windower.push(before, is_final=False)
-            window = windower.push(before[:, :1].repeat(size, axis=1), is_final=False)
-            assert window is not None
+        for window in windows:
             yield window, state.repeat(batch, 1)
+
+
+def _window_after(codes: np.ndarray, num_frames: int, spec: CodecSpec) -> FrameWindow:
+    """The window that `num_frames` more frames complete after those of `codes` [K, T]."""
+    windower = Windower(spec)
+    windower.push(codes, is_final=False)
+    window = windower.push(codes[:, :1].repeat(num_frames, axis=1), is_final=False)
+    assert window is not None
+    return window
 
 
 def _state_after(launcher: Launcher, codec: Codec, codes: np.ndarray) -> torch.Tensor:
