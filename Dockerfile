@@ -43,4 +43,4 @@ EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=3s --start-period=300s --retries=3 \
     CMD ["curl", "--fail", "--silent", "--output", "/dev/null", "http://localhost:8000/v2/health/ready"]
 
-CMD ["python3", "-m", "scripts.serve", "--model-repository", "model_repository", "--log-file", "-"]
+CMD ["python3", "-m", "stretto.serving.command", "--model-repository", "model_repository", "--log-file", "-"]

@@ -16,22 +16,22 @@ from pathlib import Path
 
 import onnx
 import torch
+from stretto.codec import onnx_runtime
+from stretto.codec.base import Codec
+from stretto.codec.registry import load_codec
+from stretto.codec.tiny.codec import TinyCodec
+from stretto.codec.tiny.mel import HOP, SAMPLE_RATE, log_mel
+from stretto.codec.windowed import WindowedCodec
+from stretto.errors import CheckpointError
+from stretto.families.registry import family_at
 from torch import Tensor, nn
 
-from python_backend.codec import onnx_runtime
-from python_backend.codec.base import Codec
-from python_backend.codec.mel import HOP, SAMPLE_RATE, log_mel
-from python_backend.codec.registry import load_codec
-from python_backend.codec.tiny import TinyCodec
-from python_backend.codec.windowed import WindowedCodec
-from python_backend.errors import CheckpointError
-from python_backend.families.registry import family_at
-from scripts.bundled import CHECKPOINT
-from scripts.codecs.graphs import LogMel
-from scripts.codecs.random_weights import MODELS, codec_of, write_checkpoint
-from scripts.codecs.streaming import random_codes, stream
-from scripts.codecs.tiny_graph import TinyGraph
-from scripts.measure_codecs import STEADY, seconds_of, seconds_of_a_window
+from benchmarks.checkpoints.bundled import CHECKPOINT
+from benchmarks.checkpoints.random_codecs import MODELS, codec_of, write_checkpoint
+from benchmarks.code_streams import random_codes, stream
+from benchmarks.codecs import STEADY, seconds_of, seconds_of_a_window
+from scripts.onnx_graphs.graphs import LogMel
+from scripts.onnx_graphs.tiny_graph import TinyGraph
 
 TOLERANCE = 1e-4
 SHAPES = ((1, 1), (2, 13), (3, 40))  # utterances, frames: what is compared

@@ -13,12 +13,12 @@ pid_file=$state/server-$port.pid
 log=$state/server-$port.log
 
 usage() { sed -n '2,4s/^# //p' "$0"; exit "${1:-0}"; }
-serve() { .venv/bin/python -m scripts.serve --pid-file "$pid_file" "$@"; }
+serve() { .venv/bin/python -m stretto.serving.command --pid-file "$pid_file" "$@"; }
 
 launch() {
     echo "starting the server on ports $port (HTTP), $((port + 1)) (gRPC), $((port + 2)) (metrics); log: $log"
     # A session of its own: what ends this call must not end the server. Nor may the server keep the lock.
-    setsid nohup .venv/bin/python -m scripts.serve --pid-file "$pid_file" --model-repository model_repository --log-file "$log" \
+    setsid nohup .venv/bin/python -m stretto.serving.command --pid-file "$pid_file" --model-repository model_repository --log-file "$log" \
         --http-port "$port" --grpc-port $((port + 1)) --metrics-port $((port + 2)) >"$state/serve-$port.log" 2>&1 </dev/null 9>&- &
     launcher=$!
 }

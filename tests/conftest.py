@@ -4,8 +4,7 @@ import gc
 
 import pytest
 from hypothesis import HealthCheck, settings
-
-from python_backend.engine.environment import prepare_environment
+from stretto.engine.environment import prepare_environment
 
 prepare_environment()  # before any test imports what imports Triton, which looks at the environment once
 

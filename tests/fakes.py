@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from stretto.codec.base import CodecSpec, Stateful, Window, Windowed
 from torch import Tensor
-
-from python_backend.codec.base import CodecSpec, Stateful, Window, Windowed
 
 
 class FakeCodec:

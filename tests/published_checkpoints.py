@@ -3,12 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
-from python_backend.families.bagpiper import BagpiperVocabulary
-from python_backend.families.opuslm import OpusVocabulary
-from scripts import random_published
-from scripts.codecs.random_espnet import write_codec
-from scripts.convert_checkpoint import main
-from scripts.random_published import Published
+from stretto.checkpoints.command import main
+from stretto.families.bagpiper.family import BagpiperVocabulary
+from stretto.families.opuslm.family import OpusVocabulary
+
+from benchmarks.checkpoints import random_published
+from benchmarks.checkpoints.random_espnet import write_codec
+from benchmarks.checkpoints.random_published import Published
 from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM
 
 FAMILIES = ("bagpiper", "opuslm", "opuslm-dialogue")

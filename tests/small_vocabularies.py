@@ -1,7 +1,7 @@
 """Published families' vocabularies in small: the same structure, few ids."""
 
-from python_backend.families.bagpiper import BagpiperVocabulary, bagpiper
-from python_backend.families.opuslm import OpusVocabulary, opuslm, opuslm_dialogue
+from stretto.families.bagpiper.family import BagpiperVocabulary, bagpiper
+from stretto.families.opuslm.family import OpusVocabulary, opuslm, opuslm_dialogue
 
 # 256 special tokens, 300 of text, eight streams of a pad and 16 codes each.
 SMALL_BAGPIPER = BagpiperVocabulary(

@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from python_backend.families.base import Family, Task, UnconditionalContext
-from python_backend.families.tiny import SPACE, TINY
-from python_backend.sampling.params import SamplingConfig, SegmentSampling
-from python_backend.streams.layout import StreamLayout
-from python_backend.streams.segment import Segment
+from stretto.families.base import Family, Task, UnconditionalContext
+from stretto.families.tiny.family import SPACE, TINY
+from stretto.records.sampling import SamplingConfig, SegmentSampling
+from stretto.streams.layout import StreamLayout
+from stretto.streams.segment import Segment
 
 NUM_TEXT_IDS, CODEBOOK_SIZE, NUM_STREAMS = 160, 48, 8
 _SAMPLING = SamplingConfig(

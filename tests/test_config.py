@@ -2,8 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
-
-from python_backend.config import DecoderConfig, EngineConfig
+from stretto.config import DecoderConfig, EngineConfig
 
 
 def test_decoder_parameters_are_parsed_and_foreign_ones_left_alone() -> None:

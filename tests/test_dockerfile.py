@@ -73,7 +73,7 @@ def test_it_does_not_run_as_root() -> None:
 def test_the_command_and_the_health_check_take_signals_directly() -> None:
     (command,) = every("CMD")
     arguments = json.loads(command)
-    assert arguments[:3] == ["python3", "-m", "scripts.serve"]
+    assert arguments[:3] == ["python3", "-m", "stretto.serving.command"]
     assert (ROOT / "scripts" / "serve.py").exists()
     (check,) = every("HEALTHCHECK")
     probe = json.loads(check[check.index("CMD") + 3 :])

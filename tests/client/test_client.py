@@ -9,8 +9,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-
-from client import (
+from stretto_client import (
     ClientError,
     GuidanceChange,
     RequestCancelled,
@@ -22,6 +21,7 @@ from client import (
     Timeouts,
     Word,
 )
+
 from tests.client.fake_server import REPORT, Abort, Chunk, EmptyFinal, ErrorText, FakeServer, Pause, Request, Step
 
 UTTERANCE = [

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stretto_client import SpeechClient
+from stretto_client.regions import Memory
 
-from client import SpeechClient
-from client.regions import Memory
 from tests.client.fake_server import Chunk, FakeServer, Pause, Step
 from tests.cuda_runtime import FakeRuntime, install
 

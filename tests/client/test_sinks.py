@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-
-from client.sinks import AudioFile, FilePlayer, StreamingPlayer, find_player, pcm16
+from stretto_client.sinks import AudioFile, FilePlayer, StreamingPlayer, find_player, pcm16
 
 TONE = (0.5 * np.sin(np.arange(16_000) / 20)).astype(np.float32)
 
@@ -65,7 +64,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/bin:/usr/bin")
-    monkeypatch.setattr("client.sinks.shutil.which", lambda name: (folder / name).exists() or None)
+    monkeypatch.setattr("stretto_client.sinks.shutil.which", lambda name: (folder / name).exists() or None)
     return folder
 
 

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-
-from python_backend.codec.tiny import TinyCodec, TinyConfig
-from python_backend.codec.vocoder import VocoderConfig
+from stretto.codec.tiny.codec import TinyCodec, TinyConfig
+from stretto.codec.tiny.vocoder import VocoderConfig
 
 SMALL = VocoderConfig(channels=16, blocks=3, pitch_channels=8, pitch_blocks=3, lookahead=3)
 

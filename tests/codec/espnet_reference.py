@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scripts.codecs.random_espnet import BLOCKS, CODEBOOKS, RATIOS
+from benchmarks.checkpoints.random_espnet import BLOCKS, CODEBOOKS, RATIOS
 
 
 class Reference:

@@ -1,9 +1,9 @@
 """How the tests drive a codec: as the tools do."""
 
 import torch
+from stretto.codec.base import Codec, Window
 
-from python_backend.codec.base import Codec, Window
-from scripts.codecs.streaming import chunks_of, random_codes, stream
+from benchmarks.code_streams import chunks_of, random_codes, stream
 
 __all__ = ["check_half_precision", "chunks_of", "random_codes", "stream"]
 

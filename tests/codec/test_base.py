@@ -1,6 +1,5 @@
 import pytest
-
-from python_backend.codec.base import CodecSpec, Stateful, Windowed
+from stretto.codec.base import CodecSpec, Stateful, Windowed
 
 
 def make_spec(streaming: Windowed | Stateful, tail_samples: int = 0) -> CodecSpec:

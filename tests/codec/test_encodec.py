@@ -3,12 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from stretto.codec.base import Window
+from stretto.codec.encodec import EncodecCodec
+from stretto.codec.registry import load_codec
+from stretto.errors import CheckpointError
 from transformers import EncodecConfig, EncodecModel
 
-from python_backend.codec.base import Window
-from python_backend.codec.encodec import EncodecCodec
-from python_backend.codec.registry import load_codec
-from python_backend.errors import CheckpointError
 from tests.codec.streaming import check_half_precision, chunks_of, random_codes, stream
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}

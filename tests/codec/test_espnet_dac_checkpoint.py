@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from stretto.codec.espnet_dac import load
+from stretto.codec.espnet_dac_checkpoint import EspnetDacConfig, multiply_weight_norm_out
+from stretto.codec.seanet.shape import Context
+from stretto.errors import CheckpointError
 
-from python_backend.codec.espnet_dac import load
-from python_backend.codec.espnet_dac_checkpoint import EspnetDacConfig, multiply_weight_norm_out
-from python_backend.codec.seanet_shape import Context
-from python_backend.errors import CheckpointError
-from scripts.codecs.random_espnet import CONFIG, publish, published_tensors
+from benchmarks.checkpoints.random_espnet import CONFIG, publish, published_tensors
 
 
 def with_generator(**values: object) -> dict:

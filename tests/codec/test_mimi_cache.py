@@ -1,8 +1,7 @@
 import torch
+from stretto.codec.mimi_cache import RingTransformer
 from transformers import MimiConfig
 from transformers.models.mimi.modeling_mimi import MimiTransformerModel
-
-from python_backend.codec.mimi_cache import RingTransformer
 
 WINDOW = 6
 

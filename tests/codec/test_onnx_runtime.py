@@ -7,10 +7,9 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
-
-from python_backend.codec.base import CodecSpec, Stateful, Window, Windowed
-from python_backend.codec.onnx_runtime import FILE, SPEC_KEY, load, spec_from_json, spec_to_json
-from python_backend.errors import CheckpointError, InvalidRequest
+from stretto.codec.base import CodecSpec, Stateful, Window, Windowed
+from stretto.codec.onnx_runtime import FILE, SPEC_KEY, load, spec_from_json, spec_to_json
+from stretto.errors import CheckpointError, InvalidRequest
 
 SPEC = CodecSpec("small", 100, 1, num_codebooks=2, codebook_size=8, streaming=Windowed(2, 1))
 INPUTS = {"codes": (TensorProto.INT64, ["batch", 2, "frames"])}

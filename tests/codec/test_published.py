@@ -4,10 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from stretto.codec.published import codec_directory, load_config, load_model
+from stretto.errors import CheckpointError
 from transformers import DacConfig, DacModel
-
-from python_backend.codec.published import codec_directory, load_config, load_model
-from python_backend.errors import CheckpointError
 
 OPTIONAL = ("encoder",)
 

@@ -2,18 +2,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from stretto.codec.registry import LOADERS, load_codec, load_exported
+from stretto.errors import CheckpointError
 
-from python_backend.codec.registry import LOADERS, load_codec, load_exported
-from python_backend.errors import CheckpointError
-from scripts.codecs.random_espnet import CODEBOOKS, publish, published_tensors
-from scripts.codecs.random_weights import MODELS, codec_of, write_checkpoint
-from scripts.codecs.streaming import chunks_of, random_codes, stream
+from benchmarks.checkpoints.random_codecs import MODELS, codec_of, write_checkpoint
+from benchmarks.checkpoints.random_espnet import CODEBOOKS, publish, published_tensors
+from benchmarks.code_streams import chunks_of, random_codes, stream
 from tests.codec.conftest import make_codec
 from tests.codec.test_encodec import KHZ_24
 from tests.codec.test_encodec import make_model as make_encodec
 from tests.codec.test_mimi import make_model as make_mimi
 from tests.codec.test_onnx_runtime import SPEC, save
-from tests.codec.test_tiny import save_checkpoint
+from tests.codec.tiny.test_codec import save_checkpoint
 
 
 def test_an_unknown_codec_is_answered_with_the_known_ones(tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_an_unknown_codec_is_answered_with_the_known_ones(tmp_path: Path) -> Non
 def test_every_codec_has_a_module_of_its_name(name: str) -> None:
     module, function = LOADERS[name].split(":")
     assert function == "load"
-    assert (Path(__file__).parents[2] / (module.replace(".", "/") + ".py")).is_file()
+    assert (Path(__file__).parents[2] / "python_backend" / (module.replace(".", "/") + ".py")).is_file()
 
 
 def test_another_codecs_file_is_refused(tmp_path: Path) -> None:

@@ -3,8 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-
-from python_backend.codec.resampling import ROLLOFF, ZERO_CROSSINGS, resample
+from stretto.codec.resampling import ROLLOFF, ZERO_CROSSINGS, resample
 
 
 def slow_resample(pcm: np.ndarray, source_hz: int, target_hz: int) -> np.ndarray:

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from stretto.codec.base import Window
+from stretto.codec.registry import load_codec
+from stretto.codec.windowed import WindowedCodec
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from python_backend.codec.base import Window
-from python_backend.codec.registry import load_codec
-from python_backend.codec.windowed import WindowedCodec
-from scripts.codecs.random_weights import MODELS, codec_of, make_model
+from benchmarks.checkpoints.random_codecs import MODELS, codec_of, make_model
 from tests.codec.streaming import chunks_of, random_codes, stream
 
 FRAMES = 37

@@ -1,16 +1,16 @@
 import numpy as np
 import pytest
 import torch
+from stretto.decoder.batching import Batch, Job, next_group
+from stretto.decoder.chunk_queue import Delivery
+from stretto.decoder.launching import HostLauncher
+from stretto.decoder.rendering import Renderer
+from stretto.decoder.sessions import Session
+from stretto.decoder.streaming import Windower
+from stretto.records.chunk import Chunk
+from stretto.records.delivery import OutputForm
+from stretto.streams.segment import Segment
 
-from python_backend.decoder.batching import Batch, Job, next_group
-from python_backend.decoder.launching import HostLauncher
-from python_backend.decoder.mailbox import Delivery
-from python_backend.decoder.rendering import Renderer
-from python_backend.decoder.sessions import Session
-from python_backend.decoder.streaming import Windower
-from python_backend.streams.chunk import Chunk
-from python_backend.streams.delivery import OutputForm
-from python_backend.streams.segment import Segment
 from tests.fakes import FakeCodec, RecordedReply
 
 

@@ -1,13 +1,14 @@
 import json
 
-from python_backend.decoder.events import make_event
-from python_backend.decoder.mailbox import Delivery
-from python_backend.decoder.rendering import Renderer
-from python_backend.decoder.sessions import Session
-from python_backend.decoder.streaming import Windower
-from python_backend.streams.chunk import Chunk, GuidanceChange, Report, WordMark
-from python_backend.streams.delivery import OutputForm
-from python_backend.streams.segment import Segment
+from stretto.decoder.chunk_queue import Delivery
+from stretto.decoder.events import make_event
+from stretto.decoder.rendering import Renderer
+from stretto.decoder.sessions import Session
+from stretto.decoder.streaming import Windower
+from stretto.records.chunk import Chunk, GuidanceChange, Report, WordMark
+from stretto.records.delivery import OutputForm
+from stretto.streams.segment import Segment
+
 from tests.fakes import FakeCodec, RecordedReply
 
 REPORT = Report("stop", 9, 8, 20, 20, 1.5, 7, 0.1, 0.2, 0.9)

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 import torch
+from stretto.codec.base import Window
+from stretto.decoder.graphs import WORTH_CAPTURING, GraphCache
 from torch import Tensor
 
-from python_backend.codec.base import Window
-from python_backend.decoder.graphs import WORTH_CAPTURING, GraphCache
 from tests.fakes import FakeCodec
 
 

@@ -5,14 +5,14 @@ import threading
 import numpy as np
 import pytest
 import torch
+from stretto.codec.base import Window
+from stretto.config import DecoderConfig
+from stretto.decoder import loop
+from stretto.decoder.launching import Flight, HostLauncher, make_launcher
+from stretto.decoder.worker import DecoderWorker
+from stretto.records.chunk import Chunk
+from stretto.streams.segment import Segment
 
-from python_backend.codec.base import Window
-from python_backend.config import DecoderConfig
-from python_backend.decoder import loop
-from python_backend.decoder.launching import Flight, HostLauncher, make_launcher
-from python_backend.decoder.worker import DecoderWorker
-from python_backend.streams.chunk import Chunk
-from python_backend.streams.segment import Segment
 from tests.codec.conftest import make_codec
 from tests.fakes import FakeCodec, RecordedReply
 

@@ -4,17 +4,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from stretto.config import DecoderConfig
+from stretto.decoder.opening import open_codec
+from stretto.decoder.streaming import Windower
+from stretto.decoder.worker import DecoderWorker
+from stretto.errors import CheckpointError
+from stretto.records.chunk import Chunk
+from stretto.streams.segment import Segment
 from transformers import DacModel
 
-from python_backend.config import DecoderConfig
-from python_backend.decoder.opening import open_codec
-from python_backend.decoder.streaming import Windower
-from python_backend.decoder.worker import DecoderWorker
-from python_backend.errors import CheckpointError
-from python_backend.streams.chunk import Chunk
-from python_backend.streams.segment import Segment
-from scripts.codecs.random_weights import write_checkpoint
-from scripts.codecs.streaming import random_codes, stream
+from benchmarks.checkpoints.random_codecs import write_checkpoint
+from benchmarks.code_streams import random_codes, stream
 from tests.codec.test_onnx_runtime import SPEC, save
 from tests.fakes import RecordedReply
 

@@ -5,10 +5,9 @@ import random
 import numpy as np
 import pytest
 import soxr
-
-from python_backend.codec.base import CodecSpec, Windowed
-from python_backend.decoder.rendering import Renderer
-from python_backend.streams.delivery import OutputForm
+from stretto.codec.base import CodecSpec, Windowed
+from stretto.decoder.rendering import Renderer
+from stretto.records.delivery import OutputForm
 
 SPEC = CodecSpec("any", 16_000, 320, 2, 8, Windowed(1, 1))
 

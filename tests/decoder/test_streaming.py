@@ -3,10 +3,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
-from python_backend.codec.base import CodecSpec, Stateful, Windowed
-from python_backend.decoder.streaming import FrameWindow, Windower
-from python_backend.errors import InvalidRequest
+from stretto.codec.base import CodecSpec, Stateful, Windowed
+from stretto.decoder.streaming import FrameWindow, Windower
+from stretto.errors import InvalidRequest
 
 SPEC = CodecSpec("any", 100, 4, num_codebooks=2, codebook_size=8, streaming=Windowed(left=3, right=2))
 

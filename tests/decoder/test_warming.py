@@ -5,14 +5,14 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from stretto.codec.base import Codec, Window
+from stretto.config import DecoderConfig
+from stretto.decoder.launching import HostLauncher
+from stretto.decoder.warming import warm_up
+from stretto.decoder.worker import DecoderWorker
+from stretto.records.chunk import Chunk
+from stretto.streams.segment import Segment
 
-from python_backend.codec.base import Codec, Window
-from python_backend.config import DecoderConfig
-from python_backend.decoder.launching import HostLauncher
-from python_backend.decoder.warming import warm_up
-from python_backend.decoder.worker import DecoderWorker
-from python_backend.streams.chunk import Chunk
-from python_backend.streams.segment import Segment
 from tests.codec.conftest import make_codec
 from tests.fakes import FakeCodec, RecordedReply
 

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stretto.codec.base import Window
+from stretto.config import DecoderConfig
+from stretto.decoder.launching import Flight
+from stretto.decoder.worker import DecoderWorker
+from stretto.errors import Cancelled, InvalidRequest, Overloaded
+from stretto.records.chunk import Chunk
+from stretto.records.delivery import OutputForm
+from stretto.streams.segment import Segment
 
-from python_backend.codec.base import Window
-from python_backend.config import DecoderConfig
-from python_backend.decoder.launching import Flight
-from python_backend.decoder.worker import DecoderWorker
-from python_backend.errors import Cancelled, InvalidRequest, Overloaded
-from python_backend.streams.chunk import Chunk
-from python_backend.streams.delivery import OutputForm
-from python_backend.streams.segment import Segment
-from scripts.codecs.streaming import chunks_of, random_codes, stream
+from benchmarks.code_streams import chunks_of, random_codes, stream
 from tests.codec.conftest import make_codec
 from tests.fakes import FakeCodec, RecordedReply
 
@@ -117,7 +117,7 @@ def test_the_real_codec_batched_equals_the_real_codec_alone() -> None:
 
 
 def test_ten_minutes_in_one_stream_are_exact_and_take_no_more_memory() -> None:
-    """Against float64 in much larger windows, which is one decode of the whole to 1e-12 (tests/codec/test_tiny.py)."""
+    """Against float64 in much larger windows, which is one decode of the whole to 1e-12 (codec/tiny/test_codec.py)."""
     codec, total, size = make_codec(), 15_000, 25
     codes = random_codes(codec, 1, total)
     truth = stream(make_codec().double(), codes, chunks_of(1000, total))[0].float().numpy()
@@ -278,7 +278,7 @@ def test_nobody_waits_for_ever_when_the_thread_dies(codec: FakeCodec, monkeypatc
     def broken(jobs: list, limit: int) -> list:
         raise SystemExit
 
-    monkeypatch.setattr("python_backend.decoder.loop.next_group", broken)
+    monkeypatch.setattr("stretto.decoder.loop.next_group", broken)
     worker = DecoderWorker(codec, DecoderConfig())
     assert isinstance(push(worker, "u", 0, frames(1, 2)).wait().error, Overloaded)
     worker._thread.join(60)
@@ -323,7 +323,7 @@ class Delaying:
 @pytest.fixture
 def delaying(codec: FakeCodec, monkeypatch: pytest.MonkeyPatch) -> Delaying:
     launcher = Delaying(codec)
-    monkeypatch.setattr("python_backend.decoder.loop.make_launcher", lambda codec, config: launcher)
+    monkeypatch.setattr("stretto.decoder.loop.make_launcher", lambda codec, config: launcher)
     return launcher
 
 

@@ -1,5 +1,5 @@
 """Every test of the engine runs in the environment that the engine itself asks for."""
 
-from python_backend.engine.environment import prepare_environment
+from stretto.engine.environment import prepare_environment
 
 prepare_environment()

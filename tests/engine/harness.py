@@ -6,22 +6,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-
-from python_backend.config import EngineConfig
-from python_backend.engine.environment import prepare_environment
-from python_backend.engine.launch import vllm_config
-from python_backend.families.prompt import Prompt
+from stretto.config import EngineConfig
+from stretto.engine.environment import prepare_environment
+from stretto.engine.frontend.launch import vllm_config
+from stretto.records.prompt import Prompt
 
 prepare_environment()
 
+from stretto.engine.request.params import sampling_params  # noqa: E402
+from stretto.engine.request.wire import Trailer, read_rows  # noqa: E402
 from vllm.v1.core.sched.output import SchedulerOutput  # noqa: E402
 from vllm.v1.engine import EngineCoreOutputs  # noqa: E402
 from vllm.v1.engine.core import EngineCore  # noqa: E402
 from vllm.v1.executor import Executor  # noqa: E402
 from vllm.v1.request import Request  # noqa: E402
-
-from python_backend.engine.params import sampling_params  # noqa: E402
-from python_backend.engine.wire import Trailer, read_rows  # noqa: E402
 
 DEFAULTS = {
     "enforce_eager": True,

@@ -1,14 +1,13 @@
 """What stands between the engine core and its clients: vLLM's own front end, without its event loop."""
 
+from stretto.engine.request.params import sampling_params
+from stretto.engine.request.rules import SegmentRules
+from stretto.engine.request.wire import Trailer, read_rows
+from stretto.records.prompt import Prompt
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
-
-from python_backend.engine.params import sampling_params
-from python_backend.engine.rules import SegmentRules
-from python_backend.engine.wire import Trailer, read_rows
-from python_backend.families.prompt import Prompt
 
 
 class Reader:

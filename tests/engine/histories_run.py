@@ -7,14 +7,13 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from stretto.engine.frontend.admission import Capacity, admit
+from stretto.errors import InvalidRequest
+from stretto.families.base import Family
+from stretto.records.prompt import Prompt
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.sched.output import SchedulerOutput
 
-from python_backend.engine.admission import Capacity, admit
-from python_backend.errors import InvalidRequest
-from python_backend.families.base import Family
-from python_backend.families.prompt import Prompt
-from tests.checkpoints import write_checkpoint
 from tests.engine.harness import DEFAULTS, Engine
 from tests.engine.histories import (
     FAMILIES,
@@ -29,6 +28,7 @@ from tests.engine.histories import (
 )
 from tests.engine.histories_checks import Order, check_blocks, check_pairs, check_slots
 from tests.engine.histories_front import FrontEnd, Reader
+from tests.random_checkpoints import write_checkpoint
 from tests.reference.speech_lm import Reference
 
 MIN_LEAD = 3e-5  # a decision closer than this may go either way when a batch adds its numbers in another order

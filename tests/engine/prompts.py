@@ -3,10 +3,9 @@
 from dataclasses import replace
 
 import numpy as np
-
-from python_backend.families.base import Family
-from python_backend.families.prompt import Prompt
-from python_backend.streams.segment import Segment
+from stretto.families.base import Family
+from stretto.records.prompt import Prompt
+from stretto.streams.segment import Segment
 
 LENGTHS = (5, 17, 40, 70)
 

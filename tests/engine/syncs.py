@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stretto
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import python_backend
-
-PACKAGE = Path(python_backend.__file__).parent
+PACKAGE = Path(stretto.__file__).parent
 VLLM = f"{Path('site-packages') / 'vllm'}"
 # What runs on the CPU only: twins of kernels, and the draw that `kernels/draw.py` does on a GPU.
 TWINS = tuple(str(PACKAGE / part) for part in ("engine/cpu_kernels/", "sampling/draw.py"))

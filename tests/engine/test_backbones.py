@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
+from stretto.families.tiny.family import TINY
 from vllm.v1.worker.gpu.cudagraph_utils import has_compiled_submodule
 
-from python_backend.families.tiny import TINY
-from scripts.random_checkpoint import BACKBONES, write_checkpoint
+from benchmarks.checkpoints.random_checkpoint import BACKBONES, write_checkpoint
 from tests.engine.harness import Engine
 from tests.engine.prompts import make_prompt, make_prompts
 from tests.reference.speech_lm import Reference

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from python_backend.families.prompt import Prompt
-from python_backend.families.tiny import (
+from stretto.families.tiny.family import (
     ASR,
     BEGIN_AUDIO,
     BEGIN_TEXT,
@@ -19,6 +17,8 @@ from python_backend.families.tiny import (
     TTS,
     VOICES,
 )
+from stretto.records.prompt import Prompt
+
 from tests.engine.harness import Engine
 from tests.reference.speech_lm import Reference
 

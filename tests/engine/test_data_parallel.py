@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stretto.config import EngineConfig
+from stretto.engine.frontend.llm import SpeechLLM
+from stretto.families.tiny.family import TINY
 
-from python_backend.config import EngineConfig
-from python_backend.engine.llm import SpeechLLM
-from python_backend.families.tiny import TINY
-from tests.checkpoints import write_checkpoint
 from tests.engine.harness import DEFAULTS, Engine
 from tests.engine.prompts import make_prompt
+from tests.random_checkpoints import write_checkpoint
 
 pytestmark = pytest.mark.engine
 

@@ -13,21 +13,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stretto.engine.kernels.gpu import draw, embed
+from stretto.engine.request.params import SpeechParams
+from stretto.engine.worker import model_state as state_module
+from stretto.engine.worker.model_state import SpeechModelState, SpeechRequestData
+from stretto.families.base import Family
+from stretto.families.tiny.family import TINY
+from stretto.records.prompt import Prompt
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
 
-from python_backend.engine import state as state_module
-from python_backend.engine.kernels import draw, embed
-from python_backend.engine.params import SpeechParams
-from python_backend.engine.state import SpeechModelState, SpeechRequestData
-from python_backend.families.base import Family
-from python_backend.families.prompt import Prompt
-from python_backend.families.tiny import TINY
-from tests.checkpoints import write_checkpoint
 from tests.engine.harness import Engine
 from tests.engine.prompts import make_prompt
+from tests.random_checkpoints import write_checkpoint
 from tests.small_vocabularies import FAMILIES as PUBLISHED
 from tests.speech_families import EIGHT_STREAMS
 

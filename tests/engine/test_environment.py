@@ -5,10 +5,9 @@ import subprocess
 import sys
 
 import pytest
+from stretto.engine import environment
 
-from python_backend.engine import environment
-
-PREPARE = "from python_backend.engine.environment import prepare_environment; prepare_environment()"
+PREPARE = "from stretto.engine.environment import prepare_environment; prepare_environment()"
 
 
 REQUIRED = environment.REQUIRED | environment.REQUIRED_ON_CPU
@@ -48,7 +47,7 @@ def test_too_late_is_an_error_that_says_what_was_missing(monkeypatch):
         environment.prepare_environment()
 
 
-GPU_BUILD = "from python_backend.engine import environment; environment.version = lambda name: '0.32.0'; "
+GPU_BUILD = "from stretto.engine import environment; environment.version = lambda name: '0.32.0'; "
 
 
 def test_a_build_for_gpus_gets_the_runner_and_the_locale_and_keeps_its_compiler():

@@ -5,14 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from stretto.engine.request.tracker import SegmentTracker
+from stretto.families.base import Family
+from stretto.families.tiny.family import TINY
+from stretto.records.prompt import Prompt
 
-from python_backend.engine.tracker import SegmentTracker
-from python_backend.families.base import Family
-from python_backend.families.prompt import Prompt
-from python_backend.families.tiny import TINY
-from tests.checkpoints import write_checkpoint
 from tests.engine.harness import Answer, Engine
 from tests.engine.prompts import make_prompt
+from tests.random_checkpoints import write_checkpoint
 from tests.reference.speech_lm import Reference
 from tests.speech_families import EIGHT_STREAMS, SPEECHLESS
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stretto.records.prompt import Prompt
 
-from python_backend.families.prompt import Prompt
-from tests.checkpoints import write_checkpoint
 from tests.engine.harness import Engine
 from tests.engine.prompts import make_prompt
+from tests.random_checkpoints import write_checkpoint
 from tests.reference.speech_lm import Reference
 from tests.speech_families import LONG
 

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from stretto.engine.worker import model_state as state
+from stretto.engine.worker.arrays import DeviceArrays
+from stretto.engine.worker.segment_readback import DeviceWhereabouts
+from stretto.families.tiny.family import TINY
 
-from python_backend.engine import state
-from python_backend.engine.arrays import DeviceArrays
-from python_backend.engine.whereabouts import DeviceWhereabouts
-from python_backend.families.tiny import TINY
-from tests.checkpoints import write_checkpoint
 from tests.engine.harness import Answer, Engine
 from tests.engine.prompts import make_prompts
 from tests.engine.syncs import counted
+from tests.random_checkpoints import write_checkpoint
 from tests.speech_families import EIGHT_STREAMS
 
 pytestmark = pytest.mark.engine

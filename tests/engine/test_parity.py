@@ -8,21 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stretto.engine.kernels import cpu as cpu_kernels
+from stretto.engine.kernels.gpu.draw import draw_on_device
+from stretto.engine.kernels.gpu.embed import embed_on_device
+from stretto.engine.models import multi_stream
+from stretto.engine.worker import drawing
+from stretto.families.base import Family
+from stretto.families.tiny.family import TINY
+from stretto.records.prompt import Prompt
+from stretto.records.sampling import SegmentSampling
+from stretto.streams.segment import Segment
 from triton.runtime import interpreter
 from vllm.triton_utils import dispatcher
 
-from python_backend.engine import cpu_kernels, drawing
-from python_backend.engine.backbones import multi_stream
-from python_backend.engine.kernels.draw import draw_on_device
-from python_backend.engine.kernels.embed import embed_on_device
-from python_backend.families.base import Family
-from python_backend.families.prompt import Prompt
-from python_backend.families.tiny import TINY
-from python_backend.sampling.params import SegmentSampling
-from python_backend.streams.segment import Segment
-from tests.checkpoints import write_checkpoint
 from tests.engine.harness import DEFAULTS, Answer, Engine
 from tests.engine.prompts import make_prompt, make_prompts
+from tests.random_checkpoints import write_checkpoint
 from tests.reference.speech_lm import Reference
 from tests.speech_families import EIGHT_STREAMS, LEARNED_PADS
 

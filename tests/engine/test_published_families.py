@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from stretto.engine.frontend.utterance import Utterance
+from stretto.engine.request.rules import SegmentRules
+from stretto.engine.request.tracker import SegmentTracker
+from stretto.engine.worker.heads import StreamHeads
+from stretto.families.base import Family
+from stretto.families.text_codec import SILENT
+from stretto.records.chunk import Report
+from stretto.records.prompt import Prompt
+from stretto.streams.chunking import ChunkPolicy, Pacer
+from stretto.streams.segment import Segment
 
-from python_backend.engine.heads import StreamHeads
-from python_backend.engine.rules import SegmentRules
-from python_backend.engine.tracker import SegmentTracker
-from python_backend.engine.utterance import Utterance
-from python_backend.families.base import Family
-from python_backend.families.prompt import Prompt
-from python_backend.families.tokens import SILENT
-from python_backend.streams.chunk import Report
-from python_backend.streams.chunking import ChunkPolicy, Pacer
-from python_backend.streams.segment import Segment
-from scripts.random_checkpoint import write_checkpoint
+from benchmarks.checkpoints.random_checkpoint import write_checkpoint
 from tests.engine.harness import Answer, Engine
 from tests.engine.prompts import make_prompt, make_prompts
 from tests.reference.speech_lm import Reference

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from stretto.families.base import Family
+from stretto.records.prompt import Prompt
 
-from python_backend.families.base import Family
-from python_backend.families.prompt import Prompt
-from tests.checkpoints import write_checkpoint
 from tests.engine.harness import Engine
 from tests.engine.histories import FAMILIES
 from tests.engine.prompts import make_prompt
+from tests.random_checkpoints import write_checkpoint
 
 pytestmark = pytest.mark.engine
 MAX_MODEL_LEN = 160

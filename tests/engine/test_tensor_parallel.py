@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stretto.families.base import Family
+from stretto.families.tiny.family import TINY
+from stretto.records.prompt import Prompt
 
-from python_backend.families.base import Family
-from python_backend.families.prompt import Prompt
-from python_backend.families.tiny import TINY
-from tests.checkpoints import write_checkpoint
 from tests.engine.harness import Answer, Engine
 from tests.engine.prompts import make_prompts
+from tests.random_checkpoints import write_checkpoint
 from tests.small_vocabularies import OPUSLM
 from tests.speech_families import WIDE_TEXT
 

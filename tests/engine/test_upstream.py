@@ -6,8 +6,7 @@ import textwrap
 from collections.abc import Callable
 
 import pytest
-
-from python_backend.engine.environment import prepare_environment
+from stretto.engine.environment import prepare_environment
 
 prepare_environment()
 

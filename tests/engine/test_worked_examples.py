@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stretto.engine.frontend.utterance import Utterance
+from stretto.engine.kernels.gpu.embed import embed_rows
+from stretto.engine.request.params import SpeechParams
+from stretto.engine.request.rules import SegmentRules
+from stretto.engine.request.tracker import SegmentTracker
+from stretto.engine.worker.arrays import Arrays, DeviceArrays, HostArrays
+from stretto.engine.worker.segment_state import Rows, SegmentMachine
+from stretto.engine.worker.slots import STATE, SlotLimits, SlotScales, SlotState, SlotTables
+from stretto.families.base import Family, Task
+from stretto.families.text_codec import SILENT
+from stretto.records.chunk import Report
+from stretto.records.sampling import SamplingConfig, SegmentSampling
+from stretto.streams.chunking import ChunkPolicy, Pacer
+from stretto.streams.layout import StreamLayout
 
-from python_backend.engine.arrays import Arrays, DeviceArrays, HostArrays
-from python_backend.engine.kernels.embed import embed_rows
-from python_backend.engine.machine import Rows, SegmentMachine
-from python_backend.engine.params import SpeechParams
-from python_backend.engine.rules import SegmentRules
-from python_backend.engine.slots import STATE, SlotLimits, SlotScales, SlotState, SlotTables
-from python_backend.engine.tracker import SegmentTracker
-from python_backend.engine.utterance import Utterance
-from python_backend.families.base import Family, Task
-from python_backend.families.tokens import SILENT
-from python_backend.sampling.params import SamplingConfig, SegmentSampling
-from python_backend.streams.chunk import Report
-from python_backend.streams.chunking import ChunkPolicy, Pacer
-from python_backend.streams.layout import StreamLayout
 from tests.small_vocabularies import BAGPIPER, DIALOGUE
 
 CODES = 4  # of each codebook

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stretto.errors import CheckpointError
+from stretto.families.registry import BUILDERS, family_at, read_family
+from stretto.families.tiny.family import TINY
+from stretto.records.sampling import SegmentSampling
+from stretto.streams.segment import Segment
 
-from python_backend.errors import CheckpointError
-from python_backend.families.registry import BUILDERS, family_at, read_family
-from python_backend.families.tiny import TINY
-from python_backend.sampling.params import SegmentSampling
-from python_backend.streams.segment import Segment
 from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM
 
 SMALL = {"bagpiper": SMALL_BAGPIPER, "opuslm": SMALL_OPUSLM}
@@ -78,7 +78,7 @@ def test_opuslm_s_checkpoint_may_say_how_its_audio_closes(drain: str) -> None:
 
 
 def test_a_family_outside_the_registry_is_named_by_its_module() -> None:
-    assert read_family({"speech_family": "python_backend.families.tiny:TINY"}) is TINY
+    assert read_family({"speech_family": "stretto.families.tiny.family:TINY"}) is TINY
     assert TINY.task("tts").segments == (Segment.TEXT, Segment.AUDIO)
 
 

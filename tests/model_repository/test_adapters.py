@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stretto.errors import InvalidRequest
+from stretto.records.chunk import Chunk, LMChunk
+from stretto.records.prompt import Prompt
+from stretto.records.sampling import SamplingConfig, SegmentSampling
+from stretto.streams.chunking import Pacer
+from stretto.streams.segment import Segment
+from stretto.triton_io.draining import VARIABLE
 
-from python_backend.errors import InvalidRequest
-from python_backend.families.prompt import Prompt
-from python_backend.sampling.params import SamplingConfig, SegmentSampling
-from python_backend.streams.chunk import Chunk, LMChunk
-from python_backend.streams.chunking import Pacer
-from python_backend.streams.segment import Segment
-from python_backend.triton_io.draining import VARIABLE
 from tests.fakes_triton import Logger, Request, TritonError
 from tests.model_repository.pbtxt import ROOT, read_config
 from tests.triton_io.answering import AnsweringSender
@@ -139,9 +139,9 @@ class Speaking:
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("python_backend.engine.llm")
+    module = ModuleType("stretto.engine.frontend.llm")
     module.SpeechLLM = Speaking
-    monkeypatch.setitem(__import__("sys").modules, "python_backend.engine.llm", module)
+    monkeypatch.setitem(__import__("sys").modules, "stretto.engine.frontend.llm", module)
 
 
 def test_the_language_model_streams_and_shuts_down(engine: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,8 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from python_backend.errors import InvalidRequest
-from python_backend.preprocessing.audio import MAX_FILE_BYTES, check_pcm, read_file, resample
+from stretto.errors import InvalidRequest
+from stretto.preprocessing.audio import MAX_FILE_BYTES, check_pcm, read_file, resample
 
 MAX_S = 9.6
 

@@ -1,13 +1,12 @@
 """Which task answers which turns."""
 
 import pytest
-
-from python_backend.errors import InvalidRequest
-from python_backend.families.base import Family
-from python_backend.families.registry import read_family
-from python_backend.families.tiny import TINY
-from python_backend.preprocessing.conversation import choose_task
-from python_backend.preprocessing.messages import Turn, read_messages
+from stretto.errors import InvalidRequest
+from stretto.families.base import Family
+from stretto.families.registry import read_family
+from stretto.families.tiny.family import TINY
+from stretto.preprocessing.conversation import choose_task
+from stretto.preprocessing.messages import Turn, read_messages
 
 BAGPIPER, OPUSLM, DIALOGUE = (
     read_family({"speech_family": name}) for name in ("bagpiper", "opuslm", "opuslm_dialogue")

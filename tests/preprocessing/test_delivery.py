@@ -3,12 +3,11 @@
 from typing import Any
 
 import pytest
-
-from python_backend.errors import InvalidRequest
-from python_backend.families.tiny import TINY
-from python_backend.preprocessing.delivery import read_delivery
-from python_backend.streams.chunking import ChunkPolicy
-from python_backend.streams.delivery import Delivery, OutputForm
+from stretto.errors import InvalidRequest
+from stretto.families.tiny.family import TINY
+from stretto.preprocessing.delivery import read_delivery
+from stretto.records.delivery import Delivery, OutputForm
+from stretto.streams.chunking import ChunkPolicy
 
 
 def read(options: dict[str, Any]) -> Delivery:

@@ -5,9 +5,8 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from python_backend.errors import InvalidRequest
-from python_backend.preprocessing.json_field import MAX_BYTES, MAX_DEPTH, nesting, read_json
+from stretto.errors import InvalidRequest
+from stretto.preprocessing.json_field import MAX_BYTES, MAX_DEPTH, nesting, read_json
 
 VALUES = st.recursive(
     st.one_of(st.none(), st.integers(-9, 9), st.text(max_size=5)),

@@ -3,9 +3,8 @@
 import json
 
 import pytest
-
-from python_backend.errors import InvalidRequest
-from python_backend.preprocessing.messages import MAX_BYTES, Turn, read_messages
+from stretto.errors import InvalidRequest
+from stretto.preprocessing.messages import MAX_BYTES, Turn, read_messages
 
 
 def test_a_turn_is_text_or_names_the_audio_input() -> None:

@@ -9,11 +9,11 @@ import pytest
 import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from stretto.errors import CheckpointError, InvalidRequest
+from stretto.families.tiny.family import FIRST_CODE, TINY
+from stretto.preprocessing.request import Preprocessor, RawRequest
+from stretto.records.prompt import Prompt
 
-from python_backend.errors import CheckpointError, InvalidRequest
-from python_backend.families.prompt import Prompt
-from python_backend.families.tiny import FIRST_CODE, TINY
-from python_backend.preprocessing.request import Preprocessor, RawRequest
 from tests.fakes import FrameCounter
 
 

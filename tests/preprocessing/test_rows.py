@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-
-from python_backend.preprocessing.rows import code_rows, frame_rows, stream0_rows
-from python_backend.streams.layout import StreamLayout
+from stretto.preprocessing.rows import code_rows, frame_rows, stream0_rows
+from stretto.streams.layout import StreamLayout
 
 LAYOUT = StreamLayout(
     vocab_size=40,

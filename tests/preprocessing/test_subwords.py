@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import pytest
+from stretto.errors import InvalidRequest
+from stretto.families.bagpiper.family import bagpiper
+from stretto.preprocessing.subwords import Subwords
 
-from python_backend.errors import InvalidRequest
-from python_backend.families.bagpiper import bagpiper
-from python_backend.preprocessing.subwords import Subwords
-from tests.preprocessing.letters import Letters
+from tests.families.letters import Letters
 from tests.small_vocabularies import SMALL_BAGPIPER
 
 FAMILY = replace(bagpiper(SMALL_BAGPIPER), max_text_chars=5)

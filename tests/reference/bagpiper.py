@@ -3,7 +3,7 @@
 import torch
 from transformers import Qwen3Config, Qwen3Model
 
-from scripts.random_published import Published
+from benchmarks.checkpoints.random_published import Published
 
 EOS, EOT, ASSISTANT, AUDIO = 2, 3, 6, 8
 Row = list[int]

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from stretto.families.base import Family
+from stretto.records.prompt import Prompt
+from stretto.records.sampling import SegmentSampling
+from stretto.streams.segment import Segment
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeAudioEncoderConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
-from python_backend.families.base import Family
-from python_backend.families.prompt import Prompt
-from python_backend.sampling.params import SegmentSampling
-from python_backend.streams.segment import Segment
 from tests.reference.noise import uniform
 
 Row = list[int]

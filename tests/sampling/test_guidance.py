@@ -1,8 +1,7 @@
 """Guidance is what its formula says, row by row."""
 
 import torch
-
-from python_backend.sampling.guidance import guide
+from stretto.sampling.guidance import guide
 
 
 def test_each_row_is_guided_by_its_own_scale() -> None:

@@ -1,8 +1,7 @@
 """The pointer advances with probability 1 - P(stay), tempered."""
 
 import torch
-
-from python_backend.sampling.script import advances
+from stretto.sampling.script import advances
 
 
 def test_without_temperature_the_likelier_wins() -> None:

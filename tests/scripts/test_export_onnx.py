@@ -8,16 +8,16 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from stretto.codec import onnx_runtime
+from stretto.codec.base import Codec
+from stretto.codec.registry import load_codec
+from stretto.codec.tiny.mel import NUM_MELS, log_mel
+from stretto.config import DecoderConfig
+from stretto.decoder.opening import open_codec
 
-from python_backend.codec import onnx_runtime
-from python_backend.codec.base import Codec
-from python_backend.codec.mel import NUM_MELS, log_mel
-from python_backend.codec.registry import load_codec
-from python_backend.config import DecoderConfig
-from python_backend.decoder.opening import open_codec
+from benchmarks.checkpoints.random_codecs import codec_of, make_model
+from benchmarks.code_streams import chunks_of, random_codes, stream
 from scripts import export_onnx
-from scripts.codecs.random_weights import codec_of, make_model
-from scripts.codecs.streaming import chunks_of, random_codes, stream
 from scripts.export_onnx import export_codec, export_mel
 from tests.codec.conftest import make_codec
 from tests.fakes import FakeCodec

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stretto.serving.environment import ROOT
+from stretto.triton_io.flow import FlowTable
 
-from python_backend.triton_io.flow import FlowTable
-from scripts.serving.environment import ROOT
 from tests.ports import free_ports
 from tests.server.listening import Answer, Stream, as_inputs
 
@@ -44,7 +44,7 @@ class Server:
         flags = {"--model-repository": self.repository, "--pid-file": self.pid_file, "--log-file": self.folder / "log"}
         arguments = [str(part) for pair in (flags | ports).items() for part in pair]
         with (self.folder / "launcher").open("ab") as said:
-            command = [sys.executable, "-m", "scripts.serve", *arguments]
+            command = [sys.executable, "-m", "stretto.serving.command", *arguments]
             self.launcher = subprocess.Popen(command, cwd=ROOT, stderr=said)
         self.until_ready()
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from stretto.codec.registry import load_codec
+from stretto.families.base import Family
+from stretto.families.registry import family_at
+from stretto.families.tokenizer import TextTokenizer
+from stretto.preprocessing.request import Preprocessor, RawRequest
 
-from python_backend.codec.registry import load_codec
-from python_backend.families.base import Family
-from python_backend.families.registry import family_at
-from python_backend.families.tokenizer import TextTokenizer
-from python_backend.preprocessing.request import Preprocessor, RawRequest
-from scripts.codecs.streaming import stream
-from scripts.random_published import Published
+from benchmarks.checkpoints.random_published import Published
+from benchmarks.code_streams import stream
 from tests.reference.published import PublishedReference
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from stretto.checkpoints.make_repository import make
+from stretto.serving.environment import ROOT
+from stretto_client.client import SpeechClient
 
-from client.client import SpeechClient
-from scripts.make_repository import make
-from scripts.serving.environment import ROOT
 from tests.published_checkpoints import convert, write_release
 from tests.published_xeus import write_xeus
 from tests.server.conftest import Server

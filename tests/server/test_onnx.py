@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from stretto.codec.registry import load_codec
+from stretto.families.tiny.family import TINY
 
-from python_backend.codec.registry import load_codec
-from python_backend.families.tiny import TINY
-from scripts.bundled import CHECKPOINT
-from scripts.codecs.streaming import stream
+from benchmarks.checkpoints.bundled import CHECKPOINT
+from benchmarks.code_streams import stream
 from scripts.export_onnx import codec_file, export_codec
 from tests.server.conftest import Server
 

@@ -4,8 +4,7 @@ import itertools
 import random
 
 import pytest
-
-from python_backend.streams.chunking import ChunkPolicy, DecoderLoad, Pacer
+from stretto.streams.chunking import ChunkPolicy, DecoderLoad, Pacer
 
 FRAME_S = 0.04
 LADDER = {1, 2, 4, 8, 16, 25}

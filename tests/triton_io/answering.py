@@ -2,8 +2,9 @@
 
 import json
 
-from python_backend.triton_io.envelope import Envelope
-from python_backend.triton_io.flow import FlowTable
+from stretto.records.envelope import Envelope
+from stretto.triton_io.flow import FlowTable
+
 from tests.fakes_triton import InferenceResponse, ResponseSender
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stretto.records.chunk import Chunk
+from stretto.records.delivery import OutputForm
+from stretto.records.envelope import Envelope
+from stretto.streams.segment import Segment
+from stretto.triton_io.decoding_service import DecodingService
+from stretto.triton_io.flow import FlowSlot, FlowTable, Outcome
 
-from python_backend.streams.chunk import Chunk
-from python_backend.streams.delivery import OutputForm
-from python_backend.streams.segment import Segment
-from python_backend.triton_io.decoding_service import DecodingService
-from python_backend.triton_io.envelope import Envelope
-from python_backend.triton_io.flow import FlowSlot, FlowTable, Outcome
 from tests.fakes_triton import Logger, MetricFamily, Request
 
 FORM = OutputForm("pcm_s16le", 8_000)

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import pytest
-
-from python_backend.errors import Overloaded
-from python_backend.triton_io.draining import VARIABLE, DrainGate, is_passing
-from scripts.serving.environment import DRAIN_FILE
+from stretto.errors import Overloaded
+from stretto.serving.environment import DRAIN_FILE
+from stretto.triton_io.draining import VARIABLE, DrainGate, is_passing
 
 
 def test_the_gate_is_closed_while_the_file_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,7 @@ import asyncio
 import threading
 
 import pytest
-
-from python_backend.triton_io.event_loop import EventLoop
+from stretto.triton_io.event_loop import EventLoop
 
 
 async def double(number: int) -> int:

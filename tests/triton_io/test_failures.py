@@ -1,9 +1,9 @@
 """Which error becomes which answer, and which is worth a line in the log."""
 
 import pytest
+from stretto.errors import Cancelled, InvalidRequest, Overloaded
+from stretto.triton_io.failures import failed_response, log_failure
 
-from python_backend.errors import Cancelled, InvalidRequest, Overloaded
-from python_backend.triton_io.failures import failed_response, log_failure
 from tests.fakes_triton import Logger, TritonError
 
 

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-
-from python_backend.errors import Overloaded
-from python_backend.triton_io.flow import FlowAddress, FlowTable, FlowTables, Outcome, remove_stale_tables
+from stretto.errors import Overloaded
+from stretto.records.envelope import FlowAddress
+from stretto.triton_io.flow import FlowTable, FlowTables, Outcome, remove_stale_tables
 
 
 def hold_a_table(directory: Path, ready: "multiprocessing.synchronize.Event") -> None:

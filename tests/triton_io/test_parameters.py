@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-
-from python_backend.errors import CheckpointError
-from python_backend.triton_io.parameters import ModelParameters
+from stretto.errors import CheckpointError
+from stretto.triton_io.parameters import ModelParameters
 
 
 def parameters(folder: Path, kind: str = "CPU", device_id: str = "0", **values: str) -> ModelParameters:

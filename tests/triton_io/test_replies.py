@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stretto.errors import Cancelled, Overloaded
+from stretto.triton_io.flow import FlowSlot, FlowTable, Outcome
+from stretto.triton_io.replies import ChunkReply, answer_probe
 
-from python_backend.errors import Cancelled, Overloaded
-from python_backend.triton_io.flow import FlowSlot, FlowTable, Outcome
-from python_backend.triton_io.replies import ChunkReply, answer_probe
 from tests.fakes_triton import Request
 
 

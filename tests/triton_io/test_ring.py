@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stretto.errors import InvalidRequest
+from stretto.records.ring_address import RingAddress
+from stretto.triton_io.ring import PcmRing
+from stretto_client.regions import SystemRegion
+from stretto_client.ring import HEADER, Ring, RingSize
 
-from client.regions import SystemRegion
-from client.ring import HEADER, Ring, RingSize
-from python_backend.errors import InvalidRequest
-from python_backend.streams.ring_address import RingAddress
-from python_backend.triton_io.ring import PcmRing
 from tests.cuda_runtime import install
 
 SIZE = RingSize(slots=4, slot_bytes=64)  # 16 samples of float32 to a slot

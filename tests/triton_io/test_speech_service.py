@@ -8,18 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stretto.errors import InvalidRequest
+from stretto.records.chunk import Chunk, LMChunk
+from stretto.records.envelope import Envelope
+from stretto.records.prompt import Prompt
+from stretto.records.sampling import SamplingConfig, SegmentSampling
+from stretto.streams.chunking import Pacer
+from stretto.streams.segment import Segment
+from stretto.triton_io.chunk_sender import OutflowLimits
+from stretto.triton_io.event_loop import EventLoop
+from stretto.triton_io.flow import FlowTable, Outcome
+from stretto.triton_io.speech_service import SpeechService
 
-from python_backend.errors import InvalidRequest
-from python_backend.families.prompt import Prompt
-from python_backend.sampling.params import SamplingConfig, SegmentSampling
-from python_backend.streams.chunk import Chunk, LMChunk
-from python_backend.streams.chunking import Pacer
-from python_backend.streams.segment import Segment
-from python_backend.triton_io.envelope import Envelope
-from python_backend.triton_io.event_loop import EventLoop
-from python_backend.triton_io.flow import FlowTable, Outcome
-from python_backend.triton_io.outflow import OutflowLimits
-from python_backend.triton_io.speech_service import SpeechService
 from tests.fakes_triton import Logger, MetricFamily, Request, ResponseSender, TritonError
 from tests.triton_io.answering import AnsweringSender
 

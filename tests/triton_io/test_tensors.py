@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-
-from python_backend.errors import InvalidRequest
-from python_backend.triton_io import schema
-from python_backend.triton_io.tensors import (
+from stretto.errors import InvalidRequest
+from stretto.triton_io import schema
+from stretto.triton_io.tensors import (
     array_tensor,
     read_array,
     read_bytes,
@@ -15,6 +14,7 @@ from python_backend.triton_io.tensors import (
     record_tensor,
     text_tensor,
 )
+
 from tests.fakes_triton import Request
 
 

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from python_backend.config import DecoderConfig
-from python_backend.decoder.opening import open_codec
-from python_backend.decoder.worker import DecoderWorker
-from python_backend.triton_io import stub
-from python_backend.triton_io.decoding_service import DecodingService
-from python_backend.triton_io.parameters import ModelParameters
+from stretto.config import DecoderConfig
+from stretto.decoder.opening import open_codec
+from stretto.decoder.worker import DecoderWorker
+from stretto.triton_io import stub
+from stretto.triton_io.decoding_service import DecodingService
+from stretto.triton_io.parameters import ModelParameters
 
 
 class TritonPythonModel:

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from python_backend.config import EngineConfig
-from python_backend.engine.environment import prepare_environment
-from python_backend.triton_io import stub
-from python_backend.triton_io.event_loop import EventLoop
-from python_backend.triton_io.flow import FlowTable
-from python_backend.triton_io.outflow import OutflowLimits
-from python_backend.triton_io.parameters import ModelParameters
-from python_backend.triton_io.speech_service import SpeechService
+from stretto.config import EngineConfig
+from stretto.engine.environment import prepare_environment
+from stretto.triton_io import stub
+from stretto.triton_io.chunk_sender import OutflowLimits
+from stretto.triton_io.event_loop import EventLoop
+from stretto.triton_io.flow import FlowTable
+from stretto.triton_io.parameters import ModelParameters
+from stretto.triton_io.speech_service import SpeechService
 
 
 class TritonPythonModel:
@@ -26,7 +26,7 @@ class TritonPythonModel:
         stub.use_utf8()
         stub.fork_engine()
         prepare_environment()
-        from python_backend.engine.llm import SpeechLLM  # vllm reads the environment as it is imported
+        from stretto.engine.frontend.llm import SpeechLLM  # vllm reads the environment as it is imported
 
         parameters = ModelParameters(args)
         config = EngineConfig.from_file(parameters.path("engine"), parameters.path("checkpoint"))

@@ -3,21 +3,13 @@
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
-
-from python_backend.preprocessing.request import Preprocessor, RawRequest
-from python_backend.triton_io import schema
-from python_backend.triton_io.draining import DrainGate
-from python_backend.triton_io.failures import failed_response, log_failure
-from python_backend.triton_io.parameters import ModelParameters
-from python_backend.triton_io.ring import check_ring
-from python_backend.triton_io.tensors import (
-    array_tensor,
-    read_array,
-    read_bytes,
-    read_files,
-    read_scalar,
-    record_tensor,
-)
+from stretto.preprocessing.request import Preprocessor, RawRequest
+from stretto.triton_io import schema
+from stretto.triton_io.draining import DrainGate
+from stretto.triton_io.failures import failed_response, log_failure
+from stretto.triton_io.parameters import ModelParameters
+from stretto.triton_io.ring import check_ring
+from stretto.triton_io.tensors import array_tensor, read_array, read_bytes, read_files, read_scalar, record_tensor
 
 
 class TritonPythonModel:

@@ -1,0 +1,119 @@
+"""Random checkpoints, written on the fly: weights large enough that the best logit leads by a clear margin."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from stretto.families.base import Family
+from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeAudioEncoderConfig
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
+
+BACKBONES = ("qwen3", "llama", "olmo2")
+
+
+def write_checkpoint(
+    folder: Path,
+    family: Family,
+    name: str,
+    hidden: int = 128,
+    layers: int = 3,
+    seed: int = 0,
+    backbone: str = "qwen3",
+    audio_config: dict[str, Any] | None = None,
+) -> Path:
+    """A `backbone` of `hidden` units with random weights for `family`, which config.json calls `name`.
+
+    audio_config: of an encoder to hear audio through, where there is to be one.
+    """
+    heads, kv_heads, inner = 4, 2, 2 * hidden
+    head_dim = max(32, hidden // heads)  # vLLM's attention on the CPU knows no smaller heads
+    config = {
+        "architectures": [f"Stretto{backbone.capitalize()}ForCausalLM"],
+        "model_type": backbone,
+        "speech_family": name,
+        "vocab_size": family.layout.vocab_size,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "max_position_embeddings": family.max_model_len,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "dtype": "float32",
+    }
+    generator = torch.Generator().manual_seed(seed)
+    weights = _weights(config, generator)
+    if family.has_stream_bias:
+        shape = family.layout.num_output_streams, hidden
+        weights["stream_bias.weight"] = torch.randn(shape, generator=generator) * 0.5
+    if audio_config is not None:
+        config["audio_config"] = audio_config
+        weights |= _audio_weights(audio_config, hidden, generator)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+def _audio_weights(audio_config: dict[str, Any], hidden: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    tower = Qwen3OmniMoeAudioEncoder(Qwen3OmniMoeAudioEncoderConfig(**audio_config))
+    shapes = {f"audio_tower.{name}": tensor.shape for name, tensor in tower.state_dict().items()}
+    shapes |= {
+        "adaptor.weight": torch.Size((hidden, audio_config["output_dim"])),
+        "adaptor.bias": torch.Size((hidden,)),
+    }
+    return {
+        name: torch.randn(shape, generator=generator) * (0.3 if len(shape) == 1 else shape[1:].numel() ** -0.5)
+        for name, shape in shapes.items()
+    }
+
+
+def _weights(config: dict, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    hidden, inner, head_dim = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    queries, keys = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
+
+    def random(rows: int, columns: int, scale: float) -> torch.Tensor:
+        return torch.randn(rows, columns, generator=generator) * scale
+
+    vocab_size = config["vocab_size"]
+    weights = {
+        "model.embed_tokens.weight": random(vocab_size, hidden, 0.5),
+        "lm_head.weight": random(vocab_size, hidden, 0.3),
+        "model.norm.weight": torch.ones(hidden),
+    }
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}."
+        shapes = {
+            "self_attn.q_proj": (queries, hidden),
+            "self_attn.k_proj": (keys, hidden),
+            "self_attn.v_proj": (keys, hidden),
+            "self_attn.o_proj": (hidden, queries),
+            "mlp.gate_proj": (inner, hidden),
+            "mlp.up_proj": (inner, hidden),
+            "mlp.down_proj": (hidden, inner),
+        }
+        for name, (rows, columns) in shapes.items():
+            weights[f"{prefix}{name}.weight"] = random(rows, columns, 1.5 * columns**-0.5)
+        for name, weight in _norms(config).items():
+            weights[f"{prefix}{name}.weight"] = weight
+    return weights
+
+
+def _norms(config: dict) -> dict[str, torch.Tensor]:
+    """The norms of a layer, by name; OLMo's differ along their width, which tensor parallelism cuts."""
+    hidden, head_dim = config["hidden_size"], config["head_dim"]
+    queries, keys = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
+    before = {"input_layernorm": torch.ones(hidden), "post_attention_layernorm": torch.ones(hidden)}
+    match config["model_type"]:
+        case "qwen3":
+            return {"self_attn.q_norm": torch.ones(head_dim), "self_attn.k_norm": torch.ones(head_dim), **before}
+        case "olmo2":
+            sizes = {"self_attn.q_norm": queries, "self_attn.k_norm": keys}
+            sizes |= {"post_attention_layernorm": hidden, "post_feedforward_layernorm": hidden}
+            return {name: torch.linspace(0.9, 1.1, size) for name, size in sizes.items()}
+    return before

@@ -1,0 +1,138 @@
+"""The published codecs with their real strides, kernels and codebooks, and random weights that are heard.
+
+Narrow, with few channels, for tests and for errors, which depend on the strides; or as wide as published, for speed.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors.torch import save_file
+from stretto.codec.higgs import HiggsModel
+from stretto.codec.xcodec import ENCODING, TRAINING
+from torch import nn
+from transformers import (
+    DacConfig,
+    DacModel,
+    HiggsAudioV2TokenizerConfig,
+    HubertConfig,
+    PreTrainedModel,
+    XcodecConfig,
+    XcodecModel,
+)
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def hubert_config(is_narrow: bool) -> HubertConfig:
+    """What X-codec hears with; it takes no part in decoding, so it has two layers even where it is wide."""
+    width = 16 if is_narrow else 768
+    return HubertConfig(
+        hidden_size=width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        conv_dim=(8,) * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+    )
+
+
+def acoustic_config(ratios: list[int], is_narrow: bool) -> DacConfig:
+    """As X-codec has it: the encoder's strides in the order of the decoder's."""
+    record = {
+        "encoder_hidden_size": 2 if is_narrow else 64,
+        "downsampling_ratios": ratios,
+        "upsampling_ratios": ratios,
+        "decoder_hidden_size": 32 * 2 ** (len(ratios) - 4) if is_narrow else 1024,
+        "hidden_size": 16 if is_narrow else 256,
+    }
+    return DacConfig.from_dict(record)
+
+
+def xcodec(is_narrow: bool, codebook_size: int = 1024) -> XcodecModel:
+    """8 codebooks at 16 kHz and 50 Hz."""
+    config = XcodecConfig(
+        acoustic_model_config=acoustic_config([8, 5, 4, 2], is_narrow),
+        semantic_model_config=hubert_config(is_narrow),
+        codebook_size=codebook_size,
+        target_bandwidths=[0.4 * math.ceil(math.log2(codebook_size))],
+    )
+    return XcodecModel(config)
+
+
+def higgs(is_narrow: bool) -> HiggsModel:
+    """8 codebooks at 24 kHz."""
+    config = HiggsAudioV2TokenizerConfig(
+        acoustic_model_config=acoustic_config([8, 5, 4, 2, 3], is_narrow),
+        semantic_model_config=hubert_config(is_narrow),
+        target_bandwidths=[0.5, 1, 1.5, 2],
+        codebook_dim=8 if is_narrow else 64,
+    )
+    return HiggsModel(config)
+
+
+def dac(sampling_rate: int, is_narrow: bool) -> DacModel:
+    """As published for 16, 24 and 44.1 kHz: 12, 32 and 9 codebooks."""
+    config = DacConfig(
+        encoder_hidden_size=2 if is_narrow else 64,
+        downsampling_ratios=[2, 4, 8, 8] if sampling_rate == 44_100 else [2, 4, 5, 8],
+        decoder_hidden_size=32 if is_narrow else 1536,
+        n_codebooks={16_000: 12, 24_000: 32, 44_100: 9}[sampling_rate],
+        sampling_rate=sampling_rate,
+    )
+    return DacModel(config)
+
+
+MODELS: dict[str, Callable[[bool], PreTrainedModel]] = {
+    "xcodec": xcodec,
+    "higgs": higgs,
+    "dac_16khz": lambda is_narrow: dac(16_000, is_narrow),
+    "dac_24khz": lambda is_narrow: dac(24_000, is_narrow),
+    "dac_44khz": lambda is_narrow: dac(44_100, is_narrow),
+}
+
+
+def codec_of(model: str) -> str:
+    """The name in `codec.registry` of a name in MODELS."""
+    return model.split("_")[0]
+
+
+def make_model(name: str, is_narrow: bool = True, seed: int = 0) -> PreTrainedModel:
+    """One of MODELS, its weights drawn so that each layer about keeps the size of what goes through it.
+
+    transformers' own initialisation dies away on the way to the waveform.
+    """
+    model = randomize(MODELS[name](is_narrow), seed)
+    if isinstance(model, DacModel):
+        model.decoder.conv2.weight.mul_(0.2)  # about as loud as speech: so large are its rounding errors
+    return model
+
+
+def randomize(model: Model, seed: int) -> Model:
+    """The model with weights of `make_model`."""
+    torch.manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight)
+        elif isinstance(module, nn.Conv1d | nn.Linear):
+            nn.init.normal_(module.weight, std=0.6 / math.sqrt(module.weight[0].numel()))
+        elif isinstance(module, nn.ConvTranspose1d):  # two inputs meet in an output
+            nn.init.normal_(module.weight, std=0.6 / math.sqrt(2 * module.weight.shape[0]))
+    for key, buffer in model.named_buffers():
+        if key.endswith("codebook.embed"):
+            buffer.normal_()
+    return model.eval().requires_grad_(False)
+
+
+def write_checkpoint(name: str, directory: Path, is_narrow: bool = True) -> Path:
+    """The published layout of one of MODELS, without what X-codec and its kin need only to encode and to train."""
+    model = make_model(name, is_narrow)
+    model.save_pretrained(directory)
+    if codec_of(name) != "dac":
+        left_out = ENCODING + TRAINING
+        tensors = {key: value for key, value in model.state_dict().items() if key.split(".")[0] not in left_out}
+        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory

@@ -1,0 +1,76 @@
+"""The codecs that carry a state, with random weights: narrow, or as wide as published."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from stretto.codec.base import Codec
+from stretto.codec.encodec import EncodecCodec
+from stretto.codec.espnet_dac import EspnetDac
+from stretto.codec.espnet_dac_checkpoint import EspnetDacConfig
+from stretto.codec.mimi import MimiCodec
+from stretto.codec.seanet.decoder import SeanetWidths
+from stretto.codec.seanet.shape import SeanetShape
+from torch import nn
+from transformers import EncodecConfig, EncodecModel, MimiConfig, MimiModel
+
+Module = TypeVar("Module", bound=nn.Module)
+MUSICGEN = {
+    "sampling_rate": 32_000,
+    "upsampling_ratios": [8, 5, 4, 4],
+    "use_causal_conv": False,
+    "use_conv_shortcut": False,
+    "codebook_size": 2048,
+    "target_bandwidths": [2.2],
+}
+
+
+def encodec_24khz(is_narrow: bool) -> Codec:
+    """facebook/encodec_24khz."""
+    config = EncodecConfig(num_filters=4 if is_narrow else 32)
+    return EncodecCodec(loud(EncodecModel(config)))
+
+
+def encodec_32khz(is_narrow: bool) -> Codec:
+    """facebook/encodec_32khz, Musicgen's."""
+    config = EncodecConfig.from_dict(MUSICGEN | {"num_filters": 4 if is_narrow else 64})
+    return EncodecCodec(loud(EncodecModel(config)))
+
+
+def mimi(is_narrow: bool) -> Codec:
+    """kyutai/mimi."""
+    narrow = {"num_filters": 4, "num_hidden_layers": 2, "intermediate_size": 64} if is_narrow else {}
+    model = loud(MimiModel(MimiConfig.from_dict({"layer_scale_initial_scale": 0.5} | narrow)))
+    # Else it is louder than 1, and so are its rounding errors.
+    next(model.decoder.layers[-1].parameters()).mul_(0.2)
+    return MimiCodec(model)
+
+
+def espnet_dac(is_narrow: bool) -> Codec:
+    """OpusLM's codec."""
+    shape = SeanetShape(ratios=(8, 5, 4, 2), residual_kernel=7, num_residual_layers=3)
+    widths = SeanetWidths(base=4 if is_narrow else 32, latent=64 if is_narrow else 512)
+    config = EspnetDacConfig(16_000, num_codebooks=8, codebook_size=1024, shape=shape, widths=widths)
+    return loud(EspnetDac(config))
+
+
+STATEFUL: dict[str, Callable[[bool], Codec]] = {
+    "encodec_24khz": encodec_24khz,
+    "encodec_32khz": encodec_32khz,
+    "espnet_dac": espnet_dac,
+    "mimi": mimi,
+}
+
+
+def loud(module: Module) -> Module:
+    """The module with random codebooks, which are zero otherwise, for evaluation."""
+    for name, buffer in module.named_buffers():
+        if name.endswith(("codebook.embed", "quantizer.embed", "embed_sum")):
+            buffer.normal_(0, 0.2)  # many are added up
+    return module.eval().requires_grad_(False)
+
+
+def make_stateful(name: str, is_narrow: bool = True, seed: int = 0) -> Codec:
+    """One of STATEFUL."""
+    torch.manual_seed(seed)
+    return STATEFUL[name](is_narrow)

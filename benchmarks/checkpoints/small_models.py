@@ -1,0 +1,91 @@
+"""The published families in small, for benchmarks and for a try: random releases, put through the converter.
+
+What costs time beside the backbone is as published: vocabulary, streams, delays, strides of the codec, chunks. The
+backbone has four layers of 256, codec and audio tower few channels.
+"""
+
+import argparse
+import contextlib
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from stretto.checkpoints import command as convert_checkpoint
+from stretto.families.bagpiper.family import BagpiperVocabulary
+from stretto.families.opuslm.family import OpusVocabulary
+
+from benchmarks.checkpoints import random_published
+from benchmarks.checkpoints.random_espnet import write_codec
+from benchmarks.checkpoints.random_published import Published, Size
+
+SIZE = Size(hidden=256, layers=4)
+
+
+@dataclass(frozen=True)
+class SmallModel:
+    """One of the converter's families, and what a benchmark asks it: the tasks to speak and to listen.
+
+    has_text: whether it writes before it speaks. guidance_scale: the authors' own, None where it knows no guidance.
+    """
+
+    family: str
+    speak: str
+    listen: str
+    has_text: bool
+    guidance_scale: float | None
+
+
+SMALL_MODELS = {
+    "bagpiper-small": SmallModel("bagpiper", "tts", "understand", True, 3.0),
+    "opuslm-small": SmallModel("opuslm", "tts", "asr", False, None),
+    "dialogue-small": SmallModel("opuslm-dialogue", "dialogue", "asr", True, None),
+}
+
+
+def write_release(
+    family: str, folder: Path, vocabulary: BagpiperVocabulary | OpusVocabulary | None = None, size: Size = SIZE
+) -> tuple[Published, Path]:
+    """A random release and the directory of its codec; the dialogue model goes over Llama, as the published one."""
+    if family == "bagpiper":
+        assert not isinstance(vocabulary, OpusVocabulary)
+        published = random_published.write_bagpiper(folder, vocabulary or BagpiperVocabulary(), size=size)
+        assert published.codec is not None
+        return published, published.codec
+    assert not isinstance(vocabulary, BagpiperVocabulary)
+    words = vocabulary or OpusVocabulary()
+    is_dialogue = family == "opuslm-dialogue"
+    backbone = "llama" if is_dialogue else "olmo2"
+    published = random_published.write_opuslm(folder, words, backbone, is_dialogue, size=size)
+    return published, write_codec(folder / "codec", words.codebook_size)
+
+
+def write_checkpoint(
+    family: str, out: Path, vocabulary: BagpiperVocabulary | OpusVocabulary | None = None, size: Size = SIZE
+) -> Path:
+    """What the converter makes of a random release: a directory that the server loads. Its account goes to stderr."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        published, codec = write_release(family, Path(folder), vocabulary, size)
+        words = [family, "--model", published.model, "--config", published.config, "--tokenizer", published.tokenizer]
+        words += ["--backbone", published.backbone, "--codec", codec, "--out", out]
+        words += ["--audio-config", published.audio] if published.audio else []
+        if convert_checkpoint.main([str(word) for word in words]) != 0:
+            raise RuntimeError(f"the converter refused the random release of {family}")
+    return out
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Write one."""
+    write_checkpoint(SMALL_MODELS[arguments.model].family, arguments.out)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=SMALL_MODELS)
+    parser.add_argument("out", type=Path, help="directory to be made")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main(parse())

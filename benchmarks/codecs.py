@@ -1,0 +1,201 @@
+"""How each codec streams: its context, how exact it is, what less right context costs, and how fast it decodes.
+
+    python -m benchmarks.codecs                          # all, narrow, with random weights: a minute
+    python -m benchmarks.codecs xcodec --wide            # one, as wide as published: its speed
+    python -m benchmarks.codecs dac --checkpoint <dir>   # one with its real weights: its errors
+    python -m benchmarks.codecs --long 600               # how exact ten minutes in one stream are
+
+Prints two markdown tables, with `--long` a third one instead, and one line of JSON last. Contexts and exactness depend
+on strides and kernels alone; what less context costs depends on the weights, so that a trained codec's errors may
+differ from those with random ones.
+"""
+
+import argparse
+import copy
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from stretto.codec.base import Codec, Window
+from stretto.codec.registry import LOADERS, load_codec
+from torch import nn
+
+from benchmarks.checkpoints.bundled import CHECKPOINT
+from benchmarks.checkpoints.random_codecs import MODELS, codec_of, write_checkpoint
+from benchmarks.checkpoints.random_stateful import STATEFUL, make_stateful
+from benchmarks.code_streams import chunks_of, random_codes, stream
+
+CHUNK = 5  # frames that arrive at once
+OTHER_CHUNK = 7  # in a long stream, beside chunks of the steady size
+STEADY = 25  # frames of the window that is timed
+
+
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """One row of the first table. max_difference: of streamed samples from one decode of the whole."""
+
+    codec: str
+    weights: str
+    sample_rate: int
+    frames_per_s: float
+    left_frames: int
+    right_frames: int
+    look_ahead_ms: float
+    tail_samples: int
+    max_difference: float
+    times_real_time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """One row of the second table. relative_error: rms of the difference over the whole's standard deviation."""
+
+    codec: str
+    right_frames: int
+    look_ahead_ms: float
+    relative_error: float
+    max_difference: float
+
+
+@dataclass(frozen=True, slots=True)
+class Long:
+    """One row of the third table: the greatest differences between samples of one long utterance.
+
+    level: its root mean square. chunkings: chunks of STEADY frames from chunks of OTHER_CHUNK. streamed: chunks of
+    STEADY frames from one decode of the whole. The last two: either of these from one decode of the whole in float64.
+    """
+
+    codec: str
+    seconds: float
+    level: float
+    chunkings: float
+    streamed: float
+    streamed_from_float64: float
+    whole_from_float64: float
+
+
+def ms_of(codec: Codec, frames: int) -> float:
+    """Milliseconds that so many frames last."""
+    return round(1000 * frames / codec.spec.frame_rate, 1)
+
+
+def measure_streaming(name: str, weights: str, codec: Codec, codes: torch.Tensor) -> Streaming:
+    """How a codec streams codes [B, K, T]."""
+    spec, total = codec.spec, codes.shape[2]
+    difference = stream(codec, codes, chunks_of(CHUNK, total)) - stream(codec, codes, [total])
+    return Streaming(
+        codec=name,
+        weights=weights,
+        sample_rate=spec.sample_rate,
+        frames_per_s=round(spec.frame_rate, 2),
+        left_frames=spec.left_frames,
+        right_frames=spec.right_frames,
+        look_ahead_ms=ms_of(codec, spec.right_frames),
+        tail_samples=spec.tail_samples,
+        max_difference=float(difference.abs().max()),
+        times_real_time=round(STEADY / spec.frame_rate / seconds_of_a_window(codec, STEADY), 1),
+    )
+
+
+def measure_dial(name: str, codec: Codec, codes: torch.Tensor) -> Iterator[Dial]:
+    """The error of every right context from the least to the exact one, in windows of CHUNK frames."""
+    exact, total = codec.spec, codes.shape[2]
+    whole = stream(codec, codes, [total])
+    for right in range(exact.least_right_frames, exact.right_frames + 1):
+        codec.spec = exact.with_right_frames(right)
+        difference = stream(codec, codes, chunks_of(CHUNK, total)) - whole
+        error = float(difference.square().mean().sqrt() / whole.std())
+        yield Dial(name, right, ms_of(codec, right), error, float(difference.abs().max()))
+    codec.spec = exact
+
+
+def measure_long(name: str, codec: Codec, seconds: float) -> Long:
+    """How exactly one utterance of so many seconds streams, in float32 and beside float64."""
+    assert isinstance(codec, nn.Module), type(codec)
+    exact = copy.deepcopy(codec).double()  # before `codec` decodes: Mimi keeps what it makes of its codebooks
+    total = round(seconds * codec.spec.frame_rate)
+    codes = random_codes(codec, 1, total)
+    truth = stream(exact, codes, [total])
+    whole, steady, other = (stream(codec, codes, chunks_of(size, total)) for size in (total, STEADY, OTHER_CHUNK))
+    pairs = ((steady, other), (steady, whole), (steady, truth), (whole, truth))
+    differences = [float((one - another).abs().max()) for one, another in pairs]
+    return Long(name, round(total / codec.spec.frame_rate, 1), float(whole.square().mean().sqrt()), *differences)
+
+
+def seconds_of_a_window(codec: Codec, frames: int) -> float:
+    """Processor time of one steady window of one utterance."""
+    spec = codec.spec
+    codes = random_codes(codec, 1, spec.left_frames + frames + spec.right_frames)
+    first = torch.tensor([spec.left_frames])
+    window = Window(codes, spec.left_frames, spec.right_frames, first, codec.initial_state(1))
+    return seconds_of(lambda: codec.decode(window))
+
+
+def seconds_of(work: Callable[[], object], repeats: int = 3) -> float:
+    """Processor time of some work, the best of a few after a warm-up."""
+    work()
+    best = float("inf")
+    for _ in range(repeats):
+        begun = time.process_time()
+        work()
+        best = min(best, time.process_time() - begun)
+    return best
+
+
+def table(rows: list[Streaming] | list[Dial] | list[Long]) -> str:
+    """Rows of one kind as markdown."""
+    names = [each.name for each in fields(rows[0])]
+    lines = [names, ["---"] * len(names), *[[_cell(value) for value in asdict(row).values()] for row in rows]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    return f"{value:.2g}" if isinstance(value, float) and 0 < abs(value) < 10 else str(value)
+
+
+def codecs(names: list[str], checkpoint: Path | None, is_wide: bool) -> Iterator[tuple[str, str, Codec]]:
+    """Name, kind of weights and codec, one after the other."""
+    kind = "random, wide" if is_wide else "random, narrow"
+    for name in names:
+        if checkpoint is not None or name == "tiny":
+            yield name, "published", load_codec(name, checkpoint or CHECKPOINT)
+        elif name in STATEFUL:
+            yield name, kind, make_stateful(name, is_narrow=not is_wide)
+        else:
+            with tempfile.TemporaryDirectory() as directory:
+                write_checkpoint(name, Path(directory), is_narrow=not is_wide)
+                yield name, kind, load_codec(codec_of(name), Path(directory))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = ["tiny", *MODELS, *STATEFUL]
+    parser.add_argument("codecs", nargs="*", metavar="codec", help=f"of {', '.join(known)}; default: all")
+    parser.add_argument("--checkpoint", type=Path, help=f"a published checkpoint of one codec, of {sorted(LOADERS)}")
+    parser.add_argument("--wide", action="store_true", help="random weights as wide as published")
+    parser.add_argument("--frames", type=int, default=60, help="length of the utterances")
+    parser.add_argument("--batch", type=int, default=4, help="utterances")
+    parser.add_argument("--long", type=float, metavar="SECONDS", help="length of one utterance, for the third table")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    measured = codecs(arguments.codecs or known, arguments.checkpoint, arguments.wide)
+    if arguments.long is not None:
+        rows = [measure_long(name, codec, arguments.long) for name, _, codec in measured]
+        print(table(rows), json.dumps({"long": [asdict(row) for row in rows]}), sep="\n\n")
+        return
+    streaming: list[Streaming] = []
+    dials: list[Dial] = []
+    for name, weights, codec in measured:
+        codes = random_codes(codec, arguments.batch, arguments.frames)
+        streaming.append(measure_streaming(name, weights, codec, codes))
+        dials += measure_dial(name, codec, codes)
+    print(table(streaming), table(dials), sep="\n\n", end="\n\n")
+    print(json.dumps({"streaming": [asdict(row) for row in streaming], "dial": [asdict(row) for row in dials]}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""Decode steps of the engine, in this process, against stock vLLM running the plain backbone with as many rows.
+
+    python -m benchmarks.engine --requests 1 4 8 16 --frames 64 --guidance 1.5
+
+Four arms take turns, round after round: guided and unguided replies of ours, and greedy decoding by stock vLLM with as
+many rows as either has in a step (a guided reply has two). Only steps in which every row decodes are timed; a figure is
+the median over the rounds. `engine_efficiency` is stock's step time over ours, guided; `engine_efficiency_unguided` the
+same without guidance; `cfg_retention` the unguided step time over the guided one: both steps yield a frame for each
+reply, so this is the throughput kept. The `_cpu` figures are the same ratios of processor time, which a busy machine
+disturbs less. `front_end_cpu_ms_per_frame` is what the callers' process spends on a guided frame (`front_end.py`). One
+line of JSON for each number of requests.
+
+    python -m benchmarks.engine --layout bagpiper-small --requests 16 --frames 64 --guidance 3.0
+
+Ours alone, with the streams and the vocabulary of a published model on random weights: `benchmark_layout.py`.
+"""
+
+import argparse
+import gc
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from stretto.config import EngineConfig
+from stretto.engine.environment import prepare_environment
+
+from benchmarks.checkpoints.bundled import CHECKPOINT, ENGINE_ARGS
+from benchmarks.results_file import append_result
+
+prepare_environment()
+
+from stretto.engine.frontend.launch import vllm_config  # noqa: E402
+from stretto.engine.kernels import cpu as cpu_kernels  # noqa: E402
+from stretto.engine.request.params import sampling_params  # noqa: E402
+from stretto.preprocessing.request import Preprocessor, RawRequest  # noqa: E402
+from stretto.records.prompt import Prompt  # noqa: E402
+from vllm import SamplingParams  # noqa: E402
+from vllm.engine.arg_utils import EngineArgs  # noqa: E402
+
+from benchmarks.front_end import cpu_ms_per_frame  # noqa: E402
+from benchmarks.layout import measure as measure_layout  # noqa: E402
+from benchmarks.layouts import LAYOUTS  # noqa: E402
+from benchmarks.stepped_engine import SteppedEngine, StepTime  # noqa: E402
+
+PROMPT_ROWS, TEXT_ROWS = 40, 8
+
+
+def forced(prompt: Prompt, frames: int, scale: float) -> Prompt:
+    """`prompt` with a text segment of `TEXT_ROWS` rows and an audio segment of `frames` frames."""
+    sampling = prompt.sampling
+    text = replace(sampling.text, min_rows=TEXT_ROWS, max_rows=TEXT_ROWS)
+    audio = replace(sampling.audio, min_rows=frames, max_rows=frames)
+    return replace(prompt, sampling=replace(sampling, text=text, audio=audio, guidance_scale=scale, seed=1))
+
+
+class SpeechArm:
+    """Replies of ours: `number` prompts, each with its text."""
+
+    def __init__(self, engine_args: EngineConfig):
+        self._engine = SteppedEngine(vllm_config(engine_args))
+        self._preprocessor = Preprocessor(engine_args.checkpoint)
+        self._rules = self._engine.scheduler.replies.rules
+
+    def _prompts(self, number: int, frames: int, scale: float) -> list[Prompt]:
+        texts = [f"The train to Oslo leaves in {index + 10} minutes." for index in range(number)]
+        prompts = [self._preprocessor.prepare(RawRequest(text=text, task="tts")) for text in texts]
+        return [forced(prompt, frames, scale) for prompt in prompts]
+
+    def time_steps(self, number: int, frames: int, scale: float) -> StepTime:
+        """The median step in which `number` replies, guided unless `scale` is 1, are in their audio segment."""
+        prompts = self._prompts(number, frames, scale)
+        return self._engine.time_steps(
+            [prompt.rows[:, 0].tolist() for prompt in prompts],
+            [sampling_params(prompt, self._rules) for prompt in prompts],
+            number * (1 if scale == 1.0 else 2),
+        )
+
+    def front_end_ms_per_frame(self, number: int, frames: int, scale: float) -> float:
+        """Processor time between the engine's outputs and chunks, per frame of `number` replies at once."""
+        prompts = self._prompts(number, frames, scale)
+        tokens = [prompt.rows[:, 0].tolist() for prompt in prompts]
+        ids = self._engine.add(tokens, [sampling_params(prompt, self._rules) for prompt in prompts])
+        steps = []
+        while self._engine.scheduler.has_requests():
+            steps += self._engine.step().values()
+        return cpu_ms_per_frame(steps, dict(zip(ids, prompts, strict=True)), self._engine.core.vllm_config)
+
+
+class StockArm:
+    """Greedy decoding by stock vLLM, with the backbone's weights and the same engine arguments."""
+
+    def __init__(self, engine_args: EngineConfig):
+        architecture = json.loads((engine_args.checkpoint / "config.json").read_text())["architectures"][0]
+        args = EngineArgs(
+            model=str(engine_args.checkpoint),
+            skip_tokenizer_init=True,
+            hf_overrides={"architectures": [architecture.removeprefix("Stretto")]},
+            **engine_args.engine_args,
+        )
+        self._engine = SteppedEngine(args.create_engine_config())
+
+    def time_steps(self, num_rows: int, steps: int) -> StepTime:
+        """The median of `steps` steps that decode `num_rows` rows."""
+        params = SamplingParams(temperature=0.0, max_tokens=steps, ignore_eos=True, detokenize=False)
+        prompts = [[20 + index] * PROMPT_ROWS for index in range(num_rows)]
+        return self._engine.time_steps(prompts, [params] * num_rows, num_rows)
+
+
+def measure(number: int, arguments: argparse.Namespace, ours: SpeechArm, stock: StockArm) -> dict[str, Any]:
+    """All arms in turn, and the ratios between them."""
+    frames = arguments.frames
+    arms: dict[str, Callable[[], StepTime]] = {
+        "guided": lambda: ours.time_steps(number, frames, arguments.guidance),
+        "stock_guided": lambda: stock.time_steps(2 * number, frames),
+        "unguided": lambda: ours.time_steps(number, frames, 1.0),
+        "stock_unguided": lambda: stock.time_steps(number, frames),
+    }
+    for arm in arms.values():
+        arm()
+    rounds = [{name: arm() for name, arm in arms.items()} for _ in range(arguments.rounds)]
+
+    def median(figure: Callable[[dict[str, StepTime]], float]) -> float:
+        return round(statistics.median(figure(each) for each in rounds), 4)
+
+    def medians(arm: str, clock: str) -> float:
+        return median(lambda each: getattr(each[arm], clock))
+
+    return {
+        "requests": number,
+        "frames": frames,
+        "guidance_scale": arguments.guidance,
+        "engine_efficiency": median(lambda each: each["stock_guided"].wall_ms / each["guided"].wall_ms),
+        "engine_efficiency_cpu": median(lambda each: each["stock_guided"].cpu_ms / each["guided"].cpu_ms),
+        "engine_efficiency_unguided": median(lambda each: each["stock_unguided"].wall_ms / each["unguided"].wall_ms),
+        "cfg_retention": median(lambda each: each["unguided"].wall_ms / each["guided"].wall_ms),
+        "cfg_retention_cpu": median(lambda each: each["unguided"].cpu_ms / each["guided"].cpu_ms),
+        "front_end_cpu_ms_per_frame": round(ours.front_end_ms_per_frame(number, frames, arguments.guidance), 4),
+        "ms_per_step": {name: medians(name, "wall_ms") for name in arms},
+        "cpu_ms_per_step": {name: medians(name, "cpu_ms") for name in arms},
+    }
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Measure every number of requests, a line each."""
+    if arguments.layout is not None:
+        for figures in measure_layout(arguments):
+            append_result(arguments.out, "layout", figures)
+        return
+    config = EngineConfig.from_file(ENGINE_ARGS, arguments.checkpoint)
+    num_slots = max(config.engine_args["max_num_seqs"], 2 * max(arguments.requests))
+    config = replace(config, engine_args={**config.engine_args, "max_num_seqs": num_slots})
+    cpu_kernels.install()
+    ours, stock = SpeechArm(config), StockArm(config)
+    for number in arguments.requests:
+        append_result(arguments.out, "engine", measure(number, arguments, ours, stock))
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, nargs="+", default=[1, 4, 8, 16], help="replies in a step")
+    parser.add_argument("--frames", type=int, default=64, help="frames of each reply")
+    parser.add_argument("--guidance", type=float, default=1.5, help="guidance scale of the guided arm")
+    parser.add_argument("--rounds", type=int, default=5, help="times that the arms take turns")
+    parser.add_argument("--layout", choices=LAYOUTS, help="streams and vocabulary of this model, on random weights")
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    parser.add_argument("--out", type=Path, help="by default engine.jsonl or layout.jsonl in benchmarks/results")
+    arguments = parser.parse_args()
+    name = "engine" if arguments.layout is None else "layout"
+    arguments.out = arguments.out or Path(f"benchmarks/results/{name}.jsonl")
+    return arguments
+
+
+if __name__ == "__main__":
+    main(parse())
+    gc.unfreeze()  # what the plugin froze, or Triton's bindings report it as leaked behind the last line
+    gc.collect()

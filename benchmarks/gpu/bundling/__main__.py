@@ -1,0 +1,142 @@
+"""What a GPU host without a network needs, in parts of at most 60 MB, and its installation there.
+
+    python -m benchmarks.gpu.bundling pack --out bundle                         # here: vLLM for CUDA, and the rest
+    python -m benchmarks.gpu.bundling install --into DIR manifest.json part-01      # there, in as many calls
+    python -m benchmarks.gpu.bundling install --into DIR part-02                    # as the parts take to arrive
+
+The host must have torch for CUDA, triton, transformers and numpy under Python 3.12 (`--python` for another). `pack`
+asks pip for the wheels of vLLM and of all it imports that the host lacks (`--have`), leaves out the kernels and the
+distributions that nothing of ours touches (`benchmarks/gpu/bundling/contents.py` names them), adds this package, its
+benchmarks and tests, and cuts the whole into parts with their SHA-256. `install` verifies each part, keeps it, and when
+the last one is there unpacks them and prints the line that makes Python find the bundle. It needs the standard library
+only.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.bundling.contents import OURS, REQUIRED_THERE, TRITON_SERVER, VLLM, is_wanted
+from benchmarks.gpu.bundling.installing import SITE, SOURCE, DamagedPart, Installation
+from benchmarks.gpu.bundling.parts import write_parts
+
+ROOT = Path(__file__).parents[3]
+COMMON_HOST = ROOT / "benchmarks/gpu/bundling/pytorch_image.txt"
+SOURCES = (
+    "python_backend",
+    "scripts",
+    "benchmarks/*.py",
+    "benchmarks/*.sh",
+    "benchmarks/*.md",
+    "tests",
+    "model_repository",
+    "pyproject.toml",
+    "README.md",
+)
+
+
+def build_package(folder: Path) -> Path:
+    """The wheel of this package, as the tree is now."""
+    tree = folder / "package"
+    for name in ("python_backend", "client"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copyfile(ROOT / name, tree / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "--wheel-dir", str(folder), str(tree)], check=True)
+    return next(folder.glob("stretto-*.whl"))
+
+
+def copy_sources(into: Path, with_weights: bool) -> None:
+    """Scripts, tests and models, as git knows them; the bundled model's weights only where asked for."""
+    listed = subprocess.run(["git", "ls-files", "-z", *SOURCES], cwd=ROOT, check=True, capture_output=True, text=True)
+    for name in filter(None, listed.stdout.split("\0")):
+        if name.startswith("python_backend/") or (name.endswith(".safetensors") and not with_weights):
+            continue
+        (into / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, into / name)
+
+
+def pack(arguments: argparse.Namespace, package: Path | None = None) -> dict[str, Any]:
+    """Write the parts; returns what the manifest says of them. `package`: a wheel in the place of this tree's."""
+    from benchmarks.gpu.bundling.wheels import Wheelhouse, closure, extract, read_have
+
+    have = read_have(arguments.have)
+    lacking = [name for name in REQUIRED_THERE if name not in have]
+    if lacking:
+        raise SystemExit(f"offline_bundle: {arguments.have}: the target needs {lacking}, which are too large to carry")
+    house = Wheelhouse(arguments.wheelhouse, arguments.python, arguments.lock, arguments.offline)
+    roots = [VLLM, *(name for name in OURS if name not in have), *([TRITON_SERVER] if arguments.triton else [])]
+    wheels = closure(roots, have, house, arguments.python)
+    with tempfile.TemporaryDirectory() as scratch:
+        tree, names = Path(scratch, "tree"), []
+        for wheel in [*wheels, package or build_package(Path(scratch))]:
+            is_vllm = wheel.name.startswith("vllm-")
+            wanted = (lambda name: is_wanted(name, arguments.flash_attention)) if is_vllm else (lambda name: True)
+            extract(wheel, tree / SITE, wanted)
+            names.append(wheel.name)
+        if not arguments.no_source:
+            copy_sources(tree / SOURCE, arguments.weights)
+        contents = {"python": arguments.python, "flash_attention": arguments.flash_attention, "wheels": names}
+        manifest = write_parts(tree, arguments.out, int(arguments.part_mb * 1e6), contents)
+    for part in manifest.parts:
+        print(f"{part.name} {part.size / 1e6:.1f} MB {part.sha256}")
+    print(f"{len(names)} wheels, {len(manifest.parts)} parts, {sum(part.size for part in manifest.parts) / 1e6:.1f} MB")
+    return contents
+
+
+def install(arguments: argparse.Namespace) -> int:
+    """Take parts, and unpack once all are there; 0 when the bundle is ready, 3 while parts are missing."""
+    installation = Installation(arguments.into)
+    if not installation.bundle.exists():
+        try:
+            missing = installation.take(arguments.parts)
+        except DamagedPart as error:
+            print(f"offline_bundle: {error}", file=sys.stderr)
+            return 1
+        if missing:
+            print(f"still missing: {' '.join(missing)}")
+            return 3
+        installation.finish()
+    print(installation.environment)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = top.add_subparsers(dest="command", required=True)
+    packing = commands.add_parser("pack", help="make the parts, with a network")
+    packing.add_argument("--out", type=Path, required=True, help="an empty folder for the parts and their manifest")
+    packing.add_argument("--wheelhouse", type=Path, default=Path(".wheelhouse"), help="where wheels are kept")
+    packing.add_argument("--offline", action="store_true", help="take wheels from there only")
+    packing.add_argument("--have", type=Path, default=COMMON_HOST, help="what the host has: names, or a pip freeze")
+    packing.add_argument("--lock", type=Path, default=ROOT / "requirements/embedded.txt", help="versions to prefer")
+    packing.add_argument("--python", default="3.12", help="Python of the host")
+    packing.add_argument("--flash-attention", choices=["2", "3"], default="3", help="3: Hopper (11 MB), 2: before it")
+    packing.add_argument("--triton", action="store_true", help="with the Triton server's wheel")
+    packing.add_argument("--weights", action="store_true", help="with the bundled model's weights")
+    packing.add_argument(
+        "--no-source", action="store_true", help="without scripts, tests and models: the host has them"
+    )
+    packing.add_argument("--part-mb", type=float, default=60.0)
+    installing = commands.add_parser("install", help="take parts, on the host")
+    installing.add_argument("--into", type=Path, required=True)
+    installing.add_argument("parts", type=Path, nargs="*", help="parts and, once, manifest.json")
+    return top
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Do what was asked; the exit status."""
+    if arguments.command == "install":
+        return install(arguments)
+    pack(arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(parser().parse_args()))

@@ -1,0 +1,74 @@
+"""The other end: take parts as they come, and unpack them once all are there. Standard library only."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.gpu.bundling.parts import MANIFEST, Manifest, sha256_of, unpack
+
+SITE, SOURCE, PARTS = "site", "source", "parts"
+
+
+class DamagedPart(ValueError):
+    """A part is not what the manifest says."""
+
+
+@dataclass(frozen=True)
+class Installation:
+    """The bundle below `root`: parts as they came, then the tree `root/bundle`."""
+
+    root: Path
+
+    @property
+    def bundle(self) -> Path:
+        """Where the tree lies once all parts were there."""
+        return self.root / "bundle"
+
+    @property
+    def environment(self) -> str:
+        """A line for the shell: what makes Python find the bundle."""
+        site, source = self.bundle / SITE, self.bundle / SOURCE
+        return f"export PYTHONPATH={site}:{source}${{PYTHONPATH:+:$PYTHONPATH}} PATH={site / 'bin'}:$PATH"
+
+    def take(self, files: list[Path]) -> list[str]:
+        """Verify and keep `files` (parts, and their manifest among or beside them); the names still missing.
+
+        Raises DamagedPart, having kept nothing of it, for a file that differs from the manifest.
+        """
+        kept = self.root / PARTS
+        kept.mkdir(parents=True, exist_ok=True)
+        manifest = self._manifest(files)
+        expected = {part.name: part for part in manifest.parts}
+        for file in files:
+            if file.name == MANIFEST:
+                continue
+            if file.name not in expected:
+                raise DamagedPart(f"{file.name}: not one of {list(expected)}")
+            if sha256_of(file) != expected[file.name].sha256:
+                raise DamagedPart(f"{file}: its checksum is not the manifest's; send it again")
+            if file.resolve() != (kept / file.name).resolve():
+                shutil.copyfile(file, kept / file.name)
+        return [name for name in expected if not (kept / name).exists()]
+
+    def _manifest(self, files: list[Path]) -> Manifest:
+        """The manifest of an earlier call, which any that comes now must equal."""
+        kept = self.root / PARTS / MANIFEST
+        beside = {file.parent / MANIFEST for file in files} | {file for file in files if file.name == MANIFEST}
+        for path in sorted(path for path in beside if path.exists()):
+            if kept.exists() and kept.read_bytes() != path.read_bytes():
+                raise DamagedPart(f"{path}: of another bundle than the one begun in {self.root}")
+            if not kept.exists():
+                shutil.copyfile(path, kept)
+        if not kept.exists():
+            raise FileNotFoundError(f"{MANIFEST}: give it with the first parts")
+        return Manifest.read(kept)
+
+    def finish(self) -> None:
+        """Unpack what `take` kept, then let go of the parts; nothing happens the second time."""
+        if self.bundle.exists():
+            return
+        kept = self.root / PARTS
+        names = [part.name for part in Manifest.read(kept / MANIFEST).parts]
+        unpack((kept / name for name in names), self.bundle)
+        for name in names:
+            (kept / name).unlink()

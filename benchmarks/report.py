@@ -1,0 +1,223 @@
+"""Draws the curves of benchmarks/results/*.jsonl into benchmarks/plots/: the latest measurement of every point.
+
+python -m benchmarks.report [--results benchmarks/results] [--plots benchmarks/plots]
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One picture: `fields` (dotted where nested) of the lines of a benchmark over their field `over`.
+
+    by: a field of which every value has lines of its own. only: values that a line must have to be drawn. goal: a level
+    drawn as a dashed line.
+    """
+
+    name: str
+    benchmark: str
+    over: str
+    fields: tuple[str, ...]
+    title: str
+    label: str
+    by: str | None = None
+    only: Mapping[str, Any] = field(default_factory=dict)
+    goal: float | None = None
+
+
+PLOTS = (
+    Plot(
+        "speech_retention",
+        "speech",
+        "concurrency",
+        ("cfg_retention", "triton_tax"),
+        "The ensemble: throughput kept under guidance, and what Triton costs",
+        "ratio",
+    ),
+    Plot(
+        "speech_latency",
+        "speech",
+        "concurrency",
+        ("audio_ttfp_p50", "audio_ttfp_p95", "first_sound_p50", "itl_p95"),
+        "The ensemble: when sound arrives",
+        "seconds",
+    ),
+    Plot(
+        "speech_throughput",
+        "speech",
+        "concurrency",
+        ("audio_throughput_guided", "audio_throughput_unguided", "audio_throughput_engine"),
+        "The ensemble: seconds of audio per second",
+        "s/s",
+    ),
+    Plot(
+        "engine_retention",
+        "engine",
+        "requests",
+        ("cfg_retention", "engine_efficiency", "engine_efficiency_unguided"),
+        "The engine's decode steps: guided against unguided, and against stock vLLM",
+        "ratio",
+        goal=0.85,
+    ),
+    Plot(
+        "decoder_live",
+        "decoder_live",
+        "streams",
+        ("audio_ttfp_p50", "audio_ttfp_p95", "itl_p50", "audio_underrun_p50", "audio_underrun_p95"),
+        "The decoder alone: live streams of the bundled codec, frames as fast as they are played",
+        "seconds",
+        only={"codec": "tiny", "device": "cpu", "frames_per_s": 25.0, "clock": "processor"},
+    ),
+    Plot(
+        "families_ttfp",
+        "families",
+        "concurrency",
+        ("audio_ttfp_p50", "mixed.audio_ttfp_p50"),
+        "Published families in small: first audio, alone and beside requests to listen",
+        "seconds",
+        by="family",
+    ),
+    Plot(
+        "families_rtf",
+        "families",
+        "concurrency",
+        ("audio_rtf_p50", "mixed.audio_rtf_p50"),
+        "Published families in small: wall time by seconds of audio",
+        "s/s",
+        by="family",
+    ),
+    Plot(
+        "families_retention",
+        "families",
+        "concurrency",
+        ("cfg_retention", "mixed.throughput_ratio"),
+        "Published families in small: throughput kept under guidance, and beside listening",
+        "ratio",
+        by="family",
+    ),
+    Plot(
+        "layout_frames",
+        "layout",
+        "requests",
+        ("frames_per_cpu_s",),
+        "Bagpiper's streams on random weights, guided: frames by second of processor time",
+        "frames/s",
+        only={"layout": "bagpiper-small", "guidance_scale": 3.0},
+    ),
+    Plot(
+        "overload_underrun",
+        "overload",
+        "requests",
+        ("without_underrun_always", "without_underrun_adaptive", "guided_share_adaptive"),
+        "More streams than can be guided: those without a gap, guided always and adaptively",
+        "share",
+        only={"layout": "bagpiper-small"},
+    ),
+    Plot(
+        "scheduler_ratio",
+        "scheduler",
+        "pairs",
+        ("scheduler_ratio",),
+        "Scheduling pairs against stock vLLM with as many rows",
+        "ratio of processor time",
+    ),
+)
+
+
+def read_results(folder: Path) -> list[Record]:
+    """All lines of all result files, oldest first."""
+    lines = [line for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
+    return sorted((json.loads(line) for line in lines if line), key=lambda record: record["time"])
+
+
+def value(record: Record, name: str) -> Any:
+    """The field called `name`, `a.b` for field b of record a; None where there is none."""
+    found: Any = record
+    for part in name.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def points(records: Iterable[Record], plot: Plot) -> dict[float, Record]:
+    """The latest record at each place on the axis of `plot`, in order."""
+    latest = {
+        value(record, plot.over): record
+        for record in records
+        if record["benchmark"] == plot.benchmark
+        and value(record, plot.over) is not None
+        and all(value(record, name) == wanted for name, wanted in plot.only.items())
+    }
+    return dict(sorted(latest.items()))
+
+
+def groups(records: Iterable[Record], plot: Plot) -> dict[str, dict[float, Record]]:
+    """The points of each value of `plot.by` that has any, by what stands before the names of its lines."""
+    if plot.by is None:
+        found = {"": points(records, plot)}
+    else:
+        name, kept = plot.by, list(records)
+        values = sorted({value(record, name) for record in kept if record["benchmark"] == plot.benchmark})
+        found = {
+            f"{each}: ": points([record for record in kept if value(record, name) == each], plot) for each in values
+        }
+    return {name: group for name, group in found.items() if group}
+
+
+def draw(plot: Plot, found: Mapping[str, Mapping[float, Record]], folder: Path) -> Path:
+    """Write one picture and say where. Groups differ in colour, or else fields do; in a group they differ in dashes."""
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for color, (group, records) in enumerate(found.items()):
+        for dashes, name in enumerate(plot.fields):
+            line = {place: value(record, name) for place, record in records.items() if value(record, name) is not None}
+            style: dict[str, Any] = {"color": f"C{color}", "linestyle": ("-", "--", ":")[dashes % 3]} if plot.by else {}
+            if line:
+                axes.plot(list(line), list(line.values()), marker="o", label=group + name, **style)
+    if plot.goal is not None:
+        axes.axhline(plot.goal, linestyle="--", color="grey", label=f"goal {plot.goal:g}")
+    places = sorted({place for records in found.values() for place in records})
+    if all(place > 0 for place in places):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(places, [f"{place:g}" for place in places])
+    axes.set_ylim(bottom=0)
+    axes.set_title(plot.title, fontsize=10)
+    axes.set(xlabel=plot.over, ylabel=plot.label)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    path = folder / f"{plot.name}.png"
+    figure.savefig(path, dpi=90)
+    pyplot.close(figure)
+    return path
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Draw every plot for which there are results."""
+    records = read_results(arguments.results)
+    arguments.plots.mkdir(parents=True, exist_ok=True)
+    for plot in PLOTS:
+        found = groups(records, plot)
+        print(draw(plot, found, arguments.plots) if found else f"{plot.name}: no results")
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--plots", type=Path, default=Path("benchmarks/plots"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main(parse())

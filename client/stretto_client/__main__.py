@@ -1,0 +1,142 @@
+"""The command line: `python -m stretto_client` with `speak "text"`, `transcribe file` or `chat`.
+
+Exit status: 0 done, 1 the server failed, 2 refused or wrong usage, 3 no server, 4 timed out, 130 interrupted.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from stretto_client.chat import chat
+from stretto_client.client import SpeechClient
+from stretto_client.errors import ClientError
+from stretto_client.event import SpeechEvent
+from stretto_client.inputs import given
+from stretto_client.sinks import AudioFile, Sink, find_player
+from stretto_client.stats import follow
+from stretto_client.timeouts import Timeouts
+
+DEFAULT_OUT = Path("speech.wav")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command and its options; leaves with status 2 when they make no sense."""
+    parser = argparse.ArgumentParser(
+        prog="python -m stretto_client", description="Speak, transcribe and talk through the server."
+    )
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--server", default="localhost:8001", metavar="HOST:PORT", help="its gRPC port")
+    shared.add_argument("--seed", type=int, help="the same seed gives the same samples; default: drawn and reported")
+    shared.add_argument("--options", type=json_object, default={}, metavar="JSON", help="any option the server knows")
+    shared.add_argument("--timeout", type=float, default=300.0, metavar="S", help="for the whole request")
+    shared.add_argument("--json", action="store_true", help="print the summary as JSON")
+    commands = parser.add_subparsers(dest="command", required=True)
+    speak = commands.add_parser("speak", parents=[shared], help="text to speech")
+    speak.add_argument("text", help="what to say; - reads standard input")
+    speak.add_argument("--task", default="tts", help="what the model calls it; default: tts")
+    speak.add_argument("--out", type=Path, metavar="FILE", help="wav, flac, ogg or mp3; grows as audio arrives")
+    speak.add_argument("--play", choices=["auto", "off"], default="auto", help="play where a player is found")
+    speak.add_argument("--voice", help="a voice of the model")
+    speak.add_argument("--guidance", type=float, dest="guidance_scale", metavar="SCALE", help="1 is unguided")
+    speak.add_argument("--encoding", choices=["pcm_f32le", "pcm_s16le"], help="of the samples on their way")
+    speak.add_argument("--sample-rate", type=int, metavar="HZ", help="resampled by the server; default: the codec's")
+    speak.add_argument("--words", action="store_true", help="print each word and when it starts")
+    transcribe = commands.add_parser("transcribe", parents=[shared], help="speech to text")
+    transcribe.add_argument("file", type=Path, help="wav, flac, ogg or mp3")
+    transcribe.add_argument("--task", default="asr", help="what the model calls it; default: asr")
+    talk = commands.add_parser("chat", parents=[shared], help="a conversation, line by line from standard input")
+    talk.description = "A line is a turn: text, @FILE (audio, or codes in .npy), or @FILE text. Ends with the input."
+    talk.add_argument("--task", help="what the model calls it; default: the model's first that answers the turns")
+    talk.add_argument("--system", metavar="TEXT", help="what the model is told before the first turn")
+    talk.add_argument("--voice", type=Path, metavar="FILE", help="the voice to answer in: audio, or codes in .npy")
+    talk.add_argument("--out-dir", type=Path, metavar="DIR", help="for reply-1.wav, …; default: here, without a player")
+    talk.add_argument("--play", choices=["auto", "off"], default="auto", help="play where a player is found")
+    args = parser.parse_args(argv)
+    if args.timeout <= 0:
+        parser.error(f"--timeout must be > 0 s, got {args.timeout:g}")
+    if args.command == "transcribe" and not args.file.is_file():
+        parser.error(f"there is no file {args.file}")
+    return args
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """`text` as a JSON object; ValueError otherwise, which argparse reports."""
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(text)
+    return value
+
+
+def open_sinks(args: argparse.Namespace) -> list[Sink]:
+    """The file that was asked for and the player; a default file where there is neither. ValueError for a bad name."""
+    player = find_player() if args.play == "auto" else None
+    out = args.out or (None if player else DEFAULT_OUT)
+    return [sink for sink in (AudioFile(out) if out else None, player) if sink]
+
+
+async def speak(client: SpeechClient, args: argparse.Namespace) -> None:
+    """Play and write the text, and print what came of it."""
+    sinks = open_sinks(args)
+    text = sys.stdin.read() if args.text == "-" else args.text
+    flags = {"task": args.task, "seed": args.seed, "guidance_scale": args.guidance_scale, "voice": args.voice}
+    flags |= {"encoding": args.encoding, "sample_rate": args.sample_rate}
+
+    def hear(event: SpeechEvent) -> None:
+        for word in event.words if args.words else ():
+            print(f"{word.start_s:7.2f} s  {word.word}")
+        if event.pcm is not None and len(event.pcm):
+            for sink in sinks:
+                sink.write(event.pcm, event.sample_rate)
+
+    try:
+        tally = await follow(client.speak(text, **args.options | given(flags)), hear, not args.words)
+    finally:
+        for sink in sinks:
+            sink.close()
+    files = [f"{sink.path}: " for sink in sinks if isinstance(sink, AudioFile) and tally.audio_s]
+    print(json.dumps(tally.record()) if args.json else "".join(files) + tally.summary())
+
+
+async def transcribe(client: SpeechClient, args: argparse.Namespace) -> None:
+    """Print the text of the file as it is written."""
+
+    def read(event: SpeechEvent) -> None:
+        if not args.json:
+            print(event.text, end="", flush=True)
+
+    flags = {"task": args.task, "seed": args.seed}
+    tally = await follow(client.transcribe(args.file, **args.options | given(flags)), read, False)
+    print(json.dumps(tally.record()) if args.json else "")
+    print(f"complete after {tally.total_s:.2f} s", file=sys.stderr)
+
+
+async def run(args: argparse.Namespace) -> None:
+    """One command against one server."""
+    async with SpeechClient(args.server, Timeouts(total_s=args.timeout)) as client:
+        await {"speak": speak, "transcribe": transcribe}[args.command](client, args)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; the exit status says how it went, a line on standard error why."""
+    args = parse(argv)
+    try:
+        if args.command == "chat":
+            return chat(args)
+        asyncio.run(run(args))
+    except ClientError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""`python -m stretto_client chat`: a conversation, each turn of the user a line of standard input."""
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stretto_client.client import SpeechClient
+from stretto_client.conversation import Conversation
+from stretto_client.errors import RequestRefused
+from stretto_client.event import SpeechEvent
+from stretto_client.inputs import given
+from stretto_client.sinks import AudioFile, Sink, find_player
+from stretto_client.stats import Tally, follow
+from stretto_client.timeouts import Timeouts
+
+NEVER_SPEAKS = "options.output: expected nothing"  # how the server refuses it for a task that answers in text
+
+
+def chat(args: argparse.Namespace) -> int:
+    """Answer turn by turn until the input ends. A turn that is refused is no part of the conversation.
+
+    Returns 2 where one was, and 0 otherwise. Ctrl-C gives a reply up where someone types, and the chat everywhere else.
+    """
+    status = 0
+    if args.out_dir is not None:
+        args.out_dir.mkdir(parents=True, exist_ok=True)
+    with asyncio.Runner() as runner:  # a loop between whose runs the input is waited for
+        talk = runner.run(_begin(args))
+        try:
+            for line in _lines():
+                try:
+                    runner.run(talk.turn(*_read_turn(line)))
+                except (RequestRefused, ValueError, OSError) as error:
+                    print(f"error: {error}", file=sys.stderr)
+                    status = 2
+                except KeyboardInterrupt:
+                    if not sys.stdin.isatty():
+                        raise
+                    print("interrupted", file=sys.stderr)
+        finally:
+            runner.run(talk.client.close())
+    return status
+
+
+async def _begin(args: argparse.Namespace) -> "Talk":
+    return Talk(SpeechClient(args.server, Timeouts(total_s=args.timeout)), args)
+
+
+def _lines() -> Iterator[str]:
+    """What is said, line by line; asked for where someone types."""
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        if line:
+            yield line
+
+
+def _read_turn(line: str) -> tuple[str | None, Path | None]:
+    """The text and the file of a line: `text`, `@file`, or `@file text`."""
+    if not line.startswith("@"):
+        return line, None
+    if Path(line[1:]).is_file():
+        return None, Path(line[1:])
+    name, _, text = line[1:].partition(" ")
+    return text.strip() or None, Path(name)
+
+
+class Talk:
+    """A conversation through `client`, printed as it goes."""
+
+    def __init__(self, client: SpeechClient, args: argparse.Namespace):
+        self.client, self._args = client, args
+        self._conversation = Conversation(args.system, args.voice)
+        flags = {"task": args.task, "seed": args.seed}
+        # The codes of a reply tell the model, in the turns that follow, how it has spoken.
+        output = {"output": {"codes": True} | args.options.get("output", {})}
+        self._options: dict[str, Any] = args.options | output | given(flags)
+        self._num_replies = 0
+
+    async def turn(self, text: str | None, file: Path | None) -> None:
+        """Say it, and hear the reply; without one it has not been said."""
+        self._conversation.say(text, file)
+        reply = None
+        try:
+            reply = await self._ask()
+        finally:
+            if reply is None:
+                self._conversation.take_back()
+        self._conversation.answer(reply.tally.text, reply.codes)
+        print(json.dumps(reply.record()) if self._args.json else "", flush=True)
+        print(reply.summary(), file=sys.stderr)
+
+    async def _ask(self) -> "Reply":
+        try:
+            return await self._hear()
+        except RequestRefused as refusal:
+            if not str(refusal).startswith(NEVER_SPEAKS) or "output" in self._args.options:
+                raise
+        del self._options["output"]
+        return await self._hear()
+
+    async def _hear(self) -> "Reply":
+        reply = Reply(self._open_sinks(), self._args.json)
+        talk = self._conversation
+        try:
+            reply.tally = await follow(
+                self.client.converse(talk.turns, *talk.audio, **self._options), reply.hear, shows_progress=False
+            )
+        finally:
+            reply.close()
+        self._num_replies += 1
+        return reply
+
+    def _open_sinks(self) -> list[Sink]:
+        player = find_player() if self._args.play == "auto" else None
+        folder = self._args.out_dir or (None if player else Path())
+        file = AudioFile(folder / f"reply-{self._num_replies + 1}.wav") if folder is not None else None
+        return [sink for sink in (file, player) if sink]
+
+
+class Reply:
+    """One reply: its text as it streams, its codes, and its sound on the way to `sinks`."""
+
+    def __init__(self, sinks: list[Sink], is_quiet: bool):
+        self._sinks, self._is_quiet = sinks, is_quiet
+        self._codes: list[np.ndarray] = []
+        self.tally = Tally(shows_progress=False)
+
+    def hear(self, event: SpeechEvent) -> None:
+        """Take one event."""
+        if not self._is_quiet:
+            print(event.text, end="", flush=True)
+        if event.codes is not None:
+            self._codes.append(event.codes)
+        if event.pcm is not None and len(event.pcm):
+            for sink in self._sinks:
+                sink.write(event.pcm, event.sample_rate)
+
+    def close(self) -> None:
+        """No more sound comes."""
+        for sink in self._sinks:
+            sink.close()
+
+    @property
+    def codes(self) -> np.ndarray | None:
+        """[S, T] of all streams; None where it was not spoken, or nobody has asked for them."""
+        return np.concatenate(self._codes, axis=1) if self._codes else None
+
+    @property
+    def file(self) -> str | None:
+        """The file that holds its sound."""
+        paths = [str(sink.path) for sink in self._sinks if isinstance(sink, AudioFile)]
+        return paths[0] if paths and self.tally.audio_s else None
+
+    def record(self) -> dict[str, Any]:
+        """What came, as plain data."""
+        return self.tally.record() | {"file": self.file}
+
+    def summary(self) -> str:
+        """One line of facts, as `speak` prints it."""
+        return (f"{self.file}: " if self.file else "") + self.tally.summary()

@@ -1,0 +1,46 @@
+"""The memory that one utterance shares with the server: its audio on the way in, a ring for samples on the way back."""
+
+from tritonclient.grpc.aio import InferenceServerClient
+
+from stretto_client.regions import Memory, Region, new_region
+from stretto_client.ring import Ring, RingSize
+
+
+class Sharing:
+    """Made with the request and closed when the utterance is over."""
+
+    def __init__(self, memory: Memory, ring_size: RingSize):
+        self._memory, self._ring_size = memory, ring_size
+        self.ring: Ring | None = None
+        self._regions: list[Region] = []
+        self._registered: list[Region] = []
+
+    def region(self, byte_size: int) -> Region:
+        """A fresh region of `byte_size` bytes."""
+        region = new_region(self._memory, "stretto_in", byte_size)
+        self._regions.append(region)
+        return region
+
+    def make_ring(self) -> Ring:
+        """The ring for the samples."""
+        self.ring = Ring(self._memory, self._ring_size)
+        return self.ring
+
+    async def register(self, server: InferenceServerClient) -> None:
+        """Let the server read from the regions."""
+        for region in self._regions:
+            await region.register(server)
+            self._registered.append(region)
+
+    async def close(self, server: InferenceServerClient) -> None:
+        """Take everything back, whether or not the server still answers."""
+        registered, self._registered = self._registered, []
+        try:
+            for region in registered:
+                await region.unregister(server)
+        finally:
+            while self._regions:
+                self._regions.pop().close()
+            ring, self.ring = self.ring, None
+            if ring is not None:
+                ring.close()

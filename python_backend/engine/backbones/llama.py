@@ -1,9 +1,0 @@
-"""Llama with several streams per row."""
-
-from vllm.model_executor.models.llama import LlamaForCausalLM
-
-from python_backend.engine.backbones.multi_stream import MultiStreamMixin
-
-
-class StrettoLlamaForCausalLM(MultiStreamMixin, LlamaForCausalLM):
-    """The architecture that a checkpoint's config.json names."""

@@ -1,0 +1,114 @@
+"""The backbone's numbers, which a release only names: from its own repository's config.json, or as known here."""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from stretto.checkpoints.release import read_json
+from stretto.checkpoints.tensors import shapes_of
+from stretto.errors import CheckpointError
+
+CLASSES: dict[str, tuple[type[PretrainedConfig], type[PreTrainedModel]]] = {
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "olmo2": (Olmo2Config, Olmo2ForCausalLM),
+}
+QWEN3_8B = {
+    "model_type": "qwen3",
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "attention_bias": False,
+}
+OLMO2_7B = {
+    "model_type": "olmo2",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "hidden_act": "silu",
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 5e5,
+    "attention_bias": False,
+}
+SMOLLM2_1_7B = {
+    "model_type": "llama",
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "hidden_act": "silu",
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 130000.0,
+    "attention_bias": False,
+    "mlp_bias": False,
+}
+# What the repositories' config.json says, by the names that releases give.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "Qwen/Qwen3-8B-Base": QWEN3_8B,
+    "allenai/OLMo-2-1124-7B": OLMO2_7B,
+    "HuggingFaceTB/SmolLM2-1.7B": SMOLLM2_1_7B,
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": SMOLLM2_1_7B,
+}
+# Of a public config.json: what it says of its own tokens and tools, not of the layers.
+LEFT_OUT = ("architectures", "transformers_version", "_name_or_path", "torch_dtype", "dtype", "vocab_size")
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # the family's business; null, as the classes have defaults
+
+
+def read_backbone(tag: str, path: Path | None, tokenizer: Path) -> dict[str, Any]:
+    """The numbers of the backbone that a release calls `tag`: those at `path`; else those known of it; else those
+    beside the tokenizer, which may lie in the same repository. CheckpointError where there are none."""
+    if path is not None:
+        record = read_json(path)
+    elif tag in PUBLISHED:
+        record = PUBLISHED[tag]
+    elif (tokenizer / "config.json").is_file():
+        record = read_json(tokenizer)
+    else:
+        raise CheckpointError(f"backbone {tag}: not one of {sorted(PUBLISHED)}; --backbone must say where it lies")
+    if record.get("model_type") not in tuple(CLASSES):
+        raise CheckpointError(f"backbone {tag}: expected one of {sorted(CLASSES)}, got {record.get('model_type')!r}")
+    return {name: value for name, value in record.items() if name not in LEFT_OUT}
+
+
+def config_of(backbone: dict[str, Any], vocab_size: int, dtype: str) -> dict[str, Any]:
+    """What config.json says of the language model: the backbone with this vocabulary and a head of its own."""
+    return {
+        "architectures": [f"Stretto{backbone['model_type'].capitalize()}ForCausalLM"],
+        **backbone,
+        **dict.fromkeys(TOKENS),
+        "vocab_size": vocab_size,
+        "tie_word_embeddings": False,
+        "dtype": dtype,
+    }
+
+
+def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the language model's tensors; CheckpointError where `config` has no numbers of one."""
+    config_class, model_class = CLASSES[config["model_type"]]
+    try:
+        return shapes_of(model_class, config_class.from_dict(dict(config)))
+    except (ArithmeticError, TypeError, ValueError, StrictDataclassError) as error:
+        raise CheckpointError(f"backbone: not the numbers of {config['model_type']}: {error}") from error

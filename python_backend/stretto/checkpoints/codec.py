@@ -1,0 +1,66 @@
+"""The codec beside the language model: a directory as its authors publish it, or the copy in Bagpiper's file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import XcodecConfig, XcodecModel
+
+from stretto.checkpoints import shards
+from stretto.checkpoints.shards import Entry, Written
+from stretto.checkpoints.tensors import Part, check, shapes_of
+from stretto.codec.espnet_dac_checkpoint import read_config
+from stretto.codec.published import load_config
+from stretto.errors import CheckpointError
+from stretto.families.base import Family
+
+WEIGHTS = (".pth", ".safetensors")
+FILES = (".json", ".yaml", *WEIGHTS)
+
+
+def check_directory(folder: Path, family: Family) -> list[Path]:
+    """The codec's files; CheckpointError where they are of another codec than the family speaks."""
+    if family.codec == "xcodec":
+        config = load_config(XcodecConfig, folder)
+        found = (config.num_quantizers, config.codebook_size)
+    else:
+        numbers = read_config(folder)
+        found = (numbers.num_codebooks, numbers.codebook_size)
+    expected = (family.layout.num_codebooks, family.layout.codebook_size)
+    if found != expected:
+        raise CheckpointError(f"{folder}: expected {expected[0]} codebooks of {expected[1]} codes, got {found}")
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in FILES)
+    if not any(path.suffix in WEIGHTS for path in files):
+        raise CheckpointError(
+            f"{folder}: expected weights ({' or '.join(WEIGHTS)}) beside the codec's numbers, got none"
+        )
+    return files
+
+
+@dataclass(frozen=True)
+class Copy:
+    """X-codec's copy, to be written as transformers writes it. record: its config.json."""
+
+    record: dict[str, Any]
+    entries: list[Entry]
+
+    @classmethod
+    def of(cls, folder: Path | None, tensors: Mapping[str, Tensor], prefix: str) -> "Copy":
+        """The tensors under `prefix`; of the numbers in `folder`, or of hf-audio/xcodec-hubert-general."""
+        config = load_config(XcodecConfig, folder) if folder else XcodecConfig()
+        plan = {f"{prefix}{name}": Part(name, shape) for name, shape in shapes_of(XcodecModel, config).items()}
+        check(plan, {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}, ())
+        entries = [
+            Entry(part.name, tensors[name].dtype, part.stored, partial(tensors.__getitem__, name))
+            for name, part in plan.items()
+        ]
+        return cls({**config.to_dict(), "architectures": ["XcodecModel"]}, entries)
+
+    def write(self, folder: Path, progress: shards.Progress) -> list[Written]:
+        """`config.json` and `model.safetensors`."""
+        files = [shards.write_json(folder / "config.json", self.record)]
+        files.append(shards.write_file(folder / "model.safetensors", self.entries, progress))
+        return [replace(file, name=f"codec/{file.name}") for file in files]

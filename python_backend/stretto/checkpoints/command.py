@@ -1,0 +1,124 @@
+"""Makes a directory that the server loads from what is published of a model: weights, config.yaml, a tokenizer.
+
+    python -m stretto.checkpoints.command bagpiper --model model.pt --config config.yaml --tokenizer Qwen3-8B-Base \\
+        --codec xcodec-hubert-general --out bagpiper
+
+Writes config.json, model-0000N-of-0000M.safetensors with their index, the tokenizer's files, `codec/` and, where it is
+asked for, `ssl_tokenizer/`, and prints the SHA-256 of each. Tensors go from file to file one at a time. What does not
+fit is named, and nothing is written.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from stretto.checkpoints.contents import DTYPES
+from stretto.checkpoints.conversion import Conversion, plan, write
+from stretto.checkpoints.release import FAMILIES, Release
+from stretto.errors import CheckpointError
+from stretto.families.registry import NAME
+
+MAX_SHARD_GB = 4.0
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("family", choices=FAMILIES)
+    add = parser.add_argument
+    add(
+        "--model", type=Path, required=True, help="model.pt, model.pth, 2epoch.pth, or safetensors files in a directory"
+    )
+    add("--config", type=Path, required=True, help="the release's config.yaml")
+    add("--tokenizer", type=Path, required=True, help="directory of the public tokenizer that config.yaml names")
+    add("--out", type=Path, required=True, help="directory to be made")
+    add("--codec", type=Path, help="directory of the codec's own release; copied to codec/")
+    add(
+        "--ssl-tokenizer",
+        type=Path,
+        help="OpusLM: directory of espnet/xeus (config.yaml, xeus_checkpoint_new.pth, km_opus_lm.mdl), to hear samples",
+    )
+    add("--codec-from-model", action="store_true", help="write codec/ from the copy in Bagpiper's file")
+    add("--backbone", type=Path, help="config.json of the backbone, where it is none of the published releases'")
+    add("--dtype", choices=DTYPES, help="of the tensors; default: what the model was trained in")
+    add("--shard-gb", type=float, default=MAX_SHARD_GB, help=f"size of a file at most, in GB; default {MAX_SHARD_GB}")
+    audio = parser.add_argument_group("Bagpiper's audio tower")
+    audio.add_argument("--audio-config", type=Path, help="config.json with its numbers, where it is not Qwen3-Omni's")
+    audio.add_argument("--n-window", type=int, help="half a chunk, in mel frames; default 50, as trained")
+    audio.add_argument("--n-window-infer", type=int, help="mel frames that see each other; default 800, as trained")
+    audio.add_argument("--no-normalize", action="store_true", help="leave waveforms as loud as they come")
+    args = parser.parse_args(words)
+    if not args.shard_gb > 0:
+        parser.error(f"--shard-gb must be > 0, got {args.shard_gb:g}")
+    return args
+
+
+def release(args: argparse.Namespace) -> Release:
+    """What the command line asks for."""
+    audio = {"do_normalize": not args.no_normalize}
+    audio |= {name: getattr(args, name) for name in ("n_window", "n_window_infer") if getattr(args, name) is not None}
+    return Release(
+        family=args.family,
+        model=args.model,
+        config=args.config,
+        tokenizer=args.tokenizer,
+        codec=args.codec,
+        ssl_tokenizer=args.ssl_tokenizer,
+        keeps_codec=args.codec_from_model,
+        backbone=args.backbone,
+        audio_config=args.audio_config,
+        audio=audio,
+        dtype=args.dtype,
+    )
+
+
+def describe(conversion: Conversion) -> str:
+    """What will be written, and what will not."""
+    record = conversion.record
+    lines = [
+        f"{record['architectures'][0]}, {record['vocab_size']} ids, {record['dtype']}",
+        f"{len(conversion.entries)} tensors, {conversion.num_bytes / 1e6:,.1f} MB",
+        *(f"not needed: {each}" for each in grouped(conversion.dropped)),
+        *conversion.notes,
+    ]
+    if not conversion.codec_files and conversion.codec_copy is None:
+        lines.append("no codec: the server needs one under codec/ before it can speak (--codec)")
+    if record[NAME].startswith("opuslm") and conversion.ssl_tokenizer is None:
+        lines.append("no tokenizer of audio: the server will take audio as codes alone (--ssl-tokenizer)")
+    return "\n".join(lines)
+
+
+def grouped(shapes: dict[str, list[int]]) -> list[str]:
+    """Names with their shapes; of several that begin alike, how they begin and how many there are."""
+    groups: dict[str, list[str]] = {}
+    for name in shapes:
+        groups.setdefault(".".join(name.split(".")[:2]), []).append(name)
+    return [
+        f"{names[0]} {shapes[names[0]]}" if len(names) == 1 else f"{len(names)} tensors of {first}"
+        for first, names in groups.items()
+    ]
+
+
+def main(words: list[str] | None = None) -> int:
+    """Converts; 1 where something does not fit."""
+    args = arguments(words)
+    try:
+        conversion = plan(release(args))
+        print(describe(conversion))
+        columns = (TextColumn("writing"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        with Progress(*columns, transient=True) as bar:
+            task = bar.add_task("", total=conversion.num_bytes)
+            advance = lambda num_bytes: bar.update(task, advance=num_bytes)  # noqa: E731
+            files = write(conversion, args.out, int(args.shard_gb * 1e9), advance)
+    except (CheckpointError, OSError) as error:
+        print(f"convert_checkpoint: {error}", file=sys.stderr)
+        return 1
+    for file in files:
+        print(f"{file.sha256}  {file.name}  {file.num_bytes}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""One conversion: a release in, a directory that vLLM loads out. Nothing is written before everything fits."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stretto.checkpoints import codec, shards
+from stretto.checkpoints.backbone import config_of, shapes
+from stretto.checkpoints.contents import Contents
+from stretto.checkpoints.release import Release, Tokenizer, entry
+from stretto.checkpoints.shards import Entry, Written
+from stretto.checkpoints.tensors import Part, Plan, check
+from stretto.errors import CheckpointError
+from stretto.families.bagpiper import convert as bagpiper
+from stretto.families.opuslm import convert as opuslm
+from stretto.families.opuslm.convert_ssl_tokenizer import SslTokenizer
+from stretto.families.opuslm.ssl_tokenizer import FOLDER
+from stretto.families.registry import NAME, VOCABULARY, read_family
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What will be written. dropped: published tensors that are not served. notes: what was found in the files that
+    an operator may want to know."""
+
+    record: dict[str, Any]
+    entries: list[Entry]
+    dropped: dict[str, list[int]]
+    tokenizer: Tokenizer
+    codec_files: list[Path]
+    codec_copy: codec.Copy | None
+    ssl_tokenizer: SslTokenizer | None
+    notes: list[str]
+
+    @property
+    def num_bytes(self) -> int:
+        parts = [part.entries for part in (self.codec_copy, self.ssl_tokenizer) if part]
+        return sum(each.num_bytes for each in chain(self.entries, *parts))
+
+
+def plan(release: Release) -> Conversion:
+    """Reads everything but the tensors' contents; CheckpointError says what does not fit."""
+    contents = Contents.of(release)
+    tensors = contents.tensors
+    record, parts, dropped = (_bagpiper if release.is_bagpiper else _opuslm)(release, contents)
+    family = read_family(record)
+    unused = check(parts, tensors, dropped)
+    files = codec.check_directory(release.codec, family) if release.codec and not release.keeps_codec else []
+    copy = codec.Copy.of(release.codec, tensors, bagpiper.CODEC) if release.keeps_codec else None
+    hears = SslTokenizer.of(release.ssl_tokenizer, len(family.layout.audio[0])) if release.ssl_tokenizer else None
+    dropped_shapes = {name: list(tensors[name].shape) for name in unused} | (hears.dropped if hears else {})
+    entries, notes = _entries(parts, tensors, contents.dtype), contents.notes(release)
+    return Conversion(record, entries, dropped_shapes, contents.tokenizer, files, copy, hears, notes)
+
+
+Made = tuple[dict[str, Any], Plan, tuple[str, ...]]  # config.json, what becomes of each tensor, names that are dropped
+
+
+def _bagpiper(release: Release, contents: Contents) -> Made:
+    if release.ssl_tokenizer:
+        raise CheckpointError("Bagpiper hears through its own encoder: --ssl-tokenizer is for OpusLM")
+    config = contents.config
+    vocabulary = bagpiper.vocabulary(config, contents.tensors, contents.tokenizer, release.codec)
+    audio = bagpiper.tower_config(config, release.audio_config, release.audio)
+    record = config_of(contents.backbone, vocabulary.vocab_size, contents.dtype)
+    record |= {NAME: "bagpiper", VOCABULARY: vocabulary.to_record(), "audio_config": audio}
+    return record, bagpiper.plan(shapes(record), record["hidden_size"], audio), bagpiper.DROPPED
+
+
+def _opuslm(release: Release, contents: Contents) -> Made:
+    if release.keeps_codec:
+        raise CheckpointError("OpusLM's file holds no copy of its codec: --codec must say where it lies")
+    config, name = contents.config, release.family.replace("-", "_")
+    vocabulary = opuslm.vocabulary(config, contents.tokenizer, is_dialogue=name == "opuslm_dialogue")
+    record = config_of(contents.backbone, vocabulary.vocab_size, contents.dtype)
+    # Trained on sequences of this length, whatever the backbone was trained on before.
+    record["max_position_embeddings"] = entry(config, "transformer_conf").get("n_ctx", 8192)
+    record |= {NAME: name, VOCABULARY: vocabulary.to_record()}
+    return record, opuslm.plan(shapes(record), record["hidden_size"], contents.tensors), opuslm.DROPPED
+
+
+def _entries(parts: Plan, tensors: Mapping[str, Tensor], dtype: str) -> list[Entry]:
+    return [
+        Entry(part.name, getattr(torch, dtype), part.written, partial(_read, part, tensors, name))
+        for name, part in parts.items()
+    ]
+
+
+def _read(part: Part, tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    return part.edit(tensors[name]) if part.edit else tensors[name]
+
+
+@contextmanager
+def fresh_directory(out: Path) -> Iterator[Path]:
+    """A directory that becomes `out` when everything in it is written, and is removed when something fails.
+
+    CheckpointError where `out` holds something already. What an interrupted run has left behind is replaced.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{out}: expected a directory that is empty or does not exist yet")
+    unfinished = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        unfinished.replace(out)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def write(conversion: Conversion, out: Path, max_bytes: int, progress: shards.Progress) -> list[Written]:
+    """Writes everything; all or nothing."""
+    with fresh_directory(out) as folder:
+        files = shards.write_shards(folder, conversion.entries, max_bytes, progress)
+        files.append(shards.write_json(folder / "config.json", conversion.record))
+        for path in conversion.tokenizer.files:
+            files.append(shards.copy_file(path, folder / path.name, path.name))
+        if conversion.codec_files or conversion.codec_copy:
+            (folder / "codec").mkdir()
+        for path in conversion.codec_files:
+            files.append(shards.copy_file(path, folder / "codec" / path.name, f"codec/{path.name}"))
+        if conversion.codec_copy:
+            files += conversion.codec_copy.write(folder / "codec", progress)
+        if conversion.ssl_tokenizer:
+            (folder / FOLDER).mkdir()
+            files += conversion.ssl_tokenizer.write(folder / FOLDER, progress)
+    return files

@@ -1,0 +1,137 @@
+"""Makes a model repository that serves another checkpoint than the bundled one.
+
+    python -m stretto.checkpoints.make_repository --checkpoint opuslm --out opuslm-served
+    python -m stretto.serving.command --model-repository opuslm-served
+
+It holds copies of the bundled repository's configs and adapters, an engine.json for the checkpoint, and a link to the
+checkpoint. The family, its codec and its tokenizer follow from the checkpoint itself.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from stretto.checkpoints.conversion import fresh_directory
+from stretto.config import EngineConfig
+from stretto.errors import CheckpointError
+from stretto.families.base import Family
+from stretto.families.opuslm.ssl_tokenizer import FOLDER
+from stretto.families.registry import config_at, json_object
+from stretto.preprocessing.request import Preprocessor
+from stretto.serving.environment import ROOT
+
+BUNDLED = ROOT / "model_repository"
+CHECKPOINT, ENGINE = "language_model/1/checkpoint", "language_model/1/engine.json"
+DECODER, PREPROCESSOR = "acoustic_decoder", "preprocessor"
+NUM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+CPU_BLOCK_SIZE = 32  # rows; vLLM's attention on the CPU takes multiples of it
+MIB = 1 << 20
+WARM_UP_S = 4.0  # of the decoder: 96 batches of a small DAC take 3.3 s
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="what stretto.checkpoints.command has made")
+    add("--out", type=Path, required=True, help="directory to be made")
+    add("--engine-args", type=Path, metavar="FILE", help="JSON: engine arguments of vLLM in place of those chosen here")
+    add("--gpu", type=int, metavar="N", help="for GPUs, codec and tokenizer of audio on GPU N; default: for the CPU")
+    return parser.parse_args(words)
+
+
+def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) -> dict[str, Any]:
+    """vLLM's arguments for a checkpoint whose config.json is `record`.
+
+    On the CPU the KV cache holds at least two halves of the longest reply, so that no request is refused for its
+    length, and 1024 rows for each place in the batch; on a GPU it takes what weights and codec leave.
+    """
+    chosen: dict[str, Any] = {
+        "dtype": precision(record, is_on_gpu),
+        "max_model_len": min(family.max_model_len, record["max_position_embeddings"]),
+    }
+    if is_on_gpu:
+        return chosen | {"max_num_seqs": 128, "max_num_batched_tokens": 8192, "gpu_memory_utilization": 0.85}
+    num_seqs = 32
+    num_rows = max(2 * chosen["max_model_len"], 1024 * num_seqs) + 2 * CPU_BLOCK_SIZE
+    return chosen | {
+        "max_num_seqs": num_seqs,
+        "max_num_batched_tokens": 2048,
+        "block_size": CPU_BLOCK_SIZE,
+        "kv_cache_memory_bytes": -(-num_rows * bytes_per_row(record, chosen["dtype"]) // MIB) * MIB,
+        "enforce_eager": True,
+    }
+
+
+def precision(record: dict[str, Any], is_on_gpu: bool) -> str:
+    """The dtype to serve in: the checkpoint's own; vLLM's choice would serve float32 in half of its precision.
+
+    In float16 a CPU only stores: most of them compute it in float32, with a conversion around every product.
+    """
+    stored = record.get("dtype") or record["torch_dtype"]  # as transformers has written it from 5.0 on, and before
+    return "float32" if stored == "float16" and not is_on_gpu else stored
+
+
+def bytes_per_row(record: dict[str, Any], dtype: str) -> int:
+    """Of the KV cache: keys and values of every layer."""
+    heads = record.get("num_key_value_heads") or record["num_attention_heads"]
+    head_dim = record.get("head_dim") or record["hidden_size"] // record["num_attention_heads"]
+    return 2 * record["num_hidden_layers"] * heads * head_dim * NUM_BYTES[dtype]
+
+
+def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], gpu: int | None = None) -> None:
+    """The repository at `out`, which does not exist yet; CheckpointError where the checkpoint cannot be served."""
+    family = Preprocessor(checkpoint).family  # which opens the tokenizer, the codec and what hears audio
+    if not any(checkpoint.glob("*.safetensors")):
+        raise CheckpointError(f"{checkpoint}: expected weights in *.safetensors, got none")
+    chosen = engine_arguments(config_at(checkpoint), family, gpu is not None) | engine_args
+    with fresh_directory(out) as folder:
+        left_out = shutil.ignore_patterns(Path(CHECKPOINT).name, Path(ENGINE).name, "__pycache__")
+        shutil.copytree(BUNDLED, folder, ignore=left_out, dirs_exist_ok=True)
+        (folder / CHECKPOINT).symlink_to(checkpoint.resolve(), target_is_directory=True)
+        (folder / ENGINE).write_text(json.dumps(chosen, indent=2) + "\n")
+        EngineConfig.from_file(folder / ENGINE, checkpoint)
+        if family.codec != "tiny":
+            change(folder / DECODER / "config.pbtxt", {parameter("warm_up_s"): rf'\1: "{WARM_UP_S}"'})
+        if gpu is not None:
+            place = {r"kind: KIND_CPU": f"kind: KIND_GPU gpus: [ {gpu} ]"}
+            batches = {parameter("max_batch"): r'\1: "64"'}  # as large as pay there
+            change(folder / DECODER / "config.pbtxt", place | batches)
+            if (checkpoint / FOLDER).is_dir():  # XEUS takes most of a second of one core for a second of audio
+                change(folder / PREPROCESSOR / "config.pbtxt", place)
+
+
+def parameter(name: str) -> str:
+    """A pattern for the parameter `name` of a model's config; its first group is all before the value."""
+    return rf'(key: "{name}" value \{{ string_value): "[^"]*"'
+
+
+def change(config: Path, changes: dict[str, str]) -> None:
+    """Put what `changes` says in the place of each of its patterns, which a config has once."""
+    text = config.read_text()
+    for pattern, new in changes.items():
+        text, num_changed = re.subn(pattern, new, text)
+        assert num_changed == 1, f"{config}: {pattern!r} matches {num_changed} times instead of once"
+    config.write_text(text)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Makes the repository; 1 where it cannot be served."""
+    args = arguments(words)
+    try:
+        given = json_object(args.engine_args) if args.engine_args else {}
+        make(args.checkpoint, args.out, given, args.gpu)
+    except (CheckpointError, OSError, ValueError) as error:
+        print(f"make_repository: {error}", file=sys.stderr)
+        return 1
+    print((args.out / ENGINE).read_text(), end="")
+    print(f"python -m stretto.serving.command --model-repository {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

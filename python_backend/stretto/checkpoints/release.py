@@ -1,0 +1,133 @@
+"""What a release consists of, read without a copy of it: the tensors stay in their file until they are written."""
+
+import pickle
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from stretto.errors import CheckpointError
+from stretto.families.registry import config_at, json_object
+from stretto.families.tokenizer import TextTokenizer
+
+FAMILIES = ("bagpiper", "opuslm", "opuslm-dialogue")
+
+
+@dataclass(frozen=True)
+class Release:
+    """What is to be converted. backbone, audio_config: where the numbers lie that the release only names.
+
+    audio: what the operator says of the audio tower. dtype: None means what the release was trained in.
+    keeps_codec: write the codec from the copy in the file; `codec` then only says its numbers. ssl_tokenizer: the
+    directory of XEUS, with which OpusLM hears samples.
+    """
+
+    family: str
+    model: Path
+    config: Path
+    tokenizer: Path
+    codec: Path | None = None
+    ssl_tokenizer: Path | None = None
+    keeps_codec: bool = False
+    backbone: Path | None = None
+    audio_config: Path | None = None
+    audio: Mapping[str, Any] = field(default_factory=dict)
+    dtype: str | None = None
+
+    @property
+    def is_bagpiper(self) -> bool:
+        """Whether the names in its files are Bagpiper's, and not OpusLM's."""
+        return self.family == "bagpiper"
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of a directory of safetensors files by name, read when they are asked for."""
+
+    def __init__(self, folder: Path):
+        files = [safe_open(path, framework="pt") for path in sorted(folder.glob("*.safetensors"))]
+        self._files = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._files[name].get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def read_tensors(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of `model.pt` ({"module": …}), `model.pth` or `2epoch.pth`, or of a directory of safetensors files.
+
+    CheckpointError where the file is missing, holds anything but tensors, or is of a kind that cannot stay in its file.
+    """
+    try:
+        stored = StoredTensors(path) if path.is_dir() else torch.load(path, "cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: expected tensors, got {error!r}") from error
+    if isinstance(stored, StoredTensors) and stored:
+        return stored
+    tensors = stored.get("module", stored) if isinstance(stored, dict) else {}
+    if not isinstance(tensors, dict):
+        tensors = {}
+    odd = sorted(
+        str(name) for name, tensor in tensors.items() if not (isinstance(name, str) and torch.is_tensor(tensor))
+    )
+    if odd or not tensors:
+        raise CheckpointError(f"{path}: expected tensors by name, or under 'module'; got {odd[:8] or 'none'}")
+    return tensors
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A release's `config.yaml`."""
+    try:
+        record = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path}: expected YAML, got {error!r}") from error
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path}: expected a mapping, got {type(record).__name__}")
+    return record
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A config.json, or the one in a directory."""
+    return config_at(path) if path.is_dir() else json_object(path)
+
+
+def entry(record: Mapping[str, Any], dotted: str) -> Any:
+    """What lies in a nested record under `a.b.c`; CheckpointError names the first key that is not there."""
+    value: Any = record
+    for depth, key in enumerate(dotted.split(".")):
+        if not isinstance(value, Mapping) or key not in value:
+            raise CheckpointError(f"config.yaml: {'.'.join(dotted.split('.')[: depth + 1])} is missing")
+        value = value[key]
+    return value
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A public tokenizer's files. size: one more than its highest id. tokens: how each id is spelled."""
+
+    folder: Path
+    size: int
+    tokens: Mapping[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def at(cls, folder: Path) -> "Tokenizer":
+        """Reads `tokenizer.json`; CheckpointError where there is none, or one that the server could not use."""
+        tokens = TextTokenizer.at(folder).tokens
+        if not tokens:
+            raise CheckpointError(f"{folder}: expected a tokenizer with tokens, got none")
+        return cls(folder, 1 + max(tokens), tokens)
+
+    @property
+    def files(self) -> list[Path]:
+        """What a tokenizer consists of, and nothing else of a repository that lies beside it."""
+        names = ("tokenizer", "vocab", "merges", "special_tokens_map", "added_tokens", "chat_template")
+        return sorted(path for path in self.folder.iterdir() if path.is_file() and path.name.startswith(names))

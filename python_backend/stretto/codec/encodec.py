@@ -1,0 +1,78 @@
+"""`encodec`: Encodec as transformers publishes it: 24 kHz (causal) and 32 kHz (Musicgen's, which looks ahead)."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import EncodecConfig, EncodecModel
+
+from stretto.codec.base import CodecSpec, Window
+from stretto.codec.published import codec_directory, load_config, load_model
+from stretto.codec.seanet.published import keep_lengths_on_host, multiply_weight_norm_out, shape_of
+from stretto.codec.seanet.stream import SeanetStream
+from stretto.errors import CheckpointError
+
+
+class EncodecCodec(nn.Module):
+    """The codec of `base.Codec`. Its state is the (h, c) of the decoder's LSTM.
+
+    It has the codebooks of the checkpoint's highest bandwidth; a lower one uses the first of them.
+    """
+
+    def __init__(self, model: EncodecModel) -> None:
+        super().__init__()
+        config = model.config
+        check(config)
+        multiply_weight_norm_out(model)
+        self.model = model
+        head, recurrence, *tail = model.decoder.layers
+        shape, lstm = shape_of(config), recurrence.lstm
+        assert isinstance(lstm, nn.LSTM)
+        self.stream = SeanetStream(shape, head, lstm, nn.Sequential(*tail))
+        self.spec = CodecSpec(
+            name="encodec",
+            sample_rate=config.sampling_rate,
+            samples_per_frame=shape.hop,
+            num_codebooks=config.num_quantizers,
+            codebook_size=config.codebook_size,
+            streaming=self.stream.streaming,
+        )
+
+    @torch.inference_mode()
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """Codes [K, T] int64 of mono pcm [n] float32; the last frame may be a partial one."""
+        if len(pcm) == 0:
+            return np.zeros((self.spec.num_codebooks, 0), dtype=np.int64)
+        samples = torch.from_numpy(np.asarray(pcm)).to(next(self.parameters()))
+        codes = self.model.quantizer.encode(self.model.encoder(samples[None, None]))
+        return codes[: self.spec.num_codebooks, 0].cpu().numpy()
+
+    def initial_state(self, batch: int) -> Tensor:
+        return self.stream.initial_state(batch)
+
+    @torch.inference_mode()
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Pcm [B, n] in [-1, 1] of the window's frames, and the state that stands before the next one's."""
+        codes = window.codes.to(window.state.device)
+        latents = self.model.quantizer.decode(codes.transpose(0, 1))
+        pcm, state = self.stream(latents, window.left, window.right, window.state)
+        return pcm.clamp(-1, 1), state
+
+
+def check(config: EncodecConfig) -> None:
+    """CheckpointError for the 48 kHz model: it scales and fades over whole seconds, which cannot be streamed."""
+    if config.normalize or config.chunk_length_s is not None or config.norm_type != "weight_norm":
+        raise CheckpointError(
+            "encodec: only checkpoints without normalize, chunk_length_s and time_group_norm (24 and 32 kHz) stream"
+        )
+
+
+def load(directory: Path, device: str = "cpu") -> EncodecCodec:
+    """The codec in a published checkpoint; CheckpointError names what is missing or does not fit."""
+    directory = codec_directory(directory)
+    check(load_config(EncodecConfig, directory))
+    model, _ = load_model(EncodecModel, directory)
+    codec = EncodecCodec(model).to(device)
+    keep_lengths_on_host(codec)
+    return codec

@@ -1,0 +1,111 @@
+"""`mimi`: Mimi as transformers publishes it (24 kHz, 12.5 frames a second; Défossez et al., 2024).
+
+codes ─► frames ─► upsample ×2 ─► transformer, 250 steps back ─► SEANet decoder ─► pcm
+                   1 frame back    keys and values carried        8 steps back, outputs carried
+
+transformers' own `decode` with past keys and values is not exact: its convolutions forget what came before.
+"""
+
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import MimiConfig, MimiModel
+
+from stretto.codec.base import CodecSpec, Stateful, Window
+from stretto.codec.mimi_cache import RingTransformer
+from stretto.codec.published import codec_directory, load_config, load_model
+from stretto.codec.seanet.published import keep_lengths_on_host, shape_of
+from stretto.errors import CheckpointError
+
+STEPS = 2  # transformer steps per frame
+
+
+class MimiCodec(nn.Module):
+    """The codec of `base.Codec`.
+
+    Its state is the transformer's rings of keys and values, then the outputs of its last steps that the SEANet hears
+    again: [B, D].
+    """
+
+    def __init__(self, model: MimiModel) -> None:
+        super().__init__()
+        config = model.config
+        check(config)
+        self.model = model
+        self.transformer = RingTransformer(model.decoder_transformer)
+        self.ring_size = prod(self.transformer.shape)
+        shape = shape_of(config)
+        self.left_frames = -(-(shape.head.left + shape.tail.left) // STEPS)
+        self.samples_per_step = shape.hop
+        self.spec = CodecSpec(
+            name="mimi",
+            sample_rate=config.sampling_rate,
+            samples_per_frame=shape.hop * STEPS,
+            num_codebooks=config.num_quantizers,
+            codebook_size=config.codebook_size,
+            streaming=Stateful(left=self.left_frames),
+        )
+
+    @torch.inference_mode()
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """Codes [K, T] int64 of mono pcm [n] float32; the last frame may be a partial one."""
+        if len(pcm) == 0:
+            return np.zeros((self.spec.num_codebooks, 0), dtype=np.int64)
+        samples = torch.from_numpy(np.asarray(pcm)).to(next(self.parameters()))
+        codes = self.model.encode(samples[None, None], num_quantizers=self.spec.num_codebooks)[0]
+        return codes[0].cpu().numpy()
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Zeros: empty rings, silent outputs."""
+        outputs = self.left_frames * STEPS * self.model.config.hidden_size
+        return next(self.parameters()).new_zeros(batch, self.ring_size + outputs)
+
+    @torch.inference_mode()
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Pcm [B, n] in [-1, 1] of the window's frames, and the state before the next one's."""
+        state = window.state.clone()
+        rings, outputs = state.split([prod(self.transformer.shape), state.shape[1] - prod(self.transformer.shape)], 1)
+        rings, outputs = (
+            rings.unflatten(1, self.transformer.shape),
+            outputs.unflatten(1, (self.left_frames * STEPS, -1)),
+        )
+        steps = self._steps(window.codes.to(state.device), window.left)
+        new = self.transformer.advance(steps, window.first.to(state.device) * STEPS, rings)
+        heard = torch.cat([outputs, new], 1)
+        outputs.copy_(heard[:, -outputs.shape[1] :])
+        pcm = self._waveform(heard[:, outputs.shape[1] - window.left * STEPS :], window.left * STEPS)
+        return pcm.clamp(-1, 1), state
+
+    def _steps(self, codes: Tensor, left: int) -> Tensor:
+        """Transformer inputs [B, 2 n, H] of the frames after the first `left` of codes [B, K, left + n]."""
+        before = min(left, 1)
+        frames = self.model.quantizer.decode(codes[:, :, left - before :])
+        upsample = self.model.upsample
+        assert upsample is not None, "there are two steps a frame"
+        return upsample(frames)[:, :, before * STEPS :].transpose(1, 2)
+
+    def _waveform(self, heard: Tensor, left: int) -> Tensor:
+        return self.model.decoder(heard.transpose(1, 2))[:, 0, left * self.samples_per_step :]
+
+
+def check(config: MimiConfig) -> None:
+    """CheckpointError for a Mimi whose decoder looks ahead or pads with anything but zeros, or upsamples by not 2."""
+    if not config.use_causal_conv or config.pad_mode != "constant":
+        raise CheckpointError(
+            f"mimi: use_causal_conv and pad_mode constant, got {config.use_causal_conv}, {config.pad_mode}"
+        )
+    if config.encodec_frame_rate != STEPS * config.frame_rate:
+        raise CheckpointError(f"mimi: encodec_frame_rate {config.encodec_frame_rate} is not twice {config.frame_rate}")
+
+
+def load(directory: Path, device: str = "cpu") -> MimiCodec:
+    """The codec in a published checkpoint; CheckpointError names what is missing or does not fit."""
+    directory = codec_directory(directory)
+    check(load_config(MimiConfig, directory))
+    model, _ = load_model(MimiModel, directory)
+    codec = MimiCodec(model).to(device)
+    keep_lengths_on_host(codec)
+    return codec

@@ -1,0 +1,96 @@
+"""A codec that decodes from the file that `scripts/export_onnx.py` writes; it needs neither weights nor torch's codec.
+
+A windowed codec's graph maps `codes` to `pcm` of all its frames. That of a codec with a state also takes where the
+window's own frames lie, and gives `next_state`. The file's metadata hold the codec's spec.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor
+
+from stretto.codec.base import CodecSpec, Stateful, Window, Windowed
+from stretto.errors import CheckpointError, InvalidRequest
+
+FILE = "codec.onnx"
+SPEC_KEY = "stretto.codec_spec"
+STREAMING = {"windowed": Windowed, "stateful": Stateful}
+STATE_DTYPES = {"tensor(float)": torch.float32, "tensor(double)": torch.float64}
+
+
+def spec_to_json(spec: CodecSpec) -> str:
+    """The metadata of a file."""
+    return json.dumps(asdict(spec) | {"kind": type(spec.streaming).__name__.lower()})
+
+
+def spec_from_json(text: str) -> CodecSpec:
+    """What `spec_to_json` wrote."""
+    record = json.loads(text)
+    streaming = STREAMING[record.pop("kind")](**record.pop("streaming"))
+    return CodecSpec(**record, streaming=streaming)
+
+
+class OnnxCodec:
+    """The codec of `base.Codec`, without `encode`."""
+
+    def __init__(self, spec: CodecSpec, session: onnxruntime.InferenceSession) -> None:
+        self.spec = spec
+        self._session = session
+        self._state = next((each for each in session.get_inputs() if each.name == "state"), None)
+
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """Refused: the file holds the decoder."""
+        raise InvalidRequest("audio", f"none, as an exported {self.spec.name} only decodes", "audio")
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Zeros [batch, D] as the graph takes them."""
+        if self._state is None:
+            return torch.zeros(batch, 0)
+        return torch.zeros(batch, self._state.shape[1], dtype=STATE_DTYPES[self._state.type])
+
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        """As `base.Codec` says."""
+        last = window.codes.shape[2] - window.right
+        start = window.left * self.spec.samples_per_frame
+        stop = start + self.spec.num_samples(last - window.left, window.right)
+        feeds: dict[str, Any] = {"codes": window.codes.cpu().numpy()}
+        if self._state is None:
+            [pcm] = self._session.run(["pcm"], feeds)
+            return torch.from_numpy(pcm[:, start:stop]).clamp(-1, 1), window.state
+        feeds |= {"left": np.array([window.left]), "last": np.array([last])}
+        feeds |= {"first": window.first.cpu().numpy(), "state": window.state.cpu().numpy()}
+        pcm, state = self._session.run(["pcm", "next_state"], feeds)
+        return torch.from_numpy(pcm[:, start:stop]).clamp(-1, 1), torch.from_numpy(state)
+
+
+def open_session(file: Path, device: str = "cpu", threads: int = 1) -> onnxruntime.InferenceSession:
+    """onnxruntime on a file, on `cpu` or `cuda:<n>`; ValueError where it has no provider for the device."""
+    provider = "CPUExecutionProvider" if device == "cpu" else "CUDAExecutionProvider"
+    if provider not in onnxruntime.get_available_providers():
+        raise ValueError(f"onnxruntime has no {provider} here; device must be cpu, got {device}")
+    settings = {"device_id": torch.device(device).index or 0} if device != "cpu" else {}
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(str(file), options, providers=[(provider, settings)])
+
+
+def load(directory: Path, device: str = "cpu", threads: int = 1) -> OnnxCodec:
+    """The exported codec in a checkpoint or its `codec/`; CheckpointError if there is none."""
+    places = [place for place in (directory / "codec", directory) if (place / FILE).is_file()]
+    if not places:
+        raise CheckpointError(f"{directory / FILE} is missing: scripts/export_onnx.py writes it")
+    return load_file(places[0] / FILE, device, threads)
+
+
+def load_file(file: Path, device: str = "cpu", threads: int = 1) -> OnnxCodec:
+    """The codec exported to a file; CheckpointError if it holds something else."""
+    session = open_session(file, device, threads)
+    metadata = session.get_modelmeta().custom_metadata_map
+    if SPEC_KEY not in metadata:
+        raise CheckpointError(f"{file} was not written by scripts/export_onnx.py: it has no {SPEC_KEY}")
+    return OnnxCodec(spec_from_json(metadata[SPEC_KEY]), session)

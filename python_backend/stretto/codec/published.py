@@ -1,0 +1,64 @@
+"""A codec's published checkpoint: a directory with `config.json` and `model.safetensors`, as transformers writes it."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PretrainedConfig, PreTrainedModel
+
+from stretto.errors import CheckpointError
+
+CONFIG_FILE = "config.json"
+Config = TypeVar("Config", bound=PretrainedConfig)
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def codec_directory(checkpoint: Path) -> Path:
+    """Where the codec's files lie: `codec/` in the checkpoint of a speech model, or the directory itself."""
+    directory = checkpoint / "codec" if (checkpoint / "codec").is_dir() else checkpoint
+    if not (directory / CONFIG_FILE).is_file():
+        raise CheckpointError(f"{directory / CONFIG_FILE} is missing")
+    return directory
+
+
+def load_config(config_class: type[Config], directory: Path) -> Config:
+    """The configuration in a directory; CheckpointError if it is another model's or does not parse."""
+    try:
+        record, _ = PretrainedConfig.get_config_dict(str(directory))
+        if record.get("model_type") != config_class.model_type:
+            raise ValueError(f"model_type must be {config_class.model_type}, got {record.get('model_type')}")
+        return config_class.from_dict(record)
+    except (OSError, TypeError, ValueError, StrictDataclassError) as error:
+        raise CheckpointError(f"{directory / CONFIG_FILE}: {error}") from error
+
+
+def load_model(model_class: type[Model], directory: Path, optional: Iterable[str] = ()) -> tuple[Model, bool]:
+    """The model in float32 with every tensor from the checkpoint, and whether its `optional` parts came along.
+
+    optional: first names of parts (`encoder`, …) that a checkpoint made for decoding alone leaves out, all together.
+    Raises CheckpointError with the names of tensors that are missing, unknown or of another shape.
+    """
+    config_class: Any = model_class.config_class
+    loaded: Any
+    try:
+        loaded = model_class.from_pretrained(
+            str(directory),
+            config=load_config(config_class, directory),
+            dtype=torch.float32,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # they are named below, with the others
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{directory}: {error}") from error
+    model, info = loaded
+    missing = sorted(info["missing_keys"])
+    is_complete = not missing
+    if set(missing) == {name for name in model.state_dict() if name.split(".")[0] in set(optional)}:
+        missing = []
+    unexpected, wrong = sorted(info["unexpected_keys"]), sorted(name for name, *_ in info["mismatched_keys"])
+    if missing or unexpected or wrong:
+        raise CheckpointError(f"{directory}: missing {missing}, unexpected {unexpected}, wrong shape {wrong}")
+    return model.eval().requires_grad_(False), is_complete

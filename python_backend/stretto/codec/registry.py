@@ -1,0 +1,50 @@
+"""Codecs by name; a codec's library is imported on first use."""
+
+from importlib import import_module
+from pathlib import Path
+
+from stretto.codec.base import Codec
+from stretto.errors import CheckpointError
+
+LOADERS = {
+    "dac": "stretto.codec.dac:load",
+    "encodec": "stretto.codec.encodec:load",
+    "espnet_dac": "stretto.codec.espnet_dac:load",
+    "higgs": "stretto.codec.higgs:load",
+    "mimi": "stretto.codec.mimi:load",
+    "tiny": "stretto.codec.tiny.codec:load",
+    "xcodec": "stretto.codec.xcodec:load",
+}
+
+
+def load_codec(name: str, directory: Path, device: str = "cpu", num_codebooks: int | None = None) -> Codec:
+    """The codec called `name`, with the weights in `directory`, for codes of its first `num_codebooks` or of all.
+
+    KeyError lists the names there are; CheckpointError names what does not fit, too few codebooks among it.
+    """
+    _check(name)
+    module, function = LOADERS[name].split(":")
+    codec: Codec = getattr(import_module(module), function)(directory, device)
+    if num_codebooks is not None:
+        try:
+            codec.spec = codec.spec.with_codebooks(num_codebooks)
+        except ValueError as error:
+            raise CheckpointError(f"{directory}: {error}") from error
+    return codec
+
+
+def load_exported(name: str, directory: Path, device: str = "cpu", threads: int = 1) -> Codec:
+    """The same from its exported file, run by onnxruntime, for as many codebooks as it was exported for.
+
+    CheckpointError if another codec's file lies there.
+    """
+    _check(name)
+    codec: Codec = import_module("stretto.codec.onnx_runtime").load(directory, device, threads)
+    if codec.spec.name != name:
+        raise CheckpointError(f"{directory} holds an exported {codec.spec.name}, not {name}")
+    return codec
+
+
+def _check(name: str) -> None:
+    if name not in LOADERS:
+        raise KeyError(f"unknown codec {name!r}; known: {sorted(LOADERS)}")

@@ -1,0 +1,1 @@
+"""SEANet decoders, which several codecs end with."""

@@ -1,0 +1,116 @@
+"""SEANet encoder and decoder, non-causal with reflect padding and Snake, as ESPnet's codecs use it. Whole signals only.
+
+Layers are numbered as in ESPnet's `model` lists (Snake counts as one), so that its tensors keep their places.
+"""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stretto.codec.seanet.shape import SeanetShape
+from stretto.codec.seanet.snake import Snake
+
+
+@dataclass(frozen=True, slots=True)
+class SeanetWidths:
+    """Channels: `base` next to the waveform, doubled at every ratio; `latent` at the quantiser."""
+
+    base: int
+    latent: int
+    compress: int = 2  # residual branches are narrower by this factor
+    lstm_layers: int = 2
+
+
+def reflect(x: Tensor, left: int, right: int) -> Tensor:
+    """x [B, C, n] with its mirror image on both sides; silence lends what a signal too short to mirror lacks."""
+    missing = max(0, max(left, right) + 1 - x.shape[-1])
+    padded = F.pad(F.pad(x, (0, missing)), (left, right), "reflect")
+    return padded[..., : padded.shape[-1] - missing]
+
+
+class Convolution(nn.Conv1d):
+    """Convolution to ceil(n / stride) samples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        (kernel,), (stride,), (dilation,) = self.kernel_size, self.stride, self.dilation
+        total = (kernel - 1) * dilation + 1 - stride
+        right = total // 2
+        return super().forward(reflect(x, total - right, right + -x.shape[-1] % stride))
+
+
+class Upsampling(nn.ConvTranspose1d):
+    """Transposed convolution to n * ratio samples."""
+
+    def __init__(self, channels: int, out_channels: int, ratio: int) -> None:
+        super().__init__(channels, out_channels, 2 * ratio, ratio)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        (ratio,) = self.stride
+        right = ratio // 2
+        whole = super().forward(x, output_size)
+        return whole[..., ratio - right : whole.shape[-1] - right]
+
+
+class Recurrence(nn.Module):
+    """Forward LSTM beside an identity path."""
+
+    def __init__(self, channels: int, layers: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(channels, channels, layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = x.permute(2, 0, 1)
+        return (self.lstm(steps)[0] + steps).permute(1, 2, 0)
+
+
+class ResidualBlock(nn.Module):
+    """Snake, dilated convolution, Snake, pointwise convolution; beside them a pointwise convolution."""
+
+    def __init__(self, channels: int, compress: int, kernel: int, dilation: int) -> None:
+        super().__init__()
+        inner = channels // compress
+        self.block = nn.Sequential(
+            Snake(),
+            Convolution(channels, inner, kernel, dilation=dilation),
+            Snake(),
+            Convolution(inner, channels, 1),
+        )
+        self.shortcut = Convolution(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(x) + self.block(x)
+
+
+def residual_blocks(channels: int, shape: SeanetShape, widths: SeanetWidths) -> list[nn.Module]:
+    """The residual blocks of one rate, their dilations growing."""
+    return [
+        ResidualBlock(channels, widths.compress, shape.residual_kernel, shape.dilation_base**layer)
+        for layer in range(shape.num_residual_layers)
+    ]
+
+
+def make_decoder(shape: SeanetShape, widths: SeanetWidths) -> nn.Sequential:
+    """Latent frames [B, latent, T] to a waveform [B, 1, T * hop]: head, LSTM, tail."""
+    channels = widths.base << len(shape.ratios)
+    layers: list[nn.Module] = [
+        Convolution(widths.latent, channels, shape.kernel),
+        Recurrence(channels, widths.lstm_layers),
+    ]
+    for ratio in shape.ratios:
+        layers += [Snake(), Upsampling(channels, channels // 2, ratio)]
+        channels //= 2
+        layers += residual_blocks(channels, shape, widths)
+    return nn.Sequential(*layers, Snake(), Convolution(channels, 1, shape.last_kernel))
+
+
+def make_encoder(shape: SeanetShape, widths: SeanetWidths) -> nn.Sequential:
+    """A waveform [B, 1, n] to latent frames [B, latent, ceil(n / hop)]: the decoder's mirror image."""
+    channels = widths.base
+    layers: list[nn.Module] = [Convolution(1, channels, shape.kernel)]
+    for ratio in reversed(shape.ratios):
+        layers += residual_blocks(channels, shape, widths)
+        layers += [Snake(), Convolution(channels, channels * 2, 2 * ratio, ratio)]
+        channels *= 2
+    layers.append(Recurrence(channels, widths.lstm_layers))
+    return nn.Sequential(*layers, Snake(), Convolution(channels, widths.latent, shape.last_kernel))

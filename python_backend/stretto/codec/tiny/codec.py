@@ -1,0 +1,120 @@
+"""`tiny`: the bundled codec. 16 kHz speech, 25 frames a second, 7 residual codebooks of 256 on log-mel frames.
+
+    frame │ 640 samples │ 4 mel frames of 160 samples │ 7 codes
+
+Weights: `codec.json` (sizes) and `codec.safetensors` beside it, written by `training/tiny/export_codec.py`.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from stretto.codec.base import CodecSpec, Stateful, Window
+from stretto.codec.tiny.mel import HOP, NUM_MELS, SAMPLE_RATE, log_mel
+from stretto.codec.tiny.residual_vq import ResidualVQ
+from stretto.codec.tiny.vocoder import Vocoder, VocoderConfig
+from stretto.errors import CheckpointError
+
+CONFIG_FILE, WEIGHTS_FILE = "codec.json", "codec.safetensors"
+
+
+@dataclass(frozen=True)
+class TinyConfig:
+    """Contents of `codec.json`."""
+
+    num_codebooks: int
+    codebook_size: int
+    mel_frames: int  # mel frames per codec frame
+    rank: int
+    vocoder: VocoderConfig
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "TinyConfig":
+        """From plain data; TypeError names a field that is missing or unknown."""
+        vocoder = VocoderConfig(**record.get("vocoder", {}))
+        return cls(**{name: value for name, value in record.items() if name != "vocoder"}, vocoder=vocoder)
+
+
+class TinyCodec(torch.nn.Module):
+    """The codec of `base.Codec`. Its state is the phase of the pulses: [B, 1] float64, in cycles."""
+
+    def __init__(self, config: TinyConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.quantiser = ResidualVQ(
+            config.mel_frames * NUM_MELS, config.rank, config.num_codebooks, config.codebook_size
+        )
+        self.vocoder = Vocoder(config.vocoder)
+        self.spec = CodecSpec(
+            name="tiny",
+            sample_rate=SAMPLE_RATE,
+            samples_per_frame=config.mel_frames * HOP,
+            num_codebooks=config.num_codebooks,
+            codebook_size=config.codebook_size,
+            streaming=Stateful(
+                left=-(-self.vocoder.left // config.mel_frames), right=-(-self.vocoder.right // config.mel_frames)
+            ),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.quantiser.mean.device
+
+    @torch.inference_mode()
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """Codes [K, T] int64 of mono pcm [n] float32 at 16 kHz; silence completes the last frame."""
+        samples = torch.from_numpy(np.asarray(pcm, dtype=np.float32)).to(self.device)
+        if len(samples) == 0:
+            return np.zeros((self.spec.num_codebooks, 0), dtype=np.int64)
+        samples = F.pad(samples, (0, -len(samples) % self.spec.samples_per_frame))
+        stacked = log_mel(samples).reshape(-1, self.config.mel_frames * NUM_MELS)
+        return self.quantiser.encode(stacked).T[: self.spec.num_codebooks].cpu().numpy()
+
+    def initial_state(self, batch: int) -> Tensor:
+        return torch.zeros(batch, 1, dtype=torch.float64, device=self.device)
+
+    @torch.inference_mode()
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Pcm [B, n] float32 in [-1, 1] of the window's frames, and the phase at the sample after them."""
+        mels, frames = self.config.mel_frames, window.codes.shape[2] - window.right
+        stacked = self.quantiser.decode(window.codes.to(self.device))
+        mel = stacked.unflatten(2, (mels, NUM_MELS)).flatten(1, 2)
+        position = window.first.to(self.device) * self.spec.samples_per_frame
+        pcm, phase = self.vocoder(mel, window.left * mels, frames * mels, position, window.state[:, 0])
+        return pcm.clamp(-1, 1), phase[:, None] % 1.0
+
+
+def load(directory: Path, device: str = "cpu") -> TinyCodec:
+    """The codec with the weights in `directory`; CheckpointError names what is missing or does not fit."""
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (directory / name).is_file():
+            raise CheckpointError(f"{directory / name} is missing")
+    try:
+        config = TinyConfig.from_record(json.loads((directory / CONFIG_FILE).read_text()))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{directory / CONFIG_FILE}: {error}") from error
+    codec = TinyCodec(config)
+    _fill(codec, load_file(directory / WEIGHTS_FILE))
+    codec.eval().requires_grad_(False)
+    codec.vocoder.pitch_trunk.double()
+    return codec.to(device)
+
+
+def _fill(codec: TinyCodec, tensors: dict[str, Tensor]) -> None:
+    wanted = codec.state_dict()
+    missing, unexpected = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    wrong = [
+        f"{name} {tuple(tensors[name].shape)} instead of {tuple(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & tensors.keys())
+        if tensors[name].shape != wanted[name].shape
+    ]
+    if missing or unexpected or wrong:
+        raise CheckpointError(f"{WEIGHTS_FILE}: missing {missing}, unexpected {unexpected}, wrong shape {wrong}")
+    codec.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})

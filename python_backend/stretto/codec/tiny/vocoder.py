@@ -1,0 +1,119 @@
+"""A source-filter vocoder: log-mel frames to pcm, window by window, without a seam.
+
+    mel ─┬─► pitch trunk (float64) ─► pitch, voicing ─► pulses ─┐
+         │                                          noise ──────┤
+         └─► filter trunk ─► two log gains per frame ─► minimum-phase filters ─► overlap-add ─► pcm
+
+The pitch is computed in float64 because its integral is the phase of the pulses: rounding that differs with the shape
+of a window would add up over an utterance, and the highest harmonics would hear it. Nothing else depends on how many
+frames came before.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from stretto.codec.tiny import excitation, filters
+from stretto.codec.tiny.mel import FFT_SIZE, HOP, NUM_MELS, band_centres
+from stretto.codec.tiny.network import Trunk
+
+LOUDEST = 6.0  # bounds of a log gain, around what the mel frame itself says
+QUIETEST = -12.0
+PULSE_GAIN, NOISE_GAIN = -2.0, -2.5  # a magnitude spectrum of windowed white noise is about exp(2.5) times its rms
+VOICING_SLOPE = 0.5
+
+
+@dataclass(frozen=True)
+class VocoderConfig:
+    """Sizes of the two trunks; look-ahead in mel frames."""
+
+    channels: int = 192
+    blocks: int = 5
+    pitch_channels: int = 64
+    pitch_blocks: int = 4
+    lookahead: int = 3
+    mel_mean: float = -4.0
+    mel_deviation: float = 2.5
+
+
+def band_interpolation() -> Tensor:
+    """Weights [NUM_MELS, FFT_SIZE // 2 + 1] that read a band's value at each FFT bin, linear between band centres."""
+    bins, centres = torch.arange(FFT_SIZE // 2 + 1.0), band_centres()
+    above = torch.searchsorted(centres, bins, right=True).clamp(1, NUM_MELS - 1)
+    low, high = centres[above - 1], centres[above]
+    weight = ((bins - low) / (high - low)).clamp(0, 1)
+    table = torch.zeros(NUM_MELS, len(bins))
+    columns = torch.arange(len(bins))
+    table[above - 1, columns] = 1 - weight
+    table[above, columns] += weight
+    return table
+
+
+class Vocoder(nn.Module):
+    """Weights only; the phase is the caller's to carry.
+
+    A sample of mel frame t depends on mel frames [t - left, t + right], and on the phase at any one sample: on the
+    filters of frames [t - FRAMES_BACK, t + FRAMES_AHEAD] and on the pitch of frames [t - SOURCE_FRAMES_BACK,
+    t + FRAMES_AHEAD], each of which is as wide as its trunk.
+    """
+
+    interpolation: Tensor
+    noise: Tensor
+
+    def __init__(self, config: VocoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        bins = FFT_SIZE // 2 + 1
+        self.filter_trunk = Trunk(NUM_MELS, config.channels, 2 * bins, config.blocks, config.lookahead)
+        self.pitch_trunk = Trunk(NUM_MELS, config.pitch_channels, 2, config.pitch_blocks, config.lookahead)
+        self.register_buffer("interpolation", band_interpolation(), persistent=False)
+        self.register_buffer("noise", excitation.noise_table(), persistent=False)
+        self.left = max(
+            filters.FRAMES_BACK + self.filter_trunk.left, filters.SOURCE_FRAMES_BACK + self.pitch_trunk.left
+        )
+        self.right = filters.FRAMES_AHEAD + config.lookahead
+
+    def pitch(self, mel: Tensor) -> tuple[Tensor, Tensor]:
+        """Log pitch in Hz and voicing logit, [B, T] each, in the dtype of the pitch trunk."""
+        log_hz, voicing = self.pitch_trunk(self._normalise(mel)).unbind(-1)
+        return log_hz + 5.0, voicing  # e ** 5 Hz lies between the voices
+
+    def log_gains(self, mel: Tensor) -> Tensor:
+        """Log gains of the pulses and of the noise [B, 2, T, bins], in the dtype of the filter trunk."""
+        residual = self.filter_trunk(self._normalise(mel)).unflatten(-1, (2, -1)).transpose(1, 2)
+        envelope = (mel @ self.interpolation)[:, None]
+        offset = torch.tensor([PULSE_GAIN, NOISE_GAIN], device=mel.device)[:, None, None]
+        return (envelope + offset + residual).clamp(QUIETEST + NOISE_GAIN, LOUDEST)
+
+    def render(self, gains: Tensor, pitch_hz: Tensor, phase: Tensor, voicing: Tensor, position: Tensor) -> Tensor:
+        """Pcm [B, n] in the dtype of the gains.
+
+        gains: [B, 2, T, bins]; pitch_hz, phase: [B, n] float64; voicing: [B, T] in [0, 1];
+        position: [B] int64, absolute position of the first sample.
+        """
+        voiced = excitation.pulses(phase, pitch_hz).to(gains.dtype) * excitation.upsample(voicing.to(gains.dtype))
+        steps = torch.arange(phase.shape[1], device=phase.device)
+        noise = self.noise[(position[:, None] + steps) % excitation.NOISE_PERIOD].to(gains.dtype)
+        return filters.apply_filters(torch.stack([voiced, noise], 1), filters.minimum_phase(gains))
+
+    def forward(self, mel: Tensor, first: int, last: int, position: Tensor, phase: Tensor) -> tuple[Tensor, Tensor]:
+        """Pcm [B, (last - first) * HOP] of mel frames [first, last), and the phase [B] at the sample after them.
+
+        mel: [B, T, NUM_MELS] float64 with as much context around as there is; position [B] int64 and phase [B] float64
+        (cycles): of the first sample of frame `first`.
+        """
+        # The rest of the context has done its work in the trunks.
+        heard = slice(max(0, first - filters.FRAMES_BACK - 1), last + filters.FRAMES_AHEAD)
+        start, stop = (first - heard.start) * HOP, (last - heard.start) * HOP
+        log_hz, logit = (each[:, heard] for each in self.pitch(mel))
+        gains = self.log_gains(mel.to(self.interpolation.dtype))[:, :, heard]
+        pitch_hz = excitation.upsample(log_hz.exp().clamp(excitation.LOWEST_HZ, excitation.HIGHEST_HZ))
+        turned = excitation.cycles(pitch_hz)
+        phases = turned + (phase - turned[:, start])[:, None]
+        voicing = (VOICING_SLOPE * logit + 0.5).clamp(0, 1)
+        pcm = self.render(gains, pitch_hz, phases[:, :-1], voicing, position - start)
+        return pcm[:, start:stop], phases[:, stop]
+
+    def _normalise(self, mel: Tensor) -> Tensor:
+        return (mel - self.config.mel_mean) / self.config.mel_deviation

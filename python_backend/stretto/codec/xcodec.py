@@ -1,0 +1,60 @@
+"""`xcodec`: X-codec (Ye et al., 2024), a DAC whose codes also hold what HuBERT hears; Bagpiper speaks it."""
+
+from pathlib import Path
+
+from torch import Tensor
+from transformers import XcodecModel
+
+from stretto.codec.base import CodecSpec, Windowed
+from stretto.codec.dac import decoder_layers
+from stretto.codec.published import codec_directory, load_model
+from stretto.codec.receptive_field import context, samples_per_frame
+from stretto.codec.windowed import WindowedCodec
+from stretto.errors import CheckpointError
+
+ENCODING = ("acoustic_encoder", "encoder_semantic", "semantic_model", "fc")
+TRAINING = ("decoder_semantic", "fc1")
+
+
+class SemanticCodec(WindowedCodec):
+    """The codec of `base.Codec`: `decode` needs the quantiser, `fc2` and the acoustic decoder, `encode` all of it."""
+
+    def __init__(self, name: str, model: XcodecModel, can_encode: bool) -> None:
+        config, layers = model.config, decoder_layers(model.config.acoustic_model_config, output_padding=True)
+        super().__init__(
+            CodecSpec(
+                name=name,
+                sample_rate=config.sample_rate,
+                samples_per_frame=samples_per_frame(layers),
+                num_codebooks=config.num_quantizers,
+                codebook_size=config.codebook_size,
+                streaming=Windowed(*context(layers)),
+            ),
+            can_encode,
+        )
+        self.model = model
+        for part in TRAINING if can_encode else TRAINING + ENCODING:
+            delattr(model, part)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Waveform [B, n] of codes [B, K, T]."""
+        return self.model.decode(codes, return_dict=False)[:, 0]
+
+    def codes_of(self, pcm: Tensor) -> Tensor:
+        """Codes [B, K, T] of pcm [B, T * samples_per_frame]."""
+        return self.model.encode(pcm[:, None], return_dict=False)
+
+
+def load_semantic(name: str, model_class: type[XcodecModel], directory: Path) -> SemanticCodec:
+    """A codec of this kind; a checkpoint may leave out all that only encoding and training need."""
+    directory = codec_directory(directory)
+    model, is_complete = load_model(model_class, directory, ENCODING + TRAINING)
+    try:
+        return SemanticCodec(name, model, can_encode=is_complete)
+    except CheckpointError as error:
+        raise CheckpointError(f"{directory}: {error}") from error
+
+
+def load(directory: Path, device: str = "cpu") -> SemanticCodec:
+    """The codec in a published checkpoint; CheckpointError names what is missing or does not fit."""
+    return load_semantic("xcodec", XcodecModel, directory).to(device)

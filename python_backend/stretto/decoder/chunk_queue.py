@@ -1,0 +1,107 @@
+"""Chunks that wait to be decoded, in a queue per utterance. It decodes nothing."""
+
+import threading
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from stretto.records.chunk import Chunk
+from stretto.records.delivery import OutputForm
+
+
+class Reply(Protocol):
+    """The answer to one chunk: exactly one of `send` and `fail` is called, once."""
+
+    def send(self, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
+        """Deliver samples [n] float32 or int16, or none, with their event."""
+        ...
+
+    def fail(self, error: Exception) -> None:
+        """Deliver an error; the utterance is over."""
+        ...
+
+    def is_cancelled(self) -> bool:
+        """Whether nobody waits for this answer any more."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A chunk on its way to being decoded. codes: [K, T] integers, or None without audio.
+
+    form: how the client wants its samples; that of the first chunk counts.
+    """
+
+    utterance: str
+    chunk: Chunk
+    codes: np.ndarray | None
+    reply: Reply
+    form: OutputForm = field(default_factory=OutputForm)
+
+
+class Mailbox:
+    """Filled by any thread, emptied by one."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: dict[str, deque[Delivery]] = {}  # in the order in which each is next served
+        self._abandoned: list[str] = []
+        self._is_closed = False
+
+    def __len__(self) -> int:
+        with self._changed:
+            return sum(map(len, self._waiting.values()))
+
+    def put(self, delivery: Delivery) -> bool:
+        """Queue a chunk; False, and nothing queued, once the mailbox is closed."""
+        with self._changed:
+            if not self._is_closed:
+                self._waiting.setdefault(delivery.utterance, deque()).append(delivery)
+                self._changed.notify()
+            return not self._is_closed
+
+    def abandon(self, utterance: str) -> list[Delivery]:
+        """Take back what an utterance has waiting, and have the reader told that it is over."""
+        with self._changed:
+            self._abandoned.append(utterance)
+            self._changed.notify()
+            return list(self._waiting.pop(utterance, ()))
+
+    def take(self, timeout_s: float, busy: Collection[str] = ()) -> tuple[list[Delivery], list[str]]:
+        """The next chunk of every utterance that is not `busy`, longest-waiting first, and the utterances abandoned.
+
+        Returns at once what there is; only an empty mailbox waits, until something comes, it is closed or time is up.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._abandoned or self._is_closed, timeout_s)
+            abandoned, self._abandoned = self._abandoned, []
+            free = [utterance for utterance in self._waiting if utterance not in busy]
+            return [self._next_of(utterance) for utterance in free], abandoned
+
+    def close(self) -> None:
+        """Take no more chunks; those that wait can still be read."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
+    def clear(self) -> list[Delivery]:
+        """Take back everything."""
+        with self._changed:
+            waiting, self._waiting = self._waiting, {}
+            return [delivery for queue in waiting.values() for delivery in queue]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it is closed and empty."""
+        with self._changed:
+            return self._is_closed and not self._waiting and not self._abandoned
+
+    def _next_of(self, utterance: str) -> Delivery:
+        queue = self._waiting.pop(utterance)
+        delivery = queue.popleft()
+        if queue:
+            self._waiting[utterance] = queue  # behind the others: each utterance in turn
+        return delivery

@@ -1,0 +1,53 @@
+"""What is told of a chunk beside its samples: plain data, ready for JSON."""
+
+from dataclasses import asdict
+from typing import Any
+
+from stretto.codec.base import CodecSpec
+from stretto.decoder.chunk_queue import Delivery
+from stretto.decoder.sessions import Session
+
+
+def make_event(delivery: Delivery, session: Session, num_samples: int, spec: CodecSpec) -> dict[str, Any]:
+    """The event of a chunk for which `num_samples` samples have just been rendered by its session.
+
+    start_s, duration_s: where the samples lie in the utterance. A word's start_s counts from its beginning, too,
+    and so does that of a change between guided and unguided frames. codes: there where they were asked for.
+    """
+    chunk, sample_rate = delivery.chunk, session.renderer.sample_rate
+    event = {
+        "utterance": delivery.utterance,
+        "index": chunk.index,
+        "segment": chunk.segment.name.lower(),
+        "text": chunk.text,
+        "words": [
+            {"word": mark.word, "start_s": round(mark.frame / spec.frame_rate, 4)}
+            for mark in chunk.marks
+            if mark.word is not None
+        ],
+        "guidance_changes": [
+            {"start_s": round(change.frame / spec.frame_rate, 4), "is_guided": change.is_guided}
+            for change in chunk.guidance_changes
+        ],
+        "start_s": (session.num_samples - num_samples) / sample_rate,
+        "duration_s": num_samples / sample_rate,
+        "sample_rate": sample_rate,
+        "is_final": chunk.is_final,
+    }
+    if chunk.told_codes:
+        event["codes"] = chunk.told_codes
+    return event | {"report": _report(delivery, session)} if chunk.is_final else event
+
+
+def _report(delivery: Delivery, session: Session) -> dict[str, Any]:
+    sound, sample_rate = session.first_sound, session.renderer.sample_rate
+    report = delivery.chunk.report
+    record = {}
+    if report is not None:
+        changes = [[change.frame, change.is_guided] for change in report.guidance_changes]
+        record = asdict(report) | {"guidance_changes": changes}
+    return record | {
+        "audio_s": session.num_samples / sample_rate,
+        "decode_s": session.decode_s,
+        "first_sound_s": None if sound is None else sound / sample_rate,
+    }

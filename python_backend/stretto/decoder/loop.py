@@ -1,0 +1,175 @@
+"""What the decoder's thread does: waiting chunks become jobs, jobs batches, and batches replies.
+
+    mailbox ─► jobs: one window of each utterance ─► batch: windows of one shape ─► in flight ─► replies
+
+Whatever waits is decoded at once, at most one chunk of an utterance per batch; nothing waits for company. First comes
+what is due first: the chunk of the listener who runs dry next, or has been waiting in silence.
+"""
+
+import logging
+import time
+from collections import deque
+
+import numpy as np
+
+from stretto.codec.base import Codec
+from stretto.config import DecoderConfig
+from stretto.decoder.batching import Batch, Job, next_group
+from stretto.decoder.chunk_queue import Delivery, Mailbox
+from stretto.decoder.counts import Counts
+from stretto.decoder.events import make_event
+from stretto.decoder.launching import make_launcher
+from stretto.decoder.refusal import refuse
+from stretto.decoder.sessions import Session, Sessions
+from stretto.decoder.warming import warm_up
+from stretto.errors import Cancelled, Overloaded
+
+logger = logging.getLogger(__name__)
+BUSY_SHARE = 0.9  # of the time: beyond it, chunks only queue
+WINDOW_MEMORY = 64  # windows
+
+
+class DecodingLoop:
+    """Decodes what comes into a mailbox. All but `gives_up` and the figures are for one thread, which makes it."""
+
+    def __init__(
+        self, codec: Codec, config: DecoderConfig, mailbox: Mailbox, counts: Counts, sessions: Sessions
+    ) -> None:
+        self._codec = codec
+        self._config = config
+        self._mailbox = mailbox
+        self._counts = counts
+        self._sessions = sessions
+        self._launcher = make_launcher(codec, config)
+        self._jobs: list[Job] = []  # admitted, at most one of an utterance
+        self._batches: deque[tuple[Batch, float]] = deque()  # in flight, and when each was launched
+        self._window_s = 0.0  # that a window takes, as part of its batch
+        self.pace_s = 0.0  # between chunks of one utterance, for the decoder to be busy for BUSY_SHARE of the time
+        self.stopwatch = time.perf_counter  # what decoding times are measured with
+        self.gives_up = False  # set to fail whatever is not decoded yet
+
+    @property
+    def num_jobs(self) -> int:
+        """Chunks that wait to be decoded, beside those in the mailbox."""
+        return len(self._jobs)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is nothing left to do, nor ever will be."""
+        return not self._jobs and not self._batches and self._mailbox.is_finished
+
+    def enter(self) -> None:
+        """Prepare the thread that calls it, which is to take all turns, and warm up for as long as is set."""
+        self._launcher.enter()
+        num_batches = warm_up(self._launcher, self._codec, self._config.max_batch, self._config.warm_up_s)
+        logger.info("warmed up with %d batches", num_batches)
+
+    def fail_all(self, error: Exception) -> None:
+        """Answer every chunk in hand with an error."""
+        for job in self._in_hand():
+            self._fail(job.delivery, error)
+
+    def _in_hand(self) -> list[Job]:
+        return [*self._jobs, *(job for batch, _ in self._batches for job in batch.jobs)]
+
+    def turn(self) -> None:
+        """Let new chunks in, launch a batch, and answer those that need not be in flight any longer."""
+        self._take_in()
+        self._expire()
+        if self.gives_up:
+            for job in self._jobs:
+                self._fail(job.delivery, Overloaded("the decoder is stopping"))
+            self._jobs = []
+        self._jobs = [job for job in self._jobs if self._is_wanted(job)]
+        if self._jobs:
+            self._launch(next_group(self._jobs, self._config.max_batch))
+        while len(self._batches) > (self._launcher.depth if self._jobs else 0):
+            self._land(*self._batches.popleft())
+
+    def _take_in(self) -> None:
+        """Make jobs of what has come; wait for something to come if there is nothing to do."""
+        in_hand = self._in_hand()
+        timeout_s = 0.0 if in_hand else self._config.idle_timeout_s / 4
+        deliveries, abandoned = self._mailbox.take(timeout_s, {job.delivery.utterance for job in in_hand})
+        for utterance in abandoned:
+            self._sessions.close(utterance)
+        self._jobs += [job for job in map(self._admit, deliveries) if job is not None]
+
+    def _expire(self) -> None:
+        expired = self._sessions.expire()
+        if expired:
+            logger.warning("utterances without a chunk for %g s: %s", self._config.idle_timeout_s, expired)
+            self._counts.add("expired", len(expired))
+
+    def _admit(self, delivery: Delivery) -> Job | None:
+        """The job that a chunk makes; None if it is already answered."""
+        self._counts.add("chunks")
+        try:
+            if delivery.reply.is_cancelled():
+                raise Cancelled("the client cancelled the request")
+            session = self._sessions.advance(delivery.utterance, delivery.chunk.index, delivery.form)
+            window = session.windower.push(delivery.codes, delivery.chunk.is_final)
+            if window is not None:
+                return Job(delivery, session, window, self._sessions.due_s(session))
+            self._answer(delivery, session, None)
+        except Exception as error:
+            self._fail(delivery, error)
+        return None
+
+    def _is_wanted(self, job: Job) -> bool:
+        """Whether a job's utterance is still open; one that was ended meanwhile gets its answer here."""
+        is_wanted = self._sessions.is_open(job.delivery.utterance, job.session)
+        if not is_wanted:
+            refuse(job.delivery, Cancelled("the utterance is over"), self._counts)
+        return is_wanted
+
+    def _launch(self, group: list[Job]) -> None:
+        """Launch a group; if that fails, each of it alone, so that only the culprit's utterance ends."""
+        self._jobs = [job for job in self._jobs if job not in group]
+        begun = self.stopwatch()
+        try:
+            self._batches.append((Batch(group, self._launcher, self._codec.spec), begun))
+        except Exception as error:
+            if len(group) == 1:
+                self._fail(group[0].delivery, error)
+                return
+            for job in group:
+                self._launch([job])
+
+    def _land(self, batch: Batch, begun: float) -> None:
+        """Wait for a batch's samples and answer its chunks."""
+        try:
+            pcm = batch.pcm()
+        except Exception as error:  # of the device, which has lost the states, too
+            for job in batch.jobs:
+                self._fail(job.delivery, error)
+            return
+        spent_s = self.stopwatch() - begun
+        self._counts.add_batch(len(batch.jobs), batch.jobs[0].window.num_frames, spent_s)
+        self._measure(len(batch.jobs), spent_s)
+        for job, samples in zip(batch.jobs, pcm, strict=True):
+            job.session.decode_s += spent_s / len(batch.jobs)
+            if not self._is_wanted(job):
+                continue
+            try:
+                self._answer(job.delivery, job.session, samples)
+            except Exception as error:
+                self._fail(job.delivery, error)
+
+    def _measure(self, num_windows: int, spent_s: float) -> None:
+        weight = min(1.0, num_windows / WINDOW_MEMORY) if self._window_s else 1.0
+        self._window_s += weight * (spent_s / num_windows - self._window_s)
+        self.pace_s = self._sessions.num_speaking * self._window_s / BUSY_SHARE
+
+    def _answer(self, delivery: Delivery, session: Session, pcm: np.ndarray | None) -> None:
+        if delivery.chunk.is_final:
+            self._sessions.close(delivery.utterance)
+        samples = session.render(pcm, delivery.chunk.is_final)
+        num_samples = 0 if samples is None else len(samples)
+        self._sessions.note_sent(session, num_samples)
+        delivery.reply.send(samples, make_event(delivery, session, num_samples, self._codec.spec))
+
+    def _fail(self, delivery: Delivery, error: Exception) -> None:
+        """End an utterance with an error."""
+        self._sessions.close(delivery.utterance)
+        refuse(delivery, error, self._counts)

@@ -1,0 +1,81 @@
+"""Frames of one utterance as they arrive, cut into windows that decode exactly. It holds codes and knows no codec.
+
+frames   ░░░░░░░░████████▒           ░ left context   █ decoded by this window   ▒ right context
+         ^       ^       ^
+         first - left    first       last             the next window starts at `last`
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stretto.codec.base import CodecSpec
+from stretto.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class FrameWindow:
+    """Frames [first - left, first + num_frames + right) of one utterance: codes [K, left + num_frames + right]."""
+
+    codes: np.ndarray
+    first: int
+    left: int
+    right: int
+
+    @property
+    def num_frames(self) -> int:
+        return self.codes.shape[1] - self.left - self.right
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Windows of equal shape decode as one batch."""
+        return self.left, self.num_frames, self.right
+
+
+def check_codes(codes: np.ndarray, spec: CodecSpec) -> None:
+    """Raise InvalidRequest unless codes are whole numbers [K, T] in [0, codebook_size)."""
+    if codes.ndim != 2 or codes.shape[0] != spec.num_codebooks:
+        raise InvalidRequest("codes", f"shape [{spec.num_codebooks}, T]", list(codes.shape))
+    if codes.dtype.kind not in "iu":
+        raise InvalidRequest("codes", "an integer type", codes.dtype)
+    if codes.size and not 0 <= codes.min() <= codes.max() < spec.codebook_size:
+        raise InvalidRequest("codes", f"values in [0, {spec.codebook_size})", f"[{codes.min()}, {codes.max()}]")
+
+
+class Windower:
+    """Keeps the left context of the next window and the frames that still wait for their right context."""
+
+    def __init__(self, spec: CodecSpec) -> None:
+        self._spec = spec
+        self._kept = np.zeros((spec.num_codebooks, 0), dtype=np.int64)
+        self._kept_from = 0  # frame of the first column kept
+        self.next_frame = 0  # the first frame not yet decoded
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the frames kept."""
+        return self._kept.nbytes
+
+    def push(self, codes: np.ndarray | None, is_final: bool) -> FrameWindow | None:
+        """Take frames [K, T] and give the window that they complete; None while every frame waits for more.
+
+        The final push decodes all that is left, its right context truly cut off. Raises InvalidRequest.
+        """
+        if codes is not None:
+            check_codes(codes, self._spec)
+            self._kept = np.concatenate([self._kept, codes.astype(np.int64)], axis=1)
+        received = self._kept_from + self._kept.shape[1]
+        last = received if is_final else received - self._spec.right_frames
+        too_early = not is_final and received < self._spec.start_frames
+        if last <= self.next_frame or too_early:
+            return None
+        left = self.next_frame - self._kept_from
+        window = FrameWindow(self._kept, self.next_frame, left, received - last)
+        self._forget_before(last - self._spec.left_frames)
+        self.next_frame = last
+        return window
+
+    def _forget_before(self, frame: int) -> None:
+        surplus = max(0, frame - self._kept_from)
+        self._kept = self._kept[:, surplus:].copy()
+        self._kept_from += surplus

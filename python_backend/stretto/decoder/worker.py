@@ -1,0 +1,103 @@
+"""The decoder: a thread that decodes, and what others may ask of it."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+
+import numpy as np
+import torch
+
+from stretto.codec.base import Codec
+from stretto.config import DecoderConfig
+from stretto.decoder.chunk_queue import Delivery, Mailbox, Reply
+from stretto.decoder.counts import Counts
+from stretto.decoder.loop import DecodingLoop
+from stretto.decoder.refusal import refuse
+from stretto.decoder.sessions import Sessions
+from stretto.errors import Cancelled, Overloaded
+from stretto.records.chunk import Chunk
+from stretto.records.delivery import OutputForm
+
+logger = logging.getLogger(__name__)
+PLAIN = OutputForm()
+STOPPING = "the decoder is stopping"
+
+
+class DecoderWorker:
+    """Decodes chunks on a thread of its own. Every chunk pushed gets one reply, in order within its utterance."""
+
+    def __init__(self, codec: Codec, config: DecoderConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self._config = config
+        self._mailbox = Mailbox()
+        self._counts = Counts()
+        self._sessions = Sessions(codec, config.max_utterances, config.idle_timeout_s, clock)
+        self._loop = DecodingLoop(codec, config, self._mailbox, self._counts, self._sessions)
+        self._warm = Future[None]()
+        self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
+        self._thread.start()
+
+    def wait_until_warm(self) -> None:
+        """Return when the first chunk would be decoded as fast as later ones; raises what kept it from that."""
+        self._warm.result()
+
+    def push(
+        self, utterance: str, chunk: Chunk, codes: np.ndarray | None, reply: Reply, form: OutputForm = PLAIN
+    ) -> None:
+        """Have a chunk decoded; returns at once. Any thread may call it. codes: [K, T] integers, or None."""
+        delivery = Delivery(utterance, chunk, codes, reply, form)
+        if not self._mailbox.put(delivery):
+            refuse(delivery, Overloaded(STOPPING), self._counts)
+
+    def abandon(self, utterance: str) -> None:
+        """Drop an utterance that is over for a reason that the decoder cannot see; its waiting chunks fail."""
+        for delivery in self._mailbox.abandon(utterance):
+            refuse(delivery, Cancelled("the utterance was abandoned"), self._counts)
+
+    def stop(self) -> None:
+        """Decode what waits, for up to `stop_timeout_s`, fail the rest, and end the thread."""
+        self._mailbox.close()
+        self._thread.join(self._config.stop_timeout_s)
+        self._loop.gives_up = True
+        self._refuse_waiting()
+        self._thread.join()
+
+    @property
+    def pace_s(self) -> float:
+        """Seconds between two chunks of one utterance that keep the decoder as busy as it may be."""
+        return self._loop.pace_s
+
+    def stats(self) -> dict[str, float]:
+        """Counts since the start, utterances open and chunks waiting now, and the seconds spent decoding."""
+        now = {
+            "open_utterances": len(self._sessions),
+            "session_bytes": self._sessions.num_bytes,
+            "waiting_chunks": len(self._mailbox) + self._loop.num_jobs,
+        }
+        return self._counts.figures() | now
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._config.threads)
+        try:
+            if self._begins():
+                while not self._loop.is_finished:
+                    self._loop.turn()
+        finally:  # whatever ended the thread, nobody is left waiting
+            self._mailbox.close()
+            self._refuse_waiting()
+            self._loop.fail_all(Overloaded(STOPPING))
+
+    def _begins(self) -> bool:
+        try:
+            self._loop.enter()
+        except Exception as error:
+            logger.exception("the decoder cannot begin")
+            self._warm.set_exception(error)
+            return False
+        self._warm.set_result(None)
+        return True
+
+    def _refuse_waiting(self) -> None:
+        for delivery in self._mailbox.clear():
+            refuse(delivery, Overloaded(STOPPING), self._counts)

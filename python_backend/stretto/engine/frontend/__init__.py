@@ -1,0 +1,1 @@
+"""The process that callers are in: one door, `SpeechLLM`."""

@@ -1,0 +1,114 @@
+"""What a request must fulfil before it is queued; each refusal names the field, the limit and what came."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from stretto.engine.request.pairs import max_blocks
+from stretto.engine.request.rules import SegmentRules
+from stretto.errors import InvalidRequest
+from stretto.families.base import Task
+from stretto.records.prompt import Prompt
+from stretto.records.sampling import SamplingConfig
+from stretto.streams.segment import Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What the engine can hold at once."""
+
+    num_blocks: int
+    block_size: int
+    max_num_seqs: int
+
+
+def admit(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
+    """`prompt`, ready to be queued, guidance off where its task has no audio; InvalidRequest if it can never run."""
+    tasks = {task.name: task for task in rules.family.tasks}
+    if prompt.task not in tasks:
+        raise InvalidRequest("task", f"one of {sorted(tasks)}", repr(prompt.task))
+    task = tasks[prompt.task]
+    if Segment.AUDIO not in task.segments:
+        prompt = replace(prompt, sampling=replace(prompt.sampling, guidance_scale=1.0))
+    _check_rows(prompt.rows, rules)
+    if prompt.overhang is not None:
+        _check_overhang(prompt.overhang, task, rules)
+    _check_length(prompt, task, rules)
+    if prompt.sampling.guidance_scale != 1.0:
+        _check_pair(prompt, task, rules, capacity)
+    _check_blocks(prompt, task, rules, capacity)
+    return prompt
+
+
+def _check_rows(rows: np.ndarray, rules: SegmentRules) -> None:
+    layout = rules.family.layout
+    if not isinstance(rows, np.ndarray):
+        raise InvalidRequest("rows", f"an array, int32 [P >= 1, {layout.num_input_streams}]", type(rows).__name__)
+    if rows.ndim != 2 or rows.shape[1] != layout.num_input_streams or len(rows) == 0 or rows.dtype != np.int32:
+        raise InvalidRequest("rows", f"int32 [P >= 1, {layout.num_input_streams}]", f"{rows.dtype} {list(rows.shape)}")
+    for stream in range(layout.num_input_streams):
+        ids = rows[:, stream]
+        allowed = range(layout.vocab_size)
+        if 0 < stream < layout.num_output_streams:
+            silent = (layout.pad_id, *(layout.extra[stream] if layout.extra else ()))
+            allowed, ids = layout.audio[stream], ids[~np.isin(ids, silent)]
+        if ids.size and not (allowed.start <= ids.min() and ids.max() < allowed.stop):
+            expected = f"ids of stream {stream} in [{allowed.start}, {allowed.stop})"
+            raise InvalidRequest("rows", expected, f"{ids.min()} ... {ids.max()}")
+
+
+def _check_overhang(overhang: np.ndarray, task: Task, rules: SegmentRules) -> None:
+    if task.segments[0] is not Segment.AUDIO or rules.family.warm_up != "forced":
+        raise InvalidRequest("overhang", f"none for {task.name} of {rules.family.name}", f"{len(overhang)} rows")
+    if len(overhang) > rules.family.layout.max_delay:
+        raise InvalidRequest("overhang", f"at most {rules.family.layout.max_delay} rows", len(overhang))
+    _check_rows(np.concatenate([np.zeros_like(overhang[:, :1]), overhang], 1), rules)
+
+
+def _check_length(prompt: Prompt, task: Task, rules: SegmentRules) -> None:
+    begins = task.segments[0]
+    limit = rules.text_limit(task) if begins is Segment.TEXT else rules.audio_start_limit
+    if len(prompt.rows) > limit:
+        expected = f"a prompt of at most {limit} rows before a reply to {task.name}"
+        raise InvalidRequest("text, audio or messages", expected, f"{len(prompt.rows)} rows")
+
+
+def max_rows(num_prompt_rows: int, task: Task, sampling: SamplingConfig, rules: SegmentRules) -> int:
+    """The most rows that a request may come to hold, prompt included."""
+    rows = num_prompt_rows
+    if Segment.TEXT in task.segments:
+        rows += sampling.text.max_rows + 1
+    if Segment.AUDIO in task.segments:
+        rows += len(rules.family.transition) + sampling.audio.max_rows + 1 + rules.tail
+    return min(rows, rules.max_model_len)
+
+
+def _check_pair(prompt: Prompt, task: Task, rules: SegmentRules, capacity: Capacity) -> None:
+    if not rules.family.guided_streams:
+        expected = f"1.0, as {rules.family.name} has no guidance"
+        raise InvalidRequest("options.guidance_scale", expected, prompt.sampling.guidance_scale)
+    if rules.family.frame_rate <= 0.0 and prompt.sampling.policy != "always":
+        raise InvalidRequest(
+            "options.guidance.policy",
+            f"'always': the frame rate of {rules.family.name} is unknown",
+            prompt.sampling.policy,
+        )
+    if capacity.max_num_seqs < 2:
+        raise InvalidRequest("options.guidance_scale", "1.0, as max_num_seqs is 1", prompt.sampling.guidance_scale)
+    if task.segments[0] is Segment.AUDIO and len(prompt.rows) < 2:
+        raise InvalidRequest("rows", "at least 2 rows before a guided reply that begins with audio", len(prompt.rows))
+
+
+def _check_blocks(prompt: Prompt, task: Task, rules: SegmentRules, capacity: Capacity) -> None:
+    """vLLM would queue for ever what needs more KV blocks than there are, and with it all that comes after."""
+    is_guided = prompt.sampling.guidance_scale != 1.0
+    rows = max_rows(len(prompt.rows), task, prompt.sampling, rules)
+    needed = max_blocks(rows, capacity.block_size, is_guided)
+    usable = capacity.num_blocks - 1  # vLLM keeps one for itself
+    if needed > usable:
+        halves, each = ("two halves fit", " each") if is_guided else ("rows fit", "")
+        raise InvalidRequest(
+            f"options.{task.segments[-1].name.lower()}.max_rows",
+            f"a reply whose {halves} in the {usable} KV blocks of {capacity.block_size} rows",
+            f"{rows} rows{each}, {needed} blocks",
+        )

@@ -1,0 +1,176 @@
+"""`SpeechLLM`: the one door to the language model."""
+
+import secrets
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stretto.config import EngineConfig
+from stretto.engine.environment import prepare_environment
+from stretto.engine.frontend.admission import Capacity, admit
+from stretto.engine.frontend.launch import vllm_config
+from stretto.errors import InvalidRequest, StrettoError
+from stretto.families.audio_format import AudioFormat, check_audios
+from stretto.families.base import Family
+from stretto.records.chunk import LMChunk, Report
+from stretto.records.prompt import Prompt
+from stretto.streams.chunking import Pacer
+
+prepare_environment()
+
+from vllm.inputs import TokensPrompt  # noqa: E402
+from vllm.outputs import RequestOutput  # noqa: E402
+from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
+
+from stretto.engine.frontend.stats import FrameTally, Stats  # noqa: E402
+from stretto.engine.frontend.utterance import Utterance  # noqa: E402
+from stretto.engine.request.family import family_of  # noqa: E402
+from stretto.engine.request.params import sampling_params  # noqa: E402
+from stretto.engine.request.rules import SegmentRules  # noqa: E402
+from stretto.engine.request.shared_stats import KEY, FigureBoard  # noqa: E402
+from stretto.engine.request.tracker import SegmentTracker  # noqa: E402
+from stretto.engine.request.wire import Trailer, read_rows  # noqa: E402
+from stretto.families.text_codec import load_text_codec  # noqa: E402
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+
+class SpeechLLM:
+    """Generates speech and text with one vLLM engine."""
+
+    def __init__(self, engine: AsyncLLM, config: "VllmConfig", board: FigureBoard):
+        self._engine, self._board = engine, board
+        self.family: Family = family_of(config.model_config.hf_config)
+        self._text = load_text_codec(self.family, Path(config.model_config.model))
+        self._audio_format = AudioFormat.from_config(config.model_config.hf_config.to_dict())
+        self._rules = SegmentRules(self.family, config.model_config.max_model_len)
+        num_blocks = config.cache_config.num_gpu_blocks
+        assert num_blocks is not None, "the engine has not said how many KV blocks it has"
+        self._capacity = Capacity(num_blocks, config.cache_config.block_size, config.scheduler_config.max_num_seqs)
+        self._stats = Stats()
+        self._active: set[str] = set()
+
+    @classmethod
+    async def start(cls, config: EngineConfig) -> "SpeechLLM":
+        """Start the engine in a process of its own; it belongs to the running event loop."""
+        built = vllm_config(config)
+        board = FigureBoard.create(built.parallel_config.data_parallel_size)
+        assert isinstance(built.additional_config, dict)
+        built.additional_config = built.additional_config | {KEY: str(board.path)}
+        try:
+            return cls(AsyncLLM.from_vllm_config(built, disable_log_stats=True), built, board)
+        finally:
+            board.unlink()
+
+    def stats(self) -> dict[str, float]:
+        """The counters now, the scheduler's among them, by name."""
+        return asdict(self._stats) | asdict(self._board.read())
+
+    def shutdown(self) -> None:
+        """Stop the engine and its process."""
+        self._engine.shutdown()
+
+    async def generate(
+        self, prompt: Prompt, request_id: str | None = None, pacer: Pacer | None = None
+    ) -> AsyncGenerator[LMChunk, None]:
+        """The chunks of one reply, the last with its report; closing the iterator aborts the reply in the engine.
+
+        pacer: says when frames leave; without one they leave for a decoder that takes no time.
+
+        Raises InvalidRequest, before anything is queued, for a prompt that could never run.
+        """
+        if not isinstance(request_id, str | None):  # vLLM's engine process would take no request after it
+            raise InvalidRequest("request_id", "a string", repr(request_id))
+        request_id = request_id or uuid.uuid4().hex
+        if request_id in self._active:
+            raise InvalidRequest("request_id", "an id that is not in use", request_id)
+        prompt = admit(prompt, self._rules, self._capacity)
+        check_audios(prompt, self._audio_format)
+        if prompt.sampling.seed is None:
+            prompt = replace(prompt, sampling=replace(prompt.sampling, seed=secrets.randbits(63)))
+        is_guided = prompt.sampling.guidance_scale != 1.0
+        self._active.add(request_id)
+        self._stats.active += 1
+        self._stats.pairs += is_guided
+        try:
+            async with aclosing(self._generate(prompt, request_id, pacer)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            self._active.discard(request_id)
+            self._stats.active -= 1
+            self._stats.pairs -= is_guided
+
+    async def _generate(self, prompt: Prompt, request_id: str, pacer: Pacer | None) -> AsyncGenerator[LMChunk, None]:
+        clock = _Clock()
+        task = self.family.task(prompt.task)
+        tracker = SegmentTracker(self._rules, task, prompt.sampling, len(prompt.rows))
+        pacer = pacer or Pacer(prompt.delivery.chunking)
+        utterance = Utterance(tracker, prompt.words, self._text, pacer, prompt.delivery.with_codes)
+        tally = FrameTally(self._stats, prompt.sampling)
+        inputs = TokensPrompt(prompt_token_ids=prompt.rows[:, 0].tolist())
+        width = self.family.layout.num_output_streams
+        async with aclosing(self._engine.generate(inputs, sampling_params(prompt, self._rules), request_id)) as outputs:
+            async for output in outputs:
+                ids, trailer = _split(output)
+                for row, is_guided in read_rows(ids, width):
+                    for chunk in utterance.push(row, is_guided):
+                        clock.see(chunk)
+                        tally.see(tracker.num_frames, utterance.guidance_changes)
+                        yield chunk
+        tally.see(tracker.num_frames, utterance.guidance_changes)
+        yield utterance.finish(self._report(prompt, utterance, trailer, clock))
+
+    def _report(self, prompt: Prompt, utterance: Utterance, trailer: Trailer | None, clock: "_Clock") -> Report:
+        assert trailer is not None, "the engine ended a reply without its trailer"
+        tracker, sampling, scale = utterance.tracker, prompt.sampling, prompt.sampling.guidance_scale
+        assert sampling.seed is not None
+        self._stats.finished_total += 1
+        return Report(
+            finish_reason="length" if tracker.was_cut else "stop",
+            num_prompt_rows=len(prompt.rows),
+            num_text_tokens=tracker.num_text_tokens,
+            num_frames=tracker.num_frames,
+            guided_frames=trailer.num_guided_frames,
+            guidance_scale=scale,
+            seed=sampling.seed,
+            queue_s=trailer.queue_us / 1e6,
+            first_frame_s=clock.first_frame_s or (clock.elapsed_s if tracker.num_frames else None),
+            total_s=clock.elapsed_s,
+            guidance_policy=sampling.policy,
+            guidance_changes=tuple(utterance.guidance_changes),
+        )
+
+
+class _Clock:
+    """Seconds since a reply was asked for."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self.first_frame_s: float | None = None
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self._start
+
+    def see(self, chunk: LMChunk) -> None:
+        """Note when the first frames pass."""
+        if chunk.codes is not None and self.first_frame_s is None:
+            self.first_frame_s = self.elapsed_s
+
+
+def _split(output: RequestOutput) -> tuple[list[int], Trailer | None]:
+    """The row ids that `output` brings, and the trailer if it is the last."""
+    (completion,) = output.outputs
+    ids = list(completion.token_ids)
+    if not output.finished:
+        return ids, None
+    if completion.finish_reason not in ("stop", "length"):
+        raise StrettoError(f"{output.request_id}: the engine ended the reply with {completion.finish_reason!r}")
+    size = len(Trailer._fields)
+    return ids[:-size], Trailer(*ids[-size:])

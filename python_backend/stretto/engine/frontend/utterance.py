@@ -1,0 +1,136 @@
+"""One reply on its way out: rows in, chunks of text and codes out."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from stretto.engine.request.tracker import SegmentTracker
+from stretto.families.text_codec import TextCodec
+from stretto.records.chunk import Chunk, GuidanceChange, LMChunk, Report, WordMark
+from stretto.streams.chunking import Pacer
+from stretto.streams.delay import Undelayer
+from stretto.streams.segment import Segment
+
+
+class Utterance:
+    """Follows a reply row by row; text leaves word by word, frames when the pacer says.
+
+    with_codes: whether chunks tell the codes of all output streams, beside those that go to the decoder.
+    """
+
+    def __init__(
+        self,
+        tracker: SegmentTracker,
+        words: tuple[str, ...],
+        codec: TextCodec,
+        pacer: Pacer,
+        with_codes: bool = False,
+    ):
+        family = tracker.rules.family
+        self.tracker = tracker
+        self._family, self._words, self._codec = family, words, codec
+        self._pacer, self._with_codes = pacer, with_codes
+        layout = family.layout
+        streams = range(layout.num_output_streams) if with_codes else layout.codebook_streams
+        self._streams = np.asarray(streams)
+        self._codebooks = [list(streams).index(stream) for stream in layout.codebook_streams]
+        self._first_ids = np.asarray([layout.audio[s].start for s in streams])
+        self._num_ids = np.asarray([len(layout.audio[s]) for s in streams])
+        self._undelayer = Undelayer(tuple(layout.delays[s] for s in streams))
+        self._reader = codec.reader(tracker.task.name)
+        self._text: list[int] = []
+        self._marks: list[WordMark] = []
+        self._entry_words: list[int | None] | None = None
+        self.guidance_changes: list[GuidanceChange] = []
+        self._num_told = 0  # of the changes
+        self._num_chunks = self.num_sent_frames = 0
+
+    def push(self, row: Sequence[int], is_guided: bool | None = None) -> Iterator[LMChunk]:
+        """Take the next row, the ids of all output streams; yields the chunks that it completes.
+
+        is_guided: whether it was drawn with guidance, where that changes.
+        """
+        token_id, pointer = row[0], self.tracker.pointer
+        segment = self.tracker.push(token_id)
+        if is_guided is not None:
+            frame = self.tracker.position - 1 - self.tracker.audio_start
+            self.guidance_changes.append(GuidanceChange(frame, is_guided))
+        if segment is Segment.TEXT:
+            self._text.append(token_id)
+            text = self._reader.end() if self.tracker.audio_start >= 0 else self._read(token_id)
+            if text:
+                yield self._chunk(segment, text=text)
+        elif segment in (Segment.AUDIO, Segment.DRAIN):
+            if self.tracker.pointer > pointer:
+                self._mark(self.tracker.num_frames - 1)
+            self._undelayer.push(np.asarray(row)[self._streams])
+            yield from self._audio_chunks(segment)
+
+    def _read(self, token_id: int) -> str:
+        return self._reader.end() if token_id == self._family.end_of_reply else self._reader.push(token_id)
+
+    def _mark(self, frame: int) -> None:
+        """Note what begins to be spoken at `frame`: the first entry of a word, or a pause."""
+        if self._entry_words is None:
+            self._entry_words = self._codec.words(self._text)
+            spoken = {word for word in self._entry_words if word is not None}
+            if len(spoken) != len(self._words):
+                self._entry_words = []  # the model wrote other words than it was given
+        entry = self.tracker.pointer - 1
+        if entry >= len(self._entry_words):
+            return
+        word = self._entry_words[entry]
+        if word is None:
+            self._marks.append(WordMark(None, frame))
+        elif entry == 0 or self._entry_words[entry - 1] != word:
+            self._marks.append(WordMark(self._words[word], frame))
+
+    @property
+    def _num_ready(self) -> int:
+        """Frames that are complete, less those behind the last frame of the reply."""
+        if self.tracker.audio_end < 0:
+            return self._undelayer.num_ready
+        return min(self._undelayer.num_ready, self.tracker.num_frames - self.num_sent_frames)
+
+    def _audio_chunks(self, segment: Segment) -> Iterator[LMChunk]:
+        while size := self._pacer.take(self._num_ready):
+            yield self._chunk(segment, codes=self._take(size))
+
+    def _take(self, num_frames: int) -> np.ndarray:
+        """The next frames as codes [K, num_frames], or of all streams where they are told, [S, num_frames].
+
+        What is no code, such as a pad, becomes the nearest code there is.
+        """
+        self.num_sent_frames += num_frames
+        codes = self._undelayer.take(num_frames) - self._first_ids[:, None]
+        return codes.clip(0, self._num_ids[:, None] - 1).astype(np.int32)
+
+    def _sent(self, chunk: Chunk, codes: np.ndarray | None) -> LMChunk:
+        """The chunk with its codes: those of the codebooks go to the decoder, all are told where they are asked for."""
+        if codes is None or not self._with_codes:
+            return LMChunk(chunk, codes)
+        return LMChunk(replace(chunk, told_codes=tuple(map(tuple, codes.tolist()))), codes[self._codebooks])
+
+    def _chunk(self, segment: Segment, text: str = "", codes: np.ndarray | None = None) -> LMChunk:
+        sent = 0 if codes is None else sum(mark.frame < self.num_sent_frames for mark in self._marks)
+        marks, self._marks = tuple(self._marks[:sent]), self._marks[sent:]
+        changes = self._changes_before(self.num_sent_frames)
+        chunk = Chunk(self._num_chunks, segment, text, marks, guidance_changes=changes)
+        self._num_chunks += 1
+        return self._sent(chunk, codes)
+
+    def _changes_before(self, frame: int) -> tuple[GuidanceChange, ...]:
+        """The changes before `frame` that no chunk has told of yet."""
+        changes = tuple(change for change in self.guidance_changes[self._num_told :] if change.frame < frame)
+        self._num_told += len(changes)
+        return changes
+
+    def finish(self, report: Report) -> LMChunk:
+        """The last chunk: whatever is left, and the report."""
+        segment = Segment.DRAIN if self.tracker.audio_start >= 0 else Segment.TEXT
+        text = self._reader.end() if segment is Segment.TEXT else ""
+        codes = self._take(self._num_ready) if self._num_ready > 0 else None
+        changes = tuple(self.guidance_changes[self._num_told :])
+        last = Chunk(self._num_chunks, segment, text, tuple(self._marks), True, report, changes)
+        return self._sent(last, codes)

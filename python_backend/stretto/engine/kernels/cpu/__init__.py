@@ -1,0 +1,52 @@
+"""Twins, in numpy and torch, of the Triton kernels that a step of vLLM's Model Runner V2 launches.
+
+vLLM ships those kernels in Triton only; without a GPU they would run in Triton's interpreter, at some 60 ms a step.
+`install` registers the twins in vLLM's own registry of platform kernels. A twin is launched with the arguments of its
+kernel, in order, and writes what the kernel writes. A case that a twin does not cover (speculative decoding, context
+parallelism) fails an assertion and never gives another result. Kernels that no ordinary step launches (penalties,
+bad words, grammars, prompt log-probabilities) stay interpreted: slow, but right.
+"""
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+
+from stretto.engine.kernels.cpu import block_tables, inputs, sampling
+
+RUNNER = "vllm.v1.worker.gpu"
+KERNELS: dict[str, Callable[..., None]] = {
+    f"{RUNNER}.buffer_utils._apply_write_kernel": block_tables.apply_write,
+    f"{RUNNER}.block_table._gather_block_tables_kernel": block_tables.gather_block_tables,
+    f"{RUNNER}.block_table._compute_slot_mappings_kernel": block_tables.compute_slot_mappings,
+    f"{RUNNER}.input_batch._prepare_prefill_inputs_kernel": inputs.prepare_prefill_inputs,
+    f"{RUNNER}.input_batch._prepare_pos_seq_lens_kernel": inputs.prepare_pos_seq_lens,
+    f"{RUNNER}.input_batch._combine_sampled_and_draft_tokens_kernel": inputs.combine_sampled_and_draft_tokens,
+    f"{RUNNER}.input_batch._get_num_sampled_and_rejected_kernel": inputs.get_num_sampled_and_rejected,
+    f"{RUNNER}.input_batch._post_update_kernel": inputs.post_update,
+    f"{RUNNER}.input_batch._post_update_num_computed_tokens_kernel": inputs.post_update_num_computed_tokens,
+    f"{RUNNER}.sample.gumbel._temperature_kernel": sampling.apply_temperature,
+    f"{RUNNER}.sample.gumbel._gumbel_sample_kernel": sampling.gumbel_sample,
+    f"{RUNNER}.sample.min_p._min_p_kernel": sampling.apply_min_p,
+    f"{RUNNER}.sample.logit_bias._bias_kernel": sampling.apply_logit_bias,
+    f"{RUNNER}.sample.logprob._topk_log_softmax_kernel": sampling.topk_log_softmax,
+    f"{RUNNER}.sample.logprob._ranks_kernel": sampling.ranks,
+    "vllm.v1.sample.ops.topk_topp_triton._topk_topp": sampling.apply_top_k_top_p,
+}
+
+
+@cache
+def install() -> None:
+    """Let vLLM launch the twins in this process; without effect where there is a GPU, and from the second call on."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    # This module replaces what vLLM's runner imports from torch, so it comes before the runner's modules.
+    import vllm.v1.worker.cpu.shm  # noqa: F401
+    from vllm.triton_utils.dispatcher import register_kernels
+
+    from stretto.engine.kernels.cpu import norms  # noqa: F401  (offers its norms on import)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of names in torch that the registry's search comes across
+        register_kernels(KERNELS)

@@ -1,0 +1,194 @@
+"""The draw of `sampling/draw.py` as one Triton kernel, a program for each row and stream, and the choice of the two.
+
+No sort and no scratch memory: what top-k and top-p keep is all that is at least some logit, and that is found by
+bisection over the 2^32 floats in their order. The program asks the row, not the host, what it is to do, so that a
+captured graph may replay it.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from stretto.sampling.draw import DrawParams, DrawPlan
+from stretto.sampling.draw import draw as draw_on_host
+
+MAX_BLOCK = 4096
+
+
+def draw(
+    logits: torch.Tensor, token_ids: torch.Tensor, keys: torch.Tensor, params: DrawParams, plan: DrawPlan
+) -> torch.Tensor:
+    """The token id drawn for each row and stream, as `sampling.draw.draw` defines it, where the logits are."""
+    if logits.device.type == "cpu":
+        return draw_on_host(logits, token_ids, keys, params, plan)
+    return draw_on_device(logits, token_ids, keys, params)
+
+
+def draw_on_device(
+    logits: torch.Tensor, token_ids: torch.Tensor, keys: torch.Tensor, params: DrawParams
+) -> torch.Tensor:
+    """`draw` by the kernel: the same tokens, but where the last bit of a logarithm or of a sum decides between two."""
+    num_rows, num_streams, num_columns = logits.shape
+    drawn = torch.empty(num_rows, num_streams, dtype=token_ids.dtype, device=logits.device)
+    block = min(max(triton.next_power_of_2(num_columns), 128), MAX_BLOCK)
+    _draw_kernel[num_rows, num_streams](
+        drawn,
+        logits.contiguous(),
+        token_ids.contiguous(),
+        keys.contiguous(),
+        params.temperature.contiguous(),
+        params.top_k.contiguous(),
+        params.top_p.contiguous(),
+        num_columns,
+        block,
+        num_warps=4 if block <= 1024 else 8,
+    )
+    return drawn
+
+
+@triton.jit
+def _ordered(values: tl.tensor) -> tl.tensor:
+    """int32 that are ordered as the floats are; its own inverse, but for the type."""
+    bits = values.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def _float(ordered: tl.tensor) -> tl.tensor:
+    return (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _middle(low: tl.tensor, high: tl.tensor) -> tl.tensor:
+    """(low + high) / 2, rounded down, without leaving 32 bits."""
+    return (low & high) + ((low ^ high) >> 1)
+
+
+@triton.jit
+def _gumbel(key: tl.tensor, token_ids: tl.tensor) -> tl.tensor:
+    """`sampling.noise.gumbel`: the uniform noise bit by bit, its logarithms as the device takes them."""
+    x = key + token_ids.to(tl.uint32) * 0xC2B2AE35
+    x ^= x >> 16
+    x *= 0x7FEB352D
+    x ^= x >> 15
+    x *= 0x846CA68B
+    x ^= x >> 16
+    uniform = ((x >> 9).to(tl.int32).to(tl.float32) + 0.5) * 1.1920928955078125e-07
+    return -tl.log(-tl.log(uniform))
+
+
+@triton.jit
+def _largest(line: tl.tensor, num_columns: tl.tensor, block: tl.constexpr) -> tl.tensor:
+    largest = tl.full((), float("-inf"), tl.float32)
+    for start in range(0, num_columns, block):
+        columns = start + tl.arange(0, block)
+        values = tl.load(line + columns, mask=columns < num_columns, other=float("-inf"))
+        largest = tl.maximum(largest, tl.max(values, 0))
+    return largest
+
+
+@triton.jit
+def _kth_largest(
+    line: tl.tensor, num_columns: tl.tensor, top_k: tl.tensor, largest: tl.tensor, block: tl.constexpr
+) -> tl.tensor:
+    """The largest float that at least `top_k` logits reach; one of them, or -inf."""
+    low = _ordered(tl.full((), float("-inf"), tl.float32))
+    high = _ordered(largest) + 1
+    while low + 1 < high:
+        middle = _middle(low, high)
+        count = tl.full((), 0, tl.int32)
+        for start in range(0, num_columns, block):
+            columns = start + tl.arange(0, block)
+            values = tl.load(line + columns, mask=columns < num_columns, other=float("-inf"))
+            count += tl.sum((_ordered(values) >= middle).to(tl.int32), 0)
+        if count >= top_k:
+            low = middle
+        else:
+            high = middle
+    return _float(low)
+
+
+@triton.jit
+def _mass_above(
+    line: tl.tensor,
+    num_columns: tl.tensor,
+    ordered: tl.tensor,
+    largest: tl.tensor,
+    temperature: tl.tensor,
+    block: tl.constexpr,
+) -> tl.tensor:
+    """The sum of exp((logit - largest) / temperature) over the logits above a float given by its order."""
+    mass = tl.full((), 0.0, tl.float32)
+    for start in range(0, num_columns, block):
+        columns = start + tl.arange(0, block)
+        values = tl.load(line + columns, mask=columns < num_columns, other=float("-inf"))
+        weights = tl.exp((values - largest) / temperature)
+        mass += tl.sum(tl.where(_ordered(values) > ordered, weights, 0.0), 0)
+    return mass
+
+
+@triton.jit
+def _nucleus(
+    line: tl.tensor,
+    num_columns: tl.tensor,
+    floor: tl.tensor,
+    largest: tl.tensor,
+    temperature: tl.tensor,
+    top_p: tl.tensor,
+    block: tl.constexpr,
+) -> tl.tensor:
+    """The smallest float above which lies less than `top_p` of the mass of the logits from `floor` on."""
+    low = _ordered(floor) - 1
+    high = _ordered(largest)
+    wanted = top_p * _mass_above(line, num_columns, low, largest, temperature, block)
+    while low + 1 < high:
+        middle = _middle(low, high)
+        if _mass_above(line, num_columns, middle, largest, temperature, block) < wanted:
+            high = middle
+        else:
+            low = middle
+    return _float(high)
+
+
+# Rows of a table lie at any multiple of 4 bytes, as many rows as there are: one binary must do for all of them, or a
+# batch of another size would be kept waiting by the compiler.
+@triton.jit(do_not_specialize_on_alignment=["keys", "temperatures", "top_ks", "top_ps"])
+def _draw_kernel(
+    drawn: tl.tensor,  # [B, S], written
+    logits: tl.tensor,  # [B, S, C] float32
+    token_ids: tl.tensor,  # [S, C]
+    keys: tl.tensor,  # [B, S] int32
+    temperatures: tl.tensor,  # [B] float32
+    top_ks: tl.tensor,  # [B] int
+    top_ps: tl.tensor,  # [B] float32
+    num_columns: tl.tensor,
+    block: tl.constexpr,
+) -> None:
+    row, stream, num_streams = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    index = row.to(tl.int64) * num_streams + stream
+    line, ids = logits + index * num_columns, token_ids + stream * num_columns
+    temperature = tl.load(temperatures + row)
+    largest = _largest(line, num_columns, block)
+    floor = largest
+    if temperature > 0:
+        floor = tl.full((), float("-inf"), tl.float32)
+        top_k, top_p = tl.load(top_ks + row), tl.load(top_ps + row)
+        if (top_k > 0) & (top_k < num_columns):
+            floor = _kth_largest(line, num_columns, top_k, largest, block)
+        if top_p < 1:
+            floor = _nucleus(line, num_columns, floor, largest, temperature, top_p, block)
+    key = tl.load(keys + index).to(tl.uint32, bitcast=True)
+    best, column = tl.full((), float("-inf"), tl.float32), tl.full((), 0, tl.int32)
+    for start in range(0, num_columns, block):
+        columns = start + tl.arange(0, block)
+        values = tl.load(line + columns, mask=columns < num_columns, other=float("-inf"))
+        if tl.max(values, 0) >= floor:
+            scores = values
+            if temperature > 0:
+                noise = _gumbel(key, tl.load(ids + columns, mask=columns < num_columns, other=0))
+                scores = tl.div_rn(values, temperature) + noise
+            scores = tl.where(values >= floor, scores, float("-inf"))
+            score, place = tl.max(scores, 0, return_indices=True, return_indices_tie_break_left=True)
+            column = tl.where(score > best, start + place, column)
+            best = tl.maximum(best, score)
+    tl.store(drawn + index, tl.load(ids + column))

@@ -1,0 +1,144 @@
+"""OLMo 2 from vLLM's layers, which has no decoder of its own for it; with several streams per row.
+
+What sets it apart from Qwen3 (https://arxiv.org/abs/2501.00656, section 3.1): queries and keys are normalised over
+their full width, not per head, and a block's norms come after attention and MLP, not before.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Olmo2Config
+from vllm.compilation.decorators import support_torch_compile
+from vllm.config import CacheConfig, VllmConfig
+from vllm.distributed import (
+    get_tensor_model_parallel_rank,
+    get_tensor_model_parallel_world_size,
+    tensor_model_parallel_all_reduce,
+)
+from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.layers.logits_processor import LogitsProcessor
+from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.models.qwen2 import Qwen2MLP, Qwen2Model
+from vllm.model_executor.models.qwen3 import Qwen3Attention, Qwen3ForCausalLM
+from vllm.transformers_utils.config import set_default_rope_theta
+
+from stretto.engine.models.multi_stream import MultiStreamMixin
+
+
+class FullWidthNorm(nn.Module):
+    """RMS norm over `size` features of which this rank holds its part: [..., size / ranks] -> the same."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self._size, self._eps = size, eps
+        self._ranks, self._rank = get_tensor_model_parallel_world_size(), get_tensor_model_parallel_rank()
+        self.weight = nn.Parameter(torch.ones(size // self._ranks))
+        self.weight.weight_loader = self._load  # type: ignore[attr-defined]
+
+    def _load(self, parameter: nn.Parameter, loaded: torch.Tensor) -> None:
+        if loaded.shape != (self._size,):
+            raise ValueError(f"norm over {self._size} features: got a weight of shape {list(loaded.shape)}")
+        parameter.data.copy_(loaded.chunk(self._ranks)[self._rank])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` over its root mean square, times the weight; in fp32."""
+        wide = x.float()
+        squares = wide.square().sum(-1, keepdim=True)
+        if self._ranks > 1:
+            squares = tensor_model_parallel_all_reduce(squares)
+        return (self.weight * wide * torch.rsqrt(squares / self._size + self._eps)).to(x.dtype)
+
+
+class Olmo2Attention(Qwen3Attention):
+    """Qwen3's attention, its queries and keys normalised over all heads together."""
+
+    def __init__(self, config: Olmo2Config, **layer_args: Any):
+        set_default_rope_theta(config, default_theta=500000)
+        assert config.num_key_value_heads is not None
+        super().__init__(
+            hidden_size=config.hidden_size,
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            rope_parameters=dict(config.rope_parameters or {}),
+            max_position=config.max_position_embeddings,
+            rms_norm_eps=config.rms_norm_eps,
+            qkv_bias=config.attention_bias,
+            **layer_args,
+        )
+        if self.total_num_kv_heads < get_tensor_model_parallel_world_size():
+            raise ValueError(f"OLMo 2: {self.total_num_kv_heads} key heads cannot be cut for tensor parallelism")
+        for name, heads in (("q_norm", self.total_num_heads), ("k_norm", self.total_num_kv_heads)):
+            self.register_module(name, FullWidthNorm(heads * self.head_dim, config.rms_norm_eps))
+
+    def forward(self, positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Attention's output [N, H]."""
+        qkv, _ = self.qkv_proj(hidden_states)
+        q, k, v = qkv.split([self.q_size, self.kv_size, self.kv_size], dim=-1)
+        q, k = self.rotary_emb(positions, self.q_norm(q), self.k_norm(k))
+        output, _ = self.o_proj(self.attn(q, k, v))
+        return output
+
+
+class Olmo2DecoderLayer(nn.Module):
+    """Attention and MLP, each normalised before it is added."""
+
+    def __init__(
+        self,
+        config: Olmo2Config,
+        cache_config: CacheConfig | None = None,
+        quant_config: QuantizationConfig | None = None,
+        prefix: str = "",
+    ):
+        super().__init__()
+        layer_args = {"cache_config": cache_config, "quant_config": quant_config}
+        self.self_attn = Olmo2Attention(config, prefix=f"{prefix}.self_attn", **layer_args)
+        self.mlp = Qwen2MLP(
+            config.hidden_size,
+            config.intermediate_size,
+            config.hidden_act,
+            quant_config=quant_config,
+            prefix=f"{prefix}.mlp",
+        )
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_feedforward_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(
+        self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the MLP adds and what it is added to: the next layer's, or the last norm's, to add up."""
+        entered = hidden_states if residual is None else hidden_states + residual
+        attended = entered + self.post_attention_layernorm(self.self_attn(positions, entered))
+        return self.post_feedforward_layernorm(self.mlp(attended)), attended
+
+
+@support_torch_compile(
+    dynamic_arg_dims={"input_ids": 0, "positions": -1, "intermediate_tensors": 0, "inputs_embeds": 0}
+)
+class Olmo2Model(Qwen2Model):
+    """Embeddings, layers and the last norm."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        super().__init__(vllm_config=vllm_config, prefix=prefix, decoder_layer_type=Olmo2DecoderLayer)
+
+
+class Olmo2ForCausalLM(Qwen3ForCausalLM):
+    """The model with its head; one pipeline stage."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        nn.Module.__init__(self)
+        self.config = config = vllm_config.model_config.hf_config
+        self.vllm_config, self.quant_config = vllm_config, vllm_config.quant_config
+        self.register_module("model", Olmo2Model(vllm_config=vllm_config, prefix=f"{prefix}model"))
+        self.lm_head = ParallelLMHead(
+            config.vocab_size, config.hidden_size, quant_config=self.quant_config, prefix=f"{prefix}lm_head"
+        )
+        if config.tie_word_embeddings:
+            self.lm_head = self.lm_head.tie_weights(self.model.embed_tokens)
+        self.logits_processor = LogitsProcessor(config.vocab_size)
+        self.make_empty_intermediate_tensors = self.model.make_empty_intermediate_tensors
+
+
+class StrettoOlmo2ForCausalLM(MultiStreamMixin, Olmo2ForCausalLM):
+    """The architecture that a checkpoint's config.json names."""

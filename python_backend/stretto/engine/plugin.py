@@ -1,0 +1,27 @@
+"""The entry point `vllm.general_plugins`: vLLM calls `register` in every process it starts."""
+
+import gc
+
+BACKBONES = "stretto.engine.models"
+ARCHITECTURES = {
+    "StrettoQwen3ForCausalLM": f"{BACKBONES}.qwen3:StrettoQwen3ForCausalLM",
+    "StrettoLlamaForCausalLM": f"{BACKBONES}.llama:StrettoLlamaForCausalLM",
+    "StrettoOlmo2ForCausalLM": f"{BACKBONES}.olmo2:StrettoOlmo2ForCausalLM",
+}
+
+
+def register() -> None:
+    """Name the model classes to vLLM and, without a GPU, put twins in the place of its Triton kernels."""
+    from vllm import ModelRegistry
+    from vllm.platforms import current_platform
+
+    # vLLM collects garbage eight times while an engine starts, each time through every module imported so far.
+    gc.freeze()
+    known = ModelRegistry.get_supported_archs()
+    for name, path in ARCHITECTURES.items():
+        if name not in known:
+            ModelRegistry.register_model(name, path)
+    if current_platform.is_cpu():
+        from stretto.engine.kernels.cpu import install
+
+        install()

@@ -1,0 +1,1 @@
+"""What front end, scheduler and worker all know of a request."""

@@ -1,0 +1,81 @@
+"""What a request asks for, as it travels inside vLLM's sampling parameters."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from vllm import SamplingParams
+from vllm.sampling_params import RequestOutputKind
+
+from stretto.engine.request.rules import SegmentRules
+from stretto.records.prompt import HeardAudio, Prompt
+from stretto.records.sampling import SamplingConfig, SegmentSampling
+
+KEY = "speech"
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechParams:
+    """One half of a reply: its task, how it is drawn, and the prompt's streams beside stream 0.
+
+    codes: int32 [P, S - 1], the token ids of the streams 1 ... of every prompt row. audios: heard in its place.
+    num_overhanging: how many rows of `codes` follow those, for the streams that have begun when the reply begins.
+    """
+
+    task: str
+    sampling: SamplingConfig
+    codes: np.ndarray
+    is_unconditional: bool = False
+    audios: tuple[HeardAudio, ...] = ()
+    num_overhanging: int = 0
+
+    @property
+    def is_guided(self) -> bool:
+        return self.sampling.guidance_scale != 1.0
+
+    def to_extra_args(self) -> dict[str, Any]:
+        """These parameters as plain data for `SamplingParams.extra_args`."""
+        record = {
+            "task": self.task,
+            "sampling": asdict(self.sampling),
+            "codes": self.codes.astype(np.int32).tobytes(),
+            "is_unconditional": self.is_unconditional,
+            "num_overhanging": self.num_overhanging,
+            "audios": [
+                (each.first_row, each.num_rows, each.features.shape, each.features.astype(np.float32).tobytes())
+                for each in self.audios
+            ],
+        }
+        return {KEY: record}
+
+    @classmethod
+    def from_extra_args(cls, extra_args: dict[str, Any], num_streams: int) -> "SpeechParams":
+        """The inverse of `to_extra_args`, for rows of `num_streams` input streams."""
+        record = extra_args[KEY]
+        sampling = dict(record["sampling"])
+        for segment in ("text", "audio"):
+            sampling[segment] = SegmentSampling(**sampling[segment])
+        codes = np.frombuffer(record["codes"], np.int32).reshape(-1, num_streams - 1)
+        audios = tuple(
+            HeardAudio(first_row, num_rows, np.frombuffer(features, np.float32).reshape(shape))
+            for first_row, num_rows, shape, features in record["audios"]
+        )
+        is_unconditional, num_overhanging = record["is_unconditional"], record["num_overhanging"]
+        return cls(record["task"], SamplingConfig(**sampling), codes, is_unconditional, audios, num_overhanging)
+
+
+def sampling_params(prompt: Prompt, rules: SegmentRules) -> SamplingParams:
+    """vLLM's parameters for `prompt`: they say when to stop, and carry ours."""
+    codes, num_overhanging = prompt.rows[:, 1:], 0
+    if prompt.overhang is not None:
+        codes, num_overhanging = np.concatenate([codes, prompt.overhang]), len(prompt.overhang)
+    params = SpeechParams(prompt.task, prompt.sampling, codes, audios=prompt.audios, num_overhanging=num_overhanging)
+    return SamplingParams(
+        temperature=0.0,
+        max_tokens=rules.max_model_len - len(prompt.rows),
+        stop_token_ids=[rules.family.end_of_reply],
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+        extra_args=params.to_extra_args(),
+    )

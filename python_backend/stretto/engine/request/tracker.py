@@ -1,0 +1,83 @@
+"""Where a reply stands, followed on the host from the tokens of stream 0 alone."""
+
+from dataclasses import dataclass, field
+
+from stretto.engine.request.rules import SegmentRules
+from stretto.families.base import Task
+from stretto.records.sampling import SamplingConfig
+from stretto.streams.segment import Segment
+
+UNKNOWN = -1
+TEXT, TRANSITION, AUDIO, DRAIN = Segment  # asked for per row, and Python 3.11 is slow to find a member by its name
+
+
+@dataclass(slots=True)
+class SegmentTracker:
+    """The state of one reply after the tokens pushed so far; the plain twin of `machine.SegmentMachine`.
+
+    segment: the one that the next row belongs to.
+    audio_start, audio_end: positions of the first audio row and of `end_of_audio`, or UNKNOWN.
+    script: the spoken tokens of the text segment. pointer: the script entry being spoken, from 1; 0 before the first.
+    was_cut: a limit ended a segment, not the model.
+    """
+
+    rules: SegmentRules
+    task: Task
+    sampling: SamplingConfig
+    position: int
+    num_text_tokens: int = 0
+    audio_start: int = UNKNOWN
+    audio_end: int = UNKNOWN
+    script: list[int] = field(default_factory=list)
+    pointer: int = 0
+    was_cut: bool = False
+    segment: Segment = field(default=TEXT, init=False)
+
+    def __post_init__(self) -> None:
+        if self.task.segments[0] is AUDIO:
+            self.audio_start, self.segment = self.position, AUDIO
+
+    @property
+    def num_frames(self) -> int:
+        """Frames begun so far, less those that stay incomplete if the audio ends here."""
+        if self.audio_start == UNKNOWN:
+            return 0
+        stop = self.position if self.audio_end == UNKNOWN else self.audio_end
+        return max(0, stop - self.audio_start - self.rules.num_closing_rows)
+
+    def push(self, token_id: int) -> Segment:
+        """Take the token of the next row; returns the segment of that row."""
+        segment = self.segment
+        if segment is AUDIO:
+            self._push_audio(token_id)
+        elif segment is TEXT:
+            self._push_text(token_id)
+        self.position += 1
+        if self.position == self.audio_start:
+            self.segment = AUDIO
+        return segment
+
+    def _push_text(self, token_id: int) -> None:
+        rules, family = self.rules, self.rules.family
+        if token_id != rules.end_of_text(self.task):
+            self.num_text_tokens += 1
+            if family.script and token_id in family.script.spoken:
+                self.script.append(token_id)
+            return
+        self.was_cut |= (
+            self.num_text_tokens >= self.sampling.text.max_rows
+            or self.position >= rules.text_limit(self.task)
+            or 0 < rules.max_entries <= len(self.script)
+        )
+        if AUDIO in self.task.segments:
+            self.audio_start, self.segment = self.position + 1 + len(family.transition), TRANSITION
+
+    def _push_audio(self, token_id: int) -> None:
+        family = self.rules.family
+        script = family.script
+        if token_id == family.end_of_audio:
+            num_rows = self.position - self.audio_start
+            self.was_cut |= num_rows >= self.sampling.audio.max_rows or self.position >= self.rules.audio_limit
+            self.audio_end, self.segment = self.position, DRAIN
+        elif script and (token_id - script.first_frame) % 2 == 0:
+            self.pointer += 1

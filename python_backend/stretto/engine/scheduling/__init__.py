@@ -1,0 +1,1 @@
+"""The engine's process: which rows the next step computes."""

@@ -1,0 +1,49 @@
+"""The identity of a KV block: the ids of all streams, not of stream 0 alone, and the audio heard in its rows.
+
+vLLM hashes the tokens of stream 0. Two prompts with the same stream 0 and different codes, or with placeholder rows for
+different audio, would share KV blocks.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from vllm.v1.core.kv_cache_utils import BlockHash
+from vllm.v1.request import Request
+
+from stretto.records.prompt import HeardAudio
+
+RowsOf = Callable[[int, int], np.ndarray]
+
+
+def row_block_hasher(
+    block_size: int, codes: RowsOf, audios: Sequence[HeardAudio] = ()
+) -> Callable[[Request], list[BlockHash]]:
+    """A block hasher for one request; `codes(first, last)` are the ids of its streams 1 ... in rows first ... last - 1.
+
+    Each hash covers its block and, through the hash before it, every row before that. A block in which an audio begins
+    covers the whole audio.
+    """
+    heard: dict[int, list[bytes]] = {audio.first_row // block_size: [] for audio in audios}
+    for audio in audios:
+        heard[audio.first_row // block_size].append(hashlib.sha256(audio.features.tobytes()).digest())
+
+    def hash_new_blocks(request: Request) -> list[BlockHash]:
+        if request.num_tokens // block_size == len(request.block_hashes):
+            return []
+        hashes = list[BlockHash]()
+        previous = request.block_hashes[-1] if request.block_hashes else (request.cache_salt or "").encode()
+        first = len(request.block_hashes) * block_size
+        while first + block_size <= request.num_tokens:
+            last = first + block_size
+            digest = hashlib.sha256(previous)
+            digest.update(np.asarray(request.all_token_ids[first:last], np.int32).tobytes())
+            digest.update(np.ascontiguousarray(codes(first, last), np.int32).tobytes())
+            for features in heard.get(first // block_size, ()):
+                digest.update(features)
+            previous = BlockHash(digest.digest())
+            hashes.append(previous)
+            first = last
+        return hashes
+
+    return hash_new_blocks

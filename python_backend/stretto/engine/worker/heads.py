@@ -1,0 +1,106 @@
+"""The rows of `lm_head` that each stream needs, and no others.
+
+With tensor parallelism every rank draws every row (the noise is a function of seed, position, stream and id, so all
+ranks draw the same), and a head is either whole on each rank or cut by vocabulary:
+
+- The audio heads are whole. A step needs 1 + 8 × 1025 rows of 4096 bf16 numbers, 67 MB, of a published model; cut in
+  two they would save 34 MB and 7 µs of memory traffic at 4.8 TB/s, and cost a gather of logits in every step, which
+  takes longer than that.
+- The text head is vLLM's own shard where it is larger than a shard (152,192 rows, 1.25 GB); its logits are gathered.
+"""
+
+import torch
+from torch import nn
+from vllm.distributed import tensor_model_parallel_all_gather, tensor_model_parallel_all_reduce
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+from stretto.engine.kernels.cpu.products import Product
+from stretto.engine.request.rules import SegmentRules
+
+
+class StreamHeads:
+    """Three heads over one weight: stream 0 in text, stream 0 in audio, and the auxiliary streams, each over its ids.
+
+    text_ids [V], first_ids [C0 + 1] (what it may carry in audio, then `end_of_audio`) and codes [K, C] say which token
+    id each logit stands for. Where a stream has a bias b, its logits are W (h + b) = W h + W b, the second term fp32.
+    """
+
+    def __init__(self, lm_head: nn.Module, rules: SegmentRules, stream_bias: torch.Tensor | None = None):
+        assert isinstance(lm_head, ParallelLMHead)
+        family, weight = rules.family, _WeightRows(lm_head)
+        first, *others = (rules.audio_ids(stream) for stream in range(family.layout.num_output_streams))
+        if len({len(ids) for ids in others}) > 1:
+            raise ValueError(f"{family.name}: auxiliary streams must have as many ids each")
+        device = weight.own.device
+        self.text_ids = torch.arange(rules.num_text_ids, device=device)
+        self.first_ids = torch.tensor([*first, family.end_of_audio], device=device)
+        self.codes = torch.tensor(others, device=device)
+        self._is_text_cut = weight.is_cut and rules.num_text_ids > weight.size
+        text_rows = weight.own if self._is_text_cut else weight.span(range(rules.num_text_ids))
+        first_rows, code_rows = weight.take(self.first_ids), weight.rows([token for ids in others for token in ids])
+        self._text, self._first, self._codes = (Product(rows) for rows in (text_rows, first_rows, code_rows))
+        self._text_offset = self._first_offset = self._code_offset = None
+        if stream_bias is not None:
+            by_stream = code_rows.view(*self.codes.shape, -1)
+            self._text_offset = self._gather(_offset(text_rows, stream_bias[0])[None])[0]
+            self._first_offset = _offset(first_rows, stream_bias[0])
+            pairs = zip(by_stream, stream_bias[1:], strict=True)
+            self._code_offset = torch.cat([_offset(rows, bias) for rows, bias in pairs])
+
+    def text(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits of stream 0 in a text segment: [N, H] -> [N, V] float32."""
+        return _shift(self._gather(self._text(hidden)), self._text_offset)
+
+    def first(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits of stream 0 in an audio segment: [N, H] -> [N, C0 + 1] float32."""
+        return _shift(self._first(hidden), self._first_offset)
+
+    def auxiliary(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits of the streams 1 ... in an audio segment: [N, H] -> [N, K, C] float32."""
+        return _shift(self._codes(hidden), self._code_offset).view(hidden.shape[0], *self.codes.shape)
+
+    def _gather(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits over all text ids from what this rank has of them, which is all where the head is whole."""
+        if not self._is_text_cut:
+            return logits
+        return tensor_model_parallel_all_gather(logits)[:, : len(self.text_ids)]
+
+
+def _offset(rows: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """What a bias [H] of the hidden state adds to the logits: rows [n, H] -> [n] float32, few rows at a time."""
+    return torch.cat([some.float() @ bias.float() for some in rows.split(8192)])
+
+
+def _shift(logits: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
+    return logits.float() if offset is None else logits.float() + offset
+
+
+class _WeightRows:
+    """Rows of a head's weight by token id; with tensor parallelism gathered from the ranks that hold them."""
+
+    def __init__(self, lm_head: ParallelLMHead):
+        self.own, self.is_cut = lm_head.get_parameter("weight").data, lm_head.tp_size > 1
+        self.size = len(self.own)
+        shard = lm_head.shard_indices
+        self._start, self._stop = shard.org_vocab_start_index, shard.org_vocab_end_index
+
+    def take(self, ids: torch.Tensor) -> torch.Tensor:
+        """The rows of `ids` [n]: a copy, the same on every rank."""
+        if not self.is_cut:
+            return self.own[ids]
+        is_own = (ids >= self._start) & (ids < self._stop)
+        rows = self.own.new_zeros(len(ids), self.own.shape[1])
+        rows[is_own] = self.own[ids[is_own] - self._start]
+        return tensor_model_parallel_all_reduce(rows)  # one rank brings each row, the others zeros: exact
+
+    def span(self, ids: range) -> torch.Tensor:
+        """The rows of consecutive ids: a view where this rank holds them all, as does every other."""
+        if not self.is_cut:
+            return self.own[ids.start : ids.stop]
+        return self.take(torch.arange(ids.start, ids.stop, device=self.own.device))
+
+    def rows(self, ids: list[int]) -> torch.Tensor:
+        """The rows of `ids`: a view where they follow each other, else a copy."""
+        if ids == list(range(ids[0], ids[-1] + 1)):
+            return self.span(range(ids[0], ids[-1] + 1))
+        return self.take(torch.tensor(ids, device=self.own.device))

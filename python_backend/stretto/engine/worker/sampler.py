@@ -1,0 +1,107 @@
+"""What stands in the place of vLLM's stock sampler: draw, share between halves, write down. Nothing waits."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from vllm.v1.outputs import LogprobsTensors
+from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.sample.output import SamplerOutput
+from vllm.v1.worker.gpu.sample.sampler import Sampler
+
+from stretto.engine.worker.arrays import Array
+from stretto.engine.worker.batch import BatchPlan, PlanArrays
+from stretto.engine.worker.drawing import RowDraw
+from stretto.engine.worker.segment_state import Rows, SegmentMachine
+from stretto.engine.worker.slots import LIMITS, STATE, SlotState
+
+if TYPE_CHECKING:
+    from stretto.engine.worker.model_state import SpeechModelState
+
+
+class SpeechSampler:
+    """Samples one row of all streams per request; of the stock sampler it keeps what the runner asks it for."""
+
+    def __init__(self, stock: Sampler, state: "SpeechModelState", draw: RowDraw, machine: SegmentMachine):
+        self.penalties_state = stock.penalties_state
+        self.compute_nans = False
+        self._state, self._arrays = state, state.arrays
+        self._draw, self._machine = draw, machine
+        tables, arrays = state.tables, state.arrays
+        self._table, self._codes, self._script = (arrays.of(t) for t in (tables.state, tables.codes, tables.script))
+        self._family = machine.family
+        hidden, layout = self._family.unconditional.hidden_streams, self._family.layout
+        self._hides_first = 0 in hidden
+        self._hidden = arrays.upload(np.array([stream in hidden for stream in range(1, layout.num_input_streams)]))
+        self._nothing = torch.zeros(state.max_num_reqs, 1, device=state.device)
+        self._none = torch.zeros(state.max_num_reqs, dtype=torch.int32, device=state.device)
+
+    def add_request(self, req_idx: int, sampling_params: object) -> None:
+        """vLLM's own sampling parameters mean nothing here; ours are in the slot tables."""
+
+    def apply_staged_writes(self) -> None:
+        """The slot tables are brought to the device by `SpeechModelState`."""
+
+    def __call__(self, hidden: torch.Tensor, batch: InputBatch) -> SamplerOutput:
+        """Sample one row for each request of `batch` from its last hidden state, [B, H]."""
+        plan, step = self._state.plan(batch)
+        tokens, codes = self._sample(hidden, batch, plan, step) if len(plan.drawing) else self._blank(batch.num_reqs)
+        nothing = self._nothing[: batch.num_reqs]
+        return SamplerOutput(
+            sampled_token_ids=self._arrays.tensor(tokens)[:, None],
+            # The codes travel to the scheduler in the asynchronous copy that vLLM makes of log-probabilities.
+            logprobs_tensors=LogprobsTensors(self._arrays.tensor(codes), nothing, nothing[:, 0]),
+            num_nans=None,
+            num_sampled=step.num_sampled,
+            num_rejected=self._none[: batch.num_reqs],
+        )
+
+    def _blank(self, num_rows: int) -> tuple[Array, Array]:
+        codes = self._arrays.zeros(num_rows, self._codes.shape[2])
+        return self._arrays.zeros(num_rows), self._arrays.int32(codes)
+
+    def _sample(
+        self, hidden: torch.Tensor, batch: InputBatch, plan: BatchPlan, step: PlanArrays
+    ) -> tuple[Array, Array]:
+        """Stream 0 [B] and the streams 1 ... [B, S - 1] of all rows; both halves of a pair get one draw."""
+        # A row's last token stands one position before the row that it samples.
+        lengths = self._arrays.of(batch.seq_lens)
+        position = lengths[: batch.num_reqs] if step.sampling is None else lengths[step.sampling]
+        num_drawing = len(plan.drawing)
+        slots = step.slots[:num_drawing]
+        state = SlotState(*self._table[slots].T)
+        rows = Rows(state, step.limits, step.scales, slots, position[:num_drawing])
+        token, codes = self._draw(hidden, self._keys(batch, plan), plan, step, rows)
+        self._write_state(token, slots, rows, plan)
+        tokens, all_codes = self._share(token, self._arrays.int32(codes), plan.num_paired)
+        self._codes[step.slots, position] = all_codes
+        if step.sampling is None:
+            return tokens, all_codes
+        every_token, every_code = self._blank(batch.num_reqs)
+        every_token[step.sampling], every_code[step.sampling] = tokens, all_codes
+        return every_token, every_code
+
+    def _keys(self, batch: InputBatch, plan: BatchPlan) -> np.ndarray:
+        """The noise keys of the rows that draw, [M, S]; the host knows their seeds and positions."""
+        seeds = self._state.tables.limits[batch.idx_mapping_np[plan.drawing], LIMITS["seed_key"]]
+        positions = (batch.num_computed_tokens_np + batch.num_scheduled_tokens)[plan.drawing]
+        return self._draw.keys(seeds.astype(np.int32), positions.astype(np.int32))
+
+    def _share(self, token: Array, codes: Array, num_paired: int) -> tuple[Array, Array]:
+        """The draw of M rows and behind it, less what is hidden from them, that of the first P for other halves."""
+        if num_paired == 0:
+            return token, codes
+        xp, layout = self._arrays.xp, self._family.layout
+        seen = token[:num_paired]
+        if self._hides_first:
+            ids = layout.audio[0]
+            seen = xp.where((seen >= ids.start) & (seen < ids.stop), self._family.unconditional.null_id, seen)
+        seen_codes = xp.where(self._hidden, layout.pad_id, codes[:num_paired])
+        return xp.concatenate([token, seen]), xp.concatenate([codes, seen_codes])
+
+    def _write_state(self, token: Array, slots: Array, rows: Rows, plan: BatchPlan) -> None:
+        entry = self._machine.advance(token, rows)
+        self._table[slots] = self._arrays.xp.stack([getattr(rows.state, name) for name in STATE], 1)
+        if self._machine.script and plan.may_write:
+            self._script[slots, entry] = self._arrays.xp.where(entry > 0, token, 0)
+        self._state.whereabouts.publish()

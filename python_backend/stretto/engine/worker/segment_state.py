@@ -1,0 +1,202 @@
+"""The segments of all replies in a batch, one row each: the vectorised twin of `tracker.py`.
+
+Written once for numpy and for torch (`arrays.py`): on a GPU everything stays on the device.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from stretto.engine.request.rules import SegmentRules
+from stretto.engine.worker.arrays import Array, Arrays
+from stretto.engine.worker.slots import SlotLimits, SlotScales, SlotState
+from stretto.families.base import Script
+from stretto.streams.segment import Segment
+
+ENDLESS = 1 << 40
+
+
+@dataclass
+class Rows:
+    """The rows that a step draws: where each stands, what it asked for, its slot and its position.
+
+    `advance` and `follow_script` move `state` on; slots and position are [B] integers.
+    """
+
+    state: SlotState
+    limits: SlotLimits
+    scales: SlotScales
+    slots: Array
+    position: Array
+
+    def __post_init__(self) -> None:
+        state = self.state
+        self.in_text = state.audio_start < 0
+        self.is_spoken = ~self.in_text & (self.position >= state.audio_start)
+        self.in_audio = self.is_spoken & (state.audio_end < 0)
+        self.frame = self.position - state.audio_start  # also the audio row's index; meaningless before the audio
+
+    @property
+    def is_closing(self) -> Array:
+        """Whether the end of audio lies two rows back or more."""
+        end = self.state.audio_end
+        return (end >= 0) & (self.position > end + 1)
+
+
+class SegmentMachine:
+    """What each row may carry on stream 0, and what follows from what it carries.
+
+    Tokens and positions are [B]; where a method takes the rows that a head has been applied to, these are `index`
+    of the B rows, or all of them where it is None.
+    """
+
+    def __init__(self, rules: SegmentRules, arrays: Arrays):
+        family = rules.family
+        self.rules, self.family, self.script = rules, family, family.script
+        self._arrays, self._xp = arrays, arrays.xp
+        ends = [rules.end_of_text(task) for task in family.tasks]
+        drawn = [rules.drawn_end_of_text(task) for task in family.tasks]
+        self._end_of_text, self._drawn_end_of_text = arrays.upload(np.array(ends)), arrays.upload(np.array(drawn))
+        self._rewrites_end = drawn != ends
+        self._text_limit = arrays.upload(np.array([rules.text_limit(task) for task in family.tasks]))
+        self._speaks = arrays.upload(np.array([Segment.AUDIO in task.segments for task in family.tasks]))
+        self._transition = arrays.upload(np.array([*family.transition, family.layout.pad_id]))
+        denied = np.ones((len(ends), 2, rules.num_text_ids), np.bool_)
+        for index, task in enumerate(family.tasks):
+            for ids in task.text:
+                denied[index, :, ids.start : ids.stop] = False
+            denied[index, 1, drawn[index]] = False
+        self._denied = arrays.tensor(arrays.upload(denied))
+        self._delays = arrays.upload(np.array(family.layout.delays[1:]))
+
+    def mask_text(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
+        """-inf where the text segment may not go, in place: [W, V] -> [W, V]."""
+        may_end = (rows.state.num_text_tokens >= rows.limits.text_min) * 1
+        task, may_end = (self._arrays.tensor(_take(values, index)) for values in (rows.limits.task, may_end))
+        return logits.masked_fill_(self._denied[task, may_end], -torch.inf)
+
+    def mask_audio(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
+        """-inf on `end_of_audio`, the last column, before the shortest length, in place: [A, C0 + 1] -> [A, C0 + 1]."""
+        is_short = self._arrays.tensor(_take(rows.frame < rows.limits.audio_min, index))
+        logits[:, -1].masked_fill_(is_short, -torch.inf)
+        return logits
+
+    def end_text(self, token: Array, rows: Rows) -> Array:
+        """`token`, or what closes the segment where it is drawn or a limit is reached."""
+        state, limits = rows.state, rows.limits
+        must_end = (state.num_text_tokens >= limits.text_max) | (rows.position >= self._text_limit[limits.task])
+        if self.script:
+            must_end |= state.num_entries >= self.script.max_entries
+        if self._rewrites_end:
+            must_end |= token == self._drawn_end_of_text[limits.task]
+        return self._xp.where(must_end, self._end_of_text[limits.task], token)
+
+    def end_audio(self, token: Array, rows: Rows) -> Array:
+        """`token`, or `end_of_audio` where a limit is reached."""
+        must_end = (rows.frame >= rows.limits.audio_max) | (rows.position >= self.rules.audio_limit)
+        return self._xp.where(must_end & rows.in_audio, self.family.end_of_audio, token)
+
+    def follow_script(self, advance: Array, rows: Rows, script_table: Array) -> Array:
+        """The frame tokens when the pointers `advance` [B] or stay; script_table [R, E + 1]. Moves the pointers."""
+        script, state = self.script, rows.state
+        assert script is not None
+        is_last = state.pointer >= state.num_entries
+        advance = advance | (state.pointer == 0)
+        ends = advance & is_last & ((rows.frame >= rows.limits.audio_min) | (state.num_entries == 0))
+        moves = advance & ~is_last
+        state.pointer = state.pointer + (moves & rows.in_audio)
+        entry = script_table[rows.slots, state.pointer]
+        token = script.first_frame + 2 * (entry - script.spoken.start) + ~moves
+        return self._xp.where(ends, self.family.end_of_audio, token)
+
+    def stay_column(self, rows: Rows, script_table: Array) -> Array:
+        """The column of the audio head that means "stay on this entry"; any column before the first entry."""
+        assert self.script is not None
+        entry = script_table[rows.slots, rows.state.pointer]
+        base = self.script.first_frame - self.family.layout.audio[0].start
+        return self._xp.where(rows.state.pointer > 0, base + 2 * (entry - self.script.spoken.start) + 1, 0)
+
+    def choose(self, text: Array | None, audio: Array | None, rows: Rows) -> Array:
+        """Stream 0 of every row: what its segment drew, or what it is forced to be.
+
+        `text` is None where no row is in a text segment, `audio` where all are.
+        """
+        if audio is None:
+            assert text is not None
+            return text
+        state, family, where = rows.state, self.family, self._xp.where
+        length = state.audio_end - state.audio_start
+        last = state.audio_end + where(length > 0, self.rules.tail, 1)
+        drained = audio if family.drain in ("sampled", "padded") else family.layout.pad_id
+        if family.drain == "padded":
+            drained = where(rows.is_closing, family.layout.pad_id, drained)
+        drain = where(rows.position == last, family.end_of_reply, drained)
+        token = where(rows.in_audio, audio, drain)
+        step = self._xp.clip(rows.frame + len(family.transition), 0, len(family.transition))
+        token = where(rows.frame < 0, self._transition[step], token)
+        return token if text is None else where(rows.in_text, text, token)
+
+    def place_codes(self, drawn: Array | None, token: Array, rows: Rows, forced: Array | None = None) -> Array:
+        """The streams 1 ... beside `token`: `drawn` [B, K] where it is read, input-only ids, pad; [B, S - 1].
+
+        forced [B, S - 1]: what streams carry that still go on with the prompt's audio, where a reply does so.
+        """
+        layout = self.family.layout
+        codes = self._arrays.zeros(len(token), layout.num_input_streams - 1) + layout.pad_id
+        if drawn is not None:
+            codes[:, : layout.num_output_streams - 1] = self._lay(drawn, token, rows, forced)
+        if self.script is not None:
+            codes[:, self.script.index_stream - 1] = self._ordinal(token, rows, self.script)
+        return codes
+
+    def _lay(self, drawn: Array, token: Array, rows: Rows, forced: Array | None) -> Array:
+        state, family, where = rows.state, self.family, self._xp.where
+        frame = rows.frame[:, None] - self._delays
+        lies = rows.is_spoken[:, None]
+        if family.warm_up == "forced":
+            lies = lies & (frame >= 0)
+        if family.drain == "forced":
+            length = where(state.audio_end < 0, ENDLESS, state.audio_end - state.audio_start)
+            length = where(rows.in_audio & (token == family.end_of_audio), rows.frame, length)
+            lies = lies & (frame < length[:, None])
+        elif family.drain == "padded":
+            is_past = frame > (state.audio_end - state.audio_start)[:, None]
+            lies = lies & ~(rows.is_closing[:, None] & is_past)
+        elif family.drain == "none":
+            lies = lies & (token != family.end_of_audio)[:, None]
+        laid = where(lies, drawn, family.layout.pad_id)
+        if forced is None:
+            return laid
+        is_forced = (rows.position < rows.limits.forced_until)[:, None] & (frame < 0)
+        return where(is_forced, forced[:, : drawn.shape[1]], laid)
+
+    def _ordinal(self, token: Array, rows: Rows, script: Script) -> Array:
+        writes = rows.in_text & _is_spoken(token, script)
+        speaks = rows.in_audio & (token != self.family.end_of_audio)
+        ordinal = self._xp.where(rows.in_text, rows.state.num_entries + 1, rows.state.pointer)
+        return self._xp.where(writes | speaks, script.index_base + ordinal, self.family.layout.pad_id)
+
+    def advance(self, token: Array, rows: Rows) -> Array:
+        """Move the state on past `token`; returns the script entry that it is, 0 for none."""
+        state, limits, where = rows.state, rows.limits, self._xp.where
+        ends_text = rows.in_text & (token == self._end_of_text[limits.task])
+        begins_audio = ends_text & self._speaks[limits.task]
+        state.audio_start = where(begins_audio, rows.position + (1 + len(self.family.transition)), state.audio_start)
+        writes = rows.in_text & ~ends_text
+        state.num_text_tokens = state.num_text_tokens + writes
+        ends_audio = rows.in_audio & (token == self.family.end_of_audio)
+        state.audio_end = where(ends_audio, rows.position, state.audio_end)
+        if self.script is None:
+            return self._xp.zeros_like(token)
+        is_entry = writes & _is_spoken(token, self.script)
+        state.num_entries = state.num_entries + is_entry
+        return where(is_entry, state.num_entries, 0)
+
+
+def _is_spoken(token: Array, script: Script) -> Array:
+    return (token >= script.spoken.start) & (token < script.spoken.stop)
+
+
+def _take(values: Array, index: Array | None) -> Array:
+    return values if index is None else values[index]

@@ -1,0 +1,146 @@
+"""The tables of all run slots, one row per slot: what each asked for, and where it stands."""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+from stretto.engine.request.params import SpeechParams
+from stretto.engine.request.rules import SegmentRules
+from stretto.engine.request.tracker import SegmentTracker
+from stretto.engine.worker.arrays import Array, Arrays
+from stretto.sampling.noise import seed_key
+
+
+@dataclass
+class SlotState:
+    """Where a reply stands (see SegmentTracker); the device moves these on in every step, [B] int64 each."""
+
+    audio_start: Array
+    audio_end: Array
+    num_text_tokens: Array
+    num_entries: Array
+    pointer: Array
+
+
+@dataclass
+class SlotLimits:
+    """What a request asked for in whole numbers; written once, [B] int64 each.
+
+    forced_until: the position until which streams without a new frame go on with the prompt's audio; 0 without any.
+    """
+
+    task: Array
+    text_min: Array
+    text_max: Array
+    audio_min: Array
+    audio_max: Array
+    text_top_k: Array
+    audio_top_k: Array
+    seed_key: Array
+    ras_window: Array
+    ras_max_repeats: Array
+    forced_until: Array
+
+
+@dataclass
+class SlotScales:
+    """What a request asked for in real numbers; written once, [B] float32 each."""
+
+    text_temperature: Array
+    text_top_p: Array
+    audio_temperature: Array
+    audio_top_p: Array
+    script_temperature: Array
+    guidance: Array
+
+
+def _index(table: type) -> dict[str, int]:
+    return {column.name: index for index, column in enumerate(fields(table))}
+
+
+STATE, LIMITS, SCALES = _index(SlotState), _index(SlotLimits), _index(SlotScales)
+
+
+def limits_row(params: SpeechParams, rules: SegmentRules) -> list[int]:
+    """The row of SlotLimits for a request."""
+    text, audio = params.sampling.text, params.sampling.audio
+    assert params.sampling.seed is not None
+    row = {
+        "task": rules.task_index[params.task],
+        "text_min": text.min_rows,
+        "text_max": text.max_rows,
+        "audio_min": audio.min_rows,
+        "audio_max": audio.max_rows,
+        "text_top_k": text.top_k,
+        "audio_top_k": audio.top_k,
+        "seed_key": seed_key(params.sampling.seed),
+        "ras_window": params.sampling.ras_window,
+        "ras_max_repeats": params.sampling.ras_max_repeats,
+        "forced_until": len(params.codes) if params.num_overhanging else 0,
+    }
+    return [row[name] for name in LIMITS]
+
+
+def scales_row(params: SpeechParams) -> list[float]:
+    """The row of SlotScales for a request."""
+    sampling = params.sampling
+    row = {
+        "text_temperature": sampling.text.temperature,
+        "text_top_p": sampling.text.top_p,
+        "audio_temperature": sampling.audio.temperature,
+        "audio_top_p": sampling.audio.top_p,
+        "script_temperature": sampling.script_temperature,
+        "guidance": sampling.guidance_scale,
+    }
+    return [row[name] for name in SCALES]
+
+
+def state_row(tracker: SegmentTracker) -> list[int]:
+    """The row of SlotState for a reply that stands where `tracker` does."""
+    row = {
+        "audio_start": tracker.audio_start,
+        "audio_end": tracker.audio_end,
+        "num_text_tokens": tracker.num_text_tokens,
+        "num_entries": len(tracker.script),
+        "pointer": tracker.pointer,
+    }
+    return [row[name] for name in STATE]
+
+
+class SlotTables:
+    """State of every slot, the scripts and the codes by position, on the device; what each asked for, on the host.
+
+    state [R, *] int64; script [R, E + 1] int64, entry 0 unused; codes [R, T + 1, S - 1] int32: the streams 1 ... by
+    position, the last position a place for what nobody reads; limits [R, *] int64 and scales [R, *] float32, numpy.
+    """
+
+    def __init__(self, num_slots: int, rules: SegmentRules, device: torch.device):
+        streams = rules.family.layout.num_input_streams
+        self.limits = np.zeros((num_slots, len(LIMITS)), np.int64)
+        self.scales = np.zeros((num_slots, len(SCALES)), np.float32)
+        self.state = torch.zeros(num_slots, len(STATE), dtype=torch.int64, device=device)
+        self.script = torch.zeros(num_slots, rules.max_entries + 1, dtype=torch.int64, device=device)
+        self.codes = torch.zeros(num_slots, rules.max_model_len + 1, streams - 1, dtype=torch.int32, device=device)
+        self._staged: dict[int, list[np.ndarray]] = {}
+        self._rules = rules
+
+    def stage(self, slot: int, params: SpeechParams, tracker: SegmentTracker, codes: np.ndarray) -> None:
+        """Fill `slot` with a request that stands where `tracker` does; `codes` [n, S - 1] are its rows so far."""
+        self.limits[slot] = limits_row(params, self._rules)
+        self.scales[slot] = scales_row(params)
+        codes = np.concatenate([codes, params.codes[len(codes) :]])  # with what the reply goes on with
+        rows = (state_row(tracker), tracker.script, codes.reshape(-1))
+        self._staged[slot] = [np.asarray(row, np.int32) for row in rows]
+
+    def apply_staged(self, arrays: Arrays) -> None:
+        """Bring what was staged to the device: one upload, and copies from there."""
+        if not self._staged:
+            return
+        packed = arrays.tensor(arrays.upload(np.concatenate([row for rows in self._staged.values() for row in rows])))
+        for slot, rows in self._staged.items():
+            state, script, codes, packed = packed.tensor_split(np.cumsum([len(row) for row in rows]).tolist())
+            self.state[slot] = state
+            self.script[slot, 1 : 1 + len(script)] = script
+            self.codes[slot, : len(codes) // self.codes.shape[2]] = codes.view(-1, self.codes.shape[2])
+        self._staged.clear()

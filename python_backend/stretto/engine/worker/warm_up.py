@@ -1,0 +1,32 @@
+"""What stands for a request while vLLM warms its kernels up: it sends requests of its own through the worker.
+
+Only on a GPU does it do so (`vllm/v1/worker/gpu/warmup.py`), before any request of ours and before graphs are
+captured: a few rows of prefill, then decode steps.
+"""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+from vllm.v1.core.sched.output import NewRequestData
+
+from stretto.engine.request.params import SpeechParams
+from stretto.engine.request.rules import SegmentRules
+
+PREFIXES = ("_warmup_", "_v2_mixed_warmup_")
+_ordinals = itertools.count()
+
+
+def warmup_request(data: NewRequestData, rules: SegmentRules) -> tuple[SpeechParams, np.ndarray]:
+    """Parameters and codes [n, S - 1] for one of vLLM's own requests; the tasks of the family take turns.
+
+    Raises TypeError for any other request: it came past `SpeechLLM`.
+    """
+    if not data.req_id.startswith(PREFIXES):
+        raise TypeError(f"{data.req_id} did not come through SpeechLLM: it has no speech parameters")
+    family = rules.family
+    task = family.tasks[next(_ordinals) % len(family.tasks)]
+    sampling = replace(task.sampling, seed=0, guidance_scale=1.0, text=replace(task.sampling.text, max_rows=1))
+    num_rows = len(data.prefill_token_ids or ())
+    codes = np.full((num_rows, family.layout.num_input_streams - 1), family.layout.pad_id, np.int32)
+    return SpeechParams(task.name, sampling, codes), codes

@@ -1,0 +1,62 @@
+"""How a family hears audio through an encoder of its own: what it is fed, and how many rows come of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stretto.errors import InvalidRequest
+from stretto.records.prompt import Prompt
+
+KEY = "audio_config"  # of a checkpoint's config.json: the encoder's configuration
+
+
+@dataclass(frozen=True, slots=True)
+class AudioFormat:
+    """What the encoder reads: log-mel frames, 100 a second, in chunks of 2 * n_window.
+
+    do_normalize: whether the waveform is brought to zero mean and unit variance before.
+    """
+
+    num_mel_bins: int = 128
+    n_window: int = 50
+    do_normalize: bool = True
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "AudioFormat | None":
+        """From config.json; None for a checkpoint without an encoder."""
+        record = config.get(KEY)
+        if record is None:
+            return None
+        return cls(record["num_mel_bins"], record["n_window"], record.get("do_normalize", True))
+
+    def num_rows(self, num_frames: int) -> int:
+        """Rows that F frames make: three convolutions of stride 2 over each chunk, each its own remainder.
+
+        Counted from the convolutions themselves, as transformers' own helper is right for n_window 50 only.
+        """
+        chunks, rest = divmod(num_frames, 2 * self.n_window)
+        return chunks * _after_convolutions(2 * self.n_window) + (_after_convolutions(rest) if rest else 0)
+
+
+def _after_convolutions(num_frames: int) -> int:
+    for _ in range(3):
+        num_frames = (num_frames - 1) // 2 + 1
+    return num_frames
+
+
+def check_audios(prompt: Prompt, audio_format: AudioFormat | None) -> None:
+    """Raise InvalidRequest unless the audios of `prompt` fit its rows and the encoder."""
+    end = 0
+    for index, audio in enumerate(prompt.audios):
+        field = f"audios[{index}]"
+        if audio_format is None:
+            raise InvalidRequest(field, "no audio: this model hears through no encoder", f"{audio.num_rows} rows")
+        if audio.features.ndim != 2 or audio.features.shape[1] != audio_format.num_mel_bins or not len(audio.features):
+            expected = f"features [F >= 1, {audio_format.num_mel_bins}]"
+            raise InvalidRequest(field, expected, list(audio.features.shape))
+        expected_rows = audio_format.num_rows(len(audio.features))
+        if audio.num_rows != expected_rows:
+            raise InvalidRequest(field, f"{expected_rows} rows for {len(audio.features)} frames", audio.num_rows)
+        if not end <= audio.first_row <= len(prompt.rows) - audio.num_rows:
+            raise InvalidRequest(field, f"rows in [{end}, {len(prompt.rows)})", audio.first_row)
+        end = audio.first_row + audio.num_rows

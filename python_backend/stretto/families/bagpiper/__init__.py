@@ -1,0 +1,1 @@
+"""Bagpiper: Qwen3 8B that hears through Qwen3-Omni's encoder and speaks X-codec."""

@@ -1,0 +1,129 @@
+"""Bagpiper's release: names, vocabulary, audio tower, and the copy of the codec that is in the file.
+
+Names and orders: espnet2/speechlm/model/speechlm/{speechlm_job,lm/parallel,multimodal_io/audio}.py of
+https://github.com/espnet/espnet.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Qwen3OmniMoeAudioEncoderConfig
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
+
+from stretto.checkpoints.release import Tokenizer, entry, read_json
+from stretto.checkpoints.tensors import Part, Plan, shapes_of
+from stretto.errors import CheckpointError
+from stretto.families.bagpiper.family import NUM_STREAMS, SPECIAL_TOKENS, BagpiperVocabulary
+
+NUM_SPECIAL = 256
+TOWER = "multimodal_io_dict.continuous_audio.model.audio_tower."
+CODEC = "multimodal_io_dict.discrete_audio.codec_model."
+CODEBOOK = f"{CODEC}quantizer.quantizers.0.codebook.embed"
+ADAPTOR = "adaptor.continuous_audio."
+DROPPED = ("vocab_weight", CODEC)
+# The audio tower of Qwen/Qwen3-Omni-30B-A3B-Instruct, which the release names.
+QWEN3_OMNI: dict[str, Any] = {
+    "num_mel_bins": 128,
+    "encoder_layers": 32,
+    "encoder_attention_heads": 20,
+    "encoder_ffn_dim": 5120,
+    "d_model": 1280,
+    "activation_function": "gelu",
+    "max_source_positions": 1500,
+    "n_window": 50,
+    "n_window_infer": 800,
+    "conv_chunksize": 500,
+    "downsample_hidden_size": 480,
+    "output_dim": 2048,
+}
+
+
+def vocabulary(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], tokenizer: Tokenizer, codec: Path | None
+) -> BagpiperVocabulary:
+    """Where text and codes lie: special tokens first, then what is discrete, in the order of `multimodal_io`."""
+    audio = entry(config, "multimodal_io.discrete_audio")
+    if audio.get("ssl_choice") is not None or audio.get("delay_interleave") is not True:
+        raise CheckpointError("config.yaml: multimodal_io.discrete_audio: expected delay_interleave and no ssl_choice")
+    vocab_size = _rows(tensors, "model.embed_tokens.weight")
+    size = _codebook_size(tensors, codec)
+    audio_span = NUM_STREAMS * (size + 1)
+    text_span = vocab_size - NUM_SPECIAL - audio_span
+    if text_span < tokenizer.size:
+        raise CheckpointError(
+            f"{tokenizer.folder}: expected a tokenizer of at most {text_span} tokens, which is what {vocab_size} ids "
+            f"leave beside {NUM_SPECIAL} special ones and {NUM_STREAMS} x {size + 1} codes; got {tokenizer.size}"
+        )
+    start, starts = NUM_SPECIAL, {}
+    for name in entry(config, "multimodal_io"):
+        if name in ("text", "discrete_audio"):
+            starts[name] = start
+            start += text_span if name == "text" else audio_span
+    if len(starts) != 2:
+        raise CheckpointError("config.yaml: multimodal_io: expected text and discrete_audio")
+    text = range(starts["text"], starts["text"] + text_span)
+    return BagpiperVocabulary(vocab_size, text, starts["discrete_audio"], size)
+
+
+def _rows(tensors: Mapping[str, Tensor], name: str) -> int:
+    if name not in tensors:
+        raise CheckpointError(f"tensors do not fit: missing: {name}")
+    shape = tensors[name].shape
+    if len(shape) != 2:
+        raise CheckpointError(f"tensors do not fit: of another shape: {name} {list(shape)}")
+    return shape[0]
+
+
+def _codebook_size(tensors: Mapping[str, Tensor], codec: Path | None) -> int:
+    """From the copy of the codec in the file, or from the codec's own directory."""
+    if CODEBOOK in tensors:
+        return _rows(tensors, CODEBOOK)
+    if codec is None:
+        raise CheckpointError("the file holds no copy of the codec, so --codec must say how large its codebooks are")
+    return read_json(codec)["codebook_size"]
+
+
+def tower_config(config: Mapping[str, Any], path: Path | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`audio_config` of config.json: Qwen3-Omni's, or what lies at `path`, and what the operator says."""
+    record: Mapping[str, Any] = QWEN3_OMNI
+    if path is not None:
+        record = read_json(path)
+        record = record.get("thinker_config", record)
+        record = {name: value for name, value in record.get("audio_config", record).items() if name in QWEN3_OMNI}
+    else:
+        tag = entry(config, "multimodal_io.continuous_audio.encoder_hf_model_tag")
+        if tag != "Qwen/Qwen3-Omni-30B-A3B-Instruct":
+            raise CheckpointError(f"audio encoder {tag}: not known; --audio-config must say where its numbers lie")
+    _check_windows(QWEN3_OMNI | {**record, **overrides})
+    return {"model_type": "qwen3_omni_moe_audio_encoder", **record, **overrides}
+
+
+def _check_windows(record: Mapping[str, Any]) -> None:
+    """Rows see each other in windows of whole chunks, of 2 * n_window mel frames each."""
+    half, window = record["n_window"], record["n_window_infer"]
+    if half < 1 or window < 1 or window % (2 * half):
+        raise CheckpointError(
+            f"audio tower: n_window_infer must be a multiple of 2 * n_window, got {window} and {half}"
+        )
+
+
+def plan(language: Mapping[str, tuple[int, ...]], hidden: int, tower: Mapping[str, Any]) -> Plan:
+    """What becomes of each tensor: the backbone keeps its names; row 0 of the stream embeddings is never added."""
+    parts = {name: Part(name, shape) for name, shape in language.items()}
+    parts["stream_emb.weight"] = Part("stream_bias.weight", (NUM_STREAMS, hidden), _without_first_row)
+    numbers = {name: value for name, value in tower.items() if name in QWEN3_OMNI}
+    heard = shapes_of(Qwen3OmniMoeAudioEncoder, Qwen3OmniMoeAudioEncoderConfig(**numbers))
+    parts |= {f"{TOWER}{name}": Part(f"audio_tower.{name}", shape) for name, shape in heard.items()}
+    parts[f"{ADAPTOR}weight"] = Part("adaptor.weight", (hidden, tower["output_dim"]))
+    parts[f"{ADAPTOR}bias"] = Part("adaptor.bias", (hidden,))
+    return parts
+
+
+def _without_first_row(table: Tensor) -> Tensor:
+    return torch.cat([torch.zeros_like(table[:1]), table[1:]])
+
+
+assert len(SPECIAL_TOKENS) < NUM_SPECIAL

@@ -1,0 +1,108 @@
+"""Bagpiper: Qwen3 with eight streams. Text or audio in; text, or a caption and then speech, out.
+
+    understand  [bos][system] … [user][audio] features … [user][text] question [assistant][text] ─► answer [eos]
+    generate    [bos][system] … [user][text] wish [assistant][text] ─► caption [eot][assistant][audio] rows … [eos]
+    chat        [bos][system] … [user][text] question [assistant][text] ─► answer [eos]
+    tts         [bos][user][text] request [assistant][text] ─► as generate
+    speak       [bos][user][text] request [assistant][audio] ─► rows … [eos]
+
+Every turn ends with [eos], but with [eot] where the next has the same role. Turns may come before the one answered,
+but for tts and speak, which the fine-tuned checkpoint knows only without them and without a system turn.
+
+In an audio segment all eight streams are sampled, pads included: stream s trails by s rows and carries the pad of its
+own codebook where it has no frame. The numbers are those of the published checkpoints `espnet/bagpiper*`; a
+checkpoint's config.json may say otherwise (`speech_vocabulary`), and the converter writes what it found.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stretto.families.base import Family, Task, UnconditionalContext
+from stretto.records.sampling import SamplingConfig, SegmentSampling
+from stretto.streams.layout import StreamLayout
+from stretto.streams.segment import Segment
+
+PAD, BOS, END_OF_REPLY, END_OF_TURN, SYSTEM, USER, ASSISTANT, TEXT, AUDIO = range(9)
+SPECIAL_TOKENS = ("pad", "bos", "eos", "eot", "system", "user", "assistant", "text", "audio")
+NUM_STREAMS = 8
+FRAME_RATE = 50.0
+
+
+@dataclass(frozen=True)
+class BagpiperVocabulary:
+    """Where text and codes lie. text: ids of the tokenizer's tokens, in its order. first_audio: the pad of stream 0;
+    each stream has its pad and then its `codebook_size` codes, one stream after another."""
+
+    vocab_size: int = 160392
+    text: range = range(256, 152192)
+    first_audio: int = 152192
+    codebook_size: int = 1024
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "BagpiperVocabulary":
+        """From `speech_vocabulary` in config.json."""
+        text = range(*record["text"])
+        return cls(record["vocab_size"], text, record["first_audio"], record["codebook_size"])
+
+    def to_record(self) -> dict[str, Any]:
+        """The inverse of `from_record`."""
+        return {
+            "vocab_size": self.vocab_size,
+            "text": [self.text.start, self.text.stop],
+            "first_audio": self.first_audio,
+            "codebook_size": self.codebook_size,
+        }
+
+    @property
+    def layout(self) -> StreamLayout:
+        pads = [self.first_audio + stream * (self.codebook_size + 1) for stream in range(NUM_STREAMS)]
+        return StreamLayout(
+            vocab_size=self.vocab_size,
+            audio=tuple(range(pad + 1, pad + 1 + self.codebook_size) for pad in pads),
+            delays=tuple(range(NUM_STREAMS)),
+            codebook_streams=tuple(range(NUM_STREAMS)),
+            pad_id=PAD,
+            extra=tuple((pad,) for pad in pads),
+        )
+
+
+def bagpiper(vocabulary: BagpiperVocabulary) -> Family:
+    """The family over a vocabulary. Sampling defaults are the authors' (temperature, top-k, lengths, guidance 3)."""
+    sampling = SamplingConfig(
+        text=SegmentSampling(temperature=0.6, top_k=20, min_rows=1, max_rows=8192),
+        audio=SegmentSampling(temperature=0.8, top_k=20, min_rows=50, max_rows=2048),
+        guidance_scale=3.0,
+    )
+    unguided = SamplingConfig(text=sampling.text, audio=sampling.audio)
+    text = (vocabulary.text,)
+    both = (Segment.TEXT, Segment.AUDIO)
+    general: dict[str, Any] = {"has_history": True, "system": ("text",)}
+    return Family(
+        name="bagpiper",
+        layout=vocabulary.layout,
+        tasks=(
+            Task("tts", both, text, ("text",), sampling),
+            Task("understand", (Segment.TEXT,), text, ("audio",), unguided, also=("text",), **general),
+            Task("chat", (Segment.TEXT,), text, ("text",), unguided, **general),
+            Task("generate", both, text, ("text",), sampling, also=("audio",), **general),
+            Task("speak", (Segment.AUDIO,), (), ("text",), sampling),
+        ),
+        codec="xcodec",
+        end_of_reply=END_OF_REPLY,
+        end_of_text=END_OF_TURN,
+        end_of_audio=END_OF_REPLY,
+        transition=(ASSISTANT, AUDIO),
+        guided_streams=tuple(range(NUM_STREAMS)),
+        unconditional=UnconditionalContext(null_id=PAD, keep_first=0, keep_last=1),
+        max_text_chars=8000,
+        max_audio_s=30.0,
+        max_model_len=32768,
+        frame_rate=FRAME_RATE,
+        first_chunk_frames=8,
+        steady_chunk_frames=25,
+        warm_up="sampled",
+        drain="none",
+        has_stream_bias=True,
+        subwords=vocabulary.text,
+    )

@@ -1,0 +1,70 @@
+"""Prompts of Bagpiper: `[bos]`, then `[role][modality] content [end]` for each piece, then where the reply begins.
+
+    [bos] [system][text] You are … [eos] [user][audio] pads … [eot] [user][text] What … [eos] [assistant][text]
+
+The end is [eot] where the next piece has the same role, and [eos] otherwise. Heard audio is a row of pads for each
+feature that the audio tower makes of it; an assistant's earlier speech is its codes, delayed, with the pads of their
+codebooks. Layout: espnet2/speechlm/model/speechlm/speechlm_job.py of ESPnet.
+"""
+
+import numpy as np
+
+from stretto.errors import InvalidRequest
+from stretto.families.audio_format import AudioFormat
+from stretto.families.bagpiper.family import ASSISTANT, AUDIO, BOS, END_OF_REPLY, END_OF_TURN, PAD, SYSTEM, TEXT, USER
+from stretto.families.bagpiper.features import log_mel
+from stretto.families.base import Family, Task
+from stretto.preprocessing.conversation import Piece
+from stretto.preprocessing.prompt import PromptRows
+from stretto.preprocessing.rows import check_codes, frame_rows, stream0_rows
+from stretto.preprocessing.subwords import Subwords
+from stretto.records.prompt import HeardAudio
+from stretto.streams.segment import Segment
+
+SYSTEM_TEXT = "You are a helpful assistant."
+ROLES = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
+
+
+class BagpiperTemplate:
+    """Writes the prompts of Bagpiper's checkpoints."""
+
+    def __init__(self, family: Family, subwords: Subwords, audio_format: AudioFormat | None):
+        self._family, self._subwords, self._audio_format = family, subwords, audio_format
+
+    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
+        """The conversation and the head of the reply. A task with a system turn gets the usual one where none came."""
+        if task.system and pieces[0].role != "system":
+            pieces = (Piece("system", "", text=SYSTEM_TEXT), *pieces)
+        followers = (*(piece.role for piece in pieces[1:]), "assistant")
+        parts: list[np.ndarray] = [self._row(BOS)]
+        audios: list[HeardAudio] = []
+        for piece, follower in zip(pieces, followers, strict=True):
+            parts += [self._row(ROLES[piece.role]), self._row(TEXT if piece.text is not None else AUDIO)]
+            if piece.pcm is not None:
+                audios.append(self._hear(piece.pcm, piece.path, sum(map(len, parts))))
+                parts.append(stream0_rows(self._family.layout, [PAD] * audios[-1].num_rows))
+            else:
+                parts.append(self._content(piece))
+            parts.append(self._row(END_OF_TURN if follower == piece.role else END_OF_REPLY))
+        begins = TEXT if task.segments[0] is Segment.TEXT else AUDIO
+        parts += [self._row(ASSISTANT), self._row(begins)]
+        return PromptRows(np.concatenate(parts), audios=tuple(audios))
+
+    def _row(self, token_id: int) -> np.ndarray:
+        return stream0_rows(self._family.layout, [token_id])
+
+    def _hear(self, pcm: np.ndarray, path: str, first_row: int) -> HeardAudio:
+        if self._audio_format is None:
+            raise InvalidRequest(path, "no audio: this checkpoint has no encoder to hear it", f"{len(pcm)} samples")
+        features = log_mel(pcm, self._audio_format)
+        return HeardAudio(first_row, self._audio_format.num_rows(len(features)), features)
+
+    def _content(self, piece: Piece) -> np.ndarray:
+        layout = self._family.layout
+        if piece.text is not None:
+            return stream0_rows(layout, self._subwords.ids(piece.text, piece.path))
+        assert piece.codes is not None
+        if piece.role != "assistant":
+            raise InvalidRequest(piece.path, "an audio input: Bagpiper hears samples and speaks codes", "codes")
+        check_codes(piece.codes, self._family, piece.path)
+        return frame_rows(layout, piece.codes, tuple(pads[0] for pads in layout.extra))

@@ -1,0 +1,120 @@
+"""A model family as data: its streams, special ids, tasks and defaults. It builds no tensor and reads no file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from stretto.records.sampling import SamplingConfig
+from stretto.streams.layout import StreamLayout
+from stretto.streams.segment import Segment
+
+Role = Literal["system", "user", "assistant"]
+Drain = Literal["forced", "sampled", "padded", "none"]
+
+
+@dataclass(frozen=True)
+class Script:
+    """A monotonic script on stream 0 of the audio segment, taken from the text segment just written.
+
+    Every text token in `spoken` is an entry, in order; its ordinal (from 1) is `index_base + ordinal` on
+    `index_stream`, an input-only stream. In the audio segment the pointer stays on its entry or advances to
+    the next, never elsewhere: stream 0 carries `first_frame + 2 * (token - spoken.start)` in the entry's first
+    row and that id + 1 while it stays; P(advance) = 1 - P(stay), the softmax taken over the audio interval of
+    stream 0 and `end_of_audio`. Advancing from the last entry ends the audio.
+    """
+
+    spoken: range
+    first_frame: int
+    index_base: int
+    index_stream: int
+    max_entries: int
+
+
+@dataclass(frozen=True)
+class UnconditionalContext:
+    """What the unconditional half of a guidance pair sees: the same rows at the same positions, except that
+
+    - context rows between the first `keep_first` and the last `keep_last` become `[null_id, pad, …]`;
+    - in audio rows each stream of `hidden_streams` carries `null_id` (stream 0) or pad (any other) in place of
+      an id of its audio interval or index; ids outside it (end of audio, drain pad) stay.
+    """
+
+    null_id: int
+    keep_first: int
+    keep_last: int
+    hidden_streams: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing a family can do: which segments it replies with and what its text segment may say.
+
+    needs, also: what the turn that it answers must hold, and what it may hold besides: `text`, `audio`.
+    answers: whose turn that is. has_history: whether turns of user and assistant may come before it.
+    system: what a system turn before all others may hold; () where there is none.
+    """
+
+    name: str
+    segments: tuple[Segment, ...]
+    text: tuple[range, ...]
+    needs: tuple[str, ...]
+    sampling: SamplingConfig
+    also: tuple[str, ...] = ()
+    answers: Role = "user"
+    has_history: bool = False
+    system: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Family:
+    """Everything about a published model family that is not a weight.
+
+    transition: rows forced on stream 0 between the text and the audio segment.
+    guided_streams: output streams whose logits are guided in the audio segment.
+    frame_rate: frames per second of the codec; where it is 0, nothing can be asked for in seconds of the engine.
+    end_of_text closes a text segment that another segment follows; end_of_reply closes the reply, and is never read.
+    end_of_lone_text: what the model draws to close a text that ends the reply (None: end_of_reply).
+    written_end_of_text: what stands in the row in which a text closed that audio follows (None: what was drawn).
+    warm_up: what the streams carry that trail so far that they have no frame yet: pad, or what the model samples.
+    drain: how audio ends once `end_of_audio` has been drawn in row E. `forced`: the rows that follow carry what is left
+    of the frames before E, pad elsewhere, pad on stream 0. `sampled`: max_delay rows follow in which all streams are
+    sampled on. `padded`: as many, of which only the first is sampled on all streams; in row E + j a stream that trails
+    by less than j carries pad. Of these three the frames before E count. `none`: the reply ends at once; its last
+    max_delay rows complete frames and begin none.
+    has_stream_bias: the checkpoint has `stream_bias.weight` [S, H], added to the hidden state before each head.
+    subwords: ids of the tokens of the checkpoint's tokenizer, in its order; None where the family needs no tokenizer.
+    markers: ids that only prompts carry, by the names that the checkpoint gives them.
+    """
+
+    name: str
+    layout: StreamLayout
+    tasks: tuple[Task, ...]
+    codec: str
+    end_of_reply: int
+    end_of_text: int
+    end_of_audio: int
+    transition: tuple[int, ...]
+    guided_streams: tuple[int, ...]
+    unconditional: UnconditionalContext
+    script: Script | None = None
+    voices: tuple[str, ...] = ()
+    max_text_chars: int = 0
+    max_audio_s: float = 0.0
+    max_model_len: int = 0
+    frame_rate: float = 0.0
+    first_chunk_frames: int = field(default=4)
+    steady_chunk_frames: int = field(default=25)
+    end_of_lone_text: int | None = None
+    written_end_of_text: int | None = None
+    warm_up: Literal["forced", "sampled"] = "forced"
+    drain: Drain = "forced"
+    has_stream_bias: bool = False
+    subwords: range | None = None
+    markers: Mapping[str, int] = field(default_factory=dict, hash=False)
+
+    def task(self, name: str) -> Task:
+        """The task called `name`; KeyError lists the names there are."""
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise KeyError(f"{name!r} is not one of {[task.name for task in self.tasks]}")

@@ -1,0 +1,1 @@
+"""OpusLM, and OpusLM dialogue."""

@@ -1,0 +1,107 @@
+"""OpusLM's release: names, and a vocabulary that is looked up by name, as releases number tasks differently.
+
+Names: espnet2/speechlm/{definitions,core_lm/ar_parallel,module/huggingface}.py of https://github.com/espnet/espnet.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from stretto.checkpoints.release import Tokenizer, entry
+from stretto.checkpoints.tensors import Part, Plan
+from stretto.errors import CheckpointError
+from stretto.families.opuslm import family as opuslm
+from stretto.families.opuslm.family import NUM_STREAMS, OpusVocabulary
+
+DROPPED = ("criterion.", "reflm.", "corelm.decoders.lm_head.", "corelm.decoders.model.embed_tokens.")
+RENAMED = {"model.embed_tokens.weight": "corelm.emb.weight", "lm_head.weight": "corelm.lm_head.weight"}
+HEAD_EMBEDDINGS = "corelm.head_emb.weight"
+# Tokens whose ids the family's prompts are made of, with what old lists call those that had no name yet.
+FIXED = {"<pad>": opuslm.PAD, "<sos/eos>": opuslm.SOS_EOS, "<unused_token_255>": opuslm.NEVER_READ}
+ROLES = {
+    "<system_prompt>": opuslm.SYSTEM_PROMPT,
+    "<user_input>": opuslm.USER_INPUT,
+    "<assistant_output>": opuslm.ASSISTANT_OUTPUT,
+}
+REQUIRED_MODALITIES = ("codec_ssl", "text_bpe", "spk")
+
+
+def vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer, is_dialogue: bool) -> OpusVocabulary:
+    """From `token_list` and `token_bias`, all of it checked against what the family takes for granted."""
+    names: Sequence[str] = entry(config, "token_list")
+    in_use = entry(config, "codec_token_in_use")
+    if in_use != NUM_STREAMS:
+        raise CheckpointError(f"config.yaml: codec_token_in_use: expected {NUM_STREAMS}, got {in_use}")
+    spans = {name: _span(config, name) for name in ("ssl", "codec", "text_bpe")}
+    codes = len(spans["codec"])
+    if codes % (NUM_STREAMS - 1):
+        raise CheckpointError(f"config.yaml: token_bias.codec: {codes} codes are not {NUM_STREAMS - 1} codebooks")
+    if len(spans["text_bpe"]) < tokenizer.size:
+        raise CheckpointError(
+            f"{tokenizer.folder}: expected the tokenizer {config.get('subword_model')}, whose tokens have "
+            f"{len(spans['text_bpe'])} ids; got one of {tokenizer.size}"
+        )
+    _check_tokens(names[spans["text_bpe"].start : spans["text_bpe"].stop], tokenizer, config.get("subword_model"))
+    _check_ids(names, FIXED | (ROLES if is_dialogue else {}))
+    modalities = _named(names, r"<(\w+)_start/end>")
+    missing = [name for name in REQUIRED_MODALITIES if name not in modalities]
+    if missing:
+        raise CheckpointError(f"config.yaml: token_list: no <{missing[0]}_start/end>")
+    return OpusVocabulary(
+        vocab_size=len(names),
+        text=(spans["text_bpe"].start, spans["text_bpe"].stop),
+        ssl=(spans["ssl"].start, spans["ssl"].stop),
+        codec=spans["codec"].start,
+        codebook_size=codes // (NUM_STREAMS - 1),
+        modalities=modalities,
+        tasks=_named(names, r"<(\w+)_task>"),
+    )
+
+
+def _span(config: Mapping[str, Any], name: str) -> range:
+    span = entry(config, f"token_bias.{name}")
+    num_ids = len(entry(config, "token_list"))
+    is_pair = isinstance(span, Sequence) and len(span) == 2 and all(type(token_id) is int for token_id in span)
+    if not is_pair or not 0 <= span[0] < span[1] <= num_ids:
+        raise CheckpointError(f"config.yaml: token_bias.{name}: expected [first, end) of {num_ids} ids, got {span}")
+    return range(*span)
+
+
+def _check_tokens(names: Sequence[str], tokenizer: Tokenizer, expected: Any) -> None:
+    """The tokenizer's tokens must be where the list has them: SmolLM's and SmolLM2's have as many, in another order.
+
+    Tokens that the list spells in its own way tell nothing.
+    """
+    known = set(names)
+    shared = {token_id: token for token_id, token in tokenizer.tokens.items() if token in known}
+    odd = [token_id for token_id, token in shared.items() if names[token_id] != token]
+    if len(odd) > len(shared) / 100:
+        here, there = tokenizer.tokens[odd[0]], names[odd[0]]
+        raise CheckpointError(
+            f"{tokenizer.folder}: expected the tokenizer {expected}; {len(odd)} of {len(shared)} tokens are elsewhere "
+            f"in token_list, which has {there!r} where the tokenizer has {here!r}"
+        )
+
+
+def _check_ids(names: Sequence[str], expected: Mapping[str, int]) -> None:
+    for name, token_id in expected.items():
+        if names[token_id] != name:
+            raise CheckpointError(f"config.yaml: token_list: expected {name} at {token_id}, got {names[token_id]}")
+
+
+def _named(names: Sequence[str], pattern: str) -> dict[str, int]:
+    """Ids of the special tokens that a pattern names."""
+    matches = [(re.fullmatch(pattern, name), token_id) for token_id, name in enumerate(names[: opuslm.NEVER_READ])]
+    return {match[1]: token_id for match, token_id in matches if match}
+
+
+def plan(language: Mapping[str, tuple[int, ...]], hidden: int, tensors: Mapping[str, Tensor]) -> Plan:
+    """What becomes of each tensor. Of the head embeddings, as many rows are used as there are streams, row 0 among
+    them."""
+    parts = {RENAMED.get(name, f"corelm.decoders.{name}"): Part(name, shape) for name, shape in language.items()}
+    stored = tensors[HEAD_EMBEDDINGS].shape if HEAD_EMBEDDINGS in tensors else ()
+    rows = max((NUM_STREAMS, *stored[:1]))
+    parts[HEAD_EMBEDDINGS] = Part("stream_bias.weight", (rows, hidden), lambda table: table[:NUM_STREAMS])
+    return parts

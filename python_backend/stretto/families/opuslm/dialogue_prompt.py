@@ -1,0 +1,39 @@
+"""Prompts of OpusLM dialogue: `[sos][task]`, each piece as `[role]` and its segment, `[role][modality]` of the reply.
+
+    dialogue, text_dialogue   … [user][codec_ssl] frames … [user][text] words … [assistant][text]
+    speak                     … [assistant][text] words … [assistant][codec_ssl]
+    asr                       … [user][codec_ssl] frames … [user][text]
+
+An assistant's text that is spoken in the same reply needs no turn: after its last word the model goes on.
+"""
+
+import numpy as np
+
+from stretto.families.base import Task
+from stretto.families.opuslm.family import ASSISTANT_OUTPUT, SOS_EOS, SYSTEM_PROMPT, USER_INPUT
+from stretto.families.opuslm.prompt_segments import SegmentWriter
+from stretto.preprocessing.conversation import Piece
+from stretto.preprocessing.prompt import PromptRows
+from stretto.streams.segment import Segment
+
+ROLES = {"system": SYSTEM_PROMPT, "user": USER_INPUT, "assistant": ASSISTANT_OUTPUT}
+
+
+class DialogueTemplate:
+    """Writes the prompts of the dialogue model."""
+
+    def __init__(self, segments: SegmentWriter):
+        self._segments = segments
+
+    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
+        """The turns so far and the head of the reply; a system turn's audio is the assistant's voice."""
+        segments = self._segments
+        name = "text_dialogue" if task.name == "text_dialogue" else "audio_dialogue"
+        parts = [segments.ids(SOS_EOS, segments.task_id(name))]
+        for piece in pieces:
+            is_voice = piece.role == "system" and piece.text is None
+            parts += [segments.ids(ROLES[piece.role]), segments.voice(piece) if is_voice else segments.piece(piece)]
+        modality = "text_bpe" if task.segments[0] is Segment.TEXT else "codec_ssl"
+        speaker = USER_INPUT if task.name == "asr" else ASSISTANT_OUTPUT
+        parts += [segments.ids(speaker), segments.marker(modality)]
+        return PromptRows(np.concatenate(parts))

@@ -1,0 +1,156 @@
+"""OpusLM and OpusLM dialogue: OLMo 2 or SmolLM2 with nine streams, one of semantic tokens and eight of codec codes.
+
+    tts         [sos][plain_tts][text] words … pad×8 [codec_ssl] ─► rows …
+    voice       [sos][tts][text] words … pad×8 [spk] 500 frames, pad×8 [codec_ssl] ─► rows …
+    asr         [sos][asr][codec_ssl] frames … pad×8 [text] ─► words
+    text_lm     [sos][textlm][text] words … ─► words
+    audio_lm    [sos][audiolm][codec_ssl] frames … ─► rows …
+    dialogue    [sos][audio_dialogue] turns … [assistant][text] ─► words, pad×8 [assistant][codec_ssl] ─► rows …
+
+Stream s trails by s rows, in prompts too. Every pad adds its learned embedding. What streams without a frame yet carry
+is pad; once the model has drawn its end on stream 0, eight rows follow, which complete the frames before it. Numbers
+are those of `espnet/OpusLM_7B_Anneal`; config.json says what holds for a checkpoint (`speech_vocabulary`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from stretto.families.base import Drain, Family, Task, UnconditionalContext
+from stretto.records.sampling import SamplingConfig, SegmentSampling
+from stretto.streams.layout import StreamLayout
+from stretto.streams.segment import Segment
+
+NUM_STREAMS = 9
+PAD, SOS_EOS = 0, 5
+SYSTEM_PROMPT, USER_INPUT, ASSISTANT_OUTPUT, END_OF_UTTERANCE = 8, 9, 10, 11
+NEVER_READ = 255  # a special token without a meaning: it tells the engine that a reply is over
+MODALITIES = {"codec": 32, "ssl": 33, "codec_ssl": 34, "text_bpe": 35, "g2p": 36, "spk": 37}
+TASKS = {
+    "textlm": 64,
+    "codec_ssl_asr": 80,
+    "codec_ssl_tts": 81,
+    "codec_ssl_plain_tts": 82,
+    "codec_ssl_audiolm": 83,
+    "text_dialogue": 88,
+    "audio_dialogue": 89,
+}
+FRAME_RATE = 50.0
+VOICE_FRAMES = 500
+
+
+@dataclass(frozen=True)
+class OpusVocabulary:
+    """Where each kind of id lies. codec: first id of the first codebook; the others follow. modalities and tasks: ids
+    of the tokens `<codec_ssl>`, `<codec_ssl_asr_task>`, … by name, which releases number differently. drain: what
+    streams carry behind the end of audio, on which versions of ESPnet differ: `padded` or `sampled`."""
+
+    vocab_size: int = 113870
+    text: tuple[int, int] = (13448, 113800)
+    ssl: tuple[int, int] = (256, 5256)
+    codec: int = 5256
+    codebook_size: int = 1024
+    modalities: Mapping[str, int] = field(default_factory=lambda: dict(MODALITIES))
+    tasks: Mapping[str, int] = field(default_factory=lambda: dict(TASKS))
+    drain: Drain = "padded"
+
+    def __post_init__(self) -> None:
+        if self.drain not in ("padded", "sampled"):
+            raise ValueError(f"drain must be padded or sampled, got {self.drain!r}")
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "OpusVocabulary":
+        """From `speech_vocabulary` in config.json."""
+        return cls(**{**record, "text": tuple(record["text"]), "ssl": tuple(record["ssl"])})
+
+    def to_record(self) -> dict[str, Any]:
+        """The inverse of `from_record`."""
+        return asdict(self)
+
+    @property
+    def layout(self) -> StreamLayout:
+        codebooks = [
+            range(self.codec + k * self.codebook_size, self.codec + (k + 1) * self.codebook_size)
+            for k in range(NUM_STREAMS - 1)
+        ]
+        return StreamLayout(
+            vocab_size=self.vocab_size,
+            audio=(range(*self.ssl), *codebooks),
+            delays=tuple(range(NUM_STREAMS)),
+            codebook_streams=tuple(range(1, NUM_STREAMS)),
+            pad_id=PAD,
+            extra=((self.modalities["codec_ssl"],), *((PAD,) for _ in codebooks)),
+            pad_is_silent=False,
+        )
+
+
+SAMPLING = SamplingConfig(
+    text=SegmentSampling(temperature=0.0, min_rows=1, max_rows=2048),
+    audio=SegmentSampling(temperature=0.8, top_k=30, min_rows=3, max_rows=2048),
+)
+
+
+def _family(name: str, vocabulary: OpusVocabulary, tasks: tuple[Task, ...]) -> Family:
+    markers = {name: vocabulary.modalities[name] for name in ("codec_ssl", "text_bpe", "spk")}
+    return Family(
+        name=name,
+        layout=vocabulary.layout,
+        tasks=tasks,
+        codec="espnet_dac",
+        end_of_reply=NEVER_READ,
+        end_of_text=SOS_EOS,
+        end_of_audio=SOS_EOS,
+        # The text's end is not read: in its place begin the rows that keep the delayed streams apart.
+        transition=(*[PAD] * (NUM_STREAMS - 2), ASSISTANT_OUTPUT, vocabulary.modalities["codec_ssl"]),
+        guided_streams=(),
+        unconditional=UnconditionalContext(null_id=PAD, keep_first=0, keep_last=1),
+        max_text_chars=4000,
+        max_audio_s=30.0,
+        max_model_len=8192,
+        frame_rate=FRAME_RATE,
+        first_chunk_frames=8,
+        steady_chunk_frames=25,
+        end_of_lone_text=SOS_EOS,
+        written_end_of_text=PAD,
+        drain=vocabulary.drain,
+        has_stream_bias=True,
+        subwords=range(*vocabulary.text),
+        markers={**markers, **vocabulary.tasks},
+    )
+
+
+def _text(vocabulary: OpusVocabulary) -> tuple[range, range]:
+    """What a text segment may say: words and, as ESPnet's masks have it, the marker of text, which has no spelling."""
+    marker = vocabulary.modalities["text_bpe"]
+    return range(*vocabulary.text), range(marker, marker + 1)
+
+
+def opuslm(vocabulary: OpusVocabulary) -> Family:
+    """The base family: one task a request."""
+    text = _text(vocabulary)
+    return _family(
+        "opuslm",
+        vocabulary,
+        (
+            Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING, system=("audio",)),
+            Task("asr", (Segment.TEXT,), text, ("audio",), SAMPLING),
+            Task("text_lm", (Segment.TEXT,), text, ("text",), SAMPLING),
+            Task("audio_lm", (Segment.AUDIO,), (), ("audio",), SAMPLING),
+        ),
+    )
+
+
+def opuslm_dialogue(vocabulary: OpusVocabulary) -> Family:
+    """The dialogue family: turns in, the assistant's words and then its voice out."""
+    text = _text(vocabulary)
+    turns: dict[str, Any] = {"has_history": True, "system": ("text", "audio")}
+    return _family(
+        "opuslm_dialogue",
+        vocabulary,
+        (
+            Task("dialogue", (Segment.TEXT, Segment.AUDIO), text, (), SAMPLING, also=("text", "audio"), **turns),
+            Task("text_dialogue", (Segment.TEXT,), text, ("text",), SAMPLING, **turns),
+            Task("speak", (Segment.AUDIO,), (), ("text",), SAMPLING, answers="assistant", **turns),
+            Task("asr", (Segment.TEXT,), text, ("audio",), SAMPLING, **turns),
+        ),
+    )

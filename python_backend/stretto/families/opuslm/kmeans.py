@@ -1,0 +1,90 @@
+"""The centres of a k-means model that scikit-learn made and joblib wrote, read without running anything of the file.
+
+A pickle names functions and lets the reader call them. Here whatever it names becomes a `Record` of its arguments and
+its state, and nothing is called; neither scikit-learn nor joblib is needed. Between a pickle's opcodes joblib puts the
+bytes of arrays (https://github.com/joblib/joblib, joblib/numpy_pickle.py): after the state of a NumpyArrayWrapper
+comes, since joblib 1.1, a byte that counts padding and so many bytes more, then the array.
+"""
+
+import pickle
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar
+
+import numpy as np
+
+from stretto.errors import CheckpointError
+
+WRAPPER, CENTRES = "joblib.numpy_pickle.NumpyArrayWrapper", "cluster_centers_"
+NUMBERS = frozenset({"f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"})  # numpy's names of dtypes
+
+
+class Record:
+    """What a pickle says of an object: the `name` of what would make it, with which arguments, and its state."""
+
+    name = ""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.args = args
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class RecordReader(pickle._Unpickler):
+    """Reads a file of joblib's as Records and arrays."""
+
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+
+    def __init__(self, file: BinaryIO):
+        super().__init__(file)
+        self._file = file
+
+    def find_class(self, module: str, name: str) -> type[Record]:
+        """A kind of Record, whatever is asked for."""
+        return type(name, (Record,), {"name": f"{module}.{name}"})
+
+    def load_build(self) -> None:
+        """Gives an object its state; an array then takes the place of what announces it."""
+        super().load_build()  # type: ignore[misc]
+        stack: list[Any] = self.stack  # type: ignore[attr-defined]
+        if isinstance(stack[-1], Record) and stack[-1].name == WRAPPER:
+            stack[-1] = _read_array(self._file, stack[-1].state)
+
+    dispatch[pickle.BUILD[0]] = load_build
+
+
+def _read_array(file: BinaryIO, state: dict[str, Any]) -> np.ndarray:
+    dtype, shape = _dtype(state["dtype"]), tuple(state["shape"])
+    if state.get("numpy_array_alignment_bytes") is not None:
+        file.read(file.read(1)[0])
+    num_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    array = np.frombuffer(file.read(num_bytes), dtype)
+    return array.reshape(shape[::-1]).T if state["order"] == "F" else array.reshape(shape)
+
+
+def _dtype(record: Record) -> np.dtype:
+    """Of a Record of numpy.dtype, whose state has the byte order second."""
+    name, order = record.args[0], record.state[1]
+    if record.name != "numpy.dtype" or name not in NUMBERS:
+        raise ValueError(f"expected arrays of numbers, got {record.name} {name!r}")
+    return np.dtype(name).newbyteorder(order)
+
+
+def read_centres(path: Path) -> np.ndarray:
+    """Centres [C, H] float32 of the k-means model in a file; CheckpointError where there is none."""
+    try:
+        with path.open("rb") as file:
+            if file.peek(1)[:1] != pickle.PROTO:
+                raise pickle.UnpicklingError("another kind of file")
+            model = RecordReader(file).load()
+        centres = model.state[CENTRES]
+        if centres.ndim != 2 or not np.isfinite(centres).all():
+            raise ValueError(f"{CENTRES} of shape {list(centres.shape)} are not finite rows")
+    except (OSError, EOFError, MemoryError, pickle.UnpicklingError, struct.error) as error:
+        expected = "a k-means model as joblib writes it, uncompressed"
+        raise CheckpointError(f"{path}: expected {expected}, got {error!r}") from error
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: expected a k-means model with {CENTRES}, got {error!r}") from error
+    return np.array(centres, np.float32, order="C")

@@ -1,0 +1,45 @@
+"""Prompts of OpusLM, one task a request: `[sos][task]`, what is given, and the marker after which the reply begins.
+
+Task tokens go by name, older releases' names first; `families/opuslm.py` draws the prompts.
+"""
+
+import numpy as np
+
+from stretto.families.base import Task
+from stretto.families.opuslm.family import SOS_EOS
+from stretto.families.opuslm.prompt_segments import GAP, SegmentWriter
+from stretto.preprocessing.conversation import Piece
+from stretto.preprocessing.prompt import PromptRows
+
+TASK_TOKENS = {
+    "asr": ("codec_ssl_asr", "asr"),
+    "text_lm": ("textlm",),
+    "audio_lm": ("codec_ssl_audiolm", "audiolm"),
+}
+PLAIN_TTS, VOICE_TTS = ("codec_ssl_plain_tts", "plain_tts"), ("codec_ssl_tts", "tts")
+
+
+class OpusTemplate:
+    """Writes the prompts of the base model."""
+
+    def __init__(self, segments: SegmentWriter):
+        self._segments = segments
+
+    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
+        """The prompt of a task; for `tts` a system turn's audio is the voice to speak in."""
+        segments, said = self._segments, pieces[-1]
+        names: tuple[str, ...]
+        if task.name == "tts":
+            voices = [segments.voice(piece) for piece in pieces[:-1]]
+            names = VOICE_TTS if voices else PLAIN_TTS
+            parts = [segments.piece(said), *voices, segments.marker("codec_ssl")]
+        else:
+            names = TASK_TOKENS[task.name]
+            parts = [segments.text(said) if task.name == "text_lm" else segments.audio(said)]
+            parts += [segments.marker("text_bpe")] if task.name == "asr" else []
+        head = segments.ids(SOS_EOS, segments.task_id(*names))
+        rows = np.concatenate([head, *parts])
+        if task.name != "audio_lm":
+            return PromptRows(rows)
+        # The reply begins in the row after the last frame's, while the streams that trail still say the last frames.
+        return PromptRows(rows[:-GAP], overhang=rows[-GAP:, 1:])

@@ -1,0 +1,77 @@
+"""OpusLM's semantic codes of audio: XEUS, and the nearest of the k-means centres to each of its features.
+
+An optional part of a checkpoint: the folder `ssl_tokenizer/`, which `stretto.checkpoints.command` writes from what
+https://huggingface.co/espnet/xeus publishes. A checkpoint without it takes audio as codes.
+
+As in OpusLM's own data: the features are those of layer 18, counted from 0, the last, with the encoder's final norm
+(`ESPnetHubertFeatureReader` in egs2/TEMPLATE/asr1/pyscripts/feats/ssl_feature_utils.py, recipes of OpusLM's branch);
+no frame is masked; a code is the index of the nearest centre, by Euclidean distance (dump_km_label.py there).
+"""
+
+import json
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from stretto.errors import CheckpointError
+from stretto.families.opuslm.xeus import Xeus
+from stretto.families.opuslm.xeus_config import XeusConfig
+
+FOLDER, CONFIG, WEIGHTS = "ssl_tokenizer", "config.json", "model.safetensors"
+
+
+class SslTokenizer(Protocol):
+    """Audio to semantic codes, 50 a second."""
+
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """Codes [T] int64 of mono `pcm` [n] float32 at 16 kHz, T about n / 320; 0 of less than one window."""
+        ...
+
+
+class XeusTokenizer(nn.Module):
+    """XEUS and `centres` [C, H] of its features."""
+
+    centres: Tensor
+
+    def __init__(self, config: XeusConfig, num_codes: int) -> None:
+        super().__init__()
+        self.config, self.xeus = config, Xeus(config)
+        self.register_buffer("centres", torch.zeros(num_codes, config.hidden))
+
+    @torch.inference_mode()
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """As `SslTokenizer.encode`; T is `config.num_frames(n)`."""
+        if self.config.num_frames(len(pcm)) == 0:
+            return np.zeros(0, np.int64)
+        features = self.xeus(torch.from_numpy(np.asarray(pcm)).to(self.centres))
+        distances = self.centres.square().sum(1) - 2 * features @ self.centres.T  # less what all share
+        return distances.argmin(1).cpu().numpy()
+
+
+def load_ssl_tokenizer(checkpoint: Path, num_codes: int, device: str = "cpu") -> SslTokenizer | None:
+    """The tokenizer of the checkpoint in a folder, which makes `num_codes` codes; None where the folder brings none.
+
+    CheckpointError names what is missing, unknown or of another shape.
+    """
+    folder = checkpoint / FOLDER
+    if not folder.is_dir():
+        return None
+    try:
+        config = XeusConfig.from_record(json.loads((folder / CONFIG).read_text()))
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: expected {CONFIG} and {WEIGHTS} of XEUS, got {error!r}") from error
+    with torch.device("meta"):
+        tokenizer = XeusTokenizer(config, num_codes)
+    wanted = tokenizer.state_dict()
+    wrong = sorted(name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape)
+    if wrong or wanted.keys() != tensors.keys():
+        missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+        raise CheckpointError(f"{folder}: missing {missing[:8]}, unknown {unknown[:8]}, of another shape {wrong[:8]}")
+    tokenizer.load_state_dict(tensors, assign=True)
+    return tokenizer.eval().requires_grad_(False).to(device)

@@ -1,0 +1,191 @@
+"""XEUS, the speech encoder under OpusLM's semantic tokens, for inference on one waveform at a time.
+
+    pcm ─► 7 convolutions ─► projection ─► positions ─► 19 E-Branchformer blocks ─► norm ─► features, 50 a second
+
+                       ┌► attention ───────┐
+    x ─► ½ feed forward┤                   ├► merge ─► ½ feed forward ─► norm        (each with its residual)
+                       └► gated convolution┘
+
+Chen et al., "Towards Robust Speech Representation Learning for Thousands of Languages" (2024). Layers and names are
+those of espnet2/{asr/frontend/cnn,asr/encoder/e_branchformer_encoder,asr/layers/cgmlp}.py in
+https://github.com/espnet/espnet. The positions take the place of what they are computed from, as in ESPnet's
+ConvolutionalPositionalEmbedding without `use_residual`, with which XEUS was trained.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stretto.families.opuslm.xeus_config import XeusConfig
+
+EPS = 1e-12  # of the encoder's norms; those of the front end have torch's default
+
+
+class Xeus(nn.Module):
+    """Features of waveforms. Its tensors have the published names, with the weight norm multiplied out."""
+
+    def __init__(self, config: XeusConfig) -> None:
+        super().__init__()
+        self.frontend = FrontEnd(config)
+        self.preencoder = nn.ModuleDict({"linear_out": nn.Linear(config.convolutions[-1][0], config.hidden)})
+        self.encoder = Encoder(config)
+
+    def forward(self, pcm: Tensor) -> Tensor:
+        """Features [T, H] of samples [n], T as `XeusConfig.num_frames` says and at least 1."""
+        return self.encoder(self.preencoder["linear_out"](self.frontend(pcm[None])))[0]
+
+
+class FrontEnd(nn.Module):
+    """Samples [B, n] to frames [B, T, C]."""
+
+    def __init__(self, config: XeusConfig) -> None:
+        super().__init__()
+        inputs = [1, *(width for width, _, _ in config.convolutions)]
+        self.layers = nn.ModuleList(
+            FrontEndLayer(config, index, channels) for index, channels in enumerate(inputs[:-1])
+        )
+        self.final_norm = nn.LayerNorm(inputs[-1]) if config.normalizes_output else nn.Identity()
+        self._normalizes = config.normalizes_audio
+
+    def forward(self, pcm: Tensor) -> Tensor:
+        x = functional.layer_norm(pcm, pcm.shape[1:]) if self._normalizes else pcm
+        x = x[:, None]
+        for layer in self.layers:
+            x = layer(x)
+        return self.final_norm(x.transpose(1, 2))
+
+
+class FrontEndLayer(nn.Module):
+    """Convolution, norm where there is one, GELU: [B, C, n] to [B, C', n']."""
+
+    def __init__(self, config: XeusConfig, index: int, channels: int) -> None:
+        super().__init__()
+        width, kernel, stride = config.convolutions[index]
+        self.conv = nn.Conv1d(channels, width, kernel, stride, bias=config.has_bias)
+        self.layer_norm: nn.Module | None = None
+        if config.norm == "layer_norm":
+            self.layer_norm = nn.LayerNorm(width)
+        elif index == 0:
+            self.layer_norm = nn.GroupNorm(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if isinstance(self.layer_norm, nn.LayerNorm):
+            x = self.layer_norm(x.transpose(1, 2)).transpose(1, 2)
+        elif self.layer_norm is not None:
+            x = self.layer_norm(x)
+        return functional.gelu(x)
+
+
+class Encoder(nn.Module):
+    """Frames [B, T, H] to features [B, T, H]: those of the last block, normed once more."""
+
+    def __init__(self, config: XeusConfig) -> None:
+        super().__init__()
+        self.embed = nn.ModuleList([Positions(config)])
+        self.encoders = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.after_norm = nn.LayerNorm(config.hidden, EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed[0](x)
+        for block in self.encoders:
+            x = block(x)
+        return self.after_norm(x)
+
+
+class Positions(nn.Module):
+    """A convolution over half a window to both sides, in place of its input."""
+
+    def __init__(self, config: XeusConfig) -> None:
+        super().__init__()
+        kernel, width = config.position_kernel, config.hidden
+        conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=config.position_groups)
+        self.convs = nn.ModuleList([conv])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.gelu(self.convs[0](x.transpose(1, 2))[..., : x.shape[1]]).transpose(1, 2)
+
+
+class Block(nn.Module):
+    """One E-Branchformer block with two halves of a feed-forward layer: [B, T, H] to [B, T, H]."""
+
+    def __init__(self, config: XeusConfig) -> None:
+        super().__init__()
+        width, kernel = config.hidden, config.merge_kernel
+        self.feed_forward_macaron, self.feed_forward = FeedForward(config), FeedForward(config)
+        self.attn, self.cgmlp = SelfAttention(config), GatedBranch(config)
+        self.depthwise_conv_fusion = nn.Conv1d(2 * width, 2 * width, kernel, padding=kernel // 2, groups=2 * width)
+        self.merge_proj = nn.Linear(2 * width, width)
+        self.norm_ff_macaron, self.norm_ff = nn.LayerNorm(width, EPS), nn.LayerNorm(width, EPS)
+        self.norm_mha, self.norm_mlp = nn.LayerNorm(width, EPS), nn.LayerNorm(width, EPS)
+        self.norm_final = nn.LayerNorm(width, EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + 0.5 * self.feed_forward_macaron(self.norm_ff_macaron(x))
+        both = torch.cat([self.attn(self.norm_mha(x)), self.cgmlp(self.norm_mlp(x))], dim=-1)
+        x = x + self.merge_proj(both + along_time(self.depthwise_conv_fusion, both))
+        x = x + 0.5 * self.feed_forward(self.norm_ff(x))
+        return self.norm_final(x)
+
+
+class SelfAttention(nn.Module):
+    """Every frame sees every other: [B, T, H] to [B, T, H]."""
+
+    def __init__(self, config: XeusConfig) -> None:
+        super().__init__()
+        self._heads = config.heads
+        self.linear_q, self.linear_k, self.linear_v, self.linear_out = (
+            nn.Linear(config.hidden, config.hidden) for _ in range(4)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (
+            linear(x).unflatten(-1, (self._heads, -1)).transpose(1, 2)
+            for linear in (self.linear_q, self.linear_k, self.linear_v)
+        )
+        seen = functional.scaled_dot_product_attention(query, key, value)
+        return self.linear_out(seen.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """Two layers with SiLU between them."""
+
+    def __init__(self, config: XeusConfig) -> None:
+        super().__init__()
+        self.w_1 = nn.Linear(config.hidden, config.feed_forward)
+        self.w_2 = nn.Linear(config.feed_forward, config.hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w_2(functional.silu(self.w_1(x)))
+
+
+class GatedBranch(nn.Module):
+    """A layer whose second half, convolved over time, gates its first: [B, T, H] to [B, T, H]."""
+
+    def __init__(self, config: XeusConfig) -> None:
+        super().__init__()
+        self.channel_proj1 = nn.Sequential(nn.Linear(config.hidden, config.gate), nn.GELU())
+        self.csgu = Gate(config)
+        self.channel_proj2 = nn.Linear(config.gate // 2, config.hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.channel_proj2(self.csgu(self.channel_proj1(x)))
+
+
+class Gate(nn.Module):
+    """[B, T, G] to [B, T, G / 2]."""
+
+    def __init__(self, config: XeusConfig) -> None:
+        super().__init__()
+        width, kernel = config.gate // 2, config.gate_kernel
+        self.norm = nn.LayerNorm(width, EPS)
+        self.conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, gate = x.chunk(2, dim=-1)
+        return kept * along_time(self.conv, self.norm(gate))
+
+
+def along_time(convolution: nn.Module, x: Tensor) -> Tensor:
+    """`convolution` of frames [B, T, C], over T."""
+    return convolution(x.transpose(1, 2)).transpose(1, 2)

@@ -1,0 +1,149 @@
+"""What a family's text tokens say: from token ids to words a reader may see."""
+
+import codecs
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from stretto.families.base import Family
+from stretto.families.tiny import family as tiny
+from stretto.families.tokenizer import FILE, TextTokenizer
+
+PAUSE = tiny.FIRST_PHONEME + tiny.PHONEMES.index("pau")
+
+
+class TextReader(Protocol):
+    """Reads one text segment, token by token."""
+
+    def push(self, token_id: int) -> str:
+        """What `token_id` adds to the text; empty where it only makes up part of a word."""
+        ...
+
+    def end(self) -> str:
+        """What is left when the segment ends."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextCodec:
+    """How a family's text segment is read, and which word each entry of its script belongs to.
+
+    reader: a fresh reader for a task. words: for each spoken token of a text segment, the index of its word, None for
+    a pause.
+    """
+
+    reader: Callable[[str], TextReader]
+    words: Callable[[Sequence[int]], list[int | None]]
+
+
+class _WordReader:
+    """Gathers tokens into words, a blank between them, so that text leaves word by word."""
+
+    def __init__(self, joiner: str, first: int | None = None):
+        self._joiner, self._waits_for = joiner, first
+        self._word: list[str] = []
+        self._has_text = False
+
+    def push(self, token_id: int) -> str:
+        if self._waits_for is not None:
+            if token_id == self._waits_for:
+                self._waits_for = None
+            return ""
+        if token_id in tiny.SPACE:
+            return self.end()
+        if token_id == PAUSE:
+            word = self.end()
+            self._word = [","]
+            return word + self.end()
+        self._word.append(_spelling(token_id))
+        return ""
+
+    def end(self) -> str:
+        if not self._word:
+            return ""
+        text = " " * self._has_text + self._joiner.join(self._word)
+        self._word, self._has_text = [], True
+        return text
+
+
+def _spelling(token_id: int) -> str:
+    if token_id in tiny.SPOKEN:
+        return tiny.PHONEMES[token_id - tiny.FIRST_PHONEME]
+    return tiny.CHARACTERS[token_id - tiny.FIRST_CHARACTER]
+
+
+def _tiny_reader(task: str) -> TextReader:
+    """Phonemes as `dh-ax b-er-ch`, a pause as `,`; of a transcript only the characters after the separator."""
+    return _WordReader("", tiny.SEPARATOR) if task == "asr" else _WordReader("-")
+
+
+def _tiny_words(token_ids: Sequence[int]) -> list[int | None]:
+    words: list[int | None] = []
+    count, is_inside = 0, False
+    for token_id in token_ids:
+        if token_id not in tiny.SPOKEN or token_id == PAUSE:
+            count, is_inside = count + is_inside, False
+            if token_id == PAUSE:
+                words.append(None)
+        else:
+            words.append(count)
+            is_inside = True
+    return words
+
+
+class _SubwordReader:
+    """Reads subwords: text leaves token by token, and a character once its last byte has come."""
+
+    def __init__(self, tokenizer: TextTokenizer, subwords: range):
+        self._tokenizer, self._subwords = tokenizer, subwords
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int) -> str:
+        if token_id not in self._subwords:
+            return ""
+        return self._decoder.decode(self._tokenizer.bytes_of(token_id - self._subwords.start))
+
+    def end(self) -> str:
+        text = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return text
+
+
+class _SilentReader:
+    """For a family whose text nobody reads."""
+
+    def push(self, token_id: int) -> str:
+        return ""
+
+    def end(self) -> str:
+        return ""
+
+
+def _no_words(token_ids: Sequence[int]) -> list[int | None]:
+    return [None] * len(token_ids)
+
+
+CODECS = {"tiny": TextCodec(_tiny_reader, _tiny_words)}
+SILENT = TextCodec(lambda task: _SilentReader(), _no_words)
+
+
+def get_text_codec(family: str) -> TextCodec:
+    """The text codec of a family that needs no tokenizer; one that says nothing where the family has none."""
+    return CODECS.get(family, SILENT)
+
+
+def subword_codec(tokenizer: TextTokenizer, subwords: range) -> TextCodec:
+    """The text codec of a family whose text is a tokenizer's, its ids beginning where `subwords` does."""
+    return TextCodec(lambda task: _SubwordReader(tokenizer, subwords), _no_words)
+
+
+def load_text_codec(family: Family, checkpoint: Path) -> TextCodec:
+    """The text codec of `family` with the tokenizer in its checkpoint's folder.
+
+    A checkpoint of random weights has no tokenizer and says nothing; CheckpointError where it has one that cannot be
+    read.
+    """
+    if family.subwords is None or not (checkpoint / FILE).exists():
+        return get_text_codec(family.name)
+    return subword_codec(TextTokenizer.at(checkpoint), family.subwords)

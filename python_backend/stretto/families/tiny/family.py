@@ -1,0 +1,92 @@
+"""`tiny`: the bundled model. Characters in, phonemes as its text segment, then speech; or audio in, characters out.
+
+    tts   [tts][voice] c a t [begin_text] ─► pau k ae t pau [end_of_text] [begin_audio] rows … [end_of_reply]
+    asr   [asr][begin_audio] audio rows [begin_text] ─► pau k ae t pau [separator] c a t [end_of_reply]
+
+A row is stream 0 (text, or the phoneme that this frame speaks), seven codec streams, and one input-only
+stream: the ordinal of the phoneme on that row (text and audio segments), or of the frame (audio rows of a prompt).
+"""
+
+from stretto.families.base import Family, Script, Task, UnconditionalContext
+from stretto.records.sampling import SamplingConfig, SegmentSampling
+from stretto.streams.layout import StreamLayout
+from stretto.streams.segment import Segment
+
+PAD, END_OF_REPLY, END_OF_TEXT, BEGIN_AUDIO, END_OF_AUDIO, NULL, TTS, ASR, BEGIN_TEXT, SEPARATOR = range(10)
+VOICES = {"slt": 10, "rms": 11}
+CHARACTERS = " abcdefghijklmnopqrstuvwxyz',.?"
+FIRST_CHARACTER = 16
+PHONEMES = (
+    *"aa ae ah ao aw ax ay b ch d dh eh er ey f g hh ih iy jh k l m n ng ow".split(),
+    *"oy p pau r s sh t th uh uw v w y z zh".split(),
+)
+FIRST_PHONEME = 48
+FIRST_FRAME_TOKEN = 96  # + 2 * phoneme: its first frame; + 1: a frame that continues it
+PHONEME_INDEX_BASE = 192  # + ordinal, 1 … 255
+FRAME_INDEX_BASE = 448  # + ordinal, 1 … 255
+FIRST_CODE = 704
+NUM_CODEBOOKS = 7
+CODEBOOK_SIZE = 256
+LEAD = 3  # codec streams trail stream 0, so that they know the phonemes to come
+
+LAYOUT = StreamLayout(
+    vocab_size=FIRST_CODE + NUM_CODEBOOKS * CODEBOOK_SIZE,
+    audio=(
+        range(FIRST_FRAME_TOKEN, FIRST_FRAME_TOKEN + 2 * len(PHONEMES)),
+        *(range(FIRST_CODE + k * CODEBOOK_SIZE, FIRST_CODE + (k + 1) * CODEBOOK_SIZE) for k in range(NUM_CODEBOOKS)),
+    ),
+    delays=(0, *(LEAD + k for k in range(NUM_CODEBOOKS))),
+    codebook_streams=tuple(range(1, NUM_CODEBOOKS + 1)),
+    num_input_only=1,
+    pad_id=PAD,
+)
+SPOKEN = range(FIRST_PHONEME, FIRST_PHONEME + len(PHONEMES))
+WRITTEN = range(FIRST_CHARACTER, FIRST_CHARACTER + len(CHARACTERS))
+SPACE = range(FIRST_CHARACTER, FIRST_CHARACTER + 1)
+
+SPEECH = SegmentSampling(temperature=0.3, top_k=30, max_rows=500)
+
+TINY = Family(
+    name="tiny",
+    layout=LAYOUT,
+    tasks=(
+        Task(
+            name="tts",
+            segments=(Segment.TEXT, Segment.AUDIO),
+            text=(SPACE, SPOKEN),
+            needs=("text",),
+            sampling=SamplingConfig(
+                text=SegmentSampling(temperature=0.0, max_rows=300),
+                audio=SPEECH,
+                guidance_scale=2.0,
+                script_temperature=0.6,
+            ),
+        ),
+        Task(
+            name="asr",
+            segments=(Segment.TEXT,),
+            text=(WRITTEN, SPOKEN, range(SEPARATOR, SEPARATOR + 1)),
+            needs=("audio",),
+            sampling=SamplingConfig(text=SegmentSampling(temperature=0.0, max_rows=500), audio=SPEECH),
+        ),
+    ),
+    codec="tiny",
+    end_of_reply=END_OF_REPLY,
+    end_of_text=END_OF_TEXT,
+    end_of_audio=END_OF_AUDIO,
+    transition=(BEGIN_AUDIO,),
+    guided_streams=tuple(range(1, NUM_CODEBOOKS + 1)),
+    unconditional=UnconditionalContext(null_id=NULL, keep_first=2, keep_last=1, hidden_streams=(0, 8)),
+    script=Script(
+        spoken=SPOKEN,
+        first_frame=FIRST_FRAME_TOKEN,
+        index_base=PHONEME_INDEX_BASE,
+        index_stream=8,
+        max_entries=255,
+    ),
+    voices=tuple(VOICES),
+    max_text_chars=160,  # longer texts lose words: docs/bundled_model.md
+    max_audio_s=9.6,
+    max_model_len=1024,
+    frame_rate=25.0,
+)

@@ -1,0 +1,72 @@
+"""Prompts of the `tiny` family: characters in for speech, audio rows in for characters (see `families/tiny.py`)."""
+
+import numpy as np
+
+from stretto.codec.base import Codec
+from stretto.errors import InvalidRequest
+from stretto.families.base import Task
+from stretto.families.tiny.family import (
+    ASR,
+    BEGIN_AUDIO,
+    BEGIN_TEXT,
+    CHARACTERS,
+    FIRST_CHARACTER,
+    FRAME_INDEX_BASE,
+    LAYOUT,
+    PHONEME_INDEX_BASE,
+    TINY,
+    TTS,
+    VOICES,
+)
+from stretto.families.tiny.text import normalise, words_of
+from stretto.preprocessing.conversation import Piece
+from stretto.preprocessing.json_field import shown
+from stretto.preprocessing.prompt import PromptRows
+from stretto.preprocessing.rows import code_rows, stream0_rows
+
+INDEX_STREAM = LAYOUT.num_output_streams
+MAX_FRAME_ROWS = FRAME_INDEX_BASE - PHONEME_INDEX_BASE - 1  # both index tables have the same size
+
+
+class TinyTemplate:
+    """Writes the prompts of the bundled model."""
+
+    def __init__(self, codec: Codec):
+        self._codec = codec
+
+    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
+        """The one piece there is: a text to speak in a voice, or audio to write down."""
+        (piece,) = pieces
+        if piece.text is not None:
+            assert voice is not None, task.name
+            return PromptRows(*self.speak(piece.text, voice, piece.path))
+        if piece.pcm is None:
+            raise InvalidRequest(piece.path, "an audio input: this model hears samples", "codes")
+        return PromptRows(self.listen(self._codec.encode(piece.pcm)))
+
+    def speak(self, text: str, voice: str, path: str = "text") -> tuple[np.ndarray, tuple[str, ...]]:
+        """[tts][voice] c a t [begin_text], and the words of the normalised text."""
+        spoken = read_aloud(text, path)
+        ids = [TTS, VOICES[voice], *(FIRST_CHARACTER + CHARACTERS.index(character) for character in spoken), BEGIN_TEXT]
+        return stream0_rows(LAYOUT, ids), words_of(spoken)
+
+    def listen(self, codes: np.ndarray) -> np.ndarray:
+        """[asr][begin_audio] audio rows [begin_text]; the index stream counts the audio rows from 1."""
+        audio = code_rows(LAYOUT, codes)
+        assert len(audio) <= MAX_FRAME_ROWS, codes.shape
+        audio[:, INDEX_STREAM] = FRAME_INDEX_BASE + 1 + np.arange(len(audio))
+        head, tail = stream0_rows(LAYOUT, [ASR, BEGIN_AUDIO]), stream0_rows(LAYOUT, [BEGIN_TEXT])
+        return np.concatenate([head, audio, tail])
+
+
+def read_aloud(text: str, path: str = "text") -> str:
+    """`text` normalised; InvalidRequest when it is too long, before or after, or nothing of it can be spoken."""
+    limit = TINY.max_text_chars
+    if len(text) > limit:
+        raise InvalidRequest(path, f"at most {limit} characters", f"{len(text)} characters")
+    spoken = normalise(text, CHARACTERS)
+    if not words_of(spoken):
+        raise InvalidRequest(path, "something that can be spoken", shown(text))
+    if len(spoken) > limit:
+        raise InvalidRequest(path, f"at most {limit} characters once written out in words", f"{len(spoken)} characters")
+    return spoken

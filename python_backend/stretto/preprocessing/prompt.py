@@ -1,0 +1,44 @@
+"""How a family writes its prompts: the seam that each family's template fills."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from stretto.codec.base import Codec
+from stretto.families.base import Family, Task
+from stretto.preprocessing.conversation import Piece
+from stretto.records.prompt import HeardAudio
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptRows:
+    """A prompt as a template writes it.
+
+    rows: [P, S] int32, absolute ids of every input stream, delays applied. words: of the text to be spoken, in order,
+    where word times are told. audios: what is heard through an encoder in the place of rows of pads, in order.
+    overhang: as that of `Prompt`.
+    """
+
+    rows: np.ndarray
+    words: tuple[str, ...] = ()
+    audios: tuple[HeardAudio, ...] = ()
+    overhang: np.ndarray | None = None
+
+
+class Template(Protocol):
+    """Writes the prompts of one family."""
+
+    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
+        """The rows after which the model begins to reply to `pieces`, which `task` answers.
+
+        InvalidRequest, naming the piece, where it cannot be written: too long, or not to be spoken.
+        """
+        ...
+
+
+OpenTemplate = Callable[[Family, Path, Codec, str], Template]
+"""Opens a template over a checkpoint's folder and its codec, for a device; CheckpointError where the folder lacks what
+it needs."""

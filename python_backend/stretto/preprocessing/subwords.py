@@ -1,0 +1,28 @@
+"""Text of a request to the ids that a family's checkpoint has for it, within the family's limits."""
+
+from stretto.errors import InvalidRequest
+from stretto.families.base import Family
+from stretto.families.tokenizer import TextTokenizer
+from stretto.preprocessing.json_field import shown
+
+
+class Subwords:
+    """A checkpoint's tokenizer over its family's text interval."""
+
+    def __init__(self, tokenizer: TextTokenizer, family: Family):
+        assert family.subwords is not None, family.name
+        self._tokenizer = tokenizer
+        self._ids, self._max_chars = family.subwords, family.max_text_chars
+
+    def ids(self, text: str, path: str) -> list[int]:
+        """Absolute ids of `text`; InvalidRequest, naming `path`, where it is empty, too long or no Unicode text."""
+        if len(text) > self._max_chars:
+            raise InvalidRequest(path, f"at most {self._max_chars} characters", f"{len(text)} characters")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise InvalidRequest(path, "text without lone surrogates", shown(text))
+        ids = self._tokenizer.encode(text)
+        if not ids:
+            raise InvalidRequest(path, "text of at least one character", shown(text))
+        if max(ids) >= len(self._ids):
+            raise InvalidRequest(path, "text that the model has tokens for", shown(text))
+        return [self._ids.start + token_id for token_id in ids]

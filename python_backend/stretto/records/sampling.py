@@ -1,0 +1,100 @@
+"""What a caller may ask of the sampler, per segment and per reply. It knows no transport and no vLLM."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from stretto.errors import InvalidRequest
+
+GuidancePolicy = Literal["always", "until_s", "adaptive"]
+MAX_RAS_WINDOW = 512
+# Of a temperature that is not 0: a logit divided by less may be infinite, and no logit is larger than another then.
+MIN_TEMPERATURE = 1e-6
+MAX_UNTIL_S = 1e6
+MAX_GUIDANCE_SCALE = 100.0
+POLICIES: tuple[GuidancePolicy, ...] = get_args(GuidancePolicy)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check(name: str, value: float, low: float, high: float) -> None:
+    if not _is_number(value) or not low <= value <= high:  # also refuses NaN
+        raise InvalidRequest(f"options.{name}", f"a number in [{low}, {high}]", repr(value))
+
+
+def _check_integer(name: str, value: int, low: int, high: int) -> None:
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if not is_integer or not low <= value <= high:
+        raise InvalidRequest(f"options.{name}", f"an integer in [{low}, {high}]", repr(value))
+
+
+def _check_temperature(name: str, value: float) -> None:
+    _check(name, value, 0.0, 10.0)
+    if 0 < value < MIN_TEMPERATURE:
+        raise InvalidRequest(f"options.{name}", f"0 or a number in [{MIN_TEMPERATURE}, 10.0]", value)
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentSampling:
+    """How the rows of one segment are drawn; temperature 0 is greedy, top_k 0 and top_p 1 are off."""
+
+    temperature: float
+    top_k: int = 0
+    top_p: float = 1.0
+    min_rows: int = 0
+    max_rows: int = 2048
+
+    def check(self, segment: str) -> None:
+        """Raise InvalidRequest, naming `segment`, unless every field is in its range."""
+        _check_temperature(f"{segment}.temperature", self.temperature)
+        _check_integer(f"{segment}.top_k", self.top_k, 0, 1 << 20)
+        _check(f"{segment}.top_p", self.top_p, 1e-6, 1.0)
+        _check_integer(f"{segment}.max_rows", self.max_rows, 1, 1 << 20)
+        _check_integer(f"{segment}.min_rows", self.min_rows, 0, self.max_rows)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingConfig:
+    """Sampling of one reply. `guidance_scale` 1 is unguided; `seed` is always set when it reaches the engine.
+
+    script_temperature: temperature of the script pointer's stay-or-advance draw (0: advance when P > 1/2).
+    policy: which frames are guided: all of them, those of the first `guided_until_s` seconds of audio, or, with
+    `adaptive`, all for which the engine is fast enough.
+    ras_window, ras_max_repeats: a code that came `ras_max_repeats` times in the last `ras_window` rows of its stream's
+    audio is drawn again from the softmax of all logits, without temperature, top-k and top-p; window 0 is off.
+    """
+
+    text: SegmentSampling
+    audio: SegmentSampling
+    guidance_scale: float = 1.0
+    script_temperature: float = 1.0
+    seed: int | None = None
+    policy: GuidancePolicy = "always"
+    guided_until_s: float | None = None
+    ras_window: int = 0
+    ras_max_repeats: int = 2
+
+    def __post_init__(self) -> None:
+        self.text.check("text")
+        self.audio.check("audio")
+        _check("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE_SCALE)
+        _check_temperature("script_temperature", self.script_temperature)
+        _check_integer("audio.ras_window", self.ras_window, 0, MAX_RAS_WINDOW)
+        _check_integer("audio.ras_max_repeats", self.ras_max_repeats, 1, MAX_RAS_WINDOW)
+        self._check_policy()
+        if self.seed is not None:
+            _check_integer("seed", self.seed, 0, (1 << 63) - 1)
+
+    def _check_policy(self) -> None:
+        until_s = self.guided_until_s
+        if self.policy not in POLICIES:
+            raise InvalidRequest("options.guidance.policy", f"one of {', '.join(POLICIES)}", repr(self.policy))
+        if self.policy != "until_s":
+            if until_s is not None:
+                raise InvalidRequest("options.guidance.until_s", f"nothing under policy {self.policy!r}", until_s)
+        elif until_s is None:
+            raise InvalidRequest("options.guidance.until_s", "seconds, as the policy is 'until_s'", "nothing")
+        elif not _is_number(until_s) or not 0.0 < until_s <= MAX_UNTIL_S:
+            expected = f"seconds, more than 0 and at most {MAX_UNTIL_S:,.0f}"
+            raise InvalidRequest("options.guidance.until_s", expected, repr(until_s))

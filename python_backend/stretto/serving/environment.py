@@ -1,0 +1,39 @@
+"""The environment that the server and its stubs start in."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from stretto.serving.installation import Installation
+
+LAUNCH_ID = "STRETTO_LAUNCH_ID"
+DRAIN_FILE = "STRETTO_DRAIN_FILE"
+ROOT = Path(__file__).parents[3]
+
+
+def server_environment(
+    installation: Installation, launch_id: str, drain_file: Path, base: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """`base` with what the stubs need: this Python and its library first, our package, a UTF-8 locale.
+
+    The folder of the interpreter leads PATH because that, and not PYTHONPATH, tells the stub which virtual
+    environment is meant. SPT_NOENV keeps vLLM's process titles from overwriting the launch id in /proc.
+    """
+    environment = dict(base)
+    environment |= {
+        "PATH": _joined(Path(sys.executable).parent, base.get("PATH")),
+        "PYTHONPATH": _joined(ROOT, base.get("PYTHONPATH")),
+        "LC_ALL": "C.UTF-8",
+        "PYTHONUTF8": "1",
+        "SPT_NOENV": "1",
+        LAUNCH_ID: launch_id,
+        DRAIN_FILE: str(drain_file),
+    }
+    if installation.library_path:
+        environment["LD_LIBRARY_PATH"] = _joined(*installation.library_path, base.get("LD_LIBRARY_PATH"))
+    return environment
+
+
+def _joined(*parts: Path | str | None) -> str:
+    return os.pathsep.join(str(part) for part in parts if part)

@@ -1,0 +1,88 @@
+"""What a dead server leaves behind: processes that outlive it, and files in shared memory.
+
+Everything that a launch makes carries its id: shared-memory files in their name, processes in their environment.
+A launch holds a lock as long as it lives, so the ids whose lock is free belong to the dead, even where pids of
+other containers cannot be seen.
+"""
+
+import fcntl
+import os
+import secrets
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from stretto.serving import processes
+from stretto.serving.environment import LAUNCH_ID
+from stretto.triton_io.flow import remove_stale_tables
+
+SHARED_MEMORY = Path("/dev/shm")
+PREFIX = "stretto_launch_"
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """The identity of one launcher, alive as long as it holds the lock."""
+
+    id: str
+    lock: int
+    directory: Path
+
+    @property
+    def region_prefix(self) -> str:
+        """Prefix of the names of the server's shared-memory regions."""
+        return f"{PREFIX}{self.id}_"
+
+    @property
+    def drain_file(self) -> Path:
+        """A file that, while it exists, tells the preprocessor to take no more requests."""
+        return self.directory / f"{self.region_prefix}draining"
+
+    def clean(self) -> None:
+        """End the processes and remove the shared memory of this launch's server, which has ended."""
+        _remove_launch(self.id, self.directory)
+        remove_stale_tables(self.directory)
+
+    def close(self) -> None:
+        """Clean up and give up the lock: the end of the launcher."""
+        self.clean()
+        _lock_file(self.id, self.directory).unlink(missing_ok=True)
+        os.close(self.lock)
+
+
+def begin_launch(directory: Path = SHARED_MEMORY) -> Launch:
+    """A new launch."""
+    launch_id = f"{os.getpid()}_{secrets.token_hex(4)}"
+    unlocked = directory / f".{PREFIX}{launch_id}"
+    lock = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    unlocked.rename(_lock_file(launch_id, directory))
+    return Launch(launch_id, lock, directory)
+
+
+def _lock_file(launch_id: str, directory: Path) -> Path:
+    return directory / f"{PREFIX}{launch_id}.lock"
+
+
+def sweep(directory: Path = SHARED_MEMORY) -> list[str]:
+    """Clean up after launches that died; returns their ids."""
+    swept = []
+    for path in directory.glob(f"{PREFIX}*.lock"):
+        launch_id = path.name.removeprefix(PREFIX).removesuffix(".lock")
+        with suppress(FileNotFoundError, PermissionError, BlockingIOError):
+            descriptor = os.open(path, os.O_RDWR)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove_launch(launch_id, directory)
+                path.unlink()
+                swept.append(launch_id)
+            finally:
+                os.close(descriptor)
+    return swept
+
+
+def _remove_launch(launch_id: str, directory: Path) -> None:
+    me = os.getpid()
+    processes.end_all(lambda each: each.pid != me and processes.environment_of(each.pid, LAUNCH_ID) == launch_id)
+    for path in directory.glob(f"{PREFIX}{launch_id}_*"):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,55 @@
+"""The file in which a launcher says who it is, where it listens and whether it is ready."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from stretto.serving.processes import read_process
+
+STATES = ("starting", "ready", "draining")
+
+
+def write(path: Path | None, state: str, ports: dict[str, int], log: str) -> None:
+    """Replace the file, so that a reader never sees half of it; does nothing without a path."""
+    assert state in STATES, state
+    if path is None:
+        return
+    record = {"pid": os.getpid(), "state": state, "ports": ports, "log": log}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(json.dumps(record) + "\n")
+    scratch.replace(path)
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """The record of a launcher that is alive, or None."""
+    try:
+        record = json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    process = read_process(record["pid"])
+    return record if process is not None and "serve" in process.command else None
+
+
+def remove(path: Path | None) -> None:
+    """Remove the file if it is ours."""
+    record = None if path is None else read(path)
+    if path is not None and record is not None and record["pid"] == os.getpid():
+        path.unlink(missing_ok=True)
+
+
+def stop(path: Path, timeout_s: float) -> bool:
+    """Ask the launcher to drain and stop, and wait until it has; False when none was running."""
+    record = read(path)
+    if record is None:
+        return False
+    os.kill(record["pid"], signal.SIGTERM)
+    deadline = time.monotonic() + timeout_s
+    while read_process(record["pid"]) is not None:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"launcher {record['pid']} has not stopped within {timeout_s:.0f} s")
+        time.sleep(0.1)
+    return True

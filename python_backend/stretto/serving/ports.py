@@ -1,0 +1,26 @@
+"""Whether the ports of a server are free."""
+
+import socket
+import time
+
+from stretto.serving.installation import LaunchError
+
+
+def wait_for_ports(ports: dict[str, int], timeout_s: float = 2.0) -> None:
+    """Return when nobody listens on `ports`, given by protocol; LaunchError names the first that stays taken."""
+    deadline = time.monotonic() + timeout_s
+    while taken := next(((name, port) for name, port in ports.items() if _is_taken(port)), None):
+        if time.monotonic() > deadline:
+            name, port = taken
+            raise LaunchError(f"port {port} is in use: choose another with --{name}-port, or stop what listens there")
+        time.sleep(0.05)
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: lingering clients do not count
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return True
+    return False

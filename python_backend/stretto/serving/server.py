@@ -1,0 +1,180 @@
+"""One run of tritonserver: started, waited for, watched, stopped."""
+
+import ctypes
+import http.client
+import os
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from stretto.serving.config import LaunchConfig
+from stretto.serving.environment import server_environment
+from stretto.serving.installation import Installation, LaunchError
+from stretto.serving.leftovers import Launch
+from stretto.serving.processes import Process, Watch, descendants, end_all, has_lost_a_child, waits_for_a_child
+
+PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None)
+STUCK_S = 20.0  # a stub that is told to end does so within half of that
+TRANSIENT = ("lock_exception", "Timed out occurred while waiting for the stub", "Stub process")
+
+
+class AbortedStart(Exception):
+    """The server died while it started, in a way that another try may not see again."""
+
+
+def command_line(config: LaunchConfig, installation: Installation, launch: Launch) -> list[str]:
+    """The command of the server; what the caller passed comes last and so wins.
+
+    Without auto-completion of model configs, which ours do not need, no stub is started twice.
+    """
+    return [
+        str(installation.executable),
+        f"--model-repository={config.model_repository}",
+        f"--http-port={config.http_port}",
+        f"--grpc-port={config.grpc_port}",
+        f"--metrics-port={config.metrics_port}",
+        "--disable-auto-complete-config",
+        "--exit-timeout-secs=10",
+        "--backend-config=python,thread-pool-size=32",
+        f"--backend-config=python,shm-region-prefix-name={launch.region_prefix}",
+        *installation.arguments,
+        *config.passed,
+    ]
+
+
+def _die_with_the_launcher() -> None:
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Server:
+    """A tritonserver process and what it writes. It has its own process group: Ctrl-C reaches the launcher alone."""
+
+    def __init__(self, config: LaunchConfig, installation: Installation, launch: Launch) -> None:
+        self._config = config
+        self._started = time.monotonic()
+        self._stuck_since: float | None = None
+        self._watch: Watch | None = None
+        self._log: IO[bytes] | None = None
+        if config.log_file is not None:
+            self._log = config.log_file.open("ab")
+        self._process = subprocess.Popen(
+            command_line(config, installation, launch),
+            env=server_environment(installation, launch.id, launch.drain_file),
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_die_with_the_launcher,
+        )
+
+    @property
+    def pid(self) -> int:
+        """The server's pid."""
+        return self._process.pid
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it was started."""
+        return time.monotonic() - self._started
+
+    def is_ready(self) -> bool:
+        """Whether every model is loaded, and its processes are watched from then on.
+
+        Raises AbortedStart or LaunchError when the server has ended instead.
+        """
+        code = self._process.poll()
+        if code is not None:
+            reason = self.last_error()
+            if code < 0 or any(sign in reason for sign in TRANSIENT):
+                raise AbortedStart(f"the server ended with {_exit(code)}: {reason}")
+            raise LaunchError(f"the server ended with {_exit(code)}: {reason}")
+        if self.age_s > self._config.start_seconds:
+            raise LaunchError(f"the server is not ready after {self.age_s:.0f} s")
+        if self._answers_ready():
+            self._watch = self._watch_processes()
+            return True
+        self._check_progress()
+        return False
+
+    def _check_progress(self) -> None:
+        """Raise AbortedStart when the start hangs, as it can in two ways (stub_launcher.cc of python_backend r24.10).
+
+        A stub that has not shown a sign of life for a second while its model loads is given up: the server waits for
+        it to end, which nobody has told it to. And for the first message of a stub the server waits without limit,
+        also when the stub has died. Triton 25.09 has neither (python_backend, pull request 408).
+        """
+        now = time.monotonic()
+        if waits_for_a_child(self.pid):
+            hang = "waited for a stub to end"
+        elif has_lost_a_child(self.pid):
+            hang = "not noticed the end of a stub"
+        else:
+            self._stuck_since = None
+            return
+        self._stuck_since = self._stuck_since or now
+        if now - self._stuck_since > STUCK_S:
+            raise AbortedStart(f"the server has {hang} for {STUCK_S:g} s")
+
+    def _answers_ready(self) -> bool:
+        with suppress(OSError, http.client.HTTPException):
+            connection = http.client.HTTPConnection("localhost", self._config.http_port, timeout=2)
+            try:
+                connection.request("GET", "/v2/health/ready")
+                return connection.getresponse().status == 200
+            finally:
+                connection.close()
+        return False
+
+    def _watch_processes(self) -> Watch:
+        """A watch on the server and on the processes that it cannot do without."""
+        me = Process(self.pid, os.getpid(), self.pid, "tritonserver", "")
+        watch = Watch([me, *(process for process in descendants(self.pid) if process.is_worker)])
+        if has_lost_a_child(self.pid):
+            watch.close()
+            raise AbortedStart("a stub ended as soon as its model was loaded")
+        return watch
+
+    def wait(self, timeout_s: float) -> list[Process]:
+        """The processes of the ready server that have ended, after at most `timeout_s`; early with the first."""
+        assert self._watch is not None, "wait for a server that is ready"
+        return self._watch.wait(timeout_s)
+
+    def terminate(self) -> None:
+        """Ask the server to end; it takes at most its own exit time-out."""
+        self._process.terminate()
+
+    def has_ended(self) -> bool:
+        """Whether the process is gone."""
+        return self._process.poll() is not None
+
+    def kill(self) -> None:
+        """End the server and all its group at once."""
+        self._process.kill()
+        self._process.wait()
+        end_all(lambda process: process.group == self.pid)
+        if self._watch is not None:
+            self._watch.close()
+        if self._log is not None:
+            self._log.close()
+
+    def last_error(self) -> str:
+        """The line of the log that says best why the server ended."""
+        if self._config.log_file is None:
+            return "see its output above"
+        lines = _tail(self._config.log_file).splitlines()
+        telling = [line for line in lines if "failed to load '" in line and "depend" not in line]
+        telling = telling[:1] or [line for line in lines if "error" in line.lower()][-1:] or lines[-1:]
+        return telling[0].replace("\\n\\nAt:", " ").strip()[:500] if telling else "it wrote nothing"
+
+
+def _exit(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def _tail(path: Path, size: int = 65536) -> str:
+    with path.open("rb") as log:
+        log.seek(max(0, path.stat().st_size - size))
+        return log.read().decode(errors="replace")

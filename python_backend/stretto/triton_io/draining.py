@@ -1,0 +1,61 @@
+"""Whether the server is about to stop and takes no new requests."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stretto.errors import Overloaded
+
+VARIABLE = "STRETTO_DRAIN_FILE"
+
+
+class DrainGate:
+    """Closed while the file exists that the launcher named in the environment; always open without a launcher.
+
+    A request on its way through holds a lock that the launcher can see: until the language model has it, nothing
+    else says that it is there.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._lock = None if path is None else os.open(_lock_file(path), os.O_RDWR | os.O_CREAT, 0o600)
+
+    @classmethod
+    def from_environment(cls) -> "DrainGate":
+        """The gate that this process's launcher controls."""
+        named = os.environ.get(VARIABLE)
+        return cls(Path(named) if named else None)
+
+    @contextmanager
+    def admit(self) -> Iterator[None]:
+        """Let one request through; raises Overloaded when the server is draining."""
+        if self._path is None or self._lock is None:
+            yield
+            return
+        fcntl.flock(self._lock, fcntl.LOCK_SH)  # before the look at the file: the launcher looks the other way round
+        try:
+            if self._path.exists():
+                raise Overloaded("server is draining")
+            yield
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+
+def is_passing(path: Path) -> bool:
+    """Whether a request is on its way through the gate at `path`: for the launcher."""
+    if not _lock_file(path).exists():
+        return False
+    descriptor = os.open(_lock_file(path), os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _lock_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}_passing")

@@ -1,0 +1,81 @@
+"""The decoder's answer to one chunk or probe: sent to the client, and noted in the utterance's flow slot.
+
+No answer here carries an error. Server 2.51 never lets go of an ensemble request of which one step fails while
+another is under way; so the decoder leaves its error in the slot, and the language model, which knows when all
+is answered, sends it as the last thing.
+"""
+
+import json
+import time
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from stretto.errors import Cancelled, Overloaded
+from stretto.triton_io.flow import FlowSlot, Outcome
+from stretto.triton_io.ring_writer import RingOutlet
+from stretto.triton_io.schema import EVENT, PCM, PCM16
+from stretto.triton_io.tensors import array_tensor, text_tensor
+
+
+class ChunkReply:
+    """Answers one chunk exactly once, with the final flag: by `send`, or without a response by `fail`."""
+
+    def __init__(self, request: Any, slot: FlowSlot, outlet: RingOutlet | None = None) -> None:
+        self._sender = request.get_response_sender()
+        self._slot = slot
+        self._outlet = outlet
+        self._is_answered = False
+        self._came_s = time.monotonic()
+
+    def send(self, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
+        """Send samples [n] float32 or int16, or none, and their event: by way of the client's ring if it has one."""
+        if self._outlet is not None:
+            self._outlet.offer(self, pcm, event)
+        else:
+            self.deliver(pcm, event)
+        if pcm is not None:
+            self._slot.note_latency(time.monotonic() - self._came_s)
+
+    def deliver(self, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
+        """Send samples, or none, and their event with the response."""
+        assert not self._is_answered, f"answered twice: {event}"
+        tensors = [] if pcm is None else [array_tensor(PCM16 if pcm.dtype == np.int16 else PCM, pcm)]
+        self._close(pb_utils.InferenceResponse([*tensors, text_tensor(EVENT, json.dumps(event))]))
+
+    def fail(self, error: BaseException) -> None:
+        """End the utterance with an error, which the decoder has logged."""
+        self._slot.conclude(outcome_of(error), str(error) or type(error).__name__)
+        if not self._is_answered:
+            self._close()
+
+    def is_cancelled(self) -> bool:
+        """Whether the client has gone away, or the utterance is over for another reason."""
+        if self._sender.is_cancelled():
+            self._slot.conclude(Outcome.CANCELLED)
+        return self._slot.outcome is not Outcome.OPEN
+
+    def _close(self, *response: Any) -> None:
+        # The stub's `send` returns when the server has taken the response in: what is counted is over.
+        self._sender.send(*response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        self._is_answered = True
+        self._slot.count_answer()
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """How an utterance ends that `error` ends."""
+    match error:
+        case Cancelled():
+            return Outcome.CANCELLED
+        case Overloaded():
+            return Outcome.OVERLOADED
+    return Outcome.FAILED
+
+
+def answer_probe(request: Any, slot: FlowSlot) -> None:
+    """Answer a probe with the final flag alone, and note whether the client has gone away."""
+    if request.is_cancelled():
+        slot.conclude(Outcome.CANCELLED)
+    request.get_response_sender().send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    slot.count_answer()

@@ -1,0 +1,126 @@
+"""The server's end of a ring in memory that a client on the same host has made: samples go there, not over gRPC.
+
+    header, 8 int64 words        MAGIC | slots | bytes per slot | released | …        `released` is the client's
+    slots, from byte HEADER on   behind the header in system memory, or alone in memory of a GPU
+
+A slot is named by its number since the start: slot n lies at place n % slots, and is free once n < released + slots.
+"""
+
+import base64
+import os
+import struct
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from stretto.errors import InvalidRequest
+from stretto.records.ring_address import RingAddress
+from stretto.triton_io.cuda_memory import open_cuda_memory
+
+DIRECTORY = Path("/dev/shm")
+MAGIC = int.from_bytes(b"STRRING1", "little")
+HEADER = 4096
+MAX_BYTES = 1 << 28
+NUM_WORDS = 8
+_SLOTS, _SLOT_BYTES, _RELEASED = 1, 2, 3
+
+
+class Payload(Protocol):
+    """Where the slots lie."""
+
+    def write(self, offset: int, data: np.ndarray) -> None:
+        """Copy uint8 `data` to byte `offset`."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
+class PcmRing:
+    """Fills the slots of one utterance's ring.
+
+    The memory is the client's, which may do with it what it likes. So it is read and written as a file is: mapped, a
+    file cut short would end this process.
+    """
+
+    def __init__(self, header: int, shape: tuple[int, int], payload: Payload):
+        self._header, self._payload = header, payload
+        self._slots, self._slot_bytes = shape
+        self._filled = 0
+
+    @classmethod
+    def open(cls, address: RingAddress, directory: Path = DIRECTORY) -> "PcmRing":
+        """The ring at `address`; InvalidRequest where there is none, or none of that shape."""
+        try:
+            header = os.open(directory / address.name, os.O_RDWR | os.O_NOFOLLOW)
+        except OSError as error:
+            raise InvalidRequest("options.output.ring.name", "shared memory of this host", str(error)) from error
+        try:
+            shape = _read_shape(header, address)
+            if address.cuda_handle is None:
+                return cls(header, shape, SystemPayload(header))
+            return cls(header, shape, open_cuda_memory(base64.b64decode(address.cuda_handle), address.device))
+        except BaseException:
+            os.close(header)
+            raise
+
+    def holds(self, samples: np.ndarray) -> bool:
+        """Whether the whole ring is large enough for `samples` [n]."""
+        return samples.nbytes <= self._slots * self._slot_bytes
+
+    def put(self, samples: np.ndarray) -> dict[str, Any] | None:
+        """Copy `samples` [n] into free slots; the event's `ring` record, or None while there is no room."""
+        data = np.ascontiguousarray(samples).view(np.uint8)
+        needed, first = -(-len(data) // self._slot_bytes), self._filled
+        if first + needed > _words(self._header)[_RELEASED] + self._slots:
+            return None
+        for index in range(needed):
+            place = (first + index) % self._slots * self._slot_bytes
+            self._payload.write(place, data[index * self._slot_bytes : (index + 1) * self._slot_bytes])
+        self._filled = first + needed
+        return {"slot": first, "slots": needed, "samples": len(samples), "dtype": str(samples.dtype)}
+
+    def close(self) -> None:
+        """Let go of the memory; it is the client's."""
+        self._payload.close()
+        os.close(self._header)
+
+
+class SystemPayload:
+    """Slots behind the header."""
+
+    def __init__(self, header: int):
+        self._file = header
+
+    def write(self, offset: int, data: np.ndarray) -> None:
+        """See Payload."""
+        os.pwrite(self._file, data.data, HEADER + offset)
+
+    def close(self) -> None:
+        """See Payload; the file is closed with the header."""
+
+
+def _words(header: int) -> tuple[int, ...]:
+    words = os.pread(header, 8 * NUM_WORDS, 0)
+    if len(words) < 8 * NUM_WORDS:
+        raise InvalidRequest("options.output.ring.name", f"at least {HEADER} bytes", f"{len(words)} bytes")
+    return struct.unpack(f"<{NUM_WORDS}q", words)
+
+
+def _read_shape(header: int, address: RingAddress) -> tuple[int, int]:
+    words = _words(header)
+    slots, slot_bytes = words[_SLOTS], words[_SLOT_BYTES]
+    is_shaped = 0 < slots <= MAX_BYTES and 0 < slot_bytes <= MAX_BYTES // slots and slot_bytes % 8 == 0
+    size = HEADER + (slots * slot_bytes if address.cuda_handle is None else 0)
+    if words[0] != MAGIC or not is_shaped or os.fstat(header).st_size < size:
+        expected = f"a ring of slots of a multiple of 8 bytes, {MAX_BYTES} bytes at most"
+        raise InvalidRequest("options.output.ring.name", expected, f"{slots} slots of {slot_bytes} bytes")
+    return slots, slot_bytes
+
+
+def check_ring(address: RingAddress | None) -> None:
+    """Raise InvalidRequest unless the ring at `address`, if there is one, can be opened here."""
+    if address is not None:
+        PcmRing.open(address).close()

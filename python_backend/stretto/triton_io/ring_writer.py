@@ -1,0 +1,146 @@
+"""Replies of utterances whose samples go through a client's ring: what finds no room waits, and nobody else does.
+
+    decoder's thread ── offer ──► room: into the ring, answered at once
+                                  full: held in order ── this module's thread, as slots are released ──► answered
+
+A reply that is held is a chunk that is not answered, so the language model stalls once enough of them are.
+"""
+
+import threading
+import time
+from collections import deque
+from typing import Any, Protocol
+
+import numpy as np
+
+from stretto.errors import Cancelled, InvalidRequest
+from stretto.records.ring_address import RingAddress
+from stretto.triton_io.flow import FlowSlot
+from stretto.triton_io.ring import PcmRing
+
+POLL_S = 0.002
+SWEEP_S = 0.5
+STALL_S = 30.0  # a client that releases nothing for so long has forgotten its utterance
+
+
+class RingReply(Protocol):
+    """The answer to one chunk, as an outlet sees it."""
+
+    def deliver(self, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
+        """Send an event, and samples unless they lie in the ring."""
+        ...
+
+    def fail(self, error: BaseException) -> None:
+        """End the utterance with an error."""
+        ...
+
+    def is_cancelled(self) -> bool:
+        """Whether nobody waits for this answer any more."""
+        ...
+
+
+Held = tuple[RingReply, np.ndarray | None, dict[str, Any]]
+
+
+class RingOutlet:
+    """The ring of one utterance, and the replies that wait for room in it."""
+
+    def __init__(self, ring: PcmRing, slot: FlowSlot) -> None:
+        self._ring, self.slot = ring, slot
+        self._held: deque[Held] = deque()
+        self._lock = threading.Lock()
+        self._moved_s = time.monotonic()
+        self._is_open = True
+
+    @property
+    def is_waiting(self) -> bool:
+        return bool(self._held)
+
+    def offer(self, reply: RingReply, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
+        """Answer a chunk in its turn: now where there is room."""
+        with self._lock:
+            if not self._is_open:
+                raise Cancelled("the utterance is over")
+            self._held.append((reply, pcm, event))
+            if len(self._held) == 1:
+                self._moved_s = time.monotonic()
+                self._move()
+
+    def flush(self) -> None:
+        """Answer what has found room meanwhile; give the utterance up if nobody wants it, or nobody reads."""
+        with self._lock:
+            if not self._held:
+                return
+            try:
+                if self._held[0][0].is_cancelled() or not self.slot.is_held:
+                    raise Cancelled("the client cancelled the request")
+                if not self._move() and time.monotonic() - self._moved_s > STALL_S:
+                    raise InvalidRequest("options.output.ring", f"slots released within {STALL_S:g} s", "none")
+            except Exception as error:
+                while self._held:
+                    self._held.popleft()[0].fail(error)
+
+    def close(self) -> None:
+        """Let go of the ring; what is held is given up."""
+        with self._lock:
+            if self._is_open:
+                self._is_open = False
+                while self._held:
+                    self._held.popleft()[0].fail(Cancelled("the utterance is over"))
+                self._ring.close()
+
+    def _move(self) -> bool:
+        """Answer held replies while there is room; whether any moved."""
+        moved = False
+        while self._held:
+            reply, pcm, event = self._held[0]
+            if pcm is not None and self._ring.holds(pcm):  # what never fits goes with the response, in its turn
+                record = self._ring.put(pcm)
+                if record is None:
+                    break
+                pcm, event = None, event | {"ring": record}
+            self._held.popleft()
+            reply.deliver(pcm, event)
+            moved, self._moved_s = True, time.monotonic()
+        return moved
+
+
+class RingOutlets:
+    """The outlets of all utterances that have one, and the thread that empties them."""
+
+    def __init__(self) -> None:
+        self._outlets: dict[str, RingOutlet] = {}
+        self._lock = threading.Lock()
+        self._may_wait = threading.Event()
+        threading.Thread(target=self._run, name="rings", daemon=True).start()
+
+    def __len__(self) -> int:
+        return len(self._outlets)
+
+    def at(self, utterance: str, address: RingAddress, slot: FlowSlot) -> RingOutlet:
+        """The outlet of an utterance, opened with its first chunk. Raises InvalidRequest where there is no ring."""
+        with self._lock:
+            if utterance not in self._outlets:
+                self._outlets[utterance] = RingOutlet(PcmRing.open(address), slot)
+                self._may_wait.set()
+            return self._outlets[utterance]
+
+    def _run(self) -> None:
+        swept_s = time.monotonic()
+        while True:
+            self._may_wait.wait()
+            waiting = [outlet for outlet in list(self._outlets.values()) if outlet.is_waiting]
+            for outlet in waiting:
+                outlet.flush()
+            if time.monotonic() - swept_s > SWEEP_S:
+                swept_s = time.monotonic()
+                self._sweep()
+            time.sleep(POLL_S if waiting else 10 * POLL_S)
+
+    def _sweep(self) -> None:
+        """Close the outlets of utterances that are over: the language model has given their slots back."""
+        with self._lock:
+            for utterance in [name for name, outlet in self._outlets.items() if not outlet.slot.is_held]:
+                self._outlets.pop(utterance).close()
+            if not self._outlets:
+                self._may_wait.clear()

@@ -1,0 +1,140 @@
+"""The language model's side of the rim: requests in, utterances out, every one of them ended with the final flag."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator
+from typing import Any, Protocol
+
+import triton_python_backend_utils as pb_utils
+
+from stretto.errors import Cancelled, InvalidRequest, Overloaded
+from stretto.records.chunk import LMChunk
+from stretto.records.prompt import Prompt
+from stretto.streams.chunking import Pacer
+from stretto.triton_io.chunk_sender import Outflow, OutflowLimits
+from stretto.triton_io.event_loop import EventLoop
+from stretto.triton_io.failures import refuse
+from stretto.triton_io.flow import FlowTable
+from stretto.triton_io.metrics import Gauges
+from stretto.triton_io.schema import FEATURES, PROMPT, ROWS
+from stretto.triton_io.tensors import read_array, read_record, required_array
+
+METRICS = {
+    "active_utterances": "Utterances in flight",
+    "utterances_total": "Utterances started",
+    "cancelled_total": "Utterances that the client cancelled or the decoder gave up",
+    "failed_total": "Utterances that failed",
+    "rejected_total": "Utterances that were not begun: no reply like it can be made here, or too many are in flight",
+    "pairs": "Guided utterances being generated",
+    "finished_total": "Utterances that the language model has finished",
+    "preempted_pairs_total": "Guidance pairs that the scheduler took off the engine for a while",
+    "frames_total": "Frames generated, counted as their chunks leave",
+    "unguided_total": "Frames of guided utterances that were sampled without guidance; more than 0 is a bug",
+    "frames_unguided_by_policy_total": "Frames sampled without guidance as their utterances' own policies allow",
+    "engine_steps_total": "Steps of the engine",
+    "engine_busy_seconds_total": "Seconds in which the engine had a step on its way",
+    "engine_rows_total": "Rows that the engine has computed: prompt rows, and a row per half and step",
+    "preemptions_total": "Requests, halves of pairs among them, that gave way to older ones",
+    "dropped_halves_total": "Unconditional halves that adaptive guidance let go under load",
+    "restored_halves_total": "Unconditional halves that adaptive guidance took back",
+    "step_seconds": "How long the last step took, until its output",
+    "running_requests": "Requests in the engine's batch; a pair counts twice",
+    "waiting_requests": "Requests that wait for a place in the batch",
+    "running_pairs": "Pairs both of whose halves are in the batch",
+    "held_pairs": "Pairs one of whose halves waits for the other",
+    "kv_usage": "Share of the KV blocks in use",
+}
+STATS_PERIOD_S = 0.5
+
+
+class LanguageModel(Protocol):
+    """What this side needs of the engine."""
+
+    def generate(self, prompt: Prompt, request_id: str, pacer: Pacer) -> AsyncGenerator[LMChunk, None]:
+        """The chunks of one utterance, of the sizes that `pacer` says; closing the generator aborts it."""
+        ...
+
+    def stats(self) -> dict[str, float]:
+        """Figures by name; those that METRICS names are shown."""
+        ...
+
+
+class SpeechService:
+    """Serves utterances from a language model on one event loop."""
+
+    def __init__(self, model: LanguageModel, loop: EventLoop, table: FlowTable, limits: OutflowLimits) -> None:
+        self._model = model
+        self._loop = loop
+        self.table = table
+        self._limits = limits
+        self._gauges = Gauges("language_model", METRICS)
+        loop.start(self._report())
+
+    def accept(self, request: Any) -> None:
+        """Take a request over and return at once; its utterance gets an id of our own.
+
+        The client's request id is no key: it may be empty, or the same twice.
+        """
+        utterance = uuid.uuid4().hex
+        sender = request.get_response_sender()
+        try:
+            features = read_array(request, FEATURES)
+            prompt = Prompt.from_record(
+                read_record(request, PROMPT),
+                required_array(request, ROWS).copy(),
+                None if features is None else features.copy(),
+            )
+        except Exception as error:
+            refuse(sender, error, f"utterance {utterance}")
+            return
+        self._loop.start(self._serve(utterance, prompt, sender))
+
+    def close(self) -> None:
+        """End every utterance and stop."""
+        self._loop.close()
+        self.table.remove()
+
+    async def _serve(self, utterance: str, prompt: Prompt, sender: Any) -> None:
+        self._gauges.add("utterances_total", 1)
+        try:
+            outflow = Outflow(sender, self.table.claim(), utterance, self._limits, prompt.delivery)
+        except Overloaded as error:
+            self._gauges.add("rejected_total", 1)
+            refuse(sender, error, f"utterance {utterance}")
+            return
+        self._gauges.add("active_utterances", 1)
+        try:
+            failure = await self._speak(outflow, prompt, utterance)
+        except asyncio.CancelledError:
+            failure = Overloaded("server is stopping")
+        finally:
+            outflow.release()
+            self._gauges.add("active_utterances", -1)
+        self._end(utterance, sender, failure)
+
+    async def _speak(self, outflow: Outflow, prompt: Prompt, utterance: str) -> Exception | None:
+        """Send the utterance and wait until the decoder has answered all of it; returns what ended it too soon."""
+        failure: Exception | None = None
+        try:
+            await outflow.pump(self._model.generate(prompt, utterance, outflow.pacer))
+        except Exception as error:
+            failure = error
+        try:
+            await outflow.settle()
+        except Exception as error:
+            failure = failure or error
+        return failure
+
+    def _end(self, utterance: str, sender: Any, failure: Exception | None) -> None:
+        """Send the final flag, and on it the failure if there was one: the one place where utterances are failed."""
+        if failure is None or isinstance(failure, Cancelled):
+            self._gauges.add("cancelled_total", failure is not None)
+            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        else:
+            self._gauges.add("rejected_total" if isinstance(failure, InvalidRequest) else "failed_total", 1)
+            refuse(sender, failure, f"utterance {utterance}")
+
+    async def _report(self) -> None:
+        while True:
+            self._gauges.update(self._model.stats())
+            await asyncio.sleep(STATS_PERIOD_S)

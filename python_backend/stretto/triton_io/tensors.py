@@ -1,0 +1,106 @@
+"""Triton tensors to numpy arrays, texts and records, and back.
+
+Numbers cross by dlpack in both directions: the server's own conversion depends on the numpy it was built with.
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+import torch
+import triton_python_backend_utils as pb_utils
+
+from stretto.errors import InvalidRequest
+from stretto.triton_io.schema import TensorSpec
+
+NUMPY = {
+    "FP32": np.dtype(np.float32),
+    "INT16": np.dtype(np.int16),
+    "INT32": np.dtype(np.int32),
+    "UINT8": np.dtype(np.uint8),
+}
+
+
+def read_array(request: Any, spec: TensorSpec) -> np.ndarray | None:
+    """The numbers of a tensor, valid as long as the request; None when an optional one is absent."""
+    tensor = _find(request, spec)
+    if tensor is None:
+        return None
+    array = np.from_dlpack(tensor)
+    fits = len(array.shape) == len(spec.dims) and all(
+        want in (-1, got) for want, got in zip(spec.dims, array.shape, strict=True)
+    )
+    if array.dtype != NUMPY[spec.dtype] or not fits:
+        raise InvalidRequest(spec.name, _describe(spec), f"{array.dtype} {list(array.shape)}")
+    return array
+
+
+def required_array(request: Any, spec: TensorSpec) -> np.ndarray:
+    """The numbers of a tensor that another step always writes."""
+    array = read_array(request, spec)
+    assert array is not None, spec.name
+    return array
+
+
+def read_scalar(request: Any, spec: TensorSpec) -> int | None:
+    """The one number of a [1] tensor."""
+    array = read_array(request, spec)
+    return None if array is None else int(array[0])
+
+
+def read_bytes(request: Any, spec: TensorSpec) -> bytes | None:
+    """The one element of a STRING [1] tensor."""
+    tensor = _find(request, spec)
+    if tensor is None:
+        return None
+    array = tensor.as_numpy()
+    if array.dtype != np.object_ or array.shape != (1,):
+        raise InvalidRequest(spec.name, _describe(spec), f"{array.dtype} {list(array.shape)}")
+    return bytes(array[0])
+
+
+def read_files(request: Any, spec: TensorSpec) -> tuple[bytes, ...] | None:
+    """The elements of a STRING [n] tensor."""
+    tensor = _find(request, spec)
+    if tensor is None:
+        return None
+    array = tensor.as_numpy()
+    if array.dtype != np.object_ or array.ndim != 1:
+        raise InvalidRequest(spec.name, _describe(spec), f"{array.dtype} {list(array.shape)}")
+    return tuple(bytes(each) for each in array)
+
+
+def read_record(request: Any, spec: TensorSpec) -> dict[str, Any]:
+    """The JSON object in a UINT8 tensor that another step wrote."""
+    return json.loads(required_array(request, spec).tobytes())
+
+
+def array_tensor(spec: TensorSpec, array: np.ndarray) -> Any:
+    """A tensor of numbers."""
+    assert array.dtype == NUMPY[spec.dtype], f"{spec.name}: {array.dtype}"
+    assert array.ndim == len(spec.dims), f"{spec.name}: {array.shape}"
+    # By way of torch: the stub marks a capsule as used in a way that numpy's, but not torch's, trips over and frees
+    # twice. Torch wants memory that it may write to, as the record of a JSON text is not.
+    exportable = torch.from_numpy(np.require(array, requirements=("C", "W")))
+    return pb_utils.Tensor.from_dlpack(spec.name, exportable)
+
+
+def record_tensor(spec: TensorSpec, record: dict[str, Any]) -> Any:
+    """A JSON object as a UINT8 tensor."""
+    return array_tensor(spec, np.frombuffer(json.dumps(record).encode(), np.uint8))
+
+
+def text_tensor(spec: TensorSpec, text: str) -> Any:
+    """A text as a STRING [1] tensor."""
+    return pb_utils.Tensor(spec.name, np.array([text.encode()], dtype=np.object_))
+
+
+def _find(request: Any, spec: TensorSpec) -> Any | None:
+    tensor = pb_utils.get_input_tensor_by_name(request, spec.name)
+    if tensor is None and not spec.optional:
+        raise InvalidRequest(spec.name, _describe(spec), "nothing")
+    return tensor
+
+
+def _describe(spec: TensorSpec) -> str:
+    return f"{spec.dtype} {list(spec.dims)}"

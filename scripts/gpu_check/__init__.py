@@ -1,1 +1,0 @@
-"""What `scripts/gpu_check.sh` runs: sections, each in a process and a time of its own (`sections.py` lists them)."""

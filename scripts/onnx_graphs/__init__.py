@@ -1,0 +1,1 @@
+"""Graphs that torch's exporter cannot make, written out operator by operator."""

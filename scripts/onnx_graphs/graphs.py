@@ -1,0 +1,36 @@
+"""The same arithmetic in operators that ONNX runtimes have: real matrices where torch takes complex transforms."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from stretto.codec.tiny.mel import FFT_SIZE, FLOOR, HOP, WINDOW, mel_filters
+from torch import Tensor, nn
+
+
+def fourier(inputs: int, size: int) -> tuple[Tensor, Tensor]:
+    """Cosines and negative sines [size // 2 + 1, inputs] float64: the two parts of rfft(signal [inputs], n=size)."""
+    angles = 2 * math.pi / size * torch.outer(torch.arange(size // 2 + 1).double(), torch.arange(inputs).double())
+    return angles.cos(), -angles.sin()
+
+
+class LogMel(nn.Module):
+    """`codec.mel.log_mel` of a batch: pcm [B, n] to [B, n // HOP, NUM_MELS]."""
+
+    kernels: Tensor
+    filters: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        margin = (FFT_SIZE - WINDOW) // 2
+        window = F.pad(torch.hann_window(WINDOW, dtype=torch.float64), (margin, margin))
+        self.register_buffer("kernels", (torch.cat(fourier(FFT_SIZE, FFT_SIZE)) * window)[:, None].float())
+        self.register_buffer("filters", mel_filters())
+
+    def forward(self, pcm: Tensor) -> Tensor:
+        """Log-mel frames."""
+        margin = (FFT_SIZE - HOP) // 2
+        parts = F.conv1d(F.pad(pcm, (margin, margin))[:, None], self.kernels, stride=HOP)
+        real, imaginary = parts.chunk(2, dim=1)
+        magnitude = (real.square() + imaginary.square()).sqrt()
+        return (self.filters @ magnitude).clamp(min=FLOOR).log().transpose(1, 2)

@@ -1,0 +1,18 @@
+import pytest
+from stretto.codec.base import Stateful
+
+from benchmarks.checkpoints.random_stateful import STATEFUL, make_stateful
+from benchmarks.code_streams import chunks_of, random_codes, stream
+
+LOOKAHEAD = {"encodec_24khz": 0, "encodec_32khz": 4, "espnet_dac": 7, "mimi": 0}
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_random_codec_is_heard_and_streams_exactly(name: str) -> None:
+    codec = make_stateful(name)
+    assert isinstance(codec.spec.streaming, Stateful)
+    assert codec.spec.right_frames == LOOKAHEAD[name]
+    codes = random_codes(codec, 1, 12)
+    whole = stream(codec, codes, [12])
+    assert whole.std() > 1e-4
+    assert (stream(codec, codes, chunks_of(5, 12)) - whole).abs().max() <= 1e-5

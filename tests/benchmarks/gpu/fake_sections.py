@@ -1,0 +1,29 @@
+"""Sections that pass, fail, find something wrong, and never end."""
+
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.gpu.sections import Setup
+
+
+def passes(setup: Setup) -> Iterator[dict[str, Any]]:
+    yield {"figure": 1, "is_small": setup.is_small}
+    yield {"figure": 2, "ok": True}
+
+
+def fails(setup: Setup) -> Iterator[dict[str, Any]]:
+    yield {"figure": 3}
+    raise ArithmeticError("out of luck")
+
+
+def finds(setup: Setup) -> Iterator[dict[str, Any]]:
+    yield {"figure": 4, "ok": False}
+    yield {"figure": 5, "ok": True}
+
+
+def hangs(setup: Setup) -> Iterator[dict[str, Any]]:
+    child = subprocess.Popen(["sleep", "600"])
+    yield {"child": child.pid}
+    time.sleep(600)

@@ -1,0 +1,21 @@
+from types import SimpleNamespace
+
+from triton import knobs
+
+from benchmarks.gpu.waits import OURS, compiled
+
+
+def test_kernels_compiled_meanwhile_are_named_and_who_listened_before_still_hears() -> None:
+    heard: list[str] = []
+    former = knobs.runtime.jit_post_compile_hook
+    knobs.runtime.jit_post_compile_hook = lambda fn, **kwargs: heard.append(fn.name)
+    try:
+        names: list[str] = []
+        with compiled(names):
+            kernel = SimpleNamespace(module=f"{OURS}engine.kernels.draw", name="_draw_kernel")
+            knobs.runtime.jit_post_compile_hook(fn=kernel, key="", repr="")
+        knobs.runtime.jit_post_compile_hook(fn=SimpleNamespace(module="later", name="other"))
+    finally:
+        knobs.runtime.jit_post_compile_hook = former
+    assert names == ["stretto.engine.kernels.gpu.draw._draw_kernel"]
+    assert heard == ["_draw_kernel", "other"]

@@ -1,0 +1,91 @@
+import itertools
+import json
+import sys
+
+import pytest
+import torch
+from stretto.codec.base import Stateful, Windowed
+from stretto.codec.tiny import excitation
+from stretto.codec.tiny.mel import HOP
+
+from benchmarks import codecs as measure_codecs
+from benchmarks.checkpoints.random_codecs import MODELS
+from benchmarks.checkpoints.random_stateful import STATEFUL
+from benchmarks.code_streams import random_codes
+from benchmarks.codecs import Long, Streaming, codecs, measure_dial, measure_long, measure_streaming
+from tests.fakes import FakeCodec
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_less_right_context_is_heard_the_more_the_less_there_is(name: str) -> None:
+    [(_, _, codec)] = codecs([name], None, is_wide=False)
+    exact = codec.spec
+    rows = list(measure_dial(name, codec, random_codes(codec, 2, 30)))
+    assert [row.right_frames for row in rows] == list(range(exact.least_right_frames, 11))
+    errors = [row.relative_error for row in rows]
+    assert all(more > less for more, less in itertools.pairwise(errors))
+    assert errors[0] > 0.05
+    assert rows[-1].max_difference <= 1e-5
+    assert codec.spec == exact
+
+
+def test_a_codec_that_streams_exactly_is_measured_as_exact() -> None:
+    codec = FakeCodec()
+    row = measure_streaming("fake", "none", codec, torch.randint(8, (2, 2, 30)))
+    assert row.max_difference < 1e-6
+    assert (row.left_frames, row.right_frames, row.look_ahead_ms) == (1, 1, 40.0)
+    assert row.times_real_time > 0
+    assert codec.batches[-1] == (1, 1, 25, 1)
+
+
+def test_a_codec_whose_context_is_stated_too_small_is_found_out() -> None:
+    codec = FakeCodec()
+    codec.spec = codec.spec.with_right_frames(0)
+    assert isinstance(codec.spec.streaming, Stateful | Windowed)
+    row = measure_streaming("fake", "none", codec, torch.randint(1, 8, (2, 2, 30)))
+    assert row.max_difference > 1e-3
+
+
+@pytest.mark.parametrize("name", ["tiny", "xcodec", "dac_24khz", *STATEFUL])
+def test_no_codec_drifts_in_a_long_utterance(name: str) -> None:
+    [(_, _, codec)] = codecs([name], None, is_wide=False)
+    row = measure_long(name, codec, 300 / codec.spec.frame_rate)
+    assert 0.02 < row.level < 0.6
+    assert max(row.chunkings, row.streamed, row.streamed_from_float64, row.whole_from_float64) <= 1e-5
+
+
+def test_a_whole_that_drifts_is_told_from_a_stream_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch's `interpolate` does: it rounds a place in float32, the worse the later it comes."""
+
+    def rounded(frames: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.interpolate(frames[:, None], scale_factor=HOP, mode="linear")[:, 0]
+
+    [(_, _, codec)] = codecs(["tiny"], None, is_wide=False)
+    monkeypatch.setattr(excitation, "upsample", rounded)
+    row = measure_long("tiny", codec, 24)
+    assert row.whole_from_float64 > 1e-5 > row.streamed_from_float64
+    assert row.streamed > 1e-5 > row.chunkings
+
+
+def test_a_long_utterance_has_a_table_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["measure_codecs", "encodec_32khz", "--long", "0.5"])
+    measure_codecs.main()
+    lines = capsys.readouterr().out.splitlines()
+    [row] = json.loads(lines[-1])["long"]
+    assert set(row) == set(Long.__slots__)
+    assert lines[2].split(" | ")[:2] == ["| encodec_32khz", "0.5"]
+
+
+def test_the_last_line_holds_what_the_tables_hold(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["measure_codecs", "dac_44khz", "--frames", "12", "--batch", "1"])
+    measure_codecs.main()
+    lines = capsys.readouterr().out.splitlines()
+    record = json.loads(lines[-1])
+    [row] = record["streaming"]
+    assert set(row) == set(Streaming.__slots__)
+    assert lines[2].split(" | ")[:3] == ["| dac_44khz", "random, narrow", "44100"]
+    assert [each["right_frames"] for each in record["dial"]] == list(range(11))

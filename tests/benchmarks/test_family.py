@@ -1,0 +1,128 @@
+"""The arms take turns, their ratios are of equal rounds, and what was not measured is said."""
+
+import argparse
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+import pytest
+from stretto_client import RequestRefused, SpeechEvent
+
+from benchmarks.checkpoints.small_models import SMALL_MODELS
+from benchmarks.family import FamilyLoad, beside, heard_codes
+from benchmarks.speech_load import follow
+from benchmarks.speech_metrics import Trace
+
+FRAME_S = 0.02
+
+
+class FakeServer:
+    """Speaks at a pace that guidance and every listener slow down, on a clock of its own."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.listening = 0
+        self.clock = 0.0
+
+    def perf_counter(self) -> float:
+        return self.clock
+
+    async def speak(self, text: str, options: dict[str, Any]) -> Trace:
+        self.asked.append(options)
+        await asyncio.sleep(0.01)
+        seconds = 0.1 * (2 if options.get("guidance_scale", 1.0) != 1.0 else 1) * (1 + self.listening)
+        self.clock += seconds
+        audio_s = options["audio"]["max_rows"] * FRAME_S
+        return Trace(0.0, arrivals=[seconds / 2, seconds], durations=[audio_s / 2] * 2, sound=0.0, finished=seconds)
+
+    async def listen(self, seed: int) -> float:
+        self.listening += 1
+        await asyncio.sleep(0.001)
+        self.listening -= 1
+        return float(seed)
+
+
+def load(name: str, server: FakeServer, **flags: Any) -> FamilyLoad:
+    given = {"family": name, "guidance": None, "listeners": None, "rounds": 2, "requests": 2, "frames": 50}
+    return FamilyLoad(SMALL_MODELS[name], server.speak, server.listen, argparse.Namespace(**given | flags))
+
+
+def test_guidance_is_weighed_where_the_family_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = FakeServer()
+    monkeypatch.setattr("benchmarks.speech_load.time", server)
+    record = asyncio.run(load("bagpiper-small", server).measure(3))
+    assert record["cfg_retention"] == pytest.approx(0.5)
+    assert record["audio_rtf_p50"] == pytest.approx(0.2)
+    assert "left_out" not in record
+    assert record["unguided_total"] == 0
+    assert {options["guidance_scale"] for options in server.asked} == {3.0, 1.0}
+    assert all(options["audio"] == {"min_rows": 50, "max_rows": 50} for options in server.asked)
+    assert all(options["text"]["min_rows"] == options["text"]["max_rows"] for options in server.asked)
+    assert len(server.asked) == 3 * 3 * 3 * 2, "three arms, two rounds and one to warm up, three streams, two each"
+
+
+def test_a_family_without_guidance_says_that_its_cost_is_left_out() -> None:
+    server = FakeServer()
+    record = asyncio.run(load("opuslm-small", server).measure(1))
+    assert "cfg_retention" not in record
+    assert "opuslm" in record["left_out"]["cfg_retention"]
+    assert not any("guidance_scale" in options or "text" in options for options in server.asked)
+
+
+def test_a_mixed_load_is_weighed_against_the_same_streams_alone() -> None:
+    record = asyncio.run(load("dialogue-small", FakeServer(), listeners=1).measure(1))
+    mixed = record["mixed"]
+    assert mixed["listeners"] == 1
+    assert mixed["answers"] > 0
+    assert mixed["audio_rtf_p50"] >= record["audio_rtf_p50"]
+    assert mixed["rtf_ratio"] == mixed["ttfp_ratio"] >= 1.0
+    assert asyncio.run(load("dialogue-small", FakeServer(), listeners=0).measure(1))["mixed"]["answers"] == 0
+
+
+def test_a_frame_that_was_to_be_guided_and_was_not_is_counted() -> None:
+    class Events:
+        async def __aiter__(self) -> AsyncIterator[SpeechEvent]:
+            for scale in (3.0, None):
+                report = None if scale is None else {"guidance_scale": scale, "num_frames": 50, "guided_frames": 47}
+                yield SpeechEvent(None, "u", 0, "audio", report=report)
+
+    stream: Any = Events()
+    trace = asyncio.run(follow(Trace(sent=0.0), stream))
+    assert trace.unguided_frames == 3
+    assert trace.finished is not None
+
+
+def test_listening_ends_with_the_streams_beside_it() -> None:
+    async def speaking() -> tuple[list[Trace], float]:
+        await asyncio.sleep(0.05)
+        return [], 1.0
+
+    async def measured() -> tuple[list[float], float]:
+        begun = time.perf_counter()
+        _, answers = await beside(FakeServer().listen, 2, itertools.count(1), speaking())
+        return answers, time.perf_counter() - begun
+
+    answers, wall_s = asyncio.run(measured())
+    assert len(set(answers)) == len(answers) >= 2, "no request is asked twice"
+    assert wall_s < 30
+
+
+def test_a_listener_that_is_refused_fails_the_run() -> None:
+    async def refuse(seed: int) -> float:
+        raise RequestRefused("no ears")
+
+    async def speaking() -> tuple[list[Trace], float]:
+        await asyncio.sleep(0.01)
+        return [], 1.0
+
+    with pytest.raises(RequestRefused, match="no ears"):
+        asyncio.run(beside(refuse, 1, itertools.count(1), speaking()))
+
+
+def test_opuslm_hears_nine_streams_of_codes() -> None:
+    codes = heard_codes(np.random.default_rng(0))
+    assert [len(stream) for stream in codes] == [250] * 9
+    assert max(map(max, codes[1:])) < 1024

@@ -1,0 +1,35 @@
+import argparse
+import math
+
+import pytest
+from stretto.engine.environment import prepare_environment
+
+from benchmarks.layouts import BAGPIPER_SMALL, LAYOUTS
+from tests.speech_families import EIGHT_STREAMS
+
+pytestmark = pytest.mark.engine
+
+
+def test_the_layout_is_the_published_one() -> None:
+    layout = BAGPIPER_SMALL.layout
+    assert layout.vocab_size == 160_392 == 152_192 + 8 * 1025
+    assert layout.num_output_streams == layout.num_codebooks == 8
+    assert layout.audio[-1] == range(159_367, 160_392)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_the_parts_of_a_step_add_up_and_give_the_throughput(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
+    prepare_environment()
+    from benchmarks import layout as benchmark_layout
+
+    monkeypatch.setitem(LAYOUTS, "eight", ("tests.speech_families:EIGHT_STREAMS", EIGHT_STREAMS))
+    monkeypatch.setattr(benchmark_layout, "TEXT", EIGHT_STREAMS.tasks[0].text[0])
+    monkeypatch.setattr(benchmark_layout, "HIDDEN", 128)
+    arguments = argparse.Namespace(layout="eight", requests=[3], frames=16, guidance=scale, rounds=1)
+    (figures,) = benchmark_layout.measure(arguments)
+    parts = dict(figures["ms_per_step"])
+    total_ms = parts.pop("all")
+    assert math.isclose(sum(parts.values()), total_ms, rel_tol=0.25)
+    assert math.isclose(figures["frames_per_cpu_s"], 3 * 16 / (figures["steps"] * total_ms / 1e3), rel_tol=0.05)
+    assert ("guidance" in parts) == (scale != 1.0)
+    assert {"schedule", "prepare", "forward", "heads", "draw", "update"} <= set(parts)

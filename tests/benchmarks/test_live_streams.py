@@ -1,0 +1,90 @@
+"""Many live streams on a decoder that takes exactly as long as a formula says: what their listeners wait for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from stretto.codec.base import CodecSpec, Window, Windowed
+from stretto.config import DecoderConfig
+from stretto.streams.chunking import ChunkPolicy
+from stretto.triton_io.flow import FlowTable
+from torch import Tensor
+
+from benchmarks.live_streams import LiveLoad, LiveStreams, ProcessorTime
+from benchmarks.speech_metrics import Trace, underrun_s
+
+
+@dataclass
+class TimedCodec:
+    """Decodes nothing, and moves its clock on: by `batch_s`, and by `frame_s` for each frame of context and window."""
+
+    spec: CodecSpec
+    frame_s: float
+    batch_s: float = 0.002
+    now_s: float = 0.0
+
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+    def initial_state(self, batch: int) -> Tensor:
+        return torch.zeros(batch, 0)
+
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        batch, _, frames = window.codes.shape
+        self.now_s += self.batch_s + batch * frames * self.frame_s
+        samples = self.spec.num_samples(frames - window.left - window.right, window.right)
+        return torch.full((batch, samples), 0.1), window.state
+
+
+# Processor time of the bundled codec, and of a DAC with few channels: on one core of 2.5 GHz, about.
+BUNDLED = CodecSpec("bundled", 16_000, 640, 7, 256, Windowed(8, 1)), 0.00022
+DAC = CodecSpec("dac", 16_000, 320, 12, 1024, Windowed(10, 10)), 0.00005
+
+
+def play(folder: Path, kind: tuple[CodecSpec, float], load: LiveLoad, first_frames: int) -> list[Trace]:
+    """What is heard of a load; nothing is random, and no time passes."""
+    codec = TimedCodec(*kind)
+    policy = ChunkPolicy(first_frames, 25, frame_rate=codec.spec.frame_rate, held_frames=codec.spec.right_frames)
+    stage = ProcessorTime(codec, DecoderConfig(max_utterances=1024), lambda: codec.now_s)
+    table = FlowTable.create(0, directory=folder)
+    table.clock = stage.now
+    live = LiveStreams(stage, codec.spec, np.zeros((codec.spec.num_codebooks, 1000), np.int32), table)
+    live.run(LiveLoad(2, 2.0, 2 * codec.spec.frame_rate), policy)
+    traces, _, _ = live.run(load, policy)
+    table.remove()
+    return traces
+
+
+@pytest.mark.parametrize("stagger_s", [1.0, 3.0])
+@pytest.mark.parametrize("streams", [1, 8, 32])
+@pytest.mark.parametrize(("kind", "first_frames"), [(BUNDLED, 4), (DAC, 8)], ids=["bundled", "dac"])
+def test_nobody_waits_at_32_streams_of_a_small_codec(
+    tmp_path: Path, kind: tuple[CodecSpec, float], first_frames: int, streams: int, stagger_s: float
+) -> None:
+    """50 frames a second: twice real time for the bundled codec, real time for DAC."""
+    traces = play(tmp_path, kind, LiveLoad(streams, 6.0, 50.0, stagger_s), first_frames)
+    assert len(traces) == streams
+    assert all(trace.error is None and sum(trace.durations) == pytest.approx(6.0) for trace in traces)
+    assert max(map(underrun_s, traces)) <= 1e-3
+
+
+def test_at_64_streams_hardly_anybody_waits(tmp_path: Path) -> None:
+    waits = sorted(map(underrun_s, play(tmp_path, BUNDLED, LiveLoad(64, 6.0, 50.0), 4)))
+    assert waits[32] <= 1e-3
+    assert waits[-1] <= 0.05
+
+
+@pytest.mark.parametrize(("kind", "first_frames", "expected_s"), [(BUNDLED, 4, 5 / 50), (DAC, 8, 18 / 50)])
+def test_one_stream_is_heard_as_soon_as_its_first_frames_are_there(
+    tmp_path: Path, kind: tuple[CodecSpec, float], first_frames: int, expected_s: float
+) -> None:
+    [trace] = play(tmp_path, kind, LiveLoad(1, 2.0, 50.0), first_frames)
+    assert trace.arrivals[0] - trace.sent <= expected_s + 0.005
+
+
+def test_a_decoder_with_too_much_to_do_makes_listeners_wait(tmp_path: Path) -> None:
+    spec, frame_s = BUNDLED
+    traces = play(tmp_path, (spec, 8 * frame_s), LiveLoad(32, 4.0, 50.0), 4)
+    assert min(map(underrun_s, traces)) > 0.5

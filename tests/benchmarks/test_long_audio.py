@@ -1,0 +1,30 @@
+"""The check of long audio compares the right steps, and a short one runs to its end."""
+
+import pytest
+from stretto.engine.environment import prepare_environment
+
+prepare_environment()
+
+from benchmarks.long_audio import SPAN, WARM_UP, Mark, check, compare  # noqa: E402
+
+
+def test_the_median_steps_of_the_first_and_the_last_thousand_are_compared() -> None:
+    marks, forward_s, other_s = [], 0.0, 0.0
+    for step in range(3 * SPAN):
+        forward_s += 0.001 if step < 2 * SPAN - 1 else 0.003
+        other_s += 0.002 if step % 100 else 1.0  # now and then something else takes its time
+        marks.append(Mark(forward_s, other_s, 500.0 + step / 100))
+    control = [Mark(0.004 * step, 0.005 * step, 500.0) for step in range(WARM_UP + SPAN + 9)]
+    figures = compare(marks, control)
+    assert figures["ms_per_step_first"] == {"forward": 1.0, "all_else": 2.0}
+    assert figures["ms_per_step_last"] == {"forward": 3.0, "all_else": 2.0}
+    assert figures["ms_per_step_control"] == {"forward": 4.0, "all_else": 5.0}
+    assert figures["resident_mb_growth"] == pytest.approx((2 * SPAN - 1 - WARM_UP) / 100, abs=0.1)
+
+
+@pytest.mark.engine
+def test_a_short_check_guides_every_frame_and_takes_little_memory() -> None:
+    figures = check(2 * SPAN + WARM_UP, 3.0)
+    assert figures["guided_frames"] == 2 * SPAN + WARM_UP
+    assert figures["resident_mb_growth"] < 20
+    assert figures["ms_per_step_control"]["forward"] > figures["ms_per_step_first"]["forward"]

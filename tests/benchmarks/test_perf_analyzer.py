@@ -1,0 +1,156 @@
+"""The real perf_analyzer and the client against a real server, whose `speech` model only pretends to speak.
+
+The whole ensemble has tests of its own; here the wire counts: decoupled responses, errors, cancelling.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from stretto_client import RequestCancelled, RequestRefused, SpeechClient
+
+from tests.ports import free_ports
+
+ROOT = Path(__file__).parents[2]
+BINARY_NOT_TO_BE_HAD = 3
+CONFIG = ROOT / "model_repository" / "speech" / "config.pbtxt"
+MODEL = '''
+import json, pathlib, threading, time
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    """5 responses, 20 ms apart: the first without audio; FINAL comes alone."""
+
+    def execute(self, requests):
+        for request in requests:
+            threading.Thread(target=self.answer, args=(request,)).start()
+
+    def answer(self, request):
+        sender = request.get_response_sender()
+        text = pb_utils.get_input_tensor_by_name(request, "text").as_numpy()[0]
+        if text == b"bad":
+            message = "invalid request: text: expected words, got bad"
+            error = pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG)
+            return sender.send(pb_utils.InferenceResponse([], error=error), flags=1)
+        for index in range(5):
+            time.sleep(0.02)
+            if text == b"wait":
+                time.sleep(0.5)
+            if sender.is_cancelled():
+                pathlib.Path(__file__).with_name("cancelled").touch()
+                break
+            event = dict(utterance="u", index=index, segment="audio", text="", words=[], start_s=0.04 * index,
+                         duration_s=0.04 * (index > 0), sample_rate=16000, is_final=index == 4, guidance_changes=[])
+            if index == 4:
+                event["report"] = dict(finish_reason="stop", seed=1, guidance_scale=1.5)
+            tensors = [pb_utils.Tensor("event", np.array([json.dumps(event)], object))]
+            if index:
+                tensors.append(pb_utils.Tensor("pcm", np.full(640, index / 10, np.float32)))
+            sender.send(pb_utils.InferenceResponse(tensors))
+        sender.send(flags=1)
+'''
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("repository")
+    version = folder / "speech" / "1"
+    version.mkdir(parents=True)
+    (version / "model.py").write_text(MODEL)
+    tensors = re.search(r"^input \[.*?^\]\noutput \[.*?^\]", CONFIG.read_text(), re.DOTALL | re.MULTILINE)
+    assert tensors
+    head = 'name: "speech"\nbackend: "python"\nmax_batch_size: 0\nmodel_transaction_policy { decoupled: true }\n'
+    (folder / "speech" / "config.pbtxt").write_text(head + tensors.group())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    cache = tmp_path_factory.mktemp("cache")
+    http, grpc, metrics = map(str, free_ports(3))
+    command = [sys.executable, "-m", "stretto.serving.command", "--model-repository", str(repository)]
+    command += ["--cache", str(cache), "--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics]
+    state = cache / "state.json"
+    log = (cache / "launcher.log").open("w")
+    launcher = subprocess.Popen([*command, "--pid-file", str(state)], cwd=ROOT, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 300
+        status = [*command, "--pid-file", str(state), "--status"]
+        while subprocess.run(status, cwd=ROOT, capture_output=True, check=False).returncode:
+            assert launcher.poll() is None, (cache / "launcher.log").read_text()
+            assert time.monotonic() < deadline, (cache / "launcher.log").read_text()
+            time.sleep(0.2)
+        yield f"localhost:{grpc}"
+    finally:
+        launcher.terminate()
+        launcher.wait(60)
+        log.close()
+
+
+def test_perf_analyzer_streams_and_its_export_is_read(server: str, tmp_path: Path) -> None:
+    arguments = ["-u", server, "-n", "6", "-c", "1 3", "-o", str(tmp_path)]
+    done = subprocess.run(
+        [ROOT / "scripts" / "perf_analyzer.sh", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    if done.returncode == BINARY_NOT_TO_BE_HAD:
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    assert done.returncode == 0, done.stderr
+    experiments = json.loads(done.stdout.splitlines()[-1])["experiments"]
+    assert [experiment["concurrency"] for experiment in experiments] == [1, 3]
+    for experiment in experiments:
+        assert experiment["requests"] == experiment["answered"] >= 6
+        assert experiment["responses"] == 5 * experiment["answered"]
+        assert experiment["audio_s"] == pytest.approx(0.16 * experiment["answered"])
+        assert 0.02 <= experiment["first_response_s"]["p50"] < experiment["first_audio_s"]["p50"]
+        assert experiment["inter_response_s"]["p50"] == pytest.approx(0.02, abs=0.02)
+
+
+def test_perf_analyzer_without_a_server_fails_at_once() -> None:
+    done = subprocess.run(
+        [ROOT / "scripts" / "perf_analyzer.sh", "-u", "localhost:9", "-n", "1"], capture_output=True, check=False
+    )
+    assert done.returncode in (1, BINARY_NOT_TO_BE_HAD)
+
+
+async def test_the_client_hears_a_real_server(server: str) -> None:
+    async with SpeechClient(server) as client:
+        assert await client.ready()
+        events = [event async for event in client.speak("hello")]
+        assert [None if event.pcm is None else round(float(event.pcm[0]), 3) for event in events] == [
+            *(None, 0.1, 0.2, 0.3, 0.4)
+        ]
+        assert events[-1].is_final
+        with pytest.raises(RequestRefused, match=r"^text: expected words, got bad$"):
+            await anext(client.speak("bad"))
+
+
+async def test_cancelling_reaches_the_model_of_a_real_server(server: str, repository: Path) -> None:
+    async with SpeechClient(server) as client:
+        stream = client.speak("wait")
+        await anext(stream)
+        stream.cancel()
+        with pytest.raises(RequestCancelled):
+            await anext(stream)
+        deadline = time.monotonic() + 60
+        while not (repository / "speech" / "1" / "cancelled").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+async def test_an_unknown_model_is_said(server: str) -> None:
+    async with SpeechClient(server, model="singing") as client:
+        assert not await client.ready()
+        with pytest.raises(RequestRefused, match="'singing' is not found"):
+            await anext(client.speak("hello"))

@@ -1,0 +1,52 @@
+"""Results become points and pictures; the latest measurement of a point counts."""
+
+import argparse
+import json
+from pathlib import Path
+
+from benchmarks.report import PLOTS, Plot, groups, main, points, read_results
+
+PLOT = Plot("p", "engine", "requests", ("a.b",), "title", "ratio", only={"layout": "small"})
+
+
+def write(folder: Path, name: str, records: list[dict]) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def record(requests: int, time: str, figure: float, **more: object) -> dict:
+    return {
+        "benchmark": "engine", "requests": requests, "time": time, "a": {"b": figure}, "layout": "small", **more
+    }  # fmt: skip
+
+
+def test_the_latest_line_of_each_point_counts_whatever_file_it_is_in(tmp_path: Path) -> None:
+    write(tmp_path, "b.jsonl", [record(4, "2", 0.4), record(1, "1", 0.1)])
+    write(tmp_path, "a.jsonl", [record(4, "3", 0.5), record(8, "1", 0.8, layout="other")])
+    found = points(read_results(tmp_path), PLOT)
+    assert {place: line["a"]["b"] for place, line in found.items()} == {1: 0.1, 4: 0.5}
+
+
+def test_every_plot_with_results_becomes_a_picture(tmp_path: Path) -> None:
+    engine = next(plot for plot in PLOTS if plot.benchmark == "engine")
+    lines = [{"benchmark": "engine", "requests": n, "time": "1", engine.fields[0]: 0.5} for n in (1, 4)]
+    write(tmp_path / "results", "engine.jsonl", lines)
+    main(argparse.Namespace(results=tmp_path / "results", plots=tmp_path / "plots"))
+    pictures = sorted(path.name for path in (tmp_path / "plots").iterdir())
+    assert f"{engine.name}.png" in pictures
+    assert not any(name.startswith("speech") for name in pictures)
+    assert (tmp_path / "plots" / f"{engine.name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_each_value_of_a_field_has_points_of_its_own(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", [record(4, "1", 0.4), record(4, "2", 0.5, layout="other"), record(8, "3", 0.6)])
+    plot = Plot("p", "engine", "requests", ("a.b",), "title", "ratio", by="layout")
+    found = groups(read_results(tmp_path), plot)
+    assert {name: {place: line["a"]["b"] for place, line in lines.items()} for name, lines in found.items()} == {
+        "other: ": {4: 0.5}, "small: ": {4: 0.4, 8: 0.6}
+    }  # fmt: skip
+    assert groups([], plot) == {}
+
+
+def test_plots_have_names_of_their_own() -> None:
+    assert len({plot.name for plot in PLOTS}) == len(PLOTS)

@@ -1,0 +1,28 @@
+"""An engine that nobody holds any more gives its memory back, though vLLM has frozen it."""
+
+import weakref
+from pathlib import Path
+
+import pytest
+from stretto.config import EngineConfig
+from stretto.engine.environment import prepare_environment
+
+from benchmarks.checkpoints.random_checkpoint import write_checkpoint
+from tests.speech_families import EIGHT_STREAMS
+
+pytestmark = pytest.mark.engine
+prepare_environment()
+
+from stretto.engine.frontend.launch import vllm_config  # noqa: E402
+
+from benchmarks.layout import engine_args  # noqa: E402
+from benchmarks.stepped_engine import SteppedEngine  # noqa: E402
+
+
+def test_the_kv_cache_goes_with_its_engine_and_another_one_stays(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, EIGHT_STREAMS, "tests.speech_families:EIGHT_STREAMS", 128, 2)
+    args = engine_args(EIGHT_STREAMS.max_model_len, 2) | {"kv_cache_memory_bytes": 8 << 20}
+    engines = [SteppedEngine(vllm_config(EngineConfig(tmp_path, args))) for _ in range(2)]
+    caches = [weakref.ref(engine.runner.kv_caches[0]) for engine in engines]
+    engines.pop()
+    assert [cache() is None for cache in caches] == [False, True]

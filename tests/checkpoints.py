@@ -1,5 +1,0 @@
-"""Random checkpoints for tests: those that the benchmarks write."""
-
-from scripts.random_checkpoint import write_checkpoint
-
-__all__ = ["write_checkpoint"]

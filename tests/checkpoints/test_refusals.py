@@ -1,0 +1,180 @@
+"""Files that are broken, or of something else, are refused in one line; nothing is written, nothing is left over."""
+
+import errno
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from stretto.checkpoints.command import main
+
+from benchmarks.checkpoints.random_published import Published
+from tests.published_checkpoints import FAMILIES, command, convert, write_release
+
+Change = Callable[[Published], object]
+
+
+def tensors(change: Callable[[dict[Any, Any]], Any]) -> Change:
+    """The file of weights holds what `change` makes of its tensors."""
+
+    def apply(published: Published) -> None:
+        stored = torch.load(published.model, weights_only=True)
+        torch.save(change(stored.get("module", stored)), published.model)
+
+    return apply
+
+
+def config(change: Callable[[dict[str, Any]], object]) -> Change:
+    """config.yaml holds what `change` leaves of it."""
+
+    def apply(published: Published) -> None:
+        record = yaml.safe_load(published.config.read_text())
+        change(record)
+        published.config.write_text(yaml.safe_dump(record, sort_keys=False))
+
+    return apply
+
+
+def tokenizer(change: Callable[[dict[str, Any]], object]) -> Change:
+    """tokenizer.json holds what `change` leaves of it."""
+
+    def apply(published: Published) -> None:
+        path = published.tokenizer / "tokenizer.json"
+        record = json.loads(path.read_text())
+        change(record)
+        path.write_text(json.dumps(record))
+
+    return apply
+
+
+def backbone(**numbers: object) -> Change:
+    """The backbone's config.json says `numbers`."""
+
+    def apply(published: Published) -> None:
+        path = published.backbone / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | numbers))
+
+    return apply
+
+
+def cut_short(published: Published) -> None:
+    content = published.model.read_bytes()
+    published.model.write_bytes(content[: len(content) * 99 // 100])
+
+
+def without_weights_of_the_codec(published: Published) -> None:
+    assert published.codec is not None
+    for path in published.codec.glob("*.pth"):
+        path.unlink()
+
+
+REFUSED: list[tuple[str, Change, str]] = [
+    ("opuslm", cut_short, "expected tensors, got"),
+    ("opuslm", lambda published: published.model.write_bytes(b""), "expected tensors, got"),
+    ("opuslm", lambda published: published.model.unlink(), "No such file"),
+    ("opuslm", tensors(lambda found: [*found.values()]), "expected tensors by name, or under 'module'; got none"),
+    ("opuslm", tensors(lambda found: {"module": [1]}), "expected tensors by name, or under 'module'; got none"),
+    ("opuslm", tensors(lambda found: found | {1: torch.zeros(1), "step": 2}), "got ['1', 'step']"),
+    (
+        "opuslm",
+        tensors(lambda found: found | {"corelm.emb.weight": torch.tensor(0.0)}),
+        "corelm.emb.weight [] for [432",
+    ),
+    ("opuslm", tensors(lambda found: found | {"corelm.head_emb.weight": torch.tensor(0.0)}), "head_emb.weight [] for"),
+    ("opuslm", tensors(lambda found: found | {"corelm.head_emb.weight": torch.zeros(8, 64)}), "[8, 64] for [9, 64]"),
+    (
+        "bagpiper",
+        tensors(lambda found: found | {"model.embed_tokens.weight": torch.zeros(3)}),
+        "embed_tokens.weight [3]",
+    ),
+    ("opuslm", tokenizer(lambda record: record.pop("model")), "tokenizer.json: expected a tokenizer, got an error"),
+    ("opuslm", tokenizer(lambda record: record["model"].update(vocab=[["a", 0.0]])), "expected a tokenizer, got an"),
+    ("bagpiper", tokenizer(lambda record: record.update(decoder=None)), "expected a byte-level tokenizer, got None"),
+    ("bagpiper", lambda published: published.config.write_bytes(b"\xff\xfe\0"), "expected YAML, got"),
+    (
+        "bagpiper",
+        config(lambda record: record["model"]["model_conf"].update(dtype="bf16")),
+        "got 'bf16'; --dtype decides",
+    ),
+    (
+        "opuslm",
+        config(lambda record: record["token_bias"].update(ssl=["a", "b"])),
+        "token_bias.ssl: expected [first, end)",
+    ),
+    (
+        "opuslm",
+        config(lambda record: record["transformer_conf"].update(n_ctx="long")),
+        "backbone: not the numbers of olmo2",
+    ),
+    ("opuslm", backbone(hidden_size="wide"), "backbone: not the numbers of olmo2"),
+    ("opuslm", backbone(model_type=["olmo2"]), "expected one of ['llama', 'olmo2', 'qwen3'], got ['olmo2']"),
+    (
+        "opuslm",
+        without_weights_of_the_codec,
+        "expected weights (.pth or .safetensors) beside the codec's numbers, got none",
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "change", "message"), REFUSED, ids=[message for *_, message in REFUSED])
+def test_what_is_broken_is_refused_in_a_line(
+    family: str, change: Change, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published = write_release(family, tmp_path / "release")
+    change(published)
+    capsys.readouterr()
+    assert main(command(family, published, tmp_path / "out")) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("convert_checkpoint: ")
+    assert message in said
+    assert [path.name for path in tmp_path.iterdir()] == ["release"]
+
+
+@pytest.mark.parametrize("windows", [("0", "800"), ("50", "0"), ("3", "800"), ("800", "800")])
+def test_windows_that_the_tower_cannot_have_are_refused(
+    windows: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published = write_release("bagpiper", tmp_path / "release")
+    half, whole = windows
+    words = ["--n-window", half, "--n-window-infer", whole]
+    assert main([*command("bagpiper", published, tmp_path / "out"), *words]) == 1
+    said = capsys.readouterr().err
+    assert f"n_window_infer must be a multiple of 2 * n_window, got {whole} and {half}" in said
+
+
+def test_a_disk_that_is_full_leaves_nothing_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    published = write_release("opuslm", tmp_path / "release")
+    monkeypatch.setattr("os.fsync", full)
+    assert main(command("opuslm", published, tmp_path / "out")) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["release"]
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "nan"])
+def test_shards_need_a_size(size: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nowhere = Published(*[tmp_path / "none"] * 4)
+    with pytest.raises(SystemExit):
+        main([*command("opuslm", nowhere, tmp_path / "out"), "--shard-gb", size])
+    assert f"--shard-gb must be > 0, got {size}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_release_that_may_be_the_other_family_s_is_remarked_on(
+    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """OpusLM and the dialogue model have the same tensors and tokens; only how they were trained tells them apart."""
+    published = write_release(family, tmp_path / "release")
+    convert(family, published, tmp_path / "a")
+    assert "another family?" not in capsys.readouterr().out
+    others = {"opuslm": "opuslm-dialogue", "opuslm-dialogue": "opuslm"}
+    if family in others:
+        convert(others[family], published, tmp_path / "b")
+        assert f"which the release of {others[family]} does not: another family?" in capsys.readouterr().out

@@ -1,0 +1,45 @@
+"""The progress line and the summary of an utterance."""
+
+import io
+
+import numpy as np
+import pytest
+from stretto_client.event import SpeechEvent, Word
+from stretto_client.stats import Tally
+
+REPORT = {"finish_reason": "stop", "seed": 7, "guidance_scale": 1.5}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def event(num_samples: int | None, **fields: object) -> SpeechEvent:
+    pcm = None if num_samples is None else np.zeros(num_samples, np.float32)
+    return SpeechEvent(pcm, "u", 0, "audio", sample_rate=16_000, **fields)
+
+
+def test_first_audio_is_the_first_event_with_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 10.1, 10.2, 10.4, 11.0])
+    monkeypatch.setattr("stretto_client.stats.time.monotonic", lambda: next(clock))
+    tally = Tally(stream=io.StringIO())
+    for heard in [event(None), event(0), event(16_000), event(16_000, is_final=True, report=REPORT)]:
+        tally.add(heard)
+    assert tally.first_audio_s == pytest.approx(0.4)
+    assert tally.rtf == pytest.approx(0.5)
+    assert tally.summary() == ("2.00 s of audio, first audio after 0.40 s, real-time factor 0.50, seed 7, guidance 1.5")
+
+
+def test_an_end_that_was_not_the_models_is_said() -> None:
+    tally = Tally(stream=io.StringIO())
+    tally.add(event(160, report=REPORT | {"finish_reason": "length"}))
+    assert tally.summary().endswith(", ended by length")
+
+
+def test_the_progress_line_shows_words_on_a_terminal_only() -> None:
+    for stream, shows, expected in [(Terminal(), True, True), (Terminal(), False, False), (io.StringIO(), True, False)]:
+        tally = Tally(shows, stream)
+        tally.add(event(16_000, words=(Word("hello", 0.0), Word("you", 0.5))))
+        tally.end_line()
+        assert ("1.0 s  hello you" in stream.getvalue()) is expected

@@ -1,0 +1,150 @@
+"""What can never run is refused, and the refusal says why, with numbers."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from stretto.engine.frontend.admission import Capacity, admit, max_rows
+from stretto.engine.request.rules import SegmentRules
+from stretto.errors import InvalidRequest
+from stretto.families.tiny.family import FIRST_CODE, TINY
+from stretto.records.prompt import Prompt
+
+from tests.engine.prompts import make_prompt
+from tests.small_vocabularies import BAGPIPER, OPUSLM
+from tests.speech_families import EIGHT_STREAMS
+
+ROOMY = Capacity(num_blocks=100, block_size=32, max_num_seqs=16)
+RULES = SegmentRules(TINY, 512)
+
+
+def refusal(prompt: Prompt, rules: SegmentRules = RULES, capacity: Capacity = ROOMY) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as caught:
+        admit(prompt, rules, capacity)
+    return caught.value
+
+
+def with_rows(rows: np.ndarray, task: str = "tts") -> Prompt:
+    return Prompt(task, rows, TINY.task(task).sampling)
+
+
+def test_a_good_prompt_passes_unchanged() -> None:
+    prompt = make_prompt(TINY, 0)
+    assert admit(prompt, RULES, ROOMY) == prompt
+
+
+def test_guidance_means_nothing_where_there_is_no_audio() -> None:
+    prompt = make_prompt(TINY, 0, "asr", guidance_scale=3.0)
+    assert admit(prompt, RULES, ROOMY).sampling.guidance_scale == 1.0
+
+
+def test_an_unknown_task_is_refused_with_the_known_ones() -> None:
+    error = refusal(replace(make_prompt(TINY, 0), task="sing"))
+    assert error.field == "task"
+    assert "['asr', 'tts']" in str(error)
+    assert "sing" in str(error)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        np.zeros((0, 9), np.int32),
+        np.zeros((3, 8), np.int32),
+        np.zeros(9, np.int32),
+        np.zeros((3, 9), np.float32),
+        [[20] * 9],
+    ],
+    ids=["empty", "too narrow", "flat", "not whole numbers", "a list"],
+)
+def test_rows_of_another_shape_are_refused(rows: np.ndarray) -> None:
+    assert refusal(with_rows(rows)).field == "rows"
+
+
+@pytest.mark.parametrize(
+    ("stream", "token_id"), [(0, -1), (0, 2496), (1, FIRST_CODE - 1), (1, FIRST_CODE + 256), (8, -3)]
+)
+def test_ids_outside_a_stream_s_range_are_refused(stream: int, token_id: int) -> None:
+    rows = make_prompt(TINY, 0).rows
+    rows[2, stream] = token_id
+    error = refusal(with_rows(rows))
+    assert f"stream {stream} " in str(error)
+    assert str(token_id) in str(error)
+
+
+def test_a_reply_goes_on_with_audio_where_its_family_forces_what_trails() -> None:
+    rules = SegmentRules(OPUSLM, 512)
+    prompt = make_prompt(OPUSLM, 3, "audio_lm")
+    assert admit(prompt, rules, ROOMY) == prompt
+    too_long = replace(prompt, overhang=np.zeros((9, 8), np.int32))
+    assert "at most 8 rows" in str(refusal(too_long, rules))
+    elsewhere = replace(prompt, overhang=np.full((8, 8), 3, np.int32))
+    assert "stream 1 " in str(refusal(elsewhere, rules))
+    assert refusal(replace(prompt, task="asr"), rules).field == "overhang"
+
+
+def test_opuslm_has_no_guidance() -> None:
+    prompt = make_prompt(OPUSLM, 0, "tts", guidance_scale=3.0)
+    assert "opuslm has no guidance" in str(refusal(prompt, SegmentRules(OPUSLM, 512)))
+
+
+def test_pads_of_a_stream_s_own_are_admitted_beside_its_codes() -> None:
+    prompt = make_prompt(BAGPIPER, 0, "speak", guidance_scale=1.0)
+    prompt.rows[2, 1:] = [ids[0] for ids in BAGPIPER.layout.extra[1:]]
+    assert admit(prompt, SegmentRules(BAGPIPER, 512), ROOMY) == prompt
+    prompt.rows[2, 1] = BAGPIPER.layout.extra[2][0]
+    assert "stream 1 " in str(refusal(prompt, SegmentRules(BAGPIPER, 512)))
+
+
+def test_a_prompt_that_leaves_no_room_for_a_reply_is_refused() -> None:
+    rows = np.ones((RULES.text_limit(TINY.task("tts")) + 1, 9), np.int32)
+    rows[:, 1:] = 0
+    error = refusal(with_rows(rows))
+    assert str(len(rows)) in str(error)
+    assert str(len(rows) - 1) in str(error)
+
+
+def test_guidance_needs_two_slots() -> None:
+    error = refusal(make_prompt(TINY, 0), capacity=replace(ROOMY, max_num_seqs=1))
+    assert error.field == "options.guidance_scale"
+
+
+def test_a_pair_that_outgrows_the_cache_is_refused_with_the_numbers() -> None:
+    prompt = make_prompt(TINY, 0)
+    capacity = Capacity(num_blocks=4, block_size=32, max_num_seqs=16)
+    error = refusal(prompt, capacity=capacity)
+    rows = len(prompt.rows) + prompt.sampling.text.max_rows + 2 + prompt.sampling.audio.max_rows + 1 + RULES.tail
+    assert f"{rows} rows each, {2 * -(-rows // 32)} blocks" in str(error)
+    assert "two halves fit in the 3 KV blocks of 32 rows" in str(error)
+    alone = replace(prompt, sampling=replace(prompt.sampling, guidance_scale=1.0))
+    assert admit(alone, RULES, capacity) == alone
+
+
+@pytest.mark.parametrize(("task", "field"), [("tts", "options.audio.max_rows"), ("asr", "options.text.max_rows")])
+def test_a_single_reply_that_outgrows_the_cache_is_refused_with_the_numbers(task: str, field: str) -> None:
+    prompt = make_prompt(TINY, 3, task, guidance_scale=1.0)
+    rows = max_rows(len(prompt.rows), TINY.task(task), prompt.sampling, RULES)
+    needed = -(-rows // 32)
+    assert admit(prompt, RULES, replace(ROOMY, num_blocks=needed + 1)) == prompt
+    error = refusal(prompt, capacity=replace(ROOMY, num_blocks=needed))
+    assert error.field == field
+    assert f"rows fit in the {needed - 1} KV blocks of 32 rows" in str(error)
+    assert f"{rows} rows, {needed} blocks" in str(error)
+
+
+def test_a_pair_whose_blocks_just_suffice_is_admitted() -> None:
+    prompt = make_prompt(TINY, 0)
+    needed = 2 * -(-max_rows(len(prompt.rows), TINY.task("tts"), prompt.sampling, RULES) // 32)
+    assert admit(prompt, RULES, replace(ROOMY, num_blocks=needed + 1)) == prompt
+    refusal(prompt, capacity=replace(ROOMY, num_blocks=needed))
+
+
+def test_max_rows_counts_no_more_than_the_model_length() -> None:
+    prompt = make_prompt(TINY, 0)
+    sampling = replace(prompt.sampling, audio=replace(prompt.sampling.audio, max_rows=5000))
+    assert max_rows(len(prompt.rows), TINY.task("tts"), sampling, RULES) == RULES.max_model_len
+
+
+def test_a_guided_reply_that_begins_with_audio_needs_a_context_of_two_rows() -> None:
+    prompt = make_prompt(EIGHT_STREAMS, 0, "speak")
+    short = Prompt("speak", prompt.rows[:1], prompt.sampling)
+    assert "at least 2 rows" in str(refusal(short, SegmentRules(EIGHT_STREAMS, 512)))

@@ -1,0 +1,205 @@
+"""The one door, with the engine in its own process: chunks, reports, aborts and refusals."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytest_asyncio
+from stretto.config import EngineConfig
+from stretto.engine.frontend.llm import SpeechLLM
+from stretto.errors import InvalidRequest
+from stretto.families.tiny.family import TINY
+from stretto.records.chunk import GuidanceChange, LMChunk
+from stretto.records.prompt import Prompt
+
+from tests.engine.harness import DEFAULTS
+from tests.engine.prompts import make_prompt
+from tests.random_checkpoints import write_checkpoint
+from tests.reference.speech_lm import Reference
+
+pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"), TINY, "tiny")
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> Reference:
+    return Reference(folder, TINY, 512)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def llm(folder: Path) -> AsyncIterator[SpeechLLM]:
+    running = await SpeechLLM.start(EngineConfig(folder, {**DEFAULTS, "max_num_seqs": 6}))
+    yield running
+    running.shutdown()
+
+
+async def collect(llm: SpeechLLM, prompt: Prompt, lag_s: float = 0.0) -> list[LMChunk]:
+    chunks = []
+    async for chunk in llm.generate(prompt):
+        chunks.append(chunk)
+        await asyncio.sleep(lag_s)
+    return chunks
+
+
+def codes_of(chunks: list[LMChunk]) -> np.ndarray:
+    return np.concatenate([np.zeros((7, 0), np.int32), *(c.codes for c in chunks if c.codes is not None)], 1)
+
+
+def expected_codes(reference: Reference, prompt: Prompt) -> np.ndarray:
+    """Codes [7, T] of the reference's reply."""
+    rows, _ = reference.reply(prompt)
+    audio = [i for i, row in enumerate(rows) if row[0] in TINY.layout.audio[0]]
+    return np.array(
+        [
+            [rows[i + delay][stream] - ids.start for i in audio]
+            for stream, (ids, delay) in enumerate(zip(TINY.layout.audio, TINY.layout.delays, strict=True))
+            if stream
+        ]
+    ).reshape(7, -1)
+
+
+async def test_a_reply_is_the_reference_s_and_its_report_adds_up(llm: SpeechLLM, reference: Reference) -> None:
+    prompt = make_prompt(TINY, 6)
+    chunks = await collect(llm, prompt)
+    expected = expected_codes(reference, prompt)
+    assert np.array_equal(codes_of(chunks), expected)
+    report = chunks[-1].chunk.report
+    assert report is not None
+    assert report.num_frames == report.guided_frames == expected.shape[1] > 0
+    assert report.num_prompt_rows == len(prompt.rows)
+    assert report.seed == prompt.sampling.seed
+    assert report.guidance_scale == prompt.sampling.guidance_scale
+    assert 0 <= report.queue_s < report.first_frame_s <= report.total_s
+
+
+async def test_frames_are_counted_while_a_reply_is_on_its_way(llm: SpeechLLM) -> None:
+    prompt = make_prompt(TINY, 6)
+    long = replace(prompt.sampling.audio, min_rows=80, max_rows=80)
+    prompt = replace(prompt, sampling=replace(prompt.sampling, audio=long))
+    before = llm.stats()["frames_total"]
+    counts, num_sent = [], 0
+    async for chunk in llm.generate(prompt):
+        counts.append(llm.stats()["frames_total"] - before)
+        num_sent += 0 if chunk.codes is None else chunk.codes.shape[1]
+        assert counts[-1] >= num_sent, "what has left is counted"
+    assert counts == sorted(counts)
+    assert len(set(counts[:-1])) > 2, "it moves before the reply ends"
+    assert counts[-1] == chunk.chunk.report.num_frames
+
+
+async def test_frames_of_a_reader_who_leaves_stay_counted(llm: SpeechLLM) -> None:
+    before = llm.stats()["frames_total"]
+    async with aclosing(llm.generate(make_prompt(TINY, 6))) as chunks:
+        async for chunk in chunks:
+            if chunk.codes is not None:
+                break
+    assert llm.stats()["frames_total"] > before
+
+
+async def test_twelve_at_once_with_slow_readers_each_get_their_own(llm: SpeechLLM, reference: Reference) -> None:
+    prompts = [make_prompt(TINY, index, "tts") for index in range(12)]
+    replies = await asyncio.gather(*(collect(llm, p, lag_s=0.03 * (i % 3)) for i, p in enumerate(prompts)))
+    for prompt, chunks in zip(prompts, replies, strict=True):
+        assert np.array_equal(codes_of(chunks), expected_codes(reference, prompt))
+    assert llm.stats()["unguided_total"] == 0
+
+
+async def test_a_reader_who_leaves_frees_the_engine(llm: SpeechLLM, reference: Reference) -> None:
+    prompt = make_prompt(TINY, 6)
+    before = llm.stats()["finished_total"]
+
+    async def leave(after: int) -> None:
+        async with aclosing(llm.generate(prompt)) as chunks:
+            async for chunk in chunks:
+                if chunk.chunk.index >= after:
+                    return
+
+    await asyncio.gather(*(leave(index % 3) for index in range(12)))
+    assert llm.stats()["active"] == llm.stats()["pairs"] == 0
+    assert llm.stats()["finished_total"] == before
+    chunks = await collect(llm, prompt)
+    assert np.array_equal(codes_of(chunks), expected_codes(reference, prompt))
+    assert chunks[-1].chunk.report.queue_s < 10.0, "the slots of those who left are free"
+
+
+async def test_a_reader_who_is_cancelled_frees_the_engine(llm: SpeechLLM) -> None:
+    task = asyncio.create_task(collect(llm, make_prompt(TINY, 6), lag_s=5.0))
+    while llm.stats()["active"] == 0:
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert llm.stats()["active"] == 0
+
+
+async def test_without_a_seed_one_is_drawn_and_reported(llm: SpeechLLM) -> None:
+    prompt = make_prompt(TINY, 2)
+    free = replace(prompt, sampling=replace(prompt.sampling, seed=None))
+    first, second = await asyncio.gather(collect(llm, free), collect(llm, free))
+    seeds = [chunks[-1].chunk.report.seed for chunks in (first, second)]
+    assert seeds[0] != seeds[1]
+    again = await collect(llm, replace(prompt, sampling=replace(prompt.sampling, seed=seeds[0])))
+    assert np.array_equal(codes_of(again), codes_of(first))
+
+
+async def test_a_bad_prompt_is_refused_and_the_next_one_served(llm: SpeechLLM) -> None:
+    prompt = make_prompt(TINY, 6)
+    for bad in (replace(prompt, task="sing"), replace(prompt, rows=prompt.rows[:0])):
+        with pytest.raises(InvalidRequest):
+            await collect(llm, bad)
+    assert llm.stats()["active"] == 0
+    assert (await collect(llm, prompt))[-1].chunk.is_final
+
+
+@pytest.mark.parametrize("request_id", [7, b"seven", ["seven"]])
+async def test_an_id_of_another_type_is_refused_and_the_next_one_served(llm: SpeechLLM, request_id: object) -> None:
+    with pytest.raises(InvalidRequest, match="request_id: expected a string, got "):
+        async for _ in llm.generate(make_prompt(TINY, 0), request_id):
+            pass
+    assert await collect(llm, make_prompt(TINY, 0))
+
+
+async def test_an_id_in_use_is_refused_and_its_owner_goes_on(llm: SpeechLLM) -> None:
+    prompt = make_prompt(TINY, 6)
+    async with aclosing(llm.generate(prompt, "mine")) as chunks:
+        await anext(chunks)
+        with pytest.raises(InvalidRequest, match="request_id"):
+            await anext(llm.generate(prompt, "mine"))
+        rest = [chunk async for chunk in chunks]
+    assert rest[-1].chunk.report.num_frames > 0
+
+
+async def test_guidance_that_ends_early_is_told_and_counted_apart(llm: SpeechLLM, reference: Reference) -> None:
+    prompt = make_prompt(TINY, 6, "tts", policy="until_s", guided_until_s=0.2)
+    before = llm.stats()
+    chunks = await collect(llm, prompt)
+    assert np.array_equal(codes_of(chunks), expected_codes(reference, prompt))
+    report = chunks[-1].chunk.report
+    assert (report.guidance_policy, report.guided_frames) == ("until_s", 5)
+    assert report.num_frames > 5
+    assert report.guidance_changes == (GuidanceChange(5, False),)
+    told = [change for chunk in chunks for change in chunk.chunk.guidance_changes]
+    assert told == [GuidanceChange(5, False)]
+    after = llm.stats()
+    name = "frames_unguided_by_policy_total"
+    assert after[name] - before[name] == report.num_frames - 5
+    assert after["unguided_total"] == 0
+
+
+async def test_listening_gives_text_and_no_audio(llm: SpeechLLM) -> None:
+    prompt = make_prompt(TINY, 1)
+    assert prompt.task == "asr"
+    chunks = await collect(llm, prompt)
+    report = chunks[-1].chunk.report
+    assert report.num_frames == report.guided_frames == 0
+    assert report.first_frame_s is None
+    assert report.guidance_scale == 1.0
+    assert report.num_text_tokens > 0

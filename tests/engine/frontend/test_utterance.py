@@ -1,0 +1,167 @@
+"""Rows become chunks: all codes, once, in order; words at the frames where they begin."""
+
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stretto.engine.frontend.utterance import Utterance
+from stretto.engine.request.rules import SegmentRules
+from stretto.engine.request.tracker import SegmentTracker
+from stretto.families.text_codec import get_text_codec, load_text_codec
+from stretto.families.tiny.family import (
+    BEGIN_AUDIO,
+    END_OF_AUDIO,
+    END_OF_REPLY,
+    END_OF_TEXT,
+    FIRST_CHARACTER,
+    FIRST_FRAME_TOKEN,
+    FIRST_PHONEME,
+    PAD,
+    PHONEMES,
+    TINY,
+)
+from stretto.families.tokenizer import TextTokenizer
+from stretto.records.chunk import GuidanceChange, LMChunk, Report, WordMark
+from stretto.streams.chunking import ChunkPolicy, Pacer
+from stretto.streams.delay import delay_codes
+from stretto.streams.segment import Segment
+
+from benchmarks.checkpoints.random_published import write_tokenizer
+from tests.small_vocabularies import BAGPIPER
+
+REPORT = Report("stop", 3, 1, 1, 1, 1.5, 0, 0.0, None, 1.0)
+SPOKEN = "pau _ k ae t _ s ih t _ pau".split()
+FRAMES_PER_ENTRY = 3
+POLICY = ChunkPolicy(4, 25)
+
+
+def utterance(
+    words: tuple[str, ...], policy: ChunkPolicy = POLICY, frame_s: float = 0.02, with_codes: bool = False
+) -> Utterance:
+    """Frames come every `frame_s` seconds, and are played for 0.04."""
+    family, now = TINY, count()
+    task = family.task("tts")
+    tracker = SegmentTracker(SegmentRules(family, 1024), task, task.sampling, 3)
+    pacer = Pacer(policy, clock=lambda: frame_s * next(now))
+    return Utterance(tracker, words, get_text_codec("tiny"), pacer, with_codes)
+
+
+def reply(num_frames: int | None = None) -> tuple[list[list[int]], np.ndarray]:
+    """The rows of a reply that says SPOKEN, three frames to each entry, and its codes [7, T]."""
+    text = [FIRST_CHARACTER if name == "_" else FIRST_PHONEME + PHONEMES.index(name) for name in SPOKEN]
+    rows = [[token] + [PAD] * 7 for token in [*text, END_OF_TEXT, BEGIN_AUDIO]]
+    entries = [token - FIRST_PHONEME for token in text if token >= FIRST_PHONEME]
+    first = [FIRST_FRAME_TOKEN + 2 * e + (f > 0) for e in entries for f in range(FRAMES_PER_ENTRY)][:num_frames]
+    codes = np.random.default_rng(0).integers(0, 256, (7, len(first)))
+    ids = codes + np.array([ids.start for ids in TINY.layout.audio[1:]])[:, None]
+    others = delay_codes(ids, TINY.layout.delays[1:], PAD)
+    drain = [END_OF_AUDIO, *[PAD] * (len(others) - len(first) - 2), END_OF_REPLY]
+    rows += [[token, *row] for token, row in zip([*first, *drain], others.tolist(), strict=True)]
+    return rows, codes
+
+
+def chunks_of(rows: list[list[int]], words: tuple[str, ...] = (), with_codes: bool = False) -> list[LMChunk]:
+    speaker = utterance(words, with_codes=with_codes)
+    chunks = [chunk for row in rows for chunk in speaker.push(row)]
+    return [*chunks, speaker.finish(REPORT)]
+
+
+@pytest.mark.parametrize("num_frames", [1, 3, 4, 5, 12, 24])
+def test_all_codes_leave_once_and_in_order(num_frames: int) -> None:
+    rows, codes = reply(num_frames)
+    chunks = chunks_of(rows)
+    sent = [chunk.codes for chunk in chunks if chunk.codes is not None]
+    assert np.array_equal(np.concatenate(sent, 1), codes)
+    assert [chunk.chunk.index for chunk in chunks] == list(range(len(chunks)))
+    assert [chunk.chunk.is_final for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert chunks[-1].chunk.report == REPORT
+
+
+def test_codes_of_all_streams_are_told_where_they_are_asked_for() -> None:
+    rows, codes = reply(10)
+    chunks = chunks_of(rows, with_codes=True)
+    told = np.concatenate([np.array(chunk.chunk.told_codes) for chunk in chunks if chunk.codes is not None], 1)
+    assert np.array_equal(told[1:], codes)
+    first = len(SPOKEN) + 2
+    assert told[0].tolist() == [row[0] - FIRST_FRAME_TOKEN for row in rows[first : first + 10]]
+    assert np.array_equal(np.concatenate([chunk.codes for chunk in chunks if chunk.codes is not None], 1), codes)
+    assert not any(chunk.chunk.told_codes for chunk in chunks_of(rows))
+
+
+def test_chunks_grow_with_the_lead_over_the_player() -> None:
+    rows, _ = reply()
+    sizes = [chunk.codes.shape[1] for chunk in chunks_of(rows) if chunk.codes is not None]
+    assert sizes == [4, 4, 8, 8]  # the last one is what is left
+
+
+def test_a_chunk_leaves_with_the_row_that_completes_it() -> None:
+    rows, _ = reply()
+    speaker = utterance(())
+    text_rows = len(SPOKEN) + 2
+    for index, row in enumerate(rows):
+        sent = [chunk for chunk in speaker.push(row) if chunk.codes is not None]
+        if sent:
+            assert index + 1 == text_rows + TINY.first_chunk_frames + TINY.layout.max_delay
+            return
+    raise AssertionError("no chunk before the end")
+
+
+def test_text_leaves_word_by_word_before_the_audio() -> None:
+    rows, _ = reply()
+    texts = [(chunk.chunk.segment, chunk.chunk.text) for chunk in chunks_of(rows) if chunk.chunk.text]
+    assert texts == [(Segment.TEXT, text) for text in (",", " k-ae-t", " s-ih-t", " ,")]
+
+
+@pytest.mark.parametrize("task", ["chat", "generate"])
+def test_subwords_leave_one_by_one_and_a_cut_character_with_the_end(task: str, tmp_path: Path) -> None:
+    tokenizer = TextTokenizer.at(write_tokenizer(tmp_path, 300))
+    rules = SegmentRules(BAGPIPER, 1024)
+    tracker = SegmentTracker(rules, BAGPIPER.task(task), BAGPIPER.task(task).sampling, 3)
+    codec = load_text_codec(BAGPIPER, tmp_path)
+    speaker = Utterance(tracker, (), codec, Pacer(POLICY))
+    said = [*tokenizer.encode("owl"), *tokenizer.encode("中")[:1]]
+    ids = [BAGPIPER.subwords.start + token_id for token_id in said] + [rules.end_of_text(tracker.task)]
+    texts = [chunk.chunk.text for token_id in ids for chunk in speaker.push([token_id] + [PAD] * 7)]
+    assert "".join(texts) == "owl\ufffd"
+    assert len(texts) == len(said), "one for each token of the word, and one for what the end cut off"
+
+
+def test_words_are_marked_where_they_begin() -> None:
+    rows, _ = reply()
+    chunks = chunks_of(rows, ("cat", "sit"))
+    marks = [mark for chunk in chunks for mark in chunk.chunk.marks]
+    assert marks == [WordMark(None, 0), WordMark("cat", 3), WordMark("sit", 12), WordMark(None, 21)]
+    sent = 0
+    for chunk in chunks:
+        start, sent = sent, sent + (0 if chunk.codes is None else chunk.codes.shape[1])
+        assert all(start <= mark.frame < sent for mark in chunk.chunk.marks)
+
+
+def test_without_a_word_for_every_word_spoken_nothing_is_marked() -> None:
+    rows, _ = reply()
+    assert not any(chunk.chunk.marks for chunk in chunks_of(rows, ("cat", "sat", "down")))
+
+
+def test_another_policy_makes_other_chunks() -> None:
+    rows, _ = reply()
+    speaker = utterance((), ChunkPolicy(1, 2), frame_s=0.001)
+    chunks = [*(chunk for row in rows for chunk in speaker.push(row)), speaker.finish(REPORT)]
+    sizes = [chunk.codes.shape[1] for chunk in chunks if chunk.codes is not None]
+    assert sizes == [2] * 12
+
+
+def test_a_change_of_guidance_is_told_with_its_frame() -> None:
+    rows, _ = reply()
+    speaker = utterance(())
+    text_rows = len(SPOKEN) + 2
+    changes = {text_rows + 5: False, text_rows + 20: True, len(rows) - 2: False}
+    chunks = [chunk for index, row in enumerate(rows) for chunk in speaker.push(row, changes.get(index))]
+    chunks.append(speaker.finish(REPORT))
+    in_drain = GuidanceChange(len(rows) - 2 - text_rows, False)
+    assert speaker.guidance_changes == [GuidanceChange(5, False), GuidanceChange(20, True), in_drain]
+    assert [change for chunk in chunks for change in chunk.chunk.guidance_changes] == speaker.guidance_changes
+    sent = 0
+    for chunk in chunks[:-1]:
+        start, sent = sent, sent + (0 if chunk.codes is None else chunk.codes.shape[1])
+        assert all(start <= change.frame < sent for change in chunk.chunk.guidance_changes)

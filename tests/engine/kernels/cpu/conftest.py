@@ -1,0 +1,30 @@
+"""Runs a Triton kernel in the interpreter and its twin on equal inputs, and compares all that they wrote."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from stretto.engine.kernels import cpu as cpu_kernels
+from vllm.triton_utils import dispatcher
+
+Compare = Callable[..., list[Any]]
+
+
+@pytest.fixture(scope="session")
+def same_as_kernel() -> Compare:
+    """`same_as_kernel(name, grid, *arguments, **constants)` returns the arguments as the twin left them."""
+    cpu_kernels.install()
+
+    def compare(name: str, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> list[Any]:
+        interpreted, twin = dispatcher._registry[f"{cpu_kernels.RUNNER}.{name}"]
+        expected, got = copy.deepcopy(arguments), copy.deepcopy(arguments)
+        interpreted[grid](*expected, **constants)
+        twin(*got, **constants)
+        for index, (one, other) in enumerate(zip(expected, got, strict=True)):
+            if isinstance(one, torch.Tensor):
+                torch.testing.assert_close(other, one, rtol=1e-6, atol=1e-6, equal_nan=True, msg=f"argument {index}")
+        return list(got)
+
+    return compare

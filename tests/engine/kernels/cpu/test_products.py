@@ -1,0 +1,21 @@
+import pytest
+import torch
+from stretto.engine.kernels.cpu.products import Product
+
+
+@pytest.mark.parametrize("num_rows", [1, 7, 32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_is_that_of_a_linear_layer(num_rows: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(num_rows)
+    table = torch.randn(300, 64, generator=generator).to(dtype)
+    weight, x = table[40:250], torch.randn(num_rows, 64, generator=generator).to(dtype)
+    expected = x.double() @ weight.double().T
+    assert torch.allclose(Product(weight)(x).double(), expected, atol=1e-4 if dtype is torch.float32 else 0.2)
+
+
+def test_a_row_s_product_does_not_depend_on_its_neighbours() -> None:
+    weight, x = torch.randn(1792, 256), torch.randn(32, 256)
+    multiply = Product(weight)
+    whole = multiply(x)
+    for num_rows in (1, 2, 5, 16, 31):
+        assert torch.equal(multiply(x[:num_rows]), whole[:num_rows])

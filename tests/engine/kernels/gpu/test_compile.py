@@ -1,0 +1,29 @@
+"""The interpreter runs what a compiler may refuse: the kernels also compile for CUDA devices, without one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def compiled(cache: Path, *arguments: str) -> list[str]:
+    """The lines that a module of this folder prints where kernels are not interpreted."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", *arguments]
+    environment |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(Path(__file__).parents[4])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("capability", ["80", "90"])
+def test_kernels_compile_for_cuda(capability: str, tmp_path: Path) -> None:
+    sizes = dict(line.split() for line in compiled(tmp_path, "tests.engine.kernels.gpu.compile", capability))
+    assert sizes.keys() == {"_draw_kernel", "_embed_kernel"}
+    assert min(map(int, sizes.values())) > 1000
+
+
+def test_one_binary_draws_for_batches_of_any_size(tmp_path: Path) -> None:
+    assert compiled(tmp_path, "tests.engine.kernels.gpu.specialise") == ["1"]

@@ -1,0 +1,58 @@
+"""The kernel, in Triton's interpreter, against the plain loop that the draw on the CPU is held to."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from stretto.engine.kernels.gpu import draw as kernel
+from stretto.engine.kernels.gpu.draw import draw, draw_on_device
+
+from tests.sampling.cases import Case, cases, random_case
+
+
+def drawn(case: Case) -> torch.Tensor:
+    return draw_on_device(case.logits, case.token_ids, case.keys, case.params)
+
+
+@settings(max_examples=15, deadline=None)
+@given(cases(max_rows=3, max_columns=90))
+def test_draws_are_the_plain_loop_s(case: Case) -> None:
+    case.check(drawn(case))
+
+
+@pytest.mark.parametrize("step", [0.0, 0.5])
+def test_rows_of_several_blocks_are_the_plain_loop_s(step: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "MAX_BLOCK", 128)
+    case = random_case(7, (4, 2, 300), step=step, masked=0.1)
+    case.check(drawn(case))
+
+
+def test_greedy_rows_take_the_lowest_of_equal_columns_in_whatever_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "MAX_BLOCK", 128)
+    case = random_case(1, (3, 2, 400), step=3.0)
+    case.temperature[:] = 0
+    assert torch.equal(drawn(case) - case.token_ids[:, 0], case.logits.argmax(-1))
+
+
+def test_zeros_of_both_signs_are_equal() -> None:
+    case = random_case(2, (10, 1, 3))
+    case.logits[:] = torch.tensor([-0.0, 0.0, -9.0])
+    case.temperature[:], case.top_k[:], case.top_p[:] = 1, [1, 0] * 5, [1.0, 0.4] * 5
+    tokens = drawn(case)
+    for half in (tokens[::2], tokens[1::2]):
+        assert set((half - case.token_ids[0, 0]).flatten().tolist()) == {0, 1}
+    case.check(tokens)
+
+
+def test_a_row_without_any_token_left_harms_no_other() -> None:
+    case = random_case(5, (3, 1, 40))
+    case.logits[1] = -torch.inf
+    case.temperature[:], case.top_k[:], case.top_p[:] = 1, 5, 0.8
+    tokens = drawn(case)
+    for row in (0, 2):
+        assert torch.equal(tokens[row], drawn(case.row(row))[0])
+
+
+def test_on_the_cpu_the_draw_is_numpy_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(kernel, "draw_on_device")
+    case = random_case(3, (2, 2, 50))
+    case.check(draw(case.logits, case.token_ids, case.keys, case.params, case.plan))

@@ -1,0 +1,44 @@
+"""Triton finds the backend by its entry point and takes it for the only active one."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from stretto.engine.kernels.triton_cpu.compiler import InterpretedBackend
+from stretto.engine.kernels.triton_cpu.driver import HostDriver
+from triton.backends import backends
+from triton.runtime import driver
+
+without_gpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
+
+
+def test_triton_discovers_the_backend():
+    assert backends["cpu"].driver is HostDriver
+    assert backends["cpu"].compiler is InterpretedBackend
+
+
+@without_gpu
+def test_the_host_is_the_active_device_without_a_gpu():
+    assert HostDriver.is_active()
+    assert driver.active.get_active_torch_device() == torch.device("cpu")
+
+
+def test_the_host_is_not_active_beside_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert not HostDriver.is_active()
+
+
+def test_nothing_is_compiled():
+    backend = InterpretedBackend(HostDriver().get_current_target())
+    with pytest.raises(NotImplementedError, match="TRITON_INTERPRET"):
+        backend.parse_options({})
+
+
+def test_importing_the_backend_imports_neither_torch_nor_vllm():
+    program = (
+        "import sys; import stretto.engine.kernels.triton_cpu; import stretto.engine; "
+        "print({'torch', 'vllm'} & set(sys.modules))"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert shown.stdout.strip() == "set()"

@@ -1,0 +1,46 @@
+"""A checkpoint that does not fit is not served: every tensor that is missing, unknown or misshapen is named."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from stretto.errors import CheckpointError
+from stretto.families.tiny.family import TINY
+from torch import Tensor
+
+from benchmarks.checkpoints.random_checkpoint import BACKBONES, write_checkpoint
+from tests.engine.harness import Engine
+
+pytestmark = pytest.mark.engine
+LAYER = "model.layers.0."
+
+
+def drop(name: str) -> Callable[[dict[str, Tensor]], object]:
+    return lambda tensors: tensors.pop(name)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop("model.norm.weight"), r"not initialized from checkpoint: \{'model\.norm\.weight'\}"),
+        (drop(f"{LAYER}self_attn.k_proj.weight"), r"lacks model\.layers\.0\.self_attn\.k_proj\.weight$"),
+        (drop(f"{LAYER}mlp.up_proj.weight"), r"lacks model\.layers\.0\.mlp\.up_proj\.weight$"),
+        (lambda tensors: tensors.update(more=torch.zeros(2)), "no module or parameter named 'more'"),
+        (
+            lambda tensors: tensors.update({"lm_head.weight": torch.zeros(3, 128)}),
+            r"lm_head\.weight: \[3, 128\] does not fit",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(
+    change: Callable[[dict[str, Tensor]], object], message: str, backbone: str, tmp_path: Path
+) -> None:
+    folder = write_checkpoint(tmp_path, TINY, "tiny", layers=1, backbone=backbone)
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises((ValueError, CheckpointError), match=message):
+        Engine(folder)

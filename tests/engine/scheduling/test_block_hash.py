@@ -1,0 +1,51 @@
+"""A block's identity covers all streams of its rows, and of every row before them."""
+
+import numpy as np
+import pytest
+from stretto.engine.environment import prepare_environment
+from stretto.engine.scheduling.block_hash import row_block_hasher
+from stretto.engine.scheduling.history import RowHistory
+
+prepare_environment()
+
+from vllm import SamplingParams  # noqa: E402
+from vllm.v1.request import Request  # noqa: E402
+
+BLOCK = 4
+
+
+def request_of(rows: np.ndarray, num_prompt_rows: int, cache_salt: str | None = None) -> Request:
+    """A request that read the first rows as its prompt and wrote the others."""
+    history = RowHistory(rows[:num_prompt_rows, 1:].astype(np.int32))
+    tokens = rows[:, 0].tolist()
+    request = Request("r", tokens[:num_prompt_rows], SamplingParams(max_tokens=99), None, cache_salt=cache_salt)
+    request._block_hasher = row_block_hasher(BLOCK, history.rows)
+    request.update_block_hashes()
+    for row in rows[num_prompt_rows:]:
+        history.put(history.num_rows, row[1:])
+        request.append_output_token_ids(int(row[0]))
+    return request
+
+
+def rows() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 100, (22, 3))
+
+
+def test_what_was_read_and_what_was_written_hash_alike() -> None:
+    hashes = {num: request_of(rows(), num).block_hashes for num in (1, 6, 8, 22)}
+    assert len(hashes[1]) == 22 // BLOCK
+    assert all(each == hashes[1] for each in hashes.values())
+
+
+@pytest.mark.parametrize("stream", [0, 1, 2])
+@pytest.mark.parametrize("row", [0, 5, 11, 19])
+def test_any_id_changes_its_block_and_all_that_follow(row: int, stream: int) -> None:
+    changed = rows()
+    changed[row, stream] += 1
+    before, after = (request_of(each, 22).block_hashes for each in (rows(), changed))
+    same = [first == second for first, second in zip(before, after, strict=True)]
+    assert same == [block < row // BLOCK for block in range(len(before))]
+
+
+def test_a_cache_salt_separates() -> None:
+    assert request_of(rows(), 22, "a").block_hashes[0] != request_of(rows(), 22, "b").block_hashes[0]

@@ -1,0 +1,77 @@
+"""Unconditional halves take their tokens by a way of their own, and nothing tells it from vLLM's."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from stretto.engine.request.pairs import unconditional_audio
+from stretto.engine.scheduling.replies import UNCONDITIONAL_SUFFIX, Reply
+from stretto.families.tiny.family import TINY
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from tests.engine.harness import Engine
+from tests.engine.prompts import make_prompt
+from tests.random_checkpoints import write_checkpoint
+
+pytestmark = pytest.mark.engine
+
+PROMPTS = {f"r{index}": make_prompt(TINY, index, "tts", guidance_scale=2.0) for index in range(3)}
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    folder = write_checkpoint(tmp_path_factory.mktemp("checkpoint"), TINY, "tiny", hidden=64, layers=1)
+    running = Engine(folder, async_scheduling=request.param, max_model_len=160, max_num_seqs=8)
+    yield running
+    running.shutdown()
+
+
+def rows_of(reply: Reply, first: int, last: int) -> np.ndarray:
+    """Rows first ... last - 1 of all streams, prompt included, [last - first, S]."""
+    tokens = np.asarray(reply.request.all_token_ids[first:last], np.int32)
+    return np.concatenate([tokens[:, None], reply.history.rows(first, last)], 1)
+
+
+def test_vllm_s_loop_sees_the_steps_in_which_a_half_reads_its_context_alone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    scheduled: list[str] = []
+    inner = Scheduler.update_from_output
+
+    def update_from_output(self: Scheduler, output: SchedulerOutput, *args: object) -> object:
+        seen.extend(id for id in output.num_scheduled_tokens if id.endswith(UNCONDITIONAL_SUFFIX))
+        return inner(self, output, *args)
+
+    def note(output: SchedulerOutput) -> None:
+        scheduled.extend(id for id in output.num_scheduled_tokens if id.endswith(UNCONDITIONAL_SUFFIX))
+
+    monkeypatch.setattr(Scheduler, "update_from_output", update_from_output)
+    engine.after_schedule = note
+    answers = engine.run(PROMPTS)
+    engine.after_schedule = None
+    assert sum(answer.trailer.num_guided_frames for answer in answers.values()) > 20
+    assert len(scheduled) > 30
+    assert len(seen) <= 2 * len(PROMPTS), "a step for its context each, and no more"
+
+
+def test_a_half_has_taken_the_rows_of_its_partner_as_it_sees_them(engine: Engine) -> None:
+    compared = 0
+
+    def compare(running: Engine) -> None:
+        nonlocal compared
+        replies = running.scheduler.replies
+        for half in [reply for reply in replies.values() if reply.is_unconditional]:
+            reply = replies[half.pair.conditional]
+            number = min(half.request.num_output_tokens, reply.request.num_output_tokens - half.pair.first_output)
+            if number > 0:
+                first, last = half.request.num_prompt_tokens, half.request.num_prompt_tokens + number
+                seen = unconditional_audio(rows_of(reply, first, last), TINY)
+                assert np.array_equal(rows_of(half, first, last), seen)
+                assert half.request.num_in_flight_tokens == reply.request.num_in_flight_tokens
+                compared += 1
+
+    engine.run(PROMPTS, after_step=compare)
+    assert compared > 20
+    assert engine.is_clean()

@@ -1,0 +1,166 @@
+"""Guidance that ends early or comes and goes: every row is exactly guided or exactly unguided, as is told."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+from stretto.records.prompt import Prompt
+
+from tests.engine.harness import Answer, Engine
+from tests.engine.prompts import make_prompt
+from tests.engine.test_parity import FAMILIES, TIGHT, Checkpoint, engine, num_frames
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES), ids=["tiny", "eight_streams"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return Checkpoint(tmp_path_factory.mktemp("checkpoint"), request.param)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
+def tight(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Iterator[Engine]:
+    with engine(checkpoint, async_scheduling=request.param, **TIGHT) as running:
+        yield running
+
+
+def speaking(checkpoint: Checkpoint, count: int, **changes: object) -> dict[str, Prompt]:
+    """Prompts of the tasks that speak."""
+    tasks = [task.name for task in checkpoint.family.tasks if task.name != "listen" and task.name != "asr"]
+    return {f"r{i}": make_prompt(checkpoint.family, i, tasks[i % len(tasks)], **changes) for i in range(count)}
+
+
+def check_changes(checkpoint: Checkpoint, prompt: Prompt, answer: Answer) -> None:
+    """What is told of guidance that ends early is what the clock says."""
+    rows = [index for index, row in enumerate(answer.rows) if row[0] in checkpoint.family.layout.audio[0]]
+    limit = math.ceil(prompt.sampling.guided_until_s * checkpoint.family.frame_rate - 1e-6)
+    frames = num_frames(checkpoint.family, answer.rows)
+    assert answer.trailer.num_guided_frames == min(frames, limit)
+    if limit < frames:
+        assert answer.changes == [(rows[0] + limit, False)]
+
+
+@pytest.mark.parametrize("seconds", [0.04, 0.3, 60.0])
+def test_guidance_ends_at_its_row_whatever_the_schedule(checkpoint: Checkpoint, tight: Engine, seconds: float) -> None:
+    changes = {"guidance_scale": 2.0, "policy": "until_s", "guided_until_s": seconds}
+    prompts = speaking(checkpoint, 8, **changes)
+    answers = tight.run(prompts)
+    for request_id, prompt in prompts.items():
+        assert answers[request_id].rows == checkpoint.reply(prompt, 160), request_id
+        check_changes(checkpoint, prompt, answers[request_id])
+    assert any(answer.changes for answer in answers.values()) == (seconds < 1)
+
+
+def test_a_half_that_is_done_leaves_its_blocks_and_its_slot(checkpoint: Checkpoint, tight: Engine) -> None:
+    prompts = speaking(checkpoint, 3, guidance_scale=2.0, policy="until_s", guided_until_s=0.04)
+    alone = dict[int, int]()
+
+    def look(running: Engine) -> None:
+        scheduler = running.scheduler
+        if len(scheduler.requests) == 1 and scheduler.replies["r2"].limit < 1 << 60:
+            alone[scheduler.replies["r2"].next_output] = len(scheduler.replies)
+
+    prompts = {"r2": prompts["r2"]}
+    answers = tight.run(prompts, after_step=look)
+    assert answers["r2"].rows == checkpoint.reply(prompts["r2"], 160)
+    assert len(alone) > 10, "it ran on by itself"
+    assert set(alone.values()) == {1}
+
+
+class Load:
+    """The scheduler's clock: every step takes as long as `step_s` says for its number."""
+
+    def __init__(self, running: Engine, step_s: Callable[[int], float]):
+        self.now, self.engine, self.step_s = 0.0, running, step_s
+        self.first = running.num_steps
+        running.scheduler.governor.clock = self
+        running.scheduler.governor.start_over()
+
+    def __call__(self) -> float:
+        self.now += self.step_s(self.engine.num_steps - self.first)
+        return self.now
+
+
+def long_speech(checkpoint: Checkpoint, index: int, **changes: object) -> Prompt:
+    """A guided prompt with 70 to 80 frames to come."""
+    task = checkpoint.family.tasks[index % 2 if len(checkpoint.family.tasks) > 2 else 0].name
+    prompt = make_prompt(checkpoint.family, 4 * index, task, guidance_scale=2.0, **changes)
+    audio = replace(prompt.sampling.audio, min_rows=70, max_rows=70 + index)
+    return replace(prompt, sampling=replace(prompt.sampling, audio=audio))
+
+
+def check_adaptive(checkpoint: Checkpoint, prompt: Prompt, answer: Answer, max_model_len: int) -> None:
+    """The reply is the reference's with guidance on and off at the frames that were told."""
+    first = next(i for i, row in enumerate(answer.rows) if row[0] in checkpoint.family.layout.audio[0])
+    changes = [(index - first, is_guided) for index, is_guided in answer.changes]
+    assert [is_guided for _, is_guided in changes] == [index % 2 == 1 for index in range(len(changes))]
+    rows, lead = checkpoint.reference(max_model_len).reply(prompt, changes)
+    assert lead > 1e-5, "the reference itself was nearly undecided: choose another seed"
+    assert answer.rows == [row[: checkpoint.family.layout.num_output_streams] for row in rows]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
+def adaptive(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Iterator[Engine]:
+    limits = {"max_num_batched_tokens": 64, "max_num_seqs": 8, "max_model_len": 192}
+    with engine(checkpoint, async_scheduling=request.param, **limits) as running:
+        yield running
+
+
+def test_halves_go_while_steps_are_slow_and_come_back(checkpoint: Checkpoint, adaptive: Engine) -> None:
+    prompts = {f"r{i}": long_speech(checkpoint, i, policy="adaptive" if i else "always") for i in range(4)}
+    period_s, scheduler = 1 / checkpoint.family.frame_rate, adaptive.scheduler
+    Load(adaptive, lambda step: period_s * (2 if step < 50 else 0.2))
+    dropped, restored = scheduler.num_dropped_halves, scheduler.num_restored_halves
+    answers = adaptive.run(prompts, arrivals={"r3": 30})
+    for request_id, prompt in prompts.items():
+        check_adaptive(checkpoint, prompt, answers[request_id], 192)
+    assert answers["r0"].changes == []
+    assert all(answers[name].changes for name in ("r1", "r2", "r3"))
+    assert any(len(answers[name].changes) > 1 for name in prompts), "none came back"
+    assert scheduler.num_dropped_halves - dropped == 3
+    assert 0 < scheduler.num_restored_halves - restored <= 3
+    assert adaptive.is_clean()
+
+
+def test_the_youngest_goes_first_and_the_oldest_comes_back_first(checkpoint: Checkpoint, adaptive: Engine) -> None:
+    prompts = {f"r{i}": long_speech(checkpoint, i + 4, policy="adaptive") for i in range(3)}
+    period_s = 1 / checkpoint.family.frame_rate
+    Load(adaptive, lambda step: period_s * (1.1 if 20 < step < 62 else 0.8 if step < 20 else 0.2))
+    alone = list[tuple[str, ...]]()
+
+    def look(running: Engine) -> None:
+        names = tuple(sorted(running.scheduler.replies.dropped))
+        if not alone or alone[-1] != names:
+            alone.append(names)
+
+    answers = adaptive.run(prompts, after_step=look)
+    for request_id, prompt in prompts.items():
+        check_adaptive(checkpoint, prompt, answers[request_id], 192)
+    assert alone[:4] == [(), ("r2",), ("r1", "r2"), ("r0", "r1", "r2")], alone
+    assert alone[4] == ("r1", "r2"), alone
+
+
+def test_with_time_to_spare_an_adaptive_reply_is_an_always_guided_one(checkpoint: Checkpoint, adaptive: Engine) -> None:
+    prompt = long_speech(checkpoint, 1, policy="adaptive")
+    Load(adaptive, lambda step: 0.5 / checkpoint.family.frame_rate)
+    answer = adaptive.run({"one": prompt})["one"]
+    assert answer.changes == []
+    always = replace(prompt, sampling=replace(prompt.sampling, policy="always"))
+    assert answer.rows == checkpoint.reply(always, 192)
+
+
+@pytest.mark.parametrize("wave", [7, 20, 33])
+def test_changes_survive_preemption_and_aborts(checkpoint: Checkpoint, tight: Engine, wave: int) -> None:
+    """Halves go and come back in waves, with blocks for little more than one pair, while some clients leave."""
+    prompts = {f"r{i}": long_speech(checkpoint, i, policy="adaptive" if i % 3 else "always") for i in range(6)}
+    period_s = 1 / checkpoint.family.frame_rate
+    Load(tight, lambda step: period_s * (0.1 if step // wave % 2 else 3))
+    aborts = {"r1": 3 * wave, "r5": 50 + wave}
+    answers = tight.run(prompts, arrivals={f"r{i}": 9 * i for i in range(6)}, aborts=aborts)
+    for request_id, prompt in prompts.items():
+        if request_id not in aborts or answers[request_id].trailer:
+            check_adaptive(checkpoint, prompt, answers[request_id], 160)
+    assert tight.is_clean()
+    replies = tight.scheduler.replies
+    assert (replies.limited, replies.dropped, replies.returning, replies.num_adaptive) == ({}, {}, {}, 0)

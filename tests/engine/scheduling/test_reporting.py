@@ -1,0 +1,73 @@
+"""The scheduler's figures follow what it does."""
+
+from collections.abc import Iterator
+
+import pytest
+from stretto.engine.request.shared_stats import KEY, FigureBoard, SchedulerFigures
+from stretto.engine.scheduling import reporting
+from stretto.families.tiny.family import TINY
+
+from tests.engine.harness import Engine
+from tests.engine.prompts import make_prompt
+from tests.random_checkpoints import write_checkpoint
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def board() -> FigureBoard:
+    return FigureBoard.create(1)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
+def engine(
+    request: pytest.FixtureRequest, board: FigureBoard, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Engine]:
+    folder = write_checkpoint(tmp_path_factory.mktemp("checkpoint"), TINY, "tiny", hidden=64, layers=1)
+    few_blocks = {"max_model_len": 160, "num_gpu_blocks_override": 9, "max_num_seqs": 4, "max_num_batched_tokens": 48}
+    running = Engine(folder, async_scheduling=request.param, additional_config={KEY: str(board.path)}, **few_blocks)
+    yield running
+    running.shutdown()
+
+
+def test_figures_add_up(engine: Engine, board: FigureBoard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporting, "PERIOD_S", 0.0)
+    prompts = {f"r{index}": make_prompt(TINY, index, "tts", guidance_scale=2.0) for index in range(6)}
+    seen: list[SchedulerFigures] = []
+    before = engine.scheduler.figures.engine_steps_total
+    answers = engine.run(prompts, after_step=lambda _: seen.append(board.read()))
+    last = seen[-1]
+    assert before + 50 < last.engine_steps_total <= engine.num_steps
+    assert 0 < last.engine_busy_seconds_total < 60
+    assert 0 < last.step_seconds < 5
+    assert max(figures.running_pairs for figures in seen) == 2
+    assert max(figures.held_pairs for figures in seen) >= 1
+    assert max(figures.waiting_requests for figures in seen) >= 2
+    assert 0.5 < max(figures.kv_usage for figures in seen) <= 1
+    assert (last.running_requests, last.running_pairs, last.held_pairs, last.kv_usage) == (0, 0, 0, 0)
+    rows = sum(len(prompt.rows) + len(answers[name].rows) for name, prompt in prompts.items())
+    assert last.engine_rows_total > rows
+    preempted = sum(answer.trailer.num_preemptions for answer in answers.values())
+    assert last.preemptions_total >= last.preempted_pairs_total == preempted > 0
+
+
+def test_the_last_step_is_shown_however_soon_it_comes(
+    engine: Engine, board: FigureBoard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reporting, "PERIOD_S", 1e9)
+    seen: list[SchedulerFigures] = []
+    engine.run({"one": make_prompt(TINY, 0, "tts")}, after_step=lambda _: seen.append(board.read()))
+    assert seen[-1].engine_steps_total == engine.scheduler.figures.engine_steps_total > seen[0].engine_steps_total
+    assert len({figures.engine_steps_total for figures in seen}) <= 3
+    assert seen[-1].running_requests == 0
+
+
+def test_after_an_abort_nothing_is_shown_as_running(
+    engine: Engine, board: FigureBoard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reporting, "PERIOD_S", 0.0)
+    prompt = make_prompt(TINY, 0, "tts", guidance_scale=2.0)
+    shown: list[float] = []
+    engine.run({"one": prompt}, aborts={"one": 12}, after_step=lambda _: shown.append(board.read().running_requests))
+    assert max(shown) > 0
+    assert board.read().running_requests == board.read().kv_usage == 0

@@ -1,0 +1,106 @@
+"""The plan of a batch against a plain loop, and that it says no more than the host can know."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from stretto.engine.request.params import SpeechParams
+from stretto.engine.request.rules import SegmentRules
+from stretto.engine.request.tracker import SegmentTracker
+from stretto.engine.worker.arrays import DeviceArrays, HostArrays
+from stretto.engine.worker.batch import BatchPlan, BatchPlanner, PlanArrays, StepRows, plan_batch
+from stretto.engine.worker.slots import SlotTables
+
+from tests.engine.prompts import make_prompt
+from tests.speech_families import EIGHT_STREAMS
+
+NUM_SLOTS = 10
+
+
+def filled() -> SlotTables:
+    """Every slot has a reply of its own temperature and scale; the even ones are greedy in text."""
+    rules = SegmentRules(EIGHT_STREAMS, 64)
+    tables = SlotTables(NUM_SLOTS, rules, torch.device("cpu"))
+    for slot in range(NUM_SLOTS):
+        prompt = make_prompt(EIGHT_STREAMS, slot, "chat", guidance_scale=1.0 + slot)
+        text = replace(prompt.sampling.text, temperature=0.1 * (slot % 2), top_k=slot)
+        sampling = replace(prompt.sampling, text=text)
+        tracker = SegmentTracker(rules, EIGHT_STREAMS.task("chat"), sampling, 5)
+        codes = np.zeros((5, EIGHT_STREAMS.layout.num_input_streams - 1), np.int32)
+        tables.stage(slot, SpeechParams("chat", sampling, codes), tracker, codes)
+    tables.apply_staged(HostArrays())
+    return tables
+
+
+def make_rows(random: np.random.Generator) -> tuple[StepRows, np.ndarray, np.ndarray]:
+    """A batch of some slots, in any order, the first six of which hold three pairs."""
+    partner = np.array([1, 0, 3, 2, 5, 4, -1, -1, -1, -1])
+    is_unconditional = np.array([False, True] * 3 + [False] * 4)
+    slots = random.permutation(NUM_SLOTS)[: random.integers(1, NUM_SLOTS + 1)]
+    samples = random.random(len(slots)) < 0.8
+    may_write = random.random(len(slots)) < 0.5
+    return (
+        StepRows(slots, samples, may_write, ~may_write | (random.random(len(slots)) < 0.3)),
+        partner,
+        is_unconditional,
+    )
+
+
+def take(rows: np.ndarray, index: np.ndarray | None) -> list[int]:
+    return (rows if index is None else rows[index]).tolist()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_plan_is_the_plain_loop_s(seed: int) -> None:
+    rows, partner, is_unconditional = make_rows(np.random.default_rng(seed))
+    row_of = {int(slot): row for row, slot in enumerate(rows.slots) if rows.samples[row]}
+    pairs = {row: row_of.get(int(partner[slot])) for slot, row in row_of.items() if not is_unconditional[slot]}
+    plan = plan_batch(rows, partner, is_unconditional, filled())
+    drawing = plan.drawing.tolist()
+    assert sorted(drawing) == sorted(pairs)
+    assert plan.sampling.tolist()[len(drawing) :] == [pairs[row] for row in drawing[: plan.num_paired]]
+    assert all(pairs[row] is None for row in drawing[plan.num_paired :])
+    assert set(take(plan.drawing, plan.writing)) == {row for row in pairs if rows.may_write[row]}
+    speaking = {row for row, other in pairs.items() if rows.may_speak[row] or other is not None}
+    assert set(take(plan.drawing, plan.speaking)) == speaking
+    assert take(plan.drawing, plan.speaking)[: plan.num_paired] == drawing[: plan.num_paired]
+
+
+@pytest.mark.parametrize("arrays", [HostArrays(), DeviceArrays(torch.device("cpu"))], ids=["numpy", "torch"])
+def test_the_arrays_are_the_rows_of_the_plan(arrays: HostArrays | DeviceArrays) -> None:
+    tables = filled()
+    for seed in range(20):
+        rows, partner, is_unconditional = make_rows(np.random.default_rng(seed))
+        plan = plan_batch(rows, partner, is_unconditional, tables)
+        step = PlanArrays.of(plan, rows, tables, arrays)
+        drawing = rows.slots[plan.drawing]
+        assert np.allclose(step.scales.guidance, 1.0 + drawing)
+        assert np.allclose(step.guidance, 1.0 + drawing[: plan.num_paired])
+        assert np.array_equal(step.text.top_k, rows.slots[take(plan.drawing, plan.writing)])
+        heard = np.arange(plan.num_rows) if step.heard is None else np.asarray(step.heard)
+        assert heard.tolist() == take(plan.drawing, plan.speaking) + plan.sampling[len(drawing) :].tolist()
+        assert np.array_equal(step.num_sampled, rows.samples)
+
+
+def test_a_batch_keeps_its_plan_until_it_changes() -> None:
+    rows, partner, is_unconditional = make_rows(np.random.default_rng(3))
+    planner = BatchPlanner(filled(), HostArrays())
+
+    def plan(these: StepRows) -> BatchPlan:
+        return planner.plan(these, partner, is_unconditional)[0]
+
+    first = plan(rows)
+    assert plan(replace(rows, slots=rows.slots.copy())) is first
+    assert plan(replace(rows, may_write=~rows.may_write)) is not first
+    first = plan(rows)
+    planner.forget()
+    assert plan(rows) is not first
+
+
+def test_a_batch_in_which_all_rows_speak_reads_no_text_head() -> None:
+    slots, everyone = np.arange(4), np.ones(4, np.bool_)
+    nobody = np.full(NUM_SLOTS, -1)
+    plan = plan_batch(StepRows(slots, everyone, ~everyone, everyone), nobody, nobody > 0, filled())
+    assert plan.may_speak
+    assert not plan.may_write

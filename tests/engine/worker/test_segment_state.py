@@ -1,0 +1,124 @@
+"""The device's machine and the host's tracker walk through the same segments, whatever is drawn."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from stretto.engine.request.params import SpeechParams
+from stretto.engine.request.rules import SegmentRules
+from stretto.engine.request.tracker import SegmentTracker
+from stretto.engine.worker.arrays import Array, Arrays, DeviceArrays, HostArrays
+from stretto.engine.worker.segment_state import Rows, SegmentMachine
+from stretto.engine.worker.slots import STATE, SlotLimits, SlotScales, SlotState, SlotTables, state_row
+from stretto.families.base import Family
+from stretto.families.tiny.family import TINY
+
+from tests.engine.prompts import make_prompt
+from tests.small_vocabularies import BAGPIPER, DIALOGUE
+from tests.speech_families import EIGHT_STREAMS
+
+SLOTS, LENGTH = 6, 96
+
+
+class Walk:
+    """Replies in all slots, moved on by the machine with tokens drawn at random."""
+
+    def __init__(self, family: Family, seed: int, arrays: Arrays):
+        self.family, self.rules, self.arrays = family, SegmentRules(family, LENGTH), arrays
+        self.random = np.random.default_rng(seed)
+        self.tables = SlotTables(SLOTS, self.rules, torch.device("cpu"))
+        self.machine = SegmentMachine(self.rules, arrays)
+        self.trackers = [self._start(slot) for slot in range(SLOTS)]
+        self.tables.apply_staged(arrays)
+        self.slots = arrays.upload(np.arange(SLOTS))
+
+    def _start(self, slot: int) -> SegmentTracker:
+        prompt = make_prompt(self.family, int(self.random.integers(100)))
+        sampling = prompt.sampling
+        sampling = replace(sampling, audio=replace(sampling.audio, min_rows=int(self.random.integers(0, 9))))
+        tracker = SegmentTracker(self.rules, self.family.task(prompt.task), sampling, len(prompt.rows) % 40 + 1)
+        codes = np.zeros((tracker.position, self.family.layout.num_input_streams - 1), np.int32)
+        self.tables.stage(slot, SpeechParams(prompt.task, sampling, codes), tracker, codes)
+        return tracker
+
+    def step(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """One row of every reply: stream 0, and the other streams."""
+        of, upload = self.arrays.of, self.arrays.upload
+        state = SlotState(*of(self.tables.state)[self.slots].T)
+        limits = SlotLimits(*upload(self.tables.limits.T))
+        scales = SlotScales(*upload(self.tables.scales.T))
+        position = upload(np.array([tracker.position for tracker in self.trackers]))
+        rows = Rows(state, limits, scales, self.slots, position)
+        token = self.machine.choose(self._text(rows), self._audio(rows), rows)
+        drawn = np.tile([ids.start + 3 for ids in self.family.layout.audio[1:]], (SLOTS, 1))
+        codes = self.machine.place_codes(upload(drawn), token, rows)
+        entry = self.machine.advance(token, rows)
+        for column, name in enumerate(STATE):
+            of(self.tables.state)[:, column] = getattr(rows.state, name)
+        of(self.tables.script)[self.slots, entry] = self.arrays.xp.where(entry > 0, token, 0)
+        return self.arrays.tensor(token), self.arrays.tensor(codes)
+
+    def _text(self, rows: Rows) -> Array:
+        noise = torch.from_numpy(self.random.random((SLOTS, self.rules.num_text_ids)))
+        token = self.machine.mask_text(noise, rows, None).argmax(-1)
+        return self.machine.end_text(self.arrays.of(token), rows)
+
+    def _audio(self, rows: Rows) -> Array:
+        if self.machine.script:
+            advance = self.arrays.upload(self.random.random(SLOTS) < 0.4)
+            token = self.machine.follow_script(advance, rows, self.arrays.of(self.tables.script))
+            return self.machine.end_audio(token, rows)
+        ids = self.family.layout.audio[0]
+        columns = self.machine.mask_audio(torch.from_numpy(self.random.random((SLOTS, 12))), rows, None).argmax(-1)
+        token = torch.where(columns == 11, self.family.end_of_audio, ids.start + columns)
+        return self.machine.end_audio(self.arrays.of(token), rows)
+
+
+@pytest.mark.parametrize("family", [TINY, EIGHT_STREAMS, BAGPIPER, DIALOGUE], ids=lambda family: family.name)
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("arrays", [HostArrays(), DeviceArrays(torch.device("cpu"))], ids=["numpy", "torch"])
+def test_machine_and_tracker_agree_row_by_row(family: Family, seed: int, arrays: Arrays) -> None:
+    walk = Walk(family, seed, arrays)
+    alive = set(range(SLOTS))
+    while alive:
+        token, codes = walk.step()
+        for slot in list(alive):
+            tracker = walk.trackers[slot]
+            position = tracker.position
+            tracker.push(int(token[slot]))
+            if token[slot] == family.end_of_reply:
+                alive.remove(slot)
+                assert position < LENGTH
+                continue
+            after = [int(value) for value in walk.tables.state[slot]]
+            expected = state_row(tracker)
+            if tracker.audio_end >= 0:  # the pointer means nothing any more
+                after[STATE["pointer"]] = expected[STATE["pointer"]] = 0
+            assert after == expected, (slot, position)
+            assert walk.tables.script[slot, 1 : 1 + len(tracker.script)].tolist() == tracker.script
+            check_codes(family, tracker, position, codes[slot].tolist())
+        for slot in set(range(SLOTS)) - alive:
+            walk.trackers[slot].position += 1
+    assert all(tracker.position <= LENGTH + 200 for tracker in walk.trackers)
+
+
+def check_codes(family: Family, tracker: SegmentTracker, position: int, codes: list[int]) -> None:
+    """A stream carries a code exactly where its delay puts a frame; the index names what is written or spoken."""
+    layout, frame = family.layout, position - tracker.audio_start
+    for stream in range(1, layout.num_output_streams):
+        first = layout.delays[stream] if family.warm_up == "forced" else 0
+        stop = first + tracker.num_frames if family.drain == "forced" else frame + 1
+        if family.drain == "padded" and 0 <= tracker.audio_end < position - 1:  # a row of the end is drawn, none behind
+            stop = layout.delays[stream] + tracker.num_frames + 1
+        lies = tracker.audio_start >= 0 and first <= frame < stop
+        assert codes[stream - 1] == (layout.audio[stream].start + 3 if lies else layout.pad_id), (position, stream)
+    if family.script:
+        index = codes[family.script.index_stream - 1]
+        is_speaking = tracker.audio_start >= 0 and 0 <= frame < tracker.num_frames
+        if is_speaking:
+            assert index == family.script.index_base + tracker.pointer
+        elif tracker.audio_start >= 0:
+            assert index == layout.pad_id
+        else:
+            assert index in (layout.pad_id, family.script.index_base + len(tracker.script))

@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+import torch
+from stretto.engine.request.params import SpeechParams
+from stretto.engine.request.rules import SegmentRules
+from stretto.engine.request.tracker import SegmentTracker
+from stretto.engine.worker.arrays import Arrays, DeviceArrays, HostArrays
+from stretto.engine.worker.slots import SlotTables, state_row
+from stretto.families.tiny.family import END_OF_TEXT, FIRST_PHONEME, TINY
+
+from tests.engine.prompts import make_prompt
+
+
+@pytest.mark.parametrize("arrays", [HostArrays(), DeviceArrays(torch.device("cpu"))], ids=["numpy", "torch"])
+def test_slots_filled_together_hold_what_each_reply_is(arrays: Arrays) -> None:
+    rules = SegmentRules(TINY, 128)
+    tables = SlotTables(4, rules, torch.device("cpu"))
+    staged = {}
+    for slot, index in ((2, 0), (0, 2), (3, 6)):
+        prompt = make_prompt(TINY, index, "tts")
+        tracker = SegmentTracker(rules, TINY.task("tts"), prompt.sampling, len(prompt.rows))
+        for token in [FIRST_PHONEME + n for n in range(index)] + [END_OF_TEXT] * (index > 2):
+            tracker.push(token)
+        codes = np.random.default_rng(index).integers(0, 99, (tracker.position, 8)).astype(np.int32)
+        tables.stage(slot, SpeechParams("tts", prompt.sampling, codes), tracker, codes)
+        staged[slot] = (tracker, codes)
+    before = tables.codes[1].clone()
+    tables.apply_staged(arrays)
+    for slot, (tracker, codes) in staged.items():
+        assert tables.state[slot].tolist() == state_row(tracker)
+        assert tables.script[slot, 1 : 1 + len(tracker.script)].tolist() == tracker.script
+        assert np.array_equal(tables.codes[slot, : len(codes)], codes)
+        assert not tables.codes[slot, len(codes) :].any()
+    assert torch.equal(tables.codes[1], before)
+    tables.state.zero_()
+    tables.apply_staged(arrays)
+    assert not tables.state.any(), "what was staged was written once"

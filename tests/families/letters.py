@@ -1,0 +1,13 @@
+"""A tokenizer that is small enough to check by eye."""
+
+from stretto.families.tokenizer import TextTokenizer
+
+
+class Letters(TextTokenizer):
+    """One token for each letter: a is 0, b is 1 … ; a blank is 26."""
+
+    def __init__(self) -> None:
+        pass
+
+    def encode(self, text: str) -> list[int]:
+        return ["abcdefghijklmnopqrstuvwxyz ".index(letter) for letter in text]

@@ -1,0 +1,143 @@
+"""What espnet/xeus publishes becomes `ssl_tokenizer/`; what does not fit is named and nothing is written."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from stretto.checkpoints.command import main
+from stretto.families.opuslm.ssl_tokenizer import CONFIG, FOLDER, WEIGHTS, load_ssl_tokenizer
+from torch import Tensor
+
+from tests import published_xeus
+from tests.published_checkpoints import command, write_bagpiper, write_opuslm
+from tests.small_vocabularies import SMALL_OPUSLM
+
+NUM_CODES = SMALL_OPUSLM.ssl[1] - SMALL_OPUSLM.ssl[0]
+
+
+def convert(folder: Path, xeus: Path) -> int:
+    """The converter's exit status for OpusLM with a tokenizer of audio."""
+    words = command("opuslm", write_opuslm(folder / "release"), folder / "out")
+    return main([*words, "--ssl-tokenizer", str(xeus)])
+
+
+def test_a_tokenizer_is_written_beside_the_codec(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    xeus = published_xeus.write_xeus(tmp_path / "xeus")
+    assert convert(tmp_path, xeus) == 0
+    said = capsys.readouterr().out
+    assert load_ssl_tokenizer(tmp_path / "out", NUM_CODES) is not None
+    files = sorted(path.name for path in (tmp_path / "out" / FOLDER).iterdir())
+    assert files == [CONFIG, WEIGHTS]
+    assert all(f"  {FOLDER}/{name}  " in said for name in files), "their sums are printed"
+    assert "not needed: util_modules.mask.mask_embedding" in said
+    assert "codes alone" not in said
+
+
+def test_without_one_the_converter_says_what_the_server_will_take(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command("opuslm", write_opuslm(tmp_path / "release"), tmp_path / "out")) == 0
+    assert "the server will take audio as codes alone (--ssl-tokenizer)" in capsys.readouterr().out
+    assert not (tmp_path / "out" / FOLDER).exists()
+
+
+def test_old_names_and_the_directory_itself_make_the_same_file(tmp_path: Path) -> None:
+    tensors = published_xeus.published_tensors()
+    new = published_xeus.write_xeus(tmp_path / "new", tensors)
+    old = published_xeus.write_xeus(tmp_path / "old", published_xeus.old_names(tensors), name="old")
+    for name, release in (("a", new), ("b", old / "model")):
+        (tmp_path / name).mkdir()
+        assert convert(tmp_path / name, release) == 0
+    first, second = (load_file(tmp_path / name / "out" / FOLDER / WEIGHTS) for name in "ab")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_newer_of_two_checkpoints_is_taken(tmp_path: Path) -> None:
+    published_xeus.write_xeus(tmp_path / "xeus", {"odd": torch.zeros(1)}, name="old")
+    assert convert(tmp_path, published_xeus.write_xeus(tmp_path / "xeus")) == 0
+
+
+def refusal(folder: Path, xeus: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What the converter says when it refuses; it must have written nothing."""
+    assert convert(folder, xeus) == 1
+    assert not (folder / "out").exists()
+    return capsys.readouterr().err
+
+
+def missing(tensors: dict[str, Tensor]) -> None:
+    del tensors["encoder.encoders.1.merge_proj.bias"]
+
+
+def unknown(tensors: dict[str, Tensor]) -> None:
+    tensors["encoder.encoders.3.merge_proj.bias"] = torch.zeros(32)
+
+
+def misshapen(tensors: dict[str, Tensor]) -> None:
+    tensors["frontend.layers.2.conv.weight"] = torch.zeros(12, 12, 4)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (missing, "missing: encoder.encoders.1.merge_proj.bias"),
+        (unknown, "unknown: encoder.encoders.3.merge_proj.bias"),
+        (misshapen, "of another shape: frontend.layers.2.conv.weight [12, 12, 4] for [12, 12, 3]"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(
+    damage: Callable[[dict[str, Tensor]], None], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = published_xeus.published_tensors()
+    damage(tensors)
+    assert message in refusal(tmp_path, published_xeus.write_xeus(tmp_path / "xeus", tensors), capsys)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "message"),
+    [
+        (None, "encoder", "conformer", "encoder: expected e_branchformer, got conformer"),
+        (None, "normalize", "utterance_mvn", "normalize: expected None, got utterance_mvn"),
+        ("encoder_conf", "pos_enc_layer_type", "abs_pos", "encoder_conf.pos_enc_layer_type: expected one of ('conv',)"),
+        ("encoder_conf", "macaron_ffn", False, "encoder_conf.macaron_ffn: expected one of (True,), got False"),
+        ("encoder_conf", "merge_conv_kernel", 30, "expected odd kernels"),
+        ("encoder_conf", "attention_heads", 5, "expected a width of whole heads"),
+        ("encoder_conf", "num_blocks", "3", "expected positive whole numbers"),
+        ("frontend_conf", "shapes", 7, "expected the numbers of XEUS, got TypeError"),
+        ("frontend_conf", "conv_mode", "depth_only", "frontend_conf.conv_mode: expected one of ('standard',)"),
+        ("preencoder_conf", "output_size", 16, "preencoder_conf.output_size: expected 32, as the encoder's"),
+        (None, "encoder_conf", None, "config.yaml: encoder_conf: expected a mapping, got None"),
+    ],
+)
+def test_a_config_of_another_model_is_refused(
+    part: str | None, name: str, value: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = copy.deepcopy(published_xeus.CONFIG)
+    (config[part] if part else config)[name] = value
+    assert message in refusal(tmp_path, published_xeus.write_xeus(tmp_path / "xeus", config=config), capsys)
+
+
+def test_centres_of_another_width_or_number_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    xeus = published_xeus.write_xeus(tmp_path / "xeus")
+    vocabulary = SMALL_OPUSLM.to_record() | {"ssl": (256, 275), "codec": 275, "text": (371, 431), "vocab_size": 431}
+    words = command("opuslm", write_opuslm(tmp_path / "release", type(SMALL_OPUSLM).from_record(vocabulary)), tmp_path)
+    assert main([*words[:-1], str(tmp_path / "out"), "--ssl-tokenizer", str(xeus)]) == 1
+    assert "km_opus_lm.mdl: expected 19 centres of 32, got [20, 32]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "xeus_checkpoint_new.pth", "km_opus_lm.mdl"])
+def test_a_file_that_is_not_there_is_named(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    xeus = published_xeus.write_xeus(tmp_path / "xeus")
+    (xeus / "model" / name).unlink()
+    assert name in refusal(tmp_path, xeus, capsys)
+
+
+def test_bagpiper_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    xeus = published_xeus.write_xeus(tmp_path / "xeus")
+    words = command("bagpiper", write_bagpiper(tmp_path / "release"), tmp_path / "out")
+    assert main([*words, "--ssl-tokenizer", str(xeus)]) == 1
+    assert "--ssl-tokenizer is for OpusLM" in capsys.readouterr().err

@@ -1,0 +1,76 @@
+"""OpusLM dialogue's prompts, row by row: system 8, user 9, assistant 10; audio_dialogue 89, text_dialogue 88."""
+
+import numpy as np
+from stretto.engine.frontend.utterance import Utterance
+from stretto.engine.request.rules import SegmentRules
+from stretto.engine.request.tracker import SegmentTracker
+from stretto.families.opuslm.dialogue_prompt import DialogueTemplate
+from stretto.families.opuslm.family import opuslm_dialogue
+from stretto.families.text_codec import SILENT
+from stretto.preprocessing.conversation import Piece
+from stretto.streams.chunking import ChunkPolicy, Pacer
+
+from tests.families.opuslm.rows import CODES, FRAMES, GAP, VOICE, segments, text
+from tests.small_vocabularies import SMALL_OPUSLM
+
+FAMILY = opuslm_dialogue(SMALL_OPUSLM)
+TEMPLATE = DialogueTemplate(segments(FAMILY))
+HEARD = Piece("user", "", codes=CODES)
+
+
+def write(task: str, *pieces: Piece) -> list[list[int]]:
+    return TEMPLATE.write(FAMILY.task(task), pieces, None).rows.tolist()
+
+
+def test_a_spoken_turn_is_answered_in_writing_first() -> None:
+    assert write("dialogue", HEARD) == [*text(5, 89, 9, 34), *FRAMES, *text(10, 35)]
+
+
+def test_a_voice_a_spoken_turn_and_its_words() -> None:
+    rows = write("dialogue", Piece("system", "", codes=CODES), HEARD, Piece("user", "", text="x"))
+    turn = [*text(9, 34), *FRAMES, *text(9, 35, 395), *GAP]
+    assert rows == [*text(5, 89, 8, 37), *VOICE, *turn, *text(10, 35)]
+
+
+def test_earlier_turns_come_before_it_in_order() -> None:
+    said = (Piece("assistant", "", text="a"), Piece("assistant", "", codes=CODES))
+    rows = write("dialogue", Piece("user", "", text="x"), *said, Piece("user", "", text="y"))
+    first = [*text(9, 35, 395), *GAP, *text(10, 35, 372), *GAP, *text(10, 34), *FRAMES]
+    assert rows == [*text(5, 89), *first, *text(9, 35, 396), *GAP, *text(10, 35)]
+
+
+def test_a_dialogue_in_writing_has_a_task_of_its_own() -> None:
+    rows = write("text_dialogue", Piece("system", "", text="z"), Piece("user", "", text="x"))
+    assert rows == [*text(5, 88, 8, 35, 397), *GAP, *text(9, 35, 395), *GAP, *text(10, 35)]
+
+
+def test_what_the_assistant_has_written_is_spoken() -> None:
+    rows = write("speak", Piece("user", "", text="x"), Piece("assistant", "", text="a"))
+    assert rows == [*text(5, 89, 9, 35, 395), *GAP, *text(10, 35, 372), *GAP, *text(10, 34)]
+
+
+def test_a_transcript_is_the_user_s_own_words() -> None:
+    assert write("asr", HEARD) == [*text(5, 89, 9, 34), *FRAMES, *text(9, 35)]
+
+
+def test_the_rows_of_a_spoken_reply_continue_those_of_the_same_reply_prefilled() -> None:
+    """What the engine writes between text and audio is what the template writes for a text that was said before."""
+    words = [372, 373]
+    reply = [*write("dialogue", HEARD), *text(*words), *text(0, *FAMILY.transition)]
+    assert reply == write("speak", HEARD, Piece("assistant", "", text="ab"))
+
+
+def test_a_reply_sent_back_with_its_codes_is_the_rows_that_it_consisted_of() -> None:
+    """So the next turn finds all of them in the prefix cache, up to the reply's last frame."""
+    task, asked = FAMILY.task("dialogue"), [*text(5, 89, 9, 34), *FRAMES, *text(10, 35)]
+    reply = [*text(372, 373), *text(0, *FAMILY.transition), *FRAMES[:2]]
+    last = [5, *FRAMES[2][1:]]  # the end is drawn where the third frame would be
+    drained = [[256, *row[1:]] for row in FRAMES[3:]] + [[256] + [276 + 12 * k for k in range(8)]]
+    tracker = SegmentTracker(SegmentRules(FAMILY, 1024), task, task.sampling, len(asked))
+    speaker = Utterance(tracker, (), SILENT, Pacer(ChunkPolicy(1, 1)), with_codes=True)
+    chunks = [chunk for row in [*reply, last, *drained] for chunk in speaker.push(row)]
+    told = np.concatenate([np.array(chunk.chunk.told_codes) for chunk in chunks if chunk.chunk.told_codes], 1)
+    assert np.array_equal(told, CODES)
+    said = (Piece("assistant", "", text="ab"), Piece("assistant", "", codes=told))
+    following = write("dialogue", HEARD, *said, Piece("user", "", text="x"))
+    assert following[: len(asked) + len(reply)] == [*asked, *reply]

@@ -1,0 +1,67 @@
+"""How many rows audio makes, and which audio a prompt may bring."""
+
+import numpy as np
+import pytest
+from stretto.errors import InvalidRequest
+from stretto.families.audio_format import AudioFormat, check_audios
+from stretto.families.tiny.family import TINY
+from stretto.records.prompt import HeardAudio, Prompt
+
+FORMAT = AudioFormat(num_mel_bins=8)
+SAMPLING = TINY.task("tts").sampling
+
+
+def test_the_published_counts() -> None:
+    assert (FORMAT.num_rows(100), FORMAT.num_rows(3000)) == (13, 390)
+    wide = AudioFormat(n_window=100)
+    assert (wide.num_rows(200), wide.num_rows(3000)) == (25, 375)
+
+
+def test_a_waveform_is_normalised_unless_the_checkpoint_says_otherwise() -> None:
+    record = {"num_mel_bins": 128, "n_window": 50}
+    assert AudioFormat.from_config({"audio_config": record}) == AudioFormat(128, 50, do_normalize=True)
+    left = AudioFormat.from_config({"audio_config": record | {"do_normalize": False}})
+    assert left == AudioFormat(128, 50, do_normalize=False)
+    assert AudioFormat.from_config({}) is None
+
+
+def prompt(*audios: HeardAudio) -> Prompt:
+    return Prompt("tts", np.zeros((40, 9), np.int32), SAMPLING, audios=audios)
+
+
+def audio(first_row: int = 2, num_rows: int = 13, shape: tuple[int, ...] = (100, 8)) -> HeardAudio:
+    return HeardAudio(first_row, num_rows, np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("audios", "message"),
+    [
+        ((audio(shape=(100, 9)),), r"audios\[0\]: expected features \[F >= 1, 8\], got \[100, 9\]"),
+        ((audio(shape=(0, 8)),), r"expected features"),
+        ((audio(num_rows=12),), "expected 13 rows for 100 frames, got 12"),
+        ((audio(first_row=30),), r"expected rows in \[0, 40\), got 30"),
+        ((audio(), audio(first_row=10)), r"audios\[1\]: expected rows in \[15, 40\), got 10"),
+    ],
+)
+def test_audio_that_does_not_fit_is_refused(audios: tuple[HeardAudio, ...], message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        check_audios(prompt(*audios), FORMAT)
+
+
+def test_what_fits_passes_and_a_model_without_an_encoder_takes_none() -> None:
+    check_audios(prompt(audio(), audio(first_row=15)), FORMAT)
+    check_audios(prompt(), None)
+    with pytest.raises(InvalidRequest, match="hears through no encoder"):
+        check_audios(prompt(audio()), None)
+
+
+def test_audios_survive_the_way_to_the_language_model() -> None:
+    random = np.random.default_rng(0)
+    made = prompt(
+        HeardAudio(2, 13, random.random((100, 8), np.float32)), HeardAudio(20, 5, random.random((37, 8), np.float32))
+    )
+    read = Prompt.from_record(made.to_record(), made.rows, made.features)
+    for one, other in zip(read.audios, made.audios, strict=True):
+        assert (one.first_row, one.num_rows) == (other.first_row, other.num_rows)
+        np.testing.assert_array_equal(one.features, other.features)
+    assert Prompt.from_record(prompt().to_record(), made.rows).audios == ()

@@ -1,0 +1,118 @@
+"""What text tokens say, and which words a script is made of."""
+
+from pathlib import Path
+
+import pytest
+from stretto.families.bagpiper.family import bagpiper
+from stretto.families.text_codec import get_text_codec, load_text_codec, subword_codec
+from stretto.families.tiny import family as tiny
+from stretto.families.tiny.family import CHARACTERS, FIRST_CHARACTER, FIRST_PHONEME, PHONEMES, SEPARATOR, SPACE
+from stretto.families.tokenizer import TextTokenizer
+
+from benchmarks.checkpoints.random_published import write_tokenizer
+from tests.small_vocabularies import SMALL_BAGPIPER
+
+TINY = get_text_codec("tiny")
+FIRST = 256  # of the subwords' ids
+
+
+def phonemes(text: str) -> list[int]:
+    """Token ids of phonemes; `_` is the blank between words."""
+    return [SPACE.start if name == "_" else FIRST_PHONEME + PHONEMES.index(name) for name in text.split()]
+
+
+def characters(text: str) -> list[int]:
+    return [FIRST_CHARACTER + CHARACTERS.index(each) for each in text]
+
+
+def read(task: str, token_ids: list[int]) -> tuple[str, list[str]]:
+    """The whole text, and the pieces that it came in."""
+    reader = TINY.reader(task)
+    pieces = [piece for piece in [*map(reader.push, token_ids), reader.end()] if piece]
+    return "".join(pieces), pieces
+
+
+@pytest.mark.parametrize(
+    ("spoken", "text", "num_pieces"),
+    [
+        ("dh ax _ b er ch", "dh-ax b-er-ch", 2),
+        ("pau _ k ae t _ pau", ", k-ae-t ,", 3),
+        ("k _ _ t _", "k t", 2),
+        ("pau k ae t pau", ", k-ae-t ,", 2),
+        ("", "", 0),
+    ],
+)
+def test_phonemes_leave_word_by_word(spoken: str, text: str, num_pieces: int) -> None:
+    whole, pieces = read("tts", phonemes(spoken))
+    assert whole == text
+    assert len(pieces) == num_pieces
+
+
+def test_a_transcript_is_what_follows_the_separator() -> None:
+    tokens = [*phonemes("pau _ k ae t _ pau"), SEPARATOR, *characters("a cat's tail.")]
+    assert read("asr", tokens) == ("a cat's tail.", ["a", " cat's", " tail."])
+
+
+def test_a_transcript_without_separator_is_empty() -> None:
+    assert read("asr", phonemes("k ae t")) == ("", [])
+
+
+@pytest.mark.parametrize(
+    ("spoken", "words"),
+    [
+        ("pau _ k ae t _ s ih t s _ pau", [None, 0, 0, 0, 1, 1, 1, 1, None]),
+        ("k ae _ pau t", [0, 0, None, 1]),
+        ("k pau t", [0, None, 1]),
+        ("_ _ k", [0]),
+        ("pau pau", [None, None]),
+        ("", []),
+    ],
+)
+def test_words_are_what_lies_between_blanks_and_a_pause_is_none(spoken: str, words: list[int | None]) -> None:
+    assert TINY.words(phonemes(spoken)) == words
+
+
+def test_a_family_without_a_text_codec_says_nothing() -> None:
+    silent = get_text_codec("eight_streams")
+    reader = silent.reader("chat")
+    assert reader.push(3) == reader.end() == ""
+    assert silent.words([1, 2]) == [None, None]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"), 300)
+
+
+def test_subwords_leave_token_by_token_and_characters_whole(folder: Path) -> None:
+    tokenizer = TextTokenizer.at(folder)
+    reader = subword_codec(tokenizer, range(FIRST, FIRST + 300)).reader("chat")
+    text = "the garden: 中 😀!"
+    pieces = [reader.push(FIRST + token_id) for token_id in tokenizer.encode(text)]
+    assert "".join(pieces) == text
+    assert "中" in pieces
+    assert "😀" in pieces
+    assert reader.end() == ""
+
+
+def test_a_character_that_is_cut_off_or_broken_becomes_one_sign(folder: Path) -> None:
+    tokenizer = TextTokenizer.at(folder)
+    reader = subword_codec(tokenizer, range(FIRST, FIRST + 300)).reader("chat")
+    first, second, *_ = (FIRST + token_id for token_id in tokenizer.encode("中"))
+    (letter,) = (FIRST + token_id for token_id in tokenizer.encode("z"))
+    assert [reader.push(first), reader.push(second), reader.push(letter)] == ["", "", "\ufffdz"]
+    assert reader.push(first) == ""
+    assert [reader.end(), reader.end()] == ["\ufffd", ""]
+
+
+def test_ids_that_are_no_text_say_nothing(folder: Path) -> None:
+    reader = subword_codec(TextTokenizer.at(folder), range(FIRST, FIRST + 300)).reader("chat")
+    assert [reader.push(token_id) for token_id in (0, 3, FIRST + 299, FIRST + 300)] == [""] * 4
+
+
+def test_a_checkpoint_s_tokenizer_reads_its_family_s_text(folder: Path, tmp_path: Path) -> None:
+    family = bagpiper(SMALL_BAGPIPER)
+    (token_id,) = TextTokenizer.at(folder).encode("z")
+    assert load_text_codec(family, folder).reader("chat").push(SMALL_BAGPIPER.text.start + token_id) == "z"
+    assert load_text_codec(family, tmp_path).reader("chat").push(SMALL_BAGPIPER.text.start + token_id) == ""
+    assert load_text_codec(tiny.TINY, tmp_path) is TINY

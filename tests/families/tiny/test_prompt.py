@@ -1,0 +1,88 @@
+"""The prompts of the bundled model, row by row."""
+
+import numpy as np
+import pytest
+from stretto.errors import InvalidRequest
+from stretto.families.tiny.family import (
+    ASR,
+    BEGIN_AUDIO,
+    BEGIN_TEXT,
+    CHARACTERS,
+    FIRST_CHARACTER,
+    FIRST_CODE,
+    FRAME_INDEX_BASE,
+    LAYOUT,
+    PAD,
+    TINY,
+    TTS,
+    VOICES,
+)
+from stretto.families.tiny.prompt import MAX_FRAME_ROWS, TinyTemplate
+from stretto.preprocessing.conversation import Piece
+
+from tests.fakes import FrameCounter
+
+TEMPLATE = TinyTemplate(FrameCounter())
+
+
+def test_a_text_is_voice_and_characters() -> None:
+    rows, words = TEMPLATE.speak("It's 2.", "rms")
+    assert words == ("it's", "two")
+    assert rows.shape == (12, 9)
+    assert (rows[:, 1:] == PAD).all()
+    assert rows[:2, 0].tolist() == [TTS, VOICES["rms"]]
+    assert "".join(CHARACTERS[token_id - FIRST_CHARACTER] for token_id in rows[2:-1, 0]) == "it's two."
+    assert rows[-1, 0] == BEGIN_TEXT
+
+
+def test_audio_is_delayed_codes_with_the_ordinal_of_each_row() -> None:
+    codes = np.arange(14).reshape(7, 2)
+    rows = TEMPLATE.listen(codes)
+    assert rows.shape == (2 + 2 + LAYOUT.max_delay + 1, 9)
+    assert rows[[0, 1, -1], 0].tolist() == [ASR, BEGIN_AUDIO, BEGIN_TEXT]
+    audio = rows[2:-1]
+    assert (audio[:, 0] == PAD).all()
+    assert audio[:, 8].tolist() == [FRAME_INDEX_BASE + 1 + row for row in range(11)]
+    for codebook in range(7):
+        for frame in range(2):
+            assert audio[frame + 3 + codebook, 1 + codebook] == FIRST_CODE + 256 * codebook + codes[codebook, frame]
+    assert (audio[:, 1:8] != PAD).sum() == 14
+    assert (rows[[0, 1, -1], 1:] == PAD).all()
+
+
+def test_the_index_table_is_never_overrun() -> None:
+    longest = MAX_FRAME_ROWS - LAYOUT.max_delay
+    assert TEMPLATE.listen(np.zeros((7, longest), int))[-2, 8] == FIRST_CODE - 1
+    with pytest.raises(AssertionError):
+        TEMPLATE.listen(np.zeros((7, longest + 1), int))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "text: expected something that can be spoken, got ''"),
+        ("... !", "text: expected something that can be spoken, got '... !'"),
+        ("😀", "text: expected something that can be spoken, got '😀'"),
+        ("a" * 161, "text: expected at most 160 characters, got 161 characters"),
+        ("777 " * 40, "text: expected at most 160 characters once written out in words, got 1279 characters"),
+    ],
+)
+def test_text_that_cannot_be_spoken_is_refused(text: str, message: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        TEMPLATE.speak(text, "slt")
+    assert str(caught.value) == message
+
+
+def test_a_piece_is_spoken_or_heard() -> None:
+    spoken = TEMPLATE.write(TINY.task("tts"), (Piece("user", "text", text="It's 2."),), "rms")
+    rows, words = TEMPLATE.speak("It's 2.", "rms")
+    assert np.array_equal(spoken.rows, rows)
+    assert spoken.words == words
+    heard = TEMPLATE.write(TINY.task("asr"), (Piece("user", "audio", pcm=np.zeros(1280, np.float32)),), None)
+    assert np.array_equal(heard.rows, TEMPLATE.listen(np.tile(np.arange(2), (7, 1))))
+
+
+def test_codes_are_refused_as_it_hears_samples() -> None:
+    piece = Piece("user", "messages[0].codes", codes=np.zeros((7, 3), int))
+    with pytest.raises(InvalidRequest, match=r"messages\[0\].codes: expected an audio input"):
+        TEMPLATE.write(TINY.task("asr"), (piece,), None)

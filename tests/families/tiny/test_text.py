@@ -1,0 +1,95 @@
+"""Text normalisation: a table of known sentences, and properties of any text."""
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from stretto.families.tiny.family import CHARACTERS
+from stretto.families.tiny.text import normalise, words_of
+
+KNOWN = {
+    # plain
+    "It is twenty past nine and the garden door is open.": "it is twenty past nine and the garden door is open.",
+    "  Two\tspaces \n and  a\u00a0line ": "two spaces and a line",
+    "Wait!!! What?! Really...": "wait. what? really.",
+    "“Don’t” she said — ‘naïve’ café…": "don't she said, naive cafe.",
+    "rock'n'roll 'tis o'clock": "rock'n'roll tis o'clock",
+    "e\u0301te\u0301": "ete",
+    "Привет 😀": "privet",
+    # times
+    "It is 9:20": "it is nine twenty",
+    "at 21:05, gate 12": "at twenty one oh five, gate twelve",
+    "9 pm": "nine p m",
+    "9:00 a.m. or 9:00": "nine a m or nine o'clock",
+    "21:00": "twenty one hundred",
+    "12:30:15": "twelve thirty and fifteen seconds",
+    "a score of 9:75": "a score of nine seventy five",
+    # counts, decimals, ordinals
+    "1,234.5 of 61.725": "one thousand two hundred and thirty four point five of sixty one point seven two five",
+    "1st 2nd 3rd 21st": "first second third twenty first",
+    "007": "zero zero seven",
+    "1234567890123456": "one two three four five six seven eight nine zero one two three four five six",
+    "version 1.2.3": "version one point two point three",
+    "٣ apples": "three apples",
+    "5-10 days": "five to ten days",
+    "2+2=4, 5 - 3, 5 x 3": "two plus two equals four, five minus three, five times three",
+    "½ cup, 2½ cups, 3/4": "one half cup, two and one half cups, three quarters",
+    # years and dates
+    "In 1984 I had 1984 apples": "in nineteen eighty four i had one thousand nine hundred and eighty four apples",
+    "the 1990s and the 80s": "the nineteen nineties and the eighties",
+    "On November 5, 2026": "on november fifth, twenty twenty six",
+    "Nov. 5": "november fifth",
+    "3rd May 1905": "third of may, nineteen oh five",
+    "2026-11-20": "november the twentieth, twenty twenty six",
+    "they may 5 times march 3 miles": "they may five times march three miles",
+    # money, percent, units
+    "$5.50 for 3kg": "five dollars and fifty cents for three kilograms",
+    "$1 $0.01 £1.01": "one dollar one cent one pound and one pence",
+    "$3 million and 20€": "three million dollars and twenty euros",
+    "5% off": "five percent off",
+    "-5°C, 1 km/h, 1 ft, 60 mph": "minus five degrees celsius, one kilometer per hour, one foot, sixty miles per hour",
+    # abbreviations, acronyms, addresses
+    "Dr. Smith, 12 Main St. in St. Louis": "doctor smith, twelve main street in saint louis",
+    "Mr Jones, e.g. Anna, i.e. her, etc.": "mister jones, for example anna, that is her, et cetera",
+    "BBC, NASA and the U.S.A.": "b b c, nasa and the u s a",
+    "IT IS TEN": "it is ten",
+    "No. 5 and #7": "number five and number seven",
+    "anna@example.com": "anna at example dot com",
+    "https://www.example.com": "example dot com",
+    "call 555-1234": "call five five five one two three four",
+    "+44 20 7946 0958": "plus four four two zero seven nine four six zero nine five eight",
+    "R&D": "r and d",
+    # nothing to say
+    "": "",
+    "... !?": "",
+    "😀": "",
+}
+
+
+@pytest.mark.parametrize("text", KNOWN, ids=repr)
+def test_a_known_sentence_is_written_out_as_a_person_reads_it(text: str) -> None:
+    assert normalise(text, CHARACTERS) == KNOWN[text]
+
+
+NUMBERY = st.text(st.sampled_from(list("0123456789.,:-/$€%°'+ xaApPmMsthkJuly")), max_size=30)
+
+
+@given(st.one_of(st.text(max_size=200), NUMBERY))
+@example("\ud800 lone surrogate")
+@example("9" * 200)
+@example("1/2" * 60)
+@example("1 " * 100)
+def test_any_text_becomes_words_of_the_alphabet(text: str) -> None:
+    spoken = normalise(text, CHARACTERS)
+    assert set(spoken) <= set(CHARACTERS)
+    assert spoken == normalise(text, CHARACTERS)
+    assert "  " not in spoken
+    assert spoken == spoken.strip()
+    assert spoken.replace(",", " ").replace(".", " ").replace("?", " ").split() == list(words_of(spoken))
+
+
+@given(st.text(st.sampled_from("abc ABCé,.?!'\n"), min_size=1, max_size=60))
+def test_no_letter_of_plain_text_is_lost(text: str) -> None:
+    letters = [character for character in normalise(text, CHARACTERS) if character.isalpha()]
+    expected = [character for character in text.lower().replace("é", "e") if character.isalpha()]
+    if "." not in text:  # a dot inside a word is spoken
+        assert letters == expected

@@ -1,0 +1,263 @@
+"""The launcher with a stand-in for tritonserver: a script that can abort, hang, get ready, lose a stub, and drain."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from stretto.serving import command as serve
+from stretto.serving.environment import LAUNCH_ID, ROOT
+from stretto.serving.processes import Process, all_processes, environment_of
+from stretto.triton_io.flow import FlowTable
+
+from tests.ports import free_ports
+
+# Started as tritonserver is. Aborts as often as the file `aborts` says, or hangs as often as `hangs` does, in the way
+# that `hang` names; otherwise answers "ready" and has a child that is named as a stub is.
+SERVER = """#!{python}
+import http.server, os, pathlib, signal, subprocess, sys, time
+here = pathlib.Path({here!r})
+with (here / "starts").open("a") as starts:
+    starts.write(os.environ["STRETTO_LAUNCH_ID"] + "\\n")
+left = int((here / "aborts").read_text())
+if left:
+    (here / "aborts").write_text(str(left - 1))
+    print("boost::interprocess::lock_exception", flush=True)
+    os.abort()
+if (here / "fails").exists():
+    print("E1 \\"failed to load 'language_model' version 1: Internal: no checkpoint\\"", flush=True)
+    sys.exit(1)
+prefix = next(a for a in sys.argv if "shm-region-prefix-name=" in a).split("shm-region-prefix-name=")[1]
+pathlib.Path("/dev/shm", prefix + "region").touch()
+stub = subprocess.Popen([here / "triton_python_backend_stub", "60"])
+(here / "stub").write_text(str(stub.pid))
+hangs = int((here / "hangs").read_text())
+if hangs:
+    (here / "hangs").write_text(str(hangs - 1))
+    if (here / "hang").read_text() == "lost":
+        stub.kill()
+        time.sleep(60)
+    stub.wait()
+signal.signal(signal.SIGTERM, lambda *_: (stub.kill(), os._exit(0)))
+class Ready(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *_):
+        pass
+port = next(int(a.split("=")[1]) for a in sys.argv if a.startswith("--http-port="))
+http.server.ThreadingHTTPServer(("127.0.0.1", port), Ready).serve_forever()
+"""
+LAUNCH = """
+import sys
+from pathlib import Path
+from stretto.serving import command as serve
+from stretto.serving import server
+from stretto.serving.installation import Installation
+server.STUCK_S = 0.5
+serve.find_installation = lambda cache: Installation(Path(sys.argv[1]))
+sys.exit(serve.main(sys.argv[2:]))
+"""
+
+
+class Launched:
+    """A launcher in a process of its own, whose server is the script."""
+
+    def __init__(self, folder: Path, aborts: int, *flags: str) -> None:
+        self.folder = folder
+        (folder / "aborts").write_text(str(aborts))
+        if not (folder / "hangs").exists():
+            hang(folder, 0)
+        stub = folder / "triton_python_backend_stub"  # a process is named by its file
+        stub.unlink(missing_ok=True)
+        stub.write_bytes(Path("/bin/sleep").read_bytes())
+        stub.chmod(0o755)
+        server = folder / "tritonserver"
+        server.write_text(SERVER.format(python=sys.executable, here=str(folder)))
+        server.chmod(0o755)
+        ports = [str(port) for port in free_ports(3)]
+        arguments = ["--http-port", ports[0], "--grpc-port", ports[1], "--metrics-port", ports[2]]
+        arguments += ["--pid-file", str(folder / "serve.json"), "--cache", str(folder)]
+        self.output = (folder / "output").open("wb")
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCH, str(server), *arguments, *flags], stderr=self.output, cwd=ROOT
+        )
+
+    @property
+    def said(self) -> str:
+        return (self.folder / "output").read_text()
+
+    @property
+    def launch_id(self) -> str:
+        return (self.folder / "starts").read_text().split()[0]
+
+    @property
+    def stub(self) -> int:
+        return int((self.folder / "stub").read_text())
+
+    def until(self, condition: Callable[[], bool], timeout_s: float = 60) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, self.said
+            time.sleep(0.02)
+
+    def leftovers(self) -> list[str]:
+        return [path.name for path in Path("/dev/shm").glob(f"stretto_launch_{self.launch_id}*")]
+
+    def processes(self) -> list[Process]:
+        """What the launcher has started and is still there."""
+        return [each for each in all_processes() if environment_of(each.pid, LAUNCH_ID) == self.launch_id]
+
+
+def hang(folder: Path, times: int, way: str = "") -> None:
+    (folder / "hangs").write_text(str(times))
+    (folder / "hang").write_text(way)
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
+    made: list[Launched] = []
+
+    def start(aborts: int = 0, *flags: str) -> Launched:
+        made.append(Launched(tmp_path, aborts, *flags))
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.process.terminate()
+        each.process.wait(60)
+        each.output.close()
+
+
+def test_a_server_is_started_watched_and_stopped(launch: Callable[..., Launched], tmp_path: Path) -> None:
+    server = launch()
+    server.until(lambda: "ready after" in server.said)
+    record = json.loads((tmp_path / "serve.json").read_text())
+    assert (record["pid"], record["state"]) == (server.process.pid, "ready")
+    assert len(server.leftovers()) == 2  # the lock and the server's region
+    server.process.terminate()
+    assert server.process.wait(60) == 0
+    assert "drained" in server.said
+    assert server.leftovers() == []
+    assert not (tmp_path / "serve.json").exists()
+
+
+def test_aborted_starts_are_tried_again(launch: Callable[..., Launched]) -> None:
+    server = launch(2)
+    server.until(lambda: "ready after" in server.said)
+    assert "start 2 of 4 aborted: the server ended with signal SIGABRT: boost" in server.said
+
+
+def test_a_server_that_aborts_every_time_is_given_up(launch: Callable[..., Launched]) -> None:
+    server = launch(9, "--start-attempts=2")
+    assert server.process.wait(60) == 1
+    assert "aborted 2 times, at last: the server ended with signal SIGABRT: boost" in server.said
+    assert server.leftovers() == []
+
+
+HANGS = {"waiting": "waited for a stub to end", "lost": "not noticed the end of a stub"}
+
+
+@pytest.mark.parametrize("way", HANGS)
+def test_a_start_that_hangs_is_tried_again(launch: Callable[..., Launched], tmp_path: Path, way: str) -> None:
+    hang(tmp_path, 1, way)
+    server = launch()
+    server.until(lambda: "ready after" in server.said)
+    assert f"start 1 of 4 aborted: the server has {HANGS[way]} for 0.5 s" in server.said
+    assert (tmp_path / "starts").read_text().count("\n") == 2
+    assert len(server.processes()) == 2, "the server and its stub, nobody of the start that hung"
+
+
+@pytest.mark.parametrize("way", HANGS)
+def test_a_server_that_hangs_every_time_is_given_up(launch: Callable[..., Launched], tmp_path: Path, way: str) -> None:
+    hang(tmp_path, 9, way)
+    server = launch(0, "--start-attempts=2")
+    assert server.process.wait(60) == 1
+    assert f"aborted 2 times, at last: the server has {HANGS[way]} for 0.5 s" in server.said
+    assert f"the whole log: {tmp_path}" in server.said
+    assert server.processes() == []
+    assert server.leftovers() == []
+
+
+def test_a_model_that_does_not_load_is_named_and_not_tried_again(
+    launch: Callable[..., Launched], tmp_path: Path
+) -> None:
+    (tmp_path / "fails").touch()
+    server = launch()
+    assert server.process.wait(60) == 1
+    assert "failed to load 'language_model' version 1: Internal: no checkpoint" in server.said
+    assert f"the whole log: {tmp_path}" in server.said
+    assert (tmp_path / "starts").read_text().count("\n") == 1
+
+
+def test_a_log_that_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert serve.main(["--log-file", str(tmp_path / "file" / "log"), "--cache", str(tmp_path)]) == 1
+    assert "--log-file: " in capsys.readouterr().err
+
+
+def test_a_repository_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert serve.main(["--model-repository", str(tmp_path / "none")]) == 1
+    assert f"there is no folder {tmp_path / 'none'}" in capsys.readouterr().err
+
+
+def test_a_dead_stub_restarts_the_server(launch: Callable[..., Launched]) -> None:
+    server = launch()
+    server.until(lambda: "ready after" in server.said)
+    first = server.stub
+    os.kill(first, signal.SIGKILL)
+    server.until(lambda: server.said.count("ready after") == 2)
+    assert f"triton_python_b (pid {first}) ended: restarting the server" in server.said
+    assert server.stub != first
+
+
+def test_streams_that_never_end_delay_the_stop_only_so_long(
+    launch: Callable[..., Launched],
+) -> None:
+    server = launch(0, "--drain-seconds=0.5")
+    server.until(lambda: "ready after" in server.said)
+    pid = int(server.said.rpartition("pid ")[2])
+    table = busy_table(pid)
+    server.process.terminate()
+    assert server.process.wait(60) == 0
+    assert "stopping with 1 streams still open" in server.said
+    table.remove()
+
+
+def test_a_second_signal_stops_at_once(launch: Callable[..., Launched], tmp_path: Path) -> None:
+    server = launch(0, "--drain-seconds=600")
+    server.until(lambda: "ready after" in server.said)
+    table = busy_table(int(server.said.rpartition("pid ")[2]))
+    server.process.terminate()
+    server.until(lambda: json.loads((tmp_path / "serve.json").read_text())["state"] == "draining")
+    time.sleep(0.4)
+    assert server.process.poll() is None
+    server.process.terminate()
+    assert server.process.wait(60) == 0
+    table.remove()
+
+
+def test_killing_the_launcher_takes_the_server_along_and_the_next_one_cleans_up(
+    launch: Callable[..., Launched],
+) -> None:
+    server = launch()
+    server.until(lambda: "ready after" in server.said)
+    server.process.kill()
+    server.process.wait()
+    assert server.leftovers() != []
+    launch_id = server.launch_id
+    following = launch()
+    following.until(lambda: "ready after" in following.said)
+    assert f"cleaned up after launch {launch_id}" in following.said
+    assert server.leftovers() == []
+
+
+def busy_table(server_pid: int) -> FlowTable:
+    table = FlowTable.create(server_pid, 4)
+    table.claim()
+    return table

@@ -1,0 +1,75 @@
+"""What the dead leave behind is removed, what the living hold is not."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from stretto.serving.environment import LAUNCH_ID
+from stretto.serving.leftovers import begin_launch, sweep
+from stretto.serving.processes import read_process
+
+
+def orphan(launch_id: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"],
+        env=os.environ | {LAUNCH_ID: launch_id},
+        stdout=subprocess.PIPE,
+    )
+    process.stdout.read(1)
+    return process
+
+
+def launch_and_wait(directory: Path, ids: "multiprocessing.Queue[str]") -> None:
+    launch = begin_launch(directory)
+    (directory / f"{launch.region_prefix}region").touch()
+    ids.put(launch.id)
+    signal.pause()
+
+
+def test_a_launch_that_died_is_swept_and_a_living_one_is_not(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ids = context.Queue()
+    launcher = context.Process(target=launch_and_wait, args=(tmp_path, ids))
+    launcher.start()
+    launch_id = ids.get(timeout=60)
+    left = orphan(launch_id)
+    assert sweep(tmp_path) == []
+    assert left.poll() is None
+    os.kill(launcher.pid, signal.SIGKILL)
+    launcher.join()
+    assert sweep(tmp_path) == [launch_id]
+    assert left.wait(60) == -signal.SIGKILL
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cleaning_ends_our_processes_and_files_and_nobody_elses(tmp_path: Path) -> None:
+    launch, other = begin_launch(tmp_path), begin_launch(tmp_path)
+    ours, theirs = orphan(launch.id), orphan(other.id)
+    for each in (launch, other):
+        (tmp_path / f"{each.region_prefix}region").touch()
+    launch.drain_file.touch()
+    launch.clean()
+    assert ours.wait(60) == -signal.SIGKILL
+    assert theirs.poll() is None
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"stretto_launch_{launch.id}.lock",
+        f"stretto_launch_{other.id}.lock",
+        f"{other.region_prefix}region",
+    }
+    launch.close()
+    other.close()
+    assert theirs.wait(60) == -signal.SIGKILL
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_has_ended_and_is_not_reaped_is_gone() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    deadline = time.monotonic() + 60
+    while read_process(process.pid) is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.wait()

@@ -1,0 +1,61 @@
+"""The file that says where a launcher listens and whether it is ready."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from stretto.serving import command as serve
+from stretto.serving import pid_file
+
+PORTS = {"http": 1, "grpc": 2, "metrics": 3}
+LAUNCHER = "import signal, sys; print(flush=True); signal.pause()  # serve"
+
+
+@pytest.fixture
+def launcher(tmp_path: Path) -> "subprocess.Popen[bytes]":
+    process = subprocess.Popen([sys.executable, "-c", LAUNCHER], stdout=subprocess.PIPE)
+    process.stdout.read(1)
+    record = {"pid": process.pid, "state": "ready", "ports": PORTS, "log": "x.log"}
+    (tmp_path / "pid.json").write_text(json.dumps(record))
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_living_launcher_is_read(launcher: "subprocess.Popen[bytes]", tmp_path: Path, capsys: object) -> None:
+    assert pid_file.read(tmp_path / "pid.json")["ports"] == PORTS
+    assert serve.main(["--status", "--pid-file", str(tmp_path / "pid.json")]) == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "ready"
+
+
+def test_stopping_waits_for_the_launcher(launcher: "subprocess.Popen[bytes]", tmp_path: Path) -> None:
+    assert serve.main(["--stop", "--pid-file", str(tmp_path / "pid.json")]) == 0
+    assert launcher.wait(0) != 0
+
+
+def test_a_launcher_that_is_gone_is_none(launcher: "subprocess.Popen[bytes]", tmp_path: Path) -> None:
+    launcher.kill()
+    launcher.wait()
+    assert pid_file.read(tmp_path / "pid.json") is None
+    assert not pid_file.stop(tmp_path / "pid.json", 1)
+    assert serve.main(["--status", "--pid-file", str(tmp_path / "pid.json")]) == 3
+
+
+@pytest.mark.parametrize("text", [None, "", "{"])
+def test_no_file_or_half_a_file_is_none(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "pid.json").write_text(text)
+    assert pid_file.read(tmp_path / "pid.json") is None
+
+
+def test_a_file_is_written_whole_and_only_its_owner_removes_it(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "pid.json"
+    pid_file.write(path, "starting", PORTS, "x.log")
+    record = json.loads(path.read_text())
+    assert (record["state"], record["ports"], record["log"]) == ("starting", PORTS, "x.log")
+    assert [each.name for each in path.parent.iterdir()] == ["pid.json"]
+    path.write_text(json.dumps(record | {"pid": 1}))
+    pid_file.remove(path)
+    assert path.exists()

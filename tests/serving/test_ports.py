@@ -1,0 +1,28 @@
+"""A port in use is named; one that is given up in time is not."""
+
+import socket
+import threading
+
+import pytest
+from stretto.serving.installation import LaunchError
+from stretto.serving.ports import wait_for_ports
+
+
+def listener() -> tuple[socket.socket, int]:
+    taken = socket.socket()
+    taken.bind(("127.0.0.1", 0))
+    taken.listen()
+    return taken, taken.getsockname()[1]
+
+
+def test_a_port_in_use_is_named() -> None:
+    taken, port = listener()
+    with pytest.raises(LaunchError, match=f"port {port} is in use: choose another with --grpc-port"):
+        wait_for_ports({"grpc": port}, timeout_s=0.1)
+    taken.close()
+
+
+def test_a_port_that_is_given_up_is_waited_for() -> None:
+    taken, port = listener()
+    threading.Timer(0.2, taken.close).start()
+    wait_for_ports({"http": port}, timeout_s=5)

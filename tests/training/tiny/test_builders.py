@@ -1,0 +1,118 @@
+"""Sequences against examples drawn by hand."""
+
+import numpy as np
+import pytest
+from stretto.families.tiny import family as tiny
+
+from training.tiny import builders
+from training.tiny.encoded import PHONEME_ID, Spoken, Transcript
+from training.tiny.sequences import CHARACTER_ID, INDEX, NO_TARGET, SPACE, Head, Rows
+
+
+def phoneme(name: str) -> int:
+    return tiny.FIRST_PHONEME + PHONEME_ID[name]
+
+
+@pytest.fixture
+def spoken() -> Spoken:
+    """`up at`: pau ah p | ae t pau in seven frames, the first silence two frames long."""
+    names = "pau ah p ae t pau".split()
+    transcript = Transcript("up at", tuple(PHONEME_ID[name] for name in names), (-1, 0, 0, 1, 1, -1))
+    codes = (np.arange(7)[:, None] + 10 * np.arange(7)[None]).astype(np.uint8)
+    return Spoken(transcript, "rms", np.asarray([0, 0, 1, 2, 3, 4, 5]), codes)
+
+
+TEXT = [
+    tiny.TTS, tiny.VOICES["rms"], *(CHARACTER_ID[c] for c in "up at"), tiny.BEGIN_TEXT, phoneme("pau"), phoneme("ah"),
+    phoneme("p"), SPACE, phoneme("ae"), phoneme("t"), phoneme("pau"), tiny.END_OF_TEXT,
+]  # fmt: skip
+
+
+def frame(name: str, continues: int) -> int:
+    return tiny.FIRST_FRAME_TOKEN + 2 * PHONEME_ID[name] + continues
+
+
+def test_speech_is_characters_then_phonemes_then_delayed_frames(spoken: Spoken) -> None:
+    rows = builders.tts(spoken)
+    frames = [frame("pau", 0), frame("pau", 1), *(frame(name, 0) for name in "ah p ae t pau".split())]
+    drain = [tiny.END_OF_AUDIO, *[tiny.PAD] * 7, tiny.END_OF_REPLY]
+    assert rows.ids[:, 0].tolist() == [*TEXT, tiny.BEGIN_AUDIO, *frames, *drain]
+    audio = len(TEXT) + 1
+    ordinals = [0] * 8 + [1, 2, 3, 0, 4, 5, 6, 0] + [0] + [1, 1, 2, 3, 4, 5, 6] + [0] * 9
+    assert rows.ids[:, INDEX].tolist() == [tiny.PHONEME_INDEX_BASE + o if o else tiny.PAD for o in ordinals]
+    for k in range(7):
+        for row in range(7 + 9):
+            at = row - tiny.LAYOUT.delays[k + 1]
+            expected = tiny.FIRST_CODE + 256 * k + at + 10 * k if 0 <= at < 7 else tiny.PAD
+            assert rows.ids[audio + row, k + 1] == expected
+    assert (rows.ids[:audio, 1:8] == tiny.PAD).all()
+
+
+def test_speech_predicts_its_text_its_frames_and_its_codes_and_nothing_else(spoken: Spoken) -> None:
+    rows = builders.tts(spoken)
+    audio = len(TEXT) + 1
+    predicted = [*range(8, len(TEXT)), *range(audio, audio + 8)]
+    following = np.append(rows.ids[1:, 0], NO_TARGET)
+    expected = [following[row] if row + 1 in predicted else NO_TARGET for row in range(len(rows.ids))]
+    assert rows.target.tolist() == expected
+    assert np.flatnonzero(rows.speaks).tolist() == list(range(audio - 1, len(rows.ids) - 1))
+
+
+def test_frames_look_at_their_phoneme_and_at_the_next(spoken: Spoken) -> None:
+    rows = builders.tts(spoken)
+    audio, this, following = len(TEXT) + 1, [8, 8, 9, 10, 12, 13, 14], [9, 9, 10, 12, 13, 14, None]
+    assert rows.look[audio : audio + 7, Head.THIS_PHONEME].tolist() == [[row, row + 1] for row in this]
+    spans = [[row, row + 1] if row else [0, 0] for row in following]
+    assert rows.look[audio : audio + 7, Head.NEXT_PHONEME].tolist() == spans
+
+
+def test_text_rows_look_at_the_letters_of_the_next_phoneme(spoken: Spoken) -> None:
+    look = builders.g2p(spoken.transcript, "rms").look[:, Head.SOURCE]
+    assert look[8].tolist() == [2, 4]  # ah: the u of `up`, and its neighbour
+    assert look[10].tolist() == [4, 5]  # the space
+    assert look[11].tolist() == [5, 7]  # ae: `at`
+    assert look[13].tolist() == [7, 8]  # silence: what follows the last letter
+
+
+def test_the_unconditional_form_hides_text_script_and_index_and_predicts_codes_only(spoken: Spoken) -> None:
+    speech, null = builders.tts(spoken), builders.unconditional(spoken)
+    audio = len(TEXT) + 1
+    hidden = [tiny.NULL] * (audio - 3)
+    assert null.ids[:audio, 0].tolist() == [*TEXT[:2], *hidden, tiny.BEGIN_AUDIO]
+    assert (null.ids[audio : audio + 7, 0] == tiny.NULL).all()
+    assert (null.ids[audio + 7 :, 0] == speech.ids[audio + 7 :, 0]).all()
+    assert (null.ids[:, INDEX] == tiny.PAD).all()
+    assert (null.ids[:, 1:8] == speech.ids[:, 1:8]).all()
+    assert (null.target == NO_TARGET).all()
+    assert (null.speaks == speech.speaks).all()
+
+
+def test_listening_is_audio_then_phonemes_then_characters(spoken: Spoken) -> None:
+    rows = builders.asr(spoken)
+    audio = 7 + 9
+    head = [tiny.ASR, tiny.BEGIN_AUDIO, *[tiny.PAD] * audio, tiny.BEGIN_TEXT]
+    written = [tiny.SEPARATOR, *(CHARACTER_ID[c] for c in "up at"), tiny.END_OF_REPLY]
+    assert rows.ids[:, 0].tolist() == [*head, *TEXT[8:-1], *written]
+    assert rows.ids[2 : 2 + audio, INDEX].tolist() == [tiny.FRAME_INDEX_BASE + row + 1 for row in range(audio)]
+    assert rows.ids[2 + 9 + 3, 7] == tiny.FIRST_CODE + 256 * 6 + 63  # last codebook, nine rows behind: frame 3
+    assert rows.target[len(head) - 1 : -1].tolist() == rows.ids[len(head) :, 0].tolist()
+    assert not rows.speaks.any()
+
+
+def test_listening_names_each_frame_when_it_is_complete(spoken: Spoken) -> None:
+    rows = builders.asr(spoken)
+    assert (rows.target[:11] == NO_TARGET).all()
+    assert rows.target[11:18].tolist() == builders.frame_tokens(spoken).tolist()
+
+
+def test_listening_looks_where_the_next_phoneme_sounds(spoken: Spoken) -> None:
+    look = builders.asr(spoken).look[:, Head.SOUND]
+    begin_text = 2 + 16
+    assert look[begin_text].tolist() == [2 + 3, 2 + 2 + 7]  # silence: frames 0 and 1
+    assert look[begin_text + 3].tolist() == look[begin_text + 4].tolist() == [2 + 4 + 3, 2 + 5 + 7]  # space, then ae
+
+
+def test_spelling_predicts_the_characters_only(spoken: Spoken) -> None:
+    rows: Rows = builders.spell(spoken.transcript)
+    predicted = [int(token_id) for token_id in rows.target if token_id != NO_TARGET]
+    assert predicted == [tiny.SEPARATOR, *(CHARACTER_ID[c] for c in "up at"), tiny.END_OF_REPLY]

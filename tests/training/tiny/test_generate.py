@@ -1,0 +1,61 @@
+"""Generation follows the rules of the engine."""
+
+import numpy as np
+import pytest
+import torch
+from stretto.families.tiny import family as tiny
+
+from training.tiny import builders
+from training.tiny.encoded import Spoken, Transcript
+from training.tiny.generate import Scripts, Speaking, speak, text_prompt, with_text, without_text, written
+from training.tiny.network import Network, NetworkConfig
+from training.tiny.sequences import phoneme_text
+
+SMALL = NetworkConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=32,
+                      intermediate_size=96)  # fmt: skip
+TRANSCRIPT = Transcript("up at", (30, 2, 29, 1, 33, 30), (-1, 0, 0, 1, 1, -1))
+
+
+@pytest.fixture
+def network() -> Network:
+    torch.manual_seed(0)
+    return Network(SMALL).eval()
+
+
+def test_contexts_are_those_of_training() -> None:
+    spoken = Spoken(TRANSCRIPT, "slt", np.arange(6), np.zeros((6, 7), dtype=np.uint8))
+    context = with_text(text_prompt("up at", "slt"), phoneme_text(TRANSCRIPT)[0])
+    assert (context == builders.tts(spoken).ids[: len(context)]).all()
+    assert (without_text(context) == builders.unconditional(spoken).ids[: len(context)]).all()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5])
+def test_every_entry_is_spoken_once_in_order_and_the_reply_ends(network: Network, scale: float) -> None:
+    script = phoneme_text(TRANSCRIPT)[0]
+    codes, ended = speak(network, ["up at", "up at"], "slt", Speaking(scale, seed=3), [script, script[:3]])
+    assert ended == [True, True]
+    assert [len(each) >= 6 - 3 * index for index, each in enumerate(codes)] == [True, True]
+    assert all(each.min() >= 0 and each.max() < 256 for each in codes)
+
+
+def test_the_same_seed_gives_the_same_speech(network: Network) -> None:
+    script = [phoneme_text(TRANSCRIPT)[0]]
+    first, second = (speak(network, ["up at"], "slt", Speaking(seed=5), script)[0][0] for _ in range(2))
+    assert np.array_equal(first, second)
+
+
+def test_a_pointer_that_is_sure_to_stay_stays_and_one_sure_to_leave_leaves() -> None:
+    pointer, generator = Scripts([[tiny.FIRST_PHONEME + 2, tiny.FIRST_PHONEME + 7]]), torch.Generator().manual_seed(0)
+    stay, leave = torch.full((1, 192), -50.0), torch.full((1, 192), -50.0)
+    stay[0, tiny.FIRST_FRAME_TOKEN + 5] = 50.0
+    leave[0, tiny.FIRST_FRAME_TOKEN + 14] = 50.0
+    logits = [leave, stay, leave, leave, leave]
+    rows = [int(pointer.advance(each, row, 0.6, generator)) for row, each in enumerate(logits)]
+    start = tiny.FIRST_FRAME_TOKEN
+    assert rows == [start + 4, start + 5, start + 14, tiny.END_OF_AUDIO, tiny.PAD]
+
+
+def test_what_is_written_follows_the_separator() -> None:
+    letters = [tiny.FIRST_CHARACTER + tiny.CHARACTERS.index(c) for c in "up"]
+    assert written([50, tiny.SEPARATOR, *letters]) == "up"
+    assert written(letters) == ""

@@ -1,0 +1,221 @@
+"""The window, the probes, and how an utterance stops."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stretto.errors import Cancelled, Overloaded
+from stretto.records.chunk import Chunk, LMChunk
+from stretto.records.envelope import Envelope
+from stretto.streams.segment import Segment
+from stretto.triton_io.chunk_sender import DecoderStalled, Outflow, OutflowLimits
+from stretto.triton_io.flow import DecoderFailed, FlowSlot, FlowTable, Outcome
+
+from tests.fakes_triton import ResponseSender
+from tests.triton_io.answering import AnsweringSender
+
+QUICK = OutflowLimits(max_chunks=4, max_frames=100, probe_s=0.05, poll_s=0.005, stall_s=10)
+IMPATIENT = replace(QUICK, stall_s=0.2)
+
+
+@pytest.fixture
+def slot(tmp_path: Path) -> FlowSlot:
+    return FlowTable.create(1, 4, tmp_path).claim()
+
+
+class Speaker:
+    """Yields chunks of `frames` frames, `pause_s` apart; tells whether it was closed."""
+
+    def __init__(self, num_chunks: int, frames: int = 1, pause_s: float = 0.0) -> None:
+        self.num_chunks, self.frames, self.pause_s = num_chunks, frames, pause_s
+        self.num_made = 0
+        self.is_closed = False
+
+    async def speak(self) -> AsyncGenerator[LMChunk, None]:
+        try:
+            for index in range(self.num_chunks):
+                await asyncio.sleep(self.pause_s)
+                codes = np.full((2, self.frames), index, np.int32) if self.frames else None
+                self.num_made += 1
+                yield LMChunk(Chunk(index, Segment.AUDIO), codes)
+        finally:
+            self.is_closed = True
+
+
+def envelopes(sender: ResponseSender) -> list[Envelope]:
+    return [Envelope.from_record(json.loads(each.array("chunk").tobytes())) for each in sender.responses]
+
+
+def sent(sender: ResponseSender) -> list[int]:
+    return [each.chunk.index for each in envelopes(sender) if each.chunk is not None]
+
+
+def answer(slot: FlowSlot, count: int) -> None:
+    for _ in range(count):
+        slot.count_answer()
+
+
+async def settled(condition: object, timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.002)
+
+
+async def test_chunks_go_in_order_with_their_codes(slot: FlowSlot) -> None:
+    sender, speaker = ResponseSender(), Speaker(3, frames=2)
+    await Outflow(sender, slot, "u", QUICK).pump(speaker.speak())
+    assert sent(sender) == [0, 1, 2]
+    np.testing.assert_array_equal(sender.responses[1].array("codes"), np.full((2, 2), 1))
+    assert envelopes(sender)[0].flow == slot.address
+    assert speaker.is_closed
+    assert not sender.is_final  # that is the service's to send
+
+
+async def test_a_text_chunk_has_no_codes(slot: FlowSlot) -> None:
+    sender = ResponseSender()
+    await Outflow(sender, slot, "u", QUICK).pump(Speaker(1, frames=0).speak())
+    assert sender.responses[0].array("codes") is None
+
+
+async def test_no_more_chunks_are_on_the_way_than_the_window_holds(slot: FlowSlot) -> None:
+    sender = ResponseSender()
+    pumping = asyncio.create_task(Outflow(sender, slot, "u", QUICK).pump(Speaker(8).speak()))
+    await settled(lambda: len(sent(sender)) == 4)
+    await asyncio.sleep(0.05)
+    assert sent(sender) == [0, 1, 2, 3]
+    answer(slot, 2)
+    await settled(lambda: len(sent(sender)) == 6)
+    answer(slot, 4)
+    await pumping
+    assert sent(sender) == list(range(8))
+
+
+async def test_no_more_frames_are_on_the_way_than_allowed(slot: FlowSlot) -> None:
+    sender = ResponseSender()
+    pumping = asyncio.create_task(Outflow(sender, slot, "u", QUICK).pump(Speaker(4, frames=60).speak()))
+    await settled(lambda: len(sent(sender)) == 2)
+    await asyncio.sleep(0.05)
+    assert sent(sender) == [0, 1]  # 60 < 100 lets a second chunk go, 120 no third
+    answer(slot, 2)
+    await pumping
+    assert sent(sender) == [0, 1, 2, 3]
+
+
+async def test_a_quiet_language_model_sends_probes(slot: FlowSlot) -> None:
+    sender = AnsweringSender(slot.table)
+    await Outflow(sender, slot, "u", QUICK).pump(Speaker(1, pause_s=0.6).speak())
+    probes = [each for each in envelopes(sender) if each.chunk is None]
+    assert 2 <= len(probes) <= 12
+    assert envelopes(sender)[-1].chunk is not None
+
+
+async def test_there_is_one_probe_at_a_time(slot: FlowSlot) -> None:
+    sender = ResponseSender()
+    await asyncio.wait_for(Outflow(sender, slot, "u", QUICK).pump(Speaker(1, pause_s=0.6).speak()), 30)
+    assert [each.chunk is None for each in envelopes(sender)] == [True, False]
+
+
+async def test_a_cancelled_utterance_stops_before_its_next_chunk(slot: FlowSlot) -> None:
+    sender, speaker = ResponseSender(), Speaker(9, pause_s=10)
+    pumping = asyncio.create_task(Outflow(sender, slot, "u", QUICK).pump(speaker.speak()))
+    await asyncio.sleep(0.02)
+    slot.conclude(Outcome.CANCELLED)
+    begun = time.monotonic()
+    with pytest.raises(Cancelled):
+        await pumping
+    assert time.monotonic() - begun < 5
+    assert speaker.is_closed
+
+
+async def test_a_cancelled_utterance_does_not_wait_for_room(slot: FlowSlot) -> None:
+    speaker = Speaker(9)
+    pumping = asyncio.create_task(Outflow(ResponseSender(), slot, "u", QUICK).pump(speaker.speak()))
+    await settled(lambda: speaker.num_made == 5)
+    slot.conclude(Outcome.CANCELLED)
+    with pytest.raises(Cancelled):
+        await pumping
+    assert speaker.is_closed
+
+
+@pytest.mark.parametrize(("outcome", "kind"), [(Outcome.FAILED, DecoderFailed), (Outcome.OVERLOADED, Overloaded)])
+async def test_what_ended_the_utterance_at_the_decoder_is_raised(
+    slot: FlowSlot, outcome: Outcome, kind: type[Exception]
+) -> None:
+    outflow = Outflow(ResponseSender(), slot, "u", QUICK)
+    await outflow.pump(Speaker(1).speak())
+    slot.conclude(outcome, "no codec")
+    answer(slot, 1)
+    with pytest.raises(kind, match=r"^no codec$"):
+        await outflow.settle()
+
+
+async def test_a_decoder_that_answers_nothing_ends_the_utterance(slot: FlowSlot) -> None:
+    with pytest.raises(DecoderStalled, match="answered nothing"):
+        await Outflow(ResponseSender(), slot, "u", IMPATIENT).pump(Speaker(9).speak())
+
+
+async def test_the_failure_of_the_model_comes_through(slot: FlowSlot) -> None:
+    async def fail() -> AsyncGenerator[LMChunk, None]:
+        yield LMChunk(Chunk(0, Segment.TEXT), None)
+        raise RuntimeError("boom")
+
+    sender = ResponseSender()
+    with pytest.raises(RuntimeError, match="boom"):
+        await Outflow(sender, slot, "u", QUICK).pump(fail())
+    assert sent(sender) == [0]
+
+
+async def test_an_utterance_settles_when_chunks_and_probes_are_answered(slot: FlowSlot) -> None:
+    sender = ResponseSender()
+    outflow = Outflow(sender, slot, "u", QUICK)
+    await outflow.pump(Speaker(2, pause_s=0.07).speak())
+    assert len(sender.responses) > 2
+    settling = asyncio.create_task(outflow.settle())
+    answer(slot, len(sender.responses) - 1)
+    await asyncio.sleep(0.03)
+    assert not settling.done()
+    answer(slot, 1)
+    await settling
+
+
+async def test_a_cancelled_utterance_settles_only_when_all_is_answered(slot: FlowSlot) -> None:
+    outflow = Outflow(ResponseSender(), slot, "u", QUICK)
+    await outflow.pump(Speaker(2).speak())
+    slot.conclude(Outcome.CANCELLED)
+    settling = asyncio.create_task(outflow.settle())
+    await asyncio.sleep(0.03)
+    assert not settling.done()
+    answer(slot, 2)
+    with pytest.raises(Cancelled):
+        await settling
+
+
+async def test_audio_leaves_no_faster_than_a_listener_hears_it_and_the_limit(slot: FlowSlot) -> None:
+    sender = AnsweringSender(slot.table)
+    limits = replace(QUICK, max_ahead_s=0.2)
+    outflow = Outflow(sender, slot, "u", limits)  # 25 frames a second
+    speaker = Speaker(6, frames=5)
+    begun = time.monotonic()
+    await outflow.pump(speaker.speak())
+    took_s = time.monotonic() - begun
+    assert sent(sender) == list(range(6))
+    assert 30 / 25 - 0.2 - 5 / 25 <= took_s < 20
+    assert len(envelopes(sender)) > 6, "it asked after the client while it waited"
+
+
+async def test_a_client_who_leaves_while_audio_is_held_back_is_noticed(slot: FlowSlot) -> None:
+    sender = AnsweringSender(slot.table)
+    outflow = Outflow(sender, slot, "u", replace(QUICK, max_ahead_s=0.2))
+    speaker = Speaker(1000, frames=25)
+    pumping = asyncio.create_task(outflow.pump(speaker.speak()))
+    await asyncio.sleep(0.1)
+    slot.conclude(Outcome.CANCELLED)
+    with pytest.raises(Cancelled):
+        await asyncio.wait_for(pumping, 30)
+    assert speaker.is_closed

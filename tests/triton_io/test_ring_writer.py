@@ -1,0 +1,135 @@
+"""Samples go into the ring in their turn; a full ring holds its own utterance's replies and nobody else's."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from stretto.errors import Cancelled, InvalidRequest
+from stretto.records.ring_address import RingAddress
+from stretto.triton_io import ring_writer as outlets
+from stretto.triton_io.flow import FlowSlot, FlowTable
+from stretto.triton_io.ring_writer import RingOutlet, RingOutlets
+from stretto_client.ring import Ring, RingSize
+
+
+@dataclass
+class Reply:
+    """Notes what becomes of it."""
+
+    events: list[dict[str, Any]] = field(default_factory=list)
+    pcm: np.ndarray | None = None
+    error: BaseException | None = None
+    is_unwanted: bool = False
+
+    def deliver(self, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
+        assert not self.events
+        assert self.error is None
+        self.pcm = pcm
+        self.events.append(event)
+
+    def fail(self, error: BaseException) -> None:
+        assert not self.events
+        self.error = error
+
+    def is_cancelled(self) -> bool:
+        return self.is_unwanted
+
+
+@pytest.fixture
+def slot(tmp_path: Path) -> FlowSlot:
+    return FlowTable.create(1, 4, tmp_path).claim()
+
+
+@pytest.fixture
+def ring() -> Iterator[Ring]:
+    made = Ring("system", RingSize(2, 64))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def all_outlets() -> RingOutlets:
+    return RingOutlets()
+
+
+@pytest.fixture
+def outlet(all_outlets: RingOutlets, ring: Ring, slot: FlowSlot) -> RingOutlet:
+    return all_outlets.at("u", RingAddress.from_record(ring.option()), slot)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def samples(value: int) -> np.ndarray:
+    return np.full(16, value, np.float32)
+
+
+def test_what_finds_room_is_answered_at_once_and_the_rest_in_order_as_slots_are_released(
+    outlet: RingOutlet, ring: Ring
+) -> None:
+    replies = [Reply() for _ in range(5)]
+    for index, reply in enumerate(replies):
+        outlet.offer(reply, None if index == 3 else samples(index), {"index": index})
+    assert [len(reply.events) for reply in replies] == [1, 1, 0, 0, 0]
+    for index in (0, 1, 2, 4):
+        until(lambda index=index: bool(replies[index].events))
+        (event,) = replies[index].events
+        assert event["index"] == index
+        np.testing.assert_array_equal(ring.take(event["ring"]), samples(index))
+    assert replies[3].events == [{"index": 3}]
+
+
+def test_what_never_fits_goes_with_the_response_in_its_turn(outlet: RingOutlet, ring: Ring) -> None:
+    replies, large = [Reply() for _ in range(4)], np.arange(33, dtype=np.float32)
+    for reply, pcm in zip(replies, (samples(0), samples(1), samples(2), large), strict=True):
+        outlet.offer(reply, pcm, {})
+    assert not replies[3].events
+    for reply in replies[:3]:
+        until(lambda reply=reply: bool(reply.events))
+        ring.take(reply.events[0]["ring"])
+    until(lambda: bool(replies[3].events))
+    assert replies[3].events == [{}]
+    np.testing.assert_array_equal(replies[3].pcm, large)
+
+
+def test_a_client_that_leaves_ends_what_is_held(outlet: RingOutlet) -> None:
+    replies = [Reply() for _ in range(4)]
+    for reply in replies:
+        outlet.offer(reply, samples(1), {})
+    replies[2].is_unwanted = True
+    until(lambda: isinstance(replies[3].error, Cancelled))
+    assert isinstance(replies[2].error, Cancelled)
+
+
+def test_a_client_that_stops_reading_is_given_up(outlet: RingOutlet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outlets, "STALL_S", 0.05)
+    replies = [Reply() for _ in range(3)]
+    for reply in replies:
+        outlet.offer(reply, samples(1), {})
+    until(lambda: replies[2].error is not None)
+    assert str(replies[2].error) == "options.output.ring: expected slots released within 0.05 s, got none"
+
+
+def test_when_the_utterance_is_over_its_ring_is_let_go(
+    all_outlets: RingOutlets, outlet: RingOutlet, slot: FlowSlot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outlets, "SWEEP_S", 0.01)
+    assert len(all_outlets) == 1
+    slot.release()
+    until(lambda: len(all_outlets) == 0)
+    with pytest.raises(Cancelled):
+        outlet.offer(Reply(), samples(1), {})
+
+
+def test_an_utterance_has_one_outlet(all_outlets: RingOutlets, outlet: RingOutlet, ring: Ring, slot: FlowSlot) -> None:
+    assert all_outlets.at("u", RingAddress.from_record(ring.option()), slot) is outlet
+    with pytest.raises(InvalidRequest):
+        all_outlets.at("v", RingAddress("stretto_ring_0000000000000000"), slot)

@@ -1,0 +1,145 @@
+"""One function per task: from an utterance or a transcript to the rows of `sequences`."""
+
+import numpy as np
+from stretto.families.tiny import family as tiny
+
+from training.tiny.encoded import Spoken, Transcript
+from training.tiny.sequences import (
+    INDEX,
+    MAX_DELAY,
+    NO_TARGET,
+    Head,
+    Rows,
+    blank,
+    characters,
+    codec_rows,
+    letters_of_phonemes,
+    number_phonemes,
+    phoneme_text,
+    phonemes_of_letters,
+    predict,
+)
+
+KEPT_FIRST = tiny.TINY.unconditional.keep_first
+FIRST_CODEC, LAST_CODEC = 1, 1 + tiny.NUM_CODEBOOKS
+
+
+def _read(voice: str, transcript: Transcript, tail: list[int]) -> tuple[Rows, int]:
+    """Context, phoneme text, [end_of_text], then `tail` on stream 0; and the first row of the phoneme text."""
+    source_ids, source = phoneme_text(transcript)
+    head = [tiny.TTS, tiny.VOICES[voice], *characters(transcript.text), tiny.BEGIN_TEXT]
+    first = len(head)
+    rows = blank([*head, *source_ids, tiny.END_OF_TEXT, *tail])
+    number_phonemes(rows, first, source)
+    predict(rows, first, first + len(source) + 1)
+    for position, (start, stop) in enumerate(letters_of_phonemes(transcript, source)):
+        rows.look[first + position - 1, Head.SOURCE] = KEPT_FIRST + start, KEPT_FIRST + stop
+    return rows, first
+
+
+def g2p(transcript: Transcript, voice: str) -> Rows:
+    """Characters in, phoneme text out; no audio."""
+    return _read(voice, transcript, [])[0]
+
+
+def frame_tokens(spoken: Spoken) -> np.ndarray:
+    """Stream 0 of each frame: its phoneme, with a mark on the phoneme's first frame."""
+    phonemes = np.asarray(spoken.transcript.phonemes)[spoken.phoneme_of_frame]
+    continues = np.diff(spoken.phoneme_of_frame, prepend=-1) == 0
+    return tiny.FIRST_FRAME_TOKEN + 2 * phonemes + continues
+
+
+def tts(spoken: Spoken) -> Rows:
+    """Characters in, phoneme text and then audio out."""
+    frames = len(spoken.codes)
+    drain = [tiny.PAD] * (MAX_DELAY - 2)
+    tail = [tiny.BEGIN_AUDIO, *frame_tokens(spoken).tolist(), tiny.END_OF_AUDIO, *drain, tiny.END_OF_REPLY]
+    rows, text = _read(spoken.voice, spoken.transcript, tail)
+    audio = len(rows.ids) - frames - MAX_DELAY
+    rows.ids[audio : audio + frames, INDEX] = tiny.PHONEME_INDEX_BASE + spoken.phoneme_of_frame + 1
+    rows.ids[audio:, FIRST_CODEC:LAST_CODEC] = codec_rows(spoken.codes, frames + MAX_DELAY)
+    predict(rows, audio, audio + frames + 1)
+    rows.speaks[audio - 1 : -1] = True
+    _look_at_script(rows, spoken, text, audio)
+    return rows
+
+
+def _look_at_script(rows: Rows, spoken: Spoken, text: int, audio: int) -> None:
+    """Audio rows look at the text rows of their phoneme and of the next."""
+    _, source = phoneme_text(spoken.transcript)
+    at = np.asarray([text + position for position, index in enumerate(source) if index >= 0])
+    for frame, phoneme in enumerate(spoken.phoneme_of_frame):
+        rows.look[audio + frame, Head.THIS_PHONEME] = at[phoneme], at[phoneme] + 1
+        if phoneme + 1 < len(at):
+            rows.look[audio + frame, Head.NEXT_PHONEME] = at[phoneme + 1], at[phoneme + 1] + 1
+
+
+def unconditional(spoken: Spoken) -> Rows:
+    """What the unconditional half of a guidance pair sees of `tts`; only the codec streams are predicted."""
+    rows = tts(spoken)
+    audio = len(rows.ids) - len(spoken.codes) - MAX_DELAY
+    rows.ids[KEPT_FIRST : audio - 1, 0] = tiny.NULL
+    rows.ids[audio : audio + len(spoken.codes), 0] = tiny.NULL
+    rows.ids[:, INDEX] = tiny.PAD
+    rows.target[:] = NO_TARGET
+    rows.look[:] = 0
+    return rows
+
+
+def _write(transcript: Transcript, head: Rows) -> Rows:
+    """`head`, which ends in [begin_text], then phoneme text, [separator], characters, [end_of_reply]."""
+    source_ids, source = phoneme_text(transcript)
+    first = len(head.ids)
+    tail = blank([*source_ids, tiny.SEPARATOR, *characters(transcript.text), tiny.END_OF_REPLY])
+    rows = Rows(
+        np.concatenate([head.ids, tail.ids]),
+        np.concatenate([head.target, tail.target]),
+        np.concatenate([head.speaks, tail.speaks]),
+        np.concatenate([head.look, tail.look]),
+    )
+    number_phonemes(rows, first, source)
+    predict(rows, first, len(rows.ids))
+    letters = first + len(source) + 1
+    for position, (start, stop) in enumerate(phonemes_of_letters(transcript, source)):
+        rows.look[letters + position - 1, Head.SOURCE] = first + start, first + stop
+    return rows
+
+
+def spell(transcript: Transcript) -> Rows:
+    """Phoneme text in, characters out; no audio. The phonemes themselves are not predicted."""
+    rows = _write(transcript, blank([tiny.ASR, tiny.BEGIN_AUDIO, tiny.BEGIN_TEXT]))
+    rows.target[: 2 + len(phoneme_text(transcript)[0])] = NO_TARGET
+    return rows
+
+
+def audio_prompt(codes: np.ndarray) -> np.ndarray:
+    """Rows [T + 9, 9] of the audio that a transcription reads: codes [T, 7] delayed, numbered from 1."""
+    count = len(codes) + MAX_DELAY
+    ids = blank([tiny.PAD] * count).ids
+    ids[:, FIRST_CODEC:LAST_CODEC] = codec_rows(codes, count)
+    ids[:, INDEX] = tiny.FRAME_INDEX_BASE + 1 + np.arange(count)
+    return ids
+
+
+def asr(spoken: Spoken) -> Rows:
+    """Audio in, phoneme text and then characters out. Each audio row whose frame is complete also names that
+    frame's token (training only: it makes the network recognise while it listens)."""
+    frames = len(spoken.codes)
+    head = blank([tiny.ASR, tiny.BEGIN_AUDIO, *[tiny.PAD] * (frames + MAX_DELAY), tiny.BEGIN_TEXT])
+    audio = 2
+    head.ids[audio:-1] = audio_prompt(spoken.codes)
+    head.target[audio + MAX_DELAY : -1] = frame_tokens(spoken)
+    rows = _write(spoken.transcript, head)
+    _look_at_sound(rows, spoken, audio)
+    return rows
+
+
+def _look_at_sound(rows: Rows, spoken: Spoken, audio: int) -> None:
+    """Text rows look at the audio rows that carry the next phoneme; a space belongs to the phoneme after it."""
+    _, source = phoneme_text(spoken.transcript)
+    starts = np.searchsorted(spoken.phoneme_of_frame, np.arange(len(spoken.transcript.phonemes) + 1))
+    text = audio + len(spoken.codes) + MAX_DELAY + 1
+    for position, index in enumerate(source):
+        phoneme = index if index >= 0 else source[position + 1]
+        span = audio + starts[phoneme] + tiny.LEAD, audio + starts[phoneme + 1] + MAX_DELAY - 2
+        rows.look[text + position - 1, Head.SOUND] = span

@@ -1,0 +1,96 @@
+"""What training draws from: encoded utterances, and word strings that are read but never spoken."""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from training.tiny.encoded import PHONEME_ID, Spoken, Transcript
+from training.tiny.sequences import MAX_DELAY
+from training.tiny.synthesise import Pronunciations
+from training.tiny.words import load_words
+
+Item = TypeVar("Item")
+
+BUCKET = 240  # utterances that are sorted by length together
+MAX_LISTENED_FRAMES = 255 - MAX_DELAY  # frames of an audio prompt are numbered to 255
+CONTEXTUAL = 150  # the most frequent words sound different alone; they are learned from sentences only
+
+
+def write_encoded(path: Path, utterances: list[Spoken]) -> None:
+    """Save encoded utterances so that a reader never sees half a file."""
+    partial = path.with_suffix(".partial")
+    torch.save([asdict(utterance) for utterance in utterances], partial)
+    partial.rename(path)
+
+
+def read_encoded(path: Path) -> list[Spoken]:
+    """The utterances of one file of `write_encoded`."""
+    records = torch.load(path, weights_only=False)
+    return [Spoken(**{**record, "transcript": Transcript(**record["transcript"])}) for record in records]
+
+
+class Corpus:
+    """The encoded utterances of a folder; `refresh` takes in files that have been added since."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._read: set[Path] = set()
+        self.utterances: list[Spoken] = []
+
+    def refresh(self) -> None:
+        for path in sorted(self._folder.glob("codes_*.pt")):
+            if path not in self._read:
+                self._read.add(path)
+                self.utterances += read_encoded(path)
+
+    def batches(self, rows: int, rng: random.Random, max_frames: int = 1 << 20) -> Iterator[list[Spoken]]:
+        """Endless batches of similar length and at most `rows` rows, every utterance once per epoch."""
+        while True:
+            self.refresh()
+            pool = [utterance for utterance in self.utterances if len(utterance.codes) <= max_frames]
+            rng.shuffle(pool)
+            for start in range(0, len(pool), BUCKET):
+                batches = cut(pool[start : start + BUCKET], num_rows, rows)
+                rng.shuffle(batches)
+                yield from batches
+
+
+def num_rows(utterance: Spoken) -> int:
+    """Rows of its sequence, spaces between words aside."""
+    transcript = utterance.transcript
+    return len(utterance.codes) + len(transcript.phonemes) + len(transcript.text) + MAX_DELAY
+
+
+def cut(items: list[Item], num_rows: Callable[[Item], int], rows: int) -> list[list[Item]]:
+    """Sort by length and cut into batches whose padded size is at most `rows`, or which hold a single item."""
+    batches: list[list[Item]] = [[]]
+    for item in sorted(items, key=num_rows):
+        if batches[-1] and (len(batches[-1]) + 1) * num_rows(item) > rows:
+            batches.append([])
+        batches[-1].append(item)
+    return batches
+
+
+class WordStrings:
+    """Transcripts of random words, joined from their pronunciations alone."""
+
+    def __init__(self, pronunciations: Pronunciations, rng: random.Random):
+        words = load_words()
+        taught = (*words.spoken[CONTEXTUAL:], *words.read)
+        self._words = [word for word in taught if word in pronunciations]
+        self._pronunciations = pronunciations
+        self._rng = rng
+
+    def draw(self, count: int) -> Transcript:
+        """`count` words, each as likely as any other: what is to be learned here is spelling, not frequency."""
+        text = " ".join(self._rng.choices(self._words, k=count))
+        phonemes, owners = [PHONEME_ID["pau"]], [-1]
+        for index, word in enumerate(text.split()):
+            sound = [PHONEME_ID[name] for name in self._pronunciations[word]]
+            phonemes += sound
+            owners += [index] * len(sound)
+        return Transcript(text, (*phonemes, PHONEME_ID["pau"]), (*owners, -1))

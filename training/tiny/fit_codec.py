@@ -1,0 +1,73 @@
+"""Fits the codec's residual quantiser: principal components of stacked log-mel frames, then k-means per codebook.
+
+Seven codebooks of 256 on 4 mel frames (40 ms): 25 frames a second. Takes well under a minute on one core.
+"""
+
+from pathlib import Path
+
+import torch
+from stretto.codec.tiny.mel import NUM_MELS, log_mel
+from torch import Tensor
+
+from training.tiny.synthesise import Utterance, read_shard
+
+MEL_FRAMES = 4
+NUM_CODEBOOKS = 7
+CODEBOOK_SIZE = 256
+RANK = 96
+ITERATIONS = 12
+MAX_FRAMES = 60_000
+NUM_SHARDS = 10
+
+
+def stacked_mel(utterance: Utterance) -> Tensor:
+    """Log-mel frames of an utterance, four by four: [T, 4 * NUM_MELS]; its last frame is repeated to complete one."""
+    mel = log_mel(utterance.pcm.float() / 32768)
+    missing = -len(mel) % MEL_FRAMES
+    return torch.cat([mel, mel[-1:].expand(missing, -1)]).reshape(-1, MEL_FRAMES * NUM_MELS)
+
+
+def nearest(points: Tensor, centres: Tensor) -> Tensor:
+    """Index [N] of the nearest of `centres` [V, D] to each of `points` [N, D]."""
+    parts = points.split(8192)
+    return torch.cat([(centres.square().sum(1) - 2 * part @ centres.T).argmin(1) for part in parts])
+
+
+def k_means(points: Tensor, size: int, iterations: int) -> Tensor:
+    """Centres [size, D]; a centre that loses all its points starts again from one of them."""
+    centres = points[torch.randperm(len(points))[:size]].clone()
+    for _ in range(iterations):
+        owner = nearest(points, centres)
+        counts = torch.bincount(owner, minlength=size)
+        centres = torch.zeros_like(centres).index_add_(0, owner, points) / counts.clamp(min=1)[:, None]
+        empty = counts == 0
+        centres[empty] = points[torch.randint(len(points), (int(empty.sum()),))]
+    return centres
+
+
+def fit(frames: Tensor) -> dict[str, Tensor | int]:
+    """Tables of the quantiser for stacked frames [N, 256]: mean `mu`, basis `P` [256, D], codebooks `cb` [K, V, D]."""
+    if len(frames) > MAX_FRAMES:
+        frames = frames[torch.randperm(len(frames))[:MAX_FRAMES]]
+    mean = frames.mean(0)
+    centred = frames - mean
+    # not whitened: the distance between two projections is the distance between their log-mel frames
+    basis = torch.linalg.svd(centred.T @ centred / len(centred)).U[:, :RANK]
+    residual = centred @ basis
+    codebooks = []
+    for _ in range(NUM_CODEBOOKS):
+        centres = k_means(residual, CODEBOOK_SIZE, ITERATIONS)
+        residual = residual - centres[nearest(residual, centres)]
+        codebooks.append(centres)
+    tables = torch.stack(codebooks)
+    return {"S": MEL_FRAMES, "nq": NUM_CODEBOOKS, "K": CODEBOOK_SIZE, "mu": mean, "P": basis, "cb": tables}
+
+
+def fit_codec(folder: Path) -> Path:
+    """Fit to the first shards of `folder` and write `rvq.pt` there, unless it exists."""
+    path = folder / "rvq.pt"
+    if not path.exists():
+        torch.manual_seed(0)
+        shards = sorted(folder.glob("shard_*.pt"))[:NUM_SHARDS]
+        torch.save(fit(torch.cat([stacked_mel(u) for shard in shards for u in read_shard(shard)])), path)
+    return path

@@ -1,0 +1,51 @@
+"""Prints `wer.jsonl` as the tables of docs/bundled_model.md: python -m training.tiny.report FILE"""
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+NAMES = {
+    "original": "flite itself",
+    "codec": "after the codec",
+    "speech": "the model's speech",
+    "phonemes": "phoneme text (token errors)",
+    "transcription": "transcripts of flite",
+}
+
+
+def rows(records: list[dict[str, Any]]) -> dict[tuple[str, float], dict[tuple[str, str], list[float]]]:
+    """Values by (what, guidance scale, 0 where it does not apply) and then by (set, voice), one per seed."""
+    found: dict[tuple[str, float], dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        what = record["what"], record["guidance_scale"] or 0.0
+        found[what][record["test_set"], record["voice"]].append(record["value"])
+    return found
+
+
+def cell(values: list[float]) -> str:
+    """A mean, with the single values behind it where there are several."""
+    if not values:
+        return ""
+    mean = f"{sum(values) / len(values):.1f}"
+    return mean if len(values) == 1 else f"**{mean}** ({', '.join(f'{value:.1f}' for value in values)})"
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """A Markdown table, one column per set and voice."""
+    found = rows(records)
+    columns = sorted({column for row in found.values() for column in row})
+    lines = [
+        "| per cent | " + " | ".join(f"{name}, {voice}" for name, voice in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for what, name in NAMES.items():
+        for key in sorted(key for key in found if key[0] == what):
+            label = f"{name}, guidance {key[1]:g}" if key[1] else name
+            lines.append(f"| {label} | " + " | ".join(cell(found[key][column]) for column in columns) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table([json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]))

@@ -1,0 +1,165 @@
+"""Training sequences: the rows that the engine will feed at run time, what to predict, and where to look.
+
+    tts    [tts][voice] c a t [begin_text] pau k ae t pau [end_of_text] [begin_audio] audio rows …
+    g2p    the same, cut after [end_of_text]
+    asr    [asr][begin_audio] audio rows [begin_text] pau k ae t pau [separator] c a t [end_of_reply]
+    spell  the same without audio rows
+
+`look` names, for some rows, the earlier rows that a guided attention head should find (training only).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from math import ceil, floor
+
+import numpy as np
+from stretto.families.tiny import family as tiny
+
+from training.tiny.encoded import Transcript
+
+NO_TARGET = -1
+SPACE = tiny.FIRST_CHARACTER
+CHARACTER_ID = {character: tiny.FIRST_CHARACTER + index for index, character in enumerate(tiny.CHARACTERS)}
+INDEX = tiny.TINY.script.index_stream if tiny.TINY.script else 8
+STREAMS = tiny.LAYOUT.num_input_streams
+DELAYS = tiny.LAYOUT.delays
+MAX_DELAY = tiny.LAYOUT.max_delay
+
+
+class Head(IntEnum):
+    """The guided heads: what each finds for the row it stands on."""
+
+    NEXT_PHONEME = 0  # audio row -> text row of the phoneme after the one being spoken
+    THIS_PHONEME = 1  # audio row -> text row of the phoneme being spoken
+    SOURCE = 2  # text row -> the letters of the next phoneme, or the phonemes of the next letter
+    SOUND = 3  # text row -> the audio rows of the next phoneme
+
+
+@dataclass(frozen=True)
+class Rows:
+    """R rows: `ids` [R, 9]; `target` [R] is stream 0 of the next row or NO_TARGET; `speaks` [R] is whether the
+    codec streams of the next row are predicted; `look` [R, 4, 2] is a span of rows per Head, empty if equal."""
+
+    ids: np.ndarray
+    target: np.ndarray
+    speaks: np.ndarray
+    look: np.ndarray
+
+
+def blank(stream_0: Sequence[int]) -> Rows:
+    """Rows with these ids on stream 0 and nothing else, nothing to predict, nowhere to look."""
+    rows = len(stream_0)
+    ids = np.full((rows, STREAMS), tiny.PAD, dtype=np.int64)
+    ids[:, 0] = stream_0
+    return Rows(
+        ids,
+        np.full(rows, NO_TARGET, dtype=np.int64),
+        np.zeros(rows, dtype=bool),
+        np.zeros((rows, 4, 2), dtype=np.int64),
+    )
+
+
+def letter_spans(text: str) -> list[tuple[int, int]]:
+    """Where each word's letters lie in a text: [first, last) per word, punctuation left out."""
+    spans, start = [], 0
+    for piece in text.split(" "):
+        stripped = piece.strip(",.?")
+        if stripped:
+            first = start + piece.index(stripped)
+            spans.append((first, first + len(stripped)))
+        start += len(piece) + 1
+    return spans
+
+
+def phoneme_text(transcript: Transcript) -> tuple[list[int], list[int]]:
+    """The text segment's ids, and for each of them its phoneme (index into the transcript), -1 for a space."""
+    ids: list[int] = []
+    source: list[int] = []
+    word = 0
+    for index, phoneme in enumerate(transcript.phonemes):
+        if transcript.words[index] > word:
+            word = transcript.words[index]
+            ids.append(SPACE)
+            source.append(-1)
+        ids.append(tiny.FIRST_PHONEME + phoneme)
+        source.append(index)
+    return ids, source
+
+
+def _diagonal(position: int, count: int, span: tuple[int, int]) -> tuple[int, int]:
+    """The part of `span` that lies opposite item `position` of `count`, and one and a half to each side."""
+    first, last = span
+    centre = first + (position + 0.5) / count * (last - first)
+    return max(first, floor(centre - 1.5)), min(last, ceil(centre + 1.5))
+
+
+def _phoneme_spans(words: Sequence[int]) -> dict[int, tuple[int, int]]:
+    """[first, last) phoneme of each word."""
+    spans: dict[int, tuple[int, int]] = {}
+    for index, word in enumerate(words):
+        if word >= 0:
+            spans[word] = (spans.get(word, (index, index))[0], index + 1)
+    return spans
+
+
+def letters_of_phonemes(transcript: Transcript, source: Sequence[int]) -> list[tuple[int, int]]:
+    """For each id of the phoneme text, the characters it comes from: [first, last) in the text, or an empty span.
+
+    A space comes from the space before its word, a silence from the character after the word before it.
+    """
+    letters = letter_spans(transcript.text)
+    spans = _phoneme_spans(transcript.words)
+    found, word = [], -1
+    for index in source:
+        if index < 0:
+            first = letters[word + 1][0]
+            found.append((first - 1, first))
+        elif transcript.words[index] >= 0:
+            word = transcript.words[index]
+            first, last = spans[word]
+            found.append(_diagonal(index - first, last - first, letters[word]))
+        else:
+            found.append((letters[word][1], letters[word][1] + 1) if word >= 0 else (0, 1))
+    return found
+
+
+def phonemes_of_letters(transcript: Transcript, source: Sequence[int]) -> list[tuple[int, int]]:
+    """For each character of the text, the ids of the phoneme text it comes from, or an empty span."""
+    at = {index: position for position, index in enumerate(source) if index >= 0}
+    spans = _phoneme_spans(transcript.words)
+    found = [(0, 0)] * len(transcript.text)
+    for word, (first, last) in enumerate(letter_spans(transcript.text)):
+        opposite = (at[spans[word][0]], at[spans[word][1] - 1] + 1)
+        for letter in range(first, last):
+            found[letter] = _diagonal(letter - first, last - first, opposite)
+        if word:
+            found[first - 1] = (opposite[0] - 1, opposite[0])
+    return found
+
+
+def number_phonemes(rows: Rows, first: int, source: Sequence[int]) -> None:
+    """Write each phoneme's ordinal, from 1, on the index stream of the phoneme text that starts at row `first`."""
+    for position, index in enumerate(source):
+        if index >= 0:
+            rows.ids[first + position, INDEX] = tiny.PHONEME_INDEX_BASE + index + 1
+
+
+def predict(rows: Rows, first: int, last: int) -> None:
+    """Make stream 0 of rows [first, last) a target of the rows before them."""
+    rows.target[first - 1 : last - 1] = rows.ids[first:last, 0]
+
+
+def characters(text: str) -> list[int]:
+    """Token ids of a normalised text."""
+    return [CHARACTER_ID[character] for character in text]
+
+
+def codec_rows(codes: np.ndarray, rows: int) -> np.ndarray:
+    """Delayed codec streams [rows, 7] of codes [T, 7]: stream k of row j carries frame j - delays[k], pad outside."""
+    frames, streams = codes.shape
+    delayed = np.full((rows, streams), tiny.PAD, dtype=np.int64)
+    for k in range(streams):
+        delay = DELAYS[k + 1]
+        delayed[delay : delay + frames, k] = tiny.FIRST_CODE + k * tiny.CODEBOOK_SIZE + codes[:, k].astype(np.int64)
+    return delayed

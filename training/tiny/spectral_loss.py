@@ -1,0 +1,46 @@
+"""How far apart two waveforms sound: log magnitudes at several resolutions, and mel bands as recognisers hear them."""
+
+from functools import cache
+
+import torch
+from stretto.codec.tiny.mel import FFT_SIZE, HOP, mel_filters
+from torch import Tensor
+
+RESOLUTIONS = (192, 384, 768, 1536)
+QUIET = 2e-3  # magnitudes per window sum below this are as good as silence
+
+
+@cache
+def _window(size: int) -> Tensor:
+    return torch.hann_window(size)
+
+
+@cache
+def _bands() -> Tensor:
+    return mel_filters()
+
+
+def magnitudes(pcm: Tensor, size: int, hop: int) -> Tensor:
+    """Magnitude spectrogram [B, bins, T] of pcm [B, n], scaled so that a sine has the same height at every size."""
+    window = _window(size)
+    spectrum = torch.stft(pcm, size, hop, size, window, center=False, return_complex=True)
+    return (spectrum.real.square() + spectrum.imag.square() + 1e-12).sqrt() * (64 / window.sum())
+
+
+def resolution_loss(heard: Tensor, wanted: Tensor, size: int) -> Tensor:
+    """Mean distance of log magnitudes plus half the relative error of magnitudes, at one window size."""
+    a, b = magnitudes(heard, size, size // 4), magnitudes(wanted, size, size // 4)
+    logs = ((a + QUIET).log() - (b + QUIET).log()).abs().mean()
+    return logs + 0.5 * (a - b).norm() / b.norm().clamp(min=1e-3)
+
+
+def band_loss(heard: Tensor, wanted: Tensor) -> Tensor:
+    """Mean distance of log-mel frames, every half hop."""
+    a, b = (_bands() @ magnitudes(pcm, FFT_SIZE, HOP // 2) for pcm in (heard, wanted))
+    return ((a + QUIET).log() - (b + QUIET).log()).abs().mean()
+
+
+def spectral_loss(heard: Tensor, wanted: Tensor) -> Tensor:
+    """The loss of the vocoder's filters."""
+    fine = torch.stack([resolution_loss(heard, wanted, size) for size in RESOLUTIONS]).mean()
+    return fine + band_loss(heard, wanted)

@@ -1,0 +1,55 @@
+"""The sentences that no training example holds: 60 of the domain, 60 of the open vocabulary, in both voices.
+
+An open-vocabulary sentence is a string of words of which six in ten are held out of all training.
+"""
+
+import random
+from pathlib import Path
+
+from training.tiny.synthesise import Utterance, load_pronunciations, read_shard, utter, write_shard
+from training.tiny.text import QUESTIONS, clause, fill
+from training.tiny.words import load_words
+
+SENTENCES = 60
+VOICES = ("slt", "rms")
+FAMILIAR = 3000
+
+
+def domain_sentences() -> list[str]:
+    """Distinct domain sentences from a seed that training does not use."""
+    rng = random.Random(424_242)
+    found: dict[str, None] = {}
+    while len(found) < SENTENCES:
+        found[fill(rng.choice(QUESTIONS), rng) if rng.random() < 0.12 else clause(rng)] = None
+    return list(found)
+
+
+def open_sentences() -> list[str]:
+    """Strings of four to eight words, six in ten of them held out."""
+    words, rng = load_words(), random.Random(99)
+    familiar = words.spoken[:FAMILIAR]
+    return [
+        " ".join(rng.choice(words.held_out if rng.random() < 0.6 else familiar) for _ in range(rng.randint(4, 8)))
+        for _ in range(SENTENCES)
+    ]
+
+
+def open_vocabulary() -> list[str]:
+    """The word loop of the open-vocabulary judge: the words of its sentences and 600 others."""
+    others = random.Random(7).sample(load_words().spoken[:FAMILIAR], 600)
+    return sorted({word for sentence in open_sentences() for word in sentence.split()} | set(others))
+
+
+def load_test_sets(folder: Path) -> dict[tuple[str, str], list[Utterance]]:
+    """Utterances by (set, voice), spoken once and then read from the folder."""
+    sets = {"domain": domain_sentences(), "open": open_sentences()}
+    return {(name, voice): _spoken(folder, name, voice, texts) for name, texts in sets.items() for voice in VOICES}
+
+
+def _spoken(folder: Path, name: str, voice: str, texts: list[str]) -> list[Utterance]:
+    path = folder / f"test_{name}_{voice}.pt"
+    if not path.exists():
+        pronunciations = load_pronunciations(folder)
+        spoken = [utter(text, voice, pronunciations, folder / "scratch_test.wav") for text in texts]
+        write_shard(path, [utterance for utterance in spoken if utterance is not None])
+    return read_shard(path)

@@ -1,0 +1,166 @@
+"""Trains the language model on one core until its minutes are spent; goes on from its last checkpoint.
+
+Every step mixes three batches: utterances to speak (one in ten without its text), utterances to recognise, and
+word strings to read or to spell. The learning rate is a function of the training time spent so far.
+"""
+
+import math
+import os
+import random
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from stretto.families.tiny import family as tiny
+
+from training.tiny import builders
+from training.tiny.batch import Batch, collate, losses
+from training.tiny.corpus import BUCKET, MAX_LISTENED_FRAMES, Corpus, WordStrings, cut
+from training.tiny.encoded import Spoken
+from training.tiny.network import Network, NetworkConfig
+from training.tiny.optimiser import Optimiser
+from training.tiny.synthesise import load_pronunciations
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Where and how long. `speak`, `listen`, `read`: rows per step of speech, transcription and word strings."""
+
+    folder: Path
+    minutes: float
+    speak: int = 2400
+    listen: int = 700
+    read: int = 3400
+    null_share: float = 0.1
+    guide: float = 0.3
+    flat: float = 0.35
+    warm_up_steps: int = 100
+    short_strings_until: int = 500
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "network.pt"
+
+
+def rate_scale(step: int, spent: float, config: TrainingConfig) -> float:
+    """Learning-rate scale: a linear start, flat until `flat` of the time, then half a cosine to 1 %."""
+    falling = max(0.0, (spent - config.flat) / (1 - config.flat))
+    return min(1.0, (step + 1) / config.warm_up_steps) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * falling)))
+
+
+class Mixer:
+    """Endless triples of batches."""
+
+    def __init__(self, config: TrainingConfig, seed: int):
+        self._config = config
+        self._rng = random.Random(seed)
+        corpus = Corpus(config.folder)
+        corpus.refresh()
+        self._speak = corpus.batches(config.speak, self._rng)
+        self._listen = corpus.batches(config.listen, self._rng, MAX_LISTENED_FRAMES)
+        self._pool: list[list[builders.Rows]] = []
+        self._strings = WordStrings(load_pronunciations(config.folder), self._rng)
+
+    def _string(self, high: int) -> builders.Rows:
+        transcript = self._strings.draw(self._rng.randint(1, high))
+        if self._rng.random() < 0.1:
+            return builders.spell(transcript)
+        return builders.g2p(transcript, self._rng.choice(list(tiny.VOICES)))
+
+    def _read(self, step: int) -> list[builders.Rows]:
+        """Word strings of similar length; short ones first."""
+        if not self._pool:
+            high = 2 if step < self._config.short_strings_until else 6
+            strings = [self._string(high) for _ in range(2 * BUCKET)]
+            self._pool = cut(strings, lambda rows: len(rows.ids), self._config.read)
+            self._rng.shuffle(self._pool)
+        return self._pool.pop()
+
+    def _speech(self, utterance: Spoken) -> builders.Rows:
+        hide = self._rng.random() < self._config.null_share
+        return builders.unconditional(utterance) if hide else builders.tts(utterance)
+
+    def draw(self, step: int) -> dict[str, Batch]:
+        """The batches of one step, by task."""
+        return {
+            "tts": collate([self._speech(utterance) for utterance in next(self._speak)]),
+            "asr": collate([builders.asr(u) for u in next(self._listen)]),
+            "g2p": collate(self._read(step)),
+        }
+
+
+TEXT_WEIGHTS = {"tts": 0.5, "asr": 0.5, "g2p": 1.0}
+
+
+class Trainer:
+    """The run: network, optimiser, and how far it has come."""
+
+    def __init__(self, config: TrainingConfig):
+        self.config = config
+        torch.manual_seed(0)
+        self.network = Network(NetworkConfig())
+        self.optimiser = Optimiser(self.network)
+        self.step = 0
+        self.spent_s = 0.0
+        self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
+        if config.checkpoint.exists():
+            self._resume()
+
+    def _resume(self) -> None:
+        saved = torch.load(self.config.checkpoint)
+        self.network.load_state_dict(saved["network"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.step, self.spent_s = saved["step"], saved["spent_s"]
+
+    def save(self) -> None:
+        """Write the checkpoint so that no reader sees half of it."""
+        partial = self.config.checkpoint.with_suffix(".partial")
+        state = {"network": self.network.state_dict(), "config": asdict(self.network.model.config)}
+        torch.save(
+            {**state, "optimiser": self.optimiser.state_dict(), "step": self.step, "spent_s": self.spent_s}, partial
+        )
+        os.replace(partial, self.config.checkpoint)
+
+    def run(self) -> None:
+        """Train until the minutes are spent; a checkpoint every minute, a line every fifty steps."""
+        mixer = Mixer(self.config, seed=self.step)
+        saved_s = self.spent_s
+        while self.spent_s < self.config.minutes * 60:
+            start = time.monotonic()
+            self._one_step(mixer.draw(self.step))  # the schedule counts the time that drawing takes
+            self.spent_s += time.monotonic() - start
+            if self.step % 50 == 0:
+                self._report()
+            if self.spent_s - saved_s > 60:
+                self.save()
+                saved_s = self.spent_s
+        self.save()
+
+    def _one_step(self, batches: dict[str, Batch]) -> None:
+        self.optimiser.zero_grad()
+        for task, batch in batches.items():
+            found = losses(self.network, batch, self.config.guide, TEXT_WEIGHTS[task])
+            found.total.backward()
+            for kind, (total, count) in found.sums.items():
+                self._sums[f"{task}.{kind}"][0] += total
+                self._sums[f"{task}.{kind}"][1] += count
+        spent = self.spent_s / (self.config.minutes * 60)
+        self.optimiser.step(rate_scale(self.step, spent, self.config))
+        self.step += 1
+
+    def _report(self) -> None:
+        """Append the means since the last report to `train.log`, and print them."""
+        means = [f"{kind} {total / count:.3f}" for kind, (total, count) in self._sums.items() if count]
+        line = " ".join([f"step {self.step} s {self.spent_s:.0f}", *means])
+        with (self.config.folder / "train.log").open("a") as log:
+            print(line, file=log)
+        print(line, flush=True)
+        self._sums.clear()
+
+
+def train(config: TrainingConfig) -> None:
+    """Run, or go on with, one training."""
+    torch.set_num_threads(1)
+    Trainer(config).run()

@@ -1,0 +1,155 @@
+"""Train the codec's vocoder: python -m training.tiny.train_vocoder --data DIR --rvq FILE --out DIR
+
+Resumable: run it again with the same arguments and it goes on from the last checkpoint in DIR.
+"""
+
+import argparse
+import math
+import random
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from stretto.codec.tiny import excitation
+from stretto.codec.tiny.mel import HOP
+from stretto.codec.tiny.vocoder import Vocoder, VocoderConfig
+from torch import Tensor
+
+from training.tiny.clips import Batch, Clip, draw_batch, load_clips, load_quantiser, quantise
+from training.tiny.spectral_loss import spectral_loss
+
+# Of ten segments seven are as the codec gives them back, one and a half lossless, the rest with a coarser codec.
+VARIANTS = (7, 7, 7, 7, 7, 7, 7, 0, 0, 5)
+BATCH, SEGMENT_FRAMES = 8, 68
+WARM_UP_FRAMES, LOOKAHEAD_FRAMES = 12, 4  # at the ends of a segment, where the vocoder lacks its context
+PEAK_RATE, WARM_UP_ITERATIONS, LAST_RATE = 1.5e-3, 100, 0.02
+LARGEST_STEP = 1.0  # of one weight's gradient, beyond which it is cut
+AVERAGED = 0.998  # share of the old weights in their running mean, which is what is exported
+
+
+def speak(vocoder: Vocoder, batch: Batch, seed: int) -> Tensor:
+    """Pcm of the batch's mel frames at its true pitch, from a random place in the noise."""
+    pitch_hz = excitation.upsample(batch.pitch_hz.double())
+    generator = torch.Generator().manual_seed(seed)
+    position = torch.randint(excitation.NOISE_PERIOD, (len(pitch_hz),), generator=generator)
+    phase = excitation.cycles(pitch_hz)[:, :-1] + torch.rand(len(pitch_hz), 1, generator=generator)
+    return vocoder.render(vocoder.log_gains(batch.mel), pitch_hz, phase, batch.voiced, position)
+
+
+def losses(vocoder: Vocoder, batch: Batch, seed: int) -> dict[str, Tensor]:
+    """Distance of the waveforms, of the log pitch where voiced, and the cross entropy of voicing."""
+    inner = slice(WARM_UP_FRAMES * HOP, -LOOKAHEAD_FRAMES * HOP)
+    frames = slice(WARM_UP_FRAMES, -LOOKAHEAD_FRAMES)
+    log_hz, logit = vocoder.pitch(batch.mel)
+    voiced = batch.voiced[:, frames]
+    error = (log_hz - batch.pitch_hz.log())[:, frames].abs() * voiced
+    return {
+        "spectral": spectral_loss(speak(vocoder, batch, seed)[:, inner], batch.pcm[:, inner]),
+        "pitch": error.sum() / voiced.sum().clamp(min=1),
+        "voicing": F.binary_cross_entropy_with_logits(logit[:, frames], voiced),
+    }
+
+
+def rate(iteration: int, iterations: int) -> float:
+    """Learning rate: a short warm-up, then half a cosine."""
+    warm = min(1.0, (iteration + 1) / WARM_UP_ITERATIONS)
+    cosine = 0.5 + 0.5 * math.cos(math.pi * iteration / iterations)
+    return PEAK_RATE * warm * (LAST_RATE + (1 - LAST_RATE) * cosine)
+
+
+def mel_variants(clips: list[Clip], quantiser_file: Path) -> list[list[Tensor]]:
+    """For each clip its mel frames as often as VARIANTS says: through so many codebooks, 0 for lossless."""
+    quantiser = load_quantiser(quantiser_file)
+    kinds = sorted(set(VARIANTS))
+    made = [{n: quantise(quantiser, clip.mel, n) if n else clip.mel for n in kinds} for clip in clips]
+    return [[variants[n] for n in VARIANTS] for variants in made]
+
+
+def new_vocoder(clips: list[Clip]) -> Vocoder:
+    """An untrained vocoder that knows the mean and deviation of its input."""
+    mel = torch.cat([clip.mel for clip in clips[:500]])
+    config = replace(VocoderConfig(), mel_mean=round(mel.mean().item(), 4), mel_deviation=round(mel.std().item(), 4))
+    return Vocoder(config)
+
+
+class Training:
+    """The vocoder, its optimiser and the running mean of its weights; saved and resumed as one."""
+
+    def __init__(self, vocoder: Vocoder, path: Path) -> None:
+        self.vocoder = vocoder
+        self.optimiser = torch.optim.AdamW(vocoder.parameters(), lr=PEAK_RATE, betas=(0.8, 0.98), weight_decay=0.01)
+        self.iteration = 0
+        self.mean = {name: weight.detach().clone() for name, weight in vocoder.state_dict().items()}
+        self._path = path
+        if path.exists():
+            self._resume(torch.load(path))
+
+    def step(self, terms: dict[str, Tensor], rate: float) -> None:
+        """One step down the sum of the terms."""
+        self.optimiser.param_groups[0]["lr"] = rate
+        self.optimiser.zero_grad()
+        (terms["spectral"] + 3 * terms["pitch"] + 0.5 * terms["voicing"]).backward()
+        for parameter in self.vocoder.parameters():
+            if parameter.grad is not None:
+                parameter.grad.clamp_(-LARGEST_STEP, LARGEST_STEP)
+        self.optimiser.step()
+        self.iteration += 1
+        share = min(AVERAGED, self.iteration / (self.iteration + 10))
+        for name, weight in self.vocoder.state_dict().items():
+            self.mean[name].lerp_(weight, 1 - share)
+
+    def save(self) -> None:
+        """Write a checkpoint; `export_codec` reads `config` and `vocoder`, the averaged weights, from it."""
+        state = {
+            "config": asdict(self.vocoder.config),
+            "vocoder": self.mean,
+            "last": self.vocoder.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "iteration": self.iteration,
+        }
+        partial = self._path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.rename(self._path)
+
+    def _resume(self, state: dict[str, Any]) -> None:
+        self.vocoder.load_state_dict(state["last"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.mean, self.iteration = state["vocoder"], state["iteration"]
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Run to the last iteration, with a line every 100 and a checkpoint every 250."""
+    torch.manual_seed(arguments.seed)
+    clips = load_clips(arguments.data, arguments.out, arguments.shards)
+    mels = mel_variants(clips, arguments.rvq)
+    training = Training(new_vocoder(clips), arguments.out / "vocoder.pt")
+    print(f"{len(clips)} clips, from iteration {training.iteration}", flush=True)
+    seen: dict[str, float] = {}
+    begun = time.monotonic()
+    while training.iteration < arguments.iterations:
+        rng = random.Random(arguments.seed * 1_000_003 + training.iteration)
+        batch = draw_batch(clips, mels, rng, BATCH, SEGMENT_FRAMES)
+        terms = losses(training.vocoder, batch, rng.randrange(1 << 31))
+        training.step(terms, rate(training.iteration, arguments.iterations))
+        seen = {name: seen.get(name, 0.0) + term.item() / 100 for name, term in terms.items()}
+        if training.iteration % 100 == 0:
+            figures = " ".join(f"{name} {value:.4f}" for name, value in seen.items())
+            print(f"{training.iteration} {time.monotonic() - begun:.0f} s {figures}", flush=True)
+            seen = {}
+        if training.iteration % 250 == 0 or training.iteration == arguments.iterations:
+            training.save()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder of shard_*.pt")
+    parser.add_argument("--rvq", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint and of cached clips")
+    parser.add_argument("--shards", type=int, default=8)
+    parser.add_argument("--iterations", type=int, default=6_500)
+    parser.add_argument("--seed", type=int, default=0)
+    torch.set_num_threads(1)
+    train(parser.parse_args())

@@ -1,0 +1,75 @@
+"""Which words are taught: a list by frequency, split into spoken, read-only and held-out words.
+
+spoken     in synthesised utterances                      (rank < SPOKEN)
+read       only in text-to-phoneme examples, never heard  (the other words of the list)
+held out   in no training example of any kind: the open-vocabulary test is made of them
+"""
+
+import random
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import wordfreq
+
+from training.tiny.text import domain_vocabulary
+
+SPOKEN = 12_000
+HELD_OUT = 400
+HELD_OUT_RANKS = range(150, 8000)
+SHORT_WORDS = frozenset("a i an as at be by do go he if in is it me my no of oh on or so to up us we am".split())
+
+
+@dataclass(frozen=True)
+class Words:
+    """Word lists, most frequent first; `held_out` is sorted."""
+
+    spoken: tuple[str, ...]
+    read: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+
+def dictionary_path() -> Path:
+    """The CMU pronouncing dictionary that pocketsphinx ships with its US-English model."""
+    import pocketsphinx
+
+    return Path(pocketsphinx.__file__).parent / "model/en-us/cmudict-en-us.dict"
+
+
+def _is_word(word: str) -> bool:
+    letters = word.replace("'", "")
+    has_vowel = any(letter in "aeiouy" for letter in letters)
+    return letters.isascii() and letters.isalpha() and has_vowel and (len(word) > 2 or word in SHORT_WORDS)
+
+
+@cache
+def load_words(size: int = 60_000) -> Words:
+    """Split the `size` most frequent English words that the dictionary knows. The split never changes."""
+    known = {line.split()[0] for line in dictionary_path().read_text().splitlines() if line.strip()}
+    ranked = [word for word in wordfreq.top_n_list("en", size) if word in known and _is_word(word)]
+    in_domain = set(domain_vocabulary())
+    candidates = [word for word in ranked[HELD_OUT_RANKS.start : HELD_OUT_RANKS.stop] if word not in in_domain]
+    held_out = sorted(random.Random(5).sample(candidates, HELD_OUT))
+    taught = [word for word in ranked if word not in set(held_out)]
+    return Words(tuple(taught[:SPOKEN]), tuple(taught[SPOKEN:]), tuple(held_out))
+
+
+def word_string(words: tuple[str, ...], rng: random.Random, low: int, high: int) -> str:
+    """Between `low` and `high` words, the frequent ones more often, with an occasional comma and full stop."""
+    chosen = []
+    for _ in range(rng.randint(low, high)):
+        skew = 3 if rng.random() < 0.5 else 1
+        chosen.append(words[int(len(words) * rng.random() ** skew)] + ("," if rng.random() < 0.08 else ""))
+    return " ".join(chosen).rstrip(",") + ("." if rng.random() < 0.3 else "")
+
+
+def training_sentence(rng: random.Random) -> str:
+    """What a training utterance says: a third of the domain, the rest word strings, a few of them long."""
+    from training.tiny.text import domain_sentence
+
+    kind = rng.random()
+    if kind < 0.35:
+        return domain_sentence(rng)
+    if kind < 0.92:
+        return word_string(load_words().spoken, rng, 3, 10)
+    return word_string(load_words().spoken, rng, 10, 18)
