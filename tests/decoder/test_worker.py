@@ -1,15 +1,17 @@
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from stretto.codec.base import Window
 from stretto.config import DecoderConfig
+from stretto.decoder.batching import next_group
 from stretto.decoder.launching import Flight
-from stretto.decoder.worker import DecoderWorker
+from stretto.decoder.worker import MAX_FAILED_TURNS, DecoderWorker
 from stretto.errors import Cancelled, InvalidRequest, Overloaded
 from stretto.records.chunk import Chunk
 from stretto.records.delivery import OutputForm
@@ -282,6 +284,54 @@ def test_nobody_waits_for_ever_when_the_thread_dies(codec: FakeCodec, monkeypatc
     worker = DecoderWorker(codec, DecoderConfig())
     assert isinstance(push(worker, "u", 0, frames(1, 2)).wait().error, Overloaded)
     worker._thread.join(60)
+    assert isinstance(push(worker, "v", 0, frames(1)).wait().error, Overloaded)
+
+
+def failing(times: int, otherwise: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that raises so many times, and from then on does what `otherwise` does."""
+    left = iter(range(times))
+
+    def call(*arguments: Any) -> Any:
+        if next(left, None) is not None:
+            raise RuntimeError("a broken invariant")
+        return otherwise(*arguments)
+
+    return call
+
+
+def test_an_exception_that_leaves_a_turn_ends_what_is_in_hand_and_the_decoder_goes_on(
+    codec: FakeCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stretto.decoder.loop.next_group", failing(1, next_group))
+    worker = DecoderWorker(codec, DecoderConfig())
+    assert str(push(worker, "u", 0, frames(1, 2)).wait().error) == "a broken invariant"
+    assert isinstance(push(worker, "u", 1, frames(1, 2)).wait().error, InvalidRequest)
+    last = push(worker, "v", 0, frames(1, 2, 3), is_final=True).wait()
+    assert np.allclose(last.pcm, expected_pcm(frames(1, 2, 3)))
+    worker.stop()
+
+
+def test_an_exception_between_decoding_and_answering_leaves_nobody_without_an_answer(
+    worker: DecoderWorker, codec: FakeCodec
+) -> None:
+    plug = pile_up(worker, codec)
+    waiting = [push(worker, name, 0, frames(1, 2, 3)) for name in "ab"]
+    worker._loop.stopwatch = failing(1, time.perf_counter)
+    codec.gate.set()
+    assert str(plug.wait().error) == "a broken invariant"
+    assert all(reply.wait().error is None for reply in waiting)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_decoder_whose_every_turn_fails_ends_instead_of_failing_for_ever(
+    codec: FakeCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stretto.decoder.loop.next_group", failing(10**6, next_group))
+    worker = DecoderWorker(codec, DecoderConfig())
+    errors = [push(worker, f"u{i}", 0, frames(1, 2)).wait().error for i in range(MAX_FAILED_TURNS)]
+    assert all(isinstance(error, RuntimeError) for error in errors)
+    worker._thread.join(60)
+    assert not worker._thread.is_alive()
     assert isinstance(push(worker, "v", 0, frames(1)).wait().error, Overloaded)
 
 

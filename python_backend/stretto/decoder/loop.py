@@ -19,7 +19,7 @@ from stretto.decoder.chunk_queue import Delivery, Mailbox
 from stretto.decoder.counts import Counts
 from stretto.decoder.events import make_event
 from stretto.decoder.launching import make_launcher
-from stretto.decoder.refusal import refuse
+from stretto.decoder.refusal import Unanswered
 from stretto.decoder.sessions import Session, Sessions
 from stretto.decoder.warming import warm_up
 from stretto.errors import Cancelled, Overloaded
@@ -41,6 +41,7 @@ class DecodingLoop:
         self._counts = counts
         self._sessions = sessions
         self._launcher = make_launcher(codec, config)
+        self._unanswered = Unanswered(counts)
         self._jobs: list[Job] = []  # admitted, at most one of an utterance
         self._batches: deque[tuple[Batch, float]] = deque()  # in flight, and when each was launched
         self._window_s = 0.0  # that a window takes, as part of its batch
@@ -56,7 +57,7 @@ class DecodingLoop:
     @property
     def is_finished(self) -> bool:
         """Whether there is nothing left to do, nor ever will be."""
-        return not self._jobs and not self._batches and self._mailbox.is_finished
+        return not self._unanswered and self._mailbox.is_finished
 
     def enter(self) -> None:
         """Prepare the thread that calls it, which is to take all turns, and warm up for as long as is set."""
@@ -65,12 +66,11 @@ class DecodingLoop:
         logger.info("warmed up with %d batches", num_batches)
 
     def fail_all(self, error: Exception) -> None:
-        """Answer every chunk in hand with an error."""
-        for job in self._in_hand():
-            self._fail(job.delivery, error)
-
-    def _in_hand(self) -> list[Job]:
-        return [*self._jobs, *(job for batch, _ in self._batches for job in batch.jobs)]
+        """Answer every chunk in hand with an error; what it was doing for them is dropped."""
+        self._jobs = []
+        self._batches.clear()
+        for delivery in self._unanswered:
+            self._fail(delivery, error)
 
     def turn(self) -> None:
         """Let new chunks in, launch a batch, and answer those that need not be in flight any longer."""
@@ -88,9 +88,11 @@ class DecodingLoop:
 
     def _take_in(self) -> None:
         """Make jobs of what has come; wait for something to come if there is nothing to do."""
-        in_hand = self._in_hand()
-        timeout_s = 0.0 if in_hand else self._config.idle_timeout_s / 4
-        deliveries, abandoned = self._mailbox.take(timeout_s, {job.delivery.utterance for job in in_hand})
+        timeout_s = 0.0 if self._unanswered else self._config.idle_timeout_s / 4
+        busy = {delivery.utterance for delivery in self._unanswered}
+        deliveries, abandoned = self._mailbox.take(timeout_s, busy)
+        for delivery in deliveries:
+            self._unanswered.add(delivery)
         for utterance in abandoned:
             self._sessions.close(utterance)
         self._jobs += [job for job in map(self._admit, deliveries) if job is not None]
@@ -120,7 +122,7 @@ class DecodingLoop:
         """Whether a job's utterance is still open; one that was ended meanwhile gets its answer here."""
         is_wanted = self._sessions.is_open(job.delivery.utterance, job.session)
         if not is_wanted:
-            refuse(job.delivery, Cancelled("the utterance is over"), self._counts)
+            self._unanswered.refuse(job.delivery, Cancelled("the utterance is over"))
         return is_wanted
 
     def _launch(self, group: list[Job]) -> None:
@@ -167,9 +169,9 @@ class DecodingLoop:
         samples = session.render(pcm, delivery.chunk.is_final)
         num_samples = 0 if samples is None else len(samples)
         self._sessions.note_sent(session, num_samples)
-        delivery.reply.send(samples, make_event(delivery, session, num_samples, self._codec.spec))
+        self._unanswered.send(delivery, samples, make_event(delivery, session, num_samples, self._codec.spec))
 
     def _fail(self, delivery: Delivery, error: Exception) -> None:
         """End an utterance with an error."""
         self._sessions.close(delivery.utterance)
-        refuse(delivery, error, self._counts)
+        self._unanswered.refuse(delivery, error)

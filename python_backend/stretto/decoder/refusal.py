@@ -1,6 +1,10 @@
-"""The one place where a chunk is answered with an error, on whatever thread."""
+"""The chunks that have no answer yet, and the one place where a chunk is answered with an error, on whatever thread."""
 
 import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
 
 from stretto.decoder.chunk_queue import Delivery
 from stretto.decoder.counts import Counts
@@ -18,3 +22,31 @@ def refuse(delivery: Delivery, error: Exception, counts: Counts) -> None:
         delivery.reply.fail(error)
     except Exception:
         logger.exception("utterance %s: the error could not be delivered", delivery.utterance)
+
+
+class Unanswered:
+    """Chunks that have been taken in; each leaves with its one answer. Used by one thread."""
+
+    def __init__(self, counts: Counts) -> None:
+        self._counts = counts
+        self._deliveries: dict[int, Delivery] = {}
+
+    def __iter__(self) -> Iterator[Delivery]:
+        return iter(list(self._deliveries.values()))
+
+    def __len__(self) -> int:
+        return len(self._deliveries)
+
+    def add(self, delivery: Delivery) -> None:
+        """Take a chunk in."""
+        self._deliveries[id(delivery)] = delivery
+
+    def send(self, delivery: Delivery, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
+        """Answer a chunk; what that raises leaves it unanswered."""
+        delivery.reply.send(pcm, event)
+        del self._deliveries[id(delivery)]
+
+    def refuse(self, delivery: Delivery, error: Exception) -> None:
+        """Answer a chunk with an error."""
+        del self._deliveries[id(delivery)]
+        refuse(delivery, error, self._counts)

@@ -23,6 +23,7 @@ from stretto.records.delivery import OutputForm
 logger = logging.getLogger(__name__)
 PLAIN = OutputForm()
 STOPPING = "the decoder is stopping"
+MAX_FAILED_TURNS = 3  # in a row: what then fails is not one chunk's fault
 
 
 class DecoderWorker:
@@ -81,12 +82,25 @@ class DecoderWorker:
         torch.set_num_threads(self._config.threads)
         try:
             if self._begins():
-                while not self._loop.is_finished:
-                    self._loop.turn()
+                self._take_turns()
         finally:  # whatever ended the thread, nobody is left waiting
             self._mailbox.close()
             self._refuse_waiting()
             self._loop.fail_all(Overloaded(STOPPING))
+
+    def _take_turns(self) -> None:
+        """Decode until told to stop. An exception that leaves a turn ends the utterances in hand and nothing else."""
+        num_failed = 0
+        while not self._loop.is_finished:
+            try:
+                self._loop.turn()
+                num_failed = 0
+            except Exception as error:
+                logger.exception("a turn of the decoder failed")
+                self._loop.fail_all(error)
+                num_failed += 1
+                if num_failed == MAX_FAILED_TURNS:
+                    raise
 
     def _begins(self) -> bool:
         try:
