@@ -129,6 +129,44 @@ def test_when_the_utterance_is_over_its_ring_is_let_go(
         outlet.offer(Reply(), samples(1), {})
 
 
+class Unanswerable(Reply):
+    """Cannot even be told that it is over."""
+
+    def fail(self, error: BaseException) -> None:
+        super().fail(error)
+        raise OSError("the pipe is gone")
+
+
+def test_a_ring_that_cannot_be_let_go_keeps_no_other_waiting(
+    all_outlets: RingOutlets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does a reply that cannot be ended."""
+    monkeypatch.setattr(outlets, "SWEEP_S", 0.0)
+    table = FlowTable.create(1, 4, tmp_path)
+    rings = {name: Ring("system", RingSize(2, 64)) for name in ("bad", "good")}
+    slots = {name: table.claim() for name in rings}
+    made = {
+        name: all_outlets.at(name, RingAddress.from_record(ring.option()), slots[name]) for name, ring in rings.items()
+    }
+    bad, good = [Reply(), Reply(), Unanswerable(), Reply()], [Reply() for _ in range(4)]
+    for index in range(4):
+        made["bad"].offer(bad[index], samples(index), {})
+        made["good"].offer(good[index], samples(index), {})
+
+    def closing() -> None:
+        raise OSError("a bad descriptor")
+
+    monkeypatch.setattr(made["bad"]._ring, "close", closing)
+    slots["bad"].release()
+    until(lambda: bad[3].error is not None)
+    until(lambda: len(all_outlets) == 1)
+    for reply in good:
+        until(lambda reply=reply: bool(reply.events))
+        rings["good"].take(reply.events[0]["ring"])
+    for ring in rings.values():
+        ring.close()
+
+
 def test_an_utterance_has_one_outlet(all_outlets: RingOutlets, outlet: RingOutlet, ring: Ring, slot: FlowSlot) -> None:
     assert all_outlets.at("u", RingAddress.from_record(ring.option()), slot) is outlet
     with pytest.raises(InvalidRequest):

@@ -84,8 +84,10 @@ class PcmRing:
 
     def close(self) -> None:
         """Let go of the memory; it is the client's."""
-        self._payload.close()
-        os.close(self._header)
+        try:
+            self._payload.close()
+        finally:
+            os.close(self._header)
 
 
 class SystemPayload:

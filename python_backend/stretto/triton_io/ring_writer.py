@@ -6,9 +6,12 @@
 A reply that is held is a chunk that is not answered, so the language model stalls once enough of them are.
 """
 
+import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +21,7 @@ from stretto.records.ring_address import RingAddress
 from stretto.triton_io.flow import FlowSlot
 from stretto.triton_io.ring import PcmRing
 
+logger = logging.getLogger(__name__)
 POLL_S = 0.002
 SWEEP_S = 0.5
 STALL_S = 30.0  # a client that releases nothing for so long has forgotten its utterance
@@ -77,17 +81,23 @@ class RingOutlet:
                 if not self._move() and time.monotonic() - self._moved_s > STALL_S:
                     raise InvalidRequest("options.output.ring", f"slots released within {STALL_S:g} s", "none")
             except Exception as error:
-                while self._held:
-                    self._held.popleft()[0].fail(error)
+                self._give_up(error)
 
     def close(self) -> None:
         """Let go of the ring; what is held is given up."""
         with self._lock:
             if self._is_open:
                 self._is_open = False
-                while self._held:
-                    self._held.popleft()[0].fail(Cancelled("the utterance is over"))
+                self._give_up(Cancelled("the utterance is over"))
                 self._ring.close()
+
+    def _give_up(self, error: Exception) -> None:
+        """End the utterance for every reply that is held, also where one cannot be told."""
+        while self._held:
+            try:
+                self._held.popleft()[0].fail(error)
+            except Exception:
+                logger.exception("a reply that waited for its ring could not be ended")
 
     def _move(self) -> bool:
         """Answer held replies while there is room; whether any moved."""
@@ -129,9 +139,10 @@ class RingOutlets:
         swept_s = time.monotonic()
         while True:
             self._may_wait.wait()
-            waiting = [outlet for outlet in list(self._outlets.values()) if outlet.is_waiting]
-            for outlet in waiting:
-                outlet.flush()
+            waiting = [(name, outlet) for name, outlet in list(self._outlets.items()) if outlet.is_waiting]
+            for utterance, outlet in waiting:
+                with self._dropping_what_fails(utterance):
+                    outlet.flush()
             if time.monotonic() - swept_s > SWEEP_S:
                 swept_s = time.monotonic()
                 self._sweep()
@@ -140,7 +151,19 @@ class RingOutlets:
     def _sweep(self) -> None:
         """Close the outlets of utterances that are over: the language model has given their slots back."""
         with self._lock:
-            for utterance in [name for name, outlet in self._outlets.items() if not outlet.slot.is_held]:
-                self._outlets.pop(utterance).close()
+            for utterance, outlet in list(self._outlets.items()):
+                with self._dropping_what_fails(utterance):
+                    if not outlet.slot.is_held:
+                        del self._outlets[utterance]
+                        outlet.close()
             if not self._outlets:
                 self._may_wait.clear()
+
+    @contextmanager
+    def _dropping_what_fails(self, utterance: str) -> Iterator[None]:
+        """Forget an outlet that raises: the thread goes on for the others."""
+        try:
+            yield
+        except Exception:
+            logger.exception("the ring of utterance %s is given up", utterance)
+            self._outlets.pop(utterance, None)
