@@ -1,4 +1,4 @@
-"""Log-mel features for a family's audio encoder, as Whisper computes them."""
+"""Log-mel features for Bagpiper's audio encoder, as Whisper computes them and ESPnet asks for them."""
 
 from functools import cache
 
@@ -8,26 +8,26 @@ from transformers import WhisperFeatureExtractor
 from stretto.families.audio_format import AudioFormat
 
 SAMPLE_RATE = 16_000
-HOP = 160
+HOP, WINDOW = 160, 400
+SHORTEST = WINDOW // 2 + 1  # samples: the waveform is mirrored at both ends by half a window
 
 
 @cache
 def _extractor(num_mel_bins: int) -> WhisperFeatureExtractor:
-    return WhisperFeatureExtractor(feature_size=num_mel_bins, sampling_rate=SAMPLE_RATE, hop_length=HOP, n_fft=400)
+    return WhisperFeatureExtractor(feature_size=num_mel_bins, sampling_rate=SAMPLE_RATE, hop_length=HOP, n_fft=WINDOW)
 
 
 def log_mel(pcm: np.ndarray, audio_format: AudioFormat) -> np.ndarray:
-    """Features [F, M] float32 of mono `pcm` [n] at 16 kHz, at most 30 s; F is n / 160, rounded up.
+    """Features [F, M] float32 of mono `pcm` [n >= SHORTEST] at 16 kHz, at most 30 s; F is n / 160, rounded down.
 
-    The waveform is padded to 30 s before, and the features of the padding cut away, as the encoder was trained: the
-    loudest bin, from which the features are measured, is that of the audio either way.
+    Nothing is padded: the last frames see the waveform's end mirrored, as in training, not silence behind it.
     """
     made = _extractor(audio_format.num_mel_bins)(
         pcm,
         sampling_rate=SAMPLE_RATE,
         do_normalize=audio_format.do_normalize,
-        return_attention_mask=True,
+        max_length=len(pcm),
+        truncation=False,
         return_tensors="np",
     )
-    num_frames = int(made["attention_mask"][0].sum())
-    return np.ascontiguousarray(made["input_features"][0, :, :num_frames].T, np.float32)
+    return np.ascontiguousarray(made["input_features"][0, :, : len(pcm) // HOP].T, np.float32)

@@ -12,7 +12,7 @@ import numpy as np
 from stretto.errors import InvalidRequest
 from stretto.families.audio_format import AudioFormat
 from stretto.families.bagpiper.family import ASSISTANT, AUDIO, BOS, END_OF_REPLY, END_OF_TURN, PAD, SYSTEM, TEXT, USER
-from stretto.families.bagpiper.features import log_mel
+from stretto.families.bagpiper.features import SAMPLE_RATE, SHORTEST, log_mel
 from stretto.families.base import Family, Task
 from stretto.preprocessing.conversation import Piece
 from stretto.preprocessing.prompt import PromptRows
@@ -56,6 +56,9 @@ class BagpiperTemplate:
     def _hear(self, pcm: np.ndarray, path: str, first_row: int) -> HeardAudio:
         if self._audio_format is None:
             raise InvalidRequest(path, "no audio: this checkpoint has no encoder to hear it", f"{len(pcm)} samples")
+        if len(pcm) < SHORTEST:
+            expected = f"audio of at least {SHORTEST} samples ({SHORTEST / SAMPLE_RATE:.4f} s)"
+            raise InvalidRequest(path, expected, f"{len(pcm)} samples")
         features = log_mel(pcm, self._audio_format)
         return HeardAudio(first_row, self._audio_format.num_rows(len(features)), features)
 
