@@ -10,6 +10,7 @@ from stretto.preprocessing.request import Preprocessor, RawRequest
 
 from tests.engine.harness import Engine
 from tests.published_checkpoints import convert, write_opuslm
+from tests.small_vocabularies import SMALL_OPUSLM
 
 pytestmark = pytest.mark.engine
 BLOCK = 32
@@ -20,7 +21,8 @@ VOICE, HEARD = (np.random.default_rng(0).integers(12, size=(9, length)).tolist()
 def test_the_next_turn_finds_the_last_reply_in_the_cache(tmp_path: Path) -> None:
     published = write_opuslm(tmp_path, backbone="llama", is_dialogue=True)
     tensors = torch.load(published.model, weights_only=True)
-    tensors["corelm.lm_head.weight"][0] = 0  # so that no frame is a pad, which codes could not tell
+    # So that no frame is a pad, which codes could not tell, nor has the semantic token that a prompt writes as one.
+    tensors["corelm.lm_head.weight"][[0, SMALL_OPUSLM.ssl[0]]] = 0
     torch.save(tensors, published.model)
     out = convert("opuslm-dialogue", published, tmp_path / "out")
     preprocessor = Preprocessor(out)

@@ -7,26 +7,29 @@ from stretto.families.audio_format import AudioFormat, check_audios
 from stretto.families.bagpiper.family import bagpiper
 from stretto.families.bagpiper.features import log_mel
 from stretto.families.bagpiper.prompt import SYSTEM_TEXT, BagpiperTemplate
+from stretto.families.tokenizer import TextTokenizer
 from stretto.preprocessing.conversation import Piece
 from stretto.preprocessing.prompt import PromptRows
 from stretto.preprocessing.subwords import Subwords
 from stretto.records.prompt import Prompt
 
-from tests.families.letters import Letters
 from tests.small_vocabularies import SMALL_BAGPIPER
 
 
-class CaseBlind(Letters):
-    """Reads the usual system text too."""
+class Exclaiming(TextTokenizer):
+    """One token for each letter; as in Qwen's vocabulary "!" is 0. Reads the usual system text too."""
+
+    def __init__(self) -> None:
+        pass
 
     def encode(self, text: str) -> list[int]:
-        return super().encode(text.lower().rstrip("."))
+        return ["!abcdefghijklmnopqrstuvwxyz ".index(letter) for letter in text.lower().rstrip(".")]
 
 
 FAMILY = bagpiper(SMALL_BAGPIPER)
 FORMAT = AudioFormat(num_mel_bins=80)
-TEMPLATE = BagpiperTemplate(FAMILY, Subwords(CaseBlind(), FAMILY), FORMAT)
-USUAL = [256 + token_id for token_id in CaseBlind().encode(SYSTEM_TEXT)]
+TEMPLATE = BagpiperTemplate(FAMILY, Subwords(Exclaiming(), FAMILY), FORMAT)
+USUAL = [256 + token_id for token_id in Exclaiming().encode(SYSTEM_TEXT)]
 
 
 def write(task: str, *pieces: Piece) -> PromptRows:
@@ -46,23 +49,30 @@ def heard(num_samples: int) -> Piece:
 
 
 def test_tts_has_no_system_turn_and_begins_with_text() -> None:
-    assert stream0(write("tts", Piece("user", "text", text="abc"))) == [1, 5, 7, 256, 257, 258, 2, 6, 7]
+    assert stream0(write("tts", Piece("user", "text", text="abc"))) == [1, 5, 7, 257, 258, 259, 2, 6, 7]
+
+
+def test_an_exclamation_mark_alone_is_the_pad_that_it_was_in_training() -> None:
+    """ESPnet's `SpeechLMPreprocessor`: where(ids == pad, pad, ids + 256), on the ids of Qwen's tokenizer."""
+    said = Piece("user", "", text="!a!!"), Piece("assistant", "", text="!"), Piece("user", "", text="b!")
+    prompt = write("chat", Piece("system", "", text="z"), *said)
+    assert stream0(prompt) == [1, 4, 7, 282, 2, 5, 7, 0, 257, 0, 0, 2, 6, 7, 0, 2, 5, 7, 258, 0, 2, 6, 7]
 
 
 def test_speak_begins_with_audio() -> None:
-    assert stream0(write("speak", Piece("user", "text", text="a"))) == [1, 5, 7, 256, 2, 6, 8]
+    assert stream0(write("speak", Piece("user", "text", text="a"))) == [1, 5, 7, 257, 2, 6, 8]
 
 
 @pytest.mark.parametrize("task", ["chat", "generate"])
 def test_the_usual_system_text_stands_in_for_one(task: str) -> None:
-    assert stream0(write(task, Piece("user", "text", text="a"))) == [1, 4, 7, *USUAL, 2, 5, 7, 256, 2, 6, 7]
+    assert stream0(write(task, Piece("user", "text", text="a"))) == [1, 4, 7, *USUAL, 2, 5, 7, 257, 2, 6, 7]
     given = write(task, Piece("system", "", text="z"), Piece("user", "", text="a"))
-    assert stream0(given) == [1, 4, 7, 281, 2, 5, 7, 256, 2, 6, 7]
+    assert stream0(given) == [1, 4, 7, 282, 2, 5, 7, 257, 2, 6, 7]
 
 
 def test_pieces_of_one_role_end_with_eot_but_the_last() -> None:
     prompt = write("understand", Piece("system", "", text="z"), heard(160 * 20), Piece("user", "text", text="ab"))
-    assert stream0(prompt) == [1, 4, 7, 281, 2, 5, 8, 0, 0, 0, 3, 5, 7, 256, 257, 2, 6, 7]
+    assert stream0(prompt) == [1, 4, 7, 282, 2, 5, 8, 0, 0, 0, 3, 5, 7, 257, 258, 2, 6, 7]
     (audio,) = prompt.audios
     assert (audio.first_row, audio.num_rows, audio.features.shape) == (7, 3, (20, 80))
 
@@ -79,7 +89,7 @@ def test_audio_of_several_turns_is_heard_in_its_place() -> None:
 
 
 def test_a_checkpoint_without_an_encoder_refuses_audio() -> None:
-    deaf = BagpiperTemplate(FAMILY, Subwords(CaseBlind(), FAMILY), None)
+    deaf = BagpiperTemplate(FAMILY, Subwords(Exclaiming(), FAMILY), None)
     with pytest.raises(InvalidRequest, match="pcm_in: expected no audio: this checkpoint has no encoder"):
         deaf.write(FAMILY.task("understand"), (Piece("user", "pcm_in", pcm=np.zeros(960, np.float32)),), None)
 
@@ -92,7 +102,7 @@ def test_every_turn_of_a_conversation_is_there() -> None:
         Piece("assistant", "", text="b"),
         Piece("user", "", text="c"),
     )
-    assert stream0(prompt) == [1, 4, 7, 281, 2, 5, 7, 256, 2, 6, 7, 257, 2, 5, 7, 258, 2, 6, 7]
+    assert stream0(prompt) == [1, 4, 7, 282, 2, 5, 7, 257, 2, 6, 7, 258, 2, 5, 7, 259, 2, 6, 7]
 
 
 def test_an_assistant_s_speech_is_delayed_codes_between_pads_of_their_codebooks() -> None:
@@ -100,7 +110,7 @@ def test_an_assistant_s_speech_is_delayed_codes_between_pads_of_their_codebooks(
     system, last = Piece("system", "", text="z"), Piece("user", "", text="c")
     said = (Piece("user", "", text="a"), Piece("assistant", "", text="b"), Piece("assistant", "", codes=codes))
     rows = write("chat", system, *said, last).rows
-    assert rows[:14, 0].tolist() == [1, 4, 7, 281, 2, 5, 7, 256, 2, 6, 7, 257, 3, 6]
+    assert rows[:14, 0].tolist() == [1, 4, 7, 282, 2, 5, 7, 257, 2, 6, 7, 258, 3, 6]
     assert rows[14].tolist() == [8, 0, 0, 0, 0, 0, 0, 0]
     pads = [556 + 17 * stream for stream in range(8)]
     speech = rows[15:24]
@@ -109,7 +119,7 @@ def test_an_assistant_s_speech_is_delayed_codes_between_pads_of_their_codebooks(
             frame = row - stream
             code = pads[stream] + 1 + 2 * stream + frame if 0 <= frame < 2 else pads[stream]
             assert speech[row, stream] == code
-    assert rows[24:, 0].tolist() == [2, 5, 7, 258, 2, 6, 7]
+    assert rows[24:, 0].tolist() == [2, 5, 7, 259, 2, 6, 7]
     assert not rows[24:, 1:].any()
 
 

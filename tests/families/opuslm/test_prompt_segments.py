@@ -31,6 +31,18 @@ class Deaf:
         return np.zeros(0, np.int64)
 
 
+def test_the_first_semantic_token_is_the_pad_that_it_was_in_training() -> None:
+    """ESPnet's `SpeechLMPreprocessor`: where(value == pad, pad, value + bias); codes of the codec never are 0 there,
+    where those of the first codebook begin at 5000."""
+    codes = np.zeros((9, 4), int)
+    codes[0] = [3, 0, 0, 1]
+    for write in (WRITER.audio, WRITER.voice):
+        rows = write(Piece("user", "", codes=codes))[1:]
+        assert rows[:5, 0].tolist() == [259, 0, 0, 257, 0]
+        for stream in range(1, 9):
+            assert rows[stream : stream + 4, stream].tolist() == [276 + 12 * (stream - 1)] * 4
+
+
 def test_a_voice_is_cut_to_500_frames() -> None:
     codes = np.zeros((9, 700), int)
     codes[:, 500:] = 1

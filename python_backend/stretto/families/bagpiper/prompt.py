@@ -4,7 +4,8 @@
 
 The end is [eot] where the next piece has the same role, and [eos] otherwise. Heard audio is a row of pads for each
 feature that the audio tower makes of it; an assistant's earlier speech is its codes, delayed, with the pads of their
-codebooks. Layout: espnet2/speechlm/model/speechlm/speechlm_job.py of ESPnet.
+codebooks. The first token of text, which is Qwen's "!" alone, is a pad, as in training. Layout:
+espnet2/speechlm/model/speechlm/speechlm_job.py of ESPnet.
 """
 
 import numpy as np
@@ -29,7 +30,9 @@ class BagpiperTemplate:
     """Writes the prompts of Bagpiper's checkpoints."""
 
     def __init__(self, family: Family, subwords: Subwords, audio_format: AudioFormat | None):
+        assert family.subwords is not None
         self._family, self._subwords, self._audio_format = family, subwords, audio_format
+        self._unseen = family.subwords.start  # ESPnet's preprocessor takes the tokenizer's id 0 for a pad
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
         """The conversation and the head of the reply. A task with a system turn gets the usual one where none came."""
@@ -65,7 +68,8 @@ class BagpiperTemplate:
     def _content(self, piece: Piece) -> np.ndarray:
         layout = self._family.layout
         if piece.text is not None:
-            return stream0_rows(layout, self._subwords.ids(piece.text, piece.path))
+            ids = self._subwords.ids(piece.text, piece.path)
+            return stream0_rows(layout, [PAD if token_id == self._unseen else token_id for token_id in ids])
         assert piece.codes is not None
         if piece.role != "assistant":
             raise InvalidRequest(piece.path, "an audio input: Bagpiper hears samples and speaks codes", "codes")

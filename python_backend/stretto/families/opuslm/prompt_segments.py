@@ -4,6 +4,7 @@
     audio   [codec_ssl] rows: stream k of row r is frame r - k, so T frames take T + 8 rows
     voice   [spk] rows of 500 frames, cut or filled up with pads on all streams
 
+The first semantic token is a pad: ESPnet's preprocessor takes its 0 for one, so no model has read it.
 Eight rows of pads keep one segment's delayed streams out of the next: audio and voices end with theirs, text is
 followed by some.
 """
@@ -66,7 +67,9 @@ class SegmentWriter:
         return np.concatenate([self.marker("spk"), rows, self.ids(*[PAD] * (VOICE_FRAMES + GAP - len(rows)))])
 
     def _frames(self, codes: np.ndarray) -> np.ndarray:
-        return frame_rows(self.family.layout, codes, (PAD,) * NUM_STREAMS)
+        rows = frame_rows(self.family.layout, codes, (PAD,) * NUM_STREAMS)
+        rows[rows[:, 0] == self.family.layout.audio[0].start, 0] = PAD
+        return rows
 
     def _codes(self, piece: Piece) -> np.ndarray:
         """[9, T]: a semantic code and eight of the codec for each frame."""
