@@ -7,6 +7,10 @@ StrettoError
 └── CheckpointError     a file of a checkpoint is missing or does not fit; the model does not load
 """
 
+import secrets
+
+INCIDENT = "internal error "
+
 
 class StrettoError(Exception):
     """Base of every error that this package raises on purpose."""
@@ -30,3 +34,12 @@ class Cancelled(StrettoError):
 
 class CheckpointError(StrettoError):
     """A checkpoint that does not load."""
+
+
+def incident(error: BaseException) -> str:
+    """What a client is told of a failure of ours, and nothing else of it; the logged traceback ends with it, too."""
+    for note in getattr(error, "__notes__", ()):
+        if note.startswith(INCIDENT):
+            return note
+    error.add_note(f"{INCIDENT}{secrets.token_hex(4)}")
+    return incident(error)

@@ -2,9 +2,10 @@
 
 import importlib.util
 import json
+import re
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -19,10 +20,12 @@ from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.chunking import Pacer
 from stretto.streams.segment import Segment
 from stretto.triton_io.draining import VARIABLE
+from stretto.triton_io.prompt_tensors import read_prompt, write_prompt
 
 from tests.fakes_triton import Logger, Request, TritonError
 from tests.model_repository.pbtxt import ROOT, read_config
 from tests.triton_io.answering import AnsweringSender
+from tests.triton_io.sealing import envelope_in
 
 SAMPLING = SamplingConfig(SegmentSampling(0.0), SegmentSampling(0.7), seed=3)
 ROWS = np.arange(6, dtype=np.int32).reshape(3, 2)
@@ -64,17 +67,20 @@ class Preparing:
             raise InvalidRequest("text", "1 to 200 characters", 0)
         if raw.text == b"bug":
             raise RuntimeError("boom")
+        if raw.text == b"odd":
+            return Prompt("tts", ROWS.astype(np.int64), SAMPLING)
         return Prompt("tts", ROWS, SAMPLING, ("hello",))
 
 
 @pytest.fixture
-def preprocessor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def preprocessor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "draining"))
     module = load("preprocessor")
     monkeypatch.setattr(module, "Preprocessor", Preparing)
     model = module.TritonPythonModel()
     model.initialize(arguments("preprocessor"))
-    return model
+    yield model
+    model.finalize()
 
 
 def test_the_preprocessor_hands_over_all_inputs_as_they_came(preprocessor: Any) -> None:
@@ -91,20 +97,22 @@ def test_the_preprocessor_hands_over_all_inputs_as_they_came(preprocessor: Any) 
     )
     assert (raw.pcm_in.tolist(), raw.sample_rate) == ([1, 1, 1, 1], 8000)
     np.testing.assert_array_equal(response.array("rows"), ROWS)
-    prompt = Prompt.from_record(json.loads(response.array("prompt").tobytes()), ROWS)
+    prompt = read_prompt(Request({name: response.array(name) for name in ("rows", "prompt")}), preprocessor.key.seal)
     assert (prompt.task, prompt.sampling, prompt.words) == ("tts", SAMPLING, ("hello",))
     assert preprocessor.preprocessor.checkpoint == ROOT / "language_model" / "1" / "checkpoint"
     assert preprocessor.preprocessor.device == "cpu"
 
 
 def test_the_preprocessor_answers_each_request_for_itself(preprocessor: Any) -> None:
-    texts = [b"", b"hello", b"bug"]
-    refused, served, failed = preprocessor.execute([Request({"text": np.array([text], object)}) for text in texts])
+    texts = [b"", b"hello", b"bug", b"odd"]
+    refused, served, *failed = preprocessor.execute([Request({"text": np.array([text], object)}) for text in texts])
     assert refused.error.message() == "invalid request: text: expected 1 to 200 characters, got 0"
     assert refused.error.code() == TritonError.INVALID_ARG
     assert served.error is None
-    assert failed.error.code() == TritonError.INTERNAL
-    assert len(Logger.errors) == 1
+    for response in failed:
+        assert response.error.code() == TritonError.INTERNAL
+        assert re.fullmatch("failed: preprocessor: internal error [0-9a-f]{8}", response.error.message())
+    assert len(Logger.errors) == 2
 
 
 def test_the_preprocessor_refuses_requests_while_the_server_drains(preprocessor: Any, tmp_path: Path) -> None:
@@ -150,12 +158,12 @@ def test_the_language_model_streams_and_shuts_down(engine: None, monkeypatch: py
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "")  # left alone by the adapter, and as it was for other tests
     model = module.TritonPythonModel()
     model.initialize(arguments("language_model"))
-    record = np.frombuffer(json.dumps(Prompt("tts", ROWS, SAMPLING).to_record()).encode(), np.uint8)
-    request = Request({"rows": ROWS, "prompt": record}, AnsweringSender(model.service.table))
+    inputs = {each.name(): each.as_numpy() for each in write_prompt(Prompt("tts", ROWS, SAMPLING), model.key.seal)}
+    request = Request(inputs, AnsweringSender(model.service.table))
     assert model.execute([request]) is None
     wait(lambda: request.sender.is_final)
     np.testing.assert_array_equal(request.sender.responses[0].array("codes"), ROWS)
-    assert json.loads(request.sender.responses[0].array("chunk").tobytes())["chunk"]["is_final"]
+    assert envelope_in(request.sender.responses[0]).chunk.is_final
     assert model.model.config.checkpoint == ROOT / "language_model" / "1" / "checkpoint"
     made = model.model
     model.finalize()

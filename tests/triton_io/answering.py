@@ -1,11 +1,9 @@
 """A response sender behind which a decoder answers everything at once."""
 
-import json
-
-from stretto.records.envelope import Envelope
 from stretto.triton_io.flow import FlowTable
 
 from tests.fakes_triton import InferenceResponse, ResponseSender
+from tests.triton_io.sealing import envelope_in
 
 
 class AnsweringSender(ResponseSender):
@@ -18,5 +16,4 @@ class AnsweringSender(ResponseSender):
     def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
         super().send(response, flags)
         if response is not None and response.error is None:
-            record = json.loads(response.array("chunk").tobytes())
-            self._table.at(Envelope.from_record(record).flow).count_answer()
+            self._table.at(envelope_in(response).flow).count_answer()

@@ -1,7 +1,7 @@
 """The window, the probes, and how an utterance stops."""
 
 import asyncio
-import json
+import threading
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import replace
@@ -13,11 +13,13 @@ from stretto.errors import Cancelled, Overloaded
 from stretto.records.chunk import Chunk, LMChunk
 from stretto.records.envelope import Envelope
 from stretto.streams.segment import Segment
-from stretto.triton_io.chunk_sender import DecoderStalled, Outflow, OutflowLimits
-from stretto.triton_io.flow import DecoderFailed, FlowSlot, FlowTable, Outcome
+from stretto.triton_io.chunk_sender import Outflow, OutflowLimits
+from stretto.triton_io.flow import DecoderFailed, DecoderStalled, FlowSlot, FlowTable, Outcome
+from stretto.triton_io.responses import Responses, ResponseThread
 
-from tests.fakes_triton import ResponseSender
+from tests.fakes_triton import InferenceResponse, ResponseSender
 from tests.triton_io.answering import AnsweringSender
+from tests.triton_io.sealing import SEAL, envelope_in, responses_to
 
 QUICK = OutflowLimits(max_chunks=4, max_frames=100, probe_s=0.05, poll_s=0.005, stall_s=10)
 IMPATIENT = replace(QUICK, stall_s=0.2)
@@ -48,7 +50,7 @@ class Speaker:
 
 
 def envelopes(sender: ResponseSender) -> list[Envelope]:
-    return [Envelope.from_record(json.loads(each.array("chunk").tobytes())) for each in sender.responses]
+    return [envelope_in(each) for each in sender.responses]
 
 
 def sent(sender: ResponseSender) -> list[int]:
@@ -60,6 +62,20 @@ def answer(slot: FlowSlot, count: int) -> None:
         slot.count_answer()
 
 
+class BlockedSender(ResponseSender):
+    """Sends when it may."""
+
+    def __init__(self, may_send: threading.Event) -> None:
+        super().__init__()
+        self._may_send = may_send
+        self.is_asked = False
+
+    def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
+        self.is_asked = True
+        assert self._may_send.wait(60), "never let to send"
+        super().send(response, flags)
+
+
 async def settled(condition: object, timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():  # type: ignore[operator]
@@ -69,7 +85,7 @@ async def settled(condition: object, timeout_s: float = 60.0) -> None:
 
 async def test_chunks_go_in_order_with_their_codes(slot: FlowSlot) -> None:
     sender, speaker = ResponseSender(), Speaker(3, frames=2)
-    await Outflow(sender, slot, "u", QUICK).pump(speaker.speak())
+    await Outflow(responses_to(sender), slot, "u", QUICK).pump(speaker.speak())
     assert sent(sender) == [0, 1, 2]
     np.testing.assert_array_equal(sender.responses[1].array("codes"), np.full((2, 2), 1))
     assert envelopes(sender)[0].flow == slot.address
@@ -79,13 +95,13 @@ async def test_chunks_go_in_order_with_their_codes(slot: FlowSlot) -> None:
 
 async def test_a_text_chunk_has_no_codes(slot: FlowSlot) -> None:
     sender = ResponseSender()
-    await Outflow(sender, slot, "u", QUICK).pump(Speaker(1, frames=0).speak())
+    await Outflow(responses_to(sender), slot, "u", QUICK).pump(Speaker(1, frames=0).speak())
     assert sender.responses[0].array("codes") is None
 
 
 async def test_no_more_chunks_are_on_the_way_than_the_window_holds(slot: FlowSlot) -> None:
     sender = ResponseSender()
-    pumping = asyncio.create_task(Outflow(sender, slot, "u", QUICK).pump(Speaker(8).speak()))
+    pumping = asyncio.create_task(Outflow(responses_to(sender), slot, "u", QUICK).pump(Speaker(8).speak()))
     await settled(lambda: len(sent(sender)) == 4)
     await asyncio.sleep(0.05)
     assert sent(sender) == [0, 1, 2, 3]
@@ -98,7 +114,7 @@ async def test_no_more_chunks_are_on_the_way_than_the_window_holds(slot: FlowSlo
 
 async def test_no_more_frames_are_on_the_way_than_allowed(slot: FlowSlot) -> None:
     sender = ResponseSender()
-    pumping = asyncio.create_task(Outflow(sender, slot, "u", QUICK).pump(Speaker(4, frames=60).speak()))
+    pumping = asyncio.create_task(Outflow(responses_to(sender), slot, "u", QUICK).pump(Speaker(4, frames=60).speak()))
     await settled(lambda: len(sent(sender)) == 2)
     await asyncio.sleep(0.05)
     assert sent(sender) == [0, 1]  # 60 < 100 lets a second chunk go, 120 no third
@@ -109,7 +125,7 @@ async def test_no_more_frames_are_on_the_way_than_allowed(slot: FlowSlot) -> Non
 
 async def test_a_quiet_language_model_sends_probes(slot: FlowSlot) -> None:
     sender = AnsweringSender(slot.table)
-    await Outflow(sender, slot, "u", QUICK).pump(Speaker(1, pause_s=0.6).speak())
+    await Outflow(responses_to(sender), slot, "u", QUICK).pump(Speaker(1, pause_s=0.6).speak())
     probes = [each for each in envelopes(sender) if each.chunk is None]
     assert 2 <= len(probes) <= 12
     assert envelopes(sender)[-1].chunk is not None
@@ -117,13 +133,13 @@ async def test_a_quiet_language_model_sends_probes(slot: FlowSlot) -> None:
 
 async def test_there_is_one_probe_at_a_time(slot: FlowSlot) -> None:
     sender = ResponseSender()
-    await asyncio.wait_for(Outflow(sender, slot, "u", QUICK).pump(Speaker(1, pause_s=0.6).speak()), 30)
+    await asyncio.wait_for(Outflow(responses_to(sender), slot, "u", QUICK).pump(Speaker(1, pause_s=0.6).speak()), 30)
     assert [each.chunk is None for each in envelopes(sender)] == [True, False]
 
 
 async def test_a_cancelled_utterance_stops_before_its_next_chunk(slot: FlowSlot) -> None:
     sender, speaker = ResponseSender(), Speaker(9, pause_s=10)
-    pumping = asyncio.create_task(Outflow(sender, slot, "u", QUICK).pump(speaker.speak()))
+    pumping = asyncio.create_task(Outflow(responses_to(sender), slot, "u", QUICK).pump(speaker.speak()))
     await asyncio.sleep(0.02)
     slot.conclude(Outcome.CANCELLED)
     begun = time.monotonic()
@@ -135,7 +151,7 @@ async def test_a_cancelled_utterance_stops_before_its_next_chunk(slot: FlowSlot)
 
 async def test_a_cancelled_utterance_does_not_wait_for_room(slot: FlowSlot) -> None:
     speaker = Speaker(9)
-    pumping = asyncio.create_task(Outflow(ResponseSender(), slot, "u", QUICK).pump(speaker.speak()))
+    pumping = asyncio.create_task(Outflow(responses_to(ResponseSender()), slot, "u", QUICK).pump(speaker.speak()))
     await settled(lambda: speaker.num_made == 5)
     slot.conclude(Outcome.CANCELLED)
     with pytest.raises(Cancelled):
@@ -147,7 +163,7 @@ async def test_a_cancelled_utterance_does_not_wait_for_room(slot: FlowSlot) -> N
 async def test_what_ended_the_utterance_at_the_decoder_is_raised(
     slot: FlowSlot, outcome: Outcome, kind: type[Exception]
 ) -> None:
-    outflow = Outflow(ResponseSender(), slot, "u", QUICK)
+    outflow = Outflow(responses_to(ResponseSender()), slot, "u", QUICK)
     await outflow.pump(Speaker(1).speak())
     slot.conclude(outcome, "no codec")
     answer(slot, 1)
@@ -155,9 +171,46 @@ async def test_what_ended_the_utterance_at_the_decoder_is_raised(
         await outflow.settle()
 
 
+async def test_a_caller_of_the_language_model_itself_who_leaves_is_noticed(slot: FlowSlot) -> None:
+    sender, speaker = ResponseSender(), Speaker(9)
+    outflow = Outflow(responses_to(sender), slot, "u", replace(QUICK, look_s=0.05))
+    pumping = asyncio.create_task(outflow.pump(speaker.speak()))
+    await settled(lambda: len(sent(sender)) == 4)
+    sender.client_is_gone = True
+    with pytest.raises(Cancelled):
+        await asyncio.wait_for(pumping, 30)
+    assert speaker.is_closed
+    with pytest.raises(Cancelled):  # though four chunks are not answered
+        await asyncio.wait_for(outflow.settle(), 30)
+
+
+async def test_more_answers_than_chunks_are_no_harm(slot: FlowSlot) -> None:
+    sender = ResponseSender()
+    outflow = Outflow(responses_to(sender), slot, "u", QUICK)
+    answer(slot, 3)
+    await outflow.pump(Speaker(2).speak())
+    await outflow.settle()
+    assert sent(sender) == [0, 1]
+
+
+async def test_a_send_that_blocks_holds_up_nobody_else_on_the_loop(slot: FlowSlot) -> None:
+    may_send, sender = threading.Event(), ResponseSender()
+    blocked = BlockedSender(may_send)
+    thread = ResponseThread()
+    first = Outflow(Responses(blocked, thread, SEAL), slot, "u", QUICK)
+    pumping = asyncio.create_task(first.pump(Speaker(1).speak()))
+    await settled(lambda: blocked.is_asked)
+    assert not pumping.done()
+    await Outflow(responses_to(sender), slot.table.claim(), "v", QUICK).pump(Speaker(2).speak())
+    assert sent(sender) == [0, 1]
+    may_send.set()
+    await asyncio.wait_for(pumping, 60)
+    assert sent(blocked) == [0]
+
+
 async def test_a_decoder_that_answers_nothing_ends_the_utterance(slot: FlowSlot) -> None:
     with pytest.raises(DecoderStalled, match="answered nothing"):
-        await Outflow(ResponseSender(), slot, "u", IMPATIENT).pump(Speaker(9).speak())
+        await Outflow(responses_to(ResponseSender()), slot, "u", IMPATIENT).pump(Speaker(9).speak())
 
 
 async def test_the_failure_of_the_model_comes_through(slot: FlowSlot) -> None:
@@ -167,13 +220,13 @@ async def test_the_failure_of_the_model_comes_through(slot: FlowSlot) -> None:
 
     sender = ResponseSender()
     with pytest.raises(RuntimeError, match="boom"):
-        await Outflow(sender, slot, "u", QUICK).pump(fail())
+        await Outflow(responses_to(sender), slot, "u", QUICK).pump(fail())
     assert sent(sender) == [0]
 
 
 async def test_an_utterance_settles_when_chunks_and_probes_are_answered(slot: FlowSlot) -> None:
     sender = ResponseSender()
-    outflow = Outflow(sender, slot, "u", QUICK)
+    outflow = Outflow(responses_to(sender), slot, "u", QUICK)
     await outflow.pump(Speaker(2, pause_s=0.07).speak())
     assert len(sender.responses) > 2
     settling = asyncio.create_task(outflow.settle())
@@ -185,7 +238,7 @@ async def test_an_utterance_settles_when_chunks_and_probes_are_answered(slot: Fl
 
 
 async def test_a_cancelled_utterance_settles_only_when_all_is_answered(slot: FlowSlot) -> None:
-    outflow = Outflow(ResponseSender(), slot, "u", QUICK)
+    outflow = Outflow(responses_to(ResponseSender()), slot, "u", QUICK)
     await outflow.pump(Speaker(2).speak())
     slot.conclude(Outcome.CANCELLED)
     settling = asyncio.create_task(outflow.settle())
@@ -199,7 +252,7 @@ async def test_a_cancelled_utterance_settles_only_when_all_is_answered(slot: Flo
 async def test_audio_leaves_no_faster_than_a_listener_hears_it_and_the_limit(slot: FlowSlot) -> None:
     sender = AnsweringSender(slot.table)
     limits = replace(QUICK, max_ahead_s=0.2)
-    outflow = Outflow(sender, slot, "u", limits)  # 25 frames a second
+    outflow = Outflow(responses_to(sender), slot, "u", limits)  # 25 frames a second
     speaker = Speaker(6, frames=5)
     begun = time.monotonic()
     await outflow.pump(speaker.speak())
@@ -211,7 +264,7 @@ async def test_audio_leaves_no_faster_than_a_listener_hears_it_and_the_limit(slo
 
 async def test_a_client_who_leaves_while_audio_is_held_back_is_noticed(slot: FlowSlot) -> None:
     sender = AnsweringSender(slot.table)
-    outflow = Outflow(sender, slot, "u", replace(QUICK, max_ahead_s=0.2))
+    outflow = Outflow(responses_to(sender), slot, "u", replace(QUICK, max_ahead_s=0.2))
     speaker = Speaker(1000, frames=25)
     pumping = asyncio.create_task(outflow.pump(speaker.speak()))
     await asyncio.sleep(0.1)

@@ -1,8 +1,10 @@
 """Chunks go to the worker with their reply; probes and what cannot be read are answered on the spot."""
 
 import json
+import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,10 @@ from stretto.records.envelope import Envelope
 from stretto.streams.segment import Segment
 from stretto.triton_io.decoding_service import DecodingService
 from stretto.triton_io.flow import FlowSlot, FlowTable, Outcome
+from stretto.triton_io.seal import TAG, Seal
 
 from tests.fakes_triton import Logger, MetricFamily, Request
+from tests.triton_io.sealing import SEAL, chunk_inputs
 
 FORM = OutputForm("pcm_s16le", 8_000)
 
@@ -48,14 +52,13 @@ def slot() -> Iterator[FlowSlot]:
 
 
 def request(slot: FlowSlot, chunk: Chunk | None, codes: np.ndarray | None = None) -> Request:
-    record = json.dumps(Envelope("u", slot.address, chunk, FORM).to_record()).encode()
-    return Request({"chunk": np.frombuffer(record, np.uint8)} | ({} if codes is None else {"codes": codes}))
+    return Request(chunk_inputs(Envelope("u", slot.address, chunk, FORM), codes))
 
 
 def test_a_chunk_reaches_the_worker_with_its_codes_and_reply(slot: FlowSlot) -> None:
     worker, chunk, codes = Worker(), Chunk(0, Segment.AUDIO), np.ones((2, 3), np.int32)
     asked = request(slot, chunk, codes)
-    DecodingService(worker).accept(asked)
+    DecodingService(worker, SEAL).accept(asked)
     ((utterance, pushed, given, reply, form),) = worker.pushed
     assert (utterance, pushed, form) == ("u", chunk, FORM)
     np.testing.assert_array_equal(given, codes)
@@ -67,7 +70,7 @@ def test_a_chunk_reaches_the_worker_with_its_codes_and_reply(slot: FlowSlot) -> 
 
 
 def test_the_workers_figures_are_shown() -> None:
-    DecodingService(Worker())
+    DecodingService(Worker(), SEAL)
     deadline = time.monotonic() + 60
     while (shown := MetricFamily.made.get("stretto_decoder_waiting_chunks")) is None or shown.value != 1:
         assert time.monotonic() < deadline
@@ -77,7 +80,7 @@ def test_the_workers_figures_are_shown() -> None:
 
 def test_a_text_chunk_has_no_codes(slot: FlowSlot) -> None:
     worker = Worker()
-    DecodingService(worker).accept(request(slot, Chunk(0, Segment.TEXT, "hm")))
+    DecodingService(worker, SEAL).accept(request(slot, Chunk(0, Segment.TEXT, "hm")))
     assert worker.pushed[0][2] is None
 
 
@@ -85,16 +88,79 @@ def test_a_text_chunk_has_no_codes(slot: FlowSlot) -> None:
 def test_a_probe_never_reaches_the_worker(slot: FlowSlot, is_gone: bool) -> None:
     worker, probe = Worker(), request(slot, None)
     probe.sender.client_is_gone = is_gone
-    DecodingService(worker).accept(probe)
+    DecodingService(worker, SEAL).accept(probe)
     assert probe.sender.is_final
     assert worker.pushed == []
     assert worker.abandoned == (["u"] if is_gone else [])
     assert (slot.outcome is Outcome.CANCELLED) is is_gone
 
 
-def test_a_request_that_cannot_be_read_is_answered_and_logged() -> None:
-    asked = Request({"chunk": np.frombuffer(b"[]", np.uint8)})
-    DecodingService(Worker()).accept(asked)
+NOT_SEALED = "invalid request: chunk: expected what a step of this server has sealed, got something else"
+
+
+def refusal(asked: Request) -> str:
     assert asked.sender.is_final
-    assert asked.sender.responses[0].error.message().startswith("failed: acoustic decoder: TypeError")
-    assert len(Logger.errors) == 1
+    (response,) = asked.sender.responses
+    assert Logger.errors == []
+    return response.error.message()
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"{}", b"\xff" * 40, b"[" * 100_000])
+def test_what_nobody_has_sealed_is_refused(text: bytes) -> None:
+    worker, asked = Worker(), Request({"chunk": np.frombuffer(text, np.uint8)})
+    DecodingService(worker, SEAL).accept(asked)
+    assert refusal(asked) == NOT_SEALED
+    assert worker.pushed == []
+
+
+@pytest.mark.parametrize("changes", [{"utterance": "v"}, {"chunk": None}, {"form": OutputForm()}])
+def test_a_chunk_made_up_for_somebody_elses_slot_changes_nothing_there(slot: FlowSlot, changes: dict[str, Any]) -> None:
+    worker, honest = Worker(), Envelope("u", slot.address, Chunk(0, Segment.AUDIO), FORM)
+    forged = json.dumps(replace(honest, **changes).to_record()).encode()
+    tag = chunk_inputs(honest)["chunk"].tobytes()[:TAG]
+    for sealed in (tag + forged, Seal(b"guess" * 4).close("chunk", forged), forged):
+        asked = Request({"chunk": np.frombuffer(sealed, np.uint8)})
+        DecodingService(worker, SEAL).accept(asked)
+        assert refusal(asked) == NOT_SEALED
+    assert (slot.num_answered, slot.outcome, worker.pushed, worker.abandoned) == (0, Outcome.OPEN, [], [])
+
+
+def test_a_chunk_does_not_open_with_the_codes_of_another(slot: FlowSlot) -> None:
+    codes = np.ones((2, 3), np.int32)
+    asked = request(slot, Chunk(0, Segment.AUDIO), codes)
+    asked.inputs["codes"] = codes + 1
+    DecodingService(Worker(), SEAL).accept(asked)
+    assert refusal(asked) == NOT_SEALED
+
+
+@pytest.mark.parametrize("codes", [np.ones(3, np.int32), np.ones((2, 3), np.float32)])
+def test_codes_of_another_shape_or_type_are_refused(slot: FlowSlot, codes: np.ndarray) -> None:
+    asked = request(slot, Chunk(0, Segment.AUDIO), codes)
+    DecodingService(Worker(), SEAL).accept(asked)
+    assert refusal(asked).startswith("invalid request: codes: expected INT32 [-1, -1], got ")
+
+
+@pytest.mark.parametrize("chunk", [Chunk(0, Segment.TEXT), None])
+def test_a_chunk_of_an_utterance_that_is_over_is_answered_without_an_error(slot: FlowSlot, chunk: Chunk | None) -> None:
+    late, worker = request(slot, chunk), Worker()
+    slot.release()
+    DecodingService(worker, SEAL).accept(late)
+    assert late.sender.is_final
+    assert late.sender.responses == []
+    assert (worker.pushed, worker.abandoned) == ([], ["u"])
+
+
+def test_a_worker_that_fails_ends_the_utterance_and_names_the_failure_only(slot: FlowSlot) -> None:
+    class Broken(Worker):
+        def push(self, *delivery: Any) -> None:
+            raise RuntimeError("/srv/stretto/codec.py is broken")
+
+    asked = request(slot, Chunk(0, Segment.TEXT))
+    DecodingService(Broken(), SEAL).accept(asked)
+    assert asked.sender.is_final
+    assert asked.sender.responses == []  # the language model sends it
+    assert slot.outcome is Outcome.FAILED
+    assert re.fullmatch("acoustic decoder: internal error [0-9a-f]{8}", slot.reason)
+    (line,) = Logger.errors
+    assert "/srv/stretto/codec.py is broken" in line
+    assert slot.reason.rpartition(" ")[2] in line

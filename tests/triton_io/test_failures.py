@@ -1,8 +1,10 @@
 """Which error becomes which answer, and which is worth a line in the log."""
 
+import re
+
 import pytest
-from stretto.errors import Cancelled, InvalidRequest, Overloaded
-from stretto.triton_io.failures import failed_response, log_failure
+from stretto.errors import Cancelled, InvalidRequest, Overloaded, incident
+from stretto.triton_io.failures import failed_response, log_failure, told
 
 from tests.fakes_triton import Logger, TritonError
 
@@ -34,7 +36,19 @@ def test_a_bug_is_logged_once_with_its_traceback_and_answered_briefly() -> None:
         log_failure(error, "utterance 7")
         answer = failed_response(error, "utterance 7").error
     assert answer.code() == TritonError.INTERNAL
-    assert answer.message().startswith("failed: utterance 7: RuntimeError: xxx")
-    assert len(answer.message()) <= 300
+    assert re.fullmatch("failed: utterance 7: internal error [0-9a-f]{8}", answer.message())
     (line,) = Logger.errors
     assert line.startswith("utterance 7: Traceback")
+    assert line.rstrip().endswith(answer.message().partition("utterance 7: ")[2])
+
+
+def test_what_a_failure_says_is_not_told() -> None:
+    message = failed_response(FileNotFoundError(2, "No such file", "/etc/shadow"), "preprocessor").error.message()
+    assert "/etc" not in message
+    assert "No such file" not in message
+
+
+def test_a_failure_has_one_name_wherever_it_is_told() -> None:
+    error = RuntimeError("boom")
+    assert incident(error) == incident(error) == told(error, "utterance 7").removeprefix("utterance 7: ")
+    assert incident(RuntimeError("boom")) != incident(error)

@@ -53,7 +53,8 @@ def test_a_new_tenant_finds_its_slot_empty(tmp_path: Path) -> None:
     first.conclude(Outcome.CANCELLED, "gone")
     first.release()
     second = table.claim()
-    assert second.address == FlowAddress(table.path.name, first.address.slot, 2)
+    assert second.address == FlowAddress(table.path.name, first.address.slot, second.address.generation)
+    assert second.address.generation != first.address.generation
     assert (second.num_answered, second.outcome, second.reason) == (0, Outcome.OPEN, "")
 
 
@@ -114,16 +115,32 @@ def test_only_the_tables_of_the_dead_are_removed(tmp_path: Path) -> None:
     assert path != table.path
 
 
-@pytest.mark.parametrize("name", ["../passwd", "other_file"])
+@pytest.mark.parametrize("slot", [0, -1, 3, 1 << 40])
+def test_a_slot_that_is_none_of_the_tables_is_refused(tmp_path: Path, slot: int) -> None:
+    table = FlowTable.create(1, 2, tmp_path)
+    with pytest.raises(ValueError, match=f"slot {slot} is not in stretto_flow_1_"):
+        FlowTables(tmp_path).at(FlowAddress(table.path.name, slot, 1))
+
+
+def test_neither_tables_nor_tenants_can_be_guessed(tmp_path: Path) -> None:
+    table = FlowTable.create(1, 64, tmp_path)
+    assert len(table.path.name.removeprefix("stretto_flow_1_")) == 32
+    generations = [table.claim().address.generation for _ in range(64)]
+    assert len(set(generations)) == 64
+    assert max(generations) > 1 << 56  # below it, all of 64 random ones are once in 2 ** 448 times
+
+
+@pytest.mark.parametrize("name", ["../passwd", "other_file", "stretto_flow_1", f"stretto_flow_1_{'a' * 32}/.."])
 def test_only_a_table_can_be_opened(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="not the name of a flow table"):
         FlowTable.open(name, tmp_path)
 
 
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "stretto_flow_x").write_bytes(bytes(64))
+    name = f"stretto_flow_1_{'a' * 32}"
+    (tmp_path / name).write_bytes(bytes(64))
     with pytest.raises(ValueError, match="not a flow table"):
-        FlowTable.open("stretto_flow_x", tmp_path)
+        FlowTable.open(name, tmp_path)
 
 
 def test_the_longest_latency_counts_and_is_forgotten_by_and_by(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The two ends of a ring: what the server puts in, the client takes out, and nobody overtakes the other."""
 
 import base64
+import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,51 @@ def test_what_is_no_ring_is_refused(tmp_path: Path) -> None:
     path.symlink_to(other)
     with pytest.raises(InvalidRequest, match="shared memory of this host"):
         PcmRing.open(address, tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"STRING1\0" + b"secret!!" * 600, b"secret!!" * 600])
+def test_nothing_of_a_file_that_is_no_ring_is_told(tmp_path: Path, content: bytes) -> None:
+    address = RingAddress("stretto_ring_0011223344556677")
+    (tmp_path / address.name).write_bytes(content)
+    with pytest.raises(InvalidRequest, match=r"got memory that begins otherwise$"):
+        PcmRing.open(address, tmp_path)
+    assert (tmp_path / address.name).read_bytes() == content
+
+
+def test_neither_a_pipe_nor_another_name_of_a_file_is_a_ring(tmp_path: Path, client_end: Ring) -> None:
+    address = RingAddress.from_record(client_end.option())
+    elsewhere = Path("/dev/shm") / address.name
+    os.mkfifo(tmp_path / address.name)
+    with pytest.raises(InvalidRequest, match="shared memory of this host"):
+        PcmRing.open(address, tmp_path)
+    second = elsewhere.with_name("stretto_ring_8899aabbccddeeff")
+    os.link(elsewhere, second)
+    try:
+        with pytest.raises(InvalidRequest, match="shared memory of this host"):
+            PcmRing.open(address)
+    finally:
+        second.unlink()
+
+
+def test_an_error_names_no_path_of_the_server(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        PcmRing.open(RingAddress("stretto_ring_0011223344556677"), tmp_path)
+    assert str(tmp_path) not in str(refused.value)
+    assert str(refused.value).endswith("got stretto_ring_0011223344556677: No such file or directory")
+
+
+@pytest.mark.parametrize("header", [(1 << 62, 1 << 62, 1 << 62), (0, 0, 0), (-1, -1, -(1 << 63)), (1, 1 << 40, -1)])
+def test_a_header_that_changes_while_it_is_used_moves_no_write(
+    client_end: Ring, server_end: PcmRing, header: tuple[int, int, int]
+) -> None:
+    path = Path("/dev/shm") / client_end.option()["name"]
+    size = path.stat().st_size
+    for _ in range(3):
+        server_end.put(np.ones(48, np.float32))
+        with path.open("r+b") as file:
+            file.seek(8)
+            file.write(struct.pack("<3q", *header))
+    assert path.stat().st_size == size
 
 
 def test_a_server_without_cuda_says_so() -> None:

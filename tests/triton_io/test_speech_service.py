@@ -1,7 +1,7 @@
 """Requests to a language model that can be told to fail: each is answered, ended and forgotten."""
 
 import asyncio
-import json
+import re
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from stretto.errors import InvalidRequest
 from stretto.records.chunk import Chunk, LMChunk
-from stretto.records.envelope import Envelope
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.chunking import Pacer
@@ -18,10 +17,12 @@ from stretto.streams.segment import Segment
 from stretto.triton_io.chunk_sender import OutflowLimits
 from stretto.triton_io.event_loop import EventLoop
 from stretto.triton_io.flow import FlowTable, Outcome
+from stretto.triton_io.seal import TAG
 from stretto.triton_io.speech_service import SpeechService
 
 from tests.fakes_triton import Logger, MetricFamily, Request, ResponseSender, TritonError
 from tests.triton_io.answering import AnsweringSender
+from tests.triton_io.sealing import SEAL, envelope_in, prompt_inputs
 
 
 class Model:
@@ -48,7 +49,7 @@ def table(tmp_path: Path) -> FlowTable:
 
 @pytest.fixture
 def service(table: FlowTable) -> Iterator[SpeechService]:
-    made = SpeechService(Model(), EventLoop("test"), table, OutflowLimits(poll_s=0.005, stall_s=1))
+    made = SpeechService(Model(), EventLoop("test"), table, OutflowLimits(poll_s=0.005, stall_s=1), SEAL)
     yield made
     made.close()
 
@@ -56,8 +57,7 @@ def service(table: FlowTable) -> Iterator[SpeechService]:
 def request(table: FlowTable, num_rows: int) -> Request:
     sampling = SamplingConfig(SegmentSampling(0.0), SegmentSampling(0.0), seed=1)
     rows = np.zeros((num_rows, 2), np.int32)
-    record = json.dumps(Prompt("tts", rows, sampling).to_record()).encode()
-    return Request({"rows": rows, "prompt": np.frombuffer(record, np.uint8)}, AnsweringSender(table))
+    return Request(prompt_inputs(Prompt("tts", rows, sampling)), AnsweringSender(table))
 
 
 def wait(condition: Callable[[], bool]) -> None:
@@ -68,8 +68,7 @@ def wait(condition: Callable[[], bool]) -> None:
 
 
 def utterances(sender: ResponseSender) -> set[str]:
-    records = [each.array("chunk") for each in sender.responses if each.error is None]
-    return {Envelope.from_record(json.loads(record.tobytes())).utterance for record in records}
+    return {envelope_in(each).utterance for each in sender.responses if each.error is None}
 
 
 def test_an_utterance_is_sent_and_ended(service: SpeechService, table: FlowTable) -> None:
@@ -98,12 +97,12 @@ def test_a_failure_is_answered_and_logged_once_by_the_utterances_name(service: S
     wait(lambda: asked.sender.is_final)
     (utterance,) = utterances(asked.sender)
     error = asked.sender.responses[-1].error
-    assert (error.code(), error.message()) == (
-        TritonError.INTERNAL,
-        f"failed: utterance {utterance}: RuntimeError: boom",
-    )
+    assert error.code() == TritonError.INTERNAL
+    assert re.fullmatch(f"failed: utterance {utterance}: internal error [0-9a-f]{{8}}", error.message())
     (line,) = Logger.errors
     assert line.startswith(f"utterance {utterance}: Traceback")
+    assert "RuntimeError: boom" in line
+    assert error.message().rpartition(" ")[2] in line
     assert MetricFamily.made["stretto_failed_total"].value == 1
 
 
@@ -122,7 +121,7 @@ def test_a_cancelled_utterance_ends_without_an_error(service: SpeechService, tab
     asked = request(table, 3)
     service.accept(asked)
     wait(lambda: len(asked.sender.responses) >= 1)
-    envelope = Envelope.from_record(json.loads(asked.sender.responses[0].array("chunk").tobytes()))
+    envelope = envelope_in(asked.sender.responses[0])
     table.at(envelope.flow).conclude(Outcome.CANCELLED)
     wait(lambda: asked.sender.is_final)
     assert all(each.error is None for each in asked.sender.responses)
@@ -135,7 +134,7 @@ def test_what_the_decoder_could_not_do_is_answered_when_all_else_is(service: Spe
     asked.sender = ResponseSender()  # behind which nobody answers
     service.accept(asked)
     wait(lambda: len(asked.sender.responses) >= 1)
-    envelope = Envelope.from_record(json.loads(asked.sender.responses[0].array("chunk").tobytes()))
+    envelope = envelope_in(asked.sender.responses[0])
     slot = table.at(envelope.flow)
     slot.conclude(Outcome.FAILED, "no codec")
     time.sleep(0.05)
@@ -153,7 +152,8 @@ def test_a_decoder_that_never_answers_does_not_hang_the_utterance(service: Speec
     asked.sender = ResponseSender()
     service.accept(asked)
     wait(lambda: asked.sender.is_final)
-    assert "DecoderStalled" in asked.sender.responses[-1].error.message()
+    assert asked.sender.responses[-1].error.message() == "failed: the decoder has answered nothing for 1 s"
+    assert "DecoderStalled" in Logger.errors[0]
     wait(lambda: table.num_active() == 0)
 
 
@@ -171,11 +171,27 @@ def test_a_request_that_cannot_be_read_is_answered(service: SpeechService, table
     asked = Request({"rows": np.zeros(3, np.int32)})
     service.accept(asked)
     assert asked.sender.is_final
-    assert "prompt" in asked.sender.responses[0].error.message()
+    assert "rows: expected INT32 [-1, -1]" in asked.sender.responses[0].error.message()
+
+
+def test_a_prompt_that_the_preprocessor_did_not_write_is_refused_and_takes_no_slot(
+    service: SpeechService, table: FlowTable
+) -> None:
+    honest = request(table, 4)
+    for changes in ({"rows": np.ones((4, 2), np.int32)}, {"prompt": honest.inputs["prompt"][TAG:]}):
+        asked = Request(honest.inputs | changes)
+        service.accept(asked)
+        assert asked.sender.is_final
+        (response,) = asked.sender.responses
+        assert response.error.message() == (
+            "invalid request: prompt: expected what a step of this server has sealed, got something else"
+        )
+    assert table.num_active() == 0
+    assert Logger.errors == []
 
 
 def test_stopping_answers_those_who_still_wait(table: FlowTable) -> None:
-    service = SpeechService(Model(), EventLoop("test"), table, OutflowLimits(stall_s=0.2))
+    service = SpeechService(Model(), EventLoop("test"), table, OutflowLimits(stall_s=0.2), SEAL)
     asked = request(table, 3)
     service.accept(asked)
     wait(lambda: len(asked.sender.responses) >= 1)

@@ -8,13 +8,14 @@ from stretto.decoder.worker import DecoderWorker
 from stretto.triton_io import stub
 from stretto.triton_io.decoding_service import DecodingService
 from stretto.triton_io.parameters import ModelParameters
+from stretto.triton_io.seal import ServerKey
 
 
 class TritonPythonModel:
     """Chunks of an utterance, in order, to its waveform; every chunk is answered once, with the final flag.
 
     in   codes  INT32 [K, T]  codes of T new frames, delay pattern undone; absent in a text-only chunk
-         chunk  UINT8 [n]     JSON: Envelope
+         chunk  UINT8 [n]     sealed JSON: Envelope
     out  pcm    FP32 [n]      mono in [-1, 1]; absent when there are no samples
          pcm16  INT16 [n]     instead of pcm, where the client asked for 16-bit samples
          event  STRING [1]    JSON: what this response adds
@@ -28,7 +29,8 @@ class TritonPythonModel:
         config = DecoderConfig.from_parameters(found | parameters.strings)
         self.worker = DecoderWorker(open_codec(config, parameters.path("checkpoint")), config)
         self.worker.wait_until_warm()
-        self.service = DecodingService(self.worker)
+        self.key = ServerKey(stub.server_pid())
+        self.service = DecodingService(self.worker, self.key.seal)
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
@@ -36,3 +38,4 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         self.worker.stop()
+        self.key.close()

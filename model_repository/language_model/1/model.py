@@ -9,6 +9,7 @@ from stretto.triton_io.chunk_sender import OutflowLimits
 from stretto.triton_io.event_loop import EventLoop
 from stretto.triton_io.flow import FlowTable
 from stretto.triton_io.parameters import ModelParameters
+from stretto.triton_io.seal import ServerKey
 from stretto.triton_io.speech_service import SpeechService
 
 
@@ -16,10 +17,10 @@ class TritonPythonModel:
     """A prompt to a stream of chunks, ended by the final flag.
 
     in   rows    INT32 [P, S]  token ids of the prompt
-         prompt  UINT8 [n]     JSON: Prompt without its rows and features
+         prompt  UINT8 [n]     sealed JSON: Prompt without its rows and features
          features FP32 [F, M]  log-mel frames; absent where the family hears otherwise
     out  codes   INT32 [K, T]  codes of T new frames; absent in a text-only chunk and in a probe
-         chunk   UINT8 [n]     JSON: Envelope
+         chunk   UINT8 [n]     sealed JSON: Envelope
     """
 
     def initialize(self, args: dict[str, Any]) -> None:
@@ -37,7 +38,9 @@ class TritonPythonModel:
         )
         self.loop = EventLoop("language model")
         self.model = self.loop.run(SpeechLLM.start(config))
-        self.service = SpeechService(self.model, self.loop, FlowTable.create(stub.server_pid()), limits)
+        self.key = ServerKey(stub.server_pid())
+        table = FlowTable.create(stub.server_pid())
+        self.service = SpeechService(self.model, self.loop, table, limits, self.key.seal)
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
@@ -45,5 +48,6 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         self.service.close()
+        self.key.close()
         self.model.shutdown()
         del self.service, self.model  # now, because vLLM's own destructor fails when the interpreter is going away

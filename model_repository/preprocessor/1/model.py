@@ -4,12 +4,14 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 from stretto.preprocessing.request import Preprocessor, RawRequest
-from stretto.triton_io import schema
+from stretto.triton_io import schema, stub
 from stretto.triton_io.draining import DrainGate
 from stretto.triton_io.failures import failed_response, log_failure
 from stretto.triton_io.parameters import ModelParameters
+from stretto.triton_io.prompt_tensors import write_prompt
 from stretto.triton_io.ring import check_ring
-from stretto.triton_io.tensors import array_tensor, read_array, read_bytes, read_files, read_scalar, record_tensor
+from stretto.triton_io.seal import ServerKey
+from stretto.triton_io.tensors import read_array, read_bytes, read_files, read_scalar
 
 
 class TritonPythonModel:
@@ -20,7 +22,7 @@ class TritonPythonModel:
          pcm_in                                FP32 [n]     optional, mono at sample_rate
          sample_rate                           INT32 [1]    optional, Hz
     out  rows                                  INT32 [P, S] token ids of the prompt
-         prompt                                UINT8 [n]    JSON: Prompt without its rows and features
+         prompt                                UINT8 [n]    sealed JSON: Prompt without its rows and features
          features                              FP32 [F, M]  log-mel frames; absent where the family hears otherwise
     """
 
@@ -28,6 +30,7 @@ class TritonPythonModel:
         parameters = ModelParameters(args)
         self.preprocessor = Preprocessor(parameters.path("checkpoint"), device=parameters.device)
         self.gate = DrainGate.from_environment()
+        self.key = ServerKey(stub.server_pid())
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self.answer(request) for request in requests]
@@ -38,14 +41,13 @@ class TritonPythonModel:
             with self.gate.admit():
                 prompt = self.preprocessor.prepare(read_request(request))
                 check_ring(prompt.delivery.form.ring)
+                return pb_utils.InferenceResponse(write_prompt(prompt, self.key.seal))
         except Exception as error:
             log_failure(error, "preprocessor")
             return failed_response(error, "preprocessor")
-        tensors = [array_tensor(schema.ROWS, prompt.rows), record_tensor(schema.PROMPT, prompt.to_record())]
-        features = prompt.features
-        if features is not None:
-            tensors.append(array_tensor(schema.FEATURES, features))
-        return pb_utils.InferenceResponse(tensors)
+
+    def finalize(self) -> None:
+        self.key.close()
 
 
 def read_request(request: Any) -> RawRequest:

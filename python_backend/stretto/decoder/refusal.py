@@ -8,7 +8,7 @@ import numpy as np
 
 from stretto.decoder.chunk_queue import Delivery
 from stretto.decoder.counts import Counts
-from stretto.errors import Cancelled, StrettoError
+from stretto.errors import Cancelled, StrettoError, incident
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +17,8 @@ def refuse(delivery: Delivery, error: Exception, counts: Counts) -> None:
     """Answer a chunk with an error, count it, and log what is neither the caller's doing nor a refusal."""
     counts.add("cancelled" if isinstance(error, Cancelled) else "failed")
     if not isinstance(error, StrettoError):
-        logger.error("utterance %s, chunk %d", delivery.utterance, delivery.chunk.index, exc_info=error)
+        what = (delivery.utterance, delivery.chunk.index, incident(error))
+        logger.error("utterance %s, chunk %d: %s", *what, exc_info=error)
     try:
         delivery.reply.fail(error)
     except Exception:

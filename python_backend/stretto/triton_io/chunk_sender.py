@@ -6,22 +6,19 @@ chunks ─► window: not more chunks or frames on the way than the decoder keep
 """
 
 import asyncio
+import json
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
-from typing import Any
-
-import triton_python_backend_utils as pb_utils
 
 from stretto.errors import Cancelled, Overloaded
 from stretto.records.chunk import LMChunk
 from stretto.records.delivery import Delivery
 from stretto.records.envelope import Envelope
 from stretto.streams.chunking import DecoderLoad, Pacer
-from stretto.triton_io.flow import DecoderFailed, FlowSlot, Outcome
-from stretto.triton_io.schema import CHUNK, CODES
-from stretto.triton_io.tensors import array_tensor, record_tensor
+from stretto.triton_io.flow import DecoderFailed, DecoderStalled, FlowSlot, Outcome
+from stretto.triton_io.responses import Responses
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +27,8 @@ class OutflowLimits:
 
     max_frames: frames sent and not yet answered; with one chunk on the way a larger one may still follow.
     stall_s: how long the decoder may answer nothing before the utterance fails.
+    look_s: how long it may before one looks whether the caller has left: the decoder tells it of callers of the
+    ensemble, but nobody tells it of one who called this model itself.
     transit_s: what a chunk takes on the way to the decoder and, as samples, from there.
     max_ahead_s: how much more audio may have left than a listener can have heard since the first of it; 0 for any.
     Triton holds what a client does not read, without a limit of its own and without telling; this is one.
@@ -40,6 +39,7 @@ class OutflowLimits:
     probe_s: float = 0.1
     poll_s: float = 0.02
     stall_s: float = 60.0
+    look_s: float = 1.0
     transit_s: float = 0.01
     max_ahead_s: float = 0.0
 
@@ -47,17 +47,13 @@ class OutflowLimits:
 DEFAULT = Delivery()
 
 
-class DecoderStalled(Exception):
-    """The decoder has not answered a chunk for too long."""
-
-
 class Outflow:
     """Sends one utterance; a wait for room or for a chunk ends early when the utterance is over."""
 
     def __init__(
-        self, sender: Any, slot: FlowSlot, utterance: str, limits: OutflowLimits, delivery: Delivery = DEFAULT
+        self, responses: Responses, slot: FlowSlot, utterance: str, limits: OutflowLimits, delivery: Delivery = DEFAULT
     ) -> None:
-        self._sender = sender
+        self._responses = responses
         self._slot = slot
         self._utterance = utterance
         self._limits = limits
@@ -66,7 +62,8 @@ class Outflow:
         self._frames_on_the_way: deque[int] = deque()  # per chunk or probe not yet answered
         self._num_sent = self._num_frames_sent = 0
         self._first_sent_s: float | None = None
-        self._quiet_since = time.monotonic()
+        self._quiet_since = self._looked_s = time.monotonic()
+        self._caller_has_left = False
 
     async def pump(self, chunks: AsyncGenerator[LMChunk, None]) -> None:
         """Send all `chunks`; raises Cancelled, or what the generator raises. The generator is closed in any case."""
@@ -74,14 +71,14 @@ class Outflow:
             while (item := await self._next(chunks)) is not None:
                 await self._wait_for_turn()
                 self._check()
-                self._send(Envelope(self._utterance, self._slot.address, item.chunk, self._form), item)
+                await self._send(Envelope(self._utterance, self._slot.address, item.chunk, self._form), item)
         finally:
             await chunks.aclose()
 
     async def _wait_for_turn(self) -> None:
         """Wait until the next chunk may leave, or the utterance is over."""
         while self._is_ahead() and not self._is_over():
-            self._probe_if_quiet()
+            await self._probe_if_quiet()
             await asyncio.sleep(self._limits.poll_s)
         await self._wait_until(lambda: self._has_room() or self._is_over())
 
@@ -99,7 +96,7 @@ class Outflow:
 
     async def settle(self) -> None:
         """Wait until the decoder has answered everything; raises what it found, or DecoderStalled if it does not."""
-        await self._wait_until(lambda: self._on_the_way() == 0)
+        await self._wait_until(lambda: self._on_the_way() == 0 or self._caller_has_left)
         self._check()
 
     def release(self) -> None:
@@ -111,8 +108,9 @@ class Outflow:
         try:
             while not pending.done():
                 await asyncio.wait({pending}, timeout=self._limits.poll_s)
+                await self._look_for_caller()
                 self._check()
-                self._probe_if_quiet()
+                await self._probe_if_quiet()
             return pending.result()
         finally:
             if not pending.done():
@@ -124,6 +122,7 @@ class Outflow:
         num_answered = self._slot.num_answered
         while not condition():
             await asyncio.sleep(self._limits.poll_s / 4)
+            await self._look_for_caller()
             if self._slot.num_answered != num_answered:
                 num_answered = self._slot.num_answered
                 deadline = time.monotonic() + self._limits.stall_s
@@ -131,10 +130,12 @@ class Outflow:
                 raise DecoderStalled(f"the decoder has answered nothing for {self._limits.stall_s:g} s")
 
     def _is_over(self) -> bool:
-        return self._slot.outcome is not Outcome.OPEN
+        return self._caller_has_left or self._slot.outcome is not Outcome.OPEN
 
     def _check(self) -> None:
         """Raise what ended the utterance, if it is over."""
+        if self._caller_has_left:
+            raise Cancelled("the caller has left")
         match self._slot.outcome:
             case Outcome.CANCELLED:
                 raise Cancelled("the client cancelled the request")
@@ -143,29 +144,33 @@ class Outflow:
             case Outcome.FAILED:
                 raise DecoderFailed(self._slot.reason)
 
-    def _probe_if_quiet(self) -> None:
+    async def _probe_if_quiet(self) -> None:
         """Ask after the client when nothing has gone to the decoder for a while and nothing is on its way there."""
         if time.monotonic() - self._quiet_since >= self._limits.probe_s and self._on_the_way() == 0:
-            self._send(Envelope(self._utterance, self._slot.address, None), None)
+            await self._send(Envelope(self._utterance, self._slot.address, None), None)
+
+    async def _look_for_caller(self) -> None:
+        """See whether the caller has left when the decoder has answered nothing for a while."""
+        now = time.monotonic()
+        if self._on_the_way() and now - max(self._quiet_since, self._looked_s) > self._limits.look_s:
+            self._looked_s = now
+            self._caller_has_left = await self._responses.is_cancelled()
 
     def _on_the_way(self) -> int:
-        while self._num_sent - len(self._frames_on_the_way) < self._slot.num_answered:
+        while self._frames_on_the_way and self._num_sent - len(self._frames_on_the_way) < self._slot.num_answered:
             self._frames_on_the_way.popleft()
         return len(self._frames_on_the_way)
 
     def _has_room(self) -> bool:
         return self._on_the_way() < self._limits.max_chunks and sum(self._frames_on_the_way) < self._limits.max_frames
 
-    def _send(self, envelope: Envelope, item: LMChunk | None) -> None:
+    async def _send(self, envelope: Envelope, item: LMChunk | None) -> None:
         codes = None if item is None else item.codes
-        tensors = [record_tensor(CHUNK, envelope.to_record())]
-        if codes is not None:
-            tensors.append(array_tensor(CODES, codes))
-        self._num_sent += 1
         num_frames = 0 if codes is None else codes.shape[1]
+        self._num_sent += 1
         self._frames_on_the_way.append(num_frames)
         self._num_frames_sent += num_frames
         if num_frames and self._first_sent_s is None:
             self._first_sent_s = time.monotonic()
-        self._sender.send(pb_utils.InferenceResponse(tensors))
+        await self._responses.send(json.dumps(envelope.to_record()).encode(), codes)
         self._quiet_since = time.monotonic()

@@ -1,21 +1,22 @@
 """The decoder's side of the rim: every chunk to the worker with a reply of its own, every probe answered at once."""
 
+import json
 import threading
 import time
 from typing import Any, Protocol
 
 import numpy as np
 
-from stretto.errors import InvalidRequest
 from stretto.records.chunk import Chunk
 from stretto.records.delivery import OutputForm
 from stretto.records.envelope import Envelope
-from stretto.triton_io.failures import refuse
+from stretto.triton_io.failures import log_failure, refuse
 from stretto.triton_io.flow import FlowTables, Outcome
 from stretto.triton_io.metrics import Gauges
-from stretto.triton_io.replies import ChunkReply, answer_probe
+from stretto.triton_io.replies import NAME, ChunkReply
 from stretto.triton_io.ring_writer import RingOutlets
 from stretto.triton_io.schema import CHUNK, CODES
+from stretto.triton_io.seal import Seal
 from stretto.triton_io.tensors import read_array, read_record
 
 # Metric, by the field of the worker's statistics that it shows.
@@ -54,38 +55,47 @@ class Worker(Protocol):
 class DecodingService:
     """Hands requests to the worker. Arrival order is the order of each utterance: there is one instance."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, seal: Seal) -> None:
         self._worker = worker
+        self._seal = seal
         self._tables = FlowTables()
         self._outlets = RingOutlets()
         self._gauges = Gauges("acoustic_decoder", dict(METRICS.values()))
         threading.Thread(target=self._report, name="metrics", daemon=True).start()
 
     def accept(self, request: Any) -> None:
-        """Take a request over and return at once."""
+        """Take a request over and return at once; it is answered once, whatever it holds."""
+        reply: ChunkReply | None = None
         try:
-            envelope = Envelope.from_record(read_record(request, CHUNK))
-            slot = self._tables.at(envelope.flow)
-            codes = read_array(request, CODES)
+            envelope, codes = self._read(request)
+            reply = ChunkReply(request, self._tables.at(envelope.flow))
+            self._take(envelope, codes, reply)
         except Exception as error:
-            refuse(request.get_response_sender(), error, "acoustic decoder")
-            return
-        if envelope.chunk is None:
-            answer_probe(request, slot)
-            if slot.outcome is not Outcome.OPEN:
+            if reply is None:  # not of the ensemble: what that sends can be read
+                refuse(request.get_response_sender(), error, NAME)
+            else:
+                log_failure(error, NAME)
+                reply.fail(error)
+
+    def _read(self, request: Any) -> tuple[Envelope, np.ndarray | None]:
+        """An envelope and its codes; InvalidRequest unless this server's language model has written them."""
+        codes = read_array(request, CODES)
+        # The request's memory goes with the request; the worker may hold the codes for longer.
+        codes = None if codes is None else codes.copy()
+        record = self._seal.open(CHUNK.name, read_record(request, CHUNK), codes)
+        return Envelope.from_record(json.loads(record)), codes
+
+    def _take(self, envelope: Envelope, codes: np.ndarray | None, reply: ChunkReply) -> None:
+        slot, ring = reply.slot, envelope.form.ring
+        if envelope.chunk is None or not slot.is_held:
+            reply.close()
+            if slot.outcome is not Outcome.OPEN or not slot.is_held:
                 self._worker.abandon(envelope.utterance)
             return
         slot.set_pace(self._worker.pace_s)
-        ring = envelope.form.ring
-        try:
-            outlet = None if ring is None else self._outlets.at(envelope.utterance, ring, slot)
-        except InvalidRequest as error:  # it was there when the request came in
-            ChunkReply(request, slot).fail(error)
-            return
-        reply = ChunkReply(request, slot, outlet)
-        # The request's memory goes with the request; the worker may hold the codes for longer.
-        held = None if codes is None else codes.copy()
-        self._worker.push(envelope.utterance, envelope.chunk, held, reply, envelope.form)
+        if ring is not None:
+            reply.outlet = self._outlets.at(envelope.utterance, ring, slot)
+        self._worker.push(envelope.utterance, envelope.chunk, codes, reply, envelope.form)
 
     def _report(self) -> None:
         while True:

@@ -5,10 +5,12 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from stretto.errors import Cancelled, InvalidRequest, Overloaded
-from stretto.triton_io.flow import DecoderFailed
+from stretto.errors import Cancelled, InvalidRequest, Overloaded, incident
+from stretto.triton_io.flow import DecoderFailed, DecoderStalled
 
 MAX_MESSAGE = 300
+NO_NEWS = (InvalidRequest, Overloaded, Cancelled, DecoderFailed)
+TOLD = (*NO_NEWS, DecoderStalled)  # their texts are written for clients
 
 
 def failed_response(error: BaseException, whose: str) -> Any:
@@ -18,13 +20,19 @@ def failed_response(error: BaseException, whose: str) -> Any:
     the code for clients that send the header `triton_grpc_error`, with which server 2.51 crashes.)
     """
     code, kind = _code_and_kind(error)
-    detail = f"{kind}: {whose}: {type(error).__name__}: {error}" if _is_news(error) else f"{kind}: {error}"
+    detail = f"{kind}: {told(error, whose)}"
     return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(detail[:MAX_MESSAGE], code))
+
+
+def told(error: BaseException, whose: str) -> str:
+    """What a client is told of `error`: of a failure of ours no more than the name that the log knows it by."""
+    return str(error) if isinstance(error, TOLD) else f"{whose}: {incident(error)}"
 
 
 def log_failure(error: BaseException, whose: str) -> None:
     """Log, with its traceback, what is ours; a caller's mistakes, refusals and what is logged already are no news."""
-    if _is_news(error):
+    if not isinstance(error, NO_NEWS):
+        incident(error)
         pb_utils.Logger.log_error(f"{whose}: " + "".join(traceback.format_exception(error)))
 
 
@@ -32,10 +40,6 @@ def refuse(sender: Any, error: BaseException, whose: str) -> None:
     """Log the failure if it is ours, and end the request with it."""
     log_failure(error, whose)
     sender.send(failed_response(error, whose), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-
-
-def _is_news(error: BaseException) -> bool:
-    return not isinstance(error, InvalidRequest | Overloaded | Cancelled | DecoderFailed)
 
 
 def _code_and_kind(error: BaseException) -> tuple[Any, str]:

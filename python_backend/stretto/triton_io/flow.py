@@ -12,6 +12,7 @@ the table by the name that travels with every chunk, counts what it has answered
 import fcntl
 import mmap
 import os
+import re
 import secrets
 import threading
 import time
@@ -27,6 +28,8 @@ from stretto.streams.chunking import DecoderLoad
 
 DIRECTORY = Path("/dev/shm")
 PREFIX = "stretto_flow_"
+NAME = re.compile(PREFIX + r"\d+_[0-9a-f]{32}")
+MAX_GENERATION = (1 << 63) - 1
 MAGIC = b"STRETTO4"
 WORDS = 64  # per slot, and of the header
 HEAD_WORDS = 4
@@ -36,6 +39,10 @@ LATENCY_HALF_LIFE_S = 1.0
 
 class DecoderFailed(StrettoError):
     """The decoder could not go on with an utterance, and has logged why."""
+
+
+class DecoderStalled(StrettoError):
+    """The decoder has not answered a chunk for too long."""
 
 
 class Outcome(IntEnum):
@@ -59,14 +66,13 @@ class FlowTable:
         self._words = memoryview(self._map).cast("q")
         self._counting = threading.Lock()
         self._free = deque(range(1, len(self._words) // WORDS))
-        self._generation = 0
         self.clock = time.monotonic  # the same in all processes of a host
 
     @classmethod
     def create(cls, server_pid: int, num_slots: int = 1024, directory: Path = DIRECTORY) -> "FlowTable":
         """A new table for the server with this pid; tables whose owner is gone are removed first."""
         remove_stale_tables(directory)
-        path = directory / f"{PREFIX}{server_pid}_{secrets.token_hex(4)}"
+        path = directory / f"{PREFIX}{server_pid}_{secrets.token_hex(16)}"
         unlocked = path.with_name(f".{path.name}")  # a name that nobody takes for a stale table
         descriptor = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -78,20 +84,20 @@ class FlowTable:
     @classmethod
     def open(cls, name: str, directory: Path = DIRECTORY) -> "FlowTable":
         """The table that another process made, by its file name."""
-        if "/" in name or not name.startswith(PREFIX):
+        if not NAME.fullmatch(name):
             raise ValueError(f"{name!r} is not the name of a flow table")
-        return cls(directory / name, os.open(directory / name, os.O_RDWR))
+        return cls(directory / name, os.open(directory / name, os.O_RDWR | os.O_NOFOLLOW))
 
     def claim(self) -> "FlowSlot":
         """A slot for a new utterance; Overloaded when every slot is taken."""
         if not self._free:
             raise Overloaded(f"{len(self._words) // WORDS - 1} utterances are already in flight")
-        self._generation += 1
-        slot = FlowSlot(self, FlowAddress(self.path.name, self._free.popleft(), self._generation))
+        generation = 1 + secrets.randbelow(MAX_GENERATION)
+        slot = FlowSlot(self, FlowAddress(self.path.name, self._free.popleft(), generation))
         at = slot.address.slot * WORDS
         for word in range(1, HEAD_WORDS):
             self._words[at + word] = 0
-        self._words[at] = self._generation
+        self._words[at] = generation
         return slot
 
     def release(self, address: FlowAddress) -> None:
@@ -101,7 +107,9 @@ class FlowTable:
         self._free.append(address.slot)  # the other end of the queue: a slot rests before its next tenant
 
     def at(self, address: FlowAddress) -> "FlowSlot":
-        """The slot that an address names."""
+        """The slot that an address names; ValueError where the table has none such."""
+        if not 1 <= address.slot < len(self._words) // WORDS:
+            raise ValueError(f"slot {address.slot} is not in {self.path.name}")
         return FlowSlot(self, address)
 
     def num_active(self) -> int:

@@ -13,54 +13,65 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from stretto.errors import Cancelled, Overloaded
+from stretto.triton_io.failures import told
 from stretto.triton_io.flow import FlowSlot, Outcome
 from stretto.triton_io.ring_writer import RingOutlet
 from stretto.triton_io.schema import EVENT, PCM, PCM16
 from stretto.triton_io.tensors import array_tensor, text_tensor
 
+NAME = "acoustic decoder"
+
 
 class ChunkReply:
-    """Answers one chunk exactly once, with the final flag: by `send`, or without a response by `fail`."""
+    """Answers one chunk exactly once, with the final flag: by `send`, or without a response by `fail` or `close`.
 
-    def __init__(self, request: Any, slot: FlowSlot, outlet: RingOutlet | None = None) -> None:
+    outlet: of the client's ring, if it has one.
+    """
+
+    def __init__(self, request: Any, slot: FlowSlot) -> None:
         self._sender = request.get_response_sender()
-        self._slot = slot
-        self._outlet = outlet
+        self.slot = slot
+        self.outlet: RingOutlet | None = None
         self._is_answered = False
         self._came_s = time.monotonic()
 
     def send(self, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
         """Send samples [n] float32 or int16, or none, and their event: by way of the client's ring if it has one."""
-        if self._outlet is not None:
-            self._outlet.offer(self, pcm, event)
+        if self.outlet is not None:
+            self.outlet.offer(self, pcm, event)
         else:
             self.deliver(pcm, event)
         if pcm is not None:
-            self._slot.note_latency(time.monotonic() - self._came_s)
+            self.slot.note_latency(time.monotonic() - self._came_s)
 
     def deliver(self, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
         """Send samples, or none, and their event with the response."""
         assert not self._is_answered, f"answered twice: {event}"
         tensors = [] if pcm is None else [array_tensor(PCM16 if pcm.dtype == np.int16 else PCM, pcm)]
-        self._close(pb_utils.InferenceResponse([*tensors, text_tensor(EVENT, json.dumps(event))]))
+        self._answer(pb_utils.InferenceResponse([*tensors, text_tensor(EVENT, json.dumps(event))]))
 
     def fail(self, error: BaseException) -> None:
         """End the utterance with an error, which the decoder has logged."""
-        self._slot.conclude(outcome_of(error), str(error) or type(error).__name__)
+        self.slot.conclude(outcome_of(error), told(error, NAME))
         if not self._is_answered:
-            self._close()
+            self._answer()
+
+    def close(self) -> None:
+        """Send nothing, and note whether the client has gone away: the answer to a probe."""
+        self.is_cancelled()
+        self._answer()
 
     def is_cancelled(self) -> bool:
         """Whether the client has gone away, or the utterance is over for another reason."""
         if self._sender.is_cancelled():
-            self._slot.conclude(Outcome.CANCELLED)
-        return self._slot.outcome is not Outcome.OPEN
+            self.slot.conclude(Outcome.CANCELLED)
+        return self.slot.outcome is not Outcome.OPEN
 
-    def _close(self, *response: Any) -> None:
+    def _answer(self, *response: Any) -> None:
         # The stub's `send` returns when the server has taken the response in: what is counted is over.
         self._sender.send(*response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         self._is_answered = True
-        self._slot.count_answer()
+        self.slot.count_answer()
 
 
 def outcome_of(error: BaseException) -> Outcome:
@@ -71,11 +82,3 @@ def outcome_of(error: BaseException) -> Outcome:
         case Overloaded():
             return Outcome.OVERLOADED
     return Outcome.FAILED
-
-
-def answer_probe(request: Any, slot: FlowSlot) -> None:
-    """Answer a probe with the final flag alone, and note whether the client has gone away."""
-    if request.is_cancelled():
-        slot.conclude(Outcome.CANCELLED)
-    request.get_response_sender().send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-    slot.count_answer()

@@ -8,6 +8,7 @@ A slot is named by its number since the start: slot n lies at place n % slots, a
 
 import base64
 import os
+import stat
 import struct
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from stretto.errors import InvalidRequest
-from stretto.records.ring_address import RingAddress
+from stretto.records.ring_address import FIELD, RingAddress
 from stretto.triton_io.cuda_memory import open_cuda_memory
 
 DIRECTORY = Path("/dev/shm")
@@ -42,7 +43,8 @@ class PcmRing:
     """Fills the slots of one utterance's ring.
 
     The memory is the client's, which may do with it what it likes. So it is read and written as a file is: mapped, a
-    file cut short would end this process.
+    file cut short would end this process. Its shape is read once; what is written lies within that, whatever the
+    header says later.
     """
 
     def __init__(self, header: int, shape: tuple[int, int], payload: Payload):
@@ -54,10 +56,12 @@ class PcmRing:
     def open(cls, address: RingAddress, directory: Path = DIRECTORY) -> "PcmRing":
         """The ring at `address`; InvalidRequest where there is none, or none of that shape."""
         try:
-            header = os.open(directory / address.name, os.O_RDWR | os.O_NOFOLLOW)
+            header = os.open(directory / address.name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError as error:
-            raise InvalidRequest("options.output.ring.name", "shared memory of this host", str(error)) from error
+            got = f"{address.name}: {error.strerror}"
+            raise InvalidRequest("options.output.ring.name", "shared memory of this host", got) from error
         try:
+            _check_file(header, address)
             shape = _read_shape(header, address)
             if address.cuda_handle is None:
                 return cls(header, shape, SystemPayload(header))
@@ -98,7 +102,9 @@ class SystemPayload:
 
     def write(self, offset: int, data: np.ndarray) -> None:
         """See Payload."""
-        os.pwrite(self._file, data.data, HEADER + offset)
+        written = os.pwrite(self._file, data.data, HEADER + offset)
+        if written < len(data):
+            raise InvalidRequest(FIELD, "room for its slots in shared memory", f"{written} of {len(data)} bytes")
 
     def close(self) -> None:
         """See Payload; the file is closed with the header."""
@@ -111,6 +117,13 @@ def _words(header: int) -> tuple[int, ...]:
     return struct.unpack(f"<{NUM_WORDS}q", words)
 
 
+def _check_file(header: int, address: RingAddress) -> None:
+    """Raise InvalidRequest unless this is a file of its own, and not another one under a second name."""
+    found = os.fstat(header)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+        raise InvalidRequest("options.output.ring.name", "shared memory of this host", f"{address.name}: none")
+
+
 def _read_shape(header: int, address: RingAddress) -> tuple[int, int]:
     words = _words(header)
     slots, slot_bytes = words[_SLOTS], words[_SLOT_BYTES]
@@ -118,7 +131,7 @@ def _read_shape(header: int, address: RingAddress) -> tuple[int, int]:
     size = HEADER + (slots * slot_bytes if address.cuda_handle is None else 0)
     if words[0] != MAGIC or not is_shaped or os.fstat(header).st_size < size:
         expected = f"a ring of slots of a multiple of 8 bytes, {MAX_BYTES} bytes at most"
-        raise InvalidRequest("options.output.ring.name", expected, f"{slots} slots of {slot_bytes} bytes")
+        raise InvalidRequest("options.output.ring.name", expected, "memory that begins otherwise")
     return slots, slot_bytes
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from stretto.errors import Cancelled, InvalidRequest
 from stretto.records.ring_address import RingAddress
+from stretto.triton_io.failures import log_failure
 from stretto.triton_io.flow import FlowSlot
 from stretto.triton_io.ring import PcmRing
 
@@ -81,6 +82,7 @@ class RingOutlet:
                 if not self._move() and time.monotonic() - self._moved_s > STALL_S:
                     raise InvalidRequest("options.output.ring", f"slots released within {STALL_S:g} s", "none")
             except Exception as error:
+                log_failure(error, "a client's ring")
                 self._give_up(error)
 
     def close(self) -> None:

@@ -5,8 +5,6 @@ import uuid
 from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
-import triton_python_backend_utils as pb_utils
-
 from stretto.errors import Cancelled, InvalidRequest, Overloaded
 from stretto.records.chunk import LMChunk
 from stretto.records.prompt import Prompt
@@ -16,8 +14,9 @@ from stretto.triton_io.event_loop import EventLoop
 from stretto.triton_io.failures import refuse
 from stretto.triton_io.flow import FlowTable
 from stretto.triton_io.metrics import Gauges
-from stretto.triton_io.schema import FEATURES, PROMPT, ROWS
-from stretto.triton_io.tensors import read_array, read_record, required_array
+from stretto.triton_io.prompt_tensors import read_prompt
+from stretto.triton_io.responses import Responses, ResponseThread
+from stretto.triton_io.seal import Seal
 
 METRICS = {
     "active_utterances": "Utterances in flight",
@@ -62,11 +61,15 @@ class LanguageModel(Protocol):
 class SpeechService:
     """Serves utterances from a language model on one event loop."""
 
-    def __init__(self, model: LanguageModel, loop: EventLoop, table: FlowTable, limits: OutflowLimits) -> None:
+    def __init__(
+        self, model: LanguageModel, loop: EventLoop, table: FlowTable, limits: OutflowLimits, seal: Seal
+    ) -> None:
         self._model = model
         self._loop = loop
         self.table = table
         self._limits = limits
+        self._seal = seal
+        self._thread = ResponseThread()
         self._gauges = Gauges("language_model", METRICS)
         loop.start(self._report())
 
@@ -78,29 +81,25 @@ class SpeechService:
         utterance = uuid.uuid4().hex
         sender = request.get_response_sender()
         try:
-            features = read_array(request, FEATURES)
-            prompt = Prompt.from_record(
-                read_record(request, PROMPT),
-                required_array(request, ROWS).copy(),
-                None if features is None else features.copy(),
-            )
+            prompt = read_prompt(request, self._seal)
         except Exception as error:
             refuse(sender, error, f"utterance {utterance}")
             return
-        self._loop.start(self._serve(utterance, prompt, sender))
+        self._loop.start(self._serve(utterance, prompt, Responses(sender, self._thread, self._seal)))
 
     def close(self) -> None:
         """End every utterance and stop."""
         self._loop.close()
+        self._thread.close()
         self.table.remove()
 
-    async def _serve(self, utterance: str, prompt: Prompt, sender: Any) -> None:
+    async def _serve(self, utterance: str, prompt: Prompt, responses: Responses) -> None:
         self._gauges.add("utterances_total", 1)
         try:
-            outflow = Outflow(sender, self.table.claim(), utterance, self._limits, prompt.delivery)
+            outflow = Outflow(responses, self.table.claim(), utterance, self._limits, prompt.delivery)
         except Overloaded as error:
             self._gauges.add("rejected_total", 1)
-            refuse(sender, error, f"utterance {utterance}")
+            await responses.refuse(error, f"utterance {utterance}")
             return
         self._gauges.add("active_utterances", 1)
         try:
@@ -110,7 +109,7 @@ class SpeechService:
         finally:
             outflow.release()
             self._gauges.add("active_utterances", -1)
-        self._end(utterance, sender, failure)
+        await self._end(utterance, responses, failure)
 
     async def _speak(self, outflow: Outflow, prompt: Prompt, utterance: str) -> Exception | None:
         """Send the utterance and wait until the decoder has answered all of it; returns what ended it too soon."""
@@ -125,14 +124,14 @@ class SpeechService:
             failure = failure or error
         return failure
 
-    def _end(self, utterance: str, sender: Any, failure: Exception | None) -> None:
+    async def _end(self, utterance: str, responses: Responses, failure: Exception | None) -> None:
         """Send the final flag, and on it the failure if there was one: the one place where utterances are failed."""
         if failure is None or isinstance(failure, Cancelled):
             self._gauges.add("cancelled_total", failure is not None)
-            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            await responses.end()
         else:
             self._gauges.add("rejected_total" if isinstance(failure, InvalidRequest) else "failed_total", 1)
-            refuse(sender, failure, f"utterance {utterance}")
+            await responses.refuse(failure, f"utterance {utterance}")
 
     async def _report(self) -> None:
         while True:

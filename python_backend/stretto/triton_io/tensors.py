@@ -1,9 +1,8 @@
-"""Triton tensors to numpy arrays, texts and records, and back.
+"""Triton tensors to numpy arrays, texts and bytes, and back.
 
 Numbers cross by dlpack in both directions: the server's own conversion depends on the numpy it was built with.
 """
 
-import json
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,7 @@ def read_array(request: Any, spec: TensorSpec) -> np.ndarray | None:
 
 
 def required_array(request: Any, spec: TensorSpec) -> np.ndarray:
-    """The numbers of a tensor that another step always writes."""
+    """The numbers of a tensor that is not optional."""
     array = read_array(request, spec)
     assert array is not None, spec.name
     return array
@@ -70,9 +69,9 @@ def read_files(request: Any, spec: TensorSpec) -> tuple[bytes, ...] | None:
     return tuple(bytes(each) for each in array)
 
 
-def read_record(request: Any, spec: TensorSpec) -> dict[str, Any]:
-    """The JSON object in a UINT8 tensor that another step wrote."""
-    return json.loads(required_array(request, spec).tobytes())
+def read_record(request: Any, spec: TensorSpec) -> bytes:
+    """The bytes of a UINT8 tensor."""
+    return required_array(request, spec).tobytes()
 
 
 def array_tensor(spec: TensorSpec, array: np.ndarray) -> Any:
@@ -80,14 +79,14 @@ def array_tensor(spec: TensorSpec, array: np.ndarray) -> Any:
     assert array.dtype == NUMPY[spec.dtype], f"{spec.name}: {array.dtype}"
     assert array.ndim == len(spec.dims), f"{spec.name}: {array.shape}"
     # By way of torch: the stub marks a capsule as used in a way that numpy's, but not torch's, trips over and frees
-    # twice. Torch wants memory that it may write to, as the record of a JSON text is not.
+    # twice. Torch wants memory that it may write to, as bytes are not.
     exportable = torch.from_numpy(np.require(array, requirements=("C", "W")))
     return pb_utils.Tensor.from_dlpack(spec.name, exportable)
 
 
-def record_tensor(spec: TensorSpec, record: dict[str, Any]) -> Any:
-    """A JSON object as a UINT8 tensor."""
-    return array_tensor(spec, np.frombuffer(json.dumps(record).encode(), np.uint8))
+def bytes_tensor(spec: TensorSpec, data: bytes) -> Any:
+    """Bytes as a UINT8 tensor."""
+    return array_tensor(spec, np.frombuffer(data, np.uint8))
 
 
 def text_tensor(spec: TensorSpec, text: str) -> Any:

@@ -1,0 +1,35 @@
+"""What one step of the ensemble hands to the next, under a seal that tests know."""
+
+import json
+
+import numpy as np
+from stretto.records.envelope import Envelope
+from stretto.records.prompt import Prompt
+from stretto.triton_io.prompt_tensors import write_prompt
+from stretto.triton_io.responses import Responses, ResponseThread
+from stretto.triton_io.seal import TAG, Seal
+
+from tests.fakes_triton import InferenceResponse, ResponseSender
+
+SEAL = Seal(bytes(range(32)))
+
+
+def chunk_inputs(envelope: Envelope, codes: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """The decoder's inputs as the language model writes them."""
+    sealed = SEAL.close("chunk", json.dumps(envelope.to_record()).encode(), codes)
+    inputs = {"chunk": np.frombuffer(sealed, np.uint8)}
+    return inputs if codes is None else inputs | {"codes": codes}
+
+
+def prompt_inputs(prompt: Prompt) -> dict[str, np.ndarray]:
+    """The language model's inputs as the preprocessor writes them."""
+    return {tensor.name(): tensor.as_numpy() for tensor in write_prompt(prompt, SEAL)}
+
+
+def envelope_in(response: InferenceResponse) -> Envelope:
+    """What a response of the language model carries, whatever its seal."""
+    return Envelope.from_record(json.loads(response.array("chunk").tobytes()[TAG:]))
+
+
+def responses_to(sender: ResponseSender) -> Responses:
+    return Responses(sender, ResponseThread(), SEAL)

@@ -1,0 +1,113 @@
+"""What is sealed opens unchanged, anything else is refused; the processes of one server find one key."""
+
+import multiprocessing
+import os
+import signal
+import stat
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stretto.errors import InvalidRequest
+from stretto.triton_io.seal import Seal, ServerKey
+
+SEAL = Seal(bytes(32))
+REFUSED = "^chunk: expected what a step of this server has sealed, got something else$"
+CODES = np.arange(12, dtype=np.int32).reshape(3, 4)
+
+
+@pytest.mark.parametrize("arrays", [(), (None,), (CODES,), (CODES.T, None), (np.zeros((2, 0), np.int32),)])
+def test_what_is_sealed_opens_with_its_arrays(arrays: tuple[np.ndarray | None, ...]) -> None:
+    assert SEAL.open("chunk", SEAL.close("chunk", b"{}", *arrays), *arrays) == b"{}"
+
+
+@given(st.binary(max_size=64))
+def test_what_is_not_sealed_is_refused(text: bytes) -> None:
+    with pytest.raises(InvalidRequest, match=REFUSED):
+        SEAL.open("chunk", text)
+
+
+@given(st.data())
+def test_a_changed_byte_is_noticed(data: st.DataObject) -> None:
+    sealed = bytearray(SEAL.close("chunk", b'{"index": 1}', CODES))
+    sealed[data.draw(st.integers(0, len(sealed) - 1))] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(InvalidRequest, match=REFUSED):
+        SEAL.open("chunk", bytes(sealed), CODES)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [(), (None,), (CODES + 1,), (CODES.reshape(4, 3),), (CODES.astype(np.int64),), (CODES, None), (CODES[:, :3],)],
+)
+def test_other_arrays_are_noticed(arrays: tuple[np.ndarray | None, ...]) -> None:
+    with pytest.raises(InvalidRequest, match=REFUSED):
+        SEAL.open("chunk", SEAL.close("chunk", b"{}", CODES), *arrays)
+
+
+def test_a_seal_is_of_one_tensor_and_one_key() -> None:
+    with pytest.raises(InvalidRequest, match=REFUSED):
+        SEAL.open("chunk", SEAL.close("prompt", b"{}"))
+    with pytest.raises(InvalidRequest, match=REFUSED):
+        SEAL.open("chunk", Seal(b"x" * 32).close("chunk", b"{}"))
+
+
+def sealed_file(folder: Path) -> Path:
+    return folder.parent / "sealed"
+
+
+def hold(folder: Path, ready: Event, done: Event) -> None:
+    key = ServerKey(os.getppid(), folder)
+    sealed_file(folder).write_bytes(key.seal.close("chunk", b"{}"))
+    ready.set()
+    done.wait(60)
+    key.close()
+
+
+def start(folder: Path) -> tuple[multiprocessing.Process, Event]:
+    context = multiprocessing.get_context("fork")
+    ready, done = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(folder, ready, done))
+    process.start()
+    assert ready.wait(60)
+    return process, done
+
+
+def test_all_processes_of_a_server_find_its_key_and_the_last_removes_it(tmp_path: Path) -> None:
+    folder = tmp_path / "keys"
+    first, done = start(folder)
+    key = ServerKey(os.getpid(), folder)
+    assert key.seal.open("chunk", sealed_file(folder).read_bytes()) == b"{}"
+    (path,) = folder.iterdir()
+    assert (stat.S_IMODE(path.stat().st_mode), stat.S_IMODE(folder.stat().st_mode)) == (0o600, 0o700)
+    done.set()
+    first.join()
+    assert path.exists()
+    key.close()
+    assert not path.exists()
+
+
+def test_another_server_has_another_key_and_one_that_was_killed_leaves_none(tmp_path: Path) -> None:
+    folder = tmp_path / "keys"
+    process, _ = start(folder)
+    (path,) = folder.iterdir()
+    other = ServerKey(os.getppid(), folder)
+    assert path.exists()
+    with pytest.raises(InvalidRequest):
+        other.seal.open("chunk", sealed_file(folder).read_bytes())
+    other.close()
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    again = ServerKey(os.getpid(), folder)
+    with pytest.raises(InvalidRequest):
+        again.seal.open("chunk", sealed_file(folder).read_bytes())
+    again.close()
+    assert not list(folder.iterdir())
+
+
+def test_a_folder_that_others_may_look_into_holds_no_key(tmp_path: Path) -> None:
+    (tmp_path / "keys").mkdir(mode=0o755)
+    with pytest.raises(PermissionError, match="must belong to this user alone"):
+        ServerKey(os.getpid(), tmp_path / "keys")
