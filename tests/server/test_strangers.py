@@ -1,0 +1,135 @@
+"""Strangers who call the inner models themselves: each forgery is answered once, and no stream of others notices."""
+
+import json
+import random
+from collections.abc import Iterator
+from queue import Queue
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpc
+
+from tests.server.conftest import Server
+
+pytestmark = pytest.mark.server
+
+TYPES = {"u": "UINT8", "i": "INT32", "O": "BYTES", "f": "FP32"}
+FORGERIES = 250  # per kind
+SPOKEN = "The garden door is open, and the train leaves at nine."
+OPTIONS = {"max_audio_s": 4.0}
+TAG = 16
+
+
+class Stranger:
+    """A stream on which any model may be called; all that comes back is in `answers`, errors as their messages."""
+
+    def __init__(self, server: Server) -> None:
+        self.answers: Queue[Any] = Queue()
+        self._client = grpc.InferenceServerClient(f"localhost:{server.grpc}")
+        self._client.start_stream(lambda result, error: self.answers.put(result if error is None else error.message()))
+
+    def ask(self, model: str, inputs: dict[str, np.ndarray], **how: Any) -> None:
+        tensors = []
+        for name, array in inputs.items():
+            tensors.append(grpc.InferInput(name, list(array.shape), TYPES[array.dtype.kind]))
+            tensors[-1].set_data_from_numpy(array)
+        self._client.async_stream_infer(model, tensors, **how)
+
+    def infer(self, model: str, inputs: dict[str, np.ndarray]) -> Any:
+        self.ask(model, inputs)
+        answer = self.answers.get(timeout=60)
+        assert not isinstance(answer, str), answer
+        return answer
+
+    def leave(self) -> None:
+        self._client.stop_stream(cancel_requests=True)
+        self._client.close()
+
+
+@pytest.fixture
+def stranger(server: Server) -> Iterator[Stranger]:
+    made = Stranger(server)
+    yield made
+    made.leave()
+
+
+def prompt_of(stranger: Stranger) -> dict[str, np.ndarray]:
+    """A prompt, as anybody can get one from the preprocessor."""
+    options = np.array([json.dumps(OPTIONS | {"seed": 1}).encode()], object)
+    written = stranger.infer("preprocessor", {"text": np.array([SPOKEN.encode()], object), "options": options})
+    return {name: written.as_numpy(name) for name in ("rows", "prompt")}
+
+
+def forged(record: bytes, random: random.Random) -> Iterator[bytes]:
+    """Variations of a sealed record: unsealed, under a made-up seal, and with bytes changed here and there."""
+    yield record[TAG:]
+    yield b""
+    while True:
+        changed = bytearray(record)
+        for _ in range(random.randint(1, 8)):
+            changed[random.randrange(len(changed))] ^= random.randint(1, 255)
+        if bytes(changed) != record:
+            yield bytes(changed)
+        yield random.randbytes(TAG) + record[TAG:]
+        yield random.randbytes(random.randint(1, 2000))
+
+
+def test_forgeries_are_refused_one_by_one_and_running_streams_go_on(server: Server) -> None:
+    alone = [server.ask(OPTIONS | {"seed": seed}, text=SPOKEN) for seed in range(4)]
+    caller, attacker = Stranger(server), Stranger(server)
+    prompt = prompt_of(caller)
+    caller.ask("language_model", prompt)
+    chunk = caller.answers.get(timeout=60).as_numpy("chunk").tobytes()
+    caller.leave()
+    running = [server.stream(OPTIONS | {"seed": seed}, text=SPOKEN) for seed in range(4)]
+    chances = random.Random(0)
+    chunks, prompts = forged(chunk, chances), forged(prompt["prompt"].tobytes(), chances)
+    for _ in range(FORGERIES):
+        attacker.ask("acoustic_decoder", {"chunk": np.frombuffer(next(chunks), np.uint8)})
+        codes = np.zeros((chances.randrange(9), chances.randrange(9)), np.int32)
+        attacker.ask("acoustic_decoder", {"chunk": np.frombuffer(next(chunks), np.uint8), "codes": codes})
+        attacker.ask("language_model", prompt | {"prompt": np.frombuffer(next(prompts), np.uint8)})
+        attacker.ask("language_model", prompt | {"rows": prompt["rows"] + np.int32(chances.randint(1, 9))})
+    answers = [attacker.answers.get(timeout=60) for _ in range(4 * FORGERIES)]
+    for stream, before in zip(running, alone, strict=True):
+        answer = stream.listen()
+        assert answer.error is None
+        np.testing.assert_allclose(answer.pcm, before.pcm, atol=1e-4)
+    attacker.ask("acoustic_decoder", {"chunk": np.frombuffer(b"last", np.uint8)})
+    answers.append(attacker.answers.get(timeout=60))
+    assert attacker.answers.empty()
+    assert set(answers) == {
+        f"invalid request: {name}: expected what a step of this server has sealed, got something else"
+        for name in ("chunk", "prompt")
+    }
+    attacker.leave()
+    server.until(lambda: server.metric("active_utterances") == 0)
+    assert "Traceback" not in server.log
+
+
+def test_a_caller_of_the_language_model_who_leaves_gives_its_slot_back(server: Server, stranger: Stranger) -> None:
+    prompt = prompt_of(stranger)
+    caller = Stranger(server)
+    caller.ask("language_model", prompt)
+    assert not isinstance(caller.answers.get(timeout=60), str)
+    assert server.metric("active_utterances") == 1
+    caller.leave()
+    # The decoder answers none of its chunks: without a look at the caller, only the time-out of a minute ends it.
+    server.until(lambda: server.metric("active_utterances") == 0, timeout_s=45)
+    assert server.metric("failed_total") == 0
+
+
+def test_who_does_by_hand_what_the_ensemble_does_is_served_once(server: Server, stranger: Stranger) -> None:
+    stranger.ask("language_model", prompt_of(stranger), enable_empty_final_response=True)
+    spoken, decoder = 0, Stranger(server)
+    while True:
+        answer = stranger.answers.get(timeout=60)
+        assert not isinstance(answer, str), answer
+        if answer.get_response().parameters["triton_final_response"].bool_param:
+            break
+        inputs = {name: answer.as_numpy(name) for name in ("chunk", "codes")}
+        decoder.ask("acoustic_decoder", {name: array for name, array in inputs.items() if array is not None})
+        spoken += 1
+    assert spoken > 1
+    decoder.leave()
