@@ -41,7 +41,7 @@ def first_rows(family: Family, codec: Codec) -> int:
 
 def audio_s(family: Family, num_rows: int) -> float:
     """Seconds of audio in a reply of `num_rows` rows of audio."""
-    incomplete = max(family.layout.delays) if family.drain == "none" else 0
+    incomplete = family.tail.num_closing_rows(family.layout.max_delay)
     return (num_rows - incomplete) / family.frame_rate
 
 

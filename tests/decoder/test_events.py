@@ -53,7 +53,7 @@ def test_codes_are_told_where_they_were_asked_for() -> None:
 
 
 def test_the_last_event_reports_on_the_whole() -> None:
-    event = event_of(Chunk(4, Segment.DRAIN, is_final=True, report=REPORT), 0)
+    event = event_of(Chunk(4, Segment.TAIL, is_final=True, report=REPORT), 0)
     report = event["report"]
     assert event["duration_s"] == 0
     assert (report["finish_reason"], report["guided_frames"], report["seed"]) == ("stop", 20, 7)

@@ -35,7 +35,7 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
         seed=1000 + index,
     )
     overhang = None
-    if family.warm_up == "forced" and task == "audio_lm":  # the reply goes on with the audio of the prompt
+    if not family.warm_up.is_sampled and task == "audio_lm":  # the reply goes on with the audio of the prompt
         overhang = np.stack([random.integers(ids.start, ids.stop, 8) for ids in family.layout.audio[1:]], 1)
         overhang = overhang.astype(np.int32)
     return Prompt(task, rows, replace(sampling, **changes), overhang=overhang)

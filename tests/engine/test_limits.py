@@ -80,7 +80,7 @@ def test_the_model_length_ends_the_audio_and_leaves_room_for_the_drain(case: Cas
     assert tracker.was_cut
     if case.family.script is None:
         assert 60 + len(answer.rows) == MAX_MODEL_LEN
-        assert tracker.num_frames == MAX_MODEL_LEN - 60 - 20 - 3 - engine.rules.tail
+        assert tracker.num_frames == MAX_MODEL_LEN - 60 - 20 - 3 - engine.rules.num_tail_rows
         assert answer.rows[-1][-1] in case.family.layout.audio[-1], "the last row carries the last code"
 
 

@@ -16,7 +16,7 @@ from stretto.engine.request.params import SpeechParams
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.request.tracker import SegmentTracker
 from stretto.engine.worker.arrays import Arrays, DeviceArrays, HostArrays
-from stretto.engine.worker.segment_state import Rows, SegmentMachine
+from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import STATE, SlotLimits, SlotScales, SlotState, SlotTables
 from stretto.families.base import Family, Task
 from stretto.families.text_codec import SILENT
@@ -24,6 +24,7 @@ from stretto.records.chunk import Report
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.layout import StreamLayout
+from stretto.streams.pattern import PADDED_TAIL, SAMPLED_TAIL, Tail
 
 from tests.small_vocabularies import BAGPIPER, DIALOGUE
 
@@ -84,7 +85,7 @@ class Reply:
         params = SpeechParams(self.task.name, sampling, known, num_overhanging=len(self.overhang))
         self.tables.stage(0, params, self.tracker, codes)
         self.tables.apply_staged(self.arrays)
-        self.machine = SegmentMachine(rules, self.arrays)
+        self.machine = SegmentState(rules, self.arrays)
         self.utterance = Utterance(self.tracker, (), SILENT, Pacer(ChunkPolicy(1, 1)))
         self.frames: list[tuple[int, list[int]]] = []  # the row after which each left, counted from the first of audio
 
@@ -190,19 +191,19 @@ def as_espnet_closes(drawn: Sequence[Sequence[int]]) -> list[list[int]]:
 
 @pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
 @pytest.mark.parametrize("end", [1, 4, 12])
-@pytest.mark.parametrize("drain", ["padded", "sampled"])
-def test_nine_streams_close_as_the_release_s_own_loop(arrays: Arrays, end: int, drain: Any) -> None:
+@pytest.mark.parametrize("tail", [PADDED_TAIL, SAMPLED_TAIL])
+def test_nine_streams_close_as_the_release_s_own_loop(arrays: Arrays, end: int, tail: Tail) -> None:
     random = np.random.default_rng(end)
     audio = DIALOGUE.layout.audio
     drawn = np.stack([random.integers(ids.start, ids.stop, 30) for ids in audio], 1).tolist()
     drawn[end][0] = END
     expected = as_espnet_closes(drawn)
-    if drain == "sampled":  # as older versions of that loop, which only count the rows
+    if tail is SAMPLED_TAIL:  # as older versions of that loop, which only count the rows
         expected[end + 1 :] = [
             [token if stream <= step else 0 for stream, token in enumerate(row)]
             for step, row in enumerate(drawn[end + 1 : end + 9], end + 1)
         ]
-    reply = Reply(replace(DIALOGUE, drain=drain), DIALOGUE.task("speak"), arrays)
+    reply = Reply(replace(DIALOGUE, tail=tail), DIALOGUE.task("speak"), arrays)
     rows = [reply.write(row) for row in drawn[: end + 9]]
     assert [row[1:] for row in rows] == [row[1:] for row in expected]
     assert [row[0] for row in rows[:-1]] == [row[0] for row in expected[:-1]]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from stretto.errors import CheckpointError
+from stretto.families.opuslm.family import TAILS
 from stretto.families.registry import BUILDERS, family_at, read_family
 from stretto.families.tiny.family import TINY
 from stretto.records.sampling import SegmentSampling
@@ -71,10 +72,10 @@ def test_a_vocabulary_survives_config_json(name: str, tmp_path: Path) -> None:
     assert family_at(tmp_path).layout == SMALL[name].layout
 
 
-@pytest.mark.parametrize("drain", ["padded", "sampled"])
-def test_opuslm_s_checkpoint_may_say_how_its_audio_closes(drain: str) -> None:
-    record = SMALL_OPUSLM.to_record() | {"drain": drain}
-    assert read_family({"speech_family": "opuslm_dialogue", "speech_vocabulary": record}).drain == drain
+@pytest.mark.parametrize("tail", ["padded", "sampled"])
+def test_opuslm_s_checkpoint_may_say_how_its_audio_closes(tail: str) -> None:
+    record = SMALL_OPUSLM.to_record() | {"tail": tail}
+    assert read_family({"speech_family": "opuslm_dialogue", "speech_vocabulary": record}).tail is TAILS[tail]
 
 
 def test_a_family_outside_the_registry_is_named_by_its_module() -> None:
@@ -90,8 +91,8 @@ def test_a_family_outside_the_registry_is_named_by_its_module() -> None:
         ({"speech_family": "bagpiper", "speech_vocabulary": {"text": 3}}, "not a vocabulary of bagpiper"),
         ({"speech_family": "opuslm", "speech_vocabulary": {"tasks": {}}}, "not a vocabulary of opuslm"),
         (
-            {"speech_family": "opuslm", "speech_vocabulary": SMALL_OPUSLM.to_record() | {"drain": "free"}},
-            "not a vocabulary of opuslm: ValueError.*drain must be padded or sampled, got 'free'",
+            {"speech_family": "opuslm", "speech_vocabulary": SMALL_OPUSLM.to_record() | {"tail": "free"}},
+            "not a vocabulary of opuslm: ValueError.*tail must be one of padded, sampled, got 'free'",
         ),
     ],
 )

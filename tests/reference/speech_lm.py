@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SegmentSampling
+from stretto.streams.pattern import FORCED_TAIL, NO_TAIL, PADDED_TAIL, PADDED_WARM_UP, SAMPLED_TAIL
 from stretto.streams.segment import Segment
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeAudioEncoderConfig
@@ -104,8 +105,8 @@ class _Reply:
         self.pointer = 0
         # How many rows follow the row that ends the audio; how many audio rows there are beyond the frames.
         slowest = max(self.family.layout.delays)
-        self.tail = {"forced": max(1, slowest - 1), "none": 0}.get(self.family.drain, slowest)
-        self.extra = slowest if self.family.drain == "none" else 0
+        self.tail = {FORCED_TAIL: max(1, slowest - 1), NO_TAIL: 0}.get(self.family.tail, slowest)
+        self.extra = slowest if self.family.tail is NO_TAIL else 0
 
     def run(self) -> tuple[list[Row], float]:
         while True:
@@ -172,7 +173,7 @@ class _Reply:
                 row[family.script.index_stream] = family.script.index_base + self.pointer
         elif position == self.audio_end + (self.tail if self.audio_end > self.audio_start else 1):
             row[0] = family.end_of_reply
-        elif family.drain == "sampled" or (family.drain == "padded" and position == self.audio_end + 1):
+        elif family.tail is SAMPLED_TAIL or (family.tail is PADDED_TAIL and position == self.audio_end + 1):
             row[0] = self.draw(logits[0], self.first_ids(frame), 0, self.sampling.audio)
         for s in range(1, len(family.layout.audio)):
             if self.is_read(position, frame - family.layout.delays[s]):
@@ -183,13 +184,13 @@ class _Reply:
 
     def is_read(self, position: int, spoken: int) -> bool:
         """Whether a stream other than the first, which is at the frame `spoken`, is sampled at `position`."""
-        if self.family.warm_up == "forced" and spoken < 0:
+        if self.family.warm_up is PADDED_WARM_UP and spoken < 0:
             return False
-        if self.audio_end is None or self.family.drain == "sampled":
+        if self.audio_end is None or self.family.tail is SAMPLED_TAIL:
             return True
-        if self.family.drain == "padded":
+        if self.family.tail is PADDED_TAIL:
             return position == self.audio_end + 1 or self.audio_start + spoken <= self.audio_end
-        return self.family.drain == "forced" and self.audio_start + spoken < self.audio_end
+        return self.family.tail is FORCED_TAIL and self.audio_start + spoken < self.audio_end
 
     def ids(self, stream: int) -> list[int]:
         """What a stream may carry in audio: its codes, and what else the family says."""

@@ -6,10 +6,10 @@ from typing import Literal
 
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import StreamLayout
+from stretto.streams.pattern import FORCED_TAIL, PADDED_WARM_UP, Tail, WarmUp
 from stretto.streams.segment import Segment
 
 Role = Literal["system", "user", "assistant"]
-Drain = Literal["forced", "sampled", "padded", "none"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class UnconditionalContext:
 
     - context rows between the first `keep_first` and the last `keep_last` become `[null_id, pad, …]`;
     - in audio rows each stream of `hidden_streams` carries `null_id` (stream 0) or pad (any other) in place of
-      an id of its audio interval or index; ids outside it (end of audio, drain pad) stay.
+      an id of its audio interval or index; ids outside it (end of audio, the pads of the tail) stay.
     """
 
     null_id: int
@@ -75,12 +75,7 @@ class Family:
     end_of_text closes a text segment that another segment follows; end_of_reply closes the reply, and is never read.
     end_of_lone_text: what the model draws to close a text that ends the reply (None: end_of_reply).
     written_end_of_text: what stands in the row in which a text closed that audio follows (None: what was drawn).
-    warm_up: what the streams carry that trail so far that they have no frame yet: pad, or what the model samples.
-    drain: how audio ends once `end_of_audio` has been drawn in row E. `forced`: the rows that follow carry what is left
-    of the frames before E, pad elsewhere, pad on stream 0. `sampled`: max_delay rows follow in which all streams are
-    sampled on. `padded`: as many, of which only the first is sampled on all streams; in row E + j a stream that trails
-    by less than j carries pad. Of these three the frames before E count. `none`: the reply ends at once; its last
-    max_delay rows complete frames and begin none.
+    warm_up, tail: the two ends of the delay pattern, drawn in `streams/pattern.py`.
     has_stream_bias: the checkpoint has `stream_bias.weight` [S, H], added to the hidden state before each head.
     subwords: ids of the tokens of the checkpoint's tokenizer, in its order; None where the family needs no tokenizer.
     markers: ids that only prompts carry, by the names that the checkpoint gives them.
@@ -106,8 +101,8 @@ class Family:
     steady_chunk_frames: int = field(default=25)
     end_of_lone_text: int | None = None
     written_end_of_text: int | None = None
-    warm_up: Literal["forced", "sampled"] = "forced"
-    drain: Drain = "forced"
+    warm_up: WarmUp = PADDED_WARM_UP
+    tail: Tail = FORCED_TAIL
     has_stream_bias: bool = False
     subwords: range | None = None
     markers: Mapping[str, int] = field(default_factory=dict, hash=False)

@@ -102,7 +102,7 @@ def _segment(
     values = {key: READERS[key](key, given, None, path) for key in given}
     if values.get("max_rows", 0) > family.max_model_len:
         raise InvalidRequest(f"{path}.max_rows", f"at most {family.max_model_len} rows", values["max_rows"])
-    least = 1 + _num_closing_rows(family) if name == "audio" else 1
+    least = 1 + family.tail.num_closing_rows(family.layout.max_delay) if name == "audio" else 1
     if 0 < values.get("max_rows", least) < least:
         raise InvalidRequest(
             f"{path}.max_rows", f"at least {least} rows, as {least - 1} begin no frame", values["max_rows"]
@@ -119,16 +119,11 @@ def _within_max_rows(sampling: SegmentSampling, given: dict[str, Any]) -> Segmen
     return replace(sampling, min_rows=min(sampling.min_rows, sampling.max_rows))
 
 
-def _num_closing_rows(family: Family) -> int:
-    """The last rows of audio, which begin no frame where it ends without a drain."""
-    return family.layout.max_delay if family.drain == "none" else 0
-
-
 def _max_audio(record: dict[str, Any], audio: SegmentSampling, family: Family, frame_rate: float) -> SegmentSampling:
     if "max_audio_s" not in record:
         return audio
     seconds = _number("max_audio_s", record, 0.0)
-    num_closing_rows = _num_closing_rows(family)
+    num_closing_rows = family.tail.num_closing_rows(family.layout.max_delay)
     low, high = 1 / frame_rate, (audio.max_rows - num_closing_rows) / frame_rate
     if not low <= seconds <= high:
         raise InvalidRequest("options.max_audio_s", f"seconds in [{low:g}, {high:g}]", seconds)

@@ -1,10 +1,10 @@
 """The stretches of one reply, and the automaton that a row walks through.
 
-    TEXT ──end_of_text──► TRANSITION ──forced rows──► AUDIO ──end_of_audio──► DRAIN ──last code──► end
+    TEXT ──end_of_text──► TRANSITION ──forced rows──► AUDIO ──end_of_audio──► TAIL ──last code──► end
       └──end_of_reply──► end
 
-DRAIN lasts until the slowest stream has emitted the last frame; its last row carries `end_of_reply`. A family may do
-without: then its `end_of_audio` is its `end_of_reply` (`Family.drain`).
+TAIL lasts until the slowest stream has emitted the last frame; its last row carries `end_of_reply`. A family may do
+without: then its `end_of_audio` is its `end_of_reply` (`streams/pattern.py`).
 """
 
 from enum import IntEnum
@@ -16,4 +16,4 @@ class Segment(IntEnum):
     TEXT = 0
     TRANSITION = 1
     AUDIO = 2
-    DRAIN = 3
+    TAIL = 3

@@ -112,7 +112,9 @@ def test_a_pair_that_outgrows_the_cache_is_refused_with_the_numbers() -> None:
     prompt = make_prompt(TINY, 0)
     capacity = Capacity(num_blocks=4, block_size=32, max_num_seqs=16)
     error = refusal(prompt, capacity=capacity)
-    rows = len(prompt.rows) + prompt.sampling.text.max_rows + 2 + prompt.sampling.audio.max_rows + 1 + RULES.tail
+    rows = (
+        len(prompt.rows) + prompt.sampling.text.max_rows + 2 + prompt.sampling.audio.max_rows + 1 + RULES.num_tail_rows
+    )
     assert f"{rows} rows each, {2 * -(-rows // 32)} blocks" in str(error)
     assert "two halves fit in the 3 KV blocks of 32 rows" in str(error)
     alone = replace(prompt, sampling=replace(prompt.sampling, guidance_scale=1.0))

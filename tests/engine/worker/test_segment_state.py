@@ -1,4 +1,4 @@
-"""The device's machine and the host's tracker walk through the same segments, whatever is drawn."""
+"""The device's segment state and the host's tracker walk through the same segments, whatever is drawn."""
 
 from dataclasses import replace
 
@@ -9,10 +9,11 @@ from stretto.engine.request.params import SpeechParams
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.request.tracker import SegmentTracker
 from stretto.engine.worker.arrays import Array, Arrays, DeviceArrays, HostArrays
-from stretto.engine.worker.segment_state import Rows, SegmentMachine
+from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import STATE, SlotLimits, SlotScales, SlotState, SlotTables, state_row
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
+from stretto.streams.pattern import FORCED_TAIL, PADDED_TAIL, PADDED_WARM_UP
 
 from tests.engine.prompts import make_prompt
 from tests.small_vocabularies import BAGPIPER, DIALOGUE
@@ -22,13 +23,13 @@ SLOTS, LENGTH = 6, 96
 
 
 class Walk:
-    """Replies in all slots, moved on by the machine with tokens drawn at random."""
+    """Replies in all slots, moved on by the segment state with tokens drawn at random."""
 
     def __init__(self, family: Family, seed: int, arrays: Arrays):
         self.family, self.rules, self.arrays = family, SegmentRules(family, LENGTH), arrays
         self.random = np.random.default_rng(seed)
         self.tables = SlotTables(SLOTS, self.rules, torch.device("cpu"))
-        self.machine = SegmentMachine(self.rules, arrays)
+        self.segments = SegmentState(self.rules, arrays)
         self.trackers = [self._start(slot) for slot in range(SLOTS)]
         self.tables.apply_staged(arrays)
         self.slots = arrays.upload(np.arange(SLOTS))
@@ -50,10 +51,10 @@ class Walk:
         scales = SlotScales(*upload(self.tables.scales.T))
         position = upload(np.array([tracker.position for tracker in self.trackers]))
         rows = Rows(state, limits, scales, self.slots, position)
-        token = self.machine.choose(self._text(rows), self._audio(rows), rows)
+        token = self.segments.choose(self._text(rows), self._audio(rows), rows)
         drawn = np.tile([ids.start + 3 for ids in self.family.layout.audio[1:]], (SLOTS, 1))
-        codes = self.machine.place_codes(upload(drawn), token, rows)
-        entry = self.machine.advance(token, rows)
+        codes = self.segments.place_codes(upload(drawn), token, rows)
+        entry = self.segments.advance(token, rows)
         for column, name in enumerate(STATE):
             of(self.tables.state)[:, column] = getattr(rows.state, name)
         of(self.tables.script)[self.slots, entry] = self.arrays.xp.where(entry > 0, token, 0)
@@ -61,18 +62,18 @@ class Walk:
 
     def _text(self, rows: Rows) -> Array:
         noise = torch.from_numpy(self.random.random((SLOTS, self.rules.num_text_ids)))
-        token = self.machine.mask_text(noise, rows, None).argmax(-1)
-        return self.machine.end_text(self.arrays.of(token), rows)
+        token = self.segments.mask_text(noise, rows, None).argmax(-1)
+        return self.segments.end_text(self.arrays.of(token), rows)
 
     def _audio(self, rows: Rows) -> Array:
-        if self.machine.script:
+        if self.segments.script:
             advance = self.arrays.upload(self.random.random(SLOTS) < 0.4)
-            token = self.machine.follow_script(advance, rows, self.arrays.of(self.tables.script))
-            return self.machine.end_audio(token, rows)
+            token = self.segments.follow_script(advance, rows, self.arrays.of(self.tables.script))
+            return self.segments.end_audio(token, rows)
         ids = self.family.layout.audio[0]
-        columns = self.machine.mask_audio(torch.from_numpy(self.random.random((SLOTS, 12))), rows, None).argmax(-1)
+        columns = self.segments.mask_audio(torch.from_numpy(self.random.random((SLOTS, 12))), rows, None).argmax(-1)
         token = torch.where(columns == 11, self.family.end_of_audio, ids.start + columns)
-        return self.machine.end_audio(self.arrays.of(token), rows)
+        return self.segments.end_audio(self.arrays.of(token), rows)
 
 
 @pytest.mark.parametrize("family", [TINY, EIGHT_STREAMS, BAGPIPER, DIALOGUE], ids=lambda family: family.name)
@@ -107,9 +108,11 @@ def check_codes(family: Family, tracker: SegmentTracker, position: int, codes: l
     """A stream carries a code exactly where its delay puts a frame; the index names what is written or spoken."""
     layout, frame = family.layout, position - tracker.audio_start
     for stream in range(1, layout.num_output_streams):
-        first = layout.delays[stream] if family.warm_up == "forced" else 0
-        stop = first + tracker.num_frames if family.drain == "forced" else frame + 1
-        if family.drain == "padded" and 0 <= tracker.audio_end < position - 1:  # a row of the end is drawn, none behind
+        first = layout.delays[stream] if family.warm_up is PADDED_WARM_UP else 0
+        stop = first + tracker.num_frames if family.tail is FORCED_TAIL else frame + 1
+        if (
+            family.tail is PADDED_TAIL and 0 <= tracker.audio_end < position - 1
+        ):  # a row of the end is drawn, none behind
             stop = layout.delays[stream] + tracker.num_frames + 1
         lies = tracker.audio_start >= 0 and first <= frame < stop
         assert codes[stream - 1] == (layout.audio[stream].start + 3 if lies else layout.pad_id), (position, stream)

@@ -58,7 +58,7 @@ def _check_rows(rows: np.ndarray, rules: SegmentRules) -> None:
 
 
 def _check_overhang(overhang: np.ndarray, task: Task, rules: SegmentRules) -> None:
-    if task.segments[0] is not Segment.AUDIO or rules.family.warm_up != "forced":
+    if task.segments[0] is not Segment.AUDIO or rules.family.warm_up.is_sampled:
         raise InvalidRequest("overhang", f"none for {task.name} of {rules.family.name}", f"{len(overhang)} rows")
     if len(overhang) > rules.family.layout.max_delay:
         raise InvalidRequest("overhang", f"at most {rules.family.layout.max_delay} rows", len(overhang))
@@ -79,7 +79,7 @@ def max_rows(num_prompt_rows: int, task: Task, sampling: SamplingConfig, rules: 
     if Segment.TEXT in task.segments:
         rows += sampling.text.max_rows + 1
     if Segment.AUDIO in task.segments:
-        rows += len(rules.family.transition) + sampling.audio.max_rows + 1 + rules.tail
+        rows += len(rules.family.transition) + sampling.audio.max_rows + 1 + rules.num_tail_rows
     return min(rows, rules.max_model_len)
 
 

@@ -61,7 +61,7 @@ class Utterance:
             text = self._reader.end() if self.tracker.audio_start >= 0 else self._read(token_id)
             if text:
                 yield self._chunk(segment, text=text)
-        elif segment in (Segment.AUDIO, Segment.DRAIN):
+        elif segment in (Segment.AUDIO, Segment.TAIL):
             if self.tracker.pointer > pointer:
                 self._mark(self.tracker.num_frames - 1)
             self._undelayer.push(np.asarray(row)[self._streams])
@@ -128,7 +128,7 @@ class Utterance:
 
     def finish(self, report: Report) -> LMChunk:
         """The last chunk: whatever is left, and the report."""
-        segment = Segment.DRAIN if self.tracker.audio_start >= 0 else Segment.TEXT
+        segment = Segment.TAIL if self.tracker.audio_start >= 0 else Segment.TEXT
         text = self._reader.end() if segment is Segment.TEXT else ""
         codes = self._take(self._num_ready) if self._num_ready > 0 else None
         changes = tuple(self.guidance_changes[self._num_told :])

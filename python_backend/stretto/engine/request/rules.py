@@ -1,6 +1,6 @@
 """The rules that a reply follows, derived once from its family and the model length.
 
-The host (`tracker.py`) and the device (`machine.py`) walk through the segments by the same rules.
+The host (`tracker.py`) and the device (`worker/segment_state.py`) walk through the segments by the same rules.
 """
 
 import math
@@ -24,26 +24,23 @@ class SegmentRules:
         return {task.name: index for index, task in enumerate(self.family.tasks)}
 
     @cached_property
-    def tail(self) -> int:
-        """Rows from `end_of_audio` to `end_of_reply`, where there is a frame to drain; 0 where the two are one."""
-        max_delay = self.family.layout.max_delay
-        if self.family.drain == "none":
-            return 0
-        return max(1, max_delay - 1 if self.family.drain == "forced" else max_delay)
+    def num_tail_rows(self) -> int:
+        """Rows from `end_of_audio` to `end_of_reply`, where there is a frame to complete; 0 where the two are one."""
+        return self.family.tail.num_rows(self.family.layout.max_delay)
 
     @cached_property
     def num_closing_rows(self) -> int:
         """The last audio rows before `end_of_audio` that begin no frame of the reply."""
-        return self.family.layout.max_delay if self.family.drain == "none" else 0
+        return self.family.tail.num_closing_rows(self.family.layout.max_delay)
 
     @cached_property
     def audio_limit(self) -> int:
-        """The last position at which `end_of_audio` leaves room for the drain."""
-        return self.max_model_len - 1 - self.tail
+        """The last position at which `end_of_audio` leaves room for the tail."""
+        return self.max_model_len - 1 - self.num_tail_rows
 
     @cached_property
     def audio_start_limit(self) -> int:
-        """The last position at which the audio segment may begin and leave room for a frame and the drain."""
+        """The last position at which the audio segment may begin and leave room for a frame and the tail."""
         return self.audio_limit - self.num_closing_rows - 1
 
     def text_limit(self, task: Task) -> int:

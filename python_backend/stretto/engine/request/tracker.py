@@ -8,12 +8,12 @@ from stretto.records.sampling import SamplingConfig
 from stretto.streams.segment import Segment
 
 UNKNOWN = -1
-TEXT, TRANSITION, AUDIO, DRAIN = Segment  # asked for per row, and Python 3.11 is slow to find a member by its name
+TEXT, TRANSITION, AUDIO, TAIL = Segment  # asked for per row, and Python 3.11 is slow to find a member by its name
 
 
 @dataclass(slots=True)
 class SegmentTracker:
-    """The state of one reply after the tokens pushed so far; the plain twin of `machine.SegmentMachine`.
+    """The state of one reply after the tokens pushed so far; the plain twin of `worker.segment_state.SegmentState`.
 
     segment: the one that the next row belongs to.
     audio_start, audio_end: positions of the first audio row and of `end_of_audio`, or UNKNOWN.
@@ -78,6 +78,6 @@ class SegmentTracker:
         if token_id == family.end_of_audio:
             num_rows = self.position - self.audio_start
             self.was_cut |= num_rows >= self.sampling.audio.max_rows or self.position >= self.rules.audio_limit
-            self.audio_end, self.segment = self.position, DRAIN
+            self.audio_end, self.segment = self.position, TAIL
         elif script and (token_id - script.first_frame) % 2 == 0:
             self.pointer += 1

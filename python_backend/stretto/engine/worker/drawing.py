@@ -8,7 +8,7 @@ from stretto.engine.worker.arrays import Array, Arrays
 from stretto.engine.worker.batch import BatchPlan, PlanArrays
 from stretto.engine.worker.heads import StreamHeads
 from stretto.engine.worker.repetition import RecentRows, RepetitionGuard
-from stretto.engine.worker.segment_state import Rows, SegmentMachine
+from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import SlotTables
 from stretto.sampling.guidance import guide
 from stretto.sampling.noise import host_uniform, stream_keys
@@ -19,11 +19,11 @@ class RowDraw:
     """Draws the conditional rows of a batch; a guided row sees its partner's logits."""
 
     def __init__(
-        self, heads: StreamHeads, machine: SegmentMachine, tables: SlotTables, arrays: Arrays, guard: RepetitionGuard
+        self, heads: StreamHeads, segments: SegmentState, tables: SlotTables, arrays: Arrays, guard: RepetitionGuard
     ):
-        self._heads, self._machine, self._arrays, self._guard = heads, machine, arrays, guard
+        self._heads, self._segments, self._arrays, self._guard = heads, segments, arrays, guard
         self._script, self._codes = arrays.of(tables.script), arrays.of(tables.codes)
-        family = machine.family
+        family = segments.family
         self._num_streams = family.layout.num_output_streams
         self._guided = [stream - 1 for stream in family.guided_streams if stream > 0]
         self._guides_first = 0 in family.guided_streams
@@ -41,9 +41,9 @@ class RowDraw:
             text = self._draw_text(hidden, _pick(keys, plan.writing), plan, step, rows)
         if plan.may_speak:
             audio, codes = self._draw_audio(hidden, _pick(keys, plan.speaking), plan, step, rows)
-        token = self._machine.choose(text, audio, rows)
+        token = self._segments.choose(text, audio, rows)
         forced = self._codes[rows.slots, rows.position] if plan.has_overhang else None
-        return token, self._machine.place_codes(codes, token, rows, forced)
+        return token, self._segments.place_codes(codes, token, rows, forced)
 
     def _spread(self, drawn: torch.Tensor, index: Array | None, rows: Rows) -> Array:
         """What the rows `index` drew, at their places among all rows."""
@@ -62,9 +62,9 @@ class RowDraw:
     ) -> Array:
         """Stream 0 of the rows that may write."""
         own = hidden if step.written is None else hidden[step.written]
-        logits = self._machine.mask_text(self._heads.text(own), rows, step.writing)
+        logits = self._segments.mask_text(self._heads.text(own), rows, step.writing)
         token = draw(logits[:, None], self._heads.text_ids[None], self._tensor(keys[:, :1]), step.text, plan.text)
-        return self._machine.end_text(self._spread(token.squeeze(1), step.writing, rows), rows)
+        return self._segments.end_text(self._spread(token.squeeze(1), step.writing, rows), rows)
 
     def _draw_audio(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
@@ -78,7 +78,7 @@ class RowDraw:
         codes = draw(*logits, step.audio, plan.audio)
         if recent:
             codes = self._guard.auxiliary(codes, logits, recent)
-        return self._machine.end_audio(token, rows), self._spread(codes, step.speaking, rows)
+        return self._segments.end_audio(token, rows), self._spread(codes, step.speaking, rows)
 
     def _logits(self, heard: torch.Tensor, num_rows: int, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Both logits of the first `num_rows` of `heard`, raw; the first P are guided by the P behind `num_rows`."""
@@ -105,13 +105,13 @@ class RowDraw:
         recent: RecentRows | None,
     ) -> Array:
         """Stream 0 of the rows that may speak."""
-        machine, index = self._machine, step.speaking
-        if machine.script:
-            stay = self._arrays.tensor(_pick(machine.stay_column(rows, self._script), index))
+        segments, index = self._segments, step.speaking
+        if segments.script:
+            stay = self._arrays.tensor(_pick(segments.stay_column(rows, self._script), index))
             temperature = self._arrays.tensor(_pick(rows.scales.script_temperature, index))
             advance = advances(logits, stay, temperature, self._tensor(host_uniform(keys[:, 0])))
-            return machine.follow_script(self._spread(advance.long(), index, rows) > 0, rows, self._script)
-        masked = machine.mask_audio(logits, rows, index)[:, None], self._heads.first_ids[None], self._tensor(keys)
+            return segments.follow_script(self._spread(advance.long(), index, rows) > 0, rows, self._script)
+        masked = segments.mask_audio(logits, rows, index)[:, None], self._heads.first_ids[None], self._tensor(keys)
         token = draw(*masked, step.audio, plan.audio)
         if recent:
             token = self._guard.first(token, masked, recent)

@@ -30,7 +30,7 @@ from stretto.engine.worker.heads import StreamHeads
 from stretto.engine.worker.repetition import RepetitionGuard
 from stretto.engine.worker.sampler import SpeechSampler
 from stretto.engine.worker.segment_readback import whereabouts_of
-from stretto.engine.worker.segment_state import SegmentMachine
+from stretto.engine.worker.segment_state import SegmentState
 from stretto.engine.worker.slots import LIMITS, SlotTables
 from stretto.engine.worker.warm_up import warmup_request
 from stretto.families.audio_format import AudioFormat
@@ -170,7 +170,7 @@ class SpeechModelState(DefaultModelState):
         has_bias = self.rules.family.has_stream_bias
         bias = self.model.get_parameter("stream_bias.weight").data if has_bias else None
         heads = StreamHeads(self.model.get_submodule("lm_head"), self.rules, bias)
-        machine = SegmentMachine(self.rules, self.arrays)
+        segments = SegmentState(self.rules, self.arrays)
         tokens = sampler.req_states.all_token_ids.gpu
         guard = RepetitionGuard(tokens, self.tables, self.rules.family.layout, self.arrays)
-        return SpeechSampler(sampler, self, RowDraw(heads, machine, self.tables, self.arrays, guard), machine), None
+        return SpeechSampler(sampler, self, RowDraw(heads, segments, self.tables, self.arrays, guard), segments), None

@@ -12,7 +12,7 @@ from vllm.v1.worker.gpu.sample.sampler import Sampler
 from stretto.engine.worker.arrays import Array
 from stretto.engine.worker.batch import BatchPlan, PlanArrays
 from stretto.engine.worker.drawing import RowDraw
-from stretto.engine.worker.segment_state import Rows, SegmentMachine
+from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import LIMITS, STATE, SlotState
 
 if TYPE_CHECKING:
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 class SpeechSampler:
     """Samples one row of all streams per request; of the stock sampler it keeps what the runner asks it for."""
 
-    def __init__(self, stock: Sampler, state: "SpeechModelState", draw: RowDraw, machine: SegmentMachine):
+    def __init__(self, stock: Sampler, state: "SpeechModelState", draw: RowDraw, segments: SegmentState):
         self.penalties_state = stock.penalties_state
         self.compute_nans = False
         self._state, self._arrays = state, state.arrays
-        self._draw, self._machine = draw, machine
+        self._draw, self._segments = draw, segments
         tables, arrays = state.tables, state.arrays
         self._table, self._codes, self._script = (arrays.of(t) for t in (tables.state, tables.codes, tables.script))
-        self._family = machine.family
+        self._family = segments.family
         hidden, layout = self._family.unconditional.hidden_streams, self._family.layout
         self._hides_first = 0 in hidden
         self._hidden = arrays.upload(np.array([stream in hidden for stream in range(1, layout.num_input_streams)]))
@@ -100,8 +100,8 @@ class SpeechSampler:
         return xp.concatenate([token, seen]), xp.concatenate([codes, seen_codes])
 
     def _write_state(self, token: Array, slots: Array, rows: Rows, plan: BatchPlan) -> None:
-        entry = self._machine.advance(token, rows)
+        entry = self._segments.advance(token, rows)
         self._table[slots] = self._arrays.xp.stack([getattr(rows.state, name) for name in STATE], 1)
-        if self._machine.script and plan.may_write:
+        if self._segments.script and plan.may_write:
             self._script[slots, entry] = self._arrays.xp.where(entry > 0, token, 0)
         self._state.whereabouts.publish()

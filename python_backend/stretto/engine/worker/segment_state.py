@@ -37,14 +37,8 @@ class Rows:
         self.in_audio = self.is_spoken & (state.audio_end < 0)
         self.frame = self.position - state.audio_start  # also the audio row's index; meaningless before the audio
 
-    @property
-    def is_closing(self) -> Array:
-        """Whether the end of audio lies two rows back or more."""
-        end = self.state.audio_end
-        return (end >= 0) & (self.position > end + 1)
 
-
-class SegmentMachine:
+class SegmentState:
     """What each row may carry on stream 0, and what follows from what it carries.
 
     Tokens and positions are [B]; where a method takes the rows that a head has been applied to, these are `index`
@@ -126,13 +120,10 @@ class SegmentMachine:
             assert text is not None
             return text
         state, family, where = rows.state, self.family, self._xp.where
-        length = state.audio_end - state.audio_start
-        last = state.audio_end + where(length > 0, self.rules.tail, 1)
-        drained = audio if family.drain in ("sampled", "padded") else family.layout.pad_id
-        if family.drain == "padded":
-            drained = where(rows.is_closing, family.layout.pad_id, drained)
-        drain = where(rows.position == last, family.end_of_reply, drained)
-        token = where(rows.in_audio, audio, drain)
+        behind = rows.position - state.audio_end
+        last = where(state.audio_end > state.audio_start, self.rules.num_tail_rows, 1)
+        tail = where(behind == last, family.end_of_reply, family.tail.first_stream(audio, family.layout.pad_id, behind))
+        token = where(rows.in_audio, audio, tail)
         step = self._xp.clip(rows.frame + len(family.transition), 0, len(family.transition))
         token = where(rows.frame < 0, self._transition[step], token)
         return token if text is None else where(rows.in_text, text, token)
@@ -153,18 +144,10 @@ class SegmentMachine:
     def _lay(self, drawn: Array, token: Array, rows: Rows, forced: Array | None) -> Array:
         state, family, where = rows.state, self.family, self._xp.where
         frame = rows.frame[:, None] - self._delays
-        lies = rows.is_spoken[:, None]
-        if family.warm_up == "forced":
-            lies = lies & (frame >= 0)
-        if family.drain == "forced":
-            length = where(state.audio_end < 0, ENDLESS, state.audio_end - state.audio_start)
-            length = where(rows.in_audio & (token == family.end_of_audio), rows.frame, length)
-            lies = lies & (frame < length[:, None])
-        elif family.drain == "padded":
-            is_past = frame > (state.audio_end - state.audio_start)[:, None]
-            lies = lies & ~(rows.is_closing[:, None] & is_past)
-        elif family.drain == "none":
-            lies = lies & (token != family.end_of_audio)[:, None]
+        behind = where(state.audio_end < 0, -ENDLESS, rows.position - state.audio_end)
+        behind = where(rows.in_audio & (token == family.end_of_audio), 0, behind)[:, None]
+        lies = rows.is_spoken[:, None] & family.warm_up.carries_drawn(frame)
+        lies = lies & family.tail.carries_drawn(behind, self._delays)
         laid = where(lies, drawn, family.layout.pad_id)
         if forced is None:
             return laid

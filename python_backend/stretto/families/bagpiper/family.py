@@ -21,6 +21,7 @@ from typing import Any
 from stretto.families.base import Family, Task, UnconditionalContext
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import StreamLayout
+from stretto.streams.pattern import NO_TAIL, SAMPLED_WARM_UP
 from stretto.streams.segment import Segment
 
 PAD, BOS, END_OF_REPLY, END_OF_TURN, SYSTEM, USER, ASSISTANT, TEXT, AUDIO = range(9)
@@ -101,8 +102,8 @@ def bagpiper(vocabulary: BagpiperVocabulary) -> Family:
         frame_rate=FRAME_RATE,
         first_chunk_frames=8,
         steady_chunk_frames=25,
-        warm_up="sampled",
-        drain="none",
+        warm_up=SAMPLED_WARM_UP,
+        tail=NO_TAIL,
         has_stream_bias=True,
         subwords=vocabulary.text,
     )

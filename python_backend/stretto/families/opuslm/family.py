@@ -16,9 +16,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from stretto.families.base import Drain, Family, Task, UnconditionalContext
+from stretto.families.base import Family, Task, UnconditionalContext
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import StreamLayout
+from stretto.streams.pattern import PADDED_TAIL, SAMPLED_TAIL
 from stretto.streams.segment import Segment
 
 NUM_STREAMS = 9
@@ -37,13 +38,14 @@ TASKS = {
 }
 FRAME_RATE = 50.0
 VOICE_FRAMES = 500
+TAILS = {"padded": PADDED_TAIL, "sampled": SAMPLED_TAIL}
 
 
 @dataclass(frozen=True)
 class OpusVocabulary:
     """Where each kind of id lies. codec: first id of the first codebook; the others follow. modalities and tasks: ids
-    of the tokens `<codec_ssl>`, `<codec_ssl_asr_task>`, … by name, which releases number differently. drain: what
-    streams carry behind the end of audio, on which versions of ESPnet differ: `padded` or `sampled`."""
+    of the tokens `<codec_ssl>`, `<codec_ssl_asr_task>`, … by name, which releases number differently. tail: what
+    streams carry behind the end of audio, on which versions of ESPnet differ: a name of TAILS."""
 
     vocab_size: int = 113870
     text: tuple[int, int] = (13448, 113800)
@@ -52,11 +54,11 @@ class OpusVocabulary:
     codebook_size: int = 1024
     modalities: Mapping[str, int] = field(default_factory=lambda: dict(MODALITIES))
     tasks: Mapping[str, int] = field(default_factory=lambda: dict(TASKS))
-    drain: Drain = "padded"
+    tail: str = "padded"
 
     def __post_init__(self) -> None:
-        if self.drain not in ("padded", "sampled"):
-            raise ValueError(f"drain must be padded or sampled, got {self.drain!r}")
+        if self.tail not in TAILS:
+            raise ValueError(f"tail must be one of {', '.join(TAILS)}, got {self.tail!r}")
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "OpusVocabulary":
@@ -112,7 +114,7 @@ def _family(name: str, vocabulary: OpusVocabulary, tasks: tuple[Task, ...]) -> F
         steady_chunk_frames=25,
         end_of_lone_text=SOS_EOS,
         written_end_of_text=PAD,
-        drain=vocabulary.drain,
+        tail=TAILS[vocabulary.tail],
         has_stream_bias=True,
         subwords=range(*vocabulary.text),
         markers={**markers, **vocabulary.tasks},

@@ -1,0 +1,62 @@
+"""The ends of a delay pattern, against the drawings that their module opens with."""
+
+import numpy as np
+import pytest
+import torch
+from stretto.streams.pattern import (
+    FORCED_TAIL,
+    NO_TAIL,
+    PADDED_TAIL,
+    PADDED_WARM_UP,
+    SAMPLED_TAIL,
+    SAMPLED_WARM_UP,
+    Tail,
+    WarmUp,
+)
+
+DELAYS = (0, 1, 2)
+FRAMES, SAMPLED, PAD, END, END_OF_REPLY = "ABC", "~", ".", "e", "E"
+WARM_UPS = {PADDED_WARM_UP: ("ABC", ".AB", "..A"), SAMPLED_WARM_UP: ("ABC", "~AB", "~~A")}
+TAILS = {
+    FORCED_TAIL: ("CeE", "BC.", "ABC"),
+    SAMPLED_TAIL: ("Ce~E", "BC~~", "ABC~"),
+    PADDED_TAIL: ("Ce~E", "BC~.", "ABC~"),
+    NO_TAIL: ("C~~e", "BC~.", "ABC."),
+}
+
+
+def shown(carries_drawn: bool, frame: int) -> str:
+    """What a stream that stands at `frame` is drawn with."""
+    if not carries_drawn:
+        return PAD
+    return FRAMES[frame] if 0 <= frame < len(FRAMES) else SAMPLED
+
+
+@pytest.mark.parametrize(("warm_up", "drawing"), WARM_UPS.items(), ids=["padded", "sampled"])
+def test_warm_ups_are_as_drawn(warm_up: WarmUp, drawing: tuple[str, ...]) -> None:
+    for stream, delay in enumerate(DELAYS):
+        frames = range(-delay, len(FRAMES) - delay)
+        assert "".join(shown(bool(warm_up.carries_drawn(frame)), frame) for frame in frames) == drawing[stream]
+
+
+@pytest.mark.parametrize("array", [np.array, torch.tensor], ids=["numpy", "torch"])
+@pytest.mark.parametrize(("tail", "drawing"), TAILS.items(), ids=["forced", "sampled", "padded", "none"])
+def test_tails_are_as_drawn(tail: Tail, drawing: tuple[str, ...], array: type) -> None:
+    max_delay = max(DELAYS)
+    num_closing_rows, num_rows = tail.num_closing_rows(max_delay), tail.num_rows(max_delay)
+    assert (drawing[0].index(END) - 1, len(drawing[0]) - 1) == (num_closing_rows, 1 + num_closing_rows + num_rows)
+    rows = np.arange(2, 2 + len(drawing[0]))  # frame C stands in the first row drawn
+    behind = rows - (len(FRAMES) + num_closing_rows)
+    carries = tail.carries_drawn(array(behind[:, None]), array(np.array([DELAYS])))
+    for stream in range(1, len(DELAYS)):
+        cells = (shown(bool(carries[index, stream]), int(row) - DELAYS[stream]) for index, row in enumerate(rows))
+        assert "".join(cells) == drawing[stream]
+    drawn = array(np.full(len(rows), 7))
+    first = np.broadcast_to(np.asarray(tail.first_stream(drawn, 0, array(behind))), len(rows))
+    between = [index for index in range(len(rows)) if 0 < behind[index] < num_rows]
+    assert ["~" if first[index] == 7 else PAD for index in between] == [drawing[0][index] for index in between]
+
+
+@pytest.mark.parametrize(("tail", "num_rows"), zip(TAILS, [1, 1, 1, 0], strict=True))
+def test_without_a_delay_the_reply_still_ends_after_its_audio(tail: Tail, num_rows: int) -> None:
+    assert (tail.num_rows(0), tail.num_closing_rows(0)) == (num_rows, 0)
