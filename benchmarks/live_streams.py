@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from stretto.codec.base import Codec, CodecSpec
 from stretto.config import DecoderConfig
-from stretto.decoder.chunk_queue import Delivery, Mailbox, Reply
+from stretto.decoder.chunk_queue import ChunkAnswer, ChunkQueue, PendingChunk
 from stretto.decoder.counts import Counts
 from stretto.decoder.loop import DecodingLoop
 from stretto.decoder.sessions import Sessions
@@ -28,7 +28,7 @@ class Stage(Protocol):
         """Seconds."""
         ...
 
-    def push(self, utterance: str, chunk: Chunk, codes: np.ndarray, reply: Reply) -> None:
+    def push(self, utterance: str, chunk: Chunk, codes: np.ndarray, reply: ChunkAnswer) -> None:
         """Hand a chunk to the decoder."""
         ...
 
@@ -68,9 +68,9 @@ class ProcessorTime:
 
     def __init__(self, codec: Codec, config: DecoderConfig, stopwatch: Callable[[], float] = time.thread_time) -> None:
         self._stopwatch = stopwatch
-        self._mailbox = Mailbox()
+        self._queue = ChunkQueue()
         sessions = Sessions(codec, config.max_utterances, config.idle_timeout_s, self.now)
-        self._loop = DecodingLoop(codec, config, self._mailbox, Counts(), sessions)
+        self._loop = DecodingLoop(codec, config, self._queue, Counts(), sessions)
         self._loop.stopwatch = stopwatch
         self._loop.enter()
         self._now = self._free_at = 0.0
@@ -82,13 +82,13 @@ class ProcessorTime:
     def pace_s(self) -> float:
         return self._loop.pace_s
 
-    def push(self, utterance: str, chunk: Chunk, codes: np.ndarray, reply: Reply) -> None:
-        self._mailbox.put(Delivery(utterance, chunk, codes, reply))
+    def push(self, utterance: str, chunk: Chunk, codes: np.ndarray, reply: ChunkAnswer) -> None:
+        self._queue.put(PendingChunk(utterance, chunk, codes, reply))
 
     def until(self, at: float) -> None:
         """A turn that begins before `at` may end after it; what comes meanwhile waits for the next."""
         self._free_at = max(self._free_at, self._now)
-        while self._free_at < at and len(self._mailbox) + self._loop.num_jobs:
+        while self._free_at < at and len(self._queue) + self._loop.num_jobs:
             self._turn_s = self._stopwatch()
             self._loop.turn()
             self._free_at, self._turn_s = self.now(), None

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from stretto.decoder.batching import Batch, Job, next_group
-from stretto.decoder.chunk_queue import Delivery
+from stretto.decoder.chunk_queue import PendingChunk
 from stretto.decoder.launching import HostLauncher
 from stretto.decoder.rendering import Renderer
 from stretto.decoder.sessions import Session
@@ -21,7 +21,7 @@ def make_job(name: str, pushes: list[int], codec: FakeCodec, due_s: float = 0.0)
     for size in pushes:
         window = session.windower.push(np.full((2, size), len(name)), False)
     assert window is not None
-    return Job(Delivery(name, Chunk(0, Segment.AUDIO), None, RecordedReply()), session, window, due_s)
+    return Job(PendingChunk(name, Chunk(0, Segment.AUDIO), None, RecordedReply()), session, window, due_s)
 
 
 def names(jobs: list[Job]) -> list[str]:

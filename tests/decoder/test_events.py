@@ -1,6 +1,6 @@
 import json
 
-from stretto.decoder.chunk_queue import Delivery
+from stretto.decoder.chunk_queue import PendingChunk
 from stretto.decoder.events import make_event
 from stretto.decoder.rendering import Renderer
 from stretto.decoder.sessions import Session
@@ -19,7 +19,7 @@ def event_of(chunk: Chunk, num_samples: int, form: OutputForm = PLAIN) -> dict:
     codec = FakeCodec()
     session = Session(Windower(codec.spec), codec.initial_state(1), Renderer(form, codec.spec), 0.0)
     session.num_samples, session.decode_s, session.first_sound = 40, 0.25, 10
-    return make_event(Delivery("u", chunk, None, RecordedReply()), session, num_samples, codec.spec)
+    return make_event(PendingChunk("u", chunk, None, RecordedReply()), session, num_samples, codec.spec)
 
 
 def test_times_are_seconds_of_the_utterance() -> None:
@@ -47,7 +47,7 @@ def test_times_count_the_samples_that_are_sent_and_words_the_frames() -> None:
 
 
 def test_codes_are_told_where_they_were_asked_for() -> None:
-    chunk = Chunk(3, Segment.AUDIO, told_codes=((1, 2), (3, 4)))
+    chunk = Chunk(3, Segment.AUDIO, output_codes=((1, 2), (3, 4)))
     assert Chunk.from_record(json.loads(json.dumps(chunk.to_record()))) == chunk
     assert event_of(chunk, 12)["codes"] == ((1, 2), (3, 4))
 

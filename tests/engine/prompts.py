@@ -34,11 +34,11 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
         script_temperature=temperature,
         seed=1000 + index,
     )
-    overhang = None
+    delayed_tail = None
     if not family.warm_up.is_sampled and task == "audio_lm":  # the reply goes on with the audio of the prompt
-        overhang = np.stack([random.integers(ids.start, ids.stop, 8) for ids in family.layout.audio[1:]], 1)
-        overhang = overhang.astype(np.int32)
-    return Prompt(task, rows, replace(sampling, **changes), overhang=overhang)
+        delayed_tail = np.stack([random.integers(ids.start, ids.stop, 8) for ids in family.layout.audio[1:]], 1)
+        delayed_tail = delayed_tail.astype(np.int32)
+    return Prompt(task, rows, replace(sampling, **changes), delayed_tail=delayed_tail)
 
 
 def _fill_with_audio(rows: np.ndarray, family: Family, random: np.random.Generator) -> None:

@@ -84,7 +84,7 @@ class Nowhere:
 def on_a_gpu(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[SpeechModelState]:
     """The state of a worker like that of `engine`, and its model's tables, as if on a GPU."""
     config, model = engine.core.vllm_config, engine.model_state.model
-    monkeypatch.setattr(state_module, "whereabouts_of", lambda tables, arrays, lag: Nowhere(len(tables.state)))
+    monkeypatch.setattr(state_module, "readback_of", lambda tables, arrays, lag: Nowhere(len(tables.state)))
     for name, weight in list(model.named_parameters()):
         owner, _, leaf = name.rpartition(".")
         on_device = torch.nn.Parameter(torch.empty_like(weight, device=GPU), requires_grad=False)
@@ -96,13 +96,13 @@ def on_a_gpu(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Speech
 def request(slot: int, prompt: Prompt, is_unconditional: bool = False) -> SpeechRequestData:
     """A prompt that gets a slot; its codes are those of its rows."""
     codes = prompt.rows[:, 1:]
-    overhang = codes[:0] if prompt.overhang is None else prompt.overhang
+    delayed_tail = codes[:0] if prompt.delayed_tail is None else prompt.delayed_tail
     params = SpeechParams(
         prompt.task,
         prompt.sampling,
-        np.concatenate([codes, overhang]),
+        np.concatenate([codes, delayed_tail]),
         is_unconditional,
-        num_overhanging=len(overhang),
+        num_delayed_rows=len(delayed_tail),
     )
     ids = prompt.rows[:, 0].tolist()
     name = f"r{slot // 2}" + "#unconditional" * is_unconditional

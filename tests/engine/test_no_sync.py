@@ -6,7 +6,7 @@ import pytest
 import torch
 from stretto.engine.worker import model_state as state
 from stretto.engine.worker.arrays import DeviceArrays
-from stretto.engine.worker.segment_readback import DeviceWhereabouts
+from stretto.engine.worker.segment_readback import DeviceReadback
 from stretto.families.tiny.family import TINY
 
 from tests.engine.harness import Answer, Engine
@@ -48,7 +48,7 @@ def test_on_a_device_nothing_waits_and_the_replies_are_those_of_the_host(
     expected = run(folder, prompts, is_async)
     as_on_a_gpu(monkeypatch)
     engine = Engine(folder, async_scheduling=is_async, **NARROW)
-    assert isinstance(engine.model_state.whereabouts, DeviceWhereabouts)
+    assert isinstance(engine.model_state.readback, DeviceReadback)
     try:
         with counted(monkeypatch) as seen:
             answers = engine.run(prompts)

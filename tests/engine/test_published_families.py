@@ -239,9 +239,9 @@ def test_what_is_sampled_and_what_is_forced_is_the_family_s(checkpoint: Checkpoi
     for name, prompt in prompts.items():
         rows = audio_rows(family, prompt, answers[name].rows)
         end = int(np.flatnonzero(rows[:, 0] == family.end_of_audio)[0])
-        if prompt.overhang is not None:
+        if prompt.delayed_tail is not None:
             for stream in range(1, rows.shape[1]):
-                assert rows[:stream, stream].tolist() == prompt.overhang[:stream, stream - 1].tolist()
+                assert rows[:stream, stream].tolist() == prompt.delayed_tail[:stream, stream - 1].tolist()
             continue
         warm_up |= {int(rows[i, s]) for s in range(1, rows.shape[1]) for i in range(min(s, end))}
         drained |= {int(token) for token in rows[end + 1 : -1][:1, 0]}

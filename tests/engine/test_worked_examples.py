@@ -72,7 +72,7 @@ class Reply:
     arrays: Arrays
     max_rows: int = 20
     num_prompt_rows: int = 3
-    overhang: Sequence[Sequence[int]] = ()
+    delayed_tail: Sequence[Sequence[int]] = ()
 
     def __post_init__(self) -> None:
         rules = SegmentRules(self.family, 64)
@@ -81,8 +81,8 @@ class Reply:
         self.tracker = SegmentTracker(rules, self.task, sampling, self.num_prompt_rows)
         self.tables = SlotTables(1, rules, torch.device("cpu"))
         codes = np.zeros((self.num_prompt_rows, self.family.layout.num_input_streams - 1), np.int32)
-        known = np.array([*codes.tolist(), *self.overhang], np.int32)
-        params = SpeechParams(self.task.name, sampling, known, num_overhanging=len(self.overhang))
+        known = np.array([*codes.tolist(), *self.delayed_tail], np.int32)
+        params = SpeechParams(self.task.name, sampling, known, num_delayed_rows=len(self.delayed_tail))
         self.tables.stage(0, params, self.tracker, codes)
         self.tables.apply_staged(self.arrays)
         self.machine = SegmentState(rules, self.arrays)
@@ -217,7 +217,7 @@ def test_nine_streams_close_as_the_release_s_own_loop(arrays: Arrays, end: int, 
 def test_a_reply_that_goes_on_with_audio_ends_the_streams_that_trail_first(arrays: Arrays) -> None:
     """Row by row what ESPnet takes from the delayed suffix of its prefix: stream s until row s."""
     end = [[FIRST + 2, SECOND + 1], [0, SECOND + 2]]  # stream 1's last frame, stream 2's last two
-    reply = Reply(OPUSLM_3, OPUSLM_3.task("speak"), arrays, overhang=end)
+    reply = Reply(OPUSLM_3, OPUSLM_3.task("speak"), arrays, delayed_tail=end)
     rows = [reply.write([SSL + i, FIRST, SECOND]) for i in range(4)]
     drawn = [FIRST, SECOND]
     assert [row[1:] for row in rows] == [end[0], [drawn[0], end[1][1]], drawn, drawn]

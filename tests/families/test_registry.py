@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from stretto.errors import CheckpointError
 from stretto.families.opuslm.family import TAILS
-from stretto.families.registry import BUILDERS, family_at, read_family
+from stretto.families.registry import FOLDERS, family_at, read_family
 from stretto.families.tiny.family import TINY
 from stretto.records.sampling import SegmentSampling
 from stretto.streams.segment import Segment
@@ -17,7 +17,7 @@ from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM
 SMALL = {"bagpiper": SMALL_BAGPIPER, "opuslm": SMALL_OPUSLM}
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", FOLDERS)
 def test_every_family_is_sound(name: str) -> None:
     family = read_family({"speech_family": name})
     layout, audio = family.layout, list(family.layout.audio)

@@ -178,8 +178,8 @@ class _Reply:
         for s in range(1, len(family.layout.audio)):
             if self.is_read(position, frame - family.layout.delays[s]):
                 row[s] = self.draw(logits[s], self.ids(s), s, self.sampling.audio)
-            elif frame < family.layout.delays[s] and self.prompt.overhang is not None:
-                row[s] = int(self.prompt.overhang[frame, s - 1])
+            elif frame < family.layout.delays[s] and self.prompt.delayed_tail is not None:
+                row[s] = int(self.prompt.delayed_tail[frame, s - 1])
         return row
 
     def is_read(self, position: int, spoken: int) -> bool:

@@ -13,17 +13,15 @@ import torch
 from torch import Tensor
 
 from stretto.checkpoints import codec, shards
-from stretto.checkpoints.backbone import config_of, shapes
-from stretto.checkpoints.contents import Contents
-from stretto.checkpoints.release import Release, Tokenizer, entry
+from stretto.checkpoints.contents import notes_on, read_contents
+from stretto.checkpoints.published import published
+from stretto.checkpoints.release import Release, Tokenizer
 from stretto.checkpoints.shards import Entry, Written
 from stretto.checkpoints.tensors import Part, Plan, check
 from stretto.errors import CheckpointError
-from stretto.families.bagpiper import convert as bagpiper
-from stretto.families.opuslm import convert as opuslm
 from stretto.families.opuslm.convert_ssl_tokenizer import SslTokenizer
 from stretto.families.opuslm.ssl_tokenizer import FOLDER
-from stretto.families.registry import NAME, VOCABULARY, read_family
+from stretto.families.registry import read_family
 
 
 @dataclass(frozen=True)
@@ -48,43 +46,17 @@ class Conversion:
 
 def plan(release: Release) -> Conversion:
     """Reads everything but the tensors' contents; CheckpointError says what does not fit."""
-    contents = Contents.of(release)
+    contents, family_files = read_contents(release), published(release)
     tensors = contents.tensors
-    record, parts, dropped = (_bagpiper if release.is_bagpiper else _opuslm)(release, contents)
-    family = read_family(record)
-    unused = check(parts, tensors, dropped)
+    made = family_files.convert(release, contents)
+    family = read_family(made.record)
+    unused = check(made.plan, tensors, made.dropped)
     files = codec.check_directory(release.codec, family) if release.codec and not release.keeps_codec else []
-    copy = codec.Copy.of(release.codec, tensors, bagpiper.CODEC) if release.keeps_codec else None
+    copy = codec.Copy.of(release.codec, tensors, family_files.CODEC) if release.keeps_codec else None
     hears = SslTokenizer.of(release.ssl_tokenizer, len(family.layout.audio[0])) if release.ssl_tokenizer else None
     dropped_shapes = {name: list(tensors[name].shape) for name in unused} | (hears.dropped if hears else {})
-    entries, notes = _entries(parts, tensors, contents.dtype), contents.notes(release)
-    return Conversion(record, entries, dropped_shapes, contents.tokenizer, files, copy, hears, notes)
-
-
-Made = tuple[dict[str, Any], Plan, tuple[str, ...]]  # config.json, what becomes of each tensor, names that are dropped
-
-
-def _bagpiper(release: Release, contents: Contents) -> Made:
-    if release.ssl_tokenizer:
-        raise CheckpointError("Bagpiper hears through its own encoder: --ssl-tokenizer is for OpusLM")
-    config = contents.config
-    vocabulary = bagpiper.vocabulary(config, contents.tensors, contents.tokenizer, release.codec)
-    audio = bagpiper.tower_config(config, release.audio_config, release.audio)
-    record = config_of(contents.backbone, vocabulary.vocab_size, contents.dtype)
-    record |= {NAME: "bagpiper", VOCABULARY: vocabulary.to_record(), "audio_config": audio}
-    return record, bagpiper.plan(shapes(record), record["hidden_size"], audio), bagpiper.DROPPED
-
-
-def _opuslm(release: Release, contents: Contents) -> Made:
-    if release.keeps_codec:
-        raise CheckpointError("OpusLM's file holds no copy of its codec: --codec must say where it lies")
-    config, name = contents.config, release.family.replace("-", "_")
-    vocabulary = opuslm.vocabulary(config, contents.tokenizer, is_dialogue=name == "opuslm_dialogue")
-    record = config_of(contents.backbone, vocabulary.vocab_size, contents.dtype)
-    # Trained on sequences of this length, whatever the backbone was trained on before.
-    record["max_position_embeddings"] = entry(config, "transformer_conf").get("n_ctx", 8192)
-    record |= {NAME: name, VOCABULARY: vocabulary.to_record()}
-    return record, opuslm.plan(shapes(record), record["hidden_size"], contents.tensors), opuslm.DROPPED
+    entries, notes = _entries(made.plan, tensors, contents.dtype), notes_on(contents, release)
+    return Conversion(made.record, entries, dropped_shapes, contents.tokenizer, files, copy, hears, notes)
 
 
 def _entries(parts: Plan, tensors: Mapping[str, Tensor], dtype: str) -> list[Entry]:

@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,9 @@ class Release:
     dtype: str | None = None
 
     @property
-    def is_bagpiper(self) -> bool:
-        """Whether the names in its files are Bagpiper's, and not OpusLM's."""
-        return self.family == "bagpiper"
+    def family_name(self) -> str:
+        """The family as a checkpoint's config.json names it."""
+        return self.family.replace("-", "_")
 
 
 class StoredTensors(Mapping[str, Tensor]):
@@ -108,6 +109,13 @@ def entry(record: Mapping[str, Any], dotted: str) -> Any:
             raise CheckpointError(f"config.yaml: {'.'.join(dotted.split('.')[: depth + 1])} is missing")
         value = value[key]
     return value
+
+
+def optional_entry(record: Mapping[str, Any], dotted: str) -> Any:
+    """What lies in a nested record under `a.b.c`; None where nothing does."""
+    with suppress(CheckpointError):
+        return entry(record, dotted)
+    return None
 
 
 @dataclass(frozen=True)

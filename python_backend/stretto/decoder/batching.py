@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from stretto.codec.base import CodecSpec, Window
-from stretto.decoder.chunk_queue import Delivery
+from stretto.decoder.chunk_queue import PendingChunk
 from stretto.decoder.launching import Launcher
 from stretto.decoder.sessions import Session
 from stretto.decoder.streaming import FrameWindow
@@ -20,7 +20,7 @@ class Job:
     due_s: when its listener will have played all that came before; of a listener who waits in silence, when it came.
     """
 
-    delivery: Delivery
+    delivery: PendingChunk
     session: Session
     window: FrameWindow
     due_s: float

@@ -12,7 +12,7 @@ from stretto.records.chunk import Chunk
 from stretto.records.delivery import OutputForm
 
 
-class Reply(Protocol):
+class ChunkAnswer(Protocol):
     """The answer to one chunk: exactly one of `send` and `fail` is called, once."""
 
     def send(self, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
@@ -29,7 +29,7 @@ class Reply(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
+class PendingChunk:
     """A chunk on its way to being decoded. codes: [K, T] integers, or None without audio.
 
     form: how the client wants its samples; that of the first chunk counts.
@@ -38,16 +38,16 @@ class Delivery:
     utterance: str
     chunk: Chunk
     codes: np.ndarray | None
-    reply: Reply
+    reply: ChunkAnswer
     form: OutputForm = field(default_factory=OutputForm)
 
 
-class Mailbox:
+class ChunkQueue:
     """Filled by any thread, emptied by one."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._waiting: dict[str, deque[Delivery]] = {}  # in the order in which each is next served
+        self._waiting: dict[str, deque[PendingChunk]] = {}  # in the order in which each is next served
         self._abandoned: list[str] = []
         self._is_closed = False
 
@@ -55,25 +55,25 @@ class Mailbox:
         with self._changed:
             return sum(map(len, self._waiting.values()))
 
-    def put(self, delivery: Delivery) -> bool:
-        """Queue a chunk; False, and nothing queued, once the mailbox is closed."""
+    def put(self, delivery: PendingChunk) -> bool:
+        """Queue a chunk; False, and nothing queued, once the queue is closed."""
         with self._changed:
             if not self._is_closed:
                 self._waiting.setdefault(delivery.utterance, deque()).append(delivery)
                 self._changed.notify()
             return not self._is_closed
 
-    def abandon(self, utterance: str) -> list[Delivery]:
+    def abandon(self, utterance: str) -> list[PendingChunk]:
         """Take back what an utterance has waiting, and have the reader told that it is over."""
         with self._changed:
             self._abandoned.append(utterance)
             self._changed.notify()
             return list(self._waiting.pop(utterance, ()))
 
-    def take(self, timeout_s: float, busy: Collection[str] = ()) -> tuple[list[Delivery], list[str]]:
+    def take(self, timeout_s: float, busy: Collection[str] = ()) -> tuple[list[PendingChunk], list[str]]:
         """The next chunk of every utterance that is not `busy`, longest-waiting first, and the utterances abandoned.
 
-        Returns at once what there is; only an empty mailbox waits, until something comes, it is closed or time is up.
+        Returns at once what there is; only an empty queue waits, until something comes, it is closed or time is up.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._abandoned or self._is_closed, timeout_s)
@@ -87,7 +87,7 @@ class Mailbox:
             self._is_closed = True
             self._changed.notify_all()
 
-    def clear(self) -> list[Delivery]:
+    def clear(self) -> list[PendingChunk]:
         """Take back everything."""
         with self._changed:
             waiting, self._waiting = self._waiting, {}
@@ -99,7 +99,7 @@ class Mailbox:
         with self._changed:
             return self._is_closed and not self._waiting and not self._abandoned
 
-    def _next_of(self, utterance: str) -> Delivery:
+    def _next_of(self, utterance: str) -> PendingChunk:
         queue = self._waiting.pop(utterance)
         delivery = queue.popleft()
         if queue:

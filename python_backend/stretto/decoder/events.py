@@ -4,11 +4,11 @@ from dataclasses import asdict
 from typing import Any
 
 from stretto.codec.base import CodecSpec
-from stretto.decoder.chunk_queue import Delivery
+from stretto.decoder.chunk_queue import PendingChunk
 from stretto.decoder.sessions import Session
 
 
-def make_event(delivery: Delivery, session: Session, num_samples: int, spec: CodecSpec) -> dict[str, Any]:
+def make_event(delivery: PendingChunk, session: Session, num_samples: int, spec: CodecSpec) -> dict[str, Any]:
     """The event of a chunk for which `num_samples` samples have just been rendered by its session.
 
     start_s, duration_s: where the samples lie in the utterance. A word's start_s counts from its beginning, too,
@@ -34,12 +34,12 @@ def make_event(delivery: Delivery, session: Session, num_samples: int, spec: Cod
         "sample_rate": sample_rate,
         "is_final": chunk.is_final,
     }
-    if chunk.told_codes:
-        event["codes"] = chunk.told_codes
+    if chunk.output_codes:
+        event["codes"] = chunk.output_codes
     return event | {"report": _report(delivery, session)} if chunk.is_final else event
 
 
-def _report(delivery: Delivery, session: Session) -> dict[str, Any]:
+def _report(delivery: PendingChunk, session: Session) -> dict[str, Any]:
     sound, sample_rate = session.first_sound, session.renderer.sample_rate
     report = delivery.chunk.report
     record = {}

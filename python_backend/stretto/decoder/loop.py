@@ -1,6 +1,6 @@
 """What the decoder's thread does: waiting chunks become jobs, jobs batches, and batches replies.
 
-    mailbox ─► jobs: one window of each utterance ─► batch: windows of one shape ─► in flight ─► replies
+    queue ─► jobs: one window of each utterance ─► batch: windows of one shape ─► in flight ─► replies
 
 Whatever waits is decoded at once, at most one chunk of an utterance per batch; nothing waits for company. First comes
 what is due first: the chunk of the listener who runs dry next, or has been waiting in silence.
@@ -15,7 +15,7 @@ import numpy as np
 from stretto.codec.base import Codec
 from stretto.config import DecoderConfig
 from stretto.decoder.batching import Batch, Job, next_group
-from stretto.decoder.chunk_queue import Delivery, Mailbox
+from stretto.decoder.chunk_queue import ChunkQueue, PendingChunk
 from stretto.decoder.counts import Counts
 from stretto.decoder.events import make_event
 from stretto.decoder.launching import make_launcher
@@ -30,14 +30,14 @@ WINDOW_MEMORY = 64  # windows
 
 
 class DecodingLoop:
-    """Decodes what comes into a mailbox. All but `gives_up` and the figures are for one thread, which makes it."""
+    """Decodes what comes into a queue. All but `gives_up` and the figures are for one thread, which makes it."""
 
     def __init__(
-        self, codec: Codec, config: DecoderConfig, mailbox: Mailbox, counts: Counts, sessions: Sessions
+        self, codec: Codec, config: DecoderConfig, queue: ChunkQueue, counts: Counts, sessions: Sessions
     ) -> None:
         self._codec = codec
         self._config = config
-        self._mailbox = mailbox
+        self._queue = queue
         self._counts = counts
         self._sessions = sessions
         self._launcher = make_launcher(codec, config)
@@ -51,13 +51,13 @@ class DecodingLoop:
 
     @property
     def num_jobs(self) -> int:
-        """Chunks that wait to be decoded, beside those in the mailbox."""
+        """Chunks that wait to be decoded, beside those in the queue."""
         return len(self._jobs)
 
     @property
     def is_finished(self) -> bool:
         """Whether there is nothing left to do, nor ever will be."""
-        return not self._unanswered and self._mailbox.is_finished
+        return not self._unanswered and self._queue.is_finished
 
     def enter(self) -> None:
         """Prepare the thread that calls it, which is to take all turns, and warm up for as long as is set."""
@@ -90,7 +90,7 @@ class DecodingLoop:
         """Make jobs of what has come; wait for something to come if there is nothing to do."""
         timeout_s = 0.0 if self._unanswered else self._config.idle_timeout_s / 4
         busy = {delivery.utterance for delivery in self._unanswered}
-        deliveries, abandoned = self._mailbox.take(timeout_s, busy)
+        deliveries, abandoned = self._queue.take(timeout_s, busy)
         for delivery in deliveries:
             self._unanswered.add(delivery)
         for utterance in abandoned:
@@ -103,7 +103,7 @@ class DecodingLoop:
             logger.warning("utterances without a chunk for %g s: %s", self._config.idle_timeout_s, expired)
             self._counts.add("expired", len(expired))
 
-    def _admit(self, delivery: Delivery) -> Job | None:
+    def _admit(self, delivery: PendingChunk) -> Job | None:
         """The job that a chunk makes; None if it is already answered."""
         self._counts.add("chunks")
         try:
@@ -163,7 +163,7 @@ class DecodingLoop:
         self._window_s += weight * (spent_s / num_windows - self._window_s)
         self.pace_s = self._sessions.num_speaking * self._window_s / BUSY_SHARE
 
-    def _answer(self, delivery: Delivery, session: Session, pcm: np.ndarray | None) -> None:
+    def _answer(self, delivery: PendingChunk, session: Session, pcm: np.ndarray | None) -> None:
         if delivery.chunk.is_final:
             self._sessions.close(delivery.utterance)
         samples = session.render(pcm, delivery.chunk.is_final)
@@ -171,7 +171,7 @@ class DecodingLoop:
         self._sessions.note_sent(session, num_samples)
         self._unanswered.send(delivery, samples, make_event(delivery, session, num_samples, self._codec.spec))
 
-    def _fail(self, delivery: Delivery, error: Exception) -> None:
+    def _fail(self, delivery: PendingChunk, error: Exception) -> None:
         """End an utterance with an error."""
         self._sessions.close(delivery.utterance)
         self._unanswered.refuse(delivery, error)

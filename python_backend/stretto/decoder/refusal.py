@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from stretto.decoder.chunk_queue import Delivery
+from stretto.decoder.chunk_queue import PendingChunk
 from stretto.decoder.counts import Counts
 from stretto.errors import Cancelled, StrettoError, incident
 
 logger = logging.getLogger(__name__)
 
 
-def refuse(delivery: Delivery, error: Exception, counts: Counts) -> None:
+def refuse(delivery: PendingChunk, error: Exception, counts: Counts) -> None:
     """Answer a chunk with an error, count it, and log what is neither the caller's doing nor a refusal."""
     counts.add("cancelled" if isinstance(error, Cancelled) else "failed")
     if not isinstance(error, StrettoError):
@@ -30,24 +30,24 @@ class Unanswered:
 
     def __init__(self, counts: Counts) -> None:
         self._counts = counts
-        self._deliveries: dict[int, Delivery] = {}
+        self._deliveries: dict[int, PendingChunk] = {}
 
-    def __iter__(self) -> Iterator[Delivery]:
+    def __iter__(self) -> Iterator[PendingChunk]:
         return iter(list(self._deliveries.values()))
 
     def __len__(self) -> int:
         return len(self._deliveries)
 
-    def add(self, delivery: Delivery) -> None:
+    def add(self, delivery: PendingChunk) -> None:
         """Take a chunk in."""
         self._deliveries[id(delivery)] = delivery
 
-    def send(self, delivery: Delivery, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
+    def send(self, delivery: PendingChunk, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
         """Answer a chunk; what that raises leaves it unanswered."""
         delivery.reply.send(pcm, event)
         del self._deliveries[id(delivery)]
 
-    def refuse(self, delivery: Delivery, error: Exception) -> None:
+    def refuse(self, delivery: PendingChunk, error: Exception) -> None:
         """Answer a chunk with an error."""
         del self._deliveries[id(delivery)]
         refuse(delivery, error, self._counts)

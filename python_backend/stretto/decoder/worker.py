@@ -11,7 +11,7 @@ import torch
 
 from stretto.codec.base import Codec
 from stretto.config import DecoderConfig
-from stretto.decoder.chunk_queue import Delivery, Mailbox, Reply
+from stretto.decoder.chunk_queue import ChunkAnswer, ChunkQueue, PendingChunk
 from stretto.decoder.counts import Counts
 from stretto.decoder.loop import DecodingLoop
 from stretto.decoder.refusal import refuse
@@ -31,10 +31,10 @@ class DecoderWorker:
 
     def __init__(self, codec: Codec, config: DecoderConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self._config = config
-        self._mailbox = Mailbox()
+        self._queue = ChunkQueue()
         self._counts = Counts()
         self._sessions = Sessions(codec, config.max_utterances, config.idle_timeout_s, clock)
-        self._loop = DecodingLoop(codec, config, self._mailbox, self._counts, self._sessions)
+        self._loop = DecodingLoop(codec, config, self._queue, self._counts, self._sessions)
         self._warm = Future[None]()
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
         self._thread.start()
@@ -44,21 +44,21 @@ class DecoderWorker:
         self._warm.result()
 
     def push(
-        self, utterance: str, chunk: Chunk, codes: np.ndarray | None, reply: Reply, form: OutputForm = PLAIN
+        self, utterance: str, chunk: Chunk, codes: np.ndarray | None, reply: ChunkAnswer, form: OutputForm = PLAIN
     ) -> None:
         """Have a chunk decoded; returns at once. Any thread may call it. codes: [K, T] integers, or None."""
-        delivery = Delivery(utterance, chunk, codes, reply, form)
-        if not self._mailbox.put(delivery):
+        delivery = PendingChunk(utterance, chunk, codes, reply, form)
+        if not self._queue.put(delivery):
             refuse(delivery, Overloaded(STOPPING), self._counts)
 
     def abandon(self, utterance: str) -> None:
         """Drop an utterance that is over for a reason that the decoder cannot see; its waiting chunks fail."""
-        for delivery in self._mailbox.abandon(utterance):
+        for delivery in self._queue.abandon(utterance):
             refuse(delivery, Cancelled("the utterance was abandoned"), self._counts)
 
     def stop(self) -> None:
         """Decode what waits, for up to `stop_timeout_s`, fail the rest, and end the thread."""
-        self._mailbox.close()
+        self._queue.close()
         self._thread.join(self._config.stop_timeout_s)
         self._loop.gives_up = True
         self._refuse_waiting()
@@ -74,7 +74,7 @@ class DecoderWorker:
         now = {
             "open_utterances": len(self._sessions),
             "session_bytes": self._sessions.num_bytes,
-            "waiting_chunks": len(self._mailbox) + self._loop.num_jobs,
+            "waiting_chunks": len(self._queue) + self._loop.num_jobs,
         }
         return self._counts.figures() | now
 
@@ -84,7 +84,7 @@ class DecoderWorker:
             if self._begins():
                 self._take_turns()
         finally:  # whatever ended the thread, nobody is left waiting
-            self._mailbox.close()
+            self._queue.close()
             self._refuse_waiting()
             self._loop.fail_all(Overloaded(STOPPING))
 
@@ -113,5 +113,5 @@ class DecoderWorker:
         return True
 
     def _refuse_waiting(self) -> None:
-        for delivery in self._mailbox.clear():
+        for delivery in self._queue.clear():
             refuse(delivery, Overloaded(STOPPING), self._counts)

@@ -1,27 +1,32 @@
-"""Families by name, each over the vocabulary that its checkpoint has."""
+"""Families by name: which folder holds each, and what the files there offer.
+
+family.py    build(name, vocabulary) -> Family          the numbers, ids, tasks and defaults; no torch
+prompt.py    open_template(...) -> Template             a request to rows
+reader.py    TEXT_CODEC                                 optional: text without a tokenizer, for people
+model.py                                                optional: what of the network stock vLLM does not have
+convert.py   convert(release, contents) -> Converted    optional: published files to a checkpoint
+"""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from stretto.errors import CheckpointError
-from stretto.families.bagpiper.family import BagpiperVocabulary, bagpiper
 from stretto.families.base import Family
-from stretto.families.opuslm.family import OpusVocabulary, opuslm, opuslm_dialogue
-from stretto.families.tiny.family import TINY
 
 NAME, VOCABULARY = "speech_family", "speech_vocabulary"  # keys of a checkpoint's config.json
 
-BUILDERS: dict[str, Callable[[Mapping[str, Any] | None], Family]] = {
-    "tiny": lambda record: TINY,
-    "bagpiper": lambda record: bagpiper(BagpiperVocabulary.from_record(record) if record else BagpiperVocabulary()),
-    "opuslm": lambda record: opuslm(OpusVocabulary.from_record(record) if record else OpusVocabulary()),
-    "opuslm_dialogue": lambda record: opuslm_dialogue(
-        OpusVocabulary.from_record(record) if record else OpusVocabulary()
-    ),
-}
+FOLDERS = {"tiny": "tiny", "bagpiper": "bagpiper", "opuslm": "opuslm", "opuslm_dialogue": "opuslm"}
+
+
+def module_of(family: str, role: str) -> ModuleType | None:
+    """The file of a family's folder for a role, as `prompt`; None where it has none."""
+    name = f"{__package__}.{FOLDERS[family]}.{role}" if family in FOLDERS else None
+    return import_module(name) if name and find_spec(name) else None
 
 
 def read_family(config: Mapping[str, Any]) -> Family:
@@ -35,10 +40,11 @@ def read_family(config: Mapping[str, Any]) -> Family:
     if ":" in name:
         module, attribute = name.split(":")
         return getattr(import_module(module), attribute)
-    if name not in BUILDERS:
-        raise CheckpointError(f"config.json: {NAME}: unknown family {name!r}; known: {sorted(BUILDERS)}")
+    family = module_of(name, "family")
+    if family is None:
+        raise CheckpointError(f"config.json: {NAME}: unknown family {name!r}; known: {sorted(FOLDERS)}")
     try:
-        return BUILDERS[name](config.get(VOCABULARY))
+        return family.build(name, config.get(VOCABULARY))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"config.json: {VOCABULARY}: not a vocabulary of {name}: {error!r}") from error
 

@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Protocol
 
 from stretto.families.base import Family
-from stretto.families.tiny import family as tiny
+from stretto.families.registry import module_of
 from stretto.families.tokenizer import FILE, TextTokenizer
-
-PAUSE = tiny.FIRST_PHONEME + tiny.PHONEMES.index("pau")
 
 
 class TextReader(Protocol):
@@ -35,61 +33,6 @@ class TextCodec:
 
     reader: Callable[[str], TextReader]
     words: Callable[[Sequence[int]], list[int | None]]
-
-
-class _WordReader:
-    """Gathers tokens into words, a blank between them, so that text leaves word by word."""
-
-    def __init__(self, joiner: str, first: int | None = None):
-        self._joiner, self._waits_for = joiner, first
-        self._word: list[str] = []
-        self._has_text = False
-
-    def push(self, token_id: int) -> str:
-        if self._waits_for is not None:
-            if token_id == self._waits_for:
-                self._waits_for = None
-            return ""
-        if token_id in tiny.SPACE:
-            return self.end()
-        if token_id == PAUSE:
-            word = self.end()
-            self._word = [","]
-            return word + self.end()
-        self._word.append(_spelling(token_id))
-        return ""
-
-    def end(self) -> str:
-        if not self._word:
-            return ""
-        text = " " * self._has_text + self._joiner.join(self._word)
-        self._word, self._has_text = [], True
-        return text
-
-
-def _spelling(token_id: int) -> str:
-    if token_id in tiny.SPOKEN:
-        return tiny.PHONEMES[token_id - tiny.FIRST_PHONEME]
-    return tiny.CHARACTERS[token_id - tiny.FIRST_CHARACTER]
-
-
-def _tiny_reader(task: str) -> TextReader:
-    """Phonemes as `dh-ax b-er-ch`, a pause as `,`; of a transcript only the characters after the separator."""
-    return _WordReader("", tiny.SEPARATOR) if task == "asr" else _WordReader("-")
-
-
-def _tiny_words(token_ids: Sequence[int]) -> list[int | None]:
-    words: list[int | None] = []
-    count, is_inside = 0, False
-    for token_id in token_ids:
-        if token_id not in tiny.SPOKEN or token_id == PAUSE:
-            count, is_inside = count + is_inside, False
-            if token_id == PAUSE:
-                words.append(None)
-        else:
-            words.append(count)
-            is_inside = True
-    return words
 
 
 class _SubwordReader:
@@ -124,13 +67,13 @@ def _no_words(token_ids: Sequence[int]) -> list[int | None]:
     return [None] * len(token_ids)
 
 
-CODECS = {"tiny": TextCodec(_tiny_reader, _tiny_words)}
 SILENT = TextCodec(lambda task: _SilentReader(), _no_words)
 
 
 def get_text_codec(family: str) -> TextCodec:
     """The text codec of a family that needs no tokenizer; one that says nothing where the family has none."""
-    return CODECS.get(family, SILENT)
+    module = module_of(family, "reader")
+    return SILENT if module is None else module.TEXT_CODEC
 
 
 def subword_codec(tokenizer: TextTokenizer, subwords: range) -> TextCodec:

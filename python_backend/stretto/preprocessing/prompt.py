@@ -1,6 +1,5 @@
 """How a family writes its prompts: the seam that each family's template fills."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -8,7 +7,9 @@ from typing import Protocol
 import numpy as np
 
 from stretto.codec.base import Codec
+from stretto.errors import CheckpointError
 from stretto.families.base import Family, Task
+from stretto.families.registry import module_of
 from stretto.preprocessing.conversation import Piece
 from stretto.records.prompt import HeardAudio
 
@@ -19,13 +20,13 @@ class PromptRows:
 
     rows: [P, S] int32, absolute ids of every input stream, delays applied. words: of the text to be spoken, in order,
     where word times are told. audios: what is heard through an encoder in the place of rows of pads, in order.
-    overhang: as that of `Prompt`.
+    delayed_tail: as that of `Prompt`.
     """
 
     rows: np.ndarray
     words: tuple[str, ...] = ()
     audios: tuple[HeardAudio, ...] = ()
-    overhang: np.ndarray | None = None
+    delayed_tail: np.ndarray | None = None
 
 
 class Template(Protocol):
@@ -39,6 +40,12 @@ class Template(Protocol):
         ...
 
 
-OpenTemplate = Callable[[Family, Path, Codec, str], Template]
-"""Opens a template over a checkpoint's folder and its codec, for a device; CheckpointError where the folder lacks what
-it needs."""
+def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
+    """The family's template over a checkpoint's folder and its codec, for a device.
+
+    CheckpointError where the folder lacks what it needs.
+    """
+    module = module_of(family.name, "prompt")
+    if module is None:
+        raise CheckpointError(f"{family.name} has no prompts")
+    return module.open_template(family, checkpoint, codec, device)

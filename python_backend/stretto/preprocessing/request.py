@@ -11,11 +11,11 @@ from stretto.codec.base import Codec
 from stretto.codec.registry import load_codec
 from stretto.errors import InvalidRequest
 from stretto.families.registry import family_at
-from stretto.families.templates import TEMPLATES
 from stretto.preprocessing.audio import MAX_FILES, check_pcm, read_file, resample
 from stretto.preprocessing.conversation import Piece, choose_task
 from stretto.preprocessing.messages import Turn, read_messages
 from stretto.preprocessing.options import read_options
+from stretto.preprocessing.prompt import open_template
 from stretto.records.prompt import Prompt
 
 
@@ -52,7 +52,7 @@ class Preprocessor:
         self.family = family_at(checkpoint)
         spoken = self.family.layout.num_codebooks
         self.codec = codec or load_codec(self.family.codec, checkpoint, device, spoken)
-        self.template = TEMPLATES[self.family.name](self.family, checkpoint, self.codec, device)
+        self.template = open_template(self.family, checkpoint, self.codec, device)
 
     def prepare(self, raw: RawRequest) -> Prompt:
         """The prompt of `raw`, its seed drawn when none was asked for.
@@ -75,7 +75,7 @@ class Preprocessor:
             path = "messages" if raw.messages is not None else pieces[0].path
             raise InvalidRequest(path, f"a prompt of at most {longest} rows", f"{len(written.rows)} rows")
         return Prompt(
-            task.name, written.rows, sampling, written.words, options.delivery, written.audios, written.overhang
+            task.name, written.rows, sampling, written.words, options.delivery, written.audios, written.delayed_tail
         )
 
     def _piece(self, turn: Turn, kind: str, raw: RawRequest, files: Iterator[tuple[int, bytes]]) -> Piece:

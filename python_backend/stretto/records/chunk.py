@@ -61,7 +61,7 @@ class Report:
 class Chunk:
     """One step of an utterance, without its codes: they travel beside it as `codes [K, T] int32`.
 
-    marks, guidance_changes: those of its frames. told_codes: [S][T], of all output streams, where a client asked for
+    marks, guidance_changes: those of its frames. output_codes: [S][T], of all output streams, where a client asked for
     them: as a request takes audio in codes.
     """
 
@@ -72,7 +72,7 @@ class Chunk:
     is_final: bool = False
     report: Report | None = None
     guidance_changes: tuple[GuidanceChange, ...] = ()
-    told_codes: tuple[tuple[int, ...], ...] = ()
+    output_codes: tuple[tuple[int, ...], ...] = ()
 
     def to_record(self) -> dict[str, Any]:
         """This chunk as plain data, ready for JSON."""
@@ -89,7 +89,7 @@ class Chunk:
             is_final=record["is_final"],
             report=None if record["report"] is None else Report.from_record(record["report"]),
             guidance_changes=tuple(GuidanceChange(**change) for change in record["guidance_changes"]),
-            told_codes=tuple(map(tuple, record["told_codes"])),
+            output_codes=tuple(map(tuple, record["output_codes"])),
         )
 
 

@@ -28,8 +28,8 @@ class Prompt:
     rows: [P, S] int32, absolute token ids of every input stream (input-only streams last), delays applied.
     words: the words of the text to be spoken, in order, for word times; empty where there are none.
     delivery: how the client wants the waveform. audios: those heard through an encoder, in order.
-    overhang: where the reply goes on with the audio of the prompt, int32 [n, S - 1]: what the streams 1 … carry in its
-    first n rows until each reaches its first new frame.
+    delayed_tail: where the reply goes on with the audio of the prompt, int32 [n, S - 1]: what the streams 1 … carry in
+    its first n rows until each reaches its first new frame.
     """
 
     task: str
@@ -38,7 +38,7 @@ class Prompt:
     words: tuple[str, ...] = ()
     delivery: Delivery = field(default_factory=Delivery)
     audios: tuple[HeardAudio, ...] = ()
-    overhang: np.ndarray | None = None
+    delayed_tail: np.ndarray | None = None
 
     @property
     def features(self) -> np.ndarray | None:
@@ -52,7 +52,7 @@ class Prompt:
             "sampling": asdict(self.sampling),
             "words": list(self.words),
             "delivery": self.delivery.to_record(),
-            "overhang": None if self.overhang is None else self.overhang.tolist(),
+            "delayed_tail": None if self.delayed_tail is None else self.delayed_tail.tolist(),
             "audios": [[audio.first_row, audio.num_rows, len(audio.features)] for audio in self.audios],
         }
 
@@ -70,7 +70,7 @@ class Prompt:
             words=tuple(record["words"]),
             delivery=delivery,
             audios=_audios(record["audios"], features),
-            overhang=None if record["overhang"] is None else np.array(record["overhang"], np.int32),
+            delayed_tail=None if record["delayed_tail"] is None else np.array(record["delayed_tail"], np.int32),
         )
 
 

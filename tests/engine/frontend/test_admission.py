@@ -75,11 +75,11 @@ def test_a_reply_goes_on_with_audio_where_its_family_forces_what_trails() -> Non
     rules = SegmentRules(OPUSLM, 512)
     prompt = make_prompt(OPUSLM, 3, "audio_lm")
     assert admit(prompt, rules, ROOMY) == prompt
-    too_long = replace(prompt, overhang=np.zeros((9, 8), np.int32))
+    too_long = replace(prompt, delayed_tail=np.zeros((9, 8), np.int32))
     assert "at most 8 rows" in str(refusal(too_long, rules))
-    elsewhere = replace(prompt, overhang=np.full((8, 8), 3, np.int32))
+    elsewhere = replace(prompt, delayed_tail=np.full((8, 8), 3, np.int32))
     assert "stream 1 " in str(refusal(elsewhere, rules))
-    assert refusal(replace(prompt, task="asr"), rules).field == "overhang"
+    assert refusal(replace(prompt, task="asr"), rules).field == "delayed_tail"
 
 
 def test_opuslm_has_no_guidance() -> None:

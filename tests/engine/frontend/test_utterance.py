@@ -81,12 +81,12 @@ def test_all_codes_leave_once_and_in_order(num_frames: int) -> None:
 def test_codes_of_all_streams_are_told_where_they_are_asked_for() -> None:
     rows, codes = reply(10)
     chunks = chunks_of(rows, with_codes=True)
-    told = np.concatenate([np.array(chunk.chunk.told_codes) for chunk in chunks if chunk.codes is not None], 1)
+    told = np.concatenate([np.array(chunk.chunk.output_codes) for chunk in chunks if chunk.codes is not None], 1)
     assert np.array_equal(told[1:], codes)
     first = len(SPOKEN) + 2
     assert told[0].tolist() == [row[0] - FIRST_FRAME_TOKEN for row in rows[first : first + 10]]
     assert np.array_equal(np.concatenate([chunk.codes for chunk in chunks if chunk.codes is not None], 1), codes)
-    assert not any(chunk.chunk.told_codes for chunk in chunks_of(rows))
+    assert not any(chunk.chunk.output_codes for chunk in chunks_of(rows))
 
 
 def test_chunks_grow_with_the_lead_over_the_player() -> None:

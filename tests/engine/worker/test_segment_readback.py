@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 from stretto.engine.request.rules import SegmentRules
-from stretto.engine.worker.segment_readback import DeviceWhereabouts, HostWhereabouts
+from stretto.engine.worker.segment_readback import DeviceReadback, HostReadback
 from stretto.engine.worker.slots import STATE, SlotTables
 from vllm.v1.worker.cpu import shm  # noqa: F401  (events of the CPU in the place of a GPU's)
 
@@ -18,37 +18,37 @@ def tables() -> SlotTables:
 
 def test_the_host_sees_its_own_table_at_once() -> None:
     slots = tables()
-    whereabouts = HostWhereabouts(slots)
+    readback = HostReadback(slots)
     slots.state[1, COLUMN] = 7
-    assert whereabouts.audio_starts().tolist() == [-1, 7, -1]
+    assert readback.audio_starts().tolist() == [-1, 7, -1]
 
 
 def test_a_device_s_table_is_known_as_many_steps_late_as_may_be_in_flight() -> None:
     for lag in (1, 2, 3):
         slots = tables()
-        whereabouts = DeviceWhereabouts(slots, lag)
+        readback = DeviceReadback(slots, lag)
         known = []
         for step in range(6):
-            known.append(whereabouts.audio_starts()[1])
+            known.append(readback.audio_starts()[1])
             if step == 1:
                 slots.state[1, COLUMN] = 7
-            whereabouts.publish()
+            readback.publish()
         assert known == [-1] * (1 + lag) + [7] * (5 - lag)
 
 
 def test_what_a_slot_s_former_reply_was_does_not_count_for_the_next() -> None:
     slots = tables()
-    whereabouts = DeviceWhereabouts(slots, 2)
+    readback = DeviceReadback(slots, 2)
     slots.state[1, COLUMN] = 7
-    whereabouts.publish()
-    whereabouts.place(1, -1)
+    readback.publish()
+    readback.place(1, -1)
     slots.state[1, COLUMN] = -1
     for _ in range(4):
-        assert np.array_equal(whereabouts.audio_starts(), [-1, -1, -1])
-        whereabouts.publish()
+        assert np.array_equal(readback.audio_starts(), [-1, -1, -1])
+        readback.publish()
 
 
 def test_a_reply_that_is_placed_in_its_audio_is_known_at_once() -> None:
-    whereabouts = DeviceWhereabouts(tables(), 2)
-    whereabouts.place(2, 40)
-    assert whereabouts.audio_starts().tolist() == [-1, -1, 40]
+    readback = DeviceReadback(tables(), 2)
+    readback.place(2, 40)
+    assert readback.audio_starts().tolist() == [-1, -1, 40]

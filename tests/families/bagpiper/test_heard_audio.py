@@ -47,8 +47,8 @@ def codes_by_hand(pcm: np.ndarray, preprocessor: Preprocessor) -> list[list[int]
 
 def rows(preprocessor: Preprocessor, task: str, turns: list[dict[str, Any]], **inputs: Any) -> np.ndarray:
     prompt = preprocessor.prepare(RawRequest(messages=json.dumps(turns), task=task, **inputs))
-    overhang = np.zeros((0, 8)) if prompt.overhang is None else prompt.overhang
-    return np.concatenate([prompt.rows, np.pad(overhang, ((0, 0), (1, 0)))])
+    delayed_tail = np.zeros((0, 8)) if prompt.delayed_tail is None else prompt.delayed_tail
+    return np.concatenate([prompt.rows, np.pad(delayed_tail, ((0, 0), (1, 0)))])
 
 
 @pytest.mark.parametrize(

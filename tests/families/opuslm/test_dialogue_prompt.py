@@ -69,7 +69,7 @@ def test_a_reply_sent_back_with_its_codes_is_the_rows_that_it_consisted_of() -> 
     tracker = SegmentTracker(SegmentRules(FAMILY, 1024), task, task.sampling, len(asked))
     speaker = Utterance(tracker, (), SILENT, Pacer(ChunkPolicy(1, 1)), with_codes=True)
     chunks = [chunk for row in [*reply, last, *drained] for chunk in speaker.push(row)]
-    told = np.concatenate([np.array(chunk.chunk.told_codes) for chunk in chunks if chunk.chunk.told_codes], 1)
+    told = np.concatenate([np.array(chunk.chunk.output_codes) for chunk in chunks if chunk.chunk.output_codes], 1)
     assert np.array_equal(told, CODES)
     said = (Piece("assistant", "", text="ab"), Piece("assistant", "", codes=told))
     following = write("dialogue", HEARD, *said, Piece("user", "", text="x"))

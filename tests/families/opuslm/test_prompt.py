@@ -40,8 +40,8 @@ def test_what_a_text_goes_on_with_follows_at_once() -> None:
 def test_what_audio_goes_on_with_follows_its_last_frame_s_row_while_trailing_streams_end_it() -> None:
     assert write("audio_lm", HEARD) == [*text(5, 83, 34), *FRAMES[:2]]
     written = TEMPLATE.write(FAMILY.task("audio_lm"), (HEARD,), None)
-    assert written.overhang.tolist() == [row[1:] for row in FRAMES[2:]]
-    assert all(TEMPLATE.write(FAMILY.task(name), (SAID,), None).overhang is None for name in ("tts", "text_lm"))
+    assert written.delayed_tail.tolist() == [row[1:] for row in FRAMES[2:]]
+    assert all(TEMPLATE.write(FAMILY.task(name), (SAID,), None).delayed_tail is None for name in ("tts", "text_lm"))
 
 
 def test_tasks_go_by_the_names_that_newer_releases_give_them() -> None:

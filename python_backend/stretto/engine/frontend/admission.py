@@ -31,8 +31,8 @@ def admit(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
     if Segment.AUDIO not in task.segments:
         prompt = replace(prompt, sampling=replace(prompt.sampling, guidance_scale=1.0))
     _check_rows(prompt.rows, rules)
-    if prompt.overhang is not None:
-        _check_overhang(prompt.overhang, task, rules)
+    if prompt.delayed_tail is not None:
+        _check_delayed_tail(prompt.delayed_tail, task, rules)
     _check_length(prompt, task, rules)
     if prompt.sampling.guidance_scale != 1.0:
         _check_pair(prompt, task, rules, capacity)
@@ -57,12 +57,14 @@ def _check_rows(rows: np.ndarray, rules: SegmentRules) -> None:
             raise InvalidRequest("rows", expected, f"{ids.min()} ... {ids.max()}")
 
 
-def _check_overhang(overhang: np.ndarray, task: Task, rules: SegmentRules) -> None:
+def _check_delayed_tail(delayed_tail: np.ndarray, task: Task, rules: SegmentRules) -> None:
     if task.segments[0] is not Segment.AUDIO or rules.family.warm_up.is_sampled:
-        raise InvalidRequest("overhang", f"none for {task.name} of {rules.family.name}", f"{len(overhang)} rows")
-    if len(overhang) > rules.family.layout.max_delay:
-        raise InvalidRequest("overhang", f"at most {rules.family.layout.max_delay} rows", len(overhang))
-    _check_rows(np.concatenate([np.zeros_like(overhang[:, :1]), overhang], 1), rules)
+        raise InvalidRequest(
+            "delayed_tail", f"none for {task.name} of {rules.family.name}", f"{len(delayed_tail)} rows"
+        )
+    if len(delayed_tail) > rules.family.layout.max_delay:
+        raise InvalidRequest("delayed_tail", f"at most {rules.family.layout.max_delay} rows", len(delayed_tail))
+    _check_rows(np.concatenate([np.zeros_like(delayed_tail[:, :1]), delayed_tail], 1), rules)
 
 
 def _check_length(prompt: Prompt, task: Task, rules: SegmentRules) -> None:

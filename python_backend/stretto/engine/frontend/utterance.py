@@ -110,7 +110,7 @@ class Utterance:
         """The chunk with its codes: those of the codebooks go to the decoder, all are told where they are asked for."""
         if codes is None or not self._with_codes:
             return LMChunk(chunk, codes)
-        return LMChunk(replace(chunk, told_codes=tuple(map(tuple, codes.tolist()))), codes[self._codebooks])
+        return LMChunk(replace(chunk, output_codes=tuple(map(tuple, codes.tolist()))), codes[self._codebooks])
 
     def _chunk(self, segment: Segment, text: str = "", codes: np.ndarray | None = None) -> LMChunk:
         sent = 0 if codes is None else sum(mark.frame < self.num_sent_frames for mark in self._marks)

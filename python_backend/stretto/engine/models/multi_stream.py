@@ -64,7 +64,7 @@ class MultiStreamMixin(Decoder):
         """Hidden states [N, H] of `rows` [N, S], the ids of all input streams, stream 0 first.
 
         `inputs_embeds` [N, H] is where the embedded rows go: a piece of a CUDA graph reads them at a fixed address.
-        `heard` [N, H] takes their place where `is_heard` [N, 1] (see `hearing.py`).
+        `heard` [N, H] takes their place where `is_heard` [N, 1] (see `worker/audio_embeddings.py`).
         """
         if rows is not None:
             assert inputs_embeds is not None

@@ -19,7 +19,7 @@ class SpeechParams:
     """One half of a reply: its task, how it is drawn, and the prompt's streams beside stream 0.
 
     codes: int32 [P, S - 1], the token ids of the streams 1 ... of every prompt row. audios: heard in its place.
-    num_overhanging: how many rows of `codes` follow those, for the streams that have begun when the reply begins.
+    num_delayed_rows: how many rows of `codes` follow those, for the streams that have begun when the reply begins.
     """
 
     task: str
@@ -27,7 +27,7 @@ class SpeechParams:
     codes: np.ndarray
     is_unconditional: bool = False
     audios: tuple[HeardAudio, ...] = ()
-    num_overhanging: int = 0
+    num_delayed_rows: int = 0
 
     @property
     def is_guided(self) -> bool:
@@ -40,7 +40,7 @@ class SpeechParams:
             "sampling": asdict(self.sampling),
             "codes": self.codes.astype(np.int32).tobytes(),
             "is_unconditional": self.is_unconditional,
-            "num_overhanging": self.num_overhanging,
+            "num_delayed_rows": self.num_delayed_rows,
             "audios": [
                 (each.first_row, each.num_rows, each.features.shape, each.features.astype(np.float32).tobytes())
                 for each in self.audios
@@ -60,16 +60,16 @@ class SpeechParams:
             HeardAudio(first_row, num_rows, np.frombuffer(features, np.float32).reshape(shape))
             for first_row, num_rows, shape, features in record["audios"]
         )
-        is_unconditional, num_overhanging = record["is_unconditional"], record["num_overhanging"]
-        return cls(record["task"], SamplingConfig(**sampling), codes, is_unconditional, audios, num_overhanging)
+        is_unconditional, num_delayed_rows = record["is_unconditional"], record["num_delayed_rows"]
+        return cls(record["task"], SamplingConfig(**sampling), codes, is_unconditional, audios, num_delayed_rows)
 
 
 def sampling_params(prompt: Prompt, rules: SegmentRules) -> SamplingParams:
     """vLLM's parameters for `prompt`: they say when to stop, and carry ours."""
-    codes, num_overhanging = prompt.rows[:, 1:], 0
-    if prompt.overhang is not None:
-        codes, num_overhanging = np.concatenate([codes, prompt.overhang]), len(prompt.overhang)
-    params = SpeechParams(prompt.task, prompt.sampling, codes, audios=prompt.audios, num_overhanging=num_overhanging)
+    codes, num_delayed_rows = prompt.rows[:, 1:], 0
+    if prompt.delayed_tail is not None:
+        codes, num_delayed_rows = np.concatenate([codes, prompt.delayed_tail]), len(prompt.delayed_tail)
+    params = SpeechParams(prompt.task, prompt.sampling, codes, audios=prompt.audios, num_delayed_rows=num_delayed_rows)
     return SamplingParams(
         temperature=0.0,
         max_tokens=rules.max_model_len - len(prompt.rows),

@@ -115,7 +115,7 @@ class ReplyTable(dict[str, Reply]):
         num_guided_rows = self.rules.max_guided_rows(params.sampling)
         if num_guided_rows is not None:
             reply.limit = pair.first_output + num_guided_rows
-        params = replace(params, codes=context[:, 1:], is_unconditional=True, audios=(), num_overhanging=0)
+        params = replace(params, codes=context[:, 1:], is_unconditional=True, audios=(), num_delayed_rows=0)
         sampling_params = copy.copy(conditional.sampling_params)
         assert sampling_params is not None
         sampling_params.extra_args = None

@@ -13,7 +13,7 @@ from stretto.engine.worker.arrays import Arrays
 from stretto.records.prompt import HeardAudio
 
 
-class Hearing:
+class AudioEmbeddings:
     """The embedded audio of all slots, and the part of it that stands in the rows of a step.
 
     The addresses of `inputs` stay the same from step to step, as a CUDA graph wants it.

@@ -36,7 +36,8 @@ class BatchPlan:
     num_rows: B, both halves counted. drawing [M]: rows that draw, the P conditional halves of pairs before others.
     sampling [M + P]: behind them their unconditional halves. writing [W], speaking [A]: which of the M rows may be in
     a text segment and which beyond it, None for all of them; num_paired: P, the first of `speaking` too.
-    ras_window: the longest window in which a row looks for repeats. has_overhang: whether a reply goes on with audio.
+    ras_window: the longest window in which a row looks for repeats. has_delayed_tail: whether a reply goes on with
+    audio of its prompt.
     """
 
     num_rows: int
@@ -48,7 +49,7 @@ class BatchPlan:
     text: DrawPlan
     audio: DrawPlan
     ras_window: int
-    has_overhang: bool
+    has_delayed_tail: bool
 
     @property
     def may_write(self) -> bool:
@@ -91,7 +92,7 @@ def plan_batch(rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray
         text=text,
         audio=audio,
         ras_window=int(limits[:, LIMITS["ras_window"]].max(initial=0)),
-        has_overhang=bool(limits[:, LIMITS["forced_until"]].any()),
+        has_delayed_tail=bool(limits[:, LIMITS["forced_until"]].any()),
     )
 
 

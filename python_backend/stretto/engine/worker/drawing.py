@@ -42,7 +42,7 @@ class RowDraw:
         if plan.may_speak:
             audio, codes = self._draw_audio(hidden, _pick(keys, plan.speaking), plan, step, rows)
         token = self._segments.choose(text, audio, rows)
-        forced = self._codes[rows.slots, rows.position] if plan.has_overhang else None
+        forced = self._codes[rows.slots, rows.position] if plan.has_delayed_tail else None
         return token, self._segments.place_codes(codes, token, rows, forced)
 
     def _spread(self, drawn: torch.Tensor, index: Array | None, rows: Rows) -> Array:

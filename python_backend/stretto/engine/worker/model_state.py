@@ -23,13 +23,13 @@ from stretto.engine.request.rules import SegmentRules
 from stretto.engine.request.tracker import SegmentTracker
 from stretto.engine.scheduling.replies import partner_of
 from stretto.engine.worker.arrays import arrays_on
-from stretto.engine.worker.audio_embeddings import Hearing
+from stretto.engine.worker.audio_embeddings import AudioEmbeddings
 from stretto.engine.worker.batch import BatchPlan, BatchPlanner, PlanArrays, StepRows
 from stretto.engine.worker.drawing import RowDraw
 from stretto.engine.worker.heads import StreamHeads
 from stretto.engine.worker.repetition import RepetitionGuard
 from stretto.engine.worker.sampler import SpeechSampler
-from stretto.engine.worker.segment_readback import whereabouts_of
+from stretto.engine.worker.segment_readback import readback_of
 from stretto.engine.worker.segment_state import SegmentState
 from stretto.engine.worker.slots import LIMITS, SlotTables
 from stretto.engine.worker.warm_up import warmup_request
@@ -67,16 +67,16 @@ class SpeechModelState(DefaultModelState):
         self.arrays = arrays_on(device)
         self.tables = SlotTables(self.max_num_reqs, self.rules, device)
         self.planner = BatchPlanner(self.tables, self.arrays)
-        self.whereabouts = whereabouts_of(self.tables, self.arrays, vllm_config.max_concurrent_batches)
+        self.readback = readback_of(self.tables, self.arrays, vllm_config.max_concurrent_batches)
         num_streams = self.rules.family.layout.num_input_streams
         # Addresses stay the same from step to step, as a CUDA graph wants it: a full graph reads the ids, a piecewise
         # one their embedded rows, which the model computes before its first piece (64 MB for 8192 rows of 4096 bf16).
         self._batch_rows = torch.zeros(self.max_num_tokens, num_streams, dtype=torch.int32, device=device)
         assert isinstance(self.dtype, torch.dtype)
         self._batch_embeds = torch.zeros(self.max_num_tokens, self.inputs_embeds_size, dtype=self.dtype, device=device)
-        self.hearing = None
+        self.audio_embeddings = None
         if AudioFormat.from_config(self.model_config.hf_config.to_dict()) is not None:
-            self.hearing = Hearing(model, self.arrays, self._batch_embeds)
+            self.audio_embeddings = AudioEmbeddings(model, self.arrays, self._batch_embeds)
         self._speaks = np.array([Segment.AUDIO in task.segments for task in self.rules.family.tasks])
         self._slot_of: dict[str, int] = {}
         self.partner = np.full(self.max_num_reqs, NO_SLOT, np.int64)
@@ -98,9 +98,9 @@ class SpeechModelState(DefaultModelState):
             for token_id in new_req_data.prefill_token_ids[new_req_data.prompt_len :]:
                 tracker.push(token_id)
         self.tables.stage(req_index, params, tracker, codes)
-        if self.hearing is not None:
-            self.hearing.place(req_index, params.audios)
-        self.whereabouts.place(req_index, tracker.audio_start)
+        if self.audio_embeddings is not None:
+            self.audio_embeddings.place(req_index, params.audios)
+        self.readback.place(req_index, tracker.audio_start)
         self._link(new_req_data.req_id, req_index, params.is_unconditional)
 
     def _link(self, req_id: str, slot: int, is_unconditional: bool) -> None:
@@ -119,8 +119,8 @@ class SpeechModelState(DefaultModelState):
         if slot == NO_SLOT:
             return
         self.planner.forget()
-        if self.hearing is not None:
-            self.hearing.forget(slot)
+        if self.audio_embeddings is not None:
+            self.audio_embeddings.forget(slot)
         partner = self.partner[slot]
         if partner != NO_SLOT:
             self.partner[partner] = self.partner[slot] = NO_SLOT
@@ -142,15 +142,15 @@ class SpeechModelState(DefaultModelState):
         rows[:num_rows, 0] = of(input_batch.input_ids)[:num_rows]
         rows[:num_rows, 1:] = of(self.tables.codes)[slots, of(input_batch.positions)[:num_rows]]
         rows[num_rows:] = self.rules.family.layout.pad_id
-        heard = {} if self.hearing is None else self.hearing.fill(input_batch)
+        heard = {} if self.audio_embeddings is None else self.audio_embeddings.fill(input_batch)
         return {**inputs, "rows": batch_rows, "inputs_embeds": self._batch_embeds[: len(rows)], **heard}
 
     def plan(self, batch: InputBatch) -> tuple[BatchPlan, PlanArrays]:
         """Which rows of `batch` draw what; a chunk of a prompt that others follow draws nothing."""
         slots = batch.idx_mapping_np
-        audio_start = self.whereabouts.audio_starts()[slots]
+        audio_start = self.readback.audio_starts()[slots]
         may_write = audio_start < 0
-        if self.whereabouts.is_exact:
+        if self.readback.is_exact:
             may_speak = ~may_write
         else:
             may_speak = ~may_write | self._speaks[self.tables.limits[slots, LIMITS["task"]]]
@@ -162,7 +162,7 @@ class SpeechModelState(DefaultModelState):
         """The shapes of `prepare_inputs`, for profiling and graph capture."""
         inputs = super().prepare_dummy_inputs(num_reqs, num_tokens)
         embeds = self._batch_embeds[:num_tokens]
-        heard = {} if self.hearing is None else self.hearing.inputs(num_tokens)
+        heard = {} if self.audio_embeddings is None else self.audio_embeddings.inputs(num_tokens)
         return {**inputs, "rows": self._batch_rows[:num_tokens], "inputs_embeds": embeds, **heard}
 
     def custom_sampler(self, sampler: Sampler) -> tuple[SpeechSampler, None]:

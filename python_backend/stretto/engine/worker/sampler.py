@@ -104,4 +104,4 @@ class SpeechSampler:
         self._table[slots] = self._arrays.xp.stack([getattr(rows.state, name) for name in STATE], 1)
         if self._segments.script and plan.may_write:
             self._script[slots, entry] = self._arrays.xp.where(entry > 0, token, 0)
-        self._state.whereabouts.publish()
+        self._state.readback.publish()

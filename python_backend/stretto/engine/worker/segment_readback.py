@@ -11,7 +11,7 @@ from stretto.engine.worker.slots import STATE, SlotTables
 UNKNOWN = -1
 
 
-class HostWhereabouts:
+class HostReadback:
     """On the CPU: the table itself."""
 
     is_exact = True
@@ -30,7 +30,7 @@ class HostWhereabouts:
         """Let the host know of the step just launched; the table does."""
 
 
-class DeviceWhereabouts:
+class DeviceReadback:
     """Elsewhere: copies of the table, each read `lag` steps after it was made.
 
     lag: how many steps may be in flight. When a step is launched, the one `lag` before it has ended, for its output
@@ -82,6 +82,6 @@ class _Copy:
         self.event = torch.cuda.Event()
 
 
-def whereabouts_of(tables: SlotTables, arrays: Arrays, lag: int) -> HostWhereabouts | DeviceWhereabouts:
+def readback_of(tables: SlotTables, arrays: Arrays, lag: int) -> HostReadback | DeviceReadback:
     """What the host can know of `tables` while `lag` steps may be in flight."""
-    return HostWhereabouts(tables) if arrays.xp is np else DeviceWhereabouts(tables, lag)
+    return HostReadback(tables) if arrays.xp is np else DeviceReadback(tables, lag)

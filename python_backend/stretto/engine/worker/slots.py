@@ -77,7 +77,7 @@ def limits_row(params: SpeechParams, rules: SegmentRules) -> list[int]:
         "seed_key": seed_key(params.sampling.seed),
         "ras_window": params.sampling.ras_window,
         "ras_max_repeats": params.sampling.ras_max_repeats,
-        "forced_until": len(params.codes) if params.num_overhanging else 0,
+        "forced_until": len(params.codes) if params.num_delayed_rows else 0,
     }
     return [row[name] for name in LIMITS]
 

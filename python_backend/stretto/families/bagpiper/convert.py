@@ -13,10 +13,13 @@ from torch import Tensor
 from transformers import Qwen3OmniMoeAudioEncoderConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
-from stretto.checkpoints.release import Tokenizer, entry, read_json
+from stretto.checkpoints.backbone import config_of, shapes
+from stretto.checkpoints.published import Contents, Converted
+from stretto.checkpoints.release import Release, Tokenizer, entry, optional_entry, read_json
 from stretto.checkpoints.tensors import Part, Plan, shapes_of
 from stretto.errors import CheckpointError
 from stretto.families.bagpiper.family import NUM_STREAMS, SPECIAL_TOKENS, BagpiperVocabulary
+from stretto.families.registry import NAME, VOCABULARY
 
 NUM_SPECIAL = 256
 TOWER = "multimodal_io_dict.continuous_audio.model.audio_tower."
@@ -39,6 +42,32 @@ QWEN3_OMNI: dict[str, Any] = {
     "downsample_hidden_size": 480,
     "output_dim": 2048,
 }
+
+
+BACKBONE_TAG = "model.model_hf_tag"
+EMBEDDINGS = "model.embed_tokens.weight"
+
+
+def convert(release: Release, contents: Contents) -> Converted:
+    """Its checkpoint, the audio tower in it."""
+    if release.ssl_tokenizer:
+        raise CheckpointError("Bagpiper hears through its own encoder: --ssl-tokenizer is for OpusLM")
+    config = contents.config
+    known = vocabulary(config, contents.tensors, contents.tokenizer, release.codec)
+    audio = tower_config(config, release.audio_config, release.audio)
+    record = config_of(contents.backbone, known.vocab_size, contents.dtype)
+    record |= {NAME: "bagpiper", VOCABULARY: known.to_record(), "audio_config": audio}
+    return Converted(record, plan(shapes(record), record["hidden_size"], audio), DROPPED)
+
+
+def trained_dtype(config: Mapping[str, Any]) -> str | None:
+    """As config.yaml says it."""
+    return optional_entry(config, "model.model_conf.dtype")
+
+
+def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
+    """None."""
+    return []
 
 
 def vocabulary(

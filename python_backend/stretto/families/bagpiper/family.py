@@ -107,3 +107,8 @@ def bagpiper(vocabulary: BagpiperVocabulary) -> Family:
         has_stream_bias=True,
         subwords=vocabulary.text,
     )
+
+
+def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
+    """The family over a checkpoint's vocabulary, by default the published one's."""
+    return bagpiper(BagpiperVocabulary.from_record(vocabulary) if vocabulary else BagpiperVocabulary())

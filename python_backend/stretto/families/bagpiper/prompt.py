@@ -8,15 +8,20 @@ codebooks. The first token of text, which is Qwen's "!" alone, is a pad, as in t
 espnet2/speechlm/model/speechlm/speechlm_job.py of ESPnet.
 """
 
+from pathlib import Path
+
 import numpy as np
 
+from stretto.codec.base import Codec
 from stretto.errors import InvalidRequest
 from stretto.families.audio_format import AudioFormat
 from stretto.families.bagpiper.family import ASSISTANT, AUDIO, BOS, END_OF_REPLY, END_OF_TURN, PAD, SYSTEM, TEXT, USER
 from stretto.families.bagpiper.features import SAMPLE_RATE, SHORTEST, log_mel
 from stretto.families.base import Family, Task
+from stretto.families.registry import config_at
+from stretto.families.tokenizer import TextTokenizer
 from stretto.preprocessing.conversation import Piece
-from stretto.preprocessing.prompt import PromptRows
+from stretto.preprocessing.prompt import PromptRows, Template
 from stretto.preprocessing.rows import check_codes, frame_rows, stream0_rows
 from stretto.preprocessing.subwords import Subwords
 from stretto.records.prompt import HeardAudio
@@ -75,3 +80,9 @@ class BagpiperTemplate:
             raise InvalidRequest(piece.path, "an audio input: Bagpiper hears samples and speaks codes", "codes")
         check_codes(piece.codes, self._family, piece.path)
         return frame_rows(layout, piece.codes, tuple(pads[0] for pads in layout.extra))
+
+
+def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
+    """The template over the tokenizer of a checkpoint, which hears where it has an audio tower."""
+    subwords = Subwords(TextTokenizer.at(checkpoint), family)
+    return BagpiperTemplate(family, subwords, AudioFormat.from_config(config_at(checkpoint)))

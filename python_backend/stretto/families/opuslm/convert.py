@@ -9,11 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
-from stretto.checkpoints.release import Tokenizer, entry
+from stretto.checkpoints.backbone import config_of, shapes
+from stretto.checkpoints.published import Contents, Converted
+from stretto.checkpoints.release import Release, Tokenizer, entry, optional_entry
 from stretto.checkpoints.tensors import Part, Plan
 from stretto.errors import CheckpointError
 from stretto.families.opuslm import family as opuslm
 from stretto.families.opuslm.family import NUM_STREAMS, OpusVocabulary
+from stretto.families.registry import NAME, VOCABULARY
 
 DROPPED = ("criterion.", "reflm.", "corelm.decoders.lm_head.", "corelm.decoders.model.embed_tokens.")
 RENAMED = {"model.embed_tokens.weight": "corelm.emb.weight", "lm_head.weight": "corelm.lm_head.weight"}
@@ -26,6 +29,39 @@ ROLES = {
     "<assistant_output>": opuslm.ASSISTANT_OUTPUT,
 }
 REQUIRED_MODALITIES = ("codec_ssl", "text_bpe", "spk")
+
+
+BACKBONE_TAG = "transformer_conf.hf_model_tag"
+EMBEDDINGS = "corelm.emb.weight"
+CODEC = ""  # its files hold no copy of it
+
+
+def convert(release: Release, contents: Contents) -> Converted:
+    """The checkpoint of the base model or of the dialogue model."""
+    if release.keeps_codec:
+        raise CheckpointError("OpusLM's file holds no copy of its codec: --codec must say where it lies")
+    config, name = contents.config, release.family_name
+    known = vocabulary(config, contents.tokenizer, is_dialogue=name == "opuslm_dialogue")
+    record = config_of(contents.backbone, known.vocab_size, contents.dtype)
+    # Trained on sequences of this length, whatever the backbone was trained on before.
+    record["max_position_embeddings"] = entry(config, "transformer_conf").get("n_ctx", 8192)
+    record |= {NAME: name, VOCABULARY: known.to_record()}
+    return Converted(record, plan(shapes(record), record["hidden_size"], contents.tensors), DROPPED)
+
+
+def trained_dtype(config: Mapping[str, Any]) -> str | None:
+    """bfloat16 where that was switched on: the dialogue model is stored in float32, but was trained in bfloat16."""
+    return "bfloat16" if optional_entry(config, "ds_config_dict.bf16.enabled") else None
+
+
+def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
+    """The pad's embedding, and a doubt about the family: the two differ in nothing but how they were trained, the
+    dialogue model on preferences."""
+    kind = "zero" if not embeddings[0].any() else "not zero: a row of text carries it eight times"
+    notes, model = [f"the pad's embedding is {kind}"], config.get("model")
+    if (model == "dpo") != (family == "opuslm-dialogue"):
+        notes.append(f"config.yaml says `model: {model}`, which the release of {family} does not: another family?")
+    return notes
 
 
 def vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer, is_dialogue: bool) -> OpusVocabulary:

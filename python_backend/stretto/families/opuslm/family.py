@@ -156,3 +156,9 @@ def opuslm_dialogue(vocabulary: OpusVocabulary) -> Family:
             Task("asr", (Segment.TEXT,), text, ("audio",), SAMPLING, **turns),
         ),
     )
+
+
+def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
+    """The base family or `opuslm_dialogue` over a checkpoint's vocabulary, by default that of OpusLM_7B_Anneal."""
+    known = OpusVocabulary.from_record(vocabulary) if vocabulary else OpusVocabulary()
+    return opuslm_dialogue(known) if name == "opuslm_dialogue" else opuslm(known)

@@ -3,13 +3,20 @@
 Task tokens go by name, older releases' names first; `families/opuslm.py` draws the prompts.
 """
 
+from pathlib import Path
+
 import numpy as np
 
-from stretto.families.base import Task
+from stretto.codec.base import Codec
+from stretto.families.base import Family, Task
+from stretto.families.opuslm.dialogue_prompt import DialogueTemplate
 from stretto.families.opuslm.family import SOS_EOS
 from stretto.families.opuslm.prompt_segments import GAP, SegmentWriter
+from stretto.families.opuslm.ssl_tokenizer import load_ssl_tokenizer
+from stretto.families.tokenizer import TextTokenizer
 from stretto.preprocessing.conversation import Piece
-from stretto.preprocessing.prompt import PromptRows
+from stretto.preprocessing.prompt import PromptRows, Template
+from stretto.preprocessing.subwords import Subwords
 
 TASK_TOKENS = {
     "asr": ("codec_ssl_asr", "asr"),
@@ -42,4 +49,12 @@ class OpusTemplate:
         if task.name != "audio_lm":
             return PromptRows(rows)
         # The reply begins in the row after the last frame's, while the streams that trail still say the last frames.
-        return PromptRows(rows[:-GAP], overhang=rows[-GAP:, 1:])
+        return PromptRows(rows[:-GAP], delayed_tail=rows[-GAP:, 1:])
+
+
+def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
+    """The template of the base model or of the dialogue model, over a checkpoint's tokenizers."""
+    subwords = Subwords(TextTokenizer.at(checkpoint), family)
+    ssl = load_ssl_tokenizer(checkpoint, len(family.layout.audio[0]), device)
+    segments = SegmentWriter(family, subwords, codec, ssl)
+    return DialogueTemplate(segments) if family.name == "opuslm_dialogue" else OpusTemplate(segments)

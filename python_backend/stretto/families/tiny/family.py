@@ -7,6 +7,9 @@ A row is stream 0 (text, or the phoneme that this frame speaks), seven codec str
 stream: the ordinal of the phoneme on that row (text and audio segments), or of the frame (audio rows of a prompt).
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from stretto.families.base import Family, Script, Task, UnconditionalContext
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import StreamLayout
@@ -90,3 +93,8 @@ TINY = Family(
     max_model_len=1024,
     frame_rate=25.0,
 )
+
+
+def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
+    """The family, which has one vocabulary."""
+    return TINY

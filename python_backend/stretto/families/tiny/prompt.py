@@ -1,10 +1,12 @@
 """Prompts of the `tiny` family: characters in for speech, audio rows in for characters (see `families/tiny.py`)."""
 
+from pathlib import Path
+
 import numpy as np
 
 from stretto.codec.base import Codec
 from stretto.errors import InvalidRequest
-from stretto.families.base import Task
+from stretto.families.base import Family, Task
 from stretto.families.tiny.family import (
     ASR,
     BEGIN_AUDIO,
@@ -21,7 +23,7 @@ from stretto.families.tiny.family import (
 from stretto.families.tiny.text import normalise, words_of
 from stretto.preprocessing.conversation import Piece
 from stretto.preprocessing.json_field import shown
-from stretto.preprocessing.prompt import PromptRows
+from stretto.preprocessing.prompt import PromptRows, Template
 from stretto.preprocessing.rows import code_rows, stream0_rows
 
 INDEX_STREAM = LAYOUT.num_output_streams
@@ -70,3 +72,8 @@ def read_aloud(text: str, path: str = "text") -> str:
     if len(spoken) > limit:
         raise InvalidRequest(path, f"at most {limit} characters once written out in words", f"{len(spoken)} characters")
     return spoken
+
+
+def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
+    """The template over the bundled codec."""
+    return TinyTemplate(codec)
