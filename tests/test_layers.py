@@ -3,8 +3,9 @@
 import ast
 import io
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -32,10 +33,8 @@ ALLOWED = {
     "engine/frontend": {
         "engine", "engine/request", "engine/kernels", "families", "records", "streams", "config", "errors",
     },
-    "engine/scheduling": {"engine/request", "families", "records", "streams", "errors", "engine/worker"},
-    "engine/worker": {
-        "engine/request", "engine/kernels", "families", "sampling", "records", "streams", "errors", "engine/scheduling",
-    },
+    "engine/scheduling": {"engine/request", "families", "records", "streams", "errors"},
+    "engine/worker": {"engine/request", "engine/kernels", "families", "sampling", "records", "streams", "errors"},
     "engine/models": {"engine/request", "engine/worker", "engine/kernels", "families", "errors"},
     "engine/kernels": {"sampling", "errors"},
     "decoder": {"codec", "records", "streams", "config", "errors"},
@@ -109,6 +108,33 @@ def identity(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+def module_name(path: Path) -> str:
+    """How `path` is imported."""
+    root = next(root for root in (ROOT / "python_backend", ROOT / "client", ROOT) if path.is_relative_to(root))
+    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported_modules(path: Path, known: Mapping[str, Path]) -> set[str]:
+    """Which of the `known` modules a file imports, wherever in it: also where only a type checker looks."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= inside & known.keys() or {node.module or ""}
+    return found & known.keys()
+
+
+def find_circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle, the first again at the end; empty where there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
 @pytest.mark.parametrize("path", OURS, ids=identity)
 def test_imports_go_downwards_only(path: Path) -> None:
     names = path.relative_to(PACKAGE).with_suffix("").parts
@@ -120,6 +146,16 @@ def test_imports_go_downwards_only(path: Path) -> None:
     used = {module.split(".")[0] for module in imports(path)}
     for library, owners in LIBRARIES.items():
         assert library not in used or owner in owners, f"{library} is for {owners}"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    known = {module_name(path): path for path in SOURCES if not path.is_relative_to(ROOT / "model_repository")}
+    assert not find_circle({name: imported_modules(path, known) for name, path in known.items()})
+
+
+def test_a_circle_is_found() -> None:
+    assert find_circle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert set(find_circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})) == {"a", "b", "c"}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=identity)

@@ -129,7 +129,7 @@ class Engine:
 
     def is_clean(self) -> bool:
         """Whether no request left anything behind, in the scheduler or in the worker."""
-        scheduler, state = self.scheduler, self.model_state
+        scheduler, slots = self.scheduler, self.model_state.slots
         self.core.step_fn() if scheduler.has_requests() else None
         return (
             self.free_blocks() == self.num_free_blocks
@@ -137,8 +137,8 @@ class Engine:
             and len(scheduler.replies) == 0
             and not scheduler.running
             and not scheduler.waiting
-            and not state._slot_of
-            and bool(np.all(state.partner == -1))
+            and not slots.slot_of
+            and bool(np.all(slots.partner == -1))
         )
 
     def shutdown(self) -> None:

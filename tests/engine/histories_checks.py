@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from stretto.engine.scheduling.replies import UNCONDITIONAL_SUFFIX
+from stretto.engine.request.pairs import UNCONDITIONAL_SUFFIX
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request
 

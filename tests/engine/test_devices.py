@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 from stretto.engine.kernels.gpu import draw, embed
+from stretto.engine.request.new_request import SpeechRequestData
 from stretto.engine.request.params import SpeechParams
-from stretto.engine.worker import model_state as state_module
-from stretto.engine.worker.model_state import SpeechModelState, SpeechRequestData
+from stretto.engine.worker import run_slots
+from stretto.engine.worker.model_state import SpeechModelState
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
@@ -84,7 +85,7 @@ class Nowhere:
 def on_a_gpu(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[SpeechModelState]:
     """The state of a worker like that of `engine`, and its model's tables, as if on a GPU."""
     config, model = engine.core.vllm_config, engine.model_state.model
-    monkeypatch.setattr(state_module, "readback_of", lambda tables, arrays, lag: Nowhere(len(tables.state)))
+    monkeypatch.setattr(run_slots, "readback_of", lambda tables, arrays, lag: Nowhere(len(tables.state)))
     for name, weight in list(model.named_parameters()):
         owner, _, leaf = name.rpartition(".")
         on_device = torch.nn.Parameter(torch.empty_like(weight, device=GPU), requires_grad=False)

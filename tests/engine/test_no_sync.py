@@ -48,7 +48,7 @@ def test_on_a_device_nothing_waits_and_the_replies_are_those_of_the_host(
     expected = run(folder, prompts, is_async)
     as_on_a_gpu(monkeypatch)
     engine = Engine(folder, async_scheduling=is_async, **NARROW)
-    assert isinstance(engine.model_state.readback, DeviceReadback)
+    assert isinstance(engine.model_state.slots.readback, DeviceReadback)
     try:
         with counted(monkeypatch) as seen:
             answers = engine.run(prompts)

@@ -54,16 +54,16 @@ def model_state(worker: Any) -> Any:
 
 def digest(worker: Any) -> str:
     """A rank's slots: states, limits, scripts, codes, and who is whose partner."""
-    state = model_state(worker)
-    tables = (state.tables.state, state.tables.limits, state.tables.script, state.tables.codes)
-    seen = hashlib.sha256(repr((state._slot_of, state.partner.tolist())).encode())
+    slots = model_state(worker).slots
+    tables = (slots.tables.state, slots.tables.limits, slots.tables.script, slots.tables.codes)
+    seen = hashlib.sha256(repr((slots.slot_of, slots.partner.tolist())).encode())
     for table in tables:
         seen.update(np.asarray(table).tobytes())
     return seen.hexdigest()
 
 
 def num_slots(worker: Any) -> int:
-    return len(model_state(worker)._slot_of)
+    return len(model_state(worker).slots.slot_of)
 
 
 def call_ranks(engine: Engine, function: Any) -> list[Any]:

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from stretto.engine.request.pairs import unconditional_audio
-from stretto.engine.scheduling.replies import UNCONDITIONAL_SUFFIX, Reply
+from stretto.engine.request.pairs import UNCONDITIONAL_SUFFIX, unconditional_audio
+from stretto.engine.scheduling.replies import Reply
 from stretto.families.tiny.family import TINY
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler

@@ -13,6 +13,14 @@ import numpy as np
 from stretto.families.base import Family, UnconditionalContext
 
 NOT_YET = 1 << 60
+UNCONDITIONAL_SUFFIX = "#unconditional"
+
+
+def partner_of(request_id: str) -> str:
+    """The id of the other half of a guidance pair."""
+    if request_id.endswith(UNCONDITIONAL_SUFFIX):
+        return request_id.removesuffix(UNCONDITIONAL_SUFFIX)
+    return request_id + UNCONDITIONAL_SUFFIX
 
 
 @dataclass

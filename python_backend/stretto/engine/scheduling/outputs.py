@@ -7,10 +7,10 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from stretto.engine.request.pairs import NOT_YET
+from stretto.engine.request.pairs import NOT_YET, UNCONDITIONAL_SUFFIX
 from stretto.engine.request.wire import GUIDANCE_OFF, GUIDANCE_ON, Trailer
 from stretto.engine.scheduling.halves import UnconditionalHalves
-from stretto.engine.scheduling.replies import UNCONDITIONAL_SUFFIX, Reply
+from stretto.engine.scheduling.replies import Reply
 from stretto.streams.segment import Segment
 
 

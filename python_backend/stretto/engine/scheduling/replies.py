@@ -6,21 +6,19 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from vllm.v1.request import Request
 
-from stretto.engine.request.pairs import NOT_YET, GuidancePair, num_guided, unconditional_audio, unconditional_rows
+from stretto.engine.request.pairs import (
+    NOT_YET,
+    GuidancePair,
+    num_guided,
+    partner_of,
+    unconditional_audio,
+    unconditional_rows,
+)
 from stretto.engine.request.params import SpeechParams
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.request.tracker import SegmentTracker
 from stretto.engine.scheduling.history import RowHistory
 from stretto.streams.segment import Segment
-
-UNCONDITIONAL_SUFFIX = "#unconditional"
-
-
-def partner_of(request_id: str) -> str:
-    """The id of the other half of a guidance pair."""
-    if request_id.endswith(UNCONDITIONAL_SUFFIX):
-        return request_id.removesuffix(UNCONDITIONAL_SUFFIX)
-    return request_id + UNCONDITIONAL_SUFFIX
 
 
 @dataclass(slots=True)

@@ -20,9 +20,9 @@ from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
+from stretto.engine.request.new_request import SpeechRequestData
 from stretto.engine.scheduling.reporting import StepReporting
 from stretto.engine.scheduling.sharing import KvSharing
-from stretto.engine.worker.model_state import SpeechRequestData
 
 
 class PairedScheduling(KvSharing):

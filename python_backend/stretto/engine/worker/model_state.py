@@ -1,9 +1,5 @@
-"""Per-request state beside the model, one row of device tables per run slot: vLLM's `ModelState` hook.
+"""Per-request state beside the model, one row of device tables per run slot: vLLM's `ModelState` hook."""
 
-Nothing here is authoritative: after a preemption the scheduler ships what a slot needs (`SpeechRequestData`).
-"""
-
-from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -18,46 +14,23 @@ from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.states import RequestState
 
 from stretto.engine.request.family import family_of
-from stretto.engine.request.params import SpeechParams
+from stretto.engine.request.new_request import SpeechRequestData
 from stretto.engine.request.rules import SegmentRules
-from stretto.engine.request.tracker import SegmentTracker
-from stretto.engine.scheduling.replies import partner_of
 from stretto.engine.worker.arrays import arrays_on
 from stretto.engine.worker.audio_embeddings import AudioEmbeddings
-from stretto.engine.worker.batch import BatchPlan, BatchPlanner, PlanArrays, StepRows
 from stretto.engine.worker.drawing import RowDraw
 from stretto.engine.worker.heads import StreamHeads
 from stretto.engine.worker.repetition import RepetitionGuard
+from stretto.engine.worker.run_slots import NO_SLOT, RunSlots
 from stretto.engine.worker.sampler import SpeechSampler
-from stretto.engine.worker.segment_readback import readback_of
 from stretto.engine.worker.segment_state import SegmentState
-from stretto.engine.worker.slots import LIMITS, SlotTables
+from stretto.engine.worker.slots import SlotTables
 from stretto.engine.worker.warm_up import warmup_request
 from stretto.families.audio_format import AudioFormat
-from stretto.streams.segment import Segment
-
-NO_SLOT = -1
-
-
-@dataclass
-class SpeechRequestData(NewRequestData):
-    """What the scheduler tells the worker of a request that gets a slot.
-
-    codes: int32 [n, S - 1], the streams 1 ... of all its rows so far, prompt and reply.
-    """
-
-    params: SpeechParams | None = None
-    codes: np.ndarray | None = None
-
-    @classmethod
-    def of(cls, data: NewRequestData, params: SpeechParams, codes: np.ndarray) -> "SpeechRequestData":
-        """`data` with the request's parameters and history."""
-        stock = {column.name: getattr(data, column.name) for column in fields(NewRequestData)}
-        return cls(**stock, params=params, codes=codes)
 
 
 class SpeechModelState(DefaultModelState):
-    """Slots, the pairs among them, and the codes that the model reads beside stream 0."""
+    """The run slots, and the codes that the model reads of them beside stream 0."""
 
     def __init__(
         self, vllm_config: VllmConfig, model: nn.Module, encoder_cache: EncoderCache | None, device: torch.device
@@ -65,9 +38,8 @@ class SpeechModelState(DefaultModelState):
         super().__init__(vllm_config, model, encoder_cache, device)
         self.rules = SegmentRules(family_of(self.model_config.hf_config), self.max_model_len)
         self.arrays = arrays_on(device)
-        self.tables = SlotTables(self.max_num_reqs, self.rules, device)
-        self.planner = BatchPlanner(self.tables, self.arrays)
-        self.readback = readback_of(self.tables, self.arrays, vllm_config.max_concurrent_batches)
+        tables = SlotTables(self.max_num_reqs, self.rules, device)
+        self.slots = RunSlots(tables, self.rules, self.arrays, vllm_config.max_concurrent_batches)
         num_streams = self.rules.family.layout.num_input_streams
         # Addresses stay the same from step to step, as a CUDA graph wants it: a full graph reads the ids, a piecewise
         # one their embedded rows, which the model computes before its first piece (64 MB for 8192 rows of 4096 bf16).
@@ -77,58 +49,28 @@ class SpeechModelState(DefaultModelState):
         self.audio_embeddings = None
         if AudioFormat.from_config(self.model_config.hf_config.to_dict()) is not None:
             self.audio_embeddings = AudioEmbeddings(model, self.arrays, self._batch_embeds)
-        self._speaks = np.array([Segment.AUDIO in task.segments for task in self.rules.family.tasks])
-        self._slot_of: dict[str, int] = {}
-        self.partner = np.full(self.max_num_reqs, NO_SLOT, np.int64)
-        self.is_unconditional = np.zeros(self.max_num_reqs, np.bool_)
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         """Fill a slot, from the beginning or, after a preemption, from where the reply stood."""
         super().add_request(req_index, new_req_data)
         if not isinstance(new_req_data, SpeechRequestData):
             new_req_data = SpeechRequestData.of(new_req_data, *warmup_request(new_req_data, self.rules))
-        params, codes = new_req_data.params, new_req_data.codes
-        assert params is not None
-        assert codes is not None
-        assert new_req_data.prefill_token_ids is not None
-        tracker = SegmentTracker(
-            self.rules, self.rules.family.task(params.task), params.sampling, new_req_data.prompt_len
-        )
-        if not params.is_unconditional:  # the other half's slot says where a pair stands
-            for token_id in new_req_data.prefill_token_ids[new_req_data.prompt_len :]:
-                tracker.push(token_id)
-        self.tables.stage(req_index, params, tracker, codes)
+        self.slots.fill(req_index, new_req_data)
         if self.audio_embeddings is not None:
-            self.audio_embeddings.place(req_index, params.audios)
-        self.readback.place(req_index, tracker.audio_start)
-        self._link(new_req_data.req_id, req_index, params.is_unconditional)
-
-    def _link(self, req_id: str, slot: int, is_unconditional: bool) -> None:
-        self.planner.forget()
-        self._slot_of[req_id] = slot
-        self.is_unconditional[slot] = is_unconditional
-        partner = self._slot_of.get(partner_of(req_id), NO_SLOT)
-        self.partner[slot] = partner
-        if partner != NO_SLOT:
-            self.partner[partner] = slot
+            assert new_req_data.params is not None
+            self.audio_embeddings.place(req_index, new_req_data.params.audios)
 
     def remove_request(self, req_id: str) -> None:
-        """Empty a slot; its partner, if any, stands alone from here on."""
+        """Empty a slot."""
         super().remove_request(req_id)
-        slot = self._slot_of.pop(req_id, NO_SLOT)
-        if slot == NO_SLOT:
-            return
-        self.planner.forget()
-        if self.audio_embeddings is not None:
+        slot = self.slots.empty(req_id)
+        if self.audio_embeddings is not None and slot != NO_SLOT:
             self.audio_embeddings.forget(slot)
-        partner = self.partner[slot]
-        if partner != NO_SLOT:
-            self.partner[partner] = self.partner[slot] = NO_SLOT
 
     def apply_staged_writes(self) -> None:
         """Bring the slots filled since the last step to the device."""
         super().apply_staged_writes()
-        self.tables.apply_staged(self.arrays)
+        self.slots.tables.apply_staged(self.arrays)
 
     def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, Any]:
         """The ids of all streams of the batch's rows: one gather of codes by position, for prefill and decode alike."""
@@ -140,23 +82,10 @@ class SpeechModelState(DefaultModelState):
         batch_rows = self._batch_rows[: input_batch.num_tokens_after_padding]
         rows = of(batch_rows)
         rows[:num_rows, 0] = of(input_batch.input_ids)[:num_rows]
-        rows[:num_rows, 1:] = of(self.tables.codes)[slots, of(input_batch.positions)[:num_rows]]
+        rows[:num_rows, 1:] = of(self.slots.tables.codes)[slots, of(input_batch.positions)[:num_rows]]
         rows[num_rows:] = self.rules.family.layout.pad_id
         heard = {} if self.audio_embeddings is None else self.audio_embeddings.fill(input_batch)
         return {**inputs, "rows": batch_rows, "inputs_embeds": self._batch_embeds[: len(rows)], **heard}
-
-    def plan(self, batch: InputBatch) -> tuple[BatchPlan, PlanArrays]:
-        """Which rows of `batch` draw what; a chunk of a prompt that others follow draws nothing."""
-        slots = batch.idx_mapping_np
-        audio_start = self.readback.audio_starts()[slots]
-        may_write = audio_start < 0
-        if self.readback.is_exact:
-            may_speak = ~may_write
-        else:
-            may_speak = ~may_write | self._speaks[self.tables.limits[slots, LIMITS["task"]]]
-        samples = batch.num_computed_tokens_np + batch.num_scheduled_tokens >= batch.prefill_len_np
-        rows = StepRows(slots, samples, may_write, may_speak)
-        return self.planner.plan(rows, self.partner, self.is_unconditional)
 
     def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
         """The shapes of `prepare_inputs`, for profiling and graph capture."""
@@ -170,7 +99,7 @@ class SpeechModelState(DefaultModelState):
         has_bias = self.rules.family.has_stream_bias
         bias = self.model.get_parameter("stream_bias.weight").data if has_bias else None
         heads = StreamHeads(self.model.get_submodule("lm_head"), self.rules, bias)
-        segments = SegmentState(self.rules, self.arrays)
+        segments, tables = SegmentState(self.rules, self.arrays), self.slots.tables
         tokens = sampler.req_states.all_token_ids.gpu
-        guard = RepetitionGuard(tokens, self.tables, self.rules.family.layout, self.arrays)
-        return SpeechSampler(sampler, self, RowDraw(heads, segments, self.tables, self.arrays, guard), segments), None
+        guard = RepetitionGuard(tokens, tables, self.rules.family.layout, self.arrays)
+        return SpeechSampler(sampler, self.slots, RowDraw(heads, segments, tables, self.arrays, guard), segments), None

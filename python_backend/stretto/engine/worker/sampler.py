@@ -1,7 +1,5 @@
 """What stands in the place of vLLM's stock sampler: draw, share between halves, write down. Nothing waits."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from vllm.v1.outputs import LogprobsTensors
@@ -12,29 +10,27 @@ from vllm.v1.worker.gpu.sample.sampler import Sampler
 from stretto.engine.worker.arrays import Array
 from stretto.engine.worker.batch import BatchPlan, PlanArrays
 from stretto.engine.worker.drawing import RowDraw
+from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import LIMITS, STATE, SlotState
-
-if TYPE_CHECKING:
-    from stretto.engine.worker.model_state import SpeechModelState
 
 
 class SpeechSampler:
     """Samples one row of all streams per request; of the stock sampler it keeps what the runner asks it for."""
 
-    def __init__(self, stock: Sampler, state: "SpeechModelState", draw: RowDraw, segments: SegmentState):
+    def __init__(self, stock: Sampler, slots: RunSlots, draw: RowDraw, segments: SegmentState):
         self.penalties_state = stock.penalties_state
         self.compute_nans = False
-        self._state, self._arrays = state, state.arrays
+        self._slots, self._arrays = slots, slots.arrays
         self._draw, self._segments = draw, segments
-        tables, arrays = state.tables, state.arrays
+        tables, arrays = slots.tables, slots.arrays
         self._table, self._codes, self._script = (arrays.of(t) for t in (tables.state, tables.codes, tables.script))
         self._family = segments.family
         hidden, layout = self._family.unconditional.hidden_streams, self._family.layout
         self._hides_first = 0 in hidden
         self._hidden = arrays.upload(np.array([stream in hidden for stream in range(1, layout.num_input_streams)]))
-        self._nothing = torch.zeros(state.max_num_reqs, 1, device=state.device)
-        self._none = torch.zeros(state.max_num_reqs, dtype=torch.int32, device=state.device)
+        self._nothing = torch.zeros(slots.num_slots, 1, device=tables.state.device)
+        self._none = torch.zeros(slots.num_slots, dtype=torch.int32, device=tables.state.device)
 
     def add_request(self, req_idx: int, sampling_params: object) -> None:
         """vLLM's own sampling parameters mean nothing here; ours are in the slot tables."""
@@ -44,7 +40,7 @@ class SpeechSampler:
 
     def __call__(self, hidden: torch.Tensor, batch: InputBatch) -> SamplerOutput:
         """Sample one row for each request of `batch` from its last hidden state, [B, H]."""
-        plan, step = self._state.plan(batch)
+        plan, step = self._slots.plan(batch)
         tokens, codes = self._sample(hidden, batch, plan, step) if len(plan.drawing) else self._blank(batch.num_reqs)
         nothing = self._nothing[: batch.num_reqs]
         return SamplerOutput(
@@ -83,7 +79,7 @@ class SpeechSampler:
 
     def _keys(self, batch: InputBatch, plan: BatchPlan) -> np.ndarray:
         """The noise keys of the rows that draw, [M, S]; the host knows their seeds and positions."""
-        seeds = self._state.tables.limits[batch.idx_mapping_np[plan.drawing], LIMITS["seed_key"]]
+        seeds = self._slots.tables.limits[batch.idx_mapping_np[plan.drawing], LIMITS["seed_key"]]
         positions = (batch.num_computed_tokens_np + batch.num_scheduled_tokens)[plan.drawing]
         return self._draw.keys(seeds.astype(np.int32), positions.astype(np.int32))
 
@@ -104,4 +100,4 @@ class SpeechSampler:
         self._table[slots] = self._arrays.xp.stack([getattr(rows.state, name) for name in STATE], 1)
         if self._segments.script and plan.may_write:
             self._script[slots, entry] = self._arrays.xp.where(entry > 0, token, 0)
-        self._state.readback.publish()
+        self._slots.readback.publish()

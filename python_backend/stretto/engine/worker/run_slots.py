@@ -1,0 +1,83 @@
+"""The worker's run slots: which request fills each, which two are the halves of a pair, and what a batch of them draws.
+
+Nothing here is authoritative: after a preemption the scheduler ships what a slot needs (`SpeechRequestData`).
+"""
+
+import numpy as np
+from vllm.v1.worker.gpu.input_batch import InputBatch
+
+from stretto.engine.request.new_request import SpeechRequestData
+from stretto.engine.request.pairs import partner_of
+from stretto.engine.request.rules import SegmentRules
+from stretto.engine.request.tracker import SegmentTracker
+from stretto.engine.worker.arrays import Arrays
+from stretto.engine.worker.batch import BatchPlan, BatchPlanner, PlanArrays, StepRows
+from stretto.engine.worker.segment_readback import readback_of
+from stretto.engine.worker.slots import LIMITS, SlotTables
+from stretto.streams.segment import Segment
+
+NO_SLOT = -1
+
+
+class RunSlots:
+    """The slot tables, who is in them, and what the host knows of where each stands.
+
+    partner [R] int64: the slot of the other half, NO_SLOT without one. is_unconditional [R] bool.
+    lag: how many steps may be in flight.
+    """
+
+    def __init__(self, tables: SlotTables, rules: SegmentRules, arrays: Arrays, lag: int):
+        self.tables, self.rules, self.arrays = tables, rules, arrays
+        self.readback = readback_of(tables, arrays, lag)
+        self.num_slots = len(tables.state)
+        self.partner = np.full(self.num_slots, NO_SLOT, np.int64)
+        self.is_unconditional = np.zeros(self.num_slots, np.bool_)
+        self.slot_of: dict[str, int] = {}
+        self._planner = BatchPlanner(tables, arrays)
+        self._speaks = np.array([Segment.AUDIO in task.segments for task in rules.family.tasks])
+
+    def fill(self, slot: int, data: SpeechRequestData) -> None:
+        """Put a request into `slot`, at its beginning or, after a preemption, where its reply stood."""
+        params, codes, token_ids = data.params, data.codes, data.prefill_token_ids
+        assert params is not None
+        assert codes is not None
+        assert token_ids is not None
+        tracker = SegmentTracker(self.rules, self.rules.family.task(params.task), params.sampling, data.prompt_len)
+        if not params.is_unconditional:  # the other half's slot says where a pair stands
+            for token_id in token_ids[data.prompt_len :]:
+                tracker.push(token_id)
+        self.tables.stage(slot, params, tracker, codes)
+        self.readback.place(slot, tracker.audio_start)
+        self._link(data.req_id, slot, params.is_unconditional)
+
+    def _link(self, request_id: str, slot: int, is_unconditional: bool) -> None:
+        self._planner.forget()
+        self.slot_of[request_id] = slot
+        self.is_unconditional[slot] = is_unconditional
+        partner = self.slot_of.get(partner_of(request_id), NO_SLOT)
+        self.partner[slot] = partner
+        if partner != NO_SLOT:
+            self.partner[partner] = slot
+
+    def empty(self, request_id: str) -> int:
+        """Take a request out, its partner stands alone from here on; returns its slot, NO_SLOT if it has none."""
+        slot = self.slot_of.pop(request_id, NO_SLOT)
+        if slot != NO_SLOT:
+            self._planner.forget()
+            partner = self.partner[slot]
+            if partner != NO_SLOT:
+                self.partner[partner] = self.partner[slot] = NO_SLOT
+        return slot
+
+    def plan(self, batch: InputBatch) -> tuple[BatchPlan, PlanArrays]:
+        """Which rows of `batch` draw what; a chunk of a prompt that others follow draws nothing."""
+        slots = batch.idx_mapping_np
+        audio_start = self.readback.audio_starts()[slots]
+        may_write = audio_start < 0
+        if self.readback.is_exact:
+            may_speak = ~may_write
+        else:
+            may_speak = ~may_write | self._speaks[self.tables.limits[slots, LIMITS["task"]]]
+        samples = batch.num_computed_tokens_np + batch.num_scheduled_tokens >= batch.prefill_len_np
+        rows = StepRows(slots, samples, may_write, may_speak)
+        return self._planner.plan(rows, self.partner, self.is_unconditional)
