@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import itertools
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -100,14 +99,12 @@ def test_listening_ends_with_the_streams_beside_it() -> None:
         await asyncio.sleep(0.05)
         return [], 1.0
 
-    async def measured() -> tuple[list[float], float]:
-        begun = time.perf_counter()
-        _, answers = await beside(FakeServer().listen, 2, itertools.count(1), speaking())
-        return answers, time.perf_counter() - begun
+    async def listened() -> list[float]:
+        _, answers = await asyncio.wait_for(beside(FakeServer().listen, 2, itertools.count(1), speaking()), 120)
+        return answers
 
-    answers, wall_s = asyncio.run(measured())
+    answers = asyncio.run(listened())
     assert len(set(answers)) == len(answers) >= 2, "no request is asked twice"
-    assert wall_s < 30
 
 
 def test_a_listener_that_is_refused_fails_the_run() -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -192,11 +191,9 @@ async def test_a_failure_is_raised_by_its_kind(serve: Serve, failure: str) -> No
 
 async def test_no_server_is_said_at_once() -> None:
     async with SpeechClient("127.0.0.1:9") as client:
-        started = time.monotonic()
         with pytest.raises(ServerUnavailable, match=r"no server answers at 127\.0\.0\.1:9"):
             await anext(client.speak("a"))
         assert not await client.ready()
-        assert time.monotonic() - started < 5
 
 
 async def test_a_server_that_hangs_up_is_noticed(serve: Serve) -> None:

@@ -1,7 +1,6 @@
 """Files that grow as samples arrive, and players that never block."""
 
 import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -83,15 +82,22 @@ def test_a_player_hears_every_sample_and_its_rate(programs: Path, tmp_path: Path
     assert "-r 16000" in (tmp_path / "args").read_text()
 
 
+def write_often(player: StreamingPlayer) -> None:
+    for _ in range(20):
+        player.write(TONE, 16_000)
+
+
 def test_a_player_that_leaves_or_stalls_holds_nobody_up(programs: Path) -> None:
-    for script in ("exit 1", "sleep 3; exit 1"):
+    may_leave = programs / "may_leave"
+    for script in ("exit 1", f"while [ ! -e {may_leave} ]; do sleep 0.05; done; exit 1"):
         install(programs, "aplay", script)
         player = find_player()
         assert isinstance(player, StreamingPlayer)
-        started = time.monotonic()
-        for _ in range(20):
-            player.write(TONE, 16_000)
-        assert time.monotonic() - started < 2.5
+        writing = threading.Thread(target=write_often, args=(player,), daemon=True)
+        writing.start()
+        writing.join(60)
+        assert not writing.is_alive(), "it waits for the player"
+        may_leave.touch()
         player.close()
 
 
