@@ -43,4 +43,5 @@ EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=3s --start-period=300s --retries=3 \
     CMD ["curl", "--fail", "--silent", "--output", "/dev/null", "http://localhost:8000/v2/health/ready"]
 
-CMD ["python3", "-m", "stretto.serving.command", "--model-repository", "model_repository", "--log-file", "-"]
+# All addresses of the container: whom it is published to, the host decides (compose.yaml).
+CMD ["python3", "-m", "stretto.serving.command", "--model-repository", "model_repository", "--log-file", "-", "--address", "0.0.0.0"]

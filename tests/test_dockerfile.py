@@ -75,6 +75,7 @@ def test_the_command_and_the_health_check_take_signals_directly() -> None:
     arguments = json.loads(command)
     assert arguments[:3] == ["python3", "-m", "stretto.serving.command"]
     assert (ROOT / "scripts" / "serve.py").exists()
+    assert arguments[-2:] == ["--address", "0.0.0.0"], "or else nobody outside the container reaches it"
     (check,) = every("HEALTHCHECK")
     probe = json.loads(check[check.index("CMD") + 3 :])
     assert probe[-1].endswith("/v2/health/ready")
@@ -136,5 +137,5 @@ def test_compose_runs_this_image_with_a_gpu_and_no_privileges() -> None:
     assert "no-new-privileges:true" in text
     assert "privileged: true" not in text
     for port in every("EXPOSE")[0].split():
-        assert f'"{port}:{port}"' in text
+        assert f'"127.0.0.1:{port}:{port}"' in text
     assert int(re.search(r"stop_grace_period: (\d+)s", text).group(1)) > 30, "longer than the launcher drains"

@@ -39,7 +39,8 @@ ALLOWED = {
     "engine/kernels": {"sampling", "errors"},
     "decoder": {"codec", "records", "streams", "config", "errors"},
     "triton_io": {"families", "records", "streams", "config", "errors"},
-    "serving": {"triton_io"},
+    "serving": {"triton_io", "serving/proxy"},
+    "serving/proxy": set(),
 }  # fmt: skip
 LIBRARIES = {
     "vllm": {"engine", "families/model.py"},

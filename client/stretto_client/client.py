@@ -17,6 +17,7 @@ from stretto_client.event import SpeechEvent, is_last, read_event
 from stretto_client.inputs import Audio, audio_inputs, given, options_json, strings
 from stretto_client.regions import Memory
 from stretto_client.ring import RingSize
+from stretto_client.server_key import key_headers
 from stretto_client.sharing import Sharing
 from stretto_client.timeouts import Timeouts
 
@@ -221,7 +222,7 @@ class SpeechClient:
     def _share(self) -> Sharing | None:
         if self._memory is None:
             return None
-        sharing = Sharing(self._memory, self._ring_size)
+        sharing = Sharing(self._memory, self._ring_size, key_headers(self.server))
         self._shared.add(sharing)
         return sharing
 

@@ -50,13 +50,14 @@ class TimedOut(ClientError):
 BY_STATUS: dict[grpc.StatusCode, type[ClientError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: RequestRefused,
     grpc.StatusCode.NOT_FOUND: RequestRefused,
+    grpc.StatusCode.PERMISSION_DENIED: RequestRefused,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ServerUnavailable,
     grpc.StatusCode.UNAVAILABLE: ServerUnavailable,
     grpc.StatusCode.CANCELLED: RequestCancelled,
     grpc.StatusCode.DEADLINE_EXCEEDED: TimedOut,
 }
 
-# An error on a stream is a text without a status. (The header `triton_grpc_error`, which asks for one, makes Triton
-# 2.51 crash on the next error.) The server's models lead it with its kind; the rest are Triton's own words.
+# An error on a stream is a text without a status. The server's models lead it with its kind; the rest is Triton's.
 KINDS: dict[str, type[ClientError]] = {
     "invalid request": RequestRefused,
     "unavailable": ServerUnavailable,
@@ -88,4 +89,6 @@ def from_rpc(error: grpc.RpcError, server: str) -> ClientError:
     message = error.details() or error.code().name
     if error.code() is grpc.StatusCode.UNAVAILABLE and "connect" in message:
         message = f"no server answers at {server} ({message})"
+    if "message larger than max" in message:  # which a stream without room for it is told with the same status
+        return RequestRefused(message)
     return BY_STATUS.get(error.code(), ServerFailed)(message)

@@ -24,11 +24,11 @@ class Region(Protocol):
         """A copy of `byte_size` bytes from `offset` on, uint8."""
         ...
 
-    async def register(self, server: InferenceServerClient) -> None:
-        """Let the server read inputs from it."""
+    async def register(self, server: InferenceServerClient, headers: dict[str, str]) -> None:
+        """Let the server read inputs from it; `headers` open the API for that."""
         ...
 
-    async def unregister(self, server: InferenceServerClient) -> None:
+    async def unregister(self, server: InferenceServerClient, headers: dict[str, str]) -> None:
         """The inverse of `register`."""
         ...
 
@@ -59,13 +59,13 @@ class SystemRegion:
         """See Region."""
         return np.frombuffer(bytes(self._buffer[offset : offset + byte_size]), np.uint8)
 
-    async def register(self, server: InferenceServerClient) -> None:
+    async def register(self, server: InferenceServerClient, headers: dict[str, str]) -> None:
         """See Region."""
-        await server.register_system_shared_memory(self.name, f"/{self.name}", self._byte_size)
+        await server.register_system_shared_memory(self.name, f"/{self.name}", self._byte_size, headers=headers)
 
-    async def unregister(self, server: InferenceServerClient) -> None:
+    async def unregister(self, server: InferenceServerClient, headers: dict[str, str]) -> None:
         """See Region."""
-        await server.unregister_system_shared_memory(self.name)
+        await server.unregister_system_shared_memory(self.name, headers)
 
     def close(self) -> None:
         """See Region."""
@@ -100,14 +100,14 @@ class CudaRegion:
         self._copy(data.ctypes.data, self._address + offset, byte_size)
         return data
 
-    async def register(self, server: InferenceServerClient) -> None:
+    async def register(self, server: InferenceServerClient, headers: dict[str, str]) -> None:
         """See Region."""
         handle = base64.b64encode(self.handle)
-        await server.register_cuda_shared_memory(self.name, handle, self.device, self._byte_size)
+        await server.register_cuda_shared_memory(self.name, handle, self.device, self._byte_size, headers=headers)
 
-    async def unregister(self, server: InferenceServerClient) -> None:
+    async def unregister(self, server: InferenceServerClient, headers: dict[str, str]) -> None:
         """See Region."""
-        await server.unregister_cuda_shared_memory(self.name)
+        await server.unregister_cuda_shared_memory(self.name, headers)
 
     def close(self) -> None:
         """See Region."""

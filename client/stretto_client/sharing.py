@@ -7,10 +7,10 @@ from stretto_client.ring import Ring, RingSize
 
 
 class Sharing:
-    """Made with the request and closed when the utterance is over."""
+    """Made with the request and closed when the utterance is over. `headers` open the server's API for it."""
 
-    def __init__(self, memory: Memory, ring_size: RingSize):
-        self._memory, self._ring_size = memory, ring_size
+    def __init__(self, memory: Memory, ring_size: RingSize, headers: dict[str, str]):
+        self._memory, self._ring_size, self._headers = memory, ring_size, headers
         self.ring: Ring | None = None
         self._regions: list[Region] = []
         self._registered: list[Region] = []
@@ -29,7 +29,7 @@ class Sharing:
     async def register(self, server: InferenceServerClient) -> None:
         """Let the server read from the regions."""
         for region in self._regions:
-            await region.register(server)
+            await region.register(server, self._headers)
             self._registered.append(region)
 
     async def close(self, server: InferenceServerClient) -> None:
@@ -37,7 +37,7 @@ class Sharing:
         registered, self._registered = self._registered, []
         try:
             for region in registered:
-                await region.unregister(server)
+                await region.unregister(server, self._headers)
         finally:
             while self._regions:
                 self._regions.pop().close()

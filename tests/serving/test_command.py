@@ -20,7 +20,7 @@ from tests.ports import free_ports
 # Started as tritonserver is. Aborts as often as the file `aborts` says, or hangs as often as `hangs` does, in the way
 # that `hang` names; otherwise answers "ready" and has a child that is named as a stub is.
 SERVER = """#!{python}
-import http.server, os, pathlib, signal, subprocess, sys, time
+import http.server, os, pathlib, signal, socketserver, subprocess, sys, time
 here = pathlib.Path({here!r})
 with (here / "starts").open("a") as starts:
     starts.write(os.environ["STRETTO_LAUNCH_ID"] + "\\n")
@@ -50,8 +50,12 @@ class Ready(http.server.BaseHTTPRequestHandler):
         self.end_headers()
     def log_message(self, *_):
         pass
-port = next(int(a.split("=")[1]) for a in sys.argv if a.startswith("--http-port="))
-http.server.ThreadingHTTPServer(("127.0.0.1", port), Ready).serve_forever()
+    def address_string(self):
+        return "client"
+class Socket(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    pass
+path = next(a.split("unix:")[1] for a in sys.argv if a.startswith("--http-address="))
+Socket(path, Ready).serve_forever()
 """
 LAUNCH = """
 import sys
@@ -139,7 +143,7 @@ def test_a_server_is_started_watched_and_stopped(launch: Callable[..., Launched]
     server.until(lambda: "ready after" in server.said)
     record = json.loads((tmp_path / "serve.json").read_text())
     assert (record["pid"], record["state"]) == (server.process.pid, "ready")
-    assert len(server.leftovers()) == 2  # the lock and the server's region
+    assert len(server.leftovers()) == 3  # the lock, the server's region, the folder of sockets
     server.process.terminate()
     assert server.process.wait(60) == 0
     assert "drained" in server.said

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+import pytest
 from stretto.serving.config import launch_config, parser
-from stretto.serving.installation import Installation
+from stretto.serving.installation import Installation, LaunchError
 from stretto.serving.leftovers import Launch
 from stretto.serving.server import command_line
 
@@ -33,3 +34,43 @@ def test_unknown_flags_go_to_tritonserver_and_win(tmp_path: Path) -> None:
 def test_a_dash_logs_to_standard_output() -> None:
     config, _ = parse("--log-file", "-")
     assert config.log_file is None
+
+
+def line_of(*arguments: str) -> list[str]:
+    config, _ = parse(*arguments)
+    return command_line(config, Installation(Path("/t")), Launch("7_x", 0, Path("/s")))
+
+
+def test_by_default_triton_listens_at_sockets_of_this_user_and_the_proxy_on_loopback() -> None:
+    config, _ = parse()
+    assert (config.address, config.allowed, config.triton_ports) == ("127.0.0.1", frozenset(), {})
+    addresses = [word for word in line_of() if "-address=" in word]
+    assert addresses == [
+        "--http-address=unix:/s/stretto_launch_7_x.run/http",
+        "--grpc-address=unix:/s/stretto_launch_7_x.run/grpc",
+        "--metrics-address=unix:/s/stretto_launch_7_x.run/metrics",
+    ]
+
+
+def test_an_opened_http_service_keeps_closed_what_else_is_not_opened() -> None:
+    config, _ = parse("--allow", "http", "--address", "0.0.0.0")
+    assert config.triton_ports == {"http": 8000}
+    line = line_of("--allow", "http", "--allow", "trace", "--address", "0.0.0.0")
+    assert "--http-address=0.0.0.0" in line
+    (closed,) = [word for word in line if word.startswith("--http-restricted-api=")]
+    assert closed.startswith("--http-restricted-api=shared-memory,model-repository,logging:stretto-key=")
+    assert len(closed.rpartition("=")[2]) > 40
+    assert "--grpc-address=unix:/s/stretto_launch_7_x.run/grpc" in line
+
+
+@pytest.mark.parametrize("flag", ["--grpc-address=0.0.0.0", "--http-address", "--allow-http=true"])
+def test_flags_of_tritonserver_that_would_open_it_are_refused(flag: str) -> None:
+    with pytest.raises(LaunchError, match=r"^--(grpc-address|http-address|allow-http): say with --address .* --allow"):
+        parse(flag)
+
+
+@pytest.mark.parametrize("flags", [["--address", "host"], ["--allow", "everything"]])
+def test_an_address_or_api_that_there_is_not_is_refused(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(*flags)
+    assert repr(flags[1]) in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -52,10 +53,15 @@ def test_cleaning_ends_our_processes_and_files_and_nobody_elses(tmp_path: Path) 
     for each in (launch, other):
         (tmp_path / f"{each.region_prefix}region").touch()
     launch.drain_file.touch()
+    (launch.folder / "key-8001").touch()
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(launch.http_socket))
     launch.clean()
     assert ours.wait(60) == -signal.SIGKILL
     assert theirs.poll() is None
-    assert {path.name for path in tmp_path.iterdir()} == {
+    assert [path.name for path in launch.folder.iterdir()] == ["key-8001"], "the key stays, the sockets go"
+    assert launch.folder.stat().st_mode & 0o777 == 0o700
+    assert {path.name for path in tmp_path.iterdir()} - {launch.folder.name, other.folder.name} == {
         f"stretto_launch_{launch.id}.lock",
         f"stretto_launch_{other.id}.lock",
         f"{other.region_prefix}region",

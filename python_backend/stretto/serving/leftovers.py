@@ -8,6 +8,7 @@ other containers cannot be seen.
 import fcntl
 import os
 import secrets
+import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,25 @@ class Launch:
         return f"{PREFIX}{self.id}_"
 
     @property
+    def folder(self) -> Path:
+        """Sockets and the key, for this user alone; it stays over restarts."""
+        return _folder(self.id, self.directory)
+
+    @property
+    def http_socket(self) -> Path:
+        """Where Triton's HTTP service listens."""
+        return self.folder / "http"
+
+    @property
+    def metrics_socket(self) -> Path:
+        """Where Triton's page of metrics is."""
+        return self.folder / "metrics"
+
+    def grpc_socket(self, port: int) -> Path:
+        """Where Triton's gRPC service listens, which adds the port to the name that it is given."""
+        return self.folder / f"grpc:{port}"
+
+    @property
     def drain_file(self) -> Path:
         """A file that, while it exists, tells the preprocessor to take no more requests."""
         return self.directory / f"{self.region_prefix}draining"
@@ -42,10 +62,14 @@ class Launch:
         """End the processes and remove the shared memory of this launch's server, which has ended."""
         _remove_launch(self.id, self.directory)
         remove_stale_tables(self.directory)
+        for path in self.folder.iterdir():
+            if path.is_socket():
+                path.unlink()
 
     def close(self) -> None:
         """Clean up and give up the lock: the end of the launcher."""
         self.clean()
+        shutil.rmtree(self.folder)
         _lock_file(self.id, self.directory).unlink(missing_ok=True)
         os.close(self.lock)
 
@@ -57,11 +81,16 @@ def begin_launch(directory: Path = SHARED_MEMORY) -> Launch:
     lock = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
     unlocked.rename(_lock_file(launch_id, directory))
+    _folder(launch_id, directory).mkdir(mode=0o700)
     return Launch(launch_id, lock, directory)
 
 
 def _lock_file(launch_id: str, directory: Path) -> Path:
     return directory / f"{PREFIX}{launch_id}.lock"
+
+
+def _folder(launch_id: str, directory: Path) -> Path:
+    return directory / f"{PREFIX}{launch_id}.run"
 
 
 def sweep(directory: Path = SHARED_MEMORY) -> list[str]:
@@ -74,6 +103,7 @@ def sweep(directory: Path = SHARED_MEMORY) -> list[str]:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _remove_launch(launch_id, directory)
+                shutil.rmtree(_folder(launch_id, directory), ignore_errors=True)
                 path.unlink()
                 swept.append(launch_id)
             finally:

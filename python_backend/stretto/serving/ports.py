@@ -1,7 +1,10 @@
-"""Whether the ports of a server are free."""
+"""Where a server listens: whether its ports are free, and its sockets as addresses."""
 
+import http.client
+import ipaddress
 import socket
 import time
+from pathlib import Path
 
 from stretto.serving.installation import LaunchError
 
@@ -24,3 +27,22 @@ def _is_taken(port: int) -> bool:
         except OSError:
             return True
     return False
+
+
+def reachable(address: str) -> str:
+    """The address at which this host reaches a server that listens at `address`."""
+    return "localhost" if ipaddress.ip_address(address).is_unspecified else address
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP through a Unix socket."""
+
+    def __init__(self, path: Path, timeout_s: float = 2.0) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        """See HTTPConnection."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))

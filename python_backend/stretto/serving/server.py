@@ -3,6 +3,7 @@
 import ctypes
 import http.client
 import os
+import secrets
 import signal
 import subprocess
 import time
@@ -14,7 +15,9 @@ from stretto.serving.config import LaunchConfig
 from stretto.serving.environment import server_environment
 from stretto.serving.installation import Installation, LaunchError
 from stretto.serving.leftovers import Launch
+from stretto.serving.ports import UnixConnection, reachable
 from stretto.serving.processes import Process, Watch, descendants, end_all, has_lost_a_child, waits_for_a_child
+from stretto.serving.proxy.access import CLOSED_APIS, HTTP
 
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
@@ -34,15 +37,34 @@ def command_line(config: LaunchConfig, installation: Installation, launch: Launc
     return [
         str(installation.executable),
         f"--model-repository={config.model_repository}",
-        f"--http-port={config.http_port}",
-        f"--grpc-port={config.grpc_port}",
-        f"--metrics-port={config.metrics_port}",
+        *listening(config, launch),
         "--disable-auto-complete-config",
         "--exit-timeout-secs=10",
         "--backend-config=python,thread-pool-size=32",
         f"--backend-config=python,shm-region-prefix-name={launch.region_prefix}",
         *installation.arguments,
         *config.passed,
+    ]
+
+
+def listening(config: LaunchConfig, launch: Launch) -> list[str]:
+    """Where Triton listens: at sockets in the launch's folder, which only this user may enter.
+
+    With its HTTP service open, what else is closed there is so by a key that nobody is told. Another user of this host
+    can read it in `ps`.
+    """
+    flags = [f"--http-address=unix:{launch.http_socket}"]
+    if HTTP in config.allowed:
+        closed = ",".join(api for api in CLOSED_APIS if api not in config.allowed)
+        flags = [f"--http-address={config.address}"]
+        flags += [f"--http-restricted-api={closed}:stretto-key={secrets.token_urlsafe()}"] if closed else []
+    return [
+        *flags,
+        f"--http-port={config.http_port}",
+        f"--grpc-address=unix:{launch.folder / 'grpc'}",
+        f"--grpc-port={config.grpc_port}",
+        f"--metrics-address=unix:{launch.metrics_socket}",
+        f"--metrics-port={config.metrics_port}",
     ]
 
 
@@ -54,7 +76,7 @@ class Server:
     """A tritonserver process and what it writes. It has its own process group: Ctrl-C reaches the launcher alone."""
 
     def __init__(self, config: LaunchConfig, installation: Installation, launch: Launch) -> None:
-        self._config = config
+        self._config, self._launch = config, launch
         self._started = time.monotonic()
         self._stuck_since: float | None = None
         self._watch: Watch | None = None
@@ -120,13 +142,18 @@ class Server:
 
     def _answers_ready(self) -> bool:
         with suppress(OSError, http.client.HTTPException):
-            connection = http.client.HTTPConnection("localhost", self._config.http_port, timeout=2)
+            connection = self._connection()
             try:
                 connection.request("GET", "/v2/health/ready")
                 return connection.getresponse().status == 200
             finally:
                 connection.close()
         return False
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if HTTP in self._config.allowed:
+            return http.client.HTTPConnection(reachable(self._config.address), self._config.http_port, timeout=2)
+        return UnixConnection(self._launch.http_socket)
 
     def _watch_processes(self) -> Watch:
         """A watch on the server and on the processes that it cannot do without."""

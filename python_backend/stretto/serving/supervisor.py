@@ -12,6 +12,7 @@ from stretto.serving.installation import Installation, LaunchError
 from stretto.serving.leftovers import Launch
 from stretto.serving.ports import wait_for_ports
 from stretto.serving.processes import Process
+from stretto.serving.proxy_process import ProxyProcess
 from stretto.serving.server import AbortedStart, Server
 from stretto.triton_io.draining import is_passing
 
@@ -36,6 +37,16 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
                 signal.signal(number, self._on_signal)
+        wait_for_ports(self._config.ports)
+        self._proxy = ProxyProcess(self._config, self._launch)
+        try:
+            self._serve()
+        finally:
+            self._proxy.stop()
+        say("stopped")
+        return 0
+
+    def _serve(self) -> None:
         while not self._num_signals:
             server = self._start()
             if server is None:
@@ -49,8 +60,6 @@ class Supervisor:
                 server.kill()
                 self._launch.clean()
             self._before_restart(ended)
-        say("stopped")
-        return 0
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._num_signals += 1
@@ -60,7 +69,7 @@ class Supervisor:
         reason = ""
         for attempt in range(1, self._config.start_attempts + 1):
             self._note("starting")
-            wait_for_ports(self._config.ports)
+            wait_for_ports(self._config.triton_ports)
             say(f"starting the server; its log: {self._log}")
             server = Server(self._config, self._installation, self._launch)
             try:
@@ -85,6 +94,7 @@ class Supervisor:
         while not server.is_ready():
             if self._num_signals:
                 return False
+            self._proxy.keep_alive()
             time.sleep(POLL_S)
         self._note("ready")
         ports = ", ".join(f"{name} {port}" for name, port in self._config.ports.items())
@@ -97,6 +107,7 @@ class Supervisor:
             ended = server.wait(POLL_S)
             if ended:
                 return ended
+            self._proxy.keep_alive()
         return []
 
     def _stop(self, server: Server) -> None:
@@ -108,6 +119,7 @@ class Supervisor:
         while quiet < QUIET_POLLS and self._num_signals == 1 and time.monotonic() < deadline:
             is_busy = is_passing(self._launch.drain_file) or num_active_utterances(server.pid) > 0
             quiet = 0 if is_busy else quiet + 1
+            self._proxy.keep_alive()
             time.sleep(POLL_S)
         if quiet < QUIET_POLLS:
             say(f"stopping with {num_active_utterances(server.pid)} streams still open")

@@ -1,0 +1,51 @@
+"""Which calls there are, and who may make them."""
+
+import hmac
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+KEY_HEADER = "triton-grpc-protocol-stretto-key"  # as Triton itself would call the header of a key `stretto-key`
+OPEN = "open"
+MODELS, HTTP = "models", "http"  # the steps of the ensemble called by themselves; Triton's HTTP service instead of ours
+SERVICE = "/inference.GRPCInferenceService/"
+MODEL_INFER, MODEL_STREAM_INFER = f"{SERVICE}ModelInfer", f"{SERVICE}ModelStreamInfer"
+CLOSED_APIS = {
+    "shared-memory": tuple(
+        f"{kind}SharedMemory{action}" for kind in ("System", "Cuda") for action in ("Status", "Register", "Unregister")
+    ),
+    "model-repository": ("RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"),
+    "trace": ("TraceSetting",),
+    "logging": ("LogSettings",),
+}
+OPEN_CALLS = ["ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig"]
+OPEN_CALLS += ["ModelStatistics", "ModelInfer", "ModelStreamInfer"]
+
+CLOSED = (*CLOSED_APIS, MODELS, HTTP)  # by default
+
+# The API of every call that is let through.
+APIS = {SERVICE + call: OPEN for call in OPEN_CALLS} | {"/grpc.health.v1.Health/Check": OPEN}
+APIS |= {SERVICE + call: api for api, calls in CLOSED_APIS.items() for call in calls}
+
+INNER_MODELS = ("preprocessor", "language_model", "acoustic_decoder")
+
+Metadata = Iterable[tuple[str, str | bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The APIs that are open to everybody, and the key that opens the others to who knows it."""
+
+    key: str
+    allowed: frozenset[str]
+
+    def admits(self, api: str, metadata: Metadata) -> bool:
+        """Whether a call with this metadata may use the API."""
+        if api == OPEN or api in self.allowed:
+            return True
+        given = next((value for name, value in metadata if name == KEY_HEADER), "")
+        return isinstance(given, str) and hmac.compare_digest(given.encode(), self.key.encode())
+
+
+def refusal(api: str) -> str:
+    """What a caller is told who may not use the API."""
+    return f"the {api} API is closed: start the server with --allow {api}, or send its key in the header {KEY_HEADER}"

@@ -1,0 +1,133 @@
+"""The gRPC port: calls are passed on to Triton as bytes, one by one, and its answers back."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from tritonclient.grpc.service_pb2 import ModelStreamInferResponse
+
+from stretto.serving.proxy import access
+from stretto.serving.proxy.access import MODEL_INFER, MODEL_STREAM_INFER, Access, Metadata
+from stretto.serving.proxy.infer_request import BadRequest, read_infer_request
+from stretto.serving.proxy.shared_memory import check_registration
+
+# Triton 2.51 reads memory that it has freed when a stream with this header ends with an error.
+DROPPED_HEADERS = {"triton_grpc_error"}
+MAX_SMALL_BYTES = 1 << 16  # of a call that is open to everybody and no inference: it carries names
+MAX_CALLS = 4096
+SERVER_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.so_reuseport", 0),  # or else a second server could take the port without a word
+]
+TRITON_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_retries", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+]
+GONE = ("unix:", "ocket closed", "onnection reset", "roken pipe")  # in gRPC's words for a server that is not there
+
+Context = Any  # grpc.aio.ServicerContext, of bytes
+Check = Callable[[bytes], None]
+
+
+class GrpcProxy(grpc.GenericRpcHandler):
+    """Passes on the calls that `access` admits, as far as they are sound."""
+
+    def __init__(self, triton: grpc.aio.Channel, allowed: Access) -> None:
+        self._access = allowed
+        self._infer = triton.stream_stream(MODEL_STREAM_INFER)
+        self._unary = {method: triton.unary_unary(method) for method in access.APIS if method != MODEL_STREAM_INFER}
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        """The handler of a call; None for one that there is not."""
+        method = details.method
+        if method == MODEL_STREAM_INFER:
+            return grpc.stream_stream_rpc_method_handler(self._stream)
+        return grpc.unary_unary_rpc_method_handler(self._call(method)) if method in access.APIS else None
+
+    def _call(self, method: str) -> Callable[[bytes, Context], Awaitable[bytes]]:
+        api = access.APIS[method]
+
+        async def answer(request: bytes, context: Context) -> bytes:
+            metadata = context.invocation_metadata() or ()
+            if not self._access.admits(api, metadata):
+                await context.abort(grpc.StatusCode.PERMISSION_DENIED, access.refusal(api))
+            try:
+                if method == MODEL_INFER:
+                    self._check_infer(request, metadata)
+                elif api == access.OPEN and len(request) > MAX_SMALL_BYTES:
+                    raise BadRequest(f"request: expected at most {MAX_SMALL_BYTES} bytes, got {len(request)}")
+                check_registration(method, request)
+                return await self._unary[method](request, metadata=_passed_on(metadata))
+            except BadRequest as error:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            except grpc.aio.AioRpcError as error:
+                await context.abort(error.code(), _details(error))
+            raise AssertionError("abort raises")
+
+        return answer
+
+    async def _stream(self, requests: AsyncIterator[bytes], context: Context) -> None:
+        metadata = context.invocation_metadata() or ()
+        call = self._infer(metadata=_passed_on(metadata))
+        stream = _Stream(call, context)
+        feeding = asyncio.create_task(stream.feed(requests, lambda request: self._check_infer(request, metadata)))
+        try:
+            await stream.answer()
+        except grpc.aio.AioRpcError as error:
+            await context.abort(error.code(), _details(error))
+        finally:
+            feeding.cancel()
+            call.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)  # it fails where the call does, which was told
+
+    def _check_infer(self, data: bytes, metadata: Metadata) -> None:
+        request = read_infer_request(data)
+        model = request.head.model_name
+        if model in access.INNER_MODELS and not self._access.admits(access.MODELS, metadata):
+            raise BadRequest(f"model_name: {access.refusal(access.MODELS)}", request.head.id)
+
+
+class _Stream:
+    """A client's stream beside the one to Triton that answers it."""
+
+    def __init__(self, call: Any, context: Context) -> None:
+        self._call, self._context = call, context
+        self._writing = asyncio.Lock()
+
+    async def feed(self, requests: AsyncIterator[bytes], check: Check) -> None:
+        """Pass sound requests on to the end; answer the others here, as Triton does, and leave the stream open."""
+        async for request in requests:
+            try:
+                check(request)
+            except BadRequest as error:
+                response = ModelStreamInferResponse(error_message=str(error))
+                response.infer_response.id = error.request_id
+                await self._write(response.SerializeToString())
+            else:
+                await self._call.write(request)
+        await self._call.done_writing()
+
+    async def answer(self) -> None:
+        """Pass Triton's responses back to the end; AioRpcError where Triton ends otherwise."""
+        async for response in self._call:
+            await self._write(response)
+
+    async def _write(self, response: bytes) -> None:
+        async with self._writing:
+            await self._context.write(response)
+
+
+def _passed_on(metadata: Metadata) -> tuple[tuple[str, str | bytes], ...]:
+    return tuple((name, value) for name, value in metadata if name not in DROPPED_HEADERS)
+
+
+def _details(error: grpc.aio.AioRpcError) -> str:
+    details = error.details() or ""
+    if error.code() is grpc.StatusCode.UNAVAILABLE and any(words in details for words in GONE):
+        return "unavailable: the server is starting"
+    return details

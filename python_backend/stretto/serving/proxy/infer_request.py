@@ -1,0 +1,140 @@
+"""A look into an inference request, as bytes on their way to Triton.
+
+Triton and the numpy of its stubs trust the shapes they are given: a dimension below zero, or a product that overflows,
+ends a stub. So here a tensor must be as large as its shape says. The tensors' bytes are not copied, only measured.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+from tritonclient.grpc.service_pb2 import ModelInferRequest
+
+MAX_HEAD_BYTES = 1 << 20
+MAX_RANK = 8
+MAX_ELEMENTS = 1 << 31
+MAX_STRINGS = 4096  # each becomes an object
+SHOWN = 64  # characters of a name in an error
+NUM_FIELDS, RAW_CONTENTS = 7, 7
+VARINT, LENGTH_DELIMITED = 0, 2
+
+# Bytes of an element; a string has its length before it.
+SIZES = {"BOOL": 1, "UINT8": 1, "INT8": 1, "UINT16": 2, "INT16": 2, "FP16": 2, "BF16": 2}
+SIZES |= {"UINT32": 4, "INT32": 4, "FP32": 4, "UINT64": 8, "INT64": 8, "FP64": 8}
+STRING, STRING_HEAD = "BYTES", 4
+
+
+class BadRequest(Exception):
+    """A request that Triton must not see; the message names the field, what was expected and what came.
+
+    request_id: as its sender has called it, where that could be read.
+    """
+
+    def __init__(self, message: str, request_id: str = "") -> None:
+        super().__init__(message)
+        self.request_id = request_id
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """A request without its tensors' bytes, and how many bytes each tensor has."""
+
+    head: ModelInferRequest
+    raw_sizes: tuple[int, ...]
+
+
+def read_infer_request(data: bytes) -> InferRequest:
+    """The request in `data`; BadRequest for one that is none, or whose tensors are not as large as they say."""
+    head, raw_sizes = bytearray(), []
+    for number, start, content, end in _fields(data):
+        if number == RAW_CONTENTS:
+            raw_sizes.append(end - content)
+            continue
+        if len(head) + end - start > MAX_HEAD_BYTES:
+            raise BadRequest(f"request: expected at most {MAX_HEAD_BYTES} bytes beside raw_input_contents, got more")
+        head += data[start:end]
+    try:
+        request = InferRequest(ModelInferRequest.FromString(bytes(head)), tuple(raw_sizes))
+    except DecodeError:
+        raise BadRequest("request: expected a ModelInferRequest, got bytes that are none") from None
+    try:
+        _check_tensors(request)
+    except BadRequest as error:
+        raise BadRequest(str(error), request.head.id) from None
+    return request
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Of every field of the message: its number, and where its tag, its content and the next field begin."""
+    at = 0
+    while at < len(data):
+        number, kind = data[at] >> 3, data[at] & 7
+        if not 1 <= number <= NUM_FIELDS or kind != LENGTH_DELIMITED:
+            raise BadRequest(f"request: expected a ModelInferRequest, got field {number} of type {kind}")
+        size, content = _varint(data, at + 1)
+        if content + size > len(data):
+            raise BadRequest(f"request: expected {size} bytes of field {number}, got {len(data) - content}")
+        yield number, at, content, content + size
+        at = content + size
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number at `at`, and where it ends."""
+    value = 0
+    for place, byte in enumerate(data[at : at + 10]):
+        value |= (byte & 0x7F) << 7 * place
+        if byte < 0x80:
+            return value, at + place + 1
+    raise BadRequest("request: expected a ModelInferRequest, got a length without an end")
+
+
+def _check_tensors(request: InferRequest) -> None:
+    for output in request.head.outputs:
+        if "classification" in output.parameters:  # of strings it ends Triton 2.51
+            raise BadRequest(f"outputs.{output.name[:SHOWN]}: expected no classification, which none of these have")
+    raw_sizes = iter(request.raw_sizes)
+    for tensor in request.head.inputs:
+        name = f"inputs.{tensor.name[:SHOWN]}"
+        count = _num_elements(name, tensor.shape)
+        if "shared_memory_region" in tensor.parameters:
+            size = tensor.parameters["shared_memory_byte_size"].int64_param
+            if min(size, tensor.parameters["shared_memory_offset"].int64_param) < 0:
+                raise BadRequest(f"{name}: expected an offset and a size in shared memory >= 0, got one below")
+        elif tensor.HasField("contents"):
+            _check_contents(name, tensor, count)
+            continue
+        else:
+            size = next(raw_sizes, -1)
+            if size < 0:
+                raise BadRequest(f"{name}: expected its bytes in raw_input_contents, got {len(request.raw_sizes)}")
+        _check_size(name, tensor.datatype, count, size)
+    if next(raw_sizes, None) is not None:
+        raise BadRequest(f"raw_input_contents: expected one for each input, got {len(request.raw_sizes)}")
+
+
+def _num_elements(name: str, shape: list[int]) -> int:
+    if len(shape) > MAX_RANK:
+        raise BadRequest(f"{name}: expected a shape of at most {MAX_RANK} dimensions, got {len(shape)}")
+    if min(shape, default=0) < 0 or math.prod(size or 1 for size in shape) >= MAX_ELEMENTS:  # numpy counts a 0 so, too
+        raise BadRequest(f"{name}: expected a shape of fewer than 2^31 elements, got {list(shape)}")
+    return math.prod(shape)
+
+
+def _check_contents(name: str, tensor: ModelInferRequest.InferInputTensor, count: int) -> None:
+    came = sum(len(values) for _, values in tensor.contents.ListFields())
+    if came != count:
+        raise BadRequest(f"{name}: expected {count} elements for shape {list(tensor.shape)}, got {came}")
+
+
+def _check_size(name: str, datatype: str, count: int, size: int) -> None:
+    if datatype == STRING:
+        if count > MAX_STRINGS:
+            raise BadRequest(f"{name}: expected at most {MAX_STRINGS} strings, got {count}")
+        if size < STRING_HEAD * count:
+            raise BadRequest(f"{name}: expected {count} strings, with a length before each, got {size} bytes")
+    elif datatype not in SIZES:
+        raise BadRequest(f"{name}: expected a datatype of Triton's, got {datatype[:SHOWN]!r}")
+    elif size != SIZES[datatype] * count:
+        expected = SIZES[datatype] * count
+        raise BadRequest(f"{name}: expected {expected} bytes for {count} elements of {datatype}, got {size}")

@@ -1,0 +1,134 @@
+"""The HTTP ports: readiness, and the metrics page. Of a request, its first line is read and nothing else."""
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+MAX_HEAD_BYTES = 8192
+MAX_CONNECTIONS = 256
+MAX_PAGE_BYTES = 1 << 24
+REQUEST_S, ANSWER_S, LINGER_S = 5.0, 5.0, 0.5
+CLOSED = "Triton's HTTP service is closed: use gRPC, or start the server with --allow http"
+MODEL_READY = re.compile(r"/v2/models/([^/?]{1,128})(?:/versions/(\d{1,18}))?/ready")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """An answer over HTTP."""
+
+    status: HTTPStatus
+    body: bytes = b""
+    content_type: str = "application/json"
+
+
+Pages = Callable[[str], Awaitable[Page]]
+
+
+def error_page(status: HTTPStatus, message: str) -> Page:
+    """An error as Triton's HTTP service writes it."""
+    return Page(status, json.dumps({"error": message}).encode())
+
+
+class Readiness:
+    """Whether the server and a model are ready, as Triton says over gRPC."""
+
+    def __init__(self, triton: grpc.aio.Channel) -> None:
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(triton)
+
+    async def __call__(self, path: str) -> Page:
+        """The page at `path`."""
+        model = MODEL_READY.fullmatch(path)
+        try:
+            if path == "/v2/health/live":
+                answer = await self._stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=ANSWER_S)
+                return _yes_or_no(answer.live)
+            if path == "/v2/health/ready":
+                answer = await self._stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=ANSWER_S)
+                return _yes_or_no(answer.ready)
+            if model:
+                request = service_pb2.ModelReadyRequest(name=model[1], version=model[2] or "")
+                return _yes_or_no((await self._stub.ModelReady(request, timeout=ANSWER_S)).ready)
+        except grpc.aio.AioRpcError:
+            return _yes_or_no(False)
+        return error_page(HTTPStatus.NOT_FOUND, CLOSED)
+
+
+def _yes_or_no(answer: bool) -> Page:
+    return Page(HTTPStatus.OK if answer else HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+class MetricsPage:
+    """Triton's page of metrics, which it serves at a Unix socket."""
+
+    def __init__(self, socket: str) -> None:
+        self._socket = socket
+
+    async def __call__(self, path: str) -> Page:
+        """The page at `path`."""
+        if path != "/metrics":
+            return error_page(HTTPStatus.NOT_FOUND, "the page of metrics is /metrics")
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                return Page(HTTPStatus.OK, await self._fetch(path), "text/plain; charset=utf-8")
+        except (OSError, EOFError):  # a time-out is one of the first
+            return error_page(HTTPStatus.SERVICE_UNAVAILABLE, "the server is starting")
+
+    async def _fetch(self, path: str) -> bytes:
+        reader, writer = await asyncio.open_unix_connection(self._socket, limit=MAX_PAGE_BYTES)
+        try:
+            writer.write(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+            return await (reader.readexactly(int(length[1])) if length else reader.read())
+        finally:
+            writer.close()
+
+
+class PageServer:
+    """Answers one GET a connection, from `pages`."""
+
+    def __init__(self, pages: Pages) -> None:
+        self._pages = pages
+        self._num_open = 0
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve a connection."""
+        self._num_open += 1
+        try:
+            if self._num_open <= MAX_CONNECTIONS:
+                with suppress(OSError):  # a client that went away, or takes too long
+                    async with asyncio.timeout(REQUEST_S + ANSWER_S):
+                        await self._serve(reader, writer)
+        finally:
+            self._num_open -= 1
+            writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        page = await self._answer(reader)
+        head = f"HTTP/1.1 {page.status.value} {page.status.phrase}\r\nContent-Type: {page.content_type}\r\n"
+        writer.write(f"{head}Content-Length: {len(page.body)}\r\nConnection: close\r\n\r\n".encode() + page.body)
+        await writer.drain()
+        writer.write_eof()
+        with suppress(TimeoutError):  # a reset instead of an end would take the answer from a client that still sends
+            async with asyncio.timeout(LINGER_S):
+                await reader.read(MAX_HEAD_BYTES)
+
+    async def _answer(self, reader: asyncio.StreamReader) -> Page:
+        try:
+            async with asyncio.timeout(REQUEST_S):
+                head = await reader.readuntil(b"\r\n\r\n")
+        except (asyncio.LimitOverrunError, asyncio.IncompleteReadError):
+            return error_page(HTTPStatus.BAD_REQUEST, f"expected a request's head of at most {MAX_HEAD_BYTES} bytes")
+        words = head.partition(b"\r\n")[0].decode("latin-1").split(" ")
+        if len(words) != 3 or not words[2].startswith("HTTP/1."):
+            return error_page(HTTPStatus.BAD_REQUEST, "expected a request of HTTP/1.1")
+        if words[0] != "GET":
+            return error_page(HTTPStatus.METHOD_NOT_ALLOWED, CLOSED)
+        return await self._pages(words[1].partition("?")[0])

@@ -1,0 +1,77 @@
+"""The proxy in front of Triton, as the launcher keeps it: one process for the whole launch, over Triton's restarts."""
+
+import os
+import secrets
+import subprocess
+import sys
+from contextlib import suppress
+from typing import IO
+
+from stretto.serving.config import LaunchConfig
+from stretto.serving.installation import LaunchError
+from stretto.serving.leftovers import Launch
+from stretto.serving.proxy.access import HTTP
+from stretto.serving.proxy.config import LISTENING, ProxyConfig
+
+STOP_S = 5.0
+
+
+class ProxyProcess:
+    """Started, and started again when it ends; it ends with its standard input, so also with the launcher."""
+
+    def __init__(self, config: LaunchConfig, launch: Launch) -> None:
+        self._log_file = config.log_file
+        self._config = ProxyConfig(
+            address=config.address,
+            grpc_port=config.grpc_port,
+            metrics_port=config.metrics_port,
+            http_port=None if HTTP in config.allowed else config.http_port,
+            triton_grpc=str(launch.grpc_socket(config.grpc_port)),
+            triton_metrics=str(launch.metrics_socket),
+            key=secrets.token_urlsafe(),
+            allowed=tuple(sorted(config.allowed)),
+            max_request_bytes=config.max_request_bytes,
+        )
+        write_key(launch, config.grpc_port, self._config.key)
+        self._start()
+
+    def _start(self) -> None:
+        """Start it and wait until it listens; LaunchError where it cannot."""
+        log: IO[bytes] | None = None if self._log_file is None else self._log_file.open("ab")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "stretto.serving.proxy"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+        if log is not None:
+            log.close()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(self._config.to_json() + "\n")
+            self._process.stdin.flush()
+        said = self._process.stdout.readline().strip()
+        if said != LISTENING:
+            self.stop()
+            raise LaunchError(said or "the proxy ended as it started; see the log")
+
+    def keep_alive(self) -> None:
+        """Start it again where it has ended; where it cannot listen now, the next call tries again."""
+        if self._process.poll() is not None:
+            with suppress(LaunchError):
+                self._start()
+
+    def stop(self) -> None:
+        """Let it send what is complete, and end."""
+        with suppress(BrokenPipeError):
+            self._process.communicate(timeout=STOP_S)
+
+
+def write_key(launch: Launch, grpc_port: int, key: str) -> None:
+    """Leave the key where clients of the same user find it by the server's port."""
+    descriptor = os.open(launch.folder / f"key-{grpc_port}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(key)

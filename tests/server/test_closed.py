@@ -1,0 +1,105 @@
+"""What a stranger may send: no request ends a process of the server, and nothing is open that should be shut."""
+
+import json
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from stretto.serving.processes import descendants
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from tests.server.conftest import Server
+
+pytestmark = pytest.mark.server
+
+WAIT_S = 60
+TEXT = ("text", "BYTES", [1], struct.pack("<I", 2) + b"hi")
+
+
+def infer(model: str, *tensors: tuple[str, str, list[int], bytes], classified: bool = False) -> Any:
+    request = service_pb2.ModelInferRequest(model_name=model)
+    for name, datatype, shape, raw in tensors:
+        request.inputs.add(name=name, datatype=datatype, shape=shape)
+        request.raw_input_contents.append(raw)
+    if classified:
+        request.outputs.add(name="event").parameters["classification"].int64_param = 3
+    return request
+
+
+def over_grpc(server: Server, request: Any, *metadata: tuple[str, str]) -> str:
+    """All that came back, as text."""
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc}", [("grpc.max_send_message_length", -1)]) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        try:
+            return str(list(stub.ModelStreamInfer(iter([request]), timeout=WAIT_S, metadata=metadata)))
+        except grpc.RpcError as error:
+            return str(error.details())
+
+
+def over_http(server: Server, path: str, body: bytes) -> str:
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", server.http), timeout=WAIT_S) as connection:
+        try:
+            connection.sendall(head + body)
+            return connection.recv(4096).decode()
+        except OSError as error:  # refused before it was sent
+            return repr(error)
+
+
+PCM = ("pcm_in", "FP32")
+VAST = json.dumps({"inputs": [{"name": "pcm_in", "datatype": "FP32", "shape": [10**15], "data": [0.0]}]}).encode()
+DEEP = b'{"text":' + b"[" * 5_000_000
+CRASHING_HEADER = ("triton_grpc_error", "true")
+ATTACKS: dict[str, Callable[[Server], str]] = {
+    "a dimension below zero": lambda s: over_grpc(s, infer("speech", (*PCM, [-(2**63)], b""))),
+    "a shape that overflows": lambda s: over_grpc(s, infer("acoustic_decoder", ("codes", "INT32", [2**62, 4], b""))),
+    "a shape over HTTP": lambda s: over_http(s, "/v2/models/preprocessor/infer", VAST),
+    "nested JSON over HTTP": lambda s: over_http(s, "/v2/models/speech/generate_stream", DEEP),
+    "nested JSON for the log": lambda s: over_http(s, "/v2/logging", DEEP),
+    "a classification of strings": lambda s: over_grpc(s, infer("speech", TEXT, classified=True)),
+    "an error and the header for its status": lambda s: over_grpc(s, infer("speech"), CRASHING_HEADER),
+    "a length that lies": lambda s: over_grpc(s, infer("speech", ("text", "BYTES", [1], b"\xff\xff\xff\xffx"))),
+    "ten million files": lambda s: over_grpc(s, infer("speech", ("audio", "BYTES", [10**7], bytes(4 * 10**7)))),
+    "100 MB of text": lambda s: over_grpc(s, infer("speech", ("text", "BYTES", [1], bytes(10**8)))),
+}
+
+
+def processes_of(server: Server) -> set[int]:
+    return {server.pid} | {process.pid for process in descendants(server.pid) if process.is_worker}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_no_request_ends_a_process(server: Server, name: str) -> None:
+    before = processes_of(server)
+    answer = ATTACKS[name](server)
+    assert answer, "answered"
+    assert "unavailable: the server is starting" not in answer
+    spoken = server.ask({"seed": 1, "max_audio_s": 0.5}, text="hello")
+    assert spoken.error is None
+    assert processes_of(server) == before
+
+
+def test_the_flow_table_cannot_be_registered_as_shared_memory(server: Server) -> None:
+    table = server.table()
+    request = service_pb2.SystemSharedMemoryRegisterRequest(name="mine", key=f"/{table.path.name}", byte_size=4096)
+    (key,) = Path("/dev/shm").glob(f"stretto_launch_*.run/key-{server.grpc}")
+    assert key.stat().st_mode & 0o777 == 0o600
+    for metadata in ([], [("triton-grpc-protocol-stretto-key", key.read_text())]):
+        with grpc.insecure_channel(f"127.0.0.1:{server.grpc}") as channel, pytest.raises(grpc.RpcError) as refused:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            stub.SystemSharedMemoryRegister(request, timeout=WAIT_S, metadata=metadata)
+        assert "API is closed" in refused.value.details() or "prefix is for the server's own" in refused.value.details()
+    table.close()
+
+
+def test_the_ports_listen_on_loopback_and_the_key_is_on_no_command_line(server: Server) -> None:
+    listening = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    addresses = {int(words[1][9:], 16): words[1][:8] for words in listening if words[3] == "0A"}
+    assert {addresses[port] for port in (server.http, server.grpc, server.metrics)} == {"0100007F"}
+    (key,) = Path("/dev/shm").glob(f"stretto_launch_*.run/key-{server.grpc}")
+    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert not [line for line in lines if key.read_bytes() in line]

@@ -1,0 +1,48 @@
+"""A proxy in this process, before a server that answers as Triton does."""
+
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from stretto.serving.proxy.__main__ import grpc_server
+from stretto.serving.proxy.config import ProxyConfig
+
+from tests.client.fake_server import Chunk, FakeServer
+from tests.ports import free_ports
+
+KEY = "the key of this start"
+
+
+class Proxied:
+    """A fake Triton and the address of the proxy before it."""
+
+    def __init__(self, triton: FakeServer, address: str) -> None:
+        self.triton, self.address = triton, address
+
+
+def proxy_config(*allowed: str) -> ProxyConfig:
+    ports = free_ports(3)
+    return ProxyConfig("127.0.0.1", *ports, "/no/grpc", "/no/metrics", KEY, allowed, 1_000_000)
+
+
+async def proxied(*allowed: str) -> AsyncIterator[Proxied]:
+    triton = FakeServer(lambda _: [Chunk(0, text="a cat"), Chunk(1, is_final=True, is_last=True)])
+    config = proxy_config(*allowed)
+    async with grpc.aio.insecure_channel(await triton.start()) as channel:
+        server = grpc_server(config, channel)
+        await server.start()
+        yield Proxied(triton, f"127.0.0.1:{config.grpc_port}")
+        await server.stop(0)
+    await triton.server.stop(0)
+
+
+@pytest.fixture
+async def proxy() -> AsyncIterator[Proxied]:
+    async for each in proxied():
+        yield each
+
+
+@pytest.fixture
+async def open_proxy() -> AsyncIterator[Proxied]:
+    async for each in proxied("shared-memory", "models"):
+        yield each

@@ -1,0 +1,135 @@
+"""What passes through to Triton, and what does not."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+import grpc
+import pytest
+from stretto.serving.proxy.__main__ import grpc_server
+from stretto.serving.proxy.access import KEY_HEADER
+from stretto_client import RequestRefused, ServerUnavailable, SpeechClient
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from tests.client.fake_server import Chunk, Pause
+from tests.serving.proxy.conftest import KEY, Proxied, proxy_config
+
+TEXT = b"\x02\0\0\0hi"
+WAIT_S = 60
+
+
+def request(model: str = "speech", shape: Iterable[int] = (1,), raw: bytes = TEXT) -> service_pb2.ModelInferRequest:
+    made = service_pb2.ModelInferRequest(model_name=model, id=f"{list(shape)}")
+    made.inputs.add(name="text", datatype="BYTES", shape=shape)
+    made.raw_input_contents.append(raw)
+    return made
+
+
+async def answers(address: str, *requests: Any, metadata: Any = None) -> list[service_pb2.ModelStreamInferResponse]:
+    async with grpc.aio.insecure_channel(address) as channel, asyncio.timeout(WAIT_S):
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        return [answer async for answer in stub.ModelStreamInfer(iter(requests), metadata=metadata)]
+
+
+async def call(address: str, method: str, message: Any, metadata: Any = None) -> Any:
+    async with grpc.aio.insecure_channel(address) as channel, asyncio.timeout(WAIT_S):
+        return await getattr(service_pb2_grpc.GRPCInferenceServiceStub(channel), method)(message, metadata=metadata)
+
+
+async def test_a_stream_passes_through_both_ways(proxy: Proxied) -> None:
+    async with SpeechClient(proxy.address) as client:
+        assert await client.ready()
+        events = [event async for event in client.speak("hello")]
+    assert [event.text for event in events] == ["a cat", ""]
+    assert events[-1].is_final
+    assert proxy.triton.requests[0]["text"] == b"hello"
+
+
+async def test_the_header_that_crashes_triton_does_not_reach_it(proxy: Proxied) -> None:
+    await answers(proxy.address, request(), metadata=[("triton_grpc_error", "true"), ("traceparent", "00-1")])
+    (metadata,) = proxy.triton.metadata
+    assert "triton_grpc_error" not in metadata
+    assert metadata["traceparent"] == "00-1"
+
+
+async def test_an_unsound_request_is_answered_and_its_stream_goes_on(proxy: Proxied) -> None:
+    came = await answers(proxy.address, request(shape=[-1]), request(shape=[2**62, 4]), request())
+    refused = [answer for answer in came if answer.error_message]
+    assert [answer.infer_response.id for answer in refused] == ["[-1]", "[4611686018427387904, 4]"]
+    assert "inputs.text: expected a shape of fewer than 2^31 elements, got [-1]" in refused[0].error_message
+    assert len(came) - len(refused) == 2
+    assert len(proxy.triton.requests) == 1
+
+
+async def test_a_client_that_leaves_cancels_what_triton_does(proxy: Proxied) -> None:
+    proxy.triton.script = lambda _: [Chunk(0), Pause(600)]
+    async with SpeechClient(proxy.address) as client:
+        stream = client.speak("hello")
+        await anext(stream)
+        await stream.aclose()
+        await asyncio.wait_for(proxy.triton.cancelled.wait(), WAIT_S)
+
+
+@pytest.mark.parametrize("model", ["preprocessor", "language_model", "acoustic_decoder"])
+async def test_the_steps_of_the_ensemble_are_for_holders_of_the_key(proxy: Proxied, model: str) -> None:
+    (refused,) = await answers(proxy.address, request(model))
+    assert "the models API is closed: start the server with --allow models" in refused.error_message
+    assert len(await answers(proxy.address, request(model), metadata=[(KEY_HEADER, KEY)])) == 2
+    assert [each["model"] for each in proxy.triton.requests] == [model]
+
+
+@pytest.mark.parametrize("method", ["SystemSharedMemoryRegister", "RepositoryModelLoad", "TraceSetting", "LogSettings"])
+async def test_a_closed_call_needs_the_key(proxy: Proxied, method: str) -> None:
+    kind = "TraceSettingRequest" if method == "TraceSetting" else f"{method}Request"
+    message = getattr(service_pb2, kind)()
+    for metadata in (None, [(KEY_HEADER, KEY[:-1])], [(KEY_HEADER, "")], [("authorization", KEY)]):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call(proxy.address, method, message, metadata)
+        assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        assert "API is closed: start the server with --allow " in refused.value.details()
+    with pytest.raises(grpc.aio.AioRpcError) as passed:  # the fake Triton has no such call, or no such memory
+        await call(proxy.address, method, message, [(KEY_HEADER, KEY)])
+    assert passed.value.code() in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNKNOWN)
+
+
+async def test_an_opened_api_needs_none(open_proxy: Proxied) -> None:
+    assert len(await answers(open_proxy.address, request("preprocessor"))) == 2
+
+
+@pytest.mark.parametrize("name", ["/stretto_flow_7_x", "//stretto_launch_7_x", "triton_python_backend_shm_region_1"])
+async def test_the_servers_own_memory_cannot_be_registered(open_proxy: Proxied, name: str) -> None:
+    message = service_pb2.SystemSharedMemoryRegisterRequest(name="a", key=name, byte_size=8)
+    for metadata in (None, [(KEY_HEADER, KEY)]):
+        with pytest.raises(grpc.aio.AioRpcError, match="key: expected a segment of the client's"):
+            await call(open_proxy.address, "SystemSharedMemoryRegister", message, metadata)
+    assert not open_proxy.triton.regions
+
+
+async def test_a_message_over_the_limit_is_refused_and_nobody_else(proxy: Proxied) -> None:
+    async with SpeechClient(proxy.address) as client:
+        with pytest.raises(RequestRefused, match=r"larger than max \(\d+ vs\. 1000000\)"):
+            [event async for event in client.transcribe(b"x" * 2_000_000)]
+        assert [event async for event in client.speak("hello")][-1].is_final
+    name = service_pb2.ModelReadyRequest(name="x" * 70_000)
+    with pytest.raises(grpc.aio.AioRpcError, match="at most 65536 bytes, got 7000"):
+        await call(proxy.address, "ModelReady", name)
+
+
+async def test_without_triton_the_server_is_starting() -> None:
+    config = proxy_config()
+    async with grpc.aio.insecure_channel("unix:/no/such/socket") as nobody:
+        server = grpc_server(config, nobody)
+        await server.start()
+        async with SpeechClient(f"127.0.0.1:{config.grpc_port}") as client, asyncio.timeout(WAIT_S):
+            assert not await client.ready()
+            with pytest.raises(ServerUnavailable, match=r"^unavailable: the server is starting$"):
+                [event async for event in client.speak("hello")]
+        await server.stop(0)
+
+
+async def test_a_taken_port_is_not_shared(proxy: Proxied) -> None:
+    async with grpc.aio.insecure_channel("unix:/no/such/socket") as nobody:
+        taken = int(proxy.address.rpartition(":")[2])
+        config = type(proxy_config())("127.0.0.1", taken, 1, 2, "", "", KEY, (), 1)
+        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{taken}"):
+            grpc_server(config, nobody)

@@ -1,0 +1,82 @@
+"""Requests are sound, or refused before Triton sees them."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stretto.serving.proxy.infer_request import SIZES, BadRequest, read_infer_request
+from tritonclient.grpc.service_pb2 import ModelInferRequest
+
+
+def message(shape: list[int], raw: bytes | None, datatype: str = "FP32", **contents: list[float]) -> bytes:
+    request = ModelInferRequest(model_name="speech", id="7")
+    tensor = request.inputs.add(name="pcm_in", datatype=datatype, shape=shape)
+    if contents:
+        tensor.contents.CopyFrom(type(tensor.contents)(**contents))
+    if raw is not None:
+        request.raw_input_contents.append(raw)
+    return request.SerializeToString()
+
+
+def classified() -> bytes:
+    request = ModelInferRequest(model_name="speech")
+    request.outputs.add(name="event").parameters["classification"].int64_param = 3
+    return request.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (message([-1], b""), r"inputs.pcm_in: expected a shape of fewer than 2\^31 elements, got \[-1\]"),
+        (message([-(2**63)], b""), r"got \[-9223372036854775808\]"),
+        (message([2**62, 4], b""), "fewer than 2"),
+        (message([2**32, 2**32], b""), "fewer than 2"),
+        (message([0, 2**62], b""), "fewer than 2"),
+        (message([10**15], b"\0" * 96), "fewer than 2"),
+        (message([1] * 1000, b"\0" * 4), "at most 8 dimensions, got 1000"),
+        (message([4], b"\0" * 15), "16 bytes for 4 elements of FP32, got 15"),
+        (message([4], None), "its bytes in raw_input_contents, got 0"),
+        (message([4], b"\0", "FOO"), "a datatype of Triton's, got 'FOO'"),
+        (message([4], b"\0" * 15, "BYTES"), "4 strings, with a length before each, got 15 bytes"),
+        (message([5000], b"\0" * 20000, "BYTES"), "at most 4096 strings, got 5000"),
+        (classified(), "outputs.event: expected no classification"),
+        (message([4], None, fp32_contents=[1.0]), r"4 elements for shape \[4\], got 1"),
+        (message([1], b"\0" * 4) + b"\x3a\x04\0\0\0\0", "one for each input, got 2"),
+        (b"\x0a\xff\xff\xff\xff\x7f", "bytes of field 1, got 0"),
+        (b"\x0a" + b"\xff" * 20, "a length without an end"),
+        (b"\x0b" * 100, "got field 1 of type 3"),
+        (b"\x0a\x02\xff\xff", "got bytes that are none"),
+        (message([1], b"\0" * 4) + b"\x1a\x80\x80\x80\x01" + b"x" * (1 << 21), "beside raw_input_contents"),
+    ],
+)
+def test_what_a_tensor_says_of_itself_must_hold(data: bytes, says: str) -> None:
+    with pytest.raises(BadRequest, match=says):
+        read_infer_request(data)
+
+
+def test_a_refused_request_keeps_its_id() -> None:
+    with pytest.raises(BadRequest) as refused:
+        read_infer_request(message([-1], b""))
+    assert refused.value.request_id == "7"
+
+
+def test_a_sound_request_is_read_and_its_bytes_are_measured() -> None:
+    request = read_infer_request(message([2, 3], b"\0" * 24))
+    assert (request.head.model_name, request.raw_sizes) == ("speech", (24,))
+    assert not request.head.raw_input_contents
+    assert read_infer_request(message([1], None, "FP32", fp32_contents=[1.0])).raw_sizes == ()
+
+
+@given(st.binary(max_size=200), st.integers(0, 200), st.lists(st.integers(-(2**63), 2**63 - 1), max_size=4))
+def test_whatever_comes_is_refused_or_as_large_as_it_says(noise: bytes, at: int, shape: list[int]) -> None:
+    for data in (noise, message(shape, noise), message([4], b"\0" * 16)[:at] + noise):
+        try:
+            request = read_infer_request(data)
+        except BadRequest:
+            continue
+        raw = [t for t in request.head.inputs if not t.HasField("contents") and not t.parameters]
+        for tensor, size in zip(raw, request.raw_sizes, strict=True):
+            assert min(tensor.shape, default=0) >= 0
+            if tensor.datatype in SIZES:
+                assert size == SIZES[tensor.datatype] * math.prod(tensor.shape)

@@ -1,0 +1,116 @@
+"""Readiness and metrics over HTTP, whatever is asked there."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from stretto.serving.proxy import pages
+from stretto.serving.proxy.pages import MetricsPage, PageServer, Readiness
+
+from tests.client.fake_server import FakeServer
+
+Ask = Callable[[bytes], Awaitable[bytes]]
+WAIT_S = 60
+
+
+async def asking(server: PageServer) -> AsyncIterator[Ask]:
+    listener = await asyncio.start_server(server, "127.0.0.1", 0, limit=pages.MAX_HEAD_BYTES)
+    port = listener.sockets[0].getsockname()[1]
+
+    async def ask(request: bytes) -> bytes:
+        async with asyncio.timeout(WAIT_S):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(request)
+            try:
+                return await reader.read()
+            except ConnectionResetError:
+                return b""
+            finally:
+                writer.close()
+
+    yield ask
+    listener.close()
+
+
+@pytest.fixture
+async def triton() -> AsyncIterator[FakeServer]:
+    server = FakeServer(lambda _: [])
+    server.address = await server.start()
+    yield server
+    await server.server.stop(0)
+
+
+@pytest.fixture
+async def ask(triton: FakeServer) -> AsyncIterator[Ask]:
+    async with grpc.aio.insecure_channel(triton.address) as channel:
+        async for each in asking(PageServer(Readiness(channel))):
+            yield each
+
+
+def get(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+
+
+async def test_readiness_is_tritons(ask: Ask, triton: FakeServer) -> None:
+    assert (await ask(get("/v2/health/ready"))).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert (await ask(get("/v2/models/speech/ready"))).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert (await ask(get("/v2/models/other/ready"))).startswith(b"HTTP/1.1 503 ")
+    triton.is_ready = False
+    assert (await ask(get("/v2/models/speech/ready"))).startswith(b"HTTP/1.1 503 ")
+    await triton.server.stop(0)
+    assert (await ask(get("/v2/health/ready"))).startswith(b"HTTP/1.1 503 ")
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"POST /v2/models/preprocessor/infer HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}", b"405"),
+        (b"POST /v2/logging HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n[[[[[\r\n", b"405"),
+        (get("/v2/repository/index"), b"404"),
+        (get("/v2/systemsharedmemory/status"), b"404"),
+        (get("/v2/models/" + "x" * 500 + "/ready"), b"404"),
+        (get("/" + "x" * 100_000), b"400"),
+        (b"GET / HTTP/1.1\r\nX: " + b"y" * 100_000 + b"\r\n\r\n", b"400"),
+        (b"\0" * 100 + b"\r\n\r\n", b"400"),
+        (b"GET /v2/health/ready\r\n\r\n", b"400"),
+        (b"GET  HTTP/1.1\r\n\r\n", b"404"),
+    ],
+)
+async def test_everything_else_is_refused_and_harms_nobody(ask: Ask, request_bytes: bytes, status: bytes) -> None:
+    answer = await ask(request_bytes)
+    assert answer.split(b" ")[1:2] in ([status], [])  # a client that still sends may see a reset instead
+    if len(request_bytes) < pages.MAX_HEAD_BYTES:
+        assert b'{"error": "' in answer
+    assert (await ask(get("/v2/health/ready"))).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_client_that_never_ends_its_request_is_let_go(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "REQUEST_S", 0.1)
+    assert await ask(b"GET /v2/health/ready HT") == b""
+
+
+async def test_connections_over_the_limit_are_closed_and_later_ones_served(
+    triton: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "MAX_CONNECTIONS", 0)
+    async with grpc.aio.insecure_channel(triton.address) as channel:
+        async for ask in asking(PageServer(Readiness(channel))):
+            assert await ask(get("/v2/health/ready")) == b""
+            monkeypatch.setattr(pages, "MAX_CONNECTIONS", 1)
+            assert (await ask(get("/v2/health/ready"))).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_the_metrics_are_tritons(tmp_path: Path) -> None:
+    async def metrics(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"GET /metrics HTTP/1.0")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nnv_ 1")
+        writer.close()
+
+    path = tmp_path / "metrics"
+    async for ask in asking(PageServer(MetricsPage(str(path)))):
+        assert (await ask(get("/metrics"))).startswith(b"HTTP/1.1 503 ")
+        async with await asyncio.start_unix_server(metrics, path):
+            assert (await ask(get("/metrics"))).endswith(b"\r\n\r\nnv_ 1")
+            assert (await ask(get("/other"))).startswith(b"HTTP/1.1 404 ")
