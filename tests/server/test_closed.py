@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
-from stretto.serving.processes import descendants
+from stretto.serving.processes import all_processes, descendants
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.server.conftest import Server
@@ -89,17 +89,18 @@ def test_the_flow_table_cannot_be_registered_as_shared_memory(server: Server) ->
     (key,) = Path("/dev/shm").glob(f"stretto_launch_*.run/key-{server.grpc}")
     assert key.stat().st_mode & 0o777 == 0o600
     for metadata in ([], [("triton-grpc-protocol-stretto-key", key.read_text())]):
-        with grpc.insecure_channel(f"127.0.0.1:{server.grpc}") as channel, pytest.raises(grpc.RpcError) as refused:
-            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            stub.SystemSharedMemoryRegister(request, timeout=WAIT_S, metadata=metadata)
+        with grpc.insecure_channel(f"127.0.0.1:{server.grpc}") as channel:
+            register = service_pb2_grpc.GRPCInferenceServiceStub(channel).SystemSharedMemoryRegister
+            with pytest.raises(grpc.RpcError) as refused:
+                register(request, timeout=WAIT_S, metadata=metadata)
         assert "API is closed" in refused.value.details() or "prefix is for the server's own" in refused.value.details()
     table.close()
 
 
 def test_the_ports_listen_on_loopback_and_the_key_is_on_no_command_line(server: Server) -> None:
-    listening = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    addresses = {int(words[1][9:], 16): words[1][:8] for words in listening if words[3] == "0A"}
-    assert {addresses[port] for port in (server.http, server.grpc, server.metrics)} == {"0100007F"}
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()]
+    listening = dict(reversed(words[1].split(":")) for words in lines if words[3] == "0A")
+    for port in (server.http, server.grpc, server.metrics):
+        assert listening[f"{port:04X}"].endswith("0100007F"), "127.0.0.1, of IPv4 or mapped to IPv6"
     (key,) = Path("/dev/shm").glob(f"stretto_launch_*.run/key-{server.grpc}")
-    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
-    assert not [line for line in lines if key.read_bytes() in line]
+    assert not [process for process in all_processes() if key.read_text() in process.command]
