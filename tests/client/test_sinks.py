@@ -1,6 +1,7 @@
 """Files that grow as samples arrive, and players that never block."""
 
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
