@@ -11,7 +11,7 @@ from stretto.records.prompt import Prompt
 prepare_environment()
 
 from stretto.engine.frontend.llm import SpeechLLM  # noqa: E402
-from stretto.engine.request.shared_stats import FigureBoard  # noqa: E402
+from stretto.engine.request.shared_stats import SharedStats  # noqa: E402
 from vllm import SamplingParams  # noqa: E402
 from vllm.outputs import RequestOutput  # noqa: E402
 from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest  # noqa: E402
@@ -52,10 +52,10 @@ class RecordedEngine:
 
 def cpu_ms_per_frame(steps: list[EngineCoreOutputs], prompts: Mapping[str, Prompt], config: Any) -> float:
     """Milliseconds of processor time per frame between the engine's process and the chunks of `prompts`, by id."""
-    board = FigureBoard.create(1)
-    board.unlink()
+    shared = SharedStats.create(1)
+    shared.unlink()
     engine: Any = RecordedEngine(steps)
-    llm = SpeechLLM(engine, config, board)
+    llm = SpeechLLM(engine, config, shared)
 
     async def consume(request_id: str) -> int:
         chunks = [chunk async for chunk in llm.generate(prompts[request_id], request_id)]

@@ -23,7 +23,7 @@ from benchmarks.results_file import append_result
 prepare_environment()
 
 from stretto.engine.kernels import cpu as cpu_kernels  # noqa: E402
-from stretto.engine.request.shared_stats import KEY, FigureBoard  # noqa: E402
+from stretto.engine.request.shared_stats import KEY, SharedStats  # noqa: E402
 
 from benchmarks.engine import SpeechArm, StockArm  # noqa: E402
 
@@ -65,10 +65,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Both arms in turn; medians over the rounds, and of the ratio within a round."""
     config = EngineConfig.from_file(ENGINE_ARGS, arguments.checkpoint)
     cpu_kernels.install()
-    board = FigureBoard.create(1)  # our scheduler writes its figures down, as it does in service
-    observed = replace(config, engine_args={**config.engine_args, "additional_config": {KEY: str(board.path)}})
+    shared = SharedStats.create(1)  # our scheduler writes its figures down, as it does in service
+    observed = replace(config, engine_args={**config.engine_args, "additional_config": {KEY: str(shared.path)}})
     ours, stock = SpeechArm(observed), StockArm(config)
-    board.unlink()
+    shared.unlink()
     num_rows = 2 * arguments.pairs
     watches = {
         name: SchedulerWatch(arm._engine.scheduler, num_rows) for name, arm in (("ours", ours), ("stock", stock))

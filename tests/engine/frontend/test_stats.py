@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from stretto.engine.frontend.stats import FrameTally, Stats
+from stretto.engine.frontend.stats import FrameStats, Stats
 from stretto.records.chunk import GuidanceChange
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 
@@ -15,11 +15,11 @@ GUIDED = SamplingConfig(SegmentSampling(0.0), SegmentSampling(0.0), guidance_sca
 def test_frames_add_up_however_they_come(step: int, turns: list[int]) -> None:
     """Guidance goes and comes back before each of `turns`; it is known of once its row has come."""
     stats = Stats()
-    tally = FrameTally(stats, replace(GUIDED, policy="adaptive"))
+    counts = FrameStats(stats, replace(GUIDED, policy="adaptive"))
     is_guided = [sum(turn <= frame for turn in turns) % 2 == 0 for frame in range(12)]
     for num_frames in [*range(0, 12, step), 12, 12]:
         known = [turn for turn in turns if turn < num_frames]
-        tally.see(num_frames, [GuidanceChange(turn, index % 2 == 1) for index, turn in enumerate(known)])
+        counts.see(num_frames, [GuidanceChange(turn, index % 2 == 1) for index, turn in enumerate(known)])
         assert stats.frames_total == num_frames
         assert stats.frames_unguided_by_policy_total == is_guided[:num_frames].count(False)
     assert stats.unguided_total == 0
@@ -27,12 +27,12 @@ def test_frames_add_up_however_they_come(step: int, turns: list[int]) -> None:
 
 def test_a_reply_that_must_be_guided_and_is_not_is_a_bug_that_shows() -> None:
     stats = Stats()
-    FrameTally(stats, GUIDED).see(4, [GuidanceChange(1, False)])
+    FrameStats(stats, GUIDED).see(4, [GuidanceChange(1, False)])
     assert (stats.unguided_total, stats.frames_unguided_by_policy_total) == (3, 0)
 
 
 def test_replies_without_guidance_have_no_unguided_frames() -> None:
     stats = Stats()
     for _ in range(2):
-        FrameTally(stats, replace(GUIDED, guidance_scale=1.0)).see(4, [])
+        FrameStats(stats, replace(GUIDED, guidance_scale=1.0)).see(4, [])
     assert (stats.frames_total, stats.unguided_total) == (8, 0)

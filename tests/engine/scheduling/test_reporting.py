@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from stretto.engine.request.shared_stats import KEY, FigureBoard, SchedulerFigures
+from stretto.engine.request.shared_stats import KEY, EngineStats, SharedStats
 from stretto.engine.scheduling import reporting
 from stretto.families.tiny.family import TINY
 
@@ -15,27 +15,27 @@ pytestmark = pytest.mark.engine
 
 
 @pytest.fixture(scope="module")
-def board() -> FigureBoard:
-    return FigureBoard.create(1)
+def shared() -> SharedStats:
+    return SharedStats.create(1)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
 def engine(
-    request: pytest.FixtureRequest, board: FigureBoard, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, shared: SharedStats, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Engine]:
     folder = write_checkpoint(tmp_path_factory.mktemp("checkpoint"), TINY, "tiny", hidden=64, layers=1)
     few_blocks = {"max_model_len": 160, "num_gpu_blocks_override": 9, "max_num_seqs": 4, "max_num_batched_tokens": 48}
-    running = Engine(folder, async_scheduling=request.param, additional_config={KEY: str(board.path)}, **few_blocks)
+    running = Engine(folder, async_scheduling=request.param, additional_config={KEY: str(shared.path)}, **few_blocks)
     yield running
     running.shutdown()
 
 
-def test_figures_add_up(engine: Engine, board: FigureBoard, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_add_up(engine: Engine, shared: SharedStats, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reporting, "PERIOD_S", 0.0)
     prompts = {f"r{index}": make_prompt(TINY, index, "tts", guidance_scale=2.0) for index in range(6)}
-    seen: list[SchedulerFigures] = []
+    seen: list[EngineStats] = []
     before = engine.scheduler.figures.engine_steps_total
-    answers = engine.run(prompts, after_step=lambda _: seen.append(board.read()))
+    answers = engine.run(prompts, after_step=lambda _: seen.append(shared.read()))
     last = seen[-1]
     assert before + 50 < last.engine_steps_total <= engine.num_steps
     assert 0 < last.engine_busy_seconds_total < 60
@@ -52,22 +52,22 @@ def test_figures_add_up(engine: Engine, board: FigureBoard, monkeypatch: pytest.
 
 
 def test_the_last_step_is_shown_however_soon_it_comes(
-    engine: Engine, board: FigureBoard, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, shared: SharedStats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reporting, "PERIOD_S", 1e9)
-    seen: list[SchedulerFigures] = []
-    engine.run({"one": make_prompt(TINY, 0, "tts")}, after_step=lambda _: seen.append(board.read()))
+    seen: list[EngineStats] = []
+    engine.run({"one": make_prompt(TINY, 0, "tts")}, after_step=lambda _: seen.append(shared.read()))
     assert seen[-1].engine_steps_total == engine.scheduler.figures.engine_steps_total > seen[0].engine_steps_total
     assert len({figures.engine_steps_total for figures in seen}) <= 3
     assert seen[-1].running_requests == 0
 
 
 def test_after_an_abort_nothing_is_shown_as_running(
-    engine: Engine, board: FigureBoard, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, shared: SharedStats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reporting, "PERIOD_S", 0.0)
     prompt = make_prompt(TINY, 0, "tts", guidance_scale=2.0)
     shown: list[float] = []
-    engine.run({"one": prompt}, aborts={"one": 12}, after_step=lambda _: shown.append(board.read().running_requests))
+    engine.run({"one": prompt}, aborts={"one": 12}, after_step=lambda _: shown.append(shared.read().running_requests))
     assert max(shown) > 0
-    assert board.read().running_requests == board.read().kv_usage == 0
+    assert shared.read().running_requests == shared.read().kv_usage == 0

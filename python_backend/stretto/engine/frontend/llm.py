@@ -26,12 +26,12 @@ from vllm.inputs import TokensPrompt  # noqa: E402
 from vllm.outputs import RequestOutput  # noqa: E402
 from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
 
-from stretto.engine.frontend.stats import FrameTally, Stats  # noqa: E402
+from stretto.engine.frontend.stats import FrameStats, Stats  # noqa: E402
 from stretto.engine.frontend.utterance import Utterance  # noqa: E402
 from stretto.engine.request.family import family_of  # noqa: E402
 from stretto.engine.request.params import sampling_params  # noqa: E402
 from stretto.engine.request.rules import SegmentRules  # noqa: E402
-from stretto.engine.request.shared_stats import KEY, FigureBoard  # noqa: E402
+from stretto.engine.request.shared_stats import KEY, SharedStats  # noqa: E402
 from stretto.engine.request.tracker import SegmentTracker  # noqa: E402
 from stretto.engine.request.wire import Trailer, read_rows  # noqa: E402
 from stretto.families.text_codec import load_text_codec  # noqa: E402
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 class SpeechLLM:
     """Generates speech and text with one vLLM engine."""
 
-    def __init__(self, engine: AsyncLLM, config: "VllmConfig", board: FigureBoard):
-        self._engine, self._board = engine, board
+    def __init__(self, engine: AsyncLLM, config: "VllmConfig", shared: SharedStats):
+        self._engine, self._shared = engine, shared
         self.family: Family = family_of(config.model_config.hf_config)
         self._text = load_text_codec(self.family, Path(config.model_config.model))
         self._audio_format = AudioFormat.from_config(config.model_config.hf_config.to_dict())
@@ -59,17 +59,17 @@ class SpeechLLM:
     async def start(cls, config: EngineConfig) -> "SpeechLLM":
         """Start the engine in a process of its own; it belongs to the running event loop."""
         built = vllm_config(config)
-        board = FigureBoard.create(built.parallel_config.data_parallel_size)
+        shared = SharedStats.create(built.parallel_config.data_parallel_size)
         assert isinstance(built.additional_config, dict)
-        built.additional_config = built.additional_config | {KEY: str(board.path)}
+        built.additional_config = built.additional_config | {KEY: str(shared.path)}
         try:
-            return cls(AsyncLLM.from_vllm_config(built, disable_log_stats=True), built, board)
+            return cls(AsyncLLM.from_vllm_config(built, disable_log_stats=True), built, shared)
         finally:
-            board.unlink()
+            shared.unlink()
 
     def stats(self) -> dict[str, float]:
         """The counters now, the scheduler's among them, by name."""
-        return asdict(self._stats) | asdict(self._board.read())
+        return asdict(self._stats) | asdict(self._shared.read())
 
     def shutdown(self) -> None:
         """Stop the engine and its process."""
@@ -112,7 +112,7 @@ class SpeechLLM:
         tracker = SegmentTracker(self._rules, task, prompt.sampling, len(prompt.rows))
         pacer = pacer or Pacer(prompt.delivery.chunking)
         utterance = Utterance(tracker, prompt.words, self._text, pacer, prompt.delivery.with_codes)
-        tally = FrameTally(self._stats, prompt.sampling)
+        frame_stats = FrameStats(self._stats, prompt.sampling)
         inputs = TokensPrompt(prompt_token_ids=prompt.rows[:, 0].tolist())
         width = self.family.layout.num_output_streams
         async with aclosing(self._engine.generate(inputs, sampling_params(prompt, self._rules), request_id)) as outputs:
@@ -121,9 +121,9 @@ class SpeechLLM:
                 for row, is_guided in read_rows(ids, width):
                     for chunk in utterance.push(row, is_guided):
                         clock.see(chunk)
-                        tally.see(tracker.num_frames, utterance.guidance_changes)
+                        frame_stats.see(tracker.num_frames, utterance.guidance_changes)
                         yield chunk
-        tally.see(tracker.num_frames, utterance.guidance_changes)
+        frame_stats.see(tracker.num_frames, utterance.guidance_changes)
         yield utterance.finish(self._report(prompt, utterance, trailer, clock))
 
     def _report(self, prompt: Prompt, utterance: Utterance, trailer: Trailer | None, clock: "_Clock") -> Report:

@@ -1,4 +1,4 @@
-"""What the front end counts while replies are on their way; the scheduler's own figures are in `figures.py`."""
+"""What the front end counts while replies are on their way; the scheduler's own are in `shared_stats.py`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Stats:
     frames_unguided_by_policy_total: int = 0
 
 
-class FrameTally:
+class FrameStats:
     """Adds the frames of one reply to the counters, a chunk at a time."""
 
     def __init__(self, stats: Stats, sampling: SamplingConfig):

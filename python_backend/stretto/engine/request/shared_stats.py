@@ -1,6 +1,6 @@
 """What the scheduler, in the engine's process, tells the process that owns the metrics: one line of numbers each step.
 
-SpeechLLM  ── makes a board, one line per scheduler; its path travels in vLLM's `additional_config` ──►  scheduler
+SpeechLLM  ── makes the memory, one line per scheduler; its path travels in vLLM's `additional_config` ──►  scheduler
 SpeechLLM  ◄──────────────── reads the lines whenever somebody asks ────────────────  writes its line in place
 """
 
@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-KEY = "speech_figures"
+KEY = "speech_stats"
 
 
 @dataclass
-class SchedulerFigures:
+class EngineStats:
     """What a scheduler has done (`…_total`) and holds now.
 
     engine_busy_seconds_total: time in which a step was on its way. step_seconds: how long the last step took, to its
@@ -38,12 +38,12 @@ class SchedulerFigures:
     kv_usage: float = 0.0
 
 
-NAMES = tuple(column.name for column in fields(SchedulerFigures))
+NAMES = tuple(column.name for column in fields(EngineStats))
 SHARES = frozenset({"kv_usage", "step_seconds"})  # averaged over schedulers; all others are summed
 
 
-class FigureBoard:
-    """A line of figures for each scheduler, in memory that two processes see; each number is stored at once."""
+class SharedStats:
+    """A line of numbers for each scheduler, in memory that two processes see; each number is stored at once."""
 
     def __init__(self, path: Path, num_lines: int):
         self.path = path
@@ -52,27 +52,27 @@ class FigureBoard:
         self._lines = np.frombuffer(self._map, np.float64).reshape(num_lines, len(NAMES))
 
     @classmethod
-    def create(cls, num_lines: int) -> "FigureBoard":
-        """A board of zeros; `unlink` it once all schedulers have opened it."""
-        shared = Path("/dev/shm")
-        descriptor, name = tempfile.mkstemp(prefix="stretto_figures_", dir=shared if shared.is_dir() else None)
+    def create(cls, num_lines: int) -> "SharedStats":
+        """Lines of zeros; `unlink` them once all schedulers have opened them."""
+        memory = Path("/dev/shm")
+        descriptor, name = tempfile.mkstemp(prefix="stretto_stats_", dir=memory if memory.is_dir() else None)
         os.ftruncate(descriptor, num_lines * len(NAMES) * 8)
         os.close(descriptor)
         return cls(Path(name), num_lines)
 
     def unlink(self) -> None:
-        """Take the name away; who has the board open keeps it."""
+        """Take the name away; who has opened it keeps the memory."""
         self.path.unlink(missing_ok=True)
 
-    def write(self, line: int, figures: SchedulerFigures) -> None:
+    def write(self, line: int, stats: EngineStats) -> None:
         """Replace one scheduler's line."""
-        self._lines[line] = [getattr(figures, name) for name in NAMES]
+        self._lines[line] = [getattr(stats, name) for name in NAMES]
 
-    def read(self) -> SchedulerFigures:
+    def read(self) -> EngineStats:
         """All schedulers together."""
         totals = self._lines.sum(0)
         values = {
             name: float(total) / (len(self._lines) if name in SHARES else 1)
             for name, total in zip(NAMES, totals, strict=True)
         }
-        return SchedulerFigures(**values)
+        return EngineStats(**values)

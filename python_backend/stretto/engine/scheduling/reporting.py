@@ -10,7 +10,7 @@ from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from stretto.engine.request.shared_stats import KEY, FigureBoard, SchedulerFigures
+from stretto.engine.request.shared_stats import KEY, EngineStats, SharedStats
 
 if TYPE_CHECKING:
     from stretto.engine.scheduling.planning import StepPlanning
@@ -21,15 +21,15 @@ PERIOD_S = 0.1  # several times between two looks of whoever shows the figures, 
 
 
 class StepReporting(StepPlanning):
-    """Writes its line of the board that `SpeechLLM` made; without a board it only counts."""
+    """Writes its line of the memory that `SpeechLLM` made; without that it only counts."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.figures = SchedulerFigures()
+        self.figures = EngineStats()
         parallel = self.vllm_config.parallel_config
         options = self.vllm_config.additional_config
         path = options.get(KEY) if isinstance(options, dict) else None
-        self._board = None if path is None else FigureBoard(Path(path), parallel.data_parallel_size)
+        self._shared = None if path is None else SharedStats(Path(path), parallel.data_parallel_size)
         self._line = parallel.data_parallel_rank
         self._begun: deque[float] = deque()  # when each step in flight was scheduled
         self._ended = self._written = 0.0
@@ -66,11 +66,11 @@ class StepReporting(StepPlanning):
         return finished
 
     def _write(self) -> None:
-        if self._board is not None:
+        if self._shared is not None:
             self._describe(self.figures)
-            self._board.write(self._line, self.figures)
+            self._shared.write(self._line, self.figures)
 
-    def _describe(self, figures: SchedulerFigures) -> None:
+    def _describe(self, figures: EngineStats) -> None:
         running = {request.request_id for request in self.running}
         pairs = [pair for pair in (self.replies[request_id].pair for request_id in running) if pair is not None]
         both = sum(pair.unconditional in running and pair.conditional in running for pair in pairs)
