@@ -43,3 +43,9 @@ def incident(error: BaseException) -> str:
             return note
     error.add_note(f"{INCIDENT}{secrets.token_hex(4)}")
     return incident(error)
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """`value` for an error message, cut to `limit` characters."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}…"

@@ -1,17 +1,20 @@
 """The options that say how a waveform is delivered."""
 
+import json
 from typing import Any
 
 import pytest
 from stretto.errors import InvalidRequest
 from stretto.families.tiny.family import TINY
-from stretto.preprocessing.delivery import read_delivery
+from stretto.preprocessing.options import read_options
 from stretto.records.delivery import Delivery, OutputForm
 from stretto.streams.chunking import ChunkPolicy
 
+RING = {"name": "stretto_ring_0011223344556677"}
+
 
 def read(options: dict[str, Any]) -> Delivery:
-    return read_delivery(options, TINY, 25.0, 2)
+    return read_options(json.dumps(options), TINY, TINY.task("tts"), 25.0, 2).delivery
 
 
 def test_without_options_the_family_decides() -> None:
@@ -46,6 +49,21 @@ def test_a_small_steady_size_makes_the_first_chunk_small_too() -> None:
         ({"output": {"sample_rate": 24_000.0}}, r"options.output.sample_rate: expected an integer in \[4000, 192000\]"),
         ({"output": {"sample_rate": 10**9}}, r"got 1000000000"),
         ({"output": {"codes": 1}}, r"options.output.codes: expected true or false, got 1"),
+        (
+            {"output": {"ring": "stretto_ring_0011223344556677"}},
+            r"ring: expected an object of name, cuda_handle",
+        ),
+        ({"output": {"ring": {}}}, r"options.output.ring.name: expected a name like stretto_ring_.*, got nothing"),
+        ({"output": {"ring": {"name": "../etc/passwd"}}}, r"ring.name: expected a name like stretto_ring_"),
+        ({"output": {"ring": {"name": "stretto_flow_0011223344556677"}}}, r"ring.name: expected a name like"),
+        ({"output": {"ring": {"name": "stretto_ring_0011223344556677\n"}}}, r"ring.name: expected a name like"),
+        (
+            {"output": {"ring": RING | {"key": 1}}},
+            r"ring.key: expected one of cuda_handle, device, name",
+        ),
+        ({"output": {"ring": RING | {"cuda_handle": "abc"}}}, r"ring.cuda_handle: expected 64 bytes in base64, got"),
+        ({"output": {"ring": RING | {"cuda_handle": "eA=="}}}, r"ring.cuda_handle: expected 64 bytes in base64, got"),
+        ({"output": {"ring": RING | {"device": True}}}, r"ring.device: expected the number of a GPU, got True"),
         ({"chunking": {"first_frames": 0}}, r"options.chunking.first_frames: expected an integer in \[1, 25\], got 0"),
         (
             {"chunking": {"first_frames": 3, "steady_frames": 2}},

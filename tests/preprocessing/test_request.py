@@ -37,7 +37,7 @@ def test_text_becomes_a_prompt_with_the_defaults_of_tts(preprocessor: Preprocess
     assert (prompt.task, prompt.words) == ("tts", ("it", "is", "nine", "twenty"))
     assert prompt.sampling.audio == TINY.task("tts").sampling.audio
     assert prompt.sampling.seed is not None
-    assert Prompt.from_record(json.loads(json.dumps(prompt.to_record())), prompt.rows) == prompt
+    assert Prompt.from_json("prompt", prompt.to_json(), prompt.rows) == prompt
 
 
 def test_seeds_are_drawn_anew_unless_asked_for(preprocessor: Preprocessor) -> None:
@@ -107,7 +107,7 @@ def test_the_longest_audio_fits_the_model(preprocessor: Preprocessor) -> None:
         (RawRequest(text="a", options="{"), "options: expected valid JSON"),
         (RawRequest(text="a", options="[" * 20), "options: expected JSON nested at most 8 deep, got 20 levels"),
         (RawRequest(text="a", options='{"speed": 2}'), "options.speed: expected one of"),
-        (RawRequest(text="a", messages="[]"), "messages: expected 1 to 64 turns, got 0 turns"),
+        (RawRequest(text="a", messages="[]"), "messages: expected a JSON list of 1 to 64 turns, got 0"),
         (
             RawRequest(messages='[{"role": "user", "text": "a"}, {"role": "user", "text": "b"}]'),
             "messages[1]: expected one text and one audio at most for task 'tts', got text and text",
@@ -160,4 +160,4 @@ def test_any_json_is_a_prompt_or_a_refusal(preprocessor: Preprocessor, field: st
     except InvalidRequest as error:
         assert len(str(error)) < 400  # noqa: PT017 - either outcome is fine; this is about the refusal's length
         return
-    assert json.loads(json.dumps(prompt.to_record(), allow_nan=False))["task"] == "tts"
+    assert json.loads(prompt.to_json())["task"] == "tts"

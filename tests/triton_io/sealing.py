@@ -1,7 +1,5 @@
 """What one step of the ensemble hands to the next, under a seal that tests know."""
 
-import json
-
 import numpy as np
 from stretto.records.envelope import Envelope
 from stretto.records.prompt import Prompt
@@ -16,7 +14,7 @@ SEAL = Seal(bytes(range(32)))
 
 def chunk_inputs(envelope: Envelope, codes: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """The decoder's inputs as the language model writes them."""
-    sealed = SEAL.close("chunk", json.dumps(envelope.to_record()).encode(), codes)
+    sealed = SEAL.close("chunk", envelope.to_json(), codes)
     inputs = {"chunk": np.frombuffer(sealed, np.uint8)}
     return inputs if codes is None else inputs | {"codes": codes}
 
@@ -28,7 +26,7 @@ def prompt_inputs(prompt: Prompt) -> dict[str, np.ndarray]:
 
 def envelope_in(response: InferenceResponse) -> Envelope:
     """What a response of the language model carries, whatever its seal."""
-    return Envelope.from_record(json.loads(response.array("chunk").tobytes()[TAG:]))
+    return Envelope.from_json("chunk", response.array("chunk").tobytes()[TAG:])
 
 
 def responses_to(sender: ResponseSender) -> Responses:

@@ -58,7 +58,7 @@ def all_outlets() -> RingOutlets:
 
 @pytest.fixture
 def outlet(all_outlets: RingOutlets, ring: Ring, slot: FlowSlot) -> RingOutlet:
-    return all_outlets.at("u", RingAddress.from_record(ring.option()), slot)
+    return all_outlets.at("u", RingAddress(**ring.option()), slot)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -145,9 +145,7 @@ def test_a_ring_that_cannot_be_let_go_keeps_no_other_waiting(
     table = FlowTable.create(1, 4, tmp_path)
     rings = {name: Ring("system", RingSize(2, 64)) for name in ("bad", "good")}
     slots = {name: table.claim() for name in rings}
-    made = {
-        name: all_outlets.at(name, RingAddress.from_record(ring.option()), slots[name]) for name, ring in rings.items()
-    }
+    made = {name: all_outlets.at(name, RingAddress(**ring.option()), slots[name]) for name, ring in rings.items()}
     bad, good = [Reply(), Reply(), Unanswerable(), Reply()], [Reply() for _ in range(4)]
     for index in range(4):
         made["bad"].offer(bad[index], samples(index), {})
@@ -168,6 +166,6 @@ def test_a_ring_that_cannot_be_let_go_keeps_no_other_waiting(
 
 
 def test_an_utterance_has_one_outlet(all_outlets: RingOutlets, outlet: RingOutlet, ring: Ring, slot: FlowSlot) -> None:
-    assert all_outlets.at("u", RingAddress.from_record(ring.option()), slot) is outlet
+    assert all_outlets.at("u", RingAddress(**ring.option()), slot) is outlet
     with pytest.raises(InvalidRequest):
         all_outlets.at("v", RingAddress("stretto_ring_0000000000000000"), slot)

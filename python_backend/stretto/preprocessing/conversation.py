@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stretto.errors import InvalidRequest
+from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Family, Role, Task
-from stretto.preprocessing.json_field import shown
 from stretto.preprocessing.messages import Turn
 
 

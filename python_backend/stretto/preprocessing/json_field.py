@@ -49,9 +49,3 @@ def nesting(text: str) -> int:
         elif character in "]}":
             depth -= 1
     return deepest
-
-
-def shown(value: object, limit: int = 60) -> str:
-    """`value` for an error message, cut to `limit` characters."""
-    text = repr(value)
-    return text if len(text) <= limit else f"{text[:limit]}…"

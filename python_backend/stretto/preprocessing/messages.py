@@ -11,21 +11,46 @@ writes before it speaks: so a turn's audio comes before its text, an assistant's
 """
 
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Annotated, Literal, NotRequired, get_args
 
 import numpy as np
+from pydantic import Field
+from typing_extensions import TypedDict
 
-from stretto.errors import InvalidRequest
+from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Role
-from stretto.preprocessing.json_field import read_json, shown
+from stretto.preprocessing.json_field import read_json
+from stretto.records.json_record import JsonRecord
 
-AUDIO_INPUTS = ("audio", "pcm_in")
-CONTENTS = ("text", "audio", "codes")
 ROLES = get_args(Role)
 MAX_BYTES = 1 << 20  # half a minute of codes takes 80 kB
 MAX_TURNS = 64
 MAX_STREAMS = 32
 MAX_CODE = 1 << 20
+
+Code = Annotated[int, Field(ge=0, le=MAX_CODE, description=f"an integer in [0, {MAX_CODE}]")]
+Codes = Annotated[list[Code], Field(min_length=1, fail_fast=True, description="a list of at least one code")]
+Streams = Annotated[
+    list[Codes],
+    Field(min_length=1, max_length=MAX_STREAMS, description=f"1 to {MAX_STREAMS} lists of codes, one for each stream"),
+]
+
+
+class TurnRecord(TypedDict):
+    """A turn as a client writes it."""
+
+    role: Annotated[Role, Field(description=f"one of {', '.join(ROLES)}")]
+    text: NotRequired[Annotated[str, Field(description="a string")]]
+    audio: NotRequired[Annotated[Literal["audio", "pcm_in"], Field(description="one of audio, pcm_in")]]
+    codes: NotRequired[Streams]
+
+
+_JSON: JsonRecord[list[TurnRecord]] = JsonRecord(
+    Annotated[
+        list[Annotated[TurnRecord, Field(description="a JSON object with role and text or audio")]],
+        Field(min_length=1, max_length=MAX_TURNS, description=f"a JSON list of 1 to {MAX_TURNS} turns"),
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +83,8 @@ class Turn:
 
 def read_messages(text: str) -> tuple[Turn, ...]:
     """The turns of `text`, at least one; InvalidRequest names what is wrong with which."""
-    records = read_json("messages", text, MAX_BYTES)
-    if not isinstance(records, list):
-        raise InvalidRequest("messages", "a JSON list of turns", shown(records))
-    if not 1 <= len(records) <= MAX_TURNS:
-        raise InvalidRequest("messages", f"1 to {MAX_TURNS} turns", f"{len(records)} turns")
+    read_json("messages", text, MAX_BYTES)
+    records = _JSON.read("messages", text.encode(errors="surrogatepass"))
     turns = tuple(_turn(record, f"messages[{index}]") for index, record in enumerate(records))
     _check_inputs(turns)
     for turn in turns[1:]:
@@ -78,33 +100,16 @@ def _check_inputs(turns: tuple[Turn, ...]) -> None:
         raise InvalidRequest(sampled[1].where("audio"), expected, "'pcm_in' again")
 
 
-def _turn(record: Any, path: str) -> Turn:
-    if not isinstance(record, dict):
-        raise InvalidRequest(path, "a JSON object with role and text or audio", shown(record))
-    role: Any = record.get("role")
-    if role not in ROLES:
-        raise InvalidRequest(f"{path}.role", f"one of {', '.join(ROLES)}", shown(role))
-    content = record.keys() - {"role"}
-    if not content or content - set(CONTENTS) or content >= {"audio", "codes"}:
+def _turn(record: TurnRecord, path: str) -> Turn:
+    if len(record) < 2 or ("audio" in record and "codes" in record):
         raise InvalidRequest(path, "role, and text, audio (or codes) or both", shown(sorted(record)))
-    text, audio = record.get("text"), record.get("audio")
-    if "text" in content and not isinstance(text, str):
-        raise InvalidRequest(f"{path}.text", "a string", shown(text))
-    if "audio" in content and audio not in AUDIO_INPUTS:
-        raise InvalidRequest(f"{path}.audio", f"one of {', '.join(AUDIO_INPUTS)}", shown(audio))
-    codes = _codes(record["codes"], f"{path}.codes") if "codes" in content else None
-    return Turn(role, text, audio, codes, path)
+    codes = None if "codes" not in record else _codes(record["codes"], f"{path}.codes")
+    return Turn(record["role"], record.get("text"), record.get("audio"), codes, path)
 
 
-def _codes(value: Any, path: str) -> np.ndarray:
+def _codes(streams: list[list[int]], path: str) -> np.ndarray:
     """[K, T] int64 of K lists of T codes; what a code may be is the family's to say."""
-    if not isinstance(value, list) or not 1 <= len(value) <= MAX_STREAMS or not all(isinstance(v, list) for v in value):
-        raise InvalidRequest(path, f"1 to {MAX_STREAMS} lists of codes, one for each stream", shown(value))
-    lengths = {len(stream) for stream in value}
-    if len(lengths) > 1 or 0 in lengths:
-        raise InvalidRequest(path, "as many codes for each stream, at least one", shown([len(each) for each in value]))
-    for index, stream in enumerate(value):
-        wrong = [code for code in stream if type(code) is not int or not 0 <= code <= MAX_CODE]
-        if wrong:
-            raise InvalidRequest(f"{path}[{index}]", f"integers in [0, {MAX_CODE}]", shown(wrong[0]))
-    return np.array(value, np.int64)
+    lengths = [len(stream) for stream in streams]
+    if len(set(lengths)) > 1:
+        raise InvalidRequest(path, "as many codes for each stream", shown(lengths))
+    return np.array(streams, np.int64)

@@ -1,9 +1,8 @@
 """Text of a request to the ids that a family's checkpoint has for it, within the family's limits."""
 
-from stretto.errors import InvalidRequest
+from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Family
 from stretto.families.tokenizer import TextTokenizer
-from stretto.preprocessing.json_field import shown
 
 
 class Subwords:

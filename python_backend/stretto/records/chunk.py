@@ -1,9 +1,10 @@
 """What one utterance has gained since its last chunk: the record that goes from the language model to the decoder."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from stretto.streams.segment import Segment
 
@@ -50,12 +51,6 @@ class Report:
     guidance_policy: str = "always"
     guidance_changes: tuple[GuidanceChange, ...] = ()
 
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> "Report":
-        """The inverse of `asdict`."""
-        changes = tuple(GuidanceChange(**change) for change in record["guidance_changes"])
-        return cls(**record | {"guidance_changes": changes})
-
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -65,7 +60,7 @@ class Chunk:
     them: as a request takes audio in codes.
     """
 
-    index: int
+    index: Annotated[int, Field(ge=0)]
     segment: Segment
     text: str = ""
     marks: tuple[WordMark, ...] = ()
@@ -73,24 +68,6 @@ class Chunk:
     report: Report | None = None
     guidance_changes: tuple[GuidanceChange, ...] = ()
     output_codes: tuple[tuple[int, ...], ...] = ()
-
-    def to_record(self) -> dict[str, Any]:
-        """This chunk as plain data, ready for JSON."""
-        return asdict(self) | {"segment": self.segment.name.lower()}
-
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> "Chunk":
-        """The inverse of `to_record`."""
-        return cls(
-            index=record["index"],
-            segment=Segment[record["segment"].upper()],
-            text=record["text"],
-            marks=tuple(WordMark(**mark) for mark in record["marks"]),
-            is_final=record["is_final"],
-            report=None if record["report"] is None else Report.from_record(record["report"]),
-            guidance_changes=tuple(GuidanceChange(**change) for change in record["guidance_changes"]),
-            output_codes=tuple(map(tuple, record["output_codes"])),
-        )
 
 
 @dataclass(frozen=True, slots=True)

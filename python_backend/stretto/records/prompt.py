@@ -1,12 +1,17 @@
 """What the preprocessor hands to the language model."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
+from stretto.errors import InvalidRequest
 from stretto.records.delivery import Delivery
-from stretto.records.sampling import SamplingConfig, SegmentSampling
+from stretto.records.json_record import JsonRecord
+from stretto.records.sampling import SamplingConfig
+
+Int32 = Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,39 +50,67 @@ class Prompt:
         """The features of all `audios`, one after another, [sum of F, M]; None without any."""
         return np.concatenate([audio.features for audio in self.audios]) if self.audios else None
 
-    def to_record(self) -> dict[str, Any]:
-        """Everything but `rows` and `features`, as plain data ready for JSON."""
-        return {
-            "task": self.task,
-            "sampling": asdict(self.sampling),
-            "words": list(self.words),
-            "delivery": self.delivery.to_record(),
-            "delayed_tail": None if self.delayed_tail is None else self.delayed_tail.tolist(),
-            "audios": [[audio.first_row, audio.num_rows, len(audio.features)] for audio in self.audios],
-        }
+    def to_json(self) -> bytes:
+        """Everything but `rows` and `features`, as JSON."""
+        spans = tuple(AudioSpan(audio.first_row, audio.num_rows, len(audio.features)) for audio in self.audios)
+        delayed_tail = None if self.delayed_tail is None else self.delayed_tail.tolist()
+        return _JSON.write(PromptRecord(self.task, self.sampling, self.delivery, self.words, spans, delayed_tail))
 
     @classmethod
-    def from_record(cls, record: dict[str, Any], rows: np.ndarray, features: np.ndarray | None = None) -> "Prompt":
-        """The inverse of `to_record`, with the rows and the features that travelled beside it."""
-        sampling = dict(record["sampling"])
-        for segment in ("text", "audio"):
-            sampling[segment] = SegmentSampling(**sampling[segment])
-        delivery = Delivery.from_record(record["delivery"])
+    def from_json(cls, field: str, text: bytes, rows: np.ndarray, features: np.ndarray | None = None) -> "Prompt":
+        """The inverse of `to_json`, with the rows and the features that travelled beside it.
+
+        InvalidRequest, naming `field`, where the text is none of a prompt with those features.
+        """
+        record = _JSON.read(field, text)
         return cls(
-            task=record["task"],
+            task=record.task,
             rows=rows,
-            sampling=SamplingConfig(**sampling),
-            words=tuple(record["words"]),
-            delivery=delivery,
-            audios=_audios(record["audios"], features),
-            delayed_tail=None if record["delayed_tail"] is None else np.array(record["delayed_tail"], np.int32),
+            sampling=record.sampling,
+            words=record.words,
+            delivery=record.delivery,
+            audios=_audios(field, record.audios, features),
+            delayed_tail=None if record.delayed_tail is None else _delayed_tail(field, record.delayed_tail, rows),
         )
 
 
-def _audios(spans: list[list[int]], features: np.ndarray | None) -> tuple[HeardAudio, ...]:
+@dataclass(frozen=True, slots=True)
+class AudioSpan:
+    """A HeardAudio without its features: the rows in whose place it is heard, and how many frames it has."""
+
+    first_row: Annotated[int, Field(ge=0)]
+    num_rows: Annotated[int, Field(ge=1)]
+    num_frames: Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRecord:
+    """A Prompt without its arrays. delayed_tail: as lists."""
+
+    task: str
+    sampling: SamplingConfig
+    delivery: Delivery
+    words: tuple[str, ...]
+    audios: tuple[AudioSpan, ...]
+    delayed_tail: list[list[Int32]] | None
+
+
+_JSON: JsonRecord[PromptRecord] = JsonRecord(PromptRecord)
+
+
+def _delayed_tail(field: str, lists: list[list[int]], rows: np.ndarray) -> np.ndarray:
+    width = rows.shape[1] - 1
+    if any(len(each) != width for each in lists):
+        raise InvalidRequest(f"{field}.delayed_tail", f"rows of {width} ids", "others")
+    return np.array(lists, np.int32).reshape(-1, width)
+
+
+def _audios(field: str, spans: tuple[AudioSpan, ...], features: np.ndarray | None) -> tuple[HeardAudio, ...]:
+    num_frames, there = sum(span.num_frames for span in spans), 0 if features is None else len(features)
+    if num_frames != there:
+        raise InvalidRequest(f"{field}.audios", f"spans of all {there} frames of the features", f"{num_frames} frames")
     if features is None:
-        assert not spans, "a prompt that hears audio came without its features"
         return ()
-    ends = np.cumsum([num_frames for _, _, num_frames in spans])
+    ends = np.cumsum([span.num_frames for span in spans])
     parts = np.split(features, ends[:-1])
-    return tuple(HeardAudio(first, rows, part) for (first, rows, _), part in zip(spans, parts, strict=True))
+    return tuple(HeardAudio(span.first_row, span.num_rows, part) for span, part in zip(spans, parts, strict=True))

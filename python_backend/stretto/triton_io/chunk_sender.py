@@ -6,7 +6,6 @@ chunks ─► window: not more chunks or frames on the way than the decoder keep
 """
 
 import asyncio
-import json
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
@@ -172,5 +171,5 @@ class Outflow:
         self._num_frames_sent += num_frames
         if num_frames and self._first_sent_s is None:
             self._first_sent_s = time.monotonic()
-        await self._responses.send(json.dumps(envelope.to_record()).encode(), codes)
+        await self._responses.send(envelope.to_json(), codes)
         self._quiet_since = time.monotonic()

@@ -1,6 +1,5 @@
 """The decoder's side of the rim: every chunk to the worker with a reply of its own, every probe answered at once."""
 
-import json
 import threading
 import time
 from typing import Any, Protocol
@@ -83,7 +82,7 @@ class DecodingService:
         # The request's memory goes with the request; the worker may hold the codes for longer.
         codes = None if codes is None else codes.copy()
         record = self._seal.open(CHUNK.name, read_record(request, CHUNK), codes)
-        return Envelope.from_record(json.loads(record)), codes
+        return Envelope.from_json(CHUNK.name, record), codes
 
     def _take(self, envelope: Envelope, codes: np.ndarray | None, reply: ChunkReply) -> None:
         slot, ring = reply.slot, envelope.form.ring

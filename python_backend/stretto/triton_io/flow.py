@@ -23,13 +23,11 @@ from enum import IntEnum
 from pathlib import Path
 
 from stretto.errors import Overloaded, StrettoError
-from stretto.records.envelope import FlowAddress
+from stretto.records.envelope import MAX_GENERATION, TABLE, FlowAddress
 from stretto.streams.chunking import DecoderLoad
 
 DIRECTORY = Path("/dev/shm")
 PREFIX = "stretto_flow_"
-NAME = re.compile(PREFIX + r"\d+_[0-9a-f]{32}")
-MAX_GENERATION = (1 << 63) - 1
 MAGIC = b"STRETTO4"
 WORDS = 64  # per slot, and of the header
 HEAD_WORDS = 4
@@ -84,7 +82,7 @@ class FlowTable:
     @classmethod
     def open(cls, name: str, directory: Path = DIRECTORY) -> "FlowTable":
         """The table that another process made, by its file name."""
-        if not NAME.fullmatch(name):
+        if not re.fullmatch(TABLE, name):
             raise ValueError(f"{name!r} is not the name of a flow table")
         return cls(directory / name, os.open(directory / name, os.O_RDWR | os.O_NOFOLLOW))
 

@@ -1,6 +1,5 @@
 """A prompt as the tensors in which it goes from the preprocessor to the language model, sealed."""
 
-import json
 from typing import Any
 
 from stretto.records.prompt import Prompt
@@ -11,7 +10,7 @@ from stretto.triton_io.tensors import array_tensor, bytes_tensor, read_array, re
 
 def write_prompt(prompt: Prompt, seal: Seal) -> list[Any]:
     """The tensors of `prompt`."""
-    features, record = prompt.features, json.dumps(prompt.to_record()).encode()
+    features, record = prompt.features, prompt.to_json()
     sealed = seal.close(PROMPT.name, record, prompt.rows, features)
     tensors = [array_tensor(ROWS, prompt.rows), bytes_tensor(PROMPT, sealed)]
     return tensors if features is None else [*tensors, array_tensor(FEATURES, features)]
@@ -22,4 +21,4 @@ def read_prompt(request: Any, seal: Seal) -> Prompt:
     rows, features = required_array(request, ROWS).copy(), read_array(request, FEATURES)
     features = None if features is None else features.copy()
     record = seal.open(PROMPT.name, read_record(request, PROMPT), rows, features)
-    return Prompt.from_record(json.loads(record), rows, features)
+    return Prompt.from_json(PROMPT.name, record, rows, features)

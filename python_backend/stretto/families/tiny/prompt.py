@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from stretto.codec.base import Codec
-from stretto.errors import InvalidRequest
+from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Family, Task
 from stretto.families.tiny.family import (
     ASR,
@@ -22,7 +22,6 @@ from stretto.families.tiny.family import (
 )
 from stretto.families.tiny.text import normalise, words_of
 from stretto.preprocessing.conversation import Piece
-from stretto.preprocessing.json_field import shown
 from stretto.preprocessing.prompt import PromptRows, Template
 from stretto.preprocessing.rows import code_rows, stream0_rows
 

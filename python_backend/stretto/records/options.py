@@ -1,0 +1,83 @@
+"""What a client may say in `options`: JSON whose every part may be left out. What is left out the family decides."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from stretto.records.delivery import Encoding, SampleRate
+from stretto.records.json_record import JsonRecord
+from stretto.records.ring_address import RingAddress
+from stretto.records.sampling import POLICIES, GuidancePolicy
+
+MAX_PLAYOUT_S = 10
+Number = Annotated[float, Field(allow_inf_nan=False, description="a number")]
+Integer = Annotated[int, Field(description="an integer")]
+Boolean = Annotated[bool, Field(description="true or false")]
+Playout = Annotated[float, Field(ge=0, le=MAX_PLAYOUT_S, description=f"a number in [0, {MAX_PLAYOUT_S}]")]
+Policy = Annotated[GuidancePolicy, Field(description=f"one of {', '.join(POLICIES)}")]
+Ring = Annotated[RingAddress, Field(description="an object of name, cuda_handle and device")]
+OBJECT = Field(description="a JSON object")
+
+
+class SegmentOptions(TypedDict, total=False):
+    """How the rows of a segment are drawn: as SegmentSampling."""
+
+    temperature: Number
+    top_k: Integer
+    top_p: Number
+    min_rows: Integer
+    max_rows: Integer
+
+
+class AudioOptions(SegmentOptions, total=False):
+    """How those of audio are drawn, and when a code is drawn again: as SamplingConfig."""
+
+    ras_window: Integer
+    ras_max_repeats: Integer
+
+
+class GuidanceOptions(TypedDict, total=False):
+    """How far and how long a reply is guided."""
+
+    scale: Number
+    policy: Policy
+    until_s: Number
+
+
+class OutputOptions(TypedDict, total=False):
+    """The form in which samples come, where they go, and whether their codes are told."""
+
+    encoding: Encoding
+    sample_rate: SampleRate
+    ring: Ring
+    codes: Boolean
+
+
+class ChunkingOptions(TypedDict, total=False):
+    """How many frames a chunk has, and how long the player gathers sound."""
+
+    first_frames: Integer
+    steady_frames: Integer
+    playout_s: Playout
+
+
+class OptionsRecord(TypedDict, total=False):
+    """All of it. temperature, top_k, top_p: of the segment that the task ends with. voice: the family knows which."""
+
+    seed: Integer
+    voice: Any
+    max_audio_s: Number
+    text: Annotated[SegmentOptions, OBJECT]
+    audio: Annotated[AudioOptions, OBJECT]
+    temperature: Number
+    top_k: Integer
+    top_p: Number
+    guidance_scale: Number
+    guidance: Annotated[GuidanceOptions, OBJECT]
+    script_temperature: Number
+    output: Annotated[OutputOptions, OBJECT]
+    chunking: Annotated[ChunkingOptions, OBJECT]
+
+
+OPTIONS: JsonRecord[OptionsRecord] = JsonRecord(Annotated[OptionsRecord, OBJECT])
