@@ -20,13 +20,13 @@ RUN uv venv --python /usr/bin/python3 "$VIRTUAL_ENV" \
     && uv pip install --no-cache vllm==0.32.0
 
 WORKDIR /opt/stretto
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY python_backend python_backend
 COPY client client
+COPY model_repository model_repository
 # Without the overrides of pyproject.toml, which are for hosts without a GPU.
 RUN uv pip install --no-cache --no-config ".[gpu]"
 COPY scripts scripts
-COPY model_repository model_repository
 
 # Nothing is fetched at run time: weights are in model_repository, or mounted over it.
 ENV HF_HUB_OFFLINE=1 \
@@ -44,4 +44,4 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=300s --retries=3 \
     CMD ["curl", "--fail", "--silent", "--output", "/dev/null", "http://localhost:8000/v2/health/ready"]
 
 # All addresses of the container: whom it is published to, the host decides (compose.yaml).
-CMD ["python3", "-m", "stretto.serving.command", "--model-repository", "model_repository", "--log-file", "-", "--address", "0.0.0.0"]
+CMD ["stretto", "serve", "--model-repository", "model_repository", "--log-file", "-", "--address", "0.0.0.0"]

@@ -1,4 +1,4 @@
-"""A server on free ports for as long as a `with` lasts, started by `stretto.serving.command`."""
+"""A server on free ports for as long as a `with` lasts, started as `stretto serve` does."""
 
 import random
 import socket
@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stretto.serving import pid_file
-from stretto.serving.environment import ROOT
 
 START_S, STOP_S = 300.0, 60.0
 PORTS = range(10_000, 23_000)  # below Linux's ip_local_port_range, which begins at 32768
@@ -40,7 +39,7 @@ def serving(repository: Path) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         record, log = Path(folder) / "serve.json", Path(folder) / "log"
         http, grpc, metrics = free_ports(3)
-        command = [sys.executable, "-m", "stretto.serving.command", "--model-repository", repository]
+        command = [sys.executable, "-m", "stretto", "serve", "--model-repository", repository]
         command += [
             "--pid-file",
             record,
@@ -53,7 +52,7 @@ def serving(repository: Path) -> Iterator[str]:
             "--metrics-port",
             metrics,
         ]
-        launcher = subprocess.Popen([str(word) for word in command], cwd=ROOT)
+        launcher = subprocess.Popen([str(word) for word in command])
         try:
             _await(launcher, record, log)
             yield f"localhost:{grpc}"

@@ -11,7 +11,7 @@ fail() { echo "setup: $*" >&2; exit 1; }
 
 # A set is in place when its stamp, or that of a set containing it, was made from the lock files as they are now.
 key=$(cat requirements/*.txt | sha256sum | cut -c1-16)
-package_stamp=.venv/.stretto-package-$(sha256sum <pyproject.toml | cut -c1-16)
+package_stamp=.venv/.stretto-package-$(cat pyproject.toml setup.py | sha256sum | cut -c1-16)
 look() {
     reached= have_packages=
     for done_set in embedded dev; do

@@ -73,8 +73,7 @@ def test_it_does_not_run_as_root() -> None:
 def test_the_command_and_the_health_check_take_signals_directly() -> None:
     (command,) = every("CMD")
     arguments = json.loads(command)
-    assert arguments[:3] == ["python3", "-m", "stretto.serving.command"]
-    assert (ROOT / "scripts" / "serve.py").exists()
+    assert arguments[:2] == ["stretto", "serve"]
     assert arguments[-2:] == ["--address", "0.0.0.0"], "or else nobody outside the container reaches it"
     (check,) = every("HEALTHCHECK")
     probe = json.loads(check[check.index("CMD") + 3 :])

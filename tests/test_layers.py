@@ -18,6 +18,7 @@ NAME = "stretto"
 ALLOWED = {
     "errors": set(),
     "config": {"errors"},
+    "command_line": set(),
     "streams": {"errors"},
     "records": {"streams", "errors"},
     "sampling": {"errors"},
@@ -27,7 +28,7 @@ ALLOWED = {
     "families/convert*.py": {"families", "checkpoints", "codec", "errors"},
     "codec": {"errors"},
     "preprocessing": {"families", "records", "streams", "codec", "errors"},
-    "checkpoints": {"families", "preprocessing", "records", "codec", "serving", "config", "errors"},
+    "checkpoints": {"families", "preprocessing", "records", "codec", "serving", "config", "command_line", "errors"},
     "engine": {"engine/kernels"},
     "engine/request": {"families", "records", "streams", "errors"},
     "engine/frontend": {
@@ -39,7 +40,7 @@ ALLOWED = {
     "engine/kernels": {"sampling", "errors"},
     "decoder": {"codec", "records", "streams", "config", "errors"},
     "triton_io": {"families", "records", "streams", "config", "errors"},
-    "serving": {"triton_io", "serving/proxy"},
+    "serving": {"triton_io", "serving/proxy", "command_line"},
     "serving/proxy": set(),
 }  # fmt: skip
 LIBRARIES = {

@@ -1,4 +1,4 @@
-"""The command line: `python -m stretto_client` with `speak "text"`, `transcribe file` or `chat`.
+"""The command line: `stretto` or `python -m stretto_client` with `speak "text"`, `transcribe file` or `chat`.
 
 Exit status: 0 done, 1 the server failed, 2 refused or wrong usage, 3 no server, 4 timed out, 130 interrupted.
 """
@@ -7,8 +7,9 @@ import argparse
 import asyncio
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from stretto_client.chat import chat
 from stretto_client.client import SpeechClient
@@ -19,16 +20,21 @@ from stretto_client.sinks import AudioFile, Sink, find_player
 from stretto_client.stats import follow
 from stretto_client.timeouts import Timeouts
 
-DEFAULT_OUT = Path("speech.wav")
+DEFAULT_OUT, DEFAULT_SERVER = Path("speech.wav"), "localhost:8001"
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line that names what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; {self.prog} --help says what there is\n")
+
+
+def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
     """The command and its options; leaves with status 2 when they make no sense."""
-    parser = argparse.ArgumentParser(
-        prog="python -m stretto_client", description="Speak, transcribe and talk through the server."
-    )
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--server", default="localhost:8001", metavar="HOST:PORT", help="its gRPC port")
+    parser = Parser(prog=prog, description="Speak, transcribe and talk through the server.")
+    shared = Parser(add_help=False)
+    shared.add_argument("--server", metavar="HOST:PORT", help="its gRPC port; default: this machine's server")
     shared.add_argument("--seed", type=int, help="the same seed gives the same samples; default: drawn and reported")
     shared.add_argument("--options", type=json_object, default={}, metavar="JSON", help="any option the server knows")
     shared.add_argument("--timeout", type=float, default=300.0, metavar="S", help="for the whole request")
@@ -119,10 +125,18 @@ async def run(args: argparse.Namespace) -> None:
         await {"speak": speak, "transcribe": transcribe}[args.command](client, args)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run a command; the exit status says how it went, a line on standard error why."""
-    args = parse(argv)
+def main(
+    argv: list[str] | None = None,
+    default_server: Callable[[], str] = lambda: DEFAULT_SERVER,
+    prog: str = "python -m stretto_client",
+) -> int:
+    """Run a command; the exit status says how it went, a line on standard error why.
+
+    `default_server`: asked for an address where the command names none.
+    """
+    args = parse(argv, prog)
     try:
+        args.server = args.server or default_server()
         if args.command == "chat":
             return chat(args)
         asyncio.run(run(args))

@@ -1,4 +1,4 @@
-"""`python -m stretto_client chat`: a conversation, each turn of the user a line of standard input."""
+"""`stretto chat`: a conversation, each turn of the user a line of standard input."""
 
 import argparse
 import asyncio

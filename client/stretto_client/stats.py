@@ -14,9 +14,9 @@ MAX_SHOWN = 60  # characters of text on the progress line
 class Tally:
     """Follows one utterance from the moment it is asked for. Seconds are wall time since then."""
 
-    def __init__(self, shows_progress: bool = True, stream: TextIO = sys.stderr):
-        self._stream = stream
-        self._shows_progress = shows_progress and stream.isatty()
+    def __init__(self, shows_progress: bool = True, stream: TextIO | None = None):
+        self._stream = stream or sys.stderr
+        self._shows_progress = shows_progress and self._stream.isatty()
         self._started_s = time.monotonic()
         self._spoken = ""
         self.text = ""

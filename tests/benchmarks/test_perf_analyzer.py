@@ -76,8 +76,19 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     cache = tmp_path_factory.mktemp("cache")
     http, grpc, metrics = map(str, free_ports(3))
-    command = [sys.executable, "-m", "stretto.serving.command", "--model-repository", str(repository)]
-    command += ["--cache", str(cache), "--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics]
+    command = [sys.executable, "-m", "stretto", "serve", "--model-repository", str(repository)]
+    command += [
+        "--cache",
+        str(cache),
+        "--log-file",
+        str(cache / "log"),
+        "--http-port",
+        http,
+        "--grpc-port",
+        grpc,
+        "--metrics-port",
+        metrics,
+    ]
     state = cache / "state.json"
     log = (cache / "launcher.log").open("w")
     launcher = subprocess.Popen([*command, "--pid-file", str(state)], cwd=ROOT, stdout=log, stderr=log)

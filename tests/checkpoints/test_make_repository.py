@@ -126,7 +126,7 @@ def test_a_checkpoint_that_lacks_something_is_refused_and_nothing_is_written(
             (lacking / path.name).symlink_to(path)
     assert main(["--checkpoint", str(lacking), "--out", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("make_repository: ")
+    assert said.startswith("stretto make-repository: ")
     assert message in said
     assert not list(tmp_path.glob("out*"))
 

@@ -128,7 +128,7 @@ def test_what_is_broken_is_refused_in_a_line(
     capsys.readouterr()
     assert main(command(family, published, tmp_path / "out")) == 1
     said = capsys.readouterr().err
-    assert said.startswith("convert_checkpoint: ")
+    assert said.startswith("stretto convert: ")
     assert message in said
     assert [path.name for path in tmp_path.iterdir()] == ["release"]
 

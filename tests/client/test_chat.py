@@ -34,9 +34,9 @@ async def chat(tmp_path: Path) -> AsyncIterator[Chat]:
         address = await servers[-1].start()
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "client", "chat", *arguments, "--server", address),
+            *(sys.executable, "-m", "stretto_client", "chat", *arguments, "--server", address),
             cwd=tmp_path,
-            env={"PYTHONPATH": str(ROOT), "PATH": "/nowhere"},
+            env={"PYTHONPATH": str(ROOT / "client"), "PATH": "/nowhere"},
             stdin=pipe,
             stdout=pipe,
             stderr=pipe,

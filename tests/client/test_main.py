@@ -32,9 +32,9 @@ async def run(tmp_path: Path) -> AsyncIterator[Run]:
         servers.append(server)
         address = await server.start()
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "client", *arguments, "--server", address),
+            *(sys.executable, "-m", "stretto_client", *arguments, "--server", address),
             cwd=tmp_path,
-            env={"PYTHONPATH": str(ROOT), "PATH": "/nowhere"},
+            env={"PYTHONPATH": str(ROOT / "client"), "PATH": "/nowhere"},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stretto.serving.environment import ROOT
+from stretto.serving.folders import bundled_repository
 from stretto.triton_io.flow import FlowTable
 
 from tests.ports import free_ports
 from tests.server.listening import Answer, Stream, as_inputs
 
 # Another repository than the bundled one, for the same tests on another checkpoint.
-REPOSITORY = Path(os.environ.get("STRETTO_MODEL_REPOSITORY", ROOT / "model_repository"))
+REPOSITORY = Path(os.environ.get("STRETTO_MODEL_REPOSITORY", bundled_repository()))
 START_S = 300.0
 
 
@@ -44,8 +44,8 @@ class Server:
         flags = {"--model-repository": self.repository, "--pid-file": self.pid_file, "--log-file": self.folder / "log"}
         arguments = [str(part) for pair in (flags | ports).items() for part in pair]
         with (self.folder / "launcher").open("ab") as said:
-            command = [sys.executable, "-m", "stretto.serving.command", *arguments]
-            self.launcher = subprocess.Popen(command, cwd=ROOT, stderr=said)
+            command = [sys.executable, "-m", "stretto", "serve", *arguments]
+            self.launcher = subprocess.Popen(command, stderr=said)
         self.until_ready()
 
     def until_ready(self, timeout_s: float = START_S) -> None:

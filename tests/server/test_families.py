@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import soundfile
 from stretto.checkpoints.make_repository import make
-from stretto.serving.environment import ROOT
 from stretto_client.client import SpeechClient
 
 from tests.published_checkpoints import convert, write_release
@@ -241,11 +240,11 @@ def test_the_command_line_converses(served: Served, tmp_path: Path) -> None:
     np.save(tmp_path / "voice.npy", np.array(VOICE))
     np.save(tmp_path / "heard.npy", np.array(HEARD))
     options = {"seed": 5} | SPOKEN
-    command = [sys.executable, "-m", "client", "chat", "--server", f"localhost:{served.server.grpc}"]
+    command = [sys.executable, "-m", "stretto", "chat", "--server", f"localhost:{served.server.grpc}"]
     command += ["--voice", str(tmp_path / "voice.npy"), "--out-dir", str(tmp_path), "--play", "off"]
     command += ["--seed", "5", "--options", json.dumps(SPOKEN)]
     lines = f"how are you?\n@{tmp_path / 'heard.npy'} and now?\n"
-    done = subprocess.run(command, input=lines, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     turns, said = [turn("system", codes=VOICE), turn("user", text="how are you?")], ""
     for number in (1, 2):

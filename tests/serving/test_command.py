@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from stretto.serving import command as serve
-from stretto.serving.environment import LAUNCH_ID, ROOT
+from stretto.serving.environment import LAUNCH_ID
 from stretto.serving.processes import Process, all_processes, environment_of
 from stretto.triton_io.flow import FlowTable
 
@@ -29,6 +29,9 @@ if left:
     (here / "aborts").write_text(str(left - 1))
     print("boost::interprocess::lock_exception", flush=True)
     os.abort()
+if unknown := [a for a in sys.argv if a.startswith("--sing")]:
+    print(f"/opt/bin/tritonserver: unrecognized option '{{unknown[0]}}'\\nUsage:\\n  --log-error <boolean>", flush=True)
+    sys.exit(1)
 if (here / "fails").exists():
     print("E1 \\"failed to load 'language_model' version 1: Internal: no checkpoint\\"", flush=True)
     sys.exit(1)
@@ -87,9 +90,10 @@ class Launched:
         ports = [str(port) for port in free_ports(3)]
         arguments = ["--http-port", ports[0], "--grpc-port", ports[1], "--metrics-port", ports[2]]
         arguments += ["--pid-file", str(folder / "serve.json"), "--cache", str(folder)]
+        arguments += ["--log-file", str(folder / "server.log")]
         self.output = (folder / "output").open("wb")
         self.process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCH, str(server), *arguments, *flags], stderr=self.output, cwd=ROOT
+            [sys.executable, "-c", LAUNCH, str(server), *arguments, *flags], stderr=self.output
         )
 
     @property
@@ -199,10 +203,33 @@ def test_a_model_that_does_not_load_is_named_and_not_tried_again(
     assert (tmp_path / "starts").read_text().count("\n") == 1
 
 
-def test_a_log_that_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("flag", ["--log-file", "--pid-file"])
+def test_a_file_that_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str) -> None:
     (tmp_path / "file").touch()
-    assert serve.main(["--log-file", str(tmp_path / "file" / "log"), "--cache", str(tmp_path)]) == 1
-    assert "--log-file: " in capsys.readouterr().err
+    flags = {"--log-file": str(tmp_path / "log"), "--pid-file": str(tmp_path / "pid")} | {
+        flag: str(tmp_path / "file" / "x")
+    }
+    assert serve.main([*(word for pair in flags.items() for word in pair), "--cache", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert f"{flag}" in said
+    assert str(tmp_path / "file") in said
+
+
+def test_a_second_launcher_leaves_the_file_of_the_first_alone(launch: Callable[..., Launched], tmp_path: Path) -> None:
+    first = launch()
+    first.until(lambda: "ready after" in first.said)
+    record = (tmp_path / "serve.json").read_text()
+    (tmp_path / "second").mkdir()
+    second = Launched(tmp_path / "second", 0, "--pid-file", str(tmp_path / "serve.json"))
+    assert second.process.wait(60) == 1
+    assert f"serve.json: the launcher with pid {first.process.pid} runs" in second.said
+    assert (tmp_path / "serve.json").read_text() == record
+
+
+def test_a_flag_that_nobody_knows_is_named(launch: Callable[..., Launched]) -> None:
+    server = launch(0, "--sing=a song")
+    assert server.process.wait(60) == 1
+    assert "the server ended with exit code 1: tritonserver: unrecognized option '--sing=a song'\n" in server.said
 
 
 def test_a_repository_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

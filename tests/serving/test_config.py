@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from stretto.serving.config import launch_config, parser
+from stretto.serving.folders import state_folder
 from stretto.serving.installation import Installation, LaunchError
 from stretto.serving.leftovers import Launch
 from stretto.serving.server import command_line
@@ -18,7 +19,8 @@ def test_the_defaults_are_tritons_ports_and_our_repository() -> None:
     config, _ = parse()
     assert config.ports == {"http": 8000, "grpc": 8001, "metrics": 8002}
     assert (config.model_repository / "speech" / "config.pbtxt").exists()
-    assert config.log_file == config.cache / "server-8000.log"
+    assert config.log_file == state_folder() / "server-8000.log"
+    assert config.pid_file == state_folder() / "server-8000.pid"
 
 
 def test_unknown_flags_go_to_tritonserver_and_win(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ import os
 import sys
 from pathlib import Path
 
-from stretto.serving.environment import ROOT, server_environment
+from stretto.serving.environment import server_environment
+from stretto.serving.folders import IMPORT_ROOT
 from stretto.serving.installation import Installation
 
 BASE = {"PATH": "/usr/bin", "LD_LIBRARY_PATH": "/opt/lib", "HOME": "/home/x", "LC_ALL": "C"}
@@ -15,7 +16,7 @@ def test_this_python_and_its_libraries_come_first() -> None:
     made = server_environment(wheel, "17_ab", Path("/dev/shm/drain"), BASE)
     assert made["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/usr/bin"]
     assert made["LD_LIBRARY_PATH"] == "/w/libs:/py/lib:/opt/lib"
-    assert made["PYTHONPATH"] == str(ROOT)
+    assert made["PYTHONPATH"] == str(IMPORT_ROOT)
     assert (made["LC_ALL"], made["PYTHONUTF8"]) == ("C.UTF-8", "1")
     assert (made["STRETTO_LAUNCH_ID"], made["STRETTO_DRAIN_FILE"]) == ("17_ab", "/dev/shm/drain")
     assert made["HOME"] == "/home/x"
@@ -26,5 +27,5 @@ def test_a_containers_own_library_path_stays() -> None:
     assert made["LD_LIBRARY_PATH"] == "/opt/lib"
 
 
-def test_the_package_is_found_from_the_root() -> None:
-    assert (ROOT / "python_backend" / "stretto" / "__init__.py").exists()
+def test_the_package_is_found_from_the_folder_that_leads_pythonpath() -> None:
+    assert (IMPORT_ROOT / "stretto" / "__init__.py").exists()

@@ -1,6 +1,6 @@
 """Makes a directory that the server loads from what is published of a model: weights, config.yaml, a tokenizer.
 
-    python -m stretto.checkpoints.command bagpiper --model model.pt --config config.yaml --tokenizer Qwen3-8B-Base \\
+    stretto convert bagpiper --model model.pt --config config.yaml --tokenizer Qwen3-8B-Base \\
         --codec xcodec-hubert-general --out bagpiper
 
 Writes config.json, model-0000N-of-0000M.safetensors with their index, the tokenizer's files, `codec/` and, where it is
@@ -17,6 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from stretto.checkpoints.contents import DTYPES
 from stretto.checkpoints.conversion import Conversion, plan, write
 from stretto.checkpoints.release import FAMILIES, Release
+from stretto.command_line import CommandParser
 from stretto.errors import CheckpointError
 from stretto.families.registry import NAME
 
@@ -25,7 +26,9 @@ MAX_SHARD_GB = 4.0
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(
+        prog="stretto convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("family", choices=FAMILIES)
     add = parser.add_argument
     add(
@@ -113,12 +116,8 @@ def main(words: list[str] | None = None) -> int:
             advance = lambda num_bytes: bar.update(task, advance=num_bytes)  # noqa: E731
             files = write(conversion, args.out, int(args.shard_gb * 1e9), advance)
     except (CheckpointError, OSError) as error:
-        print(f"convert_checkpoint: {error}", file=sys.stderr)
+        print(f"stretto convert: {error}", file=sys.stderr)
         return 1
     for file in files:
         print(f"{file.sha256}  {file.name}  {file.num_bytes}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
 """Makes a model repository that serves another checkpoint than the bundled one.
 
-    python -m stretto.checkpoints.make_repository --checkpoint opuslm --out opuslm-served
-    python -m stretto.serving.command --model-repository opuslm-served
+    stretto make-repository --checkpoint opuslm --out opuslm-served
+    stretto serve --model-repository opuslm-served
 
 It holds copies of the bundled repository's configs and adapters, an engine.json for the checkpoint, and a link to the
 checkpoint. The family, its codec and its tokenizer follow from the checkpoint itself.
@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from stretto.checkpoints.conversion import fresh_directory
+from stretto.command_line import CommandParser
 from stretto.config import EngineConfig
 from stretto.errors import CheckpointError
 from stretto.families.base import Family
 from stretto.families.opuslm.ssl_tokenizer import FOLDER
 from stretto.families.registry import config_at, json_object
 from stretto.preprocessing.request import Preprocessor
-from stretto.serving.environment import ROOT
+from stretto.serving.folders import bundled_repository
 
-BUNDLED = ROOT / "model_repository"
+BUNDLED = bundled_repository()
 CHECKPOINT, ENGINE = "language_model/1/checkpoint", "language_model/1/engine.json"
 DECODER, PREPROCESSOR = "acoustic_decoder", "preprocessor"
 NUM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -35,9 +36,11 @@ WARM_UP_S = 4.0  # of the decoder: 96 batches of a small DAC take 3.3 s
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(
+        prog="stretto make-repository", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="what stretto.checkpoints.command has made")
+    add("--checkpoint", type=Path, required=True, help="what stretto convert has made")
     add("--out", type=Path, required=True, help="directory to be made")
     add("--engine-args", type=Path, metavar="FILE", help="JSON: engine arguments of vLLM in place of those chosen here")
     add("--gpu", type=int, metavar="N", help="for GPUs, codec and tokenizer of audio on GPU N; default: for the CPU")
@@ -126,12 +129,8 @@ def main(words: list[str] | None = None) -> int:
         given = json_object(args.engine_args) if args.engine_args else {}
         make(args.checkpoint, args.out, given, args.gpu)
     except (CheckpointError, OSError, ValueError) as error:
-        print(f"make_repository: {error}", file=sys.stderr)
+        print(f"stretto make-repository: {error}", file=sys.stderr)
         return 1
     print((args.out / ENGINE).read_text(), end="")
-    print(f"python -m stretto.serving.command --model-repository {args.out}")
+    print(f"stretto serve --model-repository {args.out}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,30 +1,34 @@
 """Start the Triton server with this project's model repository, on any machine.
 
-    python -m stretto.serving.command --model-repository model_repository [tritonserver flags]
-    python -m stretto.serving.command --status --pid-file PATH
-    python -m stretto.serving.command --stop --pid-file PATH
+    stretto serve [--model-repository FOLDER] [tritonserver flags]
+    stretto serve --status
+    stretto serve --stop
 
 Uses the server of a Triton container, or else the one inside the nvidia-pytriton wheel.
 """
 
 import json
-import sys
+import os
 from pathlib import Path
 
 from stretto.serving import leftovers, pid_file
-from stretto.serving.config import LaunchConfig, launch_config, parser
+from stretto.serving.config import LaunchConfig, launch_config, parser, pid_file_of
 from stretto.serving.installation import LaunchError, find_installation
 from stretto.serving.supervisor import Supervisor, say
 
 
 def main(arguments: list[str]) -> int:
     """Run the command; returns its exit code."""
-    flags, passed = parser().parse_known_args(arguments)
-    if flags.status or flags.stop:
-        if flags.pid_file is None:
-            parser().error("--status and --stop need --pid-file")
-        return status(flags.pid_file) if flags.status else stop(flags.pid_file, flags.drain_seconds)
     try:
+        known = parser()
+        flags, passed = known.parse_known_args(arguments)
+        if passed and not passed[0].startswith("-"):
+            known.error(f"unknown argument {passed[0]!r}")
+        if flags.status or flags.stop:
+            if passed:
+                known.error(f"unknown flag {passed[0]!r} beside --status or --stop")
+            path = pid_file_of(flags)
+            return status(path) if flags.status else stop(path, flags.drain_seconds)
         return serve(launch_config(flags, passed))
     except LaunchError as error:
         say(str(error))
@@ -35,20 +39,30 @@ def serve(config: LaunchConfig) -> int:
     """Keep a server alive until a signal ends it."""
     if not config.model_repository.is_dir():
         raise LaunchError(f"--model-repository: there is no folder {config.model_repository}")
+    try:
+        take_files(config)
+    except OSError as error:
+        raise LaunchError(f"--pid-file or --log-file: {error}") from None
     for launch_id in leftovers.sweep():
         say(f"cleaned up after launch {launch_id}, which died")
-    try:
-        if config.log_file is not None:
-            config.log_file.parent.mkdir(parents=True, exist_ok=True)
-            config.log_file.write_bytes(b"")
-    except OSError as error:
-        raise LaunchError(f"--log-file: {error}") from None
     launch = leftovers.begin_launch()
     try:
         return Supervisor(config, find_installation(config.cache), launch).run()
     finally:
         pid_file.remove(config.pid_file)
         launch.close()
+
+
+def take_files(config: LaunchConfig) -> None:
+    """Begin the log and the pid file; LaunchError where that is another launcher's, which runs."""
+    running = pid_file.read(config.pid_file)
+    if running is not None and running["pid"] != os.getpid():
+        pid = running["pid"]
+        raise LaunchError(f"{config.pid_file}: the launcher with pid {pid} runs; stretto serve --stop ends it")
+    if config.log_file is not None:
+        config.log_file.parent.mkdir(parents=True, exist_ok=True)
+        config.log_file.write_bytes(b"")
+    pid_file.write(config.pid_file, "starting", config.ports, str(config.log_file))
 
 
 def status(path: Path) -> int:
@@ -62,7 +76,3 @@ def stop(path: Path, drain_seconds: float) -> int:
     """Drain and stop a launcher."""
     say("stopped" if pid_file.stop(path, drain_seconds + 30) else "no server was running")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -6,7 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from stretto.serving.environment import ROOT
+from stretto.command_line import CommandParser
+from stretto.serving.folders import bundled_repository, cache_folder, state_folder
 from stretto.serving.installation import LaunchError
 from stretto.serving.proxy.access import CLOSED, HTTP
 
@@ -26,7 +27,7 @@ class LaunchConfig:
     http_port: int
     grpc_port: int
     metrics_port: int
-    pid_file: Path | None
+    pid_file: Path
     log_file: Path | None
     cache: Path
     start_seconds: float
@@ -45,30 +46,43 @@ class LaunchConfig:
         return {"http": self.http_port} if HTTP in self.allowed else {}
 
 
-def default_cache() -> Path:
-    """The user's cache folder for this project."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stretto"
+def default_port() -> int:
+    """Of HTTP: STRETTO_PORT, or Triton's own; gRPC is on the next, metrics on the one after."""
+    text = os.environ.get("STRETTO_PORT") or "8000"
+    if not text.isdecimal() or not 0 < int(text) <= 65_533:
+        raise LaunchError(f"STRETTO_PORT: expected a port from 1 to 65533, got {text!r}")
+    return int(text)
+
+
+def default_pid_file(http_port: int, folder: Path) -> Path:
+    """Where a launcher on `http_port` is looked for."""
+    return folder / f"server-{http_port}.pid"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The launcher's flags; ports default to Triton's own."""
-    flags = argparse.ArgumentParser(prog="stretto serve", description=DESCRIPTION, allow_abbrev=False)
-    flags.add_argument("--model-repository", type=Path, default=ROOT / "model_repository")
+    """The launcher's flags; LaunchError where STRETTO_PORT is no port."""
+    flags = CommandParser(prog="stretto serve", description=DESCRIPTION, allow_abbrev=False)
+    port, state = default_port(), state_folder()
+    flags.add_argument("--model-repository", type=Path, default=bundled_repository(), help="default: %(default)s")
     flags.add_argument("--address", type=ip_address, default="127.0.0.1", help="0.0.0.0 opens the ports to all hosts")
     flags.add_argument("--allow", action="append", default=[], choices=CLOSED, help="open an API to all; repeatable")
     flags.add_argument("--max-request-mb", type=int, default=64, help="largest request, in MB")
-    flags.add_argument("--http-port", type=int, default=8000)
-    flags.add_argument("--grpc-port", type=int, default=8001)
-    flags.add_argument("--metrics-port", type=int, default=8002)
-    flags.add_argument("--pid-file", type=Path, help="JSON with pid, ports and state, as long as the launcher lives")
-    flags.add_argument("--log-file", help="the server's output; '-' is standard output (default: in the cache folder)")
-    flags.add_argument("--cache", type=Path, default=default_cache(), help="private files of the launcher")
+    flags.add_argument("--http-port", type=int, default=port, help="default: STRETTO_PORT, or 8000")
+    flags.add_argument("--grpc-port", type=int, default=port + 1, help="default: STRETTO_PORT + 1, or 8001")
+    flags.add_argument("--metrics-port", type=int, default=port + 2, help="default: STRETTO_PORT + 2, or 8002")
+    flags.add_argument(
+        "--pid-file",
+        type=Path,
+        help=f"JSON with pid, ports and state, as long as the launcher lives (default: by the HTTP port, in {state})",
+    )
+    flags.add_argument("--log-file", help=f"the server's output; '-' is standard output (default: in {state})")
+    flags.add_argument("--cache", type=Path, default=cache_folder(), help="private files of the launcher")
     flags.add_argument("--start-seconds", type=float, default=600, help="give up a start after this long")
     flags.add_argument("--start-attempts", type=int, default=4, help="starts tried when the server aborts")
     flags.add_argument("--drain-seconds", type=float, default=30, help="longest wait for running streams on SIGTERM")
     action = flags.add_mutually_exclusive_group()
-    action.add_argument("--status", action="store_true", help="print the state in --pid-file; 0 when ready")
-    action.add_argument("--stop", action="store_true", help="drain and stop the launcher of --pid-file")
+    action.add_argument("--status", action="store_true", help="print the launcher's state; 0 when it is ready")
+    action.add_argument("--stop", action="store_true", help="drain and stop the launcher")
     return flags
 
 
@@ -82,7 +96,8 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
     given = {word.partition("=")[0] for word in passed} & TAKEN
     if given:
         raise LaunchError(f"{min(given)}: say with --address where the server listens, and with --allow what is open")
-    log_file = None if flags.log_file == "-" else Path(flags.log_file or flags.cache / f"server-{flags.http_port}.log")
+    own_log = state_folder() / f"server-{flags.http_port}.log"
+    log_file = None if flags.log_file == "-" else Path(flags.log_file or own_log)
     return LaunchConfig(
         model_repository=flags.model_repository.resolve(),
         address=flags.address,
@@ -91,7 +106,7 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
         http_port=flags.http_port,
         grpc_port=flags.grpc_port,
         metrics_port=flags.metrics_port,
-        pid_file=flags.pid_file,
+        pid_file=pid_file_of(flags),
         log_file=log_file,
         cache=flags.cache,
         start_seconds=flags.start_seconds,
@@ -99,3 +114,8 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
         drain_seconds=flags.drain_seconds,
         passed=tuple(passed),
     )
+
+
+def pid_file_of(flags: argparse.Namespace) -> Path:
+    """The file of the launcher that is meant: the one that is named, or the one on this HTTP port."""
+    return flags.pid_file or default_pid_file(flags.http_port, state_folder())

@@ -5,11 +5,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from stretto.serving.folders import IMPORT_ROOT
 from stretto.serving.installation import Installation
 
 LAUNCH_ID = "STRETTO_LAUNCH_ID"
 DRAIN_FILE = "STRETTO_DRAIN_FILE"
-ROOT = Path(__file__).parents[3]
 
 
 def server_environment(
@@ -23,7 +23,7 @@ def server_environment(
     environment = dict(base)
     environment |= {
         "PATH": _joined(Path(sys.executable).parent, base.get("PATH")),
-        "PYTHONPATH": _joined(ROOT, base.get("PYTHONPATH")),
+        "PYTHONPATH": _joined(IMPORT_ROOT, base.get("PYTHONPATH")),
         "LC_ALL": "C.UTF-8",
         "PYTHONUTF8": "1",
         "SPT_NOENV": "1",

@@ -3,6 +3,7 @@
 import ctypes
 import http.client
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from stretto.serving.proxy.access import CLOSED_APIS, HTTP
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
 STUCK_S = 20.0  # a stub that is told to end does so within half of that
+BAD_USAGE = re.compile(r"tritonserver: (unrecognized )?option '")  # before pages about what is right
 TRANSIENT = ("lock_exception", "Timed out occurred while waiting for the stub", "Stub process")
 
 
@@ -192,7 +194,8 @@ class Server:
         if self._config.log_file is None:
             return "see its output above"
         lines = _tail(self._config.log_file).splitlines()
-        telling = [line for line in lines if "failed to load '" in line and "depend" not in line]
+        telling = [line[found.start() :] for line in lines if (found := BAD_USAGE.search(line))]
+        telling = telling or [line for line in lines if "failed to load '" in line and "depend" not in line]
         telling = telling[:1] or [line for line in lines if "error" in line.lower()][-1:] or lines[-1:]
         return telling[0].replace("\\n\\nAt:", " ").strip()[:500] if telling else "it wrote nothing"
 

@@ -1,6 +1,6 @@
 """OpusLM's semantic codes of audio: XEUS, and the nearest of the k-means centres to each of its features.
 
-An optional part of a checkpoint: the folder `ssl_tokenizer/`, which `stretto.checkpoints.command` writes from what
+An optional part of a checkpoint: the folder `ssl_tokenizer/`, which `stretto convert` writes from what
 https://huggingface.co/espnet/xeus publishes. A checkpoint without it takes audio as codes.
 
 As in OpusLM's own data: the features are those of layer 18, counted from 0, the last, with the encoder's final norm

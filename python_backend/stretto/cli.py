@@ -1,0 +1,86 @@
+"""The console command `stretto`. Each command imports what it needs, and no other waits for that."""
+
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+
+USAGE = """\
+usage: stretto COMMAND ...    (stretto COMMAND --help: all that it takes)
+
+  speak "text"              speaks: --voice NAME, --out FILE, --guidance SCALE, --words, ...
+  transcribe FILE           writes down what is said in a wav, flac, ogg or mp3 file
+  chat                      a conversation, each line of standard input a turn
+  serve                     runs the server; --model-repository FOLDER (default: the bundled model's)
+  serve --status | --stop   the state of a server, its end
+  convert FAMILY            makes a checkpoint of what is published of a model
+  make-repository           makes a model repository that serves a checkpoint
+
+speak, transcribe and chat talk to --server HOST:PORT. Without it they talk to the server of this machine, and start
+one in the background where none runs. STRETTO_PORT (default 8000) is its HTTP port; gRPC is on the next, metrics on
+the one after.
+"""
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run a command; returns its exit code."""
+    words = sys.argv[1:] if words is None else words
+    if not words:
+        print(USAGE, end="", file=sys.stderr)
+        return 2
+    name, *rest = words
+    if name in ("--help", "-h"):
+        print(USAGE, end="")
+        return 0
+    if name == "--version":
+        print(f"stretto {version('stretto')}")
+        return 0
+    if name not in COMMANDS:
+        kind = "flag" if name.startswith("-") else "command"
+        print(f"stretto: unknown {kind} {name!r}; stretto --help says what there is", file=sys.stderr)
+        return 2
+    return COMMANDS[name](words if COMMANDS[name] is client else rest)
+
+
+def client(words: list[str]) -> int:
+    """speak, transcribe, chat: the client's own command line, with a server in the background where none runs."""
+    from stretto_client.__main__ import main
+
+    from stretto.serving.background import CannotServe, ready_server
+    from stretto.serving.installation import LaunchError
+
+    try:
+        return main(words, ready_server, prog="stretto")
+    except LaunchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3 if isinstance(error, CannotServe) else 1
+
+
+def serve(words: list[str]) -> int:
+    """Run, ask about or stop a server."""
+    from stretto.serving.command import main
+
+    return main(words)
+
+
+def convert(words: list[str]) -> int:
+    """A release to a checkpoint."""
+    from stretto.checkpoints.command import main
+
+    return main(words)
+
+
+def make_repository(words: list[str]) -> int:
+    """A checkpoint to a model repository."""
+    from stretto.checkpoints.make_repository import main
+
+    return main(words)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "speak": client,
+    "transcribe": client,
+    "chat": client,
+    "serve": serve,
+    "convert": convert,
+    "make-repository": make_repository,
+}

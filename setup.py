@@ -1,0 +1,24 @@
+"""What pyproject.toml cannot say: the model repository travels in the wheel, as data of the package."""
+
+from setuptools import find_packages, setup
+
+DATA = "stretto.model_repository"
+
+setup(
+    packages=[*find_packages("python_backend"), *find_packages("client"), DATA],
+    package_dir={
+        "stretto": "python_backend/stretto",
+        "stretto_client": "client/stretto_client",
+        DATA: "model_repository",
+    },
+    package_data={
+        DATA: [
+            "*/config.pbtxt",
+            "*/1/model.py",
+            "*/1/engine.json",
+            "*/1/.gitkeep",  # Triton wants the folder of a version, also where it is empty
+            "*/1/checkpoint/*.json",
+            "*/1/checkpoint/*.safetensors",
+        ]
+    },
+)

@@ -1,0 +1,103 @@
+"""The console command `stretto`: what it lists, what it refuses, and what it leaves unimported."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from stretto.cli import COMMANDS, USAGE, main
+from stretto.serving import background
+from stretto.serving.background import CannotServe
+from stretto.serving.installation import LaunchError
+
+PRINT_IMPORTED = "import sys, atexit; atexit.register(lambda: print('imported', *sys.modules)); "
+
+
+def imported_by(*words: str) -> set[str]:
+    run = f"{PRINT_IMPORTED}from stretto.cli import main; sys.exit(main({list(words)!r}))"
+    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, timeout=60, check=False)
+    return set(done.stdout.rpartition("imported ")[2].split())
+
+
+def test_the_usage_lists_every_command() -> None:
+    assert set(re.findall(r"^  ([a-z-]+) ", USAGE, re.MULTILINE)) == set(COMMANDS)
+
+
+def test_help_is_for_standard_output_and_nothing_to_do_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert capsys.readouterr() == (USAGE, "")
+    assert main([]) == 2
+    assert capsys.readouterr() == ("", USAGE)
+
+
+@pytest.mark.parametrize(("word", "kind"), [("sing", "command"), ("--sing", "flag")])
+def test_an_unknown_word_is_one_line_that_names_it(capsys: pytest.CaptureFixture[str], word: str, kind: str) -> None:
+    assert main([word]) == 2
+    assert capsys.readouterr() == ("", f"stretto: unknown {kind} '{word}'; stretto --help says what there is\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["speak", "hello", "--sing"], "--sing"),
+        (["speak"], "text"),
+        (["transcribe", "/nowhere/a.wav"], "/nowhere/a.wav"),
+        (["chat", "--timeout", "soon"], "soon"),
+        (["serve", "model_repository"], "model_repository"),
+        (["serve", "--http-port", "x"], "--http-port"),
+        (["serve", "--status", "--sing"], "--sing"),
+        (["convert", "parrot"], "parrot"),
+        (["make-repository", "--sing"], "--checkpoint"),
+    ],
+)
+def test_wrong_usage_of_a_command_is_one_line_and_status_2(
+    capsys: pytest.CaptureFixture[str], words: list[str], named: str
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    output, errors = capsys.readouterr()
+    assert (left.value.code, output, errors.count("\n")) == (2, "", 1)
+    assert errors.startswith("stretto")
+    assert named in errors
+
+
+@pytest.mark.parametrize("words", [["--help"], ["speak", "--help"], ["chat", "--help"], ["serve", "--status"]])
+def test_what_needs_neither_torch_nor_vllm_imports_neither(words: list[str]) -> None:
+    imported = imported_by(*words)
+    assert "stretto.cli" in imported
+    assert not imported & {"torch", "vllm", "transformers", "soundfile"}
+
+
+def test_help_does_not_even_import_the_client() -> None:
+    assert not imported_by("--help") & {"grpc", "numpy", "stretto_client"}
+
+
+@pytest.mark.parametrize(("error", "code"), [(LaunchError("port 8000 is in use"), 1), (CannotServe("no vllm"), 3)])
+def test_a_server_that_cannot_be_started_is_one_line_and_a_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: LaunchError, code: int
+) -> None:
+    def fail() -> str:
+        raise error
+
+    monkeypatch.setattr(background, "ready_server", fail)
+    assert main(["speak", "hello"]) == code
+    assert capsys.readouterr() == ("", f"error: {error}\n")
+
+
+def test_with_a_server_named_none_is_started(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(background, "ready_server", lambda: pytest.fail("a server was asked for"))
+    assert main(["speak", "hello", "--server", "127.0.0.1:9", "--play", "off"]) == 3
+    assert "no server answers at 127.0.0.1:9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["x", "0", "65534", "-1"])
+def test_a_port_that_is_none_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], port: str
+) -> None:
+    monkeypatch.setenv("STRETTO_PORT", port)
+    assert main(["speak", "hello"]) == 1
+    assert main(["serve", "--status"]) == 1
+    message = f"STRETTO_PORT: expected a port from 1 to 65533, got '{port}'"
+    assert capsys.readouterr().err == f"error: {message}\n[serve] {message}\n"
