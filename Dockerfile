@@ -24,8 +24,7 @@ COPY pyproject.toml setup.py README.md LICENSE ./
 COPY python_backend python_backend
 COPY client client
 COPY model_repository model_repository
-# Without the overrides of pyproject.toml, which are for hosts without a GPU.
-RUN uv pip install --no-cache --no-config ".[gpu]"
+RUN uv pip install --no-cache ".[gpu]"
 COPY scripts scripts
 
 # Nothing is fetched at run time: weights are in model_repository, or mounted over it.

@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/uv_sources.sh
 compile() {
-    uv pip compile --quiet --no-header --no-annotate --python-version 3.11 --python-platform x86_64-manylinux_2_35 pyproject.toml "$@"
+    uv pip compile --quiet --overrides requirements/overrides.txt --no-header --no-annotate --python-version 3.11 --python-platform x86_64-manylinux_2_35 pyproject.toml "$@"
 }
 mkdir -p requirements
 compile --extra embedded --output-file requirements/embedded.txt

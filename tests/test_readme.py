@@ -1,52 +1,102 @@
 """The commands of the README, as printed there."""
 
+import argparse
 import os
 import re
 import shlex
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from stretto.checkpoints import command as convert
+from stretto.checkpoints import make_repository
+from stretto.cli import COMMANDS
+from stretto.serving import config
+from stretto_client.__main__ import parse
 
 from tests.ports import free_row
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "docs" / "families.md"]
+README = PAGES[0].read_text()
 FIRST_BLOCK = re.search(r"```sh\n(.*?)```", README, re.DOTALL)
 assert FIRST_BLOCK, "the README shows no commands"
-COMMANDS = [line.split("  #")[0].strip() for line in FIRST_BLOCK[1].splitlines() if line.startswith("scripts/")]
+SCRIPTS = [shlex.split(line, comments=True) for line in FIRST_BLOCK[1].splitlines()]
 LAST_LINE = re.compile(
     r"speech\.wav: [\d.]+ s of audio, first audio after [\d.]+ s, real-time factor [\d.]+, seed \d+, guidance [\d.]+"
 )
 
 
+def shown(page: Path) -> list[list[str]]:
+    """The words after `stretto` in every such line of a page's blocks, without those that only hint at their flags."""
+    joined = page.read_text().replace("\\\n", " ")
+    lines = [line.strip().removeprefix("$ ") for line in joined.splitlines() if line.startswith("    ")]
+    commands = [shlex.split(line, comments=True) for line in lines if line.startswith(("stretto ", "$ stretto "))]
+    return [words[1:] for words in commands if "…" not in words]
+
+
+def serve_flags(words: list[str]) -> argparse.Namespace:
+    flags, passed = config.parser().parse_known_args(words)
+    assert not passed, f"{passed} would go to tritonserver"
+    return flags
+
+
+PARSERS: dict[str, Callable[[list[str]], argparse.Namespace]] = {
+    "serve": serve_flags,
+    "convert": convert.arguments,
+    "make-repository": make_repository.arguments,
+}
+
+
 def test_the_readme_shows_one_command_that_speaks_and_one_that_tests() -> None:
-    assert [shlex.split(command)[0] for command in COMMANDS] == ["scripts/speak.sh", "scripts/test.sh"]
+    assert [words[0] for words in SCRIPTS] == ["scripts/speak.sh", "scripts/test.sh"]
+    for script, *_ in SCRIPTS:
+        assert os.access(ROOT / script, os.X_OK)
 
 
 def test_the_readme_shows_the_last_line_that_the_first_command_prints() -> None:
     assert LAST_LINE.search(README)
 
 
+def test_the_readme_shows_every_command_at_work() -> None:
+    assert {words[0] for words in shown(PAGES[0])} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("words", [words for page in PAGES for words in shown(page)], ids=shlex.join)
+def test_a_command_that_a_page_shows_has_the_flags_that_it_shows(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if words[0] == "transcribe":
+        Path(words[1]).touch()
+    name, *rest = words
+    assert PARSERS[name](rest) if name in PARSERS else parse(words, "stretto")
+
+
+def test_the_files_that_the_installation_names_are_there() -> None:
+    named = set(re.findall(r"requirements/\w+\.txt", README))
+    assert named >= {"requirements/overrides.txt", "requirements/embedded.txt"}
+    assert all((ROOT / name).is_file() for name in named)
+
+
 @pytest.mark.server
 def test_the_first_command_speaks_and_its_server_stays_until_it_is_stopped(tmp_path: Path) -> None:
+    """Without its set-up, which has made the environment that this runs in."""
     environment = os.environ | {"STRETTO_PORT": str(free_row(3))}
-    command = [str(ROOT / "scripts/speak.sh"), *shlex.split(COMMANDS[0])[1:]]
+    stretto = [sys.executable, "-m", "stretto"]
+    command = [*stretto, "speak", "--out", "speech.wav", *SCRIPTS[0][1:]]
     try:
         first = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=400)
         assert first.returncode == 0, first.stderr
-        assert LAST_LINE.fullmatch(first.stdout.strip().splitlines()[-1])
+        assert "starting the server" in first.stderr
+        assert LAST_LINE.fullmatch(first.stdout.strip())
         assert (tmp_path / "speech.wav").stat().st_size > 32_000, "less than a second of 16-bit speech"
         again = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=100)
-        assert again.returncode == 0, again.stderr
-        assert "starting the server" not in again.stdout
+        assert (again.returncode, again.stderr) == (0, "")
     finally:
-        stopped = subprocess.run([command[0], "--stop"], env=environment, capture_output=True, text=True, timeout=100)
+        stop = [*stretto, "serve", "--stop"]
+        stopped = subprocess.run(stop, env=environment, capture_output=True, text=True, timeout=100)
     assert stopped.returncode == 0, stopped.stderr
-
-
-def test_the_second_command_runs_the_tests_it_is_given() -> None:
-    command = [str(ROOT / shlex.split(COMMANDS[1])[0]), "tests/streams/test_delay.py"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"\d+ passed", done.stdout)
+    assert stopped.stderr == "[serve] stopped\n"

@@ -1,0 +1,136 @@
+"""The package as it is built and installed: what travels in it, and that it runs from where it lies."""
+
+import configparser
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.ports import free_row
+
+ROOT = Path(__file__).parents[1]
+# Where a file of the tree lies in the wheel.
+PLACES = {
+    "python_backend/stretto": "stretto",
+    "client/stretto_client": "stretto_client",
+    "model_repository": "stretto/model_repository",
+}
+BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
+SHOW_FOLDERS = "import stretto, stretto.serving.folders as f; print(stretto.__file__, f.clone(), f.state_folder())"
+
+
+def build(kind: str, tree: Path, out: Path) -> Path:
+    """What setuptools makes of a tree; no network, no isolation."""
+    command = [sys.executable, "-c", BUILD, f"build_{kind}", str(out)]
+    subprocess.run(command, cwd=tree, check=True, capture_output=True, timeout=300)
+    (made,) = out.iterdir()
+    return made
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from the sdist, which is built from a copy of this tree with what people leave lying about in one."""
+    folder = tmp_path_factory.mktemp("wheel")
+    tree = folder / "tree"
+    for name in ("python_backend", "client", "model_repository"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.onnx"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copyfile(ROOT / name, tree / name)
+    (tree / "model_repository/preprocessor/1/__pycache__").mkdir()
+    (tree / "model_repository/preprocessor/1/__pycache__/model.cpython-311.pyc").touch()
+    (tree / "model_repository/language_model/1/checkpoint/codec.onnx").touch()
+    for name in ("sdist", "wheel"):
+        (folder / name).mkdir()
+    with tarfile.open(build("sdist", tree, folder / "sdist")) as sdist:
+        sdist.extractall(folder / "unpacked", filter="data")
+    (unpacked,) = (folder / "unpacked").iterdir()
+    return build("wheel", unpacked, folder / "wheel")
+
+
+def files_of_the_tree() -> dict[str, Path]:
+    """By their names in the wheel."""
+    listed = {}
+    for folder, place in PLACES.items():
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".onnx":
+                listed[f"{place}/{path.relative_to(ROOT / folder)}"] = path
+    return listed
+
+
+def test_it_holds_every_file_of_the_packages_and_of_the_bundled_model_and_no_other(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+        expected = files_of_the_tree()
+        assert packed == set(expected)
+        assert "stretto/model_repository/speech/1/.gitkeep" in packed, "Triton wants the version's folder"
+        for name, path in expected.items():
+            assert archive.read(name) == path.read_bytes(), name
+
+
+def test_it_has_the_console_command_and_the_entry_points_of_vllm_and_triton(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (each for each in archive.namelist() if each.endswith(".dist-info/entry_points.txt"))
+        points = configparser.ConfigParser()
+        points.read_string(archive.read(name).decode())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    expected = {"console_scripts": project["scripts"]} | project["entry-points"]
+    assert {section: dict(points[section]) for section in points.sections()} == expected
+    assert set(expected) == {"console_scripts", "vllm.general_plugins", "triton.backends"}
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of executables of an environment with the wheel, which borrows all else from this one."""
+    folder = tmp_path_factory.mktemp("installed") / "env"
+    venv.create(folder, symlinks=True)
+    python = folder / "bin" / "python"
+    site = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
+    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
+    done = subprocess.run([*install, str(wheel)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder / "bin"
+
+
+def run(installed: Path, home: Path, *command: str, port: int = 8000) -> "subprocess.CompletedProcess[str]":
+    """Run a command of the environment for a user who has set nothing but the port."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "STRETTO_", "PYTHON"))}
+    environment = kept | {"HOME": str(home), "STRETTO_PORT": str(port)}
+    line = [str(installed / command[0]), *command[1:]]
+    return subprocess.run(line, cwd=home, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_it_lies_in_its_environment_and_writes_to_the_users_state_folder(installed: Path, tmp_path: Path) -> None:
+    done = run(installed, tmp_path, "python", "-c", SHOW_FOLDERS)
+    found, clone, state = done.stdout.split()
+    assert Path(found).is_relative_to(installed.parent)
+    assert (clone, state) == ("None", str(tmp_path / ".local/state/stretto"))
+
+
+def test_its_commands_run(installed: Path, tmp_path: Path) -> None:
+    assert "speak, transcribe and chat" in run(installed, tmp_path, "stretto", "--help").stdout
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert run(installed, tmp_path, "stretto", "--version").stdout == f"stretto {version}\n"
+    status = run(installed, tmp_path, "stretto", "serve", "--status")
+    assert (status.returncode, status.stdout, status.stderr) == (3, '{"state": "stopped"}\n', "")
+    assert not list(tmp_path.iterdir()), "asking for the state has left something behind"
+
+
+@pytest.mark.server
+def test_it_speaks_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+    port, out = free_row(3), ("--out", "anywhere.wav")
+    try:
+        done = run(installed, tmp_path, "stretto", "speak", "It speaks from anywhere.", *out, port=port)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "anywhere.wav").stat().st_size > 16_000, "less than half a second of 16-bit speech"
+    finally:
+        stopped = run(installed, tmp_path, "stretto", "serve", "--stop", port=port)
+    assert stopped.stderr == "[serve] stopped\n"
