@@ -39,7 +39,7 @@ class ProxyProcess:
         """Start it and wait until it listens; LaunchError where it cannot."""
         log: IO[bytes] | None = None if self._log_file is None else self._log_file.open("ab")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "stretto.serving.proxy"],
+            [sys.executable, "-P", "-m", "stretto.serving.proxy"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
