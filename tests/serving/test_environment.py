@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+from stretto.serving import environment
 from stretto.serving.environment import server_environment
 from stretto.serving.folders import IMPORT_ROOT
 from stretto.serving.installation import Installation
@@ -20,6 +22,20 @@ def test_this_python_and_its_libraries_come_first() -> None:
     assert (made["LC_ALL"], made["PYTHONUTF8"]) == ("C.UTF-8", "1")
     assert (made["STRETTO_LAUNCH_ID"], made["STRETTO_DRAIN_FILE"]) == ("17_ab", "/dev/shm/drain")
     assert made["HOME"] == "/home/x"
+
+
+@pytest.mark.parametrize("name", ["__pycache__", "other"])
+def test_bytecode_goes_to_the_cache_where_an_installation_has_none_and_takes_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr(environment, "PACKAGE", tmp_path)
+    monkeypatch.setattr(environment.os, "access", lambda path, mode: False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    made = server_environment(Installation(Path("/opt/x")), "1", Path("/d"), BASE)
+    assert made.get("PYTHONPYCACHEPREFIX") == (None if name == "__pycache__" else "/cache/stretto/bytecode")
+    own = server_environment(Installation(Path("/opt/x")), "1", Path("/d"), BASE | {"PYTHONPYCACHEPREFIX": "/own"})
+    assert own["PYTHONPYCACHEPREFIX"] == "/own"
 
 
 def test_a_containers_own_library_path_stays() -> None:

@@ -40,11 +40,11 @@ SOURCES = (
 
 
 def build_package(folder: Path) -> Path:
-    """The wheel of this package, as the tree is now."""
+    """The wheel of this package, as the tree is now, without the bundled model's weights: they go with the sources."""
     tree = folder / "package"
-    for name in ("python_backend", "client"):
-        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("python_backend", "client", "model_repository"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copyfile(ROOT / name, tree / name)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*command, "--wheel-dir", str(folder), str(tree)], check=True)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from stretto.serving.folders import IMPORT_ROOT
+from stretto.serving.folders import IMPORT_ROOT, PACKAGE, cache_folder
 from stretto.serving.installation import Installation
 
 LAUNCH_ID = "STRETTO_LAUNCH_ID"
@@ -20,7 +20,7 @@ def server_environment(
     The folder of the interpreter leads PATH because that, and not PYTHONPATH, tells the stub which virtual
     environment is meant. SPT_NOENV keeps vLLM's process titles from overwriting the launch id in /proc.
     """
-    environment = dict(base)
+    environment = bytecode_folder() | dict(base)
     environment |= {
         "PATH": _joined(Path(sys.executable).parent, base.get("PATH")),
         "PYTHONPATH": _joined(IMPORT_ROOT, base.get("PYTHONPATH")),
@@ -33,6 +33,13 @@ def server_environment(
     if installation.library_path:
         environment["LD_LIBRARY_PATH"] = _joined(*installation.library_path, base.get("LD_LIBRARY_PATH"))
     return environment
+
+
+def bytecode_folder() -> dict[str, str]:
+    """Where bytecode goes when an installation has none and may not be written: with it vLLM starts 10 s sooner."""
+    if os.access(PACKAGE, os.W_OK) or (PACKAGE / "__pycache__").is_dir():
+        return {}
+    return {"PYTHONPYCACHEPREFIX": str(cache_folder() / "bytecode")}
 
 
 def _joined(*parts: Path | str | None) -> str:
