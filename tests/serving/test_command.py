@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -87,7 +88,8 @@ class Launched:
         server = folder / "tritonserver"
         server.write_text(SERVER.format(python=sys.executable, here=str(folder)))
         server.chmod(0o755)
-        ports = [str(port) for port in free_ports(3)]
+        self.ports = free_ports(3)
+        ports = [str(port) for port in self.ports]
         arguments = ["--http-port", ports[0], "--grpc-port", ports[1], "--metrics-port", ports[2]]
         arguments += ["--pid-file", str(folder / "serve.json"), "--cache", str(folder)]
         arguments += ["--log-file", str(folder / "server.log")]
@@ -245,6 +247,42 @@ def test_a_dead_stub_restarts_the_server(launch: Callable[..., Launched]) -> Non
     server.until(lambda: server.said.count("ready after") == 2)
     assert f"triton_python_b (pid {first}) ended: restarting the server" in server.said
     assert server.stub != first
+
+
+def proxies(launcher: int) -> list[int]:
+    return [each.pid for each in all_processes() if each.parent == launcher and "serving.proxy" in each.command]
+
+
+def answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_a_dead_proxy_is_started_again_and_the_server_goes_on(launch: Callable[..., Launched]) -> None:
+    server = launch()
+    server.until(lambda: "ready after" in server.said)
+    assert all(answers(port) for port in server.ports)
+    (first,) = proxies(server.process.pid)
+    os.kill(first, signal.SIGKILL)
+    server.until(lambda: proxies(server.process.pid) not in ([], [first]))
+    server.until(lambda: all(answers(port) for port in server.ports))
+    assert server.said.count("ready after") == 1
+    server.process.kill()
+    server.process.wait()
+    server.until(lambda: not any(answers(port) for port in server.ports))
+
+
+def test_a_taken_port_is_named(launch: Callable[..., Launched]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        server = launch(0, f"--metrics-port={port}")
+        assert server.process.wait(60) == 1
+    assert f"port {port} is in use: choose another with --metrics-port" in server.said
 
 
 def test_streams_that_never_end_delay_the_stop_only_so_long(

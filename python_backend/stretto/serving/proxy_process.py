@@ -65,9 +65,12 @@ class ProxyProcess:
                 self._start()
 
     def stop(self) -> None:
-        """Let it send what is complete, and end."""
-        with suppress(BrokenPipeError):
+        """Let it send what is complete, and end it."""
+        try:
             self._process.communicate(timeout=STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
 
 
 def write_key(launch: Launch, grpc_port: int, key: str) -> None:

@@ -123,7 +123,7 @@ class _Stream:
 
 
 def _passed_on(metadata: Metadata) -> tuple[tuple[str, str | bytes], ...]:
-    return tuple((name, value) for name, value in metadata if name not in DROPPED_HEADERS)
+    return tuple((name, value) for name, value in metadata if name not in DROPPED_HEADERS and name[:5] != "grpc-")
 
 
 def _details(error: grpc.aio.AioRpcError) -> str:

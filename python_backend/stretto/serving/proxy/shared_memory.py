@@ -1,5 +1,6 @@
 """Which shared memory a client may register with Triton: not the server's own."""
 
+from google.protobuf.message import DecodeError
 from tritonclient.grpc.service_pb2 import SystemSharedMemoryRegisterRequest
 
 from stretto.serving.proxy.access import SERVICE
@@ -14,6 +15,9 @@ def check_registration(method: str, request: bytes) -> None:
     """BadRequest where a call would let inputs or outputs of requests lie in the server's own memory."""
     if method != REGISTER:
         return
-    name = SystemSharedMemoryRegisterRequest.FromString(request).key.lstrip("/")
+    try:
+        name = SystemSharedMemoryRegisterRequest.FromString(request).key.lstrip("/")
+    except DecodeError:
+        raise BadRequest("request: expected a SystemSharedMemoryRegisterRequest, got bytes that are none") from None
     if name.startswith(OURS) and not name.startswith(OF_CLIENTS):
         raise BadRequest(f"key: expected a segment of the client's, got {name!r}, whose prefix is for the server's own")
