@@ -2,11 +2,14 @@
 
 import io
 import json
+import urllib.error
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from stretto.serving.ports import UnixConnection
 
 from tests.server.conftest import Server
 from tests.server.listening import Answer, Stream
@@ -116,9 +119,16 @@ def test_speech_is_transcribed_to_text_alone(spoken: Answer, server: Server, for
     assert heard.report["num_frames"] == 0
 
 
-def test_plain_http_streams_too(server: Server) -> None:
-    asked = json.dumps({"text": SENTENCE, "options": '{"seed": 7, "max_audio_s": 0.5}'}).encode()
-    page = urllib.request.urlopen(f"http://localhost:{server.http}/v2/models/speech/generate_stream", asked, timeout=60)
+def test_tritons_own_http_service_streams_too_where_it_is_opened(server: Server) -> None:
+    asked = json.dumps({"text": SENTENCE, "options": '{"seed": 7, "max_audio_s": 0.5}'})
+    with pytest.raises(urllib.error.HTTPError) as closed:
+        urllib.request.urlopen(f"http://localhost:{server.http}/v2/models/speech/generate_stream", b"{}", timeout=60)
+    assert "start the server with --allow http" in closed.value.read().decode()
+    (socket,) = Path("/dev/shm").glob(f"stretto_launch_{server.launcher.pid}_*.run/http")  # what --allow http opens
+    triton = UnixConnection(socket, timeout_s=60)
+    triton.request("POST", "/v2/models/speech/generate_stream", asked)
+    page = triton.getresponse().read().splitlines()
+    triton.close()
     records = [json.loads(line.removeprefix(b"data: ")) for line in page if line.startswith(b"data: ")]
     assert json.loads(records[-1]["event"])["is_final"]
     assert sum(len(record.get("pcm", [])) for record in records) == pytest.approx(0.5 * 16000, rel=0.1)

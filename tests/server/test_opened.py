@@ -1,0 +1,69 @@
+"""A tritonserver without our models, for what it takes of the launcher's flags."""
+
+import json
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from stretto.serving.environment import ROOT
+
+from tests.ports import free_ports
+
+pytestmark = pytest.mark.server
+
+CONFIG = 'name: "still" backend: "python" max_batch_size: 0 output { name: "a" data_type: TYPE_INT32 dims: [1] }'
+MODEL = "class TritonPythonModel:\n    def execute(self, requests):\n        return []\n"
+START_S, STOP_S, ASK_S = 300, 60, 30
+
+
+@pytest.fixture
+def http_port(tmp_path: Path) -> Iterator[int]:
+    """The port of a server that was told to open Triton's HTTP service."""
+    folder = tmp_path / "models" / "still"
+    (folder / "1").mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(CONFIG)
+    (folder / "1" / "model.py").write_text(MODEL)
+    port, grpc, metrics = free_ports(3)
+    state = tmp_path / "serve.json"
+    flags = ["--model-repository", folder.parent, "--pid-file", state, "--log-file", tmp_path / "log"]
+    flags += [
+        "--http-port",
+        port,
+        "--grpc-port",
+        grpc,
+        "--metrics-port",
+        metrics,
+        "--allow",
+        "http",
+        "--allow",
+        "trace",
+    ]
+    command = [sys.executable, "-m", "stretto.serving.command", *map(str, flags)]
+    launcher = subprocess.Popen(command, cwd=ROOT)
+    deadline = time.monotonic() + START_S
+    while not state.exists() or json.loads(state.read_text())["state"] != "ready":
+        assert launcher.poll() is None, (tmp_path / "log").read_text()[-3000:]
+        assert time.monotonic() < deadline, "no server is ready"
+        time.sleep(0.1)
+    yield port
+    launcher.terminate()
+    launcher.wait(STOP_S)
+
+
+def asked(port: int, path: str) -> str:
+    try:
+        return urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=ASK_S).read().decode()
+    except urllib.error.HTTPError as error:
+        return error.read().decode()
+
+
+def test_an_opened_http_service_answers_and_keeps_the_other_apis_closed(http_port: int) -> None:
+    assert json.loads(asked(http_port, "/v2"))["name"] == "triton"
+    assert "restricted" not in asked(http_port, "/v2/trace/setting")
+    for path in ("/v2/systemsharedmemory/status", "/v2/logging"):
+        assert "This API is restricted, expecting header 'stretto-key'" in asked(http_port, path)
