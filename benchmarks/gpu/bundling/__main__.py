@@ -4,12 +4,12 @@
     python -m benchmarks.gpu.bundling install --into DIR manifest.json part-01      # there, in as many calls
     python -m benchmarks.gpu.bundling install --into DIR part-02                    # as the parts take to arrive
 
-The host must have torch for CUDA, triton, transformers and numpy under Python 3.12 (`--python` for another). `pack`
-asks pip for the wheels of vLLM and of all it imports that the host lacks (`--have`), leaves out the kernels and the
-distributions that nothing of ours touches (`benchmarks/gpu/bundling/contents.py` names them), adds this package, its
-benchmarks and tests, and cuts the whole into parts with their SHA-256. `install` verifies each part, keeps it, and when
-the last one is there unpacks them and prints the line that makes Python find the bundle. It needs the standard library
-only.
+The host must have torch for CUDA, triton, transformers and numpy under Python 3.12 (`--python` for another). `pack` has
+uv resolve and pip fetch the wheels of vLLM and of all it imports that the host lacks (`--have`), leaves out the kernels
+and the distributions that nothing of ours touches (`contents.py` names them), adds this package,
+its benchmarks and tests, and cuts the whole into parts with their SHA-256. `install` verifies each part, keeps it, and
+when the last one is there unpacks them and prints the line that makes Python find the bundle. It needs the standard
+library only.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.bundling.contents import OURS, REQUIRED_THERE, TRITON_SERVER, VLLM, is_wanted
+from benchmarks.gpu.bundling.contents import OURS, REQUIRED_THERE, TRITON_SERVER, UNUSED, VLLM, is_wanted
 from benchmarks.gpu.bundling.installing import SITE, SOURCE, DamagedPart, Installation
 from benchmarks.gpu.bundling.parts import write_parts
 
@@ -63,7 +63,7 @@ def copy_sources(into: Path, with_weights: bool) -> None:
 
 def pack(arguments: argparse.Namespace, package: Path | None = None) -> dict[str, Any]:
     """Write the parts; returns what the manifest says of them. `package`: a wheel in the place of this tree's."""
-    from benchmarks.gpu.bundling.wheels import Wheelhouse, closure, extract, read_have
+    from benchmarks.gpu.bundling.wheels import Wheelhouse, extract, read_have
 
     have = read_have(arguments.have)
     lacking = [name for name in REQUIRED_THERE if name not in have]
@@ -71,7 +71,7 @@ def pack(arguments: argparse.Namespace, package: Path | None = None) -> dict[str
         raise SystemExit(f"offline_bundle: {arguments.have}: the target needs {lacking}, which are too large to carry")
     house = Wheelhouse(arguments.wheelhouse, arguments.python, arguments.lock, arguments.offline)
     roots = [VLLM, *(name for name in OURS if name not in have), *([TRITON_SERVER] if arguments.triton else [])]
-    wheels = closure(roots, have, house, arguments.python)
+    wheels = house.closure(roots, have | UNUSED)
     with tempfile.TemporaryDirectory() as scratch:
         tree, names = Path(scratch, "tree"), []
         for wheel in [*wheels, package or build_package(Path(scratch))]:

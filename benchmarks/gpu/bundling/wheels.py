@@ -1,53 +1,70 @@
-"""Wheels for the target: which ones are missing there, fetched by pip or found in a folder, unpacked."""
+"""Wheels for the target: uv resolves what is missing there, pip fetches it into a folder, and it is unpacked."""
 
 import re
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
-from email.parser import Parser
 from pathlib import Path
 
-from packaging.markers import default_environment
 from packaging.requirements import Requirement
-
-from benchmarks.gpu.bundling.contents import UNUSED
+from packaging.utils import canonicalize_name, parse_wheel_filename
 
 # Platform tags that pip is to accept: it matches them exactly.
 GLIBC_MINORS = (39, 35, 34, 31, 28, 27, 26, 24, 17)
 
 
-def canonical(name: str) -> str:
-    """A distribution's name as indexes compare it (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
 class Wheelhouse:
-    """A folder of wheels for one Python on x86-64 Linux; pip fills it, unless `is_offline`."""
+    """A folder of wheels for one Python on x86-64 Linux; filled from the index, unless `is_offline`.
+
+    lock: versions to prefer, where they fit.
+    """
 
     def __init__(self, folder: Path, python: str, lock: Path | None = None, is_offline: bool = False):
-        self.folder, self._python, self._is_offline = folder, python, is_offline
-        lines = lock.read_text().split() if lock else []
-        self._locked = dict(line.split("==") for line in lines if line.count("==") == 1)
+        self.folder, self._python, self._lock, self._is_offline = folder, python, lock, is_offline
         folder.mkdir(parents=True, exist_ok=True)
 
-    def find(self, name: str) -> Path | None:
-        """The wheel of a distribution, if it lies here."""
-        found = [path for path in sorted(self.folder.glob("*.whl")) if canonical(path.name.split("-")[0]) == name]
-        return found[-1] if found else None
+    def closure(self, roots: Iterable[str], left_out: frozenset[str]) -> list[Path]:
+        """The wheels of `roots` and of all they need, directly or not, without those named in `left_out`.
 
-    def get(self, requirements: Iterable[str]) -> list[Path]:
-        """A wheel for each requirement; LookupError names those that could not be had."""
-        missing = [each for each in requirements if self.find(canonical(Requirement(each).name)) is None]
+        LookupError where there are none that fit together.
+        """
+        pins = self._resolve(list(roots), left_out)
+        missing = [pin for pin in pins if self._find(Requirement(pin)) is None]
         if missing and not self._is_offline:
             self._download(missing)
-        found = {each: self.find(canonical(Requirement(each).name)) for each in requirements}
-        absent = [each for each, path in found.items() if path is None]
+        wheels = [self._find(Requirement(pin)) for pin in pins]
+        absent = [pin for pin, wheel in zip(pins, wheels, strict=True) if wheel is None]
         if absent:
             raise LookupError(f"{self.folder} holds no wheel for {absent}")
-        return [path for path in found.values() if path is not None]
+        return sorted(wheel for wheel in wheels if wheel is not None)
 
-    def _download(self, requirements: list[str]) -> None:
+    def _resolve(self, roots: list[str], left_out: frozenset[str]) -> list[str]:
+        with tempfile.TemporaryDirectory() as scratch:
+            wanted, overrides, pinned = (Path(scratch, name) for name in ("roots", "overrides", "pinned"))
+            wanted.write_text("\n".join(roots))
+            overrides.write_text("\n".join(f"{name} ; sys_platform == 'never'" for name in sorted(left_out)))
+            pinned.write_text("" if self._lock is None else self._lock.read_text())  # uv keeps what fits
+            command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-config", "--no-header"]
+            command += ["--no-annotate", "--python-version", self._python, "--python-platform", "x86_64-manylinux_2_35"]
+            command += ["--override", str(overrides), "--output-file", str(pinned), str(wanted)]
+            if self._is_offline:
+                command += ["--offline", "--no-index", "--find-links", str(self.folder)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise LookupError(" ".join(done.stderr.split()))
+            return [line for line in pinned.read_text().splitlines() if "sys_platform == 'never'" not in line]
+
+    def _find(self, pin: Requirement) -> Path | None:
+        """The wheel of a version, if it lies here."""
+        for path in self.folder.glob("*.whl"):
+            name, version, _, _ = parse_wheel_filename(path.name)
+            if name == canonicalize_name(pin.name) and pin.specifier.contains(version, prereleases=True):
+                return path
+        return None
+
+    def _download(self, pins: list[str]) -> None:
         version = self._python.replace(".", "")
         platforms = [f"manylinux_2_{minor}_x86_64" for minor in GLIBC_MINORS]
         platforms += ["manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64", "any"]
@@ -57,49 +74,14 @@ class Wheelhouse:
             command += ["--abi", abi]
         for platform in platforms:
             command += ["--platform", platform]
-        subprocess.run([*command, *map(self._pin, requirements)], check=True)
-
-    def _pin(self, requirement: str) -> str:
-        """The version of the lock file, where it is one that was asked for."""
-        parsed = Requirement(requirement)
-        locked = self._locked.get(canonical(parsed.name))
-        return f"{parsed.name}=={locked}" if locked and parsed.specifier.contains(locked) else requirement
-
-
-def requirements_of(wheel: Path, python: str) -> list[Requirement]:
-    """What a wheel asks for on x86-64 Linux under `python`, without extras."""
-    with zipfile.ZipFile(wheel) as archive:
-        name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-        lines = Parser().parsestr(archive.read(name).decode()).get_all("Requires-Dist") or []
-    environment = {name: str(value) for name, value in default_environment().items()}
-    environment |= {"python_version": python, "python_full_version": f"{python}.0"}
-    environment |= {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64", "extra": ""}
-    parsed = [Requirement(line) for line in lines]
-    return [each for each in parsed if each.marker is None or each.marker.evaluate(environment)]
-
-
-def closure(roots: Iterable[str], have: frozenset[str], house: Wheelhouse, python: str) -> list[Path]:
-    """The wheels of `roots` and of all they need, directly or not, but what the target has and what nobody imports."""
-    wheels: dict[str, Path] = {}
-    wanted = list(roots)
-    while wanted:
-        found = house.get(wanted)
-        wheels |= {canonical(Requirement(each).name): path for each, path in zip(wanted, found, strict=True)}
-        needed: dict[str, str] = {}
-        for path in found:
-            for requirement in requirements_of(path, python):
-                name = canonical(requirement.name)
-                if name not in have and name not in UNUSED and name not in wheels:
-                    needed[name] = f"{requirement.name}{requirement.specifier}"
-        wanted = sorted(needed.values())
-    return sorted(wheels.values())
+        subprocess.run([*command, *pins], check=True)
 
 
 def read_have(path: Path) -> frozenset[str]:
     """The distributions that the target has: a name on each line, or what `pip freeze` prints there."""
     lines = (line.split("#")[0].strip() for line in path.read_text().splitlines())
-    names = (line.split("@")[0].split("==")[0].strip() for line in lines if line and not line.startswith("-"))
-    return frozenset(canonical(name) for name in names if name)
+    names = (re.split(r"[@=]", line)[0].strip() for line in lines if line and not line.startswith("-"))
+    return frozenset(canonicalize_name(name) for name in names if name)
 
 
 def extract(wheel: Path, site: Path, is_wanted: Callable[[str], bool] = lambda name: True) -> int:

@@ -21,6 +21,8 @@ def make_wheel(house: Path, name: str, version: str, files: dict[str, str], requ
     metadata = "".join(f"Requires-Dist: {each}\n" for each in requires)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{metadata}\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
         for file, text in files.items():
             archive.writestr(file, text)
     return path
@@ -101,6 +103,15 @@ def test_a_wheel_that_cannot_be_had_is_named(tmp_path: Path, house: Path, packag
     next(house.glob("deeper-*")).unlink()
     with pytest.raises(LookupError, match="deeper"):
         pack(arguments(tmp_path, house), package)
+
+
+def test_the_newest_wheel_that_all_agree_on_is_taken(tmp_path: Path, house: Path, package: Path) -> None:
+    for version in ("1.9", "1.10", "3.0"):
+        make_wheel(house, "needed", version, {"needed.py": ""}, ("deeper<2.1",))
+    make_wheel(house, "deeper", "2.1", {"deeper/__init__.py": ""})
+    make_wheel(house, "num2words", "2.0", {"num2words.py": ""}, ("needed<3",))
+    contents = pack(arguments(tmp_path, house), package)
+    assert {"needed-1.10-py3-none-any.whl", "deeper-2.0-py3-none-any.whl"} <= set(contents["wheels"])
 
 
 def test_a_host_without_torch_is_refused(tmp_path: Path, house: Path, package: Path) -> None:
