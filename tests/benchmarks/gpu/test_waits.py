@@ -12,7 +12,7 @@ def test_kernels_compiled_meanwhile_are_named_and_who_listened_before_still_hear
     try:
         names: list[str] = []
         with compiled(names):
-            kernel = SimpleNamespace(module=f"{OURS}engine.kernels.draw", name="_draw_kernel")
+            kernel = SimpleNamespace(module=f"{OURS}engine.kernels.gpu.draw", name="_draw_kernel")
             knobs.runtime.jit_post_compile_hook(fn=kernel, key="", repr="")
         knobs.runtime.jit_post_compile_hook(fn=SimpleNamespace(module="later", name="other"))
     finally:
