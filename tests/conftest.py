@@ -14,6 +14,19 @@ settings.register_profile("same", derandomize=True, deadline=None, database=None
 settings.load_profile("same")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Among several workers: those of a file stay together, for they share an engine, and those of the server, too.
+
+    What takes longest begins first, so that no worker is left with it at the end.
+    """
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        group = "server" if item.get_closest_marker("server") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("server", "engine", "slow")])
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure() -> None:
     """Let go of what the plugin froze, or Triton's bindings report it as leaked behind the suite's last line."""

@@ -15,6 +15,8 @@ from benchmarks.code_streams import random_codes
 from benchmarks.codecs import Long, Streaming, codecs, measure_dial, measure_long, measure_streaming
 from tests.fakes import FakeCodec
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", MODELS)
 def test_less_right_context_is_heard_the_more_the_less_there_is(name: str) -> None:

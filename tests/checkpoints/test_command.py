@@ -20,6 +20,8 @@ from benchmarks.checkpoints.random_published import Published
 from tests.published_checkpoints import FAMILIES, command, convert, write_bagpiper, write_opuslm, write_release
 from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM
 
+pytestmark = pytest.mark.slow
+
 TOWER = "multimodal_io_dict.continuous_audio.model.audio_tower."
 SMALL = {"bagpiper": SMALL_BAGPIPER, "opuslm": SMALL_OPUSLM, "opuslm-dialogue": SMALL_OPUSLM}
 

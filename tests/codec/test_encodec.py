@@ -11,6 +11,8 @@ from transformers import EncodecConfig, EncodecModel
 
 from tests.codec.streaming import check_half_precision, chunks_of, random_codes, stream
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 TOTALS = (1, 2, 4, 9, 31)
 SMALL = {"num_filters": 2, "hidden_size": 8, "codebook_size": 32}

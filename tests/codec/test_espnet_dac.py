@@ -11,6 +11,8 @@ from benchmarks.checkpoints.random_espnet import CODEBOOKS, SIZE, publish, publi
 from tests.codec.espnet_reference import Reference
 from tests.codec.streaming import check_half_precision, chunks_of, random_codes, stream
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 TOTALS = (1, 3, 7, 8, 12, 31)  # below, at and above the context of 7 frames on each side
 

@@ -16,6 +16,8 @@ from benchmarks.checkpoints.random_codecs import make_model
 from tests.codec.streaming import chunks_of, random_codes, stream
 from tests.codec.test_resampling import slow_resample
 
+pytestmark = pytest.mark.slow
+
 MODULE = "transformers.models.higgs_audio_v2_tokenizer.modeling_higgs_audio_v2_tokenizer"
 
 

@@ -11,6 +11,8 @@ from transformers import MimiConfig, MimiModel
 
 from tests.codec.streaming import check_half_precision, chunks_of, random_codes, stream
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 # The strides, kernels and paddings of kyutai/mimi; a window that the tests can outlast.
 SMALL = {

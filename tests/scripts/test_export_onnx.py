@@ -23,7 +23,7 @@ from tests.codec.conftest import make_codec
 from tests.fakes import FakeCodec
 
 FRAMES = 29
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*axis name:UserWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*axis name:UserWarning")]
 
 
 @pytest.fixture(scope="module", params=["xcodec", "higgs", "dac_16khz", "tiny"])

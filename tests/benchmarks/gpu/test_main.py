@@ -10,6 +10,8 @@ import pytest
 from benchmarks.gpu.__main__ import device, parse, run_all, stretched
 from benchmarks.gpu.sections import SECTIONS, Section, Setup
 
+pytestmark = pytest.mark.slow
+
 FAKES = "tests.benchmarks.gpu.fake_sections"
 
 

@@ -6,6 +6,8 @@ from stretto.families.audio_format import AudioFormat
 from stretto.families.bagpiper.features import SHORTEST, log_mel
 from transformers.audio_utils import mel_filter_bank
 
+pytestmark = pytest.mark.slow
+
 PCM = (0.1 * np.sin(np.arange(16_123) * 0.05) + 0.02).astype(np.float32)
 NORMALISED = AudioFormat(128, do_normalize=True)
 MELS = mel_filter_bank(201, 128, 0.0, 8000.0, 16_000, norm="slaney", mel_scale="slaney")

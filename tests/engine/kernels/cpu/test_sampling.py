@@ -8,6 +8,8 @@ from stretto.engine.kernels import cpu as cpu_kernels
 from stretto.engine.kernels.cpu import sampling
 from vllm.triton_utils import dispatcher
 
+pytestmark = pytest.mark.slow
+
 SLOTS, ROWS = 6, 4
 SLOT_OF_ROW = torch.tensor([5, 0, 3, 2])
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 def compiled(cache: Path, *arguments: str) -> list[str]:
     """The lines that a module of this folder prints where kernels are not interpreted."""

@@ -8,6 +8,8 @@ from stretto.engine.kernels.gpu.draw import draw, draw_on_device
 
 from tests.sampling.cases import Case, cases, random_case
 
+pytestmark = pytest.mark.slow
+
 
 def drawn(case: Case) -> torch.Tensor:
     return draw_on_device(case.logits, case.token_ids, case.keys, case.params)
