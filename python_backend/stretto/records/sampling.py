@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from stretto.errors import InvalidRequest
+from stretto.records.json_record import JsonRecord
 
 GuidancePolicy = Literal["always", "until_s", "adaptive"]
 MAX_RAS_WINDOW = 512
@@ -86,6 +87,15 @@ class SamplingConfig:
         if self.seed is not None:
             _check_integer("seed", self.seed, 0, (1 << 63) - 1)
 
+    def to_json(self) -> bytes:
+        """This configuration as JSON."""
+        return _JSON.write(self)
+
+    @classmethod
+    def from_json(cls, field: str, text: bytes) -> "SamplingConfig":
+        """The inverse of `to_json`; InvalidRequest, naming `field` or an option, for anything else."""
+        return _JSON.read(field, text)
+
     def _check_policy(self) -> None:
         until_s = self.guided_until_s
         if self.policy not in POLICIES:
@@ -98,3 +108,6 @@ class SamplingConfig:
         elif not _is_number(until_s) or not 0.0 < until_s <= MAX_UNTIL_S:
             expected = f"seconds, more than 0 and at most {MAX_UNTIL_S:,.0f}"
             raise InvalidRequest("options.guidance.until_s", expected, repr(until_s))
+
+
+_JSON: JsonRecord[SamplingConfig] = JsonRecord(SamplingConfig)

@@ -1,6 +1,6 @@
 """What a request asks for, as it travels inside vLLM's sampling parameters."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from stretto.engine.request.rules import SegmentRules
 from stretto.records.prompt import HeardAudio, Prompt
-from stretto.records.sampling import SamplingConfig, SegmentSampling
+from stretto.records.sampling import SamplingConfig
 
 KEY = "speech"
 
@@ -37,7 +37,7 @@ class SpeechParams:
         """These parameters as plain data for `SamplingParams.extra_args`."""
         record = {
             "task": self.task,
-            "sampling": asdict(self.sampling),
+            "sampling": self.sampling.to_json(),
             "codes": self.codes.astype(np.int32).tobytes(),
             "is_unconditional": self.is_unconditional,
             "num_delayed_rows": self.num_delayed_rows,
@@ -52,16 +52,14 @@ class SpeechParams:
     def from_extra_args(cls, extra_args: dict[str, Any], num_streams: int) -> "SpeechParams":
         """The inverse of `to_extra_args`, for rows of `num_streams` input streams."""
         record = extra_args[KEY]
-        sampling = dict(record["sampling"])
-        for segment in ("text", "audio"):
-            sampling[segment] = SegmentSampling(**sampling[segment])
+        sampling = SamplingConfig.from_json("sampling", record["sampling"])
         codes = np.frombuffer(record["codes"], np.int32).reshape(-1, num_streams - 1)
         audios = tuple(
             HeardAudio(first_row, num_rows, np.frombuffer(features, np.float32).reshape(shape))
             for first_row, num_rows, shape, features in record["audios"]
         )
         is_unconditional, num_delayed_rows = record["is_unconditional"], record["num_delayed_rows"]
-        return cls(record["task"], SamplingConfig(**sampling), codes, is_unconditional, audios, num_delayed_rows)
+        return cls(record["task"], sampling, codes, is_unconditional, audios, num_delayed_rows)
 
 
 def sampling_params(prompt: Prompt, rules: SegmentRules) -> SamplingParams:
