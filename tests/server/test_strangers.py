@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
+from stretto_client.server_key import key_headers
 
 from tests.server.conftest import Server
 
@@ -27,7 +28,10 @@ class Stranger:
     def __init__(self, server: Server) -> None:
         self.answers: Queue[Any] = Queue()
         self._client = grpc.InferenceServerClient(f"localhost:{server.grpc}")
-        self._client.start_stream(lambda result, error: self.answers.put(result if error is None else error.message()))
+        self._client.start_stream(
+            lambda result, error: self.answers.put(result if error is None else error.message()),
+            headers=key_headers(f"localhost:{server.grpc}"),  # so that the proxy lets it through
+        )
 
     def ask(self, model: str, inputs: dict[str, np.ndarray], **how: Any) -> None:
         tensors = []
