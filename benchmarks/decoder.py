@@ -34,6 +34,7 @@ from stretto.config import DecoderConfig
 from stretto.decoder.graphs import WORTH_CAPTURING
 from stretto.decoder.worker import DecoderWorker
 from stretto.records.chunk import Chunk
+from stretto.records.event import Event
 from stretto.streams.chunking import ChunkPolicy
 from stretto.streams.segment import Segment
 from stretto.triton_io.flow import FlowTable
@@ -72,7 +73,7 @@ class CountingReply:
         self._counting = threading.Lock()
         self._all = threading.Event()
 
-    def send(self, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
+    def send(self, pcm: np.ndarray | None, event: Event) -> None:
         self._count()
 
     def fail(self, error: Exception) -> None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from stretto.codec.base import Codec, CodecSpec
@@ -14,6 +14,7 @@ from stretto.decoder.loop import DecodingLoop
 from stretto.decoder.sessions import Sessions
 from stretto.decoder.worker import DecoderWorker
 from stretto.records.chunk import Chunk
+from stretto.records.event import Event
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.segment import Segment
 from stretto.triton_io.flow import FlowSlot, FlowTable
@@ -119,7 +120,7 @@ class _Reply:
     sent_s: float
     cancelled: bool = field(default=False)
 
-    def send(self, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
+    def send(self, pcm: np.ndarray | None, event: Event) -> None:
         now, trace = self.stream.stage.now(), self.stream.trace
         if pcm is not None:
             trace.add(now, pcm, event["sample_rate"])

@@ -13,6 +13,7 @@ from stretto.config import DecoderConfig
 from stretto.decoder.graphs import WORTH_CAPTURING
 from stretto.decoder.worker import DecoderWorker
 from stretto.records.chunk import Chunk
+from stretto.records.event import Event
 from stretto.streams.segment import Segment
 from torch import nn
 
@@ -36,7 +37,7 @@ class Listener:
         self.error: Exception | None = None
         self.over = threading.Event()
 
-    def send(self, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
+    def send(self, pcm: np.ndarray | None, event: Event) -> None:
         self.parts += [] if pcm is None else [pcm]
         if event["is_final"]:
             self.over.set()

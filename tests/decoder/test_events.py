@@ -1,5 +1,3 @@
-import json
-
 from stretto.decoder.chunk_queue import PendingChunk
 from stretto.decoder.events import make_event
 from stretto.decoder.rendering import Renderer
@@ -7,6 +5,7 @@ from stretto.decoder.sessions import Session
 from stretto.decoder.streaming import Windower
 from stretto.records.chunk import Chunk, GuidanceChange, Report, WordMark
 from stretto.records.delivery import OutputForm
+from stretto.records.event import EVENT
 from stretto.streams.segment import Segment
 
 from tests.fakes import FakeCodec, RecordedReply
@@ -57,7 +56,7 @@ def test_the_last_event_reports_on_the_whole() -> None:
     assert event["duration_s"] == 0
     assert (report["finish_reason"], report["guided_frames"], report["seed"]) == ("stop", 20, 7)
     assert (report["audio_s"], report["decode_s"], report["first_sound_s"]) == (0.4, 0.25, 0.1)
-    assert json.loads(json.dumps(event)) == event
+    assert EVENT.read("event", EVENT.write(event)) == event
 
 
 def test_an_end_without_a_report_still_has_the_decoders_part() -> None:

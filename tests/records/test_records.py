@@ -13,6 +13,7 @@ from stretto.preprocessing.messages import read_messages
 from stretto.records.chunk import Chunk, GuidanceChange, Report, WordMark
 from stretto.records.delivery import Delivery, OutputForm
 from stretto.records.envelope import MAX_GENERATION, Envelope, FlowAddress
+from stretto.records.event import EVENT
 from stretto.records.options import OPTIONS
 from stretto.records.prompt import HeardAudio, Prompt
 from stretto.records.ring_address import RingAddress
@@ -107,7 +108,11 @@ def read_turns(text: bytes) -> object:
     return read_messages(text.decode(errors="replace"))
 
 
-READERS = pytest.mark.parametrize("read", [read_envelope, read_prompt, read_options, read_turns])
+def read_event(text: bytes) -> object:
+    return EVENT.read("event", text)
+
+
+READERS = pytest.mark.parametrize("read", [read_envelope, read_prompt, read_options, read_turns, read_event])
 
 
 def refusal(read: Any, text: bytes) -> str | None:
@@ -122,7 +127,7 @@ def refusal(read: Any, text: bytes) -> str | None:
 def is_read_or_refused(read: Any, text: bytes) -> None:
     said = refusal(read, text)
     if said is not None:
-        assert said.startswith(("chunk", "prompt", "options", "messages"))
+        assert said.startswith(("chunk", "prompt", "options", "messages", "event"))
         assert "\n" not in said
         assert len(said) < 400
 

@@ -76,7 +76,7 @@ def test_files_are_all_elements_in_order() -> None:
 
 
 def test_a_text_is_sent_as_utf8() -> None:
-    assert text_tensor(schema.EVENT, "né").as_numpy()[0] == "né".encode()
+    assert text_tensor(schema.EVENT, "né".encode()).as_numpy()[0] == "né".encode()
 
 
 def test_an_array_of_another_type_is_never_sent() -> None:

@@ -4,18 +4,19 @@ import threading
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from stretto.records.chunk import Chunk
 from stretto.records.delivery import OutputForm
+from stretto.records.event import Event
 
 
 class ChunkAnswer(Protocol):
     """The answer to one chunk: exactly one of `send` and `fail` is called, once."""
 
-    def send(self, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
+    def send(self, pcm: np.ndarray | None, event: Event) -> None:
         """Deliver samples [n] float32 or int16, or none, with their event."""
         ...
 

@@ -1,21 +1,22 @@
-"""What is told of a chunk beside its samples: plain data, ready for JSON."""
+"""What is told of a chunk beside its samples."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 from stretto.codec.base import CodecSpec
 from stretto.decoder.chunk_queue import PendingChunk
 from stretto.decoder.sessions import Session
+from stretto.records.event import Event, ReportEvent
 
 
-def make_event(delivery: PendingChunk, session: Session, num_samples: int, spec: CodecSpec) -> dict[str, Any]:
+def make_event(delivery: PendingChunk, session: Session, num_samples: int, spec: CodecSpec) -> Event:
     """The event of a chunk for which `num_samples` samples have just been rendered by its session.
 
     start_s, duration_s: where the samples lie in the utterance. A word's start_s counts from its beginning, too,
     and so does that of a change between guided and unguided frames. codes: there where they were asked for.
     """
     chunk, sample_rate = delivery.chunk, session.renderer.sample_rate
-    event = {
+    event: Event = {
         "utterance": delivery.utterance,
         "index": chunk.index,
         "segment": chunk.segment.name.lower(),
@@ -36,18 +37,20 @@ def make_event(delivery: PendingChunk, session: Session, num_samples: int, spec:
     }
     if chunk.output_codes:
         event["codes"] = chunk.output_codes
-    return event | {"report": _report(delivery, session)} if chunk.is_final else event
+    if chunk.is_final:
+        event["report"] = _report(delivery, session)
+    return event
 
 
-def _report(delivery: PendingChunk, session: Session) -> dict[str, Any]:
+def _report(delivery: PendingChunk, session: Session) -> ReportEvent:
     sound, sample_rate = session.first_sound, session.renderer.sample_rate
     report = delivery.chunk.report
-    record = {}
+    said: dict[str, Any] = {}
     if report is not None:
-        changes = [[change.frame, change.is_guided] for change in report.guidance_changes]
-        record = asdict(report) | {"guidance_changes": changes}
-    return record | {
+        said = asdict(report) | {"guidance_changes": [(each.frame, each.is_guided) for each in report.guidance_changes]}
+    said |= {
         "audio_s": session.num_samples / sample_rate,
         "decode_s": session.decode_s,
         "first_sound_s": None if sound is None else sound / sample_rate,
     }
+    return cast(ReportEvent, said)

@@ -2,13 +2,13 @@
 
 import logging
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
 from stretto.decoder.chunk_queue import PendingChunk
 from stretto.decoder.counts import Counts
 from stretto.errors import Cancelled, StrettoError, incident
+from stretto.records.event import Event
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Unanswered:
         """Take a chunk in."""
         self._deliveries[id(delivery)] = delivery
 
-    def send(self, delivery: PendingChunk, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
+    def send(self, delivery: PendingChunk, pcm: np.ndarray | None, event: Event) -> None:
         """Answer a chunk; what that raises leaves it unanswered."""
         delivery.reply.send(pcm, event)
         del self._deliveries[id(delivery)]

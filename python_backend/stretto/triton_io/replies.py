@@ -5,7 +5,6 @@ another is under way; so the decoder leaves its error in the slot, and the langu
 is answered, sends it as the last thing.
 """
 
-import json
 import time
 from typing import Any
 
@@ -13,6 +12,8 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from stretto.errors import Cancelled, Overloaded
+from stretto.records import event as event_record
+from stretto.records.event import Event
 from stretto.triton_io.failures import told
 from stretto.triton_io.flow import FlowSlot, Outcome
 from stretto.triton_io.ring_writer import RingOutlet
@@ -35,7 +36,7 @@ class ChunkReply:
         self._is_answered = False
         self._came_s = time.monotonic()
 
-    def send(self, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
+    def send(self, pcm: np.ndarray | None, event: Event) -> None:
         """Send samples [n] float32 or int16, or none, and their event: by way of the client's ring if it has one."""
         if self.outlet is not None:
             self.outlet.offer(self, pcm, event)
@@ -44,11 +45,11 @@ class ChunkReply:
         if pcm is not None:
             self.slot.note_latency(time.monotonic() - self._came_s)
 
-    def deliver(self, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
+    def deliver(self, pcm: np.ndarray | None, event: Event) -> None:
         """Send samples, or none, and their event with the response."""
         assert not self._is_answered, f"answered twice: {event}"
         tensors = [] if pcm is None else [array_tensor(PCM16 if pcm.dtype == np.int16 else PCM, pcm)]
-        self._answer(pb_utils.InferenceResponse([*tensors, text_tensor(EVENT, json.dumps(event))]))
+        self._answer(pb_utils.InferenceResponse([*tensors, text_tensor(EVENT, event_record.EVENT.write(event))]))
 
     def fail(self, error: BaseException) -> None:
         """End the utterance with an error, which the decoder has logged."""

@@ -11,11 +11,12 @@ import os
 import stat
 import struct
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from stretto.errors import InvalidRequest
+from stretto.records.event import RingSlots
 from stretto.records.ring_address import FIELD, RingAddress
 from stretto.triton_io.cuda_memory import open_cuda_memory
 
@@ -74,7 +75,7 @@ class PcmRing:
         """Whether the whole ring is large enough for `samples` [n]."""
         return samples.nbytes <= self._slots * self._slot_bytes
 
-    def put(self, samples: np.ndarray) -> dict[str, Any] | None:
+    def put(self, samples: np.ndarray) -> RingSlots | None:
         """Copy `samples` [n] into free slots; the event's `ring` record, or None while there is no room."""
         data = np.ascontiguousarray(samples).view(np.uint8)
         needed, first = -(-len(data) // self._slot_bytes), self._filled

@@ -12,11 +12,12 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from stretto.errors import Cancelled, InvalidRequest
+from stretto.records.event import Event
 from stretto.records.ring_address import RingAddress
 from stretto.triton_io.failures import log_failure
 from stretto.triton_io.flow import FlowSlot
@@ -31,7 +32,7 @@ STALL_S = 30.0  # a client that releases nothing for so long has forgotten its u
 class RingReply(Protocol):
     """The answer to one chunk, as an outlet sees it."""
 
-    def deliver(self, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
+    def deliver(self, pcm: np.ndarray | None, event: Event) -> None:
         """Send an event, and samples unless they lie in the ring."""
         ...
 
@@ -44,7 +45,7 @@ class RingReply(Protocol):
         ...
 
 
-Held = tuple[RingReply, np.ndarray | None, dict[str, Any]]
+Held = tuple[RingReply, np.ndarray | None, Event]
 
 
 class RingOutlet:
@@ -61,7 +62,7 @@ class RingOutlet:
     def is_waiting(self) -> bool:
         return bool(self._held)
 
-    def offer(self, reply: RingReply, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
+    def offer(self, reply: RingReply, pcm: np.ndarray | None, event: Event) -> None:
         """Answer a chunk in its turn: now where there is room."""
         with self._lock:
             if not self._is_open:
@@ -110,7 +111,7 @@ class RingOutlet:
                 record = self._ring.put(pcm)
                 if record is None:
                     break
-                pcm, event = None, event | {"ring": record}
+                pcm, event = None, {**event, "ring": record}
             self._held.popleft()
             reply.deliver(pcm, event)
             moved, self._moved_s = True, time.monotonic()

@@ -89,9 +89,9 @@ def bytes_tensor(spec: TensorSpec, data: bytes) -> Any:
     return array_tensor(spec, np.frombuffer(data, np.uint8))
 
 
-def text_tensor(spec: TensorSpec, text: str) -> Any:
-    """A text as a STRING [1] tensor."""
-    return pb_utils.Tensor(spec.name, np.array([text.encode()], dtype=np.object_))
+def text_tensor(spec: TensorSpec, text: bytes) -> Any:
+    """A text, in UTF-8, as a STRING [1] tensor."""
+    return pb_utils.Tensor(spec.name, np.array([text], dtype=np.object_))
 
 
 def _find(request: Any, spec: TensorSpec) -> Any | None:
