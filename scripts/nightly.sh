@@ -1,8 +1,27 @@
 #!/usr/bin/env bash
-# By night: 5,200 random histories, others each time, with hypothesis profile $HISTORIES (tests/engine/test_histories.py).
+# By night: the wheel with all that it needs, installed into an empty environment, must speak from an empty folder; and
+# 5,200 random histories, others each time, with hypothesis profile $HISTORIES (tests/engine/test_histories.py).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset PYTHONDONTWRITEBYTECODE # without bytecode every start of vLLM takes 10 s longer
 scripts/setup.sh dev
 export PATH="$PWD/.venv/bin:$PATH" HISTORIES="${HISTORIES:-nightly}"
+
+speak_from_an_empty_environment() (
+    . scripts/uv_sources.sh
+    empty=$(mktemp -d)
+    stretto() { HOME=$empty STRETTO_PORT=18000 "$empty/env/bin/stretto" "$@"; }
+    trap 'stretto serve --stop || true; rm -rf "$empty"' EXIT
+    uv build --quiet --wheel --out-dir "$empty/wheel"
+    python -m venv --without-pip "$empty/env"
+    uv pip install --quiet --python "$empty/env/bin/python" --overrides requirements/overrides.txt \
+        "$(echo "$empty"/wheel/*.whl)[embedded]"
+    mkdir "$empty/folder"
+    cd "$empty/folder"
+    stretto speak "It is twenty past nine and the garden door is open." --seed 1 --out speech.wav
+    heard=$(stretto transcribe speech.wav --seed 1)
+    [[ $heard == *garden* ]] || { echo "nightly: it has spoken, and is heard as: $heard" >&2; exit 1; }
+)
+
+speak_from_an_empty_environment
 exec python -m pytest tests/engine/test_histories.py "$@"

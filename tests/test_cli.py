@@ -92,6 +92,18 @@ def test_with_a_server_named_none_is_started(
     assert "no server answers at 127.0.0.1:9" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "lacking", "extra"), [(["chat"], "tritonclient", "client"), (["convert", "opuslm"], "torch", "embedded")]
+)
+def test_a_command_says_which_extra_brings_what_it_lacks(words: list[str], lacking: str, extra: str) -> None:
+    hide = f"import sys; sys.modules[{lacking!r}] = None; from stretto.cli import main; sys.exit(main({words!r}))"
+    done = subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith(f"stretto {words[0]}: ")
+    assert f"{lacking}" in done.stderr
+    assert f"the extra '{extra}' of this package brings it" in done.stderr
+
+
 @pytest.mark.parametrize("port", ["x", "0", "65534", "-1"])
 def test_a_port_that_is_none_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], port: str

@@ -16,6 +16,7 @@ import pytest
 
 from tests.ports import free_row
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 # Where a file of the tree lies in the wheel.
 PLACES = {

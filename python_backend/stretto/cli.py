@@ -38,7 +38,14 @@ def main(words: list[str] | None = None) -> int:
         kind = "flag" if name.startswith("-") else "command"
         print(f"stretto: unknown {kind} {name!r}; stretto --help says what there is", file=sys.stderr)
         return 2
-    return COMMANDS[name](words if COMMANDS[name] is client else rest)
+    try:
+        return COMMANDS[name](words if COMMANDS[name] is client else rest)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("stretto"):
+            raise
+        extra = "client" if COMMANDS[name] is client else "embedded"
+        print(f"stretto {name}: {error}; the extra {extra!r} of this package brings it", file=sys.stderr)
+        return 1
 
 
 def client(words: list[str]) -> int:

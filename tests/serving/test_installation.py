@@ -80,7 +80,7 @@ def test_a_container_needs_nothing_placed(tmp_path: Path, monkeypatch: pytest.Mo
 def test_without_any_server_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installation, "CONTAINER_SERVER", tmp_path / "none")
     monkeypatch.setattr(installation.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(LaunchError, match=r"nvidia-pytriton .* run scripts/setup\.sh"):
+    with pytest.raises(LaunchError, match=r"nvidia-pytriton .* install the extra .embedded. .*scripts/setup\.sh"):
         find_installation(tmp_path)
 
 

@@ -41,7 +41,7 @@ def wheel_server() -> Path:
     if spec is None or spec.origin is None:
         raise LaunchError(
             f"no Triton server: neither {CONTAINER_SERVER} nor the wheel nvidia-pytriton for {sys.executable}; "
-            "run scripts/setup.sh, or start inside a Triton container"
+            "install the extra 'embedded' (in a clone: scripts/setup.sh), or start inside a Triton container"
         )
     return Path(spec.origin).parent / "tritonserver"
 
