@@ -21,7 +21,7 @@ class InvalidRequest(StrettoError, ValueError):
 
     def __init__(self, field: str, expected: str, got: object):
         super().__init__(f"{field}: expected {expected}, got {got}")
-        self.field = field
+        self.field, self.expected, self.got = field, expected, got
 
 
 class Overloaded(StrettoError):

@@ -61,7 +61,7 @@ class Preparing:
         self.checkpoint, self.device = checkpoint, device
         self.asked: list[Any] = []
 
-    def prepare(self, raw: Any) -> Prompt:
+    def prepare(self, raw: Any, read: Any = None) -> Prompt:
         self.asked.append(raw)
         if raw.text == b"":
             raise InvalidRequest("text", "1 to 200 characters", 0)
@@ -86,8 +86,10 @@ def preprocessor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[An
 def test_the_preprocessor_hands_over_all_inputs_as_they_came(preprocessor: Any) -> None:
     inputs = {name: np.array([name.encode()], object) for name in ("text", "audio", "messages", "task", "options")}
     inputs |= {"pcm_in": np.ones(4, np.float32), "sample_rate": np.array([8000], np.int32)}
-    (response,) = preprocessor.execute([Request(inputs)])
-    (raw,) = preprocessor.preprocessor.asked
+    request = Request(inputs)
+    assert preprocessor.execute([request]) == [None]
+    wait(lambda: request.sender.is_final)
+    (response,), (raw,) = request.sender.responses, preprocessor.preprocessor.asked
     assert (raw.text, raw.audio, raw.messages, raw.task, raw.options) == (
         b"text",
         (b"audio",),

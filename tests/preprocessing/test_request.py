@@ -1,6 +1,7 @@
 """Whole requests to prompts, with a codec that counts."""
 
 import json
+import threading
 from io import BytesIO
 from pathlib import Path
 
@@ -132,6 +133,58 @@ def test_a_bad_request_is_refused_by_name(preprocessor: Preprocessor, raw: RawRe
         preprocessor.prepare(raw)
     assert str(caught.value).startswith(message)
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (RawRequest(audio=(b"a", b"")), "audio[1]: expected the bytes of a wav, flac, ogg or mp3 file, got 0 bytes"),
+        (RawRequest(audio=bytes(20_000_001)), "audio: expected at most 20000000 bytes, got 20000001 bytes"),
+        (
+            RawRequest(audio=(bytes(16_000_001),) * 4),
+            "audio: expected at most 64000000 bytes of audio in a request, got 64000004 bytes",
+        ),
+        (
+            RawRequest(pcm_in=np.zeros(16_000_001, np.float32)),
+            "pcm_in: expected at most 64000000 bytes of audio in a request, got 64000004 bytes",
+        ),
+    ],
+)
+def test_too_much_audio_is_refused_unread(raw: RawRequest, message: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        raw.num_audio_bytes()
+    assert str(caught.value) == message
+
+
+def test_the_bytes_of_all_audio_are_counted() -> None:
+    assert RawRequest(text="a").num_audio_bytes() == 0
+    assert RawRequest(audio=(b"ab", b"c"), pcm_in=PCM[:2]).num_audio_bytes() == 3 + 8
+
+
+def test_a_kept_request_outlives_the_samples_it_came_with() -> None:
+    samples = PCM.copy()
+    kept = RawRequest(pcm_in=samples).kept()
+    samples[:] = 1
+    assert not kept.pcm_in.any()
+
+
+def test_text_does_not_wait_while_audio_becomes_tokens(preprocessor: Preprocessor) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+    encode = preprocessor.codec.encode
+
+    def slow(pcm: np.ndarray) -> np.ndarray:
+        begun.set()
+        assert may_end.wait(60)
+        return encode(pcm)
+
+    preprocessor.codec.encode = slow
+    listening = threading.Thread(target=preprocessor.prepare, args=(RawRequest(audio=wav(1.0)),))
+    listening.start()
+    assert begun.wait(60)
+    assert preprocessor.prepare(RawRequest(text="a")).task == "tts"
+    may_end.set()
+    listening.join(60)
+    assert not listening.is_alive()
 
 
 @pytest.mark.parametrize("config", [None, "", "{}", "[]", '{"speech_family": "huge"}', '{"speech_family": []}'])

@@ -31,6 +31,17 @@ def test_a_request_on_its_way_through_is_seen_from_outside(tmp_path: Path) -> No
     assert not is_passing(path)
 
 
+def test_requests_of_several_threads_pass_until_the_last_is_out(tmp_path: Path) -> None:
+    path = tmp_path / "draining"
+    gate = DrainGate(path)
+    gate.enter()
+    gate.enter()
+    gate.leave()
+    assert is_passing(path)
+    gate.leave()
+    assert not is_passing(path)
+
+
 def test_without_a_launcher_the_gate_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     with DrainGate.from_environment().admit():

@@ -2,14 +2,13 @@
 
 from typing import Any
 
-import triton_python_backend_utils as pb_utils
+from stretto.preprocessing.audio_process import AudioProcess
+from stretto.preprocessing.lanes import AudioLanes, Load
 from stretto.preprocessing.request import Preprocessor, RawRequest
-from stretto.triton_io import schema, stub
+from stretto.triton_io import schema, strings, stub
 from stretto.triton_io.draining import DrainGate
-from stretto.triton_io.failures import failed_response, log_failure
 from stretto.triton_io.parameters import ModelParameters
-from stretto.triton_io.prompt_tensors import write_prompt
-from stretto.triton_io.ring import check_ring
+from stretto.triton_io.preparing_service import PreparingService
 from stretto.triton_io.seal import ServerKey
 from stretto.triton_io.tensors import read_array, read_bytes, read_files, read_scalar
 
@@ -27,26 +26,20 @@ class TritonPythonModel:
     """
 
     def initialize(self, args: dict[str, Any]) -> None:
+        strings.install()
         parameters = ModelParameters(args)
+        limit = Load(parameters.number("max_audio_bytes"), parameters.number("max_audio_requests"))
+        self.lanes = AudioLanes(AudioProcess, parameters.number("long_audio_lanes"), limit)
         self.preprocessor = Preprocessor(parameters.path("checkpoint"), device=parameters.device)
-        self.gate = DrainGate.from_environment()
         self.key = ServerKey(stub.server_pid())
+        gate = DrainGate.from_environment()
+        self.service = PreparingService(self.preprocessor.prepare, self.lanes, self.key.seal, gate)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return [self.answer(request) for request in requests]
-
-    def answer(self, request: Any) -> Any:
-        """The response to one request, an error included."""
-        try:
-            with self.gate.admit():
-                prompt = self.preprocessor.prepare(read_request(request))
-                check_ring(prompt.delivery.form.ring)
-                return pb_utils.InferenceResponse(write_prompt(prompt, self.key.seal))
-        except Exception as error:
-            log_failure(error, "preprocessor")
-            return failed_response(error, "preprocessor")
+        return [self.service.answer(request, read_request) for request in requests]
 
     def finalize(self) -> None:
+        self.lanes.close()
         self.key.close()
 
 

@@ -1,7 +1,9 @@
 """A request as it reaches the server, and the object that turns it into a prompt."""
 
 import secrets
+import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +13,14 @@ from stretto.codec.base import Codec
 from stretto.codec.registry import load_codec
 from stretto.errors import InvalidRequest
 from stretto.families.registry import family_at
-from stretto.preprocessing.audio import MAX_FILES, check_pcm, read_file, resample
+from stretto.preprocessing.audio import (
+    MAX_FILES,
+    MAX_REQUEST_BYTES,
+    AudioReader,
+    Recording,
+    check_file_size,
+    read_recording,
+)
 from stretto.preprocessing.conversation import Piece, choose_task
 from stretto.preprocessing.messages import Turn, read_messages
 from stretto.preprocessing.options import read_options
@@ -28,7 +37,7 @@ class RawRequest:
     """
 
     text: str | bytes | None = None
-    audio: bytes | tuple[bytes, ...] | None = None
+    audio: bytes | tuple[bytes | memoryview, ...] | None = None
     pcm_in: np.ndarray | None = None
     sample_rate: int | None = None
     messages: str | bytes | None = None
@@ -36,9 +45,27 @@ class RawRequest:
     options: str | bytes | None = None
 
     @property
-    def files(self) -> tuple[bytes, ...]:
+    def files(self) -> tuple[bytes | memoryview, ...]:
         """What `audio` holds."""
         return self.audio if isinstance(self.audio, tuple) else () if self.audio is None else (self.audio,)
+
+    def num_audio_bytes(self) -> int:
+        """How much audio this holds; InvalidRequest where a file of it, or all of it, is too much to look at."""
+        for index, data in enumerate(self.files):
+            check_file_size(len(data), self.file_field(index))
+        total = sum(map(len, self.files)) + (0 if self.pcm_in is None else self.pcm_in.nbytes)
+        if total > MAX_REQUEST_BYTES:
+            field = "audio" if self.files else "pcm_in"
+            raise InvalidRequest(field, f"at most {MAX_REQUEST_BYTES} bytes of audio in a request", f"{total} bytes")
+        return total
+
+    def kept(self) -> "RawRequest":
+        """This request in memory of its own; the bytes of `audio` have that as they come."""
+        return self if self.pcm_in is None else replace(self, pcm_in=self.pcm_in.copy())
+
+    def file_field(self, index: int) -> str:
+        """What to call a file of `audio` in a refusal."""
+        return f"audio[{index}]" if len(self.files) > 1 else "audio"
 
 
 class Preprocessor:
@@ -53,10 +80,12 @@ class Preprocessor:
         spoken = self.family.layout.num_codebooks
         self.codec = codec or load_codec(self.family.codec, checkpoint, device, spoken)
         self.template = open_template(self.family, checkpoint, self.codec, device)
+        self._tokenising = threading.Lock()
 
-    def prepare(self, raw: RawRequest) -> Prompt:
-        """The prompt of `raw`, its seed drawn when none was asked for.
+    def prepare(self, raw: RawRequest, read: AudioReader = read_recording) -> Prompt:
+        """The prompt of `raw`, its seed drawn when none was asked for; `read` reads its audio.
 
+        May be called by several threads: one at a time makes tokens of audio, and none waits for it with text alone.
         InvalidRequest names the field, the limit and what came.
         """
         turns = read_turns(raw)
@@ -68,8 +97,9 @@ class Preprocessor:
         if sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbits(32))
         files = enumerate(raw.files)
-        pieces = tuple(self._piece(turn, kind, raw, files) for turn in turns for kind in turn.kinds)
-        written = self.template.write(task, pieces, options.voice)
+        pieces = tuple(self._piece(turn, kind, raw, files, read) for turn in turns for kind in turn.kinds)
+        with self._tokenising if any(piece.pcm is not None for piece in pieces) else nullcontext():
+            written = self.template.write(task, pieces, options.voice)
         longest = self.family.max_model_len - 1
         if len(written.rows) > longest:
             path = "messages" if raw.messages is not None else pieces[0].path
@@ -78,29 +108,29 @@ class Preprocessor:
             task.name, written.rows, sampling, written.words, options.delivery, written.audios, written.delayed_tail
         )
 
-    def _piece(self, turn: Turn, kind: str, raw: RawRequest, files: Iterator[tuple[int, bytes]]) -> Piece:
+    def _piece(
+        self, turn: Turn, kind: str, raw: RawRequest, files: Iterator[tuple[int, bytes | memoryview]], read: AudioReader
+    ) -> Piece:
         path = turn.where(kind)
         if kind == "text":
             return Piece(turn.role, path, text=turn.text)
         if turn.codes is not None:
             return Piece(turn.role, path, codes=turn.codes)
-        return Piece(turn.role, path, pcm=self._listen(turn.audio_input, raw, files))
-
-    def _listen(self, field: str | None, raw: RawRequest, files: Iterator[tuple[int, bytes]]) -> np.ndarray:
-        """The audio of an input of `raw`, of `audio` the next of `files`, as [n] float32 at the codec's rate."""
-        spec, max_s = self.codec.spec, self.family.max_audio_s
-        if field == "audio":
+        if turn.audio_input == "audio":
             index, data = next(files)
-            field = f"audio[{index}]" if len(raw.files) > 1 else field
-            pcm, sample_rate = read_file(data, max_s, field)
+            recording = Recording(raw.file_field(index), data)
         else:
             assert raw.pcm_in is not None
-            check_pcm(raw.pcm_in, raw.sample_rate, max_s)
-            pcm, sample_rate = raw.pcm_in, int(raw.sample_rate or 0)
-        pcm = resample(pcm, sample_rate, spec.sample_rate)
+            recording = Recording("pcm_in", raw.pcm_in, is_file=False, sample_rate=raw.sample_rate)
+        return Piece(turn.role, path, pcm=self._listen(recording, read))
+
+    def _listen(self, recording: Recording, read: AudioReader) -> np.ndarray:
+        """[n] float32 at the codec's rate."""
+        spec = self.codec.spec
+        pcm = read(recording, self.family.max_audio_s, spec.sample_rate)
         if len(pcm) < spec.samples_per_frame:
             shortest = spec.samples_per_frame / spec.sample_rate
-            raise InvalidRequest(str(field), f"at least {shortest:g} s", f"{len(pcm) / spec.sample_rate:.4f} s")
+            raise InvalidRequest(recording.field, f"at least {shortest:g} s", f"{len(pcm) / spec.sample_rate:.4f} s")
         return pcm
 
 

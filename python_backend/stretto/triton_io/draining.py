@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ class DrainGate:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
+        self._num_passing, self._mutex = 0, threading.Lock()
         self._lock = None if path is None else os.open(_lock_file(path), os.O_RDWR | os.O_CREAT, 0o600)
 
     @classmethod
@@ -31,16 +33,32 @@ class DrainGate:
     @contextmanager
     def admit(self) -> Iterator[None]:
         """Let one request through; raises Overloaded when the server is draining."""
-        if self._path is None or self._lock is None:
-            yield
-            return
-        fcntl.flock(self._lock, fcntl.LOCK_SH)  # before the look at the file: the launcher looks the other way round
+        self.enter()
         try:
-            if self._path.exists():
-                raise Overloaded("server is draining")
             yield
         finally:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            self.leave()
+
+    def enter(self) -> None:
+        """Let one request in, from any thread; raises Overloaded when the server is draining."""
+        if self._path is None or self._lock is None:
+            return
+        with self._mutex:  # all requests share one lock, as the descriptor of the file can hold but one
+            if not self._num_passing:
+                fcntl.flock(self._lock, fcntl.LOCK_SH)  # before the look at the file: the launcher looks the other way
+            self._num_passing += 1
+        if self._path.exists():
+            self.leave()
+            raise Overloaded("server is draining")
+
+    def leave(self) -> None:
+        """Let one request out."""
+        if self._lock is None:
+            return
+        with self._mutex:
+            self._num_passing -= 1
+            if not self._num_passing:
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
 
 
 def is_passing(path: Path) -> bool:

@@ -11,7 +11,9 @@ import triton_python_backend_utils as pb_utils
 
 from stretto.errors import InvalidRequest
 from stretto.triton_io.schema import TensorSpec
+from stretto.triton_io.strings import MAX_STRINGS
 
+MAX_TEXT_BYTES = 1 << 20  # of a text, or of JSON
 NUMPY = {
     "FP32": np.dtype(np.float32),
     "INT16": np.dtype(np.int16),
@@ -55,18 +57,22 @@ def read_bytes(request: Any, spec: TensorSpec) -> bytes | None:
     array = tensor.as_numpy()
     if array.dtype != np.object_ or array.shape != (1,):
         raise InvalidRequest(spec.name, _describe(spec), f"{array.dtype} {list(array.shape)}")
+    if len(array[0]) > MAX_TEXT_BYTES:
+        raise InvalidRequest(spec.name, f"at most {MAX_TEXT_BYTES} bytes", f"{len(array[0])} bytes")
     return bytes(array[0])
 
 
-def read_files(request: Any, spec: TensorSpec) -> tuple[bytes, ...] | None:
-    """The elements of a STRING [n] tensor."""
+def read_files(request: Any, spec: TensorSpec) -> tuple[bytes | memoryview, ...] | None:
+    """The elements of a STRING [n] tensor, where the stub has them."""
     tensor = _find(request, spec)
     if tensor is None:
         return None
     array = tensor.as_numpy()
     if array.dtype != np.object_ or array.ndim != 1:
         raise InvalidRequest(spec.name, _describe(spec), f"{array.dtype} {list(array.shape)}")
-    return tuple(bytes(each) for each in array)
+    if len(array) > MAX_STRINGS:
+        raise InvalidRequest(spec.name, f"at most {MAX_STRINGS} files", f"{len(array)} files")
+    return tuple(array)
 
 
 def read_record(request: Any, spec: TensorSpec) -> bytes:

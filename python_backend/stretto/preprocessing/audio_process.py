@@ -1,0 +1,113 @@
+"""A process that reads audio: what takes long, or much memory, or dies of a broken file, does so outside the caller."""
+
+import json
+import os
+import select
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+
+from stretto.errors import InvalidRequest
+from stretto.preprocessing.audio import Recording, check_file_size
+
+MAX_WAIT_S = 300.0  # a process that is stopped answers never; one that is at work has less of the processor's time
+
+
+class AudioProcessEnded(Exception):
+    """The process ended, or had to be ended, while it read a recording."""
+
+
+class AudioProcess:
+    """Reads recordings one by one; is started again after it has died. `read` is an AudioReader.
+
+    niceness: how readily it gives the processor to others, 0 … 19.
+    """
+
+    def __init__(self, niceness: int = 0) -> None:
+        self._niceness = niceness
+        self._memory = os.memfd_create("stretto_audio", os.MFD_CLOEXEC)
+        self._process = self._start()
+
+    @property
+    def pid(self) -> int:
+        """The process, as it is now."""
+        return self._process.pid
+
+    @property
+    def num_bytes(self) -> int:
+        """How much audio it holds."""
+        return os.fstat(self._memory).st_size
+
+    def read(self, recording: Recording, max_s: float, target_rate: int) -> np.ndarray:
+        """As `audio.read_recording`; AudioProcessEnded where the process did not survive it."""
+        data = np.frombuffer(recording.data, np.uint8).data
+        if recording.is_file:
+            check_file_size(len(data), recording.field)
+        if self._process.poll() is not None:
+            self._restart()
+        self._fill(data)
+        job = {"field": recording.field, "is_file": recording.is_file, "sample_rate": recording.sample_rate}
+        job |= {"num_bytes": len(data), "max_s": max_s, "rate": target_rate}
+        try:
+            return self._result(self._ask(job))
+        finally:
+            os.ftruncate(self._memory, 0)  # what is not in use holds no memory
+
+    def close(self) -> None:
+        """End the process."""
+        self._end()
+        os.close(self._memory)
+
+    def _start(self) -> subprocess.Popen[str]:
+        # -P: nothing is imported from the folder that the server happens to run in.
+        command = [sys.executable, "-P", "-m", "stretto.preprocessing.audio_worker"]
+        return subprocess.Popen(
+            [*command, str(self._memory), str(self._niceness)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=[self._memory],
+            env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            text=True,
+        )
+
+    def _restart(self) -> None:
+        self._end()
+        self._process = self._start()
+
+    def _end(self) -> None:
+        with self._process:  # closes its pipes, and waits
+            self._process.kill()
+
+    def _fill(self, data: memoryview) -> None:
+        os.ftruncate(self._memory, len(data))
+        written = 0
+        while written < len(data):
+            written += os.pwrite(self._memory, data[written:], written)
+
+    def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        line = ""
+        try:
+            self._process.stdin.write(json.dumps(job) + "\n")
+            self._process.stdin.flush()
+            if select.select([self._process.stdout], [], [], MAX_WAIT_S)[0]:
+                line = self._process.stdout.readline()
+        except BrokenPipeError:
+            pass  # as without an answer
+        if not line.endswith("\n"):
+            self._restart()
+            raise AudioProcessEnded("the process that reads audio ended while it read this")
+        return json.loads(line)
+
+    def _result(self, answer: dict[str, Any]) -> np.ndarray:
+        if "refused" in answer:
+            raise InvalidRequest(*answer["refused"])
+        if "failed" in answer:
+            raise AudioProcessEnded(answer["failed"])
+        pcm = np.empty(answer["samples"], np.float32)
+        if os.preadv(self._memory, [pcm.data], 0) != pcm.nbytes:
+            raise AudioProcessEnded("fewer samples than announced")
+        return pcm

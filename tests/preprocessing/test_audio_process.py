@@ -1,0 +1,111 @@
+"""The process that reads audio: as reading in place, and as good as new when it has died."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from io import BytesIO
+
+import numpy as np
+import pytest
+import soundfile
+from stretto.errors import InvalidRequest
+from stretto.preprocessing.audio import Recording, read_recording
+from stretto.preprocessing.audio_process import AudioProcess, AudioProcessEnded
+
+MAX_S, RATE = 9.6, 16_000
+NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, (30_000, 2)).astype(np.float32)
+
+
+def encoded(container: str) -> bytes:
+    buffer = BytesIO()
+    soundfile.write(buffer, NOISE, 44_100, format=container)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def process() -> Iterator[AudioProcess]:
+    opened = AudioProcess()
+    yield opened
+    opened.close()
+
+
+RECORDINGS = {container: Recording("audio", encoded(container)) for container in ("WAV", "FLAC", "OGG", "MP3")}
+RECORDINGS["memory"] = Recording("audio", memoryview(encoded("WAV")))
+RECORDINGS["samples"] = Recording("pcm_in", NOISE[:, 0].copy(), is_file=False, sample_rate=22_050)
+
+
+def test_it_reads_what_reading_in_place_reads(process: AudioProcess) -> None:
+    for recording in RECORDINGS.values():
+        expected = read_recording(recording, MAX_S, RATE)
+        np.testing.assert_array_equal(process.read(recording, MAX_S, RATE), expected)
+
+
+def test_it_refuses_in_the_same_words(process: AudioProcess) -> None:
+    bad = [
+        Recording("audio[3]", b"no audio"),
+        Recording("audio", b""),
+        Recording("audio", bytes(20_000_001)),
+        Recording("pcm_in", np.full(100, np.nan, np.float32), is_file=False, sample_rate=8_000),
+        Recording("pcm_in", NOISE[:, 0].copy(), is_file=False),
+        Recording("pcm_in", NOISE[:, 0].copy(), is_file=False, sample_rate=1),
+        Recording("audio", encoded("FLAC")[:9_000]),
+    ]
+    for recording in bad:
+        with pytest.raises(InvalidRequest) as here:
+            read_recording(recording, MAX_S, RATE)
+        with pytest.raises(InvalidRequest) as there:
+            process.read(recording, MAX_S, RATE)
+        assert str(there.value) == str(here.value)
+    with pytest.raises(InvalidRequest, match=r"at most 0\.1 s"):
+        process.read(RECORDINGS["FLAC"], 0.1, RATE)
+
+
+def test_one_that_has_died_is_started_again(process: AudioProcess) -> None:
+    os.kill(process.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert len(process.read(RECORDINGS["WAV"], MAX_S, RATE))
+
+
+def test_one_that_dies_at_work_fails_that_recording_alone(process: AudioProcess) -> None:
+    errors: list[Exception] = []
+
+    def read() -> None:
+        try:
+            process.read(RECORDINGS["WAV"], MAX_S, RATE)
+        except AudioProcessEnded as error:
+            errors.append(error)
+
+    os.kill(process.pid, signal.SIGSTOP)
+    victim, reading = process.pid, threading.Thread(target=read)
+    reading.start()
+    until(lambda: process.num_bytes > 0)
+    os.kill(victim, signal.SIGKILL)
+    reading.join(60)
+    assert "ended while it read" in str(errors[0])
+    assert process.pid != victim
+    assert len(process.read(RECORDINGS["WAV"], MAX_S, RATE))
+
+
+def test_it_holds_no_audio_when_it_has_nothing_to_do(process: AudioProcess) -> None:
+    process.read(RECORDINGS["WAV"], MAX_S, RATE)
+    assert process.num_bytes == 0
+    with pytest.raises(InvalidRequest):
+        process.read(Recording("audio", b"no audio"), MAX_S, RATE)
+    assert process.num_bytes == 0
+
+
+def test_closing_ends_the_process() -> None:
+    process = AudioProcess()
+    process.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(process.pid, 0)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    for _ in range(6000):
+        if condition():
+            return
+        time.sleep(0.01)
+    pytest.fail("never came true")

@@ -1,0 +1,167 @@
+"""Lanes: who waits for whom, what is refused, and what is let go."""
+
+import gc
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from stretto.errors import Overloaded
+from stretto.preprocessing.audio import AudioReader
+from stretto.preprocessing.lanes import SHORT_BYTES, AudioLanes, Load
+
+LONG = SHORT_BYTES + 1
+LIMIT = Load(4 * LONG, 8)
+WAIT_S = 60.0
+
+
+class Reading:
+    """A process that reads nothing, and notes that it was ended."""
+
+    def __init__(self, niceness: int) -> None:
+        self.niceness, self.is_closed = niceness, False
+
+    def read(self, recording: Any, max_s: float, rate: int) -> np.ndarray:
+        return np.zeros(self.niceness, np.float32)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class Held:
+    """A job that runs until it is let go."""
+
+    def __init__(self) -> None:
+        self.begun, self.may_end, self.ended = threading.Event(), threading.Event(), threading.Event()
+        self.refusal: Exception | None = None
+
+    def run(self, read: AudioReader) -> None:
+        self.begun.set()
+        assert self.may_end.wait(WAIT_S)
+        self.ended.set()
+
+    def refuse(self, error: Exception) -> None:
+        self.refusal = error
+        self.ended.set()
+
+
+class Opened(AudioLanes):
+    """Lanes whose processes can be looked at."""
+
+    def __init__(self, num_long: int = 1) -> None:
+        self.processes: list[Reading] = []
+        super().__init__(self._open, num_long, LIMIT)
+
+    def _open(self, niceness: int) -> Reading:
+        self.processes.append(Reading(niceness))
+        return self.processes[-1]
+
+    def hold(self, num_bytes: int) -> Held:
+        job = Held()
+        self.submit(num_bytes, job.run, job.refuse)
+        return job
+
+
+@pytest.fixture
+def lanes() -> Iterator[Callable[..., Opened]]:
+    made: list[Opened] = []
+
+    def open_lanes(**arguments: int) -> Opened:
+        made.append(Opened(**arguments))
+        return made[-1]
+
+    yield open_lanes
+    for each in made:
+        each.close()
+
+
+def test_a_short_recording_does_not_wait_for_long_ones(lanes: Callable[..., Opened]) -> None:
+    opened = lanes()
+    long, waiting = opened.hold(LONG), opened.hold(LONG)
+    assert long.begun.wait(WAIT_S)
+    short = opened.hold(SHORT_BYTES)
+    short.may_end.set()
+    assert short.ended.wait(WAIT_S)
+    assert not waiting.begun.is_set()
+    long.may_end.set()
+    waiting.may_end.set()
+    assert waiting.ended.wait(WAIT_S)
+
+
+def test_long_recordings_are_read_side_by_side_where_there_are_lanes(lanes: Callable[..., Opened]) -> None:
+    opened = lanes(num_long=2)
+    jobs = [opened.hold(LONG) for _ in range(2)]
+    assert all(job.begun.wait(WAIT_S) for job in jobs)
+    for job in jobs:
+        job.may_end.set()
+
+
+def test_long_recordings_leave_the_processor_to_others(lanes: Callable[..., Opened]) -> None:
+    opened = lanes(num_long=2)
+    short, *long = [process.niceness for process in opened.processes]
+    assert short == 0
+    assert min(long) > 0
+
+
+def test_more_bytes_than_the_limit_are_refused_with_the_figures_until_some_are_done(
+    lanes: Callable[..., Opened],
+) -> None:
+    opened = lanes()
+    jobs = [opened.hold(LONG) for _ in range(4)]
+    with pytest.raises(Overloaded, match=f"{4 * LONG} bytes are in work, of at most {4 * LONG}; this request has 1$"):
+        opened.hold(1)
+    for job in jobs:
+        job.may_end.set()
+        assert job.ended.wait(WAIT_S)
+    until(lambda: opened.held == Load(0, 0))
+    opened.hold(LONG).may_end.set()
+
+
+def test_more_requests_than_the_limit_are_refused(lanes: Callable[..., Opened]) -> None:
+    opened = lanes()
+    jobs = [opened.hold(1) for _ in range(8)]
+    with pytest.raises(Overloaded, match="8 requests are in work"):
+        opened.hold(1)
+    for job in jobs:
+        job.may_end.set()
+
+
+def test_the_audio_of_a_job_is_let_go_when_it_is_done(lanes: Callable[..., Opened]) -> None:
+    opened = lanes()
+    audio, done = np.zeros(10), threading.Event()
+    freed = weakref.ref(audio)
+
+    def run(read: AudioReader, audio: np.ndarray = audio) -> None:
+        done.set()
+
+    opened.submit(80, run, lambda error: None)
+    assert done.wait(WAIT_S)
+    del audio, run
+    until(lambda: gc.collect() >= 0 and freed() is None)
+
+
+def test_closing_finishes_what_runs_and_refuses_what_waits_and_what_comes(lanes: Callable[..., Opened]) -> None:
+    opened = lanes()
+    running, waiting = opened.hold(1), opened.hold(1)
+    assert running.begun.wait(WAIT_S)
+    closing = threading.Thread(target=opened.close)
+    closing.start()
+    until(lambda: opened.is_closed)
+    running.may_end.set()
+    closing.join(WAIT_S)
+    assert running.refusal is None
+    assert isinstance(waiting.refusal, Overloaded)
+    with pytest.raises(Overloaded, match="stopping"):
+        opened.hold(1)
+    assert all(process.is_closed for process in opened.processes)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    waiting = threading.Event()
+    for _ in range(int(WAIT_S / 0.01)):
+        if condition():
+            return
+        waiting.wait(0.01)
+    pytest.fail("never came true")

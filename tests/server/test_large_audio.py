@@ -1,0 +1,84 @@
+"""Large files among small requests: nobody waits for them, and what reads them may stop or die."""
+
+import io
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import soundfile
+from stretto.preprocessing.audio import MAX_FILE_BYTES
+from stretto.preprocessing.lanes import LONG_NICENESS, SHORT_BYTES
+from stretto.serving.processes import descendants
+
+from tests.server.conftest import Server
+
+pytestmark = pytest.mark.server
+
+OPTIONS = {"seed": 1, "max_audio_s": 0.8, "text": {"max_rows": 30}}
+
+
+def noise(seconds: float, rate: int, channels: int) -> bytes:
+    held = io.BytesIO()
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, (int(seconds * rate), channels)).astype(np.float32)
+    soundfile.write(held, samples, rate, format="WAV", subtype="PCM_24")
+    return held.getvalue()
+
+
+LARGE, LONG, SHORT = noise(9.0, 88_200, 8), noise(1.0, 176_400, 2), noise(1.0, 16_000, 1)
+assert MAX_FILE_BYTES > len(LARGE) > 19_000_000
+assert len(LONG) > SHORT_BYTES > len(SHORT)
+
+
+def reader(server: Server) -> int:
+    """The pid of the process that reads long recordings."""
+    ends = f"audio_worker {LONG_NICENESS}"
+    found = [each.pid for each in descendants(server.pid) if ends in " ".join(each.command.split()[-3::2])]
+    assert len(found) == 1, descendants(server.pid)
+    return found[0]
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_several_large_files_are_answered_and_so_is_everybody_else(server: Server) -> None:
+    pid = server.pid
+    with ThreadPoolExecutor(6) as pool:
+        large = [pool.submit(server.ask, OPTIONS, audio=LARGE) for _ in range(4)]
+        small = [pool.submit(server.ask, OPTIONS, text="two green windows") for _ in range(2)]
+        answers = [each.result() for each in (*large, *small)]
+    assert [answer.error for answer in answers] == [None] * 6
+    assert [len(answer.pcm) > 0 for answer in answers] == [False] * 4 + [True] * 2
+    assert (server.pid, server.state()) == (pid, "ready")
+
+
+def test_nobody_waits_for_a_long_recording(server: Server) -> None:
+    with stopped(reader(server)):
+        waiting = server.stream(OPTIONS, audio=LONG)
+        assert server.ask(OPTIONS, text="two green windows").error is None
+        assert server.ask(OPTIONS, audio=SHORT).error is None
+        refused = server.ask(OPTIONS, audio=bytes(MAX_FILE_BYTES + 1))
+        assert f"audio: expected at most {MAX_FILE_BYTES} bytes" in refused.error
+    assert waiting.listen().error is None
+
+
+def test_the_process_that_reads_may_die_at_work(server: Server) -> None:
+    pid, victim = server.pid, reader(server)
+    with stopped(victim):
+        waiting = server.stream(OPTIONS, audio=LONG)
+        assert server.ask(OPTIONS, audio=SHORT).error is None  # which came later, so the long one has arrived
+        os.kill(victim, signal.SIGKILL)
+    answer = waiting.listen()
+    assert answer.error is None or "preprocessor: internal error" in answer.error
+    assert server.ask(OPTIONS, audio=LONG).error is None
+    assert reader(server) != victim
+    assert (server.pid, server.state()) == (pid, "ready")

@@ -1,0 +1,167 @@
+"""The preprocessor's rim: text is answered at once, audio when it has been read, and each request once."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from stretto.errors import InvalidRequest, Overloaded
+from stretto.records.prompt import Prompt
+from stretto.records.sampling import SamplingConfig, SegmentSampling
+from stretto.triton_io.draining import DrainGate, is_passing
+from stretto.triton_io.preparing_service import PreparingService
+from stretto.triton_io.prompt_tensors import read_prompt
+from stretto.triton_io.seal import Seal
+
+from tests.fakes_triton import Logger, Request, TritonError
+
+ROWS = np.arange(6, dtype=np.int32).reshape(3, 2)
+PROMPT = Prompt("tts", ROWS, SamplingConfig(SegmentSampling(0.0), SegmentSampling(0.7), seed=3))
+SEAL = Seal(bytes(32))
+
+
+class Inputs:
+    """What a request holds: `num_bytes` of audio, or a fault."""
+
+    pcm_in = None
+
+    def __init__(self, num_bytes: int = 0, fault: Exception | None = None) -> None:
+        self.num_bytes, self.fault, self.is_kept = num_bytes, fault, False
+
+    def num_audio_bytes(self) -> int:
+        return self.num_bytes
+
+    def kept(self) -> "Inputs":
+        self.is_kept = True
+        return self
+
+
+class Waiting:
+    """Lanes in which nothing is done until the test says so."""
+
+    def __init__(self) -> None:
+        self.jobs: list[tuple[int, Callable[[Any], None], Callable[[Exception], None]]] = []
+        self.is_full = False
+
+    def submit(self, num_bytes: int, run: Callable[[Any], None], refuse: Callable[[Exception], None]) -> None:
+        if self.is_full:
+            raise Overloaded("audio: enough of it")
+        self.jobs.append((num_bytes, run, refuse))
+
+
+class Rim:
+    """A service that prepares what its inputs say, and the lanes and the gate that it has."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.lanes = folder / "draining", Waiting()
+        self.readers: list[Any] = []
+        self.service = PreparingService(self._prepare, self.lanes, SEAL, DrainGate(self.path))
+
+    def ask(self, inputs: Inputs) -> tuple[Any, Any]:
+        request = Request({})
+        return self.service.answer(request, lambda asked: inputs), request.sender
+
+    def _prepare(self, inputs: Inputs, reader: Any = "here") -> Prompt:
+        self.readers.append(reader)
+        if inputs.fault is not None:
+            raise inputs.fault
+        return PROMPT
+
+
+@pytest.fixture
+def rim(tmp_path: Path) -> Rim:
+    return Rim(tmp_path)
+
+
+def is_the_prompt(response: Any) -> bool:
+    prompt = read_prompt(Request({name: response.array(name) for name in ("rows", "prompt")}), SEAL)
+    return np.array_equal(prompt.rows, ROWS) and prompt.to_record() == PROMPT.to_record()
+
+
+def test_text_is_answered_at_once_while_audio_waits(rim: Rim) -> None:
+    later, sender = rim.ask(Inputs(num_bytes=5))
+    now, _ = rim.ask(Inputs())
+    assert later is None
+    assert not sender.is_final
+    assert is_the_prompt(now)
+    assert rim.readers == ["here"]
+
+
+def test_audio_is_answered_when_a_lane_has_read_it(rim: Rim) -> None:
+    inputs = Inputs(num_bytes=5)
+    _, sender = rim.ask(inputs)
+    ((num_bytes, run, _),) = rim.lanes.jobs
+    run("there")
+    (response,) = sender.responses
+    assert (num_bytes, rim.readers, sender.is_final) == (5, ["there"], True)
+    assert inputs.is_kept, "the request's memory is gone by then"
+    assert is_the_prompt(response)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 5])
+def test_a_fault_is_answered_and_what_is_ours_is_logged(rim: Rim, num_bytes: int) -> None:
+    faults = {
+        InvalidRequest("audio", "a file", "none"): (
+            "invalid request: audio: expected a file, got none$",
+            TritonError.INVALID_ARG,
+        ),
+        RuntimeError("boom"): ("failed: preprocessor: internal error [0-9a-f]{8}$", TritonError.INTERNAL),
+    }
+    for fault, (words, code) in faults.items():
+        response, sender = rim.ask(Inputs(num_bytes, fault))
+        if response is None:
+            rim.lanes.jobs[-1][1]("there")
+            (response,) = sender.responses
+        assert re.match(words, response.error.message())
+        assert response.error.code() == code
+    assert len(Logger.errors) == 1
+
+
+def test_more_than_the_lanes_take_is_refused_at_once(rim: Rim) -> None:
+    rim.lanes.is_full = True
+    response, sender = rim.ask(Inputs(num_bytes=5))
+    assert (response.error.message(), response.error.code()) == (
+        "unavailable: audio: enough of it",
+        TritonError.UNAVAILABLE,
+    )
+    assert sender.responses == []
+    assert not is_passing(rim.path)
+
+
+def test_audio_of_a_client_that_has_gone_is_not_read(rim: Rim) -> None:
+    _, sender = rim.ask(Inputs(num_bytes=5))
+    sender.client_is_gone = True
+    rim.lanes.jobs[0][1]("there")
+    assert rim.readers == []
+    assert sender.responses[0].error.code() == TritonError.CANCELLED
+    assert sender.is_final
+
+
+def test_a_lane_that_stops_refuses_what_waits(rim: Rim) -> None:
+    _, sender = rim.ask(Inputs(num_bytes=5))
+    rim.lanes.jobs[0][2](Overloaded("server is stopping"))
+    assert sender.responses[0].error.message() == "unavailable: server is stopping"
+    assert sender.is_final
+    assert not is_passing(rim.path)
+
+
+def test_a_request_passes_the_gate_until_it_is_answered(rim: Rim) -> None:
+    rim.ask(Inputs(num_bytes=5))
+    rim.ask(Inputs(num_bytes=5))
+    rim.ask(Inputs())
+    first, second = (run for _, run, _ in rim.lanes.jobs)
+    first("there")
+    assert is_passing(rim.path)
+    second("there")
+    assert not is_passing(rim.path)
+
+
+def test_a_closed_gate_lets_nothing_in_and_what_is_in_out(rim: Rim) -> None:
+    _, sender = rim.ask(Inputs(num_bytes=5))
+    rim.path.touch()
+    response, _ = rim.ask(Inputs())
+    assert response.error.message() == "unavailable: server is draining"
+    rim.lanes.jobs[0][1]("there")
+    assert sender.responses[0].error is None
