@@ -26,6 +26,7 @@ class TritonPythonModel:
     """
 
     def initialize(self, args: dict[str, Any]) -> None:
+        stub.give_back_large_memory()
         strings.install()
         parameters = ModelParameters(args)
         limit = Load(parameters.number("max_audio_bytes"), parameters.number("max_audio_requests"))

@@ -1,7 +1,10 @@
 """The process that Triton runs a model's `model.py` in."""
 
+import ctypes
 import locale
 import os
+
+M_MMAP_THRESHOLD, LARGE = -3, 4 << 20  # malloc.h
 
 
 def use_utf8() -> None:
@@ -20,3 +23,11 @@ def fork_engine() -> None:
 def server_pid() -> int:
     """The pid of the server that started this stub."""
     return os.getppid()
+
+
+def give_back_large_memory() -> None:
+    """Have malloc return what is larger than LARGE to the system as soon as it is freed.
+
+    Otherwise it keeps blocks of up to 32 MiB for the next time, once it has seen one of that size freed.
+    """
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
