@@ -128,6 +128,18 @@ def test_more_requests_than_the_limit_are_refused(lanes: Callable[..., Opened]) 
         job.may_end.set()
 
 
+def test_a_job_that_raises_does_not_end_its_lane(lanes: Callable[..., Opened]) -> None:
+    def fail(read: AudioReader) -> None:
+        raise RuntimeError("boom")
+
+    opened = lanes()
+    opened.submit(1, fail, lambda error: None)
+    after = opened.hold(1)
+    assert after.begun.wait(WAIT_S)
+    after.may_end.set()
+    until(lambda: opened.held == Load(0, 0))
+
+
 def test_the_audio_of_a_job_is_let_go_when_it_is_done(lanes: Callable[..., Opened]) -> None:
     opened = lanes()
     audio, done = np.zeros(10), threading.Event()

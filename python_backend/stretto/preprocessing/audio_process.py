@@ -5,6 +5,7 @@ import os
 import select
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ class AudioProcess:
         self._process = self._start()
 
     def _end(self) -> None:
-        with self._process:  # closes its pipes, and waits
+        with suppress(BrokenPipeError), self._process:  # closes its pipes, and waits
             self._process.kill()
 
     def _fill(self, data: memoryview) -> None:
@@ -91,8 +92,7 @@ class AudioProcess:
         assert self._process.stdout is not None
         line = ""
         try:
-            self._process.stdin.write(json.dumps(job) + "\n")
-            self._process.stdin.flush()
+            print(json.dumps(job), file=self._process.stdin, flush=True)
             if select.select([self._process.stdout], [], [], MAX_WAIT_S)[0]:
                 line = self._process.stdout.readline()
         except BrokenPipeError:

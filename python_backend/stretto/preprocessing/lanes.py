@@ -5,6 +5,7 @@ beyond: the caller of `submit` is never held up.
 """
 
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -43,7 +44,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """Work of a lane: `run` with its reader, or `refuse` where it will not be run. Neither raises."""
+    """Work of a lane: `run` with its reader, or `refuse` where it will not be run."""
 
     load: Load
     run: Callable[[AudioReader], None]
@@ -110,6 +111,8 @@ class AudioLanes:
                     job.refuse(Overloaded("server is stopping"))
                 else:
                     job.run(process.read)
+            except Exception:
+                traceback.print_exc()  # a bug, or the server is gone; either way others wait behind it
             finally:
                 del job  # and its audio, which must not stay until the next
                 with self._mutex:
