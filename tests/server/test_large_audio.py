@@ -18,7 +18,7 @@ from tests.server.conftest import Server
 
 pytestmark = pytest.mark.server
 
-OPTIONS = {"seed": 1, "max_audio_s": 0.8, "text": {"max_rows": 30}}
+SPEAK, LISTEN = {"seed": 1, "max_audio_s": 0.8}, {"seed": 1, "text": {"max_rows": 10}}
 
 
 def noise(seconds: float, rate: int, channels: int) -> bytes:
@@ -53,8 +53,8 @@ def stopped(pid: int) -> Iterator[None]:
 def test_several_large_files_are_answered_and_so_is_everybody_else(server: Server) -> None:
     pid = server.pid
     with ThreadPoolExecutor(6) as pool:
-        large = [pool.submit(server.ask, OPTIONS, audio=LARGE) for _ in range(4)]
-        small = [pool.submit(server.ask, OPTIONS, text="two green windows") for _ in range(2)]
+        large = [pool.submit(server.ask, LISTEN, audio=LARGE) for _ in range(4)]
+        small = [pool.submit(server.ask, SPEAK, text="two green windows") for _ in range(2)]
         answers = [each.result() for each in (*large, *small)]
     assert [answer.error for answer in answers] == [None] * 6
     assert [len(answer.pcm) > 0 for answer in answers] == [False] * 4 + [True] * 2
@@ -63,10 +63,10 @@ def test_several_large_files_are_answered_and_so_is_everybody_else(server: Serve
 
 def test_nobody_waits_for_a_long_recording(server: Server) -> None:
     with stopped(reader(server)):
-        waiting = server.stream(OPTIONS, audio=LONG)
-        assert server.ask(OPTIONS, text="two green windows").error is None
-        assert server.ask(OPTIONS, audio=SHORT).error is None
-        refused = server.ask(OPTIONS, audio=bytes(MAX_FILE_BYTES + 1))
+        waiting = server.stream(LISTEN, audio=LONG)
+        assert server.ask(SPEAK, text="two green windows").error is None
+        assert server.ask(LISTEN, audio=SHORT).error is None
+        refused = server.ask(LISTEN, audio=bytes(MAX_FILE_BYTES + 1))
         assert f"audio: expected at most {MAX_FILE_BYTES} bytes" in refused.error
     assert waiting.listen().error is None
 
@@ -74,11 +74,11 @@ def test_nobody_waits_for_a_long_recording(server: Server) -> None:
 def test_the_process_that_reads_may_die_at_work(server: Server) -> None:
     pid, victim = server.pid, reader(server)
     with stopped(victim):
-        waiting = server.stream(OPTIONS, audio=LONG)
-        assert server.ask(OPTIONS, audio=SHORT).error is None  # which came later, so the long one has arrived
+        waiting = server.stream(LISTEN, audio=LONG)
+        assert server.ask(LISTEN, audio=SHORT).error is None  # which came later, so the long one has arrived
         os.kill(victim, signal.SIGKILL)
     answer = waiting.listen()
     assert answer.error is None or "preprocessor: internal error" in answer.error
-    assert server.ask(OPTIONS, audio=LONG).error is None
+    assert server.ask(LISTEN, audio=LONG).error is None
     assert reader(server) != victim
     assert (server.pid, server.state()) == (pid, "ready")
