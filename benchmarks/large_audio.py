@@ -28,11 +28,10 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from stretto.serving.environment import ROOT
 from stretto_client import SpeechClient
 from stretto_client.errors import ClientError
 
-from benchmarks.results_file import append_result
+from benchmarks.results_file import ROOT, append_result
 from benchmarks.temporary_server import serving
 
 TEXT = "The birch canoe slid."
