@@ -13,6 +13,7 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.states import RequestState
 
+from stretto.engine.kernels.cpu.products import pad_products
 from stretto.engine.request.family import family_of
 from stretto.engine.request.new_request import SpeechRequestData
 from stretto.engine.request.rules import SegmentRules
@@ -38,6 +39,8 @@ class SpeechModelState(DefaultModelState):
         super().__init__(vllm_config, model, encoder_cache, device)
         self.rules = SegmentRules(family_of(self.model_config.hf_config), self.max_model_len)
         self.arrays = arrays_on(device)
+        if device.type == "cpu":
+            pad_products(model)
         tables = SlotTables(self.max_num_reqs, self.rules, device)
         self.slots = RunSlots(tables, self.rules, self.arrays, vllm_config.max_concurrent_batches)
         num_streams = self.rules.family.layout.num_input_streams

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from stretto.engine.kernels.cpu.products import Product
+from stretto.engine.kernels.cpu.products import Product, pad_products, padded_size
 
 
 @pytest.mark.parametrize("num_rows", [1, 7, 32])
@@ -19,3 +19,20 @@ def test_a_row_s_product_does_not_depend_on_its_neighbours() -> None:
     whole = multiply(x)
     for num_rows in (1, 2, 5, 16, 31):
         assert torch.equal(multiply(x[:num_rows]), whole[:num_rows])
+
+
+def test_rows_are_multiplied_in_few_numbers_and_no_row_is_lost() -> None:
+    layer, met = torch.nn.Linear(4, 3, bias=False), set[int]()
+
+    def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        met.add(len(x))
+        return torch.nn.functional.linear(x, weight, bias)
+
+    layer.cpu_linear = multiply  # as vLLM marks its own
+    pad_products(torch.nn.Sequential(layer, torch.nn.Linear(4, 3)))
+    x = torch.randn(2048, 4)
+    for num_rows in range(2049):
+        assert torch.allclose(layer.cpu_linear(x[:num_rows], layer.weight, None), layer(x[:num_rows]), atol=1e-6)
+    assert len(met) == 73
+    assert all(padded_size(size) == size for size in met)
+    assert all(size <= padded_size(size) < 1.125 * size for size in range(1, 2049))

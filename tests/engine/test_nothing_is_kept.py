@@ -1,0 +1,105 @@
+"""What requests leave behind in the engine's process: nothing of any of them, and few products prepared."""
+
+import gc
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stretto.engine.kernels.cpu.products import padded_size
+from stretto.families.tiny.family import TINY
+from stretto.records.prompt import Prompt
+from vllm import _custom_ops as ops
+
+from tests.engine.harness import Engine
+from tests.engine.prompts import make_prompt
+from tests.random_checkpoints import write_checkpoint
+
+pytestmark = pytest.mark.engine
+
+MANY = 60
+POLICIES = ("always", "adaptive", "until_s")
+SEQUENCES = (list, set, frozenset, tuple, deque)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"), TINY, "tiny", hidden=64, layers=1)
+
+
+@pytest.fixture(scope="module")
+def multiplied() -> Iterator[set[int]]:
+    """The numbers of rows that oneDNN has met."""
+    met, multiply = set[int](), ops.onednn_mm
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "onednn_mm", lambda handler, x, bias: met.add(len(x)) or multiply(handler, x, bias))
+        yield met
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
+def engine(request: pytest.FixtureRequest, folder: Path, multiplied: set[int]) -> Iterator[Engine]:
+    few_blocks = {"max_model_len": 160, "num_gpu_blocks_override": 24, "max_num_seqs": 8}
+    running = Engine(folder, async_scheduling=request.param, **few_blocks)
+    yield running
+    running.shutdown()
+
+
+def mixed_prompt(index: int) -> Prompt:
+    """Both tasks, all policies of guidance, prompts of any length; every fifth begins as others do."""
+    policy = POLICIES[index % 3]
+    limit = {"guided_until_s": 0.3} if policy == "until_s" else {}
+    prompt = make_prompt(TINY, index, policy=policy, **limit)
+    longer = np.repeat(prompt.rows[:1], index % 29, 0)
+    return replace(prompt, rows=np.concatenate([longer, prompt.rows]) if index % 5 else prompt.rows)
+
+
+def run(engine: Engine, first: int, count: int) -> None:
+    """`count` requests that come a step apart, some of which are given up, in their queue or later."""
+    prompts = {f"request-{index}": mixed_prompt(index) for index in range(first, first + count)}
+    arrivals = {name: step for step, name in enumerate(prompts)}
+    aborts = {name: step + 3 * step % 40 for name, step in arrivals.items() if step % 6 == 0}
+    engine.run(prompts, arrivals, aborts)
+    assert engine.is_clean()
+
+
+def kept_ids() -> list[str]:
+    """What contains the id of a request, anywhere in this process, whatever its generation."""
+    gc.unfreeze()
+    gc.collect()
+    found = []
+    for container in gc.get_objects():
+        kind = type(container)  # asking the object itself could wake a lazy module
+        if issubclass(kind, dict):
+            parts = [part for item in dict.items(container) for part in item]
+        elif issubclass(kind, SEQUENCES):
+            parts = list(kind.__iter__(container))
+        else:
+            continue
+        ids = [part for part in parts if type(part) is str and part.startswith("request-")]
+        if ids:
+            found.append(f"{kind.__name__} of {len(parts)}: {ids[:3]}")
+    return found
+
+
+def types() -> Counter[str]:
+    gc.collect()
+    return Counter(f"{type(each).__module__}.{type(each).__qualname__}" for each in gc.get_objects())
+
+
+def test_the_engine_keeps_nothing_of_its_requests(engine: Engine) -> None:
+    counts = []
+    for first in range(0, 3 * MANY, MANY):
+        run(engine, first, MANY)
+        counts.append(types())
+    # What is made once, such as a cache of weak references, comes in one of two rounds; what is kept comes in both.
+    grown = (counts[2] - counts[1]) & (counts[1] - counts[0])
+    assert not {name: count for name, count in grown.items() if count >= MANY // 10}
+    assert not kept_ids()
+
+
+def test_products_are_prepared_for_few_numbers_of_rows(engine: Engine, multiplied: set[int]) -> None:
+    run(engine, 1000, 60)
+    assert max(multiplied) > 64
+    assert all(padded_size(size) == size for size in multiplied)
