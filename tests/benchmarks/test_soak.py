@@ -1,0 +1,60 @@
+"""The soak's figures: slopes, names of processes, and what is told of each."""
+
+import argparse
+import os
+import subprocess
+
+import pytest
+from stretto.serving.processes import Process
+
+from benchmarks.process_watch import Usage, name_of, read_usage, slope_mb_per_min
+from benchmarks.soak import Follower, describe
+
+
+def usage(at_s: float, mb: float) -> Usage:
+    return Usage(at_s=at_s, rss_mb=mb, pss_mb=mb, uss_mb=mb, cpu_s=at_s / 2, threads=3, descriptors=7)
+
+
+def test_a_slope_is_that_of_the_line_through_the_samples() -> None:
+    noise = (0.3, -0.3, -0.3, 0.3)
+    rising = [usage(at_s, 100 + 0.5 * at_s / 60 + noise[index % 4]) for index, at_s in enumerate(range(0, 3600, 5))]
+    assert slope_mb_per_min(rising, "rss_mb") == pytest.approx(0.5, abs=0.01)
+    assert slope_mb_per_min([usage(0, 1), usage(5, 1)], "rss_mb") == 0
+    assert slope_mb_per_min([usage(0, 1)], "rss_mb") == 0
+
+
+def test_the_slope_told_is_that_after_the_warm_up() -> None:
+    follower = Follower(os.getpid(), samples=None)
+    follower.usages = {"engine": [usage(at_s, 500 + min(at_s, 600)) for at_s in range(0, 3600, 5)]}
+    ends = {"engine": usage(0, 500)}, {"engine": usage(3600, 1100)}
+    arguments = argparse.Namespace(minutes=60.0, warm_up_minutes=20.0, rate=1.0)
+    record = describe(follower, arguments, *ends)["processes"]["engine"]
+    assert (record["rss_mb_start"], record["rss_mb_warm"], record["rss_mb_end"]) == (500, 1100, 1100)
+    assert record["slope_rss_mb_per_min"] == 0
+    assert record["cores"] == 0.5
+    assert record["threads"] == [3, 3]
+
+
+def test_the_usage_of_a_process_is_read_while_it_lives() -> None:
+    own = read_usage(os.getpid(), 1.0)
+    assert own is not None
+    assert own.rss_mb >= own.pss_mb > 1
+    assert own.threads >= 1 <= own.descriptors
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    assert read_usage(ended.pid, 1.0) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "command", "expected"),
+    [
+        ("tritonserver", "/opt/bin/tritonserver --model-repository=m", "tritonserver"),
+        ("triton_python_b", "/opt/stub /srv/repository/language_model/1/model.py prefix 1 2", "language_model"),
+        ("VLLM::EngineCor", "VLLM::EngineCore", "engine"),
+        ("python", "python -m stretto serve --http-port 1", "launcher"),
+        ("python", "python -m stretto.serving.proxy", "proxy"),
+        ("python", "python -c from multiprocessing.resource_tracker import main", "resource tracker"),
+    ],
+)
+def test_a_process_is_called_what_it_is(name: str, command: str, expected: str) -> None:
+    assert name_of(Process(2, 1, 2, name, command)) == expected
