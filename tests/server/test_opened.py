@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stretto.serving.environment import ROOT
 
 from tests.ports import free_ports
 
@@ -43,8 +42,8 @@ def http_port(tmp_path: Path) -> Iterator[int]:
         "--allow",
         "trace",
     ]
-    command = [sys.executable, "-m", "stretto.serving.command", *map(str, flags)]
-    launcher = subprocess.Popen(command, cwd=ROOT)
+    command = [sys.executable, "-m", "stretto", "serve", *map(str, flags)]
+    launcher = subprocess.Popen(command)
     deadline = time.monotonic() + START_S
     while not state.exists() or json.loads(state.read_text())["state"] != "ready":
         assert launcher.poll() is None, (tmp_path / "log").read_text()[-3000:]
