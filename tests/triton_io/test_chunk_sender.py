@@ -13,7 +13,7 @@ from stretto.errors import Cancelled, Overloaded
 from stretto.records.chunk import Chunk, LMChunk
 from stretto.records.envelope import Envelope
 from stretto.streams.segment import Segment
-from stretto.triton_io.chunk_sender import Outflow, OutflowLimits
+from stretto.triton_io.chunk_sender import ChunkSender, SenderLimits
 from stretto.triton_io.flow import DecoderFailed, DecoderStalled, FlowSlot, FlowTable, Outcome
 from stretto.triton_io.responses import Responses, ResponseThread
 
@@ -21,7 +21,7 @@ from tests.fakes_triton import InferenceResponse, ResponseSender
 from tests.triton_io.answering import AnsweringSender
 from tests.triton_io.sealing import SEAL, envelope_in, responses_to
 
-QUICK = OutflowLimits(max_chunks=4, max_frames=100, probe_s=0.05, poll_s=0.005, stall_s=10)
+QUICK = SenderLimits(max_chunks=4, max_frames=100, probe_s=0.05, poll_s=0.005, stall_s=10)
 IMPATIENT = replace(QUICK, stall_s=0.2)
 
 
@@ -85,7 +85,7 @@ async def settled(condition: object, timeout_s: float = 60.0) -> None:
 
 async def test_chunks_go_in_order_with_their_codes(slot: FlowSlot) -> None:
     sender, speaker = ResponseSender(), Speaker(3, frames=2)
-    await Outflow(responses_to(sender), slot, "u", QUICK).pump(speaker.speak())
+    await ChunkSender(responses_to(sender), slot, "u", QUICK).pump(speaker.speak())
     assert sent(sender) == [0, 1, 2]
     np.testing.assert_array_equal(sender.responses[1].array("codes"), np.full((2, 2), 1))
     assert envelopes(sender)[0].flow == slot.address
@@ -95,13 +95,13 @@ async def test_chunks_go_in_order_with_their_codes(slot: FlowSlot) -> None:
 
 async def test_a_text_chunk_has_no_codes(slot: FlowSlot) -> None:
     sender = ResponseSender()
-    await Outflow(responses_to(sender), slot, "u", QUICK).pump(Speaker(1, frames=0).speak())
+    await ChunkSender(responses_to(sender), slot, "u", QUICK).pump(Speaker(1, frames=0).speak())
     assert sender.responses[0].array("codes") is None
 
 
 async def test_no_more_chunks_are_on_the_way_than_the_window_holds(slot: FlowSlot) -> None:
     sender = ResponseSender()
-    pumping = asyncio.create_task(Outflow(responses_to(sender), slot, "u", QUICK).pump(Speaker(8).speak()))
+    pumping = asyncio.create_task(ChunkSender(responses_to(sender), slot, "u", QUICK).pump(Speaker(8).speak()))
     await settled(lambda: len(sent(sender)) == 4)
     await asyncio.sleep(0.05)
     assert sent(sender) == [0, 1, 2, 3]
@@ -114,7 +114,9 @@ async def test_no_more_chunks_are_on_the_way_than_the_window_holds(slot: FlowSlo
 
 async def test_no_more_frames_are_on_the_way_than_allowed(slot: FlowSlot) -> None:
     sender = ResponseSender()
-    pumping = asyncio.create_task(Outflow(responses_to(sender), slot, "u", QUICK).pump(Speaker(4, frames=60).speak()))
+    pumping = asyncio.create_task(
+        ChunkSender(responses_to(sender), slot, "u", QUICK).pump(Speaker(4, frames=60).speak())
+    )
     await settled(lambda: len(sent(sender)) == 2)
     await asyncio.sleep(0.05)
     assert sent(sender) == [0, 1]  # 60 < 100 lets a second chunk go, 120 no third
@@ -125,7 +127,7 @@ async def test_no_more_frames_are_on_the_way_than_allowed(slot: FlowSlot) -> Non
 
 async def test_a_quiet_language_model_sends_probes(slot: FlowSlot) -> None:
     sender = AnsweringSender(slot.table)
-    await Outflow(responses_to(sender), slot, "u", QUICK).pump(Speaker(1, pause_s=0.6).speak())
+    await ChunkSender(responses_to(sender), slot, "u", QUICK).pump(Speaker(1, pause_s=0.6).speak())
     probes = [each for each in envelopes(sender) if each.chunk is None]
     assert 2 <= len(probes) <= 12
     assert envelopes(sender)[-1].chunk is not None
@@ -133,13 +135,15 @@ async def test_a_quiet_language_model_sends_probes(slot: FlowSlot) -> None:
 
 async def test_there_is_one_probe_at_a_time(slot: FlowSlot) -> None:
     sender = ResponseSender()
-    await asyncio.wait_for(Outflow(responses_to(sender), slot, "u", QUICK).pump(Speaker(1, pause_s=0.6).speak()), 30)
+    await asyncio.wait_for(
+        ChunkSender(responses_to(sender), slot, "u", QUICK).pump(Speaker(1, pause_s=0.6).speak()), 30
+    )
     assert [each.chunk is None for each in envelopes(sender)] == [True, False]
 
 
 async def test_a_cancelled_utterance_stops_before_its_next_chunk(slot: FlowSlot) -> None:
     sender, speaker = ResponseSender(), Speaker(9, pause_s=3600)
-    pumping = asyncio.create_task(Outflow(responses_to(sender), slot, "u", QUICK).pump(speaker.speak()))
+    pumping = asyncio.create_task(ChunkSender(responses_to(sender), slot, "u", QUICK).pump(speaker.speak()))
     await asyncio.sleep(0.02)
     slot.conclude(Outcome.CANCELLED)
     with pytest.raises(Cancelled):
@@ -149,7 +153,7 @@ async def test_a_cancelled_utterance_stops_before_its_next_chunk(slot: FlowSlot)
 
 async def test_a_cancelled_utterance_does_not_wait_for_room(slot: FlowSlot) -> None:
     speaker = Speaker(9)
-    pumping = asyncio.create_task(Outflow(responses_to(ResponseSender()), slot, "u", QUICK).pump(speaker.speak()))
+    pumping = asyncio.create_task(ChunkSender(responses_to(ResponseSender()), slot, "u", QUICK).pump(speaker.speak()))
     await settled(lambda: speaker.num_made == 5)
     slot.conclude(Outcome.CANCELLED)
     with pytest.raises(Cancelled):
@@ -161,33 +165,33 @@ async def test_a_cancelled_utterance_does_not_wait_for_room(slot: FlowSlot) -> N
 async def test_what_ended_the_utterance_at_the_decoder_is_raised(
     slot: FlowSlot, outcome: Outcome, kind: type[Exception]
 ) -> None:
-    outflow = Outflow(responses_to(ResponseSender()), slot, "u", QUICK)
-    await outflow.pump(Speaker(1).speak())
+    chunk_sender = ChunkSender(responses_to(ResponseSender()), slot, "u", QUICK)
+    await chunk_sender.pump(Speaker(1).speak())
     slot.conclude(outcome, "no codec")
     answer(slot, 1)
     with pytest.raises(kind, match=r"^no codec$"):
-        await outflow.settle()
+        await chunk_sender.settle()
 
 
 async def test_a_caller_of_the_language_model_itself_who_leaves_is_noticed(slot: FlowSlot) -> None:
     sender, speaker = ResponseSender(), Speaker(9)
-    outflow = Outflow(responses_to(sender), slot, "u", replace(QUICK, look_s=0.05))
-    pumping = asyncio.create_task(outflow.pump(speaker.speak()))
+    chunk_sender = ChunkSender(responses_to(sender), slot, "u", replace(QUICK, look_s=0.05))
+    pumping = asyncio.create_task(chunk_sender.pump(speaker.speak()))
     await settled(lambda: len(sent(sender)) == 4)
     sender.client_is_gone = True
     with pytest.raises(Cancelled):
         await asyncio.wait_for(pumping, 30)
     assert speaker.is_closed
     with pytest.raises(Cancelled):  # though four chunks are not answered
-        await asyncio.wait_for(outflow.settle(), 30)
+        await asyncio.wait_for(chunk_sender.settle(), 30)
 
 
 async def test_more_answers_than_chunks_are_no_harm(slot: FlowSlot) -> None:
     sender = ResponseSender()
-    outflow = Outflow(responses_to(sender), slot, "u", QUICK)
+    chunk_sender = ChunkSender(responses_to(sender), slot, "u", QUICK)
     answer(slot, 3)
-    await outflow.pump(Speaker(2).speak())
-    await outflow.settle()
+    await chunk_sender.pump(Speaker(2).speak())
+    await chunk_sender.settle()
     assert sent(sender) == [0, 1]
 
 
@@ -195,11 +199,11 @@ async def test_a_send_that_blocks_holds_up_nobody_else_on_the_loop(slot: FlowSlo
     may_send, sender = threading.Event(), ResponseSender()
     blocked = BlockedSender(may_send)
     thread = ResponseThread()
-    first = Outflow(Responses(blocked, thread, SEAL), slot, "u", QUICK)
+    first = ChunkSender(Responses(blocked, thread, SEAL), slot, "u", QUICK)
     pumping = asyncio.create_task(first.pump(Speaker(1).speak()))
     await settled(lambda: blocked.is_asked)
     assert not pumping.done()
-    await Outflow(responses_to(sender), slot.table.claim(), "v", QUICK).pump(Speaker(2).speak())
+    await ChunkSender(responses_to(sender), slot.table.claim(), "v", QUICK).pump(Speaker(2).speak())
     assert sent(sender) == [0, 1]
     may_send.set()
     await asyncio.wait_for(pumping, 60)
@@ -208,7 +212,7 @@ async def test_a_send_that_blocks_holds_up_nobody_else_on_the_loop(slot: FlowSlo
 
 async def test_a_decoder_that_answers_nothing_ends_the_utterance(slot: FlowSlot) -> None:
     with pytest.raises(DecoderStalled, match="answered nothing"):
-        await Outflow(responses_to(ResponseSender()), slot, "u", IMPATIENT).pump(Speaker(9).speak())
+        await ChunkSender(responses_to(ResponseSender()), slot, "u", IMPATIENT).pump(Speaker(9).speak())
 
 
 async def test_the_failure_of_the_model_comes_through(slot: FlowSlot) -> None:
@@ -218,16 +222,16 @@ async def test_the_failure_of_the_model_comes_through(slot: FlowSlot) -> None:
 
     sender = ResponseSender()
     with pytest.raises(RuntimeError, match="boom"):
-        await Outflow(responses_to(sender), slot, "u", QUICK).pump(fail())
+        await ChunkSender(responses_to(sender), slot, "u", QUICK).pump(fail())
     assert sent(sender) == [0]
 
 
 async def test_an_utterance_settles_when_chunks_and_probes_are_answered(slot: FlowSlot) -> None:
     sender = ResponseSender()
-    outflow = Outflow(responses_to(sender), slot, "u", QUICK)
-    await outflow.pump(Speaker(2, pause_s=0.07).speak())
+    chunk_sender = ChunkSender(responses_to(sender), slot, "u", QUICK)
+    await chunk_sender.pump(Speaker(2, pause_s=0.07).speak())
     assert len(sender.responses) > 2
-    settling = asyncio.create_task(outflow.settle())
+    settling = asyncio.create_task(chunk_sender.settle())
     answer(slot, len(sender.responses) - 1)
     await asyncio.sleep(0.03)
     assert not settling.done()
@@ -236,10 +240,10 @@ async def test_an_utterance_settles_when_chunks_and_probes_are_answered(slot: Fl
 
 
 async def test_a_cancelled_utterance_settles_only_when_all_is_answered(slot: FlowSlot) -> None:
-    outflow = Outflow(responses_to(ResponseSender()), slot, "u", QUICK)
-    await outflow.pump(Speaker(2).speak())
+    chunk_sender = ChunkSender(responses_to(ResponseSender()), slot, "u", QUICK)
+    await chunk_sender.pump(Speaker(2).speak())
     slot.conclude(Outcome.CANCELLED)
-    settling = asyncio.create_task(outflow.settle())
+    settling = asyncio.create_task(chunk_sender.settle())
     await asyncio.sleep(0.03)
     assert not settling.done()
     answer(slot, 2)
@@ -250,18 +254,18 @@ async def test_a_cancelled_utterance_settles_only_when_all_is_answered(slot: Flo
 async def test_audio_leaves_no_faster_than_a_listener_hears_it_and_the_limit(slot: FlowSlot) -> None:
     sender = AnsweringSender(slot.table)
     limits = replace(QUICK, max_ahead_s=0.2)
-    outflow = Outflow(responses_to(sender), slot, "u", limits)  # 25 frames a second
+    chunk_sender = ChunkSender(responses_to(sender), slot, "u", limits)  # 25 frames a second
     speaker = Speaker(6, frames=5)
-    await outflow.pump(speaker.speak())
+    await chunk_sender.pump(speaker.speak())
     assert sent(sender) == list(range(6))
     assert len(envelopes(sender)) > 6, "it asked after the client while it waited"
 
 
 async def test_a_client_who_leaves_while_audio_is_held_back_is_noticed(slot: FlowSlot) -> None:
     sender = AnsweringSender(slot.table)
-    outflow = Outflow(responses_to(sender), slot, "u", replace(QUICK, max_ahead_s=0.2))
+    chunk_sender = ChunkSender(responses_to(sender), slot, "u", replace(QUICK, max_ahead_s=0.2))
     speaker = Speaker(1000, frames=25)
-    pumping = asyncio.create_task(outflow.pump(speaker.speak()))
+    pumping = asyncio.create_task(chunk_sender.pump(speaker.speak()))
     await asyncio.sleep(0.1)
     slot.conclude(Outcome.CANCELLED)
     with pytest.raises(Cancelled):

@@ -14,7 +14,7 @@ from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.chunking import Pacer
 from stretto.streams.segment import Segment
-from stretto.triton_io.chunk_sender import OutflowLimits
+from stretto.triton_io.chunk_sender import SenderLimits
 from stretto.triton_io.event_loop import EventLoop
 from stretto.triton_io.flow import FlowTable, Outcome
 from stretto.triton_io.seal import TAG
@@ -49,7 +49,7 @@ def table(tmp_path: Path) -> FlowTable:
 
 @pytest.fixture
 def service(table: FlowTable) -> Iterator[SpeechService]:
-    made = SpeechService(Model(), EventLoop("test"), table, OutflowLimits(poll_s=0.005, stall_s=1), SEAL)
+    made = SpeechService(Model(), EventLoop("test"), table, SenderLimits(poll_s=0.005, stall_s=1), SEAL)
     yield made
     made.close()
 
@@ -191,7 +191,7 @@ def test_a_prompt_that_the_preprocessor_did_not_write_is_refused_and_takes_no_sl
 
 
 def test_stopping_answers_those_who_still_wait(table: FlowTable) -> None:
-    service = SpeechService(Model(), EventLoop("test"), table, OutflowLimits(stall_s=0.2), SEAL)
+    service = SpeechService(Model(), EventLoop("test"), table, SenderLimits(stall_s=0.2), SEAL)
     asked = request(table, 3)
     service.accept(asked)
     wait(lambda: len(asked.sender.responses) >= 1)

@@ -5,7 +5,7 @@ from typing import Any
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
 from stretto.triton_io import stub
-from stretto.triton_io.chunk_sender import OutflowLimits
+from stretto.triton_io.chunk_sender import SenderLimits
 from stretto.triton_io.event_loop import EventLoop
 from stretto.triton_io.flow import FlowTable
 from stretto.triton_io.parameters import ModelParameters
@@ -31,7 +31,7 @@ class TritonPythonModel:
 
         parameters = ModelParameters(args)
         config = EngineConfig.from_file(parameters.path("engine"), parameters.path("checkpoint"))
-        limits = OutflowLimits(
+        limits = SenderLimits(
             max_chunks=parameters.number("max_chunks_in_flight"),
             max_frames=parameters.number("max_frames_in_flight"),
             max_ahead_s=parameters.seconds("max_audio_ahead_s"),

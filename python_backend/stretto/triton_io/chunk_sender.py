@@ -21,7 +21,7 @@ from stretto.triton_io.responses import Responses
 
 
 @dataclass(frozen=True, slots=True)
-class OutflowLimits:
+class SenderLimits:
     """What may be on the way at once, and how long one waits.
 
     max_frames: frames sent and not yet answered; with one chunk on the way a larger one may still follow.
@@ -46,11 +46,11 @@ class OutflowLimits:
 DEFAULT = Delivery()
 
 
-class Outflow:
+class ChunkSender:
     """Sends one utterance; a wait for room or for a chunk ends early when the utterance is over."""
 
     def __init__(
-        self, responses: Responses, slot: FlowSlot, utterance: str, limits: OutflowLimits, delivery: Delivery = DEFAULT
+        self, responses: Responses, slot: FlowSlot, utterance: str, limits: SenderLimits, delivery: Delivery = DEFAULT
     ) -> None:
         self._responses = responses
         self._slot = slot

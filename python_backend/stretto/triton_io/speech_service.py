@@ -9,7 +9,7 @@ from stretto.errors import Cancelled, InvalidRequest, Overloaded
 from stretto.records.chunk import LMChunk
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import Pacer
-from stretto.triton_io.chunk_sender import Outflow, OutflowLimits
+from stretto.triton_io.chunk_sender import ChunkSender, SenderLimits
 from stretto.triton_io.event_loop import EventLoop
 from stretto.triton_io.failures import refuse
 from stretto.triton_io.flow import FlowTable
@@ -62,7 +62,7 @@ class SpeechService:
     """Serves utterances from a language model on one event loop."""
 
     def __init__(
-        self, model: LanguageModel, loop: EventLoop, table: FlowTable, limits: OutflowLimits, seal: Seal
+        self, model: LanguageModel, loop: EventLoop, table: FlowTable, limits: SenderLimits, seal: Seal
     ) -> None:
         self._model = model
         self._loop = loop
@@ -96,30 +96,30 @@ class SpeechService:
     async def _serve(self, utterance: str, prompt: Prompt, responses: Responses) -> None:
         self._gauges.add("utterances_total", 1)
         try:
-            outflow = Outflow(responses, self.table.claim(), utterance, self._limits, prompt.delivery)
+            chunk_sender = ChunkSender(responses, self.table.claim(), utterance, self._limits, prompt.delivery)
         except Overloaded as error:
             self._gauges.add("rejected_total", 1)
             await responses.refuse(error, f"utterance {utterance}")
             return
         self._gauges.add("active_utterances", 1)
         try:
-            failure = await self._speak(outflow, prompt, utterance)
+            failure = await self._speak(chunk_sender, prompt, utterance)
         except asyncio.CancelledError:
             failure = Overloaded("server is stopping")
         finally:
-            outflow.release()
+            chunk_sender.release()
             self._gauges.add("active_utterances", -1)
         await self._end(utterance, responses, failure)
 
-    async def _speak(self, outflow: Outflow, prompt: Prompt, utterance: str) -> Exception | None:
+    async def _speak(self, chunk_sender: ChunkSender, prompt: Prompt, utterance: str) -> Exception | None:
         """Send the utterance and wait until the decoder has answered all of it; returns what ended it too soon."""
         failure: Exception | None = None
         try:
-            await outflow.pump(self._model.generate(prompt, utterance, outflow.pacer))
+            await chunk_sender.pump(self._model.generate(prompt, utterance, chunk_sender.pacer))
         except Exception as error:
             failure = error
         try:
-            await outflow.settle()
+            await chunk_sender.settle()
         except Exception as error:
             failure = failure or error
         return failure
