@@ -62,12 +62,14 @@ path = next(a.split("unix:")[1] for a in sys.argv if a.startswith("--http-addres
 Socket(path, Ready).serve_forever()
 """
 LAUNCH = """
-import sys
+import os, sys
 from pathlib import Path
 from stretto.serving import command as serve
-from stretto.serving import server
+from stretto.serving import server, supervisor
 from stretto.serving.installation import Installation
 server.STUCK_S = 0.5
+server.slowness = lambda: 1.0
+supervisor.PROOF_S = float(os.environ.get("PROOF_S", 0.5))
 serve.find_installation = lambda cache: Installation(Path(sys.argv[1]))
 sys.exit(serve.main(sys.argv[2:]))
 """
@@ -115,6 +117,11 @@ class Launched:
         while not condition():
             assert time.monotonic() < deadline, self.said
             time.sleep(0.02)
+
+    @property
+    def state(self) -> str | None:
+        path = self.folder / "serve.json"
+        return json.loads(path.read_text())["state"] if path.exists() else None
 
     def leftovers(self) -> list[str]:
         return [path.name for path in Path("/dev/shm").glob(f"stretto_launch_{self.launch_id}*")]
@@ -283,6 +290,52 @@ def test_a_taken_port_is_named(launch: Callable[..., Launched]) -> None:
         server = launch(0, f"--metrics-port={port}")
         assert server.process.wait(60) == 1
     assert f"port {port} is in use: choose another with --metrics-port" in server.said
+
+
+def test_what_was_ready_once_is_started_again_for_as_long_as_it_takes(
+    launch: Callable[..., Launched], tmp_path: Path
+) -> None:
+    """Also where a first start would have ended the launcher: it aborts too often, or a model does not load."""
+    server = launch(0, "--start-attempts=1")
+    server.until(lambda: server.state == "ready")
+    (tmp_path / "fails").touch()
+    os.kill(server.stub, signal.SIGKILL)
+    server.until(lambda: server.said.count("the start failed: ") == 2)
+    assert server.state in ("waiting", "starting")
+    (tmp_path / "aborts").write_text("2")
+    (tmp_path / "fails").unlink()
+    server.until(lambda: server.said.count("ready after") == 2)
+    assert server.said.count("start 1 of as many as it takes aborted: ") == 1
+    assert server.said.count("start 2 of as many as it takes aborted: ") == 1
+    assert server.process.poll() is None
+
+
+def test_a_stopped_process_is_said_and_when_it_stays_so_the_server_is_started_again(
+    launch: Callable[..., Launched],
+) -> None:
+    server = launch()
+    server.until(lambda: server.state == "ready")
+    first = server.stub
+    os.kill(first, signal.SIGSTOP)
+    reason = f"triton_python_b (pid {first}) is stopped"
+    server.until(lambda: f"{reason}: restarting the server" in server.said)
+    server.until(lambda: server.said.count("ready after") == 2)
+    assert server.stub != first
+
+
+def test_a_process_that_goes_on_by_itself_costs_nothing_but_readiness(
+    launch: Callable[..., Launched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROOF_S", "600")
+    server = launch()
+    server.until(lambda: server.state == "ready")
+    first = server.stub
+    os.kill(first, signal.SIGSTOP)
+    server.until(lambda: server.state == "unready")
+    os.kill(first, signal.SIGCONT)
+    server.until(lambda: server.state == "ready")
+    assert server.said.count("ready after") == 1
+    assert server.stub == first
 
 
 def test_streams_that_never_end_delay_the_stop_only_so_long(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from stretto.serving import command as serve
 from stretto.serving import pid_file
+from stretto.serving.processes import birth
 
 PORTS = {"http": 1, "grpc": 2, "metrics": 3}
 LAUNCHER = "import signal, sys; print(flush=True); signal.pause()  # serve"
@@ -17,7 +18,7 @@ LAUNCHER = "import signal, sys; print(flush=True); signal.pause()  # serve"
 def launcher(tmp_path: Path) -> "subprocess.Popen[bytes]":
     process = subprocess.Popen([sys.executable, "-c", LAUNCHER], stdout=subprocess.PIPE)
     process.stdout.read(1)
-    record = {"pid": process.pid, "state": "ready", "ports": PORTS, "log": "x.log"}
+    record = {"pid": process.pid, "born": birth(process.pid), "state": "ready", "ports": PORTS, "log": "x.log"}
     (tmp_path / "pid.json").write_text(json.dumps(record))
     yield process
     process.kill()
@@ -41,6 +42,25 @@ def test_a_launcher_that_is_gone_is_none(launcher: "subprocess.Popen[bytes]", tm
     assert pid_file.read(tmp_path / "pid.json") is None
     assert not pid_file.stop(tmp_path / "pid.json", 1)
     assert serve.main(["--status", "--pid-file", str(tmp_path / "pid.json")]) == 3
+
+
+def test_whoever_has_the_pid_of_a_dead_launcher_by_now_is_not_stopped(
+    launcher: "subprocess.Popen[bytes]", tmp_path: Path
+) -> None:
+    path = tmp_path / "pid.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"born": birth(launcher.pid) - 1}))
+    assert pid_file.read(path) is None
+    assert not pid_file.stop(path, 1)
+    assert launcher.poll() is None
+
+
+def test_a_server_that_is_not_ready_is_said_to_be_none_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "pid.json"
+    pid_file.write(path, "unready", PORTS, "x.log", "a stub (pid 7) is stopped")
+    assert serve.main(["--status", "--pid-file", str(path)]) == 1
+    assert json.loads(capsys.readouterr().out)["reason"] == "a stub (pid 7) is stopped"
 
 
 @pytest.mark.parametrize("text", [None, "", "{"])

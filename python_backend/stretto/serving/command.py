@@ -12,9 +12,10 @@ import os
 from pathlib import Path
 
 from stretto.serving import leftovers, pid_file
+from stretto.serving.announcing import say
 from stretto.serving.config import LaunchConfig, launch_config, parser, pid_file_of
 from stretto.serving.installation import LaunchError, find_installation
-from stretto.serving.supervisor import Supervisor, say
+from stretto.serving.supervisor import Supervisor
 
 
 def main(arguments: list[str]) -> int:

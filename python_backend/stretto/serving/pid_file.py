@@ -7,17 +7,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-from stretto.serving.processes import read_process
+from stretto.serving.processes import birth, read_process
 
-STATES = ("starting", "ready", "draining")
+STATES = ("starting", "ready", "unready", "waiting", "draining")
 
 
-def write(path: Path | None, state: str, ports: dict[str, int], log: str) -> None:
-    """Replace the file, so that a reader never sees half of it; does nothing without a path."""
+def write(path: Path | None, state: str, ports: dict[str, int], log: str, reason: str = "") -> None:
+    """Replace the file, so that a reader never sees half of it; does nothing without a path.
+
+    reason: why the server is not ready, where something is wrong.
+    """
     assert state in STATES, state
     if path is None:
         return
-    record = {"pid": os.getpid(), "state": state, "ports": ports, "log": log}
+    record = {"pid": os.getpid(), "born": birth(os.getpid()), "state": state, "ports": ports, "log": log}
+    if reason:
+        record["reason"] = reason
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_text(json.dumps(record) + "\n")
@@ -30,8 +35,12 @@ def read(path: Path) -> dict[str, Any] | None:
         record = json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    process = read_process(record["pid"])
-    return record if process is not None and "serve" in process.command else None
+    return record if _is_alive(record) else None
+
+
+def _is_alive(record: dict[str, Any]) -> bool:
+    """Whether the process that wrote the record lives: its pid may be another's by now."""
+    return read_process(record["pid"]) is not None and birth(record["pid"]) == record.get("born")
 
 
 def remove(path: Path | None) -> None:
@@ -48,7 +57,7 @@ def stop(path: Path, timeout_s: float) -> bool:
         return False
     os.kill(record["pid"], signal.SIGTERM)
     deadline = time.monotonic() + timeout_s
-    while read_process(record["pid"]) is not None:
+    while _is_alive(record):
         if time.monotonic() > deadline:
             raise TimeoutError(f"launcher {record['pid']} has not stopped within {timeout_s:.0f} s")
         time.sleep(0.1)

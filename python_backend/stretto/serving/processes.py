@@ -39,6 +39,20 @@ class Process:
         return not self.command
 
 
+def birth(pid: int) -> int | None:
+    """When the process was started, in ticks since the machine was: with the pid, what tells it from all others."""
+    with suppress(*GONE):
+        return int(_stat(pid)[1][19])
+    return None
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped the process: it lives, and does nothing. A debugger does so otherwise."""
+    with suppress(*GONE):
+        return _stat(pid)[1][0] == "T"
+    return False
+
+
 def read_process(pid: int) -> Process | None:
     """The process with this pid; None for one that has ended, reaped or not."""
     try:
@@ -138,6 +152,10 @@ class Watch:
                 poll.register(descriptor, select.POLLIN)
             self.ended += [self._watched[descriptor] for descriptor, _ in poll.poll(timeout_s * 1000)]
         return self.ended
+
+    def stopped(self) -> list[Process]:
+        """The processes that live and are stopped."""
+        return [process for process in self._watched.values() if is_stopped(process.pid)]
 
     def close(self) -> None:
         """Let go of the processes."""

@@ -11,7 +11,7 @@ from stretto.serving.config import LaunchConfig
 from stretto.serving.installation import LaunchError
 from stretto.serving.leftovers import Launch
 from stretto.serving.proxy.access import HTTP
-from stretto.serving.proxy.config import LISTENING, ProxyConfig
+from stretto.serving.proxy.config import LISTENING, READY, UNREADY, ProxyConfig
 
 STOP_S = 5.0
 
@@ -33,7 +33,20 @@ class ProxyProcess:
             max_request_bytes=config.max_request_bytes,
         )
         write_key(launch, config.grpc_port, self._config.key)
+        self._is_ready = False
         self._start()
+
+    def tell(self, is_ready: bool) -> None:
+        """Have it say that the server is ready, as far as Triton agrees, or that it is not."""
+        if is_ready != self._is_ready:
+            self._is_ready = is_ready
+            self._send(READY if is_ready else UNREADY)
+
+    def _send(self, line: str) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended, and hears it when it is started again
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
 
     def _start(self) -> None:
         """Start it and wait until it listens; LaunchError where it cannot."""
@@ -48,11 +61,9 @@ class ProxyProcess:
         )
         if log is not None:
             log.close()
-        assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with suppress(BrokenPipeError):
-            self._process.stdin.write(self._config.to_json() + "\n")
-            self._process.stdin.flush()
+        self._send(self._config.to_json())
+        self._send(READY if self._is_ready else UNREADY)
         said = self._process.stdout.readline().strip()
         if said != LISTENING:
             self.stop()

@@ -16,6 +16,7 @@ from stretto.serving.config import LaunchConfig
 from stretto.serving.environment import server_environment
 from stretto.serving.installation import Installation, LaunchError
 from stretto.serving.leftovers import Launch
+from stretto.serving.patience import slowness
 from stretto.serving.ports import UnixConnection, reachable
 from stretto.serving.processes import Process, Watch, descendants, end_all, has_lost_a_child, waits_for_a_child
 from stretto.serving.proxy.access import CLOSED_APIS, HTTP
@@ -115,7 +116,7 @@ class Server:
             if code < 0 or any(sign in reason for sign in TRANSIENT):
                 raise AbortedStart(f"the server ended with {_exit(code)}: {reason}")
             raise LaunchError(f"the server ended with {_exit(code)}: {reason}")
-        if self.age_s > self._config.start_seconds:
+        if self.age_s > self._config.start_seconds * slowness():
             raise LaunchError(f"the server is not ready after {self.age_s:.0f} s")
         if self._answers_ready():
             self._watch = self._watch_processes()
@@ -139,7 +140,7 @@ class Server:
             self._stuck_since = None
             return
         self._stuck_since = self._stuck_since or now
-        if now - self._stuck_since > STUCK_S:
+        if now - self._stuck_since > STUCK_S * slowness():
             raise AbortedStart(f"the server has {hang} for {STUCK_S:g} s")
 
     def _answers_ready(self) -> bool:
@@ -170,6 +171,11 @@ class Server:
         """The processes of the ready server that have ended, after at most `timeout_s`; early with the first."""
         assert self._watch is not None, "wait for a server that is ready"
         return self._watch.wait(timeout_s)
+
+    def stopped(self) -> list[Process]:
+        """The processes of the ready server that a signal has stopped."""
+        assert self._watch is not None, "look after a server that is ready"
+        return self._watch.stopped()
 
     def terminate(self) -> None:
         """Ask the server to end; it takes at most its own exit time-out."""

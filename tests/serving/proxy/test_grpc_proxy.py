@@ -6,12 +6,12 @@ from typing import Any
 
 import grpc
 import pytest
-from stretto.serving.proxy.__main__ import grpc_server
+from stretto.serving.proxy.__main__ import Launcher, grpc_server
 from stretto.serving.proxy.access import KEY_HEADER
 from stretto_client import RequestRefused, ServerUnavailable, SpeechClient
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from tests.client.fake_server import Chunk, Pause
+from tests.client.fake_server import Chunk, FakeServer, Pause
 from tests.serving.proxy.conftest import KEY, Proxied, proxy_config
 
 TEXT = b"\x02\0\0\0hi"
@@ -125,6 +125,32 @@ async def test_without_triton_the_server_is_starting() -> None:
             with pytest.raises(ServerUnavailable, match=r"^unavailable: the server is starting$"):
                 [event async for event in client.speak("hello")]
         await server.stop(0)
+
+
+async def test_what_the_launcher_knows_to_be_wrong_is_not_ready_and_still_answers() -> None:
+    triton = FakeServer(lambda _: [Chunk(0, is_final=True, is_last=True)])
+    config, is_ready = proxy_config(), False
+    async with grpc.aio.insecure_channel(await triton.start()) as channel:
+        server = grpc_server(config, channel, lambda: is_ready)
+        await server.start()
+        async with SpeechClient(f"127.0.0.1:{config.grpc_port}") as client, asyncio.timeout(WAIT_S):
+            assert not await client.ready()
+            assert [event async for event in client.speak("hello")][-1].is_final
+            is_ready = True
+            assert await client.ready()
+        await server.stop(0)
+    await triton.server.stop(0)
+
+
+def test_the_launcher_is_heard_also_where_a_line_comes_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = [b"unready\nrea", b"dy", b"\n", b"unready\n", b""]
+    monkeypatch.setattr("os.read", lambda descriptor, size: said.pop(0))
+    launcher, heard = Launcher(), []
+    while said:
+        launcher.hear()
+        heard.append(launcher.is_ready())
+    assert heard == [False, False, True, False, False]
+    assert launcher.stopped.is_set()
 
 
 async def test_a_taken_port_is_not_shared(proxy: Proxied) -> None:

@@ -63,6 +63,13 @@ async def test_readiness_is_tritons(ask: Ask, triton: FakeServer) -> None:
     assert (await ask(get("/v2/health/ready"))).startswith(b"HTTP/1.1 503 ")
 
 
+async def test_what_the_launcher_knows_to_be_wrong_is_not_ready_whatever_triton_says(triton: FakeServer) -> None:
+    async with grpc.aio.insecure_channel(triton.address) as channel:
+        async for ask in asking(PageServer(Readiness(channel, lambda: False))):
+            for path in ("/v2/health/ready", "/v2/models/speech/ready"):
+                assert (await ask(get(path))).startswith(b"HTTP/1.1 503 ")
+
+
 @pytest.mark.parametrize(
     ("request_bytes", "status"),
     [

@@ -4,44 +4,71 @@ It writes one line: LISTENING, or why it cannot listen.
 """
 
 import asyncio
+import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
 
 import grpc
 
 from stretto.serving.proxy.access import Access
-from stretto.serving.proxy.config import LISTENING, ProxyConfig
+from stretto.serving.proxy.config import LISTENING, READY, ProxyConfig
 from stretto.serving.proxy.grpc_proxy import MAX_CALLS, SERVER_OPTIONS, TRITON_OPTIONS, GrpcProxy
 from stretto.serving.proxy.pages import MAX_HEAD_BYTES, MetricsPage, Pages, PageServer, Readiness
 
 STOP_S = 2.0  # for answers that are complete and still on their way
 
 
-async def serve(config: ProxyConfig, stopped: asyncio.Event) -> None:
-    """Listen on all ports until `stopped`; OSError where one cannot be had."""
+class Launcher:
+    """What the launcher says over standard input: whether the server is ready, and at its end that all is over."""
+
+    def __init__(self) -> None:
+        self.stopped = asyncio.Event()
+        self._said = b""
+        self._is_ready = False
+
+    def is_ready(self) -> bool:
+        """Whether the server is ready, for all that the launcher knows."""
+        return self._is_ready
+
+    def hear(self) -> None:
+        """Read what there is."""
+        came = os.read(0, 4096)
+        if not came:
+            self.stopped.set()
+        *lines, self._said = (self._said + came).split(b"\n")
+        if lines:
+            self._is_ready = lines[-1].decode() == READY
+
+
+async def serve(config: ProxyConfig, launcher: Launcher) -> None:
+    """Listen on all ports until the launcher ends; OSError where one cannot be had."""
     async with grpc.aio.insecure_channel(f"unix:{config.triton_grpc}", TRITON_OPTIONS) as triton:
-        server = grpc_server(config, triton)
+        server = grpc_server(config, triton, launcher.is_ready)
         pages: dict[int, Pages] = {config.metrics_port: MetricsPage(config.triton_metrics)}
         if config.http_port is not None:
-            pages[config.http_port] = Readiness(triton)
+            pages[config.http_port] = Readiness(triton, launcher.is_ready)
         listeners = [
             await asyncio.start_server(PageServer(page), config.address, port, limit=MAX_HEAD_BYTES)
             for port, page in pages.items()
         ]
         await server.start()
         print(LISTENING, flush=True)
-        await stopped.wait()
+        await launcher.stopped.wait()
         for listener in listeners:
             listener.close()
         await server.stop(STOP_S)
 
 
-def grpc_server(config: ProxyConfig, triton: grpc.aio.Channel) -> grpc.aio.Server:
+def grpc_server(
+    config: ProxyConfig, triton: grpc.aio.Channel, is_ready: Callable[[], bool] = lambda: True
+) -> grpc.aio.Server:
     """The gRPC server, not started; OSError where it cannot have its port."""
     options = [*SERVER_OPTIONS, ("grpc.max_receive_message_length", config.max_request_bytes)]
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=MAX_CALLS)
-    server.add_generic_rpc_handlers((GrpcProxy(triton, Access(config.key, frozenset(config.allowed))),))
+    access = Access(config.key, frozenset(config.allowed))
+    server.add_generic_rpc_handlers((GrpcProxy(triton, access, is_ready),))
     host = f"[{config.address}]" if ":" in config.address else config.address
     try:
         server.add_insecure_port(f"{host}:{config.grpc_port}")
@@ -51,19 +78,27 @@ def grpc_server(config: ProxyConfig, triton: grpc.aio.Channel) -> grpc.aio.Serve
 
 
 async def run(config: ProxyConfig) -> None:
-    """Serve until the launcher ends, or says so."""
-    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(sys.stdin, stopped.set)  # readable: at its end, nothing else comes
+    """Serve until the launcher ends, or a signal says so."""
+    loop, launcher = asyncio.get_running_loop(), Launcher()
+    loop.add_reader(0, launcher.hear)
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
-    await serve(config, stopped)
+        loop.add_signal_handler(number, launcher.stopped.set)
+    await serve(config, launcher)
+
+
+def first_line() -> str:
+    """The first line of standard input, and nothing of what follows."""
+    line = b""
+    while (byte := os.read(0, 1)) not in (b"", b"\n"):
+        line += byte
+    return line.decode()
 
 
 def main() -> int:
     """Serve; 1 where a port cannot be had."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a file
-    config = ProxyConfig.from_json(sys.stdin.readline())
+    config = ProxyConfig.from_json(first_line())
     try:
         asyncio.run(run(config))
     except OSError as error:

@@ -9,6 +9,7 @@ OPEN = "open"
 MODELS, HTTP = "models", "http"  # the steps of the ensemble called by themselves; Triton's HTTP service instead of ours
 SERVICE = "/inference.GRPCInferenceService/"
 MODEL_INFER, MODEL_STREAM_INFER = f"{SERVICE}ModelInfer", f"{SERVICE}ModelStreamInfer"
+HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 CLOSED_APIS = {
     "shared-memory": tuple(
         f"{kind}SharedMemory{action}" for kind in ("System", "Cuda") for action in ("Status", "Register", "Unregister")
@@ -23,7 +24,7 @@ OPEN_CALLS += ["ModelStatistics", "ModelInfer", "ModelStreamInfer"]
 CLOSED = (*CLOSED_APIS, MODELS, HTTP)  # by default
 
 # The API of every call that is let through.
-APIS = {SERVICE + call: OPEN for call in OPEN_CALLS} | {"/grpc.health.v1.Health/Check": OPEN}
+APIS = {SERVICE + call: OPEN for call in OPEN_CALLS} | {HEALTH_CHECK: OPEN}
 APIS |= {SERVICE + call: api for api, calls in CLOSED_APIS.items() for call in calls}
 
 INNER_MODELS = ("preprocessor", "language_model", "acoustic_decoder")

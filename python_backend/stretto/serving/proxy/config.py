@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 
+READY, UNREADY = "ready", "unready"  # the lines that follow, as often as this changes
 LISTENING = "listening"  # the line with which the proxy says that it does
 
 

@@ -28,6 +28,8 @@ TRITON_OPTIONS = [
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
+# What is answered while the launcher knows that the server is not ready: three messages whose field says false.
+NOT_READY = {access.SERVICE + "ServerReady": b"", access.SERVICE + "ModelReady": b"", access.HEALTH_CHECK: b"\x08\x02"}
 GONE = ("unix:", "ocket closed", "onnection reset", "roken pipe")  # in gRPC's words for a server that is not there
 
 Context = Any  # grpc.aio.ServicerContext, of bytes
@@ -37,8 +39,9 @@ Check = Callable[[bytes], None]
 class GrpcProxy(grpc.GenericRpcHandler):
     """Passes on the calls that `access` admits, as far as they are sound."""
 
-    def __init__(self, triton: grpc.aio.Channel, allowed: Access) -> None:
+    def __init__(self, triton: grpc.aio.Channel, allowed: Access, is_ready: Callable[[], bool]) -> None:
         self._access = allowed
+        self._is_ready = is_ready
         self._infer = triton.stream_stream(MODEL_STREAM_INFER)
         self._unary = {method: triton.unary_unary(method) for method in access.APIS if method != MODEL_STREAM_INFER}
 
@@ -62,6 +65,8 @@ class GrpcProxy(grpc.GenericRpcHandler):
                 elif api == access.OPEN and len(request) > MAX_SMALL_BYTES:
                     raise BadRequest(f"request: expected at most {MAX_SMALL_BYTES} bytes, got {len(request)}")
                 check_registration(method, request)
+                if method in NOT_READY and not self._is_ready():
+                    return NOT_READY[method]
                 return await self._unary[method](request, metadata=_passed_on(metadata))
             except BadRequest as error:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))

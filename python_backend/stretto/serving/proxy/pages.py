@@ -37,9 +37,10 @@ def error_page(status: HTTPStatus, message: str) -> Page:
 
 
 class Readiness:
-    """Whether the server and a model are ready, as Triton says over gRPC."""
+    """Whether the server and a model are ready: where the launcher knows nothing else, as Triton says over gRPC."""
 
-    def __init__(self, triton: grpc.aio.Channel) -> None:
+    def __init__(self, triton: grpc.aio.Channel, is_ready: Callable[[], bool] = lambda: True) -> None:
+        self._is_ready = is_ready
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(triton)
 
     async def __call__(self, path: str) -> Page:
@@ -49,6 +50,8 @@ class Readiness:
             if path == "/v2/health/live":
                 answer = await self._stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=ANSWER_S)
                 return _yes_or_no(answer.live)
+            if not self._is_ready() and (model or path == "/v2/health/ready"):
+                return _yes_or_no(False)
             if path == "/v2/health/ready":
                 answer = await self._stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=ANSWER_S)
                 return _yes_or_no(answer.ready)

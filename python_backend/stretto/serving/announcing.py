@@ -1,0 +1,29 @@
+"""What the launcher says of itself: on standard error, in its pid file, and by way of the proxy as readiness."""
+
+import sys
+from contextlib import suppress
+
+from stretto.serving import pid_file
+from stretto.serving.config import LaunchConfig
+from stretto.serving.proxy_process import ProxyProcess
+
+READY = "ready"
+
+
+class Announcer:
+    """Notes the state of a launch wherever it is read."""
+
+    def __init__(self, config: LaunchConfig, proxy: ProxyProcess) -> None:
+        self._config, self._proxy = config, proxy
+        self.log = str(config.log_file or "standard output")
+
+    def note(self, state: str, reason: str = "") -> None:
+        """The launch is in this state from now on, because of `reason` where something is wrong."""
+        self._proxy.tell(is_ready=state == READY)
+        with suppress(OSError):  # a full disk ends no server
+            pid_file.write(self._config.pid_file, state, self._config.ports, self.log, reason)
+
+
+def say(message: str) -> None:
+    """A line of the launcher's own."""
+    print(f"[serve] {message}", file=sys.stderr, flush=True)
