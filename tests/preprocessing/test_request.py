@@ -169,12 +169,12 @@ def test_a_kept_request_outlives_the_samples_it_came_with() -> None:
 
 
 def test_text_does_not_wait_while_audio_becomes_tokens(preprocessor: Preprocessor) -> None:
-    begun, may_end = threading.Event(), threading.Event()
+    begun, may_end, was_let_go = threading.Event(), threading.Event(), []
     encode = preprocessor.codec.encode
 
     def slow(pcm: np.ndarray) -> np.ndarray:
         begun.set()
-        assert may_end.wait(60)
+        was_let_go.append(may_end.wait(10))
         return encode(pcm)
 
     preprocessor.codec.encode = slow
@@ -184,7 +184,7 @@ def test_text_does_not_wait_while_audio_becomes_tokens(preprocessor: Preprocesso
     assert preprocessor.prepare(RawRequest(text="a")).task == "tts"
     may_end.set()
     listening.join(60)
-    assert not listening.is_alive()
+    assert was_let_go == [True]
 
 
 @pytest.mark.parametrize("config", [None, "", "{}", "[]", '{"speech_family": "huge"}', '{"speech_family": []}'])
