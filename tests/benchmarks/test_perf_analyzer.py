@@ -109,7 +109,7 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def test_perf_analyzer_streams_and_its_export_is_read(server: str, tmp_path: Path) -> None:
     arguments = ["-u", server, "-n", "6", "-c", "1 3", "-o", str(tmp_path)]
     done = subprocess.run(
-        [ROOT / "scripts" / "perf_analyzer.sh", *arguments],
+        [ROOT / "benchmarks" / "perf_analyzer.sh", *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -130,7 +130,7 @@ def test_perf_analyzer_streams_and_its_export_is_read(server: str, tmp_path: Pat
 
 def test_perf_analyzer_without_a_server_fails_at_once() -> None:
     done = subprocess.run(
-        [ROOT / "scripts" / "perf_analyzer.sh", "-u", "localhost:9", "-n", "1"], capture_output=True, check=False
+        [ROOT / "benchmarks" / "perf_analyzer.sh", "-u", "localhost:9", "-n", "1"], capture_output=True, check=False
     )
     assert done.returncode in (1, BINARY_NOT_TO_BE_HAD)
 

@@ -89,7 +89,7 @@ def frames(rows: list[list[int]], family: Family) -> np.ndarray:
     """Codes [S, T] of the frames before the end of the audio; what is no code as the nearest one."""
     layout = family.layout
     end = next(index for index, row in enumerate(rows) if row[0] == family.end_of_audio)
-    num_frames = end - max(layout.delays) if family.drain == "none" else end
+    num_frames = end - family.tail.num_closing_rows(layout.max_delay)
     codes = [
         [min(max(rows[t + delay][stream] - ids.start, 0), len(ids) - 1) for t in range(num_frames)]
         for stream, (ids, delay) in enumerate(zip(layout.audio, layout.delays, strict=False))
