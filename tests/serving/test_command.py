@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from stretto.serving import command as serve
 from stretto.serving.environment import LAUNCH_ID
+from stretto.serving.installation import LaunchError
 from stretto.serving.processes import Process, all_processes, environment_of
 from stretto.triton_io.flow import FlowTable
 
@@ -244,6 +245,18 @@ def test_a_flag_that_nobody_knows_is_named(launch: Callable[..., Launched]) -> N
 def test_a_repository_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert serve.main(["--model-repository", str(tmp_path / "none")]) == 1
     assert f"there is no folder {tmp_path / 'none'}" in capsys.readouterr().err
+
+
+def test_a_repository_without_a_model_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert serve.main(["--model-repository", str(tmp_path)]) == 1
+    assert f"no folder of {tmp_path} holds a config.pbtxt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["99999", "0", "-1", "http"])
+def test_what_is_no_port_is_said(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises((SystemExit, LaunchError)):
+        serve.parser().parse_args([f"--grpc-port={port}"])
+    assert f"expected a port from 1 to 65535, got '{port}'" in capsys.readouterr().err
 
 
 def test_a_dead_stub_restarts_the_server(launch: Callable[..., Launched]) -> None:

@@ -9,12 +9,14 @@ Uses the server of a Triton container, or else the one inside the nvidia-pytrito
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from stretto.serving import leftovers, pid_file
 from stretto.serving.announcing import say
 from stretto.serving.config import LaunchConfig, launch_config, parser, pid_file_of
-from stretto.serving.installation import LaunchError, find_installation
+from stretto.serving.installation import Installation, LaunchError, find_installation
+from stretto.serving.plain_paths import plain_path
 from stretto.serving.supervisor import Supervisor
 
 
@@ -40,6 +42,8 @@ def serve(config: LaunchConfig) -> int:
     """Keep a server alive until a signal ends it."""
     if not config.model_repository.is_dir():
         raise LaunchError(f"--model-repository: there is no folder {config.model_repository}")
+    if not any(config.model_repository.glob("*/config.pbtxt")):
+        raise LaunchError(f"--model-repository: no folder of {config.model_repository} holds a config.pbtxt")
     try:
         take_files(config)
     except OSError as error:
@@ -48,10 +52,21 @@ def serve(config: LaunchConfig) -> int:
         say(f"cleaned up after launch {launch_id}, which died")
     launch = leftovers.begin_launch()
     try:
-        return Supervisor(config, find_installation(config.cache), launch).run()
+        return Supervisor(*placed(config, launch), launch).run()
     finally:
         pid_file.remove(config.pid_file)
         launch.close()
+
+
+def placed(config: LaunchConfig, launch: leftovers.Launch) -> tuple[LaunchConfig, Installation]:
+    """The config and the server under names that Triton can take, wherever they lie."""
+    try:
+        config.cache.mkdir(parents=True, exist_ok=True)
+        installation = find_installation(plain_path(config.cache, launch.folder, "cache"))
+    except OSError as error:
+        raise LaunchError(f"--cache: {error}") from None
+    repository = plain_path(config.model_repository, launch.folder, "models")
+    return replace(config, model_repository=repository), installation
 
 
 def take_files(config: LaunchConfig) -> None:

@@ -67,9 +67,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--address", type=ip_address, default="127.0.0.1", help="0.0.0.0 opens the ports to all hosts")
     flags.add_argument("--allow", action="append", default=[], choices=CLOSED, help="open an API to all; repeatable")
     flags.add_argument("--max-request-mb", type=int, default=64, help="largest request, in MB")
-    flags.add_argument("--http-port", type=int, default=port, help="default: STRETTO_PORT, or 8000")
-    flags.add_argument("--grpc-port", type=int, default=port + 1, help="default: STRETTO_PORT + 1, or 8001")
-    flags.add_argument("--metrics-port", type=int, default=port + 2, help="default: STRETTO_PORT + 2, or 8002")
+    flags.add_argument("--http-port", type=port_number, default=port, help="default: STRETTO_PORT, or 8000")
+    flags.add_argument("--grpc-port", type=port_number, default=port + 1, help="default: STRETTO_PORT + 1, or 8001")
+    flags.add_argument("--metrics-port", type=port_number, default=port + 2, help="default: STRETTO_PORT + 2, or 8002")
     flags.add_argument(
         "--pid-file",
         type=Path,
@@ -84,6 +84,13 @@ def parser() -> argparse.ArgumentParser:
     action.add_argument("--status", action="store_true", help="print the launcher's state; 0 when it is ready")
     action.add_argument("--stop", action="store_true", help="drain and stop the launcher")
     return flags
+
+
+def port_number(text: str) -> int:
+    """`text` as a port to listen at."""
+    if not text.isdecimal() or not 0 < int(text) < 65_536:
+        raise argparse.ArgumentTypeError(f"expected a port from 1 to 65535, got {text!r}")
+    return int(text)
 
 
 def ip_address(text: str) -> str:
