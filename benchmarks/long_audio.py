@@ -128,7 +128,7 @@ class LongReplies:
         request = EngineCoreRequest(request_id, tokens, None, params, None, 0.0, None, None, None)
         request.external_req_id = request_id
         processor.add_request(request, None, queue=collector)
-        tracker = SegmentTracker(self._rules, LONG.task("speak"), prompt.sampling, len(tokens))
+        tracker = SegmentTracker(self._rules, LONG.task("speak"), len(tokens))
         policy = ChunkPolicy(frame_rate=LONG.frame_rate)
         utterance = Utterance(tracker, (), get_text_codec("tiny"), Pacer(policy))
         marks = list[Mark]()

@@ -37,6 +37,7 @@ def three_streams(family: Family, layout: StreamLayout) -> Family:
     return replace(family, layout=layout, guided_streams=(), has_stream_bias=False)
 
 
+EOS, EOT = 2, 3
 PADS = (556, 561, 566)  # of Bagpiper's streams; its codes follow each
 BAGPIPER_3 = three_streams(
     BAGPIPER,
@@ -78,7 +79,7 @@ class Reply:
         rules = SegmentRules(self.family, 64)
         segment = SegmentSampling(temperature=0.0, max_rows=self.max_rows)
         sampling = SamplingConfig(text=segment, audio=segment, seed=0)
-        self.tracker = SegmentTracker(rules, self.task, sampling, self.num_prompt_rows)
+        self.tracker = SegmentTracker(rules, self.task, self.num_prompt_rows)
         self.tables = SlotTables(1, rules, torch.device("cpu"))
         codes = np.zeros((self.num_prompt_rows, self.family.layout.num_input_streams - 1), np.int32)
         known = np.array([*codes.tolist(), *self.delayed_tail], np.int32)
@@ -87,6 +88,7 @@ class Reply:
         self.tables.apply_staged(self.arrays)
         self.machine = SegmentState(rules, self.arrays)
         self.utterance = Utterance(self.tracker, (), SILENT, Pacer(ChunkPolicy(1, 1)))
+        self.was_cut = False
         self.frames: list[tuple[int, list[int]]] = []  # the row after which each left, counted from the first of audio
 
     def write(self, drawn: Sequence[int]) -> list[int]:
@@ -98,6 +100,7 @@ class Reply:
         first, codes = upload(np.array(drawn[:1])), upload(np.array([drawn[1:]]))
         text, audio = self.machine.end_text(first, rows), self.machine.end_audio(first, rows)
         token = self.machine.choose(text, audio, rows)
+        self.was_cut |= bool(rows.is_cut[0])
         forced = of(self.tables.codes)[rows.slots, rows.position]
         row = [int(token[0]), *self.machine.place_codes(codes, token, rows, forced)[0].tolist()]
         self.machine.advance(token, rows)
@@ -128,7 +131,7 @@ def test_bagpiper_draws_its_pads_and_ends_with_a_row_of_its_own(arrays: Arrays) 
     ]
     reply = Reply(BAGPIPER_3, BAGPIPER_3.task("speak"), arrays)
     assert [reply.write(row) for row in rows] == rows
-    assert reply.write([BAGPIPER_3.end_of_audio, f[0][1], f[0][2]]) == [BAGPIPER_3.end_of_reply, 0, 0]
+    assert reply.write([EOS, f[0][1], f[0][2]]) == [BAGPIPER_3.end_of_reply, 0, 0]
     reply.end()
     assert reply.tracker.num_frames == len(rows) - 2
     assert reply.frames == [(2, [0, 0, 0]), (3, [1, 1, 1]), (4, [2, 2, 2])], "a frame leaves after row t + 2"
@@ -141,7 +144,7 @@ def test_bagpiper_s_audio_of_fewer_rows_than_a_frame_takes_is_none(num_rows: int
     written = [reply.write(row) for _ in range(num_rows + 1)]
     reply.end()
     assert written == [row] * num_rows + [[BAGPIPER_3.end_of_reply, 0, 0]]
-    assert (reply.tracker.num_frames, reply.frames, reply.tracker.was_cut) == (0, [], True)
+    assert (reply.tracker.num_frames, reply.frames, reply.was_cut) == (0, [], True)
 
 
 def test_a_pad_in_a_frame_becomes_the_first_code() -> None:
@@ -151,12 +154,56 @@ def test_a_pad_in_a_frame_becomes_the_first_code() -> None:
     assert reply.frames == [(2, [2, 0, 3])]
 
 
+@pytest.mark.parametrize("stray", [PADS[0] + 2, PADS[2] + 1, PADS[2], 0, 300])
+def test_an_id_that_no_frame_of_its_stream_may_carry_is_no_code(stray: int) -> None:
+    """Of the stream before, of the one behind, its pad, the pad of text, a word: each beside whole rows."""
+    reply = Reply(BAGPIPER_3, BAGPIPER_3.task("speak"), HostArrays())
+    whole = [PADS[0] + 3, PADS[1] + 1, PADS[2] + 4]
+    for row in (whole, whole, [whole[0], stray, whole[2]]):
+        reply.write(row)
+    with pytest.raises(AssertionError, match=rf"frame 1: id {stray} in line 1 is no code of it"):
+        reply.write(whole)
+
+
 @pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
-def test_bagpiper_s_caption_ends_with_its_turn_and_the_audio_s_marker_follows(arrays: Arrays) -> None:
+@pytest.mark.parametrize("end", [EOS, EOT])
+def test_bagpiper_s_caption_ends_as_it_was_drawn_and_the_audio_s_marker_follows(arrays: Arrays, end: int) -> None:
+    """`ParallelLLM.inference` lets either be drawn, feeds it, and goes on with the next modality it was told."""
     reply = Reply(BAGPIPER_3, BAGPIPER_3.task("tts"), arrays)
     drawn = [PADS[0] + 1, PADS[1], PADS[2]]
-    rows = [reply.write([token, *drawn[1:]]) for token in (300, BAGPIPER_3.end_of_text, drawn[0], drawn[0], drawn[0])]
-    assert rows == [[300, 0, 0], [3, 0, 0], [6, 0, 0], [8, 0, 0], drawn]  # text <|eot|> <|assistant|> <|audio|> audio
+    rows = [reply.write([token, *drawn[1:]]) for token in (300, end, drawn[0], drawn[0], drawn[0])]
+    assert rows == [[300, 0, 0], [end, 0, 0], [6, 0, 0], [8, 0, 0], drawn]  # text <|end|> <|assistant|> <|audio|> audio
+    assert (reply.tracker.num_text_tokens, reply.was_cut) == (1, False)
+
+
+@pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
+def test_bagpiper_speaks_right_behind_the_last_word_of_a_caption_that_a_limit_ended(arrays: Arrays) -> None:
+    """After `max_step` words `ParallelLLM.inference_segment` feeds the last one, and <|assistant|> comes next."""
+    reply = Reply(BAGPIPER_3, BAGPIPER_3.task("tts"), arrays, max_rows=2)
+    drawn = [PADS[0] + 1, PADS[1], PADS[2]]
+    rows = [reply.write([token, *drawn[1:]]) for token in (300, 301, 302, 303, drawn[0])]
+    assert rows == [[300, 0, 0], [301, 0, 0], [6, 0, 0], [8, 0, 0], drawn]
+    assert (reply.tracker.num_text_tokens, reply.was_cut) == (2, True)
+
+
+@pytest.mark.parametrize("end", [EOS, EOT])
+def test_an_end_that_is_drawn_where_the_limit_is_met_is_the_model_s_own(end: int) -> None:
+    reply = Reply(BAGPIPER_3, BAGPIPER_3.task("tts"), HostArrays(), max_rows=2)
+    drawn = [PADS[0] + 1, PADS[1], PADS[2]]
+    rows = [reply.write([token, *drawn[1:]]) for token in (300, 301, end, 303, 304, drawn[0], drawn[0], end)]
+    assert [row[0] for row in rows] == [300, 301, end, 6, 8, drawn[0], drawn[0], BAGPIPER_3.end_of_reply]
+    assert not reply.was_cut
+
+
+@pytest.mark.parametrize("end", [EOS, EOT])
+@pytest.mark.parametrize("task", ["chat", "speak"])
+def test_either_end_closes_bagpiper_s_lone_text_and_its_audio(task: str, end: int) -> None:
+    reply = Reply(BAGPIPER_3, BAGPIPER_3.task(task), HostArrays())
+    word = 300 if task == "chat" else PADS[0] + 1
+    rows = [reply.write([token, PADS[1], PADS[2]]) for token in (word, word, end)]
+    assert [row[0] for row in rows] == [word, word, BAGPIPER_3.end_of_reply]
+    assert rows[-1][1:] == [0, 0]
+    assert not reply.was_cut
 
 
 @pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
@@ -172,10 +219,11 @@ def test_opuslm_s_pads_are_forced_and_two_rows_follow_its_end(arrays: Arrays) ->
     assert reply.frames == [(2, [0, 0]), (3, [1, 1]), (4, [2, 2])], "frames 0 … E - 1, each after row t + 2"
 
 
-def as_espnet_closes(drawn: Sequence[Sequence[int]]) -> list[list[int]]:
+def as_espnet_closes(drawn: Sequence[Sequence[int]], maxlen: int = 1 << 20) -> list[list[int]]:
     """What the loop that OpusLM was released with keeps of what it draws: `ARDelayLM.inference` in step by step words.
 
     It sees the end in the row after it; from the next row on, streams 0 … j - 1 are pads in the j-th row after the end.
+    An end that it puts there itself, where just the rows are left in which the streams end, it sees at once.
     """
     rows: list[list[int]] = []
     seen: int | None = None
@@ -184,6 +232,8 @@ def as_espnet_closes(drawn: Sequence[Sequence[int]]) -> list[list[int]]:
         if seen is None and rows and rows[-1][0] == END:
             seen = step
         rows.append([0 if pad else token for token, pad in zip(row, is_pad, strict=True)])
+        if seen is None and step == maxlen - (len(row) - 1):
+            rows[-1][0], seen = END, step
         if seen is not None and step - seen == len(row) - 2:
             break
     return rows
@@ -211,6 +261,31 @@ def test_nine_streams_close_as_the_release_s_own_loop(arrays: Arrays, end: int, 
     reply.end()
     codes = [[drawn[frame + s][s] - audio[s].start for s in range(1, 9)] for frame in range(end)]
     assert [frame for _, frame in reply.frames] == codes
+
+
+@pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
+@pytest.mark.parametrize("own_end", [None, 11, 12, 13])
+def test_nine_streams_that_a_limit_closes_do_so_as_in_the_release_s_own_loop(
+    arrays: Arrays, own_end: int | None
+) -> None:
+    """`maxlen` 20 is 12 rows and eight more. The loop then throws its last whole frame away; here it is kept."""
+    random = np.random.default_rng(own_end)
+    audio = DIALOGUE.layout.audio
+    drawn = np.stack([random.integers(ids.start, ids.stop, 30) for ids in audio], 1).tolist()
+    if own_end is not None:
+        drawn[own_end][0] = END
+    expected = as_espnet_closes(drawn, maxlen=20)
+    num_frames = min(12, own_end or 12)
+    assert [row[0] for row in expected].index(END) == num_frames
+    reply = Reply(DIALOGUE, DIALOGUE.task("speak"), arrays, max_rows=12)
+    rows = [reply.write(row) for row in drawn[: num_frames + 9]]
+    assert [row[1:] for row in rows[: len(expected)]] == [row[1:] for row in expected]
+    assert [row[0] for row in rows[:-1]] == [row[0] for row in expected[: num_frames + 8]]
+    assert rows[-1][0] == DIALOGUE.end_of_reply
+    reply.end()
+    codes = [[drawn[frame + s][s] - audio[s].start for s in range(1, 9)] for frame in range(num_frames)]
+    assert [frame for _, frame in reply.frames] == codes
+    assert reply.was_cut == (own_end in (None, 13))
 
 
 @pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stretto.engine.request.rules import SegmentRules
 from stretto.errors import CheckpointError
 from stretto.families.opuslm.family import TAILS
 from stretto.families.registry import FOLDERS, family_at, read_family
@@ -28,7 +29,10 @@ def test_every_family_is_sound(name: str) -> None:
             assert 0 <= ids.start < ids.stop <= layout.vocab_size
             assert not any(set(ids) & set(each) for each in audio), "text and audio do not overlap"
     assert family.frame_rate > 0
-    assert all(token < layout.vocab_size for token in (*family.transition, family.end_of_audio, family.end_of_text))
+    assert all(token < layout.vocab_size for token in family.transition)
+    for task in family.tasks:
+        closings = SegmentRules(family, 1024).closings(task)
+        assert all(token < layout.vocab_size for token in (*closings, family.end_of_audio, family.end_of_reply))
 
 
 def test_the_published_intervals() -> None:
@@ -42,7 +46,10 @@ def test_the_published_intervals() -> None:
 
 
 def test_the_published_defaults_of_sampling() -> None:
-    """Of the authors' serving code for Bagpiper, of `conf/decode_general.yaml` in ESPnet for OpusLM."""
+    """Of the authors' serving code for Bagpiper, of `conf/decode_general.yaml` in ESPnet for OpusLM.
+
+    That file's `maxlen`, 2048, counts the eight rows in which the streams that trail end.
+    """
     bagpiper = read_family({"speech_family": "bagpiper"})
     for name in ("tts", "generate", "speak"):
         sampling = bagpiper.task(name).sampling
@@ -53,8 +60,8 @@ def test_the_published_defaults_of_sampling() -> None:
     for name in ("opuslm", "opuslm_dialogue"):
         family = read_family({"speech_family": name})
         for task in family.tasks:
-            assert task.sampling.text == SegmentSampling(temperature=0.0, min_rows=1, max_rows=2048)
-            assert task.sampling.audio == SegmentSampling(temperature=0.8, top_k=30, min_rows=3, max_rows=2048)
+            assert task.sampling.text == SegmentSampling(temperature=0.0, min_rows=1, max_rows=2040)
+            assert task.sampling.audio == SegmentSampling(temperature=0.8, top_k=30, min_rows=3, max_rows=2040)
             assert task.sampling.guidance_scale == 1.0
         assert family.guided_streams == ()
 

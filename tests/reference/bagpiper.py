@@ -5,7 +5,7 @@ from transformers import Qwen3Config, Qwen3Model
 
 from benchmarks.checkpoints.random_published import Published
 
-EOS, EOT, ASSISTANT, AUDIO = 2, 3, 6, 8
+EOS, EOT, ASSISTANT, AUDIO, OVER = 2, 3, 6, 8, 255  # the last is ours: it tells the engine that the reply is over
 Row = list[int]
 
 
@@ -32,16 +32,17 @@ class Bagpiper:
         hidden = self.model(inputs_embeds=embedded.sum(1)[None]).last_hidden_state[0, -1]
         return (hidden + self.bias) @ self.head.T
 
-    def words(self, rows: list[Row], end: int, least: int, most: int) -> list[Row]:
-        """`rows` with a text behind them and `end`, which closes it."""
+    def words(self, rows: list[Row], least: int, most: int) -> tuple[list[Row], list[Row]]:
+        """`rows` with a text behind them; and the row of the end that was drawn, none where it may be no longer."""
         rows, start = list(rows), len(rows)
         while True:
             step = len(rows) - start
-            allowed = self.text + [end] * (step >= least)
-            token = end if step == most else best(self.logits(rows)[0], allowed)
+            token = best(self.logits(rows)[0], self.text + [EOS, EOT] * (step >= least))
+            if token in (EOS, EOT):
+                return rows, [[token] + [0] * 7]
+            if step == most:
+                return rows, []
             rows.append([token] + [0] * 7)
-            if token == end:
-                return rows
 
     def speech(self, rows: list[Row], scale: float, least: int, most: int) -> list[Row]:
         """`rows`, which end with the marker of audio, with audio behind them and its end."""
@@ -52,10 +53,10 @@ class Bagpiper:
             if scale != 1:
                 nothing = self.logits([[0] * 8] * (start - 1) + rows[start - 1 :])
                 logits = scale * logits + (1 - scale) * nothing
-            allowed = [self.audio[0] + [EOS] * (step >= least), *self.audio[1:]]
+            allowed = [self.audio[0] + [EOS, EOT] * (step >= least), *self.audio[1:]]
             row = [best(each, ids) for each, ids in zip(logits, allowed, strict=True)]
-            if step == most or row[0] == EOS:
-                return [*rows, [EOS] + [0] * 7]
+            if step == most or row[0] in (EOS, EOT):
+                return [*rows, [OVER] + [0] * 7]
             rows.append(row)
 
 

@@ -44,16 +44,21 @@ class OpusLM:
     def speech(self, rows: list[Row], least: int, most: int) -> list[Row]:
         """`rows`, which end with the marker of audio, with audio, its end and eight rows behind them."""
         rows, start = list(rows), len(rows)
+        seen: int | None = (
+            None  # in the row behind the one that the model drew, in the very row that a limit puts it in
+        )
         end: int | None = None
         while True:
             step = len(rows) - start
             allowed = [self.audio[0] + [EOS] * (step >= least), *self.audio[1:]]
             row = [best(each, ids) for each, ids in zip(self.logits(rows), allowed, strict=True)]
             row[step + 1 :] = [0] * len(row[step + 1 :])
-            if end is not None and step > end + 1:  # seen in the row behind it
-                row[: step - end] = [0] * (step - end)
-            if end is None and (step == most or row[0] == EOS):
-                row[0], end = EOS, step
+            if seen is not None and step > seen:
+                row[: step - seen + 1] = [0] * len(row[: step - seen + 1])
+            if seen is None and step > 0 and rows[-1][0] == EOS:
+                seen, end = step, step - 1
+            if seen is None and step == most:
+                row[0], seen, end = EOS, step, step
             rows.append(row)
             if end is not None and step == end + 8:
                 return rows

@@ -48,6 +48,10 @@ class Context:
 
 
 class Reference:
+    """was_cut: whether a limit closed a segment of the last reply that the model would not have closed there."""
+
+    was_cut = False
+
     def __init__(self, folder: Path, family: Family, max_model_len: int):
         config = json.loads((folder / "config.json").read_text())
         self.family, self.max_model_len = family, max_model_len
@@ -87,7 +91,10 @@ class Reference:
 
         changes: frames, counted from the first, from which on an adaptive reply is guided or is not.
         """
-        return _Reply(self, prompt, changes).run()
+        reply = _Reply(self, prompt, changes)
+        rows, lead = reply.run()
+        self.was_cut = reply.was_cut
+        return rows, lead
 
 
 class _Reply:
@@ -103,6 +110,7 @@ class _Reply:
         self.audio_end: int | None = None
         self.text: list[int] = []
         self.pointer = 0
+        self.was_cut = self.audio_met_limit = False
         # How many rows follow the row that ends the audio; how many audio rows there are beyond the frames.
         slowest = max(self.family.layout.delays)
         self.tail = {FORCED_TAIL: max(1, slowest - 1), NO_TAIL: 0}.get(self.family.tail, slowest)
@@ -173,7 +181,7 @@ class _Reply:
                 row[family.script.index_stream] = family.script.index_base + self.pointer
         elif position == self.audio_end + (self.tail if self.audio_end > self.audio_start else 1):
             row[0] = family.end_of_reply
-        elif family.tail is SAMPLED_TAIL or (family.tail is PADDED_TAIL and position == self.audio_end + 1):
+        elif family.tail is SAMPLED_TAIL or (family.tail is PADDED_TAIL and self.behind(position) == 1):
             row[0] = self.draw(logits[0], self.first_ids(frame), 0, self.sampling.audio)
         for s in range(1, len(family.layout.audio)):
             if self.is_read(position, frame - family.layout.delays[s]):
@@ -189,8 +197,13 @@ class _Reply:
         if self.audio_end is None or self.family.tail is SAMPLED_TAIL:
             return True
         if self.family.tail is PADDED_TAIL:
-            return position == self.audio_end + 1 or self.audio_start + spoken <= self.audio_end
+            last = self.audio_end - self.audio_met_limit
+            return self.behind(position) <= 1 or self.audio_start + spoken <= last
         return self.family.tail is FORCED_TAIL and self.audio_start + spoken < self.audio_end
+
+    def behind(self, position: int) -> int:
+        """How far behind the end of audio a row of a padded tail stands: the first is not there behind a limit's."""
+        return position - self.audio_end + (self.audio_met_limit and position > self.audio_end)
 
     def ids(self, stream: int) -> list[int]:
         """What a stream may carry in audio: its codes, and what else the family says."""
@@ -198,36 +211,45 @@ class _Reply:
         return [*layout.audio[stream], *(layout.extra[stream] if layout.extra else ())]
 
     def first_ids(self, frame: int) -> list[int]:
-        return self.ids(0) + [self.family.end_of_audio] * (frame >= self.sampling.audio.min_rows)
+        ends = list(self.family.drawn_ends) or [self.family.end_of_audio]
+        return self.ids(0) + ends * (frame >= self.sampling.audio.min_rows)
 
     def text_token(self, logits: list[float]) -> int:
         family, limits, position = self.family, self.sampling.text, len(self.rows)
         speaks = Segment.AUDIO in self.task.segments
-        end = family.end_of_text if speaks else family.end_of_lone_text or family.end_of_reply
+        written = family.end_of_text if speaks else family.end_of_reply
+        ends = list(family.drawn_ends) or [written]
         count = position - len(self.prompt.rows)
         last = self.reference.max_model_len - 1
         if speaks:
             last -= self.tail + self.extra + 2 + len(family.transition)
         is_full = family.script is not None and len(self.text) >= family.script.max_entries
-        allowed = [token for ids in self.task.text for token in ids] + [end] * (count >= limits.min_rows)
-        token = (
-            end if count >= limits.max_rows or position >= last or is_full else self.draw(logits, allowed, 0, limits)
-        )
-        if token != end:
+        allowed = [token for ids in self.task.text for token in ids] + ends * (count >= limits.min_rows)
+        token = self.draw(logits, allowed, 0, limits)
+        is_cut = token not in ends and (count >= limits.max_rows or position >= last or is_full)
+        self.was_cut |= is_cut
+        if token not in ends and not is_cut:
             return token
-        if not speaks:
-            return family.end_of_reply
-        self.audio_start = position + 1 + len(family.transition)
-        return end if family.written_end_of_text is None else family.written_end_of_text
+        if speaks:
+            self.audio_start = position + 1 + len(family.transition)
+        if written is not None:
+            return written
+        if token in ends:
+            return token
+        self.audio_start -= 1  # nothing stands between the last word and what leads over to the audio
+        return family.transition[0]
 
     def audio_token(self, logits: list[float], frame: int) -> int:
         family, limits = self.family, self.sampling.audio
         token = self.script_token(logits, frame) if family.script else None
-        if frame >= limits.max_rows or len(self.rows) >= self.reference.max_model_len - 1 - self.tail:
-            return family.end_of_audio
-        if token is not None:
-            return token
-        return self.draw(logits, self.first_ids(frame), 0, limits)
+        if token is None:
+            token = self.draw(logits, self.first_ids(frame), 0, limits)
+        is_end = token in (*family.drawn_ends, family.end_of_audio)
+        self.audio_met_limit = (
+            frame >= limits.max_rows or len(self.rows) >= self.reference.max_model_len - 1 - self.tail
+        )
+        self.was_cut |= self.audio_met_limit and not is_end
+        return family.end_of_audio if is_end or self.audio_met_limit else token
 
     def script_token(self, logits: list[float], frame: int) -> int:
         script = self.family.script

@@ -9,7 +9,7 @@ from stretto.records.prompt import Prompt
 
 from tests.engine.prompts import make_prompt
 from tests.published_checkpoints import write_bagpiper, write_opuslm
-from tests.reference.bagpiper import EOS, EOT, Bagpiper
+from tests.reference.bagpiper import ASSISTANT, AUDIO, OVER, Bagpiper
 from tests.reference.opuslm import OpusLM
 from tests.reference.published import PublishedReference
 from tests.small_vocabularies import BAGPIPER, DIALOGUE, OPUSLM, SMALL_BAGPIPER, SMALL_OPUSLM
@@ -37,9 +37,8 @@ def test_bagpiper(scale: float, seed: int, tmp_path: Path) -> None:
         prompt = greedy(BAGPIPER, index, task, 1.0 if task == "chat" else scale)
         rows = prompt.rows.tolist()
         if task != "speak":
-            rows = formulas.words(rows, EOS if task == "chat" else EOT, LEAST, MOST)
-        if task == "tts":
-            rows += [[6] + [0] * 7, [8] + [0] * 7]
+            rows, end = formulas.words(rows, LEAST, MOST)
+            rows += [[OVER] + [0] * 7] if task == "chat" else [*end, [ASSISTANT] + [0] * 7, [AUDIO] + [0] * 7]
         if task != "chat":
             rows = formulas.speech(rows, scale, LEAST, MOST)
         assert reference.reply(prompt)[0] == rows[len(prompt.rows) :], task

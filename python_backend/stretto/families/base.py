@@ -72,9 +72,10 @@ class Family:
     transition: rows forced on stream 0 between the text and the audio segment.
     guided_streams: output streams whose logits are guided in the audio segment.
     frame_rate: frames per second of the codec; where it is 0, nothing can be asked for in seconds of the engine.
-    end_of_text closes a text segment that another segment follows; end_of_reply closes the reply, and is never read.
-    end_of_lone_text: what the model draws to close a text that ends the reply (None: end_of_reply).
-    written_end_of_text: what stands in the row in which a text closed that audio follows (None: what was drawn).
+    end_of_text, end_of_audio, end_of_reply: what stands in the row that closes a text which audio follows, the audio,
+    the reply; the last is never read. end_of_text None: what was drawn; where a limit closes the text nothing was, and
+    the transition follows at once.
+    drawn_ends: what the model draws to close a segment, any of these, where it does not draw the above.
     warm_up, tail: the two ends of the delay pattern, drawn in `streams/pattern.py`.
     has_stream_bias: the checkpoint has `stream_bias.weight` [S, H], added to the hidden state before each head.
     subwords: ids of the tokens of the checkpoint's tokenizer, in its order; None where the family needs no tokenizer.
@@ -86,7 +87,7 @@ class Family:
     tasks: tuple[Task, ...]
     codec: str
     end_of_reply: int
-    end_of_text: int
+    end_of_text: int | None
     end_of_audio: int
     transition: tuple[int, ...]
     guided_streams: tuple[int, ...]
@@ -99,8 +100,7 @@ class Family:
     frame_rate: float = 0.0
     first_chunk_frames: int = field(default=4)
     steady_chunk_frames: int = field(default=25)
-    end_of_lone_text: int | None = None
-    written_end_of_text: int | None = None
+    drawn_ends: tuple[int, ...] = ()
     warm_up: WarmUp = PADDED_WARM_UP
     tail: Tail = FORCED_TAIL
     has_stream_bias: bool = False

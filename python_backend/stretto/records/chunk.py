@@ -33,7 +33,7 @@ class GuidanceChange:
 class Report:
     """What the whole utterance came to; sent with its last chunk.
 
-    finish_reason: `stop` (ended by itself), `length` (max_rows or the model length ended it).
+    finish_reason: `stop` (ended by itself), `length` (max_rows or the model length, not the model, ended a segment).
     guided_frames: frames sampled with both halves of the guidance pair; equals num_frames when guidance was asked for
     under the policy `always`. guidance_changes: every change that another policy made.
     """

@@ -13,13 +13,15 @@ samples there, though it belongs to no frame that counts.
     stream 1   B C .          B C ~ ~         B C ~ .        B C ~ .
     stream 2   A B C          A B C ~         A B C ~        A B C .
 
+Where a limit, not the model, put `e` there, PADDED_TAIL skips its first row: what is `~` behind `e` above is `.` then.
+
 `behind` counts rows from that of end_of_audio: 0 there, negative before. Arrays are numpy's or torch's: the methods
 only compare and combine.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 Array = Any
 
@@ -36,7 +38,12 @@ class WarmUp:
 
 
 class Tail(ABC):
-    """The rows that follow end_of_audio, until the streams that trail have said the last frame."""
+    """The rows that follow end_of_audio, until the streams that trail have said the last frame.
+
+    num_skipped_by_cut: how much further `behind` its rows stand where a limit put end_of_audio there.
+    """
+
+    num_skipped_by_cut: ClassVar[int] = 0
 
     @abstractmethod
     def num_rows(self, max_delay: int) -> int:
@@ -92,6 +99,8 @@ class SampledTail(Tail):
 @dataclass(frozen=True)
 class PaddedTail(SampledTail):
     """As many rows as of SampledTail, of which only the first is sampled on all streams; then each ends in turn."""
+
+    num_skipped_by_cut = 1
 
     def first_stream(self, drawn: Array, pad_id: int, behind: Array) -> Array:
         """What is drawn in the first row, then pads."""

@@ -3,8 +3,9 @@
     TEXT ──end_of_text──► TRANSITION ──forced rows──► AUDIO ──end_of_audio──► TAIL ──last code──► end
       └──end_of_reply──► end
 
-TAIL lasts until the slowest stream has emitted the last frame; its last row carries `end_of_reply`. A family may do
-without: then its `end_of_audio` is its `end_of_reply` (`streams/pattern.py`).
+What the model draws to end a segment may be another id (`Family.drawn_ends`). TAIL lasts until the slowest stream has
+emitted the last frame; its last row carries `end_of_reply`. A family may do without: then its `end_of_audio` is its
+`end_of_reply` (`streams/pattern.py`).
 """
 
 from enum import IntEnum

@@ -42,7 +42,7 @@ def utterance(
     """Frames come every `frame_s` seconds, and are played for 0.04."""
     family, now = TINY, count()
     task = family.task("tts")
-    tracker = SegmentTracker(SegmentRules(family, 1024), task, task.sampling, 3)
+    tracker = SegmentTracker(SegmentRules(family, 1024), task, 3)
     pacer = Pacer(policy, clock=lambda: frame_s * next(now))
     return Utterance(tracker, words, get_text_codec("tiny"), pacer, with_codes)
 
@@ -117,11 +117,11 @@ def test_text_leaves_word_by_word_before_the_audio() -> None:
 def test_subwords_leave_one_by_one_and_a_cut_character_with_the_end(task: str, tmp_path: Path) -> None:
     tokenizer = TextTokenizer.at(write_tokenizer(tmp_path, 300))
     rules = SegmentRules(BAGPIPER, 1024)
-    tracker = SegmentTracker(rules, BAGPIPER.task(task), BAGPIPER.task(task).sampling, 3)
+    tracker = SegmentTracker(rules, BAGPIPER.task(task), 3)
     codec = load_text_codec(BAGPIPER, tmp_path)
     speaker = Utterance(tracker, (), codec, Pacer(POLICY))
     said = [*tokenizer.encode("owl"), *tokenizer.encode("中")[:1]]
-    ids = [BAGPIPER.subwords.start + token_id for token_id in said] + [rules.end_of_text(tracker.task)]
+    ids = [BAGPIPER.subwords.start + token_id for token_id in said] + [next(iter(rules.closings(tracker.task)))]
     texts = [chunk.chunk.text for token_id in ids for chunk in speaker.push([token_id] + [PAD] * 7)]
     assert "".join(texts) == "owl\ufffd"
     assert len(texts) == len(said), "one for each token of the word, and one for what the end cut off"

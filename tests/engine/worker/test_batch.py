@@ -26,7 +26,7 @@ def filled() -> SlotTables:
         prompt = make_prompt(EIGHT_STREAMS, slot, "chat", guidance_scale=1.0 + slot)
         text = replace(prompt.sampling.text, temperature=0.1 * (slot % 2), top_k=slot)
         sampling = replace(prompt.sampling, text=text)
-        tracker = SegmentTracker(rules, EIGHT_STREAMS.task("chat"), sampling, 5)
+        tracker = SegmentTracker(rules, EIGHT_STREAMS.task("chat"), 5)
         codes = np.zeros((5, EIGHT_STREAMS.layout.num_input_streams - 1), np.int32)
         tables.stage(slot, SpeechParams("chat", sampling, codes), tracker, codes)
     tables.apply_staged(HostArrays())

@@ -13,6 +13,7 @@ from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import STATE, SlotLimits, SlotScales, SlotState, SlotTables, state_row
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
+from stretto.records.sampling import SamplingConfig
 from stretto.streams.pattern import FORCED_TAIL, PADDED_TAIL, PADDED_WARM_UP
 
 from tests.engine.prompts import make_prompt
@@ -30,6 +31,7 @@ class Walk:
         self.random = np.random.default_rng(seed)
         self.tables = SlotTables(SLOTS, self.rules, torch.device("cpu"))
         self.segments = SegmentState(self.rules, arrays)
+        self.sampling = list[SamplingConfig]()
         self.trackers = [self._start(slot) for slot in range(SLOTS)]
         self.tables.apply_staged(arrays)
         self.slots = arrays.upload(np.arange(SLOTS))
@@ -38,7 +40,8 @@ class Walk:
         prompt = make_prompt(self.family, int(self.random.integers(100)))
         sampling = prompt.sampling
         sampling = replace(sampling, audio=replace(sampling.audio, min_rows=int(self.random.integers(0, 9))))
-        tracker = SegmentTracker(self.rules, self.family.task(prompt.task), sampling, len(prompt.rows) % 40 + 1)
+        self.sampling.append(sampling)
+        tracker = SegmentTracker(self.rules, self.family.task(prompt.task), len(prompt.rows) % 40 + 1)
         codes = np.zeros((tracker.position, self.family.layout.num_input_streams - 1), np.int32)
         self.tables.stage(slot, SpeechParams(prompt.task, sampling, codes), tracker, codes)
         return tracker
@@ -52,6 +55,7 @@ class Walk:
         position = upload(np.array([tracker.position for tracker in self.trackers]))
         rows = Rows(state, limits, scales, self.slots, position)
         token = self.segments.choose(self._text(rows), self._audio(rows), rows)
+        self.was_cut = rows.is_cut.tolist()
         drawn = np.tile([ids.start + 3 for ids in self.family.layout.audio[1:]], (SLOTS, 1))
         codes = self.segments.place_codes(upload(drawn), token, rows)
         entry = self.segments.advance(token, rows)
@@ -61,19 +65,41 @@ class Walk:
         return self.arrays.tensor(token), self.arrays.tensor(codes)
 
     def _text(self, rows: Rows) -> Array:
-        noise = torch.from_numpy(self.random.random((SLOTS, self.rules.num_text_ids)))
-        token = self.segments.mask_text(noise, rows, None).argmax(-1)
+        noise = self.random.random((SLOTS, self.rules.num_text_ids))
+        for slot, tracker in enumerate(self.trackers):
+            noise[slot, list(self.rules.drawn_ends_of_text(tracker.task))] += self.random.random() < 0.1
+        token = self.segments.mask_text(torch.from_numpy(noise), rows, None).argmax(-1)
+        self.drawn_text = token.tolist()
         return self.segments.end_text(self.arrays.of(token), rows)
 
     def _audio(self, rows: Rows) -> Array:
         if self.segments.script:
             advance = self.arrays.upload(self.random.random(SLOTS) < 0.4)
             token = self.segments.follow_script(advance, rows, self.arrays.of(self.tables.script))
+            self.drawn_audio = token.tolist()
             return self.segments.end_audio(token, rows)
-        ids = self.family.layout.audio[0]
-        columns = self.segments.mask_audio(torch.from_numpy(self.random.random((SLOTS, 12))), rows, None).argmax(-1)
-        token = torch.where(columns == 11, self.family.end_of_audio, ids.start + columns)
+        ids = torch.tensor([*self.family.layout.audio[0][:11], *self.rules.drawn_ends_of_audio])
+        noise = torch.from_numpy(self.random.random((SLOTS, len(ids))))
+        token = ids[self.segments.mask_audio(noise, rows, None).argmax(-1)]
+        self.drawn_audio = token.tolist()
         return self.segments.end_audio(self.arrays.of(token), rows)
+
+    def is_cut(self, slot: int) -> bool:
+        """Whether a limit closes the segment of `slot` with the row just drawn, and not what the model drew."""
+        tracker, sampling, rules = self.trackers[slot], self.sampling[slot], self.rules
+        if tracker.audio_start < 0:
+            is_full = 0 < rules.max_entries <= len(tracker.script)
+            meets = tracker.num_text_tokens >= sampling.text.max_rows or is_full
+            meets |= tracker.position >= rules.text_limit(tracker.task)
+            return meets and self.drawn_text[slot] not in rules.drawn_ends_of_text(tracker.task)
+        if tracker.position < tracker.audio_start or tracker.audio_end >= 0:
+            return False
+        return self.meets_limit(slot, tracker.position) and self.drawn_audio[slot] not in rules.drawn_ends_of_audio
+
+    def meets_limit(self, slot: int, position: int) -> bool:
+        """Whether the audio of `slot` may not go on at `position`."""
+        num_rows = position - self.trackers[slot].audio_start
+        return num_rows >= self.sampling[slot].audio.max_rows or position >= self.rules.audio_limit
 
 
 @pytest.mark.parametrize("family", [TINY, EIGHT_STREAMS, BAGPIPER, DIALOGUE], ids=lambda family: family.name)
@@ -82,11 +108,14 @@ class Walk:
 def test_machine_and_tracker_agree_row_by_row(family: Family, seed: int, arrays: Arrays) -> None:
     walk = Walk(family, seed, arrays)
     alive = set(range(SLOTS))
+    cuts = 0
     while alive:
         token, codes = walk.step()
         for slot in list(alive):
             tracker = walk.trackers[slot]
             position = tracker.position
+            assert walk.was_cut[slot] == walk.is_cut(slot), (slot, position)
+            cuts += walk.was_cut[slot]
             tracker.push(int(token[slot]))
             if token[slot] == family.end_of_reply:
                 alive.remove(slot)
@@ -98,22 +127,25 @@ def test_machine_and_tracker_agree_row_by_row(family: Family, seed: int, arrays:
                 after[STATE["pointer"]] = expected[STATE["pointer"]] = 0
             assert after == expected, (slot, position)
             assert walk.tables.script[slot, 1 : 1 + len(tracker.script)].tolist() == tracker.script
-            check_codes(family, tracker, position, codes[slot].tolist())
+            skips = tracker.audio_end >= 0 and walk.meets_limit(slot, tracker.audio_end)
+            check_codes(family, tracker, position, codes[slot].tolist(), skips)
         for slot in set(range(SLOTS)) - alive:
             walk.trackers[slot].position += 1
     assert all(tracker.position <= LENGTH + 200 for tracker in walk.trackers)
+    assert cuts <= 2 * SLOTS
 
 
-def check_codes(family: Family, tracker: SegmentTracker, position: int, codes: list[int]) -> None:
-    """A stream carries a code exactly where its delay puts a frame; the index names what is written or spoken."""
+def check_codes(family: Family, tracker: SegmentTracker, position: int, codes: list[int], skips: bool) -> None:
+    """A stream carries a code exactly where its delay puts a frame; the index names what is written or spoken.
+
+    skips: whether the audio ended where a limit was met, so that of a padded tail the row that is drawn is left out.
+    """
     layout, frame = family.layout, position - tracker.audio_start
     for stream in range(1, layout.num_output_streams):
         first = layout.delays[stream] if family.warm_up is PADDED_WARM_UP else 0
         stop = first + tracker.num_frames if family.tail is FORCED_TAIL else frame + 1
-        if (
-            family.tail is PADDED_TAIL and 0 <= tracker.audio_end < position - 1
-        ):  # a row of the end is drawn, none behind
-            stop = layout.delays[stream] + tracker.num_frames + 1
+        if family.tail is PADDED_TAIL and 0 <= tracker.audio_end < position - 1 + skips:
+            stop = layout.delays[stream] + tracker.num_frames + 1 - skips
         lies = tracker.audio_start >= 0 and first <= frame < stop
         assert codes[stream - 1] == (layout.audio[stream].start + 3 if lies else layout.pad_id), (position, stream)
     if family.script:

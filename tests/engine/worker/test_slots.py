@@ -18,7 +18,7 @@ def test_slots_filled_together_hold_what_each_reply_is(arrays: Arrays) -> None:
     staged = {}
     for slot, index in ((2, 0), (0, 2), (3, 6)):
         prompt = make_prompt(TINY, index, "tts")
-        tracker = SegmentTracker(rules, TINY.task("tts"), prompt.sampling, len(prompt.rows))
+        tracker = SegmentTracker(rules, TINY.task("tts"), len(prompt.rows))
         for token in [FIRST_PHONEME + n for n in range(index)] + [END_OF_TEXT] * (index > 2):
             tracker.push(token)
         codes = np.random.default_rng(index).integers(0, 99, (tracker.position, 8)).astype(np.int32)

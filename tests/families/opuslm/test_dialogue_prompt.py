@@ -66,7 +66,7 @@ def test_a_reply_sent_back_with_its_codes_is_the_rows_that_it_consisted_of() -> 
     reply = [*text(372, 373), *text(0, *FAMILY.transition), *FRAMES[:2]]
     last = [5, *FRAMES[2][1:]]  # the end is drawn where the third frame would be
     drained = [[256, *row[1:]] for row in FRAMES[3:]] + [[256] + [276 + 12 * k for k in range(8)]]
-    tracker = SegmentTracker(SegmentRules(FAMILY, 1024), task, task.sampling, len(asked))
+    tracker = SegmentTracker(SegmentRules(FAMILY, 1024), task, len(asked))
     speaker = Utterance(tracker, (), SILENT, Pacer(ChunkPolicy(1, 1)), with_codes=True)
     chunks = [chunk for row in [*reply, last, *drained] for chunk in speaker.push(row)]
     told = np.concatenate([np.array(chunk.chunk.output_codes) for chunk in chunks if chunk.chunk.output_codes], 1)

@@ -109,7 +109,7 @@ class SpeechLLM:
     async def _generate(self, prompt: Prompt, request_id: str, pacer: Pacer | None) -> AsyncGenerator[LMChunk, None]:
         clock = _Clock()
         task = self.family.task(prompt.task)
-        tracker = SegmentTracker(self._rules, task, prompt.sampling, len(prompt.rows))
+        tracker = SegmentTracker(self._rules, task, len(prompt.rows))
         pacer = pacer or Pacer(prompt.delivery.chunking)
         utterance = Utterance(tracker, prompt.words, self._text, pacer, prompt.delivery.with_codes)
         frame_stats = FrameStats(self._stats, prompt.sampling)
@@ -132,7 +132,7 @@ class SpeechLLM:
         assert sampling.seed is not None
         self._stats.finished_total += 1
         return Report(
-            finish_reason="length" if tracker.was_cut else "stop",
+            finish_reason="length" if trailer.was_cut else "stop",
             num_prompt_rows=len(prompt.rows),
             num_text_tokens=tracker.num_text_tokens,
             num_frames=tracker.num_frames,

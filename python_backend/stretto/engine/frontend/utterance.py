@@ -37,6 +37,7 @@ class Utterance:
         self._codebooks = [list(streams).index(stream) for stream in layout.codebook_streams]
         self._first_ids = np.asarray([layout.audio[s].start for s in streams])
         self._num_ids = np.asarray([len(layout.audio[s]) for s in streams])
+        self._no_codes = [layout.extra[s] if layout.extra else () for s in streams]
         self._undelayer = Undelayer(tuple(layout.delays[s] for s in streams))
         self._reader = codec.reader(tracker.task.name)
         self._text: list[int] = []
@@ -100,10 +101,17 @@ class Utterance:
     def _take(self, num_frames: int) -> np.ndarray:
         """The next frames as codes [K, num_frames], or of all streams where they are told, [S, num_frames].
 
-        What is no code, such as a pad, becomes the nearest code there is.
+        What a stream may carry beside its codes, such as a pad, becomes the nearest code there is.
         """
+        first = self.num_sent_frames
         self.num_sent_frames += num_frames
-        codes = self._undelayer.take(num_frames) - self._first_ids[:, None]
+        ids = self._undelayer.take(num_frames)
+        codes = ids - self._first_ids[:, None]
+        for stream, frame in np.argwhere((codes < 0) | (codes >= self._num_ids[:, None])):
+            found = int(ids[stream, frame])
+            assert found in self._no_codes[stream], (
+                f"frame {first + frame}: id {found} in line {stream} is no code of it"
+            )
         return codes.clip(0, self._num_ids[:, None] - 1).astype(np.int32)
 
     def _sent(self, chunk: Chunk, codes: np.ndarray | None) -> LMChunk:

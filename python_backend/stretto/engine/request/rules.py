@@ -49,22 +49,43 @@ class SegmentRules:
             return self.max_model_len - 1
         return self.audio_start_limit - len(self.family.transition) - 1
 
-    def end_of_text(self, task: Task) -> int:
-        """What stands in the row that closes the text segment of `task`."""
-        family = self.family
-        if Segment.AUDIO not in task.segments:
-            return family.end_of_reply
-        return family.end_of_text if family.written_end_of_text is None else family.written_end_of_text
+    def end_of_text(self, task: Task) -> int | None:
+        """What stands in the row that closes the text segment of `task`; None: what was drawn, if anything was."""
+        return self.family.end_of_text if Segment.AUDIO in task.segments else self.family.end_of_reply
 
-    def drawn_end_of_text(self, task: Task) -> int:
-        """What the model draws to close the text segment of `task`."""
-        family = self.family
-        if Segment.AUDIO in task.segments:
-            return family.end_of_text
-        return family.end_of_reply if family.end_of_lone_text is None else family.end_of_lone_text
+    def drawn_ends_of_text(self, task: Task) -> tuple[int, ...]:
+        """What the model draws to close the text segment of `task`: any of these."""
+        if self.family.drawn_ends:
+            return self.family.drawn_ends
+        end = self.end_of_text(task)
+        assert end is not None, f"{self.family.name}: nothing ends its text"
+        return (end,)
+
+    @cached_property
+    def drawn_ends_of_audio(self) -> tuple[int, ...]:
+        """What the model draws to close the audio segment: any of these."""
+        return self.family.drawn_ends or (self.family.end_of_audio,)
+
+    def cut_of_text(self, task: Task) -> int:
+        """What stands in the row in which a limit closes the text segment of `task`."""
+        end = self.end_of_text(task)
+        return self.family.transition[0] if end is None else end
+
+    def closings(self, task: Task) -> dict[int, int]:
+        """What may stand in the row after which the text of `task` is over, and how many rows on audio may begin."""
+        end, num_rows = self.end_of_text(task), 1 + len(self.family.transition)
+        if end is not None:
+            return {end: num_rows}
+        return dict.fromkeys(self.family.drawn_ends, num_rows) | {self.cut_of_text(task): num_rows - 1}
+
+    @cached_property
+    def least_rows_to_audio(self) -> int:
+        """How many rows on audio begins, at the earliest, behind the row that closes a text."""
+        tasks = [task for task in self.family.tasks if task.segments == (Segment.TEXT, Segment.AUDIO)]
+        return min((rows for task in tasks for rows in self.closings(task).values()), default=self.max_model_len)
 
     def audio_ids(self, stream: int) -> list[int]:
-        """All ids that output stream `stream` may carry in an audio segment, but `end_of_audio`, in order."""
+        """All ids that output stream `stream` may carry in an audio segment, but its ends, in order."""
         layout = self.family.layout
         return sorted({*layout.audio[stream], *(layout.extra[stream] if layout.extra else ())})
 
@@ -84,4 +105,6 @@ class SegmentRules:
     def num_text_ids(self) -> int:
         """Token ids below this are all that the model may draw in a text segment."""
         stops = [ids.stop for task in self.family.tasks for ids in task.text]
-        return max(*stops, *(self.drawn_end_of_text(task) + 1 for task in self.family.tasks))
+        return 1 + max(
+            *(stop - 1 for stop in stops), *(max(self.drawn_ends_of_text(task)) for task in self.family.tasks)
+        )

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 from stretto.engine.request.rules import SegmentRules
 from stretto.families.base import Task
-from stretto.records.sampling import SamplingConfig
 from stretto.streams.segment import Segment
 
 UNKNOWN = -1
@@ -18,22 +17,21 @@ class SegmentTracker:
     segment: the one that the next row belongs to.
     audio_start, audio_end: positions of the first audio row and of `end_of_audio`, or UNKNOWN.
     script: the spoken tokens of the text segment. pointer: the script entry being spoken, from 1; 0 before the first.
-    was_cut: a limit ended a segment, not the model.
     """
 
     rules: SegmentRules
     task: Task
-    sampling: SamplingConfig
     position: int
     num_text_tokens: int = 0
     audio_start: int = UNKNOWN
     audio_end: int = UNKNOWN
     script: list[int] = field(default_factory=list)
     pointer: int = 0
-    was_cut: bool = False
     segment: Segment = field(default=TEXT, init=False)
+    _closings: dict[int, int] = field(init=False)
 
     def __post_init__(self) -> None:
+        self._closings = self.rules.closings(self.task)
         if self.task.segments[0] is AUDIO:
             self.audio_start, self.segment = self.position, AUDIO
 
@@ -58,26 +56,18 @@ class SegmentTracker:
         return segment
 
     def _push_text(self, token_id: int) -> None:
-        rules, family = self.rules, self.rules.family
-        if token_id != rules.end_of_text(self.task):
+        num_rows, script = self._closings.get(token_id), self.rules.family.script
+        if num_rows is None:
             self.num_text_tokens += 1
-            if family.script and token_id in family.script.spoken:
+            if script and token_id in script.spoken:
                 self.script.append(token_id)
-            return
-        self.was_cut |= (
-            self.num_text_tokens >= self.sampling.text.max_rows
-            or self.position >= rules.text_limit(self.task)
-            or 0 < rules.max_entries <= len(self.script)
-        )
-        if AUDIO in self.task.segments:
-            self.audio_start, self.segment = self.position + 1 + len(family.transition), TRANSITION
+        elif AUDIO in self.task.segments:
+            self.audio_start, self.segment = self.position + num_rows, TRANSITION
 
     def _push_audio(self, token_id: int) -> None:
         family = self.rules.family
         script = family.script
         if token_id == family.end_of_audio:
-            num_rows = self.position - self.audio_start
-            self.was_cut |= num_rows >= self.sampling.audio.max_rows or self.position >= self.rules.audio_limit
             self.audio_end, self.segment = self.position, TAIL
         elif script and (token_id - script.first_frame) % 2 == 0:
             self.pointer += 1

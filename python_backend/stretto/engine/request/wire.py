@@ -16,6 +16,7 @@ class Trailer(NamedTuple):
 
     num_guided_frames: int
     num_preemptions: int
+    was_cut: int  # 1 where a limit ended a segment that the model had not ended
     queue_us: int
 
 

@@ -29,9 +29,10 @@ class UnconditionalHalves(Scheduler):
         self.replies = ReplyTable(SegmentRules(family, self.max_model_len))
         # The running requests as they were when the last step was planned, if they need no plan; else None.
         self._steady: list[Request] | None = None
-        # Of the step whose output is being taken: who was in it, and the codes of those who sampled.
+        # Of the step whose output is being taken: who was in it, the codes of those who sampled, and who was cut.
         self._scheduled: dict[str, int] = {}
         self._codes_of: dict[str, list[int]] = {}
+        self._cut: set[str] = set()
 
     def _begin_guidance(self, reply: Reply) -> Request | None:
         """Create the unconditional half of `reply`, which is at its audio segment, unless it begins without."""

@@ -46,7 +46,7 @@ class ReplyOutputs(UnconditionalHalves):
     ) -> dict[int, EngineCoreOutputs]:
         """Let vLLM take the step's tokens, each with its codes, and send whole rows to whom they are for."""
         self._scheduled = scheduler_output.num_scheduled_tokens
-        self._codes_of = _take_codes(model_runner_output)
+        self._codes_of, self._cut = _take_codes(model_runner_output)
         scheduler_output.num_scheduled_tokens = self._take_halves(model_runner_output)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         scheduler_output.num_scheduled_tokens = self._scheduled
@@ -71,6 +71,7 @@ class ReplyOutputs(UnconditionalHalves):
         (token_id,), stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
         if reply.is_unconditional:
             return [], stopped
+        reply.was_cut |= request_id in self._cut
         mark = self._follow(reply, token_id)
         return [*mark, token_id, *codes[: self._num_codes]], stopped
 
@@ -112,12 +113,17 @@ class ReplyOutputs(UnconditionalHalves):
             self.finish_requests(partner, RequestStatus.FINISHED_ABORTED)
         self.replies.remove(request.request_id)
         assert reply.queue_s is not None
-        return Trailer(reply.num_guided_frames, request.num_preemptions, round(1e6 * reply.queue_s))
+        queue_us = round(1e6 * reply.queue_s)
+        return Trailer(reply.num_guided_frames, request.num_preemptions, int(reply.was_cut), queue_us)
 
 
-def _take_codes(output: ModelRunnerOutput) -> dict[str, list[int]]:
-    """The codes, streams 1 ..., of each request's row; they come as log-probabilities, which vLLM must not see."""
+def _take_codes(output: ModelRunnerOutput) -> tuple[dict[str, list[int]], set[str]]:
+    """The codes, streams 1 ..., of each request's row, and whose segment a limit closed there.
+
+    They come as log-probabilities, which vLLM must not see.
+    """
     if output.logprobs is None:
-        return {}
-    codes, output.logprobs = output.logprobs.logprob_token_ids.tolist(), None
-    return dict(zip(output.req_ids, codes, strict=True))
+        return {}, set()
+    logprobs, output.logprobs = output.logprobs, None
+    cut = {output.req_ids[index] for index in logprobs.sampled_token_ranks.nonzero()[0]}
+    return dict(zip(output.req_ids, logprobs.logprob_token_ids.tolist(), strict=True)), cut

@@ -28,6 +28,7 @@ class Reply:
     pair: None where guidance has no part in it, or no longer. limit: the output index from which on it has none, once
     that is known. is_guided: whether the newest row of the audio segment was guided. dropped_at: the last step of the
     engine before it lost its half. turns: the rows of its audio, from 0, at which guidance went, came back, went ...
+    was_cut: a limit closed a segment that the model had not.
     """
 
     request: Request
@@ -39,6 +40,7 @@ class Reply:
     is_guided: bool = False
     dropped_at: int = 0
     turns: list[int] = field(default_factory=list)
+    was_cut: bool = False
     queue_s: float | None = None
     partner_id: str = field(init=False)
     is_unconditional: bool = field(init=False)
@@ -89,7 +91,7 @@ class ReplyTable(dict[str, Reply]):
         assert extra_args is not None, f"{request.request_id} did not come through SpeechLLM"
         params = SpeechParams.from_extra_args(extra_args, family.layout.num_input_streams)
         task = family.task(params.task)
-        tracker = SegmentTracker(self.rules, task, params.sampling, request.num_prompt_tokens)
+        tracker = SegmentTracker(self.rules, task, request.num_prompt_tokens)
         is_guided = params.is_guided and Segment.AUDIO in task.segments
         pair = GuidancePair(request.request_id) if is_guided else None
         history = RowHistory(params.codes[: request.num_prompt_tokens])

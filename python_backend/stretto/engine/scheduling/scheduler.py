@@ -47,10 +47,10 @@ class PairedScheduling(KvSharing):
         }
         if any(refused.values()):
             raise ValueError(f"the speech plugin works without {[name for name in refused if refused[name]]}")
-        if config.max_concurrent_batches > 1 + len(family.transition):
+        if config.max_concurrent_batches > self.replies.rules.least_rows_to_audio:
             raise ValueError(
-                f"{family.name}: {config.max_concurrent_batches} steps in flight would outrun its "
-                f"{len(family.transition)} transition rows; switch async scheduling off"
+                f"{family.name}: {config.max_concurrent_batches} steps in flight would outrun the "
+                f"{self.replies.rules.least_rows_to_audio} rows from its text to its audio; switch async scheduling off"
             )
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:

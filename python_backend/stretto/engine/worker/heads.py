@@ -21,7 +21,7 @@ from stretto.engine.request.rules import SegmentRules
 class StreamHeads:
     """Three heads over one weight: stream 0 in text, stream 0 in audio, and the auxiliary streams, each over its ids.
 
-    text_ids [V], first_ids [C0 + 1] (what it may carry in audio, then `end_of_audio`) and codes [K, C] say which token
+    text_ids [V], first_ids [C0 + E] (what it may carry in audio, then what ends that) and codes [K, C] say which token
     id each logit stands for. Where a stream has a bias b, its logits are W (h + b) = W h + W b, the second term fp32.
     """
 
@@ -33,7 +33,7 @@ class StreamHeads:
             raise ValueError(f"{family.name}: auxiliary streams must have as many ids each")
         device = weight.own.device
         self.text_ids = torch.arange(rules.num_text_ids, device=device)
-        self.first_ids = torch.tensor([*first, family.end_of_audio], device=device)
+        self.first_ids = torch.tensor([*first, *rules.drawn_ends_of_audio], device=device)
         self.codes = torch.tensor(others, device=device)
         self._is_text_cut = weight.is_cut and rules.num_text_ids > weight.size
         text_rows = weight.own if self._is_text_cut else weight.span(range(rules.num_text_ids))
@@ -52,7 +52,7 @@ class StreamHeads:
         return _shift(self._gather(self._text(hidden)), self._text_offset)
 
     def first(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits of stream 0 in an audio segment: [N, H] -> [N, C0 + 1] float32."""
+        """Logits of stream 0 in an audio segment: [N, H] -> [N, C0 + E] float32."""
         return _shift(self._first(hidden), self._first_offset)
 
     def auxiliary(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -42,7 +42,7 @@ class RunSlots:
         assert params is not None
         assert codes is not None
         assert token_ids is not None
-        tracker = SegmentTracker(self.rules, self.rules.family.task(params.task), params.sampling, data.prompt_len)
+        tracker = SegmentTracker(self.rules, self.rules.family.task(params.task), data.prompt_len)
         if not params.is_unconditional:  # the other half's slot says where a pair stands
             for token_id in token_ids[data.prompt_len :]:
                 tracker.push(token_id)

@@ -41,25 +41,29 @@ class SpeechSampler:
     def __call__(self, hidden: torch.Tensor, batch: InputBatch) -> SamplerOutput:
         """Sample one row for each request of `batch` from its last hidden state, [B, H]."""
         plan, step = self._slots.plan(batch)
-        tokens, codes = self._sample(hidden, batch, plan, step) if len(plan.drawing) else self._blank(batch.num_reqs)
+        draws = self._sample(hidden, batch, plan, step) if len(plan.drawing) else self._blank(batch.num_reqs)
+        tokens, codes, cuts = draws
         nothing = self._nothing[: batch.num_reqs]
         return SamplerOutput(
             sampled_token_ids=self._arrays.tensor(tokens)[:, None],
-            # The codes travel to the scheduler in the asynchronous copy that vLLM makes of log-probabilities.
-            logprobs_tensors=LogprobsTensors(self._arrays.tensor(codes), nothing, nothing[:, 0]),
+            # Codes and cuts travel to the scheduler in the asynchronous copy that vLLM makes of log-probabilities.
+            logprobs_tensors=LogprobsTensors(self._arrays.tensor(codes), nothing, self._arrays.tensor(cuts)),
             num_nans=None,
             num_sampled=step.num_sampled,
             num_rejected=self._none[: batch.num_reqs],
         )
 
-    def _blank(self, num_rows: int) -> tuple[Array, Array]:
-        codes = self._arrays.zeros(num_rows, self._codes.shape[2])
-        return self._arrays.zeros(num_rows), self._arrays.int32(codes)
+    def _blank(self, num_rows: int) -> tuple[Array, Array, Array]:
+        codes, cuts = self._arrays.zeros(num_rows, self._codes.shape[2]), self._arrays.zeros(num_rows)
+        return self._arrays.zeros(num_rows), self._arrays.int32(codes), self._arrays.int32(cuts)
 
     def _sample(
         self, hidden: torch.Tensor, batch: InputBatch, plan: BatchPlan, step: PlanArrays
-    ) -> tuple[Array, Array]:
-        """Stream 0 [B] and the streams 1 ... [B, S - 1] of all rows; both halves of a pair get one draw."""
+    ) -> tuple[Array, Array, Array]:
+        """Stream 0 [B] and the streams 1 ... [B, S - 1] of all rows, and where a limit closed a segment, 0 or 1 [B].
+
+        Both halves of a pair get one draw; the cut is the conditional one's.
+        """
         # A row's last token stands one position before the row that it samples.
         lengths = self._arrays.of(batch.seq_lens)
         position = lengths[: batch.num_reqs] if step.sampling is None else lengths[step.sampling]
@@ -71,11 +75,16 @@ class SpeechSampler:
         self._write_state(token, slots, rows, plan)
         tokens, all_codes = self._share(token, self._arrays.int32(codes), plan.num_paired)
         self._codes[step.slots, position] = all_codes
+        is_cut = self._arrays.int32(rows.is_cut)
+        if step.sampling is None and plan.num_paired == 0:
+            return tokens, all_codes, is_cut
+        every_token, every_code, every_cut = self._blank(batch.num_reqs)
         if step.sampling is None:
-            return tokens, all_codes
-        every_token, every_code = self._blank(batch.num_reqs)
+            every_cut[:num_drawing] = is_cut
+            return tokens, all_codes, every_cut
         every_token[step.sampling], every_code[step.sampling] = tokens, all_codes
-        return every_token, every_code
+        every_cut[step.sampling[:num_drawing]] = is_cut
+        return every_token, every_code, every_cut
 
     def _keys(self, batch: InputBatch, plan: BatchPlan) -> np.ndarray:
         """The noise keys of the rows that draw, [M, S]; the host knows their seeds and positions."""

@@ -10,6 +10,7 @@ import torch
 
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.worker.arrays import Array, Arrays
+from stretto.engine.worker.segment_ends import SegmentEnds
 from stretto.engine.worker.slots import SlotLimits, SlotScales, SlotState
 from stretto.families.base import Script
 from stretto.streams.segment import Segment
@@ -22,6 +23,7 @@ class Rows:
     """The rows that a step draws: where each stands, what it asked for, its slot and its position.
 
     `advance` and `follow_script` move `state` on; slots and position are [B] integers.
+    is_cut: whether a limit closes a segment here that the model would not have closed; `end_text` and `end_audio` say.
     """
 
     state: SlotState
@@ -36,6 +38,7 @@ class Rows:
         self.is_spoken = ~self.in_text & (self.position >= state.audio_start)
         self.in_audio = self.is_spoken & (state.audio_end < 0)
         self.frame = self.position - state.audio_start  # also the audio row's index; meaningless before the audio
+        self.is_cut = self.in_text & self.in_audio
 
 
 class SegmentState:
@@ -49,18 +52,16 @@ class SegmentState:
         family = rules.family
         self.rules, self.family, self.script = rules, family, family.script
         self._arrays, self._xp = arrays, arrays.xp
-        ends = [rules.end_of_text(task) for task in family.tasks]
-        drawn = [rules.drawn_end_of_text(task) for task in family.tasks]
-        self._end_of_text, self._drawn_end_of_text = arrays.upload(np.array(ends)), arrays.upload(np.array(drawn))
-        self._rewrites_end = drawn != ends
+        drawn = [rules.drawn_ends_of_text(task) for task in family.tasks]
+        self._ends = SegmentEnds(rules, arrays)
         self._text_limit = arrays.upload(np.array([rules.text_limit(task) for task in family.tasks]))
         self._speaks = arrays.upload(np.array([Segment.AUDIO in task.segments for task in family.tasks]))
         self._transition = arrays.upload(np.array([*family.transition, family.layout.pad_id]))
-        denied = np.ones((len(ends), 2, rules.num_text_ids), np.bool_)
+        denied = np.ones((len(drawn), 2, rules.num_text_ids), np.bool_)
         for index, task in enumerate(family.tasks):
             for ids in task.text:
                 denied[index, :, ids.start : ids.stop] = False
-            denied[index, 1, drawn[index]] = False
+            denied[index, 1, list(drawn[index])] = False
         self._denied = arrays.tensor(arrays.upload(denied))
         self._delays = arrays.upload(np.array(family.layout.delays[1:]))
 
@@ -71,25 +72,27 @@ class SegmentState:
         return logits.masked_fill_(self._denied[task, may_end], -torch.inf)
 
     def mask_audio(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
-        """-inf on `end_of_audio`, the last column, before the shortest length, in place: [A, C0 + 1] -> [A, C0 + 1]."""
+        """-inf on the ends, the last E columns, before the shortest length, in place: [A, C0 + E] -> [A, C0 + E]."""
         is_short = self._arrays.tensor(_take(rows.frame < rows.limits.audio_min, index))
-        logits[:, -1].masked_fill_(is_short, -torch.inf)
+        logits[:, -len(self.rules.drawn_ends_of_audio) :].masked_fill_(is_short[:, None], -torch.inf)
         return logits
 
     def end_text(self, token: Array, rows: Rows) -> Array:
-        """`token`, or what closes the segment where it is drawn or a limit is reached."""
+        """`token`, or what closes the segment where its end is drawn or a limit is reached."""
         state, limits = rows.state, rows.limits
         must_end = (state.num_text_tokens >= limits.text_max) | (rows.position >= self._text_limit[limits.task])
         if self.script:
             must_end |= state.num_entries >= self.script.max_entries
-        if self._rewrites_end:
-            must_end |= token == self._drawn_end_of_text[limits.task]
-        return self._xp.where(must_end, self._end_of_text[limits.task], token)
+        token, is_cut = self._ends.text(token, limits.task, must_end)
+        rows.is_cut = rows.is_cut | (is_cut & rows.in_text)
+        return token
 
     def end_audio(self, token: Array, rows: Rows) -> Array:
-        """`token`, or `end_of_audio` where a limit is reached."""
+        """`token`, or `end_of_audio` where an end is drawn or a limit is reached."""
         must_end = (rows.frame >= rows.limits.audio_max) | (rows.position >= self.rules.audio_limit)
-        return self._xp.where(must_end & rows.in_audio, self.family.end_of_audio, token)
+        token, is_cut = self._ends.audio(token, must_end & rows.in_audio)
+        rows.is_cut = rows.is_cut | is_cut
+        return token
 
     def follow_script(self, advance: Array, rows: Rows, script_table: Array) -> Array:
         """The frame tokens when the pointers `advance` [B] or stay; script_table [R, E + 1]. Moves the pointers."""
@@ -120,9 +123,9 @@ class SegmentState:
             assert text is not None
             return text
         state, family, where = rows.state, self.family, self._xp.where
-        behind = rows.position - state.audio_end
         last = where(state.audio_end > state.audio_start, self.rules.num_tail_rows, 1)
-        tail = where(behind == last, family.end_of_reply, family.tail.first_stream(audio, family.layout.pad_id, behind))
+        tail = family.tail.first_stream(audio, family.layout.pad_id, self._behind(rows))
+        tail = where(rows.position - state.audio_end == last, family.end_of_reply, tail)
         token = where(rows.in_audio, audio, tail)
         step = self._xp.clip(rows.frame + len(family.transition), 0, len(family.transition))
         token = where(rows.frame < 0, self._transition[step], token)
@@ -144,7 +147,7 @@ class SegmentState:
     def _lay(self, drawn: Array, token: Array, rows: Rows, forced: Array | None) -> Array:
         state, family, where = rows.state, self.family, self._xp.where
         frame = rows.frame[:, None] - self._delays
-        behind = where(state.audio_end < 0, -ENDLESS, rows.position - state.audio_end)
+        behind = where(state.audio_end < 0, -ENDLESS, self._behind(rows))
         behind = where(rows.in_audio & (token == family.end_of_audio), 0, behind)[:, None]
         lies = rows.is_spoken[:, None] & family.warm_up.carries_drawn(frame)
         lies = lies & family.tail.carries_drawn(behind, self._delays)
@@ -153,6 +156,16 @@ class SegmentState:
             return laid
         is_forced = (rows.position < rows.limits.forced_until)[:, None] & (frame < 0)
         return where(is_forced, forced[:, : drawn.shape[1]], laid)
+
+    def _behind(self, rows: Rows) -> Array:
+        """How far behind `end_of_audio` each row stands, for a tail that may skip a row where a limit put it there."""
+        state, limits = rows.state, rows.limits
+        behind = rows.position - state.audio_end
+        if self.family.tail.num_skipped_by_cut == 0:
+            return behind
+        length = state.audio_end - state.audio_start
+        was_limit = (length >= limits.audio_max) | (state.audio_end >= self.rules.audio_limit)
+        return behind + was_limit * self.family.tail.num_skipped_by_cut
 
     def _ordinal(self, token: Array, rows: Rows, script: Script) -> Array:
         writes = rows.in_text & _is_spoken(token, script)
@@ -163,9 +176,10 @@ class SegmentState:
     def advance(self, token: Array, rows: Rows) -> Array:
         """Move the state on past `token`; returns the script entry that it is, 0 for none."""
         state, limits, where = rows.state, rows.limits, self._xp.where
-        ends_text = rows.in_text & (token == self._end_of_text[limits.task])
+        num_rows = self._ends.num_rows(token, limits.task)
+        ends_text = rows.in_text & (num_rows > 0)
         begins_audio = ends_text & self._speaks[limits.task]
-        state.audio_start = where(begins_audio, rows.position + (1 + len(self.family.transition)), state.audio_start)
+        state.audio_start = where(begins_audio, rows.position + num_rows, state.audio_start)
         writes = rows.in_text & ~ends_text
         state.num_text_tokens = state.num_text_tokens + writes
         ends_audio = rows.in_audio & (token == self.family.end_of_audio)

@@ -1,13 +1,15 @@
 """Bagpiper: Qwen3 with eight streams. Text or audio in; text, or a caption and then speech, out.
 
-    understand  [bos][system] … [user][audio] features … [user][text] question [assistant][text] ─► answer [eos]
-    generate    [bos][system] … [user][text] wish [assistant][text] ─► caption [eot][assistant][audio] rows … [eos]
-    chat        [bos][system] … [user][text] question [assistant][text] ─► answer [eos]
+    understand  [bos][system] … [user][audio] features … [user][text] question [assistant][text] ─► answer [end]
+    generate    [bos][system] … [user][text] wish [assistant][text] ─► caption [end][assistant][audio] rows … [end]
+    chat        [bos][system] … [user][text] question [assistant][text] ─► answer [end]
     tts         [bos][user][text] request [assistant][text] ─► as generate
-    speak       [bos][user][text] request [assistant][audio] ─► rows … [eos]
+    speak       [bos][user][text] request [assistant][audio] ─► rows … [end]
 
-Every turn ends with [eos], but with [eot] where the next has the same role. Turns may come before the one answered,
-but for tts and speak, which the fine-tuned checkpoint knows only without them and without a system turn.
+In training every turn ends with [eos], but with [eot] where the next has the same role. A reply's segments may end with
+either, as in ESPnet's loop: it goes on from the one that was drawn, and straight from the last word where a limit
+ended the text. Turns may come before the one answered, but for tts and speak, which the fine-tuned checkpoint knows
+only without them and without a system turn.
 
 In an audio segment all eight streams are sampled, pads included: stream s trails by s rows and carries the pad of its
 own codebook where it has no frame. The numbers are those of the published checkpoints `espnet/bagpiper*`; a
@@ -26,6 +28,7 @@ from stretto.streams.segment import Segment
 
 PAD, BOS, END_OF_REPLY, END_OF_TURN, SYSTEM, USER, ASSISTANT, TEXT, AUDIO = range(9)
 SPECIAL_TOKENS = ("pad", "bos", "eos", "eot", "system", "user", "assistant", "text", "audio")
+NEVER_READ = 255  # a special token without a meaning: it tells the engine that a reply is over
 NUM_STREAMS = 8
 FRAME_RATE = 50.0
 
@@ -90,9 +93,10 @@ def bagpiper(vocabulary: BagpiperVocabulary) -> Family:
             Task("speak", (Segment.AUDIO,), (), ("text",), sampling),
         ),
         codec="xcodec",
-        end_of_reply=END_OF_REPLY,
-        end_of_text=END_OF_TURN,
-        end_of_audio=END_OF_REPLY,
+        end_of_reply=NEVER_READ,
+        end_of_text=None,
+        end_of_audio=NEVER_READ,
+        drawn_ends=(END_OF_REPLY, END_OF_TURN),
         transition=(ASSISTANT, AUDIO),
         guided_streams=tuple(range(NUM_STREAMS)),
         unconditional=UnconditionalContext(null_id=PAD, keep_first=0, keep_last=1),

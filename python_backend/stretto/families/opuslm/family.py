@@ -86,9 +86,10 @@ class OpusVocabulary:
         )
 
 
+MOST_ROWS = 2048 - (NUM_STREAMS - 1)  # before the end: ESPnet's `maxlen` counts the rows that complete the streams
 SAMPLING = SamplingConfig(
-    text=SegmentSampling(temperature=0.0, min_rows=1, max_rows=2048),
-    audio=SegmentSampling(temperature=0.8, top_k=30, min_rows=3, max_rows=2048),
+    text=SegmentSampling(temperature=0.0, min_rows=1, max_rows=MOST_ROWS),
+    audio=SegmentSampling(temperature=0.8, top_k=30, min_rows=3, max_rows=MOST_ROWS),
 )
 
 
@@ -100,9 +101,9 @@ def _family(name: str, vocabulary: OpusVocabulary, tasks: tuple[Task, ...]) -> F
         tasks=tasks,
         codec="espnet_dac",
         end_of_reply=NEVER_READ,
-        end_of_text=SOS_EOS,
+        end_of_text=PAD,  # the end itself is not read: here begin the rows that keep the delayed streams apart
         end_of_audio=SOS_EOS,
-        # The text's end is not read: in its place begin the rows that keep the delayed streams apart.
+        drawn_ends=(SOS_EOS,),
         transition=(*[PAD] * (NUM_STREAMS - 2), ASSISTANT_OUTPUT, vocabulary.modalities["codec_ssl"]),
         guided_streams=(),
         unconditional=UnconditionalContext(null_id=PAD, keep_first=0, keep_last=1),
@@ -112,8 +113,6 @@ def _family(name: str, vocabulary: OpusVocabulary, tasks: tuple[Task, ...]) -> F
         frame_rate=FRAME_RATE,
         first_chunk_frames=8,
         steady_chunk_frames=25,
-        end_of_lone_text=SOS_EOS,
-        written_end_of_text=PAD,
         tail=TAILS[vocabulary.tail],
         has_stream_bias=True,
         subwords=range(*vocabulary.text),
