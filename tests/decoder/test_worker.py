@@ -251,7 +251,9 @@ def test_stopping_decodes_what_waits_and_refuses_what_comes_later(worker: Decode
     pile_up(worker, codec)
     waiting = [push(worker, f"u{i}", 0, frames(1, 2, 3), is_final=True) for i in range(20)]
     codec.gate.set()
+    assert not worker.has_died
     worker.stop()
+    assert not worker.has_died
     assert all(np.allclose(reply.wait(0.1).pcm, expected_pcm(frames(1, 2, 3))) for reply in waiting)
     assert isinstance(push(worker, "late", 0, frames(1)).wait(0.1).error, Overloaded)
 
@@ -332,7 +334,7 @@ def test_a_decoder_whose_every_turn_fails_ends_instead_of_failing_for_ever(
     errors = [push(worker, f"u{i}", 0, frames(1, 2)).wait().error for i in range(MAX_FAILED_TURNS)]
     assert all(isinstance(error, RuntimeError) for error in errors)
     worker._thread.join(60)
-    assert not worker._thread.is_alive()
+    assert worker.has_died
     assert isinstance(push(worker, "v", 0, frames(1)).wait().error, Overloaded)
 
 

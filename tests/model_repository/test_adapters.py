@@ -181,7 +181,8 @@ def test_the_decoder_drives_one_worker(monkeypatch: pytest.MonkeyPatch, tmp_path
     def worker(codec: Any, config: Any) -> SimpleNamespace:
         made.append((codec, config))
         wait = partial(waits.append, True)
-        return SimpleNamespace(stop=made.clear, stats=lambda: defaultdict(float), wait_until_warm=wait)
+        figures = {"stats": lambda: defaultdict(float), "has_died": False}
+        return SimpleNamespace(stop=made.clear, wait_until_warm=wait, **figures)
 
     monkeypatch.setattr(module, "DecoderWorker", worker)
     family = SimpleNamespace(codec="tiny", layout=SimpleNamespace(num_codebooks=5))

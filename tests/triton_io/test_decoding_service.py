@@ -24,6 +24,7 @@ FORM = OutputForm("pcm_s16le", 8_000)
 
 class Worker:
     pace_s = 0.25
+    has_died = False
 
     def __init__(self) -> None:
         self.pushed: list[tuple[Any, ...]] = []
@@ -81,6 +82,20 @@ def test_a_text_chunk_has_no_codes(slot: FlowSlot) -> None:
     worker = Worker()
     DecodingService(worker, SEAL).accept(request(slot, Chunk(0, Segment.TEXT, "hm")))
     assert worker.pushed[0][2] is None
+
+
+def test_a_stub_whose_decoder_has_died_ends_instead_of_refusing_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr("stretto.triton_io.stub.end", ended.append)
+    monkeypatch.setattr("stretto.triton_io.decoding_service.STATS_PERIOD_S", 0.001)
+    worker = Worker()
+    DecodingService(worker, SEAL)
+    worker.has_died = True
+    deadline = time.monotonic() + 60
+    while not ended:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert ended == ["the decoder's thread has ended"]
 
 
 @pytest.mark.parametrize("is_gone", [False, True])

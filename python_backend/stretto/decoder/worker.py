@@ -37,6 +37,7 @@ class DecoderWorker:
         self._loop = DecodingLoop(codec, config, self._queue, self._counts, self._sessions)
         self._warm = Future[None]()
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
+        self._is_stopping = False
         self._thread.start()
 
     def wait_until_warm(self) -> None:
@@ -58,6 +59,7 @@ class DecoderWorker:
 
     def stop(self) -> None:
         """Decode what waits, for up to `stop_timeout_s`, fail the rest, and end the thread."""
+        self._is_stopping = True
         self._queue.close()
         self._thread.join(self._config.stop_timeout_s)
         self._loop.gives_up = True
@@ -68,6 +70,11 @@ class DecoderWorker:
     def pace_s(self) -> float:
         """Seconds between two chunks of one utterance that keep the decoder as busy as it may be."""
         return self._loop.pace_s
+
+    @property
+    def has_died(self) -> bool:
+        """Whether the thread has ended though nobody stopped it: nothing will be decoded any more."""
+        return not self._thread.is_alive() and not self._is_stopping
 
     def stats(self) -> dict[str, float]:
         """Counts since the start, utterances open and chunks waiting now, and the seconds spent decoding."""

@@ -9,6 +9,7 @@ import numpy as np
 from stretto.records.chunk import Chunk
 from stretto.records.delivery import OutputForm
 from stretto.records.envelope import Envelope
+from stretto.triton_io import stub
 from stretto.triton_io.failures import log_failure, refuse
 from stretto.triton_io.flow import FlowTables, Outcome
 from stretto.triton_io.metrics import Gauges
@@ -44,6 +45,11 @@ class Worker(Protocol):
     @property
     def pace_s(self) -> float:
         """How often an utterance may send a chunk."""
+        ...
+
+    @property
+    def has_died(self) -> bool:
+        """Whether it has ended by itself."""
         ...
 
     def stats(self) -> dict[str, float]:
@@ -97,7 +103,8 @@ class DecodingService:
         self._worker.push(envelope.utterance, envelope.chunk, codes, reply, envelope.form)
 
     def _report(self) -> None:
-        while True:
+        while not self._worker.has_died:
             stats = self._worker.stats()
             self._gauges.update({metric: stats[field] for field, (metric, _) in METRICS.items()})
             time.sleep(STATS_PERIOD_S)
+        stub.end("the decoder's thread has ended")

@@ -2,7 +2,11 @@
 
 import ctypes
 import locale
+import logging
 import os
+import signal
+
+logger = logging.getLogger(__name__)
 
 M_MMAP_THRESHOLD, LARGE = -3, 4 << 20  # malloc.h
 
@@ -18,6 +22,12 @@ def fork_engine() -> None:
     Safe here: nothing else runs in the stub while its model initializes, and OpenMP has not started threads.
     """
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "fork")
+
+
+def end(reason: str) -> None:
+    """End this process, which cannot do its work any more, so that whoever watches it starts another."""
+    logger.critical("the stub ends: %s", reason)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def server_pid() -> int:
