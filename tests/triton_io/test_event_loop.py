@@ -48,3 +48,22 @@ def test_closing_lets_running_coroutines_clean_up() -> None:
     assert begun.wait(60)
     loop.close()
     assert cleaned.is_set()
+
+
+async def stop_the_loop() -> None:
+    asyncio.get_running_loop().stop()
+
+
+def test_a_loop_that_ends_by_itself_takes_its_process_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended, reasons = threading.Event(), list[str]()
+    monkeypatch.setattr("stretto.triton_io.stub.end", lambda reason: (reasons.append(reason), ended.set()))
+    EventLoop("language model").start(stop_the_loop())
+    assert ended.wait(60)
+    assert reasons == ["the event loop of the language model has ended"]
+
+
+def test_a_loop_that_is_closed_takes_nothing_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons: list[str] = []
+    monkeypatch.setattr("stretto.triton_io.stub.end", reasons.append)
+    EventLoop("language model").close()
+    assert reasons == []

@@ -6,6 +6,8 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from stretto.triton_io import stub
+
 T = TypeVar("T")
 
 
@@ -14,7 +16,8 @@ class EventLoop:
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -27,10 +30,18 @@ class EventLoop:
 
     def close(self) -> None:
         """Cancel what still runs, let it clean up, and end the thread."""
+        self._is_closing = True
         self.run(self._cancel_others())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_forever()
+        finally:
+            if not self._is_closing:
+                stub.end(f"the event loop of the {self._thread.name} has ended")
 
     def _hear(self, done: "Future[None]") -> None:
         if not done.cancelled() and (error := done.exception()) is not None:
