@@ -62,7 +62,7 @@ class SpeechArm:
     def __init__(self, engine_args: EngineConfig):
         self._engine = SteppedEngine(vllm_config(engine_args))
         self._preprocessor = Preprocessor(engine_args.checkpoint)
-        self._rules = self._engine.scheduler.replies.rules
+        self._rules = self._engine.scheduler.table.rules
 
     def _prompts(self, number: int, frames: int, scale: float) -> list[Prompt]:
         texts = [f"The train to Oslo leaves in {index + 10} minutes." for index in range(number)]

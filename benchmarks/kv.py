@@ -46,7 +46,7 @@ class Usage:
         pool = scheduler.kv_cache_manager.block_pool
         self.block_steps += pool.num_gpu_blocks - 1 - pool.get_num_free_blocks()  # vLLM keeps one for itself
         for request in scheduler.running:
-            stats, is_half = request.prefill_stats, scheduler.replies[request.request_id].is_unconditional
+            stats, is_half = request.prefill_stats, scheduler.table[request.request_id].is_unconditional
             if is_half and stats is not None:
                 self.contexts[request.request_id] = (request.num_prompt_tokens, stats.num_local_cached_tokens)
 
@@ -70,7 +70,7 @@ class KvArm:
         while prompts or engine.scheduler.has_requests():
             while prompts and (arguments.requests - len(prompts)) * arguments.stagger <= step:
                 prompt = prompts.pop(0)
-                rules = engine.scheduler.replies.rules
+                rules = engine.scheduler.table.rules
                 engine.add([prompt.rows[:, 0].tolist()], [sampling_params(prompt, rules)])
             engine.step()
             usage.look(engine.scheduler)

@@ -60,7 +60,7 @@ class LayoutArm:
 
     def __init__(self, folder: Path, layout: str, max_requests: int):
         self.family, self._task, self._engine = layout_engine(folder, layout, max_requests)
-        self._rules = self._engine.scheduler.replies.rules
+        self._rules = self._engine.scheduler.table.rules
         self._watch = watch(self._engine)
         self._num_runs = 0
 

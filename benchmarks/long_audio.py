@@ -86,7 +86,7 @@ class LongReplies:
         self._engine = SteppedEngine(vllm_config(EngineConfig(folder, arguments)))
         for cache in self._engine.runner.kv_caches:
             cache.zero_()
-        self._rules = self._engine.scheduler.replies.rules
+        self._rules = self._engine.scheduler.table.rules
         self._guidance_scale = guidance_scale
         self._read_behind = list[torch.Tensor]()
         model = self._engine.runner.model

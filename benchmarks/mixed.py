@@ -85,7 +85,7 @@ class MixedArm:
         return {"guest_wait_s": statistics.median(waits), "guest_wait_max_s": max(waits), "crowd_s": done - begun}
 
     def _add(self, prompt: Prompt) -> str:
-        rules = self._engine.scheduler.replies.rules
+        rules = self._engine.scheduler.table.rules
         (request_id,) = self._engine.add([prompt.rows[:, 0].tolist()], [sampling_params(prompt, rules)])
         return request_id
 

@@ -56,7 +56,7 @@ class OverloadArm:
 
     def __init__(self, folder: Path, layout: str, max_requests: int):
         self.family, self._task, self._engine = layout_engine(folder, layout, max_requests)
-        self._engine.scheduler.governor.clock = time.process_time
+        self._engine.scheduler.guidance.load.clock = time.process_time
         self._random = np.random.default_rng(0)
 
     def _prompt(self, arguments: argparse.Namespace, policy: GuidancePolicy, seed: int) -> Prompt:
@@ -70,8 +70,8 @@ class OverloadArm:
 
     def run(self, number: int, policy: GuidancePolicy, arguments: argparse.Namespace) -> list[Listener]:
         """What the listeners of `number` streams got, the first stream's first."""
-        engine, rules = self._engine, self._engine.scheduler.replies.rules
-        engine.scheduler.governor.start_over()
+        engine, rules = self._engine, self._engine.scheduler.table.rules
+        engine.scheduler.guidance.load.start_over()
         listeners: defaultdict[str, Listener] = defaultdict(Listener)
         waiting = [self._prompt(arguments, policy, seed) for seed in range(number)]
         begun = time.process_time()

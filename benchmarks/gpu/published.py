@@ -107,7 +107,7 @@ class PublishedArm:
         bursts = []
         for _ in range(1 + (1 if self._setup.is_small else ROUNDS)):
             prompts = self._prompts(number)
-            params = [sampling_params(prompt, self.engine.scheduler.replies.rules) for prompt in prompts]
+            params = [sampling_params(prompt, self.engine.scheduler.table.rules) for prompt in prompts]
             ids = self.engine.add([prompt.rows[:, 0].tolist() for prompt in prompts], params)
             bursts.append(time_burst(self.engine, ids, number, first, streams))
         return figures(bursts[1:], self.family, self._codec, number, self.frames)

@@ -51,7 +51,7 @@ class Arm:
         self._shape = shape(setup)
         args = engine_args(setup, with_compiler)
         self.engine = SteppedEngine(vllm_config(EngineConfig(write_config(folder, self._shape), args)))
-        self._rules = self.engine.scheduler.replies.rules
+        self._rules = self.engine.scheduler.table.rules
         self._random = np.random.default_rng(0)
         self._seeds = itertools.count()
 

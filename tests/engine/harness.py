@@ -53,7 +53,7 @@ class Engine:
         config = vllm_config(EngineConfig(folder, {**DEFAULTS, **engine_args}, dict(kv_share or {})))
         self.core = EngineCore(config, Executor.get_class(config), log_stats=False)
         self.scheduler = self.core.scheduler
-        self.rules = self.scheduler.replies.rules
+        self.rules = self.scheduler.table.rules
         self.num_free_blocks = self.free_blocks()
         self.num_steps = 0
         self.moved = False
@@ -134,7 +134,7 @@ class Engine:
         return (
             self.free_blocks() == self.num_free_blocks
             and not scheduler.requests
-            and len(scheduler.replies) == 0
+            and len(scheduler.table) == 0
             and not scheduler.running
             and not scheduler.waiting
             and not slots.slot_of

@@ -24,7 +24,7 @@ AUDIO_ROWS = (1, 70, 40, 3, 75, 11, 60)
 class Limits:
     """Within what an engine works; all but the first two may change from one history to the next.
 
-    num_blocks: KV blocks of 32 rows. budget: rows computed in a step. moods: seed of what the governor decides, step
+    num_blocks: KV blocks of 32 rows. budget: rows computed in a step. moods: seed of what the load decides, step
     by step: halves of adaptive replies go and come back; None: nothing.
     """
 

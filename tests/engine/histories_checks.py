@@ -60,8 +60,8 @@ def check_pairs(engine: Engine, output: SchedulerOutput) -> None:
     scheduler = engine.scheduler
     running = {request.request_id for request in scheduler.running}
     sampling = {each for each in output.num_scheduled_tokens if not scheduler.requests[each].is_prefill_chunk}
-    for request_id in scheduler.replies:
-        pair = scheduler.replies[request_id].pair
+    for request_id in scheduler.table:
+        pair = scheduler.table[request_id].pair
         if pair is None or pair.unconditional is None or request_id != pair.conditional:
             continue
         conditional, other = scheduler.requests[pair.conditional], scheduler.requests[pair.unconditional]
@@ -81,9 +81,7 @@ def check_slots(engine: Engine) -> None:
     """Every running request has a place, every half that is still to come has one kept for it."""
     scheduler = engine.scheduler
     running = {request.request_id for request in scheduler.running}
-    guided = {
-        request_id for request_id in map(conditional_of, running) if scheduler.replies[request_id].pair is not None
-    }
+    guided = {request_id for request_id in map(conditional_of, running) if scheduler.table[request_id].pair is not None}
     alone = {conditional_of(request_id) for request_id in running} - guided
     assert len(alone) + 2 * len(guided) <= scheduler.max_num_active_reqs, (alone, guided)
 

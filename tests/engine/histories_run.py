@@ -46,7 +46,7 @@ class Expected:
 
 
 class Moods:
-    """What stands for the governor, which goes by the clock: from time to time halves go, or one comes back."""
+    """What stands for the load of steps, which goes by the clock: from time to time halves go, or one comes back."""
 
     def __init__(self, seed: int | None):
         self._random = None if seed is None else np.random.default_rng(seed)
@@ -86,7 +86,7 @@ class Stage:
         engine = self._engines[key]
         engine.scheduler.max_num_running_reqs = engine.scheduler.max_num_active_reqs = limits.max_num_seqs
         engine.scheduler.max_num_scheduled_tokens = limits.budget
-        engine.scheduler.governor.decide = Moods(limits.moods)
+        engine.scheduler.guidance.load.excess = Moods(limits.moods)
         return engine
 
     def expected(self, index: int) -> Expected:

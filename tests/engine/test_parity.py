@@ -229,7 +229,7 @@ def test_an_abort_takes_both_halves_of_a_pair(checkpoint: Checkpoint, tight: Eng
 
     def abort(engine: Engine) -> None:
         for request_id in ("r0", "r2", "r4"):
-            if request_id not in aborted and engine.scheduler.replies.partner(request_id) is not None:
+            if request_id not in aborted and engine.scheduler.table.partner(request_id) is not None:
                 aborted.append(request_id)
                 engine.core.abort_requests([request_id])
 

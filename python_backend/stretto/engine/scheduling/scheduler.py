@@ -3,138 +3,266 @@
 Everything happens around the stock `schedule`. Inside its loop one hook decides, `_reserve_prefill_lookahead`: it is
 asked for every request right before KV blocks are allocated, and 0 means "not now".
 
-Replies run, wait and give way by age (within a class, where KV shares are set: `sharing.py`). This is the bound on how
-often one is overtaken: no reply waits while a younger one runs. Only a half can wait behind younger replies, the
+Replies run, wait and give way by age (within a class, where KV shares are set: `kv_shares.py`). This is the bound on
+how often one is overtaken: no reply waits while a younger one runs. Only a half can wait behind younger replies, the
 unconditional one that is created when its audio segment begins: behind those that run beside it by then, at most
 `max_num_seqs` - 2. They keep their places, as its own was kept for it, and give it their blocks, the youngest first;
 nobody joins them before it.
 """
 
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
-from vllm.v1.core.sched.request_queue import SchedulingPolicy
+from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.request import Request
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
 
-from stretto.engine.request.new_request import SpeechRequestData
-from stretto.engine.scheduling.reporting import StepReporting
-from stretto.engine.scheduling.sharing import KvSharing
+from stretto.engine.request.family import family_of
+from stretto.engine.request.pairs import UNCONDITIONAL_SUFFIX
+from stretto.engine.request.rules import SegmentRules
+from stretto.engine.scheduling.adaptive_guidance import AdaptiveGuidance
+from stretto.engine.scheduling.kv_blocks import KvBlocks
+from stretto.engine.scheduling.kv_shares import KvShares
+from stretto.engine.scheduling.planner import PairPlanner
+from stretto.engine.scheduling.request_state import RequestState
+from stretto.engine.scheduling.request_table import RequestTable
+from stretto.engine.scheduling.step_load import StepLoad
+from stretto.engine.scheduling.step_stats import StepStats, share_of
+from stretto.engine.scheduling.supported import check_supported
+from stretto.engine.scheduling.unconditional_output import UnconditionalOutput
+from stretto.engine.scheduling.waiting_queue import passing_over, put_first, put_first_behind
+from stretto.streams.segment import Segment
+
+# Asked for per row, and Python 3.11 is slow to find a member by its name.
+RUNNING, ABORTED = RequestStatus.RUNNING, RequestStatus.FINISHED_ABORTED
+TEXT, TRANSITION, AUDIO = Segment.TEXT, Segment.TRANSITION, Segment.AUDIO
+
+if TYPE_CHECKING:  # the hooks go over either of vLLM's schedulers; a type checker reads them over the simpler one
+    Base = Scheduler
+else:
+    Base = object
 
 
-class PairedScheduling(KvSharing):
-    """The mixin, over either of vLLM's schedulers."""
+class PairedScheduling(Base):
+    """The hooks: vLLM asks, the parts that `__init__` puts together decide, and what they decide is done here."""
+
+    _num_in_advance = 0  # sampled tokens that a step counts before they are known
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._check_config()
-
-    def _check_config(self) -> None:
-        config, family = self.vllm_config, self.replies.rules.family
-        if not config.use_v2_model_runner:
-            raise ValueError("the speech plugin needs vLLM's Model Runner V2: set VLLM_USE_V2_MODEL_RUNNER=1")
-        if self.policy != SchedulingPolicy.FCFS:
-            raise ValueError(f"scheduling_policy: expected fcfs, got {self.policy.value}")
-        if len(self.kv_cache_config.kv_cache_groups) != 1:
-            raise ValueError("the speech plugin supports models whose attention layers are all of one kind")
-        refused = {
-            "speculative_config": config.speculative_config is not None,
-            "pipeline_parallel_size": config.parallel_config.pipeline_parallel_size > 1,
-            "long_prefill_token_threshold": config.scheduler_config.long_prefill_token_threshold > 0,
-        }
-        if any(refused.values()):
-            raise ValueError(f"the speech plugin works without {[name for name in refused if refused[name]]}")
-        if config.max_concurrent_batches > self.replies.rules.least_rows_to_audio:
-            raise ValueError(
-                f"{family.name}: {config.max_concurrent_batches} steps in flight would outrun the "
-                f"{self.replies.rules.least_rows_to_audio} rows from its text to its audio; switch async scheduling off"
-            )
+        config = self.vllm_config
+        rules = SegmentRules(family_of(config.model_config.hf_config), self.max_model_len)
+        check_supported(config, self.kv_cache_config, rules)
+        blocks, load = KvBlocks(self.kv_cache_manager, self.block_size), StepLoad(rules.family.frame_rate)
+        self.table = RequestTable(rules, self.hash_block_size)
+        self.planner = PairPlanner(self.table, blocks, self._num_in_advance)
+        self.guidance = AdaptiveGuidance(self.table, blocks, load, config.max_concurrent_batches)
+        self.shares = KvShares(self.table, blocks, config, self.kv_cache_config)
+        self.unconditional = UnconditionalOutput(self.table, self.kv_cache_manager, self._num_in_advance)
+        self.stats = StepStats(self.table, self.guidance, blocks, share_of(config))
+        self._num_codes = rules.family.layout.num_output_streams - 1
+        # Of the step that is planned: how many rows each running request may compute, and whether others may join.
+        self._grants, self._admits = dict[str, int](), True
+        # Of the step whose output is being taken: who was in it, the codes of those who sampled, and who was cut.
+        self._scheduled: dict[str, int] = {}
+        self._codes_of: dict[str, list[int]] = {}
+        self._cut: set[str] = set()
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
-        """One step: preempt by whole pairs until it fits, let vLLM schedule, check the invariant."""
+        """One step: plan, let vLLM schedule, check the invariant, report."""
+        self.stats.begin_step()
+        self._change_guidance()
         self._plan()
-        output = super().schedule(throttle_prefills)
-        self.governor.end_schedule(output.total_num_scheduled_tokens)
-        output.scheduled_new_reqs = [self._with_history(data) for data in output.scheduled_new_reqs]
-        self._check_pairs(output)
-        is_idle = not output.num_scheduled_tokens and not any(r.num_in_flight_tokens for r in self.running)
-        if is_idle and self._tail() != self.running:
-            self._preempt(self._tail())  # halves hold blocks and wait for each other's: the youngest gives way
+        with passing_over(self.waiting, self.shares.full(self.waiting, self.running)):
+            output = super().schedule(throttle_prefills)
+        output.scheduled_new_reqs = [self.table[data.req_id].for_worker(data) for data in output.scheduled_new_reqs]
+        num_rows = output.total_num_scheduled_tokens
+        self.planner.check(output.num_scheduled_tokens, num_rows, self.running)
+        if num_rows == 0:
+            self._preempt(self.planner.stuck(self.running))
+        self.guidance.end_schedule(num_rows)
+        self.stats.end_schedule(num_rows)
         return output
+
+    def _change_guidance(self) -> None:
+        """Unconditional halves go, and come back, as their policies say."""
+        for state in self.guidance.ended():
+            self._drop_unconditional(state)
+            state.pair = None
+        dropped, restored = self.guidance.change(self.running, self.current_step)
+        for state in dropped:
+            self._drop_unconditional(state)
+        for state in restored:
+            put_first(self.waiting, self._add_unconditional(state))
+
+    def _plan(self) -> None:
+        """Grant rows for the next step; pairs give way, the youngest first, until it fits, and then nobody joins."""
+        self._admits = True
+        while True:
+            plan = self.planner.plan(self.running, self.max_num_scheduled_tokens)
+            self.running, self._grants = plan.running, plan.grants
+            put_first(self.waiting, *plan.awaited)
+            if not plan.giving_way:
+                return
+            self._preempt(plan.giving_way)
+            self._admits = False
+
+    def _preempt(self, halves: Sequence[Request]) -> None:
+        """`halves` take the head of the queue, but for those that running pairs await."""
+        now = time.monotonic()
+        for request in halves:
+            if request.status is RUNNING:
+                self.running.remove(request)
+                self._preempt_request(request, now)
+            else:  # a half that waits follows its partner
+                put_first(self.waiting, request)
+        put_first(self.waiting, *self.planner.awaited(self.running))
+
+    def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
+        super()._preempt_request(request, timestamp, drop_stale_output)
+        self.stats.count_preemption(self.table[request.request_id])
 
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
         """How many of the rows that vLLM wants to compute may be computed now."""
         grant = self._grants.get(request.request_id)
         if grant is not None:  # it ran when this step was planned
             return grant if grant < num_new_tokens else num_new_tokens
-        wanted = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
-        if not self._admits or not self._has_slot(request) or not self._has_share(request):
+        if (
+            not self._admits
+            or not self.planner.has_slot(request.request_id, self.running, self.max_num_active_reqs)
+            or not self.shares.has_room(request, self.running)
+        ):
             return 0  # vLLM's loop ends here: nobody behind `request` in the queue passes it
-        if self._may_not_finish(request):
+        wanted = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
+        if self.table.is_bound(request.request_id):  # it samples once both halves run
             wanted = min(wanted, request.num_tokens - num_computed_tokens - 1)
         return wanted
-
-    def _may_not_finish(self, request: Request) -> bool:
-        """Whether `request` enters a step without its last row: halves sample only once both run."""
-        return self.replies[request.request_id].params.is_unconditional or self._guidance_has_begun(request)
-
-    def _has_slot(self, request: Request) -> bool:
-        """Whether `request` finds a run slot, with those kept free that the halves of running pairs will need."""
-        self._count_running()
-        pair = self.replies[request.request_id].pair
-        needed = 1
-        if pair is not None:
-            needed = 0 if pair.other(request.request_id) in self._running_ids else 2
-        return len(self.running) + self._owed + needed <= self.max_num_active_reqs
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
         """vLLM's lookup, a block shorter where it would leave a half with nothing to compute before it may sample."""
         blocks, num_tokens, boundary, diverged = super()._get_local_prefix_cache_hit(request)
-        if num_tokens > 0 and request.num_tokens - num_tokens < 2 and self._may_not_finish(request):
+        if num_tokens > 0 and request.num_tokens - num_tokens < 2 and self.table.is_bound(request.request_id):
             num_tokens -= self.block_size
             blocks = self.kv_cache_manager.truncate_computed_blocks(blocks, num_tokens)
         return blocks, num_tokens, boundary, diverged
 
-    def _with_history(self, data: NewRequestData) -> SpeechRequestData:
-        reply = self.replies[data.req_id]
-        if reply.queue_s is None:
-            reply.queue_s = time.time() - reply.request.arrival_time
-        return SpeechRequestData.of(data, reply.params, reply.history.rows(0, reply.request.num_tokens))
+    def add_request(self, request: Request) -> None:
+        """Put a request in the queue; where its reply begins with audio, the unconditional half behind it."""
+        state = self.table.add(request)
+        self.guidance.add(state)
+        super().add_request(request)
+        if state.tracker.segment is AUDIO and state.pair is not None and self.guidance.begins(state, self.current_step):
+            self._add_unconditional(state)
 
-    def _check_pairs(self, output: SchedulerOutput) -> None:
-        """The invariant: a half that samples a guided row has its other half sample in the same step."""
-        scheduled, steady = output.num_scheduled_tokens, self._steady
-        if (
-            steady is not None
-            and len(steady) == len(self.running) == len(scheduled) == output.total_num_scheduled_tokens
-        ):
-            return  # all that run decode a row each, and every pair among them is whole
-        for request_id in scheduled:
-            pair, request = self.replies[request_id].pair, self.requests[request_id]
-            if pair is None or request.is_prefill_chunk:
-                continue
-            conditional = self.requests[pair.conditional]
-            sampled = conditional.num_output_tokens + conditional.num_output_placeholders - self._placeholders
-            if request is conditional and sampled < pair.first_output:
-                continue
-            other = pair.other(request_id)
-            samples = other in scheduled and not self.requests[other].is_prefill_chunk
-            assert samples, f"{request_id} would sample without {other}: {scheduled}, output {sampled} of {pair}"
+    def _add_unconditional(self, state: RequestState) -> Request:
+        request = self.table.add_unconditional(state)
+        super().add_request(request)
+        return request
+
+    def _drop_unconditional(self, state: RequestState) -> None:
+        """Take the unconditional half from the engine, with its blocks and its slot; `state` goes on alone."""
+        super().finish_requests(self.table.drop_unconditional(state), ABORTED)
+
+    def finish_requests(self, request_ids: Any, finished_status: RequestStatus) -> list[Request]:
+        """Finish requests and, with each, the other half of its pair."""
+        if request_ids is None:
+            request_ids = self.requests
+        ids = self.table.with_partners([request_ids] if isinstance(request_ids, str) else request_ids)
+        finished = super().finish_requests(ids, finished_status)
+        for request_id in ids:
+            self._forget(request_id)
+        if finished:  # there may be nothing left to do, and no step to say so
+            self.stats.report(self.running, len(self.waiting))
+        return [request for request in finished if not request.request_id.endswith(UNCONDITIONAL_SUFFIX)]
+
+    def _forget(self, request_id: str) -> None:
+        self.table.remove(request_id)
+        self.guidance.remove(request_id)
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
+        """Let vLLM take the step's tokens, each with its codes, and send whole rows to whom they are for."""
+        self._scheduled = scheduler_output.num_scheduled_tokens
+        self._codes_of, self._cut = _take_codes(model_runner_output)
+        others = self.unconditional.take(model_runner_output, self._codes_of, self._scheduled)
+        scheduler_output.num_scheduled_tokens = others
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        scheduler_output.num_scheduled_tokens = self._scheduled
+        for core_outputs in outputs.values():
+            core_outputs.outputs = [
+                output for output in core_outputs.outputs if output.finish_reason is None or self._complete(output)
+            ]
+        self.stats.end_step(scheduler_output.total_num_scheduled_tokens, self.running, len(self.waiting))
+        return outputs
+
+    def _update_request_with_output(
+        self, request: Request, new_token_ids: list[int], is_stale: bool = False
+    ) -> tuple[list[int], bool]:
+        """Take the codes before vLLM takes the token, as the block hash of a row covers both; then send the whole row.
+
+        Of an unconditional half nothing is sent, and vLLM makes no output for it.
+        """
+        request_id = request.request_id
+        state, codes = self.table.get(request_id), self._codes_of.get(request_id)
+        if state is None or codes is None:
+            return super()._update_request_with_output(request, new_token_ids, is_stale)
+        state.history.put(request.num_tokens, codes)
+        (token_id,), stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
+        if state.is_unconditional:
+            return [], stopped
+        state.was_cut |= request_id in self._cut
+        return [*self._follow(state, token_id), token_id, *codes[: self._num_codes]], stopped
+
+    def _follow(self, state: RequestState, token_id: int) -> tuple[int, ...]:
+        """Move `state` on past its newest row; returns the mark that goes before the row, if any."""
+        segment = state.tracker.push(token_id)
+        if segment is TEXT:
+            begins = state.tracker.audio_start >= 0 and state.pair is not None
+            if begins and self.guidance.begins(state, self.current_step):
+                put_first_behind(self.waiting, self._add_unconditional(state), state.request)
+        elif segment is not TRANSITION and state.asks_for_guidance:
+            return state.note_guidance(state.partner_id in self._scheduled)
+        return ()
+
+    def _complete(self, output: EngineCoreOutput) -> bool:
+        """Put the trailer behind the last row, which `output` is; whether it is for the client at all."""
+        request_id = output.request_id
+        if request_id.endswith(UNCONDITIONAL_SUFFIX):
+            self._forget(request_id)
+            return False
+        state, partner = self.table.get(request_id), self.table.partner(request_id)
+        if state is not None:
+            output.new_token_ids = [*output.new_token_ids, *state.trailer()]
+        if partner is not None:
+            super().finish_requests(partner, ABORTED)
+            self._forget(partner)
+        self._forget(request_id)
+        return True
 
 
-class SpeechScheduler(StepReporting, PairedScheduling, Scheduler):
+class SpeechScheduler(PairedScheduling, Scheduler):
     """One step at a time."""
 
 
-class SpeechAsyncScheduler(StepReporting, PairedScheduling, AsyncScheduler):
+class SpeechAsyncScheduler(PairedScheduling, AsyncScheduler):
     """The next step is scheduled while one is in flight."""
 
-    _placeholders = 1
+    _num_in_advance = 1
 
-    def _append(self, request: Request, token_ids: list[int]) -> None:
-        super()._append(request, token_ids)
-        request.num_output_placeholders -= len(token_ids)
-        self.kv_cache_manager.cache_blocks(request, request.num_computed_tokens - request.num_output_placeholders)
+
+def _take_codes(output: ModelRunnerOutput) -> tuple[dict[str, list[int]], set[str]]:
+    """The codes, streams 1 ..., of each request's row, and whose segment a limit closed there.
+
+    They come as log-probabilities, which vLLM must not see.
+    """
+    if output.logprobs is None:
+        return {}, set()
+    logprobs, output.logprobs = output.logprobs, None
+    cut = {output.req_ids[index] for index in logprobs.sampled_token_ranks.nonzero()[0]}
+    return dict(zip(output.req_ids, logprobs.logprob_token_ids.tolist(), strict=True)), cut

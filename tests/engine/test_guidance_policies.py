@@ -58,8 +58,8 @@ def test_a_half_that_is_done_leaves_its_blocks_and_its_slot(checkpoint: Checkpoi
 
     def look(running: Engine) -> None:
         scheduler = running.scheduler
-        if len(scheduler.requests) == 1 and scheduler.replies["r2"].limit < 1 << 60:
-            alone[scheduler.replies["r2"].next_output] = len(scheduler.replies)
+        if len(scheduler.requests) == 1 and scheduler.table["r2"].limit < 1 << 60:
+            alone[scheduler.table["r2"].next_output] = len(scheduler.table)
 
     prompts = {"r2": prompts["r2"]}
     answers = tight.run(prompts, after_step=look)
@@ -74,8 +74,8 @@ class Load:
     def __init__(self, running: Engine, step_s: Callable[[int], float]):
         self.now, self.engine, self.step_s = 0.0, running, step_s
         self.first = running.num_steps
-        running.scheduler.governor.clock = self
-        running.scheduler.governor.start_over()
+        running.scheduler.guidance.load.clock = self
+        running.scheduler.guidance.load.start_over()
 
     def __call__(self) -> float:
         self.now += self.step_s(self.engine.num_steps - self.first)
@@ -109,17 +109,17 @@ def adaptive(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Iterator
 
 def test_halves_go_while_steps_are_slow_and_come_back(checkpoint: Checkpoint, adaptive: Engine) -> None:
     prompts = {f"r{i}": long_speech(checkpoint, i, policy="adaptive" if i else "always") for i in range(4)}
-    period_s, scheduler = 1 / checkpoint.family.frame_rate, adaptive.scheduler
+    period_s, guidance = 1 / checkpoint.family.frame_rate, adaptive.scheduler.guidance
     Load(adaptive, lambda step: period_s * (2 if step < 50 else 0.2))
-    dropped, restored = scheduler.num_dropped_halves, scheduler.num_restored_halves
+    dropped, restored = guidance.num_dropped, guidance.num_restored
     answers = adaptive.run(prompts, arrivals={"r3": 30})
     for request_id, prompt in prompts.items():
         check_adaptive(checkpoint, prompt, answers[request_id], 192)
     assert answers["r0"].changes == []
     assert all(answers[name].changes for name in ("r1", "r2", "r3"))
     assert any(len(answers[name].changes) > 1 for name in prompts), "none came back"
-    assert scheduler.num_dropped_halves - dropped == 3
-    assert 0 < scheduler.num_restored_halves - restored <= 3
+    assert guidance.num_dropped - dropped == 3
+    assert 0 < guidance.num_restored - restored <= 3
     assert adaptive.is_clean()
 
 
@@ -130,7 +130,7 @@ def test_the_youngest_goes_first_and_the_oldest_comes_back_first(checkpoint: Che
     alone = list[tuple[str, ...]]()
 
     def look(running: Engine) -> None:
-        names = tuple(sorted(running.scheduler.replies.dropped))
+        names = tuple(sorted(running.scheduler.guidance.dropped))
         if not alone or alone[-1] != names:
             alone.append(names)
 
@@ -162,5 +162,5 @@ def test_changes_survive_preemption_and_aborts(checkpoint: Checkpoint, tight: En
         if request_id not in aborts or answers[request_id].trailer:
             check_adaptive(checkpoint, prompt, answers[request_id], 160)
     assert tight.is_clean()
-    replies = tight.scheduler.replies
-    assert (replies.limited, replies.dropped, replies.returning, replies.num_adaptive) == ({}, {}, {}, 0)
+    guidance = tight.scheduler.guidance
+    assert (guidance.limited, guidance.dropped, guidance.returning, guidance.adaptive) == ({}, {}, {}, set())

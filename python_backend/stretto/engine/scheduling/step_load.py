@@ -1,4 +1,4 @@
-"""When adaptive guidance gives way and when it comes back, decided from how long the engine's steps take.
+"""How long the engine's steps take against the time that a frame lasts, and what follows for guidance.
 
 A step makes one frame of every reply, so a step that takes longer than a frame lasts lets every listener run dry.
 """
@@ -17,7 +17,7 @@ AVERAGED_STEPS = 16
 RESTORE_BELOW = 0.85
 
 
-class Governor:
+class StepLoad:
     """Follows the average time of a step against `period_s`, which is infinite for a family without a frame rate."""
 
     def __init__(self, frame_rate: float, clock: Callable[[], float] = time.perf_counter):
@@ -40,7 +40,7 @@ class Governor:
         if num_rows == 0:
             self._began_s = None
 
-    def decide(self, num_rows: int) -> int:
+    def excess(self, num_rows: int) -> int:
         """How many halves to drop, or, below 0, to take back, when a step decodes `num_rows` rows."""
         if self.step_s > self.period_s and self._num_steps >= SETTLE_STEPS:
             # As if all of a step's time went with its rows: too few, then, and the rest at the next decision.

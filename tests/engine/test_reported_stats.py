@@ -1,10 +1,10 @@
-"""The scheduler's figures follow what it does."""
+"""The scheduler's stats follow what it does."""
 
 from collections.abc import Iterator
 
 import pytest
 from stretto.engine.request.shared_stats import KEY, EngineStats, SharedStats
-from stretto.engine.scheduling import reporting
+from stretto.engine.scheduling import step_stats
 from stretto.families.tiny.family import TINY
 
 from tests.engine.harness import Engine
@@ -30,20 +30,20 @@ def engine(
     running.shutdown()
 
 
-def test_figures_add_up(engine: Engine, shared: SharedStats, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reporting, "PERIOD_S", 0.0)
+def test_stats_add_up(engine: Engine, shared: SharedStats, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_stats, "PERIOD_S", 0.0)
     prompts = {f"r{index}": make_prompt(TINY, index, "tts", guidance_scale=2.0) for index in range(6)}
     seen: list[EngineStats] = []
-    before = engine.scheduler.figures.engine_steps_total
+    before = engine.scheduler.stats.values.engine_steps_total
     answers = engine.run(prompts, after_step=lambda _: seen.append(shared.read()))
     last = seen[-1]
     assert before + 50 < last.engine_steps_total <= engine.num_steps
     assert 0 < last.engine_busy_seconds_total < 60
     assert 0 < last.step_seconds < 5
-    assert max(figures.running_pairs for figures in seen) == 2
-    assert max(figures.held_pairs for figures in seen) >= 1
-    assert max(figures.waiting_requests for figures in seen) >= 2
-    assert 0.5 < max(figures.kv_usage for figures in seen) <= 1
+    assert max(stats.running_pairs for stats in seen) == 2
+    assert max(stats.held_pairs for stats in seen) >= 1
+    assert max(stats.waiting_requests for stats in seen) >= 2
+    assert 0.5 < max(stats.kv_usage for stats in seen) <= 1
     assert (last.running_requests, last.running_pairs, last.held_pairs, last.kv_usage) == (0, 0, 0, 0)
     rows = sum(len(prompt.rows) + len(answers[name].rows) for name, prompt in prompts.items())
     assert last.engine_rows_total > rows
@@ -54,18 +54,18 @@ def test_figures_add_up(engine: Engine, shared: SharedStats, monkeypatch: pytest
 def test_the_last_step_is_shown_however_soon_it_comes(
     engine: Engine, shared: SharedStats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reporting, "PERIOD_S", 1e9)
+    monkeypatch.setattr(step_stats, "PERIOD_S", 1e9)
     seen: list[EngineStats] = []
     engine.run({"one": make_prompt(TINY, 0, "tts")}, after_step=lambda _: seen.append(shared.read()))
-    assert seen[-1].engine_steps_total == engine.scheduler.figures.engine_steps_total > seen[0].engine_steps_total
-    assert len({figures.engine_steps_total for figures in seen}) <= 3
+    assert seen[-1].engine_steps_total == engine.scheduler.stats.values.engine_steps_total > seen[0].engine_steps_total
+    assert len({stats.engine_steps_total for stats in seen}) <= 3
     assert seen[-1].running_requests == 0
 
 
 def test_after_an_abort_nothing_is_shown_as_running(
     engine: Engine, shared: SharedStats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reporting, "PERIOD_S", 0.0)
+    monkeypatch.setattr(step_stats, "PERIOD_S", 0.0)
     prompt = make_prompt(TINY, 0, "tts", guidance_scale=2.0)
     shown: list[float] = []
     engine.run({"one": prompt}, aborts={"one": 12}, after_step=lambda _: shown.append(shared.read().running_requests))

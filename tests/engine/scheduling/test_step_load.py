@@ -1,26 +1,26 @@
 """Halves go when steps are slower than frames, and come back only when there is time to spare."""
 
 import pytest
-from stretto.engine.scheduling.governor import AVERAGED_STEPS, RESTORE_STEPS, SETTLE_STEPS, Governor
+from stretto.engine.scheduling.step_load import AVERAGED_STEPS, RESTORE_STEPS, SETTLE_STEPS, StepLoad
 
 PERIOD_S = 0.02
 
 
 class Steps:
-    """A governor and a clock of its own."""
+    """A load and a clock of its own."""
 
     def __init__(self, frame_rate: float = 1 / PERIOD_S) -> None:
         self.now = 100.0
-        self.governor = Governor(frame_rate, clock=lambda: self.now)
-        self.governor.begin_step(is_counted=True)
+        self.load = StepLoad(frame_rate, clock=lambda: self.now)
+        self.load.begin_step(is_counted=True)
 
     def run(self, *step_s: float, num_rows: int = 10, is_counted: bool = True) -> int:
         """Steps of so many seconds; the decision after the last."""
         for seconds in step_s:
-            self.governor.end_schedule(num_rows)
+            self.load.end_schedule(num_rows)
             self.now += seconds
-            self.governor.begin_step(is_counted)
-        return self.governor.decide(num_rows)
+            self.load.begin_step(is_counted)
+        return self.load.excess(num_rows)
 
 
 def test_nothing_is_decided_before_steps_have_been_seen() -> None:
@@ -43,7 +43,7 @@ def test_one_half_comes_back_when_a_step_with_it_would_leave_room() -> None:
     steps = Steps()
     assert steps.run(*[0.0152] * (RESTORE_STEPS - 1)) == 0
     assert steps.run(0.0152) == -1
-    steps.governor.start_over()
+    steps.load.start_over()
     assert steps.run(*[0.0152] * (RESTORE_STEPS - 1)) == 0
     assert steps.run(0.0152) == -1
 

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from stretto.engine.request.pairs import UNCONDITIONAL_SUFFIX, unconditional_audio
-from stretto.engine.scheduling.replies import Reply
+from stretto.engine.request.pairs import UNCONDITIONAL_SUFFIX
+from stretto.engine.scheduling.request_state import RequestState
+from stretto.engine.scheduling.unconditional import unconditional_audio
 from stretto.families.tiny.family import TINY
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -27,10 +28,10 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     running.shutdown()
 
 
-def rows_of(reply: Reply, first: int, last: int) -> np.ndarray:
+def rows_of(state: RequestState, first: int, last: int) -> np.ndarray:
     """Rows first ... last - 1 of all streams, prompt included, [last - first, S]."""
-    tokens = np.asarray(reply.request.all_token_ids[first:last], np.int32)
-    return np.concatenate([tokens[:, None], reply.history.rows(first, last)], 1)
+    tokens = np.asarray(state.request.all_token_ids[first:last], np.int32)
+    return np.concatenate([tokens[:, None], state.history.rows(first, last)], 1)
 
 
 def test_vllm_s_loop_sees_the_steps_in_which_a_half_reads_its_context_alone(
@@ -61,15 +62,15 @@ def test_a_half_has_taken_the_rows_of_its_partner_as_it_sees_them(engine: Engine
 
     def compare(running: Engine) -> None:
         nonlocal compared
-        replies = running.scheduler.replies
-        for half in [reply for reply in replies.values() if reply.is_unconditional]:
-            reply = replies[half.pair.conditional]
-            number = min(half.request.num_output_tokens, reply.request.num_output_tokens - half.pair.first_output)
+        table = running.scheduler.table
+        for half in [state for state in table.values() if state.is_unconditional]:
+            state = table[half.pair.conditional]
+            number = min(half.request.num_output_tokens, state.request.num_output_tokens - half.pair.first_output)
             if number > 0:
                 first, last = half.request.num_prompt_tokens, half.request.num_prompt_tokens + number
-                seen = unconditional_audio(rows_of(reply, first, last), TINY)
+                seen = unconditional_audio(rows_of(state, first, last), TINY)
                 assert np.array_equal(rows_of(half, first, last), seen)
-                assert half.request.num_in_flight_tokens == reply.request.num_in_flight_tokens
+                assert half.request.num_in_flight_tokens == state.request.num_in_flight_tokens
                 compared += 1
 
     engine.run(PROMPTS, after_step=compare)

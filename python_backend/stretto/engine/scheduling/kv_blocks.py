@@ -1,0 +1,27 @@
+"""KV blocks, counted: what is free, what a request holds, what rows need."""
+
+from vllm.v1.core.kv_cache_manager import KVCacheManager
+
+
+class KvBlocks:
+    """vLLM's cache manager, asked for numbers."""
+
+    def __init__(self, manager: KVCacheManager, block_size: int):
+        self._manager, self._block_size = manager, block_size
+
+    def num_free(self) -> int:
+        """Blocks that nobody holds."""
+        return self._manager.block_pool.get_num_free_blocks()
+
+    def num_held(self, request_id: str) -> int:
+        """Blocks of a running request."""
+        return len(self._manager.get_blocks(request_id).blocks[0])
+
+    def needed(self, num_rows: int) -> int:
+        """Blocks for so many rows."""
+        return -(-num_rows // self._block_size)
+
+    @property
+    def usage(self) -> float:
+        """The share of the blocks in use."""
+        return self._manager.usage

@@ -1,0 +1,143 @@
+"""The requests that the scheduler holds, and the unconditional ones that it makes beside them."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+from vllm.v1.request import Request
+
+from stretto.engine.request.pairs import partner_of
+from stretto.engine.request.params import SpeechParams
+from stretto.engine.request.rules import SegmentRules
+from stretto.engine.request.tracker import SegmentTracker
+from stretto.engine.scheduling.block_hash import row_block_hasher
+from stretto.engine.scheduling.history import RowHistory
+from stretto.engine.scheduling.request_state import GuidancePair, RequestState
+from stretto.engine.scheduling.unconditional import unconditional_audio, unconditional_rows
+from stretto.streams.segment import Segment
+
+
+class RequestTable(dict[str, RequestState]):
+    """The state of every request by its id; one is added and removed with vLLM's request.
+
+    revision: goes up whenever a pair gets a half, loses one, or is held until it gets one.
+    """
+
+    def __init__(self, rules: SegmentRules, hash_block_size: int):
+        super().__init__()
+        self.rules = rules
+        self.revision = 0
+        self._hash_block_size = hash_block_size
+
+    def add(self, request: Request) -> RequestState:
+        """The state of a request that has just arrived."""
+        family = self.rules.family
+        assert request.sampling_params is not None
+        extra_args = request.sampling_params.extra_args
+        assert extra_args is not None, f"{request.request_id} did not come through SpeechLLM"
+        params = SpeechParams.from_extra_args(extra_args, family.layout.num_input_streams)
+        task = family.task(params.task)
+        tracker = SegmentTracker(self.rules, task, request.num_prompt_tokens)
+        is_guided = params.is_guided and Segment.AUDIO in task.segments
+        pair = GuidancePair(request.request_id) if is_guided else None
+        history = RowHistory(params.codes[: request.num_prompt_tokens])
+        state = RequestState(request, params, history, tracker, pair, is_guided=is_guided)
+        self._put(state, is_caching=request._block_hasher is not None)
+        return state
+
+    def _put(self, state: RequestState, is_caching: bool) -> None:
+        request = state.request
+        self[request.request_id] = state
+        if is_caching:  # vLLM hashes the ids of stream 0 alone
+            request._block_hasher = row_block_hasher(self._hash_block_size, state.history.rows, state.params.audios)
+            request.block_hashes.clear()
+            request.update_block_hashes()
+
+    def remove(self, request_id: str) -> None:
+        """Forget a request that has ended."""
+        self.pop(request_id, None)
+
+    def partner(self, request_id: str) -> str | None:
+        """The id of the other half of `request_id`, where there is one."""
+        state = self.get(request_id)
+        return None if state is None or state.pair is None else state.pair.other(request_id)
+
+    def with_partners(self, request_ids: Iterable[str]) -> set[str]:
+        """`request_ids` and the other halves of their pairs."""
+        ids = set(request_ids)
+        return ids | {partner for request_id in ids if (partner := self.partner(request_id)) is not None}
+
+    def guidance_has_begun(self, state: RequestState) -> bool:
+        """Whether the next row that the pair of `state` samples is guided."""
+        pair = state.pair
+        return pair is not None and self[pair.conditional].next_output >= pair.first_output
+
+    def is_bound(self, request_id: str) -> bool:
+        """Whether a request samples beside the other half of its pair only."""
+        state = self[request_id]
+        return state.is_unconditional or self.guidance_has_begun(state)
+
+    def hold(self, state: RequestState) -> None:
+        """Let the pair of `state` wait for a new half."""
+        assert state.pair is not None
+        state.pair.is_held = True
+        self.revision += 1
+
+    def release(self, state: RequestState) -> None:
+        """Let the pair of `state` wait no longer."""
+        assert state.pair is not None
+        state.pair.is_held = False
+        self.revision += 1
+
+    def drop_unconditional(self, state: RequestState) -> str:
+        """Part the pair of `state`, which goes on alone; returns the id of the half that must go."""
+        assert state.pair is not None
+        request_id = state.pair.unconditional
+        assert request_id is not None, f"{state.request.request_id} has no half to release"
+        state.pair.part()
+        self.remove(request_id)
+        self.revision += 1
+        return request_id
+
+    def add_unconditional(self, state: RequestState) -> Request:
+        """The other half of `state`, which has read all rows before the audio segment, or before where that stands."""
+        pair, conditional, params = state.pair, state.request, state.params
+        assert pair is not None
+        context = self._context(state)
+        pair.first_output = len(context) - conditional.num_prompt_tokens
+        pair.unconditional, pair.is_held = partner_of(conditional.request_id), False
+        num_guided_rows = self.rules.max_guided_rows(params.sampling)
+        if num_guided_rows is not None:
+            state.limit = pair.first_output + num_guided_rows
+        params = replace(params, codes=context[:, 1:], is_unconditional=True, audios=(), num_delayed_rows=0)
+        sampling_params = copy.copy(conditional.sampling_params)
+        assert sampling_params is not None
+        sampling_params.extra_args = None
+        sampling_params.max_tokens = conditional.max_tokens - pair.first_output
+        request = Request(
+            request_id=pair.unconditional,
+            prompt_token_ids=context[:, 0].tolist(),
+            sampling_params=sampling_params,
+            pooling_params=None,
+            client_index=conditional.client_index,
+            arrival_time=conditional.arrival_time,
+            cache_salt=conditional.cache_salt,
+        )
+        half = RequestState(request, params, RowHistory(params.codes), state.tracker, pair)
+        self._put(half, is_caching=conditional._block_hasher is not None)
+        self.revision += 1
+        return request
+
+    def _context(self, state: RequestState) -> np.ndarray:
+        """The rows so far, at least all before the audio segment, as the unconditional half sees them: [n, S] int32."""
+        family, request, audio_start = self.rules.family, state.request, state.tracker.audio_start
+        known = request.num_tokens
+        num_rows = max(known, audio_start)
+        rows = np.full((num_rows, family.layout.num_input_streams), family.layout.pad_id, np.int32)
+        rows[:known, 0] = request.all_token_ids[:known]
+        rows[:known, 1:] = state.history.rows(0, known)
+        if known < num_rows:  # the forced rows, which the model has yet to read
+            rows[known:, 0] = family.transition[known - num_rows :]
+        before = unconditional_rows(rows[:audio_start], family.unconditional, family.layout.pad_id)
+        return np.concatenate([before, unconditional_audio(rows[audio_start:], family)])

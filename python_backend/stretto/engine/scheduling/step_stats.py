@@ -1,0 +1,83 @@
+"""The scheduler's own numbers, counted in every step and shared now and then."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from vllm.config import VllmConfig
+from vllm.v1.request import Request
+
+from stretto.engine.request.shared_stats import KEY, EngineStats, SharedStats
+from stretto.engine.scheduling.adaptive_guidance import AdaptiveGuidance
+from stretto.engine.scheduling.kv_blocks import KvBlocks
+from stretto.engine.scheduling.request_state import RequestState
+from stretto.engine.scheduling.request_table import RequestTable
+
+Share = Callable[[EngineStats], None]
+PERIOD_S = 0.1  # several times between two looks of whoever shows the numbers, and many steps
+
+
+class StepStats:
+    """Counts steps, and hands its numbers to `share`, if there is anything to share them with."""
+
+    def __init__(self, table: RequestTable, guidance: AdaptiveGuidance, blocks: KvBlocks, share: Share | None):
+        self._table, self._guidance, self._blocks, self._share = table, guidance, blocks, share
+        self.values = EngineStats()
+        self._begun: deque[float] = deque()  # when each step in flight was scheduled
+        self._ended = self._written = 0.0
+
+    def begin_step(self) -> None:
+        """A step is about to be scheduled."""
+        self._begun.append(time.perf_counter())
+
+    def end_schedule(self, num_rows: int) -> None:
+        """A step has been scheduled."""
+        self.values.engine_rows_total += num_rows
+
+    def end_step(self, num_rows: int, running: Sequence[Request], num_waiting: int) -> None:
+        """The oldest step in flight has ended: how things stand after it."""
+        begun, now, values = self._begun.popleft(), time.perf_counter(), self.values
+        if num_rows > 0:
+            values.step_seconds = now - begun
+            # Steps in flight overlap: what counts is the time since the step before ended.
+            values.engine_busy_seconds_total += min(values.step_seconds, now - self._ended)
+            values.engine_steps_total += 1
+            self._ended = now
+        if now - self._written >= PERIOD_S or not running:
+            self._written = now
+            self.report(running, num_waiting)
+
+    def count_preemption(self, state: RequestState) -> None:
+        """A request has been preempted; a pair counts with its conditional half."""
+        self.values.preemptions_total += 1
+        self.values.preempted_pairs_total += state.asks_for_guidance and not state.is_unconditional
+
+    def report(self, running: Sequence[Request], num_waiting: int) -> None:
+        """Write down how things stand."""
+        if self._share is not None:
+            self._describe({request.request_id for request in running}, num_waiting)
+            self._share(self.values)
+
+    def _describe(self, running: set[str], num_waiting: int) -> None:
+        values = self.values
+        pairs = [pair for pair in (self._table[request_id].pair for request_id in running) if pair is not None]
+        both = sum(pair.unconditional in running and pair.conditional in running for pair in pairs)
+        values.running_requests = len(running)
+        values.waiting_requests = num_waiting
+        values.running_pairs = both / 2
+        # A half runs, and its other half exists and does not.
+        values.held_pairs = sum(pair.unconditional is not None for pair in pairs) - both
+        values.dropped_halves_total = self._guidance.num_dropped
+        values.restored_halves_total = self._guidance.num_restored
+        values.kv_usage = self._blocks.usage
+
+
+def share_of(config: VllmConfig) -> Share | None:
+    """Writes this scheduler's line of the memory that `SpeechLLM` made; None where it made none."""
+    parallel, options = config.parallel_config, config.additional_config
+    path = options.get(KEY) if isinstance(options, dict) else None
+    if path is None:
+        return None
+    return partial(SharedStats(Path(path), parallel.data_parallel_size).write, parallel.data_parallel_rank)

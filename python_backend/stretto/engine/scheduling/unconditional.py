@@ -1,0 +1,27 @@
+"""What the unconditional half of a pair reads in the place of the conditional one's rows."""
+
+import numpy as np
+
+from stretto.families.base import Family, UnconditionalContext
+
+
+def unconditional_rows(rows: np.ndarray, context: UnconditionalContext, pad_id: int) -> np.ndarray:
+    """The context that the unconditional half sees, from the conditional one's rows [n, S]."""
+    hidden = rows.copy()
+    middle = slice(context.keep_first, max(context.keep_first, len(rows) - context.keep_last))
+    hidden[middle] = pad_id
+    hidden[middle, 0] = context.null_id
+    return hidden
+
+
+def unconditional_audio(rows: np.ndarray, family: Family) -> np.ndarray:
+    """What the unconditional half reads of the conditional one's audio rows [n, S]."""
+    context, layout = family.unconditional, family.layout
+    hidden = rows.copy()
+    for stream in context.hidden_streams:
+        if stream > 0:
+            hidden[:, stream] = layout.pad_id
+        else:
+            ids = layout.audio[0]
+            hidden[(rows[:, 0] >= ids.start) & (rows[:, 0] < ids.stop), 0] = context.null_id
+    return hidden

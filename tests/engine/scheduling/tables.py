@@ -1,0 +1,92 @@
+"""Requests in a table, without an engine: what the parts of the scheduler are given in their tests."""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from stretto.engine.environment import prepare_environment
+from stretto.engine.request.rules import SegmentRules
+from stretto.streams.segment import Segment
+
+from tests.engine.prompts import make_prompt
+from tests.speech_families import EIGHT_STREAMS as FAMILY
+
+prepare_environment()
+
+from stretto.engine.request.params import sampling_params  # noqa: E402
+from stretto.engine.scheduling.request_state import RequestState  # noqa: E402
+from stretto.engine.scheduling.request_table import RequestTable  # noqa: E402
+from vllm.v1.core.sched.request_queue import FCFSRequestQueue  # noqa: E402
+from vllm.v1.request import Request, RequestStatus  # noqa: E402
+
+RULES = SegmentRules(FAMILY, 160)
+BLOCK = 4
+CODES = [0] * (FAMILY.layout.num_input_streams - 1)
+
+
+@dataclass
+class FakeBlocks:
+    """Stands for `KvBlocks`: so many blocks of four rows are free."""
+
+    free: int = 1000
+    held: dict[str, int] = field(default_factory=dict)
+    usage: float = 0.25
+
+    def num_free(self) -> int:
+        return self.free
+
+    def num_held(self, request_id: str) -> int:
+        return self.held.get(request_id, 0)
+
+    def needed(self, num_rows: int) -> int:
+        return -(-num_rows // BLOCK)
+
+
+def table() -> RequestTable:
+    return RequestTable(RULES, BLOCK)
+
+
+def no_hashes(request: Request) -> list:
+    """A hasher that says that blocks are hashed at all."""
+    return []
+
+
+def arrive(into: RequestTable, request_id: str, task: str = "speak", num_rows: int = 8, **changes: object) -> Request:
+    """A request that has just come, guided unless `changes` of its sampling say otherwise."""
+    prompt = make_prompt(FAMILY, 0, task, **{"guidance_scale": 2.0, **changes})
+    prompt = replace(prompt, rows=np.resize(prompt.rows, (num_rows, prompt.rows.shape[1])))
+    request = Request(
+        request_id, prompt.rows[:, 0].tolist(), sampling_params(prompt, RULES), None, block_hasher=no_hashes
+    )
+    into.add(request)
+    return request
+
+
+def run(*requests: Request) -> list[Request]:
+    """These, running, with all rows read but the newest."""
+    for request in requests:
+        request.status = RequestStatus.RUNNING
+        request.num_computed_tokens = request.num_tokens - 1
+        request.is_prefill_chunk = False
+    return list(requests)
+
+
+def speak(state: RequestState, num_rows: int = 1) -> None:
+    """Rows of the audio segment, sampled and read."""
+    for _ in range(num_rows):
+        assert state.tracker.segment is Segment.AUDIO
+        token_id = FAMILY.layout.audio[0].start + 1
+        state.history.put(state.request.num_tokens, CODES)
+        state.request.append_output_token_ids(token_id)
+        state.request.num_computed_tokens += 1
+        if not state.is_unconditional:
+            state.tracker.push(token_id)
+
+
+def pair(into: RequestTable, request_id: str, **changes: object) -> tuple[Request, Request]:
+    """Both halves of a reply that begins with audio."""
+    request = arrive(into, request_id, **changes)
+    return request, into.add_unconditional(into[request_id])
+
+
+def queue(*requests: Request) -> FCFSRequestQueue:
+    return FCFSRequestQueue(requests)

@@ -1,0 +1,157 @@
+"""Halves go and come back by whole rows, the youngest first and the oldest first."""
+
+from stretto.engine.scheduling.adaptive_guidance import AdaptiveGuidance, GuidanceChanges
+from stretto.engine.scheduling.request_table import RequestTable
+from vllm.v1.request import Request, RequestStatus
+
+from tests.engine.scheduling.tables import FakeBlocks, arrive, pair, run, speak, table
+
+NOTHING = GuidanceChanges()
+LAG = 2
+
+
+class FakeLoad:
+    """Stands for `StepLoad`: so many halves are too many, or, below 0, may come back."""
+
+    def __init__(self) -> None:
+        self.wanted = 0
+        self.num_started_over = 0
+        self.counted: list[bool] = []
+
+    def begin_step(self, is_counted: bool) -> None:
+        self.counted.append(is_counted)
+
+    def end_schedule(self, num_rows: int) -> None:
+        """Nobody asks."""
+
+    def excess(self, num_rows: int) -> int:
+        return self.wanted
+
+    def start_over(self) -> None:
+        self.num_started_over += 1
+
+
+class Scene:
+    """Replies in their audio segments, each with its half, and what the scheduler would do."""
+
+    def __init__(self, *names: str, policy: str = "adaptive", **changes: object) -> None:
+        self.table: RequestTable = table()
+        self.blocks, self.load = FakeBlocks(), FakeLoad()
+        self.guidance = AdaptiveGuidance(self.table, self.blocks, self.load, LAG)
+        self.running: list[Request] = []
+        self.step = 0
+        for name in names:
+            self.running += run(*pair(self.table, name, policy=policy, **changes))
+            self.guidance.add(self.table[name])
+
+    def change(self, wanted: int = 0) -> tuple[list[str], list[str]]:
+        """Who loses a half before the next step, and who gets one."""
+        self.step, self.load.wanted = self.step + 1, wanted
+        dropped, restored = self.guidance.change(self.running, self.step)
+        for state in dropped:
+            half = self.table.drop_unconditional(state)
+            self.running = [request for request in self.running if request.request_id != half]
+            self.guidance.remove(half)
+        for state in restored:
+            self.table.add_unconditional(state)
+        return [s.request.request_id for s in dropped], [s.request.request_id for s in restored]
+
+
+def test_the_youngest_pairs_lose_their_halves() -> None:
+    scene = Scene("a", "b", "c")
+    assert scene.change(2) == (["c", "b"], [])
+    assert list(scene.guidance.dropped) == ["c", "b"]
+    assert scene.guidance.num_dropped == 2
+    assert scene.load.num_started_over > 0
+    assert scene.change(9) == (["a"], []), "no more than there are"
+
+
+def test_nothing_is_asked_of_requests_with_another_policy() -> None:
+    scene = Scene("a", policy="always")
+    assert scene.change(5) == ([], [])
+    assert scene.guidance.adaptive == set()
+
+
+def test_the_oldest_gets_a_half_back_once_the_worker_has_let_the_old_one_go() -> None:
+    scene = Scene("a", "b")
+    scene.change(2)
+    for _ in range(LAG):
+        assert scene.change(-1) == ([], [])
+    assert scene.change(-1) == ([], ["a"])
+    assert scene.guidance.num_restored == 1
+    assert scene.change(-1) == ([], []), "one at a time"
+    speak(scene.table["a"])
+    assert scene.change() == ([], [])
+    assert not scene.guidance.returning, "it has caught up"
+    assert scene.change(-1) == ([], ["b"])
+
+
+def test_it_waits_for_the_rows_on_their_way() -> None:
+    scene = Scene("a")
+    scene.change(1)
+    scene.step += LAG
+    scene.table["a"].request.num_output_placeholders = 1
+    assert scene.change(-1) == ([], [])
+    assert scene.table["a"].pair.is_held
+    assert scene.change(9) == ([], []), "nothing else changes meanwhile"
+    scene.table["a"].request.num_output_placeholders = 0
+    assert scene.change() == ([], ["a"])
+    assert scene.load.counted[-2:] == [False, False], "such steps say nothing of how slow others are"
+
+
+def test_nobody_gives_way_to_a_half_that_comes_back() -> None:
+    scene = Scene("a")
+    scene.change(1)
+    scene.step += LAG
+    scene.blocks.free = 2
+    assert scene.change(-1) == ([], [])
+    scene.blocks.free = 3
+    assert scene.change(-1) == ([], ["a"])
+
+
+def test_one_that_is_preempted_on_its_way_back_goes_on_without() -> None:
+    scene = Scene("a")
+    scene.change(1)
+    scene.step += LAG
+    request = scene.table["a"].request
+    request.num_output_placeholders = 1
+    scene.change(-1)
+    request.status = RequestStatus.PREEMPTED
+    scene.running = []
+    assert scene.change() == ([], [])
+    assert not scene.table["a"].pair.is_held
+    assert list(scene.guidance.dropped) == ["a"]
+
+
+def test_while_older_ones_do_without_a_new_one_begins_without() -> None:
+    scene = Scene("a", "b")
+    new = arrive(scene.table, "new", policy="adaptive")
+    scene.guidance.add(scene.table["new"])
+    assert scene.guidance.begins(scene.table["new"], 1)
+    scene.change(1)
+    assert not scene.guidance.begins(scene.table["new"], 2)
+    assert list(scene.guidance.dropped) == ["b", "new"]
+    arrive(scene.table, "always", policy="always")
+    assert scene.guidance.begins(scene.table["always"], 2)
+    scene.guidance.remove(new.request_id)
+    assert list(scene.guidance.dropped) == ["b"]
+
+
+def test_guidance_for_a_time_ends_at_its_row() -> None:
+    scene = Scene("a", policy="until_s", guided_until_s=0.16)
+    state = scene.table["a"]
+    speak(state)
+    assert scene.guidance.ended() == []
+    speak(state)
+    assert scene.guidance.ended() == [state]
+    assert scene.guidance.ended() == [], "once"
+
+
+def test_who_has_ended_is_forgotten() -> None:
+    scene = Scene("a", "b")
+    scene.change(2)
+    for name in ("a", "b"):
+        scene.table.remove(name)
+        scene.guidance.remove(name)
+    guidance = scene.guidance
+    assert (guidance.limited, guidance.dropped, guidance.returning, guidance.adaptive) == ({}, {}, {}, set())

@@ -1,0 +1,54 @@
+"""What is granted never lets one half of a pair sample without the other, and wastes no budget."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+from stretto.engine.scheduling.grants import RunningRow, plan_grants
+
+
+@st.composite
+def running(draw: st.DrawFn) -> list[RunningRow]:
+    """Running requests in any order: single ones, pairs, halves whose partner does not run, halves too early."""
+    rows = []
+    remaining = st.one_of(st.just(1), st.integers(1, 40))
+    for index in range(draw(st.integers(0, 8))):
+        kind = draw(st.sampled_from(["single", "pair", "lonely", "early"]))
+        if kind == "single":
+            rows.append(RunningRow(f"s{index}", draw(remaining)))
+        elif kind == "early":
+            rows.append(RunningRow(f"e{index}", draw(remaining), may_finish=False))
+        else:
+            rows.append(RunningRow(f"c{index}", draw(remaining), f"u{index}"))
+            if kind == "pair":
+                rows.append(RunningRow(f"u{index}", draw(remaining), f"c{index}"))
+    return draw(st.permutations(rows))
+
+
+@given(running(), st.integers(0, 120))
+def test_halves_sample_together_or_not_at_all(rows: list[RunningRow], budget: int) -> None:
+    grants = plan_grants(rows, budget)
+    samples = {row.request_id: grants[row.request_id] == row.remaining for row in rows}
+    for row in rows:
+        assert 0 <= grants[row.request_id] <= row.remaining
+        if row.partner is not None:
+            assert samples[row.request_id] == samples.get(row.partner, False)
+        assert row.may_finish or not samples[row.request_id]
+    assert sum(grants.values()) <= budget
+
+
+@given(running())
+def test_with_budget_to_spare_nobody_waits_but_for_a_missing_half(rows: list[RunningRow]) -> None:
+    grants = plan_grants(rows, 10_000)
+    ids = {row.request_id for row in rows}
+    for row in rows:
+        may = row.may_finish and (row.partner is None or row.partner in ids)
+        assert grants[row.request_id] == row.remaining - (not may)
+
+
+@given(running(), st.integers(2, 120))
+def test_the_first_request_always_moves(rows: list[RunningRow], budget: int) -> None:
+    grants = plan_grants(rows, budget)
+    if rows:
+        first = rows[0]
+        both = {first.request_id, first.partner} & set(grants)
+        stuck = not first.may_finish or (first.partner is not None and len(both) == 1)
+        assert sum(grants[each] for each in both) > 0 or (stuck and first.remaining == 1)

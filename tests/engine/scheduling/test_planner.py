@@ -1,0 +1,179 @@
+"""Pairs are planned as one: what they are granted, how they are ordered, who gives way, who finds a place."""
+
+import pytest
+from stretto.engine.scheduling.planner import PairPlanner, check_pairs
+from stretto.engine.scheduling.request_table import RequestTable
+
+from tests.engine.scheduling.tables import FakeBlocks, arrive, pair, run, speak, table
+
+
+def ids(requests: object) -> list[str]:
+    return [request.request_id for request in requests]
+
+
+def planner(known: RequestTable, **blocks: object) -> tuple[PairPlanner, FakeBlocks]:
+    fake = FakeBlocks(**blocks)
+    return PairPlanner(known, fake, num_in_advance=0), fake
+
+
+def test_a_pair_runs_as_long_as_its_older_half_and_in_one_place() -> None:
+    known = table()
+    (one, one_half), (two, two_half), single = pair(known, "one"), pair(known, "two"), arrive(known, "s")
+    plan = planner(known)[0].plan(run(one_half, two, single, one, two_half), 100)
+    assert ids(plan.running) == ["one", "one#unconditional", "two", "two#unconditional", "s"]
+    assert plan.grants == dict.fromkeys(ids(plan.running), 1)
+    assert not plan.awaited
+    assert not plan.giving_way
+
+
+def test_a_half_without_its_partner_gets_all_rows_but_the_last() -> None:
+    known = table()
+    one, half = pair(known, "one")
+    run(one)[0].num_computed_tokens = 3
+    plan = planner(known)[0].plan([one], 100)
+    assert plan.grants == {"one": 4}
+    assert plan.awaited == [half]
+
+
+def test_a_pair_that_is_held_gets_no_row() -> None:
+    known = table()
+    one = arrive(known, "one", policy="adaptive")
+    plan_of = planner(known)[0].plan
+    assert plan_of(run(one), 100).grants == {"one": 1}
+    known.hold(known["one"])
+    assert plan_of([one], 100).grants == {"one": 0}
+
+
+@pytest.mark.parametrize(("free", "giving_way"), [(2, []), (1, ["two#unconditional", "two"])])
+def test_the_youngest_pair_gives_way_where_blocks_are_short(free: int, giving_way: list[str]) -> None:
+    """Two of the four are about to begin a block."""
+    known = table()
+    running = [*pair(known, "one"), *pair(known, "two")]
+    run(*running)
+    held = {"one": 2, "one#unconditional": 2, "two": 1, "two#unconditional": 1}
+    plan = planner(known, free=free, held=held)[0].plan(running, 100)
+    assert ids(plan.giving_way) == giving_way
+
+
+def test_a_half_that_waits_follows_its_partner_out() -> None:
+    known = table()
+    one, (two, half) = arrive(known, "one", guidance_scale=1.0), pair(known, "two")
+    plan = planner(known, free=0)[0].plan(run(one, two), 100)
+    assert plan.giving_way == [half, two]
+
+
+def test_blocks_are_kept_for_a_half_that_an_older_pair_awaits_and_for_none_of_the_youngest() -> None:
+    known = table()
+    (one, one_half), single = pair(known, "one"), arrive(known, "s", guidance_scale=1.0)
+    run(one, single)
+    held = {"one": 2, "s": 2}
+    plan = planner(known, free=1, held=held)[0].plan([one, single], 100)
+    assert plan.awaited == [one_half]
+    assert plan.giving_way == [single], "two blocks for the half of the older"
+    plan = planner(known, free=1, held=held)[0].plan([single, one], 100)
+    assert plan.giving_way == (), "the youngest waits for its own"
+
+
+def test_the_last_to_run_never_gives_way() -> None:
+    known = table()
+    one, half = pair(known, "one")
+    assert not planner(known, free=0)[0].plan(run(one, half), 100).giving_way
+    assert not planner(known, free=0)[0].plan([], 100).giving_way
+
+
+def test_the_last_plan_holds_while_the_same_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = table()
+    running = run(*pair(known, "one"))
+    planning, blocks = planner(known)
+    first = planning.plan(running, 100)
+    monkeypatch.setattr("stretto.engine.scheduling.planner.plan_grants", lambda *_: pytest.fail("planned again"))
+    for state in known.values():
+        speak(state)
+    assert planning.plan(running, 100).grants == first.grants
+    blocks.free = 1
+    with pytest.raises(pytest.fail.Exception, match="planned again"):
+        planning.plan(running, 100)
+
+
+@pytest.mark.parametrize(
+    "change", ["one leaves", "one comes", "a half is dropped", "a pair is held", "one came and went"]
+)
+def test_whatever_changes_who_runs_is_planned_anew(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = table()
+    one, half = pair(known, "one", policy="adaptive")
+    two, running = arrive(known, "two", guidance_scale=1.0), run(one, half)
+    run(two)
+    running.append(two)
+    planning = planner(known)[0]
+    planning.plan(running, 100)
+    if change == "one leaves":
+        running.remove(two)
+    elif change == "one comes":
+        running += run(arrive(known, "three"))
+    elif change == "a half is dropped":
+        known.drop_unconditional(known["one"])
+    elif change == "a pair is held":
+        known.hold(known["one"])
+    else:
+        planning.has_slot(arrive(known, "waits").request_id, [*running, *run(arrive(known, "passing"))], 9)
+    monkeypatch.setattr("stretto.engine.scheduling.planner.plan_grants", lambda *_: pytest.fail("planned again"))
+    with pytest.raises(pytest.fail.Exception, match="planned again"):
+        planning.plan([request for request in running if request.request_id in known], 100)
+
+
+def test_a_slot_is_kept_for_the_half_of_every_pair_that_runs() -> None:
+    known = table()
+    (one, half), single = pair(known, "one"), arrive(known, "s", guidance_scale=1.0)
+    pair(known, "two")
+    planning = planner(known)[0]
+    running = run(one)
+    planning.plan(running, 100)
+    assert planning.has_slot("one#unconditional", running, 2), "its own"
+    assert not planning.has_slot("s", running, 2)
+    assert planning.has_slot("s", running, 3)
+    assert not planning.has_slot("two", running, 3)
+    assert planning.has_slot("two", running, 4)
+    running += run(half, single)
+    assert planning.has_slot("two", running, 5)
+    assert not planning.has_slot("two", running, 4)
+
+
+def test_halves_that_wait_for_each_other_s_blocks_are_stuck_until_the_youngest_gives_way() -> None:
+    known = table()
+    (one, _), (two, two_half) = pair(known, "one"), pair(known, "two")
+    planning, running = planner(known)[0], run(one, two)
+    assert planning.stuck(running) == [two_half, two]
+    one.num_in_flight_tokens = 1
+    assert planning.stuck(running) == [], "a step is on its way"
+    assert planning.stuck(run(two)) == [], "alone, it waits for nobody"
+
+
+def test_a_half_that_would_sample_alone_is_an_error() -> None:
+    known = table()
+    one, half = run(*pair(known, "one"))
+    check_pairs(known, {"one": 1, "one#unconditional": 1}, num_in_advance=0)
+    with pytest.raises(AssertionError, match="one would sample without one#unconditional"):
+        check_pairs(known, {"one": 1}, num_in_advance=0)
+    with pytest.raises(AssertionError, match="one#unconditional would sample without one"):
+        check_pairs(known, {"one#unconditional": 1}, num_in_advance=0)
+    half.is_prefill_chunk = True
+    with pytest.raises(AssertionError, match="one would sample without one#unconditional"):
+        check_pairs(known, {"one": 1, "one#unconditional": 3}, num_in_advance=0)
+    one.is_prefill_chunk = True
+    check_pairs(known, {"one": 2, "one#unconditional": 3}, num_in_advance=0)
+
+
+def test_a_text_segment_is_sampled_alone() -> None:
+    known = table()
+    run(arrive(known, "one", task="chat"))
+    check_pairs(known, {"one": 1}, num_in_advance=0)
+
+
+def test_a_step_that_the_plan_did_not_foresee_is_held_to_the_invariant() -> None:
+    known = table()
+    running = run(*pair(known, "one"))
+    planning = planner(known)[0]
+    planning.plan(running, 100)
+    planning.check({"one": 1, "one#unconditional": 1}, 2, running)
+    with pytest.raises(AssertionError, match="would sample without"):
+        planning.check({"one": 1}, 1, running)

@@ -1,0 +1,67 @@
+"""What a request's state says of itself: to the worker, and to the client."""
+
+import numpy as np
+import pytest
+from stretto.engine.request.wire import GUIDANCE_OFF, GUIDANCE_ON
+from vllm.v1.core.sched.output import NewRequestData
+
+from tests.engine.scheduling.tables import arrive, pair, speak, table
+
+
+def test_a_mark_stands_where_guidance_goes_and_comes_back() -> None:
+    known = table()
+    pair(known, "r", policy="adaptive")
+    state, marks = known["r"], []
+    for is_guided in (True, True, False, False, True):
+        speak(state)
+        marks.append(state.note_guidance(is_guided))
+    assert marks == [(), (), (GUIDANCE_OFF,), (), (GUIDANCE_ON,)]
+    assert state.turns == [2, 4]
+    state.queue_s = 0.5
+    assert state.trailer().num_guided_frames == 3
+
+
+def test_a_row_that_no_policy_lets_go_unguided_is_an_error() -> None:
+    known = table()
+    pair(known, "r")
+    speak(known["r"])
+    with pytest.raises(AssertionError, match="r: guided False"):
+        known["r"].note_guidance(False)
+
+
+def test_guidance_that_ends_early_ends_at_its_row() -> None:
+    known = table()
+    pair(known, "r", policy="until_s", guided_until_s=0.08)
+    state = known["r"]
+    speak(state)
+    assert state.note_guidance(True) == ()
+    speak(state)
+    assert state.note_guidance(False) == (GUIDANCE_OFF,)
+    with pytest.raises(AssertionError, match="r: guided True"):
+        state.note_guidance(True)
+
+
+def test_the_worker_is_told_all_rows_and_how_long_they_waited_is_kept() -> None:
+    known = table()
+    request = arrive(known, "r")
+    speak(known["r"], 2)
+    data = NewRequestData("r", request.prompt_token_ids, [], None, None, ([1],), 0, None)
+    told = known["r"].for_worker(data)
+    assert told.codes.shape == (10, 7)
+    assert np.array_equal(told.codes[:8], known["r"].params.codes)
+    assert told.params is known["r"].params
+    waited = known["r"].queue_s
+    assert waited >= 0
+    known["r"].for_worker(data)
+    assert known["r"].queue_s == waited, "of its first step"
+
+
+def test_the_trailer_of_an_unguided_request_counts_no_guided_frame() -> None:
+    known = table()
+    arrive(known, "r", guidance_scale=1.0)
+    state = known["r"]
+    speak(state, 3)
+    state.queue_s, state.request.num_preemptions = 0.25, 2
+    assert state.trailer() == (0, 2, 0, 250_000)
+    state.was_cut = True
+    assert state.trailer().was_cut

@@ -1,0 +1,98 @@
+"""The table holds every request's state, and makes the unconditional request beside a guided one."""
+
+import numpy as np
+import pytest
+from stretto.engine.scheduling.request_state import NOT_YET
+
+from tests.engine.scheduling.tables import FAMILY, arrive, pair, speak, table
+
+
+def test_a_guided_request_that_speaks_has_a_pair_and_no_other_has() -> None:
+    known = table()
+    arrive(known, "guided")
+    arrive(known, "unguided", guidance_scale=1.0)
+    arrive(known, "listens", task="listen")
+    assert known["guided"].pair is not None
+    assert known["unguided"].pair is known["listens"].pair is None
+    assert known.partner("guided") is None, "its other half is still to come"
+    assert known.partner("stranger") is None
+
+
+def test_both_halves_know_each_other_until_one_is_dropped() -> None:
+    known = table()
+    _, half = pair(known, "r")
+    assert half.request_id == "r#unconditional"
+    assert known.partner("r") == half.request_id
+    assert known.partner(half.request_id) == "r"
+    assert known.with_partners(["r", "x"]) == {"r", "x", "r#unconditional"}
+    assert known.is_bound("r")
+    assert known.drop_unconditional(known["r"]) == "r#unconditional"
+    assert list(known) == ["r"]
+    assert known.partner("r") is None
+    assert not known.is_bound("r")
+    assert known["r"].pair.first_output == NOT_YET
+
+
+def test_a_half_reads_null_ids_in_the_place_of_the_prompt_and_the_audio_as_it_is() -> None:
+    known = table()
+    arrive(known, "r")
+    speak(known["r"], 3)
+    half = known[known.add_unconditional(known["r"]).request_id]
+    rows = np.array(half.request.prompt_token_ids)
+    assert rows[:7].tolist() == [FAMILY.unconditional.null_id] * 7
+    assert rows[7:].tolist() == known["r"].request.all_token_ids[7:]
+    assert half.history.num_rows == half.request.num_prompt_tokens == 8 + 3
+    assert known["r"].pair.first_output == 3
+    assert half.is_unconditional
+    assert half.tracker is known["r"].tracker
+    assert half.request.max_tokens == known["r"].request.max_tokens - 3
+
+
+def test_a_text_segment_is_unguided_until_its_pair_is_whole() -> None:
+    known = table()
+    arrive(known, "r", task="chat")
+    assert not known.is_bound("r")
+    assert not known.guidance_has_begun(known["r"])
+
+
+def test_blocks_are_known_by_all_streams_of_both_halves() -> None:
+    known = table()
+    one, half = pair(known, "one")
+    assert len(one.block_hashes) == len(half.block_hashes) == 2
+    assert half.block_hashes[0] != one.block_hashes[0]
+    _, other_half = pair(known, "other")
+    assert other_half.block_hashes == half.block_hashes, "what is hidden is the same for all prompts of a length"
+
+
+def test_every_change_of_a_pair_shows_in_the_revision() -> None:
+    known = table()
+    arrive(known, "r")
+    state, seen = known["r"], [known.revision]
+    for change in (known.add_unconditional, known.drop_unconditional, known.hold, known.release):
+        change(state)
+        seen.append(known.revision)
+    assert len(set(seen)) == len(seen)
+
+
+def test_a_pair_is_held_until_it_has_its_half() -> None:
+    known = table()
+    arrive(known, "r")
+    known.hold(known["r"])
+    assert known["r"].pair.is_held
+    known.add_unconditional(known["r"])
+    assert not known["r"].pair.is_held
+
+
+def test_guidance_that_ends_early_has_a_limit_once_it_begins() -> None:
+    known = table()
+    arrive(known, "r", policy="until_s", guided_until_s=0.4)
+    assert known["r"].limit == NOT_YET
+    known.add_unconditional(known["r"])
+    assert known["r"].limit == 5
+
+
+def test_a_half_that_is_not_there_is_not_dropped() -> None:
+    known = table()
+    arrive(known, "r")
+    with pytest.raises(AssertionError, match="r has no half"):
+        known.drop_unconditional(known["r"])

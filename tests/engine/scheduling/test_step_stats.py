@@ -1,0 +1,104 @@
+"""Steps are counted as they go by, and shared now and then."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from stretto.engine.request.shared_stats import KEY, EngineStats, SharedStats
+from stretto.engine.scheduling import step_stats
+from stretto.engine.scheduling.request_table import RequestTable
+from stretto.engine.scheduling.step_stats import StepStats, share_of
+
+from tests.engine.scheduling.tables import FakeBlocks, arrive, pair, run, table
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(step_stats, "time", clock)
+    return clock
+
+
+def stats(known: RequestTable, shared: list[EngineStats]) -> StepStats:
+    guidance = SimpleNamespace(num_dropped=3, num_restored=1)
+    return StepStats(known, guidance, FakeBlocks(), lambda values: shared.append(replace(values)))
+
+
+def test_steps_that_overlap_count_the_time_once(clock: Clock) -> None:
+    counts = stats(table(), [])
+    counts.begin_step()
+    clock.now += 2
+    counts.begin_step()
+    clock.now += 1
+    counts.end_step(4, [], 0)
+    assert counts.values.step_seconds == 3
+    clock.now += 1
+    counts.end_step(5, [], 0)
+    assert counts.values.step_seconds == 2
+    assert counts.values.engine_busy_seconds_total == 4
+    assert counts.values.engine_steps_total == 2
+
+
+def test_a_step_without_rows_is_none(clock: Clock) -> None:
+    counts = stats(table(), [])
+    counts.begin_step()
+    clock.now += 2
+    counts.end_step(0, [], 0)
+    values = counts.values
+    assert (values.engine_steps_total, values.engine_busy_seconds_total, values.step_seconds) == (0, 0, 0)
+
+
+def test_rows_and_preemptions_add_up() -> None:
+    known = table()
+    counts = stats(known, [])
+    counts.end_schedule(3)
+    counts.end_schedule(4)
+    for state in (*map(known.get, [request.request_id for request in pair(known, "one")]),):
+        counts.count_preemption(state)
+    arrive(known, "single", guidance_scale=1.0)
+    counts.count_preemption(known["single"])
+    values = counts.values
+    assert (values.engine_rows_total, values.preemptions_total, values.preempted_pairs_total) == (7, 3, 1)
+
+
+def test_what_is_shared_says_how_things_stand() -> None:
+    known, shared = table(), []
+    whole, (waits_for, _), single = pair(known, "whole"), pair(known, "held"), arrive(known, "s", guidance_scale=1.0)
+    stats(known, shared).report(run(*whole, waits_for, single), num_waiting=5)
+    (values,) = shared
+    assert (values.running_requests, values.waiting_requests) == (4, 5)
+    assert (values.running_pairs, values.held_pairs) == (1, 1)
+    assert (values.dropped_halves_total, values.restored_halves_total) == (3, 1)
+    assert values.kv_usage == 0.25
+
+
+def test_it_is_shared_now_and_then_and_when_nothing_runs(clock: Clock) -> None:
+    known, shared = table(), []
+    running = run(arrive(known, "one"))
+    counts = stats(known, shared)
+    for _ in range(3):
+        counts.begin_step()
+        clock.now += step_stats.PERIOD_S / 4
+        counts.end_step(1, running, 0)
+    assert len(shared) == 1
+    counts.begin_step()
+    counts.end_step(1, [], 0)
+    assert len(shared) == 2
+
+
+def test_each_scheduler_writes_its_own_line() -> None:
+    memory = SharedStats.create(2)
+    parallel = SimpleNamespace(data_parallel_size=2, data_parallel_rank=1)
+    share = share_of(SimpleNamespace(parallel_config=parallel, additional_config={KEY: str(memory.path)}))
+    memory.unlink()
+    share(EngineStats(engine_steps_total=7))
+    assert memory.read().engine_steps_total == 7
+    assert share_of(SimpleNamespace(parallel_config=parallel, additional_config={})) is None

@@ -1,0 +1,43 @@
+"""An engine that pairs cannot be scheduled in does not start, and says why."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from stretto.engine.request.rules import SegmentRules
+from stretto.engine.scheduling.supported import check_supported
+
+from tests.speech_families import EIGHT_STREAMS
+
+
+def check(num_groups: int = 1, steps: int = 1, policy: str = "fcfs", threshold: int = 0, **changes: Any) -> None:
+    config = SimpleNamespace(
+        use_v2_model_runner=True,
+        speculative_config=None,
+        parallel_config=SimpleNamespace(pipeline_parallel_size=1),
+        scheduler_config=SimpleNamespace(policy=policy, long_prefill_token_threshold=threshold),
+        max_concurrent_batches=steps,
+    )
+    vars(config).update(changes)
+    check_supported(config, SimpleNamespace(kv_cache_groups=[None] * num_groups), SegmentRules(EIGHT_STREAMS, 1024))
+
+
+def test_what_is_supported_starts() -> None:
+    check()
+    check(steps=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"use_v2_model_runner": False}, "VLLM_USE_V2_MODEL_RUNNER=1"),
+        ({"policy": "priority"}, "scheduling_policy: expected fcfs, got priority"),
+        ({"num_groups": 2}, "attention layers are all of one kind"),
+        ({"speculative_config": object()}, r"works without \['speculative_config'\]"),
+        ({"threshold": 8}, r"works without \['long_prefill_token_threshold'\]"),
+        ({"steps": 3}, "eight_streams: 3 steps in flight would outrun the 2 rows from its text"),
+    ],
+)
+def test_what_is_not_is_refused_by_name(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        check(**changes)

@@ -1,0 +1,68 @@
+"""Unconditional requests take their rows by a way of their own."""
+
+from types import SimpleNamespace
+
+from stretto.engine.scheduling.unconditional_output import UnconditionalOutput
+from vllm.v1.request import Request, RequestStatus
+
+from tests.engine.scheduling.tables import CODES, pair, run, table
+
+
+class Cached:
+    """Stands for the cache manager: whose blocks are hashed up to where."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int]] = []
+
+    def cache_blocks(self, request: Request, num_tokens: int) -> None:
+        self.seen.append((request.request_id, num_tokens))
+
+
+def step(*requests: Request) -> tuple[SimpleNamespace, dict[str, list[int]], dict[str, int]]:
+    """A step in which each of `requests` samples token 7."""
+    ids = [request.request_id for request in requests]
+    for request in requests:
+        request.num_in_flight_tokens += 1
+    output = SimpleNamespace(req_ids=ids, sampled_token_ids=[[7]] * len(ids))
+    return output, dict.fromkeys(ids, CODES), dict.fromkeys(ids, 1)
+
+
+def test_a_half_takes_its_row_and_its_partner_is_left_to_vllm() -> None:
+    known, cached = table(), Cached()
+    one, half = run(*pair(known, "one"))
+    output, codes, scheduled = step(one, half)
+    assert UnconditionalOutput(known, cached, 0).take(output, codes, scheduled) == {"one": 1}
+    assert scheduled == {"one": 1, half.request_id: 1}, "what the step computed stays as it is"
+    assert list(half.output_token_ids) == [7]
+    assert not one.output_token_ids
+    assert known[half.request_id].history.num_rows == 9
+    assert (half.num_in_flight_tokens, one.num_in_flight_tokens) == (0, 1)
+    assert not cached.seen
+
+
+def test_with_a_step_in_flight_what_was_counted_in_advance_becomes_known() -> None:
+    known, cached = table(), Cached()
+    _, half = run(*pair(known, "one"))
+    half.num_output_placeholders, half.num_computed_tokens = 2, 10
+    UnconditionalOutput(known, cached, 1).take(*step(half))
+    assert half.num_output_placeholders == 1
+    assert cached.seen == [(half.request_id, 9)]
+
+
+def test_vllm_sees_a_half_that_was_preempted_with_its_row_on_its_way() -> None:
+    known = table()
+    _, half = run(*pair(known, "one"))
+    half.status = RequestStatus.PREEMPTED
+    assert UnconditionalOutput(known, Cached(), 0).take(*step(half)) == {half.request_id: 1}
+    half.status, half.num_stale_output_tokens = RequestStatus.RUNNING, 1
+    assert UnconditionalOutput(known, Cached(), 0).take(*step(half)) == {half.request_id: 1}
+    assert not half.output_token_ids
+
+
+def test_vllm_sees_a_half_that_reads_its_context() -> None:
+    known = table()
+    one, half = run(*pair(known, "one"))
+    output, codes, scheduled = step(one, half)
+    output.sampled_token_ids = [[7], []]
+    assert UnconditionalOutput(known, Cached(), 0).take(output, codes, scheduled) == scheduled
+    assert UnconditionalOutput(known, Cached(), 0).take(output, {}, scheduled) == scheduled
