@@ -1,6 +1,7 @@
 """The background server with a stand-in for its launcher: who starts it, and who waits for it."""
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -99,6 +100,8 @@ def test_a_call_waits_for_the_server_that_another_one_is_starting(caller: Caller
     caller.until_started()
     second = caller.call()
     assert second.stderr is not None
+    said, _, _ = select.select([second.stderr], [], [], 60)
+    assert said, "the second call has said nothing within 60 s"
     assert second.stderr.readline() == "another call is starting the server: waiting for it\n"
     (caller.folder / "slow").unlink()
     assert second.communicate(timeout=60) == ("ready\n", "")
