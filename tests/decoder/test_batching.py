@@ -14,9 +14,10 @@ from stretto.streams.segment import Segment
 from tests.fakes import FakeCodec, RecordedReply
 
 
-def make_job(name: str, pushes: list[int], codec: FakeCodec, due_s: float = 0.0) -> Job:
+def make_job(name: str, pushes: list[int], codec: FakeCodec, due_s: float = 0.0, is_alone: bool = False) -> Job:
     """The job of the last of several pushes, each of so many frames."""
-    session = Session(Windower(codec.spec), codec.initial_state(1), Renderer(OutputForm(), codec.spec), 0.0)
+    form = OutputForm(deterministic=is_alone)
+    session = Session(Windower(codec.spec), codec.initial_state(1), Renderer(form, codec.spec), 0.0)
     window = None
     for size in pushes:
         window = session.windower.push(np.full((2, size), len(name)), False)
@@ -50,6 +51,17 @@ def test_equal_shapes_go_together_and_what_is_due_first_goes_first() -> None:
 def test_a_group_has_no_more_jobs_than_the_limit_and_the_first_ones() -> None:
     jobs = [make_job(name, [4], FakeCodec()) for name in "abcde"]
     assert names(next_group(jobs, 3)) == ["a", "b", "c"]
+
+
+def test_a_job_that_is_to_be_the_same_in_every_run_shares_no_batch() -> None:
+    codec = FakeCodec()
+    jobs = [make_job(name, [4], codec, due_s, is_alone=name in "bd") for due_s, name in enumerate("abcde")]
+    groups = []
+    while jobs:
+        group = next_group(jobs, 8)
+        groups.append(names(group))
+        jobs = [job for job in jobs if job not in group]
+    assert groups == [["a", "c", "e"], ["b"], ["d"]]
 
 
 def test_each_session_gets_its_own_state_back() -> None:

@@ -26,10 +26,11 @@ def test_every_option_lands_in_its_place() -> None:
     delivery = read(
         {
             "output": {"encoding": "pcm_s16le", "sample_rate": 24_000, "codes": True},
-            "chunking": {"first_frames": 2, "steady_frames": 50, "playout_s": 0.25},
+            "chunking": {"first_frames": 2, "steady_frames": 50, "playout_s": 0.25, "deterministic": True},
         }
     )
-    assert delivery == Delivery(OutputForm("pcm_s16le", 24_000), ChunkPolicy(2, 50, 0.25, 25.0, 2), with_codes=True)
+    form, policy = OutputForm("pcm_s16le", 24_000, deterministic=True), ChunkPolicy(2, 50, 0.25, 25.0, 2, True)
+    assert delivery == Delivery(form, policy, with_codes=True)
 
 
 def test_a_small_steady_size_makes_the_first_chunk_small_too() -> None:
@@ -72,6 +73,7 @@ def test_a_small_steady_size_makes_the_first_chunk_small_too() -> None:
         ({"chunking": {"steady_frames": 251}}, r"options.chunking.steady_frames: expected an integer in \[1, 250\]"),
         ({"chunking": {"playout_s": True}}, r"options.chunking.playout_s: expected a number in \[0, 10\], got True"),
         ({"chunking": {"playout_s": -0.1}}, r"got -0.1"),
+        ({"chunking": {"deterministic": 1}}, r"options.chunking.deterministic: expected true or false, got 1"),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(options: dict[str, Any], message: str) -> None:

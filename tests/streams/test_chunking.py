@@ -127,6 +127,24 @@ def test_a_decoder_that_needs_twice_as_long_from_one_chunk_to_the_next_is_still_
     assert line.underrun_s() <= 1e-9
 
 
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize(("first", "steady", "held"), [(4, 25, 0), (8, 25, 10), (3, 3, 2), (1, 40, 1)])
+def test_deterministic_chunks_have_sizes_that_no_clock_nor_load_changes(
+    seed: int, first: int, steady: int, held: int
+) -> None:
+    draw = random.Random(seed)
+    policy = ChunkPolicy(first, steady, draw.random(), held_frames=held, deterministic=True)
+    line = Line(policy, latency_s=draw.random(), pace_s=draw.random())
+    times = sorted(draw.random() * 9 for _ in range(150))
+    line.run(times[:40])
+    line.slow_down(2.0)
+    line.run(times[40:])
+    sizes, last = [held + first], first
+    while sum(sizes) + (last := policy.fitting(2 * last)) <= 150:
+        sizes.append(last)
+    assert line.sizes == sizes
+
+
 def test_every_size_is_a_power_of_two_or_the_steady_one() -> None:
     policy = ChunkPolicy(1, 25)
     assert {policy.fitting(count) for count in range(1, 60)} == LADDER

@@ -25,6 +25,11 @@ class Job:
     window: FrameWindow
     due_s: float
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether it may share a batch with nobody."""
+        return self.session.renderer.form.deterministic
+
 
 class Batch:
     """Jobs with equal shapes, launched; every session carries its next state from then on."""
@@ -46,9 +51,12 @@ class Batch:
 
 
 def next_group(jobs: Sequence[Job], limit: int) -> list[Job]:
-    """Up to `limit` jobs of one shape, that of the job that is due first; those that are due first go."""
+    """Up to `limit` jobs of one shape, that of the job that is due first, or it alone; those that are due first go."""
     ordered = sorted(jobs, key=lambda job: job.due_s)
-    return [job for job in ordered if job.window.shape == ordered[0].window.shape][:limit]
+    first = ordered[0]
+    if first.is_alone:
+        return [first]
+    return [job for job in ordered if job.window.shape == first.window.shape and not job.is_alone][:limit]
 
 
 def stack(jobs: Sequence[Job]) -> Window:

@@ -18,9 +18,10 @@ def read_delivery(options: OptionsRecord, family: Family, frame_rate: float, hel
     """
     first, steady = family.first_chunk_frames, family.steady_chunk_frames
     default = ChunkPolicy(first, steady, frame_rate=frame_rate, held_frames=held_frames)
-    output = options.get("output", {})
-    form = OutputForm(output.get("encoding", "pcm_f32le"), output.get("sample_rate"), output.get("ring"))
-    return Delivery(form, _policy(options.get("chunking", {}), default), output.get("codes", False))
+    output, policy = options.get("output", {}), _policy(options.get("chunking", {}), default)
+    encoding = output.get("encoding", "pcm_f32le")
+    form = OutputForm(encoding, output.get("sample_rate"), output.get("ring"), policy.deterministic)
+    return Delivery(form, policy, output.get("codes", False))
 
 
 def _policy(given: ChunkingOptions, default: ChunkPolicy) -> ChunkPolicy:
@@ -31,4 +32,5 @@ def _policy(given: ChunkingOptions, default: ChunkPolicy) -> ChunkPolicy:
         if not 1 <= frames <= limit:
             raise InvalidRequest(f"options.chunking.{name}", f"an integer in [1, {limit}]", frames)
     playout_s = given.get("playout_s", default.playout_s)
-    return replace(default, first_frames=first, steady_frames=steady, playout_s=playout_s)
+    is_fixed = given.get("deterministic", default.deterministic)
+    return replace(default, first_frames=first, steady_frames=steady, playout_s=playout_s, deterministic=is_fixed)

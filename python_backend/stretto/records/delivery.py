@@ -23,12 +23,14 @@ SampleRate = Annotated[
 class OutputForm:
     """Mono samples: 32-bit floating point in [-1, 1] or 16-bit integers, at `sample_rate` Hz (None: the codec's).
 
-    ring: where they go in place of the response, for a client on this host.
+    ring: where they go in place of the response, for a client on this host. deterministic: they are decoded in no
+    batch with others, so that not a bit of them depends on who else speaks.
     """
 
     encoding: Encoding = "pcm_f32le"
     sample_rate: SampleRate | None = None
     ring: RingAddress | None = None
+    deterministic: bool = False
 
 
 @dataclass(frozen=True, slots=True)

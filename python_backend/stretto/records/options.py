@@ -55,11 +55,12 @@ class OutputOptions(TypedDict, total=False):
 
 
 class ChunkingOptions(TypedDict, total=False):
-    """How many frames a chunk has, and how long the player gathers sound."""
+    """How many frames a chunk has, how long the player gathers sound, and whether chunks are the same in every run."""
 
     first_frames: Integer
     steady_frames: Integer
     playout_s: Playout
+    deterministic: Boolean
 
 
 class OptionsRecord(TypedDict, total=False):

@@ -18,6 +18,8 @@ class ChunkPolicy:
     first_frames: that the first chunk makes heard, at least; more where the decoder is slow. steady_frames: of the
     largest chunk. playout_s: how long the player gathers sound before it starts. frame_rate: of the codec, in Hz.
     held_frames: the codec's right context, which the decoder withholds until what follows it is there.
+    deterministic: the first chunk has the least size and each that follows twice that of the one before, up to the
+    steady size, whatever the player needs: equal frames are then cut alike in every run.
     """
 
     first_frames: int = 4
@@ -25,6 +27,7 @@ class ChunkPolicy:
     playout_s: float = 0.0
     frame_rate: float = 25.0
     held_frames: int = 0
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.first_frames <= self.steady_frames:
@@ -85,6 +88,8 @@ class Pacer:
 
     def take(self, num_ready: int) -> int:
         """How many of the `num_ready` frames that have not left are to leave now, as one chunk; 0 to wait for more."""
+        if self.policy.deterministic:
+            return self._fixed(num_ready)
         now = self._clock()
         self._watch(num_ready, now)
         load = self._load()
@@ -92,6 +97,15 @@ class Pacer:
         if size:
             self._play(size, now + load.latency_s)
         self._num_left = num_ready - size
+        return size
+
+    def _fixed(self, num_ready: int) -> int:
+        """As many frames as their number alone says."""
+        policy, held = self.policy, 0 if self._num_last else self.policy.held_frames
+        size = held + (policy.fitting(2 * self._num_last) if self._num_last else policy.first_frames)
+        if num_ready < size:
+            return 0
+        self._num_last = size - held
         return size
 
     def _watch(self, num_ready: int, now: float) -> None:

@@ -1,0 +1,76 @@
+"""Equal codes become equal bytes where a client asks for it, whatever the clock and whoever else speaks."""
+
+import random
+
+import numpy as np
+import pytest
+from stretto.codec.base import Codec
+from stretto.codec.registry import load_codec
+from stretto.config import DecoderConfig
+from stretto.decoder.worker import DecoderWorker
+from stretto.families.tiny.family import TINY
+from stretto.records.chunk import Chunk
+from stretto.records.delivery import OutputForm
+from stretto.streams.chunking import ChunkPolicy, DecoderLoad, Pacer
+from stretto.streams.segment import Segment
+
+from benchmarks.checkpoints.bundled import CHECKPOINT
+from tests.fakes import RecordedReply
+
+NUM_FRAMES = 90
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    return load_codec(TINY.codec, CHECKPOINT, "cpu", TINY.layout.num_codebooks)
+
+
+def cut(num_frames: int, policy: ChunkPolicy, draw: random.Random) -> list[int]:
+    """The sizes of an utterance's chunks on a machine of its own mood: frames, clock and decoder are never the same."""
+    now, load = 0.0, DecoderLoad(draw.random() / 4, draw.random() / 8)
+    pacer = Pacer(policy, lambda: load, lambda: now)
+    sizes: list[int] = []
+    for ready in range(1, num_frames + 1):
+        now += draw.random() / 10
+        while size := pacer.take(ready - sum(sizes)):
+            sizes.append(size)
+    return [*sizes, num_frames - sum(sizes)]
+
+
+def speak(
+    worker: DecoderWorker, name: str, codes: np.ndarray, sizes: list[int], form: OutputForm
+) -> list[RecordedReply]:
+    replies = []
+    for index, part in enumerate(np.split(codes, np.cumsum(sizes)[:-1], axis=1)):
+        replies.append(RecordedReply())
+        chunk = Chunk(index, Segment.AUDIO, is_final=index == len(sizes) - 1)
+        worker.push(name, chunk, part.astype(np.int32), replies[-1], form)
+    return replies
+
+
+def test_equal_codes_become_equal_bytes_whatever_the_clock_and_the_neighbours(codec: Codec) -> None:
+    spec = codec.spec
+    codes = np.random.default_rng(0).integers(0, spec.codebook_size, (spec.num_codebooks, NUM_FRAMES))
+    policy = ChunkPolicy(4, 25, 0.0, spec.frame_rate, spec.right_frames, deterministic=True)
+    form, heard = OutputForm(deterministic=True), set[bytes]()
+    for run in range(4):
+        draw = random.Random(run)
+        worker = DecoderWorker(codec, DecoderConfig(max_batch=8))
+        try:
+            others = np.random.default_rng(run).integers(0, spec.codebook_size, (3 * run, *codes.shape))
+            waiting = []
+            for index, other in enumerate(others):  # cut alike, so that their windows have the same shapes
+                waiting += speak(worker, f"other {index}", other, cut(NUM_FRAMES, policy, draw), OutputForm())
+            replies = speak(worker, "mine", codes, cut(NUM_FRAMES, policy, draw), form)
+            pcm = [reply.wait().pcm for reply in replies]
+            for reply in waiting:
+                reply.wait()
+        finally:
+            worker.stop()
+        heard.add(np.concatenate([each for each in pcm if each is not None]).tobytes())
+    assert len(heard) == 1
+
+
+def test_without_it_the_clock_cuts(codec: Codec) -> None:
+    policy = ChunkPolicy(4, 25, 0.0, codec.spec.frame_rate, codec.spec.right_frames)
+    assert len({tuple(cut(NUM_FRAMES, policy, random.Random(run))) for run in range(4)}) > 1
