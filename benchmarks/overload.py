@@ -110,8 +110,8 @@ def figures(listeners: list[Listener], family: Family, arguments: argparse.Names
 def measure(number: int, arguments: argparse.Namespace, arm: OverloadArm) -> dict[str, Any]:
     """Both arms in turn; medians over the rounds."""
     rounds: dict[str, list[dict[str, float]]] = {policy: [] for policy in ARMS}
-    scheduler = arm._engine.scheduler
-    before = scheduler.num_dropped_halves, scheduler.num_restored_halves
+    guidance = arm._engine.scheduler.guidance
+    before = guidance.num_dropped, guidance.num_restored
     for _ in range(arguments.rounds):
         for policy in ARMS:
             rounds[policy].append(figures(arm.run(number, policy, arguments), arm.family, arguments))
@@ -130,8 +130,8 @@ def measure(number: int, arguments: argparse.Namespace, arm: OverloadArm) -> dic
         "buffer_s": arguments.buffer_s,
         "rounds": arguments.rounds,
         **medians,
-        "dropped_halves": scheduler.num_dropped_halves - before[0],
-        "restored_halves": scheduler.num_restored_halves - before[1],
+        "dropped_halves": guidance.num_dropped - before[0],
+        "restored_halves": guidance.num_restored - before[1],
     }
 
 

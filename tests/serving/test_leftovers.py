@@ -6,12 +6,22 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from stretto.serving.environment import LAUNCH_ID
 from stretto.serving.leftovers import begin_launch, sweep
 from stretto.serving.processes import read_process
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder whose name leaves room for that of a Unix socket, which has 107 bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def orphan(launch_id: str) -> subprocess.Popen[bytes]:
@@ -47,11 +57,11 @@ def test_a_launch_that_died_is_swept_and_a_living_one_is_not(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_cleaning_ends_our_processes_and_files_and_nobody_elses(tmp_path: Path) -> None:
-    launch, other = begin_launch(tmp_path), begin_launch(tmp_path)
+def test_cleaning_ends_our_processes_and_files_and_nobody_elses(short_path: Path) -> None:
+    launch, other = begin_launch(short_path), begin_launch(short_path)
     ours, theirs = orphan(launch.id), orphan(other.id)
     for each in (launch, other):
-        (tmp_path / f"{each.region_prefix}region").touch()
+        (short_path / f"{each.region_prefix}region").touch()
     launch.drain_file.touch()
     (launch.folder / "key-8001").touch()
     with socket.socket(socket.AF_UNIX) as bound:
@@ -61,7 +71,7 @@ def test_cleaning_ends_our_processes_and_files_and_nobody_elses(tmp_path: Path) 
     assert theirs.poll() is None
     assert [path.name for path in launch.folder.iterdir()] == ["key-8001"], "the key stays, the sockets go"
     assert launch.folder.stat().st_mode & 0o777 == 0o700
-    assert {path.name for path in tmp_path.iterdir()} - {launch.folder.name, other.folder.name} == {
+    assert {path.name for path in short_path.iterdir()} - {launch.folder.name, other.folder.name} == {
         f"stretto_launch_{launch.id}.lock",
         f"stretto_launch_{other.id}.lock",
         f"{other.region_prefix}region",
@@ -69,7 +79,7 @@ def test_cleaning_ends_our_processes_and_files_and_nobody_elses(tmp_path: Path) 
     launch.close()
     other.close()
     assert theirs.wait(60) == -signal.SIGKILL
-    assert list(tmp_path.iterdir()) == []
+    assert list(short_path.iterdir()) == []
 
 
 def test_a_process_that_has_ended_and_is_not_reaped_is_gone() -> None:

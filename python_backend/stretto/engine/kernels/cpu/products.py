@@ -52,6 +52,8 @@ def pad_products(model: nn.Module) -> None:
 
 def _multiply_padded(multiply: Callable[..., torch.Tensor], x: torch.Tensor, *weight_and_bias: object) -> torch.Tensor:
     """`multiply(x, ...)` [M, N] for x [M, H], by way of a size of which there are few."""
+    if torch.compiler.is_compiling():  # a graph for any number of rows asks for no particular one
+        return multiply(x, *weight_and_bias)
     num_rows = len(x)
     size = padded_size(num_rows)
     if size == num_rows:
