@@ -13,6 +13,8 @@ from benchmarks.decoder import main, make_codec, measure_batching, measure_live,
 from benchmarks.live_streams import LiveLoad, LiveStreams, ProcessorTime, RealTime
 from tests.fakes import FakeCodec
 
+pytestmark = pytest.mark.slow
+
 POLICY = ChunkPolicy(4, 25, frame_rate=25.0, held_frames=1)
 
 

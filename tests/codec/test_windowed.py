@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 from benchmarks.checkpoints.random_codecs import MODELS, codec_of, make_model
 from tests.codec.streaming import chunks_of, random_codes, stream
 
+pytestmark = pytest.mark.slow
+
 FRAMES = 37
 
 

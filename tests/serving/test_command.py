@@ -19,6 +19,8 @@ from stretto.triton_io.flow import FlowTable
 
 from tests.ports import free_ports
 
+pytestmark = pytest.mark.slow
+
 # Started as tritonserver is. Aborts as often as the file `aborts` says, or hangs as often as `hangs` does, in the way
 # that `hang` names; otherwise answers "ready" and has a child that is named as a stub is.
 SERVER = """#!{python}
