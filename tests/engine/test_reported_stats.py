@@ -14,18 +14,24 @@ from tests.random_checkpoints import write_checkpoint
 pytestmark = pytest.mark.engine
 
 
-@pytest.fixture(scope="module")
-def shared() -> SharedStats:
-    return SharedStats.create(1)
-
-
 @pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
-def engine(
-    request: pytest.FixtureRequest, shared: SharedStats, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Engine]:
+def asynchronous(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.fixture(scope="module")
+def shared(asynchronous: bool) -> Iterator[SharedStats]:
+    """An engine's own: one that was there before it has left nothing in it."""
+    stats = SharedStats.create(1)
+    yield stats
+    stats.unlink()
+
+
+@pytest.fixture(scope="module")
+def engine(asynchronous: bool, shared: SharedStats, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     folder = write_checkpoint(tmp_path_factory.mktemp("checkpoint"), TINY, "tiny", hidden=64, layers=1)
     few_blocks = {"max_model_len": 160, "num_gpu_blocks_override": 9, "max_num_seqs": 4, "max_num_batched_tokens": 48}
-    running = Engine(folder, async_scheduling=request.param, additional_config={KEY: str(shared.path)}, **few_blocks)
+    running = Engine(folder, async_scheduling=asynchronous, additional_config={KEY: str(shared.path)}, **few_blocks)
     yield running
     running.shutdown()
 
