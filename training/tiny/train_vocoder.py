@@ -32,7 +32,7 @@ AVERAGED = 0.998  # share of the old weights in their running mean, which is wha
 
 def speak(vocoder: Vocoder, batch: Batch, seed: int) -> Tensor:
     """Pcm of the batch's mel frames at its true pitch, from a random place in the noise."""
-    pitch_hz = excitation.upsample(batch.pitch_hz.double())
+    pitch_hz = excitation.upsample(batch.pitch_hz.double(), vocoder.neighbours)
     generator = torch.Generator().manual_seed(seed)
     position = torch.randint(excitation.NOISE_PERIOD, (len(pitch_hz),), generator=generator)
     phase = excitation.cycles(pitch_hz)[:, :-1] + torch.rand(len(pitch_hz), 1, generator=generator)

@@ -19,19 +19,20 @@ PHASE_STEP = 2.0**-48  # cycles
 NOISE_PERIOD = 1 << 17  # samples: 8 s, far beyond what an ear takes for a repetition
 
 
-def upsample(frames: Tensor) -> Tensor:
+def upsample(frames: Tensor, neighbours: Tensor) -> Tensor:
     """[B, T] to [B, T * HOP], linear between the middles of frames; sample n depends on the frame before or after.
 
-    Every frame has the same weights, where torch's `interpolate` rounds a place the worse the later it comes.
+    neighbours: `neighbour_weights()`, on the device of the frames. Every frame has the same weights, where torch's
+    `interpolate` rounds a place the worse the later it comes.
     """
     padded = F.pad(frames[:, None], (1, 1), mode="replicate")[:, 0]
-    return (padded.unfold(1, 3, 1) @ neighbour_weights(frames.dtype).to(frames.device)).flatten(1)
+    return (padded.unfold(1, 3, 1) @ neighbours.to(frames.dtype)).flatten(1)
 
 
-def neighbour_weights(dtype: torch.dtype) -> Tensor:
-    """Weights [3, HOP] with which the frame before, the frame itself and the frame after it make its samples."""
+def neighbour_weights() -> Tensor:
+    """Weights [3, HOP] float64 of the frame before, the frame itself and the frame after it in each of its samples."""
     places = (torch.arange(HOP, dtype=torch.float64) + 0.5) / HOP - 0.5
-    return torch.stack([(-places).clamp(min=0), 1 - places.abs(), places.clamp(min=0)]).to(dtype)
+    return torch.stack([(-places).clamp(min=0), 1 - places.abs(), places.clamp(min=0)])
 
 
 def cycles(pitch_hz: Tensor) -> Tensor:

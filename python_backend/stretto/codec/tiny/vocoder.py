@@ -51,7 +51,8 @@ def band_interpolation() -> Tensor:
 
 
 class Vocoder(nn.Module):
-    """Weights only; the phase is the caller's to carry.
+    """Weights and tables only, all where the codec decodes: a CUDA graph cannot hold a copy from the host. The phase is
+    the caller's to carry.
 
     A sample of mel frame t depends on mel frames [t - left, t + right], and on the phase at any one sample: on the
     filters of frames [t - FRAMES_BACK, t + FRAMES_AHEAD] and on the pitch of frames [t - SOURCE_FRAMES_BACK,
@@ -60,6 +61,8 @@ class Vocoder(nn.Module):
 
     interpolation: Tensor
     noise: Tensor
+    neighbours: Tensor
+    offset: Tensor  # of the log gains of the pulses and of the noise [2, 1, 1]
 
     def __init__(self, config: VocoderConfig) -> None:
         super().__init__()
@@ -67,8 +70,14 @@ class Vocoder(nn.Module):
         bins = FFT_SIZE // 2 + 1
         self.filter_trunk = Trunk(NUM_MELS, config.channels, 2 * bins, config.blocks, config.lookahead)
         self.pitch_trunk = Trunk(NUM_MELS, config.pitch_channels, 2, config.pitch_blocks, config.lookahead)
-        self.register_buffer("interpolation", band_interpolation(), persistent=False)
-        self.register_buffer("noise", excitation.noise_table(), persistent=False)
+        tables = {
+            "interpolation": band_interpolation(),
+            "noise": excitation.noise_table(),
+            "neighbours": excitation.neighbour_weights(),
+            "offset": torch.tensor([PULSE_GAIN, NOISE_GAIN])[:, None, None],
+        }
+        for name, table in tables.items():
+            self.register_buffer(name, table, persistent=False)
         self.left = max(
             filters.FRAMES_BACK + self.filter_trunk.left, filters.SOURCE_FRAMES_BACK + self.pitch_trunk.left
         )
@@ -83,8 +92,7 @@ class Vocoder(nn.Module):
         """Log gains of the pulses and of the noise [B, 2, T, bins], in the dtype of the filter trunk."""
         residual = self.filter_trunk(self._normalise(mel)).unflatten(-1, (2, -1)).transpose(1, 2)
         envelope = (mel @ self.interpolation)[:, None]
-        offset = torch.tensor([PULSE_GAIN, NOISE_GAIN], device=mel.device)[:, None, None]
-        return (envelope + offset + residual).clamp(QUIETEST + NOISE_GAIN, LOUDEST)
+        return (envelope + self.offset + residual).clamp(QUIETEST + NOISE_GAIN, LOUDEST)
 
     def render(self, gains: Tensor, pitch_hz: Tensor, phase: Tensor, voicing: Tensor, position: Tensor) -> Tensor:
         """Pcm [B, n] in the dtype of the gains.
@@ -92,7 +100,8 @@ class Vocoder(nn.Module):
         gains: [B, 2, T, bins]; pitch_hz, phase: [B, n] float64; voicing: [B, T] in [0, 1];
         position: [B] int64, absolute position of the first sample.
         """
-        voiced = excitation.pulses(phase, pitch_hz).to(gains.dtype) * excitation.upsample(voicing.to(gains.dtype))
+        audible = excitation.upsample(voicing.to(gains.dtype), self.neighbours)
+        voiced = excitation.pulses(phase, pitch_hz).to(gains.dtype) * audible
         steps = torch.arange(phase.shape[1], device=phase.device)
         noise = self.noise[(position[:, None] + steps) % excitation.NOISE_PERIOD].to(gains.dtype)
         return filters.apply_filters(torch.stack([voiced, noise], 1), filters.minimum_phase(gains))
@@ -108,7 +117,8 @@ class Vocoder(nn.Module):
         start, stop = (first - heard.start) * HOP, (last - heard.start) * HOP
         log_hz, logit = (each[:, heard] for each in self.pitch(mel))
         gains = self.log_gains(mel.to(self.interpolation.dtype))[:, :, heard]
-        pitch_hz = excitation.upsample(log_hz.exp().clamp(excitation.LOWEST_HZ, excitation.HIGHEST_HZ))
+        pitch_hz = log_hz.exp().clamp(excitation.LOWEST_HZ, excitation.HIGHEST_HZ)
+        pitch_hz = excitation.upsample(pitch_hz, self.neighbours)
         turned = excitation.cycles(pitch_hz)
         phases = turned + (phase - turned[:, start])[:, None]
         voicing = (VOICING_SLOPE * logit + 0.5).clamp(0, 1)

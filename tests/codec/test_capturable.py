@@ -1,0 +1,38 @@
+"""A CUDA graph of a decode holds all of it: nothing is copied from the host, nothing asked of the device."""
+
+import pytest
+import torch
+from stretto.codec.base import Codec, Window
+from torch import nn
+
+from benchmarks.checkpoints.random_codecs import MODELS
+from benchmarks.checkpoints.random_stateful import STATEFUL
+from benchmarks.codecs import codecs
+from tests.codec.conftest import make_codec
+from tests.codec.far_device import DEVICE, crossings, send_away
+
+FRAMES = 4
+
+
+def made(name: str) -> Codec:
+    if name == "tiny":
+        return make_codec()
+    [(_, _, codec)] = codecs([name], None, is_wide=False)
+    return codec
+
+
+@pytest.mark.parametrize("name", ["tiny", *MODELS, *STATEFUL])
+def test_a_window_is_decoded_without_the_host(name: str) -> None:
+    codec = made(name)
+    assert isinstance(codec, nn.Module)
+    send_away(codec)
+    spec = codec.spec
+    left, right = spec.left_frames, spec.right_frames
+    codes = torch.zeros(2, spec.num_codebooks, left + FRAMES + right, dtype=torch.int64, device=DEVICE)
+    first = torch.full((2,), left, device=DEVICE)
+    window = Window(codes, left, right, first, codec.initial_state(2))
+    with torch.inference_mode(), crossings() as seen:
+        pcm, states = codec.decode(window)
+    assert seen == []
+    assert (pcm.device, states.device) == (DEVICE, DEVICE)
+    assert pcm.shape == (2, spec.num_samples(FRAMES, right))
