@@ -1,12 +1,15 @@
 """Graphs decode what the codec decodes; here a graph is the step itself, run again into the same memory."""
 
+import logging
 from collections.abc import Callable
 
+import pytest
 import torch
 from stretto.codec.base import Window
-from stretto.decoder.graphs import WORTH_CAPTURING, GraphCache
+from stretto.decoder.graphs import WORTH_CAPTURING, CudaGraphs, GraphCache
 from torch import Tensor
 
+from tests.decoder import fake_cuda
 from tests.fakes import FakeCodec
 
 
@@ -15,11 +18,11 @@ class Recorder:
 
     def __init__(self, fails: bool = False) -> None:
         self.num_captured = self.num_replayed = 0
-        self._fails = fails
+        self.fails = fails
 
     def capture(self, step: Callable[[], tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, Tensor], Callable[[], None]]:
         self.num_captured += 1
-        if self._fails:
+        if self.fails:
             raise RuntimeError("operation not permitted when stream is capturing")
         outputs = step()
 
@@ -70,12 +73,54 @@ def test_the_states_of_a_batch_outlive_the_next_one() -> None:
     assert torch.equal(states, before)
 
 
-def test_a_codec_that_cannot_be_captured_goes_on_without_and_is_asked_once() -> None:
+def test_a_codec_that_cannot_be_captured_goes_on_without_and_is_asked_and_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     backend = Recorder(fails=True)
     cache = GraphCache(FakeCodec().decode, backend)
-    for seed in range(WORTH_CAPTURING + 5):
-        check(cache, window(3, seed=seed))
+    with caplog.at_level(logging.WARNING):
+        for frames in (4, 5):
+            for seed in range(WORTH_CAPTURING + 5):
+                check(cache, window(3, frames, seed=seed))
     assert (backend.num_captured, cache.num_graphs) == (1, 0)
+    assert len(caplog.records) == 1
+
+
+def test_graphs_from_before_a_failed_capture_are_used_no_more() -> None:
+    """They share memory with it."""
+    backend = Recorder()
+    cache = GraphCache(FakeCodec().decode, backend)
+    for seed in range(WORTH_CAPTURING + 2):
+        check(cache, window(3, seed=seed))
+    backend.fails, num_replayed = True, backend.num_replayed
+    for seed in range(WORTH_CAPTURING):
+        check(cache, window(3, frames=5, seed=seed))
+    check(cache, window(3))
+    assert (cache.num_graphs, backend.num_replayed) == (0, num_replayed)
+
+
+@pytest.mark.parametrize("fails", ["while it is captured", "when the capture ends"])
+def test_a_failed_capture_leaves_the_stream_as_it_was_and_nothing_under_way(
+    fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = fake_cuda.install(monkeypatch)
+    before = cuda.current
+    error = RuntimeError("operation not permitted when stream is capturing")
+    cuda.refuses = error
+    places: list[str] = []
+
+    def step() -> tuple[Tensor, Tensor]:
+        places.append(cuda.current.name)
+        if cuda.current is not before and fails == "while it is captured":
+            raise error
+        return torch.zeros(1), torch.zeros(1)
+
+    backend = CudaGraphs()
+    with pytest.raises(RuntimeError, match="not permitted"):
+        backend.capture(step)
+    assert places == ["default"] * 3 + ["capture"]
+    assert cuda.current is before
+    assert cuda.num_synchronized == 2  # before the capture, and after it has failed
 
 
 def test_there_are_only_so_many_graphs() -> None:

@@ -8,12 +8,13 @@ import torch
 from stretto.codec.base import Window
 from stretto.config import DecoderConfig
 from stretto.decoder import loop
-from stretto.decoder.launching import Flight, HostLauncher, make_launcher
+from stretto.decoder.launching import CudaLauncher, Flight, HostLauncher, make_launcher
 from stretto.decoder.worker import DecoderWorker
 from stretto.records.chunk import Chunk
 from stretto.streams.segment import Segment
 
 from tests.codec.conftest import make_codec
+from tests.decoder import fake_cuda
 from tests.fakes import FakeCodec, RecordedReply
 
 
@@ -97,3 +98,20 @@ def test_a_gpu_s_thread_gets_the_stream_that_decodes(monkeypatch: pytest.MonkeyP
     assert current == []
     launcher.enter()
     assert current == ["weights have arrived", stream]
+
+
+def test_what_is_waited_for_is_the_stream_that_the_samples_came_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even should a codec's library leave another stream the current one."""
+    cuda = fake_cuda.install(monkeypatch)
+
+    class Straying(FakeCodec):
+        def decode(self, window: Window) -> tuple[torch.Tensor, torch.Tensor]:
+            cuda.set_stream(fake_cuda.FakeStream("astray"))
+            return super().decode(window)
+
+    launcher = CudaLauncher(Straying(), DecoderConfig(device="cpu", graphs=False))
+    codes = torch.ones(1, 2, 3, dtype=torch.int64)
+    launcher.launch(Window(codes, 0, 0, torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.float64)))
+    *_, done = cuda.events
+    assert done.stream is not None
+    assert done.stream.name == "astray"

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 Decode = Callable[[Window], tuple[Tensor, Tensor]]
 Key = tuple[int, int, int, int]  # left, frames in all, right, batch
 WORTH_CAPTURING = 8  # uses of a shape after which it is captured
-MAX_GRAPHS = 48  # each holds the activations of its shape
+MAX_GRAPHS = 96  # half of them captured at the start (see `warming`), the others as shapes come
 
 
 class GraphBackend(Protocol):
@@ -33,12 +33,19 @@ class CudaGraphs:
         self._pool = torch.cuda.graph_pool_handle()
 
     def capture(self, step: Callable[[], tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, Tensor], Callable[[], None]]:
+        """See GraphBackend. When it raises, the current stream is that of before, and nothing is under way."""
+        before = torch.cuda.current_stream()
         for _ in range(3):  # libraries choose their algorithms and allocate their workspaces at first use
             step()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            outputs = step()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                outputs = step()
+        except BaseException:  # torch then leaves the stream of the capture the current one
+            torch.cuda.set_stream(before)
+            torch.cuda.synchronize()
+            raise
         return outputs, graph.replay
 
 
@@ -53,47 +60,63 @@ class Captured:
 
 
 class GraphCache:
-    """Decodes windows, from graphs where there is one. A shape is that of the window and a power of two of rows."""
+    """Decodes windows, from graphs where there is one. A shape is that of the window and a power of two of rows.
+
+    Once a capture has failed there are no graphs any more: they share the memory that it left behind.
+    """
 
     def __init__(self, decode: Decode, backend: GraphBackend, max_graphs: int = MAX_GRAPHS) -> None:
         self._decode = decode
         self._backend = backend
         self._max_graphs = max_graphs
         self._uses: Counter[Key] = Counter()
-        self._graphs: dict[Key, Captured | None] = {}  # None: cannot be captured
+        self._graphs: dict[Key, Captured] = {}
+        self._has_failed = False
 
     @property
     def num_graphs(self) -> int:
         """Shapes that are decoded from a graph."""
-        return sum(graph is not None for graph in self._graphs.values())
+        return len(self._graphs)
+
+    def capture(self, window: Window) -> bool:
+        """Capture the shape of a window before it comes; whether there is a graph of it now."""
+        key = _key(window)
+        return key in self._graphs or self._capture(key, window) is not None
 
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """As `Codec.decode`. The pcm may lie in memory that the next call overwrites; the states do not."""
-        batch, _, length = window.codes.shape
-        key = (window.left, length, window.right, 1 << (batch - 1).bit_length())
-        captured = self._graphs.get(key)
-        if captured is None:
-            captured = self._consider(key, window)
+        """As `Codec.decode`, into memory of its own."""
+        batch, key = len(window.codes), _key(window)
+        captured = self._graphs.get(key) or self._consider(key, window)
         if captured is None:
             return self._decode(window)
         _fill(captured.window, window)
         captured.replay()
-        return captured.pcm[:batch], captured.states[:batch].clone()
+        return captured.pcm[:batch].clone(), captured.states[:batch].clone()
 
     def _consider(self, key: Key, window: Window) -> Captured | None:
-        """Capture a shape that has been seen often enough, unless that has failed before."""
+        """Capture a shape that has been seen often enough."""
         self._uses[key] += 1
-        if self._uses[key] < WORTH_CAPTURING or key in self._graphs or self.num_graphs >= self._max_graphs:
+        return self._capture(key, window) if self._uses[key] >= WORTH_CAPTURING else None
+
+    def _capture(self, key: Key, window: Window) -> Captured | None:
+        if self._has_failed or len(self._graphs) >= self._max_graphs:
             return None
         still = _blank(window, key[3])
         _fill(still, window)
         try:
             (pcm, states), replay = self._backend.capture(lambda: self._decode(still))
-            self._graphs[key] = Captured(still, pcm, states, replay)
         except Exception:
-            logger.warning("windows of shape %s cannot be captured, and go on without a graph", key, exc_info=True)
-            self._graphs[key] = None
+            logger.warning("decoding goes on without graphs: %s cannot be captured", key, exc_info=True)
+            self._has_failed = True
+            self._graphs.clear()
+            return None
+        self._graphs[key] = Captured(still, pcm, states, replay)
         return self._graphs[key]
+
+
+def _key(window: Window) -> Key:
+    batch, _, length = window.codes.shape
+    return window.left, length, window.right, 1 << (batch - 1).bit_length()
 
 
 def _blank(window: Window, batch: int) -> Window:

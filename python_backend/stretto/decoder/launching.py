@@ -98,7 +98,7 @@ class CudaLauncher:
             samples = torch.empty(pcm.shape, dtype=torch.float32, pin_memory=True)
             samples.copy_(pcm, non_blocking=True)
             done = torch.cuda.Event()
-            done.record(self._stream)
+            done.record()
 
         def collect() -> np.ndarray:
             done.synchronize()

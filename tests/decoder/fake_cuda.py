@@ -1,0 +1,110 @@
+"""`torch.cuda` as far as the decoder uses it, on the CPU: streams in simulated time, events, and graphs that can fail.
+
+Work takes no time by itself: `FakeCuda.work` says how long the device is busy with what follows on the current stream.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+
+class FakeStream:
+    """Work in order. free_s: when the device will be done with it."""
+
+    def __init__(self, name: str = "side") -> None:
+        self.name, self.free_s = name, 0.0
+
+
+class FakeEvent:
+    """When a stream comes to a place in its work."""
+
+    def __init__(self, cuda: "FakeCuda") -> None:
+        self._cuda = cuda
+        self.stream: FakeStream | None = None
+        self.at_s = 0.0
+
+    def record(self, stream: FakeStream | None = None) -> None:
+        self.stream = stream or self._cuda.current
+        self.at_s = max(self.stream.free_s, self._cuda.now_s)
+
+    def synchronize(self) -> None:
+        self._cuda.now_s = max(self._cuda.now_s, self.at_s)
+
+    def elapsed_time(self, end: "FakeEvent") -> float:
+        assert self._cuda.now_s >= end.at_s, "an event that has not happened yet has no time"
+        return 1e3 * (end.at_s - self.at_s)
+
+
+class FakeGraph:
+    """What was captured, which is the step itself: a replay runs it again into the tensors that it gave."""
+
+    def __init__(self) -> None:
+        self.num_replayed = 0
+
+    def replay(self) -> None:
+        self.num_replayed += 1
+
+
+class FakeCuda:
+    """The device and its host. refuses: what ends a capture, as a copy from the host does."""
+
+    def __init__(self) -> None:
+        self.default = self.current = FakeStream("default")
+        self.now_s = 0.0
+        self.events: list[FakeEvent] = []
+        self.num_synchronized = 0
+        self.refuses: Exception | None = None
+
+    def work(self, seconds: float) -> None:
+        """Keep the device busy on the current stream."""
+        self.current.free_s = max(self.current.free_s, self.now_s) + seconds
+
+    def event(self, enable_timing: bool = False) -> FakeEvent:
+        self.events.append(FakeEvent(self))
+        return self.events[-1]
+
+    def set_stream(self, stream: FakeStream) -> None:
+        self.current = stream
+
+    def synchronize(self, device: object = None) -> None:
+        self.num_synchronized += 1
+
+    @contextmanager
+    def stream(self, stream: FakeStream) -> Iterator[None]:
+        before, self.current = self.current, stream
+        yield
+        self.current = before
+
+    @contextmanager
+    def graph(self, graph: FakeGraph, **options: Any) -> Iterator[None]:
+        """As torch has it: when the capture cannot be ended, the stream that it ran on stays the current one."""
+        before, self.current = self.current, FakeStream("capture")
+        yield
+        if self.refuses is not None:
+            raise self.refuses
+        self.current = before
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """Let `torch.cuda` be this one, and pinned memory be memory."""
+    cuda = FakeCuda()
+    replaced: dict[str, Callable[..., Any]] = {
+        "Stream": lambda device=None: FakeStream(),
+        "Event": cuda.event,
+        "CUDAGraph": FakeGraph,
+        "graph": cuda.graph,
+        "graph_pool_handle": tuple,
+        "current_stream": lambda device=None: cuda.current,
+        "set_stream": cuda.set_stream,
+        "stream": cuda.stream,
+        "synchronize": cuda.synchronize,
+    }
+    for name, function in replaced.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **options: empty(*size, **options))
+    return cuda
