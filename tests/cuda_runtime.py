@@ -8,6 +8,28 @@ from typing import Any
 import pytest
 
 
+class Handle:
+    """`cudaIpcMemHandle_t` as cuda-bindings have it since 13.4.1: 64 bytes at an address."""
+
+    def __init__(self, data: bytes = bytes(64)) -> None:
+        self._bytes = ctypes.create_string_buffer(data, 64)
+
+    def getPtr(self) -> int:
+        return ctypes.addressof(self._bytes)
+
+
+class OldHandle(Handle):
+    """As it was before: the bytes are a field, too."""
+
+    @property
+    def reserved(self) -> bytes:
+        return self._bytes.raw
+
+    @reserved.setter
+    def reserved(self, data: bytes) -> None:
+        self._bytes.raw = data
+
+
 class FakeRuntime(ModuleType):
     """Addresses are real addresses of buffers; a handle is a number that names one of them."""
 
@@ -15,15 +37,13 @@ class FakeRuntime(ModuleType):
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyDefault=4)
     cudaIpcMemLazyEnablePeerAccess = 1
 
-    def __init__(self) -> None:
+    def __init__(self, handle: type[Handle] = Handle) -> None:
         super().__init__("cuda.bindings.runtime")
+        self.cudaIpcMemHandle_t = handle
         self.buffers: dict[int, Any] = {}
         self.opened: list[int] = []
         self.on_their_way: list[tuple[int, bytes]] = []
         self.device = -1
-
-    def cudaIpcMemHandle_t(self) -> SimpleNamespace:
-        return SimpleNamespace(reserved=b"")
 
     def cudaSetDevice(self, device: int) -> tuple[int]:
         self.device = device
@@ -38,11 +58,11 @@ class FakeRuntime(ModuleType):
     def cudaFree(self, address: int) -> tuple[int]:
         return (0 if self.buffers.pop(address, None) else 1,)
 
-    def cudaIpcGetMemHandle(self, address: int) -> tuple[int, SimpleNamespace]:
-        return 0, SimpleNamespace(reserved=address.to_bytes(64, "little"))
+    def cudaIpcGetMemHandle(self, address: int) -> tuple[int, Handle]:
+        return 0, self.cudaIpcMemHandle_t(address.to_bytes(64, "little"))
 
-    def cudaIpcOpenMemHandle(self, handle: SimpleNamespace, flags: int) -> tuple[int, int]:
-        address = int.from_bytes(handle.reserved, "little")
+    def cudaIpcOpenMemHandle(self, handle: Handle, flags: int) -> tuple[int, int]:
+        address = int.from_bytes(ctypes.string_at(handle.getPtr(), 64), "little")
         if address not in self.buffers:
             return 1, 0
         self.opened.append(address)
@@ -68,9 +88,9 @@ class FakeRuntime(ModuleType):
         return (0,)
 
 
-def install(monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
+def install(monkeypatch: pytest.MonkeyPatch, handle: type[Handle] = Handle) -> FakeRuntime:
     """Let `cuda.bindings.runtime` be this one."""
-    runtime, bindings = FakeRuntime(), ModuleType("cuda.bindings")
+    runtime, bindings = FakeRuntime(handle), ModuleType("cuda.bindings")
     bindings.runtime = runtime
     for module in (ModuleType("cuda"), bindings, runtime):
         monkeypatch.setitem(sys.modules, module.__name__, module)

@@ -1,6 +1,7 @@
 """Memory that the client shares with a server on the same host: of the system, or of a GPU."""
 
 import base64
+import ctypes
 import secrets
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any, Literal, Protocol
@@ -74,6 +75,7 @@ class SystemRegion:
 
 
 DEFAULT_STREAM = 0
+HANDLE_BYTES = 64  # of `cudaIpcMemHandle_t`, whose only field cuda-bindings have left out since 13.4.1
 
 
 class CudaRegion:
@@ -87,7 +89,7 @@ class CudaRegion:
         self._call("cudaSetDevice", device)
         (self._address,) = self._call("cudaMalloc", byte_size)
         (handle,) = self._call("cudaIpcGetMemHandle", self._address)
-        self.handle = bytes(handle.reserved)
+        self.handle = ctypes.string_at(int(handle.getPtr()), HANDLE_BYTES)
 
     def write(self, data: np.ndarray) -> None:
         """See Region."""

@@ -14,7 +14,7 @@ from stretto.triton_io.ring import PcmRing
 from stretto_client.regions import SystemRegion
 from stretto_client.ring import HEADER, Ring, RingSize
 
-from tests.cuda_runtime import install
+from tests.cuda_runtime import Handle, OldHandle, install
 
 SIZE = RingSize(slots=4, slot_bytes=64)  # 16 samples of float32 to a slot
 
@@ -44,6 +44,19 @@ def test_samples_come_out_as_they_went_in_round_and_round(client_end: Ring, serv
         assert record is not None
         assert record["slots"] == -(-size // 16)
         np.testing.assert_array_equal(client_end.take(record), samples)
+
+
+@pytest.mark.parametrize("handle", [Handle, OldHandle])
+def test_handles_of_every_version_of_cuda_bindings_cross(handle: type[Handle], monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = install(monkeypatch, handle)
+    client_end = Ring("cuda", SIZE)
+    option = client_end.option()
+    [address] = runtime.buffers
+    assert base64.b64decode(option["cuda_handle"]) == address.to_bytes(64, "little")
+    server_end = PcmRing.open(RingAddress(**option))
+    assert runtime.opened == [address]
+    server_end.close()
+    client_end.close()
 
 
 def test_sixteen_bit_samples_fit_twice_as_densely(client_end: Ring, server_end: PcmRing) -> None:

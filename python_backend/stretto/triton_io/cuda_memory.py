@@ -1,10 +1,12 @@
 """Memory of a GPU that another process has allocated, opened by its CUDA IPC handle."""
 
+import ctypes
 from typing import Any
 
 import numpy as np
 
 from stretto.errors import InvalidRequest
+from stretto.records.ring_address import HANDLE_BYTES
 
 DEFAULT_STREAM = 0
 
@@ -16,7 +18,8 @@ class CudaMemory:
         self._runtime, self._device = runtime, device
         self._call("cudaSetDevice", device)
         opened = runtime.cudaIpcMemHandle_t()
-        opened.reserved = handle
+        # Its only field is out of reach in cuda-bindings since 13.4.1.
+        ctypes.memmove(int(opened.getPtr()), handle, HANDLE_BYTES)
         (self._address,) = self._call("cudaIpcOpenMemHandle", opened, runtime.cudaIpcMemLazyEnablePeerAccess)
 
     def write(self, offset: int, data: np.ndarray) -> None:
