@@ -56,6 +56,7 @@ class FakeRuntime(ModuleType):
         return 0, address
 
     def cudaFree(self, address: int) -> tuple[int]:
+        assert address not in self.opened, "undefined while another process has the memory open"
         return (0 if self.buffers.pop(address, None) else 1,)
 
     def cudaIpcGetMemHandle(self, address: int) -> tuple[int, Handle]:
@@ -88,10 +89,27 @@ class FakeRuntime(ModuleType):
         return (0,)
 
 
+class FakeDriver(ModuleType):
+    """`cuda.bindings.driver`: what there is at an address."""
+
+    CUresult = SimpleNamespace(CUDA_SUCCESS=0, CUDA_ERROR_NOT_FOUND=500)
+
+    def __init__(self, runtime: FakeRuntime) -> None:
+        super().__init__("cuda.bindings.driver")
+        self._runtime = runtime
+
+    def cuMemGetAddressRange(self, address: int) -> tuple[int, int, int]:
+        for base, buffer in self._runtime.buffers.items():
+            if base <= address < base + len(buffer):
+                return 0, base, len(buffer)
+        return 500, 0, 0
+
+
 def install(monkeypatch: pytest.MonkeyPatch, handle: type[Handle] = Handle) -> FakeRuntime:
-    """Let `cuda.bindings.runtime` be this one."""
+    """Let `cuda.bindings` be this one."""
     runtime, bindings = FakeRuntime(handle), ModuleType("cuda.bindings")
-    bindings.runtime = runtime
-    for module in (ModuleType("cuda"), bindings, runtime):
+    driver = FakeDriver(runtime)
+    bindings.runtime, bindings.driver = runtime, driver
+    for module in (ModuleType("cuda"), bindings, runtime, driver):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     return runtime

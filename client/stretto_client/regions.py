@@ -75,6 +75,7 @@ class SystemRegion:
 
 
 DEFAULT_STREAM = 0
+BLOCK = 1 << 21  # CUDA takes smaller pieces from a block of this size, and a handle opens all of the block
 HANDLE_BYTES = 64  # of `cudaIpcMemHandle_t`, whose only field cuda-bindings have left out since 13.4.1
 
 
@@ -87,7 +88,7 @@ class CudaRegion:
         self._runtime: Any = runtime
         self.name, self.device, self._byte_size = f"{prefix}_{secrets.token_hex(8)}", device, byte_size
         self._call("cudaSetDevice", device)
-        (self._address,) = self._call("cudaMalloc", byte_size)
+        (self._address,) = self._call("cudaMalloc", -(-byte_size // BLOCK) * BLOCK)
         (handle,) = self._call("cudaIpcGetMemHandle", self._address)
         self.handle = ctypes.string_at(int(handle.getPtr()), HANDLE_BYTES)
 

@@ -4,11 +4,16 @@ Triton overwrites a registered output region with every response of a stream. He
 slots: the server fills slots and says in the event which; the client copies them out and counts them as released. A
 full ring makes the server wait.
 
-    header, 8 int64 words        MAGIC | slots | bytes per slot | released | …
+    header, 8 int64 words        MAGIC | slots | bytes per slot | released | open | …
     slots, from byte HEADER on   behind the header in system memory, or alone in memory of a GPU
+
+`released` is the client's, `open` the server's: 1 while it has the memory of a GPU open, which CUDA does not let the
+client free meanwhile. It is 0 again before the last event is sent.
 """
 
+import asyncio
 import base64
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +24,8 @@ from stretto_client.regions import CudaRegion, Memory, SystemRegion
 MAGIC = int.from_bytes(b"STRRING1", "little")
 HEADER = 4096  # a page
 PREFIX = "stretto_ring"
-_SLOTS, _SLOT_BYTES, _RELEASED = 1, 2, 3
+_SLOTS, _SLOT_BYTES, _RELEASED, _OPEN = 1, 2, 3, 4
+PATIENCE_S, POLL_S = 5.0, 0.01  # a server lets go within a second of an utterance's end, or has ended itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +77,30 @@ class Ring:
         self._words[_RELEASED] = self._released
         return np.concatenate(parts).view(dtype)
 
+    @property
+    def is_free(self) -> bool:
+        """Whether the server has no memory of a GPU open."""
+        return self._words[_OPEN] == 0
+
+    def withdraw(self) -> None:
+        """Let no server open it from now on."""
+        self._words[0] = 0
+
+    async def until_free(self) -> None:
+        """Withdraw it, and return when the server has let it go, or has had the time to."""
+        self.withdraw()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_S):
+                while not self.is_free:
+                    await asyncio.sleep(POLL_S)
+
     def _read(self, offset: int, byte_size: int) -> np.ndarray:
         if self._device is not None:
             return self._device.read(offset, byte_size)
         return self._header.read(HEADER + offset, byte_size)
 
     def close(self) -> None:
-        """Free the memory."""
+        """Free the memory, which the server has let go (`until_free`)."""
         self._words.release()
         self._header.close()
         if self._device is not None:

@@ -43,4 +43,5 @@ class Sharing:
                 self._regions.pop().close()
             ring, self.ring = self.ring, None
             if ring is not None:
+                await ring.until_free()
                 ring.close()

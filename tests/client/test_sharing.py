@@ -1,12 +1,16 @@
 """Audio through memory that client and server share, and nothing of it left behind."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from stretto.records.ring_address import RingAddress
+from stretto.triton_io.ring import PcmRing
 from stretto_client import SpeechClient
+from stretto_client import ring as ring_module
 from stretto_client.regions import Memory
 
 from tests.client.fake_server import Chunk, FakeServer, Pause, Step
@@ -83,6 +87,33 @@ async def test_a_server_that_is_gone_leaves_no_memory(server: FakeServer) -> Non
     await server.server.stop(0)
     await client.close()
     assert not regions()
+
+
+@pytest.mark.parametrize("server_lets_go", [True, False])
+async def test_a_ring_on_a_gpu_is_freed_when_the_server_has_let_it_go(
+    server: FakeServer, runtime: FakeRuntime, server_lets_go: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the utterance is given up before its last event; a server that has ended never does."""
+    monkeypatch.setattr(ring_module, "PATIENCE_S", 60.0 if server_lets_go else 0.05)
+    server.steps[1:1] = [Pause(120)]
+    client = SpeechClient(server.address, shared_memory="cuda")
+    stream = client.speak("a cat")
+    await anext(stream)
+    [request] = server.requests
+    opened = PcmRing.open(RingAddress(**json.loads(request["options"])["output"]["ring"]))
+    await stream.aclose()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert len(runtime.buffers) == 1
+    if server_lets_go:
+        opened.close()
+    else:
+        runtime.opened.clear()  # its process has ended
+    await client.close()
+    assert not runtime.buffers
+    if not server_lets_go:
+        with pytest.raises(ValueError, match="not in list"):
+            opened.close()
 
 
 def test_another_kind_of_memory_is_refused() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from stretto.errors import InvalidRequest
 from stretto.records.ring_address import RingAddress
-from stretto.triton_io.ring import PcmRing
+from stretto.triton_io.ring import PcmRing, check_ring
 from stretto_client.regions import SystemRegion
 from stretto_client.ring import HEADER, Ring, RingSize
 
@@ -165,6 +165,64 @@ def test_a_handle_that_cuda_rejects_is_the_client_s_error(monkeypatch: pytest.Mo
     for wrong in ({"cuda_handle": base64.b64encode(bytes(64)).decode()}, {"device": 7}):
         with pytest.raises(InvalidRequest, match=r"memory of GPU . that another process shares"):
             PcmRing.open(RingAddress(**ring.option() | wrong))
+    ring.close()
+
+
+def test_a_ring_that_is_larger_than_its_memory_is_refused_and_its_memory_let_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What lies beyond the memory would be another's, or nobody's: writing there ends every stream of the decoder."""
+    runtime = install(monkeypatch)
+    ring = Ring("cuda", SIZE)
+    [buffer] = runtime.buffers.values()
+    address = RingAddress(**ring.option())
+    path = Path("/dev/shm") / address.name
+    for slots, is_refused in ((len(buffer) // 64, False), (len(buffer) // 64 + 1, True)):
+        with path.open("r+b") as file:
+            file.seek(8)
+            file.write(struct.pack("<2q", slots, 64))
+        if is_refused:
+            with pytest.raises(InvalidRequest, match=f"{slots * 64} bytes of a GPU's memory, got {len(buffer)}"):
+                PcmRing.open(address)
+        else:
+            PcmRing.open(address).close()
+        assert not runtime.opened
+    assert ring.is_free
+    ring.close()
+
+
+def test_a_ring_on_a_gpu_is_checked_without_being_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The preprocessor has no use for a GPU, and opening the handle would give it a context there."""
+    runtime = install(monkeypatch)
+    ring = Ring("cuda", SIZE)
+    check_ring(RingAddress(**ring.option()))
+    assert (runtime.device, runtime.opened) == (0, [])  # as the client has set it
+    check_ring(None)
+    ring.close()
+    with pytest.raises(InvalidRequest, match=r"ring\.name"):
+        check_ring(RingAddress("stretto_ring_0011223344556677"))
+
+
+def test_memory_of_a_gpu_is_not_free_while_the_server_has_it_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    ring = Ring("cuda", SIZE)
+    address = RingAddress(**ring.option())
+    assert ring.is_free
+    opened = PcmRing.open(address)
+    assert not ring.is_free
+    opened.close()
+    assert ring.is_free
+    ring.withdraw()
+    with pytest.raises(InvalidRequest, match=r"ring\.name"):
+        PcmRing.open(address)
+    ring.close()
+
+
+def test_memory_of_a_gpu_is_shared_in_whole_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA takes small pieces from a block, and a handle opens all of the block."""
+    runtime = install(monkeypatch)
+    ring = Ring("cuda", SIZE)
+    assert [len(buffer) % (1 << 21) for buffer in runtime.buffers.values()] == [0]
     ring.close()
 
 

@@ -15,6 +15,8 @@ from stretto.triton_io.flow import FlowSlot, FlowTable
 from stretto.triton_io.ring_writer import RingOutlet, RingOutlets
 from stretto_client.ring import Ring, RingSize
 
+from tests.cuda_runtime import install
+
 
 @dataclass
 class Reply:
@@ -61,6 +63,10 @@ def outlet(all_outlets: RingOutlets, ring: Ring, slot: FlowSlot) -> RingOutlet:
     return all_outlets.at("u", RingAddress(**ring.option()), slot)
 
 
+def told(index: int = 0, is_final: bool = False) -> dict[str, Any]:
+    return {"index": index, "is_final": is_final}
+
+
 def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not condition():
@@ -77,33 +83,33 @@ def test_what_finds_room_is_answered_at_once_and_the_rest_in_order_as_slots_are_
 ) -> None:
     replies = [Reply() for _ in range(5)]
     for index, reply in enumerate(replies):
-        outlet.offer(reply, None if index == 3 else samples(index), {"index": index})
+        outlet.offer(reply, None if index == 3 else samples(index), told(index))
     assert [len(reply.events) for reply in replies] == [1, 1, 0, 0, 0]
     for index in (0, 1, 2, 4):
         until(lambda index=index: bool(replies[index].events))
         (event,) = replies[index].events
         assert event["index"] == index
         np.testing.assert_array_equal(ring.take(event["ring"]), samples(index))
-    assert replies[3].events == [{"index": 3}]
+    assert replies[3].events == [told(3)]
 
 
 def test_what_never_fits_goes_with_the_response_in_its_turn(outlet: RingOutlet, ring: Ring) -> None:
     replies, large = [Reply() for _ in range(4)], np.arange(33, dtype=np.float32)
     for reply, pcm in zip(replies, (samples(0), samples(1), samples(2), large), strict=True):
-        outlet.offer(reply, pcm, {})
+        outlet.offer(reply, pcm, told())
     assert not replies[3].events
     for reply in replies[:3]:
         until(lambda reply=reply: bool(reply.events))
         ring.take(reply.events[0]["ring"])
     until(lambda: bool(replies[3].events))
-    assert replies[3].events == [{}]
+    assert replies[3].events == [told()]
     np.testing.assert_array_equal(replies[3].pcm, large)
 
 
 def test_a_client_that_leaves_ends_what_is_held(outlet: RingOutlet) -> None:
     replies = [Reply() for _ in range(4)]
     for reply in replies:
-        outlet.offer(reply, samples(1), {})
+        outlet.offer(reply, samples(1), told())
     replies[2].is_unwanted = True
     until(lambda: isinstance(replies[3].error, Cancelled))
     assert isinstance(replies[2].error, Cancelled)
@@ -113,7 +119,7 @@ def test_a_client_that_stops_reading_is_given_up(outlet: RingOutlet, monkeypatch
     monkeypatch.setattr(outlets, "STALL_S", 0.05)
     replies = [Reply() for _ in range(3)]
     for reply in replies:
-        outlet.offer(reply, samples(1), {})
+        outlet.offer(reply, samples(1), told())
     until(lambda: replies[2].error is not None)
     assert str(replies[2].error) == "options.output.ring: expected slots released within 0.05 s, got none"
 
@@ -126,7 +132,35 @@ def test_when_the_utterance_is_over_its_ring_is_let_go(
     slot.release()
     until(lambda: len(all_outlets) == 0)
     with pytest.raises(Cancelled):
-        outlet.offer(Reply(), samples(1), {})
+        outlet.offer(Reply(), samples(1), told())
+
+
+def test_the_last_event_says_that_the_ring_is_let_go(
+    all_outlets: RingOutlets, slot: FlowSlot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client frees its memory then; CUDA wants it closed everywhere else before."""
+    runtime = install(monkeypatch)
+    ring = Ring("cuda", RingSize(2, 64))
+    outlet = all_outlets.at("u", RingAddress(**ring.option()), slot)
+
+    class Freeing(Reply):
+        """A client that frees at the last event, once it has read its samples."""
+
+        def deliver(self, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
+            super().deliver(pcm, event)
+            np.testing.assert_array_equal(ring.take(event["ring"]), samples(event["index"]))
+            assert ring.is_free == event["is_final"]
+            if event["is_final"]:
+                ring.close()
+
+    outlet.offer(Freeing(), samples(0), told(0))
+    outlet.offer(Freeing(), samples(1), told(1, is_final=True))
+    assert (runtime.buffers, runtime.opened) == ({}, [])
+    with pytest.raises(Cancelled):
+        outlet.offer(Reply(), samples(2), told(2))
+    monkeypatch.setattr(outlets, "SWEEP_S", 0.0)
+    slot.release()
+    until(lambda: len(all_outlets) == 0)
 
 
 class Unanswerable(Reply):
@@ -148,8 +182,8 @@ def test_a_ring_that_cannot_be_let_go_keeps_no_other_waiting(
     made = {name: all_outlets.at(name, RingAddress(**ring.option()), slots[name]) for name, ring in rings.items()}
     bad, good = [Reply(), Reply(), Unanswerable(), Reply()], [Reply() for _ in range(4)]
     for index in range(4):
-        made["bad"].offer(bad[index], samples(index), {})
-        made["good"].offer(good[index], samples(index), {})
+        made["bad"].offer(bad[index], samples(index), told())
+        made["good"].offer(good[index], samples(index), told())
 
     def closing() -> None:
         raise OSError("a bad descriptor")

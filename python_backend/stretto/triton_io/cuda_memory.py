@@ -12,10 +12,13 @@ DEFAULT_STREAM = 0
 
 
 class CudaMemory:
-    """Opened once; writes are done when `write` returns, so that the other process may be told."""
+    """Opened once; writes are done when `write` returns, so that the other process may be told.
 
-    def __init__(self, runtime: Any, handle: bytes, device: int):
-        self._runtime, self._device = runtime, device
+    runtime, driver: of NVIDIA's `cuda.bindings`.
+    """
+
+    def __init__(self, runtime: Any, driver: Any, handle: bytes, device: int):
+        self._runtime, self._driver, self._device = runtime, driver, device
         self._call("cudaSetDevice", device)
         opened = runtime.cudaIpcMemHandle_t()
         # Its only field is out of reach in cuda-bindings since 13.4.1.
@@ -31,6 +34,13 @@ class CudaMemory:
         # synchronization behavior").
         self._call("cudaStreamSynchronize", DEFAULT_STREAM)
 
+    def size(self) -> int:
+        """How many bytes there are."""
+        status, base, num_bytes = self._driver.cuMemGetAddressRange(self._address)
+        if status != self._driver.CUresult.CUDA_SUCCESS:
+            raise RuntimeError(f"cuMemGetAddressRange: {status!r}")
+        return int(base) + int(num_bytes) - int(self._address)
+
     def close(self) -> None:
         """Let go of the memory."""
         self._call("cudaIpcCloseMemHandle", self._address)
@@ -42,14 +52,22 @@ class CudaMemory:
         return tuple(results)
 
 
-def open_cuda_memory(handle: bytes, device: int) -> CudaMemory:
-    """The memory behind a CUDA IPC handle; InvalidRequest on a server without CUDA, or for a handle that it rejects."""
+def open_cuda_memory(handle: bytes, device: int, num_bytes: int) -> CudaMemory:
+    """The memory of at least `num_bytes` behind a CUDA IPC handle.
+
+    InvalidRequest on a server without CUDA, for a handle that it rejects, and for less memory than that.
+    """
     field = "options.output.ring.cuda_handle"
     try:
-        from cuda.bindings import runtime
+        from cuda.bindings import driver, runtime
     except ImportError as error:
         raise InvalidRequest(field, "a ring in system memory: this server has no CUDA", "a CUDA handle") from error
     try:
-        return CudaMemory(runtime, handle, device)
+        memory = CudaMemory(runtime, driver, handle, device)
+        found = memory.size()
     except RuntimeError as error:
         raise InvalidRequest(field, f"memory of GPU {device} that another process shares", str(error)) from error
+    if found < num_bytes:
+        memory.close()
+        raise InvalidRequest(field, f"{num_bytes} bytes of a GPU's memory", f"{found} bytes")
+    return memory

@@ -1,9 +1,11 @@
 """The server's end of a ring in memory that a client on the same host has made: samples go there, not over gRPC.
 
-    header, 8 int64 words        MAGIC | slots | bytes per slot | released | …        `released` is the client's
+    header, 8 int64 words        MAGIC | slots | bytes per slot | released | open | …
     slots, from byte HEADER on   behind the header in system memory, or alone in memory of a GPU
 
-A slot is named by its number since the start: slot n lies at place n % slots, and is free once n < released + slots.
+`released` is the client's, `open` the server's: 1 while it has memory of a GPU open, which the client must not free
+meanwhile (CUDA runtime API, `cudaIpcCloseMemHandle`). A slot is named by its number since the start: slot n lies at
+place n % slots, and is free once n < released + slots.
 """
 
 import base64
@@ -25,7 +27,7 @@ MAGIC = int.from_bytes(b"STRRING1", "little")
 HEADER = 4096
 MAX_BYTES = 1 << 28
 NUM_WORDS = 8
-_SLOTS, _SLOT_BYTES, _RELEASED = 1, 2, 3
+_SLOTS, _SLOT_BYTES, _RELEASED, _OPEN = 1, 2, 3, 4
 
 
 class Payload(Protocol):
@@ -56,17 +58,12 @@ class PcmRing:
     @classmethod
     def open(cls, address: RingAddress, directory: Path = DIRECTORY) -> "PcmRing":
         """The ring at `address`; InvalidRequest where there is none, or none of that shape."""
+        header = _open_header(address, directory)
         try:
-            header = os.open(directory / address.name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError as error:
-            got = f"{address.name}: {error.strerror}"
-            raise InvalidRequest("options.output.ring.name", "shared memory of this host", got) from error
-        try:
-            _check_file(header, address)
             shape = _read_shape(header, address)
             if address.cuda_handle is None:
                 return cls(header, shape, SystemPayload(header))
-            return cls(header, shape, open_cuda_memory(base64.b64decode(address.cuda_handle), address.device))
+            return cls(header, shape, CudaPayload(header, address, shape))
         except BaseException:
             os.close(header)
             raise
@@ -111,18 +108,53 @@ class SystemPayload:
         """See Payload; the file is closed with the header."""
 
 
+class CudaPayload:
+    """Slots in memory of a GPU, said to be open in the header for as long as they are."""
+
+    def __init__(self, header: int, address: RingAddress, shape: tuple[int, int]):
+        assert address.cuda_handle is not None
+        self._header = header
+        self._say(is_open=True)
+        try:
+            _read_shape(header, address)  # a client that takes its ring back after this waits for us
+            handle, num_bytes = base64.b64decode(address.cuda_handle), shape[0] * shape[1]
+            self._memory = open_cuda_memory(handle, address.device, num_bytes)
+        except BaseException:
+            self._say(is_open=False)
+            raise
+
+    def write(self, offset: int, data: np.ndarray) -> None:
+        """See Payload."""
+        self._memory.write(offset, data)
+
+    def close(self) -> None:
+        """See Payload."""
+        self._memory.close()
+        self._say(is_open=False)
+
+    def _say(self, is_open: bool) -> None:
+        os.pwrite(self._header, struct.pack("<q", is_open), 8 * _OPEN)
+
+
+def _open_header(address: RingAddress, directory: Path) -> int:
+    """Descriptor of the header's file; InvalidRequest where there is none, or it is another one's second name."""
+    try:
+        header = os.open(directory / address.name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        got = f"{address.name}: {error.strerror}"
+        raise InvalidRequest("options.output.ring.name", "shared memory of this host", got) from error
+    found = os.fstat(header)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+        os.close(header)
+        raise InvalidRequest("options.output.ring.name", "shared memory of this host", f"{address.name}: none")
+    return header
+
+
 def _words(header: int) -> tuple[int, ...]:
     words = os.pread(header, 8 * NUM_WORDS, 0)
     if len(words) < 8 * NUM_WORDS:
         raise InvalidRequest("options.output.ring.name", f"at least {HEADER} bytes", f"{len(words)} bytes")
     return struct.unpack(f"<{NUM_WORDS}q", words)
-
-
-def _check_file(header: int, address: RingAddress) -> None:
-    """Raise InvalidRequest unless this is a file of its own, and not another one under a second name."""
-    found = os.fstat(header)
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
-        raise InvalidRequest("options.output.ring.name", "shared memory of this host", f"{address.name}: none")
 
 
 def _read_shape(header: int, address: RingAddress) -> tuple[int, int]:
@@ -136,7 +168,15 @@ def _read_shape(header: int, address: RingAddress) -> tuple[int, int]:
     return slots, slot_bytes
 
 
-def check_ring(address: RingAddress | None) -> None:
-    """Raise InvalidRequest unless the ring at `address`, if there is one, can be opened here."""
-    if address is not None:
-        PcmRing.open(address).close()
+def check_ring(address: RingAddress | None, directory: Path = DIRECTORY) -> None:
+    """Raise InvalidRequest unless the ring at `address`, if there is one, has a header as it should be.
+
+    Memory of a GPU is not opened: that would give this process a context there, half a gigabyte of it.
+    """
+    if address is None:
+        return
+    header = _open_header(address, directory)
+    try:
+        _read_shape(header, address)
+    finally:
+        os.close(header)

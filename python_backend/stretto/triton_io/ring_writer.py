@@ -49,7 +49,7 @@ Held = tuple[RingReply, np.ndarray | None, Event]
 
 
 class RingOutlet:
-    """The ring of one utterance, and the replies that wait for room in it."""
+    """The ring of one utterance, and the replies that wait for room in it. The last event goes when it is closed."""
 
     def __init__(self, ring: PcmRing, slot: FlowSlot) -> None:
         self._ring, self.slot = ring, slot
@@ -78,7 +78,7 @@ class RingOutlet:
             if not self._held:
                 return
             try:
-                if self._held[0][0].is_cancelled() or not self.slot.is_held:
+                if self._held[0][0].is_cancelled() or not self.slot.is_held or not self._is_open:
                     raise Cancelled("the client cancelled the request")
                 if not self._move() and time.monotonic() - self._moved_s > STALL_S:
                     raise InvalidRequest("options.output.ring", f"slots released within {STALL_S:g} s", "none")
@@ -89,10 +89,13 @@ class RingOutlet:
     def close(self) -> None:
         """Let go of the ring; what is held is given up."""
         with self._lock:
-            if self._is_open:
-                self._is_open = False
-                self._give_up(Cancelled("the utterance is over"))
-                self._ring.close()
+            self._give_up(Cancelled("the utterance is over"))
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            self._ring.close()
 
     def _give_up(self, error: Exception) -> None:
         """End the utterance for every reply that is held, also where one cannot be told."""
@@ -112,6 +115,8 @@ class RingOutlet:
                 if record is None:
                     break
                 pcm, event = None, {**event, "ring": record}
+            if event["is_final"]:
+                self._let_go()  # first: a client that has the last event may free its memory
             self._held.popleft()
             reply.deliver(pcm, event)
             moved, self._moved_s = True, time.monotonic()
