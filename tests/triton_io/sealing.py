@@ -1,5 +1,8 @@
 """What one step of the ensemble hands to the next, under a seal that tests know."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from stretto.records.envelope import Envelope
 from stretto.records.prompt import Prompt
@@ -29,5 +32,12 @@ def envelope_in(response: InferenceResponse) -> Envelope:
     return Envelope.from_json("chunk", response.array("chunk").tobytes()[TAG:])
 
 
+class NoThread(ResponseThread):
+    """Calls what it is given at once: what is handed over is sent."""
+
+    def submit(self, function: Callable[..., None], *arguments: Any) -> None:
+        function(*arguments)
+
+
 def responses_to(sender: ResponseSender) -> Responses:
-    return Responses(sender, ResponseThread(), SEAL)
+    return Responses(sender, NoThread(), SEAL)

@@ -76,6 +76,13 @@ class BlockedSender(ResponseSender):
         super().send(response, flags)
 
 
+class BrokenSender(ResponseSender):
+    """Sends nothing."""
+
+    def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
+        raise BrokenPipeError("gone")
+
+
 async def settled(condition: object, timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():  # type: ignore[operator]
@@ -195,19 +202,27 @@ async def test_more_answers_than_chunks_are_no_harm(slot: FlowSlot) -> None:
     assert sent(sender) == [0, 1]
 
 
-async def test_a_send_that_blocks_holds_up_nobody_else_on_the_loop(slot: FlowSlot) -> None:
+async def test_a_send_that_blocks_holds_up_nobody_on_the_loop(slot: FlowSlot) -> None:
     may_send, sender = threading.Event(), ResponseSender()
-    blocked = BlockedSender(may_send)
-    thread = ResponseThread()
+    blocked, thread = BlockedSender(may_send), ResponseThread()
     first = ChunkSender(Responses(blocked, thread, SEAL), slot, "u", QUICK)
-    pumping = asyncio.create_task(first.pump(Speaker(1).speak()))
+    await asyncio.wait_for(first.pump(Speaker(2).speak()), 60)
     await settled(lambda: blocked.is_asked)
-    assert not pumping.done()
     await ChunkSender(responses_to(sender), slot.table.claim(), "v", QUICK).pump(Speaker(2).speak())
     assert sent(sender) == [0, 1]
+    assert sent(blocked) == []
     may_send.set()
-    await asyncio.wait_for(pumping, 60)
-    assert sent(blocked) == [0]
+    thread.close()
+    assert sent(blocked) == [0, 1]
+
+
+async def test_what_cannot_be_sent_ends_the_utterance(slot: FlowSlot) -> None:
+    thread = ResponseThread()
+    chunk_sender = ChunkSender(Responses(BrokenSender(), thread, SEAL), slot, "u", QUICK)
+    with pytest.raises(BrokenPipeError, match="gone"):
+        await asyncio.wait_for(chunk_sender.pump(Speaker(9, pause_s=0.05).speak()), 60)
+    with pytest.raises(BrokenPipeError, match="gone"):  # though nothing will ever be answered
+        await asyncio.wait_for(chunk_sender.settle(), 60)
 
 
 async def test_a_decoder_that_answers_nothing_ends_the_utterance(slot: FlowSlot) -> None:

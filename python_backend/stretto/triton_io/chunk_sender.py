@@ -18,6 +18,7 @@ from stretto.records.envelope import Envelope
 from stretto.streams.chunking import DecoderLoad, Pacer
 from stretto.triton_io.flow import DecoderFailed, DecoderStalled, FlowSlot, Outcome
 from stretto.triton_io.responses import Responses
+from stretto.triton_io.ticking import ticking, until
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class SenderLimits:
     """What may be on the way at once, and how long one waits.
 
     max_frames: frames sent and not yet answered; with one chunk on the way a larger one may still follow.
+    probe_s: how long nothing goes to the decoder before it is asked after the client. poll_s: how often one looks
+    whether the utterance is over.
     stall_s: how long the decoder may answer nothing before the utterance fails.
     look_s: how long it may before one looks whether the caller has left: the decoder tells it of callers of the
     ensemble, but nobody tells it of one who called this model itself.
@@ -35,7 +38,7 @@ class SenderLimits:
 
     max_chunks: int = 16
     max_frames: int = 250
-    probe_s: float = 0.1
+    probe_s: float = 0.25
     poll_s: float = 0.02
     stall_s: float = 60.0
     look_s: float = 1.0
@@ -47,7 +50,7 @@ DEFAULT = Delivery()
 
 
 class ChunkSender:
-    """Sends one utterance; a wait for room or for a chunk ends early when the utterance is over."""
+    """Sends one utterance; whatever it waits for, it stops when the utterance is over."""
 
     def __init__(
         self, responses: Responses, slot: FlowSlot, utterance: str, limits: SenderLimits, delivery: Delivery = DEFAULT
@@ -62,24 +65,34 @@ class ChunkSender:
         self._num_sent = self._num_frames_sent = 0
         self._first_sent_s: float | None = None
         self._quiet_since = self._looked_s = time.monotonic()
-        self._caller_has_left = False
 
     async def pump(self, chunks: AsyncGenerator[LMChunk, None]) -> None:
         """Send all `chunks`; raises Cancelled, or what the generator raises. The generator is closed in any case."""
         try:
-            while (item := await self._next(chunks)) is not None:
-                await self._wait_for_turn()
-                self._check()
-                await self._send(Envelope(self._utterance, self._slot.address, item.chunk, self._form), item)
+            async with asyncio.timeout(None) as scope:
+                with ticking(lambda: self._look(scope), self._limits.poll_s):
+                    async for item in chunks:
+                        await self._wait_for_turn()
+                        self._check()
+                        self._send(Envelope(self._utterance, self._slot.address, item.chunk, self._form), item)
+        except TimeoutError:  # of the scope, where `_look` has ended it
+            self._check()
+            raise
         finally:
             await chunks.aclose()
 
+    def _look(self, scope: asyncio.Timeout) -> None:
+        """End the scope if the utterance is over; else see to it that one learns when it is."""
+        if not self._is_over():
+            self._look_for_caller()
+            self._probe_if_quiet()
+        elif scope.when() is None:
+            scope.reschedule(0.0)
+
     async def _wait_for_turn(self) -> None:
-        """Wait until the next chunk may leave, or the utterance is over."""
-        while self._is_ahead() and not self._is_over():
-            await self._probe_if_quiet()
-            await asyncio.sleep(self._limits.poll_s)
-        await self._wait_until(lambda: self._has_room() or self._is_over())
+        """Wait until the next chunk may leave."""
+        await until(lambda: not self._is_ahead(), self._limits.poll_s)
+        await self._wait_for_decoder(self._has_room)
 
     def _is_ahead(self) -> bool:
         """Whether more audio has left than somebody who listens since the first chunk may leave unread."""
@@ -95,46 +108,43 @@ class ChunkSender:
 
     async def settle(self) -> None:
         """Wait until the decoder has answered everything; raises what it found, or DecoderStalled if it does not."""
-        await self._wait_until(lambda: self._on_the_way() == 0 or self._caller_has_left)
+        await self._wait_for_decoder(lambda: self._on_the_way() == 0 or self._is_unanswerable())
         self._check()
 
     def release(self) -> None:
         """Give the slot back."""
         self._slot.release()
 
-    async def _next(self, chunks: AsyncGenerator[LMChunk, None]) -> LMChunk | None:
-        pending = asyncio.ensure_future(anext(chunks, None))
-        try:
-            while not pending.done():
-                await asyncio.wait({pending}, timeout=self._limits.poll_s)
-                await self._look_for_caller()
-                self._check()
-                await self._probe_if_quiet()
-            return pending.result()
-        finally:
-            if not pending.done():
-                pending.cancel()
-                await asyncio.wait({pending})
+    async def _wait_for_decoder(self, condition: Callable[[], bool]) -> None:
+        """Wait until `condition` holds; DecoderStalled where nothing is answered meanwhile for too long."""
+        num_answered, since = self._slot.num_answered, time.monotonic()
 
-    async def _wait_until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + self._limits.stall_s
-        num_answered = self._slot.num_answered
-        while not condition():
-            await asyncio.sleep(self._limits.poll_s / 4)
-            await self._look_for_caller()
+        def look() -> bool:
+            nonlocal num_answered, since
+            if condition():
+                return True
+            self._look_for_caller()
             if self._slot.num_answered != num_answered:
-                num_answered = self._slot.num_answered
-                deadline = time.monotonic() + self._limits.stall_s
-            if time.monotonic() > deadline:
+                num_answered, since = self._slot.num_answered, time.monotonic()
+            if time.monotonic() - since > self._limits.stall_s:
                 raise DecoderStalled(f"the decoder has answered nothing for {self._limits.stall_s:g} s")
+            return False
+
+        await until(look, self._limits.poll_s / 4)
 
     def _is_over(self) -> bool:
-        return self._caller_has_left or self._slot.outcome is not Outcome.OPEN
+        return self._slot.outcome is not Outcome.OPEN or self._is_unanswerable()
+
+    def _is_unanswerable(self) -> bool:
+        """Whether what is sent may never be answered."""
+        return self._responses.caller_has_left or self._responses.failure is not None
 
     def _check(self) -> None:
         """Raise what ended the utterance, if it is over."""
-        if self._caller_has_left:
+        if self._responses.caller_has_left:
             raise Cancelled("the caller has left")
+        if self._responses.failure is not None:
+            raise self._responses.failure
         match self._slot.outcome:
             case Outcome.CANCELLED:
                 raise Cancelled("the client cancelled the request")
@@ -143,17 +153,17 @@ class ChunkSender:
             case Outcome.FAILED:
                 raise DecoderFailed(self._slot.reason)
 
-    async def _probe_if_quiet(self) -> None:
+    def _probe_if_quiet(self) -> None:
         """Ask after the client when nothing has gone to the decoder for a while and nothing is on its way there."""
         if time.monotonic() - self._quiet_since >= self._limits.probe_s and self._on_the_way() == 0:
-            await self._send(Envelope(self._utterance, self._slot.address, None), None)
+            self._send(Envelope(self._utterance, self._slot.address, None), None)
 
-    async def _look_for_caller(self) -> None:
+    def _look_for_caller(self) -> None:
         """See whether the caller has left when the decoder has answered nothing for a while."""
         now = time.monotonic()
         if self._on_the_way() and now - max(self._quiet_since, self._looked_s) > self._limits.look_s:
             self._looked_s = now
-            self._caller_has_left = await self._responses.is_cancelled()
+            self._responses.look_for_caller()
 
     def _on_the_way(self) -> int:
         while self._frames_on_the_way and self._num_sent - len(self._frames_on_the_way) < self._slot.num_answered:
@@ -163,7 +173,7 @@ class ChunkSender:
     def _has_room(self) -> bool:
         return self._on_the_way() < self._limits.max_chunks and sum(self._frames_on_the_way) < self._limits.max_frames
 
-    async def _send(self, envelope: Envelope, item: LMChunk | None) -> None:
+    def _send(self, envelope: Envelope, item: LMChunk | None) -> None:
         codes = None if item is None else item.codes
         num_frames = 0 if codes is None else codes.shape[1]
         self._num_sent += 1
@@ -171,5 +181,5 @@ class ChunkSender:
         self._num_frames_sent += num_frames
         if num_frames and self._first_sent_s is None:
             self._first_sent_s = time.monotonic()
-        await self._responses.send(envelope.to_json(), codes)
+        self._responses.send(envelope.to_json(), codes)
         self._quiet_since = time.monotonic()

@@ -1,7 +1,8 @@
 """Responses of the language model, sent on a thread of their own.
 
 The stub's `send` returns only when the server has taken the response in, and the event loop that serves the utterances
-is the engine's, too: while one waits on it, no other utterance gets its rows.
+is the engine's, too: while one waits on it, no other utterance gets its rows. Nor does it wait for the thread: what
+the decoder answers is counted in the flow slot.
 """
 
 import asyncio
@@ -26,6 +27,10 @@ class ResponseThread:
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "responses")
 
+    def submit(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Have `function` called, which may not raise."""
+        self._pool.submit(function, *arguments)
+
     async def call(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
         """What `function` returns; the event loop goes on meanwhile."""
         return await asyncio.wrap_future(self._pool.submit(function, *arguments, **named))
@@ -36,19 +41,31 @@ class ResponseThread:
 
 
 class Responses:
-    """What goes out for one request."""
+    """What goes out for one request.
+
+    failure: why a chunk could not be sent. caller_has_left: whether who called this model has gone away, as far as
+    `look_for_caller` has seen. Both are set by the thread.
+    """
 
     def __init__(self, sender: Any, thread: ResponseThread, seal: Seal) -> None:
         self._sender = sender
         self._thread = thread
         self._seal = seal
+        self.failure: Exception | None = None
+        self.caller_has_left = False
 
-    async def send(self, record: bytes, codes: np.ndarray | None) -> None:
+    def send(self, record: bytes, codes: np.ndarray | None) -> None:
         """The record of a chunk or a probe, sealed, and the chunk's codes [K, T]."""
         tensors = [bytes_tensor(CHUNK, self._seal.close(CHUNK.name, record, codes))]
         if codes is not None:
             tensors.append(array_tensor(CODES, codes))
-        await self._thread.call(self._sender.send, pb_utils.InferenceResponse(tensors))
+        self._thread.submit(self._send, pb_utils.InferenceResponse(tensors))
+
+    def _send(self, response: Any) -> None:
+        try:
+            self._sender.send(response)
+        except Exception as error:
+            self.failure = error
 
     async def end(self) -> None:
         """The final flag."""
@@ -58,6 +75,9 @@ class Responses:
         """An error, with the final flag."""
         await self._thread.call(refuse, self._sender, error, whose)
 
-    async def is_cancelled(self) -> bool:
-        """Whether who called this model has gone away. An ensemble does not tell its earlier steps."""
-        return await self._thread.call(self._sender.is_cancelled)
+    def look_for_caller(self) -> None:
+        """Have `caller_has_left` brought up to date. An ensemble does not tell its earlier steps."""
+        self._thread.submit(self._look)
+
+    def _look(self) -> None:
+        self.caller_has_left = self._sender.is_cancelled()
