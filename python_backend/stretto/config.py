@@ -51,9 +51,9 @@ class DecoderConfig:
     runtime: `torch`, or `onnx` for the file that `scripts/export_onnx.py` writes. right_frames: frames that a window
     waits for, fewer than the codec's own for sound that comes earlier and is not exact; None for the codec's own.
     dtype: of matrix products and convolutions: `float32`, or `bfloat16` or `float16`, which are not exact.
-    graphs: whether CUDA graphs are captured of the shapes that come often. max_batch: windows decoded at once: about 16
-    on a CPU, whose caches do not hold more; 64 on a GPU. max_utterances: open at once. idle_timeout_s: an utterance
-    that gets no chunk for so long is forgotten. stop_timeout_s: how long a stopping decoder goes on with what waits.
+    graphs: whether CUDA graphs are captured, at the start and of shapes that come often. max_batch: windows decoded at
+    once: about 16 on a CPU, whose caches do not hold more; 64 on a GPU. max_utterances: open at once. idle_timeout_s:
+    an utterance without a chunk for so long is forgotten. stop_timeout_s: how long a stopping decoder goes on.
     warm_up_s: how long a starting one decodes windows that nobody asked for, so that none is slow as the first of its
     shape.
     """

@@ -39,13 +39,13 @@ class FakeEvent:
 
 
 class FakeGraph:
-    """What was captured, which is the step itself: a replay runs it again into the tensors that it gave."""
+    """Counts; the tensors stay as they were when it was captured."""
 
-    def __init__(self) -> None:
-        self.num_replayed = 0
+    def __init__(self, cuda: "FakeCuda") -> None:
+        self._cuda = cuda
 
     def replay(self) -> None:
-        self.num_replayed += 1
+        self._cuda.num_replayed += 1
 
 
 class FakeCuda:
@@ -55,7 +55,7 @@ class FakeCuda:
         self.default = self.current = FakeStream("default")
         self.now_s = 0.0
         self.events: list[FakeEvent] = []
-        self.num_synchronized = 0
+        self.num_synchronized = self.num_captured = self.num_replayed = 0
         self.refuses: Exception | None = None
 
     def work(self, seconds: float) -> None:
@@ -86,6 +86,7 @@ class FakeCuda:
         if self.refuses is not None:
             raise self.refuses
         self.current = before
+        self.num_captured += 1
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
@@ -94,7 +95,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     replaced: dict[str, Callable[..., Any]] = {
         "Stream": lambda device=None: FakeStream(),
         "Event": cuda.event,
-        "CUDAGraph": FakeGraph,
+        "CUDAGraph": lambda: FakeGraph(cuda),
         "graph": cuda.graph,
         "graph_pool_handle": tuple,
         "current_stream": lambda device=None: cuda.current,

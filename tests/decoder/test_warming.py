@@ -8,7 +8,7 @@ import torch
 from stretto.codec.base import Codec, Window
 from stretto.config import DecoderConfig
 from stretto.decoder.launching import HostLauncher
-from stretto.decoder.warming import warm_up
+from stretto.decoder.warming import capture_shapes, warm_up
 from stretto.decoder.worker import DecoderWorker
 from stretto.records.chunk import Chunk
 from stretto.streams.segment import Segment
@@ -35,6 +35,43 @@ def test_an_utterance_afterwards_sounds_as_ever(make: type[Codec]) -> None:
     before = codec.decode(whole)[0]
     warm_up(HostLauncher(codec, "float32"), codec, max_batch=2, seconds=60.0)
     assert torch.equal(codec.decode(whole)[0], before)
+
+
+class Capturing(HostLauncher):
+    """A launcher with graphs that notes what it is to capture and to decode."""
+
+    has_graphs = True
+
+    def __init__(self, codec: Codec) -> None:
+        super().__init__(codec, "float32")
+        self.captured: list[tuple[int, int, int, int]] = []
+
+    def capture(self, window: Window) -> bool:
+        assert len(window.state) == len(window.first) == len(window.codes)
+        self.captured.append(shape_of(window))
+        return True
+
+
+def shape_of(window: Window) -> tuple[int, int, int, int]:
+    return len(window.codes), window.left, window.codes.shape[2], window.right
+
+
+@pytest.mark.parametrize("make", [FakeCodec, make_codec])
+def test_every_shape_that_chunks_have_by_default_is_captured_for_each_power_of_two(make: type[Codec]) -> None:
+    codec = make()
+    launcher, spec = Capturing(codec), codec.spec
+    assert capture_shapes(launcher, codec, max_batch=6) == len(launcher.captured) == 4 * (1 + len(SIZES))
+    left, right = spec.left_frames, spec.right_frames
+    lengths = [left + size + right for size in SIZES]
+    expected = {(batch, left, length, right) for batch in (1, 2, 4, 8) for length in lengths}
+    assert set(launcher.captured) == expected | {(batch, 0, 4 + right, right) for batch in (1, 2, 4, 8)}
+    assert launcher.captured[0] == (8, left, lengths[-1], right)
+
+
+def test_without_graphs_nothing_is_captured_or_decoded() -> None:
+    codec = FakeCodec()
+    assert capture_shapes(HostLauncher(codec, "float32"), codec, max_batch=6) == 0
+    assert codec.batches == []
 
 
 def test_it_ends_in_time() -> None:

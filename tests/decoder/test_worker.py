@@ -354,6 +354,7 @@ class Delaying:
     """Launches like a GPU: a batch's samples are made only when they are asked for, one batch in flight."""
 
     depth = 1
+    has_graphs = False
 
     def __init__(self, codec: FakeCodec) -> None:
         self._codec = codec

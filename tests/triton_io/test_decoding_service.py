@@ -1,5 +1,6 @@
 """Chunks go to the worker with their reply; probes and what cannot be read are answered on the spot."""
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -11,11 +12,14 @@ import pytest
 from stretto.records.chunk import Chunk
 from stretto.records.delivery import OutputForm
 from stretto.records.envelope import Envelope
+from stretto.records.ring_address import RingAddress
 from stretto.streams.segment import Segment
 from stretto.triton_io.decoding_service import DecodingService
 from stretto.triton_io.flow import FlowSlot, FlowTable, Outcome
 from stretto.triton_io.seal import TAG, Seal
+from stretto_client.ring import Ring, RingSize
 
+from tests.cuda_runtime import install
 from tests.fakes_triton import Logger, MetricFamily, Request
 from tests.triton_io.sealing import SEAL, chunk_inputs
 
@@ -59,14 +63,31 @@ def test_a_chunk_reaches_the_worker_with_its_codes_and_reply(slot: FlowSlot) -> 
     worker, chunk, codes = Worker(), Chunk(0, Segment.AUDIO), np.ones((2, 3), np.int32)
     asked = request(slot, chunk, codes)
     DecodingService(worker, SEAL).accept(asked)
-    ((utterance, pushed, given, reply, form),) = worker.pushed
-    assert (utterance, pushed, form) == ("u", chunk, FORM)
+    ((utterance, pushed, given, reply, form, on_device),) = worker.pushed
+    assert (utterance, pushed, form, on_device) == ("u", chunk, FORM, None)
     np.testing.assert_array_equal(given, codes)
     assert given is not codes
     reply.send(None, {})
     assert asked.sender.is_final
     assert slot.num_answered == 1
     assert slot.load.pace_s == 0.25
+
+
+def test_a_ring_on_a_gpu_takes_samples_from_where_they_were_decoded(
+    slot: FlowSlot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch)
+    ring, decoded = Ring("cuda", RingSize(2, 64)), np.full(16, 7, np.float32)  # stands for memory of the decoder's GPU
+    form = OutputForm(ring=RingAddress(**ring.option()))
+    worker, chunk = Worker(), Chunk(0, Segment.AUDIO, is_final=True)
+    asked = Request(chunk_inputs(Envelope("u", slot.address, chunk, form), np.ones((2, 3), np.int32)))
+    DecodingService(worker, SEAL).accept(asked)
+    ((*_, reply, _, on_device),) = worker.pushed
+    on_device(decoded.ctypes.data)
+    reply.send(np.zeros(16, np.float32), {"index": 0, "is_final": True})
+    event = json.loads(asked.sender.responses[0].array("event")[0])
+    np.testing.assert_array_equal(ring.take(event["ring"]), decoded)
+    ring.close()
 
 
 def test_the_workers_figures_are_shown() -> None:

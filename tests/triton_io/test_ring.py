@@ -66,6 +66,19 @@ def test_sixteen_bit_samples_fit_twice_as_densely(client_end: Ring, server_end: 
     np.testing.assert_array_equal(client_end.take(record), samples)
 
 
+def test_samples_on_a_device_go_from_there_to_a_ring_on_a_gpu_and_nowhere_else(
+    client_end: Ring, server_end: PcmRing
+) -> None:
+    """As many slots as it takes, round and round."""
+    on_host = np.zeros(40, np.float32)
+    on_device = np.arange(40, dtype=np.float32)
+    for _ in range(3):
+        record = server_end.put(on_host, on_device.ctypes.data)
+        assert record is not None
+        expected = on_device if "cuda_handle" in client_end.option() else on_host
+        np.testing.assert_array_equal(client_end.take(record), expected)
+
+
 def test_a_full_ring_takes_nothing_until_a_slot_is_released(client_end: Ring, server_end: PcmRing) -> None:
     chunks = [np.full(16, index, np.float32) for index in range(6)]
     records = [server_end.put(chunk) for chunk in chunks[:4]]

@@ -163,6 +163,23 @@ def test_the_last_event_says_that_the_ring_is_let_go(
     until(lambda: len(all_outlets) == 0)
 
 
+def test_samples_that_wait_for_room_are_copied_from_the_host(
+    all_outlets: RingOutlets, slot: FlowSlot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those on the device are gone by then."""
+    install(monkeypatch)
+    ring, decoded = Ring("cuda", RingSize(1, 64)), samples(7)
+    outlet = all_outlets.at("u", RingAddress(**ring.option()), slot)
+    replies = [Reply(), Reply()]
+    for reply in replies:
+        outlet.offer(reply, samples(1), told(), decoded.ctypes.data)
+    np.testing.assert_array_equal(ring.take(replies[0].events[0]["ring"]), decoded)
+    until(lambda: bool(replies[1].events))
+    np.testing.assert_array_equal(ring.take(replies[1].events[0]["ring"]), samples(1))
+    outlet.close()
+    ring.close()
+
+
 class Unanswerable(Reply):
     """Cannot even be told that it is over."""
 

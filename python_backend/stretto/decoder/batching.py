@@ -1,6 +1,6 @@
 """Windows of different utterances decoded as one batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +48,16 @@ class Batch:
         samples = self._flight.pcm()
         assert samples.shape == self._expected, f"{self._codec} gave pcm {samples.shape} instead of {self._expected}"
         return samples
+
+    @property
+    def device_s(self) -> Callable[[], float] | None:
+        """What it took the device, once the samples are there; None where the host has decoded it."""
+        return self._flight.device_s
+
+    def addresses(self) -> list[int | None]:
+        """Where on a GPU the samples of each job lie, for as long as the batch lives."""
+        samples = self._flight.on_device
+        return [None] * len(self.jobs) if samples is None else [row.data_ptr() for row in samples]
 
 
 def next_group(jobs: Sequence[Job], limit: int) -> list[Job]:

@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -33,7 +33,8 @@ class ChunkAnswer(Protocol):
 class PendingChunk:
     """A chunk on its way to being decoded. codes: [K, T] integers, or None without audio.
 
-    form: how the client wants its samples; that of the first chunk counts.
+    form: how the client wants its samples; that of the first chunk counts. on_device: told before the answer where on
+    a GPU its samples lie, too, if they do; they stay there until the answer is sent.
     """
 
     utterance: str
@@ -41,6 +42,7 @@ class PendingChunk:
     codes: np.ndarray | None
     reply: ChunkAnswer
     form: OutputForm = field(default_factory=OutputForm)
+    on_device: Callable[[int], None] | None = None
 
 
 class ChunkQueue:

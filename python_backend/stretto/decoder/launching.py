@@ -20,19 +20,33 @@ PRIMITIVES = 1 << 14  # of oneDNN, each with some 100 kB of code and tables
 
 @dataclass(frozen=True, slots=True)
 class Flight:
-    """A batch that has been launched. states [B, D]: as the next windows take them. pcm: waits, and gives [B, n]."""
+    """A batch that has been launched.
+
+    states [B, D]: as the next windows take them. pcm: waits, and gives [B, n]. on_device: the same samples where the
+    device has them. device_s: what it took the device, once they are there. None of the two if `launch` has decoded.
+    """
 
     states: Tensor
     pcm: Callable[[], np.ndarray]
+    on_device: Tensor | None = None
+    device_s: Callable[[], float] | None = None
 
 
 class Launcher(Protocol):
-    """Decodes batches in the order in which they are launched. depth: batches that may be in flight at once."""
+    """Decodes batches in the order in which they are launched.
+
+    depth: batches that may be in flight at once. has_graphs: whether shapes can be captured.
+    """
 
     depth: int
+    has_graphs: bool
 
     def enter(self) -> None:
         """Called once by the thread that launches, before it makes the first state of an utterance."""
+        ...
+
+    def capture(self, window: Window) -> bool:
+        """Make a graph of a window's shape, for up to as many rows, before it comes; whether there is one now."""
         ...
 
     def launch(self, window: Window) -> Flight:
@@ -44,6 +58,7 @@ class HostLauncher:
     """Decodes within `launch`."""
 
     depth = 0
+    has_graphs = False
 
     def __init__(self, codec: Codec, dtype: str) -> None:
         self._codec = codec
@@ -54,6 +69,10 @@ class HostLauncher:
         default it keeps 1024. Without that a shape is slow each time it comes back. It asks when it prepares the first.
         """
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRIMITIVES))
+
+    def capture(self, window: Window) -> bool:
+        """See Launcher."""
+        return False
 
     def launch(self, window: Window) -> Flight:
         with self._precision():
@@ -81,7 +100,9 @@ class CudaLauncher:
             with within():
                 return codec.decode(window)
 
-        self._decode = GraphCache(decode, CudaGraphs()).decode if config.graphs else decode
+        self._graphs = GraphCache(decode, CudaGraphs()) if config.graphs else None
+        self._decode = decode if self._graphs is None else self._graphs.decode
+        self.has_graphs = config.graphs
 
     def enter(self) -> None:
         """From here on the thread's own stream is ours: states that it makes, cuts and puts together between launches
@@ -89,22 +110,36 @@ class CudaLauncher:
         torch.cuda.synchronize(self._device)  # the weights were loaded on another stream
         torch.cuda.set_stream(self._stream)
 
-    def launch(self, window: Window) -> Flight:
+    def capture(self, window: Window) -> bool:
+        """See Launcher."""
         with torch.cuda.stream(self._stream), torch.inference_mode():
-            codes, first = (
-                each.pin_memory().to(self._device, non_blocking=True) for each in (window.codes, window.first)
-            )
-            pcm, states = self._decode(replace(window, codes=codes, first=first))
+            return self._graphs is not None and self._graphs.capture(self._sent(_pinned(window)))
+
+    def launch(self, window: Window) -> Flight:
+        window = _pinned(window)
+        with torch.cuda.stream(self._stream), torch.inference_mode():
+            begun, done = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begun.record()  # comes when the device is done with the batch before
+            pcm, states = self._decode(self._sent(window))
+            pcm = pcm.float().contiguous()
             samples = torch.empty(pcm.shape, dtype=torch.float32, pin_memory=True)
             samples.copy_(pcm, non_blocking=True)
-            done = torch.cuda.Event()
             done.record()
 
         def collect() -> np.ndarray:
             done.synchronize()
             return samples.numpy().copy()  # the pinned memory goes back to its pool
 
-        return Flight(states, collect)
+        return Flight(states, collect, pcm, lambda: begun.elapsed_time(done) / 1e3)
+
+    def _sent(self, window: Window) -> Window:
+        """A window with its codes and first frames on their way to the device."""
+        codes, first = (each.to(self._device, non_blocking=True) for each in (window.codes, window.first))
+        return replace(window, codes=codes, first=first)
+
+
+def _pinned(window: Window) -> Window:
+    return replace(window, codes=window.codes.pin_memory(), first=window.first.pin_memory())
 
 
 def precision(device_type: str, dtype: str) -> Callable[[], AbstractContextManager[object]]:

@@ -21,7 +21,7 @@ from stretto.decoder.events import make_event
 from stretto.decoder.launching import make_launcher
 from stretto.decoder.refusal import Unanswered
 from stretto.decoder.sessions import Session, Sessions
-from stretto.decoder.warming import warm_up
+from stretto.decoder.warming import capture_shapes, warm_up
 from stretto.errors import Cancelled, Overloaded
 
 logger = logging.getLogger(__name__)
@@ -43,10 +43,10 @@ class DecodingLoop:
         self._launcher = make_launcher(codec, config)
         self._unanswered = Unanswered(counts)
         self._jobs: list[Job] = []  # admitted, at most one of an utterance
-        self._batches: deque[tuple[Batch, float]] = deque()  # in flight, and when each was launched
+        self._batches: deque[tuple[Batch, float]] = deque()  # in flight, and when each was launched by the stopwatch
         self._window_s = 0.0  # that a window takes, as part of its batch
         self.pace_s = 0.0  # between chunks of one utterance, for the decoder to be busy for BUSY_SHARE of the time
-        self.stopwatch = time.perf_counter  # what decoding times are measured with
+        self.stopwatch = time.perf_counter  # what decoding times are measured with, where no device measures them
         self.gives_up = False  # set to fail whatever is not decoded yet
 
     @property
@@ -60,10 +60,11 @@ class DecodingLoop:
         return not self._unanswered and self._queue.is_finished
 
     def enter(self) -> None:
-        """Prepare the thread that calls it, which is to take all turns, and warm up for as long as is set."""
+        """Prepare the thread that calls it, which is to take all turns: graphs, and a warm-up for as long as is set."""
         self._launcher.enter()
+        num_graphs = capture_shapes(self._launcher, self._codec, self._config.max_batch)
         num_batches = warm_up(self._launcher, self._codec, self._config.max_batch, self._config.warm_up_s)
-        logger.info("warmed up with %d batches", num_batches)
+        logger.info("captured %d graphs, warmed up with %d batches", num_graphs, num_batches)
 
     def fail_all(self, error: Exception) -> None:
         """Answer every chunk in hand with an error; what it was doing for them is dropped."""
@@ -142,19 +143,19 @@ class DecodingLoop:
         """Wait for a batch's samples and answer its chunks."""
         try:
             pcm = batch.pcm()
+            spent_s = self.stopwatch() - begun if batch.device_s is None else batch.device_s()
         except Exception as error:  # of the device, which has lost the states, too
             for job in batch.jobs:
                 self._fail(job.delivery, error)
             return
-        spent_s = self.stopwatch() - begun
         self._counts.add_batch(len(batch.jobs), batch.jobs[0].window.num_frames, spent_s)
         self._measure(len(batch.jobs), spent_s)
-        for job, samples in zip(batch.jobs, pcm, strict=True):
+        for job, samples, address in zip(batch.jobs, pcm, batch.addresses(), strict=True):
             job.session.decode_s += spent_s / len(batch.jobs)
             if not self._is_wanted(job):
                 continue
             try:
-                self._answer(job.delivery, job.session, samples)
+                self._answer(job.delivery, job.session, samples, address)
             except Exception as error:
                 self._fail(job.delivery, error)
 
@@ -163,10 +164,13 @@ class DecodingLoop:
         self._window_s += weight * (spent_s / num_windows - self._window_s)
         self.pace_s = self._sessions.num_speaking * self._window_s / BUSY_SHARE
 
-    def _answer(self, delivery: PendingChunk, session: Session, pcm: np.ndarray | None) -> None:
+    def _answer(self, delivery: PendingChunk, session: Session, pcm: np.ndarray | None, at: int | None = None) -> None:
+        """Answer a chunk with its samples; at: the address of the same on a GPU, if they lie there, too."""
         if delivery.chunk.is_final:
             self._sessions.close(delivery.utterance)
         samples = session.render(pcm, delivery.chunk.is_final)
+        if delivery.on_device is not None and at is not None and samples is pcm:  # as they were decoded
+            delivery.on_device(at)
         num_samples = 0 if samples is None else len(samples)
         self._sessions.note_sent(session, num_samples)
         self._unanswered.send(delivery, samples, make_event(delivery, session, num_samples, self._codec.spec))

@@ -1,4 +1,4 @@
-"""Windows decoded before any is asked for, because the first of a shape takes several times as long as the next."""
+"""What is done before the first chunk, because the first window of a shape takes several times as long as the next."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +12,21 @@ from stretto.decoder.streaming import FrameWindow, Windower
 from stretto.streams.chunking import ChunkPolicy
 
 
+def capture_shapes(launcher: Launcher, codec: Codec, max_batch: int) -> int:
+    """Make graphs of the shapes that chunks have by default, for each power of two of rows; returns their number.
+
+    The largest come first: those that follow fit into the memory that they leave.
+    """
+    num_graphs = 0
+    if launcher.has_graphs:
+        windows, state = _windows(launcher, codec)
+        largest = (max_batch - 1).bit_length()
+        for batch in (1 << power for power in range(largest, -1, -1)):
+            for window in reversed([_first_window(codec.spec), *windows]):
+                num_graphs += launcher.capture(_repeated(window, state.repeat(batch, 1)))
+    return num_graphs
+
+
 def warm_up(
     launcher: Launcher, codec: Codec, max_batch: int, seconds: float, clock: Callable[[], float] = time.monotonic
 ) -> int:
@@ -21,7 +36,7 @@ def warm_up(
     and a listener at the end of what was sent hears that.
     """
     until, num_batches = clock() + seconds, 0
-    for window, state in _windows(launcher, codec, max_batch) if seconds else ():
+    for window, state in _batches(launcher, codec, max_batch) if seconds else ():
         if clock() >= until:
             break
         launcher.launch(_repeated(window, state)).pcm()
@@ -29,16 +44,28 @@ def warm_up(
     return num_batches
 
 
-def _windows(launcher: Launcher, codec: Codec, max_batch: int) -> Iterator[tuple[FrameWindow, torch.Tensor]]:
-    """Windows from the midst of an utterance of zeros, and the states [B, D] of a batch of them."""
-    policy, spec = ChunkPolicy(), codec.spec
-    before = np.zeros((spec.num_codebooks, max(1, spec.start_frames, spec.left_frames + spec.right_frames)), np.int64)
-    state = _state_after(launcher, codec, before)
-    sizes = sorted({policy.fitting(num_frames) for num_frames in range(1, policy.steady_frames + 1)})
-    windows = [_window_after(before, size, spec) for size in sizes]
+def _batches(launcher: Launcher, codec: Codec, max_batch: int) -> Iterator[tuple[FrameWindow, torch.Tensor]]:
+    """Windows from the midst of an utterance, and the states [B, D] of a batch of them."""
+    windows, state = _windows(launcher, codec)
     for batch in range(1, max_batch + 1):
         for window in windows:
             yield window, state.repeat(batch, 1)
+
+
+def _windows(launcher: Launcher, codec: Codec) -> tuple[list[FrameWindow], torch.Tensor]:
+    """Windows from the midst of an utterance of zeros, smallest first, and the state [1, D] there."""
+    policy, spec = ChunkPolicy(), codec.spec
+    before = np.zeros((spec.num_codebooks, max(1, spec.start_frames, spec.left_frames + spec.right_frames)), np.int64)
+    sizes = sorted({policy.fitting(num_frames) for num_frames in range(1, policy.steady_frames + 1)})
+    return [_window_after(before, size, spec) for size in sizes], _state_after(launcher, codec, before)
+
+
+def _first_window(spec: CodecSpec) -> FrameWindow:
+    """The window of an utterance's first chunk."""
+    num_frames = max(spec.start_frames, ChunkPolicy().first_frames + spec.right_frames)
+    window = Windower(spec).push(np.zeros((spec.num_codebooks, num_frames), np.int64), is_final=False)
+    assert window is not None
+    return window
 
 
 def _window_after(codes: np.ndarray, num_frames: int, spec: CodecSpec) -> FrameWindow:

@@ -45,10 +45,19 @@ class DecoderWorker:
         self._warm.result()
 
     def push(
-        self, utterance: str, chunk: Chunk, codes: np.ndarray | None, reply: ChunkAnswer, form: OutputForm = PLAIN
+        self,
+        utterance: str,
+        chunk: Chunk,
+        codes: np.ndarray | None,
+        reply: ChunkAnswer,
+        form: OutputForm = PLAIN,
+        on_device: Callable[[int], None] | None = None,
     ) -> None:
-        """Have a chunk decoded; returns at once. Any thread may call it. codes: [K, T] integers, or None."""
-        delivery = PendingChunk(utterance, chunk, codes, reply, form)
+        """Have a chunk decoded; returns at once. Any thread may call it. codes: [K, T] integers, or None.
+
+        on_device: see PendingChunk.
+        """
+        delivery = PendingChunk(utterance, chunk, codes, reply, form, on_device)
         if not self._queue.put(delivery):
             refuse(delivery, Overloaded(STOPPING), self._counts)
 

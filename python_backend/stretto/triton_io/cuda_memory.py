@@ -27,11 +27,16 @@ class CudaMemory:
 
     def write(self, offset: int, data: np.ndarray) -> None:
         """Copy uint8 `data`, on the host, to byte `offset`."""
-        kind, source = self._runtime.cudaMemcpyKind.cudaMemcpyDefault, np.ascontiguousarray(data)
+        source = np.ascontiguousarray(data)
+        self.write_from(offset, source.ctypes.data, len(source))
+
+    def write_from(self, offset: int, address: int, num_bytes: int) -> None:
+        """Copy what lies at `address`, of the host or of a GPU, and is complete there, to byte `offset`."""
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDefault
         self._call("cudaSetDevice", self._device)
-        self._call("cudaMemcpy", self._address + offset, source.ctypes.data, len(source), kind)
-        # From memory that is not pinned, cudaMemcpy returns before the data have arrived (CUDA runtime API, "API
-        # synchronization behavior").
+        self._call("cudaMemcpy", self._address + offset, address, num_bytes, kind)
+        # From memory that is not pinned, and from a GPU to itself, cudaMemcpy returns before the data have arrived
+        # (CUDA runtime API, "API synchronization behavior").
         self._call("cudaStreamSynchronize", DEFAULT_STREAM)
 
     def size(self) -> int:

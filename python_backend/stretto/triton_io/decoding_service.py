@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,8 +35,19 @@ STATS_PERIOD_S = 0.5
 class Worker(Protocol):
     """What this side needs of the decoder."""
 
-    def push(self, utterance: str, chunk: Chunk, codes: np.ndarray | None, reply: ChunkReply, form: OutputForm) -> None:
-        """Decode a chunk, in order within its utterance, and answer it."""
+    def push(
+        self,
+        utterance: str,
+        chunk: Chunk,
+        codes: np.ndarray | None,
+        reply: ChunkReply,
+        form: OutputForm,
+        on_device: Callable[[int], None] | None,
+    ) -> None:
+        """Decode a chunk, in order within its utterance, and answer it.
+
+        on_device: told before the answer where on a GPU its samples lie, too, if they do.
+        """
         ...
 
     def abandon(self, utterance: str) -> None:
@@ -98,9 +110,11 @@ class DecodingService:
                 self._worker.abandon(envelope.utterance)
             return
         slot.set_pace(self._worker.pace_s)
+        on_device = None
         if ring is not None:
             reply.outlet = self._outlets.at(envelope.utterance, ring, slot)
-        self._worker.push(envelope.utterance, envelope.chunk, codes, reply, envelope.form)
+            on_device = None if ring.cuda_handle is None else reply.lies_at
+        self._worker.push(envelope.utterance, envelope.chunk, codes, reply, envelope.form, on_device)
 
     def _report(self) -> None:
         while not self._worker.has_died:

@@ -33,13 +33,18 @@ class ChunkReply:
         self._sender = request.get_response_sender()
         self.slot = slot
         self.outlet: RingOutlet | None = None
+        self._address: int | None = None
         self._is_answered = False
         self._came_s = time.monotonic()
+
+    def lies_at(self, address: int) -> None:
+        """The samples that `send` will be given lie at `address` of a GPU, too, until it returns."""
+        self._address = address
 
     def send(self, pcm: np.ndarray | None, event: Event) -> None:
         """Send samples [n] float32 or int16, or none, and their event: by way of the client's ring if it has one."""
         if self.outlet is not None:
-            self.outlet.offer(self, pcm, event)
+            self.outlet.offer(self, pcm, event, self._address)
         else:
             self.deliver(pcm, event)
         if pcm is not None:

@@ -33,8 +33,8 @@ _SLOTS, _SLOT_BYTES, _RELEASED, _OPEN = 1, 2, 3, 4
 class Payload(Protocol):
     """Where the slots lie."""
 
-    def write(self, offset: int, data: np.ndarray) -> None:
-        """Copy uint8 `data` to byte `offset`."""
+    def write(self, offset: int, data: np.ndarray, address: int | None) -> None:
+        """Copy uint8 `data` to byte `offset`; address: where on a GPU the same lie, if they do."""
         ...
 
     def close(self) -> None:
@@ -72,15 +72,19 @@ class PcmRing:
         """Whether the whole ring is large enough for `samples` [n]."""
         return samples.nbytes <= self._slots * self._slot_bytes
 
-    def put(self, samples: np.ndarray) -> RingSlots | None:
-        """Copy `samples` [n] into free slots; the event's `ring` record, or None while there is no room."""
+    def put(self, samples: np.ndarray, address: int | None = None) -> RingSlots | None:
+        """Copy `samples` [n] into free slots; the event's `ring` record, or None while there is no room.
+
+        address: where on a GPU the same samples lie, if they do: a ring on a GPU takes them from there.
+        """
         data = np.ascontiguousarray(samples).view(np.uint8)
         needed, first = -(-len(data) // self._slot_bytes), self._filled
         if first + needed > _words(self._header)[_RELEASED] + self._slots:
             return None
         for index in range(needed):
-            place = (first + index) % self._slots * self._slot_bytes
-            self._payload.write(place, data[index * self._slot_bytes : (index + 1) * self._slot_bytes])
+            place, begin = (first + index) % self._slots * self._slot_bytes, index * self._slot_bytes
+            there = None if address is None else address + begin
+            self._payload.write(place, data[begin : begin + self._slot_bytes], there)
         self._filled = first + needed
         return {"slot": first, "slots": needed, "samples": len(samples), "dtype": str(samples.dtype)}
 
@@ -98,7 +102,7 @@ class SystemPayload:
     def __init__(self, header: int):
         self._file = header
 
-    def write(self, offset: int, data: np.ndarray) -> None:
+    def write(self, offset: int, data: np.ndarray, address: int | None) -> None:
         """See Payload."""
         written = os.pwrite(self._file, data.data, HEADER + offset)
         if written < len(data):
@@ -123,9 +127,12 @@ class CudaPayload:
             self._say(is_open=False)
             raise
 
-    def write(self, offset: int, data: np.ndarray) -> None:
+    def write(self, offset: int, data: np.ndarray, address: int | None) -> None:
         """See Payload."""
-        self._memory.write(offset, data)
+        if address is None:
+            self._memory.write(offset, data)
+        else:
+            self._memory.write_from(offset, address, len(data))
 
     def close(self) -> None:
         """See Payload."""

@@ -62,15 +62,18 @@ class RingOutlet:
     def is_waiting(self) -> bool:
         return bool(self._held)
 
-    def offer(self, reply: RingReply, pcm: np.ndarray | None, event: Event) -> None:
-        """Answer a chunk in its turn: now where there is room."""
+    def offer(self, reply: RingReply, pcm: np.ndarray | None, event: Event, address: int | None = None) -> None:
+        """Answer a chunk in its turn: now where there is room.
+
+        address: where the samples lie on a GPU, too, until this returns; what has to wait is copied from the host.
+        """
         with self._lock:
             if not self._is_open:
                 raise Cancelled("the utterance is over")
             self._held.append((reply, pcm, event))
             if len(self._held) == 1:
                 self._moved_s = time.monotonic()
-                self._move()
+                self._move(address)
 
     def flush(self) -> None:
         """Answer what has found room meanwhile; give the utterance up if nobody wants it, or nobody reads."""
@@ -105,13 +108,13 @@ class RingOutlet:
             except Exception:
                 logger.exception("a reply that waited for its ring could not be ended")
 
-    def _move(self) -> bool:
-        """Answer held replies while there is room; whether any moved."""
+    def _move(self, address: int | None = None) -> bool:
+        """Answer held replies while there is room; whether any moved. address: of the only one's samples."""
         moved = False
         while self._held:
             reply, pcm, event = self._held[0]
             if pcm is not None and self._ring.holds(pcm):  # what never fits goes with the response, in its turn
-                record = self._ring.put(pcm)
+                record = self._ring.put(pcm, address)
                 if record is None:
                     break
                 pcm, event = None, {**event, "ring": record}

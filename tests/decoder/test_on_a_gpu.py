@@ -1,0 +1,106 @@
+"""The decoder's thread with a GPU that is not there: how long batches take it, what it captures, where samples lie."""
+
+from collections.abc import Callable
+from ctypes import string_at
+
+import numpy as np
+import pytest
+from stretto.codec.base import Window
+from stretto.config import DecoderConfig
+from stretto.decoder import loop as loop_module
+from stretto.decoder.chunk_queue import ChunkQueue, PendingChunk
+from stretto.decoder.counts import Counts
+from stretto.decoder.graphs import MAX_GRAPHS
+from stretto.decoder.launching import CudaLauncher
+from stretto.decoder.loop import BUSY_SHARE, DecodingLoop
+from stretto.decoder.sessions import Sessions
+from stretto.records.chunk import Chunk
+from stretto.records.delivery import OutputForm
+from stretto.streams.segment import Segment
+from torch import Tensor
+
+from tests.decoder import fake_cuda
+from tests.decoder.fake_cuda import FakeCuda
+from tests.fakes import FakeCodec, RecordedReply
+
+BATCH_S = 1.0
+
+
+class Slow(FakeCodec):
+    """Keeps the device busy for BATCH_S."""
+
+    def __init__(self, cuda: FakeCuda) -> None:
+        super().__init__()
+        self._cuda = cuda
+
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        self._cuda.work(BATCH_S)
+        return super().decode(window)
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    return fake_cuda.install(monkeypatch)
+
+
+class Decoder:
+    """A loop whose turns the test takes, with all that it is made of."""
+
+    def __init__(self, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, graphs: bool = False) -> None:
+        codec, config = Slow(cuda), DecoderConfig(device="cpu", graphs=graphs, max_batch=64)
+        self.launcher = CudaLauncher(codec, config)
+        monkeypatch.setattr(loop_module, "make_launcher", lambda codec, config: self.launcher)
+        self.queue, self.counts = ChunkQueue(), Counts()
+        sessions = Sessions(codec, 256, 60.0, lambda: 0.0)
+        self.loop = DecodingLoop(codec, config, self.queue, self.counts, sessions)
+        self.loop.stopwatch = lambda: cuda.now_s
+
+    def put(
+        self,
+        utterance: str,
+        num_frames: int,
+        form: OutputForm | None = None,
+        on_device: Callable[[int], None] | None = None,
+    ) -> RecordedReply:
+        """The answer to an utterance's first chunk."""
+        reply, codes = RecordedReply(), np.ones((2, num_frames), np.int64)
+        chunk = Chunk(0, Segment.AUDIO)
+        self.queue.put(PendingChunk(utterance, chunk, codes, reply, form or OutputForm(), on_device))
+        return reply
+
+
+def test_a_batch_takes_as_long_as_the_device_is_busy_with_it_and_not_with_the_one_before(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = Decoder(cuda, monkeypatch)
+    replies = [decoder.put(str(size), size) for size in (3, 5, 7)]  # three shapes: three batches
+    for _ in range(3):
+        decoder.loop.turn()
+    assert all(reply.wait().error is None for reply in replies)
+    assert cuda.now_s == 3 * BATCH_S
+    assert decoder.counts.figures()["decode_s"] == pytest.approx(3 * BATCH_S)
+    assert decoder.loop.pace_s == pytest.approx(3 * BATCH_S / BUSY_SHARE)
+
+
+def test_graphs_are_there_before_the_first_chunk(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Decoder(cuda, monkeypatch, graphs=True)
+    decoder.loop.enter()
+    assert cuda.num_captured == 7 * 7  # shapes, and 1 … 64 rows
+    assert cuda.num_captured < MAX_GRAPHS
+    assert cuda.num_replayed == 0
+    decoder.put("u", 5)  # an utterance's first chunk: 4 frames and the one that follows
+    decoder.loop.turn()
+    assert (cuda.num_captured, cuda.num_replayed) == (49, 1)
+
+
+@pytest.mark.parametrize(("form", "lies_there"), [(OutputForm(), True), (OutputForm("pcm_s16le"), False)])
+def test_samples_that_are_sent_as_they_were_decoded_can_be_read_on_the_device(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, form: OutputForm, lies_there: bool
+) -> None:
+    decoder = Decoder(cuda, monkeypatch)
+    read: list[bytes] = []
+    replies = [decoder.put(name, 5, form, lambda address: read.append(string_at(address, 64))) for name in "ab"]
+    decoder.loop.turn()
+    sent = [reply.wait().pcm for reply in replies]
+    assert [len(pcm) for pcm in sent if pcm is not None] == [16, 16]
+    assert read == ([pcm.tobytes() for pcm in sent if pcm is not None] if lies_there else [])
