@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+from stretto.engine.scheduling.kv_blocks import KvBlocks
 from stretto.engine.scheduling.unconditional_output import UnconditionalOutput
 from vllm.v1.request import Request, RequestStatus
 
@@ -31,7 +32,7 @@ def test_a_half_takes_its_row_and_its_partner_is_left_to_vllm() -> None:
     known, cached = table(), Cached()
     one, half = run(*pair(known, "one"))
     output, codes, scheduled = step(one, half)
-    assert UnconditionalOutput(known, cached, 0).take(output, codes, scheduled) == {"one": 1}
+    assert UnconditionalOutput(known, KvBlocks(cached, 3), 0).take(output, codes, scheduled) == {"one": 1}
     assert scheduled == {"one": 1, half.request_id: 1}, "what the step computed stays as it is"
     assert list(half.output_token_ids) == [7]
     assert not one.output_token_ids
@@ -44,18 +45,28 @@ def test_with_a_step_in_flight_what_was_counted_in_advance_becomes_known() -> No
     known, cached = table(), Cached()
     _, half = run(*pair(known, "one"))
     half.num_output_placeholders, half.num_computed_tokens = 2, 10
-    UnconditionalOutput(known, cached, 1).take(*step(half))
+    UnconditionalOutput(known, KvBlocks(cached, 3), 1).take(*step(half))
     assert half.num_output_placeholders == 1
     assert cached.seen == [(half.request_id, 9)]
+
+
+def test_blocks_are_cached_as_they_become_full() -> None:
+    known, cached = table(), Cached()
+    _, half = run(*pair(known, "one"))
+    output = UnconditionalOutput(known, KvBlocks(cached, 3), 1)
+    for num_computed in range(9, 17):
+        half.num_output_placeholders, half.num_computed_tokens = 2, num_computed
+        output.take(*step(half))
+    assert [num_tokens for _, num_tokens in cached.seen] == [9, 12, 15]
 
 
 def test_vllm_sees_a_half_that_was_preempted_with_its_row_on_its_way() -> None:
     known = table()
     _, half = run(*pair(known, "one"))
     half.status = RequestStatus.PREEMPTED
-    assert UnconditionalOutput(known, Cached(), 0).take(*step(half)) == {half.request_id: 1}
+    assert UnconditionalOutput(known, KvBlocks(Cached(), 3), 0).take(*step(half)) == {half.request_id: 1}
     half.status, half.num_stale_output_tokens = RequestStatus.RUNNING, 1
-    assert UnconditionalOutput(known, Cached(), 0).take(*step(half)) == {half.request_id: 1}
+    assert UnconditionalOutput(known, KvBlocks(Cached(), 3), 0).take(*step(half)) == {half.request_id: 1}
     assert not half.output_token_ids
 
 
@@ -64,5 +75,5 @@ def test_vllm_sees_a_half_that_reads_its_context() -> None:
     one, half = run(*pair(known, "one"))
     output, codes, scheduled = step(one, half)
     output.sampled_token_ids = [[7], []]
-    assert UnconditionalOutput(known, Cached(), 0).take(output, codes, scheduled) == scheduled
-    assert UnconditionalOutput(known, Cached(), 0).take(output, {}, scheduled) == scheduled
+    assert UnconditionalOutput(known, KvBlocks(Cached(), 3), 0).take(output, codes, scheduled) == scheduled
+    assert UnconditionalOutput(known, KvBlocks(Cached(), 3), 0).take(output, {}, scheduled) == scheduled

@@ -1,6 +1,7 @@
 """KV blocks, counted: what is free, what a request holds, what rows need."""
 
 from vllm.v1.core.kv_cache_manager import KVCacheManager
+from vllm.v1.request import Request
 
 
 class KvBlocks:
@@ -20,6 +21,11 @@ class KvBlocks:
     def needed(self, num_rows: int) -> int:
         """Blocks for so many rows."""
         return -(-num_rows // self._block_size)
+
+    def cache_newest(self, request: Request, num_known: int, num_new: int) -> None:
+        """Let others share the block that the newest `num_new` of the rows whose ids are known have filled, if any."""
+        if num_known % self._block_size < num_new:
+            self._manager.cache_blocks(request, num_known)
 
     @property
     def usage(self) -> float:

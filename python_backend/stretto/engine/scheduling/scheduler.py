@@ -63,7 +63,7 @@ class PairedScheduling(Base):
         self.planner = PairPlanner(self.table, blocks, self._num_in_advance)
         self.guidance = AdaptiveGuidance(self.table, blocks, load, config.max_concurrent_batches)
         self.shares = KvShares(self.table, blocks, config, self.kv_cache_config)
-        self.unconditional = UnconditionalOutput(self.table, self.kv_cache_manager, self._num_in_advance)
+        self.unconditional = UnconditionalOutput(self.table, blocks, self._num_in_advance)
         self.stats = StepStats(self.table, self.guidance, blocks, share_of(config))
         self._num_codes = rules.family.layout.num_output_streams - 1
         # Of the step that is planned: how many rows each running request may compute, and whether others may join.

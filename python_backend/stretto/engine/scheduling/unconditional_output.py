@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
+from stretto.engine.scheduling.kv_blocks import KvBlocks
 from stretto.engine.scheduling.request_table import RequestTable
 
 RUNNING = RequestStatus.RUNNING  # asked for per row, and Python 3.11 is slow to find a member by its name
@@ -19,8 +19,8 @@ class UnconditionalOutput:
     num_in_advance: sampled tokens that a step counts before they are known; their blocks are hashed once they are.
     """
 
-    def __init__(self, table: RequestTable, manager: KVCacheManager, num_in_advance: int):
-        self._table, self._manager, self._num_in_advance = table, manager, num_in_advance
+    def __init__(self, table: RequestTable, blocks: KvBlocks, num_in_advance: int):
+        self._table, self._blocks, self._num_in_advance = table, blocks, num_in_advance
 
     def take(
         self, output: ModelRunnerOutput, codes: Mapping[str, list[int]], scheduled: dict[str, int]
@@ -44,4 +44,5 @@ class UnconditionalOutput:
         request.append_output_token_ids(token_ids)
         if self._num_in_advance:
             request.num_output_placeholders -= len(token_ids)
-            self._manager.cache_blocks(request, request.num_computed_tokens - request.num_output_placeholders)
+            num_known = request.num_computed_tokens - request.num_output_placeholders
+            self._blocks.cache_newest(request, num_known, len(token_ids))
