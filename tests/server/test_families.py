@@ -122,18 +122,36 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp(request.param)
-    published = write_release(request.param, folder / "release", seed=1)
-    hears = ["--ssl-tokenizer", str(write_xeus(folder / "xeus"))] if request.param == "opuslm" else []
-    checkpoint = convert(request.param, published, folder / "converted", *hears)
+def running() -> Iterator[dict[str, Served]]:
+    """The families' servers, each from its first use on: pytest would start one anew for every few tests."""
+    families = dict[str, Served]()
+    yield families
+    for family in families.values():
+        family.server.stop()
+
+
+@pytest.fixture
+def served(
+    request: pytest.FixtureRequest, running: dict[str, Served], tmp_path_factory: pytest.TempPathFactory
+) -> Served:
+    if request.param not in running:
+        running[request.param] = serve(request.param, tmp_path_factory.mktemp(request.param))
+    return running[request.param]
+
+
+def serve(family: str, folder: Path) -> Served:
+    """A release of random weights, converted and served."""
+    published = write_release(family, folder / "release", seed=1)
+    hears = ["--ssl-tokenizer", str(write_xeus(folder / "xeus"))] if family == "opuslm" else []
+    checkpoint = convert(family, published, folder / "converted", *hears)
     make(checkpoint, folder / "repository", {})
     server = Server(folder, folder / "repository")
     try:
         server.start()
-        yield Served(request.param, server, PublishedModel(published, checkpoint))
-    finally:
+    except BaseException:
         server.stop()
+        raise
+    return Served(family, server, PublishedModel(published, checkpoint))
 
 
 def check_sound(events: list[dict[str, Any]], sounds: list[np.ndarray], expected: Expected) -> None:
@@ -146,7 +164,7 @@ def check_sound(events: list[dict[str, Any]], sounds: list[np.ndarray], expected
     assert np.abs(expected.pcm).max() > 0.01
 
 
-@pytest.mark.parametrize(("served", "case"), PAIRS, indirect=["served"], scope="module")
+@pytest.mark.parametrize(("served", "case"), PAIRS, indirect=["served"])
 def test_a_task_streams_what_the_release_says(served: Served, case: tuple[str, dict[str, Any], str]) -> None:
     task, inputs, comes = case
     options = {"seed": 11} | (SPOKEN if "a" in comes else LONG_ENOUGH)
@@ -209,7 +227,7 @@ BAD: dict[str, list[tuple[dict[str, Any], str]]] = {
 }
 
 
-@pytest.mark.parametrize("served", BAD, indirect=True, scope="module")
+@pytest.mark.parametrize("served", BAD, indirect=True)
 def test_bad_input_is_refused_by_its_field(served: Served) -> None:
     for inputs, message in BAD[served.name]:
         answer = served.server.ask(**inputs)
@@ -217,7 +235,7 @@ def test_bad_input_is_refused_by_its_field(served: Served) -> None:
         assert f"invalid request: {message}" in answer.error
 
 
-@pytest.mark.parametrize("served", ["opuslm-dialogue"], indirect=True, scope="module")
+@pytest.mark.parametrize("served", ["opuslm-dialogue"], indirect=True)
 async def test_a_conversation_goes_on_with_what_was_said(served: Served) -> None:
     """Two turns through our own client; the assistant hears the codes of its own first reply."""
     turns = [turn("system", codes=VOICE), turn("user", text="how are you?")]
@@ -234,7 +252,7 @@ async def test_a_conversation_goes_on_with_what_was_said(served: Served) -> None
     assert events[-1].is_final
 
 
-@pytest.mark.parametrize("served", ["opuslm-dialogue"], indirect=True, scope="module")
+@pytest.mark.parametrize("served", ["opuslm-dialogue"], indirect=True)
 def test_the_command_line_converses(served: Served, tmp_path: Path) -> None:
     """Two turns, a written one and a spoken one; what is printed and saved is what the release says to the turns."""
     np.save(tmp_path / "voice.npy", np.array(VOICE))
