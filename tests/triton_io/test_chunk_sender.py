@@ -193,6 +193,37 @@ async def test_a_caller_of_the_language_model_itself_who_leaves_is_noticed(slot:
         await asyncio.wait_for(chunk_sender.settle(), 30)
 
 
+async def test_while_chunks_wait_for_their_answers_the_decoder_is_asked_after_the_client(slot: FlowSlot) -> None:
+    """A reader who has stopped holds them up, and may have left."""
+    sender = ResponseSender()
+    looking = ChunkSender(responses_to(sender), slot, "u", replace(QUICK, look_s=0.02))
+    await looking.pump(Speaker(2, frames=60).speak())
+    settling = asyncio.ensure_future(looking.settle())
+    await settled(lambda: len(envelopes(sender)) >= 3)
+    assert [each.chunk is None for each in envelopes(sender)[:3]] == [False, False, True]
+    slot.conclude(Outcome.CANCELLED)
+    await settled(lambda: answer(slot, 1) or settling.done())
+    with pytest.raises(Cancelled):
+        settling.result()
+
+
+async def test_probes_that_are_answered_excuse_no_decoder_that_has_stalled(slot: FlowSlot) -> None:
+    sender = ResponseSender()
+    sending = ChunkSender(responses_to(sender), slot, "u", replace(QUICK, look_s=0.02, stall_s=0.5))
+
+    async def answer_probes() -> None:
+        while True:
+            answer(slot, sum(each.chunk is None for each in envelopes(sender)) - slot.num_answered)
+            await asyncio.sleep(0.005)
+
+    answering = asyncio.ensure_future(answer_probes())
+    await sending.pump(Speaker(1).speak())
+    with pytest.raises(DecoderStalled):
+        await asyncio.wait_for(sending.settle(), 60)
+    answering.cancel()
+    assert slot.num_answered > 2
+
+
 async def test_more_answers_than_chunks_are_no_harm(slot: FlowSlot) -> None:
     sender = ResponseSender()
     chunk_sender = ChunkSender(responses_to(sender), slot, "u", QUICK)

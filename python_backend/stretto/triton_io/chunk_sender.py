@@ -1,7 +1,8 @@
 """One utterance's chunks on their way from the language model to the decoder.
 
 chunks ─► window: not more chunks or frames on the way than the decoder keeps up with ─► responses
-            │ quiet for long: a probe, so that the decoder gets to see whether the client is still there
+            │ quiet, or unanswered, for long: a probe, which the decoder answers at once; only what comes anew shows
+            │ it whether the client is still there
             └ slot cancelled: stop
 """
 
@@ -62,7 +63,7 @@ class ChunkSender:
         self._form, self._frame_rate = delivery.form, delivery.chunking.frame_rate
         self.pacer = Pacer(delivery.chunking, self._load)
         self._frames_on_the_way: deque[int] = deque()  # per chunk or probe not yet answered
-        self._num_sent = self._num_frames_sent = 0
+        self._num_sent = self._num_probes = self._num_frames_sent = 0
         self._first_sent_s: float | None = None
         self._quiet_since = self._looked_s = time.monotonic()
 
@@ -117,15 +118,15 @@ class ChunkSender:
 
     async def _wait_for_decoder(self, condition: Callable[[], bool]) -> None:
         """Wait until `condition` holds; DecoderStalled where nothing is answered meanwhile for too long."""
-        num_answered, since = self._slot.num_answered, time.monotonic()
+        num_answered, since = self._num_chunks_answered(), time.monotonic()
 
         def look() -> bool:
             nonlocal num_answered, since
             if condition():
                 return True
             self._look_for_caller()
-            if self._slot.num_answered != num_answered:
-                num_answered, since = self._slot.num_answered, time.monotonic()
+            if self._num_chunks_answered() > num_answered:
+                num_answered, since = self._num_chunks_answered(), time.monotonic()
             if time.monotonic() - since > self._limits.stall_s:
                 raise DecoderStalled(f"the decoder has answered nothing for {self._limits.stall_s:g} s")
             return False
@@ -153,17 +154,29 @@ class ChunkSender:
             case Outcome.FAILED:
                 raise DecoderFailed(self._slot.reason)
 
+    def _num_chunks_answered(self) -> int:
+        """So many, or fewer by the probes that are still on their way."""
+        return self._slot.num_answered - self._num_probes
+
     def _probe_if_quiet(self) -> None:
         """Ask after the client when nothing has gone to the decoder for a while and nothing is on its way there."""
         if time.monotonic() - self._quiet_since >= self._limits.probe_s and self._on_the_way() == 0:
-            self._send(Envelope(self._utterance, self._slot.address, None), None)
+            self._probe()
+
+    def _probe(self) -> None:
+        self._num_probes += 1
+        self._send(Envelope(self._utterance, self._slot.address, None), None)
 
     def _look_for_caller(self) -> None:
-        """See whether the caller has left when the decoder has answered nothing for a while."""
+        """See whether the caller, or the client, has left when the decoder has answered nothing for a while.
+
+        It may be waiting for a client who is to make room for samples.
+        """
         now = time.monotonic()
         if self._on_the_way() and now - max(self._quiet_since, self._looked_s) > self._limits.look_s:
             self._looked_s = now
             self._responses.look_for_caller()
+            self._probe()
 
     def _on_the_way(self) -> int:
         while self._frames_on_the_way and self._num_sent - len(self._frames_on_the_way) < self._slot.num_answered:
@@ -177,7 +190,10 @@ class ChunkSender:
         codes = None if item is None else item.codes
         num_frames = 0 if codes is None else codes.shape[1]
         self._num_sent += 1
-        self._frames_on_the_way.append(num_frames)
+        if item is None:  # answered before the chunks that wait
+            self._frames_on_the_way.appendleft(0)
+        else:
+            self._frames_on_the_way.append(num_frames)
         self._num_frames_sent += num_frames
         if num_frames and self._first_sent_s is None:
             self._first_sent_s = time.monotonic()
