@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -10,13 +11,14 @@ from stretto.serving.proxy import pages
 from stretto.serving.proxy.pages import MetricsPage, PageServer, Readiness
 
 from tests.client.fake_server import FakeServer
+from tests.ports import free_ports
 
 Ask = Callable[[bytes], Awaitable[bytes]]
 WAIT_S = 60
 
 
-async def asking(server: PageServer) -> AsyncIterator[Ask]:
-    listener = await asyncio.start_server(server, "127.0.0.1", 0, limit=pages.MAX_HEAD_BYTES)
+async def asking(server: PageServer, port: int = 0) -> AsyncIterator[Ask]:
+    listener = await asyncio.start_server(server, "127.0.0.1", port, limit=pages.MAX_HEAD_BYTES)
     port = listener.sockets[0].getsockname()[1]
 
     async def ask(request: bytes) -> bytes:
@@ -98,15 +100,52 @@ async def test_a_client_that_never_ends_its_request_is_let_go(ask: Ask, monkeypa
     assert await ask(b"GET /v2/health/ready HT") == b""
 
 
-async def test_connections_over_the_limit_are_closed_and_later_ones_served(
-    triton: FakeServer, monkeypatch: pytest.MonkeyPatch
+async def test_idle_connections_make_room_the_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(pages, "REQUEST_S", 10 * WAIT_S)
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def page(path: str) -> pages.Page:
+        if path == "/slow":
+            asked.set()
+            await answer.wait()
+        return pages.Page(pages.HTTPStatus.OK)
+
+    (port,) = free_ports(1)
+    async for ask in asking(PageServer(page), port):
+        slow = asyncio.create_task(ask(get("/slow")))
+        await asyncio.wait_for(asked.wait(), WAIT_S)
+        idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(50)]
+        assert (await ask(get("/"))).startswith(b"HTTP/1.1 200 ")
+        async with asyncio.timeout(WAIT_S):
+            for reader, _ in idle[:-2]:
+                with suppress(ConnectionResetError):
+                    assert await reader.read() == b""
+        assert not idle[-1][0].at_eof()
+        answer.set()
+        assert (await slow).startswith(b"HTTP/1.1 200 ")
+        for _, writer in idle:
+            writer.close()
+
+
+async def test_where_every_connection_awaits_its_answer_a_further_one_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pages, "MAX_CONNECTIONS", 0)
-    async with grpc.aio.insecure_channel(triton.address) as channel:
-        async for ask in asking(PageServer(Readiness(channel))):
-            assert await ask(get("/v2/health/ready")) == b""
-            monkeypatch.setattr(pages, "MAX_CONNECTIONS", 1)
-            assert (await ask(get("/v2/health/ready"))).startswith(b"HTTP/1.1 200 ")
+    monkeypatch.setattr(pages, "MAX_CONNECTIONS", 1)
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def page(path: str) -> pages.Page:
+        asked.set()
+        await answer.wait()
+        return pages.Page(pages.HTTPStatus.OK)
+
+    async for ask in asking(PageServer(page)):
+        first = asyncio.create_task(ask(get("/")))
+        await asyncio.wait_for(asked.wait(), WAIT_S)
+        assert await ask(get("/")) == b""
+        answer.set()
+        assert (await first).startswith(b"HTTP/1.1 200 ")
+        assert (await ask(get("/"))).startswith(b"HTTP/1.1 200 ")
 
 
 async def test_the_metrics_are_tritons(tmp_path: Path) -> None:

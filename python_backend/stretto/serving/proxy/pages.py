@@ -95,40 +95,59 @@ class MetricsPage:
 
 
 class PageServer:
-    """Answers one GET a connection, from `pages`."""
+    """Answers one GET a connection, from `pages`.
+
+    Of more connections than MAX_CONNECTIONS, the one that has said nothing for the longest is closed.
+    """
 
     def __init__(self, pages: Pages) -> None:
         self._pages = pages
-        self._num_open = 0
+        self._open: set[asyncio.StreamWriter] = set()
+        self._idle: dict[asyncio.StreamWriter, None] = {}  # nobody waits for an answer; the oldest first
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve a connection."""
-        self._num_open += 1
+        self._open.add(writer)
+        self._idle[writer] = None
+        self._make_room()
         try:
-            if self._num_open <= MAX_CONNECTIONS:
+            if writer in self._open:
                 with suppress(OSError):  # a client that went away, or takes too long
                     async with asyncio.timeout(REQUEST_S + ANSWER_S):
                         await self._serve(reader, writer)
         finally:
-            self._num_open -= 1
+            self._forget(writer)
             writer.close()
 
+    def _make_room(self) -> None:
+        """Close the oldest idle connection where there are too many; that is the last where no other is idle."""
+        if len(self._open) > MAX_CONNECTIONS:
+            oldest = next(iter(self._idle))
+            self._forget(oldest)
+            oldest.transport.abort()
+
+    def _forget(self, writer: asyncio.StreamWriter) -> None:
+        self._open.discard(writer)
+        self._idle.pop(writer, None)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        page = await self._answer(reader)
+        page = await self._answer(reader, writer)
         head = f"HTTP/1.1 {page.status.value} {page.status.phrase}\r\nContent-Type: {page.content_type}\r\n"
         writer.write(f"{head}Content-Length: {len(page.body)}\r\nConnection: close\r\n\r\n".encode() + page.body)
         await writer.drain()
         writer.write_eof()
+        self._idle[writer] = None
         with suppress(TimeoutError):  # a reset instead of an end would take the answer from a client that still sends
             async with asyncio.timeout(LINGER_S):
                 await reader.read(MAX_HEAD_BYTES)
 
-    async def _answer(self, reader: asyncio.StreamReader) -> Page:
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Page:
         try:
             async with asyncio.timeout(REQUEST_S):
                 head = await reader.readuntil(b"\r\n\r\n")
         except (asyncio.LimitOverrunError, asyncio.IncompleteReadError):
             return error_page(HTTPStatus.BAD_REQUEST, f"expected a request's head of at most {MAX_HEAD_BYTES} bytes")
+        self._idle.pop(writer, None)
         words = head.partition(b"\r\n")[0].decode("latin-1").split(" ")
         if len(words) != 3 or not words[2].startswith("HTTP/1."):
             return error_page(HTTPStatus.BAD_REQUEST, "expected a request of HTTP/1.1")
