@@ -10,15 +10,13 @@ concurrency goes to `--out`, and to standard output. The server must be running.
 
     python -m benchmarks.ensemble --family bagpiper-small --concurrency 1 4 8
 
-A published family in small, random weights, through a server of its own: `benchmark_family.py`.
+A published family in small, random weights, through a server of its own: `family.py`.
 """
 
 import argparse
 import asyncio
 import json
-import signal
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ from benchmarks.family import measure_family
 from benchmarks.results_file import append_result
 from benchmarks.speech_load import Load, Speak, check, follow, ratio, run, texts
 from benchmarks.speech_metrics import Trace, summarise
+from benchmarks.temporary_server import stop_on_sigterm
 
 
 def through_triton(client: SpeechClient) -> Speak:
@@ -138,5 +137,5 @@ def parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a server that was started is stopped
+    stop_on_sigterm()
     asyncio.run(main(parse()))

@@ -18,7 +18,6 @@ import shutil
 import signal
 import statistics
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ from benchmarks.ensemble import through_triton
 from benchmarks.process_watch import read_usage, served_processes
 from benchmarks.results_file import append_result
 from benchmarks.speech_load import Load, Speak, check, run, texts
-from benchmarks.temporary_server import serving
+from benchmarks.temporary_server import command_line, serving, stop_on_sigterm
 
 CLIENT = "client"
 RIM = ("proxy", "tritonserver", "language_model", CLIENT)
@@ -160,18 +159,16 @@ def main(arguments: argparse.Namespace) -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "rim")
     add = parser.add_argument
-    add("--model-repository", type=Path, default=Path("model_repository"))
     add("--streams", type=int, nargs="+", default=[1, 16])
     add("--utterances", type=int, default=32, help="of all streams together, in a round")
     add("--frames", type=int, default=75, help="frames of each utterance")
     add("--rounds", type=int, default=3, help="times that the arms take turns")
     add("--profile", type=Path, help="a folder for profiles by py-spy")
-    add("--out", type=Path, default=Path("benchmarks/results/rim.jsonl"))
     return parser.parse_args()
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped
+    stop_on_sigterm()
     main(parse())

@@ -11,8 +11,6 @@ import argparse
 import asyncio
 import json
 import os
-import signal
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +21,7 @@ from stretto_client import SpeechClient
 from benchmarks.process_watch import Usage, read_usage, served_processes, shared_files, slope_mb_per_min
 from benchmarks.results_file import append_result
 from benchmarks.soak_load import SoakLoad
-from benchmarks.temporary_server import serving
+from benchmarks.temporary_server import command_line, serving, stop_on_sigterm
 
 IDLE_S = 20.0  # until what a request leaves behind for a while is gone
 MAX_OPEN = 64  # requests at once; more than that are not sent, and counted
@@ -133,19 +131,17 @@ def main(arguments: argparse.Namespace) -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "soak")
     add = parser.add_argument
-    add("--model-repository", type=Path, default=Path("model_repository"))
     add("--minutes", type=float, default=60.0)
     add("--warm-up-minutes", type=float, default=20.0, help="of these minutes, at whose end the slopes begin")
     add("--rate", type=float, default=1.0, help="requests a second: with 1, half a core is busy")
     add("--interval-s", type=float, default=5.0, help="between two looks at the processes")
     add("--seed", type=int, default=0, help="of the requests")
     add("--samples", type=Path, help="a file for every look, as lines of JSON")
-    add("--out", type=Path, default=Path("benchmarks/results/soak.jsonl"))
     return parser.parse_args()
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped
+    stop_on_sigterm()
     main(parse())

@@ -1,6 +1,8 @@
 """A server on free ports for as long as a `with` lasts, started as `stretto serve` does."""
 
+import argparse
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stretto.serving import pid_file
+
+from benchmarks.results_file import ROOT
 
 START_S, STOP_S = 300.0, 60.0
 PORTS = range(10_000, 23_000)  # below Linux's ip_local_port_range, which begins at 32768
@@ -68,3 +72,16 @@ def _await(launcher: subprocess.Popen[bytes], record: Path, log: Path) -> None:
             said = log.read_text(errors="replace")[-TAIL:] if log.exists() else ""
             raise RuntimeError(f"the server of {record} did not become ready:\n{said}")
         time.sleep(0.2)
+
+
+def command_line(description: str | None, benchmark: str) -> argparse.ArgumentParser:
+    """The flags of a benchmark that starts a server, and of itself only those that all have."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model-repository", type=Path, default=ROOT / "model_repository")
+    parser.add_argument("--out", type=Path, default=Path(f"benchmarks/results/{benchmark}.jsonl"))
+    return parser
+
+
+def stop_on_sigterm() -> None:
+    """Have SIGTERM end this process as an exit does, so that its server is stopped."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -6,7 +6,6 @@ The whole ensemble has tests of its own; here the wire counts: decoupled respons
 import json
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 from stretto_client import RequestCancelled, RequestRefused, SpeechClient
 
-from tests.ports import free_ports
+from benchmarks.temporary_server import serving
 
 ROOT = Path(__file__).parents[2]
 BINARY_NOT_TO_BE_HAD = 3
@@ -73,37 +72,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    cache = tmp_path_factory.mktemp("cache")
-    http, grpc, metrics = map(str, free_ports(3))
-    command = [sys.executable, "-m", "stretto", "serve", "--model-repository", str(repository)]
-    command += [
-        "--cache",
-        str(cache),
-        "--log-file",
-        str(cache / "log"),
-        "--http-port",
-        http,
-        "--grpc-port",
-        grpc,
-        "--metrics-port",
-        metrics,
-    ]
-    state = cache / "state.json"
-    log = (cache / "launcher.log").open("w")
-    launcher = subprocess.Popen([*command, "--pid-file", str(state)], cwd=ROOT, stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 300
-        status = [*command, "--pid-file", str(state), "--status"]
-        while subprocess.run(status, cwd=ROOT, capture_output=True, check=False).returncode:
-            assert launcher.poll() is None, (cache / "launcher.log").read_text()
-            assert time.monotonic() < deadline, (cache / "launcher.log").read_text()
-            time.sleep(0.2)
-        yield f"localhost:{grpc}"
-    finally:
-        launcher.terminate()
-        launcher.wait(60)
-        log.close()
+def server(repository: Path) -> Iterator[str]:
+    with serving(repository) as address:
+        yield address
 
 
 def test_perf_analyzer_streams_and_its_export_is_read(server: str, tmp_path: Path) -> None:
