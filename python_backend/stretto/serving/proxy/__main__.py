@@ -16,6 +16,7 @@ from stretto.serving.proxy.access import Access
 from stretto.serving.proxy.config import LISTENING, READY, ProxyConfig
 from stretto.serving.proxy.grpc_proxy import MAX_CALLS, SERVER_OPTIONS, TRITON_OPTIONS, GrpcProxy
 from stretto.serving.proxy.pages import MAX_HEAD_BYTES, MetricsPage, Pages, PageServer, Readiness
+from stretto.serving.proxy.uploads import Uploads
 
 STOP_S = 2.0  # for answers that are complete and still on their way
 
@@ -45,7 +46,8 @@ class Launcher:
 async def serve(config: ProxyConfig, launcher: Launcher) -> None:
     """Listen on all ports until the launcher ends; OSError where one cannot be had."""
     async with grpc.aio.insecure_channel(f"unix:{config.triton_grpc}", TRITON_OPTIONS) as triton:
-        server = grpc_server(config, triton, launcher.is_ready)
+        uploads = Uploads()
+        server = grpc_server(config, triton, launcher.is_ready, uploads)
         pages: dict[int, Pages] = {config.metrics_port: MetricsPage(config.triton_metrics)}
         if config.http_port is not None:
             pages[config.http_port] = Readiness(triton, launcher.is_ready)
@@ -55,20 +57,25 @@ async def serve(config: ProxyConfig, launcher: Launcher) -> None:
         ]
         await server.start()
         print(LISTENING, flush=True)
+        watching = asyncio.create_task(uploads.watch())
         await launcher.stopped.wait()
+        watching.cancel()
         for listener in listeners:
             listener.close()
         await server.stop(STOP_S)
 
 
 def grpc_server(
-    config: ProxyConfig, triton: grpc.aio.Channel, is_ready: Callable[[], bool] = lambda: True
+    config: ProxyConfig,
+    triton: grpc.aio.Channel,
+    is_ready: Callable[[], bool] = lambda: True,
+    uploads: Uploads | None = None,
 ) -> grpc.aio.Server:
     """The gRPC server, not started; OSError where it cannot have its port."""
     options = [*SERVER_OPTIONS, ("grpc.max_receive_message_length", config.max_request_bytes)]
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=MAX_CALLS)
     access = Access(config.key, frozenset(config.allowed))
-    server.add_generic_rpc_handlers((GrpcProxy(triton, access, is_ready),))
+    server.add_generic_rpc_handlers((GrpcProxy(triton, access, is_ready, uploads or Uploads()),))
     host = f"[{config.address}]" if ":" in config.address else config.address
     try:
         server.add_insecure_port(f"{host}:{config.grpc_port}")

@@ -10,7 +10,9 @@ from tritonclient.grpc.service_pb2 import ModelStreamInferResponse
 from stretto.serving.proxy import access
 from stretto.serving.proxy.access import MODEL_INFER, MODEL_STREAM_INFER, Access, Metadata
 from stretto.serving.proxy.infer_request import BadRequest, read_infer_request
+from stretto.serving.proxy.pace import Pace
 from stretto.serving.proxy.shared_memory import check_registration
+from stretto.serving.proxy.uploads import ENDED, Upload, Uploads
 
 # Triton 2.51 reads memory that it has freed when a stream with this header ends with an error.
 DROPPED_HEADERS = {"triton_grpc_error"}
@@ -19,6 +21,8 @@ MAX_CALLS = 4096
 SERVER_OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.so_reuseport", 0),  # or else a second server could take the port without a word
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 600_000),  # without a call; a client that calls again connects again
 ]
 TRITON_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
@@ -33,15 +37,18 @@ NOT_READY = {access.SERVICE + "ServerReady": b"", access.SERVICE + "ModelReady":
 GONE = ("unix:", "ocket closed", "onnection reset", "roken pipe")  # in gRPC's words for a server that is not there
 
 Context = Any  # grpc.aio.ServicerContext, of bytes
-Check = Callable[[bytes], None]
+Check = Callable[[bytes], Awaitable[None]]
 
 
 class GrpcProxy(grpc.GenericRpcHandler):
     """Passes on the calls that `access` admits, as far as they are sound."""
 
-    def __init__(self, triton: grpc.aio.Channel, allowed: Access, is_ready: Callable[[], bool]) -> None:
+    def __init__(
+        self, triton: grpc.aio.Channel, allowed: Access, is_ready: Callable[[], bool], uploads: Uploads
+    ) -> None:
         self._access = allowed
         self._is_ready = is_ready
+        self._pace, self._uploads = Pace(), uploads
         self._infer = triton.stream_stream(MODEL_STREAM_INFER)
         self._unary = {method: triton.unary_unary(method) for method in access.APIS if method != MODEL_STREAM_INFER}
 
@@ -50,39 +57,62 @@ class GrpcProxy(grpc.GenericRpcHandler):
         method = details.method
         if method == MODEL_STREAM_INFER:
             return grpc.stream_stream_rpc_method_handler(self._stream)
-        return grpc.unary_unary_rpc_method_handler(self._call(method)) if method in access.APIS else None
+        return grpc.stream_stream_rpc_method_handler(self._call(method)) if method in access.APIS else None
 
-    def _call(self, method: str) -> Callable[[bytes, Context], Awaitable[bytes]]:
+    def _call(self, method: str) -> Callable[[AsyncIterator[bytes], Context], Awaitable[None]]:
+        """Answers one message by one; as a stream, for otherwise a call is heard of when its message is whole."""
         api = access.APIS[method]
 
-        async def answer(request: bytes, context: Context) -> bytes:
+        async def answer(requests: AsyncIterator[bytes], context: Context) -> None:
             metadata = context.invocation_metadata() or ()
             if not self._access.admits(api, metadata):
                 await context.abort(grpc.StatusCode.PERMISSION_DENIED, access.refusal(api))
+            request = await self._only_message(context)
             try:
                 if method == MODEL_INFER:
-                    self._check_infer(request, metadata)
+                    await self._check_infer(request, metadata)
                 elif api == access.OPEN and len(request) > MAX_SMALL_BYTES:
                     raise BadRequest(f"request: expected at most {MAX_SMALL_BYTES} bytes, got {len(request)}")
                 check_registration(method, request)
                 if method in NOT_READY and not self._is_ready():
-                    return NOT_READY[method]
-                return await self._unary[method](request, metadata=_passed_on(metadata))
+                    response = NOT_READY[method]
+                else:
+                    response = await self._unary[method](request, metadata=_passed_on(metadata))
             except BadRequest as error:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             except grpc.aio.AioRpcError as error:
                 await context.abort(error.code(), _details(error))
-            raise AssertionError("abort raises")
+            await context.write(response)
 
         return answer
+
+    async def _only_message(self, context: Context) -> bytes:
+        reading = asyncio.create_task(context.read())
+        upload = Upload(reading.cancel)
+        with self._uploads.entry(upload):
+            try:
+                message = await reading
+            except asyncio.CancelledError:
+                reading.cancel()
+                if not upload.is_ended:
+                    raise
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, ENDED)
+        if message is grpc.aio.EOF:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "expected a message, got none")
+        return message
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Context) -> None:
         metadata = context.invocation_metadata() or ()
         call = self._infer(metadata=_passed_on(metadata))
         stream = _Stream(call, context)
-        feeding = asyncio.create_task(stream.feed(requests, lambda request: self._check_infer(request, metadata)))
+        upload = Upload(call.cancel)
+        feeding = asyncio.create_task(self._feed(stream, requests, metadata, upload))
         try:
             await stream.answer()
+        except asyncio.CancelledError:
+            if not upload.is_ended:
+                raise
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, ENDED)
         except grpc.aio.AioRpcError as error:
             await context.abort(error.code(), _details(error))
         finally:
@@ -90,7 +120,18 @@ class GrpcProxy(grpc.GenericRpcHandler):
             call.cancel()
             await asyncio.gather(feeding, return_exceptions=True)  # it fails where the call does, which was told
 
-    def _check_infer(self, data: bytes, metadata: Metadata) -> None:
+    async def _feed(
+        self, stream: "_Stream", requests: AsyncIterator[bytes], metadata: Metadata, upload: Upload
+    ) -> None:
+        async def check(request: bytes) -> None:
+            upload.came()
+            await self._check_infer(request, metadata)
+
+        with self._uploads.entry(upload):
+            await stream.feed(requests, check)
+
+    async def _check_infer(self, data: bytes, metadata: Metadata) -> None:
+        await self._pace.wait(len(data))
         request = read_infer_request(data)
         model = request.head.model_name
         if model in access.INNER_MODELS and not self._access.admits(access.MODELS, metadata):
@@ -108,7 +149,7 @@ class _Stream:
         """Pass sound requests on to the end; answer the others here, as Triton does, and leave the stream open."""
         async for request in requests:
             try:
-                check(request)
+                await check(request)
             except BadRequest as error:
                 response = ModelStreamInferResponse(error_message=str(error))
                 response.infer_response.id = error.request_id

@@ -1,0 +1,97 @@
+"""Which calls are ended where they are too many or hold too much."""
+
+import asyncio
+from contextlib import ExitStack
+
+import grpc
+import pytest
+from stretto.serving.proxy.__main__ import grpc_server
+from stretto.serving.proxy.uploads import ENDED, Upload, Uploads
+
+from tests.client.fake_server import Chunk, FakeServer
+from tests.serving.proxy.conftest import proxy_config
+from tests.serving.proxy.test_grpc_proxy import TEXT, WAIT_S, call, request, service_pb2
+
+METHODS = [f"/inference.GRPCInferenceService/{name}" for name in ("ModelStreamInfer", "ModelInfer", "ServerReady")]
+
+
+def entered(uploads: Uploads, stack: ExitStack, *num_sent: int) -> list[Upload]:
+    made = [Upload(lambda: None, sent, since) for since, sent in enumerate(num_sent)]
+    for upload in made:
+        stack.enter_context(uploads.entry(upload))
+    return made
+
+
+def test_of_too_many_the_oldest_that_has_sent_nothing_whole_is_ended() -> None:
+    with ExitStack() as stack:
+        made = entered(Uploads(max_calls=3), stack, 1, 0, 0, 2, 0, 0)
+    assert [upload.is_ended for upload in made] == [False, True, True, False, True, False]
+
+
+def test_where_all_have_sent_something_the_one_that_was_silent_longest_is_ended() -> None:
+    with ExitStack() as stack:
+        uploads = Uploads(max_calls=2)
+        made = entered(uploads, stack, 1, 1)
+        made[0].came()
+        made.append(Upload(lambda: None, 1))
+        stack.enter_context(uploads.entry(made[2]))
+    assert [upload.is_ended for upload in made] == [False, True, False]
+
+
+def test_they_are_ended_while_the_process_holds_too_much_and_not_before() -> None:
+    held = [100, 101, 101, 101, 100]
+    uploads = Uploads(max_resident_bytes=100, resident=lambda: held.pop(0))
+    with ExitStack() as stack:
+        made = entered(uploads, stack, *[0] * 8)
+        uploads.look()
+        assert not any(upload.is_ended for upload in made)
+        uploads.look()
+        assert [upload.is_ended for upload in made] == [True] * 3 + [False] * 5
+        uploads.look()  # malloc has given back what was too much
+        assert [upload.is_ended for upload in made] == [True] * 3 + [False] * 5
+    assert not held
+    uploads.look()  # and does not ask where there are none
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_call_that_is_ended_says_why_and_others_go_on(method: str) -> None:
+    triton = FakeServer(lambda _: [Chunk(0, is_final=True, is_last=True)])
+    uploads, config = Uploads(resident=lambda: 1 << 40), proxy_config()
+    address = f"127.0.0.1:{config.grpc_port}"
+    async with grpc.aio.insecure_channel(await triton.start()) as channel, asyncio.timeout(WAIT_S):
+        server = grpc_server(config, channel, uploads=uploads)
+        await server.start()
+        async with grpc.aio.insecure_channel(address) as client:
+            unfinished = client.stream_stream(method)()
+            await unfinished.wait_for_connection()
+            while not unfinished.done():
+                uploads.look()
+                await asyncio.sleep(0.01)
+            assert (await unfinished.code(), await unfinished.details()) == (
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                ENDED,
+            )
+        assert (await call(address, "ServerReady", service_pb2.ServerReadyRequest())).ready
+        await server.stop(0)
+    await triton.server.stop(0)
+
+
+async def test_a_stream_that_has_sent_all_is_none_of_them() -> None:
+    asked = asyncio.Event()
+    triton = FakeServer(lambda _: [Chunk(0, is_final=True, is_last=True)])
+    uploads, config = Uploads(resident=lambda: asked.set() or 1 << 40), proxy_config()
+    async with grpc.aio.insecure_channel(await triton.start()) as channel, asyncio.timeout(WAIT_S):
+        server = grpc_server(config, channel, uploads=uploads)
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{config.grpc_port}") as client:
+            stream = client.stream_stream(METHODS[0])()
+            await stream.write(request(raw=TEXT).SerializeToString())
+            await stream.done_writing()
+            assert await stream.read() is not grpc.aio.EOF
+            uploads.look()
+            assert not asked.is_set()
+            while await stream.read() is not grpc.aio.EOF:
+                pass
+            assert await stream.code() is grpc.StatusCode.OK
+        await server.stop(0)
+    await triton.server.stop(0)
