@@ -1,25 +1,43 @@
-"""What the benchmark of large files makes of its figures."""
+"""What the benchmark of large files sends, and what it makes of its figures."""
 
-import argparse
+import os
 
 import pytest
+from stretto.errors import InvalidRequest
+from stretto.preprocessing.audio import MAX_FILE_BYTES, read_file
+from tritonclient.grpc.service_pb2 import ModelInferRequest
 
-from benchmarks.large_audio import beside, describe, keep_busy
+from benchmarks.large_audio import FILES, REFUSED, Neighbour, describe, keep_busy, large_request
 
-
-def test_delays_are_told_beside_an_idle_and_a_busy_machine() -> None:
-    took = {"alone": [0.2, 0.2, 0.3], "busy": [0.25] * 3, "prepared": [0.26] * 3, "refused": [0.24] * 3}
-    record = describe(took, argparse.Namespace(rounds=1, requests=3))
-    assert record["first_audio_p50_ms_alone"] == pytest.approx(200)
-    assert record["busy_delay_ms"] == pytest.approx(50)
-    assert record["prepared_delay_ms"] == pytest.approx(60)
-    assert record["prepared_over_busy_ms"] == pytest.approx(10)
-    assert record["refused_over_busy_ms"] == pytest.approx(-10)
+WHY_REFUSED = {"long": "at most 9.6 s", "format": "Format not recognised", "corrupt": "lost sync", "unsound": "Format"}
 
 
-def test_a_turn_ends_what_ran_beside_it() -> None:
-    with beside(keep_busy, "nowhere") as process:
-        assert process.is_alive()
-    assert not process.is_alive()
-    with beside(None) as process:
-        assert process is None
+def test_differences_are_those_of_turns_of_one_round() -> None:
+    turns = {"alone": [[0.2, 0.2, 0.3], [0.4]], "busy": [[0.25], [0.45]], "prepared": [[0.26], [0.48]]}
+    figures = describe(turns)["ms"]
+    assert figures["alone"] == {"first_audio": {"p50": pytest.approx(250), "p95": pytest.approx(385)}}
+    assert figures["busy"]["over_alone"] == {"p50": pytest.approx(50), "p95": pytest.approx(50)}
+    assert figures["prepared"]["over_alone"] == {"p50": pytest.approx(70), "p95": pytest.approx(79)}
+    assert figures["prepared"]["over_busy"] == {"p50": pytest.approx(20), "p95": pytest.approx(29)}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_every_file_is_large_and_refused_for_what_it_says(kind: str) -> None:
+    request = ModelInferRequest.FromString(large_request(kind))
+    data = request.raw_input_contents[0][4:]
+    assert 18_900_000 < len(data) <= MAX_FILE_BYTES
+    if kind not in REFUSED:
+        assert len(read_file(data, 9.6)[0]) > 0
+        return
+    with pytest.raises(InvalidRequest, match=WHY_REFUSED[kind]):
+        read_file(data, 9.6)
+
+
+def test_a_neighbour_works_between_the_turns_it_rests_in_and_ends() -> None:
+    neighbour = Neighbour(keep_busy, "nowhere", "busy")
+    pid = neighbour.pid
+    with neighbour.at_work():
+        os.kill(pid, 0)
+    neighbour.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
