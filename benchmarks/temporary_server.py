@@ -38,12 +38,12 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def serving(repository: Path) -> Iterator[str]:
+def serving(repository: Path, python: str | Path = sys.executable) -> Iterator[str]:
     """The gRPC address of a server that is ready; RuntimeError with the end of its log where it does not start."""
     with tempfile.TemporaryDirectory() as folder:
         record, log = Path(folder) / "serve.json", Path(folder) / "log"
         http, grpc, metrics = free_ports(3)
-        command = [sys.executable, "-m", "stretto", "serve", "--model-repository", repository]
+        command: list[object] = [python, "-m", "stretto", "serve", "--model-repository", repository]
         command += [
             "--pid-file",
             record,

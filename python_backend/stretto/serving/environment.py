@@ -1,11 +1,10 @@
 """The environment that the server and its stubs start in."""
 
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from stretto.serving.folders import IMPORT_ROOT, PACKAGE, cache_folder
+from stretto.serving.folders import PACKAGE, cache_folder
 from stretto.serving.installation import Installation
 
 LAUNCH_ID = "STRETTO_LAUNCH_ID"
@@ -22,8 +21,8 @@ def server_environment(
     """
     environment = bytecode_folder() | dict(base)
     environment |= {
-        "PATH": _joined(Path(sys.executable).parent, base.get("PATH")),
-        "PYTHONPATH": _joined(IMPORT_ROOT, base.get("PYTHONPATH")),
+        "PATH": _joined(installation.python, base.get("PATH")),
+        "PYTHONPATH": _joined(installation.imports, base.get("PYTHONPATH")),
         "LC_ALL": "C.UTF-8",
         "PYTHONUTF8": "1",
         "SPT_NOENV": "1",

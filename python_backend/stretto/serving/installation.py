@@ -11,6 +11,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from stretto.serving.folders import IMPORT_ROOT
+
 CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
 STUB = "triton_python_backend_stub"
 
@@ -21,11 +23,16 @@ class LaunchError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """A Triton server: its executable, the arguments that its place asks for, and library folders to search first."""
+    """A Triton server: its executable, the arguments that its place asks for, and library folders to search first.
+
+    python: the folder of the Python whose packages the stubs see; imports: where they find ours.
+    """
 
     executable: Path
     arguments: tuple[str, ...] = ()
     library_path: tuple[Path, ...] = ()
+    python: Path = Path(sys.executable).parent
+    imports: Path = IMPORT_ROOT
 
 
 def find_installation(cache: Path) -> Installation:

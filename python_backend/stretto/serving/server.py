@@ -14,6 +14,7 @@ from typing import IO
 
 from stretto.serving.config import LaunchConfig
 from stretto.serving.environment import server_environment
+from stretto.serving.folders import IMPORT_ROOT
 from stretto.serving.installation import Installation, LaunchError
 from stretto.serving.leftovers import Launch
 from stretto.serving.patience import slowness
@@ -71,6 +72,14 @@ def listening(config: LaunchConfig, launch: Launch) -> list[str]:
     ]
 
 
+def imports_by_place(installation: Installation) -> Path | None:
+    """Where to start the server so that its stubs import our package from there; None where they find it anyway.
+
+    They speak ASCII alone when they look for modules, and are deaf to PYTHONPATH.
+    """
+    return None if installation.imports == IMPORT_ROOT else installation.imports
+
+
 def _die_with_the_launcher() -> None:
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -89,6 +98,7 @@ class Server:
         self._process = subprocess.Popen(
             command_line(config, installation, launch),
             env=server_environment(installation, launch.id, launch.drain_file),
+            cwd=imports_by_place(installation),
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
