@@ -5,8 +5,9 @@ from contextlib import ExitStack
 
 import grpc
 import pytest
+from stretto.serving.proxy import uploads as uploads_module
 from stretto.serving.proxy.__main__ import grpc_server
-from stretto.serving.proxy.uploads import ENDED, Upload, Uploads
+from stretto.serving.proxy.uploads import ENDED, KEPT_BYTES, Upload, Uploads
 
 from tests.client.fake_server import Chunk, FakeServer
 from tests.serving.proxy.conftest import proxy_config
@@ -39,7 +40,7 @@ def test_where_all_have_sent_something_the_one_that_was_silent_longest_is_ended(
 
 
 def test_they_are_ended_while_the_process_holds_too_much_and_not_before() -> None:
-    held = [100, 101, 101, 101, 100]
+    held = [50, 100, 101, 101, 101, 100]
     uploads = Uploads(max_resident_bytes=100, resident=lambda: held.pop(0))
     with ExitStack() as stack:
         made = entered(uploads, stack, *[0] * 8)
@@ -50,7 +51,23 @@ def test_they_are_ended_while_the_process_holds_too_much_and_not_before() -> Non
         uploads.look()  # malloc has given back what was too much
         assert [upload.is_ended for upload in made] == [True] * 3 + [False] * 5
     assert not held
-    uploads.look()  # and does not ask where there are none
+
+
+def test_what_came_and_went_is_given_back_once_nothing_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    gave_back: list[int] = []
+    held = [50, 50 + KEPT_BYTES + 1]
+    monkeypatch.setattr(uploads_module, "give_back", lambda: gave_back.append(held[-1]))
+    uploads = Uploads(resident=lambda: held[-1])
+    uploads.look()
+    assert not gave_back  # for as much was there from the start
+    held.append(held[-1] + KEPT_BYTES)
+    uploads.look()
+    assert not gave_back  # for it has just come
+    held.append(held[-1] + 1)
+    uploads.look()
+    uploads.look()
+    uploads.look()
+    assert gave_back == held[-1:]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -77,9 +94,8 @@ async def test_a_call_that_is_ended_says_why_and_others_go_on(method: str) -> No
 
 
 async def test_a_stream_that_has_sent_all_is_none_of_them() -> None:
-    asked = asyncio.Event()
     triton = FakeServer(lambda _: [Chunk(0, is_final=True, is_last=True)])
-    uploads, config = Uploads(resident=lambda: asked.set() or 1 << 40), proxy_config()
+    uploads, config = Uploads(resident=lambda: 1 << 40), proxy_config()
     async with grpc.aio.insecure_channel(await triton.start()) as channel, asyncio.timeout(WAIT_S):
         server = grpc_server(config, channel, uploads=uploads)
         await server.start()
@@ -89,7 +105,6 @@ async def test_a_stream_that_has_sent_all_is_none_of_them() -> None:
             await stream.done_writing()
             assert await stream.read() is not grpc.aio.EOF
             uploads.look()
-            assert not asked.is_set()
             while await stream.read() is not grpc.aio.EOF:
                 pass
             assert await stream.code() is grpc.StatusCode.OK

@@ -15,6 +15,7 @@ from pathlib import Path
 
 MAX_CALLS = 2048  # that may still send: half of all that there can be
 MAX_RESIDENT_BYTES = 1 << 30
+KEPT_BYTES = 64 << 20  # that malloc may keep of what came and went
 LOOK_S = 0.25
 ENDED = "unavailable: too much is being sent at a time, and this call was not complete"
 
@@ -55,6 +56,7 @@ class Uploads:
     ) -> None:
         self._max_calls, self._max_resident_bytes, self._resident = max_calls, max_resident_bytes, resident
         self._open: set[Upload] = set()
+        self._seen = self._least = resident()
 
     @contextmanager
     def entry(self, upload: Upload) -> Iterator[None]:
@@ -68,20 +70,20 @@ class Uploads:
             self._open.discard(upload)
 
     async def watch(self) -> None:
-        """End a quarter of them again and again while this process holds too much."""
+        """Look again and again at what this process holds."""
         while True:
             await asyncio.sleep(LOOK_S)
             self.look()
 
     def look(self) -> None:
-        """End a quarter of them where this process holds too much."""
-        if self._open and self._is_too_much():
+        """End a quarter of them where this process holds too much; give back what came and went, once nothing comes."""
+        before, self._seen = self._seen, self._resident()
+        is_much = self._seen > self._max_resident_bytes
+        if is_much or before == self._seen > self._least + KEPT_BYTES:
             give_back()
-            if self._is_too_much():
+            self._seen = self._least = self._resident()
+            if self._seen > self._max_resident_bytes:
                 self._end(1 + len(self._open) // 4)
-
-    def _is_too_much(self) -> bool:
-        return self._resident() > self._max_resident_bytes
 
     def _end(self, count: int) -> None:
         for upload in sorted(self._open, key=lambda upload: (upload.num_sent > 0, upload.since))[:count]:
