@@ -1,13 +1,16 @@
 """Two engines behind one door, by vLLM's own data parallelism: each request goes to one of them."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from stretto.config import EngineConfig
 from stretto.engine.frontend.llm import SpeechLLM
+from stretto.errors import InvalidRequest
 from stretto.families.tiny.family import TINY
+from stretto.records.prompt import Prompt
 
 from tests.engine.harness import DEFAULTS, Engine
 from tests.engine.prompts import make_prompt
@@ -25,19 +28,31 @@ def spoken(rows: list[list[int]]) -> np.ndarray:
     )
 
 
+def too_large() -> Prompt:
+    """A guided reply that two engines could hold together, and none alone."""
+    prompt = make_prompt(TINY, 0, "tts", guidance_scale=3.0)
+    sampling = replace(prompt.sampling, audio=replace(prompt.sampling.audio, max_rows=288))
+    return replace(prompt, sampling=sampling)
+
+
 async def collect(llm: SpeechLLM, index: int) -> np.ndarray:
     chunks = [chunk.codes async for chunk in llm.generate(make_prompt(TINY, index, "tts")) if chunk.codes is not None]
     return np.concatenate(chunks, 1)
 
 
+LIMITS = {"max_model_len": 288, "num_gpu_blocks_override": 17}  # of each engine; two halves of 288 rows take 18 blocks
+
+
 async def test_replies_of_two_engines_are_those_of_one(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, TINY, "tiny")
-    one = Engine(folder)
+    one = Engine(folder, **LIMITS)
     answers = one.run({f"r{index}": make_prompt(TINY, index, "tts") for index in range(8)})
     one.shutdown()
-    llm = await SpeechLLM.start(EngineConfig(folder, {**DEFAULTS, "data_parallel_size": 2}))
+    llm = await SpeechLLM.start(EngineConfig(folder, {**DEFAULTS, **LIMITS, "data_parallel_size": 2}))
     try:
         replies = await asyncio.gather(*(collect(llm, index) for index in range(8)))
+        with pytest.raises(InvalidRequest, match="in the 16 KV blocks of 32 rows, got 288 rows each, 18 blocks"):
+            await anext(llm.generate(too_large()))
     finally:
         llm.shutdown()
     for index, codes in enumerate(replies):

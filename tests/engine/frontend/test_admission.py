@@ -1,6 +1,7 @@
 """What can never run is refused, and the refusal says why, with numbers."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,6 +32,17 @@ def with_rows(rows: np.ndarray, task: str = "tts") -> Prompt:
 def test_a_good_prompt_passes_unchanged() -> None:
     prompt = make_prompt(TINY, 0)
     assert admit(prompt, RULES, ROOMY) == prompt
+
+
+@pytest.mark.parametrize("num_engines", [1, 2, 4])
+def test_a_request_has_the_blocks_of_one_engine(num_engines: int) -> None:
+    """vLLM says how many all of them have."""
+    config = SimpleNamespace(
+        cache_config=SimpleNamespace(num_gpu_blocks=25 * num_engines, block_size=32),
+        parallel_config=SimpleNamespace(data_parallel_size=num_engines),
+        scheduler_config=SimpleNamespace(max_num_seqs=16),
+    )
+    assert Capacity.of(config) == Capacity(25, 32, 16)
 
 
 def test_guidance_means_nothing_where_there_is_no_audio() -> None:

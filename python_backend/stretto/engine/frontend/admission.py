@@ -1,6 +1,7 @@
 """What a request must fulfil before it is queued; each refusal names the field, the limit and what came."""
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,14 +13,25 @@ from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.segment import Segment
 
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What the engine can hold at once."""
+    """What one engine can hold at once: a request goes to one of them, however many there are."""
 
     num_blocks: int
     block_size: int
     max_num_seqs: int
+
+    @classmethod
+    def of(cls, config: "VllmConfig") -> "Capacity":
+        """That of each engine, once they have started: vLLM then adds up the blocks of all."""
+        num_blocks = config.cache_config.num_gpu_blocks
+        assert num_blocks is not None, "the engine has not said how many KV blocks it has"
+        each = num_blocks // config.parallel_config.data_parallel_size
+        return cls(each, config.cache_config.block_size, config.scheduler_config.max_num_seqs)
 
 
 def admit(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:

@@ -49,9 +49,7 @@ class SpeechLLM:
         self._text = load_text_codec(self.family, Path(config.model_config.model))
         self._audio_format = AudioFormat.from_config(config.model_config.hf_config.to_dict())
         self._rules = SegmentRules(self.family, config.model_config.max_model_len)
-        num_blocks = config.cache_config.num_gpu_blocks
-        assert num_blocks is not None, "the engine has not said how many KV blocks it has"
-        self._capacity = Capacity(num_blocks, config.cache_config.block_size, config.scheduler_config.max_num_seqs)
+        self._capacity = Capacity.of(config)
         self._stats = Stats()
         self._active: set[str] = set()
 
