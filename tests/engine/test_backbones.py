@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from stretto.families.tiny.family import TINY
+from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.v1.worker.gpu.cudagraph_utils import has_compiled_submodule
 
 from benchmarks.checkpoints.random_checkpoint import BACKBONES, write_checkpoint
@@ -21,9 +22,11 @@ def test_replies_are_those_of_the_backbone_s_own_class(backbone: str, tmp_path: 
     prompts = {f"r{index}": make_prompt(TINY, index) for index in range(6)}
     engine = Engine(tmp_path, max_num_batched_tokens=64)
     try:
+        norms = {type(module) for name, module in engine.model_state.model.named_modules() if name.endswith("norm")}
         answers = engine.run(prompts)
     finally:
         engine.shutdown()
+    assert norms == {RMSNorm}, "on one rank a norm is one kernel of vLLM's"
     for name, prompt in prompts.items():
         rows, lead = reference.reply(prompt)
         assert lead > 1e-5, "the reference itself was nearly undecided: choose another seed"

@@ -27,7 +27,7 @@ from vllm.transformers_utils.config import set_default_rope_theta
 from stretto.engine.models.multi_stream import MultiStreamMixin
 
 
-class FullWidthNorm(nn.Module):
+class ShardedNorm(nn.Module):
     """RMS norm over `size` features of which this rank holds its part: [..., size / ranks] -> the same."""
 
     def __init__(self, size: int, eps: float):
@@ -45,10 +45,13 @@ class FullWidthNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`x` over its root mean square, times the weight; in fp32."""
         wide = x.float()
-        squares = wide.square().sum(-1, keepdim=True)
-        if self._ranks > 1:
-            squares = tensor_model_parallel_all_reduce(squares)
+        squares = tensor_model_parallel_all_reduce(wide.square().sum(-1, keepdim=True))
         return (self.weight * wide * torch.rsqrt(squares / self._size + self._eps)).to(x.dtype)
+
+
+def full_width_norm(size: int, eps: float) -> nn.Module:
+    """RMS norm over `size` features, which the ranks share. On one rank it is vLLM's, a single kernel on a GPU."""
+    return ShardedNorm(size, eps) if get_tensor_model_parallel_world_size() > 1 else RMSNorm(size, eps=eps)
 
 
 class Olmo2Attention(Qwen3Attention):
@@ -70,7 +73,7 @@ class Olmo2Attention(Qwen3Attention):
         if self.total_num_kv_heads < get_tensor_model_parallel_world_size():
             raise ValueError(f"OLMo 2: {self.total_num_kv_heads} key heads cannot be cut for tensor parallelism")
         for name, heads in (("q_norm", self.total_num_heads), ("k_norm", self.total_num_kv_heads)):
-            self.register_module(name, FullWidthNorm(heads * self.head_dim, config.rms_norm_eps))
+            self.register_module(name, full_width_norm(heads * self.head_dim, config.rms_norm_eps))
 
     def forward(self, positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         """Attention's output [N, H]."""
