@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 from stretto.serving import installation
-from stretto.serving.installation import STUB, LaunchError, find_installation, place_backend, python_library
+from stretto.serving.installation import (
+    STUB,
+    LaunchError,
+    find_installation,
+    known_flags,
+    place_backend,
+    python_library,
+)
 
 VERSION = ".".join(platform.python_version_tuple()[:2])
 
@@ -69,12 +76,41 @@ def test_a_python_without_a_stub_is_named(wheel: Path, tmp_path: Path) -> None:
         place_backend(wheel, tmp_path / "cache")
 
 
-def test_a_container_needs_nothing_placed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = tmp_path / "tritonserver"
-    server.touch()
-    monkeypatch.setattr(installation, "CONTAINER_SERVER", server)
+HELP = r"Usage: tritonserver [options]\n  --help\n\tPrint usage\n\n  --backend-config <string>\n\tSee --model-store\n"
+NEW_HELP = HELP + r"\nShared memory:\n  --allow-client-shm <boolean>\n\tDefault is false.\n"
+
+
+@pytest.fixture
+def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a container has its server."""
+    monkeypatch.setattr(installation, "CONTAINER_SERVER", tmp_path / "tritonserver")
+    return tmp_path / "tritonserver"
+
+
+def write_server(executable: Path, text: str) -> None:
+    """A server that tells its help as tritonserver does: on standard error, with exit code 1."""
+    executable.write_text(f"#!/bin/sh\nprintf '{text}' >&2\nexit 1\n")
+    executable.chmod(0o755)
+
+
+def test_a_container_needs_nothing_placed(container: Path, tmp_path: Path) -> None:
+    write_server(container, HELP)
     found = find_installation(tmp_path / "cache")
-    assert (found.executable, found.arguments, found.library_path) == (server, (), ())
+    assert (found.executable, found.arguments, found.library_path) == (container, (), ())
+    assert known_flags(found) == {"--help", "--backend-config"}
+
+
+def test_a_server_that_keeps_clients_memory_closed_is_told_to_open_it(container: Path, tmp_path: Path) -> None:
+    """26.05 and later; an older one would not start with the flag."""
+    write_server(container, NEW_HELP)
+    assert find_installation(tmp_path / "cache").arguments == ("--allow-client-shm=true",)
+
+
+@pytest.mark.parametrize("text", ["error while loading shared libraries: libb64.so.0d", ""])
+def test_a_server_that_cannot_run_says_why(container: Path, tmp_path: Path, text: str) -> None:
+    write_server(container, text)
+    with pytest.raises(LaunchError, match=r"tritonserver --help: (error while loading|it wrote nothing)"):
+        find_installation(tmp_path / "cache")
 
 
 def test_without_any_server_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

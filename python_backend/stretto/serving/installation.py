@@ -4,17 +4,24 @@ import hashlib
 import importlib.util
 import os
 import platform
+import re
 import shutil
+import subprocess
 import sys
 import sysconfig
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stretto.serving.folders import IMPORT_ROOT
 
 CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
 STUB = "triton_python_backend_stub"
+# Flags that only newer servers know, others refuse to start with them. From 26.05 on no client may share memory unless
+# the server is told so; who may, the proxy decides.
+OPTIONAL_FLAGS = ("--allow-client-shm=true",)
+HELP_S = 60.0
+FLAG = re.compile(r"^\s*(--[a-z][a-z0-9-]*)", re.MULTILINE)
 
 
 class LaunchError(Exception):
@@ -37,9 +44,26 @@ class Installation:
 
 def find_installation(cache: Path) -> Installation:
     """The server of a Triton container, or else the one inside the nvidia-pytriton wheel."""
-    if CONTAINER_SERVER.exists():
-        return Installation(CONTAINER_SERVER)
-    return wheel_installation(wheel_server(), cache)
+    found = Installation(CONTAINER_SERVER) if CONTAINER_SERVER.exists() else wheel_installation(wheel_server(), cache)
+    known = known_flags(found)
+    flags = tuple(flag for flag in OPTIONAL_FLAGS if flag.partition("=")[0] in known)
+    return replace(found, arguments=found.arguments + flags)
+
+
+def known_flags(installation: Installation) -> frozenset[str]:
+    """The flags that the server's own help names; LaunchError where it cannot even tell these."""
+    folders = [*map(str, installation.library_path), os.environ.get("LD_LIBRARY_PATH", "")]
+    environment = os.environ | {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders))}
+    asked = [str(installation.executable), "--help"]
+    try:
+        told = subprocess.run(asked, env=environment, capture_output=True, text=True, timeout=HELP_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LaunchError(f"{installation.executable} --help: {error}") from error
+    known = frozenset(FLAG.findall(told.stdout + told.stderr))
+    if not known:
+        lines = (told.stderr + told.stdout).strip().splitlines() or ["it wrote nothing"]
+        raise LaunchError(f"{installation.executable} --help: {lines[0]}")
+    return known
 
 
 def wheel_server() -> Path:
