@@ -146,9 +146,8 @@ class LongReplies:
         if output.finished:
             size = len(Trailer._fields)
             self.trailer, ids = Trailer(*ids[-size:]), ids[:-size]
-        for row, is_guided in read_rows(ids, LONG.layout.num_output_streams):
-            for chunk in utterance.push(row, is_guided):
-                self.num_frames += 0 if chunk.codes is None else chunk.codes.shape[1]
+        for chunk in utterance.push(read_rows(ids, LONG.layout.num_output_streams)):
+            self.num_frames += 0 if chunk.codes is None else chunk.codes.shape[1]
 
     def _mark(self) -> Mark:
         forward_s = self._watch.seconds["forward"]

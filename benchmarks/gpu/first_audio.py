@@ -58,7 +58,7 @@ def time_burst(engine: SteppedEngine, request_ids: list[str], num_rows: int, fir
             step_s.append(now - since)
         for output in [output for each in outputs.values() for output in each.outputs]:
             if output.request_id in rows:
-                rows[output.request_id] += len(output.new_token_ids) / num_streams
+                rows[output.request_id] += len(output.new_token_ids) / (1 + num_streams)
                 if rows[output.request_id] >= first:
                     reached.setdefault(output.request_id, now - begun)
         if not prefill_s and all(rows.values()):

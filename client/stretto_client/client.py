@@ -89,7 +89,8 @@ class SpeechStream:
         """The next response, or None at the end of the stream."""
         limit, waits_for = self._patience()
         try:
-            result, error = await asyncio.wait_for(anext(self._responses), limit)
+            async with asyncio.timeout(limit):
+                result, error = await anext(self._responses)
         except StopAsyncIteration:
             return None
         except TimeoutError:

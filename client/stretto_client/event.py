@@ -9,6 +9,9 @@ from tritonclient.grpc import InferResult
 
 from stretto_client.ring import Ring
 
+STRING_HEAD = 4  # bytes before a string: its length
+SAMPLES = {"pcm": np.float32, "pcm16": np.int16}
+
 
 @dataclass(frozen=True, slots=True)
 class Word:
@@ -55,12 +58,12 @@ class SpeechEvent:
 
 def read_event(result: InferResult, ring: Ring | None = None) -> SpeechEvent | None:
     """The event of a response, its samples from the `ring` if they lie there; None for the final flag alone."""
-    events = result.as_numpy("event")
-    if events is None:
+    contents = _contents(result)
+    if "event" not in contents:
         return None
-    record = json.loads(events[0])
+    record = json.loads(contents["event"][STRING_HEAD:])
     return SpeechEvent(
-        pcm=_samples(result, record, ring),
+        pcm=_samples(contents, record, ring),
         utterance=record["utterance"],
         index=record["index"],
         segment=record["segment"],
@@ -76,11 +79,16 @@ def read_event(result: InferResult, ring: Ring | None = None) -> SpeechEvent | N
     )
 
 
-def _samples(result: InferResult, record: dict[str, Any], ring: Ring | None) -> np.ndarray | None:
+def _contents(result: InferResult) -> dict[str, bytes]:
+    """The bytes of each tensor: `as_numpy` would make arrays of all, strings too, which takes a while."""
+    response = result.get_response()
+    return {output.name: raw for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)}
+
+
+def _samples(contents: dict[str, bytes], record: dict[str, Any], ring: Ring | None) -> np.ndarray | None:
     if ring is not None and "ring" in record:
         return ring.take(record["ring"])
-    pcm = result.as_numpy("pcm")
-    return result.as_numpy("pcm16") if pcm is None else pcm
+    return next((np.frombuffer(contents[name], dtype) for name, dtype in SAMPLES.items() if name in contents), None)
 
 
 def is_last(result: InferResult) -> bool:

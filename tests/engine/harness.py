@@ -14,7 +14,7 @@ from stretto.records.prompt import Prompt
 prepare_environment()
 
 from stretto.engine.request.params import sampling_params  # noqa: E402
-from stretto.engine.request.wire import Trailer, read_rows  # noqa: E402
+from stretto.engine.request.wire import GUIDANCE_ON, NO_CHANGE, Trailer, read_rows  # noqa: E402
 from vllm.v1.core.sched.output import SchedulerOutput  # noqa: E402
 from vllm.v1.engine import EngineCoreOutputs  # noqa: E402
 from vllm.v1.engine.core import EngineCore  # noqa: E402
@@ -122,9 +122,9 @@ class Engine:
                     answer.finish_reason = str(output.finish_reason)
                     answer.trailer = Trailer(*ids[-len(Trailer._fields) :])
                     ids = ids[: -len(Trailer._fields)]
-                for row, is_guided in read_rows(ids, width):
-                    if is_guided is not None:
-                        answer.changes.append((len(answer.rows), is_guided))
+                for mark, *row in read_rows(ids, width).tolist():
+                    if mark != NO_CHANGE:
+                        answer.changes.append((len(answer.rows), mark == GUIDANCE_ON))
                     answer.rows.append(row)
 
     def is_clean(self) -> bool:

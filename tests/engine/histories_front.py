@@ -2,7 +2,7 @@
 
 from stretto.engine.request.params import sampling_params
 from stretto.engine.request.rules import SegmentRules
-from stretto.engine.request.wire import Trailer, read_rows
+from stretto.engine.request.wire import GUIDANCE_ON, NO_CHANGE, Trailer, read_rows
 from stretto.records.prompt import Prompt
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
@@ -33,11 +33,10 @@ class Reader:
             size = len(Trailer._fields)
             self.trailer, ids = Trailer(*ids[-size:]), ids[:-size]
         self.num_merged += len(ids) > 2 * self.width
-        for row, is_guided in read_rows(ids, self.width):
-            assert len(row) == self.width, "half a row"
-            if is_guided is not None:
-                self.changes.append((len(self.rows), is_guided))
-            self.rows.append(list(row))
+        for mark, *row in read_rows(ids, self.width).tolist():
+            if mark != NO_CHANGE:
+                self.changes.append((len(self.rows), mark == GUIDANCE_ON))
+            self.rows.append(row)
         return output.finished
 
 

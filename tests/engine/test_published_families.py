@@ -12,6 +12,7 @@ import torch
 from stretto.engine.frontend.utterance import Utterance
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.request.tracker import SegmentTracker
+from stretto.engine.request.wire import NO_CHANGE
 from stretto.engine.worker.heads import StreamHeads
 from stretto.families.base import Family
 from stretto.families.text_codec import SILENT
@@ -104,7 +105,8 @@ def spoken(rules: SegmentRules, prompt: Prompt, rows: list[list[int]]) -> np.nda
     task = rules.family.task(prompt.task)
     tracker = SegmentTracker(rules, task, len(prompt.rows))
     utterance = Utterance(tracker, (), SILENT, Pacer(ChunkPolicy(1, 4)))
-    chunks = [chunk for row in rows for chunk in utterance.push(row)] + [utterance.finish(REPORT)]
+    marked = np.array([[NO_CHANGE, *row] for row in rows])
+    chunks = [*utterance.push(marked), utterance.finish(REPORT)]
     assert tracker.num_frames == utterance.num_sent_frames
     sent = [chunk.codes for chunk in chunks if chunk.codes is not None]
     return np.concatenate([np.zeros((8, 0), np.int64), *sent], 1)

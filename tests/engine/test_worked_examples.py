@@ -15,6 +15,7 @@ from stretto.engine.kernels.gpu.embed import embed_rows
 from stretto.engine.request.params import SpeechParams
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.request.tracker import SegmentTracker
+from stretto.engine.request.wire import NO_CHANGE
 from stretto.engine.worker.arrays import Arrays, DeviceArrays, HostArrays
 from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import STATE, SlotLimits, SlotScales, SlotState, SlotTables
@@ -106,7 +107,7 @@ class Reply:
         self.machine.advance(token, rows)
         for column, name in enumerate(STATE):
             of(self.tables.state)[:, column] = getattr(rows.state, name)
-        self._keep(self.utterance.push(row))
+        self._keep(self.utterance.push(np.array([[NO_CHANGE, *row]])))
         return row
 
     def end(self) -> None:

@@ -31,7 +31,7 @@ def test_frames_taken_as_rows_arrive_are_those_of_the_whole(delays: tuple[int, .
     codes = frames(len(delays), 11)
     undelayer, taken = Undelayer(delays), []
     for index, row in enumerate(delay_codes(codes, delays, PAD)):
-        undelayer.push(row)
+        undelayer.push(row[None])
         assert undelayer.num_ready + sum(part.shape[1] for part in taken) == max(0, index + 1 - max(delays))
         if undelayer.num_ready >= step:
             taken.append(undelayer.take(step))

@@ -30,21 +30,20 @@ class Undelayer:
     """Frames from rows that arrive a few at a time; a frame is complete when its slowest stream has come."""
 
     def __init__(self, delays: tuple[int, ...]):
-        self._delays = delays
-        self._rows: list[np.ndarray] = []
+        self._delays, self._longest = delays, max(delays)
+        self._rows = np.zeros((0, len(delays)), np.int64)
 
     @property
     def num_ready(self) -> int:
         """How many complete frames wait to be taken."""
-        return max(0, len(self._rows) - max(self._delays))
+        return max(0, len(self._rows) - self._longest)
 
-    def push(self, row: np.ndarray) -> None:
-        """Take the next row, [K]."""
-        self._rows.append(row)
+    def push(self, rows: np.ndarray) -> None:
+        """Take the next rows, [n, K]."""
+        self._rows = np.concatenate([self._rows, rows])
 
     def take(self, num_frames: int) -> np.ndarray:
         """The next `num_frames` complete frames, [K, num_frames]."""
         assert 0 < num_frames <= self.num_ready, (num_frames, self.num_ready)
-        rows = np.stack(self._rows[: num_frames + max(self._delays)])
-        del self._rows[:num_frames]
+        rows, self._rows = self._rows[: num_frames + self._longest], self._rows[num_frames:]
         return undelay_codes(rows, self._delays)

@@ -1,5 +1,6 @@
 """Rows become chunks: all codes, once, in order; words at the frames where they begin."""
 
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from stretto.engine.frontend.utterance import Utterance
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.request.tracker import SegmentTracker
+from stretto.engine.request.wire import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE
 from stretto.families.text_codec import get_text_codec, load_text_codec
 from stretto.families.tiny.family import (
     BEGIN_AUDIO,
@@ -22,7 +24,7 @@ from stretto.families.tiny.family import (
     TINY,
 )
 from stretto.families.tokenizer import TextTokenizer
-from stretto.records.chunk import GuidanceChange, LMChunk, Report, WordMark
+from stretto.records.chunk import Chunk, GuidanceChange, LMChunk, Report, WordMark
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.delay import delay_codes
 from stretto.streams.segment import Segment
@@ -61,16 +63,25 @@ def reply(num_frames: int | None = None) -> tuple[list[list[int]], np.ndarray]:
     return rows, codes
 
 
-def chunks_of(rows: list[list[int]], words: tuple[str, ...] = (), with_codes: bool = False) -> list[LMChunk]:
+def parted(rows: list[list[int]], together: int = 1, changes: dict[int, int] | None = None) -> list[np.ndarray]:
+    """Rows as they leave the engine, so many `together`; `changes` are marks by row."""
+    marked = np.array([[(changes or {}).get(index, NO_CHANGE), *row] for index, row in enumerate(rows)])
+    return np.split(marked, range(together, len(rows), together))
+
+
+def chunks_of(
+    rows: list[list[int]], words: tuple[str, ...] = (), with_codes: bool = False, together: int = 1
+) -> list[LMChunk]:
     speaker = utterance(words, with_codes=with_codes)
-    chunks = [chunk for row in rows for chunk in speaker.push(row)]
+    chunks = [chunk for part in parted(rows, together) for chunk in speaker.push(part)]
     return [*chunks, speaker.finish(REPORT)]
 
 
+@pytest.mark.parametrize("together", [1, 3, 100])
 @pytest.mark.parametrize("num_frames", [1, 3, 4, 5, 12, 24])
-def test_all_codes_leave_once_and_in_order(num_frames: int) -> None:
+def test_all_codes_leave_once_and_in_order(num_frames: int, together: int) -> None:
     rows, codes = reply(num_frames)
-    chunks = chunks_of(rows)
+    chunks = chunks_of(rows, together=together)
     sent = [chunk.codes for chunk in chunks if chunk.codes is not None]
     assert np.array_equal(np.concatenate(sent, 1), codes)
     assert [chunk.chunk.index for chunk in chunks] == list(range(len(chunks)))
@@ -99,7 +110,7 @@ def test_a_chunk_leaves_with_the_row_that_completes_it() -> None:
     rows, _ = reply()
     speaker = utterance(())
     text_rows = len(SPOKEN) + 2
-    for index, row in enumerate(rows):
+    for index, row in enumerate(parted(rows)):
         sent = [chunk for chunk in speaker.push(row) if chunk.codes is not None]
         if sent:
             assert index + 1 == text_rows + TINY.first_chunk_frames + TINY.layout.max_delay
@@ -113,6 +124,26 @@ def test_text_leaves_word_by_word_before_the_audio() -> None:
     assert texts == [(Segment.TEXT, text) for text in (",", " k-ae-t", " s-ih-t", " ,")]
 
 
+def test_the_text_of_rows_that_come_together_leaves_as_one() -> None:
+    rows, _ = reply()
+    chunks = chunks_of(rows, ("cat", "sit"), together=len(rows))
+    assert [chunk.chunk.text for chunk in chunks if chunk.chunk.text] == [", k-ae-t s-ih-t ,"]
+    marks = [mark for chunk in chunks for mark in chunk.chunk.marks]
+    assert marks == [WordMark(None, 0), WordMark("cat", 3), WordMark("sit", 12), WordMark(None, 21)]
+
+
+@pytest.mark.parametrize("together", [2, 5, 100])
+def test_chunks_that_are_to_be_the_same_in_every_run_depend_on_no_rows_that_come_together(together: int) -> None:
+    rows, _ = reply()
+
+    def said(together: int) -> list[tuple[Chunk, list[list[int]] | None]]:
+        speaker = utterance((), replace(POLICY, deterministic=True))
+        chunks = [chunk for part in parted(rows, together) for chunk in speaker.push(part)]
+        return [(each.chunk, None if each.codes is None else each.codes.tolist()) for each in chunks]
+
+    assert said(together) == said(1)
+
+
 @pytest.mark.parametrize("task", ["chat", "generate"])
 def test_subwords_leave_one_by_one_and_a_cut_character_with_the_end(task: str, tmp_path: Path) -> None:
     tokenizer = TextTokenizer.at(write_tokenizer(tmp_path, 300))
@@ -122,7 +153,11 @@ def test_subwords_leave_one_by_one_and_a_cut_character_with_the_end(task: str, t
     speaker = Utterance(tracker, (), codec, Pacer(POLICY))
     said = [*tokenizer.encode("owl"), *tokenizer.encode("中")[:1]]
     ids = [BAGPIPER.subwords.start + token_id for token_id in said] + [next(iter(rules.closings(tracker.task)))]
-    texts = [chunk.chunk.text for token_id in ids for chunk in speaker.push([token_id] + [PAD] * 7)]
+    texts = [
+        chunk.chunk.text
+        for part in parted([[token_id] + [PAD] * 7 for token_id in ids])
+        for chunk in speaker.push(part)
+    ]
     assert "".join(texts) == "owl\ufffd"
     assert len(texts) == len(said), "one for each token of the word, and one for what the end cut off"
 
@@ -146,17 +181,18 @@ def test_without_a_word_for_every_word_spoken_nothing_is_marked() -> None:
 def test_another_policy_makes_other_chunks() -> None:
     rows, _ = reply()
     speaker = utterance((), ChunkPolicy(1, 2), frame_s=0.001)
-    chunks = [*(chunk for row in rows for chunk in speaker.push(row)), speaker.finish(REPORT)]
+    chunks = [*(chunk for row in parted(rows) for chunk in speaker.push(row)), speaker.finish(REPORT)]
     sizes = [chunk.codes.shape[1] for chunk in chunks if chunk.codes is not None]
     assert sizes == [2] * 12
 
 
-def test_a_change_of_guidance_is_told_with_its_frame() -> None:
+@pytest.mark.parametrize("together", [1, 7])
+def test_a_change_of_guidance_is_told_with_its_frame(together: int) -> None:
     rows, _ = reply()
     speaker = utterance(())
     text_rows = len(SPOKEN) + 2
-    changes = {text_rows + 5: False, text_rows + 20: True, len(rows) - 2: False}
-    chunks = [chunk for index, row in enumerate(rows) for chunk in speaker.push(row, changes.get(index))]
+    changes = {text_rows + 5: GUIDANCE_OFF, text_rows + 20: GUIDANCE_ON, len(rows) - 2: GUIDANCE_OFF}
+    chunks = [chunk for part in parted(rows, together, changes) for chunk in speaker.push(part)]
     chunks.append(speaker.finish(REPORT))
     in_drain = GuidanceChange(len(rows) - 2 - text_rows, False)
     assert speaker.guidance_changes == [GuidanceChange(5, False), GuidanceChange(20, True), in_drain]

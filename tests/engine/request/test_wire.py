@@ -1,12 +1,18 @@
-"""Rows and marks come apart as they were put together."""
+"""Rows and their marks come apart as they were put together."""
 
-from stretto.engine.request.wire import GUIDANCE_OFF, GUIDANCE_ON, read_rows
-
-
-def test_rows_without_marks_say_nothing_of_guidance() -> None:
-    assert list(read_rows([1, 2, 3, 4], 2)) == [([1, 2], None), ([3, 4], None)]
+import pytest
+from stretto.engine.request.wire import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE, read_rows
 
 
-def test_a_mark_belongs_to_the_row_behind_it() -> None:
-    ids = [GUIDANCE_OFF, 1, 2, 3, 4, GUIDANCE_ON, 5, 6]
-    assert list(read_rows(ids, 2)) == [([1, 2], False), ([3, 4], None), ([5, 6], True)]
+def test_rows_come_with_their_marks() -> None:
+    ids = [NO_CHANGE, 1, 2, GUIDANCE_OFF, 3, 4, GUIDANCE_ON, 5, 6]
+    assert read_rows(ids, 2).tolist() == [[NO_CHANGE, 1, 2], [GUIDANCE_OFF, 3, 4], [GUIDANCE_ON, 5, 6]]
+
+
+def test_the_last_message_may_bring_the_trailer_alone() -> None:
+    assert read_rows([], 2).shape == (0, 3)
+
+
+def test_half_a_row_is_an_error() -> None:
+    with pytest.raises(ValueError, match="reshape"):
+        read_rows([NO_CHANGE, 1, 2, NO_CHANGE], 2)

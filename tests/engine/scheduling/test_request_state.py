@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from stretto.engine.request.wire import GUIDANCE_OFF, GUIDANCE_ON
+from stretto.engine.request.wire import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE
 from vllm.v1.core.sched.output import NewRequestData
 
 from tests.engine.scheduling.tables import arrive, pair, speak, table
@@ -15,7 +15,7 @@ def test_a_mark_stands_where_guidance_goes_and_comes_back() -> None:
     for is_guided in (True, True, False, False, True):
         speak(state)
         marks.append(state.note_guidance(is_guided))
-    assert marks == [(), (), (GUIDANCE_OFF,), (), (GUIDANCE_ON,)]
+    assert marks == [NO_CHANGE, NO_CHANGE, GUIDANCE_OFF, NO_CHANGE, GUIDANCE_ON]
     assert state.turns == [2, 4]
     state.queue_s = 0.5
     assert state.trailer().num_guided_frames == 3
@@ -34,9 +34,9 @@ def test_guidance_that_ends_early_ends_at_its_row() -> None:
     pair(known, "r", policy="until_s", guided_until_s=0.08)
     state = known["r"]
     speak(state)
-    assert state.note_guidance(True) == ()
+    assert state.note_guidance(True) == NO_CHANGE
     speak(state)
-    assert state.note_guidance(False) == (GUIDANCE_OFF,)
+    assert state.note_guidance(False) == GUIDANCE_OFF
     with pytest.raises(AssertionError, match="r: guided True"):
         state.note_guidance(True)
 

@@ -4,6 +4,7 @@ import numpy as np
 from stretto.engine.frontend.utterance import Utterance
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.request.tracker import SegmentTracker
+from stretto.engine.request.wire import NO_CHANGE
 from stretto.families.opuslm.dialogue_prompt import DialogueTemplate
 from stretto.families.opuslm.family import opuslm_dialogue
 from stretto.families.text_codec import SILENT
@@ -68,7 +69,7 @@ def test_a_reply_sent_back_with_its_codes_is_the_rows_that_it_consisted_of() -> 
     drained = [[256, *row[1:]] for row in FRAMES[3:]] + [[256] + [276 + 12 * k for k in range(8)]]
     tracker = SegmentTracker(SegmentRules(FAMILY, 1024), task, len(asked))
     speaker = Utterance(tracker, (), SILENT, Pacer(ChunkPolicy(1, 1)), with_codes=True)
-    chunks = [chunk for row in [*reply, last, *drained] for chunk in speaker.push(row)]
+    chunks = [chunk for row in [*reply, last, *drained] for chunk in speaker.push(np.array([[NO_CHANGE, *row]]))]
     told = np.concatenate([np.array(chunk.chunk.output_codes) for chunk in chunks if chunk.chunk.output_codes], 1)
     assert np.array_equal(told, CODES)
     said = (Piece("assistant", "", text="ab"), Piece("assistant", "", codes=told))

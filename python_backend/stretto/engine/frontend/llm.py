@@ -116,11 +116,10 @@ class SpeechLLM:
         async with aclosing(self._engine.generate(inputs, sampling_params(prompt, self._rules), request_id)) as outputs:
             async for output in outputs:
                 ids, trailer = _split(output)
-                for row, is_guided in read_rows(ids, width):
-                    for chunk in utterance.push(row, is_guided):
-                        clock.see(chunk)
-                        frame_stats.see(tracker.num_frames, utterance.guidance_changes)
-                        yield chunk
+                for chunk in utterance.push(read_rows(ids, width)):
+                    clock.see(chunk)
+                    frame_stats.see(tracker.num_frames, utterance.guidance_changes)
+                    yield chunk
         frame_stats.see(tracker.num_frames, utterance.guidance_changes)
         yield utterance.finish(self._report(prompt, utterance, trailer, clock))
 

@@ -1,20 +1,23 @@
 """One reply on its way out: rows in, chunks of text and codes out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
 from stretto.engine.request.tracker import SegmentTracker
+from stretto.engine.request.wire import GUIDANCE_ON
 from stretto.families.text_codec import TextCodec
 from stretto.records.chunk import Chunk, GuidanceChange, LMChunk, Report, WordMark
 from stretto.streams.chunking import Pacer
 from stretto.streams.delay import Undelayer
 from stretto.streams.segment import Segment
 
+TEXT, TRANSITION = Segment.TEXT, Segment.TRANSITION  # asked for per row, and slow to find by name
+
 
 class Utterance:
-    """Follows a reply row by row; text leaves word by word, frames when the pacer says.
+    """Follows a reply by its rows; text leaves with the rows that complete a word, frames when the pacer says.
 
     with_codes: whether chunks tell the codes of all output streams, beside those that go to the decoder.
     """
@@ -33,7 +36,7 @@ class Utterance:
         self._pacer, self._with_codes = pacer, with_codes
         layout = family.layout
         streams = range(layout.num_output_streams) if with_codes else layout.codebook_streams
-        self._streams = np.asarray(streams)
+        self._columns = 1 + np.asarray(streams)  # of a row
         self._codebooks = [list(streams).index(stream) for stream in layout.codebook_streams]
         self._first_ids = np.asarray([layout.audio[s].start for s in streams])
         self._num_ids = np.asarray([len(layout.audio[s]) for s in streams])
@@ -47,26 +50,35 @@ class Utterance:
         self._num_told = 0  # of the changes
         self._num_chunks = self.num_sent_frames = 0
 
-    def push(self, row: Sequence[int], is_guided: bool | None = None) -> Iterator[LMChunk]:
-        """Take the next row, the ids of all output streams; yields the chunks that it completes.
+    def push(self, rows: np.ndarray) -> Iterator[LMChunk]:
+        """Take the next rows, as `wire.py` has them; yields the chunks that they complete.
 
-        is_guided: whether it was drawn with guidance, where that changes.
+        Where chunks are to be the same in every run they may not depend on which rows come together.
         """
-        token_id, pointer = row[0], self.tracker.pointer
-        segment = self.tracker.push(token_id)
-        if is_guided is not None:
-            frame = self.tracker.position - 1 - self.tracker.audio_start
-            self.guidance_changes.append(GuidanceChange(frame, is_guided))
-        if segment is Segment.TEXT:
-            self._text.append(token_id)
-            text = self._reader.end() if self.tracker.audio_start >= 0 else self._read(token_id)
-            if text:
-                yield self._chunk(segment, text=text)
-        elif segment in (Segment.AUDIO, Segment.TAIL):
-            if self.tracker.pointer > pointer:
-                self._mark(self.tracker.num_frames - 1)
-            self._undelayer.push(np.asarray(row)[self._streams])
-            yield from self._audio_chunks(segment)
+        for part in np.split(rows, len(rows)) if self._pacer.policy.deterministic else [rows]:
+            yield from self._push(part)
+
+    def _push(self, rows: np.ndarray) -> Iterator[LMChunk]:
+        text, num_audio_rows, segment = "", 0, TEXT
+        for mark, token_id in rows[:, :2].tolist():
+            pointer = self.tracker.pointer
+            segment = self.tracker.push(token_id)
+            if mark:
+                frame = self.tracker.position - 1 - self.tracker.audio_start
+                self.guidance_changes.append(GuidanceChange(frame, mark == GUIDANCE_ON))
+            if segment is TEXT:
+                self._text.append(token_id)
+                text += self._reader.end() if self.tracker.audio_start >= 0 else self._read(token_id)
+            elif segment is not TRANSITION:
+                num_audio_rows += 1
+                if self.tracker.pointer > pointer:
+                    self._mark(self.tracker.num_frames - 1)
+        if text:
+            yield self._chunk(TEXT, text=text)
+        if num_audio_rows:
+            self._undelayer.push(rows[-num_audio_rows:, self._columns])
+            while size := self._pacer.take(self._num_ready):
+                yield self._chunk(segment, codes=self._take(size))
 
     def _read(self, token_id: int) -> str:
         return self._reader.end() if token_id == self._family.end_of_reply else self._reader.push(token_id)
@@ -93,10 +105,6 @@ class Utterance:
         if self.tracker.audio_end < 0:
             return self._undelayer.num_ready
         return min(self._undelayer.num_ready, self.tracker.num_frames - self.num_sent_frames)
-
-    def _audio_chunks(self, segment: Segment) -> Iterator[LMChunk]:
-        while size := self._pacer.take(self._num_ready):
-            yield self._chunk(segment, codes=self._take(size))
 
     def _take(self, num_frames: int) -> np.ndarray:
         """The next frames as codes [K, num_frames], or of all streams where they are told, [S, num_frames].

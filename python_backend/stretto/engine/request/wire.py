@@ -1,14 +1,16 @@
 """A reply on its way from the scheduler to the front end, as token ids: vLLM merges those without losing any.
 
-A row is the ids of all output streams, stream 0 first. A mark, which is no token id, stands before the first row that
-is drawn without guidance and before the first that is drawn with it again: an always guided reply has none. Behind the
-last row follows the trailer.
+A row is a mark and the ids of all output streams, stream 0 first. The mark says whether the row is the first that is
+drawn without guidance, or the first that is drawn with it again; an always guided reply has none. Behind the last row
+follows the trailer.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-GUIDANCE_OFF, GUIDANCE_ON = -1, -2
+import numpy as np
+
+NO_CHANGE, GUIDANCE_OFF, GUIDANCE_ON = 0, 1, 2
 
 
 class Trailer(NamedTuple):
@@ -20,13 +22,6 @@ class Trailer(NamedTuple):
     queue_us: int
 
 
-def read_rows(ids: Sequence[int], num_streams: int) -> Iterator[tuple[Sequence[int], bool | None]]:
-    """The rows in `ids`, [num_streams] each; with each, whether it is guided where that changes, else None."""
-    start = 0
-    while start < len(ids):
-        is_guided = None
-        if ids[start] < 0:
-            is_guided = ids[start] == GUIDANCE_ON
-            start += 1
-        yield ids[start : start + num_streams], is_guided
-        start += num_streams
+def read_rows(ids: Sequence[int], num_streams: int) -> np.ndarray:
+    """The rows in `ids`, [n, 1 + num_streams]: the mark, then the streams."""
+    return np.array(ids, np.int64).reshape(-1, 1 + num_streams)

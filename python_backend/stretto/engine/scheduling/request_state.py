@@ -10,8 +10,9 @@ from stretto.engine.request.new_request import SpeechRequestData
 from stretto.engine.request.pairs import num_guided, partner_of
 from stretto.engine.request.params import SpeechParams
 from stretto.engine.request.tracker import SegmentTracker
-from stretto.engine.request.wire import GUIDANCE_OFF, GUIDANCE_ON, Trailer
+from stretto.engine.request.wire import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE, Trailer
 from stretto.engine.scheduling.history import RowHistory
+from stretto.engine.scheduling.outgoing_rows import OutgoingRows
 
 NOT_YET = 1 << 60
 
@@ -45,7 +46,7 @@ class RequestState:
     pair: None where guidance has no part in it, or no longer. limit: the output index from which on it has none, once
     that is known. is_guided: whether the newest row of the audio segment was guided. turns: the rows of its audio, from
     0, at which guidance went, came back, went ... was_cut: a limit closed a segment that the model had not. queue_s:
-    how long it waited for its first step.
+    how long it waited for its first step. outgoing: its rows that are still here.
     """
 
     request: Request
@@ -58,12 +59,14 @@ class RequestState:
     turns: list[int] = field(default_factory=list)
     was_cut: bool = False
     queue_s: float | None = None
+    outgoing: OutgoingRows = field(init=False)
     partner_id: str = field(init=False)
     is_unconditional: bool = field(init=False)
     asks_for_guidance: bool = field(init=False)
     is_adaptive: bool = field(init=False)
 
     def __post_init__(self) -> None:
+        self.outgoing = OutgoingRows(self.tracker)
         self.partner_id = partner_of(self.request.request_id)
         self.is_unconditional, self.asks_for_guidance = self.params.is_unconditional, self.params.is_guided
         self.is_adaptive = self.params.sampling.policy == "adaptive"
@@ -73,16 +76,16 @@ class RequestState:
         """The index, in the reply, of the row that the next step samples."""
         return self.request.num_output_tokens + self.request.num_output_placeholders
 
-    def note_guidance(self, is_guided: bool) -> tuple[int, ...]:
-        """Whether the newest row, one of the audio, was guided; returns the mark that goes before it, if any."""
+    def note_guidance(self, is_guided: bool) -> int:
+        """Whether the newest row, one of the audio, was guided; returns its mark."""
         if not is_guided or self.limit != NOT_YET:
             is_due = self.request.num_output_tokens <= self.limit
             assert is_guided == is_due or self.is_adaptive, f"{self.request.request_id}: guided {is_guided}"
         if is_guided == self.is_guided:
-            return ()
+            return NO_CHANGE
         self.is_guided = is_guided
         self.turns.append(self.tracker.position - 1 - self.tracker.audio_start)
-        return (GUIDANCE_ON if is_guided else GUIDANCE_OFF,)
+        return GUIDANCE_ON if is_guided else GUIDANCE_OFF
 
     def for_worker(self, data: NewRequestData) -> SpeechRequestData:
         """What the worker is told as the request gets a slot: vLLM's `data`, its parameters and its history."""

@@ -25,12 +25,14 @@ from vllm.v1.request import Request, RequestStatus
 from stretto.engine.request.family import family_of
 from stretto.engine.request.pairs import UNCONDITIONAL_SUFFIX
 from stretto.engine.request.rules import SegmentRules
+from stretto.engine.request.wire import NO_CHANGE
 from stretto.engine.scheduling.adaptive_guidance import AdaptiveGuidance
 from stretto.engine.scheduling.kv_blocks import KvBlocks
 from stretto.engine.scheduling.kv_shares import KvShares
 from stretto.engine.scheduling.planner import PairPlanner
 from stretto.engine.scheduling.request_state import RequestState
 from stretto.engine.scheduling.request_table import RequestTable
+from stretto.engine.scheduling.sampled_rows import SampledRows
 from stretto.engine.scheduling.step_load import StepLoad
 from stretto.engine.scheduling.step_stats import StepStats, share_of
 from stretto.engine.scheduling.supported import check_supported
@@ -65,13 +67,11 @@ class PairedScheduling(Base):
         self.shares = KvShares(self.table, blocks, config, self.kv_cache_config)
         self.unconditional = UnconditionalOutput(self.table, blocks, self._num_in_advance)
         self.stats = StepStats(self.table, self.guidance, blocks, share_of(config))
-        self._num_codes = rules.family.layout.num_output_streams - 1
         # Of the step that is planned: how many rows each running request may compute, and whether others may join.
         self._grants, self._admits = dict[str, int](), True
-        # Of the step whose output is being taken: who was in it, the codes of those who sampled, and who was cut.
+        # Of the step whose output is being taken: who was in it, and what they sampled.
         self._scheduled: dict[str, int] = {}
-        self._codes_of: dict[str, list[int]] = {}
-        self._cut: set[str] = set()
+        self._sampled = SampledRows(rules.family.layout.num_output_streams)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """One step: plan, let vLLM schedule, check the invariant, report."""
@@ -125,7 +125,9 @@ class PairedScheduling(Base):
 
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
         super()._preempt_request(request, timestamp, drop_stale_output)
-        self.stats.count_preemption(self.table[request.request_id])
+        state = self.table[request.request_id]
+        self._sampled.note_preempted(state)
+        self.stats.count_preemption(state)
 
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
         """How many of the rows that vLLM wants to compute may be computed now."""
@@ -189,8 +191,8 @@ class PairedScheduling(Base):
     ) -> dict[int, EngineCoreOutputs]:
         """Let vLLM take the step's tokens, each with its codes, and send whole rows to whom they are for."""
         self._scheduled = scheduler_output.num_scheduled_tokens
-        self._codes_of, self._cut = _take_codes(model_runner_output)
-        others = self.unconditional.take(model_runner_output, self._codes_of, self._scheduled)
+        self._sampled.take(model_runner_output)
+        others = self.unconditional.take(model_runner_output, self._sampled.codes, self._scheduled)
         scheduler_output.num_scheduled_tokens = others
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         scheduler_output.num_scheduled_tokens = self._scheduled
@@ -198,29 +200,29 @@ class PairedScheduling(Base):
             core_outputs.outputs = [
                 output for output in core_outputs.outputs if output.finish_reason is None or self._complete(output)
             ]
+        self._sampled.send_preempted(outputs)
         self.stats.end_step(scheduler_output.total_num_scheduled_tokens, self.running, len(self.waiting))
         return outputs
 
     def _update_request_with_output(
         self, request: Request, new_token_ids: list[int], is_stale: bool = False
     ) -> tuple[list[int], bool]:
-        """Take the codes before vLLM takes the token, as the block hash of a row covers both; then send the whole row.
+        """Take the codes before vLLM takes the token, as the block hash of a row covers both; then send whole rows.
 
         Of an unconditional half nothing is sent, and vLLM makes no output for it.
         """
         request_id = request.request_id
-        state, codes = self.table.get(request_id), self._codes_of.get(request_id)
+        state, codes = self.table.get(request_id), self._sampled.codes.get(request_id)
         if state is None or codes is None:
             return super()._update_request_with_output(request, new_token_ids, is_stale)
         state.history.put(request.num_tokens, codes)
         (token_id,), stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
         if state.is_unconditional:
             return [], stopped
-        state.was_cut |= request_id in self._cut
-        return [*self._follow(state, token_id), token_id, *codes[: self._num_codes]], stopped
+        return self._sampled.push(state, self._follow(state, token_id), token_id, stopped), stopped
 
-    def _follow(self, state: RequestState, token_id: int) -> tuple[int, ...]:
-        """Move `state` on past its newest row; returns the mark that goes before the row, if any."""
+    def _follow(self, state: RequestState, token_id: int) -> int:
+        """Move `state` on past its newest row; returns the mark of the row."""
         segment = state.tracker.push(token_id)
         if segment is TEXT:
             begins = state.tracker.audio_start >= 0 and state.pair is not None
@@ -228,7 +230,7 @@ class PairedScheduling(Base):
                 put_first_behind(self.waiting, self._add_unconditional(state), state.request)
         elif segment is not TRANSITION and state.asks_for_guidance:
             return state.note_guidance(state.partner_id in self._scheduled)
-        return ()
+        return NO_CHANGE
 
     def _complete(self, output: EngineCoreOutput) -> bool:
         """Put the trailer behind the last row, which `output` is; whether it is for the client at all."""
@@ -254,15 +256,3 @@ class SpeechAsyncScheduler(PairedScheduling, AsyncScheduler):
     """The next step is scheduled while one is in flight."""
 
     _num_in_advance = 1
-
-
-def _take_codes(output: ModelRunnerOutput) -> tuple[dict[str, list[int]], set[str]]:
-    """The codes, streams 1 ..., of each request's row, and whose segment a limit closed there.
-
-    They come as log-probabilities, which vLLM must not see.
-    """
-    if output.logprobs is None:
-        return {}, set()
-    logprobs, output.logprobs = output.logprobs, None
-    cut = {output.req_ids[index] for index in logprobs.sampled_token_ranks.nonzero()[0]}
-    return dict(zip(output.req_ids, logprobs.logprob_token_ids.tolist(), strict=True)), cut

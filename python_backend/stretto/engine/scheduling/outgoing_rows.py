@@ -1,0 +1,56 @@
+"""The rows of a reply that have not left the engine yet: those that nobody waits for leave together.
+
+A message from the engine costs its receiver as much for one row as for ten. So a row waits for those behind it while
+the listener has enough to play, and is sent at once while there is nothing, or not enough.
+"""
+
+import time
+from collections.abc import Callable
+
+from stretto.engine.request.tracker import SegmentTracker
+
+MAX_WAIT_S = 0.2
+WAIT_SHARE = 0.25  # of the lead
+LEAST_LEAD_S = 0.25  # beside that of the first chunks, which wait for each of their frames
+
+
+class OutgoingRows:
+    """The rows of one reply that have not left the engine yet, as `wire.py` has them.
+
+    No row of audio waits for longer than a share of what was made in advance of a player that began with the first;
+    none of text for longer than that share of the time since the first.
+    """
+
+    def __init__(self, tracker: SegmentTracker, clock: Callable[[], float] = time.monotonic) -> None:
+        self._tracker, self._clock = tracker, clock
+        self._frame_rate = tracker.rules.family.frame_rate
+        self._ids: list[int] = []
+        self._is_audio: bool | None = None
+        self._began_s = self._due_s = 0.0  # when the text or the audio began, and when its next rows leave
+
+    def push(self, row: list[int], is_last: bool) -> list[int]:
+        """Take the newest row, which the tracker has seen; returns the rows that leave with it: all or none."""
+        now = self._clock()
+        is_audio = self._tracker.audio_start >= 0
+        if is_audio is not self._is_audio:
+            self._is_audio, self._began_s, self._due_s = is_audio, now, now
+        self._ids += row
+        if now < self._due_s and not is_last:
+            return []
+        self._due_s = now + self._wait_s(now - self._began_s)
+        return self.take()
+
+    def take(self) -> list[int]:
+        """All that wait."""
+        ids, self._ids = self._ids, []
+        return ids
+
+    def _wait_s(self, elapsed_s: float) -> float:
+        """How long the rows that follow may wait."""
+        if not self._is_audio:
+            lead_s = elapsed_s
+        elif self._frame_rate > 0:
+            lead_s = self._tracker.num_frames / self._frame_rate - elapsed_s - LEAST_LEAD_S
+        else:
+            return 0.0
+        return min(MAX_WAIT_S, WAIT_SHARE * max(lead_s, 0.0))

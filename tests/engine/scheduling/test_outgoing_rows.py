@@ -1,0 +1,131 @@
+"""Rows that nobody waits for leave together, and all of them in order."""
+
+import numpy as np
+import pytest
+from stretto.engine.request.rules import SegmentRules
+from stretto.engine.request.tracker import SegmentTracker
+from stretto.engine.request.wire import NO_CHANGE
+from stretto.engine.scheduling.outgoing_rows import LEAST_LEAD_S, MAX_WAIT_S, OutgoingRows
+from stretto.engine.scheduling.sampled_rows import SampledRows
+from vllm.v1.engine import EngineCoreOutputs
+from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
+
+from tests.engine.scheduling.tables import RULES, arrive, speak, table
+from tests.speech_families import EIGHT_STREAMS as FAMILY
+
+FRAME_S = 1 / FAMILY.frame_rate
+FIRST_FRAMES = int(LEAST_LEAD_S / FRAME_S)
+FIRST = FAMILY.layout.audio[0].start
+
+
+class Reply:
+    """Rows of one number each, made `step_s` apart."""
+
+    def __init__(self, step_s: float, task: str = "speak", rules: SegmentRules = RULES) -> None:
+        self.now = 1000.0
+        self._step_s = step_s
+        self.tracker = SegmentTracker(rules, rules.family.task(task), 8)
+        self._outgoing = OutgoingRows(self.tracker, lambda: self.now)
+        self._num_rows = 0
+        self.left: list[tuple[float, list[int]]] = []
+        self.made_s: list[float] = []
+
+    def make(self, num_rows: int, token_id: int = FIRST + 1, is_last: bool = False) -> None:
+        for _ in range(num_rows):
+            self.now += self._step_s
+            self.tracker.push(token_id)
+            self.made_s.append(self.now)
+            if rows := self._outgoing.push([self._num_rows], is_last):
+                self.left.append((self.now, rows))
+            self._num_rows += 1
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(rows) for _, rows in self.left]
+
+
+def test_audio_that_is_made_no_faster_than_it_is_played_leaves_row_by_row() -> None:
+    reply = Reply(step_s=FRAME_S)
+    reply.make(100)
+    assert reply.sizes == [1] * 100
+
+
+def test_audio_in_advance_leaves_in_fewer_messages_all_of_it_in_order() -> None:
+    reply = Reply(step_s=FRAME_S / 5)
+    reply.make(99)
+    reply.make(1, is_last=True)
+    assert [row for _, rows in reply.left for row in rows] == list(range(100))
+    assert len(reply.left) < 50
+    assert reply.sizes[:FIRST_FRAMES] == [1] * FIRST_FRAMES, "the first are waited for"
+
+
+@pytest.mark.parametrize("speed", [1.5, 2.5, 7.0, 100.0])
+def test_no_row_waits_for_longer_than_a_quarter_of_what_was_made_in_advance(speed: float) -> None:
+    reply = Reply(step_s=FRAME_S / speed)
+    reply.make(150)
+    for left_s, rows in reply.left:
+        for row in rows:
+            lead_s = (row + 1) * FRAME_S - (reply.made_s[row] - reply.made_s[0])
+            waited_s = left_s - reply.made_s[row]
+            assert waited_s <= min(MAX_WAIT_S, lead_s / 4) + 1e-9
+
+
+def test_a_row_that_was_long_in_coming_leaves_at_once() -> None:
+    reply = Reply(step_s=FRAME_S / 5)
+    reply.make(60)
+    reply.now += 60.0
+    reply.make(3)
+    assert reply.sizes[-2:] == [1, 1], "the lead is gone"
+
+
+def test_the_first_row_of_a_text_leaves_at_once_and_later_ones_by_and_by() -> None:
+    reply = Reply(step_s=0.01, task="listen")
+    reply.make(100, token_id=16)
+    assert reply.sizes[0] == 1
+    assert max(reply.sizes) <= 1 + MAX_WAIT_S / 0.01
+    assert len(reply.left) < 40
+
+
+def test_audio_of_an_unknown_rate_leaves_row_by_row() -> None:
+    reply = Reply(step_s=0.001)
+    reply._outgoing._frame_rate = 0.0
+    reply.make(50)
+    assert reply.sizes == [1] * 50
+
+
+def sampled(request_id: str, cut: bool = False) -> ModelRunnerOutput:
+    """A step in which one request has sampled: codes 1 … 7, and vLLM's own columns behind them."""
+    codes = np.arange(1, 9)[None]
+    logprobs = LogprobsLists(codes, np.zeros((1, 8)), np.array([int(cut)]))
+    return ModelRunnerOutput([request_id], {request_id: 0}, [[FIRST + 1]], logprobs, {}, [])
+
+
+def test_a_row_is_its_mark_its_token_and_its_codes() -> None:
+    known, rows = table(), SampledRows(FAMILY.layout.num_output_streams)
+    arrive(known, "r")
+    output = sampled("r", cut=True)
+    rows.take(output)
+    assert output.logprobs is None, "vLLM would send them"
+    assert rows.push(known["r"], NO_CHANGE, 9, is_last=True) == [NO_CHANGE, 9, 1, 2, 3, 4, 5, 6, 7]
+    assert known["r"].was_cut
+
+
+def test_what_a_preempted_request_has_ready_leaves_with_the_next_output() -> None:
+    known, rows = table(), SampledRows(FAMILY.layout.num_output_streams)
+    arrive(known, "r")
+    state = known["r"]
+    state.outgoing = OutgoingRows(state.tracker, lambda: 0.0)
+    rows.take(sampled("r"))
+    for _ in range(60):
+        speak(state)
+        rows.push(state, NO_CHANGE, FIRST + 1, is_last=False)
+    outputs: dict[int, EngineCoreOutputs] = {}
+    rows.note_preempted(state)
+    rows.send_preempted(outputs)
+    (output,) = outputs[state.request.client_index].outputs
+    assert output.request_id == "r"
+    assert output.finish_reason is None
+    assert len(output.new_token_ids) % 9 == 0
+    assert not state.outgoing.take()
+    rows.send_preempted(outputs)
+    assert len(outputs[state.request.client_index].outputs) == 1, "told once"
