@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from stretto.errors import Cancelled, Overloaded
 from stretto.records.chunk import Chunk, LMChunk
+from stretto.records.delivery import Delivery, OutputForm
 from stretto.records.envelope import Envelope
 from stretto.streams.segment import Segment
 from stretto.triton_io.chunk_sender import ChunkSender, SenderLimits
@@ -98,6 +99,14 @@ async def test_chunks_go_in_order_with_their_codes(slot: FlowSlot) -> None:
     assert envelopes(sender)[0].flow == slot.address
     assert speaker.is_closed
     assert not sender.is_final  # that is the service's to send
+
+
+async def test_the_form_of_the_samples_is_told_once(slot: FlowSlot) -> None:
+    sender, form = AnsweringSender(slot.table), OutputForm("pcm_s16le", 8_000)
+    chunk_sender = ChunkSender(responses_to(sender), slot, "u", QUICK, Delivery(form))
+    await chunk_sender.pump(Speaker(3, pause_s=0.12).speak())
+    assert [each.form for each in envelopes(sender) if each.chunk is not None] == [form, None, None]
+    assert all(each.form is None for each in envelopes(sender) if each.chunk is None), "a probe may come first"
 
 
 async def test_a_text_chunk_has_no_codes(slot: FlowSlot) -> None:

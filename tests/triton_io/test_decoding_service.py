@@ -90,6 +90,17 @@ def test_a_ring_on_a_gpu_takes_samples_from_where_they_were_decoded(
     ring.close()
 
 
+def test_later_chunks_go_to_the_ring_that_the_first_has_told_of(slot: FlowSlot) -> None:
+    ring, worker = Ring("system", RingSize(2, 64)), Worker()
+    service, form = DecodingService(worker, SEAL), OutputForm(ring=RingAddress(**ring.option()))
+    for index, told in enumerate((form, None)):
+        envelope = Envelope("u", slot.address, Chunk(index, Segment.AUDIO), told)
+        service.accept(Request(chunk_inputs(envelope, np.ones((2, 3), np.int32))))
+    first, second = (pushed[3].outlet for pushed in worker.pushed)
+    assert first is second is not None
+    ring.close()
+
+
 def test_the_workers_figures_are_shown() -> None:
     DecodingService(Worker(), SEAL)
     deadline = time.monotonic() + 60

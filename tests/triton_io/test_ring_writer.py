@@ -53,6 +53,13 @@ def ring() -> Iterator[Ring]:
     made.close()
 
 
+def opened(outlets: RingOutlets, utterance: str, ring: Ring, slot: FlowSlot) -> RingOutlet:
+    outlets.open(utterance, RingAddress(**ring.option()), slot)
+    outlet = outlets.of(utterance)
+    assert outlet is not None
+    return outlet
+
+
 @pytest.fixture
 def all_outlets() -> RingOutlets:
     return RingOutlets()
@@ -60,7 +67,7 @@ def all_outlets() -> RingOutlets:
 
 @pytest.fixture
 def outlet(all_outlets: RingOutlets, ring: Ring, slot: FlowSlot) -> RingOutlet:
-    return all_outlets.at("u", RingAddress(**ring.option()), slot)
+    return opened(all_outlets, "u", ring, slot)
 
 
 def told(index: int = 0, is_final: bool = False) -> dict[str, Any]:
@@ -141,7 +148,7 @@ def test_the_last_event_says_that_the_ring_is_let_go(
     """A client frees its memory then; CUDA wants it closed everywhere else before."""
     runtime = install(monkeypatch)
     ring = Ring("cuda", RingSize(2, 64))
-    outlet = all_outlets.at("u", RingAddress(**ring.option()), slot)
+    outlet = opened(all_outlets, "u", ring, slot)
 
     class Freeing(Reply):
         """A client that frees at the last event, once it has read its samples."""
@@ -169,7 +176,7 @@ def test_samples_that_wait_for_room_are_copied_from_the_host(
     """Those on the device are gone by then."""
     install(monkeypatch)
     ring, decoded = Ring("cuda", RingSize(1, 64)), samples(7)
-    outlet = all_outlets.at("u", RingAddress(**ring.option()), slot)
+    outlet = opened(all_outlets, "u", ring, slot)
     replies = [Reply(), Reply()]
     for reply in replies:
         outlet.offer(reply, samples(1), told(), decoded.ctypes.data)
@@ -196,7 +203,7 @@ def test_a_ring_that_cannot_be_let_go_keeps_no_other_waiting(
     table = FlowTable.create(1, 4, tmp_path)
     rings = {name: Ring("system", RingSize(2, 64)) for name in ("bad", "good")}
     slots = {name: table.claim() for name in rings}
-    made = {name: all_outlets.at(name, RingAddress(**ring.option()), slots[name]) for name, ring in rings.items()}
+    made = {name: opened(all_outlets, name, ring, slots[name]) for name, ring in rings.items()}
     bad, good = [Reply(), Reply(), Unanswerable(), Reply()], [Reply() for _ in range(4)]
     for index in range(4):
         made["bad"].offer(bad[index], samples(index), told())
@@ -217,6 +224,7 @@ def test_a_ring_that_cannot_be_let_go_keeps_no_other_waiting(
 
 
 def test_an_utterance_has_one_outlet(all_outlets: RingOutlets, outlet: RingOutlet, ring: Ring, slot: FlowSlot) -> None:
-    assert all_outlets.at("u", RingAddress(**ring.option()), slot) is outlet
+    assert opened(all_outlets, "u", ring, slot) is outlet
+    assert all_outlets.of("v") is None
     with pytest.raises(InvalidRequest):
-        all_outlets.at("v", RingAddress("stretto_ring_0000000000000000"), slot)
+        all_outlets.open("v", RingAddress("stretto_ring_0000000000000000"), slot)

@@ -1,6 +1,6 @@
 """What travels with the codes of a chunk: whose it is, where its flow slot is, and the chunk's record."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field
@@ -24,12 +24,15 @@ class FlowAddress:
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """A chunk of `utterance`, or without one a probe: the decoder answers it to nobody, but sees a cancellation."""
+    """A chunk of `utterance`, or without one a probe: the decoder answers it to nobody, but sees a cancellation.
+
+    form: of the samples of the whole utterance, told with its first chunk.
+    """
 
     utterance: Annotated[str, Field(min_length=1, max_length=64)]
     flow: FlowAddress
     chunk: Chunk | None
-    form: OutputForm = field(default_factory=OutputForm)
+    form: OutputForm | None = None
 
     def to_json(self) -> bytes:
         """This envelope as JSON."""

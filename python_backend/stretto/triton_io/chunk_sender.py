@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from stretto.errors import Cancelled, Overloaded
 from stretto.records.chunk import LMChunk
-from stretto.records.delivery import Delivery
+from stretto.records.delivery import Delivery, OutputForm
 from stretto.records.envelope import Envelope
 from stretto.streams.chunking import DecoderLoad, Pacer
 from stretto.triton_io.flow import DecoderFailed, DecoderStalled, FlowSlot, Outcome
@@ -60,7 +60,8 @@ class ChunkSender:
         self._slot = slot
         self._utterance = utterance
         self._limits = limits
-        self._form, self._frame_rate = delivery.form, delivery.chunking.frame_rate
+        self._form: OutputForm | None = delivery.form  # until it is told
+        self._frame_rate = delivery.chunking.frame_rate
         self.pacer = Pacer(delivery.chunking, self._load)
         self._frames_on_the_way: deque[int] = deque()  # per chunk or probe not yet answered
         self._num_sent = self._num_probes = self._num_frames_sent = 0
@@ -76,6 +77,7 @@ class ChunkSender:
                         await self._wait_for_turn()
                         self._check()
                         self._send(Envelope(self._utterance, self._slot.address, item.chunk, self._form), item)
+                        self._form = None
         except TimeoutError:  # of the scope, where `_look` has ended it
             self._check()
             raise

@@ -30,6 +30,7 @@ METRICS = {
     "waiting_chunks": ("decoder_waiting_chunks", "Chunks that wait to be decoded"),
 }
 STATS_PERIOD_S = 0.5
+PLAIN = OutputForm()  # the session, once opened, knows better
 
 
 class Worker(Protocol):
@@ -103,18 +104,18 @@ class DecodingService:
         return Envelope.from_json(CHUNK.name, record), codes
 
     def _take(self, envelope: Envelope, codes: np.ndarray | None, reply: ChunkReply) -> None:
-        slot, ring = reply.slot, envelope.form.ring
+        slot, form = reply.slot, envelope.form or PLAIN
         if envelope.chunk is None or not slot.is_held:
             reply.close()
             if slot.outcome is not Outcome.OPEN or not slot.is_held:
                 self._worker.abandon(envelope.utterance)
             return
         slot.set_pace(self._worker.pace_s)
-        on_device = None
-        if ring is not None:
-            reply.outlet = self._outlets.at(envelope.utterance, ring, slot)
-            on_device = None if ring.cuda_handle is None else reply.lies_at
-        self._worker.push(envelope.utterance, envelope.chunk, codes, reply, envelope.form, on_device)
+        if form.ring is not None:
+            self._outlets.open(envelope.utterance, form.ring, slot)
+        reply.outlet = self._outlets.of(envelope.utterance)
+        on_device = reply.lies_at if reply.outlet is not None and reply.outlet.is_on_device else None
+        self._worker.push(envelope.utterance, envelope.chunk, codes, reply, form, on_device)
 
     def _report(self) -> None:
         while not self._worker.has_died:

@@ -33,6 +33,8 @@ _SLOTS, _SLOT_BYTES, _RELEASED, _OPEN = 1, 2, 3, 4
 class Payload(Protocol):
     """Where the slots lie."""
 
+    is_on_device: bool
+
     def write(self, offset: int, data: np.ndarray, address: int | None) -> None:
         """Copy uint8 `data` to byte `offset`; address: where on a GPU the same lie, if they do."""
         ...
@@ -68,6 +70,11 @@ class PcmRing:
             os.close(header)
             raise
 
+    @property
+    def is_on_device(self) -> bool:
+        """Whether its slots lie on a GPU."""
+        return self._payload.is_on_device
+
     def holds(self, samples: np.ndarray) -> bool:
         """Whether the whole ring is large enough for `samples` [n]."""
         return samples.nbytes <= self._slots * self._slot_bytes
@@ -99,6 +106,8 @@ class PcmRing:
 class SystemPayload:
     """Slots behind the header."""
 
+    is_on_device = False
+
     def __init__(self, header: int):
         self._file = header
 
@@ -114,6 +123,8 @@ class SystemPayload:
 
 class CudaPayload:
     """Slots in memory of a GPU, said to be open in the header for as long as they are."""
+
+    is_on_device = True
 
     def __init__(self, header: int, address: RingAddress, shape: tuple[int, int]):
         assert address.cuda_handle is not None

@@ -59,6 +59,11 @@ class RingOutlet:
         self._is_open = True
 
     @property
+    def is_on_device(self) -> bool:
+        """Whether samples go to the memory of a GPU."""
+        return self._ring.is_on_device
+
+    @property
     def is_waiting(self) -> bool:
         return bool(self._held)
 
@@ -138,13 +143,16 @@ class RingOutlets:
     def __len__(self) -> int:
         return len(self._outlets)
 
-    def at(self, utterance: str, address: RingAddress, slot: FlowSlot) -> RingOutlet:
-        """The outlet of an utterance, opened with its first chunk. Raises InvalidRequest where there is no ring."""
+    def open(self, utterance: str, address: RingAddress, slot: FlowSlot) -> None:
+        """Make the outlet of an utterance, if it has none. Raises InvalidRequest where there is no ring."""
         with self._lock:
             if utterance not in self._outlets:
                 self._outlets[utterance] = RingOutlet(PcmRing.open(address), slot)
                 self._may_wait.set()
-            return self._outlets[utterance]
+
+    def of(self, utterance: str) -> RingOutlet | None:
+        """The outlet of an utterance, where it has one."""
+        return self._outlets.get(utterance)
 
     def _run(self) -> None:
         swept_s = time.monotonic()
