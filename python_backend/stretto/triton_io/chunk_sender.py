@@ -56,9 +56,7 @@ class ChunkSender:
     def __init__(
         self, responses: Responses, slot: FlowSlot, utterance: str, limits: SenderLimits, delivery: Delivery = DEFAULT
     ) -> None:
-        self._responses = responses
-        self._slot = slot
-        self._utterance = utterance
+        self._responses, self._slot, self._utterance = responses, slot, utterance
         self._limits = limits
         self._form: OutputForm | None = delivery.form  # until it is told
         self._frame_rate = delivery.chunking.frame_rate

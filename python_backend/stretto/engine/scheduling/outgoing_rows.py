@@ -10,7 +10,7 @@ from collections.abc import Callable
 from stretto.engine.request.tracker import SegmentTracker
 
 MAX_WAIT_S = 0.2
-WAIT_SHARE = 0.25  # of the lead
+WAIT_SHARE = 0.25  # of what was made in advance
 LEAST_LEAD_S = 0.25  # beside that of the first chunks, which wait for each of their frames
 
 
@@ -18,7 +18,7 @@ class OutgoingRows:
     """The rows of one reply that have not left the engine yet, as `wire.py` has them.
 
     No row of audio waits for longer than a share of what was made in advance of a player that began with the first;
-    none of text for longer than that share of the time since the first.
+    none of text for longer than it took from the first to the last that has left.
     """
 
     def __init__(self, tracker: SegmentTracker, clock: Callable[[], float] = time.monotonic) -> None:
@@ -48,9 +48,8 @@ class OutgoingRows:
     def _wait_s(self, elapsed_s: float) -> float:
         """How long the rows that follow may wait."""
         if not self._is_audio:
-            lead_s = elapsed_s
-        elif self._frame_rate > 0:
-            lead_s = self._tracker.num_frames / self._frame_rate - elapsed_s - LEAST_LEAD_S
-        else:
+            return min(MAX_WAIT_S, elapsed_s)
+        if self._frame_rate <= 0:
             return 0.0
+        lead_s = self._tracker.num_frames / self._frame_rate - elapsed_s - LEAST_LEAD_S
         return min(MAX_WAIT_S, WAIT_SHARE * max(lead_s, 0.0))
