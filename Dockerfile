@@ -1,6 +1,7 @@
 # The GPU image: Triton's server from the base image, stock vLLM and this package in one virtual environment.
-# 26.02 comes with CUDA 13.1.1 (its release notes); torch brings CUDA libraries of its own.
-FROM nvcr.io/nvidia/tritonserver:26.02-py3
+# 26.07 is the oldest whose Python backend and gRPC front hold what is asked of them here, and 26.11 mends more that
+# a stream meets (docs/gpu.md). It brings a newer CUDA than torch, which has CUDA libraries of its own.
+FROM nvcr.io/nvidia/tritonserver:26.11-py3
 
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 
@@ -33,9 +34,13 @@ ENV HF_HUB_OFFLINE=1 \
     VLLM_NO_USAGE_STATS=1 \
     DO_NOT_TRACK=1 \
     PYTHONPATH=/opt/stretto \
-    XDG_CACHE_HOME=/home/stretto/.cache
+    XDG_CACHE_HOME=/home/stretto/.cache \
+    TRITON_CACHE_DIR=/home/stretto/.cache/triton \
+    TORCHINDUCTOR_CACHE_DIR=/home/stretto/.cache/inductor
 
-RUN useradd --create-home --uid 10001 stretto
+# A volume over the cache is made with the folder's owner.
+RUN useradd --create-home --uid 10001 stretto \
+    && install --directory --owner=stretto --group=stretto /home/stretto/.cache
 USER stretto
 
 EXPOSE 8000 8001 8002

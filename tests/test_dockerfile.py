@@ -57,6 +57,8 @@ def test_the_base_fits_the_package() -> None:
     (base,) = every("FROM")
     assert base.startswith("nvcr.io/nvidia/tritonserver:")
     assert base.endswith("-py3")
+    release = tuple(map(int, base.rpartition(":")[2].removesuffix("-py3").split(".")))
+    assert release >= (26, 7), "before, a client can end the server or its Python backend (docs/gpu.md)"
     gpu = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["gpu"]
     (vllm,) = [requirement for requirement in gpu if requirement.startswith("vllm")]
     assert any(vllm in rest.split() for rest in every("RUN")), f"the image installs another vllm than {vllm}"
@@ -135,6 +137,22 @@ def test_compose_runs_this_image_with_a_gpu_and_no_privileges() -> None:
     assert "capabilities: [gpu]" in text
     assert "no-new-privileges:true" in text
     assert "privileged: true" not in text
+    assert "ipc: host" in text
+    assert "shm_size" not in text, "which means nothing beside the host's memory"
     for port in every("EXPOSE")[0].split():
         assert f'"127.0.0.1:{port}:{port}"' in text
     assert int(re.search(r"stop_grace_period: (\d+)s", text).group(1)) > 30, "longer than the launcher drains"
+
+
+def test_what_is_compiled_outlives_the_container() -> None:
+    (cache,) = re.findall(r"- cache:(\S+)", (ROOT / "compose.yaml").read_text())
+    environment = dict(word.split("=") for rest in every("ENV") for word in rest.split())
+    for name in ("XDG_CACHE_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
+        assert Path(environment[name]).is_relative_to(cache)
+    assert any(f"install --directory --owner=stretto --group=stretto {cache}" in rest for rest in every("RUN"))
+
+
+def test_mps_is_asked_for_by_a_file_of_its_own() -> None:
+    text = (ROOT / "compose.mps.yaml").read_text()
+    assert "CUDA_MPS_PIPE_DIRECTORY" in text
+    assert "CUDA_MPS" not in (ROOT / "compose.yaml").read_text()
