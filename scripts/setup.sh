@@ -36,6 +36,15 @@ done
 [ -n "$PYTHON" ] || fail "needs Python 3.11 or 3.12 on the PATH (or in \$PYTHON)"
 [ "$(uname -m)" = x86_64 ] || fail "the embedded environment is for x86_64, this is $(uname -m); use the Dockerfile"
 
+# Triton's stubs speak ASCII alone, and libraries in them look up where they really lie: that must be a name they can say.
+is_ascii() { [ -z "$(LC_ALL=C tr -d '\000-\177' <<<"$1")" ]; }
+if ! is_ascii "$PWD" && [ ! -e .venv ]; then
+    place=${XDG_CACHE_HOME:-$HOME/.cache}/stretto/venv-$(sha256sum <<<"$PWD" | cut -c1-16)
+    is_ascii "$place" || fail "no folder for .venv: neither $PWD nor $place is ASCII; set XDG_CACHE_HOME to one that is"
+    echo "setup: .venv is a link to $place, for the name of this folder is not ASCII"
+    mkdir -p "$place"
+    ln -sfn "$place" .venv
+fi
 if [ ! -x .venv/bin/uv ]; then
     echo "setup: making .venv with $("$PYTHON" --version)"
     "$PYTHON" -m venv .venv || fail "no venv module: on Debian or Ubuntu, apt-get install python3-venv"

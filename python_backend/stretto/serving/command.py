@@ -65,7 +65,7 @@ def placed(config: LaunchConfig, launch: leftovers.Launch) -> tuple[LaunchConfig
         installation = find_installation(plain_path(config.cache, launch.folder, "cache"))
     except OSError as error:
         raise LaunchError(f"--cache: {error}") from None
-    repository = plain_path(config.model_repository.absolute(), launch.folder, "models")
+    repository = plain_path(config.model_repository, launch.folder, "models")
     installation = replace(
         installation,
         python=plain_path(installation.python.parent, launch.folder, "python") / installation.python.name,

@@ -1,0 +1,45 @@
+"""Where the set-up puts its environment; nothing is installed here."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PYTHON = '#!/bin/sh\ncase "$1" in -m) exit 7 ;; esac\n'  # that cannot make one
+
+
+def set_up(clone: Path, cache: Path) -> subprocess.CompletedProcess[str]:
+    """Run the set-up in a clone until it makes the environment."""
+    (clone / "scripts").mkdir(parents=True)
+    (clone / "requirements").mkdir()
+    (clone / "requirements" / "embedded.txt").touch()
+    for name in ("scripts/setup.sh", "pyproject.toml", "setup.py"):
+        shutil.copy(ROOT / name, clone / name)
+    python = clone / "python"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    environment = os.environ | {"PYTHON": "./python", "XDG_CACHE_HOME": str(cache)}
+    return subprocess.run(
+        [clone / "scripts" / "setup.sh"], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize(("name", "is_linked"), [("a b", False), ("für Töne", True)])
+def test_where_a_folder_is_not_ascii_the_environment_lies_in_one_that_is(
+    tmp_path: Path, name: str, is_linked: bool
+) -> None:
+    clone, cache = tmp_path / name, tmp_path / "cache"
+    said = set_up(clone, cache)
+    assert "setup: making .venv" in said.stdout, said
+    assert (clone / ".venv").is_symlink() == is_linked
+    if is_linked:
+        assert (clone / ".venv").resolve().parent == cache / "stretto"
+
+
+def test_without_any_folder_that_is_ascii_the_set_up_says_so(tmp_path: Path) -> None:
+    said = set_up(tmp_path / "für Töne", tmp_path / "Ü")
+    assert said.returncode == 1
+    assert "is ASCII; set XDG_CACHE_HOME to one that is" in said.stderr
