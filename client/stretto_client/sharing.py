@@ -43,5 +43,7 @@ class Sharing:
                 self._regions.pop().close()
             ring, self.ring = self.ring, None
             if ring is not None:
-                await ring.until_free()
-                ring.close()
+                try:
+                    await ring.until_free()
+                finally:
+                    ring.close()

@@ -79,6 +79,26 @@ def test_samples_on_a_device_go_from_there_to_a_ring_on_a_gpu_and_nowhere_else(
         np.testing.assert_array_equal(client_end.take(record), expected)
 
 
+def test_samples_are_copied_at_once_and_in_two_parts_where_the_ring_begins_again(
+    client_end: Ring, server_end: PcmRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU each copy is waited for."""
+    sizes: list[int] = []
+    write = server_end._payload.write
+
+    def noted(offset: int, data: np.ndarray, address: int | None) -> None:
+        sizes.append(len(data))
+        write(offset, data, address)
+
+    monkeypatch.setattr(server_end._payload, "write", noted)
+    for size in (48, 40):
+        samples = np.arange(size, dtype=np.float32)
+        record = server_end.put(samples)
+        assert record is not None
+        np.testing.assert_array_equal(client_end.take(record), samples)
+    assert sizes == [192, 64, 96]
+
+
 def test_a_full_ring_takes_nothing_until_a_slot_is_released(client_end: Ring, server_end: PcmRing) -> None:
     chunks = [np.full(16, index, np.float32) for index in range(6)]
     records = [server_end.put(chunk) for chunk in chunks[:4]]

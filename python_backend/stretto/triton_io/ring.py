@@ -88,10 +88,11 @@ class PcmRing:
         needed, first = -(-len(data) // self._slot_bytes), self._filled
         if first + needed > _words(self._header)[_RELEASED] + self._slots:
             return None
-        for index in range(needed):
-            place, begin = (first + index) % self._slots * self._slot_bytes, index * self._slot_bytes
-            there = None if address is None else address + begin
-            self._payload.write(place, data[begin : begin + self._slot_bytes], there)
+        place = first % self._slots * self._slot_bytes
+        end = self._slots * self._slot_bytes - place  # of what fits before the ring begins again
+        self._payload.write(place, data[:end], address)
+        if len(data) > end:
+            self._payload.write(0, data[end:], None if address is None else address + end)
         self._filled = first + needed
         return {"slot": first, "slots": needed, "samples": len(samples), "dtype": str(samples.dtype)}
 
