@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 PACKAGE = Path(stretto.__file__).parent
 VLLM = f"{Path('site-packages') / 'vllm'}"
-# What runs on the CPU only: twins of kernels, and the draw that `kernels/gpu/draw.py` does on a GPU.
-TWINS = tuple(str(PACKAGE / part) for part in ("engine/kernels/cpu/", "sampling/draw.py"))
+# What runs on the CPU only: twins of kernels, the draw that a kernel does on a GPU, and kernels interpreted.
+TWINS = tuple(str(PACKAGE / part) for part in ("engine/kernels/cpu/", "sampling/draw.py", "engine/kernels/gpu/"))
 METHODS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__", "__array__")
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "unique_consecutive"}
 

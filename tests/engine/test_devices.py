@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stretto.engine.kernels.gpu import draw, embed
+from stretto.engine.kernels.gpu import draw, embed, gather
 from stretto.engine.request.new_request import SpeechRequestData
 from stretto.engine.request.params import SpeechParams
-from stretto.engine.worker import run_slots
+from stretto.engine.worker import run_slots, step_program
 from stretto.engine.worker.model_state import SpeechModelState
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
@@ -58,6 +58,7 @@ class OnTheDevice:
         def launch(*args: Any, **options: Any) -> None:
             assert all(each.device == GPU for each in args if isinstance(each, torch.Tensor)), args
             assert sum(isinstance(each, torch.Tensor) for each in args) >= 3
+            assert not options.keys() - {"num_warps", "enable_fp_fusion"}
             self.num_launches += 1
 
         return launch
@@ -120,15 +121,31 @@ def fill(state: SpeechModelState, family: Family) -> None:
     state.apply_staged_writes()
 
 
+# What a step launches, by whether its kernels are used or torch alone, and by family.
+KERNELS = {
+    False: {"_draw_kernel": draw, "_embed_kernel": embed, "_gather_kernel": gather},
+    True: {
+        **dict.fromkeys(("text_maxima_kernel", "draw_text_kernel", "draw_streams_kernel"), step_program),
+        "advance_kernel": step_program,
+        "_embed_kernel": embed,
+        "_gather_kernel": gather,
+    },
+}
+
+
+@pytest.mark.parametrize("uses_kernels", [True, False])
 @pytest.mark.parametrize("name", list(FAMILIES))
 def test_nothing_in_a_step_is_mixed_with_what_lies_in_host_memory(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, uses_kernels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     family = FAMILIES[name]
-    engine = Engine(write_checkpoint(tmp_path, family, name, layers=1), max_num_seqs=4, max_num_batched_tokens=64)
-    kernels = {module: OnTheDevice() for module in (draw, embed)}
-    monkeypatch.setattr(draw, "_draw_kernel", kernels[draw])
-    monkeypatch.setattr(embed, "_embed_kernel", kernels[embed])
+    more = {"max_num_batched_tokens": 64, "additional_config": {"step_kernels": uses_kernels}}
+    engine = Engine(write_checkpoint(tmp_path, family, name, layers=1), max_num_seqs=4, **more)
+    kernels = {name: OnTheDevice() for name in KERNELS[uses_kernels]}
+    if family.script and uses_kernels:
+        kernels["draw_script_kernel"] = OnTheDevice()
+    for name, kernel in kernels.items():
+        monkeypatch.setattr(KERNELS[uses_kernels].get(name, step_program), name, kernel)
     tokens = SimpleNamespace(all_token_ids=SimpleNamespace(gpu=None))
     try:
         with on_a_gpu(engine, monkeypatch) as state:
@@ -138,7 +155,7 @@ def test_nothing_in_a_step_is_mixed_with_what_lies_in_host_memory(
             for num_tokens in (64, 9, 4):  # prefills, both at once, decodes
                 batch = InputBatch.make_dummy(4, num_tokens, InputBuffers(4, 64, GPU))
                 inputs = state.prepare_inputs(batch, None)
-                embedded = state.model.embed_rows(inputs["rows"])
+                embedded = state.model.embed_rows(inputs["rows"], inputs["inputs_embeds"])
                 output = sampler(torch.empty_like(embedded)[batch.logits_indices], batch)
                 sent = output.sampled_token_ids, *output.logprobs_tensors[:3], output.num_sampled, output.num_rejected
                 for tensor in (*inputs.values(), embedded, *sent):

@@ -68,20 +68,19 @@ class MultiStreamMixin(Decoder):
         """
         if rows is not None:
             assert inputs_embeds is not None
-            embeds = self.embed_rows(rows)
+            embeds = self.embed_rows(rows, inputs_embeds)
             if heard is not None and is_heard is not None:
-                embeds = torch.where(is_heard, heard, embeds)
-            inputs_embeds.copy_(embeds)
+                inputs_embeds.copy_(torch.where(is_heard, heard, embeds))
         return self.model(
             None if inputs_embeds is not None else input_ids, positions, intermediate_tensors, inputs_embeds
         )
 
-    def embed_rows(self, rows: torch.Tensor) -> torch.Tensor:
-        """The sum of all streams' embeddings, [N, S] -> [N, H]; a silent pad counts on stream 0 only."""
+    def embed_rows(self, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """The sum of all streams' embeddings, [N, S] -> `out` [N, H]; a silent pad counts on stream 0 only."""
         table, layout = self.model.embed_tokens, self.family.layout
         if table.tp_size > 1:
-            return tensor_model_parallel_all_reduce(self._embed_own(rows))
-        return embed_rows(table.get_parameter("weight"), rows, layout.pad_id, layout.pad_is_silent)
+            return out.copy_(tensor_model_parallel_all_reduce(self._embed_own(rows)))
+        return embed_rows(table.get_parameter("weight"), rows, layout.pad_id, layout.pad_is_silent, out)
 
     def embed_audio(self, features: torch.Tensor) -> torch.Tensor:
         """What one audio's features [F, M] put in the place of embedded rows, [N, H]."""

@@ -7,6 +7,9 @@ ranks draw the same), and a head is either whole on each rank or cut by vocabula
   two they would save 34 MB and 7 µs of memory traffic at 4.8 TB/s, and cost a gather of logits in every step, which
   takes longer than that.
 - The text head is vLLM's own shard where it is larger than a shard (152,192 rows, 1.25 GB); its logits are gathered.
+
+Logits of audio are float32 sums of the weight's products, so that guidance does not amplify what would be rounded away;
+on a GPU those of text are, too. On the CPU the text head, which is not guided, is not copied for it.
 """
 
 import torch
@@ -14,7 +17,8 @@ from torch import nn
 from vllm.distributed import tensor_model_parallel_all_gather, tensor_model_parallel_all_reduce
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
-from stretto.engine.kernels.cpu.products import Product
+from stretto.engine.kernels.cpu import products as on_host
+from stretto.engine.kernels.gpu import products as on_device
 from stretto.engine.request.rules import SegmentRules
 
 
@@ -23,6 +27,7 @@ class StreamHeads:
 
     text_ids [V], first_ids [C0 + E] (what it may carry in audio, then what ends that) and codes [K, C] say which token
     id each logit stands for. Where a stream has a bias b, its logits are W (h + b) = W h + W b, the second term fp32.
+    is_text_cut: whether ranks exchange logits of text.
     """
 
     def __init__(self, lm_head: nn.Module, rules: SegmentRules, stream_bias: torch.Tensor | None = None):
@@ -35,33 +40,44 @@ class StreamHeads:
         self.text_ids = torch.arange(rules.num_text_ids, device=device)
         self.first_ids = torch.tensor([*first, *rules.drawn_ends_of_audio], device=device)
         self.codes = torch.tensor(others, device=device)
-        self._is_text_cut = weight.is_cut and rules.num_text_ids > weight.size
-        text_rows = weight.own if self._is_text_cut else weight.span(range(rules.num_text_ids))
+        self.is_text_cut = weight.is_cut and rules.num_text_ids > weight.size
+        text_rows = weight.own if self.is_text_cut else weight.span(range(rules.num_text_ids))
         first_rows, code_rows = weight.take(self.first_ids), weight.rows([token for ids in others for token in ids])
-        self._text, self._first, self._codes = (Product(rows) for rows in (text_rows, first_rows, code_rows))
-        self._text_offset = self._first_offset = self._code_offset = None
+        is_host = device.type == "cpu"
+        exact = on_host.Float32Product if is_host else on_device.Float32Product
+        self._text = (on_host.Product if is_host else on_device.Float32Product)(text_rows)
+        self._first, self._codes = exact(first_rows), exact(code_rows)
+        self.text_offset = self.first_offset = self.code_offset = None
         if stream_bias is not None:
             by_stream = code_rows.view(*self.codes.shape, -1)
-            self._text_offset = self._gather(_offset(text_rows, stream_bias[0])[None])[0]
-            self._first_offset = _offset(first_rows, stream_bias[0])
+            self.text_offset = self._gather(_offset(text_rows, stream_bias[0])[None])[0]
+            self.first_offset = _offset(first_rows, stream_bias[0])
             pairs = zip(by_stream, stream_bias[1:], strict=True)
-            self._code_offset = torch.cat([_offset(rows, bias) for rows, bias in pairs])
+            self.code_offset = torch.cat([_offset(rows, bias) for rows, bias in pairs])
+
+    def raw_text(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`text` without what a bias adds: its lines may lie apart."""
+        return self._gather(self._text(hidden))
+
+    def raw_audio(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`first` and `auxiliary` [N, K * C] without what a bias adds: their lines may lie apart."""
+        return self._first(hidden), self._codes(hidden)
 
     def text(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of stream 0 in a text segment: [N, H] -> [N, V] float32."""
-        return _shift(self._gather(self._text(hidden)), self._text_offset)
+        return _shift(self.raw_text(hidden), self.text_offset)
 
     def first(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of stream 0 in an audio segment: [N, H] -> [N, C0 + E] float32."""
-        return _shift(self._first(hidden), self._first_offset)
+        return _shift(self._first(hidden), self.first_offset)
 
     def auxiliary(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of the streams 1 ... in an audio segment: [N, H] -> [N, K, C] float32."""
-        return _shift(self._codes(hidden), self._code_offset).view(hidden.shape[0], *self.codes.shape)
+        return _shift(self._codes(hidden), self.code_offset).reshape(hidden.shape[0], *self.codes.shape)
 
     def _gather(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits over all text ids from what this rank has of them, which is all where the head is whole."""
-        if not self._is_text_cut:
+        if not self.is_text_cut:
             return logits
         return tensor_model_parallel_all_gather(logits)[:, : len(self.text_ids)]
 

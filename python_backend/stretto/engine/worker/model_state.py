@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from vllm.config import VllmConfig
+from vllm.config import CUDAGraphMode, VllmConfig
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.mm.encoder_cache import EncoderCache
@@ -14,11 +14,13 @@ from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.states import RequestState
 
 from stretto.engine.kernels.cpu.products import pad_products
+from stretto.engine.kernels.gpu.gather import gather_on_device, gather_on_host
 from stretto.engine.request.family import family_of
 from stretto.engine.request.new_request import SpeechRequestData
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.worker.arrays import arrays_on
 from stretto.engine.worker.audio_embeddings import AudioEmbeddings
+from stretto.engine.worker.cuda_graphs import CudaRecorder
 from stretto.engine.worker.drawing import RowDraw
 from stretto.engine.worker.heads import StreamHeads
 from stretto.engine.worker.repetition import RepetitionGuard
@@ -26,6 +28,9 @@ from stretto.engine.worker.run_slots import NO_SLOT, RunSlots
 from stretto.engine.worker.sampler import SpeechSampler
 from stretto.engine.worker.segment_state import SegmentState
 from stretto.engine.worker.slots import SlotTables
+from stretto.engine.worker.step_graphs import StepGraphs
+from stretto.engine.worker.step_program import StepProgram
+from stretto.engine.worker.step_sampler import StepSampler
 from stretto.engine.worker.warm_up import warmup_request
 from stretto.families.audio_format import AudioFormat
 
@@ -49,6 +54,7 @@ class SpeechModelState(DefaultModelState):
         self._batch_rows = torch.zeros(self.max_num_tokens, num_streams, dtype=torch.int32, device=device)
         assert isinstance(self.dtype, torch.dtype)
         self._batch_embeds = torch.zeros(self.max_num_tokens, self.inputs_embeds_size, dtype=self.dtype, device=device)
+        self._step_sampler: StepSampler | None = None
         self.audio_embeddings = None
         if AudioFormat.from_config(self.model_config.hf_config.to_dict()) is not None:
             self.audio_embeddings = AudioEmbeddings(model, self.arrays, self._batch_embeds)
@@ -82,13 +88,15 @@ class SpeechModelState(DefaultModelState):
         slots = of(input_batch.idx_mapping)
         if num_rows != input_batch.num_reqs:
             slots = self.arrays.upload(np.repeat(input_batch.idx_mapping_np, input_batch.num_scheduled_tokens))
-        batch_rows = self._batch_rows[: input_batch.num_tokens_after_padding]
-        rows = of(batch_rows)
-        rows[:num_rows, 0] = of(input_batch.input_ids)[:num_rows]
-        rows[:num_rows, 1:] = of(self.slots.tables.codes)[slots, of(input_batch.positions)[:num_rows]]
-        rows[num_rows:] = self.rules.family.layout.pad_id
+        rows = self._batch_rows[: input_batch.num_tokens_after_padding]
+        ids, positions = of(input_batch.input_ids)[:num_rows], of(input_batch.positions)[:num_rows]
+        codes, pad_id = self.slots.tables.codes, self.rules.family.layout.pad_id
+        if self.arrays.xp is np:
+            gather_on_host(of(rows), ids, slots, positions, of(codes), pad_id)
+        else:
+            gather_on_device(rows, ids, slots, positions, codes, pad_id)
         heard = {} if self.audio_embeddings is None else self.audio_embeddings.fill(input_batch)
-        return {**inputs, "rows": batch_rows, "inputs_embeds": self._batch_embeds[: len(rows)], **heard}
+        return {**inputs, "rows": rows, "inputs_embeds": self._batch_embeds[: len(rows)], **heard}
 
     def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
         """The shapes of `prepare_inputs`, for profiling and graph capture."""
@@ -97,12 +105,34 @@ class SpeechModelState(DefaultModelState):
         heard = {} if self.audio_embeddings is None else self.audio_embeddings.inputs(num_tokens)
         return {**inputs, "rows": self._batch_rows[:num_tokens], "inputs_embeds": embeds, **heard}
 
-    def custom_sampler(self, sampler: Sampler) -> tuple[SpeechSampler, None]:
+    def custom_sampler(self, sampler: Sampler) -> tuple[SpeechSampler | StepSampler, None]:
         """vLLM's hook for a sampler of one's own; there is no speculative decoding."""
         has_bias = self.rules.family.has_stream_bias
         bias = self.model.get_parameter("stream_bias.weight").data if has_bias else None
         heads = StreamHeads(self.model.get_submodule("lm_head"), self.rules, bias)
+        options = self.vllm_config.additional_config
+        if self.arrays.xp is np or not (isinstance(options, dict) and options.get("step_kernels", True)):
+            return self._array_sampler(sampler, heads), None
+        self._step_sampler = self._kernel_sampler(sampler, heads)
+        return self._step_sampler, None
+
+    def capture_inner_cudagraphs(self, *buffers: object, **more: object) -> None:
+        """vLLM's hook for graphs beside its own; it captures twice, the first time to measure their memory."""
+        if self._step_sampler is not None:
+            self._step_sampler.capture()
+
+    def _kernel_sampler(self, sampler: Sampler, heads: StreamHeads) -> StepSampler:
+        hidden = self._batch_embeds.new_zeros(self.max_num_reqs, self.model_config.get_hidden_size())
+        tokens = sampler.req_states.all_token_ids.gpu
+        program = StepProgram(heads, self.rules, self.slots.tables, tokens, hidden)
+        mode = self.vllm_config.compilation_config.cudagraph_mode
+        recorder = CudaRecorder() if self.device.type == "cuda" and mode is not CUDAGraphMode.NONE else None
+        # Ranks exchange logits of a text head that is cut: those steps are launched as they are.
+        graphs = StepGraphs(program.launch, self.max_num_reqs, recorder, lambda v: not (v.writes and heads.is_text_cut))
+        return StepSampler(sampler, self.slots, program, graphs)
+
+    def _array_sampler(self, sampler: Sampler, heads: StreamHeads) -> SpeechSampler:
         segments, tables = SegmentState(self.rules, self.arrays), self.slots.tables
         tokens = sampler.req_states.all_token_ids.gpu
         guard = RepetitionGuard(tokens, tables, self.rules.family.layout, self.arrays)
-        return SpeechSampler(sampler, self.slots, RowDraw(heads, segments, tables, self.arrays, guard), segments), None
+        return SpeechSampler(sampler, self.slots, RowDraw(heads, segments, tables, self.arrays, guard), segments)

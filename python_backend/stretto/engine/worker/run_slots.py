@@ -23,7 +23,7 @@ class RunSlots:
     """The slot tables, who is in them, and what the host knows of where each stands.
 
     partner [R] int64: the slot of the other half, NO_SLOT without one. is_unconditional [R] bool.
-    lag: how many steps may be in flight.
+    lag: how many steps may be in flight. version: another number whenever a slot has changed hands.
     """
 
     def __init__(self, tables: SlotTables, rules: SegmentRules, arrays: Arrays, lag: int):
@@ -33,6 +33,7 @@ class RunSlots:
         self.partner = np.full(self.num_slots, NO_SLOT, np.int64)
         self.is_unconditional = np.zeros(self.num_slots, np.bool_)
         self.slot_of: dict[str, int] = {}
+        self.version = 0
         self._planner = BatchPlanner(tables, arrays)
         self._speaks = np.array([Segment.AUDIO in task.segments for task in rules.family.tasks])
 
@@ -51,7 +52,7 @@ class RunSlots:
         self._link(data.req_id, slot, params.is_unconditional)
 
     def _link(self, request_id: str, slot: int, is_unconditional: bool) -> None:
-        self._planner.forget()
+        self._change()
         self.slot_of[request_id] = slot
         self.is_unconditional[slot] = is_unconditional
         partner = self.slot_of.get(partner_of(request_id), NO_SLOT)
@@ -59,18 +60,26 @@ class RunSlots:
         if partner != NO_SLOT:
             self.partner[partner] = slot
 
+    def _change(self) -> None:
+        self.version += 1
+        self._planner.forget()
+
     def empty(self, request_id: str) -> int:
         """Take a request out, its partner stands alone from here on; returns its slot, NO_SLOT if it has none."""
         slot = self.slot_of.pop(request_id, NO_SLOT)
         if slot != NO_SLOT:
-            self._planner.forget()
+            self._change()
             partner = self.partner[slot]
             if partner != NO_SLOT:
                 self.partner[partner] = self.partner[slot] = NO_SLOT
         return slot
 
     def plan(self, batch: InputBatch) -> tuple[BatchPlan, PlanArrays]:
-        """Which rows of `batch` draw what; a chunk of a prompt that others follow draws nothing."""
+        """Which rows of `batch` draw what."""
+        return self._planner.plan(self.rows(batch), self.partner, self.is_unconditional)
+
+    def rows(self, batch: InputBatch) -> StepRows:
+        """What the host knows of the rows of `batch`; a chunk of a prompt that others follow draws nothing."""
         slots = batch.idx_mapping_np
         audio_start = self.readback.audio_starts()[slots]
         may_write = audio_start < 0
@@ -79,5 +88,4 @@ class RunSlots:
         else:
             may_speak = ~may_write | self._speaks[self.tables.limits[slots, LIMITS["task"]]]
         samples = batch.num_computed_tokens_np + batch.num_scheduled_tokens >= batch.prefill_len_np
-        rows = StepRows(slots, samples, may_write, may_speak)
-        return self._planner.plan(rows, self.partner, self.is_unconditional)
+        return StepRows(slots, samples, may_write, may_speak)

@@ -8,25 +8,32 @@ from stretto.engine.worker.arrays import Array, Arrays
 AS_DRAWN = -1
 
 
+def end_tables(rules: SegmentRules) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """By task and token id, ids that close nothing sharing the last column: whether an id is drawn to close the text,
+    and how many rows behind it audio may begin if it stands there. By task: what is written for an end, and for a cut.
+    """
+    tasks = rules.family.tasks
+    drawn, closings = [rules.drawn_ends_of_text(task) for task in tasks], [rules.closings(task) for task in tasks]
+    last = 1 + max(token for ids in (*drawn, *closings) for token in ids)
+    is_end, num_rows = np.zeros((len(tasks), last + 1), np.bool_), np.zeros((len(tasks), last + 1), np.int64)
+    for index, ids in enumerate(drawn):
+        is_end[index, list(ids)] = True
+        num_rows[index, list(closings[index])] = list(closings[index].values())
+    written = [rules.end_of_text(task) for task in tasks]
+    cut = np.array([rules.cut_of_text(task) for task in tasks])
+    return is_end, num_rows, np.array([AS_DRAWN if end is None else end for end in written]), cut
+
+
 class SegmentEnds:
-    """The rules' tables of it, by task and token id. Ids that close nothing share the last column."""
+    """What closes segments, for the rows of a batch."""
 
     def __init__(self, rules: SegmentRules, arrays: Arrays):
-        family, tasks = rules.family, rules.family.tasks
-        self._xp, self._end_of_audio, self._ends_of_audio = arrays.xp, family.end_of_audio, rules.drawn_ends_of_audio
-        drawn, closings = [rules.drawn_ends_of_text(task) for task in tasks], [rules.closings(task) for task in tasks]
-        self._last = 1 + max(token for ids in (*drawn, *closings) for token in ids)
-        is_end, num_rows = (
-            np.zeros((len(tasks), self._last + 1), np.bool_),
-            np.zeros((len(tasks), self._last + 1), np.int64),
-        )
-        for index, ids in enumerate(drawn):
-            is_end[index, list(ids)] = True
-            num_rows[index, list(closings[index])] = list(closings[index].values())
-        written = [rules.end_of_text(task) for task in tasks]
-        self._written = arrays.upload(np.array([AS_DRAWN if end is None else end for end in written]))
-        self._cut = arrays.upload(np.array([rules.cut_of_text(task) for task in tasks]))
-        self._keeps_drawn = None in written
+        self._xp, self._end_of_audio = arrays.xp, rules.family.end_of_audio
+        self._ends_of_audio = rules.drawn_ends_of_audio
+        is_end, num_rows, written, cut = end_tables(rules)
+        self._last = is_end.shape[1] - 1
+        self._keeps_drawn = bool((written == AS_DRAWN).any())
+        self._written, self._cut = arrays.upload(written), arrays.upload(cut)
         self._is_end, self._num_rows = arrays.upload(is_end), arrays.upload(num_rows)
 
     def text(self, token: Array, task: Array, must_end: Array) -> tuple[Array, Array]:

@@ -45,12 +45,14 @@ class DeviceReadback:
         num_slots = len(tables.state)
         self._known = np.full(num_slots, UNKNOWN, np.int64)
         self._tenant = np.zeros(num_slots, np.int64)  # counts the replies that each slot has held
+        self._step = 0
         self._copies: deque[_Copy] = deque()
         self._spare = [_Copy(num_slots) for _ in range(lag + 1)]
 
     def audio_starts(self) -> np.ndarray:
-        """As of `lag` steps ago, [R]."""
-        while len(self._copies) >= self._lag:
+        """As of `lag` steps ago, [R]; asked for once in every step."""
+        self._step += 1
+        while self._copies and self._copies[0].step <= self._step - self._lag:
             copy = self._copies.popleft()
             copy.event.synchronize()
             is_same = copy.tenant == self._tenant
@@ -64,8 +66,9 @@ class DeviceReadback:
         self._known[slot] = audio_start
 
     def publish(self) -> None:
-        """Copy what the step just launched will leave behind."""
+        """Copy what the step just launched will leave behind; steps in which no text can have ended may be left out."""
         copy = self._spare.pop()
+        copy.step = self._step
         copy.tensor.copy_(self._state[:, STATE["audio_start"]], non_blocking=True)
         copy.event.record()
         copy.tenant[:] = self._tenant
@@ -73,12 +76,13 @@ class DeviceReadback:
 
 
 class _Copy:
-    """The column `audio_start` [R] in pinned memory, whose replies they are, and when they will have arrived."""
+    """The column `audio_start` [R] in pinned memory, whose replies they are, of which step, and when it has arrived."""
 
     def __init__(self, num_slots: int):
         self.tensor = torch.zeros(num_slots, dtype=torch.int64, pin_memory=torch.cuda.is_available())
         self.audio_start = self.tensor.numpy()
         self.tenant = np.zeros(num_slots, np.int64)
+        self.step = 0
         self.event = torch.cuda.Event()
 
 

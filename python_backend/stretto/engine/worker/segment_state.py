@@ -52,17 +52,11 @@ class SegmentState:
         family = rules.family
         self.rules, self.family, self.script = rules, family, family.script
         self._arrays, self._xp = arrays, arrays.xp
-        drawn = [rules.drawn_ends_of_text(task) for task in family.tasks]
         self._ends = SegmentEnds(rules, arrays)
         self._text_limit = arrays.upload(np.array([rules.text_limit(task) for task in family.tasks]))
         self._speaks = arrays.upload(np.array([Segment.AUDIO in task.segments for task in family.tasks]))
         self._transition = arrays.upload(np.array([*family.transition, family.layout.pad_id]))
-        denied = np.ones((len(drawn), 2, rules.num_text_ids), np.bool_)
-        for index, task in enumerate(family.tasks):
-            for ids in task.text:
-                denied[index, :, ids.start : ids.stop] = False
-            denied[index, 1, list(drawn[index])] = False
-        self._denied = arrays.tensor(arrays.upload(denied))
+        self._denied = arrays.tensor(arrays.upload(denied_text(rules)))
         self._delays = arrays.upload(np.array(family.layout.delays[1:]))
 
     def mask_text(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
@@ -189,6 +183,17 @@ class SegmentState:
         is_entry = writes & _is_spoken(token, self.script)
         state.num_entries = state.num_entries + is_entry
         return where(is_entry, state.num_entries, 0)
+
+
+def denied_text(rules: SegmentRules) -> np.ndarray:
+    """Which ids may not come in a text, by task and whether it may end: [tasks, 2, V] bool."""
+    tasks = rules.family.tasks
+    denied = np.ones((len(tasks), 2, rules.num_text_ids), np.bool_)
+    for index, task in enumerate(tasks):
+        for ids in task.text:
+            denied[index, :, ids.start : ids.stop] = False
+        denied[index, 1, list(rules.drawn_ends_of_text(task))] = False
+    return denied
 
 
 def _is_spoken(token: Array, script: Script) -> Array:

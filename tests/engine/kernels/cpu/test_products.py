@@ -1,6 +1,6 @@
 import pytest
 import torch
-from stretto.engine.kernels.cpu.products import Product, pad_products, padded_size
+from stretto.engine.kernels.cpu.products import Float32Product, Product, pad_products, padded_size
 
 
 @pytest.mark.parametrize("num_rows", [1, 7, 32])
@@ -11,6 +11,13 @@ def test_a_product_is_that_of_a_linear_layer(num_rows: int, dtype: torch.dtype) 
     weight, x = table[40:250], torch.randn(num_rows, 64, generator=generator).to(dtype)
     expected = x.double() @ weight.double().T
     assert torch.allclose(Product(weight)(x).double(), expected, atol=1e-4 if dtype is torch.float32 else 0.2)
+
+
+def test_a_product_in_float32_is_not_rounded_to_the_weight_s_type() -> None:
+    weight, x = torch.randn(210, 64).bfloat16(), torch.randn(5, 64).bfloat16()
+    product = Float32Product(weight)(x)
+    assert product.dtype == torch.float32
+    torch.testing.assert_close(product.double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-5)
 
 
 def test_a_row_s_product_does_not_depend_on_its_neighbours() -> None:

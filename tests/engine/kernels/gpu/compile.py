@@ -1,10 +1,17 @@
 """Compiles the kernels for a CUDA device that need not be there, and prints the size of each binary."""
 
+import inspect
 import sys
+from typing import Any
 
 import triton
+from stretto.engine.kernels.gpu.advance import advance_kernel
 from stretto.engine.kernels.gpu.draw import _draw_kernel
 from stretto.engine.kernels.gpu.embed import _embed_kernel
+from stretto.engine.kernels.gpu.gather import _gather_kernel
+from stretto.engine.kernels.gpu.step_draw import draw_script_kernel, draw_streams_kernel
+from stretto.engine.kernels.gpu.step_rules import StepRules
+from stretto.engine.kernels.gpu.step_text import draw_text_kernel, text_maxima_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -17,7 +24,6 @@ DRAW = {
     "top_ks": "*i64",
     "top_ps": "*fp32",
     "num_columns": "i32",
-    "block": "constexpr",
 }
 EMBED = {
     "embedded": "*bf16",
@@ -28,16 +34,53 @@ EMBED = {
     "table_stride": "i32",
     "pad_id": "i32",
     "width": "i32",
-    "num_streams": "constexpr",
-    "pad_is_silent": "constexpr",
-    "block": "constexpr",
 }
+GATHER = {"rows": "*i32", "ids": "*i32", "slots": "*i64", "positions": "*i64", "codes": "*i32", "num_rows": "i32"}
+# Of a step's kernels: what is not named is 32-bit integers.
+WIDE = ("token_ids", "codebooks", "is_guided", "state", "script", "tasks", "ends", "ends_of_audio", "transition")
+TYPES = {
+    **dict.fromkeys((*WIDE, "streams"), "*i64"),
+    **dict.fromkeys(("logits", "offset", "maxima"), "*fp32"),
+    "denied": "*i1",
+}
+SIZES = {"logits_stride": 8200, "codebooks_stride": 9, "plan_stride": 64, "state_stride": 5, "script_stride": 256}
+STREAMS = {
+    **SIZES,
+    "history_slot_stride": 8 * 8193,
+    "history_row_stride": 8,
+    "num_columns": 1025,
+    "num_ends": 0,
+    "first_stream": 1,
+    "block": 2048,
+}
+SCRIPT = {**SIZES, "spoken_start": 48, "stay_of_first": 1, "num_columns": 83, "block": 128}
+TEXT = {**SIZES, "num_columns": 152_192, "num_groups": 1189, "block": 2048}
+RULES = StepRules(**{name: 3 for name in StepRules._fields})
+CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
+    (_draw_kernel, DRAW, {"block": 2048}, 8),
+    (_embed_kernel, EMBED, {"num_streams": 8, "pad_is_silent": True, "block": 1024}, 8),
+    (_gather_kernel, GATHER, {"codes_stride": 8193 * 8, "pad_id": 0, "num_streams": 9, "block": 16}, 1),
+    (draw_streams_kernel, {}, STREAMS, 8),
+    (draw_streams_kernel, {}, {**STREAMS, "offset": None, "num_ends": 2, "num_columns": 5002, "block": 8192}, 16),
+    (draw_script_kernel, {}, {**SCRIPT, "offset": None}, 4),
+    (text_maxima_kernel, {}, TEXT, 8),
+    (draw_text_kernel, {}, TEXT, 8),
+    *((advance_kernel, {}, {"rules": RULES._replace(tail=tail), "block": 8}, 1) for tail in range(4)),
+    (advance_kernel, {}, {"rules": RULES._replace(max_entries=0), "block": 8}, 1),
+]
+
+
+def compiled(kernel: Any, signature: dict[str, str], constants: dict[str, Any], num_warps: int, capability: int) -> Any:
+    """The kernel for a device of `capability`; of a step's kernels, whose signature is {}, the types are known."""
+    names = list(inspect.signature(kernel.fn).parameters)
+    constants = {name: value for name, value in constants.items() if name in names}
+    types = {name: signature.get(name) or TYPES.get(name, "*i32") for name in names}
+    types |= dict.fromkeys(constants, "constexpr")
+    source = ASTSource(kernel, types, constexprs=constants)
+    target = GPUTarget("cuda", capability, 32)
+    return triton.compile(source, target=target, options={"num_warps": num_warps, "enable_fp_fusion": False})
+
 
 if __name__ == "__main__":
-    for kernel, signature, constants in (
-        (_draw_kernel, DRAW, {"block": 2048}),
-        (_embed_kernel, EMBED, {"num_streams": 8, "pad_is_silent": True, "block": 1024}),
-    ):
-        source = ASTSource(kernel, signature, constexprs=constants)
-        compiled = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options={"num_warps": 8})
-        print(kernel.__name__, len(compiled.asm["cubin"]))
+    for case in CASES:
+        print(case[0].__name__, len(compiled(*case, int(sys.argv[1])).asm["cubin"]))

@@ -31,7 +31,7 @@ class Product:
 
     def __init__(self, weight: torch.Tensor):
         self.num_columns = len(weight)
-        if weight.device.type == "cpu" and ops._supports_onednn:
+        if ops._supports_onednn:
             prepared = ops.create_onednn_mm(weight.t(), MAX_PREPARED)
             self._multiply = partial(_multiply_padded, partial(ops.onednn_mm, prepared, bias=None))
         else:
@@ -40,6 +40,17 @@ class Product:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The product."""
         return self._multiply(x)
+
+
+class Float32Product(Product):
+    """A product in float32 whatever the weight's type: of half a weight's precision, a copy of twice its size."""
+
+    def __init__(self, weight: torch.Tensor):
+        super().__init__(weight.float())
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """The product."""
+        return super().__call__(x.float())
 
 
 def pad_products(model: nn.Module) -> None:

@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from stretto.engine.kernels.gpu.noise import gumbel_of
 from stretto.sampling.draw import DrawParams, DrawPlan
 from stretto.sampling.draw import draw as draw_on_host
 
@@ -47,34 +48,21 @@ def draw_on_device(
 
 
 @triton.jit
-def _ordered(values: tl.tensor) -> tl.tensor:
+def ordered_of(values: tl.tensor) -> tl.tensor:
     """int32 that are ordered as the floats are; its own inverse, but for the type."""
     bits = values.to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
-def _float(ordered: tl.tensor) -> tl.tensor:
+def float_of(ordered: tl.tensor) -> tl.tensor:
     return (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _middle(low: tl.tensor, high: tl.tensor) -> tl.tensor:
+def middle_of(low: tl.tensor, high: tl.tensor) -> tl.tensor:
     """(low + high) / 2, rounded down, without leaving 32 bits."""
     return (low & high) + ((low ^ high) >> 1)
-
-
-@triton.jit
-def _gumbel(key: tl.tensor, token_ids: tl.tensor) -> tl.tensor:
-    """`sampling.noise.gumbel`: the uniform noise bit by bit, its logarithms as the device takes them."""
-    x = key + token_ids.to(tl.uint32) * 0xC2B2AE35
-    x ^= x >> 16
-    x *= 0x7FEB352D
-    x ^= x >> 15
-    x *= 0x846CA68B
-    x ^= x >> 16
-    uniform = ((x >> 9).to(tl.int32).to(tl.float32) + 0.5) * 1.1920928955078125e-07
-    return -tl.log(-tl.log(uniform))
 
 
 @triton.jit
@@ -92,20 +80,20 @@ def _kth_largest(
     line: tl.tensor, num_columns: tl.tensor, top_k: tl.tensor, largest: tl.tensor, block: tl.constexpr
 ) -> tl.tensor:
     """The largest float that at least `top_k` logits reach; one of them, or -inf."""
-    low = _ordered(tl.full((), float("-inf"), tl.float32))
-    high = _ordered(largest) + 1
+    low = ordered_of(tl.full((), float("-inf"), tl.float32))
+    high = ordered_of(largest) + 1
     while low + 1 < high:
-        middle = _middle(low, high)
+        middle = middle_of(low, high)
         count = tl.full((), 0, tl.int32)
         for start in range(0, num_columns, block):
             columns = start + tl.arange(0, block)
             values = tl.load(line + columns, mask=columns < num_columns, other=float("-inf"))
-            count += tl.sum((_ordered(values) >= middle).to(tl.int32), 0)
+            count += tl.sum((ordered_of(values) >= middle).to(tl.int32), 0)
         if count >= top_k:
             low = middle
         else:
             high = middle
-    return _float(low)
+    return float_of(low)
 
 
 @triton.jit
@@ -123,7 +111,7 @@ def _mass_above(
         columns = start + tl.arange(0, block)
         values = tl.load(line + columns, mask=columns < num_columns, other=float("-inf"))
         weights = tl.exp((values - largest) / temperature)
-        mass += tl.sum(tl.where(_ordered(values) > ordered, weights, 0.0), 0)
+        mass += tl.sum(tl.where(ordered_of(values) > ordered, weights, 0.0), 0)
     return mass
 
 
@@ -138,16 +126,16 @@ def _nucleus(
     block: tl.constexpr,
 ) -> tl.tensor:
     """The smallest float above which lies less than `top_p` of the mass of the logits from `floor` on."""
-    low = _ordered(floor) - 1
-    high = _ordered(largest)
+    low = ordered_of(floor) - 1
+    high = ordered_of(largest)
     wanted = top_p * _mass_above(line, num_columns, low, largest, temperature, block)
     while low + 1 < high:
-        middle = _middle(low, high)
+        middle = middle_of(low, high)
         if _mass_above(line, num_columns, middle, largest, temperature, block) < wanted:
             high = middle
         else:
             low = middle
-    return _float(high)
+    return float_of(high)
 
 
 # Rows of a table lie at any multiple of 4 bytes, as many rows as there are: one binary must do for all of them, or a
@@ -185,7 +173,7 @@ def _draw_kernel(
         if tl.max(values, 0) >= floor:
             scores = values
             if temperature > 0:
-                noise = _gumbel(key, tl.load(ids + columns, mask=columns < num_columns, other=0))
+                noise = gumbel_of(key, tl.load(ids + columns, mask=columns < num_columns, other=0))
                 scores = tl.div_rn(values, temperature) + noise
             scores = tl.where(values >= floor, scores, float("-inf"))
             score, place = tl.max(scores, 0, return_indices=True, return_indices_tie_break_left=True)

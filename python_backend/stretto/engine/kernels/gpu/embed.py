@@ -6,15 +6,18 @@ import triton
 import triton.language as tl
 
 
-def embed_rows(table: torch.Tensor, ids: torch.Tensor, pad_id: int, pad_is_silent: bool) -> torch.Tensor:
-    """The sum of the rows of `table` [V, H] that each row of `ids` [N, S] names: [N, H] of the table's type.
+def embed_rows(
+    table: torch.Tensor, ids: torch.Tensor, pad_id: int, pad_is_silent: bool, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The sum of the rows of `table` [V, H] that each row of `ids` [N, S] names: [N, H] of the table's type, in `out`.
 
     With `pad_is_silent`, `pad_id` contributes nothing, except on stream 0, which always counts; else its embedding is
     one like any other. The sum is taken in float32. `table` holds the whole vocabulary; no id is checked against it.
     """
-    if table.device.type == "cpu":
-        return embed_on_host(table, ids, pad_id, pad_is_silent)
-    return embed_on_device(table, ids, pad_id, pad_is_silent)
+    if table.device.type != "cpu":
+        return embed_on_device(table, ids, pad_id, pad_is_silent, out)
+    embedded = embed_on_host(table, ids, pad_id, pad_is_silent)
+    return embedded if out is None else out.copy_(embedded)
 
 
 def embed_on_host(table: torch.Tensor, ids: torch.Tensor, pad_id: int, pad_is_silent: bool) -> torch.Tensor:
@@ -29,11 +32,14 @@ def embed_on_host(table: torch.Tensor, ids: torch.Tensor, pad_id: int, pad_is_si
     return F.embedding_bag(ids[:, 1:], table, mode="sum", padding_idx=pad_id).add_(F.embedding(ids[:, 0], table))
 
 
-def embed_on_device(table: torch.Tensor, ids: torch.Tensor, pad_id: int, pad_is_silent: bool) -> torch.Tensor:
+def embed_on_device(
+    table: torch.Tensor, ids: torch.Tensor, pad_id: int, pad_is_silent: bool, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """`embed_rows` as one kernel: a program for each row and block of its width."""
     assert table.stride(1) == 1, table.stride()
     (num_rows, num_streams), width = ids.shape, table.shape[1]
-    embedded = table.new_empty(num_rows, width)
+    embedded = table.new_empty(num_rows, width) if out is None else out
+    assert embedded.is_contiguous(), embedded.stride()
     block = min(triton.next_power_of_2(width), 1024)
     _embed_kernel[num_rows, triton.cdiv(width, block)](
         embedded, table, ids, *ids.stride(), table.stride(0), pad_id, width, num_streams, pad_is_silent, block

@@ -1,0 +1,274 @@
+"""A step's rows moved on: what each carries on all streams, its reply's state, and the tables, a program for each row.
+
+The references are `worker/segment_state.py` and `worker/segment_ends.py`. The other half's row is written by the
+program of the one that draws.
+"""
+
+import triton
+import triton.language as tl
+
+from stretto.engine.kernels.gpu.columns import (
+    AUDIO_END,
+    AUDIO_MAX,
+    AUDIO_MIN,
+    AUDIO_START,
+    DRAWS,
+    FORCED_UNTIL,
+    NUM_ENTRIES,
+    NUM_TEXT_TOKENS,
+    OTHER,
+    OTHER_SLOT,
+    POINTER,
+    RECEIVES,
+    ROLE,
+    SAMPLES,
+    SLOT,
+    TASK,
+    TEXT_MAX,
+)
+from stretto.engine.kernels.gpu.step_rules import FORCED_TAIL, NO_TAIL, PADDED_TAIL, SAMPLED_TAIL
+
+AS_DRAWN = tl.constexpr(-1)
+ENDLESS = tl.constexpr(1 << 40)
+
+
+@triton.jit
+def _closing(
+    token: tl.tensor, ends: tl.tensor, task: tl.tensor, rules: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
+    """Whether `token` closes the text, and how many rows behind it audio may begin if it stands there."""
+    at = ends + task * rules.num_ids + tl.minimum(tl.maximum(token, 0), rules.num_ids - 1)
+    return tl.load(at) != 0, tl.load(at + rules.num_tasks * rules.num_ids)
+
+
+@triton.jit
+def _text(
+    text: tl.tensor, num_text_tokens: tl.tensor, num_entries: tl.tensor, position: tl.tensor, mine: tl.tensor,
+    task: tl.tensor, tasks: tl.tensor, ends: tl.tensor, rules: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
+    """What stands in a row of text where `text` was drawn, and whether a limit closes the segment there."""
+    must_end = num_text_tokens >= tl.load(mine + TEXT_MAX * rules.num_rows)
+    must_end = must_end | (position >= tl.load(tasks + 2 * rules.num_tasks + task))
+    if rules.max_entries > 0:
+        must_end = must_end | (num_entries >= rules.max_entries)
+    is_end, _ = _closing(text, ends, task, rules)
+    written = tl.load(tasks + task)
+    is_cut = must_end & (is_end == 0)
+    cut = tl.where(is_cut, tl.load(tasks + rules.num_tasks + task), text)
+    return tl.where(is_end, tl.where(written == AS_DRAWN, text, written), cut), is_cut
+
+
+@triton.jit
+def _follow_script(
+    drawn: tl.tensor, pointer: tl.tensor, num_entries: tl.tensor, may_end: tl.tensor, in_audio: tl.tensor,
+    entries: tl.tensor, rules: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
+    """The frame token where the pointer advances or stays, as `drawn`, and where the pointer stands then."""
+    is_last = pointer >= num_entries
+    advance = (drawn > 0) | (pointer == 0)
+    ends = advance & is_last & (may_end | (num_entries == 0))
+    moves = advance & (pointer < num_entries)
+    pointer += (moves & in_audio).to(tl.int64)
+    token = rules.first_frame + 2 * (tl.load(entries + pointer) - rules.spoken_start) + 1 - moves.to(tl.int64)
+    return tl.where(ends, rules.end_of_audio, token), pointer
+
+
+@triton.jit
+def _audio(
+    audio: tl.tensor, frame: tl.tensor, position: tl.tensor, in_audio: tl.tensor, audio_max: tl.tensor,
+    ends_of_audio: tl.tensor, rules: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
+    """What stands in a row of audio where `audio` was drawn, and whether a limit closes the segment there."""
+    must_end = ((frame >= audio_max) | (position >= rules.audio_limit)) & in_audio
+    is_end = audio != audio
+    num_ends: tl.constexpr = rules.num_ends
+    for end in tl.static_range(num_ends):
+        is_end = is_end | (audio == tl.load(ends_of_audio + end))
+    return tl.where(is_end | must_end, rules.end_of_audio, audio), must_end & (is_end == 0)
+
+
+@triton.jit
+def _first_stream(
+    text: tl.tensor, audio: tl.tensor, position: tl.tensor, audio_start: tl.tensor, audio_end: tl.tensor,
+    behind: tl.tensor, transition: tl.tensor, rules: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Stream 0, whatever the segment."""
+    token = audio
+    if rules.tail == PADDED_TAIL:
+        token = tl.where(behind <= 1, audio, rules.pad_id)
+    elif rules.tail != SAMPLED_TAIL:
+        token = audio * 0 + rules.pad_id
+    last = tl.where(audio_end > audio_start, rules.num_tail_rows, 1)
+    token = tl.where(position - audio_end == last, rules.end_of_reply, token)
+    token = tl.where(audio_end < 0, audio, token)
+    step = tl.minimum(tl.maximum(position - audio_start + rules.num_transition, 0), rules.num_transition)
+    token = tl.where(position < audio_start, tl.load(transition + step), token)
+    return tl.where(audio_start < 0, text, token)
+
+
+@triton.jit
+def _carries_drawn(behind: tl.tensor, delays: tl.tensor, rules: tl.constexpr) -> tl.tensor:
+    """Whether a stream that trails by `delays` carries what was drawn in a row `behind` the end."""
+    carries = delays >= 0
+    if rules.tail == FORCED_TAIL:
+        carries = behind < delays
+    elif rules.tail == PADDED_TAIL:
+        carries = (behind <= 1) | (behind <= delays)
+    elif rules.tail == NO_TAIL:
+        carries = (behind < 0) & (delays >= 0)
+    return carries
+
+
+@triton.jit
+def _other_streams(
+    drawn: tl.tensor, place: tl.tensor, lanes: tl.tensor, streams: tl.tensor, frame: tl.tensor, lag: tl.tensor,
+    is_spoken: tl.tensor, is_forced: tl.tensor, rules: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """The streams 1 ...: `drawn` where it is read, what the prompt goes on with where `is_forced`, pads."""
+    is_drawn = lanes < rules.num_drawn
+    delays = tl.load(streams + lanes, mask=lanes < rules.num_others, other=0)
+    begun = frame >= delays
+    lies = is_drawn & is_spoken & _carries_drawn(lag, delays, rules)
+    if not rules.warm_up_is_sampled:
+        lies = lies & begun
+    laid = tl.where(lies, tl.load(drawn + lanes, mask=lies != 0, other=0), rules.pad_id)
+    goes_on = is_drawn & (begun == 0) & is_forced
+    return tl.where(goes_on, tl.load(place, mask=goes_on != 0, other=0), laid)
+
+
+@triton.jit
+def _write(
+    results: tl.tensor, row: tl.tensor, token: tl.tensor, laid: tl.tensor, is_cut: tl.tensor, samples: tl.tensor,
+    lanes: tl.tensor, rules: tl.constexpr,
+) -> None:  # fmt: skip
+    """What the host reads of a row."""
+    tl.store(results + row, token.to(tl.int32))
+    codes = results + rules.num_rows + row * rules.num_others + lanes
+    tl.store(codes, laid.to(tl.int32), mask=lanes < rules.num_others)
+    tl.store(results + rules.num_rows * (1 + rules.num_others) + row, is_cut.to(tl.int32))
+    tl.store(results + rules.num_rows * (2 + rules.num_others) + row, samples)
+
+
+@triton.jit
+def _share(
+    results: tl.tensor, codes: tl.tensor, token: tl.tensor, laid: tl.tensor, position: tl.tensor, mine: tl.tensor,
+    streams: tl.tensor, lanes: tl.tensor, rules: tl.constexpr,
+) -> None:  # fmt: skip
+    """The row for the other half, less what is hidden from it."""
+    other = tl.load(mine + OTHER * rules.num_rows)
+    slot = tl.load(mine + OTHER_SLOT * rules.num_rows).to(tl.int64)
+    if rules.hides_first:
+        is_shown = (token < rules.first_start) | (token >= rules.first_stop)
+        token = tl.where(is_shown, token, rules.null_id)
+    inside = lanes < rules.num_others
+    is_hidden = tl.load(streams + rules.num_others + lanes, mask=inside, other=0) != 0
+    laid = tl.where(is_hidden, rules.pad_id, laid)
+    tl.store(codes + slot * rules.codes_stride + position * rules.num_others + lanes, laid, mask=inside)
+    _write(results, other, token, laid, other * 0, other * 0 + 1, lanes, rules)
+
+
+@triton.jit
+def _write_state(
+    at: tl.tensor, entries: tl.tensor, token: tl.tensor, position: tl.tensor, ends_audio: tl.tensor,
+    task: tl.tensor, tasks: tl.tensor, ends: tl.tensor, rules: tl.constexpr,
+) -> None:  # fmt: skip
+    """Where the reply stands behind `token`."""
+    audio_start = tl.load(at + AUDIO_START)
+    _, rows_to_audio = _closing(token, ends, task, rules)
+    speaks = tl.load(tasks + 3 * rules.num_tasks + task) != 0
+    begins_audio = (audio_start < 0) & (rows_to_audio > 0) & speaks
+    goes_on = (audio_start < 0) & (rows_to_audio == 0)
+    tl.store(at + AUDIO_START, tl.where(begins_audio, position + rows_to_audio, audio_start))
+    tl.store(at + AUDIO_END, tl.where(ends_audio, position, tl.load(at + AUDIO_END)))
+    tl.store(at + NUM_TEXT_TOKENS, tl.load(at + NUM_TEXT_TOKENS) + goes_on.to(tl.int64))
+    if rules.max_entries > 0:
+        is_entry = goes_on & (token >= rules.spoken_start) & (token < rules.spoken_stop)
+        num_entries = tl.load(at + NUM_ENTRIES) + is_entry.to(tl.int64)
+        tl.store(entries + num_entries, token, mask=is_entry)
+        tl.store(at + NUM_ENTRIES, num_entries)
+
+
+@triton.jit
+def advance_kernel(
+    results: tl.tensor,  # by blocks of int32, written: tokens [N], codes [N, S - 1], cuts [N], samples [N]
+    state: tl.tensor,  # [R, 5] int64, written
+    script: tl.tensor,  # [R, E + 1] int64, written
+    codes: tl.tensor,  # [R, T + 1, S - 1] int32, written
+    plan: tl.tensor,  # `columns.py`, [C, N] int32
+    lengths: tl.tensor,  # [N] int32
+    text: tl.tensor,  # what was drawn: [N] int32
+    first: tl.tensor,  # [N] int32; with a script, whether the pointer advances
+    drawn: tl.tensor,  # [N, K] int32
+    tasks: tl.tensor,  # [4, tasks] int64: what is written for an end of text, for a cut; its limit; whether it speaks
+    ends: tl.tensor,  # [2, tasks, ids] int64: whether an id closes the text, how many rows behind it audio may begin
+    ends_of_audio: tl.tensor,  # [E] int64
+    transition: tl.tensor,  # [n + 1] int64
+    streams: tl.tensor,  # [2, S - 1] int64: delays, and whether it is hidden from the other half
+    rules: tl.constexpr,
+    block: tl.constexpr,  # at least S - 1
+) -> None:
+    row = tl.program_id(0)
+    mine, lanes = plan + row, tl.arange(0, block)
+    role = tl.load(mine + ROLE * rules.num_rows)
+    if role == RECEIVES:
+        return
+    if role != DRAWS:
+        samples = tl.load(mine + SAMPLES * rules.num_rows)
+        _write(results, row, row * 0, lanes * 0, row * 0, samples, lanes, rules)
+        return
+    slot = tl.load(mine + SLOT * rules.num_rows).to(tl.int64)
+    position = tl.load(lengths + row).to(tl.int64)
+    token, laid, is_cut = _row(
+        slot, position, row, mine, state, script, codes, text, first, drawn, tasks, ends, ends_of_audio, transition,
+        streams, lanes, rules,
+    )  # fmt: skip
+    tl.store(
+        codes + slot * rules.codes_stride + position * rules.num_others + lanes, laid, mask=lanes < rules.num_others
+    )
+    _write(results, row, token, laid, is_cut, row * 0 + 1, lanes, rules)
+    if tl.load(mine + OTHER * rules.num_rows) != row:
+        _share(results, codes, token, laid, position, mine, streams, lanes, rules)
+
+
+@triton.jit
+def _row(
+    slot: tl.tensor, position: tl.tensor, row: tl.tensor, mine: tl.tensor, state: tl.tensor, script: tl.tensor,
+    codes: tl.tensor, text: tl.tensor, first: tl.tensor, drawn: tl.tensor, tasks: tl.tensor, ends: tl.tensor,
+    ends_of_audio: tl.tensor, transition: tl.tensor, streams: tl.tensor, lanes: tl.tensor, rules: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
+    """The row on all streams, stream 0 apart, and whether a limit closes a segment with it; moves the state on."""
+    task = tl.load(mine + TASK * rules.num_rows)
+    at, entries = state + slot * rules.state_stride, script + slot * rules.script_stride
+    audio_start, audio_end = tl.load(at + AUDIO_START), tl.load(at + AUDIO_END)
+    num_entries, pointer = tl.load(at + NUM_ENTRIES), tl.load(at + POINTER)
+    in_text, frame = audio_start < 0, position - audio_start
+    is_spoken = (audio_start >= 0) & (frame >= 0)
+    in_audio = is_spoken & (audio_end < 0)
+    said, num_text_tokens = tl.load(text + row).to(tl.int64), tl.load(at + NUM_TEXT_TOKENS)
+    said, text_is_cut = _text(said, num_text_tokens, num_entries, position, mine, task, tasks, ends, rules)
+    heard = tl.load(first + row).to(tl.int64)
+    if rules.max_entries > 0:
+        may_end = frame >= tl.load(mine + AUDIO_MIN * rules.num_rows)
+        heard, pointer = _follow_script(heard, pointer, num_entries, may_end, in_audio, entries, rules)
+        tl.store(at + POINTER, pointer)
+    audio_max = tl.load(mine + AUDIO_MAX * rules.num_rows)
+    heard, audio_is_cut = _audio(heard, frame, position, in_audio, audio_max, ends_of_audio, rules)
+    behind = position - audio_end
+    if rules.tail == PADDED_TAIL:  # a limit put the end there: it skips the row that is sampled on
+        was_limit = (audio_end - audio_start >= audio_max) | (audio_end >= rules.audio_limit)
+        behind += was_limit.to(tl.int64)
+    token = _first_stream(said, heard, position, audio_start, audio_end, behind, transition, rules)
+    ends_audio = in_audio & (token == rules.end_of_audio)
+    lag = tl.where(ends_audio, 0, tl.where(audio_end < 0, -ENDLESS, behind))
+    is_forced = position < tl.load(mine + FORCED_UNTIL * rules.num_rows)
+    place = codes + slot * rules.codes_stride + position * rules.num_others + lanes
+    own = drawn + row * rules.num_drawn
+    laid = _other_streams(own, place, lanes, streams, frame, lag, is_spoken, is_forced, rules)
+    if rules.max_entries > 0:
+        writes = in_text & (token >= rules.spoken_start) & (token < rules.spoken_stop)
+        is_entry = writes | (in_audio & (token != rules.end_of_audio))
+        ordinal = rules.index_base + tl.where(in_text, num_entries + 1, pointer)
+        index = tl.where(is_entry, ordinal, rules.pad_id).to(tl.int32)
+        laid = tl.where(lanes == rules.index_lane, index, laid)
+    _write_state(at, entries, token, position, ends_audio, task, tasks, ends, rules)
+    return token, laid, (text_is_cut & in_text) | audio_is_cut

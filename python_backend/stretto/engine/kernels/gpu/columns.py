@@ -1,0 +1,52 @@
+"""What a step's kernels are told of each row of a batch: the columns of one table of 32-bit words, [C, N].
+
+role: what becomes of the row. slot: whose reply it is. other, other_slot: the row and the slot of the pair's
+unconditional half, its own where there is none. samples: whether vLLM is to count a token. The rest is what a request
+asked for (`worker/slots.py`), real numbers by their bits.
+"""
+
+import triton.language as tl
+
+COLUMNS = (
+    "role",
+    "slot",
+    "other",
+    "other_slot",
+    "samples",
+    "task",
+    "text_min",
+    "text_max",
+    "audio_min",
+    "audio_max",
+    "text_top_k",
+    "audio_top_k",
+    "seed_key",
+    "ras_window",
+    "ras_max_repeats",
+    "forced_until",
+    "text_temperature",
+    "text_top_p",
+    "audio_temperature",
+    "audio_top_p",
+    "script_temperature",
+    "guidance",
+)
+# A row that does nothing, one that draws, and one that gets what another row has drawn.
+IDLE, DRAWS, RECEIVES = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+# The columns of a reply's state (`worker/slots.py`).
+STATE = ("audio_start", "audio_end", "num_text_tokens", "num_entries", "pointer")
+
+
+def _at(name: str) -> tl.constexpr:
+    return tl.constexpr(COLUMNS.index(name))
+
+
+def _state_at(name: str) -> tl.constexpr:
+    return tl.constexpr(STATE.index(name))
+
+
+ROLE, SLOT, OTHER, OTHER_SLOT, SAMPLES, TASK = map(_at, COLUMNS[:6])
+TEXT_MIN, TEXT_MAX, AUDIO_MIN, AUDIO_MAX, TEXT_TOP_K, AUDIO_TOP_K = map(_at, COLUMNS[6:12])
+SEED_KEY, RAS_WINDOW, RAS_MAX_REPEATS, FORCED_UNTIL = map(_at, COLUMNS[12:16])
+TEXT_TEMPERATURE, TEXT_TOP_P, AUDIO_TEMPERATURE, AUDIO_TOP_P, SCRIPT_TEMPERATURE, GUIDANCE = map(_at, COLUMNS[16:])
+AUDIO_START, AUDIO_END, NUM_TEXT_TOKENS, NUM_ENTRIES, POINTER = map(_state_at, STATE)

@@ -1,0 +1,231 @@
+"""The draws of a step's rows in audio: guidance, masks, noise keys and draw at once, a program per row and stream.
+
+The kernels ask the tables, not the host, what each row is to do: a captured graph replays them for any batch. A line
+of logits is read once and kept in registers. The references are `sampling/guidance.py`, `sampling/draw.py`,
+`sampling/repetition.py`, `sampling/script.py` and `sampling/noise.py`.
+"""
+
+import triton
+import triton.language as tl
+
+from stretto.engine.kernels.gpu.columns import (
+    AUDIO_MIN,
+    AUDIO_START,
+    AUDIO_TEMPERATURE,
+    AUDIO_TOP_K,
+    AUDIO_TOP_P,
+    DRAWS,
+    GUIDANCE,
+    OTHER,
+    POINTER,
+    RAS_MAX_REPEATS,
+    RAS_WINDOW,
+    ROLE,
+    SCRIPT_TEMPERATURE,
+    SEED_KEY,
+    SLOT,
+)
+from stretto.engine.kernels.gpu.draw import float_of, middle_of, ordered_of
+from stretto.engine.kernels.gpu.noise import gumbel_of, redraw_key_of, stream_key_of, uniform_of
+
+
+@triton.jit
+def real_of(words: tl.tensor) -> tl.tensor:
+    """What was packed by its bits."""
+    return tl.load(words).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def kth_largest_of(values: tl.tensor, top_k: tl.tensor) -> tl.tensor:
+    """The largest float that at least `top_k` of `values` reach; one of them, or -inf."""
+    ordered = ordered_of(values)
+    low = ordered_of(tl.full((), float("-inf"), tl.float32))
+    high = ordered_of(tl.max(values, 0)) + 1
+    while low + 1 < high:
+        middle = middle_of(low, high)
+        if tl.sum((ordered >= middle).to(tl.int32), 0) >= top_k:
+            low = middle
+        else:
+            high = middle
+    return float_of(low)
+
+
+@triton.jit
+def nucleus_of(values: tl.tensor, floor: tl.tensor, temperature: tl.tensor, top_p: tl.tensor) -> tl.tensor:
+    """The smallest float above which lies less than `top_p` of the mass of `values` from `floor` on."""
+    ordered, largest = ordered_of(values), tl.max(values, 0)
+    weights = tl.exp((values - largest) / temperature)
+    low = ordered_of(floor) - 1
+    high = ordered_of(largest)
+    wanted = top_p * tl.sum(tl.where(ordered > low, weights, 0.0), 0)
+    while low + 1 < high:
+        middle = middle_of(low, high)
+        if tl.sum(tl.where(ordered > middle, weights, 0.0), 0) < wanted:
+            high = middle
+        else:
+            low = middle
+    return float_of(high)
+
+
+@triton.jit
+def _noisiest(
+    values: tl.tensor, token_ids: tl.tensor, key: tl.tensor, temperature: tl.tensor, floor: tl.tensor
+) -> tl.tensor:
+    """The place of the largest noisy value from `floor` on, the first of equals; without noise at temperature 0."""
+    scores = values
+    if temperature > 0:
+        scores = tl.div_rn(values, temperature) + gumbel_of(key, token_ids)
+    scores = tl.where(values >= floor, scores, float("-inf"))
+    _, place = tl.max(scores, 0, return_indices=True, return_indices_tie_break_left=True)
+    return place
+
+
+@triton.jit
+def _floor(
+    values: tl.tensor, num_columns: tl.tensor, temperature: tl.tensor, top_k: tl.tensor, top_p: tl.tensor
+) -> tl.tensor:
+    """The smallest of `values` that may be drawn."""
+    floor = tl.max(values, 0)
+    if temperature > 0:
+        floor = tl.full((), float("-inf"), tl.float32)
+        if (top_k > 0) & (top_k < num_columns):
+            floor = kth_largest_of(values, top_k)
+        if top_p < 1:
+            floor = nucleus_of(values, floor, temperature, top_p)
+    return floor
+
+
+@triton.jit
+def _line(
+    logits: tl.tensor, offset: tl.tensor, columns: tl.tensor, inside: tl.tensor, other: tl.constexpr
+) -> tl.tensor:
+    values = tl.load(logits + columns, mask=inside, other=other)
+    if offset is not None:
+        values += tl.load(offset + columns, mask=inside, other=0.0)
+    return values
+
+
+@triton.jit
+def _times_said(
+    token: tl.tensor,
+    history: tl.tensor,
+    row_stride: tl.constexpr,
+    position: tl.tensor,
+    audio_start: tl.tensor,
+    window: tl.tensor,
+) -> tl.tensor:
+    """How often `token` came in the last `window` rows of the audio; `history` is one stream by position."""
+    count = tl.full((), 0, tl.int32)
+    first = tl.maximum(audio_start, position - window)
+    while first < position:
+        count += (tl.load(history + first * row_stride) == token).to(tl.int32)
+        first += 1
+    return count
+
+
+@triton.jit
+def draw_streams_kernel(
+    drawn: tl.tensor,  # [N, S] int32, written
+    logits: tl.tensor,  # [N, S * C] float32, lines apart by `logits_stride`
+    offset: tl.tensor,  # [S * C] float32, or None
+    token_ids: tl.tensor,  # [S, C] int64
+    codebooks: tl.tensor,  # [2, S] int64: the first id that is a code of a codebook, and the one behind the last
+    is_guided: tl.tensor,  # [S] int64
+    plan: tl.tensor,  # `columns.py`, [C, N] int32
+    lengths: tl.tensor,  # [N] int32
+    state: tl.tensor,  # [R, 5] int64
+    history: tl.tensor,  # of the first of the streams: [R, T, ...] int32
+    logits_stride: tl.constexpr,
+    codebooks_stride: tl.constexpr,
+    plan_stride: tl.constexpr,
+    state_stride: tl.constexpr,
+    history_slot_stride: tl.constexpr,
+    history_row_stride: tl.constexpr,
+    num_columns: tl.constexpr,
+    num_ends: tl.constexpr,  # of the columns, the last, that may not come before the shortest length
+    first_stream: tl.constexpr,
+    block: tl.constexpr,
+) -> None:
+    row, stream, num_streams = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    mine = plan + row
+    if tl.load(mine + ROLE * plan_stride) != DRAWS:
+        return
+    slot = tl.load(mine + SLOT * plan_stride).to(tl.int64)
+    position = tl.load(lengths + row)
+    audio_start = tl.load(state + slot * state_stride + AUDIO_START)
+    if (audio_start < 0) | (position < audio_start):
+        return
+    columns = tl.arange(0, block)
+    inside = columns < num_columns
+    line = logits + stream * num_columns
+    shift = offset
+    if offset is not None:
+        shift = offset + stream * num_columns
+    values = _line(line + row.to(tl.int64) * logits_stride, shift, columns, inside, float("-inf"))
+    other = tl.load(mine + OTHER * plan_stride)
+    if (other != row) & (tl.load(is_guided + stream) != 0):
+        unconditional = _line(line + other.to(tl.int64) * logits_stride, shift, columns, inside, 0.0)
+        guided = unconditional + real_of(mine + GUIDANCE * plan_stride) * (values - unconditional)
+        values = tl.where(inside, guided, float("-inf"))
+    if position - audio_start < tl.load(mine + AUDIO_MIN * plan_stride):
+        values = tl.where(columns < num_columns - num_ends, values, float("-inf"))
+    temperature = real_of(mine + AUDIO_TEMPERATURE * plan_stride)
+    top_k, top_p = tl.load(mine + AUDIO_TOP_K * plan_stride), real_of(mine + AUDIO_TOP_P * plan_stride)
+    key = stream_key_of(tl.load(mine + SEED_KEY * plan_stride), position, first_stream + stream)
+    ids = tl.load(token_ids + stream * num_columns + columns, mask=inside, other=0)
+    place = _noisiest(values, ids, key, temperature, _floor(values, num_columns, temperature, top_k, top_p))
+    token = tl.load(token_ids + stream * num_columns + place)
+    window = tl.load(mine + RAS_WINDOW * plan_stride)
+    is_code = (token >= tl.load(codebooks + stream)) & (token < tl.load(codebooks + codebooks_stride + stream))
+    if (window > 0) & (temperature > 0) & is_code:
+        said = history + slot * history_slot_stride + stream
+        times = _times_said(token, said, history_row_stride, position, audio_start, window)
+        if times >= tl.load(mine + RAS_MAX_REPEATS * plan_stride):
+            lowest = tl.full((), float("-inf"), tl.float32)
+            place = _noisiest(values, ids, redraw_key_of(key), temperature * 0 + 1, lowest)
+            token = tl.load(token_ids + stream * num_columns + place)
+    tl.store(drawn + row * num_streams + stream, token.to(tl.int32))
+
+
+@triton.jit
+def draw_script_kernel(
+    drawn: tl.tensor,  # [N] int32, written: whether the pointer advances
+    logits: tl.tensor,  # [N, C] float32, lines apart by `logits_stride`
+    offset: tl.tensor,  # [C] float32, or None
+    plan: tl.tensor,
+    lengths: tl.tensor,
+    state: tl.tensor,
+    script: tl.tensor,  # [R, E + 1] int64
+    logits_stride: tl.constexpr,
+    plan_stride: tl.constexpr,
+    state_stride: tl.constexpr,
+    script_stride: tl.constexpr,
+    spoken_start: tl.constexpr,
+    stay_of_first: tl.constexpr,  # the column in which the first spoken token stays
+    num_columns: tl.constexpr,
+    block: tl.constexpr,
+) -> None:
+    row = tl.program_id(0)
+    mine = plan + row
+    if tl.load(mine + ROLE * plan_stride) != DRAWS:
+        return
+    slot = tl.load(mine + SLOT * plan_stride).to(tl.int64)
+    position = tl.load(lengths + row)
+    audio_start = tl.load(state + slot * state_stride + AUDIO_START)
+    if (audio_start < 0) | (position < audio_start):
+        return
+    pointer = tl.load(state + slot * state_stride + POINTER)
+    entry = tl.load(script + slot * script_stride + pointer)
+    stay = tl.where(pointer > 0, stay_of_first + 2 * (entry - spoken_start), 0)
+    columns = tl.arange(0, block)
+    line, inside = logits + row.to(tl.int64) * logits_stride, columns < num_columns
+    values = _line(line, offset, columns, inside, float("-inf"))
+    largest = tl.max(values, 0)
+    own = tl.max(tl.where(columns == stay, values, float("-inf")), 0)
+    others = tl.sum(tl.where(columns == stay, 0.0, tl.exp(values - largest)), 0)
+    log_odds = tl.log(others) - (own - largest)
+    temperature = real_of(mine + SCRIPT_TEMPERATURE * plan_stride)
+    key = stream_key_of(tl.load(mine + SEED_KEY * plan_stride), position, row * 0)
+    threshold = tl.where(temperature > 0, uniform_of(key, row * 0), 0.5)
+    probability = 1 / (1 + tl.exp(-log_odds / tl.where(temperature > 0, temperature, 1.0)))
+    tl.store(drawn + row, (probability > threshold).to(tl.int32))

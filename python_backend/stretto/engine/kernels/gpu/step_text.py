@@ -1,0 +1,228 @@
+"""The draw of a step's rows in text: over a vocabulary of 150,000 columns, few of which are looked at twice.
+
+Two kernels. The first goes through all columns once, on as many processors as there are blocks of them: what may not
+come is -inf from there on, and of every group of 128 columns the maximum is kept. As many maxima as a row keeps logits
+reach a bound that the kept logits reach, too, so no group whose maximum lies below it holds any of them. The second
+kernel, a program for each row, lists the groups that do, some 50 of 1,200 at top-k 50, and finds what top-k and top-p
+keep by bisection over these alone. A nucleus without top-k begins with the 128 best groups, and goes through all
+columns only where these hold too little.
+"""
+
+import triton
+import triton.language as tl
+
+from stretto.engine.kernels.gpu.columns import (
+    AUDIO_START,
+    DRAWS,
+    NUM_TEXT_TOKENS,
+    ROLE,
+    SEED_KEY,
+    SLOT,
+    TASK,
+    TEXT_MIN,
+    TEXT_TEMPERATURE,
+    TEXT_TOP_K,
+    TEXT_TOP_P,
+)
+from stretto.engine.kernels.gpu.draw import float_of, middle_of, ordered_of
+from stretto.engine.kernels.gpu.noise import gumbel_of, stream_key_of
+from stretto.engine.kernels.gpu.step_draw import kth_largest_of, real_of
+
+WIDTH = tl.constexpr(128)  # columns of a group
+TILE = tl.constexpr(32)  # groups that are looked at in one go
+FIRST_REACH = tl.constexpr(128)  # groups that are looked at first for a nucleus without top-k
+NOISE_SPAN = tl.constexpr(20.0)  # as in `sampling/draw.py`
+
+
+@triton.jit
+def text_maxima_kernel(
+    logits: tl.tensor,  # [N, V] float32, lines apart by `logits_stride`; masked in place
+    maxima: tl.tensor,  # [N, G] float32, written
+    offset: tl.tensor,  # [V] float32, or None
+    denied: tl.tensor,  # [T, 2, V] bool
+    plan: tl.tensor,
+    state: tl.tensor,
+    logits_stride: tl.constexpr,
+    plan_stride: tl.constexpr,
+    state_stride: tl.constexpr,
+    num_columns: tl.constexpr,
+    num_groups: tl.constexpr,
+) -> None:
+    row, first_group = tl.program_id(0), tl.program_id(1) * TILE
+    mine = plan + row
+    if tl.load(mine + ROLE * plan_stride) != DRAWS:
+        return
+    of_slot = state + tl.load(mine + SLOT * plan_stride).to(tl.int64) * state_stride
+    if tl.load(of_slot + AUDIO_START) >= 0:
+        return
+    may_end = tl.load(of_slot + NUM_TEXT_TOKENS) >= tl.load(mine + TEXT_MIN * plan_stride)
+    mask = denied + (tl.load(mine + TASK * plan_stride).to(tl.int64) * 2 + may_end.to(tl.int64)) * num_columns
+    groups = first_group + tl.arange(0, TILE)
+    columns = groups[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    inside = columns < num_columns
+    line = logits + row.to(tl.int64) * logits_stride
+    values = tl.load(line + columns, mask=inside, other=float("-inf"))
+    if offset is not None:
+        values += tl.load(offset + columns, mask=inside, other=0.0)
+    is_denied = tl.load(mask + columns, mask=inside, other=1) != 0
+    values = tl.where(is_denied, float("-inf"), values)
+    tl.store(line + columns, values, mask=inside)
+    tl.store(maxima + row * num_groups + groups, tl.max(values, 1), mask=groups < num_groups)
+
+
+@triton.jit
+def _list(
+    listed: tl.tensor, maxima: tl.tensor, bound: tl.tensor, num_groups: tl.constexpr, block: tl.constexpr
+) -> tl.tensor:
+    """Lists the groups whose maximum reaches `bound`, in order; returns how many."""
+    groups = tl.arange(0, block)
+    reaches = ((maxima >= bound) & (groups < num_groups)).to(tl.int32)
+    tl.debug_barrier()
+    tl.store(listed + tl.cumsum(reaches, 0) - 1, groups, mask=reaches != 0)
+    tl.debug_barrier()
+    return tl.sum(reaches, 0)
+
+
+@triton.jit
+def _tile(
+    line: tl.tensor, listed: tl.tensor, start: tl.tensor, num_listed: tl.tensor, num_columns: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:
+    """The columns of the groups from `start` of the list on, and their logits: [TILE * WIDTH] each."""
+    place = start + tl.arange(0, TILE)
+    group = tl.load(listed + place, mask=place < num_listed, other=0)
+    columns = group[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    inside = (place < num_listed)[:, None] & (columns < num_columns)
+    values = tl.load(line + columns, mask=inside, other=float("-inf"))
+    return tl.reshape(columns, (TILE * WIDTH,)), tl.reshape(values, (TILE * WIDTH,))
+
+
+@triton.jit
+def _kth_largest(
+    line: tl.tensor, listed: tl.tensor, num_listed: tl.tensor, top_k: tl.tensor, low: tl.tensor, high: tl.tensor,
+    num_columns: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """The largest float from `low` to below `high`, by their order, that at least `top_k` listed logits reach."""
+    while low + 1 < high:
+        middle = middle_of(low, high)
+        count = tl.full((), 0, tl.int32)
+        for start in range(0, num_listed, TILE):
+            _, values = _tile(line, listed, start, num_listed, num_columns)
+            count += tl.sum((ordered_of(values) >= middle).to(tl.int32), 0)
+        if count >= top_k:
+            low = middle
+        else:
+            high = middle
+    return float_of(low)
+
+
+@triton.jit
+def _mass_above(
+    line: tl.tensor, listed: tl.tensor, num_listed: tl.tensor, ordered: tl.tensor, largest: tl.tensor,
+    temperature: tl.tensor, num_columns: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    mass = tl.full((), 0.0, tl.float32)
+    for start in range(0, num_listed, TILE):
+        _, values = _tile(line, listed, start, num_listed, num_columns)
+        weights = tl.exp((values - largest) / temperature)
+        mass += tl.sum(tl.where(ordered_of(values) > ordered, weights, 0.0), 0)
+    return mass
+
+
+@triton.jit
+def _nucleus(
+    line: tl.tensor, listed: tl.tensor, num_listed: tl.tensor, wanted: tl.tensor, low: tl.tensor, largest: tl.tensor,
+    temperature: tl.tensor, num_columns: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """The smallest float above `low`, by its order, above which lies less than `wanted` of the listed mass."""
+    high = ordered_of(largest)
+    while low + 1 < high:
+        middle = middle_of(low, high)
+        if _mass_above(line, listed, num_listed, middle, largest, temperature, num_columns) < wanted:
+            high = middle
+        else:
+            low = middle
+    return float_of(high)
+
+
+@triton.jit
+def _noisiest(
+    line: tl.tensor, listed: tl.tensor, num_listed: tl.tensor, key: tl.tensor, temperature: tl.tensor,
+    floor: tl.tensor, num_columns: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """The column of the largest noisy logit from `floor` on, the first of equals."""
+    best, column = tl.full((), float("-inf"), tl.float32), tl.full((), 0, tl.int32)
+    for start in range(0, num_listed, TILE):
+        columns, values = _tile(line, listed, start, num_listed, num_columns)
+        scores = values
+        if temperature > 0:
+            scores = tl.div_rn(values, temperature) + gumbel_of(key, columns)
+        scores = tl.where(values >= floor, scores, float("-inf"))
+        score = tl.max(scores, 0)
+        first = tl.min(tl.where(scores == score, columns, num_columns), 0)
+        column = tl.where(score > best, first, column)
+        best = tl.maximum(best, score)
+    return column
+
+
+@triton.jit
+def draw_text_kernel(
+    drawn: tl.tensor,  # [N] int32, written
+    logits: tl.tensor,  # [N, V] float32, masked
+    maxima: tl.tensor,  # [N, G] float32
+    lists: tl.tensor,  # [N, G] int32, for the groups that a row looks at
+    plan: tl.tensor,
+    lengths: tl.tensor,
+    state: tl.tensor,
+    logits_stride: tl.constexpr,
+    plan_stride: tl.constexpr,
+    state_stride: tl.constexpr,
+    num_columns: tl.constexpr,
+    num_groups: tl.constexpr,
+    block: tl.constexpr,  # at least `num_groups`
+) -> None:
+    row = tl.program_id(0)
+    mine = plan + row
+    if tl.load(mine + ROLE * plan_stride) != DRAWS:
+        return
+    if tl.load(state + tl.load(mine + SLOT * plan_stride).to(tl.int64) * state_stride + AUDIO_START) >= 0:
+        return
+    line, listed = logits + row.to(tl.int64) * logits_stride, lists + row * num_groups
+    groups = tl.arange(0, block)
+    best = tl.load(maxima + row * num_groups + groups, mask=groups < num_groups, other=float("-inf"))
+    largest = tl.max(best, 0)
+    lowest = tl.full((), float("-inf"), tl.float32)
+    temperature = real_of(mine + TEXT_TEMPERATURE * plan_stride)
+    top_k, top_p = tl.load(mine + TEXT_TOP_K * plan_stride), real_of(mine + TEXT_TOP_P * plan_stride)
+    key = stream_key_of(tl.load(mine + SEED_KEY * plan_stride), tl.load(lengths + row), row * 0)
+    is_limited = (top_k > 0) & (top_k < num_columns)
+    floor, bound, wanted = largest, largest, tl.full((), 0.0, tl.float32)
+    if temperature > 0:
+        floor, bound = lowest, lowest
+        if is_limited:
+            if top_k <= num_groups:
+                bound = kth_largest_of(best, top_k)
+        elif top_p < 1:
+            num_listed = _list(listed, best, lowest, num_groups, block)
+            below = ordered_of(lowest) - 1
+            wanted = top_p * _mass_above(line, listed, num_listed, below, largest, temperature, num_columns)
+            if num_groups > FIRST_REACH:
+                bound = kth_largest_of(best, FIRST_REACH)
+        else:
+            bound = largest - NOISE_SPAN * temperature
+    num_listed = _list(listed, best, bound, num_groups, block)
+    if temperature > 0:
+        if is_limited:
+            low, high = ordered_of(bound), ordered_of(largest) + 1
+            floor = _kth_largest(line, listed, num_listed, top_k, low, high, num_columns)
+        if top_p < 1:
+            low = ordered_of(floor) - 1
+            if is_limited:
+                wanted = top_p * _mass_above(line, listed, num_listed, low, largest, temperature, num_columns)
+            else:
+                low = ordered_of(bound) - 1
+                if _mass_above(line, listed, num_listed, low, largest, temperature, num_columns) < wanted:
+                    num_listed = _list(listed, best, lowest, num_groups, block)
+                    low = ordered_of(lowest) - 1
+            floor = _nucleus(line, listed, num_listed, wanted, low, largest, temperature, num_columns)
+    column = _noisiest(line, listed, num_listed, key, temperature, floor, num_columns)
+    tl.store(drawn + row, column)

@@ -1,0 +1,113 @@
+"""A step's rows from hidden states to the next ones, as a few launches on buffers that stay where they are.
+
+The launches are the same for every batch of a variant and a number of rows; what they do to each row stands in tables
+on the device. So they can be captured in a CUDA graph (`step_graphs.py`), and nothing is uploaded for a step.
+"""
+
+import torch
+import triton
+
+from stretto.engine.kernels.gpu.advance import advance_kernel
+from stretto.engine.kernels.gpu.step_draw import draw_script_kernel, draw_streams_kernel
+from stretto.engine.kernels.gpu.step_text import TILE, WIDTH, draw_text_kernel, text_maxima_kernel
+from stretto.engine.request.rules import SegmentRules
+from stretto.engine.worker.heads import StreamHeads
+from stretto.engine.worker.slots import SlotTables
+from stretto.engine.worker.step_constants import StepConstants
+from stretto.engine.worker.step_plan import StepPlan, Variant
+
+# As torch computes: a product and a sum are rounded one after the other, so guided logits are the reference's.
+EXACT = {"enable_fp_fusion": False}
+
+
+class StepProgram:
+    """The launches. What they read of a step: `plan`, `hidden` [N, H] and `lengths` [N]; what they leave: `results`.
+
+    tokens [R, T] int32: stream 0 of every slot by position, as vLLM keeps it.
+    """
+
+    def __init__(
+        self, heads: StreamHeads, rules: SegmentRules, tables: SlotTables, tokens: torch.Tensor, hidden: torch.Tensor
+    ):
+        num_rows, device = len(hidden), hidden.device
+        self.hidden, self.plan = hidden, StepPlan(tables, num_rows)
+        self.constants = StepConstants.of(rules, tables, num_rows)
+        self._heads, self._tables, self._tokens, self._script = heads, tables, tokens, rules.family.script
+        self.num_rows, self.num_others = num_rows, self.constants.rules.num_others
+        self._num_groups = triton.cdiv(rules.num_text_ids, WIDTH.value)
+
+        def int32(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=torch.int32, device=device)
+
+        self.lengths, self.results = int32(num_rows), int32(num_rows * (self.num_others + 3))
+        self._text, self._first, self._codes = int32(num_rows), int32(num_rows), int32(num_rows, len(heads.codes))
+        self._maxima = torch.zeros(num_rows, self._num_groups, device=device)
+        self._lists = int32(num_rows, self._num_groups)
+        first = rules.family.layout.audio[0].start
+        self._stay_of_first = self._script.first_frame - first + 1 if self._script else 0
+
+    def launch(self, variant: Variant, num_rows: int) -> None:
+        """Launch the step for the first `num_rows` of the buffers."""
+        hidden = self.hidden[:num_rows]
+        if variant.writes:
+            self._draw_text(self._heads.raw_text(hidden))
+        if variant.speaks:
+            first, codes = self._heads.raw_audio(hidden)
+            self._draw_first(first)
+            history = self._tables.codes
+            self._draw(self._codes, codes, self._heads.code_offset, self._heads.codes, history, 1)
+        self._advance(num_rows)
+
+    def _draw_text(self, logits: torch.Tensor) -> None:
+        strides = logits.stride(0), self.num_rows, self._tables.state.stride(0)
+        sizes = len(self._heads.text_ids), self._num_groups
+        text_maxima_kernel[len(logits), triton.cdiv(self._num_groups, TILE.value)](
+            logits, self._maxima, self._heads.text_offset, self.constants.denied, self.plan.table, self._tables.state,
+            *strides, *sizes, num_warps=8,
+        )  # fmt: skip
+        block = triton.next_power_of_2(self._num_groups)
+        draw_text_kernel[len(logits),](
+            self._text, logits, self._maxima, self._lists, self.plan.table, self.lengths, self._tables.state,
+            *strides, *sizes, block, num_warps=8,
+        )  # fmt: skip
+
+    def _draw_first(self, logits: torch.Tensor) -> None:
+        if self._script is None:
+            tokens = self._tokens[..., None]
+            self._draw(self._first, logits, self._heads.first_offset, self._heads.first_ids[None], tokens, 0)
+            return
+        num_columns = logits.shape[1]
+        draw_script_kernel[len(logits),](
+            self._first, logits, self._heads.first_offset, self.plan.table, self.lengths, self._tables.state,
+            self._tables.script, logits.stride(0), self.num_rows, self._tables.state.stride(0),
+            self._tables.script.stride(0), self._script.spoken.start, self._stay_of_first, num_columns,
+            triton.next_power_of_2(num_columns), **EXACT,
+        )  # fmt: skip
+
+    def _draw(
+        self,
+        drawn: torch.Tensor,
+        logits: torch.Tensor,
+        offset: torch.Tensor | None,
+        token_ids: torch.Tensor,
+        history: torch.Tensor,
+        first_stream: int,
+    ) -> None:
+        num_streams, num_columns = token_ids.shape
+        constants, block = self.constants, max(triton.next_power_of_2(num_columns), 128)
+        draw_streams_kernel[len(logits), num_streams](
+            drawn, logits, offset, token_ids, constants.codebooks[:, first_stream:], constants.is_guided[first_stream:],
+            self.plan.table, self.lengths, self._tables.state, history, logits.stride(0), constants.codebooks.stride(0),
+            self.num_rows, self._tables.state.stride(0), history.stride(0), history.stride(1), num_columns,
+            constants.rules.num_ends if first_stream == 0 else 0, first_stream, block,
+            num_warps=4 if block <= 1024 else 8 if block <= 4096 else 16, **EXACT,
+        )  # fmt: skip
+
+    def _advance(self, num_rows: int) -> None:
+        constants, tables = self.constants, self._tables
+        # One warp: a program's lanes read what it overwrites.
+        advance_kernel[num_rows,](
+            self.results, tables.state, tables.script, tables.codes, self.plan.table, self.lengths, self._text,
+            self._first, self._codes, constants.tasks, constants.ends, constants.ends_of_audio, constants.transition,
+            constants.streams, constants.rules, triton.next_power_of_2(max(self.num_others, 2)), num_warps=1,
+        )  # fmt: skip

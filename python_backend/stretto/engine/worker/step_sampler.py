@@ -1,0 +1,62 @@
+"""What stands in the place of vLLM's stock sampler on a GPU: two copies, one graph, one copy of what it leaves."""
+
+import torch
+from vllm.v1.outputs import LogprobsTensors
+from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.sample.output import SamplerOutput
+from vllm.v1.worker.gpu.sample.sampler import Sampler
+
+from stretto.engine.worker.run_slots import RunSlots
+from stretto.engine.worker.step_graphs import StepGraphs
+from stretto.engine.worker.step_plan import Variant
+from stretto.engine.worker.step_program import StepProgram
+
+
+class StepSampler:
+    """Samples one row of all streams per request, as `SpeechSampler` does, by a few launches that a graph may hold."""
+
+    def __init__(self, stock: Sampler, slots: RunSlots, program: StepProgram, graphs: StepGraphs):
+        self.penalties_state = stock.penalties_state
+        self.compute_nans = False
+        self._slots, self._program, self._graphs = slots, program, graphs
+        device = program.results.device
+        self._nothing = torch.zeros(program.num_rows, 1, device=device)
+        self._none = torch.zeros(program.num_rows, dtype=torch.int32, device=device)
+
+    def add_request(self, req_idx: int, sampling_params: object) -> None:
+        """vLLM's own sampling parameters mean nothing here; ours are in the slot tables."""
+
+    def apply_staged_writes(self) -> None:
+        """The slot tables are brought to the device by `SpeechModelState`."""
+
+    def capture(self) -> None:
+        """Capture steps of all sizes before the first request."""
+        self._program.plan.clear()
+        self._graphs.capture([Variant(False, True), Variant(True, True), Variant(True, False)])
+
+    def __call__(self, hidden: torch.Tensor, batch: InputBatch) -> SamplerOutput:
+        """Sample one row for each request of `batch` from its last hidden state, [B, H]."""
+        slots, program, num_rows = self._slots, self._program, batch.num_reqs
+        rows = slots.rows(batch)
+        variant, is_unsure = program.plan.update(rows, slots.partner, slots.is_unconditional, slots.version)
+        program.hidden[:num_rows].copy_(hidden)
+        program.lengths[:num_rows].copy_(batch.seq_lens[:num_rows])
+        self._graphs.run(variant, num_rows)
+        if is_unsure:
+            slots.readback.publish()
+        return self._output(num_rows)
+
+    def _output(self, num_rows: int) -> SamplerOutput:
+        """What the last step has left, copied: the next one writes over it while vLLM still sends it to the host."""
+        size, width = self._program.num_rows, self._program.num_others
+        results = self._program.results.clone()
+        codes = results[size : size + num_rows * width].view(num_rows, width)
+        cuts, sampled = (results[size * (width + at) :][:num_rows] for at in (1, 2))
+        return SamplerOutput(
+            sampled_token_ids=results[:num_rows, None],
+            # Codes and cuts travel to the scheduler in the asynchronous copy that vLLM makes of log-probabilities.
+            logprobs_tensors=LogprobsTensors(codes, self._nothing[:num_rows], cuts),
+            num_nans=None,
+            num_sampled=sampled,
+            num_rejected=self._none[:num_rows],
+        )

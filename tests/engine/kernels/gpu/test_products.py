@@ -1,0 +1,35 @@
+"""What the heads of a GPU give: float32, over as many columns as the head has rows."""
+
+import pytest
+import torch
+from stretto.engine.kernels.gpu import products
+from stretto.engine.kernels.gpu.products import Float32Product
+
+
+def mm_of_a_gpu(x: torch.Tensor, weight: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
+    return x.to(out_dtype) @ weight.to(out_dtype)
+
+
+@pytest.mark.parametrize("num_rows", [1026, 1032, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_are_not_rounded_to_the_weight_s_type(
+    num_rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "mm", mm_of_a_gpu)
+    weight, x = torch.randn(num_rows, 64).to(dtype), torch.randn(3, 64).to(dtype)
+    product = Float32Product(weight)(x)
+    assert product.dtype == torch.float32
+    torch.testing.assert_close(product.double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-5)
+
+
+def test_torch_has_the_product_for_a_device() -> None:
+    weight = torch.empty(1026, 64, dtype=torch.bfloat16, device="meta")
+    product = Float32Product(weight)(torch.empty(3, 64, dtype=torch.bfloat16, device="meta"))
+    assert (product.dtype, product.shape) == (torch.float32, (3, 1026))
+
+
+def test_small_heads_have_rows_by_eights_and_large_ones_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(1026, 8)
+    assert len(Float32Product(weight).weight) == 1032
+    monkeypatch.setattr(products, "MAX_COPIED", 1025)
+    assert Float32Product(weight).weight is weight

@@ -1,0 +1,139 @@
+"""Which steps are recorded, which replayed and which launched as they are, with a recorder that stands for CUDA's."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from stretto.engine.request.rules import SegmentRules
+from stretto.engine.worker.cuda_graphs import CudaRecorder
+from stretto.engine.worker.step_graphs import StepGraphs, padded_sizes
+from stretto.engine.worker.step_plan import Variant
+
+from tests.engine.worker.walks import LENGTH, Walk, captured
+from tests.speech_families import EIGHT_STREAMS
+
+SPEAK, WRITE = Variant(False, True), Variant(True, True)
+
+
+class Recording:
+    """What was recorded, and how often it has been replayed."""
+
+    def __init__(self, work: Callable[[], None]):
+        self._work, self.num_replays = work, 0
+
+    def replay(self) -> None:
+        self.num_replays += 1
+        self._work()
+
+
+class FakeRecorder:
+    """Records without running, as CUDA does; fails from the recording number `fails_at` on."""
+
+    def __init__(self, fails_at: int | None = None):
+        self.recordings: list[Recording] = []
+        self.is_capturing, self._fails_at = False, fails_at
+
+    def is_busy(self) -> bool:
+        return self.is_capturing
+
+    def record(self, work: Callable[[], None]) -> Recording:
+        if len(self.recordings) == self._fails_at:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        self.recordings.append(Recording(work))
+        return self.recordings[-1]
+
+
+def graphs(recorder: FakeRecorder | None, can_capture: Callable[[Variant], bool] = lambda variant: True) -> tuple:
+    launched: list[tuple[Variant, int]] = []
+    return StepGraphs(lambda *step: launched.append(step), 20, recorder, can_capture), launched
+
+
+def test_sizes_are_those_of_vllm_up_to_the_largest_batch() -> None:
+    assert padded_sizes(1) == [1]
+    assert padded_sizes(20) == [1, 2, 4, 8, 16, 20]
+    assert padded_sizes(300)[-5:] == [248, 256, 272, 288, 300]
+
+
+def test_a_step_of_a_new_size_is_launched_once_and_replayed_from_then_on() -> None:
+    recorder = FakeRecorder()
+    steps, launched = graphs(recorder)
+    for num_rows in (3, 3, 4, 5):
+        steps.run(SPEAK, num_rows)
+    assert [recording.num_replays for recording in recorder.recordings] == [2, 0]
+    assert launched == [(SPEAK, 4)] * 3 + [(SPEAK, 8)]
+
+
+def test_after_a_capture_at_start_no_step_is_launched_as_it_is() -> None:
+    recorder = FakeRecorder()
+    steps, launched = graphs(recorder)
+    steps.capture([SPEAK, WRITE])
+    assert launched == [(variant, size) for variant in (SPEAK, WRITE) for size in (20, 16, 8, 4, 2, 1)]
+    steps.capture([SPEAK, WRITE])  # vLLM captures twice
+    assert len(recorder.recordings) == steps.num_graphs == 12
+    for num_rows in range(1, 21):
+        steps.run(WRITE, num_rows)
+    assert sum(recording.num_replays for recording in recorder.recordings) == 20
+
+
+def test_nothing_is_recorded_while_vllm_records_and_where_ranks_must_meet() -> None:
+    recorder = FakeRecorder()
+    steps, launched = graphs(recorder, lambda variant: not variant.writes)
+    recorder.is_capturing = True
+    steps.run(SPEAK, 4)
+    recorder.is_capturing = False
+    steps.run(WRITE, 4)
+    assert not recorder.recordings
+    assert launched == [(SPEAK, 4), (WRITE, 4)]
+
+
+def test_a_capture_that_fails_is_said_once_and_steps_go_on_without(caplog: pytest.LogCaptureFixture) -> None:
+    steps, launched = graphs(FakeRecorder(fails_at=1))
+    for num_rows in (1, 2, 2, 4, 1):
+        steps.run(SPEAK, num_rows)
+    assert launched == [(SPEAK, 1), (SPEAK, 2), (SPEAK, 2), (SPEAK, 4), (SPEAK, 1)]
+    assert [record.message for record in caplog.records if "captured" in record.message] == [
+        "steps of 2 rows cannot be captured, they are launched one by one: "
+        "operation not permitted when stream is capturing"
+    ]
+
+
+@pytest.mark.slow
+def test_replayed_steps_in_padded_batches_are_the_launched_ones() -> None:
+    """What is replayed reads the tables as they are then, and rows that pad a batch touch nobody's state."""
+    rules = SegmentRules(EIGHT_STREAMS, LENGTH)
+    recorder = FakeRecorder()
+    replayed, launched = captured(rules, 5, recorder), captured(rules, 5)
+    walk = Walk(EIGHT_STREAMS, [replayed, launched], seed=3)
+    for step in range(16):
+        for mine, expected in zip(*walk.step(), strict=True):
+            assert torch.equal(mine, expected), step
+        for name in ("state", "codes"):
+            assert torch.equal(getattr(replayed.slots.tables, name), getattr(launched.slots.tables, name)), step
+    assert sum(recording.num_replays for recording in recorder.recordings) >= 12
+
+
+def test_a_failed_cuda_capture_leaves_the_stream_that_was_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+
+    class Capture:
+        def __init__(self, graph: object, **options: object):
+            assert options["capture_error_mode"] == "thread_local"
+
+        def __enter__(self) -> None:
+            calls.append("enter")
+
+        def __exit__(self, *error: object) -> None:
+            raise RuntimeError("capture_end failed")  # as torch does, and leaves its stream current
+
+    for name, value in (
+        ("graph_pool_handle", lambda: (0, 0)),
+        ("CUDAGraph", object),
+        ("current_stream", lambda: "mine"),
+        ("graph", Capture),
+        ("set_stream", calls.append),
+        ("synchronize", lambda: calls.append("synchronize")),
+    ):
+        monkeypatch.setattr(torch.cuda, name, value)
+    with pytest.raises(RuntimeError, match="capture_end failed"):
+        CudaRecorder().record(lambda: calls.append("work"))
+    assert calls == ["enter", "work", "mine", "synchronize"]

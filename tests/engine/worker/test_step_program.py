@@ -1,0 +1,40 @@
+"""The sampler of a GPU, in Triton's interpreter, walks through replies as the sampler of the CPU does, row by row."""
+
+import pytest
+import torch
+from stretto.engine.kernels.gpu.columns import COLUMNS
+from stretto.engine.kernels.gpu.columns import STATE as KERNEL_STATE
+from stretto.engine.request.rules import SegmentRules
+from stretto.engine.worker.slots import LIMITS, SCALES, STATE
+from stretto.families.base import Family
+from stretto.families.tiny.family import TINY
+
+from tests.engine.worker.walks import LENGTH, Walk, captured, reference
+from tests.small_vocabularies import BAGPIPER, DIALOGUE, OPUSLM
+from tests.speech_families import EIGHT_STREAMS
+
+pytestmark = pytest.mark.slow
+FAMILIES = [TINY, BAGPIPER, OPUSLM, DIALOGUE, EIGHT_STREAMS]
+NUM_SLOTS = 6
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_both_samplers_give_the_same_rows_and_leave_the_same_tables(family: Family) -> None:
+    rules = SegmentRules(family, LENGTH)
+    ours, theirs = captured(rules, NUM_SLOTS), reference(rules, NUM_SLOTS)
+    walk = Walk(family, [ours, theirs], seed=1)
+    for step in range(60):
+        for mine, expected in zip(*walk.step(), strict=True):
+            assert torch.equal(mine.long(), expected.long()), step
+        for name in ("state", "script", "codes"):
+            mine, expected = (getattr(each.slots.tables, name) for each in (ours, theirs))
+            if name == "script":
+                mine, expected = mine[:, 1:], expected[:, 1:]
+            assert torch.equal(mine, expected), (step, name)
+    assert walk.num_begun > 10 + NUM_SLOTS
+
+
+def test_the_kernels_columns_are_those_of_the_slot_tables() -> None:
+    assert COLUMNS[5 : 5 + len(LIMITS)] == tuple(LIMITS)
+    assert COLUMNS[5 + len(LIMITS) :] == tuple(SCALES)
+    assert tuple(STATE) == KERNEL_STATE

@@ -1,0 +1,182 @@
+"""Replies of a family walked through by two samplers at once, over heads of random weights, without an engine."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from stretto.engine.request.new_request import SpeechRequestData
+from stretto.engine.request.params import SpeechParams
+from stretto.engine.request.rules import SegmentRules
+from stretto.engine.worker.arrays import HostArrays
+from stretto.engine.worker.drawing import RowDraw
+from stretto.engine.worker.repetition import RepetitionGuard
+from stretto.engine.worker.run_slots import RunSlots
+from stretto.engine.worker.sampler import SpeechSampler
+from stretto.engine.worker.segment_state import SegmentState
+from stretto.engine.worker.slots import SlotTables
+from stretto.engine.worker.step_graphs import Recorder, StepGraphs
+from stretto.engine.worker.step_program import StepProgram
+from stretto.engine.worker.step_sampler import StepSampler
+from stretto.families.base import Family
+from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.worker.cpu import shm  # noqa: F401  (events of the CPU in the place of a GPU's)
+
+from tests.engine.prompts import make_prompt
+
+LENGTH, WIDTH, CPU = 128, 12, torch.device("cpu")
+STOCK: Any = SimpleNamespace(penalties_state=None)
+
+
+class RandomHeads:
+    """What `StreamHeads` gives, of weights and biases drawn at random."""
+
+    is_text_cut = False
+
+    def __init__(self, rules: SegmentRules, seed: int = 0):
+        random = torch.Generator().manual_seed(seed)
+        first, *others = (rules.audio_ids(stream) for stream in range(rules.family.layout.num_output_streams))
+        self.text_ids = torch.arange(rules.num_text_ids)
+        self.first_ids = torch.tensor([*first, *rules.drawn_ends_of_audio])
+        self.codes = torch.tensor(others)
+        sizes = len(self.text_ids), len(self.first_ids), self.codes.numel()
+        self._weights = [torch.randn(WIDTH, size, generator=random) for size in sizes]
+        self._is_shifted = rules.family.has_stream_bias
+        offsets = [torch.randn(size, generator=random) if self._is_shifted else None for size in sizes]
+        self.text_offset, self.first_offset, self.code_offset = offsets
+
+    def raw_text(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden @ self._weights[0]
+
+    def raw_audio(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return hidden @ self._weights[1], hidden @ self._weights[2]
+
+    def text(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._shift(self.raw_text(hidden), self.text_offset)
+
+    def first(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._shift(self.raw_audio(hidden)[0], self.first_offset)
+
+    def auxiliary(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._shift(self.raw_audio(hidden)[1], self.code_offset).view(len(hidden), *self.codes.shape)
+
+    def _shift(self, logits: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
+        return logits if offset is None else logits + offset
+
+
+@dataclass
+class Side:
+    """One of the samplers, and the tables that it alone writes; tokens [R, T]: stream 0 by position."""
+
+    slots: RunSlots
+    tokens: torch.Tensor
+    sampler: Any = None
+
+
+def side(rules: SegmentRules, num_slots: int) -> Side:
+    tables = SlotTables(num_slots, rules, CPU)
+    return Side(RunSlots(tables, rules, HostArrays(), 1), torch.zeros(num_slots, LENGTH, dtype=torch.int32))
+
+
+def reference(rules: SegmentRules, num_slots: int) -> Side:
+    """The sampler of the CPU."""
+    made, heads = side(rules, num_slots), RandomHeads(rules)
+    segments, tables = SegmentState(rules, HostArrays()), made.slots.tables
+    guard = RepetitionGuard(made.tokens, tables, rules.family.layout, HostArrays())
+    made.sampler = SpeechSampler(STOCK, made.slots, RowDraw(heads, segments, tables, HostArrays(), guard), segments)
+    return made
+
+
+def captured(rules: SegmentRules, num_slots: int, recorder: Recorder | None = None) -> Side:
+    """The sampler of a GPU, its kernels in Triton's interpreter."""
+    made, heads = side(rules, num_slots), RandomHeads(rules)
+    program = StepProgram(heads, rules, made.slots.tables, made.tokens, torch.zeros(num_slots, WIDTH))
+    graphs = StepGraphs(program.launch, num_slots, recorder, lambda variant: True)
+    made.sampler = StepSampler(STOCK, made.slots, program, graphs)
+    return made
+
+
+def request(family: Family, name: str, index: int, is_unconditional: bool, **changes: object) -> SpeechRequestData:
+    """A prompt that gets a slot; its codes are those of its rows."""
+    prompt = make_prompt(family, index, **changes)
+    codes = prompt.rows[:, 1:]
+    tail = codes[:0] if prompt.delayed_tail is None else prompt.delayed_tail
+    both = np.concatenate([codes, tail])
+    params = SpeechParams(prompt.task, prompt.sampling, both, is_unconditional, num_delayed_rows=len(tail))
+    ids = prompt.rows[:, 0].tolist()
+    name += "#unconditional" * is_unconditional
+    data = NewRequestData(name, ids, [], None, None, ([1],), 0, None, prefill_token_ids=ids)
+    return SpeechRequestData.of(data, params, codes)
+
+
+class Walk:
+    """Replies in slots, some of them pairs, that end and are followed by others; each step on every one of `sides`."""
+
+    def __init__(self, family: Family, sides: list[Side], seed: int):
+        self.family, self.sides, self.random = family, sides, np.random.default_rng(seed)
+        self.num_slots, self.num_begun = sides[0].slots.num_slots, 10 * seed
+        self.lengths = np.zeros(self.num_slots, np.int64)  # rows of each slot so far; 0: nobody is in it
+        self.names = [""] * self.num_slots
+
+    def fill(self) -> None:
+        """Put replies into the slots that are free, pairs where the family guides."""
+        free = self.random.permutation(np.flatnonzero(self.lengths == 0)).tolist()
+        while free:
+            pair = [free.pop()] + (
+                [free.pop()] if free and self.family.guided_streams and self.random.random() < 0.7 else []
+            )
+            changes = {"ras_window": int(self.random.choice([0, 7])), "ras_max_repeats": 1}
+            for half, slot in enumerate(pair):
+                made = request(self.family, f"r{self.num_begun}", self.num_begun, half == 1, **changes)
+                for each in self.sides:
+                    each.slots.fill(slot, made)
+                    each.slots.tables.apply_staged(HostArrays())
+                self.lengths[slot], self.names[slot] = len(made.prefill_token_ids), made.req_id
+            self.num_begun += 1
+
+    def end(self, slot: int) -> None:
+        for each in self.sides:
+            each.slots.empty(self.names[slot])
+        self.lengths[slot] = 0
+
+    def batch(self) -> tuple[Any, torch.Tensor]:
+        """A step over all replies in any order, and their hidden states; some prompts are not yet read to their end."""
+        slots = self.random.permutation(np.flatnonzero(self.lengths))
+        lengths = self.lengths[slots]
+        is_chunk = self.random.random(len(slots)) < 0.1
+        for row, slot in enumerate(slots):  # both halves sample, or neither
+            partner = self.sides[0].slots.partner[slot]
+            is_chunk[row] |= partner >= 0 and is_chunk[slots == partner][0]
+        is_chunk |= [bool(is_chunk[slots == self.sides[0].slots.partner[slot]].any()) for slot in slots]
+        hidden = 2 * torch.from_numpy(self.random.standard_normal((len(slots), WIDTH)).astype(np.float32))
+        made = SimpleNamespace(
+            num_reqs=len(slots),
+            idx_mapping_np=slots,
+            num_computed_tokens_np=lengths - 1,
+            num_scheduled_tokens=np.ones(len(slots), np.int32),
+            prefill_len_np=np.where(is_chunk, lengths + 1, 1),
+            seq_lens=torch.from_numpy(lengths.astype(np.int32)),
+        )
+        return made, hidden
+
+    def step(self) -> list[tuple[torch.Tensor, ...]]:
+        """One step on every side: tokens [B], codes [B, S - 1], cuts [B] and which rows count, [B]."""
+        self.fill()
+        batch, hidden = self.batch()
+        results = []
+        for each in self.sides:
+            output = each.sampler(hidden.clone(), batch)
+            codes, _, cuts = output.logprobs_tensors[:3]
+            results.append((output.sampled_token_ids[:, 0], codes, cuts, output.num_sampled))
+            sampled = output.num_sampled.numpy() > 0
+            slots = batch.idx_mapping_np[sampled]
+            each.tokens[slots, self.lengths[slots]] = output.sampled_token_ids[sampled, 0].to(torch.int32)
+        self._move_on(batch.idx_mapping_np[sampled], results[0][0][sampled].tolist())
+        return results
+
+    def _move_on(self, slots: np.ndarray, tokens: list[int]) -> None:
+        for slot, token in zip(slots.tolist(), tokens, strict=True):
+            self.lengths[slot] += 1
+            if token == self.family.end_of_reply or self.lengths[slot] == LENGTH:
+                self.end(slot)
