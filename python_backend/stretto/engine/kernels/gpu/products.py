@@ -2,10 +2,14 @@
 
 Guidance multiplies the difference of two logits by up to 5: what bfloat16 has rounded away of them would be heard.
 cuBLAS adds up in float32 in any case, so nothing is computed that was not before.
+
+With VLLM_BATCH_INVARIANT vLLM puts products that do not depend on the batch in the place of torch's, but none whose
+result is of another type: there a small weight is copied as float32, and the product of a large one is rounded.
 """
 
 import torch
 import torch.nn.functional as F
+from vllm import envs
 
 ALIGNED, MAX_COPIED = 8, 1 << 16
 
@@ -21,11 +25,14 @@ class Float32Product:
         self.num_columns = len(weight)
         num_missing = -self.num_columns % ALIGNED if self.num_columns <= MAX_COPIED else 0
         self.weight = F.pad(weight, (0, 0, 0, num_missing)) if num_missing else weight
+        self._is_mixed = weight.dtype != torch.float32 and not envs.VLLM_BATCH_INVARIANT
+        if envs.VLLM_BATCH_INVARIANT and self.num_columns <= MAX_COPIED:
+            self.weight = self.weight.float()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The product."""
-        if self.weight.dtype == torch.float32:
-            product = F.linear(x, self.weight)
-        else:
+        if self._is_mixed:
             product = torch.mm(x, self.weight.t(), out_dtype=torch.float32)
+        else:
+            product = F.linear(x.to(self.weight.dtype), self.weight).float()
         return product[:, : self.num_columns]

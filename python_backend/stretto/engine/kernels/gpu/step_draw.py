@@ -106,21 +106,32 @@ def _line(
 
 
 @triton.jit
-def _times_said(
-    token: tl.tensor,
-    history: tl.tensor,
-    row_stride: tl.constexpr,
-    position: tl.tensor,
-    audio_start: tl.tensor,
-    window: tl.tensor,
-) -> tl.tensor:
-    """How often `token` came in the last `window` rows of the audio; `history` is one stream by position."""
+def _guided(
+    line: tl.tensor, offset: tl.tensor, is_guided: tl.tensor, row: tl.tensor, mine: tl.tensor, columns: tl.tensor,
+    inside: tl.tensor, logits_stride: tl.constexpr, plan_stride: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """The logits of a row and stream, merged with those of the row's other half where it has one."""
+    values = _line(line + row.to(tl.int64) * logits_stride, offset, columns, inside, float("-inf"))
+    other = tl.load(mine + OTHER * plan_stride)
+    if (other != row) & is_guided:
+        unconditional = _line(line + other.to(tl.int64) * logits_stride, offset, columns, inside, 0.0)
+        guided = unconditional + real_of(mine + GUIDANCE * plan_stride) * (values - unconditional)
+        values = tl.where(inside, guided, float("-inf"))
+    return values
+
+
+@triton.jit
+def _is_repeated(
+    token: tl.tensor, history: tl.tensor, mine: tl.tensor, position: tl.tensor, audio_start: tl.tensor,
+    row_stride: tl.constexpr, plan_stride: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Whether `token` came too often in the last rows of the audio; `history` is one stream by position."""
     count = tl.full((), 0, tl.int32)
-    first = tl.maximum(audio_start, position - window)
+    first = tl.maximum(audio_start, position - tl.load(mine + RAS_WINDOW * plan_stride))
     while first < position:
         count += (tl.load(history + first * row_stride) == token).to(tl.int32)
         first += 1
-    return count
+    return count >= tl.load(mine + RAS_MAX_REPEATS * plan_stride)
 
 
 @triton.jit
@@ -157,32 +168,21 @@ def draw_streams_kernel(
         return
     columns = tl.arange(0, block)
     inside = columns < num_columns
-    line = logits + stream * num_columns
-    shift = offset
-    if offset is not None:
-        shift = offset + stream * num_columns
-    values = _line(line + row.to(tl.int64) * logits_stride, shift, columns, inside, float("-inf"))
-    other = tl.load(mine + OTHER * plan_stride)
-    if (other != row) & (tl.load(is_guided + stream) != 0):
-        unconditional = _line(line + other.to(tl.int64) * logits_stride, shift, columns, inside, 0.0)
-        guided = unconditional + real_of(mine + GUIDANCE * plan_stride) * (values - unconditional)
-        values = tl.where(inside, guided, float("-inf"))
+    own, is_guiding = stream * num_columns + columns, tl.load(is_guided + stream) != 0
+    values = _guided(logits, offset, is_guiding, row, mine, own, inside, logits_stride, plan_stride)
     if position - audio_start < tl.load(mine + AUDIO_MIN * plan_stride):
         values = tl.where(columns < num_columns - num_ends, values, float("-inf"))
     temperature = real_of(mine + AUDIO_TEMPERATURE * plan_stride)
     top_k, top_p = tl.load(mine + AUDIO_TOP_K * plan_stride), real_of(mine + AUDIO_TOP_P * plan_stride)
     key = stream_key_of(tl.load(mine + SEED_KEY * plan_stride), position, first_stream + stream)
-    ids = tl.load(token_ids + stream * num_columns + columns, mask=inside, other=0)
+    ids = tl.load(token_ids + own, mask=inside, other=0)
     place = _noisiest(values, ids, key, temperature, _floor(values, num_columns, temperature, top_k, top_p))
     token = tl.load(token_ids + stream * num_columns + place)
-    window = tl.load(mine + RAS_WINDOW * plan_stride)
     is_code = (token >= tl.load(codebooks + stream)) & (token < tl.load(codebooks + codebooks_stride + stream))
-    if (window > 0) & (temperature > 0) & is_code:
+    if (tl.load(mine + RAS_WINDOW * plan_stride) > 0) & (temperature > 0) & is_code:
         said = history + slot * history_slot_stride + stream
-        times = _times_said(token, said, history_row_stride, position, audio_start, window)
-        if times >= tl.load(mine + RAS_MAX_REPEATS * plan_stride):
-            lowest = tl.full((), float("-inf"), tl.float32)
-            place = _noisiest(values, ids, redraw_key_of(key), temperature * 0 + 1, lowest)
+        if _is_repeated(token, said, mine, position, audio_start, history_row_stride, plan_stride):
+            place = _noisiest(values, ids, redraw_key_of(key), temperature * 0 + 1, float("-inf"))
             token = tl.load(token_ids + stream * num_columns + place)
     tl.store(drawn + row * num_streams + stream, token.to(tl.int32))
 

@@ -165,6 +165,28 @@ def _noisiest(
 
 
 @triton.jit
+def _bound(
+    line: tl.tensor, listed: tl.tensor, best: tl.tensor, limited: tl.tensor, temperature: tl.tensor,
+    top_k: tl.tensor, top_p: tl.tensor, num_columns: tl.constexpr, num_groups: tl.constexpr, block: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
+    """A logit below which nothing, or for a nucleus without top-k rarely anything, is kept; and that nucleus' mass."""
+    lowest, largest = tl.full((), float("-inf"), tl.float32), tl.max(best, 0)
+    bound, wanted = lowest, tl.full((), 0.0, tl.float32)
+    if limited:
+        if top_k <= num_groups:
+            bound = kth_largest_of(best, top_k)
+    elif top_p < 1:
+        num_listed = _list(listed, best, lowest, num_groups, block)
+        below = ordered_of(lowest) - 1
+        wanted = top_p * _mass_above(line, listed, num_listed, below, largest, temperature, num_columns)
+        if num_groups > FIRST_REACH:
+            bound = kth_largest_of(best, FIRST_REACH)
+    else:
+        bound = largest - NOISE_SPAN * temperature
+    return bound, wanted
+
+
+@triton.jit
 def draw_text_kernel(
     drawn: tl.tensor,  # [N] int32, written
     logits: tl.tensor,  # [N, V] float32, masked
@@ -190,39 +212,27 @@ def draw_text_kernel(
     groups = tl.arange(0, block)
     best = tl.load(maxima + row * num_groups + groups, mask=groups < num_groups, other=float("-inf"))
     largest = tl.max(best, 0)
-    lowest = tl.full((), float("-inf"), tl.float32)
     temperature = real_of(mine + TEXT_TEMPERATURE * plan_stride)
     top_k, top_p = tl.load(mine + TEXT_TOP_K * plan_stride), real_of(mine + TEXT_TOP_P * plan_stride)
     key = stream_key_of(tl.load(mine + SEED_KEY * plan_stride), tl.load(lengths + row), row * 0)
-    is_limited = (top_k > 0) & (top_k < num_columns)
+    limited = (top_k > 0) & (top_k < num_columns)
     floor, bound, wanted = largest, largest, tl.full((), 0.0, tl.float32)
     if temperature > 0:
-        floor, bound = lowest, lowest
-        if is_limited:
-            if top_k <= num_groups:
-                bound = kth_largest_of(best, top_k)
-        elif top_p < 1:
-            num_listed = _list(listed, best, lowest, num_groups, block)
-            below = ordered_of(lowest) - 1
-            wanted = top_p * _mass_above(line, listed, num_listed, below, largest, temperature, num_columns)
-            if num_groups > FIRST_REACH:
-                bound = kth_largest_of(best, FIRST_REACH)
-        else:
-            bound = largest - NOISE_SPAN * temperature
+        bound, wanted = _bound(line, listed, best, limited, temperature, top_k, top_p, num_columns, num_groups, block)
     num_listed = _list(listed, best, bound, num_groups, block)
     if temperature > 0:
-        if is_limited:
+        floor = tl.full((), float("-inf"), tl.float32)
+        if limited:
             low, high = ordered_of(bound), ordered_of(largest) + 1
             floor = _kth_largest(line, listed, num_listed, top_k, low, high, num_columns)
+        low = ordered_of(tl.maximum(bound, floor)) - 1
         if top_p < 1:
-            low = ordered_of(floor) - 1
-            if is_limited:
-                wanted = top_p * _mass_above(line, listed, num_listed, low, largest, temperature, num_columns)
-            else:
-                low = ordered_of(bound) - 1
-                if _mass_above(line, listed, num_listed, low, largest, temperature, num_columns) < wanted:
-                    num_listed = _list(listed, best, lowest, num_groups, block)
-                    low = ordered_of(lowest) - 1
+            reached = _mass_above(line, listed, num_listed, low, largest, temperature, num_columns)
+            if limited:
+                wanted = top_p * reached
+            elif reached < wanted:
+                num_listed = _list(listed, best, floor, num_groups, block)
+                low = ordered_of(floor) - 1
             floor = _nucleus(line, listed, num_listed, wanted, low, largest, temperature, num_columns)
     column = _noisiest(line, listed, num_listed, key, temperature, floor, num_columns)
     tl.store(drawn + row, column)
