@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from stretto.errors import InvalidRequest
 from stretto.records.ring_address import RingAddress
-from stretto.triton_io.ring import PcmRing, check_ring
+from stretto.triton_io.ring import CudaPayload, PcmRing, check_ring
 from stretto_client.regions import SystemRegion
 from stretto_client.ring import HEADER, Ring, RingSize
 
@@ -248,6 +248,24 @@ def test_memory_of_a_gpu_is_not_free_while_the_server_has_it_open(monkeypatch: p
     ring.withdraw()
     with pytest.raises(InvalidRequest, match=r"ring\.name"):
         PcmRing.open(address)
+    ring.close()
+
+
+def test_a_ring_that_is_taken_back_while_it_is_opened_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client frees its memory as soon as the header says that the server has not got it."""
+    runtime = install(monkeypatch)
+    ring = Ring("cuda", SIZE)
+    say = CudaPayload._say
+
+    def said_too_late(payload: CudaPayload, is_open: bool) -> None:
+        ring.withdraw()
+        say(payload, is_open)
+
+    monkeypatch.setattr(CudaPayload, "_say", said_too_late)
+    with pytest.raises(InvalidRequest, match=r"ring\.name"):
+        PcmRing.open(RingAddress(**ring.option()))
+    assert ring.is_free
+    assert not runtime.opened
     ring.close()
 
 
