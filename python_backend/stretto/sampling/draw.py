@@ -1,6 +1,6 @@
 """One token per row and stream from masked logits: temperature, top-k, top-p and counter-based noise, without a sort.
 
-For the CPU, in numpy over the tensors' own memory; `engine/kernels/draw.py` draws the same on a GPU.
+For the CPU, in numpy over the tensors' own memory; `engine/kernels/gpu/draw.py` draws the same on a GPU.
 """
 
 from dataclasses import dataclass

@@ -1,1 +1,1 @@
-"""Pure torch: how codes lie in a sequence of rows. It knows no model and no server."""
+"""How codes lie in a sequence of rows, in numpy and plain Python. It knows no model and no server."""
