@@ -56,7 +56,8 @@ async def test_an_unsound_request_is_answered_and_its_stream_goes_on(proxy: Prox
     came = await answers(proxy.address, request(shape=[-1]), request(shape=[2**62, 4]), request())
     refused = [answer for answer in came if answer.error_message]
     assert [answer.infer_response.id for answer in refused] == ["[-1]", "[4611686018427387904, 4]"]
-    assert "inputs.text: expected a shape of fewer than 2^31 elements, got [-1]" in refused[0].error_message
+    wanted = "invalid request: inputs.text: expected a shape of fewer than 2^31 elements, got [-1]"
+    assert refused[0].error_message == wanted
     assert len(came) - len(refused) == 2
     assert len(proxy.triton.requests) == 1
 
@@ -73,7 +74,8 @@ async def test_a_client_that_leaves_cancels_what_triton_does(proxy: Proxied) -> 
 @pytest.mark.parametrize("model", ["preprocessor", "language_model", "acoustic_decoder"])
 async def test_the_steps_of_the_ensemble_are_for_holders_of_the_key(proxy: Proxied, model: str) -> None:
     (refused,) = await answers(proxy.address, request(model))
-    assert "the models API is closed: start the server with --allow models" in refused.error_message
+    closed = "invalid request: model_name: the models API is closed: start the server with --allow models"
+    assert refused.error_message.startswith(closed)
     assert len(await answers(proxy.address, request(model), metadata=[(KEY_HEADER, KEY)])) == 2
     assert [each["model"] for each in proxy.triton.requests] == [model]
 

@@ -9,7 +9,7 @@ from tritonclient.grpc.service_pb2 import ModelStreamInferResponse
 
 from stretto.serving.proxy import access
 from stretto.serving.proxy.access import MODEL_INFER, MODEL_STREAM_INFER, Access, Metadata
-from stretto.serving.proxy.infer_request import BadRequest, read_infer_request
+from stretto.serving.proxy.infer_request import INVALID, UNAVAILABLE, BadRequest, read_infer_request
 from stretto.serving.proxy.pace import Pace
 from stretto.serving.proxy.shared_memory import check_registration
 from stretto.serving.proxy.uploads import ENDED, Upload, Uploads
@@ -34,6 +34,7 @@ TRITON_OPTIONS = [
 ]
 # What is answered while the launcher knows that the server is not ready: three messages whose field says false.
 NOT_READY = {access.SERVICE + "ServerReady": b"", access.SERVICE + "ModelReady": b"", access.HEALTH_CHECK: b"\x08\x02"}
+STATUS = {INVALID: grpc.StatusCode.INVALID_ARGUMENT, UNAVAILABLE: grpc.StatusCode.RESOURCE_EXHAUSTED}
 GONE = ("unix:", "ocket closed", "onnection reset", "roken pipe")  # in gRPC's words for a server that is not there
 
 Context = Any  # grpc.aio.ServicerContext, of bytes
@@ -79,7 +80,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
                 else:
                     response = await self._unary[method](request, metadata=_passed_on(metadata))
             except BadRequest as error:
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+                await context.abort(STATUS[error.kind], error.told)
             except grpc.aio.AioRpcError as error:
                 await context.abort(error.code(), _details(error))
             await context.write(response)
@@ -151,7 +152,7 @@ class _Stream:
             try:
                 await check(request)
             except BadRequest as error:
-                response = ModelStreamInferResponse(error_message=str(error))
+                response = ModelStreamInferResponse(error_message=error.told)
                 response.infer_response.id = error.request_id
                 await self._write(response.SerializeToString())
             else:

@@ -24,16 +24,24 @@ SIZES = {"BOOL": 1, "UINT8": 1, "INT8": 1, "UINT16": 2, "INT16": 2, "FP16": 2, "
 SIZES |= {"UINT32": 4, "INT32": 4, "FP32": 4, "UINT64": 8, "INT64": 8, "FP64": 8}
 STRING, STRING_HEAD = "BYTES", 4
 
+INVALID, UNAVAILABLE = "invalid request", "unavailable"
+
 
 class BadRequest(Exception):
     """A request that Triton must not see; the message names the field, what was expected and what came.
 
-    request_id: as its sender has called it, where that could be read.
+    request_id: as its sender has called it, where that could be read. kind: with which the message begins for the
+    client, as with the errors of the models.
     """
 
-    def __init__(self, message: str, request_id: str = "") -> None:
+    def __init__(self, message: str, request_id: str = "", kind: str = INVALID) -> None:
         super().__init__(message)
-        self.request_id = request_id
+        self.request_id, self.kind = request_id, kind
+
+    @property
+    def told(self) -> str:
+        """What the client is told."""
+        return f"{self.kind}: {self}"
 
 
 @dataclass(frozen=True, slots=True)
