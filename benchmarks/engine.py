@@ -12,7 +12,7 @@ line of JSON for each number of requests.
 
     python -m benchmarks.engine --layout bagpiper-small --requests 16 --frames 64 --guidance 3.0
 
-Ours alone, with the streams and the vocabulary of a published model on random weights: `benchmark_layout.py`.
+Ours alone, with the streams and the vocabulary of a published model on random weights: `layout.py`.
 """
 
 import argparse

@@ -36,7 +36,8 @@ class SpeechEvent:
     pcm: [n] mono samples at `sample_rate` Hz, float32 in [-1, 1] or, where asked for, int16; None with text alone.
     text: what the text segment has gained. words: the words that start in this chunk.
     guidance_changes: those at its frames; there are none unless the request's guidance policy makes them.
-    segment: `text`, `transition`, `audio` or `drain`. start_s, duration_s: where `pcm` lies in the utterance.
+    segment: `text`, `audio` or `tail` (the rows that complete the last frames).
+    start_s, duration_s: where `pcm` lies in the utterance.
     report: with the last chunk, the finish reason, counts, seed, guidance and timings.
     codes: [S, T] of all streams, where `output={"codes": True}` asked for them; as `messages` takes them back.
     """

@@ -11,8 +11,8 @@ from typing import Any, get_args
 class EngineConfig:
     """Where the checkpoint lies and how vLLM runs it.
 
-    engine_args: vLLM's engine arguments, verbatim (`max_num_seqs`, `gpu_memory_utilization`, ...); the scheduler,
-    the tokenizer and the output channel belong to the plugin and may not be set.
+    engine_args: vLLM's engine arguments, verbatim (`max_num_seqs`, `gpu_memory_utilization`, ...); the model, the
+    scheduler and the tokenizer belong to the plugin and may not be set.
     kv_share: the share of the KV cache up to which requests that listen (`understanding`) and requests that speak
     (`generation`) are admitted, so that neither kind keeps the other waiting; a kind that is not named has no limit.
     batch_invariant: whether logits may not depend on what else is in the batch, on a GPU and at a cost.

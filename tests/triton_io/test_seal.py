@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from stretto.errors import InvalidRequest
-from stretto.triton_io.seal import Seal, ServerKey
+from stretto.triton_io.seal import Seal, SealKey
 
 SEAL = Seal(bytes(32))
 REFUSED = "^chunk: expected what a step of this server has sealed, got something else$"
@@ -59,7 +59,7 @@ def sealed_file(folder: Path) -> Path:
 
 
 def hold(folder: Path, ready: Event, done: Event) -> None:
-    key = ServerKey(os.getppid(), folder)
+    key = SealKey(os.getppid(), folder)
     sealed_file(folder).write_bytes(key.seal.close("chunk", b"{}"))
     ready.set()
     done.wait(60)
@@ -78,7 +78,7 @@ def start(folder: Path) -> tuple[multiprocessing.Process, Event]:
 def test_all_processes_of_a_server_find_its_key_and_the_last_removes_it(tmp_path: Path) -> None:
     folder = tmp_path / "keys"
     first, done = start(folder)
-    key = ServerKey(os.getpid(), folder)
+    key = SealKey(os.getpid(), folder)
     assert key.seal.open("chunk", sealed_file(folder).read_bytes()) == b"{}"
     (path,) = folder.iterdir()
     assert (stat.S_IMODE(path.stat().st_mode), stat.S_IMODE(folder.stat().st_mode)) == (0o600, 0o700)
@@ -93,14 +93,14 @@ def test_another_server_has_another_key_and_one_that_was_killed_leaves_none(tmp_
     folder = tmp_path / "keys"
     process, _ = start(folder)
     (path,) = folder.iterdir()
-    other = ServerKey(os.getppid(), folder)
+    other = SealKey(os.getppid(), folder)
     assert path.exists()
     with pytest.raises(InvalidRequest):
         other.seal.open("chunk", sealed_file(folder).read_bytes())
     other.close()
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    again = ServerKey(os.getpid(), folder)
+    again = SealKey(os.getpid(), folder)
     with pytest.raises(InvalidRequest):
         again.seal.open("chunk", sealed_file(folder).read_bytes())
     again.close()
@@ -110,4 +110,4 @@ def test_another_server_has_another_key_and_one_that_was_killed_leaves_none(tmp_
 def test_a_folder_that_others_may_look_into_holds_no_key(tmp_path: Path) -> None:
     (tmp_path / "keys").mkdir(mode=0o755)
     with pytest.raises(PermissionError, match="must belong to this user alone"):
-        ServerKey(os.getpid(), tmp_path / "keys")
+        SealKey(os.getpid(), tmp_path / "keys")

@@ -15,7 +15,7 @@ REQUIRED = {
 }
 # On the CPU in addition.
 REQUIRED_ON_CPU = {
-    # Triton compiles for GPUs only: kernels are imported for its interpreter, and `cpu_kernels` stands in for them.
+    # Triton compiles for GPUs only: kernels are imported for its interpreter; `engine/kernels/cpu` stands in for them.
     "TRITON_INTERPRET": "1",
 }
 BATCH_INVARIANT = "VLLM_BATCH_INVARIANT"

@@ -35,7 +35,7 @@ class OutputForm:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Both, for one utterance. with_codes: whether the codes of all streams are told beside the waveform."""
+    """Output form and chunk sizes of one utterance. with_codes: tell the codes of all streams beside the waveform."""
 
     form: OutputForm = field(default_factory=OutputForm)
     chunking: ChunkPolicy = field(default_factory=ChunkPolicy)

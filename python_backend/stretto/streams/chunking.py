@@ -118,7 +118,7 @@ class Pacer:
         self._grown_s = now
 
     def _first(self, num_ready: int, load: DecoderLoad) -> int:
-        """The lead that the next chunk needs: its own frames, the wait for one more, and the way."""
+        """The size of the first chunk, enough for the wait for one more and the way; 0 while too few are ready."""
         policy = self.policy
         needed = self._smallest(load) + math.ceil((load.latency_s + self._gap_s) * policy.frame_rate)
         size = policy.held_frames + min(max(policy.first_frames, needed), policy.steady_frames)

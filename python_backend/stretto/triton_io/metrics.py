@@ -5,20 +5,22 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+PREFIX = "stretto_"
+
 
 class Gauges:
-    """One metric each for the fields of a mapping: `prefix` + field, described by `descriptions`.
+    """One metric each for the fields of a mapping: `stretto_` + field, described by `descriptions`.
 
     A field that ends in `_total` is a counter, which only ever grows; any other is a gauge.
     """
 
-    def __init__(self, model: str, descriptions: Mapping[str, str], prefix: str = "stretto_") -> None:
+    def __init__(self, model: str, descriptions: Mapping[str, str]) -> None:
         self._metrics: dict[str, Any] = {}
         self._values = dict.fromkeys(descriptions, 0.0)
         self._families = []  # Triton removes a family that is garbage
         for field, description in descriptions.items():
             kind = pb_utils.MetricFamily.COUNTER if field.endswith("_total") else pb_utils.MetricFamily.GAUGE
-            family = pb_utils.MetricFamily(name=prefix + field, description=description, kind=kind)
+            family = pb_utils.MetricFamily(name=PREFIX + field, description=description, kind=kind)
             self._families.append(family)
             self._metrics[field] = family.Metric(labels={"model": model})
 

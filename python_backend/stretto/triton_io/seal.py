@@ -53,7 +53,7 @@ class Seal:
         return tag.digest()
 
 
-class ServerKey:
+class SealKey:
     """The key of the server with this pid, held for as long as this process uses it.
 
     Who holds a key has a lock on its file, which falls with the process: a file that nobody has locked is removed.

@@ -40,7 +40,7 @@ def test_a_pair_that_is_held_gets_no_row() -> None:
     one = arrive(known, "one", policy="adaptive")
     plan_of = planner(known)[0].plan
     assert plan_of(run(one), 100).grants == {"one": 1}
-    known.hold(known["one"])
+    known.await_half(known["one"])
     assert plan_of([one], 100).grants == {"one": 0}
 
 
@@ -113,7 +113,7 @@ def test_whatever_changes_who_runs_is_planned_anew(change: str, monkeypatch: pyt
     elif change == "a half is dropped":
         known.drop_unconditional(known["one"])
     elif change == "a pair is held":
-        known.hold(known["one"])
+        known.await_half(known["one"])
     else:
         planning.has_slot(arrive(known, "waits").request_id, [*running, *run(arrive(known, "passing"))], 9)
     monkeypatch.setattr("stretto.engine.scheduling.planner.plan_grants", lambda *_: pytest.fail("planned again"))

@@ -16,7 +16,7 @@ def test_a_mark_stands_where_guidance_goes_and_comes_back() -> None:
         speak(state)
         marks.append(state.note_guidance(is_guided))
     assert marks == [NO_CHANGE, NO_CHANGE, GUIDANCE_OFF, NO_CHANGE, GUIDANCE_ON]
-    assert state.turns == [2, 4]
+    assert state.guidance_switches == [2, 4]
     state.queue_s = 0.5
     assert state.trailer().num_guided_frames == 3
 

@@ -12,9 +12,9 @@ def partner_of(request_id: str) -> str:
     return request_id + UNCONDITIONAL_SUFFIX
 
 
-def num_guided(turns: Sequence[int], num_rows: int) -> int:
-    """How many of the first `num_rows` audio rows are guided: guidance goes, comes back, goes ... at `turns`."""
-    edges = [0, *(min(turn, num_rows) for turn in turns), num_rows]
+def num_guided(switches: Sequence[int], num_rows: int) -> int:
+    """How many of the first `num_rows` audio rows are guided: guidance goes, comes back, goes ... at `switches`."""
+    edges = [0, *(min(row, num_rows) for row in switches), num_rows]
     return sum(goes - comes for comes, goes in zip(edges[::2], edges[1::2], strict=False))
 
 

@@ -104,7 +104,7 @@ class AdaptiveGuidance:
                 del self.returning[request.request_id]
             return False
         if request.status != RequestStatus.RUNNING or state.tracker.segment is not Segment.AUDIO:
-            self._table.release(state)
+            self._table.stop_awaiting(state)
             self.dropped[request.request_id] = self.returning.pop(request.request_id)
             return False
         is_known = request.num_output_placeholders == 0
@@ -135,7 +135,7 @@ class AdaptiveGuidance:
             state = self._table[request.request_id]
             if self._is_worth_it(state, len(running)):
                 self.returning[request.request_id] = self.dropped.pop(request.request_id)
-                self._table.hold(state)
+                self._table.await_half(state)
                 self.load.start_over()
                 return [state] if self._follow(state) else []
         return []

@@ -92,8 +92,8 @@ class PairPlanner:
         if self._table.guidance_has_begun(state):
             assert state.pair is not None
             return RunningRow(request.request_id, remaining, state.pair.other(request.request_id))
-        is_held = state.is_unconditional or (state.pair is not None and state.pair.is_held)
-        return RunningRow(request.request_id, remaining, may_finish=not is_held)
+        awaits = state.is_unconditional or (state.pair is not None and state.pair.awaits_half)
+        return RunningRow(request.request_id, remaining, may_finish=not awaits)
 
     def _fits(self, running: Iterable[Request], tail: list[Request], awaited: Iterable[Request]) -> bool:
         """Whether the blocks that the grants need are free, and those of halves without which older pairs are held.

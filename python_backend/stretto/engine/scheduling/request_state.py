@@ -22,13 +22,13 @@ class GuidancePair:
     """The two halves of a guided reply, by request id.
 
     first_output: the conditional half's output index at which guidance begins; NOT_YET while it is unknown.
-    unconditional: None while there is no such half. is_held: the conditional half waits for one to be created.
+    unconditional: None while there is no such half. awaits_half: the conditional half waits for one to be created.
     """
 
     conditional: str
     first_output: int = NOT_YET
     unconditional: str | None = None
-    is_held: bool = False
+    awaits_half: bool = False
 
     def part(self) -> None:
         """Note that the unconditional half has gone."""
@@ -44,9 +44,9 @@ class RequestState:
     """One request, an unconditional one or not. `tracker` follows the conditional half.
 
     pair: None where guidance has no part in it, or no longer. limit: the output index from which on it has none, once
-    that is known. is_guided: whether the newest row of the audio segment was guided. turns: the rows of its audio, from
-    0, at which guidance went, came back, went ... was_cut: a limit closed a segment that the model had not. queue_s:
-    how long it waited for its first step. outgoing: its rows that are still here.
+    that is known. is_guided: whether the newest row of the audio segment was guided. guidance_switches: the rows of its
+    audio, from 0, at which guidance went, came back, went ... was_cut: a limit closed a segment that the model had not.
+    queue_s: how long it waited for its first step. outgoing: its rows that are still here.
     """
 
     request: Request
@@ -56,7 +56,7 @@ class RequestState:
     pair: GuidancePair | None = None
     limit: int = NOT_YET
     is_guided: bool = False
-    turns: list[int] = field(default_factory=list)
+    guidance_switches: list[int] = field(default_factory=list)
     was_cut: bool = False
     queue_s: float | None = None
     outgoing: OutgoingRows = field(init=False)
@@ -84,7 +84,7 @@ class RequestState:
         if is_guided == self.is_guided:
             return NO_CHANGE
         self.is_guided = is_guided
-        self.turns.append(self.tracker.position - 1 - self.tracker.audio_start)
+        self.guidance_switches.append(self.tracker.position - 1 - self.tracker.audio_start)
         return GUIDANCE_ON if is_guided else GUIDANCE_OFF
 
     def for_worker(self, data: NewRequestData) -> SpeechRequestData:
@@ -96,6 +96,6 @@ class RequestState:
     def trailer(self) -> Trailer:
         """What the client is told behind the last row."""
         assert self.queue_s is not None
-        num_frames = num_guided(self.turns, self.tracker.num_frames) if self.asks_for_guidance else 0
+        num_frames = num_guided(self.guidance_switches, self.tracker.num_frames) if self.asks_for_guidance else 0
         queue_us = round(1e6 * self.queue_s)
         return Trailer(num_frames, self.request.num_preemptions, int(self.was_cut), queue_us)

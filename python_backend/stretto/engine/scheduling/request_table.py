@@ -78,16 +78,16 @@ class RequestTable(dict[str, RequestState]):
         state = self[request_id]
         return state.is_unconditional or self.guidance_has_begun(state)
 
-    def hold(self, state: RequestState) -> None:
+    def await_half(self, state: RequestState) -> None:
         """Let the pair of `state` wait for a new half."""
         assert state.pair is not None
-        state.pair.is_held = True
+        state.pair.awaits_half = True
         self.revision += 1
 
-    def release(self, state: RequestState) -> None:
+    def stop_awaiting(self, state: RequestState) -> None:
         """Let the pair of `state` wait no longer."""
         assert state.pair is not None
-        state.pair.is_held = False
+        state.pair.awaits_half = False
         self.revision += 1
 
     def drop_unconditional(self, state: RequestState) -> str:
@@ -106,7 +106,7 @@ class RequestTable(dict[str, RequestState]):
         assert pair is not None
         context = self._context(state)
         pair.first_output = len(context) - conditional.num_prompt_tokens
-        pair.unconditional, pair.is_held = partner_of(conditional.request_id), False
+        pair.unconditional, pair.awaits_half = partner_of(conditional.request_id), False
         num_guided_rows = self.rules.max_guided_rows(params.sampling)
         if num_guided_rows is not None:
             state.limit = pair.first_output + num_guided_rows

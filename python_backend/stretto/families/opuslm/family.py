@@ -24,7 +24,7 @@ from stretto.streams.segment import Segment
 
 NUM_STREAMS = 9
 PAD, SOS_EOS = 0, 5
-SYSTEM_PROMPT, USER_INPUT, ASSISTANT_OUTPUT, END_OF_UTTERANCE = 8, 9, 10, 11
+SYSTEM_PROMPT, USER_INPUT, ASSISTANT_OUTPUT = 8, 9, 10
 NEVER_READ = 255  # a special token without a meaning: it tells the engine that a reply is over
 MODALITIES = {"codec": 32, "ssl": 33, "codec_ssl": 34, "text_bpe": 35, "g2p": 36, "spk": 37}
 TASKS = {

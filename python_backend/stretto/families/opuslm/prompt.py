@@ -1,6 +1,6 @@
 """Prompts of OpusLM, one task a request: `[sos][task]`, what is given, and the marker after which the reply begins.
 
-Task tokens go by name, older releases' names first; `families/opuslm.py` draws the prompts.
+Task tokens go by name, older releases' names first; `family.py` draws the prompts.
 """
 
 from pathlib import Path

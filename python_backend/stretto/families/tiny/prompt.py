@@ -1,4 +1,4 @@
-"""Prompts of the `tiny` family: characters in for speech, audio rows in for characters (see `families/tiny.py`)."""
+"""Prompts of the `tiny` family: characters in for speech, audio rows in for characters (see `family.py`)."""
 
 from pathlib import Path
 

@@ -1,0 +1,35 @@
+"""What docs and docstrings name is there: a page that says where a thing lies must not outlive its move."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import vllm
+
+ROOT, VLLM = Path(__file__).parents[1], Path(vllm.__file__).parent
+TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+NAMED = re.compile(r"`([\w./-]+\.(?:py|sh|md|pbtxt))`")
+TEXTS = (".md", ".py", ".pbtxt", ".sh", ".yaml")
+FILES = [*TRACKED, *(f"vllm/{path.relative_to(VLLM)}" for path in (VLLM / "v1").rglob("*.py"))]
+OTHERS = {"huggingface.py"}  # of other projects
+
+
+def named(path: str) -> set[str]:
+    """The files that a tracked file names between backquotes."""
+    return set(NAMED.findall((ROOT / path).read_text(errors="replace"))) if path.endswith(TEXTS) else set()
+
+
+READERS = [path for path in TRACKED if path != "CHANGELOG.md" and (ROOT / path).is_file() and named(path)]
+
+
+def test_pages_that_name_files_are_found() -> None:
+    assert {"README.md", "docs/architecture.md"} <= set(READERS)
+
+
+@pytest.mark.parametrize("path", READERS)
+def test_every_file_that_is_named_is_there(path: str) -> None:
+    missing = [
+        name for name in named(path) - OTHERS if not any(f"/{file}".endswith(f"/{name.lstrip('./')}") for file in FILES)
+    ]
+    assert not missing
