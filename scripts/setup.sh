@@ -47,7 +47,7 @@ if ! is_ascii "$PWD" && [ ! -e .venv ]; then
 fi
 if [ ! -x .venv/bin/uv ]; then
     echo "setup: making .venv with $("$PYTHON" --version)"
-    "$PYTHON" -m venv .venv || fail "no venv module: on Debian or Ubuntu, apt-get install python3-venv"
+    "$PYTHON" -m venv "$(realpath .venv)" || fail "no venv module: on Debian or Ubuntu, apt-get install python3-venv"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.8 ||
         fail "could not download uv; check the network and run this again"
 fi

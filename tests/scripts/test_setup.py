@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PYTHON = '#!/bin/sh\ncase "$1" in -m) exit 7 ;; esac\n'  # that cannot make one
+PYTHON = """#!/bin/sh
+if [ "$1" = -m ]; then
+    [ ! -L "$3" ] || echo "venv refuses links" >&2
+    exit 7 # it cannot make one
+fi
+"""
 
 
 def set_up(clone: Path, cache: Path) -> subprocess.CompletedProcess[str]:
@@ -34,6 +39,7 @@ def test_where_a_folder_is_not_ascii_the_environment_lies_in_one_that_is(
     clone, cache = tmp_path / name, tmp_path / "cache"
     said = set_up(clone, cache)
     assert "setup: making .venv" in said.stdout, said
+    assert "venv refuses links" not in said.stderr
     assert (clone / ".venv").is_symlink() == is_linked
     if is_linked:
         assert (clone / ".venv").resolve().parent == cache / "stretto"
