@@ -3,13 +3,17 @@
 import errno
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from stretto.checkpoints.codec import check_directory
 from stretto.checkpoints.command import main
+from stretto.errors import CheckpointError
+from stretto.families.tiny.family import TINY
 
 from benchmarks.checkpoints.random_published import Published
 from tests.published_checkpoints import FAMILIES, command, convert, write_release
@@ -178,3 +182,8 @@ def test_a_release_that_may_be_the_other_family_s_is_remarked_on(
     if family in others:
         convert(others[family], published, tmp_path / "b")
         assert f"which the release of {others[family]} does not: another family?" in capsys.readouterr().out
+
+
+def test_a_codec_that_nobody_reads_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no reader for what is published of codec 'mimi'"):
+        check_directory(tmp_path, replace(TINY, codec="mimi"))

@@ -26,9 +26,11 @@ def check_directory(folder: Path, family: Family) -> list[Path]:
     if family.codec == "xcodec":
         config = load_config(XcodecConfig, folder)
         found = (config.num_quantizers, config.codebook_size)
-    else:
+    elif family.codec == "espnet_dac":
         numbers = read_config(folder)
         found = (numbers.num_codebooks, numbers.codebook_size)
+    else:
+        raise CheckpointError(f"{folder}: no reader for what is published of codec {family.codec!r}")
     expected = (family.layout.num_codebooks, family.layout.codebook_size)
     if found != expected:
         raise CheckpointError(f"{folder}: expected {expected[0]} codebooks of {expected[1]} codes, got {found}")

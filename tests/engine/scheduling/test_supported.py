@@ -9,12 +9,21 @@ from stretto.engine.scheduling.supported import check_supported
 
 from tests.speech_families import EIGHT_STREAMS
 
+PARALLEL = SimpleNamespace(
+    pipeline_parallel_size=1,
+    prefill_context_parallel_size=1,
+    decode_context_parallel_size=1,
+    enable_batch_sharded_sampling=False,
+    enable_dbo=False,
+)
+
 
 def check(num_groups: int = 1, steps: int = 1, policy: str = "fcfs", threshold: int = 0, **changes: Any) -> None:
     config = SimpleNamespace(
         use_v2_model_runner=True,
         speculative_config=None,
-        parallel_config=SimpleNamespace(pipeline_parallel_size=1),
+        lora_config=None,
+        parallel_config=PARALLEL,
         scheduler_config=SimpleNamespace(policy=policy, long_prefill_token_threshold=threshold),
         max_concurrent_batches=steps,
     )
