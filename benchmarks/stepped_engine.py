@@ -14,6 +14,7 @@ from stretto.engine.environment import prepare_environment
 prepare_environment()
 
 from stretto.engine.worker import drawing  # noqa: E402
+from stretto.engine.worker.step_sampler import StepSampler  # noqa: E402
 from vllm import SamplingParams  # noqa: E402
 from vllm.v1.engine.core import EngineCore  # noqa: E402
 from vllm.v1.executor import Executor  # noqa: E402
@@ -137,10 +138,12 @@ def watch(engine: SteppedEngine) -> Watch:
         (runner.model, "embed_rows", "embed"),
         (runner.model, "forward", "forward"),
         (runner, "postprocess_sampled", "postprocess"),
-        (drawing, "draw", "draw"),
-        (drawing, "guide", "guidance"),
-        *((sampler._draw._heads, head, "heads") for head in ("text", "first", "auxiliary")),
     ]
+    if isinstance(sampler, StepSampler):  # heads, guidance and draw are launched at once
+        watched.append((sampler._graphs, "run", "draw"))
+    else:
+        watched += [(drawing, "draw", "draw"), (drawing, "guide", "guidance")]
+        watched += [(sampler._draw._heads, head, "heads") for head in ("text", "first", "auxiliary")]
     for owner, method, part in watched:
         parts.wrap(owner, method, part)
     parts.wrap(runner, "sample_tokens", "sample")

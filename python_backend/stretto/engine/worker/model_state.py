@@ -111,7 +111,7 @@ class SpeechModelState(DefaultModelState):
         bias = self.model.get_parameter("stream_bias.weight").data if has_bias else None
         heads = StreamHeads(self.model.get_submodule("lm_head"), self.rules, bias)
         options = self.vllm_config.additional_config
-        if self.arrays.xp is np or not (isinstance(options, dict) and options.get("step_kernels", True)):
+        if self.arrays.xp is np or (isinstance(options, dict) and not options.get("step_kernels", True)):
             return self._array_sampler(sampler, heads), None
         self._step_sampler = self._kernel_sampler(sampler, heads)
         return self._step_sampler, None

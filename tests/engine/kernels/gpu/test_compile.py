@@ -23,9 +23,27 @@ def compiled(cache: Path, *arguments: str) -> list[str]:
 @pytest.mark.parametrize("capability", ["80", "90"])
 def test_kernels_compile_for_cuda(capability: str, tmp_path: Path) -> None:
     sizes = dict(line.split() for line in compiled(tmp_path, "tests.engine.kernels.gpu.compile", capability))
-    assert sizes.keys() == {"_draw_kernel", "_embed_kernel"}
+    assert sizes.keys() == {
+        "_draw_kernel",
+        "_embed_kernel",
+        "_gather_kernel",
+        "draw_streams_kernel",
+        "draw_script_kernel",
+        "text_maxima_kernel",
+        "draw_text_kernel",
+        "advance_kernel",
+    }
     assert min(map(int, sizes.values())) > 1000
 
 
 def test_one_binary_draws_for_batches_of_any_size(tmp_path: Path) -> None:
     assert compiled(tmp_path, "tests.engine.kernels.gpu.specialise") == ["1"]
+
+
+def test_one_binary_of_each_of_a_step_s_kernels_serves_steps_of_any_size(tmp_path: Path) -> None:
+    assert compiled(tmp_path, "tests.engine.kernels.gpu.specialise_step") == [
+        "text_maxima_kernel 1",
+        "draw_text_kernel 1",
+        "draw_streams_kernel 2",  # one over stream 0, one over the others
+        "advance_kernel 1",
+    ]

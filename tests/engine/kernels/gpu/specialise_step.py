@@ -1,0 +1,21 @@
+"""Prints how many binaries of each of a step's kernels a GPU would need for steps of 1 to 9 rows."""
+
+from stretto.engine.request.rules import SegmentRules
+from stretto.engine.worker import step_program
+from stretto.engine.worker.step_plan import Variant
+
+from tests.engine.kernels.gpu.specialise import Launches
+from tests.engine.worker.walks import LENGTH, captured
+from tests.small_vocabularies import BAGPIPER
+
+KERNELS = ("text_maxima_kernel", "draw_text_kernel", "draw_streams_kernel", "advance_kernel")
+
+if __name__ == "__main__":
+    launches = {name: Launches(getattr(step_program, name)) for name in KERNELS}
+    for name, stub in launches.items():
+        setattr(step_program, name, stub)
+    program = captured(SegmentRules(BAGPIPER, LENGTH), 9).sampler._program
+    for num_rows in range(1, 10):
+        program.launch(Variant(True, True), num_rows)
+    for name, stub in launches.items():
+        print(name, len(stub.chosen_by))

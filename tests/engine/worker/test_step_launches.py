@@ -1,0 +1,131 @@
+"""How many kernels a step launches on a GPU, and how many times its host calls CUDA, counted so that neither grows."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from stretto.engine.kernels.gpu import gather
+from stretto.engine.request.rules import SegmentRules
+from stretto.engine.worker import step_program
+from stretto.engine.worker.arrays import HostArrays
+from stretto.engine.worker.step_plan import Variant
+from stretto.families.base import Family
+from stretto.families.tiny.family import TINY
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.engine.worker.walks import LENGTH, Walk, captured, request
+from tests.small_vocabularies import BAGPIPER, OPUSLM
+
+KERNELS = ("text_maxima_kernel", "draw_text_kernel", "draw_script_kernel", "draw_streams_kernel", "advance_kernel")
+DECODE, TEXT = 5, 3  # two products, two draws and the state; a product and two kernels more where a row may write
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators of torch that a device would be told of: all but those that only look at memory anew."""
+
+    def __init__(self, seen: Counter[str]):
+        super().__init__()
+        self._seen = seen
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        returns = func._schema.returns
+        if not all(each.alias_info is not None and not each.alias_info.is_write for each in returns):
+            self._seen[func._overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class Counted:
+    """Stands for a kernel."""
+
+    def __init__(self, name: str, seen: Counter[str]):
+        self._name, self._seen = name, seen
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def launch(*args: Any, **options: Any) -> None:
+            self._seen[self._name] += 1
+
+        return launch
+
+
+class Silent:
+    """A recorder whose recordings do nothing when they are replayed."""
+
+    def __init__(self, seen: Counter[str]):
+        self._seen = seen
+
+    def is_busy(self) -> bool:
+        return False
+
+    def record(self, work: Callable[[], None]) -> "Silent":
+        return self
+
+    def replay(self) -> None:
+        self._seen["replay"] += 1
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    counted: Counter[str] = Counter()
+    for name in KERNELS:
+        monkeypatch.setattr(step_program, name, Counted(name, counted))
+    monkeypatch.setattr(gather, "_gather_kernel", Counted("_gather_kernel", counted))
+    return counted
+
+
+@pytest.mark.parametrize("family", [TINY, BAGPIPER, OPUSLM], ids=lambda family: family.name)
+def test_a_steady_step_is_two_copies_a_graph_and_a_copy_and_uploads_nothing(family: Family, seen: Counter[str]) -> None:
+    side = captured(SegmentRules(family, LENGTH), 4, Silent(seen))
+    walk = Walk(family, [side], seed=0)
+    walk.fill()
+    batch, hidden = walk.batch()
+    batch.prefill_len_np[:] = 1
+    plan = side.sampler._program.plan
+    side.sampler(hidden, batch)
+    uploads = plan.num_uploads
+    for _ in range(3):
+        batch.num_computed_tokens_np += 1
+        seen.clear()
+        with Operators(seen):
+            side.sampler(hidden, batch)
+        assert seen == {"copy_": 2, "replay": 1, "clone": 1}
+    assert plan.num_uploads == uploads == 1
+
+
+def test_the_plan_is_uploaded_when_a_slot_changes_hands(seen: Counter[str]) -> None:
+    side = captured(SegmentRules(BAGPIPER, LENGTH), 4, Silent(seen))
+    walk = Walk(BAGPIPER, [side], seed=0)
+    walk.fill()
+    batch, hidden = walk.batch()
+    side.sampler(hidden, batch)
+    slot = int(batch.idx_mapping_np[0])
+    side.slots.empty(walk.names[slot])
+    side.slots.fill(slot, request(BAGPIPER, "new", 5, False))
+    side.slots.tables.apply_staged(HostArrays())
+    side.sampler(hidden, batch)
+    assert side.sampler._program.plan.num_uploads == 2
+
+
+@pytest.mark.parametrize("family", [TINY, BAGPIPER, OPUSLM], ids=lambda family: family.name)
+def test_what_a_graph_holds_is_five_launches_and_eight_with_text(family: Family, seen: Counter[str]) -> None:
+    program = captured(SegmentRules(family, LENGTH), 4).sampler._program
+    for variant, expected in (
+        (Variant(False, True), DECODE),
+        (Variant(True, True), DECODE + TEXT),
+        (Variant(True, False), 1 + TEXT),
+    ):
+        seen.clear()
+        with Operators(seen):
+            program.launch(variant, 4)
+        products = seen.pop("mm", 0)
+        assert products + seen.total() == expected, seen
+        assert set(seen) <= set(KERNELS)
+
+
+def test_the_rows_of_all_streams_are_gathered_at_once(seen: Counter[str]) -> None:
+    ids, rows, codes = torch.zeros(4, dtype=torch.int32), torch.zeros(8, 9, dtype=torch.int32), torch.zeros(2, 9, 8)
+    with Operators(seen):
+        gather.gather_on_device(rows, ids, ids.long(), ids.long(), codes.int(), 0)
+    assert seen.pop("_to_copy") == 3  # this test's own
+    assert seen == {"_gather_kernel": 1}
