@@ -53,7 +53,7 @@ class RecordedEngine:
 def cpu_ms_per_frame(steps: list[EngineCoreOutputs], prompts: Mapping[str, Prompt], config: Any) -> float:
     """Milliseconds of processor time per frame between the engine's process and the chunks of `prompts`, by id."""
     shared = SharedStats.create(1)
-    shared.unlink()
+    shared.close()
     engine: Any = RecordedEngine(steps)
     llm = SpeechLLM(engine, config, shared)
 

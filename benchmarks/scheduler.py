@@ -68,7 +68,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     shared = SharedStats.create(1)  # our scheduler writes its figures down, as it does in service
     observed = replace(config, engine_args={**config.engine_args, "additional_config": {KEY: str(shared.path)}})
     ours, stock = SpeechArm(observed), StockArm(config)
-    shared.unlink()
+    shared.close()
     num_rows = 2 * arguments.pairs
     watches = {
         name: SchedulerWatch(arm._engine.scheduler, num_rows) for name, arm in (("ours", ours), ("stock", stock))

@@ -21,6 +21,7 @@ look() {
     [ -n "$have_packages" ] && [ -f "$package_stamp" ]
 }
 look && exit
+[ -w . ] || fail "cannot write into $PWD: clone to where you may write"
 mkdir -p .stretto
 exec 8>.stretto/setup.lock
 flock --nonblock 8 || { echo "setup: another call is at it: waiting for it"; flock 8; }

@@ -42,6 +42,11 @@ class Pause:
 
 
 @dataclass(frozen=True)
+class Until:
+    event: asyncio.Event
+
+
+@dataclass(frozen=True)
 class ErrorText:
     """An error as a response's bare text, as servers without status codes send it."""
 
@@ -56,7 +61,7 @@ class Abort:
     message: str
 
 
-Step = Chunk | EmptyFinal | Pause | ErrorText | Abort
+Step = Chunk | EmptyFinal | Pause | Until | ErrorText | Abort
 Request = dict[str, Any]
 
 
@@ -189,6 +194,8 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
                 message = service_pb2.ModelStreamInferResponse()
                 message.infer_response.parameters["triton_final_response"].bool_param = True
                 return message
+            case Until(event):
+                await event.wait()
             case Pause(seconds):
                 await asyncio.sleep(seconds)
             case ErrorText(text):

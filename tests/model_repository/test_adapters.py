@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import threading
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -132,9 +133,9 @@ class Speaking:
     is_shut_down = False
 
     @classmethod
-    async def start(cls, config: Any) -> "Speaking":
+    def launch(cls, config: Any) -> "Speaking":
         model = cls()
-        model.config = config
+        model.config, model.threads = config, threading.enumerate()
         return model
 
     async def generate(self, prompt: Prompt, request_id: str, pacer: Pacer) -> AsyncGenerator[LMChunk, None]:
@@ -159,7 +160,9 @@ def test_the_language_model_streams_and_shuts_down(engine: None, monkeypatch: py
     monkeypatch.setattr(module, "prepare_environment", lambda: None)
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "")  # left alone by the adapter, and as it was for other tests
     model = module.TritonPythonModel()
+    threads = threading.enumerate()
     model.initialize(arguments("language_model"))
+    assert model.model.threads == threads, "the engine is forked while this process has no thread of ours"
     inputs = {each.name(): each.as_numpy() for each in write_prompt(Prompt("tts", ROWS, SAMPLING), model.key.seal)}
     request = Request(inputs, AnsweringSender(model.service.table))
     assert model.execute([request]) is None

@@ -17,32 +17,85 @@ pytestmark = pytest.mark.server
 LONG = "the river and the green garden and the window and the morning and the door"
 
 
+MODELS = ("preprocessor", "language_model", "acoustic_decoder")
+AGAIN = "a part of the server has ended and is being started again; try again"
+
+
 def stub_of(server: Server, model: str) -> int:
-    (pid,) = [
-        process.pid
-        for process in descendants(server.pid)
-        if process.name.startswith("triton_python_b") and f"/{model}/" in process.command
-    ]
+    (pid,) = [process.pid for process in descendants(server.pid) if process.model == model]
     return pid
 
 
-def test_a_killed_decoder_ends_every_stream_with_an_error_and_the_server_comes_back(server: Server) -> None:
-    old = server.pid
-    children = [process.pid for process in descendants(old)]
-    num_starts = server.said.count("ready after")
+def engine_of(server: Server) -> int:
+    (pid,) = [process.pid for process in descendants(server.pid) if process.command.startswith("VLLM::EngineCore")]
+    return pid
+
+
+def kill(server: Server, pid: int) -> None:
+    """End a process, and wait until the launcher has seen to it."""
+    num_ready = server.said.count("ready after")
+    os.kill(pid, signal.SIGKILL)
+    server.until(lambda: server.said.count("ready after") > num_ready, idle_s(60))
+    server.until_ready()
+
+
+def test_a_killed_decoder_ends_every_stream_with_an_error_and_is_started_again_alone(server: Server) -> None:
+    old, stubs = server.pid, {model: stub_of(server, model) for model in MODELS}
     streams = [server.stream({"seed": i}, text=LONG) for i in range(8)]
     streams[0].next()
-    os.kill(stub_of(server, "acoustic_decoder"), signal.SIGKILL)
-    killed = time.monotonic()
-    with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda stream: stream.listen(), streams))
-    assert time.monotonic() - killed < idle_s(15)
-    assert any(answer.error is not None for answer in answers)
-    assert all(answer.error is not None or answer.events[-1]["is_final"] for answer in answers)
-    server.until(lambda: server.state() != "ready" or server.said.count("ready after") > num_starts)
-    server.until_ready()
+    with ThreadPoolExecutor(9) as pool:
+        answers = [pool.submit(stream.listen) for stream in streams]
+        kill(server, stubs["acoustic_decoder"])
+        errors = [answer.result(idle_s(60)).error for answer in answers]
+    assert all(error is None or "unavailable: " in error for error in errors), errors
+    assert any(error is not None and AGAIN in error for error in errors), errors
+    assert server.pid == old
+    now = {model: stub_of(server, model) for model in MODELS}
+    assert {model for model in MODELS if now[model] != stubs[model]} == {"acoustic_decoder"}
     assert server.ask({"seed": 1, "max_audio_s": 1.0}, text=LONG).error is None
+    server.until(lambda: server.metric("active_utterances") == 0)  # those that the dead decoder has left, too
+
+
+@pytest.mark.parametrize("victim", ["language_model", "its engine"])
+def test_a_killed_language_model_or_engine_is_started_again_alone(server: Server, victim: str) -> None:
+    old, stubs, engine = server.pid, {model: stub_of(server, model) for model in MODELS}, engine_of(server)
+    stream = server.stream({"seed": 1}, text=LONG)
+    stream.next()
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(stream.listen)
+        kill(server, engine if victim == "its engine" else stubs[victim])
+        error = answer.result(idle_s(60)).error
+    assert error is None or "unavailable: " in error or "internal error" in error
+    assert server.pid == old
+    now = {model: stub_of(server, model) for model in MODELS}
+    assert {model for model in MODELS if now[model] != stubs[model]} == {"language_model"}
+    assert engine_of(server) != engine
+    assert read_process(engine) is None
+    assert server.ask({"seed": 1, "max_audio_s": 1.0}, text=LONG).error is None
+    assert len(list(Path("/dev/shm").glob(f"stretto_flow_{old}_*"))) == 1
+
+
+def test_a_killed_preprocessor_is_started_again_while_what_runs_goes_on(server: Server) -> None:
+    old, stubs = server.pid, {model: stub_of(server, model) for model in MODELS}
+    streams = [server.stream({"seed": i}, text=LONG) for i in range(4)]
+    for stream in streams:
+        stream.next()
+    with ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(stream.listen) for stream in streams]
+        kill(server, stubs["preprocessor"])
+        assert [answer.result(idle_s(60)).error for answer in answers] == [None] * 4
+    assert server.pid == old
+    now = {model: stub_of(server, model) for model in MODELS}
+    assert {model for model in MODELS if now[model] != stubs[model]} == {"preprocessor"}
+    assert server.ask({"seed": 1, "max_audio_s": 1.0}, text=LONG).error is None
+
+
+def test_a_killed_server_is_started_again(server: Server) -> None:
+    old = server.pid
+    children = [process.pid for process in descendants(old)]
+    kill(server, old)
     assert server.pid != old
+    assert server.ask({"seed": 1, "max_audio_s": 1.0}, text=LONG).error is None
     assert all(read_process(pid) is None for pid in [old, *children])
     assert list(Path("/dev/shm").glob(f"stretto_flow_{old}_*")) == []
 

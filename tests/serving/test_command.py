@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from stretto.serving import command as serve
+from stretto.serving import folders
 from stretto.serving.environment import LAUNCH_ID
 from stretto.serving.installation import LaunchError
 from stretto.serving.processes import Process, all_processes, environment_of
@@ -20,6 +22,7 @@ from stretto.triton_io.flow import FlowTable
 from tests.ports import free_ports
 
 pytestmark = pytest.mark.slow
+REPOSITORY = folders.bundled_repository()
 
 # Started as tritonserver is. Aborts as often as the file `aborts` says, or hangs as often as `hangs` does, in the way
 # that `hang` names; otherwise answers "ready" and has a child that is named as a stub is.
@@ -41,8 +44,12 @@ if (here / "fails").exists():
     sys.exit(1)
 prefix = next(a for a in sys.argv if "shm-region-prefix-name=" in a).split("shm-region-prefix-name=")[1]
 pathlib.Path("/dev/shm", prefix + "region").touch()
-stub = subprocess.Popen([here / "triton_python_backend_stub", "60"])
-(here / "stub").write_text(str(stub.pid))
+model = "/models/preprocessor/1/model.py" if (here / "reloads").exists() else "/of/no/model"
+def start_stub():
+    stub = subprocess.Popen([here / "triton_python_backend_stub", "-c", "read line", model, "x"], stdin=subprocess.PIPE)
+    (here / "stub").write_text(str(stub.pid))
+    return stub
+stub, old_stubs = start_stub(), []
 hangs = int((here / "hangs").read_text())
 if hangs:
     (here / "hangs").write_text(str(hangs - 1))
@@ -55,6 +62,18 @@ class Ready(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
+    def do_POST(self):
+        global stub
+        self.rfile.read(int(self.headers["Content-Length"]))
+        with (here / "reloads").open("a") as reloads:
+            reloads.write(self.path.removeprefix("/v2/repository/") + "\\n")
+        refuses = self.path.endswith("/load") and (here / "refuses").exists()
+        if self.path.endswith("/load") and not refuses:
+            old_stubs.append(stub)  # Triton notices the end of one only when its requests are over
+            stub = start_stub()
+        self.send_response(400 if refuses else 200)
+        self.end_headers()
+        self.wfile.write(b'[{{"name": "preprocessor", "state": "READY"}}]')
     def log_message(self, *_):
         pass
     def address_string(self):
@@ -68,11 +87,11 @@ LAUNCH = """
 import os, sys
 from pathlib import Path
 from stretto.serving import command as serve
-from stretto.serving import server, supervisor
+from stretto.serving import server, trouble
 from stretto.serving.installation import Installation
 server.STUCK_S = 0.5
 server.slowness = lambda: 1.0
-supervisor.PROOF_S = float(os.environ.get("PROOF_S", 0.5))
+trouble.PROOF_S = float(os.environ.get("PROOF_S", 0.5))
 serve.find_installation = lambda cache: Installation(Path(sys.argv[1]))
 sys.exit(serve.main(sys.argv[2:]))
 """
@@ -88,7 +107,7 @@ class Launched:
             hang(folder, 0)
         stub = folder / "triton_python_backend_stub"  # a process is named by its file
         stub.unlink(missing_ok=True)
-        stub.write_bytes(Path("/bin/sleep").read_bytes())
+        stub.write_bytes(Path("/bin/sh").read_bytes())
         stub.chmod(0o755)
         server = folder / "tritonserver"
         server.write_text(SERVER.format(python=sys.executable, here=str(folder)))
@@ -215,6 +234,22 @@ def test_a_model_that_does_not_load_is_named_and_not_tried_again(
     assert (tmp_path / "starts").read_text().count("\n") == 1
 
 
+@pytest.mark.parametrize(("place", "flag"), [("HOME", "--pid-file and --log-file"), ("XDG_CACHE_HOME", "--cache")])
+def test_a_home_that_cannot_be_written_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: str, flag: str
+) -> None:
+    """As of an installed package, whose files lie there; root may write where others may not, but not below a file."""
+    home = tmp_path / "file"
+    home.touch()
+    monkeypatch.setattr(folders, "clone", lambda: None)
+    monkeypatch.setenv("XDG_STATE_HOME", "" if place == "HOME" else str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv(place, str(home))
+    assert serve.main(["--model-repository", str(REPOSITORY)]) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(rf"\[serve\] cannot write {home}\S* \(Not a directory\): choose .* with {flag}\n", said)
+
+
 @pytest.mark.parametrize("flag", ["--log-file", "--pid-file"])
 def test_a_file_that_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str) -> None:
     (tmp_path / "file").touch()
@@ -323,6 +358,42 @@ def test_what_was_ready_once_is_started_again_for_as_long_as_it_takes(
     assert server.said.count("start 1 of as many as it takes aborted: ") == 1
     assert server.said.count("start 2 of as many as it takes aborted: ") == 1
     assert server.process.poll() is None
+
+
+RELOAD = ["models/preprocessor/unload", "models/preprocessor/load", "index"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_model_whose_stub_dies_or_stops_is_started_again_and_nothing_else(
+    launch: Callable[..., Launched], tmp_path: Path, number: signal.Signals
+) -> None:
+    (tmp_path / "reloads").touch()
+    server = launch()
+    server.until(lambda: server.state == "ready")
+    first = server.stub
+    os.kill(first, number)
+    server.until(lambda: server.said.count("ready after") == 2)
+    assert f"triton_python_b (pid {first}) " in server.said
+    assert ": restarting preprocessor\n" in server.said
+    assert (tmp_path / "reloads").read_text().split() == RELOAD
+    assert (tmp_path / "starts").read_text().count("\n") == 1
+    assert server.stub != first
+    os.kill(server.stub, signal.SIGKILL)  # the new one is watched as the first was
+    server.until(lambda: server.said.count("ready after") == 3)
+    assert (tmp_path / "starts").read_text().count("\n") == 1
+
+
+def test_a_model_that_cannot_be_loaded_again_restarts_the_server(
+    launch: Callable[..., Launched], tmp_path: Path
+) -> None:
+    (tmp_path / "reloads").touch()
+    (tmp_path / "refuses").touch()
+    server = launch()
+    server.until(lambda: server.state == "ready")
+    os.kill(server.stub, signal.SIGKILL)
+    server.until(lambda: server.said.count("ready after") == 2)
+    assert "the models could not be restarted: models/preprocessor/load: " in server.said
+    assert (tmp_path / "starts").read_text().count("\n") == 2
 
 
 def test_a_stopped_process_is_said_and_when_it_stays_so_the_server_is_started_again(

@@ -65,6 +65,15 @@ def test_an_opened_http_service_keeps_closed_what_else_is_not_opened() -> None:
     assert "--grpc-address=unix:/s/stretto_launch_7_x.run/grpc" in line
 
 
+def test_models_can_be_loaded_again_unless_the_caller_says_how_they_are() -> None:
+    assert {"--model-control-mode=explicit", "--load-model=*"} < set(line_of())
+    line = line_of("--model-control-mode=explicit", "--load-model=speech")
+    assert [word for word in line if "-model=" in word or "control-mode" in word] == [
+        "--model-control-mode=explicit",
+        "--load-model=speech",
+    ]
+
+
 @pytest.mark.parametrize("flag", ["--grpc-address=0.0.0.0", "--http-address", "--allow-http=true"])
 def test_flags_of_tritonserver_that_would_open_it_are_refused(flag: str) -> None:
     with pytest.raises(LaunchError, match=r"^--(grpc-address|http-address|allow-http): say with --address .* --allow"):

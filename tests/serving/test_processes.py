@@ -12,7 +12,7 @@ from stretto.serving.processes import (
     descendants,
     end_all,
     environment_of,
-    has_lost_a_child,
+    lost_children,
     read_process,
     waits_for_a_child,
 )
@@ -106,17 +106,45 @@ def test_who_waits_for_a_child_is_told_from_who_sleeps() -> None:
 
 def test_who_has_not_noticed_the_end_of_a_child_is_found() -> None:
     child = subprocess.Popen(SLEEP)
-    assert not has_lost_a_child(os.getpid())
+    assert not lost_children(os.getpid())
     child.kill()
     deadline = time.monotonic() + 60
-    while not has_lost_a_child(os.getpid()):
+    while not lost_children(os.getpid()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     child.wait()
-    assert not has_lost_a_child(os.getpid())
+    assert not lost_children(os.getpid())
 
 
 def test_stubs_and_engines_are_workers() -> None:
     assert Process(1, 0, 1, "triton_python_b", "/x/triton_python_backend_stub model.py").is_worker
     assert Process(1, 0, 1, "VLLM::EngineCor", "VLLM::EngineCore").is_worker
     assert not Process(1, 0, 1, "python3", "python3 -c from multiprocessing.resource_tracker").is_worker
+
+
+def stub(pid: int, parent: int, model: str) -> Process:
+    return Process(pid, parent, 1, "triton_python_b", f"/b/triton_python_backend_stub /m/{model}/1/model.py region ")
+
+
+def test_a_process_is_of_the_model_whose_stub_has_made_it() -> None:
+    running = [subprocess.Popen(SLEEP) for _ in range(4)]
+    server, language, engine, decoder = (each.pid for each in running)
+    watch = Watch(
+        [
+            Process(server, os.getpid(), 1, "tritonserver", "tritonserver"),
+            stub(language, server, "language_model"),
+            Process(engine, language, 1, "VLLM::EngineCor", "VLLM::EngineCore"),
+            stub(decoder, server, "an acoustic decoder"),
+        ]
+    )
+    found = {process.pid: process for process in watch._watched.values()}
+    assert watch.models_of([found[engine]]) == {"language_model"}
+    assert watch.models_of([found[engine], found[decoder]]) == {"language_model", "an acoustic decoder"}
+    assert watch.models_of([found[server]]) is None
+    assert watch.models_of([found[decoder], found[server]]) is None
+    watch.end_models({"language_model"})
+    assert [each.poll() is None for each in running] == [True, False, False, True]
+    watch.close()
+    for each in running:
+        each.kill()
+        each.wait()

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from stretto.errors import Overloaded
 from stretto.records.envelope import FlowAddress
-from stretto.triton_io.flow import FlowTable, FlowTables, Outcome, remove_stale_tables
+from stretto.triton_io.flow import FlowTable, FlowTables, Outcome, conclude_all, remove_stale_tables
 
 
 def hold_a_table(directory: Path, ready: "multiprocessing.synchronize.Event") -> None:
-    FlowTable.create(1, 2, directory)
+    slot = FlowTable.create(1, 2, directory).claim()
     ready.set()
     signal.pause()
+    slot.release()
 
 
 def test_what_the_decoder_writes_is_what_the_language_model_reads(tmp_path: Path) -> None:
@@ -107,12 +108,25 @@ def test_only_the_tables_of_the_dead_are_removed(tmp_path: Path) -> None:
     process.start()
     assert ready.wait(60)
     (path,) = tmp_path.iterdir()
+    seen = FlowTable.open(path.name, tmp_path)
+    assert seen.num_active() == 1
     assert remove_stale_tables(tmp_path) == []
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     table = FlowTable.create(2, 2, tmp_path)  # creating one cleans up
     assert list(tmp_path.iterdir()) == [table.path]
     assert path != table.path
+    assert seen.num_active() == 0, "who still reads the table sees that all is over"
+
+
+def test_a_decoder_that_is_started_again_ends_what_one_before_it_has_left(tmp_path: Path) -> None:
+    table, other = FlowTable.create(7, 4, tmp_path), FlowTable.create(77, 4, tmp_path)
+    running, over, elsewhere = table.claim(), table.claim(), other.claim()
+    over.conclude(Outcome.CANCELLED)
+    conclude_all(7, Outcome.OVERLOADED, "started again", tmp_path)
+    assert (running.outcome, running.reason) == (Outcome.OVERLOADED, "started again")
+    assert over.outcome is Outcome.CANCELLED
+    assert elsewhere.outcome is Outcome.OPEN
 
 
 @pytest.mark.parametrize("slot", [0, -1, 3, 1 << 40])

@@ -1,7 +1,16 @@
 """What a stub does to its process."""
 
+import signal
 import subprocess
 import sys
+import time
+from typing import Any
+
+import pytest
+from stretto.triton_io.decoding_service import DecodingService
+from stretto.triton_io.ring_writer import RingOutlets
+
+from tests.triton_io.sealing import SEAL
 
 PROGRAM = """
 import sys
@@ -34,3 +43,46 @@ def test_memory_of_large_files_goes_back_to_the_system() -> None:
         done = subprocess.run([sys.executable, "-c", PROGRAM, gives_back], capture_output=True, text=True, check=True)
         grown[gives_back] = int(done.stdout)
     assert grown["true"] < 10_000 < grown["false"], grown
+
+
+DYING = """
+import sys, time
+from stretto.triton_io import stub
+stub.start_thread("rings", lambda: sys.exit(3) if sys.argv[1] == "fails" else None)
+time.sleep(0.5 if sys.argv[1] == "returns" else 60)
+"""
+
+
+@pytest.mark.parametrize(("way", "code"), [("fails", -signal.SIGKILL), ("returns", 0)])
+def test_a_process_ends_with_a_thread_that_it_needs_and_that_failed(way: str, code: int) -> None:
+    done = subprocess.run([sys.executable, "-c", DYING, way], capture_output=True, text=True, timeout=120)
+    assert done.returncode == code
+    assert ("its thread 'rings' has ended" in done.stderr) == (way == "fails")
+
+
+class Broken:
+    """A decoder's worker, or a lock, in which every look fails."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+def until(ended: list[str]) -> list[str]:
+    deadline = time.monotonic() + 60
+    while not ended:
+        assert time.monotonic() < deadline, "the thread has ended, and nobody was told"
+        time.sleep(0.01)
+    return ended
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_the_threads_that_the_decoders_stub_needs_do_not_end_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr("stretto.triton_io.stub.end", ended.append)
+    DecodingService(Broken(), SEAL)  # this thread tells of the decoder's own end
+    assert until(ended) == ["its thread 'metrics' has ended"]
+    ended.clear()
+    outlets = RingOutlets()
+    outlets._outlets = Broken()
+    outlets._may_wait.set()
+    assert until(ended) == ["its thread 'rings' has ended"]

@@ -27,7 +27,8 @@ class TritonPythonModel:
         stub.use_utf8()
         stub.fork_engine()
         prepare_environment()
-        from stretto.engine.frontend.llm import SpeechLLM  # vllm reads the environment as it is imported
+        with stub.no_collection():
+            from stretto.engine.frontend.llm import SpeechLLM  # vllm reads the environment as it is imported
 
         parameters = ModelParameters(args)
         config = EngineConfig.from_file(parameters.path("engine"), parameters.path("checkpoint"))
@@ -36,8 +37,8 @@ class TritonPythonModel:
             max_frames=parameters.number("max_frames_in_flight"),
             max_ahead_s=parameters.seconds("max_audio_ahead_s"),
         )
-        self.loop = EventLoop("language model")
-        self.model = self.loop.run(SpeechLLM.start(config))
+        self.model = SpeechLLM.launch(config)
+        self.loop = EventLoop("language model")  # only now: the engine's process was forked from this one
         self.key = ServerKey(stub.server_pid())
         table = FlowTable.create(stub.server_pid())
         self.service = SpeechService(self.model, self.loop, table, limits, self.key.seal)

@@ -20,6 +20,17 @@ class Announcer:
     def note(self, state: str, reason: str = "") -> None:
         """The launch is in this state from now on, because of `reason` where something is wrong."""
         self._proxy.tell(is_ready=state == READY)
+        self._write(state, reason)
+
+    def note_restart(self, reason: str, spares_answered: bool) -> None:
+        """Models are started again from now on; requests are refused, and those in flight ended.
+
+        spares_answered: but for those that are being answered.
+        """
+        self._proxy.shut(spares_answered)
+        self._write("starting", reason)
+
+    def _write(self, state: str, reason: str) -> None:
         with suppress(OSError):  # a full disk ends no server
             pid_file.write(self._config.pid_file, state, self._config.ports, self.log, reason)
 

@@ -47,7 +47,7 @@ def serve(config: LaunchConfig) -> int:
     try:
         take_files(config)
     except OSError as error:
-        raise LaunchError(f"--pid-file or --log-file: {error}") from None
+        raise cannot_write(error, config, "other files with --pid-file and --log-file") from None
     for launch_id in leftovers.sweep():
         say(f"cleaned up after launch {launch_id}, which died")
     launch = leftovers.begin_launch()
@@ -64,7 +64,7 @@ def placed(config: LaunchConfig, launch: leftovers.Launch) -> tuple[LaunchConfig
         config.cache.mkdir(parents=True, exist_ok=True)
         installation = find_installation(plain_path(config.cache, launch.folder, "cache"))
     except OSError as error:
-        raise LaunchError(f"--cache: {error}") from None
+        raise cannot_write(error, config, "another folder with --cache") from None
     repository = plain_path(config.model_repository, launch.folder, "models")
     installation = replace(
         installation,
@@ -72,6 +72,11 @@ def placed(config: LaunchConfig, launch: leftovers.Launch) -> tuple[LaunchConfig
         imports=plain_path(installation.imports, launch.folder, "imports"),
     )
     return replace(config, model_repository=repository), installation
+
+
+def cannot_write(error: OSError, config: LaunchConfig, choice: str) -> LaunchError:
+    """What is said where the launcher cannot write a file of its own."""
+    return LaunchError(f"cannot write {error.filename or config.cache} ({error.strerror or error}): choose {choice}")
 
 
 def take_files(config: LaunchConfig) -> None:

@@ -1,6 +1,7 @@
 """What /proc says about the processes of a server."""
 
 import os
+import re
 import select
 import signal
 import time
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
+END_S = 3.0  # what survives SIGKILL for so long waits for the kernel
+MODEL_FILE = re.compile(r"/([^/]+)/\d+/model\.py ")
 GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
 
 
@@ -27,6 +30,12 @@ class Process:
     def is_worker(self) -> bool:
         """Whether the server cannot do without it: a stub, or a process of a vLLM engine."""
         return self.name.startswith("triton_python_b") or self.command.startswith("VLLM::")
+
+    @property
+    def model(self) -> str | None:
+        """The model that a stub runs; None of any other process."""
+        found = MODEL_FILE.search(self.command) if self.name.startswith("triton_python_b") else None
+        return None if found is None else found[1]
 
     @property
     def is_tracker(self) -> bool:
@@ -94,14 +103,15 @@ def waits_for_a_child(pid: int) -> bool:
     return False
 
 
-def has_lost_a_child(pid: int) -> bool:
-    """Whether a child of the process has ended without the process having noticed."""
-    states = []
+def lost_children(pid: int) -> set[int]:
+    """The children of the process that have ended without the process having noticed."""
+    found = set()
     for path in PROC.iterdir():
         if path.name.isdigit():
             with suppress(*GONE):
-                states.append(_stat(int(path.name))[1][:2])
-    return ["Z", str(pid)] in states
+                if _stat(int(path.name))[1][:2] == ["Z", str(pid)]:
+                    found.add(int(path.name))
+    return found
 
 
 def environment_of(pid: int, variable: str) -> str | None:
@@ -156,6 +166,27 @@ class Watch:
     def stopped(self) -> list[Process]:
         """The processes that live and are stopped."""
         return [process for process in self._watched.values() if is_stopped(process.pid)]
+
+    def models_of(self, processes: list[Process]) -> set[str] | None:
+        """The models whose stubs these are, or have made these; None where one is of no model."""
+        by_pid = {process.pid: process for process in self._watched.values()}
+        found = set()
+        for process in processes:
+            while process.model is None:
+                if process.parent not in by_pid:
+                    return None
+                process = by_pid[process.parent]
+            found.add(process.model)
+        return found
+
+    def end_models(self, models: set[str]) -> None:
+        """End what runs these models, all of it, and wait until it has ended."""
+        doomed = [each for each, process in self._watched.items() if (self.models_of([process]) or {""}) <= models]
+        for descriptor in doomed:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        for descriptor in doomed:
+            select.select([descriptor], [], [], END_S)
 
     def close(self) -> None:
         """Let go of the processes."""

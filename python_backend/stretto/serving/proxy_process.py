@@ -11,7 +11,7 @@ from stretto.serving.config import LaunchConfig
 from stretto.serving.installation import LaunchError
 from stretto.serving.leftovers import Launch
 from stretto.serving.proxy.access import HTTP
-from stretto.serving.proxy.config import LISTENING, READY, UNREADY, ProxyConfig
+from stretto.serving.proxy.config import ENDING_ALL, ENDING_UNANSWERED, LISTENING, READY, UNREADY, ProxyConfig
 
 STOP_S = 5.0
 
@@ -33,14 +33,24 @@ class ProxyProcess:
             max_request_bytes=config.max_request_bytes,
         )
         write_key(launch, config.grpc_port, self._config.key)
-        self._is_ready = False
+        self._state = UNREADY
         self._start()
 
     def tell(self, is_ready: bool) -> None:
         """Have it say that the server is ready, as far as Triton agrees, or that it is not."""
-        if is_ready != self._is_ready:
-            self._is_ready = is_ready
-            self._send(READY if is_ready else UNREADY)
+        self._tell(READY if is_ready else UNREADY)
+
+    def shut(self, spares_answered: bool) -> None:
+        """Have it refuse requests until it is told something else, and end those in flight.
+
+        spares_answered: but for those that are being answered.
+        """
+        self._tell(ENDING_UNANSWERED if spares_answered else ENDING_ALL)
+
+    def _tell(self, state: str) -> None:
+        if state != self._state:
+            self._state = state
+            self._send(state)
 
     def _send(self, line: str) -> None:
         assert self._process.stdin is not None
@@ -63,7 +73,7 @@ class ProxyProcess:
             log.close()
         assert self._process.stdout is not None
         self._send(self._config.to_json())
-        self._send(READY if self._is_ready else UNREADY)
+        self._send(self._state)
         said = self._process.stdout.readline().strip()
         if said != LISTENING:
             self.stop()

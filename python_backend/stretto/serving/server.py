@@ -17,9 +17,10 @@ from stretto.serving.environment import server_environment
 from stretto.serving.folders import IMPORT_ROOT
 from stretto.serving.installation import Installation, LaunchError
 from stretto.serving.leftovers import Launch
+from stretto.serving.model_restart import ModelRestart
 from stretto.serving.patience import slowness
 from stretto.serving.ports import UnixConnection, reachable
-from stretto.serving.processes import Process, Watch, descendants, end_all, has_lost_a_child, waits_for_a_child
+from stretto.serving.processes import Process, Watch, descendants, end_all, lost_children, waits_for_a_child
 from stretto.serving.proxy.access import CLOSED_APIS, HTTP
 
 PR_SET_PDEATHSIG = 1
@@ -42,6 +43,7 @@ def command_line(config: LaunchConfig, installation: Installation, launch: Launc
         str(installation.executable),
         f"--model-repository={config.model_repository}",
         *listening(config, launch),
+        *loading(config),
         "--disable-auto-complete-config",
         "--exit-timeout-secs=10",
         "--backend-config=python,thread-pool-size=32",
@@ -49,6 +51,12 @@ def command_line(config: LaunchConfig, installation: Installation, launch: Launc
         *installation.arguments,
         *config.passed,
     ]
+
+
+def loading(config: LaunchConfig) -> list[str]:
+    """Have Triton load all models, and one again when it is told to; what the caller passed may say otherwise."""
+    said = [flag for flag in config.passed if flag.startswith(("--model-control-mode", "--load-model"))]
+    return [] if said else ["--model-control-mode=explicit", "--load-model=*"]
 
 
 def listening(config: LaunchConfig, launch: Launch) -> list[str]:
@@ -92,6 +100,8 @@ class Server:
         self._started = time.monotonic()
         self._stuck_since: float | None = None
         self._watch: Watch | None = None
+        self._restart: ModelRestart | None = None
+        self._long_lost: set[int] = set()  # Triton notices when the last of a model's requests is over, if ever
         self._log: IO[bytes] | None = None
         if config.log_file is not None:
             self._log = config.log_file.open("ab")
@@ -112,7 +122,7 @@ class Server:
 
     @property
     def age_s(self) -> float:
-        """Seconds since it was started."""
+        """Seconds since it was started, or its models were again."""
         return time.monotonic() - self._started
 
     def is_ready(self) -> bool:
@@ -122,13 +132,13 @@ class Server:
         """
         code = self._process.poll()
         if code is not None:
-            reason = self.last_error()
+            reason = last_error(self._config.log_file)
             if code < 0 or any(sign in reason for sign in TRANSIENT):
                 raise AbortedStart(f"the server ended with {_exit(code)}: {reason}")
             raise LaunchError(f"the server ended with {_exit(code)}: {reason}")
         if self.age_s > self._config.start_seconds * slowness():
             raise LaunchError(f"the server is not ready after {self.age_s:.0f} s")
-        if self._answers_ready():
+        if self._answers_ready() if self._restart is None else self._restart.is_done():
             self._watch = self._watch_processes()
             return True
         self._check_progress()
@@ -144,7 +154,7 @@ class Server:
         now = time.monotonic()
         if waits_for_a_child(self.pid):
             hang = "waited for a stub to end"
-        elif has_lost_a_child(self.pid):
+        elif self._lost_a_child():
             hang = "not noticed the end of a stub"
         else:
             self._stuck_since = None
@@ -172,10 +182,13 @@ class Server:
         """A watch on the server and on the processes that it cannot do without."""
         me = Process(self.pid, os.getpid(), self.pid, "tritonserver", "")
         watch = Watch([me, *(process for process in descendants(self.pid) if process.is_worker)])
-        if has_lost_a_child(self.pid):
+        if self._lost_a_child():
             watch.close()
             raise AbortedStart("a stub ended as soon as its model was loaded")
         return watch
+
+    def _lost_a_child(self) -> bool:
+        return bool(lost_children(self.pid) - self._long_lost)
 
     def wait(self, timeout_s: float) -> list[Process]:
         """The processes of the ready server that have ended, after at most `timeout_s`; early with the first."""
@@ -186,6 +199,23 @@ class Server:
         """The processes of the ready server that a signal has stopped."""
         assert self._watch is not None, "look after a server that is ready"
         return self._watch.stopped()
+
+    def restart_models(self, broken: list[Process]) -> ModelRestart | None:
+        """Begin to start again the models that these processes ran, and nothing else; None where that cannot be.
+
+        The server is not ready until then, and `is_ready` goes on with it.
+        """
+        assert self._watch is not None, "restart models of a server that is ready"
+        models = self._watch.models_of(broken)
+        if not models or HTTP in self._config.allowed:  # whose streams the proxy cannot end
+            return None
+        self._watch.end_models(models)
+        self._watch.close()
+        self._watch = self._stuck_since = None
+        self._long_lost = lost_children(self.pid)
+        self._started = time.monotonic()
+        self._restart = ModelRestart(sorted(models), self._connection)
+        return self._restart
 
     def terminate(self) -> None:
         """Ask the server to end; it takes at most its own exit time-out."""
@@ -205,15 +235,16 @@ class Server:
         if self._log is not None:
             self._log.close()
 
-    def last_error(self) -> str:
-        """The line of the log that says best why the server ended."""
-        if self._config.log_file is None:
-            return "see its output above"
-        lines = _tail(self._config.log_file).splitlines()
-        telling = [line[found.start() :] for line in lines if (found := BAD_USAGE.search(line))]
-        telling = telling or [line for line in lines if "failed to load '" in line and "depend" not in line]
-        telling = telling[:1] or [line for line in lines if "error" in line.lower()][-1:] or lines[-1:]
-        return telling[0].replace("\\n\\nAt:", " ").strip()[:500] if telling else "it wrote nothing"
+
+def last_error(log_file: Path | None) -> str:
+    """The line of the log that says best why the server ended."""
+    if log_file is None:
+        return "see its output above"
+    lines = _tail(log_file).splitlines()
+    telling = [line[found.start() :] for line in lines if (found := BAD_USAGE.search(line))]
+    telling = telling or [line for line in lines if "failed to load '" in line and "depend" not in line]
+    telling = telling[:1] or [line for line in lines if "error" in line.lower()][-1:] or lines[-1:]
+    return telling[0].replace("\\n\\nAt:", " ").strip()[:500] if telling else "it wrote nothing"
 
 
 def _exit(code: int) -> str:

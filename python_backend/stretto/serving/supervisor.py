@@ -1,48 +1,21 @@
 """The life of a launch: start, watch, restart, drain, stop."""
 
 import math
-import signal
-import time
-from collections.abc import Iterator
-from types import FrameType
 
 from stretto.serving.announcing import Announcer, say
 from stretto.serving.config import LaunchConfig
-from stretto.serving.drain import num_active_utterances
+from stretto.serving.drain import has_drained, num_active_utterances
 from stretto.serving.installation import Installation, LaunchError
 from stretto.serving.leftovers import Launch
 from stretto.serving.patience import BackOff
 from stretto.serving.ports import wait_for_ports
-from stretto.serving.processes import Process
 from stretto.serving.proxy_process import ProxyProcess
 from stretto.serving.server import AbortedStart, Server
-from stretto.triton_io.draining import is_passing
+from stretto.serving.trouble import Doubt, Trouble, named
+from stretto.serving.waiting import Waits
 
-QUIET_POLLS = 3  # polls in a row without an utterance: one may be on its way from the preprocessor
-POLL_S = 0.1
 EXIT_S = 2.0  # all streams have ended: what does not unload its models by then may as well be killed
 LOOK_S = 0.2  # how often the processes of a ready server are looked at
-PROOF_S = 2.0  # what a signal has stopped for so long is not going on by itself
-
-
-class Doubt:
-    """What is wrong with a server that may yet come right by itself."""
-
-    def __init__(self) -> None:
-        self.reason = ""
-        self._since = time.monotonic()
-
-    def is_news(self, reason: str) -> bool:
-        """Take note of what is wrong now, or of nothing; whether that is something else than before."""
-        if reason == self.reason:
-            return False
-        self.reason, self._since = reason, time.monotonic()
-        return True
-
-    @property
-    def is_proven(self) -> bool:
-        """Whether it has lasted for too long."""
-        return bool(self.reason) and time.monotonic() - self._since >= PROOF_S
 
 
 class Supervisor:
@@ -52,15 +25,13 @@ class Supervisor:
         self._config = config
         self._installation = installation
         self._launch = launch
-        self._num_signals = 0
+        self._waits = Waits(lambda: self._proxy.keep_alive())
         self._was_ready = False
         self._back_off = BackOff()
 
     def run(self) -> int:
         """Serve until told to stop; 0 after a clean stop. Raises LaunchError when the server has never been ready."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
-                signal.signal(number, self._on_signal)
+        self._waits.catch_signals()
         wait_for_ports(self._config.ports)
         self._proxy = ProxyProcess(self._config, self._launch)
         self._announcer = Announcer(self._config, self._proxy)
@@ -72,22 +43,19 @@ class Supervisor:
         return 0
 
     def _serve(self) -> None:
-        while not self._num_signals:
+        while not self._waits.num_signals:
             server = self._start()
             if server is None:
                 break
             try:
-                trouble = self._wait(server)
-                if not trouble:
+                trouble = self._keep(server)
+                if trouble is None:
                     self._stop(server)
                     break
-                self._announcer.note("waiting", trouble)
+                self._announcer.note("waiting", str(trouble))
             finally:
                 self._end(server)
             self._pause(f"{trouble}: restarting the server")
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._num_signals += 1
 
     def _start(self) -> Server | None:
         """A server that is ready; None when a signal came first.
@@ -96,12 +64,13 @@ class Supervisor:
         whatever fails is tried again, for as long as it takes.
         """
         num_aborted = 0
-        while not self._num_signals:
+        while not self._waits.num_signals:
             try:
                 return self._start_once()
             except AbortedStart as error:
                 num_aborted += 1
-                self._pause(f"start {num_aborted} of {self._attempts} aborted: {error}")
+                attempts = "as many as it takes" if self._was_ready else self._config.start_attempts
+                self._pause(f"start {num_aborted} of {attempts} aborted: {error}")
                 if not self._was_ready and num_aborted == self._config.start_attempts:
                     reason = f"the server aborted {num_aborted} times, at last: {error}"
                     raise LaunchError(f"{reason}\nthe whole log: {self._announcer.log}") from None
@@ -130,7 +99,7 @@ class Supervisor:
         self._launch.clean()
 
     def _until_ready(self, server: Server) -> bool:
-        if not any(server.is_ready() for _ in self._polls(math.inf)):
+        if not any(server.is_ready() for _ in self._waits.polls(math.inf)):
             return False
         self._was_ready = True
         self._back_off.note_ready()
@@ -139,62 +108,63 @@ class Supervisor:
         say(f"ready after {server.age_s:.1f} s: {ports}; pid {server.pid}")
         return True
 
-    def _wait(self, server: Server) -> str:
-        """Watch until the server cannot go on, and say why; nothing when a signal came first."""
+    def _keep(self, server: Server) -> Trouble | None:
+        """Serve until the server cannot go on, and say why; nothing when a signal came first."""
+        while trouble := self._wait(server):
+            if not self._restart_models(server, trouble):
+                return trouble
+        return None
+
+    def _restart_models(self, server: Server, trouble: Trouble) -> bool:
+        """Start again what died and keep what is warm; False where the whole server must be started again."""
+        restart = server.restart_models(trouble.processes)
+        if restart is None:
+            return False
+        say(f"{trouble}: restarting {', '.join(restart.models)}")
+        self._announcer.note_restart(str(trouble), restart.spares_answered)
+        try:
+            self._waits.wait(self._back_off.next_delay_s())
+            self._until_ready(server)
+        except (AbortedStart, LaunchError, OSError) as error:
+            say(f"the models could not be restarted: {error}")
+            return False
+        finally:
+            restart.close()
+        return True
+
+    def _wait(self, server: Server) -> Trouble | None:
+        """Watch until something is wrong with the server, and say what; nothing when a signal came first."""
         doubt = Doubt()
-        while not self._num_signals:
+        while not self._waits.num_signals:
             ended = server.wait(LOOK_S)
             if ended:
-                return f"{named(ended)} ended"
+                return Trouble(ended, "ended")
             stopped = server.stopped()
             if doubt.is_news(f"{named(stopped)} is stopped" if stopped else ""):
                 say(doubt.reason or "all processes go on")
                 self._announcer.note("unready" if doubt.reason else "ready", doubt.reason)
             if doubt.is_proven:
-                return doubt.reason
+                return Trouble(stopped, "is stopped")
             self._proxy.keep_alive()
-        return ""
+        return None
 
     def _pause(self, reason: str) -> None:
         """Say what failed, and wait before the next start: not at all after the first failure in a while."""
         delay_s = self._back_off.next_delay_s()
         say(f"{reason}; the next start is in {delay_s:g} s" if delay_s else reason)
         self._announcer.note("waiting", reason)
-        for _ in self._polls(delay_s):
-            pass
+        self._waits.wait(delay_s)
 
     def _stop(self, server: Server) -> None:
         """Refuse new requests, let running streams finish, end the server; a second signal skips the wait."""
         self._launch.drain_file.touch()
         self._announcer.note("draining")  # only now: whoever reads it may count on new requests being refused
-        quiet = 0
-        for _ in self._polls(self._config.drain_seconds, num_signals=1):
-            is_busy = is_passing(self._launch.drain_file) or num_active_utterances(server.pid) > 0
-            quiet = 0 if is_busy else quiet + 1
-            if quiet == QUIET_POLLS:
-                break
-        if quiet < QUIET_POLLS:
+        polls = self._waits.polls(self._config.drain_seconds, num_signals=1)
+        if not has_drained(server.pid, self._launch.drain_file, polls):
             say(f"stopping with {num_active_utterances(server.pid)} streams still open")
             return
         say("drained")
         server.terminate()
-        for _ in self._polls(EXIT_S, num_signals=1):
+        for _ in self._waits.polls(EXIT_S, num_signals=1):
             if server.has_ended():
                 break
-
-    def _polls(self, seconds: float, num_signals: int = 0) -> Iterator[None]:
-        """Every POLL_S, until the time is up or more signals have come."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and self._num_signals == num_signals:
-            yield
-            self._proxy.keep_alive()
-            time.sleep(POLL_S)
-
-    @property
-    def _attempts(self) -> str:
-        return "as many as it takes" if self._was_ready else str(self._config.start_attempts)
-
-
-def named(processes: list[Process]) -> str:
-    """Processes as a message names them."""
-    return ", ".join(f"{process.name} (pid {process.pid})" for process in processes)

@@ -1,6 +1,5 @@
 """The decoder's side of the rim: every chunk to the worker with a reply of its own, every probe answered at once."""
 
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -79,7 +78,7 @@ class DecodingService:
         self._tables = FlowTables()
         self._outlets = RingOutlets()
         self._gauges = Gauges("acoustic_decoder", dict(METRICS.values()))
-        threading.Thread(target=self._report, name="metrics", daemon=True).start()
+        stub.start_thread("metrics", self._report)
 
     def accept(self, request: Any) -> None:
         """Take a request over and return at once; it is answered once, whatever it holds."""

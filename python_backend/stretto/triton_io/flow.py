@@ -163,6 +163,17 @@ class FlowTable:
         start = (address.slot * WORDS + HEAD_WORDS) * 8
         return bytes(self._map[start : start + self.read(address, 3)]).decode(errors="replace")
 
+    def conclude_all(self, outcome: Outcome, reason: str) -> None:
+        """Set the outcome of every utterance that has none yet."""
+        for slot in range(1, len(self._words) // WORDS):
+            if generation := self._words[slot * WORDS]:
+                self.conclude(FlowAddress(self.path.name, slot, generation), outcome, reason)
+
+    def forget_all(self) -> None:
+        """Take every slot from its utterance: for whoever finds the owner dead."""
+        for at in range(WORDS, len(self._words), WORDS):
+            self._words[at] = 0
+
     def close(self) -> None:
         """Let go of the memory; the owner's lock falls."""
         self._words.release()
@@ -242,9 +253,19 @@ class FlowTables:
         return self._tables[address.table].at(address)
 
 
+def conclude_all(server_pid: int, outcome: Outcome, reason: str, directory: Path = DIRECTORY) -> None:
+    """Set the outcome of every utterance that is in flight in the server with this pid."""
+    for path in directory.glob(f"{PREFIX}{server_pid}_*"):
+        table = FlowTable.open(path.name, directory)
+        table.conclude_all(outcome, reason)
+        table.close()
+
+
 def remove_stale_tables(directory: Path = DIRECTORY) -> list[Path]:
-    """Remove the tables whose owner has died: nobody holds their lock. The lock outlives no process, whatever
-    pid namespace it lived in."""
+    """Remove the tables whose owner has died, and tell who still reads them that all in them is over.
+
+    Nobody holds the lock of such a table: it outlives no process, whatever pid namespace that lived in.
+    """
     removed = []
     for path in directory.glob(f"{PREFIX}*"):
         with suppress(FileNotFoundError, PermissionError, BlockingIOError):
@@ -253,6 +274,8 @@ def remove_stale_tables(directory: Path = DIRECTORY) -> list[Path]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
                 removed.append(path)
+                with suppress(ValueError):  # one that its owner had only begun to make
+                    FlowTable(path, descriptor).forget_all()
             finally:
                 os.close(descriptor)
     return removed

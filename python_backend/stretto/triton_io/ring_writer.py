@@ -19,6 +19,7 @@ import numpy as np
 from stretto.errors import Cancelled, InvalidRequest
 from stretto.records.event import Event
 from stretto.records.ring_address import RingAddress
+from stretto.triton_io import stub
 from stretto.triton_io.failures import log_failure
 from stretto.triton_io.flow import FlowSlot
 from stretto.triton_io.ring import PcmRing
@@ -138,7 +139,7 @@ class RingOutlets:
         self._outlets: dict[str, RingOutlet] = {}
         self._lock = threading.Lock()
         self._may_wait = threading.Event()
-        threading.Thread(target=self._run, name="rings", daemon=True).start()
+        stub.start_thread("rings", self._run)
 
     def __len__(self) -> int:
         return len(self._outlets)

@@ -1,10 +1,14 @@
 """The process that Triton runs a model's `model.py` in."""
 
 import ctypes
+import gc
 import locale
 import logging
 import os
 import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 logger = logging.getLogger(__name__)
 
@@ -19,15 +23,39 @@ def use_utf8() -> None:
 def fork_engine() -> None:
     """Have vLLM fork its engine from this process, which has imported it, and not start another that imports it again.
 
-    Safe here: nothing else runs in the stub while its model initializes, and OpenMP has not started threads.
+    Safe where the model does so before it starts a thread: nothing else runs in the stub while its model initializes,
+    and OpenMP has not started threads.
     """
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "fork")
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """No garbage collection: an import of vLLM, which keeps all that it makes, is faster without by a tenth."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def end(reason: str) -> None:
     """End this process, which cannot do its work any more, so that whoever watches it starts another."""
     logger.critical("the stub ends: %s", reason)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def start_thread(name: str, run: Callable[[], None]) -> None:
+    """Start a thread that this process cannot do without: where an exception ends it, the process ends with it."""
+
+    def guarded() -> None:
+        try:
+            run()
+        except BaseException:
+            logger.exception("the thread %r failed", name)
+            end(f"its thread {name!r} has ended")
+
+    threading.Thread(target=guarded, name=name, daemon=True).start()
 
 
 def server_pid() -> int:

@@ -2,13 +2,12 @@
 
 import multiprocessing
 from dataclasses import replace
+from pathlib import Path
 
 from stretto.engine.request.shared_stats import NAMES, SHARES, EngineStats, SharedStats
 
 
 def write_a_line(path: str, line: int, stats: EngineStats) -> None:
-    from pathlib import Path
-
     SharedStats(Path(path), 2).write(line, stats)
 
 
@@ -24,13 +23,15 @@ def test_what_another_process_writes_is_read_here() -> None:
     assert {name: getattr(read, name) for name in NAMES} == {
         name: getattr(stats, name) * (1 if name in SHARES else 2) for name in NAMES
     }
-    shared.unlink()
+    shared.close()
 
 
-def test_memory_without_a_name_still_works_and_leaves_no_file() -> None:
+def test_the_memory_has_no_file_and_outlives_its_opening() -> None:
+    before = set(Path("/dev/shm").iterdir())
     shared = SharedStats.create(1)
+    assert not {path for path in set(Path("/dev/shm").iterdir()) - before if path.name.startswith("stretto_stats")}
     other = SharedStats(shared.path, 1)
-    shared.unlink()
+    shared.close()
     assert not shared.path.exists()
     other.write(0, replace(EngineStats(), kv_usage=0.5))
     assert shared.read().kv_usage == 0.5

@@ -98,7 +98,7 @@ def test_each_scheduler_writes_its_own_line() -> None:
     memory = SharedStats.create(2)
     parallel = SimpleNamespace(data_parallel_size=2, data_parallel_rank=1)
     share = share_of(SimpleNamespace(parallel_config=parallel, additional_config={KEY: str(memory.path)}))
-    memory.unlink()
+    memory.close()
     share(EngineStats(engine_steps_total=7))
     assert memory.read().engine_steps_total == 7
     assert share_of(SimpleNamespace(parallel_config=parallel, additional_config={})) is None

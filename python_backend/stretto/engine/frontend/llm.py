@@ -55,7 +55,15 @@ class SpeechLLM:
 
     @classmethod
     async def start(cls, config: EngineConfig) -> "SpeechLLM":
-        """Start the engine in a process of its own; it belongs to the running event loop."""
+        """As `launch`, from a thread whose event loop runs."""
+        return cls.launch(config)
+
+    @classmethod
+    def launch(cls, config: EngineConfig) -> "SpeechLLM":
+        """Start the engine in a process of its own; it belongs to the event loop in which it is first used.
+
+        That process may be forked from this one: better while this has no other thread, so before that loop is begun.
+        """
         built = vllm_config(config)
         shared = SharedStats.create(built.parallel_config.data_parallel_size)
         assert isinstance(built.additional_config, dict)
@@ -63,7 +71,7 @@ class SpeechLLM:
         try:
             return cls(AsyncLLM.from_vllm_config(built, disable_log_stats=True), built, shared)
         finally:
-            shared.unlink()
+            shared.close()
 
     def stats(self) -> dict[str, float]:
         """The counters now, the scheduler's among them, by name."""

@@ -6,7 +6,6 @@ SpeechLLM  ◄──────────────── reads the lines w
 
 import mmap
 import os
-import tempfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -45,24 +44,28 @@ SHARES = frozenset({"kv_usage", "step_seconds"})  # averaged over schedulers; al
 class SharedStats:
     """A line of numbers for each scheduler, in memory that two processes see; each number is stored at once."""
 
-    def __init__(self, path: Path, num_lines: int):
-        self.path = path
+    def __init__(self, path: Path, num_lines: int, descriptor: int | None = None):
+        self.path, self._descriptor = path, descriptor
         with path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), num_lines * len(NAMES) * 8)
         self._lines = np.frombuffer(self._map, np.float64).reshape(num_lines, len(NAMES))
 
     @classmethod
     def create(cls, num_lines: int) -> "SharedStats":
-        """Lines of zeros; `unlink` them once all schedulers have opened them."""
-        memory = Path("/dev/shm")
-        descriptor, name = tempfile.mkstemp(prefix="stretto_stats_", dir=memory if memory.is_dir() else None)
-        os.ftruncate(descriptor, num_lines * len(NAMES) * 8)
-        os.close(descriptor)
-        return cls(Path(name), num_lines)
+        """Lines of zeros; `close` them once all schedulers have opened them.
 
-    def unlink(self) -> None:
-        """Take the name away; who has opened it keeps the memory."""
-        self.path.unlink(missing_ok=True)
+        The memory has no name of its own, so that no file stays where this process is killed: it goes with whoever
+        has it open. Others of this user find it through this process.
+        """
+        descriptor = os.memfd_create("stretto_stats", os.MFD_CLOEXEC)
+        os.ftruncate(descriptor, num_lines * len(NAMES) * 8)
+        return cls(Path(f"/proc/{os.getpid()}/fd/{descriptor}"), num_lines, descriptor)
+
+    def close(self) -> None:
+        """Let nobody else open them; who has keeps the memory."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def write(self, line: int, stats: EngineStats) -> None:
         """Replace one scheduler's line."""

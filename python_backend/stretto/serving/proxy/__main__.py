@@ -13,7 +13,8 @@ from collections.abc import Callable
 import grpc
 
 from stretto.serving.proxy.access import Access
-from stretto.serving.proxy.config import LISTENING, READY, ProxyConfig
+from stretto.serving.proxy.config import ENDING_ALL, ENDING_UNANSWERED, LISTENING, READY, ProxyConfig
+from stretto.serving.proxy.gate import Gate
 from stretto.serving.proxy.grpc_proxy import MAX_CALLS, SERVER_OPTIONS, TRITON_OPTIONS, GrpcProxy
 from stretto.serving.proxy.pages import MAX_HEAD_BYTES, MetricsPage, Pages, PageServer, Readiness
 from stretto.serving.proxy.uploads import Uploads
@@ -26,6 +27,7 @@ class Launcher:
 
     def __init__(self) -> None:
         self.stopped = asyncio.Event()
+        self.gate = Gate()
         self._said = b""
         self._is_ready = False
 
@@ -39,15 +41,22 @@ class Launcher:
         if not came:
             self.stopped.set()
         *lines, self._said = (self._said + came).split(b"\n")
-        if lines:
-            self._is_ready = lines[-1].decode() == READY
+        for line in lines:
+            self._take(line.decode())
+
+    def _take(self, line: str) -> None:
+        self._is_ready = line == READY
+        if line in (ENDING_ALL, ENDING_UNANSWERED):
+            self.gate.shut(spares_answered=line == ENDING_UNANSWERED)
+        else:
+            self.gate.open()
 
 
 async def serve(config: ProxyConfig, launcher: Launcher) -> None:
     """Listen on all ports until the launcher ends; OSError where one cannot be had."""
     async with grpc.aio.insecure_channel(f"unix:{config.triton_grpc}", TRITON_OPTIONS) as triton:
         uploads = Uploads()
-        server = grpc_server(config, triton, launcher.is_ready, uploads)
+        server = grpc_server(config, triton, launcher.is_ready, uploads, launcher.gate)
         pages: dict[int, Pages] = {config.metrics_port: MetricsPage(config.triton_metrics)}
         if config.http_port is not None:
             pages[config.http_port] = Readiness(triton, launcher.is_ready)
@@ -70,12 +79,13 @@ def grpc_server(
     triton: grpc.aio.Channel,
     is_ready: Callable[[], bool] = lambda: True,
     uploads: Uploads | None = None,
+    gate: Gate | None = None,
 ) -> grpc.aio.Server:
     """The gRPC server, not started; OSError where it cannot have its port."""
     options = [*SERVER_OPTIONS, ("grpc.max_receive_message_length", config.max_request_bytes)]
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=MAX_CALLS)
     access = Access(config.key, frozenset(config.allowed))
-    server.add_generic_rpc_handlers((GrpcProxy(triton, access, is_ready, uploads or Uploads()),))
+    server.add_generic_rpc_handlers((GrpcProxy(triton, access, is_ready, uploads or Uploads(), gate or Gate()),))
     host = f"[{config.address}]" if ":" in config.address else config.address
     try:
         server.add_insecure_port(f"{host}:{config.grpc_port}")

@@ -3,7 +3,9 @@
 import json
 from dataclasses import asdict, dataclass
 
-READY, UNREADY = "ready", "unready"  # the lines that follow, as often as this changes
+# The lines that follow, as often as this changes. While a model is started again, no request is let through; those in
+# flight are ended, or those of them that have had no answer yet.
+READY, UNREADY, ENDING_ALL, ENDING_UNANSWERED = "ready", "unready", "ending all", "ending unanswered"
 LISTENING = "listening"  # the line with which the proxy says that it does
 
 

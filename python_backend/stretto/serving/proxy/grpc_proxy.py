@@ -9,7 +9,8 @@ from tritonclient.grpc.service_pb2 import ModelStreamInferResponse
 
 from stretto.serving.proxy import access
 from stretto.serving.proxy.access import MODEL_INFER, MODEL_STREAM_INFER, Access, Metadata
-from stretto.serving.proxy.infer_request import INVALID, UNAVAILABLE, BadRequest, read_infer_request
+from stretto.serving.proxy.gate import AGAIN, Gate, Restarting
+from stretto.serving.proxy.infer_request import INVALID, UNAVAILABLE, BadRequest, InferRequest, read_infer_request
 from stretto.serving.proxy.pace import Pace
 from stretto.serving.proxy.shared_memory import check_registration
 from stretto.serving.proxy.uploads import ENDED, Upload, Uploads
@@ -45,11 +46,11 @@ class GrpcProxy(grpc.GenericRpcHandler):
     """Passes on the calls that `access` admits, as far as they are sound."""
 
     def __init__(
-        self, triton: grpc.aio.Channel, allowed: Access, is_ready: Callable[[], bool], uploads: Uploads
+        self, triton: grpc.aio.Channel, allowed: Access, is_ready: Callable[[], bool], uploads: Uploads, gate: Gate
     ) -> None:
         self._access = allowed
         self._is_ready = is_ready
-        self._pace, self._uploads = Pace(), uploads
+        self._pace, self._uploads, self._gate = Pace(), uploads, gate
         self._infer = triton.stream_stream(MODEL_STREAM_INFER)
         self._unary = {method: triton.unary_unary(method) for method in access.APIS if method != MODEL_STREAM_INFER}
 
@@ -77,10 +78,14 @@ class GrpcProxy(grpc.GenericRpcHandler):
                 check_registration(method, request)
                 if method in NOT_READY and not self._is_ready():
                     response = NOT_READY[method]
+                elif method == MODEL_INFER:
+                    response = await self._gate.guard(self._pass_on(method, request, metadata))
                 else:
-                    response = await self._unary[method](request, metadata=_passed_on(metadata))
+                    response = await self._pass_on(method, request, metadata)
             except BadRequest as error:
                 await context.abort(STATUS[error.kind], error.told)
+            except Restarting as error:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
             except grpc.aio.AioRpcError as error:
                 await context.abort(error.code(), _details(error))
             await context.write(response)
@@ -102,6 +107,9 @@ class GrpcProxy(grpc.GenericRpcHandler):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "expected a message, got none")
         return message
 
+    async def _pass_on(self, method: str, request: bytes, metadata: Metadata) -> bytes:
+        return await self._unary[method](request, metadata=_passed_on(metadata))
+
     async def _stream(self, requests: AsyncIterator[bytes], context: Context) -> None:
         metadata = context.invocation_metadata() or ()
         call = self._infer(metadata=_passed_on(metadata))
@@ -109,7 +117,9 @@ class GrpcProxy(grpc.GenericRpcHandler):
         upload = Upload(call.cancel)
         feeding = asyncio.create_task(self._feed(stream, requests, metadata, upload))
         try:
-            await stream.answer()
+            await self._gate.guard(stream.answer(), lambda: stream.is_answered)
+        except Restarting as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         except asyncio.CancelledError:
             if not upload.is_ended:
                 raise
@@ -126,17 +136,20 @@ class GrpcProxy(grpc.GenericRpcHandler):
     ) -> None:
         async def check(request: bytes) -> None:
             upload.came()
-            await self._check_infer(request, metadata)
+            read = await self._check_infer(request, metadata)
+            if self._gate.is_shut:
+                raise BadRequest(AGAIN, read.head.id, UNAVAILABLE)
 
         with self._uploads.entry(upload):
             await stream.feed(requests, check)
 
-    async def _check_infer(self, data: bytes, metadata: Metadata) -> None:
+    async def _check_infer(self, data: bytes, metadata: Metadata) -> InferRequest:
         await self._pace.wait(len(data))
         request = read_infer_request(data)
         model = request.head.model_name
         if model in access.INNER_MODELS and not self._access.admits(access.MODELS, metadata):
             raise BadRequest(f"model_name: {access.refusal(access.MODELS)}", request.head.id)
+        return request
 
 
 class _Stream:
@@ -145,6 +158,7 @@ class _Stream:
     def __init__(self, call: Any, context: Context) -> None:
         self._call, self._context = call, context
         self._writing = asyncio.Lock()
+        self.is_answered = False  # the last of its requests, at least in part
 
     async def feed(self, requests: AsyncIterator[bytes], check: Check) -> None:
         """Pass sound requests on to the end; answer the others here, as Triton does, and leave the stream open."""
@@ -156,12 +170,14 @@ class _Stream:
                 response.infer_response.id = error.request_id
                 await self._write(response.SerializeToString())
             else:
+                self.is_answered = False
                 await self._call.write(request)
         await self._call.done_writing()
 
     async def answer(self) -> None:
         """Pass Triton's responses back to the end; AioRpcError where Triton ends otherwise."""
         async for response in self._call:
+            self.is_answered = True
             await self._write(response)
 
     async def _write(self, response: bytes) -> None:

@@ -1,0 +1,61 @@
+"""Models that are started again while the server and its other models go on, through Triton's repository API."""
+
+import http.client
+import json
+import select
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from stretto.serving.installation import LaunchError
+
+FIRST_STEPS = {"preprocessor"}  # who has had an answer needs these no more
+Connect = Callable[[], http.client.HTTPConnection]
+
+
+class ModelRestart:
+    """Unloads models whose processes have ended, and loads them, with what depends on them; never waits."""
+
+    def __init__(self, models: Sequence[str], connect: Connect) -> None:
+        self.models = tuple(models)
+        self._connect = connect
+        actions = [(action, model) for action in ("unload", "load") for model in models]
+        self._steps = deque(f"models/{model}/{action}" for action, model in actions)
+        self._steps.append("index")
+        self._call: http.client.HTTPConnection | None = None
+        self._step = ""
+
+    @property
+    def spares_answered(self) -> bool:
+        """Whether streams of which something has been heard go on without these models."""
+        return set(self.models) <= FIRST_STEPS
+
+    def is_done(self) -> bool:
+        """Go on as far as is possible now; whether all models are ready. LaunchError where Triton refuses."""
+        while self._call is not None or self._steps:
+            if self._call is None:
+                self._step = self._steps.popleft()
+                self._call = self._connect()
+                self._call.request("POST", f"/v2/repository/{self._step}", "{}")
+            if not select.select([self._call.sock], [], [], 0)[0]:
+                return False
+            answer = self._call.getresponse()
+            body = answer.read()
+            self.close()
+            self._check(answer.status, body)
+        return True
+
+    def close(self) -> None:
+        """Wait for no answer any more."""
+        if self._call is not None:
+            self._call.close()
+            self._call = None
+
+    def _check(self, status: int, body: bytes) -> None:
+        if status != http.HTTPStatus.OK:
+            raise LaunchError(f"{self._step}: {body.decode(errors='replace')[:500]}")
+        if self._step == "index":
+            models: list[dict[str, Any]] = json.loads(body)
+            missing = [f"{model['name']} is {model.get('state')}" for model in models if model.get("state") != "READY"]
+            if missing:
+                raise LaunchError(", ".join(missing))
