@@ -9,7 +9,7 @@ from stretto.triton_io import stub
 from stretto.triton_io.decoding_service import DecodingService
 from stretto.triton_io.flow import Outcome, conclude_all
 from stretto.triton_io.parameters import ModelParameters
-from stretto.triton_io.seal import ServerKey
+from stretto.triton_io.seal import SealKey
 
 
 class TritonPythonModel:
@@ -30,7 +30,7 @@ class TritonPythonModel:
         config = DecoderConfig.from_parameters(found | parameters.strings)
         self.worker = DecoderWorker(open_codec(config, parameters.path("checkpoint")), config)
         self.worker.wait_until_warm()
-        self.key = ServerKey(stub.server_pid())
+        self.key = SealKey(stub.server_pid())
         # Utterances that a decoder before this one has had, and left.
         conclude_all(stub.server_pid(), Outcome.OVERLOADED, "the decoder has ended and was started again; try again")
         self.service = DecodingService(self.worker, self.key.seal)

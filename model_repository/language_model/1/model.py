@@ -9,7 +9,7 @@ from stretto.triton_io.chunk_sender import SenderLimits
 from stretto.triton_io.event_loop import EventLoop
 from stretto.triton_io.flow import FlowTable
 from stretto.triton_io.parameters import ModelParameters
-from stretto.triton_io.seal import ServerKey
+from stretto.triton_io.seal import SealKey
 from stretto.triton_io.speech_service import SpeechService
 
 
@@ -39,7 +39,7 @@ class TritonPythonModel:
         )
         self.model = SpeechLLM.launch(config)
         self.loop = EventLoop("language model")  # only now: the engine's process was forked from this one
-        self.key = ServerKey(stub.server_pid())
+        self.key = SealKey(stub.server_pid())
         table = FlowTable.create(stub.server_pid())
         self.service = SpeechService(self.model, self.loop, table, limits, self.key.seal)
 

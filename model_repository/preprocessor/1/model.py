@@ -9,7 +9,7 @@ from stretto.triton_io import schema, strings, stub
 from stretto.triton_io.draining import DrainGate
 from stretto.triton_io.parameters import ModelParameters
 from stretto.triton_io.preparing_service import PreparingService
-from stretto.triton_io.seal import ServerKey
+from stretto.triton_io.seal import SealKey
 from stretto.triton_io.tensors import read_array, read_bytes, read_files, read_scalar
 
 
@@ -32,7 +32,7 @@ class TritonPythonModel:
         limit = Load(parameters.number("max_audio_bytes"), parameters.number("max_audio_requests"))
         self.lanes = AudioLanes(AudioProcess, parameters.number("long_audio_lanes"), limit)
         self.preprocessor = Preprocessor(parameters.path("checkpoint"), device=parameters.device)
-        self.key = ServerKey(stub.server_pid())
+        self.key = SealKey(stub.server_pid())
         gate = DrainGate.from_environment()
         self.service = PreparingService(self.preprocessor.prepare, self.lanes, self.key.seal, gate)
 
