@@ -1,6 +1,7 @@
 """What is looked at again and again: as long as somebody waits, and no longer."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from stretto.triton_io.ticking import ticking, until
@@ -25,3 +26,19 @@ async def test_what_a_condition_raises_is_raised() -> None:
     answers = [False, False]
     with pytest.raises(IndexError):
         await asyncio.wait_for(until(lambda: answers.pop(), 0.001), 60)
+
+
+async def test_those_who_look_as_often_are_woken_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, woken_at = asyncio.get_running_loop(), list[float]()
+    call_at = loop.call_at
+
+    def noted(when: float, *arguments: Any, **named: Any) -> asyncio.TimerHandle:
+        woken_at.append(when)
+        return call_at(when, *arguments, **named)
+
+    monkeypatch.setattr(loop, "call_at", noted)
+    for _ in range(3):
+        with ticking(lambda: None, 3600.0):
+            pass
+    assert len(woken_at) == 3
+    assert len(set(woken_at)) == 1

@@ -7,16 +7,22 @@ from contextlib import contextmanager
 
 @contextmanager
 def ticking(look: Callable[[], None], period_s: float) -> Iterator[None]:
-    """Call `look`, which may not raise, every `period_s` seconds."""
+    """Call `look`, which may not raise, every `period_s` seconds.
+
+    Whoever looks as often looks at the same time: to wake the event loop costs more than a look.
+    """
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle
 
     def tick() -> None:
         nonlocal timer
-        timer = loop.call_later(period_s, tick)
+        timer = set_timer()
         look()
 
-    timer = loop.call_later(period_s, tick)
+    def set_timer() -> asyncio.TimerHandle:
+        return loop.call_at((loop.time() // period_s + 1) * period_s, tick)
+
+    timer = set_timer()
     try:
         yield
     finally:
