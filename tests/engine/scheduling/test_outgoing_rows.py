@@ -86,6 +86,15 @@ def test_the_first_row_of_a_text_leaves_at_once_and_later_ones_by_and_by() -> No
     assert len(reply.left) < 12
 
 
+def test_text_that_is_to_be_spoken_leaves_a_few_times_and_with_the_first_of_the_audio() -> None:
+    reply = Reply(step_s=0.01, task="chat")
+    reply.make(100, token_id=16)
+    assert len(reply.left) <= 5
+    reply.make(1, FAMILY.end_of_text)
+    reply.make(3)
+    assert [row for _, rows in reply.left for row in rows] == list(range(104)), "nothing is left behind"
+
+
 def test_audio_of_an_unknown_rate_leaves_row_by_row() -> None:
     reply = Reply(step_s=0.001)
     reply._outgoing._frame_rate = 0.0

@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable
 
 from stretto.engine.request.tracker import SegmentTracker
+from stretto.streams.segment import Segment
 
 MAX_WAIT_S = 0.2
 WAIT_SHARE = 0.25  # of what was made in advance
+SCRIPT_WAITS_S = 0.1, 0.5  # the least and the longest, of text that is to be spoken
 LEAST_LEAD_S = 0.25  # beside that of the first chunks, which wait for each of their frames
 
 
@@ -18,12 +20,14 @@ class OutgoingRows:
     """The rows of one reply that have not left the engine yet, as `wire.py` has them.
 
     No row of audio waits for longer than a share of what was made in advance of a player that began with the first;
-    none of text for longer than it took from the first to the last that has left.
+    none of text for longer than it took from the first to the last that has left, or twice as long where the text is
+    spoken after it is written: its listener waits for the end of it.
     """
 
     def __init__(self, tracker: SegmentTracker, clock: Callable[[], float] = time.monotonic) -> None:
         self._tracker, self._clock = tracker, clock
         self._frame_rate = tracker.rules.family.frame_rate
+        self._speaks = Segment.AUDIO in tracker.task.segments
         self._ids: list[int] = []
         self._is_audio: bool | None = None
         self._began_s = self._due_s = 0.0  # when the text or the audio began, and when its next rows leave
@@ -48,7 +52,8 @@ class OutgoingRows:
     def _wait_s(self, elapsed_s: float) -> float:
         """How long the rows that follow may wait."""
         if not self._is_audio:
-            return min(MAX_WAIT_S, elapsed_s)
+            least_s, longest_s = SCRIPT_WAITS_S
+            return min(longest_s, max(least_s, 2 * elapsed_s)) if self._speaks else min(MAX_WAIT_S, elapsed_s)
         if self._frame_rate <= 0:
             return 0.0
         lead_s = self._tracker.num_frames / self._frame_rate - elapsed_s - LEAST_LEAD_S
