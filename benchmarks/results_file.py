@@ -1,6 +1,7 @@
 """One line of JSON for each measurement, with all that is needed to compare it with another."""
 
 import datetime
+import functools
 import json
 import os
 import platform
@@ -23,11 +24,13 @@ def _output(*command: str) -> str | None:
     return done.stdout.strip() or None
 
 
+@functools.cache
 def _revision() -> str | None:
     """The git revision of this code, with `-dirty` behind it where a tracked file has changed since."""
     return _output("git", "describe", "--always", "--dirty", "--exclude=*")
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for library in LIBRARIES:
@@ -44,6 +47,7 @@ def _cpu() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
+@functools.cache
 def _hardware() -> dict[str, Any]:
     gpus = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -53,6 +57,12 @@ def _hardware() -> dict[str, Any]:
         "memory_gib": round(memory_gib, 1),
         "gpus": gpus and gpus.split("\n"),
     }
+
+
+def know_this_host() -> None:
+    """Ask git, the GPU's driver and the installed packages now, once for this process and for those that it forks."""
+    for ask in (_revision, _hardware, _versions):
+        ask()
 
 
 @dataclass(frozen=True)

@@ -90,10 +90,12 @@ class Watch:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._parts = ["rest"]
         self._since = time.thread_time()
+        self._wrapped: list[tuple[Any, str, Any]] = []
 
     def wrap(self, owner: Any, method: str, part: str) -> None:
         """Let what `owner.method` takes count for `part`, on this one object."""
         inner: Callable[..., Any] = getattr(owner, method)
+        self._wrapped.append((owner, method, vars(owner).get(method)))
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             self._turn()
@@ -105,6 +107,12 @@ class Watch:
                 self._parts.pop()
 
         setattr(owner, method, timed)
+
+    def stop(self) -> None:
+        """Take the watch off again, so that later steps do not pay for it."""
+        while self._wrapped:
+            owner, method, own = self._wrapped.pop()
+            delattr(owner, method) if own is None else setattr(owner, method, own)
 
     def _turn(self) -> None:
         now = time.thread_time()

@@ -105,6 +105,7 @@ def make_model(name: str, is_narrow: bool = True, seed: int = 0) -> PreTrainedMo
 
     transformers' own initialisation dies away on the way to the waveform.
     """
+    torch.manual_seed(seed)  # what `randomize` leaves as it is made
     model = randomize(MODELS[name](is_narrow), seed)
     if isinstance(model, DacModel):
         model.decoder.conv2.weight.mul_(0.2)  # about as loud as speech: so large are its rounding errors

@@ -10,6 +10,7 @@ from stretto.codec.espnet_dac import EspnetDac
 from stretto.codec.espnet_dac_checkpoint import EspnetDacConfig
 from stretto.codec.mimi import MimiCodec
 from stretto.codec.seanet.decoder import SeanetWidths
+from stretto.codec.seanet.published import keep_lengths_on_host
 from stretto.codec.seanet.shape import SeanetShape
 from torch import nn
 from transformers import EncodecConfig, EncodecModel, MimiConfig, MimiModel
@@ -70,7 +71,10 @@ def loud(module: Module) -> Module:
     return module.eval().requires_grad_(False)
 
 
-def make_stateful(name: str, is_narrow: bool = True, seed: int = 0) -> Codec:
-    """One of STATEFUL."""
+def make_stateful(name: str, is_narrow: bool = True, seed: int = 0, device: str = "cpu") -> Codec:
+    """One of STATEFUL, on a device as the loader of a published checkpoint puts it there."""
     torch.manual_seed(seed)
-    return STATEFUL[name](is_narrow)
+    codec = STATEFUL[name](is_narrow)
+    assert isinstance(codec, nn.Module)
+    keep_lengths_on_host(codec.to(device))
+    return codec

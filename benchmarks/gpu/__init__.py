@@ -1,1 +1,1 @@
-"""What `benchmarks/gpu/check.sh` runs: sections, each in a process and a time of its own (`sections.py` lists them)."""
+"""What a host with a GPU is asked at first contact: jobs, each in a process of its own (`jobs.py` lists them)."""

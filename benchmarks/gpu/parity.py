@@ -1,13 +1,13 @@
-"""The codes of the device against a slow reference on the CPU, in fp32, with CUDA graphs and without.
+"""The codes of the device against a slow reference on the CPU, in fp32, in one mode; in bf16, graphs against none.
 
 Random checkpoints of two families, and the bundled model where its weights are here. Where the reference itself was
 nearly undecided (`LEAD`), the device may decide otherwise: such replies are counted, and are not wrong.
 """
 
 import importlib
+import itertools
 import os
 import tempfile
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from stretto.engine.environment import prepare_environment
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
 
 from benchmarks.checkpoints.bundled import CHECKPOINT
 from benchmarks.checkpoints.random_checkpoint import write_checkpoint
-from benchmarks.gpu.sections import Setup
+from benchmarks.gpu.jobs import Setup
 
 LEAD = 3e-4  # in logits; fp32 sums in another order differ by some 1e-5
 MAX_MODEL_LEN = 160
@@ -30,26 +29,24 @@ CHUNKED = {"max_num_batched_tokens": 48, "max_num_seqs": 4, "num_gpu_blocks_over
 SIZES = [1, 2, 4, 8, 16, 32]
 
 
-def graphs(mode: str, compiler: int = 3) -> dict[str, Any]:
+def graphs(mode: str, compiler: int = 0) -> dict[str, Any]:
     """Engine arguments for one of vLLM's `cudagraph_mode`s, with torch.compile (3) or without (0)."""
     config = {"mode": compiler, "cudagraph_mode": mode, "cudagraph_capture_sizes": SIZES}
-    return {"enforce_eager": False, "compilation_config": config, "attention_backend": "TRITON_ATTN"}
+    return {"enforce_eager": False, "async_scheduling": True, "compilation_config": config}
 
 
 CUDA: dict[str, Any] = {"attention_backend": "TRITON_ATTN", "gpu_memory_utilization": 0.3}
 MODES: dict[str, dict[str, Any]] = {
     "eager": {"async_scheduling": False},
-    "eager, async, chunked, preempted": {"async_scheduling": True, **CHUNKED},
-    "FULL_AND_PIECEWISE, async": {"async_scheduling": True, **graphs("FULL_AND_PIECEWISE")},
-    "FULL_AND_PIECEWISE, async, chunked, preempted": {
-        "async_scheduling": True, **graphs("FULL_AND_PIECEWISE"), **CHUNKED
-    },
-    "PIECEWISE": {"async_scheduling": False, **graphs("PIECEWISE")},
-    "FULL": {"async_scheduling": False, **graphs("FULL")},
-    "FULL_DECODE_ONLY, not compiled": {"async_scheduling": True, **graphs("FULL_DECODE_ONLY", compiler=0)},
-}  # fmt: skip
-WITHOUT_GRAPHS = [mode for mode in MODES if mode.startswith("eager")]
-FOR_THE_BUNDLED = ["eager", "FULL_AND_PIECEWISE, async"]
+    "FULL_DECODE_ONLY, async": graphs("FULL_DECODE_ONLY"),
+    "FULL_DECODE_ONLY, async, chunked, preempted": {**graphs("FULL_DECODE_ONLY"), **CHUNKED},
+    "FULL_AND_PIECEWISE, async": graphs("FULL_AND_PIECEWISE", compiler=3),
+}
+WITHOUT_GRAPHS = {"enforce_eager": True, "compilation_config": {}}  # whatever the mode, in a dry run
+# As 8B runs: bfloat16, FlashAttention; a graph for every number of rows, so that none is padded to another product.
+HALF: dict[str, Any] = {"dtype": "bfloat16", "attention_backend": "FLASH_ATTN", "gpu_memory_utilization": 0.3}
+EVERY_SIZE = {**graphs("FULL_DECODE_ONLY"), "async_scheduling": False}
+EVERY_SIZE["compilation_config"] = {**EVERY_SIZE["compilation_config"], "cudagraph_capture_sizes": list(range(1, 17))}
 
 
 @dataclass(frozen=True)
@@ -74,14 +71,22 @@ def answer(name: str, folder: Path, family: Family, prompts: dict[str, Prompt]) 
 
 def cases(setup: Setup, folder: Path) -> Iterator[Case]:
     """Two random checkpoints, then the bundled model."""
-    make_prompts = importlib.import_module("tests.engine.prompts").make_prompts
-    number = 4 if setup.is_small else 12
-    eight_streams = importlib.import_module("tests.speech_families").EIGHT_STREAMS
-    for family, name in ((TINY, "tiny"), (eight_streams, "tests.speech_families:EIGHT_STREAMS")):
+    for family, name in families():
         checkpoint = write_checkpoint(folder / family.name, family, name)
-        yield answer(family.name, checkpoint, family, make_prompts(family, number))
+        yield answer(family.name, checkpoint, family, prompts_of(setup, family))
     if (CHECKPOINT / "model.safetensors").exists() and not setup.is_small:
         yield answer("bundled", CHECKPOINT, TINY, bundled_prompts())
+
+
+def families() -> tuple[tuple[Family, str], ...]:
+    """Those of the random checkpoints, and what config.json calls them."""
+    eight_streams = importlib.import_module("tests.speech_families").EIGHT_STREAMS
+    return (TINY, "tiny"), (eight_streams, "tests.speech_families:EIGHT_STREAMS")
+
+
+def prompts_of(setup: Setup, family: Family) -> dict[str, Prompt]:
+    """As many as a dry run has patience for, or twelve."""
+    return importlib.import_module("tests.engine.prompts").make_prompts(family, 4 if setup.is_small else 12)
 
 
 def bundled_prompts() -> dict[str, Prompt]:
@@ -94,44 +99,69 @@ def bundled_prompts() -> dict[str, Prompt]:
     return {name: replace(prompt, sampling=replace(prompt.sampling, seed=1)) for name, prompt in prompts.items()}
 
 
-def run(setup: Setup) -> Iterator[dict[str, Any]]:
-    """A line for each mode and checkpoint: if time runs out, the first modes have been seen with every checkpoint."""
-    os.environ["TRITON_F32_DEFAULT"] = "ieee"  # or attention in Triton multiplies fp32 numbers as TF32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    prepare_environment()
+def run(setup: Setup, mode: str) -> Iterator[dict[str, Any]]:
+    """A line for each checkpoint."""
+    be_exact()
     with tempfile.TemporaryDirectory() as folder:
-        asked = list(cases(setup, Path(folder)))
-        for mode in WITHOUT_GRAPHS if setup.is_small else MODES:
-            for case in asked:
-                if case.name != "bundled" or mode in FOR_THE_BUNDLED:
-                    yield {"checkpoint": case.name, "mode": mode, **attempt(setup, case, mode)}
+        for case in itertools.islice(cases(setup, Path(folder)), _some(setup, mode)):
+            yield {"checkpoint": case.name, "mode": mode, **compare(setup, case, mode)}
+
+
+def _some(setup: Setup, mode: str) -> int | None:
+    """How many checkpoints: in a dry run graphs are none, and once was enough."""
+    return 1 if setup.is_small and mode != "eager" and "preempted" not in mode else None
+
+
+def be_exact() -> None:
+    """Neither torch nor Triton may multiply numbers of float32 as TF32, which is what attention in Triton does else."""
+    os.environ["TRITON_F32_DEFAULT"] = "ieee"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
 Watch = Callable[[], AbstractContextManager[object]]
 
 
-def attempt(setup: Setup, case: Case, mode: str, watch: Watch = nullcontext) -> dict[str, Any]:
-    """One mode; where it fails, why, so that the modes after it have their turn. `watch` goes round the replies."""
-    try:
-        return compare(setup, case, MODES[mode], watch)
-    except Exception as error:
-        traceback.print_exc()
-        return {"error": f"{type(error).__name__}: {error}"[:500], "ok": False}
-
-
-def compare(setup: Setup, case: Case, mode: dict[str, Any], watch: Watch) -> dict[str, Any]:
-    """How many of the engine's replies are the reference's."""
-    engine_class = importlib.import_module("tests.engine.harness").Engine
-    args = {"max_model_len": MAX_MODEL_LEN, **({} if setup.is_small else CUDA), **mode}
-    engine = engine_class(case.folder, **args)
-    try:
-        arrivals = {request_id: 3 * index for index, request_id in enumerate(case.prompts)}
-        with watch():
-            answers = engine.run(case.prompts, arrivals)
-    finally:
-        engine.shutdown()
+def compare(setup: Setup, case: Case, mode: str, watch: Watch = nullcontext) -> dict[str, Any]:
+    """How many of the engine's replies are the reference's. `watch` goes round the replies."""
+    args = {**MODES[mode], **WITHOUT_GRAPHS} if setup.is_small else {**CUDA, **MODES[mode]}
+    answers = replies(case.folder, args, case.prompts, watch)
     other = [request_id for request_id, (rows, _) in case.replies.items() if answers[request_id].rows != rows]
     wrong = [request_id for request_id in other if case.replies[request_id][1] >= LEAD]
     preempted = sum(each.trailer.num_preemptions for each in answers.values())
     figures = {"replies": len(answers), "equal": len(answers) - len(other), "undecided": len(other) - len(wrong)}
     return {**figures, "preemptions": preempted, "wrong": wrong, "ok": not wrong}
+
+
+def replies(folder: Path, args: dict[str, Any], prompts: dict[str, Prompt], watch: Watch = nullcontext) -> Any:
+    """The answers of an engine to prompts that come one after another."""
+    engine = importlib.import_module("tests.engine.harness").Engine(folder, max_model_len=MAX_MODEL_LEN, **args)
+    try:
+        with watch():
+            return engine.run(prompts, {request_id: 3 * index for index, request_id in enumerate(prompts)})
+    finally:
+        engine.shutdown()
+
+
+def run_half(setup: Setup) -> Iterator[dict[str, Any]]:
+    """A line for each random checkpoint: bfloat16 with graphs against bfloat16 without."""
+    for family, name in itertools.islice(families(), _some(setup, "bfloat16")):
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = write_checkpoint(
+                Path(folder), family, name, hidden=256
+            )  # heads of 64, as FlashAttention 3 has
+            prompts = prompts_of(setup, family)
+            base = {"async_scheduling": False, **({} if setup.is_small else HALF)}
+            eager = replies(checkpoint, base, prompts)
+            captured = replies(checkpoint, base if setup.is_small else {**base, **EVERY_SIZE}, prompts)
+        first = {
+            request_id: _first_difference(eager[request_id].rows, captured[request_id].rows) for request_id in eager
+        }
+        different = {request_id: row for request_id, row in first.items() if row is not None}
+        figures = {"replies": len(first), "equal": len(first) - len(different), "first_difference": different}
+        yield {"checkpoint": family.name, "mode": "bfloat16, graphs = eager", **figures, "ok": not different}
+
+
+def _first_difference(one: list[list[int]], other: list[list[int]]) -> int | None:
+    pairs = enumerate(zip(one, other, strict=False))
+    shorter = None if len(one) == len(other) else min(len(one), len(other))
+    return next((index for index, (a, b) in pairs if a != b), shorter)

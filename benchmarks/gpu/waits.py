@@ -4,17 +4,16 @@ For the device: vLLM lets torch raise an error at the first call that does. For 
 after the engine had started are named; one of ours is an error, as what it is compiled for then depends on the batch.
 """
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.parity import MODES, attempt, cases
-from benchmarks.gpu.sections import Setup
+from benchmarks.gpu.jobs import Setup
+from benchmarks.gpu.parity import be_exact, cases, compare
 
-OURS = "stretto."
+OURS, MODE = "stretto.", "FULL_DECODE_ONLY, async"
 
 
 @contextmanager
@@ -37,13 +36,14 @@ def compiled(names: list[str]) -> Iterator[None]:
 
 
 def run(setup: Setup) -> Iterator[dict[str, Any]]:
-    """One line; an error names the call. Only CUDA has such calls: a dry run walks the path."""
-    os.environ["VLLM_GPU_SYNC_CHECK"] = "error"  # read when vllm is imported
-    mode = "eager" if setup.is_small else "FULL_AND_PIECEWISE, async"
-    assert mode in MODES
+    """One line; an error names the call. Only CUDA has such calls: a dry run walks the path.
+
+    The job sets VLLM_GPU_SYNC_CHECK, which vLLM reads while it is imported.
+    """
     names: list[str] = []
+    be_exact()
     with tempfile.TemporaryDirectory() as folder:
         case = next(cases(setup, Path(folder)))
-        error = attempt(setup, case, mode, lambda: compiled(names)).get("error")
-        ours = [name for name in names if name.startswith(OURS)]
-        yield {"checkpoint": case.name, "mode": mode, "error": error, "compiled": names, "ok": not error and not ours}
+        figures = compare(setup, case, MODE, lambda: compiled(names))
+    ours = [name for name in names if name.startswith(OURS)]
+    yield {"mode": MODE, **figures, "compiled": names, "ok": figures["ok"] and not ours}

@@ -131,6 +131,14 @@ def test_the_library_of_this_python_is_found() -> None:
     assert (python_library() / sysconfig.get_config_var("INSTSONAME")).exists()
 
 
+def test_a_library_of_the_same_version_can_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STRETTO_LIBPYTHON", str(tmp_path))
+    (tmp_path / "libpython9.9.so.1.0").touch()
+    assert python_library() != tmp_path
+    (tmp_path / f"libpython{VERSION}.so.1.0").touch()
+    assert python_library() == tmp_path
+
+
 def test_a_python_without_a_library_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installation.sysconfig, "get_config_var", {"INSTSONAME": "libpython9.a"}.get)
     with pytest.raises(LaunchError, match=f"install libpython{VERSION}, or use a Python built with --enable-shared"):

@@ -6,10 +6,10 @@
 
 The host must have torch for CUDA, triton, transformers and numpy under Python 3.12 (`--python` for another). `pack` has
 uv resolve and pip fetch the wheels of vLLM and of all it imports that the host lacks (`--have`), leaves out the kernels
-and the distributions that nothing of ours touches (`contents.py` names them), adds this package,
-its benchmarks and tests, and cuts the whole into parts with their SHA-256. `install` verifies each part, keeps it, and
-when the last one is there unpacks them and prints the line that makes Python find the bundle. It needs the standard
-library only.
+and the distributions that nothing of ours touches (`contents.py` names them) and the code of other GPUs
+(`trimming.py`), adds this package, its benchmarks and tests, and cuts the whole into parts with their SHA-256.
+`install` verifies each part, keeps it, and when the last one is there unpacks them and prints the line that makes
+Python find the bundle. It needs the standard library only.
 """
 
 import argparse
@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.bundling.contents import OURS, REQUIRED_THERE, TRITON_SERVER, UNUSED, VLLM, is_wanted
-from benchmarks.gpu.bundling.installing import SITE, SOURCE, DamagedPart, Installation
+from benchmarks.gpu.bundling.installing import LIBRARIES, SITE, SOURCE, DamagedPart, Installation
 from benchmarks.gpu.bundling.parts import write_parts
+from benchmarks.gpu.bundling.trimming import trim
 
 ROOT = Path(__file__).parents[3]
 COMMON_HOST = ROOT / "benchmarks/gpu/bundling/pytorch_image.txt"
@@ -61,6 +62,11 @@ def copy_sources(into: Path, with_weights: bool) -> None:
         shutil.copy2(ROOT / name, into / name)
 
 
+def trim_library(name: str, data: bytes, architecture: int) -> bytes:
+    """A file of a wheel: an extension with the code of one GPU, anything else as it is."""
+    return trim(data, architecture) if name.endswith(".so") else data
+
+
 def pack(arguments: argparse.Namespace, package: Path | None = None) -> dict[str, Any]:
     """Write the parts; returns what the manifest says of them. `package`: a wheel in the place of this tree's."""
     from benchmarks.gpu.bundling.wheels import Wheelhouse, extract, read_have
@@ -70,18 +76,22 @@ def pack(arguments: argparse.Namespace, package: Path | None = None) -> dict[str
     if lacking:
         raise SystemExit(f"offline_bundle: {arguments.have}: the target needs {lacking}, which are too large to carry")
     house = Wheelhouse(arguments.wheelhouse, arguments.python, arguments.lock, arguments.offline)
-    roots = [VLLM, *(name for name in OURS if name not in have), *([TRITON_SERVER] if arguments.triton else [])]
-    wheels = house.closure(roots, have | UNUSED)
+    roots = [VLLM, *(name for name in OURS if name not in have), *(TRITON_SERVER if arguments.triton else ())]
+    brought = {root.split("==")[0] for root in roots}
+    wheels = house.closure(roots, (have | UNUSED) - brought)
     with tempfile.TemporaryDirectory() as scratch:
         tree, names = Path(scratch, "tree"), []
         for wheel in [*wheels, package or build_package(Path(scratch))]:
             is_vllm = wheel.name.startswith("vllm-")
             wanted = (lambda name: is_wanted(name, arguments.flash_attention)) if is_vllm else (lambda name: True)
-            extract(wheel, tree / SITE, wanted)
+            extract(wheel, tree / SITE, wanted, lambda name, data: trim_library(name, data, arguments.architecture))
             names.append(wheel.name)
+        if arguments.libpython:
+            (tree / LIBRARIES).mkdir()
+            shutil.copy2(arguments.libpython, tree / LIBRARIES)
         if not arguments.no_source:
             copy_sources(tree / SOURCE, arguments.weights)
-        contents = {"python": arguments.python, "flash_attention": arguments.flash_attention, "wheels": names}
+        contents = {"python": arguments.python, "architecture": arguments.architecture, "wheels": names}
         manifest = write_parts(tree, arguments.out, int(arguments.part_mb * 1e6), contents)
     for part in manifest.parts:
         print(f"{part.name} {part.size / 1e6:.1f} MB {part.sha256}")
@@ -117,6 +127,8 @@ def parser() -> argparse.ArgumentParser:
     packing.add_argument("--have", type=Path, default=COMMON_HOST, help="what the host has: names, or a pip freeze")
     packing.add_argument("--lock", type=Path, default=ROOT / "requirements/embedded.txt", help="versions to prefer")
     packing.add_argument("--python", default="3.12", help="Python of the host")
+    packing.add_argument("--architecture", type=int, default=90, help="of the host's GPU; 90: Hopper")
+    packing.add_argument("--libpython", type=Path, help="libpython3.12.so.1.0, which a Triton server needs there")
     packing.add_argument("--flash-attention", choices=["2", "3"], default="3", help="3: Hopper (11 MB), 2: before it")
     packing.add_argument("--triton", action="store_true", help="with the Triton server's wheel")
     packing.add_argument("--weights", action="store_true", help="with the bundled model's weights")

@@ -3,7 +3,7 @@
 from fnmatch import fnmatch
 
 VLLM = "vllm==0.32.0"
-TRITON_SERVER = "nvidia-pytriton==0.7.0"
+TRITON_SERVER = ("nvidia-pytriton==0.7.0", "numpy==1.26.4")  # whose Python backend takes no later numpy
 # Beside what vLLM asks for: our own code reads and writes audio, and normalises text.
 OURS = ("soundfile", "soxr", "num2words", "anyascii")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.gpu.bundling.parts import MANIFEST, Manifest, sha256_of, unpack
 
-SITE, SOURCE, PARTS = "site", "source", "parts"
+SITE, SOURCE, LIBRARIES, PARTS = "site", "source", "lib", "parts"
 
 
 class DamagedPart(ValueError):
@@ -27,8 +27,9 @@ class Installation:
     @property
     def environment(self) -> str:
         """A line for the shell: what makes Python find the bundle."""
-        site, source = self.bundle / SITE, self.bundle / SOURCE
-        return f"export PYTHONPATH={site}:{source}${{PYTHONPATH:+:$PYTHONPATH}} PATH={site / 'bin'}:$PATH"
+        site, source, libraries = (self.bundle / part for part in (SITE, SOURCE, LIBRARIES))
+        line = f"export PYTHONPATH={site}:{source}${{PYTHONPATH:+:$PYTHONPATH}} PATH={site / 'bin'}:$PATH"
+        return line + (f" STRETTO_LIBPYTHON={libraries}" if libraries.exists() else "")
 
     def take(self, files: list[Path]) -> list[str]:
         """Verify and keep `files` (parts, and their manifest among or beside them); the names still missing.

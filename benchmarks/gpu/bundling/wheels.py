@@ -84,8 +84,16 @@ def read_have(path: Path) -> frozenset[str]:
     return frozenset(canonicalize_name(name) for name in names if name)
 
 
-def extract(wheel: Path, site: Path, is_wanted: Callable[[str], bool] = lambda name: True) -> int:
-    """Unpack the wanted files of a wheel as an installer would (`.data/purelib`, `.data/scripts`, …); how many."""
+def extract(
+    wheel: Path,
+    site: Path,
+    is_wanted: Callable[[str], bool] = lambda name: True,
+    change: Callable[[str, bytes], bytes] = lambda name, data: data,
+) -> int:
+    """Unpack the wanted files of a wheel as an installer would (`.data/purelib`, `.data/scripts`, …); how many.
+
+    change: gives what is written, by a file's name and contents.
+    """
     count = 0
     with zipfile.ZipFile(wheel) as archive:
         for info in archive.infolist():
@@ -98,7 +106,7 @@ def extract(wheel: Path, site: Path, is_wanted: Callable[[str], bool] = lambda n
             else:
                 target = site / info.filename
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(archive.read(info))
+            target.write_bytes(change(info.filename, archive.read(info)))
             if target.parent == site / "bin" or info.external_attr >> 16 & 0o100:
                 target.chmod(0o755)
             count += 1

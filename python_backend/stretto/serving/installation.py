@@ -128,7 +128,14 @@ def _not_ours(folder: str, names: list[str]) -> list[str]:
 
 
 def python_library() -> Path:
-    """The folder of this Python's shared library, so that the stub loads the same one and not the system's."""
+    """The folder of this Python's shared library, so that the stub loads the same one and not the system's.
+
+    For a Python that is linked without one, STRETTO_LIBPYTHON may name the folder of another of the same version.
+    """
+    given = os.environ.get("STRETTO_LIBPYTHON")
+    version = ".".join(platform.python_version_tuple()[:2])
+    if given and (Path(given) / f"libpython{version}.so.1.0").exists():
+        return Path(given)
     name = sysconfig.get_config_var("INSTSONAME") or ""
     configured = Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib")
     multiarch = sysconfig.get_config_var("MULTIARCH") or ""
@@ -136,7 +143,6 @@ def python_library() -> Path:
     for folder in folders:
         if ".so" in name and (folder / name).exists():
             return folder
-    version = ".".join(platform.python_version_tuple()[:2])
     raise LaunchError(
         f"no shared library of Python {version} in {', '.join(map(str, folders))}; Triton's Python backend needs it: "
         f"install libpython{version}, or use a Python built with --enable-shared"

@@ -8,32 +8,37 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu.jobs import JOBS
+
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.engine
 
 
-def test_a_dry_run_passes_every_section(tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
-    command = [str(ROOT / "benchmarks/gpu/check.sh"), "--dry-run", "--out", str(tmp_path), "--limit-s", "1800"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+def test_a_dry_run_passes_every_job(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--dry-run", "--out", str(tmp_path), "--limit-s", "3000"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    results = {path.stem: [json.loads(line) for line in path.open()] for path in tmp_path.glob("*.jsonl")}
-    assert [line["status"] for line in results["summary"]] == ["passed"] * len(results["summary"])
-    assert {line["section"] for line in results["summary"]} == set(results) - {"summary"}
-    assert {line["checkpoint"] for line in results["parity"]} == {"tiny", "eight_streams"}
-    assert any(line["preemptions"] for line in results["parity"])
-    retention = [line for line in results["throughput"] if line["part"] == "cfg_retention"]
-    assert {(line["reply"], line["requests"]) for line in retention} == {
-        (reply, number) for reply in ("audio", "text then audio") for number in (1, 2)
-    }
+    assert json.loads(done.stdout.splitlines()[-1]) == dict.fromkeys(JOBS, "passed")
+    assert {path.name for path in tmp_path.iterdir()} == {"all.jsonl", "logs.txt"}
+    lines = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+    found = {job: [line for line in lines if line["job"] == job and "status" not in line] for job in JOBS}
+    assert {line["checkpoint"] for line in found["parity_eager"]} == {"tiny", "eight_streams"}
+    assert any(line["preemptions"] for line in found["parity_preempted"])
+    assert {line["kernel"] for line in found["kernels"]} == {"draw", "embed", "head"}
+    for job, (requests, *rows) in (("ours_8b", ((1, 2), 2, 4)), ("ours_1b7", ((1, 2), 1, 2))):
+        steps = [line for line in found[job] if line["part"] == "step"]
+        assert [(line["requests"], line["rows"]) for line in steps] == list(zip(requests, rows, strict=True))
+        assert {"schedule", "prepare", "forward", "sample", "update"} <= set(steps[0]["host_ms"])
+        begins = [line for line in found[job] if line["part"] == "first_audio"]
+        assert [line["requests"] for line in begins] == [1, 2]
+        for line in begins:
+            assert 0 < line["prefill_ms"] < 1e3 * line["ttfp_s"]
+            assert line["ttfp_over_floor"] > 0
+            assert line["audio_s_per_s"] > 0
+        stock = found[job.replace("ours", "stock")]
+        assert [line["rows"] for line in stock] == rows
+        assert all(line["engine_efficiency"] > 0 for line in stock)
+    retention = [line for line in found["ours_8b"] if line["part"] in ("cfg_retention", "text")]
+    assert [(line["requests"], line["text_rows"]) for line in retention] == [(1, 0), (2, 0), (1, 4), (2, 4)]
     assert all(line["cfg_retention"] > 0 for line in retention)
-    steps = [line for line in results["throughput"] if line["part"] == "step"]
-    assert {"schedule", "prepare", "forward", "sample", "update"} <= set(steps[0]["host_ms"])
-    assert [line["rows"] for line in results["efficiency"]] == [2, 4]
-    begins = [line for line in results["throughput"] if line["part"] == "first_audio"]
-    begins += [line for each in ("opuslm_7b", "opuslm_1b7") for line in results[each] if line["part"] == "speed"]
-    assert len(begins) == 4
-    for line in begins:
-        assert 0 < line["prefill_ms"] < 1e3 * line["ttfp_s"]
-        assert 0.1 < line["ttfp_over_floor"] < 10
-        assert line["audio_s_per_s"] > 0

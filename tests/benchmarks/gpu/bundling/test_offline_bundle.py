@@ -10,6 +10,8 @@ import pytest
 
 from benchmarks.gpu.bundling.__main__ import COMMON_HOST, pack, parser
 from benchmarks.gpu.bundling.contents import is_wanted
+from benchmarks.gpu.bundling.trimming import CUBIN, trim
+from tests.benchmarks.gpu.bundling.test_trimming import container, library, noise
 
 ROOT = Path(__file__).parents[4]
 
@@ -97,6 +99,23 @@ def test_kernels_that_nobody_uses_stay_behind(tmp_path: Path, house: Path, packa
     kept = sorted(path.name for path in (tmp_path / "there").rglob("*.so"))
     assert kept == ["_C_stable_libtorch.abi3.so", "_vllm_fa2_C.abi3.so"]
     assert is_wanted("vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so", "3")
+
+
+def test_libraries_are_trimmed_and_that_of_python_is_found_there(tmp_path: Path, house: Path, package: Path) -> None:
+    made = library(container([(CUBIN, 80, noise(1)), (CUBIN, 90, noise(2))]))
+    with zipfile.ZipFile(next(house.glob("vllm-*")), "a") as archive:
+        archive.writestr("vllm/extension.so", made)
+        archive.writestr("vllm/extension.txt", made)
+    (tmp_path / "libpython3.12.so.1.0").write_text("python")
+    pack(arguments(tmp_path, house, "--libpython", str(tmp_path / "libpython3.12.so.1.0")), package)
+    done = run_install(tmp_path, "manifest.json", "part-01")
+    folder = tmp_path / "there" / "bundle"
+    assert (folder / "site/vllm/extension.so").read_bytes() == trim(made, 90) != made
+    assert (folder / "site/vllm/extension.txt").read_bytes() == made
+    shell = subprocess.run(
+        ["bash", "-c", f"{done.stdout.strip()}; cat $STRETTO_LIBPYTHON/libpython3.12.so.1.0"], capture_output=True
+    )
+    assert shell.stdout == b"python"
 
 
 def test_a_wheel_that_cannot_be_had_is_named(tmp_path: Path, house: Path, package: Path) -> None:

@@ -1,0 +1,85 @@
+"""CUDA extensions with the code of one GPU only, so that they pack small.
+
+A section `.nv_fatbin` holds containers one after another, each with entries for several architectures: machine code
+(cubins), and PTX that the driver can compile. What is not for the wanted architecture is filled with zeros, which take
+no room once packed; offsets and sizes stay, so that the loader finds all that it looks for. A container without machine
+code for that architecture keeps its PTX.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+SECTION = b".nv_fatbin"
+MAGIC, ALIGNMENT = 0xBA55ED50, 8
+CONTAINER, CONTAINER_SIZE = "<IHHQ", 16  # magic, version, bytes of this header, bytes of all entries
+ENTRY, ENTRY_SIZE = "<HHIQ", 64  # kind, version, bytes of this header, bytes of the payload; the shortest header
+ARCHITECTURE_AT = 28  # uint32, in an entry's header
+PTX, CUBIN = 1, 2
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A payload of one container. kind: CUBIN or PTX; architecture: 90 for compute capability 9.0."""
+
+    kind: int
+    architecture: int
+    payload: range
+
+
+def trim(library: bytes, architecture: int) -> bytes:
+    """An extension without the payloads that a GPU of `architecture` does not run; one without any as it is.
+
+    ValueError where its fat binaries are not laid out as they are known.
+    """
+    trimmed = bytearray(library)
+    for section in _sections(library, SECTION):
+        for entries in _containers(library, section):
+            for entry in _useless(entries, architecture):
+                trimmed[entry.payload.start : entry.payload.stop] = bytes(len(entry.payload))
+    return bytes(trimmed)
+
+
+def _useless(entries: list[Entry], architecture: int) -> list[Entry]:
+    own = [entry for entry in entries if (entry.kind, entry.architecture) == (CUBIN, architecture)]
+    kept = own or [entry for entry in entries if entry.kind == PTX]
+    return [entry for entry in entries if entry not in kept]
+
+
+def _sections(library: bytes, name: bytes) -> Iterator[range]:
+    """Where the sections of that name lie in a 64-bit ELF file; none in any other file."""
+    if library[:5] != b"\x7fELF\x02":
+        return
+    (table,) = struct.unpack_from("<Q", library, 0x28)
+    size, count, names_index = struct.unpack_from("<HHH", library, 0x3A)
+    headers = [struct.unpack_from("<IIQQQQ", library, table + index * size) for index in range(count)]
+    names = headers[names_index][4]
+    for name_offset, _, _, _, offset, length in headers:
+        end = library.index(b"\0", names + name_offset)
+        if library[names + name_offset : end] == name:
+            yield range(offset, offset + length)
+
+
+def _containers(library: bytes, section: range) -> Iterator[list[Entry]]:
+    position = section.start
+    while position + CONTAINER_SIZE <= section.stop:
+        magic, _, header, size = struct.unpack_from(CONTAINER, library, position)
+        if magic != MAGIC:  # between containers there may be padding
+            position += ALIGNMENT
+            continue
+        stop = position + header + size
+        if stop > section.stop:
+            raise ValueError(f"a fat binary at {position} goes on behind the end of its section")
+        yield list(_entries(library, range(position + header, stop)))
+        position = stop
+
+
+def _entries(library: bytes, span: range) -> Iterator[Entry]:
+    at = span.start
+    while at < span.stop:
+        kind, _, header, size = struct.unpack_from(ENTRY, library, at)
+        if header < ENTRY_SIZE or at + header + size > span.stop:
+            raise ValueError(f"an entry of a fat binary at {at} does not fit into its container")
+        (architecture,) = struct.unpack_from("<I", library, at + ARCHITECTURE_AT)
+        yield Entry(kind, architecture, range(at + header, at + header + size))
+        at += header + size

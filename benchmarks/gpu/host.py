@@ -1,0 +1,117 @@
+"""What the host is: versions, what compiles, what the other jobs and the Triton server need of it."""
+
+import importlib.util
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points, version
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gpu.jobs import Setup, failure
+
+SHARED, WORD = 1 << 20, b"shared"
+
+
+def run(setup: Setup) -> Iterator[dict[str, Any]]:
+    """A line for each thing asked; one that cannot be told does not hide the others."""
+    questions: tuple[Callable[[Setup], dict[str, Any]], ...] = (_share_memory, _look, _server_parts, _rms_norm)
+    for question in questions:  # the first one forks, which must be before CUDA is used
+        try:
+            figures = question(setup)
+        except Exception as error:
+            figures = failure(error)
+        yield {"what": question.__name__.strip("_"), **figures}
+
+
+def _look(setup: Setup) -> dict[str, Any]:
+    """Hardware, versions, and whether vLLM finds the plugin."""
+    import torch
+    from vllm.platforms import current_platform
+    from vllm.triton_utils import HAS_TRITON
+
+    plugins = entry_points(group="vllm.general_plugins").names
+    has_tests = importlib.util.find_spec("tests.reference.speech_lm") is not None  # not another package of that name
+    facts: dict[str, Any] = {
+        "platform": type(current_platform).__name__,
+        "triton": version("triton"),
+        "cuda": torch.version.cuda,
+        "gcc": _first_line("gcc", "--version"),  # Triton has it compile what launches its kernels
+        "shm_gib": round(shutil.disk_usage("/dev/shm").total / 2**30, 2),
+        "plugin": "stretto" in plugins,
+        "tests": has_tests,
+    }
+    if setup.device == "cuda":
+        facts["gpu"], facts["capability"] = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+        facts["free_gib"] = round(torch.cuda.mem_get_info()[0] / 2**30, 1)
+        facts["driver"] = _first_line("nvidia-smi", "--query-gpu=driver_version,compute_mode", "--format=csv,noheader")
+        facts["bindings"] = version("cuda-bindings")
+    is_right = HAS_TRITON and facts["plugin"] and has_tests and (setup.is_small or facts["gcc"] is not None)
+    return {**facts, "ok": bool(is_right)}
+
+
+def _server_parts(setup: Setup) -> dict[str, Any]:
+    """What the second call needs: Python's own library, and MPS, without which two processes take turns on a GPU."""
+    from stretto.serving.installation import python_library
+
+    return {
+        "python": sys.version.split()[0],
+        "libpython": str(python_library()),
+        "mps": shutil.which("nvidia-cuda-mps-control"),
+        "mps_runs": os.path.exists(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")),
+        "pytriton": importlib.util.find_spec("pytriton") is not None,
+    }
+
+
+def _first_line(*command: str) -> str | None:
+    if shutil.which(command[0]) is None:
+        return None
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return (done.stdout or done.stderr).strip().split("\n")[0]
+
+
+def _share_memory(setup: Setup) -> dict[str, Any]:
+    """Whether another process can write where the client has memory of a GPU: what the CUDA ring does."""
+    if setup.is_small:
+        return {"left_out": "needs a GPU"}
+    here, there = multiprocessing.Pipe()
+    writer = multiprocessing.get_context("fork").Process(target=_write, args=(there,), daemon=True)
+    writer.start()  # before this process has used CUDA
+    from stretto_client.regions import CudaRegion
+
+    region = CudaRegion("gpu_check", SHARED)
+    here.send_bytes(region.handle)
+    if not here.poll(8):
+        raise TimeoutError("the other process has not written within 8 s")
+    size = int(here.recv())
+    writer.join(5)
+    found = bytes(region.read(SHARED - len(WORD), len(WORD)))
+    region.close()
+    return {"bytes": size, "ok": found == WORD and size >= SHARED}
+
+
+def _write(connection: Connection) -> None:
+    from stretto.triton_io.cuda_memory import open_cuda_memory
+
+    memory = open_cuda_memory(connection.recv_bytes(), 0, SHARED)
+    memory.write(SHARED - len(WORD), np.frombuffer(WORD, np.uint8))
+    connection.send(memory.size())
+    memory.close()
+
+
+def _rms_norm(setup: Setup) -> dict[str, Any]:
+    """One of vLLM's compiled kernels against torch: whether its extension fits this torch and this GPU."""
+    import torch
+    from vllm import _custom_ops
+
+    x = torch.randn(5, 64, device=setup.device)
+    weight, out = torch.rand(64, device=setup.device), torch.empty_like(x)
+    _custom_ops.rms_norm(out, x, weight, 1e-6)
+    expected = torch.nn.functional.rms_norm(x, (64,), weight, 1e-6)
+    difference = float((out - expected).abs().max())
+    return {"max_difference": difference, "ok": difference < 1e-5}

@@ -1,0 +1,118 @@
+"""The table of jobs, most informative first, and one of them run: a generator of figures, kept as they come."""
+
+import importlib
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results_file import Result
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where to run and where results go. On the CPU everything is tiny: the paths are walked, nothing is measured."""
+
+    device: str
+    out: Path
+
+    @property
+    def is_small(self) -> bool:
+        """Whether this is a dry run."""
+        return self.device == "cpu"
+
+    @property
+    def results(self) -> Path:
+        """The JSON lines of all jobs."""
+        return self.out / "all.jsonl"
+
+    @property
+    def logs(self) -> Path:
+        """What all jobs print."""
+        return self.out / "logs.txt"
+
+
+@dataclass(frozen=True)
+class Job:
+    """`run` names a generator function of a Setup and `arguments`, as `module:function`.
+
+    environment: what is read while vLLM is imported, so that on a GPU the job begins in a fresh interpreter.
+    """
+
+    run: str
+    limit_s: float
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def load(self) -> Callable[..., Iterator[Mapping[str, Any]]]:
+        """The function."""
+        module, function = self.run.split(":")
+        return getattr(importlib.import_module(module), function)
+
+
+def _decoder(codec: str, limit_s: float) -> Job:
+    return Job("benchmarks.gpu.decoder:run", limit_s, {"name": codec})
+
+
+def _parity(mode: str, limit_s: float) -> Job:
+    return Job("benchmarks.gpu.parity:run", limit_s, {"mode": mode})
+
+
+def _ours(model: str, limit_s: float, **arguments: Any) -> Job:
+    return Job("benchmarks.gpu.speed:run_ours", limit_s, {"model": model, **arguments})
+
+
+def _stock(model: str, limit_s: float, requests: tuple[int, ...]) -> Job:
+    return Job("benchmarks.gpu.speed:run_stock", limit_s, {"model": model, "requests": requests})
+
+
+# The limits together leave a call of 600 s time to unpack and to import; what a job does not use, later ones have.
+JOBS = {
+    "host": Job("benchmarks.gpu.host:run", 12),
+    "kernels": Job("benchmarks.gpu.kernels:run", 33),
+    "decoder_tiny": _decoder("tiny", 8),
+    "decoder_xcodec": _decoder("xcodec", 10),
+    "decoder_mimi": _decoder("mimi", 8),
+    "decoder_espnet_dac": _decoder("espnet_dac", 8),
+    "decoder_dac": _decoder("dac_24khz", 8),
+    "decoder_higgs": _decoder("higgs", 8),
+    "decoder_encodec": _decoder("encodec_24khz", 8),
+    "parity_eager": _parity("eager", 24),
+    "parity_graphs": _parity("FULL_DECODE_ONLY, async", 24),
+    "parity_preempted": _parity("FULL_DECODE_ONLY, async, chunked, preempted", 20),
+    "parity_bf16": Job("benchmarks.gpu.parity:run_half", 22),
+    "waits": Job("benchmarks.gpu.waits:run", 25, environment={"VLLM_GPU_SYNC_CHECK": "error"}),
+    "ours_8b": _ours("8b", 120, requests=(1, 32, 16, 64)),
+    "stock_8b": _stock("8b", 55, requests=(1, 32, 16)),
+    "ours_1b7": _ours("1b7", 24, requests=(1, 16)),
+    "stock_1b7": _stock("1b7", 16, requests=(1, 16)),
+    "compiled_8b": _ours("8b", 80, requests=(1, 32), is_compiled=True),
+    "parity_compiled": _parity("FULL_AND_PIECEWISE, async", 40),
+    "ours_7b": _ours("7b", 25, requests=(1, 16)),
+}
+
+
+def run_job(name: str, job: Job, setup: Setup) -> bool:
+    """Keep every line of a job, the last with its error where it fails; whether all was right."""
+    is_right = True
+    try:
+        for figures in job.load()(setup, **job.arguments):
+            append(setup, {"job": name, **figures})
+            is_right &= figures.get("ok") is not False
+    except Exception as error:
+        traceback.print_exc()
+        append(setup, {"job": name, **failure(error)})
+        return False
+    return is_right
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """What a line says of an error."""
+    return {"error": f"{type(error).__name__}: {error}"[:500], "ok": False}
+
+
+def append(setup: Setup, figures: Mapping[str, Any]) -> None:
+    """Put a line into the results, on the disk when this returns."""
+    with setup.results.open("a") as file:
+        file.write(Result("gpu_check", {"device": setup.device, **figures}).to_line() + "\n")

@@ -1,0 +1,133 @@
+"""Our kernels without an engine: against their twins on the host, and how long they take."""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from stretto.engine.kernels.gpu.draw import draw
+from stretto.engine.kernels.gpu.embed import embed_rows
+from stretto.engine.kernels.gpu.products import Float32Product
+from stretto.sampling.draw import DrawParams, DrawPlan
+from stretto.sampling.guidance import guide
+from stretto.sampling.noise import stream_keys
+
+from benchmarks.gpu.jobs import Setup, failure
+
+# Of the published 8B: its streams' codes, stream 0 in audio, and its text; (streams, columns).
+DRAWS = {"codes": (8, 1025), "first": (1, 1026), "text": (1, 152_192)}
+SAMPLINGS = {"greedy": (0.0, 0, 1.0), "top_k": (0.8, 20, 1.0), "top_p": (0.8, 0, 0.95)}
+WIDTH, VOCABULARY, PAD = 4096, 160_392, 0
+SCALE = 3.0
+ROUNDED = 2e-3  # of guided logits of size 1: products kept in float32 stay well below, rounded to bfloat16 well above
+
+
+def run(setup: Setup) -> Iterator[dict[str, Any]]:
+    """A line for each kernel and size."""
+    rows = (1, 2) if setup.is_small else (1, 32, 64)
+    for kind, sampling in ((kind, sampling) for kind in DRAWS for sampling in SAMPLINGS):
+        for num_rows in rows:
+            figures = _attempt(partial(_draw, setup, kind, sampling, num_rows))
+            yield {"kernel": "draw", "of": kind, "sampling": sampling, "rows": num_rows, **figures}
+    for num_rows in rows:
+        yield {"kernel": "embed", "rows": num_rows, **_attempt(partial(_embed, setup, num_rows))}
+    for columns in (1026,) if setup.is_small else (1026, 8200, 152_192):
+        yield {"kernel": "head", "columns": columns, **_attempt(partial(_head, setup, columns))}
+
+
+def _attempt(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return measure()
+    except torch.AcceleratorError:  # nothing on this device can be trusted any more
+        raise
+    except Exception as error:
+        return failure(error)
+
+
+def _ms(setup: Setup, step: Callable[[], Any]) -> float:
+    """Milliseconds of a call on the device, one behind the other so that launches cost nothing."""
+    number = 1 if setup.is_small else 50
+    step()
+    _wait(setup)
+    begun = time.perf_counter()
+    for _ in range(number):
+        step()
+    _wait(setup)
+    return round(1e3 * (time.perf_counter() - begun) / number, 4)
+
+
+def _wait(setup: Setup) -> None:
+    if not setup.is_small:
+        torch.cuda.synchronize()
+
+
+def _draw(setup: Setup, kind: str, sampling: str, num_rows: int) -> dict[str, Any]:
+    num_streams, num_columns = DRAWS[kind]
+    random = np.random.default_rng(num_rows)
+    logits = torch.from_numpy(3 * random.standard_normal((num_rows, num_streams, num_columns)).astype(np.float32))
+    seeds, positions = (random.integers(0, 1 << 20, num_rows).astype(np.int32) for _ in range(2))
+    keys = torch.from_numpy(stream_keys(seeds, positions, num_streams))
+    ids = 100 + torch.arange(num_streams * num_columns).view(num_streams, num_columns)
+    temperature, top_k, top_p = (np.full(num_rows, value) for value in SAMPLINGS[sampling])
+    arrays = temperature.astype(np.float32), top_k.astype(np.int32), top_p.astype(np.float32)
+    plan, params = DrawPlan.of(*arrays), [torch.from_numpy(array) for array in arrays]
+    expected = draw(logits, ids, keys, DrawParams(*params), plan)
+    there = logits.to(setup.device), ids.to(setup.device), keys.to(setup.device)
+    params_there = DrawParams(*(each.to(setup.device) for each in params))
+    drawn = draw(*there, params_there, plan).cpu()
+    different, number = int((drawn != expected).sum()), expected.numel()
+    # The device's logarithms differ from the host's in their last bit, which decides once in many draws.
+    is_right = different <= number / 100 if sampling != "greedy" else different == 0
+    return {
+        "different": different,
+        "draws": number,
+        "ms": _ms(setup, lambda: draw(*there, params_there, plan)),
+        "ok": is_right,
+    }
+
+
+def _embed(setup: Setup, num_rows: int) -> dict[str, Any]:
+    width, vocabulary = (64, 500) if setup.is_small else (WIDTH, VOCABULARY)
+    random = torch.Generator().manual_seed(num_rows)
+    table = torch.randn(vocabulary, width, generator=random).bfloat16()
+    ids = torch.randint(0, vocabulary, (num_rows, 8), generator=random)
+    ids[:, -1] = PAD
+    expected = embed_rows(table, ids, PAD, True)
+    table_there, ids_there = table.to(setup.device), ids.to(setup.device)
+    found = embed_rows(table_there, ids_there, PAD, True).cpu()
+    difference = float((found.float() - expected.float()).abs().max())
+    ms = _ms(setup, lambda: embed_rows(table_there, ids_there, PAD, True))
+    return {"max_difference": difference, "ms": ms, "ok": difference <= 2**-4}  # one step of bfloat16 from 8 on
+
+
+def _head(setup: Setup, num_columns: int) -> dict[str, Any]:
+    """32 guided rows: how far logits are from float64's, rounded to bfloat16 and kept in float32, and both times."""
+    width, num_rows = (64, 2) if setup.is_small else (WIDTH, 32)
+    random = torch.Generator(setup.device).manual_seed(0)
+    hidden = torch.randn(2 * num_rows, width, device=setup.device, generator=random).bfloat16()
+    weight = torch.randn(num_columns, width, device=setup.device, generator=random).div_(width**0.5).bfloat16()
+    scale = torch.full((num_rows, 1), SCALE, device=setup.device)
+
+    def guided(logits: torch.Tensor) -> torch.Tensor:
+        return guide(logits[:num_rows], logits[num_rows:], scale)
+
+    head = Float32Product(weight.float() if setup.is_small else weight)  # mixed types are for CUDA
+    x = hidden.float() if setup.is_small else hidden
+
+    def kept() -> torch.Tensor:
+        return head(x)
+
+    def rounded() -> torch.Tensor:
+        return F.linear(hidden, weight)
+
+    exact = guided(F.linear(hidden.double(), weight.double()))
+    products = {"bfloat16": rounded, "float32": kept}
+    errors = {
+        f"{name}_error": float((guided(product().float()).double() - exact).abs().max())
+        for name, product in products.items()
+    }
+    times = {f"{name}_ms": _ms(setup, product) for name, product in products.items()}
+    return {**errors, **times, "ok": errors["float32_error"] < ROUNDED}

@@ -1,0 +1,108 @@
+"""The models in their true shapes that speed is measured with: random weights, made on the device.
+
+Only config.json is written, as the converter writes it. In a dry run the backbone is tiny; streams and vocabulary are
+as published all the same.
+"""
+
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stretto.checkpoints.backbone import OLMO2_7B, QWEN3_8B, SMOLLM2_1_7B, config_of
+from stretto.families.base import Family
+from stretto.families.registry import NAME, VOCABULARY, read_family
+from stretto.records.prompt import Prompt
+
+from benchmarks.gpu.jobs import Setup
+from benchmarks.layouts import PROMPT_ROWS
+
+DRY = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+}
+COMPILED = {"mode": 3, "cudagraph_mode": "FULL_AND_PIECEWISE"}
+WITHOUT_COMPILER = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A family over a backbone. scale: of the guidance, 1 where the family has none. task: one that begins with audio;
+    written: one that writes text first."""
+
+    family: str
+    backbone: Mapping[str, Any]
+    scale: float
+    task: str
+    written: str | None = None
+
+    @property
+    def rows_per_request(self) -> int:
+        """Of a step: a guided reply has two."""
+        return 1 if self.scale == 1.0 else 2
+
+    def read_family(self) -> Family:
+        """The family over the published vocabulary."""
+        return read_family({NAME: self.family})
+
+
+MODELS = {
+    "8b": Model("bagpiper", QWEN3_8B, 3.0, "speak", "tts"),
+    "7b": Model("opuslm", OLMO2_7B, 1.0, "tts"),
+    "1b7": Model("opuslm", SMOLLM2_1_7B, 1.0, "tts"),
+}
+
+
+def write_config(folder: Path, model: Model, setup: Setup) -> Path:
+    """A folder that vLLM takes for a checkpoint without weights."""
+    backbone = {**model.backbone, **(DRY if setup.is_small else {})}
+    record = config_of(backbone, model.read_family().layout.vocab_size, "float32" if setup.is_small else "bfloat16")
+    (folder / "config.json").write_text(json.dumps(record | {NAME: model.family, VOCABULARY: None}))
+    return folder
+
+
+def engine_args(setup: Setup, model: Model, requests: tuple[int, ...], is_compiled: bool = False) -> dict[str, Any]:
+    """vLLM's arguments: all replies at once, guided or not, and a graph for every number of rows."""
+    rows = sorted({factor * number for number in requests for factor in (1, model.rows_per_request)})
+    args: dict[str, Any] = {
+        "dtype": "float32" if setup.is_small else "bfloat16",
+        "max_model_len": 1024,
+        "max_num_seqs": rows[-1],
+        "max_num_batched_tokens": 4096,
+        "block_size": 32,
+        "load_format": "dummy",
+        "async_scheduling": True,
+    }
+    if setup.is_small:
+        return {**args, "enforce_eager": True, "kv_cache_memory_bytes": 64 << 20}
+    compilation = {**(COMPILED if is_compiled else WITHOUT_COMPILER), "cudagraph_capture_sizes": rows}
+    return {**args, "gpu_memory_utilization": 0.85, "compilation_config": compilation}
+
+
+class PromptMaker:
+    """Prompts of random text, none like another, so that no run finds another's blocks."""
+
+    def __init__(self, family: Family):
+        self._family = family
+        self._random, self._seeds = np.random.default_rng(0), itertools.count()
+
+    def make(self, number: int, task: str, scale: float, frames: int, text_rows: int) -> list[Prompt]:
+        """`number` of them, for replies of forced length."""
+        sampling, layout, subwords = self._family.task(task).sampling, self._family.layout, self._family.subwords
+        assert subwords is not None
+        text = replace(sampling.text, min_rows=text_rows, max_rows=text_rows)
+        audio = replace(sampling.audio, min_rows=frames, max_rows=frames)
+        prompts = []
+        for _ in range(number):
+            rows = np.full((PROMPT_ROWS, layout.num_input_streams), layout.pad_id, np.int32)
+            rows[:, 0] = self._random.integers(subwords.start, subwords.stop, PROMPT_ROWS)
+            forced = replace(sampling, text=text, audio=audio, guidance_scale=scale, seed=next(self._seeds))
+            prompts.append(Prompt(task, rows, forced))
+        return prompts

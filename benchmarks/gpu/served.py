@@ -1,0 +1,95 @@
+"""The second call on a host with a GPU: the whole ensemble in the real Triton server, the decoder on the GPU too.
+
+    python -m benchmarks.gpu.served --out DIR             # on the GPU
+    python -m benchmarks.gpu.served --out DIR --dry-run   # on the CPU, few short requests
+
+A repository of the bundled model is made for GPU 0, or for the CPU, and served. Then: whether it speaks; whether
+samples through a ring, in the GPU's memory or the system's, are those that come by gRPC; and `triton_tax` at 1 and 16
+streams, the engine alone running in this process. The host needs nvidia-pytriton, numpy below 2, Python's shared
+library and the bundled model's weights. Files and table are as those of `benchmarks.gpu`.
+"""
+
+import argparse
+import asyncio
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stretto.checkpoints.make_repository import CHECKPOINT as LINK
+from stretto.checkpoints.make_repository import DECODER, ENGINE, make
+from stretto.config import EngineConfig
+from stretto.preprocessing.request import Preprocessor
+from stretto_client import SpeechClient
+from stretto_client.regions import Memory
+
+from benchmarks.checkpoints.bundled import CHECKPOINT
+from benchmarks.gpu.__main__ import main, parse
+from benchmarks.gpu.jobs import Job, Setup, failure
+from benchmarks.temporary_server import serving
+
+JOBS = {"ensemble": Job("benchmarks.gpu.served:run", 540)}
+TEXT, SEED, GUIDANCE = "The train to Oslo leaves in ten minutes.", 1, 1.5
+SHARE = {"gpu_memory_utilization": 0.3}  # two engines and the decoder on one GPU
+
+
+def run(setup: Setup) -> Iterator[dict[str, Any]]:
+    """A line for each thing that is asked of one server."""
+    with tempfile.TemporaryDirectory() as folder:
+        repository = Path(folder) / "repository"
+        gpu = None if setup.is_small else 0
+        make(CHECKPOINT.resolve(), repository, {} if gpu is None else SHARE, gpu)
+        with serving(repository) as address, asyncio.Runner() as runner:
+            lines = _ask(setup, repository, address)
+            while (line := runner.run(anext(lines, None))) is not None:
+                yield line
+
+
+async def _ask(setup: Setup, repository: Path, address: str) -> AsyncIterator[dict[str, Any]]:
+    place = "KIND_CPU" if setup.is_small else "KIND_GPU"
+    config = (repository / DECODER / "config.pbtxt").read_text()
+    plain = await speak(SpeechClient(address))
+    yield {"part": "speaks", "samples": len(plain), "ok": place in config and float(np.abs(plain).max()) > 0.01}
+    memories: tuple[Memory, ...] = ("system",) if setup.is_small else ("system", "cuda")
+    for memory in memories:
+        try:
+            shared = await speak(SpeechClient(address, shared_memory=memory))
+            figures = {"samples": len(shared), "ok": np.array_equal(shared, plain)}
+        except Exception as error:
+            figures = failure(error)
+        yield {"part": "ring", "memory": memory, **figures}
+    async for figures in tax(setup, repository, address):
+        yield {"part": "triton_tax", **figures}
+
+
+async def speak(client: SpeechClient) -> np.ndarray:
+    """The samples of one utterance."""
+    async with client:
+        parts = [event.pcm async for event in client.speak(TEXT, seed=SEED) if event.pcm is not None]
+    return np.concatenate([part for part in parts if part.size])
+
+
+async def tax(setup: Setup, repository: Path, address: str) -> AsyncIterator[dict[str, Any]]:
+    """`triton_tax` and what else `benchmarks.ensemble` measures, for each number of streams."""
+    from stretto.engine.frontend.llm import SpeechLLM  # vllm reads the environment when it is imported
+
+    from benchmarks.ensemble import measure, through_engine, through_triton
+
+    preprocessor = Preprocessor(repository / LINK)
+    engine = await SpeechLLM.start(EngineConfig.from_file(repository / ENGINE, repository / LINK))
+    asked = argparse.Namespace(guidance=GUIDANCE, requests=4, frames=75, rounds=3)
+    if setup.is_small:
+        asked = argparse.Namespace(guidance=GUIDANCE, requests=1, frames=8, rounds=1)
+    try:
+        async with SpeechClient(address) as client:
+            alone = through_engine(engine, preprocessor, preprocessor.codec.spec.frame_rate)
+            for concurrency in (1, 2) if setup.is_small else (1, 16):
+                yield await measure(concurrency, asked, through_triton(client), alone)
+    finally:
+        engine.shutdown()
+
+
+if __name__ == "__main__":
+    sys.exit(main(parse(jobs=JOBS, description=__doc__), JOBS))

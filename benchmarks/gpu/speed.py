@@ -1,0 +1,250 @@
+"""A model's speed: a step and its parts, what guidance costs, when audio begins; and stock vLLM on the same backbone.
+
+`engine_efficiency` is the step of stock vLLM, which decodes greedily as many rows with the same arguments, over ours.
+Steps count only where every row decodes; a figure is the median over them.
+"""
+
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from stretto.codec.base import Codec
+from stretto.config import EngineConfig
+from stretto.engine.environment import prepare_environment
+
+from benchmarks.gpu.first_audio import figures, first_rows, make_codec, time_burst
+from benchmarks.gpu.jobs import Setup
+from benchmarks.gpu.models import MODELS, PromptMaker, engine_args, write_config
+from benchmarks.layouts import PROMPT_ROWS
+
+prepare_environment()
+
+from stretto.engine.frontend.launch import vllm_config  # noqa: E402
+from stretto.engine.request.params import sampling_params  # noqa: E402
+from vllm import SamplingParams  # noqa: E402
+from vllm.engine.arg_utils import EngineArgs  # noqa: E402
+
+from benchmarks.stepped_engine import SteppedEngine, watch  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run to its end, and the median step in which every row that there may be decodes."""
+
+    wall_s: float
+    steps: int
+    step_ms: float
+
+
+@dataclass(frozen=True)
+class Load:
+    """Replies of `frames` frames of audio, behind `text_rows` rows of text where there is text; rounds, after one that
+    warms up."""
+
+    frames: int
+    text_rows: int
+    rounds: int
+
+
+def load(setup: Setup) -> Load:
+    """Two seconds of audio, or as few frames as there are chunks of."""
+    return Load(24, 4, 1) if setup.is_small else Load(96, 48, 2)
+
+
+class Arm:
+    """Replies of forced length, all started together."""
+
+    def __init__(self, name: str, setup: Setup, requests: tuple[int, ...], is_compiled: bool):
+        self.model, self.load = MODELS[name], load(setup)
+        self.family = self.model.read_family()
+        self._prompts = PromptMaker(self.family)
+        with tempfile.TemporaryDirectory() as folder:
+            args = engine_args(setup, self.model, requests, is_compiled)
+            config = EngineConfig(write_config(Path(folder), self.model, setup), args)
+            self.engine = SteppedEngine(vllm_config(config))
+
+    def run(self, number: int, scale: float, task: str | None = None) -> Run:
+        """`number` replies, guided unless `scale` is 1."""
+        self.add(number, scale, task)
+        return time_run(self.engine, number * (1 if scale == 1.0 else 2))
+
+    def add(self, number: int, scale: float, task: str | None = None) -> list[str]:
+        """Put `number` replies in the queue; their ids."""
+        forced = self.load.frames, self.load.text_rows
+        prompts = self._prompts.make(number, task or self.model.task, scale, *forced)
+        params = [sampling_params(prompt, self.engine.scheduler.table.rules) for prompt in prompts]
+        return self.engine.add([prompt.rows[:, 0].tolist() for prompt in prompts], params)
+
+
+def time_run(engine: SteppedEngine, num_rows: int) -> Run:
+    """Step `engine` until nothing is left, in the queue or in flight."""
+    core, scheduler = engine.core, engine.scheduler
+    step_ms, steps, start = [], 0, time.perf_counter()
+    while scheduler.has_requests() or core.batch_queue:
+        before, since = engine.num_decoding(), time.perf_counter()
+        engine.step()
+        steps += 1
+        if before == engine.num_decoding() == num_rows:
+            step_ms.append(1e3 * (time.perf_counter() - since))
+    wall_s = time.perf_counter() - start
+    return Run(wall_s, steps, statistics.median(step_ms))
+
+
+def run_ours(
+    setup: Setup, model: str, requests: tuple[int, ...], is_compiled: bool = False
+) -> Iterator[dict[str, Any]]:
+    """A line for the start; for the step at the first two numbers of requests; then, unless compiled, for what guidance
+    costs and when audio begins at each of them."""
+    requests, begun = requests[: 2 if setup.is_small else None], time.perf_counter()
+    requests = (1, 2)[: len(requests)] if setup.is_small else requests
+    about = {"model": model, "is_compiled": is_compiled}
+    arm = Arm(model, setup, requests, is_compiled)
+    scale = arm.model.scale
+    yield {**about, "part": "start", "start_s": round(time.perf_counter() - begun, 1)}
+    for number in requests[:2]:
+        yield {**about, "part": "step", "requests": number, "guidance_scale": scale, **parts(arm, number, setup)}
+    if is_compiled:
+        return
+    if scale != 1.0:
+        for number in requests:
+            yield {**about, "part": "cfg_retention", "requests": number, **retention(arm, number)}
+    codec = make_codec(arm.family, setup.device, setup.is_small)
+    for number in requests:
+        yield {**about, "part": "first_audio", "requests": number, **first_audio(arm, number, codec)}
+    if arm.model.written is not None:
+        for number in requests[:2]:
+            yield {**about, "part": "text", "requests": number, **retention(arm, number, arm.model.written)}
+
+
+def parts(arm: Arm, number: int, setup: Setup) -> dict[str, Any]:
+    """A step, and its milliseconds by part: of this thread's processor time and, on a GPU, of the device's. The step's
+    own time is from runs that nothing watches."""
+    scale = arm.model.scale
+    arm.run(number, scale)
+    step_ms = statistics.median(arm.run(number, scale).step_ms for _ in range(arm.load.rounds))
+    device, host = DeviceWatch(), watch(arm.engine)
+    if not setup.is_small:
+        device.wrap(arm.engine.runner, "execute_model", "forward")
+        device.wrap(arm.engine.runner, "sample_tokens", "sample")
+    host.restart()
+    watched = arm.run(number, scale)
+    found = {"host_ms": host.ms_per(watched.steps), "device_ms": device.ms_per(watched.steps)}
+    device.stop()
+    host.stop()
+    return {"step_ms": round(step_ms, 4), "rows": number * arm.model.rows_per_request, **found}
+
+
+def retention(arm: Arm, number: int, task: str | None = None) -> dict[str, Any]:
+    """Both arms in turn, round after round; equal frames, so that throughputs are as the walls."""
+    scale, frames = arm.model.scale, arm.load.frames
+    arm.run(number, scale, task)
+    rounds = [{each: arm.run(number, each, task) for each in (1.0, scale)} for _ in range(arm.load.rounds)]
+
+    def median(figure: Callable[[dict[float, Run]], float]) -> float:
+        return round(statistics.median(map(figure, rounds)), 4)
+
+    return {
+        "cfg_retention": median(lambda each: each[1.0].wall_s / each[scale].wall_s),
+        "frames_per_s_guided": median(lambda each: number * frames / each[scale].wall_s),
+        "frames_per_s_unguided": median(lambda each: number * frames / each[1.0].wall_s),
+        "step_ms_guided": median(lambda each: each[scale].step_ms),
+        "step_ms_unguided": median(lambda each: each[1.0].step_ms),
+        "frames": frames,
+        "text_rows": 0 if task is None else arm.load.text_rows,
+    }
+
+
+def first_audio(arm: Arm, number: int, codec: Codec) -> dict[str, float]:
+    """When replies of audio begin, and the audio of all by the second."""
+    rows, streams = first_rows(arm.family, codec), arm.family.layout.num_output_streams
+    bursts = []
+    for _ in range(arm.load.rounds):
+        ids = arm.add(number, arm.model.scale)
+        bursts.append(time_burst(arm.engine, ids, number * arm.model.rows_per_request, rows, streams))
+    return figures(bursts, arm.family, codec, number, arm.load.frames)
+
+
+def run_stock(setup: Setup, model: str, requests: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+    """A line for each number of requests: stock vLLM's step, and its ratio to ours where that has been measured."""
+    chosen, forced = MODELS[model], load(setup)
+    requests = (1, 2)[: len(requests)] if setup.is_small else requests
+    seeds, ours = itertools.count(1000), our_steps(setup, model)
+    with tempfile.TemporaryDirectory() as folder:
+        engine = stock_engine(Path(folder), setup, model, requests)
+        params = SamplingParams(temperature=0.0, max_tokens=forced.frames, ignore_eos=True, detokenize=False)
+        for number in requests:
+            num_rows, steps = number * chosen.rows_per_request, []
+            for _ in range(forced.rounds + 1):
+                engine.add([[next(seeds)] * PROMPT_ROWS for _ in range(num_rows)], [params] * num_rows)
+                steps.append(time_run(engine, num_rows).step_ms)
+            stock_ms = statistics.median(steps[1:])
+            figures = {"model": model, "requests": number, "rows": num_rows, "stock_step_ms": round(stock_ms, 4)}
+            if number in ours:
+                figures |= {"step_ms": ours[number], "engine_efficiency": round(stock_ms / ours[number], 4)}
+            yield figures
+
+
+def stock_engine(folder: Path, setup: Setup, model: str, requests: tuple[int, ...]) -> SteppedEngine:
+    """Stock vLLM on a model's backbone, with the arguments of ours."""
+    args = engine_args(setup, MODELS[model], requests)
+    wants_async = args.pop("async_scheduling")
+    checkpoint = write_config(folder, MODELS[model], setup)
+    (architecture,) = json.loads((checkpoint / "config.json").read_text())["architectures"]
+    overrides = {"architectures": [architecture.removeprefix("Stretto")]}
+    built = EngineArgs(
+        model=str(checkpoint), skip_tokenizer_init=True, hf_overrides=overrides, async_scheduling=wants_async, **args
+    ).create_engine_config()
+    built.scheduler_config.async_scheduling = wants_async and not setup.is_small
+    return SteppedEngine(built)
+
+
+def our_steps(setup: Setup, model: str) -> dict[int, float]:
+    """Milliseconds of our step by number of requests, as an earlier job has left them; a step with guidance."""
+    lines = [json.loads(line) for line in setup.results.read_text().splitlines()] if setup.results.exists() else []
+    ours = [line for line in lines if line.get("model") == model and not line.get("is_compiled")]
+    guided = {line["requests"]: line["step_ms_guided"] for line in ours if line["part"] == "cfg_retention"}
+    return guided | {line["requests"]: line["step_ms"] for line in ours if line["part"] == "step"}
+
+
+class DeviceWatch:
+    """Time on the GPU between the beginning and the end of what a method queues there."""
+
+    def __init__(self) -> None:
+        self._spans: defaultdict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = defaultdict(list)
+        self._wrapped: list[tuple[Any, str, Any]] = []
+
+    def wrap(self, owner: Any, method: str, part: str) -> None:
+        """Let what `owner.method` queues count for `part`."""
+        inner: Callable[..., Any] = getattr(owner, method)
+        self._wrapped.append((owner, method, vars(owner).get(method)))
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            span = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            span[0].record()
+            result = inner(*args, **kwargs)
+            span[1].record()
+            self._spans[part].append(span)
+            return result
+
+        setattr(owner, method, timed)
+
+    def stop(self) -> None:
+        """Take the watch off again."""
+        while self._wrapped:
+            owner, method, own = self._wrapped.pop()
+            delattr(owner, method) if own is None else setattr(owner, method, own)
+
+    def ms_per(self, number: int) -> dict[str, float]:
+        """Milliseconds of each part, over `number`; waits for the device."""
+        if self._spans:
+            torch.cuda.synchronize()
+        totals = {part: sum(a.elapsed_time(b) for a, b in spans) for part, spans in self._spans.items()}
+        return {part: round(total / number, 4) for part, total in totals.items()}

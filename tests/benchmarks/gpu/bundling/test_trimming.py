@@ -1,0 +1,80 @@
+"""Made-up ELF files with a fat binary in them."""
+
+import lzma
+import random
+import struct
+
+import pytest
+
+from benchmarks.gpu.bundling.trimming import CUBIN, MAGIC, PTX, trim
+
+HEADER, SECTION_HEADER = 64, 64
+NAMES = b"\0.nv_fatbin\0.shstrtab\0.text\0"
+CODE = b"code of the host, which calls what is below"
+Entries = list[tuple[int, int, bytes]]  # kind, architecture, payload
+
+
+def container(entries: Entries) -> bytes:
+    body = b""
+    for kind, architecture, payload in entries:
+        header = struct.pack("<HHIQ", kind, 0x101, 64, len(payload)) + bytes(12) + struct.pack("<I", architecture)
+        body += header.ljust(64, b"\0") + payload
+    return struct.pack("<IHHQ", MAGIC, 1, 16, len(body)) + body
+
+
+def library(*containers: bytes) -> bytes:
+    """Three sections: the fat binary with a gap of eight bytes behind each container, the names, and code."""
+    contents = [b"".join(each + bytes(8) for each in containers), NAMES, CODE]
+    headers, body = [bytes(SECTION_HEADER)], b""
+    for name, content in zip((b".nv_fatbin", b".shstrtab", b".text"), contents, strict=True):
+        place = HEADER + len(body), len(content)
+        headers.append(struct.pack("<IIQQQQ", NAMES.index(name), 1, 0, 0, *place).ljust(SECTION_HEADER, b"\0"))
+        body += content
+    file = bytearray(HEADER) + body + b"".join(headers)
+    file[:5] = b"\x7fELF\x02"
+    struct.pack_into("<Q", file, 0x28, HEADER + len(body))
+    struct.pack_into("<HHH", file, 0x3A, SECTION_HEADER, len(headers), 2)
+    return bytes(file)
+
+
+def noise(seed: int, size: int = 4000) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def test_code_of_other_architectures_is_zeroed_in_place() -> None:
+    entries: Entries = [(CUBIN, 80, noise(1)), (CUBIN, 90, noise(2)), (CUBIN, 120, noise(3)), (PTX, 80, noise(4))]
+    made = library(container(entries))
+    trimmed = trim(made, 90)
+    kept = [(kind, arch, data if arch == 90 else bytes(len(data))) for kind, arch, data in entries]
+    assert trimmed == library(container(kept))
+    assert len(lzma.compress(trimmed)) < 0.4 * len(lzma.compress(made))
+
+
+def test_a_container_without_its_machine_code_keeps_the_ptx() -> None:
+    first, second = (CUBIN, 80, noise(1)), (PTX, 75, noise(2))
+    other: Entries = [(CUBIN, 80, noise(3)), (CUBIN, 90, noise(4))]
+    trimmed = trim(library(container([first, second]), container(other)), 90)
+    zeros = bytes(4000)
+    assert trimmed == library(container([(CUBIN, 80, zeros), second]), container([(CUBIN, 80, zeros), other[1]]))
+
+
+def test_kernels_of_other_gpus_only_go_altogether() -> None:
+    made = library(container([(CUBIN, 100, noise(1)), (CUBIN, 120, noise(2))]))
+    assert trim(made, 90) == library(container([(CUBIN, 100, bytes(4000)), (CUBIN, 120, bytes(4000))]))
+
+
+@pytest.mark.parametrize("file", [b"\x7fELF\x01 of 32 bits", b"MZ", b"", CODE])
+def test_other_files_stay_as_they_are(file: bytes) -> None:
+    assert trim(file, 90) == file
+
+
+def test_what_does_not_fit_is_an_error() -> None:
+    made = bytearray(library(container([(CUBIN, 90, noise(1))])))
+    at = made.index(struct.pack("<I", MAGIC))
+    struct.pack_into("<Q", made, at + 8, 10**6)
+    with pytest.raises(ValueError, match="goes on behind the end"):
+        trim(bytes(made), 90)
+    struct.pack_into("<Q", made, at + 8, 64 + 4000)
+    struct.pack_into("<Q", made, at + 16 + 8, 5000)
+    with pytest.raises(ValueError, match="does not fit into its container"):
+        trim(bytes(made), 90)

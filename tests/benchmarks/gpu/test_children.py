@@ -1,0 +1,145 @@
+"""The runner: every job gets its turn, whatever became of the others."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.gpu.__main__ import parse
+from benchmarks.gpu.children import Children, Outcome, summary, table
+from benchmarks.gpu.jobs import JOBS, Job, Setup
+
+pytestmark = pytest.mark.slow
+
+FAKES, ROOT = "tests.benchmarks.gpu.fake_jobs", Path(__file__).parents[3]
+LIMIT_S = 300.0  # of what ends by itself, however busy the machine is
+
+
+def fakes(*names: str, limit_s: float = LIMIT_S) -> dict[str, Job]:
+    return {name: Job(f"{FAKES}:{name}", limit_s) for name in names}
+
+
+def lines(setup: Setup, job: str) -> list[dict[str, Any]]:
+    """The figures that a job has left, without what became of it."""
+    found = [json.loads(line) for line in setup.results.read_text().splitlines()]
+    return [line for line in found if line["job"] == job and "status" not in line]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[-1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture
+def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT) + ":" + os.environ.get("PYTHONPATH", ""))
+    return Setup("cpu", tmp_path)
+
+
+def test_a_job_that_fails_leaves_its_lines_and_its_log_and_the_next_one_runs(setup: Setup) -> None:
+    outcomes = Children(setup).run_all(fakes("fails", "finds", "passes"), 3 * LIMIT_S)
+    assert [outcome.status for outcome in outcomes] == ["failed", "failed", "passed"]
+    assert [outcome.lines for outcome in outcomes] == [2, 2, 2]
+    figures, error = lines(setup, "fails")
+    assert (figures["figure"], error["error"]) == (3, "ArithmeticError: out of luck")
+    assert "ArithmeticError: out of luck" in setup.logs.read_text()
+    assert [line["figure"] for line in lines(setup, "finds")] == [4, 5], "later results are still had"
+    assert lines(setup, "passes")[0]["is_small"]
+
+
+def test_a_job_that_crashes_leaves_its_lines_and_its_stack_and_the_next_one_runs(setup: Setup) -> None:
+    outcomes = Children(setup).run_all(fakes("crashes", "passes"), 2 * LIMIT_S)
+    assert [(outcome.status, outcome.lines) for outcome in outcomes] == [("SIGSEGV", 1), ("passed", 2)]
+    assert [line["figure"] for line in lines(setup, "crashes")] == [6]
+    log = setup.logs.read_text()
+    assert log.index("about to read nothing") < log.index("Segmentation fault") < log.index("in crashes")
+
+
+def test_a_job_that_hangs_is_ended_with_its_children_and_the_next_one_runs(setup: Setup) -> None:
+    jobs = fakes("hangs", limit_s=1.0)
+    while not lines_of(setup, "hangs"):  # as long as this machine takes to fork, and no longer
+        jobs = fakes("hangs", limit_s=2 * jobs["hangs"].limit_s)
+        outcomes = Children(setup).run_all({**jobs, **fakes("passes")}, 10 * LIMIT_S)
+        assert [outcome.status for outcome in outcomes] == ["timed out", "passed"]
+    deadline = time.monotonic() + 60
+    while any(is_running(line["child"]) for line in lines_of(setup, "hangs")):  # gone once the kernel gets to it
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert "in hangs" in setup.logs.read_text(), "where it hung"
+
+
+def lines_of(setup: Setup, job: str) -> list[dict[str, Any]]:
+    return lines(setup, job) if setup.results.exists() else []
+
+
+@pytest.mark.parametrize(("where", "status"), [("error", "failed"), ("abort", "SIGABRT")])
+def test_after_an_illegal_access_a_job_runs_once_more_with_blocking_launches(
+    setup: Setup, where: str, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_LAUNCH_BLOCKING", raising=False)
+    jobs = {"strays": Job(f"{FAKES}:strays", LIMIT_S, {"where": where}), **fakes("fails")}
+    outcomes = Children(setup).run_all(jobs, 3 * LIMIT_S)
+    assert [(each.job, each.status) for each in outcomes] == [
+        ("strays", status), ("strays (blocking)", status), ("fails", "failed")
+    ]  # fmt: skip
+    for name, blocking in (("strays", None), ("strays (blocking)", "1")):
+        assert lines(setup, name)[0]["blocking"] == blocking
+    assert "CUDA_LAUNCH_BLOCKING" not in os.environ
+
+
+@pytest.mark.parametrize("is_cold", [False, True])
+def test_a_job_whose_variables_an_import_reads_begins_in_a_fresh_interpreter(setup: Setup, is_cold: bool) -> None:
+    job = Job(f"{FAKES}:reads", LIMIT_S, environment={"READ_IN_AN_IMPORT": "1"})
+    device = "cpu" if is_cold else "cuda"
+    (outcome,) = Children(Setup(device, setup.out), is_cold).run_all({"reads": job}, LIMIT_S)
+    assert outcome.status == "passed", setup.logs.read_text()
+    (line,) = lines(setup, "reads")
+    assert (line["read"], line["is_fresh"], line["device"]) == ("1", True, device)
+    assert "READ_IN_AN_IMPORT" not in os.environ
+
+
+def test_there_are_two_files_and_a_table(setup: Setup, capsys: pytest.CaptureFixture[str]) -> None:
+    outcomes = Children(setup).run_all(fakes("passes", "fails"), 2 * LIMIT_S)
+    assert sorted(path.name for path in setup.out.iterdir()) == ["all.jsonl", "logs.txt"]
+    became = [json.loads(line) for line in setup.results.read_text().splitlines() if "status" in json.loads(line)]
+    assert [(line["job"], line["status"], line["lines"]) for line in became] == [
+        ("passes", "passed", 2), ("fails", "failed", 2)
+    ]  # fmt: skip
+    rows = [row.split()[:2] for row in table(outcomes).splitlines()]
+    assert rows == [["passes", "passed"], ["fails", "failed"]]
+    assert summary(outcomes) == {"passes": "passed", "fails": "failed"}
+    assert "figure" not in capsys.readouterr().out, "what jobs print goes into their log"
+
+
+def test_what_no_time_is_left_for_is_reported_as_not_run(setup: Setup) -> None:
+    assert Children(setup).run_all(fakes("passes"), 0.5) == [Outcome("passes", "not run")]
+
+
+def test_a_job_may_use_what_those_before_it_have_left(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, float] = {}
+
+    def attempt(self: Children, name: str, job: Job, limit_s: float) -> Outcome:
+        given[name] = limit_s
+        setup.logs.touch()
+        return Outcome(name, "passed")
+
+    monkeypatch.setattr(Children, "_attempt", attempt)
+    Children(setup).run_all({name: Job("", 50.0) for name in "abc"}, 120)
+    assert [round(given[name], -1) for name in "abc"] == [50, 100, 120]
+
+
+def test_the_jobs_fit_into_a_call_of_ten_minutes() -> None:
+    assert sum(job.limit_s for job in JOBS.values()) <= 580
+    assert parse([]).limit_s <= 570
+
+
+def test_every_job_names_a_function_with_its_arguments() -> None:
+    import inspect
+
+    for job in JOBS.values():
+        inspect.signature(job.load()).bind(Setup("cpu", Path()), **job.arguments)

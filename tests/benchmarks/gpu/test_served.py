@@ -1,0 +1,25 @@
+"""The second call as a dry run: the real server, on the CPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.server
+
+
+def test_a_dry_run_serves_the_ensemble_and_asks_it_everything(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu.served", "--dry-run", "--out", str(tmp_path), "--limit-s", "1500"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "logs.txt").read_text()[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == {"ensemble": "passed"}
+    *lines, _ = (json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines())
+    assert [line["part"] for line in lines] == ["speaks", "ring", "triton_tax", "triton_tax"]
+    assert lines[0]["samples"] == lines[1]["samples"] > 0
+    assert [line["concurrency"] for line in lines[2:]] == [1, 2]
+    assert all(line["triton_tax"] < 1 for line in lines[2:])
