@@ -96,7 +96,7 @@ def test_later_chunks_go_to_the_ring_that_the_first_has_told_of(slot: FlowSlot) 
     for index, told in enumerate((form, None)):
         envelope = Envelope("u", slot.address, Chunk(index, Segment.AUDIO), told)
         service.accept(Request(chunk_inputs(envelope, np.ones((2, 3), np.int32))))
-    first, second = (pushed[3].outlet for pushed in worker.pushed)
+    first, second = (pushed[3].writer for pushed in worker.pushed)
     assert first is second is not None
     ring.close()
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from stretto.errors import Cancelled, InvalidRequest
 from stretto.records.ring_address import RingAddress
-from stretto.triton_io import ring_writer as outlets
+from stretto.triton_io import ring_writer as writers
 from stretto.triton_io.flow import FlowSlot, FlowTable
-from stretto.triton_io.ring_writer import RingOutlet, RingOutlets
+from stretto.triton_io.ring_writer import RingWriter, RingWriters
 from stretto_client.ring import Ring, RingSize
 
 from tests.cuda_runtime import install
@@ -53,21 +53,21 @@ def ring() -> Iterator[Ring]:
     made.close()
 
 
-def opened(outlets: RingOutlets, utterance: str, ring: Ring, slot: FlowSlot) -> RingOutlet:
-    outlets.open(utterance, RingAddress(**ring.option()), slot)
-    outlet = outlets.of(utterance)
-    assert outlet is not None
-    return outlet
+def opened(writers: RingWriters, utterance: str, ring: Ring, slot: FlowSlot) -> RingWriter:
+    writers.open(utterance, RingAddress(**ring.option()), slot)
+    writer = writers.of(utterance)
+    assert writer is not None
+    return writer
 
 
 @pytest.fixture
-def all_outlets() -> RingOutlets:
-    return RingOutlets()
+def all_writers() -> RingWriters:
+    return RingWriters()
 
 
 @pytest.fixture
-def outlet(all_outlets: RingOutlets, ring: Ring, slot: FlowSlot) -> RingOutlet:
-    return opened(all_outlets, "u", ring, slot)
+def writer(all_writers: RingWriters, ring: Ring, slot: FlowSlot) -> RingWriter:
+    return opened(all_writers, "u", ring, slot)
 
 
 def told(index: int = 0, is_final: bool = False) -> dict[str, Any]:
@@ -86,11 +86,11 @@ def samples(value: int) -> np.ndarray:
 
 
 def test_what_finds_room_is_answered_at_once_and_the_rest_in_order_as_slots_are_released(
-    outlet: RingOutlet, ring: Ring
+    writer: RingWriter, ring: Ring
 ) -> None:
     replies = [Reply() for _ in range(5)]
     for index, reply in enumerate(replies):
-        outlet.offer(reply, None if index == 3 else samples(index), told(index))
+        writer.offer(reply, None if index == 3 else samples(index), told(index))
     assert [len(reply.events) for reply in replies] == [1, 1, 0, 0, 0]
     for index in (0, 1, 2, 4):
         until(lambda index=index: bool(replies[index].events))
@@ -100,10 +100,10 @@ def test_what_finds_room_is_answered_at_once_and_the_rest_in_order_as_slots_are_
     assert replies[3].events == [told(3)]
 
 
-def test_what_never_fits_goes_with_the_response_in_its_turn(outlet: RingOutlet, ring: Ring) -> None:
+def test_what_never_fits_goes_with_the_response_in_its_turn(writer: RingWriter, ring: Ring) -> None:
     replies, large = [Reply() for _ in range(4)], np.arange(33, dtype=np.float32)
     for reply, pcm in zip(replies, (samples(0), samples(1), samples(2), large), strict=True):
-        outlet.offer(reply, pcm, told())
+        writer.offer(reply, pcm, told())
     assert not replies[3].events
     for reply in replies[:3]:
         until(lambda reply=reply: bool(reply.events))
@@ -113,42 +113,42 @@ def test_what_never_fits_goes_with_the_response_in_its_turn(outlet: RingOutlet, 
     np.testing.assert_array_equal(replies[3].pcm, large)
 
 
-def test_a_client_that_leaves_ends_what_is_held(outlet: RingOutlet) -> None:
+def test_a_client_that_leaves_ends_what_is_held(writer: RingWriter) -> None:
     replies = [Reply() for _ in range(4)]
     for reply in replies:
-        outlet.offer(reply, samples(1), told())
+        writer.offer(reply, samples(1), told())
     replies[2].is_unwanted = True
     until(lambda: isinstance(replies[3].error, Cancelled))
     assert isinstance(replies[2].error, Cancelled)
 
 
-def test_a_client_that_stops_reading_is_given_up(outlet: RingOutlet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outlets, "STALL_S", 0.05)
+def test_a_client_that_stops_reading_is_given_up(writer: RingWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writers, "STALL_S", 0.05)
     replies = [Reply() for _ in range(3)]
     for reply in replies:
-        outlet.offer(reply, samples(1), told())
+        writer.offer(reply, samples(1), told())
     until(lambda: replies[2].error is not None)
     assert str(replies[2].error) == "options.output.ring: expected slots released within 0.05 s, got none"
 
 
 def test_when_the_utterance_is_over_its_ring_is_let_go(
-    all_outlets: RingOutlets, outlet: RingOutlet, slot: FlowSlot, monkeypatch: pytest.MonkeyPatch
+    all_writers: RingWriters, writer: RingWriter, slot: FlowSlot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outlets, "SWEEP_S", 0.01)
-    assert len(all_outlets) == 1
+    monkeypatch.setattr(writers, "SWEEP_S", 0.01)
+    assert len(all_writers) == 1
     slot.release()
-    until(lambda: len(all_outlets) == 0)
+    until(lambda: len(all_writers) == 0)
     with pytest.raises(Cancelled):
-        outlet.offer(Reply(), samples(1), told())
+        writer.offer(Reply(), samples(1), told())
 
 
 def test_the_last_event_says_that_the_ring_is_let_go(
-    all_outlets: RingOutlets, slot: FlowSlot, monkeypatch: pytest.MonkeyPatch
+    all_writers: RingWriters, slot: FlowSlot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client frees its memory then; CUDA wants it closed everywhere else before."""
     runtime = install(monkeypatch)
     ring = Ring("cuda", RingSize(2, 64))
-    outlet = opened(all_outlets, "u", ring, slot)
+    writer = opened(all_writers, "u", ring, slot)
 
     class Freeing(Reply):
         """A client that frees at the last event, once it has read its samples."""
@@ -160,30 +160,30 @@ def test_the_last_event_says_that_the_ring_is_let_go(
             if event["is_final"]:
                 ring.close()
 
-    outlet.offer(Freeing(), samples(0), told(0))
-    outlet.offer(Freeing(), samples(1), told(1, is_final=True))
+    writer.offer(Freeing(), samples(0), told(0))
+    writer.offer(Freeing(), samples(1), told(1, is_final=True))
     assert (runtime.buffers, runtime.opened) == ({}, [])
     with pytest.raises(Cancelled):
-        outlet.offer(Reply(), samples(2), told(2))
-    monkeypatch.setattr(outlets, "SWEEP_S", 0.0)
+        writer.offer(Reply(), samples(2), told(2))
+    monkeypatch.setattr(writers, "SWEEP_S", 0.0)
     slot.release()
-    until(lambda: len(all_outlets) == 0)
+    until(lambda: len(all_writers) == 0)
 
 
 def test_samples_that_wait_for_room_are_copied_from_the_host(
-    all_outlets: RingOutlets, slot: FlowSlot, monkeypatch: pytest.MonkeyPatch
+    all_writers: RingWriters, slot: FlowSlot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those on the device are gone by then."""
     install(monkeypatch)
     ring, decoded = Ring("cuda", RingSize(1, 64)), samples(7)
-    outlet = opened(all_outlets, "u", ring, slot)
+    writer = opened(all_writers, "u", ring, slot)
     replies = [Reply(), Reply()]
     for reply in replies:
-        outlet.offer(reply, samples(1), told(), decoded.ctypes.data)
+        writer.offer(reply, samples(1), told(), decoded.ctypes.data)
     np.testing.assert_array_equal(ring.take(replies[0].events[0]["ring"]), decoded)
     until(lambda: bool(replies[1].events))
     np.testing.assert_array_equal(ring.take(replies[1].events[0]["ring"]), samples(1))
-    outlet.close()
+    writer.close()
     ring.close()
 
 
@@ -196,14 +196,14 @@ class Unanswerable(Reply):
 
 
 def test_a_ring_that_cannot_be_let_go_keeps_no_other_waiting(
-    all_outlets: RingOutlets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    all_writers: RingWriters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor does a reply that cannot be ended."""
-    monkeypatch.setattr(outlets, "SWEEP_S", 0.0)
+    monkeypatch.setattr(writers, "SWEEP_S", 0.0)
     table = FlowTable.create(1, 4, tmp_path)
     rings = {name: Ring("system", RingSize(2, 64)) for name in ("bad", "good")}
     slots = {name: table.claim() for name in rings}
-    made = {name: opened(all_outlets, name, ring, slots[name]) for name, ring in rings.items()}
+    made = {name: opened(all_writers, name, ring, slots[name]) for name, ring in rings.items()}
     bad, good = [Reply(), Reply(), Unanswerable(), Reply()], [Reply() for _ in range(4)]
     for index in range(4):
         made["bad"].offer(bad[index], samples(index), told())
@@ -215,7 +215,7 @@ def test_a_ring_that_cannot_be_let_go_keeps_no_other_waiting(
     monkeypatch.setattr(made["bad"]._ring, "close", closing)
     slots["bad"].release()
     until(lambda: bad[3].error is not None)
-    until(lambda: len(all_outlets) == 1)
+    until(lambda: len(all_writers) == 1)
     for reply in good:
         until(lambda reply=reply: bool(reply.events))
         rings["good"].take(reply.events[0]["ring"])
@@ -223,8 +223,8 @@ def test_a_ring_that_cannot_be_let_go_keeps_no_other_waiting(
         ring.close()
 
 
-def test_an_utterance_has_one_outlet(all_outlets: RingOutlets, outlet: RingOutlet, ring: Ring, slot: FlowSlot) -> None:
-    assert opened(all_outlets, "u", ring, slot) is outlet
-    assert all_outlets.of("v") is None
+def test_an_utterance_has_one_writer(all_writers: RingWriters, writer: RingWriter, ring: Ring, slot: FlowSlot) -> None:
+    assert opened(all_writers, "u", ring, slot) is writer
+    assert all_writers.of("v") is None
     with pytest.raises(InvalidRequest):
-        all_outlets.open("v", RingAddress("stretto_ring_0000000000000000"), slot)
+        all_writers.open("v", RingAddress("stretto_ring_0000000000000000"), slot)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from stretto.triton_io.decoding_service import DecodingService
-from stretto.triton_io.ring_writer import RingOutlets
+from stretto.triton_io.ring_writer import RingWriters
 
 from tests.triton_io.sealing import SEAL
 
@@ -82,7 +82,7 @@ def test_the_threads_that_the_decoders_stub_needs_do_not_end_unseen(monkeypatch:
     DecodingService(Broken(), SEAL)  # this thread tells of the decoder's own end
     assert until(ended) == ["its thread 'metrics' has ended"]
     ended.clear()
-    outlets = RingOutlets()
-    outlets._outlets = Broken()
-    outlets._may_wait.set()
+    writers = RingWriters()
+    writers._writers = Broken()
+    writers._may_wait.set()
     assert until(ended) == ["its thread 'rings' has ended"]

@@ -14,7 +14,7 @@ from stretto.triton_io.failures import log_failure, refuse
 from stretto.triton_io.flow import FlowTables, Outcome
 from stretto.triton_io.metrics import Gauges
 from stretto.triton_io.replies import NAME, ChunkReply
-from stretto.triton_io.ring_writer import RingOutlets
+from stretto.triton_io.ring_writer import RingWriters
 from stretto.triton_io.schema import CHUNK, CODES
 from stretto.triton_io.seal import Seal
 from stretto.triton_io.tensors import read_array, read_record
@@ -76,7 +76,7 @@ class DecodingService:
         self._worker = worker
         self._seal = seal
         self._tables = FlowTables()
-        self._outlets = RingOutlets()
+        self._writers = RingWriters()
         self._gauges = Gauges("acoustic_decoder", dict(METRICS.values()))
         stub.start_thread("metrics", self._report)
 
@@ -111,9 +111,9 @@ class DecodingService:
             return
         slot.set_pace(self._worker.pace_s)
         if form.ring is not None:
-            self._outlets.open(envelope.utterance, form.ring, slot)
-        reply.outlet = self._outlets.of(envelope.utterance)
-        on_device = reply.lies_at if reply.outlet is not None and reply.outlet.is_on_device else None
+            self._writers.open(envelope.utterance, form.ring, slot)
+        reply.writer = self._writers.of(envelope.utterance)
+        on_device = reply.lies_at if reply.writer is not None and reply.writer.is_on_device else None
         self._worker.push(envelope.utterance, envelope.chunk, codes, reply, form, on_device)
 
     def _report(self) -> None:

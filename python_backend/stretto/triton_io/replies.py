@@ -16,7 +16,7 @@ from stretto.records import event as event_record
 from stretto.records.event import Event
 from stretto.triton_io.failures import told
 from stretto.triton_io.flow import FlowSlot, Outcome
-from stretto.triton_io.ring_writer import RingOutlet
+from stretto.triton_io.ring_writer import RingWriter
 from stretto.triton_io.schema import EVENT, PCM, PCM16
 from stretto.triton_io.tensors import array_tensor, text_tensor
 
@@ -26,13 +26,13 @@ NAME = "acoustic decoder"
 class ChunkReply:
     """Answers one chunk exactly once, with the final flag: by `send`, or without a response by `fail` or `close`.
 
-    outlet: of the client's ring, if it has one.
+    writer: of the client's ring, if it has one.
     """
 
     def __init__(self, request: Any, slot: FlowSlot) -> None:
         self._sender = request.get_response_sender()
         self.slot = slot
-        self.outlet: RingOutlet | None = None
+        self.writer: RingWriter | None = None
         self._address: int | None = None
         self._is_answered = False
         self._came_s = time.monotonic()
@@ -43,8 +43,8 @@ class ChunkReply:
 
     def send(self, pcm: np.ndarray | None, event: Event) -> None:
         """Send samples [n] float32 or int16, or none, and their event: by way of the client's ring if it has one."""
-        if self.outlet is not None:
-            self.outlet.offer(self, pcm, event, self._address)
+        if self.writer is not None:
+            self.writer.offer(self, pcm, event, self._address)
         else:
             self.deliver(pcm, event)
         if pcm is not None:

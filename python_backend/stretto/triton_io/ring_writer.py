@@ -31,7 +31,7 @@ STALL_S = 30.0  # a client that releases nothing for so long has forgotten its u
 
 
 class RingReply(Protocol):
-    """The answer to one chunk, as an outlet sees it."""
+    """The answer to one chunk, as a writer sees it."""
 
     def deliver(self, pcm: np.ndarray | None, event: Event) -> None:
         """Send an event, and samples unless they lie in the ring."""
@@ -49,7 +49,7 @@ class RingReply(Protocol):
 Held = tuple[RingReply, np.ndarray | None, Event]
 
 
-class RingOutlet:
+class RingWriter:
     """The ring of one utterance, and the replies that wait for room in it. The last event goes when it is closed."""
 
     def __init__(self, ring: PcmRing, slot: FlowSlot) -> None:
@@ -132,58 +132,58 @@ class RingOutlet:
         return moved
 
 
-class RingOutlets:
-    """The outlets of all utterances that have one, and the thread that empties them."""
+class RingWriters:
+    """The writers of all utterances that have one, and the thread that empties them."""
 
     def __init__(self) -> None:
-        self._outlets: dict[str, RingOutlet] = {}
+        self._writers: dict[str, RingWriter] = {}
         self._lock = threading.Lock()
         self._may_wait = threading.Event()
         stub.start_thread("rings", self._run)
 
     def __len__(self) -> int:
-        return len(self._outlets)
+        return len(self._writers)
 
     def open(self, utterance: str, address: RingAddress, slot: FlowSlot) -> None:
-        """Make the outlet of an utterance, if it has none. Raises InvalidRequest where there is no ring."""
+        """Make the writer of an utterance, if it has none. Raises InvalidRequest where there is no ring."""
         with self._lock:
-            if utterance not in self._outlets:
-                self._outlets[utterance] = RingOutlet(PcmRing.open(address), slot)
+            if utterance not in self._writers:
+                self._writers[utterance] = RingWriter(PcmRing.open(address), slot)
                 self._may_wait.set()
 
-    def of(self, utterance: str) -> RingOutlet | None:
-        """The outlet of an utterance, where it has one."""
-        return self._outlets.get(utterance)
+    def of(self, utterance: str) -> RingWriter | None:
+        """The writer of an utterance, where it has one."""
+        return self._writers.get(utterance)
 
     def _run(self) -> None:
         swept_s = time.monotonic()
         while True:
             self._may_wait.wait()
-            waiting = [(name, outlet) for name, outlet in list(self._outlets.items()) if outlet.is_waiting]
-            for utterance, outlet in waiting:
+            waiting = [(name, writer) for name, writer in list(self._writers.items()) if writer.is_waiting]
+            for utterance, writer in waiting:
                 with self._dropping_what_fails(utterance):
-                    outlet.flush()
+                    writer.flush()
             if time.monotonic() - swept_s > SWEEP_S:
                 swept_s = time.monotonic()
                 self._sweep()
             time.sleep(POLL_S if waiting else 10 * POLL_S)
 
     def _sweep(self) -> None:
-        """Close the outlets of utterances that are over: the language model has given their slots back."""
+        """Close the writers of utterances that are over: the language model has given their slots back."""
         with self._lock:
-            for utterance, outlet in list(self._outlets.items()):
+            for utterance, writer in list(self._writers.items()):
                 with self._dropping_what_fails(utterance):
-                    if not outlet.slot.is_held:
-                        del self._outlets[utterance]
-                        outlet.close()
-            if not self._outlets:
+                    if not writer.slot.is_held:
+                        del self._writers[utterance]
+                        writer.close()
+            if not self._writers:
                 self._may_wait.clear()
 
     @contextmanager
     def _dropping_what_fails(self, utterance: str) -> Iterator[None]:
-        """Forget an outlet that raises: the thread goes on for the others."""
+        """Forget a writer that raises: the thread goes on for the others."""
         try:
             yield
         except Exception:
             logger.exception("the ring of utterance %s is given up", utterance)
-            self._outlets.pop(utterance, None)
+            self._writers.pop(utterance, None)
