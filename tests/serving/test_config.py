@@ -74,6 +74,11 @@ def test_models_can_be_loaded_again_unless_the_caller_says_how_they_are() -> Non
     ]
 
 
+def test_where_everybody_may_load_models_none_can_be() -> None:
+    """A call that loads a model may bring its code along."""
+    assert not [word for word in line_of("--allow", "model-repository") if "-model=" in word or "control-mode" in word]
+
+
 @pytest.mark.parametrize("flag", ["--grpc-address=0.0.0.0", "--http-address", "--allow-http=true"])
 def test_flags_of_tritonserver_that_would_open_it_are_refused(flag: str) -> None:
     with pytest.raises(LaunchError, match=r"^--(grpc-address|http-address|allow-http): say with --address .* --allow"):

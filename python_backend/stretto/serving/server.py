@@ -21,7 +21,7 @@ from stretto.serving.model_restart import ModelRestart
 from stretto.serving.patience import slowness
 from stretto.serving.ports import UnixConnection, reachable
 from stretto.serving.processes import Process, Watch, descendants, end_all, lost_children, waits_for_a_child
-from stretto.serving.proxy.access import CLOSED_APIS, HTTP
+from stretto.serving.proxy.access import CLOSED_APIS, HTTP, REPOSITORY
 
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
@@ -54,9 +54,12 @@ def command_line(config: LaunchConfig, installation: Installation, launch: Launc
 
 
 def loading(config: LaunchConfig) -> list[str]:
-    """Have Triton load all models, and one again when it is told to; what the caller passed may say otherwise."""
-    said = [flag for flag in config.passed if flag.startswith(("--model-control-mode", "--load-model"))]
-    return [] if said else ["--model-control-mode=explicit", "--load-model=*"]
+    """Have Triton load all models, and one again when it is told to.
+
+    Not where the caller says otherwise, nor where everybody may tell it: the call may bring a model's code along.
+    """
+    said = any(flag.startswith(("--model-control-mode", "--load-model")) for flag in config.passed)
+    return [] if said or REPOSITORY in config.allowed else ["--model-control-mode=explicit", "--load-model=*"]
 
 
 def listening(config: LaunchConfig, launch: Launch) -> list[str]:
@@ -207,7 +210,7 @@ class Server:
         """
         assert self._watch is not None, "restart models of a server that is ready"
         models = self._watch.models_of(broken)
-        if not models or HTTP in self._config.allowed:  # whose streams the proxy cannot end
+        if not models or not loading(self._config) or HTTP in self._config.allowed:  # whose streams nobody can end
             return None
         self._watch.end_models(models)
         self._watch.close()

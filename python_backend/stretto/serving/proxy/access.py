@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 KEY_HEADER = "triton-grpc-protocol-stretto-key"  # as Triton itself would call the header of a key `stretto-key`
-OPEN = "open"
+OPEN, REPOSITORY = "open", "model-repository"
 MODELS, HTTP = "models", "http"  # the steps of the ensemble called by themselves; Triton's HTTP service instead of ours
 SERVICE = "/inference.GRPCInferenceService/"
 MODEL_INFER, MODEL_STREAM_INFER = f"{SERVICE}ModelInfer", f"{SERVICE}ModelStreamInfer"
@@ -14,7 +14,7 @@ CLOSED_APIS = {
     "shared-memory": tuple(
         f"{kind}SharedMemory{action}" for kind in ("System", "Cuda") for action in ("Status", "Register", "Unregister")
     ),
-    "model-repository": ("RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"),
+    REPOSITORY: ("RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"),
     "trace": ("TraceSetting",),
     "logging": ("LogSettings",),
 }
