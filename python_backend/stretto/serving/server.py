@@ -56,10 +56,11 @@ def command_line(config: LaunchConfig, installation: Installation, launch: Launc
 def loading(config: LaunchConfig) -> list[str]:
     """Have Triton load all models, and one again when it is told to.
 
-    Not where the caller says otherwise, nor where everybody may tell it: the call may bring a model's code along.
+    Not where the caller says otherwise, nor where others may tell it, because the call may bring a model's code along:
+    everybody, or with Triton's own HTTP service whoever sees its key in `ps`.
     """
     said = any(flag.startswith(("--model-control-mode", "--load-model")) for flag in config.passed)
-    return [] if said or REPOSITORY in config.allowed else ["--model-control-mode=explicit", "--load-model=*"]
+    return [] if said or config.allowed & {REPOSITORY, HTTP} else ["--model-control-mode=explicit", "--load-model=*"]
 
 
 def listening(config: LaunchConfig, launch: Launch) -> list[str]:
@@ -210,7 +211,7 @@ class Server:
         """
         assert self._watch is not None, "restart models of a server that is ready"
         models = self._watch.models_of(broken)
-        if not models or not loading(self._config) or HTTP in self._config.allowed:  # whose streams nobody can end
+        if not models or not loading(self._config):
             return None
         self._watch.end_models(models)
         self._watch.close()
