@@ -1,12 +1,18 @@
 """What holds for the whole suite."""
 
 import gc
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
 from stretto.engine.environment import prepare_environment
+from stretto.triton_io import stub
 
 prepare_environment()  # before any test imports what imports Triton, which looks at the environment once
+
+# A thread that fails ends its stub: here, the tests' own process, without a word, and xdist would wait for it for ever.
+ENDED: list[str] = []
+stub.end = ENDED.append
 
 # On every run the same examples, for as long as they take: a failure is the change's, and not the machine's.
 SLOW = [HealthCheck.too_slow]
@@ -26,6 +32,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         group = "server" if item.get_closest_marker("server") else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("server", "engine", "slow")])
+
+
+@pytest.fixture(autouse=True)
+def nothing_has_ended() -> Iterator[None]:
+    """No thread has failed that a stub cannot do without, of this test or one before it."""
+    yield
+    ended = [ENDED.pop() for _ in range(len(ENDED))]
+    assert not ended
 
 
 @pytest.hookimpl(trylast=True)
