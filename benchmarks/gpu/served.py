@@ -32,6 +32,7 @@ from benchmarks.temporary_server import serving
 
 JOBS = {"ensemble": Job("benchmarks.gpu.served:run", 540)}
 TEXT, SEED, GUIDANCE = "The train to Oslo leaves in ten minutes.", 1, 1.5
+ALIKE = 1e-4  # chunks are cut as time has it, and each window rounds by itself
 SHARE = {"gpu_memory_utilization": 0.3}  # two engines and the decoder on one GPU
 
 
@@ -56,7 +57,9 @@ async def _ask(setup: Setup, repository: Path, address: str) -> AsyncIterator[di
     for memory in memories:
         try:
             shared = await speak(SpeechClient(address, shared_memory=memory))
-            figures = {"samples": len(shared), "ok": np.array_equal(shared, plain)}
+            difference = float(np.abs(shared - plain).max()) if len(shared) == len(plain) else None
+            is_same = difference is not None and difference <= ALIKE
+            figures = {"samples": len(shared), "max_difference": difference, "ok": is_same}
         except Exception as error:
             figures = failure(error)
         yield {"part": "ring", "memory": memory, **figures}
