@@ -4,7 +4,7 @@ torch's device `meta` stands for it: tensors there have shapes and types and no 
 on two devices, and one that asks for a number, is an error, as it is, or costs a wait, on a GPU.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +18,8 @@ from stretto.engine.request.new_request import SpeechRequestData
 from stretto.engine.request.params import SpeechParams
 from stretto.engine.worker import run_slots, step_program
 from stretto.engine.worker.model_state import SpeechModelState
+from stretto.engine.worker.step_graphs import padded_sizes
+from stretto.engine.worker.step_sampler import StepSampler
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
@@ -25,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
+from vllm.v1.worker.gpu.model_states.interface import ModelState
 
 from tests.engine.harness import Engine
 from tests.engine.prompts import make_prompt
@@ -133,6 +136,15 @@ KERNELS = {
 }
 
 
+def captured_at_start(state: SpeechModelState, sampler: StepSampler) -> None:
+    """In vLLM's hook steps of all sizes are captured, for rows that do nothing."""
+    assert "capture_inner_cudagraphs" in vars(ModelState)
+    recorded: list[Callable[[], None]] = []
+    sampler._graphs._recorder = SimpleNamespace(is_busy=lambda: False, record=recorded.append)
+    state.capture_inner_cudagraphs(None, None, [], None)
+    assert len(recorded) == sampler._graphs.num_graphs == 3 * len(padded_sizes(4))
+
+
 @pytest.mark.parametrize("uses_kernels", [True, False])
 @pytest.mark.parametrize("name", list(FAMILIES))
 def test_nothing_in_a_step_is_mixed_with_what_lies_in_host_memory(
@@ -161,6 +173,8 @@ def test_nothing_in_a_step_is_mixed_with_what_lies_in_host_memory(
                 for tensor in (*inputs.values(), embedded, *sent):
                     assert tensor.device == GPU
                 assert len(output.sampled_token_ids) == 4
+            if uses_kernels:
+                captured_at_start(state, sampler)
     finally:
         engine.shutdown()
     assert all(kernel.num_launches >= 3 for kernel in kernels.values())

@@ -52,3 +52,16 @@ def test_a_reply_that_is_placed_in_its_audio_is_known_at_once() -> None:
     readback = DeviceReadback(tables(), 2)
     readback.place(2, 40)
     assert readback.audio_starts().tolist() == [-1, -1, 40]
+
+
+def test_what_was_published_is_read_as_late_where_steps_between_publish_nothing() -> None:
+    slots = tables()
+    readback = DeviceReadback(slots, 2)
+    known = []
+    for step in range(5):
+        known.append(readback.audio_starts()[1])
+        if step == 1:
+            slots.state[1, COLUMN] = 7
+            readback.publish()
+            slots.state[1, COLUMN] = 9  # of a step that nobody publishes
+    assert known == [-1, -1, -1, 7, 7]

@@ -1,5 +1,6 @@
 """How many kernels a step launches on a GPU, and how many times its host calls CUDA, counted so that neither grows."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from stretto.engine.kernels.gpu import gather
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.worker import step_program
 from stretto.engine.worker.arrays import HostArrays
+from stretto.engine.worker.slots import STATE
 from stretto.engine.worker.step_plan import Variant
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
@@ -19,6 +21,7 @@ from tests.engine.worker.walks import LENGTH, Walk, captured, request
 from tests.small_vocabularies import BAGPIPER, OPUSLM
 
 KERNELS = ("text_maxima_kernel", "draw_text_kernel", "draw_script_kernel", "draw_streams_kernel", "advance_kernel")
+MOST_BYTECODES = 600  # some 450, of Python 3.11
 DECODE, TEXT = 5, 3  # two products, two draws and the state; a product and two kernels more where a row may write
 
 
@@ -91,6 +94,38 @@ def test_a_steady_step_is_two_copies_a_graph_and_a_copy_and_uploads_nothing(fami
             side.sampler(hidden, batch)
         assert seen == {"copy_": 2, "replay": 1, "clone": 1}
     assert plan.num_uploads == uploads == 1
+
+
+def bytecodes(call: Callable[[], object]) -> int:
+    """How many instructions of Python `call` takes."""
+    count, before = 0, sys.gettrace()
+
+    def trace(frame: Any, event: str, arg: object) -> Any:
+        nonlocal count
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        count += event == "opcode"
+        return trace
+
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def test_a_steady_step_takes_the_host_as_many_instructions_at_32_pairs_as_at_one(seen: Counter[str]) -> None:
+    counts = []
+    for num_pairs in (1, 32):
+        side = captured(SegmentRules(BAGPIPER, LENGTH), 2 * num_pairs, Silent(seen))
+        walk = Walk(BAGPIPER, [side], seed=0)
+        walk.fill()
+        side.slots.tables.state[:, STATE["audio_start"]] = 1
+        batch, hidden = walk.batch()
+        for _ in range(3):
+            side.sampler(hidden, batch)
+        counts.append(bytecodes(lambda side=side, hidden=hidden, batch=batch: side.sampler(hidden, batch)))
+    assert counts[0] == counts[1] < MOST_BYTECODES
 
 
 def test_the_plan_is_uploaded_when_a_slot_changes_hands(seen: Counter[str]) -> None:
