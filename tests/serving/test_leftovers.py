@@ -69,7 +69,8 @@ def test_cleaning_ends_our_processes_and_files_and_nobody_elses(short_path: Path
     launch.clean()
     assert ours.wait(60) == -signal.SIGKILL
     assert theirs.poll() is None
-    assert [path.name for path in launch.folder.iterdir()] == ["key-8001"], "the key stays, the sockets go"
+    kept = sorted(path.name for path in launch.folder.iterdir())
+    assert kept == ["draining", "key-8001"], "what this launcher alone can make stays, the sockets go"
     assert launch.folder.stat().st_mode & 0o777 == 0o700
     assert {path.name for path in short_path.iterdir()} - {launch.folder.name, other.folder.name} == {
         f"stretto_launch_{launch.id}.lock",
@@ -89,3 +90,31 @@ def test_a_process_that_has_ended_and_is_not_reaped_is_gone() -> None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.wait()
+
+
+def test_what_others_name_like_a_launchs_own_ends_neither_its_cleaning_nor_a_start(short_path: Path) -> None:
+    launch = begin_launch(short_path)
+    (short_path / f"{launch.region_prefix}region").touch()
+    for name in (f"{launch.region_prefix}forged", "stretto_launch_1_00000000.lock", "stretto_flow_1_forged"):
+        (short_path / name).mkdir()
+    assert sweep(short_path) == []
+    launch.close()
+    left = {"stretto_launch_1_00000000.lock", "stretto_flow_1_forged", f"{launch.region_prefix}forged"}
+    assert {path.name for path in short_path.iterdir()} == left
+
+
+def test_a_name_that_is_no_launchs_makes_nobody_remove_the_files_of_others(short_path: Path) -> None:
+    launch = begin_launch(short_path)
+    region = short_path / f"{launch.region_prefix}region"
+    region.touch()
+    (short_path / "stretto_launch_*.lock").touch()
+    assert sweep(short_path) == []
+    assert region.exists()
+    launch.close()
+
+
+def test_nobody_else_can_make_the_file_that_has_requests_refused(short_path: Path) -> None:
+    launch = begin_launch(short_path)
+    assert launch.drain_file.parent == launch.folder
+    assert launch.folder.stat().st_mode & 0o777 == 0o700
+    launch.close()

@@ -4,19 +4,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from stretto.triton_io.draining import is_passing
-from stretto.triton_io.flow import DIRECTORY, PREFIX, FlowTable
+from stretto.triton_io.flow import DIRECTORY, tables_of
 
 QUIET_POLLS = 3  # polls in a row without an utterance: one may be on its way from the preprocessor
 
 
 def num_active_utterances(server_pid: int, directory: Path = DIRECTORY) -> int:
     """Utterances in flight in the server with this pid."""
-    active = 0
-    for path in directory.glob(f"{PREFIX}{server_pid}_*"):
-        table = FlowTable.open(path.name, directory)
-        active += table.num_active()
-        table.close()
-    return active
+    return sum(table.num_active() for table in tables_of(server_pid, directory))
 
 
 def has_drained(server_pid: int, drain_file: Path, polls: Iterable[None]) -> bool:

@@ -7,6 +7,7 @@ other containers cannot be seen.
 
 import fcntl
 import os
+import re
 import secrets
 import shutil
 from contextlib import suppress
@@ -19,6 +20,7 @@ from stretto.triton_io.flow import remove_stale_tables
 
 SHARED_MEMORY = Path("/dev/shm")
 PREFIX = "stretto_launch_"
+IDS = re.compile(r"[0-9]+_[0-9a-f]{8}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,8 @@ class Launch:
 
     @property
     def drain_file(self) -> Path:
-        """A file that, while it exists, tells the preprocessor to take no more requests."""
-        return self.directory / f"{self.region_prefix}draining"
+        """A file that, while it exists, tells the preprocessor to take no more requests; nobody else can make it."""
+        return self.folder / "draining"
 
     def clean(self) -> None:
         """End the processes and remove the shared memory of this launch's server, which has ended."""
@@ -98,9 +100,13 @@ def sweep(directory: Path = SHARED_MEMORY) -> list[str]:
     swept = []
     for path in directory.glob(f"{PREFIX}*.lock"):
         launch_id = path.name.removeprefix(PREFIX).removesuffix(".lock")
-        with suppress(FileNotFoundError, PermissionError, BlockingIOError):
-            descriptor = os.open(path, os.O_RDWR)
+        if not IDS.fullmatch(launch_id):
+            continue
+        with suppress(OSError):  # it is gone, held, or another user's
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
             try:
+                if os.fstat(descriptor).st_uid != os.geteuid():
+                    continue
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _remove_launch(launch_id, directory)
                 shutil.rmtree(_folder(launch_id, directory), ignore_errors=True)
@@ -115,4 +121,5 @@ def _remove_launch(launch_id: str, directory: Path) -> None:
     me = os.getpid()
     processes.end_all(lambda each: each.pid != me and processes.environment_of(each.pid, LAUNCH_ID) == launch_id)
     for path in directory.glob(f"{PREFIX}{launch_id}_*"):
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # one that another user has put there ends no launcher
+            path.unlink()

@@ -17,7 +17,8 @@ import secrets
 import threading
 import time
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -84,7 +85,14 @@ class FlowTable:
         """The table that another process made, by its file name."""
         if not re.fullmatch(TABLE, name):
             raise ValueError(f"{name!r} is not the name of a flow table")
-        return cls(directory / name, os.open(directory / name, os.O_RDWR | os.O_NOFOLLOW))
+        descriptor = os.open(directory / name, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            if os.fstat(descriptor).st_uid != os.geteuid():
+                raise ValueError(f"{name} is another user's")
+            return cls(directory / name, descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
 
     def claim(self) -> "FlowSlot":
         """A slot for a new utterance; Overloaded when every slot is taken."""
@@ -255,10 +263,15 @@ class FlowTables:
 
 def conclude_all(server_pid: int, outcome: Outcome, reason: str, directory: Path = DIRECTORY) -> None:
     """Set the outcome of every utterance that is in flight in the server with this pid."""
-    for path in directory.glob(f"{PREFIX}{server_pid}_*"):
-        table = FlowTable.open(path.name, directory)
+    for table in tables_of(server_pid, directory):
         table.conclude_all(outcome, reason)
-        table.close()
+
+
+def tables_of(server_pid: int, directory: Path = DIRECTORY) -> Iterator[FlowTable]:
+    """The tables of the server with this pid, each closed with the next; what others put beside them is passed over."""
+    for path in directory.glob(f"{PREFIX}{server_pid}_*"):
+        with suppress(OSError, ValueError), closing(FlowTable.open(path.name, directory)) as table:
+            yield table
 
 
 def remove_stale_tables(directory: Path = DIRECTORY) -> list[Path]:
@@ -268,8 +281,8 @@ def remove_stale_tables(directory: Path = DIRECTORY) -> list[Path]:
     """
     removed = []
     for path in directory.glob(f"{PREFIX}*"):
-        with suppress(FileNotFoundError, PermissionError, BlockingIOError):
-            descriptor = os.open(path, os.O_RDWR)
+        with suppress(OSError):  # it is gone, held, or another user's
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()

@@ -39,6 +39,12 @@ def test_where_all_have_sent_something_the_one_that_was_silent_longest_is_ended(
     assert [upload.is_ended for upload in made] == [False, True, False]
 
 
+def test_who_comes_gives_way_to_nobody_who_has_sent_something_and_stays() -> None:
+    with ExitStack() as stack:
+        made = entered(Uploads(max_calls=2), stack, 1, 1, 0)
+    assert [upload.is_ended for upload in made] == [True, False, False]
+
+
 def test_they_are_ended_while_the_process_holds_too_much_and_not_before() -> None:
     held = [50, 100, 101, 101, 101, 100]
     uploads = Uploads(max_resident_bytes=100, resident=lambda: held.pop(0))

@@ -60,10 +60,10 @@ class Uploads:
 
     @contextmanager
     def entry(self, upload: Upload) -> Iterator[None]:
-        """One more, for as long as it may send."""
-        self._open.add(upload)
-        if len(self._open) > self._max_calls:
+        """One more, for as long as it may send; who comes gives way to nobody who is there and silent."""
+        if len(self._open) >= self._max_calls:
             self._end(1)
+        self._open.add(upload)
         try:
             yield
         finally:
