@@ -1,5 +1,7 @@
 """Rows that nobody waits for leave together, and all of them in order."""
 
+import random
+
 import numpy as np
 import pytest
 from stretto.engine.request.rules import SegmentRules
@@ -7,6 +9,7 @@ from stretto.engine.request.tracker import SegmentTracker
 from stretto.engine.request.wire import NO_CHANGE
 from stretto.engine.scheduling.outgoing_rows import LEAST_LEAD_S, MAX_WAIT_S, OutgoingRows
 from stretto.engine.scheduling.sampled_rows import SampledRows
+from stretto.streams.chunking import ChunkPolicy, DecoderLoad, Pacer
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
 
@@ -100,6 +103,54 @@ def test_audio_of_an_unknown_rate_leaves_row_by_row() -> None:
     reply._outgoing._frame_rate = 0.0
     reply.make(50)
     assert reply.sizes == [1] * 50
+
+
+class Listener:
+    """Plays what a pacer lets go of a reply whose steps and decodings take random times, and counts the silence."""
+
+    def __init__(self, seed: int, speed: float, holds: bool) -> None:
+        self._random, self._speed = random.Random(seed), speed
+        self.now = self._latency_s = self._slow_until = self.begins_s = self.silence_s = 0.0
+        self._dry_s: float | None = None
+        self._tracker = SegmentTracker(RULES, FAMILY.task("speak"), 8)
+        self._outgoing = OutgoingRows(self._tracker, lambda: self.now)
+        self._pacer = Pacer(ChunkPolicy(4, 25, frame_rate=FAMILY.frame_rate), self._load, lambda: self.now)
+        self._holds = holds
+
+    def _load(self) -> DecoderLoad:
+        return DecoderLoad(self._latency_s, 0.1)
+
+    def listen(self, num_rows: int = 80) -> tuple[float, float]:
+        """When the first of it is heard, and how long it is silent after that."""
+        num_ready = 0
+        for row in range(num_rows):
+            if self._random.random() < 0.01:
+                self._slow_until = self.now + self._random.uniform(0.4, 1.6)
+            is_slow = self.now < self._slow_until
+            self.now += FRAME_S / self._speed * self._random.lognormvariate(0.0, 0.3) * (3 if is_slow else 1)
+            delay_s = self._random.uniform(0.1, 0.5)
+            self._tracker.push(FIRST + 1)
+            num_ready += len(self._outgoing.push([row], row == num_rows - 1)) if self._holds else 1
+            while size := self._pacer.take(num_ready):
+                num_ready -= size
+                self._hear(size, delay_s)
+        return self.begins_s, self.silence_s
+
+    def _hear(self, num_frames: int, delay_s: float) -> None:
+        self._latency_s, comes_s = delay_s, self.now + delay_s
+        if self._dry_s is None:
+            self.begins_s = comes_s
+        else:
+            self.silence_s += max(0.0, comes_s - self._dry_s)
+        self._dry_s = max(comes_s, self._dry_s or 0.0) + num_frames * FRAME_S
+
+
+@pytest.mark.parametrize("speed", [1.25, 2.5, 5.0])
+def test_rows_that_wait_cost_the_listener_nothing(speed: float) -> None:
+    heard = [[Listener(seed, speed, holds).listen() for seed in range(300)] for holds in (False, True)]
+    (begins_s, silence_s), (begins_late_s, more_silence_s) = (np.mean(each, axis=0) for each in heard)
+    assert begins_late_s <= begins_s + 0.001
+    assert more_silence_s <= 1.05 * silence_s + 0.005
 
 
 def sampled(request_id: str, cut: bool = False) -> ModelRunnerOutput:
