@@ -24,7 +24,7 @@ def shared(asynchronous: bool) -> Iterator[SharedStats]:
     """An engine's own: one that was there before it has left nothing in it."""
     stats = SharedStats.create(1)
     yield stats
-    stats.unlink()
+    stats.close()
 
 
 @pytest.fixture(scope="module")
