@@ -1,8 +1,9 @@
-"""Our kernels without an engine: against their twins on the host, and how long they take."""
+"""Our kernels and the sampler made of them, without an engine: against their twins on the host, and how fast."""
 
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ import torch.nn.functional as F
 from stretto.engine.kernels.gpu.draw import draw
 from stretto.engine.kernels.gpu.embed import embed_rows
 from stretto.engine.kernels.gpu.products import Float32Product
+from stretto.engine.request.rules import SegmentRules
+from stretto.engine.worker.cuda_graphs import CudaRecorder
+from stretto.families.tiny.family import TINY
 from stretto.sampling.draw import DrawParams, DrawPlan
 from stretto.sampling.guidance import guide
 from stretto.sampling.noise import stream_keys
@@ -34,6 +38,8 @@ def run(setup: Setup) -> Iterator[dict[str, Any]]:
             yield {"kernel": "draw", "of": kind, "sampling": sampling, "rows": num_rows, **figures}
     for num_rows in rows:
         yield {"kernel": "embed", "rows": num_rows, **_attempt(partial(_embed, setup, num_rows))}
+    for name in ("TINY",) if setup.is_small else ("BAGPIPER", "OPUSLM", "TINY"):
+        yield {"kernel": "sampler", "family": name, **_attempt(partial(_sampler, setup, name))}
     for columns in (1026,) if setup.is_small else (1026, 8200, 152_192):
         yield {"kernel": "head", "columns": columns, **_attempt(partial(_head, setup, columns))}
 
@@ -101,6 +107,21 @@ def _embed(setup: Setup, num_rows: int) -> dict[str, Any]:
     difference = float((found.float() - expected.float()).abs().max())
     ms = _ms(setup, lambda: embed_rows(table_there, ids_there, PAD, True))
     return {"max_difference": difference, "ms": ms, "ok": difference <= 2**-4}  # one step of bfloat16 from 8 on
+
+
+def _sampler(setup: Setup, name: str) -> dict[str, Any]:
+    """The sampler of a GPU, from graphs, against that of the CPU: replies walked through by both, row by row."""
+    walks = import_module("tests.engine.worker.walks")
+    family = TINY if name == "TINY" else getattr(import_module("tests.small_vocabularies"), name)
+    rules, num_slots, steps = SegmentRules(family, walks.LENGTH), 5, 2 if setup.is_small else 48
+    recorder = None if setup.is_small else CudaRecorder()
+    ours = walks.captured(rules, num_slots, recorder, torch.device(setup.device))
+    walk = walks.Walk(family, [ours, walks.reference(rules, num_slots)], seed=1)
+    for step in range(steps):
+        results = walk.step()
+        if not all(torch.equal(mine.long(), expected.long()) for mine, expected in zip(*results, strict=True)):
+            return {"steps": step, "ok": False}
+    return {"steps": steps, "ok": True}
 
 
 def _head(setup: Setup, num_columns: int) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def test_a_dry_run_passes_every_job(tmp_path: Path) -> None:
     found = {job: [line for line in lines if line["job"] == job and "status" not in line] for job in JOBS}
     assert {line["checkpoint"] for line in found["parity_eager"]} == {"tiny", "eight_streams"}
     assert any(line["preemptions"] for line in found["parity_preempted"])
-    assert {line["kernel"] for line in found["kernels"]} == {"draw", "embed", "head"}
+    assert {line["kernel"] for line in found["kernels"]} == {"draw", "embed", "sampler", "head"}
     for job, (requests, *rows) in (("ours_8b", ((1, 2), 2, 4)), ("ours_1b7", ((1, 2), 1, 2))):
         steps = [line for line in found[job] if line["part"] == "step"]
         assert [(line["requests"], line["rows"]) for line in steps] == list(zip(requests, rows, strict=True))

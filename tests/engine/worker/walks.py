@@ -9,7 +9,7 @@ import torch
 from stretto.engine.request.new_request import SpeechRequestData
 from stretto.engine.request.params import SpeechParams
 from stretto.engine.request.rules import SegmentRules
-from stretto.engine.worker.arrays import HostArrays
+from stretto.engine.worker.arrays import Arrays, HostArrays, arrays_on
 from stretto.engine.worker.drawing import RowDraw
 from stretto.engine.worker.repetition import RepetitionGuard
 from stretto.engine.worker.run_slots import RunSlots
@@ -21,9 +21,11 @@ from stretto.engine.worker.step_program import StepProgram
 from stretto.engine.worker.step_sampler import StepSampler
 from stretto.families.base import Family
 from vllm.v1.core.sched.output import NewRequestData
-from vllm.v1.worker.cpu import shm  # noqa: F401  (events of the CPU in the place of a GPU's)
 
 from tests.engine.prompts import make_prompt
+
+if not torch.cuda.is_available():
+    from vllm.v1.worker.cpu import shm  # noqa: F401  (events of the CPU in the place of a GPU's)
 
 LENGTH, WIDTH, CPU = 128, 12, torch.device("cpu")
 STOCK: Any = SimpleNamespace(penalties_state=None)
@@ -34,16 +36,16 @@ class RandomHeads:
 
     is_text_cut = False
 
-    def __init__(self, rules: SegmentRules, seed: int = 0):
+    def __init__(self, rules: SegmentRules, device: torch.device = CPU, seed: int = 0):
         random = torch.Generator().manual_seed(seed)
         first, *others = (rules.audio_ids(stream) for stream in range(rules.family.layout.num_output_streams))
-        self.text_ids = torch.arange(rules.num_text_ids)
-        self.first_ids = torch.tensor([*first, *rules.drawn_ends_of_audio])
-        self.codes = torch.tensor(others)
+        self.text_ids = torch.arange(rules.num_text_ids, device=device)
+        self.first_ids = torch.tensor([*first, *rules.drawn_ends_of_audio], device=device)
+        self.codes = torch.tensor(others, device=device)
         sizes = len(self.text_ids), len(self.first_ids), self.codes.numel()
-        self._weights = [torch.randn(WIDTH, size, generator=random) for size in sizes]
+        self._weights = [torch.randn(WIDTH, size, generator=random).to(device) for size in sizes]
         self._is_shifted = rules.family.has_stream_bias
-        offsets = [torch.randn(size, generator=random) if self._is_shifted else None for size in sizes]
+        offsets = [torch.randn(size, generator=random).to(device) if self._is_shifted else None for size in sizes]
         self.text_offset, self.first_offset, self.code_offset = offsets
 
     def raw_text(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -71,12 +73,14 @@ class Side:
 
     slots: RunSlots
     tokens: torch.Tensor
+    arrays: Arrays
     sampler: Any = None
 
 
-def side(rules: SegmentRules, num_slots: int) -> Side:
-    tables = SlotTables(num_slots, rules, CPU)
-    return Side(RunSlots(tables, rules, HostArrays(), 1), torch.zeros(num_slots, LENGTH, dtype=torch.int32))
+def side(rules: SegmentRules, num_slots: int, device: torch.device = CPU) -> Side:
+    tables, arrays = SlotTables(num_slots, rules, device), arrays_on(device)
+    tokens = torch.zeros(num_slots, LENGTH, dtype=torch.int32, device=device)
+    return Side(RunSlots(tables, rules, arrays, 1), tokens, arrays)
 
 
 def reference(rules: SegmentRules, num_slots: int) -> Side:
@@ -88,10 +92,10 @@ def reference(rules: SegmentRules, num_slots: int) -> Side:
     return made
 
 
-def captured(rules: SegmentRules, num_slots: int, recorder: Recorder | None = None) -> Side:
-    """The sampler of a GPU, its kernels in Triton's interpreter."""
-    made, heads = side(rules, num_slots), RandomHeads(rules)
-    program = StepProgram(heads, rules, made.slots.tables, made.tokens, torch.zeros(num_slots, WIDTH))
+def captured(rules: SegmentRules, num_slots: int, recorder: Recorder | None = None, device: torch.device = CPU) -> Side:
+    """The sampler of a GPU, on the CPU with its kernels in Triton's interpreter."""
+    made, heads = side(rules, num_slots, device), RandomHeads(rules, device)
+    program = StepProgram(heads, rules, made.slots.tables, made.tokens, torch.zeros(num_slots, WIDTH, device=device))
     graphs = StepGraphs(program.launch, num_slots, recorder, lambda variant: True)
     made.sampler = StepSampler(STOCK, made.slots, program, graphs)
     return made
@@ -134,7 +138,7 @@ class Walk:
                 made = request(self.family, f"r{self.num_begun}", self.num_begun, half == 1, **changes)
                 for each in self.sides:
                     each.slots.fill(slot, made)
-                    each.slots.tables.apply_staged(HostArrays())
+                    each.slots.tables.apply_staged(each.arrays)
                 self.lengths[slot], self.names[slot] = len(made.prefill_token_ids), made.req_id
             self.num_begun += 1
 
@@ -171,10 +175,11 @@ class Walk:
         for each in self.sides:
             output = each.sampler(hidden.clone(), batch)
             codes, _, cuts = output.logprobs_tensors[:3]
-            results.append((output.sampled_token_ids[:, 0], codes, cuts, output.num_sampled))
-            sampled = output.num_sampled.numpy() > 0
-            slots = batch.idx_mapping_np[sampled]
-            each.tokens[slots, self.lengths[slots]] = output.sampled_token_ids[sampled, 0].to(torch.int32)
+            made = output.sampled_token_ids[:, 0], codes, cuts, output.num_sampled
+            results.append(tuple(tensor.cpu() for tensor in made))
+            sampled = results[-1][3].numpy() > 0
+            slots, drawn = batch.idx_mapping_np[sampled], results[-1][0][sampled]
+            each.tokens[slots, self.lengths[slots]] = drawn.to(each.tokens.device, torch.int32)
         self._move_on(batch.idx_mapping_np[sampled], results[0][0][sampled].tolist())
         return results
 
