@@ -61,19 +61,24 @@ def test_they_are_ended_while_the_process_holds_too_much_and_not_before() -> Non
 
 def test_what_came_and_went_is_given_back_once_nothing_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     gave_back: list[int] = []
-    held = [50, 50 + KEPT_BYTES + 1]
+    held = [50]
     monkeypatch.setattr(uploads_module, "give_back", lambda: gave_back.append(held[-1]))
+    monkeypatch.setattr(uploads_module, "LOOKS", 2)
     uploads = Uploads(resident=lambda: held[-1])
+    for _ in range(4):
+        held.append(held[-1] + KEPT_BYTES)
+        uploads.look()
+    assert not gave_back  # for more was there each time
     uploads.look()
-    assert not gave_back  # for as much was there from the start
-    held.append(held[-1] + KEPT_BYTES)
-    uploads.look()
-    assert not gave_back  # for it has just come
-    held.append(held[-1] + 1)
-    uploads.look()
-    uploads.look()
+    assert gave_back == held[-1:]  # which are in use still
     uploads.look()
     assert gave_back == held[-1:]
+    uploads.look()
+    assert gave_back == [held[-1]] * 2
+    held.append(50 + KEPT_BYTES)
+    for _ in range(4):
+        uploads.look()
+    assert gave_back == [held[-2]] * 2
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -6,6 +6,7 @@ in the memory of this process alone, and any call that may still send can be one
 
 import asyncio
 import ctypes
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from pathlib import Path
 MAX_CALLS = 2048  # that may still send: half of all that there can be
 MAX_RESIDENT_BYTES = 1 << 30
 KEPT_BYTES = 64 << 20  # that malloc may keep of what came and went
-LOOK_S = 0.25
+LOOK_S, LOOKS = 0.25, 12  # looks from one time that memory is given back to the next
 ENDED = "unavailable: too much is being sent at a time, and this call was not complete"
 
 
@@ -41,7 +42,8 @@ def resident_bytes() -> int:
 
 
 def give_back() -> None:
-    """Have malloc return to the system what is free."""
+    """Free what only the errors of refused calls still hold, and have malloc return to the system what is free."""
+    gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -56,7 +58,8 @@ class Uploads:
     ) -> None:
         self._max_calls, self._max_resident_bytes, self._resident = max_calls, max_resident_bytes, resident
         self._open: set[Upload] = set()
-        self._seen = self._least = resident()
+        self._seen = self._at_start = resident()
+        self._looks = 0
 
     @contextmanager
     def entry(self, upload: Upload) -> Iterator[None]:
@@ -78,10 +81,12 @@ class Uploads:
     def look(self) -> None:
         """End a quarter of them where this process holds too much; give back what came and went, once nothing comes."""
         before, self._seen = self._seen, self._resident()
+        self._looks += 1
         is_much = self._seen > self._max_resident_bytes
-        if is_much or before == self._seen > self._least + KEPT_BYTES:
+        is_left = before == self._seen > self._at_start + KEPT_BYTES and self._looks >= LOOKS
+        if is_much or is_left:
             give_back()
-            self._seen = self._least = self._resident()
+            self._seen, self._looks = self._resident(), 0
             if self._seen > self._max_resident_bytes:
                 self._end(1 + len(self._open) // 4)
 
