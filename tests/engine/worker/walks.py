@@ -32,7 +32,7 @@ STOCK: Any = SimpleNamespace(penalties_state=None)
 
 
 class RandomHeads:
-    """What `StreamHeads` gives, of weights and biases drawn at random."""
+    """What `StreamHeads` gives, of weights and biases drawn at random; segments end now and then before a limit."""
 
     is_text_cut = False
 
@@ -44,6 +44,7 @@ class RandomHeads:
         self.codes = torch.tensor(others, device=device)
         sizes = len(self.text_ids), len(self.first_ids), self.codes.numel()
         self._weights = [torch.randn(WIDTH, size, generator=random).to(device) for size in sizes]
+        self._num_ends = len(rules.drawn_ends_of_audio)
         self._is_shifted = rules.family.has_stream_bias
         offsets = [torch.randn(size, generator=random).to(device) if self._is_shifted else None for size in sizes]
         self.text_offset, self.first_offset, self.code_offset = offsets
@@ -52,7 +53,9 @@ class RandomHeads:
         return hidden @ self._weights[0]
 
     def raw_audio(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return hidden @ self._weights[1], hidden @ self._weights[2]
+        first = hidden @ self._weights[1]
+        first[:, -self._num_ends :] += 9
+        return first, hidden @ self._weights[2]
 
     def text(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._shift(self.raw_text(hidden), self.text_offset)
