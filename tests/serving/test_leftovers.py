@@ -118,3 +118,15 @@ def test_nobody_else_can_make_the_file_that_has_requests_refused(short_path: Pat
     assert launch.drain_file.parent == launch.folder
     assert launch.folder.stat().st_mode & 0o777 == 0o700
     launch.close()
+
+
+def test_what_the_server_has_made_for_all_to_read_is_hidden_and_nothing_that_a_link_leads_to(short_path: Path) -> None:
+    launch = begin_launch(short_path)
+    region, own = short_path / f"{launch.region_prefix}region", short_path / "own"
+    for path in (region, own):
+        path.touch()
+        path.chmod(0o644)
+    (short_path / f"{launch.region_prefix}link").symlink_to(own)
+    launch.hide_regions()
+    assert [path.stat().st_mode & 0o777 for path in (region, own)] == [0o600, 0o644]
+    launch.close()

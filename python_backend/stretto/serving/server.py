@@ -144,6 +144,7 @@ class Server:
             raise LaunchError(f"the server is not ready after {self.age_s:.0f} s")
         if self._answers_ready() if self._restart is None else self._restart.is_done():
             self._watch = self._watch_processes()
+            self._launch.hide_regions()
             return True
         self._check_progress()
         return False

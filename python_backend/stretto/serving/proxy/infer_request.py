@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc.service_pb2 import ModelInferRequest
 
 MAX_HEAD_BYTES = 1 << 20
+MAX_ID = 1024  # characters: each response carries it, and Triton holds what a client does not read
 MAX_RANK = 8
 MAX_ELEMENTS = 1 << 31
 MAX_STRINGS = 4096  # each becomes an object
@@ -66,6 +67,8 @@ def read_infer_request(data: bytes) -> InferRequest:
         request = InferRequest(ModelInferRequest.FromString(bytes(head)), tuple(raw_sizes))
     except DecodeError:
         raise BadRequest("request: expected a ModelInferRequest, got bytes that are none") from None
+    if len(request.head.id) > MAX_ID:
+        raise BadRequest(f"id: expected at most {MAX_ID} characters, got {len(request.head.id)}")
     try:
         _check_tensors(request)
     except BadRequest as error:
