@@ -1,5 +1,6 @@
 """Samples go into the ring in their turn; a full ring holds its own utterance's replies and nobody else's."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -228,3 +229,12 @@ def test_an_utterance_has_one_writer(all_writers: RingWriters, writer: RingWrite
     assert all_writers.of("v") is None
     with pytest.raises(InvalidRequest):
         all_writers.open("v", RingAddress("stretto_ring_0000000000000000"), slot)
+
+
+def test_a_reply_whose_ring_was_cut_short_is_asked_nothing_once_whoever_offered_it_has_answered_it(
+    writer: RingWriter, ring: Ring
+) -> None:
+    os.truncate(Path("/dev/shm") / ring.option()["name"], 0)
+    with pytest.raises(InvalidRequest, match="got 0 bytes"):
+        writer.offer(Reply(), samples(0), told())
+    assert not writer.is_waiting

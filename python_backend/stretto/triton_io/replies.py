@@ -69,7 +69,7 @@ class ChunkReply:
 
     def is_cancelled(self) -> bool:
         """Whether the client has gone away, or the utterance is over for another reason."""
-        if self._sender.is_cancelled():
+        if not self._is_answered and self._sender.is_cancelled():  # Triton has freed what an answered one would ask
             self.slot.conclude(Outcome.CANCELLED)
         return self.slot.outcome is not Outcome.OPEN
 

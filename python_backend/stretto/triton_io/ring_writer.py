@@ -79,7 +79,11 @@ class RingWriter:
             self._held.append((reply, pcm, event))
             if len(self._held) == 1:
                 self._moved_s = time.monotonic()
-                self._move(address)
+                try:
+                    self._move(address)
+                except BaseException:  # whoever offers it answers it: it must not be asked anything after that
+                    self._held.clear()
+                    raise
 
     def flush(self) -> None:
         """Answer what has found room meanwhile; give the utterance up if nobody wants it, or nobody reads."""
