@@ -2,7 +2,9 @@
 
 import json
 import re
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from stretto.errors import Cancelled, InvalidRequest, Overloaded
 from stretto.triton_io.flow import FlowSlot, FlowTable, Outcome
 from stretto.triton_io.replies import ChunkReply
 
-from tests.fakes_triton import Request
+from tests.fakes_triton import InferenceResponse, Request, ResponseSender
 
 
 @pytest.fixture
@@ -122,3 +124,36 @@ def test_a_probe_is_answered_to_nobody(slot: FlowSlot, is_gone: bool) -> None:
     assert request.sender.responses == []
     assert (slot.outcome is Outcome.CANCELLED) is is_gone
     assert slot.num_answered == 1
+
+
+class Freed(ResponseSender):
+    """Frees what it could be asked as soon as it sends, and takes its time to return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_begun, self.may_return = threading.Event(), threading.Event()
+        self.was_asked_late = False
+
+    def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
+        self.has_begun.set()
+        assert self.may_return.wait(60)
+        super().send(response, flags)
+
+    def is_cancelled(self) -> bool:
+        self.was_asked_late |= self.has_begun.is_set()
+        return False
+
+
+def test_nobody_is_asked_whether_the_client_has_left_while_the_answer_is_on_its_way(slot: FlowSlot) -> None:
+    """Two threads share a reply whose samples wait for a ring: Triton frees the request of one that is answered."""
+    request = Request({}, Freed())
+    reply = ChunkReply(request, slot)
+    with ThreadPoolExecutor(2) as pool:
+        answering = pool.submit(reply.close)
+        assert request.sender.has_begun.wait(60)
+        asking = pool.submit(reply.is_cancelled)
+        wait([asking], timeout=0.2)
+        request.sender.may_return.set()
+        assert not asking.result(60)
+        answering.result(60)
+    assert not request.sender.was_asked_late

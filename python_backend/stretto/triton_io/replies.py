@@ -5,6 +5,7 @@ another is under way; so the decoder leaves its error in the slot, and the langu
 is answered, sends it as the last thing.
 """
 
+import threading
 import time
 from typing import Any
 
@@ -34,7 +35,8 @@ class ChunkReply:
         self.slot = slot
         self.writer: RingWriter | None = None
         self._address: int | None = None
-        self._is_answered = False
+        # Triton frees what an answered request would be asked for, and two threads ask: the worker's and the rings'.
+        self._is_answered, self._asking = False, threading.Lock()
         self._came_s = time.monotonic()
 
     def lies_at(self, address: int) -> None:
@@ -69,14 +71,16 @@ class ChunkReply:
 
     def is_cancelled(self) -> bool:
         """Whether the client has gone away, or the utterance is over for another reason."""
-        if not self._is_answered and self._sender.is_cancelled():  # Triton has freed what an answered one would ask
-            self.slot.conclude(Outcome.CANCELLED)
+        with self._asking:
+            if not self._is_answered and self._sender.is_cancelled():
+                self.slot.conclude(Outcome.CANCELLED)
         return self.slot.outcome is not Outcome.OPEN
 
     def _answer(self, *response: Any) -> None:
         # The stub's `send` returns when the server has taken the response in: what is counted is over.
-        self._sender.send(*response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-        self._is_answered = True
+        with self._asking:
+            self._sender.send(*response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            self._is_answered = True
         self.slot.count_answer()
 
 
