@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stretto.triton_io.flow import FlowTable
-from stretto_client import SpeechClient
-from stretto_client.client import SpeechStream
 
 from benchmarks.process_watch import served_processes
 from benchmarks.results_file import append_result
 from benchmarks.temporary_server import command_line, serving, stop_on_sigterm
+from stretto.triton_io.flow import FlowTable
+from stretto_client import SpeechClient
+from stretto_client.client import SpeechStream
 
 TEXT = "The river and the green garden and the window and the morning and the door."
 RESPONSES = 3  # before it is cancelled

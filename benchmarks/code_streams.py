@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor
+
 from stretto.codec.base import Codec, Window
 from stretto.decoder.streaming import Windower
-from torch import Tensor
 
 
 def random_codes(codec: Codec, batch: int, frames: int, seed: int = 0) -> Tensor:

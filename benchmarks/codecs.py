@@ -20,14 +20,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
-from stretto.codec.base import Codec, Window
-from stretto.codec.registry import LOADERS, load_codec
 from torch import nn
 
 from benchmarks.checkpoints.bundled import CHECKPOINT
 from benchmarks.checkpoints.random_codecs import MODELS, codec_of, write_checkpoint
 from benchmarks.checkpoints.random_stateful import STATEFUL, make_stateful
 from benchmarks.code_streams import chunks_of, random_codes, stream
+from stretto.codec.base import Codec, Window
+from stretto.codec.registry import LOADERS, load_codec
 
 CHUNK = 5  # frames that arrive at once
 OTHER_CHUNK = 7  # in a long stream, beside chunks of the steady size

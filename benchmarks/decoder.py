@@ -27,6 +27,11 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from benchmarks.checkpoints.bundled import CHECKPOINT
+from benchmarks.live_streams import LiveLoad, LiveStreams, ProcessorTime, RealTime
+from benchmarks.results_file import append_result
+from benchmarks.speech_metrics import percentiles, summarise, underrun_s
 from stretto.checkpoints.make_repository import WARM_UP_S
 from stretto.codec.base import Codec
 from stretto.codec.registry import load_codec
@@ -38,11 +43,6 @@ from stretto.records.event import Event
 from stretto.streams.chunking import ChunkPolicy
 from stretto.streams.segment import Segment
 from stretto.triton_io.flow import FlowTable
-
-from benchmarks.checkpoints.bundled import CHECKPOINT
-from benchmarks.live_streams import LiveLoad, LiveStreams, ProcessorTime, RealTime
-from benchmarks.results_file import append_result
-from benchmarks.speech_metrics import percentiles, summarise, underrun_s
 
 
 def make_codec(name: str, device: str, is_narrow: bool) -> Codec:

@@ -24,19 +24,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.checkpoints.bundled import CHECKPOINT, ENGINE_ARGS
+from benchmarks.results_file import append_result
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
 
-from benchmarks.checkpoints.bundled import CHECKPOINT, ENGINE_ARGS
-from benchmarks.results_file import append_result
-
 prepare_environment()
 
-from stretto.engine.frontend.launch import vllm_config  # noqa: E402
-from stretto.engine.kernels import cpu as cpu_kernels  # noqa: E402
-from stretto.engine.request.params import sampling_params  # noqa: E402
-from stretto.preprocessing.request import Preprocessor, RawRequest  # noqa: E402
-from stretto.records.prompt import Prompt  # noqa: E402
 from vllm import SamplingParams  # noqa: E402
 from vllm.engine.arg_utils import EngineArgs  # noqa: E402
 
@@ -44,6 +38,11 @@ from benchmarks.front_end import cpu_ms_per_frame  # noqa: E402
 from benchmarks.layout import measure as measure_layout  # noqa: E402
 from benchmarks.layouts import LAYOUTS  # noqa: E402
 from benchmarks.stepped_engine import SteppedEngine, StepTime  # noqa: E402
+from stretto.engine.frontend.launch import vllm_config  # noqa: E402
+from stretto.engine.kernels import cpu as cpu_kernels  # noqa: E402
+from stretto.engine.request.params import sampling_params  # noqa: E402
+from stretto.preprocessing.request import Preprocessor, RawRequest  # noqa: E402
+from stretto.records.prompt import Prompt  # noqa: E402
 
 PROMPT_ROWS, TEXT_ROWS = 40, 8
 

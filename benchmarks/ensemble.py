@@ -21,11 +21,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from stretto.config import EngineConfig
-from stretto.engine.environment import prepare_environment
-from stretto.preprocessing.request import Preprocessor, RawRequest
-from stretto_client import SpeechClient
-
 from benchmarks.checkpoints.bundled import CHECKPOINT, ENGINE_ARGS
 from benchmarks.checkpoints.small_models import SMALL_MODELS
 from benchmarks.family import measure_family
@@ -33,6 +28,10 @@ from benchmarks.results_file import append_result
 from benchmarks.speech_load import Load, Speak, check, follow, ratio, run, texts
 from benchmarks.speech_metrics import Trace, summarise
 from benchmarks.temporary_server import stop_on_sigterm
+from stretto.config import EngineConfig
+from stretto.engine.environment import prepare_environment
+from stretto.preprocessing.request import Preprocessor, RawRequest
+from stretto_client import SpeechClient
 
 
 def through_triton(client: SpeechClient) -> Speak:

@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stretto.checkpoints.make_repository import make
-from stretto.families.opuslm.family import NUM_STREAMS, OpusVocabulary
-from stretto_client import SpeechClient
-from stretto_client.inputs import audio_inputs, options_json, strings
 
 from benchmarks.checkpoints.small_models import SMALL_MODELS, SmallModel, write_checkpoint
 from benchmarks.speech_load import Load, Speak, check, follow, ratio, run, texts
 from benchmarks.speech_metrics import Trace, percentiles, summarise
 from benchmarks.temporary_server import serving
+from stretto.checkpoints.make_repository import make
+from stretto.families.opuslm.family import NUM_STREAMS, OpusVocabulary
+from stretto_client import SpeechClient
+from stretto_client.inputs import audio_inputs, options_json, strings
 
 MAX_ROWS = 64  # of a step
 TEXT_ROWS = 8  # before the audio

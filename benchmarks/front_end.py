@@ -10,13 +10,14 @@ from stretto.records.prompt import Prompt
 
 prepare_environment()
 
-from stretto.engine.frontend.llm import SpeechLLM  # noqa: E402
-from stretto.engine.request.shared_stats import SharedStats  # noqa: E402
 from vllm import SamplingParams  # noqa: E402
 from vllm.outputs import RequestOutput  # noqa: E402
 from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest  # noqa: E402
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector  # noqa: E402
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder  # noqa: E402
+
+from stretto.engine.frontend.llm import SpeechLLM  # noqa: E402
+from stretto.engine.request.shared_stats import SharedStats  # noqa: E402
 
 
 class RecordedEngine:

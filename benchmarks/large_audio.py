@@ -33,13 +33,13 @@ from typing import Any
 import grpc
 import numpy as np
 import soundfile
-from stretto_client import SpeechClient
 from tritonclient.grpc import InferInput, service_pb2
 from tritonclient.grpc._utils import _get_inference_request as inference_request
 
 from benchmarks.process_watch import read_usage, served_processes
 from benchmarks.results_file import append_result
 from benchmarks.temporary_server import command_line, serving, stop_on_sigterm
+from stretto_client import SpeechClient
 
 TEXT = "The birch canoe slid."
 NICENESS = 19  # of what stands for other machines

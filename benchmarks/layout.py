@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.checkpoints.random_checkpoint import write_checkpoint
+from benchmarks.layouts import LAYOUTS, PROMPT_ROWS, TEXT
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
 from stretto.families.base import Family, Task
@@ -21,15 +24,11 @@ from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.segment import Segment
 
-from benchmarks.checkpoints.random_checkpoint import write_checkpoint
-from benchmarks.layouts import LAYOUTS, PROMPT_ROWS, TEXT
-
 prepare_environment()
 
+from benchmarks.stepped_engine import SteppedEngine, watch  # noqa: E402
 from stretto.engine.frontend.launch import vllm_config  # noqa: E402
 from stretto.engine.request.params import sampling_params  # noqa: E402
-
-from benchmarks.stepped_engine import SteppedEngine, watch  # noqa: E402
 
 HIDDEN, LAYERS = 256, 4
 

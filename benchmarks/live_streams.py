@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+
+from benchmarks.speech_metrics import Trace
 from stretto.codec.base import Codec, CodecSpec
 from stretto.config import DecoderConfig
 from stretto.decoder.chunk_queue import ChunkAnswer, ChunkQueue, PendingChunk
@@ -18,8 +20,6 @@ from stretto.records.event import Event
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.segment import Segment
 from stretto.triton_io.flow import FlowSlot, FlowTable
-
-from benchmarks.speech_metrics import Trace
 
 
 class Stage(Protocol):

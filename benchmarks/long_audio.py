@@ -24,16 +24,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from stretto.config import EngineConfig
-from stretto.engine.environment import prepare_environment
-from stretto.records.prompt import Prompt
 
 from benchmarks.checkpoints.random_checkpoint import write_checkpoint
 from benchmarks.layouts import BAGPIPER_SMALL, PROMPT_ROWS, TEXT
 from benchmarks.results_file import append_result
+from stretto.config import EngineConfig
+from stretto.engine.environment import prepare_environment
+from stretto.records.prompt import Prompt
 
 prepare_environment()
 
+from vllm.sampling_params import RequestOutputKind  # noqa: E402
+from vllm.v1.engine import EngineCoreRequest  # noqa: E402
+from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector  # noqa: E402
+
+from benchmarks.stepped_engine import SteppedEngine, Watch  # noqa: E402
 from stretto.engine.frontend.launch import vllm_config  # noqa: E402
 from stretto.engine.frontend.utterance import Utterance  # noqa: E402
 from stretto.engine.request.params import sampling_params  # noqa: E402
@@ -41,11 +46,6 @@ from stretto.engine.request.tracker import SegmentTracker  # noqa: E402
 from stretto.engine.request.wire import Trailer, read_rows  # noqa: E402
 from stretto.families.text_codec import get_text_codec  # noqa: E402
 from stretto.streams.chunking import ChunkPolicy, Pacer  # noqa: E402
-from vllm.sampling_params import RequestOutputKind  # noqa: E402
-from vllm.v1.engine import EngineCoreRequest  # noqa: E402
-from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector  # noqa: E402
-
-from benchmarks.stepped_engine import SteppedEngine, Watch  # noqa: E402
 
 SPAN = 1000  # rows at the beginning and at the end that are compared
 WARM_UP = 100

@@ -18,23 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.checkpoints.random_checkpoint import write_checkpoint
+from benchmarks.layout import HIDDEN, LAYERS, engine_args
+from benchmarks.layouts import BAGPIPER_SMALL, TEXT
+from benchmarks.results_file import append_result
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
 from stretto.families.base import Task
 from stretto.records.prompt import Prompt
 from stretto.streams.segment import Segment
 
-from benchmarks.checkpoints.random_checkpoint import write_checkpoint
-from benchmarks.layout import HIDDEN, LAYERS, engine_args
-from benchmarks.layouts import BAGPIPER_SMALL, TEXT
-from benchmarks.results_file import append_result
-
 prepare_environment()
 
+from benchmarks.stepped_engine import SteppedEngine  # noqa: E402
 from stretto.engine.frontend.launch import vllm_config  # noqa: E402
 from stretto.engine.request.params import sampling_params  # noqa: E402
-
-from benchmarks.stepped_engine import SteppedEngine  # noqa: E402
 
 SPEAK = BAGPIPER_SMALL.task("speak")
 LISTEN = Task("listen", (Segment.TEXT,), (TEXT,), ("audio",), SPEAK.sampling)

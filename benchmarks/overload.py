@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stretto.engine.environment import prepare_environment
-from stretto.families.base import Family
-from stretto.records.prompt import Prompt
-from stretto.records.sampling import GuidancePolicy
 
 from benchmarks.layout import layout_engine
 from benchmarks.layouts import LAYOUTS, PROMPT_ROWS, TEXT
 from benchmarks.results_file import append_result
+from stretto.engine.environment import prepare_environment
+from stretto.families.base import Family
+from stretto.records.prompt import Prompt
+from stretto.records.sampling import GuidancePolicy
 
 prepare_environment()
 

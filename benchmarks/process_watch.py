@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from stretto.serving.processes import GONE, Process, descendants
 
 PROC, SHARED = Path("/proc"), "/dev/shm/"

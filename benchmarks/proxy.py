@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from stretto_client import SpeechClient
 
 from benchmarks.ensemble import through_triton
 from benchmarks.results_file import append_result
 from benchmarks.speech_load import Load, check, ratio, run, texts
+from stretto_client import SpeechClient
 
 PROXY = "stretto.serving.proxy"
 

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from benchmarks.results_file import append_result
 from stretto.serving import pid_file
 from stretto_client import SpeechClient
 from stretto_client.errors import ClientError
-
-from benchmarks.results_file import append_result
 
 STUBS = ("preprocessor", "language_model", "acoustic_decoder")
 AUDIO = "audio worker"  # of the preprocessor

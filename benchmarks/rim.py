@@ -24,13 +24,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stretto_client import SpeechClient
-
 from benchmarks.ensemble import through_triton
 from benchmarks.process_watch import read_usage, served_processes
 from benchmarks.results_file import append_result
 from benchmarks.speech_load import Load, Speak, check, run, texts
 from benchmarks.temporary_server import command_line, serving, stop_on_sigterm
+from stretto_client import SpeechClient
 
 CLIENT = "client"
 RIM = ("proxy", "tritonserver", "language_model", CLIENT)

@@ -14,18 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.checkpoints.bundled import CHECKPOINT, ENGINE_ARGS
+from benchmarks.results_file import append_result
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
 
-from benchmarks.checkpoints.bundled import CHECKPOINT, ENGINE_ARGS
-from benchmarks.results_file import append_result
-
 prepare_environment()
 
+from benchmarks.engine import SpeechArm, StockArm  # noqa: E402
 from stretto.engine.kernels import cpu as cpu_kernels  # noqa: E402
 from stretto.engine.request.shared_stats import KEY, SharedStats  # noqa: E402
-
-from benchmarks.engine import SpeechArm, StockArm  # noqa: E402
 
 
 class SchedulerWatch:

@@ -16,12 +16,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stretto_client import SpeechClient
-
 from benchmarks.process_watch import Usage, read_usage, served_processes, shared_files, slope_mb_per_min
 from benchmarks.results_file import append_result
 from benchmarks.soak_load import SoakLoad
 from benchmarks.temporary_server import command_line, serving, stop_on_sigterm
+from stretto_client import SpeechClient
 
 IDLE_S = 20.0  # until what a request leaves behind for a while is gone
 MAX_OPEN = 64  # requests at once; more than that are not sent, and counted

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from stretto_client import ClientError, RequestRefused, SpeechClient, SpeechStream
-from stretto_client.inputs import strings
 
 from benchmarks.speech_load import texts
+from stretto_client import ClientError, RequestRefused, SpeechClient, SpeechStream
+from stretto_client.inputs import strings
 
 RATE = 16_000
 AGAIN = "The harbour lights were out before anybody had noticed the rain."

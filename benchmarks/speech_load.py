@@ -8,9 +8,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from stretto_client import ClientError, SpeechStream
-
 from benchmarks.speech_metrics import Trace
+from stretto_client import ClientError, SpeechStream
 
 CITIES = ("Oslo", "Rome", "Boston", "Paris", "Tokyo", "Vienna", "Dublin", "Denver")
 ANIMALS = ("dog", "horse", "rabbit", "tiger", "mouse", "monkey", "bird")

@@ -13,12 +13,13 @@ from stretto.engine.environment import prepare_environment
 
 prepare_environment()
 
-from stretto.engine.worker import drawing  # noqa: E402
-from stretto.engine.worker.step_sampler import StepSampler  # noqa: E402
 from vllm import SamplingParams  # noqa: E402
 from vllm.v1.engine.core import EngineCore  # noqa: E402
 from vllm.v1.executor import Executor  # noqa: E402
 from vllm.v1.request import Request  # noqa: E402
+
+from stretto.engine.worker import drawing  # noqa: E402
+from stretto.engine.worker.step_sampler import StepSampler  # noqa: E402
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from stretto.serving import pid_file
-
 from benchmarks.results_file import ROOT
+from stretto.serving import pid_file
 
 START_S, STOP_S = 300.0, 60.0
 PORTS = range(10_000, 23_000)  # below Linux's ip_local_port_range, which begins at 32768

@@ -16,14 +16,6 @@ from pathlib import Path
 
 import onnx
 import torch
-from stretto.codec import onnx_runtime
-from stretto.codec.base import Codec
-from stretto.codec.registry import load_codec
-from stretto.codec.tiny.codec import TinyCodec
-from stretto.codec.tiny.mel import HOP, SAMPLE_RATE, log_mel
-from stretto.codec.windowed import WindowedCodec
-from stretto.errors import CheckpointError
-from stretto.families.registry import family_at
 from torch import Tensor, nn
 
 from benchmarks.checkpoints.bundled import CHECKPOINT
@@ -32,6 +24,14 @@ from benchmarks.code_streams import random_codes, stream
 from benchmarks.codecs import STEADY, seconds_of, seconds_of_a_window
 from scripts.onnx_graphs.graphs import LogMel
 from scripts.onnx_graphs.tiny_graph import TinyGraph
+from stretto.codec import onnx_runtime
+from stretto.codec.base import Codec
+from stretto.codec.registry import load_codec
+from stretto.codec.tiny.codec import TinyCodec
+from stretto.codec.tiny.mel import HOP, SAMPLE_RATE, log_mel
+from stretto.codec.windowed import WindowedCodec
+from stretto.errors import CheckpointError
+from stretto.families.registry import family_at
 
 TOLERANCE = 1e-4
 SHAPES = ((1, 1), (2, 13), (3, 40))  # utterances, frames: what is compared

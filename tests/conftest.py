@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
+
 from stretto.engine.environment import prepare_environment
 from stretto.triton_io import stub
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from stretto.codec.base import CodecSpec, Stateful, Window, Windowed
 from torch import Tensor
+
+from stretto.codec.base import CodecSpec, Stateful, Window, Windowed
 
 
 class FakeCodec:

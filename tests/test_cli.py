@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+
 from stretto.cli import COMMANDS, USAGE, main
 from stretto.serving import background
 from stretto.serving.background import CannotServe

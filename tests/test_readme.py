@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from stretto.checkpoints import command as convert
 from stretto.checkpoints import make_repository
 from stretto.cli import COMMANDS
 from stretto.serving import config
 from stretto_client.__main__ import parse
-
 from tests.ports import free_row
 
 ROOT = Path(__file__).parents[1]

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from stretto.families.base import Family
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeAudioEncoderConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
+
+from stretto.families.base import Family
 
 BACKBONES = ("qwen3", "llama", "olmo2")
 

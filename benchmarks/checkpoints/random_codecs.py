@@ -10,8 +10,6 @@ from typing import TypeVar
 
 import torch
 from safetensors.torch import save_file
-from stretto.codec.higgs import HiggsModel
-from stretto.codec.xcodec import ENCODING, TRAINING
 from torch import nn
 from transformers import (
     DacConfig,
@@ -22,6 +20,9 @@ from transformers import (
     XcodecConfig,
     XcodecModel,
 )
+
+from stretto.codec.higgs import HiggsModel
+from stretto.codec.xcodec import ENCODING, TRAINING
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 

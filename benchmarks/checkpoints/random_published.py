@@ -14,10 +14,6 @@ from typing import Any
 
 import torch
 import yaml
-from stretto.families.bagpiper import family as bagpiper
-from stretto.families.bagpiper.family import BagpiperVocabulary
-from stretto.families.opuslm import family as opuslm
-from stretto.families.opuslm.family import OpusVocabulary
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import (
@@ -33,6 +29,10 @@ from transformers import (
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
 from benchmarks.checkpoints.random_codecs import randomize, xcodec
+from stretto.families.bagpiper import family as bagpiper
+from stretto.families.bagpiper.family import BagpiperVocabulary
+from stretto.families.opuslm import family as opuslm
+from stretto.families.opuslm.family import OpusVocabulary
 
 BACKBONES: dict[str, tuple[type, type]] = {
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),

@@ -4,6 +4,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+from torch import nn
+from transformers import EncodecConfig, EncodecModel, MimiConfig, MimiModel
+
 from stretto.codec.base import Codec
 from stretto.codec.encodec import EncodecCodec
 from stretto.codec.espnet_dac import EspnetDac
@@ -12,8 +15,6 @@ from stretto.codec.mimi import MimiCodec
 from stretto.codec.seanet.decoder import SeanetWidths
 from stretto.codec.seanet.published import keep_lengths_on_host
 from stretto.codec.seanet.shape import SeanetShape
-from torch import nn
-from transformers import EncodecConfig, EncodecModel, MimiConfig, MimiModel
 
 Module = TypeVar("Module", bound=nn.Module)
 MUSICGEN = {

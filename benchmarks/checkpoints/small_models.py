@@ -11,13 +11,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from stretto.checkpoints import command as convert_checkpoint
-from stretto.families.bagpiper.family import BagpiperVocabulary
-from stretto.families.opuslm.family import OpusVocabulary
-
 from benchmarks.checkpoints import random_published
 from benchmarks.checkpoints.random_espnet import write_codec
 from benchmarks.checkpoints.random_published import Published, Size
+from stretto.checkpoints import command as convert_checkpoint
+from stretto.families.bagpiper.family import BagpiperVocabulary
+from stretto.families.opuslm.family import OpusVocabulary
 
 SIZE = Size(hidden=256, layers=4)
 

@@ -18,11 +18,10 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from stretto.engine.environment import is_cpu_build, prepare_environment
-
 from benchmarks.gpu.children import Children, enter_job, summary, table
 from benchmarks.gpu.jobs import JOBS, Job, Setup
 from benchmarks.results_file import know_this_host
+from stretto.engine.environment import is_cpu_build, prepare_environment
 
 # Nothing leaves the host, and none of its interfaces need have an address. To ask NVML for devices leaves CUDA alone.
 ENVIRONMENT = {

@@ -10,6 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from benchmarks.checkpoints.random_stateful import STATEFUL, make_stateful
+from benchmarks.decoder import Arm, make_codec
+from benchmarks.gpu.jobs import Setup, failure
 from stretto.codec.base import Codec, Window
 from stretto.config import DecoderConfig
 from stretto.decoder.graphs import WORTH_CAPTURING
@@ -17,10 +21,6 @@ from stretto.decoder.worker import DecoderWorker
 from stretto.records.chunk import Chunk
 from stretto.records.event import Event
 from stretto.streams.segment import Segment
-
-from benchmarks.checkpoints.random_stateful import STATEFUL, make_stateful
-from benchmarks.decoder import Arm, make_codec
-from benchmarks.gpu.jobs import Setup, failure
 
 CHUNKS = (2, 5, 25)
 EXACT, ALIKE = 1e-5, 1e-3  # streamed against one-shot on the device; the device against the CPU

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from stretto.codec.base import Codec, Window
-from stretto.codec.registry import load_codec
-from stretto.families.base import Family
 
 from benchmarks.checkpoints import random_codecs as random_weights
 from benchmarks.checkpoints import random_espnet
 from benchmarks.stepped_engine import SteppedEngine
+from stretto.codec.base import Codec, Window
+from stretto.codec.registry import load_codec
+from stretto.families.base import Family
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from benchmarks.gpu.jobs import Setup, failure
 from stretto.engine.kernels.gpu.draw import draw
 from stretto.engine.kernels.gpu.embed import embed_rows
 from stretto.engine.kernels.gpu.products import Float32Product
@@ -18,8 +20,6 @@ from stretto.families.tiny.family import TINY
 from stretto.sampling.draw import DrawParams, DrawPlan
 from stretto.sampling.guidance import guide
 from stretto.sampling.noise import stream_keys
-
-from benchmarks.gpu.jobs import Setup, failure
 
 # Of the published 8B: its streams' codes, stream 0 in audio, and its text; (streams, columns).
 DRAWS = {"codes": (8, 1025), "first": (1, 1026), "text": (1, 152_192)}

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.gpu.jobs import Setup
+from benchmarks.layouts import PROMPT_ROWS
 from stretto.checkpoints.backbone import OLMO2_7B, QWEN3_8B, SMOLLM2_1_7B, config_of
 from stretto.families.base import Family
 from stretto.families.registry import NAME, VOCABULARY, read_family
 from stretto.records.prompt import Prompt
-
-from benchmarks.gpu.jobs import Setup
-from benchmarks.layouts import PROMPT_ROWS
 
 DRY = {
     "hidden_size": 64,

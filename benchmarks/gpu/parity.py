@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from stretto.families.base import Family
-from stretto.families.tiny.family import TINY
-from stretto.records.prompt import Prompt
 
 from benchmarks.checkpoints.bundled import CHECKPOINT
 from benchmarks.checkpoints.random_checkpoint import write_checkpoint
 from benchmarks.gpu.jobs import Setup
+from stretto.families.base import Family
+from stretto.families.tiny.family import TINY
+from stretto.records.prompt import Prompt
 
 LEAD = 3e-4  # in logits; fp32 sums in another order differ by some 1e-5
 MAX_MODEL_LEN = 160

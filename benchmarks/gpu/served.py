@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.checkpoints.bundled import CHECKPOINT
+from benchmarks.gpu.__main__ import main, parse
+from benchmarks.gpu.jobs import Job, Setup, failure
+from benchmarks.temporary_server import serving
 from stretto.checkpoints.make_repository import CHECKPOINT as LINK
 from stretto.checkpoints.make_repository import DECODER, ENGINE, make
 from stretto.config import EngineConfig
 from stretto.preprocessing.request import Preprocessor
 from stretto_client import SpeechClient
 from stretto_client.regions import Memory
-
-from benchmarks.checkpoints.bundled import CHECKPOINT
-from benchmarks.gpu.__main__ import main, parse
-from benchmarks.gpu.jobs import Job, Setup, failure
-from benchmarks.temporary_server import serving
 
 JOBS = {"ensemble": Job("benchmarks.gpu.served:run", 540)}
 TEXT, SEED, GUIDANCE = "The train to Oslo leaves in ten minutes.", 1, 1.5
@@ -76,9 +76,8 @@ async def speak(client: SpeechClient) -> np.ndarray:
 
 async def tax(setup: Setup, repository: Path, address: str) -> AsyncIterator[dict[str, Any]]:
     """`triton_tax` and what else `benchmarks.ensemble` measures, for each number of streams."""
-    from stretto.engine.frontend.llm import SpeechLLM  # vllm reads the environment when it is imported
-
     from benchmarks.ensemble import measure, through_engine, through_triton
+    from stretto.engine.frontend.llm import SpeechLLM  # vllm reads the environment when it is imported
 
     preprocessor = Preprocessor(repository / LINK)
     engine = await SpeechLLM.start(EngineConfig.from_file(repository / ENGINE, repository / LINK))

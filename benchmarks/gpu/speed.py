@@ -16,23 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from stretto.codec.base import Codec
-from stretto.config import EngineConfig
-from stretto.engine.environment import prepare_environment
 
 from benchmarks.gpu.first_audio import figures, first_rows, make_codec, time_burst
 from benchmarks.gpu.jobs import Setup
 from benchmarks.gpu.models import MODELS, PromptMaker, engine_args, write_config
 from benchmarks.layouts import PROMPT_ROWS
+from stretto.codec.base import Codec
+from stretto.config import EngineConfig
+from stretto.engine.environment import prepare_environment
 
 prepare_environment()
 
-from stretto.engine.frontend.launch import vllm_config  # noqa: E402
-from stretto.engine.request.params import sampling_params  # noqa: E402
 from vllm import SamplingParams  # noqa: E402
 from vllm.engine.arg_utils import EngineArgs  # noqa: E402
 
 from benchmarks.stepped_engine import SteppedEngine, watch  # noqa: E402
+from stretto.engine.frontend.launch import vllm_config  # noqa: E402
+from stretto.engine.request.params import sampling_params  # noqa: E402
 
 
 @dataclass(frozen=True)

@@ -50,10 +50,9 @@ def main(words: list[str] | None = None) -> int:
 
 def client(words: list[str]) -> int:
     """speak, transcribe, chat: the client's own command line, with a server in the background where none runs."""
-    from stretto_client.__main__ import main
-
     from stretto.serving.background import CannotServe, ready_server
     from stretto.serving.installation import LaunchError
+    from stretto_client.__main__ import main
 
     try:
         return main(words, ready_server, prog="stretto")

@@ -4,8 +4,9 @@ import math
 
 import torch
 import torch.nn.functional as F
-from stretto.codec.tiny.mel import FFT_SIZE, FLOOR, HOP, WINDOW, mel_filters
 from torch import Tensor, nn
+
+from stretto.codec.tiny.mel import FFT_SIZE, FLOOR, HOP, WINDOW, mel_filters
 
 
 def fourier(inputs: int, size: int) -> tuple[Tensor, Tensor]:

@@ -8,15 +8,15 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scripts.onnx_graphs.graphs import fourier
 from stretto.codec.tiny import excitation
 from stretto.codec.tiny.codec import TinyCodec
 from stretto.codec.tiny.filters import BLOCK, LEAD, SPAN
 from stretto.codec.tiny.mel import FFT_SIZE, HOP, NUM_MELS
 from stretto.codec.tiny.network import ConvBlock, Trunk
 from stretto.codec.tiny.vocoder import VOICING_SLOPE
-from torch import Tensor, nn
-
-from scripts.onnx_graphs.graphs import fourier
 
 ERF_STEP, ERF_TERMS, ERF_END = math.pi / 12.5, 25, 6.0  # beyond ERF_END, erf is 1 in float64
 

@@ -4,15 +4,15 @@ import sys
 
 import pytest
 import torch
-from stretto.codec.base import Stateful, Windowed
-from stretto.codec.tiny import excitation
-from stretto.codec.tiny.mel import HOP
 
 from benchmarks import codecs as measure_codecs
 from benchmarks.checkpoints.random_codecs import MODELS
 from benchmarks.checkpoints.random_stateful import STATEFUL
 from benchmarks.code_streams import random_codes
 from benchmarks.codecs import Long, Streaming, codecs, measure_dial, measure_long, measure_streaming
+from stretto.codec.base import Stateful, Windowed
+from stretto.codec.tiny import excitation
+from stretto.codec.tiny.mel import HOP
 from tests.fakes import FakeCodec
 
 pytestmark = pytest.mark.slow

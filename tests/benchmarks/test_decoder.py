@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stretto.config import DecoderConfig
-from stretto.streams.chunking import ChunkPolicy
-from stretto.triton_io.flow import FlowTable
 
 from benchmarks.decoder import main, make_codec, measure_batching, measure_live, parse, random_codes
 from benchmarks.live_streams import LiveLoad, LiveStreams, ProcessorTime, RealTime
+from stretto.config import DecoderConfig
+from stretto.streams.chunking import ChunkPolicy
+from stretto.triton_io.flow import FlowTable
 from tests.fakes import FakeCodec
 
 pytestmark = pytest.mark.slow

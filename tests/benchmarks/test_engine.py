@@ -2,6 +2,7 @@ import argparse
 import math
 
 import pytest
+
 from stretto.engine.environment import prepare_environment
 
 pytestmark = pytest.mark.engine

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stretto_client import RequestRefused, SpeechEvent
 
 from benchmarks.checkpoints.small_models import SMALL_MODELS
 from benchmarks.family import FamilyLoad, beside, heard_codes
 from benchmarks.speech_load import follow
 from benchmarks.speech_metrics import Trace
+from stretto_client import RequestRefused, SpeechEvent
 
 FRAME_S = 0.02
 

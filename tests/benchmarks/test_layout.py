@@ -2,9 +2,9 @@ import argparse
 import math
 
 import pytest
-from stretto.engine.environment import prepare_environment
 
 from benchmarks.layouts import BAGPIPER_SMALL, LAYOUTS
+from stretto.engine.environment import prepare_environment
 from tests.speech_families import EIGHT_STREAMS
 
 pytestmark = pytest.mark.engine

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from stretto.codec.base import CodecSpec, Window, Windowed
-from stretto.config import DecoderConfig
-from stretto.streams.chunking import ChunkPolicy
-from stretto.triton_io.flow import FlowTable
 from torch import Tensor
 
 from benchmarks.live_streams import LiveLoad, LiveStreams, ProcessorTime
 from benchmarks.speech_metrics import Trace, underrun_s
+from stretto.codec.base import CodecSpec, Window, Windowed
+from stretto.config import DecoderConfig
+from stretto.streams.chunking import ChunkPolicy
+from stretto.triton_io.flow import FlowTable
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """The check of long audio compares the right steps, and a short one runs to its end."""
 
 import pytest
+
 from stretto.engine.environment import prepare_environment
 
 prepare_environment()

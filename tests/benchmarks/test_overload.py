@@ -2,9 +2,9 @@ import argparse
 
 import numpy as np
 import pytest
-from stretto.engine.environment import prepare_environment
 
 from benchmarks.layouts import LAYOUTS
+from stretto.engine.environment import prepare_environment
 from tests.speech_families import EIGHT_STREAMS
 
 pytestmark = pytest.mark.engine

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stretto_client import RequestCancelled, RequestRefused, SpeechClient
 
 from benchmarks.temporary_server import serving
+from stretto_client import RequestCancelled, RequestRefused, SpeechClient
 
 ROOT = Path(__file__).parents[2]
 BINARY_NOT_TO_BE_HAD = 3

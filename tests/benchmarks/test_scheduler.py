@@ -1,6 +1,7 @@
 from types import SimpleNamespace
 
 import pytest
+
 from stretto.engine.environment import prepare_environment
 
 pytestmark = pytest.mark.engine

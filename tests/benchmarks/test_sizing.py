@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from stretto.codec.base import Window
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM, Olmo2Config, Olmo2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.codecs import codecs
 from benchmarks.sizing import BACKBONES, CODECS, GPUS, Backbone, step_ms, streams_in_memory, streams_in_time, tables
+from stretto.codec.base import Window
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "gpu.md"
 CLASSES: dict[str, tuple[type, type]] = {

@@ -5,10 +5,10 @@ import os
 import subprocess
 
 import pytest
-from stretto.serving.processes import Process
 
 from benchmarks.process_watch import Usage, name_of, read_usage, slope_mb_per_min
 from benchmarks.soak import Follower, describe
+from stretto.serving.processes import Process
 
 
 def usage(at_s: float, mb: float) -> Usage:

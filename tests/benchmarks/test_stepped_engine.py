@@ -4,19 +4,18 @@ import weakref
 from pathlib import Path
 
 import pytest
-from stretto.config import EngineConfig
-from stretto.engine.environment import prepare_environment
 
 from benchmarks.checkpoints.random_checkpoint import write_checkpoint
+from stretto.config import EngineConfig
+from stretto.engine.environment import prepare_environment
 from tests.speech_families import EIGHT_STREAMS
 
 pytestmark = pytest.mark.engine
 prepare_environment()
 
-from stretto.engine.frontend.launch import vllm_config  # noqa: E402
-
 from benchmarks.layout import engine_args  # noqa: E402
 from benchmarks.stepped_engine import SteppedEngine  # noqa: E402
+from stretto.engine.frontend.launch import vllm_config  # noqa: E402
 
 
 def test_the_kv_cache_goes_with_its_engine_and_another_one_stays(tmp_path: Path) -> None:

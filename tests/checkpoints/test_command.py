@@ -10,13 +10,13 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from stretto.checkpoints.command import main
-from stretto.codec.registry import load_codec
-from stretto.families.registry import family_at
 from torch import Tensor
 from transformers import AutoTokenizer
 
 from benchmarks.checkpoints.random_published import Published
+from stretto.checkpoints.command import main
+from stretto.codec.registry import load_codec
+from stretto.families.registry import family_at
 from tests.published_checkpoints import FAMILIES, command, convert, write_bagpiper, write_opuslm, write_release
 from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM
 

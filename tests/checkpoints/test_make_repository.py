@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from stretto.checkpoints.make_repository import BUNDLED, WARM_UP_S, bytes_per_row, main
 from stretto.families.opuslm.convert_ssl_tokenizer import SslTokenizer
 from stretto.families.opuslm.ssl_tokenizer import FOLDER
-
 from tests.published_checkpoints import convert, write_release
 from tests.published_xeus import write_xeus
 

@@ -5,6 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import XcodecConfig, XcodecModel
+
+from benchmarks.checkpoints.random_published import token_list, write_tokenizer
 from stretto.checkpoints.backbone import PUBLISHED, config_of, read_backbone, shapes
 from stretto.checkpoints.release import Tokenizer
 from stretto.checkpoints.tensors import shapes_of
@@ -14,9 +17,6 @@ from stretto.families.bagpiper.family import BagpiperVocabulary
 from stretto.families.opuslm import convert as opuslm
 from stretto.families.opuslm.family import OpusVocabulary
 from stretto.families.registry import read_family
-from transformers import XcodecConfig, XcodecModel
-
-from benchmarks.checkpoints.random_published import token_list, write_tokenizer
 
 QWEN3, OLMO2, SMOLLM2 = "Qwen/Qwen3-8B-Base", "allenai/OLMo-2-1124-7B", "HuggingFaceTB/SmolLM2-1.7B-Instruct"
 BAGPIPER_YAML = {

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+
+from benchmarks.checkpoints.random_published import Published
 from stretto.checkpoints.codec import check_directory
 from stretto.checkpoints.command import main
 from stretto.errors import CheckpointError
 from stretto.families.tiny.family import TINY
-
-from benchmarks.checkpoints.random_published import Published
 from tests.published_checkpoints import FAMILIES, command, convert, write_release
 
 Change = Callable[[Published], object]

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from stretto.checkpoints.shards import Entry, copy_file, split, write_file, write_shards
 from torch import Tensor
+
+from stretto.checkpoints.shards import Entry, copy_file, split, write_file, write_shards
 
 
 def entries(tensors: dict[str, Tensor]) -> list[Entry]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+
 from stretto_client import (
     ClientError,
     GuidanceChange,
@@ -20,7 +21,6 @@ from stretto_client import (
     Timeouts,
     Word,
 )
-
 from tests.client.fake_server import REPORT, Abort, Chunk, EmptyFinal, ErrorText, FakeServer, Pause, Request, Step
 
 UTTERANCE = [

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+
 from stretto_client.conversation import Conversation
 
 CODES = np.arange(6).reshape(2, 3)

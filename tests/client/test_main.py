@@ -10,8 +10,8 @@ from pathlib import Path
 import grpc
 import pytest
 import soundfile
-from stretto_client.__main__ import main
 
+from stretto_client.__main__ import main
 from tests.client.fake_server import REPORT, Abort, Chunk, FakeServer, Pause, Step
 
 ROOT = Path(__file__).parents[2]

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from stretto_client.server_key import HEADER, key_headers
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from stretto.records.ring_address import RingAddress
 from stretto.triton_io.ring import PcmRing
 from stretto_client import SpeechClient
 from stretto_client import ring as ring_module
 from stretto_client.regions import Memory
-
 from tests.client.fake_server import Chunk, FakeServer, Pause, Step
 from tests.cuda_runtime import FakeRuntime, install
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+
 from stretto_client.sinks import AudioFile, FilePlayer, StreamingPlayer, find_player, pcm16
 
 TONE = (0.5 * np.sin(np.arange(16_000) / 20)).astype(np.float32)

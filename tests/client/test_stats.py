@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+
 from stretto_client.event import SpeechEvent, Word
 from stretto_client.stats import Tally
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from stretto.codec.tiny.codec import TinyCodec, TinyConfig
 from stretto.codec.tiny.vocoder import VocoderConfig
 

@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import stretto
 import torch
-from stretto.codec.seanet.published import LENGTHS
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+import stretto
+from stretto.codec.seanet.published import LENGTHS
 
 DEVICE = torch.device("meta")
 MAKERS: set[Callable[..., Any]] = {torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, Tensor.new_tensor}

@@ -1,9 +1,9 @@
 """How the tests drive a codec: as the tools do."""
 
 import torch
-from stretto.codec.base import Codec, Window
 
 from benchmarks.code_streams import chunks_of, random_codes, stream
+from stretto.codec.base import Codec, Window
 
 __all__ = ["check_half_precision", "chunks_of", "random_codes", "stream"]
 

@@ -1,4 +1,5 @@
 import pytest
+
 from stretto.codec.base import CodecSpec, Stateful, Windowed
 
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from stretto.codec.base import Codec, Window
 from torch import nn
 
 from benchmarks.checkpoints.random_codecs import MODELS
 from benchmarks.checkpoints.random_stateful import STATEFUL
 from benchmarks.codecs import codecs
+from stretto.codec.base import Codec, Window
 from tests.codec.conftest import make_codec
 from tests.codec.far_device import DEVICE, crossings, send_away
 

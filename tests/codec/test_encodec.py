@@ -3,12 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import EncodecConfig, EncodecModel
+
 from stretto.codec.base import Window
 from stretto.codec.encodec import EncodecCodec
 from stretto.codec.registry import load_codec
 from stretto.errors import CheckpointError
-from transformers import EncodecConfig, EncodecModel
-
 from tests.codec.streaming import check_half_precision, chunks_of, random_codes, stream
 
 pytestmark = pytest.mark.slow

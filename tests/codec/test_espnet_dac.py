@@ -3,11 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+from benchmarks.checkpoints.random_espnet import CODEBOOKS, SIZE, publish, published_tensors
 from stretto.codec.base import Window
 from stretto.codec.espnet_dac import EspnetDac, load
 from stretto.codec.registry import load_codec
-
-from benchmarks.checkpoints.random_espnet import CODEBOOKS, SIZE, publish, published_tensors
 from tests.codec.espnet_reference import Reference
 from tests.codec.streaming import check_half_precision, chunks_of, random_codes, stream
 

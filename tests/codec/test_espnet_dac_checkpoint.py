@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from benchmarks.checkpoints.random_espnet import CONFIG, publish, published_tensors
 from stretto.codec.espnet_dac import load
 from stretto.codec.espnet_dac_checkpoint import EspnetDacConfig, multiply_weight_norm_out
 from stretto.codec.seanet.shape import Context
 from stretto.errors import CheckpointError
-
-from benchmarks.checkpoints.random_espnet import CONFIG, publish, published_tensors
 
 
 def with_generator(**values: object) -> dict:

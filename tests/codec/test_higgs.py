@@ -8,11 +8,11 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from stretto.codec import higgs
-from stretto.errors import CheckpointError
 from torch import Tensor
 
 from benchmarks.checkpoints.random_codecs import make_model
+from stretto.codec import higgs
+from stretto.errors import CheckpointError
 from tests.codec.streaming import chunks_of, random_codes, stream
 from tests.codec.test_resampling import slow_resample
 

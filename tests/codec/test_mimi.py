@@ -3,12 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import MimiConfig, MimiModel
+
 from stretto.codec.base import Window
 from stretto.codec.mimi import MimiCodec
 from stretto.codec.registry import load_codec
 from stretto.errors import CheckpointError
-from transformers import MimiConfig, MimiModel
-
 from tests.codec.streaming import check_half_precision, chunks_of, random_codes, stream
 
 pytestmark = pytest.mark.slow

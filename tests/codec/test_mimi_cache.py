@@ -1,7 +1,8 @@
 import torch
-from stretto.codec.mimi_cache import RingTransformer
 from transformers import MimiConfig
 from transformers.models.mimi.modeling_mimi import MimiTransformerModel
+
+from stretto.codec.mimi_cache import RingTransformer
 
 WINDOW = 6
 

@@ -7,6 +7,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+
 from stretto.codec.base import CodecSpec, Stateful, Window, Windowed
 from stretto.codec.onnx_runtime import FILE, SPEC_KEY, load, spec_from_json, spec_to_json
 from stretto.errors import CheckpointError, InvalidRequest

@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import DacConfig, DacModel
+
 from stretto.codec.published import codec_directory, load_config, load_model
 from stretto.errors import CheckpointError
-from transformers import DacConfig, DacModel
 
 OPTIONAL = ("encoder",)
 

@@ -3,6 +3,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from stretto.codec.receptive_field import (
     Conv,
     Layer,
@@ -14,7 +16,6 @@ from stretto.codec.receptive_field import (
     samples_per_frame,
     tail_samples,
 )
-from torch import Tensor
 
 CAUSAL = [Conv(7, 6), Upsample(10, 5, 0, 5), Conv(3, 2), Upsample(4, 2, 0, 2), Conv(7, 6)]
 LOPSIDED = [Conv(5, 1, 2), Upsample(6, 3, 1, 2), Conv(4, 0), Upsample(5, 4, 0, 1)]

@@ -2,12 +2,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from stretto.codec.registry import LOADERS, load_codec, load_exported
-from stretto.errors import CheckpointError
 
 from benchmarks.checkpoints.random_codecs import MODELS, codec_of, write_checkpoint
 from benchmarks.checkpoints.random_espnet import CODEBOOKS, publish, published_tensors
 from benchmarks.code_streams import chunks_of, random_codes, stream
+from stretto.codec.registry import LOADERS, load_codec, load_exported
+from stretto.errors import CheckpointError
 from tests.codec.conftest import make_codec
 from tests.codec.test_encodec import KHZ_24
 from tests.codec.test_encodec import make_model as make_encodec

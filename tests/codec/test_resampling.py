@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from stretto.codec.resampling import ROLLOFF, ZERO_CROSSINGS, resample
 
 

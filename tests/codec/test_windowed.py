@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from stretto.codec.base import Window
-from stretto.codec.registry import load_codec
-from stretto.codec.windowed import WindowedCodec
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.checkpoints.random_codecs import MODELS, codec_of, make_model
+from stretto.codec.base import Window
+from stretto.codec.registry import load_codec
+from stretto.codec.windowed import WindowedCodec
 from tests.codec.streaming import chunks_of, random_codes, stream
 
 pytestmark = pytest.mark.slow

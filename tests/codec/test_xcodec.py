@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
+from benchmarks.checkpoints.random_codecs import make_model
 from stretto.codec import xcodec
 from stretto.codec.registry import load_codec
 from stretto.errors import CheckpointError, InvalidRequest
-
-from benchmarks.checkpoints.random_codecs import make_model
 from tests.codec.streaming import random_codes, stream
 
 

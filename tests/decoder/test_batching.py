@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from stretto.decoder.batching import Batch, Job, next_group
 from stretto.decoder.chunk_queue import PendingChunk
 from stretto.decoder.launching import HostLauncher
@@ -10,7 +11,6 @@ from stretto.decoder.streaming import Windower
 from stretto.records.chunk import Chunk
 from stretto.records.delivery import OutputForm
 from stretto.streams.segment import Segment
-
 from tests.fakes import FakeCodec, RecordedReply
 
 

@@ -3,7 +3,6 @@ import threading
 from stretto.decoder.chunk_queue import ChunkQueue, PendingChunk
 from stretto.records.chunk import Chunk
 from stretto.streams.segment import Segment
-
 from tests.fakes import RecordedReply
 
 

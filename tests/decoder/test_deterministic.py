@@ -4,6 +4,8 @@ import random
 
 import numpy as np
 import pytest
+
+from benchmarks.checkpoints.bundled import CHECKPOINT
 from stretto.codec.base import Codec
 from stretto.codec.registry import load_codec
 from stretto.config import DecoderConfig
@@ -13,8 +15,6 @@ from stretto.records.chunk import Chunk
 from stretto.records.delivery import OutputForm
 from stretto.streams.chunking import ChunkPolicy, DecoderLoad, Pacer
 from stretto.streams.segment import Segment
-
-from benchmarks.checkpoints.bundled import CHECKPOINT
 from tests.fakes import RecordedReply
 
 NUM_FRAMES = 90

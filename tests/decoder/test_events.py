@@ -7,7 +7,6 @@ from stretto.records.chunk import Chunk, GuidanceChange, Report, WordMark
 from stretto.records.delivery import OutputForm
 from stretto.records.event import EVENT
 from stretto.streams.segment import Segment
-
 from tests.fakes import FakeCodec, RecordedReply
 
 REPORT = Report("stop", 9, 8, 20, 20, 1.5, 7, 0.1, 0.2, 0.9)

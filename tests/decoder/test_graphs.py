@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from stretto.codec.base import Window
-from stretto.decoder.graphs import WORTH_CAPTURING, CudaGraphs, GraphCache
 from torch import Tensor
 
+from stretto.codec.base import Window
+from stretto.decoder.graphs import WORTH_CAPTURING, CudaGraphs, GraphCache
 from tests.decoder import fake_cuda
 from tests.fakes import FakeCodec
 

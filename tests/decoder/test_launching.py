@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+
 from stretto.codec.base import Window
 from stretto.config import DecoderConfig
 from stretto.decoder import loop
@@ -12,7 +13,6 @@ from stretto.decoder.launching import CudaLauncher, Flight, HostLauncher, make_l
 from stretto.decoder.worker import DecoderWorker
 from stretto.records.chunk import Chunk
 from stretto.streams.segment import Segment
-
 from tests.codec.conftest import make_codec
 from tests.decoder import fake_cuda
 from tests.fakes import FakeCodec, RecordedReply

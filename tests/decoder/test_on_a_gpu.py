@@ -5,6 +5,8 @@ from ctypes import string_at
 
 import numpy as np
 import pytest
+from torch import Tensor
+
 from stretto.codec.base import Window
 from stretto.config import DecoderConfig
 from stretto.decoder import loop as loop_module
@@ -17,8 +19,6 @@ from stretto.decoder.sessions import Sessions
 from stretto.records.chunk import Chunk
 from stretto.records.delivery import OutputForm
 from stretto.streams.segment import Segment
-from torch import Tensor
-
 from tests.decoder import fake_cuda
 from tests.decoder.fake_cuda import FakeCuda
 from tests.fakes import FakeCodec, RecordedReply

@@ -4,6 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import DacModel
+
+from benchmarks.checkpoints.random_codecs import write_checkpoint
+from benchmarks.code_streams import random_codes, stream
 from stretto.config import DecoderConfig
 from stretto.decoder.opening import open_codec
 from stretto.decoder.streaming import Windower
@@ -11,10 +15,6 @@ from stretto.decoder.worker import DecoderWorker
 from stretto.errors import CheckpointError
 from stretto.records.chunk import Chunk
 from stretto.streams.segment import Segment
-from transformers import DacModel
-
-from benchmarks.checkpoints.random_codecs import write_checkpoint
-from benchmarks.code_streams import random_codes, stream
 from tests.codec.test_onnx_runtime import SPEC, save
 from tests.fakes import RecordedReply
 

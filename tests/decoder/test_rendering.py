@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import soxr
+
 from stretto.codec.base import CodecSpec, Windowed
 from stretto.decoder.rendering import Renderer
 from stretto.records.delivery import OutputForm

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
+
 from stretto.decoder.sessions import Sessions
 from stretto.errors import InvalidRequest, Overloaded
 from stretto.records.delivery import OutputForm
-
 from tests.fakes import FakeCodec
 
 FORM = OutputForm()

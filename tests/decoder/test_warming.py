@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+
 from stretto.codec.base import Codec, Window
 from stretto.config import DecoderConfig
 from stretto.decoder.launching import HostLauncher
@@ -12,7 +13,6 @@ from stretto.decoder.warming import capture_shapes, warm_up
 from stretto.decoder.worker import DecoderWorker
 from stretto.records.chunk import Chunk
 from stretto.streams.segment import Segment
-
 from tests.codec.conftest import make_codec
 from tests.fakes import FakeCodec, RecordedReply
 

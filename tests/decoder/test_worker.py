@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from benchmarks.code_streams import chunks_of, random_codes, stream
 from stretto.codec.base import Window
 from stretto.config import DecoderConfig
 from stretto.decoder.batching import next_group
@@ -16,8 +18,6 @@ from stretto.errors import Cancelled, InvalidRequest, Overloaded
 from stretto.records.chunk import Chunk
 from stretto.records.delivery import OutputForm
 from stretto.streams.segment import Segment
-
-from benchmarks.code_streams import chunks_of, random_codes, stream
 from tests.codec.conftest import make_codec
 from tests.fakes import FakeCodec, RecordedReply
 

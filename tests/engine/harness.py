@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
 from stretto.engine.frontend.launch import vllm_config
@@ -13,13 +14,14 @@ from stretto.records.prompt import Prompt
 
 prepare_environment()
 
-from stretto.engine.request.params import sampling_params  # noqa: E402
-from stretto.engine.request.wire import GUIDANCE_ON, NO_CHANGE, Trailer, read_rows  # noqa: E402
 from vllm.v1.core.sched.output import SchedulerOutput  # noqa: E402
 from vllm.v1.engine import EngineCoreOutputs  # noqa: E402
 from vllm.v1.engine.core import EngineCore  # noqa: E402
 from vllm.v1.executor import Executor  # noqa: E402
 from vllm.v1.request import Request  # noqa: E402
+
+from stretto.engine.request.params import sampling_params  # noqa: E402
+from stretto.engine.request.wire import GUIDANCE_ON, NO_CHANGE, Trailer, read_rows  # noqa: E402
 
 DEFAULTS = {
     "enforce_eager": True,

@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from hypothesis import strategies as st
+
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
-
 from tests.engine.prompts import make_prompt
 from tests.speech_families import EIGHT_STREAMS
 

@@ -2,10 +2,10 @@
 
 from collections import Counter
 
-from stretto.engine.request.pairs import UNCONDITIONAL_SUFFIX
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request
 
+from stretto.engine.request.pairs import UNCONDITIONAL_SUFFIX
 from tests.engine.harness import Engine
 
 

@@ -1,13 +1,14 @@
 """What stands between the engine core and its clients: vLLM's own front end, without its event loop."""
 
-from stretto.engine.request.params import sampling_params
-from stretto.engine.request.rules import SegmentRules
-from stretto.engine.request.wire import GUIDANCE_ON, NO_CHANGE, Trailer, read_rows
-from stretto.records.prompt import Prompt
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+
+from stretto.engine.request.params import sampling_params
+from stretto.engine.request.rules import SegmentRules
+from stretto.engine.request.wire import GUIDANCE_ON, NO_CHANGE, Trailer, read_rows
+from stretto.records.prompt import Prompt
 
 
 class Reader:

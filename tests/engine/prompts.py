@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt
 from stretto.streams.segment import Segment

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import stretto
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+import stretto
 
 PACKAGE = Path(stretto.__file__).parent
 VLLM = f"{Path('site-packages') / 'vllm'}"

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from stretto.families.audio_format import AudioFormat
-from stretto.families.bagpiper.model import audio_tower, embed_audio
 from torch import nn
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
+
+from stretto.families.audio_format import AudioFormat
+from stretto.families.bagpiper.model import audio_tower, embed_audio
 
 SIZES = {"encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 8, "d_model": 8, "output_dim": 8}
 LENGTHS = (1, 7, 99, 100, 101, 250, 1000, 1777)

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from stretto.families.tiny.family import TINY
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.v1.worker.gpu.cudagraph_utils import has_compiled_submodule
 
 from benchmarks.checkpoints.random_checkpoint import BACKBONES, write_checkpoint
+from stretto.families.tiny.family import TINY
 from tests.engine.harness import Engine
 from tests.engine.prompts import make_prompt, make_prompts
 from tests.reference.speech_lm import Reference

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
-from stretto.records.prompt import Prompt
 
 from benchmarks.checkpoints.random_checkpoint import write_checkpoint
+from stretto.records.prompt import Prompt
 from tests.engine.harness import Engine
 from tests.engine.prompts import make_prompt
 from tests.reference.speech_lm import Reference

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from stretto.families.tiny.family import (
     ASR,
     BEGIN_AUDIO,
@@ -18,7 +19,6 @@ from stretto.families.tiny.family import (
     VOICES,
 )
 from stretto.records.prompt import Prompt
-
 from tests.engine.harness import Engine
 from tests.reference.speech_lm import Reference
 

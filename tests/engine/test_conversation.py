@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from stretto.preprocessing.request import Preprocessor, RawRequest
 
+from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.engine.harness import Engine
 from tests.published_checkpoints import convert, write_opuslm
 from tests.small_vocabularies import SMALL_OPUSLM

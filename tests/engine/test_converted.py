@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+from benchmarks.checkpoints.random_published import Published
 from stretto.families.audio_format import AudioFormat
 from stretto.families.base import Family
 from stretto.records.prompt import HeardAudio, Prompt
-
-from benchmarks.checkpoints.random_published import Published
 from tests.engine.harness import Engine
 from tests.engine.prompts import make_prompt, make_prompts
 from tests.published_checkpoints import convert, write_bagpiper, write_opuslm

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from stretto.config import EngineConfig
 from stretto.engine.frontend.llm import SpeechLLM
 from stretto.errors import InvalidRequest
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
-
 from tests.engine.harness import DEFAULTS, Engine
 from tests.engine.prompts import make_prompt
 from tests.random_checkpoints import write_checkpoint

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+
 from stretto.engine import environment
 
 PREPARE = "from stretto.engine.environment import prepare_environment; prepare_environment()"

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
-from stretto.records.prompt import Prompt
 
+from stretto.records.prompt import Prompt
 from tests.engine.harness import Answer, Engine
 from tests.engine.prompts import make_prompt
 from tests.engine.test_parity import FAMILIES, TIGHT, Checkpoint, engine, num_frames

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from stretto.records.prompt import Prompt
 
+from stretto.records.prompt import Prompt
 from tests.engine.harness import Engine
 from tests.engine.prompts import make_prompt
 from tests.engine.test_parity import Checkpoint, engine

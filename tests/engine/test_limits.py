@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from stretto.engine.request.tracker import SegmentTracker
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
-
 from tests.engine.harness import Answer, Engine
 from tests.engine.prompts import make_prompt
 from tests.random_checkpoints import write_checkpoint

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stretto.records.prompt import Prompt
 
+from stretto.records.prompt import Prompt
 from tests.engine.harness import Engine
 from tests.engine.prompts import make_prompt
 from tests.random_checkpoints import write_checkpoint

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from stretto.engine.worker import model_state as state
 from stretto.engine.worker.arrays import DeviceArrays
 from stretto.engine.worker.segment_readback import DeviceReadback
 from stretto.families.tiny.family import TINY
-
 from tests.engine.harness import Answer, Engine
 from tests.engine.prompts import make_prompts
 from tests.engine.syncs import counted

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from vllm import _custom_ops as ops
+
 from stretto.engine.kernels.cpu.products import padded_size
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
-from vllm import _custom_ops as ops
-
 from tests.engine.harness import Engine
 from tests.engine.prompts import make_prompt
 from tests.random_checkpoints import write_checkpoint

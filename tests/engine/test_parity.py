@@ -8,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from triton.runtime import interpreter
+from vllm.triton_utils import dispatcher
+
 from stretto.engine.kernels import cpu as cpu_kernels
 from stretto.engine.kernels.gpu.draw import draw_on_device
 from stretto.engine.kernels.gpu.embed import embed_on_device
@@ -18,9 +21,6 @@ from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SegmentSampling
 from stretto.streams.segment import Segment
-from triton.runtime import interpreter
-from vllm.triton_utils import dispatcher
-
 from tests.engine.harness import DEFAULTS, Answer, Engine
 from tests.engine.prompts import make_prompt, make_prompts
 from tests.random_checkpoints import write_checkpoint

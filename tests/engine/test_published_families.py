@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+from benchmarks.checkpoints.random_checkpoint import write_checkpoint
 from stretto.engine.frontend.utterance import Utterance
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.request.tracker import SegmentTracker
@@ -20,8 +22,6 @@ from stretto.records.chunk import Report
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.segment import Segment
-
-from benchmarks.checkpoints.random_checkpoint import write_checkpoint
 from tests.engine.harness import Answer, Engine
 from tests.engine.prompts import make_prompt, make_prompts
 from tests.reference.speech_lm import Reference

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 import pytest
+
 from stretto.engine.request.shared_stats import KEY, EngineStats, SharedStats
 from stretto.engine.scheduling import step_stats
 from stretto.families.tiny.family import TINY
-
 from tests.engine.harness import Engine
 from tests.engine.prompts import make_prompt
 from tests.random_checkpoints import write_checkpoint

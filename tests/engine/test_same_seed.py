@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt
-
 from tests.engine.harness import Engine
 from tests.engine.histories import FAMILIES
 from tests.engine.prompts import make_prompt

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
-
 from tests.engine.harness import Answer, Engine
 from tests.engine.prompts import make_prompts
 from tests.random_checkpoints import write_checkpoint

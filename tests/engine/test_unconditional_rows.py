@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
+
 from stretto.engine.request.pairs import UNCONDITIONAL_SUFFIX
 from stretto.engine.scheduling.request_state import RequestState
 from stretto.engine.scheduling.unconditional import unconditional_audio
 from stretto.families.tiny.family import TINY
-from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.core.sched.scheduler import Scheduler
-
 from tests.engine.harness import Engine
 from tests.engine.prompts import make_prompt
 from tests.random_checkpoints import write_checkpoint

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Callable
 
 import pytest
+
 from stretto.engine.environment import prepare_environment
 
 prepare_environment()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from stretto.engine.frontend.utterance import Utterance
 from stretto.engine.kernels.gpu.embed import embed_rows
 from stretto.engine.request.params import SpeechParams
@@ -26,7 +27,6 @@ from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.layout import StreamLayout
 from stretto.streams.pattern import PADDED_TAIL, SAMPLED_TAIL, Tail
-
 from tests.small_vocabularies import BAGPIPER, DIALOGUE
 
 CODES = 4  # of each codebook

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from stretto.errors import InvalidRequest
 from stretto.families.audio_format import AudioFormat, check_audios
 from stretto.families.tiny.family import TINY

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from benchmarks.checkpoints.random_published import write_tokenizer
 from stretto.errors import InvalidRequest
 from stretto.families.tokenizer import TextTokenizer
 from stretto.preprocessing.request import Preprocessor, RawRequest
-
-from benchmarks.checkpoints.random_published import write_tokenizer
 from tests.published_checkpoints import FAMILIES, convert, write_release
 
 PCM = np.zeros(16_000, np.float32)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from stretto.engine.request.rules import SegmentRules
 from stretto.errors import CheckpointError
 from stretto.families.opuslm.family import TAILS
@@ -12,7 +13,6 @@ from stretto.families.registry import FOLDERS, family_at, read_family
 from stretto.families.tiny.family import TINY
 from stretto.records.sampling import SegmentSampling
 from stretto.streams.segment import Segment
-
 from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM
 
 SMALL = {"bagpiper": SMALL_BAGPIPER, "opuslm": SMALL_OPUSLM}

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
+
+from benchmarks.checkpoints.random_published import write_tokenizer
 from stretto.families.bagpiper.family import bagpiper
 from stretto.families.text_codec import get_text_codec, load_text_codec, subword_codec
 from stretto.families.tiny import family as tiny
 from stretto.families.tiny.family import CHARACTERS, FIRST_CHARACTER, FIRST_PHONEME, PHONEMES, SEPARATOR, SPACE
 from stretto.families.tokenizer import TextTokenizer
-
-from benchmarks.checkpoints.random_published import write_tokenizer
 from tests.small_vocabularies import SMALL_BAGPIPER
 
 TINY = get_text_codec("tiny")

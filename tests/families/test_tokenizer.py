@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stretto.errors import CheckpointError
-from stretto.families.tokenizer import BYTE_OF, FILE, TextTokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from benchmarks.checkpoints.random_published import write_tokenizer
+from stretto.errors import CheckpointError
+from stretto.families.tokenizer import BYTE_OF, FILE, TextTokenizer
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from stretto.errors import InvalidRequest
 from stretto.records.chunk import Chunk, LMChunk
 from stretto.records.prompt import Prompt
@@ -22,7 +23,6 @@ from stretto.streams.chunking import Pacer
 from stretto.streams.segment import Segment
 from stretto.triton_io.draining import VARIABLE
 from stretto.triton_io.prompt_tensors import read_prompt, write_prompt
-
 from tests.fakes_triton import Logger, Request, TritonError
 from tests.model_repository.pbtxt import ROOT, read_config
 from tests.triton_io.answering import AnsweringSender

@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
-from stretto.triton_io.schema import MODELS, TensorSpec
 
+from stretto.triton_io.schema import MODELS, TensorSpec
 from tests.model_repository.pbtxt import ROOT, read_config
 
 

@@ -7,6 +7,7 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from stretto.errors import InvalidRequest
 from stretto.preprocessing.audio import MAX_FILE_BYTES, check_pcm, read_file, resample
 

@@ -10,6 +10,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import soundfile
+
 from stretto.errors import InvalidRequest
 from stretto.preprocessing.audio import Recording, read_recording
 from stretto.preprocessing.audio_process import AudioProcess, AudioProcessEnded

@@ -1,6 +1,7 @@
 """Which task answers which turns."""
 
 import pytest
+
 from stretto.errors import InvalidRequest
 from stretto.families.base import Family
 from stretto.families.registry import read_family

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+
 from stretto.errors import InvalidRequest
 from stretto.families.tiny.family import TINY
 from stretto.preprocessing.options import read_options

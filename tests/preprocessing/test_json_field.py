@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from stretto.errors import InvalidRequest
 from stretto.preprocessing.json_field import MAX_BYTES, MAX_DEPTH, nesting, read_json
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from stretto.errors import Overloaded
 from stretto.preprocessing.audio import AudioReader
 from stretto.preprocessing.lanes import SHORT_BYTES, AudioLanes, Load

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from stretto.errors import InvalidRequest
 from stretto.preprocessing.messages import MAX_BYTES, Turn, read_messages
 

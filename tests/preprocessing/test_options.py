@@ -4,10 +4,10 @@ import json
 from dataclasses import replace
 
 import pytest
+
 from stretto.errors import InvalidRequest
 from stretto.families.tiny.family import TINY
 from stretto.preprocessing.options import Options, read_options
-
 from tests.small_vocabularies import BAGPIPER
 
 TTS, ASR = TINY.task("tts"), TINY.task("asr")

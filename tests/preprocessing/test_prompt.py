@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
+
 from stretto.errors import CheckpointError
 from stretto.families.registry import FOLDERS, module_of, read_family
 from stretto.preprocessing.prompt import open_template
-
 from tests.fakes import FrameCounter
 
 

@@ -10,11 +10,11 @@ import pytest
 import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.tiny.family import FIRST_CODE, TINY
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
-
 from tests.fakes import FrameCounter
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from stretto.preprocessing.rows import code_rows, frame_rows, stream0_rows
 from stretto.streams.layout import StreamLayout
 

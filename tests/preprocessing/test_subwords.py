@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
+
 from stretto.errors import InvalidRequest
 from stretto.families.bagpiper.family import bagpiper
 from stretto.preprocessing.subwords import Subwords
-
 from tests.families.letters import Letters
 from tests.small_vocabularies import SMALL_BAGPIPER
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+
 from stretto.errors import InvalidRequest
 from stretto.preprocessing.messages import read_messages
 from stretto.records.chunk import Chunk, GuidanceChange, Report, WordMark

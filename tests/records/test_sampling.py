@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+
 from stretto.errors import InvalidRequest
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 

@@ -3,11 +3,11 @@
 import json
 
 import torch
-from stretto.families.base import Family
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.checkpoints.random_published import Published
+from stretto.families.base import Family
 from tests.reference.speech_lm import Reference
 
 # Hugging Face's names for ESPnet's, where they are not the same.

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from hypothesis import strategies as st
+
 from stretto.sampling.draw import DrawParams, DrawPlan
 from stretto.sampling.noise import seed_key, stream_keys
-
 from tests.reference import draw as reference
 from tests.reference.noise import uniform
 

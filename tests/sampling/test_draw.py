@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from stretto.sampling.draw import DrawParams, DrawPlan, draw
 
+from stretto.sampling.draw import DrawParams, DrawPlan, draw
 from tests.sampling.cases import Case, cases, random_case
 
 

@@ -1,6 +1,7 @@
 """Guidance is what its formula says, row by row."""
 
 import torch
+
 from stretto.sampling.guidance import guide
 
 

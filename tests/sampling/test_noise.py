@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import torch
-from stretto.sampling.noise import gumbel, host_uniform, redraw_keys, seed_key, stream_keys, uniform
 
+from stretto.sampling.noise import gumbel, host_uniform, redraw_keys, seed_key, stream_keys, uniform
 from tests.reference import noise as reference
 
 SEEDS = (0, 1, 7, (1 << 31) - 1, 1 << 31, (1 << 32) + 5, (1 << 63) - 1)

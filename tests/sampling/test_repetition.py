@@ -1,6 +1,7 @@
 """Which draws repeat themselves, against a loop that counts."""
 
 import torch
+
 from stretto.sampling.repetition import RepetitionRule, is_repeated
 
 ROWS, STREAMS, LONGEST = 40, 3, 9

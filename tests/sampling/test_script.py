@@ -1,6 +1,7 @@
 """The pointer advances with probability 1 - P(stay), tempered."""
 
 import torch
+
 from stretto.sampling.script import advances
 
 

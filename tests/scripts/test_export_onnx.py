@@ -8,17 +8,17 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+
+from benchmarks.checkpoints.random_codecs import codec_of, make_model
+from benchmarks.code_streams import chunks_of, random_codes, stream
+from scripts import export_onnx
+from scripts.export_onnx import export_codec, export_mel
 from stretto.codec import onnx_runtime
 from stretto.codec.base import Codec
 from stretto.codec.registry import load_codec
 from stretto.codec.tiny.mel import NUM_MELS, log_mel
 from stretto.config import DecoderConfig
 from stretto.decoder.opening import open_codec
-
-from benchmarks.checkpoints.random_codecs import codec_of, make_model
-from benchmarks.code_streams import chunks_of, random_codes, stream
-from scripts import export_onnx
-from scripts.export_onnx import export_codec, export_mel
 from tests.codec.conftest import make_codec
 from tests.fakes import FakeCodec
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from stretto.serving.folders import bundled_repository
 from stretto.triton_io.flow import FlowTable
-
 from tests.ports import free_ports
 from tests.server.listening import Answer, Stream, as_inputs
 

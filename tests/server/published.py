@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from benchmarks.checkpoints.random_published import Published
+from benchmarks.code_streams import stream
 from stretto.codec.registry import load_codec
 from stretto.families.base import Family
 from stretto.families.registry import family_at
 from stretto.families.tokenizer import TextTokenizer
 from stretto.preprocessing.request import Preprocessor, RawRequest
-
-from benchmarks.checkpoints.random_published import Published
-from benchmarks.code_streams import stream
 from tests.reference.published import PublishedReference
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import grpc
 import pytest
-from stretto.serving.processes import all_processes, descendants
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from stretto.serving.processes import all_processes, descendants
 from tests.server.conftest import Server
 
 pytestmark = pytest.mark.server

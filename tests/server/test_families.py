@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+
 from stretto.checkpoints.make_repository import make
 from stretto_client.client import SpeechClient
-
 from tests.published_checkpoints import convert, write_release
 from tests.published_xeus import write_xeus
 from tests.server.conftest import Server

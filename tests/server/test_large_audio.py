@@ -10,10 +10,10 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import soundfile
+
 from stretto.preprocessing.audio import MAX_FILE_BYTES
 from stretto.preprocessing.lanes import LONG_NICENESS, SHORT_BYTES
 from stretto.serving.processes import descendants
-
 from tests.server.conftest import Server
 
 pytestmark = pytest.mark.server

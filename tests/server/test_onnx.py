@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from stretto.codec.registry import load_codec
-from stretto.families.tiny.family import TINY
 
 from benchmarks.checkpoints.bundled import CHECKPOINT
 from benchmarks.code_streams import stream
 from scripts.export_onnx import codec_file, export_codec
+from stretto.codec.registry import load_codec
+from stretto.families.tiny.family import TINY
 from tests.server.conftest import Server
 
 pytestmark = [

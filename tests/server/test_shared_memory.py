@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+
 from stretto_client import RequestRefused, RingSize, SpeechClient
 from stretto_client.inputs import Audio
-
 from tests.server.conftest import Server
 
 pytestmark = pytest.mark.server

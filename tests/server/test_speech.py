@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from stretto.serving.ports import UnixConnection
 
+from stretto.serving.ports import UnixConnection
 from tests.server.conftest import Server
 from tests.server.listening import Answer, Stream
 

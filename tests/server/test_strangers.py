@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
-from stretto_client.server_key import key_headers
 
+from stretto_client.server_key import key_headers
 from tests.server.conftest import Server
 
 pytestmark = pytest.mark.server

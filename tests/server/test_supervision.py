@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from stretto.serving.processes import descendants, read_process
 
+from stretto.serving.processes import descendants, read_process
 from tests.server.conftest import Server, idle_s
 
 pytestmark = pytest.mark.server

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from stretto.serving import background
 from stretto.serving.background import BackgroundServer, CannotServe
-
 from tests.ports import free_row
 
 CALL = """

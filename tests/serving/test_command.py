@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from stretto.serving import command as serve
 from stretto.serving import folders
 from stretto.serving.environment import LAUNCH_ID
 from stretto.serving.installation import LaunchError
 from stretto.serving.processes import Process, all_processes, environment_of
 from stretto.triton_io.flow import FlowTable
-
 from tests.ports import free_ports
 
 pytestmark = pytest.mark.slow

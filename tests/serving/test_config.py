@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from stretto.serving.config import launch_config, parser
 from stretto.serving.folders import state_folder
 from stretto.serving.installation import Installation, LaunchError

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from stretto.serving import environment
 from stretto.serving.environment import server_environment
 from stretto.serving.folders import IMPORT_ROOT

@@ -7,6 +7,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+
 from stretto.serving import installation
 from stretto.serving.installation import (
     STUB,

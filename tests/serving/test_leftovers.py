@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from stretto.serving.environment import LAUNCH_ID
 from stretto.serving.leftovers import begin_launch, sweep
 from stretto.serving.processes import read_process

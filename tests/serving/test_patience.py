@@ -3,6 +3,7 @@
 import time
 
 import pytest
+
 from stretto.serving import patience
 from stretto.serving.patience import MAX_DELAY_S, BackOff, slowness
 

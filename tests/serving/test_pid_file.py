@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from stretto.serving import command as serve
 from stretto.serving import pid_file
 from stretto.serving.processes import birth

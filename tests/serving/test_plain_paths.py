@@ -5,10 +5,10 @@ import venv
 from pathlib import Path
 
 import pytest
-from stretto.serving.folders import IMPORT_ROOT
-from stretto.serving.plain_paths import plain_path
 
 from benchmarks.temporary_server import serving
+from stretto.serving.folders import IMPORT_ROOT
+from stretto.serving.plain_paths import plain_path
 
 CONFIG = """
 name: "speech"

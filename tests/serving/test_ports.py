@@ -4,6 +4,7 @@ import socket
 import threading
 
 import pytest
+
 from stretto.serving.installation import LaunchError
 from stretto.serving.ports import wait_for_ports
 

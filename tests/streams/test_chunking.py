@@ -4,6 +4,7 @@ import itertools
 import random
 
 import pytest
+
 from stretto.streams.chunking import ChunkPolicy, DecoderLoad, Pacer
 
 FRAME_S = 0.04

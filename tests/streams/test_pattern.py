@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from stretto.streams.pattern import (
     FORCED_TAIL,
     NO_TAIL,

@@ -1,7 +1,6 @@
 """A response sender behind which a decoder answers everything at once."""
 
 from stretto.triton_io.flow import FlowTable
-
 from tests.fakes_triton import InferenceResponse, ResponseSender
 from tests.triton_io.sealing import envelope_in
 

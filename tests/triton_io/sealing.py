@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
 from stretto.records.envelope import Envelope
 from stretto.records.prompt import Prompt
 from stretto.triton_io.prompt_tensors import write_prompt
 from stretto.triton_io.responses import Responses, ResponseThread
 from stretto.triton_io.seal import TAG, Seal
-
 from tests.fakes_triton import InferenceResponse, ResponseSender
 
 SEAL = Seal(bytes(range(32)))

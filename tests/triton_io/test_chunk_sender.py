@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from stretto.errors import Cancelled, Overloaded
 from stretto.records.chunk import Chunk, LMChunk
 from stretto.records.delivery import Delivery, OutputForm
@@ -17,7 +18,6 @@ from stretto.streams.segment import Segment
 from stretto.triton_io.chunk_sender import ChunkSender, SenderLimits
 from stretto.triton_io.flow import DecoderFailed, DecoderStalled, FlowSlot, FlowTable, Outcome
 from stretto.triton_io.responses import Responses, ResponseThread
-
 from tests.fakes_triton import InferenceResponse, ResponseSender
 from tests.triton_io.answering import AnsweringSender
 from tests.triton_io.sealing import SEAL, envelope_in, responses_to

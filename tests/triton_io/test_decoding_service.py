@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from stretto.records.chunk import Chunk
 from stretto.records.delivery import OutputForm
 from stretto.records.envelope import Envelope
@@ -18,7 +19,6 @@ from stretto.triton_io.decoding_service import DecodingService
 from stretto.triton_io.flow import FlowSlot, FlowTable, Outcome
 from stretto.triton_io.seal import TAG, Seal
 from stretto_client.ring import Ring, RingSize
-
 from tests.cuda_runtime import install
 from tests.fakes_triton import Logger, MetricFamily, Request
 from tests.triton_io.sealing import SEAL, chunk_inputs

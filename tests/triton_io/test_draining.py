@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from stretto.errors import Overloaded
 from stretto.serving.environment import DRAIN_FILE
 from stretto.triton_io.draining import VARIABLE, DrainGate, is_passing

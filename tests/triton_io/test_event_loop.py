@@ -4,6 +4,7 @@ import asyncio
 import threading
 
 import pytest
+
 from stretto.triton_io.event_loop import EventLoop
 
 

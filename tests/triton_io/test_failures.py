@@ -3,9 +3,9 @@
 import re
 
 import pytest
+
 from stretto.errors import Cancelled, InvalidRequest, Overloaded, incident
 from stretto.triton_io.failures import failed_response, log_failure, told
-
 from tests.fakes_triton import Logger, TritonError
 
 

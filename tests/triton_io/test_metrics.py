@@ -1,8 +1,8 @@
 """Counters grow, gauges move, unknown fields are somebody else's."""
 
 import pytest
-from stretto.triton_io.metrics import Gauges
 
+from stretto.triton_io.metrics import Gauges
 from tests.fakes_triton import MetricFamily
 
 

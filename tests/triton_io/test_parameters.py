@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from stretto.errors import CheckpointError
 from stretto.triton_io.parameters import ModelParameters
 

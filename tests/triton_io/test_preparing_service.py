@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from stretto.errors import InvalidRequest, Overloaded
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig, SegmentSampling
@@ -14,7 +15,6 @@ from stretto.triton_io.draining import DrainGate, is_passing
 from stretto.triton_io.preparing_service import PreparingService
 from stretto.triton_io.prompt_tensors import read_prompt
 from stretto.triton_io.seal import Seal
-
 from tests.fakes_triton import Logger, Request, TritonError
 
 ROWS = np.arange(6, dtype=np.int32).reshape(3, 2)

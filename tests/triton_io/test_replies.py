@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from stretto.errors import Cancelled, InvalidRequest, Overloaded
 from stretto.triton_io.flow import FlowSlot, FlowTable, Outcome
 from stretto.triton_io.replies import ChunkReply
-
 from tests.fakes_triton import InferenceResponse, Request, ResponseSender
 
 

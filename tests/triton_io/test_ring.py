@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from stretto.errors import InvalidRequest
 from stretto.records.ring_address import RingAddress
 from stretto.triton_io.ring import CudaPayload, PcmRing, check_ring
 from stretto_client.regions import SystemRegion
 from stretto_client.ring import HEADER, Ring, RingSize
-
 from tests.cuda_runtime import Handle, OldHandle, install
 
 SIZE = RingSize(slots=4, slot_bytes=64)  # 16 samples of float32 to a slot

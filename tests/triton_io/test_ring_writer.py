@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from stretto.errors import Cancelled, InvalidRequest
 from stretto.records.ring_address import RingAddress
 from stretto.triton_io import ring_writer as writers
 from stretto.triton_io.flow import FlowSlot, FlowTable
 from stretto.triton_io.ring_writer import RingWriter, RingWriters
 from stretto_client.ring import Ring, RingSize
-
 from tests.cuda_runtime import install
 
 

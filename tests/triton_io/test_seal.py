@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from stretto.errors import InvalidRequest
 from stretto.triton_io.seal import Seal, SealKey
 

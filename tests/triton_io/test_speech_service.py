@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from stretto.errors import InvalidRequest
 from stretto.records.chunk import Chunk, LMChunk
 from stretto.records.prompt import Prompt
@@ -19,7 +20,6 @@ from stretto.triton_io.event_loop import EventLoop
 from stretto.triton_io.flow import FlowTable, Outcome
 from stretto.triton_io.seal import TAG
 from stretto.triton_io.speech_service import SpeechService
-
 from tests.fakes_triton import Logger, MetricFamily, Request, ResponseSender, TritonError
 from tests.triton_io.answering import AnsweringSender
 from tests.triton_io.sealing import SEAL, envelope_in, prompt_inputs

@@ -7,9 +7,9 @@ import time
 from typing import Any
 
 import pytest
+
 from stretto.triton_io.decoding_service import DecodingService
 from stretto.triton_io.ring_writer import RingWriters
-
 from tests.triton_io.sealing import SEAL
 
 PROGRAM = """

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from stretto.errors import InvalidRequest
 from stretto.triton_io import schema
 from stretto.triton_io.tensors import (
@@ -14,7 +15,6 @@ from stretto.triton_io.tensors import (
     read_scalar,
     text_tensor,
 )
-
 from tests.fakes_triton import Request
 
 

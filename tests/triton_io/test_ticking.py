@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+
 from stretto.triton_io.ticking import ticking, until
 
 

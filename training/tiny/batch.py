@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from stretto.families.tiny import family as tiny
 from torch import Tensor
 
+from stretto.families.tiny import family as tiny
 from training.tiny.network import GUIDED, Network
 from training.tiny.sequences import NO_TARGET, Head, Rows
 

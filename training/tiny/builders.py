@@ -1,8 +1,8 @@
 """One function per task: from an utterance or a transcript to the rows of `sequences`."""
 
 import numpy as np
-from stretto.families.tiny import family as tiny
 
+from stretto.families.tiny import family as tiny
 from training.tiny.encoded import Spoken, Transcript
 from training.tiny.sequences import (
     INDEX,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from stretto.codec.tiny.mel import HOP, NUM_MELS, SAMPLE_RATE, log_mel
-from stretto.codec.tiny.residual_vq import ResidualVQ
 from torch import Tensor
 
+from stretto.codec.tiny.mel import HOP, NUM_MELS, SAMPLE_RATE, log_mel
+from stretto.codec.tiny.residual_vq import ResidualVQ
 from training.tiny.synthesise import Utterance, read_shard
 
 MEL_FRAMES = 4

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from stretto.families.tiny.family import PHONEMES
 
+from stretto.families.tiny.family import PHONEMES
 from training.tiny.synthesise import Utterance
 
 FRAME_RATE = 25.0

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
-from stretto.families.tiny import family as tiny
 
+from stretto.families.tiny import family as tiny
 from training.tiny.network import Network, NetworkConfig
 
 WEIGHTS_FILE, CONFIG_FILE, GENERATION_FILE = "model.safetensors", "config.json", "generation_config.json"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from stretto.codec.tiny.codec import CONFIG_FILE, WEIGHTS_FILE
 
+from stretto.codec.tiny.codec import CONFIG_FILE, WEIGHTS_FILE
 from training.tiny.clips import MEL_FRAMES, load_quantiser
 
 PRECISE = "vocoder.pitch_trunk."  # its error is integrated over the utterance

@@ -6,9 +6,9 @@ Seven codebooks of 256 on 4 mel frames (40 ms): 25 frames a second. Takes well u
 from pathlib import Path
 
 import torch
-from stretto.codec.tiny.mel import NUM_MELS, log_mel
 from torch import Tensor
 
+from stretto.codec.tiny.mel import NUM_MELS, log_mel
 from training.tiny.synthesise import Utterance, read_shard
 
 MEL_FRAMES = 4

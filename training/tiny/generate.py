@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from stretto.families.tiny import family as tiny
 from torch import Tensor
 
+from stretto.families.tiny import family as tiny
 from training.tiny.builders import FIRST_CODEC, KEPT_FIRST, LAST_CODEC, audio_prompt
 from training.tiny.network import NUM_TEXT_IDS, Network
 from training.tiny.sequences import INDEX, MAX_DELAY, SPACE, blank, characters

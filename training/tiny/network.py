@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from stretto.families.tiny import family as tiny
 from torch import Tensor, nn
+
+from stretto.families.tiny import family as tiny
 
 NUM_TEXT_IDS = tiny.PHONEME_INDEX_BASE  # stream 0 is drawn from ids below the index ids
 GUIDED = {1: (0, 1), 2: (2, 3)}  # layer -> its guided heads, in the order of `sequences.Head`

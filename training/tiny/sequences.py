@@ -14,8 +14,8 @@ from enum import IntEnum
 from math import ceil, floor
 
 import numpy as np
-from stretto.families.tiny import family as tiny
 
+from stretto.families.tiny import family as tiny
 from training.tiny.encoded import Transcript
 
 NO_TARGET = -1

@@ -2,9 +2,9 @@
 
 import numpy as np
 import torch
-from stretto.families.tiny import family as tiny
 from torch import Tensor
 
+from stretto.families.tiny import family as tiny
 from training.tiny.network import KeyValues, Network, Pass
 
 

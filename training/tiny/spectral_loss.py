@@ -3,8 +3,9 @@
 from functools import cache
 
 import torch
-from stretto.codec.tiny.mel import FFT_SIZE, HOP, mel_filters
 from torch import Tensor
+
+from stretto.codec.tiny.mel import FFT_SIZE, HOP, mel_filters
 
 RESOLUTIONS = (192, 384, 768, 1536)
 QUIET = 2e-3  # magnitudes per window sum below this are as good as silence

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from stretto.families.tiny import family as tiny
 
+from stretto.families.tiny import family as tiny
 from training.tiny import builders
 from training.tiny.batch import Batch, collate, losses
 from training.tiny.corpus import BUCKET, MAX_LISTENED_FRAMES, Corpus, WordStrings, cut

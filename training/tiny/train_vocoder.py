@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from stretto.codec.tiny import excitation
 from stretto.codec.tiny.mel import HOP
 from stretto.codec.tiny.vocoder import Vocoder, VocoderConfig
-from torch import Tensor
-
 from training.tiny.clips import Batch, Clip, draw_batch, load_clips, load_quantiser, quantise
 from training.tiny.spectral_loss import spectral_loss
 

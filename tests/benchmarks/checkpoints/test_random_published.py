@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from stretto.families.opuslm import family as opuslm
-from stretto.families.opuslm.family import OpusVocabulary
 from transformers import AutoTokenizer
 
 from benchmarks.checkpoints.random_published import token_list
+from stretto.families.opuslm import family as opuslm
+from stretto.families.opuslm.family import OpusVocabulary
 from tests.published_checkpoints import FAMILIES, write_bagpiper, write_opuslm, write_release
 from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM
 

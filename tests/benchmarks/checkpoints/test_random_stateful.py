@@ -1,8 +1,8 @@
 import pytest
-from stretto.codec.base import Stateful
 
 from benchmarks.checkpoints.random_stateful import STATEFUL, make_stateful
 from benchmarks.code_streams import chunks_of, random_codes, stream
+from stretto.codec.base import Stateful
 
 LOOKAHEAD = {"encodec_24khz": 0, "encodec_32khz": 4, "espnet_dac": 7, "mimi": 0}
 

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
+
+from benchmarks.checkpoints.random_published import Size
+from benchmarks.checkpoints.small_models import SMALL_MODELS, write_checkpoint
 from stretto.codec.registry import load_codec
 from stretto.families.bagpiper.family import BagpiperVocabulary
 from stretto.families.opuslm.family import OpusVocabulary
 from stretto.families.registry import family_at
-
-from benchmarks.checkpoints.random_published import Size
-from benchmarks.checkpoints.small_models import SMALL_MODELS, write_checkpoint
 from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM
 
 SMALLER = Size(hidden=64, layers=1)

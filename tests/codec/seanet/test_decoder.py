@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from stretto.codec.seanet.decoder import Convolution, SeanetWidths, Upsampling, make_decoder, make_encoder, reflect
 from stretto.codec.seanet.shape import SeanetShape
 from stretto.codec.seanet.snake import Snake

@@ -1,9 +1,10 @@
 import pytest
 import torch
+from transformers import EncodecConfig, EncodecModel, MimiConfig
+
 from stretto.codec.seanet.published import keep_lengths_on_host, multiply_weight_norm_out, shape_of
 from stretto.codec.seanet.shape import SeanetShape
 from stretto.errors import CheckpointError
-from transformers import EncodecConfig, EncodecModel, MimiConfig
 
 
 def small_encodec() -> EncodecModel:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from stretto.codec.seanet.decoder import SeanetWidths, make_decoder
 from stretto.codec.seanet.shape import Context, SeanetShape
 

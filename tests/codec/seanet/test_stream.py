@@ -2,6 +2,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+
 from stretto.codec.base import Stateful
 from stretto.codec.seanet.decoder import SeanetWidths, make_decoder
 from stretto.codec.seanet.shape import SeanetShape

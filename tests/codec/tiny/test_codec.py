@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+
 from stretto.codec.base import Window
 from stretto.codec.registry import load_codec
 from stretto.codec.tiny import codec as tiny
 from stretto.codec.tiny.codec import TinyCodec
 from stretto.codec.tiny.mel import NUM_MELS, log_mel
 from stretto.errors import CheckpointError
-from torch import Tensor
-
 from tests.codec.conftest import make_codec
 
 FRAMES = 61

@@ -1,6 +1,7 @@
 import math
 
 import torch
+
 from stretto.codec.tiny import excitation
 from stretto.codec.tiny.mel import HOP
 

@@ -1,5 +1,6 @@
 import numpy as np
 import torch
+
 from stretto.codec.tiny import filters
 from stretto.codec.tiny.mel import FFT_SIZE, HOP
 

@@ -1,6 +1,7 @@
 import math
 
 import torch
+
 from stretto.codec.tiny.mel import FFT_SIZE, FLOOR, HOP, NUM_MELS, SAMPLE_RATE, WINDOW, log_mel, mel_filters
 
 

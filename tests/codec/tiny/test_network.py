@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from stretto.codec.tiny.network import Trunk
 
 

@@ -1,4 +1,5 @@
 import torch
+
 from stretto.codec.tiny.residual_vq import ResidualVQ
 
 

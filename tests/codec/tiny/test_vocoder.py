@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from stretto.codec.tiny.mel import NUM_MELS
 from stretto.codec.tiny.vocoder import Vocoder, VocoderConfig, band_interpolation
 

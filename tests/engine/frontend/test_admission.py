@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from stretto.engine.frontend.admission import Capacity, admit, max_rows
 from stretto.engine.request.rules import SegmentRules
 from stretto.errors import InvalidRequest
 from stretto.families.tiny.family import FIRST_CODE, TINY
 from stretto.records.prompt import Prompt
-
 from tests.engine.prompts import make_prompt
 from tests.small_vocabularies import BAGPIPER, OPUSLM
 from tests.speech_families import EIGHT_STREAMS

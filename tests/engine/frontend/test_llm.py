@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import pytest_asyncio
+
 from stretto.config import EngineConfig
 from stretto.engine.frontend.llm import SpeechLLM
 from stretto.errors import InvalidRequest
 from stretto.families.tiny.family import TINY
 from stretto.records.chunk import GuidanceChange, LMChunk
 from stretto.records.prompt import Prompt
-
 from tests.engine.harness import DEFAULTS
 from tests.engine.prompts import make_prompt
 from tests.random_checkpoints import write_checkpoint

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from benchmarks.checkpoints.random_published import write_tokenizer
 from stretto.engine.frontend.utterance import Utterance
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.request.tracker import SegmentTracker
@@ -28,8 +30,6 @@ from stretto.records.chunk import Chunk, GuidanceChange, LMChunk, Report, WordMa
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.delay import delay_codes
 from stretto.streams.segment import Segment
-
-from benchmarks.checkpoints.random_published import write_tokenizer
 from tests.small_vocabularies import BAGPIPER
 
 REPORT = Report("stop", 3, 1, 1, 1, 1.5, 0, 0.0, None, 1.0)

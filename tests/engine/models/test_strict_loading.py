@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from stretto.errors import CheckpointError
-from stretto.families.tiny.family import TINY
 from torch import Tensor
 
 from benchmarks.checkpoints.random_checkpoint import BACKBONES, write_checkpoint
+from stretto.errors import CheckpointError
+from stretto.families.tiny.family import TINY
 from tests.engine.harness import Engine
 
 pytestmark = pytest.mark.engine

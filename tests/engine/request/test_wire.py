@@ -1,6 +1,7 @@
 """Rows and their marks come apart as they were put together."""
 
 import pytest
+
 from stretto.engine.request.wire import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE, read_rows
 
 

@@ -3,20 +3,21 @@
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+
 from stretto.engine.environment import prepare_environment
 from stretto.engine.request.rules import SegmentRules
 from stretto.streams.segment import Segment
-
 from tests.engine.prompts import make_prompt
 from tests.speech_families import EIGHT_STREAMS as FAMILY
 
 prepare_environment()
 
+from vllm.v1.core.sched.request_queue import FCFSRequestQueue  # noqa: E402
+from vllm.v1.request import Request, RequestStatus  # noqa: E402
+
 from stretto.engine.request.params import sampling_params  # noqa: E402
 from stretto.engine.scheduling.request_state import RequestState  # noqa: E402
 from stretto.engine.scheduling.request_table import RequestTable  # noqa: E402
-from vllm.v1.core.sched.request_queue import FCFSRequestQueue  # noqa: E402
-from vllm.v1.request import Request, RequestStatus  # noqa: E402
 
 RULES = SegmentRules(FAMILY, 160)
 BLOCK = 4

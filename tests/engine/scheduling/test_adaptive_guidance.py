@@ -1,9 +1,9 @@
 """Halves go and come back by whole rows, the youngest first and the oldest first."""
 
-from stretto.engine.scheduling.adaptive_guidance import AdaptiveGuidance, GuidanceChanges
-from stretto.engine.scheduling.request_table import RequestTable
 from vllm.v1.request import Request, RequestStatus
 
+from stretto.engine.scheduling.adaptive_guidance import AdaptiveGuidance, GuidanceChanges
+from stretto.engine.scheduling.request_table import RequestTable
 from tests.engine.scheduling.tables import FakeBlocks, arrive, pair, run, speak, table
 
 NOTHING = GuidanceChanges()

@@ -2,6 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from stretto.engine.scheduling.grants import RunningRow, plan_grants
 
 

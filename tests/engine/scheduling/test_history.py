@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from stretto.engine.scheduling.history import RowHistory
 
 

@@ -4,15 +4,15 @@ import random
 
 import numpy as np
 import pytest
+from vllm.v1.engine import EngineCoreOutputs
+from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
+
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.request.tracker import SegmentTracker
 from stretto.engine.request.wire import NO_CHANGE
 from stretto.engine.scheduling.outgoing_rows import LEAST_LEAD_S, MAX_WAIT_S, OutgoingRows
 from stretto.engine.scheduling.sampled_rows import SampledRows
 from stretto.streams.chunking import ChunkPolicy, DecoderLoad, Pacer
-from vllm.v1.engine import EngineCoreOutputs
-from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
-
 from tests.engine.scheduling.tables import RULES, arrive, speak, table
 from tests.speech_families import EIGHT_STREAMS as FAMILY
 

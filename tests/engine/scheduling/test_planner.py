@@ -1,9 +1,9 @@
 """Pairs are planned as one: what they are granted, how they are ordered, who gives way, who finds a place."""
 
 import pytest
+
 from stretto.engine.scheduling.planner import PairPlanner, check_pairs
 from stretto.engine.scheduling.request_table import RequestTable
-
 from tests.engine.scheduling.tables import FakeBlocks, arrive, pair, run, speak, table
 
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from stretto.engine.scheduling.request_state import NOT_YET
 
+from stretto.engine.scheduling.request_state import NOT_YET
 from tests.engine.scheduling.tables import FAMILY, arrive, pair, speak, table
 
 

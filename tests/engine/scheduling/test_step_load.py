@@ -1,6 +1,7 @@
 """Halves go when steps are slower than frames, and come back only when there is time to spare."""
 
 import pytest
+
 from stretto.engine.scheduling.step_load import AVERAGED_STEPS, RESTORE_STEPS, SETTLE_STEPS, StepLoad
 
 PERIOD_S = 0.02

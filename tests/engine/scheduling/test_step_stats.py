@@ -4,11 +4,11 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+
 from stretto.engine.request.shared_stats import KEY, EngineStats, SharedStats
 from stretto.engine.scheduling import step_stats
 from stretto.engine.scheduling.request_table import RequestTable
 from stretto.engine.scheduling.step_stats import StepStats, share_of
-
 from tests.engine.scheduling.tables import FakeBlocks, arrive, pair, run, table
 
 

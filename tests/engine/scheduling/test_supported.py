@@ -4,9 +4,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.scheduling.supported import check_supported
-
 from tests.speech_families import EIGHT_STREAMS
 
 PARALLEL = SimpleNamespace(

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from stretto.engine.scheduling.unconditional import unconditional_rows
 from stretto.families.base import UnconditionalContext
 

@@ -2,10 +2,10 @@
 
 from types import SimpleNamespace
 
-from stretto.engine.scheduling.kv_blocks import KvBlocks
-from stretto.engine.scheduling.unconditional_output import UnconditionalOutput
 from vllm.v1.request import Request, RequestStatus
 
+from stretto.engine.scheduling.kv_blocks import KvBlocks
+from stretto.engine.scheduling.unconditional_output import UnconditionalOutput
 from tests.engine.scheduling.tables import CODES, pair, run, table
 
 

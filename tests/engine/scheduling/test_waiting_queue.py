@@ -1,8 +1,8 @@
 """Who waits keeps its place, unless it is put elsewhere for a reason."""
 
-from stretto.engine.scheduling.waiting_queue import passing_over, put_first, put_first_behind
 from vllm.v1.request import Request, RequestStatus
 
+from stretto.engine.scheduling.waiting_queue import passing_over, put_first, put_first_behind
 from tests.engine.scheduling.tables import arrive, queue, table
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stretto.families.audio_format import AudioFormat
-from stretto.records.prompt import HeardAudio, Prompt
 
 from benchmarks.checkpoints.random_checkpoint import write_checkpoint
+from stretto.families.audio_format import AudioFormat
+from stretto.records.prompt import HeardAudio, Prompt
 from tests.engine.harness import Engine
 from tests.engine.prompts import make_prompt
 from tests.reference.speech_lm import Reference

@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from stretto.engine.request.params import SpeechParams
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.request.tracker import SegmentTracker
 from stretto.engine.worker.arrays import DeviceArrays, HostArrays
 from stretto.engine.worker.batch import BatchPlan, BatchPlanner, PlanArrays, StepRows, plan_batch
 from stretto.engine.worker.slots import SlotTables
-
 from tests.engine.prompts import make_prompt
 from tests.speech_families import EIGHT_STREAMS
 

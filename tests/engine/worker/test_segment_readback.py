@@ -1,10 +1,10 @@
 import numpy as np
 import torch
+from vllm.v1.worker.cpu import shm  # noqa: F401  (events of the CPU in the place of a GPU's)
+
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.worker.segment_readback import DeviceReadback, HostReadback
 from stretto.engine.worker.slots import STATE, SlotTables
-from vllm.v1.worker.cpu import shm  # noqa: F401  (events of the CPU in the place of a GPU's)
-
 from tests.speech_families import EIGHT_STREAMS
 
 COLUMN = STATE["audio_start"]

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from stretto.engine.request.params import SpeechParams
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.request.tracker import SegmentTracker
@@ -15,7 +16,6 @@ from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.pattern import FORCED_TAIL, PADDED_TAIL, PADDED_WARM_UP
-
 from tests.engine.prompts import make_prompt
 from tests.small_vocabularies import BAGPIPER, DIALOGUE
 from tests.speech_families import EIGHT_STREAMS

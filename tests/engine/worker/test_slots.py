@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 import torch
+
 from stretto.engine.request.params import SpeechParams
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.request.tracker import SegmentTracker
 from stretto.engine.worker.arrays import Arrays, DeviceArrays, HostArrays
 from stretto.engine.worker.slots import SlotTables, state_row
 from stretto.families.tiny.family import END_OF_TEXT, FIRST_PHONEME, TINY
-
 from tests.engine.prompts import make_prompt
 
 

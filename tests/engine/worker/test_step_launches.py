@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from stretto.engine.kernels.gpu import gather
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.worker import step_program
@@ -15,8 +17,6 @@ from stretto.engine.worker.slots import STATE
 from stretto.engine.worker.step_plan import Variant
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
-from torch.utils._python_dispatch import TorchDispatchMode
-
 from tests.engine.worker.walks import LENGTH, Walk, captured, request
 from tests.small_vocabularies import BAGPIPER, OPUSLM
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+
 from stretto.engine.kernels.gpu.columns import COLUMNS
 from stretto.engine.kernels.gpu.columns import STATE as KERNEL_STATE
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.worker.slots import LIMITS, SCALES, STATE
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
-
 from tests.engine.worker.walks import LENGTH, Walk, captured, reference
 from tests.small_vocabularies import BAGPIPER, DIALOGUE, OPUSLM
 from tests.speech_families import EIGHT_STREAMS

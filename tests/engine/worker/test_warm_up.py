@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from stretto.engine.request.rules import SegmentRules
-from stretto.engine.worker.warm_up import warmup_request
-from stretto.families.tiny.family import TINY
 from vllm.v1.core.sched.output import GrammarOutput, NewRequestData
 from vllm.v1.worker.gpu.warmup import run_mixed_prefill_decode_warmup, warmup_kernels
 
+from stretto.engine.request.rules import SegmentRules
+from stretto.engine.worker.warm_up import warmup_request
+from stretto.families.tiny.family import TINY
 from tests.engine.harness import Engine
 from tests.engine.prompts import make_prompts
 from tests.random_checkpoints import write_checkpoint

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from vllm.v1.core.sched.output import NewRequestData
+
 from stretto.engine.request.new_request import SpeechRequestData
 from stretto.engine.request.params import SpeechParams
 from stretto.engine.request.rules import SegmentRules
@@ -20,8 +22,6 @@ from stretto.engine.worker.step_graphs import Recorder, StepGraphs
 from stretto.engine.worker.step_program import StepProgram
 from stretto.engine.worker.step_sampler import StepSampler
 from stretto.families.base import Family
-from vllm.v1.core.sched.output import NewRequestData
-
 from tests.engine.prompts import make_prompt
 
 if not torch.cuda.is_available():

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from transformers.audio_utils import mel_filter_bank
+
 from stretto.families.audio_format import AudioFormat
 from stretto.families.bagpiper.features import SHORTEST, log_mel
-from transformers.audio_utils import mel_filter_bank
 
 pytestmark = pytest.mark.slow
 

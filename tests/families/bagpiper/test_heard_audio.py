@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+
 from stretto.errors import InvalidRequest
 from stretto.families.opuslm.kmeans import read_centres
 from stretto.preprocessing.request import Preprocessor, RawRequest
-
 from tests import published_xeus
 from tests.published_checkpoints import convert, write_release
 from tests.reference import xeus as reference

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from stretto.errors import InvalidRequest
 from stretto.families.audio_format import AudioFormat, check_audios
 from stretto.families.bagpiper.family import bagpiper
@@ -12,7 +13,6 @@ from stretto.preprocessing.conversation import Piece
 from stretto.preprocessing.prompt import PromptRows
 from stretto.preprocessing.subwords import Subwords
 from stretto.records.prompt import Prompt
-
 from tests.small_vocabularies import SMALL_BAGPIPER
 
 

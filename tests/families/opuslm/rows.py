@@ -1,10 +1,10 @@
 """What the tests of OpusLM's prompts share: frames, and how they lie in rows. Ids: `tests/small_vocabularies.py`."""
 
 import numpy as np
+
 from stretto.families.base import Family
 from stretto.families.opuslm.prompt_segments import SegmentWriter
 from stretto.preprocessing.subwords import Subwords
-
 from tests.fakes import FrameCounter
 from tests.families.letters import Letters
 

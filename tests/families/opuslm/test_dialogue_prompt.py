@@ -1,6 +1,7 @@
 """OpusLM dialogue's prompts, row by row: system 8, user 9, assistant 10; audio_dialogue 89, text_dialogue 88."""
 
 import numpy as np
+
 from stretto.engine.frontend.utterance import Utterance
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.request.tracker import SegmentTracker
@@ -10,7 +11,6 @@ from stretto.families.opuslm.family import opuslm_dialogue
 from stretto.families.text_codec import SILENT
 from stretto.preprocessing.conversation import Piece
 from stretto.streams.chunking import ChunkPolicy, Pacer
-
 from tests.families.opuslm.rows import CODES, FRAMES, GAP, VOICE, segments, text
 from tests.small_vocabularies import SMALL_OPUSLM
 

@@ -1,8 +1,8 @@
 """Audio that came before is not tokenised again."""
 
 import numpy as np
-from stretto.families.opuslm.heard_codes import REMEMBERED, HeardCodes
 
+from stretto.families.opuslm.heard_codes import REMEMBERED, HeardCodes
 from tests.fakes import FrameCounter
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from stretto.errors import CheckpointError
 from stretto.families.opuslm.kmeans import read_centres
 

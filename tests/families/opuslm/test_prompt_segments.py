@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+
 from stretto.errors import InvalidRequest
 from stretto.families.opuslm.family import opuslm
 from stretto.families.opuslm.prompt_segments import SegmentWriter
 from stretto.preprocessing.conversation import Piece
 from stretto.preprocessing.subwords import Subwords
-
 from tests.fakes import FrameCounter
 from tests.families.letters import Letters
 from tests.families.opuslm.rows import segments

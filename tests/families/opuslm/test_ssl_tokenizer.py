@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+
 from stretto.errors import CheckpointError
 from stretto.families.opuslm.convert_ssl_tokenizer import SslTokenizer
 from stretto.families.opuslm.kmeans import read_centres
 from stretto.families.opuslm.ssl_tokenizer import CONFIG, FOLDER, WEIGHTS, load_ssl_tokenizer
-from torch import Tensor
-
 from tests import published_xeus
 from tests.reference import xeus as reference
 

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from stretto.codec.espnet_dac_checkpoint import multiply_weight_norm_out
 from stretto.families.opuslm.convert_ssl_tokenizer import DROPPED, config_from
 from stretto.families.opuslm.xeus import Xeus
 from stretto.families.opuslm.xeus_config import XeusConfig
-
 from tests import published_xeus
 from tests.reference import xeus as reference
 

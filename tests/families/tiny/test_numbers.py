@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from stretto.families.tiny.numbers import cardinal, clock, digits, number, ordinal, quantity, write_out, year
 
 

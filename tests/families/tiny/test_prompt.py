@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from stretto.errors import InvalidRequest
 from stretto.families.tiny.family import (
     ASR,
@@ -19,7 +20,6 @@ from stretto.families.tiny.family import (
 )
 from stretto.families.tiny.prompt import MAX_FRAME_ROWS, TinyTemplate
 from stretto.preprocessing.conversation import Piece
-
 from tests.fakes import FrameCounter
 
 TEMPLATE = TinyTemplate(FrameCounter())

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+
 from stretto.families.tiny.family import CHARACTERS
 from stretto.families.tiny.text import normalise, words_of
 

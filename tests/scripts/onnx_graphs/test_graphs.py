@@ -1,8 +1,8 @@
 import pytest
 import torch
-from stretto.codec.tiny.mel import log_mel
 
 from scripts.onnx_graphs.graphs import LogMel, fourier
+from stretto.codec.tiny.mel import log_mel
 
 
 @pytest.mark.parametrize(("inputs", "size"), [(8, 8), (5, 16), (320, 1024)])

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from stretto.codec.base import Window
 
 from benchmarks.code_streams import random_codes
 from scripts.onnx_graphs.tiny_graph import TinyGraph, erf
+from stretto.codec.base import Window
 from tests.codec.conftest import make_codec
 
 

@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator
 
 import grpc
 import pytest
+
 from stretto.serving.proxy.__main__ import grpc_server
 from stretto.serving.proxy.config import ProxyConfig
-
 from tests.client.fake_server import Chunk, FakeServer
 from tests.ports import free_ports
 

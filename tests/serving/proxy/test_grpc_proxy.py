@@ -6,11 +6,11 @@ from typing import Any
 
 import grpc
 import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
 from stretto.serving.proxy.__main__ import Launcher, grpc_server
 from stretto.serving.proxy.access import KEY_HEADER
 from stretto_client import RequestRefused, ServerUnavailable, SpeechClient
-from tritonclient.grpc import service_pb2, service_pb2_grpc
-
 from tests.client.fake_server import Chunk, FakeServer, Pause
 from tests.serving.proxy.conftest import KEY, Proxied, proxy_config
 

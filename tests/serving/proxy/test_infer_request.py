@@ -5,8 +5,9 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stretto.serving.proxy.infer_request import SIZES, BadRequest, read_infer_request
 from tritonclient.grpc.service_pb2 import ModelInferRequest
+
+from stretto.serving.proxy.infer_request import SIZES, BadRequest, read_infer_request
 
 
 def message(shape: list[int], raw: bytes | None, datatype: str = "FP32", **contents: list[float]) -> bytes:

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+
 from stretto.serving.proxy.infer_request import BadRequest
 from stretto.serving.proxy.pace import LARGE_BYTES, Pace
 

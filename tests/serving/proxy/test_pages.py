@@ -7,9 +7,9 @@ from pathlib import Path
 
 import grpc
 import pytest
+
 from stretto.serving.proxy import pages
 from stretto.serving.proxy.pages import MetricsPage, PageServer, Readiness
-
 from tests.client.fake_server import FakeServer
 from tests.ports import free_ports
 

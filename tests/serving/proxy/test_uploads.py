@@ -5,10 +5,10 @@ from contextlib import ExitStack
 
 import grpc
 import pytest
+
 from stretto.serving.proxy import uploads as uploads_module
 from stretto.serving.proxy.__main__ import grpc_server
 from stretto.serving.proxy.uploads import ENDED, KEPT_BYTES, Upload, Uploads
-
 from tests.client.fake_server import Chunk, FakeServer
 from tests.serving.proxy.conftest import proxy_config
 from tests.serving.proxy.test_grpc_proxy import TEXT, WAIT_S, call, request, service_pb2

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from stretto.families.tiny import family as tiny
 
+from stretto.families.tiny import family as tiny
 from training.tiny import builders
 from training.tiny.encoded import PHONEME_ID, Spoken, Transcript
 from training.tiny.sequences import CHARACTER_ID, INDEX, NO_TARGET, SPACE, Head, Rows

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from stretto.families.tiny import family as tiny
 
+from stretto.families.tiny import family as tiny
 from training.tiny import builders
 from training.tiny.encoded import Spoken, Transcript
 from training.tiny.generate import Scripts, Speaking, speak, text_prompt, with_text, without_text, written

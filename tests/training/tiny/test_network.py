@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from stretto.families.tiny import family as tiny
 from transformers import AutoConfig, Qwen3Model
 
+from stretto.families.tiny import family as tiny
 from training.tiny.export import checkpoint_config, export, load_exported
 from training.tiny.network import Network, NetworkConfig
 from training.tiny.session import Session

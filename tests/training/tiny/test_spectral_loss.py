@@ -1,8 +1,8 @@
 import math
 
 import torch
-from stretto.codec.tiny.mel import SAMPLE_RATE
 
+from stretto.codec.tiny.mel import SAMPLE_RATE
 from training.tiny.spectral_loss import RESOLUTIONS, magnitudes, spectral_loss
 
 

@@ -3,8 +3,8 @@
 import random
 
 import pytest
-from stretto.families.tiny.family import CHARACTERS
 
+from stretto.families.tiny.family import CHARACTERS
 from training.tiny.text import SLOTS, domain_sentence, domain_vocabulary, fill, number_words
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from stretto.codec.tiny import codec as tiny
 from stretto.codec.tiny.mel import HOP, log_mel
-
 from training.tiny import train_vocoder
 from training.tiny.export_codec import export
 

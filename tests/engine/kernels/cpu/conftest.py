@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from stretto.engine.kernels import cpu as cpu_kernels
 from vllm.triton_utils import dispatcher
+
+from stretto.engine.kernels import cpu as cpu_kernels
 
 Compare = Callable[..., list[Any]]
 

@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
-from stretto.engine.kernels import cpu as cpu_kernels
 from vllm.triton_utils import dispatcher
 from vllm.v1.worker.gpu import block_table, buffer_utils
+
+from stretto.engine.kernels import cpu as cpu_kernels
 
 MAX_REQS, MAX_TOKENS = 6, 64
 GROUPS = [([16], [5]), ([4, 32], [9, 3])]

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from stretto.engine.kernels import cpu as cpu_kernels
-from stretto.engine.kernels.cpu import norms
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 from triton.runtime import interpreter
 from vllm import LLM, SamplingParams
 from vllm.triton_utils import dispatcher
+
+from stretto.engine.kernels import cpu as cpu_kernels
+from stretto.engine.kernels.cpu import norms
 
 pytestmark = pytest.mark.engine
 

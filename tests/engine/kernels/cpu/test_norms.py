@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from stretto.engine.kernels.cpu import norms
 from vllm import ir
 from vllm.platforms import current_platform
+
+from stretto.engine.kernels.cpu import norms
 
 current_platform.import_kernels()
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from stretto.engine.kernels.cpu.products import Float32Product, Product, pad_products, padded_size
 
 

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from vllm.triton_utils import dispatcher
+
 from stretto.engine.kernels import cpu as cpu_kernels
 from stretto.engine.kernels.cpu import sampling
-from vllm.triton_utils import dispatcher
 
 pytestmark = pytest.mark.slow
 

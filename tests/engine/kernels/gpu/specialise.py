@@ -3,11 +3,12 @@
 from typing import Any
 
 import torch
-from stretto.engine.kernels.gpu import draw as kernel
-from stretto.sampling.draw import DrawParams
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
+
+from stretto.engine.kernels.gpu import draw as kernel
+from stretto.sampling.draw import DrawParams
 
 COLUMNS, STREAMS = 1025, 8
 

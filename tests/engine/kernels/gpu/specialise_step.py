@@ -3,7 +3,6 @@
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.worker import step_program
 from stretto.engine.worker.step_plan import Variant
-
 from tests.engine.kernels.gpu.specialise import Launches
 from tests.engine.worker.walks import LENGTH, captured
 from tests.small_vocabularies import BAGPIPER

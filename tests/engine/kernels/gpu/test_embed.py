@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+
 from stretto.engine.kernels.gpu.embed import embed_on_device, embed_on_host, embed_rows
 
 PAD, VOCAB = 5, 40

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from stretto.engine.kernels.gpu import products
 from stretto.engine.kernels.gpu.products import Float32Product
 

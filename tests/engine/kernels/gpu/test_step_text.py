@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import triton
+
 from stretto.engine.kernels.gpu.columns import COLUMNS, DRAWS
 from stretto.engine.kernels.gpu.step_text import TILE, WIDTH, draw_text_kernel, text_maxima_kernel
 from stretto.sampling.draw import DrawParams, DrawPlan, draw

@@ -5,10 +5,11 @@ import sys
 
 import pytest
 import torch
-from stretto.engine.kernels.triton_cpu.compiler import InterpretedBackend
-from stretto.engine.kernels.triton_cpu.driver import HostDriver
 from triton.backends import backends
 from triton.runtime import driver
+
+from stretto.engine.kernels.triton_cpu.compiler import InterpretedBackend
+from stretto.engine.kernels.triton_cpu.driver import HostDriver
 
 without_gpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
 
