@@ -131,10 +131,10 @@ def give_way() -> None:
 
 
 def rest(going: Event, resting: Event) -> None:
-    """Wait where it is not `going`, and say so meanwhile."""
-    if not going.is_set():
+    """Wait where it is not `going`, and say so meanwhile: again and again, for it may go and rest between two looks."""
+    while not going.is_set():
         resting.set()
-        going.wait()
+        going.wait(0.05)
 
 
 class Neighbour:
