@@ -101,6 +101,7 @@ class Children:
 
 def enter_job(name: str, job: Job, setup: Setup, limit_s: float) -> None:
     """Run a job in this process, which ends with it; a crash and a hang leave every thread's stack in the log."""
+    faulthandler.disable()  # a library may have put a handler of its own in the place of one that was enabled before
     faulthandler.enable()
     faulthandler.dump_traceback_later(0.95 * limit_s)
     is_right = run_job(name, job, setup)

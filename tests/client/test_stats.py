@@ -1,6 +1,7 @@
 """The progress line and the summary of an utterance."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def event(num_samples: int | None, **fields: object) -> SpeechEvent:
 
 def test_first_audio_is_the_first_event_with_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 10.1, 10.2, 10.4, 11.0])
-    monkeypatch.setattr("stretto_client.stats.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("stretto_client.stats.time", SimpleNamespace(monotonic=lambda: next(clock)))  # nobody else's
     tally = Tally(stream=io.StringIO())
     for heard in [event(None), event(0), event(16_000), event(16_000, is_final=True, report=REPORT)]:
         tally.add(heard)
