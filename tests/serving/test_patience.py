@@ -1,6 +1,6 @@
 """Starts that fail are tried again ever more slowly, and at once when all was well in between."""
 
-import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,7 +11,7 @@ from stretto.serving.patience import MAX_DELAY_S, BackOff, slowness
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     clock = [1000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     return clock
 
 
