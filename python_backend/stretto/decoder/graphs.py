@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stretto.codec.base import Window
+from stretto.cuda_graphs import record
 
 logger = logging.getLogger(__name__)
 Decode = Callable[[Window], tuple[Tensor, Tensor]]
@@ -34,19 +35,12 @@ class CudaGraphs:
 
     def capture(self, step: Callable[[], tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, Tensor], Callable[[], None]]:
         """See GraphBackend. When it raises, the current stream is that of before, and nothing is under way."""
-        before = torch.cuda.current_stream()
         for _ in range(3):  # libraries choose their algorithms and allocate their workspaces at first use
             step()
         torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                outputs = step()
-        except BaseException:  # torch then leaves the stream of the capture the current one
-            torch.cuda.set_stream(before)
-            torch.cuda.synchronize()
-            raise
-        return outputs, graph.replay
+        outputs = list[tuple[Tensor, Tensor]]()
+        graph = record(lambda: outputs.append(step()), self._pool)
+        return outputs[0], graph.replay
 
 
 @dataclass(frozen=True, slots=True)
