@@ -1,0 +1,71 @@
+"""Random weights of VITA-Audio in the layout in which it is published, the same on every machine: small, for tests.
+
+The main model's decoder layers come first in `model.layers`, those of the modules behind them; the rest of the modules
+lies beside the model, on the wrapper that has the head. No part of this package is needed to draw them.
+"""
+
+from typing import Any
+
+import numpy as np
+
+MAIN_LAYERS, MODULES = 2, 10
+
+# What config.json says of a small release: as many modules as the published one has, two main layers of 28.
+SMALL: dict[str, Any] = {
+    "architectures": ["Qwen2MTPForCausalLM"],
+    "model_type": "qwen2_mtp",
+    "num_nextn_predict_layers": MODULES,
+    "num_hidden_layers": MAIN_LAYERS + MODULES,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "tie_word_embeddings": False,
+    "use_sliding_window": False,
+    "vocab_size": 384,
+    "torch_dtype": "float32",
+}
+
+
+def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The published tensors by name, of a model with this config.json."""
+    hidden, inner, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    width = hidden // config["num_attention_heads"]
+    keys = config["num_key_value_heads"] * width
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
+    for layer in range(config["num_hidden_layers"]):
+        attention, mlp = f"model.layers.{layer}.self_attn.", f"model.layers.{layer}.mlp."
+        for name, rows in (("q", hidden), ("k", keys), ("v", keys)):
+            found |= {f"{attention}{name}_proj.weight": (rows, hidden), f"{attention}{name}_proj.bias": (rows,)}
+        found[f"{attention}o_proj.weight"] = (hidden, hidden)
+        found |= {f"{mlp}{name}_proj.weight": (inner, hidden) for name in ("gate", "up")}
+        found[f"{mlp}down_proj.weight"] = (hidden, inner)
+        norms = ("input_layernorm", "post_attention_layernorm")
+        found |= {f"model.layers.{layer}.{name}.weight": (hidden,) for name in norms}
+    found |= {"model.norm.weight": (hidden,), "lm_head.weight": (vocab, hidden)}
+    for module in range(config["num_nextn_predict_layers"]):
+        found[f"mtp_projs.{module}.weight"] = (hidden, 2 * hidden)
+        found |= {f"mtp_{name}_norms.{module}.weight": (hidden,) for name in ("embed", "hidden")}
+    return found
+
+
+def tensors(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
+    """Random float32 tensors by published name: large enough that the best logit leads by a clear margin."""
+    random = np.random.Generator(np.random.PCG64(seed))
+    found = {}
+    for name, shape in shapes(config).items():
+        noise = random.standard_normal(shape)
+        if "norm" in name:
+            noise = 1 + 0.2 * noise
+        elif name.endswith("bias"):
+            noise *= 0.3
+        elif "embed_tokens" in name:
+            noise *= 0.5
+        else:
+            noise *= (0.3 if "lm_head" in name else 1.5) * (1 if "lm_head" in name else shape[-1] ** -0.5)
+        found[name] = noise.astype(np.float32)
+    return found

@@ -1,0 +1,83 @@
+"""VITA-Audio's replies by their definition: every token recomputed from the whole sequence, without any cache.
+
+Hugging Face's Qwen2 layers, plain Python around them. Tokens t_0 … t_n are known. The main model reads them all and
+draws the next; the module k = 0, 1, … that draws after it reads the hidden state of slot j and token j + k + 1.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import Qwen2Config
+from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM
+
+
+def drawn_by(schedule: Sequence[int], num_modules: int) -> Iterator[int]:
+    """Who draws each token of a reply: -1 the main model, k the module; pairs [main, modules], the last for ever.
+
+    Where more tokens follow than there are modules, the main model draws one and the modules begin anew.
+    """
+    pairs = [tuple(schedule[at : at + 2]) for at in range(0, len(schedule), 2)]
+    while True:
+        main, more = pairs.pop(0) if len(pairs) > 1 else pairs[0]
+        yield from [-1] * main
+        yield from (
+            index % (num_modules + 1) if index % (num_modules + 1) < num_modules else -1 for index in range(more)
+        )
+
+
+class VitaReference:
+    """The small release of `weights` by published name, in float64."""
+
+    def __init__(self, config: Mapping[str, Any], weights: Mapping[str, np.ndarray]):
+        self.num_modules = config["num_nextn_predict_layers"]
+        self.num_main = config["num_hidden_layers"] - self.num_modules
+        known = ("num_nextn_predict_layers", "architectures", "model_type", "torch_dtype")
+        plain = Qwen2Config(**{name: value for name, value in config.items() if name not in known})
+        plain._attn_implementation = "eager"
+        self.model = Qwen2ForCausalLM(plain).double().eval()
+        tensors = {name: torch.from_numpy(weight).double() for name, weight in weights.items()}
+        self.beside = {name: tensors.pop(name) for name in list(tensors) if name.startswith("mtp_")}
+        self.model.load_state_dict(tensors)
+        self._eps = plain.rms_norm_eps
+
+    @torch.no_grad()
+    def logits(self, tokens: Sequence[int], module: int) -> Tensor:
+        """Logits [V] of the token behind `tokens`, drawn by `module`, or by the main model where it is -1."""
+        model, ids = self.model.model, torch.tensor([list(tokens)])
+        slots = len(tokens) - module - 1
+        hidden = self._run(model.embed_tokens(ids[:, :slots]), 0, range(self.num_main))
+        for k in range(module + 1):
+            token, known = model.embed_tokens(ids[:, k + 1 : k + 1 + slots]), self.beside
+            both = [
+                self._norm(token, known[f"mtp_embed_norms.{k}.weight"]),
+                self._norm(hidden, known[f"mtp_hidden_norms.{k}.weight"]),
+            ]
+            joined = torch.cat(both, -1) @ known[f"mtp_projs.{k}.weight"].T
+            hidden = self._run(joined, k + 1, [self.num_main + k])
+        return self.model.lm_head(hidden[0, -1])
+
+    def _run(self, hidden: Tensor, first: int, layers: Sequence[int]) -> Tensor:
+        """Through `layers` and the last norm; the rows stand at the positions from `first` on."""
+        model, size = self.model.model, hidden.shape[1]
+        positions = torch.arange(first, first + size)[None]
+        mask = torch.full((size, size), -torch.inf, dtype=hidden.dtype).triu(1)[None, None]
+        for index in layers:
+            rotary = model.rotary_emb(hidden, positions)
+            hidden = model.layers[index](hidden, attention_mask=mask, position_embeddings=rotary)
+        return model.norm(hidden)
+
+    def _norm(self, values: Tensor, weight: Tensor) -> Tensor:
+        return weight * values * (values.pow(2).mean(-1, keepdim=True) + self._eps).rsqrt()
+
+    def reply(self, prompt: Sequence[int], schedule: Sequence[int], num_tokens: int, penalty: float = 1.0) -> list[int]:
+        """The ids of a greedy reply; with `penalty`, ids that came before, in the prompt too, are less likely."""
+        tokens, drawers = list(prompt), drawn_by(schedule, self.num_modules)
+        for _ in range(num_tokens):
+            logits = self.logits(tokens, next(drawers))
+            seen = sorted(set(tokens))
+            logits[seen] = torch.where(logits[seen] < 0, logits[seen] * penalty, logits[seen] / penalty)
+            tokens.append(int(logits.argmax()))
+        return tokens[len(prompt) :]
