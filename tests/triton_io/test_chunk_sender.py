@@ -16,7 +16,7 @@ from stretto.records.delivery import Delivery, OutputForm
 from stretto.records.envelope import Envelope
 from stretto.streams.segment import Segment
 from stretto.triton_io.chunk_sender import ChunkSender, SenderLimits
-from stretto.triton_io.flow import DecoderFailed, DecoderStalled, FlowSlot, FlowTable, Outcome
+from stretto.triton_io.flow import DecoderFailed, DecoderRefused, DecoderStalled, FlowSlot, FlowTable, Outcome
 from stretto.triton_io.responses import Responses, ResponseThread
 from tests.fakes_triton import InferenceResponse, ResponseSender
 from tests.triton_io.answering import AnsweringSender
@@ -177,7 +177,10 @@ async def test_a_cancelled_utterance_does_not_wait_for_room(slot: FlowSlot) -> N
     assert speaker.is_closed
 
 
-@pytest.mark.parametrize(("outcome", "kind"), [(Outcome.FAILED, DecoderFailed), (Outcome.OVERLOADED, Overloaded)])
+@pytest.mark.parametrize(
+    ("outcome", "kind"),
+    [(Outcome.FAILED, DecoderFailed), (Outcome.OVERLOADED, Overloaded), (Outcome.REFUSED, DecoderRefused)],
+)
 async def test_what_ended_the_utterance_at_the_decoder_is_raised(
     slot: FlowSlot, outcome: Outcome, kind: type[Exception]
 ) -> None:

@@ -60,6 +60,7 @@ def test_a_text_only_chunk_has_no_samples(slot: FlowSlot) -> None:
         (RuntimeError("/srv/codec is broken"), Outcome.FAILED, "acoustic decoder: internal error [0-9a-f]{8}"),
         (KeyError(), Outcome.FAILED, "acoustic decoder: internal error [0-9a-f]{8}"),
         (InvalidRequest("codes", "[7, T]", "[1, T]"), Outcome.FAILED, r"codes: expected \[7, T\], got \[1, T\]"),
+        (InvalidRequest("options.output.ring.name", "a", "b"), Outcome.REFUSED, r"options.*: expected a, got b"),
         (Overloaded("256 utterances are being decoded"), Outcome.OVERLOADED, "256 utterances are being decoded"),
     ],
 )

@@ -129,22 +129,32 @@ def test_a_cancelled_utterance_ends_without_an_error(service: SpeechService, tab
     assert MetricFamily.made["stretto_cancelled_total"].value == 1
 
 
-def test_what_the_decoder_could_not_do_is_answered_when_all_else_is(service: SpeechService, table: FlowTable) -> None:
+@pytest.mark.parametrize(
+    ("outcome", "code", "kind", "counted"),
+    [
+        (Outcome.FAILED, TritonError.INTERNAL, "failed", "failed"),
+        (Outcome.REFUSED, TritonError.INVALID_ARG, "invalid request", "rejected"),
+    ],
+)
+def test_what_the_decoder_could_not_do_is_answered_when_all_else_is(
+    service: SpeechService, table: FlowTable, outcome: Outcome, code: int, kind: str, counted: str
+) -> None:
     asked = request(table, 3)
     asked.sender = ResponseSender()  # behind which nobody answers
     service.accept(asked)
     wait(lambda: len(asked.sender.responses) >= 1)
     envelope = envelope_in(asked.sender.responses[0])
     slot = table.at(envelope.flow)
-    slot.conclude(Outcome.FAILED, "no codec")
+    slot.conclude(outcome, "no codec")
     time.sleep(0.05)
     assert not asked.sender.is_final
     slot.count_answer()
     wait(lambda: asked.sender.is_final)
     error = asked.sender.responses[-1].error
-    assert (error.code(), error.message()) == (TritonError.INTERNAL, "failed: no codec")
+    assert (error.code(), error.message()) == (code, f"{kind}: no codec")
     assert Logger.errors == []  # the decoder has logged it
-    assert MetricFamily.made["stretto_failed_total"].value == 1
+    made = {name: MetricFamily.made[f"stretto_{name}_total"].value for name in ("failed", "rejected")}
+    assert made == {"failed": 0, "rejected": 0} | {counted: 1}
 
 
 def test_a_decoder_that_never_answers_does_not_hang_the_utterance(service: SpeechService, table: FlowTable) -> None:

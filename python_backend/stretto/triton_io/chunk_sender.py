@@ -17,7 +17,7 @@ from stretto.records.chunk import LMChunk
 from stretto.records.delivery import Delivery, OutputForm
 from stretto.records.envelope import Envelope
 from stretto.streams.chunking import DecoderLoad, Pacer
-from stretto.triton_io.flow import DecoderFailed, DecoderStalled, FlowSlot, Outcome
+from stretto.triton_io.flow import DecoderFailed, DecoderRefused, DecoderStalled, FlowSlot, Outcome
 from stretto.triton_io.responses import Responses
 from stretto.triton_io.ticking import ticking, until
 
@@ -153,6 +153,8 @@ class ChunkSender:
                 raise Overloaded(self._slot.reason)
             case Outcome.FAILED:
                 raise DecoderFailed(self._slot.reason)
+            case Outcome.REFUSED:
+                raise DecoderRefused(self._slot.reason)
 
     def _num_chunks_answered(self) -> int:
         """So many, or fewer by the probes that are still on their way."""

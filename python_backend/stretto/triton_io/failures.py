@@ -6,10 +6,10 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from stretto.errors import Cancelled, InvalidRequest, Overloaded, incident
-from stretto.triton_io.flow import DecoderFailed, DecoderStalled
+from stretto.triton_io.flow import DecoderFailed, DecoderRefused, DecoderStalled
 
 MAX_MESSAGE = 300
-NO_NEWS = (InvalidRequest, Overloaded, Cancelled, DecoderFailed)
+NO_NEWS = (InvalidRequest, Overloaded, Cancelled, DecoderFailed, DecoderRefused)
 TOLD = (*NO_NEWS, DecoderStalled)  # their texts are written for clients
 
 
@@ -44,7 +44,7 @@ def refuse(sender: Any, error: BaseException, whose: str) -> None:
 
 def _code_and_kind(error: BaseException) -> tuple[Any, str]:
     match error:  # the stub fills `pb_utils` only after our modules are imported: no table of these at their top
-        case InvalidRequest():
+        case InvalidRequest() | DecoderRefused():
             return pb_utils.TritonError.INVALID_ARG, "invalid request"
         case Overloaded():
             return pb_utils.TritonError.UNAVAILABLE, "unavailable"

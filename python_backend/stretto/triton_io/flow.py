@@ -40,6 +40,10 @@ class DecoderFailed(StrettoError):
     """The decoder could not go on with an utterance, and has logged why."""
 
 
+class DecoderRefused(StrettoError):
+    """The decoder has found a mistake of the client's, as in the ring that it has made."""
+
+
 class DecoderStalled(StrettoError):
     """The decoder has not answered a chunk for too long."""
 
@@ -51,6 +55,7 @@ class Outcome(IntEnum):
     CANCELLED = 1
     FAILED = 2
     OVERLOADED = 3
+    REFUSED = 4
 
 
 class FlowTable:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from stretto.errors import Cancelled, Overloaded
+from stretto.errors import Cancelled, InvalidRequest, Overloaded
 from stretto.records import event as event_record
 from stretto.records.event import Event
 from stretto.triton_io.failures import told
@@ -22,6 +22,7 @@ from stretto.triton_io.schema import EVENT, PCM, PCM16
 from stretto.triton_io.tensors import array_tensor, text_tensor
 
 NAME = "acoustic decoder"
+CLIENTS = "options."  # fields of what a client has written; all else is the language model's
 
 
 class ChunkReply:
@@ -91,4 +92,6 @@ def outcome_of(error: BaseException) -> Outcome:
             return Outcome.CANCELLED
         case Overloaded():
             return Outcome.OVERLOADED
+        case InvalidRequest(field=field) if field.startswith(CLIENTS):
+            return Outcome.REFUSED
     return Outcome.FAILED

@@ -12,7 +12,7 @@ from stretto.streams.chunking import Pacer
 from stretto.triton_io.chunk_sender import ChunkSender, SenderLimits
 from stretto.triton_io.event_loop import EventLoop
 from stretto.triton_io.failures import refuse
-from stretto.triton_io.flow import FlowTable
+from stretto.triton_io.flow import DecoderRefused, FlowTable
 from stretto.triton_io.metrics import Gauges
 from stretto.triton_io.prompt_tensors import read_prompt
 from stretto.triton_io.responses import Responses, ResponseThread
@@ -130,7 +130,8 @@ class SpeechService:
             self._gauges.add("cancelled_total", failure is not None)
             await responses.end()
         else:
-            self._gauges.add("rejected_total" if isinstance(failure, InvalidRequest) else "failed_total", 1)
+            is_theirs = isinstance(failure, InvalidRequest | DecoderRefused)
+            self._gauges.add("rejected_total" if is_theirs else "failed_total", 1)
             await responses.refuse(failure, f"utterance {utterance}")
 
     async def _report(self) -> None:
