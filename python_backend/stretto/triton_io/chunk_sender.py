@@ -48,6 +48,11 @@ class SenderLimits:
 
 
 DEFAULT = Delivery()
+ENDED_BY_DECODER = {
+    Outcome.OVERLOADED: Overloaded,
+    Outcome.FAILED: DecoderFailed,
+    Outcome.REFUSED: DecoderRefused,
+}
 
 
 class ChunkSender:
@@ -146,15 +151,11 @@ class ChunkSender:
             raise Cancelled("the caller has left")
         if self._responses.failure is not None:
             raise self._responses.failure
-        match self._slot.outcome:
-            case Outcome.CANCELLED:
-                raise Cancelled("the client cancelled the request")
-            case Outcome.OVERLOADED:
-                raise Overloaded(self._slot.reason)
-            case Outcome.FAILED:
-                raise DecoderFailed(self._slot.reason)
-            case Outcome.REFUSED:
-                raise DecoderRefused(self._slot.reason)
+        outcome = self._slot.outcome
+        if outcome is Outcome.CANCELLED:
+            raise Cancelled("the client cancelled the request")
+        if outcome in ENDED_BY_DECODER:
+            raise ENDED_BY_DECODER[outcome](self._slot.reason)
 
     def _num_chunks_answered(self) -> int:
         """So many, or fewer by the probes that are still on their way."""

@@ -128,6 +128,42 @@ async def test_idle_connections_make_room_the_oldest_first(monkeypatch: pytest.M
             writer.close()
 
 
+async def test_the_host_that_has_the_most_connections_makes_room_also_where_it_awaits_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pages, "MAX_CONNECTIONS", 4)
+    monkeypatch.setattr(pages, "REQUEST_S", 10 * WAIT_S)
+    num_asked, num_ended = 0, 0
+
+    async def page(path: str) -> pages.Page:
+        nonlocal num_asked, num_ended
+        if path == "/slow":
+            num_asked += 1
+            try:
+                await asyncio.Event().wait()
+            finally:
+                num_ended += 1
+        return pages.Page(pages.HTTPStatus.OK)
+
+    (port,) = free_ports(1)
+    async for ask in asking(PageServer(page), port):
+        silent = await asyncio.open_connection("127.0.0.1", port)
+        theirs = []
+        async with asyncio.timeout(WAIT_S):
+            for number in range(1, 4):
+                theirs.append(await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.2", 0)))
+                theirs[-1][1].write(get("/slow"))
+                while num_asked < number:
+                    await asyncio.sleep(0.001)
+            assert (await ask(get("/"))).startswith(b"HTTP/1.1 200 ")
+            while num_ended < 1:
+                await asyncio.sleep(0.001)
+            assert await theirs[0][0].read() == b""
+        assert not silent[0].at_eof()
+        for _, writer in [silent, *theirs]:
+            writer.close()
+
+
 async def test_where_every_connection_awaits_its_answer_a_further_one_is_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -16,8 +16,8 @@ from tests.serving.proxy.test_grpc_proxy import TEXT, WAIT_S, call, request, ser
 METHODS = [f"/inference.GRPCInferenceService/{name}" for name in ("ModelStreamInfer", "ModelInfer", "ServerReady")]
 
 
-def entered(uploads: Uploads, stack: ExitStack, *num_sent: int) -> list[Upload]:
-    made = [Upload(lambda: None, sent, since) for since, sent in enumerate(num_sent)]
+def entered(uploads: Uploads, stack: ExitStack, *num_sent: int, host: str = "a") -> list[Upload]:
+    made = [Upload(lambda: None, host, sent, since) for since, sent in enumerate(num_sent)]
     for upload in made:
         stack.enter_context(uploads.entry(upload))
     return made
@@ -34,7 +34,7 @@ def test_where_all_have_sent_something_the_one_that_was_silent_longest_is_ended(
         uploads = Uploads(max_calls=2)
         made = entered(uploads, stack, 1, 1)
         made[0].came()
-        made.append(Upload(lambda: None, 1))
+        made.append(Upload(lambda: None, "a", 1))
         stack.enter_context(uploads.entry(made[2]))
     assert [upload.is_ended for upload in made] == [False, True, False]
 
@@ -43,6 +43,28 @@ def test_who_comes_gives_way_to_nobody_who_has_sent_something_and_stays() -> Non
     with ExitStack() as stack:
         made = entered(Uploads(max_calls=2), stack, 1, 1, 0)
     assert [upload.is_ended for upload in made] == [True, False, False]
+
+
+def test_of_too_many_those_of_the_host_that_has_the_most_are_ended() -> None:
+    uploads = Uploads(max_calls=9)
+    with ExitStack() as stack:
+        first, second = entered(uploads, stack, 1, 0, 0, host="a"), entered(uploads, stack, 1, 0, host="b")
+        entered(uploads, stack, *[1] * 500, host="c")
+        late = entered(uploads, stack, 0, host="b")
+        assert not any(upload.is_ended for upload in first + second + late)
+        entered(uploads, stack, *[0] * 500, host="a")
+        assert not any(upload.is_ended for upload in second + late)
+
+
+def test_memory_is_taken_from_those_that_have_sent_nothing_whole_however_many_others_a_host_has() -> None:
+    held = [50, 101, 101, 101, 101]
+    uploads = Uploads(max_resident_bytes=100, resident=lambda: held.pop(0))
+    with ExitStack() as stack:
+        busy, silent = entered(uploads, stack, *[1] * 8, host="a"), entered(uploads, stack, 0, host="b")
+        uploads.look()
+        assert [upload.is_ended for upload in busy + silent] == [False] * 8 + [True]
+        uploads.look()
+        assert [upload.is_ended for upload in busy] == [True] * 3 + [False] * 5
 
 
 def test_they_are_ended_while_the_process_holds_too_much_and_not_before() -> None:

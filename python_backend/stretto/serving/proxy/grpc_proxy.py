@@ -12,6 +12,7 @@ from stretto.serving.proxy.access import MODEL_INFER, MODEL_STREAM_INFER, Access
 from stretto.serving.proxy.gate import AGAIN, Gate, Restarting
 from stretto.serving.proxy.infer_request import INVALID, UNAVAILABLE, BadRequest, InferRequest, read_infer_request
 from stretto.serving.proxy.pace import Pace
+from stretto.serving.proxy.peers import host_of_call
 from stretto.serving.proxy.shared_memory import check_registration
 from stretto.serving.proxy.uploads import ENDED, Upload, Uploads
 
@@ -19,8 +20,15 @@ from stretto.serving.proxy.uploads import ENDED, Upload, Uploads
 DROPPED_HEADERS = {"triton_grpc_error"}
 MAX_SMALL_BYTES = 1 << 16  # of a call that is open to everybody and no inference: it carries names
 MAX_CALLS = 4096
+MAX_CALLS_OF_A_CONNECTION = 256
+# Calls that have begun and were not taken up yet, of 14 KiB each: beyond, gRPC cancels new ones, whosesoever they are.
+# One that is reset counts for its connection until it is taken up, so that it takes many connections to come so far.
+MAX_PENDING_CALLS = 1 << 14
 SERVER_OPTIONS = [
     ("grpc.max_send_message_length", -1),
+    ("grpc.max_concurrent_streams", MAX_CALLS_OF_A_CONNECTION),
+    ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
+    ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
     ("grpc.so_reuseport", 0),  # or else a second server could take the port without a word
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_connection_idle_ms", 600_000),  # without a call; a client that calls again connects again
@@ -94,7 +102,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
 
     async def _only_message(self, context: Context) -> bytes:
         reading = asyncio.create_task(context.read())
-        upload = Upload(reading.cancel)
+        upload = Upload(reading.cancel, host_of_call(context.peer()))
         with self._uploads.entry(upload):
             try:
                 message = await reading
@@ -114,7 +122,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
         metadata = context.invocation_metadata() or ()
         call = self._infer(metadata=_passed_on(metadata))
         stream = _Stream(call, context)
-        upload = Upload(call.cancel)
+        upload = Upload(call.cancel, host_of_call(context.peer()))
         feeding = asyncio.create_task(self._feed(stream, requests, metadata, upload))
         try:
             await self._gate.guard(stream.answer(), lambda: stream.is_answered)

@@ -7,9 +7,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
+from itertools import count
+from typing import Any
 
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from stretto.serving.proxy.peers import host_of, in_excess
 
 MAX_HEAD_BYTES = 8192
 MAX_CONNECTIONS = 256
@@ -94,60 +98,83 @@ class MetricsPage:
             writer.close()
 
 
+@dataclass(slots=True, eq=False)
+class _Connection:
+    """serving: the task; is_idle: nobody waits for an answer; number: the later, the higher."""
+
+    writer: asyncio.StreamWriter
+    serving: "asyncio.Task[Any] | None"
+    number: int
+    is_idle: bool = True
+
+    @property
+    def host(self) -> str:
+        """Whose it is."""
+        name = self.writer.get_extra_info("peername")
+        return host_of(name[0]) if name else ""
+
+    def end(self) -> None:
+        """Close it at once, whatever it waits for."""
+        self.writer.transport.abort()
+        if self.serving is not None and self.serving is not asyncio.current_task():
+            self.serving.cancel()
+
+
 class PageServer:
     """Answers one GET a connection, from `pages`.
 
-    Of more connections than MAX_CONNECTIONS, the one that has said nothing for the longest is closed.
+    Of more connections than MAX_CONNECTIONS one is closed, of the host that has the most: that which has said nothing
+    for the longest, or where all await their answers the oldest.
     """
 
     def __init__(self, pages: Pages) -> None:
         self._pages = pages
-        self._open: set[asyncio.StreamWriter] = set()
-        self._idle: dict[asyncio.StreamWriter, None] = {}  # nobody waits for an answer; the oldest first
+        self._open: set[_Connection] = set()
+        self._number = count()
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve a connection."""
-        self._open.add(writer)
-        self._idle[writer] = None
+        connection = _Connection(writer, asyncio.current_task(), next(self._number))
+        self._open.add(connection)
         self._make_room()
         try:
-            if writer in self._open:
+            if connection in self._open:
                 with suppress(OSError):  # a client that went away, or takes too long
                     async with asyncio.timeout(REQUEST_S + ANSWER_S):
-                        await self._serve(reader, writer)
+                        await self._serve(reader, connection)
+        except asyncio.CancelledError:
+            if connection in self._open:  # it has not made room for another
+                raise
         finally:
-            self._forget(writer)
+            self._open.discard(connection)
             writer.close()
 
     def _make_room(self) -> None:
-        """Close the oldest idle connection where there are too many; that is the last where no other is idle."""
         if len(self._open) > MAX_CONNECTIONS:
-            oldest = next(iter(self._idle))
-            self._forget(oldest)
-            oldest.transport.abort()
+            order = in_excess(self._open, lambda each: each.host, lambda each: (not each.is_idle, each.number))
+            first = next(order)
+            self._open.discard(first)
+            first.end()
 
-    def _forget(self, writer: asyncio.StreamWriter) -> None:
-        self._open.discard(writer)
-        self._idle.pop(writer, None)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        page = await self._answer(reader, writer)
+    async def _serve(self, reader: asyncio.StreamReader, connection: _Connection) -> None:
+        writer = connection.writer
+        page = await self._answer(reader, connection)
         head = f"HTTP/1.1 {page.status.value} {page.status.phrase}\r\nContent-Type: {page.content_type}\r\n"
         writer.write(f"{head}Content-Length: {len(page.body)}\r\nConnection: close\r\n\r\n".encode() + page.body)
         await writer.drain()
         writer.write_eof()
-        self._idle[writer] = None
+        connection.is_idle, connection.number = True, next(self._number)
         with suppress(TimeoutError):  # a reset instead of an end would take the answer from a client that still sends
             async with asyncio.timeout(LINGER_S):
                 await reader.read(MAX_HEAD_BYTES)
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Page:
+    async def _answer(self, reader: asyncio.StreamReader, connection: _Connection) -> Page:
         try:
             async with asyncio.timeout(REQUEST_S):
                 head = await reader.readuntil(b"\r\n\r\n")
         except (asyncio.LimitOverrunError, asyncio.IncompleteReadError):
             return error_page(HTTPStatus.BAD_REQUEST, f"expected a request's head of at most {MAX_HEAD_BYTES} bytes")
-        self._idle.pop(writer, None)
+        connection.is_idle = False
         words = head.partition(b"\r\n")[0].decode("latin-1").split(" ")
         if len(words) != 3 or not words[2].startswith("HTTP/1."):
             return error_page(HTTPStatus.BAD_REQUEST, "expected a request of HTTP/1.1")

@@ -12,7 +12,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+
+from stretto.serving.proxy.peers import in_excess
 
 MAX_CALLS = 2048  # that may still send: half of all that there can be
 MAX_RESIDENT_BYTES = 1 << 30
@@ -26,6 +29,7 @@ class Upload:
     """A call that may still send. num_sent: its messages that have come whole; since: when the last of them did."""
 
     end: Callable[[], object]
+    host: str
     num_sent: int = 0
     since: float = field(default_factory=time.monotonic)
     is_ended: bool = False
@@ -48,7 +52,11 @@ def give_back() -> None:
 
 
 class Uploads:
-    """All of them. Those that have never sent a whole message are ended first, the oldest of them before the others."""
+    """All of them.
+
+    Where they are too many, those of the host that has the most are ended first; where they hold too much, those that
+    have never sent a whole message. Among these in either case the oldest.
+    """
 
     def __init__(
         self,
@@ -64,9 +72,9 @@ class Uploads:
     @contextmanager
     def entry(self, upload: Upload) -> Iterator[None]:
         """One more, for as long as it may send; who comes gives way to nobody who is there and silent."""
-        if len(self._open) >= self._max_calls:
-            self._end(1)
         self._open.add(upload)
+        if len(self._open) > self._max_calls:
+            self._end(self._open, 1, last=upload)
         try:
             yield
         finally:
@@ -79,7 +87,10 @@ class Uploads:
             self.look()
 
     def look(self) -> None:
-        """End a quarter of them where this process holds too much; give back what came and went, once nothing comes."""
+        """End some of them where this process holds too much; give back what came and went, once nothing comes.
+
+        It is a quarter of those that have never sent a whole message, or of all where there are none such.
+        """
         before, self._seen = self._seen, self._resident()
         self._looks += 1
         is_much = self._seen > self._max_resident_bytes
@@ -88,10 +99,12 @@ class Uploads:
             give_back()
             self._seen, self._looks = self._resident(), 0
             if self._seen > self._max_resident_bytes:
-                self._end(1 + len(self._open) // 4)
+                suspects = {upload for upload in self._open if not upload.num_sent} or self._open
+                self._end(suspects, 1 + len(suspects) // 4)
 
-    def _end(self, count: int) -> None:
-        for upload in sorted(self._open, key=lambda upload: (upload.num_sent > 0, upload.since))[:count]:
+    def _end(self, among: set[Upload], count: int, last: Upload | None = None) -> None:
+        order = in_excess(among, lambda each: each.host, lambda each: (each is last, each.num_sent > 0, each.since))
+        for upload in islice(order, count):
             self._open.discard(upload)
             upload.is_ended = True
             upload.end()
