@@ -46,7 +46,8 @@ prefix = next(a for a in sys.argv if "shm-region-prefix-name=" in a).split("shm-
 pathlib.Path("/dev/shm", prefix + "region").touch()
 model = "/models/preprocessor/1/model.py" if (here / "reloads").exists() else "/of/no/model"
 def start_stub():
-    stub = subprocess.Popen([here / "triton_python_backend_stub", "-c", "read line", model, "x"], stdin=subprocess.PIPE)
+    does = "exit 1" if (here / "dies").exists() else "read line"
+    stub = subprocess.Popen([here / "triton_python_backend_stub", "-c", does, model, "x"], stdin=subprocess.PIPE)
     (here / "stub").write_text(str(stub.pid))
     return stub
 stub, old_stubs = start_stub(), []
@@ -68,6 +69,8 @@ class Ready(http.server.BaseHTTPRequestHandler):
         with (here / "reloads").open("a") as reloads:
             reloads.write(self.path.removeprefix("/v2/repository/") + "\\n")
         refuses = self.path.endswith("/load") and (here / "refuses").exists()
+        while self.path.endswith("/load") and (here / "slow").exists():
+            time.sleep(0.01)
         if self.path.endswith("/load") and not refuses:
             old_stubs.append(stub)  # Triton notices the end of one only when its requests are over
             stub = start_stub()
@@ -92,7 +95,11 @@ from stretto.serving.installation import Installation
 server.STUCK_S = 0.5
 server.slowness = lambda: 1.0
 trouble.PROOF_S = float(os.environ.get("PROOF_S", 0.5))
-serve.find_installation = lambda cache: Installation(Path(sys.argv[1]))
+def find_installation(cache):
+    if early := os.environ.get("EARLY"):
+        os.kill(os.getpid(), int(early))
+    return Installation(Path(sys.argv[1]))
+serve.find_installation = find_installation
 sys.exit(serve.main(sys.argv[2:]))
 """
 
@@ -128,7 +135,9 @@ class Launched:
 
     @property
     def launch_id(self) -> str:
-        return (self.folder / "starts").read_text().split()[0]
+        """With the pid alone where no server was started."""
+        starts = self.folder / "starts"
+        return starts.read_text().split()[0] if starts.exists() else f"{self.process.pid}_"
 
     @property
     def stub(self) -> int:

@@ -131,3 +131,29 @@ def test_what_the_server_has_made_for_all_to_read_is_hidden_and_nothing_that_a_l
     launch.hide_regions()
     assert [path.stat().st_mode & 0o777 for path in (region, own)] == [0o600, 0o644]
     launch.close()
+
+
+NOBODY = 65_534
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_another_user_reads_what_is_hidden_no_more_and_its_own_file_of_such_a_name_is_left_alone(
+    short_path: Path,
+) -> None:
+    launch = begin_launch(short_path)
+    region, theirs = (short_path / f"{launch.region_prefix}{name}" for name in ("region", "theirs"))
+    for path in (short_path, region, theirs):
+        if path is not short_path:
+            path.write_bytes(b"speech")
+        path.chmod(0o755)
+    os.chown(theirs, NOBODY, NOBODY)
+
+    def read_by_another(path: Path) -> bytes:
+        return subprocess.run(["cat", path], user=NOBODY, group=NOBODY, extra_groups=(), capture_output=True).stdout
+
+    assert read_by_another(region) == b"speech"
+    launch.hide_regions()
+    assert read_by_another(region) == b""
+    assert theirs.stat().st_mode & 0o777 == 0o755
+    assert launch.folder.stat().st_mode & 0o777 == 0o700
+    launch.close()

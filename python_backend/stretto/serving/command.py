@@ -18,6 +18,7 @@ from stretto.serving.config import LaunchConfig, launch_config, parser, pid_file
 from stretto.serving.installation import Installation, LaunchError, find_installation
 from stretto.serving.plain_paths import plain_path
 from stretto.serving.supervisor import Supervisor
+from stretto.serving.waiting import Waits
 
 
 def main(arguments: list[str]) -> int:
@@ -50,9 +51,11 @@ def serve(config: LaunchConfig) -> int:
         raise cannot_write(error, config, "other files with --pid-file and --log-file") from None
     for launch_id in leftovers.sweep():
         say(f"cleaned up after launch {launch_id}, which died")
+    waits = Waits()
+    waits.catch_signals()
     launch = leftovers.begin_launch()
     try:
-        return Supervisor(*placed(config, launch), launch).run()
+        return Supervisor(*placed(config, launch), launch, waits).run()
     finally:
         pid_file.remove(config.pid_file)
         launch.close()

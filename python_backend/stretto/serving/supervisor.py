@@ -21,19 +21,19 @@ LOOK_S = 0.2  # how often the processes of a ready server are looked at
 class Supervisor:
     """Keeps one server alive until a signal asks it to stop."""
 
-    def __init__(self, config: LaunchConfig, installation: Installation, launch: Launch) -> None:
+    def __init__(self, config: LaunchConfig, installation: Installation, launch: Launch, waits: Waits) -> None:
         self._config = config
         self._installation = installation
         self._launch = launch
-        self._waits = Waits(lambda: self._proxy.keep_alive())
+        self._waits = waits
         self._was_ready = False
         self._back_off = BackOff()
 
     def run(self) -> int:
         """Serve until told to stop; 0 after a clean stop. Raises LaunchError when the server has never been ready."""
-        self._waits.catch_signals()
         wait_for_ports(self._config.ports)
         self._proxy = ProxyProcess(self._config, self._launch)
+        self._waits.look = self._proxy.keep_alive
         self._announcer = Announcer(self._config, self._proxy)
         try:
             self._serve()

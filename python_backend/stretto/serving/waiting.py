@@ -11,12 +11,12 @@ POLL_S = 0.1
 class Waits:
     """Counts the signals that ask the launcher to stop. look: called again and again in every wait."""
 
-    def __init__(self, look: Callable[[], None]) -> None:
-        self._look = look
+    def __init__(self) -> None:
+        self.look: Callable[[], None] = lambda: None
         self.num_signals = 0
 
     def catch_signals(self) -> None:
-        """Have signals end waits, and nothing else."""
+        """Have signals end waits, and nothing else: from before there is something that must not be left behind."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
                 signal.signal(number, self._on_signal)
@@ -26,7 +26,7 @@ class Waits:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.num_signals == num_signals:
             yield
-            self._look()
+            self.look()
             time.sleep(POLL_S)
 
     def wait(self, seconds: float) -> None:
