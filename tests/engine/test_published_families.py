@@ -191,7 +191,7 @@ class RecordedLogits:
 
     def __init__(self, heads: StreamHeads, patch: pytest.MonkeyPatch):
         self.steps: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
-        text, first, auxiliary = heads.text, heads.first, heads.auxiliary
+        text, first, codes = heads.text, heads.first, heads.raw_codes
 
         def record_text(hidden: torch.Tensor) -> torch.Tensor:
             self.steps.append([(heads.text_ids, text(hidden)[0].clone())])
@@ -201,11 +201,11 @@ class RecordedLogits:
             self.steps.append([(heads.first_ids, first(hidden)[0].clone())])
             return first(hidden)
 
-        def record_auxiliary(hidden: torch.Tensor) -> torch.Tensor:
-            self.steps[-1] += list(zip(heads.codes, auxiliary(hidden)[0].clone(), strict=True))
-            return auxiliary(hidden)
+        def record_codes(hidden: torch.Tensor) -> torch.Tensor:
+            self.steps[-1] += list(zip(heads.codes, heads.shifted(codes(hidden), slice(None))[0].clone(), strict=True))
+            return codes(hidden)
 
-        for name, record in (("text", record_text), ("first", record_first), ("auxiliary", record_auxiliary)):
+        for name, record in (("text", record_text), ("first", record_first), ("raw_codes", record_codes)):
             patch.setattr(heads, name, record)
 
 

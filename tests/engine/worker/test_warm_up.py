@@ -28,10 +28,10 @@ def test_the_run_that_measures_memory_draws_for_as_many_rows_as_there_may_be(eng
     runner = engine.core.model_executor.driver_worker.worker.model_runner
     drawn: list[int] = []
     heads = runner.sampler._draw._heads
-    auxiliary = heads.auxiliary
-    heads.auxiliary = lambda hidden: drawn.append(len(hidden)) or auxiliary(hidden)
+    raw_codes = heads.raw_codes
+    heads.raw_codes = lambda hidden: drawn.append(len(hidden)) or raw_codes(hidden)
     runner.profile_run()
-    heads.auxiliary = auxiliary
+    heads.raw_codes = raw_codes
     assert drawn == [engine.scheduler.max_num_running_reqs]
     assert engine.is_clean()
 

@@ -13,6 +13,7 @@ from stretto.engine.request.params import SpeechParams
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.worker.arrays import Arrays, HostArrays, arrays_on
 from stretto.engine.worker.drawing import RowDraw
+from stretto.engine.worker.frame_predictor import ParallelHeads, Readout
 from stretto.engine.worker.repetition import RepetitionGuard
 from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.sampler import SpeechSampler
@@ -52,19 +53,23 @@ class RandomHeads:
     def raw_text(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden @ self._weights[0]
 
-    def raw_audio(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def raw_first(self, hidden: torch.Tensor) -> torch.Tensor:
         first = hidden @ self._weights[1]
         first[:, -self._num_ends :] += 9
-        return first, hidden @ self._weights[2]
+        return first
+
+    def raw_codes(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden @ self._weights[2]
 
     def text(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._shift(self.raw_text(hidden), self.text_offset)
 
     def first(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self._shift(self.raw_audio(hidden)[0], self.first_offset)
+        return self._shift(self.raw_first(hidden), self.first_offset)
 
-    def auxiliary(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self._shift(self.raw_audio(hidden)[1], self.code_offset).view(len(hidden), *self.codes.shape)
+    def shifted(self, logits: torch.Tensor, streams: slice) -> torch.Tensor:
+        assert streams == slice(None)
+        return self._shift(logits, self.code_offset).view(len(logits), *self.codes.shape)
 
     def _shift(self, logits: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
         return logits if offset is None else logits + offset
@@ -89,16 +94,18 @@ def side(rules: SegmentRules, num_slots: int, device: torch.device = CPU) -> Sid
 def reference(rules: SegmentRules, num_slots: int) -> Side:
     """The sampler of the CPU."""
     made, heads = side(rules, num_slots), RandomHeads(rules)
+    readout = Readout(heads, ParallelHeads(heads))
     segments, tables = SegmentState(rules, HostArrays()), made.slots.tables
     guard = RepetitionGuard(made.tokens, tables, rules.family.layout, HostArrays())
-    made.sampler = SpeechSampler(STOCK, made.slots, RowDraw(heads, segments, tables, HostArrays(), guard), segments)
+    made.sampler = SpeechSampler(STOCK, made.slots, RowDraw(readout, segments, tables, HostArrays(), guard), segments)
     return made
 
 
 def captured(rules: SegmentRules, num_slots: int, recorder: Recorder | None = None, device: torch.device = CPU) -> Side:
     """The sampler of a GPU, on the CPU with its kernels in Triton's interpreter."""
     made, heads = side(rules, num_slots, device), RandomHeads(rules, device)
-    program = StepProgram(heads, rules, made.slots.tables, made.tokens, torch.zeros(num_slots, WIDTH, device=device))
+    readout = Readout(heads, ParallelHeads(heads))
+    program = StepProgram(readout, rules, made.slots.tables, made.tokens, torch.zeros(num_slots, WIDTH, device=device))
     graphs = StepGraphs(program.launch, num_slots, recorder, lambda variant: True)
     made.sampler = StepSampler(STOCK, made.slots, program, graphs)
     return made

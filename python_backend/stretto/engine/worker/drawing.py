@@ -6,7 +6,7 @@ import torch
 from stretto.engine.kernels.gpu.draw import draw
 from stretto.engine.worker.arrays import Array, Arrays
 from stretto.engine.worker.batch import BatchPlan, PlanArrays
-from stretto.engine.worker.heads import StreamHeads
+from stretto.engine.worker.frame_predictor import Readout
 from stretto.engine.worker.repetition import RecentRows, RepetitionGuard
 from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import SlotTables
@@ -19,13 +19,14 @@ class RowDraw:
     """Draws the conditional rows of a batch; a guided row sees its partner's logits."""
 
     def __init__(
-        self, heads: StreamHeads, segments: SegmentState, tables: SlotTables, arrays: Arrays, guard: RepetitionGuard
+        self, readout: Readout, segments: SegmentState, tables: SlotTables, arrays: Arrays, guard: RepetitionGuard
     ):
-        self._heads, self._segments, self._arrays, self._guard = heads, segments, arrays, guard
+        self._heads, self._frames = readout
+        self._segments, self._arrays, self._guard = segments, arrays, guard
         self._script, self._codes = arrays.of(tables.script), arrays.of(tables.codes)
         family = segments.family
         self._num_streams = family.layout.num_output_streams
-        self._guided = [stream - 1 for stream in family.guided_streams if stream > 0]
+        self._guided = np.array([stream in family.guided_streams for stream in range(1, self._num_streams)], np.bool_)
         self._guides_first = 0 in family.guided_streams
 
     def keys(self, seed_keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -71,29 +72,39 @@ class RowDraw:
     ) -> tuple[Array, Array]:
         """Stream 0 [M] and the streams 1 ... [M, K] of the rows that may speak."""
         heard = hidden if step.heard is None else hidden[step.heard]
-        first, auxiliary = self._logits(heard, len(keys), step.guidance)
+        num_rows, num_paired = len(keys), len(step.guidance)
         recent = self._guard.recent(rows, step.speaking, plan.ras_window) if plan.ras_window else None
+        first = self._first_logits(heard, num_rows, step.guidance)
         token = self._draw_first(first, keys[:, :1], plan, step, rows, recent)
-        logits = auxiliary, self._heads.codes, self._tensor(keys[:, 1:])
-        codes = draw(*logits, step.audio, plan.audio)
-        if recent:
-            codes = self._guard.auxiliary(codes, logits, recent)
+        code_keys = self._tensor(keys[:, 1:])
+
+        def draw_codes(logits: torch.Tensor, streams: slice) -> torch.Tensor:
+            guided = self._guided_codes(self._heads.shifted(logits, streams), streams, num_rows, step.guidance)
+            drawn_from = guided, self._heads.codes[streams], code_keys[:, streams]
+            codes = draw(*drawn_from, step.audio, plan.audio)
+            return _both(self._guard.auxiliary(codes, drawn_from, recent, streams) if recent else codes, num_paired)
+
+        said = _both(self._arrays.tensor(_pick(token, step.speaking)), num_paired)
+        codes = self._frames(heard, said, draw_codes)[:num_rows]
         return self._segments.end_audio(token, rows), self._spread(codes, step.speaking, rows)
 
-    def _logits(self, heard: torch.Tensor, num_rows: int, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both logits of the first `num_rows` of `heard`, raw; the first P are guided by the P behind `num_rows`."""
-        first = self._heads.first(heard if self._guides_first else heard[:num_rows])
-        auxiliary = self._heads.auxiliary(heard)
+    def _first_logits(self, heard: torch.Tensor, num_rows: int, scale: torch.Tensor) -> torch.Tensor:
+        """Stream 0's logits of the first `num_rows` of `heard`; the first P are guided by the P behind `num_rows`."""
+        if not self._guides_first or len(scale) == 0:
+            return self._heads.first(heard[:num_rows])
+        return _merge(self._heads.first(heard), num_rows, scale)
+
+    def _guided_codes(self, logits: torch.Tensor, streams: slice, num_rows: int, scale: torch.Tensor) -> torch.Tensor:
+        """The same for `streams` of the streams 1 ..., [A + P, k, C] -> [A, k, C]."""
+        is_guided = self._guided[streams]
         if len(scale) == 0:
-            return first, auxiliary
-        if self._guides_first:
-            first = _merge(first, num_rows, scale)
-        if len(self._guided) == auxiliary.shape[1]:
-            return first, _merge(auxiliary, num_rows, scale)
-        conditional = auxiliary[:num_rows]
-        for stream in self._guided:
-            conditional[:, stream] = _merge(auxiliary[:, stream], num_rows, scale)
-        return first, conditional
+            return logits
+        if is_guided.all():
+            return _merge(logits, num_rows, scale)
+        conditional = logits[:num_rows]
+        for stream in np.flatnonzero(is_guided):
+            conditional[:, stream] = _merge(logits[:, stream], num_rows, scale)
+        return conditional
 
     def _draw_first(
         self,
@@ -120,6 +131,11 @@ class RowDraw:
 
 def _pick(values: Array, index: Array | None) -> Array:
     return values if index is None else values[index]
+
+
+def _both(drawn: torch.Tensor, num_paired: int) -> torch.Tensor:
+    """What A rows drew and, behind it, what the first P of them drew, for their other halves."""
+    return torch.cat([drawn, drawn[:num_paired]]) if num_paired else drawn
 
 
 def _merge(logits: torch.Tensor, num_rows: int, scale: torch.Tensor) -> torch.Tensor:

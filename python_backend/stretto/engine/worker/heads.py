@@ -59,9 +59,13 @@ class StreamHeads:
         """`text` without what a bias adds: its lines may lie apart."""
         return self._gather(self._text(hidden))
 
-    def raw_audio(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`first` and `auxiliary` [N, K * C] without what a bias adds: their lines may lie apart."""
-        return self._first(hidden), self._codes(hidden)
+    def raw_first(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`first` without what a bias adds: its lines may lie apart."""
+        return self._first(hidden)
+
+    def raw_codes(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits of the streams 1 ... in an audio segment, [N, H] -> [N, K * C] float32, without what a bias adds."""
+        return self._codes(hidden)
 
     def text(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of stream 0 in a text segment: [N, H] -> [N, V] float32."""
@@ -69,11 +73,13 @@ class StreamHeads:
 
     def first(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of stream 0 in an audio segment: [N, H] -> [N, C0 + E] float32."""
-        return _shift(self._first(hidden), self.first_offset)
+        return _shift(self.raw_first(hidden), self.first_offset)
 
-    def auxiliary(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits of the streams 1 ... in an audio segment: [N, H] -> [N, K, C] float32."""
-        return _shift(self._codes(hidden), self.code_offset).reshape(hidden.shape[0], *self.codes.shape)
+    def shifted(self, logits: torch.Tensor, streams: slice) -> torch.Tensor:
+        """Raw logits of `streams` of the streams 1 ... with what a bias adds: [N, k * C] -> [N, k, C] float32."""
+        codes = self.codes[streams]
+        offset = None if self.code_offset is None else self.code_offset.view(self.codes.shape)[streams].reshape(-1)
+        return _shift(logits, offset).reshape(len(logits), *codes.shape)
 
     def _gather(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits over all text ids from what this rank has of them, which is all where the head is whole."""

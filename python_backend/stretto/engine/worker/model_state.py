@@ -22,6 +22,7 @@ from stretto.engine.worker.arrays import arrays_on
 from stretto.engine.worker.audio_embeddings import AudioEmbeddings
 from stretto.engine.worker.cuda_graphs import CudaRecorder
 from stretto.engine.worker.drawing import RowDraw
+from stretto.engine.worker.frame_predictor import ParallelHeads, Readout
 from stretto.engine.worker.heads import StreamHeads
 from stretto.engine.worker.repetition import RepetitionGuard
 from stretto.engine.worker.run_slots import NO_SLOT, RunSlots
@@ -110,10 +111,11 @@ class SpeechModelState(DefaultModelState):
         has_bias = self.rules.family.has_stream_bias
         bias = self.model.get_parameter("stream_bias.weight").data if has_bias else None
         heads = StreamHeads(self.model.get_submodule("lm_head"), self.rules, bias)
+        readout = Readout(heads, ParallelHeads(heads))
         options = self.vllm_config.additional_config
         if self.arrays.xp is np or (isinstance(options, dict) and not options.get("step_kernels", True)):
-            return self._array_sampler(sampler, heads), None
-        self._step_sampler = self._kernel_sampler(sampler, heads)
+            return self._array_sampler(sampler, readout), None
+        self._step_sampler = self._kernel_sampler(sampler, readout)
         return self._step_sampler, None
 
     def capture_inner_cudagraphs(self, *buffers: object, **more: object) -> None:
@@ -121,18 +123,21 @@ class SpeechModelState(DefaultModelState):
         if self._step_sampler is not None:
             self._step_sampler.capture()
 
-    def _kernel_sampler(self, sampler: Sampler, heads: StreamHeads) -> StepSampler:
+    def _kernel_sampler(self, sampler: Sampler, readout: Readout) -> StepSampler:
         hidden = self._batch_embeds.new_zeros(self.max_num_reqs, self.model_config.get_hidden_size())
         tokens = sampler.req_states.all_token_ids.gpu
-        program = StepProgram(heads, self.rules, self.slots.tables, tokens, hidden)
+        program = StepProgram(readout, self.rules, self.slots.tables, tokens, hidden)
         mode = self.vllm_config.compilation_config.cudagraph_mode
         recorder = CudaRecorder() if self.device.type == "cuda" and mode is not CUDAGraphMode.NONE else None
         # Ranks exchange logits of a text head that is cut: those steps are launched as they are.
-        graphs = StepGraphs(program.launch, self.max_num_reqs, recorder, lambda v: not (v.writes and heads.is_text_cut))
+        is_cut = readout.heads.is_text_cut
+        graphs = StepGraphs(
+            program.launch, self.max_num_reqs, recorder, lambda variant: not (variant.writes and is_cut)
+        )
         return StepSampler(sampler, self.slots, program, graphs)
 
-    def _array_sampler(self, sampler: Sampler, heads: StreamHeads) -> SpeechSampler:
+    def _array_sampler(self, sampler: Sampler, readout: Readout) -> SpeechSampler:
         segments, tables = SegmentState(self.rules, self.arrays), self.slots.tables
         tokens = sampler.req_states.all_token_ids.gpu
         guard = RepetitionGuard(tokens, tables, self.rules.family.layout, self.arrays)
-        return SpeechSampler(sampler, self.slots, RowDraw(heads, segments, tables, self.arrays, guard), segments)
+        return SpeechSampler(sampler, self.slots, RowDraw(readout, segments, tables, self.arrays, guard), segments)

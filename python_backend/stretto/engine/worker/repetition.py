@@ -42,8 +42,7 @@ class RepetitionGuard:
     def __init__(self, tokens: torch.Tensor, tables: SlotTables, layout: StreamLayout, arrays: Arrays):
         self._tokens, self._codes, self._arrays = tokens, tables.codes, arrays
         codebooks = [layout.audio[s] if s in layout.codebook_streams else range(0) for s in range(len(layout.audio))]
-        self._starts = torch.tensor([ids.start for ids in codebooks], device=tokens.device)
-        self._stops = torch.tensor([ids.stop for ids in codebooks], device=tokens.device)
+        self._codebooks = torch.tensor([[ids.start, ids.stop] for ids in codebooks], device=tokens.device)
 
     def recent(self, rows: Rows, index: Array | None, window: int) -> RecentRows:
         """The `window` rows, as many as any reply asks for, before those of `rows` that `index` picks (None: all)."""
@@ -64,18 +63,19 @@ class RepetitionGuard:
     def first(self, drawn: torch.Tensor, logits: Logits, recent: RecentRows) -> torch.Tensor:
         """Stream 0 as drawn from `logits`, guided and masked, or drawn again: [A, 1]."""
         history = self._tokens[recent.slots, recent.positions]
-        return self._redraw(drawn, history[..., None], slice(0, 1), logits, recent)
+        return self._redraw(drawn, history[..., None], self._codebooks[:1], logits, recent)
 
-    def auxiliary(self, drawn: torch.Tensor, logits: Logits, recent: RecentRows) -> torch.Tensor:
-        """The streams 1 ... as drawn from `logits`, guided and masked, or drawn again: [A, K]."""
-        history = self._codes[recent.slots, recent.positions, : drawn.shape[1]]
-        return self._redraw(drawn, history, slice(1, None), logits, recent)
+    def auxiliary(self, drawn: torch.Tensor, logits: Logits, recent: RecentRows, streams: slice) -> torch.Tensor:
+        """`streams` of the drawn streams 1 ... as drawn from `logits`, guided and masked, or drawn again: [A, k]."""
+        codebooks = self._codebooks[1:]
+        history = self._codes[recent.slots, recent.positions, : len(codebooks)][..., streams]
+        return self._redraw(drawn, history, codebooks[streams], logits, recent)
 
     def _redraw(
-        self, drawn: torch.Tensor, history: torch.Tensor, streams: slice, logits: Logits, recent: RecentRows
+        self, drawn: torch.Tensor, history: torch.Tensor, codebooks: torch.Tensor, logits: Logits, recent: RecentRows
     ) -> torch.Tensor:
         history = torch.where(recent.counts[..., None], history, NOT_COUNTED)
-        is_code = (drawn >= self._starts[streams]) & (drawn < self._stops[streams])
+        is_code = (drawn >= codebooks[:, 0]) & (drawn < codebooks[:, 1])
         again = is_repeated(drawn, history, recent.rule) & is_code & (recent.temperature > 0)[:, None]
         values, ids, keys = logits
         plain = torch.ones_like(recent.temperature)

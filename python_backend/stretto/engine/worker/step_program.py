@@ -4,6 +4,8 @@ The launches are the same for every batch of a variant and a number of rows; wha
 on the device. So they can be captured in a CUDA graph (`step_graphs.py`), and nothing is uploaded for a step.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 
@@ -11,13 +13,28 @@ from stretto.engine.kernels.gpu.advance import advance_kernel
 from stretto.engine.kernels.gpu.step_draw import draw_script_kernel, draw_streams_kernel
 from stretto.engine.kernels.gpu.step_text import TILE, WIDTH, draw_text_kernel, text_maxima_kernel
 from stretto.engine.request.rules import SegmentRules
-from stretto.engine.worker.heads import StreamHeads
+from stretto.engine.worker.frame_predictor import Readout
 from stretto.engine.worker.slots import SlotTables
 from stretto.engine.worker.step_constants import StepConstants
 from stretto.engine.worker.step_plan import StepPlan, Variant
 
 # As torch computes: a product and a sum are rounded one after the other, so guided logits are the reference's.
 EXACT = {"enable_fp_fusion": False}
+
+
+class StreamSet(NamedTuple):
+    """Streams whose draws may be made at once: stream 0, or the streams 1 ... In order, from `first_stream` on.
+
+    drawn [N, S] int32: what is drawn for them. offset, token_ids: as `StreamHeads` has them. history [R, T, ...] int32:
+    what the first of them has said, by slot and position. num_ends: the last columns, which end the audio.
+    """
+
+    drawn: torch.Tensor
+    offset: torch.Tensor | None
+    token_ids: torch.Tensor
+    history: torch.Tensor
+    first_stream: int
+    num_ends: int
 
 
 class StepProgram:
@@ -27,12 +44,13 @@ class StepProgram:
     """
 
     def __init__(
-        self, heads: StreamHeads, rules: SegmentRules, tables: SlotTables, tokens: torch.Tensor, hidden: torch.Tensor
+        self, readout: Readout, rules: SegmentRules, tables: SlotTables, tokens: torch.Tensor, hidden: torch.Tensor
     ):
         num_rows, device = len(hidden), hidden.device
+        heads, self._frames = readout
         self.hidden, self.plan = hidden, StepPlan(tables, num_rows)
         self.constants = StepConstants.of(rules, tables, num_rows)
-        self._heads, self._tables, self._tokens, self._script = heads, tables, tokens, rules.family.script
+        self._heads, self._tables, self._script = heads, tables, rules.family.script
         self.num_rows, self.num_others = num_rows, self.constants.rules.num_others
         self._num_groups = triton.cdiv(rules.num_text_ids, WIDTH.value)
 
@@ -40,11 +58,14 @@ class StepProgram:
             return torch.zeros(shape, dtype=torch.int32, device=device)
 
         self.lengths, self.results = int32(num_rows), int32(num_rows * (self.num_others + 3))
-        self._text, self._first, self._codes = int32(num_rows), int32(num_rows), int32(num_rows, len(heads.codes))
+        self._text, first, codes = int32(num_rows), int32(num_rows, 1), int32(num_rows, len(heads.codes))
+        num_ends = self.constants.rules.num_ends
+        self._first = StreamSet(first, heads.first_offset, heads.first_ids[None], tokens[..., None], 0, num_ends)
+        self._codes = StreamSet(codes, heads.code_offset, heads.codes, tables.codes, 1, 0)
         self._maxima = torch.zeros(num_rows, self._num_groups, device=device)
         self._lists = int32(num_rows, self._num_groups)
-        first = rules.family.layout.audio[0].start
-        self._stay_of_first = self._script.first_frame - first + 1 if self._script else 0
+        start = rules.family.layout.audio[0].start
+        self._stay_of_first = self._script.first_frame - start + 1 if self._script else 0
 
     def launch(self, variant: Variant, num_rows: int) -> None:
         """Launch the step for the first `num_rows` of the buffers."""
@@ -52,10 +73,8 @@ class StepProgram:
         if variant.writes:
             self._draw_text(self._heads.raw_text(hidden))
         if variant.speaks:
-            first, codes = self._heads.raw_audio(hidden)
-            self._draw_first(first)
-            history = self._tables.codes
-            self._draw(self._codes, codes, self._heads.code_offset, self._heads.codes, history, 1)
+            self._draw_first(self._heads.raw_first(hidden))
+            self._frames(hidden, self._first.drawn[:num_rows, 0], self._draw_codes)
         self._advance(num_rows)
 
     def _draw_text(self, logits: torch.Tensor) -> None:
@@ -73,33 +92,33 @@ class StepProgram:
 
     def _draw_first(self, logits: torch.Tensor) -> None:
         if self._script is None:
-            tokens = self._tokens[..., None]
-            self._draw(self._first, logits, self._heads.first_offset, self._heads.first_ids[None], tokens, 0)
+            self._draw(self._first, logits, slice(0, 1))
             return
         num_columns = logits.shape[1]
         draw_script_kernel[len(logits),](
-            self._first, logits, self._heads.first_offset, self.plan.table, self.lengths, self._tables.state,
+            self._first.drawn, logits, self._first.offset, self.plan.table, self.lengths, self._tables.state,
             self._tables.script, logits.stride(0), self.num_rows, self._tables.state.stride(0),
             self._tables.script.stride(0), self._script.spoken.start, self._stay_of_first, num_columns,
             triton.next_power_of_2(num_columns), **EXACT,
         )  # fmt: skip
 
-    def _draw(
-        self,
-        drawn: torch.Tensor,
-        logits: torch.Tensor,
-        offset: torch.Tensor | None,
-        token_ids: torch.Tensor,
-        history: torch.Tensor,
-        first_stream: int,
-    ) -> None:
-        num_streams, num_columns = token_ids.shape
+    def _draw_codes(self, logits: torch.Tensor, streams: slice) -> torch.Tensor:
+        drawn = self._codes.drawn
+        lanes = slice(*streams.indices(drawn.shape[1]))
+        self._draw(self._codes, logits, lanes)
+        return drawn[: len(logits), lanes]
+
+    def _draw(self, streams: StreamSet, logits: torch.Tensor, lanes: slice) -> None:
+        """Draw those of `streams` that are `lanes` of them, from their `logits` [N, k * C]."""
+        drawn, history, first = streams.drawn, streams.history, streams.first_stream
+        num_columns = streams.token_ids.shape[1]
         constants, block = self.constants, max(triton.next_power_of_2(num_columns), 128)
-        draw_streams_kernel[len(logits), num_streams](
-            drawn, logits, offset, token_ids, constants.codebooks[:, first_stream:], constants.is_guided[first_stream:],
-            self.plan.table, self.lengths, self._tables.state, history, logits.stride(0), constants.codebooks.stride(0),
-            self.num_rows, self._tables.state.stride(0), history.stride(0), history.stride(1), num_columns,
-            constants.rules.num_ends if first_stream == 0 else 0, first_stream, block,
+        draw_streams_kernel[len(logits), lanes.stop - lanes.start](
+            drawn, logits, streams.offset, streams.token_ids, constants.codebooks[:, first:],
+            constants.is_guided[first:], self.plan.table, self.lengths, self._tables.state, history, lanes.start,
+            drawn.stride(0), logits.stride(0), constants.codebooks.stride(0), self.num_rows,
+            self._tables.state.stride(0), history.stride(0), history.stride(1), num_columns, streams.num_ends, first,
+            block,
             num_warps=4 if block <= 1024 else 8 if block <= 4096 else 16, **EXACT,
         )  # fmt: skip
 
@@ -108,6 +127,7 @@ class StepProgram:
         # One warp: a program's lanes read what it overwrites.
         advance_kernel[num_rows,](
             self.results, tables.state, tables.script, tables.codes, self.plan.table, self.lengths, self._text,
-            self._first, self._codes, constants.tasks, constants.ends, constants.ends_of_audio, constants.transition,
-            constants.streams, constants.rules, triton.next_power_of_2(max(self.num_others, 2)), num_warps=1,
+            self._first.drawn, self._codes.drawn, constants.tasks, constants.ends, constants.ends_of_audio,
+            constants.transition, constants.streams, constants.rules, triton.next_power_of_2(max(self.num_others, 2)),
+            num_warps=1,
         )  # fmt: skip

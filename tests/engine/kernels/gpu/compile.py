@@ -43,10 +43,12 @@ TYPES = {
     **dict.fromkeys((*WIDE, "streams"), "*i64"),
     **dict.fromkeys(("logits", "offset", "maxima"), "*fp32"),
     "denied": "*i1",
+    "first_lane": "i32",
 }
 SIZES = {"logits_stride": 8200, "codebooks_stride": 9, "plan_stride": 64, "state_stride": 5, "script_stride": 256}
 STREAMS = {
     **SIZES,
+    "num_streams": 8,
     "history_slot_stride": 8 * 8193,
     "history_row_stride": 8,
     "num_columns": 1025,

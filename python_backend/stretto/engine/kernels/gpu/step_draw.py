@@ -134,10 +134,10 @@ def _is_repeated(
     return count >= tl.load(mine + RAS_MAX_REPEATS * plan_stride)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_lane"])
 def draw_streams_kernel(
     drawn: tl.tensor,  # [N, S] int32, written
-    logits: tl.tensor,  # [N, S * C] float32, lines apart by `logits_stride`
+    logits: tl.tensor,  # [N, k * C] float32 of the streams that this launch draws, lines apart by `logits_stride`
     offset: tl.tensor,  # [S * C] float32, or None
     token_ids: tl.tensor,  # [S, C] int64
     codebooks: tl.tensor,  # [2, S] int64: the first id that is a code of a codebook, and the one behind the last
@@ -146,18 +146,16 @@ def draw_streams_kernel(
     lengths: tl.tensor,  # [N] int32
     state: tl.tensor,  # [R, 5] int64
     history: tl.tensor,  # of the first of the streams: [R, T, ...] int32
-    logits_stride: tl.constexpr,
-    codebooks_stride: tl.constexpr,
-    plan_stride: tl.constexpr,
-    state_stride: tl.constexpr,
-    history_slot_stride: tl.constexpr,
-    history_row_stride: tl.constexpr,
-    num_columns: tl.constexpr,
+    first_lane: tl.tensor,  # which of the S streams is the first that this launch draws
+    num_streams: tl.constexpr,  # S
+    logits_stride: tl.constexpr, codebooks_stride: tl.constexpr, plan_stride: tl.constexpr, state_stride: tl.constexpr,
+    history_slot_stride: tl.constexpr, history_row_stride: tl.constexpr, num_columns: tl.constexpr,
     num_ends: tl.constexpr,  # of the columns, the last, that may not come before the shortest length
     first_stream: tl.constexpr,
     block: tl.constexpr,
-) -> None:
-    row, stream, num_streams = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+) -> None:  # fmt: skip
+    row, stream = tl.program_id(0), tl.program_id(1) + first_lane
+    logits -= first_lane * num_columns
     mine = plan + row
     if tl.load(mine + ROLE * plan_stride) != DRAWS:
         return
