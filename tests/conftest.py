@@ -25,7 +25,8 @@ settings.load_profile("same")
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Among several workers: those of a file stay together, for they share an engine, and those of the server, too.
 
-    What takes longest begins first, so that no worker is left with it at the end.
+    What takes longest begins first, so that no worker is left with it at the end. (xdist would begin with the groups of
+    most tests: scripts/test.sh tells it not to.)
     """
     if not config.pluginmanager.hasplugin("xdist"):
         return

@@ -1,5 +1,5 @@
-"""Every test of the engine runs in the environment that the engine itself asks for."""
+"""The kernels of these tests run in Triton's interpreter."""
 
-from stretto.engine.environment import prepare_environment
+from tests.engine.interpreting import patch_once_a_launch
 
-prepare_environment()
+patch_once_a_launch()
