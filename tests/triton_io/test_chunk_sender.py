@@ -309,6 +309,17 @@ async def test_a_cancelled_utterance_settles_only_when_all_is_answered(slot: Flo
         await settling
 
 
+async def test_what_a_dead_decoder_has_left_unanswered_settles_when_it_is_started_again(slot: FlowSlot) -> None:
+    chunk_sender = ChunkSender(responses_to(ResponseSender()), slot, "u", replace(QUICK, stall_s=60))
+    await chunk_sender.pump(Speaker(2).speak())
+    settling = asyncio.create_task(chunk_sender.settle())
+    await asyncio.sleep(0.03)
+    assert not settling.done()
+    slot.table.conclude_all(Outcome.OVERLOADED, "started again")
+    with pytest.raises(Overloaded, match="started again"):  # and not only then when it is taken for stalled
+        await asyncio.wait_for(settling, 30)
+
+
 async def test_audio_leaves_no_faster_than_a_listener_hears_it_and_the_limit(slot: FlowSlot) -> None:
     sender = AnsweringSender(slot.table)
     limits = replace(QUICK, max_ahead_s=0.2)

@@ -177,10 +177,11 @@ class FlowTable:
         return bytes(self._map[start : start + self.read(address, 3)]).decode(errors="replace")
 
     def conclude_all(self, outcome: Outcome, reason: str) -> None:
-        """Set the outcome of every utterance that has none yet."""
+        """Set the outcome of every utterance that has none yet, and count as answered what nobody will answer now."""
         for slot in range(1, len(self._words) // WORDS):
             if generation := self._words[slot * WORDS]:
                 self.conclude(FlowAddress(self.path.name, slot, generation), outcome, reason)
+                self._words[slot * WORDS + 1] = 1 << 62  # more than an utterance can have sent
 
     def forget_all(self) -> None:
         """Take every slot from its utterance: for whoever finds the owner dead."""
@@ -267,7 +268,7 @@ class FlowTables:
 
 
 def conclude_all(server_pid: int, outcome: Outcome, reason: str, directory: Path = DIRECTORY) -> None:
-    """Set the outcome of every utterance that is in flight in the server with this pid."""
+    """End every utterance that is in flight in the server with this pid: for a decoder that finds the last one dead."""
     for table in tables_of(server_pid, directory):
         table.conclude_all(outcome, reason)
 
