@@ -5,6 +5,7 @@ import pytest
 
 from benchmarks.checkpoints.random_codecs import MODELS, codec_of, write_checkpoint
 from benchmarks.checkpoints.random_espnet import CODEBOOKS, publish, published_tensors
+from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from benchmarks.code_streams import chunks_of, random_codes, stream
 from stretto.codec.registry import LOADERS, load_codec, load_exported
 from stretto.errors import CheckpointError
@@ -42,6 +43,8 @@ def write(name: str, folder: Path) -> Path:
         save_checkpoint(make_codec(), folder)
     elif name == "espnet_dac":
         publish(folder, published_tensors())
+    elif name == "glm4_voice":
+        write_glm4_voice(folder)
     elif name in ("encodec", "mimi"):
         (make_encodec(KHZ_24) if name == "encodec" else make_mimi()).save_pretrained(folder)
     else:
@@ -53,11 +56,12 @@ def write(name: str, folder: Path) -> Path:
 def test_every_codec_is_loaded_for_as_many_codebooks_as_a_model_speaks(name: str, tmp_path: Path) -> None:
     folder = write(name, tmp_path)
     there = load_codec(name, folder).spec
-    assert there.num_codebooks >= CODEBOOKS
-    fewer = load_codec(name, folder, num_codebooks=2)
-    assert fewer.spec == replace(there, num_codebooks=2)
+    spoken = min(2, there.num_codebooks)
+    assert there.num_codebooks >= CODEBOOKS or spoken == 1
+    fewer = load_codec(name, folder, num_codebooks=spoken)
+    assert fewer.spec == replace(there, num_codebooks=spoken)
     codes = random_codes(fewer, 1, 12)
-    assert codes.shape[1] == 2
+    assert codes.shape[1] == spoken
     pcm = stream(fewer, codes, chunks_of(5, 12))
     assert pcm.shape == (1, there.num_samples(12, 0))
     assert (pcm - stream(fewer, codes, [12])).abs().max() <= 1e-5

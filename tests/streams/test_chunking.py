@@ -146,6 +146,12 @@ def test_deterministic_chunks_have_sizes_that_no_clock_nor_load_changes(
     assert line.sizes == sizes
 
 
+def test_a_codec_of_blocks_gets_each_block_when_it_is_whole_whatever_the_player_needs() -> None:
+    policy = ChunkPolicy(blocks=(25, 50, 100), frame_rate=12.5, held_frames=6)
+    pacer = Pacer(policy, lambda: DecoderLoad(latency_s=3.0, pace_s=9.0), clock=lambda: 0.0)
+    assert [pacer.take(ready) for ready in (24, 25, 49, 80, 30, 99, 100, 300)] == [0, 25, 0, 50, 0, 0, 100, 100]
+
+
 def test_every_size_is_a_power_of_two_or_the_steady_one() -> None:
     policy = ChunkPolicy(1, 25)
     assert {policy.fitting(count) for count in range(1, 60)} == LADDER

@@ -13,11 +13,12 @@ from stretto.checkpoints import shards
 from stretto.checkpoints.shards import Entry, Written
 from stretto.checkpoints.tensors import Part, check, shapes_of
 from stretto.codec.espnet_dac_checkpoint import read_config
+from stretto.codec.glm4_voice import config as glm4_voice
 from stretto.codec.published import load_config
 from stretto.errors import CheckpointError
 from stretto.families.base import Family
 
-WEIGHTS = (".pth", ".safetensors")
+WEIGHTS = (".pt", ".pth", ".safetensors")
 FILES = (".json", ".yaml", *WEIGHTS)
 
 
@@ -29,6 +30,8 @@ def check_directory(folder: Path, family: Family) -> list[Path]:
     elif family.codec == "espnet_dac":
         numbers = read_config(folder)
         found = (numbers.num_codebooks, numbers.codebook_size)
+    elif family.codec == "glm4_voice":
+        found = (1, glm4_voice.read_config(folder).codebook_size)
     else:
         raise CheckpointError(f"{folder}: no reader for what is published of codec {family.codec!r}")
     expected = (family.layout.num_codebooks, family.layout.codebook_size)

@@ -29,13 +29,64 @@ class Stateful:
 
 
 @dataclass(frozen=True, slots=True)
+class Blocks:
+    """A codec that decodes whole blocks of frames, each with what it made of those before: it cannot stream exactly.
+
+    What an utterance's samples are depends on where its blocks end, which is fixed: the same samples come of every
+    chunking. They are not those of one decode of the whole.
+
+    sizes: frames of each block, the last size again and again. right: frames at a block's end that wait for the next
+    one. history: frames before a block that it hears at most; the first of these is a multiple of `step`.
+    """
+
+    sizes: tuple[int, ...]
+    right: int
+    history: int
+    step: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.sizes or not 0 < self.right < min(self.sizes) or self.history < sum(self.sizes[:-1]) + self.step:
+            raise ValueError(f"blocks must be longer than their right context and fit into the history, got {self}")
+
+    @property
+    def left(self) -> int:
+        """Frames before a window, at most."""
+        return self.history - self.right
+
+    @property
+    def start(self) -> int:
+        """Frames that the first window waits for."""
+        return self.sizes[0]
+
+    def size_after(self, border: int) -> int:
+        """Frames of the block that begins at a border, be it counted from the utterance's start or from a history's."""
+        for size in self.sizes:
+            if border <= 0:
+                return size
+            border -= size
+        return self.sizes[-1]
+
+    def last_border(self, frames: int) -> int:
+        """Where the last whole block of so many frames ends."""
+        border = 0
+        while border + self.size_after(border) <= frames:
+            border += self.size_after(border)
+        return border
+
+    def heard_from(self, border: int) -> int:
+        """The first frame that a block hears which begins at a border."""
+        return max(0, -(-(border - self.history) // self.step) * self.step)
+
+
+@dataclass(frozen=True, slots=True)
 class CodecSpec:
     """What a codec is. Frame t covers samples [t, t + 1) * samples_per_frame of the waveform.
 
     num_codebooks: that codes have. A codec decodes those of its first codebooks alone, too: `with_codebooks`.
     streaming: the context that `decode` needs around a window so that its samples are exactly those of one decode of
-    the whole utterance. tail_samples: by how many samples the last frame of an utterance falls short of a whole frame
-    (odd strides); such a codec looks ahead, so a window without right context is known to end the utterance.
+    the whole utterance; or the blocks of a codec that knows no such context. tail_samples: by how many samples the last
+    frame of an utterance falls short of a whole frame (odd strides); such a codec looks ahead, so a window without
+    right context is known to end the utterance.
     """
 
     name: str
@@ -43,7 +94,7 @@ class CodecSpec:
     samples_per_frame: int
     num_codebooks: int
     codebook_size: int
-    streaming: Windowed | Stateful
+    streaming: Windowed | Stateful | Blocks
     tail_samples: int = 0
 
     def __post_init__(self) -> None:
@@ -68,12 +119,27 @@ class CodecSpec:
     @property
     def start_frames(self) -> int:
         """Frames, context included, that an utterance's first window waits for, if that is more than `right_frames`."""
-        return self.streaming.start if isinstance(self.streaming, Stateful) else 0
+        return 0 if isinstance(self.streaming, Windowed) else self.streaming.start
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Sizes of the blocks that it decodes as wholes, the last again and again; () where any window will do."""
+        return self.streaming.sizes if isinstance(self.streaming, Blocks) else ()
 
     @property
     def least_right_frames(self) -> int:
         """The least right context that any setting may ask for."""
-        return int(self.tail_samples > 0)
+        return self.streaming.right if isinstance(self.streaming, Blocks) else int(self.tail_samples > 0)
+
+    def complete(self, frames: int) -> int:
+        """How many of an utterance's first frames can be decoded, or serve as right context, before more come."""
+        return self.streaming.last_border(frames) if isinstance(self.streaming, Blocks) else frames
+
+    def heard_from(self, first: int) -> int:
+        """The first frame that a window which begins at frame `first` needs."""
+        if isinstance(self.streaming, Blocks):
+            return self.streaming.heard_from(first + self.streaming.right)
+        return max(0, first - self.streaming.left)
 
     def num_samples(self, frames: int, right: int) -> int:
         """Samples of a window of `frames` frames with `right` frames of right context: 0 at the utterance's end."""
@@ -97,7 +163,8 @@ class CodecSpec:
 class Window:
     """Frames [first - left, last + right) of B utterances, of which [first, last) are to be decoded.
 
-    codes: [B, K, left + (last - first) + right] int64. `left` is below the codec's left_frames only at the true
+    codes: [B, K, left + (last - first) + right] int64. A codec of `Blocks` is given all that it hears, up to a block's
+    end; else `left` is below the codec's left_frames only at the true
     start of the utterances, `right` below right_frames only at their true end: windows of one batch share both.
     first: [B] int64, index of the first frame to be decoded in each utterance.
     state: [B, D] as `initial_state` or the previous window of each utterance gave it.

@@ -10,6 +10,7 @@ LOADERS = {
     "dac": "stretto.codec.dac:load",
     "encodec": "stretto.codec.encodec:load",
     "espnet_dac": "stretto.codec.espnet_dac:load",
+    "glm4_voice": "stretto.codec.glm4_voice.codec:load",
     "higgs": "stretto.codec.higgs:load",
     "mimi": "stretto.codec.mimi:load",
     "tiny": "stretto.codec.tiny.codec:load",

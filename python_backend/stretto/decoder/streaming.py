@@ -65,13 +65,14 @@ class Windower:
             check_codes(codes, self._spec)
             self._kept = np.concatenate([self._kept, codes.astype(np.int64)], axis=1)
         received = self._kept_from + self._kept.shape[1]
-        last = received if is_final else received - self._spec.right_frames
+        end = received if is_final else self._spec.complete(received)
+        last = end if is_final else end - self._spec.right_frames
         too_early = not is_final and received < self._spec.start_frames
         if last <= self.next_frame or too_early:
             return None
         left = self.next_frame - self._kept_from
-        window = FrameWindow(self._kept, self.next_frame, left, received - last)
-        self._forget_before(last - self._spec.left_frames)
+        window = FrameWindow(self._kept[:, : end - self._kept_from], self.next_frame, left, end - last)
+        self._forget_before(self._spec.heard_from(last))
         self.next_frame = last
         return window
 

@@ -55,9 +55,18 @@ def _batches(launcher: Launcher, codec: Codec, max_batch: int) -> Iterator[tuple
 def _windows(launcher: Launcher, codec: Codec) -> tuple[list[FrameWindow], torch.Tensor]:
     """Windows from the midst of an utterance of zeros, smallest first, and the state [1, D] there."""
     policy, spec = ChunkPolicy(), codec.spec
+    if spec.blocks:
+        return _blocks(spec), codec.initial_state(1)
     before = np.zeros((spec.num_codebooks, max(1, spec.start_frames, spec.left_frames + spec.right_frames)), np.int64)
     sizes = sorted({policy.fitting(num_frames) for num_frames in range(1, policy.steady_frames + 1)})
     return [_window_after(before, size, spec) for size in sizes], _state_after(launcher, codec, before)
+
+
+def _blocks(spec: CodecSpec) -> list[FrameWindow]:
+    """The windows of an utterance's first blocks, one of each size. A state says nothing about their shapes."""
+    windower = Windower(spec)
+    pushed = [windower.push(np.zeros((spec.num_codebooks, size), np.int64), is_final=False) for size in spec.blocks]
+    return [window for window in pushed if window is not None]
 
 
 def _first_window(spec: CodecSpec) -> FrameWindow:

@@ -11,13 +11,15 @@ from stretto.streams.chunking import ChunkPolicy
 MAX_CHUNK_S = 10.0
 
 
-def read_delivery(options: OptionsRecord, family: Family, frame_rate: float, held_frames: int) -> Delivery:
-    """The delivery that `options` ask for. frame_rate, held_frames: the codec's, as in ChunkPolicy.
+def read_delivery(
+    options: OptionsRecord, family: Family, frame_rate: float, held_frames: int, blocks: tuple[int, ...] = ()
+) -> Delivery:
+    """The delivery that `options` ask for. frame_rate, held_frames, blocks: the codec's, as in ChunkPolicy.
 
     InvalidRequest names the option, what it may be and what came.
     """
     first, steady = family.first_chunk_frames, family.steady_chunk_frames
-    default = ChunkPolicy(first, steady, frame_rate=frame_rate, held_frames=held_frames)
+    default = ChunkPolicy(first, steady, frame_rate=frame_rate, held_frames=held_frames, blocks=blocks)
     output, policy = options.get("output", {}), _policy(options.get("chunking", {}), default)
     encoding = output.get("encoding", "pcm_f32le")
     form = OutputForm(encoding, output.get("sample_rate"), output.get("ring"), policy.deterministic)

@@ -22,10 +22,17 @@ class Options:
     delivery: Delivery = field(default_factory=Delivery)
 
 
-def read_options(text: str | None, family: Family, task: Task, frame_rate: float, held_frames: int = 0) -> Options:
+def read_options(
+    text: str | None,
+    family: Family,
+    task: Task,
+    frame_rate: float,
+    held_frames: int = 0,
+    blocks: tuple[int, ...] = (),
+) -> Options:
     """The options in `text` (JSON, None for none) over the defaults of `task`.
 
-    frame_rate, held_frames: the codec's frames per second, and its right context.
+    frame_rate, held_frames, blocks: the codec's frames per second, its right context, and the blocks it decodes.
     """
     options, defaults = _read("options", text, task), task.sampling
     speaks = Segment.AUDIO in task.segments
@@ -43,7 +50,7 @@ def read_options(text: str | None, family: Family, task: Task, frame_rate: float
         ras_max_repeats=given.get("ras_max_repeats", defaults.ras_max_repeats),
         **_guidance(options),
     )
-    delivery = read_delivery(options, family, frame_rate, held_frames)
+    delivery = read_delivery(options, family, frame_rate, held_frames, blocks)
     return Options(sampling, _voice(options, family) if speaks else None, delivery)
 
 

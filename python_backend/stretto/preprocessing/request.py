@@ -92,7 +92,7 @@ class Preprocessor:
         task = choose_task(string("task", raw.task), turns, self.family)
         text = string("options", raw.options)
         spec = self.codec.spec
-        options = read_options(text, self.family, task, spec.frame_rate, spec.right_frames)
+        options = read_options(text, self.family, task, spec.frame_rate, spec.right_frames, spec.blocks)
         sampling = options.sampling
         if sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbits(32))

@@ -20,6 +20,8 @@ class ChunkPolicy:
     held_frames: the codec's right context, which the decoder withholds until what follows it is there.
     deterministic: the first chunk has the least size and each that follows twice that of the one before, up to the
     steady size, whatever the player needs: equal frames are then cut alike in every run.
+    blocks: frames of the blocks that the codec decodes as wholes, the last size again and again. Chunks are then these:
+    less is not heard, and more is waited for in vain. () for a codec that takes any chunk.
     """
 
     first_frames: int = 4
@@ -28,6 +30,7 @@ class ChunkPolicy:
     frame_rate: float = 25.0
     held_frames: int = 0
     deterministic: bool = False
+    blocks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.first_frames <= self.steady_frames:
@@ -82,12 +85,15 @@ class Pacer:
         self._clock = clock
         self._dry_s: float | None = None  # when the player will have played all that was sent; None before the first
         self._num_last = 0  # frames that the last chunk made heard
+        self._num_blocks = 0  # that have left
         self._num_left = 0  # frames that stayed behind at the last decision
         self._gap_s = 1 / policy.frame_rate
         self._grown_s: float | None = None
 
     def take(self, num_ready: int) -> int:
         """How many of the `num_ready` frames that have not left are to leave now, as one chunk; 0 to wait for more."""
+        if self.policy.blocks:
+            return self._block(num_ready)
         if self.policy.deterministic:
             return self._fixed(num_ready)
         now = self._clock()
@@ -97,6 +103,15 @@ class Pacer:
         if size:
             self._play(size, now + load.latency_s)
         self._num_left = num_ready - size
+        return size
+
+    def _block(self, num_ready: int) -> int:
+        """The codec's next block, once it is whole."""
+        blocks = self.policy.blocks
+        size = blocks[min(self._num_blocks, len(blocks) - 1)]
+        if num_ready < size:
+            return 0
+        self._num_blocks += 1
         return size
 
     def _fixed(self, num_ready: int) -> int:

@@ -1,0 +1,103 @@
+"""What a codec of blocks costs block by block, and how far its blocks are from one decode of the whole.
+
+    python -m benchmarks.blocks                    # narrow, random weights: half a minute
+    python -m benchmarks.blocks --wide             # of published width: some minutes
+    python -m benchmarks.blocks --checkpoint <dir>
+
+Prints two markdown tables and one line of JSON. The differences are those of one utterance: of the mel spectrogram,
+relative to how much it varies, and of the samples, relative to their level; the phases of a block's source begin anew,
+so that samples may differ as much as two recordings of one sentence do.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
+from benchmarks.code_streams import random_codes, stream
+from benchmarks.codecs import seconds_of
+from stretto.codec.base import Window
+from stretto.codec.glm4_voice.codec import Glm4VoiceCodec, load
+from stretto.decoder.streaming import FrameWindow, Windower
+
+
+def blocks_of(codec: Glm4VoiceCodec, number: int) -> list[FrameWindow]:
+    """The windows of the first blocks of an utterance."""
+    sizes = [*codec.spec.blocks, *[codec.spec.blocks[-1]] * number][:number]
+    codes, windower = random_codes(codec, 1, sum(sizes))[0].numpy(), Windower(codec.spec)
+    ends = [sum(sizes[: place + 1]) for place in range(number)]
+    pushed = [windower.push(codes[:, end - size : end], False) for end, size in zip(ends, sizes, strict=True)]
+    return [window for window in pushed if window is not None]
+
+
+def cost(codec: Glm4VoiceCodec, window: FrameWindow, repeats: int) -> tuple[int, int, float, float]:
+    """Tokens heard and new, processor seconds of the block, and of a second of its audio."""
+    state = codec.initial_state(1)
+    batch = Window(torch.from_numpy(window.codes)[None], window.left, window.right, torch.tensor([window.first]), state)
+    spent = seconds_of(lambda: codec.decode(batch), repeats)
+    new = window.num_frames
+    return window.codes.shape[1], new, spent, spent * codec.spec.frame_rate / new
+
+
+def one_decode(codec: Glm4VoiceCodec, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Mel [1, M, n] and samples [1, m] of codes [1, 1, T] as a single block."""
+    whole = Glm4VoiceCodec(codec.config, (codes.shape[2] + 1,), codes.shape[2] + 64)
+    whole.load_state_dict(codec.state_dict())
+    return spoken(whole.eval().requires_grad_(False), codes)
+
+
+def spoken(codec: Glm4VoiceCodec, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """The mel that the vocoder is given for codes [1, 1, T], each frame once, and the samples."""
+    mels: list[Tensor] = []
+    voice = codec.hift.source
+
+    def listening(mel: Tensor, phases: Tensor, noise: Tensor) -> Tensor:
+        mels.append(mel[..., 1:] if mels else mel)
+        return voice(mel, phases, noise)
+
+    codec.hift.source = listening  # type: ignore[method-assign]
+    pcm = stream(codec, codes, [codes.shape[2]])
+    codec.hift.source = voice  # type: ignore[method-assign]
+    return torch.cat(mels, 2), pcm
+
+
+def differences(codec: Glm4VoiceCodec, frames: int) -> tuple[float, float]:
+    """Of blocks from one decode: the mel's over its deviation, the samples' over their level."""
+    codes = random_codes(codec, 1, frames)
+    (mel, pcm), (whole_mel, whole_pcm) = spoken(codec, codes), one_decode(codec, codes)
+    of_mel = (mel - whole_mel).square().mean().sqrt() / whole_mel.std()
+    of_pcm = (pcm - whole_pcm).square().mean().sqrt() / whole_pcm.square().mean().sqrt()
+    return float(of_mel), float(of_pcm)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--wide", action="store_true", help="random weights as wide as published")
+    parser.add_argument("--checkpoint", type=Path, help="a published checkpoint")
+    parser.add_argument("--blocks", type=int, default=4, help="how many are timed")
+    parser.add_argument("--frames", type=int, nargs="*", default=[60, 175], help="lengths that are compared")
+    parser.add_argument("--repeats", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        codec = load(arguments.checkpoint or write_glm4_voice(Path(folder), is_narrow=not arguments.wide))
+    begun = time.monotonic()
+    costs = [cost(codec, window, arguments.repeats) for window in blocks_of(codec, arguments.blocks)]
+    print("| tokens heard | new | processor s | per second of audio |\n| --- | --- | --- | --- |")
+    for heard, new, spent, share in costs:
+        print(f"| {heard} | {new} | {spent:.2f} | {share:.2f} |")
+    errors = [(frames, *differences(codec, frames)) for frames in arguments.frames]
+    print("\n| tokens | mel | samples |\n| --- | --- | --- |")
+    for frames, of_mel, of_pcm in errors:
+        print(f"| {frames} | {of_mel:.2g} | {of_pcm:.2g} |")
+    record = {"costs": costs, "differences": errors, "wall_s": round(time.monotonic() - begun, 1)}
+    print("\n" + json.dumps(record))
+
+
+if __name__ == "__main__":
+    main()

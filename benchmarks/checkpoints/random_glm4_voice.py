@@ -1,0 +1,158 @@
+"""GLM-4-Voice's decoder as its authors publish it, with random weights that are heard: narrow, or of published width.
+
+Weights are drawn by numpy in the order of their names, so that a reference elsewhere has the same ones.
+"""
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stretto.codec.glm4_voice.codec import Glm4VoiceCodec
+from stretto.codec.glm4_voice.config import read_config
+
+PITCH_HZ = 180.0
+NARROW = {
+    "flow": {"vocab_size": 64, "input_size": 24},
+    "encoder": {"output_size": 16, "attention_heads": 2, "linear_units": 24, "num_blocks": 2, "input_size": 24},
+    "estimator": {"channels": "[16, 16]", "attention_head_dim": 8, "n_blocks": 1, "num_mid_blocks": 1, "num_heads": 2},
+    "hift": {"base_channels": 16, "cond_channels": 8},
+}
+WIDE = {
+    "flow": {"vocab_size": 16384, "input_size": 512},
+    "encoder": {"output_size": 512, "attention_heads": 8, "linear_units": 2048, "num_blocks": 6, "input_size": 512},
+    "estimator": {
+        "channels": "[256, 256]",
+        "attention_head_dim": 64,
+        "n_blocks": 4,
+        "num_mid_blocks": 12,
+        "num_heads": 8,
+    },
+    "hift": {"base_channels": 512, "cond_channels": 512},
+}
+CONFIG = """\
+__set_seed1: !apply:random.seed [1986]
+sample_rate: 22050
+spk_embed_dim: 192
+flow: !new:cosyvoice.flow.flow.MaskedDiffWithXvec
+    input_size: {flow[input_size]}
+    output_size: 80
+    spk_embed_dim: !ref <spk_embed_dim>
+    output_type: 'mel'
+    vocab_size: {flow[vocab_size]}
+    input_frame_rate: 12.5
+    only_mask_loss: True
+    encoder: !new:cosyvoice.transformer.encoder.BlockConformerEncoder
+        output_size: {encoder[output_size]}
+        attention_heads: {encoder[attention_heads]}
+        linear_units: {encoder[linear_units]}
+        num_blocks: {encoder[num_blocks]}
+        dropout_rate: 0.1
+        positional_dropout_rate: 0.1
+        attention_dropout_rate: 0.1
+        normalize_before: True
+        input_layer: 'linear'
+        pos_enc_layer_type: 'rel_pos_espnet'
+        selfattention_layer_type: 'block_rel_selfattn'
+        block_size: 10
+        input_size: {encoder[input_size]}
+        use_cnn_module: False
+        macaron_style: False
+    length_regulator: !new:cosyvoice.flow.length_regulator.InterpolateRegulator
+        channels: 80
+        sampling_ratios: [1, 1, 1, 1]
+    decoder: !new:cosyvoice.flow.flow_matching.ConditionalCFM
+        in_channels: 240
+        n_spks: 1
+        spk_emb_dim: 80
+        cfm_params: !new:omegaconf.DictConfig
+            content:
+                sigma_min: 1e-06
+                solver: 'euler'
+                t_scheduler: 'cosine'
+                training_cfg_rate: 0.2
+                inference_cfg_rate: 0.7
+                reg_loss_type: 'l1'
+        estimator: !new:cosyvoice.flow.decoder.ConditionalDecoder
+            in_channels: 320
+            out_channels: 80
+            channels: {estimator[channels]}
+            dropout: 0
+            attention_head_dim: {estimator[attention_head_dim]}
+            n_blocks: {estimator[n_blocks]}
+            num_mid_blocks: {estimator[num_mid_blocks]}
+            num_heads: {estimator[num_heads]}
+            act_fn: 'gelu'
+hift: !new:cosyvoice.hifigan.generator.HiFTGenerator
+    in_channels: 80
+    base_channels: {hift[base_channels]}
+    nb_harmonics: 8
+    sampling_rate: !ref <sample_rate>
+    nsf_alpha: 0.1
+    nsf_sigma: 0.003
+    nsf_voiced_threshold: 10
+    upsample_rates: [8, 8]
+    upsample_kernel_sizes: [16, 16]
+    istft_params:
+        n_fft: 16
+        hop_len: 4
+    resblock_kernel_sizes: [3, 7, 11]
+    resblock_dilation_sizes: [[1, 3, 5], [1, 3, 5], [1, 3, 5]]
+    source_resblock_kernel_sizes: [7, 11]
+    source_resblock_dilation_sizes: [[1, 3, 5], [1, 3, 5]]
+    lrelu_slope: 0.1
+    audio_limit: 0.99
+    f0_predictor: !new:cosyvoice.hifigan.f0_predictor.ConvRNNF0Predictor
+        num_class: 1
+        in_channels: 80
+        cond_channels: {hift[cond_channels]}
+"""
+WEIGHT_NORMS = re.compile(
+    r"(ups\.\d|conv_pre|conv_post|(source_)?resblocks\.\d+\.convs[12]\.\d|f0_predictor\.condnet\.\d)\."
+)
+
+
+def write_glm4_voice(folder: Path, is_narrow: bool = True, seed: int = 0) -> Path:
+    """`config.yaml`, `flow.pt` and `hift.pt` in a folder that is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(CONFIG.format(**(NARROW if is_narrow else WIDE)))
+    codec = Glm4VoiceCodec(read_config(folder))
+    rng = np.random.default_rng(seed)
+    torch.save(random_weights(codec.flow, rng), folder / "flow.pt")
+    hift = random_weights(codec.hift, rng)
+    hift["f0_predictor.classifier.bias"] += PITCH_HZ
+    hift["f0_predictor.classifier.weight"] *= 0.3 * PITCH_HZ
+    torch.save(as_published(hift), folder / "hift.pt")
+    return folder
+
+
+def random_weights(module: nn.Module, rng: np.random.Generator) -> dict[str, Tensor]:
+    """Weights that about keep the size of what goes through them; biases and what scales a norm, near 0 and 1."""
+    drawn = {}
+    for name, tensor in sorted(module.state_dict().items()):
+        values = torch.from_numpy(rng.standard_normal(tuple(tensor.shape), dtype=np.float32))
+        if tensor.dim() == 1:
+            is_scale = name.endswith((".weight", ".alpha"))
+            drawn[name] = 1 + 0.1 * values if is_scale else 0.1 * values
+        else:
+            is_transposed = name.startswith("ups.")
+            inputs = 2 * tensor.shape[0] if is_transposed else tensor[0].numel()
+            drawn[name] = values / math.sqrt(inputs)
+    drawn |= {name: 0.05 * values for name, values in drawn.items() if name == "conv_post.weight"}
+    return drawn
+
+
+def as_published(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """HiFT's tensors with the weight norms that its authors left in: magnitude and direction in place of a weight."""
+    published = {}
+    for name, tensor in tensors.items():
+        if WEIGHT_NORMS.match(name) and name.endswith(".weight"):
+            stem = name.removesuffix("weight")
+            published[f"{stem}weight_g"] = torch.linalg.vector_norm(tensor, dim=(1, 2), keepdim=True)
+            published[f"{stem}weight_v"] = 3 * tensor
+        else:
+            published[name] = tensor
+    return published

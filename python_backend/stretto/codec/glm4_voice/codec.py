@@ -1,0 +1,172 @@
+"""`glm4_voice`: the decoder of GLM-4-Voice and VITA-Audio (22.05 kHz, 12.5 tokens a second; arXiv 2412.02612).
+
+tokens of all blocks heard ─► flow, told the mel of those before ─► mel of the new block ─► HiFT ─► pcm
+                                                  └ its last 5 tokens' worth is faded into the next block's
+
+Norms and attention run over all frames, and the flow begins with noise: no block's samples are those of one decode of
+the whole. Blocks, fades and prompts are those of the authors' `web_demo.py` and `flow_inference.py`, but for two
+things. Their prompt repeats a frame from the third block on, which shifts it by one and loses 12 ms of every block;
+here it does not. And the mel that waits at the end of a last block that is whole is spoken, not dropped.
+"""
+
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stretto.codec.base import Blocks, CodecSpec, Window
+from stretto.codec.glm4_voice.checkpoint import load_part
+from stretto.codec.glm4_voice.config import Glm4VoiceConfig, read_config
+from stretto.codec.glm4_voice.flow import Flow
+from stretto.codec.glm4_voice.memory import Memory, Room
+from stretto.codec.glm4_voice.vocoder import Vocoder
+from stretto.errors import InvalidRequest
+
+BLOCKS = (25, 50, 100, 150, 200)  # tokens, of web_demo.py
+HISTORY = 512  # tokens, 41 s: what VITA-Audio's demo decodes at once
+OVERLAP = 5  # tokens, of flow_inference.py
+SEEDS = {"flow": 42, "source": 43, "phases": 44}
+
+
+def gaussian(columns: int, rows: int, seed: int) -> Tensor:
+    """Noise [rows, columns] of power 1, the same on every machine; fewer columns are the first ones of more."""
+    drawn = np.random.default_rng(seed).standard_normal((columns, rows), dtype=np.float32)
+    return torch.from_numpy(drawn.T.copy())
+
+
+class Glm4VoiceCodec(nn.Module):
+    """The codec of `base.Codec`. Noise is fixed by a frame's place in what its block hears, so one waveform comes of
+    the same codes in whatever chunks and beside whomever they are decoded."""
+
+    fade: Tensor
+    noise: Tensor
+    source_noise: Tensor
+    phases: Tensor
+
+    def __init__(self, config: Glm4VoiceConfig, sizes: tuple[int, ...] = BLOCKS, history: int = HISTORY) -> None:
+        super().__init__()
+        self.config = config
+        self.flow, self.hift = Flow(config), Vocoder(config.mels, config.vocoder)
+        hop, self.rate = config.vocoder.samples_per_mel, config.mels_per_token
+        self.overlap = self.mels(OVERLAP)
+        held = ceil((self.overlap + 2) / self.rate)
+        self.blocks = Blocks(sizes, held, history, self.rate.denominator)
+        self.spec = CodecSpec(
+            name="glm4_voice",
+            sample_rate=config.vocoder.sample_rate,
+            samples_per_frame=int(self.rate * hop),
+            num_codebooks=1,
+            codebook_size=config.codebook_size,
+            streaming=self.blocks,
+        )
+        self.room = Room(
+            mel=(config.mels, self.mels(history) - self.overlap),
+            overlap=(config.mels, self.overlap),
+            source=(hop,),
+            pending=(held * self.spec.samples_per_frame - (self.overlap + 1) * hop,),
+        )
+        self._register_tables(self.mels(history + max(sizes)), self.mels(max(sizes)) + self.overlap + 2)
+
+    def _register_tables(self, most_heard: int, most_spoken: int) -> None:
+        """Noise for as many frames as a block hears and speaks, where each sine begins, and the weights of a fade."""
+        harmonics, hop = self.config.vocoder.source.harmonics + 1, self.config.vocoder.samples_per_mel
+        phases = np.random.default_rng(SEEDS["phases"]).uniform(-np.pi, np.pi, (harmonics, 1))
+        phases[0] = 0  # the pitch itself begins at a zero
+        tables = {
+            "fade": torch.from_numpy(np.hamming(2 * self.overlap)),
+            "noise": gaussian(most_heard, self.config.mels, SEEDS["flow"]),
+            "source_noise": gaussian(most_spoken * hop, harmonics, SEEDS["source"]),
+            "phases": torch.from_numpy(phases),
+        }
+        for name, table in tables.items():
+            self.register_buffer(name, table, persistent=False)
+
+    def mels(self, tokens: int) -> int:
+        """Whole frames of the mel spectrogram in so many tokens."""
+        return int(tokens * self.rate)
+
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """InvalidRequest: the decoder only decodes."""
+        raise InvalidRequest("audio", f"none, as {self.spec.name} only decodes", "audio")
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Zeros: nothing has been spoken."""
+        return self.flow.encoder_proj.bias.new_zeros(batch, self.room.size)
+
+    @torch.inference_mode()
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Pcm [B, n] of the window's frames, and the state after its last block. The end of an utterance is completed
+        with less than a frame of the mel spectrogram of silence."""
+        codes, memory = window.codes[:, 0].to(window.state.device), self.room.read(window.state)
+        done = window.left + self.blocks.right if window.left else 0
+        memory = replace(memory, pending=memory.pending[:, self.room.pending[0] - self._num_pending(done) :])
+        while done + self.blocks.size_after(done) <= codes.shape[1]:
+            border = done + self.blocks.size_after(done)
+            memory = self._speak(memory, self._new_mel(codes[:, :border], memory, done), done > 0)
+            done = border
+        if window.right == 0:
+            memory = self._end(memory, codes, done)
+        wanted = self.spec.num_samples(codes.shape[1] - window.left - window.right, window.right)
+        pcm = F.pad(memory.pending, (0, max(0, wanted - memory.pending.shape[1])))
+        return pcm[:, :wanted], replace(memory, pending=pcm[:, wanted:]).flat(self.room)
+
+    def _num_pending(self, border: int) -> int:
+        """Samples that have been spoken of frames which are not complete at a border."""
+        if border == 0:
+            return 0
+        spoken = (self.mels(border) - self.overlap - 1) * self.config.vocoder.samples_per_mel
+        return spoken - (border - self.blocks.right) * self.spec.samples_per_frame
+
+    def _new_mel(self, codes: Tensor, memory: Memory, done: int) -> Tensor:
+        """The mel after what has been spoken of the tokens of `codes` [B, T] before `done`, faded in."""
+        start = self.blocks.heard_from(done)
+        tokens, known = codes[:, start:], max(0, self.mels(done - start) - self.overlap)
+        noise = self.noise[:, : self.mels(tokens.shape[1])].to(memory.mel.dtype)
+        prompt = memory.mel[..., memory.mel.shape[2] - known :]
+        mel = self.flow(tokens, noise, prompt)[..., known:]
+        if done == 0:
+            return mel
+        rising, falling = self.fade.to(mel.dtype).split(self.overlap)
+        begin = mel[..., : self.overlap] * rising + memory.overlap * falling
+        return torch.cat([begin, mel[..., self.overlap :]], 2)
+
+    def _speak(self, memory: Memory, mel: Tensor, goes_on: bool) -> Memory:
+        """After a whole block of `mel`: its end waits for the next one. goes_on: whether another was before it."""
+        spoken, overlap = mel[..., : -self.overlap], mel[..., -self.overlap :]
+        pcm, source = self._voice(memory, spoken, goes_on)
+        hop = self.config.vocoder.samples_per_mel
+        return Memory(
+            mel=torch.cat([memory.mel, spoken], 2)[..., -self.room.mel[1] :],
+            overlap=overlap,
+            source=source[:, -hop:],
+            pending=torch.cat([memory.pending, pcm[:, :-hop]], 1),
+        )
+
+    def _end(self, memory: Memory, codes: Tensor, done: int) -> Memory:
+        """After the last tokens [B, T], of which those before `done` have been spoken but for what waited."""
+        mel = self._new_mel(codes, memory, done) if done < codes.shape[1] else memory.overlap
+        pcm, _ = self._voice(memory, mel, done > 0)
+        return replace(memory, pending=torch.cat([memory.pending, pcm], 1))
+
+    def _voice(self, memory: Memory, mel: Tensor, goes_on: bool) -> tuple[Tensor, Tensor]:
+        """Samples and source [B, n] of new mel; the frame before it, and its source, once more before them."""
+        if goes_on:
+            mel = torch.cat([memory.mel[..., -1:], mel], 2)
+        length = mel.shape[2] * self.config.vocoder.samples_per_mel
+        source = self.hift.source(mel, self.phases.to(mel.dtype), self.source_noise[:, :length].to(mel.dtype))
+        if goes_on:
+            source = torch.cat([memory.source[:, None], source[..., memory.source.shape[1] :]], 2)
+        return self.hift(mel, source), source[:, 0]
+
+
+def load(directory: Path, device: str = "cpu") -> Glm4VoiceCodec:
+    """The decoder published in `directory` or its `codec/`; CheckpointError names what is missing or does not fit."""
+    directory = directory / "codec" if (directory / "codec").is_dir() else directory
+    codec = Glm4VoiceCodec(read_config(directory))
+    load_part(codec.flow, directory, "flow")
+    load_part(codec.hift, directory, "hift")
+    return codec.eval().requires_grad_(False).to(device)

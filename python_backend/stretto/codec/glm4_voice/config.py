@@ -1,0 +1,227 @@
+"""`config.yaml` as https://huggingface.co/THUDM/glm-4-voice-decoder publishes it: HyperPyYAML, read without running it.
+
+`!new:`, `!name:` and `!apply:` would build Python objects; here they are the mappings that follow them. `!ref <name>`
+is the value of that name at the top.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stretto.errors import CheckpointError
+
+CONFIG_FILE = "config.yaml"
+STEPS = 10  # of the flow, as flow.py passes them
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderShape:
+    """The block conformer: attention within blocks of `block` tokens and before them."""
+
+    width: int
+    heads: int
+    inner: int
+    layers: int
+    block: int
+
+
+@dataclass(frozen=True, slots=True)
+class EstimatorShape:
+    """The U-Net that estimates the flow. blocks: transformers after each residual block."""
+
+    channels: tuple[int, ...]
+    head_width: int
+    heads: int
+    blocks: int
+    mids: int
+
+
+@dataclass(frozen=True, slots=True)
+class SourceShape:
+    """The excitation: a sine of `amplitude` and each of its harmonics where the pitch is above `threshold` Hz.
+
+    sigma: of the noise where it is voiced; a third of the amplitude elsewhere.
+    """
+
+    harmonics: int
+    amplitude: float
+    sigma: float
+    threshold: float
+    pitch_channels: int
+
+
+@dataclass(frozen=True, slots=True)
+class VocoderShape:
+    """HiFT: transposed convolutions by `rates`, residual blocks of (kernel, dilations), and a short Fourier transform
+    of `fourier` samples, `hop` apart."""
+
+    channels: int
+    sample_rate: int
+    rates: tuple[int, ...]
+    kernels: tuple[int, ...]
+    residuals: tuple[tuple[int, tuple[int, ...]], ...]
+    source_residuals: tuple[tuple[int, tuple[int, ...]], ...]
+    fourier: int
+    hop: int
+    slope: float
+    limit: float
+    source: SourceShape
+
+    @property
+    def samples_per_mel(self) -> int:
+        """Samples of one frame of the mel spectrogram."""
+        return math.prod(self.rates) * self.hop
+
+
+@dataclass(frozen=True, slots=True)
+class Glm4VoiceConfig:
+    """The numbers of a checkpoint. regulator: convolutions after the spectrogram's length is reached."""
+
+    codebook_size: int
+    token_rate: Fraction
+    token_width: int
+    mels: int
+    speaker: int
+    regulator: int
+    guidance: float
+    encoder: EncoderShape
+    estimator: EstimatorShape
+    vocoder: VocoderShape
+
+    @property
+    def mels_per_token(self) -> Fraction:
+        """Frames of the mel spectrogram in one token: 441/64 as published."""
+        return Fraction(self.vocoder.sample_rate, self.vocoder.samples_per_mel) / self.token_rate
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "Glm4VoiceConfig":
+        """From the contents of `config.yaml`. KeyError or ValueError name what is missing or not this decoder."""
+        flow, hift = record["flow"], record["hift"]
+        matching, regulator = flow["decoder"], flow["length_regulator"]
+        solver = matching["cfm_params"]["content"]
+        _require(flow, output_size=80, output_type="mel")
+        _require(solver, solver="euler", t_scheduler="cosine")
+        _require(hift, in_channels=flow["output_size"])
+        _require(regulator, channels=flow["output_size"])
+        estimator = _estimator(matching["estimator"], flow["output_size"])
+        return cls(
+            codebook_size=flow["vocab_size"],
+            token_rate=Fraction(str(flow["input_frame_rate"])),
+            token_width=flow["input_size"],
+            mels=flow["output_size"],
+            speaker=flow["spk_embed_dim"],
+            regulator=len(regulator["sampling_ratios"]),
+            guidance=float(solver["inference_cfg_rate"]),
+            encoder=_encoder(flow["encoder"]),
+            estimator=estimator,
+            vocoder=_vocoder(hift),
+        )
+
+
+def _encoder(given: dict[str, Any]) -> EncoderShape:
+    _require(
+        given,
+        normalize_before=True,
+        input_layer="linear",
+        pos_enc_layer_type="rel_pos_espnet",
+        selfattention_layer_type="block_rel_selfattn",
+        use_cnn_module=False,
+        macaron_style=False,
+    )
+    return EncoderShape(
+        given["output_size"], given["attention_heads"], given["linear_units"], given["num_blocks"], given["block_size"]
+    )
+
+
+def _estimator(given: dict[str, Any], mels: int) -> EstimatorShape:
+    _require(given, in_channels=4 * mels, out_channels=mels, act_fn="gelu")
+    return EstimatorShape(
+        tuple(given["channels"]),
+        given["attention_head_dim"],
+        given["num_heads"],
+        given["n_blocks"],
+        given["num_mid_blocks"],
+    )
+
+
+def _vocoder(given: dict[str, Any]) -> VocoderShape:
+    predictor, fourier = given["f0_predictor"], given["istft_params"]
+    _require(predictor, num_class=1, in_channels=given["in_channels"])
+    source = SourceShape(
+        given["nb_harmonics"],
+        given["nsf_alpha"],
+        given["nsf_sigma"],
+        given["nsf_voiced_threshold"],
+        predictor["cond_channels"],
+    )
+    return VocoderShape(
+        channels=given["base_channels"],
+        sample_rate=given["sampling_rate"],
+        rates=tuple(given["upsample_rates"]),
+        kernels=tuple(given["upsample_kernel_sizes"]),
+        residuals=_residuals(given, "resblock"),
+        source_residuals=_residuals(given, "source_resblock"),
+        fourier=fourier["n_fft"],
+        hop=fourier["hop_len"],
+        slope=given["lrelu_slope"],
+        limit=given["audio_limit"],
+        source=source,
+    )
+
+
+def _residuals(given: dict[str, Any], name: str) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    kernels, dilations = given[f"{name}_kernel_sizes"], given[f"{name}_dilation_sizes"]
+    return tuple((kernel, tuple(each)) for kernel, each in zip(kernels, dilations, strict=True))
+
+
+def _require(given: dict[str, Any], **values: Any) -> None:
+    """ValueError where the record has another value than the one this decoder takes for granted."""
+    odd = {name: given.get(name) for name, value in values.items() if given.get(name) != value}
+    if odd:
+        raise ValueError(f"expected { ({name: values[name] for name in odd}) }, got {odd}")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose objects are the mappings that describe them; one loader for one file."""
+
+
+def _plain(loader: _Loader, suffix: str, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.MappingNode):
+        return loader.construct_mapping(node, deep=True)
+    return None
+
+
+def _reference(loader: _Loader, node: yaml.Node) -> str:
+    return f"!ref {node.value}"
+
+
+for tag in ("!new:", "!name:", "!apply:"):
+    _Loader.add_multi_constructor(tag, _plain)
+_Loader.add_constructor("!ref", _reference)
+
+
+def _resolved(value: Any, names: dict[str, Any]) -> Any:
+    """The value with each `!ref <name>` replaced."""
+    if isinstance(value, dict):
+        return {key: _resolved(each, names) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_resolved(each, names) for each in value]
+    found = re.fullmatch(r"!ref <(\w+)>", value) if isinstance(value, str) else None
+    return names[found[1]] if found else value
+
+
+def read_config(directory: Path) -> Glm4VoiceConfig:
+    """The numbers in `config.yaml`; CheckpointError if it is missing or of another decoder."""
+    path = directory / CONFIG_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
+    try:
+        record = yaml.load(path.read_text(), _Loader)  # a SafeLoader
+        return Glm4VoiceConfig.from_record(_resolved(record, record))
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error!r}") from error

@@ -1,0 +1,188 @@
+"""The U-Net that estimates the flow: residual blocks told the time, each followed by transformers over all frames.
+
+Modules and tensors are named as in the published checkpoint (`cosyvoice/flow/decoder.py`; blocks of Matcha-TTS,
+https://github.com/shivammehta25/Matcha-TTS, MIT).
+"""
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stretto.codec.glm4_voice.config import EstimatorShape
+
+GROUPS = 8
+
+
+class Block(nn.Module):
+    """Convolution, norm over groups of channels and all frames, Mish."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            nn.Conv1d(channels, out_channels, 3, padding=1), nn.GroupNorm(GROUPS, out_channels), nn.Mish()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x)
+
+
+class ResidualBlock(nn.Module):
+    """Two blocks with the time between them, beside a pointwise convolution."""
+
+    def __init__(self, channels: int, out_channels: int, time_width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Mish(), nn.Linear(time_width, out_channels))
+        self.block1 = Block(channels, out_channels)
+        self.block2 = Block(out_channels, out_channels)
+        self.res_conv = nn.Conv1d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        hidden = self.block1(x) + self.mlp(time)[..., None]
+        return self.block2(hidden) + self.res_conv(x)
+
+
+class Attention(nn.Module):
+    """Attention of all frames to all; the second place in `to_out` is training's dropout."""
+
+    def __init__(self, channels: int, shape: EstimatorShape) -> None:
+        super().__init__()
+        self.heads, inner = shape.heads, shape.heads * shape.head_width
+        self.to_q = nn.Linear(channels, inner, bias=False)
+        self.to_k = nn.Linear(channels, inner, bias=False)
+        self.to_v = nn.Linear(channels, inner, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(inner, channels), nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (
+            linear(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for linear in (self.to_q, self.to_k, self.to_v)
+        )
+        return self.to_out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+
+
+class Projection(nn.Module):
+    """A layer and GELU."""
+
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(channels, inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj(x))
+
+
+class FeedForward(nn.Module):
+    """Four times as wide between its layers; the second place in `net` is training's dropout."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(Projection(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class Transformer(nn.Module):
+    """Attention and feed-forward, each after its norm and beside an identity path: x [B, T, C]."""
+
+    def __init__(self, channels: int, shape: EstimatorShape) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn1 = Attention(channels, shape)
+        self.norm3 = nn.LayerNorm(channels)
+        self.ff = FeedForward(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn1(self.norm1(x))
+        return x + self.ff(self.norm3(x))
+
+
+class Resample(nn.Module):
+    """A convolution that halves or doubles the number of frames; half of an odd number is rounded up."""
+
+    def __init__(self, conv: nn.Conv1d | nn.ConvTranspose1d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Stage(nn.ModuleList):
+    """A residual block, its transformers and, but in the middle, what changes the number of frames."""
+
+    def __init__(self, channels: int, out_channels: int, shape: EstimatorShape, *resample: nn.Module) -> None:
+        transformers = nn.Sequential(*(Transformer(out_channels, shape) for _ in range(shape.blocks)))
+        super().__init__([ResidualBlock(channels, out_channels, 4 * shape.channels[0]), transformers, *resample])
+
+    def run(self, x: Tensor, time: Tensor) -> Tensor:
+        """x [B, C, T] through the residual block and the transformers."""
+        return self[1](self[0](x, time).transpose(1, 2)).transpose(1, 2)
+
+
+class TimeInput(nn.Module):
+    """Waves of the time to a vector, SiLU between two layers."""
+
+    def __init__(self, waves: int, width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(waves, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, waves: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(waves)))
+
+
+class Estimator(nn.Module):
+    """The flow [B, M, T] of x [B, 4 M, T]: the state, what it is to become, the speaker, what is known already."""
+
+    def __init__(self, mels: int, shape: EstimatorShape) -> None:
+        super().__init__()
+        widths, channels = shape.channels, 4 * mels
+        self.time_mlp = TimeInput(channels, 4 * widths[0])
+        down: list[nn.Module] = []
+        for place, width in enumerate(widths):
+            is_last = place == len(widths) - 1
+            shrink = nn.Conv1d(width, width, 3, 1 if is_last else 2, padding=1)
+            down.append(Stage(channels, width, shape, shrink if is_last else Resample(shrink)))
+            channels = width
+        self.down_blocks = nn.ModuleList(down)
+        self.mid_blocks = nn.ModuleList(Stage(channels, channels, shape) for _ in range(shape.mids))
+        self.up_blocks = nn.ModuleList(_rising(shape))
+        self.final_block = Block(widths[0], widths[0])
+        self.final_proj = nn.Conv1d(widths[0], mels, 1)
+
+    def forward(self, x: Tensor, waves: Tensor) -> Tensor:
+        """waves [4 M]: of the time, see `flow.waves_of_time`."""
+        time, skipped = self.time_mlp(waves)[None], list[Tensor]()
+        for stage in _stages(self.down_blocks):
+            x = stage.run(x, time)
+            skipped.append(x)
+            x = stage[2](x)
+        for stage in _stages(self.mid_blocks):
+            x = stage.run(x, time)
+        for stage in _stages(self.up_blocks):
+            skip = skipped.pop()
+            x = stage[2](stage.run(torch.cat([x[..., : skip.shape[-1]], skip], 1), time))
+        return self.final_proj(self.final_block(x))
+
+
+def _stages(blocks: nn.ModuleList) -> Iterator[Stage]:
+    for stage in blocks:
+        assert isinstance(stage, Stage)
+        yield stage
+
+
+def _rising(shape: EstimatorShape) -> list[nn.Module]:
+    """The stages back to the full number of frames, each given what it was on the way down."""
+    widths, stages = [*reversed(shape.channels), shape.channels[0]], list[nn.Module]()
+    for place, (width, next_width) in enumerate(itertools.pairwise(widths)):
+        is_last = place == len(widths) - 2
+        grow = (
+            nn.Conv1d(next_width, next_width, 3, padding=1)
+            if is_last
+            else Resample(nn.ConvTranspose1d(next_width, next_width, 4, 2, padding=1))
+        )
+        stages.append(Stage(2 * width, next_width, shape, grow))
+    return stages
