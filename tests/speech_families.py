@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from stretto.families.base import Family, Task, UnconditionalContext
+from stretto.families.bursts import Bursts, BurstSchedule
 from stretto.families.tiny.family import SPACE, TINY
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import StreamLayout
@@ -56,3 +57,11 @@ SPEECHLESS = replace(TINY, name="speechless", tasks=(replace(_TTS, text=(SPACE,)
 
 # For prompts and replies of thousands of rows.
 LONG = replace(EIGHT_STREAMS, name="long", max_model_len=8448)
+
+# Steps of up to five rows. Two of its schedules change the number of rows from step to step; one says a row a step.
+BURSTS = Bursts(
+    4, (BurstSchedule("mixed", (1, 2, 2, 4, 3, 3)), BurstSchedule("turbo", (1, 4)), BurstSchedule("off", (9, 0)))
+)
+# Guided, as a reply that begins with audio may be; and unguided, from text to audio within a burst.
+FORCED_BURSTS = replace(EIGHT_STREAMS, name="forced_bursts", tasks=EIGHT_STREAMS.tasks[1:], bursts=BURSTS)
+FORCED_CHAT = replace(EIGHT_STREAMS, name="forced_chat", guided_streams=(), bursts=BURSTS)

@@ -34,6 +34,7 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
         guidance_scale=(2.0, 1.0, 3.0)[index % 3] if family.guided_streams else 1.0,
         script_temperature=temperature,
         seed=1000 + index,
+        schedule=(None, *(each.name for each in family.bursts.schedules))[index % 4] if family.bursts else None,
     )
     delayed_tail = None
     if not family.warm_up.is_sampled and task == "audio_lm":  # the reply goes on with the audio of the prompt

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from stretto.families.base import Family
+from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
 from tests.engine.harness import Engine
-from tests.engine.histories import FAMILIES
 from tests.engine.prompts import make_prompt
 from tests.random_checkpoints import write_checkpoint
+from tests.speech_families import EIGHT_STREAMS
 
 pytestmark = pytest.mark.engine
+FAMILIES: dict[str, Family] = {"tests.speech_families:EIGHT_STREAMS": EIGHT_STREAMS, "tiny": TINY}
 MAX_MODEL_LEN = 160
 TIGHT = {"max_num_seqs": 4, "max_num_batched_tokens": 48, "num_gpu_blocks_override": 9}
 Rows = list[list[int]]

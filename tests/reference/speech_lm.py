@@ -35,16 +35,33 @@ class Context:
     @torch.no_grad()
     def hidden(self, rows: list[Row]) -> torch.Tensor:
         """Hidden states [n, H] of those of `rows` that are new: what stood before them is remembered."""
-        ids = torch.tensor(rows[self.num_read :])
         first, self.num_read = self.num_read, len(rows)
-        embedded = self.model.model.embed_tokens(ids)  # [n, S, H]
-        silent = (ids == self.family.layout.pad_id) & self.family.layout.pad_is_silent
-        silent[:, 0] = False
-        embedded = embedded.masked_fill(silent[..., None], 0.0).sum(1)
+        embedded = self.embed(rows[first:])
         for position in self.heard.keys() & range(first, len(rows)):
             embedded[position - first] = self.heard[position]
         hidden = self.model.model(inputs_embeds=embedded[None], past_key_values=self.cache, use_cache=True)
         return hidden.last_hidden_state[0]
+
+    @torch.no_grad()
+    def embed(self, rows: list[Row]) -> torch.Tensor:
+        """The sum of what the streams of each row stand for, [n, H]."""
+        ids = torch.tensor(rows)
+        embedded = self.model.model.embed_tokens(ids)  # [n, S, H]
+        silent = (ids == self.family.layout.pad_id) & self.family.layout.pad_is_silent
+        silent[:, 0] = False
+        return embedded.masked_fill(silent[..., None], 0.0).sum(1)
+
+    def last_hidden(self, rows: list[Row], is_forced: bool) -> torch.Tensor:
+        """The hidden state [1, H] from which the row behind `rows` is said; `is_forced`: in the place of a module.
+
+        The place of modules is taken by a rule: what the row before was said from, and that row, at unit scale.
+        """
+        if is_forced:
+            mixed = self.said_from + self.embed(rows[-1:])
+            self.said_from = mixed / (mixed.square().mean() + 1e-6).sqrt()
+        else:
+            self.said_from = self.hidden(rows)[-1:]
+        return self.said_from
 
 
 class Reference:
@@ -115,6 +132,13 @@ class _Reply:
         slowest = max(self.family.layout.delays)
         self.tail = {FORCED_TAIL: max(1, slowest - 1), NO_TAIL: 0}.get(self.family.tail, slowest)
         self.extra = slowest if self.family.tail is NO_TAIL else 0
+        self.kinds = ""  # M: a row of the main model's, m: one of a module's
+        if self.family.bursts is not None:
+            mode = self.family.bursts.schedule(self.sampling.schedule).mode
+            mains, extras = list(mode[::2]), list(mode[1::2])
+            while len(self.kinds) < reference.max_model_len:
+                self.kinds += "M" * (mains.pop(0) if len(mains) > 1 else mains[0])
+                self.kinds += "m" * (extras.pop(0) if len(extras) > 1 else extras[0])
 
     def run(self) -> tuple[list[Row], float]:
         while True:
@@ -126,7 +150,8 @@ class _Reply:
 
     def logits(self, context: Context, rows: list[Row]) -> list[list[float]]:
         """Logits for each output stream, over the whole vocabulary, after the last of `rows`."""
-        logits = self.reference.heads(context.hidden(rows)[-1:])[0].tolist()
+        index = len(rows) - len(self.prompt.rows)
+        logits = self.reference.heads(context.last_hidden(rows, self.kinds[index : index + 1] == "m"))[0].tolist()
         return logits if len(logits) > 1 else logits * self.family.layout.num_output_streams
 
     def guided(self, logits: list[list[float]]) -> list[list[float]]:
@@ -145,7 +170,10 @@ class _Reply:
         if frame < 0:
             return False
         if self.sampling.policy == "until_s":  # the term takes 0.28 s at 25 Hz for 7 rows, not 7.000000000000001
-            return frame < math.ceil(self.sampling.guided_until_s * self.family.frame_rate - 1e-6)
+            limit = math.ceil(self.sampling.guided_until_s * self.family.frame_rate - 1e-6)
+            while self.kinds[limit : limit + 1] == "m":  # guidance ends with a step; such a reply is audio alone
+                limit += 1
+            return frame < limit
         return [is_on for first, is_on in [(0, True), *self.changes] if first <= frame][-1]
 
     def hidden(self, position: int) -> Row:

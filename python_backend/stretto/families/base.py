@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from stretto.families.bursts import Bursts
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import StreamLayout
 from stretto.streams.pattern import FORCED_TAIL, PADDED_WARM_UP, Tail, WarmUp
@@ -80,6 +81,7 @@ class Family:
     has_stream_bias: the checkpoint has `stream_bias.weight` [S, H], added to the hidden state before each head.
     subwords: ids of the tokens of the checkpoint's tokenizer, in its order; None where the family needs no tokenizer.
     markers: ids that only prompts carry, by the names that the checkpoint gives them.
+    bursts: the modules that say further rows in a step, where the model has any.
     """
 
     name: str
@@ -106,6 +108,7 @@ class Family:
     has_stream_bias: bool = False
     subwords: range | None = None
     markers: Mapping[str, int] = field(default_factory=dict, hash=False)
+    bursts: Bursts | None = None
 
     def task(self, name: str) -> Task:
         """The task called `name`; KeyError lists the names there are."""

@@ -64,6 +64,7 @@ class SamplingConfig:
     `adaptive`, all for which the engine is fast enough.
     ras_window, ras_max_repeats: a code that came `ras_max_repeats` times in the last `ras_window` rows of its stream's
     audio is drawn again from the softmax of all logits, without temperature, top-k and top-p; window 0 is off.
+    schedule: which rows of the reply modules say, of a family that has such; None for its default.
     """
 
     text: SegmentSampling
@@ -75,6 +76,7 @@ class SamplingConfig:
     guided_until_s: float | None = None
     ras_window: int = 0
     ras_max_repeats: int = 2
+    schedule: str | None = None
 
     def __post_init__(self) -> None:
         self.text.check("text")

@@ -9,6 +9,7 @@ from stretto.engine.request.rules import SegmentRules
 from stretto.streams.segment import Segment
 from tests.engine.prompts import make_prompt
 from tests.speech_families import EIGHT_STREAMS as FAMILY
+from tests.speech_families import FORCED_BURSTS
 
 prepare_environment()
 
@@ -19,7 +20,7 @@ from stretto.engine.request.params import sampling_params  # noqa: E402
 from stretto.engine.scheduling.request_state import RequestState  # noqa: E402
 from stretto.engine.scheduling.request_table import RequestTable  # noqa: E402
 
-RULES = SegmentRules(FAMILY, 160)
+RULES, BURSTS = SegmentRules(FAMILY, 160), SegmentRules(FORCED_BURSTS, 160)
 BLOCK = 4
 CODES = [0] * (FAMILY.layout.num_input_streams - 1)
 
@@ -42,8 +43,8 @@ class FakeBlocks:
         return -(-num_rows // BLOCK)
 
 
-def table() -> RequestTable:
-    return RequestTable(RULES, BLOCK)
+def table(rules: SegmentRules = RULES) -> RequestTable:
+    return RequestTable(rules, BLOCK)
 
 
 def no_hashes(request: Request) -> list:
@@ -76,7 +77,7 @@ def speak(state: RequestState, num_rows: int = 1) -> None:
     for _ in range(num_rows):
         assert state.tracker.segment is Segment.AUDIO
         token_id = FAMILY.layout.audio[0].start + 1
-        state.history.put(state.request.num_tokens, CODES)
+        state.history.put(state.request.num_tokens, [CODES])
         state.request.append_output_token_ids(token_id)
         state.request.num_computed_tokens += 1
         if not state.is_unconditional:

@@ -15,15 +15,17 @@ from vllm.v1.request import Request  # noqa: E402
 BLOCK = 4
 
 
-def request_of(rows: np.ndarray, num_prompt_rows: int, cache_salt: str | None = None) -> Request:
+def request_of(
+    rows: np.ndarray, num_prompt_rows: int, cache_salt: str | None = None, is_read_by_modules: bool = False
+) -> Request:
     """A request that read the first rows as its prompt and wrote the others."""
     history = RowHistory(rows[:num_prompt_rows, 1:].astype(np.int32))
     tokens = rows[:, 0].tolist()
     request = Request("r", tokens[:num_prompt_rows], SamplingParams(max_tokens=99), None, cache_salt=cache_salt)
-    request._block_hasher = row_block_hasher(BLOCK, history.rows)
+    request._block_hasher = row_block_hasher(BLOCK, history.rows, (), is_read_by_modules)
     request.update_block_hashes()
     for row in rows[num_prompt_rows:]:
-        history.put(history.num_rows, row[1:])
+        history.put(history.num_rows, [row[1:]])
         request.append_output_token_ids(int(row[0]))
     return request
 
@@ -46,6 +48,11 @@ def test_any_id_changes_its_block_and_all_that_follow(row: int, stream: int) -> 
     before, after = (request_of(each, 22).block_hashes for each in (rows(), changed))
     same = [first == second for first, second in zip(before, after, strict=True)]
     assert same == [block < row // BLOCK for block in range(len(before))]
+
+
+def test_blocks_that_modules_have_read_are_none_of_those_that_they_have_not() -> None:
+    read, other = (request_of(rows(), 22, is_read_by_modules=is_read).block_hashes for is_read in (True, False))
+    assert not set(read) & set(other)
 
 
 def test_a_cache_salt_separates() -> None:

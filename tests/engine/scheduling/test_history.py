@@ -10,14 +10,24 @@ def test_rows_come_back_after_growing_and_truncating() -> None:
     prompt = np.arange(6, dtype=np.int32).reshape(3, 2)
     history = RowHistory(prompt)
     for index in range(200):
-        history.put(3 + index, [index, -index])
-    history.put(103, [7, 7])
+        history.put(3 + index, [[index, -index]])
+    history.put(103, [[7, 7]])
     rows = history.rows(0, 104)
     assert np.array_equal(rows[:3], prompt)
     assert rows[3:103, 0].tolist() == list(range(100))
     assert rows[103].tolist() == [7, 7]
     assert history.num_rows == 104
     assert prompt[0, 0] == 0
+
+
+def test_rows_that_come_together_are_kept_in_order() -> None:
+    history = RowHistory(np.zeros((3, 2), np.int32))
+    for index in range(100):
+        history.put(history.num_rows, [[index, place] for place in range(1 + index % 4)])
+    assert history.num_rows == 3 + 250
+    assert history.rows(3, 9).tolist() == [[0, 0], [1, 0], [1, 1], [2, 0], [2, 1], [2, 2]]
+    history.put(8, [[7, 0], [7, 1]])
+    assert history.rows(6, 10).tolist() == [[2, 0], [2, 1], [7, 0], [7, 1]]
 
 
 def test_the_prompt_cannot_be_taken_back() -> None:

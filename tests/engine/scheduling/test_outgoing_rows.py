@@ -9,7 +9,7 @@ from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
 
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.request.tracker import SegmentTracker
-from stretto.engine.request.wire import NO_CHANGE
+from stretto.engine.request.wire import GUIDANCE_OFF, NO_CHANGE
 from stretto.engine.scheduling.outgoing_rows import LEAST_LEAD_S, MAX_WAIT_S, OutgoingRows
 from stretto.engine.scheduling.sampled_rows import SampledRows
 from stretto.streams.chunking import ChunkPolicy, DecoderLoad, Pacer
@@ -154,31 +154,42 @@ def test_rows_that_wait_cost_the_listener_nothing(speed: float) -> None:
 
 
 def sampled(request_id: str, cut: bool = False) -> ModelRunnerOutput:
-    """A step in which one request has sampled: codes 1 … 7, and vLLM's own columns behind them."""
-    codes = np.arange(1, 9)[None]
+    """A step in which one request has sampled: codes 1 … 7."""
+    codes = np.arange(1, 8)[None]
     logprobs = LogprobsLists(codes, np.zeros((1, 8)), np.array([int(cut)]))
     return ModelRunnerOutput([request_id], {request_id: 0}, [[FIRST + 1]], logprobs, {}, [])
 
 
 def test_a_row_is_its_mark_its_token_and_its_codes() -> None:
-    known, rows = table(), SampledRows(FAMILY.layout.num_output_streams)
+    known, rows = table(), SampledRows(FAMILY.layout, 1)
     arrive(known, "r")
     output = sampled("r", cut=True)
     rows.take(output)
     assert output.logprobs is None, "vLLM would send them"
-    assert rows.push(known["r"], NO_CHANGE, 9, is_last=True) == [NO_CHANGE, 9, 1, 2, 3, 4, 5, 6, 7]
+    assert rows.push(known["r"], [NO_CHANGE], [9], is_last=True) == [NO_CHANGE, 9, 1, 2, 3, 4, 5, 6, 7]
     assert known["r"].was_cut
 
 
+@pytest.mark.parametrize(("cut_in", "was_cut"), [(0, True), (1, True), (2, False)])
+def test_of_a_burst_the_rows_up_to_the_end_leave_and_a_cut_behind_it_is_none(cut_in: int, was_cut: bool) -> None:
+    known, rows = table(), SampledRows(FAMILY.layout, 3)
+    arrive(known, "r")
+    logprobs = LogprobsLists(np.arange(21)[None], np.zeros((1, 1)), np.array([1 << cut_in]))
+    rows.take(ModelRunnerOutput(["r"], {"r": 0}, [[8, 9, 10]], logprobs, {}, []))
+    ids = rows.push(known["r"], [NO_CHANGE, GUIDANCE_OFF], [8, 9], is_last=True)
+    assert ids == [NO_CHANGE, 8, *range(7), GUIDANCE_OFF, 9, *range(7, 14)]
+    assert known["r"].was_cut is was_cut
+
+
 def test_what_a_preempted_request_has_ready_leaves_with_the_next_output() -> None:
-    known, rows = table(), SampledRows(FAMILY.layout.num_output_streams)
+    known, rows = table(), SampledRows(FAMILY.layout, 1)
     arrive(known, "r")
     state = known["r"]
     state.outgoing = OutgoingRows(state.tracker, lambda: 0.0)
     rows.take(sampled("r"))
     for _ in range(60):
         speak(state)
-        rows.push(state, NO_CHANGE, FIRST + 1, is_last=False)
+        rows.push(state, [NO_CHANGE], [FIRST + 1], is_last=False)
     outputs: dict[int, EngineCoreOutputs] = {}
     rows.note_preempted(state)
     rows.send_preempted(outputs)

@@ -1,19 +1,27 @@
 """Pairs are planned as one: what they are granted, how they are ordered, who gives way, who finds a place."""
 
 import pytest
+from vllm.v1.request import Request
 
 from stretto.engine.scheduling.planner import PairPlanner, check_pairs
 from stretto.engine.scheduling.request_table import RequestTable
-from tests.engine.scheduling.tables import FakeBlocks, arrive, pair, run, speak, table
+from tests.engine.scheduling.tables import BURSTS, CODES, FakeBlocks, arrive, pair, run, speak, table
 
 
 def ids(requests: object) -> list[str]:
     return [request.request_id for request in requests]
 
 
+def read(running: list[Request]) -> list[Request]:
+    """These, as a step that reads all they have said leaves them once it is scheduled."""
+    for request in running:
+        request.num_computed_tokens = request.num_tokens + request.num_output_placeholders
+    return running
+
+
 def planner(known: RequestTable, **blocks: object) -> tuple[PairPlanner, FakeBlocks]:
     fake = FakeBlocks(**blocks)
-    return PairPlanner(known, fake, num_in_advance=0), fake
+    return PairPlanner(known, fake), fake
 
 
 def test_a_pair_runs_as_long_as_its_older_half_and_in_one_place() -> None:
@@ -29,7 +37,8 @@ def test_a_pair_runs_as_long_as_its_older_half_and_in_one_place() -> None:
 def test_a_half_without_its_partner_gets_all_rows_but_the_last() -> None:
     known = table()
     one, half = pair(known, "one")
-    run(one)[0].num_computed_tokens = 3
+    run(one)
+    one.num_computed_tokens, one.is_prefill_chunk = 3, True
     plan = planner(known)[0].plan([one], 100)
     assert plan.grants == {"one": 4}
     assert plan.awaited == [half]
@@ -150,23 +159,23 @@ def test_halves_that_wait_for_each_other_s_blocks_are_stuck_until_the_youngest_g
 
 def test_a_half_that_would_sample_alone_is_an_error() -> None:
     known = table()
-    one, half = run(*pair(known, "one"))
-    check_pairs(known, {"one": 1, "one#unconditional": 1}, num_in_advance=0)
+    one, half = read(run(*pair(known, "one")))
+    check_pairs(known, {"one": 1, "one#unconditional": 1})
     with pytest.raises(AssertionError, match="one would sample without one#unconditional"):
-        check_pairs(known, {"one": 1}, num_in_advance=0)
+        check_pairs(known, {"one": 1})
     with pytest.raises(AssertionError, match="one#unconditional would sample without one"):
-        check_pairs(known, {"one#unconditional": 1}, num_in_advance=0)
+        check_pairs(known, {"one#unconditional": 1})
     half.is_prefill_chunk = True
     with pytest.raises(AssertionError, match="one would sample without one#unconditional"):
-        check_pairs(known, {"one": 1, "one#unconditional": 3}, num_in_advance=0)
+        check_pairs(known, {"one": 1, "one#unconditional": 3})
     one.is_prefill_chunk = True
-    check_pairs(known, {"one": 2, "one#unconditional": 3}, num_in_advance=0)
+    check_pairs(known, {"one": 2, "one#unconditional": 3})
 
 
 def test_a_text_segment_is_sampled_alone() -> None:
     known = table()
-    run(arrive(known, "one", task="chat"))
-    check_pairs(known, {"one": 1}, num_in_advance=0)
+    read(run(arrive(known, "one", task="chat")))
+    check_pairs(known, {"one": 1})
 
 
 def test_a_step_that_the_plan_did_not_foresee_is_held_to_the_invariant() -> None:
@@ -174,6 +183,46 @@ def test_a_step_that_the_plan_did_not_foresee_is_held_to_the_invariant() -> None
     running = run(*pair(known, "one"))
     planning = planner(known)[0]
     planning.plan(running, 100)
+    read(running)
     planning.check({"one": 1, "one#unconditional": 1}, 2, running)
     with pytest.raises(AssertionError, match="would sample without"):
         planning.check({"one": 1}, 1, running)
+
+
+def burst(known: RequestTable, request: Request, num_rows: int) -> None:
+    """`request` has read all, and its step has said so many rows."""
+    request.num_computed_tokens = request.num_tokens
+    known[request.request_id].history.put(request.num_tokens, [CODES] * num_rows)
+    request.append_output_token_ids([7] * num_rows)
+
+
+@pytest.mark.parametrize(("budget", "free"), [(100, 100), (12, 4)])
+def test_while_the_same_requests_decode_each_step_is_granted_what_the_last_one_said(budget: int, free: int) -> None:
+    known = table(BURSTS)
+    running = run(*pair(known, "one"), arrive(known, "s", guidance_scale=1.0))
+    planning, _ = planner(known, free=free, held=dict.fromkeys(ids(running), 6))
+    assert planning.plan(running, budget).grants == dict.fromkeys(ids(running), 1)
+    for said in ((3, 3, 4), (1, 1, 1), (4, 4, 1)):
+        for request, num_rows in zip(running, said, strict=True):
+            burst(known, request, num_rows)
+        plan = planning.plan(running, budget)
+        assert plan.grants == dict(zip(ids(running), said, strict=True))
+        assert not plan.giving_way
+        planning.check(plan.grants, sum(said), read(running))
+    for request in running:
+        burst(known, request, 5)
+    plan = planning.plan(running, budget)
+    assert list(plan.grants.values()) == ([5, 5, 5] if budget == 100 else [5, 5, 0]), "whole, or not at all"
+
+
+def test_a_step_that_cuts_a_burst_short_is_held_to_the_invariant() -> None:
+    known = table(BURSTS)
+    running = run(*pair(known, "one"))
+    planning = planner(known)[0]
+    for request in running:
+        burst(known, request, 3)
+    planning.plan(running, 100)
+    planning.check({"one": 3, "one#unconditional": 3}, 6, read(running))
+    running[1].is_prefill_chunk = True
+    with pytest.raises(AssertionError, match="would sample without"):
+        planning.check({"one": 3, "one#unconditional": 1}, 4, running)

@@ -1,5 +1,6 @@
 """An engine that pairs cannot be scheduled in does not start, and says why."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,8 +8,10 @@ import pytest
 
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.scheduling.supported import check_supported
-from tests.speech_families import EIGHT_STREAMS
+from stretto.families.base import Family
+from tests.speech_families import EIGHT_STREAMS, FORCED_BURSTS, FORCED_CHAT
 
+GUIDED_CHAT = replace(FORCED_CHAT, name="guided_chat", guided_streams=(0,))
 PARALLEL = SimpleNamespace(
     pipeline_parallel_size=1,
     prefill_context_parallel_size=1,
@@ -18,22 +21,36 @@ PARALLEL = SimpleNamespace(
 )
 
 
-def check(num_groups: int = 1, steps: int = 1, policy: str = "fcfs", threshold: int = 0, **changes: Any) -> None:
+def check(
+    num_groups: int = 1,
+    steps: int = 1,
+    policy: str = "fcfs",
+    threshold: int = 0,
+    family: Family = EIGHT_STREAMS,
+    budget: int = 10,
+    block_size: int = 4,
+    **changes: Any,
+) -> None:
     config = SimpleNamespace(
         use_v2_model_runner=True,
         speculative_config=None,
         lora_config=None,
         parallel_config=PARALLEL,
-        scheduler_config=SimpleNamespace(policy=policy, long_prefill_token_threshold=threshold),
+        scheduler_config=SimpleNamespace(
+            policy=policy, long_prefill_token_threshold=threshold, max_num_batched_tokens=budget
+        ),
+        cache_config=SimpleNamespace(block_size=block_size),
         max_concurrent_batches=steps,
     )
     vars(config).update(changes)
-    check_supported(config, SimpleNamespace(kv_cache_groups=[None] * num_groups), SegmentRules(EIGHT_STREAMS, 1024))
+    check_supported(config, SimpleNamespace(kv_cache_groups=[None] * num_groups), SegmentRules(family, 1024))
 
 
 def test_what_is_supported_starts() -> None:
     check()
     check(steps=2)
+    check(family=FORCED_BURSTS, steps=2)
+    check(family=FORCED_CHAT, steps=2)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +62,9 @@ def test_what_is_supported_starts() -> None:
         ({"speculative_config": object()}, r"works without \['speculative_config'\]"),
         ({"threshold": 8}, r"works without \['long_prefill_token_threshold'\]"),
         ({"steps": 3}, "eight_streams: 3 steps in flight would outrun the 2 rows from its text"),
+        ({"family": GUIDED_CHAT}, "guided_chat: a reply that steps of several rows take from text to audio cannot be"),
+        ({"family": FORCED_BURSTS, "budget": 9}, "max_num_batched_tokens: expected at least 10, .*, got 9"),
+        ({"family": FORCED_BURSTS, "block_size": 3}, "block_size: expected at least 4, the modules of .*, got 3"),
     ],
 )
 def test_what_is_not_is_refused_by_name(changes: dict[str, Any], said: str) -> None:

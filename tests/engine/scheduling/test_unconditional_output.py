@@ -19,13 +19,13 @@ class Cached:
         self.seen.append((request.request_id, num_tokens))
 
 
-def step(*requests: Request) -> tuple[SimpleNamespace, dict[str, list[int]], dict[str, int]]:
+def step(*requests: Request) -> tuple[SimpleNamespace, dict[str, list[list[int]]], dict[str, int]]:
     """A step in which each of `requests` samples token 7."""
     ids = [request.request_id for request in requests]
     for request in requests:
         request.num_in_flight_tokens += 1
     output = SimpleNamespace(req_ids=ids, sampled_token_ids=[[7]] * len(ids))
-    return output, dict.fromkeys(ids, CODES), dict.fromkeys(ids, 1)
+    return output, {request_id: [CODES] for request_id in ids}, dict.fromkeys(ids, 1)
 
 
 def test_a_half_takes_its_row_and_its_partner_is_left_to_vllm() -> None:
@@ -58,6 +58,21 @@ def test_blocks_are_cached_as_they_become_full() -> None:
         half.num_output_placeholders, half.num_computed_tokens = 2, num_computed
         output.take(*step(half))
     assert [num_tokens for _, num_tokens in cached.seen] == [9, 12, 15]
+
+
+def test_a_half_takes_the_rows_of_a_burst_and_blocks_that_modules_may_read_again_are_left_open() -> None:
+    known, cached = table(), Cached()
+    cached.coordinator = SimpleNamespace(num_reprefillable_tokens=0)
+    _, half = run(*pair(known, "one"))
+    half.num_output_placeholders, half.num_computed_tokens = 4, 12
+    output, codes, scheduled = step(half)
+    output.sampled_token_ids, codes[half.request_id] = [[7, 8, 9]], [CODES, [1] * len(CODES), CODES, CODES]
+    UnconditionalOutput(known, KvBlocks(cached, 3, num_open=5), 1).take(output, codes, scheduled)
+    assert list(half.output_token_ids) == [7, 8, 9]
+    assert half.num_output_placeholders == 1
+    assert known[half.request_id].history.rows(8, 11)[:, 0].tolist() == [CODES[0], 1, CODES[0]]
+    assert cached.coordinator.num_reprefillable_tokens == 5
+    assert cached.seen == [(half.request_id, 11)], "vLLM takes the open ones off"
 
 
 def test_vllm_sees_a_half_that_was_preempted_with_its_row_on_its_way() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from stretto.families.base import Family, Task
+from stretto.families.bursts import BurstSchedule
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.segment import Segment
 
@@ -90,11 +91,42 @@ class SegmentRules:
         return sorted({*layout.audio[stream], *(layout.extra[stream] if layout.extra else ())})
 
     def max_guided_rows(self, sampling: SamplingConfig) -> int | None:
-        """How many audio rows, counted from the first, are guided; None where their number is not limited."""
+        """How many audio rows, counted from the first, are guided; None where their number is not limited.
+
+        Guidance ends with a step: where one says several rows, with the last of them.
+        """
         if sampling.guided_until_s is None:
             return None
         # The small term keeps 0.28 s at 25 Hz at 7 rows, which floating point takes to 7.000000000000001.
-        return math.ceil(sampling.guided_until_s * self.family.frame_rate - 1e-6)
+        num_rows = math.ceil(sampling.guided_until_s * self.family.frame_rate - 1e-6)
+        schedule = self.schedule(sampling)
+        return num_rows if schedule is None else schedule.next_step(num_rows)
+
+    def schedule(self, sampling: SamplingConfig) -> BurstSchedule | None:
+        """Which rows of a reply the modules say; None where the model has none."""
+        return None if self.family.bursts is None else self.family.bursts.schedule(sampling.schedule)
+
+    def num_extra(self, schedule: BurstSchedule | None, num_prompt_rows: int, num_rows: int) -> int:
+        """How many rows modules say behind the row that a model says once it has read `num_rows`, prompt included."""
+        if schedule is None:
+            return 0
+        return min(schedule.num_extra(num_rows - num_prompt_rows), self.max_model_len - 1 - num_rows)
+
+    @cached_property
+    def max_rows_per_step(self) -> int:
+        """The most rows that a reply says, and so reads, in one step behind its prompt."""
+        return 1 if self.family.bursts is None else 1 + self.family.bursts.max_extra
+
+    @cached_property
+    def num_open_rows(self) -> int:
+        """How many of the last rows read modules may read again, and so change what is kept of them."""
+        return 0 if self.family.bursts is None else self.family.bursts.window
+
+    @cached_property
+    def step_rate(self) -> float:
+        """How many steps make a second of audio, at the most; 0 where the codec's frame rate is not known."""
+        bursts = self.family.bursts
+        return self.family.frame_rate / (1.0 if bursts is None else bursts.rows_per_step)
 
     @cached_property
     def max_entries(self) -> int:

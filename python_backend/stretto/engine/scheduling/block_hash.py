@@ -1,7 +1,7 @@
 """The identity of a KV block: the ids of all streams, not of stream 0 alone, and the audio heard in its rows.
 
 vLLM hashes the tokens of stream 0. Two prompts with the same stream 0 and different codes, or with placeholder rows for
-different audio, would share KV blocks.
+different audio, would share KV blocks; and so would requests whose blocks modules fill, and those whose do not.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ RowsOf = Callable[[int, int], np.ndarray]
 
 
 def row_block_hasher(
-    block_size: int, codes: RowsOf, audios: Sequence[HeardAudio] = ()
+    block_size: int, codes: RowsOf, audios: Sequence[HeardAudio] = (), is_read_by_modules: bool = False
 ) -> Callable[[Request], list[BlockHash]]:
     """A block hasher for one request; `codes(first, last)` are the ids of its streams 1 ... in rows first ... last - 1.
 
@@ -32,7 +32,8 @@ def row_block_hasher(
         if request.num_tokens // block_size == len(request.block_hashes):
             return []
         hashes = list[BlockHash]()
-        previous = request.block_hashes[-1] if request.block_hashes else (request.cache_salt or "").encode()
+        before_first = b"modules" * is_read_by_modules + (request.cache_salt or "").encode()
+        previous = request.block_hashes[-1] if request.block_hashes else before_first
         first = len(request.block_hashes) * block_size
         while first + block_size <= request.num_tokens:
             last = first + block_size

@@ -21,12 +21,12 @@ class RowHistory:
         self._num_laid = len(prompt_codes)
         self.num_prompt_rows = self.num_rows = len(prompt_codes)
 
-    def put(self, row: int, codes: Sequence[int]) -> None:
-        """Take the codes [S - 1] of `row`, the next one or one that has been there; those from it on are forgotten."""
+    def put(self, row: int, codes: Sequence[Sequence[int]]) -> None:
+        """Take the codes [n][S - 1] of `row` and those behind it, `row` the next one or one that has been there."""
         if row != self.num_rows:
             self.truncate(row)
-        self.num_rows += 1
-        self._newest.append(codes)
+        self.num_rows += len(codes)
+        self._newest += codes
         if len(self._newest) >= MAX_NEWEST:
             self._lay()
 

@@ -5,10 +5,15 @@ from vllm.v1.request import Request
 
 
 class KvBlocks:
-    """vLLM's cache manager, asked for numbers."""
+    """vLLM's cache manager, asked for numbers.
 
-    def __init__(self, manager: KVCacheManager, block_size: int):
-        self._manager, self._block_size = manager, block_size
+    num_open: how many of the last rows read may be computed again, and are not to be shared before others follow.
+    """
+
+    def __init__(self, manager: KVCacheManager, block_size: int, num_open: int = 0):
+        self._manager, self._block_size, self._num_open = manager, block_size, num_open
+        if num_open:
+            manager.coordinator.num_reprefillable_tokens = num_open
 
     def num_free(self) -> int:
         """Blocks that nobody holds."""
@@ -24,7 +29,7 @@ class KvBlocks:
 
     def cache_newest(self, request: Request, num_known: int, num_new: int) -> None:
         """Let others share the block that the newest `num_new` of the rows whose ids are known have filled, if any."""
-        if num_known % self._block_size < num_new:
+        if self._num_open or num_known % self._block_size < num_new:
             self._manager.cache_blocks(request, num_known)
 
     @property

@@ -32,13 +32,13 @@ class OutgoingRows:
         self._is_audio: bool | None = None
         self._began_s = self._due_s = 0.0  # when the text or the audio began, and when its next rows leave
 
-    def push(self, row: list[int], is_last: bool) -> list[int]:
-        """Take the newest row, which the tracker has seen; returns the rows that leave with it: all or none."""
+    def push(self, rows: list[int], is_last: bool) -> list[int]:
+        """Take the newest rows, which the tracker has seen; returns the rows that leave with them: all or none."""
         now = self._clock()
         is_audio = self._tracker.audio_start >= 0
         if is_audio is not self._is_audio:
             self._is_audio, self._began_s, self._due_s = is_audio, now, now
-        self._ids += row
+        self._ids += rows
         if now < self._due_s and not is_last:
             return []
         self._due_s = now + self._wait_s(now - self._began_s)

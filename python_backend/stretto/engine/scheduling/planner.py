@@ -25,29 +25,29 @@ class StepPlan(NamedTuple):
 
 
 class PairPlanner:
-    """Grants rows to whole pairs and lets whole pairs give way, so that vLLM's own preemption finds nothing to do.
+    """Grants rows to whole pairs and lets whole pairs give way, so that vLLM's own preemption finds nothing to do."""
 
-    num_in_advance: sampled tokens that a step counts before they are known.
-    """
-
-    def __init__(self, table: RequestTable, blocks: KvBlocks, num_in_advance: int):
-        self._table, self._blocks, self._num_in_advance = table, blocks, num_in_advance
+    def __init__(self, table: RequestTable, blocks: KvBlocks):
+        self._table, self._blocks = table, blocks
+        self._has_bursts = table.rules.max_rows_per_step > 1
         # Who runs, and how many slots the other halves of running pairs will need; brought up to date when asked for.
         self._running_ids: set[str] = set()
         self._owed = 0
-        # While the same requests decode a row each, the last plan holds: its requests and the table's revision then.
+        # While the same requests decode, the last plan holds: its requests and the table's revision then.
         self._steady: list[Request] | None = None
         self._revision = 0
         self._grants: dict[str, int] = {}
+        self._num_granted = 0
 
     def plan(self, running: list[Request], budget: int) -> StepPlan:
         """The plan for a step of at most `budget` rows."""
-        if self._is_steady(running):
+        if self._is_steady(running) and (not self._has_bursts or self._grant_again(running, budget)):
             return StepPlan(running, self._grants)
         running = self._in_order(running)
         self._running_ids, self._owed = set(), 0
         rows = [self._row(request) for request in running]
         grants = self._grants = plan_grants(rows, budget)
+        self._num_granted = sum(grants.values())
         awaited, tail = self.awaited(running), self._tail(running)
         fits = tail == running or self._fits(running, tail, awaited)
         self._steady = running.copy() if fits and all(map(self._decodes, rows)) else None
@@ -55,7 +55,7 @@ class PairPlanner:
         return StepPlan(running, grants, awaited, () if fits else self._with_partner(tail))
 
     def _is_steady(self, running: list[Request]) -> bool:
-        """Whether the last step's plan holds: the same requests decode a row each, and a block for each is free.
+        """Whether the last step's plan holds: the same requests decode, and a block for each is free.
 
         Who came and went in between is still counted among who runs.
         """
@@ -65,9 +65,18 @@ class PairPlanner:
             and len(self._running_ids) <= len(running) <= self._blocks.num_free()
         )
 
+    def _grant_again(self, running: list[Request], budget: int) -> bool:
+        """Grant each of `running` what its last step said, which bursts change from step to step; whether it fits."""
+        grants = {request.request_id: _num_unread(request) for request in running}
+        num_granted = sum(grants.values())
+        if num_granted > budget or sum(map(self._blocks.needed, grants.values())) > self._blocks.num_free():
+            return False
+        self._grants, self._num_granted = grants, num_granted
+        return True
+
     def _decodes(self, row: RunningRow) -> bool:
-        """Whether `row` lacks the next row only, and gets it, and its pair, if any, is whole or has no second half."""
-        if row.remaining != 1 or self._grants[row.request_id] != 1:
+        """Whether `row` lacks only what it said last and gets it, and its pair is whole or has no second half."""
+        if not row.is_decoding or self._grants[row.request_id] != row.remaining:
             return False
         pair = self._table[row.request_id].pair
         return row.partner is not None or pair is None or pair.unconditional is None
@@ -87,13 +96,14 @@ class PairPlanner:
         return list(ordered.values())
 
     def _row(self, request: Request) -> RunningRow:
-        remaining = request.num_tokens + request.num_output_placeholders - request.num_computed_tokens
+        remaining, decodes = _num_unread(request), not request.is_prefill_chunk
         state = self._table[request.request_id]
         if self._table.guidance_has_begun(state):
             assert state.pair is not None
-            return RunningRow(request.request_id, remaining, state.pair.other(request.request_id))
+            other = state.pair.other(request.request_id)
+            return RunningRow(request.request_id, remaining, other, is_decoding=decodes)
         awaits = state.is_unconditional or (state.pair is not None and state.pair.awaits_half)
-        return RunningRow(request.request_id, remaining, may_finish=not awaits)
+        return RunningRow(request.request_id, remaining, may_finish=not awaits, is_decoding=decodes)
 
     def _fits(self, running: Iterable[Request], tail: list[Request], awaited: Iterable[Request]) -> bool:
         """Whether the blocks that the grants need are free, and those of halves without which older pairs are held.
@@ -153,19 +163,25 @@ class PairPlanner:
             self._running_ids.add(request.request_id)
 
     def check(self, scheduled: Mapping[str, int], num_rows: int, running: list[Request]) -> None:
-        """Hold a step of `num_rows` rows to the invariant, unless all that run decode a row each, in whole pairs."""
-        if self._steady is None or not len(self._steady) == len(running) == len(scheduled) == num_rows:
-            check_pairs(self._table, scheduled, self._num_in_advance)
+        """Hold a step of `num_rows` rows to the invariant, unless all that run decode as granted, in whole pairs."""
+        is_steady = self._steady is not None and len(self._steady) == len(running) == len(scheduled)
+        if not is_steady or num_rows != self._num_granted:
+            check_pairs(self._table, scheduled)
 
 
-def check_pairs(table: RequestTable, scheduled: Mapping[str, int], num_in_advance: int) -> None:
+def _num_unread(request: Request) -> int:
+    """Rows that have been said and not read, those of a step in flight among them."""
+    return request.num_tokens + request.num_output_placeholders - request.num_computed_tokens
+
+
+def check_pairs(table: RequestTable, scheduled: Mapping[str, int]) -> None:
     """The invariant: a half that samples a guided row has its other half sample in the same step."""
     for request_id in scheduled:
         state = table[request_id]
         pair = state.pair
         if pair is None or state.request.is_prefill_chunk:
             continue
-        sampled = table[pair.conditional].next_output - num_in_advance
+        sampled = state.request.num_computed_tokens - table[pair.conditional].request.num_prompt_tokens
         if request_id == pair.conditional and sampled < pair.first_output:
             continue
         other = pair.other(request_id)

@@ -13,6 +13,7 @@ from stretto.engine.request.tracker import SegmentTracker
 from stretto.engine.request.wire import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE, Trailer
 from stretto.engine.scheduling.history import RowHistory
 from stretto.engine.scheduling.outgoing_rows import OutgoingRows
+from stretto.families.bursts import BurstSchedule
 
 NOT_YET = 1 << 60
 
@@ -47,6 +48,7 @@ class RequestState:
     that is known. is_guided: whether the newest row of the audio segment was guided. guidance_switches: the rows of its
     audio, from 0, at which guidance went, came back, went ... was_cut: a limit closed a segment that the model had not.
     queue_s: how long it waited for its first step. outgoing: its rows that are still here.
+    schedule: which rows of its reply modules say; None where the model has none.
     """
 
     request: Request
@@ -64,22 +66,29 @@ class RequestState:
     is_unconditional: bool = field(init=False)
     asks_for_guidance: bool = field(init=False)
     is_adaptive: bool = field(init=False)
+    schedule: BurstSchedule | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.outgoing = OutgoingRows(self.tracker)
         self.partner_id = partner_of(self.request.request_id)
         self.is_unconditional, self.asks_for_guidance = self.params.is_unconditional, self.params.is_guided
         self.is_adaptive = self.params.sampling.policy == "adaptive"
+        self.schedule = self.tracker.rules.schedule(self.params.sampling)
+
+    @property
+    def is_read_by_modules(self) -> bool:
+        """Whether modules read its rows: where none of them says any they do not."""
+        return self.schedule is not None and self.schedule.max_extra > 0
 
     @property
     def next_output(self) -> int:
-        """The index, in the reply, of the row that the next step samples."""
+        """The index, in the reply, of the first row that the next step samples."""
         return self.request.num_output_tokens + self.request.num_output_placeholders
 
     def note_guidance(self, is_guided: bool) -> int:
         """Whether the newest row, one of the audio, was guided; returns its mark."""
         if not is_guided or self.limit != NOT_YET:
-            is_due = self.request.num_output_tokens <= self.limit
+            is_due = self.tracker.position - self.request.num_prompt_tokens <= self.limit
             assert is_guided == is_due or self.is_adaptive, f"{self.request.request_id}: guided {is_guided}"
         if is_guided == self.is_guided:
             return NO_CHANGE

@@ -50,7 +50,8 @@ class RequestTable(dict[str, RequestState]):
         request = state.request
         self[request.request_id] = state
         if is_caching:  # vLLM hashes the ids of stream 0 alone
-            request._block_hasher = row_block_hasher(self._hash_block_size, state.history.rows, state.params.audios)
+            rows_of, audios, is_read = state.history.rows, state.params.audios, state.is_read_by_modules
+            request._block_hasher = row_block_hasher(self._hash_block_size, rows_of, audios, is_read)
             request.block_hashes.clear()
             request.update_block_hashes()
 
@@ -77,6 +78,26 @@ class RequestTable(dict[str, RequestState]):
         """Whether a request samples beside the other half of its pair only."""
         state = self[request_id]
         return state.is_unconditional or self.guidance_has_begun(state)
+
+    def must_compute_more(self, request: Request, num_rows: int) -> bool:
+        """Whether `num_rows` to compute, beside whole blocks that are shared, are too few: a block's more are enough.
+
+        A half has something to compute before it may sample. What modules made of the last rows of a block goes by the
+        ids behind it, which were others where the block was computed.
+        """
+        state = self[request.request_id]
+        return state.is_read_by_modules or (num_rows < 2 and self.is_bound(request.request_id))
+
+    def count_bursts(self, request_ids: Iterable[str]) -> None:
+        """Count in advance what modules say in the step that has just been scheduled; vLLM counts the first rows."""
+        if self.rules.family.bursts is None:
+            return
+        for state in map(self.__getitem__, request_ids):
+            request, pair = state.request, state.pair
+            if not request.is_prefill_chunk:
+                num_prompt_rows = (request if pair is None else self[pair.conditional].request).num_prompt_tokens
+                num_extra = self.rules.num_extra(state.schedule, num_prompt_rows, request.num_computed_tokens)
+                request.num_output_placeholders += num_extra
 
     def await_half(self, state: RequestState) -> None:
         """Let the pair of `state` wait for a new half."""

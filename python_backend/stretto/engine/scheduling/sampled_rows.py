@@ -4,34 +4,45 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 
 from stretto.engine.scheduling.request_state import RequestState
+from stretto.streams.layout import StreamLayout
 
 
 class SampledRows:
-    """The rows of the step whose output is being taken.
+    """The rows of the step whose output is being taken; of a request at most `max_rows`.
 
-    codes: the streams 1 … of the row of each request that sampled.
+    codes: the streams 1 … of the rows of each request that sampled, and of as many more as a step may sample.
     """
 
-    def __init__(self, num_output_streams: int) -> None:
-        self._num_codes = num_output_streams - 1
-        self.codes: dict[str, list[int]] = {}
-        self._cut: set[str] = set()
+    def __init__(self, layout: StreamLayout, max_rows: int) -> None:
+        self._num_codes = layout.num_output_streams - 1
+        self._shape = max_rows, layout.num_input_streams - 1
+        self.codes: dict[str, list[list[int]]] = {}
+        self._cut: dict[str, int] = {}
         self._preempted: list[RequestState] = []  # since the last step's output
 
     def take(self, output: ModelRunnerOutput) -> None:
-        """Take the codes, and whose segment a limit closed; they come as log-probabilities, which vLLM must not see."""
-        self.codes, self._cut = {}, set()
+        """Take the codes, and whose segment a limit closed in which of its rows, a bit for each.
+
+        They come as log-probabilities, which vLLM must not see.
+        """
+        self.codes, self._cut = {}, {}
         if output.logprobs is None:
             return
         logprobs, output.logprobs = output.logprobs, None
-        self._cut = {output.req_ids[index] for index in logprobs.sampled_token_ranks.nonzero()[0]}
-        self.codes = dict(zip(output.req_ids, logprobs.logprob_token_ids.tolist(), strict=True))
+        cuts = logprobs.sampled_token_ranks
+        self._cut = {output.req_ids[index]: int(cuts[index]) for index in cuts.nonzero()[0]}
+        codes = logprobs.logprob_token_ids.reshape(len(output.req_ids), *self._shape)
+        self.codes = dict(zip(output.req_ids, codes.tolist(), strict=True))
 
-    def push(self, state: RequestState, mark: int, token_id: int, is_last: bool) -> list[int]:
-        """The rows of a request that leave the engine now that it has sampled another."""
-        request_id = state.request.request_id
-        state.was_cut |= request_id in self._cut
-        return state.outgoing.push([mark, token_id, *self.codes[request_id][: self._num_codes]], is_last)
+    def push(self, state: RequestState, marks: list[int], token_ids: list[int], is_last: bool) -> list[int]:
+        """The rows of a request that leave the engine now that it has sampled others."""
+        request_id, number = state.request.request_id, self._num_codes
+        if request_id in self._cut:
+            state.was_cut |= self._cut[request_id] & ((1 << len(token_ids)) - 1) > 0
+        ids = list[int]()
+        for mark, token_id, codes in zip(marks, token_ids, self.codes[request_id], strict=False):  # to the end, if any
+            ids += (mark, token_id, *codes[:number])
+        return state.outgoing.push(ids, is_last)
 
     def note_preempted(self, state: RequestState) -> None:
         """A request has lost its place, and there is no telling when it will sample again."""

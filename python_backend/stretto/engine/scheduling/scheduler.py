@@ -60,9 +60,9 @@ class PairedScheduling(Base):
         config = self.vllm_config
         rules = SegmentRules(family_of(config.model_config.hf_config), self.max_model_len)
         check_supported(config, self.kv_cache_config, rules)
-        blocks, load = KvBlocks(self.kv_cache_manager, self.block_size), StepLoad(rules.family.frame_rate)
+        blocks, load = KvBlocks(self.kv_cache_manager, self.block_size, rules.num_open_rows), StepLoad(rules.step_rate)
         self.table = RequestTable(rules, self.hash_block_size)
-        self.planner = PairPlanner(self.table, blocks, self._num_in_advance)
+        self.planner = PairPlanner(self.table, blocks)
         self.guidance = AdaptiveGuidance(self.table, blocks, load, config.max_concurrent_batches)
         self.shares = KvShares(self.table, blocks, config, self.kv_cache_config)
         self.unconditional = UnconditionalOutput(self.table, blocks, self._num_in_advance)
@@ -71,7 +71,7 @@ class PairedScheduling(Base):
         self._grants, self._admits = dict[str, int](), True
         # Of the step whose output is being taken: who was in it, and what they sampled.
         self._scheduled: dict[str, int] = {}
-        self._sampled = SampledRows(rules.family.layout.num_output_streams)
+        self._sampled = SampledRows(rules.family.layout, rules.max_rows_per_step)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """One step: plan, let vLLM schedule, check the invariant, report."""
@@ -81,6 +81,8 @@ class PairedScheduling(Base):
         with passing_over(self.waiting, self.shares.full(self.waiting, self.running)):
             output = super().schedule(throttle_prefills)
         output.scheduled_new_reqs = [self.table[data.req_id].for_worker(data) for data in output.scheduled_new_reqs]
+        if self._num_in_advance:
+            self.table.count_bursts(output.num_scheduled_tokens)
         num_rows = output.total_num_scheduled_tokens
         self.planner.check(output.num_scheduled_tokens, num_rows, self.running)
         if num_rows == 0:
@@ -133,7 +135,7 @@ class PairedScheduling(Base):
         """How many of the rows that vLLM wants to compute may be computed now."""
         grant = self._grants.get(request.request_id)
         if grant is not None:  # it ran when this step was planned
-            return grant if grant < num_new_tokens else num_new_tokens
+            return grant if grant <= num_new_tokens else 0  # no part of a burst, where the model's length ends it
         if (
             not self._admits
             or not self.planner.has_slot(request.request_id, self.running, self.max_num_active_reqs)
@@ -146,9 +148,9 @@ class PairedScheduling(Base):
         return wanted
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
-        """vLLM's lookup, a block shorter where it would leave a half with nothing to compute before it may sample."""
+        """vLLM's lookup, a block shorter where it finds more than a request may do without."""
         blocks, num_tokens, boundary, diverged = super()._get_local_prefix_cache_hit(request)
-        if num_tokens > 0 and request.num_tokens - num_tokens < 2 and self.table.is_bound(request.request_id):
+        if num_tokens > 0 and self.table.must_compute_more(request, request.num_tokens - num_tokens):
             num_tokens -= self.block_size
             blocks = self.kv_cache_manager.truncate_computed_blocks(blocks, num_tokens)
         return blocks, num_tokens, boundary, diverged
@@ -207,22 +209,20 @@ class PairedScheduling(Base):
     def _update_request_with_output(
         self, request: Request, new_token_ids: list[int], is_stale: bool = False
     ) -> tuple[list[int], bool]:
-        """Take the codes before vLLM takes the token, as the block hash of a row covers both; then send whole rows.
-
-        Of an unconditional half nothing is sent, and vLLM makes no output for it.
-        """
+        """Take the codes before vLLM takes the tokens, as the block hash of a row covers both; then send whole rows."""
         request_id = request.request_id
         state, codes = self.table.get(request_id), self._sampled.codes.get(request_id)
         if state is None or codes is None:
             return super()._update_request_with_output(request, new_token_ids, is_stale)
-        state.history.put(request.num_tokens, codes)
-        (token_id,), stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
+        state.history.put(request.num_tokens, codes[: len(new_token_ids)])
+        token_ids, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
         if state.is_unconditional:
-            return [], stopped
-        return self._sampled.push(state, self._follow(state, token_id), token_id, stopped), stopped
+            return [], stopped  # vLLM makes no output of nothing
+        marks = [self._follow(state, token_id) for token_id in token_ids]
+        return self._sampled.push(state, marks, token_ids, stopped), stopped
 
     def _follow(self, state: RequestState, token_id: int) -> int:
-        """Move `state` on past its newest row; returns the mark of the row."""
+        """Move `state` on past one of its newest rows; returns the mark of the row."""
         segment = state.tracker.push(token_id)
         if segment is TEXT:
             begins = state.tracker.audio_start >= 0 and state.pair is not None

@@ -5,6 +5,7 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.request.supported import check_config
+from stretto.families.bursts import Bursts
 
 
 def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentRules) -> None:
@@ -16,4 +17,23 @@ def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentR
         raise ValueError(
             f"{rules.family.name}: {config.max_concurrent_batches} steps in flight would outrun the "
             f"{rules.least_rows_to_audio} rows from its text to its audio; switch async scheduling off"
+        )
+    if rules.family.bursts is not None:
+        check_bursts(config, rules, rules.family.bursts)
+
+
+def check_bursts(config: VllmConfig, rules: SegmentRules, bursts: Bursts) -> None:
+    """ValueError where steps of several rows cannot be scheduled, or their KV blocks not be shared."""
+    name, budget = rules.family.name, config.scheduler_config.max_num_batched_tokens
+    if rules.family.guided_streams and rules.least_rows_to_audio < rules.max_model_len:
+        raise ValueError(f"{name}: a reply that steps of several rows take from text to audio cannot be guided")
+    if budget < 2 * rules.max_rows_per_step:
+        raise ValueError(
+            f"max_num_batched_tokens: expected at least {2 * rules.max_rows_per_step}, the rows that a pair of {name} "
+            f"says in a step, got {budget}"
+        )
+    if config.cache_config.block_size < bursts.num_modules:
+        raise ValueError(
+            f"block_size: expected at least {bursts.num_modules}, the modules of {name}, "
+            f"got {config.cache_config.block_size}"
         )

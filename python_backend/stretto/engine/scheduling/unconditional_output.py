@@ -23,7 +23,7 @@ class UnconditionalOutput:
         self._table, self._blocks, self._num_in_advance = table, blocks, num_in_advance
 
     def take(
-        self, output: ModelRunnerOutput, codes: Mapping[str, list[int]], scheduled: dict[str, int]
+        self, output: ModelRunnerOutput, codes: Mapping[str, list[list[int]]], scheduled: dict[str, int]
     ) -> dict[str, int]:
         """Of the rows that a step has `scheduled`, those of all other requests; `codes` are of those that sampled."""
         if not codes:
@@ -36,7 +36,7 @@ class UnconditionalOutput:
             request = state.request
             if request.status is RUNNING and request.num_stale_output_tokens == 0:
                 request.num_in_flight_tokens -= others.pop(request_id)
-                state.history.put(request.num_tokens, codes[request_id])
+                state.history.put(request.num_tokens, codes[request_id][: len(token_ids)])
                 self._append(request, token_ids)
         return others
 

@@ -14,17 +14,19 @@ from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.states import RequestState
 
 from stretto.engine.kernels.cpu.products import pad_products
-from stretto.engine.kernels.gpu.gather import gather_on_device, gather_on_host
+from stretto.engine.kernels.gpu.gather import gather_rows
 from stretto.engine.request.family import family_of
 from stretto.engine.request.new_request import SpeechRequestData
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.worker.arrays import arrays_on
 from stretto.engine.worker.audio_embeddings import AudioEmbeddings
+from stretto.engine.worker.burst_sampler import BurstSampler
 from stretto.engine.worker.cuda_graphs import CudaRecorder
 from stretto.engine.worker.drawing import RowDraw
 from stretto.engine.worker.frame_predictor import ParallelHeads, Readout
 from stretto.engine.worker.heads import StreamHeads
 from stretto.engine.worker.repetition import RepetitionGuard
+from stretto.engine.worker.row_predictor import SaidRows
 from stretto.engine.worker.run_slots import NO_SLOT, RunSlots
 from stretto.engine.worker.sampler import SpeechSampler
 from stretto.engine.worker.segment_state import SegmentState
@@ -91,11 +93,9 @@ class SpeechModelState(DefaultModelState):
             slots = self.arrays.upload(np.repeat(input_batch.idx_mapping_np, input_batch.num_scheduled_tokens))
         rows = self._batch_rows[: input_batch.num_tokens_after_padding]
         ids, positions = of(input_batch.input_ids)[:num_rows], of(input_batch.positions)[:num_rows]
-        codes, pad_id = self.slots.tables.codes, self.rules.family.layout.pad_id
-        if self.arrays.xp is np:
-            gather_on_host(of(rows), ids, slots, positions, of(codes), pad_id)
-        else:
-            gather_on_device(rows, ids, slots, positions, codes, pad_id)
+        if self.rules.family.bursts is not None:  # vLLM reads back the last row only that a step has said
+            ids = of(req_states.all_token_ids.gpu)[slots, positions]
+        gather_rows(rows, ids, slots, positions, self.slots.tables.codes, self.rules.family.layout.pad_id)
         heard = {} if self.audio_embeddings is None else self.audio_embeddings.fill(input_batch)
         return {**inputs, "rows": rows, "inputs_embeds": self._batch_embeds[: len(rows)], **heard}
 
@@ -113,7 +113,8 @@ class SpeechModelState(DefaultModelState):
         heads = StreamHeads(self.model.get_submodule("lm_head"), self.rules, bias)
         readout = Readout(heads, ParallelHeads(heads))
         options = self.vllm_config.additional_config
-        if self.arrays.xp is np or (isinstance(options, dict) and not options.get("step_kernels", True)):
+        in_torch = isinstance(options, dict) and not options.get("step_kernels", True)
+        if self.arrays.xp is np or in_torch or self.rules.family.bursts is not None:
             return self._array_sampler(sampler, readout), None
         self._step_sampler = self._kernel_sampler(sampler, readout)
         return self._step_sampler, None
@@ -140,4 +141,9 @@ class SpeechModelState(DefaultModelState):
         segments, tables = SegmentState(self.rules, self.arrays), self.slots.tables
         tokens = sampler.req_states.all_token_ids.gpu
         guard = RepetitionGuard(tokens, tables, self.rules.family.layout, self.arrays)
-        return SpeechSampler(sampler, self.slots, RowDraw(readout, segments, tables, self.arrays, guard), segments)
+        draw = RowDraw(readout, segments, tables, self.arrays, guard)
+        if self.rules.family.bursts is None:
+            return SpeechSampler(sampler, self.slots, draw, segments)
+        said = SaidRows(self.model, tokens, tables.codes, self.arrays, self.rules.family.layout.pad_id)
+        model: Any = self.model
+        return BurstSampler(sampler, self.slots, draw, segments, model.row_predictor(said))

@@ -3,6 +3,8 @@
 Nothing here is authoritative: after a preemption the scheduler ships what a slot needs (`SpeechRequestData`).
 """
 
+from dataclasses import replace
+
 import numpy as np
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
@@ -14,6 +16,8 @@ from stretto.engine.worker.arrays import Arrays
 from stretto.engine.worker.batch import BatchPlan, BatchPlanner, PlanArrays, StepRows
 from stretto.engine.worker.segment_readback import readback_of
 from stretto.engine.worker.slots import LIMITS, SlotTables
+from stretto.engine.worker.warm_up import is_warm_up
+from stretto.families.bursts import BurstSchedule
 from stretto.streams.segment import Segment
 
 NO_SLOT = -1
@@ -34,7 +38,9 @@ class RunSlots:
         self.is_unconditional = np.zeros(self.num_slots, np.bool_)
         self.slot_of: dict[str, int] = {}
         self.version = 0
-        self._planner = BatchPlanner(tables, arrays)
+        self._planners = [BatchPlanner(tables, arrays) for _ in range(rules.max_rows_per_step)]
+        self._num_prompt_rows = np.zeros(self.num_slots, np.int64)
+        self._schedules: list[BurstSchedule | None] = [None] * (self.num_slots + 1)  # the last is no slot's
         self._speaks = np.array([Segment.AUDIO in task.segments for task in rules.family.tasks])
 
     def fill(self, slot: int, data: SpeechRequestData) -> None:
@@ -49,6 +55,8 @@ class RunSlots:
                 tracker.push(token_id)
         self.tables.stage(slot, params, tracker, codes)
         self.readback.place(slot, tracker.audio_start)
+        self._num_prompt_rows[slot] = data.prompt_len
+        self._schedules[slot] = None if is_warm_up(data.req_id) else self.rules.schedule(params.sampling)
         self._link(data.req_id, slot, params.is_unconditional)
 
     def _link(self, request_id: str, slot: int, is_unconditional: bool) -> None:
@@ -62,7 +70,8 @@ class RunSlots:
 
     def _change(self) -> None:
         self.version += 1
-        self._planner.forget()
+        for planner in self._planners:
+            planner.forget()
 
     def empty(self, request_id: str) -> int:
         """Take a request out, its partner stands alone from here on; returns its slot, NO_SLOT if it has none."""
@@ -74,9 +83,28 @@ class RunSlots:
                 self.partner[partner] = self.partner[slot] = NO_SLOT
         return slot
 
-    def plan(self, batch: InputBatch) -> tuple[BatchPlan, PlanArrays]:
-        """Which rows of `batch` draw what."""
-        return self._planner.plan(self.rows(batch), self.partner, self.is_unconditional)
+    def plan(self, rows: StepRows, place: int = 0) -> tuple[BatchPlan, PlanArrays]:
+        """Which of `rows` draw what; `place`: how many rows modules have said before in this step."""
+        return self._planners[place].plan(rows, self.partner, self.is_unconditional)
+
+    def num_extra(self, rows: StepRows, num_read: np.ndarray) -> np.ndarray:
+        """How many rows modules say of each of `rows` in this step, [B]; `num_read` [B]: up to where it has been read.
+
+        The unconditional half of a pair says what its partner does.
+        """
+        slots = np.where(self.is_unconditional[rows.slots], self.partner[rows.slots], rows.slots)
+        extra = np.zeros(len(slots), np.int64)
+        for row in np.flatnonzero(rows.samples):
+            schedule, num_prompt_rows = self._schedules[slots[row]], int(self._num_prompt_rows[slots[row]])
+            extra[row] = self.rules.num_extra(schedule, num_prompt_rows, int(num_read[row]))
+        return extra
+
+    def rows_behind(self, rows: StepRows, says: np.ndarray) -> StepRows:
+        """What the host knows of `rows` once each has said another in this step; `says` [B]: who says one more."""
+        if not self.readback.is_exact:
+            return replace(rows, samples=says)
+        may_write = self.readback.audio_starts()[rows.slots] < 0
+        return StepRows(rows.slots, says, may_write, ~may_write)
 
     def rows(self, batch: InputBatch) -> StepRows:
         """What the host knows of the rows of `batch`; a chunk of a prompt that others follow draws nothing."""

@@ -8,7 +8,7 @@ from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
 from stretto.engine.worker.arrays import Array
-from stretto.engine.worker.batch import BatchPlan, PlanArrays
+from stretto.engine.worker.batch import BatchPlan, PlanArrays, StepRows
 from stretto.engine.worker.drawing import RowDraw
 from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.segment_state import Rows, SegmentState
@@ -40,9 +40,8 @@ class SpeechSampler:
 
     def __call__(self, hidden: torch.Tensor, batch: InputBatch) -> SamplerOutput:
         """Sample one row for each request of `batch` from its last hidden state, [B, H]."""
-        plan, step = self._slots.plan(batch)
-        draws = self._sample(hidden, batch, plan, step) if len(plan.drawing) else self._blank(batch.num_reqs)
-        tokens, codes, cuts = draws
+        tokens, codes, cuts, step = self._row(hidden, batch, self._slots.rows(batch))
+        self._slots.readback.publish()
         nothing = self._nothing[: batch.num_reqs]
         return SamplerOutput(
             sampled_token_ids=self._arrays.tensor(tokens)[:, None],
@@ -53,12 +52,24 @@ class SpeechSampler:
             num_rejected=self._none[: batch.num_reqs],
         )
 
+    def _row(
+        self, hidden: torch.Tensor, batch: InputBatch, rows: StepRows, place: int = 0
+    ) -> tuple[Array, Array, Array, PlanArrays]:
+        """One row of each of `rows` that sample: stream 0 [B], the streams 1 ... [B, S - 1], and the cuts [B].
+
+        place: how many rows behind the step's first.
+        """
+        plan, step = self._slots.plan(rows, place)
+        if not len(plan.drawing):
+            return *self._blank(batch.num_reqs), step
+        return *self._sample(hidden, batch, plan, step, place), step
+
     def _blank(self, num_rows: int) -> tuple[Array, Array, Array]:
         codes, cuts = self._arrays.zeros(num_rows, self._codes.shape[2]), self._arrays.zeros(num_rows)
         return self._arrays.zeros(num_rows), self._arrays.int32(codes), self._arrays.int32(cuts)
 
     def _sample(
-        self, hidden: torch.Tensor, batch: InputBatch, plan: BatchPlan, step: PlanArrays
+        self, hidden: torch.Tensor, batch: InputBatch, plan: BatchPlan, step: PlanArrays, place: int
     ) -> tuple[Array, Array, Array]:
         """Stream 0 [B] and the streams 1 ... [B, S - 1] of all rows, and where a limit closed a segment, 0 or 1 [B].
 
@@ -67,14 +78,15 @@ class SpeechSampler:
         # A row's last token stands one position before the row that it samples.
         lengths = self._arrays.of(batch.seq_lens)
         position = lengths[: batch.num_reqs] if step.sampling is None else lengths[step.sampling]
+        position = position + place if place else position
         num_drawing = len(plan.drawing)
         slots = step.slots[:num_drawing]
         state = SlotState(*self._table[slots].T)
         rows = Rows(state, step.limits, step.scales, slots, position[:num_drawing])
-        token, codes = self._draw(hidden, self._keys(batch, plan), plan, step, rows)
+        token, codes = self._draw(hidden, self._keys(batch, plan, place), plan, step, rows)
         self._write_state(token, slots, rows, plan)
         tokens, all_codes = self._share(token, self._arrays.int32(codes), plan.num_paired)
-        self._codes[step.slots, position] = all_codes
+        self._keep(step.slots, position, tokens, all_codes)
         is_cut = self._arrays.int32(rows.is_cut)
         if step.sampling is None and plan.num_paired == 0:
             return tokens, all_codes, is_cut
@@ -86,10 +98,14 @@ class SpeechSampler:
         every_cut[step.sampling[:num_drawing]] = is_cut
         return every_token, every_code, every_cut
 
-    def _keys(self, batch: InputBatch, plan: BatchPlan) -> np.ndarray:
+    def _keep(self, slots: Array, position: Array, tokens: Array, codes: Array) -> None:
+        """Write down what `slots` have said at `position`; stream 0 vLLM writes at the end of the step."""
+        self._codes[slots, position] = codes
+
+    def _keys(self, batch: InputBatch, plan: BatchPlan, place: int) -> np.ndarray:
         """The noise keys of the rows that draw, [M, S]; the host knows their seeds and positions."""
         seeds = self._slots.tables.limits[batch.idx_mapping_np[plan.drawing], LIMITS["seed_key"]]
-        positions = (batch.num_computed_tokens_np + batch.num_scheduled_tokens)[plan.drawing]
+        positions = (batch.num_computed_tokens_np + batch.num_scheduled_tokens)[plan.drawing] + place
         return self._draw.keys(seeds.astype(np.int32), positions.astype(np.int32))
 
     def _share(self, token: Array, codes: Array, num_paired: int) -> tuple[Array, Array]:
@@ -109,4 +125,3 @@ class SpeechSampler:
         self._table[slots] = self._arrays.xp.stack([getattr(rows.state, name) for name in STATE], 1)
         if self._segments.script and plan.may_write:
             self._script[slots, entry] = self._arrays.xp.where(entry > 0, token, 0)
-        self._slots.readback.publish()

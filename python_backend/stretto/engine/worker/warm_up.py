@@ -17,12 +17,17 @@ PREFIXES = ("_warmup_", "_v2_mixed_warmup_")
 _ordinals = itertools.count()
 
 
+def is_warm_up(request_id: str) -> bool:
+    """Whether a request is one of vLLM's own, which takes one token a step."""
+    return request_id.startswith(PREFIXES)
+
+
 def warmup_request(data: NewRequestData, rules: SegmentRules) -> tuple[SpeechParams, np.ndarray]:
     """Parameters and codes [n, S - 1] for one of vLLM's own requests; the tasks of the family take turns.
 
     Raises TypeError for any other request: it came past `SpeechLLM`.
     """
-    if not data.req_id.startswith(PREFIXES):
+    if not is_warm_up(data.req_id):
         raise TypeError(f"{data.req_id} did not come through SpeechLLM: it has no speech parameters")
     family = rules.family
     task = family.tasks[next(_ordinals) % len(family.tasks)]

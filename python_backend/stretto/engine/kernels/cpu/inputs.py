@@ -101,7 +101,7 @@ def post_update(
     last_sampled_tokens: torch.Tensor,  # [max B, 1] int64, written
     output_bin_counts: torch.Tensor | None,  # [max B, V] int32, written
     bin_stride: int,
-    sampled_tokens: torch.Tensor,  # [B, 1] int64
+    sampled_tokens: torch.Tensor,  # [B, W] int64
     sampled_stride: int,
     num_sampled: torch.Tensor,  # [B]
     num_rejected: torch.Tensor,  # [B]
@@ -111,20 +111,22 @@ def post_update(
     total_len: torch.Tensor,  # [max B] int32, written
     **launch: object,
 ) -> None:
-    """Write the sampled tokens to their slots and count what each row has computed."""
-    assert sampled_tokens.shape[-1] == 1, "speculative decoding is not covered without a GPU"
+    """Write the sampled tokens, the first of each row's W, to their slots and count what each row has computed."""
     slots = idx_mapping.numpy()
     delta = -num_rejected.numpy()
     if query_start_loc is not None:
         delta = delta + np.diff(query_start_loc.numpy()[: len(slots) + 1])
     num_computed_tokens.numpy()[slots[slots >= 0]] += delta[slots >= 0]
-    rows = np.flatnonzero((num_sampled.numpy() > 0) & (slots >= 0))
-    slots, tokens, lengths = slots[rows], sampled_tokens.numpy()[rows, 0], total_len.numpy()
-    last_sampled_tokens.numpy()[slots, 0] = tokens
-    all_token_ids.numpy()[slots, lengths[slots]] = tokens
-    lengths[slots] += 1
+    tokens, lengths, counts = sampled_tokens.numpy(), total_len.numpy(), num_sampled.numpy()
+    rows = np.flatnonzero((counts > 0) & (slots >= 0))
+    sampling, counts = slots[rows], counts[rows]
+    last_sampled_tokens.numpy()[sampling, 0] = tokens[rows, counts - 1]
+    row, column = np.nonzero(np.arange(tokens.shape[1]) < counts[:, None])
+    of_row, new = sampling[row], tokens[rows[row], column]
+    all_token_ids.numpy()[of_row, lengths[of_row] + column] = new
+    lengths[sampling] += counts
     if output_bin_counts is not None:
-        output_bin_counts.numpy()[slots, tokens] += 1
+        np.add.at(output_bin_counts.numpy(), (of_row, new), 1)
 
 
 def post_update_num_computed_tokens(

@@ -1,15 +1,28 @@
 """The ids of all streams of a batch's rows: stream 0 as vLLM has it, the others from the codes by slot and position."""
 
+from typing import Any
+
 import numpy as np
 import torch
 import triton
 import triton.language as tl
 
 
+def gather_rows(rows: torch.Tensor, ids: Any, slots: Any, positions: Any, codes: torch.Tensor, pad_id: int) -> None:
+    """Fill `rows` [P, S] from `ids` [N] and `codes` [R, T, S - 1] at `slots`, `positions` [N], and then pads.
+
+    The [N] are arrays of numpy where the tables lie in host memory, else tensors.
+    """
+    if isinstance(slots, np.ndarray):
+        gather_on_host(rows.numpy(), ids, slots, positions, codes.numpy(), pad_id)
+    else:
+        gather_on_device(rows, ids, slots, positions, codes, pad_id)
+
+
 def gather_on_host(
     rows: np.ndarray, ids: np.ndarray, slots: np.ndarray, positions: np.ndarray, codes: np.ndarray, pad_id: int
 ) -> None:
-    """Fill `rows` [P, S] from `ids` [N] and `codes` [R, T, S - 1] at `slots`, `positions` [N], and then pads."""
+    """`gather_rows` in numpy."""
     num_rows = len(ids)
     rows[:num_rows, 0] = ids
     rows[:num_rows, 1:] = codes[slots, positions]
@@ -24,7 +37,7 @@ def gather_on_device(
     codes: torch.Tensor,
     pad_id: int,
 ) -> None:
-    """`gather_on_host` as one kernel, a program for each row."""
+    """`gather_rows` as one kernel, a program for each row."""
     num_streams = rows.shape[1]
     _gather_kernel[len(rows),](
         rows,

@@ -1,0 +1,37 @@
+"""A model whose further rows follow by a rule, with no module behind it: for what is around modules."""
+
+import torch
+from vllm.model_executor.models.registry import ModelRegistry
+
+from stretto.engine.models.qwen3 import StrettoQwen3ForCausalLM
+from stretto.engine.worker.row_predictor import BurstBatch, SaidRows, Say
+
+ARCHITECTURE = "ForcedBurstsForCausalLM"
+
+
+class ForcedRows:
+    """Says each further row from what the row before was said from, and that row."""
+
+    def __init__(self, said: SaidRows):
+        self._said = said
+
+    def __call__(self, hidden: torch.Tensor, step: BurstBatch, say: Say) -> None:
+        """Say the rows behind the first."""
+        for place in range(1, 1 + int(step.num_extra.max(initial=0))):
+            mixed = hidden + self._said.embed(step.batch.idx_mapping_np, step.num_read + place - 1)
+            hidden = mixed * torch.rsqrt(mixed.square().mean(-1, keepdim=True) + 1e-6)
+            say(hidden, place)
+
+
+class ForcedBurstsForCausalLM(StrettoQwen3ForCausalLM):
+    """Qwen3 with such rows."""
+
+    def row_predictor(self, said: SaidRows) -> ForcedRows:
+        return ForcedRows(said)
+
+
+def register() -> str:
+    """Name the model to vLLM, in this process; returns the name that a checkpoint's config.json gives it."""
+    if ARCHITECTURE not in ModelRegistry.get_supported_archs():
+        ModelRegistry.register_model(ARCHITECTURE, ForcedBurstsForCausalLM)
+    return ARCHITECTURE
