@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stretto.checkpoints.make_repository import BUNDLED, WARM_UP_S, bytes_per_row, main
-from stretto.families.opuslm.convert_ssl_tokenizer import SslTokenizer
+from stretto.families.opuslm.convert_ssl_tokenizer import ConvertedSslTokenizer
 from stretto.families.opuslm.ssl_tokenizer import FOLDER
 from tests.published_checkpoints import convert, write_release
 from tests.published_xeus import write_xeus
@@ -87,7 +87,7 @@ def test_a_tokenizer_of_audio_is_on_the_gpu_with_the_codec(checkpoint: Path, tmp
     hearing = tmp_path / "hearing"
     shutil.copytree(checkpoint, hearing)
     (hearing / FOLDER).mkdir()
-    SslTokenizer.of(write_xeus(tmp_path / "xeus"), 20).write(hearing / FOLDER, lambda num_bytes: None)
+    ConvertedSslTokenizer.of(write_xeus(tmp_path / "xeus"), 20).write(hearing / FOLDER, lambda num_bytes: None)
     made(hearing, tmp_path / "out", "--gpu", "1")
     for model in ("preprocessor", "acoustic_decoder"):
         text = (tmp_path / "out" / model / "config.pbtxt").read_text()

@@ -11,7 +11,7 @@ from stretto.codec.receptive_field import (
     Upsample,
     context,
     dac_layers,
-    lookahead_samples,
+    reach,
     same,
     samples_per_frame,
     tail_samples,
@@ -35,6 +35,14 @@ def run(layers: Sequence[Layer], frames: Tensor) -> Tensor:
             signal = F.conv_transpose1d(signal, kernel, stride=layer.stride)
             signal = signal[..., layer.before : signal.shape[2] - layer.after]
     return signal[0, 0]
+
+
+def lookahead_samples(layers: Sequence[Layer]) -> int:
+    """So many samples before its own a frame is heard, by the formula."""
+    sample = 0
+    while reach(layers, sample - 1, sample - 1)[1] >= 0:
+        sample -= 1
+    return -sample
 
 
 def measured(layers: Sequence[Layer], frames: int) -> tuple[int, int, int]:

@@ -26,7 +26,7 @@ def make_job(name: str, pushes: list[int], codec: FakeCodec, due_s: float = 0.0,
 
 
 def names(jobs: list[Job]) -> list[str]:
-    return [job.delivery.utterance for job in jobs]
+    return [job.pending.utterance for job in jobs]
 
 
 def test_equal_shapes_go_together_and_what_is_due_first_goes_first() -> None:

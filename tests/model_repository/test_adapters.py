@@ -21,7 +21,7 @@ from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.chunking import Pacer
 from stretto.streams.segment import Segment
-from stretto.triton_io.draining import VARIABLE
+from stretto.triton_io.draining import DRAIN_FILE
 from stretto.triton_io.prompt_tensors import read_prompt, write_prompt
 from tests.fakes_triton import Logger, Request, TritonError
 from tests.model_repository.pbtxt import ROOT, read_config
@@ -75,7 +75,7 @@ class Preparing:
 
 @pytest.fixture
 def preprocessor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    monkeypatch.setenv(VARIABLE, str(tmp_path / "draining"))
+    monkeypatch.setenv(DRAIN_FILE, str(tmp_path / "draining"))
     module = load("preprocessor")
     monkeypatch.setattr(module, "Preprocessor", Preparing)
     model = module.TritonPythonModel()

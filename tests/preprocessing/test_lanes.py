@@ -54,6 +54,11 @@ class Opened(AudioLanes):
         self.processes: list[Reading] = []
         super().__init__(self._open, num_long, LIMIT)
 
+    @property
+    def held(self) -> Load:
+        """What waits or is being run."""
+        return self._held
+
     def _open(self, niceness: int) -> Reading:
         self.processes.append(Reading(niceness))
         return self.processes[-1]

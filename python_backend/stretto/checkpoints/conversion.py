@@ -19,7 +19,7 @@ from stretto.checkpoints.release import Release, Tokenizer
 from stretto.checkpoints.shards import Entry, Written
 from stretto.checkpoints.tensors import Part, Plan, check
 from stretto.errors import CheckpointError
-from stretto.families.opuslm.convert_ssl_tokenizer import SslTokenizer
+from stretto.families.opuslm.convert_ssl_tokenizer import ConvertedSslTokenizer
 from stretto.families.opuslm.ssl_tokenizer import FOLDER
 from stretto.families.registry import read_family
 
@@ -35,7 +35,7 @@ class Conversion:
     tokenizer: Tokenizer
     codec_files: list[Path]
     codec_copy: codec.Copy | None
-    ssl_tokenizer: SslTokenizer | None
+    ssl_tokenizer: ConvertedSslTokenizer | None
     notes: list[str]
 
     @property
@@ -53,7 +53,8 @@ def plan(release: Release) -> Conversion:
     unused = check(made.plan, tensors, made.dropped)
     files = codec.check_directory(release.codec, family) if release.codec and not release.keeps_codec else []
     copy = codec.Copy.of(release.codec, tensors, family_files.CODEC) if release.keeps_codec else None
-    hears = SslTokenizer.of(release.ssl_tokenizer, len(family.layout.audio[0])) if release.ssl_tokenizer else None
+    num_codes, ssl = len(family.layout.audio[0]), release.ssl_tokenizer
+    hears = ConvertedSslTokenizer.of(ssl, num_codes) if ssl else None
     dropped_shapes = {name: list(tensors[name].shape) for name in unused} | (hears.dropped if hears else {})
     entries, notes = _entries(made.plan, tensors, contents.dtype), notes_on(contents, release)
     return Conversion(made.record, entries, dropped_shapes, contents.tokenizer, files, copy, hears, notes)

@@ -86,17 +86,6 @@ def context(layers: Sequence[Layer]) -> tuple[int, int]:
     return -first, last
 
 
-def lookahead_samples(layers: Sequence[Layer]) -> int:
-    """Samples of the future that a frame's change is heard in advance: how far a sample sees beyond itself.
-
-    Frame 0 is heard in the samples before its own that still depend on it.
-    """
-    sample = 0
-    while reach(layers, sample - 1, sample - 1)[1] >= 0:
-        sample -= 1
-    return -sample
-
-
 def tail_samples(layers: Sequence[Layer]) -> int:
     """By how many samples the waveform falls short of whole frames, for any number of frames."""
     frames = 1 + sum(context(layers))

@@ -20,7 +20,7 @@ class Job:
     due_s: when its listener will have played all that came before; of a listener who waits in silence, when it came.
     """
 
-    delivery: PendingChunk
+    pending: PendingChunk
     session: Session
     window: FrameWindow
     due_s: float

@@ -58,11 +58,11 @@ class ChunkQueue:
         with self._changed:
             return sum(map(len, self._waiting.values()))
 
-    def put(self, delivery: PendingChunk) -> bool:
+    def put(self, pending: PendingChunk) -> bool:
         """Queue a chunk; False, and nothing queued, once the queue is closed."""
         with self._changed:
             if not self._is_closed:
-                self._waiting.setdefault(delivery.utterance, deque()).append(delivery)
+                self._waiting.setdefault(pending.utterance, deque()).append(pending)
                 self._changed.notify()
             return not self._is_closed
 
@@ -94,7 +94,7 @@ class ChunkQueue:
         """Take back everything."""
         with self._changed:
             waiting, self._waiting = self._waiting, {}
-            return [delivery for queue in waiting.values() for delivery in queue]
+            return [pending for queue in waiting.values() for pending in queue]
 
     @property
     def is_finished(self) -> bool:
@@ -104,7 +104,7 @@ class ChunkQueue:
 
     def _next_of(self, utterance: str) -> PendingChunk:
         queue = self._waiting.pop(utterance)
-        delivery = queue.popleft()
+        pending = queue.popleft()
         if queue:
             self._waiting[utterance] = queue  # behind the others: each utterance in turn
-        return delivery
+        return pending

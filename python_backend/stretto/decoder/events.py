@@ -9,15 +9,15 @@ from stretto.decoder.sessions import Session
 from stretto.records.event import Event, ReportEvent
 
 
-def make_event(delivery: PendingChunk, session: Session, num_samples: int, spec: CodecSpec) -> Event:
+def make_event(pending: PendingChunk, session: Session, num_samples: int, spec: CodecSpec) -> Event:
     """The event of a chunk for which `num_samples` samples have just been rendered by its session.
 
     start_s, duration_s: where the samples lie in the utterance. A word's start_s counts from its beginning, too,
     and so does that of a change between guided and unguided frames. codes: there where they were asked for.
     """
-    chunk, sample_rate = delivery.chunk, session.renderer.sample_rate
+    chunk, sample_rate = pending.chunk, session.renderer.sample_rate
     event: Event = {
-        "utterance": delivery.utterance,
+        "utterance": pending.utterance,
         "index": chunk.index,
         "segment": chunk.segment.name.lower(),
         "text": chunk.text,
@@ -38,13 +38,13 @@ def make_event(delivery: PendingChunk, session: Session, num_samples: int, spec:
     if chunk.output_codes:
         event["codes"] = chunk.output_codes
     if chunk.is_final:
-        event["report"] = _report(delivery, session)
+        event["report"] = _report(pending, session)
     return event
 
 
-def _report(delivery: PendingChunk, session: Session) -> ReportEvent:
+def _report(pending: PendingChunk, session: Session) -> ReportEvent:
     sound, sample_rate = session.first_sound, session.renderer.sample_rate
-    report = delivery.chunk.report
+    report = pending.chunk.report
     said: dict[str, Any] = {}
     if report is not None:
         said = asdict(report) | {"guidance_changes": [(each.frame, each.is_guided) for each in report.guidance_changes]}

@@ -70,8 +70,8 @@ class DecodingLoop:
         """Answer every chunk in hand with an error; what it was doing for them is dropped."""
         self._jobs = []
         self._batches.clear()
-        for delivery in self._unanswered:
-            self._fail(delivery, error)
+        for pending in self._unanswered:
+            self._fail(pending, error)
 
     def turn(self) -> None:
         """Let new chunks in, launch a batch, and answer those that need not be in flight any longer."""
@@ -79,7 +79,7 @@ class DecodingLoop:
         self._expire()
         if self.gives_up:
             for job in self._jobs:
-                self._fail(job.delivery, Overloaded("the decoder is stopping"))
+                self._fail(job.pending, Overloaded("the decoder is stopping"))
             self._jobs = []
         self._jobs = [job for job in self._jobs if self._is_wanted(job)]
         if self._jobs:
@@ -90,13 +90,13 @@ class DecodingLoop:
     def _take_in(self) -> None:
         """Make jobs of what has come; wait for something to come if there is nothing to do."""
         timeout_s = 0.0 if self._unanswered else self._config.idle_timeout_s / 4
-        busy = {delivery.utterance for delivery in self._unanswered}
-        deliveries, abandoned = self._queue.take(timeout_s, busy)
-        for delivery in deliveries:
-            self._unanswered.add(delivery)
+        busy = {pending.utterance for pending in self._unanswered}
+        taken, abandoned = self._queue.take(timeout_s, busy)
+        for pending in taken:
+            self._unanswered.add(pending)
         for utterance in abandoned:
             self._sessions.close(utterance)
-        self._jobs += [job for job in map(self._admit, deliveries) if job is not None]
+        self._jobs += [job for job in map(self._admit, taken) if job is not None]
 
     def _expire(self) -> None:
         expired = self._sessions.expire()
@@ -104,26 +104,26 @@ class DecodingLoop:
             logger.warning("utterances without a chunk for %g s: %s", self._config.idle_timeout_s, expired)
             self._counts.add("expired", len(expired))
 
-    def _admit(self, delivery: PendingChunk) -> Job | None:
+    def _admit(self, pending: PendingChunk) -> Job | None:
         """The job that a chunk makes; None if it is already answered."""
         self._counts.add("chunks")
         try:
-            if delivery.reply.is_cancelled():
+            if pending.reply.is_cancelled():
                 raise Cancelled("the client cancelled the request")
-            session = self._sessions.advance(delivery.utterance, delivery.chunk.index, delivery.form)
-            window = session.windower.push(delivery.codes, delivery.chunk.is_final)
+            session = self._sessions.advance(pending.utterance, pending.chunk.index, pending.form)
+            window = session.windower.push(pending.codes, pending.chunk.is_final)
             if window is not None:
-                return Job(delivery, session, window, self._sessions.due_s(session))
-            self._answer(delivery, session, None)
+                return Job(pending, session, window, self._sessions.due_s(session))
+            self._answer(pending, session, None)
         except Exception as error:
-            self._fail(delivery, error)
+            self._fail(pending, error)
         return None
 
     def _is_wanted(self, job: Job) -> bool:
         """Whether a job's utterance is still open; one that was ended meanwhile gets its answer here."""
-        is_wanted = self._sessions.is_open(job.delivery.utterance, job.session)
+        is_wanted = self._sessions.is_open(job.pending.utterance, job.session)
         if not is_wanted:
-            self._unanswered.refuse(job.delivery, Cancelled("the utterance is over"))
+            self._unanswered.refuse(job.pending, Cancelled("the utterance is over"))
         return is_wanted
 
     def _launch(self, group: list[Job]) -> None:
@@ -134,7 +134,7 @@ class DecodingLoop:
             self._batches.append((Batch(group, self._launcher, self._codec.spec), begun))
         except Exception as error:
             if len(group) == 1:
-                self._fail(group[0].delivery, error)
+                self._fail(group[0].pending, error)
                 return
             for job in group:
                 self._launch([job])
@@ -146,7 +146,7 @@ class DecodingLoop:
             spent_s = self.stopwatch() - begun if batch.device_s is None else batch.device_s()
         except Exception as error:  # of the device, which has lost the states, too
             for job in batch.jobs:
-                self._fail(job.delivery, error)
+                self._fail(job.pending, error)
             return
         self._counts.add_batch(len(batch.jobs), batch.jobs[0].window.num_frames, spent_s)
         self._measure(len(batch.jobs), spent_s)
@@ -155,27 +155,27 @@ class DecodingLoop:
             if not self._is_wanted(job):
                 continue
             try:
-                self._answer(job.delivery, job.session, samples, address)
+                self._answer(job.pending, job.session, samples, address)
             except Exception as error:
-                self._fail(job.delivery, error)
+                self._fail(job.pending, error)
 
     def _measure(self, num_windows: int, spent_s: float) -> None:
         weight = min(1.0, num_windows / WINDOW_MEMORY) if self._window_s else 1.0
         self._window_s += weight * (spent_s / num_windows - self._window_s)
         self.pace_s = self._sessions.num_speaking * self._window_s / BUSY_SHARE
 
-    def _answer(self, delivery: PendingChunk, session: Session, pcm: np.ndarray | None, at: int | None = None) -> None:
+    def _answer(self, pending: PendingChunk, session: Session, pcm: np.ndarray | None, at: int | None = None) -> None:
         """Answer a chunk with its samples; at: the address of the same on a GPU, if they lie there, too."""
-        if delivery.chunk.is_final:
-            self._sessions.close(delivery.utterance)
-        samples = session.render(pcm, delivery.chunk.is_final)
-        if delivery.on_device is not None and at is not None and samples is pcm:  # as they were decoded
-            delivery.on_device(at)
+        if pending.chunk.is_final:
+            self._sessions.close(pending.utterance)
+        samples = session.render(pcm, pending.chunk.is_final)
+        if pending.on_device is not None and at is not None and samples is pcm:  # as they were decoded
+            pending.on_device(at)
         num_samples = 0 if samples is None else len(samples)
         self._sessions.note_sent(session, num_samples)
-        self._unanswered.send(delivery, samples, make_event(delivery, session, num_samples, self._codec.spec))
+        self._unanswered.send(pending, samples, make_event(pending, session, num_samples, self._codec.spec))
 
-    def _fail(self, delivery: PendingChunk, error: Exception) -> None:
+    def _fail(self, pending: PendingChunk, error: Exception) -> None:
         """End an utterance with an error."""
-        self._sessions.close(delivery.utterance)
-        self._unanswered.refuse(delivery, error)
+        self._sessions.close(pending.utterance)
+        self._unanswered.refuse(pending, error)

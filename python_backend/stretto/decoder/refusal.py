@@ -13,16 +13,16 @@ from stretto.records.event import Event
 logger = logging.getLogger(__name__)
 
 
-def refuse(delivery: PendingChunk, error: Exception, counts: Counts) -> None:
+def refuse(pending: PendingChunk, error: Exception, counts: Counts) -> None:
     """Answer a chunk with an error, count it, and log what is neither the caller's doing nor a refusal."""
     counts.add("cancelled" if isinstance(error, Cancelled) else "failed")
     if not isinstance(error, StrettoError):
-        what = (delivery.utterance, delivery.chunk.index, incident(error))
+        what = (pending.utterance, pending.chunk.index, incident(error))
         logger.error("utterance %s, chunk %d: %s", *what, exc_info=error)
     try:
-        delivery.reply.fail(error)
+        pending.reply.fail(error)
     except Exception:
-        logger.exception("utterance %s: the error could not be delivered", delivery.utterance)
+        logger.exception("utterance %s: the error could not be delivered", pending.utterance)
 
 
 class Unanswered:
@@ -30,24 +30,24 @@ class Unanswered:
 
     def __init__(self, counts: Counts) -> None:
         self._counts = counts
-        self._deliveries: dict[int, PendingChunk] = {}
+        self._pending: dict[int, PendingChunk] = {}
 
     def __iter__(self) -> Iterator[PendingChunk]:
-        return iter(list(self._deliveries.values()))
+        return iter(list(self._pending.values()))
 
     def __len__(self) -> int:
-        return len(self._deliveries)
+        return len(self._pending)
 
-    def add(self, delivery: PendingChunk) -> None:
+    def add(self, pending: PendingChunk) -> None:
         """Take a chunk in."""
-        self._deliveries[id(delivery)] = delivery
+        self._pending[id(pending)] = pending
 
-    def send(self, delivery: PendingChunk, pcm: np.ndarray | None, event: Event) -> None:
+    def send(self, pending: PendingChunk, pcm: np.ndarray | None, event: Event) -> None:
         """Answer a chunk; what that raises leaves it unanswered."""
-        delivery.reply.send(pcm, event)
-        del self._deliveries[id(delivery)]
+        pending.reply.send(pcm, event)
+        del self._pending[id(pending)]
 
-    def refuse(self, delivery: PendingChunk, error: Exception) -> None:
+    def refuse(self, pending: PendingChunk, error: Exception) -> None:
         """Answer a chunk with an error."""
-        del self._deliveries[id(delivery)]
-        refuse(delivery, error, self._counts)
+        del self._pending[id(pending)]
+        refuse(pending, error, self._counts)

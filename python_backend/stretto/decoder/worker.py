@@ -57,14 +57,14 @@ class DecoderWorker:
 
         on_device: see PendingChunk.
         """
-        delivery = PendingChunk(utterance, chunk, codes, reply, form, on_device)
-        if not self._queue.put(delivery):
-            refuse(delivery, Overloaded(STOPPING), self._counts)
+        pending = PendingChunk(utterance, chunk, codes, reply, form, on_device)
+        if not self._queue.put(pending):
+            refuse(pending, Overloaded(STOPPING), self._counts)
 
     def abandon(self, utterance: str) -> None:
         """Drop an utterance that is over for a reason that the decoder cannot see; its waiting chunks fail."""
-        for delivery in self._queue.abandon(utterance):
-            refuse(delivery, Cancelled("the utterance was abandoned"), self._counts)
+        for pending in self._queue.abandon(utterance):
+            refuse(pending, Cancelled("the utterance was abandoned"), self._counts)
 
     def stop(self) -> None:
         """Decode what waits, for up to `stop_timeout_s`, fail the rest, and end the thread."""
@@ -129,5 +129,5 @@ class DecoderWorker:
         return True
 
     def _refuse_waiting(self) -> None:
-        for delivery in self._queue.clear():
-            refuse(delivery, Overloaded(STOPPING), self._counts)
+        for pending in self._queue.clear():
+            refuse(pending, Overloaded(STOPPING), self._counts)

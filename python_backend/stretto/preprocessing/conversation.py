@@ -11,7 +11,7 @@ from stretto.preprocessing.messages import Turn
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Piece:
-    """One thing that one speaker says: `text`, or audio as samples `pcm` [n] float32 or as `codes` [K, T].
+    """One thing that one speaker says: `text`, or audio as samples `pcm` [n] float32 or as `codes` [S, T].
 
     path: what to call it in a refusal.
     """

@@ -62,11 +62,6 @@ class AudioLanes:
         self._threads = [self._lane(self._short, open_process(0))]
         self._threads += [self._lane(self._long, open_process(LONG_NICENESS)) for _ in range(num_long)]
 
-    @property
-    def held(self) -> Load:
-        """What waits or is being run."""
-        return self._held
-
     def submit(self, num_bytes: int, run: Callable[[AudioReader], None], refuse: Callable[[Exception], None]) -> None:
         """Have `run` called in a lane; Overloaded where the lanes hold too much. What `run` holds may be large."""
         job = Job(Load(num_bytes, 1), run, refuse)

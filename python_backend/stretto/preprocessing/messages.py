@@ -57,7 +57,7 @@ _JSON: JsonRecord[list[TurnRecord]] = JsonRecord(
 class Turn:
     """What one speaker says: text, audio, or both.
 
-    audio_input: the input tensor that carries the audio. codes: [K, T], where it comes as codes instead.
+    audio_input: the input tensor that carries the audio. codes: [S, T] of all streams, where it comes as codes instead.
     path: where the turn stands in the request; "" where the inputs themselves are the turn.
     """
 
@@ -108,7 +108,7 @@ def _turn(record: TurnRecord, path: str) -> Turn:
 
 
 def _codes(streams: list[list[int]], path: str) -> np.ndarray:
-    """[K, T] int64 of K lists of T codes; what a code may be is the family's to say."""
+    """[S, T] int64 of S lists of T codes; what a code may be is the family's to say."""
     lengths = [len(stream) for stream in streams]
     if len(set(lengths)) > 1:
         raise InvalidRequest(path, "as many codes for each stream", shown(lengths))

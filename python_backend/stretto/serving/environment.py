@@ -6,9 +6,9 @@ from pathlib import Path
 
 from stretto.serving.folders import PACKAGE, cache_folder
 from stretto.serving.installation import Installation
+from stretto.triton_io.draining import DRAIN_FILE
 
 LAUNCH_ID = "STRETTO_LAUNCH_ID"
-DRAIN_FILE = "STRETTO_DRAIN_FILE"
 
 
 def server_environment(

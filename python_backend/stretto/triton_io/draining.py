@@ -3,13 +3,11 @@
 import fcntl
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from stretto.errors import Overloaded
 
-VARIABLE = "STRETTO_DRAIN_FILE"
+DRAIN_FILE = "STRETTO_DRAIN_FILE"  # in the environment of the stubs: where the launcher will put the file
 
 
 class DrainGate:
@@ -27,17 +25,8 @@ class DrainGate:
     @classmethod
     def from_environment(cls) -> "DrainGate":
         """The gate that this process's launcher controls."""
-        named = os.environ.get(VARIABLE)
+        named = os.environ.get(DRAIN_FILE)
         return cls(Path(named) if named else None)
-
-    @contextmanager
-    def admit(self) -> Iterator[None]:
-        """Let one request through; raises Overloaded when the server is draining."""
-        self.enter()
-        try:
-            yield
-        finally:
-            self.leave()
 
     def enter(self) -> None:
         """Let one request in, from any thread; raises Overloaded when the server is draining."""

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stretto.errors import CheckpointError
-from stretto.families.opuslm.convert_ssl_tokenizer import SslTokenizer
+from stretto.families.opuslm.convert_ssl_tokenizer import ConvertedSslTokenizer
 from stretto.families.opuslm.kmeans import read_centres
 from stretto.families.opuslm.ssl_tokenizer import CONFIG, FOLDER, WEIGHTS, load_ssl_tokenizer
 from tests import published_xeus
@@ -26,7 +26,7 @@ def checkpoint(tmp_path: Path) -> Path:
     release = published_xeus.write_xeus(tmp_path / "xeus")
     folder = tmp_path / "checkpoint" / FOLDER
     folder.mkdir(parents=True)
-    SslTokenizer.of(release, NUM_CODES).write(folder, lambda num_bytes: None)
+    ConvertedSslTokenizer.of(release, NUM_CODES).write(folder, lambda num_bytes: None)
     return folder.parent
 
 

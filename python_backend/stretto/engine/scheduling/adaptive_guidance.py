@@ -1,4 +1,4 @@
-"""Guidance that is not for always: which unconditional halves go, and when they come back.
+"""Guidance that is not for always, `until_s` and `adaptive`: which unconditional halves go, which come back.
 
 Whatever the policy, a frame is guided by both halves or by none: what changes is whether there is a second half.
 
@@ -28,7 +28,7 @@ class GuidanceChanges(NamedTuple):
 
 
 class AdaptiveGuidance:
-    """Says which unconditional halves go and come back, before a step is planned.
+    """Says which unconditional halves go and come back, by load or for good (`until_s`), before a step is planned.
 
     limited: requests whose guidance ends before they do and has not ended yet. adaptive: those whose guidance may come
     and go; dropped: those of them without a half, and at which step each lost it; returning: those about to get one.

@@ -99,7 +99,7 @@ def config_from(front_end: Mapping[str, Any], encoder: Mapping[str, Any]) -> Xeu
 
 
 @dataclass(frozen=True)
-class SslTokenizer:
+class ConvertedSslTokenizer:
     """What will be written to `ssl_tokenizer/`. record: its config.json. dropped: tensors that serve training."""
 
     record: dict[str, Any]
@@ -107,7 +107,7 @@ class SslTokenizer:
     dropped: dict[str, list[int]]
 
     @classmethod
-    def of(cls, folder: Path, num_codes: int) -> "SslTokenizer":
+    def of(cls, folder: Path, num_codes: int) -> "ConvertedSslTokenizer":
         """From the published directory or the one above it; CheckpointError names what does not fit.
 
         num_codes: as many as the language model has semantic tokens.
