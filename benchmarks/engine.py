@@ -59,9 +59,9 @@ class SpeechArm:
     """Replies of ours: `number` prompts, each with its text."""
 
     def __init__(self, engine_args: EngineConfig):
-        self._engine = SteppedEngine(vllm_config(engine_args))
+        self.engine = SteppedEngine(vllm_config(engine_args))
         self._preprocessor = Preprocessor(engine_args.checkpoint)
-        self._rules = self._engine.scheduler.table.rules
+        self._rules = self.engine.scheduler.table.rules
 
     def _prompts(self, number: int, frames: int, scale: float) -> list[Prompt]:
         texts = [f"The train to Oslo leaves in {index + 10} minutes." for index in range(number)]
@@ -70,22 +70,23 @@ class SpeechArm:
 
     def time_steps(self, number: int, frames: int, scale: float) -> StepTime:
         """The median step in which `number` replies, guided unless `scale` is 1, are in their audio segment."""
+        return self.engine.time_steps(*self.requests(number, frames, scale), number * (1 if scale == 1.0 else 2))
+
+    def requests(self, number: int, frames: int, scale: float) -> tuple[list[list[int]], list[SamplingParams]]:
+        """Stream 0 of as many prompts, and their parameters."""
         prompts = self._prompts(number, frames, scale)
-        return self._engine.time_steps(
-            [prompt.rows[:, 0].tolist() for prompt in prompts],
-            [sampling_params(prompt, self._rules) for prompt in prompts],
-            number * (1 if scale == 1.0 else 2),
-        )
+        tokens = [prompt.rows[:, 0].tolist() for prompt in prompts]
+        return tokens, [sampling_params(prompt, self._rules) for prompt in prompts]
 
     def front_end_ms_per_frame(self, number: int, frames: int, scale: float) -> float:
         """Processor time between the engine's outputs and chunks, per frame of `number` replies at once."""
         prompts = self._prompts(number, frames, scale)
         tokens = [prompt.rows[:, 0].tolist() for prompt in prompts]
-        ids = self._engine.add(tokens, [sampling_params(prompt, self._rules) for prompt in prompts])
+        ids = self.engine.add(tokens, [sampling_params(prompt, self._rules) for prompt in prompts])
         steps = []
-        while self._engine.scheduler.has_requests():
-            steps += self._engine.step().values()
-        return cpu_ms_per_frame(steps, dict(zip(ids, prompts, strict=True)), self._engine.core.vllm_config)
+        while self.engine.scheduler.has_requests():
+            steps += self.engine.step().values()
+        return cpu_ms_per_frame(steps, dict(zip(ids, prompts, strict=True)), self.engine.core.vllm_config)
 
 
 class StockArm:
@@ -99,13 +100,16 @@ class StockArm:
             hf_overrides={"architectures": [architecture.removeprefix("Stretto")]},
             **engine_args.engine_args,
         )
-        self._engine = SteppedEngine(args.create_engine_config())
+        self.engine = SteppedEngine(args.create_engine_config())
 
     def time_steps(self, num_rows: int, steps: int) -> StepTime:
         """The median of `steps` steps that decode `num_rows` rows."""
+        return self.engine.time_steps(*self.requests(num_rows, steps), num_rows)
+
+    def requests(self, num_rows: int, steps: int) -> tuple[list[list[int]], list[SamplingParams]]:
+        """As many prompts, and their parameters."""
         params = SamplingParams(temperature=0.0, max_tokens=steps, ignore_eos=True, detokenize=False)
-        prompts = [[20 + index] * PROMPT_ROWS for index in range(num_rows)]
-        return self._engine.time_steps(prompts, [params] * num_rows, num_rows)
+        return [[20 + index] * PROMPT_ROWS for index in range(num_rows)], [params] * num_rows
 
 
 def measure(number: int, arguments: argparse.Namespace, ours: SpeechArm, stock: StockArm) -> dict[str, Any]:

@@ -1,9 +1,12 @@
 """What scheduling costs: a step's `schedule` and `update_from_output` with pairs, against stock vLLM with as many rows.
 
-    python -m benchmarks.scheduler --pairs 32
+    python -m benchmarks.scheduler --pairs 1 8 32
 
 Guided replies in their audio segment and greedy decoding by stock vLLM take turns, in this process; only steps in which
-every row decodes are timed, in processor time of the thread. `scheduler_ratio` is ours over stock's. One line of JSON.
+every row decodes are counted. `scheduler_ratio` is ours over stock's, processor time of the thread as the engine runs:
+between the two calls the model empties the caches. `replayed` is of the calls alone, with the latest output of the
+model over and over: microseconds, which other processes disturb less, and Python's instructions and the blocks of
+memory that it asks for, which they do not disturb (`host_work.py`). One line of JSON for each number of pairs.
 """
 
 import argparse
@@ -22,15 +25,19 @@ from stretto.engine.environment import prepare_environment
 prepare_environment()
 
 from benchmarks.engine import SpeechArm, StockArm  # noqa: E402
+from benchmarks.replayed_steps import ReplayedSteps, host_work  # noqa: E402
 from stretto.engine.kernels import cpu as cpu_kernels  # noqa: E402
 from stretto.engine.request.shared_stats import KEY, SharedStats  # noqa: E402
+
+SCALE = 1.5
+REPLAYED_FRAMES = 400
 
 
 class SchedulerWatch:
     """Seconds of the thread that one scheduler's two calls took, for each step that decodes `num_rows` rows."""
 
     def __init__(self, scheduler: Any, num_rows: int):
-        self._num_rows, self._since_s = num_rows, 0.0
+        self._scheduler, self._num_rows = scheduler, num_rows
         self.schedule_s: list[float] = []
         self.update_s: list[float] = []
         self._wrap(scheduler, "schedule", self.schedule_s, lambda output, _: output)
@@ -50,6 +57,11 @@ class SchedulerWatch:
 
         setattr(owner, method, timed)
 
+    def stop(self) -> None:
+        """Take the watch off again."""
+        for method in ("schedule", "update_from_output"):
+            delattr(self._scheduler, method)
+
     def take_ms(self) -> dict[str, float]:
         """The median milliseconds of a step since the last time."""
         taken = {"schedule": self.schedule_s, "update": self.update_s}
@@ -59,51 +71,62 @@ class SchedulerWatch:
         return figures | {"all": sum(figures.values())}
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(pairs: int, arguments: argparse.Namespace, ours: SpeechArm, stock: StockArm) -> dict[str, Any]:
     """Both arms in turn; medians over the rounds, and of the ratio within a round."""
+    num_rows, frames = 2 * pairs, arguments.frames
+    watches = {name: SchedulerWatch(arm.engine.scheduler, num_rows) for name, arm in (("ours", ours), ("stock", stock))}
+    rounds = []
+    for _ in range(arguments.rounds + 1):
+        ours.time_steps(pairs, frames, SCALE)
+        stock.time_steps(num_rows, frames)
+        rounds.append({name: watch.take_ms() for name, watch in watches.items()})
+    del rounds[0]  # which warmed up
+    for watch in watches.values():
+        watch.stop()
+    medians = {
+        name: {part: round(statistics.median(each[name][part] for each in rounds), 4) for part in rounds[0][name]}
+        for name in watches
+    }
+    return {
+        "pairs": pairs,
+        "frames": frames,
+        "rounds": arguments.rounds,
+        "scheduler_ratio": round(statistics.median(each["ours"]["all"] / each["stock"]["all"] for each in rounds), 4),
+        "cpu_ms_per_step": medians,
+        "replayed": measure_replayed(pairs, ours, stock),
+    }
+
+
+def measure_replayed(pairs: int, ours: SpeechArm, stock: StockArm) -> dict[str, Any]:
+    """Host work of a step of each arm and the ratios, the median step's; the arms take turns."""
+    with (
+        ReplayedSteps(ours.engine, *ours.requests(pairs, REPLAYED_FRAMES, SCALE), 2 * pairs) as of_ours,
+        ReplayedSteps(stock.engine, *stock.requests(2 * pairs, REPLAYED_FRAMES), 2 * pairs) as of_stock,
+    ):
+        return host_work(of_ours, of_stock)
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Measure every number of pairs, a line each."""
     config = EngineConfig.from_file(ENGINE_ARGS, arguments.checkpoint)
     cpu_kernels.install()
     shared = SharedStats.create(1)  # our scheduler writes its figures down, as it does in service
     observed = replace(config, engine_args={**config.engine_args, "additional_config": {KEY: str(shared.path)}})
     ours, stock = SpeechArm(observed), StockArm(config)
     shared.close()
-    num_rows = 2 * arguments.pairs
-    watches = {
-        name: SchedulerWatch(arm._engine.scheduler, num_rows) for name, arm in (("ours", ours), ("stock", stock))
-    }
-    rounds = []
-    for _ in range(arguments.rounds + 1):
-        ours.time_steps(arguments.pairs, arguments.frames, 1.5)
-        stock.time_steps(num_rows, arguments.frames)
-        rounds.append({name: watch.take_ms() for name, watch in watches.items()})
-    del rounds[0]  # which warmed up
-    medians = {
-        name: {part: round(statistics.median(each[name][part] for each in rounds), 4) for part in rounds[0][name]}
-        for name in watches
-    }
-    return {
-        "pairs": arguments.pairs,
-        "frames": arguments.frames,
-        "rounds": arguments.rounds,
-        "scheduler_ratio": round(statistics.median(each["ours"]["all"] / each["stock"]["all"] for each in rounds), 4),
-        "cpu_ms_per_step": medians,
-    }
+    for pairs in arguments.pairs:
+        append_result(arguments.out, "scheduler", measure(pairs, arguments, ours, stock))
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=32, help="guided replies in a step")
+    parser.add_argument("--pairs", type=int, nargs="+", default=[1, 8, 32], help="guided replies in a step")
     parser.add_argument("--frames", type=int, default=64, help="frames of each reply")
     parser.add_argument("--rounds", type=int, default=15, help="times that the arms take turns")
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/scheduler.jsonl"))
     return parser.parse_args()
-
-
-def main(arguments: argparse.Namespace) -> None:
-    """Measure, a line."""
-    append_result(arguments.out, "scheduler", measure(arguments))
 
 
 if __name__ == "__main__":

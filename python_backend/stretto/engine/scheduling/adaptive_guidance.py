@@ -27,6 +27,9 @@ class GuidanceChanges(NamedTuple):
     restored: Sequence[RequestState] = ()
 
 
+UNCHANGED = GuidanceChanges()
+
+
 class AdaptiveGuidance:
     """Says which unconditional halves go and come back, by load or for good (`until_s`), before a step is planned.
 
@@ -83,8 +86,10 @@ class AdaptiveGuidance:
     def change(self, running: Sequence[Request], step: int) -> GuidanceChanges:
         """What changes before `step`: by how slow the last ones were, and by who is ready for a new half."""
         self.load.begin_step(is_counted=not self.returning)
+        if not self.adaptive:
+            return UNCHANGED
         restored = [state for state in map(self._table.__getitem__, list(self.returning)) if self._follow(state)]
-        if not self.adaptive or self.returning:
+        if self.returning:
             return GuidanceChanges(restored=restored)
         excess = self.load.excess(len(running))
         if excess > 0:

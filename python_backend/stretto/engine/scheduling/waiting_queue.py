@@ -1,10 +1,12 @@
 """Places in vLLM's queue of waiting requests, which is served in order."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import Request, RequestStatus
+
+NOBODY = nullcontext()  # one for all steps that pass nobody over, nearly all there are
 
 
 def put_first(queue: RequestQueue, *requests: Request) -> None:
@@ -24,12 +26,13 @@ def put_first_behind(queue: RequestQueue, half: Request, partner: Request) -> No
         queue.prepend_request(request)
 
 
-@contextmanager
-def passing_over(queue: RequestQueue, requests: Sequence[Request]) -> Iterator[None]:
+def passing_over(queue: RequestQueue, requests: Sequence[Request]) -> AbstractContextManager[None]:
     """Serve the queue without `requests`; then they stand where they stood, behind what came into it at its head."""
-    if not requests:
-        yield
-        return
+    return _without(queue, requests) if requests else NOBODY
+
+
+@contextmanager
+def _without(queue: RequestQueue, requests: Sequence[Request]) -> Iterator[None]:
     before = list(queue)
     queue.remove_requests(requests)
     yield

@@ -1,0 +1,28 @@
+"""Instructions and blocks of memory are counted as they are, and nothing is left counting."""
+
+import sys
+
+from benchmarks.host_work import count_allocations, count_instructions
+
+
+def loop(number: int) -> None:
+    for _ in range(number):
+        pass
+
+
+def test_instructions_of_what_is_called_are_counted_and_no_others() -> None:
+    one = count_instructions(lambda: loop(1))
+    assert count_instructions(lambda: loop(1)) == one
+    assert count_instructions(lambda: loop(101)) - one == 100 * (count_instructions(lambda: loop(2)) - one)
+    assert sys.gettrace() is None
+
+
+def test_blocks_of_memory_are_counted_that_are_asked_for_and_no_others() -> None:
+    kept: list[object] = []
+
+    def ask(number: int) -> None:
+        kept[:] = map(object.__new__, [object] * number)
+
+    none = count_allocations(lambda: ask(0))
+    assert 1000 <= count_allocations(lambda: ask(1000)) - none < 1050
+    assert count_allocations(lambda: ask(0)) <= none + 1

@@ -1,0 +1,75 @@
+"""Steps without a model: the same output over and over, and the requests end with them."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from stretto.engine.environment import prepare_environment
+
+pytestmark = pytest.mark.engine
+prepare_environment()
+
+from benchmarks.replayed_steps import ReplayedSteps, host_work  # noqa: E402
+
+PARAMS: list[Any] = [None, None]
+
+
+class Scheduler:
+    """Takes its output's log-probabilities away, as ours does, and its lists of ids, as vLLM's may."""
+
+    def __init__(self) -> None:
+        self.num_computed, self.num_updates, self.has_ended = 0, 0, False
+        self.taken: list[Any] = []
+
+    def schedule(self) -> SimpleNamespace:
+        return SimpleNamespace(total_num_scheduled_tokens=2)
+
+    def update_from_output(self, scheduled: SimpleNamespace, output: SimpleNamespace) -> None:
+        self.taken = [output.logprobs, output.sampled_token_ids]
+        output.logprobs, output.sampled_token_ids = None, list(output.sampled_token_ids)
+        self.num_updates += 1
+
+    def finish_requests(self, request_ids: None, status: Any) -> None:
+        self.has_ended = True
+
+
+class Engine:
+    """Two requests that decode from the third step on."""
+
+    def __init__(self) -> None:
+        self.scheduler, self.num_steps = Scheduler(), 0
+
+    def add(self, prompts: list[list[int]], params: list[Any]) -> None:
+        assert len(prompts) == len(params) == 2
+
+    def num_decoding(self) -> int:
+        return 2 if self.num_steps > 2 else 0
+
+    def step(self) -> None:
+        self.num_steps += 1
+        output = SimpleNamespace(logprobs=f"of step {self.num_steps}", sampled_token_ids=[[1], [2]])
+        self.scheduler.update_from_output(self.scheduler.schedule(), output)
+
+
+def test_the_models_last_output_is_taken_again_and_again_and_then_the_requests_end() -> None:
+    engine: Any = Engine()
+    with ReplayedSteps(engine, [[1], [2]], PARAMS, num_rows=2) as steps:
+        assert engine.num_steps == 4
+        for _ in range(2):
+            taken = steps.step(lambda call: call() or 1.0)
+            assert taken == {"schedule": 1.0, "update": 1.0, "all": 2.0}
+            assert engine.scheduler.taken == ["of step 4", [[1], [2]]]
+        assert engine.num_steps == 4
+        assert not engine.scheduler.has_ended
+    assert engine.scheduler.has_ended
+    assert engine.num_steps == 5
+
+
+def test_one_scheduler_against_itself_has_a_ratio_of_one() -> None:
+    arms: list[Any] = [Engine(), Engine()]
+    ours, stock = (ReplayedSteps(arm, [[1], [2]], PARAMS, num_rows=2) for arm in arms)
+    work = host_work(ours, stock)
+    assert work["instructions"]["ratio"] == 1.0
+    assert set(work) == {"cpu_us", "instructions", "allocations"}
+    assert work["instructions"]["ours"]["all"] == work["instructions"]["stock"]["all"] > 0
