@@ -55,6 +55,9 @@ WIDE_TEXT = eight_streams("wide_text", 640)
 _TTS = TINY.task("tts")
 SPEECHLESS = replace(TINY, name="speechless", tasks=(replace(_TTS, text=(SPACE,)),))
 
+# What a text has said, or its prompt, is less likely to come again.
+PENALIZED = replace(EIGHT_STREAMS, name="penalized", penalized="drawn")
+
 # For prompts and replies of thousands of rows.
 LONG = replace(EIGHT_STREAMS, name="long", max_model_len=8448)
 

@@ -82,6 +82,8 @@ class Family:
     subwords: ids of the tokens of the checkpoint's tokenizer, in its order; None where the family needs no tokenizer.
     markers: ids that only prompts carry, by the names that the checkpoint gives them.
     bursts: the modules that say further rows in a step, where the model has any.
+    penalized: which ids a repetition penalty counts in a text: those `drawn`, or `all`, the prompt's too; None where
+    the family has no such penalty.
     """
 
     name: str
@@ -109,6 +111,7 @@ class Family:
     subwords: range | None = None
     markers: Mapping[str, int] = field(default_factory=dict, hash=False)
     bursts: Bursts | None = None
+    penalized: Literal["drawn", "all"] | None = None
 
     def task(self, name: str) -> Task:
         """The task called `name`; KeyError lists the names there are."""

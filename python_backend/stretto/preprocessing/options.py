@@ -48,6 +48,7 @@ def read_options(
         seed=options.get("seed"),
         ras_window=given.get("ras_window", defaults.ras_window),
         ras_max_repeats=given.get("ras_max_repeats", defaults.ras_max_repeats),
+        repetition_penalty=options.get("repetition_penalty", defaults.repetition_penalty),
         **_guidance(options),
     )
     delivery = read_delivery(options, family, frame_rate, held_frames, blocks)

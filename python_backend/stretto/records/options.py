@@ -77,6 +77,7 @@ class OptionsRecord(TypedDict, total=False):
     guidance_scale: Number
     guidance: Annotated[GuidanceOptions, OBJECT]
     script_temperature: Number
+    repetition_penalty: Number
     output: Annotated[OutputOptions, OBJECT]
     chunking: Annotated[ChunkingOptions, OBJECT]
 

@@ -12,6 +12,7 @@ MAX_RAS_WINDOW = 512
 MIN_TEMPERATURE = 1e-6
 MAX_UNTIL_S = 1e6
 MAX_GUIDANCE_SCALE = 100.0
+MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.1, 10.0
 POLICIES: tuple[GuidancePolicy, ...] = get_args(GuidancePolicy)
 
 
@@ -65,6 +66,8 @@ class SamplingConfig:
     ras_window, ras_max_repeats: a code that came `ras_max_repeats` times in the last `ras_window` rows of its stream's
     audio is drawn again from the softmax of all logits, without temperature, top-k and top-p; window 0 is off.
     schedule: which rows of the reply modules say, of a family that has such; None for its default.
+    repetition_penalty: what the logits of ids that came before are divided by, or multiplied with where they are
+    negative, in what a text head draws; 1 is off. Which ids count is the family's rule.
     """
 
     text: SegmentSampling
@@ -77,6 +80,7 @@ class SamplingConfig:
     ras_window: int = 0
     ras_max_repeats: int = 2
     schedule: str | None = None
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         self.text.check("text")
@@ -85,6 +89,7 @@ class SamplingConfig:
         _check_temperature("script_temperature", self.script_temperature)
         _check_integer("audio.ras_window", self.ras_window, 0, MAX_RAS_WINDOW)
         _check_integer("audio.ras_max_repeats", self.ras_max_repeats, 1, MAX_RAS_WINDOW)
+        _check("repetition_penalty", self.repetition_penalty, MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY)
         self._check_policy()
         if self.seed is not None:
             _check_integer("seed", self.seed, 0, (1 << 63) - 1)

@@ -1,6 +1,9 @@
-"""Repetition-aware sampling: what a stream has said too often lately is drawn again, from all that it might say.
+"""Two ways to keep a model from repeating itself: what it says too often is drawn again, or made less likely.
 
-The rule and its usual values, 2 repeats in 7 rows, are Higgs Audio v2's (`ras_win_len`, `ras_win_max_num_repeat`).
+Repetition-aware sampling: what a stream has said too often lately is drawn again, from all that it might say. The rule
+and its usual values, 2 repeats in 7 rows, are Higgs Audio v2's (`ras_win_len`, `ras_win_max_num_repeat`).
+
+The penalty is CTRL's (https://arxiv.org/abs/1909.05858), as Hugging Face's `RepetitionPenaltyLogitsProcessor` has it.
 """
 
 from dataclasses import dataclass
@@ -24,3 +27,9 @@ def is_repeated(drawn: torch.Tensor, history: torch.Tensor, rule: RepetitionRule
     ages = torch.arange(history.shape[1], device=history.device)
     is_seen = (ages < rule.window[:, None])[..., None] & (history == drawn[:, None])
     return (is_seen.sum(1) >= rule.max_repeats[:, None]) & (rule.window > 0)[:, None]
+
+
+def penalize(logits: torch.Tensor, is_said: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
+    """`logits` [B, V], less where `is_said` [B, V]: divided by `penalty` [B] or, where negative, multiplied with it."""
+    factor = penalty[:, None]
+    return torch.where(is_said, torch.where(logits < 0, logits * factor, logits / factor), logits)

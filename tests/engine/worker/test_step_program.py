@@ -11,10 +11,10 @@ from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from tests.engine.worker.walks import LENGTH, Walk, captured, reference
 from tests.small_vocabularies import BAGPIPER, DIALOGUE, OPUSLM
-from tests.speech_families import EIGHT_STREAMS
+from tests.speech_families import EIGHT_STREAMS, PENALIZED
 
 pytestmark = pytest.mark.slow
-FAMILIES = [TINY, BAGPIPER, OPUSLM, DIALOGUE, EIGHT_STREAMS]
+FAMILIES = [TINY, BAGPIPER, OPUSLM, DIALOGUE, EIGHT_STREAMS, PENALIZED]
 NUM_SLOTS = 5
 
 
@@ -26,7 +26,7 @@ def test_both_samplers_give_the_same_rows_and_leave_the_same_tables(family: Fami
     for step in range(32):
         for mine, expected in zip(*walk.step(), strict=True):
             assert torch.equal(mine.long(), expected.long()), step
-        for name in ("state", "script", "codes"):
+        for name in ("state", "script", "codes", "said"):
             mine, expected = (getattr(each.slots.tables, name) for each in (ours, theirs))
             if name == "script":
                 mine, expected = mine[:, 1:], expected[:, 1:]

@@ -144,6 +144,8 @@ class Walk:
                 [free.pop()] if free and self.family.guided_streams and self.random.random() < 0.7 else []
             )
             changes = {"ras_window": int(self.random.choice([0, 7])), "ras_max_repeats": 1}
+            if self.family.penalized:
+                changes["repetition_penalty"] = float(self.random.choice([1.0, 1.5]))
             for half, slot in enumerate(pair):
                 made = request(self.family, f"r{self.num_begun}", self.num_begun, half == 1, **changes)
                 for each in self.sides:

@@ -46,6 +46,9 @@ def admit(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
     if prompt.delayed_tail is not None:
         _check_delayed_tail(prompt.delayed_tail, task, rules)
     _check_length(prompt, task, rules)
+    if prompt.sampling.repetition_penalty != 1.0 and rules.family.penalized is None:
+        expected = f"1.0, as {rules.family.name} has no such penalty"
+        raise InvalidRequest("options.repetition_penalty", expected, prompt.sampling.repetition_penalty)
     if prompt.sampling.guidance_scale != 1.0:
         _check_pair(prompt, task, rules, capacity)
     _check_blocks(prompt, task, rules, capacity)

@@ -12,6 +12,7 @@ from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import SlotTables
 from stretto.sampling.guidance import guide
 from stretto.sampling.noise import host_uniform, stream_keys
+from stretto.sampling.repetition import penalize
 from stretto.sampling.script import advances
 
 
@@ -24,6 +25,7 @@ class RowDraw:
         self._heads, self._frames = readout
         self._segments, self._arrays, self._guard = segments, arrays, guard
         self._script, self._codes = arrays.of(tables.script), arrays.of(tables.codes)
+        self._said = arrays.of(tables.said[:, :-1]) if tables.said.shape[1] else None
         family = segments.family
         self._num_streams = family.layout.num_output_streams
         self._guided = np.array([stream in family.guided_streams for stream in range(1, self._num_streams)], np.bool_)
@@ -63,7 +65,11 @@ class RowDraw:
     ) -> Array:
         """Stream 0 of the rows that may write."""
         own = hidden if step.written is None else hidden[step.written]
-        logits = self._segments.mask_text(self._heads.text(own), rows, step.writing)
+        logits = self._heads.text(own)
+        if self._said is not None:
+            said, penalty = _pick(rows.slots, step.writing), _pick(rows.scales.repetition_penalty, step.writing)
+            logits = penalize(logits, self._arrays.tensor(self._said[said]), self._arrays.tensor(penalty))
+        logits = self._segments.mask_text(logits, rows, step.writing)
         token = draw(logits[:, None], self._heads.text_ids[None], self._tensor(keys[:, :1]), step.text, plan.text)
         return self._segments.end_text(self._spread(token.squeeze(1), step.writing, rows), rows)
 

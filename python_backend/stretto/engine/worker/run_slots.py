@@ -53,7 +53,8 @@ class RunSlots:
         if not params.is_unconditional:  # the other half's slot says where a pair stands
             for token_id in token_ids[data.prompt_len :]:
                 tracker.push(token_id)
-        self.tables.stage(slot, params, tracker, codes)
+        first = data.prompt_len if self.rules.family.penalized == "drawn" else 0
+        self.tables.stage(slot, params, tracker, codes, token_ids[first:])
         self.readback.place(slot, tracker.audio_start)
         self._num_prompt_rows[slot] = data.prompt_len
         self._schedules[slot] = None if is_warm_up(data.req_id) else self.rules.schedule(params.sampling)

@@ -1,5 +1,6 @@
 """The tables of all run slots, one row per slot: what each asked for, and where it stands."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -53,6 +54,7 @@ class SlotScales:
     audio_top_p: Array
     script_temperature: Array
     guidance: Array
+    repetition_penalty: Array
 
 
 def _index(table: type) -> dict[str, int]:
@@ -92,6 +94,7 @@ def scales_row(params: SpeechParams) -> list[float]:
         "audio_top_p": sampling.audio.top_p,
         "script_temperature": sampling.script_temperature,
         "guidance": sampling.guidance_scale,
+        "repetition_penalty": sampling.repetition_penalty,
     }
     return [row[name] for name in SCALES]
 
@@ -113,6 +116,8 @@ class SlotTables:
 
     state [R, *] int64; script [R, E + 1] int64, entry 0 unused; codes [R, T + 1, S - 1] int32: the streams 1 ... by
     position, the last position a place for what nobody reads; limits [R, *] int64 and scales [R, *] float32, numpy.
+    said [R, V + 1] bool: which of the V ids of a text head a repetition penalty counts, the last a place for all other
+    ids; [R, 0] where the family has no such penalty.
     """
 
     def __init__(self, num_slots: int, rules: SegmentRules, device: torch.device):
@@ -122,15 +127,21 @@ class SlotTables:
         self.state = torch.zeros(num_slots, len(STATE), dtype=torch.int64, device=device)
         self.script = torch.zeros(num_slots, rules.max_entries + 1, dtype=torch.int64, device=device)
         self.codes = torch.zeros(num_slots, rules.max_model_len + 1, streams - 1, dtype=torch.int32, device=device)
+        num_said = rules.num_text_ids + 1 if rules.family.penalized else 0
+        self.said = torch.zeros(num_slots, num_said, dtype=torch.bool, device=device)
         self._staged: dict[int, list[np.ndarray]] = {}
         self._rules = rules
 
-    def stage(self, slot: int, params: SpeechParams, tracker: SegmentTracker, codes: np.ndarray) -> None:
-        """Fill `slot` with a request that stands where `tracker` does; `codes` [n, S - 1] are its rows so far."""
+    def stage(
+        self, slot: int, params: SpeechParams, tracker: SegmentTracker, codes: np.ndarray, said: Sequence[int] = ()
+    ) -> None:
+        """Fill `slot` with a request that stands where `tracker` does; `codes` [n, S - 1] are its rows so far, `said`
+        the ids that a repetition penalty counts."""
         self.limits[slot] = limits_row(params, self._rules)
         self.scales[slot] = scales_row(params)
         codes = np.concatenate([codes, params.codes[len(codes) :]])  # with what the reply goes on with
-        rows = (state_row(tracker), tracker.script, codes.reshape(-1))
+        counted = np.minimum(said, self.said.shape[1] - 1) if self.said.shape[1] else ()
+        rows = (state_row(tracker), tracker.script, codes.reshape(-1), counted)
         self._staged[slot] = [np.asarray(row, np.int32) for row in rows]
 
     def apply_staged(self, arrays: Arrays) -> None:
@@ -139,8 +150,11 @@ class SlotTables:
             return
         packed = arrays.tensor(arrays.upload(np.concatenate([row for rows in self._staged.values() for row in rows])))
         for slot, rows in self._staged.items():
-            state, script, codes, packed = packed.tensor_split(np.cumsum([len(row) for row in rows]).tolist())
+            state, script, codes, said, packed = packed.tensor_split(np.cumsum([len(row) for row in rows]).tolist())
             self.state[slot] = state
             self.script[slot, 1 : 1 + len(script)] = script
-            self.codes[slot, : len(codes) // self.codes.shape[2]] = codes.view(-1, self.codes.shape[2])
+            if width := self.codes.shape[2]:
+                self.codes[slot, : len(codes) // width] = codes.view(-1, width)
+            self.said[slot] = False
+            self.said[slot, said.long()] = True
         self._staged.clear()

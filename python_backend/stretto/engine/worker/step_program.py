@@ -64,6 +64,7 @@ class StepProgram:
         self._codes = StreamSet(codes, heads.code_offset, heads.codes, tables.codes, 1, 0)
         self._maxima = torch.zeros(num_rows, self._num_groups, device=device)
         self._lists = int32(num_rows, self._num_groups)
+        self._said = tables.said.view(torch.uint8)
         start = rules.family.layout.audio[0].start
         self._stay_of_first = self._script.first_frame - start + 1 if self._script else 0
 
@@ -81,7 +82,8 @@ class StepProgram:
         strides = logits.stride(0), self.num_rows, self._tables.state.stride(0)
         sizes = len(self._heads.text_ids), self._num_groups
         text_maxima_kernel[len(logits), triton.cdiv(self._num_groups, TILE.value)](
-            logits, self._maxima, self._heads.text_offset, self.constants.denied, self.plan.table, self._tables.state,
+            logits, self._maxima, self._heads.text_offset, self.constants.denied,
+            self._said if self._said.shape[1] else None, self.plan.table, self._tables.state,
             *strides, *sizes, num_warps=8,
         )  # fmt: skip
         block = triton.next_power_of_2(self._num_groups)
@@ -126,8 +128,8 @@ class StepProgram:
         constants, tables = self.constants, self._tables
         # One warp: a program's lanes read what it overwrites.
         advance_kernel[num_rows,](
-            self.results, tables.state, tables.script, tables.codes, self.plan.table, self.lengths, self._text,
-            self._first.drawn, self._codes.drawn, constants.tasks, constants.ends, constants.ends_of_audio,
+            self.results, tables.state, tables.script, tables.codes, self._said, self.plan.table, self.lengths,
+            self._text, self._first.drawn, self._codes.drawn, constants.tasks, constants.ends, constants.ends_of_audio,
             constants.transition, constants.streams, constants.rules, triton.next_power_of_2(max(self.num_others, 2)),
             num_warps=1,
         )  # fmt: skip

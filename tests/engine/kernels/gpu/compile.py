@@ -43,6 +43,7 @@ TYPES = {
     **dict.fromkeys((*WIDE, "streams"), "*i64"),
     **dict.fromkeys(("logits", "offset", "maxima"), "*fp32"),
     "denied": "*i1",
+    "said": "*u8",
     "first_lane": "i32",
 }
 SIZES = {"logits_stride": 8200, "codebooks_stride": 9, "plan_stride": 64, "state_stride": 5, "script_stride": 256}
@@ -67,9 +68,10 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (draw_streams_kernel, {}, {**STREAMS, "offset": None, "num_ends": 2, "num_columns": 5002, "block": 8192}, 16),
     (draw_script_kernel, {}, {**SCRIPT, "offset": None}, 4),
     (text_maxima_kernel, {}, TEXT, 8),
+    (text_maxima_kernel, {}, {**TEXT, "said": None}, 8),
     (draw_text_kernel, {}, TEXT, 8),
     *((advance_kernel, {}, {"rules": RULES._replace(tail=tail), "block": 8}, 1) for tail in range(4)),
-    (advance_kernel, {}, {"rules": RULES._replace(max_entries=0), "block": 8}, 1),
+    (advance_kernel, {}, {"rules": RULES._replace(max_entries=0, num_said=0), "block": 8}, 1),
 ]
 
 

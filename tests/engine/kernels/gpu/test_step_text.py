@@ -9,6 +9,7 @@ from stretto.engine.kernels.gpu.columns import COLUMNS, DRAWS
 from stretto.engine.kernels.gpu.step_text import TILE, WIDTH, draw_text_kernel, text_maxima_kernel
 from stretto.sampling.draw import DrawParams, DrawPlan, draw
 from stretto.sampling.noise import seed_key, stream_keys
+from stretto.sampling.repetition import penalize
 
 pytestmark = pytest.mark.slow
 NUM_COLUMNS = 17_000  # more than 128 groups, of which the last is not full
@@ -36,22 +37,28 @@ class Batch:
         self.logits = torch.from_numpy(logits.astype(np.float32))
         self.offset = torch.from_numpy(random.standard_normal(NUM_COLUMNS).astype(np.float32).round())
         self.denied = torch.from_numpy(random.random((2, 2, NUM_COLUMNS)) < 0.5)
+        self.said = torch.from_numpy(random.random((len(ROWS), NUM_COLUMNS + 1)) < 0.3)
+        self.penalty = np.linspace(1.05, 2.0, len(ROWS)).astype(np.float32)
         self.seeds = [seed_key(seed) for seed in range(len(ROWS))]
         self.params = temperature.astype(np.float32), top_k, top_p.astype(np.float32)
         self.state = torch.tensor([[-1, -1, row % 2, 0, 0] for row in range(len(ROWS))])  # ends from the first token on
         self.lengths = torch.arange(40, 40 + len(ROWS), dtype=torch.int32)
 
-    def expected(self) -> torch.Tensor:
+    def expected(self, is_penalized: bool) -> torch.Tensor:
         """What the draw over all columns gives."""
         masks = [self.denied[row % 2, row % 2] for row in range(len(ROWS))]
-        masked = (self.logits + self.offset).masked_fill(torch.stack(masks), -torch.inf)
+        logits = self.logits + self.offset
+        if is_penalized:
+            logits = penalize(logits, self.said[:, :-1], torch.from_numpy(self.penalty))
+        masked = logits.masked_fill(torch.stack(masks), -torch.inf)
         keys = stream_keys(np.array(self.seeds, np.int32), self.lengths.numpy(), 1)
         params = DrawParams(*map(torch.from_numpy, self.params))
         ids = torch.arange(NUM_COLUMNS)[None]
         return draw(masked[:, None], ids, torch.from_numpy(keys), params, DrawPlan.of(*self.params))[:, 0]
 
     def plan(self) -> torch.Tensor:
-        reals = dict(zip(("text_temperature", "text_top_p"), (self.params[0], self.params[2]), strict=True))
+        names = "text_temperature", "text_top_p", "repetition_penalty"
+        reals = dict(zip(names, (self.params[0], self.params[2], self.penalty), strict=True))
         plan = np.zeros((len(COLUMNS), len(ROWS)), np.int32)
         for name, values in {
             "role": DRAWS.value,
@@ -65,25 +72,28 @@ class Batch:
             plan[COLUMNS.index(name)] = values
         return torch.from_numpy(plan)
 
-    def drawn(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def drawn(self, is_penalized: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """What the kernels draw, and how many groups each row has listed."""
         plan, logits, num_rows = self.plan(), self.logits.clone(), len(ROWS)
         drawn, lists = torch.zeros(num_rows, dtype=torch.int32), torch.full((num_rows, NUM_GROUPS), -1).int()
         maxima = torch.zeros(num_rows, NUM_GROUPS)
+        said = self.said.view(torch.uint8) if is_penalized else None
         sizes = NUM_COLUMNS, num_rows, 5, NUM_COLUMNS, NUM_GROUPS
         text_maxima_kernel[num_rows, triton.cdiv(NUM_GROUPS, TILE.value)](
-            logits, maxima, self.offset, self.denied, plan, self.state, *sizes
+            logits, maxima, self.offset, self.denied, said, plan, self.state, *sizes
         )
         block = triton.next_power_of_2(NUM_GROUPS)
         draw_text_kernel[num_rows,](drawn, logits, maxima, lists, plan, self.lengths, self.state, *sizes, block)
         return drawn, (lists >= 0).sum(1)
 
 
+@pytest.mark.parametrize("is_penalized", [False, True])
 @pytest.mark.parametrize("step", [0.0, 0.5])
-def test_few_groups_give_the_token_that_all_columns_give(step: float) -> None:
+def test_few_groups_give_the_token_that_all_columns_give(step: float, is_penalized: bool) -> None:
     batch = Batch(step)
-    drawn, num_listed = batch.drawn()
-    assert drawn.tolist() == batch.expected().tolist()
+    drawn, num_listed = batch.drawn(is_penalized)
+    assert drawn.tolist() == batch.expected(is_penalized).tolist()
+    assert (batch.expected(True) != batch.expected(False)).any()
     if not step:
         assert num_listed[0] == 1
         assert num_listed[1:3].tolist() == [30, 30]

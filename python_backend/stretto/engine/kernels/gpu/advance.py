@@ -194,6 +194,7 @@ def advance_kernel(
     state: tl.tensor,  # [R, 5] int64, written
     script: tl.tensor,  # [R, E + 1] int64, written
     codes: tl.tensor,  # [R, T + 1, S - 1] int32, written
+    said: tl.tensor,  # [R, V + 1] uint8, written: what a repetition penalty counts; or empty
     plan: tl.tensor,  # `columns.py`, [C, N] int32
     lengths: tl.tensor,  # [N] int32
     text: tl.tensor,  # what was drawn: [N] int32
@@ -226,6 +227,8 @@ def advance_kernel(
         codes + slot * rules.codes_stride + position * rules.num_others + lanes, laid, mask=lanes < rules.num_others
     )
     _write(results, row, token, laid, is_cut, row * 0 + 1, lanes, rules)
+    if rules.num_said > 0:
+        tl.store(said + slot * rules.num_said + tl.minimum(token, rules.num_said - 1), 1)
     if tl.load(mine + OTHER * rules.num_rows) != row:
         _share(results, codes, token, laid, position, mine, streams, lanes, rules)
 

@@ -30,6 +30,7 @@ COLUMNS = (
     "audio_top_p",
     "script_temperature",
     "guidance",
+    "repetition_penalty",
 )
 # A row that does nothing, one that draws, and one that gets what another row has drawn.
 IDLE, DRAWS, RECEIVES = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -48,5 +49,6 @@ def _state_at(name: str) -> tl.constexpr:
 ROLE, SLOT, OTHER, OTHER_SLOT, SAMPLES, TASK = map(_at, COLUMNS[:6])
 TEXT_MIN, TEXT_MAX, AUDIO_MIN, AUDIO_MAX, TEXT_TOP_K, AUDIO_TOP_K = map(_at, COLUMNS[6:12])
 SEED_KEY, RAS_WINDOW, RAS_MAX_REPEATS, FORCED_UNTIL = map(_at, COLUMNS[12:16])
-TEXT_TEMPERATURE, TEXT_TOP_P, AUDIO_TEMPERATURE, AUDIO_TOP_P, SCRIPT_TEMPERATURE, GUIDANCE = map(_at, COLUMNS[16:])
+TEXT_TEMPERATURE, TEXT_TOP_P, AUDIO_TEMPERATURE, AUDIO_TOP_P, SCRIPT_TEMPERATURE, GUIDANCE = map(_at, COLUMNS[16:22])
+REPETITION_PENALTY = _at("repetition_penalty")
 AUDIO_START, AUDIO_END, NUM_TEXT_TOKENS, NUM_ENTRIES, POINTER = map(_state_at, STATE)

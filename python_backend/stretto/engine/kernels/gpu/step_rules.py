@@ -14,7 +14,8 @@ class StepRules(NamedTuple):
     num_rows: N, that the step's tables have room for. num_others: S - 1, the streams beside stream 0, of which the
     first num_drawn are drawn. num_ids: ids of the tables of ends, the last for all that close nothing. max_entries: of
     a script, 0 where the family has none; index_lane: its index stream among the others. first_start, first_stop: what
-    stands for null_id in the other half's row, where the family hides it.
+    stands for null_id in the other half's row, where the family hides it. num_said: columns of the table of what a
+    repetition penalty counts, 0 where the family has none.
     """
 
     num_rows: int
@@ -44,3 +45,4 @@ class StepRules(NamedTuple):
     first_frame: int
     index_base: int
     index_lane: int
+    num_said: int

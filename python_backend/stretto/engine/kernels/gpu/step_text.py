@@ -15,6 +15,7 @@ from stretto.engine.kernels.gpu.columns import (
     AUDIO_START,
     DRAWS,
     NUM_TEXT_TOKENS,
+    REPETITION_PENALTY,
     ROLE,
     SEED_KEY,
     SLOT,
@@ -40,6 +41,7 @@ def text_maxima_kernel(
     maxima: tl.tensor,  # [N, G] float32, written
     offset: tl.tensor,  # [V] float32, or None
     denied: tl.tensor,  # [T, 2, V] bool
+    said: tl.tensor,  # [R, V + 1] uint8, what a repetition penalty counts; or None
     plan: tl.tensor,
     state: tl.tensor,
     logits_stride: tl.constexpr,
@@ -52,7 +54,8 @@ def text_maxima_kernel(
     mine = plan + row
     if tl.load(mine + ROLE * plan_stride) != DRAWS:
         return
-    of_slot = state + tl.load(mine + SLOT * plan_stride).to(tl.int64) * state_stride
+    slot = tl.load(mine + SLOT * plan_stride).to(tl.int64)
+    of_slot = state + slot * state_stride
     if tl.load(of_slot + AUDIO_START) >= 0:
         return
     may_end = tl.load(of_slot + NUM_TEXT_TOKENS) >= tl.load(mine + TEXT_MIN * plan_stride)
@@ -64,6 +67,11 @@ def text_maxima_kernel(
     values = tl.load(line + columns, mask=inside, other=float("-inf"))
     if offset is not None:
         values += tl.load(offset + columns, mask=inside, other=0.0)
+    if said is not None:  # the reference is `penalize` of `sampling/repetition.py`
+        is_said = tl.load(said + slot * (num_columns + 1) + columns, mask=inside, other=0) != 0
+        penalty = real_of(mine + REPETITION_PENALTY * plan_stride)
+        less = tl.where(values < 0, values * penalty, tl.div_rn(values, penalty))
+        values = tl.where(is_said, less, values)
     is_denied = tl.load(mask + columns, mask=inside, other=1) != 0
     values = tl.where(is_denied, float("-inf"), values)
     tl.store(line + columns, values, mask=inside)
