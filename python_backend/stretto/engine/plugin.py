@@ -4,6 +4,7 @@ import gc
 
 BACKBONES = "stretto.engine.models"
 ARCHITECTURES = {
+    "StrettoQwen2ForCausalLM": f"{BACKBONES}.qwen2:StrettoQwen2ForCausalLM",
     "StrettoQwen3ForCausalLM": f"{BACKBONES}.qwen3:StrettoQwen3ForCausalLM",
     "StrettoLlamaForCausalLM": f"{BACKBONES}.llama:StrettoLlamaForCausalLM",
     "StrettoOlmo2ForCausalLM": f"{BACKBONES}.olmo2:StrettoOlmo2ForCausalLM",

@@ -51,6 +51,7 @@ class Task:
     """One thing a family can do: which segments it replies with and what its text segment may say.
 
     needs, also: what the turn that it answers must hold, and what it may hold besides: `text`, `audio`.
+    text: what a text segment may say; of an interleaved one, its codes too.
     answers: whose turn that is. has_history: whether turns of user and assistant may come before it.
     system: what a system turn before all others may hold; () where there is none.
     """
@@ -64,6 +65,11 @@ class Task:
     answers: Role = "user"
     has_history: bool = False
     system: tuple[str, ...] = ()
+
+    @property
+    def speaks(self) -> bool:
+        """Whether there is audio in what it replies with."""
+        return Segment.AUDIO in self.segments or Segment.INTERLEAVED in self.segments
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def read_options(
     frame_rate, held_frames, blocks: the codec's frames per second, its right context, and the blocks it decodes.
     """
     options, defaults = _read("options", text, task), task.sampling
-    speaks = Segment.AUDIO in task.segments
+    speaks = Segment.AUDIO in task.segments  # behind its text, or without any
     shorthands = {key: value for key, value in options.items() if key in SHORTHANDS}
     in_text, in_audio = ({}, shorthands) if speaks else (shorthands, {})
     given = options.get("audio", {})
@@ -52,7 +52,7 @@ def read_options(
         **_guidance(options),
     )
     delivery = read_delivery(options, family, frame_rate, held_frames, blocks)
-    return Options(sampling, _voice(options, family) if speaks else None, delivery)
+    return Options(sampling, _voice(options, family) if task.speaks else None, delivery)
 
 
 def _read(field: str, text: str | None, task: Task) -> OptionsRecord:
@@ -60,24 +60,20 @@ def _read(field: str, text: str | None, task: Task) -> OptionsRecord:
     if text is None:
         return {}
     record = read_json(field, text)
-    if isinstance(record, dict) and Segment.AUDIO not in task.segments:
+    if isinstance(record, dict) and not task.speaks:
         for key in sorted(SPEECH_KEYS & record.keys()):
             raise InvalidRequest(f"{field}.{key}", f"nothing: task {task.name!r} does not speak", shown(record[key]))
+    if isinstance(record, dict) and Segment.INTERLEAVED in task.segments:
+        for key in sorted(AUDIO_KEYS & record.keys()):
+            expected = f"nothing: options.text says how {task.name!r} draws its text and its audio"
+            raise InvalidRequest(f"{field}.{key}", expected, shown(record[key]))
     return OPTIONS.read(field, text.encode(errors="surrogatepass"))
 
 
 SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_rows", "max_rows")
 SHORTHANDS = ("temperature", "top_k", "top_p")  # at the top level: of the segment that the task ends with
-SPEECH_KEYS = {
-    "voice",
-    "max_audio_s",
-    "audio",
-    "guidance",
-    "guidance_scale",
-    "script_temperature",
-    "output",
-    "chunking",
-}
+AUDIO_KEYS = {"max_audio_s", "audio", "guidance", "guidance_scale", "script_temperature"}  # of an audio segment
+SPEECH_KEYS = {*AUDIO_KEYS, "voice", "output", "chunking"}
 
 
 def _segment(

@@ -3,6 +3,10 @@
     TEXT ──end_of_text──► TRANSITION ──forced rows──► AUDIO ──end_of_audio──► TAIL ──last code──► end
       └──end_of_reply──► end
 
+    INTERLEAVED ──end_of_reply──► end
+
+An interleaved reply is one stream of text and of codes, in whatever order the model draws them; nothing follows it.
+
 What the model draws to end a segment may be another id (`Family.drawn_ends`). TAIL lasts until the slowest stream has
 emitted the last frame; its last row carries `end_of_reply`. A family may do without: then its `end_of_audio` is its
 `end_of_reply` (`streams/pattern.py`).
@@ -18,3 +22,4 @@ class Segment(IntEnum):
     TRANSITION = 1
     AUDIO = 2
     TAIL = 3
+    INTERLEAVED = 4

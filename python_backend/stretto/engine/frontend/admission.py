@@ -84,7 +84,7 @@ def _check_delayed_tail(delayed_tail: np.ndarray, task: Task, rules: SegmentRule
 
 def _check_length(prompt: Prompt, task: Task, rules: SegmentRules) -> None:
     begins = task.segments[0]
-    limit = rules.text_limit(task) if begins is Segment.TEXT else rules.audio_start_limit
+    limit = rules.audio_start_limit if begins is Segment.AUDIO else rules.text_limit(task)
     if len(prompt.rows) > limit:
         expected = f"a prompt of at most {limit} rows before a reply to {task.name}"
         raise InvalidRequest("text, audio or messages", expected, f"{len(prompt.rows)} rows")
@@ -93,7 +93,7 @@ def _check_length(prompt: Prompt, task: Task, rules: SegmentRules) -> None:
 def max_rows(num_prompt_rows: int, task: Task, sampling: SamplingConfig, rules: SegmentRules) -> int:
     """The most rows that a request may come to hold, prompt included."""
     rows = num_prompt_rows
-    if Segment.TEXT in task.segments:
+    if task.segments[0] is not Segment.AUDIO:
         rows += sampling.text.max_rows + 1
     if Segment.AUDIO in task.segments:
         rows += len(rules.family.transition) + sampling.audio.max_rows + 1 + rules.num_tail_rows
@@ -125,7 +125,7 @@ def _check_blocks(prompt: Prompt, task: Task, rules: SegmentRules, capacity: Cap
     if needed > usable:
         halves, each = ("two halves fit", " each") if is_guided else ("rows fit", "")
         raise InvalidRequest(
-            f"options.{task.segments[-1].name.lower()}.max_rows",
+            f"options.{'audio' if Segment.AUDIO in task.segments else 'text'}.max_rows",
             f"a reply whose {halves} in the {usable} KV blocks of {capacity.block_size} rows",
             f"{rows} rows{each}, {needed} blocks",
         )

@@ -139,7 +139,7 @@ class SpeechLLM:
         return Report(
             finish_reason="length" if trailer.was_cut else "stop",
             num_prompt_rows=len(prompt.rows),
-            num_text_tokens=tracker.num_text_tokens,
+            num_text_tokens=tracker.num_text_tokens - tracker.num_interleaved,
             num_frames=tracker.num_frames,
             guided_frames=trailer.num_guided_frames,
             guidance_scale=scale,

@@ -13,7 +13,8 @@ from stretto.streams.chunking import Pacer
 from stretto.streams.delay import Undelayer
 from stretto.streams.segment import Segment
 
-TEXT, TRANSITION = Segment.TEXT, Segment.TRANSITION  # asked for per row, and slow to find by name
+# Asked for per row, and slow to find by name.
+TEXT, TRANSITION, INTERLEAVED = Segment.TEXT, Segment.TRANSITION, Segment.INTERLEAVED
 
 
 class Utterance:
@@ -59,6 +60,9 @@ class Utterance:
             yield from self._push(part)
 
     def _push(self, rows: np.ndarray) -> Iterator[LMChunk]:
+        if self.tracker.segment is INTERLEAVED:
+            yield from self._push_interleaved(rows)
+            return
         text, num_audio_rows, segment = "", 0, TEXT
         for mark, token_id in rows[:, :2].tolist():
             pointer = self.tracker.pointer
@@ -79,6 +83,18 @@ class Utterance:
             self._undelayer.push(rows[-num_audio_rows:, self._columns])
             while size := self._pacer.take(self._num_ready):
                 yield self._chunk(segment, codes=self._take(size))
+
+    def _push_interleaved(self, rows: np.ndarray) -> Iterator[LMChunk]:
+        text, audio = "", self._family.layout.audio[0]
+        is_code = (rows[:, 1] >= audio.start) & (rows[:, 1] < audio.stop)
+        for token_id, is_audio in zip(rows[:, 1].tolist(), is_code.tolist(), strict=True):
+            self.tracker.push(token_id)
+            text += "" if is_audio else self._read(token_id)
+        if text:
+            yield self._chunk(INTERLEAVED, text=text)
+        self._undelayer.push(rows[is_code][:, self._columns])
+        while size := self._pacer.take(self._num_ready):
+            yield self._chunk(INTERLEAVED, codes=self._take(size))
 
     def _read(self, token_id: int) -> str:
         return self._reader.end() if token_id == self._family.end_of_reply else self._reader.push(token_id)
@@ -144,8 +160,8 @@ class Utterance:
 
     def finish(self, report: Report) -> LMChunk:
         """The last chunk: whatever is left, and the report."""
-        segment = Segment.TAIL if self.tracker.audio_start >= 0 else Segment.TEXT
-        text = self._reader.end() if segment is Segment.TEXT else ""
+        segment = Segment.TAIL if self.tracker.audio_start >= 0 else self.tracker.segment
+        text = "" if segment is Segment.TAIL else self._reader.end()
         codes = self._take(self._num_ready) if self._num_ready > 0 else None
         changes = tuple(self.guidance_changes[self._num_told :])
         last = Chunk(self._num_chunks, segment, text, tuple(self._marks), True, report, changes)

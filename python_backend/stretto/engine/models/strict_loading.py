@@ -33,9 +33,9 @@ def load_strictly(model: nn.Module, load: Callable[[Weights], set[str]], weights
 
 
 def fused_parts(model: nn.Module) -> Iterator[str]:
-    """The names under which a checkpoint has the parts of fused weights."""
+    """The names under which a checkpoint has the parts of fused weights and biases."""
     for name, _ in model.named_parameters():
         module, _, kind = name.rpartition(".")
         parent, _, fused = module.rpartition(".")
-        if kind == "weight" and fused in FUSED:
-            yield from (f"{parent}.{part}.weight" for part in FUSED[fused])
+        if kind in ("weight", "bias") and fused in FUSED:
+            yield from (f"{parent}.{part}.{kind}" for part in FUSED[fused])

@@ -39,6 +39,7 @@ class SpeechParams:
             "task": self.task,
             "sampling": self.sampling.to_json(),
             "codes": self.codes.astype(np.int32).tobytes(),
+            "num_rows": len(self.codes),
             "is_unconditional": self.is_unconditional,
             "num_delayed_rows": self.num_delayed_rows,
             "audios": [
@@ -53,7 +54,7 @@ class SpeechParams:
         """The inverse of `to_extra_args`, for rows of `num_streams` input streams."""
         record = extra_args[KEY]
         sampling = SamplingConfig.from_json("sampling", record["sampling"])
-        codes = np.frombuffer(record["codes"], np.int32).reshape(-1, num_streams - 1)
+        codes = np.frombuffer(record["codes"], np.int32).reshape(record["num_rows"], num_streams - 1)
         audios = tuple(
             HeardAudio(first_row, num_rows, np.frombuffer(features, np.float32).reshape(shape))
             for first_row, num_rows, shape, features in record["audios"]

@@ -86,8 +86,11 @@ class SegmentRules:
         return min((rows for task in tasks for rows in self.closings(task).values()), default=self.max_model_len)
 
     def audio_ids(self, stream: int) -> list[int]:
-        """All ids that output stream `stream` may carry in an audio segment, but its ends, in order."""
+        """All ids that output stream `stream` may carry in an audio segment, but its ends, in order; none if there is
+        no such segment."""
         layout = self.family.layout
+        if not any(Segment.AUDIO in task.segments for task in self.family.tasks):
+            return []
         return sorted({*layout.audio[stream], *(layout.extra[stream] if layout.extra else ())})
 
     def max_guided_rows(self, sampling: SamplingConfig) -> int | None:

@@ -7,7 +7,8 @@ from stretto.families.base import Task
 from stretto.streams.segment import Segment
 
 UNKNOWN = -1
-TEXT, TRANSITION, AUDIO, TAIL = Segment  # asked for per row, and Python 3.11 is slow to find a member by its name
+# Asked for per row, and Python 3.11 is slow to find a member by its name.
+TEXT, TRANSITION, AUDIO, TAIL, INTERLEAVED = Segment
 
 
 @dataclass(slots=True)
@@ -17,6 +18,7 @@ class SegmentTracker:
     segment: the one that the next row belongs to.
     audio_start, audio_end: positions of the first audio row and of `end_of_audio`, or UNKNOWN.
     script: the spoken tokens of the text segment. pointer: the script entry being spoken, from 1; 0 before the first.
+    num_text_tokens: of an interleaved reply its codes, too, which num_interleaved counts.
     """
 
     rules: SegmentRules
@@ -27,6 +29,7 @@ class SegmentTracker:
     audio_end: int = UNKNOWN
     script: list[int] = field(default_factory=list)
     pointer: int = 0
+    num_interleaved: int = 0
     segment: Segment = field(default=TEXT, init=False)
     _closings: dict[int, int] = field(init=False)
 
@@ -34,12 +37,14 @@ class SegmentTracker:
         self._closings = self.rules.closings(self.task)
         if self.task.segments[0] is AUDIO:
             self.audio_start, self.segment = self.position, AUDIO
+        elif self.task.segments[0] is INTERLEAVED:
+            self.segment = INTERLEAVED
 
     @property
     def num_frames(self) -> int:
         """Frames begun so far, less those that stay incomplete if the audio ends here."""
         if self.audio_start == UNKNOWN:
-            return 0
+            return self.num_interleaved
         stop = self.position if self.audio_end == UNKNOWN else self.audio_end
         return max(0, stop - self.audio_start - self.rules.num_closing_rows)
 
@@ -50,6 +55,9 @@ class SegmentTracker:
             self._push_audio(token_id)
         elif segment is TEXT:
             self._push_text(token_id)
+        elif segment is INTERLEAVED:
+            self._push_text(token_id)
+            self.num_interleaved += token_id in self.rules.family.layout.audio[0]
         self.position += 1
         if self.position == self.audio_start:
             self.segment = AUDIO

@@ -12,7 +12,6 @@ from vllm.v1.request import Request
 
 from stretto.engine.scheduling.kv_blocks import KvBlocks
 from stretto.engine.scheduling.request_table import RequestTable
-from stretto.streams.segment import Segment
 
 KEY = "kv_share"
 UNDERSTANDING, GENERATION = "understanding", "generation"
@@ -62,7 +61,7 @@ class KvShares:
         return partner is not None and any(other.request_id == partner for other in running)
 
     def _class_of(self, request: Request) -> str:
-        speaks = Segment.AUDIO in self._table[request.request_id].tracker.task.segments
+        speaks = self._table[request.request_id].tracker.task.speaks
         return GENERATION if speaks else UNDERSTANDING
 
     def _needed(self, request: Request) -> int:

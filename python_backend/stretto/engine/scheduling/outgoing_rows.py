@@ -35,7 +35,7 @@ class OutgoingRows:
     def push(self, rows: list[int], is_last: bool) -> list[int]:
         """Take the newest rows, which the tracker has seen; returns the rows that leave with them: all or none."""
         now = self._clock()
-        is_audio = self._tracker.audio_start >= 0
+        is_audio = self._tracker.audio_start >= 0 or self._tracker.num_interleaved > 0
         if is_audio is not self._is_audio:
             self._is_audio, self._began_s, self._due_s = is_audio, now, now
         self._ids += rows
