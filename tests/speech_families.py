@@ -58,6 +58,23 @@ SPEECHLESS = replace(TINY, name="speechless", tasks=(replace(_TTS, text=(SPACE,)
 # What a text has said, or its prompt, is less likely to come again.
 PENALIZED = replace(EIGHT_STREAMS, name="penalized", penalized="drawn")
 
+# One stream over text and codes alike, all of which may come at any place.
+INTERLEAVED = replace(
+    EIGHT_STREAMS,
+    name="interleaved",
+    layout=StreamLayout(NUM_TEXT_IDS + CODEBOOK_SIZE, EIGHT_STREAMS.layout.audio[:1], (0,), (0,)),
+    tasks=(
+        Task("reply", (Segment.INTERLEAVED,), (range(16, NUM_TEXT_IDS + CODEBOOK_SIZE),), ("text",), _SAMPLING),
+        Task("listen", (Segment.TEXT,), (range(16, NUM_TEXT_IDS),), ("audio",), _SAMPLING),
+    ),
+    end_of_reply=1,
+    end_of_text=None,
+    drawn_ends=(1, 3),
+    transition=(),
+    guided_streams=(),
+    penalized="all",
+)
+
 # For prompts and replies of thousands of rows.
 LONG = replace(EIGHT_STREAMS, name="long", max_model_len=8448)
 

@@ -1,9 +1,11 @@
 """Random weights of VITA-Audio in the layout in which it is published, the same on every machine: small, for tests.
 
 The main model's decoder layers come first in `model.layers`, those of the modules behind them; the rest of the modules
-lies beside the model, on the wrapper that has the head. No part of this package is needed to draw them.
+lies beside the model, on the wrapper that has the head. No other part of this package is needed to draw them.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,20 @@ SMALL: dict[str, Any] = {
     "use_sliding_window": False,
     "vocab_size": 384,
     "torch_dtype": "float32",
+}
+NUM_CODES = 64
+SPECIAL = (
+    *(f"{place}_of_{kind}" for kind in ("image", "video", "patch") for place in ("begin", "end", "context")),
+    *(f"{place}_of_{kind}" for kind in ("audio", "quad", "ref", "box") for place in ("begin", "end")),
+    *("image", "video", "audio"),
+)
+GENERATION = {
+    "do_sample": True,
+    "mtp_inference_mode": [1, 4, 3, 8, 4, 10],
+    "repetition_penalty": 1.05,
+    "temperature": 0.7,
+    "top_k": 20,
+    "top_p": 0.8,
 }
 
 
@@ -69,3 +85,22 @@ def tensors(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
             noise *= (0.3 if "lm_head" in name else 1.5) * (1 if "lm_head" in name else shape[-1] ** -0.5)
         found[name] = noise.astype(np.float32)
     return found
+
+
+def write_release(folder: Path, config: dict[str, Any] | None = None, seed: int = 1) -> Path:
+    """A release as published: weights, their numbers, the tokenizer with its markers and codes, all in `folder`."""
+    from safetensors.numpy import save_file
+    from tokenizers import AddedToken, Tokenizer
+
+    from benchmarks.checkpoints.random_published import write_tokenizer
+
+    config = config or SMALL
+    write_tokenizer(folder, 284)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens([f"<|{name}|>" for name in SPECIAL])
+    tokenizer.add_tokens([AddedToken(f"<|audio_{code}|>", normalized=False) for code in range(NUM_CODES)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text(json.dumps(GENERATION))
+    save_file(tensors(config, seed), folder / "model.safetensors")
+    return folder

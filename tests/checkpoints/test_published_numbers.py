@@ -114,7 +114,7 @@ def test_a_backbone_that_nobody_knows_needs_its_numbers(tmp_path: Path) -> None:
         read_backbone("small/x", None, tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(
-        CheckpointError, match=r"backbone small/x: expected one of \['llama', 'olmo2', 'qwen3'\], got 'gpt2'"
+        CheckpointError, match=r"backbone small/x: expected one of \['llama', 'olmo2', 'qwen2', 'qwen3'\], got 'gpt2'"
     ):
         read_backbone("small/x", None, tmp_path)
 

@@ -114,7 +114,7 @@ REFUSED: list[tuple[str, Change, str]] = [
         "backbone: not the numbers of olmo2",
     ),
     ("opuslm", backbone(hidden_size="wide"), "backbone: not the numbers of olmo2"),
-    ("opuslm", backbone(model_type=["olmo2"]), "expected one of ['llama', 'olmo2', 'qwen3'], got ['olmo2']"),
+    ("opuslm", backbone(model_type=["olmo2"]), "expected one of ['llama', 'olmo2', 'qwen2', 'qwen3'], got ['olmo2']"),
     (
         "opuslm",
         without_weights_of_the_codec,

@@ -27,7 +27,8 @@ def test_every_family_is_sound(name: str) -> None:
     for task in family.tasks:
         for ids in task.text:
             assert 0 <= ids.start < ids.stop <= layout.vocab_size
-            assert not any(set(ids) & set(each) for each in audio), "text and audio do not overlap"
+            both = any(Segment.INTERLEAVED in each.segments for each in family.tasks)
+            assert both or not any(set(ids) & set(each) for each in audio), "text and audio do not overlap"
     assert family.frame_rate > 0
     assert all(token < layout.vocab_size for token in family.transition)
     for task in family.tasks:
@@ -64,6 +65,19 @@ def test_the_published_defaults_of_sampling() -> None:
             assert task.sampling.audio == SegmentSampling(temperature=0.8, top_k=30, min_rows=3, max_rows=2040)
             assert task.sampling.guidance_scale == 1.0
         assert family.guided_streams == ()
+
+
+def test_vita_audio_s_intervals_and_defaults_are_the_published_ones() -> None:
+    """Of its tokenizer, its `generation_config.json` and its scripts, which draw greedily but where they read aloud."""
+    family = read_family({"speech_family": "vita_audio"})
+    assert family.layout.audio == (range(151685, 151685 + 16384),)
+    assert (family.layout.vocab_size, family.end_of_reply, family.drawn_ends) == (168072, 151645, (151645, 151643))
+    drawn = {task.name: task.sampling.text.temperature for task in family.tasks}
+    assert drawn == {"tts": 0.7, "dialogue": 0.0, "asr": 0.0, "chat": 0.0}
+    for task in family.tasks:
+        text = task.sampling.text
+        assert (text.top_k, text.top_p, text.max_rows, task.sampling.repetition_penalty) == (20, 0.8, 8192, 1.05)
+    assert (family.frame_rate, family.max_model_len, family.penalized) == (12.5, 32768, "all")
 
 
 def test_the_published_limits() -> None:

@@ -11,6 +11,8 @@ from transformers import (
     Olmo2ForCausalLM,
     PretrainedConfig,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -20,6 +22,7 @@ from stretto.checkpoints.tensors import shapes_of
 from stretto.errors import CheckpointError
 
 CLASSES: dict[str, tuple[type[PretrainedConfig], type[PreTrainedModel]]] = {
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
     "llama": (LlamaConfig, LlamaForCausalLM),
     "olmo2": (Olmo2Config, Olmo2ForCausalLM),

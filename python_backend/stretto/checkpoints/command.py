@@ -34,7 +34,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add(
         "--model", type=Path, required=True, help="model.pt, model.pth, 2epoch.pth, or safetensors files in a directory"
     )
-    add("--config", type=Path, required=True, help="the release's config.yaml")
+    add("--config", type=Path, required=True, help="the release's config.yaml; VITA-Audio's config.json")
     add("--tokenizer", type=Path, required=True, help="directory of the public tokenizer that config.yaml names")
     add("--out", type=Path, required=True, help="directory to be made")
     add("--codec", type=Path, help="directory of the codec's own release; copied to codec/")

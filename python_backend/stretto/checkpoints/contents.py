@@ -6,7 +6,7 @@ from torch import Tensor
 
 from stretto.checkpoints.backbone import read_backbone
 from stretto.checkpoints.published import Contents, published
-from stretto.checkpoints.release import Release, Tokenizer, entry, read_tensors, read_yaml
+from stretto.checkpoints.release import Release, Tokenizer, entry, read_json, read_tensors, read_yaml
 from stretto.errors import CheckpointError
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -14,9 +14,11 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 def read_contents(release: Release) -> Contents:
     """Reads everything but the tensors' contents; CheckpointError where a file is not what it should be."""
-    config, tensors = read_yaml(release.config), read_tensors(release.model)
+    read = read_json if release.config.suffix == ".json" else read_yaml
+    config, tensors = read(release.config), read_tensors(release.model)
     tokenizer, family = Tokenizer.at(release.tokenizer), published(release)
-    backbone = read_backbone(entry(config, family.BACKBONE_TAG), release.backbone, release.tokenizer)
+    tag = family.BACKBONE_TAG
+    backbone = config if tag is None else read_backbone(entry(config, tag), release.backbone, release.tokenizer)
     dtype = release.dtype or _known_dtype(family.trained_dtype(config), tensors)
     return Contents(config, tensors, tokenizer, backbone, dtype)
 

@@ -15,7 +15,8 @@ from stretto.families.registry import module_of
 class Contents:
     """What the files of one release hold, tensors left where they are.
 
-    config: config.yaml. backbone: the numbers of the backbone that it names. dtype: what tensors are written in.
+    config: config.yaml or config.json. backbone: the numbers of the backbone that it names. dtype: what tensors are
+    written in.
     """
 
     config: dict[str, Any]
@@ -38,11 +39,12 @@ class Converted:
 class Published(Protocol):
     """A family's `convert.py`.
 
-    BACKBONE_TAG: where config.yaml names the backbone. EMBEDDINGS: the published name of its table.
+    BACKBONE_TAG: where config.yaml names the backbone; None where a config.json has the numbers themselves.
+    EMBEDDINGS: the published name of its table.
     CODEC: how the names of the codec's copy in the file begin; empty where there is none.
     """
 
-    BACKBONE_TAG: str
+    BACKBONE_TAG: str | None
     EMBEDDINGS: str
     CODEC: str
 

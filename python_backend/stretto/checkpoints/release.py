@@ -16,7 +16,7 @@ from stretto.errors import CheckpointError
 from stretto.families.registry import config_at, json_object
 from stretto.families.tokenizer import TextTokenizer
 
-FAMILIES = ("bagpiper", "opuslm", "opuslm-dialogue")
+FAMILIES = ("bagpiper", "opuslm", "opuslm-dialogue", "vita-audio")
 
 
 @dataclass(frozen=True)

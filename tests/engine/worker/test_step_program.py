@@ -11,10 +11,10 @@ from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from tests.engine.worker.walks import LENGTH, Walk, captured, reference
 from tests.small_vocabularies import BAGPIPER, DIALOGUE, OPUSLM
-from tests.speech_families import EIGHT_STREAMS, PENALIZED
+from tests.speech_families import EIGHT_STREAMS, INTERLEAVED, PENALIZED
 
 pytestmark = pytest.mark.slow
-FAMILIES = [TINY, BAGPIPER, OPUSLM, DIALOGUE, EIGHT_STREAMS, PENALIZED]
+FAMILIES = [TINY, BAGPIPER, OPUSLM, DIALOGUE, EIGHT_STREAMS, PENALIZED, INTERLEAVED]
 NUM_SLOTS = 5
 
 

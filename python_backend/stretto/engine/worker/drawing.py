@@ -25,7 +25,7 @@ class RowDraw:
         self._heads, self._frames = readout
         self._segments, self._arrays, self._guard = segments, arrays, guard
         self._script, self._codes = arrays.of(tables.script), arrays.of(tables.codes)
-        self._said = arrays.of(tables.said[:, :-1]) if tables.said.shape[1] else None
+        self._said = arrays.of(tables.said) if segments.family.penalized else None
         family = segments.family
         self._num_streams = family.layout.num_output_streams
         self._guided = np.array([stream in family.guided_streams for stream in range(1, self._num_streams)], np.bool_)
@@ -45,6 +45,8 @@ class RowDraw:
         if plan.may_speak:
             audio, codes = self._draw_audio(hidden, _pick(keys, plan.speaking), plan, step, rows)
         token = self._segments.choose(text, audio, rows)
+        if self._said is not None:
+            self._said[rows.slots, self._arrays.xp.clip(token, 0, self._said.shape[1] - 1)] = True
         forced = self._codes[rows.slots, rows.position] if plan.has_delayed_tail else None
         return token, self._segments.place_codes(codes, token, rows, forced)
 
@@ -67,8 +69,8 @@ class RowDraw:
         own = hidden if step.written is None else hidden[step.written]
         logits = self._heads.text(own)
         if self._said is not None:
-            said, penalty = _pick(rows.slots, step.writing), _pick(rows.scales.repetition_penalty, step.writing)
-            logits = penalize(logits, self._arrays.tensor(self._said[said]), self._arrays.tensor(penalty))
+            slots, penalty = _pick(rows.slots, step.writing), _pick(rows.scales.repetition_penalty, step.writing)
+            logits = penalize(logits, self._arrays.tensor(self._said[slots, :-1]), self._arrays.tensor(penalty))
         logits = self._segments.mask_text(logits, rows, step.writing)
         token = draw(logits[:, None], self._heads.text_ids[None], self._tensor(keys[:, :1]), step.text, plan.text)
         return self._segments.end_text(self._spread(token.squeeze(1), step.writing, rows), rows)

@@ -39,7 +39,8 @@ class StreamHeads:
         device = weight.own.device
         self.text_ids = torch.arange(rules.num_text_ids, device=device)
         self.first_ids = torch.tensor([*first, *rules.drawn_ends_of_audio], device=device)
-        self.codes = torch.tensor(others, device=device)
+        size = len(others[0]) if others else 0
+        self.codes = torch.tensor(others, dtype=torch.int64, device=device).view(len(others), size)
         self.is_text_cut = weight.is_cut and rules.num_text_ids > weight.size
         text_rows = weight.own if self.is_text_cut else weight.span(range(rules.num_text_ids))
         first_rows, code_rows = weight.take(self.first_ids), weight.rows([token for ids in others for token in ids])
@@ -123,6 +124,6 @@ class _WeightRows:
 
     def rows(self, ids: list[int]) -> torch.Tensor:
         """The rows of `ids`: a view where they follow each other, else a copy."""
-        if ids == list(range(ids[0], ids[-1] + 1)):
+        if ids and ids == list(range(ids[0], ids[-1] + 1)):
             return self.span(range(ids[0], ids[-1] + 1))
-        return self.take(torch.tensor(ids, device=self.own.device))
+        return self.take(torch.tensor(ids, dtype=torch.int64, device=self.own.device))

@@ -25,7 +25,6 @@ class SpeechSampler:
         self._draw, self._segments = draw, segments
         tables, arrays = slots.tables, slots.arrays
         self._table, self._codes, self._script = (arrays.of(t) for t in (tables.state, tables.codes, tables.script))
-        self._said = arrays.of(tables.said)
         self._family = segments.family
         hidden, layout = self._family.unconditional.hidden_streams, self._family.layout
         self._hides_first = 0 in hidden
@@ -126,5 +125,3 @@ class SpeechSampler:
         self._table[slots] = self._arrays.xp.stack([getattr(rows.state, name) for name in STATE], 1)
         if self._segments.script and plan.may_write:
             self._script[slots, entry] = self._arrays.xp.where(entry > 0, token, 0)
-        if self._family.penalized:
-            self._said[slots, self._arrays.xp.clip(token, 0, self._said.shape[1] - 1)] = True

@@ -17,7 +17,9 @@ from stretto.engine.worker.frame_predictor import Readout
 from stretto.engine.worker.slots import SlotTables
 from stretto.engine.worker.step_constants import StepConstants
 from stretto.engine.worker.step_plan import StepPlan, Variant
+from stretto.streams.segment import Segment
 
+VARIANTS = [Variant(False, True), Variant(True, True), Variant(True, False)]
 # As torch computes: a product and a sum are rounded one after the other, so guided logits are the reference's.
 EXACT = {"enable_fp_fusion": False}
 
@@ -52,6 +54,8 @@ class StepProgram:
         self.constants = StepConstants.of(rules, tables, num_rows)
         self._heads, self._tables, self._script = heads, tables, rules.family.script
         self.num_rows, self.num_others = num_rows, self.constants.rules.num_others
+        speaks = any(Segment.AUDIO in task.segments for task in rules.family.tasks)
+        self.variants = [variant for variant in VARIANTS if speaks or not variant.speaks]
         self._num_groups = triton.cdiv(rules.num_text_ids, WIDTH.value)
 
         def int32(*shape: int) -> torch.Tensor:

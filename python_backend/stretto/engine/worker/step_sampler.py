@@ -8,7 +8,6 @@ from vllm.v1.worker.gpu.sample.sampler import Sampler
 
 from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.step_graphs import StepGraphs
-from stretto.engine.worker.step_plan import Variant
 from stretto.engine.worker.step_program import StepProgram
 
 
@@ -32,7 +31,7 @@ class StepSampler:
     def capture(self) -> None:
         """Capture steps of all sizes before the first request."""
         self._program.plan.clear()
-        self._graphs.capture([Variant(False, True), Variant(True, True), Variant(True, False)])
+        self._graphs.capture(self._program.variants)
 
     def __call__(self, hidden: torch.Tensor, batch: InputBatch) -> SamplerOutput:
         """Sample one row for each request of `batch` from its last hidden state, [B, H]."""

@@ -1,0 +1,105 @@
+"""VITA-Audio's release: Hugging Face's layout, the modules' decoder layers behind the main model's.
+
+Names: vita_audio/models/qwen2_mtp_v4_48_3 and vita_audio/tokenizer_glm4voice.py of
+https://github.com/VITA-MLLM/VITA-Audio. The projections and norms of the modules lie on the wrapper that has the head,
+so their names begin with `mtp_`; some tools write `model.` before that.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from stretto.checkpoints.backbone import config_of, shapes
+from stretto.checkpoints.published import Contents, Converted
+from stretto.checkpoints.release import Release, Tokenizer
+from stretto.checkpoints.tensors import Part, Plan
+from stretto.errors import CheckpointError
+from stretto.families.registry import NAME, VOCABULARY
+from stretto.families.vita_audio.family import MARKERS, VitaVocabulary
+
+BACKBONE_TAG = None
+EMBEDDINGS = "model.embed_tokens.weight"
+CODEC = ""
+MODEL_TYPES = ("qwen2_mtp", "qwen2")  # the second is a release without modules
+# What config.json says of the layers; the rest is about tokens and tools.
+NUMBERS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_theta",
+)
+REQUIRED = (*NUMBERS, "vocab_size")
+
+
+def convert(release: Release, contents: Contents) -> Converted:
+    """The checkpoint of a release."""
+    if release.ssl_tokenizer or release.keeps_codec or release.backbone:
+        raise CheckpointError("VITA-Audio: --ssl-tokenizer, --codec-from-model and --backbone are for other families")
+    config = contents.config
+    num_main, num_modules = layers(config)
+    known = vocabulary(contents.tokenizer, config["vocab_size"])
+    numbers = {name: config[name] for name in NUMBERS} | {"model_type": "qwen2", "num_hidden_layers": num_main}
+    record = config_of(numbers, known.vocab_size, contents.dtype)
+    record |= {NAME: "vita_audio", VOCABULARY: known.to_record()}
+    return Converted(record, plan(record), dropped(num_main, num_modules))
+
+
+def layers(config: Mapping[str, Any]) -> tuple[int, int]:
+    """How many decoder layers the main model has, and how many modules with one each stand behind it."""
+    missing = [name for name in REQUIRED if name not in config]
+    if missing:
+        raise CheckpointError(f"config.json: {missing[0]} is missing")
+    model_type, num_modules = config.get("model_type"), config.get("num_nextn_predict_layers", 0)
+    if model_type not in MODEL_TYPES:
+        hint = ": VITA-Audio-Plus, which hears through SenseVoice" if "sensevoice" in str(model_type) else ""
+        raise CheckpointError(f"config.json: model_type: expected one of {MODEL_TYPES}, got {model_type!r}{hint}")
+    if type(num_modules) is not int or not 0 <= num_modules < config["num_hidden_layers"]:
+        expected = f"less than num_hidden_layers, which is {config['num_hidden_layers']}"
+        raise CheckpointError(f"config.json: num_nextn_predict_layers: expected {expected}, got {num_modules!r}")
+    return config["num_hidden_layers"] - num_modules, num_modules
+
+
+def vocabulary(tokenizer: Tokenizer, vocab_size: int) -> VitaVocabulary:
+    """Where the tokenizer has the markers and the codes, which must follow one another."""
+    ids = {token: token_id for token_id, token in tokenizer.tokens.items()}
+    for name in (*MARKERS, "audio_0"):
+        if f"<|{name}|>" not in ids:
+            raise CheckpointError(f"{tokenizer.folder}: expected a token <|{name}|>, got none")
+    if tokenizer.size > vocab_size:
+        raise CheckpointError(f"{tokenizer.folder}: {tokenizer.size} tokens for a vocab_size of {vocab_size}")
+    first, size = ids["<|audio_0|>"], sum(bool(re.fullmatch(r"<\|audio_\d+\|>", token)) for token in ids)
+    for code in range(size):
+        if (got := ids.get(f"<|audio_{code}|>")) != first + code:
+            raise CheckpointError(
+                f"{tokenizer.folder}: expected <|audio_{code}|> at {first + code}, got {got or 'none'}"
+            )
+    return VitaVocabulary(vocab_size, first, size, {name: ids[f"<|{name}|>"] for name in MARKERS})
+
+
+def plan(record: dict[str, Any]) -> Plan:
+    """What becomes of each tensor: they keep their names."""
+    return {name: Part(name, shape) for name, shape in shapes(record).items()}
+
+
+def dropped(num_main: int, num_modules: int) -> tuple[str, ...]:
+    """The modules, as every id comes of the main model."""
+    kinds = ("projs", "embed_norms", "hidden_norms")
+    beside = tuple(f"{prefix}mtp_{kind}." for prefix in ("", "model.") for kind in kinds)
+    return (*(f"model.layers.{num_main + module}." for module in range(num_modules)), *beside)
+
+
+def trained_dtype(config: Mapping[str, Any]) -> str | None:
+    """As config.json says it."""
+    return config.get("torch_dtype")
+
+
+def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
+    """None."""
+    return []

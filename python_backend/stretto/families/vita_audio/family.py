@@ -1,0 +1,118 @@
+"""VITA-Audio's numbers: the vocabulary of Qwen 2.5, markers, one id for each code of GLM-4-Voice's tokenizer.
+
+A reply to speech is one stream: a few words, `<|begin_of_audio|>`, codes, `<|end_of_audio|>`, a few words, … as the
+model has learned it; nothing is enforced. Paper: https://arxiv.org/abs/2505.03739.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from stretto.families.base import Family, Task, UnconditionalContext
+from stretto.records.sampling import SamplingConfig, SegmentSampling
+from stretto.streams.layout import StreamLayout
+from stretto.streams.segment import Segment
+
+FRAME_RATE = 12.5
+# Ids that are looked up in a release's tokenizer, `<|im_start|>` and so on; those of the releases that hear discretely.
+MARKERS = {
+    "endoftext": 151643,
+    "im_start": 151644,
+    "im_end": 151645,
+    "begin_of_audio": 151674,
+    "end_of_audio": 151675,
+}
+# How many tokens of text and of audio take turns in training, markers counted, the last pair for ever
+# (https://github.com/VITA-MLLM/VITA-Audio, scripts/deepspeed/sts_qwen25).
+BOOST_RATIO = (1, 10, 4, 10)
+
+
+@dataclass(frozen=True)
+class VitaVocabulary:
+    """Where ids lie: text below `first_audio`, then `codebook_size` codes. ratio: as trained, see BOOST_RATIO."""
+
+    vocab_size: int = 168072
+    first_audio: int = 151685
+    codebook_size: int = 16384
+    markers: Mapping[str, int] = field(default_factory=lambda: dict(MARKERS))
+    ratio: tuple[int, ...] = BOOST_RATIO
+
+    def __post_init__(self) -> None:
+        if self.first_audio + self.codebook_size > self.vocab_size:
+            raise ValueError(f"{self.codebook_size} codes from {self.first_audio} on are more than {self.vocab_size}")
+        if missing := sorted(MARKERS.keys() - self.markers.keys()):
+            raise ValueError(f"markers: no {missing[0]}")
+        if not self.ratio or len(self.ratio) % 2 or min(self.ratio[::2]) < 1 or min(self.ratio[1::2]) < 3:
+            raise ValueError(f"ratio: expected pairs of at least 1 and 3, got {self.ratio}")
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "VitaVocabulary":
+        """From `speech_vocabulary` in config.json."""
+        return cls(**{**record, "ratio": tuple(record["ratio"])})
+
+    def to_record(self) -> dict[str, Any]:
+        """The inverse of `from_record`."""
+        return asdict(self)
+
+    @property
+    def layout(self) -> StreamLayout:
+        codes = range(self.first_audio, self.first_audio + self.codebook_size)
+        return StreamLayout(self.vocab_size, (codes,), (0,), (0,), pad_id=self.markers["endoftext"])
+
+
+# generation_config.json; its scripts draw greedily but where a text is to be read out.
+DRAWN = SegmentSampling(temperature=0.7, top_k=20, top_p=0.8, max_rows=8192)
+GREEDY = SegmentSampling(temperature=0.0, top_k=20, top_p=0.8, max_rows=8192)
+PENALTY = 1.05
+
+
+def _sampling(text: SegmentSampling) -> SamplingConfig:
+    return SamplingConfig(text=text, audio=text, repetition_penalty=PENALTY)
+
+
+def vita_audio(vocabulary: VitaVocabulary) -> Family:
+    """The family over a checkpoint's vocabulary. No id is denied to any of its tasks: what comes is as learned."""
+    end, also_end = vocabulary.markers["im_end"], vocabulary.markers["endoftext"]
+    everything = (range(vocabulary.vocab_size),)
+    both, text = (Segment.INTERLEAVED,), (Segment.TEXT,)
+    return Family(
+        name="vita_audio",
+        layout=vocabulary.layout,
+        tasks=(
+            Task("tts", both, everything, ("text",), _sampling(DRAWN), system=("audio",)),
+            Task(
+                "dialogue",
+                both,
+                everything,
+                (),
+                _sampling(GREEDY),
+                also=("text", "audio"),
+                has_history=True,
+                system=("text", "audio"),
+            ),
+            Task("asr", text, everything, ("audio",), _sampling(GREEDY)),
+            Task("chat", text, everything, ("text",), _sampling(GREEDY), has_history=True, system=("text",)),
+        ),
+        codec="glm4_voice",
+        end_of_reply=end,
+        end_of_text=None,
+        end_of_audio=end,
+        drawn_ends=(end, also_end),
+        transition=(),
+        guided_streams=(),
+        unconditional=UnconditionalContext(null_id=also_end, keep_first=0, keep_last=1),
+        max_text_chars=8000,
+        max_audio_s=30.0,
+        max_model_len=32768,
+        frame_rate=FRAME_RATE,
+        first_chunk_frames=10,
+        steady_chunk_frames=25,
+        subwords=range(vocabulary.first_audio),
+        markers=dict(vocabulary.markers),
+        penalized="all",
+    )
+
+
+def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
+    """The family over a checkpoint's vocabulary, by default that of VITA-Audio-Boost."""
+    return vita_audio(VitaVocabulary.from_record(vocabulary) if vocabulary else VitaVocabulary())

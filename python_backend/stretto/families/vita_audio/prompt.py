@@ -1,0 +1,111 @@
+"""Prompts of VITA-Audio: ChatML, without the system turn that Qwen 2.5 has by default.
+
+    <|im_start|>role \\n content <|im_end|> \\n  …  <|im_start|>assistant \\n
+
+    tts        user       Convert the text to speech.\\n text
+    asr        user       Convert the speech to text.\\n audio
+    dialogue   user       text \\n audio, or text alone
+    audio      <|begin_of_audio|> codes <|end_of_audio|>
+
+What an assistant said in words and codes takes turns as in training: `interleave`. The role, the line's end and the
+content are tokenised apart from each other, as in training (`vita_audio/data/dataset_qwen2.py` of
+https://github.com/VITA-MLLM/VITA-Audio): the content of a spoken turn begins with a line's end of its own.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+from stretto.codec.base import Codec
+from stretto.errors import InvalidRequest
+from stretto.families.base import Family, Task
+from stretto.families.registry import VOCABULARY, config_at
+from stretto.families.tokenizer import TextTokenizer
+from stretto.families.vita_audio.family import VitaVocabulary
+from stretto.preprocessing.conversation import Piece
+from stretto.preprocessing.prompt import PromptRows, Template
+from stretto.preprocessing.rows import check_codes, stream0_rows
+from stretto.preprocessing.subwords import Subwords
+
+SYSTEM_TEXT = "Your Name: Luke\nYour Gender: male\n\nRespond in a text-audio interleaved manner."
+INSTRUCTIONS = {"tts": "Convert the text to speech.\n", "asr": "Convert the speech to text."}
+VOICE = "Your Voice: "
+
+
+class VitaTemplate:
+    """Writes the prompts of a checkpoint. ratio: as that of `VitaVocabulary`."""
+
+    def __init__(self, family: Family, subwords: Subwords, ratio: Sequence[int]):
+        self._family, self._subwords, self._ratio = family, subwords, ratio
+        self._begin, self._end = (family.markers[name] for name in ("begin_of_audio", "end_of_audio"))
+
+    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
+        """The turns so far and the head of the reply; a dialogue without a system turn gets the authors'."""
+        ids = list[int]()
+        if task.name == "dialogue" and pieces[0].role != "system":
+            ids += self._turn("system", self._text(SYSTEM_TEXT, ""))
+        for role, turn in groupby(pieces, lambda piece: piece.role):
+            ids += self._turn(role, self._content(task, role, list(turn)))
+        ids += self._head("assistant")
+        return PromptRows(stream0_rows(self._family.layout, ids))
+
+    def _head(self, role: str) -> list[int]:
+        return [self._family.markers["im_start"], *self._text(role, ""), *self._text("\n", "")]
+
+    def _turn(self, role: str, content: list[int]) -> list[int]:
+        return [*self._head(role), *content, self._family.markers["im_end"], *self._text("\n", "")]
+
+    def _content(self, task: Task, role: str, turn: list[Piece]) -> list[int]:
+        """What one speaker says."""
+        words = [piece for piece in turn if piece.text is not None]
+        audio = [token for piece in turn if piece.text is None for token in self._audio(piece)]
+        for piece in words:
+            self._text(piece.text or "", piece.path)  # its own limits are told by its own name
+        text = "\n".join(piece.text or "" for piece in words)
+        if role == "system":
+            return [*self._text(VOICE, ""), *audio, *self._text("\n", "")] if audio else self._text(text, "system")
+        if role == "assistant":
+            return interleave(self._text(text, "assistant") if text else [], audio[1:-1], self._ratio, self._markers)
+        instruction = INSTRUCTIONS.get(task.name, "")
+        said = f"{instruction}{text}" + "\n" * bool(audio)
+        return [*self._text(said, turn[0].path), *audio]
+
+    @property
+    def _markers(self) -> tuple[int, int]:
+        return self._begin, self._end
+
+    def _text(self, text: str, path: str) -> list[int]:
+        return self._subwords.ids(text, path)
+
+    def _audio(self, piece: Piece) -> list[int]:
+        if piece.codes is None:
+            raise InvalidRequest(piece.path, "codes [1][T] in messages: this server has no tokenizer of audio", "audio")
+        check_codes(piece.codes, self._family, piece.path)
+        first = self._family.layout.audio[0].start
+        return [self._begin, *(piece.codes[0] + first).tolist(), self._end]
+
+
+def interleave(text: list[int], codes: list[int], ratio: Sequence[int], markers: tuple[int, int]) -> list[int]:
+    """Text and codes in turns, each turn's codes between `markers`, which count among `ratio`'s.
+
+    As many turns as both have; the last takes all that is left.
+    """
+    if not codes:
+        return text
+    if not text:
+        return [markers[0], *codes, markers[1]]
+    ids, word, code, turn = list[int](), 0, 0, 0
+    while word < len(text) and code < len(codes):
+        num_words, num_codes = (sizes[min(turn, len(sizes) - 1)] for sizes in (ratio[::2], ratio[1::2]))
+        next_word, next_code = word + num_words, code + num_codes - 2
+        if next_word >= len(text) or next_code >= len(codes):  # the last turn
+            next_word, next_code = len(text), len(codes)
+        ids += [*text[word:next_word], markers[0], *codes[code:next_code], markers[1]]
+        word, code, turn = next_word, next_code, turn + 1
+    return ids
+
+
+def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
+    """The template over a checkpoint's tokenizer."""
+    ratio = VitaVocabulary.from_record(config_at(checkpoint)[VOCABULARY]).ratio
+    return VitaTemplate(family, Subwords(TextTokenizer.at(checkpoint), family), ratio)

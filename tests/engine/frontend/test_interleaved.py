@@ -1,0 +1,102 @@
+"""A reply of text and codes in one stream, on its way out: what a client is told, in whatever pieces the rows come."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from stretto.engine.frontend.admission import Capacity, admit
+from stretto.engine.frontend.utterance import Utterance
+from stretto.engine.request.rules import SegmentRules
+from stretto.engine.request.tracker import SegmentTracker
+from stretto.errors import InvalidRequest
+from stretto.families.text_codec import TextCodec
+from stretto.preprocessing.options import read_options
+from stretto.records.chunk import LMChunk, Report
+from stretto.records.prompt import Prompt
+from stretto.streams.chunking import ChunkPolicy, Pacer
+from stretto.streams.segment import Segment
+from tests.speech_families import EIGHT_STREAMS, INTERLEAVED
+
+RULES = SegmentRules(INTERLEAVED, 128)
+FIRST, REPLY = INTERLEAVED.layout.audio[0].start, INTERLEAVED.task("reply")
+END = INTERLEAVED.end_of_reply
+# Words 20 … 25 and codes 0 … 8, taking turns, and the end.
+SAID = [20, 21, *(FIRST + code for code in range(5)), 22, 23, 24, *(FIRST + code for code in range(5, 9)), 25, END]
+REPORT = Report("stop", 1, 1, 1, 0, 1.0, 0, 0.0, None, 1.0)
+
+
+class Spelling:
+    """Reads a token as its number; the last of the words comes with the end."""
+
+    rest = ""
+
+    def push(self, token_id: int) -> str:
+        self.rest = "25" if token_id == 25 else ""
+        return "" if self.rest else f"{token_id} "
+
+    def end(self) -> str:
+        rest, self.rest = self.rest, ""
+        return rest
+
+
+def said(sizes: list[int]) -> tuple[SegmentTracker, list[LMChunk]]:
+    """The chunks of the reply whose rows come in pieces of `sizes`."""
+    tracker = SegmentTracker(RULES, REPLY, 7)
+    codec = TextCodec(lambda task: Spelling(), lambda ids: [None] * len(ids))
+    utterance = Utterance(tracker, (), codec, Pacer(ChunkPolicy(2, 4, deterministic=True)))
+    rows, chunks = np.array([[0, token] for token in SAID]), list[LMChunk]()
+    for part in np.split(rows, np.cumsum(sizes)):
+        chunks += utterance.push(part) if len(part) else []
+    return tracker, [*chunks, utterance.finish(REPORT)]
+
+
+@pytest.mark.parametrize("sizes", [[], [1] * 16, [3, 8, 1]])
+def test_text_and_frames_leave_in_order_as_one_reply(sizes: list[int]) -> None:
+    tracker, chunks = said(sizes)
+    assert "".join(each.chunk.text for each in chunks) == "20 21 22 23 24 25"
+    codes = np.concatenate([each.codes for each in chunks if each.codes is not None], 1)
+    assert codes.tolist() == [list(range(9))]
+    assert {each.chunk.segment for each in chunks} == {Segment.INTERLEAVED}
+    assert [each.chunk.index for each in chunks] == list(range(len(chunks)))
+    assert (tracker.num_frames, tracker.num_text_tokens) == (9, 15)  # in its rows, as limits count them
+
+
+def test_what_comes_row_by_row_leaves_before_what_follows_it() -> None:
+    _, chunks = said([1] * 16)
+    kinds = ["text" if each.codes is None else each.codes.shape[1] for each in chunks]
+    assert kinds == ["text", "text", 2, "text", "text", "text", 4, "text", 3]
+
+
+def prompt(family: str, **changes: object) -> Prompt:
+    task = (INTERLEAVED if family == "interleaved" else EIGHT_STREAMS).tasks[0]
+    layout = (INTERLEAVED if family == "interleaved" else EIGHT_STREAMS).layout
+    rows = np.full((3, layout.num_input_streams), layout.pad_id, np.int32)
+    return Prompt(task.name, rows, replace(task.sampling, **changes))
+
+
+def test_a_penalty_is_for_families_that_have_one_and_within_limits() -> None:
+    capacity = Capacity(40, 32, 4)
+    assert admit(prompt("interleaved", repetition_penalty=1.2, guidance_scale=1.0), RULES, capacity)
+    with pytest.raises(InvalidRequest, match=r"options.repetition_penalty: expected 1.0, as eight_streams has no such"):
+        admit(prompt("eight", repetition_penalty=1.2), SegmentRules(EIGHT_STREAMS, 128), capacity)
+    for penalty in ("0.05", "10.5", "-1"):
+        with pytest.raises(InvalidRequest, match=r"options.repetition_penalty: expected a number in \[0.1, 10.0\]"):
+            read_options(f'{{"repetition_penalty": {penalty}}}', INTERLEAVED, REPLY, 12.5)
+    assert read_options('{"repetition_penalty": 1.3}', INTERLEAVED, REPLY, 12.5).sampling.repetition_penalty == 1.3
+
+
+def test_one_segment_has_one_set_of_options_and_its_length_is_checked_as_text_is() -> None:
+    for key in ('"audio": {}', '"max_audio_s": 2', '"guidance_scale": 2'):
+        with pytest.raises(
+            InvalidRequest, match=r"nothing: options.text says how 'reply' draws its text and its audio"
+        ):
+            read_options(f"{{{key}}}", INTERLEAVED, REPLY, 12.5)
+    options = read_options('{"temperature": 0.5, "output": {"codes": true}}', INTERLEAVED, REPLY, 12.5)
+    assert options.sampling.text.temperature == 0.5
+    assert options.delivery.with_codes
+    with pytest.raises(InvalidRequest, match=r"options.text.max_rows: expected a reply whose rows fit"):
+        admit(prompt("interleaved", guidance_scale=1.0), RULES, Capacity(1, 32, 4))
+    long = replace(prompt("interleaved", guidance_scale=1.0), rows=np.zeros((128, 1), np.int32))
+    with pytest.raises(InvalidRequest, match=r"a prompt of at most 127 rows before a reply to reply"):
+        admit(long, RULES, Capacity(40, 32, 4))

@@ -1,0 +1,121 @@
+"""Prompts of VITA-Audio against the published layouts, written out by hand, and how words and codes take turns."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stretto.checkpoints.command import main
+from stretto.errors import InvalidRequest
+from stretto.families.registry import family_at
+from stretto.families.tokenizer import TextTokenizer
+from stretto.families.vita_audio.prompt import SYSTEM_TEXT, VitaTemplate, interleave, open_template
+from stretto.preprocessing.conversation import Piece
+from tests.vita_release import command, random_vita
+
+IM_START, IM_END, BEGIN, END = "<|im_start|>", "<|im_end|>", "<|begin_of_audio|>", "<|end_of_audio|>"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vita")
+    assert main(command(random_vita.write_release(folder / "release"), folder / "checkpoint")) == 0
+    return folder / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def template(checkpoint: Path) -> VitaTemplate:
+    return open_template(family_at(checkpoint), checkpoint, None, "cpu")
+
+
+def ids(checkpoint: Path, *parts: str | list[int]) -> list[int]:
+    """Markers by name, other strings tokenised on their own, lists as codes."""
+    tokenizer, family = TextTokenizer.at(checkpoint), family_at(checkpoint)
+    known = {token: token_id for token_id, token in tokenizer.tokens.items()}
+    found = list[int]()
+    for part in parts:
+        if isinstance(part, list):
+            found += [known[f"<|audio_{code}|>"] for code in part]
+        else:
+            found += [known[part]] if part.startswith("<|") else tokenizer.encode(part)
+    assert max(found) < family.layout.vocab_size
+    return found
+
+
+def codes(*values: int) -> np.ndarray:
+    return np.array([values])
+
+
+def written(template: VitaTemplate, task: str, *pieces: Piece) -> list[int]:
+    return template.write(template._family.task(task), pieces, None).rows[:, 0].tolist()
+
+
+def test_each_task_s_prompt_is_the_published_one(checkpoint: Path, template: VitaTemplate) -> None:
+    head = (IM_START, "assistant", "\n")
+    said, heard = Piece("user", "text", text="how are you?"), Piece("user", "audio", codes=codes(3, 1, 4))
+    assert written(template, "tts", said) == ids(
+        checkpoint, IM_START, "user", "\n", "Convert the text to speech.\nhow are you?", IM_END, "\n", *head
+    )
+    assert written(template, "chat", said) == ids(
+        checkpoint, IM_START, "user", "\n", "how are you?", IM_END, "\n", *head
+    )
+    assert written(template, "asr", heard) == ids(
+        checkpoint,
+        *(IM_START, "user", "\n", "Convert the speech to text.\n", BEGIN, [3, 1, 4], END, IM_END, "\n"),
+        *head,
+    )
+    luke = IM_START, "system", "\n", SYSTEM_TEXT, IM_END, "\n"
+    assert written(template, "dialogue", heard) == ids(
+        checkpoint, *luke, IM_START, "user", "\n", "\n", BEGIN, [3, 1, 4], END, IM_END, "\n", *head
+    )
+    assert written(template, "dialogue", heard, said) == ids(
+        checkpoint, *luke, IM_START, "user", "\n", "how are you?\n", BEGIN, [3, 1, 4], END, IM_END, "\n", *head
+    )
+
+
+def test_a_voice_and_earlier_turns_stand_before_the_reply(checkpoint: Path, template: VitaTemplate) -> None:
+    voice, text = Piece("system", "messages[0].codes", codes=codes(7, 7)), Piece("user", "messages[1].text", text="hi")
+    assert written(template, "tts", voice, text)[: len(ids(checkpoint, IM_START, "system", "\n"))] == ids(
+        checkpoint, IM_START, "system", "\n"
+    )
+    assert written(template, "tts", voice, text) == ids(
+        checkpoint,
+        *(IM_START, "system", "\n", "Your Voice: ", BEGIN, [7, 7], END, "\n", IM_END, "\n"),
+        *(IM_START, "user", "\n", "Convert the text to speech.\nhi", IM_END, "\n", IM_START, "assistant", "\n"),
+    )
+    system = Piece("system", "messages[0].text", text="be terse.")
+    reply = (
+        Piece("assistant", "messages[2].text", text="a man"),
+        Piece("assistant", "messages[2].codes", codes=codes(1)),
+    )
+    again = Piece("user", "messages[3].codes", codes=codes(2))
+    assert written(template, "dialogue", system, text, *reply, again) == ids(
+        checkpoint,
+        *(IM_START, "system", "\n", "be terse.", IM_END, "\n", IM_START, "user", "\n", "hi", IM_END, "\n"),
+        *(IM_START, "assistant", "\n", "a man", BEGIN, [1], END, IM_END, "\n"),
+        *(IM_START, "user", "\n", "\n", BEGIN, [2], END, IM_END, "\n", IM_START, "assistant", "\n"),
+    )
+
+
+def test_words_and_codes_take_turns_as_in_training_the_last_with_all_that_is_left() -> None:
+    words, sounds, ratio = list(range(9)), list(range(100, 130)), (1, 4, 3, 8, 4, 10)
+    assert interleave(words, sounds, ratio, (-1, -2)) == [
+        *(0, -1, 100, 101, -2),
+        *(1, 2, 3, -1, *range(102, 108), -2),
+        *(4, 5, 6, 7, -1, *range(108, 116), -2),
+        *(8, -1, *range(116, 130), -2),
+    ]
+    assert interleave(words, [100], ratio, (-1, -2)) == [*words, -1, 100, -2]
+    assert interleave(words, [], ratio, (-1, -2)) == words
+    assert interleave([], sounds, ratio, (-1, -2)) == [-1, *sounds, -2]
+
+
+def test_what_cannot_be_written_is_refused_by_name(template: VitaTemplate) -> None:
+    with pytest.raises(InvalidRequest, match="text: expected at most 8000 characters, got 8001 characters"):
+        written(template, "tts", Piece("user", "text", text="a" * 8001))
+    with pytest.raises(InvalidRequest, match=r"codes\[0\]: expected codes in \[0, 64\), got 64"):
+        written(template, "asr", Piece("user", "codes", codes=codes(1, 64)))
+    with pytest.raises(InvalidRequest, match="codes: expected 1 streams, got 2 streams"):
+        written(template, "asr", Piece("user", "codes", codes=np.zeros((2, 3), int)))
+    with pytest.raises(InvalidRequest, match="no tokenizer of audio"):
+        written(template, "asr", Piece("user", "audio", pcm=np.zeros(16000, np.float32)))

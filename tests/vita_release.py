@@ -1,0 +1,35 @@
+"""What VITA-Audio's own `generate` replied, and the small release whose weights it had, converted."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.checkpoints import random_vita
+from stretto.checkpoints.command import main
+from stretto.records.prompt import Prompt
+from stretto.records.sampling import SamplingConfig, SegmentSampling
+
+RECORD: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "vita_audio_replies.json").read_text())
+
+
+def command(release: Path, out: Path) -> list[str]:
+    """The converter's command line for a release that lies in one directory."""
+    places = {"model": release, "config": release / "config.json", "tokenizer": release, "out": out}
+    return ["vita-audio", *(word for name, path in places.items() for word in (f"--{name}", str(path)))]
+
+
+def convert(folder: Path) -> Path:
+    """The small release, as the fixture has it, and what the converter makes of it."""
+    release = random_vita.write_release(folder / "release", RECORD["config"], RECORD["seed"])
+    assert main(command(release, folder / "checkpoint")) == 0
+    return folder / "checkpoint"
+
+
+def prompt_of(reply: dict[str, Any], task: str = "dialogue", **changes: object) -> Prompt:
+    """What the fixture's reply answers, for as many ids."""
+    size = len(reply["ids"])
+    text = SegmentSampling(temperature=0.0, max_rows=size)
+    sampling = SamplingConfig(text, text, seed=0, repetition_penalty=reply["penalty"], **changes)
+    return Prompt(task, np.array(reply["prompt"], np.int32)[:, None], sampling)
