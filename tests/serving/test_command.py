@@ -402,6 +402,7 @@ def test_a_model_that_cannot_be_loaded_again_restarts_the_server(
     os.kill(server.stub, signal.SIGKILL)
     server.until(lambda: server.said.count("ready after") == 2)
     assert "the models could not be restarted: models/preprocessor/load: " in server.said
+    assert "the next start is in" not in server.said, "its model has had that delay"
     assert (tmp_path / "starts").read_text().count("\n") == 2
 
 

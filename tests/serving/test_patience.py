@@ -34,6 +34,16 @@ def test_after_a_while_of_health_the_next_start_comes_at_once(now: list[float]) 
     assert back_off.next_delay_s() == 0.0
 
 
+def test_what_has_had_its_delay_waits_for_no_second_one(now: list[float]) -> None:
+    back_off = BackOff()
+    delays = [back_off.next_delay_s() for _ in range(4)]
+    back_off.note_waited()
+    assert [*delays, back_off.next_delay_s(), back_off.next_delay_s()] == [0.0, 0.5, 1.0, 2.0, 0.0, 4.0]
+    back_off.note_waited()
+    back_off.note_ready()
+    assert back_off.next_delay_s() == 8.0
+
+
 def test_a_busy_machine_is_given_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience.os, "cpu_count", lambda: 2)
     monkeypatch.setattr(patience.os, "getloadavg", lambda: (20.0, 0.0, 0.0))

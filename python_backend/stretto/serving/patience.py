@@ -18,13 +18,22 @@ class BackOff:
     def __init__(self) -> None:
         self._num_failed = 0
         self._ready_since: float | None = None
+        self._has_waited = False
+
+    def note_waited(self) -> None:
+        """What fails next is what failed last, whose delay is over."""
+        self._has_waited = True
 
     def note_ready(self) -> None:
         """The server is ready."""
         self._ready_since = time.monotonic()
+        self._has_waited = False
 
     def next_delay_s(self) -> float:
         """The server, or its start, has failed: how long to wait before the next."""
+        if self._has_waited:
+            self._has_waited = False
+            return 0.0
         if self._ready_since is not None and time.monotonic() - self._ready_since >= HEALTHY_S:
             self._num_failed = 0
         self._ready_since = None

@@ -22,9 +22,7 @@ class Supervisor:
     """Keeps one server alive until a signal asks it to stop."""
 
     def __init__(self, config: LaunchConfig, installation: Installation, launch: Launch, waits: Waits) -> None:
-        self._config = config
-        self._installation = installation
-        self._launch = launch
+        self._config, self._installation, self._launch = config, installation, launch
         self._waits = waits
         self._was_ready = False
         self._back_off = BackOff()
@@ -127,6 +125,7 @@ class Supervisor:
             self._until_ready(server)
         except (AbortedStart, LaunchError, OSError) as error:
             say(f"the models could not be restarted: {error}")
+            self._back_off.note_waited()
             return False
         finally:
             restart.close()
