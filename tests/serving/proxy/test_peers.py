@@ -4,15 +4,18 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
-from stretto.serving.proxy.peers import host_of, host_of_call, in_excess
-from tests.serving.proxy.conftest import Proxied
+from stretto.serving.proxy import __main__ as proxy_main
+from stretto.serving.proxy import grpc_proxy
+from stretto.serving.proxy.peers import Shares, host_of, host_of_call, in_excess
+from tests.serving.proxy.conftest import Proxied, proxied
 from tests.serving.proxy.test_grpc_proxy import call, service_pb2
 
-HEADERS, RESET, SETTINGS = 1, 3, 4  # frames of HTTP/2 (RFC 9113, section 6)
+DATA, HEADERS, RESET, SETTINGS = 0, 1, 3, 4  # frames of HTTP/2 (RFC 9113, section 6)
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 CANCEL = struct.pack(">I", 8)
 
 
@@ -42,6 +45,15 @@ def test_the_host_that_has_the_most_left_gives_way_first_and_there_the_first_by_
     assert order == [("a", 1), ("a", 2), ("c", 4), ("b", 0), ("a", 3), ("c", 5)]
 
 
+def test_a_host_may_have_as_many_as_are_left_over() -> None:
+    shares = Shares(8)
+    with ExitStack() as stack:
+        taken = [stack.enter_context(shares.taking(host)) for host in "aaaaabbbcc"]
+    assert taken == [True] * 4 + [False] + [True] * 2 + [False] + [True] + [False]
+    with ExitStack() as stack:
+        assert [stack.enter_context(shares.taking("b")) for _ in range(5)] == [True] * 4 + [False]
+
+
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
 
@@ -69,7 +81,7 @@ def flood(port: int, source: str, connections: int) -> Iterator[None]:
 
     def run() -> None:
         with socket.create_connection(("127.0.0.1", port), 60, (source, 0)) as client:
-            client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0) + frame(SETTINGS, 1, 0))
+            client.sendall(PREFACE + frame(SETTINGS, 0, 0) + frame(SETTINGS, 1, 0))
             client.setblocking(False)
             stream, unsent = 1, b""
             while not is_over.wait(0.001):
@@ -90,6 +102,20 @@ def flood(port: int, source: str, connections: int) -> Iterator[None]:
         is_over.set()
         for thread in threads:
             thread.join(60)
+
+
+async def test_a_host_that_takes_no_answers_keeps_nobody_else_from_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (grpc_proxy, proxy_main):
+        monkeypatch.setattr(module, "MAX_CALLS", 8)
+    async for proxy in proxied():
+        port = int(proxy.address.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), 60, ("127.0.0.2", 0)) as client:
+            no_window = struct.pack(">HI", 4, 0)
+            client.sendall(PREFACE + frame(SETTINGS, 0, 0, no_window) + frame(SETTINGS, 1, 0))
+            for stream in range(1, 41, 2):
+                client.sendall(frame(HEADERS, 4, stream, BEGIN) + frame(DATA, 1, stream, bytes(5)))
+            for _ in range(50):
+                assert (await call(proxy.address, "ServerReady", service_pb2.ServerReadyRequest())).ready
 
 
 async def test_calls_that_one_host_begins_and_resets_without_end_cancel_nobody_elses(proxy: Proxied) -> None:

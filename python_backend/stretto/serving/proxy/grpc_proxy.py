@@ -12,14 +12,14 @@ from stretto.serving.proxy.access import MODEL_INFER, MODEL_STREAM_INFER, Access
 from stretto.serving.proxy.gate import AGAIN, Gate, Restarting
 from stretto.serving.proxy.infer_request import INVALID, UNAVAILABLE, BadRequest, InferRequest, read_infer_request
 from stretto.serving.proxy.pace import Pace
-from stretto.serving.proxy.peers import host_of_call
+from stretto.serving.proxy.peers import Shares, host_of_call
 from stretto.serving.proxy.shared_memory import check_registration
 from stretto.serving.proxy.uploads import ENDED, Upload, Uploads
 
 # Triton 2.51 reads memory that it has freed when a stream with this header ends with an error.
 DROPPED_HEADERS = {"triton_grpc_error"}
 MAX_SMALL_BYTES = 1 << 16  # of a call that is open to everybody and no inference: it carries names
-MAX_CALLS = 4096
+MAX_CALLS = 8192
 MAX_CALLS_OF_A_CONNECTION = 256
 # Calls that have begun and were not taken up yet, of 14 KiB each: beyond, gRPC cancels new ones, whosesoever they are.
 # One that is reset counts for its connection until it is taken up, so that it takes many connections to come so far.
@@ -48,6 +48,8 @@ GONE = ("unix:", "ocket closed", "onnection reset", "roken pipe")  # in gRPC's w
 
 Context = Any  # grpc.aio.ServicerContext, of bytes
 Check = Callable[[bytes], Awaitable[None]]
+Handler = Callable[[AsyncIterator[bytes], Context], Awaitable[None]]
+CROWDED = "unavailable: this host has as many calls as the others leave it"
 
 
 class GrpcProxy(grpc.GenericRpcHandler):
@@ -59,17 +61,28 @@ class GrpcProxy(grpc.GenericRpcHandler):
         self._access = allowed
         self._is_ready = is_ready
         self._pace, self._uploads, self._gate = Pace(), uploads, gate
+        self._shares = Shares(MAX_CALLS)
         self._infer = triton.stream_stream(MODEL_STREAM_INFER)
         self._unary = {method: triton.unary_unary(method) for method in access.APIS if method != MODEL_STREAM_INFER}
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         """The handler of a call; None for one that there is not."""
         method = details.method
-        if method == MODEL_STREAM_INFER:
-            return grpc.stream_stream_rpc_method_handler(self._stream)
-        return grpc.stream_stream_rpc_method_handler(self._call(method)) if method in access.APIS else None
+        if method not in access.APIS:
+            return None
+        handler = self._stream if method == MODEL_STREAM_INFER else self._call(method)
+        return grpc.stream_stream_rpc_method_handler(self._shared(handler))
 
-    def _call(self, method: str) -> Callable[[AsyncIterator[bytes], Context], Awaitable[None]]:
+    def _shared(self, handler: Handler) -> Handler:
+        async def answer(requests: AsyncIterator[bytes], context: Context) -> None:
+            with self._shares.taking(host_of_call(context.peer())) as is_left:
+                if not is_left:  # a client that takes no answers can still be told so
+                    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, CROWDED)
+                await handler(requests, context)
+
+        return answer
+
+    def _call(self, method: str) -> Handler:
         """Answers one message by one; as a stream, for otherwise a call is heard of when its message is whole."""
         api = access.APIS[method]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from stretto.serving.proxy.peers import in_excess
 
-MAX_CALLS = 2048  # that may still send: half of all that there can be
+MAX_CALLS = 2048  # that may still send: half of what a host can have
 MAX_RESIDENT_BYTES = 1 << 30
 KEPT_BYTES = 64 << 20  # that malloc may keep of what came and went
 LOOK_S, LOOKS = 0.25, 12  # looks from one time that memory is given back to the next
