@@ -1,4 +1,4 @@
-"""What a converter copies of a codec's published directory."""
+"""What a converter copies of a codec's published directory, and of a tokenizer's."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -6,8 +6,11 @@ from typing import Any, cast
 
 import pytest
 
+from benchmarks.checkpoints.random_glm4_tokenizer import NUM_CODES, write_glm4_tokenizer
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from stretto.checkpoints.codec import check_directory
+from stretto.checkpoints.speech_tokenizer import PublishedTokenizer
+from stretto.codec.glm4_voice.tokenizer import FOLDER, load_tokenizer
 from stretto.errors import CheckpointError
 from stretto.families.base import Family
 
@@ -25,3 +28,15 @@ def test_the_files_of_glm4_voice_are_taken_as_published(tmp_path: Path) -> None:
     assert [path.name for path in files] == ["config.yaml", "flow.pt", "hift.pt"]
     with pytest.raises(CheckpointError, match=r"expected 1 codebooks of 16384 codes, got \(1, 64\)"):
         check_directory(folder, speaking(1, 16_384))
+
+
+def test_the_files_of_glm4_voices_tokenizer_are_taken_as_published(tmp_path: Path) -> None:
+    folder, out = write_glm4_tokenizer(tmp_path / "published"), tmp_path / FOLDER
+    (folder / "README.md").write_text("not the tokenizer's")
+    out.mkdir()
+    written = PublishedTokenizer.of(folder, NUM_CODES).write(out, lambda _: None)
+    names = ["config.json", "preprocessor_config.json", "model.safetensors"]
+    assert [file.name for file in written] == [f"{FOLDER}/{name}" for name in names]
+    assert load_tokenizer(tmp_path, NUM_CODES) is not None
+    with pytest.raises(CheckpointError, match="16384 codes"):
+        PublishedTokenizer.of(folder, 16_384)

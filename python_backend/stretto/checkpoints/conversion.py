@@ -17,8 +17,10 @@ from stretto.checkpoints.contents import notes_on, read_contents
 from stretto.checkpoints.published import published
 from stretto.checkpoints.release import Release, Tokenizer
 from stretto.checkpoints.shards import Entry, Written
+from stretto.checkpoints.speech_tokenizer import PublishedTokenizer
 from stretto.checkpoints.tensors import Part, Plan, check
 from stretto.errors import CheckpointError
+from stretto.families.base import Family
 from stretto.families.opuslm.convert_ssl_tokenizer import ConvertedSslTokenizer
 from stretto.families.opuslm.ssl_tokenizer import FOLDER
 from stretto.families.registry import read_family
@@ -35,7 +37,7 @@ class Conversion:
     tokenizer: Tokenizer
     codec_files: list[Path]
     codec_copy: codec.Copy | None
-    ssl_tokenizer: ConvertedSslTokenizer | None
+    ssl_tokenizer: ConvertedSslTokenizer | PublishedTokenizer | None
     notes: list[str]
 
     @property
@@ -53,11 +55,16 @@ def plan(release: Release) -> Conversion:
     unused = check(made.plan, tensors, made.dropped)
     files = codec.check_directory(release.codec, family) if release.codec and not release.keeps_codec else []
     copy = codec.Copy.of(release.codec, tensors, family_files.CODEC) if release.keeps_codec else None
-    num_codes, ssl = len(family.layout.audio[0]), release.ssl_tokenizer
-    hears = ConvertedSslTokenizer.of(ssl, num_codes) if ssl else None
+    hears = _tokenizer(release.ssl_tokenizer, family) if release.ssl_tokenizer else None
     dropped_shapes = {name: list(tensors[name].shape) for name in unused} | (hears.dropped if hears else {})
     entries, notes = _entries(made.plan, tensors, contents.dtype), notes_on(contents, release)
     return Conversion(made.record, entries, dropped_shapes, contents.tokenizer, files, copy, hears, notes)
+
+
+def _tokenizer(folder: Path, family: Family) -> ConvertedSslTokenizer | PublishedTokenizer:
+    """What makes codes of audio for the family: that of its codec's authors, or XEUS."""
+    kind = PublishedTokenizer if family.codec == "glm4_voice" else ConvertedSslTokenizer
+    return kind.of(folder, len(family.layout.audio[0]))
 
 
 def _entries(parts: Plan, tensors: Mapping[str, Tensor], dtype: str) -> list[Entry]:

@@ -86,7 +86,8 @@ class CodecSpec:
     streaming: the context that `decode` needs around a window so that its samples are exactly those of one decode of
     the whole utterance; or the blocks of a codec that knows no such context. tail_samples: by how many samples the last
     frame of an utterance falls short of a whole frame (odd strides); such a codec looks ahead, so a window without
-    right context is known to end the utterance.
+    right context is known to end the utterance. heard_rate: of the audio that codes are made of, in Hz, if it is not
+    `sample_rate`.
     """
 
     name: str
@@ -96,6 +97,7 @@ class CodecSpec:
     codebook_size: int
     streaming: Windowed | Stateful | Blocks
     tail_samples: int = 0
+    heard_rate: int | None = None
 
     def __post_init__(self) -> None:
         if self.left_frames < 0 or not self.least_right_frames <= self.right_frames:

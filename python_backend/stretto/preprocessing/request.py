@@ -125,12 +125,12 @@ class Preprocessor:
         return Piece(turn.role, path, pcm=self._listen(recording, read))
 
     def _listen(self, recording: Recording, read: AudioReader) -> np.ndarray:
-        """[n] float32 at the codec's rate."""
+        """[n] float32 at the rate that codes are made of."""
         spec = self.codec.spec
-        pcm = read(recording, self.family.max_audio_s, spec.sample_rate)
-        if len(pcm) < spec.samples_per_frame:
-            shortest = spec.samples_per_frame / spec.sample_rate
-            raise InvalidRequest(recording.field, f"at least {shortest:g} s", f"{len(pcm) / spec.sample_rate:.4f} s")
+        rate, shortest = spec.heard_rate or spec.sample_rate, 1 / spec.frame_rate
+        pcm = read(recording, self.family.max_audio_s, rate)
+        if len(pcm) < rate * shortest:
+            raise InvalidRequest(recording.field, f"at least {shortest:g} s", f"{len(pcm) / rate:.4f} s")
         return pcm
 
 

@@ -29,6 +29,7 @@ from stretto.errors import InvalidRequest
 BLOCKS = (25, 50, 100, 150, 200)  # tokens, of web_demo.py
 HISTORY = 512  # tokens, 41 s: what VITA-Audio's demo decodes at once
 OVERLAP = 5  # tokens, of flow_inference.py
+HEARD_RATE = 16_000  # Hz, of the tokenizer at the other end: `tokenizer.py`
 SEEDS = {"flow": 42, "source": 43, "phases": 44}
 
 
@@ -62,6 +63,7 @@ class Glm4VoiceCodec(nn.Module):
             num_codebooks=1,
             codebook_size=config.codebook_size,
             streaming=self.blocks,
+            heard_rate=HEARD_RATE,
         )
         self.room = Room(
             mel=(config.mels, self.mels(history) - self.overlap),
@@ -90,7 +92,7 @@ class Glm4VoiceCodec(nn.Module):
         return int(tokens * self.rate)
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """InvalidRequest: the decoder only decodes."""
+        """InvalidRequest: the decoder only decodes; see `tokenizer.py`."""
         raise InvalidRequest("audio", f"none, as {self.spec.name} only decodes", "audio")
 
     def initial_state(self, batch: int) -> Tensor:

@@ -1,0 +1,112 @@
+"""Audio to GLM-4-Voice's tokens: the other end of the decoder, an optional part of a checkpoint.
+
+The folder `ssl_tokenizer/` holds what https://huggingface.co/THUDM/glm-4-voice-tokenizer publishes: `config.json`,
+`preprocessor_config.json` and `model.safetensors`. A checkpoint without it takes audio as codes.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import WhisperFeatureExtractor
+
+from stretto.codec.glm4_voice.codec import HEARD_RATE
+from stretto.codec.glm4_voice.whisper_vq import HALVED, WhisperVq, WhisperVqConfig
+from stretto.errors import CheckpointError
+
+FOLDER, CONFIG, FEATURES = "ssl_tokenizer", "config.json", "preprocessor_config.json"
+SEGMENT = 30 * HEARD_RATE  # samples
+NUMBERS = ("feature_size", "sampling_rate", "hop_length", "chunk_length", "n_fft", "padding_value")
+PREFIXES = ("model.encoder.", "encoder.", "")
+NOT_SERVED = ("layer_norm.", "embed_positions2.", "ema_count", "ema_weight")  # of training, and after the quantiser
+
+
+class SpeechTokenizer(nn.Module):
+    """Tokens of audio, 12.5 a second."""
+
+    def __init__(self, config: WhisperVqConfig, features: WhisperFeatureExtractor) -> None:
+        super().__init__()
+        self.encoder, self.features = WhisperVq(config), features
+        self.frames_per_token = HALVED * config.pool
+
+    @torch.inference_mode()
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """Tokens [T] int64 of mono `pcm` [n] float32 at 16 kHz, T = ceil(n / 1280).
+
+        Each 30 s are heard by themselves, as the authors do; what is left of more than these is padded to as much.
+        """
+        parts = [self._encode(pcm[at : at + SEGMENT], len(pcm) > SEGMENT) for at in range(0, len(pcm), SEGMENT)]
+        return np.concatenate([np.zeros(0, np.int64), *parts])
+
+    def _encode(self, pcm: np.ndarray, is_padded: bool) -> np.ndarray:
+        made = self.features(
+            pcm,
+            sampling_rate=HEARD_RATE,
+            return_attention_mask=True,
+            return_tensors="pt",
+            padding="max_length" if is_padded else "longest",
+            pad_to_multiple_of=self.frames_per_token * self.features.hop_length,
+        )
+        weight = self.encoder.conv1.weight
+        is_sound = made["attention_mask"].bool()
+        tokens = self.encoder(made["input_features"].to(weight), is_sound.to(weight.device))
+        return tokens[0].cpu().numpy()[is_sound[0, :: self.frames_per_token].numpy()]
+
+
+def load_tokenizer(checkpoint: Path, num_codes: int, device: str = "cpu") -> SpeechTokenizer | None:
+    """The tokenizer of the checkpoint in a folder, which makes `num_codes` codes; None where the folder brings none.
+
+    CheckpointError names what is missing, unknown or of another shape.
+    """
+    folder = checkpoint / FOLDER
+    return read_tokenizer(folder, num_codes).to(device) if folder.is_dir() else None
+
+
+def read_tokenizer(folder: Path, num_codes: int) -> SpeechTokenizer:
+    """The tokenizer published in a folder. CheckpointError as above."""
+    try:
+        config = WhisperVqConfig.from_record(json.loads((folder / CONFIG).read_text()))
+        record = json.loads((folder / FEATURES).read_text())
+        features = WhisperFeatureExtractor(**{name: record[name] for name in NUMBERS if name in record})
+        published = _published(folder)
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: expected GLM-4-Voice's tokenizer, got {error!r}") from error
+    found = (features.sampling_rate, features.feature_size, config.codes)
+    if found != (HEARD_RATE, config.mels, num_codes):
+        raise CheckpointError(
+            f"{folder}: expected {HEARD_RATE} Hz, {config.mels} mel bands and {num_codes} codes, got {found}"
+        )
+    tokenizer = SpeechTokenizer(config, features)
+    wanted, tensors = tokenizer.encoder.state_dict(), _served(published, config)
+    wrong = sorted(name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape)
+    if wrong or wanted.keys() != tensors.keys():
+        missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+        raise CheckpointError(f"{folder}: missing {missing[:8]}, unknown {unknown[:8]}, of another shape {wrong[:8]}")
+    tokenizer.encoder.load_state_dict(tensors)
+    return tokenizer.eval().requires_grad_(False)
+
+
+def _published(folder: Path) -> dict[str, Tensor]:
+    """The encoder's tensors by its own names; FileNotFoundError without any."""
+    places = dict[str, Path]()
+    for path in sorted(folder.glob("model*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            places |= dict.fromkeys(list(file.keys()), path)
+    prefix = next(each for each in (*PREFIXES, None) if each is None or f"{each}conv1.weight" in places)
+    if prefix is None:
+        raise FileNotFoundError(f"{folder}/model.safetensors with conv1.weight")
+    tensors = dict[str, Tensor]()
+    for path in sorted(set(places.values())):
+        with safe_open(path, framework="pt") as file:
+            names = [name for name, place in places.items() if place == path and name.startswith(prefix)]
+            tensors |= {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+    return tensors
+
+
+def _served(published: dict[str, Tensor], config: WhisperVqConfig) -> dict[str, Tensor]:
+    """What is before the quantiser, in float32."""
+    late = tuple(f"layers.{number}." for number in range(config.quantized_after, 100))
+    return {name: tensor.float() for name, tensor in published.items() if not name.startswith(NOT_SERVED + late)}

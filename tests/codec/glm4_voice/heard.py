@@ -1,0 +1,19 @@
+"""The audio that the authors' tokenizer and ours are both given."""
+
+from pathlib import Path
+
+import numpy as np
+
+HEARD = Path(__file__).with_name("tokens.json")
+SECONDS = (0.05, 1.0, 2.56, 4.321, 31.7)
+
+
+def speech(seconds: float) -> np.ndarray:
+    """Samples [n] float32 at 16 kHz whose loudness and pitch change."""
+    time, draw = np.arange(round(16_000 * seconds)) / 16_000, np.random.default_rng(3)
+    pitch = 2 * np.pi * np.cumsum(140 + 90 * np.sin(5 * time) + 30 * np.sin(23 * time)) / 16_000
+    tones = sum(np.sin(harmonic * pitch + harmonic) * (1 + np.sin((3 + harmonic) * time)) for harmonic in (1, 3, 7, 12))
+    noise = draw.standard_normal(len(time)) * np.maximum(0, np.sin(7 * time))
+    return (0.05 * tones * np.sin(2 * time) ** 2 + 0.05 * noise + 0.001 * draw.standard_normal(len(time))).astype(
+        np.float32
+    )
