@@ -41,7 +41,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add(
         "--ssl-tokenizer",
         type=Path,
-        help="OpusLM: directory of espnet/xeus (config.yaml, xeus_checkpoint_new.pth, km_opus_lm.mdl), to hear samples",
+        help="to hear samples: for OpusLM a directory of espnet/xeus (config.yaml, xeus_checkpoint_new.pth, "
+        "km_opus_lm.mdl), for VITA-Audio one of THUDM/glm-4-voice-tokenizer",
     )
     add("--codec-from-model", action="store_true", help="write codec/ from the copy in Bagpiper's file")
     add("--backbone", type=Path, help="config.json of the backbone, where it is none of the published releases'")
@@ -88,7 +89,7 @@ def describe(conversion: Conversion) -> str:
     ]
     if not conversion.codec_files and conversion.codec_copy is None:
         lines.append("no codec: the server needs one under codec/ before it can speak (--codec)")
-    if record[NAME].startswith("opuslm") and conversion.ssl_tokenizer is None:
+    if record[NAME].startswith(("opuslm", "vita")) and conversion.ssl_tokenizer is None:
         lines.append("no tokenizer of audio: the server will take audio as codes alone (--ssl-tokenizer)")
     return "\n".join(lines)
 

@@ -25,7 +25,7 @@ class Release:
 
     audio: what the operator says of the audio tower. dtype: None means what the release was trained in.
     keeps_codec: write the codec from the copy in the file; `codec` then only says its numbers. ssl_tokenizer: the
-    directory of XEUS, with which OpusLM hears samples.
+    directory of what a family hears samples with: XEUS for OpusLM, GLM-4-Voice's tokenizer for VITA-Audio.
     """
 
     family: str

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from stretto.families.opuslm.heard_codes import REMEMBERED, HeardCodes
+from stretto.families.opuslm.heard_codes import HeardCodes
+from stretto.families.remembered import REMEMBERED
 from tests.fakes import FrameCounter
 
 

@@ -1,16 +1,19 @@
 """Prompts of VITA-Audio against the published layouts, written out by hand, and how words and codes take turns."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.checkpoints.random_glm4_tokenizer import write_glm4_tokenizer
 from stretto.checkpoints.command import main
 from stretto.errors import InvalidRequest
 from stretto.families.registry import family_at
 from stretto.families.tokenizer import TextTokenizer
 from stretto.families.vita_audio.prompt import SYSTEM_TEXT, VitaTemplate, interleave, open_template
 from stretto.preprocessing.conversation import Piece
+from tests.codec.glm4_voice.heard import HEARD, speech
 from tests.vita_release import command, random_vita
 
 IM_START, IM_END, BEGIN, END = "<|im_start|>", "<|im_end|>", "<|begin_of_audio|>", "<|end_of_audio|>"
@@ -117,5 +120,16 @@ def test_what_cannot_be_written_is_refused_by_name(template: VitaTemplate) -> No
         written(template, "asr", Piece("user", "codes", codes=codes(1, 64)))
     with pytest.raises(InvalidRequest, match="codes: expected 1 streams, got 2 streams"):
         written(template, "asr", Piece("user", "codes", codes=np.zeros((2, 3), int)))
-    with pytest.raises(InvalidRequest, match="no tokenizer of audio"):
+    with pytest.raises(InvalidRequest, match="the checkpoint has no ssl_tokenizer/"):
         written(template, "asr", Piece("user", "audio", pcm=np.zeros(16000, np.float32)))
+
+
+def test_samples_are_written_as_the_tokens_that_the_checkpoint_s_tokenizer_makes_of_them(tmp_path: Path) -> None:
+    release, tokenizer = random_vita.write_release(tmp_path / "release"), write_glm4_tokenizer(tmp_path / "tokenizer")
+    words = [*command(release, tmp_path / "out"), "--ssl-tokenizer", str(tokenizer)]
+    assert main(words) == 0
+    template = open_template(family_at(tmp_path / "out"), tmp_path / "out", None, "cpu")
+    heard, pcm = json.loads(HEARD.read_text())["1.0"], speech(1.0)
+    asked, spoken = Piece("user", "codes", codes=codes(*heard)), Piece("user", "audio", pcm=pcm)
+    for task in ("asr", "dialogue"):
+        assert written(template, task, spoken) == written(template, task, asked)

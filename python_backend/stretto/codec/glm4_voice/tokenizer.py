@@ -36,18 +36,19 @@ class SpeechTokenizer(nn.Module):
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         """Tokens [T] int64 of mono `pcm` [n] float32 at 16 kHz, T = ceil(n / 1280).
 
-        Each 30 s are heard by themselves, as the authors do; what is left of more than these is padded to as much.
+        Each 30 s are heard by themselves, as by the authors. They pad what is left over to as much, which is heard
+        nowhere but in the last 12 ms of audio that ends with a whole token.
         """
-        parts = [self._encode(pcm[at : at + SEGMENT], len(pcm) > SEGMENT) for at in range(0, len(pcm), SEGMENT)]
+        parts = [self._encode(pcm[at : at + SEGMENT]) for at in range(0, len(pcm), SEGMENT)]
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
-    def _encode(self, pcm: np.ndarray, is_padded: bool) -> np.ndarray:
+    def _encode(self, pcm: np.ndarray) -> np.ndarray:
         made = self.features(
             pcm,
             sampling_rate=HEARD_RATE,
             return_attention_mask=True,
             return_tensors="pt",
-            padding="max_length" if is_padded else "longest",
+            padding="longest",
             pad_to_multiple_of=self.frames_per_token * self.features.hop_length,
         )
         weight = self.encoder.conv1.weight

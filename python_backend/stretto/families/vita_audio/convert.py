@@ -40,8 +40,8 @@ REQUIRED = (*NUMBERS, "vocab_size")
 
 def convert(release: Release, contents: Contents) -> Converted:
     """The checkpoint of a release."""
-    if release.ssl_tokenizer or release.keeps_codec or release.backbone:
-        raise CheckpointError("VITA-Audio: --ssl-tokenizer, --codec-from-model and --backbone are for other families")
+    if release.keeps_codec or release.backbone:
+        raise CheckpointError("VITA-Audio: --codec-from-model and --backbone are for other families")
     config = contents.config
     num_main, num_modules = layers(config)
     known = vocabulary(contents.tokenizer, config["vocab_size"])

@@ -16,10 +16,14 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
+
 from stretto.codec.base import Codec
+from stretto.codec.glm4_voice.tokenizer import SpeechTokenizer, load_tokenizer
 from stretto.errors import InvalidRequest
 from stretto.families.base import Family, Task
 from stretto.families.registry import VOCABULARY, config_at
+from stretto.families.remembered import RememberedCodes
 from stretto.families.tokenizer import TextTokenizer
 from stretto.families.vita_audio.family import VitaVocabulary
 from stretto.preprocessing.conversation import Piece
@@ -33,10 +37,13 @@ VOICE = "Your Voice: "
 
 
 class VitaTemplate:
-    """Writes the prompts of a checkpoint. ratio: as that of `VitaVocabulary`."""
+    """Writes the prompts of a checkpoint. ratio: as that of `VitaVocabulary`. tokenizer: of audio, if there is one."""
 
-    def __init__(self, family: Family, subwords: Subwords, ratio: Sequence[int]):
+    def __init__(
+        self, family: Family, subwords: Subwords, ratio: Sequence[int], tokenizer: SpeechTokenizer | None = None
+    ):
         self._family, self._subwords, self._ratio = family, subwords, ratio
+        self._heard = None if tokenizer is None else RememberedCodes(tokenizer.encode)
         self._begin, self._end = (family.markers[name] for name in ("begin_of_audio", "end_of_audio"))
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
@@ -78,11 +85,22 @@ class VitaTemplate:
         return self._subwords.ids(text, path)
 
     def _audio(self, piece: Piece) -> list[int]:
-        if piece.codes is None:
-            raise InvalidRequest(piece.path, "codes [1][T] in messages: this server has no tokenizer of audio", "audio")
-        check_codes(piece.codes, self._family, piece.path)
         first = self._family.layout.audio[0].start
-        return [self._begin, *(piece.codes[0] + first).tolist(), self._end]
+        return [self._begin, *(self._codes(piece) + first).tolist(), self._end]
+
+    def _codes(self, piece: Piece) -> np.ndarray:
+        """[T]: 12.5 a second."""
+        if piece.codes is not None:
+            check_codes(piece.codes, self._family, piece.path)
+            return piece.codes[0]
+        assert piece.pcm is not None, piece.path
+        if self._heard is None:
+            raise InvalidRequest(
+                piece.path,
+                "codes [1][T] in messages: the checkpoint has no ssl_tokenizer/ (docs/families.md, Requests)",
+                "audio",
+            )
+        return self._heard.encode(piece.pcm)
 
 
 def interleave(text: list[int], codes: list[int], ratio: Sequence[int], markers: tuple[int, int]) -> list[int]:
@@ -106,6 +124,7 @@ def interleave(text: list[int], codes: list[int], ratio: Sequence[int], markers:
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """The template over a checkpoint's tokenizer."""
+    """The template over a checkpoint's tokenizers."""
     ratio = VitaVocabulary.from_record(config_at(checkpoint)[VOCABULARY]).ratio
-    return VitaTemplate(family, Subwords(TextTokenizer.at(checkpoint), family), ratio)
+    tokenizer = load_tokenizer(checkpoint, len(family.layout.audio[0]), device)
+    return VitaTemplate(family, Subwords(TextTokenizer.at(checkpoint), family), ratio, tokenizer)
