@@ -18,6 +18,7 @@ OTHERS = {  # of other projects
     "web_demo.py",
     "cosyvoice/flow/decoder.py",
     "cosyvoice/hifigan/generator.py",
+    "vita_audio/data/dataset_qwen2.py",
 }
 
 

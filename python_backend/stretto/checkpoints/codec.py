@@ -39,9 +39,8 @@ def check_directory(folder: Path, family: Family) -> list[Path]:
         raise CheckpointError(f"{folder}: expected {expected[0]} codebooks of {expected[1]} codes, got {found}")
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in FILES)
     if not any(path.suffix in WEIGHTS for path in files):
-        raise CheckpointError(
-            f"{folder}: expected weights ({' or '.join(WEIGHTS)}) beside the codec's numbers, got none"
-        )
+        known = f"{', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}"
+        raise CheckpointError(f"{folder}: expected weights ({known}) beside the codec's numbers, got none")
     return files
 
 
