@@ -57,6 +57,7 @@ class FakeCuda:
         self.events: list[FakeEvent] = []
         self.num_synchronized = self.num_captured = self.num_replayed = 0
         self.refuses: Exception | None = None
+        self.pools_in_use: set[tuple[int, ...]] = set()
 
     def work(self, seconds: float) -> None:
         """Keep the device busy on the current stream."""
@@ -79,14 +80,24 @@ class FakeCuda:
         self.current = before
 
     @contextmanager
-    def graph(self, graph: FakeGraph, **options: Any) -> Iterator[None]:
-        """As torch has it: when the capture cannot be ended, the stream that it ran on stays the current one."""
+    def graph(self, graph: FakeGraph, pool: tuple[int, ...], **options: Any) -> Iterator[None]:
+        """As torch has it: when the capture cannot be ended, the stream that it ran on stays the current one, and the
+        allocator goes on with it.
+        """
         before, self.current = self.current, FakeStream("capture")
+        self.pools_in_use.add(pool)
         yield
         if self.refuses is not None:
             raise self.refuses
+        self.end_allocating(0, pool)
         self.current = before
         self.num_captured += 1
+
+    def end_allocating(self, device: int, pool: tuple[int, ...]) -> None:
+        """As torch's allocator, which refuses to end what it has not begun."""
+        if pool not in self.pools_in_use:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.pools_in_use.remove(pool)
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
@@ -102,9 +113,11 @@ def install(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
         "set_stream": cuda.set_stream,
         "stream": cuda.stream,
         "synchronize": cuda.synchronize,
+        "current_device": lambda: 0,
     }
     for name, function in replaced.items():
         monkeypatch.setattr(torch.cuda, name, function)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", cuda.end_allocating, raising=False)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **options: empty(*size, **options))

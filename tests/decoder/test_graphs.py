@@ -121,6 +121,7 @@ def test_a_failed_capture_leaves_the_stream_as_it_was_and_nothing_under_way(
     assert places == ["default"] * 3 + ["capture"]
     assert cuda.current is before
     assert cuda.num_synchronized == 2  # before the capture, and after it has failed
+    assert not cuda.pools_in_use
 
 
 def test_there_are_only_so_many_graphs() -> None:

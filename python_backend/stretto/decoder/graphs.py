@@ -54,10 +54,7 @@ class Captured:
 
 
 class GraphCache:
-    """Decodes windows, from graphs where there is one. A shape is that of the window and a power of two of rows.
-
-    Once a capture has failed there are no graphs any more: they share the memory that it left behind.
-    """
+    """Decodes windows, from graphs where there is one. A shape is that of the window and a power of two of rows."""
 
     def __init__(self, decode: Decode, backend: GraphBackend, max_graphs: int = MAX_GRAPHS) -> None:
         self._decode = decode
@@ -99,7 +96,7 @@ class GraphCache:
         _fill(still, window)
         try:
             (pcm, states), replay = self._backend.capture(lambda: self._decode(still))
-        except Exception:
+        except RuntimeError:  # of any kind; the rule is that of `stretto.cuda_graphs`
             logger.warning("decoding goes on without graphs: %s cannot be captured", key, exc_info=True)
             self._has_failed = True
             self._graphs.clear()

@@ -83,6 +83,7 @@ class StepGraphs:
             return
         try:
             self._graphs[variant, size] = recorder.record(lambda: self._launch(variant, size))
-        except RuntimeError as error:  # of any kind: without graphs a step takes longer, and is as right
+        except RuntimeError as error:  # of any kind; the rule is that of `stretto.cuda_graphs`
             self._recorder = None
+            self._graphs.clear()
             LOGGER.warning("steps of %d rows cannot be captured, they are launched one by one: %s", size, error)
