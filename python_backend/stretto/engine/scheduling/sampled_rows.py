@@ -39,7 +39,7 @@ class SampledRows:
         request_id, number = state.request.request_id, self._num_codes
         if request_id in self._cut:
             state.was_cut |= self._cut[request_id] & ((1 << len(token_ids)) - 1) > 0
-        ids = list[int]()
+        ids: list[int] = []  # not `list[int]()`, which costs more than the rest
         for mark, token_id, codes in zip(marks, token_ids, self.codes[request_id], strict=False):  # to the end, if any
             ids += (mark, token_id, *codes[:number])
         return state.outgoing.push(ids, is_last)
