@@ -1,6 +1,7 @@
 """A model whose further rows follow by a rule, with no module behind it: for what is around modules."""
 
 import torch
+from vllm.config import VllmConfig
 from vllm.model_executor.models.registry import ModelRegistry
 
 from stretto.engine.models.qwen3 import StrettoQwen3ForCausalLM
@@ -15,6 +16,12 @@ class ForcedRows:
     def __init__(self, said: SaidRows):
         self._said = said
 
+    def bind(self, kv_cache_config: object, block_tables: object) -> None:
+        """There is nothing to keep."""
+
+    def place(self, slot: int, num_read: int) -> None:
+        """There is nothing to keep."""
+
     def __call__(self, hidden: torch.Tensor, step: BurstBatch, say: Say) -> None:
         """Say the rows behind the first."""
         for place in range(1, 1 + int(step.num_extra.max(initial=0))):
@@ -26,7 +33,7 @@ class ForcedRows:
 class ForcedBurstsForCausalLM(StrettoQwen3ForCausalLM):
     """Qwen3 with such rows."""
 
-    def row_predictor(self, said: SaidRows) -> ForcedRows:
+    def row_predictor(self, said: SaidRows, vllm_config: VllmConfig) -> ForcedRows:
         return ForcedRows(said)
 
 

@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors.numpy import save_file
+
 from benchmarks.checkpoints.random_checkpoint import write_checkpoint as write_random_checkpoint
+from benchmarks.checkpoints.random_vita import tensors
 from stretto.families.base import Family
 
-__all__ = ["write_checkpoint"]
+__all__ = ["write_checkpoint", "write_modules"]
 
 
 def write_checkpoint(folder: Path, family: Family, name: str, **shape: Any) -> Path:
@@ -18,4 +21,28 @@ def write_checkpoint(folder: Path, family: Family, name: str, **shape: Any) -> P
 
         path = folder / "config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "architectures": [register()]}))
+    return folder
+
+
+def write_modules(folder: Path, family: Family, name: str, layers: int = 2, seed: int = 0) -> Path:
+    """A Qwen2 of `layers` layers and, behind it, the modules of `family`, under the published names."""
+    assert family.bursts is not None
+    modules = family.bursts.num_modules
+    config = {
+        "hidden_size": 128,
+        "intermediate_size": 192,
+        "num_hidden_layers": layers + modules,
+        "num_nextn_predict_layers": modules,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": family.layout.vocab_size,
+        "max_position_embeddings": family.max_model_len,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+    }
+    save_file(tensors(config, seed), folder / "model.safetensors")
+    names = {"architectures": ["StrettoQwen2ForCausalLM"], "model_type": "qwen2", "speech_family": name}
+    served = {**config, **names, "num_hidden_layers": layers, "dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(served))
     return folder

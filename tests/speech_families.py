@@ -85,3 +85,19 @@ BURSTS = Bursts(
 # Guided, as a reply that begins with audio may be; and unguided, from text to audio within a burst.
 FORCED_BURSTS = replace(EIGHT_STREAMS, name="forced_bursts", tasks=EIGHT_STREAMS.tasks[1:], bursts=BURSTS)
 FORCED_CHAT = replace(EIGHT_STREAMS, name="forced_chat", guided_streams=(), bursts=BURSTS)
+
+# With the modules of MCTP. The shapes of the published schedules, for four modules; the last uses two of them only.
+MODULES = replace(
+    FORCED_BURSTS,
+    name="modules",
+    bursts=Bursts(
+        4,
+        (
+            BurstSchedule("turbo", (1, 4)),
+            BurstSchedule("vanilla", (8192, 0)),
+            BurstSchedule("boost", (1, 4, 4, 4)),
+            BurstSchedule("balance", (1, 2, 3, 3, 4, 4)),
+            BurstSchedule("turbo_2", (1, 2)),
+        ),
+    ),
+)

@@ -51,12 +51,12 @@ class Context:
         silent[:, 0] = False
         return embedded.masked_fill(silent[..., None], 0.0).sum(1)
 
-    def last_hidden(self, rows: list[Row], is_forced: bool) -> torch.Tensor:
-        """The hidden state [1, H] from which the row behind `rows` is said; `is_forced`: in the place of a module.
+    def last_hidden(self, rows: list[Row], place: int) -> torch.Tensor:
+        """The hidden state [1, H] from which the row behind `rows` is said, `place` rows behind the main model's last.
 
         The place of modules is taken by a rule: what the row before was said from, and that row, at unit scale.
         """
-        if is_forced:
+        if place:
             mixed = self.said_from + self.embed(rows[-1:])
             self.said_from = mixed / (mixed.square().mean() + 1e-6).sqrt()
         else:
@@ -78,6 +78,10 @@ class Reference:
         self.hearing = {name: weights.pop(name) for name in list(weights) if name.startswith(("audio_", "adaptor."))}
         self.audio_config = config.get("audio_config")
         self.model.load_state_dict(weights)
+
+    def context(self, heard: dict[int, torch.Tensor] | None = None) -> Context:
+        """A sequence of rows of which nothing has been read."""
+        return Context(self.model, self.family, heard)
 
     @torch.no_grad()
     def heads(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -120,7 +124,7 @@ class _Reply:
         self.reference, self.family, self.prompt = reference, reference.family, prompt
         self.task, self.sampling = self.family.task(prompt.task), prompt.sampling
         self.rows: list[Row] = prompt.rows.tolist()
-        self.context = Context(reference.model, self.family, reference.hear(prompt))
+        self.context = reference.context(reference.hear(prompt))
         self.other: Context | None = None
         self.lead = math.inf
         self.audio_start = len(self.rows) if self.task.segments[0] is Segment.AUDIO else None
@@ -150,8 +154,8 @@ class _Reply:
 
     def logits(self, context: Context, rows: list[Row]) -> list[list[float]]:
         """Logits for each output stream, over the whole vocabulary, after the last of `rows`."""
-        index = len(rows) - len(self.prompt.rows)
-        logits = self.reference.heads(context.last_hidden(rows, self.kinds[index : index + 1] == "m"))[0].tolist()
+        said = self.kinds[: 1 + len(rows) - len(self.prompt.rows)]
+        logits = self.reference.heads(context.last_hidden(rows, len(said) - len(said.rstrip("m"))))[0].tolist()
         return logits if len(logits) > 1 else logits * self.family.layout.num_output_streams
 
     def guided(self, logits: list[list[float]]) -> list[list[float]]:
@@ -159,7 +163,7 @@ class _Reply:
         scale = self.sampling.guidance_scale
         if scale == 1.0 or self.audio_start is None or not self.is_guided(len(self.rows) - self.audio_start):
             return logits
-        self.other = self.other or Context(self.reference.model, self.family)
+        self.other = self.other or self.reference.context()
         other = self.logits(self.other, [self.hidden(position) for position in range(len(self.rows))])
         for s in self.family.guided_streams:
             logits[s] = [b + scale * (a - b) for a, b in zip(logits[s], other[s], strict=True)]

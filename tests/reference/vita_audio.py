@@ -46,18 +46,22 @@ class VitaReference:
     @torch.no_grad()
     def logits(self, tokens: Sequence[int], module: int) -> Tensor:
         """Logits [V] of the token behind `tokens`, drawn by `module`, or by the main model where it is -1."""
-        model, ids = self.model.model, torch.tensor([list(tokens)])
-        slots = len(tokens) - module - 1
-        hidden = self._run(model.embed_tokens(ids[:, :slots]), 0, range(self.num_main))
+        return self.model.lm_head(self.hidden(self.model.model.embed_tokens(torch.tensor(list(tokens))), module))
+
+    @torch.no_grad()
+    def hidden(self, embedded: Tensor, module: int) -> Tensor:
+        """The hidden state [H] from which that is drawn, of `embedded` tokens [n, H]."""
+        embedded, slots = embedded[None], len(embedded) - module - 1
+        hidden = self._run(embedded[:, :slots], 0, range(self.num_main))
         for k in range(module + 1):
-            token, known = model.embed_tokens(ids[:, k + 1 : k + 1 + slots]), self.beside
+            token, known = embedded[:, k + 1 : k + 1 + slots], self.beside
             both = [
                 self._norm(token, known[f"mtp_embed_norms.{k}.weight"]),
                 self._norm(hidden, known[f"mtp_hidden_norms.{k}.weight"]),
             ]
             joined = torch.cat(both, -1) @ known[f"mtp_projs.{k}.weight"].T
             hidden = self._run(joined, k + 1, [self.num_main + k])
-        return self.model.lm_head(hidden[0, -1])
+        return hidden[0, -1]
 
     def _run(self, hidden: Tensor, first: int, layers: Sequence[int]) -> Tensor:
         """Through `layers` and the last norm; the rows stand at the positions from `first` on."""

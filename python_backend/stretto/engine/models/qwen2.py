@@ -1,9 +1,84 @@
-"""Qwen2 with one stream or several per row."""
+"""Qwen2 with one stream or several per row, and with the modules of VITA-Audio's MCTP where its family has any."""
 
-from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
+import itertools
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.models.qwen2 import Qwen2DecoderLayer, Qwen2ForCausalLM
+from vllm.sequence import IntermediateTensors
 
 from stretto.engine.models.multi_stream import MultiStreamMixin
+from stretto.engine.worker.module_rows import ModuleRows
+from stretto.engine.worker.row_predictor import SaidRows
 
 
 class StrettoQwen2ForCausalLM(MultiStreamMixin, Qwen2ForCausalLM):
-    """The architecture that a checkpoint's config.json names."""
+    """The architecture that a checkpoint's config.json names.
+
+    Modules are decoder layers behind those of the backbone, under the names that their files have: of module k
+    `model.layers.{L + k}`, `mtp_projs.{k}`, `mtp_embed_norms.{k}`, `mtp_hidden_norms.{k}`; `model.norm` and `lm_head`
+    serve all. The backbone has L layers, the config's `num_hidden_layers`, and runs those alone.
+
+    rows_hidden: the last hidden states of a step's rows, where they stay until the next step.
+    """
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        if self.family.bursts is None:
+            return
+        config: Any = vllm_config.model_config.hf_config
+        number, dtype = self.family.bursts.num_modules, vllm_config.model_config.dtype
+        first, size, eps = config.num_hidden_layers, config.hidden_size, config.rms_norm_eps
+        for k in range(number):
+            name = f"model.layers.{first + k}"
+            self.model.layers.append(
+                Qwen2DecoderLayer(config, vllm_config.cache_config, vllm_config.quant_config, prefix=name)
+            )
+        self.mtp_projs = nn.ModuleList(nn.Linear(2 * size, size, bias=False) for _ in range(number))
+        self.mtp_embed_norms = nn.ModuleList(RMSNorm(size, eps=eps) for _ in range(number))
+        self.mtp_hidden_norms = nn.ModuleList(RMSNorm(size, eps=eps) for _ in range(number))
+        max_rows = vllm_config.scheduler_config.max_num_batched_tokens
+        assert isinstance(dtype, torch.dtype)
+        self.rows_hidden = torch.zeros(max_rows, size, dtype=dtype)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        positions: torch.Tensor,
+        intermediate_tensors: IntermediateTensors | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        rows: torch.Tensor | None = None,
+        heard: torch.Tensor | None = None,
+        is_heard: torch.Tensor | None = None,
+    ) -> Any:
+        """As with other backbones; what modules read of it is kept at a fixed address, as a CUDA graph wants it."""
+        hidden = super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, rows, heard, is_heard)
+        if self.family.bursts is not None:
+            self.rows_hidden[: len(hidden)].copy_(hidden)
+        return hidden
+
+    def run_module(self, k: int, embeds: torch.Tensor, hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Module k over rows: the embedded rows k + 1 behind them [N, H], and what module k - 1 made of them [N, H].
+
+        positions [N]: of the rows. As published, rotary positions are those of the embedded rows.
+        """
+        both = torch.cat([self.mtp_embed_norms[k](embeds), self.mtp_hidden_norms[k](hidden)], -1)
+        layer = self.model.layers[self.model.config.num_hidden_layers + k]
+        states, residual = layer(positions + (k + 1), self.mtp_projs[k](both), None)
+        states, _ = self.model.norm(states, residual)
+        return states
+
+    def module_attention(self) -> set[str]:
+        """The names of the modules' attention layers, as vLLM knows them."""
+        assert self.family.bursts is not None
+        first = self.model.config.num_hidden_layers
+        layers = itertools.islice(self.model.layers, first, first + self.family.bursts.num_modules)
+        return {layer.self_attn.attn.layer_name for layer in layers}
+
+    def row_predictor(self, said: SaidRows, vllm_config: VllmConfig) -> ModuleRows:
+        """What says further rows: the modules."""
+        assert self.family.bursts is not None
+        return ModuleRows(self, said, self.family.bursts, vllm_config)

@@ -28,7 +28,7 @@ class BurstSampler(SpeechSampler):
         slots, arrays, num_rows = self._slots, self._arrays, batch.num_reqs
         rows = slots.rows(batch)
         num_read = batch.num_computed_tokens_np.astype(np.int64) + batch.num_scheduled_tokens
-        step = BurstBatch(batch, num_read, slots.num_extra(rows, num_read))
+        step = BurstBatch(batch, num_read, slots.num_extra(rows, num_read), slots.is_read_by_modules[rows.slots])
         tokens = arrays.zeros(num_rows, self._width)
         codes = arrays.int32(arrays.zeros(num_rows, self._width, self._codes.shape[2]))
         cuts = arrays.int32(arrays.zeros(num_rows))

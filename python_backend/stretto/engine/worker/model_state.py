@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from vllm.config import CUDAGraphMode, VllmConfig
 from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.worker.gpu.block_table import BlockTables
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.mm.encoder_cache import EncoderCache
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
@@ -26,7 +28,7 @@ from stretto.engine.worker.drawing import RowDraw
 from stretto.engine.worker.frame_predictor import ParallelHeads, Readout
 from stretto.engine.worker.heads import StreamHeads
 from stretto.engine.worker.repetition import RepetitionGuard
-from stretto.engine.worker.row_predictor import SaidRows
+from stretto.engine.worker.row_predictor import RowPredictor, SaidRows
 from stretto.engine.worker.run_slots import NO_SLOT, RunSlots
 from stretto.engine.worker.sampler import SpeechSampler
 from stretto.engine.worker.segment_state import SegmentState
@@ -58,6 +60,7 @@ class SpeechModelState(DefaultModelState):
         assert isinstance(self.dtype, torch.dtype)
         self._batch_embeds = torch.zeros(self.max_num_tokens, self.inputs_embeds_size, dtype=self.dtype, device=device)
         self._step_sampler: StepSampler | None = None
+        self._row_predictor: RowPredictor | None = None
         self.audio_embeddings = None
         if AudioFormat.from_config(self.model_config.hf_config.to_dict()) is not None:
             self.audio_embeddings = AudioEmbeddings(model, self.arrays, self._batch_embeds)
@@ -68,6 +71,8 @@ class SpeechModelState(DefaultModelState):
         if not isinstance(new_req_data, SpeechRequestData):
             new_req_data = SpeechRequestData.of(new_req_data, *warmup_request(new_req_data, self.rules))
         self.slots.fill(req_index, new_req_data)
+        if self._row_predictor is not None:
+            self._row_predictor.place(req_index, new_req_data.num_computed_tokens)
         if self.audio_embeddings is not None:
             assert new_req_data.params is not None
             self.audio_embeddings.place(req_index, new_req_data.params.audios)
@@ -119,6 +124,12 @@ class SpeechModelState(DefaultModelState):
         self._step_sampler = self._kernel_sampler(sampler, readout)
         return self._step_sampler, None
 
+    def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
+        """vLLM's hook: the KV cache has been allocated."""
+        super().initialize_kv_cache(kv_cache_config, block_tables)
+        if self._row_predictor is not None:
+            self._row_predictor.bind(kv_cache_config, block_tables)
+
     def capture_inner_cudagraphs(self, *buffers: object, **more: object) -> None:
         """vLLM's hook for graphs beside its own; it captures twice, the first time to measure their memory."""
         if self._step_sampler is not None:
@@ -146,4 +157,5 @@ class SpeechModelState(DefaultModelState):
             return SpeechSampler(sampler, self.slots, draw, segments)
         said = SaidRows(self.model, tokens, tables.codes, self.arrays, self.rules.family.layout.pad_id)
         model: Any = self.model
-        return BurstSampler(sampler, self.slots, draw, segments, model.row_predictor(said))
+        self._row_predictor = model.row_predictor(said, self.vllm_config)
+        return BurstSampler(sampler, self.slots, draw, segments, self._row_predictor)

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.worker.gpu.block_table import BlockTables
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from stretto.engine.kernels.gpu.gather import gather_rows
@@ -27,16 +29,25 @@ class BurstBatch:
     """The batch of a step.
 
     num_read [B]: how many rows of each request have been read with this step; the first that it says stands there.
-    num_extra [B]: how many it says behind that.
+    num_extra [B]: how many it says behind that. is_read [B]: whether modules read its rows at all.
     """
 
     batch: InputBatch
     num_read: np.ndarray
     num_extra: np.ndarray
+    is_read: np.ndarray
 
 
 class RowPredictor(Protocol):
     """What says further rows in a step."""
+
+    def bind(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
+        """Keep what it must in the KV cache that has been allocated."""
+        ...
+
+    def place(self, slot: int, num_read: int) -> None:
+        """A request has got `slot`; `num_read` of its rows have been read by others, whose blocks it shares."""
+        ...
 
     def __call__(self, hidden: torch.Tensor, step: BurstBatch, say: Say) -> None:
         """Say the rows behind the first, which has been said from `hidden` [B, H].
@@ -49,17 +60,17 @@ class RowPredictor(Protocol):
 class SaidRows:
     """Rows of all streams, read or only just said, by slot and position.
 
-    tokens [R, T] int32: stream 0 of every slot. codes [R, T + 1, S - 1] int32: the others.
+    tokens [R, T] int32: stream 0 of every slot. codes [R, T + 1, S - 1] int32: the others. arrays: as they lie.
     """
 
     def __init__(self, model: Any, tokens: torch.Tensor, codes: torch.Tensor, arrays: Arrays, pad_id: int):
-        self._model, self._arrays, self._pad_id = model, arrays, pad_id
+        self.arrays, self._model, self._pad_id = arrays, model, pad_id
         self._tokens, self._codes = arrays.of(tokens), codes
 
     def embed(self, slots: Array, positions: Array) -> torch.Tensor:
         """The embedded rows at `slots` and `positions`, [N] int64 each: [N, H]; beyond the model's length any."""
         table = self._model.get_submodule("model.embed_tokens").get_parameter("weight")
         rows = self._codes.new_empty(len(slots), 1 + self._codes.shape[2])
-        positions = self._arrays.xp.clip(positions, 0, self._tokens.shape[1] - 1)
+        positions = self.arrays.xp.clip(positions, 0, self._tokens.shape[1] - 1)
         gather_rows(rows, self._tokens[slots, positions], slots, positions, self._codes, self._pad_id)
         return self._model.embed_rows(rows, table.new_empty(len(slots), table.shape[1]))

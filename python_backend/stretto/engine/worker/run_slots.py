@@ -26,7 +26,7 @@ NO_SLOT = -1
 class RunSlots:
     """The slot tables, who is in them, and what the host knows of where each stands.
 
-    partner [R] int64: the slot of the other half, NO_SLOT without one. is_unconditional [R] bool.
+    partner [R] int64: the slot of the other half, NO_SLOT without one. is_unconditional, is_read_by_modules [R] bool.
     lag: how many steps may be in flight. version: another number whenever a slot has changed hands.
     """
 
@@ -41,6 +41,7 @@ class RunSlots:
         self._planners = [BatchPlanner(tables, arrays) for _ in range(rules.max_rows_per_step)]
         self._num_prompt_rows = np.zeros(self.num_slots, np.int64)
         self._schedules: list[BurstSchedule | None] = [None] * (self.num_slots + 1)  # the last is no slot's
+        self.is_read_by_modules = np.zeros(self.num_slots, np.bool_)
         self._speaks = np.array([Segment.AUDIO in task.segments for task in rules.family.tasks])
 
     def fill(self, slot: int, data: SpeechRequestData) -> None:
@@ -57,7 +58,8 @@ class RunSlots:
         self.tables.stage(slot, params, tracker, codes, token_ids[first:])
         self.readback.place(slot, tracker.audio_start)
         self._num_prompt_rows[slot] = data.prompt_len
-        self._schedules[slot] = None if is_warm_up(data.req_id) else self.rules.schedule(params.sampling)
+        schedule = self._schedules[slot] = None if is_warm_up(data.req_id) else self.rules.schedule(params.sampling)
+        self.is_read_by_modules[slot] = schedule is not None and schedule.max_extra > 0
         self._link(data.req_id, slot, params.is_unconditional)
 
     def _link(self, request_id: str, slot: int, is_unconditional: bool) -> None:

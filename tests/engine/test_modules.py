@@ -1,0 +1,139 @@
+"""Modules of MCTP behind a model: every reply is the one that is recomputed from scratch, row by row."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stretto.records.prompt import Prompt
+from tests.engine.harness import Answer, Engine
+from tests.engine.prompts import make_prompt
+from tests.random_checkpoints import write_modules
+from tests.reference.module_lm import ModuleReference
+from tests.speech_families import MODULES
+
+pytestmark = pytest.mark.engine
+MAX_MODEL_LEN = 160
+SCHEDULES = [schedule.name for schedule in MODULES.bursts.schedules]
+TIGHT = {"max_num_batched_tokens": 48, "max_num_seqs": 4, "num_gpu_blocks_override": 9}
+CHUNKED = {"max_num_batched_tokens": 24, "max_num_seqs": 4}
+TINY_BUDGET = {"max_num_batched_tokens": 13, "max_num_seqs": 3}
+Rows = list[list[int]]
+
+
+class Checkpoint:
+    """Random weights, and what the reference makes of them."""
+
+    def __init__(self, folder: Path):
+        self.folder = write_modules(folder, MODULES, "tests.speech_families:MODULES")
+        self._reference = ModuleReference(folder, MODULES, MAX_MODEL_LEN)
+        self._replies: dict[str, Rows] = {}
+
+    def reply(self, prompt: Prompt) -> Rows:
+        key = repr((prompt.task, prompt.sampling, prompt.rows.tolist()))
+        if key not in self._replies:
+            rows, lead = self._reference.reply(prompt)
+            assert lead > 1e-5, "the reference itself was nearly undecided: choose another seed"
+            self._replies[key] = rows
+        return self._replies[key]
+
+    def check(self, prompts: dict[str, Prompt], answers: dict[str, Answer]) -> None:
+        wrong = [name for name, prompt in prompts.items() if answers[name].rows != self.reply(prompt)]
+        assert not wrong, {name: (prompts[name].sampling.schedule, prompts[name].task) for name in wrong}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return Checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def roomy(checkpoint: Checkpoint) -> Iterator[Engine]:
+    engine = Engine(checkpoint.folder, max_model_len=MAX_MODEL_LEN)
+    yield engine
+    engine.shutdown()
+
+
+def prompts() -> dict[str, Prompt]:
+    """Two for each schedule: greedy and drawn, guided or not, audio or text."""
+    made = {f"r{index}": make_prompt(MODULES, index) for index in range(10)}
+    names = [SCHEDULES[index % len(SCHEDULES)] for index in range(10)]
+    return {
+        request_id: replace(prompt, sampling=replace(prompt.sampling, schedule=name))
+        for (request_id, prompt), name in zip(made.items(), names, strict=True)
+    }
+
+
+@pytest.mark.parametrize(
+    ("limits", "is_async"),
+    [({}, True), (TIGHT, False), (TIGHT, True), (CHUNKED, True), (TINY_BUDGET, False)],
+    ids=["roomy-async", "tight-sync", "tight-async", "chunked-async", "tiny_budget-sync"],
+)
+def test_replies_of_all_schedules_are_the_recomputed_ones(
+    checkpoint: Checkpoint, limits: dict[str, int], is_async: bool
+) -> None:
+    """As they come one by one, and once more, from the prefix cache."""
+    given, engine = (
+        prompts(),
+        Engine(checkpoint.folder, max_model_len=MAX_MODEL_LEN, async_scheduling=is_async, **limits),
+    )
+    arrivals = {} if limits is TIGHT else {name: 3 * index for index, name in enumerate(given)}
+    try:
+        answers, again = engine.run(given, arrivals), engine.run(given)
+        assert engine.is_clean()
+    finally:
+        engine.shutdown()
+    checkpoint.check(given, answers)
+    checkpoint.check(given, again)
+    preempted = [name for name, answer in answers.items() if answer.trailer.num_preemptions]
+    assert bool(preempted) == (limits is TIGHT)
+    assert any(answers[name].trailer.num_guided_frames for name in preempted) or limits is not TIGHT
+
+
+def test_a_reply_alone_is_the_one_in_a_batch(checkpoint: Checkpoint, roomy: Engine) -> None:
+    for name, prompt in prompts().items():
+        checkpoint.check({name: prompt}, roomy.run({name: prompt}))
+
+
+def short(rows: np.ndarray, schedule: str, num_rows: int = 9) -> Prompt:
+    """A greedy unguided reply of a few rows behind `rows`."""
+    made = make_prompt(MODULES, 0, "speak", schedule=schedule, guidance_scale=1.0)
+    audio = replace(made.sampling.audio, min_rows=num_rows, max_rows=num_rows)
+    return replace(made, rows=rows.astype(np.int32), sampling=replace(made.sampling, audio=audio))
+
+
+def spoken(num_rows: int, seed: int) -> np.ndarray:
+    """Rows of a prompt with text on stream 0 and nothing beside it."""
+    rows = np.zeros((num_rows, MODULES.layout.num_input_streams), np.int32)
+    rows[:, 0] = np.random.default_rng(seed).integers(16, 47, num_rows)
+    return rows
+
+
+def test_a_prompt_that_parts_from_another_anywhere_in_a_block_is_read_with_its_own_rows(
+    checkpoint: Checkpoint, roomy: Engine
+) -> None:
+    """Modules read rows together with those behind them: the last rows of a shared block would be the other's."""
+    first = spoken(96, 1)
+    roomy.run({"first": short(first, "boost")})
+    for at in range(64, 72):
+        prompt = short(np.concatenate([first[:at], spoken(5, at)]), "boost")
+        checkpoint.check({"second": prompt}, roomy.run({"second": prompt}))
+
+
+def test_a_reply_that_was_broken_off_leaves_no_block_that_modules_have_not_read(
+    checkpoint: Checkpoint, roomy: Engine
+) -> None:
+    for after in range(4, 9):
+        asked = short(spoken(41 + 3 * after % 8, after), "boost", num_rows=40)
+        said = np.array(checkpoint.reply(asked)[:36], np.int32)
+        roomy.run({"first": asked}, aborts={"first": after})
+        second = short(np.concatenate([asked.rows, said, spoken(33, 100 + after)]), "boost")
+        checkpoint.check({"second": second}, roomy.run({"second": second}))
+
+
+def test_what_no_module_has_read_is_not_shared_with_who_needs_it(checkpoint: Checkpoint, roomy: Engine) -> None:
+    rows = spoken(90, 7)
+    for schedule in ("vanilla", "turbo", "vanilla"):
+        checkpoint.check({"one": short(rows, schedule)}, roomy.run({"one": short(rows, schedule)}))

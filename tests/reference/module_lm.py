@@ -1,0 +1,43 @@
+"""The reference with modules behind the model: every row from scratch, all rows before it read again."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+
+from stretto.families.base import Family
+from tests.reference.speech_lm import Context, Reference, Row
+from tests.reference.vita_audio import VitaReference
+
+
+class ModuleContext(Context):
+    """A sequence of rows of which nothing is remembered."""
+
+    modules: VitaReference
+
+    @torch.no_grad()
+    def last_hidden(self, rows: list[Row], place: int) -> torch.Tensor:
+        """The hidden state [1, H] from which the row behind `rows` is said: by the model, or by module `place` - 1."""
+        return self.modules.hidden(self.embed(rows), place - 1)[None]
+
+
+class ModuleReference(Reference):
+    """Hugging Face's Qwen2 in float64, its last layers taken for modules."""
+
+    def __init__(self, folder: Path, family: Family, max_model_len: int):
+        config = json.loads((folder / "config.json").read_text())
+        assert family.bursts is not None
+        num_modules = config["num_nextn_predict_layers"] = family.bursts.num_modules
+        config["num_hidden_layers"] += num_modules
+        weights: dict[str, np.ndarray] = load_file(folder / "model.safetensors")
+        self.family, self.max_model_len = family, max_model_len
+        self.modules = VitaReference(config, weights)
+        self.model, self.bias = self.modules.model, None
+
+    def context(self, heard: dict[int, torch.Tensor] | None = None) -> ModuleContext:
+        """A sequence of rows of which nothing has been read."""
+        made = ModuleContext(self.model, self.family, heard)
+        made.modules = self.modules
+        return made
