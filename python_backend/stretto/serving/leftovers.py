@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stretto.serving import processes
+from stretto.serving.dead_locks import free_dead_locks
 from stretto.serving.environment import LAUNCH_ID
 from stretto.triton_io.flow import remove_stale_tables
 
@@ -71,6 +72,12 @@ class Launch:
                         os.fchmod(descriptor, 0o600)
                 finally:
                     os.close(descriptor)
+
+    def free_dead_locks(self) -> None:
+        """Free what dead stubs have left locked in the server's shared memory: it would end where it finds that."""
+        for path in self.directory.glob(f"{self.region_prefix}*"):
+            with suppress(OSError):  # it is gone, or another user's
+                free_dead_locks(path)
 
     def clean(self) -> None:
         """End the processes and remove the shared memory of this launch's server, which has ended."""

@@ -215,6 +215,7 @@ class Server:
         if not models or not loading(self._config):
             return None
         self._watch.end_models(models)
+        self._launch.free_dead_locks()
         self._watch.close()
         self._watch = self._stuck_since = None
         self._long_lost = lost_children(self.pid)
