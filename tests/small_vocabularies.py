@@ -1,6 +1,8 @@
 """Published families' vocabularies in small: the same structure, few ids."""
 
 from stretto.families.bagpiper.family import BagpiperVocabulary, bagpiper
+from stretto.families.csm.family import CsmVocabulary, csm, llama3_rope
+from stretto.families.depth import DepthSpec
 from stretto.families.opuslm.family import OpusVocabulary, opuslm, opuslm_dialogue
 
 # 256 special tokens, 300 of text, eight streams of a pad and 16 codes each.
@@ -10,6 +12,13 @@ SMALL_BAGPIPER = BagpiperVocabulary(
 # 256 special tokens, 20 semantic ones, eight codebooks of 12 codes, 60 of text.
 SMALL_OPUSLM = OpusVocabulary(vocab_size=432, text=(372, 432), ssl=(256, 276), codec=276, codebook_size=12)
 
+# 60 ids of text, six codebooks of 8 codes each; two zeros end a reply, so that some do so by chance.
+SMALL_DEPTH = DepthSpec(
+    24, 40, 2, num_heads=2, num_kv_heads=1, head_dim=16, eps=1e-5, rope=llama3_rope(32, 0.1, 0.5, 4)
+)
+SMALL_CSM = CsmVocabulary(60, 6, 8, 56, 57, 58, 59, num_end_codebooks=2, max_model_len=512, depth=SMALL_DEPTH)
+
+CSM = csm(SMALL_CSM)
 BAGPIPER, OPUSLM, DIALOGUE = bagpiper(SMALL_BAGPIPER), opuslm(SMALL_OPUSLM), opuslm_dialogue(SMALL_OPUSLM)
 # By the name that a checkpoint's config.json gives.
 FAMILIES = {

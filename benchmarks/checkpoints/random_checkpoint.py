@@ -10,6 +10,8 @@ from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
 from stretto.families.base import Family
+from stretto.families.depth import DepthSpec
+from stretto.streams.layout import StreamLayout
 
 BACKBONES = ("qwen3", "llama", "olmo2")
 
@@ -44,7 +46,7 @@ def write_checkpoint(
         "max_position_embeddings": family.max_model_len,
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": family.depth is not None,  # whose first head is not over this vocabulary
         "dtype": "float32",
     }
     generator = torch.Generator().manual_seed(seed)
@@ -52,6 +54,9 @@ def write_checkpoint(
     if family.has_stream_bias:
         shape = family.layout.num_output_streams, hidden
         weights["stream_bias.weight"] = torch.randn(shape, generator=generator) * 0.5
+    if family.depth is not None:
+        del weights["lm_head.weight"]
+        weights |= _depth_weights(family.depth, family.layout, hidden, generator)
     if audio_config is not None:
         config["audio_config"] = audio_config
         weights |= _audio_weights(audio_config, hidden, generator)
@@ -59,6 +64,37 @@ def write_checkpoint(
     (folder / "config.json").write_text(json.dumps(config))
     save_file(weights, folder / "model.safetensors")
     return folder
+
+
+def _depth_weights(
+    spec: DepthSpec, layout: StreamLayout, hidden: int, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """A depth transformer's, as `stretto convert` writes them."""
+    wide, keys, others = (
+        spec.num_heads * spec.head_dim,
+        spec.num_kv_heads * spec.head_dim,
+        layout.num_output_streams - 1,
+    )
+
+    def random(*shape: int, scale: float) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator) * scale
+
+    weights = {
+        "depth.first_head": random(layout.codebook_size, hidden, scale=0.3),
+        "depth.project.weight": random(spec.hidden, hidden, scale=hidden**-0.5),
+        "depth.embed": random(others * layout.codebook_size, spec.hidden, scale=0.5),
+        "depth.heads": random(others, layout.codebook_size, spec.hidden, scale=0.3),
+        "depth.norm.weight": torch.ones(spec.hidden),
+    }
+    shapes = {"q_proj": (wide, spec.hidden), "k_proj": (keys, spec.hidden), "v_proj": (keys, spec.hidden)}
+    shapes |= {"o_proj": (spec.hidden, wide), "down_proj": (spec.hidden, spec.intermediate)}
+    shapes |= dict.fromkeys(("gate_proj", "up_proj"), (spec.intermediate, spec.hidden))
+    for layer in range(spec.num_layers):
+        for name, shape in shapes.items():
+            weights[f"depth.layers.{layer}.{name}.weight"] = random(*shape, scale=1.5 * shape[1] ** -0.5)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            weights[f"depth.layers.{layer}.{name}.weight"] = torch.ones(spec.hidden)
+    return weights
 
 
 def _audio_weights(audio_config: dict[str, Any], hidden: int, generator: torch.Generator) -> dict[str, torch.Tensor]:

@@ -9,12 +9,14 @@ from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
 from tests.engine.prompts import make_prompt
+from tests.small_vocabularies import CSM
 from tests.speech_families import EIGHT_STREAMS, FORCED_BURSTS
 
 FAMILIES: dict[str, Family] = {
     "tests.speech_families:EIGHT_STREAMS": EIGHT_STREAMS,
     "tiny": TINY,
     "tests.speech_families:FORCED_BURSTS": FORCED_BURSTS,
+    "tests.small_vocabularies:CSM": CSM,
 }
 NUM_PROMPTS = 60
 MAX_MODEL_LEN = 256

@@ -19,7 +19,8 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
     tasks = [each.name for each in family.tasks]
     task = task or tasks[index % len(tasks)]
     random = np.random.default_rng(index)
-    rows = np.zeros((LENGTHS[index % len(LENGTHS)], family.layout.num_input_streams), np.int32)
+    shape = LENGTHS[index % len(LENGTHS)], family.layout.num_input_streams
+    rows = np.full(shape, family.layout.pad_id, np.int32)
     rows[:, 0] = random.integers(16, 47, len(rows))
     if Segment.AUDIO not in family.task(task).segments:
         _fill_with_audio(rows, family, random)

@@ -35,7 +35,7 @@ FOUND = {
 }
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES), ids=["eight_streams", "tiny", "bursts"])
+@pytest.fixture(scope="module", params=list(FAMILIES), ids=["eight_streams", "tiny", "bursts", "csm"])
 def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     running = Stage(tmp_path_factory.mktemp("checkpoint"), request.param)
     yield running

@@ -15,7 +15,7 @@ from stretto.records.prompt import Prompt
 from tests.engine.harness import Answer, Engine
 from tests.engine.prompts import make_prompts
 from tests.random_checkpoints import write_checkpoint
-from tests.small_vocabularies import OPUSLM
+from tests.small_vocabularies import CSM, OPUSLM
 from tests.speech_families import WIDE_TEXT
 
 pytestmark = pytest.mark.engine
@@ -27,8 +27,9 @@ CASES = {
     "wide_text": (WIDE_TEXT, "tests.speech_families:WIDE_TEXT", False),
     "opuslm": (OPUSLM, "tests.small_vocabularies:OPUSLM", True),
     "tiny": (TINY, "tiny", True),
+    "csm": (CSM, "tests.small_vocabularies:CSM", True),
 }
-BACKBONES = {"opuslm": "olmo2"}
+BACKBONES = {"opuslm": "olmo2", "csm": "llama"}
 
 
 def limits(family: Family) -> dict[str, int]:

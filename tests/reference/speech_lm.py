@@ -20,6 +20,7 @@ from stretto.records.prompt import Prompt
 from stretto.records.sampling import SegmentSampling
 from stretto.streams.pattern import FORCED_TAIL, NO_TAIL, PADDED_TAIL, PADDED_WARM_UP, SAMPLED_TAIL
 from stretto.streams.segment import Segment
+from tests.reference.depth import DepthReference
 from tests.reference.noise import uniform
 
 Row = list[int]
@@ -77,6 +78,9 @@ class Reference:
         self.bias = weights.pop("stream_bias.weight") if family.has_stream_bias else None
         self.hearing = {name: weights.pop(name) for name in list(weights) if name.startswith(("audio_", "adaptor."))}
         self.audio_config = config.get("audio_config")
+        self.depth = DepthReference(family, weights) if family.depth else None
+        if config["tie_word_embeddings"]:
+            weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
         self.model.load_state_dict(weights)
 
     def context(self, heard: dict[int, torch.Tensor] | None = None) -> Context:
@@ -118,6 +122,12 @@ class Reference:
         return rows, lead
 
 
+def merged(conditional: list[float], unconditional: list[float], scale: float) -> list[float]:
+    """Guided logits; what neither may be stays so."""
+    pairs = zip(conditional, unconditional, strict=True)
+    return [a if a == b else b + scale * (a - b) for a, b in pairs]
+
+
 class _Reply:
     def __init__(self, reference: Reference, prompt: Prompt, changes: Sequence[tuple[int, bool]]):
         self.changes = changes
@@ -131,7 +141,7 @@ class _Reply:
         self.audio_end: int | None = None
         self.text: list[int] = []
         self.pointer = 0
-        self.was_cut = self.audio_met_limit = False
+        self.was_cut = self.audio_met_limit = self.is_merging = False
         # How many rows follow the row that ends the audio; how many audio rows there are beyond the frames.
         slowest = max(self.family.layout.delays)
         self.tail = {FORCED_TAIL: max(1, slowest - 1), NO_TAIL: 0}.get(self.family.tail, slowest)
@@ -155,19 +165,31 @@ class _Reply:
     def logits(self, context: Context, rows: list[Row]) -> list[list[float]]:
         """Logits for each output stream, over the whole vocabulary, after the last of `rows`."""
         said = self.kinds[: 1 + len(rows) - len(self.prompt.rows)]
-        logits = self.reference.heads(context.last_hidden(rows, len(said) - len(said.rstrip("m"))))[0].tolist()
+        hidden = context.last_hidden(rows, len(said) - len(said.rstrip("m")))
+        if self.reference.depth is not None:
+            return [self.reference.depth.logits(hidden[0], [])] + [[]] * (self.family.layout.num_output_streams - 1)
+        logits = self.reference.heads(hidden)[0].tolist()
         return logits if len(logits) > 1 else logits * self.family.layout.num_output_streams
 
     def guided(self, logits: list[list[float]]) -> list[list[float]]:
         """Logits for each output stream, guided where they are to be."""
         scale = self.sampling.guidance_scale
-        if scale == 1.0 or self.audio_start is None or not self.is_guided(len(self.rows) - self.audio_start):
+        self.is_merging = scale != 1.0 and self.audio_start is not None
+        self.is_merging = self.is_merging and self.is_guided(len(self.rows) - self.audio_start)
+        if not self.is_merging:
             return logits
         self.other = self.other or self.reference.context()
         other = self.logits(self.other, [self.hidden(position) for position in range(len(self.rows))])
         for s in self.family.guided_streams:
-            logits[s] = [b + scale * (a - b) for a, b in zip(logits[s], other[s], strict=True)]
+            logits[s] = merged(logits[s], other[s], scale)
         return logits
+
+    def deeper(self, codes: list[int]) -> list[float]:
+        """Logits of the stream behind those that carry `codes` in the row to come."""
+        logits = self.reference.depth.logits(self.context.said_from[0], codes)
+        if not self.is_merging or len(codes) not in self.family.guided_streams:
+            return logits
+        return merged(logits, self.reference.depth.logits(self.other.said_from[0], codes), self.sampling.guidance_scale)
 
     def is_guided(self, frame: int) -> bool:
         """Whether the row `frame` of the audio segment, counted from its first, is drawn with guidance."""
@@ -217,10 +239,20 @@ class _Reply:
             row[0] = self.draw(logits[0], self.first_ids(frame), 0, self.sampling.audio)
         for s in range(1, len(family.layout.audio)):
             if self.is_read(position, frame - family.layout.delays[s]):
+                logits[s] = logits[s] or self.deeper(row[:s])
                 row[s] = self.draw(logits[s], self.ids(s), s, self.sampling.audio)
             elif frame < family.layout.delays[s] and self.prompt.delayed_tail is not None:
                 row[s] = int(self.prompt.delayed_tail[frame, s - 1])
-        return row
+        return self.ended(row, frame)
+
+    def ended(self, row: Row, frame: int) -> Row:
+        """`row`, or the row of the end where it is the frame that says so."""
+        family = self.family
+        end = list(family.end_frame)
+        if not end or row[: len(end)] != end or frame < self.sampling.audio.min_rows:
+            return row
+        self.audio_end = len(self.rows)
+        return [family.end_of_audio] + [family.layout.pad_id] * (len(row) - 1)
 
     def is_read(self, position: int, spoken: int) -> bool:
         """Whether a stream other than the first, which is at the frame `spoken`, is sampled at `position`."""
@@ -243,7 +275,7 @@ class _Reply:
         return [*layout.audio[stream], *(layout.extra[stream] if layout.extra else ())]
 
     def first_ids(self, frame: int) -> list[int]:
-        ends = list(self.family.drawn_ends) or [self.family.end_of_audio]
+        ends = [] if self.family.end_frame else list(self.family.drawn_ends) or [self.family.end_of_audio]
         return self.ids(0) + ends * (frame >= self.sampling.audio.min_rows)
 
     def text_token(self, logits: list[float]) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import XcodecConfig, XcodecModel
+from transformers import MimiConfig, MimiModel, PretrainedConfig, PreTrainedModel, XcodecConfig, XcodecModel
 
 from stretto.checkpoints import shards
 from stretto.checkpoints.shards import Entry, Written
@@ -20,6 +20,10 @@ from stretto.families.base import Family
 
 WEIGHTS = (".pt", ".pth", ".safetensors")
 FILES = (".json", ".yaml", *WEIGHTS)
+COPIED: dict[str, tuple[type[PretrainedConfig], type[PreTrainedModel]]] = {
+    "xcodec": (XcodecConfig, XcodecModel),
+    "mimi": (MimiConfig, MimiModel),
+}
 
 
 def check_directory(folder: Path, family: Family) -> list[Path]:
@@ -27,6 +31,9 @@ def check_directory(folder: Path, family: Family) -> list[Path]:
     if family.codec == "xcodec":
         config = load_config(XcodecConfig, folder)
         found = (config.num_quantizers, config.codebook_size)
+    elif family.codec == "mimi":
+        mimi = load_config(MimiConfig, folder)
+        found = (mimi.num_quantizers, mimi.codebook_size)
     elif family.codec == "espnet_dac":
         numbers = read_config(folder)
         found = (numbers.num_codebooks, numbers.codebook_size)
@@ -46,22 +53,27 @@ def check_directory(folder: Path, family: Family) -> list[Path]:
 
 @dataclass(frozen=True)
 class Copy:
-    """X-codec's copy, to be written as transformers writes it. record: its config.json."""
+    """The copy of X-codec or Mimi, to be written as transformers writes it. record: its config.json."""
 
     record: dict[str, Any]
     entries: list[Entry]
 
     @classmethod
-    def of(cls, folder: Path | None, tensors: Mapping[str, Tensor], prefix: str) -> "Copy":
-        """The tensors under `prefix`; of the numbers in `folder`, or of hf-audio/xcodec-hubert-general."""
-        config = load_config(XcodecConfig, folder) if folder else XcodecConfig()
-        plan = {f"{prefix}{name}": Part(name, shape) for name, shape in shapes_of(XcodecModel, config).items()}
+    def of(
+        cls, family: Family, folder: Path | None, release: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str
+    ) -> "Copy":
+        """The tensors under `prefix`; of the numbers in `folder`, or of hf-audio/xcodec-hubert-general and, of Mimi, of
+        `codec_config` in what the release says of itself."""
+        config_class, model_class = COPIED[family.codec]
+        numbers = dict(release.get("codec_config", {}))
+        config = load_config(config_class, folder) if folder else config_class.from_dict(numbers)
+        plan = {f"{prefix}{name}": Part(name, shape) for name, shape in shapes_of(model_class, config).items()}
         check(plan, {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}, ())
         entries = [
             Entry(part.name, tensors[name].dtype, part.stored, partial(tensors.__getitem__, name))
             for name, part in plan.items()
         ]
-        return cls({**config.to_dict(), "architectures": ["XcodecModel"]}, entries)
+        return cls({**config.to_dict(), "architectures": [model_class.__name__]}, entries)
 
     def write(self, folder: Path, progress: shards.Progress) -> list[Written]:
         """`config.json` and `model.safetensors`."""

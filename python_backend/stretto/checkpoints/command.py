@@ -32,9 +32,12 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("family", choices=FAMILIES)
     add = parser.add_argument
     add(
-        "--model", type=Path, required=True, help="model.pt, model.pth, 2epoch.pth, or safetensors files in a directory"
+        "--model",
+        type=Path,
+        required=True,
+        help="model.pt, model.pth, 2epoch.pth, or safetensors files: their directory, or their index",
     )
-    add("--config", type=Path, required=True, help="the release's config.yaml; VITA-Audio's config.json")
+    add("--config", type=Path, required=True, help="the release's config.yaml; VITA-Audio's and CSM's config.json")
     add("--tokenizer", type=Path, required=True, help="directory of the public tokenizer that config.yaml names")
     add("--out", type=Path, required=True, help="directory to be made")
     add("--codec", type=Path, help="directory of the codec's own release; copied to codec/")
@@ -44,7 +47,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         help="to hear samples: for OpusLM a directory of espnet/xeus (config.yaml, xeus_checkpoint_new.pth, "
         "km_opus_lm.mdl), for VITA-Audio one of THUDM/glm-4-voice-tokenizer",
     )
-    add("--codec-from-model", action="store_true", help="write codec/ from the copy in Bagpiper's file")
+    add("--codec-from-model", action="store_true", help="write codec/ from the copy in Bagpiper's or CSM's files")
     add("--backbone", type=Path, help="config.json of the backbone, where it is none of the published releases'")
     add("--dtype", choices=DTYPES, help="of the tensors; default: what the model was trained in")
     add("--shard-gb", type=float, default=MAX_SHARD_GB, help=f"size of a file at most, in GB; default {MAX_SHARD_GB}")

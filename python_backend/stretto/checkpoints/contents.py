@@ -14,7 +14,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 def read_contents(release: Release) -> Contents:
     """Reads everything but the tensors' contents; CheckpointError where a file is not what it should be."""
-    read = read_json if release.config.suffix == ".json" else read_yaml
+    read = read_json if release.config.suffix == ".json" else read_yaml  # which would take 1e-05 for a string
     config, tensors = read(release.config), read_tensors(release.model)
     tokenizer, family = Tokenizer.at(release.tokenizer), published(release)
     tag = family.BACKBONE_TAG

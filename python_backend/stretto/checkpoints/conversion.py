@@ -54,7 +54,9 @@ def plan(release: Release) -> Conversion:
     family = read_family(made.record)
     unused = check(made.plan, tensors, made.dropped)
     files = codec.check_directory(release.codec, family) if release.codec and not release.keeps_codec else []
-    copy = codec.Copy.of(release.codec, tensors, family_files.CODEC) if release.keeps_codec else None
+    copy = None
+    if release.keeps_codec:
+        copy = codec.Copy.of(family, release.codec, contents.config, tensors, family_files.CODEC)
     hears = _tokenizer(release.ssl_tokenizer, family) if release.ssl_tokenizer else None
     dropped_shapes = {name: list(tensors[name].shape) for name in unused} | (hears.dropped if hears else {})
     entries, notes = _entries(made.plan, tensors, contents.dtype), notes_on(contents, release)

@@ -16,7 +16,8 @@ from stretto.errors import CheckpointError
 from stretto.families.registry import config_at, json_object
 from stretto.families.tokenizer import TextTokenizer
 
-FAMILIES = ("bagpiper", "opuslm", "opuslm-dialogue", "vita-audio")
+FAMILIES = ("bagpiper", "opuslm", "opuslm-dialogue", "vita-audio", "csm")
+INDEX = ".safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,10 @@ class Release:
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """The tensors of a directory of safetensors files by name, read when they are asked for."""
+    """The tensors of safetensors files by name, read when they are asked for."""
 
-    def __init__(self, folder: Path):
-        files = [safe_open(path, framework="pt") for path in sorted(folder.glob("*.safetensors"))]
+    def __init__(self, paths: list[Path]):
+        files = [safe_open(path, framework="pt") for path in paths]
         self._files = {name: file for file in files for name in file.keys()}  # noqa: SIM118
 
     def __getitem__(self, name: str) -> Tensor:
@@ -63,13 +64,25 @@ class StoredTensors(Mapping[str, Tensor]):
         return len(self._files)
 
 
+def safetensors_files(path: Path) -> list[Path] | None:
+    """The safetensors files of a directory, or those that an index names; None where `path` is neither."""
+    if path.is_dir():
+        return sorted(path.glob("*.safetensors"))
+    if not path.name.endswith(INDEX):
+        return None
+    names = json_object(path).get("weight_map", {})
+    return [path.parent / name for name in sorted(set(names.values()))]
+
+
 def read_tensors(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of `model.pt` ({"module": …}), `model.pth` or `2epoch.pth`, or of a directory of safetensors files.
+    """The tensors of `model.pt` ({"module": …}), `model.pth` or `2epoch.pth`, or of safetensors files: those of a
+    directory, or of an index.
 
     CheckpointError where the file is missing, holds anything but tensors, or is of a kind that cannot stay in its file.
     """
     try:
-        stored = StoredTensors(path) if path.is_dir() else torch.load(path, "cpu", weights_only=True, mmap=True)
+        files = safetensors_files(path)
+        stored = torch.load(path, "cpu", weights_only=True, mmap=True) if files is None else StoredTensors(files)
     except (OSError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
         raise CheckpointError(f"{path}: expected tensors, got {error!r}") from error
     if isinstance(stored, StoredTensors) and stored:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from stretto.families.bursts import Bursts
+from stretto.families.depth import DepthSpec
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import StreamLayout
 from stretto.streams.pattern import FORCED_TAIL, PADDED_WARM_UP, Tail, WarmUp
@@ -90,6 +91,9 @@ class Family:
     bursts: the modules that say further rows in a step, where the model has any.
     penalized: which ids a repetition penalty counts in a text: those `drawn`, or `all`, the prompt's too; None where
     the family has no such penalty.
+    depth: how the streams 1 ... of a row are drawn one after another; None: all at once, from its hidden state.
+    end_frame: ids of the streams 0 ..., as many as count; a row in audio that begins with them is `end_of_audio`, which
+    stream 0 does not draw then.
     """
 
     name: str
@@ -118,6 +122,8 @@ class Family:
     markers: Mapping[str, int] = field(default_factory=dict, hash=False)
     bursts: Bursts | None = None
     penalized: Literal["drawn", "all"] | None = None
+    depth: DepthSpec | None = None
+    end_frame: tuple[int, ...] = ()
 
     def task(self, name: str) -> Task:
         """The task called `name`; KeyError lists the names there are."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from vllm.v1.core.sched.output import NewRequestData
 
 from stretto.engine.request.new_request import SpeechRequestData
@@ -13,7 +14,7 @@ from stretto.engine.request.params import SpeechParams
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.worker.arrays import Arrays, HostArrays, arrays_on
 from stretto.engine.worker.drawing import RowDraw
-from stretto.engine.worker.frame_predictor import ParallelHeads, Readout
+from stretto.engine.worker.frame_predictor import DepthFrames, ParallelHeads, Readout
 from stretto.engine.worker.repetition import RepetitionGuard
 from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.sampler import SpeechSampler
@@ -55,7 +56,7 @@ class RandomHeads:
 
     def raw_first(self, hidden: torch.Tensor) -> torch.Tensor:
         first = hidden @ self._weights[1]
-        first[:, -self._num_ends :] += 9
+        first[:, first.shape[1] - self._num_ends :] += 9
         return first
 
     def raw_codes(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -68,11 +69,39 @@ class RandomHeads:
         return self._shift(self.raw_first(hidden), self.first_offset)
 
     def shifted(self, logits: torch.Tensor, streams: slice) -> torch.Tensor:
-        assert streams == slice(None)
-        return self._shift(logits, self.code_offset).view(len(logits), *self.codes.shape)
+        return self._shift(logits, self.code_offset).view(len(logits), *self.codes[streams].shape)
 
     def _shift(self, logits: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
         return logits if offset is None else logits + offset
+
+
+class RandomDepth:
+    """What `DepthTransformer` gives, of random weights: each code changes what draws the next ones."""
+
+    def __init__(self, family: Family, device: torch.device = CPU, seed: int = 0):
+        random = torch.Generator().manual_seed(seed)
+        num_streams, num_codes = family.layout.num_output_streams, family.layout.codebook_size
+        self.heads = (2 * torch.randn(num_streams - 1, num_codes, WIDTH, generator=random)).to(device)
+        self._embed = torch.randn((num_streams - 1) * num_codes, WIDTH, generator=random).to(device)
+
+    def prepare(self, max_rows: int) -> None:
+        """Nothing."""
+
+    def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+        self._state = hidden + F.embedding(code, self._embed)
+        return self._state.tanh()
+
+    def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
+        self._state = self._state * 0.9 + F.embedding(code, self._embed) * (position % 3 - 1.5)
+        return self._state.tanh()
+
+
+def make_readout(rules: SegmentRules, num_slots: int, device: torch.device = CPU) -> Readout:
+    """What `SpeechModelState` makes of a model, of random weights."""
+    heads: Any = RandomHeads(rules, device)
+    if rules.family.depth is None:
+        return Readout(heads, ParallelHeads(heads))
+    return Readout(heads, DepthFrames(RandomDepth(rules.family, device), rules.family.layout, num_slots))
 
 
 @dataclass
@@ -93,8 +122,7 @@ def side(rules: SegmentRules, num_slots: int, device: torch.device = CPU) -> Sid
 
 def reference(rules: SegmentRules, num_slots: int) -> Side:
     """The sampler of the CPU."""
-    made, heads = side(rules, num_slots), RandomHeads(rules)
-    readout = Readout(heads, ParallelHeads(heads))
+    made, readout = side(rules, num_slots), make_readout(rules, num_slots)
     segments, tables = SegmentState(rules, HostArrays()), made.slots.tables
     guard = RepetitionGuard(made.tokens, tables, rules.family.layout, HostArrays())
     made.sampler = SpeechSampler(STOCK, made.slots, RowDraw(readout, segments, tables, HostArrays(), guard), segments)
@@ -103,8 +131,7 @@ def reference(rules: SegmentRules, num_slots: int) -> Side:
 
 def captured(rules: SegmentRules, num_slots: int, recorder: Recorder | None = None, device: torch.device = CPU) -> Side:
     """The sampler of a GPU, on the CPU with its kernels in Triton's interpreter."""
-    made, heads = side(rules, num_slots, device), RandomHeads(rules, device)
-    readout = Readout(heads, ParallelHeads(heads))
+    made, readout = side(rules, num_slots, device), make_readout(rules, num_slots, device)
     program = StepProgram(readout, rules, made.slots.tables, made.tokens, torch.zeros(num_slots, WIDTH, device=device))
     graphs = StepGraphs(program.launch, num_slots, recorder, lambda variant: True)
     made.sampler = StepSampler(STOCK, made.slots, program, graphs)

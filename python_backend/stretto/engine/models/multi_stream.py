@@ -11,6 +11,7 @@ from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.sequence import IntermediateTensors
 
 from stretto.engine.kernels.gpu.embed import embed_rows
+from stretto.engine.models.depth_transformer import DepthTransformer
 from stretto.engine.models.strict_loading import load_strictly
 from stretto.engine.request.family import family_of
 from stretto.families.audio_format import AudioFormat
@@ -40,6 +41,9 @@ class MultiStreamMixin(Decoder):
         if self.family.has_stream_bias:
             size = self.family.layout.num_output_streams, vllm_config.model_config.get_hidden_size()
             self.stream_bias = StreamBias(*size)
+        if self.family.depth is not None:
+            layout, width = self.family.layout, vllm_config.model_config.get_hidden_size()
+            self.depth = DepthTransformer(self.family.depth, layout.num_output_streams, layout.codebook_size, width)
         if AudioFormat.from_config(config.to_dict()) is not None:
             self.audio_tower = audio_tower(config.audio_config)
             self.adaptor = nn.Linear(config.audio_config["output_dim"], config.hidden_size)

@@ -55,7 +55,9 @@ class SegmentRules:
         return self.family.end_of_text if Segment.AUDIO in task.segments else self.family.end_of_reply
 
     def drawn_ends_of_text(self, task: Task) -> tuple[int, ...]:
-        """What the model draws to close the text segment of `task`: any of these."""
+        """What the model draws to close the text segment of `task`: any of these; none where it writes no text."""
+        if Segment.TEXT not in task.segments:
+            return ()
         if self.family.drawn_ends:
             return self.family.drawn_ends
         end = self.end_of_text(task)
@@ -64,7 +66,9 @@ class SegmentRules:
 
     @cached_property
     def drawn_ends_of_audio(self) -> tuple[int, ...]:
-        """What the model draws to close the audio segment: any of these."""
+        """What the model draws on stream 0 to close the audio segment: any of these; none where a frame does."""
+        if self.family.end_frame:
+            return ()
         return self.family.drawn_ends or (self.family.end_of_audio,)
 
     def cut_of_text(self, task: Task) -> int:
@@ -138,8 +142,7 @@ class SegmentRules:
 
     @cached_property
     def num_text_ids(self) -> int:
-        """Token ids below this are all that the model may draw in a text segment."""
+        """Token ids below this are all that the model may draw in a text segment; 0 where no task has one."""
         stops = [ids.stop for task in self.family.tasks for ids in task.text]
-        return 1 + max(
-            *(stop - 1 for stop in stops), *(max(self.drawn_ends_of_text(task)) for task in self.family.tasks)
-        )
+        ends = [1 + token for task in self.family.tasks for token in self.drawn_ends_of_text(task)]
+        return max(stops + ends, default=0)

@@ -94,7 +94,10 @@ class RowDraw:
 
         said = _both(self._arrays.tensor(_pick(token, step.speaking)), num_paired)
         codes = self._frames(heard, said, draw_codes)[:num_rows]
-        return self._segments.end_audio(token, rows), self._spread(codes, step.speaking, rows)
+        token, spread = self._segments.end_audio(token, rows), self._spread(codes, step.speaking, rows)
+        if self._segments.family.end_frame:
+            token = self._segments.end_frame(token, spread, rows)
+        return token, spread
 
     def _first_logits(self, heard: torch.Tensor, num_rows: int, scale: torch.Tensor) -> torch.Tensor:
         """Stream 0's logits of the first `num_rows` of `heard`; the first P are guided by the P behind `num_rows`."""

@@ -12,14 +12,20 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from stretto.engine.worker.heads import StreamHeads
+from stretto.engine.worker.heads import Product, StreamHeads, exact_product
+from stretto.streams.layout import StreamLayout
 
 # Raw logits [N, k * C] float32 of the k streams in a slice of the streams 1 ..., lines may lie apart -> ids [N, k].
 Draw = Callable[[torch.Tensor, slice], torch.Tensor]
 
 
 class FramePredictor(Protocol):
-    """What draws the further ids of rows in an audio segment."""
+    """What draws the further ids of rows in an audio segment.
+
+    reads_drawn: whether it reads what has been drawn, `token` or ids of `draw`, so that both halves must have it.
+    """
+
+    reads_drawn: bool
 
     def __call__(self, hidden: torch.Tensor, token: torch.Tensor, draw: Draw) -> torch.Tensor:
         """The streams 1 ... [N, K] beside `token` [N], stream 0 as drawn, from hidden states [N, H].
@@ -32,12 +38,48 @@ class FramePredictor(Protocol):
 class ParallelHeads:
     """All streams from one hidden state, at once."""
 
+    reads_drawn = False
+
     def __init__(self, heads: StreamHeads):
         self._heads = heads
 
     def __call__(self, hidden: torch.Tensor, token: torch.Tensor, draw: Draw) -> torch.Tensor:
         """The ids of all streams."""
         return draw(self._heads.raw_codes(hidden), slice(None))
+
+
+class Depth(Protocol):
+    """A depth transformer (`models/depth_transformer.py`): what draws each stream, after the codes of those before."""
+
+    heads: torch.Tensor
+
+    def prepare(self, max_rows: int) -> None: ...
+
+    def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor: ...
+
+    def next(self, code: torch.Tensor, position: int) -> torch.Tensor: ...
+
+
+class DepthFrames:
+    """One stream after another, by a depth transformer that has read those before it: as many draws as streams."""
+
+    reads_drawn = True
+
+    def __init__(self, depth: Depth, layout: StreamLayout, max_rows: int):
+        self._depth, self._num_codes = depth, layout.codebook_size
+        # What a code's id is more than its row of the depth transformer's table.
+        self._shifts = [ids.start - stream * len(ids) for stream, ids in enumerate(layout.audio)]
+        self._heads: list[Product] = [exact_product(rows) for rows in depth.heads.data]
+        depth.prepare(max_rows)
+
+    def __call__(self, hidden: torch.Tensor, token: torch.Tensor, draw: Draw) -> torch.Tensor:
+        """The ids, drawn one stream at a time."""
+        code = (token - self._shifts[0]).clamp(0, self._num_codes - 1)  # of rows that carry no code nothing is read
+        drawn = [draw(self._heads[0](self._depth.begin(hidden, code)), slice(0, 1))]
+        for stream, head in enumerate(self._heads[1:], 1):
+            code = drawn[-1][:, 0] - self._shifts[stream]
+            drawn.append(draw(head(self._depth.next(code, stream + 1)), slice(stream, stream + 1)))
+        return torch.cat(drawn, 1)
 
 
 class Readout(NamedTuple):

@@ -12,6 +12,8 @@ Logits of audio are float32 sums of the weight's products, so that guidance does
 on a GPU those of text are, too. On the CPU the text head, which is not guided, is not copied for it.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from vllm.distributed import tensor_model_parallel_all_gather, tensor_model_parallel_all_reduce
@@ -20,6 +22,13 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from stretto.engine.kernels.cpu import products as on_host
 from stretto.engine.kernels.gpu import products as on_device
 from stretto.engine.request.rules import SegmentRules
+
+Product = Callable[[torch.Tensor], torch.Tensor]
+
+
+def exact_product(rows: torch.Tensor) -> Product:
+    """`x @ rows.T` in float32 for a weight that stays as it is, on its device."""
+    return (on_host if rows.device.type == "cpu" else on_device).Float32Product(rows)
 
 
 class StreamHeads:
@@ -44,10 +53,8 @@ class StreamHeads:
         self.is_text_cut = weight.is_cut and rules.num_text_ids > weight.size
         text_rows = weight.own if self.is_text_cut else weight.span(range(rules.num_text_ids))
         first_rows, code_rows = weight.take(self.first_ids), weight.rows([token for ids in others for token in ids])
-        is_host = device.type == "cpu"
-        exact = on_host.Float32Product if is_host else on_device.Float32Product
-        self._text = (on_host.Product if is_host else on_device.Float32Product)(text_rows)
-        self._first, self._codes = exact(first_rows), exact(code_rows)
+        self._text: Product = (on_host.Product if device.type == "cpu" else on_device.Float32Product)(text_rows)
+        self._first, self._codes = exact_product(first_rows), exact_product(code_rows)
         self.text_offset = self.first_offset = self.code_offset = None
         if stream_bias is not None:
             by_stream = code_rows.view(*self.codes.shape, -1)
@@ -87,6 +94,22 @@ class StreamHeads:
         if not self.is_text_cut:
             return logits
         return tensor_model_parallel_all_gather(logits)[:, : len(self.text_ids)]
+
+
+class FirstHead(StreamHeads):
+    """The one head of a family without text whose frames a depth transformer completes: stream 0 in audio.
+
+    rows [C0, H]: whole on each rank.
+    """
+
+    def __init__(self, rows: torch.Tensor, rules: SegmentRules):
+        first, *others = (rules.audio_ids(stream) for stream in range(rules.family.layout.num_output_streams))
+        self.text_ids = torch.arange(0, device=rows.device)
+        self.first_ids = torch.tensor([*first, *rules.drawn_ends_of_audio], device=rows.device)
+        self.codes = torch.tensor(others, device=rows.device)
+        self.is_text_cut = False
+        self._first = exact_product(rows)
+        self.text_offset = self.first_offset = self.code_offset = None
 
 
 def _offset(rows: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

@@ -25,8 +25,8 @@ from stretto.engine.worker.audio_embeddings import AudioEmbeddings
 from stretto.engine.worker.burst_sampler import BurstSampler
 from stretto.engine.worker.cuda_graphs import CudaRecorder
 from stretto.engine.worker.drawing import RowDraw
-from stretto.engine.worker.frame_predictor import ParallelHeads, Readout
-from stretto.engine.worker.heads import StreamHeads
+from stretto.engine.worker.frame_predictor import DepthFrames, ParallelHeads, Readout
+from stretto.engine.worker.heads import FirstHead, StreamHeads
 from stretto.engine.worker.repetition import RepetitionGuard
 from stretto.engine.worker.row_predictor import RowPredictor, SaidRows
 from stretto.engine.worker.run_slots import NO_SLOT, RunSlots
@@ -113,15 +113,11 @@ class SpeechModelState(DefaultModelState):
 
     def custom_sampler(self, sampler: Sampler) -> tuple[SpeechSampler | StepSampler, None]:
         """vLLM's hook for a sampler of one's own; there is no speculative decoding."""
-        has_bias = self.rules.family.has_stream_bias
-        bias = self.model.get_parameter("stream_bias.weight").data if has_bias else None
-        heads = StreamHeads(self.model.get_submodule("lm_head"), self.rules, bias)
-        readout = Readout(heads, ParallelHeads(heads))
         options = self.vllm_config.additional_config
         in_torch = isinstance(options, dict) and not options.get("step_kernels", True)
         if self.arrays.xp is np or in_torch or self.rules.family.bursts is not None:
-            return self._array_sampler(sampler, readout), None
-        self._step_sampler = self._kernel_sampler(sampler, readout)
+            return self._array_sampler(sampler, self._readout()), None
+        self._step_sampler = self._kernel_sampler(sampler, self._readout())
         return self._step_sampler, None
 
     def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
@@ -134,6 +130,16 @@ class SpeechModelState(DefaultModelState):
         """vLLM's hook for graphs beside its own; it captures twice, the first time to measure their memory."""
         if self._step_sampler is not None:
             self._step_sampler.capture()
+
+    def _readout(self) -> Readout:
+        family = self.rules.family
+        if family.depth is not None:
+            depth: Any = self.model.get_submodule("depth")
+            frames = DepthFrames(depth, family.layout, self.max_num_reqs)
+            return Readout(FirstHead(depth.first_head.data, self.rules), frames)
+        bias = self.model.get_parameter("stream_bias.weight").data if family.has_stream_bias else None
+        heads = StreamHeads(self.model.get_submodule("lm_head"), self.rules, bias)
+        return Readout(heads, ParallelHeads(heads))
 
     def _kernel_sampler(self, sampler: Sampler, readout: Readout) -> StepSampler:
         hidden = self._batch_embeds.new_zeros(self.max_num_reqs, self.model_config.get_hidden_size())

@@ -14,7 +14,7 @@ def end_tables(rules: SegmentRules) -> tuple[np.ndarray, np.ndarray, np.ndarray,
     """
     tasks = rules.family.tasks
     drawn, closings = [rules.drawn_ends_of_text(task) for task in tasks], [rules.closings(task) for task in tasks]
-    last = 1 + max(token for ids in (*drawn, *closings) for token in ids)
+    last = 1 + max((token for ids in (*drawn, *closings) for token in ids), default=0)
     is_end, num_rows = np.zeros((len(tasks), last + 1), np.bool_), np.zeros((len(tasks), last + 1), np.int64)
     for index, ids in enumerate(drawn):
         is_end[index, list(ids)] = True
@@ -46,8 +46,8 @@ class SegmentEnds:
 
     def audio(self, token: Array, must_end: Array) -> tuple[Array, Array]:
         """The same of rows of audio."""
-        is_end = token == self._ends_of_audio[0]
-        for end in self._ends_of_audio[1:]:
+        is_end = token != token
+        for end in self._ends_of_audio:
             is_end = is_end | (token == end)
         return self._xp.where(is_end | must_end, self._end_of_audio, token), must_end & ~is_end
 

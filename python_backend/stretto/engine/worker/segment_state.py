@@ -68,7 +68,7 @@ class SegmentState:
     def mask_audio(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
         """-inf on the ends, the last E columns, before the shortest length, in place: [A, C0 + E] -> [A, C0 + E]."""
         is_short = self._arrays.tensor(_take(rows.frame < rows.limits.audio_min, index))
-        logits[:, -len(self.rules.drawn_ends_of_audio) :].masked_fill_(is_short[:, None], -torch.inf)
+        logits[:, logits.shape[1] - len(self.rules.drawn_ends_of_audio) :].masked_fill_(is_short[:, None], -torch.inf)
         return logits
 
     def end_text(self, token: Array, rows: Rows) -> Array:
@@ -87,6 +87,14 @@ class SegmentState:
         token, is_cut = self._ends.audio(token, must_end & rows.in_audio)
         rows.is_cut = rows.is_cut | is_cut
         return token
+
+    def end_frame(self, token: Array, codes: Array, rows: Rows) -> Array:
+        """`token`, or `end_of_audio` where it begins with `codes` [B, K] the frame that ends the audio."""
+        first, *others = self.family.end_frame
+        ends = rows.in_audio & (token == first) & (rows.frame >= rows.limits.audio_min)
+        for stream, code in enumerate(others):
+            ends = ends & (codes[:, stream] == code)
+        return self._xp.where(ends, self.family.end_of_audio, token)
 
     def follow_script(self, advance: Array, rows: Rows, script_table: Array) -> Array:
         """The frame tokens when the pointers `advance` [B] or stay; script_table [R, E + 1]. Moves the pointers."""

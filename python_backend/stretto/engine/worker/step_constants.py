@@ -30,6 +30,7 @@ class StepConstants:
     tasks: torch.Tensor
     ends: torch.Tensor
     ends_of_audio: torch.Tensor
+    end_frame: torch.Tensor
     transition: torch.Tensor
     streams: torch.Tensor
     denied: torch.Tensor
@@ -55,6 +56,7 @@ class StepConstants:
             tasks=upload([written, cut, limits, speaks]),
             ends=upload([is_end, rows_to_audio]),
             ends_of_audio=upload(rules.drawn_ends_of_audio),
+            end_frame=upload(family.end_frame),
             transition=upload([*family.transition, layout.pad_id]),
             streams=upload([delays, is_hidden]),
             denied=torch.from_numpy(denied_text(rules)).to(tables.state.device),
@@ -73,6 +75,7 @@ def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_id
         num_tasks=len(family.tasks),
         num_ids=num_ids,
         num_ends=len(rules.drawn_ends_of_audio),
+        num_end_frame=len(family.end_frame),
         num_transition=len(family.transition),
         state_stride=tables.state.stride(0),
         script_stride=tables.script.stride(0),

@@ -55,14 +55,17 @@ class StepProgram:
         self._heads, self._tables, self._script = heads, tables, rules.family.script
         self.num_rows, self.num_others = num_rows, self.constants.rules.num_others
         speaks = any(Segment.AUDIO in task.segments for task in rules.family.tasks)
-        self.variants = [variant for variant in VARIANTS if speaks or not variant.speaks]
         self._num_groups = triton.cdiv(rules.num_text_ids, WIDTH.value)
+        writes = self._num_groups > 0
+        self.variants = [each for each in VARIANTS if speaks >= each.speaks and writes >= each.writes]
 
         def int32(*shape: int) -> torch.Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=device)
 
         self.lengths, self.results = int32(num_rows), int32(num_rows * (self.num_others + 3))
-        self._text, first, codes = int32(num_rows), int32(num_rows, 1), int32(num_rows, len(heads.codes))
+        self._text, first = int32(num_rows), int32(num_rows, 1)
+        codes = int32(num_rows, len(heads.codes))
+        codes += heads.codes[:, :1].sum(1)  # each stream's first code, as a depth transformer reads rows that draw none
         num_ends = self.constants.rules.num_ends
         self._first = StreamSet(first, heads.first_offset, heads.first_ids[None], tokens[..., None], 0, num_ends)
         self._codes = StreamSet(codes, heads.code_offset, heads.codes, tables.codes, 1, 0)
@@ -124,7 +127,7 @@ class StepProgram:
             constants.is_guided[first:], self.plan.table, self.lengths, self._tables.state, history, lanes.start,
             drawn.stride(0), logits.stride(0), constants.codebooks.stride(0), self.num_rows,
             self._tables.state.stride(0), history.stride(0), history.stride(1), num_columns, streams.num_ends, first,
-            block,
+            self._frames.reads_drawn, block,
             num_warps=4 if block <= 1024 else 8 if block <= 4096 else 16, **EXACT,
         )  # fmt: skip
 
@@ -134,6 +137,6 @@ class StepProgram:
         advance_kernel[num_rows,](
             self.results, tables.state, tables.script, tables.codes, self._said, self.plan.table, self.lengths,
             self._text, self._first.drawn, self._codes.drawn, constants.tasks, constants.ends, constants.ends_of_audio,
-            constants.transition, constants.streams, constants.rules, triton.next_power_of_2(max(self.num_others, 2)),
-            num_warps=1,
+            constants.end_frame, constants.transition, constants.streams, constants.rules,
+            triton.next_power_of_2(max(self.num_others, 2)), num_warps=1,
         )  # fmt: skip

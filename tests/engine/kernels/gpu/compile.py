@@ -38,9 +38,9 @@ EMBED = {
 }
 GATHER = {"rows": "*i32", "ids": "*i32", "slots": "*i64", "positions": "*i64", "codes": "*i32", "num_rows": "i32"}
 # Of a step's kernels: what is not named is 32-bit integers.
-WIDE = ("token_ids", "codebooks", "is_guided", "state", "script", "tasks", "ends", "ends_of_audio", "transition")
+WIDE = ("token_ids", "codebooks", "is_guided", "state", "script", "tasks", "ends", "ends_of_audio", "end_frame")
 TYPES = {
-    **dict.fromkeys((*WIDE, "streams"), "*i64"),
+    **dict.fromkeys((*WIDE, "streams", "transition"), "*i64"),
     **dict.fromkeys(("logits", "offset", "maxima"), "*fp32"),
     "denied": "*i1",
     "said": "*u8",
@@ -50,6 +50,7 @@ SIZES = {"logits_stride": 8200, "codebooks_stride": 9, "plan_stride": 64, "state
 STREAMS = {
     **SIZES,
     "num_streams": 8,
+    "shares": False,
     "history_slot_stride": 8 * 8193,
     "history_row_stride": 8,
     "num_columns": 1025,
@@ -66,12 +67,13 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (_gather_kernel, GATHER, {"codes_stride": 8193 * 8, "pad_id": 0, "num_streams": 9, "block": 16}, 1),
     (draw_streams_kernel, {}, STREAMS, 8),
     (draw_streams_kernel, {}, {**STREAMS, "offset": None, "num_ends": 2, "num_columns": 5002, "block": 8192}, 16),
+    (draw_streams_kernel, {}, {**STREAMS, "shares": True}, 8),
     (draw_script_kernel, {}, {**SCRIPT, "offset": None}, 4),
     (text_maxima_kernel, {}, TEXT, 8),
     (text_maxima_kernel, {}, {**TEXT, "said": None}, 8),
     (draw_text_kernel, {}, TEXT, 8),
     *((advance_kernel, {}, {"rules": RULES._replace(tail=tail), "block": 8}, 1) for tail in range(4)),
-    (advance_kernel, {}, {"rules": RULES._replace(max_entries=0, num_said=0), "block": 8}, 1),
+    (advance_kernel, {}, {"rules": RULES._replace(max_entries=0, num_said=0, num_end_frame=0), "block": 8}, 1),
 ]
 
 

@@ -88,6 +88,20 @@ def _audio(
 
 
 @triton.jit
+def _end_frame(
+    heard: tl.tensor, drawn: tl.tensor, lanes: tl.tensor, may_end: tl.tensor, end_frame: tl.tensor,
+    rules: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """`heard`, or the end of audio where it begins with the codes `drawn` the frame that ends it."""
+    inside = lanes < rules.num_end_frame - 1
+    codes = tl.load(drawn + lanes, mask=inside, other=0)
+    ends = tl.load(end_frame + 1 + lanes, mask=inside, other=0)
+    num_others = tl.sum((codes != ends).to(tl.int32), 0)
+    is_end = may_end & (heard == tl.load(end_frame)) & (num_others == 0)
+    return tl.where(is_end, rules.end_of_audio, heard)
+
+
+@triton.jit
 def _first_stream(
     text: tl.tensor, audio: tl.tensor, position: tl.tensor, audio_start: tl.tensor, audio_end: tl.tensor,
     behind: tl.tensor, transition: tl.tensor, rules: tl.constexpr,
@@ -203,6 +217,7 @@ def advance_kernel(
     tasks: tl.tensor,  # [4, tasks] int64: what is written for an end of text, for a cut; its limit; whether it speaks
     ends: tl.tensor,  # [2, tasks, ids] int64: whether an id closes the text, how many rows behind it audio may begin
     ends_of_audio: tl.tensor,  # [E] int64
+    end_frame: tl.tensor,  # of stream 0 and those after it, [F] int64
     transition: tl.tensor,  # [n + 1] int64
     streams: tl.tensor,  # [2, S - 1] int64: delays, and whether it is hidden from the other half
     rules: tl.constexpr,
@@ -220,8 +235,8 @@ def advance_kernel(
     slot = tl.load(mine + SLOT * rules.num_rows).to(tl.int64)
     position = tl.load(lengths + row).to(tl.int64)
     token, laid, is_cut = _row(
-        slot, position, row, mine, state, script, codes, text, first, drawn, tasks, ends, ends_of_audio, transition,
-        streams, lanes, rules,
+        slot, position, row, mine, state, script, codes, text, first, drawn, tasks, ends, ends_of_audio, end_frame,
+        transition, streams, lanes, rules,
     )  # fmt: skip
     tl.store(
         codes + slot * rules.codes_stride + position * rules.num_others + lanes, laid, mask=lanes < rules.num_others
@@ -237,7 +252,8 @@ def advance_kernel(
 def _row(
     slot: tl.tensor, position: tl.tensor, row: tl.tensor, mine: tl.tensor, state: tl.tensor, script: tl.tensor,
     codes: tl.tensor, text: tl.tensor, first: tl.tensor, drawn: tl.tensor, tasks: tl.tensor, ends: tl.tensor,
-    ends_of_audio: tl.tensor, transition: tl.tensor, streams: tl.tensor, lanes: tl.tensor, rules: tl.constexpr,
+    ends_of_audio: tl.tensor, end_frame: tl.tensor, transition: tl.tensor, streams: tl.tensor, lanes: tl.tensor,
+    rules: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """The row on all streams, stream 0 apart, and whether a limit closes a segment with it; moves the state on."""
     task = tl.load(mine + TASK * rules.num_rows)
@@ -256,6 +272,10 @@ def _row(
         tl.store(at + POINTER, pointer)
     audio_max = tl.load(mine + AUDIO_MAX * rules.num_rows)
     heard, audio_is_cut = _audio(heard, frame, position, in_audio, audio_max, ends_of_audio, rules)
+    own = drawn + row * rules.num_drawn
+    if rules.num_end_frame > 0:
+        may_end = in_audio & (frame >= tl.load(mine + AUDIO_MIN * rules.num_rows))
+        heard = _end_frame(heard, own, lanes, may_end, end_frame, rules)
     behind = position - audio_end
     if rules.tail == PADDED_TAIL:  # a limit put the end there: it skips the row that is sampled on
         was_limit = (audio_end - audio_start >= audio_max) | (audio_end >= rules.audio_limit)
@@ -265,7 +285,6 @@ def _row(
     lag = tl.where(ends_audio, 0, tl.where(audio_end < 0, -ENDLESS, behind))
     is_forced = position < tl.load(mine + FORCED_UNTIL * rules.num_rows)
     place = codes + slot * rules.codes_stride + position * rules.num_others + lanes
-    own = drawn + row * rules.num_drawn
     laid = _other_streams(own, place, lanes, streams, frame, lag, is_spoken, is_forced, rules)
     if rules.max_entries > 0:
         writes = in_text & (token >= rules.spoken_start) & (token < rules.spoken_stop)

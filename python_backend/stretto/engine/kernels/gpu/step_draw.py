@@ -134,6 +134,15 @@ def _is_repeated(
     return count >= tl.load(mine + RAS_MAX_REPEATS * plan_stride)
 
 
+@triton.jit
+def _place(
+    mine: tl.tensor, length: tl.tensor, state: tl.tensor, plan_stride: tl.constexpr, state_stride: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """A row's slot and position, and where the audio of its reply began."""
+    slot = tl.load(mine + SLOT * plan_stride).to(tl.int64)
+    return slot, tl.load(length), tl.load(state + slot * state_stride + AUDIO_START)
+
+
 @triton.jit(do_not_specialize=["first_lane"])
 def draw_streams_kernel(
     drawn: tl.tensor,  # [N, S] int32, written
@@ -152,6 +161,7 @@ def draw_streams_kernel(
     history_slot_stride: tl.constexpr, history_row_stride: tl.constexpr, num_columns: tl.constexpr,
     num_ends: tl.constexpr,  # of the columns, the last, that may not come before the shortest length
     first_stream: tl.constexpr,
+    shares: tl.constexpr,  # whether the row of the other half gets the ids as well
     block: tl.constexpr,
 ) -> None:  # fmt: skip
     row, stream = tl.program_id(0), tl.program_id(1) + first_lane
@@ -159,9 +169,7 @@ def draw_streams_kernel(
     mine = plan + row
     if tl.load(mine + ROLE * plan_stride) != DRAWS:
         return
-    slot = tl.load(mine + SLOT * plan_stride).to(tl.int64)
-    position = tl.load(lengths + row)
-    audio_start = tl.load(state + slot * state_stride + AUDIO_START)
+    slot, position, audio_start = _place(mine, lengths + row, state, plan_stride, state_stride)
     if (audio_start < 0) | (position < audio_start):
         return
     columns = tl.arange(0, block)
@@ -183,6 +191,8 @@ def draw_streams_kernel(
             place = _noisiest(values, ids, redraw_key_of(key), temperature * 0 + 1, float("-inf"))
             token = tl.load(token_ids + stream * num_columns + place)
     tl.store(drawn + row * num_streams + stream, token.to(tl.int32))
+    if shares:
+        tl.store(drawn + tl.load(mine + OTHER * plan_stride) * num_streams + stream, token.to(tl.int32))
 
 
 @triton.jit
@@ -207,9 +217,7 @@ def draw_script_kernel(
     mine = plan + row
     if tl.load(mine + ROLE * plan_stride) != DRAWS:
         return
-    slot = tl.load(mine + SLOT * plan_stride).to(tl.int64)
-    position = tl.load(lengths + row)
-    audio_start = tl.load(state + slot * state_stride + AUDIO_START)
+    slot, position, audio_start = _place(mine, lengths + row, state, plan_stride, state_stride)
     if (audio_start < 0) | (position < audio_start):
         return
     pointer = tl.load(state + slot * state_stride + POINTER)

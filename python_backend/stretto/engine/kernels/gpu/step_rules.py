@@ -12,7 +12,8 @@ class StepRules(NamedTuple):
     """A family's rules (`request/rules.py`), and the sizes of the tables.
 
     num_rows: N, that the step's tables have room for. num_others: S - 1, the streams beside stream 0, of which the
-    first num_drawn are drawn. num_ids: ids of the tables of ends, the last for all that close nothing. max_entries: of
+    first num_drawn are drawn. num_end_frame: ids with which the frame begins that ends the audio, 0 where none does.
+    num_ids: ids of the tables of ends, the last for all that close nothing. max_entries: of
     a script, 0 where the family has none; index_lane: its index stream among the others. first_start, first_stop: what
     stands for null_id in the other half's row, where the family hides it. num_said: columns of the table of what a
     repetition penalty counts, 0 where the family has none.
@@ -24,6 +25,7 @@ class StepRules(NamedTuple):
     num_tasks: int
     num_ids: int
     num_ends: int
+    num_end_frame: int
     num_transition: int
     state_stride: int
     script_stride: int

@@ -1,0 +1,137 @@
+"""The depth transformer: a few layers over the codebooks of one frame, whole on every rank.
+
+Keys and values lie in one buffer that is made once: every frame writes it anew, position by position, so a step has the
+same launches on the same addresses whatever is in the batch, and a CUDA graph may hold them.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, ReplicatedLinear
+from vllm.model_executor.layers.rotary_embedding import get_rope
+from vllm.model_executor.model_loader.weight_utils import default_weight_loader
+
+from stretto.families.depth import DepthSpec
+
+# The parts of fused weights: whose they are, and which.
+FUSED: dict[str, tuple[str, str | int]] = {
+    **{f"{part}_proj": ("qkv_proj", part) for part in "qkv"},
+    "gate_proj": ("gate_up_proj", 0),
+    "up_proj": ("gate_up_proj", 1),
+}
+
+
+def _weight(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(*shape), requires_grad=False)
+
+
+class DepthTransformer(nn.Module):
+    """The layers of `spec`, and beside them, of S streams with C codes each and W wide rows:
+
+    first_head [C, W]: of stream 0, over the row's hidden state. project [H, W]: from that to position 0.
+    embed [(S - 1) * C, H]: of the codes of the streams 0 ... S - 2. heads [S - 1, C, H]: of the streams 1 ...
+    """
+
+    def __init__(self, spec: DepthSpec, num_streams: int, num_codes: int, width: int):
+        super().__init__()
+        self.spec, self.num_positions = spec, num_streams
+        self.first_head = _weight(num_codes, width)
+        self.project = _linear(width, spec.hidden)
+        self.embed = _weight((num_streams - 1) * num_codes, spec.hidden)
+        self.heads = _weight(num_streams - 1, num_codes, spec.hidden)
+        self.norm = RMSNorm(spec.hidden, eps=spec.eps)
+        self.rotary = get_rope(spec.head_dim, max_position=num_streams, rope_parameters=dict(spec.rope))
+        self.layers = nn.ModuleList(_Layer(spec) for _ in range(spec.num_layers))
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Load what a checkpoint has by these names, queries, keys and values apart, gates and what they open too."""
+        parameters, loaded = dict(self.named_parameters()), set[str]()
+        for name, tensor in weights:
+            path, _, module = name.removesuffix(".weight").rpartition(".")
+            fused, shard = FUSED.get(module, (module, None))
+            target = f"{path}.{fused}.weight" if module in FUSED else name
+            if target not in parameters:
+                raise ValueError(f"there is no depth.{name}")
+            load: Callable[..., None] = getattr(parameters[target], "weight_loader", default_weight_loader)
+            load(parameters[target], tensor, *([] if shard is None else [shard]))
+            loaded.add(target)
+        return loaded
+
+    def prepare(self, max_rows: int) -> None:
+        """Make what the positions of up to `max_rows` rows are written to."""
+        spec, like = self.spec, self.embed
+        shape = spec.num_layers, 2, max_rows, spec.num_kv_heads, self.num_positions, spec.head_dim
+        self._kv = like.new_zeros(shape)
+        self._positions = torch.arange(self.num_positions, device=like.device)[:, None].repeat(1, max_rows)
+        self._first_positions = self._positions[:2].T.reshape(-1).contiguous()
+
+    def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+        """What draws stream 1, [N, H], after the rows' hidden states [N, W] and the codes [N] of stream 0."""
+        x = torch.stack([self.project(hidden), F.embedding(code, self.embed)], 1)
+        return self._read(x.flatten(0, 1), 0, self._first_positions[: 2 * len(hidden)])[1::2]
+
+    def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
+        """What draws stream `position`, [N, H], after the codes [N] of the stream before, as rows of `embed`."""
+        return self._read(F.embedding(code, self.embed), position, self._positions[position, : len(code)])
+
+    def _read(self, x: torch.Tensor, first: int, positions: torch.Tensor) -> torch.Tensor:
+        """Rows x [N * T, H] of T positions from `first` on, each row's one after another, through all layers."""
+        residual = torch.zeros_like(x)
+        for layer, kv in zip(self.layers, self._kv, strict=True):
+            x, residual = layer(x, residual, kv, first, positions, self.rotary)
+        return self.norm(x, residual)[0]
+
+
+class _Layer(nn.Module):
+    def __init__(self, spec: DepthSpec):
+        super().__init__()
+        self.spec = spec
+        self._widths = [spec.num_heads * spec.head_dim, *[spec.num_kv_heads * spec.head_dim] * 2]
+        heads = spec.head_dim, spec.num_heads, spec.num_kv_heads
+        self.qkv_proj = QKVParallelLinear(spec.hidden, *heads, bias=False, return_bias=False, disable_tp=True)
+        self.o_proj = _linear(self._widths[0], spec.hidden)
+        self.gate_up_proj = MergedColumnParallelLinear(
+            spec.hidden, [spec.intermediate] * 2, bias=False, return_bias=False, disable_tp=True
+        )
+        self.down_proj = _linear(spec.intermediate, spec.hidden)
+        self.input_layernorm, self.post_attention_layernorm = (RMSNorm(spec.hidden, eps=spec.eps) for _ in range(2))
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        kv: torch.Tensor,
+        first: int,
+        positions: torch.Tensor,
+        rotary: nn.Module,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the layer adds, and the sum so far; kv [2, max N, heads, P, D] gets the keys and values."""
+        x, residual = self.input_layernorm(x, residual)
+        query, key, value = self.qkv_proj(x).split(self._widths, 1)
+        query, key = rotary(positions, query, key)
+        x = self.o_proj(self._attend(query, key, value, kv, first))
+        x, residual = self.post_attention_layernorm(x, residual)
+        gate, up = self.gate_up_proj(x).chunk(2, 1)
+        return self.down_proj(F.silu(gate) * up), residual
+
+    def _attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kv: torch.Tensor, first: int
+    ) -> torch.Tensor:
+        count = 2 if first == 0 else 1
+        query, key, value = (
+            each.reshape(len(each) // count, count, -1, self.spec.head_dim).transpose(1, 2)
+            for each in (query, key, value)
+        )
+        stop = first + count
+        keys, values = kv[:, : len(query)]
+        keys[:, :, first:stop], values[:, :, first:stop] = key, value
+        seen = keys[:, :, :stop], values[:, :, :stop]
+        out = F.scaled_dot_product_attention(query, *seen, is_causal=first == 0, enable_gqa=True)
+        return out.transpose(1, 2).reshape(len(query) * count, -1)
+
+
+def _linear(num_in: int, num_out: int) -> ReplicatedLinear:
+    return ReplicatedLinear(num_in, num_out, bias=False, return_bias=False)

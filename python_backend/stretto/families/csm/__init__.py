@@ -1,0 +1,1 @@
+"""CSM: Llama over frames of Mimi, and a depth transformer that completes them."""

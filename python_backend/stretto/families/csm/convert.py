@@ -1,0 +1,174 @@
+"""CSM's release: names and shapes as transformers publishes them, and the copy of Mimi that is in the files.
+
+https://huggingface.co/sesame/csm-1b; its folder also holds Sesame's own files of the same weights, so `--model` is the
+index of transformers' files, `transformers.safetensors.index.json`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from transformers import CsmConfig, CsmForConditionalGeneration
+
+from stretto.checkpoints.published import Contents, Converted
+from stretto.checkpoints.release import Release, Tokenizer
+from stretto.checkpoints.tensors import Part, Plan, shapes_of
+from stretto.errors import CheckpointError
+from stretto.families.csm.family import CsmVocabulary
+from stretto.families.depth import DepthSpec
+from stretto.families.registry import NAME, VOCABULARY
+
+BACKBONE_TAG = None  # config.json itself says the numbers
+CODEC = "codec_model."
+EMBEDDINGS = "embed_text_tokens.weight"
+CODES = "depth_decoder.model.embed_tokens.weight"
+CODES_OF_BACKBONE = "backbone_model.embed_tokens.embed_audio_tokens.weight"  # files may hold one of both: they are tied
+PROJECTOR = "depth_decoder.model.inputs_embeds_projector.weight"
+DEPTH, BACKBONE = "depth_decoder.model.", "backbone_model."
+BEGIN, END = "<|begin_of_text|>", "<|end_of_text|>"
+
+
+def convert(release: Release, contents: Contents) -> Converted:
+    """Its checkpoint. Tables are cut to what the codec can say: the ids behind that are never read or drawn."""
+    config = read_config(contents.config)
+    known = vocabulary(config, contents.tokenizer)
+    layout = known.layout
+    record = {
+        "architectures": ["StrettoLlamaForCausalLM"],
+        "model_type": "llama",
+        NAME: "csm",
+        VOCABULARY: known.to_record(),
+        "vocab_size": layout.vocab_size,
+        **{name: getattr(config, name) for name in NUMBERS},
+        "tie_word_embeddings": True,  # there is no head over this vocabulary: `depth.first_head` draws
+        "dtype": contents.dtype,
+    }
+    return Converted(record, plan(config, known, contents.tensors), (CODEC, CODES_OF_BACKBONE))
+
+
+NUMBERS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_parameters",
+    "attention_bias",
+    "mlp_bias",
+)
+
+
+def trained_dtype(config: Mapping[str, Any]) -> str | None:
+    """As config.json says it."""
+    return config.get("dtype", config.get("torch_dtype"))
+
+
+def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
+    """None."""
+    return []
+
+
+def read_config(record: Mapping[str, Any]) -> Any:
+    """The numbers, a CsmConfig; CheckpointError where config.json is of another model, or of one that is not served."""
+    if record.get("model_type") != "csm":
+        raise CheckpointError(f"config.json: expected model_type 'csm', got {record.get('model_type')!r}")
+    try:
+        config: Any = CsmConfig.from_dict(dict(record))
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        said = " ".join(str(error).split())  # some of it in several lines
+        raise CheckpointError(f"config.json: not the numbers of csm: {said}") from error
+    depth = config.depth_decoder_config
+    found = (config.attention_bias, config.mlp_bias, depth.attention_bias, depth.mlp_bias, depth.hidden_act)
+    if found != (False, False, False, False, "silu"):
+        raise CheckpointError(f"config.json: expected layers without biases, and silu; got {found}")
+    if config.codebook_eos_token_id != 0:
+        raise CheckpointError(f"config.json: expected codebook_eos_token_id 0, got {config.codebook_eos_token_id}")
+    return config
+
+
+def vocabulary(config: Any, tokenizer: Tokenizer) -> CsmVocabulary:
+    """Where text and codes lie: text as the tokenizer has it, then what Mimi's codebooks hold."""
+    ids = {spelling: token_id for token_id, spelling in tokenizer.tokens.items()}
+    missing = [name for name in (BEGIN, END) if name not in ids]
+    if missing or tokenizer.size > config.text_vocab_size:
+        got = f"{tokenizer.size} tokens, without {', '.join(missing)}" if missing else f"{tokenizer.size} tokens"
+        expected = f"at most {config.text_vocab_size} tokens with {BEGIN} and {END}"
+        raise CheckpointError(f"{tokenizer.folder}: expected a tokenizer of {expected}, got {got}")
+    return CsmVocabulary(
+        num_text_ids=config.text_vocab_size,
+        num_codebooks=config.num_codebooks,
+        codebook_size=config.codec_config.codebook_size,
+        begin=ids[BEGIN],
+        end=ids[END],
+        pad=config.pad_token_id,
+        end_of_audio=config.audio_eos_token_id,
+        num_end_codebooks=config.num_codebooks - 1,
+        max_model_len=config.max_position_embeddings,
+        depth=depth_spec(config),
+    )
+
+
+def depth_spec(config: Any) -> DepthSpec:
+    """The depth decoder's numbers."""
+    depth = config.depth_decoder_config
+    return DepthSpec(
+        hidden=depth.hidden_size,
+        intermediate=depth.intermediate_size,
+        num_layers=depth.num_hidden_layers,
+        num_heads=depth.num_attention_heads,
+        num_kv_heads=depth.num_key_value_heads,
+        head_dim=depth.head_dim,
+        eps=depth.rms_norm_eps,
+        rope=dict(depth.rope_parameters),
+    )
+
+
+def plan(config: Any, known: CsmVocabulary, tensors: Mapping[str, Tensor]) -> Plan:
+    """What becomes of each tensor; names of layers stay, but for what they begin with."""
+    shapes = shapes_of(CsmForConditionalGeneration, config)
+    read = CODES_OF_BACKBONE if CODES_OF_BACKBONE in tensors else CODES
+    continued = CODES if CODES in tensors else CODES_OF_BACKBONE
+    if read in tensors and tuple(tensors[read].shape) != shapes[read]:
+        found = f"{read} {list(tensors[read].shape)} for {list(shapes[read])}"
+        raise CheckpointError(f"tensors do not fit: of another shape: {found}")
+    width, size, num_streams = config.hidden_size, known.codebook_size, known.num_codebooks
+
+    def table(stored: Tensor) -> Tensor:
+        """The embeddings of the codes that there are, [K, C, W]."""
+        return stored.view(num_streams, config.vocab_size, width)[:, :size]
+
+    def other(name: str, like: Tensor) -> Tensor:
+        return torch.empty(shapes[name], device="meta") if like.is_meta else tensors[name].to(like.dtype)
+
+    def with_codes(text: Tensor) -> Tensor:
+        return torch.cat([text, table(other(read, text)).flatten(0, 1)])
+
+    def projected(codes: Tensor) -> Tensor:
+        """What the depth decoder reads of the codes, but of the last codebook, which it never reads."""
+        seen = table(codes)[:-1].flatten(0, 1)
+        return (seen.float() @ other(PROJECTOR, codes).float().T).to(codes.dtype)
+
+    edits: dict[str, tuple[str, Callable[[Tensor], Tensor] | None]] = {
+        EMBEDDINGS: ("model.embed_tokens.weight", with_codes),
+        "lm_head.weight": ("depth.first_head", lambda stored: stored[:size]),
+        continued: ("depth.embed", projected),
+        PROJECTOR: ("depth.project.weight", None),
+        "depth_decoder.codebooks_head.weight": ("depth.heads", lambda stored: stored.transpose(1, 2)[:, :size]),
+    }
+    parts = {name: Part(new, shapes[name], edit) for name, (new, edit) in edits.items()}
+    for name, shape in shapes.items():
+        if name.startswith((f"{BACKBONE}layers.", f"{BACKBONE}norm.")):
+            parts[name] = Part(f"model.{name.removeprefix(BACKBONE)}", shape)
+        elif name.startswith((f"{DEPTH}layers.", f"{DEPTH}norm.")):
+            parts[name] = Part(_depth_name(name), shape)
+    return parts
+
+
+def _depth_name(name: str) -> str:
+    return "depth." + name.removeprefix(DEPTH).replace("self_attn.", "").replace("mlp.", "")

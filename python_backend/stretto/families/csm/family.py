@@ -1,0 +1,148 @@
+"""CSM (Sesame): Llama 3.2 1B over rows of text or of 32 codes of Mimi, and a depth transformer that completes a frame.
+
+    tts      [bos][0]Hello[eos] ─► frames … the frame that ends
+    speak    [bos][1]Hi[eos] frames … ends  [bos][0]Hello[eos] frames … ends  [bos][0]Bye[eos] ─► frames …
+
+A turn is a speaker's number and words, then what was said, a row a frame, 12.5 a second. The backbone draws the first
+code of a frame, the depth transformer the others, each after those before it. The reply ends with a frame of zeros: in
+all codebooks but the last as transformers reads it, in all as Sesame's own code does. It writes no text, begins with
+audio, and no stream trails another. Guidance is ours: the other half hears neither words nor voices. Numbers are those
+of `sesame/csm-1b`; config.json says what holds for a checkpoint (`speech_vocabulary`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from stretto.families.base import Family, Task, UnconditionalContext
+from stretto.families.depth import DepthSpec
+from stretto.records.sampling import SamplingConfig, SegmentSampling
+from stretto.streams.layout import StreamLayout
+from stretto.streams.pattern import NO_TAIL
+from stretto.streams.segment import Segment
+
+FRAME_RATE = 12.5
+END_CODE = 0
+VOICES = ("0", "1")  # the assistant's number among the speakers; the user has the other
+
+
+def llama3_rope(factor: float, low: float, high: float, length: int, theta: float = 5e5) -> dict[str, Any]:
+    """The rotary embedding of Llama 3, as transformers names its numbers."""
+    return {
+        "rope_type": "llama3",
+        "rope_theta": theta,
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": length,
+    }
+
+
+DEPTH = DepthSpec(
+    hidden=1024,
+    intermediate=8192,
+    num_layers=4,
+    num_heads=8,
+    num_kv_heads=2,
+    head_dim=128,
+    eps=1e-5,
+    rope=llama3_rope(32.0, 0.001953125, 0.0078125, 16),
+)
+
+
+@dataclass(frozen=True)
+class CsmVocabulary:
+    """Ids of text, then of the codebooks, one after another.
+
+    begin, end: of a text. pad: what says nothing. end_of_audio: tells the engine that a reply is over, never read.
+    num_end_codebooks: in how many codebooks, from the first, a frame of zeros ends the audio.
+    """
+
+    num_text_ids: int = 128256
+    num_codebooks: int = 32
+    codebook_size: int = 2048
+    begin: int = 128000
+    end: int = 128001
+    pad: int = 128002
+    end_of_audio: int = 128003
+    num_end_codebooks: int = 31
+    max_model_len: int = 2048
+    depth: DepthSpec = field(default=DEPTH)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_end_codebooks <= self.num_codebooks:
+            raise ValueError(f"num_end_codebooks must be in [1, {self.num_codebooks}], got {self.num_end_codebooks}")
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "CsmVocabulary":
+        """From `speech_vocabulary` in config.json."""
+        return cls(**{**record, "depth": DepthSpec(**record["depth"])})
+
+    def to_record(self) -> dict[str, Any]:
+        """The inverse of `from_record`."""
+        return asdict(self)
+
+    @property
+    def layout(self) -> StreamLayout:
+        size, stop = self.codebook_size, self.num_text_ids + self.num_codebooks * self.codebook_size
+        return StreamLayout(
+            vocab_size=stop,
+            audio=tuple(range(start, start + size) for start in range(self.num_text_ids, stop, size)),
+            delays=(0,) * self.num_codebooks,
+            codebook_streams=tuple(range(self.num_codebooks)),
+            pad_id=self.pad,
+        )
+
+
+# As Sesame's generator draws: https://github.com/SesameAILabs/csm.
+SAMPLING = SamplingConfig(
+    text=SegmentSampling(temperature=0.0),
+    audio=SegmentSampling(temperature=0.9, top_k=50, min_rows=1, max_rows=1125),
+)
+
+
+def csm(vocabulary: CsmVocabulary) -> Family:
+    """The family."""
+    layout = vocabulary.layout
+    first_codes = [ids.start + END_CODE for ids in layout.audio]
+    return Family(
+        name="csm",
+        layout=layout,
+        tasks=(
+            Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING),
+            Task(
+                "speak",
+                (Segment.AUDIO,),
+                (),
+                ("text",),
+                SAMPLING,
+                also=("audio",),
+                answers="assistant",
+                has_history=True,
+            ),
+        ),
+        codec="mimi",
+        end_of_reply=vocabulary.end_of_audio,
+        end_of_text=vocabulary.end_of_audio,
+        end_of_audio=vocabulary.end_of_audio,
+        transition=(),
+        guided_streams=tuple(range(layout.num_output_streams)),
+        unconditional=UnconditionalContext(null_id=vocabulary.pad, keep_first=1, keep_last=1),
+        voices=VOICES,
+        max_text_chars=4000,
+        max_audio_s=60.0,
+        max_model_len=vocabulary.max_model_len,
+        frame_rate=FRAME_RATE,
+        first_chunk_frames=2,
+        steady_chunk_frames=12,
+        tail=NO_TAIL,
+        subwords=range(vocabulary.num_text_ids),
+        markers={"begin": vocabulary.begin, "end": vocabulary.end},
+        depth=vocabulary.depth,
+        end_frame=tuple(first_codes[: vocabulary.num_end_codebooks]),
+    )
+
+
+def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
+    """The family over a checkpoint's vocabulary, by default the published one's."""
+    return csm(CsmVocabulary.from_record(vocabulary) if vocabulary else CsmVocabulary())

@@ -1,0 +1,74 @@
+"""Prompts of CSM: each turn as `[bos][n]words[eos]`, with n the speaker's number, and the frames in which it was said.
+
+    [bos][1]Hi[eos] frames … zeros  [bos][0]Hello[eos] frames … zeros  [bos][0]Bye[eos]
+
+Behind the frames of a turn stands one of zeros, as the model itself would have ended it. The last turn is what is to be
+said now, words alone. A text without what was said may stand before it, audio without its words may not: the model has
+never heard any. Layout: the chat template of `sesame/csm-1b`, and generator.py of https://github.com/SesameAILabs/csm.
+"""
+
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from stretto.codec.base import Codec
+from stretto.errors import InvalidRequest
+from stretto.families.base import Family, Task
+from stretto.families.csm.family import END_CODE, VOICES
+from stretto.families.tokenizer import TextTokenizer
+from stretto.preprocessing.conversation import Piece
+from stretto.preprocessing.prompt import PromptRows, Template
+from stretto.preprocessing.rows import check_codes, code_rows, stream0_rows
+from stretto.preprocessing.subwords import Subwords
+
+
+class CsmTemplate:
+    """Writes the prompts of CSM's checkpoints."""
+
+    def __init__(self, family: Family, subwords: Subwords, codec: Codec):
+        self._family, self._subwords, self._codec = family, subwords, codec
+
+    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
+        """The turns so far, and the words to be said in the voice whose number is `voice`."""
+        assert voice is not None, task.name
+        other = VOICES[1] if voice == VOICES[0] else VOICES[0]
+        turns = [list(turn) for _, turn in groupby(pieces, lambda piece: piece.path.rpartition(".")[0] or piece.path)]
+        spoken = turns[-1]
+        if len(spoken) > 1 or spoken[0].text is None:
+            raise InvalidRequest(spoken[-1].path, "the words to be said, and no audio, in the last turn", "audio")
+        says = "assistant" if task.answers == "assistant" else "user"
+        parts = [self._turn(turn, voice if turn[0].role == says else other) for turn in turns]
+        return PromptRows(np.concatenate(parts))
+
+    def _turn(self, turn: list[Piece], speaker: str) -> np.ndarray:
+        """A turn's words and then its audio, whichever of both the request has first."""
+        words = [piece for piece in turn if piece.text is not None]
+        if not words:
+            raise InvalidRequest(turn[0].path, "audio together with the text that is said in it", "audio alone")
+        rows = [self._text(words[0], speaker)]
+        return np.concatenate([*rows, *(self._audio(piece) for piece in turn if piece.text is None)])
+
+    def _text(self, piece: Piece, speaker: str) -> np.ndarray:
+        begin, end = (self._family.markers[name] for name in ("begin", "end"))
+        assert piece.text is not None
+        if not piece.text:
+            raise InvalidRequest(piece.path, "text of at least one character", "''")
+        ids = self._subwords.ids(f"[{speaker}]{piece.text}", piece.path)
+        return stream0_rows(self._family.layout, [begin, *ids, end])
+
+    def _audio(self, piece: Piece) -> np.ndarray:
+        if piece.codes is not None:
+            check_codes(piece.codes, self._family, piece.path)
+        codes = piece.codes if piece.codes is not None else self._codec.encode(_samples(piece))
+        return code_rows(self._family.layout, np.pad(codes, ((0, 0), (0, 1)), constant_values=END_CODE))
+
+
+def _samples(piece: Piece) -> np.ndarray:
+    assert piece.pcm is not None, piece.path
+    return piece.pcm
+
+
+def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
+    """The template over a checkpoint's tokenizer and Mimi."""
+    return CsmTemplate(family, Subwords(TextTokenizer.at(checkpoint), family), codec)

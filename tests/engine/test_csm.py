@@ -1,0 +1,144 @@
+"""CSM in the engine: frames that a depth transformer completes are those of transformers' own classes."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stretto.families.base import Family
+from stretto.records.prompt import Prompt
+from tests.engine.harness import Engine
+from tests.published_csm import (
+    BEGIN,
+    CODEBOOK_SIZE,
+    END,
+    END_OF_AUDIO,
+    NUM_CODEBOOKS,
+    NUM_TEXT_IDS,
+    CsmReference,
+    convert,
+    make_model,
+    swap_codes,
+)
+
+pytestmark = pytest.mark.engine
+Release = tuple[Path, Family, CsmReference]
+ROOMY: dict[str, Any] = {"max_model_len": 256}
+# 4 of 5 replies at once, prompts in chunks, and room for hardly two of them.
+TIGHT: dict[str, Any] = {
+    "max_model_len": 128,
+    "max_num_batched_tokens": 24,
+    "max_num_seqs": 4,
+    "num_gpu_blocks_override": 8,
+}
+ARRIVALS = {"r0": 0, "r1": 2, "r2": 5, "r3": 6, "r4": 11}
+
+
+def make_prompt(family: Family, index: int, scale: float = 1.0, **changes: object) -> Prompt:
+    """Words of two turns, frames of the first between them."""
+    random = np.random.default_rng(index)
+    num_words, num_frames = 3 + 5 * index, 2 + 7 * (index % 3)
+    words = np.full((num_words, NUM_CODEBOOKS), family.layout.pad_id, np.int32)
+    words[:, 0] = [BEGIN, *random.integers(5, NUM_TEXT_IDS - 8, num_words - 2), END]
+    starts = np.array([ids.start for ids in family.layout.audio])
+    frames = starts + random.integers(CODEBOOK_SIZE, size=(num_frames, NUM_CODEBOOKS))
+    sampling = family.tasks[0].sampling
+    audio = replace(sampling.audio, **{"temperature": 0.0, "max_rows": 14 + index} | changes)
+    rows = np.concatenate([words, frames, words]).astype(np.int32)
+    return Prompt("speak", rows, replace(sampling, audio=audio, guidance_scale=scale, seed=index))
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    return convert(tmp_path_factory.mktemp("csm"), make_model())
+
+
+@pytest.fixture(scope="module")
+def expected(release: Release) -> dict[str, tuple[Prompt, list[list[int]]]]:
+    """Five replies, three of them guided, each alone."""
+    _, family, reference = release
+    made = {}
+    for index, scale in enumerate((1.0, 2.0, 1.0, 3.0, 2.0)):
+        prompt = make_prompt(family, index, scale)
+        made[f"r{index}"] = prompt, (reference.generated(prompt) if scale == 1.0 else reference.guided(prompt))
+    return made
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
+def roomy(release: Release, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    engine = Engine(release[0], async_scheduling=request.param, **ROOMY)
+    yield engine
+    engine.shutdown()
+
+
+@pytest.mark.parametrize("settings", [ROOMY, TIGHT], ids=["roomy", "tight"])
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_replies_are_those_of_generate_and_guided_ones_those_of_two_runs(
+    release: Release, expected: dict[str, tuple[Prompt, list[list[int]]]], settings: dict[str, Any], is_async: bool
+) -> None:
+    """Side by side and staggered; where it is tight in chunks of prompts and preempted, too."""
+    engine = Engine(release[0], async_scheduling=is_async, **settings)
+    try:
+        answers = engine.run({name: prompt for name, (prompt, _) in expected.items()}, ARRIVALS)
+        assert engine.is_clean()
+    finally:
+        engine.shutdown()
+    for name, (_, frames) in expected.items():
+        assert answers[name].rows == [*frames, [END_OF_AUDIO, *[release[1].layout.pad_id] * (NUM_CODEBOOKS - 1)]]
+    assert (sum(each.trailer.num_preemptions for each in answers.values()) > 0) == (settings is TIGHT)
+
+
+def test_drawn_frames_are_the_same_alone_in_company_and_from_the_prefix_cache(roomy: Engine) -> None:
+    """With repeats drawn again, guided and not; an abort leaves nothing behind."""
+    family = roomy.rules.family
+    prompts = {}
+    for index, scale in enumerate((1.0, 2.5, 1.0, 1.5)):
+        prompt = make_prompt(family, index, scale, temperature=0.9, top_k=10, top_p=0.95)
+        sampling = replace(prompt.sampling, ras_window=6 * (index % 2), ras_max_repeats=1)
+        prompts[f"r{index}"] = replace(prompt, sampling=sampling)
+    together = roomy.run(prompts, aborts={"r2": 9})
+    assert len(together["r2"].rows) < 12
+    for name in ("r0", "r1", "r3"):
+        assert roomy.run({name: prompts[name]})[name].rows == together[name].rows
+    other = replace(prompts["r0"], sampling=replace(prompts["r0"].sampling, seed=77))
+    assert roomy.run({"other": other})["other"].rows != together["r0"].rows
+    assert roomy.is_clean()
+
+
+def ended(folder: Path, prompt: Prompt, num_end_codebooks: int) -> list[list[int]]:
+    """The frames of a reply, where zeros in so many codebooks end it."""
+    config = json.loads((folder / "config.json").read_text())
+    config["speech_vocabulary"]["num_end_codebooks"] = num_end_codebooks
+    (folder / "config.json").write_text(json.dumps(config))
+    engine = Engine(folder, **ROOMY)
+    try:
+        return engine.run({"one": prompt})["one"].rows[:-1]
+    finally:
+        engine.shutdown()
+
+
+def test_a_frame_of_zeros_ends_a_reply_by_the_rule_of_transformers_and_by_sesame_s(tmp_path: Path) -> None:
+    """A reply's seventh frame is renamed zeros, but for its last code: so generate ends there, Sesame's code not."""
+    model, last = make_model(), NUM_CODEBOOKS - 1
+    folder, family, reference = convert(tmp_path / "all", model)
+    prompt = make_prompt(family, 0)
+    prompt = replace(prompt, rows=prompt.rows[:3])  # words alone: what is renamed is not in them
+    frames = np.array(reference.generated(prompt)) - [ids.start for ids in family.layout.audio]
+    swap_codes(model, frames[6, :last].tolist())
+    folder, family, reference = convert(tmp_path / "most", model)
+    frames = reference.generated(prompt)
+    starts = [ids.start for ids in family.layout.audio]
+    assert len(frames) == 7
+    assert frames[6][:last] == starts[:last]
+    assert frames[6][last] != starts[last]
+    assert ended(folder, prompt, last) == frames[:6]
+    assert len(ended(folder, prompt, NUM_CODEBOOKS)) == prompt.sampling.audio.max_rows
+    late = replace(prompt, sampling=replace(prompt.sampling, audio=replace(prompt.sampling.audio, min_rows=8)))
+    assert len(ended(folder, late, last)) >= 8
+    swap_codes(model, [0] * last + [frames[6][last] - starts[last]])
+    folder, *_ = convert(tmp_path / "every", model)
+    assert len(ended(folder, prompt, NUM_CODEBOOKS)) == 6

@@ -1,0 +1,61 @@
+"""CSM's release, converted: what does not fit is one clear line, and nothing is written."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stretto.checkpoints.command import main
+from stretto.codec.mimi import load
+from tests.published_csm import NUM_CODEBOOKS, CsmRelease, make_model, write_release
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> CsmRelease:
+    return write_release(tmp_path / "release", make_model())
+
+
+def change(release: CsmRelease, file: str, edit: Callable[[dict[str, Any]], object]) -> None:
+    path = release.folder / file
+    record = json.loads(path.read_text())
+    edit(record)
+    path.write_text(json.dumps(record))
+
+
+def test_the_codec_in_the_files_is_served(release: CsmRelease, tmp_path: Path) -> None:
+    assert load(release.convert(tmp_path / "out") / "codec").spec.num_codebooks == NUM_CODEBOOKS
+
+
+@pytest.mark.parametrize(
+    ("file", "edit", "message"),
+    [
+        ("config.json", lambda record: record.update(model_type="llama"), "expected model_type 'csm', got 'llama'"),
+        ("config.json", lambda record: record.update(attention_bias=True), "expected layers without biases"),
+        ("config.json", lambda record: record.update(rms_norm_eps="small"), "not the numbers of csm"),
+        ("config.json", lambda record: record.update(codebook_eos_token_id=1), "codebook_eos_token_id 0, got 1"),
+        ("config.json", lambda record: record.update(text_vocab_size=300), "at most 300 tokens"),
+        ("config.json", lambda record: record.update(hidden_size=32), "tensors do not fit: of another shape"),
+        ("tokenizer.json", lambda record: record["added_tokens"].pop(-3), "without <|end_of_text|>"),
+        (
+            "transformers.safetensors.index.json",
+            lambda record: record["weight_map"].update(extra="missing.safetensors"),
+            "missing.safetensors",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(
+    release: CsmRelease,
+    file: str,
+    edit: Callable[[dict[str, Any]], object],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    change(release, file, edit)
+    assert main([*release.command, "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()

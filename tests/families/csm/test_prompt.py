@@ -1,0 +1,143 @@
+"""CSM's prompts are those of transformers' processor and model, and what it cannot hear is refused by its place."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from stretto.checkpoints.release import read_tensors
+from stretto.errors import InvalidRequest
+from stretto.families.csm.convert import CODES as TABLE
+from stretto.families.csm.convert import CODES_OF_BACKBONE
+from stretto.preprocessing.request import Preprocessor, RawRequest
+from tests.published_csm import (
+    BEGIN,
+    CODEBOOK_SIZE,
+    END,
+    END_OF_AUDIO,
+    NUM_CODEBOOKS,
+    PAD,
+    CsmReference,
+    convert,
+    make_model,
+    write_release,
+)
+
+PCM = (np.sin(np.arange(9_000) ** 1.3 / 300) / 2).astype(np.float32)  # 4.7 frames
+CODES = np.random.default_rng(0).integers(CODEBOOK_SIZE, size=(NUM_CODEBOOKS, 3)).tolist()
+
+
+@dataclass(frozen=True)
+class Made:
+    """A converted release, and what reads it."""
+
+    preprocessor: Preprocessor
+    reference: CsmReference
+
+    def rows(self, task: str, options: dict[str, Any] | None = None, **inputs: Any) -> np.ndarray:
+        return self.preprocessor.prepare(RawRequest(task=task, options=json.dumps(options or {}), **inputs)).rows
+
+    def ids(self, text: str) -> list[int]:
+        """A turn's words, as the chat template has them."""
+        return [BEGIN, *self.preprocessor.template._subwords.ids(text, "text"), END]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    checkpoint, _, reference = convert(tmp_path_factory.mktemp("csm"), make_model())
+    return Made(Preprocessor(checkpoint), reference)
+
+
+def turn(role: str, **content: Any) -> dict[str, Any]:
+    return {"role": role, **content}
+
+
+def talk(*turns: dict[str, Any]) -> str:
+    return json.dumps(turns)
+
+
+def test_a_text_alone_is_what_the_speaker_says(made: Made) -> None:
+    rows = made.rows("tts", text="a well")
+    assert rows[:, 0].tolist() == made.ids("[0]a well")
+    assert (rows[:, 1:] == PAD).all()
+    assert made.rows("tts", {"voice": "1"}, text="a well")[:, 0].tolist() == made.ids("[1]a well")
+
+
+def test_a_conversation_is_embedded_as_transformers_embeds_it(made: Made) -> None:
+    """Words and audio of the user, words alone of the assistant, and what it is to say."""
+    turns = (
+        turn("user", audio="pcm_in", text="how are you?"),
+        turn("assistant", text="fine"),
+        turn("assistant", text="a well"),
+    )
+    rows = made.rows("speak", messages=talk(*turns), pcm_in=PCM, sample_rate=24_000)
+    model = made.reference.model
+    heard = model.codec_model.encode(torch.from_numpy(PCM)[None, None], num_quantizers=NUM_CODEBOOKS).audio_codes
+    ids = [*made.ids("[1]how are you?"), *[PAD] * heard.shape[2], END_OF_AUDIO]  # the pad stands for audio
+    ids += [*made.ids("[0]fine"), *made.ids("[0]a well")]
+    merged = model._merge_input_ids_with_input_values(
+        torch.tensor([ids]), torch.from_numpy(PCM)[None, None], torch.tensor([[len(PCM)]])
+    )
+    torch.testing.assert_close(made.reference.embeds(torch.from_numpy(rows).long()), merged["inputs_embeds"][0])
+
+
+def test_codes_stand_for_audio_and_the_voice_is_the_assistant_s_number(made: Made) -> None:
+    turns = turn("assistant", text="fine", codes=CODES), turn("user", text="why?"), turn("assistant", text="so")
+    rows = made.rows("speak", {"voice": "1"}, messages=talk(*turns))
+    words = made.ids("[1]fine")
+    frames = rows[len(words) : len(words) + 4] - [ids.start for ids in made.preprocessor.family.layout.audio]
+    assert frames.tolist() == [*np.array(CODES).T.tolist(), [0] * NUM_CODEBOOKS]
+    assert rows[len(words) + 4 :, 0].tolist() == [*made.ids("[0]why?"), *made.ids("[1]so")]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"text": ""}, "text: expected text of at least one character"),
+        ({"text": "a", "options": '{"voice": "2"}'}, "options.voice: expected one of 0, 1"),
+        (
+            {"messages": talk(turn("user", codes=CODES), turn("assistant", text="a"))},
+            "messages[0].codes: expected audio together with the text that is said in it",
+        ),
+        (
+            {"messages": talk(turn("assistant", text="a", codes=CODES))},
+            "messages[0].codes: expected the words to be said, and no audio, in the last turn",
+        ),
+        (
+            {"messages": talk(turn("user", text="b", codes=CODES[:4]), turn("assistant", text="a"))},
+            f"messages[0].codes: expected {NUM_CODEBOOKS} streams, got 4 streams",
+        ),
+        (
+            {"messages": talk(turn("user", text="b", codes=[*CODES[:5], [99] * 3]), turn("assistant", text="a"))},
+            f"messages[0].codes[5]: expected codes in [0, {CODEBOOK_SIZE})",
+        ),
+        ({"text": "o " * 300}, "text: expected a prompt of at most 255 rows"),
+    ],
+)
+def test_bad_input_is_refused_by_its_field(made: Made, inputs: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        made.preprocessor.prepare(RawRequest(**inputs))
+    assert str(refusal.value).startswith(message)
+
+
+def test_both_tables_of_codes_may_be_one(tmp_path: Path) -> None:
+    """Files hold the backbone's, the depth decoder's or both: tied, they are the same."""
+    model = make_model()
+    tables = model.backbone_model.embed_tokens.embed_audio_tokens, model.depth_decoder.model.embed_tokens
+    tables[0].weight.copy_(tables[1].weight)
+    release = write_release(tmp_path / "release", model)
+    both = read_tensors(release.convert(tmp_path / "both"))
+    index = release.folder / "transformers.safetensors.index.json"
+    published = dict(read_tensors(index))
+    for table in (TABLE, CODES_OF_BACKBONE):
+        held = {name: tensor for name, tensor in published.items() if name != table}
+        save_file(held, release.folder / "one.safetensors")
+        index.write_text(json.dumps({"weight_map": dict.fromkeys(held, "one.safetensors")}))
+        alone = read_tensors(release.convert(tmp_path / table))
+        assert alone.keys() == both.keys()
+        assert all(torch.equal(alone[name], both[name]) for name in both)

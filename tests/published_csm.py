@@ -1,0 +1,190 @@
+"""CSM's release with small random weights, as transformers publishes it, and what its own classes reply."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CsmConfig, CsmForConditionalGeneration, DynamicCache
+
+from benchmarks.checkpoints.random_published import write_tokenizer
+from stretto.checkpoints.command import main
+from stretto.families.base import Family
+from stretto.families.registry import family_at
+from stretto.records.prompt import Prompt
+from tests.codec.test_mimi import SMALL as MIMI
+
+NUM_CODEBOOKS, CODEBOOK_SIZE, NUM_TEXT_IDS, WIDTH = 6, 32, 330, 64
+UNUSED = 3  # ids behind the codes of each table, as published
+BEGIN, END, PAD, END_OF_AUDIO = range(318, 322)  # behind the tokenizer's others
+SPECIAL = {"<|begin_of_text|>": BEGIN, "<|end_of_text|>": END, "<|AUDIO|>": PAD, "<|audio_eos|>": END_OF_AUDIO}
+# As published, but for lengths that the tests can outlast.
+ROPE = {"rope_type": "llama3", "factor": 32.0, "rope_theta": 500000.0}
+LAYERS = {
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "num_hidden_layers": 2,
+    "vocab_size": CODEBOOK_SIZE + UNUSED,
+}
+CONFIG: dict[str, Any] = {
+    **LAYERS,
+    "num_codebooks": NUM_CODEBOOKS,
+    "text_vocab_size": NUM_TEXT_IDS,
+    "hidden_size": WIDTH,
+    "intermediate_size": 2 * WIDTH,
+    "max_position_embeddings": 256,
+    "pad_token_id": PAD,
+    "codebook_pad_token_id": CODEBOOK_SIZE + UNUSED - 1,
+    "bos_token_id": BEGIN,
+    "audio_token_id": PAD,
+    "audio_eos_token_id": END_OF_AUDIO,
+    "rope_parameters": ROPE
+    | {"low_freq_factor": 0.125, "high_freq_factor": 0.5, "original_max_position_embeddings": 32},
+    "depth_decoder_config": {
+        **LAYERS,
+        "num_codebooks": NUM_CODEBOOKS,
+        "backbone_hidden_size": WIDTH,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "head_dim": 16,
+        "max_position_embeddings": NUM_CODEBOOKS + 1,
+        "rope_parameters": ROPE
+        | {"low_freq_factor": 0.002, "high_freq_factor": 0.008, "original_max_position_embeddings": 16},
+    },
+    "codec_config": MIMI | {"model_type": "mimi", "num_quantizers": NUM_CODEBOOKS, "codebook_size": CODEBOOK_SIZE},
+}
+
+
+@dataclass(frozen=True)
+class CsmRelease:
+    """Where its files lie, and the model that they hold."""
+
+    folder: Path
+    model: CsmForConditionalGeneration
+
+    @property
+    def command(self) -> list[str]:
+        """What the converter is told of it."""
+        index = self.folder / "transformers.safetensors.index.json"
+        return [
+            "csm",
+            *("--model", str(index)),
+            *("--config", str(self.folder / "config.json")),
+            *("--tokenizer", str(self.folder)),
+            "--codec-from-model",
+        ]
+
+    def convert(self, out: Path) -> Path:
+        """The checkpoint that the converter makes of it."""
+        assert main([*self.command, "--out", str(out)]) == 0
+        return out
+
+
+def make_model(seed: int = 0) -> CsmForConditionalGeneration:
+    """Random weights whose best logit leads; what no codec can say is never drawn."""
+    torch.manual_seed(seed)
+    model = CsmForConditionalGeneration(CsmConfig(**CONFIG)).eval().requires_grad_(False)
+    for name, weight in model.named_parameters():
+        is_norm = "norm" in name
+        scale = 0.1 if is_norm else 0.5 if "embed" in name else 1.5 * weight[0].numel() ** -0.5
+        weight.normal_(float(is_norm), scale)
+    heads = model.lm_head.weight, model.depth_decoder.codebooks_head.weight.transpose(1, 2)
+    for head in heads:
+        head.normal_()
+        head[..., CODEBOOK_SIZE:, :] = 0
+    for module in model.modules():
+        if type(module).__name__ == "MimiEuclideanCodebook":
+            module.embed_sum.normal_()
+    last = model.codec_model.decoder.layers[-1].conv
+    last.bias.zero_()
+    last.weight *= 0.05
+    model.tie_weights()
+    return model
+
+
+def swap_codes(model: CsmForConditionalGeneration, codes: list[int]) -> None:
+    """Let each codebook call 0 what it calls one of `codes`, and the other way round: replies stay as they are else."""
+    size = model.config.vocab_size
+    for k, code in enumerate(codes):
+        heads = model.depth_decoder.codebooks_head.weight
+        head = model.lm_head.weight if k == 0 else heads[k - 1].T
+        tables = model.depth_decoder.model.embed_tokens, model.backbone_model.embed_tokens.embed_audio_tokens
+        for table in (head, *(each.weight[k * size : (k + 1) * size] for each in tables)):
+            table[[0, code]] = table[[code, 0]]
+
+
+def write_release(folder: Path, model: CsmForConditionalGeneration) -> CsmRelease:
+    """The release of a model, in several files with an index, as beside Sesame's own."""
+    model.save_pretrained(folder, max_shard_size="200KB")
+    (folder / "model.safetensors.index.json").rename(folder / "transformers.safetensors.index.json")
+    write_tokenizer(folder, NUM_TEXT_IDS - 8)
+    record = json.loads((folder / "tokenizer.json").read_text())
+    like = record["added_tokens"][0]
+    record["added_tokens"] += [like | {"id": token_id, "content": name} for name, token_id in SPECIAL.items()]
+    (folder / "tokenizer.json").write_text(json.dumps(record))
+    return CsmRelease(folder, model)
+
+
+class CsmReference:
+    """Replies by transformers' own classes: `generate`, or for guided ones every code from the beginning."""
+
+    def __init__(self, model: CsmForConditionalGeneration, family: Family):
+        self.model, self.family = model, family
+        self._starts = torch.tensor([ids.start for ids in family.layout.audio])
+
+    def embeds(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of ids [P, K] as the backbone reads them, [P, H]: text, or frames."""
+        is_frame = rows[:, 1] != self.family.layout.pad_id
+        text = self.model.embed_text_tokens(torch.where(is_frame, 0, rows[:, 0]))
+        codes = torch.where(is_frame[:, None], rows - self._starts, 0)
+        return torch.where(is_frame[:, None], self.model.backbone_model.embed_tokens(codes[None])[0], text)
+
+    @torch.no_grad()
+    def generated(self, prompt: Prompt) -> list[list[int]]:
+        """What `generate` replies greedily: rows of absolute ids, the frame that ends the audio among them."""
+        embeds = self.embeds(torch.from_numpy(prompt.rows).long())[None]
+        codes = self.model.generate(
+            inputs_embeds=embeds,
+            do_sample=False,
+            depth_decoder_do_sample=False,
+            max_new_tokens=prompt.sampling.audio.max_rows,
+        )
+        return (codes[0] + self._starts).tolist()
+
+    @torch.no_grad()
+    def guided(self, prompt: Prompt) -> list[list[int]]:
+        """The same of a guided one, until it has as many rows: two replies, whose logits are merged code by code."""
+        rows = torch.from_numpy(prompt.rows).long()
+        unconditional, hidden = rows.clone(), self.family.unconditional
+        hides = slice(hidden.keep_first, len(rows) - hidden.keep_last)
+        unconditional[hides] = self.family.layout.pad_id
+        unconditional[hides, 0] = hidden.null_id
+        contexts = torch.stack([self.embeds(rows), self.embeds(unconditional)])
+        frames, scale = [], prompt.sampling.guidance_scale
+        for _ in range(prompt.sampling.audio.max_rows):
+            states = self.model.backbone_model(inputs_embeds=contexts, use_cache=False).last_hidden_state[:, -1]
+            codes = [_merged(self.model.lm_head(states), scale)]
+            for _ in range(NUM_CODEBOOKS - 1):
+                logits = self.model.depth_decoder(
+                    input_ids=torch.tensor([[0, *codes]] * 2),
+                    backbone_last_hidden_state=states,
+                    past_key_values=DynamicCache(),
+                ).logits
+                codes.append(_merged(logits[:, -1], scale))
+            frames.append((torch.tensor(codes) + self._starts).tolist())
+            frame = self.model.backbone_model.embed_tokens(torch.tensor([[codes]]))
+            contexts = torch.cat([contexts, frame.expand(2, 1, -1)], 1)
+        return frames
+
+
+def _merged(logits: torch.Tensor, scale: float) -> int:
+    conditional, unconditional = logits
+    return int((unconditional + scale * (conditional - unconditional)).argmax())
+
+
+def convert(folder: Path, model: CsmForConditionalGeneration) -> tuple[Path, Family, CsmReference]:
+    """A release written under `folder` and converted: the checkpoint, its family, and the reference."""
+    checkpoint = write_release(folder / "release", model).convert(folder / "converted")
+    family = family_at(checkpoint)
+    return checkpoint, family, CsmReference(model, family)
