@@ -144,6 +144,9 @@ class Speaking:
     def stats(self) -> dict[str, float]:
         return {"pairs": 1.0}
 
+    def has_work(self) -> bool:
+        return False
+
     def shutdown(self) -> None:
         self.is_shut_down = True
 
@@ -185,6 +188,7 @@ def test_the_decoder_drives_one_worker(monkeypatch: pytest.MonkeyPatch, tmp_path
         made.append((codec, config))
         wait = partial(waits.append, True)
         figures = {"stats": lambda: defaultdict(float), "has_died": False}
+        figures |= {"thread_id": threading.get_native_id(), "has_work": lambda: False}
         return SimpleNamespace(stop=made.clear, wait_until_warm=wait, **figures)
 
     monkeypatch.setattr(module, "DecoderWorker", worker)

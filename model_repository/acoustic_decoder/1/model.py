@@ -1,5 +1,6 @@
 """Triton's adapter of the acoustic decoder."""
 
+import os
 from typing import Any
 
 from stretto.config import DecoderConfig
@@ -8,6 +9,7 @@ from stretto.decoder.worker import DecoderWorker
 from stretto.triton_io import stub
 from stretto.triton_io.decoding_service import DecodingService
 from stretto.triton_io.flow import Outcome, conclude_all
+from stretto.triton_io.hang import HangWatch
 from stretto.triton_io.parameters import ModelParameters
 from stretto.triton_io.seal import SealKey
 
@@ -34,11 +36,14 @@ class TritonPythonModel:
         # Utterances that a decoder before this one has had, and left.
         conclude_all(stub.server_pid(), Outcome.OVERLOADED, "the decoder has ended and was started again; try again")
         self.service = DecodingService(self.worker, self.key.seal)
+        self.watch = HangWatch(self.worker.has_work, [(os.getpid(), self.worker.thread_id)], [stub.server_pid()])
+        self.watch.start("the decoder")
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
             self.service.accept(request)
 
     def finalize(self) -> None:
+        self.watch.stop()
         self.worker.stop()
         self.key.close()

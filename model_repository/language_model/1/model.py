@@ -1,5 +1,6 @@
 """Triton's adapter of the language model."""
 
+import multiprocessing
 from typing import Any
 
 from stretto.config import EngineConfig
@@ -8,6 +9,7 @@ from stretto.triton_io import stub
 from stretto.triton_io.chunk_sender import SenderLimits
 from stretto.triton_io.event_loop import EventLoop
 from stretto.triton_io.flow import FlowTable
+from stretto.triton_io.hang import HangWatch
 from stretto.triton_io.parameters import ModelParameters
 from stretto.triton_io.seal import SealKey
 from stretto.triton_io.speech_service import SpeechService
@@ -38,16 +40,20 @@ class TritonPythonModel:
             max_ahead_s=parameters.seconds("max_audio_ahead_s"),
         )
         self.model = SpeechLLM.launch(config)
+        engines = [(process.pid, process.pid) for process in multiprocessing.active_children()]
         self.loop = EventLoop("language model")  # only now: the engine's process was forked from this one
         self.key = SealKey(stub.server_pid())
         table = FlowTable.create(stub.server_pid())
         self.service = SpeechService(self.model, self.loop, table, limits, self.key.seal)
+        self.watch = HangWatch(self.model.has_work, engines)
+        self.watch.start("the engine")
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
             self.service.accept(request)
 
     def finalize(self) -> None:
+        self.watch.stop()
         self.service.close()
         self.key.close()
         self.model.shutdown()

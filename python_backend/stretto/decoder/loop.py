@@ -30,7 +30,7 @@ WINDOW_MEMORY = 64  # windows
 
 
 class DecodingLoop:
-    """Decodes what comes into a queue. All but `gives_up` and the figures are for one thread, which makes it."""
+    """Decodes what comes into a queue. All but `gives_up`, `unanswered` and figures is for the thread that makes it."""
 
     def __init__(
         self, codec: Codec, config: DecoderConfig, queue: ChunkQueue, counts: Counts, sessions: Sessions
@@ -41,7 +41,7 @@ class DecodingLoop:
         self._counts = counts
         self._sessions = sessions
         self._launcher = make_launcher(codec, config)
-        self._unanswered = Unanswered(counts)
+        self.unanswered = Unanswered(counts)  # in hand
         self._jobs: list[Job] = []  # admitted, at most one of an utterance
         self._batches: deque[tuple[Batch, float]] = deque()  # in flight, and when each was launched by the stopwatch
         self._window_s = 0.0  # that a window takes, as part of its batch
@@ -57,7 +57,7 @@ class DecodingLoop:
     @property
     def is_finished(self) -> bool:
         """Whether there is nothing left to do, nor ever will be."""
-        return not self._unanswered and self._queue.is_finished
+        return not self.unanswered and self._queue.is_finished
 
     def enter(self) -> None:
         """Prepare the thread that calls it, which is to take all turns: graphs, and a warm-up for as long as is set."""
@@ -70,7 +70,7 @@ class DecodingLoop:
         """Answer every chunk in hand with an error; what it was doing for them is dropped."""
         self._jobs = []
         self._batches.clear()
-        for pending in self._unanswered:
+        for pending in self.unanswered:
             self._fail(pending, error)
 
     def turn(self) -> None:
@@ -89,11 +89,11 @@ class DecodingLoop:
 
     def _take_in(self) -> None:
         """Make jobs of what has come; wait for something to come if there is nothing to do."""
-        timeout_s = 0.0 if self._unanswered else self._config.idle_timeout_s / 4
-        busy = {pending.utterance for pending in self._unanswered}
+        timeout_s = 0.0 if self.unanswered else self._config.idle_timeout_s / 4
+        busy = {pending.utterance for pending in self.unanswered}
         taken, abandoned = self._queue.take(timeout_s, busy)
         for pending in taken:
-            self._unanswered.add(pending)
+            self.unanswered.add(pending)
         for utterance in abandoned:
             self._sessions.close(utterance)
         self._jobs += [job for job in map(self._admit, taken) if job is not None]
@@ -123,7 +123,7 @@ class DecodingLoop:
         """Whether a job's utterance is still open; one that was ended meanwhile gets its answer here."""
         is_wanted = self._sessions.is_open(job.pending.utterance, job.session)
         if not is_wanted:
-            self._unanswered.refuse(job.pending, Cancelled("the utterance is over"))
+            self.unanswered.refuse(job.pending, Cancelled("the utterance is over"))
         return is_wanted
 
     def _launch(self, group: list[Job]) -> None:
@@ -173,9 +173,9 @@ class DecodingLoop:
             pending.on_device(at)
         num_samples = 0 if samples is None else len(samples)
         self._sessions.note_sent(session, num_samples)
-        self._unanswered.send(pending, samples, make_event(pending, session, num_samples, self._codec.spec))
+        self.unanswered.send(pending, samples, make_event(pending, session, num_samples, self._codec.spec))
 
     def _fail(self, pending: PendingChunk, error: Exception) -> None:
         """End an utterance with an error."""
         self._sessions.close(pending.utterance)
-        self._unanswered.refuse(pending, error)
+        self.unanswered.refuse(pending, error)

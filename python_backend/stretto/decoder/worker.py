@@ -81,6 +81,16 @@ class DecoderWorker:
         return self._loop.pace_s
 
     @property
+    def thread_id(self) -> int:
+        """The kernel's number of the thread."""
+        assert self._thread.native_id is not None, "a thread that has begun has one"
+        return self._thread.native_id
+
+    def has_work(self) -> bool:
+        """Whether chunks wait to be decoded, or are being decoded."""
+        return len(self._queue) + len(self._loop.unanswered) > 0
+
+    @property
     def has_died(self) -> bool:
         """Whether the thread has ended though nobody stopped it: nothing will be decoded any more."""
         return not self._thread.is_alive() and not self._is_stopping

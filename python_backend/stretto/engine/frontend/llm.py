@@ -77,6 +77,10 @@ class SpeechLLM:
         """The counters now, the scheduler's among them, by name."""
         return asdict(self._stats) | asdict(self._shared.read())
 
+    def has_work(self) -> bool:
+        """Whether the engine has a request that it has not finished."""
+        return self._engine.get_num_unfinished_requests() > 0
+
     def shutdown(self) -> None:
         """Stop the engine and its process."""
         self._engine.shutdown()

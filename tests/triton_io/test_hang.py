@@ -1,0 +1,171 @@
+"""A thread that waits for ever is told from one that is kept waiting, whatever else the machine does."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import Queue
+
+import pytest
+
+from stretto.config import DecoderConfig
+from stretto.decoder.worker import DecoderWorker
+from stretto.triton_io import hang
+from stretto.triton_io.hang import LOOKS, HangWatch
+from tests.decoder.test_worker import pile_up
+from tests.fakes import FakeCodec
+
+Change = Callable[["Machine", int], None]
+
+
+class Machine:
+    """A /proc of two processes: 7, whose thread 8 has work, with its child 9; and 5, for which they may wait."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for pid, tid in ((7, 7), (7, 8), (9, 9), (5, 5)):
+            (folder / f"{pid}/task/{tid}").mkdir(parents=True)
+            self.be(pid, tid, "S")
+            self.use(pid, tid, 100)
+        (folder / "7/task/7/children").write_text("9 ")
+
+    def be(self, pid: int, tid: int, state: str) -> None:
+        (self.folder / f"{pid}/task/{tid}/stat").write_text(f"{tid} (a (name) R) {state} 1 1")
+
+    def use(self, pid: int, tid: int, nanoseconds: int) -> None:
+        (self.folder / f"{pid}/task/{tid}/schedstat").write_text(f"{nanoseconds} 5 3\n")
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def looks_until_it_hangs(machine: Machine, change: Change = lambda *_: None, most: int = 4 * LOOKS) -> int | None:
+    watch = HangWatch(lambda: True, [(7, 8)], [5], machine.folder)
+    for look in range(most):
+        change(machine, look)
+        if watch.look():
+            return look
+    return None
+
+
+def test_a_thread_with_work_that_uses_no_time_while_all_sleep_hangs(machine: Machine) -> None:
+    assert looks_until_it_hangs(machine) == LOOKS
+
+
+def test_a_thread_without_work_may_sleep(machine: Machine) -> None:
+    watch = HangWatch(lambda: False, [(7, 8)], [5], machine.folder)
+    assert not any(watch.look() for _ in range(4 * LOOKS))
+
+
+@pytest.mark.parametrize("who", [(7, 8), (7, 7), (9, 9), (5, 5)])
+@pytest.mark.parametrize("state", ["R", "D", "T", "t"])
+def test_who_is_kept_from_a_processor_or_waits_for_one_who_is_does_not(
+    machine: Machine, who: tuple[int, int], state: str
+) -> None:
+    machine.be(*who, state)
+    assert looks_until_it_hangs(machine) is None
+
+
+@pytest.mark.parametrize(("every", "found"), [(4, LOOKS), (2, None)])
+def test_others_may_wake_up_now_and_then(machine: Machine, every: int, found: int | None) -> None:
+    def change(machine: Machine, look: int) -> None:
+        machine.be(9, 9, "S" if look % every else "R")
+
+    assert looks_until_it_hangs(machine, change) == found
+
+
+def test_who_slept_before_another_is_kept_from_a_processor_does_not(machine: Machine) -> None:
+    def change(machine: Machine, look: int) -> None:
+        machine.be(9, 9, "S" if look < LOOKS // 2 else "R")
+
+    assert looks_until_it_hangs(machine, change) is None
+
+
+def test_a_thread_that_uses_the_least_time_now_and_then_does_not_hang(machine: Machine) -> None:
+    def change(machine: Machine, look: int) -> None:
+        machine.use(7, 8, 100 + look // (LOOKS // 2))
+
+    assert looks_until_it_hangs(machine, change) is None
+
+
+def test_of_several_all_must_hang(machine: Machine) -> None:
+    watch = HangWatch(lambda: True, [(7, 8), (9, 9)], (), machine.folder)
+    for look in range(4 * LOOKS):
+        machine.use(9, 9, look)
+        assert not watch.look()
+    assert any(watch.look() for _ in range(2 * LOOKS))
+
+
+@pytest.mark.parametrize("missing", ["schedstat", ""])
+def test_where_proc_does_not_say_nothing_hangs(machine: Machine, missing: str) -> None:
+    place = machine.folder / "7/task/8"
+    for file in place.iterdir():
+        if not missing or file.name == missing:
+            file.unlink()
+    if not missing:
+        place.rmdir()
+    assert looks_until_it_hangs(machine) is None
+
+
+WAITS = "import threading; print(flush=True); threading.Event().wait()"
+WORKS = "print(flush=True)\nwhile True: sum(range(1000))"
+POLLS = "import time; print(flush=True)\nwhile True: time.sleep(0.001)"
+HAS_A_CHILD_THAT_WORKS = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {WORKS!r}])"
+
+
+@pytest.fixture
+def started(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that does what the parameter says, as one of a session that ends with the test."""
+    process = subprocess.Popen([sys.executable, "-c", request.param], stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    assert process.stdout.read(1)
+    yield process
+    os.killpg(process.pid, 9)
+    process.wait(60)
+
+
+@pytest.mark.parametrize("started", [WAITS], indirect=True)
+def test_a_real_thread_that_waits_for_ever_is_found(started: subprocess.Popen[bytes]) -> None:
+    watch = HangWatch(lambda: True, [(started.pid, started.pid)])
+    deadline = time.monotonic() + 60
+    while not watch.look():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("started", [WORKS, POLLS, HAS_A_CHILD_THAT_WORKS], indirect=True)
+def test_a_real_one_that_works_or_waits_for_one_that_does_is_not(started: subprocess.Popen[bytes]) -> None:
+    watch = HangWatch(lambda: True, [(started.pid, started.pid)])
+    for _ in range(3 * LOOKS):
+        assert not watch.look()
+        time.sleep(0.01)
+
+
+def test_a_decoder_whose_codec_never_returns_is_found_and_an_idle_one_is_not() -> None:
+    codec = FakeCodec(poison=7)
+    worker = DecoderWorker(codec, DecoderConfig(stop_timeout_s=5))
+    worker.wait_until_warm()
+    watch = HangWatch(worker.has_work, [(os.getpid(), worker.thread_id)])
+    assert not any(watch.look() for _ in range(2 * LOOKS))
+    pile_up(worker, codec)
+    deadline = time.monotonic() + 50
+    while not watch.look():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    codec.gate.set()
+    worker.stop()
+
+
+def test_the_process_of_the_watch_ends_with_what_hangs(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: Queue[str] = Queue()
+    monkeypatch.setattr("stretto.triton_io.stub.end", ended.put)
+    monkeypatch.setattr(hang, "LOOK_S", 0.001)
+    watch = HangWatch(lambda: True, [(7, 8)], [5], machine.folder)
+    watch.start("the engine")
+    assert ended.get(timeout=60) == "the engine hangs"
+    watch.stop()
+    assert not watch.look()
