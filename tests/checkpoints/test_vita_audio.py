@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 from benchmarks.checkpoints import random_vita
 from stretto.checkpoints.command import main
 from stretto.families.registry import family_at
+from stretto.families.vita_audio.family import SCHEDULES
 from tests.vita_release import command
 
 TYPES = "qwen2_mtp", "qwen2"
@@ -27,10 +28,8 @@ def test_tensors_and_numbers_are_the_published_ones(tmp_path: Path) -> None:
     out = converted(tmp_path)
     published = load_file(tmp_path / "release" / "model.safetensors")
     written = {name: tensor for path in out.glob("*.safetensors") for name, tensor in load_file(path).items()}
-    main_names = {name for name in published if not name.startswith("mtp_")}
-    main_names -= {name for name in main_names if name.startswith("model.layers.") and int(name.split(".")[2]) >= 2}
-    assert main_names <= written.keys()
-    assert all(np.array_equal(published[name], written[name]) for name in main_names)
+    assert published.keys() == written.keys()
+    assert all(np.array_equal(published[name], written[name]) for name in published)
     family, tokens = family_at(out), json.loads((out / "tokenizer.json").read_text())["added_tokens"]
     ids = {token["content"]: token["id"] for token in tokens}
     assert family.layout.audio[0] == range(ids["<|audio_0|>"], ids["<|audio_63|>"] + 1)
@@ -38,9 +37,33 @@ def test_tensors_and_numbers_are_the_published_ones(tmp_path: Path) -> None:
     assert family.markers["begin_of_audio"] == ids["<|begin_of_audio|>"]
 
 
+@pytest.mark.parametrize("mode", SCHEDULES)
+def test_a_release_s_own_schedule_is_the_first_and_the_others_may_be_asked_for(tmp_path: Path, mode: str) -> None:
+    release = random_vita.write_release(tmp_path / "release")
+    (release / "generation_config.json").write_text(json.dumps({"mtp_inference_mode": list(SCHEDULES[mode])}))
+    assert main(command(release, tmp_path / "out")) == 0
+    bursts = family_at(tmp_path / "out").bursts
+    assert bursts.num_modules == 10
+    assert bursts.schedules[0].name == mode
+    assert {each.name: each.mode for each in bursts.schedules} == SCHEDULES
+
+
+def test_modules_are_taken_from_below_the_model_too(tmp_path: Path) -> None:
+    """Some tools write their names so."""
+    release = random_vita.write_release(tmp_path / "release")
+    stored = load_file(release / "model.safetensors")
+    below = {f"model.{name}" if name.startswith("mtp_") else name: tensor for name, tensor in stored.items()}
+    save_file(below, release / "model.safetensors")
+    assert main(command(release, tmp_path / "out")) == 0
+    written = {name for path in (tmp_path / "out").glob("*.safetensors") for name in load_file(path)}
+    assert written == stored.keys()
+
+
 def test_a_release_without_modules_is_converted_too(tmp_path: Path) -> None:
     plain = {**random_vita.SMALL, "model_type": "qwen2", "num_hidden_layers": 2, "num_nextn_predict_layers": 0}
-    assert json.loads((converted(tmp_path, plain) / "config.json").read_text())["num_hidden_layers"] == 2
+    out = converted(tmp_path, plain)
+    assert json.loads((out / "config.json").read_text())["num_hidden_layers"] == 2
+    assert family_at(out).bursts is None
 
 
 def config(**changes: object) -> Callable[[Path], None]:
@@ -50,6 +73,10 @@ def config(**changes: object) -> Callable[[Path], None]:
         (release / "config.json").write_text(json.dumps(record))
 
     return apply
+
+
+def generation(**changes: object) -> Callable[[Path], None]:
+    return lambda release: (release / "generation_config.json").write_text(json.dumps(changes))
 
 
 def tensors(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
@@ -70,6 +97,10 @@ def tokenizer(old: str, new: str) -> Callable[[Path], None]:
     return apply
 
 
+def few_modules(release: Path) -> None:
+    random_vita.write_release(release, {**random_vita.SMALL, "num_hidden_layers": 3, "num_nextn_predict_layers": 1})
+
+
 REFUSED: list[tuple[str, Callable[[Path], None], str]] = [
     ("plus", config(model_type="qwen2_mtp_sensevoice"), "got 'qwen2_mtp_sensevoice': VITA-Audio-Plus, which hears"),
     ("other", config(model_type="llama"), f"config.json: model_type: expected one of {TYPES}, got 'llama'"),
@@ -78,6 +109,9 @@ REFUSED: list[tuple[str, Callable[[Path], None], str]] = [
     ("vocabulary", config(vocab_size=300), "364 tokens for a vocab_size of 300"),
     ("marker", tokenizer("<|begin_of_audio|>", "<|begin_of_sound|>"), "expected a token <|begin_of_audio|>, got none"),
     ("codes", tokenizer('"<|audio_9|>"', '"<|audio_99|>"'), "expected <|audio_9|>"),
+    ("mode", generation(mtp_inference_mode=[1, 4, 3]), "mtp_inference_mode: expected one of [8192, 0], [1, 4, 3, 8,"),
+    ("few modules", few_modules, "mtp_inference_mode: [1, 4, 3, 8, 4, 10] for 1 modules"),
+    ("module", tensors(lambda each: each.pop("mtp_projs.3.weight")), "missing: mtp_projs.3.weight"),
     ("missing", tensors(lambda each: each.pop("model.layers.1.mlp.up_proj.weight")), "missing: model.layers.1.mlp.up"),
     ("unknown", tensors(lambda each: each.update(odd=np.zeros(2, np.float32))), "unknown: odd"),
     (

@@ -49,6 +49,7 @@ def read_options(
         ras_window=given.get("ras_window", defaults.ras_window),
         ras_max_repeats=given.get("ras_max_repeats", defaults.ras_max_repeats),
         repetition_penalty=options.get("repetition_penalty", defaults.repetition_penalty),
+        schedule=_schedule(options, family) if "schedule" in options else defaults.schedule,
         **_guidance(options),
     )
     delivery = read_delivery(options, family, frame_rate, held_frames, blocks)
@@ -133,6 +134,14 @@ def _guidance(options: OptionsRecord) -> dict[str, Any]:
     if "until_s" in guidance:
         fields["guided_until_s"] = guidance["until_s"]
     return fields
+
+
+def _schedule(options: OptionsRecord, family: Family) -> str:
+    names = [schedule.name for schedule in family.bursts.schedules] if family.bursts else []
+    if (schedule := options["schedule"]) not in names:
+        expected = f"one of {', '.join(names)}" if names else "none: this model says one row a step"
+        raise InvalidRequest("options.schedule", expected, shown(schedule))
+    return schedule
 
 
 def _voice(options: OptionsRecord, family: Family) -> str | None:

@@ -64,7 +64,8 @@ class ChunkingOptions(TypedDict, total=False):
 
 
 class OptionsRecord(TypedDict, total=False):
-    """All of it. temperature, top_k, top_p: of the segment that the task ends with. voice: the family knows which."""
+    """All of it. temperature, top_k, top_p: of the segment that the task ends with. voice, schedule: the family knows
+    which."""
 
     seed: Integer
     voice: Any
@@ -78,6 +79,7 @@ class OptionsRecord(TypedDict, total=False):
     guidance: Annotated[GuidanceOptions, OBJECT]
     script_temperature: Number
     repetition_penalty: Number
+    schedule: Any
     output: Annotated[OutputOptions, OBJECT]
     chunking: Annotated[ChunkingOptions, OBJECT]
 

@@ -7,17 +7,19 @@ so their names begin with `mtp_`; some tools write `model.` before that.
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from stretto.checkpoints.backbone import config_of, shapes
 from stretto.checkpoints.published import Contents, Converted
-from stretto.checkpoints.release import Release, Tokenizer
+from stretto.checkpoints.release import Release, Tokenizer, read_json
 from stretto.checkpoints.tensors import Part, Plan
 from stretto.errors import CheckpointError
 from stretto.families.registry import NAME, VOCABULARY
-from stretto.families.vita_audio.family import MARKERS, VitaVocabulary
+from stretto.families.vita_audio.family import BALANCE, MARKERS, SCHEDULES, VANILLA, VitaVocabulary
 
 BACKBONE_TAG = None
 EMBEDDINGS = "model.embed_tokens.weight"
@@ -44,11 +46,16 @@ def convert(release: Release, contents: Contents) -> Converted:
         raise CheckpointError("VITA-Audio: --codec-from-model and --backbone are for other families")
     config = contents.config
     num_main, num_modules = layers(config)
-    known = vocabulary(contents.tokenizer, config["vocab_size"])
+    known = replace(
+        vocabulary(contents.tokenizer, config["vocab_size"]),
+        num_modules=num_modules,
+        schedule=schedule(release.config.parent, num_modules),
+    )
     numbers = {name: config[name] for name in NUMBERS} | {"model_type": "qwen2", "num_hidden_layers": num_main}
     record = config_of(numbers, known.vocab_size, contents.dtype)
-    record |= {NAME: "vita_audio", VOCABULARY: known.to_record()}
-    return Converted(record, plan(record), dropped(num_main, num_modules))
+    record |= {"num_nextn_predict_layers": num_modules, NAME: "vita_audio", VOCABULARY: known.to_record()}
+    prefix = "model." if any(name.startswith("model.mtp_") for name in contents.tensors) else ""
+    return Converted(record, plan(record, num_modules, prefix), ())
 
 
 def layers(config: Mapping[str, Any]) -> tuple[int, int]:
@@ -83,16 +90,31 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int) -> VitaVocabulary:
     return VitaVocabulary(vocab_size, first, size, {name: ids[f"<|{name}|>"] for name in MARKERS})
 
 
-def plan(record: dict[str, Any]) -> Plan:
-    """What becomes of each tensor: they keep their names."""
-    return {name: Part(name, shape) for name, shape in shapes(record).items()}
+def plan(record: dict[str, Any], num_modules: int, prefix: str) -> Plan:
+    """What becomes of each tensor: they keep their names, those of modules without `prefix`."""
+    num_layers, width = record["num_hidden_layers"] + num_modules, record["hidden_size"]
+    parts = {name: Part(name, shape) for name, shape in shapes({**record, "num_hidden_layers": num_layers}).items()}
+    beside = {"projs": (width, 2 * width), "embed_norms": (width,), "hidden_norms": (width,)}
+    for module in range(num_modules):
+        names = {f"mtp_{kind}.{module}.weight": shape for kind, shape in beside.items()}
+        parts |= {f"{prefix}{name}": Part(name, shape) for name, shape in names.items()}
+    return parts
 
 
-def dropped(num_main: int, num_modules: int) -> tuple[str, ...]:
-    """The modules, as every id comes of the main model."""
-    kinds = ("projs", "embed_norms", "hidden_norms")
-    beside = tuple(f"{prefix}mtp_{kind}." for prefix in ("", "model.") for kind in kinds)
-    return (*(f"model.layers.{num_main + module}." for module in range(num_modules)), *beside)
+def schedule(folder: Path, num_modules: int) -> str:
+    """By which of SCHEDULES a release says its ids, from its generation_config.json; without one, or modules, the
+    repository's own."""
+    path = folder / "generation_config.json"
+    mode = read_json(path).get("mtp_inference_mode") if num_modules and path.is_file() else None
+    names = {value: name for name, value in SCHEDULES.items()}
+    if mode is None:
+        return BALANCE if num_modules >= max(SCHEDULES[BALANCE]) else VANILLA
+    if not isinstance(mode, list) or tuple(mode) not in names:
+        known = ", ".join(str(list(value)) for value in names)
+        raise CheckpointError(f"{path}: mtp_inference_mode: expected one of {known}, got {mode}")
+    if max(mode[1::2]) > num_modules:
+        raise CheckpointError(f"{path}: mtp_inference_mode: {mode} for {num_modules} modules")
+    return names[tuple(mode)]
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from stretto.families.base import Family, Task, UnconditionalContext
+from stretto.families.bursts import Bursts, BurstSchedule
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import StreamLayout
 from stretto.streams.segment import Segment
@@ -25,17 +26,25 @@ MARKERS = {
 # How many tokens of text and of audio take turns in training, markers counted, the last pair for ever
 # (https://github.com/VITA-MLLM/VITA-Audio, scripts/deepspeed/sts_qwen25).
 BOOST_RATIO = (1, 10, 4, 10)
+# Tokens of the main model and of the modules in turns, the last pair for ever (`tools/inference_sts.py` there).
+VANILLA, BALANCE = "vanilla", "balance"
+SCHEDULES = {VANILLA: (8192, 0), BALANCE: (1, 4, 3, 8, 4, 10), "boost": BOOST_RATIO, "turbo": (1, 10)}
 
 
 @dataclass(frozen=True)
 class VitaVocabulary:
-    """Where ids lie: text below `first_audio`, then `codebook_size` codes. ratio: as trained, see BOOST_RATIO."""
+    """Where ids lie: text below `first_audio`, then `codebook_size` codes. ratio: as trained, see BOOST_RATIO.
+
+    num_modules: how many modules the checkpoint has. schedule: the one of SCHEDULES that it says its ids by.
+    """
 
     vocab_size: int = 168072
     first_audio: int = 151685
     codebook_size: int = 16384
     markers: Mapping[str, int] = field(default_factory=lambda: dict(MARKERS))
     ratio: tuple[int, ...] = BOOST_RATIO
+    num_modules: int = 10
+    schedule: str = BALANCE
 
     def __post_init__(self) -> None:
         if self.first_audio + self.codebook_size > self.vocab_size:
@@ -44,6 +53,18 @@ class VitaVocabulary:
             raise ValueError(f"markers: no {missing[0]}")
         if not self.ratio or len(self.ratio) % 2 or min(self.ratio[::2]) < 1 or min(self.ratio[1::2]) < 3:
             raise ValueError(f"ratio: expected pairs of at least 1 and 3, got {self.ratio}")
+
+        if max(SCHEDULES.get(self.schedule, (0, self.num_modules + 1))[1::2]) > self.num_modules:
+            raise ValueError(f"schedule: {self.schedule!r} is none for {self.num_modules} modules")
+
+    @property
+    def bursts(self) -> Bursts | None:
+        """Its own schedule first, then what else its modules suffice for; None without modules."""
+        others = [name for name, mode in SCHEDULES.items() if max(mode[1::2]) <= self.num_modules]
+        if not self.num_modules:
+            return None
+        names = dict.fromkeys([self.schedule, *others])
+        return Bursts(self.num_modules, tuple(BurstSchedule(name, SCHEDULES[name]) for name in names))
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "VitaVocabulary":
@@ -110,6 +131,7 @@ def vita_audio(vocabulary: VitaVocabulary) -> Family:
         subwords=range(vocabulary.first_audio),
         markers=dict(vocabulary.markers),
         penalized="all",
+        bursts=vocabulary.bursts,
     )
 
 
