@@ -31,5 +31,6 @@ def prompt_of(reply: dict[str, Any], task: str = "dialogue", **changes: object) 
     """What the fixture's reply answers, for as many ids."""
     size = len(reply["ids"])
     text = SegmentSampling(temperature=0.0, max_rows=size)
-    sampling = SamplingConfig(text, text, seed=0, repetition_penalty=reply["penalty"], **changes)
+    fields = {"repetition_penalty": reply["penalty"], "schedule": reply["schedule"], **changes}
+    sampling = SamplingConfig(text, text, seed=0, **fields)
     return Prompt(task, np.array(reply["prompt"], np.int32)[:, None], sampling)

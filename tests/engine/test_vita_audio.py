@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from stretto.families.registry import family_at
+from stretto.families.vita_audio.family import SCHEDULES
 from tests.engine.harness import Answer, Engine
 from tests.vita_release import RECORD, convert, prompt_of
 
 pytestmark = pytest.mark.engine
 
-REPLIES = [reply for reply in RECORD["replies"] if reply["schedule"] == "vanilla"]
+REPLIES = [reply for reply in RECORD["replies"] if reply["schedule"] in SCHEDULES]
 # A budget below some prompts, four slots, and blocks for little more than one reply.
 TIGHT = {"max_num_batched_tokens": 32, "max_num_seqs": 4, "num_gpu_blocks_override": 6}
 
@@ -42,13 +43,14 @@ def check(reply: dict[str, Any], answer: Answer, ends: tuple[int, ...]) -> None:
 
 
 def test_greedy_replies_are_the_authors_in_one_batch(checkpoint: Path) -> None:
-    """Penalized by what prompt and reply have said, and not; as dialogues and as texts: neither is denied an id."""
+    """On all published schedules at once, penalized by what prompt and reply have said, and not."""
     ends = family_at(checkpoint).drawn_ends
     with engine(checkpoint, async_scheduling=True) as running:
-        for task in ("dialogue", "chat"):
-            answers = running.run({f"r{at}": prompt_of(reply, task) for at, reply in enumerate(REPLIES)})
-            for at, reply in enumerate(REPLIES):
-                check(reply, answers[f"r{at}"], ends)
+        answers = running.run({f"r{at}": prompt_of(reply) for at, reply in enumerate(REPLIES)})
+        for at, reply in enumerate(REPLIES):
+            check(reply, answers[f"r{at}"], ends)
+        reply = REPLIES[-1]  # and as text, which no id is denied either
+        check(reply, running.run({"text": prompt_of(reply, "chat")})["text"], ends)
 
 
 def test_chunks_and_preemptions_forget_nothing_that_was_said(checkpoint: Path) -> None:
