@@ -1,5 +1,6 @@
 """A reply of text and codes in one stream, on its way out: what a client is told, in whatever pieces the rows come."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from stretto.engine.request.rules import SegmentRules
 from stretto.engine.request.tracker import SegmentTracker
 from stretto.errors import InvalidRequest
 from stretto.families.text_codec import TextCodec
+from stretto.families.vita_audio.family import VitaVocabulary, vita_audio
 from stretto.preprocessing.options import read_options
 from stretto.records.chunk import LMChunk, Report
 from stretto.records.prompt import Prompt
@@ -100,3 +102,19 @@ def test_one_segment_has_one_set_of_options_and_its_length_is_checked_as_text_is
     long = replace(prompt("interleaved", guidance_scale=1.0), rows=np.zeros((128, 1), np.int32))
     with pytest.raises(InvalidRequest, match=r"a prompt of at most 127 rows before a reply to reply"):
         admit(long, RULES, Capacity(40, 32, 4))
+
+
+def test_a_schedule_goes_by_its_name_and_only_where_modules_suffice_for_it() -> None:
+    few = vita_audio(VitaVocabulary(num_modules=8, schedule="vanilla"))
+    for family, name in ((vita_audio(VitaVocabulary()), "turbo"), (few, "vanilla")):
+        options = read_options(f'{{"schedule": "{name}"}}', family, family.tasks[0], 12.5)
+        assert options.sampling.schedule == name
+        assert read_options(None, family, family.tasks[0], 12.5).sampling.schedule is None
+    for family, name, message in (
+        (vita_audio(VitaVocabulary()), '"fast"', "one of balance, vanilla, boost, turbo, got 'fast'"),
+        (vita_audio(VitaVocabulary()), "[1, 10]", "one of balance, vanilla, boost, turbo, got "),
+        (few, '"turbo"', "one of vanilla, got 'turbo'"),
+        (INTERLEAVED, '"turbo"', "none: this model says one row a step, got 'turbo'"),
+    ):
+        with pytest.raises(InvalidRequest, match=re.escape(f"options.schedule: expected {message}")):
+            read_options(f'{{"schedule": {name}}}', family, family.tasks[0], 12.5)

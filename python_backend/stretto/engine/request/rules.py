@@ -56,7 +56,7 @@ class SegmentRules:
 
     def drawn_ends_of_text(self, task: Task) -> tuple[int, ...]:
         """What the model draws to close the text segment of `task`: any of these; none where it writes no text."""
-        if Segment.TEXT not in task.segments:
+        if task.segments[0] is Segment.AUDIO:
             return ()
         if self.family.drawn_ends:
             return self.family.drawn_ends
