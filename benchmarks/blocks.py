@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from benchmarks.code_streams import random_codes, stream
-from benchmarks.codecs import seconds_of
 from stretto.codec.base import Window
 from stretto.codec.glm4_voice.codec import Glm4VoiceCodec, load
 from stretto.decoder.streaming import FrameWindow, Windower
@@ -35,13 +35,19 @@ def blocks_of(codec: Glm4VoiceCodec, number: int) -> list[FrameWindow]:
     return [window for window in pushed if window is not None]
 
 
-def cost(codec: Glm4VoiceCodec, window: FrameWindow, repeats: int) -> tuple[int, int, float, float]:
-    """Tokens heard and new, processor seconds of the block, and of a second of its audio."""
-    state = codec.initial_state(1)
-    batch = Window(torch.from_numpy(window.codes)[None], window.left, window.right, torch.tensor([window.first]), state)
-    spent = seconds_of(lambda: codec.decode(batch), repeats)
-    new = window.num_frames
-    return window.codes.shape[1], new, spent, spent * codec.spec.frame_rate / new
+def cost(codec: Glm4VoiceCodec, window: FrameWindow, repeats: int) -> tuple[int, int, float, float, float]:
+    """Tokens heard and in the block, its processor seconds, and for a second of its audio these and GFLOP."""
+    size = codec.blocks.size_after(window.left + codec.blocks.right if window.left else 0)
+    codes, first = torch.from_numpy(window.codes)[None], torch.tensor([window.first])
+    batch = Window(codes, window.left, window.right, first, codec.initial_state(1))
+    with FlopCounterMode(display=False) as counted:
+        codec.decode(batch)
+    spent, duration = float("inf"), size / codec.spec.frame_rate
+    for _ in range(repeats):
+        begun = time.process_time()
+        codec.decode(batch)
+        spent = min(spent, time.process_time() - begun)
+    return window.codes.shape[1], size, spent, spent / duration, counted.get_total_flops() / 1e9 / duration
 
 
 def one_decode(codec: Glm4VoiceCodec, codes: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,9 +94,11 @@ def main() -> None:
         codec = load(arguments.checkpoint or write_glm4_voice(Path(folder), is_narrow=not arguments.wide))
     begun = time.monotonic()
     costs = [cost(codec, window, arguments.repeats) for window in blocks_of(codec, arguments.blocks)]
-    print("| tokens heard | new | processor s | per second of audio |\n| --- | --- | --- | --- |")
-    for heard, new, spent, share in costs:
-        print(f"| {heard} | {new} | {spent:.2f} | {share:.2f} |")
+    print(
+        "| tokens heard | of them new | s of a core | for a second of audio | GFLOP |\n| --- | --- | --- | --- | --- |"
+    )
+    for heard, new, spent, share, operations in costs:
+        print(f"| {heard} | {new} | {spent:.2f} | {share:.2f} | {operations:.0f} |")
     errors = [(frames, *differences(codec, frames)) for frames in arguments.frames]
     print("\n| tokens | mel | samples |\n| --- | --- | --- |")
     for frames, of_mel, of_pcm in errors:

@@ -24,7 +24,6 @@ from torch import nn
 
 from benchmarks.checkpoints.bundled import CHECKPOINT
 from benchmarks.checkpoints.random_codecs import MODELS, codec_of, write_checkpoint
-from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from benchmarks.checkpoints.random_stateful import STATEFUL, make_stateful
 from benchmarks.code_streams import chunks_of, random_codes, stream
 from stretto.codec.base import Codec, Window
@@ -164,9 +163,6 @@ def codecs(names: list[str], checkpoint: Path | None, is_wide: bool) -> Iterator
     for name in names:
         if checkpoint is not None or name == "tiny":
             yield name, "published", load_codec(name, checkpoint or CHECKPOINT)
-        elif name == "glm4_voice":
-            with tempfile.TemporaryDirectory() as directory:
-                yield name, kind, load_codec(name, write_glm4_voice(Path(directory), is_narrow=not is_wide))
         elif name in STATEFUL:
             yield name, kind, make_stateful(name, is_narrow=not is_wide)
         else:

@@ -1,0 +1,24 @@
+"""What a codec of blocks costs, and how far its blocks are from one decode."""
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import blocks
+
+
+def test_a_block_hears_more_than_is_new_and_one_block_is_one_decode(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["blocks", "--blocks", "2", "--frames", "20", "30"])
+    blocks.main()
+    output = capsys.readouterr().out
+    record = json.loads(output.splitlines()[-1])
+    assert "| 75 | 50 | " in output
+    (*first, _, few), (*second, _, more) = record["costs"]
+    assert (first[:2], second[:2]) == ([25, 25], [75, 50])
+    assert 0 < few < more
+    (_, *alike), (_, *apart) = record["differences"]
+    assert alike == [0.0, 0.0]
+    assert min(apart) > 0.01
