@@ -176,9 +176,17 @@ def test_of_a_burst_the_rows_up_to_the_end_leave_and_a_cut_behind_it_is_none(cut
     arrive(known, "r")
     logprobs = LogprobsLists(np.arange(21)[None], np.zeros((1, 1)), np.array([1 << cut_in]))
     rows.take(ModelRunnerOutput(["r"], {"r": 0}, [[8, 9, 10]], logprobs, {}, []))
+    assert rows.codes == {"r": [[*range(7)], [*range(7, 14)], [*range(14, 21)]]}
     ids = rows.push(known["r"], [NO_CHANGE, GUIDANCE_OFF], [8, 9], is_last=True)
     assert ids == [NO_CHANGE, 8, *range(7), GUIDANCE_OFF, 9, *range(7, 14)]
     assert known["r"].was_cut is was_cut
+
+
+def test_of_as_many_codes_as_a_step_may_sample_those_are_taken_that_it_has_sampled() -> None:
+    rows = SampledRows(FAMILY.layout, 3)
+    logprobs = LogprobsLists(np.arange(42).reshape(2, 21), np.zeros((2, 1)), np.zeros(2, np.int64))
+    rows.take(ModelRunnerOutput(["r", "s"], {"r": 0, "s": 1}, [[8], []], logprobs, {}, []))
+    assert rows.codes == {"r": [[*range(7)]], "s": []}
 
 
 def test_what_a_preempted_request_has_ready_leaves_with_the_next_output() -> None:

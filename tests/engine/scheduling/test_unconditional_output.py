@@ -66,7 +66,7 @@ def test_a_half_takes_the_rows_of_a_burst_and_blocks_that_modules_may_read_again
     _, half = run(*pair(known, "one"))
     half.num_output_placeholders, half.num_computed_tokens = 4, 12
     output, codes, scheduled = step(half)
-    output.sampled_token_ids, codes[half.request_id] = [[7, 8, 9]], [CODES, [1] * len(CODES), CODES, CODES]
+    output.sampled_token_ids, codes[half.request_id] = [[7, 8, 9]], [CODES, [1] * len(CODES), CODES]
     UnconditionalOutput(known, KvBlocks(cached, 3, num_open=5), 1).take(output, codes, scheduled)
     assert list(half.output_token_ids) == [7, 8, 9]
     assert half.num_output_placeholders == 1

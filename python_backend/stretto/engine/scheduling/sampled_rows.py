@@ -10,7 +10,7 @@ from stretto.streams.layout import StreamLayout
 class SampledRows:
     """The rows of the step whose output is being taken; of a request at most `max_rows`.
 
-    codes: the streams 1 … of the rows of each request that sampled, and of as many more as a step may sample.
+    codes: the streams 1 … of the rows of each request that sampled.
     """
 
     def __init__(self, layout: StreamLayout, max_rows: int) -> None:
@@ -31,8 +31,10 @@ class SampledRows:
         logprobs, output.logprobs = output.logprobs, None
         cuts = logprobs.sampled_token_ranks
         self._cut = {output.req_ids[index]: int(cuts[index]) for index in cuts.nonzero()[0]}
-        codes = logprobs.logprob_token_ids.reshape(len(output.req_ids), *self._shape)
-        self.codes = dict(zip(output.req_ids, codes.tolist(), strict=True))
+        codes = logprobs.logprob_token_ids.reshape(len(output.req_ids), *self._shape).tolist()
+        if self._shape[0] > 1:
+            codes = [rows[: len(ids)] for rows, ids in zip(codes, output.sampled_token_ids, strict=True)]
+        self.codes = dict(zip(output.req_ids, codes, strict=True))
 
     def push(self, state: RequestState, marks: list[int], token_ids: list[int], is_last: bool) -> list[int]:
         """The rows of a request that leave the engine now that it has sampled others."""

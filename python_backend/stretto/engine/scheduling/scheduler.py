@@ -214,7 +214,7 @@ class PairedScheduling(Base):
         state, codes = self.table.get(request_id), self._sampled.codes.get(request_id)
         if state is None or codes is None:
             return super()._update_request_with_output(request, new_token_ids, is_stale)
-        state.history.put(request.num_tokens, codes[: len(new_token_ids)])
+        state.history.put(request.num_tokens, codes)
         token_ids, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
         if state.is_unconditional:
             return [], stopped  # vLLM makes no output of nothing

@@ -36,7 +36,7 @@ class UnconditionalOutput:
             request = state.request
             if request.status is RUNNING and request.num_stale_output_tokens == 0:
                 request.num_in_flight_tokens -= others.pop(request_id)
-                state.history.put(request.num_tokens, codes[request_id][: len(token_ids)])
+                state.history.put(request.num_tokens, codes[request_id])
                 self._append(request, token_ids)
         return others
 
