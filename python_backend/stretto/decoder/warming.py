@@ -20,9 +20,11 @@ def capture_shapes(launcher: Launcher, codec: Codec, max_batch: int) -> int:
     num_graphs = 0
     if launcher.has_graphs:
         windows, state = _windows(launcher, codec)
+        first = _first_window(codec.spec)
+        shapes = [first] if codec.spec.blocks else [first, *windows]  # later blocks are too long for launches to matter
         largest = (max_batch - 1).bit_length()
         for batch in (1 << power for power in range(largest, -1, -1)):
-            for window in reversed([_first_window(codec.spec), *windows]):
+            for window in reversed(shapes):
                 num_graphs += launcher.capture(_repeated(window, state.repeat(batch, 1)))
     return num_graphs
 

@@ -120,11 +120,11 @@ def test_the_decoder_speaks_block_by_block_for_whoever_speaks(codec: Glm4VoiceCo
         worker.stop()
 
 
-def test_it_warms_up_and_captures_its_blocks(codec: Glm4VoiceCodec) -> None:
+def test_it_warms_up_with_its_blocks_and_captures_the_first(codec: Glm4VoiceCodec) -> None:
     assert warm_up(HostLauncher(codec, "float32"), codec, max_batch=1, seconds=60.0) == len(SIZES)
     launcher = Capturing(codec)
-    assert capture_shapes(launcher, codec, max_batch=2) == 2 * (1 + len(SIZES))
-    assert set(launcher.captured) == {(b, left, end, 6) for b in (1, 2) for left, end in ((0, 8), (2, 18), (12, 34))}
+    assert capture_shapes(launcher, codec, max_batch=2) == 2
+    assert launcher.captured == [(batch, 0, SIZES[0], 6) for batch in (2, 1)]
 
 
 def test_it_only_decodes_and_all_of_its_right_context_is_needed(codec: Glm4VoiceCodec) -> None:
