@@ -6,7 +6,8 @@ from stretto.engine.environment import prepare_environment
 
 prepare_environment()
 
-from benchmarks.long_audio import SPAN, WARM_UP, Mark, check, compare  # noqa: E402
+from benchmarks import long_audio  # noqa: E402
+from benchmarks.long_audio import SPAN, WARM_UP, LongReplies, Mark, check, compare  # noqa: E402
 
 
 def test_the_median_steps_of_the_first_and_the_last_thousand_are_compared() -> None:
@@ -24,8 +25,20 @@ def test_the_median_steps_of_the_first_and_the_last_thousand_are_compared() -> N
 
 
 @pytest.mark.engine
-def test_a_short_check_guides_every_frame_and_takes_little_memory() -> None:
-    figures = check(2 * SPAN + WARM_UP, 3.0)
-    assert figures["guided_frames"] == 2 * SPAN + WARM_UP
+def test_a_short_check_guides_every_frame_reads_behind_the_control_s_and_takes_little_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[int] = []
+
+    def read_as_after(self: LongReplies, num_rows: int) -> None:
+        inner(self, num_rows)
+        read.extend(len(rows) for rows in self._read_behind)
+
+    inner = LongReplies.read_as_after
+    monkeypatch.setattr(LongReplies, "read_as_after", read_as_after)
+    monkeypatch.setattr(long_audio, "SPAN", 300)
+    figures = check(700, 3.0)
+    assert figures["guided_frames"] == 700
     assert figures["resident_mb_growth"] < 20
-    assert figures["ms_per_step_control"]["forward"] > figures["ms_per_step_first"]["forward"]
+    assert len(read) == 2, "of each layer"
+    assert min(read) > 2 * 550 * 64, "two halves of 550 rows, each as wide as the model at least"

@@ -12,6 +12,7 @@ from stretto.engine.frontend.llm import SpeechLLM
 from stretto.errors import InvalidRequest
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
+from tests.engine.forking import forked_processes
 from tests.engine.harness import DEFAULTS, Engine
 from tests.engine.prompts import make_prompt
 from tests.random_checkpoints import write_checkpoint
@@ -48,7 +49,8 @@ async def test_replies_of_two_engines_are_those_of_one(tmp_path: Path) -> None:
     one = Engine(folder, **LIMITS)
     answers = one.run({f"r{index}": make_prompt(TINY, index, "tts") for index in range(8)})
     one.shutdown()
-    llm = await SpeechLLM.start(EngineConfig(folder, {**DEFAULTS, **LIMITS, "data_parallel_size": 2}))
+    with forked_processes():
+        llm = await SpeechLLM.start(EngineConfig(folder, {**DEFAULTS, **LIMITS, "data_parallel_size": 2}))
     try:
         replies = await asyncio.gather(*(collect(llm, index) for index in range(8)))
         with pytest.raises(InvalidRequest, match="in the 16 KV blocks of 32 rows, got 288 rows each, 18 blocks"):

@@ -70,20 +70,20 @@ class Calls:
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_a_long_reply_costs_no_more_calls_per_step_at_its_end(engine: Engine, scale: float) -> None:
     prompt = make_prompt(LONG, 3, "speak", guidance_scale=scale)
-    audio = replace(prompt.sampling.audio, min_rows=2500, max_rows=2500)
+    audio = replace(prompt.sampling.audio, min_rows=1300, max_rows=1300)
     prompt = replace(prompt, sampling=replace(prompt.sampling, audio=audio))
     calls, counts = Calls(), list[int]()
 
     def note(running: Engine) -> None:
         counts.append(calls.number)
-        in_span = 300 <= len(counts) < 556 or 2200 <= len(counts) < 2456
+        in_span = 300 <= len(counts) < 556 or 1000 <= len(counts) < 1256
         sys.setprofile(calls if in_span else None)
 
     try:
         answer = engine.run({"one": prompt}, after_step=note)["one"]
     finally:
         sys.setprofile(None)
-    assert answer.trailer.num_guided_frames == (2500 if scale != 1.0 else 0)
-    first, last = counts[556] - counts[300], counts[2456] - counts[2200]
+    assert answer.trailer.num_guided_frames == (1300 if scale != 1.0 else 0)
+    first, last = counts[556] - counts[300], counts[1256] - counts[1000]
     assert first > 0
     assert abs(last - first) < 0.02 * first, "a step does more the longer the reply"

@@ -12,6 +12,7 @@ import pytest
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
+from tests.engine.forking import forked_processes
 from tests.engine.harness import Answer, Engine
 from tests.engine.prompts import make_prompts
 from tests.random_checkpoints import write_checkpoint
@@ -104,7 +105,8 @@ def alone(case: tuple[Family, Path, bool]) -> dict[str, Answer]:
 @pytest.fixture(scope="module")
 def two_ranks(case: tuple[Family, Path, bool]) -> Iterator[Engine]:
     family, folder, is_async = case
-    engine = Engine(folder, async_scheduling=is_async, tensor_parallel_size=2, **limits(family))
+    with forked_processes():
+        engine = Engine(folder, async_scheduling=is_async, tensor_parallel_size=2, **limits(family))
     yield engine
     engine.shutdown()
 

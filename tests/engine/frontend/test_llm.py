@@ -16,6 +16,7 @@ from stretto.errors import InvalidRequest
 from stretto.families.tiny.family import TINY
 from stretto.records.chunk import GuidanceChange, LMChunk
 from stretto.records.prompt import Prompt
+from tests.engine.forking import forked_processes
 from tests.engine.harness import DEFAULTS
 from tests.engine.prompts import make_prompt
 from tests.random_checkpoints import write_checkpoint
@@ -36,7 +37,8 @@ def reference(folder: Path) -> Reference:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def llm(folder: Path) -> AsyncIterator[SpeechLLM]:
-    running = await SpeechLLM.start(EngineConfig(folder, {**DEFAULTS, "max_num_seqs": 6}))
+    with forked_processes():
+        running = await SpeechLLM.start(EngineConfig(folder, {**DEFAULTS, "max_num_seqs": 6}))
     yield running
     running.shutdown()
 
