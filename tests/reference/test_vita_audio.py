@@ -9,6 +9,7 @@ import pytest
 from benchmarks.checkpoints import random_vita
 from tests.reference.vita_audio import VitaReference, drawn_by
 
+pytestmark = pytest.mark.slow
 RECORD: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data" / "vita_audio_replies.json").read_text())
 
 
