@@ -19,6 +19,8 @@ OTHERS = {  # of other projects
     "cosyvoice/flow/decoder.py",
     "cosyvoice/hifigan/generator.py",
     "vita_audio/data/dataset_qwen2.py",
+    "dataset_qwen2.py",
+    "tools/inference_sts.py",
 }
 
 
