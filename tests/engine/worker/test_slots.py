@@ -1,14 +1,20 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from vllm.v1.core.sched.output import NewRequestData
 
+from stretto.engine.request.new_request import SpeechRequestData
 from stretto.engine.request.params import SpeechParams
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.request.tracker import SegmentTracker
 from stretto.engine.worker.arrays import Arrays, DeviceArrays, HostArrays
+from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.slots import SlotTables, state_row
 from stretto.families.tiny.family import END_OF_TEXT, FIRST_PHONEME, TINY
 from tests.engine.prompts import make_prompt
+from tests.speech_families import INTERLEAVED
 
 
 @pytest.mark.parametrize("arrays", [HostArrays(), DeviceArrays(torch.device("cpu"))], ids=["numpy", "torch"])
@@ -35,3 +41,18 @@ def test_slots_filled_together_hold_what_each_reply_is(arrays: Arrays) -> None:
     tables.state.zero_()
     tables.apply_staged(arrays)
     assert not tables.state.any(), "what was staged was written once"
+
+
+@pytest.mark.parametrize(("counted", "expected"), [("all", {3, 7, 20, 21}), ("drawn", {20, 21})])
+def test_a_slot_knows_what_its_reply_has_said_and_nothing_of_the_one_before(counted: str, expected: set[int]) -> None:
+    """As after a preemption: a prompt of 3 and 7, and a reply that stands at 20, 21."""
+    rules = SegmentRules(replace(INTERLEAVED, penalized=counted), 128)
+    slots = RunSlots(SlotTables(2, rules, torch.device("cpu")), rules, HostArrays(), 1)
+    slots.tables.said[1] = True
+    sampling = INTERLEAVED.tasks[0].sampling
+    params = SpeechParams("reply", replace(sampling, seed=0), np.zeros((2, 0), np.int32))
+    data = NewRequestData("r", [3, 7], [], None, None, ([1],), 0, None, prefill_token_ids=[3, 7, 20, 21])
+    slots.fill(1, SpeechRequestData.of(data, params, np.zeros((4, 0), np.int32)))
+    slots.tables.apply_staged(HostArrays())
+    assert set(slots.tables.said[1].nonzero().flatten().tolist()) == expected
+    assert not slots.tables.said[0].any()

@@ -1,0 +1,24 @@
+"""The arithmetic beside the figures of VITA-Audio's schedules."""
+
+import pytest
+
+from benchmarks.schedules import CONFIG, LAYERS, allowed, passes
+from stretto.families.vita_audio.family import SCHEDULES
+
+
+def test_forward_passes_are_those_counted_by_hand() -> None:
+    """Trained as one word, a marker, codes and a marker, the first audio turn 4 ids long for Balance, 10 for Boost."""
+    assert [passes(name, 1) for name in SCHEDULES] == [3, 1, 1, 1]
+    assert passes("vanilla", 31) == 51  # 11 ids with 8 codes, twice 14 with 8, and of the next 4 + 1 + 7
+    assert passes("turbo", 31) == 5  # 11 ids each
+
+
+def test_what_is_allowed_is_the_weights_of_an_id_over_those_of_another() -> None:
+    assert allowed((8192, 0)) == 1.0
+    assert allowed((1, 10)) == pytest.approx(4.98, abs=0.01)
+    head, layer = (
+        CONFIG["hidden_size"] * CONFIG["vocab_size"],
+        CONFIG["hidden_size"] * (3 * CONFIG["intermediate_size"]),
+    )
+    assert head / layer == pytest.approx(168_072 / (3 * 18_944), rel=0.01)  # as published
+    assert LAYERS == 28
