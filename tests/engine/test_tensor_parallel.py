@@ -135,5 +135,7 @@ def test_the_text_head_is_cut_where_it_is_larger_than_a_shard(
     case: tuple[Family, Path, bool], two_ranks: Engine
 ) -> None:
     family, _, _ = case
+    if two_ranks.rules.num_text_ids == 0:
+        return  # there is none
     rows = {"wide_text": 512, "opuslm": 224, "tiny": two_ranks.rules.num_text_ids}[family.name]
     assert call_ranks(two_ranks, text_rows) == [rows, rows]

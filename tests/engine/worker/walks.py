@@ -43,7 +43,8 @@ class RandomHeads:
         first, *others = (rules.audio_ids(stream) for stream in range(rules.family.layout.num_output_streams))
         self.text_ids = torch.arange(rules.num_text_ids, device=device)
         self.first_ids = torch.tensor([*first, *rules.drawn_ends_of_audio], device=device)
-        self.codes = torch.tensor(others, device=device)
+        num_columns = len(others[0]) if others else 0
+        self.codes = torch.tensor(others, dtype=torch.int64, device=device).view(len(others), num_columns)
         sizes = len(self.text_ids), len(self.first_ids), self.codes.numel()
         self._weights = [torch.randn(WIDTH, size, generator=random).to(device) for size in sizes]
         self._num_ends = len(rules.drawn_ends_of_audio)
