@@ -1,0 +1,30 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from stretto.engine.environment import prepare_environment
+from tests.small_vocabularies import CSM
+
+pytestmark = pytest.mark.engine
+prepare_environment()
+
+from benchmarks import frames as benchmark_frames  # noqa: E402
+
+PARALLEL = replace(CSM, name="in_parallel", depth=None, end_frame=())
+
+
+def test_a_frame_drawn_code_by_code_is_held_to_one_drawn_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"HIDDEN": 64, "LAYERS": 2, "NUM_TEXT_IDS": 50, "CSM": CSM}.items():
+        monkeypatch.setattr(benchmark_frames, name, value)
+    arms = {
+        "depth": benchmark_frames.Arm(tmp_path, CSM, "tests.small_vocabularies:CSM", 2),
+        "parallel": benchmark_frames.Arm(tmp_path, PARALLEL, f"{__name__}:PARALLEL", 2),
+    }
+    figures = benchmark_frames.measure(2, 12, 1, arms)
+    milliseconds = figures["cpu_ms_per_step"]
+    difference = milliseconds["depth"] - milliseconds["parallel"]
+    assert figures["depth_cost_cpu"] == pytest.approx(milliseconds["depth"] / milliseconds["parallel"], rel=1e-2)
+    assert figures["depth_cpu_ms_per_code"] == pytest.approx(difference / 5, abs=1e-3)
