@@ -12,11 +12,15 @@ from stretto.families.tiny.family import TINY
 from tests.engine.harness import Answer, Engine
 from tests.engine.prompts import make_prompts
 from tests.engine.syncs import counted
-from tests.random_checkpoints import write_checkpoint
-from tests.speech_families import EIGHT_STREAMS
+from tests.random_checkpoints import write_checkpoint, write_modules
+from tests.speech_families import EIGHT_STREAMS, MODULES
 
 pytestmark = pytest.mark.engine
-FAMILIES = {"tiny": TINY, "tests.speech_families:EIGHT_STREAMS": EIGHT_STREAMS}
+FAMILIES = {
+    "tiny": TINY,
+    "tests.speech_families:EIGHT_STREAMS": EIGHT_STREAMS,
+    "tests.speech_families:MODULES": MODULES,
+}
 NARROW = {"max_num_seqs": 5, "max_num_batched_tokens": 64}
 
 
@@ -39,11 +43,13 @@ def run(folder: Path, prompts: dict, is_async: bool) -> dict[str, Answer]:
         engine.shutdown()
 
 
-@pytest.mark.parametrize(("name", "is_async"), zip(FAMILIES, (True, False), strict=True), ids=["tiny", "eight_streams"])
+@pytest.mark.parametrize(
+    ("name", "is_async"), zip(FAMILIES, (True, False, True), strict=True), ids=["tiny", "eight_streams", "modules"]
+)
 def test_on_a_device_nothing_waits_and_the_replies_are_those_of_the_host(
     name: str, is_async: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = write_checkpoint(tmp_path, FAMILIES[name], name)
+    folder = (write_modules if FAMILIES[name] is MODULES else write_checkpoint)(tmp_path, FAMILIES[name], name)
     prompts = make_prompts(FAMILIES[name], 6)
     expected = run(folder, prompts, is_async)
     as_on_a_gpu(monkeypatch)
