@@ -7,6 +7,7 @@ from stretto.engine.kernels.gpu.draw import draw
 from stretto.engine.worker.arrays import Array, Arrays
 from stretto.engine.worker.batch import BatchPlan, PlanArrays
 from stretto.engine.worker.frame_predictor import Readout
+from stretto.engine.worker.heads import EVERY
 from stretto.engine.worker.repetition import RecentRows, RepetitionGuard
 from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import SlotTables
@@ -80,7 +81,7 @@ class RowDraw:
     ) -> tuple[Array, Array]:
         """Stream 0 [M] and the streams 1 ... [M, K] of the rows that may speak."""
         heard = hidden if step.heard is None else hidden[step.heard]
-        num_rows, num_paired = len(keys), len(step.guidance)
+        num_rows, num_shared = len(keys), len(step.guidance) if self._frames.reads_drawn else 0
         recent = self._guard.recent(rows, step.speaking, plan.ras_window) if plan.ras_window else None
         first = self._first_logits(heard, num_rows, step.guidance)
         token = self._draw_first(first, keys[:, :1], plan, step, rows, recent)
@@ -88,11 +89,14 @@ class RowDraw:
 
         def draw_codes(logits: torch.Tensor, streams: slice) -> torch.Tensor:
             guided = self._guided_codes(self._heads.shifted(logits, streams), streams, num_rows, step.guidance)
-            drawn_from = guided, self._heads.codes[streams], code_keys[:, streams]
+            ids, own_keys = self._heads.codes, code_keys
+            if streams != EVERY:
+                ids, own_keys = ids[streams], own_keys[:, streams]
+            drawn_from = guided, ids, own_keys
             codes = draw(*drawn_from, step.audio, plan.audio)
-            return _both(self._guard.auxiliary(codes, drawn_from, recent, streams) if recent else codes, num_paired)
+            return _both(self._guard.auxiliary(codes, drawn_from, recent, streams) if recent else codes, num_shared)
 
-        said = _both(self._arrays.tensor(_pick(token, step.speaking)), num_paired)
+        said = _both(self._arrays.tensor(_pick(token, step.speaking)), num_shared)
         codes = self._frames(heard, said, draw_codes)[:num_rows]
         token, spread = self._segments.end_audio(token, rows), self._spread(codes, step.speaking, rows)
         if self._segments.family.end_frame:

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from stretto.engine.worker.heads import Product, StreamHeads, exact_product
+from stretto.engine.worker.heads import EVERY, Product, StreamHeads, exact_product
 from stretto.streams.layout import StreamLayout
 
 # Raw logits [N, k * C] float32 of the k streams in a slice of the streams 1 ..., lines may lie apart -> ids [N, k].
@@ -22,7 +22,7 @@ Draw = Callable[[torch.Tensor, slice], torch.Tensor]
 class FramePredictor(Protocol):
     """What draws the further ids of rows in an audio segment.
 
-    reads_drawn: whether it reads what has been drawn, `token` or ids of `draw`, so that both halves must have it.
+    reads_drawn: whether it reads what has been drawn, `token` or ids of `draw`; only then do both halves have it.
     """
 
     reads_drawn: bool
@@ -45,7 +45,7 @@ class ParallelHeads:
 
     def __call__(self, hidden: torch.Tensor, token: torch.Tensor, draw: Draw) -> torch.Tensor:
         """The ids of all streams."""
-        return draw(self._heads.raw_codes(hidden), slice(None))
+        return draw(self._heads.raw_codes(hidden), EVERY)
 
 
 class Depth(Protocol):

@@ -23,6 +23,7 @@ from stretto.engine.kernels.cpu import products as on_host
 from stretto.engine.kernels.gpu import products as on_device
 from stretto.engine.request.rules import SegmentRules
 
+EVERY = slice(None)  # all of the streams 1 ...
 Product = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -85,6 +86,8 @@ class StreamHeads:
 
     def shifted(self, logits: torch.Tensor, streams: slice) -> torch.Tensor:
         """Raw logits of `streams` of the streams 1 ... with what a bias adds: [N, k * C] -> [N, k, C] float32."""
+        if streams == EVERY:
+            return _shift(logits, self.code_offset).reshape(len(logits), *self.codes.shape)
         codes = self.codes[streams]
         offset = None if self.code_offset is None else self.code_offset.view(self.codes.shape)[streams].reshape(-1)
         return _shift(logits, offset).reshape(len(logits), *codes.shape)
