@@ -34,7 +34,7 @@ class ModuleReference(Reference):
         weights: dict[str, np.ndarray] = load_file(folder / "model.safetensors")
         self.family, self.max_model_len = family, max_model_len
         self.modules = VitaReference(config, weights)
-        self.model, self.bias, self.depth = self.modules.model, None, None
+        self.model, self.bias = self.modules.model, None
 
     def context(self, heard: dict[int, torch.Tensor] | None = None) -> ModuleContext:
         """A sequence of rows of which nothing has been read."""

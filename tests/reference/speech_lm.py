@@ -69,6 +69,7 @@ class Reference:
     """was_cut: whether a limit closed a segment of the last reply that the model would not have closed there."""
 
     was_cut = False
+    depth: DepthReference | None = None
 
     def __init__(self, folder: Path, family: Family, max_model_len: int):
         config = json.loads((folder / "config.json").read_text())
@@ -78,7 +79,8 @@ class Reference:
         self.bias = weights.pop("stream_bias.weight") if family.has_stream_bias else None
         self.hearing = {name: weights.pop(name) for name in list(weights) if name.startswith(("audio_", "adaptor."))}
         self.audio_config = config.get("audio_config")
-        self.depth = DepthReference(family, weights) if family.depth else None
+        if family.depth:
+            self.depth = DepthReference(family, weights)
         if config["tie_word_embeddings"]:
             weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
         self.model.load_state_dict(weights)
