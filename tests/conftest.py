@@ -1,6 +1,7 @@
 """What holds for the whole suite."""
 
 import gc
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,10 @@ prepare_environment()  # before any test imports what imports Triton, which look
 # A thread that fails ends its stub: here, the tests' own process, without a word, and xdist would wait for it for ever.
 ENDED: list[str] = []
 stub.end = ENDED.append
+
+# A shell's background jobs ignore an interrupt, and so would all that the tests start: as at a terminal, they hear it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # On every run the same examples, for as long as they take: a failure is the change's, and not the machine's.
 SLOW = [HealthCheck.too_slow]

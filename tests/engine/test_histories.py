@@ -19,6 +19,7 @@ COMMON = settings(
 settings.register_profile("histories", COMMON, max_examples=70, derandomize=True, database=None)
 settings.register_profile("nightly", COMMON, max_examples=700, phases=[Phase.explicit, Phase.generate, Phase.shrink])
 PROFILE = settings.get_profile(os.environ.get("HISTORIES", "histories"))
+SHARE = {"csm": 0.3, "forced_bursts": 0.6}  # of the histories: the reference of these families takes longer
 
 # Failures that random histories have found, made short.
 FOUND = {
@@ -44,7 +45,7 @@ def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 def test_every_reply_of_a_random_history_is_the_reference_s(stage: Stage, is_async: bool) -> None:
-    @settings(PROFILE)
+    @settings(PROFILE, max_examples=round(SHARE.get(stage.family.name, 1) * PROFILE.max_examples))
     @given(history=histories(is_async))
     def play(history: History) -> None:
         stage.play(history)

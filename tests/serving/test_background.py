@@ -16,13 +16,11 @@ from stretto.serving import background
 from stretto.serving.background import BackgroundServer, CannotServe
 from tests.ports import free_row
 
-# As at a terminal: a shell's background jobs, and all that they start, ignore an interrupt.
 CALL = """
-import signal, sys
+import sys
 from pathlib import Path
 from stretto.serving.background import BackgroundServer
 from stretto.serving.installation import LaunchError
-signal.signal(signal.SIGINT, signal.default_int_handler)
 port, folder, *launcher = sys.argv[1:]
 try:
     BackgroundServer(int(port), Path(folder), tuple(launcher)).be_ready()

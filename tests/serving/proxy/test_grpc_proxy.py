@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from stretto.serving.proxy.__main__ import Launcher, grpc_server
 from stretto.serving.proxy.access import KEY_HEADER
 from stretto_client import RequestRefused, ServerUnavailable, SpeechClient
-from tests.client.fake_server import Chunk, FakeServer, Pause
+from tests.client.fake_server import Chunk, ErrorText, FakeServer, Pause
 from tests.serving.proxy.conftest import KEY, Proxied, proxy_config
 
 TEXT = b"\x02\0\0\0hi"
@@ -60,6 +60,16 @@ async def test_an_unsound_request_is_answered_and_its_stream_goes_on(proxy: Prox
     assert refused[0].error_message == wanted
     assert len(came) - len(refused) == 2
     assert len(proxy.triton.requests) == 1
+
+
+async def test_what_triton_says_of_a_stub_that_has_ended_is_told_as_the_launcher_tells_it(proxy: Proxied) -> None:
+    ended = "in ensemble 'speech', Stub process 'acoustic_decoder_0_0' is not healthy."
+    proxy.triton.script = lambda _: [Chunk(0, text=ended), ErrorText(ended)]
+    async with SpeechClient(proxy.address) as client:
+        stream = client.speak("hello")
+        assert (await anext(stream)).text == ended
+        with pytest.raises(ServerUnavailable, match=r"^a part of the server has ended .*; try again$"):
+            await anext(stream)
 
 
 async def test_a_client_that_leaves_cancels_what_triton_does(proxy: Proxied) -> None:

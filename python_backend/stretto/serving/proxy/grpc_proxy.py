@@ -44,6 +44,7 @@ TRITON_OPTIONS = [
 # What is answered while the launcher knows that the server is not ready: three messages whose field says false.
 NOT_READY = {access.SERVICE + "ServerReady": b"", access.SERVICE + "ModelReady": b"", access.HEALTH_CHECK: b"\x08\x02"}
 STATUS = {INVALID: grpc.StatusCode.INVALID_ARGUMENT, UNAVAILABLE: grpc.StatusCode.RESOURCE_EXHAUSTED}
+STUB_HAS_ENDED = "' is not healthy."  # in Triton's words: "Stub process 'acoustic_decoder_0_0' is not healthy."
 GONE = ("unix:", "ocket closed", "onnection reset", "roken pipe")  # in gRPC's words for a server that is not there
 
 Context = Any  # grpc.aio.ServicerContext, of bytes
@@ -199,7 +200,7 @@ class _Stream:
         """Pass Triton's responses back to the end; AioRpcError where Triton ends otherwise."""
         async for response in self._call:
             self.is_answered = True
-            await self._write(response)
+            await self._write(_retold(response))
 
     async def _write(self, response: bytes) -> None:
         async with self._writing:
@@ -210,8 +211,20 @@ def _passed_on(metadata: Metadata) -> tuple[tuple[str, str | bytes], ...]:
     return tuple((name, value) for name, value in metadata if name not in DROPPED_HEADERS and name[:5] != "grpc-")
 
 
+def _retold(response: bytes) -> bytes:
+    """A response, as it is but where Triton answers before the launcher knows that a stub has ended."""
+    if STUB_HAS_ENDED.encode() not in response:
+        return response
+    told = ModelStreamInferResponse.FromString(response)
+    if told.error_message.endswith(STUB_HAS_ENDED):
+        told.error_message = str(Restarting())
+    return told.SerializeToString()
+
+
 def _details(error: grpc.aio.AioRpcError) -> str:
     details = error.details() or ""
+    if details.endswith(STUB_HAS_ENDED):
+        return str(Restarting())
     if error.code() is grpc.StatusCode.UNAVAILABLE and any(words in details for words in GONE):
         return "unavailable: the server is starting"
     return details
