@@ -13,6 +13,7 @@ import argparse
 import json
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -28,10 +29,11 @@ from stretto.decoder.streaming import FrameWindow, Windower
 
 def blocks_of(codec: Glm4VoiceCodec, number: int) -> list[FrameWindow]:
     """The windows of the first blocks of an utterance."""
-    sizes = [*codec.spec.blocks, *[codec.spec.blocks[-1]] * number][:number]
-    codes, windower = random_codes(codec, 1, sum(sizes))[0].numpy(), Windower(codec.spec)
-    ends = [sum(sizes[: place + 1]) for place in range(number)]
-    pushed = [windower.push(codes[:, end - size : end], False) for end, size in zip(ends, sizes, strict=True)]
+    borders = [0]
+    for _ in range(number):
+        borders.append(borders[-1] + codec.blocks.size_after(borders[-1]))
+    codes, windower = random_codes(codec, 1, borders[-1])[0].numpy(), Windower(codec.spec)
+    pushed = [windower.push(codes[:, begin:end], False) for begin, end in pairwise(borders)]
     return [window for window in pushed if window is not None]
 
 

@@ -8,7 +8,6 @@ from torch import nn
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.models.qwen2 import Qwen2DecoderLayer, Qwen2ForCausalLM
-from vllm.sequence import IntermediateTensors
 
 from stretto.engine.models.multi_stream import MultiStreamMixin
 from stretto.engine.worker.module_rows import ModuleRows
@@ -44,18 +43,9 @@ class StrettoQwen2ForCausalLM(MultiStreamMixin, Qwen2ForCausalLM):
         assert isinstance(dtype, torch.dtype)
         self.rows_hidden = torch.zeros(max_rows, size, dtype=dtype)
 
-    def forward(
-        self,
-        input_ids: torch.Tensor | None,
-        positions: torch.Tensor,
-        intermediate_tensors: IntermediateTensors | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        rows: torch.Tensor | None = None,
-        heard: torch.Tensor | None = None,
-        is_heard: torch.Tensor | None = None,
-    ) -> Any:
+    def forward(self, *args: Any, **inputs: Any) -> Any:
         """As with other backbones; what modules read of it is kept at a fixed address, as a CUDA graph wants it."""
-        hidden = super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, rows, heard, is_heard)
+        hidden = super().forward(*args, **inputs)
         if self.family.bursts is not None:
             self.rows_hidden[: len(hidden)].copy_(hidden)
         return hidden

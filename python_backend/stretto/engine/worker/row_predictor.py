@@ -66,11 +66,11 @@ class SaidRows:
     def __init__(self, model: Any, tokens: torch.Tensor, codes: torch.Tensor, arrays: Arrays, pad_id: int):
         self.arrays, self._model, self._pad_id = arrays, model, pad_id
         self._tokens, self._codes = arrays.of(tokens), codes
+        self._table = model.get_submodule("model.embed_tokens").get_parameter("weight")
 
     def embed(self, slots: Array, positions: Array) -> torch.Tensor:
         """The embedded rows at `slots` and `positions`, [N] int64 each: [N, H]; beyond the model's length any."""
-        table = self._model.get_submodule("model.embed_tokens").get_parameter("weight")
         rows = self._codes.new_empty(len(slots), 1 + self._codes.shape[2])
         positions = self.arrays.xp.clip(positions, 0, self._tokens.shape[1] - 1)
         gather_rows(rows, self._tokens[slots, positions], slots, positions, self._codes, self._pad_id)
-        return self._model.embed_rows(rows, table.new_empty(len(slots), table.shape[1]))
+        return self._model.embed_rows(rows, self._table.new_empty(len(slots), self._table.shape[1]))
