@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from stretto.checkpoints.command import main
 from stretto.codec.mimi import load
@@ -59,3 +61,19 @@ def test_what_does_not_fit_is_named(
     assert message in said
     assert said.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("is_beside", [True, False])
+def test_sesame_s_own_files_are_told_by_name(
+    release: CsmRelease, is_beside: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole folder, in which they lie beside those of transformers, or their file alone."""
+    folder = release.folder if is_beside else tmp_path / "sesame"
+    folder.mkdir(exist_ok=True)
+    save_file({"codebook0_head.weight": torch.zeros(35, 64)}, folder / "model.safetensors")
+    command = list(release.command)
+    command[command.index("--model") + 1] = str(folder)
+    assert main([*command, "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert f"{folder}: expected transformers' files, transformers.safetensors.index.json, got Sesame's own" in said
+    assert said.count("\n") == 1

@@ -1,7 +1,7 @@
 """CSM's release: names and shapes as transformers publishes them, and the copy of Mimi that is in the files.
 
-https://huggingface.co/sesame/csm-1b; its folder also holds Sesame's own files of the same weights, so `--model` is the
-index of transformers' files, `transformers.safetensors.index.json`.
+https://huggingface.co/sesame/csm-1b; its folder also holds Sesame's own files of the same weights, in torchtune's names
+and without Mimi, so `--model` is the index of transformers' files, `transformers.safetensors.index.json`.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,10 +28,14 @@ CODES_OF_BACKBONE = "backbone_model.embed_tokens.embed_audio_tokens.weight"  # f
 PROJECTOR = "depth_decoder.model.inputs_embeds_projector.weight"
 DEPTH, BACKBONE = "depth_decoder.model.", "backbone_model."
 BEGIN, END = "<|begin_of_text|>", "<|end_of_text|>"
+SESAMES = "codebook0_head.weight"  # https://github.com/SesameAILabs/csm, models.py
 
 
 def convert(release: Release, contents: Contents) -> Converted:
     """Its checkpoint. Tables are cut to what the codec can say: the ids behind that are never read or drawn."""
+    if SESAMES in contents.tensors:
+        index = "transformers.safetensors.index.json"
+        raise CheckpointError(f"{release.model}: expected transformers' files, {index}, got Sesame's own ({SESAMES})")
     config = read_config(contents.config)
     known = vocabulary(config, contents.tokenizer)
     layout = known.layout

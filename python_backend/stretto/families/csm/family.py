@@ -94,7 +94,8 @@ class CsmVocabulary:
         )
 
 
-# As Sesame's generator draws: https://github.com/SesameAILabs/csm.
+# What `Generator.generate` draws by where nothing is asked for, every codebook alike: `temperature`, `topk`, and of
+# `max_audio_length_ms` 90 s (https://github.com/SesameAILabs/csm, generator.py).
 SAMPLING = SamplingConfig(
     text=SegmentSampling(temperature=0.0),
     audio=SegmentSampling(temperature=0.9, top_k=50, min_rows=1, max_rows=1125),
