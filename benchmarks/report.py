@@ -15,13 +15,15 @@ import matplotlib
 matplotlib.use("Agg")
 
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 
 Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One picture: `fields` (dotted where nested) of the lines of a benchmark over their field `over`.
+    """One picture: `fields` (dotted where nested) of the lines of a benchmark over their field `over`: curves, or bars
+    where that is a name.
 
     by: a field of which every value has lines of its own. only: values that a line must have to be drawn. goal: a level
     drawn as a dashed line.
@@ -134,6 +136,23 @@ PLOTS = (
         "Scheduling pairs against stock vLLM with as many rows",
         "ratio of processor time",
     ),
+    Plot(
+        "schedules_ids",
+        "schedules",
+        "streams",
+        ("over_vanilla", "allowed"),
+        "VITA-Audio's schedules: ids by second of processor time over one id a forward pass",
+        "ratio",
+        by="schedule",
+    ),
+    Plot(
+        "schedules_passes",
+        "schedules",
+        "schedule",
+        ("passes_to_first_code", "passes_to_first_block"),
+        "VITA-Audio's schedules: what comes before the first sound",
+        "forward passes",
+    ),
 )
 
 
@@ -151,7 +170,7 @@ def value(record: Record, name: str) -> Any:
     return found
 
 
-def points(records: Iterable[Record], plot: Plot) -> dict[float, Record]:
+def points(records: Iterable[Record], plot: Plot) -> dict[Any, Record]:
     """The latest record at each place on the axis of `plot`, in order."""
     latest = {
         value(record, plot.over): record
@@ -163,7 +182,7 @@ def points(records: Iterable[Record], plot: Plot) -> dict[float, Record]:
     return dict(sorted(latest.items()))
 
 
-def groups(records: Iterable[Record], plot: Plot) -> dict[str, dict[float, Record]]:
+def groups(records: Iterable[Record], plot: Plot) -> dict[str, dict[Any, Record]]:
     """The points of each value of `plot.by` that has any, by what stands before the names of its lines."""
     if plot.by is None:
         found = {"": points(records, plot)}
@@ -176,21 +195,19 @@ def groups(records: Iterable[Record], plot: Plot) -> dict[str, dict[float, Recor
     return {name: group for name, group in found.items() if group}
 
 
-def draw(plot: Plot, found: Mapping[str, Mapping[float, Record]], folder: Path) -> Path:
-    """Write one picture and say where. Groups differ in colour, or else fields do; in a group they differ in dashes."""
+def draw(plot: Plot, found: Mapping[str, Mapping[Any, Record]], folder: Path) -> Path:
+    """Write one picture and say where."""
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    for color, (group, records) in enumerate(found.items()):
-        for dashes, name in enumerate(plot.fields):
-            line = {place: value(record, name) for place, record in records.items() if value(record, name) is not None}
-            style: dict[str, Any] = {"color": f"C{color}", "linestyle": ("-", "--", ":")[dashes % 3]} if plot.by else {}
-            if line:
-                axes.plot(list(line), list(line.values()), marker="o", label=group + name, **style)
+    places = sorted({place for records in found.values() for place in records})
+    if all(isinstance(place, str) for place in places):
+        draw_bars(axes, plot, found[""])
+    else:
+        draw_curves(axes, plot, found)
+        if all(place > 0 for place in places):
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(places, [f"{place:g}" for place in places])
     if plot.goal is not None:
         axes.axhline(plot.goal, linestyle="--", color="grey", label=f"goal {plot.goal:g}")
-    places = sorted({place for records in found.values() for place in records})
-    if all(place > 0 for place in places):
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(places, [f"{place:g}" for place in places])
     axes.set_ylim(bottom=0)
     axes.set_title(plot.title, fontsize=10)
     axes.set(xlabel=plot.over, ylabel=plot.label)
@@ -200,6 +217,26 @@ def draw(plot: Plot, found: Mapping[str, Mapping[float, Record]], folder: Path) 
     figure.savefig(path, dpi=90)
     pyplot.close(figure)
     return path
+
+
+def draw_curves(axes: Axes, plot: Plot, found: Mapping[str, Mapping[Any, Record]]) -> None:
+    """Groups differ in colour, or else fields do; in a group they differ in dashes."""
+    for color, (group, records) in enumerate(found.items()):
+        for dashes, name in enumerate(plot.fields):
+            line = {place: value(record, name) for place, record in records.items() if value(record, name) is not None}
+            style: dict[str, Any] = {"color": f"C{color}", "linestyle": ("-", "--", ":")[dashes % 3]} if plot.by else {}
+            if line:
+                axes.plot(list(line), list(line.values()), marker="o", label=group + name, **style)
+
+
+def draw_bars(axes: Axes, plot: Plot, records: Mapping[str, Record]) -> None:
+    """A bar for each field beside one another, their heights written above them."""
+    width = 0.8 / len(plot.fields)
+    for index, name in enumerate(plot.fields):
+        starts = [place + index * width for place in range(len(records))]
+        bars = axes.bar(starts, [value(record, name) for record in records.values()], width, label=name)
+        axes.bar_label(bars)
+    axes.set_xticks([place + (0.8 - width) / 2 for place in range(len(records))], list(records))
 
 
 def main(arguments: argparse.Namespace) -> None:

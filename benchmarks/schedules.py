@@ -6,7 +6,8 @@ Greedy replies of a random model of the published proportions (28 layers, 10 mod
 as that of 168,072 ids), each schedule in turn, `--rounds` times. `allowed` is what the arithmetic allows where reading
 the weights is all: those of the main model for each of its ids, and a layer, a projection and the head for each of a
 module's. `passes` are those of the main model from the reply's first on, words and codes taking turns as each model was
-trained: to the first code, and to the first block of 25 codes with the 6 that its decoder waits for. One line of JSON.
+trained: to the first code, and to the first block of 25 codes with the 6 that its decoder waits for. One line of JSON
+for each schedule at each number of streams.
 """
 
 import argparse
@@ -117,7 +118,7 @@ def passes(schedule: str, num_codes: int) -> int:
     return steps
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """All schedules in turns, by number of streams."""
     speeds: dict[int, dict[str, list[float]]] = {n: {name: [] for name in SCHEDULES} for n in arguments.streams}
     with tempfile.TemporaryDirectory() as folder:
@@ -129,23 +130,19 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             for streams, by_name in speeds.items():
                 for name, found in by_name.items():
                     found.append(ids_per_second(engine, name, streams, arguments.ids))
-    return {
-        "ids": arguments.ids,
-        "rounds": arguments.rounds,
-        "schedules": {
-            name: {
+    for streams, by_name in speeds.items():
+        for name, mode in SCHEDULES.items():
+            yield {
+                "schedule": name,
+                "streams": streams,
+                "ids": arguments.ids,
+                "rounds": arguments.rounds,
+                "ids_per_s": round(statistics.median(by_name[name]), 1),
+                "over_vanilla": round(statistics.median(_ratios(by_name[name], by_name[VANILLA])), 2),
                 "allowed": round(allowed(mode), 2),
-                "over_vanilla": {
-                    n: round(statistics.median(_ratios(by_name[name], by_name[VANILLA])), 2)
-                    for n, by_name in speeds.items()
-                },
                 "passes_to_first_code": passes(name, 1),
                 "passes_to_first_block": passes(name, FIRST_BLOCK),
             }
-            for name, mode in SCHEDULES.items()
-        },
-        "vanilla_ids_per_s": {n: round(statistics.median(by_name[VANILLA]), 1) for n, by_name in speeds.items()},
-    }
 
 
 def _ratios(mine: list[float], vanilla: list[float]) -> list[float]:
@@ -164,4 +161,5 @@ def parse() -> argparse.Namespace:
 
 if __name__ == "__main__":
     given = parse()
-    append_result(given.out, "schedules", measure(given))
+    for figures in measure(given):
+        append_result(given.out, "schedules", figures)

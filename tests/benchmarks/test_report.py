@@ -4,7 +4,9 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks.report import PLOTS, Plot, groups, main, points, read_results
+from matplotlib import pyplot
+
+from benchmarks.report import PLOTS, Plot, draw_bars, groups, main, points, read_results
 
 PLOT = Plot("p", "engine", "requests", ("a.b",), "title", "ratio", only={"layout": "small"})
 
@@ -36,6 +38,21 @@ def test_every_plot_with_results_becomes_a_picture(tmp_path: Path) -> None:
     assert f"{engine.name}.png" in pictures
     assert not any(name.startswith("speech") for name in pictures)
     assert (tmp_path / "plots" / f"{engine.name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_plot_over_names_has_a_bar_for_each_of_its_fields(tmp_path: Path) -> None:
+    passes = next(plot for plot in PLOTS if plot.name == "schedules_passes")
+    lines = [
+        {"benchmark": "schedules", "schedule": name, "time": "1", passes.fields[0]: 1, passes.fields[1]: number}
+        for name, number in (("turbo", 5), ("vanilla", 51))
+    ]
+    axes = pyplot.figure().add_subplot()
+    draw_bars(axes, passes, {line["schedule"]: line for line in lines})
+    assert [bar.get_height() for bar in axes.patches] == [1, 1, 5, 51]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["turbo", "vanilla"]
+    write(tmp_path / "results", "schedules.jsonl", lines)
+    main(argparse.Namespace(results=tmp_path / "results", plots=tmp_path / "plots"))
+    assert (tmp_path / "plots" / "schedules_passes.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_each_value_of_a_field_has_points_of_its_own(tmp_path: Path) -> None:
