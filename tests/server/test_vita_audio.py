@@ -13,13 +13,16 @@ import numpy as np
 import pytest
 
 from benchmarks.checkpoints import random_vita
+from benchmarks.checkpoints.random_glm4_tokenizer import write_glm4_tokenizer
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from stretto.checkpoints.command import main
 from stretto.checkpoints.make_repository import make
+from stretto.codec.glm4_voice.tokenizer import load_tokenizer
 from stretto.families.text_codec import subword_codec
 from stretto.families.tokenizer import TextTokenizer
 from stretto.families.vita_audio.family import SCHEDULES
 from stretto.preprocessing.request import Preprocessor, RawRequest
+from tests.codec.glm4_voice.heard import speech
 from tests.reference.vita_audio import VitaReference
 from tests.server.conftest import Server
 from tests.vita_release import command
@@ -63,7 +66,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("vita")
     release = random_vita.write_release(folder / "release")
     codec = ["--codec", str(write_glm4_voice(folder / "codec"))]
-    assert main([*command(release, folder / "checkpoint"), *codec]) == 0
+    hears = ["--ssl-tokenizer", str(write_glm4_tokenizer(folder / "glm-4-voice-tokenizer"))]
+    assert main([*command(release, folder / "checkpoint"), *codec, *hears]) == 0
     make(folder / "checkpoint", folder / "repository", {})
     reference = VitaReference(random_vita.SMALL, random_vita.tensors(random_vita.SMALL, 1))
     server = Server(folder, folder / "repository")
@@ -89,6 +93,20 @@ def test_a_reply_s_text_and_speech_are_the_reference_s_on_every_schedule(served:
     sound = np.concatenate([response.pcm for response in answer.responses if response.pcm is not None])
     assert len(sound) / 22_050 == pytest.approx(len(codes) / 12.5, abs=0.1)
     assert np.abs(sound).max() > 0.001
+
+
+def test_samples_are_heard_as_the_tokens_that_the_tokenizer_makes_of_them(served: Served) -> None:
+    options: dict[str, Any] = {"text": {"max_rows": NUM_IDS}, "output": {"codes": True}}
+    pcm, tokenizer = speech(1.5), load_tokenizer(served.checkpoint, random_vita.NUM_CODES)
+    assert tokenizer is not None
+    turn = {"role": "user", "audio": "pcm_in"}
+    samples = {"pcm_in": pcm, "sample_rate": np.array([16_000], np.int32)}
+    answer = served.server.ask(options, messages=json.dumps([turn]), task="dialogue", **samples)
+    assert answer.error is None
+    turn = {"role": "user", "codes": [tokenizer.encode(pcm).tolist()]}
+    text, codes = served.answer(options, {"messages": json.dumps([turn]), "task": "dialogue"})
+    assert "".join(event["text"] for event in answer.events) == text
+    assert [code for event in answer.events for code in event.get("codes", [[]])[0]] == codes
 
 
 def test_a_text_task_answers_with_text_alone(served: Served) -> None:
