@@ -1,6 +1,9 @@
 """Published families' vocabularies in small: the same structure, few ids."""
 
+from dataclasses import replace
+
 from stretto.families.bagpiper.family import BagpiperVocabulary, bagpiper
+from stretto.families.base import TextTrack
 from stretto.families.csm.family import CsmVocabulary, csm, llama3_rope
 from stretto.families.depth import DepthSpec
 from stretto.families.opuslm.family import OpusVocabulary, opuslm, opuslm_dialogue
@@ -19,6 +22,13 @@ SMALL_DEPTH = DepthSpec(
 SMALL_CSM = CsmVocabulary(60, 6, 8, 56, 57, 58, 59, num_end_codebooks=2, max_model_len=512, depth=SMALL_DEPTH)
 
 CSM = csm(SMALL_CSM)
+# The same frames with a text beside them.
+TRACKED_CSM = replace(
+    CSM,
+    name="tracked_csm",
+    layout=replace(CSM.layout, num_input_only=1),
+    text_track=TextTrack(CSM.layout.num_output_streams, pad_id=54, end_id=55),
+)
 BAGPIPER, OPUSLM, DIALOGUE = bagpiper(SMALL_BAGPIPER), opuslm(SMALL_OPUSLM), opuslm_dialogue(SMALL_OPUSLM)
 # By the name that a checkpoint's config.json gives.
 FAMILIES = {

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from stretto.families.base import Family, Task, UnconditionalContext
+from stretto.families.base import Family, Task, TextTrack, UnconditionalContext
 from stretto.families.bursts import Bursts, BurstSchedule
 from stretto.families.tiny.family import SPACE, TINY
 from stretto.records.sampling import SamplingConfig, SegmentSampling
@@ -77,6 +77,18 @@ INTERLEAVED = replace(
 
 # For prompts and replies of thousands of rows.
 LONG = replace(EIGHT_STREAMS, name="long", max_model_len=8448)
+
+# Replies of audio with a text beside it, which the other half of a pair reads; or does not.
+TRACKED = replace(
+    EIGHT_STREAMS,
+    name="tracked",
+    layout=replace(EIGHT_STREAMS.layout, num_input_only=1),
+    tasks=EIGHT_STREAMS.tasks[1:2],
+    text_track=TextTrack(NUM_STREAMS, pad_id=6, end_id=7),
+)
+HIDDEN_TRACK = replace(
+    TRACKED, name="hidden_track", unconditional=replace(TRACKED.unconditional, hidden_streams=(NUM_STREAMS,))
+)
 
 # Steps of up to five rows. Two of its schedules change the number of rows from step to step; one says a row a step.
 BURSTS = Bursts(

@@ -9,14 +9,14 @@ from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
 from tests.engine.prompts import make_prompt
-from tests.small_vocabularies import CSM
+from tests.small_vocabularies import TRACKED_CSM
 from tests.speech_families import EIGHT_STREAMS, FORCED_BURSTS
 
 FAMILIES: dict[str, Family] = {
     "tests.speech_families:EIGHT_STREAMS": EIGHT_STREAMS,
     "tiny": TINY,
     "tests.speech_families:FORCED_BURSTS": FORCED_BURSTS,
-    "tests.small_vocabularies:CSM": CSM,
+    "tests.small_vocabularies:TRACKED_CSM": TRACKED_CSM,
 }
 NUM_PROMPTS = 60
 MAX_MODEL_LEN = 256
@@ -117,7 +117,7 @@ def history_prompt(family: Family, index: int) -> Prompt:
         guidance_scale=(2.0, 1.0, 3.0, 1.5)[index // 2 % 4],
         seed=7000 + index,
     )
-    return Prompt(prompt.task, rows, sampling)
+    return Prompt(prompt.task, rows, sampling, track=prompt.track)
 
 
 def _with_codes(rows: np.ndarray, family: Family, index: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from stretto.records.prompt import Prompt
 from stretto.streams.segment import Segment
 
 LENGTHS = (5, 17, 40, 70)
+TRACK_LENGTHS = (9, 0, 30, 4, 100)
 
 
 def make_prompt(family: Family, index: int, task: str | None = None, **changes: object) -> Prompt:
@@ -41,7 +42,15 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
     if not family.warm_up.is_sampled and task == "audio_lm":  # the reply goes on with the audio of the prompt
         delayed_tail = np.stack([random.integers(ids.start, ids.stop, 8) for ids in family.layout.audio[1:]], 1)
         delayed_tail = delayed_tail.astype(np.int32)
-    return Prompt(task, rows, replace(sampling, **changes), delayed_tail=delayed_tail)
+    return Prompt(task, rows, replace(sampling, **changes), delayed_tail=delayed_tail, track=make_track(family, index))
+
+
+def make_track(family: Family, index: int) -> tuple[int, ...]:
+    """A text beside a reply, often shorter than it, sometimes longer; where the family has none, none."""
+    track, random = family.text_track, np.random.default_rng(index)
+    if track is None:
+        return ()
+    return (*random.integers(16, 47, TRACK_LENGTHS[index % len(TRACK_LENGTHS)]).tolist(), track.end_id)
 
 
 def _fill_with_audio(rows: np.ndarray, family: Family, random: np.random.Generator) -> None:

@@ -219,6 +219,9 @@ class _Reply:
     def next_row(self, logits: list[list[float]]) -> Row:
         family, position = self.family, len(self.rows)
         row = [family.layout.pad_id] * family.layout.num_input_streams
+        if family.text_track is not None:
+            said = dict(enumerate(self.prompt.track, len(self.prompt.rows)))
+            row[family.text_track.stream] = said.get(position, family.text_track.pad_id)
         if self.audio_start is None:
             row[0] = self.text_token(logits[0])
             if family.script and row[0] in family.script.spoken:

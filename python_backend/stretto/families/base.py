@@ -48,6 +48,18 @@ class UnconditionalContext:
 
 
 @dataclass(frozen=True)
+class TextTrack:
+    """An input-only stream of the text that is spoken: row i of the reply carries frame i and the track's id i.
+
+    end_id: the last id of a text. pad_id: what the rows behind it carry, one that is no silence of the layout's.
+    """
+
+    stream: int
+    pad_id: int
+    end_id: int
+
+
+@dataclass(frozen=True)
 class Task:
     """One thing a family can do: which segments it replies with and what its text segment may say.
 
@@ -94,6 +106,7 @@ class Family:
     depth: how the streams 1 ... of a row are drawn one after another; None: all at once, from its hidden state.
     end_frame: ids of the streams 0 ..., as many as count; a row in audio that begins with them is `end_of_audio`, which
     stream 0 does not draw then.
+    text_track: the stream whose ids for the rows of the reply come with the request, where there is one.
     """
 
     name: str
@@ -124,6 +137,7 @@ class Family:
     penalized: Literal["drawn", "all"] | None = None
     depth: DepthSpec | None = None
     end_frame: tuple[int, ...] = ()
+    text_track: TextTrack | None = None
 
     def task(self, name: str) -> Task:
         """The task called `name`; KeyError lists the names there are."""

@@ -35,6 +35,7 @@ class Prompt:
     delivery: how the client wants the waveform. audios: those heard through an encoder, in order.
     delayed_tail: where the reply goes on with the audio of the prompt, int32 [n, S - 1]: what the streams 1 … carry in
     its first n rows until each reaches its first new frame.
+    track: of a family with a text track, its ids for the first rows of the reply, the end of the text among them.
     """
 
     task: str
@@ -44,6 +45,7 @@ class Prompt:
     delivery: Delivery = field(default_factory=Delivery)
     audios: tuple[HeardAudio, ...] = ()
     delayed_tail: np.ndarray | None = None
+    track: tuple[int, ...] = ()
 
     @property
     def features(self) -> np.ndarray | None:
@@ -54,7 +56,9 @@ class Prompt:
         """Everything but `rows` and `features`, as JSON."""
         spans = tuple(AudioSpan(audio.first_row, audio.num_rows, len(audio.features)) for audio in self.audios)
         delayed_tail = None if self.delayed_tail is None else self.delayed_tail.tolist()
-        return _JSON.write(PromptRecord(self.task, self.sampling, self.delivery, self.words, spans, delayed_tail))
+        return _JSON.write(
+            PromptRecord(self.task, self.sampling, self.delivery, self.words, spans, delayed_tail, self.track)
+        )
 
     @classmethod
     def from_json(cls, field: str, text: bytes, rows: np.ndarray, features: np.ndarray | None = None) -> "Prompt":
@@ -71,6 +75,7 @@ class Prompt:
             delivery=record.delivery,
             audios=_audios(field, record.audios, features),
             delayed_tail=None if record.delayed_tail is None else _delayed_tail(field, record.delayed_tail, rows),
+            track=record.track,
         )
 
 
@@ -93,6 +98,7 @@ class PromptRecord:
     words: tuple[str, ...]
     audios: tuple[AudioSpan, ...]
     delayed_tail: list[list[Int32]] | None
+    track: tuple[Int32, ...]
 
 
 _JSON: JsonRecord[PromptRecord] = JsonRecord(PromptRecord)

@@ -13,7 +13,7 @@ from stretto.families.tiny.family import FIRST_CODE, TINY
 from stretto.records.prompt import Prompt
 from tests.engine.prompts import make_prompt
 from tests.small_vocabularies import BAGPIPER, OPUSLM
-from tests.speech_families import EIGHT_STREAMS
+from tests.speech_families import EIGHT_STREAMS, TRACKED
 
 ROOMY = Capacity(num_blocks=100, block_size=32, max_num_seqs=16)
 RULES = SegmentRules(TINY, 512)
@@ -81,6 +81,24 @@ def test_ids_outside_a_stream_s_range_are_refused(stream: int, token_id: int) ->
     error = refusal(with_rows(rows))
     assert f"stream {stream} " in str(error)
     assert str(token_id) in str(error)
+
+
+@pytest.mark.parametrize(
+    ("track", "said"),
+    [
+        ((5, 544), "track: expected ids in [0, 544), got 5 ... 544"),
+        ((-1,), "track: expected ids in [0, 544), got -1 ... -1"),
+        ((5,) * 108, "text: expected at most 107 tokens behind the prompt, got 108"),
+    ],
+)
+def test_a_text_beside_the_frames_has_ids_and_room(track: tuple[int, ...], said: str) -> None:
+    rules, prompt = SegmentRules(TRACKED, 112), replace(make_prompt(TRACKED, 0), track=(5,) * 107)
+    assert admit(prompt, rules, ROOMY) == prompt
+    assert said in str(refusal(replace(prompt, track=track), rules))
+
+
+def test_a_family_without_a_text_track_takes_none() -> None:
+    assert "track: expected none for tiny, got 2 ids" in str(refusal(replace(make_prompt(TINY, 0), track=(5, 6))))
 
 
 def test_a_reply_goes_on_with_audio_where_its_family_forces_what_trails() -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from stretto.engine.request.track import Track
 from stretto.engine.scheduling.history import RowHistory
 
 
@@ -33,3 +34,14 @@ def test_rows_that_come_together_are_kept_in_order() -> None:
 def test_the_prompt_cannot_be_taken_back() -> None:
     with pytest.raises(AssertionError):
         RowHistory(np.zeros((3, 2), np.int32)).truncate(2)
+
+
+def test_a_text_track_says_what_its_stream_holds() -> None:
+    """Whatever the rows came with, and as it is when they are asked for."""
+    track = Track(lane=1, first_row=3, ids=[7, 8], pad_id=9)
+    history = RowHistory(np.zeros((3, 2), np.int32), track)
+    history.put(3, [[1, 0], [2, 0], [3, 0], [4, 0]])
+    assert history.rows(0, 7)[:, 1].tolist() == [0, 0, 0, 7, 8, 9, 9]
+    track.ids.append(5)
+    assert history.rows(4, 7).tolist() == [[2, 8], [3, 5], [4, 9]]
+    assert history.rows(6, 7).tolist() == [[4, 9]]

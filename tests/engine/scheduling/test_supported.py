@@ -9,9 +9,10 @@ import pytest
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.scheduling.supported import check_supported
 from stretto.families.base import Family
-from tests.speech_families import EIGHT_STREAMS, FORCED_BURSTS, FORCED_CHAT
+from tests.speech_families import EIGHT_STREAMS, FORCED_BURSTS, FORCED_CHAT, TRACKED
 
 GUIDED_CHAT = replace(FORCED_CHAT, name="guided_chat", guided_streams=(0,))
+TRACKED_CHAT = replace(TRACKED, name="tracked_chat", tasks=EIGHT_STREAMS.tasks)
 PARALLEL = SimpleNamespace(
     pipeline_parallel_size=1,
     prefill_context_parallel_size=1,
@@ -51,6 +52,7 @@ def test_what_is_supported_starts() -> None:
     check(steps=2)
     check(family=FORCED_BURSTS, steps=2)
     check(family=FORCED_CHAT, steps=2)
+    check(family=TRACKED, steps=2)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,7 @@ def test_what_is_supported_starts() -> None:
         ({"steps": 3}, "eight_streams: 3 steps in flight would outrun the 2 rows from its text"),
         ({"family": GUIDED_CHAT}, "guided_chat: a reply that steps of several rows take from text to audio cannot be"),
         ({"family": FORCED_BURSTS, "budget": 9}, "max_num_batched_tokens: expected at least 10, .*, got 9"),
+        ({"family": TRACKED_CHAT}, "tracked_chat: a text track goes with replies that are audio alone"),
         ({"family": FORCED_BURSTS, "block_size": 3}, "block_size: expected at least 4, the modules of .*, got 3"),
     ],
 )

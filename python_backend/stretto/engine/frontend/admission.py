@@ -45,6 +45,7 @@ def admit(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
     _check_rows(prompt.rows, rules)
     if prompt.delayed_tail is not None:
         _check_delayed_tail(prompt.delayed_tail, task, rules)
+    _check_track(prompt, rules)
     _check_length(prompt, task, rules)
     if prompt.sampling.repetition_penalty != 1.0 and rules.family.penalized is None:
         expected = f"1.0, as {rules.family.name} has no such penalty"
@@ -80,6 +81,16 @@ def _check_delayed_tail(delayed_tail: np.ndarray, task: Task, rules: SegmentRule
     if len(delayed_tail) > rules.family.layout.max_delay:
         raise InvalidRequest("delayed_tail", f"at most {rules.family.layout.max_delay} rows", len(delayed_tail))
     _check_rows(np.concatenate([np.zeros_like(delayed_tail[:, :1]), delayed_tail], 1), rules)
+
+
+def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
+    if rules.family.text_track is None and prompt.track:
+        raise InvalidRequest("track", f"none for {rules.family.name}", f"{len(prompt.track)} ids")
+    last, size = rules.max_model_len - len(prompt.rows), rules.family.layout.vocab_size
+    if len(prompt.track) > last:
+        raise InvalidRequest("text", f"at most {last} tokens behind the prompt", len(prompt.track))
+    if prompt.track and not 0 <= min(prompt.track) <= max(prompt.track) < size:
+        raise InvalidRequest("track", f"ids in [0, {size})", f"{min(prompt.track)} ... {max(prompt.track)}")
 
 
 def _check_length(prompt: Prompt, task: Task, rules: SegmentRules) -> None:

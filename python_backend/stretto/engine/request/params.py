@@ -20,6 +20,7 @@ class SpeechParams:
 
     codes: int32 [P, S - 1], the token ids of the streams 1 ... of every prompt row. audios: heard in its place.
     num_delayed_rows: how many rows of `codes` follow those, for the streams that have begun when the reply begins.
+    track: of a family with a text track, its ids for the first rows of the reply.
     """
 
     task: str
@@ -28,6 +29,7 @@ class SpeechParams:
     is_unconditional: bool = False
     audios: tuple[HeardAudio, ...] = ()
     num_delayed_rows: int = 0
+    track: tuple[int, ...] = ()
 
     @property
     def is_guided(self) -> bool:
@@ -42,6 +44,7 @@ class SpeechParams:
             "num_rows": len(self.codes),
             "is_unconditional": self.is_unconditional,
             "num_delayed_rows": self.num_delayed_rows,
+            "track": self.track,
             "audios": [
                 (each.first_row, each.num_rows, each.features.shape, each.features.astype(np.float32).tobytes())
                 for each in self.audios
@@ -60,7 +63,8 @@ class SpeechParams:
             for first_row, num_rows, shape, features in record["audios"]
         )
         is_unconditional, num_delayed_rows = record["is_unconditional"], record["num_delayed_rows"]
-        return cls(record["task"], sampling, codes, is_unconditional, audios, num_delayed_rows)
+        track = tuple(record["track"])
+        return cls(record["task"], sampling, codes, is_unconditional, audios, num_delayed_rows, track)
 
 
 def sampling_params(prompt: Prompt, rules: SegmentRules) -> SamplingParams:
@@ -68,7 +72,14 @@ def sampling_params(prompt: Prompt, rules: SegmentRules) -> SamplingParams:
     codes, num_delayed_rows = prompt.rows[:, 1:], 0
     if prompt.delayed_tail is not None:
         codes, num_delayed_rows = np.concatenate([codes, prompt.delayed_tail]), len(prompt.delayed_tail)
-    params = SpeechParams(prompt.task, prompt.sampling, codes, audios=prompt.audios, num_delayed_rows=num_delayed_rows)
+    params = SpeechParams(
+        prompt.task,
+        prompt.sampling,
+        codes,
+        audios=prompt.audios,
+        num_delayed_rows=num_delayed_rows,
+        track=prompt.track,
+    )
     return SamplingParams(
         temperature=0.0,
         max_tokens=rules.max_model_len - len(prompt.rows),

@@ -4,9 +4,11 @@ The host (`tracker.py`) and the device (`worker/segment_state.py`) walk through 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from stretto.engine.request.track import Track
 from stretto.families.base import Family, Task
 from stretto.families.bursts import BurstSchedule
 from stretto.records.sampling import SamplingConfig
@@ -134,6 +136,11 @@ class SegmentRules:
         """How many steps make a second of audio, at the most; 0 where the codec's frame rate is not known."""
         bursts = self.family.bursts
         return self.family.frame_rate / (1.0 if bursts is None else bursts.rows_per_step)
+
+    def track(self, first_row: int, ids: Sequence[int]) -> Track | None:
+        """The text track of a reply that begins at `first_row`; None where the family has none."""
+        track = self.family.text_track
+        return None if track is None else Track(track.stream - 1, first_row, list(ids), track.pad_id)
 
     @cached_property
     def max_entries(self) -> int:

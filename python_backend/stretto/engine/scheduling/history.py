@@ -4,19 +4,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from stretto.engine.request.track import Track
+
 MAX_NEWEST = 64
 
 
 class RowHistory:
     """The codes of a request's rows, prompt first: the copy that outlives a preemption.
 
-    The newest rows are kept as lists, as they come, and laid into the array many at a time.
+    The newest rows are kept as lists, as they come, and laid into the array many at a time. What a text track holds in
+    them is the track's to say, whatever they came with.
     """
 
-    __slots__ = ("_newest", "_num_laid", "_rows", "num_prompt_rows", "num_rows")
+    __slots__ = ("_newest", "_num_laid", "_rows", "_track", "num_prompt_rows", "num_rows")
 
-    def __init__(self, prompt_codes: np.ndarray):
-        self._rows = prompt_codes.copy()
+    def __init__(self, prompt_codes: np.ndarray, track: Track | None = None):
+        self._rows, self._track = prompt_codes.copy(), track
         self._newest: list[Sequence[int]] = []
         self._num_laid = len(prompt_codes)
         self.num_prompt_rows = self.num_rows = len(prompt_codes)
@@ -51,4 +54,7 @@ class RowHistory:
         assert last <= self.num_rows, (first, last, self.num_rows)
         if last > self._num_laid:
             self._lay()
-        return self._rows[first:last]
+        rows = self._rows[first:last]
+        if self._track is not None:
+            self._track.fill(rows, first)
+        return rows

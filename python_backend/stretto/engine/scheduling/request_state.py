@@ -1,7 +1,7 @@
 """What the scheduler knows of one request: the copy of its state that outlives preemption."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.request import Request
@@ -9,6 +9,7 @@ from vllm.v1.request import Request
 from stretto.engine.request.new_request import SpeechRequestData
 from stretto.engine.request.pairs import num_guided, partner_of
 from stretto.engine.request.params import SpeechParams
+from stretto.engine.request.track import Track
 from stretto.engine.request.tracker import SegmentTracker
 from stretto.engine.request.wire import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE, Trailer
 from stretto.engine.scheduling.history import RowHistory
@@ -48,7 +49,8 @@ class RequestState:
     that is known. is_guided: whether the newest row of the audio segment was guided. guidance_switches: the rows of its
     audio, from 0, at which guidance went, came back, went ... was_cut: a limit closed a segment that the model had not.
     queue_s: how long it waited for its first step. outgoing: its rows that are still here.
-    schedule: which rows of its reply modules say; None where the model has none.
+    schedule: which rows of its reply modules say; None where the model has none. track: its text track, where the
+    family has one.
     """
 
     request: Request
@@ -58,6 +60,7 @@ class RequestState:
     pair: GuidancePair | None = None
     limit: int = NOT_YET
     is_guided: bool = False
+    track: Track | None = None
     guidance_switches: list[int] = field(default_factory=list)
     was_cut: bool = False
     queue_s: float | None = None
@@ -100,7 +103,8 @@ class RequestState:
         """What the worker is told as the request gets a slot: vLLM's `data`, its parameters and its history."""
         if self.queue_s is None:
             self.queue_s = time.time() - self.request.arrival_time
-        return SpeechRequestData.of(data, self.params, self.history.rows(0, self.request.num_tokens))
+        track = None if self.track is None else replace(self.track, ids=self.track.ids.copy())
+        return SpeechRequestData.of(data, self.params, self.history.rows(0, self.request.num_tokens), track)
 
     def trailer(self) -> Trailer:
         """What the client is told behind the last row."""

@@ -14,7 +14,7 @@ from stretto.engine.request.tracker import SegmentTracker
 from stretto.engine.scheduling.block_hash import row_block_hasher
 from stretto.engine.scheduling.history import RowHistory
 from stretto.engine.scheduling.request_state import GuidancePair, RequestState
-from stretto.engine.scheduling.unconditional import unconditional_audio, unconditional_rows
+from stretto.engine.scheduling.unconditional import unconditional_audio, unconditional_rows, unconditional_track
 from stretto.streams.segment import Segment
 
 
@@ -41,8 +41,9 @@ class RequestTable(dict[str, RequestState]):
         tracker = SegmentTracker(self.rules, task, request.num_prompt_tokens)
         is_guided = params.is_guided and Segment.AUDIO in task.segments
         pair = GuidancePair(request.request_id) if is_guided else None
-        history = RowHistory(params.codes[: request.num_prompt_tokens])
-        state = RequestState(request, params, history, tracker, pair, is_guided=is_guided)
+        track = self.rules.track(request.num_prompt_tokens, params.track)
+        history = RowHistory(params.codes[: request.num_prompt_tokens], track)
+        state = RequestState(request, params, history, tracker, pair, is_guided=is_guided, track=track)
         self._put(state, is_caching=request._block_hasher is not None)
         return state
 
@@ -145,7 +146,8 @@ class RequestTable(dict[str, RequestState]):
             arrival_time=conditional.arrival_time,
             cache_salt=conditional.cache_salt,
         )
-        half = RequestState(request, params, RowHistory(params.codes), state.tracker, pair)
+        track = unconditional_track(state.track, self.rules.family)
+        half = RequestState(request, params, RowHistory(params.codes, track), state.tracker, pair, track=track)
         self._put(half, is_caching=conditional._block_hasher is not None)
         self.revision += 1
         return request

@@ -5,7 +5,9 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.request.supported import check_config
+from stretto.families.base import Family
 from stretto.families.bursts import Bursts
+from stretto.streams.segment import Segment
 
 
 def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentRules) -> None:
@@ -20,6 +22,14 @@ def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentR
         )
     if rules.family.bursts is not None:
         check_bursts(config, rules, rules.family.bursts)
+    if rules.family.text_track is not None:
+        check_text_track(rules.family)
+
+
+def check_text_track(family: Family) -> None:
+    """ValueError where the rows of a text track are not those of the frames."""
+    if family.bursts is not None or any(task.segments != (Segment.AUDIO,) for task in family.tasks):
+        raise ValueError(f"{family.name}: a text track goes with replies that are audio alone, a row a step")
 
 
 def check_bursts(config: VllmConfig, rules: SegmentRules, bursts: Bursts) -> None:

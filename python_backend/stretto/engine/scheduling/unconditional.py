@@ -1,7 +1,10 @@
 """What the unconditional half of a pair reads in the place of the conditional one's rows."""
 
+from dataclasses import replace
+
 import numpy as np
 
+from stretto.engine.request.track import Track
 from stretto.families.base import Family, UnconditionalContext
 
 
@@ -12,6 +15,13 @@ def unconditional_rows(rows: np.ndarray, context: UnconditionalContext, pad_id: 
     hidden[middle] = pad_id
     hidden[middle, 0] = context.null_id
     return hidden
+
+
+def unconditional_track(track: Track | None, family: Family) -> Track | None:
+    """What the unconditional half reads of a text track: all of it, or nothing."""
+    if track is None or 1 + track.lane not in family.unconditional.hidden_streams:
+        return track
+    return replace(track, ids=[], pad_id=family.layout.pad_id)
 
 
 def unconditional_audio(rows: np.ndarray, family: Family) -> np.ndarray:

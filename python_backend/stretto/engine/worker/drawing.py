@@ -28,6 +28,7 @@ class RowDraw:
         self._script, self._codes = arrays.of(tables.script), arrays.of(tables.codes)
         self._said = arrays.of(tables.said) if segments.family.penalized else None
         family = segments.family
+        self._track = family.text_track
         self._num_streams = family.layout.num_output_streams
         self._guided = np.array([stream in family.guided_streams for stream in range(1, self._num_streams)], np.bool_)
         self._guides_first = 0 in family.guided_streams
@@ -48,8 +49,11 @@ class RowDraw:
         token = self._segments.choose(text, audio, rows)
         if self._said is not None:
             self._said[rows.slots, self._arrays.xp.clip(token, 0, self._said.shape[1] - 1)] = True
-        forced = self._codes[rows.slots, rows.position] if plan.has_delayed_tail else None
-        return token, self._segments.place_codes(codes, token, rows, forced)
+        there = self._codes[rows.slots, rows.position] if plan.has_delayed_tail or self._track else None
+        laid = self._segments.place_codes(codes, token, rows, there if plan.has_delayed_tail else None)
+        if self._track is not None and there is not None:
+            laid[:, self._track.stream - 1] = there[:, self._track.stream - 1]
+        return token, laid
 
     def _spread(self, drawn: torch.Tensor, index: Array | None, rows: Rows) -> Array:
         """What the rows `index` drew, at their places among all rows."""

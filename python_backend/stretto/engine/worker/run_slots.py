@@ -55,7 +55,7 @@ class RunSlots:
             for token_id in token_ids[data.prompt_len :]:
                 tracker.push(token_id)
         first = data.prompt_len if self.rules.family.penalized == "drawn" else 0
-        self.tables.stage(slot, params, tracker, codes, token_ids[first:])
+        self.tables.stage(slot, params, tracker, codes, token_ids[first:], data.track)
         self.readback.place(slot, tracker.audio_start)
         self._num_prompt_rows[slot] = data.prompt_len
         schedule = self._schedules[slot] = None if is_warm_up(data.req_id) else self.rules.schedule(params.sampling)

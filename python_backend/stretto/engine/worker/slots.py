@@ -8,6 +8,7 @@ import torch
 
 from stretto.engine.request.params import SpeechParams
 from stretto.engine.request.rules import SegmentRules
+from stretto.engine.request.track import Track
 from stretto.engine.request.tracker import SegmentTracker
 from stretto.engine.worker.arrays import Array, Arrays
 from stretto.sampling.noise import seed_key
@@ -115,7 +116,8 @@ class SlotTables:
     """State of every slot, the scripts and the codes by position, on the device; what each asked for, on the host.
 
     state [R, *] int64; script [R, E + 1] int64, entry 0 unused; codes [R, T + 1, S - 1] int32: the streams 1 ... by
-    position, the last position a place for what nobody reads; limits [R, *] int64 and scales [R, *] float32, numpy.
+    position, the last position a place for what nobody reads; those of a text track as far as they are known, also
+    where no row stands yet; limits [R, *] int64 and scales [R, *] float32, numpy.
     said [R, V + 1] bool: which of the V ids of a text head a repetition penalty counts, the last a place for all other
     ids; [R, 0] where the family has no such penalty.
     """
@@ -130,18 +132,28 @@ class SlotTables:
         num_said = rules.num_text_ids + 1 if rules.family.penalized else 0
         self.said = torch.zeros(num_slots, num_said, dtype=torch.bool, device=device)
         self._staged: dict[int, list[np.ndarray]] = {}
+        self._tracks: dict[int, Track] = {}
         self._rules = rules
 
     def stage(
-        self, slot: int, params: SpeechParams, tracker: SegmentTracker, codes: np.ndarray, said: Sequence[int] = ()
+        self,
+        slot: int,
+        params: SpeechParams,
+        tracker: SegmentTracker,
+        codes: np.ndarray,
+        said: Sequence[int] = (),
+        track: Track | None = None,
     ) -> None:
         """Fill `slot` with a request that stands where `tracker` does; `codes` [n, S - 1] are its rows so far, `said`
-        the ids that a repetition penalty counts."""
+        the ids that a repetition penalty counts, `track` what its text track goes on with."""
         self.limits[slot] = limits_row(params, self._rules)
         self.scales[slot] = scales_row(params)
         codes = np.concatenate([codes, params.codes[len(codes) :]])  # with what the reply goes on with
         counted = np.minimum(said, self.said.shape[1] - 1) if self.said.shape[1] else ()
-        rows = (state_row(tracker), tracker.script, codes.reshape(-1), counted)
+        ids = () if track is None else track.ids[max(0, len(codes) - track.first_row) :]
+        if track is not None:
+            self._tracks[slot] = track
+        rows = (state_row(tracker), tracker.script, codes.reshape(-1), counted, ids)
         self._staged[slot] = [np.asarray(row, np.int32) for row in rows]
 
     def apply_staged(self, arrays: Arrays) -> None:
@@ -150,10 +162,16 @@ class SlotTables:
             return
         packed = arrays.tensor(arrays.upload(np.concatenate([row for rows in self._staged.values() for row in rows])))
         for slot, rows in self._staged.items():
-            state, script, codes, said, packed = packed.tensor_split(np.cumsum([len(row) for row in rows]).tolist())
+            state, script, codes, said, ids, packed = packed.tensor_split(
+                np.cumsum([len(row) for row in rows]).tolist()
+            )
             self.state[slot] = state
             self.script[slot, 1 : 1 + len(script)] = script
-            if width := self.codes.shape[2]:
+            track, width = self._tracks.pop(slot, None), self.codes.shape[2]
+            if track is not None:
+                self.codes[slot, :, track.lane] = track.pad_id
+                self.codes[slot, track.end - len(ids) : track.end, track.lane] = ids
+            if width:
                 self.codes[slot, : len(codes) // width] = codes.view(-1, width)
             self.said[slot] = False
             self.said[slot, said.long()] = True

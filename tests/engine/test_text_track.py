@@ -1,0 +1,55 @@
+"""A text beside the frames: every reply is the reference's, in any batch, chunked, preempted, guided and shared."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from stretto.families.base import Family
+from tests.engine.harness import Engine
+from tests.engine.prompts import make_prompts
+from tests.random_checkpoints import write_checkpoint
+from tests.reference.speech_lm import Reference
+from tests.speech_families import HIDDEN_TRACK, TRACKED
+
+pytestmark = pytest.mark.engine
+LENGTH = 160
+FAMILIES = {"sync": TRACKED, "async": HIDDEN_TRACK}
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, Family]]:
+    """An engine with little room, whose prompts are cut and whose replies give way."""
+    family = FAMILIES[request.param]
+    folder = tmp_path_factory.mktemp("checkpoint")
+    write_checkpoint(folder, family, f"tests.speech_families:{family.name.upper()}", hidden=64, layers=2)
+    limits = {"max_num_batched_tokens": 48, "max_num_seqs": 5, "max_model_len": LENGTH, "num_gpu_blocks_override": 11}
+    engine = Engine(folder, async_scheduling=request.param == "async", **limits)
+    yield engine, family
+    engine.shutdown()
+
+
+def test_every_reply_is_the_reference_s(both: tuple[Engine, Family]) -> None:
+    engine, family = both
+    reference = Reference(Path(engine.core.vllm_config.model_config.model), family, LENGTH)
+    given = make_prompts(family, 10)
+    answers = engine.run(given)
+    for request_id, answer in answers.items():
+        rows, lead = reference.reply(given[request_id])
+        assert lead > 1e-5
+        assert answer.rows == [row[: family.layout.num_output_streams] for row in rows], request_id
+    assert sum(answer.trailer.num_preemptions for answer in answers.values()) > 0
+    assert {given[name].sampling.guidance_scale for name in answers} == {1.0, 2.0, 3.0}
+
+
+def test_another_text_makes_another_reply(both: tuple[Engine, Family]) -> None:
+    """From the row behind the one that differs; and what it differs in is in the hash of the blocks."""
+    engine, family = both
+    first = make_prompts(family, 10)["r7"]
+    other = replace(first, track=(*first.track[:2], 20 + first.track[2] % 3, *first.track[3:]))
+    answers = engine.run({"first": first, "other": other, "again": first}, arrivals={"again": 60})
+    rows = {name: answer.rows for name, answer in answers.items()}
+    assert rows["again"] == rows["first"]
+    assert rows["other"][:3] == rows["first"][:3]
+    assert rows["other"] != rows["first"]
