@@ -104,7 +104,7 @@ class Reply:
         self.was_cut |= bool(rows.is_cut[0])
         forced = of(self.tables.codes)[rows.slots, rows.position]
         row = [int(token[0]), *self.machine.place_codes(codes, token, rows, forced)[0].tolist()]
-        self.machine.advance(token, rows)
+        self.machine.advance(token, rows, bool(rows.in_text.any()))
         for column, name in enumerate(STATE):
             of(self.tables.state)[:, column] = getattr(rows.state, name)
         self._keep(self.utterance.push(np.array([[NO_CHANGE, *row]])))

@@ -13,11 +13,9 @@ def lower_bound(logits: np.ndarray, reach: np.ndarray) -> np.ndarray:
     if width < 2:
         return np.full((num_rows, 1), LOWEST)
     groups = num_columns // width
-    maxima = logits[:, :groups].copy()
-    for start in range(groups, groups * width, groups):
-        np.maximum(maxima, logits[:, start : start + groups], out=maxima)
+    maxima = logits[:, : groups * width].reshape(num_rows, width, groups).max(axis=1)
     maxima.sort(axis=1)
-    return np.take_along_axis(maxima, groups - reach, axis=1)
+    return maxima[np.arange(num_rows)[:, None], groups - reach]
 
 
 def candidates(logits: np.ndarray, bound: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -26,10 +24,11 @@ def candidates(logits: np.ndarray, bound: np.ndarray) -> tuple[np.ndarray, np.nd
     Shorter rows end in -inf. Where there are many, all columns are returned as they are: `logits` and None.
     """
     num_rows, num_columns = logits.shape
-    found = np.flatnonzero(logits >= np.maximum(bound, LOWEST))
+    found = (logits >= np.maximum(bound, LOWEST)).reshape(-1).nonzero()[0]
     if 4 * len(found) > logits.size:
         return logits, None
-    counts = np.diff(np.searchsorted(found, np.arange(num_rows + 1) * num_columns))
+    ends = found.searchsorted(np.arange(num_rows + 1) * num_columns)
+    counts = ends[1:] - ends[:-1]
     is_filled = np.arange(max(1, int(counts.max()))) < counts[:, None]
     values = np.full(is_filled.shape, -np.inf, np.float32)
     columns = np.zeros(is_filled.shape, np.int64)

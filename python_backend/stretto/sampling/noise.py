@@ -42,18 +42,14 @@ def redraw_keys(keys: torch.Tensor) -> torch.Tensor:
     return _mix(keys + REDRAW_STEP)
 
 
-def uniform(keys: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-    """Uniform noise in (0, 1) for `keys` and `token_ids` (broadcast against each other): 23 bits, never 0 or 1."""
-    bits = (_mix(keys + token_ids.to(torch.int32) * TOKEN_STEP) >> 9) & 0x7FFFFF
-    return (bits.to(torch.float32) + 0.5) * 2.0**-23
-
-
-def host_uniform(keys: np.ndarray) -> np.ndarray:
-    """`uniform` of int32 `keys` and the token id 0, in numpy."""
-    bits = (_mix(keys.copy()) >> 9) & 0x7FFFFF
+def uniform(keys: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
+    """Uniform noise in (0, 1) for int32 `keys` and `token_ids` (broadcast together): 23 bits, never 0 or 1; float32."""
+    bits = (_mix(keys + token_ids.astype(np.int32) * np.int32(TOKEN_STEP)) >> 9) & 0x7FFFFF
     return (bits.astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
 
 
-def gumbel(keys: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+def gumbel(keys: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
     """Standard Gumbel noise; the argmax of logits plus it is a draw from their softmax."""
-    return uniform(keys, token_ids).log_().neg_().log_().neg_()
+    noise = uniform(keys, token_ids)
+    torch.from_numpy(noise).log_().neg_().log_().neg_()
+    return noise

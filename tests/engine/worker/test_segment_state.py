@@ -58,10 +58,11 @@ class Walk:
         self.was_cut = rows.is_cut.tolist()
         drawn = np.tile([ids.start + 3 for ids in self.family.layout.audio[1:]], (SLOTS, 1))
         codes = self.segments.place_codes(upload(drawn), token, rows)
-        entry = self.segments.advance(token, rows)
+        entry = self.segments.advance(token, rows, bool(rows.in_text.any()))
         for column, name in enumerate(STATE):
             of(self.tables.state)[:, column] = getattr(rows.state, name)
-        of(self.tables.script)[self.slots, entry] = self.arrays.xp.where(entry > 0, token, 0)
+        if entry is not None:
+            of(self.tables.script)[self.slots, entry] = self.arrays.xp.where(entry > 0, token, 0)
         return self.arrays.tensor(token), self.arrays.tensor(codes)
 
     def _text(self, rows: Rows) -> Array:

@@ -12,7 +12,7 @@ from stretto.engine.worker.repetition import RecentRows, RepetitionGuard
 from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import SlotTables
 from stretto.sampling.guidance import guide
-from stretto.sampling.noise import host_uniform, stream_keys
+from stretto.sampling.noise import stream_keys, uniform
 from stretto.sampling.repetition import penalize
 from stretto.sampling.script import advances
 
@@ -139,7 +139,7 @@ class RowDraw:
         if segments.script:
             stay = self._arrays.tensor(_pick(segments.stay_column(rows, self._script), index))
             temperature = self._arrays.tensor(_pick(rows.scales.script_temperature, index))
-            advance = advances(logits, stay, temperature, self._tensor(host_uniform(keys[:, 0])))
+            advance = advances(logits, stay, temperature, self._tensor(uniform(keys[:, 0], np.zeros(1, np.int64))))
             return segments.follow_script(self._spread(advance.long(), index, rows) > 0, rows, self._script)
         masked = segments.mask_audio(logits, rows, index)[:, None], self._heads.first_ids[None], self._tensor(keys)
         token = draw(*masked, step.audio, plan.audio)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from vllm.config import CUDAGraphMode, VllmConfig
+from vllm.config import CompilationMode, CUDAGraphMode, VllmConfig
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.worker.gpu.block_table import BlockTables
@@ -50,7 +50,7 @@ class SpeechModelState(DefaultModelState):
         self.rules = SegmentRules(family_of(self.model_config.hf_config), self.max_model_len)
         self.arrays = arrays_on(device)
         if device.type == "cpu":
-            pad_products(model)
+            pad_products(model, vllm_config.compilation_config.mode != CompilationMode.NONE)
         tables = SlotTables(self.max_num_reqs, self.rules, device)
         self.slots = RunSlots(tables, self.rules, self.arrays, vllm_config.max_concurrent_batches)
         num_streams = self.rules.family.layout.num_input_streams

@@ -121,7 +121,7 @@ class SpeechSampler:
         return xp.concatenate([token, seen]), xp.concatenate([codes, seen_codes])
 
     def _write_state(self, token: Array, slots: Array, rows: Rows, plan: BatchPlan) -> None:
-        entry = self._segments.advance(token, rows)
+        entry = self._segments.advance(token, rows, plan.may_write)
         self._table[slots] = self._arrays.xp.stack([getattr(rows.state, name) for name in STATE], 1)
-        if self._segments.script and plan.may_write:
+        if entry is not None:
             self._script[slots, entry] = self._arrays.xp.where(entry > 0, token, 0)

@@ -40,6 +40,16 @@ class Rows:
         self.frame = self.position - state.audio_start  # also the audio row's index; meaningless before the audio
         self.is_cut = self.in_text & self.in_audio
 
+    def behind(self, rules: SegmentRules) -> Array:
+        """How far behind `end_of_audio` each row stands, for a tail that may skip a row where a limit put it there."""
+        state, num_skipped = self.state, rules.family.tail.num_skipped_by_cut
+        behind = self.position - state.audio_end
+        if num_skipped == 0:
+            return behind
+        length = state.audio_end - state.audio_start
+        was_limit = (length >= self.limits.audio_max) | (state.audio_end >= rules.audio_limit)
+        return behind + was_limit * num_skipped
+
 
 class SegmentState:
     """What each row may carry on stream 0, and what follows from what it carries.
@@ -126,7 +136,7 @@ class SegmentState:
             return text
         state, family, where = rows.state, self.family, self._xp.where
         last = where(state.audio_end > state.audio_start, self.rules.num_tail_rows, 1)
-        tail = family.tail.first_stream(audio, family.layout.pad_id, self._behind(rows))
+        tail = family.tail.first_stream(audio, family.layout.pad_id, rows.behind(self.rules))
         tail = where(rows.position - state.audio_end == last, family.end_of_reply, tail)
         token = where(rows.in_audio, audio, tail)
         step = self._xp.clip(rows.frame + len(family.transition), 0, len(family.transition))
@@ -149,7 +159,7 @@ class SegmentState:
     def _lay(self, drawn: Array, token: Array, rows: Rows, forced: Array | None) -> Array:
         state, family, where = rows.state, self.family, self._xp.where
         frame = rows.frame[:, None] - self._delays
-        behind = where(state.audio_end < 0, -ENDLESS, self._behind(rows))
+        behind = where(state.audio_end < 0, -ENDLESS, rows.behind(self.rules))
         behind = where(rows.in_audio & (token == family.end_of_audio), 0, behind)[:, None]
         lies = rows.is_spoken[:, None] & family.warm_up.carries_drawn(frame)
         lies = lies & family.tail.carries_drawn(behind, self._delays)
@@ -159,35 +169,30 @@ class SegmentState:
         is_forced = (rows.position < rows.limits.forced_until)[:, None] & (frame < 0)
         return where(is_forced, forced[:, : drawn.shape[1]], laid)
 
-    def _behind(self, rows: Rows) -> Array:
-        """How far behind `end_of_audio` each row stands, for a tail that may skip a row where a limit put it there."""
-        state, limits = rows.state, rows.limits
-        behind = rows.position - state.audio_end
-        if self.family.tail.num_skipped_by_cut == 0:
-            return behind
-        length = state.audio_end - state.audio_start
-        was_limit = (length >= limits.audio_max) | (state.audio_end >= self.rules.audio_limit)
-        return behind + was_limit * self.family.tail.num_skipped_by_cut
-
     def _ordinal(self, token: Array, rows: Rows, script: Script) -> Array:
         writes = rows.in_text & _is_spoken(token, script)
         speaks = rows.in_audio & (token != self.family.end_of_audio)
         ordinal = self._xp.where(rows.in_text, rows.state.num_entries + 1, rows.state.pointer)
         return self._xp.where(writes | speaks, script.index_base + ordinal, self.family.layout.pad_id)
 
-    def advance(self, token: Array, rows: Rows) -> Array:
-        """Move the state on past `token`; returns the script entry that it is, 0 for none."""
+    def advance(self, token: Array, rows: Rows, may_write: bool) -> Array | None:
+        """Move the state on past `token`; returns the script entry that it is, 0 for none, and None where none can be.
+
+        may_write: whether any row may be in a text segment.
+        """
         state, limits, where = rows.state, rows.limits, self._xp.where
+        ends_audio = rows.in_audio & (token == self.family.end_of_audio)
+        state.audio_end = where(ends_audio, rows.position, state.audio_end)
+        if not may_write:
+            return None
         num_rows = self._ends.num_rows(token, limits.task)
         ends_text = rows.in_text & (num_rows > 0)
         begins_audio = ends_text & self._speaks[limits.task]
         state.audio_start = where(begins_audio, rows.position + num_rows, state.audio_start)
         writes = rows.in_text & ~ends_text
         state.num_text_tokens = state.num_text_tokens + writes
-        ends_audio = rows.in_audio & (token == self.family.end_of_audio)
-        state.audio_end = where(ends_audio, rows.position, state.audio_end)
         if self.script is None:
-            return self._xp.zeros_like(token)
+            return None
         is_entry = writes & _is_spoken(token, self.script)
         state.num_entries = state.num_entries + is_entry
         return where(is_entry, state.num_entries, 0)

@@ -29,7 +29,8 @@ def test_a_row_s_product_does_not_depend_on_its_neighbours() -> None:
         assert torch.equal(multiply(x[:num_rows]), whole[:num_rows])
 
 
-def test_rows_are_multiplied_in_few_numbers_and_no_row_is_lost() -> None:
+@pytest.mark.parametrize("is_traced", [False, True])
+def test_rows_are_multiplied_in_few_numbers_and_no_row_is_lost(is_traced: bool) -> None:
     layer, met = torch.nn.Linear(4, 3, bias=False), set[int]()
 
     def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -37,7 +38,7 @@ def test_rows_are_multiplied_in_few_numbers_and_no_row_is_lost() -> None:
         return torch.nn.functional.linear(x, weight, bias)
 
     layer.cpu_linear = multiply  # as vLLM marks its own
-    pad_products(torch.nn.Sequential(layer, torch.nn.Linear(4, 3)))
+    pad_products(torch.nn.Sequential(layer, torch.nn.Linear(4, 3)), is_traced)
     x = torch.randn(2048, 4)
     for num_rows in range(2049):
         assert torch.allclose(layer.cpu_linear(x[:num_rows], layer.weight, None), layer(x[:num_rows]), atol=1e-6)

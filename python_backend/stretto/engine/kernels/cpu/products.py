@@ -9,7 +9,7 @@ from that cache is full after some thousand requests and never right. Rows of ze
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ MAX_PREPARED = 128  # how many numbers of rows keep what has been prepared for t
 SIZES_PER_OCTAVE = 8  # 1 ... 16, 18, 20 ... 32, 36 ...: 72 up to 2048, with 4 % more rows on average
 
 
+@cache  # asked for by every layer in every step
 def padded_size(num_rows: int) -> int:
     """The smallest of the sizes that has room for `num_rows`."""
     step = max(1, (1 << num_rows.bit_length()) // (2 * SIZES_PER_OCTAVE))
@@ -53,20 +54,31 @@ class Float32Product(Product):
         return super().__call__(x.float())
 
 
-def pad_products(model: nn.Module) -> None:
-    """Let vLLM's own linear layers multiply few numbers of rows, too; without effect on layers that are not its."""
+def pad_products(model: nn.Module, is_traced: bool) -> None:
+    """Let vLLM's own linear layers multiply few numbers of rows, too; without effect on layers that are not its.
+
+    is_traced: whether the model may be traced to a graph.
+    """
+    padded = _multiply_unless_traced if is_traced else _multiply_padded
     for layer in model.modules():
         chosen = vars(layer)
         if "cpu_linear" in chosen:  # what vLLM multiplies with, on the CPU
-            chosen["cpu_linear"] = partial(_multiply_padded, chosen["cpu_linear"])
+            chosen["cpu_linear"] = partial(padded, chosen["cpu_linear"])
 
 
 def _multiply_padded(multiply: Callable[..., torch.Tensor], x: torch.Tensor, *weight_and_bias: object) -> torch.Tensor:
     """`multiply(x, ...)` [M, N] for x [M, H], by way of a size of which there are few."""
-    if torch.compiler.is_compiling():  # a graph for any number of rows asks for no particular one
-        return multiply(x, *weight_and_bias)
-    num_rows = len(x)
+    num_rows = x.shape[0]  # not `len(x)`, which is Python's: small steps are made of such calls
     size = padded_size(num_rows)
     if size == num_rows:
         return multiply(x, *weight_and_bias)
     return multiply(F.pad(x, (0, 0, 0, size - num_rows)), *weight_and_bias)[:num_rows]
+
+
+def _multiply_unless_traced(
+    multiply: Callable[..., torch.Tensor], x: torch.Tensor, *weight_and_bias: object
+) -> torch.Tensor:
+    """`_multiply_padded`, but for a graph: it is for any number of rows and asks for no particular one."""
+    if torch.compiler.is_compiling():
+        return multiply(x, *weight_and_bias)
+    return _multiply_padded(multiply, x, *weight_and_bias)
