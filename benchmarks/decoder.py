@@ -46,14 +46,17 @@ from stretto.triton_io.flow import FlowTable
 
 
 def make_codec(name: str, device: str, is_narrow: bool) -> Codec:
-    """The bundled codec, or one with random weights by its name in `codecs.random_weights`."""
+    """The bundled codec, or one with random weights by its name in `random_codecs.py` or `random_stateful.py`."""
     if name == "tiny":
         return load_codec(name, CHECKPOINT, device)
     from benchmarks.checkpoints.random_codecs import (  # transformers, which the bundled one is without
         codec_of,
         write_checkpoint,
     )
+    from benchmarks.checkpoints.random_stateful import STATEFUL, make_stateful
 
+    if name in STATEFUL:
+        return make_stateful(name, is_narrow, device=device)
     with tempfile.TemporaryDirectory() as folder:
         return load_codec(codec_of(name), write_checkpoint(name, Path(folder) / "codec", is_narrow).parent, device)
 
@@ -181,7 +184,7 @@ def measure_live(live: LiveStreams, load: LiveLoad, policy: ChunkPolicy) -> dict
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--codec", default="tiny", help="tiny, or a name in benchmarks/checkpoints/random_codecs.py")
+    parser.add_argument("--codec", default="tiny", help="tiny, or a name in random_codecs.py or random_stateful.py")
     parser.add_argument("--wide", action="store_true", help="as many channels as published")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=DecoderConfig.DTYPES)

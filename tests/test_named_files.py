@@ -21,6 +21,8 @@ OTHERS = {  # of other projects
     "vita_audio/data/dataset_qwen2.py",
     "dataset_qwen2.py",
     "tools/inference_sts.py",
+    "tokenizer_12hz/modeling_qwen3_tts_tokenizer_v2.py",
+    "core/models/modeling_qwen3_tts.py",
 }
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import EncodecConfig, EncodecModel, MimiConfig, MimiModel
 
+from benchmarks.checkpoints.random_qwen3_codec import make_qwen3_codec
 from stretto.codec.base import Codec
 from stretto.codec.encodec import EncodecCodec
 from stretto.codec.espnet_dac import EspnetDac
@@ -56,11 +57,23 @@ def espnet_dac(is_narrow: bool) -> Codec:
     return loud(EspnetDac(config))
 
 
+def qwen3_12hz(is_narrow: bool) -> Codec:
+    """Qwen3-TTS' codec."""
+    return make_qwen3_codec("narrow" if is_narrow else "wide")
+
+
+def qwen3_12hz_small(is_narrow: bool) -> Codec:
+    """The same with an eighth of all widths, or as wide as published."""
+    return make_qwen3_codec("small" if is_narrow else "wide")
+
+
 STATEFUL: dict[str, Callable[[bool], Codec]] = {
     "encodec_24khz": encodec_24khz,
     "encodec_32khz": encodec_32khz,
     "espnet_dac": espnet_dac,
     "mimi": mimi,
+    "qwen3_12hz": qwen3_12hz,
+    "qwen3_12hz_small": qwen3_12hz_small,
 }
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.checkpoints.random_stateful import STATEFUL, make_stateful
 from benchmarks.decoder import Arm, make_codec
 from benchmarks.gpu.jobs import Setup, failure
 from stretto.codec.base import Codec, Window
@@ -112,20 +111,15 @@ def run(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
             yield {"codec": name, "what": part.__name__.strip("_"), **figures}
 
 
-def codec_on(device: str, name: str, is_narrow: bool) -> Codec:
-    """A codec with random weights, the bundled one with its own."""
-    return make_stateful(name, is_narrow, device=device) if name in STATEFUL else make_codec(name, device, is_narrow)
-
-
 def _codes(codec: Codec, batch: int, frames: int) -> np.ndarray:
     spec = codec.spec
     return np.random.default_rng(0).integers(0, spec.codebook_size, (batch, spec.num_codebooks, frames))
 
 
 def _exactness(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
-    codec = codec_on(setup.device, name, is_narrow=True)
+    codec = make_codec(name, setup.device, is_narrow=True)
     codes = _codes(codec, 2 if setup.is_small else 12, 30 if setup.is_small else 250)
-    whole, reference = at_once(codec, codes), at_once(codec_on("cpu", name, is_narrow=True), codes)
+    whole, reference = at_once(codec, codes), at_once(make_codec(name, "cpu", is_narrow=True), codes)
     from_cpu = float(np.abs(whole - reference).max())
     for graphs in (False, True):
         config = DecoderConfig(device=setup.device, graphs=graphs, max_batch=64)
@@ -145,7 +139,7 @@ def _exactness(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
 def _speed(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
     """How many real-time streams the decoder follows at each batch size, wide as published."""
     batches, rounds = ((2,), 1) if setup.is_small else (BATCHES, 5)
-    codec = codec_on(setup.device, name, setup.is_small)
+    codec = make_codec(name, setup.device, setup.is_small)
     config = DecoderConfig(device=setup.device, max_batch=batches[-1], max_utterances=1024)
     for graphs in (False, True):
         with capture_errors() as errors:
@@ -164,7 +158,7 @@ def _speed(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
 
 def _narrow(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
     """The error of narrow types, relative to the root mean square of the exact samples."""
-    codec = codec_on(setup.device, name, is_narrow=True)
+    codec = make_codec(name, setup.device, is_narrow=True)
     codes = _codes(codec, 2, 50)
     exact = streamed(codec, DecoderConfig(device=setup.device), codes, 25)
     for dtype in ("bfloat16", "float16"):

@@ -48,7 +48,7 @@ def test_a_codec_whose_context_is_stated_too_small_is_found_out() -> None:
     assert row.max_difference > 1e-3
 
 
-@pytest.mark.parametrize("name", ["tiny", "xcodec", "dac_24khz", *STATEFUL])
+@pytest.mark.parametrize("name", ["tiny", "xcodec", "dac_24khz", *sorted(STATEFUL.keys() - {"qwen3_12hz_small"})])
 def test_no_codec_drifts_in_a_long_utterance(name: str) -> None:
     [(_, _, codec)] = codecs([name], None, is_wide=False)
     row = measure_long(name, codec, 300 / codec.spec.frame_rate)

@@ -1,5 +1,7 @@
 """A tiny codec with random weights: the arithmetic is the same, and no checkpoint is needed."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -25,3 +27,12 @@ def make_codec(vocoder: VocoderConfig = SMALL, seed: int = 0) -> TinyCodec:
 @pytest.fixture(scope="session")
 def codec() -> TinyCodec:
     return make_codec()
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For many small layers: threads that wait for each other take longer than one, and much longer beside others."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

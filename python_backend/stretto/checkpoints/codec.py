@@ -15,6 +15,7 @@ from stretto.checkpoints.tensors import Part, check, shapes_of
 from stretto.codec.espnet_dac_checkpoint import read_config
 from stretto.codec.glm4_voice import config as glm4_voice
 from stretto.codec.published import load_config
+from stretto.codec.qwen3_12hz import config as qwen3_12hz
 from stretto.errors import CheckpointError
 from stretto.families.base import Family
 
@@ -39,6 +40,9 @@ def check_directory(folder: Path, family: Family) -> list[Path]:
         found = (numbers.num_codebooks, numbers.codebook_size)
     elif family.codec == "glm4_voice":
         found = (1, glm4_voice.read_config(folder).codebook_size)
+    elif family.codec == "qwen3_12hz":
+        shape = qwen3_12hz.read_config(folder).decoder
+        found = (shape.num_quantizers, shape.codebook_size)
     else:
         raise CheckpointError(f"{folder}: no reader for what is published of codec {family.codec!r}")
     expected = (family.layout.num_codebooks, family.layout.codebook_size)

@@ -13,6 +13,7 @@ LOADERS = {
     "glm4_voice": "stretto.codec.glm4_voice.codec:load",
     "higgs": "stretto.codec.higgs:load",
     "mimi": "stretto.codec.mimi:load",
+    "qwen3_12hz": "stretto.codec.qwen3_12hz.codec:load",
     "tiny": "stretto.codec.tiny.codec:load",
     "xcodec": "stretto.codec.xcodec:load",
 }

@@ -25,7 +25,7 @@ from stretto.streams.segment import Segment
 from tests.decoder.test_warming import Capturing
 from tests.fakes import RecordedReply
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 SIZES, HISTORY = (8, 10, 16), 90
 
 

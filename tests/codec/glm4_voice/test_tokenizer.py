@@ -12,6 +12,8 @@ from stretto.codec.glm4_voice.tokenizer import FOLDER, SpeechTokenizer, load_tok
 from stretto.errors import CheckpointError
 from tests.codec.glm4_voice.heard import HEARD, SECONDS, speech
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> SpeechTokenizer:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from stretto.codec.espnet_dac_checkpoint import multiply_weight_norm_out
+from stretto.codec.strict_loading import load_strictly
 from stretto.errors import CheckpointError
 
 PARTS = ("flow", "hift")
@@ -29,11 +30,4 @@ def read_part(directory: Path, part: str) -> dict[str, Tensor]:
 
 def load_part(module: nn.Module, directory: Path, part: str) -> None:
     """Fill a module with the tensors of a part; CheckpointError names those that do not fit."""
-    wanted, tensors = module.state_dict(), read_part(directory, part)
-    wrong = sorted(name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape)
-    if wrong or wanted.keys() != tensors.keys():
-        missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
-        raise CheckpointError(
-            f"{directory / part}.pt: missing {missing[:8]}, unknown {unknown[:8]}, of another shape {wrong[:8]}"
-        )
-    module.load_state_dict(tensors)
+    load_strictly(module, read_part(directory, part), directory / f"{part}.pt")

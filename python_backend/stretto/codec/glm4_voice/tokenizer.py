@@ -15,6 +15,7 @@ from transformers import WhisperFeatureExtractor
 
 from stretto.codec.glm4_voice.codec import HEARD_RATE
 from stretto.codec.glm4_voice.whisper_vq import HALVED, WhisperVq, WhisperVqConfig
+from stretto.codec.strict_loading import load_strictly
 from stretto.errors import CheckpointError
 
 FOLDER, CONFIG, FEATURES = "ssl_tokenizer", "config.json", "preprocessor_config.json"
@@ -81,12 +82,7 @@ def read_tokenizer(folder: Path, num_codes: int) -> SpeechTokenizer:
             f"{folder}: expected {HEARD_RATE} Hz, {config.mels} mel bands and {num_codes} codes, got {found}"
         )
     tokenizer = SpeechTokenizer(config, features)
-    wanted, tensors = tokenizer.encoder.state_dict(), _served(published, config)
-    wrong = sorted(name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape)
-    if wrong or wanted.keys() != tensors.keys():
-        missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
-        raise CheckpointError(f"{folder}: missing {missing[:8]}, unknown {unknown[:8]}, of another shape {wrong[:8]}")
-    tokenizer.encoder.load_state_dict(tensors)
+    load_strictly(tokenizer.encoder, _served(published, config), folder)
     return tokenizer.eval().requires_grad_(False)
 
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from stretto.codec.strict_loading import load_strictly
 from stretto.errors import CheckpointError
 from stretto.families.opuslm.xeus import Xeus
 from stretto.families.opuslm.xeus_config import XeusConfig
@@ -68,10 +69,5 @@ def load_ssl_tokenizer(checkpoint: Path, num_codes: int, device: str = "cpu") ->
         raise CheckpointError(f"{folder}: expected {CONFIG} and {WEIGHTS} of XEUS, got {error!r}") from error
     with torch.device("meta"):
         tokenizer = XeusTokenizer(config, num_codes)
-    wanted = tokenizer.state_dict()
-    wrong = sorted(name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape)
-    if wrong or wanted.keys() != tensors.keys():
-        missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
-        raise CheckpointError(f"{folder}: missing {missing[:8]}, unknown {unknown[:8]}, of another shape {wrong[:8]}")
-    tokenizer.load_state_dict(tensors, assign=True)
+    load_strictly(tokenizer, tensors, folder, assign=True)
     return tokenizer.eval().requires_grad_(False).to(device)

@@ -1,0 +1,191 @@
+"""The codec of Qwen3-TTS and its speaker encoder as published, with random weights: wide, small or narrow.
+
+All strides, kernels, windows and codebooks are as published. `small` has an eighth of every width, which leaves the
+proportions of the decoder's parts as they are: 1.7 M parameters beside its codebooks. `narrow` is for tests.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stretto.codec.qwen3_12hz.codec import NOT_SERVED, Qwen3Codec
+from stretto.codec.qwen3_12hz.config import Qwen3CodecConfig
+from stretto.codec.qwen3_12hz.speaker import SpeakerConfig, SpeakerEncoder
+
+CODEBOOKS, HEARD_CODEBOOKS = 16, 32
+LEVEL = 0.15  # of the last layer's weights, so that the samples of random weights are about as loud as speech
+WIDTHS: dict[str, dict[str, dict[str, int]]] = {
+    "wide": {
+        "decoder": {
+            "codebook_size": 2048,
+            "codebook_dim": 512,
+            "latent_dim": 1024,
+            "hidden_size": 512,
+            "head_dim": 64,
+            "intermediate_size": 1024,
+            "decoder_dim": 1536,
+        },
+        "encoder": {},
+    },
+    "small": {
+        "decoder": {
+            "codebook_size": 2048,
+            "codebook_dim": 64,
+            "latent_dim": 128,
+            "hidden_size": 64,
+            "head_dim": 8,
+            "intermediate_size": 128,
+            "decoder_dim": 192,
+        },
+        "encoder": {
+            "num_filters": 8,
+            "hidden_size": 64,
+            "intermediate_size": 256,
+            "codebook_dim": 32,
+            "head_dim": 8,
+            "upsample_groups": 64,
+        },
+    },
+    "narrow": {
+        "decoder": {
+            "codebook_size": 64,
+            "codebook_dim": 16,
+            "latent_dim": 24,
+            "hidden_size": 32,
+            "head_dim": 4,
+            "intermediate_size": 48,
+            "decoder_dim": 32,
+        },
+        "encoder": {
+            "codebook_size": 64,
+            "num_filters": 4,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "codebook_dim": 16,
+            "head_dim": 4,
+            "num_hidden_layers": 2,
+            "upsample_groups": 32,
+        },
+    },
+}
+PREPROCESSOR = {
+    "chunk_length_s": None,
+    "feature_extractor_type": "EncodecFeatureExtractor",
+    "feature_size": 1,
+    "overlap": None,
+    "padding_side": "right",
+    "padding_value": 0.0,
+    "return_attention_mask": True,
+    "sampling_rate": 24_000,
+}
+
+
+def record_of(width: str) -> dict[str, Any]:
+    """`config.json`, with the numbers that the release has whatever its width."""
+    widths = WIDTHS[width]
+    decoder = {
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "hidden_act": "silu",
+        "layer_scale_initial_scale": 0.01,
+        "max_position_embeddings": 8000,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 8,
+        "num_key_value_heads": 16,
+        "num_quantizers": CODEBOOKS,
+        "num_semantic_quantizers": 1,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10_000,
+        "semantic_codebook_size": 4096,
+        "sliding_window": 72,
+        "upsample_rates": [8, 5, 4, 3],
+        "upsampling_ratios": [2, 2],
+    }
+    encoder = {"codebook_size": 2048, "codebook_dim": 256, "num_quantizers": HEARD_CODEBOOKS, "sliding_window": 250}
+    encoder |= widths["encoder"]
+    encoder["vector_quantization_hidden_dimension"] = encoder["codebook_dim"]
+    return {
+        "model_type": "qwen3_tts_tokenizer_12hz",
+        "decode_upsample_rate": 1920,
+        "decoder_config": decoder | widths["decoder"],
+        "encode_downsample_rate": 1920,
+        "encoder_config": encoder,
+        "encoder_valid_num_quantizers": CODEBOOKS,
+        "input_sample_rate": 24_000,
+        "output_sample_rate": 24_000,
+    }
+
+
+def random_weights(config: Qwen3CodecConfig, seed: int = 0) -> dict[str, Tensor]:
+    """Under their published names, drawn by numpy in the order of these: each layer about keeps the size of what goes
+    through it."""
+    rng, drawn = np.random.default_rng(seed), dict[str, Tensor]()
+    width = config.decoder.codebook_dim
+    shapes = {name: tuple(tensor.shape) for name, tensor in Qwen3Codec(config).state_dict().items()}
+    shapes |= dict.fromkeys(NOT_SERVED, (width // 2, width, 1))
+    for name, shape in sorted(shapes.items()):
+        values = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+        drawn[name] = _scaled(name, values)
+    drawn[_last(drawn)] *= LEVEL
+    return drawn
+
+
+def _last(names: Mapping[str, Tensor]) -> str:
+    """The decoder's last weight."""
+    numbers = [int(name.split(".")[2]) for name in names if name.startswith("decoder.decoder.")]
+    return f"decoder.decoder.{max(numbers)}.conv.weight"
+
+
+def _scaled(name: str, values: Tensor) -> Tensor:
+    if name.endswith("initialized"):
+        return torch.ones_like(values)
+    if name.endswith("cluster_usage"):
+        return 1 + 0.2 * values.clamp(-2, 2)
+    if name.endswith(("embedding_sum", "embed_sum")):
+        return values
+    if name.endswith(("scale", "gamma")):
+        return 0.3 + 0.05 * values
+    if "norm" in name and name.endswith("weight"):
+        return 1 + 0.1 * values
+    if values.dim() == 1:
+        return 0.1 * values
+    return values * (0.8 / math.sqrt(values[0].numel()))
+
+
+def write_qwen3_codec(folder: Path, width: str = "narrow", **values: object) -> Path:
+    """`config.json` (with `values`), `preprocessor_config.json` and `model.safetensors` in a folder that is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = record_of(width)
+    (folder / "config.json").write_text(json.dumps(record | values))
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+    save_file(random_weights(Qwen3CodecConfig.from_record(record)), folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def make_qwen3_codec(width: str, seed: int = 0) -> Qwen3Codec:
+    """The codec itself."""
+    config = Qwen3CodecConfig.from_record(record_of(width))
+    codec = Qwen3Codec(config)
+    weights = random_weights(config, seed)
+    codec.load_state_dict({name: tensor for name, tensor in weights.items() if name not in NOT_SERVED})
+    return codec.eval().requires_grad_(False)
+
+
+def write_speaker_encoder(folder: Path, record: Mapping[str, Any]) -> Path:
+    """`config.json` and `model.safetensors` of a speaker encoder in a folder that is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(record))
+    network, rng = SpeakerEncoder(SpeakerConfig.from_record(record)).network, np.random.default_rng(5)
+    drawn = {
+        name: _scaled(name, torch.from_numpy(rng.standard_normal(tuple(tensor.shape), dtype=np.float32)))
+        for name, tensor in sorted(network.state_dict().items())
+    }
+    save_file(drawn, folder / "model.safetensors")
+    return folder

@@ -1,0 +1,68 @@
+"""`qwen3_12hz`: the codec of Qwen3-TTS (24 kHz, 12.5 frames a second of 1 + 15 codes), as published with each model."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stretto.codec.base import CodecSpec, Stateful, Window
+from stretto.codec.published import codec_directory
+from stretto.codec.qwen3_12hz.config import Qwen3CodecConfig, read_config
+from stretto.codec.qwen3_12hz.decoder import Decoder
+from stretto.codec.qwen3_12hz.encoder import Encoder
+from stretto.codec.qwen3_12hz.memory import Memory
+from stretto.codec.seanet.published import keep_lengths_on_host
+from stretto.codec.strict_loading import load_strictly, read_tensors
+
+# Of training: what the codebooks' entries were learnt through.
+NOT_SERVED = {f"decoder.quantizer.{part}.input_proj.weight" for part in ("rvq_first", "rvq_rest")}
+
+
+class Qwen3Codec(nn.Module):
+    """The codec of `base.Codec`. Its state is the decoder's memory: windows need no neighbours beside it."""
+
+    def __init__(self, config: Qwen3CodecConfig) -> None:
+        super().__init__()
+        self.decoder, self.encoder = Decoder(config.decoder), Encoder(config.encoder)
+        self.spec = CodecSpec(
+            name="qwen3_12hz",
+            sample_rate=config.sample_rate,
+            samples_per_frame=config.decoder.hop,
+            num_codebooks=config.decoder.num_quantizers,
+            codebook_size=config.decoder.codebook_size,
+            streaming=Stateful(),
+        )
+        self._num_kept = self.decoder.num_kept
+
+    @torch.inference_mode()
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """Codes [K, T] int64 of mono pcm [n] float32, T = ceil(n / samples_per_frame)."""
+        if len(pcm) == 0:
+            return np.zeros((self.spec.num_codebooks, 0), dtype=np.int64)
+        samples = torch.from_numpy(np.asarray(pcm)).to(next(self.parameters()))
+        return self.encoder(samples, self.spec.num_codebooks).cpu().numpy()
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Zeros: nothing has been heard."""
+        return next(self.parameters()).new_zeros(batch, self._num_kept)
+
+    @torch.inference_mode()
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Pcm [B, n] in [-1, 1] of the window's frames, and the state before the next one's."""
+        memory, device = Memory(window.state), window.state.device
+        pcm = self.decoder(window.codes[:, :, window.left :].to(device), window.first.to(device), memory)
+        assert memory.is_complete, "every layer has kept its part"
+        return pcm.clamp(-1, 1), memory.after
+
+
+def load(directory: Path, device: str = "cpu") -> Qwen3Codec:
+    """The codec in a published checkpoint; CheckpointError names what is missing or does not fit."""
+    directory = codec_directory(directory)
+    codec = Qwen3Codec(read_config(directory))
+    path = directory / "model.safetensors"
+    served = {name: tensor for name, tensor in read_tensors(path).items() if name not in NOT_SERVED}
+    load_strictly(codec, served, path)
+    codec.eval().requires_grad_(False).to(device)
+    keep_lengths_on_host(codec)
+    return codec

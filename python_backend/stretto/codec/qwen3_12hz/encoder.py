@@ -1,0 +1,30 @@
+"""The encoder of Qwen3-TTS' codec: the half of Mimi that makes codes, whose first 16 of 32 codebooks count."""
+
+from torch import Tensor, nn
+from transformers import MimiConfig
+from transformers.models.mimi.modeling_mimi import (
+    MimiConv1d,
+    MimiEncoder,
+    MimiSplitResidualVectorQuantizer,
+    MimiTransformerModel,
+)
+
+KERNEL, STRIDE = 4, 2  # from the transformer's steps to frames
+
+
+class Encoder(nn.Module):
+    """Samples to codes, by transformers' modules under their names in its MimiModel."""
+
+    def __init__(self, config: MimiConfig) -> None:
+        super().__init__()
+        self.encoder = MimiEncoder(config)
+        self.encoder_transformer = MimiTransformerModel(config)
+        width = config.hidden_size
+        self.downsample = MimiConv1d(config, width, width, KERNEL, STRIDE, bias=False, pad_mode="replicate")
+        self.quantizer = MimiSplitResidualVectorQuantizer(config)
+
+    def forward(self, pcm: Tensor, num_codebooks: int) -> Tensor:
+        """Codes [K, T] of samples [n]; the last frame may be a partial one."""
+        steps = self.encoder(pcm[None, None]).transpose(1, 2)
+        steps = self.encoder_transformer(steps, use_cache=False).last_hidden_state.transpose(1, 2)
+        return self.quantizer.encode(self.downsample(steps), num_codebooks)[:, 0]

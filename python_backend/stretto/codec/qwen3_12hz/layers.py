@@ -1,0 +1,102 @@
+"""Causal convolutions that go on where they stopped, and what the decoder's second half is made of.
+
+Tensors are named as published (`tokenizer_12hz/modeling_qwen3_tts_tokenizer_v2.py` of
+https://github.com/QwenLM/Qwen3-TTS, Apache-2.0). All map [B, C, n] to [B, C', n'].
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stretto.codec.qwen3_12hz.memory import Memory
+
+KERNEL = 7
+DILATIONS = (1, 3, 9)
+EPS = 1e-9  # of SnakeBeta
+NEXT_EPS = 1e-6  # of ConvNeXt's norm
+
+
+class Convolution(nn.Module):
+    """A convolution that hears what came before. kept: numbers of its part in the memory."""
+
+    def __init__(self, channels: int, out_channels: int, kernel: int, dilation: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(channels, out_channels, kernel, dilation=dilation, groups=groups)
+        self.before = (kernel - 1) * dilation
+        self.kept = channels * self.before
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        return self.conv(memory.recall(x, self.before) if self.before else x)
+
+
+class Upsampling(nn.Module):
+    """A transposed convolution, cut off on its right: a step is heard in its own place and, of a kernel longer than
+    the rate, in the next one's."""
+
+    def __init__(self, channels: int, out_channels: int, kernel: int, rate: int) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose1d(channels, out_channels, kernel, rate)
+        self.rate, self.before = rate, (kernel - 1) // rate
+        self.kept = channels * self.before
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        whole = self.conv(memory.recall(x, self.before) if self.before else x)
+        return whole[..., self.before * self.rate : (self.before + x.shape[2]) * self.rate]
+
+
+class SnakeBeta(nn.Module):
+    """x + sin²(a x) / b, with the logarithms of both for each channel (Ziyin et al., arXiv 2006.08195; BigVGAN)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.alpha, self.beta = nn.Parameter(torch.zeros(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        height = 1 / (self.beta.exp() + EPS)
+        return (x * self.alpha.exp()[:, None]).sin_().square_().mul_(height[:, None]).add_(x)
+
+
+class ResidualUnit(nn.Module):
+    """SnakeBeta, dilated convolution, SnakeBeta, pointwise convolution; beside them nothing."""
+
+    def __init__(self, channels: int, dilation: int) -> None:
+        super().__init__()
+        self.act1, self.act2 = SnakeBeta(channels), SnakeBeta(channels)
+        self.conv1 = Convolution(channels, channels, KERNEL, dilation)
+        self.conv2 = Convolution(channels, channels, 1)
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        return self.conv2(self.act2(self.conv1(self.act1(x), memory)), memory).add_(x)
+
+
+class Block(nn.Module):
+    """SnakeBeta, a transposed convolution to half as many channels, residual units."""
+
+    def __init__(self, channels: int, rate: int) -> None:
+        super().__init__()
+        half = channels // 2
+        units = [ResidualUnit(half, dilation) for dilation in DILATIONS]
+        self.block = nn.ModuleList([SnakeBeta(channels), Upsampling(channels, half, 2 * rate, rate), *units])
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        snake, *others = self.block
+        x = snake(x)
+        for layer in others:
+            x = layer(x, memory)
+        return x
+
+
+class ConvNext(nn.Module):
+    """Depthwise convolution, norm, two layers with GELU between them, scaled; beside them an identity path (Liu et al.,
+    arXiv 2201.03545)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.dwconv = Convolution(channels, channels, KERNEL, groups=channels)
+        self.norm = nn.LayerNorm(channels, NEXT_EPS)
+        self.pwconv1, self.pwconv2 = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, channels)
+        self.gamma = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        steps = self.norm(self.dwconv(x, memory).transpose(1, 2))
+        return x + (self.gamma * self.pwconv2(F.gelu(self.pwconv1(steps)))).transpose(1, 2)

@@ -1,0 +1,122 @@
+"""The speaker encoder of Qwen3-TTS: samples to an x-vector [H], which stands in a prompt in an embedding's place.
+
+ECAPA-TDNN (Desplanques et al., arXiv 2005.07143) over a log-mel spectrogram, as transformers has it for Qwen2.5-Omni;
+`mel_spectrogram` of `core/models/modeling_qwen3_tts.py` in https://github.com/QwenLM/Qwen3-TTS.
+
+The folder `speaker_encoder/` of a checkpoint: `config.json`, which is `speaker_encoder_config` of the release, and
+`model.safetensors`, its tensors `speaker_encoder.*` without that prefix. Releases without a speaker encoder bring none.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.audio_utils import mel_filter_bank
+from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniDiTConfig
+from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import ECAPA_TimeDelayNet
+
+from stretto.codec.strict_loading import load_strictly, read_tensors
+from stretto.errors import CheckpointError, InvalidRequest
+
+FOLDER, CONFIG, WEIGHTS = "speaker_encoder", "config.json", "model.safetensors"
+PREFIX = "speaker_encoder."
+SAMPLE_RATE = 24_000
+FOURIER, HOP = 1024, 256
+POWER_FLOOR, MEL_FLOOR = 1e-9, 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class SpeakerConfig:
+    """`speaker_encoder_config`, by its published names. Releases say the last width and the rate, and leave the others
+    as their class (`Qwen3TTSSpeakerEncoderConfig`) has them, as they are here."""
+
+    enc_dim: int
+    sample_rate: int = SAMPLE_RATE
+    mel_dim: int = 128
+    enc_channels: tuple[int, ...] = (512, 512, 512, 512, 1536)
+    enc_kernel_sizes: tuple[int, ...] = (5, 3, 3, 3, 1)
+    enc_dilations: tuple[int, ...] = (1, 2, 3, 4, 1)
+    enc_attention_channels: int = 128
+    enc_res2net_scale: int = 8
+    enc_se_channels: int = 128
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "SpeakerConfig":
+        """From `config.json`; TypeError or ValueError names what is not this encoder."""
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
+        }
+        config = cls(**values)
+        if config.sample_rate != SAMPLE_RATE:
+            raise ValueError(f"sample_rate must be {SAMPLE_RATE}, got {config.sample_rate}")
+        lists = (config.enc_channels, config.enc_kernel_sizes, config.enc_dilations)
+        if len({len(each) for each in lists}) != 1 or len(config.enc_channels) < 3:
+            raise ValueError(f"enc_channels, enc_kernel_sizes and enc_dilations must be as long, got {lists}")
+        return config
+
+    @property
+    def fewest_samples(self) -> int:
+        """Of a recording: its convolutions mirror their input, which must be longer than the mirror image."""
+        pairs = zip(self.enc_kernel_sizes, self.enc_dilations, strict=True)
+        frames = 1 + max((kernel - 1) * dilation - (kernel - 1) * dilation // 2 for kernel, dilation in pairs)
+        return max(FOURIER - HOP, frames * HOP)
+
+
+class SpeakerEncoder(nn.Module):
+    """Samples to an x-vector."""
+
+    filters: Tensor
+    window: Tensor
+
+    def __init__(self, config: SpeakerConfig) -> None:
+        super().__init__()
+        self.config = config
+        names = ("enc_dim", "mel_dim", "enc_attention_channels", "enc_res2net_scale", "enc_se_channels")
+        lists = ("enc_channels", "enc_kernel_sizes", "enc_dilations")
+        values = {name: getattr(config, name) for name in names} | {name: list(getattr(config, name)) for name in lists}
+        self.network = ECAPA_TimeDelayNet(Qwen2_5OmniDiTConfig(**values))
+        bands = mel_filter_bank(
+            FOURIER // 2 + 1, config.mel_dim, 0.0, SAMPLE_RATE / 2, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
+        )
+        self.register_buffer("filters", torch.from_numpy(bands.T).float(), persistent=False)
+        self.register_buffer("window", torch.hann_window(FOURIER), persistent=False)
+
+    @torch.inference_mode()
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """x-vector [H] float32 of mono `pcm` [n] float32 at 24 kHz; InvalidRequest of less than some 50 ms."""
+        if len(pcm) < self.config.fewest_samples:
+            seconds = self.config.fewest_samples / SAMPLE_RATE
+            raise InvalidRequest("audio", f"at least {seconds:.3f} s of a voice", f"{len(pcm) / SAMPLE_RATE:.3f} s")
+        mel = self.log_mel(torch.from_numpy(np.asarray(pcm)).to(self.filters))
+        return self.network(mel.T[None])[0].cpu().numpy()
+
+    def log_mel(self, pcm: Tensor) -> Tensor:
+        """Log-mel frames [M, n // HOP] of samples [n], float32."""
+        margin = (FOURIER - HOP) // 2
+        padded = F.pad(pcm[None], (margin, margin), "reflect")[0]
+        spectrum = torch.stft(padded, FOURIER, HOP, window=self.window, center=False, return_complex=True)
+        magnitude = (torch.view_as_real(spectrum).square().sum(-1) + POWER_FLOOR).sqrt()
+        return (self.filters @ magnitude).clamp(min=MEL_FLOOR).log()
+
+
+def load_speaker_encoder(checkpoint: Path, device: str = "cpu") -> SpeakerEncoder | None:
+    """The speaker encoder of a checkpoint; None where it brings none. CheckpointError names what does not fit."""
+    folder = checkpoint / FOLDER
+    return read_speaker_encoder(folder).to(device) if folder.is_dir() else None
+
+
+def read_speaker_encoder(folder: Path) -> SpeakerEncoder:
+    """The speaker encoder in a folder. CheckpointError as above."""
+    try:
+        config = SpeakerConfig.from_record(json.loads((folder / CONFIG).read_text()))
+        encoder = SpeakerEncoder(config)
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: expected the numbers of a speaker encoder, got {error}") from error
+    load_strictly(encoder.network, read_tensors(folder / WEIGHTS), folder / WEIGHTS)
+    return encoder.eval().requires_grad_(False)
