@@ -31,6 +31,8 @@ SMALL: dict[str, Any] = {
     "vocab_size": 384,
     "torch_dtype": "float32",
 }
+# The same of a release that hears through SenseVoice.
+PLUS = SMALL | {"architectures": ["Qwen2MTPSenseVoiceForCausalLM"], "model_type": "qwen2_mtp_sensevoice"}
 NUM_CODES = 64
 SPECIAL = (
     *(f"{place}_of_{kind}" for kind in ("image", "video", "patch") for place in ("begin", "end", "context")),
@@ -70,7 +72,10 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def tensors(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
-    """Random float32 tensors by published name: large enough that the best logit leads by a clear margin."""
+    """Random float32 tensors by published name: large enough that the best logit leads by a clear margin.
+
+    Those of the language model alone: what a release hears with is in `random_sense_voice.py`.
+    """
     random = np.random.Generator(np.random.PCG64(seed))
     found = {}
     for name, shape in shapes(config).items():
@@ -92,15 +97,21 @@ def write_release(folder: Path, config: dict[str, Any] | None = None, seed: int 
     from safetensors.numpy import save_file
     from tokenizers import AddedToken, Tokenizer
 
+    from benchmarks.checkpoints import random_sense_voice
     from benchmarks.checkpoints.random_published import write_tokenizer
 
     config = config or SMALL
+    stored, special = tensors(config, seed), list(SPECIAL)
     write_tokenizer(folder, 284)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.add_special_tokens([f"<|{name}|>" for name in SPECIAL])
+    if config["model_type"] == PLUS["model_type"]:
+        random_sense_voice.write_numbers(folder)
+        stored |= random_sense_voice.tensors(config["hidden_size"])
+        special.insert(1 + special.index("end_of_audio"), "context_of_audio")
+    tokenizer.add_special_tokens([f"<|{name}|>" for name in special])
     tokenizer.add_tokens([AddedToken(f"<|audio_{code}|>", normalized=False) for code in range(NUM_CODES)])
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text(json.dumps(GENERATION))
-    save_file(tensors(config, seed), folder / "model.safetensors")
+    save_file(stored, folder / "model.safetensors")
     return folder

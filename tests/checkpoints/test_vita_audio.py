@@ -10,12 +10,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.checkpoints import random_vita
+from benchmarks.checkpoints.random_sense_voice import ADAPTOR, TOWER
 from stretto.checkpoints.command import main
 from stretto.families.registry import family_at
 from stretto.families.vita_audio.family import SCHEDULES
 from tests.vita_release import command
 
-TYPES = "qwen2_mtp", "qwen2"
+TYPES = "qwen2_mtp", "qwen2", "qwen2_mtp_sensevoice"
 
 
 def converted(tmp_path: Path, config: dict[str, Any] | None = None) -> Path:
@@ -35,6 +36,30 @@ def test_tensors_and_numbers_are_the_published_ones(tmp_path: Path) -> None:
     assert family.layout.audio[0] == range(ids["<|audio_0|>"], ids["<|audio_63|>"] + 1)
     assert family.drawn_ends == (ids["<|im_end|>"], ids["<|endoftext|>"])
     assert family.markers["begin_of_audio"] == ids["<|begin_of_audio|>"]
+
+
+def test_what_hears_keeps_its_names_and_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = converted(tmp_path, random_vita.PLUS)
+    assert "no tokenizer of audio" not in capsys.readouterr().out
+    published = load_file(tmp_path / "release" / "model.safetensors")
+    written = {name: tensor for path in out.glob("*.safetensors") for name, tensor in load_file(path).items()}
+    heard = {name: f"audio_tower.{name.removeprefix(TOWER)}" for name in published if name.startswith(TOWER)}
+    heard |= {name: f"adaptor.{name.removeprefix(ADAPTOR)}" for name in published if name.startswith(ADAPTOR)}
+    unused = {name for name in published if ".ctc." in name}
+    assert len(unused) == 2
+    assert written.keys() == {heard.get(name, name) for name in published.keys() - unused}
+    assert all(np.array_equal(published[name], written[heard[name]]) for name in heard.keys() - unused)
+    family, audio = family_at(out), json.loads((out / "config.json").read_text())["audio_config"]
+    assert family.markers["context_of_audio"] == 1 + family.markers["end_of_audio"]
+    assert (audio["num_blocks"], len(audio["shift"])) == (3, 560)
+    numbers = (tmp_path / "release" / "am.mvn").read_text().split("<Rescale>")[1].split("[ ")[1].split(" ]")[0]
+    assert audio["scale"] == [float(number) for number in numbers.split()]
+
+
+def test_what_hears_by_itself_takes_no_tokenizer_of_audio(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    release = random_vita.write_release(tmp_path / "release", random_vita.PLUS)
+    assert main([*command(release, tmp_path / "out"), "--ssl-tokenizer", str(tmp_path)]) == 1
+    assert "VITA-Audio-Plus hears through its own encoder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mode", SCHEDULES)
@@ -102,7 +127,7 @@ def few_modules(release: Path) -> None:
 
 
 REFUSED: list[tuple[str, Callable[[Path], None], str]] = [
-    ("plus", config(model_type="qwen2_mtp_sensevoice"), "got 'qwen2_mtp_sensevoice': VITA-Audio-Plus, which hears"),
+    ("plus", config(model_type="qwen2_mtp_sensevoice"), "expected a token <|context_of_audio|>, got none"),
     ("other", config(model_type="llama"), f"config.json: model_type: expected one of {TYPES}, got 'llama'"),
     ("lacks", config(rms_norm_eps=None), "config.json: rms_norm_eps is missing"),
     ("modules", config(num_nextn_predict_layers=12), "expected less than num_hidden_layers, which is 12, got 12"),

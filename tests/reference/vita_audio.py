@@ -5,6 +5,7 @@ draws the next; the module k = 0, 1, … that draws after it reads the hidden st
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM
+
+NOTHING: Mapping[int, Tensor] = MappingProxyType({})
 
 
 def drawn_by(schedule: Sequence[int], num_modules: int) -> Iterator[int]:
@@ -44,15 +47,22 @@ class VitaReference:
         self._eps = plain.rms_norm_eps
 
     @torch.no_grad()
-    def logits(self, tokens: Sequence[int], module: int) -> Tensor:
-        """Logits [V] of the token behind `tokens`, drawn by `module`, or by the main model where it is -1."""
-        return self.model.lm_head(self.hidden(self.model.model.embed_tokens(torch.tensor(list(tokens))), module))
+    def logits(self, tokens: Sequence[int], module: int, heard: Mapping[int, Tensor] = NOTHING) -> Tensor:
+        """Logits [V] of the token behind `tokens`, drawn by `module`, or by the main model where it is -1.
+
+        heard: rows [n, H] by the place from which on they are read in the place of tokens.
+        """
+        embedded = self.model.model.embed_tokens(torch.tensor(list(tokens)))
+        return self.model.lm_head(self.hidden(embedded, module, heard))
 
     @torch.no_grad()
-    def hidden(self, embedded: Tensor, module: int) -> Tensor:
-        """The hidden state [H] from which that is drawn, of `embedded` tokens [n, H]."""
+    def hidden(self, embedded: Tensor, module: int, heard: Mapping[int, Tensor] = NOTHING) -> Tensor:
+        """The hidden state [H] from which that is drawn, of `embedded` tokens [n, H]; modules do not hear."""
+        read = embedded.clone()
+        for first, rows in heard.items():
+            read[first : first + len(rows)] = rows
         embedded, slots = embedded[None], len(embedded) - module - 1
-        hidden = self._run(embedded[:, :slots], 0, range(self.num_main))
+        hidden = self._run(read[None, :slots], 0, range(self.num_main))
         for k in range(module + 1):
             token, known = embedded[:, k + 1 : k + 1 + slots], self.beside
             both = [
@@ -76,11 +86,18 @@ class VitaReference:
     def _norm(self, values: Tensor, weight: Tensor) -> Tensor:
         return weight * values * (values.pow(2).mean(-1, keepdim=True) + self._eps).rsqrt()
 
-    def reply(self, prompt: Sequence[int], schedule: Sequence[int], num_tokens: int, penalty: float = 1.0) -> list[int]:
+    def reply(
+        self,
+        prompt: Sequence[int],
+        schedule: Sequence[int],
+        num_tokens: int,
+        penalty: float = 1.0,
+        heard: Mapping[int, Tensor] = NOTHING,
+    ) -> list[int]:
         """The ids of a greedy reply; with `penalty`, ids that came before, in the prompt too, are less likely."""
         tokens, drawers = list(prompt), drawn_by(schedule, self.num_modules)
         for _ in range(num_tokens):
-            logits = self.logits(tokens, next(drawers))
+            logits = self.logits(tokens, next(drawers), heard)
             seen = sorted(set(tokens))
             logits[seen] = torch.where(logits[seen] < 0, logits[seen] * penalty, logits[seen] / penalty)
             tokens.append(int(logits.argmax()))

@@ -19,6 +19,7 @@ from stretto.checkpoints.conversion import Conversion, plan, write
 from stretto.checkpoints.release import FAMILIES, Release
 from stretto.command_line import CommandParser
 from stretto.errors import CheckpointError
+from stretto.families.audio_format import KEY
 from stretto.families.registry import NAME
 
 MAX_SHARD_GB = 4.0
@@ -92,7 +93,8 @@ def describe(conversion: Conversion) -> str:
     ]
     if not conversion.codec_files and conversion.codec_copy is None:
         lines.append("no codec: the server needs one under codec/ before it can speak (--codec)")
-    if record[NAME].startswith(("opuslm", "vita")) and conversion.ssl_tokenizer is None:
+    hears_nothing = KEY not in record and conversion.ssl_tokenizer is None
+    if record[NAME].startswith(("opuslm", "vita")) and hears_nothing:
         lines.append("no tokenizer of audio: the server will take audio as codes alone (--ssl-tokenizer)")
     return "\n".join(lines)
 

@@ -8,11 +8,13 @@ from stretto.errors import InvalidRequest
 from stretto.records.prompt import Prompt
 
 KEY = "audio_config"  # of a checkpoint's config.json: the encoder's configuration
+SENSE_VOICE = "sense_voice_small"  # its `model_type`, where it is not Qwen3-Omni's
+NUM_QUERIES = 4  # rows of its own that SenseVoice puts before those it hears
 
 
 @dataclass(frozen=True, slots=True)
 class AudioFormat:
-    """What the encoder reads: log-mel frames, 100 a second, in chunks of 2 * n_window.
+    """What Qwen3-Omni's encoder reads: log-mel frames, 100 a second, in chunks of 2 * n_window.
 
     do_normalize: whether the waveform is brought to zero mean and unit variance before.
     """
@@ -27,6 +29,8 @@ class AudioFormat:
         record = config.get(KEY)
         if record is None:
             return None
+        if record.get("model_type") == SENSE_VOICE:
+            return StackedFormat(record["num_mel_bins"])
         return cls(record["num_mel_bins"], record["n_window"], record.get("do_normalize", True))
 
     def num_rows(self, num_frames: int) -> int:
@@ -36,6 +40,15 @@ class AudioFormat:
         """
         chunks, rest = divmod(num_frames, 2 * self.n_window)
         return chunks * _after_convolutions(2 * self.n_window) + (_after_convolutions(rest) if rest else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class StackedFormat(AudioFormat):
+    """What SenseVoice's encoder reads: several log-mel frames as one, `num_mel_bins` numbers in all; windowless."""
+
+    def num_rows(self, num_frames: int) -> int:
+        """A row for each of F frames, behind the encoder's own."""
+        return NUM_QUERIES + num_frames
 
 
 def _after_convolutions(num_frames: int) -> int:

@@ -17,6 +17,7 @@ from tests.codec.glm4_voice.heard import HEARD, speech
 from tests.vita_release import command, random_vita
 
 IM_START, IM_END, BEGIN, END = "<|im_start|>", "<|im_end|>", "<|begin_of_audio|>", "<|end_of_audio|>"
+CONTEXT = "<|context_of_audio|>"
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,33 @@ def test_a_voice_and_earlier_turns_stand_before_the_reply(checkpoint: Path, temp
         *(IM_START, "assistant", "\n", "a man", BEGIN, [1], END, IM_END, "\n"),
         *(IM_START, "user", "\n", "\n", BEGIN, [2], END, IM_END, "\n", IM_START, "assistant", "\n"),
     )
+
+
+def test_what_is_heard_through_an_encoder_stands_in_the_place_of_a_row_each(tmp_path: Path) -> None:
+    """A voice and a question; an earlier reply is codes as ever."""
+    release = random_vita.write_release(tmp_path / "release", random_vita.PLUS)
+    assert main(command(release, tmp_path / "plus")) == 0
+    plus = open_template(family_at(tmp_path / "plus"), tmp_path / "plus", None, "cpu")
+    voice, question = (Piece(role, f"{role}.audio", pcm=speech(s)) for role, s in (("system", 0.5), ("user", 1.0)))
+    said = Piece("assistant", "assistant.text", text="fine"), Piece("assistant", "assistant.codes", codes=codes(1))
+    prompt = plus.write(plus._family.task("dialogue"), (voice, question, *said, question), None)
+    heard, rows = [CONTEXT] * (4 + 8), [CONTEXT] * (4 + 17)
+    turn = (IM_START, "user", "\n", "\n", BEGIN, *rows, END, IM_END, "\n")
+    assert prompt.rows[:, 0].tolist() == ids(
+        tmp_path / "plus",
+        *(IM_START, "system", "\n", "Your Voice: ", BEGIN, *heard, END, "\n", IM_END, "\n"),
+        *turn,
+        *(IM_START, "assistant", "\n", "fine", BEGIN, [1], END, IM_END, "\n"),
+        *turn,
+        *(IM_START, "assistant", "\n"),
+    )
+    context = family_at(tmp_path / "plus").markers["context_of_audio"]
+    places = [place for each in prompt.audios for place in range(each.first_row, each.first_row + each.num_rows)]
+    assert places == np.flatnonzero(prompt.rows[:, 0] == context).tolist()
+    assert [len(each.features) for each in prompt.audios] == [8, 17, 17]
+    assert np.array_equal(prompt.audios[1].features, prompt.audios[2].features)
+    with pytest.raises(InvalidRequest, match=r"user\.codes: expected an audio input: VITA-Audio-Plus hears samples"):
+        written(plus, "asr", Piece("user", "user.codes", codes=codes(1)))
 
 
 def test_words_and_codes_take_turns_as_in_training_the_last_with_all_that_is_left() -> None:

@@ -14,8 +14,9 @@ from stretto.engine.kernels.gpu.embed import embed_rows
 from stretto.engine.models.depth_transformer import DepthTransformer
 from stretto.engine.models.strict_loading import load_strictly
 from stretto.engine.request.family import family_of
-from stretto.families.audio_format import AudioFormat
-from stretto.families.bagpiper.model import audio_tower, embed_audio
+from stretto.families.audio_format import AudioFormat, StackedFormat
+from stretto.families.bagpiper import model as qwen3_omni
+from stretto.families.vita_audio import model as sense_voice
 
 if TYPE_CHECKING:  # the mixin goes over any of vLLM's decoders; a type checker reads it over one of them
     from vllm.model_executor.models.llama import LlamaForCausalLM as Decoder
@@ -44,9 +45,11 @@ class MultiStreamMixin(Decoder):
         if self.family.depth is not None:
             layout, width = self.family.layout, vllm_config.model_config.get_hidden_size()
             self.depth = DepthTransformer(self.family.depth, layout.num_output_streams, layout.codebook_size, width)
-        if AudioFormat.from_config(config.to_dict()) is not None:
-            self.audio_tower = audio_tower(config.audio_config)
-            self.adaptor = nn.Linear(config.audio_config["output_dim"], config.hidden_size)
+        audio_format = AudioFormat.from_config(config.to_dict())
+        if audio_format is not None:
+            self._encoder: Any = sense_voice if isinstance(audio_format, StackedFormat) else qwen3_omni
+            self.audio_tower = self._encoder.audio_tower(config.audio_config)
+            self.adaptor = self._encoder.audio_adaptor(config.audio_config, config.hidden_size)
 
     @staticmethod
     def get_model_state_cls() -> type:
@@ -88,7 +91,7 @@ class MultiStreamMixin(Decoder):
 
     def embed_audio(self, features: torch.Tensor) -> torch.Tensor:
         """What one audio's features [F, M] put in the place of embedded rows, [N, H]."""
-        return embed_audio(self.audio_tower, self.adaptor, features)
+        return self._encoder.embed_audio(self.audio_tower, self.adaptor, features)
 
     def _embed_own(self, rows: torch.Tensor) -> torch.Tensor:
         """What this rank's part of the vocabulary adds to the rows [N, H]: one all-reduce then serves all streams."""

@@ -16,6 +16,11 @@ def audio_tower(config: Mapping[str, Any]) -> Qwen3OmniMoeAudioEncoder:
     return Qwen3OmniMoeAudioEncoder(Qwen3OmniMoeAudioEncoderConfig(**config)).eval()
 
 
+def audio_adaptor(config: Mapping[str, Any], hidden_size: int) -> nn.Linear:
+    """What brings its rows to the backbone's width."""
+    return nn.Linear(config["output_dim"], hidden_size)
+
+
 def embed_audio(tower: Qwen3OmniMoeAudioEncoder, adaptor: nn.Linear, features: torch.Tensor) -> torch.Tensor:
     """Rows [N, H] for features [F, M] of one audio; N is `AudioFormat.num_rows(F)`.
 

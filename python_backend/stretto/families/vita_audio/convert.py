@@ -2,11 +2,12 @@
 
 Names: vita_audio/models/qwen2_mtp_v4_48_3 and vita_audio/tokenizer_glm4voice.py of
 https://github.com/VITA-MLLM/VITA-Audio. The projections and norms of the modules lie on the wrapper that has the head,
-so their names begin with `mtp_`; some tools write `model.` before that.
+so their names begin with `mtp_`; some tools write `model.` before that. VITA-Audio-Plus has SenseVoice's encoder in its
+files (`convert_hearing.py`).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,16 @@ from stretto.checkpoints.published import Contents, Converted
 from stretto.checkpoints.release import Release, Tokenizer, read_json
 from stretto.checkpoints.tensors import Part, Plan
 from stretto.errors import CheckpointError
+from stretto.families.audio_format import KEY
 from stretto.families.registry import NAME, VOCABULARY
-from stretto.families.vita_audio.family import BALANCE, MARKERS, SCHEDULES, VANILLA, VitaVocabulary
+from stretto.families.vita_audio import convert_hearing
+from stretto.families.vita_audio.family import BALANCE, HEARD, MARKERS, SCHEDULES, VANILLA, VitaVocabulary
 
 BACKBONE_TAG = None
 EMBEDDINGS = "model.embed_tokens.weight"
 CODEC = ""
-MODEL_TYPES = ("qwen2_mtp", "qwen2")  # the second is a release without modules
+PLUS = "qwen2_mtp_sensevoice"
+MODEL_TYPES = ("qwen2_mtp", "qwen2", PLUS)  # the second is a release without modules
 # What config.json says of the layers; the rest is about tokens and tools.
 NUMBERS = (
     "hidden_size",
@@ -46,8 +50,11 @@ def convert(release: Release, contents: Contents) -> Converted:
         raise CheckpointError("VITA-Audio: --codec-from-model and --backbone are for other families")
     config = contents.config
     num_main, num_modules = layers(config)
+    hears = config["model_type"] == PLUS
+    if hears and release.ssl_tokenizer:
+        raise CheckpointError("VITA-Audio-Plus hears through its own encoder: --ssl-tokenizer is for VITA-Audio")
     known = replace(
-        vocabulary(contents.tokenizer, config["vocab_size"]),
+        vocabulary(contents.tokenizer, config["vocab_size"], (*MARKERS, *[HEARD] * hears)),
         num_modules=num_modules,
         schedule=schedule(release.config.parent, num_modules),
     )
@@ -55,7 +62,12 @@ def convert(release: Release, contents: Contents) -> Converted:
     record = config_of(numbers, known.vocab_size, contents.dtype)
     record |= {"num_nextn_predict_layers": num_modules, NAME: "vita_audio", VOCABULARY: known.to_record()}
     prefix = "model." if any(name.startswith("model.mtp_") for name in contents.tensors) else ""
-    return Converted(record, plan(record, num_modules, prefix), ())
+    parts = plan(record, num_modules, prefix)
+    if not hears:
+        return Converted(record, parts, ())
+    record[KEY] = convert_hearing.numbers(release.config.parent)
+    parts |= convert_hearing.plan(record[KEY], record["hidden_size"])
+    return Converted(record, parts, (convert_hearing.UNUSED,))
 
 
 def layers(config: Mapping[str, Any]) -> tuple[int, int]:
@@ -65,18 +77,17 @@ def layers(config: Mapping[str, Any]) -> tuple[int, int]:
         raise CheckpointError(f"config.json: {missing[0]} is missing")
     model_type, num_modules = config.get("model_type"), config.get("num_nextn_predict_layers", 0)
     if model_type not in MODEL_TYPES:
-        hint = ": VITA-Audio-Plus, which hears through SenseVoice" if "sensevoice" in str(model_type) else ""
-        raise CheckpointError(f"config.json: model_type: expected one of {MODEL_TYPES}, got {model_type!r}{hint}")
+        raise CheckpointError(f"config.json: model_type: expected one of {MODEL_TYPES}, got {model_type!r}")
     if type(num_modules) is not int or not 0 <= num_modules < config["num_hidden_layers"]:
         expected = f"less than num_hidden_layers, which is {config['num_hidden_layers']}"
         raise CheckpointError(f"config.json: num_nextn_predict_layers: expected {expected}, got {num_modules!r}")
     return config["num_hidden_layers"] - num_modules, num_modules
 
 
-def vocabulary(tokenizer: Tokenizer, vocab_size: int) -> VitaVocabulary:
-    """Where the tokenizer has the markers and the codes, which must follow one another."""
+def vocabulary(tokenizer: Tokenizer, vocab_size: int, markers: Sequence[str] = tuple(MARKERS)) -> VitaVocabulary:
+    """Where the tokenizer has the `markers` and the codes, which must follow one another."""
     ids = {token: token_id for token_id, token in tokenizer.tokens.items()}
-    for name in (*MARKERS, "audio_0"):
+    for name in (*markers, "audio_0"):
         if f"<|{name}|>" not in ids:
             raise CheckpointError(f"{tokenizer.folder}: expected a token <|{name}|>, got none")
     if tokenizer.size > vocab_size:
@@ -87,7 +98,7 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int) -> VitaVocabulary:
             raise CheckpointError(
                 f"{tokenizer.folder}: expected <|audio_{code}|> at {first + code}, got {got or 'none'}"
             )
-    return VitaVocabulary(vocab_size, first, size, {name: ids[f"<|{name}|>"] for name in MARKERS})
+    return VitaVocabulary(vocab_size, first, size, {name: ids[f"<|{name}|>"] for name in markers})
 
 
 def plan(record: dict[str, Any], num_modules: int, prefix: str) -> Plan:

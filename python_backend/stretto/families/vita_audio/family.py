@@ -23,6 +23,8 @@ MARKERS = {
     "begin_of_audio": 151674,
     "end_of_audio": 151675,
 }
+# Of the releases that hear through SenseVoice: what stands for each row of it.
+HEARD = "context_of_audio"
 # How many tokens of text and of audio take turns in training, markers counted, the last pair for ever
 # (https://github.com/VITA-MLLM/VITA-Audio, scripts/deepspeed/sts_qwen25).
 BOOST_RATIO = (1, 10, 4, 10)

@@ -1,0 +1,142 @@
+"""SenseVoiceSmall's encoder, through which VITA-Audio-Plus hears, and the adaptor from its width to the backbone's.
+
+    queries ┐                                      language, event, emotion, text form: four learned rows
+            ├─► + sine positions ─► 50 blocks ─► norm ─► 20 blocks ─► norm ─► adaptor ─► rows of the backbone
+    frames ─┘
+
+A block is attention over all rows and a feed-forward net, norms before both; beside attention each channel of its
+values runs through a filter of its own over time, a "memory" (SAN-M, https://arxiv.org/abs/2006.01713). Names of
+tensors are the published ones: `SenseVoiceSmall` of modeling_sensevoice.py and `ResamplerProjector` beside it
+(vita_audio/models/qwen2_mtp_sensevoice_v4_48_3 of https://github.com/VITA-MLLM/VITA-Audio). All is computed in the
+type of the weights, as there: in bfloat16 the positions above 256 are rounded, too.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Of the 16 learned rows those that the authors put before the audio: language unknown, event, emotion, plain words.
+QUERIES = (0, 1, 2, 15)
+NUM_QUERY_ROWS = 16
+
+
+class Attention(nn.Module):
+    """Self-attention with a memory: what the values hold, filtered over time channel by channel."""
+
+    def __init__(self, in_size: int, size: int, config: Mapping[str, Any]):
+        super().__init__()
+        taps, shift = config["kernel_size"], config["sanm_shfit"]
+        self._num_heads = config["attention_heads"]
+        self._left = (taps - 1) // 2 + max(shift, 0)
+        self._right = taps - 1 - self._left
+        self.linear_q_k_v = nn.Linear(in_size, 3 * size)
+        self.linear_out = nn.Linear(size, size)
+        self.fsmn_block = nn.Conv1d(size, size, taps, groups=size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[1, T, in] -> [1, T, size]."""
+        parts = self.linear_q_k_v(x).chunk(3, -1)
+        memory = self.fsmn_block(F.pad(parts[2].mT, (self._left, self._right))).mT + parts[2]
+        heads = [part.unflatten(-1, (self._num_heads, -1)).transpose(1, 2) for part in parts]
+        heard = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        return self.linear_out(heard) + memory
+
+
+class FeedForward(nn.Module):
+    def __init__(self, size: int, inner: int):
+        super().__init__()
+        self.w_1, self.w_2 = nn.Linear(size, inner), nn.Linear(inner, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[1, T, size] -> the same."""
+        return self.w_2(F.relu(self.w_1(x)))
+
+
+class Block(nn.Module):
+    """One layer; the first changes the width and so has nothing to add its attention to."""
+
+    def __init__(self, in_size: int, size: int, config: Mapping[str, Any]):
+        super().__init__()
+        self._is_residual = in_size == size
+        self.norm1, self.norm2 = nn.LayerNorm(in_size), nn.LayerNorm(size)
+        self.self_attn = Attention(in_size, size, config)
+        self.feed_forward = FeedForward(size, config["linear_units"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[1, T, in] -> [1, T, size]."""
+        attended = self.self_attn(self.norm1(x))
+        x = x + attended if self._is_residual else attended
+        return x + self.feed_forward(self.norm2(x))
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        in_size, size = config["num_mel_bins"], config["output_size"]
+        self._gain = size**0.5
+        self.encoders0 = nn.ModuleList([Block(in_size, size, config)])
+        self.encoders = nn.ModuleList(Block(size, size, config) for _ in range(config["num_blocks"] - 1))
+        self.tp_encoders = nn.ModuleList(Block(size, size, config) for _ in range(config["tp_blocks"]))
+        self.after_norm, self.tp_norm = nn.LayerNorm(size), nn.LayerNorm(size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Frames [1, T, M] -> [1, T, size]."""
+        x = self._gain * x
+        x = x + positions(x.shape[1], x.shape[2], x)
+        for block in (*self.encoders0, *self.encoders):
+            x = block(x)
+        x = self.after_norm(x)
+        for block in self.tp_encoders:
+            x = block(x)
+        return self.tp_norm(x)
+
+
+class SenseVoice(nn.Module):
+    """Frames [F, M], in the place of which stand the F + 4 rows that come of them, [F + 4, size]."""
+
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        self.embed = nn.Embedding(NUM_QUERY_ROWS, config["num_mel_bins"])
+        self.encoder = Encoder(config)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        rows = self.embed.weight
+        asked = torch.stack([rows[query] for query in QUERIES])
+        return self.encoder(torch.cat([asked, frames.to(rows.dtype)])[None])[0]
+
+
+class Adaptor(nn.Module):
+    def __init__(self, in_size: int, size: int):
+        super().__init__()
+        self.pre_proj_layernorm = nn.LayerNorm(in_size)
+        self.mlp = nn.Sequential(nn.Linear(in_size, size, bias=False), nn.GELU(), nn.Linear(size, size, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in] -> [N, size]."""
+        return self.mlp(self.pre_proj_layernorm(x))
+
+
+def positions(num_rows: int, width: int, like: Tensor) -> Tensor:
+    """Sines, then cosines, of the positions from 1 on, [N, width]."""
+    step = torch.log(torch.full((1,), 10_000.0, dtype=like.dtype, device=like.device)) / (width / 2 - 1)
+    rates = torch.exp(torch.arange(width / 2, device=like.device).to(like.dtype) * -step)
+    angles = torch.arange(1, num_rows + 1, device=like.device).to(like.dtype)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], 1)
+
+
+def audio_tower(config: Mapping[str, Any]) -> SenseVoice:
+    """The encoder that `audio_config` of a checkpoint's config.json describes, without weights."""
+    return SenseVoice(config).eval()
+
+
+def audio_adaptor(config: Mapping[str, Any], hidden_size: int) -> Adaptor:
+    """What brings its rows to the backbone's width."""
+    return Adaptor(config["output_size"], hidden_size)
+
+
+def embed_audio(tower: SenseVoice, adaptor: Adaptor, features: Tensor) -> Tensor:
+    """Rows [F + 4, H] for features [F, M] of one audio."""
+    return adaptor(tower(features))

@@ -1,0 +1,83 @@
+"""VITA-Audio-Plus in small: replies to what it hears are those of a recomputation, in chunks and preempted."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.checkpoints import random_sense_voice, random_vita
+from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
+from stretto.checkpoints.command import main
+from stretto.families.registry import config_at, family_at
+from stretto.families.vita_audio.family import SCHEDULES
+from stretto.families.vita_audio.model import audio_adaptor, audio_tower, embed_audio
+from stretto.preprocessing.request import Preprocessor, RawRequest
+from stretto.records.prompt import Prompt
+from tests.codec.glm4_voice.heard import speech
+from tests.engine.harness import Engine
+from tests.reference.vita_audio import VitaReference
+from tests.vita_release import command
+
+pytestmark = pytest.mark.engine
+
+NUM_IDS = 24
+# Prompts of three blocks in chunks, which replies fill up: all that two of them take at first.
+TIGHT = {"max_num_batched_tokens": 32, "max_num_seqs": 4, "num_gpu_blocks_override": 6, "async_scheduling": True}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plus")
+    release = random_vita.write_release(folder / "release", random_vita.PLUS)
+    codec = ["--codec", str(write_glm4_voice(folder / "codec"))]
+    assert main([*command(release, folder / "checkpoint"), *codec]) == 0
+    return folder / "checkpoint"
+
+
+def prompts(checkpoint: Path) -> dict[str, Prompt]:
+    """Two voices ask on different schedules, one of them twice; as the ensemble hands them over."""
+    preprocessor, found = Preprocessor(checkpoint), {}
+    turns = json.dumps([{"role": "system", "text": "be terse."}, {"role": "user", "audio": "pcm_in"}])
+    for name, seconds, schedule in (("a", 1.0, "turbo"), ("b", 1.5, "balance"), ("c", 1.0, "vanilla")):
+        options = json.dumps({"schedule": schedule, "text": {"min_rows": NUM_IDS, "max_rows": NUM_IDS}})
+        pcm = speech(seconds + (name == "b"))[-round(16_000 * seconds) :]
+        raw = RawRequest(messages=turns, pcm_in=pcm, sample_rate=16_000, task="dialogue", options=options)
+        made = preprocessor.prepare(raw)
+        found[name] = Prompt.from_json("prompt", made.to_json(), made.rows, made.features)
+    return found
+
+
+@torch.no_grad()
+def expected(checkpoint: Path, prompt: Prompt) -> list[int]:
+    """The greedy reply by definition; what is heard by the encoder that is held to its authors' (`test_hearing.py`)."""
+    audio, hidden = config_at(checkpoint)["audio_config"], random_vita.PLUS["hidden_size"]
+    parts = {random_sense_voice.TOWER: audio_tower(audio), random_sense_voice.ADAPTOR: audio_adaptor(audio, hidden)}
+    for prefix, part in parts.items():
+        weights = {name: torch.from_numpy(value) for name, value in random_sense_voice.tensors(hidden).items()}
+        part.load_state_dict({name: weights[f"{prefix}{name}"] for name in part.state_dict()})
+    heard = {
+        each.first_row: embed_audio(*parts.values(), torch.from_numpy(each.features)).double() for each in prompt.audios
+    }
+    reference = VitaReference(random_vita.SMALL, random_vita.tensors(random_vita.PLUS, 1))
+    schedule = SCHEDULES[prompt.sampling.schedule or "balance"]
+    penalty = prompt.sampling.repetition_penalty
+    return reference.reply(prompt.rows[:, 0].tolist(), schedule, NUM_IDS, penalty, heard)
+
+
+def test_replies_to_what_is_heard_are_the_reference_s_whole_and_preempted(checkpoint: Path) -> None:
+    asked = prompts(checkpoint)
+    wanted = {name: expected(checkpoint, prompt) for name, prompt in asked.items()}
+    assert wanted["a"] != wanted["b"]
+    ends = family_at(checkpoint).drawn_ends
+    running = Engine(checkpoint, max_model_len=160, **TIGHT)
+    try:
+        answers = running.run(asked)
+        for name, ids in wanted.items():
+            said = [row[0] for row in answers[name].rows]
+            size = next((at for at, token in enumerate(ids) if token in ends), len(ids))
+            assert said[:size] == ids[:size], name
+        assert any(answer.trailer.num_preemptions for answer in answers.values())
+        assert running.is_clean()
+    finally:
+        running.shutdown()

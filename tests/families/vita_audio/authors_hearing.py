@@ -1,0 +1,56 @@
+"""What the authors' own code hears on the random weights: writes `heard.npz`, which the tests read.
+
+git clone https://github.com/VITA-MLLM/VITA-Audio
+pip install torch torchaudio funasr omegaconf "numpy<2" safetensors
+PYTHONPATH=.:python_backend:VITA-Audio/vita_audio/models/qwen2_mtp_sensevoice_v4_48_3 \\
+    python -m tests.families.vita_audio.authors_hearing
+
+The encoder is FunASR's: the authors' copy of it differs in the type of its mask alone.
+"""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from benchmarks.checkpoints import random_sense_voice as random
+from tests.codec.glm4_voice.heard import speech
+from tests.families.vita_audio.hearing import AUTHORS, HIDDEN, NUM_POSITIONS, SECONDS, thinned
+
+
+def main() -> None:
+    from funasr.frontends.wav_frontend import WavFrontend
+    from funasr.models.sense_voice.model import SenseVoiceEncoderSmall, SinusoidalPositionEncoder
+    from resampler_projector import ResamplerProjector
+
+    weights = {name: torch.from_numpy(value) for name, value in random.tensors(HIDDEN).items()}
+
+    def below(prefix: str) -> dict[str, torch.Tensor]:
+        return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+
+    config = yaml.safe_load(random.CONFIG)
+    encoder = SenseVoiceEncoderSmall(input_size=random.WIDTH, **config["encoder_conf"]).eval()
+    encoder.load_state_dict(below(f"{random.TOWER}encoder."))
+    projector = ResamplerProjector(random.SIZE, HIDDEN).eval()
+    projector.load_state_dict(below(random.ADAPTOR))
+    asked = weights[f"{random.TOWER}embed.weight"][[0, 1, 2, 15]]
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        numbers = random.write_numbers(Path(folder))
+        frontend = WavFrontend(cmvn_file=str(numbers / "am.mvn"), **config["frontend_conf"], dither=0.0)
+        found = {}
+        for seconds in SECONDS:
+            pcm = torch.from_numpy(speech(seconds))[None]
+            features, _ = frontend(pcm, [pcm.shape[1]])
+            found[f"features {seconds}"] = thinned(features[0].numpy())
+            rows = torch.cat([asked, features[0]])[None]
+            encoded, _ = encoder(rows, torch.tensor([rows.shape[1]]))
+            found[f"rows {seconds}"] = thinned(projector(encoded)[0].numpy())
+    empty = torch.zeros(1, NUM_POSITIONS, random.WIDTH, dtype=torch.bfloat16)
+    found["positions"] = thinned(SinusoidalPositionEncoder()(empty)[0].float().numpy())
+    np.savez_compressed(AUTHORS, **found)
+
+
+if __name__ == "__main__":
+    main()
