@@ -15,7 +15,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ CONFIG: dict[str, Any] = {
     "num_key_value_heads": 2,
     "vocab_size": 21_009,
 }
+MAIN = CONFIG | {"num_hidden_layers": LAYERS}
 VOCABULARY = VitaVocabulary(
     vocab_size=CONFIG["vocab_size"],
     first_audio=18_960,
@@ -65,7 +66,7 @@ def write_checkpoint(folder: Path) -> None:
     save_file(tensors(CONFIG, 0), folder / "model.safetensors")
     names = {"architectures": ["StrettoQwen2ForCausalLM"], "model_type": "qwen2", "dtype": "float32"}
     vocabulary = {"speech_family": FAMILY.name, "speech_vocabulary": VOCABULARY.to_record()}
-    (folder / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": LAYERS, **names, **vocabulary}))
+    (folder / "config.json").write_text(json.dumps({**MAIN, **names, **vocabulary}))
 
 
 def prompt(schedule: str, seed: int, num_ids: int) -> Prompt:
@@ -89,11 +90,15 @@ def ids_per_second(engine: SteppedEngine, schedule: str, streams: int, num_ids: 
     return streams * num_ids / (time.process_time() - began)
 
 
-def allowed(mode: Sequence[int]) -> float:
-    """Weights that Vanilla reads for an id over those that the last pair of `mode` reads for one."""
-    width, inner, keys = CONFIG["hidden_size"], CONFIG["intermediate_size"], 2 * 32 * CONFIG["num_key_value_heads"]
-    layer, head = width * (2 * width + keys + 3 * inner), width * CONFIG["vocab_size"]
-    main, module = LAYERS * layer + head, layer + 2 * width * width + head
+def allowed(mode: Sequence[int], config: Mapping[str, Any] = MAIN) -> float:
+    """Weights that Vanilla reads for an id over those that the last pair of `mode` reads for one.
+
+    config: the numbers of the main model, those of its layers alone.
+    """
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    keys = 2 * width // config["num_attention_heads"] * config["num_key_value_heads"]
+    layer, head = width * (2 * width + keys + 3 * inner), width * config["vocab_size"]
+    main, module = config["num_hidden_layers"] * layer + head, layer + 2 * width * width + head
     of_main, of_modules = mode[-2:]
     return main * (of_main + of_modules) / (of_main * main + of_modules * module)
 
@@ -116,6 +121,14 @@ def passes(schedule: str, num_codes: int) -> int:
         num_codes -= sum(next(kinds) for _ in range(size))
         index, steps = index + size, steps + 1
     return steps
+
+
+def ids_after(schedule: str, num_passes: int) -> int:
+    """How many ids a reply has after so many forward passes of the main model."""
+    burst, index = BurstSchedule(schedule, SCHEDULES[schedule]), 0
+    for _ in range(num_passes):
+        index += 1 + burst.num_extra(index)
+    return index
 
 
 def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:

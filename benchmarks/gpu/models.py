@@ -28,14 +28,27 @@ DRY = {
     "num_key_value_heads": 2,
     "head_dim": 32,
 }
+# Of https://huggingface.co/Qwen/Qwen2.5-7B, on which VITA-Audio is built.
+QWEN2_5_7B = {
+    "model_type": "qwen2",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "hidden_act": "silu",
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+}
 COMPILED = {"mode": 3, "cudagraph_mode": "FULL_AND_PIECEWISE"}
 WITHOUT_COMPILER = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
 
 
 @dataclass(frozen=True)
 class Model:
-    """A family over a backbone. scale: of the guidance, 1 where the family has none. task: one that begins with audio;
-    written: one that writes text first."""
+    """A family over a backbone. scale: of the guidance, 1 where the family has none. task: one that begins with audio,
+    or is audio and text by turns; written: one that writes text first."""
 
     family: str
     backbone: Mapping[str, Any]
@@ -57,6 +70,7 @@ MODELS = {
     "8b": Model("bagpiper", QWEN3_8B, 3.0, "speak", "tts"),
     "7b": Model("opuslm", OLMO2_7B, 1.0, "tts"),
     "1b7": Model("opuslm", SMOLLM2_1_7B, 1.0, "tts"),
+    "vita": Model("vita_audio", QWEN2_5_7B, 1.0, "dialogue"),
 }
 
 
