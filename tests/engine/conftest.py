@@ -1,5 +1,5 @@
 """The kernels of these tests run in Triton's interpreter."""
 
-from tests.engine.interpreting import patch_once_a_launch
+from tests.engine.interpreting import make_interpreter_quick
 
-patch_once_a_launch()
+make_interpreter_quick()

@@ -87,7 +87,7 @@ path = next(a.split("unix:")[1] for a in sys.argv if a.startswith("--http-addres
 Socket(path, Ready).serve_forever()
 """
 LAUNCH = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 from stretto.serving import command as serve
 from stretto.serving import server, trouble
@@ -95,6 +95,7 @@ from stretto.serving.installation import Installation
 server.STUCK_S = 0.5
 server.slowness = lambda: 1.0
 trouble.PROOF_S = float(os.environ.get("PROOF_S", 0.5))
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which it would ignore where nohup runs the tests
 def find_installation(cache):
     if early := os.environ.get("EARLY"):
         os.kill(os.getpid(), int(early))
