@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from vllm import envs
 
 from tests.ports import free_row
 
@@ -102,9 +103,12 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(installed: Path, home: Path, *command: str, port: int = 8000) -> "subprocess.CompletedProcess[str]":
-    """Run a command of the environment for a user who has set nothing but the port."""
+    """Run a command of the environment for a user who has set nothing but the port.
+
+    What vLLM knows of our models it has from its cache: to learn it takes another import of it, at every first start.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "STRETTO_", "PYTHON"))}
-    environment = kept | {"HOME": str(home), "STRETTO_PORT": str(port)}
+    environment = kept | {"HOME": str(home), "STRETTO_PORT": str(port), "VLLM_CACHE_ROOT": envs.VLLM_CACHE_ROOT}
     line = [str(installed / command[0]), *command[1:]]
     return subprocess.run(line, cwd=home, env=environment, capture_output=True, text=True, timeout=300, check=False)
 

@@ -1,6 +1,6 @@
 """Whatever the schedule, every reply is the reference's, token for token, on every stream."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
@@ -42,18 +42,23 @@ class Checkpoint:
         self.family: Family = {**FAMILIES, "tests.speech_families:LEARNED_PADS": LEARNED_PADS}[name]
         self.folder = write_checkpoint(folder, self.family, name)
         self._references: dict[int, Reference] = {}
-        self._replies: dict[tuple[int, int], list[list[int]]] = {}
+        self._replies: dict[tuple[object, ...], list[list[int]]] = {}
 
     def reference(self, max_model_len: int) -> Reference:
         if max_model_len not in self._references:
             self._references[max_model_len] = Reference(self.folder, self.family, max_model_len)
         return self._references[max_model_len]
 
-    def reply(self, prompt: Prompt, max_model_len: int = int(str(DEFAULTS["max_model_len"]))) -> list[list[int]]:
-        """The output streams of every row of the reference's reply."""
-        key = (hash((prompt.task, prompt.sampling, prompt.rows.tobytes())), max_model_len)
+    def reply(
+        self,
+        prompt: Prompt,
+        max_model_len: int = int(str(DEFAULTS["max_model_len"])),
+        changes: Sequence[tuple[int, bool]] = (),
+    ) -> list[list[int]]:
+        """The output streams of every row of the reference's reply. changes: as `Reference.reply` has them."""
+        key = (prompt.task, prompt.sampling, prompt.rows.tobytes(), max_model_len, *changes)
         if key not in self._replies:
-            rows, lead = self.reference(max_model_len).reply(prompt)
+            rows, lead = self.reference(max_model_len).reply(prompt, changes)
             assert lead > 1e-5, "the reference itself was nearly undecided: choose another seed"
             self._replies[key] = [row[: self.family.layout.num_output_streams] for row in rows]
         return self._replies[key]

@@ -1,4 +1,4 @@
-"""Exported decoders through onnxruntime, on one thread, against torch."""
+"""Exported decoders through onnxruntime, on one thread, against torch; the bundled one in server/test_onnx.py."""
 
 import json
 import multiprocessing
@@ -22,7 +22,6 @@ from stretto.codec.registry import load_codec
 from stretto.codec.tiny.mel import NUM_MELS, log_mel
 from stretto.config import DecoderConfig
 from stretto.decoder.opening import open_codec
-from tests.codec.conftest import make_codec
 from tests.fakes import FakeCodec
 
 FRAMES = 29
@@ -36,23 +35,18 @@ def apart() -> Iterator[Executor]:
         yield pool
 
 
-def load(name: str, directory: Path) -> Codec:
-    return make_codec() if name == "tiny" else load_codec(codec_of(name), directory)
-
-
 def export(name: str, directory: Path, file: Path) -> None:
-    export_codec(load(name, directory), file)
+    export_codec(load_codec(codec_of(name), directory), file)
 
 
-@pytest.fixture(scope="module", params=["xcodec", "higgs", "dac_16khz", "tiny"])
+@pytest.fixture(scope="module", params=["xcodec", "higgs", "dac_16khz"])
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, apart: Executor
 ) -> tuple[Codec, Codec]:
     """A codec with random weights, and what the decoder opens after it has been exported."""
     name, directory = request.param, tmp_path_factory.mktemp(request.param)
-    if name != "tiny":
-        make_model(name).save_pretrained(directory / "codec")
-    codec, file = load(name, directory), export_onnx.codec_file(directory)
+    make_model(name).save_pretrained(directory / "codec")
+    codec, file = load_codec(codec_of(name), directory), export_onnx.codec_file(directory)
     apart.submit(export, name, directory, file).result(600)
     onnx.checker.check_model(str(file), full_check=True)
     return codec, open_codec(DecoderConfig(codec=codec_of(name), runtime="onnx"), directory)

@@ -1,4 +1,4 @@
-"""The bundled model with its decoder running from the exported file, as docs/decoder.md says."""
+"""The bundled decoder, exported as docs/decoder.md says: against torch, and in the server with the bundled model."""
 
 import shutil
 from collections.abc import Iterator
@@ -11,10 +11,21 @@ import torch
 from benchmarks.checkpoints.bundled import CHECKPOINT
 from benchmarks.code_streams import stream
 from scripts.export_onnx import codec_file, export_codec
+from stretto.checkpoints.make_repository import CHECKPOINT as LINK
+from stretto.checkpoints.make_repository import DECODER
+from stretto.codec.base import Codec
 from stretto.codec.registry import load_codec
+from stretto.config import DecoderConfig
+from stretto.decoder.opening import open_codec
 from stretto.families.tiny.family import TINY
+from tests.scripts.test_export_onnx import (
+    test_an_exported_decoder_streams_exactly,
+    test_onnxruntime_gives_torchs_samples_in_any_shape,
+)
 from tests.server.conftest import Server
 
+# What holds of every exported decoder, of this one's `pair`.
+__all__ = ["test_an_exported_decoder_streams_exactly", "test_onnxruntime_gives_torchs_samples_in_any_shape"]
 pytestmark = [
     pytest.mark.server,
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*axis name:UserWarning"),
@@ -23,14 +34,24 @@ RUNTIME = 'parameters { key: "runtime" value { string_value: "onnx" } }\n'
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server on a copy of the bundled repository, with the two changes that docs/decoder.md names."""
-    folder = tmp_path_factory.mktemp("onnx")
-    repository = shutil.copytree("model_repository", folder / "repository")
-    export_codec(load_codec("tiny", CHECKPOINT), codec_file(repository / "language_model/1/checkpoint"))
-    with (repository / "acoustic_decoder/config.pbtxt").open("a") as config:
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the bundled repository with the two changes that docs/decoder.md names."""
+    copy = shutil.copytree("model_repository", tmp_path_factory.mktemp("onnx") / "repository")
+    export_codec(load_codec("tiny", CHECKPOINT), codec_file(copy / LINK))
+    with (copy / DECODER / "config.pbtxt").open("a") as config:
         config.write(RUNTIME)
-    server = Server(folder, repository)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def pair(repository: Path) -> tuple[Codec, Codec]:
+    """The bundled codec, and what the decoder opens after it has been exported."""
+    return load_codec("tiny", CHECKPOINT), open_codec(DecoderConfig(codec="tiny", runtime="onnx"), repository / LINK)
+
+
+@pytest.fixture(scope="module")
+def exported(repository: Path) -> Iterator[Server]:
+    server = Server(repository.parent, repository)
     try:
         server.start()
         yield server

@@ -1,6 +1,7 @@
-"""Compiles the kernels for a CUDA device that need not be there, and prints the size of each binary."""
+"""Compiles the kernels for CUDA devices that need not be there, and prints the size of each binary."""
 
 import inspect
+import itertools
 import sys
 from typing import Any
 
@@ -89,5 +90,5 @@ def compiled(kernel: Any, signature: dict[str, str], constants: dict[str, Any], 
 
 
 if __name__ == "__main__":
-    for case in CASES:
-        print(case[0].__name__, len(compiled(*case, int(sys.argv[1])).asm["cubin"]))
+    for capability, case in itertools.product(sys.argv[1:], CASES):
+        print(capability, case[0].__name__, len(compiled(*case, int(capability)).asm["cubin"]))

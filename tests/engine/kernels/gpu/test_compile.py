@@ -1,5 +1,6 @@
 """The interpreter runs what a compiler may refuse: the kernels also compile for CUDA devices, without one."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -8,6 +9,17 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.slow
+CAPABILITIES = "80", "90"
+KERNELS = (
+    "_draw_kernel",
+    "_embed_kernel",
+    "_gather_kernel",
+    "draw_streams_kernel",
+    "draw_script_kernel",
+    "text_maxima_kernel",
+    "draw_text_kernel",
+    "advance_kernel",
+)
 
 
 def compiled(cache: Path, *arguments: str) -> list[str]:
@@ -20,20 +32,11 @@ def compiled(cache: Path, *arguments: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("capability", ["80", "90"])
-def test_kernels_compile_for_cuda(capability: str, tmp_path: Path) -> None:
-    sizes = dict(line.split() for line in compiled(tmp_path, "tests.engine.kernels.gpu.compile", capability))
-    assert sizes.keys() == {
-        "_draw_kernel",
-        "_embed_kernel",
-        "_gather_kernel",
-        "draw_streams_kernel",
-        "draw_script_kernel",
-        "text_maxima_kernel",
-        "draw_text_kernel",
-        "advance_kernel",
-    }
-    assert min(map(int, sizes.values())) > 1000
+def test_kernels_compile_for_cuda(tmp_path: Path) -> None:
+    lines = compiled(tmp_path, "tests.engine.kernels.gpu.compile", *CAPABILITIES)
+    sizes = {tuple(names): int(size) for *names, size in map(str.split, lines)}
+    assert sizes.keys() == set(itertools.product(CAPABILITIES, KERNELS))
+    assert min(sizes.values()) > 1000
 
 
 def test_one_binary_draws_for_batches_of_any_size(tmp_path: Path) -> None:
