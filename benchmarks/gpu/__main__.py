@@ -32,12 +32,16 @@ ENVIRONMENT = {
 }
 # Imported once, before the jobs fork; what touches CUDA in an import may not be here (`can_fork`).
 PRELOADED = ("torch", "vllm", "vllm.engine.arg_utils", "vllm.v1.engine.core", "stretto.engine.frontend.launch")
+PRELOADED_ON_THE_CPU = ("vllm.v1.worker.cpu_worker", "vllm.v1.worker.gpu.model_runner", "benchmarks.gpu.speed")
 
 
-def preload() -> None:
-    """Import what the jobs need, and keep the garbage collector of every child away from it."""
-    for module in PRELOADED:
+def preload(is_small: bool) -> None:
+    """Import what the jobs need, and keep the garbage collector of every child away from it. In a dry run vLLM's
+    plugins, too, which each engine would load and install in its own process."""
+    for module in (*PRELOADED, *(PRELOADED_ON_THE_CPU if is_small else ())):
         importlib.import_module(module)
+    if is_small:
+        importlib.import_module("vllm.plugins").load_general_plugins()
     gc.collect()
     gc.freeze()
 
@@ -82,7 +86,7 @@ def main(arguments: argparse.Namespace, jobs: Mapping[str, Job] = JOBS) -> int:
         raise SystemExit("gpu_check: this vLLM is built for the CPU; --dry-run walks the same paths there")
     setup.out.mkdir(parents=True, exist_ok=True)
     know_this_host()
-    preload()
+    preload(setup.is_small)
     children = Children(setup, is_cold=not setup.is_small and not can_fork())
     outcomes = children.run_all({name: jobs[name] for name in arguments.jobs}, arguments.limit_s)
     print(table(outcomes))

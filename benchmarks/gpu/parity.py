@@ -146,9 +146,8 @@ def run_half(setup: Setup) -> Iterator[dict[str, Any]]:
     """A line for each random checkpoint: bfloat16 with graphs against bfloat16 without."""
     for family, name in itertools.islice(families(), _some(setup, "bfloat16")):
         with tempfile.TemporaryDirectory() as folder:
-            checkpoint = write_checkpoint(
-                Path(folder), family, name, hidden=256
-            )  # heads of 64, as FlashAttention 3 has
+            hidden = 64 if setup.is_small else 256  # heads of 64, as FlashAttention 3 has
+            checkpoint = write_checkpoint(Path(folder), family, name, hidden=hidden)
             prompts = prompts_of(setup, family)
             base = {"async_scheduling": False, **({} if setup.is_small else HALF)}
             eager = replies(checkpoint, base, prompts)
