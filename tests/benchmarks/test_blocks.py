@@ -7,6 +7,8 @@ import pytest
 
 from benchmarks import blocks
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_block_hears_more_than_is_new_and_one_block_is_one_decode(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -15,6 +15,8 @@ from stretto.codec.registry import load_codec
 from tests.codec.conftest import make_codec
 from tests.codec.far_device import DEVICE, crossings, send_away
 
+pytestmark = pytest.mark.slow
+
 FRAMES = 4
 
 

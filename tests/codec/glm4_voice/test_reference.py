@@ -14,7 +14,8 @@ from stretto.codec.glm4_voice.codec import Glm4VoiceCodec
 from stretto.codec.glm4_voice.config import read_config
 from tests.codec.glm4_voice.reference import EVERY, LENGTHS, PART, PROMPT, REFERENCE, SIZES, thinned, tokens
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+
 HOP, OVERLAP = 256, 34
 MADE = np.load(REFERENCE)
 
