@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # By night: the wheel with all that it needs, installed into an empty environment, must speak from an empty folder; and
-# 5,200 random histories, others each time, with hypothesis profile $HISTORIES (tests/engine/test_histories.py).
+# thousands of random histories, others each time, with hypothesis profile $HISTORIES (tests/engine/test_histories.py).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset PYTHONDONTWRITEBYTECODE # without bytecode every start of vLLM takes 10 s longer

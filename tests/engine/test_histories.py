@@ -19,7 +19,7 @@ COMMON = settings(
 settings.register_profile("histories", COMMON, max_examples=70, derandomize=True, database=None)
 settings.register_profile("nightly", COMMON, max_examples=700, phases=[Phase.explicit, Phase.generate, Phase.shrink])
 PROFILE = settings.get_profile(os.environ.get("HISTORIES", "histories"))
-SHARE = {"tracked_csm": 0.3, "forced_bursts": 0.6}  # of the histories: the reference of these families takes longer
+SHARE = {"tracked_csm": 0.3, "forced_bursts": 0.6, "eight_streams": 0.6}  # of the histories: these take longest
 
 # Failures that random histories have found, made short.
 FOUND = {
