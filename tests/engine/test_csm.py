@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from stretto.engine.kernels.cpu.depth import HostDepth
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt
 from tests.engine.harness import Engine
@@ -107,6 +109,22 @@ def test_drawn_frames_are_the_same_alone_in_company_and_from_the_prefix_cache(ro
     other = replace(prompts["r0"], sampling=replace(prompts["r0"].sampling, seed=77))
     assert roomy.run({"other": other})["other"].rows != together["r0"].rows
     assert roomy.is_clean()
+
+
+@torch.inference_mode()
+def test_a_frame_is_read_on_the_cpu_as_by_the_modules_and_each_row_as_if_it_were_alone(roomy: Engine) -> None:
+    modules = roomy.model_state.model.get_submodule("depth")
+    host, alone = HostDepth(modules), HostDepth(modules)
+    for each in (modules, host, alone):
+        each.prepare(3)
+    hidden, codes = torch.randn(3, modules.first_head.shape[1]), torch.randint(CODEBOOK_SIZE, (3, NUM_CODEBOOKS))
+    read = [each.begin(hidden[:rows], codes[:rows, 0]) for each, rows in ((modules, 3), (host, 3), (alone, 1))]
+    for position in range(1, NUM_CODEBOOKS):
+        if position > 1:
+            code = codes[:, position - 1] + (position - 1) * CODEBOOK_SIZE
+            read = [each.next(code[:rows], position) for each, rows in ((modules, 3), (host, 3), (alone, 1))]
+        torch.testing.assert_close(read[1], read[0])
+        assert torch.equal(read[2], read[1][:1])
 
 
 def ended(folder: Path, prompt: Prompt, num_end_codebooks: int) -> list[list[int]]:

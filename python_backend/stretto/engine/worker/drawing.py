@@ -115,9 +115,9 @@ class RowDraw:
 
     def _guided_codes(self, logits: torch.Tensor, streams: slice, num_rows: int, scale: torch.Tensor) -> torch.Tensor:
         """The same for `streams` of the streams 1 ..., [A + P, k, C] -> [A, k, C]."""
-        is_guided = self._guided[streams]
         if len(scale) == 0:
             return logits
+        is_guided = self._guided[streams]
         if is_guided.all():
             return _merge(logits, num_rows, scale)
         conditional = logits[:num_rows]

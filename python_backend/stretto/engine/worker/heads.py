@@ -86,11 +86,11 @@ class StreamHeads:
 
     def shifted(self, logits: torch.Tensor, streams: slice) -> torch.Tensor:
         """Raw logits of `streams` of the streams 1 ... with what a bias adds: [N, k * C] -> [N, k, C] float32."""
-        if streams == EVERY:
-            return _shift(logits, self.code_offset).reshape(len(logits), *self.codes.shape)
-        codes = self.codes[streams]
-        offset = None if self.code_offset is None else self.code_offset.view(self.codes.shape)[streams].reshape(-1)
-        return _shift(logits, offset).reshape(len(logits), *codes.shape)
+        num_streams, num_codes = len(range(len(self.codes))[streams]), self.codes.shape[1]
+        offset = self.code_offset
+        if offset is not None and streams != EVERY:
+            offset = offset.view(self.codes.shape)[streams].reshape(-1)
+        return _shift(logits, offset).reshape(len(logits), num_streams, num_codes)
 
     def _gather(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits over all text ids from what this rank has of them, which is all where the head is whole."""

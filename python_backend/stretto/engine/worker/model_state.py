@@ -15,6 +15,7 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.states import RequestState
 
+from stretto.engine.kernels.cpu.depth import HostDepth
 from stretto.engine.kernels.cpu.products import pad_products
 from stretto.engine.kernels.gpu.gather import gather_rows
 from stretto.engine.request.family import family_of
@@ -135,7 +136,8 @@ class SpeechModelState(DefaultModelState):
         family = self.rules.family
         if family.depth is not None:
             depth: Any = self.model.get_submodule("depth")
-            frames = DepthFrames(depth, family.layout, self.max_num_reqs)
+            steps = HostDepth(depth) if self.device.type == "cpu" else depth
+            frames = DepthFrames(steps, family.layout, self.max_num_reqs)
             return Readout(FirstHead(depth.first_head.data, self.rules), frames)
         bias = self.model.get_parameter("stream_bias.weight").data if family.has_stream_bias else None
         heads = StreamHeads(self.model.get_submodule("lm_head"), self.rules, bias)

@@ -51,7 +51,7 @@ class Float32Product(Product):
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The product."""
-        return super().__call__(x.float())
+        return self._multiply(x.float())
 
 
 def pad_products(model: nn.Module, is_traced: bool) -> None:
