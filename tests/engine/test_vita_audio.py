@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from stretto.engine.worker.burst_sampler import BurstStepSampler
 from stretto.families.registry import family_at
 from stretto.families.vita_audio.family import SCHEDULES
 from tests.engine.harness import Answer, Engine
+from tests.engine.test_no_sync import as_on_a_gpu
 from tests.vita_release import RECORD, convert, prompt_of
 
 pytestmark = pytest.mark.engine
@@ -51,6 +53,15 @@ def test_greedy_replies_are_the_authors_in_one_batch(checkpoint: Path) -> None:
             check(reply, answers[f"r{at}"], ends)
         reply = REPLIES[-1]  # and as text, which no id is denied either
         check(reply, running.run({"text": prompt_of(reply, "chat")})["text"], ends)
+
+
+def test_a_step_on_a_device_says_the_same(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row by row by the kernels of a step, interpreted: a whole burst is penalized by what was said in it."""
+    (reply,) = [each for each in REPLIES if each["schedule"] == "turbo" and each["penalty"] > 1.1][:1]
+    as_on_a_gpu(monkeypatch)
+    with engine(checkpoint, async_scheduling=True, max_num_seqs=2) as running:
+        assert isinstance(running.core.model_executor.driver_worker.worker.model_runner.sampler, BurstStepSampler)
+        check(reply, running.run({"r": prompt_of(reply)})["r"], family_at(checkpoint).drawn_ends)
 
 
 def test_chunks_and_preemptions_forget_nothing_that_was_said(checkpoint: Path) -> None:

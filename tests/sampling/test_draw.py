@@ -34,6 +34,12 @@ def test_a_row_draws_the_same_whatever_the_others_ask_for(case: Case) -> None:
         assert torch.equal(drawn(case.row(row))[0], together[row])
 
 
+def test_where_there_is_no_stream_nothing_is_drawn() -> None:
+    """As of the streams behind the first, of a family that has but one."""
+    case = random_case(0, (3, 0, 0), step=0.0)
+    assert drawn(case).shape == (3, 0)
+
+
 def test_a_wide_nucleus_is_found_however_far_it_reaches() -> None:
     case = random_case(0, (4, 1, 20_000))
     case.logits.mul_(torch.tensor([0.01, 0.2, 1.0, 3.0])[:, None, None])

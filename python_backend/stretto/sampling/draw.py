@@ -125,6 +125,8 @@ def draw(
     for; keys [B, S] from `stream_keys`. Returns [B, S] of `token_ids`' type.
     """
     num_rows, num_streams, num_columns = logits.shape
+    if not num_streams:
+        return token_ids.new_zeros(num_rows, 0)
     values, ids = logits.numpy().reshape(-1, num_columns), token_ids.numpy()
     if plan.is_random:
         ids = _drawn(values, ids.reshape(-1), keys.numpy().reshape(-1, 1), params.rows(num_streams, num_columns))

@@ -1,4 +1,6 @@
-"""A sampler of several rows a step: the first from the model's hidden states, the others as a predictor says them."""
+"""Samplers of several rows a step: the first from the model's hidden states, the others as a predictor says them."""
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -8,50 +10,94 @@ from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
 from stretto.engine.worker.arrays import Array
+from stretto.engine.worker.batch import StepRows
 from stretto.engine.worker.drawing import RowDraw
 from stretto.engine.worker.row_predictor import BurstBatch, RowPredictor
 from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.sampler import SpeechSampler
 from stretto.engine.worker.segment_state import SegmentState
+from stretto.engine.worker.step_graphs import StepGraphs
+from stretto.engine.worker.step_program import StepProgram
+from stretto.engine.worker.step_sampler import StepSampler
+
+# From hidden states [B, H], of the requests that say the row at a place: stream 0 [B], the others [B, S - 1], cuts [B].
+SayRow = Callable[[torch.Tensor, StepRows, int], tuple[Array, Array, Array]]
 
 
-class BurstSampler(SpeechSampler):
-    """Samples of each request as many rows as its schedule has in this step, W at the most."""
+class Bursts:
+    """As many rows of each request as its schedule has in a step, W at the most, whoever draws one of them."""
 
-    def __init__(self, stock: Sampler, slots: RunSlots, draw: RowDraw, segments: SegmentState, predictor: RowPredictor):
-        super().__init__(stock, slots, draw, segments)
-        self._predictor, self._width = predictor, slots.rules.max_rows_per_step
-        self._tokens = slots.arrays.of(stock.req_states.all_token_ids.gpu)
+    def __init__(self, slots: RunSlots, predictor: RowPredictor):
+        self._slots, self._predictor, self._width = slots, predictor, slots.rules.max_rows_per_step
+        device, num_slots = slots.tables.state.device, slots.num_slots
+        self._nothing = torch.zeros(num_slots, 1, device=device)
+        self._none = torch.zeros(num_slots, dtype=torch.int32, device=device)
 
-    def __call__(self, hidden: torch.Tensor, batch: InputBatch) -> SamplerOutput:
+    def sample(self, hidden: torch.Tensor, batch: InputBatch, say_row: SayRow) -> SamplerOutput:
         """Sample for each request of `batch`: the first row from its last hidden state, [B, H]."""
-        slots, arrays, num_rows = self._slots, self._arrays, batch.num_reqs
+        slots, arrays, num_rows = self._slots, self._slots.arrays, batch.num_reqs
         rows = slots.rows(batch)
         num_read = batch.num_computed_tokens_np.astype(np.int64) + batch.num_scheduled_tokens
         step = BurstBatch(batch, num_read, slots.num_extra(rows, num_read), slots.is_read_by_modules[rows.slots])
         tokens = arrays.zeros(num_rows, self._width)
-        codes = arrays.int32(arrays.zeros(num_rows, self._width, self._codes.shape[2]))
+        codes = arrays.int32(arrays.zeros(num_rows, self._width, slots.rules.family.layout.num_input_streams - 1))
         cuts = arrays.int32(arrays.zeros(num_rows))
 
         def say(states: torch.Tensor, place: int) -> None:
             says = slots.rows_behind(rows, step.num_extra >= place) if place else rows
-            tokens[:, place], codes[:, place], cut, _ = self._row(states, batch, says, place)
+            tokens[:, place], codes[:, place], cut = say_row(states, says, place)
             cuts[:] |= cut << place  # a bit for each row
 
         say(hidden, 0)
         self._predictor(hidden, step, say)
         slots.readback.publish()
         num_sampled = np.where(rows.samples, 1 + step.num_extra, 0).astype(np.int32)
-        nothing = self._nothing[:num_rows]
         return SamplerOutput(
             sampled_token_ids=arrays.tensor(tokens),
-            logprobs_tensors=LogprobsTensors(arrays.tensor(codes).flatten(1), nothing, arrays.tensor(cuts)),
+            logprobs_tensors=LogprobsTensors(
+                arrays.tensor(codes).flatten(1), self._nothing[:num_rows], arrays.tensor(cuts)
+            ),
             num_nans=None,
             num_sampled=arrays.tensor(arrays.upload(num_sampled)),
             num_rejected=self._none[:num_rows],
         )
 
+
+class BurstSampler(SpeechSampler):
+    """Draws row by row in torch or numpy."""
+
+    def __init__(self, stock: Sampler, slots: RunSlots, draw: RowDraw, segments: SegmentState, predictor: RowPredictor):
+        super().__init__(stock, slots, draw, segments)
+        self._bursts = Bursts(slots, predictor)
+        self._tokens = slots.arrays.of(stock.req_states.all_token_ids.gpu)
+
+    def __call__(self, hidden: torch.Tensor, batch: InputBatch) -> SamplerOutput:
+        """Sample the rows of a step, the first from the last hidden state of each request, [B, H]."""
+        return self._bursts.sample(hidden, batch, lambda states, says, place: self._row(states, batch, says, place)[:3])
+
     def _keep(self, slots: Array, position: Array, tokens: Array, codes: Array) -> None:
         """Write down what was said, stream 0 as well: the rows that follow in this step are drawn and said by it."""
         super()._keep(slots, position, tokens, codes)
         self._tokens[slots, position] = self._arrays.int32(tokens)
+
+
+class BurstStepSampler(StepSampler):
+    """Draws row by row with the step's launches: each row is a step of the program of its own, a graph where there is
+    one."""
+
+    def __init__(
+        self, stock: Sampler, slots: RunSlots, program: StepProgram, graphs: StepGraphs, predictor: RowPredictor
+    ):
+        super().__init__(stock, slots, program, graphs)
+        self._bursts = Bursts(slots, predictor)
+
+    def __call__(self, hidden: torch.Tensor, batch: InputBatch) -> SamplerOutput:
+        """Sample the rows of a step, the first from the last hidden state of each request, [B, H]."""
+        lengths = batch.seq_lens[: batch.num_reqs]
+
+        def say_row(states: torch.Tensor, says: StepRows, place: int) -> tuple[Array, Array, Array]:
+            self._run(states, lengths + place if place else lengths, says)
+            tokens, codes, cuts, _ = self._results(self._program.results, batch.num_reqs)
+            return tokens, codes, cuts
+
+        return self._bursts.sample(hidden, batch, say_row)

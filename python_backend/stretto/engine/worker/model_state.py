@@ -23,7 +23,7 @@ from stretto.engine.request.new_request import SpeechRequestData
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.worker.arrays import arrays_on
 from stretto.engine.worker.audio_embeddings import AudioEmbeddings
-from stretto.engine.worker.burst_sampler import BurstSampler
+from stretto.engine.worker.burst_sampler import BurstSampler, BurstStepSampler
 from stretto.engine.worker.cuda_graphs import CudaRecorder
 from stretto.engine.worker.drawing import RowDraw
 from stretto.engine.worker.frame_predictor import DepthFrames, ParallelHeads, Readout
@@ -116,7 +116,7 @@ class SpeechModelState(DefaultModelState):
         """vLLM's hook for a sampler of one's own; there is no speculative decoding."""
         options = self.vllm_config.additional_config
         in_torch = isinstance(options, dict) and not options.get("step_kernels", True)
-        if self.arrays.xp is np or in_torch or self.rules.family.bursts is not None:
+        if self.arrays.xp is np or in_torch:
             return self._array_sampler(sampler, self._readout()), None
         self._step_sampler = self._kernel_sampler(sampler, self._readout())
         return self._step_sampler, None
@@ -154,7 +154,9 @@ class SpeechModelState(DefaultModelState):
         graphs = StepGraphs(
             program.launch, self.max_num_reqs, recorder, lambda variant: not (variant.writes and is_cut)
         )
-        return StepSampler(sampler, self.slots, program, graphs)
+        if self.rules.family.bursts is None:
+            return StepSampler(sampler, self.slots, program, graphs)
+        return BurstStepSampler(sampler, self.slots, program, graphs, self._modules(tokens))
 
     def _array_sampler(self, sampler: Sampler, readout: Readout) -> SpeechSampler:
         segments, tables = SegmentState(self.rules, self.arrays), self.slots.tables
@@ -163,7 +165,11 @@ class SpeechModelState(DefaultModelState):
         draw = RowDraw(readout, segments, tables, self.arrays, guard)
         if self.rules.family.bursts is None:
             return SpeechSampler(sampler, self.slots, draw, segments)
-        said = SaidRows(self.model, tokens, tables.codes, self.arrays, self.rules.family.layout.pad_id)
+        return BurstSampler(sampler, self.slots, draw, segments, self._modules(tokens))
+
+    def _modules(self, tokens: torch.Tensor) -> RowPredictor:
+        """What says further rows in a step; `tokens` [R, T]: stream 0 of every slot."""
+        said = SaidRows(self.model, tokens, self.slots.tables.codes, self.arrays, self.rules.family.layout.pad_id)
         model: Any = self.model
-        self._row_predictor = model.row_predictor(said, self.vllm_config)
-        return BurstSampler(sampler, self.slots, draw, segments, self._row_predictor)
+        predictor = self._row_predictor = model.row_predictor(said, self.vllm_config)
+        return predictor

@@ -10,6 +10,7 @@ import torch
 import triton
 
 from stretto.engine.kernels.gpu.advance import advance_kernel
+from stretto.engine.kernels.gpu.keep import keep_kernel
 from stretto.engine.kernels.gpu.step_draw import draw_script_kernel, draw_streams_kernel
 from stretto.engine.kernels.gpu.step_text import TILE, WIDTH, draw_text_kernel, text_maxima_kernel
 from stretto.engine.request.rules import SegmentRules
@@ -42,7 +43,8 @@ class StreamSet(NamedTuple):
 class StepProgram:
     """The launches. What they read of a step: `plan`, `hidden` [N, H] and `lengths` [N]; what they leave: `results`.
 
-    tokens [R, T] int32: stream 0 of every slot by position, as vLLM keeps it.
+    tokens [R, T] int32: stream 0 of every slot by position, as vLLM keeps it; where a step says several rows it is
+    written here, too, row by row.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class StepProgram:
         self.hidden, self.plan = hidden, StepPlan(tables, num_rows)
         self.constants = StepConstants.of(rules, tables, num_rows)
         self._heads, self._tables, self._script = heads, tables, rules.family.script
+        self._tokens = tokens if rules.max_rows_per_step > 1 else None
         self.num_rows, self.num_others = num_rows, self.constants.rules.num_others
         speaks = any(Segment.AUDIO in task.segments for task in rules.family.tasks)
         self._num_groups = triton.cdiv(rules.num_text_ids, WIDTH.value)
@@ -140,3 +143,6 @@ class StepProgram:
             constants.end_frame, constants.transition, constants.streams, constants.rules,
             triton.next_power_of_2(max(self.num_others, 2)), num_warps=1,
         )  # fmt: skip
+        if self._tokens is not None:
+            strides = self._tokens.stride(0), self.num_rows
+            keep_kernel[num_rows,](self._tokens, self.results, self.plan.table, self.lengths, *strides, num_warps=1)

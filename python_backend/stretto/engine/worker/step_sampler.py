@@ -6,6 +6,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
+from stretto.engine.worker.batch import StepRows
 from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.step_graphs import StepGraphs
 from stretto.engine.worker.step_program import StepProgram
@@ -35,24 +36,32 @@ class StepSampler:
 
     def __call__(self, hidden: torch.Tensor, batch: InputBatch) -> SamplerOutput:
         """Sample one row for each request of `batch` from its last hidden state, [B, H]."""
-        slots, program, num_rows = self._slots, self._program, batch.num_reqs
-        rows = slots.rows(batch)
+        num_rows = batch.num_reqs
+        if self._run(hidden, batch.seq_lens[:num_rows], self._slots.rows(batch)):
+            self._slots.readback.publish()
+        return self._output(num_rows)
+
+    def _run(self, hidden: torch.Tensor, lengths: torch.Tensor, rows: StepRows) -> bool:
+        """Say a row of each of `rows`, at the positions `lengths` [B]; whether some reply may begin to speak unseen."""
+        slots, program, num_rows = self._slots, self._program, len(rows.slots)
         variant, is_unsure = program.plan.update(rows, slots.partner, slots.is_unconditional, slots.version)
         program.hidden[:num_rows].copy_(hidden)
-        program.lengths[:num_rows].copy_(batch.seq_lens[:num_rows])
+        program.lengths[:num_rows].copy_(lengths)
         self._graphs.run(variant, num_rows)
-        if is_unsure:
-            slots.readback.publish()
-        return self._output(num_rows)
+        return is_unsure
+
+    def _results(self, results: torch.Tensor, num_rows: int) -> tuple[torch.Tensor, ...]:
+        """Of what a step leaves: stream 0 [B], the others [B, S - 1], cuts and numbers sampled [B]."""
+        size, width = self._program.num_rows, self._program.num_others
+        codes = results[size : size + num_rows * width].view(num_rows, width)
+        cuts, sampled = (results[size * (width + at) :][:num_rows] for at in (1, 2))
+        return results[:num_rows], codes, cuts, sampled
 
     def _output(self, num_rows: int) -> SamplerOutput:
         """What the last step has left, copied: the next one writes over it while vLLM still sends it to the host."""
-        size, width = self._program.num_rows, self._program.num_others
-        results = self._program.results.clone()
-        codes = results[size : size + num_rows * width].view(num_rows, width)
-        cuts, sampled = (results[size * (width + at) :][:num_rows] for at in (1, 2))
+        tokens, codes, cuts, sampled = self._results(self._program.results.clone(), num_rows)
         return SamplerOutput(
-            sampled_token_ids=results[:num_rows, None],
+            sampled_token_ids=tokens[:, None],
             # Codes and cuts travel to the scheduler in the asynchronous copy that vLLM makes of log-probabilities.
             logprobs_tensors=LogprobsTensors(codes, self._nothing[:num_rows], cuts),
             num_nans=None,

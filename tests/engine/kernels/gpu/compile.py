@@ -13,6 +13,7 @@ from stretto.engine.kernels.gpu.advance import advance_kernel
 from stretto.engine.kernels.gpu.draw import _draw_kernel
 from stretto.engine.kernels.gpu.embed import _embed_kernel
 from stretto.engine.kernels.gpu.gather import _gather_kernel
+from stretto.engine.kernels.gpu.keep import keep_kernel
 from stretto.engine.kernels.gpu.step_draw import draw_script_kernel, draw_streams_kernel
 from stretto.engine.kernels.gpu.step_rules import StepRules
 from stretto.engine.kernels.gpu.step_text import draw_text_kernel, text_maxima_kernel
@@ -74,6 +75,7 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (text_maxima_kernel, {}, {**TEXT, "said": None}, 8),
     (draw_text_kernel, {}, TEXT, 8),
     *((advance_kernel, {}, {"rules": RULES._replace(tail=tail), "block": 8}, 1) for tail in range(4)),
+    (keep_kernel, {}, {**SIZES, "tokens_stride": 8193}, 1),
     (advance_kernel, {}, {"rules": RULES._replace(max_entries=0, num_said=0, num_end_frame=0), "block": 8}, 1),
 ]
 

@@ -19,6 +19,7 @@ KERNELS = (
     "text_maxima_kernel",
     "draw_text_kernel",
     "advance_kernel",
+    "keep_kernel",
 )
 
 
