@@ -7,6 +7,7 @@ from stretto.families.base import TextTrack
 from stretto.families.csm.family import CsmVocabulary, csm, llama3_rope
 from stretto.families.depth import DepthSpec
 from stretto.families.opuslm.family import OpusVocabulary, opuslm, opuslm_dialogue
+from stretto.families.qwen3_tts.family import CodecIds, Qwen3TtsVocabulary, TextIds, qwen3_tts
 
 # 256 special tokens, 300 of text, eight streams of a pad and 16 codes each.
 SMALL_BAGPIPER = BagpiperVocabulary(
@@ -21,7 +22,22 @@ SMALL_DEPTH = DepthSpec(
 )
 SMALL_CSM = CsmVocabulary(60, 6, 8, 56, 57, 58, 59, num_end_codebooks=2, max_model_len=512, depth=SMALL_DEPTH)
 
-CSM = csm(SMALL_CSM)
+# 60 ids of text, 8 codes and 32 markers behind them, three more codebooks.
+SMALL_QWEN3_TTS = Qwen3TtsVocabulary(
+    num_text_ids=60,
+    num_codec_ids=40,
+    num_codebooks=4,
+    codebook_size=8,
+    text=TextIds(50, 51, 52, 53, 54, 55, 56, 57),
+    codec=CodecIds(10, 11, 12, 13, 14, 15, 16),
+    languages={"chinese": 20, "english": 21, "sichuan_dialect": 22},
+    speakers={"ryan": 30, "eric": 31},
+    dialects={"eric": "sichuan_dialect"},
+    max_model_len=512,
+    depth=replace(SMALL_DEPTH, projection="biased", has_head_norms=True),
+)
+
+CSM, QWEN3_TTS = csm(SMALL_CSM), qwen3_tts(SMALL_QWEN3_TTS)
 # The same frames with a text beside them.
 TRACKED_CSM = replace(
     CSM,

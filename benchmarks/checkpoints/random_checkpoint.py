@@ -56,7 +56,7 @@ def write_checkpoint(
         weights["stream_bias.weight"] = torch.randn(shape, generator=generator) * 0.5
     if family.depth is not None:
         del weights["lm_head.weight"]
-        weights |= _depth_weights(family.depth, family.layout, hidden, generator)
+        weights |= _depth_weights(family.depth, family.layout, hidden, 0 if family.end_frame else 1, generator)
     if audio_config is not None:
         config["audio_config"] = audio_config
         weights |= _audio_weights(audio_config, hidden, generator)
@@ -67,7 +67,7 @@ def write_checkpoint(
 
 
 def _depth_weights(
-    spec: DepthSpec, layout: StreamLayout, hidden: int, generator: torch.Generator
+    spec: DepthSpec, layout: StreamLayout, hidden: int, num_ends: int, generator: torch.Generator
 ) -> dict[str, torch.Tensor]:
     """A depth transformer's, as `stretto convert` writes them."""
     wide, keys, others = (
@@ -80,12 +80,15 @@ def _depth_weights(
         return torch.randn(*shape, generator=generator) * scale
 
     weights = {
-        "depth.first_head": random(layout.codebook_size, hidden, scale=0.3),
-        "depth.project.weight": random(spec.hidden, hidden, scale=hidden**-0.5),
+        "depth.first_head": random(layout.codebook_size + num_ends, hidden, scale=0.3),
         "depth.embed": random(others * layout.codebook_size, spec.hidden, scale=0.5),
         "depth.heads": random(others, layout.codebook_size, spec.hidden, scale=0.3),
         "depth.norm.weight": torch.ones(spec.hidden),
     }
+    if spec.projection is not None:
+        weights["depth.project.weight"] = random(spec.hidden, hidden, scale=hidden**-0.5)
+    if spec.projection == "biased":
+        weights["depth.project.bias"] = random(spec.hidden, scale=0.2)
     shapes = {"q_proj": (wide, spec.hidden), "k_proj": (keys, spec.hidden), "v_proj": (keys, spec.hidden)}
     shapes |= {"o_proj": (spec.hidden, wide), "down_proj": (spec.hidden, spec.intermediate)}
     shapes |= dict.fromkeys(("gate_proj", "up_proj"), (spec.intermediate, spec.hidden))
@@ -94,6 +97,8 @@ def _depth_weights(
             weights[f"depth.layers.{layer}.{name}.weight"] = random(*shape, scale=1.5 * shape[1] ** -0.5)
         for name in ("input_layernorm", "post_attention_layernorm"):
             weights[f"depth.layers.{layer}.{name}.weight"] = torch.ones(spec.hidden)
+        for name in ("q_norm", "k_norm") if spec.has_head_norms else ():
+            weights[f"depth.layers.{layer}.{name}.weight"] = torch.linspace(0.8, 1.2, spec.head_dim)
     return weights
 
 

@@ -8,7 +8,8 @@ import pytest
 from stretto.errors import InvalidRequest
 from stretto.families.tiny.family import TINY
 from stretto.preprocessing.options import Options, read_options
-from tests.small_vocabularies import BAGPIPER
+from stretto.records.sampling import CodeSampling
+from tests.small_vocabularies import BAGPIPER, CSM
 
 TTS, ASR = TINY.task("tts"), TINY.task("asr")
 FRAME_RATE = 25.0
@@ -47,6 +48,21 @@ def test_every_option_lands_in_its_place() -> None:
         text=replace(TTS.sampling.text, temperature=0.1, max_rows=100),
         audio=replace(TTS.sampling.audio, min_rows=2, top_p=0.9, temperature=1.5, top_k=5),
     )
+
+
+def test_a_depth_transformer_draws_as_stream_0_does_but_for_what_is_said_of_it() -> None:
+    task = CSM.tasks[0]
+
+    def depth(text: str) -> CodeSampling | None:
+        return read_options(text, CSM, task, FRAME_RATE).sampling.depth
+
+    assert depth('{"temperature": 0.4}') is None
+    assert depth('{"temperature": 0.4, "depth": {"top_p": 0.5}}') == CodeSampling(0.4, 50, 0.5)
+    assert depth('{"depth": {"temperature": 0}}') == CodeSampling(0.0, 50, 1.0)
+    with pytest.raises(InvalidRequest, match=r"options.depth.top_p: .*1.5"):
+        depth('{"depth": {"top_p": 1.5}}')
+    with pytest.raises(InvalidRequest, match=r"options.depth: .*no depth transformer"):
+        read({"depth": {"top_k": 1}})
 
 
 @pytest.mark.parametrize(
@@ -102,7 +118,7 @@ def test_a_family_s_least_number_of_rows_gives_way_to_the_caller_s_most_but_not_
     ("options", "message"),
     [
         ([], "options: expected a JSON object, got []"),
-        ({"sede": 1}, "options.sede: expected one of audio, chunking, guidance, guidance_scale"),
+        ({"sede": 1}, "options.sede: expected one of audio, chunking, depth, guidance, guidance_scale"),
         ({"x" * 500: 1}, "options.x"),
         ({"seed": "1"}, "options.seed: expected an integer, got '1'"),
         ({"seed": True}, "options.seed: expected an integer, got True"),

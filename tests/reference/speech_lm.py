@@ -17,7 +17,7 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3Omni
 
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt
-from stretto.records.sampling import SegmentSampling
+from stretto.records.sampling import CodeSampling
 from stretto.streams.pattern import FORCED_TAIL, NO_TAIL, PADDED_TAIL, PADDED_WARM_UP, SAMPLED_TAIL
 from stretto.streams.segment import Segment
 from tests.reference.depth import DepthReference
@@ -233,7 +233,7 @@ class _Reply:
             return row
         frame = position - self.audio_start
         if self.audio_end is None:
-            row[0] = self.audio_token(logits[0], frame)
+            row[0] = self.audio_token(self.penalized(logits[0]), frame)
             if row[0] == family.end_of_audio:
                 self.audio_end = position
             elif family.script:
@@ -245,10 +245,20 @@ class _Reply:
         for s in range(1, len(family.layout.audio)):
             if self.is_read(position, frame - family.layout.delays[s]):
                 logits[s] = logits[s] or self.deeper(row[:s])
-                row[s] = self.draw(logits[s], self.ids(s), s, self.sampling.audio)
+                row[s] = self.draw(logits[s], self.ids(s), s, self.sampling.depth or self.sampling.audio)
             elif frame < family.layout.delays[s] and self.prompt.delayed_tail is not None:
                 row[s] = int(self.prompt.delayed_tail[frame, s - 1])
         return self.ended(row, frame)
+
+    def penalized(self, logits: list[float]) -> list[float]:
+        """Logits of stream 0 in audio, less where the reply has drawn their ids, of a family that writes no text."""
+        if not self.family.penalized or any(task.text for task in self.family.tasks):
+            return logits
+        said, penalty = {row[0] for row in self.rows[len(self.prompt.rows) :]}, self.sampling.repetition_penalty
+        factors = [
+            1.0 if token not in said else penalty if logit < 0 else 1 / penalty for token, logit in enumerate(logits)
+        ]
+        return [logit * factor for logit, factor in zip(logits, factors, strict=True)]
 
     def ended(self, row: Row, frame: int) -> Row:
         """`row`, or the row of the end where it is the frame that says so."""
@@ -341,7 +351,7 @@ class _Reply:
         self.pointer += moves
         return script.first_frame + 2 * (self.text[self.pointer - 1] - script.spoken.start) + (not moves)
 
-    def draw(self, logits: list[float], allowed: list[int], stream: int, limits: SegmentSampling) -> int:
+    def draw(self, logits: list[float], allowed: list[int], stream: int, limits: CodeSampling) -> int:
         ranked = sorted(allowed, key=lambda token: -logits[token])
         if limits.temperature == 0:
             scores = {token: logits[token] for token in ranked}
@@ -357,10 +367,10 @@ class _Reply:
             self.lead = min(self.lead, scores[best[0]] - scores[best[1]])
         return self.redrawn(logits, allowed, stream) if self.repeats(best[0], stream, limits) else best[0]
 
-    def repeats(self, token: int, stream: int, limits: SegmentSampling) -> bool:
+    def repeats(self, token: int, stream: int, limits: CodeSampling) -> bool:
         """Whether `token` is a code that came too often in the last rows of this audio segment's stream."""
         layout, position, window = self.family.layout, len(self.rows), self.sampling.ras_window
-        if window == 0 or limits is not self.sampling.audio or limits.temperature == 0:
+        if window == 0 or limits is self.sampling.text or limits.temperature == 0:
             return False
         if stream not in layout.codebook_streams or token not in layout.audio[stream]:
             return False

@@ -52,7 +52,7 @@ def plan(release: Release) -> Conversion:
     tensors = contents.tensors
     made = family_files.convert(release, contents)
     family = read_family(made.record)
-    unused = check(made.plan, tensors, made.dropped)
+    unused = [name for name in check(made.plan, tensors, (*made.dropped, *made.folded)) if name not in made.folded]
     files = codec.check_directory(release.codec, family) if release.codec and not release.keeps_codec else []
     copy = None
     if release.keeps_codec:
@@ -106,6 +106,8 @@ def write(conversion: Conversion, out: Path, max_bytes: int, progress: shards.Pr
         files.append(shards.write_json(folder / "config.json", conversion.record))
         for path in conversion.tokenizer.files:
             files.append(shards.copy_file(path, folder / path.name, path.name))
+        if conversion.tokenizer.made is not None:
+            files.append(shards.write_json(folder / "tokenizer.json", dict(conversion.tokenizer.made)))
         if conversion.codec_files or conversion.codec_copy:
             (folder / "codec").mkdir()
         for path in conversion.codec_files:

@@ -29,11 +29,12 @@ class Contents:
 @dataclass(frozen=True)
 class Converted:
     """A release's checkpoint. record: config.json. plan: what becomes of each tensor. dropped: how the names of those
-    begin that are not served."""
+    begin that are not served. folded: names of those that others are written with."""
 
     record: dict[str, Any]
     plan: Plan
     dropped: tuple[str, ...]
+    folded: tuple[str, ...] = ()
 
 
 class Published(Protocol):

@@ -1,5 +1,6 @@
 """What a release consists of, read without a copy of it: the tensors stay in their file until they are written."""
 
+import json
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -12,11 +13,12 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from stretto.checkpoints.byte_level_bpe import read_tokenizer
 from stretto.errors import CheckpointError
 from stretto.families.registry import config_at, json_object
-from stretto.families.tokenizer import TextTokenizer
+from stretto.families.tokenizer import FILE, TextTokenizer
 
-FAMILIES = ("bagpiper", "opuslm", "opuslm-dialogue", "vita-audio", "csm")
+FAMILIES = ("bagpiper", "opuslm", "opuslm-dialogue", "vita-audio", "csm", "qwen3-tts")
 INDEX = ".safetensors.index.json"
 
 
@@ -133,19 +135,29 @@ def optional_entry(record: Mapping[str, Any], dotted: str) -> Any:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A public tokenizer's files. size: one more than its highest id. tokens: how each id is spelled."""
+    """A public tokenizer's files. size: one more than its highest id. tokens: how each id is spelled.
+
+    made: a tokenizer.json, where the files have none; it is to be written beside them.
+    """
 
     folder: Path
     size: int
     tokens: Mapping[int, str] = field(default_factory=dict)
+    made: Mapping[str, Any] | None = None
 
     @classmethod
     def at(cls, folder: Path) -> "Tokenizer":
-        """Reads `tokenizer.json`; CheckpointError where there is none, or one that the server could not use."""
-        tokens = TextTokenizer.at(folder).tokens
+        """Reads `tokenizer.json`, or makes it of vocab.json and merges.txt; CheckpointError where there is neither, or
+        one that the server could not use."""
+        made = None
+        if (folder / FILE).exists() or not (folder / "vocab.json").exists():
+            tokens = TextTokenizer.at(folder).tokens
+        else:
+            tokenizer = read_tokenizer(folder)
+            tokens, made = TextTokenizer(tokenizer).tokens, json.loads(tokenizer.to_str())
         if not tokens:
             raise CheckpointError(f"{folder}: expected a tokenizer with tokens, got none")
-        return cls(folder, 1 + max(tokens), tokens)
+        return cls(folder, 1 + max(tokens), tokens, made)
 
     @property
     def files(self) -> list[Path]:

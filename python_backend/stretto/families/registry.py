@@ -20,7 +20,9 @@ from stretto.families.base import Family
 
 NAME, VOCABULARY = "speech_family", "speech_vocabulary"  # keys of a checkpoint's config.json
 
-FOLDERS = {name: name for name in ("tiny", "bagpiper", "opuslm", "vita_audio", "csm")} | {"opuslm_dialogue": "opuslm"}
+FOLDERS = {name: name for name in ("tiny", "bagpiper", "opuslm", "vita_audio", "csm", "qwen3_tts")} | {
+    "opuslm_dialogue": "opuslm"
+}
 
 
 def module_of(family: str, role: str) -> ModuleType | None:

@@ -7,9 +7,10 @@ from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Family, Task
 from stretto.preprocessing.delivery import read_delivery
 from stretto.preprocessing.json_field import read_json
+from stretto.preprocessing.manner import PLAIN, Manner, read_manner
 from stretto.records.delivery import Delivery
 from stretto.records.options import OPTIONS, OptionsRecord, SegmentOptions
-from stretto.records.sampling import MAX_GUIDANCE_SCALE, SamplingConfig, SegmentSampling
+from stretto.records.sampling import MAX_GUIDANCE_SCALE, CodeSampling, SamplingConfig, SegmentSampling
 from stretto.streams.segment import Segment
 
 
@@ -20,6 +21,7 @@ class Options:
     sampling: SamplingConfig
     voice: str | None
     delivery: Delivery = field(default_factory=Delivery)
+    manner: Manner = PLAIN
 
 
 def read_options(
@@ -49,11 +51,14 @@ def read_options(
         ras_window=given.get("ras_window", defaults.ras_window),
         ras_max_repeats=given.get("ras_max_repeats", defaults.ras_max_repeats),
         repetition_penalty=options.get("repetition_penalty", defaults.repetition_penalty),
+        depth=_depth(options, family, audio) if "depth" in options else defaults.depth,
         schedule=_schedule(options, family) if "schedule" in options else defaults.schedule,
         **_guidance(options),
     )
     delivery = read_delivery(options, family, frame_rate, held_frames, blocks)
-    return Options(sampling, _voice(options, family) if task.speaks else None, delivery)
+    if not task.speaks:
+        return Options(sampling, None, delivery)
+    return Options(sampling, _voice(options, family), delivery, read_manner(options, family))
 
 
 def _read(field: str, text: str | None, task: Task) -> OptionsRecord:
@@ -73,8 +78,15 @@ def _read(field: str, text: str | None, task: Task) -> OptionsRecord:
 
 SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_rows", "max_rows")
 SHORTHANDS = ("temperature", "top_k", "top_p")  # at the top level: of the segment that the task ends with
-AUDIO_KEYS = {"max_audio_s", "audio", "guidance", "guidance_scale", "script_temperature"}  # of an audio segment
-SPEECH_KEYS = {*AUDIO_KEYS, "voice", "output", "chunking"}
+AUDIO_KEYS = {
+    "max_audio_s",
+    "audio",
+    "depth",
+    "guidance",
+    "guidance_scale",
+    "script_temperature",
+}  # of an audio segment
+SPEECH_KEYS = {*AUDIO_KEYS, "voice", "language", "instruct", "text_mode", "output", "chunking"}
 
 
 def _segment(
@@ -117,6 +129,14 @@ def _max_audio(options: OptionsRecord, audio: SegmentSampling, family: Family, f
     return _within_max_rows(replace(audio, max_rows=rows), options.get("audio", {}))
 
 
+def _depth(options: OptionsRecord, family: Family, audio: SegmentSampling) -> CodeSampling:
+    """How a depth transformer's streams are drawn: what is left out as stream 0."""
+    if family.depth is None:
+        raise InvalidRequest("options.depth", "nothing: this model has no depth transformer", shown(options["depth"]))
+    values: dict[str, Any] = {key: options["depth"].get(key, getattr(audio, key)) for key in SHORTHANDS}
+    return CodeSampling(**values)
+
+
 def _guidance(options: OptionsRecord) -> dict[str, Any]:
     """The fields of SamplingConfig that say how far and how long a reply is guided, as far as they are given."""
     if "guidance" not in options:
@@ -146,7 +166,9 @@ def _schedule(options: OptionsRecord, family: Family) -> str:
 
 def _voice(options: OptionsRecord, family: Family) -> str | None:
     voice = options.get("voice", family.voices[0] if family.voices else None)
+    if isinstance(voice, str):
+        voice = voice.lower()
     if "voice" in options and voice not in family.voices:
         expected = f"one of {', '.join(family.voices)}" if family.voices else "none: this model has no voices by name"
-        raise InvalidRequest("options.voice", expected, shown(voice))
+        raise InvalidRequest("options.voice", expected, shown(options["voice"]))
     return voice

@@ -11,6 +11,7 @@ from stretto.errors import CheckpointError
 from stretto.families.base import Family, Task
 from stretto.families.registry import module_of
 from stretto.preprocessing.conversation import Piece
+from stretto.preprocessing.manner import PLAIN, Manner
 from stretto.records.prompt import HeardAudio
 
 
@@ -20,20 +21,22 @@ class PromptRows:
 
     rows: [P, S] int32, absolute ids of every input stream, delays applied. words: of the text to be spoken, in order,
     where word times are told. audios: what is heard through an encoder in the place of rows of pads, in order.
-    delayed_tail: as that of `Prompt`.
+    delayed_tail, track: as those of `Prompt`.
     """
 
     rows: np.ndarray
     words: tuple[str, ...] = ()
     audios: tuple[HeardAudio, ...] = ()
     delayed_tail: np.ndarray | None = None
+    track: tuple[int, ...] = ()
 
 
 class Template(Protocol):
     """Writes the prompts of one family."""
 
-    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
-        """The rows after which the model begins to reply to `pieces`, which `task` answers.
+    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
+        """The rows after which the model begins to reply to `pieces`, which `task` answers; `manner` says how it
+        speaks, as far as the family knows of any.
 
         InvalidRequest, naming the piece, where it cannot be written: too long, or not to be spoken.
         """

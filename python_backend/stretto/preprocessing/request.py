@@ -99,13 +99,20 @@ class Preprocessor:
         files = enumerate(raw.files)
         pieces = tuple(self._piece(turn, kind, raw, files, read) for turn in turns for kind in turn.kinds)
         with self._tokenising if any(piece.pcm is not None for piece in pieces) else nullcontext():
-            written = self.template.write(task, pieces, options.voice)
+            written = self.template.write(task, pieces, options.voice, options.manner)
         longest = self.family.max_model_len - 1
         if len(written.rows) > longest:
             path = "messages" if raw.messages is not None else pieces[0].path
             raise InvalidRequest(path, f"a prompt of at most {longest} rows", f"{len(written.rows)} rows")
         return Prompt(
-            task.name, written.rows, sampling, written.words, options.delivery, written.audios, written.delayed_tail
+            task.name,
+            written.rows,
+            sampling,
+            written.words,
+            options.delivery,
+            written.audios,
+            written.delayed_tail,
+            written.track,
         )
 
     def _piece(

@@ -1,6 +1,6 @@
 """What a client may say in `options`: JSON whose every part may be left out. What is left out the family decides."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -17,15 +17,22 @@ Boolean = Annotated[bool, Field(description="true or false")]
 Playout = Annotated[float, Field(ge=0, le=MAX_PLAYOUT_S, description=f"a number in [0, {MAX_PLAYOUT_S}]")]
 Policy = Annotated[GuidancePolicy, Field(description=f"one of {', '.join(POLICIES)}")]
 Ring = Annotated[RingAddress, Field(description="an object of name, cuda_handle and device")]
+String = Annotated[str, Field(description="text")]
+TextMode = Annotated[Literal["whole", "streaming"], Field(description="one of whole, streaming")]
 OBJECT = Field(description="a JSON object")
 
 
-class SegmentOptions(TypedDict, total=False):
-    """How the rows of a segment are drawn: as SegmentSampling."""
+class CodeOptions(TypedDict, total=False):
+    """How ids are drawn: as CodeSampling."""
 
     temperature: Number
     top_k: Integer
     top_p: Number
+
+
+class SegmentOptions(CodeOptions, total=False):
+    """How the rows of a segment are drawn: as SegmentSampling."""
+
     min_rows: Integer
     max_rows: Integer
 
@@ -64,14 +71,18 @@ class ChunkingOptions(TypedDict, total=False):
 
 
 class OptionsRecord(TypedDict, total=False):
-    """All of it. temperature, top_k, top_p: of the segment that the task ends with. voice, schedule: the family knows
-    which."""
+    """All of it. temperature, top_k, top_p: of the segment that the task ends with. voice, language, schedule: the
+    family knows which. instruct: how to speak. text_mode: whether words are read before the frames or beside them."""
 
     seed: Integer
     voice: Any
+    language: Any
+    instruct: String
+    text_mode: TextMode
     max_audio_s: Number
     text: Annotated[SegmentOptions, OBJECT]
     audio: Annotated[AudioOptions, OBJECT]
+    depth: Annotated[CodeOptions, OBJECT]
     temperature: Number
     top_k: Integer
     top_p: Number

@@ -38,22 +38,32 @@ def _check_temperature(name: str, value: float) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class SegmentSampling:
-    """How the rows of one segment are drawn; temperature 0 is greedy, top_k 0 and top_p 1 are off."""
+class CodeSampling:
+    """How ids are drawn; temperature 0 is greedy, top_k 0 and top_p 1 are off."""
 
     temperature: float
     top_k: int = 0
     top_p: float = 1.0
+
+    def check(self, name: str) -> None:
+        """Raise InvalidRequest, naming `name`, unless every field is in its range."""
+        _check_temperature(f"{name}.temperature", self.temperature)
+        _check_integer(f"{name}.top_k", self.top_k, 0, 1 << 20)
+        _check(f"{name}.top_p", self.top_p, 1e-6, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentSampling(CodeSampling):
+    """How the rows of one segment are drawn, and how many there may be."""
+
     min_rows: int = 0
     max_rows: int = 2048
 
-    def check(self, segment: str) -> None:
-        """Raise InvalidRequest, naming `segment`, unless every field is in its range."""
-        _check_temperature(f"{segment}.temperature", self.temperature)
-        _check_integer(f"{segment}.top_k", self.top_k, 0, 1 << 20)
-        _check(f"{segment}.top_p", self.top_p, 1e-6, 1.0)
-        _check_integer(f"{segment}.max_rows", self.max_rows, 1, 1 << 20)
-        _check_integer(f"{segment}.min_rows", self.min_rows, 0, self.max_rows)
+    def check(self, name: str) -> None:
+        """As of its ids."""
+        CodeSampling.check(self, name)
+        _check_integer(f"{name}.max_rows", self.max_rows, 1, 1 << 20)
+        _check_integer(f"{name}.min_rows", self.min_rows, 0, self.max_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +77,8 @@ class SamplingConfig:
     audio is drawn again from the softmax of all logits, without temperature, top-k and top-p; window 0 is off.
     schedule: which rows of the reply modules say, of a family that has such; None for its default.
     repetition_penalty: what the logits of ids that came before are divided by, or multiplied with where they are
-    negative, in what a text head draws; 1 is off. Which ids count is the family's rule.
+    negative, in what is drawn on stream 0; 1 is off. Which ids count is the family's rule.
+    depth: how a depth transformer's streams are drawn; None: as stream 0 in audio.
     """
 
     text: SegmentSampling
@@ -81,10 +92,13 @@ class SamplingConfig:
     ras_max_repeats: int = 2
     schedule: str | None = None
     repetition_penalty: float = 1.0
+    depth: CodeSampling | None = None
 
     def __post_init__(self) -> None:
         self.text.check("text")
         self.audio.check("audio")
+        if self.depth is not None:
+            self.depth.check("depth")
         _check("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE_SCALE)
         _check_temperature("script_temperature", self.script_temperature)
         _check_integer("audio.ras_window", self.ras_window, 0, MAX_RAS_WINDOW)
@@ -93,6 +107,11 @@ class SamplingConfig:
         self._check_policy()
         if self.seed is not None:
             _check_integer("seed", self.seed, 0, (1 << 63) - 1)
+
+    @property
+    def codes(self) -> CodeSampling:
+        """How the streams 1 ... are drawn in audio."""
+        return self.audio if self.depth is None else self.depth
 
     def to_json(self) -> bytes:
         """This configuration as JSON."""

@@ -10,11 +10,11 @@ from stretto.engine.worker.slots import LIMITS, SCALES, STATE
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from tests.engine.worker.walks import LENGTH, Walk, captured, reference
-from tests.small_vocabularies import BAGPIPER, DIALOGUE, OPUSLM, TRACKED_CSM
+from tests.small_vocabularies import BAGPIPER, DIALOGUE, OPUSLM, QWEN3_TTS, TRACKED_CSM
 from tests.speech_families import EIGHT_STREAMS, INTERLEAVED, PENALIZED
 
 pytestmark = pytest.mark.slow
-FAMILIES = [TINY, BAGPIPER, OPUSLM, DIALOGUE, EIGHT_STREAMS, PENALIZED, INTERLEAVED, TRACKED_CSM]
+FAMILIES = [TINY, BAGPIPER, OPUSLM, DIALOGUE, EIGHT_STREAMS, PENALIZED, INTERLEAVED, TRACKED_CSM, QWEN3_TTS]
 NUM_SLOTS = 5
 
 

@@ -25,6 +25,7 @@ from stretto.engine.worker.step_graphs import Recorder, StepGraphs
 from stretto.engine.worker.step_program import StepProgram
 from stretto.engine.worker.step_sampler import StepSampler
 from stretto.families.base import Family
+from stretto.records.sampling import CodeSampling
 from tests.engine.prompts import make_prompt
 
 if not torch.cuda.is_available():
@@ -175,6 +176,8 @@ class Walk:
                 [free.pop()] if free and self.family.guided_streams and self.random.random() < 0.7 else []
             )
             changes = {"ras_window": int(self.random.choice([0, 7])), "ras_max_repeats": 1}
+            if self.family.depth:
+                changes["depth"] = self.random.choice([None, CodeSampling(0.7, 3), CodeSampling(0.0)])
             if self.family.penalized:
                 changes["repetition_penalty"] = float(self.random.choice([1.0, 1.5]))
             for half, slot in enumerate(pair):

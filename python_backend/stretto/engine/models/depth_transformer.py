@@ -29,17 +29,18 @@ def _weight(*shape: int) -> nn.Parameter:
 
 
 class DepthTransformer(nn.Module):
-    """The layers of `spec`, and beside them, of S streams with C codes each and W wide rows:
+    """The layers of `spec`, and beside them, of S streams with C codes each, E ends and W wide rows:
 
-    first_head [C, W]: of stream 0, over the row's hidden state. project [H, W]: from that to position 0.
+    first_head [C + E, W]: of stream 0, over the row's hidden state. project [H, W]: from that to position 0.
     embed [(S - 1) * C, H]: of the codes of the streams 0 ... S - 2. heads [S - 1, C, H]: of the streams 1 ...
     """
 
-    def __init__(self, spec: DepthSpec, num_streams: int, num_codes: int, width: int):
+    def __init__(self, spec: DepthSpec, num_streams: int, num_codes: int, num_ends: int, width: int):
         super().__init__()
         self.spec, self.num_positions = spec, num_streams
-        self.first_head = _weight(num_codes, width)
-        self.project = _linear(width, spec.hidden)
+        self.first_head = _weight(num_codes + num_ends, width)
+        is_biased = spec.projection == "biased"
+        self.project = _linear(width, spec.hidden, is_biased) if spec.projection else nn.Identity()
         self.embed = _weight((num_streams - 1) * num_codes, spec.hidden)
         self.heads = _weight(num_streams - 1, num_codes, spec.hidden)
         self.norm = RMSNorm(spec.hidden, eps=spec.eps)
@@ -98,6 +99,8 @@ class _Layer(nn.Module):
         )
         self.down_proj = _linear(spec.intermediate, spec.hidden)
         self.input_layernorm, self.post_attention_layernorm = (RMSNorm(spec.hidden, eps=spec.eps) for _ in range(2))
+        if spec.has_head_norms:
+            self.q_norm, self.k_norm = (RMSNorm(spec.head_dim, eps=spec.eps) for _ in range(2))
 
     def forward(
         self,
@@ -111,11 +114,16 @@ class _Layer(nn.Module):
         """What the layer adds, and the sum so far; kv [2, max N, heads, P, D] gets the keys and values."""
         x, residual = self.input_layernorm(x, residual)
         query, key, value = self.qkv_proj(x).split(self._widths, 1)
+        if self.spec.has_head_norms:
+            query, key = self._by_head(self.q_norm, query), self._by_head(self.k_norm, key)
         query, key = rotary(positions, query, key)
         x = self.o_proj(self._attend(query, key, value, kv, first))
         x, residual = self.post_attention_layernorm(x, residual)
         gate, up = self.gate_up_proj(x).chunk(2, 1)
         return self.down_proj(F.silu(gate) * up), residual
+
+    def _by_head(self, norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return norm(x.reshape(len(x), -1, self.spec.head_dim)).flatten(1)
 
     def _attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kv: torch.Tensor, first: int
@@ -133,5 +141,5 @@ class _Layer(nn.Module):
         return out.transpose(1, 2).reshape(len(query) * count, -1)
 
 
-def _linear(num_in: int, num_out: int) -> ReplicatedLinear:
-    return ReplicatedLinear(num_in, num_out, bias=False, return_bias=False)
+def _linear(num_in: int, num_out: int, bias: bool = False) -> ReplicatedLinear:
+    return ReplicatedLinear(num_in, num_out, bias=bias, return_bias=False)

@@ -14,6 +14,7 @@ from stretto.engine.kernels.gpu.embed import embed_rows
 from stretto.engine.models.depth_transformer import DepthTransformer
 from stretto.engine.models.strict_loading import load_strictly
 from stretto.engine.request.family import family_of
+from stretto.engine.request.rules import SegmentRules
 from stretto.families.audio_format import AudioFormat, StackedFormat
 from stretto.families.bagpiper import model as qwen3_omni
 from stretto.families.vita_audio import model as sense_voice
@@ -44,7 +45,9 @@ class MultiStreamMixin(Decoder):
             self.stream_bias = StreamBias(*size)
         if self.family.depth is not None:
             layout, width = self.family.layout, vllm_config.model_config.get_hidden_size()
-            self.depth = DepthTransformer(self.family.depth, layout.num_output_streams, layout.codebook_size, width)
+            num_ends = len(SegmentRules(self.family, vllm_config.model_config.max_model_len).drawn_ends_of_audio)
+            sizes = layout.num_output_streams, layout.codebook_size, num_ends, width
+            self.depth = DepthTransformer(self.family.depth, *sizes)
         audio_format = AudioFormat.from_config(config.to_dict())
         if audio_format is not None:
             self._encoder: Any = sense_voice if isinstance(audio_format, StackedFormat) else qwen3_omni

@@ -148,6 +148,11 @@ class SegmentRules:
         return self.family.script.max_entries if self.family.script else 0
 
     @cached_property
+    def counted_ids(self) -> range:
+        """The ids of stream 0 that a repetition penalty may count: those of text or, where none is written, codes."""
+        return range(self.num_text_ids) if self.num_text_ids else self.family.layout.audio[0]
+
+    @cached_property
     def num_text_ids(self) -> int:
         """Token ids below this are all that the model may draw in a text segment; 0 where no task has one."""
         stops = [ids.stop for task in self.family.tasks for ids in task.text]

@@ -48,6 +48,7 @@ class BatchPlan:
     speaking: np.ndarray | None
     text: DrawPlan
     audio: DrawPlan
+    depth: DrawPlan
     ras_window: int
     has_delayed_tail: bool
 
@@ -71,16 +72,19 @@ def plan_batch(rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray
     others = others[is_paired]
     limits, scales = (table[rows.slots[drawing]] for table in (tables.limits, tables.scales))
 
-    def subset(may: np.ndarray, segment: str) -> tuple[np.ndarray | None, DrawPlan]:
+    def subset(may: np.ndarray, *names: str) -> tuple[np.ndarray | None, list[DrawPlan]]:
         index = np.flatnonzero(may[drawing])
-        temperature, top_p = (scales[index, SCALES[f"{segment}_{name}"]] for name in ("temperature", "top_p"))
-        plan = DrawPlan.of(temperature, limits[index, LIMITS[f"{segment}_top_k"]], top_p)
-        return (None if len(index) == len(drawing) else index), plan
+
+        def plan(name: str) -> DrawPlan:
+            temperature, top_p = (scales[index, SCALES[f"{name}_{what}"]] for what in ("temperature", "top_p"))
+            return DrawPlan.of(temperature, limits[index, LIMITS[f"{name}_top_k"]], top_p)
+
+        return (None if len(index) == len(drawing) else index), [plan(name) for name in names]
 
     may_speak = rows.may_speak.copy()
     may_speak[drawing[: len(others)]] = True
-    writing, text = subset(rows.may_write, "text")
-    speaking, audio = subset(may_speak, "audio")
+    writing, (text,) = subset(rows.may_write, "text")
+    speaking, (audio, depth) = subset(may_speak, "audio", "depth")
     sampling = np.concatenate([drawing, others])
     return BatchPlan(
         num_rows=len(rows.slots),
@@ -91,6 +95,7 @@ def plan_batch(rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray
         speaking=speaking,
         text=text,
         audio=audio,
+        depth=depth,
         ras_window=int(limits[:, LIMITS["ras_window"]].max(initial=0)),
         has_delayed_tail=bool(limits[:, LIMITS["forced_until"]].any()),
     )
@@ -115,6 +120,7 @@ class PlanArrays:
     heard: torch.Tensor | None
     text: DrawParams
     audio: DrawParams
+    depth: DrawParams
     guidance: torch.Tensor
     num_sampled: torch.Tensor
 
@@ -148,6 +154,7 @@ class PlanArrays:
             heard=hidden_rows(np.concatenate([_take(plan.drawing, plan.speaking), others])),
             text=params(writing, scales.text_temperature, limits.text_top_k, scales.text_top_p),
             audio=params(speaking, scales.audio_temperature, limits.audio_top_k, scales.audio_top_p),
+            depth=params(speaking, scales.depth_temperature, limits.depth_top_k, scales.depth_top_p),
             guidance=arrays.tensor(scales.guidance[: plan.num_paired]),
             num_sampled=arrays.tensor(arrays.upload(rows.samples.astype(np.int32))),
         )

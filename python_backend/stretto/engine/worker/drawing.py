@@ -10,7 +10,7 @@ from stretto.engine.worker.frame_predictor import Readout
 from stretto.engine.worker.heads import EVERY
 from stretto.engine.worker.repetition import RecentRows, RepetitionGuard
 from stretto.engine.worker.segment_state import Rows, SegmentState
-from stretto.engine.worker.slots import SlotTables
+from stretto.engine.worker.slots import SlotTables, counted_columns
 from stretto.sampling.guidance import guide
 from stretto.sampling.noise import stream_keys, uniform
 from stretto.sampling.repetition import penalize
@@ -48,7 +48,7 @@ class RowDraw:
             audio, codes = self._draw_audio(hidden, _pick(keys, plan.speaking), plan, step, rows)
         token = self._segments.choose(text, audio, rows)
         if self._said is not None:
-            self._said[rows.slots, self._arrays.xp.clip(token, 0, self._said.shape[1] - 1)] = True
+            self._said[rows.slots, counted_columns(token, self._segments.rules.counted_ids)] = True
         there = self._codes[rows.slots, rows.position] if plan.has_delayed_tail or self._track else None
         laid = self._segments.place_codes(codes, token, rows, there if plan.has_delayed_tail else None)
         if self._track is not None and there is not None:
@@ -74,8 +74,7 @@ class RowDraw:
         own = hidden if step.written is None else hidden[step.written]
         logits = self._heads.text(own)
         if self._said is not None:
-            slots, penalty = _pick(rows.slots, step.writing), _pick(rows.scales.repetition_penalty, step.writing)
-            logits = penalize(logits, self._arrays.tensor(self._said[slots, :-1]), self._arrays.tensor(penalty))
+            logits = self._penalized(logits, rows, step.writing)
         logits = self._segments.mask_text(logits, rows, step.writing)
         token = draw(logits[:, None], self._heads.text_ids[None], self._tensor(keys[:, :1]), step.text, plan.text)
         return self._segments.end_text(self._spread(token.squeeze(1), step.writing, rows), rows)
@@ -97,7 +96,7 @@ class RowDraw:
             if streams != EVERY:
                 ids, own_keys = ids[streams], own_keys[:, streams]
             drawn_from = guided, ids, own_keys
-            codes = draw(*drawn_from, step.audio, plan.audio)
+            codes = draw(*drawn_from, step.depth, plan.depth)
             return _both(self._guard.auxiliary(codes, drawn_from, recent, streams) if recent else codes, num_shared)
 
         said = _both(self._arrays.tensor(_pick(token, step.speaking)), num_shared)
@@ -106,6 +105,12 @@ class RowDraw:
         if self._segments.family.end_frame:
             token = self._segments.end_frame(token, spread, rows)
         return token, spread
+
+    def _penalized(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
+        """The logits of the ids that a repetition penalty may count, less where it does."""
+        assert self._said is not None
+        slots, penalty = _pick(rows.slots, index), _pick(rows.scales.repetition_penalty, index)
+        return penalize(logits, self._arrays.tensor(self._said[slots, :-1]), self._arrays.tensor(penalty))
 
     def _first_logits(self, heard: torch.Tensor, num_rows: int, scale: torch.Tensor) -> torch.Tensor:
         """Stream 0's logits of the first `num_rows` of `heard`; the first P are guided by the P behind `num_rows`."""
@@ -141,6 +146,9 @@ class RowDraw:
             temperature = self._arrays.tensor(_pick(rows.scales.script_temperature, index))
             advance = advances(logits, stay, temperature, self._tensor(uniform(keys[:, 0], np.zeros(1, np.int64))))
             return segments.follow_script(self._spread(advance.long(), index, rows) > 0, rows, self._script)
+        if self._said is not None and not segments.rules.num_text_ids:
+            counted = logits[:, : self._said.shape[1] - 1]
+            counted.copy_(self._penalized(counted, rows, index))
         masked = segments.mask_audio(logits, rows, index)[:, None], self._heads.first_ids[None], self._tensor(keys)
         token = draw(*masked, step.audio, plan.audio)
         if recent:

@@ -102,7 +102,7 @@ class StreamHeads:
 class FirstHead(StreamHeads):
     """The one head of a family without text whose frames a depth transformer completes: stream 0 in audio.
 
-    rows [C0, H]: whole on each rank.
+    rows [C0 + E, H]: whole on each rank.
     """
 
     def __init__(self, rows: torch.Tensor, rules: SegmentRules):

@@ -1,6 +1,6 @@
 """Draws again, on the device, what a stream has said too often lately; where to find what it has said."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -22,7 +22,8 @@ Logits = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # of a draw, with its 
 class RecentRows:
     """Where the last rows of A replies lie: slots [A, 1], positions [A, W] from the last row backwards.
 
-    counts [A, W]: which of them are rows of the reply's audio. temperature [A]: greedy rows keep what they drew.
+    counts [A, W]: which of them are rows of the reply's audio. temperature, of_codes [A]: of stream 0 and the others;
+    greedy rows keep what they drew.
     """
 
     slots: torch.Tensor
@@ -30,6 +31,7 @@ class RecentRows:
     counts: torch.Tensor
     rule: RepetitionRule
     temperature: torch.Tensor
+    of_codes: torch.Tensor
 
 
 class RepetitionGuard:
@@ -58,6 +60,7 @@ class RepetitionGuard:
             counts=positions >= start.clamp(min=0)[:, None],
             rule=RepetitionRule(column(rows.limits.ras_window), column(rows.limits.ras_max_repeats)),
             temperature=column(rows.scales.audio_temperature),
+            of_codes=column(rows.scales.depth_temperature),
         )
 
     def first(self, drawn: torch.Tensor, logits: Logits, recent: RecentRows) -> torch.Tensor:
@@ -69,6 +72,7 @@ class RepetitionGuard:
         """`streams` of the drawn streams 1 ... as drawn from `logits`, guided and masked, or drawn again: [A, k]."""
         codebooks = self._codebooks[1:]
         history = self._codes[recent.slots, recent.positions, : len(codebooks)][..., streams]
+        recent = replace(recent, temperature=recent.of_codes)
         return self._redraw(drawn, history, codebooks[streams], logits, recent)
 
     def _redraw(

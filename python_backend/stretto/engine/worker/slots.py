@@ -39,6 +39,7 @@ class SlotLimits:
     audio_max: Array
     text_top_k: Array
     audio_top_k: Array
+    depth_top_k: Array
     seed_key: Array
     ras_window: Array
     ras_max_repeats: Array
@@ -53,6 +54,8 @@ class SlotScales:
     text_top_p: Array
     audio_temperature: Array
     audio_top_p: Array
+    depth_temperature: Array
+    depth_top_p: Array
     script_temperature: Array
     guidance: Array
     repetition_penalty: Array
@@ -77,6 +80,7 @@ def limits_row(params: SpeechParams, rules: SegmentRules) -> list[int]:
         "audio_max": audio.max_rows,
         "text_top_k": text.top_k,
         "audio_top_k": audio.top_k,
+        "depth_top_k": params.sampling.codes.top_k,
         "seed_key": seed_key(params.sampling.seed),
         "ras_window": params.sampling.ras_window,
         "ras_max_repeats": params.sampling.ras_max_repeats,
@@ -93,6 +97,8 @@ def scales_row(params: SpeechParams) -> list[float]:
         "text_top_p": sampling.text.top_p,
         "audio_temperature": sampling.audio.temperature,
         "audio_top_p": sampling.audio.top_p,
+        "depth_temperature": sampling.codes.temperature,
+        "depth_top_p": sampling.codes.top_p,
         "script_temperature": sampling.script_temperature,
         "guidance": sampling.guidance_scale,
         "repetition_penalty": sampling.repetition_penalty,
@@ -112,13 +118,20 @@ def state_row(tracker: SegmentTracker) -> list[int]:
     return [row[name] for name in STATE]
 
 
+def counted_columns(tokens: Array, counted: range) -> Array:
+    """Where ids lie in a row of what a repetition penalty counts: those of `counted` in order, then all others."""
+    column = tokens - counted.start
+    is_counted = (column >= 0) & (column < len(counted))
+    return column * is_counted + len(counted) * ~is_counted
+
+
 class SlotTables:
     """State of every slot, the scripts and the codes by position, on the device; what each asked for, on the host.
 
     state [R, *] int64; script [R, E + 1] int64, entry 0 unused; codes [R, T + 1, S - 1] int32: the streams 1 ... by
     position, the last position a place for what nobody reads; those of a text track as far as they are known, also
     where no row stands yet; limits [R, *] int64 and scales [R, *] float32, numpy.
-    said [R, V + 1] bool: which of the V ids of a text head a repetition penalty counts, the last a place for all other
+    said [R, V + 1] bool: which of the V ids that a repetition penalty may count it does, the last a place for all other
     ids; [R, 0] where the family has no such penalty.
     """
 
@@ -129,7 +142,7 @@ class SlotTables:
         self.state = torch.zeros(num_slots, len(STATE), dtype=torch.int64, device=device)
         self.script = torch.zeros(num_slots, rules.max_entries + 1, dtype=torch.int64, device=device)
         self.codes = torch.zeros(num_slots, rules.max_model_len + 1, streams - 1, dtype=torch.int32, device=device)
-        num_said = rules.num_text_ids + 1 if rules.family.penalized else 0
+        num_said = len(rules.counted_ids) + 1 if rules.family.penalized else 0
         self.said = torch.zeros(num_slots, num_said, dtype=torch.bool, device=device)
         self._staged: dict[int, list[np.ndarray]] = {}
         self._tracks: dict[int, Track] = {}
@@ -149,7 +162,7 @@ class SlotTables:
         self.limits[slot] = limits_row(params, self._rules)
         self.scales[slot] = scales_row(params)
         codes = np.concatenate([codes, params.codes[len(codes) :]])  # with what the reply goes on with
-        counted = np.minimum(said, self.said.shape[1] - 1) if self.said.shape[1] else ()
+        counted = counted_columns(np.asarray(said, np.int64), self._rules.counted_ids) if self.said.shape[1] else ()
         ids = () if track is None else track.ids[max(0, len(codes) - track.first_row) :]
         if track is not None:
             self._tracks[slot] = track

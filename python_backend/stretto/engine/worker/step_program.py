@@ -75,6 +75,8 @@ class StepProgram:
         self._maxima = torch.zeros(num_rows, self._num_groups, device=device)
         self._lists = int32(num_rows, self._num_groups)
         self._said = tables.said.view(torch.uint8)
+        said = self._said if self._said.shape[1] else None
+        self._said_in_text, self._said_in_audio = said if writes else None, None if writes else said
         start = rules.family.layout.audio[0].start
         self._stay_of_first = self._script.first_frame - start + 1 if self._script else 0
 
@@ -93,7 +95,7 @@ class StepProgram:
         sizes = len(self._heads.text_ids), self._num_groups
         text_maxima_kernel[len(logits), triton.cdiv(self._num_groups, TILE.value)](
             logits, self._maxima, self._heads.text_offset, self.constants.denied,
-            self._said if self._said.shape[1] else None, self.plan.table, self._tables.state,
+            self._said_in_text, self.plan.table, self._tables.state,
             *strides, *sizes, num_warps=8,
         )  # fmt: skip
         block = triton.next_power_of_2(self._num_groups)
@@ -127,10 +129,11 @@ class StepProgram:
         constants, block = self.constants, max(triton.next_power_of_2(num_columns), 128)
         draw_streams_kernel[len(logits), lanes.stop - lanes.start](
             drawn, logits, streams.offset, streams.token_ids, constants.codebooks[:, first:],
-            constants.is_guided[first:], self.plan.table, self.lengths, self._tables.state, history, lanes.start,
+            constants.is_guided[first:], self.plan.table, self.lengths, self._tables.state, history,
+            None if first else self._said_in_audio, lanes.start,
             drawn.stride(0), logits.stride(0), constants.codebooks.stride(0), self.num_rows,
-            self._tables.state.stride(0), history.stride(0), history.stride(1), num_columns, streams.num_ends, first,
-            self._frames.reads_drawn, block,
+            self._tables.state.stride(0), history.stride(0), history.stride(1), self._said.shape[1], num_columns,
+            first, block, streams.num_ends, self._frames.reads_drawn,
             num_warps=4 if block <= 1024 else 8 if block <= 4096 else 16, **EXACT,
         )  # fmt: skip
 

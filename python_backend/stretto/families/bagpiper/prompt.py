@@ -21,6 +21,7 @@ from stretto.families.base import Family, Task
 from stretto.families.registry import config_at
 from stretto.families.tokenizer import TextTokenizer
 from stretto.preprocessing.conversation import Piece
+from stretto.preprocessing.manner import PLAIN, Manner
 from stretto.preprocessing.prompt import PromptRows, Template
 from stretto.preprocessing.rows import check_codes, frame_rows, stream0_rows
 from stretto.preprocessing.subwords import Subwords
@@ -39,7 +40,7 @@ class BagpiperTemplate:
         self._family, self._subwords, self._audio_format = family, subwords, audio_format
         self._unseen = family.subwords.start  # ESPnet's preprocessor takes the tokenizer's id 0 for a pad
 
-    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
+    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """The conversation and the head of the reply. A task with a system turn gets the usual one where none came."""
         if task.system and pieces[0].role != "system":
             pieces = (Piece("system", "", text=SYSTEM_TEXT), *pieces)

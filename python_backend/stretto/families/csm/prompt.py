@@ -18,6 +18,7 @@ from stretto.families.base import Family, Task
 from stretto.families.csm.family import END_CODE, VOICES
 from stretto.families.tokenizer import TextTokenizer
 from stretto.preprocessing.conversation import Piece
+from stretto.preprocessing.manner import PLAIN, Manner
 from stretto.preprocessing.prompt import PromptRows, Template
 from stretto.preprocessing.rows import check_codes, code_rows, stream0_rows
 from stretto.preprocessing.subwords import Subwords
@@ -29,7 +30,7 @@ class CsmTemplate:
     def __init__(self, family: Family, subwords: Subwords, codec: Codec):
         self._family, self._subwords, self._codec = family, subwords, codec
 
-    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
+    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """The turns so far, and the words to be said in the voice whose number is `voice`."""
         assert voice is not None, task.name
         other = VOICES[1] if voice == VOICES[0] else VOICES[0]

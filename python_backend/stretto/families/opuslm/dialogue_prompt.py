@@ -13,6 +13,7 @@ from stretto.families.base import Task
 from stretto.families.opuslm.family import ASSISTANT_OUTPUT, SOS_EOS, SYSTEM_PROMPT, USER_INPUT
 from stretto.families.opuslm.prompt_segments import SegmentWriter
 from stretto.preprocessing.conversation import Piece
+from stretto.preprocessing.manner import PLAIN, Manner
 from stretto.preprocessing.prompt import PromptRows
 from stretto.streams.segment import Segment
 
@@ -25,7 +26,7 @@ class DialogueTemplate:
     def __init__(self, segments: SegmentWriter):
         self._segments = segments
 
-    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
+    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """The turns so far and the head of the reply; a system turn's audio is the assistant's voice."""
         segments = self._segments
         name = "text_dialogue" if task.name == "text_dialogue" else "audio_dialogue"

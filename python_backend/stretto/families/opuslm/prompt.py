@@ -15,6 +15,7 @@ from stretto.families.opuslm.prompt_segments import GAP, SegmentWriter
 from stretto.families.opuslm.ssl_tokenizer import load_ssl_tokenizer
 from stretto.families.tokenizer import TextTokenizer
 from stretto.preprocessing.conversation import Piece
+from stretto.preprocessing.manner import PLAIN, Manner
 from stretto.preprocessing.prompt import PromptRows, Template
 from stretto.preprocessing.subwords import Subwords
 
@@ -32,7 +33,7 @@ class OpusTemplate:
     def __init__(self, segments: SegmentWriter):
         self._segments = segments
 
-    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
+    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """The prompt of a task; for `tts` a system turn's audio is the voice to speak in."""
         segments, said = self._segments, pieces[-1]
         names: tuple[str, ...]

@@ -22,6 +22,7 @@ from stretto.families.tiny.family import (
 )
 from stretto.families.tiny.text import normalise, words_of
 from stretto.preprocessing.conversation import Piece
+from stretto.preprocessing.manner import PLAIN, Manner
 from stretto.preprocessing.prompt import PromptRows, Template
 from stretto.preprocessing.rows import code_rows, stream0_rows
 
@@ -35,7 +36,7 @@ class TinyTemplate:
     def __init__(self, codec: Codec):
         self._codec = codec
 
-    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
+    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """The one piece there is: a text to speak in a voice, or audio to write down."""
         (piece,) = pieces
         if piece.text is not None:

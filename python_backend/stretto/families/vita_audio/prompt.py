@@ -33,6 +33,7 @@ from stretto.families.tokenizer import TextTokenizer
 from stretto.families.vita_audio.family import HEARD, VitaVocabulary
 from stretto.families.vita_audio.features import stacked_log_mel
 from stretto.preprocessing.conversation import Piece
+from stretto.preprocessing.manner import PLAIN, Manner
 from stretto.preprocessing.prompt import PromptRows, Template
 from stretto.preprocessing.rows import check_codes, stream0_rows
 from stretto.preprocessing.subwords import Subwords
@@ -59,7 +60,7 @@ class VitaTemplate:
         self._heard = None if tokenizer is None else RememberedCodes(tokenizer.encode)
         self._begin, self._end = (family.markers[name] for name in ("begin_of_audio", "end_of_audio"))
 
-    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
+    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """The turns so far and the head of the reply; a dialogue without a system turn gets the authors'."""
         ids, heard = list[int](), list[np.ndarray]()
         if task.name == "dialogue" and pieces[0].role != "system":

@@ -243,7 +243,9 @@ def advance_kernel(
     )
     _write(results, row, token, laid, is_cut, row * 0 + 1, lanes, rules)
     if rules.num_said > 0:
-        tl.store(said + slot * rules.num_said + tl.minimum(token, rules.num_said - 1), 1)
+        column, num_counted = token - rules.said_start, rules.num_said - 1
+        column = tl.where((column >= 0) & (column < num_counted), column, num_counted)
+        tl.store(said + slot * rules.num_said + column, 1)
     if tl.load(mine + OTHER * rules.num_rows) != row:
         _share(results, codes, token, laid, position, mine, streams, lanes, rules)
 

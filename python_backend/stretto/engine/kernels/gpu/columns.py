@@ -20,6 +20,7 @@ COLUMNS = (
     "audio_max",
     "text_top_k",
     "audio_top_k",
+    "depth_top_k",
     "seed_key",
     "ras_window",
     "ras_max_repeats",
@@ -28,6 +29,8 @@ COLUMNS = (
     "text_top_p",
     "audio_temperature",
     "audio_top_p",
+    "depth_temperature",
+    "depth_top_p",
     "script_temperature",
     "guidance",
     "repetition_penalty",
@@ -47,8 +50,8 @@ def _state_at(name: str) -> tl.constexpr:
 
 
 ROLE, SLOT, OTHER, OTHER_SLOT, SAMPLES, TASK = map(_at, COLUMNS[:6])
-TEXT_MIN, TEXT_MAX, AUDIO_MIN, AUDIO_MAX, TEXT_TOP_K, AUDIO_TOP_K = map(_at, COLUMNS[6:12])
-SEED_KEY, RAS_WINDOW, RAS_MAX_REPEATS, FORCED_UNTIL = map(_at, COLUMNS[12:16])
-TEXT_TEMPERATURE, TEXT_TOP_P, AUDIO_TEMPERATURE, AUDIO_TOP_P, SCRIPT_TEMPERATURE, GUIDANCE = map(_at, COLUMNS[16:22])
-REPETITION_PENALTY = _at("repetition_penalty")
+TEXT_MIN, TEXT_MAX, AUDIO_MIN, AUDIO_MAX, TEXT_TOP_K, AUDIO_TOP_K, DEPTH_TOP_K = map(_at, COLUMNS[6:13])
+SEED_KEY, RAS_WINDOW, RAS_MAX_REPEATS, FORCED_UNTIL = map(_at, COLUMNS[13:17])
+TEXT_TEMPERATURE, TEXT_TOP_P, AUDIO_TEMPERATURE, AUDIO_TOP_P, DEPTH_TEMPERATURE, DEPTH_TOP_P = map(_at, COLUMNS[17:23])
+SCRIPT_TEMPERATURE, GUIDANCE, REPETITION_PENALTY = map(_at, COLUMNS[23:])
 AUDIO_START, AUDIO_END, NUM_TEXT_TOKENS, NUM_ENTRIES, POINTER = map(_state_at, STATE)

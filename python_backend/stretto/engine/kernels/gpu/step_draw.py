@@ -14,12 +14,16 @@ from stretto.engine.kernels.gpu.columns import (
     AUDIO_TEMPERATURE,
     AUDIO_TOP_K,
     AUDIO_TOP_P,
+    DEPTH_TEMPERATURE,
+    DEPTH_TOP_K,
+    DEPTH_TOP_P,
     DRAWS,
     GUIDANCE,
     OTHER,
     POINTER,
     RAS_MAX_REPEATS,
     RAS_WINDOW,
+    REPETITION_PENALTY,
     ROLE,
     SCRIPT_TEMPERATURE,
     SEED_KEY,
@@ -135,6 +139,31 @@ def _is_repeated(
 
 
 @triton.jit
+def _rules(
+    mine: tl.tensor, first_stream: tl.constexpr, plan_stride: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Temperature, top-k and top-p of stream 0 in audio, or of the others."""
+    if first_stream == 0:
+        temperature = real_of(mine + AUDIO_TEMPERATURE * plan_stride)
+        top_k, top_p = tl.load(mine + AUDIO_TOP_K * plan_stride), real_of(mine + AUDIO_TOP_P * plan_stride)
+    else:
+        temperature = real_of(mine + DEPTH_TEMPERATURE * plan_stride)
+        top_k, top_p = tl.load(mine + DEPTH_TOP_K * plan_stride), real_of(mine + DEPTH_TOP_P * plan_stride)
+    return temperature, top_k, top_p
+
+
+@triton.jit
+def _penalized(
+    values: tl.tensor, said: tl.tensor, mine: tl.tensor, columns: tl.tensor, num_said: tl.constexpr,
+    plan_stride: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """`values`, less where they were said; the reference is `penalize` of `sampling/repetition.py`."""
+    is_said = tl.load(said + columns, mask=columns < num_said - 1, other=0) != 0
+    penalty = real_of(mine + REPETITION_PENALTY * plan_stride)
+    return tl.where(is_said, tl.where(values < 0, values * penalty, tl.div_rn(values, penalty)), values)
+
+
+@triton.jit
 def _place(
     mine: tl.tensor, length: tl.tensor, state: tl.tensor, plan_stride: tl.constexpr, state_stride: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
@@ -155,14 +184,14 @@ def draw_streams_kernel(
     lengths: tl.tensor,  # [N] int32
     state: tl.tensor,  # [R, 5] int64
     history: tl.tensor,  # of the first of the streams: [R, T, ...] int32
+    said: tl.tensor,  # [R, V + 1] uint8, which of the first V columns a repetition penalty counts; or None
     first_lane: tl.tensor,  # which of the S streams is the first that this launch draws
     num_streams: tl.constexpr,  # S
     logits_stride: tl.constexpr, codebooks_stride: tl.constexpr, plan_stride: tl.constexpr, state_stride: tl.constexpr,
-    history_slot_stride: tl.constexpr, history_row_stride: tl.constexpr, num_columns: tl.constexpr,
+    history_slot_stride: tl.constexpr, history_row_stride: tl.constexpr, num_said: tl.constexpr,
+    num_columns: tl.constexpr, first_stream: tl.constexpr, block: tl.constexpr,
     num_ends: tl.constexpr,  # of the columns, the last, that may not come before the shortest length
-    first_stream: tl.constexpr,
     shares: tl.constexpr,  # whether the row of the other half gets the ids as well
-    block: tl.constexpr,
 ) -> None:  # fmt: skip
     row, stream = tl.program_id(0), tl.program_id(1) + first_lane
     logits -= first_lane * num_columns
@@ -176,18 +205,19 @@ def draw_streams_kernel(
     inside = columns < num_columns
     own, is_guiding = stream * num_columns + columns, tl.load(is_guided + stream) != 0
     values = _guided(logits, offset, is_guiding, row, mine, own, inside, logits_stride, plan_stride)
+    if said is not None:
+        values = _penalized(values, said + slot * num_said, mine, columns, num_said, plan_stride)
     if position - audio_start < tl.load(mine + AUDIO_MIN * plan_stride):
         values = tl.where(columns < num_columns - num_ends, values, float("-inf"))
-    temperature = real_of(mine + AUDIO_TEMPERATURE * plan_stride)
-    top_k, top_p = tl.load(mine + AUDIO_TOP_K * plan_stride), real_of(mine + AUDIO_TOP_P * plan_stride)
+    temperature, top_k, top_p = _rules(mine, first_stream, plan_stride)
     key = stream_key_of(tl.load(mine + SEED_KEY * plan_stride), position, first_stream + stream)
     ids = tl.load(token_ids + own, mask=inside, other=0)
     place = _noisiest(values, ids, key, temperature, _floor(values, num_columns, temperature, top_k, top_p))
     token = tl.load(token_ids + stream * num_columns + place)
     is_code = (token >= tl.load(codebooks + stream)) & (token < tl.load(codebooks + codebooks_stride + stream))
     if (tl.load(mine + RAS_WINDOW * plan_stride) > 0) & (temperature > 0) & is_code:
-        said = history + slot * history_slot_stride + stream
-        if _is_repeated(token, said, mine, position, audio_start, history_row_stride, plan_stride):
+        before = history + slot * history_slot_stride + stream
+        if _is_repeated(token, before, mine, position, audio_start, history_row_stride, plan_stride):
             place = _noisiest(values, ids, redraw_key_of(key), temperature * 0 + 1, float("-inf"))
             token = tl.load(token_ids + stream * num_columns + place)
     tl.store(drawn + row * num_streams + stream, token.to(tl.int32))

@@ -16,8 +16,8 @@ class StepRules(NamedTuple):
     num_ids: ids of the tables of ends, the last for all that close nothing. max_entries: of
     a script, 0 where the family has none; index_lane: its index stream among the others. first_start, first_stop: what
     stands for null_id in the other half's row, where the family hides it. num_said: columns of the table of what a
-    repetition penalty counts, 0 where the family has none. track_lane: of a text track among the others, which keeps
-    what its place holds; -1 where the family has none.
+    repetition penalty counts, 0 where the family has none; said_start: the id of the first. track_lane: of a text track
+    among the others, which keeps what its place holds; -1 where the family has none.
     """
 
     num_rows: int
@@ -49,4 +49,5 @@ class StepRules(NamedTuple):
     index_base: int
     index_lane: int
     num_said: int
+    said_start: int
     track_lane: int

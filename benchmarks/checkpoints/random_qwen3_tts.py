@@ -1,0 +1,218 @@
+"""Random weights of Qwen3-TTS in the layout in which it is published, the same on every machine: small, for tests.
+
+No other part of this package is needed to draw them; `write_release` adds a tokenizer.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+NUM_MARKERS = 1024  # ids of the codec's vocabulary behind its codes; the authors' code never draws the last so many
+TEXT_IDS = 330
+SPECIAL = {
+    "<|endoftext|>": 310,
+    "<|im_start|>": 311,
+    "<|im_end|>": 312,
+    "<tts_pad>": 313,
+    "<tts_text_bos>": 314,
+    "<tts_text_eod>": 315,
+}
+NAMED = {
+    "im_start": "<|im_start|>",
+    "im_end": "<|im_end|>",
+    "tts_pad": "<tts_pad>",
+    "tts_bos": "<tts_text_bos>",
+    "tts_eos": "<tts_text_eod>",
+}
+# Behind the codes of the codec's vocabulary.
+MARKERS = {
+    "pad_id": 100,
+    "bos_id": 101,
+    "eos_token_id": 102,
+    "think_id": 106,
+    "nothink_id": 107,
+    "think_bos_id": 108,
+    "think_eos_id": 109,
+}
+SPEAKER = {
+    "mel_dim": 128,
+    "enc_channels": [16, 16, 16, 16, 48],
+    "enc_kernel_sizes": [5, 3, 3, 3, 1],
+    "enc_dilations": [1, 2, 3, 4, 1],
+    "enc_attention_channels": 8,
+    "enc_res2net_scale": 4,
+    "enc_se_channels": 8,
+    "sample_rate": 24000,
+}
+
+
+def small_config(
+    kind: str = "custom_voice",
+    hidden: int = 64,
+    depth_hidden: int = 64,
+    layers: int = 3,
+    depth_layers: int = 2,
+    codebooks: int = 4,
+    codes: int = 32,
+) -> dict[str, Any]:
+    """What config.json says of a small release; where the widths differ, the depth transformer's input is projected."""
+    talker = {
+        **_backbone(hidden, layers, 32),
+        "num_code_groups": codebooks,
+        "vocab_size": codes + NUM_MARKERS,
+        "text_vocab_size": TEXT_IDS,
+        "text_hidden_size": 48,
+        "rope_scaling": {"interleaved": True, "mrope_section": [8, 4, 4], "rope_type": "default", "type": "default"},
+        **{f"codec_{name}": codes + place for name, place in MARKERS.items()},
+        "codec_language_id": {"chinese": codes + 7, "english": codes + 2, "sichuan_dialect": codes + 14},
+        "spk_id": {"ryan": codes + 900, "eric": codes + 901} if kind == "custom_voice" else {},
+        "spk_is_dialect": {"ryan": False, "eric": "sichuan_dialect"} if kind == "custom_voice" else {},
+        "code_predictor_config": {
+            **_backbone(depth_hidden, depth_layers, 16),
+            "num_code_groups": codebooks,
+            "vocab_size": codes,
+            "rope_scaling": None,
+            "layer_types": ["full_attention"] * depth_layers,
+        },
+    }
+    return {
+        "architectures": ["Qwen3TTSForConditionalGeneration"],
+        "model_type": "qwen3_tts",
+        "tokenizer_type": "qwen3_tts_tokenizer_12hz",
+        "tts_model_size": "1b7",
+        "tts_model_type": kind,
+        **{f"{name}_token_id": SPECIAL[token] for name, token in NAMED.items()},
+        "talker_config": talker,
+        **({"speaker_encoder_config": {"enc_dim": hidden, **SPEAKER}} if kind == "base" else {}),
+    }
+
+
+def _backbone(hidden: int, layers: int, head_dim: int) -> dict[str, Any]:
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": 3 * hidden // 2,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": head_dim,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "max_position_embeddings": 512,
+        "use_sliding_window": False,
+    }
+
+
+def _layers(prefix: str, numbers: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    hidden, inner, width = (numbers[name] for name in ("hidden_size", "intermediate_size", "head_dim"))
+    queries, keys = numbers["num_attention_heads"] * width, numbers["num_key_value_heads"] * width
+    found: dict[str, tuple[int, ...]] = {}
+    for layer in range(numbers["num_hidden_layers"]):
+        attention, mlp = f"{prefix}layers.{layer}.self_attn.", f"{prefix}layers.{layer}.mlp."
+        found |= {
+            f"{attention}{name}_proj.weight": (rows, hidden)
+            for name, rows in zip("qkv", (queries, keys, keys), strict=True)
+        }
+        found[f"{attention}o_proj.weight"] = (hidden, queries)
+        found |= {f"{attention}{name}_norm.weight": (width,) for name in "qk"}
+        found |= {f"{mlp}{name}_proj.weight": (inner, hidden) for name in ("gate", "up")}
+        found[f"{mlp}down_proj.weight"] = (hidden, inner)
+        norms = ("input_layernorm", "post_attention_layernorm")
+        found |= {f"{prefix}layers.{layer}.{name}.weight": (hidden,) for name in norms}
+    return found | {f"{prefix}norm.weight": (hidden,)}
+
+
+def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The published tensors by name, but for those of the speaker encoder, of a model with this config.json."""
+    talker = config["talker_config"]
+    depth = talker["code_predictor_config"]
+    hidden, text, inner = talker["hidden_size"], talker["text_hidden_size"], depth["hidden_size"]
+    others = talker["num_code_groups"] - 1
+    found = _layers("talker.model.", talker) | _layers("talker.code_predictor.model.", depth)
+    found |= {
+        "talker.model.text_embedding.weight": (talker["text_vocab_size"], text),
+        "talker.model.codec_embedding.weight": (talker["vocab_size"], hidden),
+        "talker.text_projection.linear_fc1.weight": (text, text),
+        "talker.text_projection.linear_fc1.bias": (text,),
+        "talker.text_projection.linear_fc2.weight": (hidden, text),
+        "talker.text_projection.linear_fc2.bias": (hidden,),
+        "talker.codec_head.weight": (talker["vocab_size"], hidden),
+    }
+    for k in range(others):
+        found[f"talker.code_predictor.model.codec_embedding.{k}.weight"] = (depth["vocab_size"], hidden)
+        found[f"talker.code_predictor.lm_head.{k}.weight"] = (depth["vocab_size"], inner)
+    if inner != hidden:
+        found["talker.code_predictor.small_to_mtp_projection.weight"] = (inner, hidden)
+        found["talker.code_predictor.small_to_mtp_projection.bias"] = (inner,)
+    return found
+
+
+def tensors(config: Mapping[str, Any], seed: int = 1) -> dict[str, np.ndarray]:
+    """Random float32 tensors by published name: large enough that the best logit leads by a clear margin."""
+    random = np.random.Generator(np.random.PCG64(seed))
+    found = {}
+    for name, shape in shapes(config).items():
+        noise = random.standard_normal(shape)
+        if "norm" in name:
+            noise = 1 + 0.2 * noise
+        elif name.endswith("bias"):
+            noise *= 0.3
+        elif "embedding" in name:
+            noise *= 0.5
+        else:
+            noise *= 0.3 if "head" in name else 1.5 * shape[-1] ** -0.5
+        found[name] = noise.astype(np.float32)
+    return found
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A byte-level BPE as published: vocab.json and merges.txt, special tokens in tokenizer_config.json."""
+    from tokenizers import models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [
+        ("a", "s"),
+        ("as", "s"),
+        ("i", "s"),
+        ("t", "a"),
+        ("n", "t"),
+        ("ass", "is"),
+        ("ta", "nt"),
+        ("assis", "tant"),
+    ]
+    merges += [
+        ("u", "s"),
+        ("e", "r"),
+        ("us", "er"),
+        ("h", "e"),
+        ("l", "l"),
+        ("he", "ll"),
+        ("hell", "o"),
+        ("Ġ", "w"),
+        ("a", "B"),
+    ]
+    vocabulary = {token: index for index, token in enumerate(alphabet)}
+    for first, second in merges:
+        vocabulary[first + second] = len(vocabulary)
+    for unused in range(len(vocabulary), min(SPECIAL.values())):  # special tokens lie behind all others
+        vocabulary[f"unused{unused}"] = unused
+    models.BPE(vocab=vocabulary, merges=merges).save(str(folder))
+    added = {str(token_id): {"content": name, "special": True} for name, token_id in SPECIAL.items()}
+    record = {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": added, "add_prefix_space": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(record))
+
+
+def write_release(folder: Path, config: Mapping[str, Any] | None = None, seed: int = 1) -> Path:
+    """A release as published, but for its codec: weights, their numbers and the tokenizer, all in `folder`."""
+    from safetensors.numpy import save_file
+
+    config = config or small_config()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tokenizer(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(tensors(config, seed), folder / "model.safetensors")
+    return folder

@@ -1,0 +1,54 @@
+"""The tokenizer of a release that has no tokenizer.json: Qwen 2's, from vocab.json and merges.txt.
+
+Text is split as Qwen 2 was trained. Qwen3-TTS's own package, opened on a directory, may take Mistral's expression
+(`fix_mistral_regex` of transformers 4.57.3), which gives other ids for words in mixed case.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from stretto.errors import CheckpointError
+from stretto.families.registry import json_object
+
+FILES = ("vocab.json", "merges.txt")
+# https://huggingface.co/Qwen/Qwen2-7B/blob/main/tokenizer.json, `pre_tokenizer`.
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of these files, its added tokens as tokenizer_config.json has them; CheckpointError if it has not.
+
+    An added token must have the id that the file gives it.
+    """
+    vocabulary, merges = (folder / name for name in FILES)
+    try:
+        tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
+    except Exception as error:  # the library knows no other class
+        raise CheckpointError(f"{folder}: expected {' and '.join(FILES)} of a tokenizer, got {error}") from error
+    tokenizer.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(WORDS), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    added = json_object(folder / "tokenizer_config.json").get("added_tokens_decoder")
+    if not isinstance(added, Mapping):
+        raise CheckpointError(f"{folder}: expected tokenizer_config.json with added_tokens_decoder, got {added!r}")
+    for number, token in sorted(added.items(), key=lambda each: int(each[0]) if each[0].isdigit() else -1):
+        _add(tokenizer, folder, number, token)
+    return tokenizer
+
+
+def _add(tokenizer: Tokenizer, folder: Path, number: str, token: object) -> None:
+    content = token.get("content") if isinstance(token, Mapping) else None
+    if not number.isdigit() or not isinstance(content, str) or not content:
+        raise CheckpointError(f"{folder}: added_tokens_decoder: expected tokens by id, got {number!r}: {token!r}")
+    assert isinstance(token, Mapping)
+    tokenizer.add_tokens([AddedToken(content, special=bool(token.get("special")), normalized=False)])
+    if tokenizer.token_to_id(content) != int(number):
+        got = tokenizer.token_to_id(content)
+        raise CheckpointError(f"{folder}: added token {content!r}: expected the next id, {got}, got {number}")

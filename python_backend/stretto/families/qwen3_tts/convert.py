@@ -1,0 +1,179 @@
+"""Qwen3-TTS's releases: names, shapes and ids as Qwen publishes them; the codec lies in `speech_tokenizer/` beside.
+
+https://huggingface.co/Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice and its sisters. Every number is config.json's: the defaults
+of the authors' classes are another model's, so a file that lacks one is refused.
+
+What the talker puts text through, fc2(silu(fc1(x))), and what the depth transformer puts codes through, its projection,
+are functions of an id alone: their tables hold what comes out.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stretto.checkpoints.published import Contents, Converted
+from stretto.checkpoints.release import Release
+from stretto.checkpoints.tensors import Part, Plan, check
+from stretto.families.qwen3_tts.convert_config import Numbers, vocabulary
+from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary
+from stretto.families.registry import NAME, VOCABULARY
+
+BACKBONE_TAG = None  # config.json itself says the numbers
+CODEC = ""
+TALKER, DEPTH, SPEAKER = "talker.model.", "talker.code_predictor.", "speaker_encoder."
+EMBEDDINGS = f"{TALKER}text_embedding.weight"
+CODES, HEAD = f"{TALKER}codec_embedding.weight", "talker.codec_head.weight"
+PROJECTION = f"{DEPTH}small_to_mtp_projection."
+TEXT_PROJECTION = "talker.text_projection.linear_fc"
+LAYER_NUMBERS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "rms_norm_eps",
+    "rope_theta",
+)
+
+
+def convert(release: Release, contents: Contents) -> Converted:
+    """Its checkpoint."""
+    numbers = Numbers(contents.config)
+    known = vocabulary(numbers, contents.tokenizer)
+    talker = numbers.of("talker_config")
+    shapes = published_shapes(numbers, known)
+    check({name: Part(name, shape) for name, shape in shapes.items()}, contents.tensors, (SPEAKER,))
+    record = {
+        "architectures": ["StrettoQwen3ForCausalLM"],
+        "model_type": "qwen3",
+        NAME: "qwen3_tts",
+        VOCABULARY: known.to_record(),
+        "vocab_size": known.layout.vocab_size,
+        **{name: talker.number(name) for name in LAYER_NUMBERS},
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "max_position_embeddings": known.max_model_len,
+        "tie_word_embeddings": True,  # there is no head over this vocabulary: `depth.first_head` draws
+        "dtype": contents.dtype,
+    }
+    parts = plan(known, shapes, contents.tensors)
+    folded = tuple(name for name in shapes if name not in parts)
+    return Converted(record, parts, (SPEAKER,), folded)
+
+
+def trained_dtype(config: Mapping[str, Any]) -> str | None:
+    """As config.json says it, where it does."""
+    return config.get("dtype", config.get("torch_dtype"))
+
+
+def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
+    """None."""
+    return []
+
+
+def published_shapes(numbers: Numbers, known: Qwen3TtsVocabulary) -> dict[str, tuple[int, ...]]:
+    """All tensors of the talker by name."""
+    talker = numbers.of("talker_config")
+    depth = talker.of("code_predictor_config")
+    width, text, inner = talker.number("hidden_size"), talker.number("text_hidden_size"), known.depth.hidden
+    shapes = {
+        EMBEDDINGS: (known.num_text_ids, text),
+        CODES: (known.num_codec_ids, width),
+        HEAD: (known.num_codec_ids, width),
+        f"{TEXT_PROJECTION}1.weight": (text, text),
+        f"{TEXT_PROJECTION}1.bias": (text,),
+        f"{TEXT_PROJECTION}2.weight": (width, text),
+        f"{TEXT_PROJECTION}2.bias": (width,),
+    }
+    for k in range(known.num_codebooks - 1):
+        shapes[_codes(k)] = (known.codebook_size, width)
+        shapes[f"{DEPTH}lm_head.{k}.weight"] = (known.codebook_size, inner)
+    if known.depth.projection:
+        shapes |= {f"{PROJECTION}weight": (inner, width), f"{PROJECTION}bias": (inner,)}
+    return shapes | _layer_shapes(TALKER, talker) | _layer_shapes(f"{DEPTH}model.", depth)
+
+
+def _codes(k: int) -> str:
+    """The table of codebook k + 1, whose codes the backbone and the depth transformer read."""
+    return f"{DEPTH}model.codec_embedding.{k}.weight"
+
+
+def _layer_shapes(prefix: str, numbers: Numbers) -> dict[str, tuple[int, ...]]:
+    width, inner, head_dim = (numbers.number(name) for name in ("hidden_size", "intermediate_size", "head_dim"))
+    queries, keys = (head_dim * numbers.number(f"num_{name}_heads") for name in ("attention", "key_value"))
+    shapes: dict[str, tuple[int, ...]] = {
+        "self_attn.q_proj": (queries, width),
+        "self_attn.k_proj": (keys, width),
+        "self_attn.v_proj": (keys, width),
+        "self_attn.o_proj": (width, queries),
+        "self_attn.q_norm": (head_dim,),
+        "self_attn.k_norm": (head_dim,),
+        "mlp.gate_proj": (inner, width),
+        "mlp.up_proj": (inner, width),
+        "mlp.down_proj": (width, inner),
+        "input_layernorm": (width,),
+        "post_attention_layernorm": (width,),
+    }
+    layers = range(numbers.number("num_hidden_layers"))
+    named = {f"{prefix}layers.{layer}.{name}.weight": shape for layer in layers for name, shape in shapes.items()}
+    return named | {f"{prefix}norm.weight": (width,)}
+
+
+def plan(known: Qwen3TtsVocabulary, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> Plan:
+    """What becomes of each tensor; what a table or a head is made of besides the first is read with that."""
+    size, num_others, codec = known.codebook_size, known.num_codebooks - 1, known.codec
+
+    def other(name: str, like: Tensor) -> Tensor:
+        return torch.empty(shapes[name], device="meta") if like.is_meta else tensors[name].to(like.dtype)
+
+    def rows_of_all_ids(stored: Tensor) -> Tensor:
+        tables = [other(CODES, stored), *(other(_codes(k), stored) for k in range(num_others))]
+        return torch.cat([_text_rows(stored, other), *tables])
+
+    def rows_of_codes(stored: Tensor) -> Tensor:
+        tables = torch.cat(
+            [other(CODES, stored)[:size], stored, *(other(_codes(k), stored) for k in range(1, num_others - 1))]
+        )
+        if known.depth.projection is None:
+            return tables
+        weight, bias = (other(f"{PROJECTION}{part}", stored).float() for part in ("weight", "bias"))
+        return F.linear(tables.float(), weight, bias).to(stored.dtype)
+
+    def heads(stored: Tensor) -> Tensor:
+        return torch.stack([stored, *(other(f"{DEPTH}lm_head.{k}.weight", stored) for k in range(1, num_others))])
+
+    edits: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+        EMBEDDINGS: ("model.embed_tokens.weight", rows_of_all_ids),
+        HEAD: ("depth.first_head", lambda stored: torch.cat([stored[:size], stored[codec.eos : codec.eos + 1]])),
+        _codes(0): ("depth.embed", rows_of_codes),
+        f"{DEPTH}lm_head.0.weight": ("depth.heads", heads),
+    }
+    parts = {name: Part(new, shapes[name], edit) for name, (new, edit) in edits.items()}
+    for name, shape in shapes.items():
+        if name.startswith((f"{TALKER}layers.", f"{TALKER}norm.")):
+            parts[name] = Part(f"model.{name.removeprefix(TALKER)}", shape)
+        elif name.startswith((f"{DEPTH}model.layers.", f"{DEPTH}model.norm.")):
+            within = name.removeprefix(f"{DEPTH}model.")
+            parts[name] = Part("depth." + within.replace("self_attn.", "").replace("mlp.", ""), shape)
+        elif name.startswith(PROJECTION):
+            parts[name] = Part(f"depth.project.{name.removeprefix(PROJECTION)}", shape)
+    return parts
+
+
+ROWS_AT_ONCE = 8192  # of the text's table, whose float32 copy would be 1.2 GB
+
+
+def _text_rows(stored: Tensor, other: Callable[[str, Tensor], Tensor]) -> Tensor:
+    """The table of text behind its projection, in float32 until it is rounded once."""
+    (first, first_bias), (second, second_bias) = (
+        [other(f"{TEXT_PROJECTION}{layer}.{part}", stored).float() for part in ("weight", "bias")] for layer in (1, 2)
+    )
+    parts = [
+        F.linear(F.silu(F.linear(rows.float(), first, first_bias)), second, second_bias).to(stored.dtype)
+        for rows in stored.split(ROWS_AT_ONCE)
+    ]
+    return torch.cat(parts)

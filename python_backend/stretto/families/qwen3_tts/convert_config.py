@@ -1,0 +1,141 @@
+"""What config.json of a release of Qwen3-TTS says: every number of it, and nothing by default."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from stretto.checkpoints.release import Tokenizer
+from stretto.errors import CheckpointError
+from stretto.families.depth import DepthSpec
+from stretto.families.qwen3_tts.family import CodecIds, Qwen3TtsVocabulary, TextIds
+
+KINDS = ("custom_voice", "voice_design", "base")
+NUM_SUPPRESSED = 1024  # of the talker's vocabulary, the last, the authors' code draws none but the end
+REAL = ("rms_norm_eps", "rope_theta")
+
+
+class Numbers:
+    """A part of config.json, whose entries must be there and of the kind that is asked for; CheckpointError if not."""
+
+    def __init__(self, record: Mapping[str, Any], path: str = ""):
+        self._record, self._path = record, path
+
+    def entry(self, name: str, kind: type | tuple[type, ...]) -> Any:
+        """What `name` says."""
+        value = self._record.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            expected = kind.__name__ if isinstance(kind, type) else "number"
+            raise CheckpointError(f"config.json: expected {self._path}{name} of type {expected}, got {value!r}")
+        return value
+
+    def number(self, name: str) -> Any:
+        """A number above 0."""
+        value = self.entry(name, (int, float) if name in REAL else int)
+        if not 0 < value < 1 << 31:
+            raise CheckpointError(f"config.json: expected {self._path}{name} > 0, got {value!r}")
+        return value
+
+    def token(self, name: str, below: int) -> int:
+        """An id of a vocabulary."""
+        return self._token(name, self.entry(name, int), below)
+
+    def tokens(self, name: str, below: int) -> dict[str, int]:
+        """Ids by name, which is in lower case here."""
+        ids = self.entry(name, dict)
+        return {key.lower(): self._token(f"{name}.{key}", value, below) for key, value in ids.items()}
+
+    def of(self, name: str) -> "Numbers":
+        """Another part."""
+        return Numbers(self.entry(name, dict), f"{self._path}{name}.")
+
+    def same(self, name: str, expected: object) -> None:
+        """Refuse a model whose `name` is not what is served."""
+        if self._record.get(name) != expected:
+            raise CheckpointError(
+                f"config.json: expected {self._path}{name} {expected!r}, got {self._record.get(name)!r}"
+            )
+
+    def _token(self, name: str, value: object, below: int) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < below:
+            raise CheckpointError(f"config.json: expected {self._path}{name} in [0, {below}), got {value!r}")
+        return value
+
+
+def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> Qwen3TtsVocabulary:
+    """Where text and codes lie, and who speaks; CheckpointError where it is a model that is not served."""
+    numbers.same("model_type", "qwen3_tts")
+    numbers.same("tokenizer_type", "qwen3_tts_tokenizer_12hz")
+    kind, size = numbers.entry("tts_model_type", str), numbers.entry("tts_model_size", str)
+    if kind not in KINDS:
+        raise CheckpointError(f"config.json: expected tts_model_type of {', '.join(KINDS)}, got {kind!r}")
+    talker = numbers.of("talker_config")
+    depth = talker.of("code_predictor_config")
+    for part in (talker, depth):
+        part.same("hidden_act", "silu")
+        part.same("attention_bias", False)
+    num_ids, num_codes = talker.number("vocab_size"), depth.number("vocab_size")
+    if num_ids - NUM_SUPPRESSED != num_codes:
+        expected = f"{num_codes} codes and {NUM_SUPPRESSED} markers"
+        raise CheckpointError(f"config.json: expected talker_config.vocab_size of {expected}, got {num_ids}")
+    num_codebooks = talker.number("num_code_groups")
+    if num_codebooks < 3:
+        raise CheckpointError(f"config.json: expected talker_config.num_code_groups >= 3, got {num_codebooks}")
+    depth.same("num_code_groups", num_codebooks)
+    _check_positions(talker)
+    dialects = talker.entry("spk_is_dialect", dict)
+    return Qwen3TtsVocabulary(
+        kind=kind,
+        takes_instructions=kind == "voice_design" or (kind == "custom_voice" and size not in "0b6"),
+        num_text_ids=talker.number("text_vocab_size"),
+        num_codec_ids=num_ids,
+        num_codebooks=num_codebooks,
+        codebook_size=num_codes,
+        text=_text_ids(numbers, tokenizer, talker.number("text_vocab_size")),
+        codec=CodecIds(
+            **{name: talker.token(f"codec_{name}_id", num_ids) for name in CODEC_IDS},
+            eos=talker.token("codec_eos_token_id", num_ids),
+        ),
+        languages=talker.tokens("codec_language_id", num_ids),
+        speakers=talker.tokens("spk_id", num_ids),
+        dialects={name.lower(): dialect for name, dialect in dialects.items() if dialect},
+        max_model_len=talker.number("max_position_embeddings"),
+        depth=depth_spec(talker, depth),
+    )
+
+
+CODEC_IDS = ("pad", "bos", "think", "nothink", "think_bos", "think_eos")
+
+
+def _check_positions(talker: Numbers) -> None:
+    """Three equal positions a row: the sections of the embedding are one then, and must be as wide together."""
+    sections = talker.of("rope_scaling").entry("mrope_section", list)
+    if not all(isinstance(each, int) for each in sections) or 2 * sum(sections) != talker.number("head_dim"):
+        raise CheckpointError(f"config.json: expected mrope_section of half a head in all, got {sections!r}")
+
+
+def _text_ids(numbers: Numbers, tokenizer: Tokenizer, num_ids: int) -> TextIds:
+    ids = {spelling: token_id for token_id, spelling in tokenizer.tokens.items()}
+    words = {"assistant": "assistant", "user": "user", "newline": "Ċ"}
+    missing = [word for word in words.values() if word not in ids]
+    if missing or tokenizer.size > num_ids:
+        got = f"{tokenizer.size} tokens" + (f", without {', '.join(missing)}" if missing else "")
+        expected = f"at most {num_ids} tokens with {', '.join(words.values())}"
+        raise CheckpointError(f"{tokenizer.folder}: expected a tokenizer of {expected}, got {got}")
+    named = {name: numbers.token(f"{name}_token_id", num_ids) for name in ("im_start", "im_end")}
+    named |= {name: numbers.token(f"tts_{name}_token_id", num_ids) for name in ("pad", "bos", "eos")}
+    return TextIds(**named, **{name: ids[word] for name, word in words.items()})
+
+
+def depth_spec(talker: Numbers, depth: Numbers) -> DepthSpec:
+    """The depth transformer's numbers."""
+    return DepthSpec(
+        hidden=depth.number("hidden_size"),
+        intermediate=depth.number("intermediate_size"),
+        num_layers=depth.number("num_hidden_layers"),
+        num_heads=depth.number("num_attention_heads"),
+        num_kv_heads=depth.number("num_key_value_heads"),
+        head_dim=depth.number("head_dim"),
+        eps=depth.number("rms_norm_eps"),
+        rope={"rope_type": "default", "rope_theta": depth.number("rope_theta")},
+        projection=None if depth.number("hidden_size") == talker.number("hidden_size") else "biased",
+        has_head_norms=True,
+    )

@@ -1,0 +1,186 @@
+"""Qwen3-TTS 12 Hz (Alibaba): Qwen3 over rows that are text and codes at once, and a depth transformer for a frame.
+
+    text    im_start assistant \\n  pad    pad       pad      pad       pad   bos  Hello , eos  pad │ pad  pad  pad …
+    codec                           think think_bos language think_eos voice pad   pad  … pad  bos │ f0   f1   f2 …
+
+A row is the sum of an id of text and of what the codec's streams carry: a marker on stream 0, or a frame of 16 codes.
+The backbone draws the first code of a frame, or the end; the depth transformer draws the others, each after those
+before it. Text stands on a stream behind the codebooks that is only read; while the reply goes on it carries `tts_pad`.
+What the model puts text through is in its table (`convert.py`). Numbers are those of
+`Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice`; config.json says what holds for a checkpoint (`speech_vocabulary`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from stretto.families.base import Family, Task, TextTrack, UnconditionalContext
+from stretto.families.depth import DepthSpec
+from stretto.records.sampling import SamplingConfig, SegmentSampling
+from stretto.streams.layout import StreamLayout
+from stretto.streams.pattern import NO_TAIL
+from stretto.streams.segment import Segment
+
+Kind = Literal["custom_voice", "voice_design", "base"]
+FRAME_RATE = 12.5
+LANGUAGES = {
+    "chinese": 2055,
+    "english": 2050,
+    "german": 2053,
+    "italian": 2070,
+    "portuguese": 2071,
+    "spanish": 2054,
+    "japanese": 2058,
+    "korean": 2064,
+    "french": 2061,
+    "russian": 2069,
+    "beijing_dialect": 2074,
+    "sichuan_dialect": 2062,
+}
+SPEAKERS = {
+    "serena": 3066,
+    "vivian": 3065,
+    "uncle_fu": 3010,
+    "ryan": 3061,
+    "aiden": 2861,
+    "ono_anna": 2873,
+    "sohee": 2864,
+    "eric": 2875,
+    "dylan": 2878,
+}
+DIALECTS = ("beijing_dialect", "sichuan_dialect")  # languages of speakers, not to be asked for
+DEPTH = DepthSpec(
+    hidden=1024,
+    intermediate=3072,
+    num_layers=5,
+    num_heads=16,
+    num_kv_heads=8,
+    head_dim=128,
+    eps=1e-6,
+    rope={"rope_type": "default", "rope_theta": 1e6},
+    projection="biased",
+    has_head_norms=True,
+)
+
+
+@dataclass(frozen=True)
+class CodecIds:
+    """Ids of the talker's codec vocabulary behind the codes: what stands on stream 0 of a prompt, and the end."""
+
+    pad: int = 2148
+    bos: int = 2149
+    eos: int = 2150
+    think: int = 2154
+    nothink: int = 2155
+    think_bos: int = 2156
+    think_eos: int = 2157
+
+
+@dataclass(frozen=True)
+class TextIds:
+    """Ids of text that stand in every prompt: what begins and ends a turn, and what leads the words."""
+
+    im_start: int = 151644
+    im_end: int = 151645
+    assistant: int = 77091
+    user: int = 872
+    newline: int = 198
+    pad: int = 151671
+    bos: int = 151672
+    eos: int = 151673
+
+
+@dataclass(frozen=True)
+class Qwen3TtsVocabulary:
+    """Ids of text, then of the codec's vocabulary (codes, then markers), then of the codebooks 1 ..., one by one.
+
+    kind: how the voice is chosen: by name, by a description, or from audio. takes_instructions: whether it was trained
+    to follow any; one that was not drops them, as the authors do. languages, speakers: ids of the codec's vocabulary by
+    name. dialects: the language that a speaker speaks where Chinese, or none, is asked for.
+    """
+
+    kind: Kind = "custom_voice"
+    takes_instructions: bool = True
+    num_text_ids: int = 151936
+    num_codec_ids: int = 3072
+    num_codebooks: int = 16
+    codebook_size: int = 2048
+    text: TextIds = field(default=TextIds())
+    codec: CodecIds = field(default=CodecIds())
+    languages: Mapping[str, int] = field(default_factory=lambda: LANGUAGES, hash=False)
+    speakers: Mapping[str, int] = field(default_factory=lambda: SPEAKERS, hash=False)
+    dialects: Mapping[str, str] = field(
+        default_factory=lambda: {"eric": "sichuan_dialect", "dylan": "beijing_dialect"}, hash=False
+    )
+    max_model_len: int = 32768
+    depth: DepthSpec = field(default=DEPTH)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Qwen3TtsVocabulary":
+        """From `speech_vocabulary` in config.json."""
+        parts = {"text": TextIds, "codec": CodecIds, "depth": DepthSpec}
+        return cls(**{**record, **{name: build(**record[name]) for name, build in parts.items()}})
+
+    def to_record(self) -> dict[str, Any]:
+        """The inverse of `from_record`."""
+        return asdict(self)
+
+    @property
+    def layout(self) -> StreamLayout:
+        size, start = self.codebook_size, self.num_text_ids + self.num_codec_ids
+        stop = start + (self.num_codebooks - 1) * size
+        first = range(self.num_text_ids, self.num_text_ids + size)
+        return StreamLayout(
+            vocab_size=stop,
+            audio=(first, *(range(each, each + size) for each in range(start, stop, size))),
+            delays=(0,) * self.num_codebooks,
+            codebook_streams=tuple(range(self.num_codebooks)),
+            num_input_only=1,
+            pad_id=self.num_text_ids + self.codec.pad,
+        )
+
+
+# As published in generation_config.json.
+SAMPLING = SamplingConfig(
+    text=SegmentSampling(temperature=0.0),
+    audio=SegmentSampling(temperature=0.9, top_k=50, min_rows=2, max_rows=8191),
+    repetition_penalty=1.05,
+)
+
+
+def qwen3_tts(vocabulary: Qwen3TtsVocabulary) -> Family:
+    """The family."""
+    layout = vocabulary.layout
+    end = vocabulary.num_text_ids + vocabulary.codec.eos
+    return Family(
+        name="qwen3_tts",
+        layout=layout,
+        tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING),),
+        codec="qwen3_12hz",
+        end_of_reply=end,
+        end_of_text=end,
+        end_of_audio=end,
+        transition=(),
+        guided_streams=(),
+        unconditional=UnconditionalContext(null_id=layout.pad_id, keep_first=0, keep_last=1),
+        voices=tuple(vocabulary.speakers),
+        languages=tuple(name for name in vocabulary.languages if name not in DIALECTS),
+        takes_instructions=vocabulary.kind != "base",
+        streams_text=vocabulary.kind == "base",
+        max_text_chars=4000,
+        max_audio_s=60.0,
+        max_model_len=vocabulary.max_model_len,
+        frame_rate=FRAME_RATE,
+        first_chunk_frames=2,
+        steady_chunk_frames=12,
+        tail=NO_TAIL,
+        subwords=range(vocabulary.num_text_ids),
+        penalized="drawn",
+        depth=vocabulary.depth,
+        text_track=TextTrack(vocabulary.num_codebooks, vocabulary.text.pad, vocabulary.text.eos),
+    )
+
+
+def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
+    """The family over a checkpoint's vocabulary, by default the published one's."""
+    return qwen3_tts(Qwen3TtsVocabulary.from_record(vocabulary) if vocabulary else Qwen3TtsVocabulary())

@@ -1,0 +1,52 @@
+"""Qwen3-TTS in the engine: text beside the frames, a depth transformer with a sampler of its own, codes penalized."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.checkpoints.random_checkpoint import write_checkpoint
+from stretto.records.prompt import Prompt
+from stretto.records.sampling import CodeSampling
+from tests.engine.harness import Engine
+from tests.engine.prompts import make_prompt
+from tests.reference.speech_lm import Reference
+from tests.small_vocabularies import QWEN3_TTS
+
+pytestmark = pytest.mark.engine
+LENGTH = 128
+# 4 of 6 replies at once, prompts in chunks, and room for hardly one of the longest.
+TIGHT: dict[str, Any] = {"max_num_batched_tokens": 24, "max_num_seqs": 4, "num_gpu_blocks_override": 4}
+
+
+def drawn_prompt(index: int) -> Prompt:
+    """Rows of markers, text on its own stream, and frames; streams 1 ... are drawn by rules of their own, or not."""
+    prompt = make_prompt(QWEN3_TTS, index, repetition_penalty=(1.3, 1.0, 1.05)[index % 3])
+    random, layout = np.random.default_rng(index), QWEN3_TTS.layout
+    text = random.integers(0, 50, len(prompt.rows))
+    prompt.rows[2:, -1] = text[2:]
+    frames = [random.integers(ids.start, ids.stop, 3) for ids in layout.audio]
+    prompt.rows[-3:, : layout.num_output_streams] = np.stack(frames, 1)
+    depth = (None, CodeSampling(0.0), CodeSampling(0.8, 5), CodeSampling(1.2, 0, 0.7))[index % 4]
+    return replace(prompt, sampling=replace(prompt.sampling, depth=depth))
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_drawn_replies_are_those_of_the_slow_reference(tmp_path: Path, is_async: bool) -> None:
+    """In chunks of prompts and preempted: with a penalty, with two samplers in a reply, of which one may be greedy."""
+    folder = write_checkpoint(tmp_path, QWEN3_TTS, "tests.small_vocabularies:QWEN3_TTS", layers=2)
+    reference = Reference(folder, QWEN3_TTS, LENGTH)
+    prompts = {f"r{index}": drawn_prompt(index) for index in range(6)}
+    engine = Engine(folder, async_scheduling=is_async, max_model_len=LENGTH, **TIGHT)
+    try:
+        answers = engine.run(prompts)
+        assert engine.is_clean()
+    finally:
+        engine.shutdown()
+    for name, prompt in prompts.items():
+        expected, lead = reference.reply(prompt)
+        assert lead > 1e-5
+        assert answers[name].rows == [row[: QWEN3_TTS.layout.num_output_streams] for row in expected], name
+    assert sum(each.trailer.num_preemptions for each in answers.values()) > 0

@@ -1,0 +1,97 @@
+"""What does not fit of a release of Qwen3-TTS is named, and nothing is written."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from benchmarks.checkpoints.random_qwen3_tts import small_config, write_release
+from stretto.checkpoints.command import main
+from stretto.families.registry import family_at
+from tests.published_qwen3_tts import command
+
+Edit = Callable[[dict[str, Any]], object]
+DEPTH = "talker.code_predictor."
+
+
+def refusal(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(command(folder, folder / "out")) == 1
+    assert not (folder / "out").exists()
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    return said
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda config: config.pop("tts_pad_token_id"), "expected tts_pad_token_id of type int, got None"),
+        (
+            lambda config: config["talker_config"].pop("codec_bos_id"),
+            "talker_config.codec_bos_id of type int, got None",
+        ),
+        (lambda config: config["talker_config"].pop("num_code_groups"), "talker_config.num_code_groups of type int"),
+        (lambda config: config["talker_config"].update(spk_id={"ryan": 9999}), "spk_id.ryan in [0, 1056), got 9999"),
+        (lambda config: config["talker_config"].update(vocab_size=2000), "vocab_size of 32 codes and 1024 markers"),
+        (lambda config: config["talker_config"].update(hidden_size=10**12), "talker_config.hidden_size > 0"),
+        (lambda config: config.update(tts_model_type="singer"), "tts_model_type of custom_voice"),
+        (lambda config: config.update(tokenizer_type="qwen3_tts_tokenizer_25hz"), "expected tokenizer_type"),
+        (
+            lambda config: config["talker_config"]["rope_scaling"].update(mrope_section=[8, 8, 8]),
+            "mrope_section of half a head",
+        ),
+    ],
+)
+def test_a_config_that_is_not_of_this_model_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], edit: Edit, message: str
+) -> None:
+    config = small_config()
+    folder = write_release(tmp_path, config)
+    edit(config)
+    (folder / "config.json").write_text(json.dumps(config))
+    assert message in refusal(folder, capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (f"{DEPTH}lm_head.2.weight", f"missing: {DEPTH}lm_head.2.weight"),
+        (f"{DEPTH}model.layers.1.self_attn.q_norm.weight", "missing: "),
+        ("talker.text_projection.linear_fc1.bias", "missing: "),
+    ],
+)
+def test_a_tensor_that_is_missing_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, message: str
+) -> None:
+    folder = write_release(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["stranger"] = tensors.pop(name)
+    save_file(tensors, folder / "model.safetensors")
+    said = refusal(folder, capsys)
+    assert message in said
+    assert "unknown: stranger" in said
+
+
+def test_a_tokenizer_whose_special_tokens_lie_elsewhere_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_release(tmp_path)
+    path = folder / "tokenizer_config.json"
+    record = json.loads(path.read_text())
+    del record["added_tokens_decoder"]["312"]
+    path.write_text(json.dumps(record))
+    assert "added token '<tts_pad>': expected the next id" in refusal(folder, capsys)
+
+
+def test_the_smaller_model_drops_instructions_and_knows_its_speakers(tmp_path: Path) -> None:
+    config = small_config()
+    config["tts_model_size"] = "0b6"
+    folder = write_release(tmp_path, config)
+    assert main(command(folder, folder / "out")) == 0
+    family = family_at(folder / "out")
+    assert family.voices == ("ryan", "eric")
+    assert family.takes_instructions
+    assert not json.loads((folder / "out" / "config.json").read_text())["speech_vocabulary"]["takes_instructions"]
