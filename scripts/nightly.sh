@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# By night: the wheel with all that it needs, installed into an empty environment, must speak from an empty folder; and
-# thousands of random histories, others each time, with hypothesis profile $HISTORIES (tests/engine/test_histories.py).
+# By night: the wheel with all that it needs, installed into an empty environment, must speak from an empty folder;
+# Qwen3-TTS's own package must say what the tests hold ours to; and thousands of random histories, others each time, with
+# hypothesis profile $HISTORIES (tests/engine/test_histories.py).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset PYTHONDONTWRITEBYTECODE # without bytecode every start of vLLM takes 10 s longer
@@ -23,5 +24,17 @@ speak_from_an_empty_environment() (
     [[ $heard == *garden* ]] || { echo "nightly: it has spoken, and is heard as: $heard" >&2; exit 1; }
 )
 
+replies_of_qwen3_tts_are_its_authors() (
+    . scripts/uv_sources.sh
+    env=$(mktemp -d)
+    trap 'rm -rf "$env"' EXIT
+    uv venv --quiet --python .venv/bin/python "$env"
+    uv pip install --quiet --python "$env/bin/python" torch==2.13.0 transformers==4.57.3 accelerate==1.12.0 librosa \
+        soundfile einops
+    uv pip install --quiet --python "$env/bin/python" --no-deps qwen-tts==0.1.1
+    "$env/bin/python" -m scripts.qwen3_tts_replies --check tests/data/qwen3_tts_replies.npz
+)
+
 speak_from_an_empty_environment
+replies_of_qwen3_tts_are_its_authors
 exec python -m pytest tests/engine/test_histories.py "$@"

@@ -1,16 +1,36 @@
-"""Qwen3-TTS's small releases, converted."""
+"""Qwen3-TTS's small releases, converted, and what its authors' own package makes of them."""
 
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
 
 from benchmarks.checkpoints.random_qwen3_tts import small_config, write_release
 from stretto.checkpoints.command import main
 from stretto.families.base import Family
 from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary
+from stretto.families.qwen3_tts.prompt import RowWriter
 from stretto.families.registry import VOCABULARY, config_at, family_at
+from stretto.preprocessing.prompt import PromptRows
+from stretto.records.prompt import Prompt
 
-WIDTHS = {"custom_voice": 64, "voice_design": 96, "base": 96}
-CASES = ("custom_voice", "voice_design")
+WIDTHS = {"custom_voice": 64, "voice_design": 96, "base": 96}  # of `scripts/qwen3_tts_replies.py`
+NUM_FRAMES = 23  # at most, of a reply of the fixture
+# What each case asks for: whether it is instructed, the voice, the language.
+CASES: dict[str, dict[str, tuple[bool, str | None, str | None]]] = {
+    "custom_voice": {
+        "english": (False, "ryan", "english"),
+        "auto, instructed": (True, "ryan", None),
+        "dialect": (False, "eric", "chinese"),
+    },
+    "voice_design": {"designed": (True, None, "english")},
+}
+FIXTURE = Path(__file__).parent / "data" / "qwen3_tts_replies.npz"
+MODES = {"whole": False, "streaming": True}
 
 
 def command(folder: Path, out: Path) -> list[str]:
@@ -26,10 +46,59 @@ def convert(folder: Path, kind: str, **changes: Any) -> Path:
     return folder / "converted"
 
 
+@cache
+def fixture() -> dict[str, np.ndarray]:
+    """What `scripts/qwen3_tts_replies.py` has written."""
+    return dict(np.load(FIXTURE))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One reply of the fixture. codes [T, Q]; first [n, C + 1] and others [T, Q - 1, C]: raw logits."""
+
+    prompt: np.ndarray
+    codes: np.ndarray
+    first: np.ndarray
+    others: np.ndarray
+
+    @classmethod
+    def of(cls, label: str) -> "Case":
+        return cls(*(fixture()[f"{label}/{name}"] for name in ("prompt", "codes", "first", "others")))
+
+
 class Checkpoint:
-    """A converted release."""
+    """A converted release and its cases."""
 
     def __init__(self, folder: Path, kind: str):
         self.folder, self.kind = convert(folder, kind), kind
         self.family: Family = family_at(self.folder)
         self.vocabulary = Qwen3TtsVocabulary.from_record(config_at(self.folder)[VOCABULARY])
+
+    def rows(self, name: str, is_streaming: bool) -> PromptRows:
+        """The prompt of a case."""
+        is_instructed, voice, language = CASES[self.kind][name]
+        instruction = fixture()["instruction"].tolist() if is_instructed else []
+        writer = RowWriter(self.family, self.vocabulary)
+        return writer.prompt(writer.head(instruction, voice, language), fixture()["words"].tolist(), is_streaming)
+
+    def prompt(self, name: str, is_streaming: bool) -> Prompt:
+        """The same as a greedy request for as many frames as the fixture has."""
+        rows, sampling = self.rows(name, is_streaming), self.family.tasks[0].sampling
+        audio = replace(sampling.audio, temperature=0.0, max_rows=NUM_FRAMES)
+        return Prompt("tts", rows.rows, replace(sampling, audio=audio, seed=0), track=rows.track)
+
+    def cases(self) -> dict[str, tuple[Prompt, Case]]:
+        """All cases by name."""
+        return {
+            f"{name}/{mode}": (self.prompt(name, is_streaming), Case.of(f"{self.kind}/{name}/{mode}"))
+            for name in CASES[self.kind]
+            for mode, is_streaming in MODES.items()
+        }
+
+    def embedded(self, rows: np.ndarray) -> np.ndarray:
+        """What the backbone reads of rows [P, S]: the sum of their ids' lines of its table, silent pads left out."""
+        table = load_file(next(self.folder.glob("*.safetensors")))["model.embed_tokens.weight"]
+        ids = torch.from_numpy(rows).long()
+        is_silent = ids == self.family.layout.pad_id
+        is_silent[:, 0] = False
+        return table[ids].masked_fill(is_silent[..., None], 0).sum(1).numpy()

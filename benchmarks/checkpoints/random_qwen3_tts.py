@@ -206,6 +206,14 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(record))
 
 
+def plain_ids(text: str) -> list[int]:
+    """The ids of ASCII text in which the tokenizer merges nothing."""
+    from tokenizers import pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    return [alphabet.index("Ġ" if character == " " else character) for character in text]
+
+
 def write_release(folder: Path, config: Mapping[str, Any] | None = None, seed: int = 1) -> Path:
     """A release as published, but for its codec: weights, their numbers and the tokenizer, all in `folder`."""
     from safetensors.numpy import save_file

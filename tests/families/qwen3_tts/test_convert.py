@@ -38,6 +38,10 @@ def refusal(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
         (lambda config: config["talker_config"].update(vocab_size=2000), "vocab_size of 32 codes and 1024 markers"),
         (lambda config: config["talker_config"].update(hidden_size=10**12), "talker_config.hidden_size > 0"),
         (lambda config: config.update(tts_model_type="singer"), "tts_model_type of custom_voice"),
+        (
+            lambda config: config.update(tts_model_type="base"),
+            "tts_model_type of custom_voice, voice_design, got 'base'",
+        ),
         (lambda config: config.update(tokenizer_type="qwen3_tts_tokenizer_25hz"), "expected tokenizer_type"),
         (
             lambda config: config["talker_config"]["rope_scaling"].update(mrope_section=[8, 8, 8]),

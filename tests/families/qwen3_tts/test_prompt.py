@@ -1,4 +1,4 @@
-"""What a request to Qwen3-TTS says, and what it cannot say, which is refused by name."""
+"""Prompts of Qwen3-TTS are those that its authors' package gives its talker; what it cannot say is refused by name."""
 
 import json
 
@@ -11,7 +11,7 @@ from stretto.families.tokenizer import TextTokenizer
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
 from tests.fakes import FrameCounter
-from tests.published_qwen3_tts import CASES, Checkpoint
+from tests.published_qwen3_tts import CASES, Checkpoint, fixture
 
 LONG, STRANGE = "x" * 4001, "klingon"
 
@@ -24,6 +24,18 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoin
 def prepare(checkpoint: Checkpoint, text: str = "hello world", **options: object) -> Prompt:
     preprocessor = Preprocessor(checkpoint.folder, FrameCounter(1920, 4, 32))
     return preprocessor.prepare(RawRequest(text=text, options=json.dumps(options)))
+
+
+def test_the_rows_of_every_case_are_the_authors(checkpoints: dict[str, Checkpoint]) -> None:
+    """Languages, a dialect, speakers, instructions, words before the frames and beside them: to 1e-5 in float32."""
+    largest = 0.0
+    for kind, checkpoint in checkpoints.items():
+        for name, (prompt, case) in checkpoint.cases().items():
+            rows = checkpoint.embedded(prompt.rows)
+            assert rows.shape == case.prompt.shape, (kind, name)
+            largest = max(largest, float(np.abs(rows - case.prompt).max()))
+            assert len(prompt.track) == (len(fixture()["words"]) if name.endswith("streaming") else 0)
+    assert largest <= 1e-5
 
 
 def test_a_request_says_voice_language_and_how_to_speak(checkpoints: dict[str, Checkpoint]) -> None:

@@ -1,7 +1,7 @@
 """Qwen3-TTS's releases: names, shapes and ids as Qwen publishes them; the codec lies in `speech_tokenizer/` beside.
 
-https://huggingface.co/Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice and its sisters. Every number is config.json's: the defaults
-of the authors' classes are another model's, so a file that lacks one is refused.
+https://huggingface.co/Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice and its sisters, but for Base, which clones voices. Every
+number is config.json's: the defaults of the authors' classes are another model's, so a file that lacks one is refused.
 
 What the talker puts text through, fc2(silu(fc1(x))), and what the depth transformer puts codes through, its projection,
 are functions of an id alone: their tables hold what comes out.
@@ -23,7 +23,7 @@ from stretto.families.registry import NAME, VOCABULARY
 
 BACKBONE_TAG = None  # config.json itself says the numbers
 CODEC = ""
-TALKER, DEPTH, SPEAKER = "talker.model.", "talker.code_predictor.", "speaker_encoder."
+TALKER, DEPTH = "talker.model.", "talker.code_predictor."
 EMBEDDINGS = f"{TALKER}text_embedding.weight"
 CODES, HEAD = f"{TALKER}codec_embedding.weight", "talker.codec_head.weight"
 PROJECTION = f"{DEPTH}small_to_mtp_projection."
@@ -46,7 +46,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     known = vocabulary(numbers, contents.tokenizer)
     talker = numbers.of("talker_config")
     shapes = published_shapes(numbers, known)
-    check({name: Part(name, shape) for name, shape in shapes.items()}, contents.tensors, (SPEAKER,))
+    check({name: Part(name, shape) for name, shape in shapes.items()}, contents.tensors, ())
     record = {
         "architectures": ["StrettoQwen3ForCausalLM"],
         "model_type": "qwen3",
@@ -62,7 +62,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     }
     parts = plan(known, shapes, contents.tensors)
     folded = tuple(name for name in shapes if name not in parts)
-    return Converted(record, parts, (SPEAKER,), folded)
+    return Converted(record, parts, (), folded)
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:

@@ -8,7 +8,7 @@ from stretto.errors import CheckpointError
 from stretto.families.depth import DepthSpec
 from stretto.families.qwen3_tts.family import CodecIds, Qwen3TtsVocabulary, TextIds
 
-KINDS = ("custom_voice", "voice_design", "base")
+KINDS = ("custom_voice", "voice_design")
 NUM_SUPPRESSED = 1024  # of the talker's vocabulary, the last, the authors' code draws none but the end
 REAL = ("rms_norm_eps", "rope_theta")
 

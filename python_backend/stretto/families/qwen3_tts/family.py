@@ -21,7 +21,7 @@ from stretto.streams.layout import StreamLayout
 from stretto.streams.pattern import NO_TAIL
 from stretto.streams.segment import Segment
 
-Kind = Literal["custom_voice", "voice_design", "base"]
+Kind = Literal["custom_voice", "voice_design"]
 FRAME_RATE = 12.5
 LANGUAGES = {
     "chinese": 2055,
@@ -94,7 +94,7 @@ class TextIds:
 class Qwen3TtsVocabulary:
     """Ids of text, then of the codec's vocabulary (codes, then markers), then of the codebooks 1 ..., one by one.
 
-    kind: how the voice is chosen: by name, by a description, or from audio. takes_instructions: whether it was trained
+    kind: how the voice is chosen: by name, or by a description. takes_instructions: whether it was trained
     to follow any; one that was not drops them, as the authors do. languages, speakers: ids of the codec's vocabulary by
     name. dialects: the language that a speaker speaks where Chinese, or none, is asked for.
     """
@@ -165,8 +165,7 @@ def qwen3_tts(vocabulary: Qwen3TtsVocabulary) -> Family:
         unconditional=UnconditionalContext(null_id=layout.pad_id, keep_first=0, keep_last=1),
         voices=tuple(vocabulary.speakers),
         languages=tuple(name for name in vocabulary.languages if name not in DIALECTS),
-        takes_instructions=vocabulary.kind != "base",
-        streams_text=vocabulary.kind == "base",
+        takes_instructions=True,
         max_text_chars=4000,
         max_audio_s=60.0,
         max_model_len=vocabulary.max_model_len,

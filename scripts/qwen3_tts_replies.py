@@ -1,0 +1,173 @@
+"""What Qwen3-TTS's own package makes of a small random release, greedily: a fixture for the tests.
+
+    python -m scripts.qwen3_tts_replies tests/data/qwen3_tts_replies.npz
+
+Needs an environment of its own: `pip install torch==2.13.0 transformers==4.57.3 accelerate==1.12.0 librosa soundfile
+einops` and `pip install --no-deps qwen-tts==0.1.1` (https://github.com/QwenLM/Qwen3-TTS). sox, onnxruntime and
+torchaudio are imported for the 25 Hz tokenizer only; stand-ins are enough.
+
+Of each case: `prompt` [P, H], the rows that the talker is given; `codes` [T, Q]; `first` [n, C + 1], raw logits of the
+codes and the end on stream 0; `others` [T, Q - 1, C], those of the depth transformer.
+"""
+
+import argparse
+import importlib.machinery
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.checkpoints.random_qwen3_tts import SPECIAL, plain_ids, small_config, tensors
+
+TEXT, INSTRUCTION, REFERENCE = "Go on, 7x.", "low pitch", "mind"
+NUM_TOKENS = 24  # of stream 0; the last one gets no frame
+WIDTHS = {"custom_voice": 64, "voice_design": 96, "base": 96}
+START, END = SPECIAL["<|im_start|>"], SPECIAL["<|im_end|>"]
+ROLE, USER = (
+    [START, 263, 198],
+    [START, 266, 198],
+)  # assistant and user as `random_qwen3_tts.write_tokenizer` spells them
+GREEDY = dict.fromkeys(("top_k", "top_p", "temperature")) | {"do_sample": False}
+
+
+def load_package() -> tuple[Any, Any]:
+    """The package's config and model."""
+    for name in ("sox", "onnxruntime", "torchaudio", "torchaudio.compliance", "torchaudio.compliance.kaldi"):
+        module: Any = types.ModuleType(name)
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        sys.modules[name] = module
+    sys.modules["torchaudio"].compliance = sys.modules["torchaudio.compliance"]  # type: ignore[attr-defined]
+    sys.modules["torchaudio.compliance"].kaldi = None  # type: ignore[attr-defined]
+    from qwen_tts.core.models import Qwen3TTSConfig, Qwen3TTSForConditionalGeneration
+
+    return Qwen3TTSConfig, Qwen3TTSForConditionalGeneration
+
+
+def inputs(random: np.random.Generator, codes: int, codebooks: int) -> dict[str, np.ndarray]:
+    """What all cases are made of: ids of words and of an instruction, codes of two references, an x-vector."""
+    return {
+        "words": np.array(plain_ids(TEXT)),
+        "reference_words": np.array(plain_ids(REFERENCE)),
+        "instruction": np.array(plain_ids(INSTRUCTION)),
+        "codes": random.integers(0, codes, (codebooks, 7)),
+        "long_codes": random.integers(0, codes, (codebooks, 23)),
+        "x_vector": (0.5 * random.standard_normal(WIDTHS["base"])).astype(np.float32),
+    }
+
+
+def cases(kind: str, given: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """The arguments of the package's `generate` for each case of a kind of release."""
+    instruction = [torch.tensor([[*USER, *given["instruction"], END, 198]])]
+    if kind == "custom_voice":
+        return {
+            "english": {"speakers": ["Ryan"], "languages": ["English"]},
+            "auto, instructed": {"speakers": ["Ryan"], "languages": ["Auto"], "instruct_ids": instruction},
+            "dialect": {"speakers": ["Eric"], "languages": ["Chinese"]},
+        }
+    if kind == "voice_design":
+        return {"designed": {"languages": ["English"], "instruct_ids": instruction}}
+    reference = [torch.tensor([[*ROLE, *given["reference_words"], END, 198]])]
+
+    def clone(codes: np.ndarray | None) -> dict[str, Any]:
+        heard = None if codes is None else torch.from_numpy(codes.T)
+        return {
+            "ref_ids": [None] if codes is None else reference,
+            "voice_clone_prompt": {
+                "ref_code": [heard],
+                "ref_spk_embedding": [torch.from_numpy(given["x_vector"])],
+                "x_vector_only_mode": [codes is None],
+                "icl_mode": [codes is not None],
+            },
+        }
+
+    return {
+        "in context": {"languages": ["Auto"], **clone(given["codes"])},
+        "in long context": {"languages": ["Auto"], **clone(given["long_codes"])},
+        "x-vector": {"languages": ["English"], **clone(None)},
+    }
+
+
+class Recorder:
+    """Runs `generate` and keeps what it gives its talker, and the logits."""
+
+    def __init__(self, model: Any):
+        self.model, self.steps = model, list[torch.Tensor]()
+        self._stock, model.talker.generate = model.talker.generate, self._generate
+        for head in model.talker.code_predictor.lm_head:
+            head.register_forward_hook(lambda module, given, out: self.steps.append(out[0, -1]))
+
+    def _generate(self, **arguments: Any) -> Any:
+        self.prompt = arguments["inputs_embeds"][0]
+        self.out = self._stock(**arguments, output_logits=True, output_scores=True)
+        return self.out
+
+    def run(self, words: np.ndarray, end: int, **arguments: Any) -> dict[str, np.ndarray]:
+        """One case."""
+        self.steps.clear()
+        ids = torch.tensor([[*ROLE, *words, END, 198, *ROLE]])
+        subtalker = {f"subtalker_{name}": value for name, value in GREEDY.items()}
+        subtalker["subtalker_dosample"] = subtalker.pop("subtalker_do_sample")
+        codes = self.model.generate(input_ids=[ids], max_new_tokens=NUM_TOKENS, **GREEDY, **subtalker, **arguments)[0][
+            0
+        ]
+        others = torch.stack(self.steps).view(-1, codes.shape[1] - 1, self.steps[0].shape[0])
+        first = torch.cat(self.out.logits)
+        best = torch.cat(self.out.scores).topk(2).values
+        lead = float((best[:, 0] - best[:, 1]).min())
+        kept = torch.tensor([*range(others.shape[2]), end])
+        return {
+            "prompt": self.prompt.numpy(),
+            "codes": codes.numpy().astype(np.int16),
+            "first": first[:, kept].numpy(),
+            "others": others[: len(codes)].numpy(),
+            "lead": np.array(lead),
+        }
+
+
+@torch.no_grad()
+def replies() -> dict[str, np.ndarray]:
+    """The fixture's arrays."""
+    config_class, model_class = load_package()
+    given = inputs(np.random.default_rng(0), 32, 4)
+    made = dict(given)
+    for kind, hidden in WIDTHS.items():
+        record = small_config(kind, hidden)
+        config = config_class(**{name: value for name, value in record.items() if name != "model_type"})
+        config._attn_implementation = "eager"
+        model = model_class(config).eval()
+        weights = {name: torch.from_numpy(tensor) for name, tensor in tensors(record).items()}
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+        assert not unexpected, unexpected
+        assert all(name.startswith("speaker_encoder.") for name in missing), missing
+        recorder = Recorder(model)
+        for name, arguments in cases(kind, given).items():
+            for is_streaming in (False, True):
+                label = f"{kind}/{name}/{'streaming' if is_streaming else 'whole'}"
+                end = record["talker_config"]["codec_eos_token_id"]
+                found = recorder.run(given["words"], end, non_streaming_mode=not is_streaming, **arguments)
+                print(f"{label}: {len(found['prompt'])} rows, {len(found['codes'])} frames, lead {found['lead']:.4f}")
+                made |= {f"{label}/{what}": array for what, array in found.items()}
+    return made
+
+
+def main() -> None:
+    """Write the fixture, or check the one there is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("fixture", type=Path)
+    parser.add_argument("--check", action="store_true", help="compare with what is there, to 1e-4, and write nothing")
+    args = parser.parse_args()
+    made = replies()
+    if not args.check:
+        np.savez_compressed(args.fixture, **made)
+        return
+    known = np.load(args.fixture)
+    assert set(known) == set(made), sorted(set(known) ^ set(made))
+    for name, array in made.items():
+        np.testing.assert_allclose(array, known[name], atol=1e-4, err_msg=name)
+
+
+if __name__ == "__main__":
+    main()
