@@ -5,10 +5,11 @@ from setuptools import find_packages, setup
 DATA = "stretto.model_repository"
 
 setup(
-    packages=[*find_packages("python_backend"), *find_packages("client"), DATA],
+    packages=[*find_packages("python_backend"), *find_packages("client"), *find_packages("gateway"), DATA],
     package_dir={
         "stretto": "python_backend/stretto",
         "stretto_client": "client/stretto_client",
+        "stretto_gateway": "gateway/stretto_gateway",
         DATA: "model_repository",
     },
     package_data={

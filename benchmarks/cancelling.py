@@ -20,8 +20,7 @@ from benchmarks.process_watch import served_processes
 from benchmarks.results_file import append_result
 from benchmarks.temporary_server import command_line, serving, stop_on_sigterm
 from stretto.triton_io.flow import FlowTable
-from stretto_client import SpeechClient
-from stretto_client.client import SpeechStream
+from stretto_client import Speech, SpeechClient
 
 TEXT = "The river and the green garden and the window and the morning and the door."
 RESPONSES = 3  # before it is cancelled
@@ -44,7 +43,7 @@ async def until_active(table: FlowTable, number: int) -> None:
         await asyncio.sleep(LOOK_S)
 
 
-async def begun(stream: SpeechStream) -> SpeechStream:
+async def begun(stream: Speech) -> Speech:
     """The stream, answered so often."""
     for _ in range(RESPONSES):
         await anext(stream)

@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 
 from benchmarks.speech_load import texts
-from stretto_client import ClientError, RequestRefused, SpeechClient, SpeechStream
+from stretto_client import ClientError, RequestRefused, Speech, SpeechClient
 from stretto_client.inputs import strings
 
 RATE = 16_000
@@ -156,13 +156,13 @@ class SoakLoad:
             return
         raise NotRefused(str(inputs)[:60])
 
-    async def _some(self, stream: SpeechStream) -> None:
+    async def _some(self, stream: Speech) -> None:
         for _ in range(self._random.randrange(4)):
             with suppress(StopAsyncIteration):
                 await anext(stream)
 
 
-async def _read(stream: SpeechStream) -> None:
+async def _read(stream: Speech) -> None:
     async for _event in stream:
         pass
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.speech_metrics import Trace
-from stretto_client import ClientError, SpeechStream
+from stretto_client import ClientError, Speech
 
 CITIES = ("Oslo", "Rome", "Boston", "Paris", "Tokyo", "Vienna", "Dublin", "Denver")
 ANIMALS = ("dog", "horse", "rabbit", "tiger", "mouse", "monkey", "bird")
@@ -62,7 +62,7 @@ async def run(load: Load, speak: Speak, lines: Iterator[str]) -> tuple[list[Trac
     return traces, time.perf_counter() - begun
 
 
-async def follow(trace: Trace, stream: SpeechStream) -> Trace:
+async def follow(trace: Trace, stream: Speech) -> Trace:
     """`trace` with what has come of `stream`, to its end; an error is kept in it."""
     try:
         async for event in stream:

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "python_backend" / "stretto"
-NAME = "stretto"
+NAME, GATEWAY = "stretto", "stretto_gateway"
 
 # What each folder may import of ours, beside itself. A folder inside another is named with its path.
 ALLOWED = {
@@ -74,7 +74,7 @@ BANNED_WORD = re.compile(rf"\b(?:{'|'.join(BANNED_NAMES)})\b")
 
 SOURCES = sorted(
     path
-    for folder in ("python_backend", "client", "scripts", "benchmarks", "training", "model_repository")
+    for folder in ("python_backend", "client", "gateway", "scripts", "benchmarks", "training", "model_repository")
     for path in (ROOT / folder).rglob("*.py")
 )
 OURS = [path for path in SOURCES if path.is_relative_to(PACKAGE)]
@@ -140,7 +140,9 @@ def identity(path: Path) -> str:
 
 def module_name(path: Path) -> str:
     """How `path` is imported."""
-    root = next(root for root in (ROOT / "python_backend", ROOT / "client", ROOT) if path.is_relative_to(root))
+    root = next(
+        root for root in (ROOT / "python_backend", ROOT / "client", ROOT / "gateway", ROOT) if path.is_relative_to(root)
+    )
     return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
 
 
@@ -191,10 +193,14 @@ def test_a_circle_is_found() -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=identity)
 def test_programs_around_the_package_keep_to_their_side(path: Path) -> None:
     roots = {module.split(".")[0] for module in imports(path)}
-    if path in OURS or path.is_relative_to(ROOT / "client"):
+    if path in OURS or path.is_relative_to(ROOT / "client") or path.is_relative_to(ROOT / "gateway"):
         assert not roots & {"scripts", "benchmarks", "training", "tests"}
     if path.is_relative_to(ROOT / "client"):
-        assert NAME not in roots, "the client knows nothing of the server's code"
+        assert not roots & {NAME, GATEWAY}, "the client knows nothing of the server's code"
+    if path.is_relative_to(ROOT / "gateway"):
+        assert NAME not in roots, "the gateway knows the server through its client alone"
+    if path.is_relative_to(PACKAGE):
+        assert GATEWAY not in roots or path.name == "cli.py", "the server knows nothing of what stands before it"
     if path in ADAPTERS:
         driven = {part.split("/")[0] for part in used_parts(path)}
         assert len(driven - {"triton_io", "config", "errors", "records", "families", "codec"}) <= 1, (

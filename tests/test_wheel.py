@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 PLACES = {
     "python_backend/stretto": "stretto",
     "client/stretto_client": "stretto_client",
+    "gateway/stretto_gateway": "stretto_gateway",
     "model_repository": "stretto/model_repository",
 }
 BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
@@ -42,7 +43,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from the sdist, which is built from a copy of this tree with what people leave lying about in one."""
     folder = tmp_path_factory.mktemp("wheel")
     tree = folder / "tree"
-    for name in ("python_backend", "client", "model_repository"):
+    for name in ("python_backend", "client", "gateway", "model_repository"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.onnx"))
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copyfile(ROOT / name, tree / name)

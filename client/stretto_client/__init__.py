@@ -1,11 +1,12 @@
-"""Speaks to the ensemble over gRPC. It needs tritonclient and numpy, and nothing of the server's code.
+"""Speaks to the ensemble over gRPC. It needs tritonclient, numpy and sentencex, and nothing of the
+server's code.
 
 async with SpeechClient("localhost:8001") as client:
     async for event in client.speak("It is 9:20."):
         play(event.pcm, event.sample_rate)
 """
 
-from stretto_client.client import SpeechClient, SpeechStream
+from stretto_client.client import SpeechClient
 from stretto_client.errors import (
     ClientError,
     RequestCancelled,
@@ -15,20 +16,27 @@ from stretto_client.errors import (
     TimedOut,
 )
 from stretto_client.event import GuidanceChange, SpeechEvent, Word
+from stretto_client.long_speech import LongSpeech, Speech
+from stretto_client.model_profile import ModelProfile, TaskProfile
 from stretto_client.ring import RingSize
+from stretto_client.speech_stream import SpeechStream
 from stretto_client.timeouts import Timeouts
 
 __all__ = [
     "ClientError",
     "GuidanceChange",
+    "LongSpeech",
+    "ModelProfile",
     "RequestCancelled",
     "RequestRefused",
     "RingSize",
     "ServerFailed",
     "ServerUnavailable",
+    "Speech",
     "SpeechClient",
     "SpeechEvent",
     "SpeechStream",
+    "TaskProfile",
     "TimedOut",
     "Timeouts",
     "Word",

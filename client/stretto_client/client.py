@@ -2,127 +2,27 @@
 
 import asyncio
 import json
-import time
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
-from tritonclient.grpc import InferenceServerException, InferInput, InferResult
+from tritonclient.grpc import InferenceServerException, InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
-from stretto_client.errors import ClientError, RequestCancelled, ServerFailed, TimedOut, from_rpc, from_text
-from stretto_client.event import SpeechEvent, is_last, read_event
+from stretto_client.clauses import split
 from stretto_client.inputs import Audio, audio_inputs, given, options_json, strings
+from stretto_client.long_speech import LongSpeech, Speech, is_short
+from stretto_client.model_profile import ModelProfile, fetch_profile
 from stretto_client.regions import Memory
 from stretto_client.ring import RingSize
 from stretto_client.server_key import key_headers
 from stretto_client.sharing import Sharing
+from stretto_client.speech_stream import SpeechStream
 from stretto_client.timeouts import Timeouts
-
-
-class SpeechStream:
-    """The events of one utterance, in order. `cancel` or `aclose` (or leaving `async with`, or dropping the
-    object) gives it up.
-
-    Raises a ClientError instead of the next event when there is none to come.
-    """
-
-    def __init__(self, responses: Any, client: "SpeechClient", sharing: Sharing | None = None):
-        self._responses = responses
-        self._client, self._sharing = client, sharing
-        self._timeouts, self._server = client.timeouts, client.server
-        self._started_s = time.monotonic()
-        self._is_first = True
-        self._is_complete = False  # the last event has been seen
-        self._is_over = False
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> SpeechEvent:
-        while not self._is_over:
-            result = await self._next_response()
-            if result is None:
-                break
-            event = read_event(result, None if self._sharing is None else self._sharing.ring)
-            if is_last(result):
-                self._end()
-            if event is not None:
-                self._is_complete = event.is_final
-                return event
-        self._end()
-        if not self._is_complete:
-            raise self._failed(ServerFailed("the stream ended before the utterance did"))
-        raise StopAsyncIteration
-
-    def cancel(self) -> None:
-        """Give the utterance up; the server stops working on it. A pending or later read raises RequestCancelled."""
-        self._responses.cancel()
-
-    async def aclose(self) -> None:
-        """Give the utterance up and read no more."""
-        self._is_complete = True
-        self.cancel()
-        self._end()
-
-    def __del__(self) -> None:
-        # A stream left by `break` and dropped: the server must not speak on to nobody.
-        if not self._is_over:
-            self.cancel()
-            self._end()
-
-    def _end(self) -> None:
-        if not self._is_over:
-            self._is_over = True
-            if self._sharing is not None:
-                self._client.take_back(self._sharing)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-    async def _next_response(self) -> InferResult | None:
-        """The next response, or None at the end of the stream."""
-        limit, waits_for = self._patience()
-        try:
-            async with asyncio.timeout(limit):
-                result, error = await anext(self._responses)
-        except StopAsyncIteration:
-            return None
-        except TimeoutError:
-            raise self._failed(TimedOut(f"{self._server}: {waits_for}")) from None
-        except grpc.RpcError as error:
-            raise self._failed(from_rpc(error, self._server)) from error
-        except asyncio.CancelledError:
-            cancelled_by_caller = (task := asyncio.current_task()) is not None and task.cancelling()
-            failure = self._failed(RequestCancelled("the request was cancelled"))
-            if cancelled_by_caller:
-                raise
-            raise failure from None
-        if error is not None:
-            raise self._failed(from_text(error.message()))
-        self._is_first = False
-        return result
-
-    def _patience(self) -> tuple[float, str]:
-        """Seconds to wait for the next response, and what to say when they have passed."""
-        limits = self._timeouts
-        left_s = limits.total_s - (time.monotonic() - self._started_s)
-        next_s = limits.first_s if self._is_first else limits.between_s
-        if left_s < next_s:
-            return max(left_s, 0.0), f"the utterance was not complete after {limits.total_s:g} s"
-        which = "first" if self._is_first else "next"
-        return next_s, f"no {which} response within {next_s:g} s"
-
-    def _failed(self, error: ClientError) -> ClientError:
-        self._is_complete = True
-        self._responses.cancel()
-        self._end()
-        return error
 
 
 class SpeechClient:
@@ -149,6 +49,13 @@ class SpeechClient:
         self._shared: set[Sharing] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._client = InferenceServerClient(server)
+        self._profile: ModelProfile | None = None
+
+    async def profile(self, refresh: bool = False) -> ModelProfile:
+        """What the model is, as `fetch_profile` has it; asked for once, unless it may be another one by now."""
+        if self._profile is None or refresh:
+            self._profile = await fetch_profile(self._client, self.model, self.server, self.timeouts.first_s)
+        return self._profile
 
     def speak(
         self,
@@ -162,18 +69,35 @@ class SpeechClient:
         encoding: str | None = None,
         sample_rate: int | None = None,
         **options: Any,
-    ) -> SpeechStream:
-        """The events of `text` being spoken.
+    ) -> Speech:
+        """The events of `text` being spoken. With the task `tts` it may be of any length.
 
+        What is longer than the model speaks at once is cut where a speaker draws breath; each clause is spoken with the
+        same options and the same seed, and asked for while the one before is heard.
         task: what the model calls that; one that writes first says so in the events' text.
         encoding: `pcm_f32le` (the default) or `pcm_s16le`; sample_rate: in Hz, by default the codec's.
         options: as the server knows them, e.g. `audio={"temperature": 0.5}` or `chunking={"playout_s": 0.2}`.
         """
+        options |= {"voice": voice, "seed": seed, "guidance_scale": guidance_scale}
+        options["output"] = options.get("output", {}) | given({"encoding": encoding, "sample_rate": sample_rate})
+        if task != "tts" or is_short(text):
+            return self._speak_once(task, options, text)
+        options["seed"] = secrets.randbits(32) if seed is None else seed
+        return LongSpeech(partial(self._speak_once, task, options), self._cut(text))
+
+    def _speak_once(self, task: str, options: dict[str, Any], text: str) -> SpeechStream:
         sharing = self._share()
         ring = None if sharing is None else sharing.make_ring().option()
-        output = options.get("output", {}) | given({"encoding": encoding, "sample_rate": sample_rate, "ring": ring})
-        options |= {"voice": voice, "seed": seed, "guidance_scale": guidance_scale, "output": output or None}
+        output = options["output"] | given({"ring": ring})
+        options = options | {"output": output or None}
         return self.send(strings(text=text, task=task, options=options_json(options)), sharing)
+
+    async def _cut(self, text: str) -> list[str]:
+        """The pieces in which the model takes `text`; all of it where it does not tell how much it takes."""
+        max_chars = len(text)
+        with suppress(ValueError):
+            max_chars = (await self.profile()).max_text_chars
+        return [text] if len(text) <= max_chars else split(text, max_chars) or [text]
 
     def transcribe(self, audio: Audio, /, *, task: str = "asr", **options: Any) -> SpeechStream:
         """The events of `audio` being written down: a file's path or bytes, or (samples [n], rate in Hz).

@@ -11,6 +11,7 @@ ClientError
 import re
 
 import grpc
+from tritonclient.grpc import InferenceServerException
 
 
 class ClientError(Exception):
@@ -86,9 +87,19 @@ def from_text(message: str) -> ClientError:
 def from_rpc(error: grpc.RpcError, server: str) -> ClientError:
     """The error of a call to `server` (host:port), by its status, with the server's own words."""
     assert isinstance(error, grpc.aio.AioRpcError), error
-    message = error.details() or error.code().name
-    if error.code() is grpc.StatusCode.UNAVAILABLE and "connect" in message:
+    return _from_status(error.code(), error.details() or error.code().name, server)
+
+
+def from_exception(error: InferenceServerException, server: str) -> ClientError:
+    """The same of an error that Triton's client has wrapped, with its status as text."""
+    name = (error.status() or "").removeprefix("StatusCode.")
+    status = next((status for status in grpc.StatusCode if status.name == name), grpc.StatusCode.UNKNOWN)
+    return _from_status(status, error.message() or name, server)
+
+
+def _from_status(status: grpc.StatusCode, message: str, server: str) -> ClientError:
+    if status is grpc.StatusCode.UNAVAILABLE and "connect" in message:
         message = f"no server answers at {server} ({message})"
     if "message larger than max" in message:  # which a stream without room for it is told with the same status
         return RequestRefused(message)
-    return BY_STATUS.get(error.code(), ServerFailed)(message)
+    return BY_STATUS.get(status, ServerFailed)(message)

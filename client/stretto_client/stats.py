@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from stretto_client.client import SpeechStream
 from stretto_client.event import SpeechEvent
+from stretto_client.long_speech import Speech
 
 MAX_SHOWN = 60  # characters of text on the progress line
 
@@ -77,7 +77,7 @@ class Tally:
         }
 
 
-async def follow(stream: SpeechStream, handle: Callable[[SpeechEvent], None], shows_progress: bool) -> Tally:
+async def follow(stream: Speech, handle: Callable[[SpeechEvent], None], shows_progress: bool) -> Tally:
     """Hand every event on as it arrives, over a progress line if wanted."""
     tally = Tally(shows_progress)
     async with stream:

@@ -13,6 +13,26 @@ import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
+PROFILE = {
+    "family": "tiny",
+    "sample_rate": 16_000,
+    "voices": ["slt", "rms"],
+    "max_text_chars": 160,
+    "max_audio_s": 9.6,
+    "times_words": True,
+    "tasks": [
+        {
+            "name": name,
+            "needs": [needs],
+            "also": [],
+            "speaks": name == "tts",
+            "answers": "user",
+            "has_history": False,
+            "system": [],
+        }
+        for name, needs in (("tts", "text"), ("asr", "audio"))
+    ],
+}
 REPORT = {"finish_reason": "stop", "num_frames": 4, "guided_frames": 4, "guidance_scale": 1.5, "seed": 7}
 
 
@@ -123,6 +143,7 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     script: Callable[[Request], list[Step]]
     is_ready: bool = True
+    profile: dict[str, Any] | None = field(default_factory=lambda: PROFILE)
     requests: list[Request] = field(default_factory=list)
     metadata: list[dict[str, str]] = field(default_factory=list)
     regions: dict[str, bytes] = field(default_factory=dict)
@@ -142,6 +163,12 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ModelReady(self, request: Any, context: Any) -> service_pb2.ModelReadyResponse:
         return service_pb2.ModelReadyResponse(ready=self.is_ready and request.name == "speech")
+
+    async def ModelConfig(self, request: Any, context: Any) -> service_pb2.ModelConfigResponse:
+        answer = service_pb2.ModelConfigResponse()
+        if self.profile is not None:
+            answer.config.parameters["profile"].string_value = json.dumps(self.profile)
+        return answer
 
     async def SystemSharedMemoryRegister(
         self, request: Any, context: Any

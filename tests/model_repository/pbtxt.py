@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2] / "model_repository"
-TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[A-Za-z_0-9.+-]+|[{}\[\]:,]|\S')
+TOKEN = re.compile(r""""(?:[^"\\]|\\.)*"|'[^']*'|[A-Za-z_0-9.+-]+|[{}\[\]:,]|\S""")
 
 
 def read_config(model: str) -> dict[str, Any]:
@@ -43,4 +43,4 @@ def read_values(tokens: list[str]) -> tuple[list[Any], list[str]]:
 
 
 def scalar(token: str) -> str | int:
-    return token[1:-1] if token[0] == '"' else int(token) if re.fullmatch(r"[+-]?\d+", token) else token
+    return token[1:-1] if token[0] in "\"'" else int(token) if re.fullmatch(r"[+-]?\d+", token) else token

@@ -4,6 +4,9 @@ from typing import Any
 
 import pytest
 
+from stretto.checkpoints.profile import profile
+from stretto.codec.registry import load_codec
+from stretto.families.tiny.family import TINY
 from stretto.triton_io.schema import MODELS, TensorSpec
 from tests.model_repository.pbtxt import ROOT, read_config
 
@@ -66,3 +69,10 @@ def test_checkpoints_are_found_from_each_models_own_folder() -> None:
         for model in ("preprocessor", "language_model", "acoustic_decoder")
     }
     assert folders == {ROOT / "language_model" / "1" / "checkpoint"}
+
+
+def test_clients_are_told_what_the_bundled_family_is() -> None:
+    (parameter,) = read_config("speech")["parameters"]
+    codec = load_codec(TINY.codec, ROOT / "language_model/1/checkpoint", "cpu", TINY.layout.num_codebooks)
+    assert parameter["key"] == ["profile"]
+    assert parameter["value"][0]["string_value"] == [profile(TINY, codec.spec.sample_rate)]

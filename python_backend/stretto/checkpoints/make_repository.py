@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stretto.checkpoints.conversion import fresh_directory
+from stretto.checkpoints.profile import PARAMETER, profile
 from stretto.command_line import CommandParser
 from stretto.config import EngineConfig
 from stretto.errors import CheckpointError
@@ -27,7 +28,7 @@ from stretto.serving.folders import bundled_repository
 
 BUNDLED = bundled_repository()
 CHECKPOINT, ENGINE = "language_model/1/checkpoint", "language_model/1/engine.json"
-DECODER, PREPROCESSOR = "acoustic_decoder", "preprocessor"
+DECODER, PREPROCESSOR, ENSEMBLE = "acoustic_decoder", "preprocessor", "speech"
 NUM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 CPU_BLOCK_SIZE = 32  # rows; vLLM's attention on the CPU takes multiples of it
 MIB = 1 << 20
@@ -88,7 +89,8 @@ def bytes_per_row(record: dict[str, Any], dtype: str) -> int:
 
 def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], gpu: int | None = None) -> None:
     """The repository at `out`, which does not exist yet; CheckpointError where the checkpoint cannot be served."""
-    family = Preprocessor(checkpoint).family  # which opens the tokenizer, the codec and what hears audio
+    preprocessor = Preprocessor(checkpoint)  # which opens the tokenizer, the codec and what hears audio
+    family = preprocessor.family
     if not any(checkpoint.glob("*.safetensors")):
         raise CheckpointError(f"{checkpoint}: expected weights in *.safetensors, got none")
     chosen = engine_arguments(config_at(checkpoint), family, gpu is not None) | engine_args
@@ -98,6 +100,8 @@ def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], gpu: int | No
         (folder / CHECKPOINT).symlink_to(checkpoint.resolve(), target_is_directory=True)
         (folder / ENGINE).write_text(json.dumps(chosen, indent=2) + "\n")
         EngineConfig.from_file(folder / ENGINE, checkpoint)
+        told = profile(family, preprocessor.codec.spec.sample_rate)
+        change(folder / ENSEMBLE / "config.pbtxt", {parameter(PARAMETER): rf"\1: '{told}'"})
         if family.codec != "tiny":
             change(folder / DECODER / "config.pbtxt", {parameter("warm_up_s"): rf'\1: "{WARM_UP_S}"'})
         if gpu is not None:
@@ -110,7 +114,7 @@ def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], gpu: int | No
 
 def parameter(name: str) -> str:
     """A pattern for the parameter `name` of a model's config; its first group is all before the value."""
-    return rf'(key: "{name}" value \{{ string_value): "[^"]*"'
+    return rf'(key: "{name}" value \{{ string_value): (?:"[^"]*"|\'[^\']*\')'
 
 
 def change(config: Path, changes: dict[str, str]) -> None:

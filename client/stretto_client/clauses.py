@@ -1,0 +1,52 @@
+"""Cuts text of any length into pieces that a model speaks one after another, where a speaker would draw breath."""
+
+import re
+from collections.abc import Iterable, Iterator
+
+from sentencex import segment
+
+# Where a sentence that is too long by itself is cut, the best places first: behind a mark that is followed by a space,
+# behind a closed bracket, at any space.
+PLACES = (r"(?<=[;:—…])\s+", r"(?<=[,)\]–])\s+", r"\s+")
+
+
+def split(text: str, max_chars: int, language: str = "en") -> list[str]:
+    """The pieces of `text`, each of at most `max_chars` characters and as long as whole sentences allow.
+
+    Nothing is lost but space, and marks that no word stands with.
+    language: whose abbreviations end no sentence (ISO 639-1).
+    """
+    sentences = (sentence.strip() for sentence in segment(language, text))
+    short = (piece for sentence in sentences if sentence for piece in _cut(sentence, max_chars, PLACES))
+    return list(_packed(short, max_chars))
+
+
+def halve(text: str, language: str = "en") -> list[str]:
+    """Two or three pieces of `text`, as long as each other as far as its sentences and clauses allow."""
+    return split(text, max(len(text) // 2 + len(text) % 2, 1), language)
+
+
+def _cut(text: str, max_chars: int, places: tuple[str, ...]) -> Iterator[str]:
+    """Pieces of a sentence, cut at the first of the `places` that makes them short enough, or within a word."""
+    if len(text) <= max_chars:
+        yield text
+    elif places:
+        for part in _packed((part for part in re.split(places[0], text) if part), max_chars):
+            yield from _cut(part, max_chars, places[1:])
+    else:
+        yield from (text[start : start + max_chars] for start in range(0, len(text), max_chars))
+
+
+def _packed(pieces: Iterable[str], max_chars: int) -> Iterator[str]:
+    """The pieces, joined with a space as far as they fit; marks alone, for which there is no room, say nothing."""
+    held = ""
+    for piece in pieces:
+        joined = f"{held} {piece}" if held else piece
+        if len(joined) <= max_chars:
+            held = joined
+        elif not held or any(map(str.isalnum, piece)):
+            if held:
+                yield held
+            held = piece
+    if held:
+        yield held

@@ -1,0 +1,102 @@
+"""Makes one utterance of several that are spoken one after another."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from stretto_client.event import GuidanceChange, SpeechEvent, Word
+
+FADE_S = 0.005
+SUMS = ("num_prompt_rows", "num_text_tokens", "num_frames", "guided_frames", "total_s", "audio_s", "decode_s")
+
+
+class Joint:
+    """Takes the events of one utterance after the other, and gives those of a single one.
+
+    Samples follow each other without a gap. Where an utterance begins at another value than the one before has ended
+    at, it begins at that value and comes to its own within FADE_S: a step would be heard as a click.
+    """
+
+    def __init__(self) -> None:
+        self._num_events = 0
+        self._utterance = ""
+        self._before_s = 0.0  # how long all utterances before are
+        self._audio_s = 0.0  # how much of this one has come
+        self._last_sample = 0.0
+        self._begins = False  # another utterance came before, and of this one no sample yet
+        self._wants_space = False  # between the texts of this one and of the one before
+        self._report: dict[str, Any] | None = None
+
+    def joined(self, event: SpeechEvent, is_last: bool) -> SpeechEvent:
+        """`event` as one of the whole; is_last: no utterance follows that of this event."""
+        self._utterance = self._utterance or event.utterance
+        joined = replace(
+            event,
+            pcm=None if event.pcm is None else self._smooth(event),
+            utterance=self._utterance,
+            index=self._num_events,
+            text=self._spaced(event.text),
+            words=tuple(Word(word.word, word.start_s + self._before_s) for word in event.words),
+            guidance_changes=tuple(
+                GuidanceChange(change.start_s + self._before_s, change.is_guided) for change in event.guidance_changes
+            ),
+            start_s=event.start_s + self._before_s,
+            is_final=event.is_final and is_last,
+        )
+        self._num_events += 1
+        return self._ended(joined, is_last) if event.is_final else joined
+
+    def _smooth(self, event: SpeechEvent) -> np.ndarray:
+        """The samples of `event`, without a step from what is before them."""
+        assert event.pcm is not None
+        pcm = event.pcm
+        if not len(pcm):
+            return pcm
+        if self._begins:
+            self._begins = False
+            pcm = from_value(pcm, self._last_sample, round(FADE_S * event.sample_rate))
+        self._last_sample = float(pcm[-1])
+        self._audio_s += len(pcm) / event.sample_rate
+        return pcm
+
+    def _spaced(self, text: str) -> str:
+        if text and self._wants_space:
+            self._wants_space = False
+            return f" {text}"
+        return text
+
+    def _ended(self, event: SpeechEvent, is_last: bool) -> SpeechEvent:
+        """The last event of an utterance, with the report of all if it is the last of the whole."""
+        if event.report is not None:
+            self._report = event.report if self._report is None else add_reports(self._report, event.report)
+        self._before_s += self._audio_s
+        self._audio_s = 0.0
+        self._begins = self._wants_space = True
+        return replace(event, report=self._report if is_last else None)
+
+
+def from_value(pcm: np.ndarray, value: float, num_samples: int) -> np.ndarray:
+    """Samples [n] that begin at `value`: the difference is added, less and less of it for `num_samples`."""
+    fade = np.cos(np.linspace(0, np.pi / 2, num_samples, endpoint=False)[: len(pcm)]) ** 2
+    begin = pcm[: len(fade)] + (value - float(pcm[0])) * fade
+    if np.issubdtype(pcm.dtype, np.integer):
+        limits = np.iinfo(pcm.dtype)
+        begin = begin.round().clip(limits.min, limits.max)
+    return np.concatenate([begin.astype(pcm.dtype), pcm[len(fade) :]])
+
+
+def add_reports(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """The report of two utterances as of one: what is counted adds up; the rest is the first's.
+
+    finish_reason: of the first that did not end by itself. first_sound_s: of the first that was heard.
+    """
+    added = {key: first[key] + second[key] for key in SUMS if key in first and key in second}
+    reasons = {"finish_reason": second["finish_reason"]} if first.get("finish_reason") == "stop" else {}
+    sound: dict[str, Any] = {}
+    if first.get("first_sound_s") is None and second.get("first_sound_s") is not None:
+        sound = {"first_sound_s": first.get("audio_s", 0.0) + second["first_sound_s"]}
+    frames = first.get("num_frames", 0)
+    changes = [(frame + frames, guided) for frame, guided in second.get("guidance_changes", [])]
+    moved = {"guidance_changes": [*first.get("guidance_changes", []), *changes]} if changes else {}
+    return first | added | reasons | sound | moved

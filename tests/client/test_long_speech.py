@@ -1,0 +1,148 @@
+"""A text of any length through a server that takes 160 characters at once."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+import numpy as np
+import pytest
+
+from stretto_client import RequestCancelled, RequestRefused, ServerUnavailable, SpeechClient
+from tests.client.fake_server import Abort, Chunk, ErrorText, FakeServer, Request, Step, Until
+
+SENTENCE = "This sentence has exactly fifty characters, I say."
+LONG = " ".join([SENTENCE] * 7)
+SPOKEN = [Chunk(0, 640, words=("a",)), Chunk(1, 640, is_final=True, is_last=True)]
+Serve = Callable[..., "asyncio.Future[tuple[FakeServer, SpeechClient]]"]
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    started: list[tuple[FakeServer, SpeechClient]] = []
+
+    async def start(script: Callable[[Request], list[Step]]) -> tuple[FakeServer, SpeechClient]:
+        server = FakeServer(script)
+        started.append((server, SpeechClient(await server.start())))
+        return started[-1]
+
+    yield start
+    for server, client in started:
+        await client.close()
+        await server.server.stop(0)
+
+
+def texts(server: FakeServer) -> list[str]:
+    return [request["text"].decode() for request in server.requests]
+
+
+async def test_a_long_text_is_one_utterance_of_several_with_one_seed(serve: Serve) -> None:
+    server, client = await serve(lambda _: SPOKEN)
+    events = [event async for event in client.speak(LONG, voice="slt")]
+    assert texts(server) == [" ".join([SENTENCE] * 3)] * 2 + [SENTENCE]
+    options = [json.loads(request["options"]) for request in server.requests]
+    assert {each["voice"] for each in options} == {"slt"}
+    assert len({each["seed"] for each in options}) == 1
+    assert [event.is_final for event in events] == [False] * 5 + [True]
+    assert np.allclose([event.start_s for event in events[::2]], [0, 0.08, 0.16])
+    assert sum(len(event.pcm) for event in events if event.pcm is not None) == 6 * 640
+
+
+async def test_the_profile_is_asked_for_once_and_a_short_text_needs_none(serve: Serve) -> None:
+    server, client = await serve(lambda _: SPOKEN)
+    server.profile = None
+    assert [event.index async for event in client.speak("Good morning.")] == [0, 1]
+    with pytest.raises(ValueError, match="tells nothing"):
+        await client.profile()
+    server.profile = {"family": "x", "sample_rate": 8000, "voices": [], "max_text_chars": 60, "max_audio_s": 1.0}
+    server.profile |= {"times_words": False, "tasks": []}
+    assert (await client.profile()).max_text_chars == 60
+    server.profile = None
+    assert (await client.profile()).family == "x"
+    assert len([event async for event in client.speak(LONG)]) == 14
+
+
+async def test_where_the_server_does_not_tell_its_limit_the_text_goes_as_it_is(serve: Serve) -> None:
+    server, client = await serve(lambda _: SPOKEN)
+    server.profile = None
+    assert len([event async for event in client.speak(LONG)]) == 2
+    assert texts(server) == [LONG]
+
+
+async def test_what_is_too_long_once_written_out_is_halved_until_it_fits(serve: Serve) -> None:
+    def script(request: Request) -> list[Step]:
+        too_long = len(request["text"]) > 9
+        refusal = "invalid request: text: expected at most 160 characters once written out in words, got 200 characters"
+        return [ErrorText(refusal)] if too_long else SPOKEN
+
+    server, client = await serve(script)
+    events = [event async for event in client.speak("1234567 1234567 1234567")]
+    assert texts(server)[-3:] == ["1234567"] * 3
+    assert [event.is_final for event in events] == [False] * 5 + [True]
+
+
+@pytest.mark.parametrize(
+    ("step", "error"),
+    [
+        (ErrorText("invalid request: text: expected something that can be spoken, got '1'"), RequestRefused),
+        (ErrorText("invalid request: text: expected at most 0 characters, got 1 characters"), RequestRefused),
+        (Abort(grpc.StatusCode.UNAVAILABLE, "gone"), ServerUnavailable),
+    ],
+)
+async def test_any_other_failure_is_raised_once(serve: Serve, step: Step, error: type[Exception]) -> None:
+    _, client = await serve(lambda _: [step])
+    stream = client.speak("1")
+    with pytest.raises(error):
+        await anext(stream)
+    assert [event async for event in stream] == []
+
+
+async def test_a_long_text_of_nothing_is_the_servers_to_refuse(serve: Serve) -> None:
+    server, client = await serve(lambda _: [ErrorText("invalid request: text: expected something that can be spoken")])
+    with pytest.raises(RequestRefused):
+        await anext(client.speak(" " * 200))
+    assert texts(server) == [" " * 200]
+
+
+async def test_options_that_are_no_json_are_an_error_of_the_caller(serve: Serve) -> None:
+    _, client = await serve(lambda _: SPOKEN)
+    with pytest.raises(TypeError):
+        await anext(client.speak(LONG, schedule=object()))
+
+
+async def test_cancelling_ends_the_clause_that_is_spoken_and_asks_for_no_other(serve: Serve) -> None:
+    never = asyncio.Event()
+    server, client = await serve(lambda _: [SPOKEN[0], Until(never)])
+    stream = client.speak(LONG)
+    await anext(stream)
+    stream.cancel()
+    with pytest.raises(RequestCancelled):
+        await anext(stream)
+    await asyncio.wait_for(server.cancelled.wait(), 30)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("how", ["closed", "dropped"])
+async def test_a_stream_that_is_left_ends_on_the_server(serve: Serve, how: str) -> None:
+    never = asyncio.Event()
+    server, client = await serve(lambda _: [SPOKEN[0], Until(never)])
+    stream = client.speak(LONG)
+    await anext(stream)
+    if how == "closed":
+        await stream.aclose()
+        assert [event async for event in stream] == []
+    del stream
+    await asyncio.wait_for(server.cancelled.wait(), 30)
+
+
+async def test_nobody_who_does_not_listen_has_the_server_speak_on(serve: Serve) -> None:
+    server, client = await serve(lambda _: SPOKEN)
+    stream = client.speak(" ".join([SENTENCE] * 60))
+    await anext(stream)
+    seen = 0
+    while len(server.requests) != seen:  # until no more are asked for
+        seen = len(server.requests)
+        await asyncio.sleep(0.2)
+    assert seen < 12, "of 20 clauses"
+    assert len([event async for event in stream]) == 39
+    assert len(server.requests) == 20
