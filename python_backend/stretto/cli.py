@@ -12,12 +12,13 @@ usage: stretto COMMAND ...    (stretto COMMAND --help: all that it takes)
   chat                      a conversation, each line of standard input a turn
   serve                     runs the server; --model-repository FOLDER (default: the bundled model's)
   serve --status | --stop   the state of a server, its end
+  gateway                   OpenAI's audio API over HTTP, before a server; serve --gateway starts both
   convert FAMILY            makes a checkpoint of what is published of a model
   make-repository           makes a model repository that serves a checkpoint
 
 speak, transcribe and chat talk to --server HOST:PORT. Without it they talk to the server of this machine, and start
 one in the background where none runs. STRETTO_PORT (default 8000) is its HTTP port; gRPC is on the next, metrics on
-the one after.
+the one after, the gateway behind that.
 """
 
 
@@ -43,7 +44,7 @@ def main(words: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("stretto"):
             raise
-        extra = "client" if COMMANDS[name] is client else "embedded"
+        extra = EXTRAS.get(name, "embedded")
         print(f"stretto {name}: {error}; the extra {extra!r} of this package brings it", file=sys.stderr)
         return 1
 
@@ -68,6 +69,13 @@ def serve(words: list[str]) -> int:
     return main(words)
 
 
+def gateway(words: list[str]) -> int:
+    """Run the gateway alone."""
+    from stretto_gateway.command import main
+
+    return main(words)
+
+
 def convert(words: list[str]) -> int:
     """A release to a checkpoint."""
     from stretto.checkpoints.command import main
@@ -87,6 +95,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "transcribe": client,
     "chat": client,
     "serve": serve,
+    "gateway": gateway,
     "convert": convert,
     "make-repository": make_repository,
 }
+EXTRAS = {"speak": "client", "transcribe": "client", "chat": "client", "gateway": "gateway"}

@@ -92,3 +92,10 @@ def test_an_address_or_api_that_there_is_not_is_refused(flags: list[str], capsys
     with pytest.raises(SystemExit):
         parse(*flags)
     assert repr(flags[1]) in capsys.readouterr().err
+
+
+def test_a_gateway_is_asked_for_and_is_behind_the_other_ports() -> None:
+    config, _ = parse("--gateway")
+    assert config.ports["gateway"] == 8003
+    config, _ = parse("--gateway", "--gateway-port", "9999")
+    assert config.ports["gateway"] == 9999

@@ -18,7 +18,8 @@ TAKEN |= {"--http-restricted-api", "--grpc-restricted-protocol"}
 
 @dataclass(frozen=True, slots=True)
 class LaunchConfig:
-    """The launcher's own flags, and in `passed` those of tritonserver. An empty `log_file` is standard output."""
+    """The launcher's own flags, and in `passed` those of tritonserver. An empty `log_file` is standard output, and
+    an empty `gateway_port` no gateway."""
 
     model_repository: Path
     address: str
@@ -27,6 +28,7 @@ class LaunchConfig:
     http_port: int
     grpc_port: int
     metrics_port: int
+    gateway_port: int | None
     pid_file: Path
     log_file: Path | None
     cache: Path
@@ -38,7 +40,8 @@ class LaunchConfig:
     @property
     def ports(self) -> dict[str, int]:
         """The ports by protocol."""
-        return {"http": self.http_port, "grpc": self.grpc_port, "metrics": self.metrics_port}
+        ports = {"http": self.http_port, "grpc": self.grpc_port, "metrics": self.metrics_port}
+        return ports if self.gateway_port is None else ports | {"gateway": self.gateway_port}
 
     @property
     def triton_ports(self) -> dict[str, int]:
@@ -49,8 +52,8 @@ class LaunchConfig:
 def default_port() -> int:
     """Of HTTP: STRETTO_PORT, or Triton's own; gRPC is on the next, metrics on the one after."""
     text = os.environ.get("STRETTO_PORT") or "8000"
-    if not text.isdecimal() or not 0 < int(text) <= 65_533:
-        raise LaunchError(f"STRETTO_PORT: expected a port from 1 to 65533, got {text!r}")
+    if not text.isdecimal() or not 0 < int(text) <= 65_532:
+        raise LaunchError(f"STRETTO_PORT: expected a port from 1 to 65532, got {text!r}")
     return int(text)
 
 
@@ -70,6 +73,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--http-port", type=port_number, default=port, help="default: STRETTO_PORT, or 8000")
     flags.add_argument("--grpc-port", type=port_number, default=port + 1, help="default: STRETTO_PORT + 1, or 8001")
     flags.add_argument("--metrics-port", type=port_number, default=port + 2, help="default: STRETTO_PORT + 2, or 8002")
+    flags.add_argument("--gateway", action="store_true", help="also serve OpenAI's audio API over HTTP")
+    flags.add_argument("--gateway-port", type=port_number, default=port + 3, help="default: STRETTO_PORT + 3, or 8003")
     flags.add_argument(
         "--pid-file",
         type=Path,
@@ -113,6 +118,7 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
         http_port=flags.http_port,
         grpc_port=flags.grpc_port,
         metrics_port=flags.metrics_port,
+        gateway_port=flags.gateway_port if flags.gateway else None,
         pid_file=pid_file_of(flags),
         log_file=log_file,
         cache=flags.cache,

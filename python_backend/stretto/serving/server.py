@@ -92,7 +92,8 @@ def imports_by_place(installation: Installation) -> Path | None:
     return None if installation.imports == IMPORT_ROOT else installation.imports
 
 
-def _die_with_the_launcher() -> None:
+def die_with_the_launcher() -> None:
+    """What a child of the launcher does before it becomes another program."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -116,7 +117,7 @@ class Server:
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_die_with_the_launcher,
+            preexec_fn=die_with_the_launcher,
         )
 
     @property

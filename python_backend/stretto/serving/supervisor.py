@@ -4,12 +4,12 @@ import math
 
 from stretto.serving.announcing import Announcer, say
 from stretto.serving.config import LaunchConfig
+from stretto.serving.doors import Doors
 from stretto.serving.drain import has_drained, num_active_utterances
 from stretto.serving.installation import Installation, LaunchError
 from stretto.serving.leftovers import Launch
 from stretto.serving.patience import BackOff
 from stretto.serving.ports import wait_for_ports
-from stretto.serving.proxy_process import ProxyProcess
 from stretto.serving.server import AbortedStart, Server
 from stretto.serving.trouble import Doubt, Trouble, named
 from stretto.serving.waiting import Waits
@@ -30,13 +30,13 @@ class Supervisor:
     def run(self) -> int:
         """Serve until told to stop; 0 after a clean stop. Raises LaunchError when the server has never been ready."""
         wait_for_ports(self._config.ports)
-        self._proxy = ProxyProcess(self._config, self._launch)
-        self._waits.look = self._proxy.keep_alive
-        self._announcer = Announcer(self._config, self._proxy)
+        self._doors = Doors(self._config, self._launch)
+        self._waits.look = self._doors.keep_alive
+        self._announcer = Announcer(self._config, self._doors.proxy)
         try:
             self._serve()
         finally:
-            self._proxy.stop()
+            self._doors.stop()
         say("stopped")
         return 0
 
@@ -144,7 +144,7 @@ class Supervisor:
                 self._announcer.note("unready" if doubt.reason else "ready", doubt.reason)
             if doubt.is_proven:
                 return Trouble(stopped, "is stopped")
-            self._proxy.keep_alive()
+            self._doors.keep_alive()
         return None
 
     def _pause(self, reason: str) -> None:
@@ -156,6 +156,7 @@ class Supervisor:
 
     def _stop(self, server: Server) -> None:
         """Refuse new requests, let running streams finish, end the server; a second signal skips the wait."""
+        self._doors.drain(self._waits.polls(self._config.drain_seconds, num_signals=1))
         self._launch.drain_file.touch()
         self._announcer.note("draining")  # only now: whoever reads it may count on new requests being refused
         polls = self._waits.polls(self._config.drain_seconds, num_signals=1)

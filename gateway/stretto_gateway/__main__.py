@@ -1,0 +1,8 @@
+"""`python -m stretto_gateway`: the console command `stretto gateway`."""
+
+import sys
+
+from stretto_gateway.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Errors in the form of OpenAI's API, and which of them a failure of the server is."""
+
+import json
+import re
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from stretto_client import ClientError, RequestCancelled, RequestRefused, ServerUnavailable, TimedOut
+
+FIELD = re.compile(r"^([a-z_0-9.\[\]]+): ")
+RETRY_AFTER_S = 1
+REFUSED, FAILED = "invalid_request_error", "server_error"
+
+
+class ApiError(HTTPException):
+    """An answer with a status and OpenAI's `error` object; `param` is the field of the request that it is about."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
+        super().__init__(status, message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+    def record(self) -> dict[str, Any]:
+        """The body."""
+        kind = {401: "authentication_error", 429: "rate_limit_error"}.get(
+            self.status, FAILED if self.status >= 500 else REFUSED
+        )
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> Response:
+        """The whole answer. Escapes keep what a caller has sent, half of a character even, from ending it."""
+        headers = {"retry-after": str(RETRY_AFTER_S)} if self.status in (429, 503) else {}
+        if self.status == 401:
+            headers["www-authenticate"] = "Bearer"
+        return Response(json.dumps(self.record()), self.status, headers, "application/json")
+
+
+def refused(param: str, expected: str, got: object) -> ApiError:
+    """The answer to a field that is not what it may be."""
+    text = repr(got)
+    shown = text if len(text) <= 60 else f"{text[:60]}…"
+    return ApiError(400, f"{param}: expected {expected}, got {shown}", param, "invalid_value")
+
+
+def from_client_error(error: ClientError, fields: dict[str, str]) -> ApiError:
+    """What a caller is told of a failure behind the gateway; `fields`: what those of the server are called here."""
+    match error:
+        case RequestRefused():
+            return _refusal(str(error), fields)
+        case ServerUnavailable() | RequestCancelled():
+            return ApiError(503, "the speech server takes no requests now; try again", code="unavailable")
+        case TimedOut():
+            return ApiError(504, "the speech server did not answer in time", code="timeout")
+        case _:
+            return ApiError(502, "the speech server failed on this request", code="server_failed")
+
+
+def _refusal(message: str, fields: dict[str, str]) -> ApiError:
+    """The server's words, with the field called as the caller calls it."""
+    match = FIELD.match(message)
+    if match is None:
+        return ApiError(400, message, code="invalid_value")
+    theirs = match[1].removeprefix("options.").removeprefix("output.")
+    param = fields.get(theirs, theirs)
+    return ApiError(400, f"{param}: {message[match.end() :]}", param, "invalid_value")

@@ -1,0 +1,94 @@
+"""The HTTP application: its routes, and how whatever goes wrong is told."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from stretto_gateway import batch, chat, models, speech, transcription
+from stretto_gateway.api_error import ApiError
+from stretto_gateway.config import GatewayConfig
+from stretto_gateway.gateway import Gateway
+from stretto_gateway.guard import Guard
+
+LOG = logging.getLogger("stretto_gateway")
+BODY_PARTS = ("body", "query", "path")
+
+
+def make_app(config: GatewayConfig) -> FastAPI:
+    """The application; it reaches for the server as it starts."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.gateway = Gateway(config)
+        try:
+            yield
+        finally:
+            await app.state.gateway.close()
+
+    # The pages with documentation would load scripts from elsewhere.
+    app = FastAPI(title="Stretto", lifespan=lifespan, docs_url=None, redoc_url=None)
+    for part in (speech, batch, transcription, chat, models):
+        app.include_router(part.router)
+    app.add_api_route("/health/live", live)
+    app.add_api_route("/health/ready", ready)
+    app.add_api_route("/metrics", figures)
+    app.add_exception_handler(ApiError, tell)
+    app.add_exception_handler(RequestValidationError, tell_invalid)
+    app.add_exception_handler(HTTPException, tell_http)
+    app.add_exception_handler(Exception, tell_failed)
+    app.add_middleware(Guard, config=config)
+    return app
+
+
+async def live() -> Response:
+    """200 as long as the gateway runs."""
+    return PlainTextResponse("")
+
+
+async def ready(request: Request) -> Response:
+    """200 when a sentence would be spoken, 503 otherwise."""
+    gateway: Gateway = request.app.state.gateway
+    return PlainTextResponse("", 200 if await gateway.is_ready() else 503)
+
+
+async def figures(request: Request) -> Response:
+    """The gateway's figures, in Prometheus' text format."""
+    gateway: Gateway = request.app.state.gateway
+    return Response(gateway.metrics.page(), media_type="text/plain; version=0.0.4")
+
+
+async def tell(_: Request, error: Exception) -> Response:
+    """An error of ours."""
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+async def tell_invalid(_: Request, error: Exception) -> Response:
+    """The first field that is not what the schema says."""
+    assert isinstance(error, RequestValidationError)
+    first: dict[str, Any] = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return ApiError(400, "the body is no JSON").response()
+    param = ".".join(str(part) for part in first["loc"] if part not in BODY_PARTS) or None
+    message = f"{param or 'the body'}: {first['msg']}"
+    return ApiError(400, message, param, "missing" if first["type"] == "missing" else "invalid_value").response()
+
+
+async def tell_http(_: Request, error: Exception) -> Response:
+    """What the framework itself refuses: no such path or method, a body that cannot be read."""
+    assert isinstance(error, HTTPException)
+    return ApiError(error.status_code, str(error.detail)).response()
+
+
+async def tell_failed(request: Request, error: Exception) -> Response:
+    """A failure of ours, whose traceback the log has under the request's id."""
+    request_id = request.state.request_id
+    LOG.error("%s failed", request_id, exc_info=error)
+    return ApiError(500, f"internal error {request_id}", code=request_id).response()

@@ -1,0 +1,66 @@
+"""`POST /v1/audio/speech/batch`: many texts, each with its own sound or its own error."""
+
+import asyncio
+import base64
+import secrets
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from pydantic import Field
+from starlette.requests import Request
+
+from stretto_gateway.api_error import ApiError, refused
+from stretto_gateway.encoding import MEDIA_TYPES
+from stretto_gateway.gateway import Gateway
+from stretto_gateway.speech import audio_parts, speech_arguments
+from stretto_gateway.speech_request import SpeechOptions, Text
+from stretto_gateway.until_gone import unless_gone
+
+router = APIRouter()
+
+
+class BatchItem(SpeechOptions):
+    """One of the texts; what it says of its own goes before what is said for all."""
+
+    input: Text
+
+
+class BatchRequest(SpeechOptions):
+    """Texts, and what holds for all of them."""
+
+    items: Annotated[list[BatchItem], Field(min_length=1)]
+
+
+@router.post("/v1/audio/speech/batch")
+async def create_batch(body: BatchRequest, request: Request) -> dict[str, Any]:
+    """The results in the order of `items`, audio as base64."""
+    gateway: Gateway = request.app.state.gateway
+    if len(body.items) > gateway.limits.max_batch:
+        raise refused("items", f"at most {gateway.limits.max_batch} items", f"{len(body.items)} items")
+    shared = body.model_dump(exclude_unset=True, exclude={"items"})
+    items = [BatchItem(**shared | item.model_dump(exclude_unset=True)) for item in body.items]
+    results = await unless_gone(request, asyncio.gather(*(result(gateway, *pair) for pair in enumerate(items))))
+    succeeded = sum(each["status"] == "success" for each in results)
+    return {
+        "id": f"batch_{secrets.token_hex(12)}",
+        "results": results,
+        "total": len(results),
+        "succeeded": succeeded,
+        "failed": len(results) - succeeded,
+    }
+
+
+async def result(gateway: Gateway, index: int, item: BatchItem) -> dict[str, Any]:
+    """What came of one text."""
+    try:
+        arguments = await speech_arguments(gateway, item, item.input)
+        audio = b"".join([part async for part in audio_parts(gateway, item, arguments)])
+    except ApiError as error:
+        return {"index": index, "status": "error", "error": error.message}
+    media_type = MEDIA_TYPES[item.response_format]
+    return {
+        "index": index,
+        "status": "success",
+        "audio_data": base64.b64encode(audio).decode(),
+        "media_type": media_type,
+    }

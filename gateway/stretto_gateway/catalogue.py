@@ -1,0 +1,82 @@
+"""What the server offers, in OpenAI's words: models, and voices with the names that its SDKs know."""
+
+import time
+from typing import Any
+
+from stretto_client import ClientError, ModelProfile, SpeechClient, TaskProfile
+from stretto_gateway.api_error import ApiError, from_client_error, refused
+
+REFRESH_S = 5.0  # after so long the server may be another one
+MODEL_ALIASES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts", "whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe")
+# In turns what they sound like: a family's voices are taken in turns, too.
+VOICE_ALIASES = (
+    *("alloy", "ash", "coral", "ballad", "fable", "cedar", "marin", "echo"),
+    *("nova", "onyx", "sage", "verse", "shimmer"),
+)
+
+
+class Catalogue:
+    """Asks the server what it is, and again when that may have changed."""
+
+    def __init__(self, client: SpeechClient):
+        self._client = client
+        self._asked_s = -REFRESH_S
+        self._since = int(time.time())
+
+    async def profile(self) -> ModelProfile:
+        """What the server serves; ApiError 503 where none answers."""
+        is_old = time.monotonic() - self._asked_s > REFRESH_S
+        try:
+            profile = await self._client.profile(refresh=is_old)
+        except ClientError as error:
+            raise from_client_error(error, {}) from None
+        except ValueError as error:
+            raise ApiError(503, str(error), code="unavailable") from None
+        if is_old:
+            self._asked_s = time.monotonic()
+        return profile
+
+    async def model(self, name: str) -> ModelProfile:
+        """The model of that name, or of one of OpenAI's names; ApiError 404 for others."""
+        profile = await self.profile()
+        if name not in (profile.family, *MODEL_ALIASES):
+            raise ApiError(404, f"model: there is {profile.family!r}, and no {name[:60]!r}", "model", "model_not_found")
+        return profile
+
+    def record(self, profile: ModelProfile) -> dict[str, Any]:
+        """The model as OpenAI's `model` object, with what more there is to tell."""
+        return {
+            "id": profile.family,
+            "object": "model",
+            "created": self._since,
+            "owned_by": "stretto",
+            "tasks": [task.name for task in profile.tasks],
+            "voices": list(profile.voices),
+            "sample_rate": profile.sample_rate,
+            "times_words": profile.times_words,
+        }
+
+
+def aliases(profile: ModelProfile) -> dict[str, str | None]:
+    """The voice that each of OpenAI's names means; None where the family has no voices by name."""
+    voices = profile.voices or (None,)
+    return {name: voices[n % len(voices)] for n, name in enumerate(VOICE_ALIASES) if name not in profile.voices}
+
+
+def find_voice(profile: ModelProfile, name: str | None) -> str | None:
+    """The family's name of a voice, None for its own choice; ApiError where there is no such voice."""
+    if name is None or name in profile.voices:
+        return name
+    known = aliases(profile)
+    if name not in known:
+        raise refused("voice", f"one of {', '.join((*profile.voices, *known))}", name)
+    return known[name]
+
+
+def find_task(profile: ModelProfile, names: tuple[str, ...], what: str) -> TaskProfile:
+    """The first of the tasks called `names` that the model has; ApiError where it cannot do `what`."""
+    found = (task for name in names if (task := profile.task(name)))
+    task = next(found, None)
+    if task is None:
+        raise ApiError(400, f"model: {profile.family!r} does not {what}", "model", "unsupported")
+    return task

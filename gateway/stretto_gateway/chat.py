@@ -1,0 +1,129 @@
+"""`POST /v1/chat/completions`: a turn of a conversation, answered in text or in speech, by families that converse."""
+
+import base64
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from stretto_client import ClientError, SpeechEvent
+from stretto_gateway.api_error import from_client_error, refused
+from stretto_gateway.catalogue import find_voice
+from stretto_gateway.chat_request import ChatRequest, conversing_task, read_conversation
+from stretto_gateway.encoding import DEFAULT_RATE, make_encoder
+from stretto_gateway.gateway import Gateway
+from stretto_gateway.speech import as_int16, sse, sse_error, usage
+from stretto_gateway.streamed import Streamed
+from stretto_gateway.until_gone import unless_gone
+
+router = APIRouter()
+AUDIO_KEPT_S = 3600  # what `expires_at` says; the audio itself is in the answer and kept nowhere
+FINISH = {"length": "length"}  # the server's reasons in OpenAI's words; the others are `stop`
+
+
+@router.post("/v1/chat/completions")
+async def create_completion(body: ChatRequest, request: Request) -> Response:
+    """The reply to `messages`; with `audio` among the `modalities` it is spoken."""
+    gateway: Gateway = request.app.state.gateway
+    profile = await gateway.catalogue.profile()
+    conversation = read_conversation(body.messages)
+    speaks = "audio" in body.modalities
+    task = conversing_task(profile, conversation.kinds(), speaks)
+    if body.stream and speaks and body.audio.format != "pcm16":
+        raise refused("audio.format", "pcm16 of what is streamed", body.audio.format)
+    options = body.options() | {"task": task.name}
+    if speaks:
+        form = {"encoding": "pcm_s16le", "sample_rate": DEFAULT_RATE}
+        options |= {"voice": find_voice(profile, body.audio.voice), "output": form}
+    events = reply(gateway, conversation.turns, conversation.files, options)
+    head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": profile.family}
+    if body.stream:
+        return Streamed(stream_parts(events, head, speaks), "text/event-stream", gateway.limits.stall_s, sse_error)
+    return JSONResponse(head | await unless_gone(request, completion(events, body)))
+
+
+async def reply(
+    gateway: Gateway, turns: list[dict[str, Any]], files: list[bytes], options: dict[str, Any]
+) -> AsyncGenerator[SpeechEvent, None]:
+    """The events of the reply; ApiError where it fails."""
+    async with gateway.admission.place():
+        trace = gateway.metrics.trace(options["task"])
+        try:
+            async with gateway.client.converse(turns, *files, **options) as stream:
+                async for event in stream:
+                    trace.add(event)
+                    yield event
+        except ClientError as error:
+            raise from_client_error(error, {}) from None
+        finally:
+            trace.close()
+
+
+async def completion(events: AsyncGenerator[SpeechEvent, None], body: ChatRequest) -> dict[str, Any]:
+    """The whole reply."""
+    name = "pcm" if body.audio.format == "pcm16" else body.audio.format
+    encoder, audio = make_encoder(name, DEFAULT_RATE), b""
+    text, report = "", dict[str, Any]()
+    async with aclosing(events):
+        async for event in events:
+            text += event.text
+            report = event.report or report
+            if event.pcm is not None:
+                audio += encoder.encode(as_int16(event.pcm))
+    message: dict[str, Any] = {"role": "assistant", "content": text.strip()}
+    if "audio" in body.modalities:
+        sound = base64.b64encode(audio + encoder.close()).decode()
+        message |= {"content": None, "audio": audio_head() | {"data": sound, "transcript": text.strip()}}
+    choice = {"index": 0, "message": message, "finish_reason": finish(report), "logprobs": None}
+    return {"object": "chat.completion", "choices": [choice], "usage": chat_usage(report)}
+
+
+async def stream_parts(
+    events: AsyncGenerator[SpeechEvent, None], head: dict[str, Any], speaks: bool
+) -> AsyncGenerator[bytes, None]:
+    """The reply as `chat.completion.chunk` events: text as content, or as the transcript where it is spoken."""
+    head = head | {"object": "chat.completion.chunk"}
+    sound_id, report = audio_head()["id"], dict[str, Any]()
+    said: dict[str, Any] = {"role": "assistant"}
+    async with aclosing(events):
+        async for event in events:
+            report = event.report or report
+            if speaks and event.text:
+                said["audio"] = {"id": sound_id, "transcript": event.text}
+            elif event.text:
+                said["content"] = event.text
+            if event.pcm is not None and len(event.pcm):
+                data = base64.b64encode(as_int16(event.pcm).tobytes()).decode()
+                said["audio"] = said.get("audio", {"id": sound_id}) | {"data": data}
+            if said:
+                yield sse(head | {"choices": [choice(said)]})
+            said = {}
+    yield sse(head | {"choices": [choice({}, finish(report))], "usage": chat_usage(report)})
+    yield b"data: [DONE]\n\n"
+
+
+def choice(delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+    """The one choice of a chunk."""
+    return {"index": 0, "delta": delta, "finish_reason": reason}
+
+
+def audio_head() -> dict[str, Any]:
+    """The parts of an audio object that no listener needs."""
+    return {"id": f"audio_{secrets.token_hex(12)}", "expires_at": int(time.time()) + AUDIO_KEPT_S}
+
+
+def finish(report: dict[str, Any]) -> str:
+    """Why the reply has ended."""
+    return FINISH.get(report.get("finish_reason", ""), "stop")
+
+
+def chat_usage(report: dict[str, Any]) -> dict[str, int]:
+    """The usage in the words of chat completions."""
+    rows = usage(report)
+    counts = {"prompt_tokens": rows["input_tokens"], "completion_tokens": rows["output_tokens"]}
+    return counts | {"total_tokens": rows["total_tokens"]}

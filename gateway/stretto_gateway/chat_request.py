@@ -1,0 +1,124 @@
+"""The body of a chat completion, and what its turns are to the server."""
+
+import base64
+import binascii
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from stretto_client import ModelProfile, TaskProfile
+from stretto_gateway.api_error import ApiError, refused
+from stretto_gateway.speech_request import AudioFormat, Text
+
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+
+class InputAudio(BaseModel):
+    """A recording in a turn: a wav, flac, ogg or mp3 file as base64."""
+
+    data: str
+    format: str = "wav"
+
+
+class ContentPart(BaseModel):
+    """Text, or a recording."""
+
+    type: Literal["text", "input_audio"]
+    text: Text | None = None
+    input_audio: InputAudio | None = None
+
+
+class Message(BaseModel):
+    """A turn."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | list[ContentPart]
+
+
+class AudioForm(BaseModel):
+    """How the reply is to sound. A streamed one is `pcm16`."""
+
+    voice: Text | None = None
+    format: AudioFormat | Literal["pcm16"] = "wav"
+
+
+class ChatRequest(BaseModel):
+    """OpenAI's fields that mean something here."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: Text = "gpt-audio"
+    messages: Annotated[list[Message], Field(min_length=1, max_length=64)]
+    modalities: list[Literal["text", "audio"]] = ["text"]
+    audio: AudioForm = Field(default_factory=AudioForm)
+    stream: bool = False
+    n: Literal[1] = 1
+    seed: int | None = None
+    temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    user: Text | None = Field(default=None, description="not used")
+
+    def options(self) -> dict[str, Any]:
+        """What of it the server knows by the same name."""
+        values = {name: getattr(self, name) for name in ("seed", "temperature", "top_p")}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass
+class Conversation:
+    """Turns as the server takes them, and the files that they mean, in this order."""
+
+    turns: list[dict[str, Any]] = field(default_factory=list)
+    files: list[bytes] = field(default_factory=list)
+
+    def kinds(self) -> set[str]:
+        """What the last turn holds: `text`, `audio`."""
+        return set(self.turns[-1]) - {"role"}
+
+
+def read_conversation(messages: list[Message]) -> Conversation:
+    """The turns of a request; ApiError names the part that cannot be read."""
+    conversation = Conversation()
+    for index, message in enumerate(messages):
+        parts = message.content
+        if isinstance(parts, str):
+            conversation.turns.append({"role": ROLES[message.role], "text": parts})
+            continue
+        if not parts:
+            raise refused(f"messages.{index}.content", "text or at least one part", [])
+        for place, part in enumerate(parts):
+            turn = {"role": ROLES[message.role]}
+            path = f"messages.{index}.content.{place}"
+            if part.type == "text":
+                turn["text"] = given(part.text, f"{path}.text")
+            else:
+                conversation.files.append(read_base64(given(part.input_audio, f"{path}.input_audio").data, path))
+                turn["audio"] = "audio"
+            conversation.turns.append(turn)
+    return conversation
+
+
+def given(value: Any, path: str) -> Any:
+    """`value`, which a part of this type must have."""
+    if value is None:
+        raise ApiError(400, f"{path}: missing", path, "missing")
+    return value
+
+
+def read_base64(data: str, path: str) -> bytes:
+    """The bytes of a file."""
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError):
+        raise refused(f"{path}.input_audio.data", "base64", data) from None
+
+
+def conversing_task(profile: ModelProfile, kinds: set[str], speaks: bool) -> TaskProfile:
+    """The first task that answers a user's turn of these kinds, with or without speech; ApiError without any."""
+    for task in profile.tasks:
+        fits = set(task.needs) <= kinds <= {*task.needs, *task.also}
+        if task.answers == "user" and task.has_history and task.speaks == speaks and fits:
+            return task
+    told = f"{profile.family!r} has no conversation that answers {' and '.join(sorted(kinds))} in "
+    raise ApiError(400, f"model: {told}{'speech' if speaks else 'text'}", "model", "unsupported")

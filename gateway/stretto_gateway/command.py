@@ -1,0 +1,133 @@
+"""`stretto gateway`: OpenAI's audio API over HTTP, before a server that runs already.
+
+Keys are read from --keys FILE, one a line, and from STRETTO_API_KEYS, with commas between them.
+"""
+
+import argparse
+import asyncio
+import ipaddress
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import uvicorn
+
+from stretto_gateway.app import make_app
+from stretto_gateway.config import GatewayConfig, Limits
+
+KEYS = "STRETTO_API_KEYS"
+MIN_KEY_CHARS = 16
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line that names what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; {self.prog} --help says what there is\n")
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which tells the gateway when it is to end, and the launcher when it listens."""
+
+    def __init__(self, config: uvicorn.Config, message: str):
+        super().__init__(config)
+        self._message = message
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            print(self._message, file=sys.stderr, flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.config.app.state.gateway.is_draining = True  # type: ignore[union-attr]
+        super().handle_exit(sig, frame)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Serve until a signal comes; 0 after a clean end, 1 where it cannot listen, 2 for wrong usage."""
+    parser = arguments()
+    args = parser.parse_args(words)
+    try:
+        config = read_config(args)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    try:
+        family = socket.AF_INET6 if ":" in config.address else socket.AF_INET
+        listener = socket.create_server((config.address, config.port), family=family, backlog=1024)
+    except OSError as error:
+        print(f"stretto gateway: cannot listen at {config.address}:{config.port}: {error.strerror}", file=sys.stderr)
+        return 1
+    asyncio.run(make_server(config, listener, args.certificate, args.private_key).serve([listener]))
+    return 0
+
+
+def make_server(
+    config: GatewayConfig, listener: socket.socket, certificate: str | None = None, private_key: str | None = None
+) -> Server:
+    """A server at `listener`, which serves until a signal comes and then lets running answers end."""
+    settings = uvicorn.Config(
+        make_app(config),
+        log_level="critical",  # the gateway has a log of its own, and uvicorn's names addresses and whole paths
+        access_log=False,
+        server_header=False,
+        limit_concurrency=config.limits.max_connections,
+        timeout_graceful_shutdown=round(config.limits.drain_s),
+        ssl_certfile=certificate,
+        ssl_keyfile=private_key,
+    )
+    where = f"http{'s' if certificate else ''}://{config.address}:{listener.getsockname()[1]}"
+    return Server(settings, f"[gateway] listening at {where}, before {config.server}")
+
+
+def arguments() -> Parser:
+    """The command line."""
+    parser = Parser(prog="stretto gateway", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    limits = Limits()
+    add("--server", default=f"localhost:{port_in_row(1)}", metavar="HOST:PORT", help="gRPC; default: %(default)s")
+    add("--address", type=address, default="127.0.0.1", help="0.0.0.0 opens the port to all hosts")
+    add("--port", type=int, default=port_in_row(3), help="default: STRETTO_PORT + 3, or 8003")
+    add("--keys", type=Path, metavar="FILE", help="who may ask: those who send one of the keys; default: everybody")
+    add("--certificate", metavar="FILE", help="TLS with this certificate")
+    add("--private-key", metavar="FILE", help="and this key")
+    add("--max-active", type=int, default=limits.max_active, help="utterances at once; default: %(default)s")
+    add("--max-waiting", type=int, default=limits.max_waiting, help="requests that wait; default: %(default)s")
+    add("--drain-seconds", type=float, default=limits.drain_s, help="longest wait for answers on SIGTERM")
+    return parser
+
+
+def port_in_row(offset: int) -> int:
+    """The port so far behind STRETTO_PORT, where a server of this machine has HTTP."""
+    text = os.environ.get("STRETTO_PORT") or "8000"
+    return (int(text) if text.isdecimal() else 8000) + offset
+
+
+def address(text: str) -> str:
+    """`text` as an address to listen at; argparse reports what is none."""
+    return str(ipaddress.ip_address(text))
+
+
+def read_config(args: argparse.Namespace) -> GatewayConfig:
+    """What the arguments say; ValueError or OSError where they make no sense."""
+    if not 0 <= args.port < 65_536:
+        raise ValueError(f"--port: expected a port up to 65535, got {args.port}")
+    if args.max_active < 1 or args.max_waiting < 0 or args.drain_seconds < 0:
+        raise ValueError("--max-active must be at least 1, --max-waiting and --drain-seconds at least 0")
+    limits = Limits(max_active=args.max_active, max_waiting=args.max_waiting, drain_s=args.drain_seconds)
+    return GatewayConfig(args.server, args.address, args.port, read_keys(args.keys), limits)
+
+
+def read_keys(path: Path | None) -> tuple[str, ...]:
+    """The keys of the file and of the environment; ValueError for one that could be guessed, or a file without any."""
+    lines = [] if path is None else path.read_text().splitlines()
+    keys = tuple(key for line in [*lines, *os.environ.get(KEYS, "").split(",")] if (key := line.strip()))
+    if path is not None and not keys:
+        raise ValueError(f"--keys: {path} holds none, so nobody could ask")
+    if any(len(key) < MIN_KEY_CHARS for key in keys):
+        raise ValueError(f"keys: each must have at least {MIN_KEY_CHARS} characters")
+    return keys

@@ -1,0 +1,36 @@
+"""What the gateway was asked to do, and the limits that it keeps."""
+
+from dataclasses import dataclass, field
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one caller, and all together, may ask for.
+
+    max_body_bytes: of a request with audio; max_json_bytes: of one without. max_active, max_waiting: utterances that
+    are made at once, and requests that wait for one to end; what comes on top is told to come again. stall_s: how long
+    a reader may take nothing, or a sender send nothing, before it is left.
+    """
+
+    max_body_bytes: int = 32 * MIB
+    max_json_bytes: int = MIB
+    max_input_chars: int = 100_000
+    max_batch: int = 32
+    max_active: int = 128
+    max_waiting: int = 256
+    max_connections: int = 1024
+    stall_s: float = 30.0
+    drain_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    """server: the gRPC address (host:port). keys: without any, whoever reaches the port may ask."""
+
+    server: str
+    address: str = "127.0.0.1"
+    port: int = 8003
+    keys: tuple[str, ...] = field(default=(), repr=False)
+    limits: Limits = field(default_factory=Limits)

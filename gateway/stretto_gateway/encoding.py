@@ -1,0 +1,122 @@
+"""Samples as they come, to a file that can be played as it comes, in each of OpenAI's formats."""
+
+import struct
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any, Protocol
+
+import av
+import numpy as np
+
+DEFAULT_RATE = 24_000  # Hz, what OpenAI's SDKs and players take `pcm` for
+MEDIA_TYPES = {
+    "mp3": "audio/mpeg",
+    "opus": "audio/ogg",
+    "aac": "audio/aac",
+    "flac": "audio/flac",
+    "wav": "audio/wav",
+    "pcm": "audio/pcm",
+}
+# Which rates a format has, in Hz; the others take any that the server makes.
+RATES = {
+    "opus": (8_000, 12_000, 16_000, 24_000, 48_000),  # RFC 6716, section 2
+    "mp3": (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000),  # MPEG-1, -2 and -2.5, layer III
+    "aac": (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 64_000, 88_200, 96_000),
+}
+UNKNOWN_SIZE = 0xFFFFFFFF  # of a wav file that is still being made
+
+
+class Encoder(Protocol):
+    """Takes the samples of one utterance in order."""
+
+    def encode(self, pcm: np.ndarray) -> bytes:
+        """What can be sent once samples [n] int16 have come."""
+        ...
+
+    def close(self) -> bytes:
+        """The rest."""
+        ...
+
+
+class PcmEncoder:
+    """Little-endian samples and nothing else."""
+
+    def encode(self, pcm: np.ndarray) -> bytes:
+        return pcm.astype("<i2", copy=False).tobytes()
+
+    def close(self) -> bytes:
+        return b""
+
+
+class WavEncoder(PcmEncoder):
+    """The same behind a header that leaves open how much follows."""
+
+    def __init__(self, sample_rate: int):
+        self._header = wav_header(sample_rate)
+
+    def encode(self, pcm: np.ndarray) -> bytes:
+        header, self._header = self._header, b""
+        return header + super().encode(pcm)
+
+
+def wav_header(sample_rate: int, num_bytes: int | None = None) -> bytes:
+    """The 44 bytes before mono 16-bit samples; without `num_bytes`, of as many as come."""
+    riff, data = (UNKNOWN_SIZE,) * 2 if num_bytes is None else (num_bytes + 36, num_bytes)
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16)
+    return struct.pack("<4sI4s", b"RIFF", riff, b"WAVE") + form + struct.pack("<4sI", b"data", data)
+
+
+class Pipe:
+    """A file that can only be written, as FFmpeg's muxers take one; `take` empties it."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> int:
+        self._parts.append(bytes(data))
+        return len(data)
+
+    def take(self) -> bytes:
+        """All that was written since it was last taken."""
+        data = b"".join(self._parts)
+        self._parts.clear()
+        return data
+
+
+# Container, codec, bits per second, and options without which the muxer holds sound back or wants to seek.
+CODECS: dict[str, tuple[str, str, int | None, dict[str, str]]] = {
+    "mp3": ("mp3", "libmp3lame", 64_000, {"write_xing": "0", "id3v2_version": "0"}),
+    "opus": ("ogg", "libopus", 32_000, {"page_duration": "20000"}),
+    "aac": ("adts", "aac", 64_000, {}),
+    "flac": ("flac", "flac", None, {}),
+}
+
+
+class FfmpegEncoder:
+    """One of the formats of CODECS, by FFmpeg's encoders."""
+
+    def __init__(self, name: str, sample_rate: int):
+        container, codec, bit_rate, options = CODECS[name]
+        self._rate, self._num_samples = sample_rate, 0
+        self._pipe = Pipe()
+        self._container = av.open(self._pipe, "w", format=container, options=options | {"flush_packets": "1"})
+        rate = {} if bit_rate is None else {"b": str(bit_rate)}
+        self._stream: Any = self._container.add_stream(codec, rate=sample_rate, options=rate, layout="mono")
+
+    def encode(self, pcm: np.ndarray) -> bytes:
+        frame = av.AudioFrame.from_ndarray(pcm.astype(np.int16, copy=False)[None], format="s16", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = self._rate, self._num_samples, Fraction(1, self._rate)
+        self._num_samples += len(pcm)
+        self._container.mux(self._stream.encode(frame))
+        return self._pipe.take()
+
+    def close(self) -> bytes:
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+        return self._pipe.take()
+
+
+def make_encoder(name: str, sample_rate: int) -> Encoder:
+    """The encoder of a format of MEDIA_TYPES, for mono samples at `sample_rate` Hz."""
+    plain: dict[str, Callable[[], Encoder]] = {"pcm": PcmEncoder, "wav": lambda: WavEncoder(sample_rate)}
+    return plain[name]() if name in plain else FfmpegEncoder(name, sample_rate)

@@ -1,0 +1,27 @@
+"""What all endpoints share: the way to the server, places, models, figures."""
+
+from stretto_client import SpeechClient, Timeouts
+from stretto_gateway.admission import Admission
+from stretto_gateway.catalogue import Catalogue
+from stretto_gateway.config import GatewayConfig
+from stretto_gateway.metrics import Metrics
+
+
+class Gateway:
+    """Made once, inside the event loop; closed with it."""
+
+    def __init__(self, config: GatewayConfig):
+        self.limits = config.limits
+        self.client = SpeechClient(config.server, Timeouts())
+        self.admission = Admission(config.limits.max_active, config.limits.max_waiting)
+        self.catalogue = Catalogue(self.client)
+        self.metrics = Metrics(self.admission)
+        self.is_draining = False
+
+    async def is_ready(self) -> bool:
+        """Whether a sentence would be spoken."""
+        return not self.is_draining and await self.client.ready()
+
+    async def close(self) -> None:
+        """Leave the server."""
+        await self.client.close()

@@ -1,0 +1,96 @@
+"""Figures for Prometheus, by the names that speech servers share."""
+
+import time
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from stretto_client import SpeechEvent
+from stretto_gateway.admission import Admission
+
+SECONDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
+RATIOS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.5, 2.0, 5.0)
+GAPS = (0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+class Metrics:
+    """A registry of one gateway. Seconds are wall time as the gateway sees them."""
+
+    def __init__(self, admission: Admission):
+        self.registry = CollectorRegistry()
+        task = ["task"]
+        self.first_audio = Histogram(
+            "audio_ttfp_seconds", "To the first sound", task, buckets=SECONDS, registry=self.registry
+        )
+        self.real_time = Histogram(
+            "audio_rtf", "Seconds for a second of sound", task, buckets=RATIOS, registry=self.registry
+        )
+        self.underrun = Histogram(
+            "audio_underrun_seconds",
+            "What a player that starts at once waits for later sound",
+            task,
+            buckets=GAPS,
+            registry=self.registry,
+        )
+        self.continuous = Counter("audio_continuity_ok", "Utterances without such a wait", task, registry=self.registry)
+        self.silent = Counter("audio_skipped", "Utterances without sound", task, registry=self.registry)
+        self.cut = Counter("audio_cut", "Utterances that a limit ended", task, registry=self.registry)
+        self.left = Counter("audio_left", "Utterances that did not come to their end", task, registry=self.registry)
+        self.answers = Counter("gateway_answers", "By route and status", ["route", "status"], registry=self.registry)
+        active = Gauge("gateway_active", "Utterances that are being made", registry=self.registry)
+        active.set_function(lambda: admission.num_active)
+        waiting = Gauge("gateway_waiting", "Requests that wait for a place", registry=self.registry)
+        waiting.set_function(lambda: admission.num_waiting)
+
+    def trace(self, task: str) -> "Trace":
+        """What follows one utterance."""
+        return Trace(self, task)
+
+    def page(self) -> bytes:
+        """All of it, in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class Trace:
+    """Follows one utterance from the moment it is asked for."""
+
+    def __init__(self, metrics: Metrics, task: str):
+        self._metrics, self._task = metrics, task
+        self._begun_s = time.monotonic()
+        self._first_s: float | None = None
+        self._audio_s = self._underrun_s = 0.0
+        self._is_complete = self._is_cut = False
+
+    @property
+    def has_sound(self) -> bool:
+        """Whether any sample has come."""
+        return self._audio_s > 0
+
+    def add(self, event: SpeechEvent) -> None:
+        """Count an event."""
+        now_s = time.monotonic()
+        if event.pcm is not None and len(event.pcm):
+            if self._first_s is None:
+                self._first_s = now_s
+            played_s = now_s - self._first_s - self._underrun_s
+            self._underrun_s += max(0.0, played_s - self._audio_s)
+            self._audio_s += len(event.pcm) / event.sample_rate
+        self._is_complete = event.is_final
+        self._is_cut = event.report is not None and event.report.get("finish_reason") == "length"
+
+    def close(self) -> None:
+        """Note what the utterance was, once it is over."""
+        metrics, task = self._metrics, self._task
+        if self._first_s is not None:
+            metrics.first_audio.labels(task).observe(self._first_s - self._begun_s)
+        if not self._is_complete:
+            metrics.left.labels(task).inc()
+            return
+        if not self.has_sound:
+            metrics.silent.labels(task).inc()
+            return
+        metrics.real_time.labels(task).observe((time.monotonic() - self._begun_s) / self._audio_s)
+        metrics.underrun.labels(task).observe(self._underrun_s)
+        if not self._underrun_s:
+            metrics.continuous.labels(task).inc()
+        if self._is_cut:
+            metrics.cut.labels(task).inc()

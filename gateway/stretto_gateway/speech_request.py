@@ -1,0 +1,87 @@
+"""The body of a request for speech: OpenAI's fields, and as `extra_body` every option of the ensemble."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from stretto_client import ModelProfile
+from stretto_gateway.api_error import refused
+from stretto_gateway.catalogue import find_voice
+from stretto_gateway.encoding import DEFAULT_RATE, RATES
+
+OPTIONS = (
+    *("seed", "guidance_scale", "guidance", "temperature", "top_k", "top_p", "text", "audio", "max_audio_s"),
+    *("script_temperature", "repetition_penalty", "schedule", "chunking"),
+)  # which the server checks
+AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
+
+
+def whole_characters(text: str) -> str:
+    """`text`, which must be writable as UTF-8: JSON can hold halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("expected text, got half of a character") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(whole_characters)]
+
+
+class VoiceId(BaseModel):
+    """A voice as an object, which newer SDKs send."""
+
+    id: Text
+
+
+class SpeechOptions(BaseModel):
+    """What of a request for speech a batch may say once for all its items. Numbers and objects are the server's to
+    check."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: Text = Field(default="tts-1", description="a name of `/v1/models`, or one of OpenAI's")
+    voice: Text | VoiceId | None = Field(default=None, description="a name of `/v1/audio/voices`")
+    instructions: Text | None = Field(default=None, description="refused: no family takes any")
+    response_format: AudioFormat = "mp3"
+    speed: float | None = Field(default=None, description="refused, but for 1: no family has another")
+    sample_rate: int = Field(default=DEFAULT_RATE, description="in Hz")
+    seed: Any = Field(default=None, description="the same seed gives the same speech")
+    guidance_scale: Any = None
+    guidance: Any = None
+    temperature: Any = None
+    top_k: Any = None
+    top_p: Any = None
+    text: Any = None
+    audio: Any = None
+    max_audio_s: Any = None
+    script_temperature: Any = None
+    repetition_penalty: Any = None
+    schedule: Any = None
+    chunking: Any = None
+
+    @property
+    def voice_name(self) -> str | None:
+        """The voice by name."""
+        return self.voice.id if isinstance(self.voice, VoiceId) else self.voice
+
+    def for_server(self, profile: ModelProfile) -> dict[str, Any]:
+        """The arguments of `SpeechClient.speak`; ApiError names what this family cannot do."""
+        if self.instructions:
+            raise refused("instructions", f"none: {profile.family!r} takes no instructions", self.instructions)
+        if self.speed not in (None, 1.0):
+            raise refused("speed", f"1 or none: {profile.family!r} has one speed", self.speed)
+        rates = RATES.get(self.response_format)
+        if rates is not None and self.sample_rate not in rates:
+            raise refused("sample_rate", f"for {self.response_format} one of {rates}", self.sample_rate)
+        options = {name: value for name in OPTIONS if (value := getattr(self, name)) is not None}
+        form = {"encoding": "pcm_s16le", "sample_rate": self.sample_rate}
+        return options | form | {"voice": find_voice(profile, self.voice_name)}
+
+
+class SpeechRequest(SpeechOptions):
+    """One text to be spoken."""
+
+    input: Text
+    stream_format: Literal["audio", "sse"] = "audio"
+    timestamps: bool = Field(default=False, description="with `sse`: an event for the words that begin")

@@ -1,0 +1,66 @@
+"""An answer that leaves while it is being made, for as long as somebody takes it."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from stretto_gateway.api_error import ApiError
+from stretto_gateway.until_gone import until_gone
+
+LOG = logging.getLogger("stretto_gateway")
+
+
+class Streamed(Response):
+    """Sends the parts as they come.
+
+    An ApiError before the first part is the whole answer. After that, `last_words` makes a last part of it where the
+    format has room for one; without, the connection ends before the answer does. When the caller goes, or takes nothing
+    for `stall_s`, the parts are closed, and with them all that is behind them.
+    """
+
+    def __init__(
+        self,
+        parts: AsyncGenerator[bytes, None],
+        media_type: str,
+        stall_s: float,
+        last_words: Callable[[ApiError], bytes] | None = None,
+    ):
+        super().__init__(media_type=media_type, headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._parts, self._stall_s, self._last_words = parts, stall_s, last_words
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.ensure_future(self._send_all(send))
+        gone = asyncio.ensure_future(until_gone(receive))
+        try:
+            await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+        finally:
+            for task in (sending, gone):
+                task.cancel()
+            await asyncio.wait({sending, gone})
+
+    async def _send_all(self, send: Send) -> None:
+        async with aclosing(self._parts) as parts:
+            part: bytes | None = await anext(parts)
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            while part is not None:
+                try:
+                    async with asyncio.timeout(self._stall_s):
+                        await send({"type": "http.response.body", "body": part, "more_body": True})
+                    part = await anext(parts, None)
+                except TimeoutError:
+                    LOG.warning("a reader took nothing for %g s and was left", self._stall_s)
+                    return
+                except ApiError as error:
+                    if self._last_words is None:
+                        LOG.warning("an answer was broken off: %s", error.code)
+                        return  # without its end, so that nobody takes it for the whole
+                    await send({"type": "http.response.body", "body": self._last_words(error), "more_body": True})
+                    break
+            await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,41 @@
+"""What stands before Triton for the whole of a launch: the proxy, and the gateway where there is one."""
+
+from collections.abc import Iterable
+
+from stretto.serving.config import LaunchConfig
+from stretto.serving.gateway_process import GatewayProcess
+from stretto.serving.leftovers import Launch
+from stretto.serving.proxy_process import ProxyProcess
+
+
+class Doors:
+    """Open from the start of a launch to its end, over the restarts of what is behind them."""
+
+    def __init__(self, config: LaunchConfig, launch: Launch) -> None:
+        self.proxy = ProxyProcess(config, launch)
+        self._gateway: GatewayProcess | None = None
+        self._is_draining = False
+        if config.gateway_port is not None:
+            try:
+                self._gateway = GatewayProcess(config, config.gateway_port)
+            except BaseException:
+                self.proxy.stop()
+                raise
+
+    def keep_alive(self) -> None:
+        """Start again what has ended."""
+        self.proxy.keep_alive()
+        if self._gateway is not None and not self._is_draining:
+            self._gateway.keep_alive()
+
+    def drain(self, polls: Iterable[None]) -> None:
+        """Let the gateway complete what it answers, for which it needs the server, while `polls` goes on."""
+        self._is_draining = True
+        if self._gateway is not None:
+            self._gateway.drain(polls)
+
+    def stop(self) -> None:
+        """End both."""
+        if self._gateway is not None:
+            self._gateway.stop()
+        self.proxy.stop()

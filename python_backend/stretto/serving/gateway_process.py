@@ -1,0 +1,74 @@
+"""The gateway before the server, where the launcher was asked for one: it speaks OpenAI's API over HTTP."""
+
+import importlib.util
+import ipaddress
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import IO
+
+from stretto.serving.config import LaunchConfig
+from stretto.serving.installation import LaunchError
+from stretto.serving.server import die_with_the_launcher
+
+MODULE = "stretto_gateway"  # which is another program's code: it is run, not imported
+NEEDED = (MODULE, "fastapi", "uvicorn", "av", "multipart", "prometheus_client")
+RESTART_S = 5.0  # between two starts
+STOP_S = 5.0
+
+
+class GatewayProcess:
+    """Started at `port`, and started again when it ends; LaunchError where it is not installed."""
+
+    def __init__(self, config: LaunchConfig, port: int) -> None:
+        missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+        if missing:
+            raise LaunchError(f"--gateway: no module {missing[0]!r}; the extra 'gateway' of this package brings it")
+        self._config, self._port = config, port
+        self._start()
+
+    def command_line(self) -> list[str]:
+        """What is run: it asks the proxy, as any other client does."""
+        is_any = ipaddress.ip_address(self._config.address).is_unspecified
+        host = "localhost" if is_any else self._config.address
+        server = f"[{host}]:{self._config.grpc_port}" if ":" in host else f"{host}:{self._config.grpc_port}"
+        where = ("--address", self._config.address, "--port", str(self._port))
+        return [sys.executable, "-P", "-m", MODULE, "--server", server, *where]
+
+    def _start(self) -> None:
+        log: IO[bytes] | None = None if self._config.log_file is None else self._config.log_file.open("ab")
+        self._started = time.monotonic()
+        self._process = subprocess.Popen(
+            self.command_line(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=die_with_the_launcher,
+        )
+        if log is not None:
+            log.close()
+
+    def keep_alive(self) -> None:
+        """Start it again where it has ended."""
+        if self._process.poll() is not None and time.monotonic() - self._started > RESTART_S:
+            with suppress(OSError):  # the log cannot be written, or no process be made, now
+                self._start()
+
+    def drain(self, polls: Iterable[None]) -> None:
+        """Have it take nothing new, and wait for as long as `polls` goes on until what it answers is complete."""
+        self._process.terminate()
+        for _ in polls:
+            if self._process.poll() is not None:
+                break
+
+    def stop(self) -> None:
+        """End it."""
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()

@@ -1,0 +1,82 @@
+"""A gateway in this process, before a server that answers by a script."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from stretto_gateway.command import make_server
+from stretto_gateway.config import GatewayConfig, Limits
+from tests.client.fake_server import Chunk, FakeServer, Request, Step
+
+SPOKEN = [
+    Chunk(0, 3840, is_16_bit=True, words=("a",)),
+    Chunk(1, 7680, is_16_bit=True, words=("cat",)),
+    Chunk(2, 1920, is_16_bit=True, is_final=True, is_last=True),
+]
+NUM_SAMPLES = 3840 + 7680 + 1920
+
+
+@dataclass
+class Running:
+    """A gateway and what is behind it."""
+
+    url: str
+    behind: FakeServer
+    app: Any
+
+    def openai(self, **options: Any) -> openai.AsyncOpenAI:
+        """OpenAI's own client."""
+        return openai.AsyncOpenAI(**{"base_url": f"{self.url}/v1", "api_key": "unused", "max_retries": 0} | options)
+
+    def http(self) -> httpx.AsyncClient:
+        """A plain one."""
+        return httpx.AsyncClient(base_url=self.url, timeout=60)
+
+    async def metric(self, name: str) -> float:
+        """A figure of `/metrics`, over all labels."""
+        async with self.http() as http:
+            lines = (await http.get("/metrics")).text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))
+
+
+Start = Callable[..., Awaitable[Running]]
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    """Starts a gateway before a server of that script; all end with the test."""
+    stops: list[Callable[[], Awaitable[Any]]] = []
+
+    async def begin(
+        script: Callable[[Request], list[Step]] | list[Step] = SPOKEN,
+        profile: dict[str, Any] | None = None,
+        limits: Limits | None = None,
+        keys: tuple[str, ...] = (),
+    ) -> Running:
+        behind = FakeServer(script if callable(script) else lambda _: script)
+        if profile is not None:
+            behind.profile = profile
+        server = await behind.start()
+        listener = socket.create_server(("127.0.0.1", 0))
+        gateway = make_server(GatewayConfig(server, keys=keys, limits=limits or Limits(drain_s=1)), listener)
+        serving = asyncio.ensure_future(gateway.serve([listener]))
+        while not gateway.started:
+            await asyncio.sleep(0.005)
+
+        async def stop() -> None:
+            gateway.should_exit = True
+            await serving
+            await behind.server.stop(0)
+
+        stops.append(stop)
+        return Running(f"http://127.0.0.1:{listener.getsockname()[1]}", behind, gateway.config.app)
+
+    yield begin
+    for stop in stops:
+        await stop()

@@ -1,0 +1,175 @@
+"""What all endpoints have in common: models, voices, batches, keys, limits, errors, health, figures, logs."""
+
+import asyncio
+import base64
+import logging
+
+import grpc
+import httpx
+import openai
+import pytest
+
+from stretto_gateway.catalogue import VOICE_ALIASES
+from stretto_gateway.config import Limits
+from tests.client.fake_server import Abort, ErrorText, Request, Step
+from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
+
+KEY = "sk-0123456789abcdef"
+REQUEST = {"model": "tts-1", "voice": "alloy", "input": "A cat.", "response_format": "pcm"}
+
+
+async def test_models_are_what_the_server_has_and_openais_names_mean_it(start: Start) -> None:
+    client = (await start()).openai()
+    (model,) = [model async for model in client.models.list()]
+    assert (model.id, model.owned_by) == ("tiny", "stretto")
+    assert (await client.models.retrieve("whisper-1")).id == "tiny"
+    with pytest.raises(openai.NotFoundError):
+        await client.models.retrieve("parrot")
+
+
+async def test_voices_are_the_familys_and_each_of_openais_names_is_one_of_them(start: Start) -> None:
+    async with (await start()).http() as http:
+        record = (await http.get("/v1/audio/voices")).json()
+    assert record["voices"] == ["slt", "rms"]
+    assert set(record["aliases"]) == set(VOICE_ALIASES)
+    assert set(record["aliases"].values()) == {"slt", "rms"}
+
+
+async def test_a_batch_has_a_result_or_an_error_for_each_text_in_order(start: Start) -> None:
+    def script(request: Request) -> list[Step]:
+        return [ErrorText("invalid request: text: expected words")] if request["text"] == b"!" else SPOKEN
+
+    running = await start(script)
+    items = [{"input": "one"}, {"input": "!"}, {"input": "two", "voice": "rms", "response_format": "wav"}]
+    async with running.http() as http:
+        record = (await http.post("/v1/audio/speech/batch", json={"items": items, "response_format": "pcm"})).json()
+    assert [each["status"] for each in record["results"]] == ["success", "error", "success"]
+    assert (record["total"], record["succeeded"], record["failed"]) == (3, 2, 1)
+    assert len(base64.b64decode(record["results"][0]["audio_data"])) == 2 * NUM_SAMPLES
+    assert record["results"][1]["error"] == "input: expected words"
+    assert record["results"][2]["media_type"] == "audio/wav"
+
+
+async def test_a_batch_has_an_end(start: Start) -> None:
+    async with (await start(limits=Limits(max_batch=2, drain_s=1))).http() as http:
+        answer = await http.post("/v1/audio/speech/batch", json={"items": [{"input": "a"}] * 3})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "items")
+
+
+async def test_without_a_key_nothing_but_health_is_answered(start: Start) -> None:
+    running = await start(keys=(KEY, "another-key-of-ours"))
+    assert (await running.openai(api_key=KEY).audio.speech.create(**REQUEST)).content
+    with pytest.raises(openai.AuthenticationError):
+        await running.openai(api_key=KEY[:-1]).audio.speech.create(**REQUEST)
+    async with running.http() as http:
+        for path in ("/v1/models", "/metrics", "/openapi.json", "/nowhere"):
+            assert (await http.get(path)).status_code == 401, path
+        assert (await http.get("/health/live")).status_code == 200
+        assert (await http.get("/health/ready")).status_code == 200
+        odd = await http.get("/v1/models", headers={"authorization": b"Bearer \xff\xfe"})
+        assert odd.status_code == 401
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+async def test_a_body_that_is_too_large_is_not_read(start: Start, is_chunked: bool) -> None:
+    running = await start(limits=Limits(max_json_bytes=1000, drain_s=1))
+
+    async def parts():  # type: ignore[no-untyped-def]
+        for _ in range(3):
+            yield b" " * 500
+
+    content = parts() if is_chunked else b" " * 1500
+    async with running.http() as http:
+        answer = await http.post("/v1/audio/speech", content=content, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
+
+
+async def test_a_sender_who_stops_is_told(start: Start) -> None:
+    running = await start(limits=Limits(stall_s=0.2, drain_s=1))
+
+    host, port = running.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"POST /v1/audio/speech HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
+    assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content", "status"),
+    [
+        ("GET", "/nowhere", b"", 404),
+        ("GET", "/v1/audio/speech", b"", 405),
+        ("POST", "/v1/audio/speech", b"{", 400),
+        ("POST", "/v1/audio/speech", b"\xff", 400),
+        ("POST", "/v1/audio/speech", b"[" * 500_000, 400),
+        ("POST", "/v1/audio/speech", b'{"seed": ' + b"9" * 5000 + b"}", 400),
+    ],
+)
+async def test_every_refusal_has_openais_form(
+    start: Start, method: str, path: str, content: bytes, status: int
+) -> None:
+    async with (await start()).http() as http:
+        answer = await http.request(method, path, content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == status
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+async def test_it_is_ready_when_the_server_is(start: Start) -> None:
+    running = await start()
+    async with running.http() as http:
+        assert (await http.get("/health/ready")).status_code == 200
+        running.behind.is_ready = False
+        assert (await http.get("/health/ready")).status_code == 503
+        assert (await http.get("/health/live")).status_code == 200
+
+
+async def test_where_no_server_answers_it_says_try_again(start: Start) -> None:
+    running = await start()
+    await running.behind.server.stop(0)
+    async with running.http() as http:
+        answer = await http.get("/v1/models")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert "127.0.0.1" not in answer.text
+
+
+async def test_figures_tell_what_was_spoken_and_what_was_not(start: Start) -> None:
+    def script(request: Request) -> list[Step]:
+        return SPOKEN if request["text"] == b"A cat." else [Abort(grpc.StatusCode.INTERNAL, "")]
+
+    running = await start(script)
+    async with running.http() as http:
+        await http.post("/v1/audio/speech", json=REQUEST)
+        await http.post("/v1/audio/speech", json=REQUEST | {"input": "A dog."})
+    assert await running.metric("audio_ttfp_seconds_count") == 1
+    assert await running.metric("audio_rtf_count") == 1
+    assert await running.metric("audio_left_total") == 1
+    assert await running.metric("audio_skipped_total") == 0
+    assert await running.metric("gateway_answers_total") >= 2
+
+
+async def test_the_log_has_a_line_for_each_request_and_nothing_of_what_was_said(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    running = await start([ErrorText("invalid request: text: expected words, got 'my secret'")], keys=(KEY,))
+    async with running.http() as http:
+        headers = {"authorization": f"Bearer {KEY}"}
+        answer = await http.post("/v1/audio/speech?secret", json=REQUEST | {"input": "my secret"}, headers=headers)
+    assert answer.status_code == 400
+    lines = [record.getMessage() for record in caplog.records if record.name == "stretto_gateway"]
+    assert lines == [line for line in lines if line.startswith(answer.headers["x-request-id"])]
+    assert "POST /v1/audio/speech 400" in lines[0]
+    assert not any("secret" in line or KEY in line for line in lines)
+
+
+async def test_a_failure_of_ours_is_logged_and_shown_to_nobody(
+    start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = await start()
+    monkeypatch.setattr(running.app.state.gateway.catalogue, "profile", None)
+    async with httpx.AsyncClient(base_url=running.url) as http:
+        answer = await http.get("/v1/models")
+    assert answer.status_code == 500
+    request_id = answer.json()["error"]["message"].removeprefix("internal error ")
+    assert f"{request_id} failed" in caplog.text
+    assert "TypeError" in caplog.text

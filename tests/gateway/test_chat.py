@@ -1,0 +1,99 @@
+"""`/v1/chat/completions` with audio by OpenAI's own client, before a family that converses."""
+
+import base64
+import json
+from typing import Any
+
+import openai
+import pytest
+
+from tests.client.fake_server import PROFILE, Chunk
+from tests.gateway.conftest import Start
+
+
+def task(name: str, **fields: Any) -> dict[str, Any]:
+    known = {"needs": ["text"], "also": ["audio"], "speaks": True, "answers": "user", "has_history": True}
+    return known | {"name": name, "system": ["text"]} | fields
+
+
+TALKS = PROFILE | {"family": "talker", "voices": [], "tasks": [task("dialogue"), task("chat", speaks=False)]}
+REPLY = [
+    Chunk(0, None, text="fine"),
+    Chunk(1, 640, is_16_bit=True),
+    Chunk(2, 320, is_16_bit=True, is_final=True, is_last=True),
+]
+QUESTION: list[Any] = [
+    {"role": "system", "content": "You are terse."},
+    {
+        "role": "user",
+        "content": [
+            {"type": "input_audio", "input_audio": {"data": base64.b64encode(b"RIFF").decode(), "format": "wav"}},
+            {"type": "text", "text": "How are you?"},
+        ],
+    },
+]
+SPOKEN: dict[str, Any] = {"modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": "pcm16"}}
+
+
+async def test_a_turn_is_answered_in_speech(start: Start) -> None:
+    running = await start(REPLY, TALKS)
+    answer = await running.openai().chat.completions.create(model="gpt-audio", messages=QUESTION, seed=1, **SPOKEN)
+    audio = answer.choices[0].message.audio
+    assert audio is not None
+    assert audio.transcript == "fine"
+    assert base64.b64decode(audio.data) == b"\x00\x20" * 960
+    (request,) = running.behind.requests
+    assert (request["task"], request["audio"]) == (b"dialogue", b"RIFF")
+    assert json.loads(request["messages"]) == [
+        {"role": "system", "text": "You are terse."},
+        {"role": "user", "audio": "audio"},
+        {"role": "user", "text": "How are you?"},
+    ]
+    assert json.loads(request["options"])["seed"] == 1
+
+
+async def test_a_turn_is_answered_in_text(start: Start) -> None:
+    running = await start([Chunk(0, None, text="fine", is_final=True, is_last=True)], TALKS)
+    question: list[Any] = [{"role": "user", "content": "How are you?"}]
+    answer = await running.openai().chat.completions.create(model="talker", messages=question)
+    assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("fine", "stop")
+    assert running.behind.requests[0]["task"] == b"chat"
+
+
+async def test_sound_and_transcript_are_streamed(start: Start) -> None:
+    client = (await start(REPLY, TALKS)).openai()
+    stream = await client.chat.completions.create(model="gpt-audio", messages=QUESTION, stream=True, **SPOKEN)
+    chunks = [chunk async for chunk in stream]
+    deltas = [chunk.choices[0].delta.model_dump(exclude_unset=True) for chunk in chunks]
+    sounds = [delta["audio"] for delta in deltas if "audio" in delta]
+    assert deltas[0]["role"] == "assistant"
+    assert "".join(sound.get("transcript", "") for sound in sounds) == "fine"
+    assert b"".join(base64.b64decode(sound.get("data", "")) for sound in sounds) == b"\x00\x20" * 960
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"messages": [{"role": "user", "content": []}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "?"}}]}]},
+            "messages.0.content.0.input_audio.data",
+        ),
+        ({"stream": True, "audio": {"voice": "alloy", "format": "mp3"}}, "audio.format"),
+        ({"n": 2}, "n"),
+        ({"tools": []}, "tools"),
+        ({"audio": {"voice": "nobody", "format": "wav"}}, "voice"),
+    ],
+)
+async def test_what_cannot_be_done_is_refused_by_name(start: Start, change: dict[str, Any], param: str) -> None:
+    async with (await start(REPLY, TALKS)).http() as http:
+        answer = await http.post("/v1/chat/completions", json={"messages": QUESTION} | SPOKEN | change)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+async def test_a_family_that_does_not_converse_says_so(start: Start) -> None:
+    client = (await start()).openai()
+    with pytest.raises(openai.BadRequestError, match="'tiny' has no conversation"):
+        await client.chat.completions.create(model="gpt-audio", messages=QUESTION, **SPOKEN)

@@ -1,0 +1,217 @@
+"""`/v1/audio/speech` by OpenAI's own client: formats, streaming, events, what is refused and how failures end."""
+
+import asyncio
+import base64
+import io
+import json
+from typing import Any
+
+import av
+import grpc
+import openai
+import pytest
+
+from stretto_gateway.config import Limits
+from stretto_gateway.encoding import MEDIA_TYPES, wav_header
+from tests.client.fake_server import Abort, Chunk, EmptyFinal, ErrorText, Until
+from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
+
+REQUEST: dict[str, Any] = {"model": "tts-1", "voice": "alloy", "input": "A cat."}
+
+
+def num_samples(data: bytes, name: str) -> int:
+    """How many samples at 24 kHz a player finds in a file of that format, or in its beginning."""
+    if name == "pcm":
+        return len(data) // 2
+    with av.open(io.BytesIO(data), format={"opus": "ogg"}.get(name, name)) as container:
+        resampler = av.AudioResampler("s16", "mono", 24_000)
+        frames = [resampled for frame in container.decode(audio=0) for resampled in resampler.resample(frame)]
+        return sum(frame.samples for frame in frames)
+
+
+@pytest.mark.parametrize("name", MEDIA_TYPES)
+async def test_the_first_chunk_can_be_heard_in_every_format_before_the_second_is_made(start: Start, name: str) -> None:
+    heard = asyncio.Event()
+    running = await start([SPOKEN[0], Until(heard), *SPOKEN[1:]])
+    async with running.openai().audio.speech.with_streaming_response.create(response_format=name, **REQUEST) as answer:
+        assert answer.headers["content-type"] == MEDIA_TYPES[name]
+        assert answer.headers["x-request-id"].startswith("req_")
+        parts = answer.iter_bytes()
+        data = await anext(parts)
+        assert 0 < num_samples(data, name) <= 3840
+        heard.set()
+        data += b"".join([part async for part in parts])
+    assert num_samples(data, name) == pytest.approx(NUM_SAMPLES, abs=2500)
+    assert json.loads(running.behind.requests[0]["options"]) == {
+        "voice": "slt",
+        "output": {"encoding": "pcm_s16le", "sample_rate": 24_000},
+    }
+
+
+async def test_pcm_is_what_the_server_has_sent_and_wav_is_that_behind_a_header(start: Start) -> None:
+    client = (await start()).openai()
+    pcm = (await client.audio.speech.create(response_format="pcm", **REQUEST)).content
+    wav = (await client.audio.speech.create(response_format="wav", **REQUEST)).content
+    assert pcm == b"\x00\x20" * NUM_SAMPLES
+    assert wav == wav_header(24_000) + pcm
+
+
+async def test_the_blocking_client_is_served_as_well(start: Start) -> None:
+    running = await start()
+
+    def ask() -> bytes:
+        with openai.OpenAI(base_url=f"{running.url}/v1", api_key="unused", max_retries=0) as client:
+            return client.audio.speech.create(response_format="pcm", **REQUEST).content
+
+    assert len(await asyncio.to_thread(ask)) == 2 * NUM_SAMPLES
+
+
+async def test_every_option_of_the_ensemble_goes_through_as_extra_body(start: Start) -> None:
+    running = await start()
+    given = {"seed": 3, "guidance_scale": 1.5, "audio": {"top_k": 4}, "chunking": {"deterministic": True}}
+    request = REQUEST | {"voice": "rms", "response_format": "pcm", "extra_body": given | {"sample_rate": 8000}}
+    await running.openai().audio.speech.create(**request)
+    form = {"encoding": "pcm_s16le", "sample_rate": 8000}
+    assert json.loads(running.behind.requests[0]["options"]) == given | {"voice": "rms", "output": form}
+
+
+async def test_events_carry_the_sound_the_words_and_what_was_used(start: Start) -> None:
+    running = await start()
+    request = REQUEST | {"response_format": "pcm", "stream_format": "sse", "timestamps": True}
+    async with running.http() as http, http.stream("POST", "/v1/audio/speech", json=request) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        events = [json.loads(line[6:]) async for line in answer.aiter_lines() if line.startswith("data: ")]
+    sound = b"".join(base64.b64decode(event["audio"]) for event in events if event["type"] == "speech.audio.delta")
+    assert len(sound) == 2 * NUM_SAMPLES
+    words = [word for event in events if event["type"] == "speech.audio.words" for word in event["words"]]
+    assert words == [{"word": "a", "start": 0.0}, {"word": "cat", "start": 0.04}]
+    assert events[-1] == {
+        "type": "speech.audio.done",
+        "usage": {"input_tokens": 0, "output_tokens": 4, "total_tokens": 4},
+    }
+
+
+async def test_a_long_text_is_spoken_clause_by_clause(start: Start) -> None:
+    running = await start()
+    text = " ".join(["This sentence has exactly fifty characters, I say."] * 4)
+    answer = await running.openai().audio.speech.create(response_format="pcm", **REQUEST | {"input": text})
+    assert len(answer.content) == 2 * 2 * NUM_SAMPLES
+    assert len(running.behind.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"voice": "nobody"}, "voice"),
+        ({"voice": {"id": "nobody"}}, "voice"),
+        ({"response_format": "ogg"}, "response_format"),
+        ({"speed": 1.5}, "speed"),
+        ({"instructions": "Whisper."}, "instructions"),
+        ({"sample_rate": 22_050, "response_format": "opus"}, "sample_rate"),
+        ({"input": 7}, "input"),
+        ({"input": "\ud800"}, "input"),
+        ({"input": "a" * 11}, "input"),
+        ({"timestamps": True}, "timestamps"),
+        ({"volume": 11}, "volume"),
+    ],
+)
+async def test_what_cannot_be_done_is_refused_by_name(start: Start, change: dict[str, Any], param: str) -> None:
+    running = await start(limits=Limits(max_input_chars=10, drain_s=1))
+    async with running.http() as http:
+        body, headers = json.dumps(REQUEST | change), {"content-type": "application/json"}
+        answer = await http.post("/v1/audio/speech", content=body, headers=headers)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
+        assert error["message"].startswith(f"{param}: ")
+    assert not running.behind.requests
+
+
+@pytest.mark.parametrize(
+    ("step", "kind", "told"),
+    [
+        (ErrorText("invalid request: text: expected words, got '!'"), openai.BadRequestError, "input: expected words"),
+        (ErrorText("invalid request: options.seed: expected an integer"), openai.BadRequestError, "seed: expected an"),
+        (ErrorText("unavailable: server is draining"), openai.InternalServerError, "takes no requests now"),
+        (Abort(grpc.StatusCode.INTERNAL, "secret path"), openai.InternalServerError, "failed on this request"),
+        (EmptyFinal(), openai.InternalServerError, "failed on this request"),
+        (Chunk(0, None, is_final=True, is_last=True), openai.InternalServerError, "said nothing"),
+    ],
+)
+async def test_a_failed_start_is_one_of_the_clients_exceptions(
+    start: Start, step: Any, kind: type[openai.APIStatusError], told: str
+) -> None:
+    client = (await start([step])).openai()
+    with pytest.raises(kind, match=told) as raised:
+        await client.audio.speech.create(**REQUEST)
+    assert raised.value.request_id is not None
+    assert raised.value.status_code != 500
+
+
+async def test_an_unknown_model_is_not_found(start: Start) -> None:
+    with pytest.raises(openai.NotFoundError, match="there is 'tiny'"):
+        await (await start()).openai().audio.speech.create(**REQUEST | {"model": "parrot"})
+
+
+async def test_what_fails_after_its_first_sound_does_not_look_complete(start: Start) -> None:
+    running = await start([SPOKEN[0], Abort(grpc.StatusCode.UNAVAILABLE, "gone")])
+    with pytest.raises(openai.APIConnectionError):
+        await running.openai().audio.speech.create(response_format="pcm", **REQUEST)
+    async with running.http() as http:
+        answer = await http.post("/v1/audio/speech", json=REQUEST | {"stream_format": "sse"})
+    first, last = answer.text.strip().split("\n\n")
+    assert json.loads(first.removeprefix("data: "))["type"] == "speech.audio.delta"
+    assert last.startswith("event: error\n")
+    assert json.loads(last.partition("data: ")[2])["error"]["code"] == "unavailable"
+
+
+@pytest.mark.parametrize("change", [{}, {"stream_format": "sse"}, {"response_format": "mp3"}])
+async def test_who_leaves_ends_the_work(start: Start, change: dict[str, Any]) -> None:
+    running = await start([SPOKEN[0], Until(asyncio.Event())])
+    async with running.http() as http, http.stream("POST", "/v1/audio/speech", json=REQUEST | change) as answer:
+        await anext(answer.aiter_bytes())
+    await asyncio.wait_for(running.behind.cancelled.wait(), 30)
+    while await running.metric("gateway_active"):
+        await asyncio.sleep(0.01)
+    assert await running.metric("audio_left_total") == 1
+
+
+async def test_who_leaves_before_the_first_sound_ends_the_work(start: Start) -> None:
+    running = await start([Until(asyncio.Event())])
+    asking = asyncio.ensure_future(running.openai().audio.speech.create(**REQUEST))
+    while not running.behind.requests:
+        await asyncio.sleep(0.01)
+    asking.cancel()
+    await asyncio.wait_for(running.behind.cancelled.wait(), 30)
+
+
+async def test_one_too_many_is_told_to_come_again_and_the_others_wait_their_turn(start: Start) -> None:
+    go = asyncio.Event()
+    running = await start([Until(go), *SPOKEN], limits=Limits(max_active=1, max_waiting=2, drain_s=1))
+    client = running.openai()
+    asked = [asyncio.ensure_future(client.audio.speech.create(**REQUEST)) for _ in range(3)]
+    while await running.metric("gateway_waiting") < 2:
+        await asyncio.sleep(0.01)
+    with pytest.raises(openai.RateLimitError) as raised:
+        await client.audio.speech.create(**REQUEST)
+    assert int(raised.value.response.headers["retry-after"]) > 0
+    asked[1].cancel()
+    while await running.metric("gateway_waiting") > 1:
+        await asyncio.sleep(0.01)
+    go.set()
+    await asyncio.gather(asked[0], asked[2])
+    assert len(running.behind.requests) == 2
+
+
+async def test_who_reads_nothing_is_left_after_a_while_and_holds_the_server_back_until_then(start: Start) -> None:
+    second = Chunk(0, 1_000_000, is_16_bit=True)
+    running = await start([second] * 100, limits=Limits(stall_s=0.5, drain_s=1))
+    host, port = running.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+    body = json.dumps(REQUEST | {"response_format": "pcm"}).encode()
+    head = f"POST /v1/audio/speech HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    writer.write(f"{head}\r\n\r\n".encode() + body)
+    await reader.readline()
+    while not await running.metric("audio_left_total"):
+        await asyncio.sleep(0.05)
+    assert running.behind.num_played < 50, "it was not held back"
+    writer.close()

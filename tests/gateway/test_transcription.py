@@ -1,0 +1,73 @@
+"""`/v1/audio/transcriptions` by OpenAI's own client."""
+
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+
+from stretto_gateway.encoding import wav_header
+from tests.client.fake_server import Chunk, ErrorText
+from tests.gateway.conftest import Start
+
+WRITTEN = [Chunk(0, None, text="a "), Chunk(1, None, text="cat "), Chunk(2, None, is_final=True, is_last=True)]
+SECONDS = 1.5
+PCM = np.zeros(int(16_000 * SECONDS), np.int16).tobytes()
+FILE = ("cat.wav", wav_header(16_000, len(PCM)) + PCM)
+
+
+async def test_a_file_becomes_text_in_each_format(start: Start) -> None:
+    running = await start(WRITTEN)
+    create = running.openai().audio.transcriptions.create
+    assert (await create(model="whisper-1", file=FILE, language="en", temperature=0.5)).text == "a cat"
+    assert await create(model="tiny", file=FILE, response_format="text") == "a cat\n"
+    verbose: Any = await create(
+        model="tiny", file=FILE, response_format="verbose_json", timestamp_granularities=["segment"]
+    )
+    assert (verbose.text, verbose.duration, verbose.segments[0].end) == ("a cat", SECONDS, SECONDS)
+    srt = await create(model="tiny", file=FILE, response_format="srt")
+    assert srt == "1\n00:00:00,000 --> 00:00:01,500\na cat\n\n"
+    vtt = await create(model="tiny", file=FILE, response_format="vtt")
+    assert vtt == "WEBVTT\n\n00:00:00.000 --> 00:00:01.500\na cat\n\n"
+    first = running.behind.requests[0]
+    assert (first["audio"], first["task"], first["options"]) == (FILE[1], b"asr", b'{"temperature": 0.5}')
+
+
+async def test_text_is_streamed_as_it_is_written(start: Start) -> None:
+    client = (await start(WRITTEN)).openai()
+    stream = await client.audio.transcriptions.create(model="gpt-4o-transcribe", file=FILE, stream=True)
+    events: list[Any] = [event async for event in stream]
+    assert [event.delta for event in events[:-1]] == ["a ", "cat "]
+    assert (events[-1].type, events[-1].text) == ("transcript.text.done", "a cat")
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"prompt": "Names: Ada."}, "prompt"),
+        ({"timestamp_granularities": ["word"], "response_format": "verbose_json"}, "timestamp_granularities"),
+        ({"timestamp_granularities": ["segment"]}, "timestamp_granularities"),
+        ({"stream": True, "response_format": "srt"}, "response_format"),
+        ({"response_format": "diarized_json"}, "response_format"),
+        ({"temperature": 7}, "temperature"),
+        ({"extra_body": {"volume": 11}}, "volume"),
+    ],
+)
+async def test_what_cannot_be_done_is_refused_by_name(start: Start, change: dict[str, Any], param: str) -> None:
+    client = (await start(WRITTEN)).openai()
+    with pytest.raises(openai.BadRequestError) as raised:
+        await client.audio.transcriptions.create(**{"model": "whisper-1", "file": FILE} | change)
+    assert raised.value.param == param
+
+
+async def test_a_file_that_is_none_is_refused_as_the_file(start: Start) -> None:
+    client = (await start([ErrorText("invalid request: audio: expected a wav, flac, ogg or mp3 file")])).openai()
+    with pytest.raises(openai.BadRequestError, match="file: expected a wav") as raised:
+        await client.audio.transcriptions.create(model="whisper-1", file=("x.wav", b"nothing"))
+    assert raised.value.param == "file"
+
+
+async def test_who_forgets_the_file_is_told(start: Start) -> None:
+    async with (await start()).http() as http:
+        answer = await http.post("/v1/audio/transcriptions", data={"model": "whisper-1"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "file")

@@ -1,0 +1,77 @@
+"""The gateway as the launcher keeps it."""
+
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stretto.serving import gateway_process
+from stretto.serving.config import LaunchConfig, launch_config, parser
+from stretto.serving.gateway_process import GatewayProcess
+from stretto.serving.installation import LaunchError
+from tests.ports import free_ports
+
+LISTENS_S = 60.0
+
+
+def config(tmp_path: Path, *arguments: str) -> LaunchConfig:
+    flags, passed = parser().parse_known_args(["--gateway", "--log-file", str(tmp_path / "log"), *arguments])
+    return launch_config(flags, passed)
+
+
+def answers(port: int) -> bool:
+    """Whether a gateway lives there, before long."""
+    deadline = time.monotonic() + LISTENS_S
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/live", timeout=5) as page:
+                return bool(page.status == 200)
+        except OSError:
+            time.sleep(0.05)
+    return False
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Iterator[tuple[GatewayProcess, int]]:
+    (port,) = free_ports(1)
+    process = GatewayProcess(config(tmp_path), port)
+    yield process, port
+    process.stop()
+
+
+def test_it_listens_is_started_again_when_it_ends_and_drains(
+    begun: tuple[GatewayProcess, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, port = begun
+    assert answers(port)
+    process.drain(iter(lambda: time.sleep(0.01), True))
+    process.keep_alive()
+    monkeypatch.setattr(gateway_process, "RESTART_S", 0.0)
+    process.keep_alive()
+    assert answers(port)
+
+
+@pytest.mark.parametrize(
+    ("address", "server"),
+    [
+        ("0.0.0.0", "localhost:8001"),
+        ("::", "localhost:8001"),
+        ("10.1.2.3", "10.1.2.3:8001"),
+        ("fd00::1", "[fd00::1]:8001"),
+    ],
+)
+def test_it_asks_the_server_where_that_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, server: str
+) -> None:
+    monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
+    line = GatewayProcess(config(tmp_path, "--address", address), 8003).command_line()
+    assert line[line.index("--server") + 1] == server
+    assert line[line.index("--address") + 1] == address
+
+
+def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway_process, "NEEDED", ("no_such_module",))
+    with pytest.raises(LaunchError, match="'no_such_module'; the extra 'gateway'"):
+        GatewayProcess(config(tmp_path), 8003)
