@@ -34,6 +34,7 @@ def make_app(config: GatewayConfig) -> FastAPI:
 
     # The pages with documentation would load scripts from elsewhere.
     app = FastAPI(title="Stretto", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.is_draining = False
     for part in (speech, batch, transcription, chat, models):
         app.include_router(part.router)
     app.add_api_route("/health/live", live)
@@ -54,8 +55,8 @@ async def live() -> Response:
 
 async def ready(request: Request) -> Response:
     """200 when a sentence would be spoken, 503 otherwise."""
-    gateway: Gateway = request.app.state.gateway
-    return PlainTextResponse("", 200 if await gateway.is_ready() else 503)
+    state = request.app.state
+    return PlainTextResponse("", 200 if not state.is_draining and await state.gateway.client.ready() else 503)
 
 
 async def figures(request: Request) -> Response:

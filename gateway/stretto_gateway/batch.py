@@ -12,23 +12,17 @@ from starlette.requests import Request
 from stretto_gateway.api_error import ApiError, refused
 from stretto_gateway.encoding import MEDIA_TYPES
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.speech import audio_parts, speech_arguments
-from stretto_gateway.speech_request import SpeechOptions, Text
+from stretto_gateway.speech import audio_parts, speech_options
+from stretto_gateway.speech_request import SpeechItem, SpeechOptions
 from stretto_gateway.until_gone import unless_gone
 
 router = APIRouter()
 
 
-class BatchItem(SpeechOptions):
-    """One of the texts; what it says of its own goes before what is said for all."""
-
-    input: Text
-
-
 class BatchRequest(SpeechOptions):
-    """Texts, and what holds for all of them."""
+    """Texts, and what holds for all of them that do not say otherwise."""
 
-    items: Annotated[list[BatchItem], Field(min_length=1)]
+    items: Annotated[list[SpeechItem], Field(min_length=1)]
 
 
 @router.post("/v1/audio/speech/batch")
@@ -38,7 +32,7 @@ async def create_batch(body: BatchRequest, request: Request) -> dict[str, Any]:
     if len(body.items) > gateway.limits.max_batch:
         raise refused("items", f"at most {gateway.limits.max_batch} items", f"{len(body.items)} items")
     shared = body.model_dump(exclude_unset=True, exclude={"items"})
-    items = [BatchItem(**shared | item.model_dump(exclude_unset=True)) for item in body.items]
+    items = [SpeechItem(**shared | item.model_dump(exclude_unset=True)) for item in body.items]
     results = await unless_gone(request, asyncio.gather(*(result(gateway, *pair) for pair in enumerate(items))))
     succeeded = sum(each["status"] == "success" for each in results)
     return {
@@ -50,11 +44,11 @@ async def create_batch(body: BatchRequest, request: Request) -> dict[str, Any]:
     }
 
 
-async def result(gateway: Gateway, index: int, item: BatchItem) -> dict[str, Any]:
+async def result(gateway: Gateway, index: int, item: SpeechItem) -> dict[str, Any]:
     """What came of one text."""
     try:
-        arguments = await speech_arguments(gateway, item, item.input)
-        audio = b"".join([part async for part in audio_parts(gateway, item, arguments)])
+        options = await speech_options(gateway, item)
+        audio = b"".join([part async for part in audio_parts(gateway, item, options)])
     except ApiError as error:
         return {"index": index, "status": "error", "error": error.message}
     media_type = MEDIA_TYPES[item.response_format]

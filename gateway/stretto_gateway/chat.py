@@ -11,13 +11,14 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from stretto_client import ClientError, SpeechEvent
-from stretto_gateway.api_error import from_client_error, refused
+from stretto_client import SpeechEvent
+from stretto_gateway.api_error import refused
 from stretto_gateway.catalogue import find_voice
 from stretto_gateway.chat_request import ChatRequest, conversing_task, read_conversation
 from stretto_gateway.encoding import DEFAULT_RATE, make_encoder
+from stretto_gateway.events import heard, told
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.speech import as_int16, sse, sse_error, usage
+from stretto_gateway.speech import encoded, sse, sse_error, usage
 from stretto_gateway.streamed import Streamed
 from stretto_gateway.until_gone import unless_gone
 
@@ -40,7 +41,7 @@ async def create_completion(body: ChatRequest, request: Request) -> Response:
     if speaks:
         form = {"encoding": "pcm_s16le", "sample_rate": DEFAULT_RATE}
         options |= {"voice": find_voice(profile, body.audio.voice), "output": form}
-    events = reply(gateway, conversation.turns, conversation.files, options)
+    events = reply(gateway, conversation.turns, conversation.files, options, speaks)
     head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": profile.family}
     if body.stream:
         return Streamed(stream_parts(events, head, speaks), "text/event-stream", gateway.limits.stall_s, sse_error)
@@ -48,20 +49,15 @@ async def create_completion(body: ChatRequest, request: Request) -> Response:
 
 
 async def reply(
-    gateway: Gateway, turns: list[dict[str, Any]], files: list[bytes], options: dict[str, Any]
+    gateway: Gateway, turns: list[dict[str, Any]], files: list[bytes], options: dict[str, Any], speaks: bool
 ) -> AsyncGenerator[SpeechEvent, None]:
     """The events of the reply; ApiError where it fails."""
+    trace = gateway.metrics.trace(options["task"])
     async with gateway.admission.place():
-        trace = gateway.metrics.trace(options["task"])
-        try:
-            async with gateway.client.converse(turns, *files, **options) as stream:
-                async for event in stream:
-                    trace.add(event)
-                    yield event
-        except ClientError as error:
-            raise from_client_error(error, {}) from None
-        finally:
-            trace.close()
+        stream = gateway.client.converse(turns, *files, **options)
+        async with aclosing(heard(stream, {}, trace) if speaks else told(stream, {})) as events:
+            async for event in events:
+                yield event
 
 
 async def completion(events: AsyncGenerator[SpeechEvent, None], body: ChatRequest) -> dict[str, Any]:
@@ -74,7 +70,7 @@ async def completion(events: AsyncGenerator[SpeechEvent, None], body: ChatReques
             text += event.text
             report = event.report or report
             if event.pcm is not None:
-                audio += encoder.encode(as_int16(event.pcm))
+                audio += await encoded(encoder, event.pcm)
     message: dict[str, Any] = {"role": "assistant", "content": text.strip()}
     if "audio" in body.modalities:
         sound = base64.b64encode(audio + encoder.close()).decode()
@@ -90,6 +86,7 @@ async def stream_parts(
     head = head | {"object": "chat.completion.chunk"}
     sound_id, report = audio_head()["id"], dict[str, Any]()
     said: dict[str, Any] = {"role": "assistant"}
+    encoder = make_encoder("pcm", DEFAULT_RATE)
     async with aclosing(events):
         async for event in events:
             report = event.report or report
@@ -98,7 +95,7 @@ async def stream_parts(
             elif event.text:
                 said["content"] = event.text
             if event.pcm is not None and len(event.pcm):
-                data = base64.b64encode(as_int16(event.pcm).tobytes()).decode()
+                data = base64.b64encode(await encoded(encoder, event.pcm)).decode()
                 said["audio"] = said.get("audio", {"id": sound_id}) | {"data": data}
             if said:
                 yield sse(head | {"choices": [choice(said)]})

@@ -43,8 +43,10 @@ class Server(uvicorn.Server):
             print(self._message, file=sys.stderr, flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.config.app.state.gateway.is_draining = True  # type: ignore[union-attr]
-        super().handle_exit(sig, frame)
+        """The first signal lets running answers end, a second one does not. Neither is an exit by a signal."""
+        self.config.app.state.is_draining = True  # type: ignore[union-attr]
+        self.force_exit = self.should_exit
+        self.should_exit = True
 
 
 def main(words: list[str] | None = None) -> int:

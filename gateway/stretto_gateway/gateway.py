@@ -16,11 +16,6 @@ class Gateway:
         self.admission = Admission(config.limits.max_active, config.limits.max_waiting)
         self.catalogue = Catalogue(self.client)
         self.metrics = Metrics(self.admission)
-        self.is_draining = False
-
-    async def is_ready(self) -> bool:
-        """Whether a sentence would be spoken."""
-        return not self.is_draining and await self.client.ready()
 
     async def close(self) -> None:
         """Leave the server."""

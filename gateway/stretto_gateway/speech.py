@@ -12,12 +12,13 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from stretto_client import ClientError, Speech, SpeechEvent
-from stretto_gateway.api_error import ApiError, from_client_error, refused
+from stretto_client import SpeechEvent
+from stretto_gateway.api_error import ApiError, refused
 from stretto_gateway.catalogue import find_task
-from stretto_gateway.encoding import MEDIA_TYPES, FfmpegEncoder, make_encoder
+from stretto_gateway.encoding import MEDIA_TYPES, Encoder, FfmpegEncoder, make_encoder
+from stretto_gateway.events import heard
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.speech_request import SpeechOptions, SpeechRequest
+from stretto_gateway.speech_request import SpeechItem, SpeechRequest
 from stretto_gateway.streamed import Streamed
 
 router = APIRouter()
@@ -28,51 +29,47 @@ FIELDS = {"text": "input"}  # what those of the server are called here
 async def create_speech(body: SpeechRequest, request: Request) -> Response:
     """The audio of `input`, chunk by chunk; as server-sent events with `stream_format` `sse`."""
     gateway: Gateway = request.app.state.gateway
-    arguments = await speech_arguments(gateway, body, body.input)
+    options = await speech_options(gateway, body)
     if body.timestamps and body.stream_format != "sse":
         raise refused("timestamps", "none without stream_format 'sse', which has room for them", True)
     if body.stream_format == "sse":
-        parts = sse_parts(gateway, body, arguments)
+        parts = sse_parts(gateway, body, options)
         return Streamed(parts, "text/event-stream", gateway.limits.stall_s, sse_error)
-    parts = audio_parts(gateway, body, arguments)
+    parts = audio_parts(gateway, body, options)
     return Streamed(parts, MEDIA_TYPES[body.response_format], gateway.limits.stall_s)
 
 
-async def speech_arguments(gateway: Gateway, options: SpeechOptions, text: str) -> dict[str, Any]:
-    """What `SpeechClient.speak` is to be told; ApiError for what this gateway, or this model, does not do."""
-    profile = await gateway.catalogue.model(options.model)
+async def speech_options(gateway: Gateway, item: SpeechItem) -> dict[str, Any]:
+    """What `SpeechClient.speak` is told beside the text; ApiError for what this gateway, or this model, does not do."""
+    profile = await gateway.catalogue.model(item.model)
     find_task(profile, ("tts",), "speak a text as it stands")
-    if len(text) > gateway.limits.max_input_chars:
-        raise refused("input", f"at most {gateway.limits.max_input_chars} characters", f"{len(text)} characters")
-    return {"text": text} | options.for_server(profile)
+    if len(item.input) > gateway.limits.max_input_chars:
+        expected = f"at most {gateway.limits.max_input_chars} characters"
+        raise refused("input", expected, f"{len(item.input)} characters")
+    return item.for_server(profile)
 
 
-async def audio_parts(
-    gateway: Gateway, options: SpeechOptions, arguments: dict[str, Any]
-) -> AsyncGenerator[bytes, None]:
+async def audio_parts(gateway: Gateway, item: SpeechItem, options: dict[str, Any]) -> AsyncGenerator[bytes, None]:
     """The bytes of the file, as they come."""
-    encoder = make_encoder(options.response_format, options.sample_rate)
-    is_slow = isinstance(encoder, FfmpegEncoder)  # a second of sound takes milliseconds, in which others wait
-    async with spoken(gateway, arguments) as events:
+    encoder = make_encoder(item.response_format, item.sample_rate)
+    async with spoken(gateway, item.input, options) as events:
         async for event in events:
-            if event.pcm is not None:
-                samples = as_int16(event.pcm)
-                if part := await asyncio.to_thread(encoder.encode, samples) if is_slow else encoder.encode(samples):
-                    yield part
+            if event.pcm is not None and (part := await encoded(encoder, event.pcm)):
+                yield part
     if rest := encoder.close():
         yield rest
 
 
-async def sse_parts(gateway: Gateway, options: SpeechRequest, arguments: dict[str, Any]) -> AsyncGenerator[bytes, None]:
+async def sse_parts(gateway: Gateway, item: SpeechRequest, options: dict[str, Any]) -> AsyncGenerator[bytes, None]:
     """The same as `speech.audio.delta` events, words before the sound that they begin in, and `speech.audio.done`."""
-    encoder = make_encoder(options.response_format, options.sample_rate)
+    encoder = make_encoder(item.response_format, item.sample_rate)
     report: dict[str, Any] = {}
-    async with spoken(gateway, arguments) as events:
+    async with spoken(gateway, item.input, options) as events:
         async for event in events:
-            if options.timestamps and event.words:
+            if item.timestamps and event.words:
                 words = [{"word": word.word, "start": word.start_s} for word in event.words]
                 yield sse({"type": "speech.audio.words", "words": words})
-            if event.pcm is not None and (part := await asyncio.to_thread(encoder.encode, as_int16(event.pcm))):
+            if event.pcm is not None and (part := await encoded(encoder, event.pcm)):
                 yield sse(delta(part))
             report = event.report or report
     if rest := encoder.close():
@@ -80,10 +77,12 @@ async def sse_parts(gateway: Gateway, options: SpeechRequest, arguments: dict[st
     yield sse({"type": "speech.audio.done", "usage": usage(report)})
 
 
-def as_int16(pcm: np.ndarray) -> np.ndarray:
-    """Samples [n] int16, as the server was asked for."""
+async def encoded(encoder: Encoder, pcm: np.ndarray) -> bytes:
+    """Samples [n] int16 on their way through the encoder; where that takes milliseconds, others go on meanwhile."""
     assert pcm.dtype == np.int16, pcm.dtype
-    return pcm
+    if isinstance(encoder, FfmpegEncoder):
+        return await asyncio.to_thread(encoder.encode, pcm)
+    return encoder.encode(pcm)
 
 
 def delta(part: bytes) -> dict[str, str]:
@@ -108,25 +107,12 @@ def sse_error(error: ApiError) -> bytes:
 
 
 @asynccontextmanager
-async def spoken(gateway: Gateway, arguments: dict[str, Any]) -> AsyncIterator[AsyncGenerator[SpeechEvent, None]]:
+async def spoken(
+    gateway: Gateway, text: str, options: dict[str, Any]
+) -> AsyncIterator[AsyncGenerator[SpeechEvent, None]]:
     """The events of the speech, which ends with the block; ApiError where it fails, or is no sound at all."""
-    async with gateway.admission.place():
-        text = arguments["text"]
-        rest = {name: value for name, value in arguments.items() if name != "text"}
-        async with gateway.client.speak(text, **rest) as speech, aclosing(heard(gateway, speech)) as events:
-            yield events
-
-
-async def heard(gateway: Gateway, speech: Speech) -> AsyncGenerator[SpeechEvent, None]:
-    """The events, counted."""
     trace = gateway.metrics.trace("tts")
-    try:
-        async for event in speech:
-            trace.add(event)
-            yield event
-    except ClientError as error:
-        raise from_client_error(error, FIELDS) from None
-    finally:
-        trace.close()
-    if not trace.has_sound:
-        raise ApiError(502, "the model has said nothing", code="no_audio")
+    async with gateway.admission.place():
+        speech = gateway.client.speak(text, **options)
+        async with aclosing(heard(speech, FIELDS, trace)) as events:
+            yield events

@@ -79,9 +79,14 @@ class SpeechOptions(BaseModel):
         return options | form | {"voice": find_voice(profile, self.voice_name)}
 
 
-class SpeechRequest(SpeechOptions):
+class SpeechItem(SpeechOptions):
     """One text to be spoken."""
 
     input: Text
+
+
+class SpeechRequest(SpeechItem):
+    """The same, and how it is to be sent."""
+
     stream_format: Literal["audio", "sse"] = "audio"
     timestamps: bool = Field(default=False, description="with `sse`: an event for the words that begin")

@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from stretto_client import ClientError, ModelProfile, SpeechEvent
-from stretto_gateway.api_error import from_client_error, refused
+from stretto_client import ModelProfile, SpeechEvent
+from stretto_gateway.api_error import refused
 from stretto_gateway.catalogue import find_task
+from stretto_gateway.events import told
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.speech import sse, sse_error, usage
 from stretto_gateway.speech_request import Text
@@ -95,17 +96,11 @@ async def written(
     gateway: Gateway, content: bytes, options: dict[str, Any]
 ) -> AsyncGenerator[AsyncGenerator[SpeechEvent, None], None]:
     """The events of a file being written down, which ends with the block."""
-
-    async def events() -> AsyncGenerator[SpeechEvent, None]:
-        try:
-            async with gateway.client.transcribe(content, **options) as stream:
-                async for event in stream:
-                    yield event
-        except ClientError as error:
-            raise from_client_error(error, FIELDS) from None
-
-    async with gateway.admission.place(), aclosing(events()) as stream:
-        yield stream
+    async with (
+        gateway.admission.place(),
+        aclosing(told(gateway.client.transcribe(content, **options), FIELDS)) as events,
+    ):
+        yield events
 
 
 def duration_s(content: bytes) -> float:

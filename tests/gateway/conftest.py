@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from stretto_gateway.command import make_server
+from stretto_gateway.command import Server, make_server
 from stretto_gateway.config import GatewayConfig, Limits
 from tests.client.fake_server import Chunk, FakeServer, Request, Step
 
@@ -28,7 +28,12 @@ class Running:
 
     url: str
     behind: FakeServer
-    app: Any
+    server: Server
+
+    @property
+    def app(self) -> Any:
+        """The application."""
+        return self.server.config.app
 
     def openai(self, **options: Any) -> openai.AsyncOpenAI:
         """OpenAI's own client."""
@@ -75,7 +80,7 @@ async def start() -> AsyncIterator[Start]:
             await behind.server.stop(0)
 
         stops.append(stop)
-        return Running(f"http://127.0.0.1:{listener.getsockname()[1]}", behind, gateway.config.app)
+        return Running(f"http://127.0.0.1:{listener.getsockname()[1]}", behind, gateway)
 
     yield begin
     for stop in stops:

@@ -58,6 +58,7 @@ async def test_a_turn_is_answered_in_text(start: Start) -> None:
     answer = await running.openai().chat.completions.create(model="talker", messages=question)
     assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("fine", "stop")
     assert running.behind.requests[0]["task"] == b"chat"
+    assert await running.metric("audio_skipped_total") == 0
 
 
 async def test_sound_and_transcript_are_streamed(start: Start) -> None:

@@ -68,10 +68,17 @@ async def test_the_blocking_client_is_served_as_well(start: Start) -> None:
 
 async def test_every_option_of_the_ensemble_goes_through_as_extra_body(start: Start) -> None:
     running = await start()
-    given = {"seed": 3, "guidance_scale": 1.5, "audio": {"top_k": 4}, "chunking": {"deterministic": True}}
+    given = {
+        "seed": 3,
+        "guidance_scale": 1.5,
+        "text": {"top_k": 2},
+        "audio": {"top_k": 4},
+        "chunking": {"deterministic": True},
+    }
     request = REQUEST | {"voice": "rms", "response_format": "pcm", "extra_body": given | {"sample_rate": 8000}}
     await running.openai().audio.speech.create(**request)
     form = {"encoding": "pcm_s16le", "sample_rate": 8000}
+    assert running.behind.requests[0]["text"] == b"A cat."
     assert json.loads(running.behind.requests[0]["options"]) == given | {"voice": "rms", "output": form}
 
 

@@ -1,0 +1,51 @@
+"""docs/api.md: every line of curl and of Python on it is run."""
+
+import asyncio
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.client.fake_server import PROFILE, Chunk, Request, Step
+from tests.gateway.conftest import SPOKEN, Start
+from tests.gateway.test_chat import task
+
+PAGE = (Path(__file__).parents[2] / "docs/api.md").read_text()
+BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", PAGE, re.DOTALL)
+TALKS = PROFILE | {"tasks": [*PROFILE["tasks"], task("dialogue")]}
+ROUTES_OF_MODELS = "/v1/models/{name}"  # the page shows the list alone
+
+
+def script(request: Request) -> list[Step]:
+    is_heard = "audio" in request
+    return [Chunk(0, None, text="It is twenty past nine.", is_final=True, is_last=True)] if is_heard else SPOKEN
+
+
+async def test_every_line_of_the_page_runs(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = await start(script, TALKS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{running.url}/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "anything")
+    names: dict[str, object] = {}
+
+    def run_all() -> None:
+        for language, block in BLOCKS:
+            if language == "python":
+                exec(compile(block, "docs/api.md", "exec"), names)
+            else:
+                shell = ["bash", "-euc", block.replace("curl -s", "curl -sf")]
+                done = subprocess.run(shell, capture_output=True, text=True, timeout=60, check=False)
+                assert done.returncode == 0, (block, done)
+
+    await asyncio.to_thread(run_all)
+    assert names["text"] == "It is twenty past nine."
+    assert names["names"] == ["tiny"]
+    assert (tmp_path / "speech.mp3").stat().st_size > 1000
+    assert (tmp_path / "speech.wav").read_bytes().startswith(b"RIFF")
+    assert json.loads((tmp_path / "batch.json").read_text())["succeeded"] == 2
+    assert json.loads((tmp_path / "reply.json").read_text())["choices"][0]["message"]["audio"]["data"]
+    shown = " ".join(block for _, block in BLOCKS)
+    for path in json.loads((tmp_path / "openapi.json").read_text())["paths"]:
+        assert path == ROUTES_OF_MODELS or path.removeprefix("/v1") in shown, f"{path} has no line on the page"

@@ -1,0 +1,77 @@
+"""`stretto gateway`: what it is told, what it refuses, and how it ends."""
+
+import asyncio
+import signal
+import socket
+from pathlib import Path
+
+import httpx
+import pytest
+
+from stretto_gateway.command import KEYS, arguments, main, read_config
+from tests.client.fake_server import Until
+from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
+
+KEY = "0123456789abcdef"
+
+
+def test_keys_come_from_a_file_and_from_the_environment_and_are_shown_to_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"\n {KEY}-1 \n\n{KEY}-2\n")
+    monkeypatch.setenv(KEYS, f"{KEY}-3, {KEY}-4,")
+    config = read_config(arguments().parse_args(["--keys", str(file), "--server", "host:1", "--port", "0"]))
+    assert config.keys == tuple(f"{KEY}-{n}" for n in (1, 2, 3, 4))
+    assert KEY not in repr(config)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--keys", "/nowhere/keys"], "/nowhere/keys"),
+        (["--keys", "/dev/null"], "holds none"),
+        (["--port", "70000"], "--port"),
+        (["--max-active", "0"], "--max-active"),
+        (["--address", "here"], "--address"),
+        (["--sing"], "--sing"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str], words: list[str], told: str) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    errors = capsys.readouterr().err
+    assert (left.value.code, errors.count("\n")) == (2, 1)
+    assert told in errors
+
+
+def test_a_short_key_is_refused_and_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(KEYS, "hunter2")
+    with pytest.raises(SystemExit):
+        main([])
+    assert "hunter2" not in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_one_line_and_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["--port", str(taken.getsockname()[1])]) == 1
+    assert "cannot listen at 127.0.0.1:" in capsys.readouterr().err
+
+
+async def test_while_it_ends_it_is_not_ready_and_what_it_answers_is_completed(start: Start) -> None:
+    go = asyncio.Event()
+    running = await start([SPOKEN[0], Until(go), *SPOKEN[1:]])
+    request = {"model": "tts-1", "input": "A cat.", "response_format": "pcm"}
+    async with running.http() as http, http.stream("POST", "/v1/audio/speech", json=request) as answer:
+        parts = answer.aiter_bytes()
+        data = await anext(parts)
+        running.server.handle_exit(signal.SIGTERM, None)
+        transport = httpx.ASGITransport(running.app)  # for it listens no longer
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as inside:
+            assert (await inside.get("/health/ready")).status_code == 503
+            assert (await inside.get("/health/live")).status_code == 200
+        go.set()
+        data += b"".join([part async for part in parts])
+    assert len(data) == 2 * NUM_SAMPLES

@@ -1,0 +1,124 @@
+"""Bodies, headers and paths that nobody should send: an answer in 4xx, and a gateway that goes on."""
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stretto_gateway.app import make_app
+from stretto_gateway.config import GatewayConfig
+from tests.client.fake_server import FakeServer
+from tests.gateway.conftest import SPOKEN
+
+PATHS = ("/v1/audio/speech", "/v1/audio/speech/batch", "/v1/chat/completions")
+EXAMPLES = 400  # a path
+REFUSED = {400, 404, 405, 408, 413, 429}
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(codec=None), max_size=20)
+    | st.sampled_from(["tts-1", "alloy", "wav", "mp3", "pcm", "sse", "user", "text", "input_audio", "A cat.", "\ud800"])
+)
+JSON = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3))
+
+
+def resolved(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """A schema in the place of a reference to it."""
+    return definitions[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+
+
+def values(schema: dict[str, Any], definitions: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """Mostly what the schema asks for, and sometimes anything."""
+    schema = resolved(schema, definitions)
+    if "anyOf" in schema:
+        return st.one_of([values(each, definitions) for each in schema["anyOf"]])
+    if "enum" in schema or "const" in schema:
+        return st.sampled_from(schema.get("enum", [schema.get("const")])) | JSON
+    match schema.get("type"):
+        case "object" if "properties" in schema:
+            fields = {name: values(each, definitions) for name, each in schema["properties"].items()}
+            needed = {name: fields.pop(name) for name in schema.get("required", ())}
+            return st.fixed_dictionaries(needed, optional=fields | {"unknown": JSON}) | JSON
+        case "array":
+            return st.lists(values(schema["items"], definitions), max_size=3) | JSON
+        case "string":
+            return st.sampled_from(["A cat.", "tts-1", "alloy"]) | SCALARS
+        case _:
+            return SCALARS | JSON
+
+
+class Door:
+    """A gateway before a fake server, which runs while a request does."""
+
+    def __init__(self) -> None:
+        self.runner = asyncio.Runner()
+        self.behind = FakeServer(lambda _: SPOKEN)
+        self.app = make_app(GatewayConfig(self.runner.run(self.behind.start())))
+        self._lifespan = self.app.router.lifespan_context(self.app)
+        self.runner.run(self._lifespan.__aenter__())
+
+    def ask(self, path: str, content: bytes, **headers: str) -> httpx.Response:
+        """The answer to a body; what an application raises, it raises."""
+
+        async def post() -> httpx.Response:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://x") as client:
+                return await client.post(path, content=content, headers=headers)
+
+        return self.runner.run(post())
+
+    def close(self) -> None:
+        """End both."""
+        self.runner.run(self._lifespan.__aexit__(None, None, None))
+        self.runner.run(self.behind.server.stop(0))
+        self.runner.close()
+
+
+@pytest.fixture(scope="module")
+def door() -> Any:
+    opened = Door()
+    yield opened
+    opened.close()
+
+
+def check(answer: httpx.Response) -> None:
+    """An answer, or a refusal in OpenAI's form."""
+    assert answer.status_code == 200 or answer.status_code in REFUSED, answer.text
+    if answer.status_code != 200:
+        assert answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_no_body_is_answered_by_a_failure(door: Door, path: str, caplog: pytest.LogCaptureFixture) -> None:
+    schema = door.app.openapi()
+    body = schema["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+
+    seen: set[int] = set()
+
+    @given(values(body, schema["components"]["schemas"]))
+    @settings(max_examples=EXAMPLES)
+    def send(record: Any) -> None:
+        answer = door.ask(path, json.dumps(record).encode(), **{"content-type": "application/json"})
+        check(answer)
+        seen.add(answer.status_code)
+
+    send()
+    assert 400 in seen
+    assert 200 in seen or path == "/v1/chat/completions", "the bundled family does not converse"
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@given(
+    content=st.binary(max_size=300) | st.sampled_from([b"[" * 1_000_000, b'{"a":' * 200_000, b"1" * 100_000]),
+    kind=st.sampled_from(["application/json", "multipart/form-data; boundary=x", "text/plain", "application/x-y", ""]),
+    path=st.sampled_from([*PATHS, "/v1/audio/transcriptions"]),
+)
+@settings(max_examples=300)
+def test_no_bytes_are_answered_by_a_failure(door: Door, content: bytes, kind: str, path: str) -> None:
+    check(door.ask(path, content, **{"content-type": kind}))
