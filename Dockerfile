@@ -24,6 +24,7 @@ WORKDIR /opt/stretto
 COPY pyproject.toml setup.py README.md LICENSE ./
 COPY python_backend python_backend
 COPY client client
+COPY gateway gateway
 COPY model_repository model_repository
 RUN uv pip install --no-cache ".[gpu]"
 COPY scripts scripts

@@ -16,10 +16,11 @@ from stretto.checkpoints import make_repository
 from stretto.cli import COMMANDS
 from stretto.serving import config
 from stretto_client.__main__ import parse
+from stretto_gateway import command as gateway
 from tests.ports import free_row
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "docs" / "families.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "families.md", ROOT / "docs" / "api.md"]
 README = PAGES[0].read_text()
 FIRST_BLOCK = re.search(r"```sh\n(.*?)```", README, re.DOTALL)
 assert FIRST_BLOCK, "the README shows no commands"
@@ -45,6 +46,7 @@ def serve_flags(words: list[str]) -> argparse.Namespace:
 
 PARSERS: dict[str, Callable[[list[str]], argparse.Namespace]] = {
     "serve": serve_flags,
+    "gateway": gateway.arguments().parse_args,
     "convert": convert.arguments,
     "make-repository": make_repository.arguments,
 }
