@@ -10,11 +10,11 @@ from pydantic import Field
 from starlette.requests import Request
 
 from stretto_gateway.api_error import ApiError, refused
+from stretto_gateway.caller import unless_gone
 from stretto_gateway.encoding import MEDIA_TYPES
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.speech import audio_parts, speech_options
 from stretto_gateway.speech_request import SpeechItem, SpeechOptions
-from stretto_gateway.until_gone import unless_gone
 
 router = APIRouter()
 
@@ -33,7 +33,7 @@ async def create_batch(body: BatchRequest, request: Request) -> dict[str, Any]:
         raise refused("items", f"at most {gateway.limits.max_batch} items", f"{len(body.items)} items")
     shared = body.model_dump(exclude_unset=True, exclude={"items"})
     items = [SpeechItem(**shared | item.model_dump(exclude_unset=True)) for item in body.items]
-    results = await unless_gone(request, asyncio.gather(*(result(gateway, *pair) for pair in enumerate(items))))
+    results = await unless_gone(request.receive, asyncio.gather(*(result(gateway, *pair) for pair in enumerate(items))))
     succeeded = sum(each["status"] == "success" for each in results)
     return {
         "id": f"batch_{secrets.token_hex(12)}",

@@ -7,7 +7,11 @@ from stretto_client import ClientError, ModelProfile, SpeechClient, TaskProfile
 from stretto_gateway.api_error import ApiError, from_client_error, refused
 
 REFRESH_S = 5.0  # after so long the server may be another one
-MODEL_ALIASES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts", "whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe")
+MODEL_ALIASES = (
+    *("tts-1", "tts-1-hd", "gpt-4o-mini-tts"),
+    *("whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe"),
+    *("gpt-audio", "gpt-audio-mini", "gpt-4o-audio-preview"),
+)
 # In turns what they sound like: a family's voices are taken in turns, too.
 VOICE_ALIASES = (
     *("alloy", "ash", "coral", "ballad", "fable", "cedar", "marin", "echo"),

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from stretto_client import SpeechEvent
 from stretto_gateway.api_error import refused
+from stretto_gateway.caller import unless_gone
 from stretto_gateway.catalogue import find_voice
 from stretto_gateway.chat_request import ChatRequest, conversing_task, read_conversation
 from stretto_gateway.encoding import DEFAULT_RATE, make_encoder
@@ -20,7 +21,6 @@ from stretto_gateway.events import heard, told
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.speech import encoded, sse, sse_error, usage
 from stretto_gateway.streamed import Streamed
-from stretto_gateway.until_gone import unless_gone
 
 router = APIRouter()
 AUDIO_KEPT_S = 3600  # what `expires_at` says; the audio itself is in the answer and kept nowhere
@@ -31,7 +31,7 @@ FINISH = {"length": "length"}  # the server's reasons in OpenAI's words; the oth
 async def create_completion(body: ChatRequest, request: Request) -> Response:
     """The reply to `messages`; with `audio` among the `modalities` it is spoken."""
     gateway: Gateway = request.app.state.gateway
-    profile = await gateway.catalogue.profile()
+    profile = await gateway.catalogue.model(body.model)
     conversation = read_conversation(body.messages)
     speaks = "audio" in body.modalities
     task = conversing_task(profile, conversation.kinds(), speaks)
@@ -45,7 +45,7 @@ async def create_completion(body: ChatRequest, request: Request) -> Response:
     head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": profile.family}
     if body.stream:
         return Streamed(stream_parts(events, head, speaks), "text/event-stream", gateway.limits.stall_s, sse_error)
-    return JSONResponse(head | await unless_gone(request, completion(events, body)))
+    return JSONResponse(head | await unless_gone(request.receive, completion(events, body)))
 
 
 async def reply(

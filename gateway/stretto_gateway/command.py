@@ -12,22 +12,15 @@ import socket
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
 import uvicorn
 
+from stretto_client.__main__ import Parser
 from stretto_gateway.app import make_app
 from stretto_gateway.config import GatewayConfig, Limits
 
 KEYS = "STRETTO_API_KEYS"
 MIN_KEY_CHARS = 16
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line that names what is wrong."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; {self.prog} --help says what there is\n")
 
 
 class Server(uvicorn.Server):

@@ -3,13 +3,13 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from stretto_gateway.api_error import ApiError
-from stretto_gateway.until_gone import until_gone
+from stretto_gateway.caller import CallerGone, unless_gone
 
 LOG = logging.getLogger("stretto_gateway")
 
@@ -34,16 +34,8 @@ class Streamed(Response):
         self._parts, self._stall_s, self._last_words = parts, stall_s, last_words
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sending = asyncio.ensure_future(self._send_all(send))
-        gone = asyncio.ensure_future(until_gone(receive))
-        try:
-            await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if sending.done():
-                sending.result()
-        finally:
-            for task in (sending, gone):
-                task.cancel()
-            await asyncio.wait({sending, gone})
+        with suppress(CallerGone):
+            await unless_gone(receive, self._send_all(send))
 
     async def _send_all(self, send: Send) -> None:
         async with aclosing(self._parts) as parts:

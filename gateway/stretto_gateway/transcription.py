@@ -13,13 +13,13 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from stretto_client import ModelProfile, SpeechEvent
 from stretto_gateway.api_error import refused
+from stretto_gateway.caller import unless_gone
 from stretto_gateway.catalogue import find_task
 from stretto_gateway.events import told
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.speech import sse, sse_error, usage
 from stretto_gateway.speech_request import Text
 from stretto_gateway.streamed import Streamed
-from stretto_gateway.until_gone import unless_gone
 
 router = APIRouter()
 FIELDS = {"audio": "file"}
@@ -64,7 +64,7 @@ async def create_transcription(form: Annotated[TranscriptionForm, Form()], reque
     options = {} if form.temperature is None else {"temperature": form.temperature}
     if form.stream:
         return Streamed(sse_parts(gateway, content, options), "text/event-stream", gateway.limits.stall_s, sse_error)
-    text, report = await unless_gone(request, transcribed(gateway, content, options))
+    text, report = await unless_gone(request.receive, transcribed(gateway, content, options))
     if form.response_format == "json":
         return JSONResponse({"text": text, "usage": {"type": "tokens"} | usage(report)})
     if form.response_format == "text":

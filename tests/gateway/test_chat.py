@@ -94,6 +94,11 @@ async def test_what_cannot_be_done_is_refused_by_name(start: Start, change: dict
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
+async def test_an_unknown_model_is_not_found(start: Start) -> None:
+    with pytest.raises(openai.NotFoundError, match="'talker'"):
+        await (await start(REPLY, TALKS)).openai().chat.completions.create(model="parrot", messages=QUESTION)
+
+
 async def test_a_family_that_does_not_converse_says_so(start: Start) -> None:
     client = (await start()).openai()
     with pytest.raises(openai.BadRequestError, match="'tiny' has no conversation"):
