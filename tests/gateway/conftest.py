@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -29,6 +29,7 @@ class Running:
     url: str
     behind: FakeServer
     server: Server
+    clients: list[openai.AsyncOpenAI] = field(default_factory=list)
 
     @property
     def app(self) -> Any:
@@ -37,7 +38,9 @@ class Running:
 
     def openai(self, **options: Any) -> openai.AsyncOpenAI:
         """OpenAI's own client."""
-        return openai.AsyncOpenAI(**{"base_url": f"{self.url}/v1", "api_key": "unused", "max_retries": 0} | options)
+        known = {"base_url": f"{self.url}/v1", "api_key": "unused", "max_retries": 0}
+        self.clients.append(openai.AsyncOpenAI(**known | options))
+        return self.clients[-1]
 
     def http(self) -> httpx.AsyncClient:
         """A plain one."""
@@ -74,13 +77,17 @@ async def start() -> AsyncIterator[Start]:
         while not gateway.started:
             await asyncio.sleep(0.005)
 
+        running = Running(f"http://127.0.0.1:{listener.getsockname()[1]}", behind, gateway)
+
         async def stop() -> None:
+            for client in running.clients:
+                await client.close()
             gateway.should_exit = True
             await serving
             await behind.server.stop(0)
 
         stops.append(stop)
-        return Running(f"http://127.0.0.1:{listener.getsockname()[1]}", behind, gateway)
+        return running
 
     yield begin
     for stop in stops:
