@@ -95,7 +95,7 @@ class _Layer:
 
     def _normalise(self, heads: torch.Tensor, norm: Norm) -> None:
         """Each head of the rows [N, heads * D] of a wider table, in place."""
-        rows = heads.reshape(-1, self._size)
+        rows = heads.reshape(-1, self._size).contiguous()  # of a single head a reshape is a view
         normed = torch.empty_like(rows)
         torch.ops._C.rms_norm(normed, rows, *norm)
         heads.copy_(normed.view_as(heads))
