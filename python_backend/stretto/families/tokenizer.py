@@ -33,6 +33,16 @@ class TextTokenizer:
         """The tokens of `text`, as it stands: nothing is added, and no name of a special token means that token."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
+    def encode_words(self, text: str) -> tuple[list[int], list[int | None]]:
+        """As `encode`, and the index of the pre-token that each token is of."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.word_ids
+
+    def begins_added(self, text: str) -> bool:
+        """Whether an added token that stands for its name begins with `text`, and goes on."""
+        names = (name.decode() for name in self._added.values())
+        return any(name.startswith(text) and len(name) > len(text) for name in names)
+
     @property
     def tokens(self) -> dict[int, str]:
         """How each id is spelled in the alphabet of the BPE, added tokens as they are."""

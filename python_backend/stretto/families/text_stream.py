@@ -1,0 +1,61 @@
+"""Text that comes in pieces, to the tokens of the whole text: a token leaves once nothing that follows can change it.
+
+A byte-level BPE joins characters within a pre-token only, so the tokens of those that are complete stand. What may
+still change: the last pre-token that is more than space, and the space behind it, which may belong to what follows or
+join with it; a character that a combining mark may join, or move, in NFC; an added token that has begun.
+"""
+
+import codecs
+import itertools
+import unicodedata
+
+from stretto.families.tokenizer import TextTokenizer
+
+
+class TextStream:
+    """The tokens of one text. `push` takes UTF-8, cut anywhere; `close` says that there is no more."""
+
+    def __init__(self, tokenizer: TextTokenizer):
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="strict")
+        self._pending = ""
+
+    def push(self, text: bytes) -> list[int]:
+        """The tokens that `text` completes; UnicodeDecodeError where it goes on with what is no UTF-8."""
+        self._pending += self._decoder.decode(text)
+        ids, stops = self._split()
+        stop = self._stable_stop()
+        num_bytes = max((each for each in stops if each <= stop), default=0)
+        rest = b"".join(map(self._tokenizer.bytes_of, ids))[num_bytes:]
+        ends = itertools.accumulate(len(self._tokenizer.bytes_of(token_id)) for token_id in ids)
+        self._pending = rest.decode()
+        return [token_id for token_id, end in zip(ids, ends, strict=True) if end <= num_bytes]
+
+    def close(self) -> list[int]:
+        """The tokens that are left; UnicodeDecodeError where the text ends within a character."""
+        self._pending += self._decoder.decode(b"", final=True)
+        ids, self._pending = self._tokenizer.encode(self._pending), ""
+        return ids
+
+    def _split(self) -> tuple[list[int], list[int]]:
+        """The tokens of what is pending, and behind how many bytes a pre-token that is more than space begins.
+
+        What is pending is spelled from now on as the tokenizer has normalized it.
+        """
+        ids, words = self._tokenizer.encode_words(self._pending)
+        spelled = [self._tokenizer.bytes_of(token_id) for token_id in ids]
+        self._pending = b"".join(spelled).decode()
+        starts, at = [], 0
+        for _, tokens in itertools.groupby(zip(words, spelled, strict=True), key=lambda each: each[0]):
+            word = b"".join(text for _, text in tokens)
+            if word.decode().strip():
+                starts.append(at)
+            at += len(word)
+        return ids, starts
+
+    def _stable_stop(self) -> int:
+        """How many bytes of what is pending no combining mark and no added token that has begun can change."""
+        text = self._pending
+        starter = next((at for at in reversed(range(len(text))) if not unicodedata.combining(text[at])), 0)
+        begun = next((at for at in range(len(text)) if self._tokenizer.begins_added(text[at:])), len(text))
+        return len(text[: min(starter, begun)].encode())

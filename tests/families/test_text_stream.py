@@ -1,0 +1,113 @@
+"""Tokens of text that comes in pieces are those of the whole text, wherever it is cut."""
+
+import random
+import string
+
+import pytest
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from stretto.families.text_stream import TextStream
+from stretto.families.tokenizer import TextTokenizer
+
+# How Qwen 2 cuts text, and GPT 2, which does not look at case, digits or line ends alike.
+QWEN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TEXTS = [
+    "Hello, World! It's 12345 o'clock; we'RE here.",
+    "camelCaseWords andHTTPServer2Go don't",
+    "a  b   c \n \n  d\n\n\te \n",
+    "cafe\u0301 q\u0323\u0307 q\u0307\u0323 e\u0301\u0307\u0323x d\u0307\u0323 \u0301\u0323",
+    "你好，世界！今天 是2024年。한국어 \u1112\u1161\u11ab\u1100\u1173\u11af ภาษาไทย कि ক\u09c7\u09be",
+    "🙂👩\u200d👩\u200d👧 ok 🇫🇷🇩🇪!!!\n...",
+    "<think>so</think> <thi <|im_end|> <think",
+    "",
+    "   ",
+]
+
+
+def tokenizer(pattern: str | None) -> TextTokenizer:
+    made = Tokenizer(models.BPE())
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
+    made.pre_tokenizer = byte_level
+    if pattern is not None:
+        made.normalizer = normalizers.NFC()
+        split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+        made.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet, show_progress=False)
+    made.train_from_iterator(TEXTS * 5, trainer)
+    made.add_special_tokens(["<|im_end|>"])
+    made.add_tokens([AddedToken("<think>", normalized=False), AddedToken("</think>", normalized=False)])
+    return TextTokenizer(made)
+
+
+@pytest.fixture(scope="module", params=[QWEN, None], ids=["qwen2", "gpt2"])
+def known(request: pytest.FixtureRequest) -> TextTokenizer:
+    return tokenizer(request.param)
+
+
+def streamed(known: TextTokenizer, pieces: list[bytes]) -> list[int]:
+    stream = TextStream(known)
+    return [token_id for piece in pieces for token_id in stream.push(piece)] + stream.close()
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_two_pieces_cut_at_any_byte_give_the_tokens_of_the_whole(known: TextTokenizer, text: str) -> None:
+    whole, spelled = known.encode(text), text.encode()
+    for cut in range(len(spelled) + 1):
+        assert streamed(known, [spelled[:cut], spelled[cut:]]) == whole, cut
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_byte_at_a_time_gives_them_too(known: TextTokenizer, text: str) -> None:
+    assert streamed(known, [bytes([byte]) for byte in text.encode()]) == known.encode(text)
+
+
+def test_random_texts_in_random_pieces_do(known: TextTokenizer) -> None:
+    chance = random.Random(5)
+    alphabet = [
+        *"aB1'., \n\t!<",
+        "é",
+        "e",
+        "\u0301",
+        "\u0323",
+        "\u0307",
+        "你",
+        "🙂",
+        "<think>",
+        "'s",
+        "\u1161",
+        "\u1112",
+    ]
+    for _ in range(400):
+        spelled = "".join(chance.choices(alphabet, k=chance.randrange(1, 14))).encode()
+        cuts = sorted(chance.choices(range(len(spelled) + 1), k=chance.randrange(1, 5)))
+        pieces = [spelled[a:b] for a, b in zip([0, *cuts], [*cuts, len(spelled)], strict=True)]
+        assert streamed(known, pieces) == known.encode(spelled.decode()), pieces
+
+
+def test_words_leave_as_the_next_ones_begin(known: TextTokenizer) -> None:
+    stream = TextStream(known)
+    assert stream.push(b"Hello") == []
+    assert stream.push(b", ") == known.encode("Hello")
+    assert stream.push(b"World") == known.encode(",")
+    assert stream.close() == known.encode(" World")
+
+
+def test_bytes_that_are_no_text_are_refused(known: TextTokenizer) -> None:
+    with pytest.raises(UnicodeDecodeError):
+        TextStream(known).push(b"\xff")
+    stream = TextStream(known)
+    stream.push("é".encode()[:1])
+    with pytest.raises(UnicodeDecodeError):
+        stream.close()
+
+
+def test_what_waits_is_a_word_however_long_the_text(known: TextTokenizer) -> None:
+    stream = TextStream(known)
+    for _ in range(300):
+        stream.push((string.ascii_lowercase[:5] + " ").encode())
+    assert len(stream._pending) <= 7
