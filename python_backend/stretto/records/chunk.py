@@ -35,7 +35,8 @@ class Report:
 
     finish_reason: `stop` (ended by itself), `length` (max_rows or the model length, not the model, ended a segment).
     guided_frames: frames sampled with both halves of the guidance pair; equals num_frames when guidance was asked for
-    under the policy `always`. guidance_changes: every change that another policy made.
+    under the policy `always`. guidance_changes: every change that another policy made. held_s: how long the reply stood
+    still for words that had not come.
     """
 
     finish_reason: str
@@ -50,6 +51,7 @@ class Report:
     total_s: float
     guidance_policy: str = "always"
     guidance_changes: tuple[GuidanceChange, ...] = ()
+    held_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,8 +33,8 @@ class RingSlots(TypedDict):
 class ReportEvent(TypedDict):
     """What the whole utterance came to: the fields of `Report`, where the language model sent one, and the decoder's.
 
-    guidance_changes: frame, and whether guided from there on. audio_s: of all samples. first_sound_s: of the first
-    audible one; None without any.
+    guidance_changes: frame, and whether guided from there on. held_s: how long it stood still for words that had not
+    come. audio_s: of all samples. first_sound_s: of the first audible one; None without any.
     """
 
     finish_reason: NotRequired[str]
@@ -49,6 +49,7 @@ class ReportEvent(TypedDict):
     total_s: NotRequired[float]
     guidance_policy: NotRequired[str]
     guidance_changes: NotRequired[list[tuple[int, bool]]]
+    held_s: NotRequired[float]
     audio_s: float
     decode_s: float
     first_sound_s: float | None

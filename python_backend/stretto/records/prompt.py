@@ -36,6 +36,7 @@ class Prompt:
     delayed_tail: where the reply goes on with the audio of the prompt, int32 [n, S - 1]: what the streams 1 … carry in
     its first n rows until each reaches its first new frame.
     track: of a family with a text track, its ids for the first rows of the reply, the end of the text among them.
+    is_open: whether the text goes on while it is spoken; its end is not among them then.
     """
 
     task: str
@@ -46,6 +47,7 @@ class Prompt:
     audios: tuple[HeardAudio, ...] = ()
     delayed_tail: np.ndarray | None = None
     track: tuple[int, ...] = ()
+    is_open: bool = False
 
     @property
     def features(self) -> np.ndarray | None:
@@ -57,7 +59,9 @@ class Prompt:
         spans = tuple(AudioSpan(audio.first_row, audio.num_rows, len(audio.features)) for audio in self.audios)
         delayed_tail = None if self.delayed_tail is None else self.delayed_tail.tolist()
         return _JSON.write(
-            PromptRecord(self.task, self.sampling, self.delivery, self.words, spans, delayed_tail, self.track)
+            PromptRecord(
+                self.task, self.sampling, self.delivery, self.words, spans, delayed_tail, self.track, self.is_open
+            )
         )
 
     @classmethod
@@ -76,6 +80,7 @@ class Prompt:
             audios=_audios(field, record.audios, features),
             delayed_tail=None if record.delayed_tail is None else _delayed_tail(field, record.delayed_tail, rows),
             track=record.track,
+            is_open=record.is_open,
         )
 
 
@@ -99,6 +104,7 @@ class PromptRecord:
     audios: tuple[AudioSpan, ...]
     delayed_tail: list[list[Int32]] | None
     track: tuple[Int32, ...]
+    is_open: bool
 
 
 _JSON: JsonRecord[PromptRecord] = JsonRecord(PromptRecord)

@@ -42,6 +42,8 @@ METRICS = {
     "running_pairs": "Pairs both of whose halves are in the batch",
     "held_pairs": "Pairs one of whose halves waits for the other",
     "kv_usage": "Share of the KV blocks in use",
+    "replies_without_words": "Utterances that stand still until more of their text comes",
+    "seconds_without_words_total": "Seconds in which utterances stood still for want of text",
 }
 STATS_PERIOD_S = 0.5
 

@@ -180,3 +180,13 @@ def test_a_guided_reply_that_begins_with_audio_needs_a_context_of_two_rows() -> 
     prompt = make_prompt(EIGHT_STREAMS, 0, "speak")
     short = Prompt("speak", prompt.rows[:1], prompt.sampling)
     assert "at least 2 rows" in str(refusal(short, SegmentRules(EIGHT_STREAMS, 512)))
+
+
+def test_an_open_text_is_for_unguided_replies_beside_one() -> None:
+    rules, prompt = SegmentRules(TRACKED, 512), replace(make_prompt(TRACKED, 0), is_open=True)
+    assert prompt.sampling.guidance_scale == 2.0
+    assert "text: expected all of it at once, as a guided reply needs" in str(refusal(prompt, rules))
+    alone = replace(prompt, sampling=replace(prompt.sampling, guidance_scale=1.0))
+    assert admit(alone, rules, ROOMY) == alone
+    tiny = replace(make_prompt(TINY, 0), is_open=True)
+    assert "text: expected all of it at once, as tiny needs" in str(refusal(tiny))

@@ -62,6 +62,6 @@ def test_the_trailer_of_an_unguided_request_counts_no_guided_frame() -> None:
     state = known["r"]
     speak(state, 3)
     state.queue_s, state.request.num_preemptions = 0.25, 2
-    assert state.trailer() == (0, 2, 0, 250_000)
+    assert state.trailer() == (0, 2, 0, 250_000, 0)
     state.was_cut = True
     assert state.trailer().was_cut

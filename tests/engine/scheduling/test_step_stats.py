@@ -7,6 +7,8 @@ import pytest
 
 from stretto.engine.request.shared_stats import KEY, EngineStats, SharedStats
 from stretto.engine.scheduling import step_stats
+from stretto.engine.scheduling.open_texts import OpenTexts
+from stretto.engine.scheduling.planner import PairPlanner
 from stretto.engine.scheduling.request_table import RequestTable
 from stretto.engine.scheduling.step_stats import StepStats, share_of
 from tests.engine.scheduling.tables import FakeBlocks, arrive, pair, run, table
@@ -29,7 +31,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def stats(known: RequestTable, shared: list[EngineStats]) -> StepStats:
     guidance = SimpleNamespace(num_dropped=3, num_restored=1)
-    return StepStats(known, guidance, FakeBlocks(), lambda values: shared.append(replace(values)))
+    return StepStats(
+        known,
+        guidance,
+        OpenTexts(known, PairPlanner(known, FakeBlocks()), FakeBlocks()),
+        FakeBlocks(),
+        lambda values: shared.append(replace(values)),
+    )
 
 
 def test_steps_that_overlap_count_the_time_once(clock: Clock) -> None:

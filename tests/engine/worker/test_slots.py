@@ -5,16 +5,17 @@ import pytest
 import torch
 from vllm.v1.core.sched.output import NewRequestData
 
-from stretto.engine.request.new_request import SpeechRequestData
+from stretto.engine.request.new_request import SpeechRequestData, TextNews
 from stretto.engine.request.params import SpeechParams
 from stretto.engine.request.rules import SegmentRules
+from stretto.engine.request.track import ENDLESS
 from stretto.engine.request.tracker import SegmentTracker
 from stretto.engine.worker.arrays import Arrays, DeviceArrays, HostArrays
 from stretto.engine.worker.run_slots import RunSlots
-from stretto.engine.worker.slots import SlotTables, state_row
+from stretto.engine.worker.slots import LIMITS, SlotTables, state_row
 from stretto.families.tiny.family import END_OF_TEXT, FIRST_PHONEME, TINY
 from tests.engine.prompts import make_prompt
-from tests.speech_families import INTERLEAVED
+from tests.speech_families import INTERLEAVED, TRACKED
 
 
 @pytest.mark.parametrize("arrays", [HostArrays(), DeviceArrays(torch.device("cpu"))], ids=["numpy", "torch"])
@@ -56,3 +57,30 @@ def test_a_slot_knows_what_its_reply_has_said_and_nothing_of_the_one_before(coun
     slots.tables.apply_staged(HostArrays())
     assert set(slots.tables.said[1].nonzero().flatten().tolist()) == expected
     assert not slots.tables.said[0].any()
+
+
+def test_a_slot_s_text_goes_on_where_its_rows_will_be_read() -> None:
+    """Whatever the reply before it has left there; and its end is what lets the audio end."""
+    rules = SegmentRules(TRACKED, 64)
+    tables = SlotTables(2, rules, torch.device("cpu"))
+    tables.codes[:] = 99
+    arrays = HostArrays()
+    slots = RunSlots(tables, rules, arrays, 1)
+    prompt = make_prompt(TRACKED, 0)
+    ids, codes = prompt.rows[:, 0].tolist(), prompt.rows[:, 1:]
+    params = SpeechParams(prompt.task, prompt.sampling, codes, track=(20, 21), is_open=True)
+    data = NewRequestData("r", ids, [], None, None, ([1],), 0, None, prefill_token_ids=ids)
+    slots.fill(1, SpeechRequestData.of(data, params, codes, rules.track(len(ids), (20, 21), is_open=True)))
+    tables.apply_staged(arrays)
+    assert tables.codes[1, :9, 7].tolist() == [*codes[:, 7], 20, 21, 6, 6]
+    assert tables.codes[1, 9:, 7].unique().tolist() == [6]
+    assert tables.limits[1, LIMITS["audio_min"]] == ENDLESS
+    version = slots.version
+    slots.extend_texts({"r": TextNews(7, [22, 23], None), "gone": TextNews(7, [50], 3)})
+    assert tables.codes[1, 5:10, 7].tolist() == [20, 21, 22, 23, 6]
+    assert slots.version == version
+    slots.extend_texts({"r": TextNews(9, [7], 5)})
+    assert tables.codes[1, 8:11, 7].tolist() == [23, 7, 6]
+    assert tables.limits[1, LIMITS["audio_min"]] == 5
+    assert slots.version > version, "the plan of the step is made anew"
+    assert (tables.codes[0] == 99).all()

@@ -86,6 +86,9 @@ def _check_delayed_tail(delayed_tail: np.ndarray, task: Task, rules: SegmentRule
 def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
     if rules.family.text_track is None and prompt.track:
         raise InvalidRequest("track", f"none for {rules.family.name}", f"{len(prompt.track)} ids")
+    if prompt.is_open and (rules.family.text_track is None or prompt.sampling.guidance_scale != 1.0):
+        kind = "a guided reply" if rules.family.text_track else rules.family.name
+        raise InvalidRequest("text", f"all of it at once, as {kind} needs", "a text that is still being written")
     last, size = rules.max_model_len - len(prompt.rows), rules.family.layout.vocab_size
     if len(prompt.track) > last:
         raise InvalidRequest("text", f"at most {last} tokens behind the prompt", len(prompt.track))

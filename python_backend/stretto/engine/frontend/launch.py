@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 SCHEDULER = "stretto.engine.scheduling.scheduler.SpeechScheduler"
+WORKER = "stretto.engine.worker.speech_worker.SpeechWorker"
 PROCESS_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
 ASYNC_SCHEDULER = "stretto.engine.scheduling.scheduler.SpeechAsyncScheduler"
 
@@ -37,6 +38,7 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
         skip_tokenizer_init=True,
         scheduler_cls=ASYNC_SCHEDULER if wants_async else SCHEDULER,
         async_scheduling=wants_async,
+        worker_cls=WORKER,
         **arguments,
     )
     method = os.environ.get(PROCESS_METHOD)

@@ -3,7 +3,7 @@
 import secrets
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from vllm.inputs import TokensPrompt  # noqa: E402
 from vllm.outputs import RequestOutput  # noqa: E402
 from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
 
+from stretto.engine.frontend.open_text import NO_TEXT, OpenText  # noqa: E402
 from stretto.engine.frontend.stats import FrameStats, Stats  # noqa: E402
 from stretto.engine.frontend.utterance import Utterance  # noqa: E402
 from stretto.engine.request.family import family_of  # noqa: E402
@@ -52,6 +53,7 @@ class SpeechLLM:
         self._capacity = Capacity.of(config)
         self._stats = Stats()
         self._active: set[str] = set()
+        self._texts: dict[str, OpenText] = {}
 
     @classmethod
     async def start(cls, config: EngineConfig) -> "SpeechLLM":
@@ -78,12 +80,22 @@ class SpeechLLM:
         return asdict(self._stats) | asdict(self._shared.read())
 
     def has_work(self) -> bool:
-        """Whether the engine has a request that it has not finished."""
-        return self._engine.get_num_unfinished_requests() > 0
+        """Whether the engine has a request that it has not finished, and that does not wait for words."""
+        return self._engine.get_num_unfinished_requests() > self._shared.read().replies_without_words
 
     def shutdown(self) -> None:
         """Stop the engine and its process."""
         self._engine.shutdown()
+
+    async def write(self, request_id: str, ids: Sequence[int], is_last: bool = False) -> None:
+        """Go on with the text of a reply that was asked for with an open one; is_last: the text is complete.
+
+        Raises InvalidRequest where there is no such reply, its text is complete, or too long.
+        """
+        if request_id not in self._texts:
+            raise InvalidRequest("request_id", "a reply whose text is open", request_id)
+        end = (self.family.text_track.end_id,) if is_last and self.family.text_track else ()
+        await self._texts[request_id].write([*ids, *end], is_last)
 
     async def generate(
         self, prompt: Prompt, request_id: str | None = None, pacer: Pacer | None = None
@@ -104,6 +116,9 @@ class SpeechLLM:
         if prompt.sampling.seed is None:
             prompt = replace(prompt, sampling=replace(prompt.sampling, seed=secrets.randbits(63)))
         is_guided = prompt.sampling.guidance_scale != 1.0
+        if prompt.is_open:
+            room = self._rules.max_model_len - len(prompt.rows) - len(prompt.track)
+            self._texts[request_id] = OpenText(self._engine, request_id, room)
         self._active.add(request_id)
         self._stats.active += 1
         self._stats.pairs += is_guided
@@ -113,6 +128,7 @@ class SpeechLLM:
                     yield chunk
         finally:
             self._active.discard(request_id)
+            self._texts.pop(request_id, NO_TEXT).end()
             self._stats.active -= 1
             self._stats.pairs -= is_guided
 
@@ -124,9 +140,11 @@ class SpeechLLM:
         utterance = Utterance(tracker, prompt.words, self._text, pacer, prompt.delivery.with_codes)
         frame_stats = FrameStats(self._stats, prompt.sampling)
         inputs = TokensPrompt(prompt_token_ids=prompt.rows[:, 0].tolist())
-        width = self.family.layout.num_output_streams
+        width, text = self.family.layout.num_output_streams, self._texts.get(request_id, NO_TEXT)
         async with aclosing(self._engine.generate(inputs, sampling_params(prompt, self._rules), request_id)) as outputs:
             async for output in outputs:
+                text.check()
+                await text.begin()
                 ids, trailer = _split(output)
                 for chunk in utterance.push(read_rows(ids, width)):
                     clock.see(chunk)
@@ -153,6 +171,7 @@ class SpeechLLM:
             total_s=clock.elapsed_s,
             guidance_policy=sampling.policy,
             guidance_changes=tuple(utterance.guidance_changes),
+            held_s=trailer.held_us / 1e6,
         )
 
 

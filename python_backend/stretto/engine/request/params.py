@@ -20,7 +20,7 @@ class SpeechParams:
 
     codes: int32 [P, S - 1], the token ids of the streams 1 ... of every prompt row. audios: heard in its place.
     num_delayed_rows: how many rows of `codes` follow those, for the streams that have begun when the reply begins.
-    track: of a family with a text track, its ids for the first rows of the reply.
+    track: of a family with a text track, its ids for the first rows of the reply. is_open: whether others follow.
     """
 
     task: str
@@ -30,6 +30,7 @@ class SpeechParams:
     audios: tuple[HeardAudio, ...] = ()
     num_delayed_rows: int = 0
     track: tuple[int, ...] = ()
+    is_open: bool = False
 
     @property
     def is_guided(self) -> bool:
@@ -45,6 +46,7 @@ class SpeechParams:
             "is_unconditional": self.is_unconditional,
             "num_delayed_rows": self.num_delayed_rows,
             "track": self.track,
+            "is_open": self.is_open,
             "audios": [
                 (each.first_row, each.num_rows, each.features.shape, each.features.astype(np.float32).tobytes())
                 for each in self.audios
@@ -63,8 +65,8 @@ class SpeechParams:
             for first_row, num_rows, shape, features in record["audios"]
         )
         is_unconditional, num_delayed_rows = record["is_unconditional"], record["num_delayed_rows"]
-        track = tuple(record["track"])
-        return cls(record["task"], sampling, codes, is_unconditional, audios, num_delayed_rows, track)
+        track, is_open = tuple(record["track"]), record["is_open"]
+        return cls(record["task"], sampling, codes, is_unconditional, audios, num_delayed_rows, track, is_open)
 
 
 def sampling_params(prompt: Prompt, rules: SegmentRules) -> SamplingParams:
@@ -79,6 +81,7 @@ def sampling_params(prompt: Prompt, rules: SegmentRules) -> SamplingParams:
         audios=prompt.audios,
         num_delayed_rows=num_delayed_rows,
         track=prompt.track,
+        is_open=prompt.is_open,
     )
     return SamplingParams(
         temperature=0.0,

@@ -137,10 +137,10 @@ class SegmentRules:
         bursts = self.family.bursts
         return self.family.frame_rate / (1.0 if bursts is None else bursts.rows_per_step)
 
-    def track(self, first_row: int, ids: Sequence[int]) -> Track | None:
+    def track(self, first_row: int, ids: Sequence[int], is_open: bool = False) -> Track | None:
         """The text track of a reply that begins at `first_row`; None where the family has none."""
         track = self.family.text_track
-        return None if track is None else Track(track.stream - 1, first_row, list(ids), track.pad_id)
+        return None if track is None else Track(track.stream - 1, first_row, list(ids), track.pad_id, is_open, is_open)
 
     @cached_property
     def max_entries(self) -> int:

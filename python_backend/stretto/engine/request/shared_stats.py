@@ -20,6 +20,7 @@ class EngineStats:
 
     engine_busy_seconds_total: time in which a step was on its way. step_seconds: how long the last step took, to its
     output. held_pairs: guided replies whose halves wait for each other. kv_usage: share of the KV blocks in use.
+    replies_without_words: whose next row waits for text that has not come; seconds_without_words_total: of all of them.
     """
 
     engine_steps_total: float = 0.0
@@ -35,6 +36,8 @@ class EngineStats:
     running_pairs: float = 0.0
     held_pairs: float = 0.0
     kv_usage: float = 0.0
+    replies_without_words: float = 0.0
+    seconds_without_words_total: float = 0.0
 
 
 NAMES = tuple(column.name for column in fields(EngineStats))

@@ -14,12 +14,13 @@ NO_CHANGE, GUIDANCE_OFF, GUIDANCE_ON = 0, 1, 2
 
 
 class Trailer(NamedTuple):
-    """What the scheduler knows of a reply that has ended."""
+    """What the scheduler knows of a reply that has ended; held_us: how long it waited for words to be spoken."""
 
     num_guided_frames: int
     num_preemptions: int
     was_cut: int  # 1 where a limit ended a segment that the model had not ended
     queue_us: int
+    held_us: int
 
 
 def read_rows(ids: Sequence[int], num_streams: int) -> np.ndarray:

@@ -78,8 +78,9 @@ class PairPlanner:
         """Whether `row` lacks only what it said last and gets it, and its pair is whole or has no second half."""
         if not row.is_decoding or self._grants[row.request_id] != row.remaining:
             return False
-        pair = self._table[row.request_id].pair
-        return row.partner is not None or pair is None or pair.unconditional is None
+        pair, track = self._table[row.request_id].pair, self._table[row.request_id].track
+        may_wait = track is not None and track.is_open  # for words, in the next step
+        return not may_wait and (row.partner is not None or pair is None or pair.unconditional is None)
 
     def _in_order(self, running: list[Request]) -> list[Request]:
         """Each unconditional half behind its partner: a pair is as old as its older half."""
@@ -103,6 +104,8 @@ class PairPlanner:
             other = state.pair.other(request.request_id)
             return RunningRow(request.request_id, remaining, other, is_decoding=decodes)
         awaits = state.is_unconditional or (state.pair is not None and state.pair.awaits_half)
+        if state.track is not None:  # the word of the last row may not have come
+            awaits |= request.num_computed_tokens + remaining > state.track.num_known
         return RunningRow(request.request_id, remaining, may_finish=not awaits, is_decoding=decodes)
 
     def _fits(self, running: Iterable[Request], tail: list[Request], awaited: Iterable[Request]) -> bool:
@@ -126,10 +129,10 @@ class PairPlanner:
         return [self._table[other].request for other in others if other is not None and other not in ids]
 
     def _tail(self, running: list[Request]) -> list[Request]:
-        """The running halves of the pair, or the single request, that gives way first."""
+        """The running halves of the pair, or the single request, that gives way first; before all, who is held."""
         if not running:
             return []
-        last = running[-1]
+        last = next((each for each in reversed(running) if self._table[each.request_id].waits_for_words), running[-1])
         partner = self._table.partner(last.request_id)
         return [request for request in running if request.request_id in (last.request_id, partner)]
 
@@ -143,7 +146,9 @@ class PairPlanner:
     def stuck(self, running: list[Request]) -> list[Request]:
         """Who gives way where a step computes nothing: halves hold blocks and wait for each other's."""
         tail = self._tail(running)
-        is_moving = any(request.num_in_flight_tokens for request in running)
+        is_moving = all(self._table[each.request_id].waits_for_words for each in running) or any(
+            request.num_in_flight_tokens for request in running
+        )
         return [] if is_moving or tail == running else self._with_partner(tail)
 
     def has_slot(self, request_id: str, running: list[Request], num_slots: int) -> bool:

@@ -50,7 +50,7 @@ class RequestState:
     audio, from 0, at which guidance went, came back, went ... was_cut: a limit closed a segment that the model had not.
     queue_s: how long it waited for its first step. outgoing: its rows that are still here.
     schedule: which rows of its reply modules say; None where the model has none. track: its text track, where the
-    family has one.
+    family has one. held_s: how long it waited for words of it, in the middle of the reply.
     """
 
     request: Request
@@ -61,6 +61,7 @@ class RequestState:
     limit: int = NOT_YET
     is_guided: bool = False
     track: Track | None = None
+    held_s: float = 0.0
     guidance_switches: list[int] = field(default_factory=list)
     was_cut: bool = False
     queue_s: float | None = None
@@ -82,6 +83,11 @@ class RequestState:
     def is_read_by_modules(self) -> bool:
         """Whether modules read its rows: where none of them says any they do not."""
         return self.schedule is not None and self.schedule.max_extra > 0
+
+    @property
+    def waits_for_words(self) -> bool:
+        """Whether it has said a row whose word has not come."""
+        return self.track is not None and self.request.num_tokens > self.track.num_known
 
     @property
     def next_output(self) -> int:
@@ -111,4 +117,5 @@ class RequestState:
         assert self.queue_s is not None
         num_frames = num_guided(self.guidance_switches, self.tracker.num_frames) if self.asks_for_guidance else 0
         queue_us = round(1e6 * self.queue_s)
-        return Trailer(num_frames, self.request.num_preemptions, int(self.was_cut), queue_us)
+        held_us = round(1e6 * self.held_s)
+        return Trailer(num_frames, self.request.num_preemptions, int(self.was_cut), queue_us, held_us)

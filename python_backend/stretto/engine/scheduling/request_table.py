@@ -41,7 +41,7 @@ class RequestTable(dict[str, RequestState]):
         tracker = SegmentTracker(self.rules, task, request.num_prompt_tokens)
         is_guided = params.is_guided and Segment.AUDIO in task.segments
         pair = GuidancePair(request.request_id) if is_guided else None
-        track = self.rules.track(request.num_prompt_tokens, params.track)
+        track = self.rules.track(request.num_prompt_tokens, params.track, params.is_open)
         history = RowHistory(params.codes[: request.num_prompt_tokens], track)
         state = RequestState(request, params, history, tracker, pair, is_guided=is_guided, track=track)
         self._put(state, is_caching=request._block_hasher is not None)
@@ -52,7 +52,7 @@ class RequestTable(dict[str, RequestState]):
         self[request.request_id] = state
         if is_caching:  # vLLM hashes the ids of stream 0 alone
             rows_of, audios, is_read = state.history.rows, state.params.audios, state.is_read_by_modules
-            request._block_hasher = row_block_hasher(self._hash_block_size, rows_of, audios, is_read)
+            request._block_hasher = row_block_hasher(self._hash_block_size, rows_of, audios, is_read, state.track)
             request.block_hashes.clear()
             request.update_block_hashes()
 

@@ -37,7 +37,7 @@ class SampledRows:
         self.codes = dict(zip(output.req_ids, codes, strict=True))
 
     def push(self, state: RequestState, marks: list[int], token_ids: list[int], is_last: bool) -> list[int]:
-        """The rows of a request that leave the engine now that it has sampled others."""
+        """The rows of a request that leave the engine now that it has sampled others; is_last: of those for a while."""
         request_id, number = state.request.request_id, self._num_codes
         if request_id in self._cut:
             state.was_cut |= self._cut[request_id] & ((1 << len(token_ids)) - 1) > 0

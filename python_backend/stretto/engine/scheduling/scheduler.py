@@ -29,6 +29,7 @@ from stretto.engine.request.wire import NO_CHANGE
 from stretto.engine.scheduling.adaptive_guidance import AdaptiveGuidance
 from stretto.engine.scheduling.kv_blocks import KvBlocks
 from stretto.engine.scheduling.kv_shares import KvShares
+from stretto.engine.scheduling.open_texts import OpenTexts
 from stretto.engine.scheduling.planner import PairPlanner
 from stretto.engine.scheduling.request_state import RequestState
 from stretto.engine.scheduling.request_table import RequestTable
@@ -64,9 +65,10 @@ class PairedScheduling(Base):
         self.table = RequestTable(rules, self.hash_block_size)
         self.planner = PairPlanner(self.table, blocks)
         self.guidance = AdaptiveGuidance(self.table, blocks, load, config.max_concurrent_batches)
+        self.texts = OpenTexts(self.table, self.planner, blocks)
         self.shares = KvShares(self.table, blocks, config, self.kv_cache_config)
         self.unconditional = UnconditionalOutput(self.table, blocks, self._num_in_advance)
-        self.stats = StepStats(self.table, self.guidance, blocks, share_of(config))
+        self.stats = StepStats(self.table, self.guidance, self.texts, blocks, share_of(config))
         # Of the step that is planned: how many rows each running request may compute, and whether others may join.
         self._grants, self._admits = dict[str, int](), True
         # Of the step whose output is being taken: who was in it, and what they sampled.
@@ -78,9 +80,10 @@ class PairedScheduling(Base):
         self.stats.begin_step()
         self._change_guidance()
         self._plan()
-        with passing_over(self.waiting, self.shares.full(self.waiting, self.running)):
+        with passing_over(self.waiting, self.shares.full(self.waiting, self.running), self.texts.held(self.waiting)):
             output = super().schedule(throttle_prefills)
         output.scheduled_new_reqs = [self.table[data.req_id].for_worker(data) for data in output.scheduled_new_reqs]
+        output.scheduled_cached_reqs = self.texts.tell(output.scheduled_cached_reqs)
         if self._num_in_advance:
             self.table.count_bursts(output.num_scheduled_tokens)
         num_rows = output.total_num_scheduled_tokens
@@ -110,9 +113,10 @@ class PairedScheduling(Base):
             self.running, self._grants = plan.running, plan.grants
             put_first(self.waiting, *plan.awaited)
             if not plan.giving_way:
-                return
+                break
             self._preempt(plan.giving_way)
             self._admits = False
+        self._preempt(self.texts.giving_way(self.waiting, self.running, self.max_num_active_reqs))
 
     def _preempt(self, halves: Sequence[Request]) -> None:
         """`halves` take the head of the queue, but for those that running pairs await."""
@@ -157,7 +161,10 @@ class PairedScheduling(Base):
 
     def add_request(self, request: Request) -> None:
         """Put a request in the queue; where its reply begins with audio, the unconditional half behind it."""
+        if self.texts.take(request):
+            return  # the next words of an open text come as requests, too
         state = self.table.add(request)
+        self.texts.add(state)
         self.guidance.add(state)
         super().add_request(request)
         if state.tracker.segment is AUDIO and state.pair is not None and self.guidance.begins(state, self.current_step):
@@ -186,7 +193,12 @@ class PairedScheduling(Base):
 
     def _forget(self, request_id: str) -> None:
         self.table.remove(request_id)
+        self.texts.remove(request_id)
         self.guidance.remove(request_id)
+
+    def has_unfinished_requests(self) -> bool:
+        """Whether a step has anything to do: not where all replies are held until a word comes."""
+        return super().has_unfinished_requests() and not self.texts.hold_all
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
@@ -218,8 +230,9 @@ class PairedScheduling(Base):
         token_ids, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
         if state.is_unconditional:
             return [], stopped  # vLLM makes no output of nothing
+        self.texts.note_said(state)
         marks = [self._follow(state, token_id) for token_id in token_ids]
-        return self._sampled.push(state, marks, token_ids, stopped), stopped
+        return self._sampled.push(state, marks, token_ids, stopped or state.waits_for_words), stopped
 
     def _follow(self, state: RequestState, token_id: int) -> int:
         """Move `state` on past one of its newest rows; returns the mark of the row."""

@@ -12,6 +12,7 @@ from vllm.v1.request import Request
 from stretto.engine.request.shared_stats import KEY, EngineStats, SharedStats
 from stretto.engine.scheduling.adaptive_guidance import AdaptiveGuidance
 from stretto.engine.scheduling.kv_blocks import KvBlocks
+from stretto.engine.scheduling.open_texts import OpenTexts
 from stretto.engine.scheduling.request_state import RequestState
 from stretto.engine.scheduling.request_table import RequestTable
 
@@ -22,8 +23,15 @@ PERIOD_S = 0.1  # several times between two looks of whoever shows the numbers, 
 class StepStats:
     """Counts steps, and hands its numbers to `share`, if there is anything to share them with."""
 
-    def __init__(self, table: RequestTable, guidance: AdaptiveGuidance, blocks: KvBlocks, share: Share | None):
-        self._table, self._guidance, self._blocks, self._share = table, guidance, blocks, share
+    def __init__(
+        self,
+        table: RequestTable,
+        guidance: AdaptiveGuidance,
+        texts: OpenTexts,
+        blocks: KvBlocks,
+        share: Share | None,
+    ):
+        self._table, self._guidance, self._texts, self._blocks, self._share = table, guidance, texts, blocks, share
         self.values = EngineStats()
         self._begun: deque[float] = deque()  # when each step in flight was scheduled
         self._ended = self._written = 0.0
@@ -45,7 +53,7 @@ class StepStats:
             values.engine_busy_seconds_total += min(values.step_seconds, now - self._ended)
             values.engine_steps_total += 1
             self._ended = now
-        if now - self._written >= PERIOD_S or not running:
+        if now - self._written >= PERIOD_S or not running or self._texts.hold_all:
             self._written = now
             self.report(running, num_waiting)
 
@@ -72,6 +80,8 @@ class StepStats:
         values.dropped_halves_total = self._guidance.num_dropped
         values.restored_halves_total = self._guidance.num_restored
         values.kv_usage = self._blocks.usage
+        values.replies_without_words = self._texts.num_held
+        values.seconds_without_words_total = self._texts.held_s
 
 
 def share_of(config: VllmConfig) -> Share | None:

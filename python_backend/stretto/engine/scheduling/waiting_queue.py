@@ -26,8 +26,9 @@ def put_first_behind(queue: RequestQueue, half: Request, partner: Request) -> No
         queue.prepend_request(request)
 
 
-def passing_over(queue: RequestQueue, requests: Sequence[Request]) -> AbstractContextManager[None]:
-    """Serve the queue without `requests`; then they stand where they stood, behind what came into it at its head."""
+def passing_over(queue: RequestQueue, *groups: Sequence[Request]) -> AbstractContextManager[None]:
+    """Serve the queue without `groups`; then they stand where they stood, behind what came into it at its head."""
+    requests = [request for group in groups for request in group]
     return _without(queue, requests) if requests else NOBODY
 
 

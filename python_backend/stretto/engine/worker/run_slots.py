@@ -3,12 +3,13 @@
 Nothing here is authoritative: after a preemption the scheduler ships what a slot needs (`SpeechRequestData`).
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
-from stretto.engine.request.new_request import SpeechRequestData
+from stretto.engine.request.new_request import SpeechRequestData, TextNews
 from stretto.engine.request.pairs import partner_of
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.request.tracker import SegmentTracker
@@ -61,6 +62,17 @@ class RunSlots:
         schedule = self._schedules[slot] = None if is_warm_up(data.req_id) else self.rules.schedule(params.sampling)
         self.is_read_by_modules[slot] = schedule is not None and schedule.max_extra > 0
         self._link(data.req_id, slot, params.is_unconditional)
+
+    def extend_texts(self, news: Mapping[str, TextNews]) -> None:
+        """Take what has come of the texts of requests, of those that have a slot: others are told when they get one."""
+        track = self.rules.family.text_track
+        assert track is not None
+        for request_id, each in news.items():
+            slot = self.slot_of.get(request_id)
+            if slot is not None:
+                self.tables.extend(slot, track.stream - 1, each, self.arrays)
+                if each.min_rows is not None:
+                    self._change()
 
     def _link(self, request_id: str, slot: int, is_unconditional: bool) -> None:
         self._change()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
+from stretto.engine.request.new_request import TextNews
 from stretto.engine.request.params import SpeechParams
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.request.track import Track
@@ -160,6 +161,8 @@ class SlotTables:
         """Fill `slot` with a request that stands where `tracker` does; `codes` [n, S - 1] are its rows so far, `said`
         the ids that a repetition penalty counts, `track` what its text track goes on with."""
         self.limits[slot] = limits_row(params, self._rules)
+        if track is not None:
+            self.limits[slot, LIMITS["audio_min"]] = max(params.sampling.audio.min_rows, track.min_frames)
         self.scales[slot] = scales_row(params)
         codes = np.concatenate([codes, params.codes[len(codes) :]])  # with what the reply goes on with
         counted = counted_columns(np.asarray(said, np.int64), self._rules.counted_ids) if self.said.shape[1] else ()
@@ -168,6 +171,13 @@ class SlotTables:
             self._tracks[slot] = track
         rows = (state_row(tracker), tracker.script, codes.reshape(-1), counted, ids)
         self._staged[slot] = [np.asarray(row, np.int32) for row in rows]
+
+    def extend(self, slot: int, lane: int, news: TextNews, arrays: Arrays) -> None:
+        """Write what has come of the text of the request in `slot`, on stream 1 + `lane`."""
+        ids = arrays.tensor(arrays.upload(np.array(news.ids, np.int32)))
+        self.codes[slot, news.first_row : news.first_row + len(news.ids), lane] = ids
+        if news.min_rows is not None:
+            self.limits[slot, LIMITS["audio_min"]] = news.min_rows
 
     def apply_staged(self, arrays: Arrays) -> None:
         """Bring what was staged to the device: one upload, and copies from there."""

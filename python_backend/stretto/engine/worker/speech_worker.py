@@ -1,0 +1,27 @@
+"""vLLM's worker, which hears of texts that go on before it computes a step."""
+
+from typing import TYPE_CHECKING, Any
+
+from vllm.platforms import current_platform
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
+from vllm.v1.worker.gpu_worker import Worker
+
+from stretto.engine.request.new_request import SpeechCachedRequests
+
+if TYPE_CHECKING or not current_platform.is_cpu():
+    Base = Worker
+else:
+    from vllm.v1.worker.cpu_worker import CPUWorker as Base
+
+
+class SpeechWorker(Base):
+    """Either of vLLM's workers."""
+
+    def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | AsyncModelRunnerOutput | None:
+        """Compute a step, the words of its texts written where their rows will be read."""
+        cached = scheduler_output.scheduled_cached_reqs
+        if isinstance(cached, SpeechCachedRequests):
+            runner: Any = self.model_runner
+            runner.model_state.slots.extend_texts(cached.news)
+        return super().execute_model(scheduler_output)

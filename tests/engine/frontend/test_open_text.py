@@ -1,0 +1,76 @@
+"""What is written of a text reaches the engine in order, once it has the reply, and never without an end."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from stretto.engine.frontend.open_text import OpenText
+from stretto.engine.request.track import TextUpdate
+from stretto.errors import InvalidRequest
+
+pytestmark = pytest.mark.asyncio
+
+
+class FakeEngine:
+    """What stands for vLLM's: which replies it knows, and what it was told."""
+
+    def __init__(self) -> None:
+        self.output_processor = SimpleNamespace(external_req_ids={"r": ["r-1"]})
+        self.engine_core = self
+        self.told: list[tuple[str, TextUpdate | None]] = []
+        self.aborted = asyncio.Event()
+
+    async def add_request_async(self, request: Any) -> None:
+        await asyncio.sleep(0)
+        self.told.append((request.request_id, TextUpdate.from_extra_args(request.sampling_params.extra_args)))
+
+    async def abort(self, request_id: str) -> None:
+        self.aborted.set()
+
+
+def text(engine: Any, room: int = 10, patience_s: float = 60.0) -> OpenText:
+    return OpenText(engine, "r", room, patience_s)
+
+
+async def test_ids_go_on_in_order_once_the_engine_has_the_reply() -> None:
+    engine = FakeEngine()
+    written = text(engine)
+    await written.write([1, 2], False)
+    assert engine.told == []
+    await asyncio.gather(written.begin(), written.write([3], False), written.write([4], True), written.begin())
+    assert {name for name, _ in engine.told} == {"r-1"}
+    updates = [update for _, update in engine.told]
+    assert [token for update in updates for token in update.ids] == [1, 2, 3, 4]
+    assert [update.is_last for update in updates] == [False] * (len(updates) - 1) + [True]
+    written.end()
+
+
+async def test_nothing_is_written_behind_the_end_or_beyond_the_room() -> None:
+    written = text(FakeEngine(), room=3)
+    with pytest.raises(InvalidRequest, match="text: expected at most 3 more tokens, got 4"):
+        await written.write([1] * 4, False)
+    await written.write([1, 2], True)
+    with pytest.raises(InvalidRequest, match="text: expected no more of it, as it is complete, got 1 tokens"):
+        await written.write([1], False)
+
+
+async def test_words_for_a_reply_that_has_ended_are_not_sent() -> None:
+    engine = FakeEngine()
+    written = text(engine)
+    await written.begin()
+    engine.output_processor.external_req_ids.clear()
+    await written.write([1], True)
+    assert engine.told == []
+
+
+async def test_a_writer_who_falls_silent_ends_the_reply_by_name() -> None:
+    engine = FakeEngine()
+    written = text(engine, patience_s=0.0)
+    await engine.aborted.wait()
+    with pytest.raises(InvalidRequest, match="text: expected more of it, or its end, within 0 s, got nothing"):
+        written.check()
+    complete = text(engine)
+    await complete.write([], True)
+    complete.check()

@@ -1,0 +1,142 @@
+"""Who is held, who gives way for it, and what the worker is told of words that come."""
+
+from dataclasses import replace
+
+import pytest
+from vllm import SamplingParams
+from vllm.v1.core.sched.output import CachedRequestData
+from vllm.v1.request import Request
+
+from stretto.engine.request.new_request import SpeechCachedRequests, TextNews
+from stretto.engine.request.params import sampling_params
+from stretto.engine.request.rules import SegmentRules
+from stretto.engine.request.track import ENDLESS, TextUpdate
+from stretto.engine.scheduling.open_texts import OpenTexts
+from stretto.engine.scheduling.planner import PairPlanner
+from tests.engine.prompts import make_prompt
+from tests.engine.scheduling.tables import BLOCK, FakeBlocks, run, table
+from tests.speech_families import TRACKED
+
+RULES = SegmentRules(TRACKED, 160)
+NOTHING = CachedRequestData.make_empty()
+
+
+class World:
+    """A table, its open texts, and a clock that stands still."""
+
+    def __init__(self) -> None:
+        self.now, self.table, self.blocks = 0.0, table(RULES), FakeBlocks()
+        self.planner = PairPlanner(self.table, self.blocks)
+        self.texts = OpenTexts(self.table, self.planner, self.blocks, lambda: self.now)
+
+    def arrive(self, name: str, *ids: int, is_open: bool = True) -> Request:
+        """A running reply to a prompt of five rows whose first word is said, and waits for id 0 of its track."""
+        made = replace(make_prompt(TRACKED, 0, guidance_scale=1.0), track=ids, is_open=is_open)
+        hashes = lambda request: [b"hash"] * (request.num_tokens // BLOCK - len(request.block_hashes))  # noqa: E731
+        params = sampling_params(made, RULES)
+        request = Request(name, made.rows[:, 0].tolist(), params, None, block_hasher=hashes)
+        self.texts.add(self.table.add(request))
+        return run(request)[0]
+
+    def say(self, request: Request, num_rows: int = 1) -> None:
+        for _ in range(num_rows):
+            self.table[request.request_id].history.put(request.num_tokens, [[0] * 8])
+            request.append_output_token_ids(TRACKED.layout.audio[0].start)
+            self.texts.note_said(self.table[request.request_id])
+
+    def write(self, name: str, *ids: int, is_last: bool = False) -> bool:
+        params = SamplingParams(max_tokens=1, extra_args=TextUpdate(list(ids), is_last).to_extra_args())
+        return self.texts.take(Request(name, [0], params, None))
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_a_reply_is_held_behind_its_last_word_and_goes_on_with_the_next(world: World) -> None:
+    request = world.arrive("r", 20)
+    world.say(request)
+    assert not world.texts.is_held(request), "word 0 is there"
+    world.say(request)
+    assert world.texts.held([request]) == [request]
+    assert world.texts.hold_all
+    world.now = 3.0
+    assert world.write("r")
+    assert world.texts.is_held(request), "nothing has come"
+    assert world.write("r", 21, 22)
+    assert not world.texts.is_held(request)
+    assert (world.texts.held_s, world.table["r"].held_s, world.texts.num_held) == (3.0, 3.0, 0)
+
+
+def test_the_end_of_a_text_frees_all_rows(world: World) -> None:
+    request = world.arrive("r")
+    world.say(request)
+    revision = world.table.revision
+    world.write("r", 7, is_last=True)
+    world.say(request, 9)
+    assert not world.texts.is_held(request)
+    assert world.table["r"].track.num_known == ENDLESS
+    assert world.table.revision > revision
+    assert world.write("r", 20), "words behind the end are nobody's, and no request"
+    assert world.table["r"].track.ids == [7]
+
+
+def test_the_worker_is_told_once_and_of_the_shortest_reply_at_the_end(world: World) -> None:
+    world.arrive("r", 20)
+    assert world.texts.tell(NOTHING) is NOTHING
+    world.write("r", 21)
+    world.write("r", 22, 23)
+    told = world.texts.tell(NOTHING)
+    assert isinstance(told, SpeechCachedRequests)
+    assert told.news == {"r": TextNews(6, [21, 22, 23], None)}
+    world.write("r", 7, is_last=True)
+    assert world.texts.tell(NOTHING).news == {"r": TextNews(9, [7], 5)}
+    assert world.texts.tell(NOTHING) is NOTHING
+
+
+def test_a_block_is_hashed_once_its_words_are_known(world: World) -> None:
+    request = world.arrive("r", 20, 21)
+    hashed = world.table["r"].request._block_hasher
+    world.say(request, 3)
+    assert request.num_tokens == 8
+    assert hashed(request) == []
+    assert len(request.block_hashes) == 1
+    world.write("r", 22)
+    assert len(request.block_hashes) == 2
+
+
+def test_who_is_held_gives_way_to_who_could_run(world: World) -> None:
+    older, younger, other = world.arrive("a"), world.arrive("b"), world.arrive("c", is_open=False)
+    world.say(older)
+    world.say(younger)
+    running = [older, younger]
+    assert world.texts.giving_way([other], running, num_slots=3) == []
+    assert world.texts.giving_way([other], running, num_slots=2) == [younger]
+    world.blocks.free = 1
+    assert world.texts.giving_way([other], running, num_slots=3) == [younger]
+    assert world.texts.giving_way([younger], [older], num_slots=1) == [], "it waits for words, not for room"
+    assert not world.texts.hold_all
+
+
+def test_a_held_reply_is_granted_nothing_and_gives_way_first(world: World) -> None:
+    held, other = world.arrive("a"), world.arrive("b", is_open=False)
+    world.say(held)
+    held.num_computed_tokens += 1
+    plan = world.planner.plan([held, other], budget=10)
+    assert plan.grants == {"a": 0, "b": 1}
+    world.blocks.free = 0
+    other.num_computed_tokens = other.num_tokens - 1
+    assert world.planner.plan([held, other], budget=10).giving_way == [held]
+    assert world.planner.stuck([held]) == []
+
+
+def test_a_reply_that_has_ended_leaves_nothing(world: World) -> None:
+    request = world.arrive("r")
+    world.say(request)
+    world.write("r")
+    world.texts.remove("r")
+    world.table.remove("r")
+    assert (world.texts.num_held, world.texts.hold_all, world.texts.tell(NOTHING)) == (0, False, NOTHING)
+    assert world.write("r", 20)
+    assert world.texts.tell(NOTHING) is NOTHING

@@ -1,0 +1,147 @@
+"""A text that comes while it is spoken: at any pace, in any batch, preempted or not, the reply is that to the text."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from vllm import SamplingParams
+from vllm.v1.request import Request
+
+from stretto.engine.request.track import TextUpdate
+from stretto.records.prompt import Prompt
+from tests.engine.harness import Answer, Engine
+from tests.engine.prompts import make_prompt
+from tests.random_checkpoints import write_checkpoint
+from tests.small_vocabularies import TRACKED_CSM
+
+pytestmark = pytest.mark.engine
+NUM_TEXTS = 9
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    folder: Path = tmp_path_factory.mktemp("checkpoint")
+    write_checkpoint(folder, TRACKED_CSM, "tests.small_vocabularies:TRACKED_CSM", hidden=64, layers=2)
+    limits = {"max_num_batched_tokens": 64, "max_num_seqs": 4, "max_model_len": 192, "num_gpu_blocks_override": 13}
+    running = Engine(folder, async_scheduling=request.param, **limits)
+    yield running
+    running.shutdown()
+
+
+def prompt(index: int) -> Prompt:
+    """A reply of 20 frames or a few more, whose text may be shorter or longer."""
+    made = make_prompt(TRACKED_CSM, index, "tts", guidance_scale=1.0)
+    track = (*made.track[:-1][:24], made.track[-1])
+    audio = replace(made.sampling.audio, min_rows=0, max_rows=28)
+    return replace(made, track=track, sampling=replace(made.sampling, audio=audio))
+
+
+@dataclass
+class Writer:
+    """Sends the words of a prompt's text in pieces, a piece when `paces` says: steps from one to the next."""
+
+    engine: Engine
+    name: str
+    words: list[int]
+    random: np.random.Generator
+    slowest: int
+    due: int = 0
+
+    def write(self, step: int) -> None:
+        if not self.words or step < self.due:
+            return
+        size = int(self.random.integers(0, min(4, len(self.words)) + 1))
+        piece, self.words = self.words[:size], self.words[size:]
+        extend(self.engine, self.name, piece, is_last=not self.words)
+        self.due = step + int(self.random.integers(1, self.slowest + 1))
+
+
+def extend(engine: Engine, name: str, ids: list[int], is_last: bool) -> None:
+    params = SamplingParams(max_tokens=1, extra_args=TextUpdate(ids, is_last).to_extra_args())
+    engine.core.add_request(Request(name, [0], params, None))
+
+
+def speak(engine: Engine, seed: int, slowest: int, aborts: int = 0) -> tuple[dict[str, Answer], int]:
+    """All texts at random paces, some begun later than others, and how many steps went by; as many `aborts`."""
+    random, steps = np.random.default_rng(seed), 0
+    writers, answers, pending = [], {}, {}
+    for index in range(NUM_TEXTS):
+        given = prompt(index)
+        first = min(int(random.integers(0, 3)), len(given.track) - 1)
+        name = f"r{index}"
+        pending[name] = int(random.integers(0, 12)), replace(given, track=given.track[:first], is_open=True)
+        writers.append(Writer(engine, name, list(given.track[first:]), random, slowest))
+        answers[name] = Answer()
+    leaving = {f"r{index}": int(random.integers(5, 60)) for index in random.permutation(NUM_TEXTS)[:aborts]}
+    while pending or engine.is_busy() or any(writer.words for writer in writers):
+        for name in [name for name, (at, _) in pending.items() if at <= steps]:
+            engine.add(name, pending.pop(name)[1])
+        for name in [name for name, at in leaving.items() if at == steps and name not in pending]:
+            engine.core.abort_requests([name])
+        for writer in writers:
+            if writer.name not in pending:
+                writer.write(steps)
+        if engine.is_busy():
+            engine._step(answers)
+        steps += 1
+        assert steps < 3000, "it does not come to an end"
+    assert engine.is_clean()
+    return {name: answer for name, answer in answers.items() if name not in leaving}, steps
+
+
+@pytest.fixture(scope="module")
+def at_once(engine: Engine) -> dict[str, list[list[int]]]:
+    """The replies to whole texts, which end no earlier than these do."""
+    made = {f"r{index}": prompt(index) for index in range(NUM_TEXTS)}
+    for name, each in made.items():
+        audio = replace(each.sampling.audio, min_rows=len(each.track))
+        made[name] = replace(each, sampling=replace(each.sampling, audio=audio))
+    return {name: answer.rows for name, answer in engine.run(made).items()}
+
+
+@pytest.mark.parametrize(("seed", "slowest", "aborts"), [(1, 1, 0), (2, 4, 0), (3, 15, 2), (4, 40, 3)])
+def test_at_any_pace_the_reply_is_the_same(
+    engine: Engine, at_once: dict[str, list[list[int]]], seed: int, slowest: int, aborts: int
+) -> None:
+    before = engine.scheduler.stats.values.preemptions_total
+    answers, _ = speak(engine, seed, slowest, aborts)
+    assert len(answers) == NUM_TEXTS - aborts
+    for name, answer in answers.items():
+        assert answer.rows == at_once[name], name
+    if slowest > 4:
+        assert any(answer.trailer.held_us > 0 for answer in answers.values())
+        assert engine.scheduler.stats.values.preemptions_total > before
+
+
+def test_nothing_is_to_be_done_while_all_wait_for_words(engine: Engine) -> None:
+    given = prompt(2)
+    engine.add("one", replace(given, track=given.track[:3], is_open=True))
+    answer = Answer()
+    while engine.is_busy():
+        engine._step({"one": answer})
+    assert len(answer.rows) == 4, "the frame behind the last word is drawn, and not read"
+    assert engine.scheduler.texts.num_held == 1
+    engine.core.abort_requests(["one"])
+    assert engine.is_clean()
+    extend(engine, "one", [20], is_last=True)
+    assert not engine.is_busy(), "words for a reply that has ended are nobody's"
+
+
+def test_a_crowd_of_silent_writers_stalls_nobody(engine: Engine) -> None:
+    """Six texts that do not go on would fill the four places."""
+    names = [f"silent{index}" for index in range(6)]
+    for index, name in enumerate(names):
+        given = prompt(index)
+        engine.add(name, replace(given, track=given.track[:1], is_open=True))
+    answers = {name: Answer() for name in names} | {"other": Answer()}
+    while engine.is_busy():
+        engine._step(answers)
+    assert [len(answers[name].rows) for name in names] == [2] * 6
+    engine.add("other", prompt(3))
+    while engine.is_busy():
+        engine._step(answers)
+    assert answers["other"].trailer is not None
+    engine.core.abort_requests(names)
+    assert engine.is_clean()
