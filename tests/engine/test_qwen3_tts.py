@@ -1,17 +1,21 @@
 """Qwen3-TTS in the engine: text beside the frames, a depth transformer with a sampler of its own, codes penalized."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.checkpoints.random_checkpoint import write_checkpoint
+from stretto.engine.worker.frame_predictor import Readout
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling
 from tests.engine.harness import Engine
 from tests.engine.prompts import make_prompt
+from tests.published_qwen3_tts import CASES, Checkpoint
 from tests.reference.speech_lm import Reference
 from tests.small_vocabularies import QWEN3_TTS
 
@@ -36,7 +40,7 @@ def drawn_prompt(index: int) -> Prompt:
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 def test_drawn_replies_are_those_of_the_slow_reference(tmp_path: Path, is_async: bool) -> None:
-    """In chunks of prompts, in little room; with a penalty, and two samplers in a reply, of which one may be greedy."""
+    """In chunks of prompts and preempted; with a penalty, and two samplers in a reply, of which one may be greedy."""
     folder = write_checkpoint(tmp_path, QWEN3_TTS, "tests.small_vocabularies:QWEN3_TTS", layers=2)
     reference = Reference(folder, QWEN3_TTS, LENGTH)
     prompts = {f"r{index}": drawn_prompt(index) for index in range(6)}
@@ -50,3 +54,58 @@ def test_drawn_replies_are_those_of_the_slow_reference(tmp_path: Path, is_async:
         expected, lead = reference.reply(prompt)
         assert lead > 1e-5
         assert answers[name].rows == [row[: QWEN3_TTS.layout.num_output_streams] for row in expected], name
+    assert sum(each.trailer.num_preemptions for each in answers.values()) > 0
+
+
+class RecordedLogits:
+    """Raw logits of an engine that draws one reply: of stream 0 [C + 1] row by row, of the others [C] one by one."""
+
+    def __init__(self, readout: Any, patch: pytest.MonkeyPatch):
+        self.first, self.others = list[np.ndarray](), list[np.ndarray]()
+        heads, frames = readout.heads, readout.frames
+
+        def kept(product: Callable[..., torch.Tensor], into: list[np.ndarray]) -> Callable[..., torch.Tensor]:
+            def record(hidden: torch.Tensor) -> torch.Tensor:
+                logits = product(hidden)
+                into.append(logits[0].numpy().copy())
+                return logits
+
+            return record
+
+        patch.setattr(heads, "first", kept(heads.first, self.first))
+        patch.setattr(frames, "_heads", [kept(head, self.others) for head in frames._heads])
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_replies_are_those_of_the_authors_package(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, float], None]
+) -> None:
+    """Codes are equal: side by side, in chunks of prompts, preempted, from the prefix cache, alone; logits to 1e-4."""
+    checkpoint = Checkpoint(tmp_path, kind)
+    cases, num_codes = checkpoint.cases(), checkpoint.family.layout.codebook_size
+    starts = np.array([ids.start for ids in checkpoint.family.layout.audio])
+    engine = Engine(checkpoint.folder, async_scheduling=kind == "custom_voice", max_model_len=LENGTH, **TIGHT)
+    try:
+        for _ in range(2):
+            answers = engine.run({name: prompt for name, (prompt, _) in cases.items()}, dict.fromkeys(cases, 0))
+            for name, (_, case) in cases.items():
+                *frames, end = answers[name].rows
+                assert np.array_equal(np.array(frames) - starts, case.codes), name
+                assert end[0] == checkpoint.family.end_of_audio
+        largest, sampler = 0.0, engine.core.model_executor.driver_worker.worker.model_runner.sampler
+        readout = Readout(sampler._draw._heads, sampler._draw._frames)
+        for prompt, case in cases.values():
+            with monkeypatch.context() as patch:
+                recorded = RecordedLogits(readout, patch)
+                engine.run({"one": prompt})
+            first, others = np.stack(recorded.first), np.stack(recorded.others).reshape(-1, *case.others.shape[1:])
+            assert first.shape[1] == num_codes + 1
+            for ours, theirs in ((first, case.first), (others, case.others)):
+                num_rows = min(len(ours), len(theirs))
+                assert num_rows >= len(case.codes)
+                largest = max(largest, float(np.abs(ours[:num_rows] - theirs[:num_rows]).max()))
+        assert engine.is_clean()
+    finally:
+        engine.shutdown()
+    record_property("largest_difference", largest)
+    assert largest <= 1e-4
