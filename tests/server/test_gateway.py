@@ -1,0 +1,80 @@
+"""OpenAI's client, the gateway and the real server, from text to sound and back."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+
+from stretto_client import SpeechClient
+from stretto_gateway.command import make_server
+from stretto_gateway.config import GatewayConfig
+from stretto_gateway.encoding import wav_header
+from tests.server.conftest import Server
+
+pytestmark = pytest.mark.server
+TEXT = "The birch canoe slid on the smooth planks."
+
+
+@pytest.fixture
+async def client(server: Server) -> AsyncIterator[openai.AsyncOpenAI]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    gateway = make_server(GatewayConfig(f"localhost:{server.grpc}"), listener)
+    serving = asyncio.ensure_future(gateway.serve([listener]))
+    while not gateway.started:
+        await asyncio.sleep(0.01)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    async with openai.AsyncOpenAI(base_url=url, api_key="unused", max_retries=0, timeout=120) as opened:
+        yield opened
+    gateway.should_exit = True
+    await serving
+
+
+async def test_speech_and_what_is_heard_in_it_are_the_servers_own(server: Server, client: openai.AsyncOpenAI) -> None:
+    same: dict[str, Any] = {"seed": 3, "chunking": {"deterministic": True}}
+
+    async def spoken(response_format: Any) -> bytes:
+        answer = await client.audio.speech.create(
+            model="tts-1", voice="alloy", input=TEXT, response_format=response_format, extra_body=same
+        )
+        return answer.content
+
+    pcm, wav = await spoken("pcm"), await spoken("wav")
+    text = await client.audio.transcriptions.create(model="whisper-1", file=("canoe.wav", wav))
+    async with SpeechClient(f"localhost:{server.grpc}") as plain:
+        stream = plain.speak(TEXT, voice="slt", encoding="pcm_s16le", sample_rate=24_000, **same)
+        said = [event.pcm async for event in stream if event.pcm is not None]
+        heard = [event.text async for event in plain.transcribe(wav)]
+    assert pcm == np.concatenate(said).tobytes()
+    assert wav == wav_header(24_000) + pcm
+    assert len(text.text.split()) > 3
+    assert text.text == "".join(heard).strip()
+
+
+async def test_what_the_model_refuses_is_named_as_the_caller_names_it(client: openai.AsyncOpenAI) -> None:
+    async def refusal(**change: object) -> str | None:
+        request = {"model": "tts-1", "voice": "alloy", "input": "A cat."} | change
+        with pytest.raises(openai.BadRequestError) as raised:
+            await client.audio.speech.create(**request)  # type: ignore[call-overload]
+        return raised.value.param
+
+    assert await refusal(input="?!") == "input"
+    assert await refusal(input="") == "input"
+    assert await refusal(extra_body={"seed": "one"}) == "seed"
+    assert await refusal(extra_body={"audio": {"temperature": -1}}) == "audio.temperature"
+    assert await refusal(extra_body={"sample_rate": 1, "response_format": "pcm"}) == "sample_rate"
+    with pytest.raises(openai.BadRequestError) as raised:
+        await client.audio.transcriptions.create(model="whisper-1", file=("x.wav", b"nothing"))
+    assert raised.value.param == "file"
+
+
+async def test_who_leaves_frees_the_language_model(server: Server, client: openai.AsyncOpenAI) -> None:
+    long = {"max_audio_s": 9.6, "audio": {"min_rows": 239}}
+    create = client.audio.speech.with_streaming_response.create
+    async with create(model="tts-1", voice="alloy", input=TEXT, response_format="wav", extra_body=long) as answer:
+        await anext(answer.iter_bytes())
+        assert server.table().num_active() >= 1
+    await asyncio.to_thread(server.until, lambda: server.table().num_active() == 0)
