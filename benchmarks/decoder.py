@@ -145,14 +145,15 @@ def measure_batching(codec: Codec, config: DecoderConfig, streams: int, frames: 
                 arm.cpu_s.clear()
     for arm in (alone, together):
         arm.stop()
-    wall_s = statistics.median(together.wall_s)
+    wall_s, cpu_s = statistics.median(together.wall_s), statistics.median(together.cpu_s)
     return {
         "streams": streams,
         "frames": frames,
         "speedup_over_one_at_a_time": round(ratio(alone.wall_s, together.wall_s), 3),
         "speedup_cpu": round(ratio(alone.cpu_s, together.cpu_s), 3),
         "window_ms": round(1e3 * wall_s / streams, 3),
-        "window_cpu_ms": round(1e3 * statistics.median(together.cpu_s) / streams, 3),
+        "window_cpu_ms": round(1e3 * cpu_s / streams, 3),
+        "frames_per_cpu_s": round(streams * frames / cpu_s, 1),
         "streams_real_time": round(streams * frames / codec.spec.frame_rate / wall_s, 2),
     }
 

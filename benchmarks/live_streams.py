@@ -81,7 +81,7 @@ class ProcessorTime:
         return self._now if self._turn_s is None else self._free_at + self._stopwatch() - self._turn_s
 
     def pace_s(self) -> float:
-        return self._loop.pace_s
+        return self._loop.pace.chunk_s
 
     def push(self, utterance: str, chunk: Chunk, codes: np.ndarray, reply: ChunkAnswer) -> None:
         self._queue.put(PendingChunk(utterance, chunk, codes, reply))

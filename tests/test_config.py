@@ -32,6 +32,7 @@ def test_the_latency_dial_and_the_runtime_are_parameters() -> None:
         ({"threads": "-1"}, "threads must be >= 1, got -1"),
         ({"max_utterances": "0"}, "max_utterances must be >= 1"),
         ({"idle_timeout_s": "nan"}, "idle_timeout_s must be > 0, got nan"),
+        ({"reference_mb": "-1"}, "reference_mb must be >= 0, got -1"),
         ({"idle_timeout_s": "0"}, "idle_timeout_s must be > 0"),
         ({"stop_timeout_s": "-1"}, "stop_timeout_s must be >= 0"),
         ({"warm_up_s": "-1"}, "warm_up_s must be >= 0"),

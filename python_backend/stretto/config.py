@@ -60,7 +60,8 @@ class DecoderConfig:
     once: about 16 on a CPU, whose caches do not hold more; 64 on a GPU. max_utterances: open at once. idle_timeout_s:
     an utterance without a chunk for so long is forgotten. stop_timeout_s: how long a stopping decoder goes on.
     warm_up_s: how long a starting one decodes windows that nobody asked for, so that none is slow as the first of its
-    shape.
+    shape. reference_mb: memory for what the references that voices are cloned from have left of the codec's state, so
+    that each is not decoded for every utterance.
     """
 
     codec: str = "tiny"
@@ -76,6 +77,7 @@ class DecoderConfig:
     idle_timeout_s: float = 60.0
     stop_timeout_s: float = 10.0
     warm_up_s: float = 0.0
+    reference_mb: int = 256
 
     RUNTIMES = ("torch", "onnx")
     DTYPES = ("float32", "bfloat16", "float16")
@@ -94,6 +96,8 @@ class DecoderConfig:
         for name in ("threads", "max_batch", "max_utterances"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.reference_mb < 0:
+            raise ValueError(f"reference_mb must be >= 0, got {self.reference_mb}")
         if not 0 < self.idle_timeout_s < float("inf"):
             raise ValueError(f"idle_timeout_s must be > 0, got {self.idle_timeout_s}")
         if not 0 <= self.stop_timeout_s < float("inf"):

@@ -14,7 +14,8 @@ from stretto.decoder.chunk_queue import ChunkQueue, PendingChunk
 from stretto.decoder.counts import Counts
 from stretto.decoder.graphs import MAX_GRAPHS
 from stretto.decoder.launching import CudaLauncher
-from stretto.decoder.loop import BUSY_SHARE, DecodingLoop
+from stretto.decoder.loop import DecodingLoop
+from stretto.decoder.pace import BUSY_SHARE
 from stretto.decoder.sessions import Sessions
 from stretto.records.chunk import Chunk
 from stretto.records.delivery import OutputForm
@@ -79,7 +80,7 @@ def test_a_batch_takes_as_long_as_the_device_is_busy_with_it_and_not_with_the_on
     assert all(reply.wait().error is None for reply in replies)
     assert cuda.now_s == 3 * BATCH_S
     assert decoder.counts.figures()["decode_s"] == pytest.approx(3 * BATCH_S)
-    assert decoder.loop.pace_s == pytest.approx(3 * BATCH_S / BUSY_SHARE)
+    assert decoder.loop.pace.chunk_s == pytest.approx(3 * BATCH_S / BUSY_SHARE)
 
 
 def test_graphs_are_there_before_the_first_chunk(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:

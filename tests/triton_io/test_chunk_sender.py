@@ -330,6 +330,18 @@ async def test_audio_leaves_no_faster_than_a_listener_hears_it_and_the_limit(slo
     assert len(envelopes(sender)) > 6, "it asked after the client while it waited"
 
 
+async def test_a_reference_is_no_audio_that_a_listener_has_still_to_hear(slot: FlowSlot) -> None:
+    async def speak() -> AsyncGenerator[LMChunk, None]:
+        for index, length in enumerate((100_000, 0, 0)):
+            codes = np.zeros((2, length + 2), np.int32)
+            yield LMChunk(Chunk(index, Segment.AUDIO, num_reference_frames=length), codes)
+
+    sender = AnsweringSender(slot.table)
+    chunk_sender = ChunkSender(responses_to(sender), slot, "u", replace(QUICK, max_ahead_s=0.2))
+    await asyncio.wait_for(chunk_sender.pump(speak()), 30)  # an hour, if it were heard
+    assert sent(sender) == [0, 1, 2]
+
+
 async def test_a_client_who_leaves_while_audio_is_held_back_is_noticed(slot: FlowSlot) -> None:
     sender = AnsweringSender(slot.table)
     chunk_sender = ChunkSender(responses_to(sender), slot, "u", replace(QUICK, max_ahead_s=0.2))

@@ -18,12 +18,14 @@ class Job:
     """A chunk, the session that took it and the window that it completed.
 
     due_s: when its listener will have played all that came before; of a listener who waits in silence, when it came.
+    is_heard: whether the window is the chunk's; else it is of the reference that the chunk goes on from.
     """
 
     pending: PendingChunk
     session: Session
     window: FrameWindow
     due_s: float
+    is_heard: bool = True
 
     @property
     def is_alone(self) -> bool:

@@ -19,14 +19,13 @@ from stretto.decoder.chunk_queue import ChunkQueue, PendingChunk
 from stretto.decoder.counts import Counts
 from stretto.decoder.events import make_event
 from stretto.decoder.launching import make_launcher
+from stretto.decoder.pace import Pace
 from stretto.decoder.refusal import Unanswered
 from stretto.decoder.sessions import Session, Sessions
 from stretto.decoder.warming import capture_shapes, warm_up
 from stretto.errors import Cancelled, Overloaded
 
 logger = logging.getLogger(__name__)
-BUSY_SHARE = 0.9  # of the time: beyond it, chunks only queue
-WINDOW_MEMORY = 64  # windows
 
 
 class DecodingLoop:
@@ -44,8 +43,7 @@ class DecodingLoop:
         self.unanswered = Unanswered(counts)  # in hand
         self._jobs: list[Job] = []  # admitted, at most one of an utterance
         self._batches: deque[tuple[Batch, float]] = deque()  # in flight, and when each was launched by the stopwatch
-        self._window_s = 0.0  # that a window takes, as part of its batch
-        self.pace_s = 0.0  # between chunks of one utterance, for the decoder to be busy for BUSY_SHARE of the time
+        self.pace = Pace()
         self.stopwatch = time.perf_counter  # what decoding times are measured with, where no device measures them
         self.gives_up = False  # set to fail whatever is not decoded yet
 
@@ -76,7 +74,7 @@ class DecodingLoop:
     def turn(self) -> None:
         """Let new chunks in, launch a batch, and answer those that need not be in flight any longer."""
         self._take_in()
-        self._expire()
+        self._counts.add("expired", len(self._sessions.expire()))
         if self.gives_up:
             for job in self._jobs:
                 self._fail(job.pending, Overloaded("the decoder is stopping"))
@@ -90,34 +88,33 @@ class DecodingLoop:
     def _take_in(self) -> None:
         """Make jobs of what has come; wait for something to come if there is nothing to do."""
         timeout_s = 0.0 if self.unanswered else self._config.idle_timeout_s / 4
-        busy = {pending.utterance for pending in self.unanswered}
-        taken, abandoned = self._queue.take(timeout_s, busy)
+        taken, abandoned = self._queue.take(timeout_s, {pending.utterance for pending in self.unanswered})
         for pending in taken:
             self.unanswered.add(pending)
         for utterance in abandoned:
             self._sessions.close(utterance)
-        self._jobs += [job for job in map(self._admit, taken) if job is not None]
+        for pending in taken:
+            self._admit(pending)
 
-    def _expire(self) -> None:
-        expired = self._sessions.expire()
-        if expired:
-            logger.warning("utterances without a chunk for %g s: %s", self._config.idle_timeout_s, expired)
-            self._counts.add("expired", len(expired))
-
-    def _admit(self, pending: PendingChunk) -> Job | None:
-        """The job that a chunk makes; None if it is already answered."""
+    def _admit(self, pending: PendingChunk) -> None:
+        """Let a chunk into its session, and make a job of it."""
         self._counts.add("chunks")
         try:
             if pending.reply.is_cancelled():
                 raise Cancelled("the client cancelled the request")
             session = self._sessions.advance(pending.utterance, pending.chunk.index, pending.form)
-            window = session.windower.push(pending.codes, pending.chunk.is_final)
-            if window is not None:
-                return Job(pending, session, window, self._sessions.due_s(session))
-            self._answer(pending, session, None)
+            self._sessions.take_reference(session, pending.chunk, pending.codes)
+            self._go_on(pending, session)
         except Exception as error:
             self._fail(pending, error)
-        return None
+
+    def _go_on(self, pending: PendingChunk, session: Session) -> None:
+        """Make a job of a chunk's next window, those of its reference first; without one, answer it."""
+        window, is_heard = self._sessions.next_window(session, pending.chunk, pending.codes)
+        if window is None:
+            self._answer(pending, session, None)
+        else:
+            self._jobs.append(Job(pending, session, window, self._sessions.due_s(session), is_heard))
 
     def _is_wanted(self, job: Job) -> bool:
         """Whether a job's utterance is still open; one that was ended meanwhile gets its answer here."""
@@ -149,20 +146,22 @@ class DecodingLoop:
                 self._fail(job.pending, error)
             return
         self._counts.add_batch(len(batch.jobs), batch.jobs[0].window.num_frames, spent_s)
-        self._measure(len(batch.jobs), spent_s)
+        self.pace.note(len(batch.jobs), spent_s, self._sessions.num_speaking)
         for job, samples, address in zip(batch.jobs, pcm, batch.addresses(), strict=True):
             job.session.decode_s += spent_s / len(batch.jobs)
-            if not self._is_wanted(job):
-                continue
             try:
-                self._answer(job.pending, job.session, samples, address)
+                if self._is_wanted(job):
+                    self._finish(job, samples, address)
             except Exception as error:
                 self._fail(job.pending, error)
 
-    def _measure(self, num_windows: int, spent_s: float) -> None:
-        weight = min(1.0, num_windows / WINDOW_MEMORY) if self._window_s else 1.0
-        self._window_s += weight * (spent_s / num_windows - self._window_s)
-        self.pace_s = self._sessions.num_speaking * self._window_s / BUSY_SHARE
+    def _finish(self, job: Job, pcm: np.ndarray, address: int | None) -> None:
+        """Answer a job's chunk with what is heard of its samples, or go on after a part of a reference."""
+        if job.is_heard:
+            heard = job.session.heard(job.window, pcm, self._codec.spec)
+            self._answer(job.pending, job.session, heard, address if heard is pcm else None)
+        else:
+            self._go_on(job.pending, job.session)
 
     def _answer(self, pending: PendingChunk, session: Session, pcm: np.ndarray | None, at: int | None = None) -> None:
         """Answer a chunk with its samples; at: the address of the same on a GPU, if they lie there, too."""

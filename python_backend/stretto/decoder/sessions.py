@@ -1,17 +1,21 @@
 """The decoder's state of each open utterance: opened by its first chunk, closed by its last, an error or idleness."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
 
-from stretto.codec.base import Codec
+from stretto.codec.base import Codec, CodecSpec
+from stretto.decoder.references import Reference, References, read_reference
 from stretto.decoder.rendering import Renderer
-from stretto.decoder.streaming import Windower
+from stretto.decoder.streaming import FrameWindow, Windower
 from stretto.errors import InvalidRequest, Overloaded
+from stretto.records.chunk import Chunk
 from stretto.records.delivery import OutputForm
 
+logger = logging.getLogger(__name__)
 AUDIBLE = 0.01  # a sample beyond this is sound, not the silence before it
 
 
@@ -19,14 +23,16 @@ AUDIBLE = 0.01  # a sample beyond this is sound, not the silence before it
 class Session:
     """One open utterance. `state` [1, D] is the codec's, as it stands before `windower.next_frame`.
 
-    num_samples, first_sound: of the samples as they are sent, at `renderer.sample_rate`. dry_s: when a listener who
-    began with the first of them will have played them all; None before.
+    reference: frames before the first one that is heard. num_samples, first_sound: of the samples as they are sent, at
+    `renderer.sample_rate`. dry_s: when a listener who began with the first of them will have played them all; None
+    before.
     """
 
     windower: Windower
     state: Tensor
     renderer: Renderer
     last_used_s: float
+    reference: Reference = field(default_factory=Reference)
     next_index: int = 0
     num_samples: int = 0
     decode_s: float = 0.0
@@ -37,6 +43,11 @@ class Session:
     def num_bytes(self) -> int:
         """Memory that grows with the codec: the frames kept and the state. What else there is takes some kilobytes."""
         return self.windower.num_bytes + self.state.nbytes
+
+    def heard(self, window: FrameWindow, pcm: np.ndarray, spec: CodecSpec) -> np.ndarray | None:
+        """What of a window's samples [n] is behind the reference; None of nothing."""
+        unheard = max(0, self.reference.num_frames - window.first) * spec.samples_per_frame
+        return pcm if unheard == 0 else pcm[unheard:] if unheard < len(pcm) else None
 
     def render(self, pcm: np.ndarray | None, is_final: bool) -> np.ndarray | None:
         """Samples in the client's form for those [n] float32 just decoded; None where there are none (yet)."""
@@ -56,11 +67,19 @@ class Session:
 class Sessions:
     """Open utterances by id. Used by one thread."""
 
-    def __init__(self, codec: Codec, limit: int, idle_timeout_s: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        codec: Codec,
+        limit: int,
+        idle_timeout_s: float,
+        clock: Callable[[], float],
+        max_reference_bytes: int = 0,
+    ) -> None:
         self._codec = codec
         self._limit = limit
         self._idle_timeout_s = idle_timeout_s
         self._clock = clock
+        self._references = References(max_reference_bytes)
         self._open: dict[str, Session] = {}
 
     def __len__(self) -> int:
@@ -68,13 +87,14 @@ class Sessions:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of all open utterances."""
-        return sum(session.num_bytes for session in list(self._open.values()))  # any thread
+        """Memory of all open utterances, and of what references have left."""
+        sessions = list(self._open.values())  # any thread
+        return self._references.num_bytes + sum(session.num_bytes for session in sessions)
 
     @property
     def num_speaking(self) -> int:
         """Utterances that have begun to sound."""
-        return sum(session.windower.next_frame > 0 for session in self._open.values())
+        return sum(session.windower.next_frame > session.reference.num_frames for session in self._open.values())
 
     def advance(self, utterance: str, index: int, form: OutputForm) -> Session:
         """The session that takes chunk `index`, opened, for samples in `form`, if that is 0.
@@ -92,6 +112,45 @@ class Sessions:
         session.next_index += 1
         session.last_used_s = self._clock()
         return session
+
+    def take_reference(self, session: Session, chunk: Chunk, codes: np.ndarray | None) -> None:
+        """Let a session go on from the reference that its first chunk brings, from behind it where it is remembered.
+
+        InvalidRequest where there can be none.
+        """
+        if chunk.num_reference_frames == 0:
+            return
+        reference = read_reference(chunk, codes, self._codec.spec, session.renderer.form.deterministic)
+        session.reference = reference
+        found = None if reference.key is None else self._references.find(reference.key)
+        if found is not None:
+            session.windower, session.state = found
+            reference.parts.clear()
+            reference.key = None
+
+    def next_window(self, session: Session, chunk: Chunk, codes: np.ndarray | None) -> tuple[FrameWindow | None, bool]:
+        """The next window of the last chunk that a session took, and whether it is its own, not one of its reference.
+
+        None, and True, where its own frames wait for more. Raises InvalidRequest.
+        """
+        part = self._next_part(session)
+        if part is not None:
+            return part, False
+        if codes is not None and chunk.num_reference_frames:
+            codes = codes[:, chunk.num_reference_frames :]
+        return session.windower.push(codes, chunk.is_final), True
+
+    def _next_part(self, session: Session) -> FrameWindow | None:
+        """The next window of a session's reference; None, and what all of it has left is remembered, at its end."""
+        reference = session.reference
+        while reference.parts:
+            window = session.windower.push(reference.parts.popleft(), is_final=False)
+            if window is not None:
+                return window
+        if reference.key is not None:
+            self._references.remember(reference.key, session.windower, session.state)
+            reference.key = None
+        return None
 
     def due_s(self, session: Session) -> float:
         """When the listener will have nothing left to play: now, if there was nothing yet."""
@@ -117,6 +176,8 @@ class Sessions:
         idle = [utterance for utterance, session in self._open.items() if session.last_used_s < oldest]
         for utterance in idle:
             self.close(utterance)
+        if idle:
+            logger.warning("utterances without a chunk for %g s: %s", self._idle_timeout_s, idle)
         return idle
 
     def _new(self, form: OutputForm) -> Session:

@@ -5,6 +5,7 @@ frames   ░░░░░░░░████████▒           ░ left 
          first - left    first       last             the next window starts at `last`
 """
 
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +51,10 @@ class Windower:
         self._kept = np.zeros((spec.num_codebooks, 0), dtype=np.int64)
         self._kept_from = 0  # frame of the first column kept
         self.next_frame = 0  # the first frame not yet decoded
+
+    def copy(self) -> "Windower":
+        """Another that stands where this one does."""
+        return copy(self)  # what it keeps is replaced, never written to
 
     @property
     def num_bytes(self) -> int:

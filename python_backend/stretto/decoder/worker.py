@@ -33,7 +33,8 @@ class DecoderWorker:
         self._config = config
         self._queue = ChunkQueue()
         self._counts = Counts()
-        self._sessions = Sessions(codec, config.max_utterances, config.idle_timeout_s, clock)
+        limits = (config.max_utterances, config.idle_timeout_s)
+        self._sessions = Sessions(codec, *limits, clock, config.reference_mb << 20)
         self._loop = DecodingLoop(codec, config, self._queue, self._counts, self._sessions)
         self._warm = Future[None]()
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
@@ -78,7 +79,7 @@ class DecoderWorker:
     @property
     def pace_s(self) -> float:
         """Seconds between two chunks of one utterance that keep the decoder as busy as it may be."""
-        return self._loop.pace_s
+        return self._loop.pace.chunk_s
 
     @property
     def thread_id(self) -> int:

@@ -21,7 +21,7 @@ class PromptRows:
 
     rows: [P, S] int32, absolute ids of every input stream, delays applied. words: of the text to be spoken, in order,
     where word times are told. audios: what is heard through an encoder in the place of rows of pads, in order.
-    delayed_tail, track: as those of `Prompt`.
+    delayed_tail, track, num_reference_rows: as those of `Prompt`.
     """
 
     rows: np.ndarray
@@ -29,6 +29,7 @@ class PromptRows:
     audios: tuple[HeardAudio, ...] = ()
     delayed_tail: np.ndarray | None = None
     track: tuple[int, ...] = ()
+    num_reference_rows: int = 0
 
 
 class Template(Protocol):

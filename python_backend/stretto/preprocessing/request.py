@@ -113,6 +113,7 @@ class Preprocessor:
             written.audios,
             written.delayed_tail,
             written.track,
+            num_reference_rows=written.num_reference_rows,
         )
 
     def _piece(

@@ -59,7 +59,8 @@ class Chunk:
     """One step of an utterance, without its codes: they travel beside it as `codes [K, T] int32`.
 
     marks, guidance_changes: those of its frames. output_codes: [S][T], of all output streams, where a client asked for
-    them: as a request takes audio in codes.
+    them: as a request takes audio in codes. num_reference_frames: of the first chunk, how many of the first frames of
+    its codes are of a reference: the utterance goes on from them, and nothing of them is heard.
     """
 
     index: Annotated[int, Field(ge=0)]
@@ -70,6 +71,7 @@ class Chunk:
     report: Report | None = None
     guidance_changes: tuple[GuidanceChange, ...] = ()
     output_codes: tuple[tuple[int, ...], ...] = ()
+    num_reference_frames: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclass(frozen=True, slots=True)

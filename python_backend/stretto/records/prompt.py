@@ -37,6 +37,8 @@ class Prompt:
     its first n rows until each reaches its first new frame.
     track: of a family with a text track, its ids for the first rows of the reply, the end of the text among them.
     is_open: whether the text goes on while it is spoken; its end is not among them then.
+    num_reference_rows: how many of the last rows are the frames of a reference, one each, from which the sound of the
+    reply goes on: of a voice that is cloned.
     """
 
     task: str
@@ -48,6 +50,7 @@ class Prompt:
     delayed_tail: np.ndarray | None = None
     track: tuple[int, ...] = ()
     is_open: bool = False
+    num_reference_rows: int = 0
 
     @property
     def features(self) -> np.ndarray | None:
@@ -58,11 +61,8 @@ class Prompt:
         """Everything but `rows` and `features`, as JSON."""
         spans = tuple(AudioSpan(audio.first_row, audio.num_rows, len(audio.features)) for audio in self.audios)
         delayed_tail = None if self.delayed_tail is None else self.delayed_tail.tolist()
-        return _JSON.write(
-            PromptRecord(
-                self.task, self.sampling, self.delivery, self.words, spans, delayed_tail, self.track, self.is_open
-            )
-        )
+        said = (self.task, self.sampling, self.delivery, self.words, spans, delayed_tail, self.track, self.is_open)
+        return _JSON.write(PromptRecord(*said, self.num_reference_rows))
 
     @classmethod
     def from_json(cls, field: str, text: bytes, rows: np.ndarray, features: np.ndarray | None = None) -> "Prompt":
@@ -81,6 +81,7 @@ class Prompt:
             delayed_tail=None if record.delayed_tail is None else _delayed_tail(field, record.delayed_tail, rows),
             track=record.track,
             is_open=record.is_open,
+            num_reference_rows=record.num_reference_rows,
         )
 
 
@@ -105,6 +106,7 @@ class PromptRecord:
     delayed_tail: list[list[Int32]] | None
     track: tuple[Int32, ...]
     is_open: bool
+    num_reference_rows: Annotated[int, Field(ge=0)]
 
 
 _JSON: JsonRecord[PromptRecord] = JsonRecord(PromptRecord)

@@ -197,8 +197,9 @@ class ChunkSender:
             self._frames_on_the_way.appendleft(0)
         else:
             self._frames_on_the_way.append(num_frames)
-        self._num_frames_sent += num_frames
-        if num_frames and self._first_sent_s is None:
+        num_heard = num_frames if item is None else num_frames - item.chunk.num_reference_frames
+        self._num_frames_sent += num_heard
+        if num_heard and self._first_sent_s is None:
             self._first_sent_s = time.monotonic()
         self._responses.send(envelope.to_json(), codes)
         self._quiet_since = time.monotonic()

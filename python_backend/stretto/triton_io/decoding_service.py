@@ -25,7 +25,7 @@ METRICS = {
     "windows": ("decoder_windows_total", "Windows decoded; per batch, how well the utterances share the codec"),
     "frames": ("decoder_frames_total", "Frames decoded"),
     "decode_s": ("decoder_seconds_total", "Seconds spent decoding"),
-    "session_bytes": ("decoder_session_bytes", "Memory of the frames and states of the open utterances"),
+    "session_bytes": ("decoder_session_bytes", "Memory of the frames and states of open utterances and references"),
     "waiting_chunks": ("decoder_waiting_chunks", "Chunks that wait to be decoded"),
 }
 STATS_PERIOD_S = 0.5

@@ -12,7 +12,7 @@ from stretto.errors import InvalidRequest
 from stretto.families.tiny.family import FIRST_CODE, TINY
 from stretto.records.prompt import Prompt
 from tests.engine.prompts import make_prompt
-from tests.small_vocabularies import BAGPIPER, OPUSLM
+from tests.small_vocabularies import BAGPIPER, CSM, OPUSLM
 from tests.speech_families import EIGHT_STREAMS, TRACKED
 
 ROOMY = Capacity(num_blocks=100, block_size=32, max_num_seqs=16)
@@ -110,6 +110,19 @@ def test_a_reply_goes_on_with_audio_where_its_family_forces_what_trails() -> Non
     elsewhere = replace(prompt, delayed_tail=np.full((8, 8), 3, np.int32))
     assert "stream 1 " in str(refusal(elsewhere, rules))
     assert refusal(replace(prompt, task="asr"), rules).field == "delayed_tail"
+
+
+def test_a_reply_goes_on_from_the_frames_of_the_last_rows() -> None:
+    rules = SegmentRules(CSM, 512)
+    rows = np.array([[57, *[58] * 5], *[[ids.start + row for ids in CSM.layout.audio] for row in range(3)]], np.int32)
+    prompt = replace(make_prompt(CSM, 0, "tts", guidance_scale=1.0), rows=rows, num_reference_rows=3)
+    assert admit(prompt, rules, ROOMY) == prompt
+    assert "at most 4, the rows of the prompt, got 5" in str(refusal(replace(prompt, num_reference_rows=5), rules))
+    words = refusal(replace(prompt, num_reference_rows=4), rules)
+    assert "codes of stream 0, [60, 68), in the rows of a reference, got 57 ... 62" in str(words)
+    for family, task in ((TINY, "tts"), (OPUSLM, "asr")):
+        other = replace(make_prompt(family, 0, task, guidance_scale=1.0), num_reference_rows=1)
+        assert refusal(other, SegmentRules(family, 512)).field == "num_reference_rows"
 
 
 def test_opuslm_has_no_guidance() -> None:

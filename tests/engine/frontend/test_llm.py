@@ -5,14 +5,19 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import pytest_asyncio
+from transformers import PretrainedConfig
 
 from stretto.config import EngineConfig
 from stretto.engine.frontend.llm import SpeechLLM
+from stretto.engine.request.wire import Trailer
 from stretto.errors import InvalidRequest
+from stretto.families.text_codec import SILENT
 from stretto.families.tiny.family import TINY
 from stretto.records.chunk import GuidanceChange, LMChunk
 from stretto.records.prompt import Prompt
@@ -21,6 +26,7 @@ from tests.engine.harness import DEFAULTS
 from tests.engine.prompts import make_prompt
 from tests.random_checkpoints import write_checkpoint
 from tests.reference.speech_lm import Reference
+from tests.small_vocabularies import CSM
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 
@@ -80,6 +86,36 @@ async def test_a_reply_is_the_reference_s_and_its_report_adds_up(llm: SpeechLLM,
     assert report.seed == prompt.sampling.seed
     assert report.guidance_scale == prompt.sampling.guidance_scale
     assert 0 <= report.queue_s < report.first_frame_s <= report.total_s
+
+
+class Silent:
+    """An engine whose replies end before their first row."""
+
+    async def generate(self, *_: object) -> AsyncIterator[SimpleNamespace]:
+        completion = SimpleNamespace(token_ids=[0] * len(Trailer._fields), finish_reason="stop")
+        yield SimpleNamespace(outputs=[completion], finished=True, request_id="r")
+
+
+async def test_a_reference_is_on_its_way_before_the_engine_has_made_a_row() -> None:
+    config = SimpleNamespace(
+        model_config=SimpleNamespace(hf_config=PretrainedConfig(), model="", max_model_len=512),
+        cache_config=SimpleNamespace(num_gpu_blocks=100, block_size=32),
+        parallel_config=SimpleNamespace(data_parallel_size=1),
+        scheduler_config=SimpleNamespace(max_num_seqs=4),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stretto.engine.frontend.llm.family_of", lambda _: CSM)
+        patch.setattr("stretto.engine.frontend.llm.load_text_codec", lambda *_: SILENT)
+        speaker = SpeechLLM(cast(Any, Silent()), cast(Any, config), cast(Any, None))
+    rows = np.array([[57, *[58] * 5], *[[ids.start + row for ids in CSM.layout.audio] for row in range(3)]], np.int32)
+    prompt = replace(make_prompt(CSM, 0, "tts", guidance_scale=1.0), rows=rows, num_reference_rows=3)
+    opening, last = await collect(speaker, prompt)
+    assert (opening.chunk.index, opening.chunk.num_reference_frames) == (0, 3)
+    assert opening.codes is not None
+    assert opening.codes.tolist() == [[0, 1, 2]] * 6
+    assert (last.chunk.index, last.chunk.num_reference_frames, last.codes) == (1, 0, None)
+    assert last.chunk.report is not None
+    assert last.chunk.report.first_frame_s is None
 
 
 async def test_frames_are_counted_while_a_reply_is_on_its_way(llm: SpeechLLM) -> None:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from benchmarks.checkpoints.random_published import write_tokenizer
-from stretto.engine.frontend.utterance import Utterance
+from stretto.engine.frontend.utterance import Utterance, reference_chunk
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.request.tracker import SegmentTracker
 from stretto.engine.request.wire import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE
-from stretto.families.text_codec import get_text_codec, load_text_codec
+from stretto.families.text_codec import SILENT, get_text_codec, load_text_codec
 from stretto.families.tiny.family import (
     BEGIN_AUDIO,
     END_OF_AUDIO,
@@ -30,7 +30,7 @@ from stretto.records.chunk import Chunk, GuidanceChange, LMChunk, Report, WordMa
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.delay import delay_codes
 from stretto.streams.segment import Segment
-from tests.small_vocabularies import BAGPIPER
+from tests.small_vocabularies import BAGPIPER, CSM
 
 REPORT = Report("stop", 3, 1, 1, 1, 1.5, 0, 0.0, None, 1.0)
 SPOKEN = "pau _ k ae t _ s ih t _ pau".split()
@@ -47,6 +47,25 @@ def utterance(
     tracker = SegmentTracker(SegmentRules(family, 1024), task, 3)
     pacer = Pacer(policy, clock=lambda: frame_s * next(now))
     return Utterance(tracker, words, get_text_codec("tiny"), pacer, with_codes)
+
+
+def test_a_reply_that_goes_on_from_a_reference_tells_its_frames_first() -> None:
+    task, rules = CSM.task("tts"), SegmentRules(CSM, 512)
+    speaker = Utterance(SegmentTracker(rules, task, 9), (), SILENT, Pacer(ChunkPolicy(1, 1)), with_codes=True)
+    codes = np.random.default_rng(0).integers(0, 8, (6, 5))
+    rows = (codes + np.array([[ids.start] for ids in CSM.layout.audio])).T.astype(np.int32)
+    opening = reference_chunk(rows[:3], CSM.layout)
+    speaker.num_chunks = 1
+    assert opening.chunk == Chunk(0, Segment.AUDIO, num_reference_frames=3)
+    assert opening.codes is not None
+    assert opening.codes.dtype == np.int32
+    np.testing.assert_array_equal(opening.codes, codes[:, :3])
+    marked = np.concatenate([np.full((2, 1), NO_CHANGE), rows[3:]], 1)
+    told = list(speaker.push(marked))
+    assert [chunk.chunk.index for chunk in told] == [1, 2]
+    heard = [chunk.codes for chunk in told if chunk.codes is not None]
+    np.testing.assert_array_equal(np.concatenate(heard, 1), codes[:, 3:])
+    assert all(chunk.chunk.num_reference_frames == 0 for chunk in told)
 
 
 def reply(num_frames: int | None = None) -> tuple[list[list[int]], np.ndarray]:

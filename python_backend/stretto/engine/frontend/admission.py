@@ -46,6 +46,8 @@ def admit(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
     if prompt.delayed_tail is not None:
         _check_delayed_tail(prompt.delayed_tail, task, rules)
     _check_track(prompt, rules)
+    if prompt.num_reference_rows:
+        _check_reference(prompt, task, rules)
     _check_length(prompt, task, rules)
     if prompt.sampling.repetition_penalty != 1.0 and rules.family.penalized is None:
         expected = f"1.0, as {rules.family.name} has no such penalty"
@@ -94,6 +96,19 @@ def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
         raise InvalidRequest("text", f"at most {last} tokens behind the prompt", len(prompt.track))
     if prompt.track and not 0 <= min(prompt.track) <= max(prompt.track) < size:
         raise InvalidRequest("track", f"ids in [0, {size})", f"{min(prompt.track)} ... {max(prompt.track)}")
+
+
+def _check_reference(prompt: Prompt, task: Task, rules: SegmentRules) -> None:
+    layout, length = rules.family.layout, prompt.num_reference_rows
+    if not task.speaks or layout.max_delay:
+        raise InvalidRequest("num_reference_rows", f"0 for {task.name} of {rules.family.name}", length)
+    if not 0 < length <= len(prompt.rows):
+        raise InvalidRequest("num_reference_rows", f"at most {len(prompt.rows)}, the rows of the prompt", length)
+    for stream in layout.codebook_streams:
+        ids, codes = prompt.rows[-length:, stream], layout.audio[stream]
+        if not codes.start <= ids.min() <= ids.max() < codes.stop:
+            expected = f"codes of stream {stream}, [{codes.start}, {codes.stop}), in the rows of a reference"
+            raise InvalidRequest("rows", expected, f"{ids.min()} ... {ids.max()}")
 
 
 def _check_length(prompt: Prompt, task: Task, rules: SegmentRules) -> None:

@@ -28,7 +28,7 @@ from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
 
 from stretto.engine.frontend.open_text import NO_TEXT, OpenText  # noqa: E402
 from stretto.engine.frontend.stats import FrameStats, Stats  # noqa: E402
-from stretto.engine.frontend.utterance import Utterance  # noqa: E402
+from stretto.engine.frontend.utterance import Utterance, reference_chunk  # noqa: E402
 from stretto.engine.request.family import family_of  # noqa: E402
 from stretto.engine.request.params import sampling_params  # noqa: E402
 from stretto.engine.request.rules import SegmentRules  # noqa: E402
@@ -141,6 +141,9 @@ class SpeechLLM:
         frame_stats = FrameStats(self._stats, prompt.sampling)
         inputs = TokensPrompt(prompt_token_ids=prompt.rows[:, 0].tolist())
         width, text = self.family.layout.num_output_streams, self._texts.get(request_id, NO_TEXT)
+        if prompt.num_reference_rows:
+            yield reference_chunk(prompt.rows[-prompt.num_reference_rows :], self.family.layout)
+            utterance.num_chunks = 1
         async with aclosing(self._engine.generate(inputs, sampling_params(prompt, self._rules), request_id)) as outputs:
             async for output in outputs:
                 text.check()

@@ -11,16 +11,26 @@ from stretto.families.text_codec import TextCodec
 from stretto.records.chunk import Chunk, GuidanceChange, LMChunk, Report, WordMark
 from stretto.streams.chunking import Pacer
 from stretto.streams.delay import Undelayer
+from stretto.streams.layout import StreamLayout
 from stretto.streams.segment import Segment
 
 # Asked for per row, and slow to find by name.
 TEXT, TRANSITION, INTERLEAVED = Segment.TEXT, Segment.TRANSITION, Segment.INTERLEAVED
 
 
+def reference_chunk(rows: np.ndarray, layout: StreamLayout) -> LMChunk:
+    """The first chunk of a reply whose sound goes on from the frames of the prompt's last rows [n, S], so that the
+    decoder has them behind it when the reply begins."""
+    streams = list(layout.codebook_streams)
+    codes = rows[:, streams].T - np.asarray([[layout.audio[stream].start] for stream in streams])
+    return LMChunk(Chunk(0, Segment.AUDIO, num_reference_frames=len(rows)), codes.astype(np.int32))
+
+
 class Utterance:
     """Follows a reply by its rows; text leaves with the rows that complete a word, frames when the pacer says.
 
     with_codes: whether chunks tell the codes of all output streams, beside those that go to the decoder.
+    num_chunks: how many there are so far, that of a reference among them.
     """
 
     def __init__(
@@ -49,7 +59,7 @@ class Utterance:
         self._entry_words: list[int | None] | None = None
         self.guidance_changes: list[GuidanceChange] = []
         self._num_told = 0  # of the changes
-        self._num_chunks = self.num_sent_frames = 0
+        self.num_chunks = self.num_sent_frames = 0
 
     def push(self, rows: np.ndarray) -> Iterator[LMChunk]:
         """Take the next rows, as `wire.py` has them; yields the chunks that they complete.
@@ -148,8 +158,8 @@ class Utterance:
         sent = 0 if codes is None else sum(mark.frame < self.num_sent_frames for mark in self._marks)
         marks, self._marks = tuple(self._marks[:sent]), self._marks[sent:]
         changes = self._changes_before(self.num_sent_frames)
-        chunk = Chunk(self._num_chunks, segment, text, marks, guidance_changes=changes)
-        self._num_chunks += 1
+        chunk = Chunk(self.num_chunks, segment, text, marks, guidance_changes=changes)
+        self.num_chunks += 1
         return self._sent(chunk, codes)
 
     def _changes_before(self, frame: int) -> tuple[GuidanceChange, ...]:
@@ -164,5 +174,5 @@ class Utterance:
         text = "" if segment is Segment.TAIL else self._reader.end()
         codes = self._take(self._num_ready) if self._num_ready > 0 else None
         changes = tuple(self.guidance_changes[self._num_told :])
-        last = Chunk(self._num_chunks, segment, text, tuple(self._marks), True, report, changes)
+        last = Chunk(self.num_chunks, segment, text, tuple(self._marks), True, report, changes)
         return self._sent(last, codes)

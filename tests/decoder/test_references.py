@@ -1,0 +1,192 @@
+"""An utterance behind a reference has the samples that a decode of both gives from where it begins."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.checkpoints.random_qwen3_codec import make_qwen3_codec
+from benchmarks.code_streams import random_codes, stream
+from stretto.codec.base import Codec
+from stretto.config import DecoderConfig
+from stretto.decoder.references import PART_FRAMES, References
+from stretto.decoder.streaming import Windower
+from stretto.decoder.worker import DecoderWorker
+from stretto.errors import InvalidRequest
+from stretto.records.chunk import Chunk
+from stretto.records.delivery import OutputForm
+from stretto.streams.segment import Segment
+from tests.decoder.test_worker import expected_pcm, joined
+from tests.fakes import FakeCodec, RecordedReply
+
+ALONE = OutputForm(deterministic=True)
+
+
+@pytest.fixture
+def codec() -> FakeCodec:
+    return FakeCodec()
+
+
+@pytest.fixture
+def worker(codec: FakeCodec) -> Iterator[DecoderWorker]:
+    yield from running(codec)
+
+
+def running(codec: Codec, **values: int) -> Iterator[DecoderWorker]:
+    worker = DecoderWorker(codec, DecoderConfig(max_batch=8, stop_timeout_s=5, **values))
+    yield worker
+    worker.stop()
+
+
+def speak(
+    worker: DecoderWorker,
+    name: str,
+    codes: np.ndarray,
+    num_reference: int,
+    borders: list[int],
+    form: OutputForm = OutputForm(),  # noqa: B008 (frozen)
+) -> list[RecordedReply]:
+    """Push codes [K, T] cut at `borders`, the first `num_reference` frames of which are a reference."""
+    replies = [RecordedReply() for _ in range(len(borders) + 1)]
+    edges = [0, *borders, codes.shape[1]]
+    for index, (begin, end) in enumerate(pairwise(edges)):
+        length = num_reference if index == 0 else 0
+        chunk = Chunk(index, Segment.AUDIO, is_final=index == len(borders), num_reference_frames=length)
+        worker.push(name, chunk, codes[:, begin:end], replies[index], form)
+    return replies
+
+
+@st.composite
+def utterances(draw: st.DrawFn) -> tuple[np.ndarray, int, list[int]]:
+    """Codes, how many frames of them are a reference, and where chunks end: the first not within the reference."""
+    num_reference, num_heard = draw(st.integers(0, 3 * PART_FRAMES)), draw(st.integers(1, 12))
+    total = num_reference + num_heard
+    values = draw(st.lists(st.integers(0, 6), min_size=total, max_size=total))
+    borders = sorted(draw(st.sets(st.integers(num_reference, total), max_size=4)))
+    return np.array([values, values], np.int32), num_reference, borders
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(utterances(), min_size=1, max_size=6), st.sampled_from([0, 1]))
+def test_what_is_heard_is_that_of_reference_and_reply(
+    utterances: list[tuple[np.ndarray, int, list[int]]], reference_mb: int
+) -> None:
+    for worker in running(FakeCodec(), reference_mb=reference_mb):
+        told = [
+            (each, speak(worker, f"{turn}.{number}", *each))
+            for turn in range(2)
+            for number, each in enumerate(utterances)
+        ]
+        for (codes, num_reference, _), replies in told:
+            assert joined(replies) == pytest.approx(expected_pcm(codes)[4 * num_reference :], abs=1e-6)
+        assert worker.stats()["open_utterances"] == 0
+
+
+def test_the_real_codec_goes_on_from_a_reference_exactly() -> None:
+    codec = make_qwen3_codec("narrow")
+    codes = random_codes(codec, 1, 110)
+    whole = stream(codec, codes, [110])[0, 90 * 1920 :].numpy()
+    for worker in running(codec):
+        for name in ("first", "remembered"):
+            pcm = joined(speak(worker, name, codes[0].numpy(), 90, [90, 92, 99]))
+            assert pcm.shape == (20 * 1920,)
+            assert np.abs(pcm - whole).max() <= 1e-5
+
+
+def test_a_reference_is_decoded_in_parts_once(worker: DecoderWorker, codec: FakeCodec) -> None:
+    codes = np.tile(np.arange(60, dtype=np.int32) % 7, (2, 1))
+    joined(speak(worker, "first", codes, 55, [55]))
+    sizes = [frames for _, _, frames, _ in codec.batches]
+    assert sizes == [24, 25, 5, 6]  # one frame waits for its right neighbour
+    before = worker.stats()["session_bytes"]
+    assert before > 0
+    joined(speak(worker, "second", codes, 55, [55]))
+    assert [frames for _, _, frames, _ in codec.batches[4:]] == [6]
+    assert worker.stats()["session_bytes"] == before
+
+
+def test_one_that_shares_nothing_finds_what_one_like_it_has_left(worker: DecoderWorker, codec: FakeCodec) -> None:
+    codes = np.tile(np.arange(30, dtype=np.int32) % 7, (2, 1))
+    counts = []
+    for name, form in (("a", OutputForm()), ("b", ALONE), ("c", ALONE), ("d", OutputForm())):
+        before = len(codec.batches)
+        joined(speak(worker, name, codes, 20, [], form))
+        counts.append(len(codec.batches) - before)
+    assert counts == [2, 2, 1, 1]
+
+
+def test_times_and_sound_are_counted_from_the_reply(worker: DecoderWorker) -> None:
+    codes = np.full((2, 12), 3, np.int32)
+    opening, first, last = speak(worker, "a", codes, 6, [6, 9])
+    assert opening.wait().pcm is None
+    events = [reply.wait().event for reply in (opening, first, last)]
+    assert [event["start_s"] for event in events] == [0.0, 0.0, 0.08]
+    assert [event["duration_s"] for event in events] == [0.0, 0.08, 0.16]
+    assert events[-1]["report"]["audio_s"] == 0.24
+    assert events[-1]["report"]["first_sound_s"] == 0.0
+
+
+def test_a_reference_alone_is_no_sound(worker: DecoderWorker) -> None:
+    codes = np.full((2, 30), 3, np.int32)
+    assert [reply.wait().pcm for reply in speak(worker, "a", codes, 30, [])] == [None]
+
+
+@pytest.mark.parametrize(
+    ("index", "length", "codes", "said"),
+    [
+        (0, 5, np.zeros((2, 4), np.int32), r"chunk.num_reference_frames: expected at most 4"),
+        (0, 1, None, r"chunk.num_reference_frames: expected at most 0"),
+        (1, 1, np.zeros((2, 4), np.int32), r"chunk.num_reference_frames: expected 0 behind the first chunk, got 1"),
+        (0, 2, np.full((2, 4), 8, np.int32), r"codes: expected values in \[0, 8\)"),
+        (0, 2, np.zeros((3, 4), np.int32), r"codes: expected shape \[2, T\]"),
+        (0, 2, np.zeros(4, np.int32), r"codes: expected shape \[2, T\]"),
+    ],
+    ids=str,
+)
+def test_a_reference_that_cannot_be_is_refused(
+    worker: DecoderWorker, index: int, length: int, codes: np.ndarray | None, said: str
+) -> None:
+    for earlier in range(index):
+        worker.push("a", Chunk(earlier, Segment.AUDIO), np.zeros((2, 1), np.int32), RecordedReply())
+    reply = RecordedReply()
+    worker.push("a", Chunk(index, Segment.AUDIO, num_reference_frames=length), codes, reply)
+    assert isinstance(reply.wait().error, InvalidRequest)
+    with pytest.raises(InvalidRequest, match=said):
+        raise reply.error
+    assert joined(speak(worker, "b", np.ones((2, 3), np.int32), 0, [])).shape == (12,)
+
+
+def test_what_was_not_asked_for_the_longest_makes_room() -> None:
+    windower = Windower(FakeCodec.spec)
+    windower.push(np.zeros((2, 2), np.int64), is_final=False)
+    state = torch.zeros(1, 1, dtype=torch.float64)
+    size = windower.num_bytes + state.nbytes
+    references = References(3 * size)
+    for name in (b"a", b"b", b"c"):
+        references.remember(name, windower, state)
+    assert references.num_bytes == 3 * size
+    assert references.find(b"a") is not None
+    references.remember(b"d", windower, state)
+    assert references.num_bytes == 3 * size
+    assert [references.find(name) is not None for name in (b"a", b"b", b"c", b"d")] == [True, False, True, True]
+    references.remember(b"e", windower, torch.zeros(1, 3 * size))
+    assert references.find(b"e") is None
+    assert references.num_bytes == 3 * size
+
+
+def test_what_goes_on_from_it_leaves_what_is_remembered_alone() -> None:
+    windower, references = Windower(FakeCodec.spec), References(1 << 20)
+    windower.push(np.ones((2, 4), np.int64), is_final=False)
+    references.remember(b"a", windower, torch.zeros(1, 1))
+    for goes_on in (windower, *(found[0] for found in [references.find(b"a")] if found)):
+        goes_on.push(np.full((2, 5), 3, np.int64), is_final=False)
+    found = references.find(b"a")
+    assert found is not None
+    assert found[0].next_frame == 3
+    window = found[0].push(None, is_final=True)
+    assert window is not None
+    assert window.codes.tolist() == [[1, 1], [1, 1]]
