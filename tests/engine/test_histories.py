@@ -56,7 +56,8 @@ def test_every_reply_of_a_random_history_is_the_reference_s(stage: Stage, is_asy
         return  # both kinds of scheduling together must have seen enough
     for what in ("left", "merged", "guided", "preempted", "preempted pairs", "refused", "dropped"):
         assert seen[what] > 0, f"no history had any {what}: {seen}"
-    assert seen["near ties"] <= 0.02 * seen["replies"], seen
+    # Those replies are not compared. A frame of CSM is six draws, so that more of its replies have one.
+    assert seen["near ties"] <= 0.04 * seen["replies"], seen
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])

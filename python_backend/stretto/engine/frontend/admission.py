@@ -45,10 +45,10 @@ def admit(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
     _check_rows(prompt.rows, rules)
     if prompt.delayed_tail is not None:
         _check_delayed_tail(prompt.delayed_tail, task, rules)
+    _check_length(prompt, task, rules)
     _check_track(prompt, rules)
     if prompt.num_reference_rows:
         _check_reference(prompt, task, rules)
-    _check_length(prompt, task, rules)
     if prompt.sampling.repetition_penalty != 1.0 and rules.family.penalized is None:
         expected = f"1.0, as {rules.family.name} has no such penalty"
         raise InvalidRequest("options.repetition_penalty", expected, prompt.sampling.repetition_penalty)
