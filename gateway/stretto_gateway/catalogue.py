@@ -1,5 +1,6 @@
 """What the server offers, in OpenAI's words: models, and voices with the names that its SDKs know."""
 
+import asyncio
 import time
 from typing import Any
 
@@ -20,24 +21,37 @@ VOICE_ALIASES = (
 
 
 class Catalogue:
-    """Asks the server what it is, and again when that may have changed."""
+    """Asks the server what it is, and again when that may have changed, for which nobody waits."""
 
     def __init__(self, client: SpeechClient):
         self._client = client
-        self._asked_s = -REFRESH_S
+        self._profile: ModelProfile | None = None
+        self._asked_s = 0.0
+        self._asking: asyncio.Task[None] | None = None
         self._since = int(time.time())
 
     async def profile(self) -> ModelProfile:
-        """What the server serves; ApiError 503 where none answers."""
-        is_old = time.monotonic() - self._asked_s > REFRESH_S
+        """What the server serves, or has served a moment ago; ApiError 503 where none answers."""
+        if self._profile is None:
+            self._profile = await self._ask()
+        elif time.monotonic() - self._asked_s > REFRESH_S and (self._asking is None or self._asking.done()):
+            self._asking = asyncio.get_running_loop().create_task(self._ask_again())
+        return self._profile
+
+    async def _ask_again(self) -> None:
         try:
-            profile = await self._client.profile(refresh=is_old)
+            self._profile = await self._ask()
+        except ApiError:  # which the next who asks is told
+            self._profile = None
+
+    async def _ask(self) -> ModelProfile:
+        try:
+            profile = await self._client.profile(refresh=True)
         except ClientError as error:
             raise from_client_error(error, {}) from None
         except ValueError as error:
             raise ApiError(503, str(error), code="unavailable") from None
-        if is_old:
-            self._asked_s = time.monotonic()
+        self._asked_s = time.monotonic()
         return profile
 
     async def model(self, name: str) -> ModelProfile:

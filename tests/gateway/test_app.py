@@ -9,9 +9,10 @@ import httpx
 import openai
 import pytest
 
+from stretto_gateway import catalogue
 from stretto_gateway.catalogue import VOICE_ALIASES
 from stretto_gateway.config import Limits
-from tests.client.fake_server import Abort, ErrorText, Request, Step
+from tests.client.fake_server import PROFILE, Abort, ErrorText, Request, Step
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
 
 KEY = "sk-0123456789abcdef"
@@ -130,6 +131,21 @@ async def test_where_no_server_answers_it_says_try_again(start: Start) -> None:
         answer = await http.get("/v1/models")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert "127.0.0.1" not in answer.text
+
+
+async def test_another_model_is_noticed_and_so_is_that_there_is_none(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue, "REFRESH_S", 0.0)
+    running = await start()
+    async with running.http() as http:
+        assert (await http.get("/v1/models")).json()["data"][0]["id"] == "tiny"
+        running.behind.profile = PROFILE | {"family": "other"}
+        while (await http.get("/v1/models")).json()["data"][0]["id"] != "other":
+            await asyncio.sleep(0.01)
+        await running.behind.server.stop(0)
+        while (await http.get("/v1/models")).status_code != 503:
+            await asyncio.sleep(0.01)
 
 
 async def test_figures_tell_what_was_spoken_and_what_was_not(start: Start) -> None:
