@@ -17,7 +17,8 @@ MEDIA_TYPES = {
     "wav": "audio/wav",
     "pcm": "audio/pcm",
 }
-# Which rates a format has, in Hz; the others take any that the server makes.
+LOWEST_RATE, HIGHEST_RATE = 4_000, 192_000  # Hz, that the server makes
+# Which of them a format has; the others have all.
 RATES = {
     "opus": (8_000, 12_000, 16_000, 24_000, 48_000),  # RFC 6716, section 2
     "mp3": (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000),  # MPEG-1, -2 and -2.5, layer III

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from stretto_client import ModelProfile
 from stretto_gateway.api_error import refused
 from stretto_gateway.catalogue import find_voice
-from stretto_gateway.encoding import DEFAULT_RATE, RATES
+from stretto_gateway.encoding import DEFAULT_RATE, HIGHEST_RATE, LOWEST_RATE, RATES
 
 OPTIONS = (
     *("seed", "guidance_scale", "guidance", "temperature", "top_k", "top_p", "text", "audio", "max_audio_s"),
@@ -45,7 +45,7 @@ class SpeechOptions(BaseModel):
     instructions: Text | None = Field(default=None, description="refused: no family takes any")
     response_format: AudioFormat = "mp3"
     speed: float | None = Field(default=None, description="refused, but for 1: no family has another")
-    sample_rate: int = Field(default=DEFAULT_RATE, description="in Hz")
+    sample_rate: int = Field(default=DEFAULT_RATE, ge=LOWEST_RATE, le=HIGHEST_RATE, description="in Hz")
     seed: Any = Field(default=None, description="the same seed gives the same speech")
     guidance_scale: Any = None
     guidance: Any = None

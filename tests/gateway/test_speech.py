@@ -115,6 +115,8 @@ async def test_a_long_text_is_spoken_clause_by_clause(start: Start) -> None:
         ({"speed": 1.5}, "speed"),
         ({"instructions": "Whisper."}, "instructions"),
         ({"sample_rate": 22_050, "response_format": "opus"}, "sample_rate"),
+        ({"sample_rate": -1, "response_format": "wav"}, "sample_rate"),
+        ({"sample_rate": 1 << 32, "response_format": "flac"}, "sample_rate"),
         ({"input": 7}, "input"),
         ({"input": "\ud800"}, "input"),
         ({"input": "a" * 11}, "input"),
