@@ -17,12 +17,13 @@ from stretto_gateway.speech import audio_parts, speech_options
 from stretto_gateway.speech_request import SpeechItem, SpeechOptions
 
 router = APIRouter()
+MAX_ITEMS = 1024  # that are looked at; a gateway has a limit of its own below
 
 
 class BatchRequest(SpeechOptions):
     """Texts, and what holds for all of them that do not say otherwise."""
 
-    items: Annotated[list[SpeechItem], Field(min_length=1)]
+    items: Annotated[list[SpeechItem], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
 
 
 @router.post("/v1/audio/speech/batch")

@@ -5,12 +5,13 @@ import binascii
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from stretto_client import ModelProfile, TaskProfile
 from stretto_gateway.api_error import ApiError, refused
-from stretto_gateway.speech_request import AudioFormat, Text
+from stretto_gateway.speech_request import AudioFormat, Body, Text
 
+MAX_TURNS, MAX_PARTS = 64, 64  # of a conversation, and of a turn
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
@@ -33,7 +34,7 @@ class Message(BaseModel):
     """A turn."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[ContentPart]
+    content: Text | Annotated[list[ContentPart], Field(max_length=MAX_PARTS, fail_fast=True)]
 
 
 class AudioForm(BaseModel):
@@ -43,14 +44,12 @@ class AudioForm(BaseModel):
     format: AudioFormat | Literal["pcm16"] = "wav"
 
 
-class ChatRequest(BaseModel):
+class ChatRequest(Body):
     """OpenAI's fields that mean something here."""
 
-    model_config = ConfigDict(extra="forbid")
-
     model: Text = "gpt-audio"
-    messages: Annotated[list[Message], Field(min_length=1, max_length=64)]
-    modalities: list[Literal["text", "audio"]] = ["text"]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_TURNS, fail_fast=True)]
+    modalities: list[Literal["text", "audio"]] = Field(default=["text"], max_length=2, fail_fast=True)
     audio: AudioForm = Field(default_factory=AudioForm)
     stream: bool = False
     n: Literal[1] = 1

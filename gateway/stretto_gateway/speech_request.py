@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from stretto_client import ModelProfile
 from stretto_gateway.api_error import refused
@@ -34,11 +34,29 @@ class VoiceId(BaseModel):
     id: Text
 
 
-class SpeechOptions(BaseModel):
-    """What of a request for speech a batch may say once for all its items. Numbers and objects are the server's to
-    check."""
+class Body(BaseModel):
+    """What a caller sends: no fields but those that mean something here, of which the first that is wrong is told.
+
+    A list of all that is wrong with a body would take a hundred times its memory, and seconds in which nobody else is
+    answered.
+    """
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def first_unknown(cls, record: Any) -> Any:
+        """`record` without what is unknown in it, but for the first such field."""
+        if not isinstance(record, dict):
+            return record
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        unknown = next((name for name in record if name not in known), None)
+        return {name: value for name, value in record.items() if name in known or name == unknown}
+
+
+class SpeechOptions(Body):
+    """What of a request for speech a batch may say once for all its items. Numbers and objects are the server's to
+    check."""
 
     model: Text = Field(default="tts-1", description="a name of `/v1/models`, or one of OpenAI's")
     voice: Text | VoiceId | None = Field(default=None, description="a name of `/v1/audio/voices`")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import soundfile
 from fastapi import APIRouter, Form, UploadFile
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
@@ -18,7 +18,7 @@ from stretto_gateway.catalogue import find_task
 from stretto_gateway.events import told
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.speech import sse, sse_error, usage
-from stretto_gateway.speech_request import Text
+from stretto_gateway.speech_request import Body, Text
 from stretto_gateway.streamed import Streamed
 
 router = APIRouter()
@@ -26,10 +26,8 @@ FIELDS = {"audio": "file"}
 TIMED = ("verbose_json", "srt", "vtt")
 
 
-class TranscriptionForm(BaseModel):
+class TranscriptionForm(Body):
     """OpenAI's fields. `language` is what the caller knows of the file; no family here asks for it."""
-
-    model_config = ConfigDict(extra="forbid")
 
     file: UploadFile
     model: Text = "whisper-1"
@@ -38,7 +36,9 @@ class TranscriptionForm(BaseModel):
     response_format: Literal["json", "text", "verbose_json", "srt", "vtt"] = "json"
     temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
     stream: bool = False
-    granularities: list[Literal["word", "segment"]] = Field(default=[], alias="timestamp_granularities[]")
+    granularities: list[Literal["word", "segment"]] = Field(
+        default=[], max_length=2, fail_fast=True, alias="timestamp_granularities[]"
+    )
 
     def check(self, profile: ModelProfile) -> None:
         """ApiError for what this model cannot do."""

@@ -9,9 +9,13 @@ import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from stretto_gateway.app import make_app
+from stretto_gateway.batch import BatchRequest
+from stretto_gateway.chat_request import ChatRequest
 from stretto_gateway.config import GatewayConfig
+from stretto_gateway.speech_request import Body, SpeechRequest
 from tests.client.fake_server import FakeServer
 from tests.gateway.conftest import SPOKEN
 
@@ -123,3 +127,25 @@ def test_no_body_is_answered_by_a_failure(door: Door, path: str, caplog: pytest.
 @settings(max_examples=300)
 def test_no_bytes_are_answered_by_a_failure(door: Door, content: bytes, kind: str, path: str) -> None:
     check(door.ask(path, content, **{"content-type": kind}))
+
+
+UNKNOWN = {f"unknown{n}": 0 for n in range(100)}
+
+
+@pytest.mark.parametrize(
+    ("model", "record"),
+    [
+        (SpeechRequest, {"input": "a", "model": 1, "voice": 1, **UNKNOWN}),
+        (BatchRequest, {"items": [{}] * 100}),
+        (BatchRequest, {"items": [{"input": "a", **UNKNOWN}] * 100}),
+        (ChatRequest, {"messages": [{}] * 60}),
+        (ChatRequest, {"messages": [{"role": "user", "content": [{}] * 60}]}),
+        (ChatRequest, {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 100}]}),
+        (ChatRequest, {"messages": [{"role": "user", "content": "a"}], "modalities": [0] * 100}),
+        (ChatRequest, {"messages": [{"role": "user", "content": "a"}], **UNKNOWN}),
+    ],
+)
+def test_of_much_that_is_wrong_little_is_told(model: type[Body], record: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as raised:
+        model.model_validate(record)
+    assert raised.value.error_count() <= 5, "one for each field that is known"
