@@ -8,6 +8,10 @@ from sentencex import segment
 # Where a sentence that is too long by itself is cut, the best places first: behind a mark that is followed by a space,
 # behind a closed bracket, at any space.
 PLACES = (r"(?<=[;:—…])\s+", r"(?<=[,)\]–])\s+", r"\s+")
+# In so many characters at once sentences are looked for: of quotes that never close, that takes time by the square. A
+# block ends, the best places first, with a paragraph, behind a mark that ends a sentence, at any space.
+MAX_BLOCK_CHARS = 4000
+BLOCK_ENDS = (re.compile(r"\n\s*\n"), re.compile(r"[.!?…]\s|[。！？]"), re.compile(r"\s"))
 
 
 def split(text: str, max_chars: int, language: str = "en") -> list[str]:
@@ -16,7 +20,7 @@ def split(text: str, max_chars: int, language: str = "en") -> list[str]:
     Nothing is lost but space, and marks that no word stands with.
     language: whose abbreviations end no sentence (ISO 639-1).
     """
-    sentences = (sentence.strip() for sentence in segment(language, text))
+    sentences = (sentence.strip() for block in _blocks(text) for sentence in segment(language, block))
     short = (piece for sentence in sentences if sentence for piece in _cut(sentence, max_chars, PLACES))
     return list(_packed(short, max_chars))
 
@@ -24,6 +28,18 @@ def split(text: str, max_chars: int, language: str = "en") -> list[str]:
 def halve(text: str, language: str = "en") -> list[str]:
     """Two or three pieces of `text`, as long as each other as far as its sentences and clauses allow."""
     return split(text, max(len(text) // 2 + len(text) % 2, 1), language)
+
+
+def _blocks(text: str) -> Iterator[str]:
+    """All of `text`, in blocks of at most MAX_BLOCK_CHARS."""
+    start = 0
+    while len(text) - start > MAX_BLOCK_CHARS:
+        latest = start + MAX_BLOCK_CHARS
+        ends = ([found.end() for found in place.finditer(text, start, latest)] for place in BLOCK_ENDS)
+        end = next((found[-1] for found in ends if found), latest)
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 def _cut(text: str, max_chars: int, places: tuple[str, ...]) -> Iterator[str]:

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stretto_client import clauses
 from stretto_client.clauses import halve, split
 
 TEXTS = st.text(alphabet='ab12 .,;:!?—"\n', max_size=200)
@@ -42,3 +43,27 @@ def test_halves_are_shorter_than_the_whole(text: str) -> None:
 )
 def test_it_is_cut_between_sentences_before_clauses_before_words(text: str, max_chars: int, pieces: list[str]) -> None:
     assert split(text, max_chars) == pieces
+
+
+PARAGRAPH = "Dr. Smith came. He left; we stayed, “as it does”.\n\n"
+
+
+@pytest.mark.parametrize("text", [PARAGRAPH * 300, PARAGRAPH.strip() * 300, "«a. " * 3000, "猫。" * 6000, "a" * 9000])
+def test_sentences_are_looked_for_in_little_at_once_and_found_as_in_all_of_it(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    looked_at: list[str] = []
+
+    def segment(language: str, text: str) -> list[str]:
+        looked_at.append(text)
+        return whole(language, text)
+
+    whole = clauses.segment
+    monkeypatch.setattr(clauses, "segment", segment)
+    pieces = split(text, 160)
+    assert "".join(looked_at) == text
+    assert max(map(len, looked_at)) <= clauses.MAX_BLOCK_CHARS
+    assert words(pieces) == words([text])
+    if "Smith" in text:
+        monkeypatch.setattr(clauses, "MAX_BLOCK_CHARS", len(text))
+        assert split(text, 160) == pieces
