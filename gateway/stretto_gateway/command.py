@@ -18,6 +18,7 @@ import uvicorn
 from stretto_client.__main__ import Parser
 from stretto_gateway.app import make_app
 from stretto_gateway.config import GatewayConfig, Limits
+from stretto_gateway.connection import Connection
 
 KEYS = "STRETTO_API_KEYS"
 MIN_KEY_CHARS = 16
@@ -67,6 +68,7 @@ def make_server(
     """A server at `listener`, which serves until a signal comes and then lets running answers end."""
     settings = uvicorn.Config(
         make_app(config),
+        http=Connection,
         log_level="critical",  # the gateway has a log of its own, and uvicorn's names addresses and whole paths
         access_log=False,
         server_header=False,
