@@ -197,9 +197,11 @@ async def test_one_too_many_is_told_to_come_again_and_the_others_wait_their_turn
     go = asyncio.Event()
     running = await start([Until(go), *SPOKEN], limits=Limits(max_active=1, max_waiting=2, drain_s=1))
     client = running.openai()
-    asked = [asyncio.ensure_future(client.audio.speech.create(**REQUEST)) for _ in range(3)]
-    while await running.metric("gateway_waiting") < 2:
-        await asyncio.sleep(0.01)
+    asked = list[asyncio.Future[Any]]()
+    for waiting in range(3):
+        asked.append(asyncio.ensure_future(client.audio.speech.create(**REQUEST)))
+        while (await running.metric("gateway_active"), await running.metric("gateway_waiting")) != (1, waiting):
+            await asyncio.sleep(0.01)
     with pytest.raises(openai.RateLimitError) as raised:
         await client.audio.speech.create(**REQUEST)
     assert int(raised.value.response.headers["retry-after"]) > 0
