@@ -44,6 +44,11 @@ def refusal(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
         ),
         (lambda config: config.update(tokenizer_type="qwen3_tts_tokenizer_25hz"), "expected tokenizer_type"),
         (
+            lambda config: config["talker_config"].update(spk_is_dialect={"ryan": "klingon"}),
+            "expected languages in talker_config.spk_is_dialect, got 'ryan': 'klingon'",
+        ),
+        (lambda config: config["talker_config"].update(spk_is_dialect={"nobody": ["a"]}), "got 'nobody': ['a']"),
+        (
             lambda config: config["talker_config"]["rope_scaling"].update(mrope_section=[8, 8, 8]),
             "mrope_section of half a head",
         ),

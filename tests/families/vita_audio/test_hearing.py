@@ -84,6 +84,16 @@ def test_there_are_as_many_frames_as_whole_windows_begun_by_sixes(
     assert stacked_log_mel(speech(1.0)[:num_samples], audio).shape == (-(-mel // 6), 560)
 
 
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e999"])
+def test_numbers_that_are_none_are_refused(tmp_path: Path, number: str) -> None:
+    path = random.write_numbers(tmp_path) / "am.mvn"
+    head, _, tail = path.read_text().partition("<AddShift>")
+    before, _, numbers = tail.partition("[ ")
+    path.write_text(f"{head}<AddShift>{before}[ {number} {numbers.split(maxsplit=1)[1]}")
+    with pytest.raises(CheckpointError, match="<AddShift>: expected finite numbers"):
+        convert_hearing.numbers(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "said", "instead", "message"),
     [

@@ -1,6 +1,6 @@
 """What config.json of a release of Qwen3-TTS says: every number of it, and nothing by default."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from stretto.checkpoints.release import Tokenizer
@@ -81,7 +81,7 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> Qwen3TtsVocabulary:
         raise CheckpointError(f"config.json: expected talker_config.num_code_groups >= 3, got {num_codebooks}")
     depth.same("num_code_groups", num_codebooks)
     _check_positions(talker)
-    dialects = talker.entry("spk_is_dialect", dict)
+    languages = talker.tokens("codec_language_id", num_ids)
     return Qwen3TtsVocabulary(
         kind=kind,
         takes_instructions=kind == "voice_design" or (kind == "custom_voice" and size not in "0b6"),
@@ -94,15 +94,26 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> Qwen3TtsVocabulary:
             **{name: talker.token(f"codec_{name}_id", num_ids) for name in CODEC_IDS},
             eos=talker.token("codec_eos_token_id", num_ids),
         ),
-        languages=talker.tokens("codec_language_id", num_ids),
+        languages=languages,
         speakers=talker.tokens("spk_id", num_ids),
-        dialects={name.lower(): dialect for name, dialect in dialects.items() if dialect},
+        dialects=_dialects(talker, languages),
         max_model_len=talker.number("max_position_embeddings"),
         depth=depth_spec(talker, depth),
     )
 
 
 CODEC_IDS = ("pad", "bos", "think", "nothink", "think_bos", "think_eos")
+
+
+def _dialects(talker: Numbers, languages: Collection[str]) -> dict[str, str]:
+    """What each speaker speaks who speaks a dialect, which is one of the languages."""
+    entries = talker.entry("spk_is_dialect", dict).items()
+    dialects = {name.lower(): dialect for name, dialect in entries if dialect}
+    for name, dialect in dialects.items():
+        if not isinstance(dialect, str) or dialect not in languages:
+            got = f"{name!r}: {dialect!r}"
+            raise CheckpointError(f"config.json: expected languages in talker_config.spk_is_dialect, got {got}")
+    return dialects
 
 
 def _check_positions(talker: Numbers) -> None:

@@ -6,6 +6,7 @@ theirs. Without them in the release, those of https://huggingface.co/FunAudioLLM
 """
 
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -89,4 +90,6 @@ def _normalisation(path: Path, width: int) -> tuple[list[float], list[float]]:
             raise CheckpointError(f"{path}: expected {layer} and {width} numbers, got {error}") from error
         if len(found[-1]) != width:
             raise CheckpointError(f"{path}: {layer}: expected {width} numbers, got {len(found[-1])}")
+        if not all(map(isfinite, found[-1])):
+            raise CheckpointError(f"{path}: {layer}: expected finite numbers, got NaN or infinity")
     return found[0], found[1]
