@@ -1,8 +1,9 @@
 """The HTTP application: its routes, and how whatever goes wrong is told."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import FastAPI
@@ -18,6 +19,7 @@ from stretto_gateway.gateway import Gateway
 from stretto_gateway.guard import Guard
 
 LOG = logging.getLogger("stretto_gateway")
+READY_S = 5.0
 BODY_PARTS = ("body", "query", "path")
 
 
@@ -54,9 +56,13 @@ async def live() -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """200 when a sentence would be spoken, 503 otherwise."""
-    state = request.app.state
-    return PlainTextResponse("", 200 if not state.is_draining and await state.gateway.client.ready() else 503)
+    """200 when a sentence would be spoken, 503 otherwise: also where the server does not say so in READY_S."""
+    state, is_ready = request.app.state, False
+    if not state.is_draining:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(READY_S):
+                is_ready = await state.gateway.client.ready()
+    return PlainTextResponse("", 200 if is_ready else 503)
 
 
 async def figures(request: Request) -> Response:
@@ -92,4 +98,6 @@ async def tell_failed(request: Request, error: Exception) -> Response:
     """A failure of ours, whose traceback the log has under the request's id."""
     request_id = request.state.request_id
     LOG.error("%s failed", request_id, exc_info=error)
-    return ApiError(500, f"internal error {request_id}", code=request_id).response()
+    response = ApiError(500, f"internal error {request_id}", code=request_id).response()
+    response.headers["x-request-id"] = request_id  # which answers get below, where this one does not pass
+    return response

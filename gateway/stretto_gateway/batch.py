@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import secrets
+from collections.abc import Coroutine, Iterable
+from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter
@@ -10,7 +12,7 @@ from pydantic import Field
 from starlette.requests import Request
 
 from stretto_gateway.api_error import ApiError, refused
-from stretto_gateway.caller import unless_gone
+from stretto_gateway.caller import Result, unless_gone
 from stretto_gateway.encoding import MEDIA_TYPES
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.speech import audio_parts, speech_options
@@ -34,7 +36,8 @@ async def create_batch(body: BatchRequest, request: Request) -> dict[str, Any]:
         raise refused("items", f"at most {gateway.limits.max_batch} items", f"{len(body.items)} items")
     shared = body.model_dump(exclude_unset=True, exclude={"items"})
     items = [SpeechItem(**shared | item.model_dump(exclude_unset=True)) for item in body.items]
-    results = await unless_gone(request.receive, asyncio.gather(*(result(gateway, *pair) for pair in enumerate(items))))
+    room = Room(gateway.limits.max_batch_bytes)
+    results = await unless_gone(request.receive, together(result(gateway, *pair, room) for pair in enumerate(items)))
     succeeded = sum(each["status"] == "success" for each in results)
     return {
         "id": f"batch_{secrets.token_hex(12)}",
@@ -45,11 +48,35 @@ async def create_batch(body: BatchRequest, request: Request) -> dict[str, Any]:
     }
 
 
-async def result(gateway: Gateway, index: int, item: SpeechItem) -> dict[str, Any]:
-    """What came of one text."""
+async def together(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """What comes of the `works`, in order; where one of them fails the others are cancelled."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(work) for work in works]
+    return [task.result() for task in tasks]
+
+
+class Room:
+    """For the audio of all texts of a batch, which is kept until the last of them is spoken."""
+
+    def __init__(self, num_bytes: int):
+        self._size = self._left = num_bytes
+
+    def take(self, num_bytes: int) -> None:
+        """Some of it; ApiError where there is none left."""
+        self._left -= num_bytes
+        if self._left < 0:
+            raise ApiError(413, f"input: the batch has more than {self._size} bytes of audio; ask for fewer at once")
+
+
+async def result(gateway: Gateway, index: int, item: SpeechItem, room: Room) -> dict[str, Any]:
+    """What came of one text, as far as there is room for it."""
     try:
         options = await speech_options(gateway, item)
-        audio = b"".join([part async for part in audio_parts(gateway, item, options)])
+        audio = bytearray()
+        async with aclosing(audio_parts(gateway, item, options)) as parts:
+            async for part in parts:
+                room.take(len(part))
+                audio += part
     except ApiError as error:
         return {"index": index, "status": "error", "error": error.message}
     media_type = MEDIA_TYPES[item.response_format]

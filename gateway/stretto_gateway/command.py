@@ -8,6 +8,7 @@ import asyncio
 import ipaddress
 import logging
 import os
+import resource
 import socket
 import sys
 from pathlib import Path
@@ -58,8 +59,17 @@ def main(words: list[str] | None = None) -> int:
     except OSError as error:
         print(f"stretto gateway: cannot listen at {config.address}:{config.port}: {error.strerror}", file=sys.stderr)
         return 1
+    make_room_for_files(2 * config.limits.max_connections)
     asyncio.run(make_server(config, listener, args.certificate, args.private_key).serve([listener]))
     return 0
+
+
+def make_room_for_files(num_files: int) -> None:
+    """Let this process have so many files open, or as many as it may: each connection is one, and so are uploads."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = num_files if hard == resource.RLIM_INFINITY else min(num_files, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def make_server(
@@ -78,7 +88,8 @@ def make_server(
         ssl_keyfile=private_key,
     )
     where = f"http{'s' if certificate else ''}://{config.address}:{listener.getsockname()[1]}"
-    return Server(settings, f"[gateway] listening at {where}, before {config.server}")
+    who = "" if config.keys else ": without keys, whoever reaches it may ask"
+    return Server(settings, f"[gateway] listening at {where}, before {config.server}{who}")
 
 
 def arguments() -> Parser:
@@ -125,6 +136,8 @@ def read_keys(path: Path | None) -> tuple[str, ...]:
     keys = tuple(key for line in [*lines, *os.environ.get(KEYS, "").split(",")] if (key := line.strip()))
     if path is not None and not keys:
         raise ValueError(f"--keys: {path} holds none, so nobody could ask")
-    if any(len(key) < MIN_KEY_CHARS for key in keys):
-        raise ValueError(f"keys: each must have at least {MIN_KEY_CHARS} characters")
+    if KEYS in os.environ and not keys:
+        raise ValueError(f"{KEYS}: it is there and holds none; everybody may ask where it is not there")
+    if not all(len(key) >= MIN_KEY_CHARS and key.isascii() and key.isprintable() for key in keys):
+        raise ValueError(f"keys: each must have at least {MIN_KEY_CHARS} characters, of ASCII, as headers have")
     return keys

@@ -9,19 +9,24 @@ MIB = 1 << 20
 class Limits:
     """What one caller, and all together, may ask for.
 
-    max_body_bytes: of a request with audio; max_json_bytes: of one without. max_active, max_waiting: utterances that
-    are made at once, and requests that wait for one to end; what comes on top is told to come again. stall_s: how long
-    a reader may take nothing, or a sender send nothing, before it is left.
+    max_body_bytes: of a request with audio; max_json_bytes: of one without. max_held_bytes: of all that are not
+    answered yet, together, beyond the first 64 KiB of each. max_batch_bytes: of the audio of a batch. max_active,
+    max_waiting: utterances that are made at once, and requests that wait for one to end; what comes on top is told to
+    come again. stall_s: how long a reader may take nothing, or a sender send nothing, before it is left; upload_s: in
+    which a body has to come.
     """
 
     max_body_bytes: int = 32 * MIB
     max_json_bytes: int = MIB
+    max_held_bytes: int = 256 * MIB
     max_input_chars: int = 100_000
     max_batch: int = 32
+    max_batch_bytes: int = 64 * MIB
     max_active: int = 128
     max_waiting: int = 256
     max_connections: int = 1024
     stall_s: float = 30.0
+    upload_s: float = 300.0
     drain_s: float = 30.0
 
 

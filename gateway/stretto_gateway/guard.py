@@ -5,17 +5,25 @@ import hashlib
 import hmac
 import logging
 import secrets
+import string
 import time
 from collections.abc import Sequence
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stretto_gateway.api_error import ApiError
-from stretto_gateway.config import GatewayConfig
+from stretto_gateway.config import GatewayConfig, Limits
 
 LOG = logging.getLogger("stretto_gateway")
 OPEN_PATHS = ("/health/live", "/health/ready")  # which balancers ask, without a key
-WITH_AUDIO = ("/v1/audio/transcriptions", "/v1/chat/completions")
+GONE = 499  # the status of who has left before there was another one
+SMALL_BYTES = 65_536  # of a body, for which there is always room
+CONVERSATIONS = "/v1/chat/completions"
+TRANSCRIPTIONS = "/v1/audio/transcriptions"
+WITH_AUDIO = (TRANSCRIPTIONS, CONVERSATIONS)
+BASE64 = (string.ascii_letters + string.digits + "+/=").encode()
 
 
 class Keys:
@@ -24,11 +32,26 @@ class Keys:
     def __init__(self, keys: Sequence[str]):
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
 
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
     def admit(self, authorization: str) -> bool:
         """Whether the header holds one of the keys; compared with all, each in the same time. Without keys: always."""
-        given = hashlib.sha256(authorization.removeprefix("Bearer ").encode(errors="surrogatepass")).digest()
+        scheme, _, key = authorization.partition(" ")
+        given = hashlib.sha256((key.strip() if scheme.lower() == "bearer" else authorization).encode()).digest()
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
         return not matches or any(matches)
+
+
+def is_own_page(origin: str | None, host: str) -> bool:
+    """Whether no page asks, or one of the gateway's own, at an address: a name may mean this host to a page's browser
+    only (DNS rebinding)."""
+    try:
+        parts = urlsplit(origin or "")
+        is_address = parts.hostname == "localhost" or bool(ip_address(parts.hostname or ""))
+    except ValueError:
+        is_address = False
+    return origin is None or (is_address and parts.netloc == host)
 
 
 class Guard:
@@ -36,6 +59,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, config: GatewayConfig):
         self._app, self._limits, self._keys = app, config.limits, Keys(config.keys)
+        self._held = Held(config.limits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -46,50 +70,103 @@ class Guard:
         error = self._refusal(scope["path"], headers)
         if error is not None:
             await error.response()(scope, receive, exchange.send)
+            exchange.note()
         else:
-            body = Body(receive, self._max_bytes(scope["path"]), self._limits.stall_s)
-            await self._app(scope, body.receive, exchange.send)
-        exchange.note()
+            body = Body(receive, self._max_bytes(scope["path"], headers), self._max_other(scope["path"]), self._held)
+            try:
+                await self._app(scope, body.receive, exchange.send)
+            except Exception:
+                exchange.fail()
+                raise
+            finally:
+                body.forget()
+                exchange.note()
 
     def _refusal(self, path: str, headers: dict[bytes, str]) -> ApiError | None:
         if path not in OPEN_PATHS and not self._keys.admit(headers.get(b"authorization", "")):
             return ApiError(401, "no key, or a wrong one: Authorization: Bearer KEY", code="invalid_api_key")
+        if not self._keys and not is_own_page(headers.get(b"origin"), headers.get(b"host", "")):
+            return ApiError(403, "a page from elsewhere may not ask a gateway without keys", code="origin_not_allowed")
         length = headers.get(b"content-length", "0")
-        if length.isdecimal() and int(length[:20]) > self._max_bytes(path):
-            return too_large(self._max_bytes(path))
-        return None
+        max_bytes = self._max_bytes(path, headers)
+        return too_large(max_bytes) if length.isdecimal() and int(length[:20]) > max_bytes else None
 
-    def _max_bytes(self, path: str) -> int:
-        return self._limits.max_body_bytes if path in WITH_AUDIO else self._limits.max_json_bytes
+    def _max_bytes(self, path: str, headers: dict[bytes, str]) -> int:
+        has_files = headers.get(b"content-type", "").lower().startswith("multipart/") or path != TRANSCRIPTIONS
+        return self._limits.max_body_bytes if path in WITH_AUDIO and has_files else self._limits.max_json_bytes
+
+    def _max_other(self, path: str) -> int | None:
+        return self._limits.max_json_bytes if path == CONVERSATIONS else None
 
 
-def too_large(max_bytes: int) -> ApiError:
-    """The answer to a body of more than `max_bytes`."""
-    return ApiError(413, f"the body has more than {max_bytes} bytes", code="request_too_large")
+def too_large(max_bytes: int, which: str = "") -> ApiError:
+    """The answer to a body of more than `max_bytes`, or to one that has more of some."""
+    return ApiError(413, f"the body has more than {max_bytes} bytes{which}", code="request_too_large")
+
+
+class Held:
+    """The bytes of all bodies that came and are not answered yet, but for the first SMALL_BYTES of each."""
+
+    def __init__(self, limits: Limits):
+        self.limits = limits
+        self._num_bytes = 0
+
+    def add(self, num_bytes: int) -> None:
+        """So many more; ApiError 503 where there is no memory for them."""
+        if self._num_bytes + num_bytes > self.limits.max_held_bytes:
+            raise ApiError(503, "too much comes in at once; try again", code="unavailable")
+        self._num_bytes += num_bytes
+
+    def remove(self, num_bytes: int) -> None:
+        """So many less."""
+        self._num_bytes -= num_bytes
 
 
 class Body:
-    """Reads a request's body, up to so many bytes and from a sender who does not stop."""
+    """Reads a request's body, up to so many bytes and from a sender who does not stop, or take all day.
 
-    def __init__(self, receive: Receive, max_bytes: int, stall_s: float):
-        self._receive, self._max_bytes, self._stall_s = receive, max_bytes, stall_s
-        self._num_bytes = 0
+    max_other: how many of them may be none of base64. Files take as much memory as they have bytes; the JSON around
+    them, 32 MiB of empty lists, would take a gigabyte, and seconds in which nobody else is answered.
+    """
+
+    def __init__(self, receive: Receive, max_bytes: int, max_other: int | None, held: Held):
+        self._receive, self._max_bytes, self._max_other, self._held = receive, max_bytes, max_other, held
+        self._num_bytes = self._num_other = self._num_held = 0
         self._is_complete = False
+        self._begun_s = time.monotonic()
 
     async def receive(self) -> Message:
         """The next message; ApiError where it is one too many, or does not come."""
         if self._is_complete:  # then it is the end of the connection that is waited for
             return await self._receive()
+        limits = self._held.limits
+        left_s = self._begun_s + limits.upload_s - time.monotonic()
         try:
-            async with asyncio.timeout(self._stall_s):
+            async with asyncio.timeout(min(limits.stall_s, left_s)):
                 message = await self._receive()
         except TimeoutError:
-            raise ApiError(408, f"nothing of the body came for {self._stall_s:g} s", code="timeout") from None
-        self._num_bytes += len(message.get("body", b""))
+            late = f"was not complete after {limits.upload_s:g} s"
+            silent = f"had nothing more for {limits.stall_s:g} s"
+            raise ApiError(408, f"the body {late if left_s < limits.stall_s else silent}", code="timeout") from None
+        part = message.get("body", b"")
+        self._num_bytes += len(part)
         self._is_complete = not message.get("more_body", False)
         if self._num_bytes > self._max_bytes:
             raise too_large(self._max_bytes)
+        if self._max_other is not None:
+            self._num_other += len(part.translate(None, BASE64))
+            if self._num_other > self._max_other:
+                raise too_large(self._max_other, " beside those of files")
+        self._hold(max(0, self._num_bytes - SMALL_BYTES))
         return message
+
+    def _hold(self, num_bytes: int) -> None:
+        self._held.add(num_bytes - self._num_held)
+        self._num_held = num_bytes
+
+    def forget(self) -> None:
+        """The request is answered."""
+        self._held.remove(self._num_held)
 
 
 class Exchange:
@@ -100,7 +177,7 @@ class Exchange:
         scope.setdefault("state", {})["request_id"] = self.request_id
         self._scope, self._send = scope, send
         self._begun_s = time.monotonic()
-        self._status = 499  # until there is another one: the caller has gone
+        self._status = GONE  # until there is another one
 
     async def send(self, message: Message) -> None:
         """Send a message of the answer, its first with the request's id."""
@@ -108,6 +185,10 @@ class Exchange:
             self._status = message["status"]
             message["headers"] = [*message["headers"], (b"x-request-id", self.request_id.encode())]
         await self._send(message)
+
+    def fail(self) -> None:
+        """Whatever has not begun to be answered will be by an internal error."""
+        self._status = 500 if self._status == GONE else self._status
 
     def note(self) -> None:
         """Count it, and write a line: id, method, route, status, milliseconds."""

@@ -80,6 +80,8 @@ async def sse_parts(gateway: Gateway, item: SpeechRequest, options: dict[str, An
 async def encoded(encoder: Encoder, pcm: np.ndarray) -> bytes:
     """Samples [n] int16 on their way through the encoder; where that takes milliseconds, others go on meanwhile."""
     assert pcm.dtype == np.int16, pcm.dtype
+    if not len(pcm):
+        return b""  # FFmpeg has no frames without samples
     if isinstance(encoder, FfmpegEncoder):
         return await asyncio.to_thread(encoder.encode, pcm)
     return encoder.encode(pcm)

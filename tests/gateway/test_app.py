@@ -9,7 +9,8 @@ import httpx
 import openai
 import pytest
 
-from stretto_gateway import catalogue
+from stretto_gateway import app, catalogue
+from stretto_gateway.batch import together
 from stretto_gateway.catalogue import VOICE_ALIASES
 from stretto_gateway.config import Limits
 from tests.client.fake_server import PROFILE, Abort, ErrorText, Request, Step
@@ -57,6 +58,35 @@ async def test_a_batch_has_an_end(start: Start) -> None:
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "items")
 
 
+async def test_a_batch_has_room_for_so_much_audio(start: Start) -> None:
+    num_bytes = 2 * NUM_SAMPLES
+    async with (await start(limits=Limits(max_batch_bytes=num_bytes + 1, drain_s=1))).http() as http:
+        for num_items, num_failed in ((1, 0), (3, 2)):
+            items = [{"input": "a", "response_format": "pcm"}] * num_items
+            record = (await http.post("/v1/audio/speech/batch", json={"items": items})).json()
+            assert record["failed"] >= num_failed
+            assert sum(len(base64.b64decode(each.get("audio_data", ""))) for each in record["results"]) <= num_bytes
+
+
+async def test_where_a_text_of_a_batch_fails_here_the_others_are_given_up() -> None:
+    has_begun, is_cancelled = asyncio.Event(), asyncio.Event()
+
+    async def speak() -> None:
+        has_begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            is_cancelled.set()
+
+    async def fail() -> None:
+        await has_begun.wait()
+        raise TypeError
+
+    with pytest.raises(ExceptionGroup):
+        await together([speak(), fail()])
+    assert is_cancelled.is_set()
+
+
 async def test_without_a_key_nothing_but_health_is_answered(start: Start) -> None:
     running = await start(keys=(KEY, "another-key-of-ours"))
     assert (await running.openai(api_key=KEY).audio.speech.create(**REQUEST)).content
@@ -67,8 +97,33 @@ async def test_without_a_key_nothing_but_health_is_answered(start: Start) -> Non
             assert (await http.get(path)).status_code == 401, path
         assert (await http.get("/health/live")).status_code == 200
         assert (await http.get("/health/ready")).status_code == 200
-        odd = await http.get("/v1/models", headers={"authorization": b"Bearer \xff\xfe"})
-        assert odd.status_code == 401
+        for header in (b"Bearer \xff\xfe", f"Basic {KEY}".encode(), b"", b"Bearer", f"Bearer {KEY} {KEY}".encode()):
+            assert (await http.get("/v1/models", headers={"authorization": header})).status_code == 401, header
+        for header in (f"bearer {KEY}", f"BEARER  {KEY}"):
+            assert (await http.get("/v1/models", headers={"authorization": header})).status_code == 200, header
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "keys", "status"),
+    [
+        (None, "127.0.0.1:8003", (), 200),
+        ("https://example.com", "127.0.0.1:8003", (), 403),
+        ("http://example.com:8003", "example.com:8003", (), 403),
+        ("null", "127.0.0.1:8003", (), 403),
+        ("http://[", "127.0.0.1:8003", (), 403),
+        ("http://127.0.0.1:8080", "127.0.0.1:8003", (), 403),
+        ("http://127.0.0.1:8003", "127.0.0.1:8003", (), 200),
+        ("http://localhost:8003", "localhost:8003", (), 200),
+        ("http://[::1]:8003", "[::1]:8003", (), 200),
+        ("https://example.com", "127.0.0.1:8003", (KEY,), 200),
+    ],
+)
+async def test_a_page_from_elsewhere_may_not_ask_without_a_key(
+    start: Start, origin: str | None, host: str, keys: tuple[str, ...], status: int
+) -> None:
+    headers = {"host": host, "authorization": f"Bearer {KEY}"} | ({} if origin is None else {"origin": origin})
+    async with (await start(keys=keys)).http() as http:
+        assert (await http.post("/v1/audio/speech", json=REQUEST, headers=headers)).status_code == status
 
 
 @pytest.mark.parametrize("is_chunked", [False, True])
@@ -93,6 +148,36 @@ async def test_a_sender_who_stops_is_told(start: Start) -> None:
     writer.write(b"POST /v1/audio/speech HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
     assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
     writer.close()
+
+
+async def test_a_sender_who_never_stops_is_told(start: Start) -> None:
+    running = await start(limits=Limits(upload_s=0.3, drain_s=1))
+    host, port = running.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"POST /v1/audio/speech HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+    answer = asyncio.ensure_future(reader.readline())
+    for _ in range(500):
+        writer.write(b"1\r\n \r\n")
+        await asyncio.sleep(0.02)
+        if answer.done():
+            break
+    assert (await asyncio.wait_for(answer, 10)).startswith(b"HTTP/1.1 408 ")
+    writer.close()
+
+
+async def test_what_comes_in_at_once_has_a_limit_and_small_requests_have_none(start: Start) -> None:
+    running = await start(limits=Limits(max_held_bytes=100_000, drain_s=1))
+    host, port = running.url.removeprefix("http://").split(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    head = b"POST /v1/audio/speech HTTP/1.1\r\nhost: x\r\ncontent-length: 200000\r\n\r\n"
+    writer.write(head + b" " * 160_000)
+    large, json_type = b" " * 120_000, {"content-type": "application/json"}
+    async with running.http() as http:
+        for status in (503, 400):  # as long as the other body is there, and afterwards
+            while (await http.post("/v1/audio/speech", content=large, headers=json_type)).status_code != status:
+                await asyncio.sleep(0.01)
+            assert (await http.post("/v1/audio/speech", json=REQUEST)).status_code == 200
+            writer.close()
 
 
 @pytest.mark.parametrize(
@@ -122,6 +207,14 @@ async def test_it_is_ready_when_the_server_is(start: Start) -> None:
         running.behind.is_ready = False
         assert (await http.get("/health/ready")).status_code == 503
         assert (await http.get("/health/live")).status_code == 200
+
+
+async def test_it_is_not_ready_where_the_server_does_not_say(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = await start()
+    monkeypatch.setattr(app, "READY_S", 0.1)
+    monkeypatch.setattr(running.app.state.gateway.client, "ready", asyncio.Event().wait)
+    async with running.http() as http:
+        assert (await http.get("/health/ready", timeout=20)).status_code == 503
 
 
 async def test_where_no_server_answers_it_says_try_again(start: Start) -> None:
@@ -181,11 +274,15 @@ async def test_the_log_has_a_line_for_each_request_and_nothing_of_what_was_said(
 async def test_a_failure_of_ours_is_logged_and_shown_to_nobody(
     start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    caplog.set_level(logging.INFO)
     running = await start()
     monkeypatch.setattr(running.app.state.gateway.catalogue, "profile", None)
     async with httpx.AsyncClient(base_url=running.url) as http:
         answer = await http.get("/v1/models")
     assert answer.status_code == 500
     request_id = answer.json()["error"]["message"].removeprefix("internal error ")
+    assert answer.headers["x-request-id"] == request_id
     assert f"{request_id} failed" in caplog.text
+    assert f"{request_id} GET /v1/models 500 " in caplog.text
+    assert await running.metric('gateway_answers_total{route="/v1/models",status="500"}') == 1
     assert "TypeError" in caplog.text

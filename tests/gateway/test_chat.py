@@ -7,6 +7,7 @@ from typing import Any
 import openai
 import pytest
 
+from stretto_gateway.config import Limits
 from tests.client.fake_server import PROFILE, Chunk
 from tests.gateway.conftest import Start
 
@@ -103,3 +104,15 @@ async def test_a_family_that_does_not_converse_says_so(start: Start) -> None:
     client = (await start()).openai()
     with pytest.raises(openai.BadRequestError, match="'tiny' has no conversation"):
         await client.chat.completions.create(model="gpt-audio", messages=QUESTION, **SPOKEN)
+
+
+async def test_what_is_around_the_files_is_bounded_as_other_bodies_are(start: Start) -> None:
+    running = await start(REPLY, TALKS, limits=Limits(max_json_bytes=1000, drain_s=1))
+    async with running.http() as http:
+        for sound, num_lists, status in (("A" * 100_000, 0, 200), ("", 500, 413)):
+            parts = [{"type": "input_audio", "input_audio": {"data": sound}}, {"type": "text", "text": "Hm?"}]
+            body: dict[str, Any] = {"messages": [{"role": "user", "content": parts}], "seed": 1, **SPOKEN}
+            if num_lists:
+                body["tools"] = [[]] * num_lists
+            answer = await http.post("/v1/chat/completions", json=body)
+            assert answer.status_code == status, answer.text

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from stretto_gateway.command import KEYS, arguments, main, read_config
+from stretto_gateway.command import KEYS, arguments, main, make_room_for_files, read_config
 from tests.client.fake_server import Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
 
@@ -45,12 +45,13 @@ def test_wrong_usage_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]
     assert told in errors
 
 
-def test_a_short_key_is_refused_and_not_repeated(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("keys", ["hunter2", f"{KEY},hunter2", f"hunter2-ключ-{KEY}", f"hunter2-\x1b-{KEY}", "", " , "])
+def test_keys_that_cannot_be_meant_are_refused_and_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], keys: str
 ) -> None:
-    monkeypatch.setenv(KEYS, "hunter2")
+    monkeypatch.setenv(KEYS, keys)
     with pytest.raises(SystemExit):
-        main([])
+        main(["--server", "nowhere", "--port", "0"])
     assert "hunter2" not in capsys.readouterr().err
 
 
@@ -75,3 +76,24 @@ async def test_while_it_ends_it_is_not_ready_and_what_it_answers_is_completed(st
         go.set()
         data += b"".join([part async for part in parts])
     assert len(data) == 2 * NUM_SAMPLES
+
+
+@pytest.mark.parametrize(
+    ("limits", "wanted"),
+    [((1024, 4096), 2048), ((1024, 1500), 1500), ((1024, -1), 2048), ((4096, 4096), None), ((-1, -1), None)],
+)
+def test_it_may_have_as_many_files_as_connections_and_more(
+    monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int], wanted: int | None
+) -> None:
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr("resource.getrlimit", lambda _: limits)
+    monkeypatch.setattr("resource.setrlimit", lambda _, new: told.append(new))
+    make_room_for_files(2048)
+    assert told == ([] if wanted is None else [(wanted, limits[1])])
+
+
+async def test_who_starts_it_without_keys_is_told(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    await start()
+    assert "without keys, whoever reaches it may ask" in capsys.readouterr().err
+    await start(keys=(KEY,))
+    assert "whoever" not in capsys.readouterr().err

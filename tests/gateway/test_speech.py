@@ -135,6 +135,13 @@ async def test_what_cannot_be_done_is_refused_by_name(start: Start, change: dict
     assert not running.behind.requests
 
 
+@pytest.mark.parametrize("name", MEDIA_TYPES)
+async def test_a_chunk_without_samples_is_passed_over(start: Start, name: str) -> None:
+    running = await start([Chunk(0, 0, is_16_bit=True), *SPOKEN])
+    answer = await running.openai().audio.speech.create(response_format=name, **REQUEST)
+    assert num_samples(answer.content, name) == pytest.approx(NUM_SAMPLES, abs=2500)
+
+
 @pytest.mark.parametrize(
     ("step", "kind", "told"),
     [

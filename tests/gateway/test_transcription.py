@@ -6,6 +6,7 @@ import numpy as np
 import openai
 import pytest
 
+from stretto_gateway.config import Limits
 from stretto_gateway.encoding import wav_header
 from tests.client.fake_server import Chunk, ErrorText
 from tests.gateway.conftest import Start
@@ -71,3 +72,12 @@ async def test_who_forgets_the_file_is_told(start: Start) -> None:
     async with (await start()).http() as http:
         answer = await http.post("/v1/audio/transcriptions", data={"model": "whisper-1"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "file")
+
+
+async def test_a_form_without_files_is_no_larger_than_other_bodies(start: Start) -> None:
+    async with (await start(WRITTEN, limits=Limits(max_json_bytes=1000, drain_s=1))).http() as http:
+        answer = await http.post("/v1/audio/transcriptions", files={"file": FILE}, data={"model": "whisper-1"})
+        assert answer.status_code == 200
+        form = {"content-type": "application/x-www-form-urlencoded"}
+        answer = await http.post("/v1/audio/transcriptions", content=b"&" * 2000, headers=form)
+        assert answer.status_code == 413
