@@ -49,8 +49,10 @@ class FakeCodec:
 class FrameCounter:
     """A codec whose codes are the frame's number in every codebook, and that decodes nothing."""
 
-    def __init__(self, samples_per_frame: int = 640, num_codebooks: int = 7, codebook_size: int = 256) -> None:
-        self.spec = CodecSpec("counter", 16_000, samples_per_frame, num_codebooks, codebook_size, Windowed(0, 0))
+    def __init__(
+        self, samples_per_frame: int = 640, num_codebooks: int = 7, codebook_size: int = 256, sample_rate: int = 16_000
+    ) -> None:
+        self.spec = CodecSpec("counter", sample_rate, samples_per_frame, num_codebooks, codebook_size, Windowed(0, 0))
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         assert pcm.dtype == np.float32

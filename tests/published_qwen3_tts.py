@@ -14,6 +14,7 @@ from stretto.checkpoints.command import main
 from stretto.families.base import Family
 from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary
 from stretto.families.qwen3_tts.prompt import RowWriter
+from stretto.families.qwen3_tts.voices import RecordedVoice
 from stretto.families.registry import VOCABULARY, config_at, family_at
 from stretto.preprocessing.prompt import PromptRows
 from stretto.records.prompt import Prompt
@@ -28,7 +29,13 @@ CASES: dict[str, dict[str, tuple[bool, str | None, str | None]]] = {
         "dialect": (False, "eric", "chinese"),
     },
     "voice_design": {"designed": (True, None, "english")},
+    "base": {
+        "in context": (False, None, None),
+        "in long context": (False, None, None),
+        "x-vector": (False, None, "english"),
+    },
 }
+REFERENCES = {"in context": "codes", "in long context": "long_codes"}  # what the fixture calls the codes of a voice
 FIXTURE = Path(__file__).parent / "data" / "qwen3_tts_replies.npz"
 MODES = {"whole": False, "streaming": True}
 
@@ -78,14 +85,31 @@ class Checkpoint:
         """The prompt of a case."""
         is_instructed, voice, language = CASES[self.kind][name]
         instruction = fixture()["instruction"].tolist() if is_instructed else []
-        writer = RowWriter(self.family, self.vocabulary)
-        return writer.prompt(writer.head(instruction, voice, language), fixture()["words"].tolist(), is_streaming)
+        writer, recorded = RowWriter(self.family, self.vocabulary), self.voice(name)
+        head = writer.head(instruction, recorded or voice, language)
+        return writer.prompt(head, fixture()["words"].tolist(), is_streaming, recorded)
+
+    def voice(self, name: str) -> RecordedVoice | None:
+        """The voice that a case clones."""
+        if self.kind != "base":
+            return None
+        if name not in REFERENCES:
+            return RecordedVoice(fixture()["x_vector"])
+        words = tuple(fixture()["reference_words"].tolist())
+        return RecordedVoice(fixture()["x_vector"], words, fixture()[REFERENCES[name]])
 
     def prompt(self, name: str, is_streaming: bool) -> Prompt:
         """The same as a greedy request for as many frames as the fixture has."""
         rows, sampling = self.rows(name, is_streaming), self.family.tasks[0].sampling
         audio = replace(sampling.audio, temperature=0.0, max_rows=NUM_FRAMES)
-        return Prompt("tts", rows.rows, replace(sampling, audio=audio, seed=0), track=rows.track)
+        return Prompt(
+            "tts",
+            rows.rows,
+            replace(sampling, audio=audio, seed=0),
+            audios=rows.audios,
+            track=rows.track,
+            num_reference_rows=rows.num_reference_rows,
+        )
 
     def cases(self) -> dict[str, tuple[Prompt, Case]]:
         """All cases by name."""
@@ -95,10 +119,14 @@ class Checkpoint:
             for mode, is_streaming in MODES.items()
         }
 
-    def embedded(self, rows: np.ndarray) -> np.ndarray:
-        """What the backbone reads of rows [P, S]: the sum of their ids' lines of its table, silent pads left out."""
-        table = load_file(next(self.folder.glob("*.safetensors")))["model.embed_tokens.weight"]
-        ids = torch.from_numpy(rows).long()
+    def embedded(self, prompt: Prompt) -> np.ndarray:
+        """What the backbone reads of a prompt [P, H]: the sum of the ids' lines of its table in each row, silent pads
+        left out; and an x-vector in the place of a row, beside the text's pad."""
+        weights = load_file(next(self.folder.glob("*.safetensors")))
+        ids = torch.from_numpy(prompt.rows).long()
         is_silent = ids == self.family.layout.pad_id
         is_silent[:, 0] = False
-        return table[ids].masked_fill(is_silent[..., None], 0).sum(1).numpy()
+        embedded = weights["model.embed_tokens.weight"][ids].masked_fill(is_silent[..., None], 0).sum(1)
+        for audio in prompt.audios:
+            embedded[audio.first_row] = torch.from_numpy(audio.features[0]) + weights["adaptor.pad"]
+        return embedded.numpy()

@@ -182,10 +182,14 @@ def write_speaker_encoder(folder: Path, record: Mapping[str, Any]) -> Path:
     """`config.json` and `model.safetensors` of a speaker encoder in a folder that is made."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(record))
+    save_file(speaker_tensors(record), folder / "model.safetensors")
+    return folder
+
+
+def speaker_tensors(record: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Random tensors of a speaker encoder by name."""
     network, rng = SpeakerEncoder(SpeakerConfig.from_record(record)).network, np.random.default_rng(5)
-    drawn = {
+    return {
         name: _scaled(name, torch.from_numpy(rng.standard_normal(tuple(tensor.shape), dtype=np.float32)))
         for name, tensor in sorted(network.state_dict().items())
     }
-    save_file(drawn, folder / "model.safetensors")
-    return folder

@@ -222,5 +222,11 @@ def write_release(folder: Path, config: Mapping[str, Any] | None = None, seed: i
     folder.mkdir(parents=True, exist_ok=True)
     write_tokenizer(folder)
     (folder / "config.json").write_text(json.dumps(config))
-    save_file(tensors(config, seed), folder / "model.safetensors")
+    drawn = tensors(config, seed)
+    if config["tts_model_type"] == "base":
+        from benchmarks.checkpoints.random_qwen3_codec import speaker_tensors
+
+        speaker = speaker_tensors(config["speaker_encoder_config"])
+        drawn |= {f"speaker_encoder.{name}": tensor.numpy() for name, tensor in speaker.items()}
+    save_file(drawn, folder / "model.safetensors")
     return folder

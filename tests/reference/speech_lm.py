@@ -103,6 +103,9 @@ class Reference:
         """What stands in the place of the rows of `prompt` that are audio, by position."""
         heard: dict[int, torch.Tensor] = {}
         for audio in prompt.audios:
+            if self.audio_config.get("model_type") == "x_vector":
+                heard[audio.first_row] = torch.from_numpy(audio.features[0]) + self.hearing["adaptor.pad"]
+                continue
             tower = Qwen3OmniMoeAudioEncoder(Qwen3OmniMoeAudioEncoderConfig(**self.audio_config)).eval()
             tower.load_state_dict(
                 {n.removeprefix("audio_tower."): t for n, t in self.hearing.items() if n.startswith("audio_tower.")}

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stretto.checkpoints import codec, shards
 from stretto.checkpoints.contents import notes_on, read_contents
-from stretto.checkpoints.published import published
+from stretto.checkpoints.published import Beside, published
 from stretto.checkpoints.release import Release, Tokenizer
 from stretto.checkpoints.shards import Entry, Written
 from stretto.checkpoints.speech_tokenizer import PublishedTokenizer
@@ -24,6 +24,33 @@ from stretto.families.base import Family
 from stretto.families.opuslm.convert_ssl_tokenizer import ConvertedSslTokenizer
 from stretto.families.opuslm.ssl_tokenizer import FOLDER
 from stretto.families.registry import read_family
+
+
+@dataclass(frozen=True)
+class BesideModel:
+    """A folder of the checkpoint, `config.json` and `model.safetensors`, with the tensors that the file stores."""
+
+    folder: str
+    record: dict[str, Any]
+    entries: list[Entry]
+
+    @classmethod
+    def of(cls, beside: Beside, tensors: Mapping[str, Tensor]) -> "BesideModel":
+        """With all its tensors; CheckpointError as `check`'s."""
+        check(beside.plan, {name: tensors[name] for name in beside.plan if name in tensors}, ())
+        entries = [
+            Entry(part.name, tensors[name].dtype, part.written, partial(_read, part, tensors, name))
+            for name, part in beside.plan.items()
+        ]
+        return cls(beside.folder, beside.record, entries)
+
+    def write(self, checkpoint: Path, progress: shards.Progress) -> list[Written]:
+        """The folder and its files."""
+        folder = checkpoint / self.folder
+        folder.mkdir()
+        files = [shards.write_json(folder / "config.json", self.record)]
+        files.append(shards.write_file(folder / "model.safetensors", self.entries, progress))
+        return [replace(file, name=f"{self.folder}/{file.name}") for file in files]
 
 
 @dataclass(frozen=True)
@@ -39,10 +66,11 @@ class Conversion:
     codec_copy: codec.Copy | None
     ssl_tokenizer: ConvertedSslTokenizer | PublishedTokenizer | None
     notes: list[str]
+    beside: list[BesideModel]
 
     @property
     def num_bytes(self) -> int:
-        parts = [part.entries for part in (self.codec_copy, self.ssl_tokenizer) if part]
+        parts = [part.entries for part in (self.codec_copy, self.ssl_tokenizer, *self.beside) if part]
         return sum(each.num_bytes for each in chain(self.entries, *parts))
 
 
@@ -52,7 +80,9 @@ def plan(release: Release) -> Conversion:
     tensors = contents.tensors
     made = family_files.convert(release, contents)
     family = read_family(made.record)
-    unused = [name for name in check(made.plan, tensors, (*made.dropped, *made.folded)) if name not in made.folded]
+    beside = [BesideModel.of(each, tensors) for each in made.beside]
+    elsewhere = {*made.folded, *(name for each in made.beside for name in each.plan)}
+    unused = [name for name in check(made.plan, tensors, (*made.dropped, *elsewhere)) if name not in elsewhere]
     files = codec.check_directory(release.codec, family) if release.codec and not release.keeps_codec else []
     copy = None
     if release.keeps_codec:
@@ -60,7 +90,7 @@ def plan(release: Release) -> Conversion:
     hears = _tokenizer(release.ssl_tokenizer, family) if release.ssl_tokenizer else None
     dropped_shapes = {name: list(tensors[name].shape) for name in unused} | (hears.dropped if hears else {})
     entries, notes = _entries(made.plan, tensors, contents.dtype), notes_on(contents, release)
-    return Conversion(made.record, entries, dropped_shapes, contents.tokenizer, files, copy, hears, notes)
+    return Conversion(made.record, entries, dropped_shapes, contents.tokenizer, files, copy, hears, notes, beside)
 
 
 def _tokenizer(folder: Path, family: Family) -> ConvertedSslTokenizer | PublishedTokenizer:
@@ -117,4 +147,6 @@ def write(conversion: Conversion, out: Path, max_bytes: int, progress: shards.Pr
         if conversion.ssl_tokenizer:
             (folder / FOLDER).mkdir()
             files += conversion.ssl_tokenizer.write(folder / FOLDER, progress)
+        for each in conversion.beside:
+            files += each.write(folder, progress)
     return files

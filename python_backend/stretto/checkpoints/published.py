@@ -27,14 +27,25 @@ class Contents:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """A network of its own in a release's file, to be written into a folder of the checkpoint: its `config.json`, and
+    what becomes of its tensors."""
+
+    folder: str
+    record: dict[str, Any]
+    plan: Plan
+
+
+@dataclass(frozen=True)
 class Converted:
     """A release's checkpoint. record: config.json. plan: what becomes of each tensor. dropped: how the names of those
-    begin that are not served. folded: names of those that others are written with."""
+    begin that are not served. folded: names of those that others are written with. beside: what goes to folders."""
 
     record: dict[str, Any]
     plan: Plan
     dropped: tuple[str, ...]
     folded: tuple[str, ...] = ()
+    beside: tuple[Beside, ...] = ()
 
 
 class Published(Protocol):

@@ -9,6 +9,7 @@ from stretto.records.prompt import Prompt
 
 KEY = "audio_config"  # of a checkpoint's config.json: the encoder's configuration
 SENSE_VOICE = "sense_voice_small"  # its `model_type`, where it is not Qwen3-Omni's
+X_VECTOR = "x_vector"  # its `model_type`, where there is none: a speaker encoder outside the model has heard a voice
 NUM_QUERIES = 4  # rows of its own that SenseVoice puts before those it hears
 
 
@@ -31,6 +32,8 @@ class AudioFormat:
             return None
         if record.get("model_type") == SENSE_VOICE:
             return StackedFormat(record["num_mel_bins"])
+        if record.get("model_type") == X_VECTOR:
+            return VectorFormat(record["hidden_size"])
         return cls(record["num_mel_bins"], record["n_window"], record.get("do_normalize", True))
 
     def num_rows(self, num_frames: int) -> int:
@@ -49,6 +52,15 @@ class StackedFormat(AudioFormat):
     def num_rows(self, num_frames: int) -> int:
         """A row for each of F frames, behind the encoder's own."""
         return NUM_QUERIES + num_frames
+
+
+@dataclass(frozen=True, slots=True)
+class VectorFormat(AudioFormat):
+    """Vectors of `num_mel_bins` numbers, as wide as the model's rows, each in the place of a part of one."""
+
+    def num_rows(self, num_frames: int) -> int:
+        """A row for each."""
+        return num_frames
 
 
 def _after_convolutions(num_frames: int) -> int:

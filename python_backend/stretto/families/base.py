@@ -52,11 +52,13 @@ class TextTrack:
     """An input-only stream of the text that is spoken: row i of the reply carries frame i and the track's id i.
 
     end_id: the last id of a text. pad_id: what the rows behind it carry, one that is no silence of the layout's.
+    is_usual: whether a text is read so where a request does not say, and not as a whole before the reply.
     """
 
     stream: int
     pad_id: int
     end_id: int
+    is_usual: bool = False
 
 
 @dataclass(frozen=True)

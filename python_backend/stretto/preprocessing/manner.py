@@ -49,7 +49,7 @@ def _instruct(options: OptionsRecord, family: Family) -> str:
 
 def _is_streaming(options: OptionsRecord, family: Family) -> bool:
     if "text_mode" not in options:
-        return False
+        return family.text_track is not None and family.text_track.is_usual
     if family.text_track is None:
         expected = "nothing: this model reads no text beside its frames"
         raise InvalidRequest("options.text_mode", expected, shown(options["text_mode"]))

@@ -18,7 +18,8 @@ Int32 = Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)]
 class HeardAudio:
     """Audio that a model hears through an encoder of its own: it stands in the place of placeholder rows of a prompt.
 
-    first_row, num_rows: those rows. features: [F, M] float32, what the encoder reads: F frames of M mel bins.
+    first_row, num_rows: those rows. features: [F, M] float32, what the encoder reads: F frames of M mel bins; of a
+    voice that is cloned its x-vector, [1, H].
     """
 
     first_row: int

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.checkpoints.random_qwen3_tts import small_config, write_release
 from stretto.checkpoints.command import main
+from stretto.codec.qwen3_12hz.speaker import load_speaker_encoder
 from stretto.families.registry import family_at
 from tests.published_qwen3_tts import command
 
@@ -40,7 +42,19 @@ def refusal(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
         (lambda config: config.update(tts_model_type="singer"), "tts_model_type of custom_voice"),
         (
             lambda config: config.update(tts_model_type="base"),
-            "tts_model_type of custom_voice, voice_design, got 'base'",
+            "expected speaker_encoder_config of type dict, got None",
+        ),
+        (
+            lambda config: config.update(tts_model_type="base", speaker_encoder_config={"enc_dim": 8}),
+            "expected speaker_encoder_config.enc_dim 64, the talker's width, got 8",
+        ),
+        (
+            lambda config: config.update(tts_model_type="base", speaker_encoder_config={"enc_dim": 64, "depth": 3}),
+            "speaker_encoder_config: expected a speaker encoder's numbers",
+        ),
+        (
+            lambda config: config.update(tts_model_type="base", speaker_encoder_config={"enc_dim": 64}),
+            "missing: speaker_encoder.asp.conv.bias",
         ),
         (lambda config: config.update(tokenizer_type="qwen3_tts_tokenizer_25hz"), "expected tokenizer_type"),
         (
@@ -95,7 +109,7 @@ def test_a_tokenizer_whose_special_tokens_lie_elsewhere_is_refused(
     assert "added token '<tts_pad>': expected the next id" in refusal(folder, capsys)
 
 
-def test_the_smaller_model_drops_instructions_and_knows_its_speakers(tmp_path: Path) -> None:
+def test_the_smaller_model_knows_its_speakers_and_lets_instructions_be_given(tmp_path: Path) -> None:
     config = small_config()
     config["tts_model_size"] = "0b6"
     folder = write_release(tmp_path, config)
@@ -104,3 +118,38 @@ def test_the_smaller_model_drops_instructions_and_knows_its_speakers(tmp_path: P
     assert family.voices == ("ryan", "eric")
     assert family.takes_instructions
     assert not json.loads((folder / "out" / "config.json").read_text())["speech_vocabulary"]["takes_instructions"]
+
+
+@pytest.mark.parametrize(("size", "follows"), [("0b6", False), ("1b7", True), ("b6", True), ("", True)])
+def test_only_the_smaller_model_drops_instructions(tmp_path: Path, size: str, follows: bool) -> None:
+    config = small_config()
+    config["tts_model_size"] = size
+    folder = write_release(tmp_path, config)
+    assert main(command(folder, folder / "out")) == 0
+    assert (
+        json.loads((folder / "out" / "config.json").read_text())["speech_vocabulary"]["takes_instructions"] is follows
+    )
+
+
+def test_a_release_that_clones_brings_its_speaker_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = small_config("base")
+    folder = write_release(tmp_path, config)
+    assert main(command(folder, folder / "out")) == 0
+    said = capsys.readouterr().out
+    assert "speaker_encoder/model.safetensors" in said
+    assert "not needed" not in said
+    family = family_at(folder / "out")
+    assert (family.tasks[0].system, family.takes_instructions, family.voices) == (("text", "audio"), False, ())
+    speaker, published = load_speaker_encoder(folder / "out"), load_file(folder / "model.safetensors")
+    assert speaker is not None
+    for name, tensor in speaker.network.state_dict().items():
+        np.testing.assert_array_equal(tensor.numpy(), published[f"speaker_encoder.{name}"])
+
+
+def test_tensors_of_a_speaker_encoder_do_not_fit_another_kind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small_config("base")
+    folder = write_release(tmp_path, config)
+    (folder / "config.json").write_text(json.dumps(config | {"tts_model_type": "voice_design"}))
+    assert "unknown: speaker_encoder.asp.conv.bias" in refusal(folder, capsys)

@@ -1,17 +1,24 @@
 """Prompts of Qwen3-TTS are those that its authors' package gives its talker; what it cannot say is refused by name."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 from transformers import Qwen2Tokenizer
 
-from stretto.errors import InvalidRequest
+from stretto.codec.qwen3_12hz.speaker import FOLDER, SpeakerConfig, SpeakerEncoder, load_speaker_encoder
+from stretto.errors import CheckpointError, InvalidRequest
+from stretto.families.qwen3_tts.prompt import RowWriter
+from stretto.families.qwen3_tts.voices import RecordedVoice
 from stretto.families.tokenizer import TextTokenizer
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
+from tests.codec.qwen3_12hz.reference import speech
 from tests.fakes import FrameCounter
-from tests.published_qwen3_tts import CASES, Checkpoint, fixture
+from tests.published_qwen3_tts import CASES, REFERENCES, Checkpoint, fixture
 
 LONG, STRANGE = "x" * 4001, "klingon"
 
@@ -27,15 +34,26 @@ def prepare(checkpoint: Checkpoint, text: str = "hello world", **options: object
 
 
 def test_the_rows_of_every_case_are_the_authors(checkpoints: dict[str, Checkpoint]) -> None:
-    """Languages, a dialect, speakers, instructions, words before the frames and beside them: to 1e-5 in float32."""
+    """Languages, a dialect, speakers, instructions, cloned voices, words before the frames and beside them: to 1e-5."""
     largest = 0.0
     for kind, checkpoint in checkpoints.items():
         for name, (prompt, case) in checkpoint.cases().items():
-            rows = checkpoint.embedded(prompt.rows)
+            rows = checkpoint.embedded(prompt)
             assert rows.shape == case.prompt.shape, (kind, name)
             largest = max(largest, float(np.abs(rows - case.prompt).max()))
-            assert len(prompt.track) == (len(fixture()["words"]) if name.endswith("streaming") else 0)
+            assert len(prompt.track) == words_left(name)
     assert largest <= 1e-5
+
+
+def words_left(name: str) -> int:
+    """How many ids of text the prompt of a case leaves to the frames of the reply, the end among them."""
+    case, _, mode = name.partition("/")
+    if mode == "whole":
+        return 0
+    if case not in REFERENCES:
+        return len(fixture()["words"])
+    said = len(fixture()["reference_words"]) + len(fixture()["words"]) + 1
+    return max(0, said - 1 - fixture()[REFERENCES[case]].shape[1])
 
 
 def test_a_request_says_voice_language_and_how_to_speak(checkpoints: dict[str, Checkpoint]) -> None:
@@ -91,3 +109,118 @@ def test_text_is_split_as_qwen_2_was_trained(checkpoints: dict[str, Checkpoint])
         assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
     assert ours.tokens[ours.encode("aB")[0]] == "aB"
     assert len(ours.encode("<|im_start|>")) > 1
+
+
+def clone(
+    checkpoint: Checkpoint,
+    pcm: np.ndarray,
+    said: str | None = None,
+    preprocessor: Preprocessor | None = None,
+    **more: object,
+) -> Prompt:
+    """ "hello world" in the voice of `pcm`, in which `said` is said."""
+    preprocessor = preprocessor or Preprocessor(checkpoint.folder, FrameCounter(1920, 4, 32, 24_000))
+    system = {"role": "system", "audio": "pcm_in"} | ({} if said is None else {"text": said})
+    messages = json.dumps([system, {"role": "user", "text": "hello world"}])
+    return preprocessor.prepare(RawRequest(messages=messages, pcm_in=pcm, sample_rate=24_000, options=json.dumps(more)))
+
+
+def test_a_voice_is_the_audio_of_a_system_turn_and_its_words_what_is_said_there(
+    checkpoints: dict[str, Checkpoint],
+) -> None:
+    checkpoint, pcm = checkpoints["base"], speech(1.0)
+    encoder = load_speaker_encoder(checkpoint.folder)
+    assert encoder is not None
+    x_vector = encoder.encode(pcm)
+    words = TextTokenizer.at(checkpoint.folder).encode("hello world")
+    alone = clone(checkpoint, pcm)
+    (heard,) = alone.audios
+    assert np.array_equal(heard.features, x_vector[None])
+    writer = RowWriter(checkpoint.family, checkpoint.vocabulary)
+    voice = RecordedVoice(x_vector)
+    expected = writer.prompt(writer.head([], voice, None), words, True, voice)
+    assert np.array_equal(alone.rows, expected.rows)
+    assert alone.track == expected.track == (*words[1:], checkpoint.vocabulary.text.eos)
+    assert alone.num_reference_rows == 0
+    assert len(clone(checkpoint, pcm, text_mode="whole").track) == 0
+    voice = RecordedVoice(
+        x_vector, tuple(TextTokenizer.at(checkpoint.folder).encode("mind")), FrameCounter(1920, 4, 32).encode(pcm)
+    )
+    expected = writer.prompt(writer.head([], voice, "english"), words, False, voice)
+    asked = clone(checkpoint, pcm, "mind", language="English", text_mode="whole")
+    assert np.array_equal(asked.rows, expected.rows)
+    assert asked.num_reference_rows == 12
+
+
+def test_a_voice_is_encoded_once_and_another_is_another(
+    checkpoints: dict[str, Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = list[float]()
+    encode = SpeakerEncoder.encode
+
+    def counted(self: SpeakerEncoder, pcm: np.ndarray) -> np.ndarray:
+        encoded.append(len(pcm) / 24_000)
+        return encode(self, pcm)
+
+    monkeypatch.setattr(SpeakerEncoder, "encode", counted)
+    checkpoint = checkpoints["base"]
+    preprocessor = Preprocessor(checkpoint.folder, FrameCounter(1920, 4, 32, 24_000))
+    first = clone(checkpoint, speech(1.0), "mind", preprocessor)
+    second = clone(checkpoint, speech(1.2), "mind", preprocessor)
+    again = clone(checkpoint, speech(1.0), None, preprocessor)
+    assert encoded == [1.0, 1.2]
+    assert np.array_equal(first.audios[0].features, again.audios[0].features)
+    assert not np.array_equal(first.audios[0].features, second.audios[0].features)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (RawRequest(text="hello"), "messages: expected a system turn with audio: this model speaks in the voice of a"),
+        (
+            RawRequest(messages='[{"role": "system", "text": "a"}, {"role": "user", "text": "b"}]'),
+            "messages: expected a sy",
+        ),
+        (
+            RawRequest(messages='[{"role": "system", "codes": [[1], [1], [1], [1]]}, {"role": "user", "text": "b"}]'),
+            "messages[0].codes: expected a file or samples of a voice, got codes",
+        ),
+        (
+            RawRequest(
+                messages='[{"role": "system", "audio": "pcm_in"}, {"role": "user", "text": "b"}]',
+                pcm_in=np.zeros(1000, np.float32),
+                sample_rate=24_000,
+            ),
+            "pcm_in: expected at least 0.08 s, got 0.0417 s",
+        ),
+        (RawRequest(text="hello", options='{"voice": "ryan"}'), "options.voice: expected none"),
+        (RawRequest(text="hello", options='{"instruct": "low"}'), "options.instruct: expected nothing"),
+        (RawRequest(text="a", pcm_in=np.zeros(9600, np.float32), sample_rate=24_000), "pcm_in: expected only text"),
+    ],
+)
+def test_a_model_that_clones_says_what_it_lacks(
+    checkpoints: dict[str, Checkpoint], request_: RawRequest, message: str
+) -> None:
+    preprocessor = Preprocessor(checkpoints["base"].folder, FrameCounter(1920, 4, 32, 24_000))
+    with pytest.raises(InvalidRequest) as refused:
+        preprocessor.prepare(request_)
+    assert str(refused.value).startswith(message)
+
+
+def test_a_release_with_voices_of_its_own_clones_none(checkpoints: dict[str, Checkpoint]) -> None:
+    with pytest.raises(InvalidRequest, match=r"^messages\[0\]\.role: expected 'user' for task 'tts', got 'system'"):
+        clone(checkpoints["custom_voice"], speech(1.0))
+
+
+def test_a_checkpoint_without_its_speaker_encoder_is_refused(tmp_path: Path) -> None:
+    folder = Checkpoint(tmp_path, "base").folder
+    config = json.loads((folder / FOLDER / "config.json").read_text())
+    network = SpeakerEncoder(SpeakerConfig.from_record(config | {"enc_dim": 8})).network
+    save_file(network.state_dict(), folder / FOLDER / "model.safetensors")
+    (folder / FOLDER / "config.json").write_text(json.dumps(config | {"enc_dim": 8}))
+    codec = FrameCounter(1920, 4, 32, 24_000)
+    with pytest.raises(CheckpointError, match="expected a speaker encoder of width 96, the model's, got 8"):
+        Preprocessor(folder, codec)
+    shutil.rmtree(folder / FOLDER)
+    with pytest.raises(CheckpointError, match="expected the speaker encoder of a model that clones voices"):
+        Preprocessor(folder, codec)

@@ -15,14 +15,22 @@ from stretto.engine.models.depth_transformer import DepthTransformer
 from stretto.engine.models.strict_loading import load_strictly
 from stretto.engine.request.family import family_of
 from stretto.engine.request.rules import SegmentRules
-from stretto.families.audio_format import AudioFormat, StackedFormat
+from stretto.families.audio_format import AudioFormat, StackedFormat, VectorFormat
 from stretto.families.bagpiper import model as qwen3_omni
+from stretto.families.qwen3_tts import model as x_vector
 from stretto.families.vita_audio import model as sense_voice
 
 if TYPE_CHECKING:  # the mixin goes over any of vLLM's decoders; a type checker reads it over one of them
     from vllm.model_executor.models.llama import LlamaForCausalLM as Decoder
 else:
     Decoder = object
+
+
+ENCODERS: dict[type[AudioFormat], Any] = {
+    AudioFormat: qwen3_omni,
+    StackedFormat: sense_voice,
+    VectorFormat: x_vector,
+}
 
 
 class StreamBias(nn.Module):
@@ -50,7 +58,7 @@ class MultiStreamMixin(Decoder):
             self.depth = DepthTransformer(self.family.depth, *sizes)
         audio_format = AudioFormat.from_config(config.to_dict())
         if audio_format is not None:
-            self._encoder: Any = sense_voice if isinstance(audio_format, StackedFormat) else qwen3_omni
+            self._encoder = ENCODERS[type(audio_format)]
             self.audio_tower = self._encoder.audio_tower(config.audio_config)
             self.adaptor = self._encoder.audio_adaptor(config.audio_config, config.hidden_size)
 

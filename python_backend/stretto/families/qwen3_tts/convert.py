@@ -1,10 +1,11 @@
 """Qwen3-TTS's releases: names, shapes and ids as Qwen publishes them; the codec lies in `speech_tokenizer/` beside.
 
-https://huggingface.co/Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice and its sisters, but for Base, which clones voices. Every
-number is config.json's: the defaults of the authors' classes are another model's, so a file that lacks one is refused.
+https://huggingface.co/Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice and its sisters. Every number of the talker is
+config.json's: the defaults of the authors' classes are another model's, so a file that lacks one is refused.
 
 What the talker puts text through, fc2(silu(fc1(x))), and what the depth transformer puts codes through, its projection,
-are functions of an id alone: their tables hold what comes out.
+are functions of an id alone: their tables hold what comes out. Base, which clones voices, has a speaker encoder in its
+file: it becomes a folder of its own, and the text's pad, beside which an x-vector stands, a tensor.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +18,9 @@ from torch import Tensor
 from stretto.checkpoints.published import Contents, Converted
 from stretto.checkpoints.release import Release
 from stretto.checkpoints.tensors import Part, Plan, check
+from stretto.families.audio_format import KEY, X_VECTOR
 from stretto.families.qwen3_tts.convert_config import Numbers, vocabulary
+from stretto.families.qwen3_tts.convert_speaker import speaker_encoder
 from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary
 from stretto.families.registry import NAME, VOCABULARY
 
@@ -46,7 +49,12 @@ def convert(release: Release, contents: Contents) -> Converted:
     known = vocabulary(numbers, contents.tokenizer)
     talker = numbers.of("talker_config")
     shapes = published_shapes(numbers, known)
-    check({name: Part(name, shape) for name, shape in shapes.items()}, contents.tensors, ())
+    width, clones = talker.number("hidden_size"), known.kind == "base"
+    beside = (speaker_encoder(numbers, width),) if clones else ()
+    expected = {name: Part(name, shape) for name, shape in shapes.items()}
+    for each in beside:
+        expected |= each.plan
+    check(expected, contents.tensors, ())
     record = {
         "architectures": ["StrettoQwen3ForCausalLM"],
         "model_type": "qwen3",
@@ -60,9 +68,11 @@ def convert(release: Release, contents: Contents) -> Converted:
         "tie_word_embeddings": True,  # there is no head over this vocabulary: `depth.first_head` draws
         "dtype": contents.dtype,
     }
+    if clones:
+        record[KEY] = {"model_type": X_VECTOR, "hidden_size": width}
     parts = plan(known, shapes, contents.tensors)
     folded = tuple(name for name in shapes if name not in parts)
-    return Converted(record, parts, (), folded)
+    return Converted(record, parts, (), folded, beside)
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
@@ -143,6 +153,10 @@ def plan(known: Qwen3TtsVocabulary, shapes: Mapping[str, tuple[int, ...]], tenso
         weight, bias = (other(f"{PROJECTION}{part}", stored).float() for part in ("weight", "bias"))
         return F.linear(tables.float(), weight, bias).to(stored.dtype)
 
+    def pad_of_text(stored: Tensor) -> Tensor:
+        pad = known.text.pad
+        return _text_rows(other(EMBEDDINGS, stored)[pad : pad + 1], other)[0]
+
     def heads(stored: Tensor) -> Tensor:
         return torch.stack([stored, *(other(f"{DEPTH}lm_head.{k}.weight", stored) for k in range(1, num_others))])
 
@@ -152,6 +166,8 @@ def plan(known: Qwen3TtsVocabulary, shapes: Mapping[str, tuple[int, ...]], tenso
         _codes(0): ("depth.embed", rows_of_codes),
         f"{DEPTH}lm_head.0.weight": ("depth.heads", heads),
     }
+    if known.kind == "base":
+        edits[f"{TEXT_PROJECTION}2.bias"] = ("adaptor.pad", pad_of_text)
     parts = {name: Part(new, shapes[name], edit) for name, (new, edit) in edits.items()}
     for name, shape in shapes.items():
         if name.startswith((f"{TALKER}layers.", f"{TALKER}norm.")):

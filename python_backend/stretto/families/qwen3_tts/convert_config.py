@@ -8,7 +8,9 @@ from stretto.errors import CheckpointError
 from stretto.families.depth import DepthSpec
 from stretto.families.qwen3_tts.family import CodecIds, Qwen3TtsVocabulary, TextIds
 
-KINDS = ("custom_voice", "voice_design")
+KINDS = ("custom_voice", "voice_design", "base")
+SMALLER = "0b6"  # `tts_model_size` of the one that was not trained to follow instructions
+CODEC_IDS = ("pad", "bos", "think", "nothink", "think_bos", "think_eos")
 NUM_SUPPRESSED = 1024  # of the talker's vocabulary, the last, the authors' code draws none but the end
 REAL = ("rms_norm_eps", "rope_theta")
 
@@ -84,7 +86,7 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> Qwen3TtsVocabulary:
     languages = talker.tokens("codec_language_id", num_ids)
     return Qwen3TtsVocabulary(
         kind=kind,
-        takes_instructions=kind == "voice_design" or (kind == "custom_voice" and size not in "0b6"),
+        takes_instructions=kind == "voice_design" or (kind == "custom_voice" and size != SMALLER),
         num_text_ids=talker.number("text_vocab_size"),
         num_codec_ids=num_ids,
         num_codebooks=num_codebooks,
@@ -100,9 +102,6 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> Qwen3TtsVocabulary:
         max_model_len=talker.number("max_position_embeddings"),
         depth=depth_spec(talker, depth),
     )
-
-
-CODEC_IDS = ("pad", "bos", "think", "nothink", "think_bos", "think_eos")
 
 
 def _dialects(talker: Numbers, languages: Collection[str]) -> dict[str, str]:

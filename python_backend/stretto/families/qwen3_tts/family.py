@@ -21,7 +21,7 @@ from stretto.streams.layout import StreamLayout
 from stretto.streams.pattern import NO_TAIL
 from stretto.streams.segment import Segment
 
-Kind = Literal["custom_voice", "voice_design"]
+Kind = Literal["custom_voice", "voice_design", "base"]
 FRAME_RATE = 12.5
 LANGUAGES = {
     "chinese": 2055,
@@ -94,9 +94,9 @@ class TextIds:
 class Qwen3TtsVocabulary:
     """Ids of text, then of the codec's vocabulary (codes, then markers), then of the codebooks 1 ..., one by one.
 
-    kind: how the voice is chosen: by name, or by a description. takes_instructions: whether it was trained
-    to follow any; one that was not drops them, as the authors do. languages, speakers: ids of the codec's vocabulary by
-    name. dialects: the language that a speaker speaks where Chinese, or none, is asked for.
+    kind: how the voice is chosen: by name, by a description, or as that of a recording. takes_instructions: whether it
+    was trained to follow any; one that was not drops them, as the authors do. languages, speakers: ids of the codec's
+    vocabulary by name. dialects: the language that a speaker speaks where Chinese, or none, is asked for.
     """
 
     kind: Kind = "custom_voice"
@@ -152,10 +152,11 @@ def qwen3_tts(vocabulary: Qwen3TtsVocabulary) -> Family:
     """The family."""
     layout = vocabulary.layout
     end = vocabulary.num_text_ids + vocabulary.codec.eos
+    clones = vocabulary.kind == "base"
     return Family(
         name="qwen3_tts",
         layout=layout,
-        tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING),),
+        tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING, system=("text", "audio") if clones else ()),),
         codec="qwen3_12hz",
         end_of_reply=end,
         end_of_text=end,
@@ -165,7 +166,7 @@ def qwen3_tts(vocabulary: Qwen3TtsVocabulary) -> Family:
         unconditional=UnconditionalContext(null_id=layout.pad_id, keep_first=0, keep_last=1),
         voices=tuple(vocabulary.speakers),
         languages=tuple(name for name in vocabulary.languages if name not in DIALECTS),
-        takes_instructions=True,
+        takes_instructions=not clones,
         max_text_chars=4000,
         max_audio_s=60.0,
         max_model_len=vocabulary.max_model_len,
@@ -176,7 +177,7 @@ def qwen3_tts(vocabulary: Qwen3TtsVocabulary) -> Family:
         subwords=range(vocabulary.num_text_ids),
         penalized="drawn",
         depth=vocabulary.depth,
-        text_track=TextTrack(vocabulary.num_codebooks, vocabulary.text.pad, vocabulary.text.eos),
+        text_track=TextTrack(vocabulary.num_codebooks, vocabulary.text.pad, vocabulary.text.eos, is_usual=clones),
     )
 
 

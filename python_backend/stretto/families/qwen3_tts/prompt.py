@@ -8,6 +8,12 @@
 
 Without a language `nothink` stands for the first marker, and there is none for the language; a described voice has no
 row. Read whole, all words come before the first frame; streaming, each goes with a frame (`Family.text_track`).
+
+A voice that is cloned has its x-vector in the row of the voice, in the place of a code's embedding. Where it is known
+what is said in its recording, the model goes on from that, words and frames:
+
+    text    … bos │ ref0 ref1 Hello , eos pad │ pad pad pad … whole     … bos │ ref0 ref1 Hello ,  eos pad … streaming
+    codec   … pad │ pad  pad  pad pad pad bos │ r0  r1  f0  …           … pad │ bos  r0   r1    f0 f1  f2  …
 Layout: `generate` of https://github.com/QwenLM/Qwen3-TTS, qwen_tts/core/models/modeling_qwen3_tts.py.
 """
 
@@ -20,34 +26,55 @@ from stretto.codec.base import Codec
 from stretto.errors import InvalidRequest
 from stretto.families.base import Family, Task
 from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary
+from stretto.families.qwen3_tts.voices import RecordedVoice, RecordedVoices, open_voices
 from stretto.families.registry import VOCABULARY, config_at
 from stretto.families.tokenizer import TextTokenizer
 from stretto.preprocessing.conversation import Piece
 from stretto.preprocessing.manner import PLAIN, Manner
 from stretto.preprocessing.prompt import PromptRows, Template
-from stretto.preprocessing.rows import stream0_rows
+from stretto.preprocessing.rows import code_rows, stream0_rows
 from stretto.preprocessing.subwords import Subwords
+from stretto.records.prompt import HeardAudio
 
 CHINESE = "chinese"
 
 
 class Qwen3TtsTemplate:
-    """Writes the prompts of Qwen3-TTS's checkpoints."""
+    """Writes the prompts of Qwen3-TTS's checkpoints. voices: of one that clones them."""
 
-    def __init__(self, family: Family, vocabulary: Qwen3TtsVocabulary, subwords: Subwords):
-        self._writer, self._subwords = RowWriter(family, vocabulary), subwords
+    def __init__(
+        self,
+        family: Family,
+        vocabulary: Qwen3TtsVocabulary,
+        subwords: Subwords,
+        voices: RecordedVoices | None = None,
+    ):
+        self._writer, self._subwords, self._voices = RowWriter(family, vocabulary), subwords, voices
         self._takes_instructions = vocabulary.takes_instructions
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """The words of the only piece, in the voice of that name or in one that `manner` describes."""
-        (piece,) = pieces
+        """The words of the last piece, in the voice of that name, in one that `manner` describes, or in that of the
+        pieces before."""
+        *before, piece = pieces
         assert piece.text is not None, task.name
         if not piece.text:
             raise InvalidRequest(piece.path, "text of at least one character", "''")
         words = self._subwords.ids(piece.text, piece.path)
         instruction = self._subwords.ids(manner.instruct, "options.instruct") if manner.instruct else []
-        head = self._writer.head(instruction if self._takes_instructions else [], voice, manner.language)
-        return self._writer.prompt(head, words, manner.is_streaming)
+        recorded = None if self._voices is None else self._recorded(before, self._voices)
+        head = self._writer.head(instruction if self._takes_instructions else [], recorded or voice, manner.language)
+        return self._writer.prompt(head, words, manner.is_streaming, recorded)
+
+    def _recorded(self, pieces: Sequence[Piece], voices: RecordedVoices) -> RecordedVoice:
+        """The voice of a system turn: its audio and, where the turn has any, the words that are said there."""
+        recordings = [piece for piece in pieces if piece.text is None]
+        if not recordings:
+            expected = "a system turn with audio: this model speaks in the voice of a recording"
+            raise InvalidRequest("messages", expected, "no voice")
+        if recordings[0].pcm is None:
+            raise InvalidRequest(recordings[0].path, "a file or samples of a voice", "codes")
+        said = [self._subwords.ids(piece.text, piece.path) for piece in pieces if piece.text]
+        return voices.hear(recordings[0].pcm, said[0] if said else [])
 
 
 class RowWriter:
@@ -56,13 +83,15 @@ class RowWriter:
     def __init__(self, family: Family, vocabulary: Qwen3TtsVocabulary):
         self._layout, self._known = family.layout, vocabulary
 
-    def head(self, instruction: Sequence[int], voice: str | None, language: str | None) -> np.ndarray:
-        """The rows before the words: an instruction, the role, language and voice; [n, S]."""
+    def head(self, instruction: Sequence[int], voice: RecordedVoice | str | None, language: str | None) -> np.ndarray:
+        """The rows before the words: an instruction, the role, language and voice; [n, S]. The row of a voice that is
+        cloned, the last but one, is a placeholder's."""
         text, codec = self._known.text, self._known.codec
         turn = [text.im_start, text.user, text.newline, *instruction, text.im_end, text.newline] if instruction else []
         role = [text.im_start, text.assistant, text.newline]
         marks = self._language(voice, language)
-        marks += [] if voice is None else [self._known.speakers[voice]]
+        if voice is not None:
+            marks.append(self._known.speakers[voice] if isinstance(voice, str) else codec.pad)
         beside = [text.pad] * len(marks)
         return np.concatenate(
             [
@@ -71,19 +100,38 @@ class RowWriter:
             ]
         )
 
-    def prompt(self, head: np.ndarray, words: Sequence[int], is_streaming: bool) -> PromptRows:
-        """The prompt after whose last row the first frame is drawn, and the words that go with the frames."""
+    def prompt(
+        self, head: np.ndarray, words: Sequence[int], is_streaming: bool, voice: RecordedVoice | None = None
+    ) -> PromptRows:
+        """The prompt after whose last row the first frame is drawn, and the words that go with the frames. `voice`: the
+        one that is cloned, as in `head`."""
         text, codec = self._known.text, self._known.codec
-        said = [*words, text.eos]
+        said = [*(voice.words if voice else ()), *words, text.eos]
+        frames = self._frames(voice)
+        audios = (HeardAudio(len(head) - 2, 1, voice.x_vector[None]),) if voice else ()
+        track: tuple[int, ...] = ()
         if is_streaming:
-            return PromptRows(np.concatenate([head, self._pairs(said[:1], [codec.bos])]), track=tuple(said[1:]))
-        rows = self._pairs([*said, text.pad], [*[codec.pad] * len(said), codec.bos])
-        return PromptRows(np.concatenate([head, rows]))
+            beside = said[: len(frames)]
+            frames[: len(beside), -1] = beside
+            track = tuple(said[len(frames) :])
+            rows = np.concatenate([head, frames])
+        else:
+            rows = np.concatenate([head, self._pairs(said, [codec.pad] * len(said)), frames])
+        return PromptRows(rows, audios=audios, track=track, num_reference_rows=len(frames) - 1)
 
-    def _language(self, voice: str | None, language: str | None) -> list[int]:
+    def _frames(self, voice: RecordedVoice | None) -> np.ndarray:
+        """The rows of codes before the reply's, [1 + T, S], no word beside them: the begin, and the voice's frames."""
+        begin = self._pairs([self._known.text.pad], [self._known.codec.bos])
+        if voice is None or voice.codes is None:
+            return begin
+        frames = code_rows(self._layout, voice.codes)
+        frames[:, -1] = self._known.text.pad
+        return np.concatenate([begin, frames])
+
+    def _language(self, voice: RecordedVoice | str | None, language: str | None) -> list[int]:
         """The markers of a language. Who speaks a dialect does so in Chinese, and where no language is asked for."""
         codec, known = self._known.codec, self._known
-        dialect = known.dialects.get(voice) if voice is not None else None
+        dialect = known.dialects.get(voice) if isinstance(voice, str) else None
         if dialect is not None and language in (None, CHINESE):
             language = dialect
         if language is None:
@@ -98,6 +146,9 @@ class RowWriter:
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """The template over a checkpoint's tokenizer."""
-    vocabulary = Qwen3TtsVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
-    return Qwen3TtsTemplate(family, vocabulary, Subwords(TextTokenizer.at(checkpoint), family))
+    """The template over a checkpoint's tokenizer and, where it clones voices, its codec and speaker encoder."""
+    config = config_at(checkpoint)
+    vocabulary = Qwen3TtsVocabulary.from_record(config[VOCABULARY])
+    clones = vocabulary.kind == "base"
+    voices = open_voices(checkpoint, codec, device, config["hidden_size"]) if clones else None
+    return Qwen3TtsTemplate(family, vocabulary, Subwords(TextTokenizer.at(checkpoint), family), voices)
