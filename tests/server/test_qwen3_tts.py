@@ -3,6 +3,7 @@
 What comes back is what the slow reference says of the checkpoint, greedily.
 """
 
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec
@@ -21,9 +23,11 @@ from stretto.checkpoints.make_repository import make
 from stretto.codec.registry import load_codec
 from stretto.families.registry import family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
+from tests.codec.qwen3_12hz.reference import speech
 from tests.published_qwen3_tts import command
 from tests.reference.speech_lm import Reference
 from tests.server.conftest import Server
+from tests.server.listening import Answer
 
 pytestmark = pytest.mark.server
 
@@ -47,19 +51,29 @@ class Served:
     server: Server
     checkpoint: Path
 
-    def codes(self, options: dict[str, Any], text: str) -> np.ndarray:
-        """The codes [K, T] of the reply to a request."""
-        prompt = Preprocessor(self.checkpoint).prepare(RawRequest(text=text, options=json.dumps(options)))
+    def codes(self, options: dict[str, Any], **inputs: Any) -> np.ndarray:
+        """The codes [K, T] of the reply to a request, behind those of the reference from which it goes on."""
+        prompt = Preprocessor(self.checkpoint).prepare(RawRequest(**inputs, options=json.dumps(options)))
         family = family_at(self.checkpoint)
         rows, _ = Reference(self.checkpoint, family, family.max_model_len).reply(prompt)
         starts = np.array([[ids.start] for ids in family.layout.audio])
-        return np.array(rows[:-1])[:, :CODEBOOKS].T - starts
+        reference = prompt.rows[len(prompt.rows) - prompt.num_reference_rows :].tolist()
+        return np.array([*reference, *rows[:-1]])[:, :CODEBOOKS].T - starts
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("qwen3_tts")
-    release = write_release(folder / "release", small_config(codebooks=CODEBOOKS, codes=CODES))
+    yield from serve(tmp_path_factory.mktemp("qwen3_tts"), "custom_voice")
+
+
+@pytest.fixture(scope="module")
+def cloning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    yield from serve(tmp_path_factory.mktemp("qwen3_tts_base"), "base")
+
+
+def serve(folder: Path, kind: str) -> Iterator[Served]:
+    """A release of that kind, from its files on."""
+    release = write_release(folder / "release", small_config(kind, codebooks=CODEBOOKS, codes=CODES))
     codec = write_qwen3_codec(release / "speech_tokenizer")
     checkpoint = folder / "converted"
     assert main([*command(release, checkpoint), "--codec", str(codec)]) == 0
@@ -78,14 +92,86 @@ def test_a_reply_streams_what_the_checkpoint_says(served: Served, case: str) -> 
     options = OPTIONS | CASES[case]
     answer = served.server.ask(options, text="hello world")
     assert answer.error is None
-    expected = served.codes(options, "hello world")
+    check(served, answer, served.codes(options, text="hello world"), 0)
+
+
+def check(served: Served, answer: Answer, expected: np.ndarray, num_reference: int) -> None:
+    """The answer is that of `expected` codes, of which so many frames are a reference that is not heard."""
     codes = np.concatenate([np.array(event["codes"]) for event in answer.events if "codes" in event], axis=1)
-    np.testing.assert_array_equal(codes, expected)
+    np.testing.assert_array_equal(codes, expected[:, num_reference:])
     codec = load_codec("qwen3_12hz", served.checkpoint, num_codebooks=CODEBOOKS)
-    pcm = stream(codec, torch.from_numpy(expected)[None], [expected.shape[1]])[0].numpy()
+    pcm = stream(codec, torch.from_numpy(expected)[None], [expected.shape[1]])[0].numpy()[num_reference * 1920 :]
     np.testing.assert_allclose(answer.pcm, pcm, atol=1e-4)
-    assert len(pcm) == expected.shape[1] * 1920  # 24 kHz
+    assert len(pcm) == codes.shape[1] * 1920  # 24 kHz
     assert np.abs(pcm).max() > 0.01
+
+
+def wav(pcm: np.ndarray, rate: int) -> bytes:
+    """A file of these samples, each as it is."""
+    file = io.BytesIO()
+    soundfile.write(file, pcm, rate, format="WAV", subtype="FLOAT")
+    return file.getvalue()
+
+
+def voice(text: str | None) -> str:
+    """A conversation that asks for words in the voice of a file, in which `text` is said."""
+    said = {} if text is None else {"text": text}
+    return json.dumps([{"role": "system", "audio": "audio", **said}, {"role": "user", "text": "hello world"}])
+
+
+@pytest.mark.parametrize(
+    ("said", "options"),
+    [
+        (None, {}),
+        ("so it was", {"language": "english"}),
+        ("so it was", {"text_mode": "whole"}),
+    ],
+    ids=["x-vector", "in context", "in context, whole"],
+)
+def test_a_cloned_voice_goes_on_from_its_recording(cloning: Served, said: str | None, options: dict[str, Any]) -> None:
+    """Its codes are the reference's, and its sound that of one decode of recording and reply: also the second time,
+    when the voice is remembered."""
+    options, recording = OPTIONS | options, wav(speech(1.3, 16_000), 16_000)
+    expected = cloning.codes(options, messages=voice(said), audio=recording)
+    num_reference = 17 if said else 0  # 1.3 s, the last frame begun
+    assert expected.shape[1] > num_reference
+    for _ in range(2):
+        answer = cloning.server.ask(options, messages=voice(said), audio=recording)
+        assert answer.error is None
+        check(cloning, answer, expected, num_reference)
+
+
+def test_voices_side_by_side_are_those_alone(cloning: Served) -> None:
+    recordings = [wav(speech(seconds, 24_000), 24_000) for seconds in (0.4, 0.9, 2.1)]
+    texts = ("one", None, "so it was")
+    asked = [
+        cloning.server.stream(OPTIONS, messages=voice(said), audio=recording)
+        for said, recording in zip(texts, recordings, strict=True)
+    ]
+    answers = [stream.listen() for stream in asked]
+    for answer, said, recording in zip(answers, texts, recordings, strict=True):
+        assert answer.error is None
+        expected = cloning.codes(OPTIONS, messages=voice(said), audio=recording)
+        check(cloning, answer, expected, expected.shape[1] - answer_frames(answer))
+
+
+def answer_frames(answer: Answer) -> int:
+    """How many frames were heard."""
+    return len(answer.pcm) // 1920
+
+
+def test_a_voice_that_cannot_be_cloned_is_refused_by_its_field(cloning: Served) -> None:
+    short = wav(speech(0.05), 24_000)
+    for inputs, message in (
+        ({"text": "a"}, "messages: expected a system turn with audio"),
+        ({"messages": voice("a"), "audio": short}, "audio: expected at least 0.08 s, got"),
+        ({"messages": voice("a"), "audio": b"no sound"}, "audio: expected a readable wav"),
+        ({"messages": voice("x" * 4001), "audio": wav(speech(0.4), 24_000)}, "messages[0].text: expected at most 4000"),
+        ({"text": "a", "options": '{"voice": "ryan"}'}, "options.voice: expected none"),
+    ):
+        answer = cloning.server.ask(**inputs)
+        assert answer.error is not None
+        assert f"invalid request: {message}" in answer.error
 
 
 def test_bad_input_is_refused_by_its_field(served: Served) -> None:
