@@ -6,23 +6,29 @@ from hashlib import blake2b
 
 import numpy as np
 
-REMEMBERED = 64  # codes of half a minute take 108 kB, of the family that has the most
+MAX_BYTES = 32 << 20  # codes of half a minute take 108 kB, of the family that has the most
+ENTRY_BYTES = 512  # beside them
 
 
 class RememberedCodes:
-    """What a tokenizer makes of audio, and what it made of the audio that came last."""
+    """What a tokenizer makes of audio, and what it made of the audio that came last, in so much memory.
 
-    def __init__(self, encode: Callable[[np.ndarray], np.ndarray]):
-        self._encode = encode
+    Audio is known by what it contains: whoever asks for it has it.
+    """
+
+    def __init__(self, encode: Callable[[np.ndarray], np.ndarray], max_bytes: int = MAX_BYTES):
+        self._encode, self._max_bytes = encode, max_bytes
         self._latest: OrderedDict[bytes, np.ndarray] = OrderedDict()
+        self._num_bytes = 0
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         """As the tokenizer's, of mono `pcm` [n] float32."""
         key = blake2b(pcm.tobytes()).digest()
-        codes = self._latest.pop(key, None)
-        if codes is None:
-            codes = self._encode(pcm)
-        self._latest[key] = codes
-        if len(self._latest) > REMEMBERED:
-            self._latest.popitem(last=False)
+        if key in self._latest:
+            self._latest.move_to_end(key)
+            return self._latest[key]
+        codes = self._latest[key] = self._encode(pcm)
+        self._num_bytes += codes.nbytes + ENTRY_BYTES
+        while self._num_bytes > self._max_bytes:
+            self._num_bytes -= self._latest.popitem(last=False)[1].nbytes + ENTRY_BYTES
         return codes

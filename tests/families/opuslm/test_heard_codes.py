@@ -3,7 +3,7 @@
 import numpy as np
 
 from stretto.families.opuslm.heard_codes import HeardCodes
-from stretto.families.remembered import REMEMBERED
+from stretto.families.remembered import ENTRY_BYTES, RememberedCodes
 from tests.fakes import FrameCounter
 
 
@@ -36,14 +36,28 @@ def test_the_same_audio_is_heard_once_and_other_audio_again() -> None:
 
 
 def test_what_was_not_asked_for_longest_is_forgotten_first() -> None:
-    tokenizer = Loudness()
-    heard = HeardCodes(FrameCounter(320, 8, 12), tokenizer)
-    for value in range(REMEMBERED):
+    tokenizer, num_entries = Loudness(), 5
+    heard = RememberedCodes(tokenizer.encode, num_entries * (3 * 8 + ENTRY_BYTES))
+    for value in range(num_entries):
         heard.encode(audio(value))
     heard.encode(audio(0))
-    heard.encode(audio(REMEMBERED))
-    assert tokenizer.num_heard == REMEMBERED + 1
+    heard.encode(audio(num_entries))
+    assert tokenizer.num_heard == num_entries + 1
     heard.encode(audio(0))
-    assert tokenizer.num_heard == REMEMBERED + 1
-    assert heard.encode(audio(1))[0].tolist() == [1, 1]
-    assert tokenizer.num_heard == REMEMBERED + 2
+    assert tokenizer.num_heard == num_entries + 1
+    assert heard.encode(audio(1)).tolist() == [1, 1, 1]
+    assert tokenizer.num_heard == num_entries + 2
+
+
+def test_memory_is_bounded_in_bytes_however_long_the_audio_is() -> None:
+    tokenizer, room = Loudness(), 100 * 8 + ENTRY_BYTES
+    heard = RememberedCodes(tokenizer.encode, room)
+    heard.encode(audio(1, 40))
+    heard.encode(audio(2, 99))  # takes all of it
+    assert heard.encode(audio(2, 99)).tolist() == [2] * 100
+    assert tokenizer.num_heard == 2
+    for _ in range(2):  # and this more than all: it is not kept, and nothing that was before it
+        assert heard.encode(audio(3, 100)).tolist() == [3] * 101
+    assert tokenizer.num_heard == 4
+    heard.encode(audio(1, 40))
+    assert tokenizer.num_heard == 5
