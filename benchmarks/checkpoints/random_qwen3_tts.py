@@ -1,6 +1,6 @@
 """Random weights of Qwen3-TTS in the layout in which it is published, the same on every machine: small, for tests.
 
-No other part of this package is needed to draw them; `write_release` adds a tokenizer.
+`random_tensors.py` and numpy are all that is needed to draw them; `write_release` adds a tokenizer.
 """
 
 import json
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.checkpoints.random_tensors import random_tensors
 
 NUM_MARKERS = 1024  # ids of the codec's vocabulary behind its codes; the authors' code never draws the last so many
 TEXT_IDS = 330
@@ -90,6 +92,18 @@ def small_config(
     }
 
 
+def proportioned_config() -> dict[str, Any]:
+    """What config.json says of a release with the proportions of the 0.6B one: a quarter as wide, 4 layers of 28 and 1
+    of the depth transformer's 5; codes, codebooks and heads' width as published. Its text has few ids."""
+    config = small_config(hidden=256, depth_hidden=256, layers=4, depth_layers=1, codebooks=16, codes=2048)
+    talker = config["talker_config"]
+    for part in (talker, talker["code_predictor_config"]):
+        part |= {"intermediate_size": 768, "head_dim": 128, "max_position_embeddings": 2048}
+    talker["rope_scaling"]["mrope_section"] = [24, 20, 20]
+    talker["text_hidden_size"] = 512
+    return config
+
+
 def _backbone(hidden: int, layers: int, head_dim: int) -> dict[str, Any]:
     return {
         "hidden_size": hidden,
@@ -152,21 +166,8 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def tensors(config: Mapping[str, Any], seed: int = 1) -> dict[str, np.ndarray]:
-    """Random float32 tensors by published name: large enough that the best logit leads by a clear margin."""
-    random = np.random.Generator(np.random.PCG64(seed))
-    found = {}
-    for name, shape in shapes(config).items():
-        noise = random.standard_normal(shape)
-        if "norm" in name:
-            noise = 1 + 0.2 * noise
-        elif name.endswith("bias"):
-            noise *= 0.3
-        elif "embedding" in name:
-            noise *= 0.5
-        else:
-            noise *= 0.3 if "head" in name else 1.5 * shape[-1] ** -0.5
-        found[name] = noise.astype(np.float32)
-    return found
+    """Random float32 tensors by published name."""
+    return random_tensors(shapes(config), seed)
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -1,7 +1,8 @@
 """Random weights of VITA-Audio in the layout in which it is published, the same on every machine: small, for tests.
 
 The main model's decoder layers come first in `model.layers`, those of the modules behind them; the rest of the modules
-lies beside the model, on the wrapper that has the head. No other part of this package is needed to draw them.
+lies beside the model, on the wrapper that has the head. `random_tensors.py` and numpy are all that is needed to draw
+them.
 """
 
 import json
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.checkpoints.random_tensors import random_tensors
 
 MAIN_LAYERS, MODULES = 2, 10
 
@@ -72,24 +75,11 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def tensors(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
-    """Random float32 tensors by published name: large enough that the best logit leads by a clear margin.
+    """Random float32 tensors by published name.
 
     Those of the language model alone: what a release hears with is in `random_sense_voice.py`.
     """
-    random = np.random.Generator(np.random.PCG64(seed))
-    found = {}
-    for name, shape in shapes(config).items():
-        noise = random.standard_normal(shape)
-        if "norm" in name:
-            noise = 1 + 0.2 * noise
-        elif name.endswith("bias"):
-            noise *= 0.3
-        elif "embed_tokens" in name:
-            noise *= 0.5
-        else:
-            noise *= (0.3 if "lm_head" in name else 1.5) * (1 if "lm_head" in name else shape[-1] ** -0.5)
-        found[name] = noise.astype(np.float32)
-    return found
+    return random_tensors(shapes(config), seed)
 
 
 def write_release(folder: Path, config: dict[str, Any] | None = None, seed: int = 1) -> Path:
