@@ -96,8 +96,8 @@ async def measure(concurrency: int, arguments: argparse.Namespace, server: Speak
 async def main(arguments: argparse.Namespace) -> None:
     """Measure every concurrency, a line each."""
     if arguments.family is not None:
-        async for record in measure_family(arguments):
-            append_result(arguments.out, "families", record)
+        async for benchmark, record in measure_family(arguments):
+            append_result(arguments.out, benchmark, record)
         return
     prepare_environment()
     from stretto.engine.frontend.llm import SpeechLLM  # vllm reads the environment when it is imported
@@ -126,6 +126,8 @@ def parse() -> argparse.Namespace:
     add("--frames", type=int, default=75, help="frames of an utterance where they are forced")
     add("--guidance", type=float, help="guidance scale of the guided arms; by default 1.5, or the family's own")
     add("--listeners", type=int, help="requests to understand audio beside the streams; by default as many as streams")
+    add("--open-loop", type=float, nargs="+", default=[], metavar="SHARE", help="of the last closed loop's requests/s")
+    add("--open-s", type=float, default=20.0, help="seconds of each open loop, at least 16 requests")
     add("--out", type=Path, help="by default speech.jsonl or families.jsonl in benchmarks/results")
     arguments = parser.parse_args()
     name = "speech" if arguments.family is None else "families"

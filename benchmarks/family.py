@@ -2,13 +2,18 @@
 
 Part of `benchmarks.ensemble` (`--family`): a random checkpoint is made and converted on the spot (`small_models.py`), a
 server is started for it and stopped afterwards. Frame counts are forced, and the rows of text before them. Arms take
-turns, round after round: `speaking`; `unguided`, where the family knows guidance; and `mixed`, in which as many
-closed loops of requests to understand audio run beside the streams for as long as these do.
+turns, round after round: `speaking`; `unguided`, where the family knows guidance; and, where it can listen, `mixed`, in
+which as many closed loops of requests to understand audio run beside the streams for as long as these do. Of `speaking`
+the processor time of every process of the server, and of this one, is counted. With `--open-loop` requests then come at
+random times, at shares of the rate that the last closed loop has reached. Where a depth transformer draws the frames,
+what each part of one costs comes last, measured in this process (`frame_parts.py`).
 """
 
 import argparse
 import asyncio
 import json
+import math
+import os
 import statistics
 import tempfile
 import time
@@ -20,22 +25,27 @@ from typing import Any
 import numpy as np
 
 from benchmarks.checkpoints.small_models import SMALL_MODELS, SmallModel, write_checkpoint
-from benchmarks.speech_load import Load, Speak, check, follow, ratio, run, texts
+from benchmarks.process_watch import cpu_s, served_processes
+from benchmarks.speech_load import Load, Speak, check, follow, ratio, run, run_open, texts
 from benchmarks.speech_metrics import Trace, percentiles, summarise
 from benchmarks.temporary_server import serving
 from stretto.checkpoints.make_repository import make
 from stretto.families.opuslm.family import NUM_STREAMS, OpusVocabulary
+from stretto.families.registry import family_at
 from stretto_client import SpeechClient
 from stretto_client.inputs import audio_inputs, options_json, strings
 
 MAX_ROWS = 64  # of a step
 TEXT_ROWS = 8  # before the audio
 HEARD_S, HEARD_RATE, FRAME_RATE = 5, 16_000, 50
+LEAST_REQUESTS = 16  # of an open loop
+ENGINE, CLIENT = "engine", "client"  # two of the processes
 ANSWER = {"text": {"min_rows": 32, "max_rows": 32}}
 QUESTION = "what do you hear?"
 
 Listen = Callable[[int], Awaitable[float]]  # a request, by its seed; the seconds until its answer was complete
 Run = tuple[list[Trace], float]
+Count = Callable[[], dict[str, float]]
 
 
 def speaker(client: SpeechClient, model: SmallModel) -> Speak:
@@ -43,7 +53,7 @@ def speaker(client: SpeechClient, model: SmallModel) -> Speak:
 
     async def speak(text: str, options: dict[str, Any]) -> Trace:
         messages = json.dumps([{"role": "user", "text": text}])
-        inputs = strings(messages=messages, task=model.speak, options=options_json(options))
+        inputs = strings(messages=messages, task=model.speak, options=options_json({**model.options, **options}))
         return await follow(Trace(sent=time.perf_counter()), client.send(inputs))
 
     return speak
@@ -51,18 +61,20 @@ def speaker(client: SpeechClient, model: SmallModel) -> Speak:
 
 def listener(client: SpeechClient, model: SmallModel) -> Listen:
     """Five seconds to be understood: samples for Bagpiper, with a question; codes for OpusLM. Answers are as long."""
+    task = model.listen
+    assert task is not None
 
     async def listen(seed: int) -> float:
         random = np.random.default_rng(seed)
         turn: dict[str, Any] = {"role": "user"}
-        if model.listen == "understand":
+        if task == "understand":
             pcm = 0.1 * random.standard_normal(HEARD_S * HEARD_RATE).astype(np.float32)
             inputs, turn = audio_inputs((pcm, HEARD_RATE)), turn | {"audio": "pcm_in", "text": QUESTION}
         else:
             inputs, turn = [], turn | {"codes": heard_codes(random)}
         begun = time.perf_counter()
         options = options_json(ANSWER | {"seed": seed})
-        inputs += strings(messages=json.dumps([turn]), task=model.listen, options=options)
+        inputs += strings(messages=json.dumps([turn]), task=task, options=options)
         async for _ in client.send(inputs):
             pass
         return time.perf_counter() - begun
@@ -102,10 +114,15 @@ async def beside(
 
 
 class FamilyLoad:
-    """The arms at one concurrency, and what came of their rounds."""
+    """The arms at one concurrency, and what came of their rounds.
 
-    def __init__(self, model: SmallModel, speak: Speak, listen: Listen, arguments: argparse.Namespace):
-        self._model, self._speak, self._listen = model, speak, listen
+    listen: None where the model cannot. count: the seconds of processor time so far, by process.
+    """
+
+    def __init__(
+        self, model: SmallModel, speak: Speak, listen: Listen | None, arguments: argparse.Namespace, count: Count = dict
+    ):
+        self._model, self._speak, self._listen, self._count = model, speak, listen, count
         self._arguments, self._lines, self._seeds = arguments, texts(), iter(range(1, 1 << 30))
         self._scale = arguments.guidance or model.guidance_scale if model.guidance_scale is not None else None
 
@@ -114,27 +131,44 @@ class FamilyLoad:
         listeners = concurrency if self._arguments.listeners is None else self._arguments.listeners
         rounds: defaultdict[str, list[Run]] = defaultdict(list)
         answers: list[float] = []
+        used: list[dict[str, float]] = []
         for number in range(self._arguments.rounds + 1):  # the first warms up
+            before = self._count()
             rounds["speaking"].append(await self._run(concurrency, self._scale))
+            used.append({name: seconds - before[name] for name, seconds in self._count().items()})
             if self._scale is not None:
                 rounds["unguided"].append(await self._run(concurrency, 1.0))
-            mixed, heard = await beside(self._listen, listeners, self._seeds, self._run(concurrency, self._scale))
-            rounds["mixed"].append(mixed)
-            answers += heard if number else []
-        return self._record(concurrency, listeners, {arm: runs[1:] for arm, runs in rounds.items()}, answers)
+            if self._listen is not None:
+                mixed, heard = await beside(self._listen, listeners, self._seeds, self._run(concurrency, self._scale))
+                rounds["mixed"].append(mixed)
+                answers += heard if number else []
+        record = self._record(concurrency, {arm: runs[1:] for arm, runs in rounds.items()}, used[1:])
+        if self._listen is not None:
+            record["mixed"] = {"listeners": listeners, "answers": len(answers), **percentiles("answer_s", answers)}
+            record["mixed"] |= mixed_figures(rounds["mixed"][1:], rounds["speaking"][1:])
+        return record
+
+    async def measure_open(self, share: float, full_rate: float) -> dict[str, Any]:
+        """The record of an open loop of as many seconds as there are to be, at a share of a rate."""
+        rate = share * full_rate
+        load = self._load(1, max(LEAST_REQUESTS, math.ceil(rate * self._arguments.open_s)), self._scale)
+        traces, wall_s = await run_open(load, rate, self._speak, self._lines)
+        check(traces)
+        about = {"family": self._arguments.family, "frames": load.frames, "share": share, "rate": round(rate, 3)}
+        return about | summarise(traces, wall_s)
+
+    def _load(self, concurrency: int, requests: int, scale: float | None) -> Load:
+        text_rows = TEXT_ROWS if self._model.has_text else None
+        return Load(concurrency, requests, self._arguments.frames, scale, text_rows)
 
     async def _run(self, concurrency: int, scale: float | None) -> Run:
-        arguments = self._arguments
-        text_rows = TEXT_ROWS if self._model.has_text else None
-        load = Load(concurrency, arguments.requests, arguments.frames, scale, text_rows)
+        load = self._load(concurrency, self._arguments.requests, scale)
         traces, wall_s = await run(load, self._speak, self._lines)
         check(traces)
         return traces, wall_s
 
-    def _record(
-        self, concurrency: int, listeners: int, rounds: dict[str, list[Run]], answers: list[float]
-    ) -> dict[str, Any]:
-        speaking, mixed = rounds["speaking"], rounds["mixed"]
+    def _record(self, concurrency: int, rounds: dict[str, list[Run]], used: list[dict[str, float]]) -> dict[str, Any]:
+        speaking = rounds["speaking"]
         record: dict[str, Any] = {
             "family": self._arguments.family,
             "concurrency": concurrency,
@@ -142,23 +176,46 @@ class FamilyLoad:
             "text_rows": TEXT_ROWS if self._model.has_text else 0,
             "guidance_scale": self._scale,
         }
+        left_out = {}
         if "unguided" in rounds:
             record["cfg_retention"] = ratio(*(list(map(throughput, rounds[arm])) for arm in ("speaking", "unguided")))
-            record["unguided_total"] = sum(trace.unguided_frames for run in speaking + mixed for trace in run[0])
+            guided = [trace for run in speaking + rounds.get("mixed", []) for trace in run[0]]
+            record["unguided_total"] = sum(trace.unguided_frames for trace in guided)
         else:
-            record["left_out"] = {"cfg_retention": f"{self._model.family} knows no guidance"}
-        record |= summarise([trace for run in speaking for trace in run[0]], sum(run[1] for run in speaking))
-        beside_others = summarise([trace for run in mixed for trace in run[0]], sum(run[1] for run in mixed))
-        record["mixed"] = {
-            "listeners": listeners,
-            "answers": len(answers),
-            **percentiles("answer_s", answers),
-            "ttfp_ratio": ratio(list(map(ttfp, mixed)), list(map(ttfp, speaking))),
-            "rtf_ratio": ratio(list(map(rtf, mixed)), list(map(rtf, speaking))),
-            "throughput_ratio": ratio(list(map(throughput, mixed)), list(map(throughput, speaking))),
-            **{name: value for name, value in beside_others.items() if name.startswith(("audio_", "success"))},
-        }
-        return record
+            left_out["cfg_retention"] = f"{self._model.family} knows no guidance"
+        if self._listen is None:
+            left_out["mixed"] = f"{self._model.family} does not listen"
+        if left_out:
+            record["left_out"] = left_out
+        record |= cpu_figures(used, concurrency * self._arguments.requests * self._arguments.frames)
+        return record | summarise([trace for run in speaking for trace in run[0]], sum(run[1] for run in speaking))
+
+
+def cpu_figures(used: list[dict[str, float]], num_frames: int) -> dict[str, Any]:
+    """Medians over rounds of `num_frames` frames each, from the seconds of processor time that each process used."""
+
+    def per_s(seconds: Callable[[dict[str, float]], float]) -> float:
+        return round(statistics.median(num_frames / max(seconds(each), 1e-9) for each in used), 1)
+
+    if not all(used):
+        return {}
+    parts = {name: statistics.median(1e3 * each[name] / num_frames for each in used) for name in used[0]}
+    return {
+        "frames_per_cpu_s": per_s(lambda each: sum(each.values())),
+        "frames_per_engine_cpu_s": per_s(lambda each: each[ENGINE]),
+        "cpu_ms_per_frame": {name: round(ms, 3) for name, ms in parts.items()},
+    }
+
+
+def mixed_figures(mixed: list[Run], speaking: list[Run]) -> dict[str, Any]:
+    """Of streams beside listeners, and against the same alone."""
+    figures = summarise([trace for run in mixed for trace in run[0]], sum(run[1] for run in mixed))
+    return {
+        "ttfp_ratio": ratio(list(map(ttfp, mixed)), list(map(ttfp, speaking))),
+        "rtf_ratio": ratio(list(map(rtf, mixed)), list(map(rtf, speaking))),
+        "throughput_ratio": ratio(list(map(throughput, mixed)), list(map(throughput, speaking))),
+        **{name: value for name, value in figures.items() if name.startswith(("audio_", "success"))},
+    }
 
 
 def throughput(run: Run) -> float:
@@ -176,14 +233,26 @@ def rtf(run: Run) -> float:
     return statistics.median(((trace.finished or 0.0) - trace.sent) / trace.audio_s for trace in run[0])
 
 
-async def measure_family(arguments: argparse.Namespace) -> AsyncIterator[dict[str, Any]]:
-    """A record for every concurrency."""
+async def measure_family(arguments: argparse.Namespace) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    """A record for every concurrency and for every share of their rate, each with the name of its benchmark."""
     model = SMALL_MODELS[arguments.family]
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = write_checkpoint(model.family, Path(folder) / "checkpoint")
         make(checkpoint, Path(folder) / "repository", {"max_num_seqs": MAX_ROWS})
         with serving(Path(folder) / "repository") as address:
             async with SpeechClient(address) as client:
-                load = FamilyLoad(model, speaker(client, model), listener(client, model), arguments)
+                pids = served_processes(os.getpid()) | {CLIENT: os.getpid()}
+                listen = None if model.listen is None else listener(client, model)
+                load = FamilyLoad(model, speaker(client, model), listen, arguments, lambda: cpu_s(pids))
+                full_rate = 0.0
                 for concurrency in arguments.concurrency:
-                    yield await load.measure(concurrency)
+                    record = await load.measure(concurrency)
+                    full_rate = record["requests_per_s"]
+                    yield "families", record
+                for share in arguments.open_loop:
+                    yield "families_open", await load.measure_open(share, full_rate)
+        if family_at(checkpoint).depth is not None:
+            from benchmarks.frame_parts import measure_parts  # vllm reads the environment when it is imported
+
+            for record in measure_parts(checkpoint, model, arguments):
+                yield "frame_parts", record

@@ -1,7 +1,7 @@
 """What /proc says that a process uses: memory, processor time, threads, descriptors; and how its memory grows."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +78,17 @@ def served_processes(root: int) -> dict[str, int]:
             name = f"{kind} {number}"
         found[name] = process.pid
     return found
+
+
+def cpu_s(pids: Mapping[str, int]) -> dict[str, float]:
+    """The processor time so far of each process by its name; RuntimeError where one has ended."""
+    seen = {}
+    for name, pid in pids.items():
+        usage = read_usage(pid, 0.0)
+        if usage is None:
+            raise RuntimeError(f"{name} (process {pid}) has ended")
+        seen[name] = usage.cpu_s
+    return seen
 
 
 def shared_files(pids: Iterable[int]) -> dict[str, int]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ensemble import through_triton
-from benchmarks.process_watch import read_usage, served_processes
+from benchmarks.process_watch import cpu_s, served_processes
 from benchmarks.results_file import append_result
 from benchmarks.speech_load import Load, Speak, check, run, texts
 from benchmarks.temporary_server import command_line, serving, stop_on_sigterm
@@ -66,17 +66,6 @@ class Arm:
             },
             **{name: round(statistics.median(values), 2) for name, values in sums.items()},
         }
-
-
-def cpu_s(pids: dict[str, int]) -> dict[str, float]:
-    """The processor time so far of each process; RuntimeError where one has ended."""
-    seen = {}
-    for name, pid in pids.items():
-        usage = read_usage(pid, 0.0)
-        if usage is None:
-            raise RuntimeError(f"{name} (process {pid}) has ended")
-        seen[name] = usage.cpu_s
-    return seen
 
 
 async def count(arm: Arm, speak: Speak, lines: Iterator[str], pids: dict[str, int]) -> None:

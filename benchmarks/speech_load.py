@@ -1,4 +1,6 @@
-"""Closed loops of requests: every stream sends its next when the last one has ended, and every text is new."""
+"""Loads of requests to speak, every text new: closed loops, in which a stream sends its next request when the last one
+has ended, and open ones, whose requests come at random times, whatever has become of those before.
+"""
 
 import asyncio
 import itertools
@@ -7,6 +9,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from benchmarks.speech_metrics import Trace
 from stretto_client import ClientError, Speech
@@ -59,6 +63,27 @@ async def run(load: Load, speak: Speak, lines: Iterator[str]) -> tuple[list[Trac
 
     begun = time.perf_counter()
     await asyncio.gather(*(stream(index) for index in range(load.concurrency)))
+    return traces, time.perf_counter() - begun
+
+
+def arrivals(rate: float, number: int, seed: int = 0) -> np.ndarray:
+    """When `number` requests of which `rate` come in a second are sent, in seconds from the first [n]: at random, as
+    those of people who know nothing of each other (a Poisson process)."""
+    gaps = np.random.default_rng(seed).exponential(1 / rate, number - 1)
+    return np.concatenate([[0.0], np.cumsum(gaps)])
+
+
+async def run_open(load: Load, rate: float, speak: Speak, lines: Iterator[str]) -> tuple[list[Trace], float]:
+    """As `run`, of an open loop: as many requests as `load` has in all, `rate` a second."""
+    traces: list[Trace] = []
+
+    async def send(index: int, due_s: float) -> None:
+        await asyncio.sleep(begun + due_s - time.perf_counter())
+        traces.append(await speak(next(lines), load.options(seed=index)))
+
+    begun = time.perf_counter()
+    times = arrivals(rate, load.concurrency * load.requests)
+    await asyncio.gather(*(send(index, due_s) for index, due_s in enumerate(times)))
     return traces, time.perf_counter() - begun
 
 

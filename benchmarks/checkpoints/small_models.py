@@ -1,17 +1,19 @@
 """The published families in small, for benchmarks and for a try: random releases, put through the converter.
 
 What costs time beside the backbone is as published: vocabulary, streams, delays, strides of the codec, chunks. The
-backbone has four layers of 256, codec and audio tower few channels.
+backbone has four layers of 256, codec and audio tower few channels. Of Qwen3-TTS the depth transformer is as wide, and
+the codec an eighth as wide as published; its text, which is only looked up, has few ids.
 """
 
 import argparse
 import contextlib
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.checkpoints import random_published
+from benchmarks.checkpoints import random_published, random_qwen3_codec, random_qwen3_tts
 from benchmarks.checkpoints.random_espnet import write_codec
 from benchmarks.checkpoints.random_published import Published, Size
 from stretto.checkpoints import command as convert_checkpoint
@@ -23,22 +25,25 @@ SIZE = Size(hidden=256, layers=4)
 
 @dataclass(frozen=True)
 class SmallModel:
-    """One of the converter's families, and what a benchmark asks it: the tasks to speak and to listen.
+    """One of the converter's families, and what a benchmark asks it: the tasks to speak and to listen, where it can.
 
     has_text: whether it writes before it speaks. guidance_scale: the authors' own, None where it knows no guidance.
+    options: of every request to speak.
     """
 
     family: str
     speak: str
-    listen: str
+    listen: str | None
     has_text: bool
     guidance_scale: float | None
+    options: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 SMALL_MODELS = {
     "bagpiper-small": SmallModel("bagpiper", "tts", "understand", True, 3.0),
     "opuslm-small": SmallModel("opuslm", "tts", "asr", False, None),
     "dialogue-small": SmallModel("opuslm-dialogue", "dialogue", "asr", True, None),
+    "qwen3-tts-small": SmallModel("qwen3-tts", "tts", None, False, None, {"voice": "ryan", "language": "english"}),
 }
 
 
@@ -64,13 +69,25 @@ def write_checkpoint(
 ) -> Path:
     """What the converter makes of a random release: a directory that the server loads. Its account goes to stderr."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        published, codec = write_release(family, Path(folder), vocabulary, size)
-        words = [family, "--model", published.model, "--config", published.config, "--tokenizer", published.tokenizer]
-        words += ["--backbone", published.backbone, "--codec", codec, "--out", out]
-        words += ["--audio-config", published.audio] if published.audio else []
+        if family == "qwen3-tts":
+            words = _write_qwen3_tts(Path(folder))
+        else:
+            published, codec = write_release(family, Path(folder), vocabulary, size)
+            words = ["--model", published.model, "--config", published.config, "--tokenizer", published.tokenizer]
+            words += ["--backbone", published.backbone, "--codec", codec]
+            words += ["--audio-config", published.audio] if published.audio else []
+        words = [family, *words, "--out", out]
         if convert_checkpoint.main([str(word) for word in words]) != 0:
             raise RuntimeError(f"the converter refused the random release of {family}")
     return out
+
+
+def _write_qwen3_tts(folder: Path) -> list[str | Path]:
+    """Of Qwen3-TTS there is one small release; what the converter is told of it."""
+    release = random_qwen3_tts.write_release(folder / "release", random_qwen3_tts.proportioned_config())
+    codec = random_qwen3_codec.write_qwen3_codec(release / "speech_tokenizer", "small")
+    files = "--model", release, "--config", release / "config.json", "--tokenizer", release
+    return [*files, "--codec", codec]
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from benchmarks.checkpoints.small_models import SMALL_MODELS
-from benchmarks.family import FamilyLoad, beside, heard_codes
-from benchmarks.speech_load import follow
+from benchmarks.family import Count, FamilyLoad, beside, heard_codes
+from benchmarks.speech_load import Load, arrivals, follow, run_open
 from benchmarks.speech_metrics import Trace
 from stretto_client import RequestRefused, SpeechEvent
 
@@ -44,9 +44,10 @@ class FakeServer:
         return float(seed)
 
 
-def load(name: str, server: FakeServer, **flags: Any) -> FamilyLoad:
+def load(name: str, server: FakeServer, count: Count = dict, **flags: Any) -> FamilyLoad:
     given = {"family": name, "guidance": None, "listeners": None, "rounds": 2, "requests": 2, "frames": 50}
-    return FamilyLoad(SMALL_MODELS[name], server.speak, server.listen, argparse.Namespace(**given | flags))
+    model, arguments = SMALL_MODELS[name], argparse.Namespace(**given | {"open_s": 0.5} | flags)
+    return FamilyLoad(model, server.speak, server.listen if model.listen else None, arguments, count)
 
 
 def test_guidance_is_weighed_where_the_family_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,3 +124,55 @@ def test_opuslm_hears_nine_streams_of_codes() -> None:
     codes = heard_codes(np.random.default_rng(0))
     assert [len(stream) for stream in codes] == [250] * 9
     assert max(map(max, codes[1:])) < 1024
+
+
+def test_processor_time_is_that_of_the_streams_alone() -> None:
+    server, rounds = FakeServer(), itertools.count()
+
+    def count() -> dict[str, float]:
+        return {"engine": 0.5 * len(server.asked), "client": 0.3 * len(server.asked) + next(rounds) // 2}
+
+    record = asyncio.run(load("qwen3-tts-small", server, count).measure(3))
+    assert record["left_out"].keys() == {"cfg_retention", "mixed"}
+    assert record["frames_per_engine_cpu_s"] == pytest.approx(50 / 0.5)
+    assert record["frames_per_cpu_s"] == pytest.approx(50 / 0.8)
+    assert record["cpu_ms_per_frame"] == pytest.approx({"engine": 10.0, "client": 6.0})
+    assert "frames_per_cpu_s" not in asyncio.run(load("opuslm-small", FakeServer()).measure(1))
+
+
+def test_an_open_loop_sends_without_waiting_for_answers() -> None:
+    seen: list[dict[str, Any]] = []
+    all_sent = asyncio.Event()
+
+    async def speak(text: str, options: dict[str, Any]) -> Trace:
+        seen.append(options)
+        if len(seen) == 12:
+            all_sent.set()
+        await all_sent.wait()  # nobody is answered before the last has asked
+        return Trace(0.0, arrivals=[1.0], durations=[1.0], sound=0.0, finished=1.0)
+
+    async def sent() -> tuple[list[Trace], float]:
+        return await asyncio.wait_for(run_open(Load(1, 12, 50, None), 400.0, speak, iter(map(str, range(12)))), 120)
+
+    traces, wall_s = asyncio.run(sent())
+    assert len(traces) == 12
+    assert wall_s >= arrivals(400.0, 12)[-1]
+    assert len({options["seed"] for options in seen}) == 12
+
+
+def test_arrivals_are_as_frequent_as_asked_for_and_random() -> None:
+    times = arrivals(5.0, 4001)
+    gaps = np.diff(times)
+    assert times[0] == 0
+    assert gaps.mean() == pytest.approx(1 / 5.0, rel=0.05)
+    assert gaps.std() == pytest.approx(1 / 5.0, rel=0.1)  # of an exponential distribution, the same
+
+
+def test_an_open_loop_is_at_a_share_of_the_rate_that_was_reached() -> None:
+    server = FakeServer()
+    record = asyncio.run(load("qwen3-tts-small", server, open_s=0.4).measure_open(0.5, 200.0))
+    assert (record["share"], record["rate"], record["requests"]) == (0.5, 100.0, 40)
+    assert len(server.asked) == 40
+    assert record["audio_underrun_p50"] == 0
+    few = asyncio.run(load("qwen3-tts-small", FakeServer(), open_s=0.01).measure_open(0.5, 200.0))
+    assert few["requests"] == 16

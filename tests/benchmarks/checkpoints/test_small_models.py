@@ -9,6 +9,7 @@ from benchmarks.checkpoints.small_models import SMALL_MODELS, write_checkpoint
 from stretto.codec.registry import load_codec
 from stretto.families.bagpiper.family import BagpiperVocabulary
 from stretto.families.opuslm.family import OpusVocabulary
+from stretto.families.qwen3_tts.family import DEPTH
 from stretto.families.registry import family_at
 from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM
 
@@ -23,8 +24,20 @@ def test_a_small_model_has_the_tasks_that_it_is_asked_for_and_a_codec_of_its_cod
     family = family_at(checkpoint)
     assert family.name == model.family.replace("-", "_")
     assert len(family.task(model.speak).segments) == 1 + model.has_text
-    assert "audio" in family.task(model.listen).needs
+    assert model.listen is None or "audio" in family.task(model.listen).needs
     assert bool(family.guided_streams) == (model.guidance_scale is not None)
     spec = load_codec(family.codec, checkpoint).spec
     assert (spec.num_codebooks, spec.codebook_size) == (family.layout.num_codebooks, family.layout.codebook_size)
     assert spec.frame_rate == family.frame_rate
+
+
+def test_qwen3_tts_has_its_published_proportions(tmp_path: Path) -> None:
+    family = family_at(write_checkpoint("qwen3-tts", tmp_path / "checkpoint"))
+    assert family.depth is not None
+    assert (family.layout.num_codebooks, family.layout.codebook_size) == (16, 2048)
+    assert family.depth.num_layers == 1
+    for name in ("hidden", "intermediate", "num_heads", "num_kv_heads"):
+        assert getattr(DEPTH, name) == 4 * getattr(family.depth, name)
+    decoder = load_codec(family.codec, tmp_path / "checkpoint").get_submodule("decoder")
+    size = sum(each.numel() for name, each in decoder.named_parameters() if "_codebook" not in name)
+    assert 1.6e6 < size < 1.9e6

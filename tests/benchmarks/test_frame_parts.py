@@ -1,0 +1,26 @@
+"""The parts of a frame: measured on a small checkpoint, they add up to what the engine uses."""
+
+import argparse
+import math
+from pathlib import Path
+
+import pytest
+
+from benchmarks.checkpoints.small_models import SMALL_MODELS, write_checkpoint
+from stretto.engine.environment import prepare_environment
+
+pytestmark = pytest.mark.engine
+
+
+def test_the_parts_of_a_frame_add_up(tmp_path: Path) -> None:
+    prepare_environment()
+    from benchmarks.frame_parts import measure_parts
+
+    checkpoint, model = write_checkpoint("qwen3-tts", tmp_path / "checkpoint"), SMALL_MODELS["qwen3-tts-small"]
+    arguments = argparse.Namespace(family="qwen3-tts-small", concurrency=[2], frames=8, rounds=1)
+    (record,) = measure_parts(checkpoint, model, arguments)
+    parts = dict(record["cpu_ms_per_frame"])
+    assert parts.pop("codec") > 0
+    assert set(parts) == {"talker", "predictor", "rest"}
+    assert all(ms > 0 for ms in parts.values())
+    assert math.isclose(sum(parts.values()), 1e3 / record["frames_per_engine_cpu_s"], rel_tol=0.25)
