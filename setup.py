@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the model repository travels in the wheel, as data of the package."""
+"""What pyproject.toml cannot say: the model repository and the gateway's page travel in the wheel, as data."""
 
 from setuptools import find_packages, setup
 
@@ -13,6 +13,7 @@ setup(
         DATA: "model_repository",
     },
     package_data={
+        "stretto_gateway": ["static/*"],
         DATA: [
             "*/config.pbtxt",
             "*/1/model.py",
@@ -20,6 +21,6 @@ setup(
             "*/1/.gitkeep",  # Triton wants the folder of a version, also where it is empty
             "*/1/checkpoint/*.json",
             "*/1/checkpoint/*.safetensors",
-        ]
+        ],
     },
 )

@@ -69,10 +69,21 @@ class Catalogue:
             "created": self._since,
             "owned_by": "stretto",
             "tasks": [task.name for task in profile.tasks],
+            "conversations": [conversation(task) for task in profile.tasks if converses(task)],
             "voices": list(profile.voices),
             "sample_rate": profile.sample_rate,
             "times_words": profile.times_words,
         }
+
+
+def converses(task: TaskProfile) -> bool:
+    """Whether it answers what a user says, by turns."""
+    return task.answers == "user" and task.has_history
+
+
+def conversation(task: TaskProfile) -> dict[str, Any]:
+    """What of a user's turn a task needs, and takes also; and whether its replies are spoken."""
+    return {"task": task.name, "needs": list(task.needs), "also": list(task.also), "speaks": task.speaks}
 
 
 def aliases(profile: ModelProfile) -> dict[str, str | None]:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from stretto_client import ModelProfile, TaskProfile
 from stretto_gateway.api_error import ApiError, refused
+from stretto_gateway.catalogue import converses
 from stretto_gateway.speech_request import AudioFormat, Body, Text
 
 MAX_TURNS, MAX_PARTS = 64, 64  # of a conversation, and of a turn
@@ -117,7 +118,7 @@ def conversing_task(profile: ModelProfile, kinds: set[str], speaks: bool) -> Tas
     """The first task that answers a user's turn of these kinds, with or without speech; ApiError without any."""
     for task in profile.tasks:
         fits = set(task.needs) <= kinds <= {*task.needs, *task.also}
-        if task.answers == "user" and task.has_history and task.speaks == speaks and fits:
+        if converses(task) and task.speaks == speaks and fits:
             return task
     told = f"{profile.family!r} has no conversation that answers {' and '.join(sorted(kinds))} in "
     raise ApiError(400, f"model: {told}{'speech' if speaks else 'text'}", "model", "unsupported")

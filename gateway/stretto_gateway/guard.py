@@ -13,11 +13,13 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from stretto_gateway import page
 from stretto_gateway.api_error import ApiError
 from stretto_gateway.config import GatewayConfig, Limits
 
 LOG = logging.getLogger("stretto_gateway")
-OPEN_PATHS = ("/health/live", "/health/ready")  # which balancers ask, without a key
+# What balancers ask without a key, and people's browsers before they have one.
+OPEN_PATHS = ("/health/live", "/health/ready", *page.FILES)
 GONE = 499  # the status of who has left before there was another one
 SMALL_BYTES = 65_536  # of a body, for which there is always room
 CONVERSATIONS = "/v1/chat/completions"

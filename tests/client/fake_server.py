@@ -49,6 +49,7 @@ class Chunk:
     is_last: bool = False
     is_16_bit: bool = False
     codes: list[list[int]] | None = None
+    pcm: np.ndarray | None = None  # [num_samples] int16, in the place of one level
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ def response(step: Chunk) -> service_pb2.ModelStreamInferResponse:
         pcm = (
             np.full(step.num_samples, 8192, np.int16) if step.is_16_bit else np.full(step.num_samples, 0.25, np.float32)
         )
+        pcm = pcm if step.pcm is None else step.pcm
         name, datatype = ("pcm16", "INT16") if step.is_16_bit else ("pcm", "FP32")
         reply.outputs.add(name=name, datatype=datatype, shape=[step.num_samples])
         reply.raw_output_contents.append(pcm.tobytes())

@@ -53,6 +53,14 @@ async def test_a_turn_is_answered_in_speech(start: Start) -> None:
     assert json.loads(request["options"])["seed"] == 1
 
 
+async def test_the_model_tells_of_its_conversations(start: Start) -> None:
+    client = (await start(REPLY, TALKS)).openai()
+    (model,) = [model async for model in client.models.list()]
+    told = {"needs": ["text"], "also": ["audio"]}
+    expected = [told | {"task": "dialogue", "speaks": True}, told | {"task": "chat", "speaks": False}]
+    assert model.to_dict()["conversations"] == expected
+
+
 async def test_a_turn_is_answered_in_text(start: Start) -> None:
     running = await start([Chunk(0, None, text="fine", is_final=True, is_last=True)], TALKS)
     question: list[Any] = [{"role": "user", "content": "How are you?"}]

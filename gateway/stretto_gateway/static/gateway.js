@@ -1,0 +1,86 @@
+// The way to the gateway: requests with the tab's key, errors in words, answers as they come.
+
+const KEY = "stretto-key"; // of sessionStorage: gone with the tab
+const WORDS = {
+  invalid_api_key: "The gateway does not know this key.",
+  origin_not_allowed:
+    "A gateway without keys answers only a page that was opened by address: use http://127.0.0.1 or http://localhost.",
+};
+
+/** What went wrong, in words; `param` is the field that it is about, where it is about one. */
+export class GatewayError extends Error {
+  constructor(message, { status = 0, param = null, code = null } = {}) {
+    super(message);
+    Object.assign(this, { status, param, code });
+  }
+}
+
+/** Use this key from now on; null: none. */
+export function keepKey(key) {
+  if (key === null) sessionStorage.removeItem(KEY);
+  else sessionStorage.setItem(KEY, key);
+}
+
+/** The answer to a request; GatewayError where there is none, or an error. */
+export async function ask(path, options = {}) {
+  const key = sessionStorage.getItem(KEY);
+  const headers = { ...options.headers, ...(key === null ? {} : { authorization: `Bearer ${key}` }) };
+  let answer;
+  try {
+    answer = await fetch(new URL(path, document.baseURI), { ...options, headers });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new GatewayError("The gateway does not answer. Is it still running?");
+  }
+  if (!answer.ok) throw await refusal(answer);
+  return answer;
+}
+
+/** The answer to a request with a body of JSON. */
+export function post(path, record, signal) {
+  const headers = { "content-type": "application/json" };
+  return ask(path, { method: "POST", headers, body: JSON.stringify(record), signal });
+}
+
+async function refusal(answer) {
+  const record = await answer.json().catch(() => ({}));
+  const error = record.error ?? { message: `The gateway answered with status ${answer.status}.` };
+  if (answer.status === 401) document.dispatchEvent(new Event("key-wanted"));
+  return new GatewayError(WORDS[error.code] ?? error.message, { ...error, status: answer.status });
+}
+
+/** The server-sent events of an answer, as they come; GatewayError for one that tells of an error. */
+export async function* events(answer) {
+  let text = "";
+  try {
+    for await (const part of parts(answer.body.pipeThrough(new TextDecoderStream()))) {
+      const blocks = (text + part).split("\n\n");
+      text = blocks.pop();
+      for (const block of blocks) {
+        const data = block.split("\n").find((line) => line.startsWith("data: "))?.slice(6);
+        if (data === undefined || data === "[DONE]") continue;
+        const event = JSON.parse(data);
+        if (event.error) throw new GatewayError(event.error.message, event.error);
+        yield event;
+      }
+    }
+  } catch (error) {
+    if (error instanceof GatewayError || error.name === "AbortError") throw error;
+    throw new GatewayError("The answer broke off.");
+  }
+}
+
+async function* parts(stream) {
+  const reader = stream.getReader();
+  try {
+    for (let read = await reader.read(); !read.done; read = await reader.read()) yield read.value;
+  } finally {
+    reader.cancel().catch(() => {}); // so that the gateway knows that nobody listens any more
+  }
+}
+
+/** Samples, Int16Array, of their base64. */
+export function samplesOf(base64) {
+  const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+  return new Int16Array(bytes.buffer);
+}

@@ -1,0 +1,51 @@
+// Draws how loud speech is over time, as far as there is any, and how far it is played.
+
+const STEP_S = 0.05; // a peak
+const BAR_PX = 3;
+const PITCH_PX = 6;
+
+/** Peaks that grow with the speech, on a canvas. */
+export class Waveform {
+  constructor(canvas) {
+    this.canvas = canvas;
+    this.clear();
+  }
+
+  clear() {
+    this.peaks = []; // of each STEP_S, 0 to 1
+    this.numSamples = 0;
+  }
+
+  /** More samples, Int16Array at `rate` Hz. */
+  add(samples, rate) {
+    for (const sample of samples) {
+      const step = Math.floor(this.numSamples++ / (rate * STEP_S));
+      this.peaks[step] = Math.max(this.peaks[step] ?? 0, Math.abs(sample) / 32768);
+    }
+  }
+
+  /** Draw; `playedS` of it are behind the listener. */
+  draw(playedS) {
+    const { canvas, peaks } = this;
+    const { clientWidth: width, clientHeight: height } = canvas;
+    const scale = window.devicePixelRatio;
+    canvas.width = Math.round(width * scale);
+    canvas.height = Math.round(height * scale);
+    const style = getComputedStyle(canvas);
+    const colour = (name) => style.getPropertyValue(name);
+    const pen = canvas.getContext("2d");
+    pen.scale(scale, scale);
+    const numBars = Math.floor(width / PITCH_PX);
+    const perBar = Math.max(1, peaks.length / numBars);
+    for (let bar = 0; bar < numBars; bar++) {
+      const first = Math.floor(bar * perBar);
+      const inBar = peaks.slice(first, Math.max(first + 1, Math.floor((bar + 1) * perBar)));
+      const long = Math.max(BAR_PX, Math.max(0, ...inBar) ** 0.7 * height);
+      const isPlayed = inBar.length > 0 && bar * perBar * STEP_S < playedS;
+      pen.fillStyle = colour(isPlayed ? "--accent" : inBar.length > 0 ? "--rest" : "--line");
+      pen.beginPath();
+      pen.roundRect(bar * PITCH_PX, (height - long) / 2, BAR_PX, long, BAR_PX / 2);
+      pen.fill();
+    }
+  }
+}

@@ -1,0 +1,390 @@
+"""The page in a Chromium: what a person types, hears and is told."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from tests.client.fake_server import PROFILE, Abort, Chunk, ErrorText, Request, Step, Until
+from tests.gateway.browser import EXECUTABLE, Browser, Tab, chromium, driving
+from tests.gateway.conftest import Start
+from tests.gateway.test_chat import task
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("chromium"),
+    pytest.mark.skipif(not EXECUTABLE, reason="no Chromium on the PATH; on Debian: apt-get install chromium"),
+]
+KEY = "sk-0123456789abcdef"
+READY = "document.querySelector('[role=tabpanel]:not([hidden])')"
+CONTROL = 2
+NAMES = [
+    "paper",
+    "card",
+    "field",
+    "soft",
+    "ink",
+    "quiet",
+    "accent",
+    "accent-strong",
+    "on-accent",
+    "wrong",
+]  # of colours
+# Hands all samples that reach the device to `heard`, but for silence.
+RECORDER = """
+const Context = AudioContext, connect = AudioNode.prototype.connect;
+window.heard = [];
+window.pass = async (seconds) => {  // of the device's own time, in which it hands out samples; none pass while it rests
+  const end = context.currentTime + seconds;
+  while (context.state === "running" && context.currentTime < end) await new Promise((go) => setTimeout(go, 10));
+};
+const context = new Context({ sampleRate: 24000 });
+window.AudioContext = function (options) { return options === undefined ? new Context() : context; };
+window.recorderReady = (async () => {
+  await context.audioWorklet.addModule("/recorder.js");
+  const recorder = new AudioWorkletNode(context, "recorder");
+  recorder.port.onmessage = ({ data }) => heard.push(...data);
+  connect.call(recorder, context.destination);
+  AudioNode.prototype.connect = function (target, ...rest) {
+    return connect.call(this, target === context.destination ? recorder : target, ...rest);
+  };
+})();
+"""
+WORKLET = """
+registerProcessor("recorder", class extends AudioWorkletProcessor {
+  process([[samples]]) {
+    const loud = samples?.filter((sample) => sample !== 0).map((sample) => sample * 32768);
+    if (loud?.length) this.port.postMessage(loud);
+    return true;
+  }
+});
+"""
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with chromium(tmp_path_factory.mktemp("chromium")) as address:
+        yield address
+
+
+@pytest.fixture
+async def browser(address: str) -> AsyncIterator[Browser]:
+    async with driving(address) as browser:
+        yield browser
+
+
+def wave(seed: int, num_samples: int) -> np.ndarray:
+    """Samples [n] int16 that are like no others, and none of them silence."""
+    return np.random.default_rng(seed).integers(1, 32_767, num_samples).astype(np.int16)
+
+
+WAVES = [wave(0, 4800), wave(1, 7777), wave(2, 2400)]
+ALL = [sample for each in WAVES for sample in each.tolist()]
+CHUNKS = [
+    Chunk(0, 4800, is_16_bit=True, pcm=WAVES[0], words=("a",)),
+    Chunk(1, 7777, is_16_bit=True, pcm=WAVES[1], words=("cat",)),
+    Chunk(2, 2400, is_16_bit=True, pcm=WAVES[2], is_final=True, is_last=True),
+]
+LONG = Chunk(0, 240_000, is_16_bit=True, pcm=wave(3, 240_000))
+TALKS = PROFILE | {"tasks": [*PROFILE["tasks"], task("dialogue", also=[]), task("hearing", needs=["audio"], also=[])]}
+
+
+async def listened(browser: Browser, url: str) -> Tab:
+    """A tab with the page, whose samples are kept on their way to the device."""
+    tab = await browser.tab()
+    await tab.serve("*/recorder.js", WORKLET, "text/javascript")
+    await tab.send("Page.addScriptToEvaluateOnNewDocument", source=RECORDER)
+    await tab.open(url, READY)
+    await tab.value("recorderReady")
+    return tab
+
+
+async def test_what_is_sent_is_heard_from_the_first_chunk_on_sample_by_sample(start: Start, browser: Browser) -> None:
+    go = asyncio.Event()
+    running = await start([CHUNKS[0], Until(go), *CHUNKS[1:]])
+    tab = await listened(browser, running.url)
+    await tab.write("#text", "A cat.")
+    await tab.value("document.querySelector('#voice').value = 'rms'")
+    await tab.write("#seed", "11")
+    await tab.click("#speak-button")
+    await tab.wait(f"heard.length >= {len(WAVES[0])}")
+    await tab.wait("document.querySelector('#first-sound').innerText !== '–'")
+    go.set()
+    await tab.reads("#speak-status", "Finished")
+    assert await tab.value("heard") == ALL
+    (request,) = running.behind.requests
+    options = json.loads(request["options"])
+    assert (request["text"], options["voice"], options["seed"]) == (b"A cat.", "rms", 11)
+    assert await tab.text("#used-seed") == "11"
+    assert (await tab.text("#words")).split() == ["a", "cat"]
+    assert await tab.text("#length") == f"{len(ALL) / 24_000:.1f} s"
+
+
+async def test_it_is_played_again_and_handed_out_as_a_file(start: Start, browser: Browser, tmp_path: Path) -> None:
+    running = await start(CHUNKS)
+    tab = await listened(browser, running.url)
+    await tab.save_downloads_to(tmp_path)
+    await tab.click("#speak-button")
+    await tab.wait("!document.querySelector('#again-button').disabled")
+    await tab.click("#again-button")
+    await tab.wait(f"heard.length === {2 * len(ALL)}")
+    assert await tab.value("heard") == ALL + ALL
+    await tab.click("#download")
+    file = tmp_path / "speech.wav"
+    async with asyncio.timeout(60):
+        while not file.exists() or file.stat().st_size < 44 + 2 * len(ALL):
+            await asyncio.sleep(0.02)
+    content = file.read_bytes()
+    assert content[:4] == b"RIFF"
+    assert content[44:] == np.array(ALL, np.int16).tobytes()
+    assert len(running.behind.requests) == 1
+
+
+@pytest.mark.parametrize("by", ["button", "Escape"])
+async def test_a_stop_is_silence_and_the_end_of_the_work(start: Start, browser: Browser, by: str) -> None:
+    running = await start([LONG, Until(asyncio.Event())])
+    tab = await listened(browser, running.url)
+    await tab.write("#text", "A cat.")
+    await tab.press("Enter", CONTROL)
+    await tab.wait("heard.length > 0")
+    await (tab.click("#stop-button") if by == "button" else tab.press("Escape"))
+    async with asyncio.timeout(60):
+        await running.behind.cancelled.wait()
+    await tab.wait("document.querySelector('#stop-button').disabled")
+    assert await tab.text("#speak-status") == "Stopped."
+    assert await tab.value("pass(0.1).then(() => heard.length)") == await tab.value(
+        "pass(0.2).then(() => heard.length)"
+    )
+    await tab.click("#again-button")
+    await tab.wait("!document.querySelector('#stop-button').disabled")
+    assert running.behind.num_cancelled == 1
+
+
+async def test_a_new_text_takes_the_place_of_one_that_is_being_spoken(start: Start, browser: Browser) -> None:
+    def script(request: Request) -> list[Step]:
+        return CHUNKS if request["text"] == b"Two." else [LONG, Until(asyncio.Event())]
+
+    running = await start(script)
+    tab = await listened(browser, running.url)
+    await tab.write("#text", "One.")
+    await tab.click("#speak-button")
+    await tab.wait("heard.length > 0")
+    await tab.write("#text", "Two.")
+    await tab.click("#speak-button")
+    await tab.reads("#speak-status", "Finished")
+    assert await tab.value(f"heard.slice(-{len(ALL)})") == ALL
+    async with asyncio.timeout(60):
+        await running.behind.cancelled.wait()
+
+
+async def test_errors_are_told_in_words_at_the_field(start: Start, browser: Browser) -> None:
+    running = await start([ErrorText("invalid request: text: expected words, got '!'")])
+    tab = await browser.tab()
+    await tab.open(running.url, READY)
+    for field, written, told in (
+        ("text", " ", "Write what shall be said."),
+        ("text", "!", "input: expected words, got '!'"),
+        ("seed", "x", "A seed is a whole number, or nothing for a new one."),
+    ):
+        await tab.write(f"#{field}", written)
+        await tab.click("#speak-button")
+        await tab.reads(f"#{field}-error", told)
+        assert await tab.value("document.activeElement.id") == field
+        assert await tab.value(f"document.querySelector('#{field}').getAttribute('aria-invalid')") == "true"
+    assert not await tab.text("#text-error"), "what was wrong before is told still"
+
+
+async def test_what_breaks_off_is_told(start: Start, browser: Browser) -> None:
+    running = await start([CHUNKS[0], Abort(grpc.StatusCode.INTERNAL, "")])
+    tab = await browser.tab()
+    await tab.open(running.url, READY)
+    await tab.click("#speak-button")
+    await tab.reads("#speak-error", "the speech server failed on this request")
+    assert await tab.value("document.querySelector('#download').hidden")
+
+
+async def test_a_key_is_asked_for_where_there_are_keys_and_kept_in_the_tab_alone(
+    start: Start, browser: Browser
+) -> None:
+    running = await start(CHUNKS, keys=(KEY,))
+    tab = await browser.tab()
+    await tab.open(running.url, "!document.querySelector('#key-form').hidden")
+    assert not await tab.value(READY)
+    await tab.write("#key", "a-wrong-key-of-mine")
+    await tab.press("Enter")
+    await tab.reads("#key-error", "The gateway does not know this key.")
+    assert await tab.value("sessionStorage.length") == 0
+    await tab.write("#key", KEY)
+    await tab.press("Enter")
+    await tab.wait(READY)
+    assert await tab.value("document.querySelector('#key-form').hidden")
+    await tab.click("#speak-button")
+    await tab.reads("#speak-status", "Finished")
+    assert await tab.value("[localStorage.length, document.cookie, document.querySelector('#key').value]") == [
+        0,
+        "",
+        "",
+    ]
+    await tab.open(running.url, READY)  # again, with the key of the tab
+    assert KEY not in "".join(tab.urls)
+
+
+async def test_without_keys_none_is_asked_for_and_nothing_is_kept_or_asked_of_another_host(
+    start: Start, browser: Browser
+) -> None:
+    running = await start(CHUNKS)
+    tab = await browser.tab()
+    await tab.open(running.url, READY)
+    await tab.click("#speak-button")
+    await tab.reads("#speak-status", "Finished")
+    assert await tab.value("document.querySelector('#key-form').hidden")
+    assert await tab.value("sessionStorage.length") == 0
+    assert len(tab.urls) > 10
+    assert [url for url in tab.urls if not url.startswith(f"{running.url}/")] == []
+    assert tab.complaints == []
+
+
+async def test_a_file_and_a_recording_are_written_down(start: Start, browser: Browser, tmp_path: Path) -> None:
+    said = [Chunk(0, None, text="It is "), Chunk(1, None, text="late.", is_final=True, is_last=True)]
+    running = await start(said)
+    tab = await browser.tab()
+    await tab.open(running.url, READY)
+    await tab.click("#transcribe-tab")
+    file = tmp_path / "speech.wav"
+    file.write_bytes(b"RIFF and more")
+    await tab.choose("#file", file)
+    await tab.reads("#transcribe-status", "Heard:")
+    assert await tab.text("#transcript") == "It is late."
+    assert running.behind.requests[0]["audio"] == b"RIFF and more"
+    await tab.click("#record-button")
+    await tab.reads("#record-button", "Finish")
+    await tab.click("#record-button")
+    async with asyncio.timeout(60):
+        while len(running.behind.requests) < 2:
+            await asyncio.sleep(0.02)
+    recorded = running.behind.requests[1]["audio"]
+    assert recorded[:4] == b"RIFF"
+    assert int.from_bytes(recorded[40:44], "little") == len(recorded) - 44
+
+
+async def test_a_file_that_cannot_be_read_is_told_at_the_field(start: Start, browser: Browser, tmp_path: Path) -> None:
+    running = await start([ErrorText("invalid request: audio: expected a wav, flac, ogg or mp3 file")])
+    tab = await browser.tab()
+    await tab.open(running.url, READY)
+    await tab.click("#transcribe-tab")
+    (tmp_path / "notes.txt").write_text("none")
+    await tab.choose("#file", tmp_path / "notes.txt")
+    await tab.reads("#file-error", "file: expected a wav")
+
+
+async def test_a_conversation_goes_on_by_turns_and_is_heard(start: Start, browser: Browser) -> None:
+    running = await start([Chunk(9, None, text="Fine."), *CHUNKS], TALKS)
+    tab = await listened(browser, running.url)
+    await tab.click("#converse-tab")
+    for turn in (1, 2):
+        await tab.write("#turn", "How are you?")
+        await tab.press("Enter")
+        await tab.wait(f"heard.length === {turn * len(ALL)}")
+        await tab.reads("#converse-status", "Your turn.")
+    assert await tab.value("heard") == ALL + ALL
+    assert (await tab.text("#turns")).splitlines() == ["How are you?", "Fine."] * 2
+    question, answer = {"role": "user", "text": "How are you?"}, {"role": "assistant", "text": "Fine."}
+    assert json.loads(running.behind.requests[1]["messages"]) == [question, answer, question]
+    await tab.click("#talk-button")
+    await tab.reads("#talk-button", "Finish")
+    await tab.click("#talk-button")
+    await tab.wait(f"heard.length === {3 * len(ALL)}")
+    assert running.behind.requests[2]["audio"][:4] == b"RIFF"
+
+
+async def test_what_the_model_cannot_do_is_not_shown(start: Start, browser: Browser) -> None:
+    running = await start(CHUNKS, PROFILE | {"voices": [], "tasks": PROFILE["tasks"][:1]})
+    tab = await browser.tab()
+    await tab.open(running.url, READY)
+    assert await tab.value("document.querySelector('#tabs').hidden")
+    assert await tab.value("document.querySelector('#voice-field').hidden")
+    await tab.click("#speak-button")
+    await tab.reads("#speak-status", "Finished")
+
+
+async def test_keys_reach_everything_and_all_that_can_be_used_has_a_name(start: Start, browser: Browser) -> None:
+    running = await start(CHUNKS, TALKS)
+    tab = await browser.tab()
+    await tab.open(running.url, READY)
+    reached = []
+    for _ in range(9):
+        await tab.press("Tab")
+        reached.append(await tab.value("document.activeElement.id"))
+    assert reached[:5] == ["speak-tab", "text", "voice", "seed", "speak-button"]
+    await tab.value("document.querySelector('#speak-tab').focus()")
+    for name in ("transcribe", "converse", "speak"):
+        await tab.press("ArrowRight")
+        assert await tab.value("document.activeElement.id") == f"{name}-tab"
+        assert await tab.value(f"!document.querySelector('#{name}').hidden")
+        nodes = (await tab.send("Accessibility.getFullAXTree"))["nodes"]
+        named = {
+            "button": 1, "textbox": 0, "combobox": 0, "tab": 3, "tabpanel": 1, "tablist": 1, "status": 1, "log": 0,
+        }  # fmt: skip
+        for node in nodes:
+            role = node.get("role", {}).get("value")
+            if not node["ignored"] and role in named and role != "status":
+                assert node["name"]["value"], (name, node)
+        roles = [node["role"]["value"] for node in nodes if not node["ignored"]]
+        assert all(roles.count(role) >= least for role, least in named.items()), roles
+
+
+@pytest.mark.parametrize("width", [320, 390])
+async def test_nothing_runs_over_the_edge_of_a_phone(start: Start, browser: Browser, width: int) -> None:
+    running = await start(CHUNKS, TALKS)
+    tab = await browser.tab()
+    await tab.send("Emulation.setDeviceMetricsOverride", width=width, height=740, deviceScaleFactor=2, mobile=True)
+    await tab.open(running.url, READY)
+    await tab.click("#speak-button")
+    await tab.reads("#speak-status", "Finished")
+    for name in ("speak", "transcribe", "converse"):
+        await tab.click(f"#{name}-tab")
+        assert await tab.value("document.documentElement.scrollWidth") <= width, name
+        over = (
+            "[...document.body.querySelectorAll('*')].filter((each) => each.getBoundingClientRect().right > innerWidth)"
+        )
+        assert await tab.value(f"{over}.map((each) => each.id || each.tagName)") == []
+
+
+async def test_in_the_dark_its_colours_are_others_and_both_can_be_read(start: Start, browser: Browser) -> None:
+    running = await start(CHUNKS, TALKS)
+    tab = await browser.tab()
+    await tab.open(running.url, READY)
+    papers = []
+    for scheme in ("light", "dark"):
+        await tab.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        await tab.wait(f"matchMedia('(prefers-color-scheme: {scheme})').matches")
+        shown = "getComputedStyle(document.body).getPropertyValue('--' + name)"
+        colours = await tab.value(f"Object.fromEntries({NAMES}.map((name) => [name, {shown}]))")
+        papers.append(await tab.value("getComputedStyle(document.body).backgroundColor"))
+        for behind, names in (
+            ("paper", ["ink", "quiet"]),
+            ("card", ["ink", "quiet", "wrong"]),
+            ("field", ["ink", "quiet"]),
+            ("soft", ["ink", "accent-strong"]),
+            ("accent", ["on-accent"]),
+            ("accent-strong", ["on-accent"]),
+        ):
+            for name in names:
+                assert contrast(colours[name], colours[behind]) >= 4.5, (scheme, name, behind)
+    assert papers[0] != papers[1]
+
+
+def contrast(one: str, other: str) -> float:
+    """How far two colours (#rrggbb) are apart, as WCAG 2 has it: 1 to 21."""
+
+    def luminance(colour: str) -> float:
+        parts = np.array([int(colour.strip()[at : at + 2], 16) for at in (1, 3, 5)]) / 255
+        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
