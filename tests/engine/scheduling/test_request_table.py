@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stretto.engine.scheduling.request_state import NOT_YET
+from stretto.engine.scheduling.request_state import NOT_YET, RequestState
 from tests.engine.scheduling.tables import FAMILY, arrive, pair, speak, table
 
 
@@ -96,3 +96,34 @@ def test_a_half_that_is_not_there_is_not_dropped() -> None:
     arrive(known, "r")
     with pytest.raises(AssertionError, match="r has no half"):
         known.drop_unconditional(known["r"])
+
+
+def test_guidance_that_has_ended_leaves_no_pair() -> None:
+    known = table()
+    request, _ = pair(known, "r", policy="until_s", guided_until_s=0.4)
+    state = known["r"]
+    speak(state, 4)
+    assert state.next_output < state.limit
+    speak(state)
+    assert known.drop_unconditional(state) == "r#unconditional"
+    assert state.pair is None
+    assert known.with_partners([request.request_id]) == {"r"}
+
+
+def test_who_follows_the_table_is_told_of_all_that_come_and_go() -> None:
+    known, told = table(), list[tuple[str, str]]()
+
+    class Follower:
+        def add(self, state: RequestState) -> None:
+            told.append(("come", state.request.request_id))
+
+        def remove(self, request_id: str) -> None:
+            told.append(("gone", request_id))
+
+    known.followers = (Follower(),)
+    pair(known, "r")
+    arrive(known, "x")
+    known.drop_unconditional(known["r"])
+    known.remove("r", "stranger")
+    assert told == [("come", "r"), ("come", "x"), ("gone", "r#unconditional"), ("gone", "r"), ("gone", "stranger")]
+    assert list(known) == ["x"]

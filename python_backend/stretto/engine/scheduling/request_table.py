@@ -1,8 +1,9 @@
 """The requests that the scheduler holds, and the unconditional ones that it makes beside them."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 from vllm.v1.request import Request
@@ -18,15 +19,27 @@ from stretto.engine.scheduling.unconditional import unconditional_audio, uncondi
 from stretto.streams.segment import Segment
 
 
+class Follower(Protocol):
+    """Whoever keeps something of the requests beside their states."""
+
+    def add(self, state: RequestState) -> None:
+        """A request has arrived."""
+
+    def remove(self, request_id: str) -> None:
+        """A request has ended, or the unconditional one that was made beside one."""
+
+
 class RequestTable(dict[str, RequestState]):
     """The state of every request by its id; one is added and removed with vLLM's request.
 
-    revision: goes up whenever a pair gets a half, loses one, or is held until it gets one.
+    followers: are told of requests that come and go. revision: goes up whenever a pair gets a half, loses one, or is
+    held until it gets one.
     """
 
     def __init__(self, rules: SegmentRules, hash_block_size: int):
         super().__init__()
         self.rules = rules
+        self.followers: Sequence[Follower] = ()
         self.revision = 0
         self._hash_block_size = hash_block_size
 
@@ -45,6 +58,8 @@ class RequestTable(dict[str, RequestState]):
         history = RowHistory(params.codes[: request.num_prompt_tokens], track)
         state = RequestState(request, params, history, tracker, pair, is_guided=is_guided, track=track)
         self._put(state, is_caching=request._block_hasher is not None)
+        for follower in self.followers:
+            follower.add(state)
         return state
 
     def _put(self, state: RequestState, is_caching: bool) -> None:
@@ -56,9 +71,12 @@ class RequestTable(dict[str, RequestState]):
             request.block_hashes.clear()
             request.update_block_hashes()
 
-    def remove(self, request_id: str) -> None:
-        """Forget a request that has ended."""
-        self.pop(request_id, None)
+    def remove(self, *request_ids: str) -> None:
+        """Forget requests that have ended."""
+        for request_id in request_ids:
+            self.pop(request_id, None)
+            for follower in self.followers:
+                follower.remove(request_id)
 
     def partner(self, request_id: str) -> str | None:
         """The id of the other half of `request_id`, where there is one."""
@@ -113,11 +131,17 @@ class RequestTable(dict[str, RequestState]):
         self.revision += 1
 
     def drop_unconditional(self, state: RequestState) -> str:
-        """Part the pair of `state`, which goes on alone; returns the id of the half that must go."""
-        assert state.pair is not None
-        request_id = state.pair.unconditional
+        """Part the pair of `state`, which goes on alone, for good where it was guided for as long as it asked.
+
+        Returns the id of the half that must go.
+        """
+        pair = state.pair
+        assert pair is not None
+        request_id = pair.unconditional
         assert request_id is not None, f"{state.request.request_id} has no half to release"
-        state.pair.part()
+        pair.part()
+        if state.next_output >= state.limit:
+            state.pair = None
         self.remove(request_id)
         self.revision += 1
         return request_id

@@ -66,6 +66,7 @@ class PairedScheduling(Base):
         self.planner = PairPlanner(self.table, blocks)
         self.guidance = AdaptiveGuidance(self.table, blocks, load, config.max_concurrent_batches)
         self.texts = OpenTexts(self.table, self.planner, blocks)
+        self.table.followers = self.guidance, self.texts
         self.shares = KvShares(self.table, blocks, config, self.kv_cache_config)
         self.unconditional = UnconditionalOutput(self.table, blocks, self._num_in_advance)
         self.stats = StepStats(self.table, self.guidance, self.texts, blocks, share_of(config))
@@ -96,12 +97,9 @@ class PairedScheduling(Base):
 
     def _change_guidance(self) -> None:
         """Unconditional halves go, and come back, as their policies say."""
-        for state in self.guidance.ended():
-            self._drop_unconditional(state)
-            state.pair = None
+        self._drop_unconditional(self.guidance.ended())
         dropped, restored = self.guidance.change(self.running, self.current_step)
-        for state in dropped:
-            self._drop_unconditional(state)
+        self._drop_unconditional(dropped)
         for state in restored:
             put_first(self.waiting, self._add_unconditional(state))
 
@@ -164,8 +162,6 @@ class PairedScheduling(Base):
         if self.texts.take(request):
             return  # the next words of an open text come as requests, too
         state = self.table.add(request)
-        self.texts.add(state)
-        self.guidance.add(state)
         super().add_request(request)
         if state.tracker.segment is AUDIO and state.pair is not None and self.guidance.begins(state, self.current_step):
             self._add_unconditional(state)
@@ -175,9 +171,10 @@ class PairedScheduling(Base):
         super().add_request(request)
         return request
 
-    def _drop_unconditional(self, state: RequestState) -> None:
-        """Take the unconditional half from the engine, with its blocks and its slot; `state` goes on alone."""
-        super().finish_requests(self.table.drop_unconditional(state), ABORTED)
+    def _drop_unconditional(self, states: Sequence[RequestState]) -> None:
+        """Take unconditional halves from the engine, with their blocks and their slots; `states` go on alone."""
+        if states:
+            super().finish_requests([self.table.drop_unconditional(state) for state in states], ABORTED)
 
     def finish_requests(self, request_ids: Any, finished_status: RequestStatus) -> list[Request]:
         """Finish requests and, with each, the other half of its pair."""
@@ -185,16 +182,10 @@ class PairedScheduling(Base):
             request_ids = self.requests
         ids = self.table.with_partners([request_ids] if isinstance(request_ids, str) else request_ids)
         finished = super().finish_requests(ids, finished_status)
-        for request_id in ids:
-            self._forget(request_id)
+        self.table.remove(*ids)
         if finished:  # there may be nothing left to do, and no step to say so
             self.stats.report(self.running, len(self.waiting))
         return [request for request in finished if not request.request_id.endswith(UNCONDITIONAL_SUFFIX)]
-
-    def _forget(self, request_id: str) -> None:
-        self.table.remove(request_id)
-        self.texts.remove(request_id)
-        self.guidance.remove(request_id)
 
     def has_unfinished_requests(self) -> bool:
         """Whether a step has anything to do: not where all replies are held until a word comes."""
@@ -210,10 +201,8 @@ class PairedScheduling(Base):
         scheduler_output.num_scheduled_tokens = others
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         scheduler_output.num_scheduled_tokens = self._scheduled
-        for core_outputs in outputs.values():
-            core_outputs.outputs = [
-                output for output in core_outputs.outputs if output.finish_reason is None or self._complete(output)
-            ]
+        for client in outputs.values():
+            client.outputs = [each for each in client.outputs if each.finish_reason is None or self._complete(each)]
         self._sampled.send_preempted(outputs)
         self.stats.end_step(scheduler_output.total_num_scheduled_tokens, self.running, len(self.waiting))
         return outputs
@@ -222,8 +211,7 @@ class PairedScheduling(Base):
         self, request: Request, new_token_ids: list[int], is_stale: bool = False
     ) -> tuple[list[int], bool]:
         """Take the codes before vLLM takes the tokens, as the block hash of a row covers both; then send whole rows."""
-        request_id = request.request_id
-        state, codes = self.table.get(request_id), self._sampled.codes.get(request_id)
+        state, codes = self.table.get(request.request_id), self._sampled.codes.get(request.request_id)
         if state is None or codes is None:
             return super()._update_request_with_output(request, new_token_ids, is_stale)
         state.history.put(request.num_tokens, codes)
@@ -249,15 +237,13 @@ class PairedScheduling(Base):
         """Put the trailer behind the last row, which `output` is; whether it is for the client at all."""
         request_id = output.request_id
         if request_id.endswith(UNCONDITIONAL_SUFFIX):
-            self._forget(request_id)
+            self.table.remove(request_id)
             return False
-        state, partner = self.table.get(request_id), self.table.partner(request_id)
+        state, ids = self.table.get(request_id), self.table.with_partners([request_id])
         if state is not None:
             output.new_token_ids = [*output.new_token_ids, *state.trailer()]
-        if partner is not None:
-            super().finish_requests(partner, ABORTED)
-            self._forget(partner)
-        self._forget(request_id)
+        super().finish_requests(ids - {request_id}, ABORTED)
+        self.table.remove(*ids)
         return True
 
 
