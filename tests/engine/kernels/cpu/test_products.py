@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from stretto.engine.kernels.cpu import products
 from stretto.engine.kernels.cpu.products import Float32Product, Product, pad_products, padded_size
 
 
@@ -12,6 +13,15 @@ def test_a_product_is_that_of_a_linear_layer(num_rows: int, dtype: torch.dtype) 
     weight, x = table[40:250], torch.randn(num_rows, 64, generator=generator).to(dtype)
     expected = x.double() @ weight.double().T
     assert torch.allclose(Product(weight)(x).double(), expected, atol=1e-4 if dtype is torch.float32 else 0.2)
+
+
+def test_where_onednn_has_no_such_product_torch_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("could not create a primitive descriptor for the matmul primitive")
+
+    monkeypatch.setattr(products.ops, "create_onednn_mm", refuse)
+    weight, x = torch.randn(210, 64).bfloat16(), torch.randn(5, 64).bfloat16()
+    assert torch.equal(Product(weight)(x), torch.nn.functional.linear(x, weight))
 
 
 def test_a_product_in_float32_is_not_rounded_to_the_weight_s_type() -> None:

@@ -9,6 +9,7 @@ from that cache is full after some thousand requests and never right. Rows of ze
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 
 import torch
@@ -32,11 +33,11 @@ class Product:
 
     def __init__(self, weight: torch.Tensor):
         self.num_columns = len(weight)
+        self._multiply = partial(F.linear, weight=weight)
         if ops._supports_onednn:
-            prepared = ops.create_onednn_mm(weight.t(), MAX_PREPARED)
-            self._multiply = partial(_multiply_padded, partial(ops.onednn_mm, prepared, bias=None))
-        else:
-            self._multiply = partial(F.linear, weight=weight)
+            with suppress(RuntimeError):  # it has no products of bfloat16 where the processor has none (AVX2)
+                prepared = ops.create_onednn_mm(weight.t(), MAX_PREPARED)
+                self._multiply = partial(_multiply_padded, partial(ops.onednn_mm, prepared, bias=None))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The product."""
