@@ -63,7 +63,7 @@ async def reply(
 async def completion(events: AsyncGenerator[SpeechEvent, None], body: ChatRequest) -> dict[str, Any]:
     """The whole reply."""
     name = "pcm" if body.audio.format == "pcm16" else body.audio.format
-    encoder, audio = make_encoder(name, DEFAULT_RATE), b""
+    encoder, audio = make_encoder(name, DEFAULT_RATE), bytearray()
     text, report = "", dict[str, Any]()
     async with aclosing(events):
         async for event in events:

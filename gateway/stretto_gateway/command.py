@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from stretto_client.__main__ import Parser
 from stretto_gateway.app import make_app
@@ -28,9 +29,9 @@ MIN_KEY_CHARS = 16
 class Server(uvicorn.Server):
     """uvicorn, which tells the gateway when it is to end, and the launcher when it listens."""
 
-    def __init__(self, config: uvicorn.Config, message: str):
+    def __init__(self, app: FastAPI, config: uvicorn.Config, message: str):
         super().__init__(config)
-        self._message = message
+        self._app, self._message = app, message
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -39,7 +40,7 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal lets running answers end, a second one does not. Neither is an exit by a signal."""
-        self.config.app.state.is_draining = True  # type: ignore[union-attr]
+        self._app.state.is_draining = True
         self.force_exit = self.should_exit
         self.should_exit = True
 
@@ -76,8 +77,9 @@ def make_server(
     config: GatewayConfig, listener: socket.socket, certificate: str | None = None, private_key: str | None = None
 ) -> Server:
     """A server at `listener`, which serves until a signal comes and then lets running answers end."""
+    app = make_app(config)
     settings = uvicorn.Config(
-        make_app(config),
+        app,
         http=Connection,
         log_level="critical",  # the gateway has a log of its own, and uvicorn's names addresses and whole paths
         access_log=False,
@@ -89,7 +91,7 @@ def make_server(
     )
     where = f"http{'s' if certificate else ''}://{config.address}:{listener.getsockname()[1]}"
     who = "" if config.keys else ": without keys, whoever reaches it may ask"
-    return Server(settings, f"[gateway] listening at {where}, before {config.server}{who}")
+    return Server(app, settings, f"[gateway] listening at {where}, before {config.server}{who}")
 
 
 def arguments() -> Parser:
@@ -97,9 +99,9 @@ def arguments() -> Parser:
     parser = Parser(prog="stretto gateway", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     limits = Limits()
-    add("--server", default=f"localhost:{port_in_row(1)}", metavar="HOST:PORT", help="gRPC; default: %(default)s")
+    add("--server", metavar="HOST:PORT", help="gRPC; default: this host, at STRETTO_PORT + 1, or 8001")
     add("--address", type=address, default="127.0.0.1", help="0.0.0.0 opens the port to all hosts")
-    add("--port", type=int, default=port_in_row(3), help="default: STRETTO_PORT + 3, or 8003")
+    add("--port", type=int, help="default: STRETTO_PORT + 3, or 8003")
     add("--keys", type=Path, metavar="FILE", help="who may ask: those who send one of the keys; default: everybody")
     add("--certificate", metavar="FILE", help="TLS with this certificate")
     add("--private-key", metavar="FILE", help="and this key")
@@ -110,9 +112,11 @@ def arguments() -> Parser:
 
 
 def port_in_row(offset: int) -> int:
-    """The port so far behind STRETTO_PORT, where a server of this machine has HTTP."""
+    """The port so far behind STRETTO_PORT, where a server of this machine has HTTP; ValueError where that is none."""
     text = os.environ.get("STRETTO_PORT") or "8000"
-    return (int(text) if text.isdecimal() else 8000) + offset
+    if not (text.isdecimal() and len(text) <= 5 and 0 < int(text) <= 65_535 - offset):
+        raise ValueError(f"STRETTO_PORT: expected a port from 1 to {65_535 - offset}, got {text!r}")
+    return int(text) + offset
 
 
 def address(text: str) -> str:
@@ -122,12 +126,14 @@ def address(text: str) -> str:
 
 def read_config(args: argparse.Namespace) -> GatewayConfig:
     """What the arguments say; ValueError or OSError where they make no sense."""
-    if not 0 <= args.port < 65_536:
-        raise ValueError(f"--port: expected a port up to 65535, got {args.port}")
+    server = args.server or f"localhost:{port_in_row(1)}"
+    port = port_in_row(3) if args.port is None else args.port
+    if not 0 <= port < 65_536:
+        raise ValueError(f"--port: expected a port up to 65535, got {port}")
     if args.max_active < 1 or args.max_waiting < 0 or args.drain_seconds < 0:
         raise ValueError("--max-active must be at least 1, --max-waiting and --drain-seconds at least 0")
     limits = Limits(max_active=args.max_active, max_waiting=args.max_waiting, drain_s=args.drain_seconds)
-    return GatewayConfig(args.server, args.address, args.port, read_keys(args.keys), limits)
+    return GatewayConfig(server, args.address, port, read_keys(args.keys), limits)
 
 
 def read_keys(path: Path | None) -> tuple[str, ...]:

@@ -45,6 +45,23 @@ def test_wrong_usage_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]
     assert told in errors
 
 
+@pytest.mark.parametrize("port", ["80a", "-1", "0", "65533", "1" * 5000, "²"])
+def test_a_port_of_the_environment_that_is_none_is_refused_where_it_is_needed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], port: str
+) -> None:
+    monkeypatch.setenv("STRETTO_PORT", port)
+    with pytest.raises(SystemExit):
+        main(["--server", "host:1"])
+    assert "STRETTO_PORT: expected a port from 1 to 65532" in capsys.readouterr().err
+    assert read_config(arguments().parse_args(["--server", "host:1", "--port", "9"])).port == 9
+
+
+def test_ports_follow_the_server_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STRETTO_PORT", "9000")
+    config = read_config(arguments().parse_args([]))
+    assert (config.server, config.port) == ("localhost:9001", 9003)
+
+
 @pytest.mark.parametrize("keys", ["hunter2", f"{KEY},hunter2", f"hunter2-ключ-{KEY}", f"hunter2-\x1b-{KEY}", "", " , "])
 def test_keys_that_cannot_be_meant_are_refused_and_not_repeated(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], keys: str
