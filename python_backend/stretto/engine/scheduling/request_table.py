@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-import numpy as np
 from vllm.v1.request import Request
 
 from stretto.engine.request.pairs import partner_of
@@ -15,7 +14,7 @@ from stretto.engine.request.tracker import SegmentTracker
 from stretto.engine.scheduling.block_hash import row_block_hasher
 from stretto.engine.scheduling.history import RowHistory
 from stretto.engine.scheduling.request_state import GuidancePair, RequestState
-from stretto.engine.scheduling.unconditional import unconditional_audio, unconditional_rows, unconditional_track
+from stretto.engine.scheduling.unconditional import unconditional_context, unconditional_track
 from stretto.streams.segment import Segment
 
 
@@ -150,7 +149,7 @@ class RequestTable(dict[str, RequestState]):
         """The other half of `state`, which has read all rows before the audio segment, or before where that stands."""
         pair, conditional, params = state.pair, state.request, state.params
         assert pair is not None
-        context = self._context(state)
+        context = unconditional_context(state, self.rules.family)
         pair.first_output = len(context) - conditional.num_prompt_tokens
         pair.unconditional, pair.awaits_half = partner_of(conditional.request_id), False
         num_guided_rows = self.rules.max_guided_rows(params.sampling)
@@ -175,16 +174,3 @@ class RequestTable(dict[str, RequestState]):
         self._put(half, is_caching=conditional._block_hasher is not None)
         self.revision += 1
         return request
-
-    def _context(self, state: RequestState) -> np.ndarray:
-        """The rows so far, at least all before the audio segment, as the unconditional half sees them: [n, S] int32."""
-        family, request, audio_start = self.rules.family, state.request, state.tracker.audio_start
-        known = request.num_tokens
-        num_rows = max(known, audio_start)
-        rows = np.full((num_rows, family.layout.num_input_streams), family.layout.pad_id, np.int32)
-        rows[:known, 0] = request.all_token_ids[:known]
-        rows[:known, 1:] = state.history.rows(0, known)
-        if known < num_rows:  # the forced rows, which the model has yet to read
-            rows[known:, 0] = family.transition[known - num_rows :]
-        before = unconditional_rows(rows[:audio_start], family.unconditional, family.layout.pad_id)
-        return np.concatenate([before, unconditional_audio(rows[audio_start:], family)])

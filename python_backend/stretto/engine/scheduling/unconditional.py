@@ -5,7 +5,22 @@ from dataclasses import replace
 import numpy as np
 
 from stretto.engine.request.track import Track
+from stretto.engine.scheduling.request_state import RequestState
 from stretto.families.base import Family, UnconditionalContext
+
+
+def unconditional_context(state: RequestState, family: Family) -> np.ndarray:
+    """The rows so far, at least all before the audio segment, as the unconditional half sees them: [n, S] int32."""
+    layout, request, audio_start = family.layout, state.request, state.tracker.audio_start
+    known = request.num_tokens
+    num_rows = max(known, audio_start)
+    rows = np.full((num_rows, layout.num_input_streams), layout.pad_id, np.int32)
+    rows[:known, 0] = request.all_token_ids[:known]
+    rows[:known, 1:] = state.history.rows(0, known)
+    if known < num_rows:  # the forced rows, which the model has yet to read
+        rows[known:, 0] = family.transition[known - num_rows :]
+    before = unconditional_rows(rows[:audio_start], family.unconditional, layout.pad_id)
+    return np.concatenate([before, unconditional_audio(rows[audio_start:], family)])
 
 
 def unconditional_rows(rows: np.ndarray, context: UnconditionalContext, pad_id: int) -> np.ndarray:
