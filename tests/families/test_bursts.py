@@ -25,6 +25,7 @@ def expanded(mode: tuple[int, ...]) -> str:
     return kinds[:NUM_ROWS]
 
 
+@pytest.mark.slow
 @given(modes())
 def test_steps_are_those_of_the_schedule_row_by_row(mode: tuple[int, ...]) -> None:
     schedule, kinds, index = BurstSchedule("any", mode), expanded(mode), 0

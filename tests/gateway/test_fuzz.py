@@ -19,6 +19,7 @@ from stretto_gateway.speech_request import Body, SpeechRequest
 from tests.client.fake_server import FakeServer
 from tests.gateway.conftest import SPOKEN
 
+pytestmark = pytest.mark.slow
 PATHS = ("/v1/audio/speech", "/v1/audio/speech/batch", "/v1/chat/completions")
 EXAMPLES = 400  # a path
 REFUSED = {400, 404, 405, 408, 413, 429}

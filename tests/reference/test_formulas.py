@@ -14,6 +14,7 @@ from tests.reference.opuslm import OpusLM
 from tests.reference.published import PublishedReference
 from tests.small_vocabularies import BAGPIPER, DIALOGUE, OPUSLM, SMALL_BAGPIPER, SMALL_OPUSLM
 
+pytestmark = pytest.mark.slow
 LEAST, MOST = 3, 9
 
 

@@ -13,6 +13,7 @@ def drawn(case: Case) -> torch.Tensor:
     return draw(case.logits, case.token_ids, case.keys, case.params, case.plan)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(cases())
 def test_draws_are_the_plain_loop_s(case: Case) -> None:
@@ -40,6 +41,7 @@ def test_where_there_is_no_stream_nothing_is_drawn() -> None:
     assert drawn(case).shape == (3, 0)
 
 
+@pytest.mark.slow
 def test_a_wide_nucleus_is_found_however_far_it_reaches() -> None:
     case = random_case(0, (4, 1, 20_000))
     case.logits.mul_(torch.tensor([0.01, 0.2, 1.0, 3.0])[:, None, None])
@@ -47,6 +49,7 @@ def test_a_wide_nucleus_is_found_however_far_it_reaches() -> None:
     case.check(drawn(case))
 
 
+@pytest.mark.slow
 def test_tokens_far_below_the_largest_win_where_there_are_many_of_them() -> None:
     case = random_case(0, (8, 1, 20_000))
     case.logits[:] = -7.0
@@ -86,6 +89,7 @@ def test_greedy_rows_take_the_lowest_of_equal_columns() -> None:
     assert torch.equal(drawn(case)[0] - case.token_ids[:, 0], case.logits[0].argmax(-1))
 
 
+@pytest.mark.slow
 def test_the_frequencies_are_those_of_the_tempered_softmax() -> None:
     logits = [0.0, 1.0, 2.0, -1.0]
     counts = np.bincount(one_row(logits, 0.7, 0, 1.0, 20_000), minlength=4) / 20_000

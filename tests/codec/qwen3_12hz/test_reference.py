@@ -14,7 +14,7 @@ from stretto.preprocessing.audio import resample
 from tests.codec.qwen3_12hz.reference import EVERY, FRAMES, HEARD_S, REFERENCE, SPEAKER, codes, speech
 from tests.codec.streaming import chunks_of, stream
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 MADE = np.load(REFERENCE)
 HOP = 1920
 RAMP = [1, 2, 4, 8, 16, *[25] * FRAMES]

@@ -118,6 +118,7 @@ async def test_a_host_that_takes_no_answers_keeps_nobody_else_from_theirs(monkey
                 assert (await call(proxy.address, "ServerReady", service_pb2.ServerReadyRequest())).ready
 
 
+@pytest.mark.slow
 async def test_calls_that_one_host_begins_and_resets_without_end_cancel_nobody_elses(proxy: Proxied) -> None:
     port = int(proxy.address.rpartition(":")[2])
     with flood(port, "127.0.0.2", connections=4):

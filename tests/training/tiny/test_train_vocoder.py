@@ -10,6 +10,7 @@ from stretto.codec.tiny.mel import HOP, log_mel
 from training.tiny import train_vocoder
 from training.tiny.export_codec import export
 
+pytestmark = pytest.mark.slow
 FRAMES = 96
 
 

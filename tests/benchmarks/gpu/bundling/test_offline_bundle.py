@@ -13,6 +13,7 @@ from benchmarks.gpu.bundling.contents import is_wanted
 from benchmarks.gpu.bundling.trimming import CUBIN, trim
 from tests.benchmarks.gpu.bundling.test_trimming import container, library, noise
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[4]
 
 
