@@ -17,6 +17,7 @@ from stretto_client.errors import ClientError
 from stretto_client.event import SpeechEvent
 from stretto_client.inputs import given
 from stretto_client.sinks import AudioFile, Sink, find_player
+from stretto_client.standard_input import standard_input
 from stretto_client.stats import follow
 from stretto_client.timeouts import Timeouts
 
@@ -41,7 +42,7 @@ def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
     shared.add_argument("--json", action="store_true", help="print the summary as JSON")
     commands = parser.add_subparsers(dest="command", required=True)
     speak = commands.add_parser("speak", parents=[shared], help="text to speech")
-    speak.add_argument("text", help="what to say; - reads standard input")
+    speak.add_argument("text", help="what to say; - speaks standard input as it comes")
     speak.add_argument("--task", default="tts", help="what the model calls it; default: tts")
     speak.add_argument("--out", type=Path, metavar="FILE", help="wav, flac, ogg or mp3; grows as audio arrives")
     speak.add_argument("--play", choices=["auto", "off"], default="auto", help="play where a player is found")
@@ -86,7 +87,7 @@ def open_sinks(args: argparse.Namespace) -> list[Sink]:
 async def speak(client: SpeechClient, args: argparse.Namespace) -> None:
     """Play and write the text, and print what came of it."""
     sinks = open_sinks(args)
-    text = sys.stdin.read() if args.text == "-" else args.text
+    text = standard_input() if args.text == "-" else args.text
     flags = {"task": args.task, "seed": args.seed, "guidance_scale": args.guidance_scale, "voice": args.voice}
     flags |= {"encoding": args.encoding, "sample_rate": args.sample_rate}
 

@@ -25,6 +25,15 @@ def split(text: str, max_chars: int, language: str = "en") -> list[str]:
     return list(_packed(short, max_chars))
 
 
+def first_sentences(text: str, max_chars: int, language: str = "en") -> tuple[str, str]:
+    """The sentences of `text` that have ended, as another follows, and the rest, of at most `max_chars` characters."""
+    *complete, rest = [*segment(language, text)] or [""]
+    if len(rest) > max_chars:
+        *parts, rest = _cut(rest, max_chars, PLACES)
+        complete += parts
+    return "".join(complete), rest
+
+
 def halve(text: str, language: str = "en") -> list[str]:
     """Two or three pieces of `text`, as long as each other as far as its sentences and clauses allow."""
     return split(text, max(len(text) // 2 + len(text) % 2, 1), language)

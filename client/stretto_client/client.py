@@ -3,7 +3,7 @@
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
@@ -13,10 +13,12 @@ import grpc
 from tritonclient.grpc import InferenceServerException, InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
-from stretto_client.clauses import split
 from stretto_client.inputs import Audio, audio_inputs, given, options_json, strings
-from stretto_client.long_speech import LongSpeech, Speech, is_short
+from stretto_client.live_speech import speak_written
+from stretto_client.long_speech import LongSpeech, Speech, cut, is_short
 from stretto_client.model_profile import ModelProfile, fetch_profile
+from stretto_client.part_stream import PartStream
+from stretto_client.produced_speech import ProducedSpeech
 from stretto_client.regions import Memory
 from stretto_client.ring import RingSize
 from stretto_client.server_key import key_headers
@@ -59,7 +61,7 @@ class SpeechClient:
 
     def speak(
         self,
-        text: str,
+        text: str | AsyncIterable[str],
         /,
         *,
         task: str = "tts",
@@ -73,31 +75,30 @@ class SpeechClient:
         """The events of `text` being spoken. With the task `tts` it may be of any length.
 
         What is longer than the model speaks at once is cut where a speaker draws breath; each clause is spoken with the
-        same options and the same seed, and asked for while the one before is heard.
+        same options and the same seed, and asked for while the one before is heard. A text that is still being written
+        is an async iterable of pieces, cut anywhere: spoken as they come, or by sentences where the model cannot.
         task: what the model calls that; one that writes first says so in the events' text.
         encoding: `pcm_f32le` (the default) or `pcm_s16le`; sample_rate: in Hz, by default the codec's.
         options: as the server knows them, e.g. `audio={"temperature": 0.5}` or `chunking={"playout_s": 0.2}`.
         """
         options |= {"voice": voice, "seed": seed, "guidance_scale": guidance_scale}
         options["output"] = options.get("output", {}) | given({"encoding": encoding, "sample_rate": sample_rate})
+        if not isinstance(text, str):
+            return ProducedSpeech(partial(speak_written, self, task, options, text))
         if task != "tts" or is_short(text):
-            return self._speak_once(task, options, text)
+            return self.speak_once(task, options, text)
         options["seed"] = secrets.randbits(32) if seed is None else seed
-        return LongSpeech(partial(self._speak_once, task, options), self._cut(text))
+        return LongSpeech(partial(self.speak_once, task, options), cut(text, self.profile))
 
-    def _speak_once(self, task: str, options: dict[str, Any], text: str) -> SpeechStream:
+    def speak_once(
+        self, task: str, options: dict[str, Any], text: str, timeouts: Timeouts | None = None
+    ) -> SpeechStream:
+        """The events of one request to speak; `options["output"]` is there. timeouts: others than the client's."""
         sharing = self._share()
         ring = None if sharing is None else sharing.make_ring().option()
         output = options["output"] | given({"ring": ring})
         options = options | {"output": output or None}
-        return self.send(strings(text=text, task=task, options=options_json(options)), sharing)
-
-    async def _cut(self, text: str) -> list[str]:
-        """The pieces in which the model takes `text`; all of it where it does not tell how much it takes."""
-        max_chars = len(text)
-        with suppress(ValueError):
-            max_chars = (await self.profile()).max_text_chars
-        return [text] if len(text) <= max_chars else split(text, max_chars) or [text]
+        return self.send(strings(text=text, task=task, options=options_json(options)), sharing, timeouts)
 
     def transcribe(self, audio: Audio, /, *, task: str = "asr", **options: Any) -> SpeechStream:
         """The events of `audio` being written down: a file's path or bytes, or (samples [n], rate in Hz).
@@ -109,12 +110,7 @@ class SpeechClient:
         return self.send(inputs, sharing)
 
     def converse(
-        self,
-        messages: list[dict[str, Any]],
-        /,
-        *audio: Audio,
-        task: str | None = None,
-        **options: Any,
+        self, messages: list[dict[str, Any]], /, *audio: Audio, task: str | None = None, **options: Any
     ) -> SpeechStream:
         """The events of the reply to a conversation: turns with `role` and `text`, `audio` or `codes`.
 
@@ -126,7 +122,9 @@ class SpeechClient:
         inputs += strings(messages=json.dumps(messages), task=task, options=options_json(options))
         return self.send(inputs, sharing)
 
-    def send(self, inputs: list[InferInput], sharing: Sharing | None = None) -> SpeechStream:
+    def send(
+        self, inputs: list[InferInput], sharing: Sharing | None = None, timeouts: Timeouts | None = None
+    ) -> SpeechStream:
         """The events that answer `inputs`, tensors of the ensemble; `sharing` holds what they have in shared memory."""
 
         async def requests() -> AsyncIterator[dict[str, Any]]:
@@ -135,7 +133,11 @@ class SpeechClient:
             yield {"model_name": self.model, "inputs": inputs}
 
         responses = self._client.stream_infer(requests())
-        return SpeechStream(responses, self, sharing)
+        return SpeechStream(responses, self, sharing, timeouts)
+
+    def parts(self) -> PartStream:
+        """A stream for the parts of a text that is spoken while it is written."""
+        return PartStream(self._client, self.model, self.server, self.timeouts.between_s)
 
     def take_back(self, sharing: Sharing) -> None:
         """Free an utterance's memory in the background; what is left over is freed by `close`."""

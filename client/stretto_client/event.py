@@ -40,6 +40,7 @@ class SpeechEvent:
     start_s, duration_s: where `pcm` lies in the utterance.
     report: with the last chunk, the finish reason, counts, seed, guidance and timings.
     codes: [S, T] of all streams, where `output={"codes": True}` asked for them; as `messages` takes them back.
+    session: of the first event of a text that is being written, the name by which it goes on.
     """
 
     pcm: np.ndarray | None
@@ -55,6 +56,7 @@ class SpeechEvent:
     report: dict[str, Any] | None = field(default=None)
     guidance_changes: tuple[GuidanceChange, ...] = ()
     codes: np.ndarray | None = None
+    session: str = ""
 
 
 def read_event(result: InferResult, ring: Ring | None = None) -> SpeechEvent | None:
@@ -77,6 +79,7 @@ def read_event(result: InferResult, ring: Ring | None = None) -> SpeechEvent | N
         report=record.get("report"),  # only the last chunk has one
         guidance_changes=tuple(GuidanceChange(**change) for change in record["guidance_changes"]),
         codes=np.array(record["codes"], np.int32) if "codes" in record else None,
+        session=record.get("session", ""),
     )
 
 

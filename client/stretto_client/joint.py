@@ -26,7 +26,7 @@ class Joint:
         self._last_sample = 0.0
         self._begins = False  # another utterance came before, and of this one no sample yet
         self._wants_space = False  # between the texts of this one and of the one before
-        self._report: dict[str, Any] | None = None
+        self.report: dict[str, Any] | None = None  # of all that have ended
 
     def joined(self, event: SpeechEvent, is_last: bool) -> SpeechEvent:
         """`event` as one of the whole; is_last: no utterance follows that of this event."""
@@ -69,11 +69,11 @@ class Joint:
     def _ended(self, event: SpeechEvent, is_last: bool) -> SpeechEvent:
         """The last event of an utterance, with the report of all if it is the last of the whole."""
         if event.report is not None:
-            self._report = event.report if self._report is None else add_reports(self._report, event.report)
+            self.report = event.report if self.report is None else add_reports(self.report, event.report)
         self._before_s += self._audio_s
         self._audio_s = 0.0
         self._begins = self._wants_space = True
-        return replace(event, report=self._report if is_last else None)
+        return replace(event, report=self.report if is_last else None)
 
 
 def from_value(pcm: np.ndarray, value: float, num_samples: int) -> np.ndarray:

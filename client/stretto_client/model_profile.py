@@ -1,8 +1,10 @@
 """What the server tells of its model: the parameter `profile` of the ensemble's config."""
 
 import json
-from dataclasses import dataclass
-from typing import Any, Self
+import math
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, Self, TypeVar
 
 from tritonclient.grpc import InferenceServerException
 from tritonclient.grpc.aio import InferenceServerClient
@@ -10,6 +12,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 from stretto_client.errors import from_exception
 
 PARAMETER = "profile"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,18 +24,17 @@ class TaskProfile:
     """
 
     name: str
-    needs: tuple[str, ...]
-    also: tuple[str, ...]
-    speaks: bool
-    answers: str
-    has_history: bool
-    system: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+    speaks: bool = False
+    answers: str = "user"
+    has_history: bool = False
+    system: tuple[str, ...] = ()
 
     @classmethod
-    def from_record(cls, record: dict[str, Any]) -> Self:
-        """The inverse of how the server writes it."""
-        lists = {name: tuple(record[name]) for name in ("needs", "also", "system")}
-        return cls(**record | lists)
+    def from_record(cls, record: Any, path: str = "task") -> Self:
+        """The inverse of how the server writes it, or another version of it; ValueError names what of it is wrong."""
+        return _read(cls, record, path, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,36 +42,101 @@ class ModelProfile:
     """A model as its clients see it.
 
     sample_rate: of its codec, in Hz. max_text_chars: of one request. max_audio_s: of what it hears.
-    times_words: whether events tell when words start.
+    times_words: whether events tell when words start. reads_live_text: whether a text may be written while it is
+    spoken. What has a default a repository that was made earlier may not tell.
     """
 
     family: str
     sample_rate: int
-    voices: tuple[str, ...]
     max_text_chars: int
-    max_audio_s: float
-    times_words: bool
-    tasks: tuple[TaskProfile, ...]
+    voices: tuple[str, ...] = ()
+    max_audio_s: float = 0.0
+    times_words: bool = False
+    tasks: tuple[TaskProfile, ...] = ()
+    reads_live_text: bool = False
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """The profile in the ensemble's config, as Triton tells it; ValueError where it has none."""
+        """The profile in the ensemble's config, as Triton tells it; ValueError where it has none, or one of no sense.
+
+        What this version does not know is left out.
+        """
         parameter = config.get("parameters", {}).get(PARAMETER)
         if parameter is None:
             raise ValueError("the server tells nothing of its model: stretto make-repository makes it anew")
-        record = json.loads(parameter["string_value"])
-        tasks = tuple(TaskProfile.from_record(task) for task in record["tasks"])
-        return cls(**record | {"voices": tuple(record["voices"]), "tasks": tasks})
+        try:
+            record = json.loads(parameter["string_value"])
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{PARAMETER}: expected JSON, got an error: {error}") from None
+        profile = _read(cls, record, PARAMETER, {"tasks": _tasks})
+        if min(profile.sample_rate, profile.max_text_chars) <= 0:
+            raise ValueError(
+                f"{PARAMETER}: expected sample_rate and max_text_chars above 0, "
+                f"got {profile.sample_rate} and {profile.max_text_chars}"
+            )
+        return profile
 
     def task(self, name: str) -> TaskProfile | None:
         """The task called `name`."""
         return next((task for task in self.tasks if task.name == name), None)
 
 
+def _read(kind: type[T], record: Any, path: str, own: dict[str, Callable[[Any, str], Any]]) -> T:
+    """A dataclass of the fields that `record` has; `own` reads those that are no plain values."""
+    if not isinstance(record, dict):
+        raise ValueError(f"{path}: expected an object, got {_shown(record)}")
+    values: dict[str, Any] = {}
+    for each in fields(kind):  # type: ignore[arg-type]
+        where = f"{path}.{each.name}"
+        if each.name in record:
+            read = own.get(each.name) or READERS[str(each.type)]
+            values[each.name] = read(record[each.name], where)
+        elif each.default is MISSING:
+            raise ValueError(f"{where}: expected a value, got nothing")
+    return kind(**values)
+
+
+def _tasks(value: Any, path: str) -> tuple[TaskProfile, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"{path}: expected a list, got {_shown(value)}")
+    return tuple(TaskProfile.from_record(each, f"{path}[{index}]") for index, each in enumerate(value))
+
+
+def _checker(what: str, fits: Callable[[Any], bool], made: Callable[[Any], Any]) -> Callable[[Any, str], Any]:
+    def read(value: Any, path: str) -> Any:
+        if not fits(value):
+            raise ValueError(f"{path}: expected {what}, got {_shown(value)}")
+        return made(value)
+
+    return read
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_list_of_text(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+READERS: dict[str, Callable[[Any, str], Any]] = {
+    str(str): _checker("text", lambda value: isinstance(value, str), str),
+    str(int): _checker("an integer", lambda value: isinstance(value, int) and not isinstance(value, bool), int),
+    str(float): _checker("a finite number", _is_number, float),
+    str(bool): _checker("true or false", lambda value: isinstance(value, bool), bool),
+    str(tuple[str, ...]): _checker("a list of texts", _is_list_of_text, tuple),
+}
+
+
 async def fetch_profile(client: InferenceServerClient, model: str, server: str, timeout_s: float) -> ModelProfile:
     """What the server at `server` (host:port) tells of `model`, within so many seconds.
 
-    Raises a ClientError where no server answers, ValueError where it tells nothing.
+    Raises a ClientError where no server answers, ValueError where it tells nothing, or what makes no sense.
     """
     try:
         told = await client.get_model_config(model, as_json=True, client_timeout=timeout_s)

@@ -31,10 +31,10 @@ class SpeechStream:
     Raises a ClientError instead of the next event when there is none to come.
     """
 
-    def __init__(self, responses: Any, client: Owner, sharing: Sharing | None = None):
+    def __init__(self, responses: Any, client: Owner, sharing: Sharing | None = None, timeouts: Timeouts | None = None):
         self._responses = responses
         self._client, self._sharing = client, sharing
-        self._timeouts, self._server = client.timeouts, client.server
+        self._timeouts, self._server = timeouts or client.timeouts, client.server
         self._started_s = time.monotonic()
         self._is_first = True
         self._is_complete = False  # the last event has been seen

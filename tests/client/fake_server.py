@@ -50,6 +50,14 @@ class Chunk:
     is_16_bit: bool = False
     codes: list[list[int]] | None = None
     pcm: np.ndarray | None = None  # [num_samples] int16, in the place of one level
+    session: str = ""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The answer to a part of a text."""
+
+    part: int
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,7 @@ class Abort:
     message: str
 
 
-Step = Chunk | EmptyFinal | Pause | Until | ErrorText | Abort
+Step = Chunk | Taken | EmptyFinal | Pause | Until | ErrorText | Abort
 Request = dict[str, Any]
 
 
@@ -108,6 +116,8 @@ def response(step: Chunk) -> service_pb2.ModelStreamInferResponse:
         event["report"] = REPORT
     if step.codes is not None:
         event["codes"] = step.codes
+    if step.session:
+        event["session"] = step.session
     if step.num_samples is not None:
         pcm = (
             np.full(step.num_samples, 8192, np.int16) if step.is_16_bit else np.full(step.num_samples, 0.25, np.float32)
@@ -116,10 +126,14 @@ def response(step: Chunk) -> service_pb2.ModelStreamInferResponse:
         name, datatype = ("pcm16", "INT16") if step.is_16_bit else ("pcm", "FP32")
         reply.outputs.add(name=name, datatype=datatype, shape=[step.num_samples])
         reply.raw_output_contents.append(pcm.tobytes())
+    add_event(reply, event)
+    return message
+
+
+def add_event(reply: Any, event: dict[str, Any]) -> None:
     reply.outputs.add(name="event", datatype="BYTES", shape=[1])
     payload = np.array([json.dumps(event).encode()], np.object_)
     reply.raw_output_contents.append(serialize_byte_tensor(payload).item())
-    return message
 
 
 def read_request(message: service_pb2.ModelInferRequest, regions: Mapping[str, bytes]) -> Request:
@@ -222,6 +236,10 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
             case EmptyFinal():
                 message = service_pb2.ModelStreamInferResponse()
                 message.infer_response.parameters["triton_final_response"].bool_param = True
+                return message
+            case Taken(part):
+                message = service_pb2.ModelStreamInferResponse()
+                add_event(message.infer_response, {"utterance": "u1", "part": part})
                 return message
             case Until(event):
                 await event.wait()

@@ -1,0 +1,52 @@
+"""Standard input as it comes: a file is there at once, what another program writes is not."""
+
+import asyncio
+import codecs
+import os
+import stat
+import sys
+import threading
+from collections.abc import AsyncIterator
+
+MAX_READ_BYTES = 65_536
+
+
+def standard_input() -> str | AsyncIterator[str]:
+    """All of a file; else the pieces that are written to it. UnicodeDecodeError, a ValueError, for what is no UTF-8."""
+    descriptor = sys.stdin.fileno()
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return sys.stdin.read()
+    return pieces_from(descriptor)
+
+
+async def pieces_from(descriptor: int) -> AsyncIterator[str]:
+    """What is written, as it comes, in whole characters; read by a thread that ends with the process."""
+    loop, came = asyncio.get_running_loop(), asyncio.Queue[bytes | OSError]()
+    wanted = threading.Semaphore(1)
+
+    def read() -> None:
+        while wanted.acquire():
+            data: bytes | OSError
+            try:
+                data = os.read(descriptor, MAX_READ_BYTES)
+            except OSError as error:
+                data = error
+            try:
+                loop.call_soon_threadsafe(came.put_nowait, data)
+            except RuntimeError:  # the loop has ended meanwhile
+                return
+            if not data or isinstance(data, OSError):
+                return
+
+    threading.Thread(target=read, name="standard input", daemon=True).start()
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    while True:
+        data = await came.get()
+        if isinstance(data, OSError):
+            raise data
+        text = decoder.decode(data, final=not data)
+        if text:
+            yield text
+        if not data:
+            return
+        wanted.release()

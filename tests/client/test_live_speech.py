@@ -1,0 +1,229 @@
+"""A text that is written while it is spoken, through a server that reads such texts and through one that does not."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from stretto_client import RequestRefused, ServerFailed, SpeechClient, TimedOut, Timeouts
+from stretto_client.clauses import first_sentences
+from stretto_client.live_speech import clauses_of
+from stretto_client.unread_text import MAX_WAITING_CHARS, UnreadText
+from tests.client.fake_server import PROFILE, Chunk, ErrorText, FakeServer, Pause, Request, Step, Taken, Until
+
+LIVE = PROFILE | {"reads_live_text": True}
+END = Chunk(1, 640, is_final=True, is_last=True)
+
+
+class Live:
+    """A server that speaks a text when all of it has come, and keeps what came."""
+
+    def __init__(self) -> None:
+        self.text, self.parts, self.complete = "", list[dict[str, Any]](), asyncio.Event()
+        self.instead: dict[int, Step] = {}
+        self.server = FakeServer(self._script, profile=LIVE)
+
+    def _script(self, request: Request) -> list[Step]:
+        if "session" not in request:
+            self.text += request["text"].decode()
+            return [Chunk(0, None, session="s1"), Until(self.complete), END]
+        record = json.loads(request["session"])
+        self.parts.append(record)
+        if record["part"] in self.instead:
+            return [self.instead[record["part"]]]
+        self.text += request["text"].decode()
+        if record["is_last"]:
+            self.complete.set()
+        return [Taken(record["part"])]
+
+
+@pytest.fixture
+async def live() -> AsyncIterator[Live]:
+    made = Live()
+    yield made
+    await made.server.server.stop(0)
+
+
+async def written(*pieces: str, error: Exception | None = None) -> AsyncIterator[str]:
+    for piece in pieces:
+        await asyncio.sleep(0)
+        yield piece
+    if error is not None:
+        raise error
+
+
+Serve = Callable[..., Any]
+
+
+async def test_a_text_goes_on_as_it_is_written(live: Live) -> None:
+    async with SpeechClient(await live.server.start()) as client:
+        events = [event async for event in client.speak(written("He", "llo ", "wor", "ld."), voice="slt", seed=7)]
+    assert live.text == "Hello world."
+    options = json.loads(live.server.requests[0]["options"])
+    assert options == {"voice": "slt", "seed": 7, "text_mode": "open"}
+    assert {part["id"] for part in live.parts} == {"s1"}
+    assert [part["part"] for part in live.parts] == list(range(len(live.parts)))
+    assert [part["is_last"] for part in live.parts] == [False] * (len(live.parts) - 1) + [True]
+    assert [event.session for event in events] == ["s1", ""]
+    assert events[-1].is_final
+
+
+async def test_what_is_written_is_sent_before_more_is_there(live: Live) -> None:
+    came = asyncio.Event()
+
+    async def slowly() -> AsyncIterator[str]:
+        yield "One "
+        yield "two "
+        await came.wait()
+        yield "three"
+
+    async with SpeechClient(await live.server.start()) as client, client.speak(slowly()) as stream:
+        assert (await anext(stream)).session == "s1"
+        while "two" not in live.text:
+            await asyncio.sleep(0.001)
+        came.set()
+        assert (await anext(stream)).is_final
+    assert live.text == "One two three"
+
+
+async def test_a_refused_part_ends_the_reply_with_the_refusal(live: Live) -> None:
+    live.instead[0] = ErrorText("invalid request: text: expected at most 3 more tokens, got 4")
+    async with SpeechClient(await live.server.start()) as client:
+        with pytest.raises(RequestRefused, match="at most 3 more tokens"):
+            _ = [event async for event in client.speak(written("One ", "two"))]
+        await asyncio.wait_for(live.server.cancelled.wait(), 60)
+
+
+async def test_a_part_without_an_answer_times_out(live: Live) -> None:
+    live.instead[0] = Pause(60)
+    timeouts = Timeouts(between_s=0.2)
+    async with SpeechClient(await live.server.start(), timeouts) as client:
+        with pytest.raises(TimedOut, match=r"no answer to a part of the text within 0\.2 s"):
+            _ = [event async for event in client.speak(written("One ", "two"))]
+
+
+async def test_a_writer_who_fails_ends_the_reply_with_his_error(live: Live) -> None:
+    async with SpeechClient(await live.server.start()) as client:
+        with pytest.raises(KeyError, match="boom"):
+            _ = [event async for event in client.speak(written("One ", error=KeyError("boom")))]
+        await asyncio.wait_for(live.server.cancelled.wait(), 60)
+    assert not any(part["is_last"] for part in live.parts), "half a text is not passed off as a whole one"
+
+
+async def test_who_leaves_is_read_no_more(live: Live) -> None:
+    is_closed = asyncio.Event()
+
+    async def endless() -> AsyncIterator[str]:
+        try:
+            while True:
+                yield "more "
+                await asyncio.sleep(0.001)
+        finally:
+            is_closed.set()
+
+    async with SpeechClient(await live.server.start()) as client:
+        async with client.speak(endless()) as stream:
+            await anext(stream)
+        await asyncio.wait_for(is_closed.wait(), 60)
+        await asyncio.wait_for(live.server.cancelled.wait(), 60)
+
+
+@pytest.mark.parametrize("profile", [LIVE, PROFILE])
+async def test_a_text_without_a_character_is_refused_before_anything_is_asked(profile: dict[str, Any]) -> None:
+    server = FakeServer(lambda _: [END], profile=profile)
+    async with SpeechClient(await server.start()) as client:
+        with pytest.raises(RequestRefused, match="text: expected at least one character, got none"):
+            _ = [event async for event in client.speak(written("", ""))]
+    assert server.requests == []
+    await server.server.stop(0)
+
+
+async def test_a_model_that_needs_whole_texts_gets_sentences() -> None:
+    server = FakeServer(lambda _: [Chunk(0, 640, words=("a",)), Chunk(1, 640, is_final=True, is_last=True)])
+    heard_first, heard_second = asyncio.Event(), asyncio.Event()
+
+    async def slowly() -> AsyncIterator[str]:
+        yield "Good mor"
+        yield "ning. How are"
+        await heard_first.wait()
+        yield " you? Well. I"
+        await heard_second.wait()
+        yield " am."
+
+    async with SpeechClient(await server.start()) as client, client.speak(slowly()) as stream:
+        heard = [await anext(stream) for _ in range(2)]
+        heard_first.set()
+        heard += [await anext(stream) for _ in range(2)]
+        assert [request["text"].decode() for request in server.requests] == ["Good morning.", "How are you? Well."]
+        heard_second.set()
+        heard += [event async for event in stream]
+    assert server.requests[2]["text"].decode() == "I am."
+    assert len({json.loads(request["options"])["seed"] for request in server.requests}) == 1
+    assert [event.is_final for event in heard] == [False] * 6 + [True]
+    assert [event.index for event in heard] == list(range(7))
+    assert heard[-1].report is not None
+    assert heard[-1].report["num_frames"] == 12
+    await server.server.stop(0)
+
+
+async def test_a_stream_of_parts_that_ends_is_the_servers_failure(live: Live) -> None:
+    from stretto_client.part_stream import PartStream
+
+    async with SpeechClient(await live.server.start()) as client:
+        parts = PartStream(client._client, "speech", "there", 60.0)
+        parts._responses = written()
+        with pytest.raises(ServerFailed, match="ended before the text did"):
+            await parts.write("s", 0, "a", False)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+async def test_sentences_are_those_of_the_whole_at_any_pace(size: int) -> None:
+    text = "It is Dr. Smith. He is here!  Is he?\n\nYes, " + "very " * 30 + "much so. And 3.5 more... ok"
+    pieces = written(*(text[start : start + size] for start in range(0, len(text), size)))
+    async with UnreadText(pieces) as unread:
+        clauses = [clause async for clause in clauses_of(unread, 40)]
+    assert max(map(len, clauses)) <= 40
+    assert "".join(clauses).replace(" ", "") == "".join(text.split())
+
+
+def test_sentences_end_where_the_next_begins() -> None:
+    assert first_sentences("Yes. No", 60) == ("Yes. ", "No")
+    assert first_sentences("Yes.", 60) == ("", "Yes.")
+    assert first_sentences("", 60) == ("", "")
+
+
+async def test_a_writer_who_is_far_ahead_waits() -> None:
+    num_read = 0
+
+    async def endless() -> AsyncIterator[str]:
+        nonlocal num_read
+        while True:
+            num_read += 1
+            yield "x" * 1000
+
+    async with UnreadText(endless()) as unread:
+        assert len(await unread.take(4096)) > 0
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        assert num_read <= MAX_WAITING_CHARS // 1000 + 6
+
+
+async def test_who_waits_for_text_is_told_that_none_came() -> None:
+    async def silent() -> AsyncIterator[str]:
+        await asyncio.Event().wait()
+        yield ""
+
+    async with UnreadText(silent()) as unread:
+        assert await unread.take(10, 0.01) == ""
+        assert not unread.is_complete
+
+
+async def test_tasks_that_write_first_get_all_of_the_text() -> None:
+    server = FakeServer(lambda _: [END])
+    async with SpeechClient(await server.start()) as client:
+        events = [event async for event in client.speak(written("Hello. ", "World. ", "Bye."), task="dialogue")]
+    assert [request["text"] for request in server.requests] == [b"Hello. World. Bye."]
+    assert [event.is_final for event in events] == [True]
+    await server.server.stop(0)

@@ -1,0 +1,83 @@
+"""Profiles of this version, of earlier and of later ones, and of none."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stretto_client import ModelProfile
+from stretto_client.model_profile import TaskProfile
+from tests.client.fake_server import PROFILE
+
+
+def read(record: Any) -> ModelProfile:
+    text = record if isinstance(record, str) else json.dumps(record)
+    return ModelProfile.from_config({"parameters": {"profile": {"string_value": text}}})
+
+
+def without(*names: str) -> dict[str, Any]:
+    return {name: value for name, value in PROFILE.items() if name not in names}
+
+
+def test_it_is_read_as_the_server_writes_it() -> None:
+    profile = read(PROFILE | {"reads_live_text": True})
+    assert (profile.family, profile.sample_rate, profile.voices) == ("tiny", 16_000, ("slt", "rms"))
+    assert (profile.times_words, profile.reads_live_text, profile.max_audio_s) == (True, True, 9.6)
+    speaking = profile.task("tts")
+    assert speaking == TaskProfile("tts", ("text",), speaks=True)
+    assert profile.task("sing") is None
+
+
+def test_what_an_earlier_repository_does_not_tell_and_what_a_later_one_adds_is_no_fault() -> None:
+    earlier = read(without("reads_live_text", "times_words", "voices", "tasks", "max_audio_s"))
+    assert (earlier.reads_live_text, earlier.times_words, earlier.voices, earlier.tasks) == (False, False, (), ())
+    later = read(PROFILE | {"sings": True, "tasks": [{"name": "sing", "in_tune": False}]})
+    assert later.tasks == (TaskProfile("sing"),)
+    assert read(PROFILE | {"max_audio_s": 30}).max_audio_s == 30.0
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ("{", "profile: expected JSON, got an error"),
+        ("[" * 100_000, "profile: expected JSON, got an error"),
+        ([], r"profile: expected an object, got \[\]"),
+        (without("family"), r"profile\.family: expected a value, got nothing"),
+        (PROFILE | {"sample_rate": "16000"}, r"profile\.sample_rate: expected an integer, got '16000'"),
+        (PROFILE | {"sample_rate": True}, r"profile\.sample_rate: expected an integer, got True"),
+        (PROFILE | {"max_text_chars": 0}, "profile: expected sample_rate and max_text_chars above 0, got 16000 and 0"),
+        (PROFILE | {"max_audio_s": None}, r"profile\.max_audio_s: expected a finite number, got None"),
+        (PROFILE | {"voices": "slt"}, r"profile\.voices: expected a list of texts, got 'slt'"),
+        (PROFILE | {"voices": [1]}, r"profile\.voices: expected a list of texts, got \[1\]"),
+        (PROFILE | {"reads_live_text": 1}, r"profile\.reads_live_text: expected true or false, got 1"),
+        (PROFILE | {"tasks": {}}, r"profile\.tasks: expected a list, got {}"),
+        (PROFILE | {"tasks": [3]}, r"profile\.tasks\[0\]: expected an object, got 3"),
+        (PROFILE | {"tasks": [{}]}, r"profile\.tasks\[0\]\.name: expected a value, got nothing"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_sentence(record: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(record)
+
+
+def test_a_server_that_tells_nothing_is_named() -> None:
+    with pytest.raises(ValueError, match="tells nothing of its model"):
+        ModelProfile.from_config({})
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+)
+
+
+@given(changes=st.dictionaries(st.sampled_from([*PROFILE, "reads_live_text"]), VALUES, max_size=3))
+def test_whatever_a_server_tells_it_is_a_profile_or_a_value_error(changes: dict[str, Any]) -> None:
+    try:
+        profile = read(PROFILE | changes)
+    except ValueError as error:
+        assert str(error).startswith("profile"), error  # noqa: PT017
+    else:
+        assert profile.sample_rate > 0

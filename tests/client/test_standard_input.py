@@ -1,0 +1,79 @@
+"""Standard input: what another program writes is spoken while it writes, a file is read as a whole."""
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from stretto_client.standard_input import pieces_from
+from tests.client.test_live_speech import Live
+
+ROOT = Path(__file__).parents[2]
+
+
+async def start(address: str, folder: Path, stdin: int) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "stretto_client", "speak", "-", "--out", "out.wav", "--server", address),
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT / "client"), "PATH": "/nowhere"},
+        stdin=stdin,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def test_what_a_program_writes_is_sent_while_it_writes(tmp_path: Path) -> None:
+    live = Live()
+    process = await start(await live.server.start(), tmp_path, asyncio.subprocess.PIPE)
+    assert process.stdin is not None
+    async with asyncio.timeout(120):
+        process.stdin.write("Grüße ".encode()[:3])
+        while live.text != "Gr":  # half a character is kept until the rest of it comes
+            await asyncio.sleep(0.01)
+        process.stdin.write("Grüße ".encode()[3:])
+        while live.text != "Grüße ":
+            await asyncio.sleep(0.01)
+        process.stdin.write(b"world.")
+        process.stdin.close()
+        out, errors = await process.communicate()
+    assert (process.returncode, errors) == (0, b"")
+    assert out.startswith(b"out.wav: 0.04 s of audio")
+    assert live.text == "Grüße world."
+    await live.server.server.stop(0)
+
+
+async def test_a_file_is_asked_for_as_a_whole(tmp_path: Path) -> None:
+    live = Live()
+    live.complete.set()
+    (tmp_path / "text").write_text("Hello world.")
+    with (tmp_path / "text").open() as text:
+        process = await start(await live.server.start(), tmp_path, text.fileno())
+        async with asyncio.timeout(120):
+            await process.communicate()
+    assert process.returncode == 0
+    assert "text_mode" not in json.loads(live.server.requests[0].get("options", "{}"))
+    assert (live.text, live.parts) == ("Hello world.", [])
+    await live.server.server.stop(0)
+
+
+async def test_nothing_and_what_is_no_text_are_refused_in_a_line(tmp_path: Path) -> None:
+    for given, message in ((b"", b"at least one character"), (b"\xff", b"can't decode byte 0xff")):
+        live = Live()
+        process = await start(await live.server.start(), tmp_path, asyncio.subprocess.PIPE)
+        async with asyncio.timeout(120):
+            out, errors = await process.communicate(given)
+        assert (process.returncode, out) == (2, b"")
+        assert errors.startswith(b"error: ")
+        assert message in errors
+        assert errors.count(b"\n") == 1
+        await live.server.server.stop(0)
+
+
+async def test_a_descriptor_that_cannot_be_read_is_an_os_error(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    with pytest.raises(IsADirectoryError):
+        _ = [piece async for piece in pieces_from(descriptor)]
+    os.close(descriptor)
