@@ -68,6 +68,10 @@ def test_an_idle_utterance_is_closed_and_a_busy_one_stays() -> None:
     clock.now = 11.0
     assert sessions.expire() == ["idle"]
     assert len(sessions) == 1
+    clock.now = 18.0
+    sessions.keep("busy")  # somebody waits for it, though nothing comes
+    sessions.keep("idle")
+    clock.now = 20.0
     assert sessions.expire() == []
 
 

@@ -88,7 +88,7 @@ class Stream:
             while True:
                 answer.responses.append(self.next())
                 last = answer.responses[-1]
-                if last.has_final_flag or (last.event is not None and last.event["is_final"]):
+                if last.has_final_flag or (last.event is not None and last.event.get("is_final", False)):
                     break
         except grpc.InferenceServerException as error:
             answer.error = error.message()

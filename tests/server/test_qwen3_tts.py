@@ -27,7 +27,7 @@ from tests.codec.qwen3_12hz.reference import speech
 from tests.published_qwen3_tts import command
 from tests.reference.speech_lm import Reference
 from tests.server.conftest import Server
-from tests.server.listening import Answer
+from tests.server.listening import Answer, Response
 
 pytestmark = pytest.mark.server
 
@@ -172,6 +172,60 @@ def test_a_voice_that_cannot_be_cloned_is_refused_by_its_field(cloning: Served) 
         answer = cloning.server.ask(**inputs)
         assert answer.error is not None
         assert f"invalid request: {message}" in answer.error
+
+
+WRITTEN = "Hello, world! It's 12345 o'clock; caf\u00e9 \U0001f642 ok."
+ALL_ROWS: dict[str, Any] = OPTIONS | {"audio": {"temperature": 0.0, "min_rows": 64, "max_rows": 64}, "voice": "eric"}
+
+
+def write(served: Served, session: str, part: int, text: str, is_last: bool = False) -> Answer:
+    record = {"id": session, "part": part, "is_last": is_last}
+    return served.server.ask(text=text, session=json.dumps(record))
+
+
+def spoken(responses: list[Response]) -> tuple[np.ndarray, np.ndarray]:
+    """The samples, and the codes [S, T]."""
+    events = [response.event for response in responses if response.event and "codes" in response.event]
+    pcm = np.concatenate([response.pcm for response in responses if response.pcm is not None])
+    return pcm, np.concatenate([np.array(event["codes"]) for event in events], axis=1)
+
+
+@pytest.fixture(scope="module")
+def at_once(served: Served) -> tuple[np.ndarray, np.ndarray]:
+    """The same text when all of it comes with the request."""
+    answer = served.server.ask(ALL_ROWS | {"text_mode": "streaming"}, text=WRITTEN)
+    assert answer.error is None
+    return spoken(answer.responses)
+
+
+@pytest.mark.parametrize("opening", [0, 3, 20], ids=["nothing first", "half a word first", "words first"])
+def test_a_text_that_is_still_written_is_spoken_as_the_whole(
+    served: Served, at_once: tuple[np.ndarray, np.ndarray], opening: int
+) -> None:
+    stream = served.server.stream(ALL_ROWS | {"text_mode": "open"}, text=WRITTEN[:opening])
+    responses = [stream.next()]
+    assert responses[0].event is not None
+    session = responses[0].event["session"]
+    pieces = [WRITTEN[start : start + 3] for start in range(opening, len(WRITTEN), 3)]
+    for part, piece in enumerate(pieces[:-1]):
+        answer = write(served, session, part, piece)
+        assert answer.error is None
+        assert [event["part"] for event in answer.events] == [part]
+    served.server.until(lambda: served.server.metric("replies_without_words") == 1)
+    heard = 0
+    while heard < 2:  # the frames of all words but the last are heard while it is not there
+        responses.append(stream.next())
+        heard += responses[-1].pcm is not None
+    assert write(served, session, len(pieces) - 1, pieces[-1], is_last=True).error is None
+    answer = stream.listen()
+    assert answer.error is None
+    assert answer.report["held_s"] > 0
+    pcm, codes = spoken([*responses, *answer.responses])
+    np.testing.assert_array_equal(codes, at_once[1])
+    np.testing.assert_allclose(pcm, at_once[0], atol=1e-4)
+    again = write(served, session, len(pieces), "more")
+    assert again.error is not None
+    assert "session.id: expected that of a text that is being spoken" in again.error
 
 
 def test_bad_input_is_refused_by_its_field(served: Served) -> None:

@@ -181,3 +181,26 @@ def test_a_policy_that_makes_no_sense_is_refused(first: int, steady: int) -> Non
 def test_a_player_that_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="playout_s"):
         ChunkPolicy(4, 25, **wrong)
+
+
+@pytest.mark.parametrize("held_frames", [0, 2])
+def test_all_that_is_ready_leaves_before_a_reply_stands_still(held_frames: int) -> None:
+    now = 0.0
+    pacer = Pacer(ChunkPolicy(8, 25, held_frames=held_frames), clock=lambda: now)
+    assert pacer.take(held_frames + 7) == 0
+    pacer.stands_still = True
+    left, sizes = held_frames + 7, []
+    while size := pacer.take(left):
+        sizes.append(size)
+        left -= size
+    assert sizes == [held_frames + 4, 2, 1]
+    now, pacer.stands_still = 30.0, False  # how long it stood still is no frame's wait
+    assert pacer.take(1) == 1, "the listener has nothing left"
+    now = 30.001
+    assert pacer.take(1) == 0, "and now enough for a while"
+
+
+def test_deterministic_chunks_are_the_same_wherever_the_reply_stands_still() -> None:
+    pacer = Pacer(ChunkPolicy(4, 25, deterministic=True))
+    pacer.stands_still = True
+    assert [pacer.take(num_ready) for num_ready in (3, 4, 7, 8)] == [0, 4, 0, 8]

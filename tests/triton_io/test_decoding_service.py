@@ -33,12 +33,16 @@ class Worker:
     def __init__(self) -> None:
         self.pushed: list[tuple[Any, ...]] = []
         self.abandoned: list[str] = []
+        self.kept: list[str] = []
 
     def push(self, *delivery: Any) -> None:
         self.pushed.append(delivery)
 
     def abandon(self, utterance: str) -> None:
         self.abandoned.append(utterance)
+
+    def keep(self, utterance: str) -> None:
+        self.kept.append(utterance)
 
     def stats(self) -> dict[str, float]:
         return {"batches": 2, "windows": 7, "frames": 50, "decode_s": 0.5} | {
@@ -210,3 +214,22 @@ def test_a_worker_that_fails_ends_the_utterance_and_names_the_failure_only(slot:
     (line,) = Logger.errors
     assert "/srv/stretto/codec.py is broken" in line
     assert slot.reason.rpartition(" ")[2] in line
+
+
+def test_a_probe_for_an_utterance_that_goes_on_keeps_it_open(slot: FlowSlot) -> None:
+    worker, probe = Worker(), request(slot, None)
+    DecodingService(worker, SEAL).accept(probe)
+    assert (worker.kept, worker.abandoned) == (["u"], [])
+    slot.conclude(Outcome.CANCELLED)
+    DecodingService(worker, SEAL).accept(request(slot, None))
+    assert (worker.kept, worker.abandoned) == (["u"], ["u"])
+
+
+def test_the_receipt_of_a_part_is_told_and_counts_for_nothing(slot: FlowSlot) -> None:
+    worker = Worker()
+    asked = Request(chunk_inputs(Envelope("u", slot.address, None, receipt=7)))
+    DecodingService(worker, SEAL).accept(asked)
+    (response,) = asked.sender.responses
+    assert json.loads(response.array("event")[0]) == {"utterance": "u", "part": 7}
+    assert asked.sender.is_final
+    assert (worker.pushed, worker.kept, slot.num_answered) == ([], [], 0)

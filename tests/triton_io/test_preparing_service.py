@@ -11,6 +11,7 @@ import pytest
 from stretto.errors import InvalidRequest, Overloaded
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig, SegmentSampling
+from stretto.records.text_part import TextPart
 from stretto.triton_io.draining import DrainGate, is_passing
 from stretto.triton_io.preparing_service import PreparingService
 from stretto.triton_io.prompt_tensors import read_prompt
@@ -19,13 +20,14 @@ from tests.fakes_triton import Logger, Request, TritonError
 
 ROWS = np.arange(6, dtype=np.int32).reshape(3, 2)
 PROMPT = Prompt("tts", ROWS, SamplingConfig(SegmentSampling(0.0), SegmentSampling(0.7), seed=3))
+PART = TextPart("name", 3, "a word", True)
 SEAL = Seal(bytes(32))
 
 
 class Inputs:
     """What a request holds: `num_bytes` of audio, or a fault."""
 
-    pcm_in = None
+    pcm_in = session = None
 
     def __init__(self, num_bytes: int = 0, fault: Exception | None = None) -> None:
         self.num_bytes, self.fault, self.is_kept = num_bytes, fault, False
@@ -57,11 +59,16 @@ class Rim:
     def __init__(self, folder: Path) -> None:
         self.path, self.lanes = folder / "draining", Waiting()
         self.readers: list[Any] = []
-        self.service = PreparingService(self._prepare, self.lanes, SEAL, DrainGate(self.path))
+        self.service = PreparingService(self._prepare, self._read_part, self.lanes, SEAL, DrainGate(self.path))
 
     def ask(self, inputs: Inputs) -> tuple[Any, Any]:
         request = Request({})
         return self.service.answer(request, lambda asked: inputs), request.sender
+
+    def _read_part(self, inputs: Inputs) -> TextPart:
+        if inputs.fault is not None:
+            raise inputs.fault
+        return PART
 
     def _prepare(self, inputs: Inputs, reader: Any = "here") -> Prompt:
         self.readers.append(reader)
@@ -165,3 +172,16 @@ def test_a_closed_gate_lets_nothing_in_and_what_is_in_out(rim: Rim) -> None:
     assert response.error.message() == "unavailable: server is draining"
     rim.lanes.jobs[0][1]("there")
     assert sender.responses[0].error is None
+
+
+def test_a_part_of_a_text_goes_on_sealed_as_one_even_while_the_server_drains(rim: Rim) -> None:
+    rim.path.touch()
+    inputs = Inputs()
+    inputs.session = "{}"
+    response, _ = rim.ask(inputs)
+    assert read_prompt(Request({"prompt": response.array("prompt")}), SEAL) == PART
+    with pytest.raises(InvalidRequest, match="what a step of this server has sealed"):
+        read_prompt(Request({"prompt": response.array("prompt"), "rows": ROWS}), SEAL)
+    inputs.fault = InvalidRequest("session.part", "an integer", "'a'")
+    response, _ = rim.ask(inputs)
+    assert response.error.message() == "invalid request: session.part: expected an integer, got 'a'"

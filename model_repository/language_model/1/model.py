@@ -16,12 +16,12 @@ from stretto.triton_io.speech_service import SpeechService
 
 
 class TritonPythonModel:
-    """A prompt to a stream of chunks, ended by the final flag.
+    """A prompt to a stream of chunks, ended by the final flag; a part of a text that is being spoken to its receipt.
 
-    in   rows    INT32 [P, S]  token ids of the prompt
-         prompt  UINT8 [n]     sealed JSON: Prompt without its rows and features
+    in   rows    INT32 [P, S]  token ids of the prompt; absent of a part
+         prompt  UINT8 [n]     sealed JSON: Prompt without its rows and features, or TextPart
          features FP32 [F, M]  log-mel frames; absent where the family hears otherwise
-    out  codes   INT32 [K, T]  codes of T new frames; absent in a text-only chunk and in a probe
+    out  codes   INT32 [K, T]  codes of T new frames; absent in a text-only chunk, in a probe and in a receipt
          chunk   UINT8 [n]     sealed JSON: Envelope
     """
 

@@ -12,6 +12,7 @@ def profile(family: Family, sample_rate: int) -> str:
     """The family for clients, as one line of JSON that a config can hold between single quotes.
 
     sample_rate: the codec's, in Hz. max_text_chars: of one request. times_words: whether events tell when words start.
+    reads_live_text: whether a text may be written while it is spoken.
     """
     record = {
         "family": family.name,
@@ -20,6 +21,7 @@ def profile(family: Family, sample_rate: int) -> str:
         "max_text_chars": family.max_text_chars,
         "max_audio_s": family.max_audio_s,
         "times_words": family.script is not None,
+        "reads_live_text": family.text_track is not None,
         "tasks": [_task(task) for task in family.tasks],
     }
     text = json.dumps(record)

@@ -37,6 +37,8 @@ def make_event(pending: PendingChunk, session: Session, num_samples: int, spec: 
     }
     if chunk.output_codes:
         event["codes"] = chunk.output_codes
+    if chunk.session:
+        event["session"] = chunk.session
     if chunk.is_final:
         event["report"] = _report(pending, session)
     return event

@@ -113,6 +113,12 @@ class Sessions:
         session.last_used_s = self._clock()
         return session
 
+    def keep(self, utterance: str) -> None:
+        """Count an open utterance as one that has just had a chunk. Any thread may call it."""
+        session = self._open.get(utterance)
+        if session is not None:
+            session.last_used_s = self._clock()
+
     def take_reference(self, session: Session, chunk: Chunk, codes: np.ndarray | None) -> None:
         """Let a session go on from the reference that its first chunk brings, from behind it where it is remembered.
 

@@ -62,6 +62,10 @@ class DecoderWorker:
         if not self._queue.put(pending):
             refuse(pending, Overloaded(STOPPING), self._counts)
 
+    def keep(self, utterance: str) -> None:
+        """An utterance for which nothing comes is still waited for. Any thread may call it."""
+        self._sessions.keep(utterance)
+
     def abandon(self, utterance: str) -> None:
         """Drop an utterance that is over for a reason that the decoder cannot see; its waiting chunks fail."""
         for pending in self._queue.abandon(utterance):

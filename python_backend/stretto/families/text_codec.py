@@ -8,6 +8,7 @@ from typing import Protocol
 
 from stretto.families.base import Family
 from stretto.families.registry import module_of
+from stretto.families.text_stream import SubwordStream
 from stretto.families.tokenizer import FILE, TextTokenizer
 
 
@@ -28,11 +29,12 @@ class TextCodec:
     """How a family's text segment is read, and which word each entry of its script belongs to.
 
     reader: a fresh reader for a task. words: for each spoken token of a text segment, the index of its word, None for
-    a pause.
+    a pause. stream: the ids of a text that comes in pieces; None without a tokenizer.
     """
 
     reader: Callable[[str], TextReader]
     words: Callable[[Sequence[int]], list[int | None]]
+    stream: Callable[[], SubwordStream] | None = None
 
 
 class _SubwordReader:
@@ -78,7 +80,9 @@ def get_text_codec(family: str) -> TextCodec:
 
 def subword_codec(tokenizer: TextTokenizer, subwords: range) -> TextCodec:
     """The text codec of a family whose text is a tokenizer's, its ids beginning where `subwords` does."""
-    return TextCodec(lambda task: _SubwordReader(tokenizer, subwords), _no_words)
+    return TextCodec(
+        lambda task: _SubwordReader(tokenizer, subwords), _no_words, lambda: SubwordStream(tokenizer, subwords)
+    )
 
 
 def load_text_codec(family: Family, checkpoint: Path) -> TextCodec:

@@ -9,7 +9,10 @@ import codecs
 import itertools
 import unicodedata
 
+from stretto.errors import InvalidRequest, shown
 from stretto.families.tokenizer import TextTokenizer
+
+MAX_PENDING_CHARS = 4096  # in which no word ends
 
 
 class TextStream:
@@ -19,6 +22,18 @@ class TextStream:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="strict")
         self._pending = ""
+
+    @property
+    def num_pending(self) -> int:
+        """How many characters there are whose tokens may still change."""
+        return len(self._pending)
+
+    def copy(self) -> "TextStream":
+        """The same text, to go on with in another way."""
+        other = TextStream(self._tokenizer)
+        other._decoder.setstate(self._decoder.getstate())
+        other._pending = self._pending
+        return other
 
     def push(self, text: bytes) -> list[int]:
         """The tokens that `text` completes; UnicodeDecodeError where it goes on with what is no UTF-8."""
@@ -59,3 +74,25 @@ class TextStream:
         starter = next((at for at in reversed(range(len(text))) if not unicodedata.combining(text[at])), 0)
         begun = next((at for at in range(len(text)) if self._tokenizer.begins_added(text[at:])), len(text))
         return len(text[: min(starter, begun)].encode())
+
+
+class SubwordStream:
+    """The ids of one text in a family's vocabulary, where text is `subwords`."""
+
+    def __init__(self, tokenizer: TextTokenizer, subwords: range):
+        self._stream, self._subwords = TextStream(tokenizer), subwords
+
+    def after(self, text: str, is_last: bool) -> tuple[list[int], "SubwordStream"]:
+        """The ids that `text` completes, and the stream behind it; this one stays as it is.
+
+        InvalidRequest where too much has come without the end of a word, or what the model has no tokens for.
+        """
+        behind = SubwordStream.__new__(SubwordStream)
+        behind._stream, behind._subwords = self._stream.copy(), self._subwords
+        ids = behind._stream.push(text.encode()) + (behind._stream.close() if is_last else [])
+        if behind._stream.num_pending > MAX_PENDING_CHARS:
+            expected = f"a word that ends within {MAX_PENDING_CHARS} characters"
+            raise InvalidRequest("text", expected, f"{behind._stream.num_pending} characters")
+        if ids and max(ids) >= len(self._subwords):
+            raise InvalidRequest("text", "text that the model has tokens for", shown(text))
+        return [self._subwords.start + token_id for token_id in ids], behind

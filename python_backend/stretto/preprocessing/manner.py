@@ -11,12 +11,14 @@ from stretto.records.options import OptionsRecord
 class Manner:
     """language: by name, None to leave it to the model. instruct: how to speak, in words; '' for nothing.
 
-    is_streaming: whether words are read one by one beside the frames, and not all before the first.
+    is_streaming: whether words are read one by one beside the frames, and not all before the first. is_open: whether
+    they are, and are being written meanwhile.
     """
 
     language: str | None = None
     instruct: str = ""
     is_streaming: bool = False
+    is_open: bool = False
 
 
 PLAIN = Manner()
@@ -25,7 +27,8 @@ AUTO = "auto"  # the name of no language
 
 def read_manner(options: OptionsRecord, family: Family) -> Manner:
     """What `options` say of it; InvalidRequest where the family does not know an option, or what it says."""
-    return Manner(_language(options, family), _instruct(options, family), _is_streaming(options, family))
+    is_open = options.get("text_mode") == "open"
+    return Manner(_language(options, family), _instruct(options, family), _is_streaming(options, family), is_open)
 
 
 def _language(options: OptionsRecord, family: Family) -> str | None:
@@ -53,4 +56,4 @@ def _is_streaming(options: OptionsRecord, family: Family) -> bool:
     if family.text_track is None:
         expected = "nothing: this model reads no text beside its frames"
         raise InvalidRequest("options.text_mode", expected, shown(options["text_mode"]))
-    return options["text_mode"] == "streaming"
+    return options["text_mode"] != "whole"

@@ -33,7 +33,8 @@ class RawRequest:
     """The inputs of the ensemble, as they came. None: absent. Strings may be UTF-8 bytes.
 
     audio: bytes of a wav, flac, ogg or mp3 file, or of several, one for each turn of `messages` that means one.
-    pcm_in: [n] float32, mono samples at `sample_rate` Hz.
+    pcm_in: [n] float32, mono samples at `sample_rate` Hz. session: of a request that goes on with a text, and only
+    of one.
     """
 
     text: str | bytes | None = None
@@ -43,6 +44,7 @@ class RawRequest:
     messages: str | bytes | None = None
     task: str | bytes | None = None
     options: str | bytes | None = None
+    session: str | bytes | None = None
 
     @property
     def files(self) -> tuple[bytes | memoryview, ...]:
@@ -113,7 +115,9 @@ class Preprocessor:
             written.audios,
             written.delayed_tail,
             written.track,
-            num_reference_rows=written.num_reference_rows,
+            options.manner.is_open,
+            written.num_reference_rows,
+            (pieces[-1].text or "") if options.manner.is_open else "",
         )
 
     def _piece(

@@ -5,6 +5,14 @@ from stretto.families.base import Family
 from stretto.families.tokenizer import TextTokenizer
 
 
+def check_text(text: str, path: str, max_chars: int) -> None:
+    """InvalidRequest, naming `path`, where `text` has more characters, or is no Unicode text."""
+    if len(text) > max_chars:
+        raise InvalidRequest(path, f"at most {max_chars} characters", f"{len(text)} characters")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InvalidRequest(path, "text without lone surrogates", shown(text))
+
+
 class Subwords:
     """A checkpoint's tokenizer over its family's text interval."""
 
@@ -15,10 +23,7 @@ class Subwords:
 
     def ids(self, text: str, path: str) -> list[int]:
         """Absolute ids of `text`; InvalidRequest, naming `path`, where it is empty, too long or no Unicode text."""
-        if len(text) > self._max_chars:
-            raise InvalidRequest(path, f"at most {self._max_chars} characters", f"{len(text)} characters")
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise InvalidRequest(path, "text without lone surrogates", shown(text))
+        check_text(text, path, self._max_chars)
         ids = self._tokenizer.encode(text)
         if not ids:
             raise InvalidRequest(path, "text of at least one character", shown(text))

@@ -60,7 +60,8 @@ class Chunk:
 
     marks, guidance_changes: those of its frames. output_codes: [S][T], of all output streams, where a client asked for
     them: as a request takes audio in codes. num_reference_frames: of the first chunk, how many of the first frames of
-    its codes are of a reference: the utterance goes on from them, and nothing of them is heard.
+    its codes are of a reference: the utterance goes on from them, and nothing of them is heard. session: of the first
+    chunk of a text that is being written, by which name it goes on.
     """
 
     index: Annotated[int, Field(ge=0)]
@@ -72,6 +73,7 @@ class Chunk:
     guidance_changes: tuple[GuidanceChange, ...] = ()
     output_codes: tuple[tuple[int, ...], ...] = ()
     num_reference_frames: Annotated[int, Field(ge=0)] = 0
+    session: str = ""
 
 
 @dataclass(frozen=True, slots=True)

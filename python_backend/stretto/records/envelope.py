@@ -26,13 +26,15 @@ class FlowAddress:
 class Envelope:
     """A chunk of `utterance`, or without one a probe: the decoder answers it to nobody, but sees a cancellation.
 
-    form: of the samples of the whole utterance, told with its first chunk.
+    form: of the samples of the whole utterance, told with its first chunk. receipt: the number of a part of its text
+    that was taken; it travels alone, to who has sent the part.
     """
 
     utterance: Annotated[str, Field(min_length=1, max_length=64)]
     flow: FlowAddress
     chunk: Chunk | None
     form: OutputForm | None = None
+    receipt: int | None = None
 
     def to_json(self) -> bytes:
         """This envelope as JSON."""

@@ -59,6 +59,7 @@ class Event(TypedDict):
     """What a response adds. start_s, duration_s: where its samples lie in the utterance.
 
     codes: of all streams, where they were asked for. report: in the last one. ring: where samples went that way.
+    session: in the first of a text that is being written.
     """
 
     utterance: str
@@ -74,6 +75,15 @@ class Event(TypedDict):
     codes: NotRequired[tuple[tuple[int, ...], ...]]
     report: NotRequired[ReportEvent]
     ring: NotRequired[RingSlots]
+    session: NotRequired[str]
+
+
+class PartEvent(TypedDict):
+    """The one answer to a part of a text: it was taken."""
+
+    utterance: str
+    part: int
 
 
 EVENT: JsonRecord[Event] = JsonRecord(Event)
+PART_EVENT: JsonRecord[PartEvent] = JsonRecord(PartEvent)

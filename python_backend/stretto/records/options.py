@@ -18,7 +18,7 @@ Playout = Annotated[float, Field(ge=0, le=MAX_PLAYOUT_S, description=f"a number 
 Policy = Annotated[GuidancePolicy, Field(description=f"one of {', '.join(POLICIES)}")]
 Ring = Annotated[RingAddress, Field(description="an object of name, cuda_handle and device")]
 String = Annotated[str, Field(description="text")]
-TextMode = Annotated[Literal["whole", "streaming"], Field(description="one of whole, streaming")]
+TextMode = Annotated[Literal["whole", "streaming", "open"], Field(description="one of whole, streaming, open")]
 OBJECT = Field(description="a JSON object")
 
 
@@ -72,7 +72,8 @@ class ChunkingOptions(TypedDict, total=False):
 
 class OptionsRecord(TypedDict, total=False):
     """All of it. temperature, top_k, top_p: of the segment that the task ends with. voice, language, schedule: the
-    family knows which. instruct: how to speak. text_mode: whether words are read before the frames or beside them."""
+    family knows which. instruct: how to speak. text_mode: whether words are read before the frames or beside them,
+    and whether others will follow."""
 
     seed: Integer
     voice: Any

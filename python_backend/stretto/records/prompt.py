@@ -38,6 +38,8 @@ class Prompt:
     its first n rows until each reaches its first new frame.
     track: of a family with a text track, its ids for the first rows of the reply, the end of the text among them.
     is_open: whether the text goes on while it is spoken; its end is not among them then.
+    opening: what of an open text came with the request, none of it in `track` yet. Its first token is still to be put
+    beside the codes of the last row.
     num_reference_rows: how many of the last rows are the frames of a reference, one each, from which the sound of the
     reply goes on: of a voice that is cloned.
     """
@@ -52,6 +54,7 @@ class Prompt:
     track: tuple[int, ...] = ()
     is_open: bool = False
     num_reference_rows: int = 0
+    opening: str = ""
 
     @property
     def features(self) -> np.ndarray | None:
@@ -63,7 +66,7 @@ class Prompt:
         spans = tuple(AudioSpan(audio.first_row, audio.num_rows, len(audio.features)) for audio in self.audios)
         delayed_tail = None if self.delayed_tail is None else self.delayed_tail.tolist()
         said = (self.task, self.sampling, self.delivery, self.words, spans, delayed_tail, self.track, self.is_open)
-        return _JSON.write(PromptRecord(*said, self.num_reference_rows))
+        return _JSON.write(PromptRecord(*said, self.num_reference_rows, self.opening))
 
     @classmethod
     def from_json(cls, field: str, text: bytes, rows: np.ndarray, features: np.ndarray | None = None) -> "Prompt":
@@ -83,6 +86,7 @@ class Prompt:
             track=record.track,
             is_open=record.is_open,
             num_reference_rows=record.num_reference_rows,
+            opening=record.opening,
         )
 
 
@@ -108,6 +112,7 @@ class PromptRecord:
     track: tuple[Int32, ...]
     is_open: bool
     num_reference_rows: Annotated[int, Field(ge=0)]
+    opening: str
 
 
 _JSON: JsonRecord[PromptRecord] = JsonRecord(PromptRecord)

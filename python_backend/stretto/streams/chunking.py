@@ -72,6 +72,7 @@ class Pacer:
     longest recent wait for a frame. So chunks are small where frames come no faster than they are played, and grow with
     the lead where they come faster: by no more than twice at once. None is smaller than what is played in the pace of
     the decoder: whoever sends less at once sends too often, and then all are late.
+    stands_still: whether no frame follows before somebody else has done something: all that are ready leave then.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Pacer:
         self._num_left = 0  # frames that stayed behind at the last decision
         self._gap_s = 1 / policy.frame_rate
         self._grown_s: float | None = None
+        self.stands_still = False
 
     def take(self, num_ready: int) -> int:
         """How many of the `num_ready` frames that have not left are to leave now, as one chunk; 0 to wait for more."""
@@ -96,9 +98,10 @@ class Pacer:
             return self._block(num_ready)
         if self.policy.deterministic:
             return self._fixed(num_ready)
-        now = self._clock()
+        now, load = self._clock(), self._load()
+        if self.stands_still:
+            return self._rest(num_ready, now, load)
         self._watch(num_ready, now)
-        load = self._load()
         size = self._first(num_ready, load) if self._dry_s is None else self._next(num_ready, now, load)
         if size:
             self._play(size, now + load.latency_s)
@@ -121,6 +124,16 @@ class Pacer:
         if num_ready < size:
             return 0
         self._num_last = size - held
+        return size
+
+    def _rest(self, num_ready: int, now: float, load: DecoderLoad) -> int:
+        """All that is ready, in sizes that there are; how long it then stands still tells nothing of frames."""
+        held = self.policy.held_frames if self._dry_s is None else 0
+        self._grown_s, self._num_left = None, 0
+        if num_ready <= held:
+            return 0
+        size = held + self.policy.fitting(num_ready - held)
+        self._play(size, now + load.latency_s)
         return size
 
     def _watch(self, num_ready: int, now: float) -> None:

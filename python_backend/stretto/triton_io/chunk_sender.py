@@ -56,13 +56,13 @@ ENDED_BY_DECODER = {
 
 
 class ChunkSender:
-    """Sends one utterance; whatever it waits for, it stops when the utterance is over."""
+    """Sends one utterance; whatever it waits for, it stops when the utterance is over. flow: where it is counted."""
 
     def __init__(
         self, responses: Responses, slot: FlowSlot, utterance: str, limits: SenderLimits, delivery: Delivery = DEFAULT
     ) -> None:
         self._responses, self._slot, self._utterance = responses, slot, utterance
-        self._limits = limits
+        self._limits, self.flow = limits, slot.address
         self._form: OutputForm | None = delivery.form  # until it is told
         self._frame_rate = delivery.chunking.frame_rate
         self.pacer = Pacer(delivery.chunking, self._load)

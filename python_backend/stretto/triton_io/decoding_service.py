@@ -13,7 +13,7 @@ from stretto.triton_io import stub
 from stretto.triton_io.failures import log_failure, refuse
 from stretto.triton_io.flow import FlowTables, Outcome
 from stretto.triton_io.metrics import Gauges
-from stretto.triton_io.replies import NAME, ChunkReply
+from stretto.triton_io.replies import NAME, ChunkReply, acknowledge
 from stretto.triton_io.ring_writer import RingWriters
 from stretto.triton_io.schema import CHUNK, CODES
 from stretto.triton_io.seal import Seal
@@ -48,6 +48,10 @@ class Worker(Protocol):
 
         on_device: told before the answer where on a GPU its samples lie, too, if they do.
         """
+        ...
+
+    def keep(self, utterance: str) -> None:
+        """Somebody still waits for an utterance, though nothing comes for it."""
         ...
 
     def abandon(self, utterance: str) -> None:
@@ -85,6 +89,9 @@ class DecodingService:
         reply: ChunkReply | None = None
         try:
             envelope, codes = self._read(request)
+            if envelope.receipt is not None:
+                acknowledge(request, envelope.utterance, envelope.receipt)
+                return
             reply = ChunkReply(request, self._tables.at(envelope.flow))
             self._take(envelope, codes, reply)
         except Exception as error:
@@ -108,6 +115,8 @@ class DecodingService:
             reply.close()
             if slot.outcome is not Outcome.OPEN or not slot.is_held:
                 self._worker.abandon(envelope.utterance)
+            else:
+                self._worker.keep(envelope.utterance)
             return
         slot.set_pace(self._worker.pace_s)
         if form.ring is not None:

@@ -13,9 +13,10 @@ import triton_python_backend_utils as pb_utils
 
 from stretto.errors import Cancelled
 from stretto.records.prompt import Prompt
+from stretto.records.text_part import TextPart
 from stretto.triton_io.draining import DrainGate
 from stretto.triton_io.failures import failed_response, log_failure
-from stretto.triton_io.prompt_tensors import write_prompt
+from stretto.triton_io.prompt_tensors import write_part, write_prompt
 from stretto.triton_io.ring import check_ring
 from stretto.triton_io.seal import Seal
 
@@ -26,6 +27,7 @@ class Raw(Protocol):
     """What is asked of a request's inputs here."""
 
     pcm_in: np.ndarray | None
+    session: str | bytes | None
 
     def num_audio_bytes(self) -> int:
         """How much audio they hold; raises InvalidRequest where that is too much."""
@@ -45,15 +47,25 @@ class Lanes(Protocol):
 
 
 class PreparingService:
-    """Answers every request once: with its prompt, or with what is wrong with it."""
+    """Answers every request once: with its prompt, or with what is wrong with it. Parts of a text go on while the
+    server drains: they are of utterances that are to be completed."""
 
-    def __init__(self, prepare: Callable[..., Prompt], lanes: Lanes, seal: Seal, gate: DrainGate) -> None:
-        self._prepare, self._lanes, self._seal, self._gate = prepare, lanes, seal, gate
+    def __init__(
+        self,
+        prepare: Callable[..., Prompt],
+        read_part: Callable[..., TextPart],
+        lanes: Lanes,
+        seal: Seal,
+        gate: DrainGate,
+    ) -> None:
+        self._prepare, self._read_part, self._lanes, self._seal, self._gate = prepare, read_part, lanes, seal, gate
 
     def answer(self, request: Any, read: Callable[[Any], Any]) -> Any | None:
         """The response to `request`, whose inputs `read` reads; None where it will be sent later."""
         try:
             raw = read(request)
+            if raw.session is not None:
+                return pb_utils.InferenceResponse(write_part(self._read_part(raw), self._seal))
             num_bytes = raw.num_audio_bytes()
             self._gate.enter()
         except Exception as error:

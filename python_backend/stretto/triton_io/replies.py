@@ -85,6 +85,13 @@ class ChunkReply:
         self.slot.count_answer()
 
 
+def acknowledge(request: Any, utterance: str, part: int) -> None:
+    """Tell who has sent a part of the text of an utterance that it was taken."""
+    event = event_record.PART_EVENT.write({"utterance": utterance, "part": part})
+    response = pb_utils.InferenceResponse([text_tensor(EVENT, event)])
+    request.get_response_sender().send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
 def outcome_of(error: BaseException) -> Outcome:
     """How an utterance ends that `error` ends."""
     match error:

@@ -30,9 +30,10 @@ SAMPLE_RATE = TensorSpec("sample_rate", "INT32", (1,), "Hz, of pcm_in", optional
 MESSAGES = TensorSpec("messages", "STRING", (1,), "JSON list of turns of a dialogue", optional=True)
 TASK = TensorSpec("task", "STRING", (1,), "a task of the family; default its first", optional=True)
 OPTIONS = TensorSpec("options", "STRING", (1,), "JSON: sampling, limits, chunking", optional=True)
+SESSION = TensorSpec("session", "STRING", (1,), "JSON: which text that is spoken `text` goes on with", optional=True)
 
-ROWS = TensorSpec("rows", "INT32", (-1, -1), "[P, S] token ids of the prompt")
-PROMPT = TensorSpec("prompt", "UINT8", (-1,), "JSON: the rest of the prompt")
+ROWS = TensorSpec("rows", "INT32", (-1, -1), "[P, S] token ids of the prompt; none of a part of a text", optional=True)
+PROMPT = TensorSpec("prompt", "UINT8", (-1,), "JSON: the rest of the prompt, or a part of a text")
 FEATURES = TensorSpec("features", "FP32", (-1, -1), "[F, M] log-mel frames of all audio of the prompt", optional=True)
 CODES = TensorSpec("codes", "INT32", (-1, -1), "[K, T] codes of new frames; absent in a text-only chunk", optional=True)
 CHUNK = TensorSpec("chunk", "UINT8", (-1,), "JSON: the chunk, whose it is, and its flow slot")
@@ -41,7 +42,7 @@ PCM = TensorSpec("pcm", "FP32", (-1,), "mono samples in [-1, 1]; absent without 
 PCM16 = TensorSpec("pcm16", "INT16", (-1,), "mono 16-bit samples, where the options ask for them instead of pcm")
 EVENT = TensorSpec("event", "STRING", (1,), "JSON: what this response adds")
 
-REQUEST = (TEXT, AUDIO, PCM_IN, SAMPLE_RATE, MESSAGES, TASK, OPTIONS)
+REQUEST = (TEXT, AUDIO, PCM_IN, SAMPLE_RATE, MESSAGES, TASK, OPTIONS, SESSION)
 RESPONSE = (PCM, PCM16, EVENT)
 
 MODELS = {

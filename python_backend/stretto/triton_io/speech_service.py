@@ -8,12 +8,13 @@ from typing import Any, Protocol
 from stretto.errors import Cancelled, InvalidRequest, Overloaded
 from stretto.records.chunk import LMChunk
 from stretto.records.prompt import Prompt
-from stretto.streams.chunking import Pacer
+from stretto.records.text_part import TextPart
 from stretto.triton_io.chunk_sender import ChunkSender, SenderLimits
 from stretto.triton_io.event_loop import EventLoop
 from stretto.triton_io.failures import refuse
 from stretto.triton_io.flow import DecoderRefused, FlowTable
 from stretto.triton_io.metrics import Gauges
+from stretto.triton_io.open_texts import TextModel, TextSessions
 from stretto.triton_io.prompt_tensors import read_prompt
 from stretto.triton_io.responses import Responses, ResponseThread
 from stretto.triton_io.seal import Seal
@@ -48,12 +49,8 @@ METRICS = {
 STATS_PERIOD_S = 0.5
 
 
-class LanguageModel(Protocol):
-    """What this side needs of the engine."""
-
-    def generate(self, prompt: Prompt, request_id: str, pacer: Pacer) -> AsyncGenerator[LMChunk, None]:
-        """The chunks of one utterance, of the sizes that `pacer` says; closing the generator aborts it."""
-        ...
+class LanguageModel(TextModel, Protocol):
+    """What this side needs of the engine. Chunks have the sizes that the pacer says; closing them aborts the reply."""
 
     def stats(self) -> dict[str, float]:
         """Figures by name; those that METRICS names are shown."""
@@ -61,7 +58,7 @@ class LanguageModel(Protocol):
 
 
 class SpeechService:
-    """Serves utterances from a language model on one event loop."""
+    """Serves utterances from a language model on one event loop, and takes parts of their texts."""
 
     def __init__(
         self, model: LanguageModel, loop: EventLoop, table: FlowTable, limits: SenderLimits, seal: Seal
@@ -72,6 +69,7 @@ class SpeechService:
         self._limits = limits
         self._seal = seal
         self._thread = ResponseThread()
+        self._texts = TextSessions(model)
         self._gauges = Gauges("language_model", METRICS)
         loop.start(self._report())
 
@@ -83,11 +81,15 @@ class SpeechService:
         utterance = uuid.uuid4().hex
         sender = request.get_response_sender()
         try:
-            prompt = read_prompt(request, self._seal)
+            asked = read_prompt(request, self._seal)
         except Exception as error:
             refuse(sender, error, f"utterance {utterance}")
             return
-        self._loop.start(self._serve(utterance, prompt, Responses(sender, self._thread, self._seal)))
+        responses = Responses(sender, self._thread, self._seal)
+        if isinstance(asked, TextPart):
+            self._loop.start(self._take(asked, responses))
+        else:
+            self._loop.start(self._serve(utterance, asked, responses))
 
     def close(self) -> None:
         """End every utterance and stop."""
@@ -95,9 +97,21 @@ class SpeechService:
         self._thread.close()
         self.table.remove()
 
+    async def _take(self, part: TextPart, responses: Responses) -> None:
+        """Take a part of a text, and have the decoder, from which all answers come, acknowledge it."""
+        try:
+            receipt = await self._texts.write(part)
+        except Exception as error:
+            await responses.refuse(error, "a part of a text")
+            return
+        responses.send(receipt.to_json(), None)
+        await responses.end()
+
     async def _serve(self, utterance: str, prompt: Prompt, responses: Responses) -> None:
         self._gauges.add("utterances_total", 1)
         try:
+            if prompt.is_open:
+                self._texts.check_room()
             chunk_sender = ChunkSender(responses, self.table.claim(), utterance, self._limits, prompt.delivery)
         except Overloaded as error:
             self._gauges.add("rejected_total", 1)
@@ -117,7 +131,7 @@ class SpeechService:
         """Send the utterance and wait until the decoder has answered all of it; returns what ended it too soon."""
         failure: Exception | None = None
         try:
-            await chunk_sender.pump(self._model.generate(prompt, utterance, chunk_sender.pacer))
+            await chunk_sender.pump(self._chunks(chunk_sender, prompt, utterance))
         except Exception as error:
             failure = error
         try:
@@ -125,6 +139,11 @@ class SpeechService:
         except Exception as error:
             failure = failure or error
         return failure
+
+    def _chunks(self, chunk_sender: ChunkSender, prompt: Prompt, utterance: str) -> AsyncGenerator[LMChunk, None]:
+        if prompt.is_open:
+            return self._texts.speak(prompt, utterance, chunk_sender.flow, chunk_sender.pacer)
+        return self._model.generate(prompt, utterance, chunk_sender.pacer)
 
     async def _end(self, utterance: str, responses: Responses, failure: Exception | None) -> None:
         """Send the final flag, and on it the failure if there was one: the one place where utterances are failed."""

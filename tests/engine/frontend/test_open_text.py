@@ -31,7 +31,7 @@ class FakeEngine:
 
 
 def text(engine: Any, room: int = 10, patience_s: float = 60.0) -> OpenText:
-    return OpenText(engine, "r", room, patience_s)
+    return OpenText(engine, "r", 2, room, patience_s)
 
 
 async def test_ids_go_on_in_order_once_the_engine_has_the_reply() -> None:
@@ -74,3 +74,25 @@ async def test_a_writer_who_falls_silent_ends_the_reply_by_name() -> None:
     complete = text(engine)
     await complete.write([], True)
     complete.check()
+
+
+async def test_a_text_without_an_end_ends_the_reply_however_often_nothing_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(OpenText, "longest_s", 0.0)
+    engine = FakeEngine()
+    written = text(engine)
+    await written.write([], False)
+    await engine.aborted.wait()
+    with pytest.raises(InvalidRequest, match="text: expected its end within 0 s of its beginning, got none"):
+        written.check()
+
+
+async def test_a_reply_stands_still_behind_its_last_word_until_the_text_is_complete() -> None:
+    written = text(FakeEngine())
+    assert [written.is_awaited(rows) for rows in (0, 2, 3)] == [False, False, True]
+    await written.write([7], False)
+    assert [written.is_awaited(rows) for rows in (3, 4)] == [False, True]
+    await written.write([], True)
+    assert not written.is_awaited(4)
+    written.end()

@@ -36,6 +36,7 @@ from stretto.engine.request.shared_stats import KEY, SharedStats  # noqa: E402
 from stretto.engine.request.tracker import SegmentTracker  # noqa: E402
 from stretto.engine.request.wire import Trailer, read_rows  # noqa: E402
 from stretto.families.text_codec import load_text_codec  # noqa: E402
+from stretto.families.text_stream import SubwordStream  # noqa: E402
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -87,6 +88,12 @@ class SpeechLLM:
         """Stop the engine and its process."""
         self._engine.shutdown()
 
+    def open_text(self) -> SubwordStream:
+        """The ids of a text that comes in pieces, from its beginning; InvalidRequest where there is no tokenizer."""
+        if self._text.stream is None:
+            raise InvalidRequest("options.text_mode", "a model with a tokenizer for a text in pieces", self.family.name)
+        return self._text.stream()
+
     async def write(self, request_id: str, ids: Sequence[int], is_last: bool = False) -> None:
         """Go on with the text of a reply that was asked for with an open one; is_last: the text is complete.
 
@@ -118,7 +125,7 @@ class SpeechLLM:
         is_guided = prompt.sampling.guidance_scale != 1.0
         if prompt.is_open:
             room = self._rules.max_model_len - len(prompt.rows) - len(prompt.track)
-            self._texts[request_id] = OpenText(self._engine, request_id, room)
+            self._texts[request_id] = OpenText(self._engine, request_id, len(prompt.track), room)
         self._active.add(request_id)
         self._stats.active += 1
         self._stats.pairs += is_guided
@@ -149,7 +156,9 @@ class SpeechLLM:
                 text.check()
                 await text.begin()
                 ids, trailer = _split(output)
-                for chunk in utterance.push(read_rows(ids, width)):
+                rows = read_rows(ids, width)
+                pacer.stands_still = text.is_awaited(tracker.position + len(rows) - len(prompt.rows))
+                for chunk in utterance.push(rows):
                     clock.see(chunk)
                     frame_stats.see(tracker.num_frames, utterance.guidance_changes)
                     yield chunk

@@ -13,17 +13,22 @@ from stretto.engine.request.track import TextUpdate
 from stretto.errors import InvalidRequest
 
 PATIENCE_S = 30.0  # between two writes; a reply that is held keeps KV that others could use
+LONGEST_S = 600.0  # from the first to the last: nobody keeps a place for ever by writing nothing, often
 
 
 class OpenText:
     """One text; its ids travel under the id of their reply, in order, once the engine has that.
 
-    room: how many ids may still come. A text on which nothing is written for `patience_s` ends its reply.
+    num_ids, room: how many ids there are, and may still come. A text on which nothing is written for `patience_s`,
+    or that has no end after `longest_s`, ends its reply.
     """
 
-    def __init__(self, engine: AsyncLLM, request_id: str, room: int, patience_s: float = PATIENCE_S):
+    longest_s = LONGEST_S
+
+    def __init__(self, engine: AsyncLLM, request_id: str, num_ids: int, room: int, patience_s: float = PATIENCE_S):
         self._engine: Any = engine
-        self._request_id, self._room, self._patience_s = request_id, room, patience_s
+        self._request_id, self._num_ids, self._room = request_id, num_ids, room
+        self._patience_s, self._begun_s = patience_s, time.monotonic()
         self._waiting: list[int] = []
         self._is_complete = self._is_last_sent = self._has_begun = self._is_silent = False
         self._sending = asyncio.Lock()
@@ -38,6 +43,7 @@ class OpenText:
         if len(ids) > self._room:
             raise InvalidRequest("text", f"at most {self._room} more tokens", len(ids))
         self._room -= len(ids)
+        self._num_ids += len(ids)
         self._waiting += ids
         self._is_complete = is_last
         self._wait()
@@ -50,8 +56,14 @@ class OpenText:
             self._has_begun = True
             await self._send()
 
+    def is_awaited(self, num_rows: int) -> bool:
+        """Whether a reply of so many rows stands still until more is written."""
+        return not self._is_complete and num_rows > self._num_ids
+
     def check(self) -> None:
-        """InvalidRequest where the reply has been ended because nothing came."""
+        """InvalidRequest where the reply has been ended because nothing came, or no end."""
+        if self._is_silent and self._left_s <= 0:
+            raise InvalidRequest("text", f"its end within {self.longest_s:g} s of its beginning", "none")
         if self._is_silent:
             raise InvalidRequest("text", f"more of it, or its end, within {self._patience_s:g} s", "nothing")
 
@@ -61,11 +73,16 @@ class OpenText:
         if self._timer is not None:
             self._timer.cancel()
 
+    @property
+    def _left_s(self) -> float:
+        return self._begun_s + self.longest_s - time.monotonic()
+
     def _wait(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         if not self._is_complete:
-            self._timer = asyncio.get_running_loop().call_later(self._patience_s, self._give_up)
+            patience_s = min(self._patience_s, self._left_s)
+            self._timer = asyncio.get_running_loop().call_later(patience_s, self._give_up)
 
     def _give_up(self) -> None:
         self._is_silent = True
@@ -89,6 +106,10 @@ class _NoText:
 
     async def begin(self) -> None:
         """Nothing."""
+
+    def is_awaited(self, num_rows: int) -> bool:
+        """Never."""
+        return False
 
     def check(self) -> None:
         """Nothing."""

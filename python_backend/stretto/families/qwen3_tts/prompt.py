@@ -6,8 +6,12 @@
                                                                               │ Hello │ ,  eos pad pad …    streaming
                                                                               │ bos   │ f0 f1  f2  f3  …
 
+                                                                              │ pad   │                     open
+                                                                              │ bos   │
+
 Without a language `nothink` stands for the first marker, and there is none for the language; a described voice has no
-row. Read whole, all words come before the first frame; streaming, each goes with a frame (`Family.text_track`).
+row. Read whole, all words come before the first frame; streaming, each goes with a frame (`Family.text_track`). Of a
+text that is still being written the first word takes the place of a pad, when it comes.
 
 A voice that is cloned has its x-vector in the row of the voice, in the place of a code's embedding. Where it is known
 what is said in its recording, the model goes on from that, words and frames:
@@ -33,8 +37,9 @@ from stretto.preprocessing.conversation import Piece
 from stretto.preprocessing.manner import PLAIN, Manner
 from stretto.preprocessing.prompt import PromptRows, Template
 from stretto.preprocessing.rows import code_rows, stream0_rows
-from stretto.preprocessing.subwords import Subwords
+from stretto.preprocessing.subwords import Subwords, check_text
 from stretto.records.prompt import HeardAudio
+from stretto.records.text_part import MAX_PART_CHARS
 
 CHINESE = "chinese"
 
@@ -57,12 +62,16 @@ class Qwen3TtsTemplate:
         pieces before."""
         *before, piece = pieces
         assert piece.text is not None, task.name
-        if not piece.text:
+        if manner.is_open:
+            check_text(piece.text, piece.path, MAX_PART_CHARS)
+        elif not piece.text:
             raise InvalidRequest(piece.path, "text of at least one character", "''")
-        words = self._subwords.ids(piece.text, piece.path)
+        words = [] if manner.is_open else self._subwords.ids(piece.text, piece.path)
         instruction = self._subwords.ids(manner.instruct, "options.instruct") if manner.instruct else []
         recorded = None if self._voices is None else self._recorded(before, self._voices)
         head = self._writer.head(instruction if self._takes_instructions else [], recorded or voice, manner.language)
+        if manner.is_open:
+            return self._writer.opening(head, recorded)
         return self._writer.prompt(head, words, manner.is_streaming, recorded)
 
     def _recorded(self, pieces: Sequence[Piece], voices: RecordedVoices) -> RecordedVoice:
@@ -108,7 +117,6 @@ class RowWriter:
         text, codec = self._known.text, self._known.codec
         said = [*(voice.words if voice else ()), *words, text.eos]
         frames = self._frames(voice)
-        audios = (HeardAudio(len(head) - 2, 1, voice.x_vector[None]),) if voice else ()
         track: tuple[int, ...] = ()
         if is_streaming:
             beside = said[: len(frames)]
@@ -117,7 +125,17 @@ class RowWriter:
             rows = np.concatenate([head, frames])
         else:
             rows = np.concatenate([head, self._pairs(said, [codec.pad] * len(said)), frames])
-        return PromptRows(rows, audios=audios, track=track, num_reference_rows=len(frames) - 1)
+        return PromptRows(rows, audios=_x_vector(head, voice), track=track, num_reference_rows=len(frames) - 1)
+
+    def opening(self, head: np.ndarray, voice: RecordedVoice | None = None) -> PromptRows:
+        """The same before there is a word: the first will stand in the place of the last row's pad.
+
+        InvalidRequest for a voice that goes on from its recording, whose words stand there.
+        """
+        if voice is not None and voice.codes is not None:
+            expected = "whole or streaming, as the recording's words are told"
+            raise InvalidRequest("options.text_mode", expected, "open")
+        return PromptRows(np.concatenate([head, self._frames(voice)]), audios=_x_vector(head, voice))
 
     def _frames(self, voice: RecordedVoice | None) -> np.ndarray:
         """The rows of codes before the reply's, [1 + T, S], no word beside them: the begin, and the voice's frames."""
@@ -143,6 +161,10 @@ class RowWriter:
         rows = stream0_rows(self._layout, [self._known.num_text_ids + code for code in codes])
         rows[:, -1] = texts
         return rows
+
+
+def _x_vector(head: np.ndarray, voice: RecordedVoice | None) -> tuple[HeardAudio, ...]:
+    return () if voice is None else (HeardAudio(len(head) - 2, 1, voice.x_vector[None]),)
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:

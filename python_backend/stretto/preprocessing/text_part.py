@@ -1,0 +1,25 @@
+"""A request that goes on with a text which is being spoken: no prompt comes of it, but the next part of that text."""
+
+from stretto.errors import InvalidRequest
+from stretto.preprocessing.json_field import read_json
+from stretto.preprocessing.request import RawRequest, string
+from stretto.preprocessing.subwords import check_text
+from stretto.records.text_part import MAX_PART_CHARS, SESSION, TextPart
+
+FIELD = "session"
+
+
+def read_part(raw: RawRequest) -> TextPart:
+    """The part that `raw` brings; InvalidRequest names the field, the limit and what came."""
+    for name in ("audio", "pcm_in", "sample_rate", "messages", "task", "options"):
+        if getattr(raw, name) is not None:
+            raise InvalidRequest(name, "none beside session, which the reply began with", "some")
+    record = string(FIELD, raw.session)
+    assert record is not None, "whoever calls this has looked"
+    read_json(FIELD, record)
+    session = SESSION.read(FIELD, record.encode(errors="surrogatepass"))
+    text = string("text", raw.text)
+    if text is None:
+        raise InvalidRequest("text", "the next part of the text, '' if nothing is added", "nothing")
+    check_text(text, "text", MAX_PART_CHARS)
+    return TextPart(session["id"], session["part"], text, session["is_last"])

@@ -1,0 +1,148 @@
+"""Texts that are written while they are spoken: whose parts they are, in order, from their first word to their last.
+
+Who hears the reply is told a name in its first event; who knows it may go on with the text, part by part.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import replace
+from typing import Protocol
+
+from stretto.errors import InvalidRequest, Overloaded, shown
+from stretto.families.base import Family
+from stretto.families.text_stream import SubwordStream
+from stretto.records.chunk import Chunk, LMChunk
+from stretto.records.envelope import Envelope, FlowAddress
+from stretto.records.prompt import Prompt
+from stretto.records.text_part import ID_BYTES, TextPart
+from stretto.streams.chunking import Pacer
+from stretto.streams.segment import Segment
+
+MAX_SESSIONS = 256  # a quarter of the slots: who opens texts and writes nothing leaves room for others
+FIRST_WORD_S = 30.0
+
+
+class TextModel(Protocol):
+    """What is needed of the engine."""
+
+    family: Family
+
+    def generate(self, prompt: Prompt, request_id: str, pacer: Pacer) -> AsyncGenerator[LMChunk, None]:
+        """The chunks of one utterance; whose text is open, that takes words as soon as it is asked for the first."""
+        ...
+
+    def open_text(self) -> SubwordStream:
+        """The ids of a text that comes in pieces, from its beginning; InvalidRequest where there are none."""
+        ...
+
+    async def write(self, request_id: str, ids: Sequence[int], is_last: bool = False) -> None:
+        """Go on with the text of an utterance; InvalidRequest where it cannot."""
+        ...
+
+
+class TextSession:
+    """One text. What is refused of it leaves it as it was."""
+
+    def __init__(
+        self, model: TextModel, utterance: str, flow: FlowAddress, opening: str, first_word_s: float = FIRST_WORD_S
+    ) -> None:
+        self.id, self.utterance, self.flow = secrets.token_urlsafe(ID_BYTES), utterance, flow
+        self._model, self._first_word_s = model, first_word_s
+        self._words, self._first = model.open_text(), asyncio.Event()
+        self._waiting: list[int] = []  # until there is a first word, with which the reply begins
+        self._next_part = 0
+        self._has_begun = self.is_complete = False
+        self._writing = asyncio.Lock()
+        self._keep(*self._words.after(opening, is_last=False))
+
+    async def write(self, part: TextPart) -> None:
+        """Take the next part; InvalidRequest where that is another one, or where it cannot be spoken."""
+        async with self._writing:
+            if self.is_complete:
+                raise InvalidRequest("session", "no further part, as the text is complete", f"part {part.part}")
+            if part.part != self._next_part:
+                raise InvalidRequest("session.part", f"{self._next_part}, the next", part.part)
+            ids, words = self._words.after(part.text, part.is_last)
+            if part.is_last and not (ids or self._first.is_set()):
+                raise InvalidRequest("text", "at least one character in all", "none")
+            if self._has_begun:
+                await self._model.write(self.utterance, ids, part.is_last)
+                ids = []
+            self._keep(ids, words)
+            self._next_part, self.is_complete = part.part + 1, part.is_last
+
+    def _keep(self, ids: list[int], words: SubwordStream) -> None:
+        self._words = words
+        self._waiting += ids
+        if ids:
+            self._first.set()
+
+    async def begin(self) -> list[int]:
+        """The words with which the reply begins, once there are any; all others go to the model itself."""
+        try:
+            async with asyncio.timeout(self._first_word_s):
+                await self._first.wait()
+        except TimeoutError:
+            raise InvalidRequest("text", f"a first word within {self._first_word_s:g} s", "none") from None
+        self._has_begun = True
+        return self._waiting
+
+
+class TextSessions:
+    """All texts that are open, by their names."""
+
+    def __init__(self, model: TextModel, limit: int = MAX_SESSIONS) -> None:
+        self._model, self._limit = model, limit
+        self._open: dict[str, TextSession] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def check_room(self) -> None:
+        """Overloaded where no other text may be opened."""
+        if len(self._open) >= self._limit:
+            raise Overloaded(f"{self._limit} texts are being written already")
+
+    async def write(self, part: TextPart) -> Envelope:
+        """Take a part of a text; returns its receipt. InvalidRequest where there is no such text, or no such part."""
+        session = self._open.get(part.session)
+        if session is None:
+            raise InvalidRequest("session.id", "that of a text that is being spoken", shown(part.session))
+        await session.write(part)
+        return Envelope(session.utterance, session.flow, None, receipt=part.part)
+
+    async def speak(
+        self, prompt: Prompt, utterance: str, flow: FlowAddress, pacer: Pacer
+    ) -> AsyncGenerator[LMChunk, None]:
+        """The chunks of the reply to a prompt whose text is open; the first tells the text's name, and nothing else.
+
+        InvalidRequest where no first word comes, or what the model raises.
+        """
+        session = TextSession(self._model, utterance, flow, prompt.opening)
+        self._open[session.id] = session
+        try:
+            yield LMChunk(Chunk(0, Segment.AUDIO, session=session.id), None)
+            begun = self._begun(prompt, await session.begin())
+            # Nobody else runs from here until the model has been asked, and takes words: none is lost on the way.
+            ending = asyncio.ensure_future(self._end(utterance)) if session.is_complete else None
+            async with aclosing(self._model.generate(begun, utterance, pacer)) as chunks:
+                async for each in chunks:
+                    yield replace(each, chunk=replace(each.chunk, index=each.chunk.index + 1))
+            del ending
+        finally:
+            del self._open[session.id]
+
+    def _begun(self, prompt: Prompt, words: Sequence[int]) -> Prompt:
+        """The prompt with the first word beside its last codes, and those that follow beside the first frames."""
+        track = self._model.family.text_track
+        assert track is not None, "only a family that has one makes prompts of open texts"
+        rows = prompt.rows.copy()
+        rows[-1, track.stream] = words[0]
+        return replace(prompt, rows=rows, track=tuple(words[1:]), opening="")
+
+    async def _end(self, utterance: str) -> None:
+        """Say of a text whose last part came before the reply began that it is complete."""
+        with suppress(InvalidRequest):  # the reply has ended
+            await self._model.write(utterance, [], is_last=True)

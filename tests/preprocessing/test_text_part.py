@@ -1,0 +1,75 @@
+"""Parts of a text: what a stranger may send, and what comes of it."""
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stretto.errors import InvalidRequest
+from stretto.preprocessing.request import RawRequest
+from stretto.preprocessing.text_part import read_part
+from stretto.records.text_part import MAX_PART_CHARS, TextPart
+
+RECORD = {"id": "name", "part": 3, "is_last": False}
+
+
+def raw(text: Any = "more", **changes: Any) -> RawRequest:
+    kept = {key: value for key, value in (RECORD | changes).items() if value is not ...}
+    return RawRequest(text=text, session=json.dumps(kept))
+
+
+def test_a_part_is_read_and_travels_as_it_is() -> None:
+    part = read_part(raw("caf\u00e9 \U0001f642", is_last=True))
+    assert part == TextPart("name", 3, "caf\u00e9 \U0001f642", True)
+    assert TextPart.from_json("prompt", part.to_json()) == part
+    assert read_part(raw("")).text == "", "nothing may be added, to say that somebody still writes"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (raw(None), "text: expected the next part of the text, '' if nothing is added, got nothing"),
+        (raw("x" * (MAX_PART_CHARS + 1)), "text: expected at most 4096 characters, got 4097 characters"),
+        (raw("\ud800"), "text: expected text without lone surrogates"),
+        (raw(b"\xc3"), "text: expected UTF-8, got a byte 0xc3 at 0"),
+        (raw(id=...), "session.id: expected the session that the reply's first event tells, got nothing"),
+        (raw(id=""), "session.id: expected the session that the reply's first event tells, got ''"),
+        (raw(part=-1), "session.part: expected an integer in [0, 2^31), got -1"),
+        (raw(part=True), "session.part: expected an integer in [0, 2^31), got True"),
+        (raw(part="1"), "session.part: expected an integer in [0, 2^31), got '1'"),
+        (raw(is_last=1), "session.is_last: expected true or false, got 1"),
+        (raw(voice="eric"), "session.voice: expected one of id, is_last, part, got an unknown key"),
+        (RawRequest(text="a", session="[]"), "session: expected a JSON object, got []"),
+        (RawRequest(text="a", session="{"), "session: expected valid JSON"),
+        (RawRequest(text="a", session=b"\xff"), "session: expected UTF-8"),
+        (RawRequest(text="a", session="[" * 99), "session: expected JSON nested at most 8 deep"),
+        (RawRequest(text="a", session="{}", options="{}"), "options: expected none beside session"),
+        (RawRequest(session="{}", pcm_in=np.zeros(1, np.float32)), "pcm_in: expected none beside session"),
+    ],
+)
+def test_what_is_no_part_is_refused_by_its_field(given: RawRequest, message: str) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        read_part(given)
+    assert str(refusal.value).startswith(message)
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+VALUES = st.recursive(SCALARS, lambda each: st.lists(each, max_size=3) | st.dictionaries(st.text(), each, max_size=3))
+RECORDS = st.dictionaries(st.sampled_from(["id", "part", "is_last", "x"]), VALUES, max_size=4).map(json.dumps)
+TEXT = st.text(max_size=9) | st.binary(max_size=9)
+
+
+@given(session=RECORDS | st.text(max_size=40) | st.binary(max_size=40), text=TEXT)
+def test_whatever_comes_is_a_part_or_refused_by_name(session: str | bytes, text: str | bytes) -> None:
+    refused = None
+    try:
+        part = read_part(RawRequest(text=text, session=session))
+    except InvalidRequest as error:
+        refused = re.split(r"[.\[]", error.field)[0]
+    else:
+        assert TextPart.from_json("prompt", part.to_json()) == part
+    assert refused in (None, "session", "text")

@@ -1,0 +1,244 @@
+"""Texts that are written while they are spoken: the model gets the words of the whole, whatever else is sent."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stretto.errors import InvalidRequest, Overloaded
+from stretto.families.text_stream import MAX_PENDING_CHARS, SubwordStream
+from stretto.records.chunk import Chunk, LMChunk
+from stretto.records.envelope import FlowAddress
+from stretto.records.prompt import Prompt
+from stretto.records.sampling import SamplingConfig, SegmentSampling
+from stretto.records.text_part import TextPart
+from stretto.streams.chunking import ChunkPolicy, Pacer
+from stretto.streams.segment import Segment
+from stretto.triton_io.open_texts import TextSession, TextSessions
+from tests.families.test_text_stream import QWEN, TEXTS, tokenizer
+from tests.small_vocabularies import TRACKED_CSM
+
+TOKENIZER = tokenizer(QWEN)
+SUBWORDS = range(7, 7 + 10_000)
+FLOW = FlowAddress("stretto_flow_1_" + "0" * 32, 1, 1)
+TEXT_STREAM = TRACKED_CSM.text_track.stream
+WIDTH = TRACKED_CSM.layout.num_input_streams
+
+
+class Model:
+    """Speaks when it has all words: one chunk. `room`: how many words it still takes."""
+
+    family = TRACKED_CSM
+
+    def __init__(self, room: int = 1000) -> None:
+        self.prompt: Prompt | None = None
+        self.words: list[int] = []
+        self.room, self.is_complete = room, asyncio.Event()
+        self.is_speaking = False
+
+    def open_text(self) -> SubwordStream:
+        return SubwordStream(TOKENIZER, SUBWORDS)
+
+    async def generate(self, prompt: Prompt, request_id: str, pacer: Pacer) -> AsyncGenerator[LMChunk, None]:
+        self.prompt, self.is_speaking = prompt, True
+        self.words = [int(prompt.rows[-1, TEXT_STREAM]), *prompt.track]
+        yield LMChunk(Chunk(0, Segment.AUDIO), None)
+        await self.is_complete.wait()
+        yield LMChunk(Chunk(1, Segment.TAIL, is_final=True), None)
+
+    async def begun(self) -> None:
+        while self.prompt is None:
+            await asyncio.sleep(0)
+
+    async def write(self, request_id: str, ids: Sequence[int], is_last: bool = False) -> None:
+        assert self.is_speaking, "it takes no words before it is asked to speak"
+        assert request_id == "u"
+        await asyncio.sleep(0)
+        if len(ids) > self.room:
+            raise InvalidRequest("text", f"at most {self.room} more tokens", len(ids))
+        self.room -= len(ids)
+        self.words += ids
+        if is_last:
+            self.is_complete.set()
+
+
+def prompt(opening: str = "") -> Prompt:
+    sampling = SamplingConfig(SegmentSampling(0.0), SegmentSampling(0.0), seed=1)
+    return Prompt("tts", np.zeros((3, WIDTH), np.int32), sampling, is_open=True, opening=opening)
+
+
+class Reply:
+    """The reply to an open text, and the name that its first chunk tells."""
+
+    def __init__(self, model: Model, opening: str = "") -> None:
+        self.sessions = TextSessions(model)
+        self.chunks = self.sessions.speak(prompt(opening), "u", FLOW, Pacer(ChunkPolicy()))
+
+    async def name(self) -> str:
+        first = await anext(self.chunks)
+        assert (first.chunk.index, first.codes) == (0, None)
+        return first.chunk.session
+
+    async def rest(self) -> list[LMChunk]:
+        return [chunk async for chunk in self.chunks]
+
+
+def expected(text: str) -> list[int]:
+    return [SUBWORDS.start + token_id for token_id in TOKENIZER.encode(text)]
+
+
+def test_the_model_begins_with_the_first_word_and_gets_the_others_as_they_come() -> None:
+    async def run() -> None:
+        model = Model()
+        reply = Reply(model, "He")
+        name = await reply.name()
+        speaking = asyncio.create_task(reply.rest())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert model.prompt is None, "there is no word yet"
+        receipt = await reply.sessions.write(TextPart(name, 0, "llo, wor", False))
+        assert (receipt.utterance, receipt.receipt, receipt.flow, receipt.chunk) == ("u", 0, FLOW, None)
+        await model.begun()
+        assert model.prompt is not None
+        assert model.words == expected("Hello,")
+        assert model.prompt.rows[:-1].tolist() == prompt().rows[:-1].tolist()
+        await reply.sessions.write(TextPart(name, 1, "ld.", True))
+        chunks = await speaking
+        assert model.words == expected("Hello, world.")
+        assert [each.chunk.index for each in chunks] == [1, 2]
+        assert len(reply.sessions) == 0
+
+    asyncio.run(run())
+
+
+def test_a_text_that_is_complete_before_it_begins_has_its_end() -> None:
+    async def run() -> None:
+        model = Model()
+        reply = Reply(model)
+        name = await reply.name()
+        await reply.sessions.write(TextPart(name, 0, "Hello", True))
+        assert [each.chunk.is_final for each in await reply.rest()] == [False, True]
+        assert model.words == expected("Hello")
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (TextPart("", 1, "a ", False), "session.part: expected 0, the next, got 1"),
+        (TextPart("", 0, "", True), "text: expected at least one character in all, got none"),
+        (
+            TextPart("", 0, "a" * (MAX_PENDING_CHARS + 1), False),
+            "text: expected a word that ends within 4096 characters",
+        ),
+        (TextPart("nobody's", 0, "a ", False), "session.id: expected that of a text that is being spoken, got"),
+    ],
+)
+def test_a_refused_part_leaves_the_text_as_it_was(part: TextPart, message: str) -> None:
+    async def run() -> None:
+        model = Model()
+        reply = Reply(model)
+        name = await reply.name()
+        with pytest.raises(InvalidRequest) as refusal:
+            await reply.sessions.write(TextPart(part.session or name, part.part, part.text, part.is_last))
+        assert str(refusal.value).startswith(message)
+        await reply.sessions.write(TextPart(name, 0, "Hello", True))
+        await reply.rest()
+        assert model.words == expected("Hello")
+
+    asyncio.run(run())
+
+
+def test_what_the_model_does_not_take_is_refused_and_the_next_part_may_be_shorter() -> None:
+    async def run() -> None:
+        model = Model(room=4)
+        reply = Reply(model, "Well, ")
+        name, speaking = await reply.name(), asyncio.create_task(reply.rest())
+        await model.begun()
+        with pytest.raises(InvalidRequest, match="at most 4 more tokens"):
+            await reply.sessions.write(TextPart(name, 0, "this is much more than there is room for", False))
+        await reply.sessions.write(TextPart(name, 0, "a", True))
+        await speaking
+        assert model.words == expected("Well, a")
+        with pytest.raises(InvalidRequest, match=r"session\.id"):
+            await reply.sessions.write(TextPart(name, 1, "b", False))
+
+    asyncio.run(run())
+
+
+def test_no_part_follows_the_last_and_a_part_comes_once() -> None:
+    async def run() -> None:
+        session = TextSession(Model(), "u", FLOW, "")
+        await session.write(TextPart(session.id, 0, "a ", False))
+        with pytest.raises(InvalidRequest, match=r"session\.part: expected 1, the next, got 0"):
+            await session.write(TextPart(session.id, 0, "a ", False))
+        await session.write(TextPart(session.id, 1, "b", True))
+        with pytest.raises(
+            InvalidRequest, match="session: expected no further part, as the text is complete, got part 2"
+        ):
+            await session.write(TextPart(session.id, 2, "c", False))
+        assert await session.begin() == expected("a b")
+
+    asyncio.run(run())
+
+
+def test_a_writer_without_a_first_word_ends_the_reply_by_name() -> None:
+    async def run() -> None:
+        session = TextSession(Model(), "u", FLOW, "wor", first_word_s=0.01)
+        with pytest.raises(InvalidRequest, match=r"text: expected a first word within 0\.01 s, got none"):
+            await session.begin()
+
+    asyncio.run(run())
+
+
+def test_a_reply_that_is_left_is_forgotten_and_others_find_room() -> None:
+    async def run() -> None:
+        sessions = TextSessions(Model(), limit=1)
+        sessions.check_room()
+        left = sessions.speak(prompt(), "u", FLOW, Pacer(ChunkPolicy()))
+        name = (await anext(left)).chunk.session
+        with pytest.raises(Overloaded, match="1 texts are being written already"):
+            sessions.check_room()
+        await left.aclose()
+        sessions.check_room()
+        with pytest.raises(InvalidRequest, match=r"session\.id"):
+            await sessions.write(TextPart(name, 0, "a", True))
+
+    asyncio.run(run())
+
+
+def test_names_cannot_be_guessed() -> None:
+    names = {TextSession(Model(), "u", FLOW, "").id for _ in range(100)}
+    assert len(names) == 100
+    assert {len(name) for name in names} == {22}  # of 128 random bits
+
+
+@given(data=st.data(), text=st.sampled_from([text for text in TEXTS if text.strip()]), opening=st.integers(0, 9))
+def test_whatever_else_is_sent_the_model_gets_the_words_of_the_text(data: Any, text: str, opening: int) -> None:
+    cuts = sorted(data.draw(st.lists(st.integers(opening, len(text)), max_size=6)))
+    bounds = [min(opening, len(text)), *cuts, len(text)]
+    pieces = [text[start:stop] for start, stop in pairwise(bounds)]
+
+    async def run() -> None:
+        model = Model()
+        reply = Reply(model, text[:opening])
+        name = await reply.name()
+        speaking = asyncio.create_task(reply.rest())
+        for number, piece in enumerate(pieces):
+            for wrong in data.draw(st.lists(st.integers(0, 9), max_size=2)):
+                bad = TextPart(name, wrong, "x", False) if wrong != number else TextPart("n", number, "x", True)
+                with pytest.raises(InvalidRequest):
+                    await reply.sessions.write(bad)
+            if data.draw(st.booleans()):
+                await asyncio.sleep(0)
+            await reply.sessions.write(TextPart(name, number, piece, number == len(pieces) - 1))
+        await speaking
+        assert model.words == expected(text)
+
+    asyncio.run(run())
