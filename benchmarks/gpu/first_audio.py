@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.checkpoints import random_codecs as random_weights
 from benchmarks.checkpoints import random_espnet
+from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec
 from benchmarks.stepped_engine import SteppedEngine
 from stretto.codec.base import Codec, Window
 from stretto.codec.registry import load_codec
@@ -91,12 +92,14 @@ def figures(bursts: list[Burst], family: Family, codec: Codec, number: int, num_
 
 
 def make_codec(family: Family, device: str, is_small: bool) -> Codec:
-    """The family's codec with random weights: X-codec wide as published, ESPnet's in few channels (the width of the
-    published one is in its own release)."""
+    """The family's codec with random weights: X-codec and Qwen3-TTS' wide as published, ESPnet's in few channels (the
+    width of the published one is in its own release)."""
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "codec"
         if family.codec == "xcodec":
             random_weights.write_checkpoint("xcodec", directory, is_narrow=is_small)
+        elif family.codec == "qwen3_12hz":
+            write_qwen3_codec(directory, "small" if is_small else "wide")
         else:
             random_espnet.write_codec(directory, family.layout.codebook_size)
         return load_codec(family.codec, Path(folder), device, family.layout.num_codebooks)

@@ -88,10 +88,11 @@ JOBS = {
     "stock_8b": _stock("8b", 50, requests=(1, 32, 16)),
     "ours_1b7": _ours("1b7", 24, requests=(1, 16)),
     "stock_1b7": _stock("1b7", 16, requests=(1, 16)),
+    "ours_qwen3_tts": _ours("qwen3_tts", 24, requests=(1, 16)),
     "schedules_vita": Job("benchmarks.gpu.schedules:run", 34, {"requests": (1, 16)}),
-    "compiled_8b": _ours("8b", 60, requests=(1, 32), is_compiled=True),
-    "parity_compiled": _parity("FULL_AND_PIECEWISE, async", 40),
-    "ours_7b": _ours("7b", 25, requests=(1, 16)),
+    "compiled_8b": _ours("8b", 48, requests=(1, 32), is_compiled=True),
+    "parity_compiled": _parity("FULL_AND_PIECEWISE, async", 34),
+    "ours_7b": _ours("7b", 20, requests=(1, 16)),
 }
 
 

@@ -17,6 +17,7 @@ from benchmarks.gpu.jobs import Setup
 from benchmarks.layouts import PROMPT_ROWS
 from stretto.checkpoints.backbone import OLMO2_7B, QWEN3_8B, SMOLLM2_1_7B, config_of
 from stretto.families.base import Family
+from stretto.families.qwen3_tts.family import DEPTH, Qwen3TtsVocabulary
 from stretto.families.registry import NAME, VOCABULARY, read_family
 from stretto.records.prompt import Prompt
 
@@ -41,6 +42,22 @@ QWEN2_5_7B = {
     "rms_norm_eps": 1e-6,
     "rope_theta": 1e6,
 }
+# Of https://huggingface.co/Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice: its talker.
+QWEN3_TTS_1B7 = {
+    "model_type": "qwen3",
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "attention_bias": False,
+}
+DRY_DEPTH = replace(DEPTH, hidden=64, intermediate=128, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=32)
 COMPILED = {"mode": 3, "cudagraph_mode": "FULL_AND_PIECEWISE"}
 WITHOUT_COMPILER = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
 
@@ -48,28 +65,35 @@ WITHOUT_COMPILER = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
 @dataclass(frozen=True)
 class Model:
     """A family over a backbone. scale: of the guidance, 1 where the family has none. task: one that begins with audio,
-    or is audio and text by turns; written: one that writes text first."""
+    or is audio and text by turns; written: one that writes text first. dry: the vocabulary of a dry run, where it says
+    sizes of the model; else the published one."""
 
     family: str
     backbone: Mapping[str, Any]
     scale: float
     task: str
     written: str | None = None
+    dry: Mapping[str, Any] | None = None
 
     @property
     def rows_per_request(self) -> int:
         """Of a step: a guided reply has two."""
         return 1 if self.scale == 1.0 else 2
 
-    def read_family(self) -> Family:
+    def named(self, setup: Setup) -> dict[str, Any]:
+        """What config.json says of the family."""
+        return {NAME: self.family, VOCABULARY: self.dry if setup.is_small else None}
+
+    def read_family(self, setup: Setup) -> Family:
         """The family over the published vocabulary."""
-        return read_family({NAME: self.family})
+        return read_family(self.named(setup))
 
 
 MODELS = {
     "8b": Model("bagpiper", QWEN3_8B, 3.0, "speak", "tts"),
     "7b": Model("opuslm", OLMO2_7B, 1.0, "tts"),
     "1b7": Model("opuslm", SMOLLM2_1_7B, 1.0, "tts"),
+    "qwen3_tts": Model("qwen3_tts", QWEN3_TTS_1B7, 1.0, "tts", dry=Qwen3TtsVocabulary(depth=DRY_DEPTH).to_record()),
     "vita": Model("vita_audio", QWEN2_5_7B, 1.0, "dialogue"),
 }
 
@@ -77,8 +101,10 @@ MODELS = {
 def write_config(folder: Path, model: Model, setup: Setup) -> Path:
     """A folder that vLLM takes for a checkpoint without weights."""
     backbone = {**model.backbone, **(DRY if setup.is_small else {})}
-    record = config_of(backbone, model.read_family().layout.vocab_size, "float32" if setup.is_small else "bfloat16")
-    (folder / "config.json").write_text(json.dumps(record | {NAME: model.family, VOCABULARY: None}))
+    family = model.read_family(setup)
+    record = config_of(backbone, family.layout.vocab_size, "float32" if setup.is_small else "bfloat16")
+    record["tie_word_embeddings"] = family.depth is not None  # whose first head is not over this vocabulary
+    (folder / "config.json").write_text(json.dumps(record | model.named(setup)))
     return folder
 
 
@@ -116,7 +142,8 @@ class PromptMaker:
         prompts = []
         for _ in range(number):
             rows = np.full((PROMPT_ROWS, layout.num_input_streams), layout.pad_id, np.int32)
-            rows[:, 0] = self._random.integers(subwords.start, subwords.stop, PROMPT_ROWS)
+            text_stream = 0 if self._family.text_track is None else self._family.text_track.stream
+            rows[:, text_stream] = self._random.integers(subwords.start, subwords.stop, PROMPT_ROWS)
             forced = replace(sampling, text=text, audio=audio, guidance_scale=scale, seed=next(self._seeds))
             prompts.append(Prompt(task, rows, forced))
         return prompts

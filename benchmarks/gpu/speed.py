@@ -64,7 +64,7 @@ class Arm:
 
     def __init__(self, name: str, setup: Setup, requests: tuple[int, ...], is_compiled: bool):
         self.model, self.load = MODELS[name], load(setup)
-        self.family = self.model.read_family()
+        self.family = self.model.read_family(setup)
         self._prompts = PromptMaker(self.family)
         with tempfile.TemporaryDirectory() as folder:
             args = engine_args(setup, self.model, requests, is_compiled)
