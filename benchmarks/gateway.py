@@ -7,7 +7,6 @@ It starts a server of its own, and a gateway before it; clients, gateway and ser
 
 import argparse
 import asyncio
-import statistics
 import subprocess
 import sys
 import time
@@ -19,11 +18,11 @@ import aiohttp
 import numpy as np
 import psutil
 
-from benchmarks.proxy import cpu_s
 from benchmarks.results_file import append_result
-from benchmarks.speech_load import Load, Speak, check, follow, ratio, run, texts
+from benchmarks.speech_load import Load, Speak, follow
 from benchmarks.speech_metrics import Trace
 from benchmarks.temporary_server import command_line, free_ports, serving, stop_on_sigterm
+from benchmarks.two_ways import compare
 from stretto_client import SpeechClient
 from stretto_gateway.encoding import DEFAULT_RATE, wav_header
 
@@ -81,34 +80,11 @@ def through_grpc(client: SpeechClient) -> Speak:
 
 async def measure(server: str, concurrency: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Both ways at one concurrency; the record of their figures."""
-    load, lines = Load(concurrency, arguments.requests, arguments.frames, 2.0), texts()
-    throughput: dict[str, list[float]] = {"http": [], "grpc": []}
-    first_s: dict[str, list[float]] = {"http": [], "grpc": []}
-    used_s = audio_s = 0.0
+    load = Load(concurrency, arguments.requests, arguments.frames, 2.0)
     with gateway(server) as (url, process):
         async with aiohttp.ClientSession(url) as session, SpeechClient(server) as client:
-            ways = {"http": through_http(session, "wav"), "grpc": through_grpc(client)}
-            for speak in ways.values():
-                check((await run(Load(min(concurrency, 4), 1, load.frames, 2.0), speak, lines))[0])
-            for _ in range(arguments.rounds):
-                for way, speak in ways.items():
-                    before_s = cpu_s(process)
-                    traces, wall_s = await run(load, speak, lines)
-                    check(traces)
-                    throughput[way].append(sum(trace.audio_s for trace in traces) / wall_s)
-                    first_s[way] += [trace.arrivals[0] - trace.sent for trace in traces]
-                    if way == "http":
-                        used_s += cpu_s(process) - before_s
-                        audio_s += sum(trace.audio_s for trace in traces)
-    medians = {way: statistics.median(values) for way, values in first_s.items()}
-    return {
-        "concurrency": concurrency,
-        "gateway_throughput_ratio": ratio(throughput["http"], throughput["grpc"]),
-        "gateway_first_audio_ms": round(1000 * (medians["http"] - medians["grpc"]), 2),
-        "gateway_cpu_ms_per_audio_s": round(1000 * used_s / audio_s, 3),
-        "audio_throughput": round(statistics.median(throughput["http"]), 3),
-        "audio_ttfp_p50": round(medians["http"], 5),
-    }
+            ways = through_http(session, "wav"), through_grpc(client)
+            return await compare("gateway", load, arguments.rounds, process, *ways)
 
 
 def main(words: list[str] | None = None) -> None:
