@@ -31,12 +31,12 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, config: uvicorn.Config, message: str):
         super().__init__(config)
-        self._app, self._message = app, message
+        self._app, self.message = app, message
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            print(self._message, file=sys.stderr, flush=True)
+            print(self.message, file=sys.stderr, flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal lets running answers end, a second one does not. Neither is an exit by a signal."""
@@ -89,7 +89,8 @@ def make_server(
         ssl_certfile=certificate,
         ssl_keyfile=private_key,
     )
-    where = f"http{'s' if certificate else ''}://{config.address}:{listener.getsockname()[1]}"
+    host = f"[{config.address}]" if ":" in config.address else config.address
+    where = f"http{'s' if certificate else ''}://{host}:{listener.getsockname()[1]}"
     who = "" if config.keys else ": without keys, whoever reaches it may ask"
     return Server(app, settings, f"[gateway] listening at {where}, before {config.server}{who}")
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from stretto_gateway.command import KEYS, arguments, main, make_room_for_files, read_config
+from stretto_gateway.command import KEYS, arguments, main, make_room_for_files, make_server, read_config
+from stretto_gateway.config import GatewayConfig
 from tests.client.fake_server import Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
 
@@ -107,6 +108,13 @@ def test_it_may_have_as_many_files_as_connections_and_more(
     monkeypatch.setattr("resource.setrlimit", lambda _, new: told.append(new))
     make_room_for_files(2048)
     assert told == ([] if wanted is None else [(wanted, limits[1])])
+
+
+def test_the_address_that_is_told_is_one_that_a_browser_takes() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        for address, shown in (("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")):
+            server = make_server(GatewayConfig("host:1", address=address), listener)
+            assert f" http://{shown}:{listener.getsockname()[1]}, " in server.message
 
 
 async def test_who_starts_it_without_keys_is_told(start: Start, capsys: pytest.CaptureFixture[str]) -> None:

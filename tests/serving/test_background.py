@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from stretto.serving import background
+from stretto.serving import background, pid_file
 from stretto.serving.background import BackgroundServer, CannotServe
+from stretto.serving.config import default_pid_file
 from tests.ports import free_row
 
 CALL = """
@@ -113,6 +114,23 @@ def test_a_server_that_runs_is_used_without_a_word_and_has_not_kept_the_lock(cal
     caller.call().communicate(timeout=60)
     assert caller.call().communicate(timeout=60) == ("ready\n", "")
     assert len(caller.starts) == 1
+
+
+@pytest.mark.parametrize(
+    ("ports", "said"), [({"http": 9000}, ""), ({"gateway": 9003}, "the page: http://localhost:9003/\n")]
+)
+def test_who_asks_is_told_of_the_page_where_the_server_has_a_gateway(
+    ports: dict[str, int],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(background, "state_folder", lambda: tmp_path)
+    monkeypatch.setenv("STRETTO_PORT", "9000")
+    pid_file.write(default_pid_file(9000, tmp_path), "ready", ports, "x.log")
+    assert background.ready_server() == "localhost:9001"
+    assert capsys.readouterr().err == said
 
 
 def test_a_server_that_an_interrupted_call_has_left_starting_is_waited_for(caller: Caller) -> None:

@@ -196,6 +196,12 @@ def test_a_server_is_started_watched_and_stopped(launch: Callable[..., Launched]
     assert not (tmp_path / "serve.json").exists()
 
 
+def test_who_starts_a_gateway_is_told_where_its_page_is(launch: Callable[..., Launched]) -> None:
+    (port,) = free_ports(1)
+    server = launch(0, "--gateway", "--gateway-port", str(port))
+    server.until(lambda: f"[serve] the page: http://127.0.0.1:{port}/\n" in server.said)
+
+
 def test_aborted_starts_are_tried_again(launch: Callable[..., Launched]) -> None:
     server = launch(2)
     server.until(lambda: "ready after" in server.said)

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from stretto.serving.installation import LaunchError
-from stretto.serving.ports import wait_for_ports
+from stretto.serving.ports import page_address, wait_for_ports
 
 
 def listener() -> tuple[socket.socket, int]:
@@ -14,6 +14,19 @@ def listener() -> tuple[socket.socket, int]:
     taken.bind(("127.0.0.1", 0))
     taken.listen()
     return taken, taken.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("address", "page"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8003/"),
+        ("0.0.0.0", "http://localhost:8003/"),
+        ("::", "http://localhost:8003/"),
+        ("fd00::1", "http://[fd00::1]:8003/"),
+    ],
+)
+def test_a_page_has_an_address_that_a_browser_takes(address: str, page: str) -> None:
+    assert page_address(address, 8003) == page
 
 
 def test_a_port_in_use_is_named() -> None:

@@ -51,7 +51,12 @@ element("tabs").addEventListener("keydown", (event) => {
 element("key-form").addEventListener("submit", async (event) => {
   event.preventDefault();
   forgive(element("key-form"));
-  keepKey(element("key").value.trim());
+  const key = element("key").value.trim();
+  if (!/^[\x21-\x7e]+$/.test(key)) {
+    tell(element("key"), "A key has letters, digits and signs of ASCII alone.");
+    return;
+  }
+  keepKey(key);
   try {
     await show();
     element("key").value = "";

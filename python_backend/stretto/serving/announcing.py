@@ -5,6 +5,7 @@ from contextlib import suppress
 
 from stretto.serving import pid_file
 from stretto.serving.config import LaunchConfig
+from stretto.serving.ports import page_address
 from stretto.serving.proxy_process import ProxyProcess
 
 READY = "ready"
@@ -21,6 +22,14 @@ class Announcer:
         """The launch is in this state from now on, because of `reason` where something is wrong."""
         self._proxy.tell(is_ready=state == READY)
         self._write(state, reason)
+
+    def note_ready(self, age_s: float, pid: int) -> None:
+        """The server with this pid is ready, so long after its start."""
+        self.note(READY)
+        ports = ", ".join(f"{name} {port}" for name, port in self._config.ports.items())
+        say(f"ready after {age_s:.1f} s: {ports}; pid {pid}")
+        if self._config.gateway_port is not None:
+            say(f"the page: {page_address(self._config.address, self._config.gateway_port)}")
 
     def note_restart(self, reason: str, spares_answered: bool) -> None:
         """Models are started again from now on; requests are refused, and those in flight ended.

@@ -27,9 +27,14 @@ class CannotServe(LaunchError):
 
 
 def ready_server() -> str:
-    """The gRPC address of this machine's server; starts one where none runs, and returns when it is ready."""
+    """The gRPC address of this machine's server; starts one where none runs, and returns when it is ready.
+
+    Says where the page is, if there is one.
+    """
     server = BackgroundServer(default_port(), state_folder())
     server.be_ready()
+    if (page := server.page()) is not None:
+        say(f"the page: {page}")
     return f"localhost:{server.port + 1}"
 
 
@@ -52,6 +57,12 @@ class BackgroundServer:
                 self._start()
         except OSError as error:
             raise LaunchError(f"the server could not be started: {error}") from None
+
+    def page(self) -> str | None:
+        """The address of its gateway's page; None where its launcher was not asked for a gateway."""
+        record = pid_file.read(default_pid_file(self.port, self.folder))
+        port = None if record is None else record["ports"].get("gateway")
+        return None if port is None else f"http://localhost:{port}/"
 
     def _is_there(self) -> bool:
         """Whether there is one to ask: ready, or one that no launcher of ours has started, as a container's."""

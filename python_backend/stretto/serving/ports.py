@@ -34,6 +34,12 @@ def reachable(address: str) -> str:
     return "localhost" if ipaddress.ip_address(address).is_unspecified else address
 
 
+def page_address(address: str, port: int) -> str:
+    """Where a browser of this host finds the page of a gateway that listens at `address`."""
+    host = reachable(address)
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
 class UnixConnection(http.client.HTTPConnection):
     """HTTP through a Unix socket."""
 

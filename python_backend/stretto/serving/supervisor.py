@@ -101,9 +101,7 @@ class Supervisor:
             return False
         self._was_ready = True
         self._back_off.note_ready()
-        self._announcer.note("ready")
-        ports = ", ".join(f"{name} {port}" for name, port in self._config.ports.items())
-        say(f"ready after {server.age_s:.1f} s: {ports}; pid {server.pid}")
+        self._announcer.note_ready(server.age_s, server.pid)
         return True
 
     def _keep(self, server: Server) -> Trouble | None:
