@@ -25,6 +25,7 @@ from stretto_client.unread_text import UnreadText
 
 MAX_PART_CHARS = 4096  # as the server takes at once
 STILL_THERE_S = 10.0  # how often a server that waits for words is told that somebody still writes
+NOT_SPOKEN = "session.id: expected that of a text that is being spoken"  # how it refuses a part when the reply is over
 
 Write = Callable[[str, int, str, bool], Awaitable[None]]
 """Sends a part of a text: the session, the part's number, what it adds, and whether it is the last."""
@@ -54,14 +55,14 @@ async def speak_written(
     client: Client, task: str, options: dict[str, Any], pieces: AsyncIterable[str], items: Items
 ) -> None:
     """Put the events of a text that is still being written into `items`, which are told as soon as the model can."""
-    profile, limits = await client.profile(), client.timeouts
-    if profile.reads_live_text and task == "tts" and options.get("text_mode", "open") == "open":
+    profile, limits = await profile_of(client), client.timeouts
+    if profile is not None and profile.reads_live_text and task == "tts" and options.get("text_mode", "open") == "open":
         # While the server waits for words nothing comes: how long that may last is the writer's affair.
         waits = replace(limits, between_s=limits.total_s)
         speak = partial(client.speak_once, task, options | {"text_mode": "open"}, timeouts=waits)
         async with client.parts() as parts:
             await speak_live(speak, parts.write, pieces, items)
-    elif task == "tts":
+    elif profile is not None and task == "tts":
         seed = options["seed"]
         options = options | {"seed": secrets.randbits(32) if seed is None else seed}
         await speak_clauses(partial(client.speak_once, task, options), pieces, profile.max_text_chars, items)
@@ -70,6 +71,14 @@ async def speak_written(
         async with client.speak_once(task, options, text) as stream:
             async for event in stream:
                 await items.put(event)
+
+
+async def profile_of(client: Client) -> ModelProfile | None:
+    """What the model is; None where the server tells nothing of it, or what makes no sense."""
+    try:
+        return await client.profile()
+    except ValueError:
+        return None
 
 
 async def speak_live(speak: Speak, write: Write, pieces: AsyncIterable[str], items: Items) -> None:
@@ -85,8 +94,9 @@ async def speak_live(speak: Speak, write: Write, pieces: AsyncIterable[str], ite
                 try:
                     await _write_all(write, session, unread)
                 except Exception as error:
-                    failures.append(error)
-                    stream.cancel()
+                    if not str(error).startswith(NOT_SPOKEN):  # else its last events are on their way, or say why
+                        failures.append(error)
+                        stream.cancel()
 
             writing: asyncio.Task[None] | None = None
             try:

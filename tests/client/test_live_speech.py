@@ -96,6 +96,27 @@ async def test_a_refused_part_ends_the_reply_with_the_refusal(live: Live) -> Non
         await asyncio.wait_for(live.server.cancelled.wait(), 60)
 
 
+async def test_a_reply_that_ends_before_its_text_is_heard_to_the_end(live: Live) -> None:
+    refusal = "invalid request: session.id: expected that of a text that is being spoken, got 's1'"
+    live.instead[0] = ErrorText(refusal)
+
+    async def slowly() -> AsyncIterator[str]:
+        yield "One "
+        yield "two"
+        await asyncio.Event().wait()
+
+    async def finish() -> None:
+        while live.server.num_played < 2:  # the first event, and the refusal
+            await asyncio.sleep(0.001)
+        live.complete.set()
+
+    async with SpeechClient(await live.server.start()) as client:
+        finishing = asyncio.create_task(finish())
+        events = [event async for event in client.speak(slowly())]
+        await finishing
+    assert [event.is_final for event in events] == [False, True]
+
+
 async def test_a_part_without_an_answer_times_out(live: Live) -> None:
     live.instead[0] = Pause(60)
     timeouts = Timeouts(between_s=0.2)
@@ -218,6 +239,15 @@ async def test_who_waits_for_text_is_told_that_none_came() -> None:
     async with UnreadText(silent()) as unread:
         assert await unread.take(10, 0.01) == ""
         assert not unread.is_complete
+
+
+async def test_a_server_that_tells_nothing_of_its_model_gets_all_of_the_text() -> None:
+    server = FakeServer(lambda _: [END], profile=None)
+    async with SpeechClient(await server.start()) as client:
+        events = [event async for event in client.speak(written("Hello. ", "World. ", "Bye."))]
+    assert [request["text"] for request in server.requests] == [b"Hello. World. Bye."]
+    assert len(events) == 1
+    await server.server.stop(0)
 
 
 async def test_tasks_that_write_first_get_all_of_the_text() -> None:

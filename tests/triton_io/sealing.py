@@ -7,7 +7,8 @@ import numpy as np
 
 from stretto.records.envelope import Envelope
 from stretto.records.prompt import Prompt
-from stretto.triton_io.prompt_tensors import write_prompt
+from stretto.records.text_part import TextPart
+from stretto.triton_io.prompt_tensors import write_part, write_prompt
 from stretto.triton_io.responses import Responses, ResponseThread
 from stretto.triton_io.seal import TAG, Seal
 from tests.fakes_triton import InferenceResponse, ResponseSender
@@ -25,6 +26,11 @@ def chunk_inputs(envelope: Envelope, codes: np.ndarray | None = None) -> dict[st
 def prompt_inputs(prompt: Prompt) -> dict[str, np.ndarray]:
     """The language model's inputs as the preprocessor writes them."""
     return {tensor.name(): tensor.as_numpy() for tensor in write_prompt(prompt, SEAL)}
+
+
+def part_inputs(part: TextPart) -> dict[str, np.ndarray]:
+    """The same of a part of a text."""
+    return {tensor.name(): tensor.as_numpy() for tensor in write_part(part, SEAL)}
 
 
 def envelope_in(response: InferenceResponse) -> Envelope:

@@ -3,16 +3,18 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from stretto.errors import InvalidRequest
+from stretto.families.text_stream import SubwordStream
 from stretto.records.chunk import Chunk, LMChunk
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig, SegmentSampling
+from stretto.records.text_part import TextPart
 from stretto.streams.chunking import Pacer
 from stretto.streams.segment import Segment
 from stretto.triton_io.chunk_sender import SenderLimits
@@ -21,12 +23,33 @@ from stretto.triton_io.flow import FlowTable, Outcome
 from stretto.triton_io.seal import TAG
 from stretto.triton_io.speech_service import SpeechService
 from tests.fakes_triton import Logger, MetricFamily, Request, ResponseSender, TritonError
+from tests.families.test_text_stream import QWEN, tokenizer
+from tests.small_vocabularies import TRACKED_CSM
 from tests.triton_io.answering import AnsweringSender
-from tests.triton_io.sealing import SEAL, envelope_in, prompt_inputs
+from tests.triton_io.sealing import SEAL, envelope_in, part_inputs, prompt_inputs
+
+TOKENIZER = tokenizer(QWEN)
 
 
 class Model:
-    """Two chunks per prompt; a prompt of one row fails, one of two rows is refused, one of three never ends."""
+    """Two chunks per prompt; a prompt of one row fails, one of two rows is refused, one of three never ends.
+
+    An open text of one of four rows is spoken when it is complete.
+    """
+
+    family = TRACKED_CSM
+
+    def __init__(self) -> None:
+        self.words: list[int] = []
+        self.is_complete = asyncio.Event()
+
+    def open_text(self) -> SubwordStream:
+        return SubwordStream(TOKENIZER, range(10_000))
+
+    async def write(self, request_id: str, ids: Sequence[int], is_last: bool = False) -> None:
+        self.words += ids
+        if is_last:
+            self.is_complete.set()
 
     async def generate(self, prompt: Prompt, request_id: str, pacer: Pacer) -> AsyncGenerator[LMChunk, None]:
         if len(prompt.rows) == 2:
@@ -36,6 +59,9 @@ class Model:
             raise RuntimeError("boom")
         if len(prompt.rows) == 3:
             await asyncio.sleep(60)
+        if prompt.is_open:
+            self.words[:0] = [int(prompt.rows[-1, self.family.text_track.stream]), *prompt.track]
+            await self.is_complete.wait()
         yield LMChunk(Chunk(1, Segment.AUDIO, is_final=True), np.zeros((2, 3), np.int32))
 
     def stats(self) -> dict[str, float]:
@@ -209,3 +235,77 @@ def test_stopping_answers_those_who_still_wait(table: FlowTable) -> None:
     assert asked.sender.is_final
     assert asked.sender.responses[-1].error.code() == TritonError.UNAVAILABLE
     assert not table.path.exists()
+
+
+def open_request(table: FlowTable, num_rows: int = 4) -> Request:
+    sampling = SamplingConfig(SegmentSampling(0.0), SegmentSampling(0.0), seed=1)
+    rows = np.zeros((num_rows, TRACKED_CSM.layout.num_input_streams), np.int32)
+    return Request(prompt_inputs(Prompt("tts", rows, sampling, is_open=True)), AnsweringSender(table))
+
+
+def session_of(asked: Request) -> str:
+    wait(lambda: len(asked.sender.responses) >= 1)
+    chunk = envelope_in(asked.sender.responses[0]).chunk
+    assert chunk is not None
+    assert (chunk.index, chunk.session != "") == (0, True)
+    return chunk.session
+
+
+def test_a_text_goes_on_and_each_part_has_its_receipt(service: SpeechService, table: FlowTable) -> None:
+    asked = open_request(table)
+    service.accept(asked)
+    session = session_of(asked)
+    for number, text in enumerate(("Hello, wor", "ld")):
+        part = Request(part_inputs(TextPart(session, number, text, number == 1)))
+        service.accept(part)
+        wait(lambda part=part: part.sender.is_final)
+        (response,) = part.sender.responses
+        receipt = envelope_in(response)
+        assert (receipt.receipt, receipt.chunk, {receipt.utterance}) == (number, None, utterances(asked.sender))
+    wait(lambda: asked.sender.is_final)
+    assert service._model.words == TOKENIZER.encode("Hello, world")
+    assert MetricFamily.made["stretto_utterances_total"].value == 1
+    assert [each.error for each in asked.sender.responses] == [None] * 3
+    wait(lambda: table.num_active() == 0)
+    late = Request(part_inputs(TextPart(session, 2, "more", False)))
+    service.accept(late)
+    wait(lambda: late.sender.is_final)
+    assert "session.id: expected that of a text that is being spoken" in late.sender.responses[0].error.message()
+    assert Logger.errors == []
+
+
+def test_a_listener_who_leaves_while_words_are_awaited_frees_all(service: SpeechService, table: FlowTable) -> None:
+    asked = open_request(table)
+    service.accept(asked)
+    session = session_of(asked)
+    table.at(envelope_in(asked.sender.responses[0]).flow).conclude(Outcome.CANCELLED)
+    wait(lambda: asked.sender.is_final and table.num_active() == 0)
+    part = Request(part_inputs(TextPart(session, 0, "Hello", True)))
+    service.accept(part)
+    wait(lambda: part.sender.is_final)
+    assert part.sender.responses[0].error.code() == TritonError.INVALID_ARG
+    assert MetricFamily.made["stretto_cancelled_total"].value == 1
+
+
+def test_a_part_that_the_preprocessor_did_not_write_is_refused(service: SpeechService, table: FlowTable) -> None:
+    asked = open_request(table)
+    service.accept(asked)
+    honest = part_inputs(TextPart(session_of(asked), 0, "Hello", True))
+    forged = Request({"prompt": honest["prompt"][TAG:]})
+    service.accept(forged)
+    assert "what a step of this server has sealed" in forged.sender.responses[0].error.message()
+    table.at(envelope_in(asked.sender.responses[0]).flow).conclude(Outcome.CANCELLED)
+
+
+def test_more_open_texts_than_there_may_be_are_refused(
+    service: SpeechService, table: FlowTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service._texts, "_limit", 1)
+    first, second = open_request(table), open_request(table)
+    service.accept(first)
+    session_of(first)
+    service.accept(second)
+    wait(lambda: second.sender.is_final)
+    assert second.sender.responses[0].error.message() == "unavailable: 1 texts are being written already"
+    assert MetricFamily.made["stretto_rejected_total"].value == 1
+    table.at(envelope_in(first.sender.responses[0]).flow).conclude(Outcome.CANCELLED)
