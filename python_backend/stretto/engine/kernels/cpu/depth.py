@@ -62,9 +62,13 @@ class _Layer:
         self._qkv, self._o = _product(layer.qkv_proj), _product(layer.o_proj)
         self._gate_up, self._down = _product(layer.gate_up_proj), _product(layer.down_proj)
         self._before, self._behind = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
-        # Of queries and keys, head by head, where the model has such.
-        self._of_heads = [_norm(parts[name]) for name in ("q_norm", "k_norm") if name in parts]
-        self._rotate = rotary.forward_cpu
+        # Of queries and keys, head by head, where the model has such: one norm of all, and the weights of each head.
+        of_heads = [parts[name] for name in ("q_norm", "k_norm") if name in parts]
+        if of_heads:
+            counts = spec.num_heads, spec.num_kv_heads
+            weights = [norm.weight.data.repeat(count) for norm, count in zip(of_heads, counts, strict=True)]
+            self._weights, self._plain = torch.cat(weights), (torch.ones_like(of_heads[0].weight.data), spec.eps)
+        self._has_head_norms, self._rotate = bool(of_heads), rotary.forward_cpu
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor, first: int, positions: torch.Tensor) -> torch.Tensor:
         """What the layer says last of `x`; to `residual` it adds `x`, which it writes over, and what it says first."""
@@ -82,8 +86,8 @@ class _Layer:
         count = 2 if first == 0 else 1
         stop, num_rows = first + count, qkv.shape[0] // count
         query, key = qkv[:, :num_queries], qkv[:, num_queries : num_queries + num_keys]
-        for heads, norm in zip((query, key), self._of_heads, strict=False):
-            self._normalise(heads, norm)
+        if self._has_head_norms:
+            self._normalise(qkv[:, : num_queries + num_keys])
         self._rotate(positions, query, key)  # in place
         kv = self.kv[:num_rows]
         new = qkv[:, num_queries:].view(num_rows, count, 2, self._num_kv_heads, self._size)
@@ -93,12 +97,12 @@ class _Layer:
         out = F.scaled_dot_product_attention(query, keys, values, is_causal=first == 0, enable_gqa=True)
         return out.transpose(1, 2).reshape(qkv.shape[0], num_queries)
 
-    def _normalise(self, heads: torch.Tensor, norm: Norm) -> None:
+    def _normalise(self, heads: torch.Tensor) -> None:
         """Each head of the rows [N, heads * D] of a wider table, in place."""
-        rows = heads.reshape(-1, self._size).contiguous()  # of a single head a reshape is a view
+        rows = heads.reshape(-1, self._size)
         normed = torch.empty_like(rows)
-        torch.ops._C.rms_norm(normed, rows, *norm)
-        heads.copy_(normed.view_as(heads))
+        torch.ops._C.rms_norm(normed, rows, *self._plain)
+        torch.mul(normed.view_as(heads), self._weights, out=heads)
 
 
 def _product(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
