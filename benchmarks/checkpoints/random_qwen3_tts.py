@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from benchmarks.checkpoints.random_tensors import random_tensors
 
 NUM_MARKERS = 1024  # ids of the codec's vocabulary behind its codes; the authors' code never draws the last so many
 TEXT_IDS = 330
+ROOM = 1000  # for more text in front of the special tokens
 SPECIAL = {
     "<|endoftext|>": 310,
     "<|im_start|>": 311,
@@ -29,6 +30,25 @@ NAMED = {
     "tts_bos": "<tts_text_bos>",
     "tts_eos": "<tts_text_eod>",
 }
+MERGES = (
+    ("a", "s"),
+    ("as", "s"),
+    ("i", "s"),
+    ("t", "a"),
+    ("n", "t"),
+    ("ass", "is"),
+    ("ta", "nt"),
+    ("assis", "tant"),
+    ("u", "s"),
+    ("e", "r"),
+    ("us", "er"),
+    ("h", "e"),
+    ("l", "l"),
+    ("he", "ll"),
+    ("hell", "o"),
+    ("Ġ", "w"),
+    ("a", "B"),
+)
 # Behind the codes of the codec's vocabulary.
 MARKERS = {
     "pad_id": 100,
@@ -100,8 +120,8 @@ def proportioned_config() -> dict[str, Any]:
     for part in (talker, talker["code_predictor_config"]):
         part |= {"intermediate_size": 768, "head_dim": 128, "max_position_embeddings": 2048}
     talker["rope_scaling"]["mrope_section"] = [24, 20, 20]
-    talker["text_hidden_size"] = 512
-    return config
+    talker["text_hidden_size"], talker["text_vocab_size"] = 512, ROOM + TEXT_IDS
+    return config | {f"{name}_token_id": ROOM + SPECIAL[token] for name, token in NAMED.items()}
 
 
 def _backbone(hidden: int, layers: int, head_dim: int) -> dict[str, Any]:
@@ -170,41 +190,29 @@ def tensors(config: Mapping[str, Any], seed: int = 1) -> dict[str, np.ndarray]:
     return random_tensors(shapes(config), seed)
 
 
-def write_tokenizer(folder: Path) -> None:
-    """A byte-level BPE as published: vocab.json and merges.txt, special tokens in tokenizer_config.json."""
+def write_tokenizer(folder: Path, special: Mapping[str, int] = SPECIAL, words: Iterable[str] = ()) -> None:
+    """A byte-level BPE as published: vocab.json and merges.txt, special tokens in tokenizer_config.json.
+
+    words: each of them one token, as it stands behind a space or without one.
+    """
     from tokenizers import models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [
-        ("a", "s"),
-        ("as", "s"),
-        ("i", "s"),
-        ("t", "a"),
-        ("n", "t"),
-        ("ass", "is"),
-        ("ta", "nt"),
-        ("assis", "tant"),
-    ]
-    merges += [
-        ("u", "s"),
-        ("e", "r"),
-        ("us", "er"),
-        ("h", "e"),
-        ("l", "l"),
-        ("he", "ll"),
-        ("hell", "o"),
-        ("Ġ", "w"),
-        ("a", "B"),
-    ]
+    merges = dict.fromkeys([*(pair for word in words for pair in _chain(word)), *MERGES])
     vocabulary = {token: index for index, token in enumerate(alphabet)}
     for first, second in merges:
         vocabulary[first + second] = len(vocabulary)
-    for unused in range(len(vocabulary), min(SPECIAL.values())):  # special tokens lie behind all others
+    for unused in range(len(vocabulary), min(special.values())):  # special tokens lie behind all others
         vocabulary[f"unused{unused}"] = unused
-    models.BPE(vocab=vocabulary, merges=merges).save(str(folder))
-    added = {str(token_id): {"content": name, "special": True} for name, token_id in SPECIAL.items()}
+    models.BPE(vocab=vocabulary, merges=list(merges)).save(str(folder))
+    added = {str(token_id): {"content": name, "special": True} for name, token_id in special.items()}
     record = {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": added, "add_prefix_space": False}
     (folder / "tokenizer_config.json").write_text(json.dumps(record))
+
+
+def _chain(word: str) -> list[tuple[str, str]]:
+    """The merges that make a word one token, from its first character on."""
+    return [(word[:end], word[end]) for end in range(1, len(word))]
 
 
 def plain_ids(text: str) -> list[int]:
@@ -215,13 +223,19 @@ def plain_ids(text: str) -> list[int]:
     return [alphabet.index("Ġ" if character == " " else character) for character in text]
 
 
-def write_release(folder: Path, config: Mapping[str, Any] | None = None, seed: int = 1) -> Path:
-    """A release as published, but for its codec: weights, their numbers and the tokenizer, all in `folder`."""
+def write_release(
+    folder: Path, config: Mapping[str, Any] | None = None, seed: int = 1, words: Iterable[str] = ()
+) -> Path:
+    """A release as published, but for its codec: weights, their numbers and the tokenizer, all in `folder`.
+
+    words: tokens of the tokenizer's (`write_tokenizer`).
+    """
     from safetensors.numpy import save_file
 
     config = config or small_config()
     folder.mkdir(parents=True, exist_ok=True)
-    write_tokenizer(folder)
+    named = {token: config[f"{name}_token_id"] for name, token in NAMED.items()}
+    write_tokenizer(folder, {"<|endoftext|>": min(named.values()) - 1, **named}, words)
     (folder / "config.json").write_text(json.dumps(config))
     drawn = tensors(config, seed)
     if config["tts_model_type"] == "base":

@@ -7,6 +7,8 @@ the codec an eighth as wide as published; its text, which is only looked up, has
 
 import argparse
 import contextlib
+import itertools
+import re
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -16,6 +18,7 @@ from pathlib import Path
 from benchmarks.checkpoints import random_published, random_qwen3_codec, random_qwen3_tts
 from benchmarks.checkpoints.random_espnet import write_codec
 from benchmarks.checkpoints.random_published import Published, Size
+from benchmarks.speech_load import ANIMALS, CITIES, texts
 from stretto.checkpoints import command as convert_checkpoint
 from stretto.families.bagpiper.family import BagpiperVocabulary
 from stretto.families.opuslm.family import OpusVocabulary
@@ -83,8 +86,11 @@ def write_checkpoint(
 
 
 def _write_qwen3_tts(folder: Path) -> list[str | Path]:
-    """Of Qwen3-TTS there is one small release; what the converter is told of it."""
-    release = random_qwen3_tts.write_release(folder / "release", random_qwen3_tts.proportioned_config())
+    """Of Qwen3-TTS there is one small release, to which a word is a token; what the converter is told of it."""
+    lines = " ".join(itertools.islice(texts(), len(CITIES) * len(ANIMALS)))
+    words = {word.replace(" ", "Ġ") for word in re.findall(" ?[a-zA-Z]+", lines)}
+    config = random_qwen3_tts.proportioned_config()
+    release = random_qwen3_tts.write_release(folder / "release", config, words=sorted(words))
     codec = random_qwen3_codec.write_qwen3_codec(release / "speech_tokenizer", "small")
     files = "--model", release, "--config", release / "config.json", "--tokenizer", release
     return [*files, "--codec", codec]

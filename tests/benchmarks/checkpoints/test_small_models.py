@@ -11,6 +11,7 @@ from stretto.families.bagpiper.family import BagpiperVocabulary
 from stretto.families.opuslm.family import OpusVocabulary
 from stretto.families.qwen3_tts.family import DEPTH
 from stretto.families.registry import family_at
+from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM
 
 SMALLER = Size(hidden=64, layers=1)
@@ -38,6 +39,8 @@ def test_qwen3_tts_has_its_published_proportions(tmp_path: Path) -> None:
     assert family.depth.num_layers == 1
     for name in ("hidden", "intermediate", "num_heads", "num_kv_heads"):
         assert getattr(DEPTH, name) == 4 * getattr(family.depth, name)
+    prompt = Preprocessor(tmp_path / "checkpoint").prepare(RawRequest(text="The train to Oslo leaves in 10 minutes."))
+    assert len(prompt.rows) == 10 + len("The train to Oslo leaves in _ 1 0 minutes .".split())
     decoder = load_codec(family.codec, tmp_path / "checkpoint").get_submodule("decoder")
     size = sum(each.numel() for name, each in decoder.named_parameters() if "_codebook" not in name)
     assert 1.6e6 < size < 1.9e6
