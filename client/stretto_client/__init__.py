@@ -18,6 +18,7 @@ from stretto_client.errors import (
 from stretto_client.event import GuidanceChange, SpeechEvent, Word
 from stretto_client.long_speech import LongSpeech, Speech
 from stretto_client.model_profile import ModelProfile, TaskProfile
+from stretto_client.recorded_voice import RecordedVoice
 from stretto_client.ring import RingSize
 from stretto_client.speech_stream import SpeechStream
 from stretto_client.timeouts import Timeouts
@@ -27,6 +28,7 @@ __all__ = [
     "GuidanceChange",
     "LongSpeech",
     "ModelProfile",
+    "RecordedVoice",
     "RequestCancelled",
     "RequestRefused",
     "RingSize",

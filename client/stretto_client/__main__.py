@@ -16,6 +16,7 @@ from stretto_client.client import SpeechClient
 from stretto_client.errors import ClientError
 from stretto_client.event import SpeechEvent
 from stretto_client.inputs import given
+from stretto_client.recorded_voice import RecordedVoice
 from stretto_client.sinks import AudioFile, Sink, find_player
 from stretto_client.standard_input import standard_input
 from stretto_client.stats import follow
@@ -47,6 +48,8 @@ def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
     speak.add_argument("--out", type=Path, metavar="FILE", help="wav, flac, ogg or mp3; grows as audio arrives")
     speak.add_argument("--play", choices=["auto", "off"], default="auto", help="play where a player is found")
     speak.add_argument("--voice", help="a voice of the model")
+    speak.add_argument("--clone", type=Path, metavar="FILE", help="or the voice of a recording, where the model can")
+    speak.add_argument("--clone-text", default="", metavar="TEXT", help="what is said in it, from which it goes on")
     speak.add_argument("--guidance", type=float, dest="guidance_scale", metavar="SCALE", help="1 is unguided")
     speak.add_argument("--encoding", choices=["pcm_f32le", "pcm_s16le"], help="of the samples on their way")
     speak.add_argument("--sample-rate", type=int, metavar="HZ", help="resampled by the server; default: the codec's")
@@ -66,6 +69,10 @@ def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
         parser.error(f"--timeout must be > 0 s, got {args.timeout:g}")
     if args.command == "transcribe" and not args.file.is_file():
         parser.error(f"there is no file {args.file}")
+    if args.command == "speak" and args.clone is not None and not args.clone.is_file():
+        parser.error(f"there is no file {args.clone}")
+    if args.command == "speak" and (args.clone_text if args.clone is None else args.voice):
+        parser.error("--clone-text is what is said in --clone FILE, which is instead of --voice")
     return args
 
 
@@ -88,7 +95,8 @@ async def speak(client: SpeechClient, args: argparse.Namespace) -> None:
     """Play and write the text, and print what came of it."""
     sinks = open_sinks(args)
     text = standard_input() if args.text == "-" else args.text
-    flags = {"task": args.task, "seed": args.seed, "guidance_scale": args.guidance_scale, "voice": args.voice}
+    voice = RecordedVoice(args.clone, args.clone_text) if args.clone else args.voice
+    flags = {"task": args.task, "seed": args.seed, "guidance_scale": args.guidance_scale, "voice": voice}
     flags |= {"encoding": args.encoding, "sample_rate": args.sample_rate}
 
     def hear(event: SpeechEvent) -> None:

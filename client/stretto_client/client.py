@@ -19,6 +19,7 @@ from stretto_client.long_speech import LongSpeech, Speech, cut, is_short
 from stretto_client.model_profile import ModelProfile, fetch_profile
 from stretto_client.part_stream import PartStream
 from stretto_client.produced_speech import ProducedSpeech
+from stretto_client.recorded_voice import RecordedVoice, speech_inputs
 from stretto_client.regions import Memory
 from stretto_client.ring import RingSize
 from stretto_client.server_key import key_headers
@@ -65,7 +66,7 @@ class SpeechClient:
         /,
         *,
         task: str = "tts",
-        voice: str | None = None,
+        voice: str | RecordedVoice | None = None,
         seed: int | None = None,
         guidance_scale: float | None = None,
         encoding: str | None = None,
@@ -98,7 +99,7 @@ class SpeechClient:
         ring = None if sharing is None else sharing.make_ring().option()
         output = options["output"] | given({"ring": ring})
         options = options | {"output": output or None}
-        return self.send(strings(text=text, task=task, options=options_json(options)), sharing, timeouts)
+        return self.send(speech_inputs(text, task, options, sharing), sharing, timeouts)
 
     def transcribe(self, audio: Audio, /, *, task: str = "asr", **options: Any) -> SpeechStream:
         """The events of `audio` being written down: a file's path or bytes, or (samples [n], rate in Hz).

@@ -1,5 +1,6 @@
 """A text of any length as one utterance: its clauses are asked for one after the other, each before it is needed."""
 
+import re
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
@@ -13,7 +14,8 @@ from stretto_client.produced_speech import Items, ProducedSpeech
 from stretto_client.speech_stream import SpeechStream
 
 MAX_WHOLE_CHARS = 80  # as long a text is spoken in one piece by every family, if it has no digits
-TOO_LONG = "text: expected at most "  # how the server refuses a text that is too long once written out
+# How the server refuses a text that is too long once written out, also one behind a voice.
+TOO_LONG = re.compile(r"(messages\[1\]\.)?text: expected at most ")
 
 Speak = Callable[[str], SpeechStream]
 
@@ -76,4 +78,4 @@ async def events_of(speak: Speak, text: str) -> AsyncIterator[SpeechEvent]:
 
 def is_too_long(text: str, refusal: RequestRefused) -> bool:
     """Whether the server has refused a text, before any event of it, that it would take in parts."""
-    return len(text) >= 2 and str(refusal).startswith(TOO_LONG)
+    return len(text) >= 2 and TOO_LONG.match(str(refusal)) is not None

@@ -8,7 +8,7 @@ import grpc
 import numpy as np
 import pytest
 
-from stretto_client import RequestCancelled, RequestRefused, ServerUnavailable, SpeechClient
+from stretto_client import RecordedVoice, RequestCancelled, RequestRefused, ServerUnavailable, SpeechClient
 from tests.client.fake_server import Abort, Chunk, ErrorText, FakeServer, Request, Step, Until
 
 SENTENCE = "This sentence has exactly fifty characters, I say."
@@ -146,3 +146,39 @@ async def test_nobody_who_does_not_listen_has_the_server_speak_on(serve: Serve) 
     assert seen < 12, "of 20 clauses"
     assert len([event async for event in stream]) == 39
     assert len(server.requests) == 20
+
+
+def in_a_voice(request: Request) -> list[Step]:
+    """As a server whose model is told the voice in a system turn, and that takes 30 characters less than it tells."""
+    _, turn = json.loads(request["messages"])
+    if len(turn["text"]) > 130:
+        return [ErrorText("invalid request: messages[1].text: expected at most 130 characters, got more")]
+    return SPOKEN
+
+
+async def test_a_recorded_voice_comes_with_every_clause(serve: Serve) -> None:
+    server, client = await serve(in_a_voice)
+    events = [event async for event in client.speak(LONG, voice=RecordedVoice(b"RIFF", "What is said."), seed=3)]
+    assert events[-1].is_final
+    assert len(server.requests) > 3
+    said = []
+    for request in server.requests:
+        system, turn = json.loads(request["messages"])
+        assert system == {"role": "system", "audio": "audio", "text": "What is said."}
+        assert (request["audio"], request["task"]) == (b"RIFF", b"tts")
+        assert "text" not in request
+        assert json.loads(request["options"]) == {"seed": 3}
+        said += [turn["text"]] if len(turn["text"]) <= 130 else []
+    assert " ".join(said) == LONG
+
+
+async def test_a_voice_may_be_samples_of_which_nobody_knows_the_words(serve: Serve) -> None:
+    server, client = await serve(lambda _: SPOKEN)
+    pcm = np.linspace(-1, 1, 100, dtype=np.float32)
+    async for _ in client.speak("a", voice=RecordedVoice((pcm, 24_000))):
+        pass
+    (request,) = server.requests
+    assert json.loads(request["messages"])[0] == {"role": "system", "audio": "pcm_in"}
+    assert np.array_equal(request["pcm_in"], pcm)
+    assert request["sample_rate"] == 24_000
+    assert "options" not in request

@@ -141,3 +141,31 @@ def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
 def test_a_bad_file_name_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["speak", "a", "--out", "a.txt"]) == 2
     assert "a.txt" in capsys.readouterr().err
+
+
+async def test_speak_takes_the_voice_of_a_recording(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "me.wav").write_bytes(b"RIFF")
+    voice = ("--clone", "me.wav", "--clone-text", "It is me.")
+    code, _, errors = await run(UTTERANCE, "speak", "a cat", *voice)
+    assert (code, errors) == (0, "")
+    turns = [{"role": "system", "audio": "audio", "text": "It is me."}, {"role": "user", "text": "a cat"}]
+    assert json.loads(run.request["messages"]) == turns
+    assert run.request["audio"] == b"RIFF"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--clone", "nobody.wav"), "there is no file nobody.wav"),
+        (("--clone-text", "a"), "--clone-text is what is said in --clone FILE"),
+        (("--clone", "me.wav", "--voice", "rms"), "which is instead of --voice"),
+    ],
+)
+async def test_a_recording_that_makes_no_sense_is_refused(
+    run: Run, tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "me.wav").write_bytes(b"RIFF")
+    code, _, errors = await run(UTTERANCE, "speak", "a cat", *words)
+    assert code == 2
+    assert message in errors
+    assert run.request is None
