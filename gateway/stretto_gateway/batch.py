@@ -37,7 +37,9 @@ async def create_batch(body: BatchRequest, request: Request) -> dict[str, Any]:
     shared = body.model_dump(exclude_unset=True, exclude={"items"})
     items = [SpeechItem(**shared | item.model_dump(exclude_unset=True)) for item in body.items]
     room = Room(gateway.limits.max_batch_bytes)
-    results = await unless_gone(request.receive, together(result(gateway, *pair, room) for pair in enumerate(items)))
+    owner = request.state.owner
+    works = (result(gateway, *pair, room, owner) for pair in enumerate(items))
+    results = await unless_gone(request.receive, together(works))
     succeeded = sum(each["status"] == "success" for each in results)
     return {
         "id": f"batch_{secrets.token_hex(12)}",
@@ -68,10 +70,10 @@ class Room:
             raise ApiError(413, f"input: the batch has more than {self._size} bytes of audio; ask for fewer at once")
 
 
-async def result(gateway: Gateway, index: int, item: SpeechItem, room: Room) -> dict[str, Any]:
+async def result(gateway: Gateway, index: int, item: SpeechItem, room: Room, owner: str) -> dict[str, Any]:
     """What came of one text, as far as there is room for it."""
     try:
-        options = await speech_options(gateway, item)
+        options = await speech_options(gateway, item, owner)
         audio = bytearray()
         async with aclosing(audio_parts(gateway, item, options)) as parts:
             async for part in parts:

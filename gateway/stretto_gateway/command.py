@@ -1,6 +1,7 @@
 """`stretto gateway`: OpenAI's audio API over HTTP, before a server that runs already.
 
-Keys are read from --keys FILE, one a line, and from STRETTO_API_KEYS, with commas between them.
+Keys are read from --keys FILE, one a line, and from STRETTO_API_KEYS, with commas between them. Voices that callers
+bring are kept in --voices FOLDER, or that of STRETTO_VOICES, for the key with which they came.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from stretto_gateway.app import make_app
 from stretto_gateway.config import GatewayConfig, Limits
 from stretto_gateway.connection import Connection
 
-KEYS = "STRETTO_API_KEYS"
+KEYS, VOICES = "STRETTO_API_KEYS", "STRETTO_VOICES"
 MIN_KEY_CHARS = 16
 
 
@@ -104,6 +105,14 @@ def arguments() -> Parser:
     add("--address", type=address, default="127.0.0.1", help="0.0.0.0 opens the port to all hosts")
     add("--port", type=int, help="default: STRETTO_PORT + 3, or 8003")
     add("--keys", type=Path, metavar="FILE", help="who may ask: those who send one of the keys; default: everybody")
+    folder = os.environ.get(VOICES)
+    add(
+        "--voices",
+        type=Path,
+        metavar="FOLDER",
+        default=Path(folder) if folder else None,
+        help=f"where voices that callers bring are kept; default: {VOICES}, or none are taken",
+    )
     add("--certificate", metavar="FILE", help="TLS with this certificate")
     add("--private-key", metavar="FILE", help="and this key")
     add("--max-active", type=int, default=limits.max_active, help="utterances at once; default: %(default)s")
@@ -134,7 +143,9 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
     if args.max_active < 1 or args.max_waiting < 0 or args.drain_seconds < 0:
         raise ValueError("--max-active must be at least 1, --max-waiting and --drain-seconds at least 0")
     limits = Limits(max_active=args.max_active, max_waiting=args.max_waiting, drain_s=args.drain_seconds)
-    return GatewayConfig(server, args.address, port, read_keys(args.keys), limits)
+    if args.voices is not None:
+        args.voices.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return GatewayConfig(server, args.address, port, read_keys(args.keys), limits, args.voices)
 
 
 def read_keys(path: Path | None) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """What the gateway was asked to do, and the limits that it keeps."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 MIB = 1 << 20
 
@@ -12,8 +13,8 @@ class Limits:
     max_body_bytes: of a request with audio; max_json_bytes: of one without. max_held_bytes: of all that are not
     answered yet, together, beyond the first 64 KiB of each. max_batch_bytes: of the audio of a batch. max_active,
     max_waiting: utterances that are made at once, and requests that wait for one to end; what comes on top is told to
-    come again. stall_s: how long a reader may take nothing, or a sender send nothing, before it is left; upload_s: in
-    which a body has to come.
+    come again. max_voices: that a key may keep; max_voice_bytes: of the recording of each. stall_s: how long a reader
+    may take nothing, or a sender send nothing, before it is left; upload_s: in which a body has to come.
     """
 
     max_body_bytes: int = 32 * MIB
@@ -24,6 +25,8 @@ class Limits:
     max_batch_bytes: int = 64 * MIB
     max_active: int = 128
     max_waiting: int = 256
+    max_voices: int = 100
+    max_voice_bytes: int = 4 * MIB
     max_connections: int = 1024
     stall_s: float = 30.0
     upload_s: float = 300.0
@@ -32,10 +35,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class GatewayConfig:
-    """server: the gRPC address (host:port). keys: without any, whoever reaches the port may ask."""
+    """server: the gRPC address (host:port). keys: without any, whoever reaches the port may ask. voices: the folder of
+    those that callers bring; None where they may not."""
 
     server: str
     address: str = "127.0.0.1"
     port: int = 8003
     keys: tuple[str, ...] = field(default=(), repr=False)
     limits: Limits = field(default_factory=Limits)
+    voices: Path | None = None

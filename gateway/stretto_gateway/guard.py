@@ -23,7 +23,8 @@ OPEN_PATHS = ("/health/live", "/health/ready", *page.FILES)
 GONE = 499  # the status of who has left before there was another one
 SMALL_BYTES = 65_536  # of a body, for which there is always room
 CONVERSATIONS = "/v1/chat/completions"
-TRANSCRIPTIONS = "/v1/audio/transcriptions"
+TRANSCRIPTIONS, VOICES = "/v1/audio/transcriptions", "/v1/audio/voices"
+EVERYBODY = "everybody"  # who owns what was brought where there are no keys
 WITH_AUDIO = (TRANSCRIPTIONS, CONVERSATIONS)
 BASE64 = (string.ascii_letters + string.digits + "+/=").encode()
 
@@ -39,10 +40,18 @@ class Keys:
 
     def admit(self, authorization: str) -> bool:
         """Whether the header holds one of the keys; compared with all, each in the same time. Without keys: always."""
-        scheme, _, key = authorization.partition(" ")
-        given = hashlib.sha256((key.strip() if scheme.lower() == "bearer" else authorization).encode()).digest()
+        given = self._digest(authorization)
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
         return not matches or any(matches)
+
+    def owner(self, authorization: str) -> str:
+        """Who a caller that was admitted is: a digest of the key, EVERYBODY where there are no keys."""
+        return self._digest(authorization).hex() if self._digests else EVERYBODY
+
+    @staticmethod
+    def _digest(authorization: str) -> bytes:
+        scheme, _, key = authorization.partition(" ")
+        return hashlib.sha256((key.strip() if scheme.lower() == "bearer" else authorization).encode()).digest()
 
 
 def is_own_page(origin: str | None, host: str) -> bool:
@@ -74,6 +83,7 @@ class Guard:
             await error.response()(scope, receive, exchange.send)
             exchange.note()
         else:
+            scope["state"]["owner"] = self._keys.owner(headers.get(b"authorization", ""))
             body = Body(receive, self._max_bytes(scope["path"], headers), self._max_other(scope["path"]), self._held)
             try:
                 await self._app(scope, body.receive, exchange.send)
@@ -94,7 +104,10 @@ class Guard:
         return too_large(max_bytes) if length.isdecimal() and int(length[:20]) > max_bytes else None
 
     def _max_bytes(self, path: str, headers: dict[bytes, str]) -> int:
-        has_files = headers.get(b"content-type", "").lower().startswith("multipart/") or path != TRANSCRIPTIONS
+        is_form = headers.get(b"content-type", "").lower().startswith("multipart/")
+        if path == VOICES and is_form:
+            return self._limits.max_voice_bytes + SMALL_BYTES  # of what stands around it
+        has_files = is_form or path != TRANSCRIPTIONS
         return self._limits.max_body_bytes if path in WITH_AUDIO and has_files else self._limits.max_json_bytes
 
     def _max_other(self, path: str) -> int | None:

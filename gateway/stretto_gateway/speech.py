@@ -20,16 +20,18 @@ from stretto_gateway.events import heard
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.speech_request import SpeechItem, SpeechRequest
 from stretto_gateway.streamed import Streamed
+from stretto_gateway.voices import brought_voice
 
 router = APIRouter()
-FIELDS = {"text": "input"}  # what those of the server are called here
+IN_A_VOICE = {"messages[1].text": "input", "messages[0].text": "voice", "audio": "voice", "messages": "voice"}
+FIELDS = {"text": "input"} | IN_A_VOICE  # what those of the server are called here
 
 
 @router.post("/v1/audio/speech")
 async def create_speech(body: SpeechRequest, request: Request) -> Response:
     """The audio of `input`, chunk by chunk; as server-sent events with `stream_format` `sse`."""
     gateway: Gateway = request.app.state.gateway
-    options = await speech_options(gateway, body)
+    options = await speech_options(gateway, body, request.state.owner)
     if body.timestamps and body.stream_format != "sse":
         raise refused("timestamps", "none without stream_format 'sse', which has room for them", True)
     if body.stream_format == "sse":
@@ -39,14 +41,17 @@ async def create_speech(body: SpeechRequest, request: Request) -> Response:
     return Streamed(parts, MEDIA_TYPES[body.response_format], gateway.limits.stall_s)
 
 
-async def speech_options(gateway: Gateway, item: SpeechItem) -> dict[str, Any]:
-    """What `SpeechClient.speak` is told beside the text; ApiError for what this gateway, or this model, does not do."""
+async def speech_options(gateway: Gateway, item: SpeechItem, owner: str) -> dict[str, Any]:
+    """What `SpeechClient.speak` is told beside the text; ApiError for what this gateway, or this model, does not do.
+
+    owner: the caller, as the guard knows it, who may use the voices that it has brought.
+    """
     profile = await gateway.catalogue.model(item.model)
     find_task(profile, ("tts",), "speak a text as it stands")
     if len(item.input) > gateway.limits.max_input_chars:
         expected = f"at most {gateway.limits.max_input_chars} characters"
         raise refused("input", expected, f"{len(item.input)} characters")
-    return item.for_server(profile)
+    return item.for_server(profile, await brought_voice(gateway, profile, item.voice_name, owner))
 
 
 async def audio_parts(gateway: Gateway, item: SpeechItem, options: dict[str, Any]) -> AsyncGenerator[bytes, None]:

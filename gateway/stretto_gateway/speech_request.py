@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from stretto_client import ModelProfile
+from stretto_client import ModelProfile, RecordedVoice
 from stretto_gateway.api_error import refused
 from stretto_gateway.catalogue import find_voice
 from stretto_gateway.encoding import DEFAULT_RATE, HIGHEST_RATE, LOWEST_RATE, RATES
@@ -59,7 +59,7 @@ class SpeechOptions(Body):
     check."""
 
     model: Text = Field(default="tts-1", description="a name of `/v1/models`, or one of OpenAI's")
-    voice: Text | VoiceId | None = Field(default=None, description="a name of `/v1/audio/voices`")
+    voice: Text | VoiceId | None = Field(default=None, description="a name or an id of `/v1/audio/voices`")
     instructions: Text | None = Field(default=None, description="refused: no family takes any")
     response_format: AudioFormat = "mp3"
     speed: float | None = Field(default=None, description="refused, but for 1: no family has another")
@@ -83,8 +83,9 @@ class SpeechOptions(Body):
         """The voice by name."""
         return self.voice.id if isinstance(self.voice, VoiceId) else self.voice
 
-    def for_server(self, profile: ModelProfile) -> dict[str, Any]:
-        """The arguments of `SpeechClient.speak`; ApiError names what this family cannot do."""
+    def for_server(self, profile: ModelProfile, brought: RecordedVoice | None = None) -> dict[str, Any]:
+        """The arguments of `SpeechClient.speak`, in the voice that was `brought` or in that of the name; ApiError names
+        what this family cannot do."""
         if self.instructions:
             raise refused("instructions", f"none: {profile.family!r} takes no instructions", self.instructions)
         if self.speed not in (None, 1.0):
@@ -94,7 +95,7 @@ class SpeechOptions(Body):
             raise refused("sample_rate", f"for {self.response_format} one of {rates}", self.sample_rate)
         options = {name: value for name in OPTIONS if (value := getattr(self, name)) is not None}
         form = {"encoding": "pcm_s16le", "sample_rate": self.sample_rate}
-        return options | form | {"voice": find_voice(profile, self.voice_name)}
+        return options | form | {"voice": brought or find_voice(profile, self.voice_name)}
 
 
 class SpeechItem(SpeechOptions):

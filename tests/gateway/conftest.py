@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -66,13 +67,15 @@ async def start() -> AsyncIterator[Start]:
         profile: dict[str, Any] | None = None,
         limits: Limits | None = None,
         keys: tuple[str, ...] = (),
+        voices: Path | None = None,
     ) -> Running:
         behind = FakeServer(script if callable(script) else lambda _: script)
         if profile is not None:
             behind.profile = profile
         server = await behind.start()
         listener = socket.create_server(("127.0.0.1", 0))
-        gateway = make_server(GatewayConfig(server, keys=keys, limits=limits or Limits(drain_s=1)), listener)
+        config = GatewayConfig(server, keys=keys, limits=limits or Limits(drain_s=1), voices=voices)
+        gateway = make_server(config, listener)
         serving = asyncio.ensure_future(gateway.serve([listener]))
         while not gateway.started:
             await asyncio.sleep(0.005)

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from stretto_gateway.command import KEYS, arguments, main, make_room_for_files, make_server, read_config
+from stretto_gateway.command import KEYS, VOICES, arguments, main, make_room_for_files, make_server, read_config
 from stretto_gateway.config import GatewayConfig
 from tests.client.fake_server import Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
@@ -27,10 +27,20 @@ def test_keys_come_from_a_file_and_from_the_environment_and_are_shown_to_nobody(
     assert KEY not in repr(config)
 
 
+def test_the_folder_of_voices_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_config(arguments().parse_args(["--port", "0"])).voices is None
+    monkeypatch.setenv(VOICES, str(tmp_path / "a" / "voices"))
+    config = read_config(arguments().parse_args(["--port", "0"]))
+    assert config.voices == tmp_path / "a" / "voices"
+    assert config.voices.stat().st_mode & 0o777 == 0o700
+    assert read_config(arguments().parse_args(["--voices", str(tmp_path), "--port", "0"])).voices == tmp_path
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (["--keys", "/nowhere/keys"], "/nowhere/keys"),
+        (["--voices", "/dev/null/voices"], "/dev/null/voices"),
         (["--keys", "/dev/null"], "holds none"),
         (["--port", "70000"], "--port"),
         (["--max-active", "0"], "--max-active"),

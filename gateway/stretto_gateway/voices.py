@@ -1,0 +1,134 @@
+"""`/v1/audio/voices`: the voices that there are, and those that callers bring."""
+
+import asyncio
+from contextlib import aclosing
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Form, UploadFile
+from pydantic import Field
+from starlette.requests import Request
+
+from stretto_client import ModelProfile, RecordedVoice, TaskProfile
+from stretto_gateway.api_error import ApiError, refused
+from stretto_gateway.caller import unless_gone
+from stretto_gateway.catalogue import aliases, find_task
+from stretto_gateway.events import told
+from stretto_gateway.gateway import Gateway
+from stretto_gateway.speech_request import Body, Text
+from stretto_gateway.voice_store import ID, StoredVoice, TooManyVoices, VoiceStore
+
+router = APIRouter()
+FIELDS = {"audio": "audio_sample", "messages[0].text": "ref_text"}  # what those of the server are called here
+SAMPLE = "One, two."  # what a voice is tried with
+
+
+class VoiceForm(Body):
+    """A recording (wav, flac, ogg or mp3), and what is known of it. The names are those that peers have."""
+
+    audio_sample: UploadFile
+    name: Annotated[Text, Field(min_length=1, max_length=100)]
+    consent: Annotated[Text, Field(min_length=1, max_length=200, description="how the speaker has agreed")]
+    ref_text: Annotated[Text, Field(max_length=4000, description="what is said in the recording")] = ""
+    model: Text = "tts-1"
+
+
+@router.get("/v1/audio/voices")
+async def list_voices(request: Request) -> dict[str, Any]:
+    """The voices of the model, which of them OpenAI's names mean, and those that the caller has brought."""
+    gateway: Gateway = request.app.state.gateway
+    profile = await gateway.catalogue.profile()
+    brought = [] if gateway.voices is None else await asyncio.to_thread(gateway.voices.all, request.state.owner)
+    return {
+        "object": "list",
+        "voices": list(profile.voices),
+        "aliases": aliases(profile),
+        "data": [record(voice) for voice in brought],
+    }
+
+
+@router.post("/v1/audio/voices")
+async def create_voice(form: Annotated[VoiceForm, Form()], request: Request) -> dict[str, Any]:
+    """Keep the voice of a recording, which the model has heard and can speak in."""
+    gateway: Gateway = request.app.state.gateway
+    store = opened(gateway)
+    profile = await gateway.catalogue.model(form.model)
+    task = cloning_task(profile)
+    if form.ref_text and "text" not in task.system:
+        raise refused("ref_text", f"none: {profile.family!r} is not told what is said in a recording", form.ref_text)
+    recording = await form.audio_sample.read()
+    if len(recording) > gateway.limits.max_voice_bytes:
+        expected = f"at most {gateway.limits.max_voice_bytes} bytes"
+        raise refused("audio_sample", expected, f"{len(recording)} bytes")
+    await unless_gone(request.receive, try_voice(gateway, RecordedVoice(recording, form.ref_text)))
+    said = (form.name, form.ref_text, form.consent)
+    try:
+        return record(await asyncio.to_thread(store.add, request.state.owner, *said, recording))
+    except TooManyVoices:
+        message = f"there are {gateway.limits.max_voices} voices of this key, which is the limit; delete one"
+        raise ApiError(400, message, code="too_many_voices") from None
+    except OSError:
+        raise ApiError(507, "the disk has no room for another voice", code="no_room") from None
+
+
+@router.delete("/v1/audio/voices/{voice_id}")
+async def delete_voice(voice_id: str, request: Request) -> dict[str, Any]:
+    """Forget a voice that the caller has brought."""
+    gateway: Gateway = request.app.state.gateway
+    if not await asyncio.to_thread(opened(gateway).remove, request.state.owner, voice_id):
+        raise unknown(404, voice_id)
+    return {"id": voice_id, "object": "audio.voice.deleted", "deleted": True}
+
+
+async def brought_voice(gateway: Gateway, profile: ModelProfile, name: str | None, owner: str) -> RecordedVoice | None:
+    """The voice of an id, None where `name` is none; ApiError where the caller has not brought it, or the model
+    clones none."""
+    if name is None or ID.fullmatch(name) is None:
+        return None
+    task = cloning_task(profile, "voice")
+    found = await asyncio.to_thread(opened(gateway, "voice").find, owner, name)
+    if found is None:
+        raise unknown(400, name)
+    voice, recording = found
+    return RecordedVoice(recording, voice.text if "text" in task.system else "")
+
+
+async def try_voice(gateway: Gateway, voice: RecordedVoice) -> None:
+    """Let the model begin to speak in it; ApiError where it cannot."""
+    async with gateway.admission.place():
+        speech = gateway.client.speak(SAMPLE, voice=voice)
+        async with aclosing(told(speech, FIELDS)) as events:
+            await anext(events, None)
+
+
+def cloning_task(profile: ModelProfile, param: str = "model") -> TaskProfile:
+    """The task that speaks in the voice of a recording; ApiError, of `param`, where there is none."""
+    task = find_task(profile, ("tts",), "speak a text as it stands")
+    if "audio" not in task.system:
+        message = f"{param}: {profile.family!r} does not speak in the voice of a recording"
+        raise ApiError(400, message, param, "unsupported")
+    return task
+
+
+def opened(gateway: Gateway, param: str | None = None) -> VoiceStore:
+    """Where voices are kept; ApiError, of `param`, where they are not."""
+    if gateway.voices is None:
+        message = "voice: this gateway keeps none that are brought; with --voices FOLDER it does"
+        raise ApiError(400, message, param, "unsupported")
+    return gateway.voices
+
+
+def unknown(status: int, voice_id: str) -> ApiError:
+    """The answer to an id of nobody's, or of another's, which is the same."""
+    return ApiError(status, f"voice: there is no {voice_id[:60]!r}", "voice", "voice_not_found")
+
+
+def record(voice: StoredVoice) -> dict[str, Any]:
+    """A voice as callers see it."""
+    return {
+        "id": voice.id,
+        "object": "audio.voice",
+        "name": voice.name,
+        "consent": voice.consent,
+        "ref_text": voice.text,
+        "created_at": voice.created_at,
+    }

@@ -1,0 +1,268 @@
+"""Voices that callers bring: kept, used by their ids, forgotten, and nobody else's."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from stretto_gateway.config import Limits
+from stretto_gateway.voice_store import TooManyVoices, VoiceStore
+from tests.client.fake_server import PROFILE, Chunk, ErrorText, Request, Step
+from tests.gateway.conftest import SPOKEN, Running, Start
+
+KEYS = ("the-key-of-the-first", "the-key-of-the-other")
+RECORDING = bytes(range(256)) * 8  # with ends of lines in it
+FORM = {"name": "mine", "consent": "my own", "ref_text": "It is me."}
+STRANGE_IDS = ("voice_", "voice_" + "A" * 32, "voice_" + "0" * 33, "..", "%2e%2e%2fkeys", "voice_" + "0" * 31 + "%0a")
+
+
+def cloning(*system: str) -> dict[str, Any]:
+    """A model that is told a voice in a system turn that may hold that."""
+    tasks = [each | {"system": list(system)} if each["name"] == "tts" else each for each in PROFILE["tasks"]]
+    return PROFILE | {"tasks": tasks}
+
+
+CLONES = cloning("text", "audio")
+
+
+class Caller:
+    """Who asks a gateway, with a key or without one."""
+
+    def __init__(self, running: Running, key: str | None = None):
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        self._http = httpx.AsyncClient(base_url=f"{running.url}/v1/audio", headers=headers, timeout=60)
+
+    async def bring(self, recording: bytes = RECORDING, **form: str) -> httpx.Response:
+        async with self._http as http:
+            return await http.post("/voices", data=FORM | form, files={"audio_sample": ("me.wav", recording)})
+
+    async def list(self) -> dict[str, Any]:
+        async with self._http as http:
+            return (await http.get("/voices")).json()
+
+    async def forget(self, voice: str) -> httpx.Response:
+        async with self._http as http:
+            return await http.delete(f"/voices/{voice}")
+
+    async def speak(self, voice: str, text: str = "A cat.") -> httpx.Response:
+        async with self._http as http:
+            return await http.post("/speech", json={"input": text, "voice": voice, "response_format": "pcm"})
+
+
+async def brought(running: Running, key: str | None = None, **form: str) -> str:
+    """The id of a voice that was brought."""
+    answer = await Caller(running, key).bring(**form)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["id"]
+
+
+def told(request: Request) -> tuple[dict[str, Any], bytes]:
+    """The system turn of a request, and the recording with it."""
+    return json.loads(request["messages"])[0], request["audio"]
+
+
+async def test_a_voice_is_used_by_its_id_also_after_a_restart_and_until_it_is_deleted(
+    start: Start, tmp_path: Path
+) -> None:
+    first = await start(SPOKEN, CLONES, voices=tmp_path / "voices")
+    voice = await brought(first)
+    again = await start(SPOKEN, CLONES, voices=tmp_path / "voices")
+    for running in (first, again):
+        (known,) = (await Caller(running).list())["data"]
+        assert known | FORM == known
+        assert (known["id"], known["object"]) == (voice, "audio.voice")
+        answer = await Caller(running).speak(voice)
+        assert answer.status_code == 200
+        assert len(answer.content) > 0
+        request = running.behind.requests[-1]
+        assert told(request) == ({"role": "system", "audio": "audio", "text": "It is me."}, RECORDING)
+        assert json.loads(request["messages"])[1] == {"role": "user", "text": "A cat."}
+        assert "voice" not in json.loads(request["options"])
+    assert (await Caller(again).forget(voice)).json() == {
+        "id": voice,
+        "object": "audio.voice.deleted",
+        "deleted": True,
+    }
+    for running in (first, again):
+        refused = await Caller(running).speak(voice)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "voice_not_found")
+        assert (await Caller(running).list())["data"] == []
+        assert (await Caller(running).forget(voice)).status_code == 404
+
+
+async def test_a_batch_and_a_long_text_take_it_too(start: Start, tmp_path: Path) -> None:
+    running = await start(SPOKEN, CLONES, voices=tmp_path)
+    voice = await brought(running)
+    del running.behind.requests[:]
+    assert (await Caller(running).speak(voice, "This sentence is said again. " * 10)).status_code == 200
+    async with running.http() as http:
+        items = [{"input": "One."}, {"input": "Two.", "voice": "alloy"}]
+        answer = await http.post("/v1/audio/speech/batch", json={"items": items, "voice": {"id": voice}})
+    assert answer.json()["succeeded"] == 2
+    with_voice = [request for request in running.behind.requests if "messages" in request]
+    assert len(with_voice) > 2
+    assert {told(request)[1] for request in with_voice} == {RECORDING}
+    assert [request["text"] for request in running.behind.requests if "text" in request] == [b"Two."]
+
+
+async def test_nobody_else_sees_uses_or_deletes_it(start: Start, tmp_path: Path) -> None:
+    running = await start(SPOKEN, CLONES, keys=KEYS, voices=tmp_path)
+    voice = await brought(running, KEYS[0])
+    theirs = await brought(running, KEYS[1])
+    assert voice != theirs
+    assert [each["id"] for each in (await Caller(running, KEYS[1]).list())["data"]] == [theirs]
+    num_asked = len(running.behind.requests)
+    others = await Caller(running, KEYS[1]).speak(voice)
+    nobodys = await Caller(running, KEYS[1]).speak(f"voice_{'0' * 32}")
+    assert others.status_code == nobodys.status_code == 400
+    assert others.text.replace(voice, "") == nobodys.text.replace(f"voice_{'0' * 32}", "")
+    assert len(running.behind.requests) == num_asked
+    assert (await Caller(running, KEYS[1]).forget(voice)).status_code == 404
+    assert (await Caller(running, KEYS[0]).speak(voice)).status_code == 200
+    assert (await Caller(running).list())["error"]["code"] == "invalid_api_key"
+    assert not any(key in str(path) for path in tmp_path.rglob("*") for key in KEYS)
+
+
+@pytest.mark.parametrize("voice", STRANGE_IDS)
+async def test_what_is_no_id_leads_nowhere(start: Start, tmp_path: Path, voice: str) -> None:
+    (tmp_path / "keys").write_text("secret")
+    running = await start(SPOKEN, CLONES, voices=tmp_path / "voices")
+    await brought(running)
+    assert (await Caller(running).forget(voice)).status_code in (404, 405)
+    answer = await Caller(running).speak(voice)
+    assert answer.status_code == 400
+    assert "secret" not in answer.text
+    assert (tmp_path / "keys").exists()
+    assert len((await Caller(running).list())["data"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("profile", "has_folder", "message"),
+    [
+        (PROFILE, True, "'tiny' does not speak in the voice of a recording"),
+        (cloning("text"), True, "'tiny' does not speak in the voice of a recording"),
+        (CLONES, False, "voice: this gateway keeps none that are brought; with --voices FOLDER it does"),
+    ],
+)
+async def test_where_none_can_be_kept_or_used_that_is_said(
+    start: Start, tmp_path: Path, profile: dict[str, Any], has_folder: bool, message: str
+) -> None:
+    running = await start(SPOKEN, profile, voices=tmp_path if has_folder else None)
+    for answer in (await Caller(running).bring(), await Caller(running).speak(f"voice_{'0' * 32}")):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported")
+        assert message in answer.json()["error"]["message"]
+    assert (await Caller(running).list())["data"] == []
+    assert running.behind.requests == []
+
+
+async def test_a_family_that_is_not_told_what_is_said_says_so(start: Start, tmp_path: Path) -> None:
+    running = await start(SPOKEN, cloning("audio"), voices=tmp_path)
+    answer = await Caller(running).bring()
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "ref_text")
+    voice = await brought(running, ref_text="")
+    assert (await Caller(running).speak(voice)).status_code == 200
+    assert told(running.behind.requests[-1]) == ({"role": "system", "audio": "audio"}, RECORDING)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "param"),
+    [
+        ("invalid request: audio: expected a readable wav, flac, ogg or mp3 file, got an error", "audio_sample"),
+        ("invalid request: messages[0].text: expected at most 40 characters, got 41", "ref_text"),
+    ],
+)
+async def test_what_the_model_refuses_is_not_kept(start: Start, tmp_path: Path, refusal: str, param: str) -> None:
+    running = await start([ErrorText(refusal)], CLONES, voices=tmp_path)
+    answer = await Caller(running).bring()
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert answer.json()["error"]["message"].startswith(f"{param}: expected")
+    assert not list(tmp_path.iterdir())
+
+
+async def test_a_voice_that_was_refused_later_is_called_voice(start: Start, tmp_path: Path) -> None:
+    refusal = ErrorText("invalid request: audio: expected at most 10 s, got more")
+
+    def script(request: Request) -> list[Step]:
+        return [refusal] if json.loads(request["messages"])[1]["text"] == "A cat." else SPOKEN
+
+    running = await start(script, CLONES, voices=tmp_path)
+    answer = await Caller(running).speak(await brought(running))
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "voice")
+
+
+async def test_the_model_is_left_as_soon_as_it_speaks(start: Start, tmp_path: Path) -> None:
+    """What is left of its answer would be an error."""
+    running = await start([Chunk(0, 640), ErrorText("failed")], CLONES, voices=tmp_path)
+    await brought(running)
+    assert await running.metric("gateway_active") == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"name": ""}, "name"),
+        ({"name": "x" * 101}, "name"),
+        ({"consent": ""}, "consent"),
+        ({"ref_text": "x" * 4001}, "ref_text"),
+        ({"folder": "/etc"}, "folder"),
+        ({"model": "gpt-7"}, "model"),
+    ],
+)
+async def test_fields_that_are_wrong_are_named(
+    start: Start, tmp_path: Path, change: dict[str, str], param: str
+) -> None:
+    running = await start(SPOKEN, CLONES, voices=tmp_path)
+    answer = await Caller(running).bring(**change)
+    assert answer.status_code in (400, 404)
+    assert answer.json()["error"]["param"] == param
+    assert not list(tmp_path.iterdir())
+
+
+async def test_there_is_an_end_to_their_size_and_number(start: Start, tmp_path: Path) -> None:
+    limits = Limits(max_voices=2, max_voice_bytes=len(RECORDING), drain_s=1)
+    running = await start(SPOKEN, CLONES, limits, voices=tmp_path)
+    longer = await Caller(running).bring(RECORDING + b"0")
+    assert (longer.status_code, longer.json()["error"]["param"]) == (400, "audio_sample")
+    assert (await Caller(running).bring(bytes(200_000))).status_code == 413
+    async with running.http() as http:
+        plain = await http.post("/v1/audio/voices", content=bytes(2 << 20), headers={"content-type": "text/plain"})
+    assert plain.status_code == 413
+    voice = await brought(running)
+    await brought(running)
+    third = await Caller(running).bring()
+    assert (third.status_code, third.json()["error"]["code"]) == (400, "too_many_voices")
+    await Caller(running).forget(voice)
+    await brought(running)
+
+
+async def test_the_log_has_nothing_of_them(start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "stretto_gateway")
+    running = await start(SPOKEN, CLONES, voices=tmp_path)
+    voice = await brought(running)
+    await Caller(running).forget(voice)
+    assert "/v1/audio/voices/{voice_id}" in caplog.text
+    for said in (voice, *FORM.values()):
+        assert said not in caplog.text
+
+
+def test_what_is_damaged_or_unfinished_harms_no_other(tmp_path: Path) -> None:
+    store = VoiceStore(tmp_path, 3)
+    kept, cut = (store.add("everybody", name, "", "yes", b"a\nb\n") for name in ("kept", "cut"))
+    (tmp_path / "everybody" / f"{cut.id}.recording").write_bytes(b'{"id": "voi')
+    left = tmp_path / "everybody" / f"voice_{'0' * 32}.unfinished"
+    left.write_bytes(b"{")
+    store = VoiceStore(tmp_path, 3)
+    assert not left.exists()
+    assert [each.name for each in store.all("everybody")] == ["kept"]
+    assert store.find("everybody", kept.id) == (kept, b"a\nb\n")
+    assert store.find("everybody", cut.id) is None
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "everybody").glob(f"{kept.id}*")} == {0o600}
+    store.add("everybody", "third", "", "yes", b"")
+    with pytest.raises(TooManyVoices):
+        store.add("everybody", "fourth", "", "yes", b"")
+    assert store.add("0" * 64, "of another", "", "yes", b"")
+    with pytest.raises(ValueError, match="expected an owner"):
+        store.add("../everybody", "nobody's", "", "yes", b"")
