@@ -3,13 +3,16 @@
 What comes back is what the slow reference says of the checkpoint, greedily.
 """
 
+import asyncio
 import io
 import json
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import soundfile
@@ -23,6 +26,9 @@ from stretto.checkpoints.make_repository import make
 from stretto.codec.registry import load_codec
 from stretto.families.registry import family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
+from stretto_client import RecordedVoice, SpeechClient
+from stretto_gateway.command import make_server
+from stretto_gateway.config import GatewayConfig
 from tests.codec.qwen3_12hz.reference import speech
 from tests.published_qwen3_tts import command
 from tests.reference.speech_lm import Reference
@@ -113,7 +119,7 @@ def wav(pcm: np.ndarray, rate: int) -> bytes:
     return file.getvalue()
 
 
-def voice(text: str | None) -> str:
+def voice_of(text: str | None) -> str:
     """A conversation that asks for words in the voice of a file, in which `text` is said."""
     said = {} if text is None else {"text": text}
     return json.dumps([{"role": "system", "audio": "audio", **said}, {"role": "user", "text": "hello world"}])
@@ -132,11 +138,11 @@ def test_a_cloned_voice_goes_on_from_its_recording(cloning: Served, said: str | 
     """Its codes are the reference's, and its sound that of one decode of recording and reply: also the second time,
     when the voice is remembered."""
     options, recording = OPTIONS | options, wav(speech(1.3, 16_000), 16_000)
-    expected = cloning.codes(options, messages=voice(said), audio=recording)
+    expected = cloning.codes(options, messages=voice_of(said), audio=recording)
     num_reference = 17 if said else 0  # 1.3 s, the last frame begun
     assert expected.shape[1] > num_reference
     for _ in range(2):
-        answer = cloning.server.ask(options, messages=voice(said), audio=recording)
+        answer = cloning.server.ask(options, messages=voice_of(said), audio=recording)
         assert answer.error is None
         check(cloning, answer, expected, num_reference)
 
@@ -145,13 +151,13 @@ def test_voices_side_by_side_are_those_alone(cloning: Served) -> None:
     recordings = [wav(speech(seconds, 24_000), 24_000) for seconds in (0.4, 0.9, 2.1)]
     texts = ("one", None, "so it was")
     asked = [
-        cloning.server.stream(OPTIONS, messages=voice(said), audio=recording)
+        cloning.server.stream(OPTIONS, messages=voice_of(said), audio=recording)
         for said, recording in zip(texts, recordings, strict=True)
     ]
     answers = [stream.listen() for stream in asked]
     for answer, said, recording in zip(answers, texts, recordings, strict=True):
         assert answer.error is None
-        expected = cloning.codes(OPTIONS, messages=voice(said), audio=recording)
+        expected = cloning.codes(OPTIONS, messages=voice_of(said), audio=recording)
         check(cloning, answer, expected, expected.shape[1] - answer_frames(answer))
 
 
@@ -161,12 +167,15 @@ def answer_frames(answer: Answer) -> int:
 
 
 def test_a_voice_that_cannot_be_cloned_is_refused_by_its_field(cloning: Served) -> None:
-    short = wav(speech(0.05), 24_000)
+    short, long = wav(speech(0.05), 24_000), "x" * 4001
     for inputs, message in (
         ({"text": "a"}, "messages: expected a system turn with audio"),
-        ({"messages": voice("a"), "audio": short}, "audio: expected at least 0.08 s, got"),
-        ({"messages": voice("a"), "audio": b"no sound"}, "audio: expected a readable wav"),
-        ({"messages": voice("x" * 4001), "audio": wav(speech(0.4), 24_000)}, "messages[0].text: expected at most 4000"),
+        ({"messages": voice_of("a"), "audio": short}, "audio: expected at least 0.08 s, got"),
+        ({"messages": voice_of("a"), "audio": b"no sound"}, "audio: expected a readable wav"),
+        (
+            {"messages": voice_of(long), "audio": wav(speech(0.4), 24_000)},
+            "messages[0].text: expected at most 4000",
+        ),
         ({"text": "a", "options": '{"voice": "ryan"}'}, "options.voice: expected none"),
     ):
         answer = cloning.server.ask(**inputs)
@@ -237,3 +246,42 @@ def test_bad_input_is_refused_by_its_field(served: Served) -> None:
         answer = served.server.ask(**inputs)
         assert answer.error is not None
         assert f"invalid request: {message}" in answer.error
+
+
+async def test_a_voice_that_was_brought_to_the_gateway_speaks_by_its_id(cloning: Served, tmp_path: Path) -> None:
+    """As the recording does that comes with the request, and as the slow reference."""
+    recording, words = wav(speech(1.3), 24_000), {"ref_text": "so it was", "name": "mine", "consent": "my own"}
+    options = {"audio": OPTIONS["audio"], "seed": 3}
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = f"localhost:{cloning.server.grpc}"
+    gateway = make_server(GatewayConfig(server, voices=tmp_path / "voices"), listener)
+    serving = asyncio.ensure_future(gateway.serve([listener]))
+    while not gateway.started:
+        await asyncio.sleep(0.01)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1/audio"
+    async with httpx.AsyncClient(base_url=url, timeout=120) as http:
+        voice = (await http.post("/voices", data=words, files={"audio_sample": ("me.wav", recording)})).json()["id"]
+        request = {"input": "hello world", "voice": voice, "response_format": "pcm", **options}
+        spoken = await http.post("/speech", json=request)
+        refused = await http.post("/speech", json=request | {"voice": "alloy"})
+        noise = await http.post("/voices", data=words, files={"audio_sample": ("me.wav", b"no sound")})
+    gateway.should_exit = True
+    await serving
+    assert spoken.status_code == 200
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "voice")
+    assert (noise.status_code, noise.json()["error"]["param"]) == (400, "audio_sample")
+    async with SpeechClient(server) as client:
+        same = client.speak(
+            "hello world",
+            voice=RecordedVoice(recording, "so it was"),
+            encoding="pcm_s16le",
+            sample_rate=24_000,
+            **options,
+        )
+        said = np.concatenate([event.pcm async for event in same if event.pcm is not None])
+    codes = cloning.codes(options, messages=voice_of("so it was"), audio=recording)
+    codec = load_codec("qwen3_12hz", cloning.checkpoint, num_codebooks=CODEBOOKS)
+    pcm = stream(codec, torch.from_numpy(codes)[None], [codes.shape[1]])[0].numpy()[17 * 1920 :]
+    heard = np.frombuffer(spoken.content, np.int16)
+    for samples in (heard, said):
+        np.testing.assert_allclose(samples / 32768, pcm, atol=2e-4)
