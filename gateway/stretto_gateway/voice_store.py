@@ -14,12 +14,14 @@ import re
 import secrets
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 LOG = logging.getLogger("stretto_gateway")
 ID, OWNER = re.compile(r"voice_[0-9a-f]{32}"), re.compile(r"everybody|[0-9a-f]{64}")
 SUFFIX, UNFINISHED = ".recording", ".unfinished"
+ABANDONED_S = 3600.0  # after so long nobody writes on: another gateway over the same folder does so in seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,9 @@ class VoiceStore:
         self._folder, self._max_voices, self._adding = folder, max_voices, threading.Lock()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for left in folder.glob(f"*/*{UNFINISHED}"):
-            left.unlink()
+            with suppress(FileNotFoundError):
+                if time.time() - left.stat().st_mtime > ABANDONED_S:
+                    left.unlink()
 
     def add(self, owner: str, name: str, text: str, consent: str, recording: bytes) -> StoredVoice:
         """Keep a voice; TooManyVoices where there is no room for it, OSError where the disk has none."""

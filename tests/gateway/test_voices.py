@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -252,10 +253,13 @@ def test_what_is_damaged_or_unfinished_harms_no_other(tmp_path: Path) -> None:
     store = VoiceStore(tmp_path, 3)
     kept, cut = (store.add("everybody", name, "", "yes", b"a\nb\n") for name in ("kept", "cut"))
     (tmp_path / "everybody" / f"{cut.id}.recording").write_bytes(b'{"id": "voi')
-    left = tmp_path / "everybody" / f"voice_{'0' * 32}.unfinished"
-    left.write_bytes(b"{")
+    left, underway = (tmp_path / "everybody" / f"voice_{digit * 32}.unfinished" for digit in "01")
+    for path in (left, underway):
+        path.write_bytes(b"{")
+    os.utime(left, (0, 0))
     store = VoiceStore(tmp_path, 3)
     assert not left.exists()
+    assert underway.exists()
     assert [each.name for each in store.all("everybody")] == ["kept"]
     assert store.find("everybody", kept.id) == (kept, b"a\nb\n")
     assert store.find("everybody", cut.id) is None
