@@ -88,6 +88,7 @@ class SpeakPanel {
     element("used-seed").textContent = seed;
     element("sound").hidden = false;
     this.#say("Speaking…");
+    this.#waveform.draw(0);
     return this.#play();
   }
 
@@ -96,7 +97,7 @@ class SpeakPanel {
     enable(element("stop-button"), true);
     const follow = () => {
       if (this.#playback !== playback) return;
-      this.#show();
+      if (playback.numSamples > 0) this.#show();
       if (!playback.isOver) requestAnimationFrame(follow);
     };
     follow();

@@ -14,6 +14,7 @@ export class Waveform {
   clear() {
     this.peaks = []; // of each STEP_S, 0 to 1
     this.numSamples = 0;
+    this.shown = "";
   }
 
   /** More samples, Int16Array at `rate` Hz. */
@@ -24,11 +25,15 @@ export class Waveform {
     }
   }
 
-  /** Draw; `playedS` of it are behind the listener. */
+  /** Draw, where that shows anything new; `playedS` of it are behind the listener. */
   draw(playedS) {
     const { canvas, peaks } = this;
     const { clientWidth: width, clientHeight: height } = canvas;
     const scale = window.devicePixelRatio;
+    const isDark = matchMedia("(prefers-color-scheme: dark)").matches;
+    const shown = [peaks.length, Math.floor(playedS / STEP_S), width, scale, isDark].join();
+    if (shown === this.shown) return; // the processor may be the one that makes the speech
+    this.shown = shown;
     canvas.width = Math.round(width * scale);
     canvas.height = Math.round(height * scale);
     const style = getComputedStyle(canvas);
