@@ -38,9 +38,13 @@ class ApiError(HTTPException):
 
 def refused(param: str, expected: str, got: object) -> ApiError:
     """The answer to a field that is not what it may be."""
+    return ApiError(400, f"{param}: expected {expected}, got {shown(got)}", param, "invalid_value")
+
+
+def shown(got: object) -> str:
+    """What came, in a few characters."""
     text = repr(got)
-    shown = text if len(text) <= 60 else f"{text[:60]}…"
-    return ApiError(400, f"{param}: expected {expected}, got {shown}", param, "invalid_value")
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def from_client_error(error: ClientError, fields: dict[str, str]) -> ApiError:

@@ -17,6 +17,7 @@ from stretto_gateway.api_error import ApiError
 from stretto_gateway.config import GatewayConfig
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.guard import Guard
+from stretto_gateway.realtime import route as realtime
 
 LOG = logging.getLogger("stretto_gateway")
 READY_S = 5.0
@@ -37,7 +38,7 @@ def make_app(config: GatewayConfig) -> FastAPI:
     # The pages with documentation would load scripts from elsewhere.
     app = FastAPI(title="Stretto", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.is_draining = False
-    for part in (speech, batch, transcription, chat, models, voices, page):
+    for part in (speech, batch, transcription, chat, realtime, models, voices, page):
         app.include_router(part.router)
     app.add_api_route("/health/live", live)
     app.add_api_route("/health/ready", ready)

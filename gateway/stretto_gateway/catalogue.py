@@ -12,6 +12,7 @@ MODEL_ALIASES = (
     *("tts-1", "tts-1-hd", "gpt-4o-mini-tts"),
     *("whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe"),
     *("gpt-audio", "gpt-audio-mini", "gpt-4o-audio-preview"),
+    *("gpt-realtime", "gpt-realtime-mini", "gpt-4o-realtime-preview", "gpt-realtime-whisper"),
 )
 # In turns what they sound like: a family's voices are taken in turns, too.
 VOICE_ALIASES = (

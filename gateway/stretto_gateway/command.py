@@ -22,6 +22,7 @@ from stretto_client.__main__ import Parser
 from stretto_gateway.app import make_app
 from stretto_gateway.config import GatewayConfig, Limits
 from stretto_gateway.connection import Connection
+from stretto_gateway.socket import settings as socket_settings
 
 KEYS, VOICES = "STRETTO_API_KEYS", "STRETTO_VOICES"
 MIN_KEY_CHARS = 16
@@ -38,6 +39,10 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             print(self.message, file=sys.stderr, flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.config.app.state.gateway.sessions.draining.set()  # type: ignore[union-attr]
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal lets running answers end, a second one does not. Neither is an exit by a signal."""
@@ -82,6 +87,7 @@ def make_server(
     settings = uvicorn.Config(
         app,
         http=Connection,
+        **socket_settings(config.limits.max_event_bytes),
         log_level="critical",  # the gateway has a log of its own, and uvicorn's names addresses and whole paths
         access_log=False,
         server_header=False,

@@ -14,7 +14,9 @@ class Limits:
     answered yet, together, beyond the first 64 KiB of each. max_batch_bytes: of the audio of a batch. max_active,
     max_waiting: utterances that are made at once, and requests that wait for one to end; what comes on top is told to
     come again. max_voices: that a key may keep; max_voice_bytes: of the recording of each. stall_s: how long a reader
-    may take nothing, or a sender send nothing, before it is left; upload_s: in which a body has to come.
+    may take nothing, or a sender send nothing, before it is left; upload_s: in which a body has to come. max_sessions:
+    WebSockets at once; max_event_bytes: of one message; max_turn_s: of audio that waits for a commit; max_items: of a
+    conversation; idle_s, session_s: how long one may be silent, and last.
     """
 
     max_body_bytes: int = 32 * MIB
@@ -31,6 +33,12 @@ class Limits:
     stall_s: float = 30.0
     upload_s: float = 300.0
     drain_s: float = 30.0
+    max_sessions: int = 256
+    max_event_bytes: int = MIB
+    max_turn_s: float = 60.0
+    max_items: int = 128
+    idle_s: float = 300.0
+    session_s: float = 3600.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from stretto_gateway.admission import Admission
 from stretto_gateway.catalogue import Catalogue
 from stretto_gateway.config import GatewayConfig
 from stretto_gateway.metrics import Metrics
+from stretto_gateway.sessions import Sessions
 from stretto_gateway.voice_store import VoiceStore
 
 
@@ -16,7 +17,8 @@ class Gateway:
         self.client = SpeechClient(config.server, Timeouts())
         self.admission = Admission(config.limits.max_active, config.limits.max_waiting)
         self.catalogue = Catalogue(self.client)
-        self.metrics = Metrics(self.admission)
+        self.sessions = Sessions(config.limits)
+        self.metrics = Metrics(self.admission, self.sessions)
         self.voices = None if config.voices is None else VoiceStore(config.voices, config.limits.max_voices)
 
     async def close(self) -> None:

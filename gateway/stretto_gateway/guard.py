@@ -8,10 +8,12 @@ import secrets
 import string
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
 
 from stretto_gateway import page
 from stretto_gateway.api_error import ApiError
@@ -21,6 +23,9 @@ LOG = logging.getLogger("stretto_gateway")
 # What balancers ask without a key, and people's browsers before they have one.
 OPEN_PATHS = ("/health/live", "/health/ready", *page.FILES)
 GONE = 499  # the status of who has left before there was another one
+SWITCHED = 101  # and of a WebSocket
+FAILED_CODE = 1011  # with which one is closed that we have failed (RFC 6455, section 7.4.1)
+KEY_PROTOCOL = "openai-insecure-api-key."  # before a key among the subprotocols: a browser's page can set no header
 SMALL_BYTES = 65_536  # of a body, for which there is always room
 CONVERSATIONS = "/v1/chat/completions"
 TRANSCRIPTIONS, VOICES = "/v1/audio/transcriptions", "/v1/audio/voices"
@@ -65,6 +70,12 @@ def is_own_page(origin: str | None, host: str) -> bool:
     return origin is None or (is_address and parts.netloc == host)
 
 
+def key_in_protocol(scope: Scope) -> str:
+    """The key that a page sends to open a WebSocket; empty where there is none."""
+    offered = (name for name in scope.get("subprotocols", ()) if name.startswith(KEY_PROTOCOL))
+    return next(offered, "").removeprefix(KEY_PROTOCOL)
+
+
 class Guard:
     """An ASGI application around another one."""
 
@@ -73,17 +84,20 @@ class Guard:
         self._held = Held(config.limits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         exchange = Exchange(scope, send)
-        error = self._refusal(scope["path"], headers)
+        authorization = headers.get(b"authorization", key_in_protocol(scope))
+        error = self._refusal(scope["path"], headers, authorization)
+        scope["state"]["owner"] = self._keys.owner(authorization)
         if error is not None:
             await error.response()(scope, receive, exchange.send)
             exchange.note()
+        elif scope["type"] == "websocket":
+            await exchange.converse(self._app, receive)
         else:
-            scope["state"]["owner"] = self._keys.owner(headers.get(b"authorization", ""))
             body = Body(receive, self._max_bytes(scope["path"], headers), self._max_other(scope["path"]), self._held)
             try:
                 await self._app(scope, body.receive, exchange.send)
@@ -94,8 +108,8 @@ class Guard:
                 body.forget()
                 exchange.note()
 
-    def _refusal(self, path: str, headers: dict[bytes, str]) -> ApiError | None:
-        if path not in OPEN_PATHS and not self._keys.admit(headers.get(b"authorization", "")):
+    def _refusal(self, path: str, headers: dict[bytes, str], authorization: str) -> ApiError | None:
+        if path not in OPEN_PATHS and not self._keys.admit(authorization):
             return ApiError(401, "no key, or a wrong one: Authorization: Bearer KEY", code="invalid_api_key")
         if not self._keys and not is_own_page(headers.get(b"origin"), headers.get(b"host", "")):
             return ApiError(403, "a page from elsewhere may not ask a gateway without keys", code="origin_not_allowed")
@@ -196,18 +210,33 @@ class Exchange:
 
     async def send(self, message: Message) -> None:
         """Send a message of the answer, its first with the request's id."""
-        if message["type"] == "http.response.start":
-            self._status = message["status"]
-            message["headers"] = [*message["headers"], (b"x-request-id", self.request_id.encode())]
+        if message["type"] in ("http.response.start", "websocket.http.response.start", "websocket.accept"):
+            self._status = message.get("status", SWITCHED)
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode())]
         await self._send(message)
 
     def fail(self) -> None:
         """Whatever has not begun to be answered will be by an internal error."""
-        self._status = 500 if self._status == GONE else self._status
+        self._status = 500 if self._status in (GONE, SWITCHED) else self._status
+
+    async def converse(self, app: ASGIApp, receive: Receive) -> None:
+        """A WebSocket from beginning to end; a failure of ours closes it, with a traceback in the log."""
+        try:
+            await app(self._scope, receive, self.send)
+        except (OSError, WebSocketDisconnect):  # whoever is gone is told nothing
+            pass
+        except Exception as error:
+            LOG.error("%s failed", self.request_id, exc_info=error)
+            self.fail()
+            with suppress(OSError, RuntimeError):  # there may be nobody left, or no more to be said
+                await self._send({"type": "websocket.close", "code": FAILED_CODE})
+        finally:
+            self.note()
 
     def note(self) -> None:
         """Count it, and write a line: id, method, route, status, milliseconds."""
         route = getattr(self._scope.get("route"), "path", "-")
         self._scope["app"].state.gateway.metrics.answers.labels(route, str(self._status)).inc()
         took_ms = 1000 * (time.monotonic() - self._begun_s)
-        LOG.info("%s %s %s %d %.0f ms", self.request_id, self._scope["method"][:16], route, self._status, took_ms)
+        method = self._scope.get("method", "WEBSOCKET")[:16]
+        LOG.info("%s %s %s %d %.0f ms", self.request_id, method, route, self._status, took_ms)

@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from stretto_client import SpeechEvent
 from stretto_gateway.admission import Admission
+from stretto_gateway.sessions import Sessions
 
 SECONDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 RATIOS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.5, 2.0, 5.0)
@@ -15,7 +16,7 @@ GAPS = (0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 class Metrics:
     """A registry of one gateway. Seconds are wall time as the gateway sees them."""
 
-    def __init__(self, admission: Admission):
+    def __init__(self, admission: Admission, sessions: Sessions):
         self.registry = CollectorRegistry()
         task = ["task"]
         self.first_audio = Histogram(
@@ -35,11 +36,14 @@ class Metrics:
         self.silent = Counter("audio_skipped", "Utterances without sound", task, registry=self.registry)
         self.cut = Counter("audio_cut", "Utterances that a limit ended", task, registry=self.registry)
         self.left = Counter("audio_left", "Utterances that did not come to their end", task, registry=self.registry)
+        self.interrupted = Counter("audio_interrupted", "Replies into which the user spoke", registry=self.registry)
         self.answers = Counter("gateway_answers", "By route and status", ["route", "status"], registry=self.registry)
         active = Gauge("gateway_active", "Utterances that are being made", registry=self.registry)
         active.set_function(lambda: admission.num_active)
         waiting = Gauge("gateway_waiting", "Requests that wait for a place", registry=self.registry)
         waiting.set_function(lambda: admission.num_waiting)
+        opened = Gauge("gateway_sessions", "WebSockets that are open", registry=self.registry)
+        opened.set_function(lambda: sessions.num_open)
 
     def trace(self, task: str) -> "Trace":
         """What follows one utterance."""

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from stretto_gateway.encoding import wav_header
 from tests.client.fake_server import PROFILE, Chunk, Request, Step
-from tests.gateway.conftest import SPOKEN, Start
+from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
+from tests.gateway.realtime.caller import RATE, spoken
 from tests.gateway.test_chat import task
 
 PAGE = (Path(__file__).parents[2] / "docs/api.md").read_text()
 BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", PAGE, re.DOTALL)
 CLONES = [each | {"system": ["text", "audio"]} if each["name"] == "tts" else each for each in PROFILE["tasks"]]
-TALKS = PROFILE | {"tasks": [*CLONES, task("dialogue")]}
+TALKS = PROFILE | {"tasks": [*CLONES, task("dialogue", needs=[], also=["text", "audio"])]}
 ROUTES_OF_MODELS = "/v1/models/{name}"  # the page shows the list alone
 
 
@@ -27,6 +29,8 @@ def script(request: Request) -> list[Step]:
 async def test_every_line_of_the_page_runs(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     running = await start(script, TALKS, voices=tmp_path / "voices")
     monkeypatch.chdir(tmp_path)
+    question = spoken()
+    (tmp_path / "question.wav").write_bytes(wav_header(RATE, question.nbytes) + question.tobytes())
     monkeypatch.setenv("OPENAI_BASE_URL", f"{running.url}/v1")
     monkeypatch.setenv("OPENAI_API_KEY", "anything")
     names: dict[str, object] = {}
@@ -42,6 +46,8 @@ async def test_every_line_of_the_page_runs(start: Start, tmp_path: Path, monkeyp
 
     await asyncio.to_thread(run_all)
     assert names["text"] == "It is twenty past nine."
+    assert names["heard"] == "It is twenty past nine."
+    assert names["said"] == b"\x00\x20" * NUM_SAMPLES
     assert names["names"] == ["tiny"]
     assert (tmp_path / "speech.mp3").stat().st_size > 1000
     assert (tmp_path / "mine.mp3").stat().st_size > 1000

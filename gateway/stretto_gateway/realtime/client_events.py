@@ -1,0 +1,151 @@
+"""What a client may say, event by event."""
+
+import base64
+import binascii
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from stretto_gateway.api_error import ApiError, refused, shown
+from stretto_gateway.chat_request import MAX_PARTS
+from stretto_gateway.realtime.settings import ReplyAudio, ReplyOptions, validated
+from stretto_gateway.speech_request import Body, Text
+
+Id = Annotated[Text, Field(min_length=1, max_length=64)]
+
+
+class ClientEvent(Body):
+    """`event_id` is the client's own; an error about the event names it."""
+
+    type: str
+    event_id: Annotated[Text, Field(max_length=512)] | None = None
+
+
+class SessionUpdate(ClientEvent):
+    """Other settings; what is not said stays."""
+
+    session: dict[str, Any]
+
+
+class AudioAppend(ClientEvent):
+    """pcm16 at 24 kHz, as base64."""
+
+    audio: str
+
+
+class ContentFields(Body):
+    """Text, or a recording in the form that the session's audio has."""
+
+    type: Literal["input_text", "input_audio", "output_text"]
+    text: Text | None = None
+    audio: str | None = None
+    transcript: Text | None = None
+
+
+class ItemFields(Body):
+    """What somebody says."""
+
+    id: Id | None = None
+    type: Literal["message"]
+    object: Literal["realtime.item"] | None = None
+    status: Literal["completed", "incomplete", "in_progress"] | None = None
+    role: Literal["user", "assistant", "system"]
+    content: Annotated[list[ContentFields], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
+
+
+class ItemCreate(ClientEvent):
+    """An item behind another one: `root` is the beginning, none the end."""
+
+    item: ItemFields
+    previous_item_id: Id | None = None
+
+
+class ItemEvent(ClientEvent):
+    """About an item that is there."""
+
+    item_id: Id
+
+
+class ItemTruncate(ItemEvent):
+    """So much of a reply was heard."""
+
+    content_index: Literal[0]
+    audio_end_ms: int = Field(ge=0, le=10**9)
+
+
+class ReplyFields(ReplyOptions):
+    """What of the session's settings does not hold for one reply."""
+
+    audio: ReplyAudio = Field(default_factory=ReplyAudio)
+    conversation: Literal["auto"] | None = None
+    input: None = None
+    metadata: Annotated[dict[Text, Text], Field(max_length=16)] | None = None
+
+
+class ResponseCreate(ClientEvent):
+    """Asks for a reply."""
+
+    response: ReplyFields = Field(default_factory=ReplyFields)
+
+
+class ResponseCancel(ClientEvent):
+    """Gives it up."""
+
+    response_id: Id | None = None
+
+
+EVENTS: dict[str, type[ClientEvent]] = {
+    "session.update": SessionUpdate,
+    "input_audio_buffer.append": AudioAppend,
+    "input_audio_buffer.commit": ClientEvent,
+    "input_audio_buffer.clear": ClientEvent,
+    "conversation.item.create": ItemCreate,
+    "conversation.item.truncate": ItemTruncate,
+    "conversation.item.delete": ItemEvent,
+    "conversation.item.retrieve": ItemEvent,
+    "response.create": ResponseCreate,
+    "response.cancel": ResponseCancel,
+}
+
+
+def read_json(text: str | None) -> dict[str, Any]:
+    """The object in a message; ApiError where there is none."""
+    if text is None:
+        raise ApiError(400, "expected an event as text, got bytes", code="invalid_event")
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ApiError(400, f"expected an event as JSON, got {shown(text)}", code="invalid_event") from None
+    if not isinstance(record, dict):
+        raise ApiError(400, f"expected an event as a JSON object, got {shown(record)}", code="invalid_event")
+    return record
+
+
+def read_event(record: dict[str, Any]) -> ClientEvent:
+    """The event; ApiError names the field that is wrong."""
+    kind = record.get("type")
+    if not isinstance(kind, str) or kind not in EVENTS:
+        raise refused("type", f"one of {', '.join(EVENTS)}", kind)
+    return validated(EVENTS[kind], record)
+
+
+def event_id(record: dict[str, Any]) -> str | None:
+    """The client's name for an event that may be wrong; None where that is wrong, too."""
+    try:
+        return ClientEvent(type="", event_id=record.get("event_id")).event_id
+    except ValidationError:
+        return None
+
+
+def read_pcm(data: str | None, path: str) -> bytes:
+    """Samples that came as base64; ApiError where they did not."""
+    if data is None:
+        raise ApiError(400, f"{path}: missing", path, "missing")
+    try:
+        pcm = base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError):
+        raise refused(path, "base64", data) from None
+    if len(pcm) % 2:
+        raise refused(path, "whole samples of 16 bits", f"{len(pcm)} bytes")
+    return pcm

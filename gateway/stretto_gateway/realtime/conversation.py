@@ -1,0 +1,174 @@
+"""The items of a session, and what of them a model is asked to answer."""
+
+import base64
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from stretto_client import Word
+from stretto_gateway.api_error import ApiError, refused
+from stretto_gateway.encoding import DEFAULT_RATE, wav_header
+from stretto_gateway.guard import Held
+
+Kind = Literal["input_text", "input_audio", "output_text", "output_audio"]
+MAX_CHAR_BYTES = 4
+ROOT = "root"  # OpenAI's name of the place before all items
+
+
+def new_id(kind: str) -> str:
+    """A name that nothing else has."""
+    return f"{kind}_{secrets.token_hex(10)}"
+
+
+@dataclass
+class Part:
+    """Text, or pcm16 at 24 kHz with its transcript as text; of what the model says the sound is not kept."""
+
+    kind: Kind
+    text: str | None = ""
+    pcm: bytes = b""
+
+    def record(self, with_audio: bool) -> dict[str, Any]:
+        """As OpenAI has it."""
+        if not self.kind.endswith("audio"):
+            return {"type": self.kind, "text": self.text}
+        sound = {"audio": base64.b64encode(self.pcm).decode()} if with_audio and self.pcm else {}
+        return {"type": self.kind, "transcript": self.text} | sound
+
+
+@dataclass
+class Item:
+    """What somebody has said.
+
+    codes: [S, T] of a spoken reply, of num_samples in all that were sent; heard_samples: so many were heard, None: all.
+    """
+
+    role: str
+    parts: list[Part]
+    item_id: str = field(default_factory=lambda: new_id("item"))
+    status: str = "completed"
+    codes: list[np.ndarray] = field(default_factory=list)
+    words: list[Word] = field(default_factory=list)
+    num_samples: int = 0
+    heard_samples: int | None = None
+    num_bytes: int = 0  # of the caller's, once it is in a conversation
+
+    def record(self, with_audio: bool = False) -> dict[str, Any]:
+        """As OpenAI has it."""
+        head = {"id": self.item_id, "object": "realtime.item", "type": "message", "status": self.status}
+        parts = self.parts if self.heard_samples is None else [replace(self.parts[0], text=self.text)]
+        return head | {"role": self.role, "content": [part.record(with_audio) for part in parts]}
+
+    def cut(self, num_samples: int) -> None:
+        """Only so many samples of it were heard."""
+        self.heard_samples = None if num_samples >= self.num_samples else num_samples
+
+    def turns(self, files: list[bytes]) -> list[dict[str, Any]]:
+        """As the server takes it; sound goes to the end of `files`."""
+        if self.role == "assistant":
+            said: dict[str, Any] = {"text": self.text} if self.text else {}
+            codes = self._codes_heard()
+            said |= {} if codes is None else {"codes": codes.tolist()}
+            return [{"role": self.role} | said] if said else []
+        turns = []
+        for part in self.parts:
+            if part.pcm:
+                files.append(wav_header(DEFAULT_RATE, len(part.pcm)) + part.pcm)
+            turns.append({"role": self.role} | ({"audio": "audio"} if part.pcm else {"text": part.text}))
+        return turns
+
+    @property
+    def text(self) -> str:
+        """Its words; of a reply that was not heard to its end those that had begun, where the family times them."""
+        if self.heard_samples is None:
+            return self.parts[0].text or ""
+        return " ".join(word.word for word in self.words if word.start_s * DEFAULT_RATE < self.heard_samples)
+
+    def _codes_heard(self) -> np.ndarray | None:
+        if not self.codes:
+            return None
+        codes = np.concatenate(self.codes, axis=1)
+        if self.heard_samples is not None:
+            codes = codes[:, : round(codes.shape[1] * self.heard_samples / self.num_samples)]
+        return codes if codes.shape[1] else None
+
+
+class Conversation:
+    """Items in order, at most `max_items` of at most `max_bytes`; `held` counts those of all sessions."""
+
+    def __init__(self, max_items: int, max_bytes: int, held: Held):
+        self.items: list[Item] = []
+        self._max_items, self._max_bytes, self._held = max_items, max_bytes, held
+
+    @property
+    def num_bytes(self) -> int:
+        """What all items hold."""
+        return sum(item.num_bytes for item in self.items)
+
+    def add(self, item: Item, behind: str | None = None) -> str | None:
+        """Add an item behind another one, or at the end; the id of the one that is before it then."""
+        if any(item.item_id == each.item_id for each in self.items):
+            raise refused("item.id", "one that no item of the conversation has", item.item_id)
+        place = len(self.items) if behind is None else 0 if behind == ROOT else self._index(behind) + 1
+        num_bytes = sum(len(part.pcm) + MAX_CHAR_BYTES * len(part.text or "") for part in item.parts)
+        self._held.add(num_bytes)
+        item.num_bytes = num_bytes
+        self.items.insert(place, item)
+        return self.items[place - 1].item_id if place else None
+
+    def find(self, item_id: str) -> Item:
+        """The item of that id; ApiError where there is none."""
+        return self.items[self._index(item_id)]
+
+    def remove(self, item: Item) -> None:
+        """Forget an item."""
+        self.items.remove(item)
+        self._held.remove(item.num_bytes)
+
+    def surplus(self) -> list[Item]:
+        """The oldest items, which no longer have room; instructions stay. They are still to be removed."""
+        num_over, bytes_over = len(self.items) - self._max_items, self.num_bytes - self._max_bytes
+        found: list[Item] = []
+        for item in (each for each in self.items[:-1] if each.role != "system"):
+            if num_over <= 0 and bytes_over <= 0:
+                break
+            found.append(item)
+            num_over, bytes_over = num_over - 1, bytes_over - item.num_bytes
+        return found
+
+    def clear(self) -> None:
+        """Forget all."""
+        for item in list(self.items):
+            self.remove(item)
+
+    def turns(self, instructions: str | None) -> tuple[list[dict[str, Any]], list[bytes]]:
+        """What the server is asked, and the files in it; what the system says comes first, and at once."""
+        files: list[bytes] = []
+        told = [instructions or "", *(part.text or "" for part in self._parts("system"))]
+        system = "\n".join(text for text in told if text)
+        turns = [{"role": "system", "text": system}] if system else []
+        return [*turns, *(turn for item in self.items if item.role != "system" for turn in item.turns(files))], files
+
+    def _parts(self, role: str) -> Sequence[Part]:
+        return [part for item in self.items if item.role == role for part in item.parts]
+
+    def _index(self, item_id: str) -> int:
+        for index, item in enumerate(self.items):
+            if item.item_id == item_id:
+                return index
+        raise ApiError(400, f"item_id: there is no item {item_id[:64]!r}", "item_id", "item_not_found")
+
+
+def asked_kinds(turns: list[dict[str, Any]]) -> set[str]:
+    """What the user has said since the last answer: `text`, `audio`; ApiError where that is nothing."""
+    kinds: set[str] = set()
+    for turn in reversed(turns):
+        if turn["role"] != "user":
+            break
+        kinds |= set(turn) - {"role"}
+    if not kinds:
+        raise ApiError(400, "response: expected a conversation that ends with the user", "response", "invalid_value")
+    return kinds

@@ -1,0 +1,199 @@
+"""One reply while it is being made: its events, its item in the conversation, and how much of it was heard."""
+
+import asyncio
+import base64
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stretto_client import ModelProfile, SpeechEvent
+from stretto_gateway.api_error import ApiError, refused
+from stretto_gateway.catalogue import find_voice
+from stretto_gateway.chat_request import conversing_task
+from stretto_gateway.encoding import DEFAULT_RATE
+from stretto_gateway.events import heard, told
+from stretto_gateway.gateway import Gateway
+from stretto_gateway.realtime.channel import Channel
+from stretto_gateway.realtime.client_events import ReplyFields
+from stretto_gateway.realtime.conversation import Conversation, Item, Kind, Part, asked_kinds, new_id
+from stretto_gateway.realtime.settings import RealtimeSettings, renamed
+from stretto_gateway.speech import usage
+
+clock_s: Callable[[], float] = time.monotonic
+Finish = tuple[str, dict[str, Any]]  # a status, and what more there is to say of it
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What the server is asked for, and how OpenAI would describe it."""
+
+    turns: list[dict[str, Any]]
+    files: list[bytes]
+    options: dict[str, Any]
+    record: dict[str, Any]
+
+    @property
+    def speaks(self) -> bool:
+        """Whether the reply is sound."""
+        return "output" in self.options
+
+
+def make_order(
+    profile: ModelProfile, settings: RealtimeSettings, fields: ReplyFields, conversation: Conversation
+) -> Order:
+    """The request for a reply to the conversation as it is now; ApiError where the family has none."""
+    modalities = fields.output_modalities or settings.output_modalities
+    instructions = settings.instructions if fields.instructions is None else fields.instructions
+    turns, files = conversation.turns(instructions)
+    task = conversing_task(profile, asked_kinds(turns), speaks="audio" in modalities)
+    if turns[0]["role"] == "system" and "text" not in task.system:
+        raise refused("instructions", f"none: {profile.family!r} takes none for its task {task.name!r}", instructions)
+    voice = fields.audio.output.voice or settings.audio.output.voice
+    options: dict[str, Any] = {"task": task.name}
+    if task.speaks:
+        try:
+            name = find_voice(profile, fields.audio.output.voice_name or settings.audio.output.voice_name)
+        except ApiError as error:
+            raise renamed(error, "response.audio.output.voice") from None
+        form = {"encoding": "pcm_s16le", "sample_rate": DEFAULT_RATE, "codes": True}
+        options |= {"voice": name, "output": form}
+    sound = {"format": {"type": "audio/pcm", "rate": DEFAULT_RATE}, "voice": voice if isinstance(voice, str) else None}
+    record = {
+        "object": "realtime.response",
+        "output_modalities": modalities,
+        "audio": {"output": sound},
+        "metadata": fields.metadata,
+        "max_output_tokens": "inf",
+    }
+    return Order(turns, files, options, record)
+
+
+class Reply:
+    """Runs as `task`, from `begin` on, until it is complete or cancelled."""
+
+    def __init__(self, gateway: Gateway, channel: Channel, conversation: Conversation, order: Order):
+        self._gateway, self._channel, self._conversation, self._order = gateway, channel, conversation, order
+        self.response_id = new_id("resp")
+        kind: Kind = "output_audio" if order.speaks else "output_text"
+        self.item = Item("assistant", [Part(kind)], status="in_progress")
+        self.task: asyncio.Task[None] | None = None
+        self._is_open = self._is_ending = False
+        self._report: dict[str, Any] = {}
+        self._first_s: float | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether more of it comes."""
+        return self.task is not None and not self.task.done()
+
+    def heard_samples(self) -> int:
+        """How much of it a player that began with the first of its samples has played by now: at most all."""
+        if self._first_s is None:
+            return 0
+        return min(self.item.num_samples, round((clock_s() - self._first_s) * DEFAULT_RATE))
+
+    async def begin(self, tasks: asyncio.TaskGroup) -> None:
+        """Announce it, and make it in the background."""
+        await self._channel.send("response.created", response=self._record("in_progress", {}))
+        self.task = tasks.create_task(self._run())
+
+    async def cancel(self, reason: str) -> None:
+        """Give it up; nothing of it comes after this."""
+        assert self.task is not None
+        if not self._is_ending:
+            self.task.cancel()
+        await asyncio.wait([self.task])
+        if not self._is_ending:
+            await self._end("cancelled", {"reason": reason})
+
+    async def _run(self) -> None:
+        status, details = await self._say()
+        self._is_ending = True
+        await self._end(status, details)
+
+    async def _say(self) -> Finish:
+        order, gateway = self._order, self._gateway
+        try:
+            async with gateway.admission.place():
+                trace = gateway.metrics.trace(order.options["task"])
+                stream = gateway.client.converse(order.turns, *order.files, **order.options)
+                async with aclosing(heard(stream, {}, trace) if order.speaks else told(stream, {})) as events:
+                    async for event in events:
+                        await self._add(event)
+        except ApiError as error:
+            record = error.record()["error"]
+            return "failed", {"error": {name: record[name] for name in ("type", "code", "message")}}
+        if self._report.get("finish_reason") == "length":
+            return "incomplete", {"reason": "max_output_tokens"}
+        return "completed", {}
+
+    async def _add(self, event: SpeechEvent) -> None:
+        if not self._is_open:
+            await self._open()
+        part, item = self.item.parts[0], self.item
+        self._report = event.report or self._report
+        item.words += event.words
+        if event.codes is not None and event.codes.shape[1]:
+            item.codes.append(event.codes)
+        if event.text:
+            part.text = (part.text or "") + event.text
+            kind = "response.output_audio_transcript.delta" if self._order.speaks else "response.output_text.delta"
+            await self._tell(kind, delta=event.text)
+        if event.pcm is not None and len(event.pcm):
+            await self._play(event.pcm)
+
+    async def _play(self, pcm: np.ndarray) -> None:
+        if self._first_s is None:
+            self._first_s = clock_s()
+        self.item.num_samples += len(pcm)
+        data = base64.b64encode(pcm.astype("<i2", copy=False).tobytes()).decode()
+        await self._tell("response.output_audio.delta", delta=data)
+
+    async def _open(self) -> None:
+        before = self._conversation.add(self.item)
+        self._is_open = True
+        place = {"response_id": self.response_id, "output_index": 0}
+        await self._channel.send("response.output_item.added", item=self.item.record(), **place)
+        await self._channel.send("conversation.item.added", item=self.item.record(), previous_item_id=before)
+        await self._tell("response.content_part.added", part=self._part())
+
+    async def _end(self, status: str, details: dict[str, Any]) -> None:
+        if self._is_open:
+            await self._close(status)
+        await self._channel.send("response.done", response=self._record(status, details))
+
+    async def _close(self, status: str) -> None:
+        self.item.status = "completed" if status == "completed" else "incomplete"
+        text = self.item.parts[0].text
+        if self._order.speaks:
+            await self._tell("response.output_audio.done")
+            await self._tell("response.output_audio_transcript.done", transcript=text)
+        else:
+            await self._tell("response.output_text.done", text=text)
+        await self._tell("response.content_part.done", part=self._part())
+        place = {"response_id": self.response_id, "output_index": 0}
+        await self._channel.send("conversation.item.done", item=self.item.record())
+        await self._channel.send("response.output_item.done", item=self.item.record(), **place)
+
+    async def _tell(self, kind: str, **fields: Any) -> None:
+        place = {"response_id": self.response_id, "item_id": self.item.item_id, "output_index": 0, "content_index": 0}
+        await self._channel.send(kind, **place, **fields)
+
+    def _part(self) -> dict[str, Any]:
+        text = self.item.parts[0].text
+        return {"type": "audio", "transcript": text} if self._order.speaks else {"type": "text", "text": text}
+
+    def _record(self, status: str, details: dict[str, Any]) -> dict[str, Any]:
+        is_over = status != "in_progress"
+        more = {
+            "id": self.response_id,
+            "status": status,
+            "status_details": {"type": status} | details if details else None,
+            "output": [self.item.record()] if self._is_open and is_over else [],
+            "usage": usage(self._report) if is_over else None,
+        }
+        return self._order.record | more

@@ -1,0 +1,151 @@
+"""One session: what its client says, event by event, and what that changes."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from stretto_client import ModelProfile
+from stretto_gateway.api_error import ApiError, refused
+from stretto_gateway.gateway import Gateway
+from stretto_gateway.realtime import client_events as client
+from stretto_gateway.realtime.channel import Channel
+from stretto_gateway.realtime.conversation import Item, Part, new_id
+from stretto_gateway.realtime.hearing import Hearing
+from stretto_gateway.realtime.settings import RealtimeSettings, Settings, updated
+from stretto_gateway.realtime.talk import Talk
+from stretto_gateway.realtime.transcript import Transcriber
+from stretto_gateway.realtime.voice_activity import Edge, milliseconds, samples
+
+MIN_COMMIT_MS = 100  # as OpenAI has it
+WINDOWS_AT_ONCE = 8  # some milliseconds of work; then others go on
+
+
+class Session:
+    """Made for one connection; `tasks` runs what is made in its background. A session that only listens has a
+    conversation without items."""
+
+    def __init__(self, gateway: Gateway, channel: Channel, model: str, tasks: asyncio.TaskGroup):
+        self._gateway, self._channel, self._model, self._tasks = gateway, channel, model, tasks
+        self._session_id = new_id("sess")
+        self._expires_at = int(time.time() + gateway.limits.session_s)
+        self._hearing = Hearing(samples(1000 * gateway.limits.max_turn_s), gateway.sessions.held)
+        self._talk = Talk(gateway, channel, tasks)
+        self._transcriber = Transcriber(gateway, channel)
+        self._settings: Settings = RealtimeSettings(model=model)
+        self._next_id = new_id("item")  # of what the user says now
+        self._last_id: str | None = None  # of what was said before
+        self._handlers: dict[str, Callable[[Any], Awaitable[None]]] = {
+            "session.update": self._update,
+            "input_audio_buffer.append": self._append,
+            "input_audio_buffer.commit": self._commit_all,
+            "input_audio_buffer.clear": self._clear,
+            "conversation.item.create": self._create_item,
+            "conversation.item.truncate": self._talk.truncate,
+            "conversation.item.delete": self._talk.delete,
+            "conversation.item.retrieve": self._talk.retrieve,
+            "response.create": self._respond,
+            "response.cancel": self._talk.cancel,
+        }
+
+    async def begin(self, settings: Settings) -> None:
+        """Tell what it is."""
+        self._apply(settings, await self._gateway.catalogue.profile())
+        await self._channel.send("session.created", session=self._record())
+
+    async def handle(self, text: str | None) -> None:
+        """Do what an event says, or tell what is wrong with it."""
+        record: dict[str, Any] = {}
+        try:
+            record = client.read_json(text)
+            event = client.read_event(record)
+            await self._handlers[event.type](event)
+        except ApiError as error:
+            await self._channel.tell(error, client.event_id(record))
+
+    async def complete(self) -> None:
+        """Until what it is making is made."""
+        await self._transcriber.complete()
+        await self._talk.complete()
+
+    def close(self) -> None:
+        """Forget all that was said."""
+        self._hearing.take()
+        self._talk.close()
+
+    async def _update(self, event: client.SessionUpdate) -> None:
+        is_empty = self._talk.is_empty and not self._hearing.num_samples
+        settings = updated(self._settings, event.session, self._model, is_empty)
+        name = settings.model if isinstance(settings, RealtimeSettings) else self._model
+        self._apply(settings, await self._gateway.catalogue.model(name))
+        await self._channel.send("session.updated", session=self._record())
+
+    def _apply(self, settings: Settings, profile: ModelProfile) -> None:
+        settings.check(profile)
+        max_s = min(self._gateway.limits.max_turn_s, profile.max_audio_s)
+        self._hearing.configure(settings.audio.input.turn_detection, samples(1000 * max_s))
+        self._settings = settings
+
+    def _record(self) -> dict[str, Any]:
+        prefix = "" if isinstance(self._settings, RealtimeSettings) else "transcription_"
+        head = {"id": self._session_id, "object": f"realtime.{prefix}session", "expires_at": self._expires_at}
+        return head | self._settings.model_dump()
+
+    async def _append(self, event: client.AudioAppend) -> None:
+        for index, edge in enumerate(self._hearing.add(client.read_pcm(event.audio, "audio"))):
+            if index % WINDOWS_AT_ONCE == WINDOWS_AT_ONCE - 1:
+                await asyncio.sleep(0)
+            if edge is None:
+                continue
+            try:
+                await (self._start_turn(edge) if edge.is_start else self._end_turn(edge))
+            except ApiError as error:  # the samples behind are still to be listened to
+                await self._channel.tell(error, event.event_id)
+
+    async def _start_turn(self, edge: Edge) -> None:
+        place = {"audio_start_ms": milliseconds(edge.sample), "item_id": self._next_id}
+        await self._channel.send("input_audio_buffer.speech_started", **place)
+        if self._hearing.vad is not None and self._hearing.vad.interrupt_response:
+            await self._talk.interrupt()
+
+    async def _end_turn(self, edge: Edge) -> None:
+        place = {"audio_end_ms": milliseconds(edge.sample), "item_id": self._next_id}
+        await self._channel.send("input_audio_buffer.speech_stopped", **place)
+        await self._commit(self._hearing.take(edge.sample))
+        answers = self._hearing.vad is not None and self._hearing.vad.create_response
+        if answers and isinstance(self._settings, RealtimeSettings):
+            await self._talk.answer(self._settings, client.ReplyFields())
+
+    async def _commit_all(self, _: client.ClientEvent) -> None:
+        got_ms = milliseconds(self._hearing.num_samples)
+        if got_ms < MIN_COMMIT_MS:
+            message = f"input_audio_buffer: expected at least {MIN_COMMIT_MS} ms of audio, got {got_ms} ms"
+            raise ApiError(400, message, code="input_audio_buffer_commit_empty")
+        await self._commit(self._hearing.take())
+
+    async def _commit(self, pcm: bytes) -> None:
+        item, self._next_id = Item("user", [Part("input_audio", None, pcm)], self._next_id), new_id("item")
+        before, self._last_id = self._last_id, item.item_id
+        if isinstance(self._settings, RealtimeSettings):
+            before = self._talk.add(item)
+        place = {"previous_item_id": before, "item_id": item.item_id}
+        await self._channel.send("input_audio_buffer.committed", **place)
+        await self._talk.announce(item, before)
+        if self._settings.audio.input.transcription is not None:
+            await self._transcriber.begin(item, self._tasks)
+
+    async def _clear(self, _: client.ClientEvent) -> None:
+        self._hearing.take()
+        await self._channel.send("input_audio_buffer.cleared")
+
+    async def _create_item(self, event: client.ItemCreate) -> None:
+        self._conversing(event)
+        await self._talk.create(event)
+
+    async def _respond(self, event: client.ResponseCreate) -> None:
+        await self._talk.answer(self._conversing(event), event.response)
+
+    def _conversing(self, event: client.ClientEvent) -> RealtimeSettings:
+        if not isinstance(self._settings, RealtimeSettings):
+            raise refused("type", "nothing that converses in a session of type 'transcription'", event.type)
+        return self._settings

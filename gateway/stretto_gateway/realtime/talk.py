@@ -1,0 +1,134 @@
+"""The conversation of a session: its items, and the replies of which one at a time is made."""
+
+import asyncio
+
+from stretto_gateway.api_error import ApiError, refused
+from stretto_gateway.chat_request import given
+from stretto_gateway.gateway import Gateway
+from stretto_gateway.realtime import client_events as client
+from stretto_gateway.realtime.channel import Channel
+from stretto_gateway.realtime.conversation import Conversation, Item, Part
+from stretto_gateway.realtime.reply import Reply, make_order
+from stretto_gateway.realtime.settings import RealtimeSettings
+from stretto_gateway.realtime.voice_activity import milliseconds, samples
+
+KINDS = {"user": ("input_text", "input_audio"), "assistant": ("output_text",), "system": ("input_text",)}
+
+
+class Talk:
+    """Changes it, and tells what has changed; `tasks` runs the replies."""
+
+    def __init__(self, gateway: Gateway, channel: Channel, tasks: asyncio.TaskGroup):
+        self._gateway, self._channel, self._tasks = gateway, channel, tasks
+        limits = gateway.limits
+        self._conversation = Conversation(limits.max_items, limits.max_body_bytes, gateway.sessions.held)
+        self._reply: Reply | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody has said anything."""
+        return not self._conversation.items
+
+    def close(self) -> None:
+        """Forget all that was said."""
+        self._conversation.clear()
+
+    async def complete(self) -> None:
+        """Until the reply is complete that is being made."""
+        if self._reply is not None and self._reply.task is not None:
+            await asyncio.wait([self._reply.task])
+
+    def add(self, item: Item, behind: str | None = None) -> str | None:
+        """Add an item, as `Conversation.add` does; it is still to be told."""
+        return self._conversation.add(item, behind)
+
+    async def announce(self, item: Item, before: str | None) -> None:
+        """Tell of an item that there is, and of those for which there is no room any more."""
+        for kind in ("conversation.item.added", "conversation.item.done"):
+            await self._channel.send(kind, item=item.record(), previous_item_id=before)
+        for old in self._conversation.surplus():
+            self._conversation.remove(old)
+            await self._channel.send("conversation.item.deleted", item_id=old.item_id)
+
+    async def create(self, event: client.ItemCreate) -> None:
+        """Add what the client says."""
+        item = read_item(event.item)
+        if item.role == "system" and any(each.role != "system" for each in self._conversation.items):
+            raise refused("item.role", "user or assistant: what the system says comes first", item.role)
+        before = self._conversation.add(item, event.previous_item_id)
+        await self.announce(item, before)
+
+    async def truncate(self, event: client.ItemTruncate) -> None:
+        """Keep what was heard of a reply."""
+        item = self._conversation.find(event.item_id)
+        if item.role != "assistant" or not item.num_samples:
+            raise refused("item_id", "an item that the model has spoken", event.item_id)
+        if event.audio_end_ms > milliseconds(item.num_samples):
+            raise refused("audio_end_ms", f"at most {milliseconds(item.num_samples)}", event.audio_end_ms)
+        await self._cut(item, samples(event.audio_end_ms))
+
+    async def delete(self, event: client.ItemEvent) -> None:
+        """Forget an item."""
+        self._conversation.remove(self._conversation.find(event.item_id))
+        await self._channel.send("conversation.item.deleted", item_id=event.item_id)
+
+    async def retrieve(self, event: client.ItemEvent) -> None:
+        """Tell an item, with the sound of the user's."""
+        item = self._conversation.find(event.item_id)
+        await self._channel.send("conversation.item.retrieved", item=item.record(with_audio=True))
+
+    async def answer(self, settings: RealtimeSettings, fields: client.ReplyFields) -> None:
+        """Begin a reply; ApiError where that cannot be."""
+        if self._reply is not None and self._reply.is_running:
+            message = f"response: {self._reply.response_id} is not complete; cancel it, or wait for its end"
+            raise ApiError(400, message, "response", "conversation_already_has_active_response")
+        if self._gateway.sessions.draining.is_set():
+            raise ApiError(503, "the gateway begins no more replies", code="unavailable")
+        profile = await self._gateway.catalogue.model(settings.model)
+        order = make_order(profile, settings, fields, self._conversation)
+        self._reply = Reply(self._gateway, self._channel, self._conversation, order)
+        await self._reply.begin(self._tasks)
+
+    async def cancel(self, event: client.ResponseCancel) -> None:
+        """Give the reply up that is being made."""
+        reply = self._reply
+        if reply is None or not reply.is_running or event.response_id not in (None, reply.response_id):
+            message = "response_id: there is no such reply that is being made"
+            raise ApiError(400, message, "response_id", "response_cancel_not_active")
+        await reply.cancel("client_cancelled")
+
+    async def interrupt(self) -> None:
+        """The user speaks into a reply: it ends, and in the conversation it has no more than what was heard."""
+        reply = self._reply
+        if reply is None:
+            return
+        num_samples = reply.heard_samples()
+        if reply.is_running:
+            await reply.cancel("turn_detected")
+        self._reply = None
+        if reply.item in self._conversation.items and num_samples < reply.item.num_samples:
+            self._gateway.metrics.interrupted.inc()
+            await self._cut(reply.item, num_samples)
+
+    async def _cut(self, item: Item, num_samples: int) -> None:
+        item.cut(num_samples)
+        place = {"item_id": item.item_id, "content_index": 0}
+        await self._channel.send("conversation.item.truncated", audio_end_ms=milliseconds(num_samples), **place)
+
+
+def read_item(fields: client.ItemFields) -> Item:
+    """The item that a client makes; ApiError names the part that cannot be."""
+    parts = []
+    for index, part in enumerate(fields.content):
+        path = f"item.content.{index}"
+        if part.type not in KINDS[fields.role]:
+            raise refused(f"{path}.type", f"{' or '.join(KINDS[fields.role])} of the {fields.role}", part.type)
+        if part.type == "input_audio":
+            pcm = client.read_pcm(part.audio, f"{path}.audio")
+            if not pcm:
+                raise refused(f"{path}.audio", "at least one sample", "none")
+            parts.append(Part(part.type, part.transcript, pcm))
+        else:
+            parts.append(Part(part.type, given(part.text, f"{path}.text")))
+    item = Item(fields.role, parts)
+    return item if fields.id is None else Item(fields.role, parts, fields.id)

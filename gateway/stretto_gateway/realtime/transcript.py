@@ -1,0 +1,68 @@
+"""What a user has said, written down beside the conversation: one recording after the other."""
+
+import asyncio
+from contextlib import aclosing
+from typing import Any
+
+from stretto_gateway.api_error import ApiError
+from stretto_gateway.catalogue import find_task
+from stretto_gateway.encoding import DEFAULT_RATE, wav_header
+from stretto_gateway.events import told
+from stretto_gateway.gateway import Gateway
+from stretto_gateway.realtime.channel import Channel
+from stretto_gateway.realtime.conversation import Item
+from stretto_gateway.speech import usage
+
+MAX_WAITING = 16  # recordings of a session
+NAME = "conversation.item.input_audio_transcription"
+
+
+class Transcriber:
+    """Tells the transcripts of items as they are made."""
+
+    def __init__(self, gateway: Gateway, channel: Channel):
+        self._gateway, self._channel = gateway, channel
+        self._turn = asyncio.Lock()
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def begin(self, item: Item, tasks: asyncio.TaskGroup) -> None:
+        """Write the recording of an item down in the background."""
+        if len(self._running) >= MAX_WAITING:
+            error = ApiError(429, f"{MAX_WAITING} recordings wait already; try again", code="rate_limit_exceeded")
+            await self._fail(item, error)
+            return
+        task = tasks.create_task(self._run(item))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def complete(self) -> None:
+        """Until all are told."""
+        if self._running:
+            await asyncio.wait(self._running)
+
+    async def _run(self, item: Item) -> None:
+        try:
+            async with self._turn:
+                await self._write(item)
+        except ApiError as error:
+            await self._fail(item, error)
+
+    async def _write(self, item: Item) -> None:
+        find_task(await self._gateway.catalogue.profile(), ("asr",), "write down what it hears")
+        pcm, text, report = item.parts[0].pcm, "", dict[str, Any]()
+        async with self._gateway.admission.place():
+            stream = self._gateway.client.transcribe(wav_header(DEFAULT_RATE, len(pcm)) + pcm)
+            async with aclosing(told(stream, {})) as events:
+                async for event in events:
+                    report = event.report or report
+                    text += event.text
+                    if event.text:
+                        await self._tell(item, "delta", delta=event.text)
+        item.parts[0].text = text.strip()
+        await self._tell(item, "completed", transcript=text.strip(), usage={"type": "tokens"} | usage(report))
+
+    async def _fail(self, item: Item, error: ApiError) -> None:
+        await self._tell(item, "failed", error=error.record()["error"])
+
+    async def _tell(self, item: Item, what: str, **fields: Any) -> None:
+        await self._channel.send(f"{NAME}.{what}", item_id=item.item_id, content_index=0, **fields)

@@ -1,0 +1,157 @@
+"""A caller of the realtime API who checks every event against the types of OpenAI's own package."""
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+from openai.resources.realtime.realtime import AsyncRealtimeConnection
+from openai.types.realtime import (
+    RealtimeServerEvent,
+    RealtimeSessionCreateResponse,
+    RealtimeTranscriptionSessionCreateResponse,
+)
+from pydantic import BaseModel, TypeAdapter
+
+from tests.client.fake_server import PROFILE, Chunk, Request, Step
+from tests.gateway.conftest import Running
+from tests.gateway.test_chat import task
+
+RATE = 24_000
+PIECE = RATE // 50  # samples of 20 ms, as microphones send them
+EVENT: TypeAdapter[Any] = TypeAdapter(RealtimeServerEvent)
+SESSIONS = {"realtime": RealtimeSessionCreateResponse, "transcription": RealtimeTranscriptionSessionCreateResponse}
+SAMPLES = Path(__file__).parents[3] / "docs/samples"
+TALKS = PROFILE | {
+    "family": "talker",
+    "tasks": [
+        *PROFILE["tasks"],
+        *(task(name, needs=[], also=["text", "audio"], speaks=name == "dialogue") for name in ("dialogue", "chat")),
+    ],
+}
+
+
+def unknown_fields(value: Any) -> list[str]:
+    """The names in a parsed event that OpenAI's types do not have."""
+    if isinstance(value, BaseModel):
+        fields = [value.__dict__[name] for name in type(value).model_fields]
+        return [*(value.model_extra or {}), *(name for each in fields for name in unknown_fields(each))]
+    return [name for each in value for name in unknown_fields(each)] if isinstance(value, list) else []
+
+
+def check(text: str | bytes) -> Any:
+    """The event in a message, by OpenAI's types: nothing is missing, and nothing unknown."""
+    event = EVENT.validate_json(text)
+    if event.type in ("session.created", "session.updated"):
+        session = json.loads(text)["session"]
+        described = SESSIONS[session["type"]].model_validate(session)  # the one type that has an id
+        assert not set(unknown_fields(described)) & set(unknown_fields(event)), text
+        return event
+    assert not unknown_fields(event), text
+    return event
+
+
+class Caller:
+    """One session as its client sees it."""
+
+    def __init__(self, connection: AsyncRealtimeConnection):
+        self.connection = connection
+        self.seen: list[Any] = []
+
+    async def next(self) -> Any:
+        """The next event."""
+        async with asyncio.timeout(60):
+            self.seen.append(check(await self.connection.recv_bytes()))
+        return self.seen[-1]
+
+    async def until(self, kind: str) -> list[Any]:
+        """The events up to the next of that type, before which there is no error."""
+        events = [await self.next()]
+        while events[-1].type != kind:
+            assert events[-1].type != "error", events[-1]
+            events.append(await self.next())
+        return events
+
+    async def send(self, kind: str, **fields: Any) -> None:
+        """Send an event, which may be none that OpenAI's types know."""
+        await self.connection.send({"type": kind, **fields})  # type: ignore[arg-type]
+
+    async def ask(self, kind: str, **fields: Any) -> Any:
+        """Send an event, and take the next."""
+        await self.send(kind, **fields)
+        return await self.next()
+
+    async def update(self, turn_detection: Any = None, **session: Any) -> Any:
+        """Change the session; without turn detection unless told otherwise."""
+        kind = session.pop("type", "realtime")
+        heard = {"input": {"turn_detection": turn_detection} | session.pop("input", {})}
+        return await self.ask("session.update", session={"type": kind, "audio": heard} | session)
+
+    async def say(self, text: str, **item: Any) -> Any:
+        """A written turn of the user's."""
+        content = [{"type": "input_text", "text": text}]
+        return await self.put({"type": "message", "role": "user", "content": content} | item)
+
+    async def put(self, item: dict[str, Any]) -> Any:
+        """An item; the event that it is there."""
+        added = await self.ask("conversation.item.create", item=item)
+        assert (await self.next()).type == "conversation.item.done"
+        return added
+
+    async def hear(self, pcm: np.ndarray) -> None:
+        """Samples [n] int16, in pieces as a microphone sends them."""
+        for start in range(0, len(pcm), PIECE):
+            data = base64.b64encode(pcm[start : start + PIECE].tobytes()).decode()
+            await self.send("input_audio_buffer.append", audio=data)
+
+
+@asynccontextmanager
+async def call(running: Running, model: str = "gpt-realtime", **options: Any) -> AsyncIterator[Caller]:
+    """A session, which has been created."""
+    async with running.openai().realtime.connect(
+        model=model, websocket_connection_options={"open_timeout": 60}, **options
+    ) as connection:
+        caller = Caller(connection)
+        assert (await caller.next()).type == "session.created"
+        yield caller
+
+
+def spoken(name: str = "birch_canoe_slt") -> np.ndarray:
+    """A sentence as int16 [n] at 24 kHz, without the silence before it."""
+    pcm, rate = soundfile.read(SAMPLES / f"{name}.ogg", dtype="float32")
+    pcm = soxr.resample(pcm, rate, RATE)
+    first = int(np.argmax(np.abs(pcm) > 0.02))
+    return (pcm[first:] * 32767).astype(np.int16)
+
+
+def silence(seconds: float) -> np.ndarray:
+    """So much of a quiet room."""
+    noise = np.random.default_rng(0).standard_normal(round(seconds * RATE))
+    return (noise * 10).astype(np.int16)
+
+
+def codes(num_frames: int, first: int = 0) -> list[list[int]]:
+    """Two streams of as many frames."""
+    return [[first + n for n in range(num_frames)], [100 + first + n for n in range(num_frames)]]
+
+
+def answer(*before_last: Step) -> list[Step]:
+    """A reply of words and 0.4 s of sound, with something between the halves of it."""
+    half = RATE // 5
+    return [
+        Chunk(0, None, text="so it"),
+        Chunk(1, half, is_16_bit=True, words=("so",), codes=codes(10)),
+        *before_last,
+        Chunk(5, half, is_16_bit=True, words=("it",), codes=codes(10, 10), is_final=True, is_last=True),
+    ]
+
+
+def by_task(**scripts: list[Step]) -> Callable[[Request], list[Step]]:
+    """A server that answers by task."""
+    return lambda request: scripts[request["task"].decode()]

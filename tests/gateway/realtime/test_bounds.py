@@ -1,0 +1,266 @@
+"""What holds for everybody who opens a WebSocket: keys, pages from elsewhere, sizes, numbers, times, the end."""
+
+import asyncio
+import json
+import logging
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import websockets
+from websockets.frames import Frame, Opcode
+
+from stretto_gateway import socket
+from stretto_gateway.config import Limits
+from tests.client.fake_server import Until
+from tests.gateway.conftest import Running, Start
+from tests.gateway.realtime.caller import RATE, TALKS, answer, call, silence
+
+KEY = "sk-0123456789abcdef"
+NO_VAD = {"type": "realtime", "audio": {"input": {"turn_detection": None}}}
+
+
+def open_socket(running: Running, path: str = "/v1/realtime", **options: Any) -> Any:
+    """A WebSocket as anybody may open it; up to it, its answer may take a while."""
+    url = running.url.replace("http", "ws") + path
+    return websockets.connect(url, proxy=None, open_timeout=60, max_size=None, **options)
+
+
+async def status(running: Running, path: str = "/v1/realtime", **options: Any) -> int:
+    """The status of the answer to a handshake."""
+    try:
+        async with open_socket(running, path, **options) as opened:
+            return opened.response.status_code
+    except websockets.InvalidStatus as error:
+        return error.response.status_code
+
+
+async def closed(opened: Any) -> tuple[int, str]:
+    """The code and the reason that a WebSocket is closed with, whatever comes before."""
+    async with asyncio.timeout(60):
+        with suppress(websockets.ConnectionClosed):
+            while True:
+                await opened.recv()
+    return opened.close_code, opened.close_reason
+
+
+async def test_without_a_key_no_socket_is_opened(start: Start) -> None:
+    running = await start(keys=(KEY,))
+    with pytest.raises(websockets.InvalidStatus, match="401"):
+        async with running.openai(api_key=KEY[:-1]).realtime.connect(model="tiny"):
+            pass
+    async with running.openai(api_key=KEY).realtime.connect(model="tiny") as connection:
+        assert (await connection.recv()).type == "session.created"
+    for path in ("/v1/realtime", "/v1/audio/speech/stream", "/health/live", "/nowhere"):
+        assert await status(running, path) in (401, 403), path
+    assert await status(running, additional_headers={"authorization": f"Bearer {KEY}"}) == 101
+
+
+async def test_a_page_has_its_key_in_a_subprotocol(start: Start) -> None:
+    running = await start(keys=(KEY,))
+    async with open_socket(running, subprotocols=["realtime", f"openai-insecure-api-key.{KEY}"]) as opened:
+        assert opened.subprotocol == "realtime", "the key is sent to nobody"
+    for protocols in (["realtime"], ["realtime", f"openai-insecure-api-key.{KEY}x"], [f"{KEY}"]):
+        assert await status(running, subprotocols=protocols) == 401
+
+
+@pytest.mark.parametrize(
+    ("origin", "expected"), [("https://example.com", 403), ("null", 403), ("http://{host}", 101), (None, 101)]
+)
+async def test_a_page_from_elsewhere_opens_no_socket_without_a_key(
+    start: Start, origin: str | None, expected: int
+) -> None:
+    running = await start()
+    host = running.url.removeprefix("http://")
+    shown: Any = None if origin is None else origin.format(host=host)
+    assert await status(running, origin=shown) == expected
+    for path in ("/v1/audio/speech/stream", "/nowhere"):  # whatever there may be one day
+        assert await status(running, path, origin="https://example.com") == 403
+    assert await running.metric('gateway_answers_total{route="-",status="403"}') >= 2
+
+
+async def test_an_unknown_model_opens_no_session(start: Start) -> None:
+    with pytest.raises(websockets.InvalidStatus) as raised:
+        async with (await start()).openai().realtime.connect(model="parrot"):
+            pass
+    answer = raised.value.response
+    assert (answer.status_code, json.loads(answer.body)["error"]["param"]) == (404, "model")
+
+
+async def test_sessions_have_a_number(start: Start) -> None:
+    running = await start(limits=Limits(max_sessions=2, drain_s=1))
+    async with call(running, "tiny"), call(running, "tiny"):
+        assert await running.metric("gateway_sessions") == 2
+        assert await status(running) == 429
+    while await running.metric("gateway_sessions"):
+        await asyncio.sleep(0.01)
+    assert await status(running) == 101
+
+
+async def test_a_message_has_a_size(start: Start) -> None:
+    running = await start(limits=Limits(max_event_bytes=1000, drain_s=1))
+    async with open_socket(running) as opened:
+        await opened.send(" " * 1001)
+        assert (await closed(opened))[0] == 1009
+    async with open_socket(running) as opened:
+        await opened.send([" " * 600, " " * 600])  # in fragments
+        assert (await closed(opened))[0] == 1009
+
+
+async def test_a_message_has_so_many_fragments(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "MAX_FRAMES", 10)
+    async with open_socket(await start()) as opened:
+        opened.protocol.send_text(b"", fin=False)
+        frames = b"".join(Frame(Opcode.CONT, b"", fin=False).serialize(mask=True) for _ in range(20))
+        opened.transport.write(b"".join(opened.protocol.data_to_send()) + frames)
+        assert (await closed(opened)) == (1008, "a message has at most 10 frames")
+
+
+async def test_so_many_messages_wait(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "MAX_UNREAD", 10)
+    async with open_socket(await start()) as opened:
+        opened.transport.write(b"".join(Frame(Opcode.TEXT, b"{}").serialize(mask=True) for _ in range(100)))
+        assert (await closed(opened)) == (1008, "at most 10 messages wait")
+
+
+async def test_audio_that_nobody_commits_has_an_end(start: Start) -> None:
+    running = await start(answer(), TALKS, limits=Limits(max_turn_s=0.5, drain_s=1))
+    async with call(running) as caller:
+        await caller.update()
+        await caller.hear(silence(0.5))
+        refusal = (await caller.ask("input_audio_buffer.append", audio="AAA=")).error
+        assert (refusal.param, refusal.message) == (
+            "audio",
+            "audio: expected at most 12000 samples that are not committed, got '12001 samples'",
+        )
+        await caller.send("input_audio_buffer.commit")
+        await caller.until("conversation.item.done")
+        assert "got 0 ms" in (await caller.ask("input_audio_buffer.commit")).error.message
+        await caller.hear(silence(0.5))
+        await caller.ask("input_audio_buffer.clear")
+        held = running.app.state.gateway.sessions.held
+        assert held._num_bytes == RATE, "half a second that is committed"
+    while held._num_bytes:
+        await asyncio.sleep(0.01)
+
+
+async def test_silence_is_not_kept(start: Start) -> None:
+    running = await start(answer(), TALKS)
+    async with call(running) as caller:
+        for _ in range(4):
+            await caller.hear(silence(2.5))  # more than the family hears at once
+            assert (await caller.ask("input_audio_buffer.append", audio="?")).error.param == "audio"
+            assert running.app.state.gateway.sessions.held._num_bytes < RATE
+
+
+async def test_what_all_sessions_hold_has_an_end(start: Start) -> None:
+    running = await start(limits=Limits(max_held_bytes=RATE, drain_s=1))
+    async with call(running) as first, call(running) as second:
+        await first.update()
+        await second.update()
+        await first.hear(silence(0.5))
+        assert (await first.ask("conversation.item.retrieve", item_id="0")).error.code == "item_not_found"  # after that
+        assert (await second.ask("input_audio_buffer.append", audio="AAA=")).error.code == "unavailable"
+        await first.ask("input_audio_buffer.clear")
+        await second.send("input_audio_buffer.append", audio="AAA=")
+        assert (await second.ask("input_audio_buffer.clear")).type == "input_audio_buffer.cleared"
+
+
+@pytest.mark.parametrize("limits", [Limits(max_items=3, drain_s=1), Limits(max_body_bytes=15, drain_s=1)])
+async def test_a_conversation_forgets_its_beginning(start: Start, limits: Limits) -> None:
+    running = await start(answer(), TALKS, limits=limits)
+    async with call(running) as caller:
+        await caller.say("s", id="0", role="system")
+        for name in "123":
+            await caller.say("a", id=name)
+        deleted = [event.item_id for event in caller.seen if event.type == "conversation.item.deleted"]
+        if not deleted:
+            deleted = [(await caller.next()).item_id]
+        assert deleted == ["1"]
+        await caller.send("response.create")
+        await caller.until("response.done")
+    turns = json.loads(running.behind.requests[0]["messages"])
+    assert turns == [{"role": "system", "text": "s"}, *([{"role": "user", "text": "a"}] * 2)]
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [(Limits(idle_s=0.2, drain_s=1), "nothing came for 0.2 s"), (Limits(session_s=0.2, drain_s=1), "it lasts 0.2 s")],
+)
+async def test_a_session_has_an_end(start: Start, limits: Limits, reason: str) -> None:
+    async with open_socket(await start(limits=limits)) as opened:
+        assert json.loads(await opened.recv())["type"] == "session.created"
+        assert json.loads(await opened.recv())["error"]["message"] == f"the session is over: {reason}"
+        assert await closed(opened) == (1000, reason)
+
+
+async def ask_again(opened: Any, message: str) -> None:
+    """Send the same until nobody takes it."""
+    with suppress(websockets.ConnectionClosed):
+        while True:
+            await opened.send(message)
+
+
+async def test_who_takes_nothing_is_left(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "CLOSE_S", 0.1)
+    running = await start(limits=Limits(stall_s=0.3, drain_s=1))
+    update = {"type": "session.update", "session": NO_VAD | {"instructions": "a" * 100_000}}
+    async with open_socket(running, compression=None) as opened:
+        opened.transport.pause_reading()
+        asking = asyncio.ensure_future(ask_again(opened, json.dumps(update)))
+        async with asyncio.timeout(60):
+            while await running.metric("gateway_sessions"):
+                await asyncio.sleep(0.02)
+            while any(isinstance(each, socket.Socket) for each in running.server.server_state.connections):
+                await asyncio.sleep(0.02)
+        asking.cancel()
+
+
+async def test_who_leaves_ends_the_work(start: Start) -> None:
+    running = await start(answer(Until(asyncio.Event())), TALKS)
+    async with call(running) as caller:
+        await caller.say("Well?")
+        await caller.send("response.create")
+        await caller.until("response.output_audio.delta")
+    await asyncio.wait_for(running.behind.cancelled.wait(), 60)
+
+
+async def test_what_is_being_said_is_said_before_the_gateway_ends(start: Start) -> None:
+    goes_on = asyncio.Event()
+    running = await start(answer(Until(goes_on)), TALKS, limits=Limits(drain_s=60))
+    async with call(running) as caller, call(running) as idle:
+        await caller.say("Well?")
+        await caller.send("response.create")
+        await caller.until("response.output_audio.delta")
+        running.server.should_exit = True
+        assert (await idle.next()).error.message == "the session is over: the gateway ends"
+        with pytest.raises(websockets.ConnectionClosed, match="1012"):
+            await idle.next()
+        goes_on.set()
+        assert (await caller.until("response.done"))[-1].response.status == "completed"
+
+
+async def test_a_failure_of_ours_closes_the_socket_and_is_logged(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    running = await start(answer(), TALKS)
+    async with open_socket(running) as opened:
+        await opened.recv()
+        monkeypatch.setattr(running.app.state.gateway.catalogue, "model", None)
+        await opened.send(json.dumps({"type": "session.update", "session": NO_VAD}))
+        assert (await closed(opened))[0] == 1011
+    assert "TypeError" in caplog.text
+    assert await running.metric('gateway_answers_total{route="/v1/realtime",status="500"}') == 1
+
+
+async def test_the_log_has_a_line_and_nothing_of_what_was_said(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    running = await start(answer(), TALKS, keys=(KEY,))
+    async with running.openai(api_key=KEY).realtime.connect(model="talker", extra_query={"x": "secret"}) as connection:
+        await connection.send({"type": "conversation.item.create", "item": {"content": "secret"}})  # type: ignore[arg-type]
+        await connection.recv()
+        assert (await connection.recv()).type == "error"
+    while "WEBSOCKET /v1/realtime 101" not in caplog.text:
+        await asyncio.sleep(0.01)
+    lines = [record.getMessage() for record in caplog.records if record.name == "stretto_gateway"]
+    assert not any("secret" in line or KEY in line for line in lines)

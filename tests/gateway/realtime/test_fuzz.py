@@ -1,0 +1,117 @@
+"""Events that nobody should send: an error that says so, and a session that goes on."""
+
+import asyncio
+import base64
+import json
+import logging
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.websockets import WebSocket
+
+from stretto_gateway.config import GatewayConfig, Limits
+from stretto_gateway.gateway import Gateway
+from stretto_gateway.realtime.client_events import EVENTS
+from stretto_gateway.realtime.route import run
+from stretto_gateway.realtime.settings import RealtimeSettings
+from tests.client.fake_server import FakeServer
+from tests.gateway.realtime.caller import TALKS, answer, check
+from tests.gateway.test_fuzz import JSON, SCALARS, values
+
+EXAMPLES = 2000
+SOUND = st.binary(max_size=4000).map(lambda data: base64.b64encode(data[: len(data) // 2 * 2]).decode())
+
+
+def event(kind: str) -> st.SearchStrategy[dict[str, Any]]:
+    """Mostly what an event of that type asks for."""
+    schema = EVENTS[kind].model_json_schema()
+    fields = values(schema, schema.get("$defs", {})).filter(lambda record: isinstance(record, dict))
+    known = st.fixed_dictionaries({"type": st.just(kind)})
+    sound = st.fixed_dictionaries({"audio": SOUND}) if kind.endswith("append") else st.just({})
+    return st.tuples(fields, known, sound).map(lambda parts: parts[0] | parts[1] | parts[2])
+
+
+TURN = {"type": "conversation.item.create", "item": {"type": "message", "role": "user", "id": "i", "content": [
+    {"type": "input_text", "text": "a"}]}}  # fmt: skip
+BEGUN = [json.dumps(TURN), json.dumps({"type": "response.create"})]
+GOOD = st.sampled_from(
+    [
+        TURN,
+        {"type": "response.create"},
+        {"type": "conversation.item.delete", "item_id": "i"},
+        {"type": "conversation.item.truncate", "item_id": "i", "content_index": 0, "audio_end_ms": 1},
+        {"type": "session.update", "session": {"type": "realtime", "audio": {"input": {"turn_detection": None}}}},
+        {"type": "session.update", "session": {"type": "transcription"}},
+        {"type": "input_audio_buffer.append", "audio": "AAAA" * 1600},
+    ]
+)
+MESSAGES = st.one_of(
+    st.one_of([event(kind) for kind in EVENTS]).map(json.dumps),
+    GOOD.map(json.dumps),
+    JSON.map(json.dumps),
+    st.text(st.characters(codec="utf-8"), max_size=50),
+    st.binary(max_size=50),
+    st.sampled_from(["[" * 100_000, '{"a":' * 100_000, "1" * 10_000, '{"type": NaN}', '{"type": "\\ud800"}']),
+    SCALARS.map(lambda kind: json.dumps({"type": kind, "event_id": kind})),
+)
+
+
+class Line:
+    """A WebSocket without a network: what is sent to the session, and what it says."""
+
+    def __init__(self, messages: list[str | bytes]):
+        self._left = iter(messages)
+        self.said: list[dict[str, Any]] = []
+
+    async def receive(self) -> dict[str, Any]:
+        await asyncio.sleep(0)
+        message = next(self._left, None)
+        if message is None:
+            return {"type": "websocket.disconnect", "code": 1000}
+        return {"type": "websocket.receive", "bytes" if isinstance(message, bytes) else "text": message}
+
+    async def send(self, message: dict[str, Any]) -> None:
+        if message["type"] == "websocket.send":
+            self.said.append(json.loads(message["text"]))
+            check(message["text"])
+
+
+def test_no_event_ends_a_session_or_is_a_failure(caplog: pytest.LogCaptureFixture) -> None:
+    """A session of some events each: every one that it cannot do is told, and the next is answered."""
+    seen: set[str] = set()
+    last = json.dumps({"type": "conversation.item.retrieve", "item_id": "nothing", "event_id": "the last"})
+    with asyncio.Runner() as runner:
+        behind = FakeServer(lambda _: answer())
+        behind.profile = TALKS
+        gateway = runner.run(open_gateway(behind))
+
+        @given(st.sampled_from([[], BEGUN]), st.lists(MESSAGES, min_size=1, max_size=6))
+        @settings(max_examples=EXAMPLES // 4)
+        def talk(begun: list[str], messages: list[str | bytes]) -> None:
+            line = Line([*begun, *messages, last])
+            scope = {"type": "websocket", "path": "/", "headers": [], "query_string": b""}
+            socket = WebSocket(scope, line.receive, line.send)  # type: ignore[arg-type]
+            runner.run(accept_and_run(gateway, socket))
+            errors = [each["error"]["event_id"] for each in line.said if each["type"] == "error"]
+            assert "the last" in errors
+            assert not gateway.sessions.held._num_bytes, "what a session held it holds no longer"
+            seen.update(each["type"] for each in line.said)
+
+        talk()
+        runner.run(gateway.close())
+        runner.run(behind.server.stop(0))
+    assert {"session.updated", "conversation.item.added", "response.created", "error"} <= seen
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def open_gateway(behind: FakeServer) -> Gateway:
+    """A gateway before it."""
+    return Gateway(GatewayConfig(await behind.start(), limits=Limits(max_turn_s=2)))
+
+
+async def accept_and_run(gateway: Gateway, socket: WebSocket) -> None:
+    """A session from its beginning to its end."""
+    socket.client_state = socket.application_state = type(socket.client_state).CONNECTED
+    await run(gateway, socket, RealtimeSettings(model="talker"), "talker")

