@@ -7,6 +7,8 @@ import asyncio
 import io
 import json
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,6 +237,24 @@ def test_a_text_that_is_still_written_is_spoken_as_the_whole(
     again = write(served, session, len(pieces), "more")
     assert again.error is not None
     assert "session.id: expected that of a text that is being spoken" in again.error
+
+
+def test_what_another_program_writes_is_spoken_by_the_command_line(
+    served: Served, at_once: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    words = [sys.executable, "-m", "stretto_client", "speak", "-", "--server", f"localhost:{served.server.grpc}"]
+    words += ["--out", str(tmp_path / "out.wav"), "--play", "off", "--options", json.dumps(ALL_ROWS), "--json"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for start in range(0, len(spelled := WRITTEN.encode()), 7):  # within characters, too
+            process.stdin.write(spelled[start : start + 7])
+            process.stdin.flush()
+        process.stdin.close()
+        said = json.loads(process.stdout.read())
+    assert process.returncode == 0
+    assert said["report"]["num_frames"] == 64
+    np.testing.assert_allclose(soundfile.read(tmp_path / "out.wav")[0], at_once[0], atol=1e-4)
 
 
 def test_bad_input_is_refused_by_its_field(served: Served) -> None:
