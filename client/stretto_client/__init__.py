@@ -12,6 +12,7 @@ from stretto_client.errors import (
     RequestCancelled,
     RequestRefused,
     ServerFailed,
+    ServerFull,
     ServerUnavailable,
     TimedOut,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "RequestRefused",
     "RingSize",
     "ServerFailed",
+    "ServerFull",
     "ServerUnavailable",
     "Speech",
     "SpeechClient",

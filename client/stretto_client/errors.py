@@ -2,7 +2,8 @@
 
 ClientError
 ├── RequestRefused      the request cannot be served; the message names field, limit and what came
-├── ServerUnavailable   no server there, it went away, or it takes no more work now
+├── ServerUnavailable   no server there, it went away, or it takes no work now
+│   └── ServerFull      it is there, and has as much work as it takes
 ├── ServerFailed        the server failed on this request, or broke the protocol
 ├── RequestCancelled    this client, or the server, gave the request up
 └── TimedOut            a time-out of this client ran out
@@ -30,6 +31,10 @@ class ServerUnavailable(ClientError):
     """No server, or none that takes work now; trying again later may help."""
 
     exit_code = 3
+
+
+class ServerFull(ServerUnavailable):
+    """The server has as much work as it takes; there is room again when some of it is done."""
 
 
 class ServerFailed(ClientError):
@@ -65,6 +70,11 @@ KINDS: dict[str, type[ClientError]] = {
     "cancelled": RequestCancelled,
     "failed": ServerFailed,
 }
+# What is `unavailable` for want of room, and not of a server: the words of its limits.
+FULL = re.compile(
+    "are already in flight|are being written already|are being decoded already|are in work, |of large requests wait, |"
+    "too much is being sent|has as many calls as"
+)
 BY_MODEL = re.compile(rf"^(?:in ensemble '[^']*', )?({'|'.join(KINDS)}): (.*)", re.DOTALL)
 BY_TRITON: dict[str, type[ClientError]] = {
     "has no available versions": ServerUnavailable,  # there by name, but not or no longer loaded
@@ -79,7 +89,7 @@ def from_text(message: str) -> ClientError:
     """The error of a response that carries one instead of an event."""
     by_model = BY_MODEL.match(message)
     if by_model:
-        return KINDS[by_model[1]](by_model[2])
+        return _made(KINDS[by_model[1]], by_model[2])
     kind = next((kind for words, kind in BY_TRITON.items() if words in message), ServerFailed)
     return kind(message)
 
@@ -102,4 +112,8 @@ def _from_status(status: grpc.StatusCode, message: str, server: str) -> ClientEr
         message = f"no server answers at {server} ({message})"
     if "message larger than max" in message:  # which a stream without room for it is told with the same status
         return RequestRefused(message)
-    return BY_STATUS.get(status, ServerFailed)(message)
+    return _made(BY_STATUS.get(status, ServerFailed), message)
+
+
+def _made(kind: type[ClientError], message: str) -> ClientError:
+    return ServerFull(message) if kind is ServerUnavailable and FULL.search(message) else kind(message)

@@ -1,20 +1,39 @@
 """How many utterances are made at once, and how many callers wait for one to end."""
 
 import asyncio
-from collections import deque
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from stretto_gateway.api_error import ApiError
+from stretto_gateway.caller import CALLER
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Turn:
+    """A caller who waits; `is_given` is done when there is a place."""
+
+    caller: str
+    is_given: asyncio.Future[None]
 
 
 class Admission:
-    """Lets `max_active` in at once, the others in the order in which they came, `max_waiting` of them."""
+    """Lets `max_active` in at once, the others in the order in which they came, `max_waiting` of them.
+
+    Of both a caller may have as many as are left over: alone half of them, beside another that has half a quarter. So
+    there is room for whoever comes next, however long those hold theirs who are there.
+    """
 
     def __init__(self, max_active: int, max_waiting: int):
         self._max_active, self._max_waiting = max_active, max_waiting
-        self.num_active = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._active = Counter[str]()
+        self._waiting: list[Turn] = []
+
+    @property
+    def num_active(self) -> int:
+        """Places that are taken."""
+        return self._active.total()
 
     @property
     def num_waiting(self) -> int:
@@ -23,34 +42,47 @@ class Admission:
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """A place, kept for as long as the block runs; ApiError 429 where too many wait for one."""
-        await self._enter()
+        """A place for CALLER, kept for as long as the block runs; ApiError 429 where too many wait for one."""
+        caller = CALLER.get()
+        await self._enter(caller)
         try:
             yield
         finally:
-            self._leave()
+            self._leave(caller)
 
-    async def _enter(self) -> None:
-        if self.num_active < self._max_active:
-            self.num_active += 1
+    async def _enter(self, caller: str) -> None:
+        if self._has_place(caller):
+            self._active[caller] += 1
             return
-        if len(self._waiting) >= self._max_waiting:
-            raise ApiError(429, f"{self._max_waiting} requests wait already; try again", code="rate_limit_exceeded")
-        turn = asyncio.get_running_loop().create_future()
+        waiting = Counter(turn.caller for turn in self._waiting)
+        if not is_room(waiting, caller, self._max_waiting):
+            told = f"{len(self._waiting)} requests wait already, {waiting[caller]} of them yours; try again"
+            raise ApiError(429, told, code="rate_limit_exceeded")
+        turn = Turn(caller, asyncio.get_running_loop().create_future())
         self._waiting.append(turn)
         try:
-            await turn  # which whoever leaves sets: the place goes from one to the other
+            await turn.is_given  # by somebody who leaves
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._leave()
-            else:
+            if turn in self._waiting:
                 self._waiting.remove(turn)
+            else:
+                self._leave(caller)
             raise
 
-    def _leave(self) -> None:
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self.num_active -= 1
+    def _has_place(self, caller: str) -> bool:
+        return is_room(self._active, caller, self._max_active)
+
+    def _leave(self, caller: str) -> None:
+        self._active[caller] -= 1
+        if not self._active[caller]:
+            del self._active[caller]  # of callers there is no end
+        for turn in list(self._waiting):
+            if not turn.is_given.done() and self._has_place(turn.caller):
+                self._active[turn.caller] += 1
+                self._waiting.remove(turn)
+                turn.is_given.set_result(None)
+
+
+def is_room(taken: Counter[str], caller: str, limit: int) -> bool:
+    """Whether `caller` may have one more of `limit` beside what everybody has `taken`."""
+    return taken[caller] < limit - taken.total()

@@ -7,7 +7,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from stretto_client import ClientError, RequestCancelled, RequestRefused, ServerUnavailable, TimedOut
+from stretto_client import ClientError, RequestCancelled, RequestRefused, ServerFull, ServerUnavailable, TimedOut
 
 FIELD = re.compile(r"^([a-z_0-9.\[\]]+): ")
 RETRY_AFTER_S = 1
@@ -52,6 +52,8 @@ def from_client_error(error: ClientError, fields: dict[str, str]) -> ApiError:
     match error:
         case RequestRefused():
             return _refusal(str(error), fields)
+        case ServerFull():
+            return ApiError(429, "the speech server has as much work as it takes; try again", code="server_full")
         case ServerUnavailable() | RequestCancelled():
             return ApiError(503, "the speech server takes no requests now; try again", code="unavailable")
         case TimedOut():

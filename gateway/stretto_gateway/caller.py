@@ -1,7 +1,9 @@
-"""Work for a caller, for as long as the caller is there."""
+"""Who asks, and work for a caller, for as long as the caller is there."""
 
 import asyncio
+import ipaddress
 from collections.abc import Awaitable
+from contextvars import ContextVar
 from typing import TypeVar
 
 from starlette.types import Receive
@@ -9,6 +11,16 @@ from starlette.types import Receive
 from stretto_gateway.api_error import ApiError
 
 Result = TypeVar("Result")
+# Whose request this task works on: a key's digest, or a `network`. The guard sets it.
+CALLER: ContextVar[str] = ContextVar("CALLER", default="")
+
+
+def network(host: str) -> str:
+    """Whose an address is: of IPv6 the /64 network, of which its owner has every address."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    return str(address.ipv4_mapped or ipaddress.ip_network((int(address), 64), strict=False))
 
 
 class CallerGone(ApiError):

@@ -32,7 +32,7 @@ async def create_completion(body: ChatRequest, request: Request) -> Response:
     """The reply to `messages`; with `audio` among the `modalities` it is spoken."""
     gateway: Gateway = request.app.state.gateway
     profile = await gateway.catalogue.model(body.model)
-    conversation = read_conversation(body.messages)
+    conversation = read_conversation(body.messages, gateway.limits.max_input_chars)
     speaks = "audio" in body.modalities
     task = conversing_task(profile, conversation.kinds(), speaks)
     if body.stream and speaks and body.audio.format != "pcm16":

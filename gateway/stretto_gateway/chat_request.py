@@ -77,13 +77,22 @@ class Conversation:
         return set(self.turns[-1]) - {"role"}
 
 
-def read_conversation(messages: list[Message]) -> Conversation:
-    """The turns of a request; ApiError names the part that cannot be read."""
+def read_conversation(messages: list[Message], max_chars: int) -> Conversation:
+    """The turns of a request; ApiError names the part that cannot be read, or with which the texts are too long."""
     conversation = Conversation()
+    num_chars = 0
+
+    def held(text: str, path: str) -> str:
+        nonlocal num_chars
+        num_chars += len(text)
+        if num_chars > max_chars:
+            raise refused(path, f"at most {max_chars} characters in all texts", f"{num_chars} characters")
+        return text
+
     for index, message in enumerate(messages):
         parts = message.content
         if isinstance(parts, str):
-            conversation.turns.append({"role": ROLES[message.role], "text": parts})
+            conversation.turns.append({"role": ROLES[message.role], "text": held(parts, f"messages.{index}.content")})
             continue
         if not parts:
             raise refused(f"messages.{index}.content", "text or at least one part", [])
@@ -91,7 +100,7 @@ def read_conversation(messages: list[Message]) -> Conversation:
             turn = {"role": ROLES[message.role]}
             path = f"messages.{index}.content.{place}"
             if part.type == "text":
-                turn["text"] = given(part.text, f"{path}.text")
+                turn["text"] = held(given(part.text, f"{path}.text"), f"{path}.text")
             else:
                 conversation.files.append(read_base64(given(part.input_audio, f"{path}.input_audio").data, path))
                 turn["audio"] = "audio"

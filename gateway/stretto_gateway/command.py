@@ -91,6 +91,7 @@ def make_server(
         log_level="critical",  # the gateway has a log of its own, and uvicorn's names addresses and whole paths
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # in which a caller may say to be anybody
         limit_concurrency=config.limits.max_connections,
         timeout_graceful_shutdown=round(config.limits.drain_s),
         ssl_certfile=certificate,
@@ -121,8 +122,10 @@ def arguments() -> Parser:
     )
     add("--certificate", metavar="FILE", help="TLS with this certificate")
     add("--private-key", metavar="FILE", help="and this key")
-    add("--max-active", type=int, default=limits.max_active, help="utterances at once; default: %(default)s")
-    add("--max-waiting", type=int, default=limits.max_waiting, help="requests that wait; default: %(default)s")
+    add("--max-active", type=int, default=limits.max_active, help="at once, for one caller half; default: %(default)s")
+    add(
+        "--max-waiting", type=int, default=limits.max_waiting, help="waiting, for one caller half; default: %(default)s"
+    )
     add("--drain-seconds", type=float, default=limits.drain_s, help="longest wait for answers on SIGTERM")
     return parser
 

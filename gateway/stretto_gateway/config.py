@@ -13,10 +13,10 @@ class Limits:
     max_body_bytes: of a request with audio; max_json_bytes: of one without. max_held_bytes: of all that are not
     answered yet, together, beyond the first 64 KiB of each. max_batch_bytes: of the audio of a batch. max_active,
     max_waiting: utterances that are made at once, and requests that wait for one to end; what comes on top is told to
-    come again. max_voices: that a key may keep; max_voice_bytes: of the recording of each. stall_s: how long a reader
-    may take nothing, or a sender send nothing, before it is left; upload_s: in which a body has to come. max_sessions:
-    WebSockets at once; max_event_bytes: of one message; max_turn_s: of audio that waits for a commit; max_items: of a
-    conversation; idle_s, session_s: how long one may be silent, and last.
+    come again; a caller alone has half of both. max_voices: that a key may keep; max_voice_bytes: of the recording of
+    each. stall_s: how long a reader may take nothing, or a sender send nothing, before it is left; upload_s: in which a
+    body has to come. max_sessions: WebSockets at once; max_event_bytes: of one message; max_turn_s: of audio that waits
+    for a commit; max_items: of a conversation; idle_s, session_s: how long one may be silent, and last.
     """
 
     max_body_bytes: int = 32 * MIB
@@ -25,8 +25,8 @@ class Limits:
     max_input_chars: int = 100_000
     max_batch: int = 32
     max_batch_bytes: int = 64 * MIB
-    max_active: int = 128
-    max_waiting: int = 256
+    max_active: int = 256
+    max_waiting: int = 512
     max_voices: int = 100
     max_voice_bytes: int = 4 * MIB
     max_connections: int = 1024

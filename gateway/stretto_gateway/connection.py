@@ -1,11 +1,12 @@
 """A caller's connection: what it may send before anybody has asked who it is."""
 
 import asyncio
-import ipaddress
 from collections import Counter
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from stretto_gateway.caller import network
 
 HEAD_S = 10.0  # in which the head of a request has to come
 MAX_HEAD_BYTES = 65_536
@@ -31,10 +32,7 @@ class Connection(HttpToolsProtocol):
     @property
     def host(self) -> str:
         """Whose it is: an address, of IPv6 the /64 network."""
-        if self.client is None:
-            return ""
-        address = ipaddress.ip_address(self.client[0].partition("%")[0])
-        return str(address if address.version == 4 else ipaddress.ip_network((int(address), 64), strict=False))
+        return "" if self.client is None else network(self.client[0])
 
     def _order(self) -> float:
         """Which of those that wait has waited the longest: the least."""

@@ -17,6 +17,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from stretto_gateway import page
 from stretto_gateway.api_error import ApiError
+from stretto_gateway.caller import CALLER, network
 from stretto_gateway.config import GatewayConfig, Limits
 
 LOG = logging.getLogger("stretto_gateway")
@@ -90,6 +91,7 @@ class Guard:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         exchange = Exchange(scope, send)
         authorization = headers.get(b"authorization", key_in_protocol(scope))
+        CALLER.set(self._caller(scope, authorization))
         error = self._refusal(scope["path"], headers, authorization)
         scope["state"]["owner"] = self._keys.owner(authorization)
         if error is not None:
@@ -107,6 +109,12 @@ class Guard:
             finally:
                 body.forget()
                 exchange.note()
+
+    def _caller(self, scope: Scope, authorization: str) -> str:
+        if self._keys:
+            return self._keys.owner(authorization)
+        client = scope.get("client")
+        return network(client[0]) if client else ""
 
     def _refusal(self, path: str, headers: dict[bytes, str], authorization: str) -> ApiError | None:
         if path not in OPEN_PATHS and not self._keys.admit(authorization):

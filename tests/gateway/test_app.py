@@ -13,7 +13,7 @@ from stretto_gateway import app, catalogue
 from stretto_gateway.batch import together
 from stretto_gateway.catalogue import VOICE_ALIASES
 from stretto_gateway.config import Limits
-from tests.client.fake_server import PROFILE, Abort, ErrorText, Request, Step
+from tests.client.fake_server import PROFILE, Abort, ErrorText, Request, Step, Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
 
 KEY = "sk-0123456789abcdef"
@@ -224,6 +224,39 @@ async def test_where_no_server_answers_it_says_try_again(start: Start) -> None:
         answer = await http.get("/v1/models")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert "127.0.0.1" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "code"),
+    [
+        ("in ensemble 'speech', unavailable: 1024 utterances are already in flight", 429, "server_full"),
+        ("in ensemble 'speech', unavailable: server is draining", 503, "unavailable"),
+    ],
+)
+async def test_where_the_server_has_no_room_it_says_when_to_come_again(
+    start: Start, text: str, status: int, code: str
+) -> None:
+    async with (await start([ErrorText(text)])).http() as http:
+        answer = await http.post("/v1/audio/speech", json=REQUEST)
+    assert (answer.status_code, answer.json()["error"]["code"], answer.headers["retry-after"]) == (status, code, "1")
+
+
+async def test_who_holds_what_a_caller_may_have_keeps_nobody_else_out(start: Start) -> None:
+    go = asyncio.Event()
+    running = await start(
+        lambda request: SPOKEN if request["text"] == b"A cat." else [Until(go), *SPOKEN],
+        limits=Limits(max_active=2, drain_s=1),
+        keys=(KEY, "another-key-of-ours"),
+    )
+    slow, other = running.openai(api_key=KEY), running.openai(api_key="another-key-of-ours")
+    asked = [asyncio.ensure_future(slow.audio.speech.create(**REQUEST | {"input": "A dog."})) for _ in range(3)]
+    while (admission := running.app.state.gateway.admission).num_waiting < 2:
+        await asyncio.sleep(0.01)
+    assert (await other.audio.speech.create(**REQUEST)).content
+    assert (admission.num_active, admission.num_waiting) == (1, 2)
+    go.set()
+    await asyncio.gather(*asked)
+    assert admission.num_active == 0
 
 
 async def test_another_model_is_noticed_and_so_is_that_there_is_none(

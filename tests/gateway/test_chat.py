@@ -103,6 +103,24 @@ async def test_what_cannot_be_done_is_refused_by_name(start: Start, change: dict
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
+@pytest.mark.parametrize(
+    ("contents", "param"),
+    [
+        (["A" * 11], "messages.0.content"),
+        (["A" * 6, "A" * 5], "messages.1.content"),
+        ([[{"type": "text", "text": "A" * 10}, {"type": "text", "text": "A"}]], "messages.0.content.1.text"),
+    ],
+)
+async def test_its_texts_have_an_end(start: Start, contents: list[Any], param: str) -> None:
+    running = await start(REPLY, TALKS, limits=Limits(max_input_chars=10, drain_s=1))
+    body = {"messages": [{"role": "user", "content": content} for content in contents]}
+    async with running.http() as http:
+        answer = await http.post("/v1/chat/completions", json=body | SPOKEN)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert "at most 10 characters in all texts, got '11 characters'" in answer.json()["error"]["message"]
+    assert not running.behind.requests
+
+
 async def test_an_unknown_model_is_not_found(start: Start) -> None:
     with pytest.raises(openai.NotFoundError, match="'talker'"):
         await (await start(REPLY, TALKS)).openai().chat.completions.create(model="parrot", messages=QUESTION)

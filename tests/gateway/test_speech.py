@@ -202,7 +202,7 @@ async def test_who_leaves_before_the_first_sound_ends_the_work(start: Start) -> 
 
 async def test_one_too_many_is_told_to_come_again_and_the_others_wait_their_turn(start: Start) -> None:
     go = asyncio.Event()
-    running = await start([Until(go), *SPOKEN], limits=Limits(max_active=1, max_waiting=2, drain_s=1))
+    running = await start([Until(go), *SPOKEN], limits=Limits(max_active=1, max_waiting=4, drain_s=1))
     client = running.openai()
     asked = list[asyncio.Future[Any]]()
     for waiting in range(3):

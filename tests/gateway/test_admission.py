@@ -1,0 +1,124 @@
+"""Places: in order, with room for whoever comes next."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from stretto_gateway.admission import Admission
+from stretto_gateway.api_error import ApiError
+from stretto_gateway.caller import CALLER, network
+
+
+class Guest:
+    """Holds a place from when it has got one until it is told to go."""
+
+    def __init__(self, admission: Admission, caller: str):
+        self.is_in, self._go = False, asyncio.Event()
+        with asking(caller):
+            self._task = asyncio.ensure_future(self._stay(admission))
+
+    async def _stay(self, admission: Admission) -> None:
+        async with admission.place():
+            self.is_in = True
+            await self._go.wait()
+        self.is_in = False
+
+    async def leave(self) -> None:
+        self._go.set()
+        await self._task
+
+    async def give_up(self) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        self.is_in = False
+
+
+@contextmanager
+def asking(caller: str) -> Iterator[None]:
+    token = CALLER.set(caller)
+    yield
+    CALLER.reset(token)
+
+
+async def come(admission: Admission, callers: str) -> list[Guest]:
+    """A guest for each letter, after which each of them is in or waits."""
+    guests = [Guest(admission, caller) for caller in callers]
+    await settled()
+    return guests
+
+
+async def settled() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_whoever_holds_half_leaves_room_for_others_and_they_for_others_again() -> None:
+    admission = Admission(8, 16)
+    guests = await come(admission, "aaaaaa" + "bbbb" + "cc")
+    assert [guest.is_in for guest in guests] == [*[True] * 4, *[False] * 2, *[True] * 2, *[False] * 2, True, False]
+    assert (admission.num_active, admission.num_waiting) == (7, 5)
+    assert (await come(admission, "d"))[0].is_in
+    for guest in guests:
+        await guest.give_up()
+
+
+async def test_who_comes_first_is_first_among_those_who_may_have_a_place() -> None:
+    admission = Admission(2, 16)
+    first, second, other, third = await come(admission, "aaba")
+    assert [guest.is_in for guest in (first, second, other, third)] == [True, False, True, False]
+    await other.leave()
+    assert not second.is_in, "half of the places are a's already"
+    await first.leave()
+    await settled()
+    assert (second.is_in, third.is_in) == (True, False)
+    await second.leave()
+    await settled()
+    assert third.is_in
+    await third.leave()
+    assert (admission.num_active, admission.num_waiting) == (0, 0)
+
+
+async def test_one_caller_does_not_fill_the_queue() -> None:
+    admission = Admission(1, 4)
+    guests = await come(admission, "aaa")
+    assert (admission.num_active, admission.num_waiting) == (1, 2)
+    with asking("a"), pytest.raises(ApiError, match="2 requests wait already, 2 of them yours") as raised:
+        async with admission.place():
+            pass
+    assert raised.value.response().headers["retry-after"] == "1"
+    (other,) = await come(admission, "b")
+    await guests[0].leave()
+    await guests[1].give_up()
+    await guests[2].leave()
+    await settled()
+    assert other.is_in
+    await other.leave()
+    assert (admission.num_active, admission.num_waiting) == (0, 0)
+
+
+async def test_a_place_that_is_given_to_who_has_just_left_goes_to_the_next() -> None:
+    admission = Admission(1, 4)
+    first, second, third = await come(admission, "abc")
+    leaving = asyncio.ensure_future(first.leave())
+    while admission.num_waiting == 2:
+        await asyncio.sleep(0)
+    await second.give_up()
+    await leaving
+    await settled()
+    assert (third.is_in, admission.num_active) == (True, 1)
+    await third.leave()
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("10.0.0.7", "10.0.0.7"),
+        ("::ffff:10.0.0.7", "10.0.0.7"),
+        ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+    ],
+)
+def test_an_address_is_its_networks(host: str, name: str) -> None:
+    assert network(host) == name
