@@ -9,7 +9,7 @@ import vllm
 
 ROOT, VLLM = Path(__file__).parents[1], Path(vllm.__file__).parent
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-NAMED = re.compile(r"`([\w./-]+\.(?:py|sh|md|pbtxt))`")
+NAMED = re.compile(r"`([\w./-]+\.(?:py|sh|md|pbtxt))`|`(deploy/[\w./-]+)`")
 TEXTS = (".md", ".py", ".pbtxt", ".sh", ".yaml")
 FILES = [*TRACKED, *(f"vllm/{path.relative_to(VLLM)}" for path in (VLLM / "v1").rglob("*.py"))]
 OTHERS = {  # of other projects
@@ -28,10 +28,18 @@ OTHERS = {  # of other projects
 
 def named(path: str) -> set[str]:
     """The files that a tracked file names between backquotes."""
-    return set(NAMED.findall((ROOT / path).read_text(errors="replace"))) if path.endswith(TEXTS) else set()
+    found = NAMED.finditer((ROOT / path).read_text(errors="replace")) if path.endswith(TEXTS) else ()
+    return {match[1] or match[2] for match in found}
 
 
 READERS = [path for path in TRACKED if path != "CHANGELOG.md" and (ROOT / path).is_file() and named(path)]
+
+
+def test_the_tree_of_the_readme_has_every_folder() -> None:
+    shown = set(re.findall(r"^    (\w+)/", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert {path.partition("/")[0] for path in TRACKED if "/" in path and not path.startswith(".")} - shown <= {
+        "requirements"
+    }
 
 
 def test_pages_that_name_files_are_found() -> None:

@@ -31,6 +31,11 @@ class Catalogue:
         self._asking: asyncio.Task[None] | None = None
         self._since = int(time.time())
 
+    @property
+    def family(self) -> str:
+        """The family of which anybody was told last; none before that."""
+        return self._profile.family if self._profile else ""
+
     async def profile(self) -> ModelProfile:
         """What the server serves, or has served a moment ago; ApiError 503 where none answers."""
         if self._profile is None:

@@ -18,7 +18,7 @@ class Gateway:
         self.admission = Admission(config.limits.max_active, config.limits.max_waiting)
         self.catalogue = Catalogue(self.client)
         self.sessions = Sessions(config.limits)
-        self.metrics = Metrics(self.admission, self.sessions)
+        self.metrics = Metrics(self.admission, self.sessions, lambda: self.catalogue.family)
         self.voices = None if config.voices is None else VoiceStore(config.voices, config.limits.max_voices)
 
     async def close(self) -> None:
