@@ -1,7 +1,6 @@
 """OpenAI's client, the gateway and the real server, from text to sound and back."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -10,10 +9,9 @@ import openai
 import pytest
 
 from stretto_client import SpeechClient
-from stretto_gateway.command import make_server
-from stretto_gateway.config import GatewayConfig
 from stretto_gateway.encoding import wav_header
 from tests.server.conftest import Server
+from tests.server.openai_client import openai_client
 
 pytestmark = pytest.mark.server
 TEXT = "The birch canoe slid on the smooth planks."
@@ -21,16 +19,8 @@ TEXT = "The birch canoe slid on the smooth planks."
 
 @pytest.fixture
 async def client(server: Server) -> AsyncIterator[openai.AsyncOpenAI]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    gateway = make_server(GatewayConfig(f"localhost:{server.grpc}"), listener)
-    serving = asyncio.ensure_future(gateway.serve([listener]))
-    while not gateway.started:
-        await asyncio.sleep(0.01)
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-    async with openai.AsyncOpenAI(base_url=url, api_key="unused", max_retries=0, timeout=120) as opened:
+    async with openai_client(server.grpc) as opened:
         yield opened
-    gateway.should_exit = True
-    await serving
 
 
 async def test_speech_and_what_is_heard_in_it_are_the_servers_own(server: Server, client: openai.AsyncOpenAI) -> None:

@@ -80,6 +80,7 @@ class ReplyFields(ReplyOptions):
     audio: ReplyAudio = Field(default_factory=ReplyAudio)
     conversation: Literal["auto"] | None = None
     input: None = None
+    options: dict[str, Any] | None = Field(default=None, description="as those of speech, for this reply")
     metadata: Annotated[dict[Text, Text], Field(max_length=16)] | None = None
 
 

@@ -22,6 +22,7 @@ from stretto_gateway.realtime.client_events import ReplyFields
 from stretto_gateway.realtime.conversation import Conversation, Item, Kind, Part, asked_kinds, new_id
 from stretto_gateway.realtime.settings import RealtimeSettings, renamed
 from stretto_gateway.speech import usage
+from stretto_gateway.speech_request import OPTIONS
 
 clock_s: Callable[[], float] = time.monotonic
 Finish = tuple[str, dict[str, Any]]  # a status, and what more there is to say of it
@@ -53,7 +54,10 @@ def make_order(
     if turns[0]["role"] == "system" and "text" not in task.system:
         raise refused("instructions", f"none: {profile.family!r} takes none for its task {task.name!r}", instructions)
     voice = fields.audio.output.voice or settings.audio.output.voice
-    options: dict[str, Any] = {"task": task.name}
+    unknown = next((name for name in fields.options or {} if name not in OPTIONS), None)
+    if unknown is not None:
+        raise refused("response.options", f"some of {', '.join(OPTIONS)}", unknown)
+    options: dict[str, Any] = (fields.options or {}) | {"task": task.name}
     if task.speaks:
         try:
             name = find_voice(profile, fields.audio.output.voice_name or settings.audio.output.voice_name)

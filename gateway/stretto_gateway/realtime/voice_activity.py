@@ -94,7 +94,7 @@ class TurnDetector:
         elif probability < self._vad.threshold - HYSTERESIS or self._num_quiet:
             self._num_quiet += 1
         is_over = self._num_quiet * WINDOW_SAMPLES >= samples(self._vad.silence_duration_ms)
-        if not is_over and self.judged - started < self._max_samples:
+        if not is_over and self.judged + WINDOW_SAMPLES - started <= self._max_samples:
             return None
         self._begin, self._num_windows = self.judged, 0  # what was said is padding to nothing else
         self._started, self._num_loud = None, 0

@@ -4,11 +4,12 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openai
 import soundfile
 import soxr
 from openai.resources.realtime.realtime import AsyncRealtimeConnection
@@ -111,12 +112,16 @@ class Caller:
             await self.send("input_audio_buffer.append", audio=data)
 
 
-@asynccontextmanager
-async def call(running: Running, model: str = "gpt-realtime", **options: Any) -> AsyncIterator[Caller]:
+def call(running: Running, model: str = "gpt-realtime", **options: Any) -> AbstractAsyncContextManager[Caller]:
     """A session, which has been created."""
-    async with running.openai().realtime.connect(
-        model=model, websocket_connection_options={"open_timeout": 60}, **options
-    ) as connection:
+    return call_by(running.openai(), model, **options)
+
+
+@asynccontextmanager
+async def call_by(client: openai.AsyncOpenAI, model: str, **options: Any) -> AsyncIterator[Caller]:
+    """The same by a client that there is already."""
+    options["websocket_connection_options"] = {"open_timeout": 60}
+    async with client.realtime.connect(model=model, **options) as connection:
         caller = Caller(connection)
         assert (await caller.next()).type == "session.created"
         yield caller

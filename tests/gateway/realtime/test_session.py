@@ -20,7 +20,8 @@ async def test_a_written_turn_is_answered_in_speech(start: Start) -> None:
     running = await start(answer(), TALKS)
     async with call(running) as caller:
         added = await caller.say("How are you?")
-        await caller.send("response.create", response={"instructions": "Be brief.", "metadata": {"n": "1"}})
+        reply = {"instructions": "Be brief.", "metadata": {"n": "1"}, "options": {"seed": 5}}
+        await caller.send("response.create", response=reply)
         events = await caller.until("response.done")
     kinds = [event.type for event in events]
     assert kinds[:4] == [
@@ -48,7 +49,8 @@ async def test_a_written_turn_is_answered_in_speech(start: Start) -> None:
         {"role": "system", "text": "Be brief."},
         {"role": "user", "text": "How are you?"},
     ]
-    assert json.loads(request["options"])["output"] == {"encoding": "pcm_s16le", "sample_rate": RATE, "codes": True}
+    form = {"encoding": "pcm_s16le", "sample_rate": RATE, "codes": True}
+    assert json.loads(request["options"]) == {"seed": 5, "output": form}
 
 
 async def test_sound_leaves_as_it_comes(start: Start) -> None:
@@ -254,6 +256,13 @@ async def test_settings_that_cannot_be_are_refused_by_name(start: Start, session
         refusal = await caller.ask("session.update", session=session, event_id="mine")
         assert (refusal.type, refusal.error.param, refusal.error.event_id) == ("error", param, "mine")
         assert (await caller.ask("input_audio_buffer.clear")).type == "input_audio_buffer.cleared"
+
+
+async def test_options_are_those_of_speech(start: Start) -> None:
+    async with call(await start(answer(), TALKS)) as caller:
+        await caller.say("How are you?")
+        refusal = (await caller.ask("response.create", response={"options": {"output": {"ring": {}}}})).error
+        assert refusal.param == "response.options"
 
 
 async def test_a_family_that_does_not_converse_says_so(start: Start) -> None:

@@ -1,0 +1,26 @@
+"""OpenAI's client before a gateway in this process, which is before a real server."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import openai
+
+from stretto_gateway.command import make_server
+from stretto_gateway.config import GatewayConfig
+
+
+@asynccontextmanager
+async def openai_client(grpc_port: int) -> AsyncIterator[openai.AsyncOpenAI]:
+    """The client, for as long as the gateway runs."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    gateway = make_server(GatewayConfig(f"localhost:{grpc_port}"), listener)
+    serving = asyncio.ensure_future(gateway.serve([listener]))
+    while not gateway.started:
+        await asyncio.sleep(0.01)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    async with openai.AsyncOpenAI(base_url=url, api_key="unused", max_retries=0, timeout=120) as opened:
+        yield opened
+    gateway.should_exit = True
+    await serving

@@ -1,0 +1,111 @@
+"""The realtime API before real servers: what the bundled model hears, and a family that converses."""
+
+import asyncio
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+
+from stretto_client import SpeechClient
+from stretto_gateway.encoding import wav_header
+from tests.gateway.realtime.caller import RATE, Caller, call_by, silence, spoken
+from tests.server.conftest import Server
+from tests.server.openai_client import openai_client
+from tests.server.published import Expected
+from tests.server.test_families import SPOKEN, Served, messages, serve, turn
+
+pytestmark = pytest.mark.server
+OPTIONS = {"seed": 5} | {name: value for name, value in SPOKEN.items() if name != "output"}
+
+
+async def test_the_bundled_model_writes_down_what_is_said(server: Server) -> None:
+    """A turn by voice, whose transcript is that of the same samples as a file."""
+    async with openai_client(server.grpc) as client, call_by(client, "gpt-4o-transcribe") as caller:
+        await caller.hear(np.concatenate([silence(0.5), spoken(), silence(1)]))
+        events = await caller.until("conversation.item.input_audio_transcription.completed")
+    began, ended = events[0].audio_start_ms, events[1].audio_end_ms
+    heard = np.concatenate([silence(0.5), spoken(), silence(1)])[began * RATE // 1000 : ended * RATE // 1000]
+    async with SpeechClient(f"localhost:{server.grpc}") as plain:
+        file = wav_header(RATE, heard.nbytes) + heard.tobytes()
+        expected = "".join([event.text async for event in plain.transcribe(file)])
+    assert len(expected.split()) > 3
+    assert events[-1].transcript == expected.strip()
+    assert events[-1].usage.total_tokens > 0
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A small release of OpusLM dialogue with random weights, converted and served."""
+    served = serve("opuslm-dialogue", tmp_path_factory.mktemp("talker"))
+    yield served
+    served.server.stop()
+
+
+async def reply(caller: Caller) -> tuple[str, bytes]:
+    """The transcript and the sound of a reply; the last event tells of the whole of it."""
+    await caller.send("response.create", response={"options": OPTIONS})
+    events = await caller.until("response.done")
+    assert events[-1].response.status in ("completed", "incomplete"), events[-1]  # by the limit in OPTIONS
+    sounds = [base64.b64decode(event.delta) for event in events if event.type == "response.output_audio.delta"]
+    return events[-1].response.output[0].content[0].transcript, b"".join(sounds)
+
+
+def check(got: tuple[str, bytes], expected: Expected) -> None:
+    """Words and seconds of a reply, as the slow reference has them."""
+    assert expected.lead > 2e-5, "the reference itself was nearly undecided: choose another seed"
+    text, sound = got
+    assert text == "".join(expected.pieces)
+    assert len(sound) // 2 == pytest.approx(len(expected.pcm) * RATE / 16_000, abs=2)
+
+
+async def test_a_conversation_goes_on_with_what_was_heard_of_it(talker: Served) -> None:
+    def expected(*turns: dict[str, Any]) -> Expected:
+        return talker.model.answer(OPTIONS | {"output": {"codes": True}}, messages(*turns))
+
+    async with openai_client(talker.server.grpc) as client, call_by(client, "gpt-realtime") as caller:
+        await caller.say("how are you?")
+        first = await reply(caller)
+        begun = [turn("user", text="how are you?")]
+        check(first, expected(*begun))
+        item_id = caller.seen[-1].response.output[0].id
+        await caller.ask("conversation.item.truncate", item_id=item_id, content_index=0, audio_end_ms=200)
+        await caller.say("and now?")
+        second = await reply(caller)
+    codes = expected(*begun).codes
+    kept = codes[:, : round(codes.shape[1] * 0.2 * RATE / (len(first[1]) // 2))]
+    assert 0 < kept.shape[1] < codes.shape[1]
+    heard = [turn("assistant", codes=kept.tolist()), turn("user", text="and now?")]
+    check(second, expected(*begun, *heard))
+
+
+async def test_who_speaks_into_a_reply_frees_the_language_model(talker: Served) -> None:
+    long = OPTIONS | {"audio": {"min_rows": 1000, "max_rows": 1400}}
+    async with openai_client(talker.server.grpc) as client, call_by(client, "gpt-realtime") as caller:
+        await caller.say("how are you?")
+        await caller.send("response.create", response={"options": long})
+        await caller.until("response.output_audio.delta")
+        await caller.hear(np.concatenate([silence(0.5), spoken()[: RATE // 2]]))
+        events = await caller.until("response.done")
+        assert events[-1].response.status == "cancelled"
+        await asyncio.to_thread(talker.server.until, lambda: talker.server.table().num_active() == 0)
+
+
+async def test_what_the_model_refuses_is_told(talker: Served) -> None:
+    """Without the tokenizer of its audio this release hears no samples."""
+    async with openai_client(talker.server.grpc) as client:
+        await refused(client)
+
+
+async def refused(client: openai.AsyncOpenAI) -> None:
+    async with call_by(client, "gpt-realtime") as caller:
+        await caller.update()
+        await caller.hear(silence(0.5))
+        await caller.send("input_audio_buffer.commit")
+        await caller.until("conversation.item.done")
+        await caller.send("response.create")
+        done = (await caller.until("response.done"))[-1].response
+        assert done.status == "failed"
+        assert "codes" in done.status_details.error.message
