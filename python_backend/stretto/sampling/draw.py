@@ -14,7 +14,6 @@ from stretto.sampling.noise import gumbel
 # Noise of 23 bits lies in (-2.82, 16.64): further than this below the largest logit, at temperature 1, nobody wins.
 NOISE_SPAN = 20.0
 FIRST_REACH = 128  # how many of the largest logits are looked at first for a nucleus without top-k
-MAX_SELECTED = 1 << 13  # logits of a batch up to which the k-th largest is sooner found than bounded
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,6 @@ class _Rows:
 
     index [N]: which rows of a batch's, None for all. place [N, 1]: of a row's first column in the table of token ids.
     reach: how many of the largest logits are looked at first. is_open: where top-p is over all tokens, None if nowhere.
-    only_k: the top-k of all rows, where it is the same and nothing else is asked for; else None.
     """
 
     index: np.ndarray | None
@@ -57,7 +55,6 @@ class _Rows:
     is_greedy: np.ndarray | None
     keeps_all: bool
     has_top_p: bool
-    only_k: int | None
 
     @classmethod
     def of(cls, params: "DrawParams", num_streams: int, num_columns: int) -> "list[_Rows]":
@@ -85,14 +82,12 @@ class _Rows:
             columns = tuple(column[index] for column in columns)
         place, temperature, top_k, top_p, reach, is_open, is_greedy = columns
         has_top_p = bool((top_p < 1).any())
-        is_plain = not has_top_p and not is_open.any() and bool((top_k == top_k[0]).all())
         return cls(
             index, place, temperature, top_k, top_p, reach,
             is_open=is_open if is_open.any() else None,
             is_greedy=is_greedy if is_greedy.any() else None,
             keeps_all=bool(is_open.all()) and not has_top_p,
             has_top_p=has_top_p,
-            only_k=int(top_k[0, 0]) if is_plain else None,
         )  # fmt: skip
 
 
@@ -170,9 +165,6 @@ def _all(logits: np.ndarray, rows: _Rows) -> tuple[np.ndarray, np.ndarray | None
 def _kept(logits: np.ndarray, rows: _Rows) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """The same of rows of which some keep the `top_k` largest or a nucleus."""
     num_columns, reach = logits.shape[1], rows.reach
-    if rows.only_k is not None and logits.size <= MAX_SELECTED:
-        floor = np.partition(logits, -rows.only_k, axis=1)[:, -rows.only_k, None]
-        return *candidates(logits, floor), floor
     total = None
     if rows.is_open is not None:  # a nucleus of all tokens: how far it reaches is not known
         largest = np.maximum(logits.max(axis=1, keepdims=True), LOWEST)
