@@ -26,6 +26,6 @@ async def test_every_client_sends_at_least_one_file(monkeypatch: pytest.MonkeyPa
     triton = FakeServer(lambda _: [Chunk(0, text="a cat"), Chunk(1, is_final=True, is_last=True)])
     address = await triton.start()
     outcomes = await asyncio.to_thread(take_round, address, large_request("prepared"), 3, 1e-9)
-    await triton.server.stop(0)
+    await triton.stop()
     assert sum(outcomes.values()) == len(triton.requests) >= 3
     assert outcomes.keys() == {"answered"}

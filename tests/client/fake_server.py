@@ -166,6 +166,7 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     num_cancelled: int = 0
     num_played: int = 0
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    end: asyncio.Future[None] | None = None
 
     async def start(self) -> str:
         self.server = grpc.aio.server()
@@ -173,6 +174,12 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         port = self.server.add_insecure_port("127.0.0.1:0")
         await self.server.start()
         return f"127.0.0.1:{port}"
+
+    async def stop(self) -> None:
+        """End at once, from wherever and however often it is asked: gRPC's server crashes where it is asked twice."""
+        if self.end is None:
+            self.end = asyncio.ensure_future(self.server.stop(0))
+        await asyncio.shield(self.end)
 
     async def ServerReady(self, request: Any, context: Any) -> service_pb2.ServerReadyResponse:
         return service_pb2.ServerReadyResponse(ready=True)

@@ -47,7 +47,7 @@ async def chat(tmp_path: Path) -> AsyncIterator[Chat]:
 
     yield chat
     for server in servers:
-        await server.server.stop(0)
+        await server.stop()
 
 
 def turns(request: Request) -> list[dict[str, Any]]:

@@ -48,7 +48,7 @@ async def serve() -> AsyncIterator[Serve]:
     yield start
     for server, client in started:
         await client.close()
-        await server.server.stop(0)
+        await server.stop()
 
 
 async def test_16_bit_samples_arrive_as_integers_and_the_form_is_one_option(serve: Serve) -> None:
@@ -139,7 +139,7 @@ async def test_utterances_do_not_mix() -> None:
             return sum([len(event.pcm) async for event in client.speak("a" * length)])
 
         assert await asyncio.gather(*map(speak, range(1, 17))) == [length + 1 for length in range(1, 17)]
-    await server.server.stop(0)
+    await server.stop()
 
 
 FAILURES: dict[str, tuple[list[Step], type[ClientError], str]] = {
@@ -200,7 +200,7 @@ async def test_a_server_that_hangs_up_is_noticed(serve: Serve) -> None:
     server, client = await serve([Chunk(), Pause(9)])
     stream = client.speak("a")
     await anext(stream)
-    asyncio.get_running_loop().call_later(0.1, lambda: asyncio.ensure_future(server.server.stop(0)))
+    asyncio.get_running_loop().call_later(0.1, lambda: asyncio.ensure_future(server.stop()))
     with pytest.raises((ServerUnavailable, RequestCancelled)):
         await asyncio.wait_for(anext(stream), 60)
 

@@ -43,7 +43,7 @@ class Live:
 async def live() -> AsyncIterator[Live]:
     made = Live()
     yield made
-    await made.server.server.stop(0)
+    await made.server.stop()
 
 
 async def written(*pieces: str, error: Exception | None = None) -> AsyncIterator[str]:
@@ -158,7 +158,7 @@ async def test_a_text_without_a_character_is_refused_before_anything_is_asked(pr
         with pytest.raises(RequestRefused, match="text: expected at least one character, got none"):
             _ = [event async for event in client.speak(written("", ""))]
     assert server.requests == []
-    await server.server.stop(0)
+    await server.stop()
 
 
 async def test_a_model_that_needs_whole_texts_gets_sentences() -> None:
@@ -186,7 +186,7 @@ async def test_a_model_that_needs_whole_texts_gets_sentences() -> None:
     assert [event.index for event in heard] == list(range(7))
     assert heard[-1].report is not None
     assert heard[-1].report["num_frames"] == 12
-    await server.server.stop(0)
+    await server.stop()
 
 
 async def test_a_stream_of_parts_that_ends_is_the_servers_failure(live: Live) -> None:
@@ -247,7 +247,7 @@ async def test_a_server_that_tells_nothing_of_its_model_gets_all_of_the_text() -
         events = [event async for event in client.speak(written("Hello. ", "World. ", "Bye."))]
     assert [request["text"] for request in server.requests] == [b"Hello. World. Bye."]
     assert len(events) == 1
-    await server.server.stop(0)
+    await server.stop()
 
 
 async def test_tasks_that_write_first_get_all_of_the_text() -> None:
@@ -256,4 +256,4 @@ async def test_tasks_that_write_first_get_all_of_the_text() -> None:
         events = [event async for event in client.speak(written("Hello. ", "World. ", "Bye."), task="dialogue")]
     assert [request["text"] for request in server.requests] == [b"Hello. World. Bye."]
     assert [event.is_final for event in events] == [True]
-    await server.server.stop(0)
+    await server.stop()

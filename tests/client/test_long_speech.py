@@ -29,7 +29,7 @@ async def serve() -> AsyncIterator[Serve]:
     yield start
     for server, client in started:
         await client.close()
-        await server.server.stop(0)
+        await server.stop()
 
 
 def texts(server: FakeServer) -> list[str]:

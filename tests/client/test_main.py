@@ -44,7 +44,7 @@ async def run(tmp_path: Path) -> AsyncIterator[Run]:
 
     yield run
     for server in servers:
-        await server.server.stop(0)
+        await server.stop()
 
 
 async def test_speak_writes_the_file_and_ends_with_one_line_of_facts(run: Run, tmp_path: Path) -> None:

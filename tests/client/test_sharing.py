@@ -36,7 +36,7 @@ async def server() -> AsyncIterator[FakeServer]:
     made.steps = script
     made.address = await made.start()
     yield made
-    await made.server.stop(0)
+    await made.stop()
 
 
 @pytest.mark.parametrize("memory", ["system", "cuda"])
@@ -84,7 +84,7 @@ async def test_a_server_that_is_gone_leaves_no_memory(server: FakeServer) -> Non
     server.steps[1:1] = [Pause(5)]
     stream = client.transcribe((PCM, 16_000))
     await anext(stream)
-    await server.server.stop(0)
+    await server.stop()
     await client.close()
     assert not regions()
 

@@ -42,7 +42,7 @@ async def test_what_a_program_writes_is_sent_while_it_writes(tmp_path: Path) -> 
     assert (process.returncode, errors) == (0, b"")
     assert out.startswith(b"out.wav: 0.04 s of audio")
     assert live.text == "Grüße world."
-    await live.server.server.stop(0)
+    await live.server.stop()
 
 
 async def test_a_file_is_asked_for_as_a_whole(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ async def test_a_file_is_asked_for_as_a_whole(tmp_path: Path) -> None:
     assert process.returncode == 0
     assert "text_mode" not in json.loads(live.server.requests[0].get("options", "{}"))
     assert (live.text, live.parts) == ("Hello world.", [])
-    await live.server.server.stop(0)
+    await live.server.stop()
 
 
 async def test_nothing_and_what_is_no_text_are_refused_in_a_line(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ async def test_nothing_and_what_is_no_text_are_refused_in_a_line(tmp_path: Path)
         assert errors.startswith(b"error: ")
         assert message in errors
         assert errors.count(b"\n") == 1
-        await live.server.server.stop(0)
+        await live.server.stop()
 
 
 async def test_a_descriptor_that_cannot_be_read_is_an_os_error(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ async def start() -> AsyncIterator[Start]:
                 await client.close()
             gateway.should_exit = True
             await serving
-            await behind.server.stop(0)
+            await behind.stop()
 
         stops.append(stop)
         return running

@@ -219,7 +219,7 @@ async def test_it_is_not_ready_where_the_server_does_not_say(start: Start, monke
 
 async def test_where_no_server_answers_it_says_try_again(start: Start) -> None:
     running = await start()
-    await running.behind.server.stop(0)
+    await running.behind.stop()
     async with running.http() as http:
         answer = await http.get("/v1/models")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
@@ -269,7 +269,7 @@ async def test_another_model_is_noticed_and_so_is_that_there_is_none(
         running.behind.profile = PROFILE | {"family": "other"}
         while (await http.get("/v1/models")).json()["data"][0]["id"] != "other":
             await asyncio.sleep(0.01)
-        await running.behind.server.stop(0)
+        await running.behind.stop()
         while (await http.get("/v1/models")).status_code != 503:
             await asyncio.sleep(0.01)
 

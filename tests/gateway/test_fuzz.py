@@ -81,7 +81,7 @@ class Door:
     def close(self) -> None:
         """End both."""
         self.runner.run(self._lifespan.__aexit__(None, None, None))
-        self.runner.run(self.behind.server.stop(0))
+        self.runner.run(self.behind.stop())
         self.runner.close()
 
 

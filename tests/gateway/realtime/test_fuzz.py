@@ -101,7 +101,7 @@ def test_no_event_ends_a_session_or_is_a_failure(caplog: pytest.LogCaptureFixtur
 
         talk()
         runner.run(gateway.close())
-        runner.run(behind.server.stop(0))
+        runner.run(behind.stop())
     assert {"session.updated", "conversation.item.added", "response.created", "error"} <= seen
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 

@@ -33,7 +33,7 @@ async def proxied(*allowed: str) -> AsyncIterator[Proxied]:
         await server.start()
         yield Proxied(triton, f"127.0.0.1:{config.grpc_port}")
         await server.stop(0)
-    await triton.server.stop(0)
+    await triton.stop()
 
 
 @pytest.fixture

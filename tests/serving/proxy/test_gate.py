@@ -55,7 +55,7 @@ async def gated() -> AsyncIterator[Gated]:
         scripts = {b"silent": [Pause(600)], b"begun": begun}
         yield made
         await server.stop(0)
-    await triton.server.stop(0)
+    await triton.stop()
 
 
 async def test_streams_end_with_an_error_that_says_to_try_again(gated: Gated) -> None:

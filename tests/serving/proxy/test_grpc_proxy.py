@@ -151,7 +151,7 @@ async def test_what_the_launcher_knows_to_be_wrong_is_not_ready_and_still_answer
             is_ready = True
             assert await client.ready()
         await server.stop(0)
-    await triton.server.stop(0)
+    await triton.stop()
 
 
 def test_the_launcher_is_heard_also_where_a_line_comes_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ async def triton() -> AsyncIterator[FakeServer]:
     server = FakeServer(lambda _: [])
     server.address = await server.start()
     yield server
-    await server.server.stop(0)
+    await server.stop()
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ async def test_readiness_is_tritons(ask: Ask, triton: FakeServer) -> None:
     assert (await ask(get("/v2/models/other/ready"))).startswith(b"HTTP/1.1 503 ")
     triton.is_ready = False
     assert (await ask(get("/v2/models/speech/ready"))).startswith(b"HTTP/1.1 503 ")
-    await triton.server.stop(0)
+    await triton.stop()
     assert (await ask(get("/v2/health/ready"))).startswith(b"HTTP/1.1 503 ")
 
 

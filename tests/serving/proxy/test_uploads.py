@@ -123,7 +123,7 @@ async def test_a_call_that_is_ended_says_why_and_others_go_on(method: str) -> No
             )
         assert (await call(address, "ServerReady", service_pb2.ServerReadyRequest())).ready
         await server.stop(0)
-    await triton.server.stop(0)
+    await triton.stop()
 
 
 async def test_a_stream_that_has_sent_all_is_none_of_them() -> None:
@@ -142,4 +142,4 @@ async def test_a_stream_that_has_sent_all_is_none_of_them() -> None:
                 pass
             assert await stream.code() is grpc.StatusCode.OK
         await server.stop(0)
-    await triton.server.stop(0)
+    await triton.stop()
