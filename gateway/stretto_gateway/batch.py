@@ -38,7 +38,7 @@ async def create_batch(body: BatchRequest, request: Request) -> dict[str, Any]:
     items = [SpeechItem(**shared | item.model_dump(exclude_unset=True)) for item in body.items]
     room = Room(gateway.limits.max_batch_bytes)
     owner = request.state.owner
-    works = (result(gateway, *pair, room, owner) for pair in enumerate(items))
+    works = (result(gateway, index, item, room, owner) for index, item in enumerate(items))
     results = await unless_gone(request.receive, together(works))
     succeeded = sum(each["status"] == "success" for each in results)
     return {

@@ -41,7 +41,7 @@ class Server(uvicorn.Server):
             print(self.message, file=sys.stderr, flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.config.app.state.gateway.sessions.draining.set()  # type: ignore[union-attr]
+        self._app.state.gateway.sessions.draining.set()
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 
 from stretto_client import ModelProfile, SpeechEvent
 from stretto_gateway.api_error import ApiError, refused
-from stretto_gateway.catalogue import find_voice
 from stretto_gateway.chat_request import conversing_task
 from stretto_gateway.encoding import DEFAULT_RATE
 from stretto_gateway.events import heard, told
@@ -20,7 +19,7 @@ from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime.channel import Channel
 from stretto_gateway.realtime.client_events import ReplyFields
 from stretto_gateway.realtime.conversation import Conversation, Item, Kind, Part, asked_kinds, new_id
-from stretto_gateway.realtime.settings import RealtimeSettings, renamed
+from stretto_gateway.realtime.settings import RealtimeSettings, known_voice
 from stretto_gateway.speech import usage
 from stretto_gateway.speech_request import OPTIONS
 
@@ -53,19 +52,12 @@ def make_order(
     task = conversing_task(profile, asked_kinds(turns), speaks="audio" in modalities)
     if turns[0]["role"] == "system" and "text" not in task.system:
         raise refused("instructions", f"none: {profile.family!r} takes none for its task {task.name!r}", instructions)
-    voice = fields.audio.output.voice or settings.audio.output.voice
-    unknown = next((name for name in fields.options or {} if name not in OPTIONS), None)
-    if unknown is not None:
-        raise refused("response.options", f"some of {', '.join(OPTIONS)}", unknown)
-    options: dict[str, Any] = (fields.options or {}) | {"task": task.name}
+    voice_name = fields.audio.output.voice_name or settings.audio.output.voice_name
+    options = given_options(fields) | {"task": task.name}
     if task.speaks:
-        try:
-            name = find_voice(profile, fields.audio.output.voice_name or settings.audio.output.voice_name)
-        except ApiError as error:
-            raise renamed(error, "response.audio.output.voice") from None
         form = {"encoding": "pcm_s16le", "sample_rate": DEFAULT_RATE, "codes": True}
-        options |= {"voice": name, "output": form}
-    sound = {"format": {"type": "audio/pcm", "rate": DEFAULT_RATE}, "voice": voice if isinstance(voice, str) else None}
+        options |= {"voice": known_voice(profile, voice_name, "response"), "output": form}
+    sound = {"format": {"type": "audio/pcm", "rate": DEFAULT_RATE}, "voice": voice_name}
     record = {
         "object": "realtime.response",
         "output_modalities": modalities,
@@ -74,6 +66,15 @@ def make_order(
         "max_output_tokens": "inf",
     }
     return Order(turns, files, options, record)
+
+
+def given_options(fields: ReplyFields) -> dict[str, Any]:
+    """The server's options for one reply, which it checks; ApiError for a name that is none of them."""
+    options = fields.options or {}
+    unknown = next((name for name in options if name not in OPTIONS), None)
+    if unknown is not None:
+        raise refused("response.options", f"some of {', '.join(OPTIONS)}", unknown)
+    return options
 
 
 class Reply:

@@ -110,10 +110,7 @@ class RealtimeSettings(ReplyOptions):
 
     def check(self, profile: ModelProfile) -> None:
         """ApiError for what this model cannot do."""
-        try:
-            find_voice(profile, self.audio.output.voice_name)
-        except ApiError as error:
-            raise renamed(error, "session.audio.output.voice") from None
+        known_voice(profile, self.audio.output.voice_name, "session")
 
 
 class TranscriptionSettings(Body):
@@ -169,7 +166,10 @@ def validated(model: type[Model], record: Any, path: str = "") -> Model:
     raise ApiError(400, f"{param}: {first['msg']}, got {shown(first['input'])}", param, "invalid_value")
 
 
-def renamed(error: ApiError, param: str) -> ApiError:
-    """The same, by the name that the field has here."""
-    message = error.message.removeprefix(f"{error.param}: ")
-    return ApiError(error.status, f"{param}: {message}", param, error.code)
+def known_voice(profile: ModelProfile, name: str | None, path: str) -> str | None:
+    """As `find_voice`; its ApiError has the name of the field here, that of the session or of one response."""
+    try:
+        return find_voice(profile, name)
+    except ApiError as error:
+        param, message = f"{path}.audio.output.voice", error.message.removeprefix(f"{error.param}: ")
+        raise ApiError(error.status, f"{param}: {message}", param, error.code) from None

@@ -8,6 +8,7 @@ join with it; a character that a combining mark may join, or move, in NFC; an ad
 import codecs
 import itertools
 import unicodedata
+from copy import copy
 
 from stretto.errors import InvalidRequest, shown
 from stretto.families.tokenizer import TextTokenizer
@@ -87,8 +88,8 @@ class SubwordStream:
 
         InvalidRequest where too much has come without the end of a word, or what the model has no tokens for.
         """
-        behind = SubwordStream.__new__(SubwordStream)
-        behind._stream, behind._subwords = self._stream.copy(), self._subwords
+        behind = copy(self)
+        behind._stream = self._stream.copy()
         ids = behind._stream.push(text.encode()) + (behind._stream.close() if is_last else [])
         if behind._stream.num_pending > MAX_PENDING_CHARS:
             expected = f"a word that ends within {MAX_PENDING_CHARS} characters"

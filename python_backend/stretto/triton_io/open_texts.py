@@ -130,7 +130,8 @@ class TextSessions:
             async with aclosing(self._model.generate(begun, utterance, pacer)) as chunks:
                 async for each in chunks:
                     yield replace(each, chunk=replace(each.chunk, index=each.chunk.index + 1))
-            del ending
+            if ending is not None:
+                await ending  # it has long come to its end; what it may have raised is not to be lost
         finally:
             del self._open[session.id]
 

@@ -53,6 +53,15 @@ async def test_a_written_turn_is_answered_in_speech(start: Start) -> None:
     assert json.loads(request["options"]) == {"seed": 5, "output": form}
 
 
+@pytest.mark.parametrize("voice", ["alloy", {"id": "alloy"}])
+async def test_a_reply_says_by_name_whose_voice_it_has(start: Start, voice: Any) -> None:
+    async with call(await start(answer(), TALKS)) as caller:
+        await caller.say("Well?")
+        await caller.send("response.create", response={"audio": {"output": {"voice": voice}}})
+        done = (await caller.until("response.done"))[-1].response
+    assert done.audio.output.voice == "alloy"
+
+
 async def test_sound_leaves_as_it_comes(start: Start) -> None:
     goes_on = asyncio.Event()
     running = await start(answer(Until(goes_on)), TALKS)
