@@ -17,10 +17,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.browser import Tab, chromium, driving
 from benchmarks.gateway import gateway
 from benchmarks.results_file import append_result
 from benchmarks.temporary_server import command_line, serving, stop_on_sigterm
-from tests.gateway.browser import Tab, chromium, driving
 
 TEXT = "It is twenty past nine and the garden door is open."
 IS_OPEN = "document.querySelector('#speak').checkVisibility()"

@@ -9,8 +9,8 @@ import grpc
 import numpy as np
 import pytest
 
+from benchmarks.browser import EXECUTABLE, Browser, Tab, chromium, driving
 from tests.client.fake_server import PROFILE, Abort, Chunk, ErrorText, Request, Step, Until
-from tests.gateway.browser import EXECUTABLE, Browser, Tab, chromium, driving
 from tests.gateway.conftest import Start
 from tests.gateway.test_chat import task
 
