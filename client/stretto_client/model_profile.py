@@ -89,7 +89,7 @@ def _read(kind: type[T], record: Any, path: str, own: dict[str, Callable[[Any, s
     for each in fields(kind):  # type: ignore[arg-type]
         where = f"{path}.{each.name}"
         if each.name in record:
-            read = own.get(each.name) or READERS[str(each.type)]
+            read = own.get(each.name) or READERS[each.type]
             values[each.name] = read(record[each.name], where)
         elif each.default is MISSING:
             raise ValueError(f"{where}: expected a value, got nothing")
@@ -124,12 +124,12 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:60]}…"
 
 
-READERS: dict[str, Callable[[Any, str], Any]] = {
-    str(str): _checker("text", lambda value: isinstance(value, str), str),
-    str(int): _checker("an integer", lambda value: isinstance(value, int) and not isinstance(value, bool), int),
-    str(float): _checker("a finite number", _is_number, float),
-    str(bool): _checker("true or false", lambda value: isinstance(value, bool), bool),
-    str(tuple[str, ...]): _checker("a list of texts", _is_list_of_text, tuple),
+READERS: dict[Any, Callable[[Any, str], Any]] = {  # by the type that a field is declared with
+    str: _checker("text", lambda value: isinstance(value, str), str),
+    int: _checker("an integer", lambda value: isinstance(value, int) and not isinstance(value, bool), int),
+    float: _checker("a finite number", _is_number, float),
+    bool: _checker("true or false", lambda value: isinstance(value, bool), bool),
+    tuple[str, ...]: _checker("a list of texts", _is_list_of_text, tuple),
 }
 
 

@@ -33,7 +33,7 @@ class Catalogue:
 
     @property
     def family(self) -> str:
-        """The family of which anybody was told last; none before that."""
+        """The family that anybody was told of last; '' before that."""
         return self._profile.family if self._profile else ""
 
     async def profile(self) -> ModelProfile:

@@ -77,30 +77,35 @@ class Conversation:
         return set(self.turns[-1]) - {"role"}
 
 
-def read_conversation(messages: list[Message], max_chars: int) -> Conversation:
-    """The turns of a request; ApiError names the part that cannot be read, or with which the texts are too long."""
-    conversation = Conversation()
-    num_chars = 0
+class Texts:
+    """Those of one conversation, of at most `max_chars` characters in all."""
 
-    def held(text: str, path: str) -> str:
-        nonlocal num_chars
-        num_chars += len(text)
-        if num_chars > max_chars:
-            raise refused(path, f"at most {max_chars} characters in all texts", f"{num_chars} characters")
+    def __init__(self, max_chars: int):
+        self._max_chars, self._num_chars = max_chars, 0
+
+    def add(self, text: str, path: str) -> str:
+        """One more, as it is; ApiError, of its `path`, where they become too long with it."""
+        self._num_chars += len(text)
+        if self._num_chars > self._max_chars:
+            raise refused(path, f"at most {self._max_chars} characters in all texts", f"{self._num_chars} characters")
         return text
 
+
+def read_conversation(messages: list[Message], max_chars: int) -> Conversation:
+    """The turns of a request; ApiError names the part that cannot be read, or with which the texts are too long."""
+    conversation, texts = Conversation(), Texts(max_chars)
     for index, message in enumerate(messages):
-        parts = message.content
+        parts, where = message.content, f"messages.{index}.content"
         if isinstance(parts, str):
-            conversation.turns.append({"role": ROLES[message.role], "text": held(parts, f"messages.{index}.content")})
+            conversation.turns.append({"role": ROLES[message.role], "text": texts.add(parts, where)})
             continue
         if not parts:
-            raise refused(f"messages.{index}.content", "text or at least one part", [])
+            raise refused(where, "text or at least one part", [])
         for place, part in enumerate(parts):
             turn = {"role": ROLES[message.role]}
-            path = f"messages.{index}.content.{place}"
+            path = f"{where}.{place}"
             if part.type == "text":
-                turn["text"] = held(given(part.text, f"{path}.text"), f"{path}.text")
+                turn["text"] = texts.add(given(part.text, f"{path}.text"), f"{path}.text")
             else:
                 conversation.files.append(read_base64(given(part.input_audio, f"{path}.input_audio").data, path))
                 turn["audio"] = "audio"

@@ -12,9 +12,9 @@ from stretto_gateway.sessions import Sessions
 
 SECONDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 RATIOS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.5, 2.0, 5.0)
-SILENCE = round(32768 * 10 ** (-50 / 20))  # -50 dBFS as a sample: what stays below is not heard
-LABELS = ["family", "task"]
 GAPS = (0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+LABELS = ["family", "task"]
+SILENCE = round(32768 * 10 ** (-50 / 20))  # -50 dBFS as a sample: what stays below is not heard
 
 
 class Metrics:

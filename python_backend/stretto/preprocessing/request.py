@@ -115,9 +115,9 @@ class Preprocessor:
             written.audios,
             written.delayed_tail,
             written.track,
-            options.manner.is_open,
-            written.num_reference_rows,
-            (pieces[-1].text or "") if options.manner.is_open else "",
+            is_open=options.manner.is_open,
+            num_reference_rows=written.num_reference_rows,
+            opening=(pieces[-1].text or "") if options.manner.is_open else "",
         )
 
     def _piece(
