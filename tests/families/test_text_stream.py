@@ -111,3 +111,21 @@ def test_what_waits_is_a_word_however_long_the_text(known: TextTokenizer) -> Non
     for _ in range(300):
         stream.push((string.ascii_lowercase[:5] + " ").encode())
     assert len(stream._pending) <= 7
+
+
+def test_of_a_long_word_only_its_end_is_looked_at_for_an_added_token(
+    known: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[str] = []
+    begins_added = TextTokenizer.begins_added
+
+    def count(tokenizer: TextTokenizer, text: str) -> bool:
+        looked_at.append(text)
+        return begins_added(tokenizer, text)
+
+    monkeypatch.setattr(TextTokenizer, "begins_added", count)
+    stream = TextStream(known)
+    stream.push(b"x" * 4000 + b"<thi")
+    assert stream.num_pending == len("<thi")
+    assert "<thi" in looked_at
+    assert len(looked_at) <= len("</think>"), "of 4,004 characters, with every part"

@@ -39,12 +39,11 @@ class TextStream:
     def push(self, text: bytes) -> list[int]:
         """The tokens that `text` completes; UnicodeDecodeError where it goes on with what is no UTF-8."""
         self._pending += self._decoder.decode(text)
-        ids, stops = self._split()
+        ids, spelled, stops = self._split()
         stop = self._stable_stop()
         num_bytes = max((each for each in stops if each <= stop), default=0)
-        rest = b"".join(map(self._tokenizer.bytes_of, ids))[num_bytes:]
-        ends = itertools.accumulate(len(self._tokenizer.bytes_of(token_id)) for token_id in ids)
-        self._pending = rest.decode()
+        ends = itertools.accumulate(map(len, spelled))
+        self._pending = b"".join(spelled)[num_bytes:].decode()
         return [token_id for token_id, end in zip(ids, ends, strict=True) if end <= num_bytes]
 
     def close(self) -> list[int]:
@@ -53,8 +52,8 @@ class TextStream:
         ids, self._pending = self._tokenizer.encode(self._pending), ""
         return ids
 
-    def _split(self) -> tuple[list[int], list[int]]:
-        """The tokens of what is pending, and behind how many bytes a pre-token that is more than space begins.
+    def _split(self) -> tuple[list[int], list[bytes], list[int]]:
+        """The tokens of what is pending, their bytes, and behind how many a pre-token that is more than space begins.
 
         What is pending is spelled from now on as the tokenizer has normalized it.
         """
@@ -67,13 +66,14 @@ class TextStream:
             if word.decode().strip():
                 starts.append(at)
             at += len(word)
-        return ids, starts
+        return ids, spelled, starts
 
     def _stable_stop(self) -> int:
         """How many bytes of what is pending no combining mark and no added token that has begun can change."""
         text = self._pending
         starter = next((at for at in reversed(range(len(text))) if not unicodedata.combining(text[at])), 0)
-        begun = next((at for at in range(len(text)) if self._tokenizer.begins_added(text[at:])), len(text))
+        first = max(0, len(text) - self._tokenizer.longest_added)  # what is longer has no added token's beginning
+        begun = next((at for at in range(first, len(text)) if self._tokenizer.begins_added(text[at:])), len(text))
         return len(text[: min(starter, begun)].encode())
 
 

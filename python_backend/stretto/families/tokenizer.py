@@ -18,6 +18,7 @@ class TextTokenizer:
             raise CheckpointError(f"{FILE}: expected a byte-level tokenizer, got {tokenizer.decoder}")
         tokenizer.encode_special_tokens = True  # a caller who writes "<|im_end|>" means these characters
         self._tokenizer = tokenizer
+        self._spelled: dict[int, bytes] = {}
 
     @classmethod
     def at(cls, checkpoint: Path) -> "TextTokenizer":
@@ -40,8 +41,16 @@ class TextTokenizer:
 
     def begins_added(self, text: str) -> bool:
         """Whether an added token that stands for its name begins with `text`, and goes on."""
-        names = (name.decode() for name in self._added.values())
-        return any(name.startswith(text) and len(name) > len(text) for name in names)
+        return any(name.startswith(text) and len(name) > len(text) for name in self._added_names)
+
+    @cached_property
+    def longest_added(self) -> int:
+        """How many characters the longest name of an added token has that stands for it."""
+        return max(map(len, self._added_names), default=0)
+
+    @cached_property
+    def _added_names(self) -> tuple[str, ...]:
+        return tuple(name.decode() for name in self._added.values() if name)
 
     @property
     def tokens(self) -> dict[int, str]:
@@ -50,6 +59,12 @@ class TextTokenizer:
 
     def bytes_of(self, token_id: int) -> bytes:
         """The UTF-8 bytes of a token, which may begin or end inside a character; none for a special or unused id."""
+        spelled = self._spelled.get(token_id)
+        if spelled is None:
+            spelled = self._spelled[token_id] = self._spell(token_id)
+        return spelled
+
+    def _spell(self, token_id: int) -> bytes:
         if token_id in self._added:
             return self._added[token_id]
         token = self._tokenizer.id_to_token(token_id)
