@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter
 from pydantic import Field
+from starlette.datastructures import State
 from starlette.requests import Request
 
 from stretto_gateway.api_error import ApiError, refused
@@ -37,8 +38,7 @@ async def create_batch(body: BatchRequest, request: Request) -> dict[str, Any]:
     shared = body.model_dump(exclude_unset=True, exclude={"items"})
     items = [SpeechItem(**shared | item.model_dump(exclude_unset=True)) for item in body.items]
     room = Room(gateway.limits.max_batch_bytes)
-    owner = request.state.owner
-    works = (result(gateway, index, item, room, owner) for index, item in enumerate(items))
+    works = (result(gateway, index, item, room, request.state) for index, item in enumerate(items))
     results = await unless_gone(request.receive, together(works))
     succeeded = sum(each["status"] == "success" for each in results)
     return {
@@ -70,10 +70,10 @@ class Room:
             raise ApiError(413, f"input: the batch has more than {self._size} bytes of audio; ask for fewer at once")
 
 
-async def result(gateway: Gateway, index: int, item: SpeechItem, room: Room, owner: str) -> dict[str, Any]:
+async def result(gateway: Gateway, index: int, item: SpeechItem, room: Room, asked: State) -> dict[str, Any]:
     """What came of one text, as far as there is room for it."""
     try:
-        options = await speech_options(gateway, item, owner)
+        options = await speech_options(gateway, item, asked)
         audio = bytearray()
         async with aclosing(audio_parts(gateway, item, options)) as parts:
             async for part in parts:

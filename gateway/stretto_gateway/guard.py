@@ -7,6 +7,7 @@ import logging
 import secrets
 import string
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from ipaddress import ip_address
@@ -101,6 +102,7 @@ class Guard:
             await exchange.converse(self._app, receive)
         else:
             body = Body(receive, self._max_bytes(scope["path"], headers), self._max_other(scope["path"]), self._held)
+            scope["state"]["keep"] = body.keep
             try:
                 await self._app(scope, body.receive, exchange.send)
             except Exception:
@@ -142,21 +144,33 @@ def too_large(max_bytes: int, which: str = "") -> ApiError:
 
 
 class Held:
-    """The bytes of all bodies that came and are not answered yet, but for the first SMALL_BYTES of each."""
+    """What callers have sent that is still kept for them; of bodies all but the first SMALL_BYTES of each.
+
+    A caller may have as many bytes as are left over: alone half of them, and nobody can take them all.
+    """
 
     def __init__(self, limits: Limits):
         self.limits = limits
-        self._num_bytes = 0
+        self._num_bytes = Counter[str]()
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all callers."""
+        return self._num_bytes.total()
 
     def add(self, num_bytes: int) -> None:
-        """So many more; ApiError 503 where there is no memory for them."""
-        if self._num_bytes + num_bytes > self.limits.max_held_bytes:
+        """So many more of CALLER; ApiError 503 where there is no memory for them."""
+        caller = CALLER.get()
+        if num_bytes and self._num_bytes[caller] + num_bytes > self.limits.max_held_bytes - self.num_bytes:
             raise ApiError(503, "too much comes in at once; try again", code="unavailable")
-        self._num_bytes += num_bytes
+        self._num_bytes[caller] += num_bytes
 
     def remove(self, num_bytes: int) -> None:
-        """So many less."""
-        self._num_bytes -= num_bytes
+        """So many less of CALLER."""
+        caller = CALLER.get()
+        self._num_bytes[caller] -= num_bytes
+        if not self._num_bytes[caller]:
+            del self._num_bytes[caller]  # of callers there is no end
 
 
 class Body:
@@ -194,12 +208,13 @@ class Body:
             self._num_other += len(part.translate(None, BASE64))
             if self._num_other > self._max_other:
                 raise too_large(self._max_other, " beside those of files")
-        self._hold(max(0, self._num_bytes - SMALL_BYTES))
+        self.keep(min(len(part), max(0, self._num_bytes - SMALL_BYTES)))
         return message
 
-    def _hold(self, num_bytes: int) -> None:
-        self._held.add(num_bytes - self._num_held)
-        self._num_held = num_bytes
+    def keep(self, num_bytes: int) -> None:
+        """So many more are held until the request is answered; ApiError 503 where there is no memory for them."""
+        self._held.add(num_bytes)
+        self._num_held += num_bytes
 
     def forget(self) -> None:
         """The request is answered."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from fastapi import APIRouter
+from starlette.datastructures import State
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -31,7 +32,7 @@ FIELDS = {"text": "input"} | IN_A_VOICE  # what those of the server are called h
 async def create_speech(body: SpeechRequest, request: Request) -> Response:
     """The audio of `input`, chunk by chunk; as server-sent events with `stream_format` `sse`."""
     gateway: Gateway = request.app.state.gateway
-    options = await speech_options(gateway, body, request.state.owner)
+    options = await speech_options(gateway, body, request.state)
     if body.timestamps and body.stream_format != "sse":
         raise refused("timestamps", "none without stream_format 'sse', which has room for them", True)
     if body.stream_format == "sse":
@@ -41,17 +42,17 @@ async def create_speech(body: SpeechRequest, request: Request) -> Response:
     return Streamed(parts, MEDIA_TYPES[body.response_format], gateway.limits.stall_s)
 
 
-async def speech_options(gateway: Gateway, item: SpeechItem, owner: str) -> dict[str, Any]:
+async def speech_options(gateway: Gateway, item: SpeechItem, asked: State) -> dict[str, Any]:
     """What `SpeechClient.speak` is told beside the text; ApiError for what this gateway, or this model, does not do.
 
-    owner: the caller, as the guard knows it, who may use the voices that it has brought.
+    asked: the request's, as the guard has filled it: whose it is, who may use the voices that it has brought.
     """
     profile = await gateway.catalogue.model(item.model)
     find_task(profile, ("tts",), "speak a text as it stands")
     if len(item.input) > gateway.limits.max_input_chars:
         expected = f"at most {gateway.limits.max_input_chars} characters"
         raise refused("input", expected, f"{len(item.input)} characters")
-    return item.for_server(profile, await brought_voice(gateway, profile, item.voice_name, owner))
+    return item.for_server(profile, await brought_voice(gateway, profile, item.voice_name, asked))
 
 
 async def audio_parts(gateway: Gateway, item: SpeechItem, options: dict[str, Any]) -> AsyncGenerator[bytes, None]:

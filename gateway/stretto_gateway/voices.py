@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, UploadFile
 from pydantic import Field
+from starlette.datastructures import State
 from starlette.requests import Request
 
 from stretto_client import ModelProfile, RecordedVoice, TaskProfile
@@ -79,16 +80,22 @@ async def delete_voice(voice_id: str, request: Request) -> dict[str, Any]:
     return {"id": voice_id, "object": "audio.voice.deleted", "deleted": True}
 
 
-async def brought_voice(gateway: Gateway, profile: ModelProfile, name: str | None, owner: str) -> RecordedVoice | None:
-    """The voice of an id, None where `name` is none; ApiError where the caller has not brought it, or the model
-    clones none."""
+async def brought_voice(
+    gateway: Gateway, profile: ModelProfile, name: str | None, asked: State
+) -> RecordedVoice | None:
+    """The voice of an id, None where `name` is none; ApiError where the caller has not brought it, the model clones
+    none, or there is no memory for its recording until the request is answered.
+
+    asked: the request's, as the guard has filled it.
+    """
     if name is None or ID.fullmatch(name) is None:
         return None
     task = cloning_task(profile, "voice")
-    found = await asyncio.to_thread(opened(gateway, "voice").find, owner, name)
+    found = await asyncio.to_thread(opened(gateway, "voice").find, asked.owner, name)
     if found is None:
         raise unknown(400, name)
     voice, recording = found
+    asked.keep(len(recording))
     return RecordedVoice(recording, voice.text if "text" in task.system else "")
 
 

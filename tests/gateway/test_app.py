@@ -166,7 +166,7 @@ async def test_a_sender_who_never_stops_is_told(start: Start) -> None:
 
 
 async def test_what_comes_in_at_once_has_a_limit_and_small_requests_have_none(start: Start) -> None:
-    running = await start(limits=Limits(max_held_bytes=100_000, drain_s=1))
+    running = await start(limits=Limits(max_held_bytes=200_000, drain_s=1))
     host, port = running.url.removeprefix("http://").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
     head = b"POST /v1/audio/speech HTTP/1.1\r\nhost: x\r\ncontent-length: 200000\r\n\r\n"

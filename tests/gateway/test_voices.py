@@ -1,5 +1,6 @@
 """Voices that callers bring: kept, used by their ids, forgotten, and nobody else's."""
 
+import asyncio
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ import pytest
 
 from stretto_gateway.config import Limits
 from stretto_gateway.voice_store import TooManyVoices, VoiceStore
-from tests.client.fake_server import PROFILE, Chunk, ErrorText, Request, Step
+from tests.client.fake_server import PROFILE, Chunk, ErrorText, Request, Step, Until
 from tests.gateway.conftest import SPOKEN, Running, Start
 
 KEYS = ("the-key-of-the-first", "the-key-of-the-other")
@@ -107,6 +108,23 @@ async def test_a_batch_and_a_long_text_take_it_too(start: Start, tmp_path: Path)
     assert len(with_voice) > 2
     assert {told(request)[1] for request in with_voice} == {RECORDING}
     assert [request["text"] for request in running.behind.requests if "text" in request] == [b"Two."]
+
+
+async def test_recordings_that_are_spoken_in_are_held_for_as_long_as_that_takes(start: Start, tmp_path: Path) -> None:
+    goes_on = asyncio.Event()
+    limits = Limits(max_held_bytes=2 * len(RECORDING) - 1, drain_s=1)
+    held_up = [SPOKEN[0], Until(goes_on), *SPOKEN[1:]]
+    voice = await brought(await start(SPOKEN, CLONES, voices=tmp_path))
+    running = await start(held_up, CLONES, limits, voices=tmp_path)
+    speaking = asyncio.ensure_future(Caller(running).speak(voice))
+    async with asyncio.timeout(60):
+        while not running.behind.requests:
+            await asyncio.sleep(0.01)
+    full = await Caller(running).speak(voice)
+    assert (full.status_code, full.json()["error"]["code"]) == (503, "unavailable")
+    goes_on.set()
+    assert (await speaking).status_code == 200
+    assert (await Caller(running).speak(voice)).status_code == 200
 
 
 async def test_nobody_else_sees_uses_or_deletes_it(start: Start, tmp_path: Path) -> None:

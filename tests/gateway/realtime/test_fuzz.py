@@ -96,7 +96,7 @@ def test_no_event_ends_a_session_or_is_a_failure(caplog: pytest.LogCaptureFixtur
             runner.run(accept_and_run(gateway, socket))
             errors = [each["error"]["event_id"] for each in line.said if each["type"] == "error"]
             assert "the last" in errors
-            assert not gateway.sessions.held._num_bytes, "what a session held it holds no longer"
+            assert not gateway.sessions.held.num_bytes, "what a session held it holds no longer"
             seen.update(each["type"] for each in line.said)
 
         talk()
