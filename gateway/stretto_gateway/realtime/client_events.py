@@ -3,15 +3,17 @@
 import base64
 import binascii
 import json
+from itertools import islice
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from stretto_gateway.api_error import ApiError, refused, shown
 from stretto_gateway.chat_request import MAX_PARTS
 from stretto_gateway.realtime.settings import ReplyAudio, ReplyOptions, validated
 from stretto_gateway.speech_request import Body, Text
 
+MAX_METADATA = 16
 Id = Annotated[Text, Field(min_length=1, max_length=64)]
 
 
@@ -74,6 +76,18 @@ class ItemTruncate(ItemEvent):
     audio_end_ms: int = Field(ge=0, le=10**9)
 
 
+def few(metadata: Any) -> Any:
+    """`metadata`, cut where there is too much of it: what is wrong would be listed for every value."""
+    return dict(islice(metadata.items(), MAX_METADATA + 1)) if isinstance(metadata, dict) else metadata
+
+
+Metadata = Annotated[
+    dict[Annotated[Text, Field(max_length=64)], Annotated[Text, Field(max_length=512)]],
+    BeforeValidator(few),
+    Field(max_length=MAX_METADATA),
+]
+
+
 class ReplyFields(ReplyOptions):
     """What of the session's settings does not hold for one reply."""
 
@@ -81,7 +95,7 @@ class ReplyFields(ReplyOptions):
     conversation: Literal["auto"] | None = None
     input: None = None
     options: dict[str, Any] | None = Field(default=None, description="as those of speech, for this reply")
-    metadata: Annotated[dict[Text, Text], Field(max_length=16)] | None = None
+    metadata: Metadata | None = None
 
 
 class ResponseCreate(ClientEvent):

@@ -5,7 +5,7 @@ import base64
 import time
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,11 @@ class Order:
     def speaks(self) -> bool:
         """Whether the reply is sound."""
         return "output" in self.options
+
+    @property
+    def num_bytes(self) -> int:
+        """What the files take, beside the conversation that they are of."""
+        return sum(map(len, self.files))
 
 
 def make_order(
@@ -102,9 +107,20 @@ class Reply:
         return min(self.item.num_samples, round((clock_s() - self._first_s) * DEFAULT_RATE))
 
     async def begin(self, tasks: asyncio.TaskGroup) -> None:
-        """Announce it, and make it in the background."""
-        await self._channel.send("response.created", response=self._record("in_progress", {}))
+        """Announce it, and make it in the background; ApiError where there is no memory for what is asked."""
+        held, num_bytes = self._gateway.sessions.held, self._order.num_bytes
+        held.add(num_bytes)
+        try:
+            await self._channel.send("response.created", response=self._record("in_progress", {}))
+        except BaseException:
+            held.remove(num_bytes)
+            raise
         self.task = tasks.create_task(self._run())
+        self.task.add_done_callback(lambda _: self._forget(num_bytes))
+
+    def _forget(self, num_bytes: int) -> None:
+        self._order = replace(self._order, turns=[], files=[])
+        self._gateway.sessions.held.remove(num_bytes)
 
     async def cancel(self, reason: str) -> None:
         """Give it up; nothing of it comes after this."""

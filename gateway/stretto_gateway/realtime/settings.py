@@ -11,6 +11,8 @@ from stretto_gateway.speech_request import Body, Text, VoiceId
 
 NO_LIST = Field(default=None, max_length=0, fail_fast=True)
 MAX_NAME_CHARS = 200  # of a field
+MAX_INSTRUCTION_CHARS = 100_000  # a session keeps them, beside the bytes that are counted
+Name = Annotated[Text, Field(max_length=MAX_NAME_CHARS)]
 Modality = Literal["text", "audio"]
 Modalities = Annotated[list[Modality], Field(min_length=1, max_length=1, fail_fast=True)]
 Model = TypeVar("Model", bound=BaseModel)
@@ -38,8 +40,8 @@ class ServerVad(Body):
 class Transcription(Body):
     """Asks for a transcript. `language` is what the caller knows; no family here asks for it."""
 
-    model: Text | None = None
-    language: Text | None = None
+    model: Name | None = None
+    language: Name | None = None
     prompt: Literal[""] | None = None
 
 
@@ -87,7 +89,7 @@ class HeardAudio(Body):
 class ReplyOptions(Body):
     """What a session may be told, and one reply otherwise. No family has tools, or another length than its own."""
 
-    instructions: Text | None = None
+    instructions: Annotated[Text, Field(max_length=MAX_INSTRUCTION_CHARS)] | None = None
     output_modalities: Modalities | None = None
     max_output_tokens: Literal["inf"] | None = None
     tools: list[Any] | None = NO_LIST

@@ -26,14 +26,17 @@ class Transcriber:
         self._running: set[asyncio.Task[None]] = set()
 
     async def begin(self, item: Item, tasks: asyncio.TaskGroup) -> None:
-        """Write the recording of an item down in the background."""
+        """Write the recording of an item down in the background; ApiError where there is no memory for it meanwhile."""
         if len(self._running) >= MAX_WAITING:
             error = ApiError(429, f"{MAX_WAITING} recordings wait already; try again", code="rate_limit_exceeded")
             await self._fail(item, error)
             return
+        held, num_bytes = self._gateway.sessions.held, len(item.parts[0].pcm)
+        held.add(num_bytes)  # also while the conversation has it: there it may be deleted
         task = tasks.create_task(self._run(item))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+        task.add_done_callback(lambda _: held.remove(num_bytes))
 
     async def complete(self) -> None:
         """Until all are told."""

@@ -1,6 +1,8 @@
 """What holds for everybody who opens a WebSocket: keys, pages from elsewhere, sizes, numbers, times, the end."""
 
 import asyncio
+import base64
+import gc
 import json
 import logging
 from contextlib import suppress
@@ -8,11 +10,16 @@ from typing import Any
 
 import pytest
 import websockets
+from pydantic import ValidationError
 from websockets.frames import Frame, Opcode
 
 from stretto_gateway import socket
+from stretto_gateway.api_error import ApiError
 from stretto_gateway.config import Limits
-from tests.client.fake_server import Until
+from stretto_gateway.realtime.client_events import MAX_METADATA, ReplyFields
+from stretto_gateway.realtime.reply import Order
+from stretto_gateway.realtime.settings import RealtimeSettings, updated
+from tests.client.fake_server import Chunk, Until
 from tests.gateway.conftest import Running, Start
 from tests.gateway.realtime.caller import RATE, TALKS, answer, call, silence
 
@@ -88,13 +95,103 @@ async def test_an_unknown_model_opens_no_session(start: Start) -> None:
 
 
 async def test_sessions_have_a_number(start: Start) -> None:
-    running = await start(limits=Limits(max_sessions=2, drain_s=1))
+    running = await start(limits=Limits(max_sessions=4, drain_s=1))
     async with call(running, "tiny"), call(running, "tiny"):
         assert await running.metric("gateway_sessions") == 2
-        assert await status(running) == 429
+        assert await status(running) == 429, "alone a caller has half"
     while await running.metric("gateway_sessions"):
         await asyncio.sleep(0.01)
     assert await status(running) == 101
+
+
+async def test_one_caller_leaves_sessions_and_memory_to_others(start: Start) -> None:
+    other = f"{KEY}-of-another"
+    running = await start(keys=(KEY, other), limits=Limits(max_sessions=4, max_held_bytes=2 * RATE, drain_s=1))
+    one, another = ({"authorization": f"Bearer {key}"} for key in (KEY, other))
+    append = json.dumps({"type": "input_audio_buffer.append", "audio": base64.b64encode(bytes(RATE)).decode()})
+    async with (
+        open_socket(running, additional_headers=one) as first,
+        open_socket(running, additional_headers=one) as second,
+    ):
+        assert await status(running, additional_headers=one) == 429
+        for opened in (first, second):
+            await ask(opened, json.dumps({"type": "session.update", "session": NO_VAD}), "session.updated")
+        await first.send(append)
+        assert (await ask(first, '{"type": "no"}', "error"))["error"]["param"] == "type"  # after that
+        assert (await ask(second, append, "error"))["error"]["code"] == "unavailable"
+        async with open_socket(running, additional_headers=another) as third:
+            await ask(third, json.dumps({"type": "session.update", "session": NO_VAD}), "session.updated")
+            few = append.replace(base64.b64encode(bytes(RATE)).decode(), "AAAA" * 2)
+            await third.send(few)
+            await ask(third, '{"type": "input_audio_buffer.clear"}', "input_audio_buffer.cleared")
+
+
+async def ask(opened: Any, message: str, kind: str) -> Any:
+    """Send an event; the next of that type."""
+    await opened.send(message)
+    async with asyncio.timeout(60):
+        while True:
+            event = json.loads(await opened.recv())
+            if event["type"] == kind:
+                return event
+
+
+async def test_what_a_reply_is_made_of_counts_and_goes_with_it(start: Start) -> None:
+    goes_on = asyncio.Event()
+    running = await start(answer(Until(goes_on)), TALKS)
+    held = running.app.state.gateway.sessions.held
+    async with call(running) as caller:
+        await caller.update()
+        await caller.hear(silence(0.5))
+        await caller.send("input_audio_buffer.commit")
+        item = (await caller.until("conversation.item.done"))[-1].item.id
+        await caller.send("response.create")
+        await caller.until("response.output_audio.delta")
+        await caller.send("conversation.item.delete", item_id=item)
+        await caller.until("conversation.item.deleted")
+        assert held.num_bytes >= RATE, "the reply has it still"
+        goes_on.set()
+        await caller.until("response.done")
+        async with asyncio.timeout(60):
+            while held.num_bytes:
+                await asyncio.sleep(0.01)
+        gc.collect()
+        assert not [each for each in gc.get_objects() if isinstance(each, Order) and each.files]
+
+
+async def test_recordings_that_wait_for_their_transcripts_count(start: Start) -> None:
+    goes_on = asyncio.Event()
+    written = [Chunk(0, None, text="so"), Until(goes_on), Chunk(1, None, text=" it", is_final=True, is_last=True)]
+    running = await start(written)
+    held = running.app.state.gateway.sessions.held
+    async with call(running, "whisper-1") as caller:
+        await caller.update(type="transcription")
+        for num in (1, 2):
+            await caller.hear(silence(0.5))
+            await caller.send("input_audio_buffer.commit")
+            await caller.until("conversation.item.done")
+            assert held.num_bytes == num * RATE
+        goes_on.set()
+        for _ in range(2):
+            await caller.until("conversation.item.input_audio_transcription.completed")
+        async with asyncio.timeout(60):
+            while held.num_bytes:
+                await asyncio.sleep(0.01)
+
+
+def test_of_what_is_wrong_with_metadata_there_is_a_short_list() -> None:
+    with pytest.raises(ValidationError) as raised:
+        ReplyFields.model_validate({"metadata": {str(number): number for number in range(10_000)}})
+    assert raised.value.error_count() <= MAX_METADATA + 1
+    with pytest.raises(ValidationError, match="at most 16 items"):
+        ReplyFields.model_validate({"metadata": {str(number): "" for number in range(10_000)}})
+
+
+def test_what_a_session_keeps_of_its_settings_is_short() -> None:
+    long = "a" * 100_001
+    for session in ({"instructions": long}, {"audio": {"input": {"transcription": {"language": long}}}}):
+        with pytest.raises(ApiError, match="at most"):
+            updated(RealtimeSettings(model="tiny"), {"type": "realtime"} | session, "tiny", True)
 
 
 async def test_a_message_has_a_size(start: Start) -> None:
@@ -139,8 +236,8 @@ async def test_audio_that_nobody_commits_has_an_end(start: Start) -> None:
         await caller.hear(silence(0.5))
         await caller.ask("input_audio_buffer.clear")
         held = running.app.state.gateway.sessions.held
-        assert held._num_bytes == RATE, "half a second that is committed"
-    while held._num_bytes:
+        assert held.num_bytes == RATE, "half a second that is committed"
+    while held.num_bytes:
         await asyncio.sleep(0.01)
 
 
@@ -150,11 +247,11 @@ async def test_silence_is_not_kept(start: Start) -> None:
         for _ in range(4):
             await caller.hear(silence(2.5))  # more than the family hears at once
             assert (await caller.ask("input_audio_buffer.append", audio="?")).error.param == "audio"
-            assert running.app.state.gateway.sessions.held._num_bytes < RATE
+            assert running.app.state.gateway.sessions.held.num_bytes < RATE
 
 
 async def test_what_all_sessions_hold_has_an_end(start: Start) -> None:
-    running = await start(limits=Limits(max_held_bytes=RATE, drain_s=1))
+    running = await start(limits=Limits(max_held_bytes=2 * RATE, drain_s=1))
     async with call(running) as first, call(running) as second:
         await first.update()
         await second.update()
