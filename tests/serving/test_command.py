@@ -205,7 +205,7 @@ def test_who_starts_a_gateway_is_told_where_its_page_is(launch: Callable[..., La
 def test_aborted_starts_are_tried_again(launch: Callable[..., Launched]) -> None:
     server = launch(2)
     server.until(lambda: "ready after" in server.said)
-    assert "start 2 of 4 aborted: the server ended with signal SIGABRT: boost" in server.said
+    assert "start 2 of 10 aborted: the server ended with signal SIGABRT: boost" in server.said
 
 
 def test_a_server_that_aborts_every_time_is_given_up(launch: Callable[..., Launched]) -> None:
@@ -223,7 +223,7 @@ def test_a_start_that_hangs_is_tried_again(launch: Callable[..., Launched], tmp_
     hang(tmp_path, 1, way)
     server = launch()
     server.until(lambda: "ready after" in server.said)
-    assert f"start 1 of 4 aborted: the server has {HANGS[way]} for 0.5 s" in server.said
+    assert f"start 1 of 10 aborted: the server has {HANGS[way]} for 0.5 s" in server.said
     assert (tmp_path / "starts").read_text().count("\n") == 2
     assert len(server.processes()) == 2, "the server and its stub, nobody of the start that hung"
 

@@ -83,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--log-file", help=f"the server's output; '-' is standard output (default: in {state})")
     flags.add_argument("--cache", type=Path, default=cache_folder(), help="private files of the launcher")
     flags.add_argument("--start-seconds", type=float, default=600, help="give up a start after this long")
-    flags.add_argument("--start-attempts", type=int, default=4, help="starts tried when the server aborts")
+    flags.add_argument("--start-attempts", type=int, default=10, help="starts tried when the server aborts")
     flags.add_argument("--drain-seconds", type=float, default=30, help="longest wait for running streams on SIGTERM")
     action = flags.add_mutually_exclusive_group()
     action.add_argument("--status", action="store_true", help="print the launcher's state; 0 when it is ready")
