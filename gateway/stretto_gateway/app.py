@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from stretto_gateway import batch, chat, models, page, speech, transcription, voices
+from stretto_gateway import batch, chat, models, page, speech, speech_stream, transcription, voices
 from stretto_gateway.api_error import ApiError
 from stretto_gateway.config import GatewayConfig
 from stretto_gateway.gateway import Gateway
@@ -38,7 +38,7 @@ def make_app(config: GatewayConfig) -> FastAPI:
     # The pages with documentation would load scripts from elsewhere.
     app = FastAPI(title="Stretto", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.is_draining = False
-    for part in (speech, batch, transcription, chat, realtime, models, voices, page):
+    for part in (speech, speech_stream, batch, transcription, chat, realtime, models, voices, page):
         app.include_router(part.router)
     app.add_api_route("/health/live", live)
     app.add_api_route("/health/ready", ready)

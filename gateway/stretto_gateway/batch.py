@@ -75,7 +75,7 @@ async def result(gateway: Gateway, index: int, item: SpeechItem, room: Room, ask
     try:
         options = await speech_options(gateway, item, asked)
         audio = bytearray()
-        async with aclosing(audio_parts(gateway, item, options)) as parts:
+        async with aclosing(audio_parts(gateway, item, item.input, options)) as parts:
             async for part in parts:
                 room.take(len(part))
                 audio += part

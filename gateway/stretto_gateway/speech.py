@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -19,13 +19,14 @@ from stretto_gateway.catalogue import find_task
 from stretto_gateway.encoding import MEDIA_TYPES, Encoder, FfmpegEncoder, make_encoder
 from stretto_gateway.events import heard
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.speech_request import SpeechItem, SpeechRequest
+from stretto_gateway.speech_request import SpeechItem, SpeechOptions, SpeechRequest
 from stretto_gateway.streamed import Streamed
 from stretto_gateway.voices import brought_voice
 
 router = APIRouter()
 IN_A_VOICE = {"messages[1].text": "input", "messages[0].text": "voice", "audio": "voice", "messages": "voice"}
 FIELDS = {"text": "input"} | IN_A_VOICE  # what those of the server are called here
+WRITTEN_FIELDS = FIELDS | {"text": "text", "messages[1].text": "text"}  # and where the text comes in pieces
 
 
 @router.post("/v1/audio/speech")
@@ -38,27 +39,34 @@ async def create_speech(body: SpeechRequest, request: Request) -> Response:
     if body.stream_format == "sse":
         parts = sse_parts(gateway, body, options)
         return Streamed(parts, "text/event-stream", gateway.limits.stall_s, sse_error)
-    parts = audio_parts(gateway, body, options)
+    parts = audio_parts(gateway, body, body.input, options)
     return Streamed(parts, MEDIA_TYPES[body.response_format], gateway.limits.stall_s)
 
 
 async def speech_options(gateway: Gateway, item: SpeechItem, asked: State) -> dict[str, Any]:
+    """As `voice_options`; ApiError, too, for a text that is longer than this gateway takes."""
+    if len(item.input) > gateway.limits.max_input_chars:
+        expected = f"at most {gateway.limits.max_input_chars} characters"
+        raise refused("input", expected, f"{len(item.input)} characters")
+    return await voice_options(gateway, item, asked)
+
+
+async def voice_options(gateway: Gateway, item: SpeechOptions, asked: State) -> dict[str, Any]:
     """What `SpeechClient.speak` is told beside the text; ApiError for what this gateway, or this model, does not do.
 
     asked: the request's, as the guard has filled it: whose it is, who may use the voices that it has brought.
     """
     profile = await gateway.catalogue.model(item.model)
     find_task(profile, ("tts",), "speak a text as it stands")
-    if len(item.input) > gateway.limits.max_input_chars:
-        expected = f"at most {gateway.limits.max_input_chars} characters"
-        raise refused("input", expected, f"{len(item.input)} characters")
     return item.for_server(profile, await brought_voice(gateway, profile, item.voice_name, asked))
 
 
-async def audio_parts(gateway: Gateway, item: SpeechItem, options: dict[str, Any]) -> AsyncGenerator[bytes, None]:
-    """The bytes of the file, as they come."""
+async def audio_parts(
+    gateway: Gateway, item: SpeechOptions, text: str | AsyncIterable[str], options: dict[str, Any]
+) -> AsyncGenerator[bytes, None]:
+    """The bytes of the file in which `text` is spoken, as they come; the text may come meanwhile, too."""
     encoder = make_encoder(item.response_format, item.sample_rate)
-    async with spoken(gateway, item.input, options) as events:
+    async with spoken(gateway, text, options) as events:
         async for event in events:
             if event.pcm is not None and (part := await encoded(encoder, event.pcm)):
                 yield part
@@ -116,11 +124,12 @@ def sse_error(error: ApiError) -> bytes:
 
 @asynccontextmanager
 async def spoken(
-    gateway: Gateway, text: str, options: dict[str, Any]
+    gateway: Gateway, text: str | AsyncIterable[str], options: dict[str, Any]
 ) -> AsyncIterator[AsyncGenerator[SpeechEvent, None]]:
     """The events of the speech, which ends with the block; ApiError where it fails, or is no sound at all."""
     trace = gateway.metrics.trace("tts")
+    fields = FIELDS if isinstance(text, str) else WRITTEN_FIELDS
     async with gateway.admission.place():
         speech = gateway.client.speak(text, **options)
-        async with aclosing(heard(speech, FIELDS, trace)) as events:
+        async with aclosing(heard(speech, fields, trace)) as events:
             yield events

@@ -48,6 +48,7 @@ async def test_every_line_of_the_page_runs(start: Start, tmp_path: Path, monkeyp
     assert names["text"] == "It is twenty past nine."
     assert names["heard"] == "It is twenty past nine."
     assert names["said"] == b"\x00\x20" * NUM_SAMPLES
+    assert names["written"] == b"\x00\x20" * NUM_SAMPLES
     assert names["names"] == ["tiny"]
     assert (tmp_path / "speech.mp3").stat().st_size > 1000
     assert (tmp_path / "mine.mp3").stat().st_size > 1000

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+from collections.abc import Awaitable
 from contextlib import suppress
 from typing import Any
 
@@ -31,9 +32,16 @@ class Channel:
     async def send(self, kind: str, **fields: Any) -> None:
         """Send an event; SessionEnd where nobody takes it."""
         record = {"type": kind, "event_id": new_id("event")} | fields
+        await self._taken(self._socket.send_text(json.dumps(record)))
+
+    async def send_bytes(self, data: bytes) -> None:
+        """Send some of a file as a message of its own; SessionEnd where nobody takes it."""
+        await self._taken(self._socket.send_bytes(data))
+
+    async def _taken(self, sending: Awaitable[None]) -> None:
         try:
             async with asyncio.timeout(self._stall_s):
-                await self._socket.send_text(json.dumps(record))
+                await sending
         except TimeoutError:
             LOG.warning("a listener took nothing for %g s and was left", self._stall_s)
             raise SessionEnd from None

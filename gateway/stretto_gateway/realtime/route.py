@@ -1,6 +1,7 @@
 """The connection: who comes in, how long a session goes on, and how it ends."""
 
 import asyncio
+from typing import Protocol
 
 from fastapi import APIRouter
 from starlette.websockets import WebSocket
@@ -15,6 +16,14 @@ router = APIRouter()
 PROTOCOL = "realtime"  # what a browser's page offers beside its key, and has to be answered
 TRANSCRIBERS = ("whisper", "transcribe")  # in the names of OpenAI's models that do nothing else
 DONE, RESTART = 1000, 1012  # RFC 6455, section 7.4.1, and its registry
+
+
+class Completes(Protocol):
+    """A session, as what ends one knows it."""
+
+    async def complete(self) -> None:
+        """Until what it is making is made."""
+        ...
 
 
 @router.websocket("/v1/realtime")
@@ -75,7 +84,7 @@ async def listen(gateway: Gateway, socket: WebSocket, session: Session) -> None:
         await session.handle(message.get("text"))
 
 
-async def until_draining(gateway: Gateway, session: Session) -> None:
+async def until_draining(gateway: Gateway, session: Completes) -> None:
     """End a session with the gateway, once what it is making is made."""
     await gateway.sessions.draining.wait()
     await session.complete()

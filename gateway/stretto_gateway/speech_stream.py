@@ -1,0 +1,249 @@
+"""`WS /v1/audio/speech/stream`: a text that arrives while it is spoken. Events by vLLM-Omni's names."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, aclosing, contextmanager, suppress
+from typing import Annotated, Literal
+
+from fastapi import APIRouter
+from pydantic import Field
+from starlette.datastructures import State
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from stretto_gateway.api_error import ApiError, refused
+from stretto_gateway.gateway import Gateway
+from stretto_gateway.guard import Held
+from stretto_gateway.realtime.channel import Channel, SessionEnd
+from stretto_gateway.realtime.client_events import read_json
+from stretto_gateway.realtime.route import DONE, first, until_draining, until_expired
+from stretto_gateway.realtime.settings import validated
+from stretto_gateway.speech import audio_parts, voice_options
+from stretto_gateway.speech_request import Body, SpeechOptions, Text
+from stretto_gateway.written_text import WrittenText
+
+router = APIRouter()
+KINDS = ("session.config", "input.text", "input.done", "session.close")
+
+
+class SessionConfig(SpeechOptions):
+    """How all that follows is spoken, until there is another one."""
+
+    type: Literal["session.config"]
+    stream_audio: Literal[True] | None = Field(default=None, description="sound always leaves as it is made")
+
+
+class InputText(Body):
+    """More of a text."""
+
+    type: Literal["input.text"]
+    text: Text
+
+
+class Signal(Body):
+    """An event that says nothing but its type."""
+
+    type: Annotated[str, Field(max_length=32)]
+
+
+@router.websocket("/v1/audio/speech/stream")
+async def open_stream(socket: WebSocket) -> None:
+    """Speak what is written, while it is written."""
+    gateway: Gateway = socket.app.state.gateway
+    try:
+        with gateway.sessions.place():
+            await socket.accept()
+            await run(gateway, socket)
+    except ApiError as error:
+        await socket.send_denial_response(error.response())
+
+
+async def run(gateway: Gateway, socket: WebSocket) -> None:
+    """The session from its first event to its last."""
+    channel = StreamChannel(socket, gateway.limits.stall_s)
+    end = SessionEnd()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            session = StreamSession(gateway, channel, socket.state.owner, tasks)
+            try:
+                tasks.create_task(until_draining(gateway, session))
+                tasks.create_task(until_expired(gateway.limits.session_s))
+                await listen(gateway, socket, session)
+            finally:
+                session.close()
+    except* SessionEnd as ends:
+        end = first(ends)
+    if end.code is not None:
+        await channel.close(end)
+
+
+async def listen(gateway: Gateway, socket: WebSocket, session: "StreamSession") -> None:
+    """Hand events to the session until there are no more; SessionEnd then."""
+    while True:
+        # Who has begun a text keeps a place from others, and the server waiting.
+        patience_s = gateway.limits.stall_s if session.is_open else gateway.limits.idle_s
+        try:
+            async with asyncio.timeout(patience_s):
+                message = await socket.receive()
+        except TimeoutError:
+            raise SessionEnd(DONE, f"nothing came for {patience_s:g} s") from None
+        if message["type"] == "websocket.disconnect":
+            raise SessionEnd
+        await session.handle(message.get("text"))
+
+
+@contextmanager
+def asking(owner: str, held: Held) -> Iterator[State]:
+    """What the guard tells of a request, for one of a connection: whose it is, and what is held until it ends."""
+    kept = list[int]()
+
+    def keep(num_bytes: int) -> None:
+        held.add(num_bytes)
+        kept.append(num_bytes)
+
+    try:
+        yield State({"owner": owner, "keep": keep})
+    finally:
+        held.remove(sum(kept))
+
+
+class StreamChannel(Channel):
+    """Tells errors with their `message` beside the `error`, where vLLM-Omni's clients look for it."""
+
+    async def tell(self, error: ApiError, event_id: str | None = None) -> None:
+        await self.send("error", message=error.message, **error.record())
+
+    async def close(self, end: SessionEnd) -> None:
+        """The same, without an error where the client has asked for the end."""
+        if end.reason:
+            await super().close(end)
+            return
+        assert end.code is not None
+        with suppress(WebSocketDisconnect, RuntimeError, TimeoutError):
+            async with asyncio.timeout(self._stall_s):
+                await self._socket.close(end.code)
+
+
+class StreamSession:
+    """One connection, and of its utterances the one that is being spoken, which `tasks` runs."""
+
+    def __init__(self, gateway: Gateway, channel: Channel, owner: str, tasks: asyncio.TaskGroup):
+        self._gateway, self._channel, self._owner, self._tasks = gateway, channel, owner, tasks
+        self._config: SessionConfig | None = None
+        self._num_utterances = 0
+        self._text: WrittenText | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._is_closing = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more of a text is to come."""
+        return self._text is not None and not self._text.is_ended
+
+    @property
+    def _is_speaking(self) -> bool:
+        return self._task is not None and not self._task.done()
+
+    def _asking(self) -> AbstractContextManager[State]:
+        return asking(self._owner, self._gateway.sessions.held)
+
+    async def handle(self, message: str | None) -> None:
+        """Do what an event says, or tell what is wrong with it."""
+        try:
+            record = read_json(message)
+            match record.get("type"):
+                case "session.config":
+                    await self._configure(validated(SessionConfig, record))
+                case "input.text":
+                    self._write(validated(InputText, record).text)
+                case "input.done":
+                    validated(Signal, record)
+                    await self._end_text()
+                case "session.close":
+                    validated(Signal, record)
+                    self._end()
+                case kind:
+                    raise refused("type", f"one of {', '.join(KINDS)}", kind)
+        except ApiError as error:
+            await self._channel.tell(error)
+
+    async def complete(self) -> None:
+        """Until the utterance is spoken whose text has begun."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    def close(self) -> None:
+        """Forget what was written."""
+        if self._text is not None:
+            self._text.close()
+
+    async def _configure(self, config: SessionConfig) -> None:
+        self._expect_silence("session.config")
+        with self._asking() as asked:
+            await voice_options(self._gateway, config, asked)
+        self._config = config
+
+    def _write(self, piece: str) -> None:
+        if not self.is_open:
+            self._expect_silence("input.text")
+            config = self._configured()
+            if self._is_closing or not piece:
+                return
+            self._text = WrittenText(self._gateway.limits.max_input_chars, self._gateway.sessions.held)
+            self._task = self._tasks.create_task(self._speak(config, self._text, self._num_utterances))
+            self._num_utterances += 1
+        assert self._text is not None
+        self._text.add(piece)
+
+    async def _end_text(self) -> None:
+        if self._text is not None and self.is_open:
+            self._text.end()
+            return
+        self._expect_silence("input.done")
+        self._configured()
+        index, self._num_utterances = self._num_utterances, self._num_utterances + 1
+        await self._channel.send("session.done", utterance_index=index, total_sentences=0)
+
+    def _end(self) -> None:
+        if self._text is not None:
+            self._text.end()
+        if not self._is_closing:
+            self._is_closing = True
+            self._tasks.create_task(self._end_when_complete())
+
+    async def _end_when_complete(self) -> None:
+        await self.complete()
+        raise SessionEnd(DONE)
+
+    def _configured(self) -> SessionConfig:
+        if self._config is None:
+            raise refused("type", "session.config first", "none before")
+        return self._config
+
+    def _expect_silence(self, kind: str) -> None:
+        if self._is_speaking:
+            told = f"type: {kind} has to wait for the session.done of the utterance before"
+            raise ApiError(400, told, "type", "utterance_in_progress")
+
+    async def _speak(self, config: SessionConfig, text: WrittenText, index: int) -> None:
+        """One utterance: its audio, and what is told around it. Where it fails, the rest of its text is passed over."""
+        place = {"utterance_index": index, "sentence_index": 0}
+        num_bytes, has_failed = 0, False
+        try:
+            with self._asking() as asked:
+                options = await voice_options(self._gateway, config, asked)
+                async with aclosing(audio_parts(self._gateway, config, text.pieces(), options)) as parts:
+                    async for part in parts:
+                        if not num_bytes:
+                            form = {"format": config.response_format, "sample_rate": config.sample_rate}
+                            await self._channel.send("audio.start", **place, sentence_text="", **form)
+                        await self._channel.send_bytes(part)
+                        num_bytes += len(part)
+        except ApiError as error:
+            has_failed = True
+            await self._channel.tell(error)
+        finally:
+            text.close()
+        if num_bytes:
+            await self._channel.send("audio.done", **place, total_bytes=num_bytes, error=has_failed)
+        await text.ended()
+        await self._channel.send("session.done", utterance_index=index, total_sentences=1)

@@ -1,0 +1,409 @@
+"""`WS /v1/audio/speech/stream`: what is written is spoken meanwhile, within bounds, and to nobody who has left."""
+
+import asyncio
+import io
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import av
+import grpc
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.websockets import WebSocket
+
+from stretto_gateway import socket
+from stretto_gateway.config import GatewayConfig, Limits
+from stretto_gateway.encoding import MEDIA_TYPES
+from stretto_gateway.gateway import Gateway
+from stretto_gateway.speech_stream import KINDS, run
+from tests.client.fake_server import PROFILE, Abort, Chunk, ErrorText, FakeServer, Request, Step, Taken, Until
+from tests.gateway.conftest import SPOKEN, Running, Start
+from tests.gateway.realtime.test_bounds import closed, open_socket
+from tests.gateway.test_fuzz import JSON
+from tests.gateway.test_voices import CLONES, RECORDING, brought
+
+PATH = "/v1/audio/speech/stream"
+PIECES = ("It is ", "twen", "ty past", " nine.")
+EXAMPLES = 200
+
+
+class Writer:
+    """A client of one socket."""
+
+    def __init__(self, opened: Any):
+        self.opened = opened
+
+    async def send(self, kind: str, **fields: Any) -> None:
+        await self.opened.send(json.dumps({"type": kind, **fields}))
+
+    async def write(self, *pieces: str) -> None:
+        for piece in pieces:
+            await self.send("input.text", text=piece)
+
+    async def next(self) -> Any:
+        """An event, or bytes."""
+        async with asyncio.timeout(60):
+            message = await self.opened.recv()
+        return message if isinstance(message, bytes) else json.loads(message)
+
+    async def until(self, kind: str) -> tuple[list[dict[str, Any]], bytes]:
+        """The events up to one of that type, and the sound between them."""
+        events, sound = list[dict[str, Any]](), b""
+        while not events or events[-1]["type"] != kind:
+            message = await self.next()
+            if isinstance(message, bytes):
+                sound += message
+            else:
+                events.append(message)
+        return events, sound
+
+    async def utterance(self, *pieces: str) -> tuple[list[dict[str, Any]], bytes]:
+        await self.write(*pieces)
+        await self.send("input.done")
+        return await self.until("session.done")
+
+
+async def begin(opened: Any, **config: Any) -> Writer:
+    """A client that has said how it wants to hear."""
+    writer = Writer(opened)
+    await writer.send("session.config", **{"response_format": "pcm"} | config)
+    return writer
+
+
+def kinds(events: list[dict[str, Any]]) -> list[str]:
+    return [event["type"] for event in events]
+
+
+def packets(data: bytes, name: str) -> list[bytes]:
+    """What a file is made of; of Ogg without the pages around it, which have a number that is drawn."""
+    if name != "opus":
+        return [data]
+    with av.open(io.BytesIO(data), format="ogg") as container:
+        return [bytes(packet) for packet in container.demux(audio=0)]
+
+
+async def idle(running: Running) -> None:
+    """Until nothing is made, open or held any more."""
+    async with asyncio.timeout(60):
+        while await running.metric("gateway_active") or await running.metric("gateway_sessions"):
+            await asyncio.sleep(0.01)
+    assert not running.app.state.gateway.sessions.held._num_bytes
+
+
+@pytest.mark.parametrize("name", MEDIA_TYPES)
+async def test_the_sound_is_that_of_the_text_at_once_in_every_format(start: Start, name: str) -> None:
+    running = await start()
+    request = {"model": "tts-1", "voice": "rms", "response_format": name, "seed": 3}
+    async with running.http() as http:
+        whole = (await http.post("/v1/audio/speech", json=request | {"input": "".join(PIECES)})).content
+    async with open_socket(running, PATH) as opened:
+        events, sound = await (await begin(opened, **request)).utterance(*PIECES)
+    assert packets(sound, name) == packets(whole, name)
+    assert kinds(events) == ["audio.start", "audio.done", "session.done"]
+    begun, done, over = ({name: event[name] for name in event if name != "event_id"} for event in events)
+    place = {"utterance_index": 0, "sentence_index": 0}
+    assert begun == {"type": "audio.start", "sentence_text": "", "format": name, "sample_rate": 24_000} | place
+    assert done == {"type": "audio.done", "total_bytes": len(whole), "error": False} | place
+    assert over == {"type": "session.done", "utterance_index": 0, "total_sentences": 1}
+    for key in ("text", "options"):
+        assert running.behind.requests[0][key] == running.behind.requests[1][key]
+    assert await running.metric("audio_ttfp_seconds_count") == 2
+
+
+async def test_a_sentence_is_heard_while_the_next_is_written(start: Start) -> None:
+    running = await start()
+    async with open_socket(running, PATH) as opened:
+        writer = await begin(opened)
+        await writer.write("It is twenty past nine. And ")
+        await writer.until("audio.start")
+        assert isinstance(await writer.next(), bytes)
+        await writer.write("now it is ten.")
+        await writer.send("input.done")
+        await writer.until("session.done")
+    assert [request["text"] for request in running.behind.requests] == [
+        b"It is twenty past nine.",
+        b"And now it is ten.",
+    ]
+
+
+async def test_live_text_is_fed_as_it_comes(start: Start) -> None:
+    parts, complete = list[dict[str, Any]](), asyncio.Event()
+    text = ""
+
+    def script(request: Request) -> list[Step]:
+        nonlocal text
+        text += request["text"].decode()
+        if "session" not in request:
+            return [Chunk(0, 640, is_16_bit=True, session="s1"), Until(complete), *SPOKEN]
+        parts.append(json.loads(request["session"]))
+        if parts[-1]["is_last"]:
+            complete.set()
+        return [Taken(parts[-1]["part"])]
+
+    running = await start(script, PROFILE | {"reads_live_text": True})
+    async with open_socket(running, PATH) as opened:
+        writer = await begin(opened)
+        await writer.write(PIECES[0])
+        await writer.until("audio.start")  # before the rest is written
+        events, _ = await writer.utterance(*PIECES[1:])
+    assert kinds(events) == ["audio.done", "session.done"]
+    assert text == "".join(PIECES)
+    assert [part["part"] for part in parts] == list(range(len(parts)))
+    assert [part["is_last"] for part in parts] == [False] * (len(parts) - 1) + [True]
+
+
+async def test_utterances_follow_on_one_socket_by_the_same_config_or_another(start: Start) -> None:
+    running = await start()
+    async with open_socket(running, PATH) as opened:
+        writer = await begin(opened)
+        for index in range(2):
+            events, _ = await writer.utterance("A cat.")
+            assert {event["utterance_index"] for event in events} == {index}
+        events, sound = await writer.utterance()
+        assert (kinds(events), events[0]["total_sentences"], sound) == (["session.done"], 0, b"")
+        await writer.send("session.config", response_format="wav", voice="rms")
+        events, sound = await writer.utterance("A cat.")
+        assert (events[0]["utterance_index"], sound[:4]) == (3, b"RIFF")
+        await writer.write("A dog.")
+        await writer.send("session.close")
+        assert kinds((await writer.until("session.done"))[0]) == ["audio.start", "audio.done", "session.done"]
+        assert await closed(opened) == (1000, "")
+    await idle(running)
+
+
+async def test_each_utterance_is_spoken_in_a_kept_voice_whose_recording_is_held_meanwhile(
+    start: Start, tmp_path: Path
+) -> None:
+    limits = Limits(max_held_bytes=2 * len(RECORDING) + 100, drain_s=1)  # a caller alone has half
+    running = await start(SPOKEN, CLONES, voices=tmp_path / "voices", limits=limits)
+    voice = await brought(running)
+    async with open_socket(running, PATH) as opened:
+        writer = await begin(opened, voice=voice)
+        for _ in range(3):
+            events, sound = await writer.utterance("A cat.")
+            assert kinds(events) == ["audio.start", "audio.done", "session.done"]
+            assert sound
+    assert all(request["audio"] == RECORDING for request in running.behind.requests)
+    assert not running.app.state.gateway.sessions.held.num_bytes
+    await idle(running)
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"type": "input.text", "text": "A cat."}, "type"),
+        ({"type": "input.done"}, "type"),
+        ({"type": "input.more"}, "type"),
+        ({"type": "session.config", "voice": "nobody"}, "voice"),
+        ({"type": "session.config", "speed": 2}, "speed"),
+        ({"type": "session.config", "model": "parrot"}, "model"),
+        ({"type": "session.config", "response_format": "ogg"}, "response_format"),
+        ({"type": "session.config", "stream_audio": False}, "stream_audio"),
+        ({"type": "session.config", "input": "A cat."}, "input"),
+        ({"type": "input.text", "text": 7}, "text"),
+        ({"type": "input.text", "text": "\ud800"}, "text"),
+        ({"type": "input.text"}, "text"),
+        ([], None),
+    ],
+)
+async def test_what_cannot_be_done_is_told_by_name_and_the_session_goes_on(
+    start: Start, message: Any, param: str | None
+) -> None:
+    running = await start()
+    async with open_socket(running, PATH) as opened:
+        await opened.send(json.dumps(message))
+        told = await Writer(opened).next()
+        assert (told["type"], told["error"]["param"], told["message"]) == ("error", param, told["error"]["message"])
+        assert kinds((await (await begin(opened)).utterance("A cat."))[0])[-1] == "session.done"
+    assert len(running.behind.requests) == 1
+
+
+async def test_one_utterance_at_a_time(start: Start) -> None:
+    go = asyncio.Event()
+    running = await start([SPOKEN[0], Until(go), *SPOKEN[1:]])
+    async with open_socket(running, PATH) as opened:
+        writer = await begin(opened)
+        await writer.write("A cat.")
+        await writer.send("session.config")
+        await writer.send("input.done")
+        await writer.write("A dog.")
+        codes = [(await writer.until("error"))[0][-1]["error"]["code"] for _ in range(2)]
+        assert codes == ["utterance_in_progress"] * 2
+        go.set()
+        await writer.until("session.done")
+    assert [request["text"] for request in running.behind.requests] == [b"A cat."]
+
+
+async def test_a_text_has_a_length_and_what_is_beyond_makes_no_other_text(start: Start) -> None:
+    running = await start(limits=Limits(max_input_chars=10, drain_s=1))
+    async with open_socket(running, PATH) as opened:
+        writer = await begin(opened)
+        events, _ = await writer.utterance("A cat. ", "Or", "a dog", ".")
+        error = events[kinds(events).index("error")]["error"]
+        assert (error["param"], error["message"].partition(", got")[2]) == ("text", " '14 characters'")
+        assert kinds(events)[-1] == "session.done"
+        assert kinds((await writer.utterance("A cat."))[0]) == ["audio.start", "audio.done", "session.done"]
+    assert not any(b"." in request["text"][6:] for request in running.behind.requests)
+    await idle(running)
+
+
+@pytest.mark.parametrize(
+    ("steps", "code", "told"),
+    [
+        ([ErrorText("invalid request: text: expected words, got '!'")], "invalid_value", ["error"]),
+        ([Chunk(0, None, is_final=True, is_last=True)], "no_audio", ["error"]),
+        (
+            [SPOKEN[0], Abort(grpc.StatusCode.UNAVAILABLE, "gone")],
+            "unavailable",
+            ["audio.start", "error", "audio.done"],
+        ),
+    ],
+)
+async def test_a_failure_ends_one_utterance(start: Start, steps: list[Step], code: str, told: list[str]) -> None:
+    running = await start(lambda request: steps if request["text"] == b"!" else SPOKEN)
+    async with open_socket(running, PATH) as opened:
+        writer = await begin(opened)
+        events, _ = await writer.utterance("!")
+        assert kinds(events) == [*told, "session.done"]
+        assert all(event["error"] for event in events if event["type"] == "audio.done")
+        error = events[told.index("error")]["error"]
+        assert (error["code"], error["param"]) == (code, "text" if code == "invalid_value" else None)
+        assert kinds((await writer.utterance("A cat."))[0])[0] == "audio.start"
+
+
+async def test_a_place_is_taken_from_the_first_word_to_the_last_sound(start: Start) -> None:
+    running = await start(limits=Limits(max_active=2, max_waiting=1, drain_s=1))
+    async with open_socket(running, PATH) as first, open_socket(running, PATH) as second:
+        writers = [await begin(first), await begin(second)]
+        assert await running.metric("gateway_active") == 0
+        await writers[0].write("A cat")
+        while not await running.metric("gateway_active"):
+            await asyncio.sleep(0.01)
+        await writers[1].write("A dog")  # alone a caller has half of the places, and of those that wait
+        while not await running.metric("gateway_waiting"):
+            await asyncio.sleep(0.01)
+        await writers[0].send("input.done")
+        await writers[0].until("session.done")
+        await writers[1].send("input.done")
+        assert kinds((await writers[1].until("session.done"))[0])[0] == "audio.start"
+    await idle(running)
+
+
+async def test_who_leaves_ends_the_work(start: Start) -> None:
+    running = await start([SPOKEN[0], Until(asyncio.Event())])
+    async with open_socket(running, PATH) as opened:
+        writer = await begin(opened)
+        await writer.write("A cat. And a")
+        await writer.until("audio.start")
+    await asyncio.wait_for(running.behind.cancelled.wait(), 60)
+    await idle(running)
+    assert await running.metric("audio_left_total") == 1
+
+
+@pytest.mark.parametrize(("has_begun", "reason"), [(True, "nothing came for 0.2 s"), (False, "nothing came for 0.3 s")])
+async def test_who_writes_nothing_is_left(start: Start, has_begun: bool, reason: str) -> None:
+    running = await start(limits=Limits(stall_s=0.2, idle_s=0.3, drain_s=1))
+    async with open_socket(running, PATH) as opened:
+        if has_begun:
+            await (await begin(opened)).write("A cat")
+        assert await closed(opened) == (1000, reason)
+    await idle(running)
+
+
+async def test_who_takes_nothing_is_left_and_holds_the_server_back_until_then(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "CLOSE_S", 0.1)
+    running = await start([Chunk(0, 1_000_000, is_16_bit=True)] * 100, limits=Limits(stall_s=0.5, drain_s=1))
+    async with open_socket(running, PATH, compression=None) as opened:
+        writer = await begin(opened)
+        opened.transport.pause_reading()
+        await writer.write("A cat.")
+        await writer.send("input.done")
+        async with asyncio.timeout(60):
+            while not await running.metric("audio_left_total"):
+                await asyncio.sleep(0.05)
+        assert running.behind.num_played < 50, "it was not held back"
+    await idle(running)
+
+
+async def test_what_is_being_said_is_said_before_the_gateway_ends(start: Start) -> None:
+    go = asyncio.Event()
+    running = await start([SPOKEN[0], Until(go), *SPOKEN[1:]], limits=Limits(drain_s=60))
+    async with open_socket(running, PATH) as opened:
+        writer = await begin(opened)
+        await writer.write("A cat.")
+        await writer.send("input.done")
+        await writer.until("audio.start")
+        running.server.should_exit = True
+        while not running.app.state.gateway.sessions.draining.is_set():
+            await asyncio.sleep(0.01)
+        go.set()
+        events, _ = await writer.until("session.done")
+        assert kinds(events) == ["audio.done", "session.done"]
+        assert await closed(opened) == (1012, "the gateway ends")
+
+
+class Line:
+    """A WebSocket without a network: what is sent to the session, and what it says."""
+
+    def __init__(self, messages: list[str | bytes]):
+        self._left = iter(messages)
+        self.said: list[dict[str, Any]] = []
+
+    async def receive(self) -> dict[str, Any]:
+        await asyncio.sleep(0)
+        message = next(self._left, None)
+        if message is None:
+            return {"type": "websocket.disconnect", "code": 1000}
+        return {"type": "websocket.receive", "bytes" if isinstance(message, bytes) else "text": message}
+
+    async def send(self, message: dict[str, Any]) -> None:
+        if message["type"] == "websocket.send" and message.get("text"):
+            self.said.append(json.loads(message["text"]))
+
+
+FIELDS = st.dictionaries(st.sampled_from(["text", "voice", "response_format", "seed", "model", "x"]), JSON, max_size=2)
+EVENTS = st.tuples(st.sampled_from(KINDS[:3]), FIELDS).map(lambda parts: json.dumps({"type": parts[0]} | parts[1]))
+MESSAGES = st.one_of(
+    EVENTS,
+    st.just(json.dumps({"type": "input.text", "text": "A cat. "})),
+    JSON.map(json.dumps),
+    st.binary(max_size=50),
+    st.sampled_from(["[" * 100_000, "1" * 10_000, '{"type": NaN}', '{"type": "\\ud800"}', ""]),
+)
+
+
+def test_no_message_is_a_failure_or_leaves_anything_behind(caplog: pytest.LogCaptureFixture) -> None:
+    seen = set[str]()
+    with asyncio.Runner() as runner:
+        behind = FakeServer(lambda _: SPOKEN)
+        gateway = runner.run(open_gateway(behind))
+
+        @given(st.booleans(), st.lists(MESSAGES, min_size=1, max_size=6))
+        @settings(max_examples=EXAMPLES, deadline=None)
+        def talk(is_configured: bool, messages: list[str | bytes]) -> None:
+            begun: list[str | bytes] = [json.dumps({"type": "session.config"})] if is_configured else []
+            line = Line([*begun, *messages, "the last"])
+            scope = {"type": "websocket", "path": "/", "headers": [], "state": {"owner": "everybody"}}
+            opened = WebSocket(scope, line.receive, line.send)  # type: ignore[arg-type]
+            opened.client_state = opened.application_state = type(opened.client_state).CONNECTED
+            runner.run(run(gateway, opened))
+            assert "'the last'" in line.said[-1]["message"] or any("'the last'" in str(each) for each in line.said)
+            assert not gateway.sessions.held._num_bytes
+            assert not gateway.admission.num_active
+            seen.update(each["type"] for each in line.said)
+
+        talk()
+        runner.run(gateway.close())
+        runner.run(behind.stop())
+    assert {"error", "session.done"} <= seen
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def open_gateway(behind: FakeServer) -> Gateway:
+    """A gateway before it."""
+    return Gateway(GatewayConfig(await behind.start(), limits=Limits()))
