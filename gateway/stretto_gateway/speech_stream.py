@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, aclosing, contextmanager, suppress
+from contextlib import AbstractContextManager, aclosing, closing, contextmanager, suppress
 from typing import Annotated, Literal
 
 from fastapi import APIRouter
@@ -13,9 +13,9 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from stretto_gateway.api_error import ApiError, refused
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.guard import Held
+from stretto_gateway.lasting import DONE, attend, session_tasks
 from stretto_gateway.realtime.channel import Channel, SessionEnd
 from stretto_gateway.realtime.client_events import read_json
-from stretto_gateway.realtime.route import DONE, first, until_draining, until_expired
 from stretto_gateway.realtime.settings import validated
 from stretto_gateway.speech import audio_parts, voice_options
 from stretto_gateway.speech_request import Body, SpeechOptions, Text
@@ -59,36 +59,12 @@ async def open_stream(socket: WebSocket) -> None:
 
 async def run(gateway: Gateway, socket: WebSocket) -> None:
     """The session from its first event to its last."""
-    channel = StreamChannel(socket, gateway.limits.stall_s)
-    end = SessionEnd()
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            session = StreamSession(gateway, channel, socket.state.owner, tasks)
-            try:
-                tasks.create_task(until_draining(gateway, session))
-                tasks.create_task(until_expired(gateway.limits.session_s))
-                await listen(gateway, socket, session)
-            finally:
-                session.close()
-    except* SessionEnd as ends:
-        end = first(ends)
-    if end.code is not None:
-        await channel.close(end)
-
-
-async def listen(gateway: Gateway, socket: WebSocket, session: "StreamSession") -> None:
-    """Hand events to the session until there are no more; SessionEnd then."""
-    while True:
-        # Who has begun a text keeps a place from others, and the server waiting.
-        patience_s = gateway.limits.stall_s if session.is_open else gateway.limits.idle_s
-        try:
-            async with asyncio.timeout(patience_s):
-                message = await socket.receive()
-        except TimeoutError:
-            raise SessionEnd(DONE, f"nothing came for {patience_s:g} s") from None
-        if message["type"] == "websocket.disconnect":
-            raise SessionEnd
-        await session.handle(message.get("text"))
+    limits = gateway.limits
+    channel = StreamChannel(socket, limits.stall_s)
+    async with session_tasks(channel) as tasks:
+        with closing(StreamSession(gateway, channel, socket.state.owner, tasks)) as session:
+            # Who has begun a text keeps a place from others, and the server waiting.
+            await attend(gateway, socket, session, tasks, lambda: limits.stall_s if session.is_open else limits.idle_s)
 
 
 @contextmanager

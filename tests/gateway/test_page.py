@@ -2,6 +2,7 @@
 
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -58,8 +59,8 @@ async def test_each_file_is_named_by_its_kind(start: Start) -> None:
 
 
 @pytest.mark.parametrize("path", FILES.values(), ids=lambda path: path.name)
-def test_nothing_in_it_comes_from_elsewhere(path: object) -> None:
-    text = path.read_text()  # type: ignore[attr-defined]
+def test_nothing_in_it_comes_from_elsewhere(path: Path) -> None:
+    text = path.read_text()
     text = re.sub(r"(?m)(?:^|\s)// .*$", "", text)  # comments
     assert set(ADDRESS.findall(text)) <= NAMES
     assert "@import" not in text
@@ -80,8 +81,8 @@ def test_every_module_that_is_imported_is_there_and_every_file_is_used() -> None
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_no_text_becomes_markup_or_code(script: object) -> None:
-    text = script.read_text()  # type: ignore[attr-defined]
+def test_no_text_becomes_markup_or_code(script: Path) -> None:
+    text = script.read_text()
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", text)
     assert "localStorage" not in text, "a key outlives its tab"
 

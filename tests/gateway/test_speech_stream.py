@@ -21,6 +21,7 @@ from stretto_gateway.gateway import Gateway
 from stretto_gateway.speech_stream import KINDS, run
 from tests.client.fake_server import PROFILE, Abort, Chunk, ErrorText, FakeServer, Request, Step, Taken, Until
 from tests.gateway.conftest import SPOKEN, Running, Start
+from tests.gateway.line import Line
 from tests.gateway.realtime.test_bounds import closed, open_socket
 from tests.gateway.test_fuzz import JSON
 from tests.gateway.test_voices import CLONES, RECORDING, brought
@@ -345,25 +346,6 @@ async def test_what_is_being_said_is_said_before_the_gateway_ends(start: Start) 
         events, _ = await writer.until("session.done")
         assert kinds(events) == ["audio.done", "session.done"]
         assert await closed(opened) == (1012, "the gateway ends")
-
-
-class Line:
-    """A WebSocket without a network: what is sent to the session, and what it says."""
-
-    def __init__(self, messages: list[str | bytes]):
-        self._left = iter(messages)
-        self.said: list[dict[str, Any]] = []
-
-    async def receive(self) -> dict[str, Any]:
-        await asyncio.sleep(0)
-        message = next(self._left, None)
-        if message is None:
-            return {"type": "websocket.disconnect", "code": 1000}
-        return {"type": "websocket.receive", "bytes" if isinstance(message, bytes) else "text": message}
-
-    async def send(self, message: dict[str, Any]) -> None:
-        if message["type"] == "websocket.send" and message.get("text"):
-            self.said.append(json.loads(message["text"]))
 
 
 FIELDS = st.dictionaries(st.sampled_from(["text", "voice", "response_format", "seed", "model", "x"]), JSON, max_size=2)

@@ -17,6 +17,7 @@ from stretto_gateway.realtime.client_events import EVENTS
 from stretto_gateway.realtime.route import run
 from stretto_gateway.realtime.settings import RealtimeSettings
 from tests.client.fake_server import FakeServer
+from tests.gateway.line import Line
 from tests.gateway.realtime.caller import TALKS, answer, check
 from tests.gateway.test_fuzz import JSON, SCALARS, values
 
@@ -58,23 +59,12 @@ MESSAGES = st.one_of(
 )
 
 
-class Line:
-    """A WebSocket without a network: what is sent to the session, and what it says."""
-
-    def __init__(self, messages: list[str | bytes]):
-        self._left = iter(messages)
-        self.said: list[dict[str, Any]] = []
-
-    async def receive(self) -> dict[str, Any]:
-        await asyncio.sleep(0)
-        message = next(self._left, None)
-        if message is None:
-            return {"type": "websocket.disconnect", "code": 1000}
-        return {"type": "websocket.receive", "bytes" if isinstance(message, bytes) else "text": message}
+class CheckedLine(Line):
+    """One whose every event is checked against the types of the `openai` package."""
 
     async def send(self, message: dict[str, Any]) -> None:
+        await super().send(message)
         if message["type"] == "websocket.send":
-            self.said.append(json.loads(message["text"]))
             check(message["text"])
 
 
@@ -90,7 +80,7 @@ def test_no_event_ends_a_session_or_is_a_failure(caplog: pytest.LogCaptureFixtur
         @given(st.sampled_from([[], BEGUN]), st.lists(MESSAGES, min_size=1, max_size=6))
         @settings(max_examples=EXAMPLES // 4)
         def talk(begun: list[str], messages: list[str | bytes]) -> None:
-            line = Line([*begun, *messages, last])
+            line = CheckedLine([*begun, *messages, last])
             scope = {"type": "websocket", "path": "/", "headers": [], "query_string": b""}
             socket = WebSocket(scope, line.receive, line.send)  # type: ignore[arg-type]
             runner.run(accept_and_run(gateway, socket))

@@ -1,0 +1,24 @@
+"""A WebSocket in tests of its messages alone."""
+
+import asyncio
+import json
+from typing import Any
+
+
+class Line:
+    """A WebSocket without a network: what is sent to the session, and what it says."""
+
+    def __init__(self, messages: list[str | bytes]):
+        self._left = iter(messages)
+        self.said: list[dict[str, Any]] = []
+
+    async def receive(self) -> dict[str, Any]:
+        await asyncio.sleep(0)
+        message = next(self._left, None)
+        if message is None:
+            return {"type": "websocket.disconnect", "code": 1000}
+        return {"type": "websocket.receive", "bytes" if isinstance(message, bytes) else "text": message}
+
+    async def send(self, message: dict[str, Any]) -> None:
+        if message["type"] == "websocket.send" and message.get("text"):
+            self.said.append(json.loads(message["text"]))
