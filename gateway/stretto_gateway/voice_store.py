@@ -15,7 +15,7 @@ import secrets
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 LOG = logging.getLogger("stretto_gateway")
@@ -99,12 +99,12 @@ class VoiceStore:
     def _head(self, owner: str, voice_id: str) -> StoredVoice | None:
         try:
             with self._path(owner, voice_id).open("rb") as file:
-                return StoredVoice(**json.loads(file.readline()))
+                return _read(file.readline())
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, TypeError) as error:
             if ID.fullmatch(voice_id):
-                LOG.error("%s is no voice: %r", voice_id, error)
+                LOG.error("%s is no voice: %s", voice_id, type(error).__name__)  # its text may be of the file
             return None
 
     def _of(self, owner: str) -> Path:
@@ -117,3 +117,12 @@ class VoiceStore:
         if ID.fullmatch(voice_id) is None:
             raise ValueError(f"expected a voice's id, got {voice_id!r}")
         return self._of(owner) / f"{voice_id}{SUFFIX}"
+
+
+def _read(line: bytes) -> StoredVoice:
+    """The first line of a voice's file; ValueError or TypeError where it is not one."""
+    voice = StoredVoice(**json.loads(line))
+    for each in fields(voice):
+        if not isinstance(getattr(voice, each.name), int if each.name == "created_at" else str):
+            raise TypeError(each.name)
+    return voice

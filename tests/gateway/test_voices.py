@@ -288,3 +288,28 @@ def test_what_is_damaged_or_unfinished_harms_no_other(tmp_path: Path) -> None:
     assert store.add("0" * 64, "of another", "", "yes", b"")
     with pytest.raises(ValueError, match="expected an owner"):
         store.add("../everybody", "nobody's", "", "yes", b"")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'"what was said"', b'{"id": "what was said"}', b"what was said \xff", b'{"text": "what was said", "x": 1}', b""],
+)
+def test_a_damaged_file_is_named_in_the_log_and_not_repeated(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, line: bytes
+) -> None:
+    store = VoiceStore(tmp_path, 3)
+    voice = store.add("everybody", "mine", "", "yes", b"")
+    (tmp_path / "everybody" / f"{voice.id}.recording").write_bytes(line + b"\n")
+    assert store.all("everybody") == []
+    assert f"{voice.id} is no voice" in caplog.text
+    assert "what was said" not in caplog.text
+
+
+@pytest.mark.parametrize("change", [{"created_at": "today"}, {"name": 5}, {"text": None}, {"id": ["a"]}])
+def test_a_voice_of_odd_fields_is_left_out(tmp_path: Path, change: dict[str, Any]) -> None:
+    store = VoiceStore(tmp_path, 3)
+    kept, odd = (store.add("everybody", name, "", "yes", b"") for name in ("kept", "odd"))
+    record = {"id": odd.id, "name": "odd", "text": "", "consent": "yes", "created_at": 1} | change
+    (tmp_path / "everybody" / f"{odd.id}.recording").write_text(json.dumps(record) + "\n")
+    assert store.all("everybody") == [kept]
+    assert store.find("everybody", odd.id) is None
