@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.results_file import ROOT
@@ -19,20 +19,32 @@ START_S, STOP_S = 300.0, 60.0
 PORTS = range(10_000, 23_000)  # below Linux's ip_local_port_range, which begins at 32768
 TAIL = 3000  # characters of the server's log in the error of a start that failed
 
+_claims: list[socket.socket] = []
+
 
 def free_ports(count: int) -> list[int]:
-    """`count` ports on which nobody listens now.
+    """`count` ports on which nobody listens now, and which no other process of the tests and benchmarks is given.
 
     None that the kernel gives to whoever asks for any: a server takes its ports only when its models are loaded, and by
-    then one of the many connections of an engine could have got it.
+    then one of the many connections of an engine could have got it. Each is claimed until this process ends by a UDP
+    socket of the same number, which is in no server's way. ConnectionError where there are no more.
     """
     found: list[int] = []
-    for port in random.sample(PORTS, len(PORTS)):
-        if len(found) == count:
-            break
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("", port))
-            found.append(port)
+    order = random.SystemRandom().sample(PORTS, len(PORTS))  # whoever seeds `random` would get those of another
+    while len(found) < count:
+        if not order:
+            raise ConnectionError(f"{len(found)} of {count} free ports in {PORTS}")
+        port = order.pop()
+        claim = socket.socket(type=socket.SOCK_DGRAM)
+        with socket.socket() as probe:
+            try:
+                claim.bind(("", port))
+                probe.bind(("", port))
+            except OSError:
+                claim.close()
+                continue
+        _claims.append(claim)
+        found.append(port)
     return found
 
 

@@ -45,8 +45,8 @@ def test_an_absent_optional_tensor_is_none() -> None:
 
 
 def test_a_missing_tensor_is_named() -> None:
-    with pytest.raises(InvalidRequest, match=r"rows: expected INT32 \[-1, -1\], got nothing"):
-        read_array(Request({}), schema.ROWS)
+    with pytest.raises(InvalidRequest, match=r"prompt: expected UINT8 \[-1\], got nothing"):
+        read_array(Request({}), schema.PROMPT)
 
 
 @pytest.mark.parametrize(
