@@ -30,9 +30,10 @@ FAILED_CODE = 1011  # with which one is closed that we have failed (RFC 6455, se
 KEY_PROTOCOL = "openai-insecure-api-key."  # before a key among the subprotocols: a browser's page can set no header
 SMALL_BYTES = 65_536  # of a body, for which there is always room
 CONVERSATIONS = "/v1/chat/completions"
-TRANSCRIPTIONS, VOICES = "/v1/audio/transcriptions", "/v1/audio/voices"
+VOICES = "/v1/audio/voices"
+RECORDINGS = ("/v1/audio/transcriptions", "/v1/audio/translations")
 EVERYBODY = "everybody"  # who owns what was brought where there are no keys
-WITH_AUDIO = (TRANSCRIPTIONS, CONVERSATIONS)
+WITH_AUDIO = (*RECORDINGS, CONVERSATIONS)
 BASE64 = (string.ascii_letters + string.digits + "+/=").encode()
 
 
@@ -131,7 +132,7 @@ class Guard:
         is_form = headers.get(b"content-type", "").lower().startswith("multipart/")
         if path == VOICES and is_form:
             return self._limits.max_voice_bytes + SMALL_BYTES  # of what stands around it
-        has_files = is_form or path != TRANSCRIPTIONS
+        has_files = is_form or path not in RECORDINGS
         return self._limits.max_body_bytes if path in WITH_AUDIO and has_files else self._limits.max_json_bytes
 
     def _max_other(self, path: str) -> int | None:

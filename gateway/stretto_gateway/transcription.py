@@ -1,4 +1,4 @@
-"""`POST /v1/audio/transcriptions`: what is said in a file, as text or with its times."""
+"""`POST /v1/audio/transcriptions` and `/v1/audio/translations`: what is said in a file, as text or with its times."""
 
 import io
 from collections.abc import AsyncGenerator
@@ -23,27 +23,40 @@ from stretto_gateway.streamed import Streamed
 
 router = APIRouter()
 FIELDS = {"audio": "file"}
-TIMED = ("verbose_json", "srt", "vtt")
+TRANSCRIBE, TRANSLATE = "asr", "translate"  # the tasks of a family that can
 
 
-class TranscriptionForm(Body):
-    """OpenAI's fields. `language` is what the caller knows of the file; no family here asks for it."""
+class TranslationForm(Body):
+    """OpenAI's fields of both."""
 
     file: UploadFile
     model: Text = "whisper-1"
-    language: Text | None = None
     prompt: Text | None = Field(default=None, description="refused: no family reads any before it listens")
     response_format: Literal["json", "text", "verbose_json", "srt", "vtt"] = "json"
     temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What of it the server knows by the same name."""
+        return {} if self.temperature is None else {"temperature": self.temperature}
+
+    def check(self, profile: ModelProfile) -> None:
+        """ApiError for what this model cannot do."""
+        if self.prompt:
+            raise refused("prompt", f"none: {profile.family!r} reads nothing before it listens", self.prompt)
+
+
+class TranscriptionForm(TranslationForm):
+    """OpenAI's fields. `language` is what the caller knows of the file; no family here asks for it."""
+
+    language: Text | None = None
     stream: bool = False
     granularities: list[Literal["word", "segment"]] = Field(
         default=[], max_length=2, fail_fast=True, alias="timestamp_granularities[]"
     )
 
     def check(self, profile: ModelProfile) -> None:
-        """ApiError for what this model cannot do."""
-        if self.prompt:
-            raise refused("prompt", f"none: {profile.family!r} reads nothing before it listens", self.prompt)
+        super().check(profile)
         if "word" in self.granularities:
             expected = f"segment: {profile.family!r} does not tell when the words of a recording are said"
             raise refused("timestamp_granularities", expected, "word")
@@ -58,23 +71,33 @@ async def create_transcription(form: Annotated[TranscriptionForm, Form()], reque
     """The text of `file` (wav, flac, ogg or mp3); with `stream`, as server-sent events while it is written."""
     gateway: Gateway = request.app.state.gateway
     profile = await gateway.catalogue.model(form.model)
-    find_task(profile, ("asr",), "write down what it hears")
+    find_task(profile, (TRANSCRIBE,), "write down what it hears")
     form.check(profile)
     content = await form.file.read()
-    options = {} if form.temperature is None else {"temperature": form.temperature}
     if form.stream:
-        return Streamed(sse_parts(gateway, content, options), "text/event-stream", gateway.limits.stall_s, sse_error)
-    text, report = await unless_gone(request.receive, transcribed(gateway, content, options))
+        parts = sse_parts(gateway, content, form.options)
+        return Streamed(parts, "text/event-stream", gateway.limits.stall_s, sse_error)
+    text, report = await unless_gone(request.receive, written(gateway, content, TRANSCRIBE, form.options))
     if form.response_format == "json":
         return JSONResponse({"text": text, "usage": {"type": "tokens"} | usage(report)})
-    if form.response_format == "text":
-        return PlainTextResponse(text + "\n")
-    return timed(form.response_format, text, duration_s(content))
+    return formed(form.response_format, text, content, {"task": "transcribe", "language": ""})
 
 
-async def transcribed(gateway: Gateway, content: bytes, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+@router.post("/v1/audio/translations")
+async def create_translation(form: Annotated[TranslationForm, Form()], request: Request) -> Response:
+    """What is said in `file`, whatever the language, as English text."""
+    gateway: Gateway = request.app.state.gateway
+    profile = await gateway.catalogue.model(form.model)
+    find_task(profile, (TRANSLATE,), "translate what it hears")
+    form.check(profile)
+    content = await form.file.read()
+    text, _ = await unless_gone(request.receive, written(gateway, content, TRANSLATE, form.options))
+    return formed(form.response_format, text, content, {"task": "translate", "language": "english"})
+
+
+async def written(gateway: Gateway, content: bytes, task: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The text of a file, and the server's report."""
-    async with written(gateway, content, options) as events:
+    async with writing(gateway, content, task, options) as events:
         heard = [event async for event in events]
     return "".join(event.text for event in heard).strip(), heard[-1].report or {}
 
@@ -82,7 +105,7 @@ async def transcribed(gateway: Gateway, content: bytes, options: dict[str, Any])
 async def sse_parts(gateway: Gateway, content: bytes, options: dict[str, Any]) -> AsyncGenerator[bytes, None]:
     """`transcript.text.delta` events and `transcript.text.done`."""
     text, report = "", dict[str, Any]()
-    async with written(gateway, content, options) as events:
+    async with writing(gateway, content, TRANSCRIBE, options) as events:
         async for event in events:
             if event.text:
                 text += event.text
@@ -92,13 +115,13 @@ async def sse_parts(gateway: Gateway, content: bytes, options: dict[str, Any]) -
 
 
 @asynccontextmanager
-async def written(
-    gateway: Gateway, content: bytes, options: dict[str, Any]
+async def writing(
+    gateway: Gateway, content: bytes, task: str, options: dict[str, Any]
 ) -> AsyncGenerator[AsyncGenerator[SpeechEvent, None], None]:
     """The events of a file being written down, which ends with the block."""
     async with (
         gateway.admission.place(),
-        aclosing(told(gateway.client.transcribe(content, **options), FIELDS)) as events,
+        aclosing(told(gateway.client.transcribe(content, task=task, **options), FIELDS)) as events,
     ):
         yield events
 
@@ -108,15 +131,25 @@ def duration_s(content: bytes) -> float:
     return float(soundfile.info(io.BytesIO(content)).duration)
 
 
-def timed(response_format: str, text: str, end_s: float) -> Response:
-    """The text as one segment from the beginning to the end of the recording."""
-    if response_format == "verbose_json":
-        segment = {"id": 0, "start": 0.0, "end": end_s, "text": text}
-        record = {"task": "transcribe", "language": "", "duration": end_s, "text": text, "segments": [segment]}
-        return JSONResponse(record)
-    if response_format == "srt":
-        return PlainTextResponse(f"1\n{stamp(0, ',')} --> {stamp(end_s, ',')}\n{text}\n\n")
-    return PlainTextResponse(f"WEBVTT\n\n{stamp(0, '.')} --> {stamp(end_s, '.')}\n{text}\n\n", media_type="text/vtt")
+def formed(response_format: str, text: str, content: bytes, head: dict[str, Any]) -> Response:
+    """The text of a recording in the form that was asked for: with times, as one segment from its beginning to its end.
+
+    head: what the form `verbose_json` tells beside them.
+    """
+    match response_format:
+        case "json":
+            return JSONResponse({"text": text})
+        case "text":
+            return PlainTextResponse(text + "\n")
+    end_s = duration_s(content)
+    match response_format:
+        case "srt":
+            return PlainTextResponse(f"1\n{stamp(0, ',')} --> {stamp(end_s, ',')}\n{text}\n\n")
+        case "vtt":
+            cue = f"{stamp(0, '.')} --> {stamp(end_s, '.')}\n{text}\n\n"
+            return PlainTextResponse(f"WEBVTT\n\n{cue}", media_type="text/vtt")
+    segment = {"id": 0, "start": 0.0, "end": end_s, "text": text}
+    return JSONResponse(head | {"duration": end_s, "text": text, "segments": [segment]})
 
 
 def stamp(seconds: float, point: str) -> str:

@@ -6,15 +6,18 @@ import numpy as np
 import openai
 import pytest
 
+from stretto_gateway.api_error import REFUSED
 from stretto_gateway.config import Limits
 from stretto_gateway.encoding import wav_header
-from tests.client.fake_server import Chunk, ErrorText
+from tests.client.fake_server import PROFILE, Chunk, ErrorText
 from tests.gateway.conftest import Start
+from tests.gateway.test_chat import task
 
 WRITTEN = [Chunk(0, None, text="a "), Chunk(1, None, text="cat "), Chunk(2, None, is_final=True, is_last=True)]
 SECONDS = 1.5
 PCM = np.zeros(int(16_000 * SECONDS), np.int16).tobytes()
 FILE = ("cat.wav", wav_header(16_000, len(PCM)) + PCM)
+TRANSLATES = PROFILE | {"tasks": [*PROFILE["tasks"], task("translate", needs=["audio"], also=[], speaks=False)]}
 
 
 async def test_a_file_becomes_text_in_each_format(start: Start) -> None:
@@ -74,10 +77,35 @@ async def test_who_forgets_the_file_is_told(start: Start) -> None:
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "file")
 
 
-async def test_a_form_without_files_is_no_larger_than_other_bodies(start: Start) -> None:
-    async with (await start(WRITTEN, limits=Limits(max_json_bytes=1000, drain_s=1))).http() as http:
-        answer = await http.post("/v1/audio/transcriptions", files={"file": FILE}, data={"model": "whisper-1"})
+@pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/audio/translations"])
+async def test_a_form_without_files_is_no_larger_than_other_bodies(start: Start, path: str) -> None:
+    async with (await start(WRITTEN, TRANSLATES, limits=Limits(max_json_bytes=1000, drain_s=1))).http() as http:
+        answer = await http.post(path, files={"file": FILE}, data={"model": "whisper-1"})
         assert answer.status_code == 200
         form = {"content-type": "application/x-www-form-urlencoded"}
-        answer = await http.post("/v1/audio/transcriptions", content=b"&" * 2000, headers=form)
+        answer = await http.post(path, content=b"&" * 2000, headers=form)
         assert answer.status_code == 413
+
+
+async def test_a_family_that_does_not_translate_says_so(start: Start) -> None:
+    running = await start(WRITTEN)
+    with pytest.raises(openai.BadRequestError, match="'tiny' does not translate what it hears") as raised:
+        await running.openai().audio.translations.create(model="whisper-1", file=FILE)
+    assert (raised.value.param, raised.value.code, raised.value.type) == ("model", "unsupported", REFUSED)
+    assert not running.behind.requests
+
+
+async def test_a_family_that_translates_does_in_each_format(start: Start) -> None:
+    running = await start(WRITTEN, TRANSLATES)
+    create = running.openai().audio.translations.create
+    assert (await create(model="whisper-1", file=FILE, temperature=0.5)).text == "a cat"
+    assert await create(model="tiny", file=FILE, response_format="text") == "a cat\n"
+    assert await create(model="tiny", file=FILE, response_format="srt") == "1\n00:00:00,000 --> 00:00:01,500\na cat\n\n"
+    verbose: Any = await create(model="tiny", file=FILE, response_format="verbose_json")
+    assert (verbose.text, verbose.language, verbose.duration) == ("a cat", "english", SECONDS)
+    first = running.behind.requests[0]
+    assert (first["audio"], first["task"], first["options"]) == (FILE[1], b"translate", b'{"temperature": 0.5}')
+    for change in ({"prompt": "Names: Ada."}, {"extra_body": {"stream": True}}):
+        with pytest.raises(openai.BadRequestError) as raised:
+            await create(**{"model": "tiny", "file": FILE} | change)
+        assert raised.value.param in ("prompt", "stream")
