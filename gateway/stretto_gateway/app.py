@@ -13,15 +13,21 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from stretto_gateway import batch, chat, models, page, speech, speech_stream, transcription, voices
+from stretto_gateway.answers import ERRORS, TEXT, Described, described
 from stretto_gateway.api_error import ApiError
 from stretto_gateway.config import GatewayConfig
+from stretto_gateway.field_path import field_path
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.guard import Guard
 from stretto_gateway.realtime import route as realtime
 
 LOG = logging.getLogger("stretto_gateway")
 READY_S = 5.0
-BODY_PARTS = ("body", "query", "path")
+ABOUT = (
+    "OpenAI's audio API before a Stretto server. Beside these routes there are WebSockets, for which OpenAPI has no "
+    "words: /v1/realtime, OpenAI's realtime API, and /v1/audio/speech/stream, which speaks what is still being written."
+)
+OPEN: dict[str, Any] = {"security": []}  # no key is asked for
 
 
 def make_app(config: GatewayConfig) -> FastAPI:
@@ -35,20 +41,37 @@ def make_app(config: GatewayConfig) -> FastAPI:
         finally:
             await app.state.gateway.close()
 
-    # The pages with documentation would load scripts from elsewhere.
-    app = FastAPI(title="Stretto", lifespan=lifespan, docs_url=None, redoc_url=None)
+    # FastAPI's own pages with documentation would load scripts from elsewhere.
+    app = FastAPI(title="Stretto", description=ABOUT, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.is_draining = False
     for part in (speech, speech_stream, batch, transcription, chat, realtime, models, voices, page):
-        app.include_router(part.router)
-    app.add_api_route("/health/live", live)
-    app.add_api_route("/health/ready", ready)
-    app.add_api_route("/metrics", figures)
+        app.include_router(part.router, responses=ERRORS)
+    add_health(app)
+    if config.keys:
+        ask_for_keys(app)
     app.add_exception_handler(ApiError, tell)
     app.add_exception_handler(RequestValidationError, tell_invalid)
     app.add_exception_handler(HTTPException, tell_http)
     app.add_exception_handler(Exception, tell_failed)
     app.add_middleware(Guard, config=config)
     return app
+
+
+def add_health(app: FastAPI) -> None:
+    """The routes for those who look after the gateway."""
+    plain: dict[str, Any] = {"response_class": Response}
+    not_ready: Described = {503: {"description": "No sentence would be spoken", "content": {"text/plain": TEXT}}}
+    is_live, is_ready = described("It runs", "text/plain"), described("A sentence would be spoken", "text/plain")
+    app.add_api_route("/health/live", live, responses=is_live, openapi_extra=OPEN, **plain)
+    app.add_api_route("/health/ready", ready, responses=is_ready | not_ready, openapi_extra=OPEN, **plain)
+    app.add_api_route("/metrics", figures, responses=described("Figures", "text/plain") | ERRORS, **plain)
+
+
+def ask_for_keys(app: FastAPI) -> None:
+    """Let the schema tell of the keys, which the guard asks for."""
+    schema = app.openapi()  # which is kept
+    schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    schema["security"] = [{"key": []}]
 
 
 async def live() -> Response:
@@ -79,12 +102,12 @@ async def tell(_: Request, error: Exception) -> Response:
 
 
 async def tell_invalid(_: Request, error: Exception) -> Response:
-    """The first field that is not what the schema says."""
+    """The first field that is not what the schema says; the framework has put where it stands before its name."""
     assert isinstance(error, RequestValidationError)
     first: dict[str, Any] = error.errors()[0]
     if first["type"] == "json_invalid":
         return ApiError(400, "the body is no JSON").response()
-    param = ".".join(str(part) for part in first["loc"] if part not in BODY_PARTS) or None
+    param = field_path(first | {"loc": first["loc"][1:]}, error.body) or None
     message = f"{param or 'the body'}: {first['msg']}"
     return ApiError(400, message, param, "missing" if first["type"] == "missing" else "invalid_value").response()
 

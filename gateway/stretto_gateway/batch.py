@@ -12,6 +12,7 @@ from pydantic import Field
 from starlette.datastructures import State
 from starlette.requests import Request
 
+from stretto_gateway.answers import Batch, FailedItem, SpokenItem
 from stretto_gateway.api_error import ApiError, refused
 from stretto_gateway.caller import Result, unless_gone
 from stretto_gateway.encoding import MEDIA_TYPES
@@ -30,7 +31,7 @@ class BatchRequest(SpeechOptions):
 
 
 @router.post("/v1/audio/speech/batch")
-async def create_batch(body: BatchRequest, request: Request) -> dict[str, Any]:
+async def create_batch(body: BatchRequest, request: Request) -> Batch:
     """The results in the order of `items`, audio as base64."""
     gateway: Gateway = request.app.state.gateway
     if len(body.items) > gateway.limits.max_batch:
@@ -70,7 +71,7 @@ class Room:
             raise ApiError(413, f"input: the batch has more than {self._size} bytes of audio; ask for fewer at once")
 
 
-async def result(gateway: Gateway, index: int, item: SpeechItem, room: Room, asked: State) -> dict[str, Any]:
+async def result(gateway: Gateway, index: int, item: SpeechItem, room: Room, asked: State) -> SpokenItem | FailedItem:
     """What came of one text, as far as there is room for it."""
     try:
         options = await speech_options(gateway, item, asked)

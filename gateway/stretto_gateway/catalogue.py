@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from typing import Any
 
 from stretto_client import ClientError, ModelProfile, SpeechClient, TaskProfile
+from stretto_gateway.answers import Model, Talks
 from stretto_gateway.api_error import ApiError, from_client_error, refused
 
 REFRESH_S = 5.0  # after so long the server may be another one
@@ -67,7 +67,7 @@ class Catalogue:
             raise ApiError(404, f"model: there is {profile.family!r}, and no {name[:60]!r}", "model", "model_not_found")
         return profile
 
-    def record(self, profile: ModelProfile) -> dict[str, Any]:
+    def record(self, profile: ModelProfile) -> Model:
         """The model as OpenAI's `model` object, with what more there is to tell."""
         return {
             "id": profile.family,
@@ -87,7 +87,7 @@ def converses(task: TaskProfile) -> bool:
     return task.answers == "user" and task.has_history
 
 
-def conversation(task: TaskProfile) -> dict[str, Any]:
+def conversation(task: TaskProfile) -> Talks:
     """What of a user's turn a task needs, and takes also; and whether its replies are spoken."""
     return {"task": task.name, "needs": list(task.needs), "also": list(task.also), "speaks": task.speaks}
 

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from stretto_client import SpeechEvent
+from stretto_gateway.answers import Completion, described
 from stretto_gateway.api_error import refused
 from stretto_gateway.caller import unless_gone
 from stretto_gateway.catalogue import find_voice
@@ -26,8 +27,10 @@ router = APIRouter()
 AUDIO_KEPT_S = 3600  # what `expires_at` says; the audio itself is in the answer and kept nowhere
 FINISH = {"length": "length"}  # the server's reasons in OpenAI's words; the others are `stop`
 
+ANSWERS = described("The reply, or events with its chunks", "text/event-stream", model=Completion)
 
-@router.post("/v1/chat/completions")
+
+@router.post("/v1/chat/completions", response_class=Response, responses=ANSWERS)
 async def create_completion(body: ChatRequest, request: Request) -> Response:
     """The reply to `messages`; with `audio` among the `modalities` it is spoken."""
     gateway: Gateway = request.app.state.gateway

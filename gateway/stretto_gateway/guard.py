@@ -23,7 +23,7 @@ from stretto_gateway.config import GatewayConfig, Limits
 
 LOG = logging.getLogger("stretto_gateway")
 # What balancers ask without a key, and people's browsers before they have one.
-OPEN_PATHS = ("/health/live", "/health/ready", *page.FILES)
+OPEN_PATHS = ("/health/live", "/health/ready", page.REFERENCE, *page.FILES)
 GONE = 499  # the status of who has left before there was another one
 SWITCHED = 101  # and of a WebSocket
 FAILED_CODE = 1011  # with which one is closed that we have failed (RFC 6455, section 7.4.1)

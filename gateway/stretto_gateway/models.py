@@ -1,24 +1,23 @@
 """`GET /v1/models`: what can be asked for."""
 
-from typing import Any
-
 from fastapi import APIRouter
 from starlette.requests import Request
 
+from stretto_gateway.answers import Model, Models
 from stretto_gateway.gateway import Gateway
 
 router = APIRouter()
 
 
 @router.get("/v1/models")
-async def list_models(request: Request) -> dict[str, Any]:
+async def list_models(request: Request) -> Models:
     """The model that the server has loaded; OpenAI's names of models mean it, too."""
     gateway: Gateway = request.app.state.gateway
     return {"object": "list", "data": [gateway.catalogue.record(await gateway.catalogue.profile())]}
 
 
 @router.get("/v1/models/{name}")
-async def retrieve_model(name: str, request: Request) -> dict[str, Any]:
+async def retrieve_model(name: str, request: Request) -> Model:
     """The model of that name."""
     gateway: Gateway = request.app.state.gateway
     return gateway.catalogue.record(await gateway.catalogue.model(name))

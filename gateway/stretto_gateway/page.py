@@ -1,14 +1,18 @@
-"""`GET /`: a page to hear what the gateway serves, and to be heard. Its files are in the package and load no others."""
+"""`GET /`: a page to hear what the gateway serves, and to be heard; `GET /docs`: one about the API. Their files are in
+the package and load no others."""
 
 from pathlib import Path
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
+
+from stretto_gateway.reference import reference_page
 
 FOLDER = Path(__file__).parent / "static"
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 PATHS = sorted(path for path in FOLDER.iterdir() if path.suffix in MEDIA_TYPES)
+REFERENCE = "/docs"
 FILES = {"/" if path.name == "index.html" else f"/page/{path.name}": path for path in PATHS}
 HEADERS = {
     "content-security-policy": (
@@ -31,5 +35,11 @@ async def show(request: Request) -> Response:
     return Response(path.read_bytes(), headers=HEADERS, media_type=MEDIA_TYPES[path.suffix])
 
 
+async def show_reference(request: Request) -> Response:
+    """What `/openapi.json` tells, for people."""
+    return HTMLResponse(reference_page(request.app.openapi()), headers=HEADERS)
+
+
 for each in FILES:
     router.add_api_route(each, show)
+router.add_api_route(REFERENCE, show_reference)

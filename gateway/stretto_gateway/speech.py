@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stretto_client import SpeechEvent
+from stretto_gateway.answers import FILE, TEXT, described
 from stretto_gateway.api_error import ApiError, refused
 from stretto_gateway.catalogue import find_task
 from stretto_gateway.encoding import MEDIA_TYPES, Encoder, FfmpegEncoder, make_encoder
@@ -28,8 +29,11 @@ IN_A_VOICE = {"messages[1].text": "input", "messages[0].text": "voice", "audio":
 FIELDS = {"text": "input"} | IN_A_VOICE  # what those of the server are called here
 WRITTEN_FIELDS = FIELDS | {"text": "text", "messages[1].text": "text"}  # and where the text comes in pieces
 
+ANSWERS = described("The sound, chunk by chunk, or events with it", *MEDIA_TYPES.values(), schema=FILE)
+ANSWERS[200]["content"]["text/event-stream"] = TEXT
 
-@router.post("/v1/audio/speech")
+
+@router.post("/v1/audio/speech", response_class=Response, responses=ANSWERS)
 async def create_speech(body: SpeechRequest, request: Request) -> Response:
     """The audio of `input`, chunk by chunk; as server-sent events with `stream_format` `sse`."""
     gateway: Gateway = request.app.state.gateway

@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
+from fastapi import Form
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from stretto_client import ModelProfile, RecordedVoice
@@ -13,6 +14,7 @@ OPTIONS = (
     *("seed", "guidance_scale", "guidance", "temperature", "top_k", "top_p", "text", "audio", "max_audio_s"),
     *("script_temperature", "repetition_penalty", "schedule", "chunking"),
 )  # which the server checks
+WITH_FILE = Form(media_type="multipart/form-data")
 AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
 
 

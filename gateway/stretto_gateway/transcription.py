@@ -6,23 +6,25 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Annotated, Any, Literal
 
 import soundfile
-from fastapi import APIRouter, Form, UploadFile
+from fastapi import APIRouter, UploadFile
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from stretto_client import ModelProfile, SpeechEvent
+from stretto_gateway.answers import PlainText, TimedText, described
 from stretto_gateway.api_error import refused
 from stretto_gateway.caller import unless_gone
 from stretto_gateway.catalogue import find_task
 from stretto_gateway.events import told
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.speech import sse, sse_error, usage
-from stretto_gateway.speech_request import Body, Text
+from stretto_gateway.speech_request import WITH_FILE, Body, Text
 from stretto_gateway.streamed import Streamed
 
 router = APIRouter()
 FIELDS = {"audio": "file"}
+TEXTS = ("text/plain", "text/vtt")
 TRANSCRIBE, TRANSLATE = "asr", "translate"  # the tasks of a family that can
 
 
@@ -66,8 +68,12 @@ class TranscriptionForm(TranslationForm):
             raise refused("response_format", "json or text of what is streamed", self.response_format)
 
 
-@router.post("/v1/audio/transcriptions")
-async def create_transcription(form: Annotated[TranscriptionForm, Form()], request: Request) -> Response:
+WRITTEN = described("The text, or events with it", *TEXTS, "text/event-stream", model=PlainText | TimedText)
+TRANSLATED = described("The text", *TEXTS, model=PlainText | TimedText)
+
+
+@router.post("/v1/audio/transcriptions", response_class=Response, responses=WRITTEN)
+async def create_transcription(form: Annotated[TranscriptionForm, WITH_FILE], request: Request) -> Response:
     """The text of `file` (wav, flac, ogg or mp3); with `stream`, as server-sent events while it is written."""
     gateway: Gateway = request.app.state.gateway
     profile = await gateway.catalogue.model(form.model)
@@ -83,8 +89,8 @@ async def create_transcription(form: Annotated[TranscriptionForm, Form()], reque
     return formed(form.response_format, text, content, {"task": "transcribe", "language": ""})
 
 
-@router.post("/v1/audio/translations")
-async def create_translation(form: Annotated[TranslationForm, Form()], request: Request) -> Response:
+@router.post("/v1/audio/translations", response_class=Response, responses=TRANSLATED)
+async def create_translation(form: Annotated[TranslationForm, WITH_FILE], request: Request) -> Response:
     """What is said in `file`, whatever the language, as English text."""
     gateway: Gateway = request.app.state.gateway
     profile = await gateway.catalogue.model(form.model)

@@ -2,20 +2,21 @@
 
 import asyncio
 from contextlib import aclosing
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Form, UploadFile
+from fastapi import APIRouter, UploadFile
 from pydantic import Field
 from starlette.datastructures import State
 from starlette.requests import Request
 
 from stretto_client import ModelProfile, RecordedVoice, TaskProfile
+from stretto_gateway.answers import DeletedVoice, Voice, Voices
 from stretto_gateway.api_error import ApiError, refused
 from stretto_gateway.caller import unless_gone
 from stretto_gateway.catalogue import aliases, find_task
 from stretto_gateway.events import told
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.speech_request import Body, Text
+from stretto_gateway.speech_request import WITH_FILE, Body, Text
 from stretto_gateway.voice_store import ID, StoredVoice, TooManyVoices, VoiceStore
 
 router = APIRouter()
@@ -34,7 +35,7 @@ class VoiceForm(Body):
 
 
 @router.get("/v1/audio/voices")
-async def list_voices(request: Request) -> dict[str, Any]:
+async def list_voices(request: Request) -> Voices:
     """The voices of the model, which of them OpenAI's names mean, and those that the caller has brought."""
     gateway: Gateway = request.app.state.gateway
     profile = await gateway.catalogue.profile()
@@ -48,7 +49,7 @@ async def list_voices(request: Request) -> dict[str, Any]:
 
 
 @router.post("/v1/audio/voices")
-async def create_voice(form: Annotated[VoiceForm, Form()], request: Request) -> dict[str, Any]:
+async def create_voice(form: Annotated[VoiceForm, WITH_FILE], request: Request) -> Voice:
     """Keep the voice of a recording, which the model has heard and can speak in."""
     gateway: Gateway = request.app.state.gateway
     store = opened(gateway)
@@ -72,7 +73,7 @@ async def create_voice(form: Annotated[VoiceForm, Form()], request: Request) -> 
 
 
 @router.delete("/v1/audio/voices/{voice_id}")
-async def delete_voice(voice_id: str, request: Request) -> dict[str, Any]:
+async def delete_voice(voice_id: str, request: Request) -> DeletedVoice:
     """Forget a voice that the caller has brought."""
     gateway: Gateway = request.app.state.gateway
     if not await asyncio.to_thread(opened(gateway).remove, request.state.owner, voice_id):
@@ -129,7 +130,7 @@ def unknown(status: int, voice_id: str) -> ApiError:
     return ApiError(status, f"voice: there is no {voice_id[:60]!r}", "voice", "voice_not_found")
 
 
-def record(voice: StoredVoice) -> dict[str, Any]:
+def record(voice: StoredVoice) -> Voice:
     """A voice as callers see it."""
     return {
         "id": voice.id,

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import logging
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,12 +18,13 @@ from stretto_gateway.batch import BatchRequest
 from stretto_gateway.chat_request import ChatRequest
 from stretto_gateway.config import GatewayConfig
 from stretto_gateway.speech_request import Body, SpeechRequest
-from tests.client.fake_server import FakeServer
+from tests.client.fake_server import PROFILE, FakeServer, Request, Step
 from tests.gateway.conftest import SPOKEN
 
 pytestmark = pytest.mark.slow
 PATHS = ("/v1/audio/speech", "/v1/audio/speech/batch", "/v1/chat/completions")
 EXAMPLES = 400  # a path
+AS_JSON = {"content-type": "application/json"}
 REFUSED = {400, 404, 405, 408, 413, 429}
 SCALARS = (
     st.none()
@@ -62,21 +65,21 @@ def values(schema: dict[str, Any], definitions: dict[str, Any]) -> st.SearchStra
 class Door:
     """A gateway before a fake server, which runs while a request does."""
 
-    def __init__(self) -> None:
+    def __init__(self, script: Callable[[Request], list[Step]], profile: dict[str, Any], voices: Path | None = None):
         self.runner = asyncio.Runner()
-        self.behind = FakeServer(lambda _: SPOKEN)
-        self.app = make_app(GatewayConfig(self.runner.run(self.behind.start())))
+        self.behind = FakeServer(script, profile=profile)
+        self.app = make_app(GatewayConfig(self.runner.run(self.behind.start()), voices=voices))
         self._lifespan = self.app.router.lifespan_context(self.app)
         self.runner.run(self._lifespan.__aenter__())
 
-    def ask(self, path: str, content: bytes, **headers: str) -> httpx.Response:
-        """The answer to a body; what an application raises, it raises."""
+    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """The answer to a request, as httpx makes it; what an application raises, it raises."""
 
-        async def post() -> httpx.Response:
+        async def ask() -> httpx.Response:
             async with httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://x") as client:
-                return await client.post(path, content=content, headers=headers)
+                return await client.request(method, path, **options)
 
-        return self.runner.run(post())
+        return self.runner.run(ask())
 
     def close(self) -> None:
         """End both."""
@@ -87,7 +90,7 @@ class Door:
 
 @pytest.fixture(scope="module")
 def door() -> Any:
-    opened = Door()
+    opened = Door(lambda _: SPOKEN, PROFILE)
     yield opened
     opened.close()
 
@@ -109,7 +112,7 @@ def test_no_body_is_answered_by_a_failure(door: Door, path: str, caplog: pytest.
     @given(values(body, schema["components"]["schemas"]))
     @settings(max_examples=EXAMPLES)
     def send(record: Any) -> None:
-        answer = door.ask(path, json.dumps(record).encode(), **{"content-type": "application/json"})
+        answer = door.ask("post", path, content=json.dumps(record).encode(), headers=AS_JSON)
         check(answer)
         seen.add(answer.status_code)
 
@@ -127,7 +130,7 @@ def test_no_body_is_answered_by_a_failure(door: Door, path: str, caplog: pytest.
 )
 @settings(max_examples=300)
 def test_no_bytes_are_answered_by_a_failure(door: Door, content: bytes, kind: str, path: str) -> None:
-    check(door.ask(path, content, **{"content-type": kind}))
+    check(door.ask("post", path, content=content, headers={"content-type": kind}))
 
 
 UNKNOWN = {f"unknown{n}": 0 for n in range(100)}

@@ -7,10 +7,10 @@ from pydantic import BaseModel, Field, ValidationError
 from stretto_client import ModelProfile
 from stretto_gateway.api_error import ApiError, refused, shown
 from stretto_gateway.catalogue import find_task, find_voice
+from stretto_gateway.field_path import MAX_NAME_CHARS, field_path
 from stretto_gateway.speech_request import Body, Text, VoiceId
 
 NO_LIST = Field(default=None, max_length=0, fail_fast=True)
-MAX_NAME_CHARS = 200  # of a field
 MAX_INSTRUCTION_CHARS = 100_000  # a session keeps them, beside the bytes that are counted
 Name = Annotated[Text, Field(max_length=MAX_NAME_CHARS)]
 Modality = Literal["text", "audio"]
@@ -161,8 +161,7 @@ def validated(model: type[Model], record: Any, path: str = "") -> Model:
         return model.model_validate(record)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-    name = ".".join(map(str, [*([path] if path else []), *first["loc"]]))
-    param = name[:MAX_NAME_CHARS].encode(errors="backslashreplace").decode()  # the caller's, where it is unknown
+    param = ".".join(name for name in (path, field_path(first, record)) if name)
     if first["type"] == "missing":
         raise ApiError(400, f"{param}: missing", param, "missing")
     raise ApiError(400, f"{param}: {first['msg']}, got {shown(first['input'])}", param, "invalid_value")

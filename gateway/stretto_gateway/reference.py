@@ -1,0 +1,83 @@
+"""`GET /docs`: `/openapi.json` for people, as a page without scripts."""
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from typing import Any
+
+HEAD = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>Stretto: the API</title>
+<link rel="icon" type="image/svg+xml" href="page/icon.svg">
+<link rel="stylesheet" href="page/style.css">
+</head>
+<body class="reference">
+"""
+METHODS = ("get", "post", "delete")
+
+
+def reference_page(schema: dict[str, Any]) -> str:
+    """The routes of an OpenAPI schema, with their fields, answers and errors."""
+    info = schema["info"]
+    parts = [HEAD, f"<header><h1>{escape(info['title'])}</h1></header>\n<main>\n"]
+    parts.append(f"<p>{escape(info['description'])}</p>\n")
+    for path, operations in schema["paths"].items():
+        for method in METHODS:
+            if method in operations:
+                parts += _operation(method, path, operations[method], schema["components"]["schemas"])
+    return "".join([*parts, "</main>\n</body>\n</html>\n"])
+
+
+def _operation(method: str, path: str, operation: dict[str, Any], schemas: dict[str, Any]) -> Iterator[str]:
+    name = f"{method.upper()} {path}"
+    yield f'<section class="card" aria-label="{escape(name)}">\n<h2><code>{escape(name)}</code></h2>\n'
+    yield f"<p>{escape(operation.get('description', ''))}</p>\n"
+    for media_type, body in operation.get("requestBody", {}).get("content", {}).items():
+        fields = _resolved(body["schema"], schemas)
+        rows = [_field(each, told, fields, schemas) for each, told in fields["properties"].items()]
+        yield _table(f"Fields ({media_type})", ("name", "type", "default", "what"), rows)
+    answers = [(status, _answer(told, schemas), told["description"]) for status, told in operation["responses"].items()]
+    yield _table("Answers", ("status", "as", "what"), answers)
+    yield "</section>\n"
+
+
+def _field(name: str, told: dict[str, Any], fields: dict[str, Any], schemas: dict[str, Any]) -> tuple[str, ...]:
+    is_needed = name in fields.get("required", ())
+    default = "required" if is_needed else repr(told["default"]) if told.get("default") is not None else ""
+    return name, _type(told, schemas), default, told.get("description", "")
+
+
+def _answer(told: dict[str, Any], schemas: dict[str, Any]) -> str:
+    content = told.get("content", {})
+    return ", ".join(f"{kind}: {_type(each['schema'], schemas)}" for kind, each in content.items()) or "nothing"
+
+
+def _type(told: dict[str, Any], schemas: dict[str, Any]) -> str:
+    """A type in a few words; an object with its fields."""
+    if "$ref" in told:
+        name, fields = told["$ref"].rpartition("/")[2], _resolved(told, schemas)
+        return f"{name} {{{', '.join(fields.get('properties', ()))}}}"
+    for kind in ("anyOf", "oneOf"):
+        if kind in told:
+            return " or ".join(_type(each, schemas) for each in told[kind])
+    if "enum" in told or "const" in told:
+        return " | ".join(map(str, told.get("enum", [told.get("const")])))
+    if told.get("type") == "array":
+        return f"list of {_type(told['items'], schemas)}"
+    if "contentMediaType" in told:
+        return "file"
+    return str(told.get("type", "anything"))
+
+
+def _resolved(told: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = schemas[told["$ref"].rpartition("/")[2]] if "$ref" in told else told
+    return found
+
+
+def _table(title: str, names: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>\n" for row in rows)
+    return f"<table><caption>{escape(title)}</caption>\n<tr>{head}</tr>\n{body}</table>\n"

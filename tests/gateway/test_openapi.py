@@ -1,0 +1,212 @@
+"""`/openapi.json`: each answer, good or bad, is one of those that it tells of, and names the field that is wrong."""
+
+import json
+from collections.abc import Iterator
+from copy import deepcopy
+from html import escape
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from stretto_gateway.page import HEADERS
+from tests.client.fake_server import Chunk, ErrorText, Request, Step
+from tests.gateway.conftest import SPOKEN, Start
+from tests.gateway.test_chat import task
+from tests.gateway.test_fuzz import Door, resolved, values
+from tests.gateway.test_page import ADDRESS, KEY, NAMES, Elements
+from tests.gateway.test_transcription import FILE, TRANSLATES
+from tests.gateway.test_voices import CLONES, FORM, RECORDING
+
+EXAMPLES = 40  # an operation
+TALKS = [task("dialogue", needs=[], also=["text", "audio"]), task("chat", needs=[], also=["text"], speaks=False)]
+EVERYTHING = CLONES | {"tasks": [*CLONES["tasks"], TRANSLATES["tasks"][-1], *TALKS]}
+WRITTEN = [Chunk(0, None, text="a cat", is_final=True, is_last=True)]
+REFUSED = "There is none."  # as a text: the server does not speak it
+SPEECH, SPEECHES = {"input": "A cat."}, [{"input": "A cat."}, {"input": REFUSED}]
+CHAT = {"messages": [{"role": "user", "content": "How are you?"}]}
+SPOKEN_CHAT = CHAT | {"modalities": ["text", "audio"]}
+BAD_CHAT = {"messages": [{"role": "user", "content": [{"type": "text", "text": 3}]}]}
+HEARD = ("json", "text", "verbose_json", "srt", "vtt")
+GOOD = [
+    *(("post", "/v1/audio/speech", {"json": SPEECH | {"response_format": name}}) for name in ("mp3", "opus", "aac")),
+    *(("post", "/v1/audio/speech", {"json": SPEECH | {"response_format": name}}) for name in ("flac", "wav", "pcm")),
+    ("post", "/v1/audio/speech", {"json": SPEECH | {"stream_format": "sse", "timestamps": True}}),
+    ("post", "/v1/audio/speech/batch", {"json": {"items": SPEECHES, "response_format": "wav"}}),
+    *(
+        ("post", f"/v1/audio/{path}", {"files": {"file": FILE}, "data": {"response_format": name}})
+        for name in HEARD
+        for path in ("transcriptions", "translations")
+    ),
+    ("post", "/v1/audio/transcriptions", {"files": {"file": FILE}, "data": {"stream": "true"}}),
+    *(("post", "/v1/chat/completions", {"json": body}) for body in (CHAT, SPOKEN_CHAT, CHAT | {"stream": True})),
+    ("get", "/v1/models", {}),
+    ("get", "/v1/models/{name}", {"name": "tts-1"}),
+    ("post", "/v1/audio/voices", {"files": {"audio_sample": ("me.wav", RECORDING)}, "data": FORM}),
+    ("get", "/v1/audio/voices", {}),
+    ("delete", "/v1/audio/voices/{voice_id}", {"voice_id": None}),
+    ("get", "/health/live", {}),
+    ("get", "/health/ready", {}),
+    ("get", "/metrics", {}),
+]
+BAD = [
+    ("/v1/audio/speech", {"json": {}}, "input"),
+    ("/v1/audio/speech", {"json": SPEECH | {"voice": 3}}, "voice"),
+    ("/v1/audio/speech", {"json": SPEECH | {"voice": {}}}, "voice"),
+    ("/v1/audio/speech", {"json": SPEECH | {"voice": {"id": 3}}}, "voice"),
+    ("/v1/audio/speech", {"json": SPEECH | {"body": 3}}, "body"),
+    ("/v1/audio/speech", {"json": SPEECH | {"sample_rate": "high"}}, "sample_rate"),
+    ("/v1/audio/speech", {"json": SPEECH | {"x" * 300: 3}}, "x" * 200),
+    ("/v1/audio/speech/batch", {"json": {"items": [{"input": "A cat."}, {"input": None}]}}, "items.1.input"),
+    ("/v1/chat/completions", {"json": BAD_CHAT}, "messages.0.content"),
+    ("/v1/audio/transcriptions", {"files": {"file": FILE}, "data": {"temperature": "hot"}}, "temperature"),
+    (
+        "/v1/audio/transcriptions",
+        {"files": {"file": FILE}, "data": {"timestamp_granularities[]": "day"}},
+        "timestamp_granularities[]",
+    ),
+    ("/v1/audio/voices", {"data": FORM}, "audio_sample"),
+]
+
+
+def script(request: Request) -> list[Step]:
+    if request.get("text") == REFUSED.encode():
+        return [ErrorText("invalid request: text: expected another one")]
+    return SPOKEN if request["task"] in (b"tts", b"dialogue") else WRITTEN
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+    opened = Door(script, EVERYTHING, tmp_path_factory.mktemp("voices"))
+    yield opened
+    opened.close()
+
+
+def strict(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema, by which nothing has a field of which it does not tell."""
+    schema = deepcopy(schema)
+    for each in schema["components"]["schemas"].values():
+        if "properties" in each:
+            each.setdefault("additionalProperties", False)
+    return schema
+
+
+def check(schema: dict[str, Any], method: str, path: str, answer: httpx.Response) -> None:
+    """The answer is one of those that the schema tells of at this path."""
+    known, status = schema["paths"][path][method]["responses"], str(answer.status_code)
+    told = known.get(status) or known[f"{status[0]}XX"]
+    assert answer.status_code < 500 or path == "/health/ready", answer.text
+    media_type = answer.headers["content-type"].partition(";")[0]
+    content = told["content"][media_type]["schema"]
+    if media_type == "application/json":
+        Draft202012Validator(content | {"components": schema["components"]}).validate(answer.json())
+
+
+def test_each_good_answer_is_as_it_says(door: Door) -> None:
+    schema = strict(door.app.openapi())
+    for method, path, options in GOOD:
+        names = {name: options.pop(name) for name in ("name", "voice_id") if name in options}
+        if "voice_id" in names:
+            names["voice_id"] = door.ask("get", "/v1/audio/voices").json()["data"][0]["id"]
+        answer = door.ask(method, path.format(**names), **options)
+        assert answer.status_code == 200, (method, path, answer.text)
+        check(schema, method, path, answer)
+    operations = {(method, path) for path, methods in schema["paths"].items() for method in methods}
+    assert {(method, path) for method, path, _ in GOOD} == operations
+
+
+@pytest.mark.parametrize(("path", "options", "param"), BAD)
+def test_what_is_wrong_is_told_by_the_callers_name_of_it(
+    door: Door, path: str, options: dict[str, Any], param: str
+) -> None:
+    answer = door.ask("post", path, **options)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param)
+    assert error["message"].startswith(param)
+    check(strict(door.app.openapi()), "post", path, answer)
+
+
+def encodable(value: Any) -> str:
+    """A field of a form."""
+    return str(value).encode(errors="replace").decode()
+
+
+def sent(fields: dict[str, Any], record: Any, media_type: str) -> dict[str, Any]:
+    """What httpx is told, to send a record as JSON, or as a form where fields that may be files are mostly files."""
+    if media_type == "application/json" or not isinstance(record, dict):
+        return {"content": json.dumps(record).encode(), "headers": {"content-type": media_type}}
+    files = {name: FILE for name, told in fields.items() if "contentMediaType" in told and record.get(name)}
+    return {"files": files, "data": {encodable(name): encodable(each) for name, each in record.items()}}
+
+
+@pytest.mark.parametrize("path", sorted({path for method, path, options in GOOD if method == "post"}))
+def test_each_bad_answer_is_as_it_says_and_names_a_field(door: Door, path: str) -> None:
+    schema = strict(door.app.openapi())
+    ((media_type, body),) = schema["paths"][path]["post"]["requestBody"]["content"].items()
+    fields = resolved(body["schema"], schema["components"]["schemas"])["properties"]
+    seen = set[int]()
+
+    @given(values(body["schema"], schema["components"]["schemas"]))
+    @settings(max_examples=EXAMPLES, deadline=None)
+    def send(record: Any) -> None:
+        answer = door.ask("post", path, **sent(fields, record, media_type))
+        check(schema, "post", path, answer)
+        seen.add(answer.status_code)
+        if answer.status_code == 400 and isinstance(record, dict):
+            param = answer.json()["error"]["param"]
+            first = param.partition(".")[0]
+            assert first in fields or first in {encodable(name)[:200] for name in record} or not first, param
+
+    send()
+    assert 400 in seen
+
+
+@given(name=st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(lambda name: name.strip("./")))
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_no_name_in_a_path_is_answered_by_a_failure(door: Door, name: str) -> None:
+    schema = strict(door.app.openapi())
+    for method, path, param in (
+        ("get", "/v1/models/{name}", "model"),
+        ("delete", "/v1/audio/voices/{voice_id}", "voice"),
+    ):
+        answer = door.ask(method, path.partition("{")[0] + quote(name, safe=""))
+        check(schema, method, path, answer)
+        assert answer.json()["error"]["param"] in (param, None)
+
+
+async def test_keys_are_told_where_there_are_any(start: Start) -> None:
+    async with (await start()).http() as http:
+        assert "security" not in (await http.get("/openapi.json")).json()
+    async with (await start(keys=(KEY,))).http() as http:
+        schema = (await http.get("/openapi.json", headers={"authorization": f"Bearer {KEY}"})).json()
+        assert schema["components"]["securitySchemes"]["key"] == {"type": "http", "scheme": "bearer"}
+        assert schema["security"] == [{"key": []}]
+        for path, methods in schema["paths"].items():
+            for method in methods:
+                is_open = methods[method].get("security") == []
+                assert is_open == ((await http.request(method, path)).status_code != 401), path
+
+
+async def test_people_read_it_without_a_script_or_anything_from_elsewhere(start: Start) -> None:
+    async with (await start(keys=(KEY,))).http() as http:
+        answer = await http.get("/docs")
+        schema = (await http.get("/openapi.json", headers={"authorization": f"Bearer {KEY}"})).json()
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert answer.headers["content-security-policy"] == HEADERS["content-security-policy"]
+    for path, methods in schema["paths"].items():
+        for method, operation in methods.items():
+            assert f"{method.upper()} {path}" in answer.text
+            assert escape(operation["description"]) in answer.text
+    for name in ("response_format", "timestamp_granularities[]", "audio_sample"):
+        assert name in answer.text
+    assert set(ADDRESS.findall(answer.text)) <= NAMES
+    for tag, attributes in Elements(answer.text).found:
+        assert tag not in ("script", "style", "iframe", "object")
+        assert not any(name == "style" or name.startswith("on") for name in attributes)
+        for name in ("href", "src"):
+            if name in attributes:
+                assert attributes[name].startswith("page/")
