@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -37,6 +39,16 @@ def load(model: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize("model", ["preprocessor", "language_model", "acoustic_decoder"])
+def test_nothing_slow_is_imported_before_a_model_initializes(model: str) -> None:
+    path = ROOT / model / "1" / "model.py"
+    code = f"import runpy, sys; runpy.run_path({str(path)!r}); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = set(done.stdout.split())
+    assert {name for name in modules if name.startswith("stretto.")} == {"stretto.triton_io", "stretto.triton_io.stub"}
+    assert not modules & {"numpy", "torch", "vllm", "pydantic", "multiprocessing"}
 
 
 def arguments(model: str) -> dict[str, str]:
@@ -77,7 +89,7 @@ class Preparing:
 def preprocessor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     monkeypatch.setenv(DRAIN_FILE, str(tmp_path / "draining"))
     module = load("preprocessor")
-    monkeypatch.setattr(module, "Preprocessor", Preparing)
+    monkeypatch.setattr("stretto.preprocessing.request.Preprocessor", Preparing)
     model = module.TritonPythonModel()
     model.initialize(arguments("preprocessor"))
     yield model
@@ -155,12 +167,12 @@ class Speaking:
 def engine(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("stretto.engine.frontend.llm")
     module.SpeechLLM = Speaking
-    monkeypatch.setitem(__import__("sys").modules, "stretto.engine.frontend.llm", module)
+    monkeypatch.setitem(sys.modules, "stretto.engine.frontend.llm", module)
 
 
 def test_the_language_model_streams_and_shuts_down(engine: None, monkeypatch: pytest.MonkeyPatch) -> None:
     module = load("language_model")
-    monkeypatch.setattr(module, "prepare_environment", lambda: None)
+    monkeypatch.setattr("stretto.engine.environment.prepare_environment", lambda: None)
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "")  # left alone by the adapter, and as it was for other tests
     model = module.TritonPythonModel()
     threads = threading.enumerate()
@@ -182,7 +194,7 @@ def test_the_decoder_drives_one_worker(monkeypatch: pytest.MonkeyPatch, tmp_path
     module = load("acoustic_decoder")
     made: list[Any] = []
     waits: list[bool] = []
-    monkeypatch.setattr(module, "open_codec", lambda config, checkpoint: (config.codec, checkpoint))
+    monkeypatch.setattr("stretto.decoder.opening.open_codec", lambda config, where: (config.codec, where))
 
     def worker(codec: Any, config: Any) -> SimpleNamespace:
         made.append((codec, config))
@@ -191,9 +203,9 @@ def test_the_decoder_drives_one_worker(monkeypatch: pytest.MonkeyPatch, tmp_path
         figures |= {"thread_id": threading.get_native_id(), "has_work": lambda: False}
         return SimpleNamespace(stop=made.clear, wait_until_warm=wait, **figures)
 
-    monkeypatch.setattr(module, "DecoderWorker", worker)
+    monkeypatch.setattr("stretto.decoder.worker.DecoderWorker", worker)
     family = SimpleNamespace(codec="tiny", layout=SimpleNamespace(num_codebooks=5))
-    monkeypatch.setattr(module.ModelParameters, "family", lambda self: family)
+    monkeypatch.setattr("stretto.triton_io.parameters.ModelParameters.family", lambda self: family)
     model = module.TritonPythonModel()
     model.initialize(arguments("acoustic_decoder"))
     ((codec, config),) = made

@@ -3,15 +3,7 @@
 import os
 from typing import Any
 
-from stretto.config import DecoderConfig
-from stretto.decoder.opening import open_codec
-from stretto.decoder.worker import DecoderWorker
-from stretto.triton_io import stub
-from stretto.triton_io.decoding_service import DecodingService
-from stretto.triton_io.flow import Outcome, conclude_all
-from stretto.triton_io.hang import HangWatch
-from stretto.triton_io.parameters import ModelParameters
-from stretto.triton_io.seal import SealKey
+from stretto.triton_io import stub  # all else is imported later: see there
 
 
 class TritonPythonModel:
@@ -26,6 +18,15 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, Any]) -> None:
         stub.use_utf8()
+        from stretto.config import DecoderConfig
+        from stretto.decoder.opening import open_codec
+        from stretto.decoder.worker import DecoderWorker
+        from stretto.triton_io.decoding_service import DecodingService
+        from stretto.triton_io.flow import Outcome, conclude_all
+        from stretto.triton_io.hang import HangWatch
+        from stretto.triton_io.parameters import ModelParameters
+        from stretto.triton_io.seal import SealKey
+
         parameters = ModelParameters(args)
         family = parameters.family()
         found = {"codec": family.codec, "num_codebooks": str(family.layout.num_codebooks), "device": parameters.device}

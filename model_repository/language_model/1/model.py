@@ -1,18 +1,8 @@
 """Triton's adapter of the language model."""
 
-import multiprocessing
 from typing import Any
 
-from stretto.config import EngineConfig
-from stretto.engine.environment import prepare_environment
-from stretto.triton_io import stub
-from stretto.triton_io.chunk_sender import SenderLimits
-from stretto.triton_io.event_loop import EventLoop
-from stretto.triton_io.flow import FlowTable
-from stretto.triton_io.hang import HangWatch
-from stretto.triton_io.parameters import ModelParameters
-from stretto.triton_io.seal import SealKey
-from stretto.triton_io.speech_service import SpeechService
+from stretto.triton_io import stub  # all else is imported later: see there
 
 
 class TritonPythonModel:
@@ -28,6 +18,18 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, Any]) -> None:
         stub.use_utf8()
         stub.fork_engine()
+        import multiprocessing
+
+        from stretto.config import EngineConfig
+        from stretto.engine.environment import prepare_environment
+        from stretto.triton_io.chunk_sender import SenderLimits
+        from stretto.triton_io.event_loop import EventLoop
+        from stretto.triton_io.flow import FlowTable
+        from stretto.triton_io.hang import HangWatch
+        from stretto.triton_io.parameters import ModelParameters
+        from stretto.triton_io.seal import SealKey
+        from stretto.triton_io.speech_service import SpeechService
+
         prepare_environment()
         with stub.no_collection():
             from stretto.engine.frontend.llm import SpeechLLM  # vllm reads the environment as it is imported

@@ -1,4 +1,10 @@
-"""The process that Triton runs a model's `model.py` in."""
+"""The process that Triton runs a model's `model.py` in.
+
+A `model.py` imports at its top what costs nothing, this module, and all else where its model initializes. The stub runs
+it before it reads the arguments of `initialize`, which lie in shared memory. Triton gives a stub up that shows no sign
+of life for a second, as happens on a busy machine, and frees them: if they are still to be read, the stub crashes with
+the memory's lock in its hands, and the server with it (pb_stub.cc, `Stub::Initialize`, of python_backend r24.10).
+"""
 
 import ctypes
 import gc

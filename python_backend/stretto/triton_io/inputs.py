@@ -1,0 +1,20 @@
+"""What a request to the ensemble brings along."""
+
+from typing import Any
+
+from stretto.triton_io import schema
+from stretto.triton_io.tensors import read_array, read_bytes, read_files, read_scalar
+
+
+def read_inputs(request: Any) -> dict[str, Any]:
+    """All inputs by their names, as they came; None for one that is absent."""
+    return {
+        "text": read_bytes(request, schema.TEXT),
+        "audio": read_files(request, schema.AUDIO),
+        "pcm_in": read_array(request, schema.PCM_IN),
+        "sample_rate": read_scalar(request, schema.SAMPLE_RATE),
+        "messages": read_bytes(request, schema.MESSAGES),
+        "task": read_bytes(request, schema.TASK),
+        "options": read_bytes(request, schema.OPTIONS),
+        "session": read_bytes(request, schema.SESSION),
+    }
