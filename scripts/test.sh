@@ -12,13 +12,13 @@ case "${1:-}" in
     --fast)
         shift
         ruff check .
-        exec python -m pytest "${workers[@]}" -m "not server and not engine and not slow" "$@"
+        exec python -m pytest "${workers[@]}" -m "not server and not engine and not slow and not nightly" "$@"
         ;;
     "")
         ruff check .
         ruff format --check .
         mypy
-        exec python -m pytest "${workers[@]}" --durations=15
+        exec python -m pytest "${workers[@]}" -m "not nightly" --durations=15
         ;;
 esac
 exec python -m pytest --durations=15 "$@"

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,15 +16,30 @@ ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.engine
 
 
-def test_a_dry_run_passes_every_job(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.gpu", "--dry-run", "--out", str(tmp_path), "--limit-s", "3000"]
+def walked(folder: Path, jobs: Collection[str]) -> dict[str, list[dict[str, Any]]]:
+    """What each of the `jobs` wrote in a dry run."""
+    command = [sys.executable, "-m", "benchmarks.gpu", "--dry-run", "--out", str(folder), "--limit-s", "3000"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run([*command, "--jobs", *jobs], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == dict.fromkeys(JOBS, "passed")
-    assert {path.name for path in tmp_path.iterdir()} == {"all.jsonl", "logs.txt"}
-    lines = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
-    found = {job: [line for line in lines if line["job"] == job and "status" not in line] for job in JOBS}
+    assert json.loads(done.stdout.splitlines()[-1]) == dict.fromkeys(jobs, "passed")
+    assert {path.name for path in folder.iterdir()} == {"all.jsonl", "logs.txt"}
+    lines = [json.loads(line) for line in (folder / "all.jsonl").read_text().splitlines()]
+    return {job: [line for line in lines if line["job"] == job and "status" not in line] for job in jobs}
+
+
+def test_a_dry_run_passes_a_job_of_each_kind(tmp_path: Path) -> None:
+    kinds = ("host", "kernels", "decoder_tiny", "parity_preempted", "waits", "ours_1b7", "stock_1b7", "schedules_vita")
+    found = walked(tmp_path, kinds)
+    assert all(found.values())
+    assert {line["kernel"] for line in found["kernels"]} == {"draw", "embed", "sampler", "head"}
+    assert any(line["preemptions"] for line in found["parity_preempted"])
+    assert all(line["engine_efficiency"] > 0 for line in found["stock_1b7"])
+
+
+@pytest.mark.nightly
+def test_a_dry_run_passes_every_job(tmp_path: Path) -> None:
+    found = walked(tmp_path, JOBS)
     assert {line["checkpoint"] for line in found["parity_eager"]} == {"tiny", "eight_streams"}
     assert any(line["preemptions"] for line in found["parity_preempted"])
     assert {line["kernel"] for line in found["kernels"]} == {"draw", "embed", "sampler", "head"}
