@@ -1,13 +1,13 @@
 """What docs and docstrings name is there: a page that says where a thing lies must not outlive its move."""
 
+import importlib.util
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
-import vllm
 
-ROOT, VLLM = Path(__file__).parents[1], Path(vllm.__file__).parent
+ROOT, VLLM = Path(__file__).parents[1], Path(importlib.util.find_spec("vllm").origin).parent
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
 NAMED = re.compile(r"`([\w./-]+\.(?:py|sh|md|pbtxt))`|`(deploy/[\w./-]+)`")
 TEXTS = (".md", ".py", ".pbtxt", ".sh", ".yaml")
