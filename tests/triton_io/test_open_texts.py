@@ -28,10 +28,11 @@ SUBWORDS = range(7, 7 + 10_000)
 FLOW = FlowAddress("stretto_flow_1_" + "0" * 32, 1, 1)
 TEXT_STREAM = TRACKED_CSM.text_track.stream
 WIDTH = TRACKED_CSM.layout.num_input_streams
+END = TRACKED_CSM.text_track.end_id
 
 
 class Model:
-    """Speaks when it has all words: one chunk. `room`: how many words it still takes."""
+    """Speaks when it has all words: one chunk. `room`: how many words it takes behind the first."""
 
     family = TRACKED_CSM
 
@@ -47,6 +48,9 @@ class Model:
     async def generate(self, prompt: Prompt, request_id: str, pacer: Pacer) -> AsyncGenerator[LMChunk, None]:
         self.prompt, self.is_speaking = prompt, True
         self.words = [int(prompt.rows[-1, TEXT_STREAM]), *prompt.track]
+        if not prompt.is_open:
+            assert self.words.pop() == END
+            self.is_complete.set()
         yield LMChunk(Chunk(0, Segment.AUDIO), None)
         await self.is_complete.wait()
         yield LMChunk(Chunk(1, Segment.TAIL, is_final=True), None)
@@ -55,14 +59,16 @@ class Model:
         while self.prompt is None:
             await asyncio.sleep(0)
 
+    def max_words(self, prompt: Prompt) -> int:
+        return self.room
+
     async def write(self, request_id: str, ids: Sequence[int], is_last: bool = False) -> None:
         assert self.is_speaking, "it takes no words before it is asked to speak"
         assert request_id == "u"
+        assert not self.is_complete.is_set()
         await asyncio.sleep(0)
-        if len(ids) > self.room:
-            raise InvalidRequest("text", f"at most {self.room} more tokens", len(ids))
-        self.room -= len(ids)
         self.words += ids
+        assert len(self.words) <= 1 + self.room
         if is_last:
             self.is_complete.set()
 
@@ -116,14 +122,18 @@ def test_the_model_begins_with_the_first_word_and_gets_the_others_as_they_come()
     asyncio.run(run())
 
 
-def test_a_text_that_is_complete_before_it_begins_has_its_end() -> None:
+def test_a_text_that_is_complete_before_it_begins_is_one_like_any_other_whose_end_is_read() -> None:
     async def run() -> None:
-        model = Model()
+        text = "Hello, world, and all that comes"
+        model = Model(room=len(expected(text)) - 1)  # none is left
         reply = Reply(model)
         name = await reply.name()
-        await reply.sessions.write(TextPart(name, 0, "Hello", True))
+        await reply.sessions.write(TextPart(name, 0, text, True))
         assert [each.chunk.is_final for each in await reply.rest()] == [False, True]
-        assert model.words == expected("Hello")
+        assert model.words == expected(text)
+        assert model.prompt is not None
+        assert not model.prompt.is_open
+        assert model.prompt.sampling.audio.min_rows == len(model.prompt.track) == len(expected(text))
 
     asyncio.run(run())
 
@@ -155,17 +165,21 @@ def test_a_refused_part_leaves_the_text_as_it_was(part: TextPart, message: str) 
     asyncio.run(run())
 
 
-def test_what_the_model_does_not_take_is_refused_and_the_next_part_may_be_shorter() -> None:
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_what_there_is_no_room_for_is_refused_and_the_next_part_may_be_shorter(has_begun: bool) -> None:
     async def run() -> None:
-        model = Model(room=4)
-        reply = Reply(model, "Well, ")
+        opening = "Well, "
+        model = Model(room=6)
+        reply = Reply(model, opening if has_begun else "")
         name, speaking = await reply.name(), asyncio.create_task(reply.rest())
-        await model.begun()
-        with pytest.raises(InvalidRequest, match="at most 4 more tokens"):
+        if has_begun:
+            await model.begun()
+        room = 7 - len(SubwordStream(TOKENIZER, SUBWORDS).after(opening, False)[0]) * has_begun
+        with pytest.raises(InvalidRequest, match=f"text: expected at most {room} more tokens, as a frame reads one"):
             await reply.sessions.write(TextPart(name, 0, "this is much more than there is room for", False))
         await reply.sessions.write(TextPart(name, 0, "a", True))
         await speaking
-        assert model.words == expected("Well, a")
+        assert model.words == expected(opening * has_begun + "a")
         with pytest.raises(InvalidRequest, match=r"session\.id"):
             await reply.sessions.write(TextPart(name, 1, "b", False))
 
@@ -174,7 +188,7 @@ def test_what_the_model_does_not_take_is_refused_and_the_next_part_may_be_shorte
 
 def test_no_part_follows_the_last_and_a_part_comes_once() -> None:
     async def run() -> None:
-        session = TextSession(Model(), "u", FLOW, "")
+        session = TextSession(Model(), "u", FLOW, prompt())
         await session.write(TextPart(session.id, 0, "a ", False))
         with pytest.raises(InvalidRequest, match=r"session\.part: expected 1, the next, got 0"):
             await session.write(TextPart(session.id, 0, "a ", False))
@@ -190,7 +204,7 @@ def test_no_part_follows_the_last_and_a_part_comes_once() -> None:
 
 def test_a_writer_without_a_first_word_ends_the_reply_by_name() -> None:
     async def run() -> None:
-        session = TextSession(Model(), "u", FLOW, "wor", first_word_s=0.01)
+        session = TextSession(Model(), "u", FLOW, prompt("wor"), first_word_s=0.01)
         with pytest.raises(InvalidRequest, match=r"text: expected a first word within 0\.01 s, got none"):
             await session.begin()
 
@@ -214,7 +228,7 @@ def test_a_reply_that_is_left_is_forgotten_and_others_find_room() -> None:
 
 
 def test_names_cannot_be_guessed() -> None:
-    names = {TextSession(Model(), "u", FLOW, "").id for _ in range(100)}
+    names = {TextSession(Model(), "u", FLOW, prompt()).id for _ in range(100)}
     assert len(names) == 100
     assert {len(name) for name in names} == {22}  # of 128 random bits
 

@@ -46,6 +46,9 @@ class Model:
     def open_text(self) -> SubwordStream:
         return SubwordStream(TOKENIZER, range(10_000))
 
+    def max_words(self, prompt: Prompt) -> int:
+        return 100
+
     async def write(self, request_id: str, ids: Sequence[int], is_last: bool = False) -> None:
         self.words += ids
         if is_last:

@@ -6,7 +6,7 @@ Who hears the reply is told a name in its first event; who knows it may go on wi
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Protocol
 
@@ -37,25 +37,30 @@ class TextModel(Protocol):
         """The ids of a text that comes in pieces, from its beginning; InvalidRequest where there are none."""
         ...
 
+    def max_words(self, prompt: Prompt) -> int:
+        """How many ids of an open text may follow the last row of its prompt, the end not among them."""
+        ...
+
     async def write(self, request_id: str, ids: Sequence[int], is_last: bool = False) -> None:
         """Go on with the text of an utterance; InvalidRequest where it cannot."""
         ...
 
 
 class TextSession:
-    """One text. What is refused of it leaves it as it was."""
+    """The text that `prompt` opens. What is refused of it leaves it as it was."""
 
     def __init__(
-        self, model: TextModel, utterance: str, flow: FlowAddress, opening: str, first_word_s: float = FIRST_WORD_S
+        self, model: TextModel, utterance: str, flow: FlowAddress, prompt: Prompt, first_word_s: float = FIRST_WORD_S
     ) -> None:
         self.id, self.utterance, self.flow = secrets.token_urlsafe(ID_BYTES), utterance, flow
         self._model, self._first_word_s = model, first_word_s
         self._words, self._first = model.open_text(), asyncio.Event()
         self._waiting: list[int] = []  # until there is a first word, with which the reply begins
+        self._room = 1 + model.max_words(prompt)  # the first stands beside the prompt's last row
         self._next_part = 0
         self._has_begun = self.is_complete = False
         self._writing = asyncio.Lock()
-        self._keep(*self._words.after(opening, is_last=False))
+        self._keep(*self._after(prompt.opening, is_last=False))
 
     async def write(self, part: TextPart) -> None:
         """Take the next part; InvalidRequest where that is another one, or where it cannot be spoken."""
@@ -64,18 +69,25 @@ class TextSession:
                 raise InvalidRequest("session", "no further part, as the text is complete", f"part {part.part}")
             if part.part != self._next_part:
                 raise InvalidRequest("session.part", f"{self._next_part}, the next", part.part)
-            ids, words = self._words.after(part.text, part.is_last)
+            ids, words = self._after(part.text, part.is_last)
             if part.is_last and not (ids or self._first.is_set()):
                 raise InvalidRequest("text", "at least one character in all", "none")
             if self._has_begun:
                 await self._model.write(self.utterance, ids, part.is_last)
-                ids = []
             self._keep(ids, words)
             self._next_part, self.is_complete = part.part + 1, part.is_last
 
+    def _after(self, text: str, is_last: bool) -> tuple[list[int], SubwordStream]:
+        ids, words = self._words.after(text, is_last)
+        if len(ids) > self._room:
+            raise InvalidRequest("text", f"at most {self._room} more tokens, as a frame reads one", len(ids))
+        return ids, words
+
     def _keep(self, ids: list[int], words: SubwordStream) -> None:
         self._words = words
-        self._waiting += ids
+        self._room -= len(ids)
+        if not self._has_begun:
+            self._waiting += ids
         if ids:
             self._first.set()
 
@@ -120,30 +132,30 @@ class TextSessions:
 
         InvalidRequest where no first word comes, or what the model raises.
         """
-        session = TextSession(self._model, utterance, flow, prompt.opening)
+        session = TextSession(self._model, utterance, flow, prompt)
         self._open[session.id] = session
         try:
             yield LMChunk(Chunk(0, Segment.AUDIO, session=session.id), None)
-            begun = self._begun(prompt, await session.begin())
+            begun = self._begun(prompt, await session.begin(), session.is_complete)
             # Nobody else runs from here until the model has been asked, and takes words: none is lost on the way.
-            ending = asyncio.ensure_future(self._end(utterance)) if session.is_complete else None
             async with aclosing(self._model.generate(begun, utterance, pacer)) as chunks:
                 async for each in chunks:
                     yield replace(each, chunk=replace(each.chunk, index=each.chunk.index + 1))
-            if ending is not None:
-                await ending  # it has long come to its end; what it may have raised is not to be lost
         finally:
             del self._open[session.id]
 
-    def _begun(self, prompt: Prompt, words: Sequence[int]) -> Prompt:
-        """The prompt with the first word beside its last codes, and those that follow beside the first frames."""
+    def _begun(self, prompt: Prompt, words: Sequence[int], is_complete: bool) -> Prompt:
+        """The prompt with the first word beside its last codes, and those that follow beside the first frames.
+
+        Of a text that is complete it is one like any other, whose reply may not end before the end of the text is read.
+        """
         track = self._model.family.text_track
         assert track is not None, "only a family that has one makes prompts of open texts"
         rows = prompt.rows.copy()
         rows[-1, track.stream] = words[0]
-        return replace(prompt, rows=rows, track=tuple(words[1:]), opening="")
-
-    async def _end(self, utterance: str) -> None:
-        """Say of a text whose last part came before the reply began that it is complete."""
-        with suppress(InvalidRequest):  # the reply has ended
-            await self._model.write(utterance, [], is_last=True)
+        begun = replace(prompt, rows=rows, track=tuple(words[1:]), opening="")
+        if not is_complete:
+            return begun
+        ids, audio = (*begun.track, track.end_id), prompt.sampling.audio
+        audio = replace(audio, min_rows=max(audio.min_rows, len(ids)))
+        return replace(begun, track=ids, sampling=replace(prompt.sampling, audio=audio), is_open=False)

@@ -201,5 +201,9 @@ def test_an_open_text_is_for_unguided_replies_beside_one() -> None:
     assert "text: expected all of it at once, as a guided reply needs" in str(refusal(prompt, rules))
     alone = replace(prompt, sampling=replace(prompt.sampling, guidance_scale=1.0))
     assert admit(alone, rules, ROOMY) == alone
+    room = min(alone.sampling.audio.max_rows, rules.audio_limit - len(alone.rows)) - 1  # one frame reads the end
+    assert admit(replace(alone, track=(20,) * room), rules, ROOMY)
+    longer = replace(alone, track=(20,) * (room + 1))
+    assert f"text: expected at most {room} tokens behind the prompt, got {room + 1}" in str(refusal(longer, rules))
     tiny = replace(make_prompt(TINY, 0), is_open=True)
     assert "text: expected all of it at once, as tiny needs" in str(refusal(tiny))

@@ -13,7 +13,11 @@ from stretto.config import EngineConfig
 from stretto.engine.frontend.llm import SpeechLLM
 from stretto.errors import InvalidRequest
 from stretto.records.chunk import LMChunk
+from stretto.records.envelope import FlowAddress
 from stretto.records.prompt import Prompt
+from stretto.records.text_part import TextPart
+from stretto.streams.chunking import ChunkPolicy, Pacer
+from stretto.triton_io.open_texts import TextSessions
 from tests.engine.forking import forked_processes
 from tests.engine.harness import DEFAULTS
 from tests.engine.prompts import make_prompt
@@ -21,6 +25,7 @@ from tests.random_checkpoints import write_checkpoint
 from tests.small_vocabularies import TRACKED_CSM
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
+FLOW = FlowAddress("stretto_flow_1_" + "0" * 32, 1, 1)
 NAME = "tests.small_vocabularies:TRACKED_CSM"
 
 
@@ -41,6 +46,38 @@ def prompt(**audio: int) -> Prompt:
 
 async def collect(llm: SpeechLLM, given: Prompt, request_id: str) -> list[LMChunk]:
     return [chunk async for chunk in llm.generate(given, request_id)]
+
+
+class Letters:
+    """A tokenizer's stream for a checkpoint without one: a letter is a token."""
+
+    def after(self, text: str, is_last: bool) -> tuple[list[int], "Letters"]:
+        return [16 + ord(letter) % 30 for letter in text], self
+
+
+async def speak(llm: SpeechLLM, given: Prompt, parts: list[str], begins_first: bool) -> tuple[list[LMChunk], list[str]]:
+    """The reply to an open text that comes in `parts`, once it has begun or before, and what was refused of it.
+
+    What is refused comes again without its last letter.
+    """
+    sessions, refused = TextSessions(llm), list[str]()
+    chunks = sessions.speak(given, "live", FLOW, Pacer(ChunkPolicy()))
+    name = (await anext(chunks)).chunk.session
+    rest = asyncio.ensure_future(collected(chunks)) if begins_first else None
+    for number, part in enumerate(parts):
+        text = part
+        while True:
+            try:
+                await sessions.write(TextPart(name, number, text, number == len(parts) - 1))
+                break
+            except InvalidRequest as error:
+                refused.append(str(error))
+                text = text[:-1]
+    return await (rest or collected(chunks)), refused
+
+
+async def collected(chunks: AsyncIterator[LMChunk]) -> list[LMChunk]:
+    return [chunk async for chunk in chunks]
 
 
 def codes_of(chunks: list[LMChunk]) -> np.ndarray:
@@ -65,3 +102,25 @@ async def test_a_text_that_is_written_makes_the_reply_of_the_whole(llm: SpeechLL
     assert expected[-1].chunk.report.held_s == 0
     with pytest.raises(InvalidRequest, match="request_id: expected a reply whose text is open, got open"):
         await llm.write("open", [20])
+
+
+@pytest.mark.parametrize("max_rows", [30, 1000], ids=["of the reply's frames", "of the model's length"])
+async def test_a_text_may_take_the_last_row_however_it_comes_and_what_is_longer_is_refused(
+    llm: SpeechLLM, monkeypatch: pytest.MonkeyPatch, max_rows: int
+) -> None:
+    monkeypatch.setattr(llm, "open_text", Letters)
+    made = prompt()
+    audio = replace(made.sampling.audio, max_rows=max_rows)
+    given = replace(made, sampling=replace(made.sampling, audio=audio), track=(), is_open=True)
+    num_letters = 1 + llm.max_words(given)
+    assert num_letters == min(max_rows, DEFAULTS["max_model_len"] - 1 - len(made.rows))
+    text = "".join(chr(97 + index % 26) for index in range(num_letters))
+    at_once, refused = await speak(llm, given, [text + "z"], begins_first=False)
+    assert refused == [f"text: expected at most {num_letters} more tokens, as a frame reads one, got {num_letters + 1}"]
+    slowly, refused = await speak(llm, given, [text[:3], text[3:9], text[9:] + "z", ""], begins_first=True)
+    assert refused == [
+        f"text: expected at most {num_letters - 9} more tokens, as a frame reads one, got {num_letters - 8}"
+    ]
+    assert codes_of(at_once).shape[1] == num_letters, "the end of the text is read with the last frame"
+    assert codes_of(slowly).tolist() == codes_of(at_once).tolist()
+    assert [chunks[-1].chunk.report.finish_reason for chunks in (at_once, slowly)] == ["length"] * 2

@@ -51,7 +51,10 @@ async def test_nothing_is_written_behind_the_end_or_beyond_the_room() -> None:
     written = text(FakeEngine(), room=3)
     with pytest.raises(InvalidRequest, match="text: expected at most 3 more tokens, got 4"):
         await written.write([1] * 4, False)
-    await written.write([1, 2], True)
+    await written.write([1, 2, 3], False)
+    with pytest.raises(InvalidRequest, match="text: expected at most 0 more tokens, got 1"):
+        await written.write([1, 7], True)
+    await written.write([7], True)  # the end, which always has room
     with pytest.raises(InvalidRequest, match="text: expected no more of it, as it is complete, got 1 tokens"):
         await written.write([1], False)
 

@@ -91,11 +91,21 @@ def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
     if prompt.is_open and (rules.family.text_track is None or prompt.sampling.guidance_scale != 1.0):
         kind = "a guided reply" if rules.family.text_track else rules.family.name
         raise InvalidRequest("text", f"all of it at once, as {kind} needs", "a text that is still being written")
-    last, size = rules.max_model_len - len(prompt.rows), rules.family.layout.vocab_size
+    last = max_words(prompt, rules) if prompt.is_open else rules.max_model_len - len(prompt.rows)
+    size = rules.family.layout.vocab_size
     if len(prompt.track) > last:
         raise InvalidRequest("text", f"at most {last} tokens behind the prompt", len(prompt.track))
     if prompt.track and not 0 <= min(prompt.track) <= max(prompt.track) < size:
         raise InvalidRequest("track", f"ids in [0, {size})", f"{min(prompt.track)} ... {max(prompt.track)}")
+
+
+def max_words(prompt: Prompt, rules: SegmentRules) -> int:
+    """How many ids of a live text may stand beside the frames of the reply, its end not among them.
+
+    Each is read with a frame and so is the end, behind which alone the reply may end: so no limit ends it before.
+    """
+    num_frames = min(prompt.sampling.audio.max_rows, rules.audio_limit - len(prompt.rows))
+    return max(num_frames - 1, 0)
 
 
 def _check_reference(prompt: Prompt, task: Task, rules: SegmentRules) -> None:

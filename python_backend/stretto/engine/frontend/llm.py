@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
-from stretto.engine.frontend.admission import Capacity, admit
+from stretto.engine.frontend.admission import Capacity, admit, max_words
 from stretto.engine.frontend.launch import vllm_config
 from stretto.errors import InvalidRequest, StrettoError
 from stretto.families.audio_format import AudioFormat, check_audios
@@ -94,6 +94,10 @@ class SpeechLLM:
             raise InvalidRequest("options.text_mode", "a model with a tokenizer for a text in pieces", self.family.name)
         return self._text.stream()
 
+    def max_words(self, prompt: Prompt) -> int:
+        """How many ids of an open text may follow the last row of its prompt, the end not among them."""
+        return max_words(prompt, self._rules)
+
     async def write(self, request_id: str, ids: Sequence[int], is_last: bool = False) -> None:
         """Go on with the text of a reply that was asked for with an open one; is_last: the text is complete.
 
@@ -124,7 +128,7 @@ class SpeechLLM:
             prompt = replace(prompt, sampling=replace(prompt.sampling, seed=secrets.randbits(63)))
         is_guided = prompt.sampling.guidance_scale != 1.0
         if prompt.is_open:
-            room = self._rules.max_model_len - len(prompt.rows) - len(prompt.track)
+            room = self.max_words(prompt) - len(prompt.track)
             self._texts[request_id] = OpenText(self._engine, request_id, len(prompt.track), room)
         self._active.add(request_id)
         self._stats.active += 1

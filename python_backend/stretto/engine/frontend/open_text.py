@@ -19,8 +19,8 @@ LONGEST_S = 600.0  # from the first to the last: nobody keeps a place for ever b
 class OpenText:
     """One text; its ids travel under the id of their reply, in order, once the engine has that.
 
-    num_ids, room: how many ids there are, and may still come. A text on which nothing is written for `patience_s`,
-    or that has no end after `longest_s`, ends its reply.
+    num_ids, room: how many ids there are, and may still come before the end's, for which there is always room. A text
+    on which nothing is written for `patience_s`, or that has no end after `longest_s`, ends its reply.
     """
 
     longest_s = LONGEST_S
@@ -37,11 +37,11 @@ class OpenText:
         self._wait()
 
     async def write(self, ids: Sequence[int], is_last: bool) -> None:
-        """Go on with `ids`; InvalidRequest where the text is complete, or grows too long."""
+        """Go on with `ids`, the end's behind the last; InvalidRequest where the text is complete, or grows too long."""
         if self._is_complete:
             raise InvalidRequest("text", "no more of it, as it is complete", f"{len(ids)} tokens")
-        if len(ids) > self._room:
-            raise InvalidRequest("text", f"at most {self._room} more tokens", len(ids))
+        if len(ids) - is_last > self._room:
+            raise InvalidRequest("text", f"at most {self._room} more tokens", len(ids) - is_last)
         self._room -= len(ids)
         self._num_ids += len(ids)
         self._waiting += ids
