@@ -14,7 +14,7 @@ from stretto.checkpoints.command import main
 from stretto.families.base import Family
 from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary
 from stretto.families.qwen3_tts.prompt import RowWriter
-from stretto.families.qwen3_tts.voices import RecordedVoice
+from stretto.families.qwen3_tts.voices import ClonedVoice
 from stretto.families.registry import VOCABULARY, config_at, family_at
 from stretto.preprocessing.prompt import PromptRows
 from stretto.records.prompt import Prompt
@@ -89,14 +89,14 @@ class Checkpoint:
         head = writer.head(instruction, recorded or voice, language)
         return writer.prompt(head, fixture()["words"].tolist(), is_streaming, recorded)
 
-    def voice(self, name: str) -> RecordedVoice | None:
+    def voice(self, name: str) -> ClonedVoice | None:
         """The voice that a case clones."""
         if self.kind != "base":
             return None
         if name not in REFERENCES:
-            return RecordedVoice(fixture()["x_vector"])
+            return ClonedVoice(fixture()["x_vector"])
         words = tuple(fixture()["reference_words"].tolist())
-        return RecordedVoice(fixture()["x_vector"], words, fixture()[REFERENCES[name]])
+        return ClonedVoice(fixture()["x_vector"], words, fixture()[REFERENCES[name]])
 
     def prompt(self, name: str, is_streaming: bool) -> Prompt:
         """The same as a greedy request for as many frames as the fixture has."""

@@ -43,7 +43,7 @@ class Model:
         self.words: list[int] = []
         self.is_complete = asyncio.Event()
 
-    def open_text(self) -> SubwordStream:
+    def text_stream(self) -> SubwordStream:
         return SubwordStream(TOKENIZER, range(10_000))
 
     def max_words(self, prompt: Prompt) -> int:

@@ -14,10 +14,10 @@ from stretto.triton_io.event_loop import EventLoop
 from stretto.triton_io.failures import refuse
 from stretto.triton_io.flow import DecoderRefused, FlowTable
 from stretto.triton_io.metrics import Gauges
-from stretto.triton_io.open_texts import TextModel, TextSessions
 from stretto.triton_io.prompt_tensors import read_prompt
 from stretto.triton_io.responses import Responses, ResponseThread
 from stretto.triton_io.seal import Seal
+from stretto.triton_io.text_sessions import TextModel, TextSessions
 
 METRICS = {
     "active_utterances": "Utterances in flight",

@@ -17,7 +17,7 @@ from stretto.records.envelope import FlowAddress
 from stretto.records.prompt import Prompt
 from stretto.records.text_part import TextPart
 from stretto.streams.chunking import ChunkPolicy, Pacer
-from stretto.triton_io.open_texts import TextSessions
+from stretto.triton_io.text_sessions import TextSessions
 from tests.engine.forking import forked_processes
 from tests.engine.harness import DEFAULTS
 from tests.engine.prompts import make_prompt
@@ -108,7 +108,7 @@ async def test_a_text_that_is_written_makes_the_reply_of_the_whole(llm: SpeechLL
 async def test_a_text_may_take_the_last_row_however_it_comes_and_what_is_longer_is_refused(
     llm: SpeechLLM, monkeypatch: pytest.MonkeyPatch, max_rows: int
 ) -> None:
-    monkeypatch.setattr(llm, "open_text", Letters)
+    monkeypatch.setattr(llm, "text_stream", Letters)
     made = prompt()
     audio = replace(made.sampling.audio, max_rows=max_rows)
     given = replace(made, sampling=replace(made.sampling, audio=audio), track=(), is_open=True)

@@ -7,7 +7,7 @@ import pytest
 
 from stretto.engine.request.shared_stats import KEY, EngineStats, SharedStats
 from stretto.engine.scheduling import step_stats
-from stretto.engine.scheduling.open_texts import OpenTexts
+from stretto.engine.scheduling.held_replies import HeldReplies
 from stretto.engine.scheduling.planner import PairPlanner
 from stretto.engine.scheduling.request_table import RequestTable
 from stretto.engine.scheduling.step_stats import StepStats, share_of
@@ -34,7 +34,7 @@ def stats(known: RequestTable, shared: list[EngineStats]) -> StepStats:
     return StepStats(
         known,
         guidance,
-        OpenTexts(known, PairPlanner(known, FakeBlocks()), FakeBlocks()),
+        HeldReplies(known, PairPlanner(known, FakeBlocks()), FakeBlocks()),
         FakeBlocks(),
         lambda values: shared.append(replace(values)),
     )

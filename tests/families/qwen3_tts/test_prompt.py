@@ -12,7 +12,7 @@ from transformers import Qwen2Tokenizer
 from stretto.codec.qwen3_12hz.speaker import FOLDER, SpeakerConfig, SpeakerEncoder, load_speaker_encoder
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.qwen3_tts.prompt import RowWriter
-from stretto.families.qwen3_tts.voices import RecordedVoice
+from stretto.families.qwen3_tts.voices import ClonedVoice
 from stretto.families.tokenizer import TextTokenizer
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
@@ -137,13 +137,13 @@ def test_a_voice_is_the_audio_of_a_system_turn_and_its_words_what_is_said_there(
     (heard,) = alone.audios
     assert np.array_equal(heard.features, x_vector[None])
     writer = RowWriter(checkpoint.family, checkpoint.vocabulary)
-    voice = RecordedVoice(x_vector)
+    voice = ClonedVoice(x_vector)
     expected = writer.prompt(writer.head([], voice, None), words, True, voice)
     assert np.array_equal(alone.rows, expected.rows)
     assert alone.track == expected.track == (*words[1:], checkpoint.vocabulary.text.eos)
     assert alone.num_reference_rows == 0
     assert len(clone(checkpoint, pcm, text_mode="whole").track) == 0
-    voice = RecordedVoice(
+    voice = ClonedVoice(
         x_vector, tuple(TextTokenizer.at(checkpoint.folder).encode("mind")), FrameCounter(1920, 4, 32).encode(pcm)
     )
     expected = writer.prompt(writer.head([], voice, "english"), words, False, voice)

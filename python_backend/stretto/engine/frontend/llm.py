@@ -26,8 +26,8 @@ from vllm.inputs import TokensPrompt  # noqa: E402
 from vllm.outputs import RequestOutput  # noqa: E402
 from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
 
-from stretto.engine.frontend.open_text import NO_TEXT, OpenText  # noqa: E402
 from stretto.engine.frontend.stats import FrameStats, Stats  # noqa: E402
+from stretto.engine.frontend.text_feed import NO_TEXT, TextFeed  # noqa: E402
 from stretto.engine.frontend.utterance import Utterance, reference_chunk  # noqa: E402
 from stretto.engine.request.family import family_of  # noqa: E402
 from stretto.engine.request.params import sampling_params  # noqa: E402
@@ -54,7 +54,7 @@ class SpeechLLM:
         self._capacity = Capacity.of(config)
         self._stats = Stats()
         self._active: set[str] = set()
-        self._texts: dict[str, OpenText] = {}
+        self._texts: dict[str, TextFeed] = {}
 
     @classmethod
     async def start(cls, config: EngineConfig) -> "SpeechLLM":
@@ -88,7 +88,7 @@ class SpeechLLM:
         """Stop the engine and its process."""
         self._engine.shutdown()
 
-    def open_text(self) -> SubwordStream:
+    def text_stream(self) -> SubwordStream:
         """The ids of a text that comes in pieces, from its beginning; InvalidRequest where there is no tokenizer."""
         if self._text.stream is None:
             raise InvalidRequest("options.text_mode", "a model with a tokenizer for a text in pieces", self.family.name)
@@ -129,7 +129,7 @@ class SpeechLLM:
         is_guided = prompt.sampling.guidance_scale != 1.0
         if prompt.is_open:
             room = self.max_words(prompt) - len(prompt.track)
-            self._texts[request_id] = OpenText(self._engine, request_id, len(prompt.track), room)
+            self._texts[request_id] = TextFeed(self._engine, request_id, len(prompt.track), room)
         self._active.add(request_id)
         self._stats.active += 1
         self._stats.pairs += is_guided

@@ -27,9 +27,9 @@ from stretto.engine.request.pairs import UNCONDITIONAL_SUFFIX
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.request.wire import NO_CHANGE
 from stretto.engine.scheduling.adaptive_guidance import AdaptiveGuidance
+from stretto.engine.scheduling.held_replies import HeldReplies
 from stretto.engine.scheduling.kv_blocks import KvBlocks
 from stretto.engine.scheduling.kv_shares import KvShares
-from stretto.engine.scheduling.open_texts import OpenTexts
 from stretto.engine.scheduling.planner import PairPlanner
 from stretto.engine.scheduling.request_state import RequestState
 from stretto.engine.scheduling.request_table import RequestTable
@@ -65,7 +65,7 @@ class PairedScheduling(Base):
         self.table = RequestTable(rules, self.hash_block_size)
         self.planner = PairPlanner(self.table, blocks)
         self.guidance = AdaptiveGuidance(self.table, blocks, load, config.max_concurrent_batches)
-        self.texts = OpenTexts(self.table, self.planner, blocks)
+        self.texts = HeldReplies(self.table, self.planner, blocks)
         self.table.followers = self.guidance, self.texts
         self.shares = KvShares(self.table, blocks, config, self.kv_cache_config)
         self.unconditional = UnconditionalOutput(self.table, blocks, self._num_in_advance)

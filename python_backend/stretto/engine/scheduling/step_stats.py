@@ -11,8 +11,8 @@ from vllm.v1.request import Request
 
 from stretto.engine.request.shared_stats import KEY, EngineStats, SharedStats
 from stretto.engine.scheduling.adaptive_guidance import AdaptiveGuidance
+from stretto.engine.scheduling.held_replies import HeldReplies
 from stretto.engine.scheduling.kv_blocks import KvBlocks
-from stretto.engine.scheduling.open_texts import OpenTexts
 from stretto.engine.scheduling.request_state import RequestState
 from stretto.engine.scheduling.request_table import RequestTable
 
@@ -27,7 +27,7 @@ class StepStats:
         self,
         table: RequestTable,
         guidance: AdaptiveGuidance,
-        texts: OpenTexts,
+        texts: HeldReplies,
         blocks: KvBlocks,
         share: Share | None,
     ):

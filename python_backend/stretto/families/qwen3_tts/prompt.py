@@ -30,7 +30,7 @@ from stretto.codec.base import Codec
 from stretto.errors import InvalidRequest
 from stretto.families.base import Family, Task
 from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary
-from stretto.families.qwen3_tts.voices import RecordedVoice, RecordedVoices, open_voices
+from stretto.families.qwen3_tts.voices import ClonedVoice, ClonedVoices, open_voices
 from stretto.families.registry import VOCABULARY, config_at
 from stretto.families.tokenizer import TextTokenizer
 from stretto.preprocessing.conversation import Piece
@@ -52,7 +52,7 @@ class Qwen3TtsTemplate:
         family: Family,
         vocabulary: Qwen3TtsVocabulary,
         subwords: Subwords,
-        voices: RecordedVoices | None = None,
+        voices: ClonedVoices | None = None,
     ):
         self._writer, self._subwords, self._voices = RowWriter(family, vocabulary), subwords, voices
         self._takes_instructions = vocabulary.takes_instructions
@@ -74,7 +74,7 @@ class Qwen3TtsTemplate:
             return self._writer.opening(head, recorded)
         return self._writer.prompt(head, words, manner.is_streaming, recorded)
 
-    def _recorded(self, pieces: Sequence[Piece], voices: RecordedVoices) -> RecordedVoice:
+    def _recorded(self, pieces: Sequence[Piece], voices: ClonedVoices) -> ClonedVoice:
         """The voice of a system turn: its audio and, where the turn has any, the words that are said there."""
         recordings = [piece for piece in pieces if piece.text is None]
         if not recordings:
@@ -92,7 +92,7 @@ class RowWriter:
     def __init__(self, family: Family, vocabulary: Qwen3TtsVocabulary):
         self._layout, self._known = family.layout, vocabulary
 
-    def head(self, instruction: Sequence[int], voice: RecordedVoice | str | None, language: str | None) -> np.ndarray:
+    def head(self, instruction: Sequence[int], voice: ClonedVoice | str | None, language: str | None) -> np.ndarray:
         """The rows before the words: an instruction, the role, language and voice; [n, S]. The row of a voice that is
         cloned, the last but one, is a placeholder's."""
         text, codec = self._known.text, self._known.codec
@@ -110,7 +110,7 @@ class RowWriter:
         )
 
     def prompt(
-        self, head: np.ndarray, words: Sequence[int], is_streaming: bool, voice: RecordedVoice | None = None
+        self, head: np.ndarray, words: Sequence[int], is_streaming: bool, voice: ClonedVoice | None = None
     ) -> PromptRows:
         """The prompt after whose last row the first frame is drawn, and the words that go with the frames. `voice`: the
         one that is cloned, as in `head`."""
@@ -127,7 +127,7 @@ class RowWriter:
             rows = np.concatenate([head, self._pairs(said, [codec.pad] * len(said)), frames])
         return PromptRows(rows, audios=_x_vector(head, voice), track=track, num_reference_rows=len(frames) - 1)
 
-    def opening(self, head: np.ndarray, voice: RecordedVoice | None = None) -> PromptRows:
+    def opening(self, head: np.ndarray, voice: ClonedVoice | None = None) -> PromptRows:
         """The same before there is a word: the first will stand in the place of the last row's pad.
 
         InvalidRequest for a voice that goes on from its recording, whose words stand there.
@@ -137,7 +137,7 @@ class RowWriter:
             raise InvalidRequest("options.text_mode", expected, "open")
         return PromptRows(np.concatenate([head, self._frames(voice)]), audios=_x_vector(head, voice))
 
-    def _frames(self, voice: RecordedVoice | None) -> np.ndarray:
+    def _frames(self, voice: ClonedVoice | None) -> np.ndarray:
         """The rows of codes before the reply's, [1 + T, S], no word beside them: the begin, and the voice's frames."""
         begin = self._pairs([self._known.text.pad], [self._known.codec.bos])
         if voice is None or voice.codes is None:
@@ -146,7 +146,7 @@ class RowWriter:
         frames[:, -1] = self._known.text.pad
         return np.concatenate([begin, frames])
 
-    def _language(self, voice: RecordedVoice | str | None, language: str | None) -> list[int]:
+    def _language(self, voice: ClonedVoice | str | None, language: str | None) -> list[int]:
         """The markers of a language. Who speaks a dialect does so in Chinese, and where no language is asked for."""
         codec, known = self._known.codec, self._known
         dialect = known.dialects.get(voice) if isinstance(voice, str) else None
@@ -163,7 +163,7 @@ class RowWriter:
         return rows
 
 
-def _x_vector(head: np.ndarray, voice: RecordedVoice | None) -> tuple[HeardAudio, ...]:
+def _x_vector(head: np.ndarray, voice: ClonedVoice | None) -> tuple[HeardAudio, ...]:
     return () if voice is None else (HeardAudio(len(head) - 2, 1, voice.x_vector[None]),)
 
 

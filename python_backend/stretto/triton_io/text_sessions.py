@@ -33,7 +33,7 @@ class TextModel(Protocol):
         """The chunks of one utterance; whose text is open, that takes words as soon as it is asked for the first."""
         ...
 
-    def open_text(self) -> SubwordStream:
+    def text_stream(self) -> SubwordStream:
         """The ids of a text that comes in pieces, from its beginning; InvalidRequest where there are none."""
         ...
 
@@ -54,7 +54,7 @@ class TextSession:
     ) -> None:
         self.id, self.utterance, self.flow = secrets.token_urlsafe(ID_BYTES), utterance, flow
         self._model, self._first_word_s = model, first_word_s
-        self._words, self._first = model.open_text(), asyncio.Event()
+        self._words, self._first = model.text_stream(), asyncio.Event()
         self._waiting: list[int] = []  # until there is a first word, with which the reply begins
         self._room = 1 + model.max_words(prompt)  # the first stands beside the prompt's last row
         self._next_part = 0

@@ -11,7 +11,7 @@ from stretto.engine.request.new_request import SpeechCachedRequests, TextNews
 from stretto.engine.request.params import sampling_params
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.request.track import ENDLESS, TextUpdate
-from stretto.engine.scheduling.open_texts import OpenTexts
+from stretto.engine.scheduling.held_replies import HeldReplies
 from stretto.engine.scheduling.planner import PairPlanner
 from tests.engine.prompts import make_prompt
 from tests.engine.scheduling.tables import BLOCK, FakeBlocks, run, table
@@ -27,7 +27,7 @@ class World:
     def __init__(self) -> None:
         self.now, self.table, self.blocks = 0.0, table(RULES), FakeBlocks()
         self.planner = PairPlanner(self.table, self.blocks)
-        self.texts = OpenTexts(self.table, self.planner, self.blocks, lambda: self.now)
+        self.texts = HeldReplies(self.table, self.planner, self.blocks, lambda: self.now)
 
     def arrive(self, name: str, *ids: int, is_open: bool = True) -> Request:
         """A running reply to a prompt of five rows whose first word is said, and waits for id 0 of its track."""

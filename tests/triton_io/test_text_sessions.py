@@ -19,7 +19,7 @@ from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.records.text_part import TextPart
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.segment import Segment
-from stretto.triton_io.open_texts import TextSession, TextSessions
+from stretto.triton_io.text_sessions import TextSession, TextSessions
 from tests.families.test_text_stream import QWEN, TEXTS, tokenizer
 from tests.small_vocabularies import TRACKED_CSM
 
@@ -42,7 +42,7 @@ class Model:
         self.room, self.is_complete = room, asyncio.Event()
         self.is_speaking = False
 
-    def open_text(self) -> SubwordStream:
+    def text_stream(self) -> SubwordStream:
         return SubwordStream(TOKENIZER, SUBWORDS)
 
     async def generate(self, prompt: Prompt, request_id: str, pacer: Pacer) -> AsyncGenerator[LMChunk, None]:

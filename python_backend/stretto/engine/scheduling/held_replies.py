@@ -18,7 +18,7 @@ from stretto.engine.scheduling.request_state import RequestState
 from stretto.engine.scheduling.request_table import RequestTable
 
 
-class OpenTexts:
+class HeldReplies:
     """Follows the open texts of all requests; `held_s` counts the time in which a reply was held."""
 
     def __init__(

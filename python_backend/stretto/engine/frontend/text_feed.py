@@ -16,7 +16,7 @@ PATIENCE_S = 30.0  # between two writes; a reply that is held keeps KV that othe
 LONGEST_S = 600.0  # from the first to the last: nobody keeps a place for ever by writing nothing, often
 
 
-class OpenText:
+class TextFeed:
     """One text; its ids travel under the id of their reply, in order, once the engine has that.
 
     num_ids, room: how many ids there are, and may still come before the end's, for which there is always room. A text

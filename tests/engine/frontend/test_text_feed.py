@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stretto.engine.frontend.open_text import OpenText
+from stretto.engine.frontend.text_feed import TextFeed
 from stretto.engine.request.track import TextUpdate
 from stretto.errors import InvalidRequest
 
@@ -30,8 +30,8 @@ class FakeEngine:
         self.aborted.set()
 
 
-def text(engine: Any, room: int = 10, patience_s: float = 60.0) -> OpenText:
-    return OpenText(engine, "r", 2, room, patience_s)
+def text(engine: Any, room: int = 10, patience_s: float = 60.0) -> TextFeed:
+    return TextFeed(engine, "r", 2, room, patience_s)
 
 
 async def test_ids_go_on_in_order_once_the_engine_has_the_reply() -> None:
@@ -82,7 +82,7 @@ async def test_a_writer_who_falls_silent_ends_the_reply_by_name() -> None:
 async def test_a_text_without_an_end_ends_the_reply_however_often_nothing_is_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(OpenText, "longest_s", 0.0)
+    monkeypatch.setattr(TextFeed, "longest_s", 0.0)
     engine = FakeEngine()
     written = text(engine)
     await written.write([], False)
