@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -11,6 +13,7 @@ from stretto_client import ClientError, RequestCancelled, RequestRefused, Server
 
 FIELD = re.compile(r"^([a-z_0-9.\[\]]+): ")
 RETRY_AFTER_S = 1
+OPTIONS = "options"  # the server's field with most of the others in it
 REFUSED, FAILED = "invalid_request_error", "server_error"
 
 
@@ -47,8 +50,24 @@ def shown(got: object) -> str:
     return text if len(text) <= 60 else f"{text[:60]}…"
 
 
+@contextmanager
+def within(path: str) -> Iterator[None]:
+    """Whatever ApiError the block raises is about a field inside that of `path`."""
+    try:
+        yield
+    except ApiError as error:
+        if error.param is None:
+            raise
+        param, message = f"{path}.{error.param}", error.message.removeprefix(f"{error.param}: ")
+        raise ApiError(error.status, f"{param}: {message}", param, error.code) from None
+
+
 def from_client_error(error: ClientError, fields: dict[str, str]) -> ApiError:
-    """What a caller is told of a failure behind the gateway; `fields`: what those of the server are called here."""
+    """What a caller is told of a failure behind the gateway.
+
+    fields: what those of the server are called here. Those of its `options` stand beside the others, unless that has a
+    name here, too.
+    """
     match error:
         case RequestRefused():
             return _refusal(str(error), fields)
@@ -67,6 +86,10 @@ def _refusal(message: str, fields: dict[str, str]) -> ApiError:
     match = FIELD.match(message)
     if match is None:
         return ApiError(400, message, code="invalid_value")
-    theirs = match[1].removeprefix("options.").removeprefix("output.")
-    param = fields.get(theirs, theirs)
+    name = match[1]
+    theirs = name.removeprefix("options.").removeprefix("output.")
+    if OPTIONS in fields and theirs != name and name not in fields:
+        param = fields[OPTIONS] + name.removeprefix(OPTIONS)
+    else:
+        param = fields.get(name) or fields.get(theirs, theirs)
     return ApiError(400, f"{param}: {message[match.end() :]}", param, "invalid_value")

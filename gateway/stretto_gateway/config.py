@@ -16,7 +16,8 @@ class Limits:
     come again; a caller alone has half of both. max_voices: that a key may keep; max_voice_bytes: of the recording of
     each. stall_s: how long a reader may take nothing, or a sender send nothing, before it is left; upload_s: in which a
     body has to come. max_sessions: WebSockets at once; max_event_bytes: of one message; max_turn_s: of audio that waits
-    for a commit; max_items: of a conversation; idle_s, session_s: how long one may be silent, and last.
+    for a commit; max_items: of a conversation; idle_s, session_s: how long one may be silent, and last. writing_s: in
+    which the text of an utterance has to come that is spoken meanwhile.
     """
 
     max_body_bytes: int = 32 * MIB
@@ -39,6 +40,7 @@ class Limits:
     max_items: int = 128
     idle_s: float = 300.0
     session_s: float = 3600.0
+    writing_s: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)

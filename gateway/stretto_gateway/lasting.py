@@ -3,14 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from starlette.websockets import WebSocket
 
+from stretto_gateway.api_error import ApiError
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime.channel import Channel, SessionEnd
 
-DONE, RESTART = 1000, 1012  # RFC 6455, section 7.4.1, and its registry
+DONE, FAILED, RESTART, TRY_AGAIN = 1000, 1011, 1012, 1013  # RFC 6455, section 7.4.1, and its registry
+Error = TypeVar("Error", bound=BaseException)
 
 
 class LastingSession(Protocol):
@@ -27,21 +29,31 @@ class LastingSession(Protocol):
 
 @asynccontextmanager
 async def session_tasks(channel: Channel) -> AsyncIterator[asyncio.TaskGroup]:
-    """The tasks of a session, which SessionEnd in the block or in one of them ends, and the socket as it says."""
+    """The tasks of a session, which SessionEnd in the block or in one of them ends, and the socket as it says.
+
+    An ApiError ends it, too, and the client is told of it.
+    """
     end = SessionEnd()
     try:
         async with asyncio.TaskGroup() as tasks:
             yield tasks
     except* SessionEnd as ends:
         end = _first(ends)
+    except* ApiError as errors:
+        end = _end_by(_first(errors))
     if end.code is not None:
         await channel.close(end)
 
 
-def _first(ends: BaseExceptionGroup[SessionEnd]) -> SessionEnd:
-    """The first of the ends, which may be of several tasks."""
-    one = ends.exceptions[0]
+def _first(errors: BaseExceptionGroup[Error]) -> Error:
+    """The first of them, which may be of several tasks."""
+    one = errors.exceptions[0]
     return _first(one) if isinstance(one, BaseExceptionGroup) else one
+
+
+def _end_by(error: ApiError) -> SessionEnd:
+    """The end of a session that cannot go on."""
+    return SessionEnd(TRY_AGAIN if error.status in (429, 503) else FAILED, error.code or "failed", error)
 
 
 async def attend(

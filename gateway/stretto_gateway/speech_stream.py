@@ -164,7 +164,7 @@ class StreamSession:
             config = self._configured()
             if self._is_closing or not piece:
                 return
-            self._text = WrittenText(self._gateway.limits.max_input_chars, self._gateway.sessions.held)
+            self._text = WrittenText(self._gateway.limits, self._gateway.sessions.held)
             self._task = self._tasks.create_task(self._speak(config, self._text, self._num_utterances))
             self._num_utterances += 1
         assert self._text is not None

@@ -4,21 +4,24 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from stretto_gateway.api_error import ApiError, refused
+from stretto_gateway.config import Limits
 from stretto_gateway.guard import Held
 
 
 class WrittenText:
-    """Takes pieces, of at most `max_chars` characters in all, and gives what has come of them to who reads it.
+    """Takes pieces, of as many characters and in such a time as the limits say, and gives what has come of them to who
+    reads it.
 
     What was not read yet counts among what the gateway has `held`, until `close`.
     """
 
-    def __init__(self, max_chars: int, held: Held):
-        self._max_chars, self._held = max_chars, held
+    def __init__(self, limits: Limits, held: Held):
+        self._limits, self._held = limits, held
         self._num_chars = self._num_held = 0
         self._unread, self._is_closed = "", False
         self._failure: ApiError | None = None
         self._changed, self._ended = asyncio.Event(), asyncio.Event()
+        self._timer = asyncio.get_running_loop().call_later(limits.writing_s, self._expire)
 
     @property
     def is_ended(self) -> bool:
@@ -32,8 +35,8 @@ class WrittenText:
             return
         try:
             self._num_chars += len(piece)
-            if self._num_chars > self._max_chars:
-                expected = f"at most {self._max_chars} characters of an utterance"
+            if self._num_chars > self._limits.max_input_chars:
+                expected = f"at most {self._limits.max_input_chars} characters of an utterance"
                 raise refused("text", expected, f"{self._num_chars} characters")
             num_bytes = len(piece.encode())
             self._held.add(num_bytes)
@@ -44,8 +47,15 @@ class WrittenText:
             self._unread += piece
         self._changed.set()
 
+    def _expire(self) -> None:
+        """Whoever still writes keeps a place from others."""
+        told = f"text: it was not complete {self._limits.writing_s:g} s after its beginning"
+        self._failure = self._failure or ApiError(408, told, "text", "timeout")
+        self._changed.set()
+
     def end(self) -> None:
         """Nothing more comes."""
+        self._timer.cancel()
         self._ended.set()
         self._changed.set()
 
@@ -69,6 +79,7 @@ class WrittenText:
 
     def close(self) -> None:
         """Nobody reads it any more; what still comes is passed over."""
+        self._timer.cancel()
         self._unread, self._is_closed = "", True
         self._release(self._num_held)
 

@@ -293,6 +293,32 @@ async def test_a_place_is_taken_from_the_first_word_to_the_last_sound(start: Sta
     await idle(running)
 
 
+async def test_who_writes_without_an_end_loses_the_place(start: Start) -> None:
+    running = await start(limits=Limits(writing_s=0.3, drain_s=1))
+    async with open_socket(running, PATH) as opened:
+        writer = await begin(opened)
+        writing = asyncio.ensure_future(write_on(writer))
+        events, _ = await writer.until("error")
+        error = events[-1]["error"]
+        assert (error["param"], error["code"]) == ("text", "timeout")
+        assert error["message"] == "text: it was not complete 0.3 s after its beginning"
+        async with asyncio.timeout(60):
+            while await running.metric("gateway_active"):
+                await asyncio.sleep(0.01)
+        writing.cancel()
+        await writer.send("input.done")
+        await writer.until("session.done")
+        assert kinds((await writer.utterance("A cat."))[0]) == ["audio.start", "audio.done", "session.done"]
+    await idle(running)
+
+
+async def write_on(writer: Writer) -> None:
+    """A sentence, and another one, and so on."""
+    while True:
+        await writer.write("A cat. ")
+        await asyncio.sleep(0.05)
+
+
 async def test_who_leaves_ends_the_work(start: Start) -> None:
     running = await start([SPOKEN[0], Until(asyncio.Event())])
     async with open_socket(running, PATH) as opened:

@@ -16,11 +16,14 @@ LOG = logging.getLogger("stretto_gateway")
 
 
 class SessionEnd(Exception):
-    """The session is over; `code` closes its WebSocket, None where there is nobody left to be told."""
+    """The session is over; `code` closes its WebSocket, None where there is nobody left to be told.
 
-    def __init__(self, code: int | None = None, reason: str = ""):
+    error: what its client is told, unless that is the reason alone.
+    """
+
+    def __init__(self, code: int | None = None, reason: str = "", error: ApiError | None = None):
         super().__init__(code, reason)
-        self.code, self.reason = code, reason
+        self.code, self.reason, self.error = code, reason, error
 
 
 class Channel:
@@ -56,7 +59,7 @@ class Channel:
         """Say why the session is over, and close it."""
         assert end.code is not None
         with suppress(SessionEnd):
-            await self.tell(ApiError(400, f"the session is over: {end.reason}", code="session_ended"))
+            await self.tell(end.error or ApiError(400, f"the session is over: {end.reason}", code="session_ended"))
         with suppress(WebSocketDisconnect, RuntimeError, TimeoutError):
             async with asyncio.timeout(self._stall_s):
                 await self._socket.close(end.code, end.reason)

@@ -54,7 +54,7 @@ class Item:
     words: list[Word] = field(default_factory=list)
     num_samples: int = 0
     heard_samples: int | None = None
-    num_bytes: int = 0  # of the caller's, once it is in a conversation
+    num_bytes: int = 0  # that count, once it is in a conversation
 
     def record(self, with_audio: bool = False) -> dict[str, Any]:
         """As OpenAI has it."""
@@ -118,6 +118,14 @@ class Conversation:
         item.num_bytes = num_bytes
         self.items.insert(place, item)
         return self.items[place - 1].item_id if place else None
+
+    def grow(self, item: Item, num_bytes: int) -> bool:
+        """Whether an item is still there, which holds so many more then; ApiError where there is no memory for them."""
+        if not any(each is item for each in self.items):
+            return False
+        self._held.add(num_bytes)
+        item.num_bytes += num_bytes
+        return True
 
     def find(self, item_id: str) -> Item:
         """The item of that id; ApiError where there is none."""

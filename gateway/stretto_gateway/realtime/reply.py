@@ -11,20 +11,25 @@ from typing import Any
 import numpy as np
 
 from stretto_client import ModelProfile, SpeechEvent
-from stretto_gateway.api_error import ApiError, refused
+from stretto_gateway.api_error import ApiError, refused, within
+from stretto_gateway.catalogue import find_voice
 from stretto_gateway.chat_request import conversing_task
 from stretto_gateway.encoding import DEFAULT_RATE
 from stretto_gateway.events import heard, told
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime.channel import Channel
 from stretto_gateway.realtime.client_events import ReplyFields
-from stretto_gateway.realtime.conversation import Conversation, Item, Kind, Part, asked_kinds, new_id
-from stretto_gateway.realtime.settings import RealtimeSettings, known_voice
+from stretto_gateway.realtime.conversation import MAX_CHAR_BYTES, Conversation, Item, Kind, Part, asked_kinds, new_id
+from stretto_gateway.realtime.settings import RealtimeSettings
 from stretto_gateway.speech import usage
 from stretto_gateway.speech_request import OPTIONS
 
 clock_s: Callable[[], float] = time.monotonic
 Finish = tuple[str, dict[str, Any]]  # a status, and what more there is to say of it
+NUMBER_BYTES = 36  # of an integer in a list: its object, and where that is
+WORD_BYTES = 256  # about as many for a word with its time
+# What the server's fields are called here.
+FIELDS = {"options": "response.options", "options.voice": "response.audio.output.voice"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +48,9 @@ class Order:
 
     @property
     def num_bytes(self) -> int:
-        """What the files take, beside the conversation that they are of."""
-        return sum(map(len, self.files))
+        """What files and codes take, beside the conversation that they are of."""
+        num_codes = sum(len(stream) for turn in self.turns for stream in turn.get("codes", ()))
+        return sum(map(len, self.files)) + NUMBER_BYTES * num_codes
 
 
 def make_order(
@@ -52,16 +58,22 @@ def make_order(
 ) -> Order:
     """The request for a reply to the conversation as it is now; ApiError where the family has none."""
     modalities = fields.output_modalities or settings.output_modalities
-    instructions = settings.instructions if fields.instructions is None else fields.instructions
+    of_session = fields.instructions is None
+    instructions = settings.instructions if of_session else fields.instructions
     turns, files = conversation.turns(instructions)
-    task = conversing_task(profile, asked_kinds(turns), speaks="audio" in modalities)
+    kinds = asked_kinds(turns)
+    with within("session"):
+        task = conversing_task(profile, kinds, speaks="audio" in modalities)
     if turns[0]["role"] == "system" and "text" not in task.system:
-        raise refused("instructions", f"none: {profile.family!r} takes none for its task {task.name!r}", instructions)
+        where = "session" if of_session else "response"
+        told = f"none: {profile.family!r} takes none for its task {task.name!r}"
+        raise refused(f"{where}.instructions", told, instructions)
     voice_name = fields.audio.output.voice_name or settings.audio.output.voice_name
     options = given_options(fields) | {"task": task.name}
     if task.speaks:
         form = {"encoding": "pcm_s16le", "sample_rate": DEFAULT_RATE, "codes": True}
-        options |= {"voice": known_voice(profile, voice_name, "response"), "output": form}
+        with within("response.audio.output" if fields.audio.output.voice_name else "session.audio.output"):
+            options |= {"voice": find_voice(profile, voice_name), "output": form}
     sound = {"format": {"type": "audio/pcm", "rate": DEFAULT_RATE}, "voice": voice_name}
     record = {
         "object": "realtime.response",
@@ -142,7 +154,7 @@ class Reply:
             async with gateway.admission.place():
                 trace = gateway.metrics.trace(order.options["task"])
                 stream = gateway.client.converse(order.turns, *order.files, **order.options)
-                async with aclosing(heard(stream, {}, trace) if order.speaks else told(stream, {})) as events:
+                async with aclosing(heard(stream, FIELDS, trace) if order.speaks else told(stream, FIELDS)) as events:
                     async for event in events:
                         await self._add(event)
         except ApiError as error:
@@ -155,17 +167,23 @@ class Reply:
     async def _add(self, event: SpeechEvent) -> None:
         if not self._is_open:
             await self._open()
-        part, item = self.item.parts[0], self.item
+        part = self.item.parts[0]
         self._report = event.report or self._report
-        item.words += event.words
-        if event.codes is not None and event.codes.shape[1]:
-            item.codes.append(event.codes)
+        self._keep(event)
         if event.text:
             part.text = (part.text or "") + event.text
             kind = "response.output_audio_transcript.delta" if self._order.speaks else "response.output_text.delta"
             await self._tell(kind, delta=event.text)
         if event.pcm is not None and len(event.pcm):
             await self._play(event.pcm)
+
+    def _keep(self, event: SpeechEvent) -> None:
+        """What the next reply is told of this one, where its item was not deleted meanwhile."""
+        codes = event.codes if event.codes is not None and event.codes.shape[1] else None
+        num_bytes = MAX_CHAR_BYTES * len(event.text) + WORD_BYTES * len(event.words)
+        if self._conversation.grow(self.item, num_bytes + (0 if codes is None else codes.nbytes)):
+            self.item.words += event.words
+            self.item.codes += [] if codes is None else [codes]
 
     async def _play(self, pcm: np.ndarray) -> None:
         if self._first_s is None:

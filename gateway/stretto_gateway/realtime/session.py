@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from stretto_client import ModelProfile
-from stretto_gateway.api_error import ApiError, refused
+from stretto_gateway.api_error import ApiError, refused, within
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime import client_events as client
 from stretto_gateway.realtime.channel import Channel
@@ -77,7 +77,8 @@ class Session:
         is_empty = self._talk.is_empty and not self._hearing.num_samples
         settings = updated(self._settings, event.session, self._model, is_empty)
         name = settings.model if isinstance(settings, RealtimeSettings) else self._model
-        self._apply(settings, await self._gateway.catalogue.model(name))
+        with within("session"):
+            self._apply(settings, await self._gateway.catalogue.model(name))
         await self._channel.send("session.updated", session=self._record())
 
     def _apply(self, settings: Settings, profile: ModelProfile) -> None:

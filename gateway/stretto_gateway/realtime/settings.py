@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from stretto_client import ModelProfile
-from stretto_gateway.api_error import ApiError, refused, shown
+from stretto_gateway.api_error import ApiError, refused, shown, within
 from stretto_gateway.catalogue import find_task, find_voice
 from stretto_gateway.field_path import MAX_NAME_CHARS, field_path
 from stretto_gateway.speech_request import Body, Text, VoiceId
@@ -112,7 +112,8 @@ class RealtimeSettings(ReplyOptions):
 
     def check(self, profile: ModelProfile) -> None:
         """ApiError for what this model cannot do."""
-        known_voice(profile, self.audio.output.voice_name, "session")
+        with within("audio.output"):
+            find_voice(profile, self.audio.output.voice_name)
 
 
 class TranscriptionSettings(Body):
@@ -165,12 +166,3 @@ def validated(model: type[Model], record: Any, path: str = "") -> Model:
     if first["type"] == "missing":
         raise ApiError(400, f"{param}: missing", param, "missing")
     raise ApiError(400, f"{param}: {first['msg']}, got {shown(first['input'])}", param, "invalid_value")
-
-
-def known_voice(profile: ModelProfile, name: str | None, path: str) -> str | None:
-    """As `find_voice`; its ApiError has the name of the field here, that of the session or of one response."""
-    try:
-        return find_voice(profile, name)
-    except ApiError as error:
-        param, message = f"{path}.audio.output.voice", error.message.removeprefix(f"{error.param}: ")
-        raise ApiError(error.status, f"{param}: {message}", param, error.code) from None

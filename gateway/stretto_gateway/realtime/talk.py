@@ -2,7 +2,7 @@
 
 import asyncio
 
-from stretto_gateway.api_error import ApiError, refused
+from stretto_gateway.api_error import ApiError, refused, within
 from stretto_gateway.chat_request import given
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime import client_events as client
@@ -84,7 +84,8 @@ class Talk:
             raise ApiError(400, message, "response", "conversation_already_has_active_response")
         if self._gateway.sessions.draining.is_set():
             raise ApiError(503, "the gateway begins no more replies", code="unavailable")
-        profile = await self._gateway.catalogue.model(settings.model)
+        with within("session"):
+            profile = await self._gateway.catalogue.model(settings.model)
         order = make_order(profile, settings, fields, self._conversation)
         self._reply = Reply(self._gateway, self._channel, self._conversation, order)
         await self._reply.begin(self._tasks)

@@ -7,21 +7,23 @@ import json
 import logging
 from contextlib import suppress
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 import websockets
 from pydantic import ValidationError
 from websockets.frames import Frame, Opcode
 
+from stretto_client import ModelProfile
 from stretto_gateway import socket
 from stretto_gateway.api_error import ApiError
 from stretto_gateway.config import Limits
 from stretto_gateway.realtime.client_events import MAX_METADATA, ReplyFields
-from stretto_gateway.realtime.reply import Order
+from stretto_gateway.realtime.reply import NUMBER_BYTES, Order
 from stretto_gateway.realtime.settings import RealtimeSettings, updated
 from tests.client.fake_server import Chunk, Until
 from tests.gateway.conftest import Running, Start
-from tests.gateway.realtime.caller import RATE, TALKS, answer, call, silence
+from tests.gateway.realtime.caller import RATE, TALKS, Caller, answer, call, codes, silence
 
 KEY = "sk-0123456789abcdef"
 NO_VAD = {"type": "realtime", "audio": {"input": {"turn_detection": None}}}
@@ -153,10 +155,89 @@ async def test_what_a_reply_is_made_of_counts_and_goes_with_it(start: Start) -> 
         goes_on.set()
         await caller.until("response.done")
         async with asyncio.timeout(60):
-            while held.num_bytes:
+            while held.num_bytes >= RATE:  # but for what was answered
                 await asyncio.sleep(0.01)
         gc.collect()
         assert not [each for each in gc.get_objects() if isinstance(each, Order) and each.files]
+
+
+async def spoken_reply(caller: Caller) -> Any:
+    """The item of a reply to a turn that is written."""
+    await caller.update()
+    await caller.say("Well?", id="turn")
+    await caller.send("response.create")
+    return (await caller.until("response.done"))[-1].response
+
+
+async def test_what_a_session_keeps_of_replies_counts_and_goes_with_them(start: Start) -> None:
+    running = await start([Chunk(0, 640, is_16_bit=True, codes=codes(1000)), *answer()], TALKS)
+    held = running.app.state.gateway.sessions.held
+    async with call(running) as caller:
+        done = await spoken_reply(caller)
+        assert held.num_bytes >= 2 * 1020 * 4, "two streams of int32"
+        await caller.send("conversation.item.delete", item_id=done.output[0].id)
+        await caller.until("conversation.item.deleted")
+        assert held.num_bytes < 100, "the user's words"
+
+
+async def test_codes_that_the_server_is_told_count_as_they_are_then(start: Start) -> None:
+    goes_on = asyncio.Event()
+    replies = iter([answer(), answer(Until(goes_on))])
+    running = await start(lambda _: next(replies), TALKS)
+    held = running.app.state.gateway.sessions.held
+    async with call(running) as caller:
+        await spoken_reply(caller)
+        await caller.say("And then?")
+        before = held.num_bytes
+        await caller.send("response.create")
+        await caller.until("response.created")
+        assert held.num_bytes >= before + 2 * 20 * NUMBER_BYTES
+        goes_on.set()
+        await caller.until("response.done")
+
+
+async def test_a_reply_for_which_there_is_no_memory_fails_and_the_session_goes_on(start: Start) -> None:
+    many = Chunk(0, 640, is_16_bit=True, codes=codes(1000))
+    running = await start([many] * 10 + answer(), TALKS, limits=Limits(max_held_bytes=40_000, drain_s=1))
+    async with call(running) as caller:
+        done = await spoken_reply(caller)
+        assert (done.status, done.status_details.error.code) == ("failed", "unavailable")
+        await caller.send("conversation.item.delete", item_id=done.output[0].id)
+        await caller.until("conversation.item.deleted")
+        assert running.app.state.gateway.sessions.held.num_bytes < 100
+
+
+async def test_a_reply_that_is_deleted_while_it_is_spoken_keeps_nothing(start: Start) -> None:
+    goes_on = asyncio.Event()
+    running = await start(answer(Until(goes_on)), TALKS)
+    async with call(running) as caller:
+        await caller.update()
+        await caller.say("Well?")
+        await caller.send("response.create")
+        added = (await caller.until("response.output_item.added"))[-1]
+        await caller.until("response.output_audio.delta")
+        await caller.send("conversation.item.delete", item_id=added.item.id)
+        await caller.until("conversation.item.deleted")
+        goes_on.set()
+        done = (await caller.until("response.done"))[-1].response
+        assert (done.status, done.output[0].content[0].transcript) == ("completed", "so it")
+        assert running.app.state.gateway.sessions.held.num_bytes < 100
+
+
+async def test_an_error_once_a_socket_is_open_is_an_event(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = await start(answer(), TALKS)
+    catalogue = running.app.state.gateway.catalogue
+
+    async def gone() -> None:
+        raise ApiError(503, "the speech server takes no requests now; try again", code="unavailable")
+
+    monkeypatch.setattr(catalogue, "profile", gone)
+    monkeypatch.setattr(catalogue, "model", AsyncMock(return_value=ModelProfile("talker", 24_000, 100)))
+    async with open_socket(running) as opened:
+        told = json.loads(await opened.recv())
+        assert (told["type"], told["error"]["code"]) == ("error", "unavailable")
+        assert await closed(opened) == (1013, "unavailable")
+    assert await running.metric('gateway_answers_total{route="/v1/realtime",status="500"}') == 0
 
 
 async def test_recordings_that_wait_for_their_transcripts_count(start: Start) -> None:

@@ -241,7 +241,8 @@ async def test_settings_stay_where_nothing_else_is_said(start: Start) -> None:
     [
         ({}, "session.type"),
         ({"type": "other"}, "session.type"),
-        ({"type": "realtime", "model": "parrot"}, "model"),
+        ({"type": "realtime", "model": "parrot"}, "session.model"),
+        ({"type": "realtime", "audio": {"output": {"voice": 3}}}, "session.audio.output.voice"),
         ({"type": "realtime", "unknown": 1}, "session.unknown"),
         ({"type": "realtime", "tools": [{}]}, "session.tools"),
         (
@@ -278,4 +279,45 @@ async def test_a_family_that_does_not_converse_says_so(start: Start) -> None:
     async with call(await start()) as caller:
         await caller.say("How are you?")
         refusal = (await caller.ask("response.create")).error
-        assert (refusal.param, "'tiny' has no conversation" in refusal.message) == ("model", True)
+        assert (refusal.param, "'tiny' has no conversation" in refusal.message) == ("session.model", True)
+
+
+@pytest.mark.parametrize(
+    ("session", "response", "param"),
+    [
+        ({"instructions": "Be brief."}, {}, "session.instructions"),
+        ({}, {"instructions": "Be brief."}, "response.instructions"),
+        ({}, {"audio": {"output": {"voice": "nobody"}}}, "response.audio.output.voice"),
+        ({}, {"audio": {"output": {"voice": {"id": 3}}}}, "response.audio.output.voice"),
+        ({}, {"options": {"ring": 1}}, "response.options"),
+        ({}, {"metadata": {"n": 1}}, "response.metadata.n"),
+    ],
+)
+async def test_what_a_reply_cannot_be_is_told_by_whose_field_it_is(
+    start: Start, session: dict[str, Any], response: dict[str, Any], param: str
+) -> None:
+    without_system = [each | {"system": []} for each in TALKS["tasks"]]
+    async with call(await start(answer(), TALKS | {"tasks": without_system})) as caller:
+        await caller.update(**session)
+        await caller.say("How are you?")
+        refusal = (await caller.ask("response.create", response=response)).error
+        assert refusal.param == param
+        assert refusal.message.startswith(f"{param}: ")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("options.seed", "response.options.seed"),
+        ("options.audio.temperature", "response.options.audio.temperature"),
+        ("options.voice", "response.audio.output.voice"),
+    ],
+)
+async def test_what_the_server_refuses_of_a_reply_has_its_name_here(start: Start, theirs: str, ours: str) -> None:
+    async with call(await start([ErrorText(f"invalid request: {theirs}: expected another one")], TALKS)) as caller:
+        await caller.say("How are you?")
+        await caller.send("response.create")
+        done = (await caller.until("response.done"))[-1].response
+        # OpenAI's type of the error has no room for its message, which is sent beside it.
+        assert (done.status, done.status_details.error.code) == ("failed", "invalid_value")
+        assert done.status_details.error.message == f"{ours}: expected another one"
