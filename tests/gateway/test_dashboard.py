@@ -1,4 +1,4 @@
-"""deploy/: whatever the dashboard and the rules ask for is a figure that the gateway, the server or Triton has."""
+"""deploy/: whatever dashboard, rules and scaling ask for is a figure that the gateway, the server or Triton has."""
 
 import ast
 import json
@@ -20,7 +20,9 @@ RULES: list[dict[str, Any]] = [
     for rule in group["rules"]
 ]
 PANELS: list[dict[str, Any]] = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
+SCALING = yaml.safe_load((ROOT / "deploy/kubernetes/scaling.yaml").read_text())["spec"]["triggers"]
 EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]] + [rule["expr"] for rule in RULES]
+EXPRESSIONS += [trigger["metadata"]["query"] for trigger in SCALING]
 TRITONS = {"nv_gpu_utilization", "nv_gpu_memory_used_bytes", "nv_inference_request_failure"}
 WORDS = {"and", "or", "unless", "bool"}
 LABELS = {"family", "task", "le", "instance", "status", "gpu_uuid", "model", "route"}
