@@ -1,0 +1,63 @@
+"""The arithmetic of docs/scale.md: its tables as printed, its formulas by hand, its figures where they are used."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks.fleet import (
+    BUSY,
+    CODECS,
+    GATEWAY_STREAMS,
+    OUTSIDE_KBIT,
+    Fleet,
+    Prices,
+    share_of_time,
+    streams_of,
+    tables,
+)
+from benchmarks.sizing import BACKBONES, GPUS, SHARE_OF_TIME, streams_in_memory, streams_in_time
+from stretto_gateway.config import Limits
+from stretto_gateway.encoding import CODECS as FORMATS
+
+ROOT = Path(__file__).parents[2]
+H100 = next(gpu for gpu in GPUS if "H100" in gpu.name)
+
+
+def test_a_gpu_that_decodes_too_holds_no_more_than_one_that_does_not() -> None:
+    assert len(CODECS) == 2
+    for backbone in BACKBONES:
+        for gpu in GPUS:
+            streams = streams_of(backbone, gpu)
+            alone = min(streams_in_memory(backbone, gpu), streams_in_time(backbone, gpu))
+            assert 0 <= streams <= max(0, alone)
+            if 0 < streams < streams_in_memory(backbone, gpu):
+                assert (
+                    share_of_time(backbone, gpu, streams) <= SHARE_OF_TIME < share_of_time(backbone, gpu, streams + 1)
+                )
+
+
+def test_an_hour_of_speech_is_paid_by_those_who_speak() -> None:
+    fleet = Fleet(10, 100)
+    assert fleet.busy_streams == 750
+    assert fleet.hour_of_speech(Prices(gpu=75.0, core=0.0)) == pytest.approx(1.0)
+    assert fleet.hour_of_speech(Prices(gpu=0.0, core=1.0)) == pytest.approx(0.0092 / 0.6)
+    assert fleet.outside_gbit(32.0) == pytest.approx(0.024)
+
+
+def test_limits_and_bit_rates_are_those_of_the_gateway() -> None:
+    assert Limits().max_active == GATEWAY_STREAMS
+    rates = {name: (FORMATS[name][2] or 0) / 1e3 for name in ("mp3", "aac", "opus")}
+    assert {name: rate for names, rate in OUTSIDE_KBIT.items() for name in names.split(", ") if name in rates} == rates
+
+
+def test_servers_are_added_where_the_arithmetic_says() -> None:
+    triggers = yaml.safe_load((ROOT / "deploy/kubernetes/scaling.yaml").read_text())["spec"]["triggers"]
+    (streams,) = [trigger for trigger in triggers if trigger["name"] == "streams"]
+    assert float(streams["metadata"]["threshold"]) == BUSY * streams_of(BACKBONES[0], H100)
+
+
+def test_the_document_has_the_tables_as_they_are_printed() -> None:
+    text = (ROOT / "docs/scale.md").read_text()
+    for table in tables(Prices()).split("\n\n"):
+        assert table in text
