@@ -11,6 +11,7 @@ def check_config(config: VllmConfig) -> None:
     if scheduling.policy != "fcfs":
         raise ValueError(f"scheduling_policy: expected fcfs, got {scheduling.policy}")
     refused = {
+        "nnodes": parallel.nnodes > 1,  # whose other nodes would have to be started by vLLM's own command
         "pipeline_parallel_size": parallel.pipeline_parallel_size > 1,
         "prefill_context_parallel_size": parallel.prefill_context_parallel_size > 1,
         "decode_context_parallel_size": parallel.decode_context_parallel_size > 1,
