@@ -25,7 +25,7 @@ from benchmarks.sizing import (
 
 BUSY = 0.75  # of the streams that a server holds, that it is given: deploy/kubernetes/scaling.yaml, deploy/ray
 CHUNK_FRAMES = 25  # of a steady stream
-GATEWAY_MS = 9.2  # of processor time for a second of mp3, of all formats the most (measured: docs/scale.md)
+GATEWAY_MS = 12.7  # of processor time for a second of mp3, of all formats the most (measured: docs/scale.md)
 GATEWAY_BUSY = 0.6  # of a gateway's processor: the target of its autoscaler
 GATEWAY_STREAMS = 256  # `--max-active` of a gateway
 INSIDE_KBIT = 16 * 24.0 * 1.05  # server to gateway: 16-bit samples at 24 kHz, and what gRPC adds (estimated)

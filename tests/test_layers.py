@@ -74,7 +74,7 @@ BANNED_WORD = re.compile(rf"\b(?:{'|'.join(BANNED_NAMES)})\b")
 
 SOURCES = sorted(
     path
-    for folder in ("python_backend", "client", "gateway", "scripts", "benchmarks", "training", "model_repository")
+    for folder in "python_backend client gateway scripts benchmarks training deploy model_repository".split()
     for path in (ROOT / folder).rglob("*.py")
 )
 OURS = [path for path in SOURCES if path.is_relative_to(PACKAGE)]

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -20,6 +20,7 @@ from stretto_gateway.field_path import field_path
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.guard import Guard
 from stretto_gateway.realtime import route as realtime
+from stretto_gateway.routed import RoutedClient
 
 LOG = logging.getLogger("stretto_gateway")
 READY_S = 5.0
@@ -30,12 +31,12 @@ ABOUT = (
 OPEN: dict[str, Any] = {"security": []}  # no key is asked for
 
 
-def make_app(config: GatewayConfig) -> FastAPI:
-    """The application; it reaches for the server as it starts."""
+def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | None = None) -> FastAPI:
+    """The application; it reaches for the server as it starts, or for the servers of the client that is made then."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.gateway = Gateway(config)
+        app.state.gateway = Gateway(config, make_client() if make_client else None)
         try:
             yield
         finally:

@@ -6,6 +6,7 @@ import time
 from stretto_client import ClientError, ModelProfile, SpeechClient, TaskProfile
 from stretto_gateway.answers import Model, Talks
 from stretto_gateway.api_error import ApiError, from_client_error, refused
+from stretto_gateway.routed import RoutedClient
 
 REFRESH_S = 5.0  # after so long the server may be another one
 MODEL_ALIASES = (
@@ -24,7 +25,7 @@ VOICE_ALIASES = (
 class Catalogue:
     """Asks the server what it is, and again when that may have changed, for which nobody waits."""
 
-    def __init__(self, client: SpeechClient):
+    def __init__(self, client: SpeechClient | RoutedClient):
         self._client = client
         self._profile: ModelProfile | None = None
         self._asked_s = 0.0

@@ -5,16 +5,17 @@ from stretto_gateway.admission import Admission
 from stretto_gateway.catalogue import Catalogue
 from stretto_gateway.config import GatewayConfig
 from stretto_gateway.metrics import Metrics
+from stretto_gateway.routed import RoutedClient
 from stretto_gateway.sessions import Sessions
 from stretto_gateway.voice_store import VoiceStore
 
 
 class Gateway:
-    """Made once, inside the event loop; closed with it."""
+    """Made once, inside the event loop; closed with it. client: of several servers, instead of that of the config."""
 
-    def __init__(self, config: GatewayConfig):
+    def __init__(self, config: GatewayConfig, client: RoutedClient | None = None):
         self.limits = config.limits
-        self.client = SpeechClient(config.server, Timeouts())
+        self.client = client or SpeechClient(config.server, Timeouts())
         self.admission = Admission(config.limits.max_active, config.limits.max_waiting)
         self.catalogue = Catalogue(self.client)
         self.sessions = Sessions(config.limits)

@@ -41,7 +41,7 @@ def test_an_hour_of_speech_is_paid_by_those_who_speak() -> None:
     fleet = Fleet(10, 100)
     assert fleet.busy_streams == 750
     assert fleet.hour_of_speech(Prices(gpu=75.0, core=0.0)) == pytest.approx(1.0)
-    assert fleet.hour_of_speech(Prices(gpu=0.0, core=1.0)) == pytest.approx(0.0092 / 0.6)
+    assert fleet.hour_of_speech(Prices(gpu=0.0, core=1.0)) == pytest.approx(0.0127 / 0.6)
     assert fleet.outside_gbit(32.0) == pytest.approx(0.024)
 
 

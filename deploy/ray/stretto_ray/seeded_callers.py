@@ -1,0 +1,102 @@
+"""Callers who ask for speech by seeds, know what each seed sounds like, and count what becomes of it."""
+
+import asyncio
+import base64
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+TEXT = "It is twenty past nine and the garden door is open. Nobody is there but a cat, and it rains."
+PATIENCE_S = 120.0  # of one request
+
+
+@dataclass
+class Tally:
+    """What became of requests. wrong: complete, and other samples than the seed's."""
+
+    right: int = 0
+    wrong: int = 0
+    ended: list[str] = field(default_factory=list)
+    latest_s: float = 0.0
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"right": self.right, "wrong": self.wrong, "errors": Counter(self.ended), "longest_s": self.latest_s}
+
+
+class Failed(Exception):
+    """An answer is an error, or ends with one."""
+
+
+class Callers:
+    """Ask the ingress for speech by seeds, and know what each seed sounds like."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+        self.known: dict[int, str] = {}
+
+    async def say(self, seed: int, tally: Tally, sound: asyncio.Semaphore | None = None) -> None:
+        """One utterance, of odd seeds as server-sent events: complete and right, or with an error that says so.
+
+        sound: released with the first of it.
+        """
+        begun, digest, error = time.monotonic(), hashlib.sha256(), ""
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                async for part in self._parts(seed):
+                    digest.update(part)
+                    if sound is not None:
+                        sound.release()
+                        sound = None
+        except aiohttp.ClientPayloadError:
+            error = "broken off"
+        except (aiohttp.ClientError, TimeoutError) as failure:
+            error = f"no answer: {type(failure).__name__}"
+        except Failed as failure:
+            error = str(failure)
+        tally.latest_s = max(tally.latest_s, round(time.monotonic() - begun, 2))
+        if error:
+            tally.ended.append(error)
+        elif self.known.setdefault(seed, digest.hexdigest()) == digest.hexdigest():
+            tally.right += 1
+        else:
+            tally.wrong += 1
+
+    async def _parts(self, seed: int) -> AsyncIterator[bytes]:
+        """The sound of a seed, as it comes; Failed where the answer says that there is no more."""
+        is_sse = seed % 2 == 1
+        body = {"model": "tts-1", "input": TEXT, "seed": seed, "response_format": "pcm"}
+        body |= {"stream_format": "sse" if is_sse else "audio", "chunking": {"deterministic": True}}
+        async with self._session.post("/v1/audio/speech", json=body) as answer:
+            if answer.status != 200:
+                raise Failed(f"{answer.status} {(await answer.text())[:90]}")
+            if not is_sse:
+                async for part in answer.content.iter_any():
+                    yield part
+                return
+            event = {"type": ""}
+            async for line in answer.content:
+                if line.startswith(b"data: "):
+                    event = json.loads(line[6:])
+                    if event["type"] == "error":
+                        raise Failed(event["error"]["message"])
+                    if "audio" in event:
+                        yield base64.b64decode(event["audio"])
+            if event["type"] != "speech.audio.done":
+                raise Failed("ended without an error")
+
+    async def keep_asking(self, streams: int, until: asyncio.Event, tally: Tally) -> None:
+        """So many at a time, one after the other."""
+
+        async def one(number: int) -> None:
+            while not until.is_set():
+                await self.say(number, tally)
+                await asyncio.sleep(0.05)
+
+        await asyncio.gather(*(one(number) for number in range(streams)))

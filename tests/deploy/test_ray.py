@@ -1,0 +1,172 @@
+"""deploy/ray/, without Ray: who is chosen, when servers are added, and the server that a replica owns."""
+
+import asyncio
+import json
+import signal
+import sys
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from stretto.serving.config import parser
+from stretto.serving.pid_file import STATES
+from tests.gateway.test_dashboard import of_the_server
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "deploy/ray"))
+
+from stretto_ray.affinity import BOUND, Candidate, ranked  # noqa: E402
+from stretto_ray.scaling import ROWS_A_SERVER, WAITING, policy, wanted  # noqa: E402
+from stretto_ray.server_process import ServerProcess, environment, free_ports  # noqa: E402
+
+KEYS = [f"conversation {number}" for number in range(300)]
+# Says in its pid file what a launcher says, and notes the signal that ends it.
+LAUNCHER = """
+import json, pathlib, signal, sys
+words = dict(zip(sys.argv[1:-1:2], sys.argv[2:-1:2]))
+file = pathlib.Path(words["--pid-file"])
+def end(number, frame):
+    pathlib.Path(sys.argv[-1]).write_text("drained")
+    sys.exit()
+signal.signal(signal.SIGTERM, end)
+file.with_name("scratch").write_text(json.dumps({"state": "ready", "words": words}))
+file.with_name("scratch").replace(file)
+signal.pause()
+"""
+
+
+def servers(*loads: int) -> list[Candidate]:
+    return [Candidate(f"server {number}", load) for number, load in enumerate(loads)]
+
+
+def test_a_conversation_keeps_its_server_when_others_come_or_go() -> None:
+    three, four = servers(0, 0, 0), servers(0, 0, 0, 0)
+    before = {key: ranked(key, three, (), 1)[0] for key in KEYS}
+    after = {key: ranked(key, four, (), 1)[0] for key in KEYS}
+    assert min(Counter(before.values()).values()) > 60
+    assert all(after[key] in (before[key], "server 3") for key in KEYS)
+    assert all(ranked(key, three, (before[key],), 1)[0] == ranked(key, three, (), 1)[1] for key in KEYS)
+
+
+def test_a_server_that_is_too_busy_is_asked_last() -> None:
+    key = next(key for key in KEYS if ranked(key, servers(0, 0, 0), (), 1)[0] == "server 0")
+    assert ranked(key, servers(7, 0, 0), (), 8)[0] == "server 0", "so many do it no harm"
+    assert ranked(key, servers(8, 0, 0), (), 8)[-1] == "server 0"
+    mean = 40
+    most = int(BOUND * mean)
+    assert ranked(key, servers(most, mean, mean), (), 8)[0] == "server 0"
+    assert ranked(key, servers(2 * mean, mean, mean), (), 8)[-1] == "server 0"
+
+
+def test_without_a_conversation_the_least_busy_is_asked() -> None:
+    assert ranked("", servers(3, 1, 2), (), 8) == ["server 1", "server 2", "server 0"]
+    assert {ranked("", servers(0, 0), (), 8)[0] for _ in range(200)} == {"server 0", "server 1"}
+
+
+def test_who_is_not_ready_or_has_refused_is_not_asked() -> None:
+    candidates = [Candidate("a", 0, is_ready=False), Candidate("b", 0), Candidate("c", 5)]
+    assert ranked("x", candidates, ["b"], 8) == ["c"]
+    assert ranked("x", candidates, ["b", "c"], 8) == []
+
+
+@pytest.mark.parametrize(
+    ("utterances", "rows", "running", "expected"),
+    [
+        (0, 0, 1, 0),
+        (10, 0, 1, 1),
+        (11, 0, 1, 2),
+        (10, ROWS_A_SERVER, 1, 1),
+        (10, ROWS_A_SERVER + 1, 1, 2),
+        (31, 99, 2, 4),
+    ],
+)
+def test_servers_are_added_for_utterances_and_for_rows_that_wait(
+    utterances: float, rows: float, running: int, expected: int
+) -> None:
+    assert wanted(utterances, rows, running, 10) == expected
+    context = SimpleNamespace(
+        aggregated_metrics={WAITING: {"a": rows}},
+        total_num_requests=utterances,
+        current_num_replicas=running,
+        config=SimpleNamespace(target_ongoing_requests=10),
+    )
+    assert policy(context) == (expected, {})
+
+
+async def test_a_server_is_started_watched_and_drained(tmp_path: Path) -> None:
+    ended = tmp_path / "ended"
+    server = ServerProcess((sys.executable, "-c", LAUNCHER), "127.0.0.1", 5.0, (str(ended),))
+    await server.until_ready()
+    assert server.state() == "ready" in STATES
+    words = json.loads(server._pid_file.read_text())["words"]
+    flags, passed = parser().parse_known_args([word for pair in words.items() for word in pair])
+    assert not passed, "the product has every flag"
+    assert (flags.address, server.address) == ("127.0.0.1", f"127.0.0.1:{flags.grpc_port}")
+    assert flags.drain_seconds == 5.0
+    server.stop()
+    assert (server.state(), ended.read_text()) == ("ended", "drained")
+
+
+async def test_a_server_that_does_not_start_says_why() -> None:
+    server = ServerProcess((sys.executable, "-c", "import sys; sys.exit('no GPU here')"), "127.0.0.1", 5.0)
+    with pytest.raises(RuntimeError, match="no GPU here"):
+        await server.until_ready()
+
+
+async def test_a_server_ends_with_the_process_that_owns_it(tmp_path: Path) -> None:
+    ended = tmp_path / "ended"
+    owner = f"""
+import asyncio, os, signal, sys
+sys.path.insert(0, {str(ROOT / "deploy/ray")!r})
+from stretto_ray.server_process import ServerProcess
+server = ServerProcess((sys.executable, "-c", {LAUNCHER!r}), "127.0.0.1", 5.0, ({str(ended)!r},))
+asyncio.run(server.until_ready())
+print(server.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", owner, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    assert int(await process.stdout.readline()) > 0
+    assert await process.wait() == -signal.SIGKILL
+    while not ended.exists():
+        await asyncio.sleep(0.05)
+
+
+def test_rows_that_wait_are_read_from_the_page_of_figures() -> None:
+    assert "stretto_waiting_requests" in of_the_server()
+    page = b'# TYPE stretto_waiting_requests gauge\nstretto_waiting_requests{model="language_model"} 5.0\n'
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            assert self.path == "/metrics"
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(page)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    served = ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+    server = ServerProcess((sys.executable, "-c", LAUNCHER), "127.0.0.1", 5.0, ("/dev/null",))
+    try:
+        assert server.waiting_rows() == 0.0, "nobody listens yet"
+        server._metrics_port = served.server_address[1]
+        assert server.waiting_rows() == 5.0
+    finally:
+        server.stop()
+        served.shutdown()
+        served.server_close()
+
+
+def test_a_server_is_told_nothing_of_ray_s_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_JOB_ID", "OMP_NUM_THREADS", "PYTHONPATH", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "1")
+    told = environment()
+    assert told["CUDA_VISIBLE_DEVICES"] == "1"
+    assert not {"RAY_JOB_ID", "OMP_NUM_THREADS", "PYTHONPATH"} & set(told)
+    assert len(set(free_ports("127.0.0.1", 3))) == 3

@@ -1,0 +1,155 @@
+"""Utterances on several servers: who speaks them, what is begun anew, and how they end where a server is lost."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from stretto_client import RequestRefused, ServerUnavailable, Speech
+from stretto_gateway.routed import ATTEMPTS, Lease, RoutedClient, conversation_key
+from tests.client.fake_server import Chunk, ErrorText, FakeServer, Step, Until
+
+SPOKEN: list[Step] = [Chunk(0), Chunk(1, is_final=True, is_last=True)]
+BUSY: list[Step] = [ErrorText("unavailable: a part of the server has ended; try again")]
+
+
+class Fleet:
+    """Servers by name, each with a script; gives the first that is not refused, and notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.servers: dict[str, str] = {}
+        self.fakes: dict[str, FakeServer] = {}
+        self.asked: list[tuple[str, tuple[str, ...]]] = []
+        self.leased: dict[str, asyncio.Future[None]] = {}
+
+    async def add(self, name: str, script: list[Step]) -> None:
+        self.fakes[name] = FakeServer(lambda _: script)
+        self.servers[name] = await self.fakes[name].start()
+
+    @asynccontextmanager
+    async def choose(self, key: str, refused: tuple[str, ...]) -> AsyncIterator[Lease]:
+        self.asked.append((key, refused))
+        name = next((name for name in self.servers if name not in refused), None)
+        if name is None:
+            raise ServerUnavailable("no server takes requests now")
+        self.leased[name] = asyncio.get_running_loop().create_future()
+        try:
+            yield Lease(name, self.servers[name], self.leased[name])
+        finally:
+            self.leased.pop(name).cancel()
+
+
+@pytest.fixture
+async def fleet() -> AsyncIterator[Fleet]:
+    made = Fleet()
+    yield made
+    for fake in made.fakes.values():
+        await fake.stop()
+
+
+@pytest.fixture
+async def client(fleet: Fleet) -> AsyncIterator[RoutedClient]:
+    routed = RoutedClient(fleet.choose)
+    yield routed
+    await routed.close()
+
+
+async def events(speech: Speech) -> int:
+    async with speech:
+        return len([event async for event in speech])
+
+
+async def test_an_utterance_holds_its_lease_until_it_is_over(fleet: Fleet, client: RoutedClient) -> None:
+    go_on = asyncio.Event()
+    await fleet.add("a", [Chunk(0), Until(go_on), Chunk(1, is_final=True, is_last=True)])
+    async with client.speak("A cat.") as speech:
+        await anext(speech)
+        assert set(fleet.leased) == {"a"}
+        go_on.set()
+        assert [event.is_final async for event in speech] == [True]
+        await asyncio.wait([speech._task])
+    assert not fleet.leased
+    assert fleet.asked == [("", ())]
+
+
+async def test_who_is_left_by_its_listener_gives_its_lease_back(fleet: Fleet, client: RoutedClient) -> None:
+    await fleet.add("a", [Chunk(0), Until(asyncio.Event())])
+    async with client.speak("A cat.") as speech:
+        await anext(speech)
+    assert not fleet.leased
+
+
+async def test_a_server_that_takes_nothing_is_passed_over(fleet: Fleet, client: RoutedClient) -> None:
+    await fleet.add("a", BUSY)
+    await fleet.add("b", SPOKEN)
+    assert await events(client.speak("A cat.")) == 2
+    assert fleet.asked == [("", ()), ("", ("a",))]
+
+
+async def test_where_none_takes_it_that_is_said(fleet: Fleet, client: RoutedClient) -> None:
+    for name in "abcdefg":
+        await fleet.add(name, BUSY)
+    with pytest.raises(ServerUnavailable, match="try again"):
+        await events(client.speak("A cat."))
+    assert len(fleet.asked) == ATTEMPTS
+    fleet.servers = {"a": fleet.servers["a"]}
+    with pytest.raises(ServerUnavailable, match="no server"):
+        await events(client.speak("A cat."))
+
+
+async def test_what_has_begun_is_not_begun_anew(fleet: Fleet, client: RoutedClient) -> None:
+    await fleet.add("a", [Chunk(0), *BUSY])
+    await fleet.add("b", SPOKEN)
+    with pytest.raises(ServerUnavailable, match="a part of the server"):
+        await events(client.speak("A cat."))
+    assert len(fleet.asked) == 1
+
+
+async def test_what_is_refused_is_refused_everywhere(fleet: Fleet, client: RoutedClient) -> None:
+    await fleet.add("a", [ErrorText("invalid request: voice: expected slt or rms, got 'x'")])
+    await fleet.add("b", SPOKEN)
+    with pytest.raises(RequestRefused, match="voice"):
+        await events(client.speak("A cat."))
+
+
+async def test_a_text_that_is_being_written_stays_where_it_was_begun(fleet: Fleet, client: RoutedClient) -> None:
+    async def pieces() -> AsyncIterator[str]:
+        yield "A cat."
+
+    await fleet.add("a", BUSY)
+    await fleet.add("b", SPOKEN)
+    with pytest.raises(ServerUnavailable):
+        await events(client.speak(pieces()))
+
+
+async def test_an_utterance_ends_with_its_server_and_not_with_a_time_out(fleet: Fleet, client: RoutedClient) -> None:
+    await fleet.add("a", [Chunk(0), Until(asyncio.Event())])
+    async with client.speak("A cat.") as speech:
+        await anext(speech)
+        fleet.leased["a"].set_result(None)
+        with pytest.raises(ServerUnavailable, match="the server that spoke has ended"):
+            await anext(speech)
+
+
+async def test_profile_and_readiness_are_those_of_some_server(fleet: Fleet, client: RoutedClient) -> None:
+    assert not await client.ready()
+    await fleet.add("a", SPOKEN)
+    assert await client.ready()
+    assert (await client.profile()).family == "tiny"
+    asked = len(fleet.asked)
+    await client.profile()
+    assert len(fleet.asked) == asked
+
+
+def test_a_conversation_is_known_by_its_beginning() -> None:
+    system, first = {"role": "system", "text": "Be brief."}, {"role": "user", "text": "Hello"}
+    key = conversation_key([system, first])
+    later = [system, first, {"role": "assistant", "text": "Hi"}, {"role": "user", "text": "Bye"}]
+    assert conversation_key(later) == key
+    assert conversation_key([system, {"role": "user", "text": "Bye"}]) != key
+    spoken = [system, {"role": "user", "audio": "audio"}]
+    assert conversation_key(spoken, b"one") != conversation_key(spoken, b"two")
+    assert conversation_key([*spoken, {"role": "user", "audio": "audio"}], b"one", b"two") == (
+        conversation_key(spoken, b"one")
+    )
