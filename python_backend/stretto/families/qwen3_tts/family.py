@@ -168,7 +168,7 @@ def qwen3_tts(vocabulary: Qwen3TtsVocabulary) -> Family:
         languages=tuple(name for name in vocabulary.languages if name not in DIALECTS),
         takes_instructions=not clones,
         max_text_chars=4000,
-        max_audio_s=60.0,
+        max_audio_s=30.0,  # a voice is cloned from seconds; longer ones would take the encoders from others
         max_model_len=vocabulary.max_model_len,
         frame_rate=FRAME_RATE,
         first_chunk_frames=2,
