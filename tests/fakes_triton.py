@@ -1,5 +1,6 @@
 """A stand-in for `triton_python_backend_utils`, the module that exists only inside Triton's stub."""
 
+import json
 import sys
 import types
 from dataclasses import dataclass, field
@@ -87,6 +88,10 @@ class Request:
 
     inputs: dict[str, np.ndarray]
     sender: ResponseSender = field(default_factory=ResponseSender)
+    given: dict[str, Any] = field(default_factory=dict)
+
+    def parameters(self) -> str:
+        return json.dumps(self.given)
 
     def get_response_sender(self) -> ResponseSender:
         return self.sender

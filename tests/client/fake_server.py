@@ -162,6 +162,7 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     profile: dict[str, Any] | None = field(default_factory=lambda: PROFILE)
     requests: list[Request] = field(default_factory=list)
     metadata: list[dict[str, str]] = field(default_factory=list)
+    parameters: list[dict[str, str]] = field(default_factory=list)
     regions: dict[str, bytes] = field(default_factory=dict)
     num_cancelled: int = 0
     num_played: int = 0
@@ -225,6 +226,7 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         try:
             async for message in messages:
                 self.requests.append(read_request(message, self.regions))
+                self.parameters.append({name: value.string_param for name, value in message.parameters.items()})
                 for step in self.script(self.requests[-1]):
                     answer = await self.play(step, context)
                     self.num_played += 1

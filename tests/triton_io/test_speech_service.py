@@ -21,7 +21,7 @@ from stretto.triton_io.chunk_sender import SenderLimits
 from stretto.triton_io.event_loop import EventLoop
 from stretto.triton_io.flow import FlowTable, Outcome
 from stretto.triton_io.seal import TAG
-from stretto.triton_io.speech_service import SpeechService
+from stretto.triton_io.speech_service import HOST, SpeechService
 from tests.fakes_triton import Logger, MetricFamily, Request, ResponseSender, TritonError
 from tests.families.test_text_stream import QWEN, tokenizer
 from tests.small_vocabularies import TRACKED_CSM
@@ -240,10 +240,11 @@ def test_stopping_answers_those_who_still_wait(table: FlowTable) -> None:
     assert not table.path.exists()
 
 
-def open_request(table: FlowTable, num_rows: int = 4) -> Request:
+def open_request(table: FlowTable, num_rows: int = 4, host: str = "") -> Request:
     sampling = SamplingConfig(SegmentSampling(0.0), SegmentSampling(0.0), seed=1)
     rows = np.zeros((num_rows, TRACKED_CSM.layout.num_input_streams), np.int32)
-    return Request(prompt_inputs(Prompt("tts", rows, sampling, is_open=True)), AnsweringSender(table))
+    inputs = prompt_inputs(Prompt("tts", rows, sampling, is_open=True))
+    return Request(inputs, AnsweringSender(table), {HOST: host} if host else {})
 
 
 def session_of(asked: Request) -> str:
@@ -303,12 +304,16 @@ def test_a_part_that_the_preprocessor_did_not_write_is_refused(service: SpeechSe
 def test_more_open_texts_than_there_may_be_are_refused(
     service: SpeechService, table: FlowTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service._texts, "_limit", 1)
-    first, second = open_request(table), open_request(table)
+    monkeypatch.setattr(service._texts, "_limit", 2)
+    first, second, other = open_request(table, host="a"), open_request(table, host="a"), open_request(table, host="b")
     service.accept(first)
     session_of(first)
     service.accept(second)
     wait(lambda: second.sender.is_final)
-    assert second.sender.responses[0].error.message() == "unavailable: 1 texts are being written already"
+    refusal = "unavailable: 1 texts are being written already, 1 of them by this host; try again"
+    assert second.sender.responses[0].error.message() == refusal
     assert MetricFamily.made["stretto_rejected_total"].value == 1
-    table.at(envelope_in(first.sender.responses[0]).flow).conclude(Outcome.CANCELLED)
+    service.accept(other)
+    session_of(other)
+    for each in (first, other):
+        table.at(envelope_in(each.sender.responses[0]).flow).conclude(Outcome.CANCELLED)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import ExitStack
 from itertools import pairwise
 from typing import Any
 
@@ -211,20 +212,33 @@ def test_a_writer_without_a_first_word_ends_the_reply_by_name() -> None:
     asyncio.run(run())
 
 
-def test_a_reply_that_is_left_is_forgotten_and_others_find_room() -> None:
+def test_a_reply_that_is_left_is_forgotten() -> None:
     async def run() -> None:
-        sessions = TextSessions(Model(), limit=1)
-        sessions.check_room()
+        sessions = TextSessions(Model())
         left = sessions.speak(prompt(), "u", FLOW, Pacer(ChunkPolicy()))
         name = (await anext(left)).chunk.session
-        with pytest.raises(Overloaded, match="1 texts are being written already"):
-            sessions.check_room()
         await left.aclose()
-        sessions.check_room()
+        assert len(sessions) == 0
         with pytest.raises(InvalidRequest, match=r"session\.id"):
             await sessions.write(TextPart(name, 0, "a", True))
 
     asyncio.run(run())
+
+
+def test_a_host_may_open_as_many_as_are_left_over_and_others_find_room() -> None:
+    sessions = TextSessions(Model(), limit=8)
+    with ExitStack() as crowd:
+        for _ in range(4):
+            crowd.enter_context(sessions.place("crowd"))
+        with pytest.raises(Overloaded, match="4 texts are being written already, 4 of them by this host; try again"):
+            crowd.enter_context(sessions.place("crowd"))
+        with sessions.place("other"), sessions.place("other"):
+            pass
+        crowd.enter_context(sessions.place("other"))
+    with ExitStack() as again:
+        for _ in range(4):
+            again.enter_context(sessions.place("crowd"))
+    assert not sessions._taken, "of hosts there is no end"
 
 
 def test_names_cannot_be_guessed() -> None:

@@ -1,8 +1,10 @@
 """The language model's side of the rim: requests in, utterances out, every one of them ended with the final flag."""
 
 import asyncio
+import json
 import uuid
 from collections.abc import AsyncGenerator
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 from stretto.errors import Cancelled, InvalidRequest, Overloaded
@@ -19,6 +21,7 @@ from stretto.triton_io.responses import Responses, ResponseThread
 from stretto.triton_io.seal import Seal
 from stretto.triton_io.text_sessions import TextModel, TextSessions
 
+HOST = "stretto_host"  # the parameter by which the proxy says whose a request is
 METRICS = {
     "active_utterances": "Utterances in flight",
     "utterances_total": "Utterances started",
@@ -89,7 +92,7 @@ class SpeechService:
         if isinstance(asked, TextPart):
             self._loop.start(self._take(asked, responses))
         else:
-            self._loop.start(self._serve(utterance, asked, responses))
+            self._loop.start(self._serve(utterance, asked, responses, host_of(request)))
 
     def close(self) -> None:
         """End every utterance and stop."""
@@ -107,16 +110,20 @@ class SpeechService:
         responses.send(receipt.to_json(), None)
         await responses.end()
 
-    async def _serve(self, utterance: str, prompt: Prompt, responses: Responses) -> None:
+    async def _serve(self, utterance: str, prompt: Prompt, responses: Responses, host: str) -> None:
         self._gauges.add("utterances_total", 1)
-        try:
-            if prompt.is_open:
-                self._texts.check_room()
-            chunk_sender = ChunkSender(responses, self.table.claim(), utterance, self._limits, prompt.delivery)
-        except Overloaded as error:
-            self._gauges.add("rejected_total", 1)
-            await responses.refuse(error, f"utterance {utterance}")
-            return
+        with ExitStack() as held:
+            try:
+                if prompt.is_open:
+                    held.enter_context(self._texts.place(host))
+                chunk_sender = ChunkSender(responses, self.table.claim(), utterance, self._limits, prompt.delivery)
+            except Overloaded as error:
+                self._gauges.add("rejected_total", 1)
+                await responses.refuse(error, f"utterance {utterance}")
+                return
+            await self._answer(utterance, prompt, responses, chunk_sender)
+
+    async def _answer(self, utterance: str, prompt: Prompt, responses: Responses, chunk_sender: ChunkSender) -> None:
         self._gauges.add("active_utterances", 1)
         try:
             failure = await self._speak(chunk_sender, prompt, utterance)
@@ -159,3 +166,8 @@ class SpeechService:
         while True:
             self._gauges.update(self._model.stats())
             await asyncio.sleep(STATS_PERIOD_S)
+
+
+def host_of(request: Any) -> str:
+    """Whose a request is, as the proxy has said; '' where it came by another way."""
+    return str(json.loads(request.parameters()).get(HOST, ""))

@@ -5,8 +5,9 @@ Who hears the reply is told a name in its first event; who knows it may go on wi
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import Protocol
 
@@ -103,19 +104,32 @@ class TextSession:
 
 
 class TextSessions:
-    """All texts that are open, by their names."""
+    """All texts that are open, by their names.
+
+    Of `limit` a host may have as many as are left over: alone half of them, and nobody can take them all.
+    """
 
     def __init__(self, model: TextModel, limit: int = MAX_SESSIONS) -> None:
         self._model, self._limit = model, limit
         self._open: dict[str, TextSession] = {}
+        self._taken = Counter[str]()
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def check_room(self) -> None:
-        """Overloaded where no other text may be opened."""
-        if len(self._open) >= self._limit:
-            raise Overloaded(f"{self._limit} texts are being written already")
+    @contextmanager
+    def place(self, host: str) -> Iterator[None]:
+        """Room for a text of `host`, for as long as the block runs; Overloaded where there is none."""
+        taken, total = self._taken[host], self._taken.total()
+        if taken >= self._limit - total:
+            raise Overloaded(f"{total} texts are being written already, {taken} of them by this host; try again")
+        self._taken[host] += 1
+        try:
+            yield
+        finally:
+            self._taken[host] -= 1
+            if not self._taken[host]:
+                del self._taken[host]  # of hosts there is no end
 
     async def write(self, part: TextPart) -> Envelope:
         """Take a part of a text; returns its receipt. InvalidRequest where there is no such text, or no such part."""

@@ -10,6 +10,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from stretto.serving.proxy.__main__ import Launcher, grpc_server
 from stretto.serving.proxy.access import KEY_HEADER
+from stretto.serving.proxy.infer_request import HOST
+from stretto.triton_io import speech_service
 from stretto_client import RequestRefused, ServerUnavailable, SpeechClient
 from tests.client.fake_server import Chunk, ErrorText, FakeServer, Pause
 from tests.serving.proxy.conftest import KEY, Proxied, proxy_config
@@ -50,6 +52,16 @@ async def test_the_header_that_crashes_triton_does_not_reach_it(proxy: Proxied) 
     (metadata,) = proxy.triton.metadata
     assert "triton_grpc_error" not in metadata
     assert metadata["traceparent"] == "00-1"
+
+
+async def test_a_request_says_whose_it_is_and_no_client_does(proxy: Proxied) -> None:
+    forged = request()
+    forged.parameters[HOST].string_param = "203.0.113.9"
+    forged.parameters["mine"].string_param = "as it was"
+    await answers(proxy.address, request(), forged)
+    assert proxy.triton.parameters == [{HOST: "127.0.0.1"}, {HOST: "127.0.0.1", "mine": "as it was"}]
+    assert HOST == speech_service.HOST
+    assert proxy.triton.requests[1]["text"] == b"hi"
 
 
 async def test_an_unsound_request_is_answered_and_its_stream_goes_on(proxy: Proxied) -> None:

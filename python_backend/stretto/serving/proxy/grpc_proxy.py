@@ -10,7 +10,14 @@ from tritonclient.grpc.service_pb2 import ModelStreamInferResponse
 from stretto.serving.proxy import access
 from stretto.serving.proxy.access import MODEL_INFER, MODEL_STREAM_INFER, Access, Metadata
 from stretto.serving.proxy.gate import AGAIN, Gate, Restarting
-from stretto.serving.proxy.infer_request import INVALID, UNAVAILABLE, BadRequest, InferRequest, read_infer_request
+from stretto.serving.proxy.infer_request import (
+    INVALID,
+    UNAVAILABLE,
+    BadRequest,
+    InferRequest,
+    read_infer_request,
+    told_host,
+)
 from stretto.serving.proxy.pace import Pace
 from stretto.serving.proxy.peers import Shares, host_of_call
 from stretto.serving.proxy.shared_memory import check_registration
@@ -163,7 +170,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
                 raise BadRequest(AGAIN, read.head.id, UNAVAILABLE)
 
         with self._uploads.entry(upload):
-            await stream.feed(requests, check)
+            await stream.feed(requests, check, upload.host)
 
     async def _check_infer(self, data: bytes, metadata: Metadata) -> InferRequest:
         await self._pace.wait(len(data))
@@ -182,8 +189,9 @@ class _Stream:
         self._writing = asyncio.Lock()
         self.is_answered = False  # the last of its requests, at least in part
 
-    async def feed(self, requests: AsyncIterator[bytes], check: Check) -> None:
-        """Pass sound requests on to the end; answer the others here, as Triton does, and leave the stream open."""
+    async def feed(self, requests: AsyncIterator[bytes], check: Check, host: str) -> None:
+        """Pass sound requests on to the end, as `host`'s; answer the others here, as Triton does, and leave the stream
+        open."""
         async for request in requests:
             try:
                 await check(request)
@@ -193,7 +201,7 @@ class _Stream:
                 await self._write(response.SerializeToString())
             else:
                 self.is_answered = False
-                await self._call.write(request)
+                await self._call.write(told_host(request, host))
         await self._call.done_writing()
 
     async def answer(self) -> None:

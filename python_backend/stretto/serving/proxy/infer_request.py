@@ -25,6 +25,8 @@ SIZES = {"BOOL": 1, "UINT8": 1, "INT8": 1, "UINT16": 2, "INT16": 2, "FP16": 2, "
 SIZES |= {"UINT32": 4, "INT32": 4, "FP32": 4, "UINT64": 8, "INT64": 8, "FP64": 8}
 STRING, STRING_HEAD = "BYTES", 4
 
+HOST = "stretto_host"  # the parameter that says whose a request is: who shares places reads it
+
 INVALID, UNAVAILABLE = "invalid request", "unavailable"
 
 
@@ -74,6 +76,16 @@ def read_infer_request(data: bytes) -> InferRequest:
     except BadRequest as error:
         raise BadRequest(str(error), request.head.id) from None
     return request
+
+
+def told_host(data: bytes, host: str) -> bytes:
+    """The request in `data`, which says that it is of `host`, whatever it said before.
+
+    Messages in a row are one, and of an entry of a map that comes twice the last stands (protobuf, encoding).
+    """
+    told = ModelInferRequest()
+    told.parameters[HOST].string_param = host
+    return data + told.SerializeToString()
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int, int, int]]:
