@@ -13,7 +13,7 @@ from stretto.preprocessing.audio import AudioReader
 from stretto.preprocessing.lanes import SHORT_BYTES, AudioLanes, Load
 
 LONG = SHORT_BYTES + 1
-LIMIT = Load(4 * LONG, 8)
+LIMIT = Load(8 * LONG, 16)  # a host alone has half of it
 WAIT_S = 60.0
 
 
@@ -54,18 +54,13 @@ class Opened(AudioLanes):
         self.processes: list[Reading] = []
         super().__init__(self._open, num_long, LIMIT)
 
-    @property
-    def held(self) -> Load:
-        """What waits or is being run."""
-        return self._held
-
     def _open(self, niceness: int) -> Reading:
         self.processes.append(Reading(niceness))
         return self.processes[-1]
 
-    def hold(self, num_bytes: int) -> Held:
+    def hold(self, num_bytes: int, host: str = "") -> Held:
         job = Held()
-        self.submit(num_bytes, job.run, job.refuse)
+        self.submit(num_bytes, job.run, job.refuse, host)
         return job
 
 
@@ -115,11 +110,13 @@ def test_more_bytes_than_the_limit_are_refused_with_the_figures_until_some_are_d
 ) -> None:
     opened = lanes()
     jobs = [opened.hold(LONG) for _ in range(4)]
-    with pytest.raises(Overloaded, match=f"{4 * LONG} bytes are in work, of at most {4 * LONG}; this request has 1$"):
+    told = f"{4 * LONG} bytes are in work, {4 * LONG} of this host, of at most {8 * LONG}; this request has 1; try"
+    with pytest.raises(Overloaded, match=told):
         opened.hold(1)
+    jobs += [opened.hold(LONG, "other"), opened.hold(LONG, "other")]
     for job in jobs:
         job.may_end.set()
-        assert job.ended.wait(WAIT_S)
+    assert all(job.ended.wait(WAIT_S) for job in jobs)
     until(lambda: opened.held == Load(0, 0))
     opened.hold(LONG).may_end.set()
 
@@ -127,9 +124,25 @@ def test_more_bytes_than_the_limit_are_refused_with_the_figures_until_some_are_d
 def test_more_requests_than_the_limit_are_refused(lanes: Callable[..., Opened]) -> None:
     opened = lanes()
     jobs = [opened.hold(1) for _ in range(8)]
-    with pytest.raises(Overloaded, match="8 requests are in work"):
+    with pytest.raises(Overloaded, match="8 requests are in work, 8 of this host, of at most 16; try again"):
         opened.hold(1)
+    jobs += [opened.hold(1, "other") for _ in range(4)]
+    with pytest.raises(Overloaded, match="12 requests are in work, 4 of this host"):
+        opened.hold(1, "other")
     for job in jobs:
+        job.may_end.set()
+
+
+def test_a_host_s_recording_does_not_wait_for_all_of_another_s(lanes: Callable[..., Opened]) -> None:
+    opened = lanes()
+    running, *crowd = (opened.hold(1, "crowd") for _ in range(4))
+    assert running.begun.wait(WAIT_S)
+    other = opened.hold(1, "other")
+    for job in (running, crowd[0], other):
+        job.may_end.set()
+    assert other.ended.wait(WAIT_S)
+    assert not crowd[2].begun.is_set()
+    for job in crowd:
         job.may_end.set()
 
 

@@ -13,6 +13,7 @@ from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.records.text_part import TextPart
 from stretto.triton_io.draining import DrainGate, is_passing
+from stretto.triton_io.hosts import HOST
 from stretto.triton_io.preparing_service import PreparingService
 from stretto.triton_io.prompt_tensors import read_prompt
 from stretto.triton_io.seal import Seal
@@ -45,11 +46,15 @@ class Waiting:
 
     def __init__(self) -> None:
         self.jobs: list[tuple[int, Callable[[Any], None], Callable[[Exception], None]]] = []
+        self.hosts: list[str] = []
         self.is_full = False
 
-    def submit(self, num_bytes: int, run: Callable[[Any], None], refuse: Callable[[Exception], None]) -> None:
+    def submit(
+        self, num_bytes: int, run: Callable[[Any], None], refuse: Callable[[Exception], None], host: str
+    ) -> None:
         if self.is_full:
             raise Overloaded("audio: enough of it")
+        self.hosts.append(host)
         self.jobs.append((num_bytes, run, refuse))
 
 
@@ -62,7 +67,7 @@ class Rim:
         self.service = PreparingService(self._prepare, self._read_part, self.lanes, SEAL, DrainGate(self.path))
 
     def ask(self, inputs: Inputs) -> tuple[Any, Any]:
-        request = Request({})
+        request = Request({}, given={HOST: "192.0.2.1"})
         return self.service.answer(request, lambda asked: inputs), request.sender
 
     def _read_part(self, inputs: Inputs) -> TextPart:
@@ -103,6 +108,7 @@ def test_audio_is_answered_when_a_lane_has_read_it(rim: Rim) -> None:
     run("there")
     (response,) = sender.responses
     assert (num_bytes, rim.readers, sender.is_final) == (5, ["there"], True)
+    assert rim.lanes.hosts == ["192.0.2.1"], "whose turn it is, the lanes see by that"
     assert inputs.is_kept, "the request's memory is gone by then"
     assert is_the_prompt(response)
 

@@ -20,8 +20,9 @@ from stretto.streams.segment import Segment
 from stretto.triton_io.chunk_sender import SenderLimits
 from stretto.triton_io.event_loop import EventLoop
 from stretto.triton_io.flow import FlowTable, Outcome
+from stretto.triton_io.hosts import HOST
 from stretto.triton_io.seal import TAG
-from stretto.triton_io.speech_service import HOST, SpeechService
+from stretto.triton_io.speech_service import SpeechService
 from tests.fakes_triton import Logger, MetricFamily, Request, ResponseSender, TritonError
 from tests.families.test_text_stream import QWEN, tokenizer
 from tests.small_vocabularies import TRACKED_CSM

@@ -1,18 +1,19 @@
 """Where requests with audio wait, apart from those with text: one lane for short recordings, others for long ones.
 
 A lane is a thread with a process that reads audio. What waits is bounded, in bytes and in number, and is refused
-beyond: the caller of `submit` is never held up.
+beyond: the caller of `submit` is never held up. In each lane hosts take turns, and of both bounds a host has what is
+left over: so nobody keeps others' recordings out, or waiting behind all of its own.
 """
 
 import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from queue import SimpleQueue
 from typing import Protocol
 
 from stretto.errors import Overloaded
 from stretto.preprocessing.audio import AudioReader
+from stretto.preprocessing.turns import Turns
 
 SHORT_BYTES = 1 << 20  # a recording up to here does not wait behind longer ones
 LONG_NICENESS = 10  # what takes long leaves the processor to speech that is being made
@@ -42,10 +43,14 @@ class Load:
         return Load(self.num_bytes - other.num_bytes, self.num_requests - other.num_requests)
 
 
+NOTHING = Load(0, 0)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """Work of a lane: `run` with its reader, or `refuse` where it will not be run."""
+    """Work of a lane, for a host: `run` with its reader, or `refuse` where it will not be run."""
 
+    host: str
     load: Load
     run: Callable[[AudioReader], None]
     refuse: Callable[[Exception], None]
@@ -56,51 +61,66 @@ class AudioLanes:
 
     def __init__(self, open_process: Callable[[int], Process], num_long: int, limit: Load) -> None:
         self.limit = limit
-        self._held, self._mutex, self.is_closed = Load(0, 0), threading.Lock(), False
-        self._short: SimpleQueue[Job | None] = SimpleQueue()
-        self._long: SimpleQueue[Job | None] = SimpleQueue()
+        self._held, self._mutex, self.is_closed = dict[str, Load](), threading.Lock(), False
+        self._short, self._long = Turns[Job](), Turns[Job]()
         self._threads = [self._lane(self._short, open_process(0))]
         self._threads += [self._lane(self._long, open_process(LONG_NICENESS)) for _ in range(num_long)]
 
-    def submit(self, num_bytes: int, run: Callable[[AudioReader], None], refuse: Callable[[Exception], None]) -> None:
-        """Have `run` called in a lane; Overloaded where the lanes hold too much. What `run` holds may be large."""
-        job = Job(Load(num_bytes, 1), run, refuse)
+    def submit(
+        self,
+        num_bytes: int,
+        run: Callable[[AudioReader], None],
+        refuse: Callable[[Exception], None],
+        host: str = "",
+    ) -> None:
+        """Have `run` called in a lane, for `host`; Overloaded where the lanes hold too much, or too much of it.
+
+        What `run` holds may be large.
+        """
+        job = Job(host, Load(num_bytes, 1), run, refuse)
         with self._mutex:
-            self._check(job.load)
-            self._held += job.load
-            (self._short if num_bytes <= SHORT_BYTES else self._long).put(job)
+            self._check(host, job.load)
+            self._held[host] = self._held.get(host, NOTHING) + job.load
+            (self._short if num_bytes <= SHORT_BYTES else self._long).put(host, job)
 
     def close(self) -> None:
         """Finish what runs, refuse what waits, and end the processes."""
         with self._mutex:
             self.is_closed = True
         for queue, _ in self._threads:
-            queue.put(None)
+            queue.close()
         for _, thread in self._threads:
             thread.join()
 
-    def _check(self, load: Load) -> None:
+    @property
+    def held(self) -> Load:
+        """What waits or is being run, of all hosts."""
+        return sum(self._held.values(), NOTHING)
+
+    def _check(self, host: str, load: Load) -> None:
         if self.is_closed:
             raise Overloaded("server is stopping")
-        total = self._held + load
-        if total.num_bytes > self.limit.num_bytes:
+        held, own = self.held, self._held.get(host, NOTHING)
+        left, wanted = self.limit - held, own + load
+        if wanted.num_bytes > left.num_bytes:
             raise Overloaded(
-                f"audio: {self._held.num_bytes} bytes are in work, of at most {self.limit.num_bytes}; "
-                f"this request has {load.num_bytes}"
+                f"audio: {held.num_bytes} bytes are in work, {own.num_bytes} of this host, of at most "
+                f"{self.limit.num_bytes}; this request has {load.num_bytes}; try again"
             )
-        if total.num_requests > self.limit.num_requests:
-            raise Overloaded(f"audio: {self._held.num_requests} requests are in work, which is the limit")
+        if wanted.num_requests > left.num_requests:
+            raise Overloaded(
+                f"audio: {held.num_requests} requests are in work, {own.num_requests} of this host, of at most "
+                f"{self.limit.num_requests}; try again"
+            )
 
-    def _lane(
-        self, queue: "SimpleQueue[Job | None]", process: Process
-    ) -> "tuple[SimpleQueue[Job | None], threading.Thread]":
+    def _lane(self, queue: Turns[Job], process: Process) -> tuple[Turns[Job], threading.Thread]:
         thread = threading.Thread(target=self._work, args=(queue, process), daemon=True, name="audio lane")
         thread.start()
         return queue, thread
 
-    def _work(self, queue: "SimpleQueue[Job | None]", process: Process) -> None:
+    def _work(self, queue: Turns[Job], process: Process) -> None:
         while (job := queue.get()) is not None:
-            load = job.load
+            host, load = job.host, job.load
             try:
                 if self.is_closed:
                     job.refuse(Overloaded("server is stopping"))
@@ -111,5 +131,7 @@ class AudioLanes:
             finally:
                 del job  # and its audio, which must not stay until the next
                 with self._mutex:
-                    self._held -= load
+                    self._held[host] -= load
+                    if self._held[host] == NOTHING:
+                        del self._held[host]  # of hosts there is no end
         process.close()

@@ -16,6 +16,7 @@ from stretto.records.prompt import Prompt
 from stretto.records.text_part import TextPart
 from stretto.triton_io.draining import DrainGate
 from stretto.triton_io.failures import failed_response, log_failure
+from stretto.triton_io.hosts import host_of
 from stretto.triton_io.prompt_tensors import write_part, write_prompt
 from stretto.triton_io.ring import check_ring
 from stretto.triton_io.seal import Seal
@@ -41,8 +42,11 @@ class Raw(Protocol):
 class Lanes(Protocol):
     """Where requests with audio are worked on."""
 
-    def submit(self, num_bytes: int, run: Callable[[Any], None], refuse: Callable[[Exception], None]) -> None:
-        """Have `run` called with a reader of audio, or `refuse`; Overloaded where there is too much already."""
+    def submit(
+        self, num_bytes: int, run: Callable[[Any], None], refuse: Callable[[Exception], None], host: str
+    ) -> None:
+        """Have `run` called with a reader of audio, or `refuse`; Overloaded where there is too much already, or too
+        much of `host`."""
         ...
 
 
@@ -73,13 +77,13 @@ class PreparingService:
         if not num_bytes:
             return self._respond(lambda: self._prepare(raw))
         try:
-            self._hand_over(raw.kept(), num_bytes, request.get_response_sender())
+            self._hand_over(raw.kept(), num_bytes, request.get_response_sender(), host_of(request))
         except Exception as error:
             self._gate.leave()
             return failure(error)
         return None
 
-    def _hand_over(self, raw: Raw, num_bytes: int, sender: Any) -> None:
+    def _hand_over(self, raw: Raw, num_bytes: int, sender: Any, host: str) -> None:
         def prepare(reader: Any) -> Prompt:
             if sender.is_cancelled():
                 raise Cancelled("the client has gone away")
@@ -89,7 +93,10 @@ class PreparingService:
             self._gate.leave()
             send(sender, failure(error))
 
-        self._lanes.submit(num_bytes, lambda reader: send(sender, self._respond(lambda: prepare(reader))), refuse)
+        def run(reader: Any) -> None:
+            send(sender, self._respond(lambda: prepare(reader)))
+
+        self._lanes.submit(num_bytes, run, refuse, host)
 
     def _respond(self, prepare: Callable[[], Prompt]) -> Any:
         try:

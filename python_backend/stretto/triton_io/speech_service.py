@@ -1,7 +1,6 @@
 """The language model's side of the rim: requests in, utterances out, every one of them ended with the final flag."""
 
 import asyncio
-import json
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack
@@ -15,13 +14,13 @@ from stretto.triton_io.chunk_sender import ChunkSender, SenderLimits
 from stretto.triton_io.event_loop import EventLoop
 from stretto.triton_io.failures import refuse
 from stretto.triton_io.flow import DecoderRefused, FlowTable
+from stretto.triton_io.hosts import host_of
 from stretto.triton_io.metrics import Gauges
 from stretto.triton_io.prompt_tensors import read_prompt
 from stretto.triton_io.responses import Responses, ResponseThread
 from stretto.triton_io.seal import Seal
 from stretto.triton_io.text_sessions import TextModel, TextSessions
 
-HOST = "stretto_host"  # the parameter by which the proxy says whose a request is
 METRICS = {
     "active_utterances": "Utterances in flight",
     "utterances_total": "Utterances started",
@@ -166,8 +165,3 @@ class SpeechService:
         while True:
             self._gauges.update(self._model.stats())
             await asyncio.sleep(STATS_PERIOD_S)
-
-
-def host_of(request: Any) -> str:
-    """Whose a request is, as the proxy has said; '' where it came by another way."""
-    return str(json.loads(request.parameters()).get(HOST, ""))

@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from stretto.serving.proxy.__main__ import Launcher, grpc_server
 from stretto.serving.proxy.access import KEY_HEADER
 from stretto.serving.proxy.infer_request import HOST
-from stretto.triton_io import speech_service
+from stretto.triton_io import hosts
 from stretto_client import RequestRefused, ServerUnavailable, SpeechClient
 from tests.client.fake_server import Chunk, ErrorText, FakeServer, Pause
 from tests.serving.proxy.conftest import KEY, Proxied, proxy_config
@@ -60,7 +60,7 @@ async def test_a_request_says_whose_it_is_and_no_client_does(proxy: Proxied) -> 
     forged.parameters["mine"].string_param = "as it was"
     await answers(proxy.address, request(), forged)
     assert proxy.triton.parameters == [{HOST: "127.0.0.1"}, {HOST: "127.0.0.1", "mine": "as it was"}]
-    assert HOST == speech_service.HOST
+    assert HOST == hosts.HOST
     assert proxy.triton.requests[1]["text"] == b"hi"
 
 
