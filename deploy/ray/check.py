@@ -15,6 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
@@ -23,7 +24,7 @@ import ray
 from ray import serve
 from ray.cluster_utils import Cluster
 
-from stretto_ray.app import SERVER, Settings, build
+from stretto_ray.app import INGRESS, SERVER, Settings, build
 from stretto_ray.leasing import leasing
 from stretto_ray.seeded_callers import PATIENCE_S, Callers, Tally
 
@@ -108,27 +109,27 @@ async def server(callers: Callers, cluster: Any) -> dict[str, Any]:
 
 
 async def node(callers: Callers, cluster: Any) -> dict[str, Any]:
-    """kill -9 of a node that is not the head's, and of every process on it."""
-    victim = cluster.list_all_nodes()[-1]
-    raylet = next(p.process for name, ps in victim.all_processes.items() if "raylet" in name for p in ps)
-    pids = [p.pid for p in psutil.Process(raylet.pid).children(recursive=True)]
-    pids += [p.pid for pid in pids for p in _descendants(pid)]
+    """kill -9 of a node with a server and without the gateway, and of every process on it."""
+    there = (processes_on(each) for each in cluster.list_all_nodes() if each is not cluster.head_node)
+    victims = next(each for each in there if has(each, SERVER) and not has(each, INGRESS))
 
     async def strike() -> None:
-        for pid in [raylet.pid, *pids]:
-            try:
-                psutil.Process(pid).kill()
-            except psutil.NoSuchProcess:
-                continue
+        for process in victims:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     return await struck(callers, strike)
 
 
-def _descendants(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
+def processes_on(node: Any) -> list[psutil.Process]:
+    """The processes of a node of Ray, its raylet first; servers' launchers have sessions of their own, and parents."""
+    raylet = next(found.process for name, all_of in node.all_processes.items() if "raylet" in name for found in all_of)
+    return [psutil.Process(raylet.pid), *psutil.Process(raylet.pid).children(recursive=True)]
+
+
+def has(processes: list[psutil.Process], deployment: str) -> bool:
+    """Whether a replica of the deployment is among the processes, by the titles that Ray gives them."""
+    return any(deployment in " ".join(process.cmdline()) for process in processes)
 
 
 async def update(callers: Callers, cluster: Any) -> dict[str, Any]:
@@ -207,10 +208,10 @@ def main() -> int:
     cluster = Cluster()
     add_node(cluster, num_cpus=CPUS + 1, include_dashboard=False)
     for _ in range(2):
-        add_node(cluster, num_cpus=CPUS)
+        add_node(cluster, num_cpus=CPUS + 1)  # whichever has the gateway has room for a server, too
     ray.init(address=cluster.address, log_to_driver=False)
     arguments: dict[str, Any] = {"command": words.command, "gpus": 0, "cpus": CPUS, "gateways": 1, "drain_s": 30}
-    arguments |= {"min_servers": words.servers, "max_servers": 3, "streams": 2, "max_streams": 16}
+    arguments |= {"min_servers": words.servers, "max_servers": 3, "streams": 2, "max_streams": 16, "free": 8}
     arguments |= {"upscale_s": 3, "downscale_s": 60}
     Settings(**arguments)
     cluster.arguments = json.dumps(arguments)

@@ -4,13 +4,18 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import httpx
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from stretto_client import RequestRefused, ServerUnavailable, Speech
+from stretto_gateway.app import make_app
+from stretto_gateway.config import GatewayConfig
 from stretto_gateway.routed import ATTEMPTS, Lease, RoutedClient, conversation_key
 from tests.client.fake_server import Chunk, ErrorText, FakeServer, Step, Until
 
 SPOKEN: list[Step] = [Chunk(0), Chunk(1, is_final=True, is_last=True)]
+GATEWAYS: list[Step] = [Chunk(0, 640, is_16_bit=True, is_final=True, is_last=True)]
 BUSY: list[Step] = [ErrorText("unavailable: a part of the server has ended; try again")]
 
 
@@ -140,6 +145,25 @@ async def test_profile_and_readiness_are_those_of_some_server(fleet: Fleet, clie
     asked = len(fleet.asked)
     await client.profile()
     assert len(fleet.asked) == asked
+
+
+async def test_a_gateway_speaks_by_whoever_is_chosen(fleet: Fleet) -> None:
+    await fleet.add("a", BUSY)
+    await fleet.add("b", GATEWAYS)
+    app = make_app(GatewayConfig(""), lambda: RoutedClient(fleet.choose))
+
+    async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({"state": {}} | dict(scope), receive, send)
+
+    body = {"model": "tts-1", "input": "A cat.", "response_format": "pcm"}
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=httpx.ASGITransport(with_state)) as http:
+        assert (await http.get("http://gateway/health/ready")).status_code == 200
+        answer = await http.post("http://gateway/v1/audio/speech", json=body)
+        assert (answer.status_code, len(answer.content)) == (200, 2 * 640)
+        fleet.servers.clear()
+        assert (await http.get("http://gateway/health/ready")).status_code == 503
+        refusal = await http.post("http://gateway/v1/audio/speech", json=body)
+        assert (refusal.status_code, refusal.json()["error"]["code"]) == (503, "unavailable")
 
 
 def test_a_conversation_is_known_by_its_beginning() -> None:

@@ -25,7 +25,8 @@ class Settings(BaseModel):
     """What an application is told.
 
     command: what starts a server, in an environment of its own. gpus: of each; with tensor parallelism several.
-    streams: utterances that one server is given on average before another is started; max_streams: that it takes.
+    streams: utterances that one server is given on average before another is started; max_streams: that it takes; free:
+    with fewer than so many it keeps its conversations, however few the others have.
     drain_s: that utterances have when their server is to end. version: another one replaces servers, one by one.
     """
 
@@ -38,6 +39,7 @@ class Settings(BaseModel):
     max_servers: int = Field(default=16, ge=1)
     streams: float = Field(default=54, gt=0)
     max_streams: int = Field(default=128, ge=1)
+    free: int = Field(default=27, ge=1)
     gateways: int = Field(default=2, ge=1)
     drain_s: float = Field(default=60, gt=0)
     upscale_s: float = Field(default=10, ge=0)
@@ -89,7 +91,7 @@ def servers(settings: Settings) -> Any:
         ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
         request_router_config=RequestRouterConfig(
             request_router_class=AffinityRouter,
-            request_router_kwargs={"free": max(1, int(settings.streams / 2))},
+            request_router_kwargs={"free": settings.free},
             request_routing_stats_period_s=1,
             request_routing_stats_timeout_s=5,
         ),

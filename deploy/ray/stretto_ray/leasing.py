@@ -11,7 +11,7 @@ from ray.serve.exceptions import RayServeException
 from stretto_client import ServerUnavailable
 from stretto_gateway.routed import Choose, Lease
 
-LEASE_S = 5.0  # in which somebody has to answer: milliseconds, on a machine that is not overloaded
+LEASE_S = 15.0  # in which somebody has to answer: Ray's router needs milliseconds, where processors are free
 ATTEMPTS = 4
 
 
