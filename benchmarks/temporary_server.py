@@ -1,6 +1,7 @@
 """A server on free ports for as long as a `with` lasts, started as `stretto serve` does."""
 
 import argparse
+import os
 import random
 import signal
 import socket
@@ -8,8 +9,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.results_file import ROOT
@@ -48,32 +50,67 @@ def free_ports(count: int) -> list[int]:
     return found
 
 
+@dataclass
+class Launch:
+    """A launcher, `stretto serve`, on ports of its own, with all that it writes in `folder`.
+
+    environment: of the launcher and so of all its processes, beside this process's own.
+    """
+
+    repository: Path
+    folder: Path
+    python: str | Path = sys.executable
+    environment: Mapping[str, str] = field(default_factory=dict)
+    ports: list[int] = field(default_factory=lambda: free_ports(3))
+
+    def __post_init__(self) -> None:
+        self.http, self.grpc, self.metrics = self.ports
+        self.record, self.log = self.folder / "serve.json", self.folder / "log"
+
+    @property
+    def address(self) -> str:
+        """Of its gRPC service."""
+        return f"localhost:{self.grpc}"
+
+    @property
+    def pid(self) -> int:
+        """The launcher's."""
+        return self._launcher.pid
+
+    def start(self) -> None:
+        """Start it and wait until it is ready; RuntimeError with the end of its log where it is not."""
+        self.record.unlink(missing_ok=True)  # of one that was killed
+        flags: dict[str, object] = {"--model-repository": self.repository, "--pid-file": self.record}
+        flags |= {"--log-file": self.log, "--http-port": self.http, "--grpc-port": self.grpc}
+        flags |= {"--metrics-port": self.metrics}
+        command = [str(self.python), "-m", "stretto", "serve", *(str(word) for flag in flags.items() for word in flag)]
+        self._launcher = subprocess.Popen(command, env=dict(os.environ) | dict(self.environment))
+        try:
+            _await(self._launcher, self.record, self.log)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Stop it, and wait until it has ended."""
+        self._launcher.terminate()
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until it has ended."""
+        self._launcher.wait(STOP_S)
+
+
 @contextmanager
 def serving(repository: Path, python: str | Path = sys.executable) -> Iterator[str]:
     """The gRPC address of a server that is ready; RuntimeError with the end of its log where it does not start."""
     with tempfile.TemporaryDirectory() as folder:
-        record, log = Path(folder) / "serve.json", Path(folder) / "log"
-        http, grpc, metrics = free_ports(3)
-        command: list[object] = [python, "-m", "stretto", "serve", "--model-repository", repository]
-        command += [
-            "--pid-file",
-            record,
-            "--log-file",
-            log,
-            "--http-port",
-            http,
-            "--grpc-port",
-            grpc,
-            "--metrics-port",
-            metrics,
-        ]
-        launcher = subprocess.Popen([str(word) for word in command])
+        launch = Launch(repository, Path(folder), python)
+        launch.start()
         try:
-            _await(launcher, record, log)
-            yield f"localhost:{grpc}"
+            yield launch.address
         finally:
-            launcher.terminate()
-            launcher.wait(STOP_S)
+            launch.stop()
 
 
 def _await(launcher: subprocess.Popen[bytes], record: Path, log: Path) -> None:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # By night: the wheel with all that it needs, installed into an empty environment, must speak from an empty folder;
-# Qwen3-TTS's own package must say what the tests hold ours to; then what the suite leaves out, and thousands of random
-# histories, others each time, with hypothesis profile $HISTORIES (tests/engine/test_histories.py).
+# Qwen3-TTS's own package must say what the tests hold ours to; every answer of 64 streams must be right, or an error,
+# whatever is done to the server; then what the suite leaves out, and thousands of random histories, others each
+# time, with hypothesis profile $HISTORIES (tests/engine/test_histories.py).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset PYTHONDONTWRITEBYTECODE # without bytecode every start of vLLM takes 10 s longer
@@ -37,5 +38,6 @@ replies_of_qwen3_tts_are_its_authors() (
 
 speak_from_an_empty_environment
 replies_of_qwen3_tts_are_its_authors
+scripts/soak.sh --minutes 5 --out .stretto/chaos.jsonl --report .stretto/chaos.md
 python -m pytest -m nightly
 exec python -m pytest tests/engine/test_histories.py "$@"

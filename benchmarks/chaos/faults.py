@@ -1,0 +1,169 @@
+"""What is done to a server: processes killed and stopped, memory and disk filled, the clock moved."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from benchmarks.process_watch import served_processes
+from benchmarks.temporary_server import Launch
+
+LAUNCHER = "launcher"
+SHARED_MEMORY = Path("/dev/shm")
+STOPPED_S, FULL_S, JUMPED_S = 20.0, 10.0, 20.0
+MAX_FILLED = 4 << 30  # bytes of a file system that may be filled: a larger one is others' too
+LIBFAKETIME = (
+    Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"),
+    Path("/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1"),
+)  # where Debian's package `libfaketime` puts it
+
+
+class Skipped(Exception):
+    """A fault that cannot be made here; the message says why."""
+
+
+class Fault(Protocol):
+    """Something that happens to a server."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in the report."""
+        ...
+
+    async def strike(self, launch: Launch) -> None:
+        """Do it, and undo what would last. Skipped where it cannot be done."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """SIGKILL of a process; a launcher that was killed is started again by whoever runs it, here by this."""
+
+    process: str
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return f"kill {self.process}"
+
+    async def strike(self, launch: Launch) -> None:
+        """Kill it."""
+        os.kill(find(self.process), signal.SIGKILL)
+        if self.process == LAUNCHER:
+            await asyncio.to_thread(launch.wait)
+            await asyncio.to_thread(launch.start)
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """SIGSTOP of a process for a while."""
+
+    process: str
+    seconds: float = STOPPED_S
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return f"stop {self.process} for {self.seconds:g} s"
+
+    async def strike(self, launch: Launch) -> None:
+        """Stop it, and let it go on, if nobody has ended it meanwhile."""
+        pid = find(self.process)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(self.seconds)
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """A file system without a free byte for a while; only one that is small enough to be this run's own."""
+
+    folder: Path
+    seconds: float = FULL_S
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return f"no room in {'shared memory' if self.folder == SHARED_MEMORY else 'the folder of logs'}"
+
+    async def strike(self, launch: Launch) -> None:
+        """Fill it again and again, and give the room back."""
+        found = os.statvfs(self.folder)
+        size = found.f_blocks * found.f_frsize
+        if size > MAX_FILLED:
+            raise Skipped(f"{self.folder} has {size >> 20} MiB and may be others' too: use scripts/soak.sh")
+        until_s = time.monotonic() + self.seconds
+        with (self.folder / "filled").open("wb") as file:
+            try:
+                while time.monotonic() < until_s:
+                    fill(file.fileno(), self.folder)
+                    await asyncio.sleep(0.2)
+            finally:
+                (self.folder / "filled").unlink()
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """The server's clock, and no other's, moved by `seconds` and back again (`clock_environment`)."""
+
+    seconds: float
+    lasting_s: float = JUMPED_S
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return f"clock {self.seconds:+g} s"
+
+    async def strike(self, launch: Launch) -> None:
+        """Move it, and move it back."""
+        if "LD_PRELOAD" not in launch.environment:
+            raise Skipped("libfaketime (Debian's package) is not there, and the machine's clock is everybody's")
+        set_clock(launch.folder, self.seconds)
+        await asyncio.sleep(self.lasting_s)
+        set_clock(launch.folder, 0.0)
+
+
+def find(name: str) -> int:
+    """The pid of this process's server's process of that name; Skipped where it has none."""
+    found = served_processes(os.getpid())
+    if name not in found:
+        raise Skipped(f"no such process; there are {', '.join(sorted(found))}")
+    return found[name]
+
+
+def fill(file: int, folder: Path) -> None:
+    """Take all that is free in the file system of `folder` into an open file of it."""
+    with suppress(OSError):  # somebody else was faster
+        free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+        if free > 0:
+            os.posix_fallocate(file, os.fstat(file).st_size, free)
+
+
+def clock_environment(folder: Path) -> Mapping[str, str]:
+    """The environment of a server whose clock `set_clock` moves; empty where libfaketime is not there."""
+    library = next((path for path in LIBFAKETIME if path.exists()), None)
+    if library is None:
+        return {}
+    set_clock(folder, 0.0)
+    return {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(folder / "clock"),
+        "FAKETIME_CACHE_DURATION": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",  # a clock that is set moves no monotonic one
+        "DONT_FAKE_MONOTONIC": "1",
+    }
+
+
+def set_clock(folder: Path, seconds: float) -> None:
+    """Have it be so much later, from now on, to a server of `clock_environment`."""
+    scratch = folder / "clock.new"
+    scratch.write_text(f"{seconds:+.0f}\n")
+    scratch.replace(folder / "clock")

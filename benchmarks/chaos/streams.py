@@ -1,0 +1,86 @@
+"""Many clients at once, each with one request after the other, and every answer judged."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from benchmarks.chaos.answers import BAD, Answer, Verdict, judge
+from benchmarks.chaos.asks import Ask
+from benchmarks.chaos.readers import READERS, listen, read
+
+KINDS = {"speak": 10.0, "transcribe": 4.0, "upload": 0.2, "malformed": 2.0}  # how often each comes
+PAUSE_S = 0.5  # after an error, as a client has that tries again
+MAX_TOLD = 20
+
+
+@dataclass(slots=True)
+class Outcomes:
+    """How many answers of each kind came to what; errors: what they said, and how often; bad: the first of those that
+    must never be."""
+
+    verdicts: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+    bad: list[str] = field(default_factory=list)
+
+    def add(self, ask: Ask, reader: str, answer: Answer, verdict: Verdict) -> None:
+        """Count one answer."""
+        self.verdicts[f"{ask.kind}: {verdict}"] += 1
+        if verdict is Verdict.ERROR:
+            self.errors[f"{answer.error}: {answer.said}"[:160]] += 1
+        if verdict in BAD and len(self.bad) < MAX_TOLD:
+            self.bad.append(f"{ask.name}, {reader}: {verdict}; {len(answer.samples())} samples, {answer.said[:200]!r}")
+
+    def num(self, *verdicts: Verdict) -> int:
+        """How many answers came to one of these."""
+        return sum(count for name, count in self.verdicts.items() if name.rpartition(": ")[2] in verdicts)
+
+
+class Streams:
+    """`number` closed loops of requests drawn at random, until they are told to stop."""
+
+    def __init__(self, server: str, asks: Sequence[Ask], references: Mapping[str, Answer], seed: int, limit_s: float):
+        self.outcomes = Outcomes()
+        self._server, self._references, self._limit_s = server, references, limit_s
+        self._by_kind = {kind: [ask for ask in asks if ask.kind == kind] for kind in KINDS}
+        self._seed, self._is_over = seed, False
+        self._loops: list[asyncio.Task[None]] = []
+
+    def start(self, number: int) -> None:
+        """Begin."""
+        self._loops = [asyncio.create_task(self._loop(random.Random(f"{self._seed} {each}"))) for each in range(number)]
+
+    async def stop(self) -> None:
+        """Let every request come to its end, and begin no other. Raises what a loop has raised."""
+        self._is_over = True
+        await asyncio.gather(*self._loops)
+
+    async def is_right(self, ask: Ask) -> bool:
+        """Whether one request is answered right now."""
+        answer = await read(ask, self._server, listen, random.Random(0), self._limit_s)
+        return judge(self._references[ask.name], answer) is Verdict.RIGHT
+
+    async def _loop(self, draw: random.Random) -> None:
+        while not self._is_over:
+            (kind,) = draw.choices(list(KINDS), list(KINDS.values()))
+            ask = draw.choice(self._by_kind[kind])
+            (reader,) = draw.choices(list(READERS), list(READERS.values()))
+            answer = await read(ask, self._server, reader, draw, self._limit_s)
+            verdict = judge(self._references[ask.name], answer)
+            self.outcomes.add(ask, reader.__name__, answer, verdict)
+            if verdict is Verdict.ERROR:
+                await asyncio.sleep(PAUSE_S)
+
+
+async def take_references(server: str, asks: Sequence[Ask], limit_s: float) -> dict[str, Answer]:
+    """What each request brings alone; RuntimeError where one that should be answered is not, or not twice the same."""
+    references = {}
+    for ask in asks:
+        first, second = [await read(ask, server, listen, random.Random(0), limit_s) for _ in range(2)]
+        is_refused = ask.kind == "malformed" or ask.name in ("upload long", "upload corrupt")
+        if (first.error == "RequestRefused") != is_refused or judge(first, second) is not Verdict.RIGHT:
+            said = f"{first.error} {first.said}; then {second.error} {second.said}"
+            raise RuntimeError(f"{ask.name}: no reference: {said}")
+        references[ask.name] = first
+    return references

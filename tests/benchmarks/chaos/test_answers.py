@@ -1,0 +1,72 @@
+"""What an answer is worth: every way to be wrong is seen."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmarks.chaos.answers import Answer, Verdict, judge
+
+SOUND = np.linspace(-0.5, 0.5, 900, dtype=np.float32)
+REFERENCE = Answer("a cat", [SOUND], is_final=True)
+REFUSED = Answer(error="RequestRefused", said="text: expected …")
+
+
+def whole(**changes: object) -> Answer:
+    """The reference in three events, and what is different."""
+    return replace(Answer("a cat", list(np.split(SOUND, 3)), is_final=True), **changes)  # type: ignore[arg-type]
+
+
+def off(sample: int, by: float) -> list[np.ndarray]:
+    """The samples, one of them changed."""
+    pcm = SOUND.copy()
+    pcm[sample] += by
+    return [pcm]
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        (whole(), Verdict.RIGHT),
+        (whole(pcm=off(899, 5e-5)), Verdict.RIGHT),
+        (whole(pcm=off(899, 2e-4)), Verdict.WRONG),
+        (whole(pcm=[SOUND, SOUND[:1]]), Verdict.WRONG),
+        (whole(pcm=[(SOUND * 32_767).astype(np.int16)]), Verdict.WRONG),
+        (whole(text="a dog"), Verdict.WRONG),
+        (whole(text="a cat "), Verdict.WRONG),
+        (whole(text="a"), Verdict.INCOMPLETE),
+        (whole(pcm=[SOUND[:-1]]), Verdict.INCOMPLETE),
+        (whole(pcm=[]), Verdict.INCOMPLETE),
+        (whole(is_final=False), Verdict.INCOMPLETE),
+        (whole(pcm=[SOUND[:300]], is_final=False, has_left=True), Verdict.LEFT),
+        (whole(pcm=[SOUND[1:300]], is_final=False, has_left=True), Verdict.WRONG),
+        (whole(pcm=[SOUND[:300]], is_final=False, error="ServerUnavailable"), Verdict.ERROR),
+        (whole(pcm=off(0, 0.1), is_final=False, error="ServerUnavailable"), Verdict.WRONG),
+        (whole(pcm=[], text="", is_final=False, error="RequestRefused"), Verdict.WRONG),
+        (whole(is_overdue=True), Verdict.HUNG),
+        (whole(error="ServerUnavailable", is_overdue=True), Verdict.HUNG),
+    ],
+)
+def test_an_answer_to_what_can_be_answered(answer: Answer, verdict: Verdict) -> None:
+    assert judge(REFERENCE, answer) is verdict
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        (Answer(error="RequestRefused"), Verdict.RIGHT),
+        (Answer(error="ServerUnavailable"), Verdict.ERROR),
+        (whole(), Verdict.WRONG),
+        (Answer(has_left=True), Verdict.RIGHT),
+        (Answer(is_overdue=True), Verdict.HUNG),
+    ],
+)
+def test_an_answer_to_what_is_refused(answer: Answer, verdict: Verdict) -> None:
+    assert judge(REFUSED, answer) is verdict
+
+
+def test_samples_of_16_bit_may_be_as_far_apart_as_others() -> None:
+    pcm = np.arange(-300, 300, dtype=np.int16)
+    reference = Answer(pcm=[pcm], is_final=True)
+    assert judge(reference, Answer(pcm=[pcm + np.int16(3)], is_final=True)) is Verdict.RIGHT
+    assert judge(reference, Answer(pcm=[pcm + np.int16(4)], is_final=True)) is Verdict.WRONG

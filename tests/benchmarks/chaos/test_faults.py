@@ -1,0 +1,86 @@
+"""Faults hit what they name, end by themselves, and are left out by name where they cannot be made."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.chaos import faults
+from benchmarks.chaos.faults import Fill, Jump, Kill, Skipped, Stop, clock_environment, fill
+from benchmarks.temporary_server import Launch
+from stretto.serving.processes import is_stopped
+
+LAUNCH: Any = None
+
+
+@pytest.fixture
+def victim(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    monkeypatch.setattr(faults, "served_processes", lambda _: {"engine": process.pid})
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_process_is_killed(victim: subprocess.Popen[bytes]) -> None:
+    asyncio.run(Kill("engine").strike(LAUNCH))
+    assert victim.wait() == -signal.SIGKILL
+
+
+def test_a_process_is_stopped_and_goes_on(victim: subprocess.Popen[bytes]) -> None:
+    async def strike() -> None:
+        striking = asyncio.create_task(Stop("engine", seconds=3600.0).strike(LAUNCH))
+        while not is_stopped(victim.pid):
+            await asyncio.sleep(0)
+        striking.cancel()
+        await asyncio.gather(striking, return_exceptions=True)
+
+    asyncio.run(strike())
+    assert victim.stdin is not None
+    victim.communicate(b"\n")
+    assert victim.returncode == 0
+
+
+def test_a_process_that_is_not_there_is_left_out(victim: subprocess.Popen[bytes]) -> None:
+    with pytest.raises(Skipped, match="no such process; there are engine"):
+        asyncio.run(Kill("proxy").strike(LAUNCH))
+
+
+def test_a_file_system_of_everybodys_is_not_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "MAX_FILLED", 0)
+    with pytest.raises(Skipped, match="may be others' too"):
+        asyncio.run(Fill(tmp_path).strike(LAUNCH))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_that_is_free_is_taken_and_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = os.statvfs_result((512, 512, 100, 8, 8, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(faults.os, "statvfs", lambda _: room)
+    with (tmp_path / "filled").open("wb") as file:
+        fill(file.fileno(), tmp_path)
+        assert os.fstat(file.fileno()).st_size == 8 * 512
+    (tmp_path / "filled").unlink()
+    asyncio.run(Fill(tmp_path, seconds=0.0).strike(LAUNCH))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_clock_is_moved_for_those_alone_that_are_started_for_it(tmp_path: Path) -> None:
+    environment = clock_environment(tmp_path)
+    launch = Launch(tmp_path, tmp_path, environment=environment)
+    if not environment:
+        with pytest.raises(Skipped, match="libfaketime"):
+            asyncio.run(Jump(3600.0).strike(launch))
+        return
+    faults.set_clock(tmp_path, 7200.0)
+    command = [sys.executable, "-c", "import time; print(time.time())"]
+    moved = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
+    here = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 7100 < float(moved.stdout) - float(here.stdout) < 7300
+    asyncio.run(Jump(3600.0, lasting_s=0.0).strike(launch))
+    assert (tmp_path / "clock").read_text() == "+0\n"

@@ -1,0 +1,90 @@
+"""What is left of requests that have ended, and what is wrong about a run: each is told, and nothing else."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.chaos.answers import Answer, Verdict
+from benchmarks.chaos.asks import make_asks
+from benchmarks.chaos.findings import of_calm, of_fault, of_memory
+from benchmarks.chaos.remains import IDLE_GAUGES, SLACK, Held, left_over, read_gauges
+from benchmarks.chaos.streams import Outcomes
+
+NONE = dict.fromkeys((*IDLE_GAUGES, "unguided_total"), 0.0)
+IDLE = Held({"engine": 48, "proxy": 3}, {"engine": 96, "proxy": 20}, 6, 3.5, NONE)
+ASK = make_asks(0)[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, []),
+        ({"threads": {"engine": 48 + SLACK, "proxy": 3}}, []),
+        ({"threads": {"engine": 49 + SLACK, "proxy": 3}}, ["engine has 53 threads, 48 before"]),
+        ({"descriptors": {"engine": 96, "proxy": 84}}, ["proxy has 84 descriptors, 20 before"]),
+        ({"files": 7}, ["7 files in shared memory, 6 before"]),
+        ({"files": 5}, []),
+        ({"threads": {"proxy": 3}}, ["there is no engine"]),
+        ({"threads": IDLE.threads | {"engine 2": 1}}, ["there is another process, engine 2"]),
+        ({"gauges": NONE | {"kv_usage": 0.01}}, ["kv_usage is 0.01, not 0"]),
+        ({"gauges": NONE | {"unguided_total": 1.0}}, ["unguided_total is 1, not 0"]),
+    ],
+)
+def test_what_is_more_than_before_is_told(changes: dict[str, Any], told: list[str]) -> None:
+    assert left_over(IDLE, replace(IDLE, **changes)) == told
+
+
+def test_figures_are_read_from_the_page_and_must_be_there() -> None:
+    page = "# TYPE x gauge\n" + "".join(f'stretto_{name}{{model="speech"}} 0\n' for name in NONE)
+    assert read_gauges(page) == NONE
+    assert read_gauges(page.replace('stretto_pairs{model="speech"} 0', "stretto_pairs 2"))["pairs"] == 2
+    with pytest.raises(KeyError, match="kv_usage"):
+        read_gauges(page.replace("kv_usage", "kv_use"))
+
+
+def outcomes(*answers: tuple[Answer, Verdict]) -> Outcomes:
+    """Counted answers."""
+    counted = Outcomes()
+    for answer, verdict in answers:
+        counted.add(ASK, "listen", answer, verdict)
+    return counted
+
+
+RIGHT = (Answer(is_final=True), Verdict.RIGHT)
+FULL = (Answer(error="ServerFull", said="try again"), Verdict.ERROR)
+FAILED = (Answer(error="ServerFailed", said="internal error"), Verdict.ERROR)
+HUNG = (Answer(is_overdue=True), Verdict.HUNG)
+
+
+def test_a_calm_server_may_be_full_and_nothing_else() -> None:
+    assert of_calm(outcomes(RIGHT, FULL)) == []
+    assert of_calm(outcomes(RIGHT, FAILED, FAILED)) == ["2 times: ServerFailed: internal error"]
+    assert of_calm(outcomes(RIGHT, HUNG)) == ["speak 0, listen: hung; 0 samples, ''"]
+    assert of_calm(outcomes(FULL)) == ["no answer was right: nothing has been tested"]
+
+
+def test_under_a_fault_errors_are_right_but_a_server_that_stays_ill_is_not() -> None:
+    assert of_fault(outcomes(FAILED, RIGHT), right_s=3.0) == []
+    assert of_fault(outcomes(RIGHT), right_s=None) == ["the server has not become right again"]
+    assert of_fault(outcomes(RIGHT, HUNG), right_s=3.0) == ["speak 0, listen: hung; 0 samples, ''"]
+
+
+def test_memory_that_grows_is_told_where_the_time_is_long_enough() -> None:
+    processes = {"engine": {"slope_rss_mb_per_min": 1.0}, "proxy": {"slope_rss_mb_per_min": 0.99}}
+    assert of_memory(processes, 40.0) == ["engine grows by 1 MB a minute"]
+    assert of_memory(processes, 14.0) == []
+    assert of_memory({"client": {"slope_rss_mb_per_min": 9.0}}, 40.0) == []
+
+
+def test_the_same_seed_makes_the_same_requests() -> None:
+    names = [ask.name for ask in make_asks(3)]
+    assert names == [ask.name for ask in make_asks(3)]
+    assert len(set(names)) == len(names)
+    assert {ask.kind for ask in make_asks(0)} == {"speak", "transcribe", "upload", "malformed"}
+
+
+def test_no_name_of_a_figure_is_made_up() -> None:
+    said = "".join(path.read_text() for path in Path("python_backend/stretto/triton_io").glob("*_service.py"))
+    assert [name for name in NONE if f'"{name}"' not in said] == []

@@ -1,0 +1,38 @@
+"""The report says first what is wrong, and names what was left out."""
+
+from typing import Any
+
+from benchmarks.chaos.report import lines
+
+PROCESS = {f"rss_mb_{when}": 100.0 for when in ("start", "warm", "end")}
+PROCESS |= {"slope_rss_mb_per_min": 0.25, "threads": [3, 3], "descriptors": [7, 8]}  # type: ignore[dict-item]
+CALM = {
+    "minutes": 5.0,
+    "warm_up_minutes": 5 / 3,
+    "outcomes": {"verdicts": {"speak: right": 40, "speak: error": 2}, "errors": {"ServerFull: a|b": 2}},
+    "processes": {"engine": PROCESS},
+}
+FAULTS: list[dict[str, Any]] = [
+    {
+        "fault": "kill engine",
+        "right_s": 9.7,
+        "outcomes": {"verdicts": {"speak: right": 5, "speak: error": 4, "speak: hung": 1, "upload: wrong": 2}},
+    },
+    {"fault": "stop proxy", "right_s": None, "outcomes": {"verdicts": {}}},
+    {"fault": "clock +3600 s", "skipped": "libfaketime is not there"},
+]
+
+
+def test_a_report_of_a_run() -> None:
+    record = {"streams": 64, "calm": CALM, "faults": FAULTS, "wrong": ["kill engine: speak 0, listen: hung"]}
+    said = "\n".join(lines(record))
+    assert (
+        said.index("**1 findings:**") < said.index("- kill engine: speak 0, listen: hung") < said.index("## The load")
+    )
+    assert "42 answers" in said
+    assert "| ServerFull: a/b | 2 |" in said
+    assert "| engine | 100 | 100 | 100 | 0.25 | 3, 3 | 7, 8 |" in said
+    assert "| kill engine | 9.7 | 5 | 0 | 4 | 3 |" in said
+    assert "| stop proxy | never | 0 | 0 | 0 | 0 |" in said
+    assert "| clock +3600 s | not done: libfaketime is not there | | | | |" in said
+    assert "Nothing is wrong" in "\n".join(lines(record | {"wrong": []}))

@@ -1,0 +1,128 @@
+"""Readers and streams before a fake server: what is right is called so, and what it does wrong is found."""
+
+import asyncio
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from benchmarks.chaos.answers import Verdict, judge
+from benchmarks.chaos.asks import Ask
+from benchmarks.chaos.readers import READERS, Reader, listen, read
+from benchmarks.chaos.streams import KINDS, Streams, take_references
+from tests.client.fake_server import Chunk, ErrorText, FakeServer, Request, Step, Until
+
+LIMIT_S = 60.0
+SOME = 1  # a seed with which readers take more than nothing before they leave
+SPEAK = Ask("speak 0", "speak", lambda client: client.speak("a cat", seed=1))
+MALFORMED = Ask("malformed 0", "malformed", lambda client: client.speak("a cat", voice="nobody"))
+REFUSED = [ErrorText("invalid request: voice: expected one of …")]
+SAMPLES = np.arange(640, dtype=np.int16)
+
+
+def spoken(changed: int | None = None, events: int = 6) -> list[Step]:
+    """An answer of so many events, all different; one of them not as it should be."""
+    chunks: list[Step] = []
+    for index in range(events):
+        pcm = SAMPLES + np.int16(index + (50 if index == changed else 0))
+        is_last = index == events - 1
+        chunks.append(Chunk(index, is_16_bit=True, pcm=pcm, is_final=is_last, is_last=is_last, text=f"{index} "))
+    return chunks
+
+
+def run(script: Callable[[Request], list[Step]], *readers: Reader, limit_s: float = LIMIT_S) -> list[Verdict]:
+    """What the answers of a server are worth, whose first two are the reference."""
+
+    async def ask() -> list[Verdict]:
+        server = FakeServer(lambda request: spoken() if len(server.requests) <= 2 else script(request))
+        address = await server.start()
+        try:
+            references = await take_references(address, [SPEAK], LIMIT_S)
+            answers = [await read(SPEAK, address, reader, random.Random(SOME), limit_s) for reader in readers]
+            return [judge(references[SPEAK.name], answer) for answer in answers]
+        finally:
+            await server.stop()
+
+    return asyncio.run(ask())
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.chaos.readers.SILENT_S", 0.01)
+    monkeypatch.setattr("benchmarks.chaos.readers.CRAWL_S", 0.01)
+
+
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.__name__)
+def test_every_reader_finds_a_right_answer_right(reader: Reader) -> None:
+    assert run(lambda _: spoken(), reader)[0] in (Verdict.RIGHT, Verdict.LEFT)
+
+
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.__name__)
+def test_every_reader_sees_that_the_beginning_is_another(reader: Reader) -> None:
+    assert run(lambda _: spoken(changed=0), reader) == [Verdict.WRONG]
+
+
+def test_an_end_that_comes_too_soon_is_no_answer() -> None:
+    assert run(lambda _: [*spoken()[:-2], Chunk(4, is_final=True, is_last=True)], listen) == [Verdict.WRONG]
+    assert run(lambda _: spoken()[:-1], listen) == [Verdict.ERROR]  # the client itself says that it broke off
+    assert run(lambda _: [Chunk(is_final=True, is_last=True, num_samples=None)], listen) == [Verdict.INCOMPLETE]
+
+
+def test_an_error_is_one_and_a_refusal_of_what_was_answered_is_wrong() -> None:
+    unavailable = [*spoken()[:2], ErrorText("unavailable: … try again")]
+    assert run(lambda _: unavailable, listen) == [Verdict.ERROR]
+    assert run(lambda _: list(REFUSED), listen) == [Verdict.WRONG]
+
+
+def test_what_does_not_end_is_hung() -> None:
+    assert run(lambda _: [*spoken()[:2], Until(asyncio.Event())], listen, limit_s=0.5) == [Verdict.HUNG]
+
+
+def test_a_reference_that_is_not_the_same_twice_is_none() -> None:
+    async def ask(script: Callable[[int], list[Step]], asks: list[Ask]) -> None:
+        server = FakeServer(lambda _: script(len(server.requests)))
+        address = await server.start()
+        try:
+            await take_references(address, asks, LIMIT_S)
+        finally:
+            await server.stop()
+
+    asyncio.run(ask(lambda _: spoken(), [SPEAK]))
+    asyncio.run(ask(lambda _: list(REFUSED), [MALFORMED]))
+    for script, one in (
+        (lambda number: spoken(changed=number), SPEAK),
+        (lambda _: list(REFUSED), SPEAK),
+        (lambda _: spoken(), MALFORMED),
+    ):
+        with pytest.raises(RuntimeError, match=f"{one.name}: no reference"):
+            asyncio.run(ask(script, [one]))
+
+
+def test_streams_count_every_answer_and_name_a_wrong_one() -> None:
+    async def press(wrong_from: int) -> Streams:
+        def script(request: Request) -> list[Step]:
+            if "voice" in str(request.get("options")):
+                return list(REFUSED)
+            return spoken(changed=0 if len(server.requests) > wrong_from else None)
+
+        server = FakeServer(script)
+        address = await server.start()
+        try:
+            asks = [SPEAK, *(Ask(f"{kind} 0", kind, SPEAK.send) for kind in KINDS if kind in ("transcribe", "upload"))]
+            asks.append(MALFORMED)
+            streams = Streams(address, asks, await take_references(address, asks, LIMIT_S), 0, LIMIT_S)
+            streams.start(4)
+            while streams.outcomes.verdicts.total() < 30:
+                await asyncio.sleep(0)
+            await streams.stop()
+            return streams
+        finally:
+            await server.stop()
+
+    good = asyncio.run(press(1 << 30)).outcomes
+    assert good.num(Verdict.RIGHT, Verdict.LEFT) == good.verdicts.total() >= 30
+    assert not good.bad
+    bad = asyncio.run(press(8)).outcomes
+    assert bad.num(Verdict.WRONG) >= 1
+    assert "wrong" in bad.bad[0]
