@@ -63,6 +63,18 @@ def test_shares_of_the_cache_are_taken_from_the_file_too(tmp_path: Path) -> None
     assert (config.engine_args, config.kv_share, config.batch_invariant) == ({"max_num_seqs": 4}, share, True)
 
 
+def test_how_many_may_wait_is_taken_from_the_file_too(tmp_path: Path) -> None:
+    (tmp_path / "engine.json").write_text('{"max_num_seqs": 4, "max_waiting": 0}')
+    config = EngineConfig.from_file(tmp_path / "engine.json", tmp_path)
+    assert (config.engine_args, config.max_waiting) == ({"max_num_seqs": 4}, 0)
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, "many", True])
+def test_a_number_that_may_wait_out_of_range_is_named(value: object, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"max_waiting must be >= 0, or null for no bound, got {value!r}"):
+        EngineConfig(tmp_path, max_waiting=value)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("share", "message"),
     [

@@ -7,6 +7,7 @@ pieces ──► UnreadText ──► the first ones open the reply ──► ev
 import asyncio
 import secrets
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from stretto_client.clauses import first_sentences, split
 from stretto_client.errors import ClientError, RequestRefused
 from stretto_client.event import SpeechEvent
 from stretto_client.joint import Joint
-from stretto_client.long_speech import Speak, events_of
+from stretto_client.long_speech import MAX_TRIES, Speak, events_of
 from stretto_client.model_profile import ModelProfile
 from stretto_client.part_stream import PartStream
 from stretto_client.produced_speech import Items
@@ -130,9 +131,10 @@ async def speak_clauses(speak: Speak, pieces: AsyncIterable[str], max_chars: int
     joint, last = Joint(), None
     async with UnreadText(pieces) as unread:
         async for clause in clauses_of(unread, max_chars):
-            async for event in events_of(speak, clause):
-                last = joint.joined(event, is_last=False)
-                await items.put(last)
+            async with aclosing(events_of(speak, clause, 1 if last is None else MAX_TRIES)) as events:
+                async for event in events:
+                    last = joint.joined(event, is_last=False)
+                    await items.put(last)
     if last is None:
         raise RequestRefused("text: expected at least one character, got none")
     await items.put(closing(last, joint))

@@ -1,12 +1,13 @@
 """A text of any length as one utterance: its clauses are asked for one after the other, each before it is needed."""
 
+import asyncio
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
 
 from stretto_client.clauses import halve, split
-from stretto_client.errors import RequestRefused
+from stretto_client.errors import RequestRefused, ServerFull
 from stretto_client.event import SpeechEvent
 from stretto_client.joint import Joint
 from stretto_client.model_profile import ModelProfile
@@ -16,6 +17,8 @@ from stretto_client.speech_stream import SpeechStream
 MAX_WHOLE_CHARS = 80  # as long a text is spoken in one piece by every family, if it has no digits
 # How the server refuses a text that is too long once written out, also one behind a voice.
 TOO_LONG = re.compile(r"(messages\[1\]\.)?text: expected at most ")
+
+ROOM_S, MAX_TRIES = 0.25, 240  # how long a clause waits for room, a minute in all, while the one before is heard
 
 Speak = Callable[[str], SpeechStream]
 
@@ -49,12 +52,13 @@ Speech = SpeechStream | ProducedSpeech
 
 async def _speak_all(speak: Speak, texts: Awaitable[list[str]], items: Items) -> None:
     """Put the events of all texts into `items`."""
-    joint, left = Joint(), deque(await texts)
+    joint, left, is_first = Joint(), deque(await texts), True
     while left:
         text = left.popleft()
         try:
-            async with speak(text) as stream:
-                async for event in stream:
+            async with aclosing(events_in_turn(speak, text, 1 if is_first else MAX_TRIES)) as events:
+                async for event in events:
+                    is_first = False
                     await items.put(joint.joined(event, is_last=not left))
         except RequestRefused as refusal:  # before any event of this text
             if not is_too_long(text, refusal):
@@ -62,18 +66,38 @@ async def _speak_all(speak: Speak, texts: Awaitable[list[str]], items: Items) ->
             left.extendleft(reversed(halve(text)))
 
 
-async def events_of(speak: Speak, text: str) -> AsyncIterator[SpeechEvent]:
-    """The events of one text, in as many pieces as the server takes it in."""
+async def events_in_turn(speak: Speak, text: str, tries: int) -> AsyncGenerator[SpeechEvent, None]:
+    """The events of one text; where the server is full, it is asked again, so many times in all.
+
+    What has begun to be spoken does not break off because others have come meanwhile.
+    """
+    while True:
+        has_begun, tries = False, tries - 1
+        try:
+            async with speak(text) as stream:
+                async for event in stream:
+                    has_begun = True
+                    yield event
+            return
+        except ServerFull:
+            if has_begun or tries <= 0:
+                raise
+        await asyncio.sleep(ROOM_S)
+
+
+async def events_of(speak: Speak, text: str, tries: int = 1) -> AsyncGenerator[SpeechEvent, None]:
+    """The events of one text, in as many pieces as the server takes it in; `tries` as `events_in_turn` has it."""
     try:
-        async with speak(text) as stream:
-            async for event in stream:
+        async with aclosing(events_in_turn(speak, text, tries)) as events:
+            async for event in events:
                 yield event
     except RequestRefused as refusal:
         if not is_too_long(text, refusal):
             raise
         for half in halve(text):
-            async for event in events_of(speak, half):
-                yield event
+            async with aclosing(events_of(speak, half, tries)) as events:
+                async for event in events:
+                    yield event
 
 
 def is_too_long(text: str, refusal: RequestRefused) -> bool:

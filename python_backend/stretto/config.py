@@ -15,6 +15,8 @@ class EngineConfig:
     scheduler and the tokenizer belong to the plugin and may not be set.
     kv_share: the share of the KV cache up to which requests that listen (`understanding`) and requests that speak
     (`generation`) are admitted, so that neither kind keeps the other waiting; a kind that is not named has no limit.
+    max_waiting: how many sequences may wait for a place in the batch, beyond the `max_num_seqs` that are in it, before
+    further requests are refused as `unavailable`; a guided reply has two. None for as many as come.
     batch_invariant: whether logits may not depend on what else is in the batch, on a GPU and at a cost.
     """
 
@@ -22,6 +24,7 @@ class EngineConfig:
     engine_args: dict[str, Any] = field(default_factory=dict)
     kv_share: dict[str, float] = field(default_factory=dict)
     batch_invariant: bool = False
+    max_waiting: int | None = None
 
     RESERVED = ("model", "scheduler_cls", "skip_tokenizer_init")
     SHARED_BY = ("understanding", "generation")
@@ -37,6 +40,9 @@ class EngineConfig:
                 raise ValueError(f"kv_share.{name} must be in (0, 1], got {share!r}")
         if not isinstance(self.batch_invariant, bool):
             raise ValueError(f"batch_invariant must be true or false, got {self.batch_invariant!r}")
+        waiting = self.max_waiting
+        if waiting is not None and (isinstance(waiting, bool) or not isinstance(waiting, int) or waiting < 0):
+            raise ValueError(f"max_waiting must be >= 0, or null for no bound, got {waiting!r}")
 
     @classmethod
     def from_file(cls, engine_json: Path, checkpoint: Path) -> "EngineConfig":
@@ -44,7 +50,8 @@ class EngineConfig:
         record = json.loads(engine_json.read_text())
         kv_share = record.pop("kv_share", {})
         batch_invariant = record.pop("batch_invariant", False)
-        return cls(checkpoint, record, kv_share, batch_invariant)
+        max_waiting = record.pop("max_waiting", None)
+        return cls(checkpoint, record, kv_share, batch_invariant, max_waiting)
 
 
 @dataclass(frozen=True, slots=True)

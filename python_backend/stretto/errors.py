@@ -3,6 +3,7 @@
 StrettoError
 ├── InvalidRequest      the caller's mistake; answered on that request alone
 ├── Overloaded          a limit of the server, or the server is draining; try again later
+│   └── NoPlace         nothing of the request was begun, because as many as may wait are waiting
 ├── Cancelled           the client went away
 └── CheckpointError     a file of a checkpoint is missing or does not fit; the model does not load
 """
@@ -26,6 +27,10 @@ class InvalidRequest(StrettoError, ValueError):
 
 class Overloaded(StrettoError):
     """The server takes no more work now."""
+
+
+class NoPlace(Overloaded):
+    """As many requests wait as may, so this one was not begun."""
 
 
 class Cancelled(StrettoError):

@@ -77,6 +77,7 @@ def test_for_a_gpu_the_codec_is_there_too_and_vllm_takes_what_is_left(checkpoint
         "dtype",
         "max_model_len",
         "max_num_seqs",
+        "max_waiting",
         "max_num_batched_tokens",
         "gpu_memory_utilization",
     }

@@ -15,12 +15,12 @@ from stretto_client import ServerFull, ServerUnavailable
 from stretto_client.errors import from_rpc, from_text
 
 PACKAGE = Path(__file__).parents[2] / "python_backend" / "stretto"
-OVERLOADED = re.compile(r"\bOverloaded\(\s*(f?\"[^\"]*\"(?:\s+f?\"[^\"]*\")*)")
+OVERLOADED = re.compile(r"\b(?:Overloaded|NoPlace)\(\s*(f?\"[^\"]*\"(?:\s+f?\"[^\"]*\")*)")
 NOT_FULL = ("server is draining", "server is stopping", "the decoder is stopping")
 
 
 def texts() -> set[str]:
-    """All that the server's models say as `Overloaded`, with a figure in the place of each expression."""
+    """All that the server's models say as `Overloaded` or `NoPlace`, with a figure in the place of each expression."""
     found = (text for path in PACKAGE.rglob("*.py") for text in OVERLOADED.findall(path.read_text()))
     return {ast.literal_eval("(" + re.sub(r"\bf\"", '"', re.sub(r"\{[^}]*\}", "7", text)) + ")") for text in found}
 

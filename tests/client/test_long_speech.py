@@ -8,7 +8,7 @@ import grpc
 import numpy as np
 import pytest
 
-from stretto_client import RecordedVoice, RequestCancelled, RequestRefused, ServerUnavailable, SpeechClient
+from stretto_client import RecordedVoice, RequestCancelled, RequestRefused, ServerFull, ServerUnavailable, SpeechClient
 from tests.client.fake_server import Abort, Chunk, ErrorText, FakeServer, Request, Step, Until
 
 SENTENCE = "This sentence has exactly fifty characters, I say."
@@ -60,6 +60,32 @@ async def test_the_profile_is_asked_for_once_and_a_short_text_needs_none(serve: 
     server.profile = None
     assert (await client.profile()).family == "x"
     assert len([event async for event in client.speak(LONG)]) == 14
+
+
+FULL = ErrorText("unavailable: 80 sequences are already in flight; try again")
+
+
+async def test_a_text_that_has_begun_waits_for_room_and_one_that_has_not_is_refused(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stretto_client.long_speech.ROOM_S", 0.0)
+    server, client = await serve(lambda _: [FULL] if len(server.requests) in (2, 3, 5) else SPOKEN)
+    events = [event async for event in client.speak(LONG)]
+    assert [event.is_final for event in events] == [False] * 5 + [True]
+    assert texts(server) == [*[" ".join([SENTENCE] * 3)] * 4, *[SENTENCE] * 2]
+    refusing, other = await serve(lambda _: [FULL])
+    with pytest.raises(ServerFull):
+        await anext(other.speak(LONG))
+    assert len(refusing.requests) == 1
+
+
+async def test_it_does_not_wait_for_ever(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stretto_client.long_speech.ROOM_S", 0.0)
+    monkeypatch.setattr("stretto_client.long_speech.MAX_TRIES", 3)
+    server, client = await serve(lambda _: SPOKEN if len(server.requests) == 1 else [FULL])
+    with pytest.raises(ServerFull):
+        [event async for event in client.speak(LONG)]
+    assert len(server.requests) == 4
 
 
 async def test_where_the_server_does_not_tell_its_limit_the_text_goes_as_it_is(serve: Serve) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stretto.errors import InvalidRequest
+from stretto.errors import InvalidRequest, NoPlace
 from stretto.families.text_stream import SubwordStream
 from stretto.records.chunk import Chunk, LMChunk
 from stretto.records.prompt import Prompt
@@ -33,7 +33,8 @@ TOKENIZER = tokenizer(QWEN)
 
 
 class Model:
-    """Two chunks per prompt; a prompt of one row fails, one of two rows is refused, one of three never ends.
+    """Two chunks per prompt; a prompt of one row fails, one of two rows is refused, one of three never ends, and for
+    one of five there is no place.
 
     An open text of one of four rows is spoken when it is complete.
     """
@@ -58,6 +59,8 @@ class Model:
     async def generate(self, prompt: Prompt, request_id: str, pacer: Pacer) -> AsyncGenerator[LMChunk, None]:
         if len(prompt.rows) == 2:
             raise InvalidRequest("text", "at most 1024 rows", 2000)
+        if len(prompt.rows) == 5:
+            raise NoPlace("80 sequences are already in flight; try again")
         yield LMChunk(Chunk(0, Segment.TEXT, "hm"), None)
         if len(prompt.rows) == 1:
             raise RuntimeError("boom")
@@ -99,6 +102,19 @@ def wait(condition: Callable[[], bool]) -> None:
 
 def utterances(sender: ResponseSender) -> set[str]:
     return {envelope_in(each).utterance for each in sender.responses if each.error is None}
+
+
+def test_one_for_which_there_is_no_place_is_rejected_and_has_not_failed(
+    service: SpeechService, table: FlowTable
+) -> None:
+    asked = request(table, 5)
+    service.accept(asked)
+    wait(lambda: asked.sender.is_final)
+    (response,) = asked.sender.responses
+    assert response.error.message() == "unavailable: 80 sequences are already in flight; try again"
+    wait(lambda: MetricFamily.made["stretto_rejected_total"].value == 1)
+    assert MetricFamily.made["stretto_failed_total"].value == 0
+    wait(lambda: table.num_active() == 0)
 
 
 def test_an_utterance_is_sent_and_ended(service: SpeechService, table: FlowTable) -> None:

@@ -52,18 +52,21 @@ def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) ->
     """vLLM's arguments for a checkpoint whose config.json is `record`.
 
     On the CPU the KV cache holds at least two halves of the longest reply, so that no request is refused for its
-    length, and 1024 rows for each place in the batch; on a GPU it takes what weights and codec leave.
+    length, and 1024 rows for each place in the batch; on a GPU it takes what weights and codec leave. A quarter of the
+    batch's places may be waited for: who waits longer is told to come again.
     """
     chosen: dict[str, Any] = {
         "dtype": precision(record, is_on_gpu),
         "max_model_len": min(family.max_model_len, record["max_position_embeddings"]),
     }
     if is_on_gpu:
-        return chosen | {"max_num_seqs": 128, "max_num_batched_tokens": 8192, "gpu_memory_utilization": 0.85}
+        places = {"max_num_seqs": 128, "max_waiting": 32}
+        return chosen | places | {"max_num_batched_tokens": 8192, "gpu_memory_utilization": 0.85}
     num_seqs = 32
     num_rows = max(2 * chosen["max_model_len"], 1024 * num_seqs) + 2 * CPU_BLOCK_SIZE
     return chosen | {
         "max_num_seqs": num_seqs,
+        "max_waiting": num_seqs // 4,
         "max_num_batched_tokens": 2048,
         "block_size": CPU_BLOCK_SIZE,
         "kv_cache_memory_bytes": -(-num_rows * bytes_per_row(record, chosen["dtype"]) // MIB) * MIB,

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import ExitStack
 from typing import Any, Protocol
 
-from stretto.errors import Cancelled, InvalidRequest, Overloaded
+from stretto.errors import Cancelled, InvalidRequest, NoPlace, Overloaded
 from stretto.records.chunk import LMChunk
 from stretto.records.prompt import Prompt
 from stretto.records.text_part import TextPart
@@ -157,8 +157,8 @@ class SpeechService:
             self._gauges.add("cancelled_total", failure is not None)
             await responses.end()
         else:
-            is_theirs = isinstance(failure, InvalidRequest | DecoderRefused)
-            self._gauges.add("rejected_total" if is_theirs else "failed_total", 1)
+            is_refused = isinstance(failure, InvalidRequest | DecoderRefused | NoPlace)
+            self._gauges.add("rejected_total" if is_refused else "failed_total", 1)
             await responses.refuse(failure, f"utterance {utterance}")
 
     async def _report(self) -> None:

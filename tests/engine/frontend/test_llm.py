@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 from stretto.config import EngineConfig
 from stretto.engine.frontend.llm import SpeechLLM
 from stretto.engine.request.wire import Trailer
-from stretto.errors import InvalidRequest
+from stretto.errors import InvalidRequest, NoPlace
 from stretto.families.text_codec import SILENT
 from stretto.families.tiny.family import TINY
 from stretto.records.chunk import GuidanceChange, LMChunk
@@ -27,6 +27,8 @@ from tests.engine.prompts import make_prompt
 from tests.random_checkpoints import write_checkpoint
 from tests.reference.speech_lm import Reference
 from tests.small_vocabularies import CSM
+
+WAITING = 40  # sequences; all that the other tests have at once
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 
@@ -44,7 +46,7 @@ def reference(folder: Path) -> Reference:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def llm(folder: Path) -> AsyncIterator[SpeechLLM]:
     with forked_processes():
-        running = await SpeechLLM.start(EngineConfig(folder, {**DEFAULTS, "max_num_seqs": 6}))
+        running = await SpeechLLM.start(EngineConfig(folder, {**DEFAULTS, "max_num_seqs": 6}, max_waiting=WAITING))
     yield running
     running.shutdown()
 
@@ -102,6 +104,7 @@ async def test_a_reference_is_on_its_way_before_the_engine_has_made_a_row() -> N
         cache_config=SimpleNamespace(num_gpu_blocks=100, block_size=32),
         parallel_config=SimpleNamespace(data_parallel_size=1),
         scheduler_config=SimpleNamespace(max_num_seqs=4),
+        additional_config={},
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stretto.engine.frontend.llm.family_of", lambda _: CSM)
@@ -116,6 +119,35 @@ async def test_a_reference_is_on_its_way_before_the_engine_has_made_a_row() -> N
     assert (last.chunk.index, last.chunk.num_reference_frames, last.codes) == (1, 0, None)
     assert last.chunk.report is not None
     assert last.chunk.report.first_frame_s is None
+
+
+async def test_a_reply_that_would_wait_behind_too_many_is_refused_and_the_others_end_as_alone(llm: SpeechLLM) -> None:
+    prompts = [make_prompt(TINY, seed) for seed in range(4)]
+    alone = [codes_of(await collect(llm, prompt)) for prompt in prompts]
+    replies = [llm.generate(prompts[number % 4]) for number in range((6 + WAITING) // 2)]  # guided: two sequences each
+    tasks = [asyncio.create_task(anext(reply)) for reply in replies]
+    await asyncio.sleep(0)  # each has begun, and taken its place
+    before = llm.stats()
+    with pytest.raises(NoPlace, match="46 sequences are already in flight, of which 6 run and 40 may wait"):
+        await collect(llm, prompts[0])
+    assert llm.stats()["active"] == before["active"] == len(replies)
+    for number, (task, reply) in enumerate(zip(tasks, replies, strict=True)):
+        chunks = [await task, *[chunk async for chunk in reply]]
+        np.testing.assert_array_equal(codes_of(chunks), alone[number % 4])
+    np.testing.assert_array_equal(codes_of(await collect(llm, prompts[0])), alone[0])
+
+
+async def test_a_reply_that_the_engine_has_finished_keeps_nobody_out_while_it_is_still_being_heard(
+    llm: SpeechLLM,
+) -> None:
+    unheard = [llm.generate(make_prompt(TINY, 1)) for _ in range((6 + WAITING) // 2)]
+    firsts = [await anext(reply) for reply in unheard]
+    while llm.has_work():
+        await asyncio.sleep(0)
+    assert len(firsts) == len(unheard)
+    assert (await collect(llm, make_prompt(TINY, 1)))[-1].chunk.is_final
+    for reply in unheard:
+        await reply.aclose()
 
 
 async def test_frames_are_counted_while_a_reply_is_on_its_way(llm: SpeechLLM) -> None:

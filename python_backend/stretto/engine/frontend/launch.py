@@ -26,8 +26,10 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
     from stretto.engine.request.supported import check_config
 
     arguments = dict(config.engine_args)
-    if config.kv_share:
-        arguments["additional_config"] = arguments.get("additional_config", {}) | {"kv_share": config.kv_share}
+    ours = {"kv_share": config.kv_share, "max_waiting": config.max_waiting}
+    ours = {name: value for name, value in ours.items() if value not in (None, {})}
+    if ours:
+        arguments["additional_config"] = arguments.get("additional_config", {}) | ours
     if current_platform.is_cpu():
         from stretto.engine.kernels.cpu.norms import IR_OP_PRIORITY
 

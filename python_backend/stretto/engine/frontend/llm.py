@@ -13,6 +13,7 @@ from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
 from stretto.engine.frontend.admission import Capacity, admit, max_words
 from stretto.engine.frontend.launch import vllm_config
+from stretto.engine.frontend.places import Place, Places
 from stretto.errors import InvalidRequest, StrettoError
 from stretto.families.audio_format import AudioFormat, check_audios
 from stretto.families.base import Family
@@ -55,6 +56,7 @@ class SpeechLLM:
         self._stats = Stats()
         self._active: set[str] = set()
         self._texts: dict[str, TextFeed] = {}
+        self._places = Places.of(config, self._is_in_engine, lambda: int(self._shared.read().replies_without_words))
 
     @classmethod
     async def start(cls, config: EngineConfig) -> "SpeechLLM":
@@ -83,6 +85,9 @@ class SpeechLLM:
     def has_work(self) -> bool:
         """Whether the engine has a request that it has not finished, and that does not wait for words."""
         return self._engine.get_num_unfinished_requests() > self._shared.read().replies_without_words
+
+    def _is_in_engine(self, request_id: str) -> bool:
+        return request_id in self._engine.output_processor.external_req_ids
 
     def shutdown(self) -> None:
         """Stop the engine and its process."""
@@ -115,7 +120,8 @@ class SpeechLLM:
 
         pacer: says when frames leave; without one they leave for a decoder that takes no time.
 
-        Raises InvalidRequest, before anything is queued, for a prompt that could never run.
+        Raises InvalidRequest, before anything is queued, for a prompt that could never run, and NoPlace where as many
+        wait as may.
         """
         if not isinstance(request_id, str | None):  # vLLM's engine process would take no request after it
             raise InvalidRequest("request_id", "a string", repr(request_id))
@@ -134,17 +140,18 @@ class SpeechLLM:
         self._stats.active += 1
         self._stats.pairs += is_guided
         try:
-            async with aclosing(self._generate(prompt, request_id, pacer)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
+            with self._places.take(request_id, 1 + is_guided) as place:
+                async with aclosing(self._generate(prompt, place, pacer)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
         finally:
             self._active.discard(request_id)
             self._texts.pop(request_id, NO_TEXT).end()
             self._stats.active -= 1
             self._stats.pairs -= is_guided
 
-    async def _generate(self, prompt: Prompt, request_id: str, pacer: Pacer | None) -> AsyncGenerator[LMChunk, None]:
-        clock = _Clock()
+    async def _generate(self, prompt: Prompt, place: Place, pacer: Pacer | None) -> AsyncGenerator[LMChunk, None]:
+        clock, request_id = _Clock(), place.request_id
         task = self.family.task(prompt.task)
         tracker = SegmentTracker(self._rules, task, len(prompt.rows))
         pacer = pacer or Pacer(prompt.delivery.chunking)
@@ -157,6 +164,7 @@ class SpeechLLM:
             utterance.num_chunks = 1
         async with aclosing(self._engine.generate(inputs, sampling_params(prompt, self._rules), request_id)) as outputs:
             async for output in outputs:
+                place.has_begun = True
                 text.check()
                 await text.begin()
                 ids, trailer = _split(output)

@@ -1,0 +1,97 @@
+"""Who is let in: so many sequences as run, and a bounded number that wait; a guided reply has two."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from stretto.engine.frontend.places import Places
+from stretto.errors import NoPlace
+
+
+class Engine:
+    """What the engine has in work, and how many of that wait for words."""
+
+    def __init__(self) -> None:
+        self.unfinished: set[str] = set()
+        self.num_parked = 0
+
+    def places(self, max_running: int = 4, max_waiting: int | None = 2) -> Places:
+        return Places(max_running, max_waiting, self.unfinished.__contains__, lambda: self.num_parked)
+
+
+def test_as_many_are_let_in_as_run_and_may_wait_and_the_next_is_told_the_limits() -> None:
+    places = Engine().places()
+    with places.take("a", 2), places.take("b", 2), places.take("c", 1), places.take("d", 1):
+        assert places.num_taken() == 6
+        said = "6 sequences are already in flight, of which 4 run and 2 may wait, and this reply has 1; try again"
+        with pytest.raises(NoPlace, match=said), places.take("e", 1):
+            pass
+    assert places.num_taken() == 0
+
+
+def test_a_guided_reply_needs_room_for_both_of_its_halves() -> None:
+    places = Engine().places()
+    with places.take("a", 2), places.take("b", 2), places.take("c", 1):
+        with pytest.raises(NoPlace), places.take("pair", 2):
+            pass
+        with places.take("single", 1):
+            assert places.num_taken() == 6
+
+
+def test_who_is_refused_takes_nothing() -> None:
+    places = Engine().places(1, 0)
+    with places.take("a", 1):
+        for _ in range(3):
+            with pytest.raises(NoPlace), places.take("b", 1):
+                pass
+        assert places.num_taken() == 1
+
+
+def test_a_reply_alone_is_let_in_whatever_it_needs() -> None:
+    with Engine().places(1, 0).take("pair", 2):
+        pass
+
+
+def test_a_place_is_free_when_the_engine_has_finished_though_the_reply_is_still_being_heard() -> None:
+    engine = Engine()
+    places = engine.places(1, 0)
+    with places.take("slow reader", 1) as place:
+        with pytest.raises(NoPlace), places.take("next", 1):  # the engine does not know of it yet
+            pass
+        engine.unfinished.add("slow reader")
+        place.has_begun = True
+        with pytest.raises(NoPlace), places.take("next", 1):
+            pass
+        engine.unfinished.clear()
+        with places.take("next", 1):
+            assert places.num_taken() == 1
+
+
+def test_replies_that_wait_for_words_leave_their_places_to_others() -> None:
+    engine = Engine()
+    places = engine.places(2, 0)
+    with places.take("open", 1), places.take("open too", 1):
+        engine.num_parked = 1
+        with places.take("next", 1), pytest.raises(NoPlace), places.take("another", 1):
+            pass
+        engine.num_parked = 7  # the figure is of another moment
+        assert places.num_taken() == 0
+
+
+def test_without_a_bound_all_are_let_in() -> None:
+    places = Engine().places(1, None)
+    with places.take("a", 1), places.take("b", 2), places.take("c", 2):
+        assert places.num_taken() == 5
+
+
+@pytest.mark.parametrize(("num_engines", "expected"), [(1, 7), (2, 11)])
+def test_several_engines_run_more(num_engines: int, expected: int) -> None:
+    config = SimpleNamespace(
+        additional_config={"max_waiting": 3},
+        parallel_config=SimpleNamespace(data_parallel_size=num_engines),
+        scheduler_config=SimpleNamespace(max_num_seqs=4),
+    )
+    places = Places.of(cast(Any, config), lambda _: True, lambda: 0)
+    with places.take("all", expected), pytest.raises(NoPlace), places.take("one more", 1):
+        pass
