@@ -1,0 +1,58 @@
+"""Writes the licences of an SBOM's packages as a table: docs/licences.md.
+
+    python -m scripts.licences dist/sbom.cdx.json docs/licences.md
+
+The SBOM is CycloneDX's JSON, as `scripts/release.sh` makes it of the environment that serves. Status 1 where a package
+says nothing of its licence and `KNOWN` does not, either.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+KNOWN: Mapping[str, str] = {}  # licences that packages do not tell, as read in their sources
+MAX_CHARS = 60  # of a name; what is longer is the text of a licence
+INTRO = """\
+# What the server is made of
+
+Packages of the environment that serves the bundled model (`requirements/embedded.txt`), and the licences that they
+state. Made by `scripts/release.sh`, from the SBOM that goes with a release; not edited by hand.
+"""
+
+
+def licences_of(component: Mapping[str, Any]) -> str:
+    """The licences of a component, names or expressions; empty where it tells none."""
+    found = []
+    for each in component.get("licenses", []):
+        said = each.get("expression") or each.get("license", {}).get("id") or each.get("license", {}).get("name", "")
+        first = said.strip().splitlines()[0].strip() if said.strip() else ""
+        if first and len(first) <= MAX_CHARS:
+            found.append(first.removeprefix("License :: ").removeprefix("OSI Approved :: "))
+    return ", ".join(sorted(set(found))) or KNOWN.get(component["name"], "")
+
+
+def rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Name, version and licences of each package, by name; ValueError where the record is no SBOM."""
+    if record.get("bomFormat") != "CycloneDX":
+        raise ValueError(f"expected an SBOM of CycloneDX, got bomFormat {record.get('bomFormat')!r}")
+    for component in sorted(record["components"], key=lambda each: each["name"].lower()):
+        yield component["name"], component.get("version", ""), licences_of(component)
+
+
+def main(words: list[str]) -> int:
+    """Write the table."""
+    source, target = map(Path, words)
+    table = list(rows(json.loads(source.read_text())))
+    lines = [INTRO, "| package | version | licence |", "|---|---|---|"]
+    lines += [f"| {name} | {version} | {licences or 'not stated'} |" for name, version, licences in table]
+    target.write_text("\n".join(lines) + "\n")
+    untold = [name for name, _, licences in table if not licences]
+    if untold:
+        print(f"licences: no licence is stated by {', '.join(untold)}", file=sys.stderr)
+    return 1 if untold else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,57 @@
+"""Rewrites a source distribution so that the same tree always gives the same bytes.
+
+    SOURCE_DATE_EPOCH=1700000000 python -m scripts.same_bytes dist/stretto-0.2.0.tar.gz
+
+setuptools writes into it when and by whom it was built. Members are sorted, all of that date (the latest commit's, as
+`scripts/release.sh` has it), of nobody's, readable by all; contents and names stay. Wheels heed the variable anyway.
+"""
+
+import gzip
+import io
+import os
+import sys
+import tarfile
+from pathlib import Path
+
+EPOCH = "SOURCE_DATE_EPOCH"
+
+
+def normalize(path: Path, epoch: int) -> None:
+    """Rewrite a .tar.gz in its place; epoch: seconds since 1970 of every date in it."""
+    with tarfile.open(path) as given:
+        members = {member.name: (member, _contents(given, member)) for member in given.getmembers()}
+    held = io.BytesIO()
+    with tarfile.open(fileobj=held, mode="w", format=tarfile.PAX_FORMAT) as made:
+        for _, (member, contents) in sorted(members.items()):
+            made.addfile(_plain(member, epoch), io.BytesIO(contents))
+    with path.open("wb") as file, gzip.GzipFile("", "wb", 9, file, epoch) as packed:
+        packed.write(held.getvalue())
+
+
+def _contents(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(member)
+    return b"" if file is None else file.read()
+
+
+def _plain(member: tarfile.TarInfo, epoch: int) -> tarfile.TarInfo:
+    """What a member is, without when and by whom it was written."""
+    plain = tarfile.TarInfo(member.name)
+    plain.type, plain.linkname = member.type, member.linkname
+    plain.size = member.size if member.isreg() else 0
+    plain.mtime, plain.mode = epoch, 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+    return plain
+
+
+def main(words: list[str]) -> int:
+    """Rewrite each; status 2 where no date is given."""
+    epoch = os.environ.get(EPOCH, "")
+    if not epoch.isdecimal() or not words:
+        print(f"same_bytes: {EPOCH} must be seconds since 1970, and sdists be named; got {epoch!r}", file=sys.stderr)
+        return 2
+    for word in words:
+        normalize(Path(word), int(epoch))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
