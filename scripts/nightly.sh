@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # By night: the wheel with all that it needs, installed into an empty environment, must speak from an empty folder;
 # Qwen3-TTS's own package must say what the tests hold ours to; every answer of 64 streams must be right, or an error,
-# whatever is done to the server; then what the suite leaves out, and thousands of random histories, others each
-# time, with hypothesis profile $HISTORIES (tests/engine/test_histories.py).
+# whatever is done to the server; no package of the environment may have a known advisory (where the network has that of
+# OSV); then what the suite leaves out, and thousands of random histories, others each time, with hypothesis profile
+# $HISTORIES (tests/engine/test_histories.py).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset PYTHONDONTWRITEBYTECODE # without bytecode every start of vLLM takes 10 s longer
@@ -36,8 +37,22 @@ replies_of_qwen3_tts_are_its_authors() (
     "$env/bin/python" -m scripts.qwen3_tts_replies --check tests/data/qwen3_tts_replies.npz
 )
 
+no_package_is_known_to_be_unsafe() (
+    . scripts/uv_sources.sh
+    env=$(mktemp -d)
+    trap 'rm -rf "$env"' EXIT
+    # What is built for the CPU has a local version, which no database of advisories knows.
+    sed -E 's/\+[a-z0-9.]+//' requirements/embedded.txt >"$env/requirements.txt"
+    curl --silent --max-time 20 --output /dev/null https://api.osv.dev ||
+        { echo "nightly: no advisories are read: https://api.osv.dev cannot be reached from here" >&2; exit 0; }
+    uv venv --quiet --python .venv/bin/python "$env/tool"
+    uv pip install --quiet --python "$env/tool/bin/python" pip-audit==2.9.0
+    "$env/tool/bin/pip-audit" --vulnerability-service osv --no-deps --disable-pip --requirement "$env/requirements.txt"
+)
+
 speak_from_an_empty_environment
 replies_of_qwen3_tts_are_its_authors
+no_package_is_known_to_be_unsafe
 scripts/soak.sh --minutes 5 --out .stretto/chaos.jsonl --report .stretto/chaos.md
 python -m pytest -m nightly
 exec python -m pytest tests/engine/test_histories.py "$@"

@@ -107,8 +107,8 @@ def get_input_tensor_by_name(request: Request, name: str) -> Tensor | None:
 class Metric:
     """A number."""
 
-    def __init__(self) -> None:
-        self.value = 0.0
+    def __init__(self, labels: dict[str, str]) -> None:
+        self.value, self.labels = 0.0, labels
 
     def increment(self, by: float) -> None:
         assert by >= 0
@@ -129,7 +129,7 @@ class MetricFamily:
         self.kind = kind
 
     def Metric(self, labels: dict[str, str]) -> Metric:
-        return MetricFamily.made.setdefault(self.name, Metric())
+        return MetricFamily.made.setdefault(self.name, Metric(labels))
 
 
 class Logger:

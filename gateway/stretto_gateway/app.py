@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
@@ -43,7 +44,8 @@ def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | No
             await app.state.gateway.close()
 
     # FastAPI's own pages with documentation would load scripts from elsewhere.
-    app = FastAPI(title="Stretto", description=ABOUT, lifespan=lifespan, docs_url=None, redoc_url=None)
+    about: dict[str, Any] = {"title": "Stretto", "version": version("stretto"), "description": ABOUT}
+    app = FastAPI(**about, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.is_draining = False
     for part in (speech, speech_stream, batch, transcription, chat, realtime, models, voices, page):
         app.include_router(part.router, responses=ERRORS)

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import logging
+from importlib.metadata import version
 
 import grpc
 import httpx
@@ -27,6 +28,12 @@ async def test_models_are_what_the_server_has_and_openais_names_mean_it(start: S
     assert (await client.models.retrieve("whisper-1")).id == "tiny"
     with pytest.raises(openai.NotFoundError):
         await client.models.retrieve("parrot")
+
+
+async def test_the_schema_tells_the_version_of_this_package(start: Start) -> None:
+    running = await start()
+    async with running.http() as http:
+        assert (await http.get("/openapi.json")).json()["info"]["version"] == version("stretto")
 
 
 async def test_voices_are_the_familys_and_each_of_openais_names_is_one_of_them(start: Start) -> None:

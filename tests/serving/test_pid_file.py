@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,11 @@ def test_a_living_launcher_is_read(launcher: "subprocess.Popen[bytes]", tmp_path
 def test_stopping_waits_for_the_launcher(launcher: "subprocess.Popen[bytes]", tmp_path: Path) -> None:
     assert serve.main(["--stop", "--pid-file", str(tmp_path / "pid.json")]) == 0
     assert launcher.wait(0) != 0
+
+
+def test_a_launcher_tells_its_version(tmp_path: Path) -> None:
+    pid_file.write(tmp_path / "pid.json", "ready", PORTS, "x.log")
+    assert pid_file.read(tmp_path / "pid.json")["version"] == version("stretto")
 
 
 def test_a_launcher_that_is_gone_is_none(launcher: "subprocess.Popen[bytes]", tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Counters grow, gauges move, unknown fields are somebody else's."""
 
+from importlib.metadata import version
+
 import pytest
 
-from stretto.triton_io.metrics import Gauges
+from stretto.triton_io.metrics import BuildInfo, Gauges
 from tests.fakes_triton import MetricFamily
 
 
@@ -22,3 +24,10 @@ def test_a_counter_never_falls() -> None:
     gauges.set("frames_total", 5)
     with pytest.raises(AssertionError, match="frames_total fell from 5 to 4"):
         gauges.set("frames_total", 4)
+
+
+def test_the_server_tells_its_version() -> None:
+    info = BuildInfo()
+    metric = MetricFamily.made["stretto_build_info"]
+    assert (metric.value, metric.labels) == (1.0, {"version": version("stretto")})
+    del info

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def write(path: Path | None, state: str, ports: dict[str, int], log: str, reason
     if path is None:
         return
     record = {"pid": os.getpid(), "born": birth(os.getpid()), "state": state, "ports": ports, "log": log}
+    record["version"] = version("stretto")
     if reason:
         record["reason"] = reason
     path.parent.mkdir(parents=True, exist_ok=True)

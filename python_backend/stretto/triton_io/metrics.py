@@ -1,6 +1,7 @@
 """Counters and gauges on Triton's metrics endpoint."""
 
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
@@ -44,3 +45,13 @@ class Gauges:
         """Set every field that has a metric."""
         for field in self._values.keys() & values.keys():
             self.set(field, values[field])
+
+
+class BuildInfo:
+    """`stretto_build_info`, which is 1 and has the version of this package as a label; for as long as this lives."""
+
+    def __init__(self) -> None:
+        kind = pb_utils.MetricFamily.GAUGE
+        self._family = pb_utils.MetricFamily(name=PREFIX + "build_info", description="What serves", kind=kind)
+        self._metric = self._family.Metric(labels={"version": version("stretto")})
+        self._metric.set(1.0)

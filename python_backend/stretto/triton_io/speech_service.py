@@ -15,7 +15,7 @@ from stretto.triton_io.event_loop import EventLoop
 from stretto.triton_io.failures import refuse
 from stretto.triton_io.flow import DecoderRefused, FlowTable
 from stretto.triton_io.hosts import host_of
-from stretto.triton_io.metrics import Gauges
+from stretto.triton_io.metrics import BuildInfo, Gauges
 from stretto.triton_io.prompt_tensors import read_prompt
 from stretto.triton_io.responses import Responses, ResponseThread
 from stretto.triton_io.seal import Seal
@@ -72,7 +72,7 @@ class SpeechService:
         self._seal = seal
         self._thread = ResponseThread()
         self._texts = TextSessions(model)
-        self._gauges = Gauges("language_model", METRICS)
+        self._gauges, self._info = Gauges("language_model", METRICS), BuildInfo()
         loop.start(self._report())
 
     def accept(self, request: Any) -> None:
