@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from vllm import envs
 
+from scripts.same_bytes import EPOCH, normalize
 from tests.ports import free_row
 
 pytestmark = pytest.mark.slow
@@ -26,6 +27,7 @@ PLACES = {
     "gateway/stretto_gateway": "stretto_gateway",
     "model_repository": "stretto/model_repository",
 }
+EPOCH_S = 1_700_000_000
 BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
 SHOW_FOLDERS = "import stretto, stretto.serving.folders as f; print(stretto.__file__, f.clone(), f.state_folder())"
 
@@ -38,10 +40,8 @@ def build(kind: str, tree: Path, out: Path) -> Path:
     return made
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from the sdist, which is built from a copy of this tree with what people leave lying about in one."""
-    folder = tmp_path_factory.mktemp("wheel")
+def build_both(folder: Path) -> tuple[Path, Path]:
+    """The sdist of a copy of this tree with what people leave lying about in one, and the wheel built from it."""
     tree = folder / "tree"
     for name in ("python_backend", "client", "gateway", "model_repository"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.onnx"))
@@ -52,10 +52,26 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (tree / "model_repository/language_model/1/checkpoint/codec.onnx").touch()
     for name in ("sdist", "wheel"):
         (folder / name).mkdir()
-    with tarfile.open(build("sdist", tree, folder / "sdist")) as sdist:
-        sdist.extractall(folder / "unpacked", filter="data")
+    sdist = build("sdist", tree, folder / "sdist")
+    normalize(sdist, EPOCH_S)
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder / "unpacked", filter="data")
     (unpacked,) = (folder / "unpacked").iterdir()
-    return build("wheel", unpacked, folder / "wheel")
+    return sdist, build("wheel", unpacked, folder / "wheel")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_both(tmp_path_factory.mktemp("wheel"))[1]
+
+
+def test_built_twice_it_has_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(EPOCH, str(EPOCH_S))
+    made = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        made.append([path.read_bytes() for path in build_both(tmp_path / name)])
+    assert made[0] == made[1]
 
 
 def files_of_the_tree() -> dict[str, Path]:

@@ -69,7 +69,7 @@ class Streams:
             answer = await read(ask, self._server, reader, draw, self._limit_s)
             verdict = judge(self._references[ask.name], answer)
             self.outcomes.add(ask, reader.__name__, answer, verdict)
-            if verdict is Verdict.ERROR:
+            if verdict not in (Verdict.RIGHT, Verdict.LEFT):
                 await asyncio.sleep(PAUSE_S)
 
 

@@ -89,7 +89,7 @@ class SpeechClient:
         if task != "tts" or is_short(text):
             return self.speak_once(task, options, text)
         options["seed"] = secrets.randbits(32) if seed is None else seed
-        return LongSpeech(partial(self.speak_once, task, options), cut(text, self.profile))
+        return LongSpeech(partial(self.speak_once, task, options), partial(cut, text, self.profile))
 
     def speak_once(
         self, task: str, options: dict[str, Any], text: str, timeouts: Timeouts | None = None

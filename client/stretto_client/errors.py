@@ -76,8 +76,9 @@ FULL = re.compile(
     "too much is being sent|has as many calls as"
 )
 BY_MODEL = re.compile(rf"^(?:in ensemble '[^']*', )?({'|'.join(KINDS)}): (.*)", re.DOTALL)
+NOT_LOADED = "has no available versions"  # of a model that is there by name: it is being started, or started again
 BY_TRITON: dict[str, type[ClientError]] = {
-    "has no available versions": ServerUnavailable,  # there by name, but not or no longer loaded
+    NOT_LOADED: ServerUnavailable,
     "unexpected shape for input": RequestRefused,
     "data-type is": RequestRefused,
     "unexpected inference input": RequestRefused,
@@ -112,7 +113,7 @@ def _from_status(status: grpc.StatusCode, message: str, server: str) -> ClientEr
         message = f"no server answers at {server} ({message})"
     if "message larger than max" in message:  # which a stream without room for it is told with the same status
         return RequestRefused(message)
-    return _made(BY_STATUS.get(status, ServerFailed), message)
+    return _made(ServerUnavailable if NOT_LOADED in message else BY_STATUS.get(status, ServerFailed), message)
 
 
 def _made(kind: type[ClientError], message: str) -> ClientError:

@@ -43,16 +43,16 @@ class LongSpeech(ProducedSpeech):
     MAX_EVENTS_AHEAD.
     """
 
-    def __init__(self, speak: Speak, texts: Awaitable[list[str]]):
+    def __init__(self, speak: Speak, texts: Callable[[], Awaitable[list[str]]]):
         super().__init__(lambda items: _speak_all(speak, texts, items))
 
 
 Speech = SpeechStream | ProducedSpeech
 
 
-async def _speak_all(speak: Speak, texts: Awaitable[list[str]], items: Items) -> None:
+async def _speak_all(speak: Speak, texts: Callable[[], Awaitable[list[str]]], items: Items) -> None:
     """Put the events of all texts into `items`."""
-    joint, left, is_first = Joint(), deque(await texts), True
+    joint, left, is_first = Joint(), deque(await texts()), True
     while left:
         text = left.popleft()
         try:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import grpc
 import pytest
+from tritonclient.grpc import InferenceServerException
 
 from stretto.serving.proxy.grpc_proxy import CROWDED
 from stretto.serving.proxy.infer_request import BadRequest
 from stretto.serving.proxy.pace import LARGE_BYTES, Pace
 from stretto.serving.proxy.uploads import ENDED
 from stretto_client import ServerFull, ServerUnavailable
-from stretto_client.errors import from_rpc, from_text
+from stretto_client.errors import from_exception, from_rpc, from_text
 
 PACKAGE = Path(__file__).parents[2] / "python_backend" / "stretto"
 OVERLOADED = re.compile(r"\b(?:Overloaded|NoPlace)\(\s*(f?\"[^\"]*\"(?:\s+f?\"[^\"]*\")*)")
@@ -50,3 +51,12 @@ def test_a_server_that_starts_or_is_not_there_is_not_full() -> None:
     call = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "no connect")
     assert type(from_rpc(call, "host:8001")) is ServerUnavailable
     assert type(from_text("unavailable: the server is starting")) is ServerUnavailable
+
+
+def test_a_model_that_is_started_again_is_unavailable_however_that_is_told() -> None:
+    text = "Request for unknown model: 'speech' has no available versions"
+    call = grpc.aio.AioRpcError(grpc.StatusCode.NOT_FOUND, grpc.aio.Metadata(), grpc.aio.Metadata(), text)
+    assert type(from_rpc(call, "host:8001")) is ServerUnavailable
+    wrapped = InferenceServerException(text, "StatusCode.NOT_FOUND")
+    assert type(from_exception(wrapped, "host:8001")) is ServerUnavailable
+    assert type(from_text(text)) is ServerUnavailable

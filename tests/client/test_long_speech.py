@@ -1,6 +1,7 @@
 """A text of any length through a server that takes 160 characters at once."""
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator, Callable
 
@@ -208,3 +209,13 @@ async def test_a_voice_may_be_samples_of_which_nobody_knows_the_words(serve: Ser
     assert np.array_equal(request["pcm_in"], pcm)
     assert request["sample_rate"] == 24_000
     assert "options" not in request
+
+
+async def test_a_text_that_is_given_up_before_it_begins_leaves_nothing_behind(
+    serve: Serve, recwarn: pytest.WarningsRecorder
+) -> None:
+    server, client = await serve(lambda _: SPOKEN)
+    await client.speak(LONG).aclose()
+    gc.collect()
+    assert not [each for each in recwarn if "never awaited" in str(each.message)]
+    assert server.requests == []
