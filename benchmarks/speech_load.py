@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.speech_metrics import Trace
-from stretto_client import ClientError, Speech
+from stretto_client import ClientError, ServerFull, Speech
 
 CITIES = ("Oslo", "Rome", "Boston", "Paris", "Tokyo", "Vienna", "Dublin", "Denver")
 ANIMALS = ("dog", "horse", "rabbit", "tiger", "mouse", "monkey", "bird")
@@ -96,7 +96,7 @@ async def follow(trace: Trace, stream: Speech) -> Trace:
             if event.report is not None and event.report["guidance_scale"] != 1.0:
                 trace.unguided_frames = event.report["num_frames"] - event.report["guided_frames"]
     except ClientError as error:
-        trace.error = str(error)
+        trace.error, trace.is_refused = str(error), isinstance(error, ServerFull)
     trace.finished = time.perf_counter()
     return trace
 

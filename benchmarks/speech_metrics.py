@@ -14,7 +14,8 @@ class Trace:
 
     arrivals: when each response that carries pcm came; durations: seconds of audio in each.
     sound: seconds from the start of the audio to the first sample above -50 dBFS, None if there is none.
-    unguided_frames: frames of a reply that asked for guidance, and which were drawn without.
+    unguided_frames: frames of a reply that asked for guidance, and which were drawn without. is_refused: the server was
+    full, and began nothing of it.
     """
 
     sent: float
@@ -24,6 +25,7 @@ class Trace:
     finished: float | None = None
     error: str | None = None
     unguided_frames: int = 0
+    is_refused: bool = False
 
     @property
     def audio_s(self) -> float:

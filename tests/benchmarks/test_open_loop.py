@@ -1,0 +1,140 @@
+"""Requests that come by themselves: when they come, what is good of them, and where the knee is."""
+
+import argparse
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.open_loop import Mix, closed, figures, in_bursts, is_good, knee, measure, opened
+from benchmarks.pictures import PLOTS
+from benchmarks.report import knee_of
+from benchmarks.speech_metrics import Trace
+from stretto_client import SpeechClient
+from tests.client.fake_server import Chunk, ErrorText, FakeServer, Request, Step
+
+SPOKEN: list[Step] = [Chunk(0, 640), Chunk(1, 640, is_final=True, is_last=True)]
+FULL: list[Step] = [ErrorText("unavailable: 80 sequences are already in flight; try again")]
+
+
+def trace(first_s: float, late_s: float = 0.0, **changes: Any) -> Trace:
+    """Two chunks of a second; the second comes so much later than it is needed."""
+    made = Trace(10.0, [10.0 + first_s, 11.0 + first_s + late_s], [1.0, 1.0], sound=0.25, finished=13.0)
+    for name, value in changes.items():
+        setattr(made, name, value)
+    return made
+
+
+def record(rate: float, p95: float = 0.5, refused: float = 0.0) -> dict[str, float]:
+    return {"rate": rate, "first_sound_p95": p95, "refused": refused, "target_s": 1.0}
+
+
+def test_bursts_come_together_and_their_starts_at_random() -> None:
+    times = in_bursts(4.0, 4000, 8)
+    assert len(times) == 4000
+    starts = times[::8]
+    assert all((times[index::8][: len(starts)] == starts).all() for index in range(8))
+    gaps = np.diff(starts)
+    assert gaps.mean() == pytest.approx(2.0, rel=0.15)
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.2), "as those of a Poisson process are"
+    assert len(set(in_bursts(4.0, 9, 1))) == 9
+
+
+@pytest.mark.parametrize(
+    ("made", "good"),
+    [
+        (trace(0.7), True),
+        (trace(0.8), False),  # the silence before the first sound counts
+        (trace(0.1, late_s=0.2), True),
+        (trace(0.1, late_s=0.3), False),
+        (trace(0.1, sound=None), False),
+        (trace(0.1, error="failed"), False),
+        (trace(0.1, finished=None), False),
+    ],
+)
+def test_good_is_what_is_heard_in_time_and_without_a_gap(made: Trace, good: bool) -> None:
+    assert is_good(made, target_s=1.0) is good
+
+
+def test_who_is_refused_counts_among_all_and_is_not_heard() -> None:
+    refused = Trace(0.0, error="full", is_refused=True, finished=0.1)
+    found = figures([trace(0.1), trace(0.9), refused, refused], np.array([0.0, 4.0]), 5.0, target_s=1.0)
+    assert (found["offered"], found["refused"], found["good_share"], found["goodput"]) == (4, 0.5, 0.25, 0.25)
+    assert (found["requests"], found["success"]) == (2, 1.0)
+
+
+def test_the_knee_is_the_last_rate_before_the_first_that_is_late_or_refuses() -> None:
+    rates = [record(1), record(2), record(4, p95=1.5), record(8)]
+    assert knee(rates) == knee(rates[::-1]) == 2
+    assert knee([record(1), record(2, refused=0.02)]) == 1
+    assert knee([record(1), record(2, refused=0.01, p95=1.0)]) == 2
+    assert knee([record(1, p95=2.0), record(2)]) is None
+    assert knee([{"rate": 1, "refused": 1.0, "target_s": 1.0}]) is None, "nobody was heard"
+
+
+def test_the_picture_marks_the_latest_knee() -> None:
+    (plot,) = [plot for plot in PLOTS if plot.name == "open_loop"]
+    assert knee_of({1: {"time": "2", "knee": 4.0}, 2: {"time": "1", "knee": 8.0}}, plot) == [4.0]
+    assert knee_of({1: {"time": "2", "knee": None}}, plot) == []
+    (other,) = [plot for plot in PLOTS if plot.name == "speech_latency"]
+    assert knee_of({1: {"time": "2", "knee": 4.0}}, other) == []
+
+
+def run(script: Callable[[Request], list[Step]], ask: Callable[[SpeechClient], Any]) -> Any:
+    async def serve() -> Any:
+        server = FakeServer(script)
+        try:
+            async with SpeechClient(await server.start()) as client:
+                return await ask(client)
+        finally:
+            await server.stop()
+
+    return asyncio.run(serve())
+
+
+def test_the_same_seed_draws_the_same_requests() -> None:
+    seen: list[list[Request]] = [[], []]
+    for requests in seen:
+
+        def keep(request: Request, requests: list[Request] = requests) -> list[Step]:
+            requests.append(request)
+            return SPOKEN
+
+        async def ask(client: SpeechClient) -> None:
+            mix = Mix(client, 7)
+            for _ in range(30):
+                await mix.draw()()
+
+        run(keep, ask)
+    texts = [[str(request.get("text")) + str(request["options"]) for request in requests] for requests in seen]
+    assert texts[0] == texts[1]
+    assert len(set(texts[0])) == 30
+    assert {"pcm_in" in request for request in seen[0]} == {True, False}
+
+
+def test_a_full_server_refuses_and_the_others_are_heard() -> None:
+    async def ask(client: SpeechClient) -> tuple[list[Trace], float]:
+        return await opened(Mix(client, 0), np.zeros(40))
+
+    counts = iter(range(1000))
+    traces, wall_s = run(lambda _: FULL if next(counts) % 2 else SPOKEN, ask)
+    found = figures(traces, np.zeros(40), wall_s, 60.0)
+    assert 0.2 < found["refused"] < 0.8
+    assert found["success"] == 1.0
+    assert 25 < found["offered"] < 40, "the others are to be written down"
+    assert run(lambda _: SPOKEN, lambda client: closed(Mix(client, 0), 2, 0.0)) > 0
+
+
+def test_rates_are_measured_from_the_lowest_on_and_each_has_the_knee() -> None:
+    given = argparse.Namespace(seed=0, concurrency=2, seconds=0.05, shares=[2.0, 0.5], least=5, target_s=60.0)
+    given.arrivals, given.burst = "bursts", 4
+
+    async def ask(client: SpeechClient) -> Any:
+        return await measure(client.server, given)
+
+    low, high = run(lambda _: SPOKEN, ask)
+    assert (low["share"], high["share"]) == (0.5, 2.0)
+    assert low["knee"] == high["knee"] == high["rate"] > low["rate"]
+    assert low["burst"] == 4
