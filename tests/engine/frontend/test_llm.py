@@ -122,7 +122,7 @@ async def test_a_reference_is_on_its_way_before_the_engine_has_made_a_row() -> N
 
 
 async def test_a_reply_that_would_wait_behind_too_many_is_refused_and_the_others_end_as_alone(llm: SpeechLLM) -> None:
-    prompts = [make_prompt(TINY, seed) for seed in range(4)]
+    prompts = [make_prompt(TINY, seed, "tts", guidance_scale=2.0) for seed in range(4)]
     alone = [codes_of(await collect(llm, prompt)) for prompt in prompts]
     replies = [llm.generate(prompts[number % 4]) for number in range((6 + WAITING) // 2)]  # guided: two sequences each
     tasks = [asyncio.create_task(anext(reply)) for reply in replies]
@@ -140,12 +140,13 @@ async def test_a_reply_that_would_wait_behind_too_many_is_refused_and_the_others
 async def test_a_reply_that_the_engine_has_finished_keeps_nobody_out_while_it_is_still_being_heard(
     llm: SpeechLLM,
 ) -> None:
-    unheard = [llm.generate(make_prompt(TINY, 1)) for _ in range((6 + WAITING) // 2)]
+    prompt = make_prompt(TINY, 1, "tts", guidance_scale=2.0)
+    unheard = [llm.generate(prompt) for _ in range((6 + WAITING) // 2)]
     firsts = [await anext(reply) for reply in unheard]
     while llm.has_work():
         await asyncio.sleep(0)
     assert len(firsts) == len(unheard)
-    assert (await collect(llm, make_prompt(TINY, 1)))[-1].chunk.is_final
+    assert (await collect(llm, prompt))[-1].chunk.is_final
     for reply in unheard:
         await reply.aclose()
 
