@@ -92,6 +92,18 @@ def test_several_engines_run_more(num_engines: int, expected: int) -> None:
         parallel_config=SimpleNamespace(data_parallel_size=num_engines),
         scheduler_config=SimpleNamespace(max_num_seqs=4),
     )
-    places = Places.of(cast(Any, config), lambda _: True, lambda: 0)
-    with places.take("all", expected), pytest.raises(NoPlace), places.take("one more", 1):
-        pass
+    ids = {"all": ["all-1"]}
+    engine = SimpleNamespace(output_processor=SimpleNamespace(external_req_ids=ids))
+    values = SimpleNamespace(replies_without_words=0.0)
+    places = Places.of(cast(Any, config), cast(Any, engine), cast(Any, SimpleNamespace(read=lambda: values)))
+    with places.take("all", expected) as place:
+        place.has_begun = True
+        with pytest.raises(NoPlace), places.take("one more", 1):
+            pass
+        values.replies_without_words = 1.0
+        with places.take("in the place of one that waits for words", 1):
+            pass
+        values.replies_without_words = 0.0
+        ids.clear()
+        with places.take("as all have ended", expected):
+            pass

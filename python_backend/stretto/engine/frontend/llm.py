@@ -56,7 +56,7 @@ class SpeechLLM:
         self._stats = Stats()
         self._active: set[str] = set()
         self._texts: dict[str, TextFeed] = {}
-        self._places = Places.of(config, self._is_in_engine, lambda: int(self._shared.read().replies_without_words))
+        self._places = Places.of(config, engine, shared)
 
     @classmethod
     async def start(cls, config: EngineConfig) -> "SpeechLLM":
@@ -85,9 +85,6 @@ class SpeechLLM:
     def has_work(self) -> bool:
         """Whether the engine has a request that it has not finished, and that does not wait for words."""
         return self._engine.get_num_unfinished_requests() > self._shared.read().replies_without_words
-
-    def _is_in_engine(self, request_id: str) -> bool:
-        return request_id in self._engine.output_processor.external_req_ids
 
     def shutdown(self) -> None:
         """Stop the engine and its process."""
@@ -120,8 +117,7 @@ class SpeechLLM:
 
         pacer: says when frames leave; without one they leave for a decoder that takes no time.
 
-        Raises InvalidRequest, before anything is queued, for a prompt that could never run, and NoPlace where as many
-        wait as may.
+        Before anything is queued raises InvalidRequest for what could never run, NoPlace where as many wait as may.
         """
         if not isinstance(request_id, str | None):  # vLLM's engine process would take no request after it
             raise InvalidRequest("request_id", "a string", repr(request_id))

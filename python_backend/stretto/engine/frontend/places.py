@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from stretto.engine.request.shared_stats import SharedStats
 from stretto.errors import NoPlace
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.v1.engine.async_llm import AsyncLLM
 
 KEY = "max_waiting"  # in vLLM's `additional_config`
 
@@ -45,12 +47,18 @@ class Places:
         self._places: set[Place] = set()
 
     @classmethod
-    def of(cls, config: "VllmConfig", is_in_engine: Callable[[str], bool], num_parked: Callable[[], int]) -> "Places":
-        """Those of all engines together."""
+    def of(cls, config: "VllmConfig", engine: "AsyncLLM", shared: SharedStats) -> "Places":
+        """Those of all engines behind one front end."""
         assert isinstance(config.additional_config, dict)
-        engines, max_waiting = config.parallel_config.data_parallel_size, config.additional_config.get(KEY)
-        max_running = config.scheduler_config.max_num_seqs * engines
-        return cls(max_running, max_waiting, is_in_engine, num_parked)
+        max_running = config.scheduler_config.max_num_seqs * config.parallel_config.data_parallel_size
+
+        def is_in_engine(request_id: str) -> bool:
+            return request_id in engine.output_processor.external_req_ids
+
+        def num_parked() -> int:
+            return int(shared.read().replies_without_words)
+
+        return cls(max_running, config.additional_config.get(KEY), is_in_engine, num_parked)
 
     def num_taken(self) -> int:
         """Sequences of replies that the engine has not finished, or does not know of yet."""
