@@ -1,8 +1,9 @@
 """How many utterances are made at once, and how many callers wait for one to end."""
 
 import asyncio
+import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -22,11 +23,12 @@ class Admission:
     """Lets `max_active` in at once, the others in the order in which they came, `max_waiting` of them.
 
     Of both a caller may have as many as are left over: alone half of them, beside another that has half a quarter. So
-    there is room for whoever comes next, however long those hold theirs who are there.
+    there is room for whoever comes next, however long those hold theirs who are there. `waited` is told for how many
+    seconds each of them has waited.
     """
 
-    def __init__(self, max_active: int, max_waiting: int):
-        self._max_active, self._max_waiting = max_active, max_waiting
+    def __init__(self, max_active: int, max_waiting: int, waited: Callable[[float], None]):
+        self._max_active, self._max_waiting, self._waited = max_active, max_waiting, waited
         self._active = Counter[str]()
         self._waiting: list[Turn] = []
 
@@ -43,8 +45,9 @@ class Admission:
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
         """A place for CALLER, kept for as long as the block runs; ApiError 429 where too many wait for one."""
-        caller = CALLER.get()
+        caller, begun_s = CALLER.get(), time.monotonic()
         await self._enter(caller)
+        self._waited(time.monotonic() - begun_s)
         try:
             yield
         finally:

@@ -67,7 +67,8 @@ def add_health(app: FastAPI) -> None:
     is_live, is_ready = described("It runs", "text/plain"), described("A sentence would be spoken", "text/plain")
     app.add_api_route("/health/live", live, responses=is_live, openapi_extra=OPEN, **plain)
     app.add_api_route("/health/ready", ready, responses=is_ready | not_ready, openapi_extra=OPEN, **plain)
-    app.add_api_route("/metrics", figures, responses=described("Figures", "text/plain") | ERRORS, **plain)
+    has_figures = described("Figures", "text/plain", "application/openmetrics-text")
+    app.add_api_route("/metrics", figures, responses=has_figures | ERRORS, **plain)
 
 
 def ask_for_keys(app: FastAPI) -> None:
@@ -93,9 +94,10 @@ async def ready(request: Request) -> Response:
 
 
 async def figures(request: Request) -> Response:
-    """The gateway's figures, in Prometheus' text format."""
+    """The gateway's figures, in Prometheus' text format or as OpenMetrics."""
     gateway: Gateway = request.app.state.gateway
-    return Response(gateway.metrics.page(), media_type="text/plain; version=0.0.4")
+    page, media_type = gateway.metrics.page(request.headers.get("accept", ""))
+    return Response(page, media_type=media_type)
 
 
 async def tell(_: Request, error: Exception) -> Response:

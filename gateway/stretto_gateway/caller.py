@@ -4,6 +4,7 @@ import asyncio
 import ipaddress
 from collections.abc import Awaitable
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TypeVar
 
 from starlette.types import Receive
@@ -11,8 +12,19 @@ from starlette.types import Receive
 from stretto_gateway.api_error import ApiError
 
 Result = TypeVar("Result")
-# Whose request this task works on: a key's digest, or a `network`. The guard sets it.
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """What tells a request from others. traceparent: its caller's name for what it is a part of (W3C Trace Context)."""
+
+    request_id: str = ""
+    traceparent: str = ""
+
+
+# Whose request this task works on, a key's digest or a `network`, and which. The guard sets both.
 CALLER: ContextVar[str] = ContextVar("CALLER", default="")
+REQUEST: ContextVar[RequestHead] = ContextVar("REQUEST", default=RequestHead())  # noqa: B039
 
 
 def network(host: str) -> str:

@@ -18,10 +18,11 @@ from stretto_gateway.caller import unless_gone
 from stretto_gateway.catalogue import find_voice
 from stretto_gateway.chat_request import ChatRequest, conversing_task, read_conversation
 from stretto_gateway.encoding import DEFAULT_RATE, make_encoder
-from stretto_gateway.events import heard, told
+from stretto_gateway.events import followed
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.speech import encoded, sse, sse_error, usage
 from stretto_gateway.streamed import Streamed
+from stretto_gateway.trace import SpeechTrace, Trace
 
 router = APIRouter()
 AUDIO_KEPT_S = 3600  # what `expires_at` says; the audio itself is in the answer and kept nowhere
@@ -55,10 +56,10 @@ async def reply(
     gateway: Gateway, turns: list[dict[str, Any]], files: list[bytes], options: dict[str, Any], speaks: bool
 ) -> AsyncGenerator[SpeechEvent, None]:
     """The events of the reply; ApiError where it fails."""
-    trace = gateway.metrics.trace(options["task"])
+    trace = (SpeechTrace if speaks else Trace)(gateway.metrics, options["task"])
     async with gateway.admission.place():
         stream = gateway.client.converse(turns, *files, **options)
-        async with aclosing(heard(stream, {}, trace) if speaks else told(stream, {})) as events:
+        async with aclosing(followed(stream, {}, trace)) as events:
             async for event in events:
                 yield event
 

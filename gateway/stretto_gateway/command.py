@@ -23,6 +23,7 @@ from stretto_gateway.app import make_app
 from stretto_gateway.config import GatewayConfig, Limits
 from stretto_gateway.connection import Connection
 from stretto_gateway.socket import settings as socket_settings
+from stretto_gateway.spans import are_wanted
 
 KEYS, VOICES = "STRETTO_API_KEYS", "STRETTO_VOICES"
 MIN_KEY_CHARS = 16
@@ -152,6 +153,7 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
     if args.max_active < 1 or args.max_waiting < 0 or args.drain_seconds < 0:
         raise ValueError("--max-active must be at least 1, --max-waiting and --drain-seconds at least 0")
     limits = Limits(max_active=args.max_active, max_waiting=args.max_waiting, drain_s=args.drain_seconds)
+    are_wanted()  # or what the traces need is not there
     if args.voices is not None:
         args.voices.mkdir(mode=0o700, parents=True, exist_ok=True)
     return GatewayConfig(server, args.address, port, read_keys(args.keys), limits, args.voices)

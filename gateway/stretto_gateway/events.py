@@ -5,7 +5,7 @@ from contextlib import aclosing
 
 from stretto_client import ClientError, Speech, SpeechEvent
 from stretto_gateway.api_error import ApiError, from_client_error
-from stretto_gateway.metrics import Trace
+from stretto_gateway.trace import SpeechTrace, Trace
 
 
 async def told(stream: Speech, fields: dict[str, str]) -> AsyncGenerator[SpeechEvent, None]:
@@ -21,8 +21,9 @@ async def told(stream: Speech, fields: dict[str, str]) -> AsyncGenerator[SpeechE
         raise from_client_error(error, fields) from None
 
 
-async def heard(stream: Speech, fields: dict[str, str], trace: Trace) -> AsyncGenerator[SpeechEvent, None]:
-    """The same of speech, which `trace` follows; ApiError, too, where there was no sound in it."""
+async def written(stream: Speech, fields: dict[str, str], trace: Trace) -> AsyncGenerator[SpeechEvent, None]:
+    """The same of an answer that is text, which `trace` follows."""
+    trace.start()
     try:
         async with aclosing(told(stream, fields)) as events:
             async for event in events:
@@ -30,5 +31,17 @@ async def heard(stream: Speech, fields: dict[str, str], trace: Trace) -> AsyncGe
                 yield event
     finally:
         trace.close()
+
+
+async def heard(stream: Speech, fields: dict[str, str], trace: SpeechTrace) -> AsyncGenerator[SpeechEvent, None]:
+    """The same of speech; ApiError, too, where there was no sound in it."""
+    async with aclosing(written(stream, fields, trace)) as events:
+        async for event in events:
+            yield event
     if not trace.has_sound:
         raise ApiError(502, "the model has said nothing", code="no_audio")
+
+
+def followed(stream: Speech, fields: dict[str, str], trace: Trace) -> AsyncGenerator[SpeechEvent, None]:
+    """Either, as the trace is."""
+    return heard(stream, fields, trace) if isinstance(trace, SpeechTrace) else written(stream, fields, trace)

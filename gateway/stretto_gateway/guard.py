@@ -18,7 +18,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from stretto_gateway import page
 from stretto_gateway.api_error import ApiError
-from stretto_gateway.caller import CALLER, network
+from stretto_gateway.caller import CALLER, REQUEST, RequestHead, network
 from stretto_gateway.config import GatewayConfig, Limits
 
 LOG = logging.getLogger("stretto_gateway")
@@ -94,6 +94,7 @@ class Guard:
         exchange = Exchange(scope, send)
         authorization = headers.get(b"authorization", key_in_protocol(scope))
         CALLER.set(self._caller(scope, authorization))
+        REQUEST.set(RequestHead(exchange.request_id, headers.get(b"traceparent", "")))
         error = self._refusal(scope["path"], headers, authorization)
         scope["state"]["owner"] = self._keys.owner(authorization)
         if error is not None:

@@ -22,6 +22,7 @@ from stretto_gateway.events import heard
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.speech_request import SpeechItem, SpeechOptions, SpeechRequest
 from stretto_gateway.streamed import Streamed
+from stretto_gateway.trace import SpeechTrace
 from stretto_gateway.voices import brought_voice
 
 router = APIRouter()
@@ -131,7 +132,7 @@ async def spoken(
     gateway: Gateway, text: str | AsyncIterable[str], options: dict[str, Any]
 ) -> AsyncIterator[AsyncGenerator[SpeechEvent, None]]:
     """The events of the speech, which ends with the block; ApiError where it fails, or is no sound at all."""
-    trace = gateway.metrics.trace("tts")
+    trace = SpeechTrace(gateway.metrics, "tts")
     fields = FIELDS if isinstance(text, str) else WRITTEN_FIELDS
     async with gateway.admission.place():
         speech = gateway.client.speak(text, **options)

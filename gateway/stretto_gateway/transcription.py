@@ -16,11 +16,12 @@ from stretto_gateway.answers import PlainText, TimedText, described
 from stretto_gateway.api_error import refused
 from stretto_gateway.caller import unless_gone
 from stretto_gateway.catalogue import find_task
-from stretto_gateway.events import told
+from stretto_gateway.events import written
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.speech import sse, sse_error, usage
 from stretto_gateway.speech_request import WITH_FILE, Body, Text
 from stretto_gateway.streamed import Streamed
+from stretto_gateway.trace import Trace
 
 router = APIRouter()
 FIELDS = {"audio": "file"}
@@ -83,7 +84,7 @@ async def create_transcription(form: Annotated[TranscriptionForm, WITH_FILE], re
     if form.stream:
         parts = sse_parts(gateway, content, form.options)
         return Streamed(parts, "text/event-stream", gateway.limits.stall_s, sse_error)
-    text, report = await unless_gone(request.receive, written(gateway, content, TRANSCRIBE, form.options))
+    text, report = await unless_gone(request.receive, transcribed(gateway, content, TRANSCRIBE, form.options))
     if form.response_format == "json":
         return JSONResponse({"text": text, "usage": {"type": "tokens"} | usage(report)})
     return formed(form.response_format, text, content, {"task": "transcribe", "language": ""})
@@ -97,11 +98,13 @@ async def create_translation(form: Annotated[TranslationForm, WITH_FILE], reques
     find_task(profile, (TRANSLATE,), "translate what it hears")
     form.check(profile)
     content = await form.file.read()
-    text, _ = await unless_gone(request.receive, written(gateway, content, TRANSLATE, form.options))
+    text, _ = await unless_gone(request.receive, transcribed(gateway, content, TRANSLATE, form.options))
     return formed(form.response_format, text, content, {"task": "translate", "language": "english"})
 
 
-async def written(gateway: Gateway, content: bytes, task: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+async def transcribed(
+    gateway: Gateway, content: bytes, task: str, options: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
     """The text of a file, and the server's report."""
     async with writing(gateway, content, task, options) as events:
         heard = [event async for event in events]
@@ -125,11 +128,11 @@ async def writing(
     gateway: Gateway, content: bytes, task: str, options: dict[str, Any]
 ) -> AsyncGenerator[AsyncGenerator[SpeechEvent, None], None]:
     """The events of a file being written down, which ends with the block."""
-    async with (
-        gateway.admission.place(),
-        aclosing(told(gateway.client.transcribe(content, task=task, **options), FIELDS)) as events,
-    ):
-        yield events
+    trace = Trace(gateway.metrics, task)
+    async with gateway.admission.place():
+        stream = gateway.client.transcribe(content, task=task, **options)
+        async with aclosing(written(stream, FIELDS, trace)) as events:
+            yield events
 
 
 def duration_s(content: bytes) -> float:

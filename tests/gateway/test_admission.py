@@ -3,12 +3,15 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 
 from stretto_gateway.admission import Admission
 from stretto_gateway.api_error import ApiError
 from stretto_gateway.caller import CALLER, network
+
+WAITS = list[float]()
 
 
 class Guest:
@@ -55,7 +58,7 @@ async def settled() -> None:
 
 
 async def test_whoever_holds_half_leaves_room_for_others_and_they_for_others_again() -> None:
-    admission = Admission(8, 16)
+    admission = Admission(8, 16, WAITS.append)
     guests = await come(admission, "aaaaaa" + "bbbb" + "cc")
     assert [guest.is_in for guest in guests] == [*[True] * 4, *[False] * 2, *[True] * 2, *[False] * 2, True, False]
     assert (admission.num_active, admission.num_waiting) == (7, 5)
@@ -64,8 +67,21 @@ async def test_whoever_holds_half_leaves_room_for_others_and_they_for_others_aga
         await guest.give_up()
 
 
+async def test_each_wait_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s, waits = 0.0, list[float]()
+    monkeypatch.setattr("stretto_gateway.admission.time", SimpleNamespace(monotonic=lambda: now_s))
+    admission = Admission(1, 4, waits.append)
+    first, second, third = await come(admission, "abc")
+    now_s = 3.0
+    await third.give_up()
+    await first.leave()
+    await settled()
+    assert (second.is_in, waits) == (True, [0.0, 3.0])
+    await second.leave()
+
+
 async def test_who_comes_first_is_first_among_those_who_may_have_a_place() -> None:
-    admission = Admission(2, 16)
+    admission = Admission(2, 16, WAITS.append)
     first, second, other, third = await come(admission, "aaba")
     assert [guest.is_in for guest in (first, second, other, third)] == [True, False, True, False]
     await other.leave()
@@ -81,7 +97,7 @@ async def test_who_comes_first_is_first_among_those_who_may_have_a_place() -> No
 
 
 async def test_one_caller_does_not_fill_the_queue() -> None:
-    admission = Admission(1, 4)
+    admission = Admission(1, 4, WAITS.append)
     guests = await come(admission, "aaa")
     assert (admission.num_active, admission.num_waiting) == (1, 2)
     with asking("a"), pytest.raises(ApiError, match="2 requests wait already, 2 of them yours") as raised:
@@ -99,7 +115,7 @@ async def test_one_caller_does_not_fill_the_queue() -> None:
 
 
 async def test_a_place_that_is_given_to_who_has_just_left_goes_to_the_next() -> None:
-    admission = Admission(1, 4)
+    admission = Admission(1, 4, WAITS.append)
     first, second, third = await come(admission, "abc")
     leaving = asyncio.ensure_future(first.leave())
     while admission.num_waiting == 2:

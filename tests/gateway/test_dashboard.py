@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tests.gateway.conftest import Start
+from tests.gateway.test_transcription import FILE
 
 ROOT = Path(__file__).parents[2]
 RIM = ROOT / "python_backend" / "stretto" / "triton_io"
@@ -52,10 +53,11 @@ def of_the_server() -> set[str]:
 
 
 async def of_the_gateway(start: Start) -> set[str]:
-    """What `/metrics` shows after one utterance."""
+    """What `/metrics` shows after one utterance and one transcript."""
     running = await start()
     async with running.http() as http:
         assert (await http.post("/v1/audio/speech", json=SPEECH)).status_code == 200
+        assert (await http.post("/v1/audio/transcriptions", files={"file": FILE})).status_code == 200
         page = (await http.get("/metrics")).text
     return {re.split(r"[{ ]", line)[0] for line in page.splitlines() if not line.startswith("#")}
 

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from stretto_client import SpeechEvent
-from stretto_gateway.admission import Admission
-from stretto_gateway.config import Limits
-from stretto_gateway.metrics import SILENCE, Metrics
-from stretto_gateway.sessions import Sessions
+from stretto_gateway.caller import REQUEST, RequestHead
+from stretto_gateway.metrics import Metrics
+from stretto_gateway.trace import SILENCE, SpeechTrace, Trace
+from tests.client.fake_server import REPORT
+from tests.gateway.conftest import Start
+from tests.gateway.realtime.caller import TALKS, call, silence
+from tests.gateway.test_transcription import FILE, WRITTEN
 
 COUNTERS = ("audio_skipped", "audio_cut", "audio_left", "audio_continuity_ok")
 
@@ -39,9 +42,9 @@ def final(reason: str, level: int = 8192) -> SpeechEvent:
 def test_each_answer_is_counted_as_what_it_was(
     events: list[SpeechEvent], expected: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stretto_gateway.metrics.time.monotonic", lambda: 1.0)  # no chunk is late
-    metrics = Metrics(Admission(1, 1), Sessions(Limits()), lambda: "tiny")
-    trace = metrics.trace("tts")
+    monkeypatch.setattr("stretto_gateway.trace.time.monotonic", lambda: 1.0)  # no chunk is late
+    metrics = Metrics(lambda: "tiny")
+    trace = SpeechTrace(metrics, "tts")
     for each in events:
         trace.add(each)
     trace.close()
@@ -50,3 +53,73 @@ def test_each_answer_is_counted_as_what_it_was(
     assert counts == {name: float(name in expected) for name in COUNTERS}
     num_first = metrics.registry.get_sample_value("audio_ttfp_seconds_count", labels)
     assert num_first == (1.0 if any(each.pcm is not None for each in events) else None)
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ([SpeechEvent(None, "u", 0, "text"), final("stop")], None),
+        ([final("length")], "text_cut"),
+        ([SpeechEvent(None, "u", 0, "text")], "text_left"),
+        ([], "text_left"),
+    ],
+)
+def test_each_written_answer_is_counted_as_what_it_was(events: list[SpeechEvent], expected: str | None) -> None:
+    metrics = Metrics(lambda: "tiny")
+    trace = Trace(metrics, "asr")
+    for each in events:
+        trace.add(each)
+    trace.close()
+    labels = {"family": "tiny", "task": "asr"}
+    counts = {name: metrics.registry.get_sample_value(f"{name}_total", labels) for name in ("text_cut", "text_left")}
+    assert counts == {name: float(name == expected) for name in counts}
+
+
+async def test_every_way_to_a_text_counts_one_that_a_limit_has_cut(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(REPORT, "finish_reason", "length")
+    running = await start(WRITTEN, TALKS)
+    client = running.openai()
+    await client.audio.transcriptions.create(model="whisper-1", file=FILE)
+    await client.chat.completions.create(model="gpt-audio", messages=[{"role": "user", "content": "Well?"}])
+    async with call(running) as caller:
+        await caller.update(output_modalities=["text"])
+        await caller.say("Well?")
+        await caller.send("response.create")
+        await caller.until("response.done")
+    async with call(running, "whisper-1") as caller:
+        await caller.update(type="transcription")
+        await caller.hear(silence(0.5))
+        await caller.send("input_audio_buffer.commit")
+        await caller.until("conversation.item.input_audio_transcription.completed")
+    assert await running.metric("text_cut_total") == 4
+
+
+def test_a_slow_answer_is_told_by_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = iter([0.0])
+    monkeypatch.setattr("stretto_gateway.trace.time.monotonic", lambda: next(now_s, 7.0))
+    metrics = Metrics(lambda: "tiny")
+    token = REQUEST.set(RequestHead("req_1"))
+    trace = SpeechTrace(metrics, "tts")
+    REQUEST.reset(token)
+    trace.add(final("stop"))
+    trace.close()
+    page, media_type = metrics.page("application/openmetrics-text; version=1.0.0")
+    assert media_type.startswith("application/openmetrics-text")
+    buckets = [line for line in page.decode().splitlines() if line.startswith("audio_ttfp_seconds_bucket")]
+    (told,) = [line for line in buckets if "req_1" in line]
+    assert 'le="10.0"' in told
+    assert '# {request_id="req_1"} 7.0' in told
+    assert b"req_1" not in metrics.page("")[0], "the other format has no place for it"
+
+
+async def test_the_wait_for_a_place_is_there_with_the_id_of_who_waited(start: Start) -> None:
+    async with (await start()).http() as http:
+        body = {"input": "A cat.", "response_format": "pcm"}
+        request_id = (await http.post("/v1/audio/speech", json=body)).headers["x-request-id"]
+        told = await http.get("/metrics", headers={"accept": "application/openmetrics-text"})
+    assert told.headers["content-type"].startswith("application/openmetrics-text")
+    assert told.text.endswith("# EOF\n")
+    waits = [line for line in told.text.splitlines() if line.startswith("gateway_queue_seconds_bucket")]
+    assert any(f'request_id="{request_id}"' in line for line in waits)

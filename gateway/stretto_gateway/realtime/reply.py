@@ -15,7 +15,7 @@ from stretto_gateway.api_error import ApiError, refused, within
 from stretto_gateway.catalogue import find_voice
 from stretto_gateway.chat_request import conversing_task
 from stretto_gateway.encoding import DEFAULT_RATE
-from stretto_gateway.events import heard, told
+from stretto_gateway.events import followed
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime.channel import Channel
 from stretto_gateway.realtime.client_events import ReplyFields
@@ -23,6 +23,7 @@ from stretto_gateway.realtime.conversation import MAX_CHAR_BYTES, Conversation, 
 from stretto_gateway.realtime.settings import RealtimeSettings
 from stretto_gateway.speech import usage
 from stretto_gateway.speech_request import OPTIONS
+from stretto_gateway.trace import SpeechTrace, Trace
 
 clock_s: Callable[[], float] = time.monotonic
 Finish = tuple[str, dict[str, Any]]  # a status, and what more there is to say of it
@@ -151,10 +152,10 @@ class Reply:
     async def _say(self) -> Finish:
         order, gateway = self._order, self._gateway
         try:
+            trace = (SpeechTrace if order.speaks else Trace)(gateway.metrics, order.options["task"])
             async with gateway.admission.place():
-                trace = gateway.metrics.trace(order.options["task"])
                 stream = gateway.client.converse(order.turns, *order.files, **order.options)
-                async with aclosing(heard(stream, FIELDS, trace) if order.speaks else told(stream, FIELDS)) as events:
+                async with aclosing(followed(stream, FIELDS, trace)) as events:
                     async for event in events:
                         await self._add(event)
         except ApiError as error:

@@ -7,11 +7,12 @@ from typing import Any
 from stretto_gateway.api_error import ApiError
 from stretto_gateway.catalogue import find_task
 from stretto_gateway.encoding import DEFAULT_RATE, wav_header
-from stretto_gateway.events import told
+from stretto_gateway.events import written
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime.channel import Channel
 from stretto_gateway.realtime.conversation import Item
 from stretto_gateway.speech import usage
+from stretto_gateway.trace import Trace
 
 MAX_WAITING = 16  # recordings of a session
 NAME = "conversation.item.input_audio_transcription"
@@ -51,11 +52,12 @@ class Transcriber:
             await self._fail(item, error)
 
     async def _write(self, item: Item) -> None:
-        find_task(await self._gateway.catalogue.profile(), ("asr",), "write down what it hears")
+        task = find_task(await self._gateway.catalogue.profile(), ("asr",), "write down what it hears")
         pcm, text, report = item.parts[0].pcm, "", dict[str, Any]()
+        trace = Trace(self._gateway.metrics, task.name)
         async with self._gateway.admission.place():
             stream = self._gateway.client.transcribe(wav_header(DEFAULT_RATE, len(pcm)) + pcm)
-            async with aclosing(told(stream, {})) as events:
+            async with aclosing(written(stream, {}, trace)) as events:
                 async for event in events:
                     report = event.report or report
                     text += event.text
