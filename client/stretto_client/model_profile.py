@@ -4,15 +4,18 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from tritonclient.grpc import InferenceServerException
 from tritonclient.grpc.aio import InferenceServerClient
 
 from stretto_client.errors import from_exception
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 PARAMETER = "profile"
-T = TypeVar("T")
+Profile = TypeVar("Profile", bound="DataclassInstance")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +84,12 @@ class ModelProfile:
         return next((task for task in self.tasks if task.name == name), None)
 
 
-def _read(kind: type[T], record: Any, path: str, own: dict[str, Callable[[Any, str], Any]]) -> T:
+def _read(kind: type[Profile], record: Any, path: str, own: dict[str, Callable[[Any, str], Any]]) -> Profile:
     """A dataclass of the fields that `record` has; `own` reads those that are no plain values."""
     if not isinstance(record, dict):
         raise ValueError(f"{path}: expected an object, got {_shown(record)}")
     values: dict[str, Any] = {}
-    for each in fields(kind):  # type: ignore[arg-type]
+    for each in fields(kind):
         where = f"{path}.{each.name}"
         if each.name in record:
             read = own.get(each.name) or READERS[each.type]

@@ -22,8 +22,8 @@ from stretto_client.__main__ import Parser
 from stretto_gateway.app import make_app
 from stretto_gateway.config import GatewayConfig, Limits
 from stretto_gateway.connection import Connection
-from stretto_gateway.socket import settings as socket_settings
 from stretto_gateway.spans import are_wanted
+from stretto_gateway.web_socket import settings as socket_settings
 
 KEYS, VOICES = "STRETTO_API_KEYS", "STRETTO_VOICES"
 MIN_KEY_CHARS = 16

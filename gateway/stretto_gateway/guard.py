@@ -7,7 +7,6 @@ import logging
 import secrets
 import string
 import time
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from ipaddress import ip_address
@@ -19,7 +18,8 @@ from starlette.websockets import WebSocketDisconnect
 from stretto_gateway import page
 from stretto_gateway.api_error import ApiError
 from stretto_gateway.caller import CALLER, REQUEST, RequestHead, network
-from stretto_gateway.config import GatewayConfig, Limits
+from stretto_gateway.config import GatewayConfig
+from stretto_gateway.held import Held
 
 LOG = logging.getLogger("stretto_gateway")
 # What balancers ask without a key, and people's browsers before they have one.
@@ -143,36 +143,6 @@ class Guard:
 def too_large(max_bytes: int, which: str = "") -> ApiError:
     """The answer to a body of more than `max_bytes`, or to one that has more of some."""
     return ApiError(413, f"the body has more than {max_bytes} bytes{which}", code="request_too_large")
-
-
-class Held:
-    """What callers have sent that is still kept for them; of bodies all but the first SMALL_BYTES of each.
-
-    A caller may have as many bytes as are left over: alone half of them, and nobody can take them all.
-    """
-
-    def __init__(self, limits: Limits):
-        self.limits = limits
-        self._num_bytes = Counter[str]()
-
-    @property
-    def num_bytes(self) -> int:
-        """Of all callers."""
-        return self._num_bytes.total()
-
-    def add(self, num_bytes: int) -> None:
-        """So many more of CALLER; ApiError 503 where there is no memory for them."""
-        caller = CALLER.get()
-        if num_bytes and self._num_bytes[caller] + num_bytes > self.limits.max_held_bytes - self.num_bytes:
-            raise ApiError(503, "too much comes in at once; try again", code="unavailable")
-        self._num_bytes[caller] += num_bytes
-
-    def remove(self, num_bytes: int) -> None:
-        """So many less of CALLER."""
-        caller = CALLER.get()
-        self._num_bytes[caller] -= num_bytes
-        if not self._num_bytes[caller]:
-            del self._num_bytes[caller]  # of callers there is no end
 
 
 class Body:

@@ -9,7 +9,7 @@ from stretto_gateway.admission import is_room
 from stretto_gateway.api_error import ApiError
 from stretto_gateway.caller import CALLER
 from stretto_gateway.config import Limits
-from stretto_gateway.guard import Held
+from stretto_gateway.held import Held
 
 
 class Sessions:

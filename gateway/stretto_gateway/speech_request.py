@@ -56,12 +56,22 @@ class Body(BaseModel):
         return {name: value for name, value in record.items() if name in known or name == unknown}
 
 
-class SpeechOptions(Body):
+class Voiced(Body):
+    """What is said in a voice."""
+
+    voice: Text | VoiceId | None = Field(default=None, description="a name or an id of `/v1/audio/voices`")
+
+    @property
+    def voice_name(self) -> str | None:
+        """The voice by name."""
+        return self.voice.id if isinstance(self.voice, VoiceId) else self.voice
+
+
+class SpeechOptions(Voiced):
     """What of a request for speech a batch may say once for all its items. Numbers and objects are the server's to
     check."""
 
     model: Text = Field(default="tts-1", description="a name of `/v1/models`, or one of OpenAI's")
-    voice: Text | VoiceId | None = Field(default=None, description="a name or an id of `/v1/audio/voices`")
     instructions: Text | None = Field(default=None, description="refused: no family takes any")
     response_format: AudioFormat = "mp3"
     speed: float | None = Field(default=None, description="refused, but for 1: no family has another")
@@ -79,11 +89,6 @@ class SpeechOptions(Body):
     repetition_penalty: Any = None
     schedule: Any = None
     chunking: Any = None
-
-    @property
-    def voice_name(self) -> str | None:
-        """The voice by name."""
-        return self.voice.id if isinstance(self.voice, VoiceId) else self.voice
 
     def for_server(self, profile: ModelProfile, brought: RecordedVoice | None = None) -> dict[str, Any]:
         """The arguments of `SpeechClient.speak`, in the voice that was `brought` or in that of the name; ApiError names

@@ -12,7 +12,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from stretto_gateway.api_error import ApiError, refused
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.guard import Held
+from stretto_gateway.held import Held
 from stretto_gateway.lasting import DONE, attend, session_tasks
 from stretto_gateway.realtime.channel import Channel, SessionEnd
 from stretto_gateway.realtime.client_events import read_json

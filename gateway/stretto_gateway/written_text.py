@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 from stretto_gateway.api_error import ApiError, refused
 from stretto_gateway.config import Limits
-from stretto_gateway.guard import Held
+from stretto_gateway.held import Held
 
 
 class WrittenText:

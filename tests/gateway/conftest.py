@@ -77,8 +77,9 @@ async def start() -> AsyncIterator[Start]:
         config = GatewayConfig(server, keys=keys, limits=limits or Limits(drain_s=1), voices=voices)
         gateway = make_server(config, listener)
         serving = asyncio.ensure_future(gateway.serve([listener]))
-        while not gateway.started:
-            await asyncio.sleep(0.005)
+        async with asyncio.timeout(60):
+            while not gateway.started:
+                await asyncio.sleep(0.005)
 
         running = Running(f"http://127.0.0.1:{listener.getsockname()[1]}", behind, gateway)
 

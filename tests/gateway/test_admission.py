@@ -118,8 +118,9 @@ async def test_a_place_that_is_given_to_who_has_just_left_goes_to_the_next() -> 
     admission = Admission(1, 4, WAITS.append)
     first, second, third = await come(admission, "abc")
     leaving = asyncio.ensure_future(first.leave())
-    while admission.num_waiting == 2:
-        await asyncio.sleep(0)
+    async with asyncio.timeout(60):
+        while admission.num_waiting == 2:
+            await asyncio.sleep(0)
     await second.give_up()
     await leaving
     await settled()

@@ -181,8 +181,9 @@ async def test_what_comes_in_at_once_has_a_limit_and_small_requests_have_none(st
     large, json_type = b" " * 120_000, {"content-type": "application/json"}
     async with running.http() as http:
         for status in (503, 400):  # as long as the other body is there, and afterwards
-            while (await http.post("/v1/audio/speech", content=large, headers=json_type)).status_code != status:
-                await asyncio.sleep(0.01)
+            async with asyncio.timeout(60):
+                while (await http.post("/v1/audio/speech", content=large, headers=json_type)).status_code != status:
+                    await asyncio.sleep(0.01)
             assert (await http.post("/v1/audio/speech", json=REQUEST)).status_code == 200
             writer.close()
 
@@ -257,8 +258,9 @@ async def test_who_holds_what_a_caller_may_have_keeps_nobody_else_out(start: Sta
     )
     slow, other = running.openai(api_key=KEY), running.openai(api_key="another-key-of-ours")
     asked = [asyncio.ensure_future(slow.audio.speech.create(**REQUEST | {"input": "A dog."})) for _ in range(3)]
-    while (admission := running.app.state.gateway.admission).num_waiting < 2:
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(60):
+        while (admission := running.app.state.gateway.admission).num_waiting < 2:
+            await asyncio.sleep(0.01)
     assert (await other.audio.speech.create(**REQUEST)).content
     assert (admission.num_active, admission.num_waiting) == (1, 2)
     go.set()
@@ -274,11 +276,13 @@ async def test_another_model_is_noticed_and_so_is_that_there_is_none(
     async with running.http() as http:
         assert (await http.get("/v1/models")).json()["data"][0]["id"] == "tiny"
         running.behind.profile = PROFILE | {"family": "other"}
-        while (await http.get("/v1/models")).json()["data"][0]["id"] != "other":
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(60):
+            while (await http.get("/v1/models")).json()["data"][0]["id"] != "other":
+                await asyncio.sleep(0.01)
         await running.behind.stop()
-        while (await http.get("/v1/models")).status_code != 503:
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(60):
+            while (await http.get("/v1/models")).status_code != 503:
+                await asyncio.sleep(0.01)
 
 
 async def test_figures_tell_what_was_spoken_and_what_was_not(start: Start) -> None:

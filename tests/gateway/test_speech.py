@@ -186,16 +186,18 @@ async def test_who_leaves_ends_the_work(start: Start, change: dict[str, Any]) ->
     async with running.http() as http, http.stream("POST", "/v1/audio/speech", json=REQUEST | change) as answer:
         await anext(answer.aiter_bytes())
     await asyncio.wait_for(running.behind.cancelled.wait(), 30)
-    while await running.metric("gateway_active"):
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(60):
+        while await running.metric("gateway_active"):
+            await asyncio.sleep(0.01)
     assert await running.metric("audio_left_total") == 1
 
 
 async def test_who_leaves_before_the_first_sound_ends_the_work(start: Start) -> None:
     running = await start([Until(asyncio.Event())])
     asking = asyncio.ensure_future(running.openai().audio.speech.create(**REQUEST))
-    while not running.behind.requests:
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(60):
+        while not running.behind.requests:
+            await asyncio.sleep(0.01)
     asking.cancel()
     await asyncio.wait_for(running.behind.cancelled.wait(), 30)
 
@@ -207,14 +209,16 @@ async def test_one_too_many_is_told_to_come_again_and_the_others_wait_their_turn
     asked = list[asyncio.Future[Any]]()
     for waiting in range(3):
         asked.append(asyncio.ensure_future(client.audio.speech.create(**REQUEST)))
-        while (await running.metric("gateway_active"), await running.metric("gateway_waiting")) != (1, waiting):
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(60):
+            while (await running.metric("gateway_active"), await running.metric("gateway_waiting")) != (1, waiting):
+                await asyncio.sleep(0.01)
     with pytest.raises(openai.RateLimitError) as raised:
         await client.audio.speech.create(**REQUEST)
     assert int(raised.value.response.headers["retry-after"]) > 0
     asked[1].cancel()
-    while await running.metric("gateway_waiting") > 1:
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(60):
+        while await running.metric("gateway_waiting") > 1:
+            await asyncio.sleep(0.01)
     go.set()
     await asyncio.gather(asked[0], asked[2])
     assert len(running.behind.requests) == 2
@@ -229,7 +233,8 @@ async def test_who_reads_nothing_is_left_after_a_while_and_holds_the_server_back
     head = f"POST /v1/audio/speech HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
     writer.write(f"{head}\r\n\r\n".encode() + body)
     await reader.readline()
-    while not await running.metric("audio_left_total"):
-        await asyncio.sleep(0.05)
+    async with asyncio.timeout(60):
+        while not await running.metric("audio_left_total"):
+            await asyncio.sleep(0.05)
     assert running.behind.num_played < 50, "it was not held back"
     writer.close()

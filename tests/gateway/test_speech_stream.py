@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.websockets import WebSocket
 
-from stretto_gateway import socket
+from stretto_gateway import web_socket
 from stretto_gateway.config import GatewayConfig, Limits
 from stretto_gateway.encoding import MEDIA_TYPES
 from stretto_gateway.gateway import Gateway
@@ -281,11 +281,13 @@ async def test_a_place_is_taken_from_the_first_word_to_the_last_sound(start: Sta
         writers = [await begin(first), await begin(second)]
         assert await running.metric("gateway_active") == 0
         await writers[0].write("A cat")
-        while not await running.metric("gateway_active"):
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(60):
+            while not await running.metric("gateway_active"):
+                await asyncio.sleep(0.01)
         await writers[1].write("A dog")  # alone a caller has half of the places, and of those that wait
-        while not await running.metric("gateway_waiting"):
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(60):
+            while not await running.metric("gateway_waiting"):
+                await asyncio.sleep(0.01)
         await writers[0].send("input.done")
         await writers[0].until("session.done")
         await writers[1].send("input.done")
@@ -343,7 +345,7 @@ async def test_who_writes_nothing_is_left(start: Start, has_begun: bool, reason:
 async def test_who_takes_nothing_is_left_and_holds_the_server_back_until_then(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(socket, "CLOSE_S", 0.1)
+    monkeypatch.setattr(web_socket, "CLOSE_S", 0.1)
     running = await start([Chunk(0, 1_000_000, is_16_bit=True)] * 100, limits=Limits(stall_s=0.5, drain_s=1))
     async with open_socket(running, PATH, compression=None) as opened:
         writer = await begin(opened)
@@ -366,8 +368,9 @@ async def test_what_is_being_said_is_said_before_the_gateway_ends(start: Start) 
         await writer.send("input.done")
         await writer.until("audio.start")
         running.server.should_exit = True
-        while not running.app.state.gateway.sessions.draining.is_set():
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(60):
+            while not running.app.state.gateway.sessions.draining.is_set():
+                await asyncio.sleep(0.01)
         go.set()
         events, _ = await writer.until("session.done")
         assert kinds(events) == ["audio.done", "session.done"]

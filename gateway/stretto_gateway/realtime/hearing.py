@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from stretto_gateway.api_error import refused
-from stretto_gateway.guard import Held
+from stretto_gateway.held import Held
 from stretto_gateway.realtime.settings import ServerVad
 from stretto_gateway.realtime.voice_activity import Edge, TurnDetector
 

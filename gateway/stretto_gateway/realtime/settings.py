@@ -8,7 +8,7 @@ from stretto_client import ModelProfile
 from stretto_gateway.api_error import ApiError, refused, shown, within
 from stretto_gateway.catalogue import find_task, find_voice
 from stretto_gateway.field_path import MAX_NAME_CHARS, field_path
-from stretto_gateway.speech_request import Body, Text, VoiceId
+from stretto_gateway.speech_request import Body, Text, Voiced
 
 NO_LIST = Field(default=None, max_length=0, fail_fast=True)
 MAX_INSTRUCTION_CHARS = 100_000  # a session keeps them, beside the bytes that are counted
@@ -54,17 +54,11 @@ class InputAudio(Body):
     turn_detection: ServerVad | None = Field(default_factory=ServerVad)
 
 
-class OutputAudio(Body):
+class OutputAudio(Voiced):
     """Of the model."""
 
     format: Format = Field(default_factory=Format)
-    voice: Text | VoiceId | None = None
     speed: Literal[1] | None = None
-
-    @property
-    def voice_name(self) -> str | None:
-        """The voice by name."""
-        return self.voice.id if isinstance(self.voice, VoiceId) else self.voice
 
 
 class Audio(Body):

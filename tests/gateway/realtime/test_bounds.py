@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from websockets.frames import Frame, Opcode
 
 from stretto_client import ModelProfile
-from stretto_gateway import socket
+from stretto_gateway import web_socket
 from stretto_gateway.api_error import ApiError
 from stretto_gateway.config import Limits
 from stretto_gateway.realtime.client_events import MAX_METADATA, ReplyFields
@@ -101,8 +101,9 @@ async def test_sessions_have_a_number(start: Start) -> None:
     async with call(running, "tiny"), call(running, "tiny"):
         assert await running.metric("gateway_sessions") == 2
         assert await status(running) == 429, "alone a caller has half"
-    while await running.metric("gateway_sessions"):
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(60):
+        while await running.metric("gateway_sessions"):
+            await asyncio.sleep(0.01)
     assert await status(running) == 101
 
 
@@ -286,7 +287,7 @@ async def test_a_message_has_a_size(start: Start) -> None:
 
 
 async def test_a_message_has_so_many_fragments(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket, "MAX_FRAMES", 10)
+    monkeypatch.setattr(web_socket, "MAX_FRAMES", 10)
     async with open_socket(await start()) as opened:
         opened.protocol.send_text(b"", fin=False)
         frames = b"".join(Frame(Opcode.CONT, b"", fin=False).serialize(mask=True) for _ in range(20))
@@ -295,7 +296,7 @@ async def test_a_message_has_so_many_fragments(start: Start, monkeypatch: pytest
 
 
 async def test_so_many_messages_wait(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket, "MAX_UNREAD", 10)
+    monkeypatch.setattr(web_socket, "MAX_UNREAD", 10)
     async with open_socket(await start()) as opened:
         opened.transport.write(b"".join(Frame(Opcode.TEXT, b"{}").serialize(mask=True) for _ in range(100)))
         assert (await closed(opened)) == (1008, "at most 10 messages wait")
@@ -318,8 +319,9 @@ async def test_audio_that_nobody_commits_has_an_end(start: Start) -> None:
         await caller.ask("input_audio_buffer.clear")
         held = running.app.state.gateway.sessions.held
         assert held.num_bytes == RATE, "half a second that is committed"
-    while held.num_bytes:
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(60):
+        while held.num_bytes:
+            await asyncio.sleep(0.01)
 
 
 async def test_silence_is_not_kept(start: Start) -> None:
@@ -380,7 +382,7 @@ async def ask_again(opened: Any, message: str) -> None:
 
 
 async def test_who_takes_nothing_is_left(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket, "CLOSE_S", 0.1)
+    monkeypatch.setattr(web_socket, "CLOSE_S", 0.1)
     running = await start(limits=Limits(stall_s=0.3, drain_s=1))
     update = {"type": "session.update", "session": NO_VAD | {"instructions": "a" * 100_000}}
     async with open_socket(running, compression=None) as opened:
@@ -389,7 +391,7 @@ async def test_who_takes_nothing_is_left(start: Start, monkeypatch: pytest.Monke
         async with asyncio.timeout(60):
             while await running.metric("gateway_sessions"):
                 await asyncio.sleep(0.02)
-            while any(isinstance(each, socket.Socket) for each in running.server.server_state.connections):
+            while any(isinstance(each, web_socket.Socket) for each in running.server.server_state.connections):
                 await asyncio.sleep(0.02)
         asking.cancel()
 
@@ -438,7 +440,8 @@ async def test_the_log_has_a_line_and_nothing_of_what_was_said(start: Start, cap
         await connection.send({"type": "conversation.item.create", "item": {"content": "secret"}})  # type: ignore[arg-type]
         await connection.recv()
         assert (await connection.recv()).type == "error"
-    while "WEBSOCKET /v1/realtime 101" not in caplog.text:
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(60):
+        while "WEBSOCKET /v1/realtime 101" not in caplog.text:
+            await asyncio.sleep(0.01)
     lines = [record.getMessage() for record in caplog.records if record.name == "stretto_gateway"]
     assert not any("secret" in line or KEY in line for line in lines)
