@@ -1,0 +1,29 @@
+"""Who is told to come again does, and has waited since coming first; what else goes wrong is nobody's place."""
+
+from typing import Any
+from unittest.mock import AsyncMock
+
+import pytest
+
+from benchmarks import gateway
+from benchmarks.speech_metrics import Trace
+from stretto_gateway.api_error import ApiError
+
+FULL = ApiError(429, "no room").response().body.decode()
+BROKEN = ApiError(502, "broken").response().body.decode()
+
+
+@pytest.mark.parametrize(("errors", "expected"), [([], None), ([FULL, FULL], None), ([FULL, BROKEN], BROKEN)])
+async def test_who_is_told_to_come_again_does(
+    monkeypatch: pytest.MonkeyPatch, errors: list[str], expected: str | None
+) -> None:
+    monkeypatch.setattr(gateway.asyncio, "sleep", AsyncMock())
+    monkeypatch.setattr(gateway.time, "perf_counter", lambda: 1.0)
+    answers = iter([*(Trace(sent=99.0, error=error) for error in errors), Trace(sent=99.0)])
+
+    async def speak(text: str, options: dict[str, Any]) -> Trace:
+        return next(answers)
+
+    trace, num_told = await gateway.come(speak, "A cat.", {})
+    assert (trace.error, num_told) == (expected, errors.count(FULL))
+    assert trace.sent == 1.0, "since it came first"
