@@ -8,6 +8,7 @@ import numpy as np
 
 from benchmarks.checkpoints import random_vita
 from stretto.checkpoints.command import main
+from stretto.families.vita_audio.family import SCHEDULES
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 
@@ -31,6 +32,8 @@ def prompt_of(reply: dict[str, Any], task: str = "dialogue", **changes: object) 
     """What the fixture's reply answers, for as many ids."""
     size = len(reply["ids"])
     text = SegmentSampling(temperature=0.0, max_rows=size)
-    fields = {"repetition_penalty": reply["penalty"], "schedule": reply["schedule"], **changes}
+    name = reply["schedule"]
+    schedule = name if name in SCHEDULES else tuple(RECORD["schedules"][name])
+    fields = {"repetition_penalty": reply["penalty"], "schedule": schedule, **changes}
     sampling = SamplingConfig(text, text, seed=0, **fields)
     return Prompt(task, np.array(reply["prompt"], np.int32)[:, None], sampling)

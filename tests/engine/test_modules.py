@@ -17,6 +17,8 @@ from tests.speech_families import MODULES
 pytestmark = pytest.mark.engine
 MAX_MODEL_LEN = 160
 SCHEDULES = [schedule.name for schedule in MODULES.bursts.schedules]
+# More rows than modules; and so long without a burst, or for ever, that modules read rows in steps without one.
+NUMBERS = [(2, 9), (1, 2, 12, 3), (1, 3, 12, 0)]
 TIGHT = {"max_num_batched_tokens": 48, "max_num_seqs": 4, "num_gpu_blocks_override": 9}
 CHUNKED = {"max_num_batched_tokens": 24, "max_num_seqs": 4}
 TINY_BUDGET = {"max_num_batched_tokens": 13, "max_num_seqs": 3}
@@ -57,9 +59,9 @@ def roomy(checkpoint: Checkpoint) -> Iterator[Engine]:
 
 
 def prompts() -> dict[str, Prompt]:
-    """Two for each schedule: greedy and drawn, guided or not, audio or text."""
-    made = {f"r{index}": make_prompt(MODULES, index) for index in range(10)}
-    names = [SCHEDULES[index % len(SCHEDULES)] for index in range(10)]
+    """Two for each schedule that has a name: greedy and drawn, guided or not, audio or text; one for each other."""
+    names = [*SCHEDULES, *SCHEDULES, *NUMBERS]
+    made = {f"r{index}": make_prompt(MODULES, index) for index in range(len(names))}
     return {
         request_id: replace(prompt, sampling=replace(prompt.sampling, schedule=name))
         for (request_id, prompt), name in zip(made.items(), names, strict=True)
@@ -97,7 +99,7 @@ def test_a_reply_alone_is_the_one_in_a_batch(checkpoint: Checkpoint, roomy: Engi
         checkpoint.check({name: prompt}, roomy.run({name: prompt}))
 
 
-def short(rows: np.ndarray, schedule: str, num_rows: int = 9) -> Prompt:
+def short(rows: np.ndarray, schedule: str | tuple[int, ...], num_rows: int = 9) -> Prompt:
     """A greedy unguided reply of a few rows behind `rows`."""
     made = make_prompt(MODULES, 0, "speak", schedule=schedule, guidance_scale=1.0)
     audio = replace(made.sampling.audio, min_rows=num_rows, max_rows=num_rows)
@@ -126,7 +128,8 @@ def test_a_reply_that_was_broken_off_leaves_no_block_that_modules_have_not_read(
     checkpoint: Checkpoint, roomy: Engine
 ) -> None:
     for after in range(4, 9):
-        asked = short(spoken(41 + 3 * after % 8, after), "boost", num_rows=40)
+        schedule = "boost" if after % 2 else (1, 2, 60, 0)
+        asked = short(spoken(41 + 3 * after % 8, after), schedule, num_rows=40)
         said = np.array(checkpoint.reply(asked)[:36], np.int32)
         roomy.run({"first": asked}, aborts={"first": after})
         second = short(np.concatenate([asked.rows, said, spoken(33, 100 + after)]), "boost")

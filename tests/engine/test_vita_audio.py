@@ -9,14 +9,16 @@ import pytest
 
 from stretto.engine.worker.burst_sampler import BurstStepSampler
 from stretto.families.registry import family_at
-from stretto.families.vita_audio.family import SCHEDULES
+from tests.engine.forking import forked_processes
 from tests.engine.harness import Answer, Engine
 from tests.engine.test_no_sync import as_on_a_gpu
+from tests.engine.test_tensor_parallel import RankCheck, call_ranks, num_slots
 from tests.vita_release import RECORD, convert, prompt_of
 
 pytestmark = pytest.mark.engine
 
-REPLIES = [reply for reply in RECORD["replies"] if reply["schedule"] in SCHEDULES]
+# Of each schedule, those of no name among them, each of three prompts and each of three penalties.
+REPLIES = RECORD["replies"][::4]
 # A budget below some prompts, four slots, and blocks for little more than one reply.
 TIGHT = {"max_num_batched_tokens": 32, "max_num_seqs": 4, "num_gpu_blocks_override": 6}
 
@@ -45,7 +47,7 @@ def check(reply: dict[str, Any], answer: Answer, ends: tuple[int, ...]) -> None:
 
 
 def test_greedy_replies_are_the_authors_in_one_batch(checkpoint: Path) -> None:
-    """On all published schedules at once, penalized by what prompt and reply have said, and not."""
+    """On all published schedules and others at once, penalized by what prompt and reply have said, and not."""
     ends = family_at(checkpoint).drawn_ends
     with engine(checkpoint, async_scheduling=True) as running:
         answers = running.run({f"r{at}": prompt_of(reply) for at, reply in enumerate(REPLIES)})
@@ -57,11 +59,33 @@ def test_greedy_replies_are_the_authors_in_one_batch(checkpoint: Path) -> None:
 
 def test_a_step_on_a_device_says_the_same(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Row by row by the kernels of a step, interpreted: a whole burst is penalized by what was said in it."""
-    (reply,) = [each for each in REPLIES if each["schedule"] == "turbo" and each["penalty"] > 1.1][:1]
+    (reply,) = [each for each in REPLIES if each["schedule"] == "turbo" and each["penalty"] > 1.1]
     as_on_a_gpu(monkeypatch)
     with engine(checkpoint, async_scheduling=True, max_num_seqs=2) as running:
         assert isinstance(running.core.model_executor.driver_worker.worker.model_runner.sampler, BurstStepSampler)
         check(reply, running.run({"r": prompt_of(reply)})["r"], family_at(checkpoint).drawn_ends)
+
+
+def test_two_ranks_say_the_same(checkpoint: Path) -> None:
+    """Each has half of the heads of attention, of the modules' too, and half of the one head over all ids."""
+    ends, replies = family_at(checkpoint).drawn_ends, [reply for reply in REPLIES if reply["penalty"] > 1.1]
+    more = {"async_scheduling": True, "tensor_parallel_size": 2, **TIGHT}
+    with forked_processes():
+        running = Engine(checkpoint, max_model_len=160, **more)
+    try:
+        answers = running.run({f"r{at}": prompt_of(reply) for at, reply in enumerate(replies)}, after_step=RankCheck())
+        assert call_ranks(running, is_text_cut) == [True, True]
+        assert call_ranks(running, num_slots) == [0, 0]
+        assert running.free_blocks() == running.num_free_blocks
+    finally:
+        running.shutdown()
+    for at, reply in enumerate(replies):
+        check(reply, answers[f"r{at}"], ends)
+    assert any(answer.trailer.num_preemptions for answer in answers.values())
+
+
+def is_text_cut(worker: Any) -> bool:
+    return worker.worker.model_runner.sampler._draw._heads.is_text_cut
 
 
 def test_chunks_and_preemptions_forget_nothing_that_was_said(checkpoint: Path) -> None:

@@ -16,8 +16,16 @@ def modes(draw: st.DrawFn) -> tuple[int, ...]:
     return (*(number for pair in pairs for number in pair), draw(st.integers(1, 5)), draw(st.integers(1, 10)))
 
 
-def expanded(mode: tuple[int, ...]) -> str:
-    """The published way to say it: a letter a row."""
+def expanded(mode: tuple[int, ...], num_modules: int = 10) -> str:
+    """The published way to say it: a letter a row; where there are too few modules, the model says the next row."""
+    kinds, in_burst = "", 0
+    for kind in letters(mode):
+        in_burst = in_burst + 1 if kind == "m" and in_burst < num_modules else 0
+        kinds += "m" if in_burst else "M"
+    return kinds
+
+
+def letters(mode: tuple[int, ...]) -> str:
     mains, extras, kinds = list(mode[::2]), list(mode[1::2]), ""
     while len(kinds) < NUM_ROWS:
         kinds += "M" * (mains.pop(0) if len(mains) > 1 else mains[0])
@@ -26,9 +34,10 @@ def expanded(mode: tuple[int, ...]) -> str:
 
 
 @pytest.mark.slow
-@given(modes())
-def test_steps_are_those_of_the_schedule_row_by_row(mode: tuple[int, ...]) -> None:
-    schedule, kinds, index = BurstSchedule("any", mode), expanded(mode), 0
+@given(modes(), st.integers(1, 10))
+def test_steps_are_those_of_the_schedule_row_by_row(mode: tuple[int, ...], num_modules: int) -> None:
+    schedule, kinds, index = BurstSchedule("any", mode, num_modules), expanded(mode, num_modules), 0
+    assert schedule.max_extra == max(map(len, kinds.split("M")))
     while index + 1 + max(mode[1::2]) < NUM_ROWS:
         extra = schedule.num_extra(index)
         assert kinds[index : index + 1 + extra] == "M" + "m" * extra
@@ -37,12 +46,12 @@ def test_steps_are_those_of_the_schedule_row_by_row(mode: tuple[int, ...]) -> No
         assert kinds[index] == "M"
 
 
-@given(modes())
-def test_no_step_begins_with_a_row_of_a_module(mode: tuple[int, ...]) -> None:
-    for index, kind in enumerate(expanded(mode)[:60]):
+@given(modes(), st.integers(1, 10))
+def test_no_step_begins_with_a_row_of_a_module(mode: tuple[int, ...], num_modules: int) -> None:
+    for index, kind in enumerate(expanded(mode, num_modules)[:60]):
         if kind == "m":
             with pytest.raises(AssertionError, match="a module's"):
-                BurstSchedule("any", mode).num_extra(index)
+                BurstSchedule("any", mode, num_modules).num_extra(index)
 
 
 @given(modes(), st.integers(0, 3))
@@ -69,12 +78,20 @@ def test_the_first_schedule_is_the_one_of_who_names_none() -> None:
     bursts = Bursts(10, (BurstSchedule("turbo", (1, 10)), BurstSchedule("vanilla", (8192, 0))))
     assert bursts.schedule(None).name == "turbo"
     assert bursts.schedule("vanilla").mode == (8192, 0)
-    assert (bursts.max_extra, bursts.window, bursts.rows_per_step) == (10, 11, 1.0)
+    assert bursts.window == 11
     with pytest.raises(KeyError, match="'boost' is not one of"):
         bursts.schedule("boost")
 
 
-@pytest.mark.parametrize("mode", [(), (1,), (0, 3), (1, -1), (1, 3, 2, 0)])
+def test_numbers_are_a_schedule_of_their_own_over_the_modules_that_there_are() -> None:
+    bursts = Bursts(4, (BurstSchedule("turbo", (1, 4)), BurstSchedule("rare", (1, 4, 500, 4))))
+    schedule = bursts.schedule((1, 7))
+    assert (schedule.mode, schedule.max_extra) == ((1, 7), 4)
+    assert [schedule.num_extra(index) for index in (0, 5, 8)] == [4, 2, 4]
+    assert bursts.window == 8, "what a long pause leaves is read meanwhile"
+
+
+@pytest.mark.parametrize("mode", [(), (1,), (0, 3), (1, -1)])
 def test_a_mode_that_is_none_is_refused(mode: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="any: "):
         BurstSchedule("any", mode)

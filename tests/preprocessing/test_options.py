@@ -7,10 +7,12 @@ import pytest
 
 from stretto.errors import InvalidRequest
 from stretto.families.tiny.family import TINY
+from stretto.families.vita_audio.family import VitaVocabulary, vita_audio
 from stretto.preprocessing.options import Options, read_options
-from stretto.records.sampling import CodeSampling
+from stretto.records.sampling import CodeSampling, SamplingConfig
 from tests.small_vocabularies import BAGPIPER, CSM
 
+VITA = vita_audio(VitaVocabulary())
 TTS, ASR = TINY.task("tts"), TINY.task("asr")
 FRAME_RATE = 25.0
 
@@ -191,3 +193,35 @@ def test_numbers_that_are_not_finite_are_refused(text: str) -> None:
 def test_a_task_that_does_not_speak_refuses_options_of_speech(key: str) -> None:
     with pytest.raises(InvalidRequest, match=rf"options\.{key}: expected nothing: task 'asr' does not speak"):
         read({key: 1}, ASR)
+
+
+def test_a_schedule_is_a_name_or_numbers() -> None:
+    def schedule(text: str) -> object:
+        return read_options(f'{{"schedule": {text}}}', VITA, VITA.task("tts"), 12.5).sampling.schedule
+
+    assert (schedule('"turbo"'), schedule("[1, 13]"), schedule("[2, 3, 9, 0]")) == ("turbo", (1, 13), (2, 3, 9, 0))
+    assert SamplingConfig.from_json("sampling", replace(TTS.sampling, schedule=(1, 13)).to_json()).schedule == (1, 13)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ("fast", "options.schedule: expected one of balance, vanilla, boost, turbo, or numbers, got 'fast'"),
+        ([], "options.schedule: expected at most 16 pairs of numbers [M, m, M, m, …], got 0 numbers"),
+        ([1, 4, 3], "options.schedule: expected at most 16 pairs of numbers [M, m, M, m, …], got 3 numbers"),
+        ([1, 1] * 17, "options.schedule: expected at most 16 pairs of numbers [M, m, M, m, …], got 34 numbers"),
+        ([1, 4, 0, 2], "options.schedule[2]: expected an integer in [1, 8192], got 0"),
+        ([1, 8193], "options.schedule[1]: expected an integer in [0, 8192], got 8193"),
+        ([True, 4], "options.schedule[0]: expected an integer in [1, 8192], got True"),
+        ([1, [4]], "options.schedule[1]: expected an integer in [0, 8192], got [4]"),
+    ],
+)
+def test_a_bad_schedule_is_refused_by_name(schedule: object, message: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        read_options(json.dumps({"schedule": schedule}), VITA, VITA.task("tts"), 12.5)
+    assert str(caught.value) == message
+
+
+def test_a_model_without_modules_has_no_schedule() -> None:
+    with pytest.raises(InvalidRequest, match=r"options\.schedule: expected none: this model says one row a step, got"):
+        read({"schedule": [1, 4]})

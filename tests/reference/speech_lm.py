@@ -7,6 +7,7 @@ streams, and the smallest lead that any decision had over its runner-up.
 import json
 import math
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from stretto.streams.pattern import FORCED_TAIL, NO_TAIL, PADDED_TAIL, PADDED_WA
 from stretto.streams.segment import Segment
 from tests.reference.depth import DepthReference
 from tests.reference.noise import uniform
+from tests.reference.vita_audio import drawn_by
 
 Row = list[int]
 
@@ -153,11 +155,9 @@ class _Reply:
         self.extra = slowest if self.family.tail is NO_TAIL else 0
         self.kinds = ""  # M: a row of the main model's, m: one of a module's
         if self.family.bursts is not None:
-            mode = self.family.bursts.schedule(self.sampling.schedule).mode
-            mains, extras = list(mode[::2]), list(mode[1::2])
-            while len(self.kinds) < reference.max_model_len:
-                self.kinds += "M" * (mains.pop(0) if len(mains) > 1 else mains[0])
-                self.kinds += "m" * (extras.pop(0) if len(extras) > 1 else extras[0])
+            bursts = self.family.bursts
+            drawers = drawn_by(bursts.schedule(self.sampling.schedule).mode, bursts.num_modules)
+            self.kinds = "".join("Mm"[module >= 0] for module in islice(drawers, reference.max_model_len))
 
     def run(self) -> tuple[list[Row], float]:
         while True:

@@ -7,8 +7,11 @@ A schedule (1, 2, 2, 3) with `M` for rows that the main model says, and `m` for 
     step               └───0───┘   1   └─────2─────┘   3   └─────4─────┘   5 …
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+
+MAX_NUMBERS, MAX_NUMBER = 32, 8192  # of a schedule: a request may bring its own
 
 
 @dataclass(frozen=True)
@@ -16,17 +19,17 @@ class BurstSchedule:
     """Which rows of a reply the modules say.
 
     mode: M1, m1, M2, m2 …: M1 rows of the main model, one a step, the last of them followed by m1 rows of modules in
-    the same step; then M2 and m2; the last pair repeats.
+    the same step; then M2 and m2; the last pair repeats. num_modules: where m is more, the main model says the row
+    behind theirs, and they begin anew.
     """
 
     name: str
     mode: tuple[int, ...]
+    num_modules: int = MAX_NUMBER
 
     def __post_init__(self) -> None:
         if not self.mode or len(self.mode) % 2 or min(self.mode[::2]) < 1 or min(self.mode[1::2]) < 0:
             raise ValueError(f"{self.name}: expected pairs of M >= 1 and m >= 0, got {self.mode}")
-        if self.max_extra and not self.mode[-1]:  # what modules have yet to read would grow for ever
-            raise ValueError(f"{self.name}: the last pair, which repeats, has rows of modules unless none has")
 
     @cached_property
     def _pairs(self) -> tuple[tuple[int, int], ...]:
@@ -35,13 +38,7 @@ class BurstSchedule:
     @cached_property
     def max_extra(self) -> int:
         """The most rows that modules say in a step."""
-        return max(self.mode[1::2])
-
-    @property
-    def rows_per_step(self) -> float:
-        """How many rows a step says in the long run."""
-        main, extra = self._pairs[-1]
-        return (main + extra) / main
+        return min(self.num_modules, max(self.mode[1::2]))
 
     def num_extra(self, index: int) -> int:
         """How many rows of modules follow row `index` of the reply, one of the main model's, in the same step."""
@@ -61,8 +58,11 @@ class BurstSchedule:
         return step
 
     def _extra(self, index: int, place: int, main: int, extra: int) -> int:
-        assert place < main, f"{self.name}: row {index} is a module's, no step begins with it"
-        return extra if place == main - 1 else 0
+        behind = place - (main - 1)  # the last of its rows that the main model says for itself
+        if behind < 0:
+            return 0
+        assert behind % (self.num_modules + 1) == 0, f"{self.name}: row {index} is a module's, no step begins with it"
+        return min(self.num_modules, extra - behind)
 
     def window(self, num_modules: int) -> int:
         """The most rows, counted back from the last that the main model has read, that a module may have yet to read.
@@ -84,7 +84,7 @@ class BurstSchedule:
 
 @dataclass(frozen=True)
 class Bursts:
-    """The modules of a model and the schedules that a request may choose from; the first unless it does.
+    """The modules of a model and the schedules that have names; the first is that of requests that say none.
 
     num_modules: N; module k says the row k + 1 behind the main model's.
     """
@@ -93,27 +93,24 @@ class Bursts:
     schedules: tuple[BurstSchedule, ...]
 
     def __post_init__(self) -> None:
-        if self.max_extra > self.num_modules:
-            raise ValueError(f"{self.num_modules} modules do not say {self.max_extra} rows in a step")
+        if (most := max(schedule.max_extra for schedule in self.schedules)) > self.num_modules:
+            raise ValueError(f"{self.num_modules} modules do not say {most} rows in a step")
 
-    def schedule(self, name: str | None) -> BurstSchedule:
-        """The schedule called `name`, the first for None; KeyError lists the names there are."""
+    def schedule(self, name: str | Sequence[int] | None) -> BurstSchedule:
+        """The schedule called `name`, that of these numbers, or the first for None; KeyError lists the names."""
+        if name is not None and not isinstance(name, str):
+            return BurstSchedule("the request's schedule", tuple(name), self.num_modules)
         for schedule in self.schedules:
             if name in (None, schedule.name):
                 return schedule
         raise KeyError(f"{name!r} is not one of {[schedule.name for schedule in self.schedules]}")
 
     @cached_property
-    def max_extra(self) -> int:
-        """The most rows that modules say in a step of any schedule."""
-        return max(schedule.max_extra for schedule in self.schedules)
-
-    @cached_property
     def window(self) -> int:
-        """The longest window of the schedules."""
-        return max(schedule.window(self.num_modules) for schedule in self.schedules)
+        """The most rows that modules may have yet to read: as many as the named schedules leave, but for long ones.
 
-    @cached_property
-    def rows_per_step(self) -> float:
-        """How many rows a step says in the long run, at the least."""
-        return min(schedule.rows_per_step for schedule in self.schedules)
+        A step that would leave more to be read has them read without saying anything (`worker/module_rows.py`). So that
+        is enough for any schedule, as a burst leaves no more than N, and the step behind it reads N + 1.
+        """
+        windows = (schedule.window(self.num_modules) for schedule in self.schedules)
+        return max(self.num_modules + 1, *(min(window, 2 * self.num_modules) for window in windows))

@@ -5,6 +5,7 @@ from typing import Any
 
 from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Family, Task
+from stretto.families.bursts import MAX_NUMBER, MAX_NUMBERS
 from stretto.preprocessing.delivery import read_delivery
 from stretto.preprocessing.json_field import read_json
 from stretto.preprocessing.manner import PLAIN, Manner, read_manner
@@ -156,12 +157,28 @@ def _guidance(options: OptionsRecord) -> dict[str, Any]:
     return fields
 
 
-def _schedule(options: OptionsRecord, family: Family) -> str:
-    names = [schedule.name for schedule in family.bursts.schedules] if family.bursts else []
-    if (schedule := options["schedule"]) not in names:
-        expected = f"one of {', '.join(names)}" if names else "none: this model says one row a step"
-        raise InvalidRequest("options.schedule", expected, shown(schedule))
+def _schedule(options: OptionsRecord, family: Family) -> str | tuple[int, ...]:
+    """By name, or by its numbers M, m, M, m, …"""
+    schedule = options["schedule"]
+    if family.bursts is None:
+        raise InvalidRequest("options.schedule", "none: this model says one row a step", shown(schedule))
+    if isinstance(schedule, list):
+        return _numbers(schedule)
+    names = [schedule.name for schedule in family.bursts.schedules]
+    if schedule not in names:
+        raise InvalidRequest("options.schedule", f"one of {', '.join(names)}, or numbers", shown(schedule))
     return schedule
+
+
+def _numbers(schedule: list[Any]) -> tuple[int, ...]:
+    if not schedule or len(schedule) % 2 or len(schedule) > MAX_NUMBERS:
+        got = f"{len(schedule)} numbers"
+        raise InvalidRequest("options.schedule", f"at most {MAX_NUMBERS // 2} pairs of numbers [M, m, M, m, …]", got)
+    for at, number in enumerate(schedule):
+        low = 0 if at % 2 else 1
+        if type(number) is not int or not low <= number <= MAX_NUMBER:
+            raise InvalidRequest(f"options.schedule[{at}]", f"an integer in [{low}, {MAX_NUMBER}]", shown(number))
+    return tuple(schedule)
 
 
 def _voice(options: OptionsRecord, family: Family) -> str | None:

@@ -75,7 +75,8 @@ class SamplingConfig:
     `adaptive`, all for which the engine is fast enough.
     ras_window, ras_max_repeats: a code that came `ras_max_repeats` times in the last `ras_window` rows of its stream's
     audio is drawn again from the softmax of all logits, without temperature, top-k and top-p; window 0 is off.
-    schedule: which rows of the reply modules say, of a family that has such; None for its default.
+    schedule: which rows of the reply modules say, of a family that has such, by name or by its numbers; None for its
+    default.
     repetition_penalty: what the logits of ids that came before are divided by, or multiplied with where they are
     negative, in what is drawn on stream 0; 1 is off. Which ids count is the family's rule.
     depth: how a depth transformer's streams are drawn; None: as stream 0 in audio.
@@ -90,7 +91,7 @@ class SamplingConfig:
     guided_until_s: float | None = None
     ras_window: int = 0
     ras_max_repeats: int = 2
-    schedule: str | None = None
+    schedule: str | tuple[int, ...] | None = None
     repetition_penalty: float = 1.0
     depth: CodeSampling | None = None
 

@@ -124,18 +124,12 @@ class SegmentRules:
     @cached_property
     def max_rows_per_step(self) -> int:
         """The most rows that a reply says, and so reads, in one step behind its prompt."""
-        return 1 if self.family.bursts is None else 1 + self.family.bursts.max_extra
+        return 1 if self.family.bursts is None else 1 + self.family.bursts.num_modules
 
     @cached_property
     def num_open_rows(self) -> int:
         """How many of the last rows read modules may read again, and so change what is kept of them."""
         return 0 if self.family.bursts is None else self.family.bursts.window
-
-    @cached_property
-    def step_rate(self) -> float:
-        """How many steps make a second of audio, at the most; 0 where the codec's frame rate is not known."""
-        bursts = self.family.bursts
-        return self.family.frame_rate / (1.0 if bursts is None else bursts.rows_per_step)
 
     def track(self, first_row: int, ids: Sequence[int], is_open: bool = False) -> Track | None:
         """The text track of a reply that begins at `first_row`; None where the family has none."""

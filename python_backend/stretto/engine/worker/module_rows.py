@@ -11,8 +11,9 @@ A module is a decoder layer with keys and values of its own. Of row j it reads w
 
 No row beyond j is touched, so modules need no KV blocks that the scheduler has not given. What a module could not read
 yet, for want of the ids behind it or because steps had no burst, it reads with the next burst: the hidden states of the
-last `window` rows are kept for every slot, and a burst takes all modules over these rows again. Prompts pass through
-all modules as they come, chunk by chunk.
+last `window` rows are kept for every slot, and a burst takes all modules over those of them that some module lacks.
+Where a schedule has no burst for longer than that, they are read before they are forgotten. Prompts pass through all
+modules as they come, chunk by chunk.
 """
 
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class ModuleRows:
         self._num_slots = vllm_config.scheduler_config.max_num_seqs
         hidden = model.rows_hidden
         self._ring = hidden.new_zeros(self._num_slots, bursts.window, hidden.shape[1])
-        self._first = np.zeros(self._num_slots, np.int64)  # the first row that a slot's tenant reads itself
+        self._unread = np.zeros(self._num_slots, np.int64)  # the first row of each slot that some module has not read
 
     def bind(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
         """Read and write the KV cache that has been allocated."""
@@ -68,7 +69,7 @@ class ModuleRows:
 
     def place(self, slot: int, num_read: int) -> None:
         """A request has got `slot`; `num_read` of its rows have been read by others, whose blocks it shares."""
-        self._first[slot] = num_read
+        self._unread[slot] = num_read
 
     def __call__(self, hidden: torch.Tensor, step: BurstBatch, say: Say) -> None:
         """Say the rows behind the first."""
@@ -78,16 +79,17 @@ class ModuleRows:
         self._keep(step)
 
     def _runs(self, step: BurstBatch) -> Runs:
-        """Chunks of prompts, and requests that say more: what modules have to read, for the first time or again."""
-        batch, num_modules = step.batch, self._bursts.num_modules
-        index = np.flatnonzero(step.is_read & (batch.is_prefilling_np | (step.num_extra > 0)))
-        start, stop = batch.num_computed_tokens_np[index].astype(np.int64), step.num_read[index]
+        """Chunks of prompts, requests that say more, and those of which a row would be forgotten unread."""
+        batch, stop = step.batch, step.num_read
+        unread = self._unread[batch.idx_mapping_np]
+        is_late = stop - unread >= self._bursts.window
+        index = np.flatnonzero(step.is_read & (batch.is_prefilling_np | (step.num_extra > 0) | is_late))
+        slots, stop = batch.idx_mapping_np[index], stop[index]
         prefill_len = batch.prefill_len_np[index].astype(np.int64)
-        # The chunk before ended too near the end of what was known for modules to have read its last rows.
-        of_chunk = np.where(start + num_modules > prefill_len, prefill_len - num_modules, start)
-        first = np.where(batch.is_prefilling_np[index], of_chunk, stop - self._bursts.window)
-        slots = batch.idx_mapping_np[index]
-        return Runs(index, slots, np.maximum(np.minimum(first, start), self._first[slots]), stop)
+        # The last module reads a row once the num_modules ids behind it are known.
+        num_known = np.where(stop < prefill_len, prefill_len, stop + 1 + step.num_extra[index])
+        self._unread[slots] = np.clip(num_known - self._bursts.num_modules, unread[index], stop)
+        return Runs(index, slots, unread[index], stop)
 
     def _run(self, hidden: torch.Tensor, step: BurstBatch, runs: Runs, say: Say) -> None:
         """All modules over the rows of `runs`, each saying a row of every request that has one more to say."""
