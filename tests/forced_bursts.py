@@ -19,6 +19,9 @@ class ForcedRows:
     def bind(self, kv_cache_config: object, block_tables: object) -> None:
         """There is nothing to keep."""
 
+    def capture(self) -> None:
+        """There is nothing to capture."""
+
     def place(self, slot: int, num_read: int) -> None:
         """There is nothing to keep."""
 

@@ -109,7 +109,8 @@ def write_config(folder: Path, model: Model, setup: Setup) -> Path:
 
 
 def engine_args(setup: Setup, model: Model, requests: tuple[int, ...], is_compiled: bool = False) -> dict[str, Any]:
-    """vLLM's arguments: all replies at once, guided or not, and a graph for every number of rows."""
+    """vLLM's arguments: all replies at once, guided or not, and a graph for every number of rows; of modules, too, who
+    read a window of rows of each."""
     rows = sorted({factor * number for number in requests for factor in (1, model.rows_per_request)})
     args: dict[str, Any] = {
         "dtype": "float32" if setup.is_small else "bfloat16",
@@ -122,7 +123,9 @@ def engine_args(setup: Setup, model: Model, requests: tuple[int, ...], is_compil
     }
     if setup.is_small:
         return {**args, "enforce_eager": True, "kv_cache_memory_bytes": 64 << 20}
-    compilation = {**(COMPILED if is_compiled else WITHOUT_COMPILER), "cudagraph_capture_sizes": rows}
+    bursts = model.read_family(setup).bursts
+    sizes = rows if bursts is None else [*rows, rows[-1] * bursts.window]
+    compilation = {**(COMPILED if is_compiled else WITHOUT_COMPILER), "cudagraph_capture_sizes": sizes}
     return {**args, "gpu_memory_utilization": 0.85, "compilation_config": compilation}
 
 

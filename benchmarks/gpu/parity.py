@@ -59,12 +59,15 @@ class Case:
     replies: dict[str, tuple[list[list[int]], float]]
 
 
-def answer(name: str, folder: Path, family: Family, prompts: dict[str, Prompt]) -> Case:
-    """The case of `prompts`, answered by the reference of the tests."""
-    reference = importlib.import_module("tests.reference.speech_lm").Reference(folder, family, MAX_MODEL_LEN)
-    width, replies = family.layout.num_output_streams, {}
+def answer(
+    name: str, folder: Path, family: Family, prompts: dict[str, Prompt], reference: str = "speech_lm:Reference"
+) -> Case:
+    """The case of `prompts`, answered by a reference of the tests."""
+    module, reference_class = reference.split(":")
+    made = getattr(importlib.import_module(f"tests.reference.{module}"), reference_class)
+    computed, width, replies = made(folder, family, MAX_MODEL_LEN), family.layout.num_output_streams, {}
     for request_id, prompt in prompts.items():
-        rows, lead = reference.reply(prompt)
+        rows, lead = computed.reply(prompt)
         replies[request_id] = ([row[:width] for row in rows], lead)
     return Case(name, folder, prompts, replies)
 
@@ -76,6 +79,13 @@ def cases(setup: Setup, folder: Path) -> Iterator[Case]:
         yield answer(family.name, checkpoint, family, prompts_of(setup, family))
     if (CHECKPOINT / "model.safetensors").exists() and not setup.is_small:
         yield answer("bundled", CHECKPOINT, TINY, bundled_prompts())
+
+
+def modules(setup: Setup, folder: Path) -> Case:
+    """A random checkpoint with modules behind it, whose rows come several a step."""
+    name, family = "tests.speech_families:MODULES", importlib.import_module("tests.speech_families").MODULES
+    checkpoint = importlib.import_module("tests.random_checkpoints").write_modules(folder, family, name)
+    return answer(family.name, checkpoint, family, prompts_of(setup, family), "module_lm:ModuleReference")
 
 
 def families() -> tuple[tuple[Family, str], ...]:
@@ -105,6 +115,15 @@ def run(setup: Setup, mode: str) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         for case in itertools.islice(cases(setup, Path(folder)), _some(setup, mode)):
             yield {"checkpoint": case.name, "mode": mode, **compare(setup, case, mode)}
+
+
+def run_modules(setup: Setup) -> Iterator[dict[str, Any]]:
+    """A line for the checkpoint with modules: those, too, are replayed where a step reads no prompt."""
+    be_exact()
+    mode = "FULL_DECODE_ONLY, async"
+    with tempfile.TemporaryDirectory() as folder:
+        case = modules(setup, Path(folder))
+        yield {"checkpoint": case.name, "mode": mode, **compare(setup, case, mode)}
 
 
 def _some(setup: Setup, mode: str) -> int | None:

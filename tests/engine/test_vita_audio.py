@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 
+from stretto.engine.worker import module_rows
 from stretto.engine.worker.burst_sampler import BurstStepSampler
+from stretto.engine.worker.module_attention import ModuleAttention
+from stretto.engine.worker.step_graphs import padded_sizes
 from stretto.families.registry import family_at
 from tests.engine.forking import forked_processes
 from tests.engine.harness import Answer, Engine
 from tests.engine.test_no_sync import as_on_a_gpu
 from tests.engine.test_tensor_parallel import RankCheck, call_ranks, num_slots
+from tests.engine.worker.test_step_graphs import FakeRecorder
 from tests.vita_release import RECORD, convert, prompt_of
 
 pytestmark = pytest.mark.engine
@@ -57,13 +61,33 @@ def test_greedy_replies_are_the_authors_in_one_batch(checkpoint: Path) -> None:
         check(reply, running.run({"text": prompt_of(reply, "chat")})["text"], ends)
 
 
-def test_a_step_on_a_device_says_the_same(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Row by row by the kernels of a step, interpreted: a whole burst is penalized by what was said in it."""
-    (reply,) = [each for each in REPLIES if each["schedule"] == "turbo" and each["penalty"] > 1.1]
+def test_replayed_modules_on_a_device_say_the_same(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row by row by the kernels of a step, interpreted, and by modules captured before: what is replayed reads the rows
+    of its own step. A whole burst is penalized by what was said in it; who says a row a step says it beside."""
+    replies = [each for each in REPLIES if each["schedule"] in ("turbo", "one prefix", "vanilla")]
+    replies = [{**each, "ids": each["ids"][:14]} for each in replies if each["penalty"] > 1.1]
+    recorder = FakeRecorder()
     as_on_a_gpu(monkeypatch)
-    with engine(checkpoint, async_scheduling=True, max_num_seqs=2) as running:
+    monkeypatch.setattr(module_rows, "recorder_of", lambda device, config: recorder)
+    monkeypatch.setattr(module_rows, "ModuleAttention", CapturedAttention)
+    ends = family_at(checkpoint).drawn_ends
+    with engine(checkpoint, async_scheduling=True, max_num_seqs=3) as running:
         assert isinstance(running.core.model_executor.driver_worker.worker.model_runner.sampler, BurstStepSampler)
-        check(reply, running.run({"r": prompt_of(reply)})["r"], family_at(checkpoint).drawn_ends)
+        running.model_state.capture_inner_cudagraphs()
+        assert len(recorder.recordings) == 10 * len(padded_sizes(3))
+        answers = running.run({f"r{at}": prompt_of(reply) for at, reply in enumerate(replies)})
+    for at, reply in enumerate(replies):
+        check(reply, answers[f"r{at}"], ends)
+    assert len(recorder.recordings) == 10 * len(padded_sizes(3)), "modules were captured while replies ran"
+    assert sum(recording.num_replays for recording in recorder.recordings) >= 20, "two bursts at least"
+
+
+class CapturedAttention(ModuleAttention):
+    """As on a GPU, graphs may hold attention; on a CPU it is told anew of each step."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.max_captured_rows = 512
 
 
 def test_two_ranks_say_the_same(checkpoint: Path) -> None:

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from stretto.config import EngineConfig
-from stretto.engine.frontend.launch import vllm_config
+from stretto.engine.frontend.launch import captured_rows, vllm_config
 from stretto.families.tiny.family import TINY
 from tests.engine.harness import DEFAULTS
-from tests.random_checkpoints import write_checkpoint
+from tests.random_checkpoints import write_checkpoint, write_modules
+from tests.speech_families import MODULES
 
 
 @pytest.fixture(scope="module")
@@ -30,3 +31,23 @@ def test_what_does_not_work_is_refused_by_name_before_a_process_starts(folder: P
 def test_what_works_is_not_refused(folder: Path, name: str, value: object) -> None:
     built = vllm_config(EngineConfig(folder, {**DEFAULTS, name: value}))
     assert getattr(built.parallel_config, name) == value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"max_num_seqs": 16}, {"max_cudagraph_capture_size": 16 * MODULES.bursts.window}),
+        ({"max_num_seqs": 200}, {"max_cudagraph_capture_size": 512}),
+        ({"max_num_seqs": 16, "cudagraph_capture_sizes": [1, 2]}, {}),
+        ({"max_num_seqs": 16, "compilation_config": {"max_cudagraph_capture_size": 8}}, {}),
+        ({"max_num_seqs": 16, "compilation_config": 3}, {"max_cudagraph_capture_size": 16 * MODULES.bursts.window}),
+        ({}, {}),
+    ],
+)
+def test_graphs_have_room_for_the_rows_that_modules_read(arguments: dict, expected: dict, tmp_path: Path) -> None:
+    checkpoint = write_modules(tmp_path, MODULES, "tests.speech_families:MODULES")
+    assert captured_rows(EngineConfig(checkpoint, arguments)) == expected
+
+
+def test_other_families_have_the_graphs_of_vllm(folder: Path) -> None:
+    assert captured_rows(EngineConfig(folder, {"max_num_seqs": 16})) == {}

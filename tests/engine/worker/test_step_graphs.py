@@ -43,7 +43,9 @@ class FakeRecorder:
         return self.recordings[-1]
 
 
-def graphs(recorder: FakeRecorder | None, can_capture: Callable[[Variant], bool] = lambda variant: True) -> tuple:
+def graphs(
+    recorder: FakeRecorder | None, can_capture: Callable[[Variant, int], bool] = lambda variant, size: True
+) -> tuple:
     launched: list[tuple[Variant, int]] = []
     return StepGraphs(lambda *step: launched.append(step), 20, recorder, can_capture), launched
 
@@ -77,7 +79,7 @@ def test_after_a_capture_at_start_no_step_is_launched_as_it_is() -> None:
 
 def test_nothing_is_recorded_while_vllm_records_and_where_ranks_must_meet() -> None:
     recorder = FakeRecorder()
-    steps, launched = graphs(recorder, lambda variant: not variant.writes)
+    steps, launched = graphs(recorder, lambda variant, size: not variant.writes)
     recorder.is_capturing = True
     steps.run(SPEAK, 4)
     recorder.is_capturing = False

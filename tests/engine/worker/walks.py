@@ -136,7 +136,7 @@ def captured(rules: SegmentRules, num_slots: int, recorder: Recorder | None = No
     """The sampler of a GPU, on the CPU with its kernels in Triton's interpreter."""
     made, readout = side(rules, num_slots, device), make_readout(rules, num_slots, device)
     program = StepProgram(readout, rules, made.slots.tables, made.tokens, torch.zeros(num_slots, WIDTH, device=device))
-    graphs = StepGraphs(program.launch, num_slots, recorder, lambda variant: True)
+    graphs = StepGraphs(program.launch, num_slots, recorder, lambda variant, size: True)
     made.sampler = StepSampler(STOCK, made.slots, program, graphs)
     return made
 

@@ -1,10 +1,11 @@
 """How vLLM is started: environment, then configuration. vllm is imported only once the environment is right."""
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment, require_batch_invariance
+from stretto.families.registry import family_at
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -13,6 +14,8 @@ SCHEDULER = "stretto.engine.scheduling.scheduler.SpeechScheduler"
 WORKER = "stretto.engine.worker.speech_worker.SpeechWorker"
 PROCESS_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
 ASYNC_SCHEDULER = "stretto.engine.scheduling.scheduler.SpeechAsyncScheduler"
+CAPTURE_SIZES = "max_cudagraph_capture_size", "cudagraph_capture_sizes"
+MAX_CAPTURED_ROWS = 512  # vLLM's own limit, whatever it is told of requests
 
 
 def vllm_config(config: EngineConfig) -> "VllmConfig":
@@ -34,6 +37,8 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
         from stretto.engine.kernels.cpu.norms import IR_OP_PRIORITY
 
         arguments.setdefault("kernel_config", {"ir_op_priority": IR_OP_PRIORITY})
+    else:
+        arguments |= captured_rows(config)
     wants_async = arguments.pop("async_scheduling", not current_platform.is_cpu())
     args = AsyncEngineArgs(
         model=str(config.checkpoint),
@@ -51,3 +56,14 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
     # vLLM switches it off on CPU, where it gains little; tests ask for it all the same.
     built.scheduler_config.async_scheduling = wants_async
     return built
+
+
+def captured_rows(config: EngineConfig) -> dict[str, Any]:
+    """The most rows in a CUDA graph, as vLLM's argument, where nobody has said: vLLM has room for two of each request,
+    and where a family has modules these read a window of rows of each."""
+    arguments, bursts = config.engine_args, family_at(config.checkpoint).bursts
+    compilation = arguments.get("compilation_config")
+    given = {**arguments, **(compilation if isinstance(compilation, dict) else {})}
+    if bursts is None or "max_num_seqs" not in given or any(name in given for name in CAPTURE_SIZES):
+        return {}
+    return {CAPTURE_SIZES[0]: min(MAX_CAPTURED_ROWS, bursts.window * given["max_num_seqs"])}

@@ -17,6 +17,7 @@ from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.sampler import SpeechSampler
 from stretto.engine.worker.segment_state import SegmentState
 from stretto.engine.worker.step_graphs import StepGraphs
+from stretto.engine.worker.step_plan import Variant
 from stretto.engine.worker.step_program import StepProgram
 from stretto.engine.worker.step_sampler import StepSampler
 
@@ -86,7 +87,12 @@ class BurstStepSampler(StepSampler):
     one."""
 
     def __init__(
-        self, stock: Sampler, slots: RunSlots, program: StepProgram, graphs: StepGraphs, predictor: RowPredictor
+        self,
+        stock: Sampler,
+        slots: RunSlots,
+        program: StepProgram,
+        graphs: StepGraphs[Variant],
+        predictor: RowPredictor,
     ):
         super().__init__(stock, slots, program, graphs)
         self._bursts = Bursts(slots, predictor)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+from vllm.config import CUDAGraphMode, VllmConfig
 
 from stretto.cuda_graphs import record
 
@@ -20,3 +21,9 @@ class CudaRecorder:
     def record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """The launches of `work`."""
         return record(work, self._pool)
+
+
+def recorder_of(device: torch.device, config: VllmConfig) -> CudaRecorder | None:
+    """What records launches on `device`; None where there is nothing that could, or graphs are not wanted."""
+    wanted = config.compilation_config.cudagraph_mode is not CUDAGraphMode.NONE
+    return CudaRecorder() if wanted and device.type == "cuda" else None

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from vllm.config import CompilationMode, CUDAGraphMode, VllmConfig
+from vllm.config import CompilationMode, VllmConfig
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.worker.gpu.block_table import BlockTables
@@ -24,7 +24,7 @@ from stretto.engine.request.rules import SegmentRules
 from stretto.engine.worker.arrays import arrays_on
 from stretto.engine.worker.audio_embeddings import AudioEmbeddings
 from stretto.engine.worker.burst_sampler import BurstSampler, BurstStepSampler
-from stretto.engine.worker.cuda_graphs import CudaRecorder
+from stretto.engine.worker.cuda_graphs import recorder_of
 from stretto.engine.worker.drawing import RowDraw
 from stretto.engine.worker.frame_predictor import DepthFrames, ParallelHeads, Readout
 from stretto.engine.worker.heads import FirstHead, StreamHeads
@@ -131,6 +131,8 @@ class SpeechModelState(DefaultModelState):
         """vLLM's hook for graphs beside its own; it captures twice, the first time to measure their memory."""
         if self._step_sampler is not None:
             self._step_sampler.capture()
+        if self._row_predictor is not None:
+            self._row_predictor.capture()
 
     def _readout(self) -> Readout:
         family = self.rules.family
@@ -147,12 +149,11 @@ class SpeechModelState(DefaultModelState):
         hidden = self._batch_embeds.new_zeros(self.max_num_reqs, self.model_config.get_hidden_size())
         tokens = sampler.req_states.all_token_ids.gpu
         program = StepProgram(readout, self.rules, self.slots.tables, tokens, hidden)
-        mode = self.vllm_config.compilation_config.cudagraph_mode
-        recorder = CudaRecorder() if self.device.type == "cuda" and mode is not CUDAGraphMode.NONE else None
+        recorder = recorder_of(self.device, self.vllm_config)
         # Ranks exchange logits of a text head that is cut: those steps are launched as they are.
         is_cut = readout.heads.is_text_cut
         graphs = StepGraphs(
-            program.launch, self.max_num_reqs, recorder, lambda variant: not (variant.writes and is_cut)
+            program.launch, self.max_num_reqs, recorder, lambda variant, _: not (variant.writes and is_cut)
         )
         if self.rules.family.bursts is None:
             return StepSampler(sampler, self.slots, program, graphs)

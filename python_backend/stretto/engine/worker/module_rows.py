@@ -16,17 +16,19 @@ Where a schedule has no burst for longer than that, they are read before they ar
 modules as they come, chunk by chunk.
 """
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from vllm.config import VllmConfig
-from vllm.forward_context import set_forward_context
 from vllm.v1.kv_cache_interface import KVCacheConfig
-from vllm.v1.worker.gpu.attn_utils import build_attn_metadata, build_slot_mappings_by_layer, init_attn_backend
 from vllm.v1.worker.gpu.block_table import BlockTables
 
+from stretto.engine.worker.cuda_graphs import recorder_of
+from stretto.engine.worker.module_attention import ModuleAttention, Spans
+from stretto.engine.worker.module_program import ModuleProgram
 from stretto.engine.worker.row_predictor import BurstBatch, SaidRows, Say
 from stretto.families.bursts import Bursts
 
@@ -54,18 +56,25 @@ class ModuleRows:
         self._num_slots = vllm_config.scheduler_config.max_num_seqs
         hidden = model.rows_hidden
         self._ring = hidden.new_zeros(self._num_slots, bursts.window, hidden.shape[1])
+        self._program: ModuleProgram | None = None
         self._unread = np.zeros(self._num_slots, np.int64)  # the first row of each slot that some module has not read
 
     def bind(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
         """Read and write the KV cache that has been allocated."""
-        device = self._ring.device
-        groups, _, _ = init_attn_backend(
-            kv_cache_config, self._vllm_config, device, active_layer_names=self._model.module_attention()
-        )
-        self._attn_groups, self._kv_cache_config, self._block_tables = groups, kv_cache_config, block_tables
-        num_groups, num_rows = block_tables.slot_mappings.shape
-        num_rows += self._num_slots * self._bursts.window
-        self._slot_mappings = block_tables.slot_mappings.new_zeros(num_groups, num_rows)
+        config, layers = self._vllm_config, self._model.module_attention()
+        num_rows = block_tables.slot_mappings.shape[1] + self._num_slots * self._bursts.window
+        self._attention = ModuleAttention(config, kv_cache_config, block_tables, layers, num_rows)
+        if self._said.arrays.xp is np:
+            return
+        # Ranks add up what each makes of its heads in every layer: what does that is launched as it is.
+        is_alone = config.parallel_config.tensor_parallel_size == 1
+        recorder = recorder_of(self._ring.device, config) if is_alone else None
+        self._program = ModuleProgram(self._model, self._said, self._ring, self._attention, recorder)
+
+    def capture(self) -> None:
+        """Capture what graphs there are before the first request."""
+        if self._program is not None:
+            self._program.capture()
 
     def place(self, slot: int, num_read: int) -> None:
         """A request has got `slot`; `num_read` of its rows have been read by others, whose blocks it shares."""
@@ -75,7 +84,10 @@ class ModuleRows:
         """Say the rows behind the first."""
         runs = self._runs(step)
         if len(runs.index):
-            self._run(hidden, step, runs, say)
+            if self._program is None or step.batch.is_prefilling_np[runs.index].any():
+                self._run(hidden, step, runs, say)
+            else:
+                self._run_uniform(self._program, step, runs, say)
         self._keep(step)
 
     def _runs(self, step: BurstBatch) -> Runs:
@@ -100,14 +112,23 @@ class ModuleRows:
         slots, at = upload(runs.slots[which]), upload(positions)
         states, position = self._hidden(step, runs, which, positions), self._tensor(positions)
         last, index = self._tensor(starts[1:] - 1), self._tensor(runs.index)
-        metadata, mapping = self._attention(runs, starts, position)
-        with set_forward_context(metadata, self._vllm_config, num_tokens=len(which), slot_mapping=mapping):
+        with self._read_by_attention(runs, starts.astype(np.int32), position):
             for k in range(self._bursts.num_modules):
                 states = self._model.run_module(k, self._said.embed(slots, at + (k + 1)), states, position)
                 if (step.num_extra > k).any():
                     of_batch = hidden.new_zeros(hidden.shape)
                     of_batch[index] = states[last]
                     say(of_batch, k + 1)
+
+    def _run_uniform(self, program: ModuleProgram, step: BurstBatch, runs: Runs, say: Say) -> None:
+        """The same by launches that do not depend on whose rows are read."""
+        first = step.num_read.copy()
+        first[runs.index] = runs.first
+        program.prepare(step, first)
+        for k in range(self._bursts.num_modules):
+            states = program.run(k, step.batch.num_reqs)
+            if (step.num_extra > k).any():
+                say(states, k + 1)
 
     def _hidden(self, step: BurstBatch, runs: Runs, which: np.ndarray, positions: np.ndarray) -> torch.Tensor:
         """The model's hidden states of rows: of this step, or kept from those before it; [N, H]."""
@@ -123,34 +144,20 @@ class ModuleRows:
         counts = np.minimum(batch.num_scheduled_tokens, window).astype(np.int64)
         which = np.repeat(np.arange(batch.num_reqs), counts)
         behind = np.arange(len(which)) - np.cumsum(counts)[which]  # the last row of each stands at -1
-        rows = self._tensor(batch.query_start_loc_np[1:][which].astype(np.int64) + behind)
-        slots, places = batch.idx_mapping_np[which], (step.num_read[which] + behind) % window
-        self._ring[self._tensor(slots), self._tensor(places)] = self._model.rows_hidden[rows]
+        rows = batch.query_start_loc_np[1:][which].astype(np.int64) + behind
+        places = (step.num_read[which] + behind) % window
+        slots, places, rows = self._tensor(np.stack([batch.idx_mapping_np[which], places, rows]))
+        self._ring[slots, places] = self._model.rows_hidden[rows]
 
-    def _attention(
+    def _read_by_attention(
         self, runs: Runs, starts: np.ndarray, positions: torch.Tensor
-    ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    ) -> AbstractContextManager[None]:
         """What the modules' attention layers read: where each request's rows begin, and its blocks."""
-        tables, num_rows = self._block_tables, int(starts[-1])
-        slots, begin = self._tensor(runs.slots), torch.from_numpy(starts.astype(np.int32))
-        begin_there, lengths = self._tensor(starts.astype(np.int32)), torch.from_numpy(runs.stop.astype(np.int32))
-        mappings = tables.compute_slot_mappings(slots, begin_there, positions, num_rows, out=self._slot_mappings)
-        metadata = build_attn_metadata(
-            attn_groups=self._attn_groups,
-            num_reqs=len(runs.index),
-            num_tokens=num_rows,
-            query_start_loc_gpu=begin_there,
-            query_start_loc_cpu=begin,
-            max_query_len=int(runs.counts.max()),
-            seq_lens=self._tensor(runs.stop.astype(np.int32)),
-            max_seq_len=int(runs.stop.max()),
-            block_tables=tables.gather_block_tables(slots, num_reqs_padded=len(runs.index)),
-            slot_mappings=mappings,
-            kv_cache_config=self._kv_cache_config,
-            seq_lens_cpu_upper_bound=lengths,
-            positions=positions,
-        )
-        return metadata, build_slot_mappings_by_layer(mappings, self._kv_cache_config)
+        lengths = runs.stop.astype(np.int32)
+        spans = Spans(self._tensor(runs.slots), self._tensor(starts), self._tensor(lengths), positions)
+        self._attention.map(spans)
+        metadata = self._attention.metadata(spans, starts, lengths, int(lengths.max()))
+        return self._attention.reads(metadata, len(positions))
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
         return self._said.arrays.tensor(self._said.arrays.upload(values))

@@ -45,6 +45,10 @@ class RowPredictor(Protocol):
         """Keep what it must in the KV cache that has been allocated."""
         ...
 
+    def capture(self) -> None:
+        """Capture what graphs there are before the first request."""
+        ...
+
     def place(self, slot: int, num_read: int) -> None:
         """A request has got `slot`; `num_read` of its rows have been read by others, whose blocks it shares."""
         ...

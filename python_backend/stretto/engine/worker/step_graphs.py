@@ -1,13 +1,12 @@
 """Captured steps: one graph for each variant and padded number of rows, replayed for every batch that fits it."""
 
 import logging
-from collections.abc import Callable, Iterable
-from typing import Protocol
-
-from stretto.engine.worker.step_plan import Variant
+from collections.abc import Callable, Hashable, Iterable
+from typing import Generic, Protocol, TypeVar
 
 LOGGER = logging.getLogger(__name__)
 Work = Callable[[], None]
+Kind = TypeVar("Kind", bound=Hashable)
 
 
 class Graph(Protocol):
@@ -33,31 +32,40 @@ def padded_sizes(max_rows: int) -> list[int]:
     return [size for size in sizes if size < max_rows] + [max_rows]
 
 
-class StepGraphs:
+class StepGraphs(Generic[Kind]):
     """Runs steps, by a graph where there is one. Without a recorder every step is launched as it is.
 
-    can_capture: whether a variant's launches may be recorded at all.
+    can_capture: whether a variant's launches at a size may be recorded at all.
     """
 
     def __init__(
         self,
-        launch: Callable[[Variant, int], None],
+        launch: Callable[[Kind, int], None],
         max_rows: int,
         recorder: Recorder | None,
-        can_capture: Callable[[Variant], bool],
+        can_capture: Callable[[Kind, int], bool],
     ):
         self._launch, self._recorder, self._can_capture = launch, recorder, can_capture
         self._sizes = padded_sizes(max_rows)
         self._size_of = [min(size for size in self._sizes if size >= num_rows) for num_rows in range(max_rows + 1)]
-        self._graphs: dict[tuple[Variant, int], Graph] = {}
+        self._graphs: dict[tuple[Kind, int], Graph] = {}
 
     @property
     def num_graphs(self) -> int:
         return len(self._graphs)
 
-    def run(self, variant: Variant, num_rows: int) -> None:
+    @property
+    def sizes(self) -> list[int]:
+        """What numbers of rows are padded to, the largest first."""
+        return self._sizes[::-1]
+
+    def padded(self, num_rows: int) -> int:
+        """For how many rows a step of `num_rows` is launched."""
+        return self._size_of[num_rows]
+
+    def run(self, variant: Kind, num_rows: int) -> None:
         """Run a step of `num_rows`; the rows up to the size that is captured do nothing."""
-        size = self._size_of[num_rows]
+        size = self.padded(num_rows)
         graph = self._graphs.get((variant, size))
         if graph is not None:
             graph.replay()
@@ -65,21 +73,21 @@ class StepGraphs:
         self._launch(variant, size)
         self._capture(variant, size)  # for the steps to come: what is recorded is not run
 
-    def capture(self, variants: Iterable[Variant]) -> None:
-        """Capture `variants` at all sizes, the largest first, whose memory the others use again.
+    def capture(self, variants: Iterable[Kind], sizes: Iterable[int] | None = None) -> None:
+        """Capture `variants` at `sizes`, by default at all, the largest first, whose memory the others use again.
 
         The launches are made once before, as what is loaded or allocated at first use cannot be recorded; so no row may
         have anything to do.
         """
         for variant in variants:
-            for size in reversed(self._sizes):
+            for size in self.sizes if sizes is None else sizes:
                 if self._recorder is not None and (variant, size) not in self._graphs:
                     self._launch(variant, size)
                     self._capture(variant, size)
 
-    def _capture(self, variant: Variant, size: int) -> None:
+    def _capture(self, variant: Kind, size: int) -> None:
         recorder = self._recorder
-        if recorder is None or not self._can_capture(variant) or recorder.is_busy():
+        if recorder is None or not self._can_capture(variant, size) or recorder.is_busy():
             return
         try:
             self._graphs[variant, size] = recorder.record(lambda: self._launch(variant, size))

@@ -9,13 +9,14 @@ from vllm.v1.worker.gpu.sample.sampler import Sampler
 from stretto.engine.worker.batch import StepRows
 from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.step_graphs import StepGraphs
+from stretto.engine.worker.step_plan import Variant
 from stretto.engine.worker.step_program import StepProgram
 
 
 class StepSampler:
     """Samples one row of all streams per request, as `SpeechSampler` does, by a few launches that a graph may hold."""
 
-    def __init__(self, stock: Sampler, slots: RunSlots, program: StepProgram, graphs: StepGraphs):
+    def __init__(self, stock: Sampler, slots: RunSlots, program: StepProgram, graphs: StepGraphs[Variant]):
         self.penalties_state = stock.penalties_state
         self.compute_nans = False
         self._slots, self._program, self._graphs = slots, program, graphs
