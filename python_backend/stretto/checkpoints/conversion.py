@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stretto.checkpoints import codec, shards
 from stretto.checkpoints.contents import notes_on, read_contents
-from stretto.checkpoints.published import Beside, published
+from stretto.checkpoints.published import Network, published
 from stretto.checkpoints.release import Release, Tokenizer
 from stretto.checkpoints.shards import Entry, Written
 from stretto.checkpoints.speech_tokenizer import PublishedTokenizer
@@ -27,7 +27,7 @@ from stretto.families.registry import read_family
 
 
 @dataclass(frozen=True)
-class BesideModel:
+class ConvertedNetwork:
     """A folder of the checkpoint, `config.json` and `model.safetensors`, with the tensors that the file stores."""
 
     folder: str
@@ -35,14 +35,14 @@ class BesideModel:
     entries: list[Entry]
 
     @classmethod
-    def of(cls, beside: Beside, tensors: Mapping[str, Tensor]) -> "BesideModel":
+    def of(cls, network: Network, tensors: Mapping[str, Tensor]) -> "ConvertedNetwork":
         """With all its tensors; CheckpointError as `check`'s."""
-        check(beside.plan, {name: tensors[name] for name in beside.plan if name in tensors}, ())
+        check(network.plan, {name: tensors[name] for name in network.plan if name in tensors}, ())
         entries = [
             Entry(part.name, tensors[name].dtype, part.written, partial(_read, part, tensors, name))
-            for name, part in beside.plan.items()
+            for name, part in network.plan.items()
         ]
-        return cls(beside.folder, beside.record, entries)
+        return cls(network.folder, network.record, entries)
 
     def write(self, checkpoint: Path, progress: shards.Progress) -> list[Written]:
         """The folder and its files."""
@@ -66,11 +66,11 @@ class Conversion:
     codec_copy: codec.Copy | None
     ssl_tokenizer: ConvertedSslTokenizer | PublishedTokenizer | None
     notes: list[str]
-    beside: list[BesideModel]
+    networks: list[ConvertedNetwork]
 
     @property
     def num_bytes(self) -> int:
-        parts = [part.entries for part in (self.codec_copy, self.ssl_tokenizer, *self.beside) if part]
+        parts = [part.entries for part in (self.codec_copy, self.ssl_tokenizer, *self.networks) if part]
         return sum(each.num_bytes for each in chain(self.entries, *parts))
 
 
@@ -80,8 +80,8 @@ def plan(release: Release) -> Conversion:
     tensors = contents.tensors
     made = family_files.convert(release, contents)
     family = read_family(made.record)
-    beside = [BesideModel.of(each, tensors) for each in made.beside]
-    elsewhere = {*made.folded, *(name for each in made.beside for name in each.plan)}
+    networks = [ConvertedNetwork.of(each, tensors) for each in made.networks]
+    elsewhere = {*made.folded, *(name for each in made.networks for name in each.plan)}
     unused = [name for name in check(made.plan, tensors, (*made.dropped, *elsewhere)) if name not in elsewhere]
     files = codec.check_directory(release.codec, family) if release.codec and not release.keeps_codec else []
     copy = None
@@ -90,7 +90,7 @@ def plan(release: Release) -> Conversion:
     hears = _tokenizer(release.ssl_tokenizer, family) if release.ssl_tokenizer else None
     dropped_shapes = {name: list(tensors[name].shape) for name in unused} | (hears.dropped if hears else {})
     entries, notes = _entries(made.plan, tensors, contents.dtype), notes_on(contents, release)
-    return Conversion(made.record, entries, dropped_shapes, contents.tokenizer, files, copy, hears, notes, beside)
+    return Conversion(made.record, entries, dropped_shapes, contents.tokenizer, files, copy, hears, notes, networks)
 
 
 def _tokenizer(folder: Path, family: Family) -> ConvertedSslTokenizer | PublishedTokenizer:
@@ -147,6 +147,6 @@ def write(conversion: Conversion, out: Path, max_bytes: int, progress: shards.Pr
         if conversion.ssl_tokenizer:
             (folder / FOLDER).mkdir()
             files += conversion.ssl_tokenizer.write(folder / FOLDER, progress)
-        for each in conversion.beside:
+        for each in conversion.networks:
             files += each.write(folder, progress)
     return files

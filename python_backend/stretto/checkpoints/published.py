@@ -27,7 +27,7 @@ class Contents:
 
 
 @dataclass(frozen=True)
-class Beside:
+class Network:
     """A network of its own in a release's file, to be written into a folder of the checkpoint: its `config.json`, and
     what becomes of its tensors."""
 
@@ -39,13 +39,13 @@ class Beside:
 @dataclass(frozen=True)
 class Converted:
     """A release's checkpoint. record: config.json. plan: what becomes of each tensor. dropped: how the names of those
-    begin that are not served. folded: names of those that others are written with. beside: what goes to folders."""
+    begin that are not served. folded: names of those that others are written with. networks: what goes to folders."""
 
     record: dict[str, Any]
     plan: Plan
     dropped: tuple[str, ...]
     folded: tuple[str, ...] = ()
-    beside: tuple[Beside, ...] = ()
+    networks: tuple[Network, ...] = ()
 
 
 class Published(Protocol):

@@ -50,9 +50,9 @@ def convert(release: Release, contents: Contents) -> Converted:
     talker = numbers.of("talker_config")
     shapes = published_shapes(numbers, known)
     width, clones = talker.number("hidden_size"), known.kind == "base"
-    beside = (speaker_encoder(numbers, width),) if clones else ()
+    networks = (speaker_encoder(numbers, width),) if clones else ()
     expected = {name: Part(name, shape) for name, shape in shapes.items()}
-    for each in beside:
+    for each in networks:
         expected |= each.plan
     check(expected, contents.tensors, ())
     record = {
@@ -72,7 +72,7 @@ def convert(release: Release, contents: Contents) -> Converted:
         record[KEY] = {"model_type": X_VECTOR, "hidden_size": width}
     parts = plan(known, shapes, contents.tensors)
     folded = tuple(name for name in shapes if name not in parts)
-    return Converted(record, parts, (), folded, beside)
+    return Converted(record, parts, (), folded, networks)
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:

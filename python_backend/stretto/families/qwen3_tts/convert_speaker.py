@@ -1,6 +1,6 @@
 """The speaker encoder that a Base release of Qwen3-TTS has in its file: it becomes a folder beside the model."""
 
-from stretto.checkpoints.published import Beside
+from stretto.checkpoints.published import Network
 from stretto.checkpoints.tensors import Part, shapes_of
 from stretto.codec.qwen3_12hz.speaker import FOLDER, PREFIX, SpeakerConfig, SpeakerEncoder
 from stretto.errors import CheckpointError
@@ -9,7 +9,7 @@ from stretto.families.qwen3_tts.convert_config import Numbers
 CONFIG = "speaker_encoder_config"
 
 
-def speaker_encoder(numbers: Numbers, hidden_size: int) -> Beside:
+def speaker_encoder(numbers: Numbers, hidden_size: int) -> Network:
     """The folder; CheckpointError where config.json describes another encoder, or one that fits no row of the model."""
     record = numbers.entry(CONFIG, dict)
     try:
@@ -21,4 +21,4 @@ def speaker_encoder(numbers: Numbers, hidden_size: int) -> Beside:
         expected = f"{CONFIG}.enc_dim {hidden_size}, the talker's width"
         raise CheckpointError(f"config.json: expected {expected}, got {config.enc_dim}")
     named = {name.removeprefix("network."): shape for name, shape in shapes.items()}
-    return Beside(FOLDER, record, {f"{PREFIX}{name}": Part(name, shape) for name, shape in named.items()})
+    return Network(FOLDER, record, {f"{PREFIX}{name}": Part(name, shape) for name, shape in named.items()})

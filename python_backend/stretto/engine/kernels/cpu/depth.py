@@ -57,18 +57,13 @@ class _Layer:
     kv: torch.Tensor
 
     def __init__(self, layer: Any, rotary: Any):
-        spec, parts = layer.spec, dict(layer.named_children())
+        spec = layer.spec
         self._size, self._num_heads, self._num_kv_heads = spec.head_dim, spec.num_heads, spec.num_kv_heads
         self._qkv, self._o = _product(layer.qkv_proj), _product(layer.o_proj)
         self._gate_up, self._down = _product(layer.gate_up_proj), _product(layer.down_proj)
         self._before, self._behind = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
-        # Of queries and keys, head by head, where the model has such: one norm of all, and the weights of each head.
-        of_heads = [parts[name] for name in ("q_norm", "k_norm") if name in parts]
-        if of_heads:
-            counts = spec.num_heads, spec.num_kv_heads
-            weights = [norm.weight.data.repeat(count) for norm, count in zip(of_heads, counts, strict=True)]
-            self._weights, self._plain = torch.cat(weights), (torch.ones_like(of_heads[0].weight.data), spec.eps)
-        self._has_head_norms, self._rotate = bool(of_heads), rotary.forward_cpu
+        self._head_norms = _HeadNorms(layer) if spec.has_head_norms else None
+        self._rotate = rotary.forward_cpu
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor, first: int, positions: torch.Tensor) -> torch.Tensor:
         """What the layer says last of `x`; to `residual` it adds `x`, which it writes over, and what it says first."""
@@ -86,8 +81,8 @@ class _Layer:
         count = 2 if first == 0 else 1
         stop, num_rows = first + count, qkv.shape[0] // count
         query, key = qkv[:, :num_queries], qkv[:, num_queries : num_queries + num_keys]
-        if self._has_head_norms:
-            self._normalise(qkv[:, : num_queries + num_keys])
+        if self._head_norms is not None:
+            self._head_norms(qkv[:, : num_queries + num_keys])
         self._rotate(positions, query, key)  # in place
         kv = self.kv[:num_rows]
         new = qkv[:, num_queries:].view(num_rows, count, 2, self._num_kv_heads, self._size)
@@ -97,8 +92,17 @@ class _Layer:
         out = F.scaled_dot_product_attention(query, keys, values, is_causal=first == 0, enable_gqa=True)
         return out.transpose(1, 2).reshape(qkv.shape[0], num_queries)
 
-    def _normalise(self, heads: torch.Tensor) -> None:
-        """Each head of the rows [N, heads * D] of a wider table, in place."""
+
+class _HeadNorms:
+    """The norms of queries and of keys, head by head: one norm of all, then each head's weights."""
+
+    def __init__(self, layer: Any):
+        spec, (query, key) = layer.spec, (layer.q_norm.weight.data, layer.k_norm.weight.data)
+        self._weights = torch.cat([query.repeat(spec.num_heads), key.repeat(spec.num_kv_heads)])
+        self._size, self._plain = spec.head_dim, (torch.ones_like(query), spec.eps)
+
+    def __call__(self, heads: torch.Tensor) -> None:
+        """Norm each head of the rows [N, heads * D] of a wider table, in place."""
         rows = heads.reshape(-1, self._size)
         normed = torch.empty_like(rows)
         torch.ops._C.rms_norm(normed, rows, *self._plain)
