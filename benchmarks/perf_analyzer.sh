@@ -1,19 +1,23 @@
 #!/usr/bin/env bash
-# benchmarks/perf_analyzer.sh [-u HOST:PORT] [-c "1 4 8"] [-n REQUESTS] [-o FOLDER] [-- flags of perf_analyzer]
+# benchmarks/perf_analyzer.sh [-u HOST:PORT] [-c "1 4 8"] [-r "1 2"] [-i FILE] [-a] [-n REQUESTS] [-o FOLDER] [-- flags of it]
 # Streams the sentences of benchmarks/perf_inputs.json through the running server with NVIDIA's perf_analyzer, once per
-# concurrency, and prints percentiles of the first response, the first audio and the gaps between responses.
-# The last line is JSON. The exports stay in FOLDER (default: .stretto/perf_analyzer).
+# concurrency (-c), rate of requests a second at random times (-r) and file of intervals in microseconds (-i), and prints
+# percentiles of the first response, the first audio and the gaps between responses. -a: all profiles, 1 to 64 streams,
+# five rates, and bursts. The last line is JSON. The exports stay in FOLDER (default: .stretto/perf_analyzer).
 set -euo pipefail
 called_from=$PWD
 cd "$(dirname "$0")/.."
-url=localhost:8001 concurrencies="1 4" requests=20 cache=.stretto/perf_analyzer out=
+url=localhost:8001 concurrencies= rates= intervals= requests=20 cache=.stretto/perf_analyzer out=
 version=2.51.0 # the last line of wheels whose binary runs on glibc 2.36
 
-usage() { sed -n '2,5s/^# //p' "$0"; exit "${1:-0}"; }
-while getopts u:c:n:o:h flag; do
+usage() { sed -n '2,6s/^# //p' "$0"; exit "${1:-0}"; }
+while getopts u:c:r:i:an:o:h flag; do
     case $flag in
         u) url=$OPTARG ;;
         c) concurrencies=$OPTARG ;;
+        r) rates=$OPTARG ;;
+        i) intervals=$(cd "$called_from" && realpath -m "$OPTARG") ;;
+        a) concurrencies="1 2 4 8 16 32 64" rates="0.5 1 2 4 8" intervals=benchmarks/perf_bursts.txt ;;
         n) requests=$OPTARG ;;
         o) out=$(cd "$called_from" && realpath -m "$OPTARG") ;;
         h) usage ;;
@@ -22,6 +26,7 @@ while getopts u:c:n:o:h flag; do
 done
 shift $((OPTIND - 1))
 out=${out:-$cache/exports}
+[ -n "$concurrencies$rates$intervals" ] || concurrencies="1 4"
 fail() { echo "perf_analyzer: $*" >&2; exit 3; }
 
 python=$PWD/.venv/bin/python
@@ -57,13 +62,24 @@ missing=$(ldd "$binary" | awk '/not found/ { print $1 }' | xargs)
 
 mkdir -p "$out"
 exports=()
-for concurrency in $concurrencies; do
-    export_file=$out/concurrency-$concurrency.json
+profile() { # <name> <what is told> <least number of requests that perf_analyzer takes> <flags of the load ...>
+    export_file=$out/$1.json
     rm -f "$export_file"
-    echo "perf_analyzer: $requests requests to $url, $concurrency at a time" >&2
+    count=$(awk -v asked="$requests" -v least="$3" 'BEGIN { print asked < least ? int(least + 0.999) : asked }')
+    echo "perf_analyzer: $count requests to $url, $2" >&2
     "$binary" -m speech -i grpc -u "$url" --async --streaming --input-data benchmarks/perf_inputs.json \
-        --request-count "$requests" --concurrency-range "$concurrency" --profile-export-file "$export_file" "$@" >&2 ||
+        --request-count "$count" --profile-export-file "$export_file" "${@:4}" "${more[@]}" >&2 ||
         { echo "perf_analyzer: failed against $url (see above)" >&2; exit 1; }
     exports+=("$export_file")
+}
+more=("$@")
+for concurrency in $concurrencies; do
+    profile "concurrency-$concurrency" "$concurrency at a time" "$concurrency" --concurrency-range "$concurrency"
 done
+for rate in $rates; do
+    profile "rate-$rate" "$rate a second" "$rate" --request-rate-range "$rate:$rate:1" --request-distribution poisson
+done
+if [ -n "$intervals" ]; then
+    profile intervals "at the intervals of $intervals" 1 --request-intervals "$intervals"
+fi
 "$python" -m benchmarks.perf_report "${exports[@]}"

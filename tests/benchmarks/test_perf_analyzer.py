@@ -99,6 +99,20 @@ def test_perf_analyzer_streams_and_its_export_is_read(server: str, tmp_path: Pat
         assert experiment["inter_response_s"]["p50"] == pytest.approx(0.02, abs=0.02)
 
 
+def test_perf_analyzer_sends_at_rates_and_at_intervals(server: str, tmp_path: Path) -> None:
+    (tmp_path / "intervals").write_text("100000\n")  # microseconds
+    script = ROOT / "benchmarks" / "perf_analyzer.sh"
+    arguments = ["-u", server, "-n", "6", "-r", "5 20", "-i", "intervals", "-o", "exports"]
+    done = subprocess.run([script, *arguments], capture_output=True, text=True, check=False, timeout=300, cwd=tmp_path)
+    if done.returncode == BINARY_NOT_TO_BE_HAD:
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    assert done.returncode == 0, done.stderr
+    experiments = json.loads(done.stdout.splitlines()[-1])["experiments"]
+    assert [experiment["request_rate"] for experiment in experiments] == [5, 20, 10]
+    assert all(experiment["requests"] == experiment["answered"] >= 6 for experiment in experiments)
+    assert {path.stem for path in (tmp_path / "exports").iterdir()} == {"rate-5", "rate-20", "intervals"}
+
+
 def test_perf_analyzer_without_a_server_fails_at_once() -> None:
     done = subprocess.run(
         [ROOT / "benchmarks" / "perf_analyzer.sh", "-u", "localhost:9", "-n", "1"], capture_output=True, check=False
