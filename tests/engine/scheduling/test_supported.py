@@ -19,6 +19,7 @@ PARALLEL = SimpleNamespace(
     decode_context_parallel_size=1,
     enable_batch_sharded_sampling=False,
     enable_dbo=False,
+    nnodes=1,
 )
 
 
