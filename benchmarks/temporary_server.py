@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.results_file import ROOT
 from stretto.serving import pid_file
 
-START_S, STOP_S = 300.0, 60.0
+START_S, STOP_S = 1500.0, 60.0
 PORTS = range(10_000, 23_000)  # below Linux's ip_local_port_range, which begins at 32768
 TAIL = 3000  # characters of the server's log in the error of a start that failed
 

@@ -19,7 +19,7 @@ from tests.server.listening import Answer, Stream, as_inputs
 
 # Another repository than the bundled one, for the same tests on another checkpoint.
 REPOSITORY = Path(os.environ.get("STRETTO_MODEL_REPOSITORY", bundled_repository()))
-START_S = 300.0
+START_S = 1500.0  # for ten starts: the launcher gives up before
 
 
 def idle_s(seconds: float) -> float:

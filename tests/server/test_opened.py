@@ -17,7 +17,7 @@ pytestmark = pytest.mark.server
 
 CONFIG = 'name: "still" backend: "python" max_batch_size: 0 output { name: "a" data_type: TYPE_INT32 dims: [1] }'
 MODEL = "class TritonPythonModel:\n    def execute(self, requests):\n        return []\n"
-START_S, STOP_S, ASK_S = 300, 60, 30
+START_S, STOP_S, ASK_S = 1500, 60, 30
 
 
 @pytest.fixture
