@@ -120,7 +120,7 @@ def test_a_text_task_answers_with_text_alone(served: Served) -> None:
 
 def test_what_is_wrong_with_a_request_is_said_in_a_line(served: Served) -> None:
     for options, message in (
-        ({"schedule": "fast"}, "options.schedule: expected one of balance, vanilla, boost, turbo, got 'fast'"),
+        ({"schedule": "fast"}, "schedule: expected one of balance, vanilla, boost, turbo, or numbers, got 'fast'"),
         ({"repetition_penalty": 20}, "options.repetition_penalty: expected a number in [0.1, 10.0], got 20"),
         ({"audio": {"top_k": 3}}, "options.audio: expected nothing: options.text says how 'tts' draws"),
         ({"guidance_scale": 2}, "options.guidance_scale: expected nothing: options.text says how 'tts' draws"),
