@@ -21,6 +21,11 @@ class RequestHead:
     request_id: str = ""
     traceparent: str = ""
 
+    @property
+    def exemplar(self) -> dict[str, str] | None:
+        """By which a figure tells of whom it is."""
+        return {"request_id": self.request_id} if self.request_id else None
+
 
 # Whose request this task works on, a key's digest or a `network`, and which. The guard sets both.
 CALLER: ContextVar[str] = ContextVar("CALLER", default="")

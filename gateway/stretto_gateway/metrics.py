@@ -59,8 +59,7 @@ class Metrics:
 
     def waited(self, seconds: float) -> None:
         """A request has got a place after so long."""
-        request_id = REQUEST.get().request_id
-        self._queue.observe(seconds, {"request_id": request_id} if request_id else None)
+        self._queue.observe(seconds, REQUEST.get().exemplar)
 
     def watch(self, admission: Admission, sessions: Sessions) -> None:
         """Show how many there are of both."""

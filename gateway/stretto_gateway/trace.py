@@ -31,11 +31,6 @@ class Trace:
     def _counters(self) -> tuple[Counter, ...]:
         return self._metrics.text_left, self._metrics.text_cut
 
-    @property
-    def exemplar(self) -> dict[str, str] | None:
-        """By which a figure tells of whom it is."""
-        return {"request_id": self._request.request_id} if self._request.request_id else None
-
     def start(self) -> None:
         """It has a place, and the server is asked."""
         self._started_s = time.monotonic()
@@ -54,7 +49,7 @@ class Trace:
         self._count_end()
         if self._is_complete:
             took_s = time.monotonic() - self._begun_s
-            self._metrics.text_seconds.labels(*self._labels).observe(took_s, self.exemplar)
+            self._metrics.text_seconds.labels(*self._labels).observe(took_s, self._request.exemplar)
         self._tell_times()
 
     def _count_end(self) -> None:
@@ -104,7 +99,7 @@ class SpeechTrace(Trace):
     def close(self) -> None:
         metrics, labels = self._metrics, self._labels
         if self._first_s is not None:
-            metrics.first_audio.labels(*labels).observe(self._first_s - self._begun_s, self.exemplar)
+            metrics.first_audio.labels(*labels).observe(self._first_s - self._begun_s, self._request.exemplar)
         self._count_end()
         if self._is_complete:
             self._count_sound()
@@ -117,8 +112,8 @@ class SpeechTrace(Trace):
         if not self.has_sound:
             return
         took_s = time.monotonic() - self._begun_s
-        metrics.real_time.labels(*labels).observe(took_s / self._audio_s, self.exemplar)
-        metrics.underrun.labels(*labels).observe(self._underrun_s, self.exemplar)
+        metrics.real_time.labels(*labels).observe(took_s / self._audio_s, self._request.exemplar)
+        metrics.underrun.labels(*labels).observe(self._underrun_s, self._request.exemplar)
         if not self._underrun_s:
             metrics.continuous.labels(*labels).inc()
 

@@ -76,11 +76,7 @@ TRANSLATED = described("The text", *TEXTS, model=PlainText | TimedText)
 @router.post("/v1/audio/transcriptions", response_class=Response, responses=WRITTEN)
 async def create_transcription(form: Annotated[TranscriptionForm, WITH_FILE], request: Request) -> Response:
     """The text of `file` (wav, flac, ogg or mp3); with `stream`, as server-sent events while it is written."""
-    gateway: Gateway = request.app.state.gateway
-    profile = await gateway.catalogue.model(form.model)
-    find_task(profile, (TRANSCRIBE,), "write down what it hears")
-    form.check(profile)
-    content = await form.file.read()
+    gateway, content = await opened(form, request, TRANSCRIBE, "write down what it hears")
     if form.stream:
         parts = sse_parts(gateway, content, form.options)
         return Streamed(parts, "text/event-stream", gateway.limits.stall_s, sse_error)
@@ -93,13 +89,18 @@ async def create_transcription(form: Annotated[TranscriptionForm, WITH_FILE], re
 @router.post("/v1/audio/translations", response_class=Response, responses=TRANSLATED)
 async def create_translation(form: Annotated[TranslationForm, WITH_FILE], request: Request) -> Response:
     """What is said in `file`, whatever the language, as English text."""
-    gateway: Gateway = request.app.state.gateway
-    profile = await gateway.catalogue.model(form.model)
-    find_task(profile, (TRANSLATE,), "translate what it hears")
-    form.check(profile)
-    content = await form.file.read()
+    gateway, content = await opened(form, request, TRANSLATE, "translate what it hears")
     text, _ = await unless_gone(request.receive, transcribed(gateway, content, TRANSLATE, form.options))
     return formed(form.response_format, text, content, {"task": "translate", "language": "english"})
+
+
+async def opened(form: TranslationForm, request: Request, task: str, what: str) -> tuple[Gateway, bytes]:
+    """The gateway and the file's bytes, where the model can do `task`, which is to `what`; ApiError where it cannot."""
+    gateway: Gateway = request.app.state.gateway
+    profile = await gateway.catalogue.model(form.model)
+    find_task(profile, (task,), what)
+    form.check(profile)
+    return gateway, await form.file.read()
 
 
 async def transcribed(
