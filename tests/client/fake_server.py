@@ -219,6 +219,10 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         del self.regions[request.name]
         return service_pb2.CudaSharedMemoryUnregisterResponse()
 
+    async def ModelInfer(self, request: Any, context: Any) -> service_pb2.ModelInferResponse:
+        self.parameters.append({name: value.string_param for name, value in request.parameters.items()})
+        return service_pb2.ModelInferResponse()
+
     async def ModelStreamInfer(
         self, messages: AsyncIterator[service_pb2.ModelInferRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[service_pb2.ModelStreamInferResponse]:

@@ -62,6 +62,9 @@ async def test_a_request_says_whose_it_is_and_no_client_does(proxy: Proxied) -> 
     assert proxy.triton.parameters == [{HOST: "127.0.0.1"}, {HOST: "127.0.0.1", "mine": "as it was"}]
     assert HOST == hosts.HOST
     assert proxy.triton.requests[1]["text"] == b"hi"
+    proxy.triton.parameters.clear()
+    await call(proxy.address, "ModelInfer", forged, None)
+    assert proxy.triton.parameters == [{HOST: "127.0.0.1", "mine": "as it was"}]
 
 
 async def test_an_unsound_request_is_answered_and_its_stream_goes_on(proxy: Proxied) -> None:

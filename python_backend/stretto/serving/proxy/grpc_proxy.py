@@ -108,7 +108,8 @@ class GrpcProxy(grpc.GenericRpcHandler):
                 if method in NOT_READY and not self._is_ready():
                     response = NOT_READY[method]
                 elif method == MODEL_INFER:
-                    response = await self._gate.guard(self._pass_on(method, request, metadata))
+                    told = told_host(request, host_of_call(context.peer()))
+                    response = await self._gate.guard(self._pass_on(method, told, metadata))
                 else:
                     response = await self._pass_on(method, request, metadata)
             except BadRequest as error:
