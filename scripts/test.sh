@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up .venv and runs everything that must hold: lint, types and the whole test suite, a real server included.
-# scripts/test.sh --fast              lint and what needs neither a server nor a large engine: a minute
+# scripts/test.sh --fast              lint and what needs neither a server nor a large engine: three minutes
 # scripts/test.sh tests/streams -k x  arguments go to pytest
 set -euo pipefail
 cd "$(dirname "$0")/.."
