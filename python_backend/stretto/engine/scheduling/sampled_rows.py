@@ -29,8 +29,9 @@ class SampledRows:
         if output.logprobs is None:
             return
         logprobs, output.logprobs = output.logprobs, None
-        cuts = logprobs.sampled_token_ranks
-        self._cut = {output.req_ids[index]: int(cuts[index]) for index in cuts.nonzero()[0]}
+        cuts = logprobs.sampled_token_ranks.tolist()
+        if any(cuts):
+            self._cut = {request_id: cut for request_id, cut in zip(output.req_ids, cuts, strict=True) if cut}
         codes = logprobs.logprob_token_ids.reshape(len(output.req_ids), *self._shape).tolist()
         if self._shape[0] > 1:
             codes = [rows[: len(ids)] for rows, ids in zip(codes, output.sampled_token_ids, strict=True)]

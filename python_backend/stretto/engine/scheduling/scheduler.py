@@ -61,8 +61,7 @@ class PairedScheduling(Base):
         config = self.vllm_config
         rules = SegmentRules(family_of(config.model_config.hf_config), self.max_model_len)
         check_supported(config, self.kv_cache_config, rules)
-        blocks = KvBlocks(self.kv_cache_manager, self.block_size, rules.num_open_rows)
-        load = StepLoad(rules.family.frame_rate)
+        blocks, load = KvBlocks(self.kv_cache_manager, self.block_size, rules.num_open_rows), StepLoad(rules.step_rate)
         self.table = RequestTable(rules, self.hash_block_size)
         self.planner = PairPlanner(self.table, blocks)
         self.guidance = AdaptiveGuidance(self.table, blocks, load, config.max_concurrent_batches)
@@ -115,7 +114,8 @@ class PairedScheduling(Base):
                 break
             self._preempt(plan.giving_way)
             self._admits = False
-        self._preempt(self.texts.giving_way(self.waiting, self.running, self.max_num_active_reqs))
+        if giving_way := self.texts.giving_way(self.waiting, self.running, self.max_num_active_reqs):
+            self._preempt(giving_way)
 
     def _preempt(self, halves: Sequence[Request]) -> None:
         """`halves` take the head of the queue, but for those that running pairs await."""
