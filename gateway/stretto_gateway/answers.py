@@ -64,11 +64,13 @@ class Voice(TypedDict):
 
 
 class Voices(TypedDict):
-    """Those of the model, by name; which of them OpenAI's names mean; and those of the caller."""
+    """Those of the model, by name; which of them OpenAI's names mean; and those of the caller. form: the fields with
+    which others are brought, none where none are taken."""
 
     object: Literal["list"]
     voices: list[str]
     aliases: dict[str, str | None]
+    form: list[str]
     data: list[Voice]
 
 

@@ -36,7 +36,8 @@ class VoiceForm(Body):
 
 @router.get("/v1/audio/voices")
 async def list_voices(request: Request) -> Voices:
-    """The voices of the model, which of them OpenAI's names mean, and those that the caller has brought."""
+    """The voices of the model, which of them OpenAI's names mean, and those that the caller has brought; and with which
+    fields others are brought."""
     gateway: Gateway = request.app.state.gateway
     profile = await gateway.catalogue.profile()
     brought = [] if gateway.voices is None else await asyncio.to_thread(gateway.voices.all, request.state.owner)
@@ -44,6 +45,7 @@ async def list_voices(request: Request) -> Voices:
         "object": "list",
         "voices": list(profile.voices),
         "aliases": aliases(profile),
+        "form": fields_taken(gateway, profile),
         "data": [record(voice) for voice in brought],
     }
 
@@ -115,6 +117,17 @@ def cloning_task(profile: ModelProfile, param: str = "model") -> TaskProfile:
         message = f"{param}: {profile.family!r} does not speak in the voice of a recording"
         raise ApiError(400, message, param, "unsupported")
     return task
+
+
+def fields_taken(gateway: Gateway, profile: ModelProfile) -> list[str]:
+    """The fields with which a voice is brought, beside the model; none where none can be."""
+    try:
+        opened(gateway)
+        task = cloning_task(profile)
+    except ApiError:
+        return []
+    without = {"model"} if "text" in task.system else {"model", "ref_text"}
+    return [name for name in VoiceForm.model_fields if name not in without]
 
 
 def opened(gateway: Gateway, param: str | None = None) -> VoiceStore:

@@ -1,6 +1,7 @@
 """The page in a Chromium: what a person types, hears and is told."""
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -10,9 +11,12 @@ import numpy as np
 import pytest
 
 from benchmarks.browser import EXECUTABLE, Browser, Tab, chromium, driving
+from stretto_gateway.config import Limits
 from tests.client.fake_server import PROFILE, Abort, Chunk, ErrorText, Request, Step, Until
 from tests.gateway.conftest import Start
+from tests.gateway.realtime.caller import RATE, spoken
 from tests.gateway.test_chat import task
+from tests.gateway.test_voices import cloning
 
 pytestmark = [
     pytest.mark.slow,
@@ -43,7 +47,7 @@ window.pass = async (seconds) => {  // of the device's own time, in which it han
   while (context.state === "running" && context.currentTime < end) await new Promise((go) => setTimeout(go, 10));
 };
 const context = new Context({ sampleRate: 24000 });
-window.AudioContext = function (options) { return options === undefined ? new Context() : context; };
+window.AudioContext = function (options) { return options.latencyHint ? context : new Context(options); };
 window.recorderReady = (async () => {
   await context.audioWorklet.addModule("/recorder.js");
   const recorder = new AudioWorkletNode(context, "recorder");
@@ -53,6 +57,22 @@ window.recorderReady = (async () => {
     return connect.call(this, target === context.destination ? recorder : target, ...rest);
   };
 })();
+"""
+# In the place of the microphone: silence, and what `say` is given, base64 of samples.
+MICROPHONE = """
+let microphone = null;
+navigator.mediaDevices.getUserMedia = async () => {
+  microphone = new AudioContext({ sampleRate: 24000 }).createMediaStreamDestination();
+  return microphone.stream;
+};
+window.say = (base64) => {
+  const samples = new Int16Array(Uint8Array.from(atob(base64), (each) => each.charCodeAt(0)).buffer);
+  const buffer = new AudioBuffer({ length: samples.length, sampleRate: 24000 });
+  buffer.copyToChannel(Float32Array.from(samples, (sample) => sample / 32768), 0);
+  const source = new AudioBufferSourceNode(microphone.context, { buffer });
+  source.connect(microphone);
+  source.start();
+};
 """
 WORKLET = """
 registerProcessor("recorder", class extends AudioWorkletProcessor {
@@ -91,13 +111,16 @@ CHUNKS = [
 ]
 LONG = Chunk(0, 240_000, is_16_bit=True, pcm=wave(3, 240_000))
 TALKS = PROFILE | {"tasks": [*PROFILE["tasks"], task("dialogue", also=[]), task("hearing", needs=["audio"], also=[])]}
+CLONES = cloning("text", "audio")
+DOES_ALL = TALKS | {"tasks": [*CLONES["tasks"], *TALKS["tasks"][2:]]}
+TABS = ("speak", "voices", "transcribe", "converse")
 
 
-async def listened(browser: Browser, url: str) -> Tab:
-    """A tab with the page, whose samples are kept on their way to the device."""
+async def listened(browser: Browser, url: str, before: str = "") -> Tab:
+    """A tab with the page, whose samples are kept on their way to the device; `before` runs before its scripts."""
     tab = await browser.tab()
     await tab.serve("*/recorder.js", WORKLET, "text/javascript")
-    await tab.send("Page.addScriptToEvaluateOnNewDocument", source=RECORDER)
+    await tab.send("Page.addScriptToEvaluateOnNewDocument", source=before + RECORDER)
     await tab.open(url, READY)
     await tab.value("recorderReady")
     return tab
@@ -304,33 +327,148 @@ async def test_a_conversation_goes_on_by_turns_and_is_heard(start: Start, browse
     assert running.behind.requests[2]["audio"][:4] == b"RIFF"
 
 
+async def test_a_call_hears_turns_itself_and_gives_way_to_who_speaks_into_a_reply(
+    start: Start, browser: Browser
+) -> None:
+    replies = iter([[Chunk(9, None, text="Fine."), *CHUNKS], [LONG, Until(asyncio.Event())], CHUNKS])
+    written = [Chunk(0, None, text="It is late.", is_final=True, is_last=True)]
+
+    def script(request: Request) -> list[Step]:
+        return written if request["task"] == b"asr" else next(replies)
+
+    running = await start(script, TALKS)
+    tab = await listened(browser, running.url, MICROPHONE)
+    said = base64.b64encode(spoken()[: 3 * RATE // 2].tobytes()).decode()
+    await tab.click("#converse-tab")
+    await tab.click("#call-button")
+    await tab.reads("#converse-status", "Listening: speak.")
+    await tab.value(f"say('{said}')")
+    await tab.wait(f"heard.length === {len(ALL)}")
+    assert await tab.value("heard") == ALL
+    await tab.reads("#turns", "It is late.\nFine.")
+    await tab.reads("#converse-status", "Listening: speak.")
+    await tab.value(f"say('{said}')")
+    await tab.wait(f"heard.length > {len(ALL)}")
+    await tab.value(f"say('{said}')")
+    async with asyncio.timeout(60):
+        await running.behind.cancelled.wait()
+    await tab.wait(f"heard.length > {2 * len(ALL)}")  # silent, then the third reply
+    asked = [json.loads(each["messages"]) for each in running.behind.requests if each["task"] == b"hearing"]
+    roles = [turn["role"] for turn in asked[1]]
+    assert roles == ["user", "assistant", "user"]
+    assert asked[1][1]["text"] == "Fine."
+    await tab.press("Escape")
+    await tab.reads("#converse-status", "The call is over.")
+    assert not await tab.value("document.querySelector('#send-button').disabled")
+    assert tab.complaints == []
+
+
+async def test_a_call_that_is_not_taken_is_told_in_a_line(start: Start, browser: Browser) -> None:
+    running = await start(CHUNKS, TALKS, limits=Limits(max_sessions=0, drain_s=1))
+    tab = await browser.tab()
+    await tab.open(running.url, READY)
+    await tab.click("#converse-tab")
+    await tab.click("#call-button")
+    await tab.reads("#call-button-error", "The gateway does not take the call.")
+    assert await tab.text("#call-button") == "Call"
+
+
+async def test_two_strengths_of_guidance_are_played_side_by_side(start: Start, browser: Browser) -> None:
+    def script(request: Request) -> list[Step]:
+        scale = round(json.loads(request["options"])["guidance_scale"])
+        if scale > 100:
+            return [ErrorText("invalid request: options.guidance_scale: expected at most 100, got 400")]
+        pcm = WAVES[scale - 1]
+        return [Chunk(0, len(pcm), is_16_bit=True, pcm=pcm, is_final=True, is_last=True)]
+
+    running = await start(script)
+    tab = await listened(browser, running.url)
+    await tab.click("#compare summary")
+    await tab.write("#seed", "11")
+    await tab.write("#right-scale", "2")
+    await tab.click("#compare-button")
+    await tab.reads("#compare-status", "Both are here; their seed is 11.")
+    assert await tab.text("#takes h2") == "Unguided"
+    options = [json.loads(each["options"]) for each in running.behind.requests]
+    assert sorted(each.pop("guidance_scale") for each in options) == [1, 2]
+    assert options[0] == options[1]
+    assert options[0]["seed"] == 11
+    for button, samples in (("#right-play", WAVES[1]), ("#left-play", WAVES[0])):
+        await tab.value("heard.length = 0")
+        await tab.click(button)
+        await tab.wait(f"heard.length === {len(samples)}")
+        assert await tab.value("heard") == samples.tolist()
+    for written, line, told in (
+        ("much", "#left-scale-error", "A strength is a number"),
+        ("400", "#compare-error", "guidance_scale: expected at most 100"),
+    ):
+        await tab.write("#left-scale", written)
+        await tab.press("Enter")
+        await tab.reads(line, told)
+
+
+async def test_a_voice_of_a_recording_is_kept_used_and_deleted(start: Start, browser: Browser, tmp_path: Path) -> None:
+    running = await start(CHUNKS, CLONES | {"voices": []}, voices=tmp_path / "voices")
+    tab = await browser.tab()
+    await tab.open(running.url, READY)
+    assert await tab.value("document.querySelector('#voice-field').hidden")
+    await tab.click("#voices-tab")
+    file = tmp_path / "me.wav"
+    file.write_bytes(b"RIFF and more")
+    for field, written in (("sample", None), ("voice-name", "mine"), ("consent", "my own")):
+        await tab.click("#keep-button")
+        await tab.wait(f"document.querySelector('#{field}-error').checkVisibility()")
+        await (tab.choose("#sample", file) if written is None else tab.write(f"#{field}", written))
+    await tab.write("#said", "It is me.")
+    await tab.click("#keep-button")
+    await tab.reads("#voices-status", "mine is kept.")
+    assert running.behind.requests[-1]["audio"] == b"RIFF and more"
+    assert (await tab.text("#kept")).split() == ["mine", "my", "own", "Speak", "Delete"]
+    await tab.click("#kept button")
+    await tab.click("#speak-button")
+    await tab.reads("#speak-status", "Finished")
+    system, *_ = json.loads(running.behind.requests[-1]["messages"])
+    assert system == {"role": "system", "audio": "audio", "text": "It is me."}
+    await tab.click("#voices-tab")
+    for _ in range(2):  # asked, and meant
+        await tab.click("#kept button:last-child")
+    await tab.reads("#voices-status", "mine is deleted.")
+    assert list((tmp_path / "voices").glob("*/*")) == []
+    assert await tab.value("document.querySelector('#voice-field').hidden")
+
+
 async def test_what_the_model_cannot_do_is_not_shown(start: Start, browser: Browser) -> None:
     running = await start(CHUNKS, PROFILE | {"voices": [], "tasks": PROFILE["tasks"][:1]})
     tab = await browser.tab()
     await tab.open(running.url, READY)
     assert await tab.value("document.querySelector('#tabs').hidden")
     assert await tab.value("document.querySelector('#voice-field').hidden")
+    told = "tiny takes no voices of recordings here, does not write down what it hears, and does not converse."
+    assert await tab.text("#cannot") == told
     await tab.click("#speak-button")
     await tab.reads("#speak-status", "Finished")
 
 
-async def test_keys_reach_everything_and_all_that_can_be_used_has_a_name(start: Start, browser: Browser) -> None:
-    running = await start(CHUNKS, TALKS)
+async def test_keys_reach_everything_and_all_that_can_be_used_has_a_name(
+    start: Start, browser: Browser, tmp_path: Path
+) -> None:
+    running = await start(CHUNKS, DOES_ALL, voices=tmp_path)
     tab = await browser.tab()
     await tab.open(running.url, READY)
+    await tab.value("document.querySelector('#compare').open = true")
     reached = []
     for _ in range(9):
         await tab.press("Tab")
         reached.append(await tab.value("document.activeElement.id"))
     assert reached[:5] == ["speak-tab", "text", "voice", "seed", "speak-button"]
     await tab.value("document.querySelector('#speak-tab').focus()")
-    for name in ("transcribe", "converse", "speak"):
+    for name in (*TABS[1:], TABS[0]):
         await tab.press("ArrowRight")
         assert await tab.value("document.activeElement.id") == f"{name}-tab"
         assert await tab.value(f"!document.querySelector('#{name}').hidden")
         nodes = (await tab.send("Accessibility.getFullAXTree"))["nodes"]
         named = {
-            "button": 1, "textbox": 0, "combobox": 0, "tab": 3, "tabpanel": 1, "tablist": 1, "status": 1, "log": 0,
+            "button": 1, "textbox": 0, "combobox": 0, "tab": 4, "tabpanel": 1, "tablist": 1, "status": 1, "log": 0,
         }  # fmt: skip
         for node in nodes:
             role = node.get("role", {}).get("value")
@@ -341,14 +479,19 @@ async def test_keys_reach_everything_and_all_that_can_be_used_has_a_name(start: 
 
 
 @pytest.mark.parametrize("width", [320, 390])
-async def test_nothing_runs_over_the_edge_of_a_phone(start: Start, browser: Browser, width: int) -> None:
-    running = await start(CHUNKS, TALKS)
+async def test_nothing_runs_over_the_edge_of_a_phone(
+    start: Start, browser: Browser, tmp_path: Path, width: int
+) -> None:
+    running = await start(CHUNKS, DOES_ALL, voices=tmp_path)
     tab = await browser.tab()
     await tab.send("Emulation.setDeviceMetricsOverride", width=width, height=740, deviceScaleFactor=2, mobile=True)
     await tab.open(running.url, READY)
     await tab.click("#speak-button")
     await tab.reads("#speak-status", "Finished")
-    for name in ("speak", "transcribe", "converse"):
+    await tab.click("#compare summary")
+    await tab.click("#compare-button")
+    await tab.reads("#compare-status", "Both are here")
+    for name in TABS:
         await tab.click(f"#{name}-tab")
         assert await tab.value("document.documentElement.scrollWidth") <= width, name
         over = (

@@ -73,7 +73,9 @@ async def test_a_voice_is_used_by_its_id_also_after_a_restart_and_until_it_is_de
     voice = await brought(first)
     again = await start(SPOKEN, CLONES, voices=tmp_path / "voices")
     for running in (first, again):
-        (known,) = (await Caller(running).list())["data"]
+        listed = await Caller(running).list()
+        assert listed["form"] == ["audio_sample", "name", "consent", "ref_text"]
+        (known,) = listed["data"]
         assert known | FORM == known
         assert (known["id"], known["object"]) == (voice, "audio.voice")
         answer = await Caller(running).speak(voice)

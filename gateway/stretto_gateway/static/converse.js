@@ -1,7 +1,8 @@
-// The panel that converses, by turns.
+// The panel that converses: by turns, or in a call.
 
+import { Call } from "./call.js";
 import { element, enable, forgive, tell } from "./form.js";
-import { events, post, samplesOf } from "./gateway.js";
+import { base64Of, events, post, samplesOf } from "./gateway.js";
 import { Playback } from "./player.js";
 import { recordWith } from "./recording.js";
 
@@ -9,7 +10,9 @@ class ConversePanel {
   #messages = []; // as the API takes them
   #request = null; // an AbortController while one is under way
   #playback = null;
+  #call = null;
   speaks = true; // whether replies are spoken
+  transcribes = false; // whether what the user says can be written down
 
   constructor() {
     element("converse").querySelector("form").addEventListener("submit", (event) => {
@@ -21,7 +24,10 @@ class ConversePanel {
       event.preventDefault();
       this.#sendText();
     });
-    element("converse").addEventListener("keydown", (event) => event.key === "Escape" && this.stop());
+    element("converse").addEventListener("keydown", (event) => {
+      if (event.key === "Escape") (this.#call?.hangUp(), this.stop());
+    });
+    element("call-button").addEventListener("click", () => (this.#call === null ? this.#begin() : this.#call.hangUp()));
     element("hush-button").addEventListener("click", () => this.stop());
     element("forget-button").addEventListener("click", () => this.#forget());
     recordWith(element("talk-button"), {
@@ -39,7 +45,7 @@ class ConversePanel {
   }
 
   async #sendSound(file) {
-    const data = await base64Of(file);
+    const data = base64Of(new Uint8Array(await file.arrayBuffer()));
     return this.#send([{ type: "input_audio", input_audio: { data, format: "wav" } }], "(spoken)");
   }
 
@@ -107,6 +113,38 @@ class ConversePanel {
     element("turn").focus();
   }
 
+  /** Call: a conversation of its own, in which nothing is written. */
+  #begin() {
+    this.#forget();
+    forgive(element("converse"));
+    try {
+      this.#call = new Call({
+        transcribes: this.transcribes,
+        addLine,
+        say: (message) => this.#say(message),
+        over: (error) => this.#hungUp(error),
+      });
+    } catch (error) {
+      return tell(element("call-button"), error.message);
+    }
+    this.#showCall("Hang up");
+  }
+
+  #hungUp(error) {
+    this.#call = null;
+    this.#say(error === null ? "The call is over." : "");
+    this.#showCall("Call");
+    if (error !== null) tell(element("call-button"), error.message);
+  }
+
+  #showCall(name) {
+    const button = element("call-button");
+    button.textContent = name;
+    button.setAttribute("aria-pressed", String(this.#call !== null));
+    button.focus();
+    for (const id of ["turn", "talk-button", "send-button", "forget-button"]) element(id).disabled = this.#call !== null;
+  }
+
   #rest() {
     this.#request = null;
     enable(element("hush-button"), false, element("turn"));
@@ -132,20 +170,18 @@ function addLine(role, text) {
   return line;
 }
 
-async function base64Of(file) {
-  const bytes = new Uint8Array(await file.arrayBuffer());
-  return btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
-}
-
 const takes = (task, kind) => [...task.needs, ...task.also].includes(kind);
 
 /** Begin the panel; returns a function that shows it a model, true where that converses. */
 export function conversePanel() {
   const panel = new ConversePanel();
-  return ({ conversations }) => {
+  return ({ conversations, tasks }) => {
+    panel.transcribes = tasks.includes("asr");
     panel.speaks = conversations.some((task) => task.speaks);
     const usable = conversations.filter((task) => task.speaks === panel.speaks);
-    element("talk-button").hidden = !usable.some((task) => takes(task, "audio") && !task.needs.includes("text"));
+    const hears = usable.some((task) => takes(task, "audio") && !task.needs.includes("text"));
+    element("talk-button").hidden = !hears;
+    element("call-button").hidden = !(hears && panel.speaks);
     const takesText = usable.some((task) => takes(task, "text") && !task.needs.includes("audio"));
     element("send-button").hidden = !takesText;
     element("turn-field").hidden = !takesText;

@@ -79,8 +79,38 @@ async function* parts(stream) {
   }
 }
 
+/** What is asked for, spoken: parts as they come, `samples` (Int16Array) or the `words` that begin in what follows. */
+export async function* speech(record, signal) {
+  let isWhole = false;
+  const asked = { ...record, response_format: "pcm", stream_format: "sse" };
+  for await (const event of events(await post("v1/audio/speech", asked, signal))) {
+    if (event.type === "speech.audio.words") yield { words: event.words };
+    if (event.type === "speech.audio.delta") yield { samples: samplesOf(event.audio) };
+    if (event.type === "speech.audio.done") isWhole = true;
+  }
+  if (!isWhole) throw new GatewayError("The answer broke off.");
+}
+
+/** A WebSocket that begins to open; GatewayError where it cannot. */
+export function openSocket(path, protocol) {
+  const url = new URL(path, document.baseURI);
+  url.protocol = url.protocol.replace("http", "ws");
+  const key = sessionStorage.getItem(KEY);
+  const protocols = key === null ? [protocol] : [protocol, `openai-insecure-api-key.${key}`];
+  try {
+    return new WebSocket(url, protocols);
+  } catch {
+    throw new GatewayError("A browser cannot open a WebSocket with this key: it has signs that no header may have.");
+  }
+}
+
 /** Samples, Int16Array, of their base64. */
 export function samplesOf(base64) {
   const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
   return new Int16Array(bytes.buffer);
+}
+
+/** The base64 of bytes (Uint8Array). */
+export function base64Of(bytes) {
+  return btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
 }

@@ -1,32 +1,58 @@
 // The page: what the model can do is shown, and what it cannot is not.
 
+import { comparePanel } from "./compare.js";
 import { conversePanel } from "./converse.js";
 import { element, forgive, tell } from "./form.js";
 import { ask, keepKey } from "./gateway.js";
 import { speakPanel } from "./speak.js";
 import { transcribePanel } from "./transcribe.js";
+import { voicesPanel } from "./voices.js";
 
-const NAMES = ["speak", "transcribe", "converse"];
+const NAMES = ["speak", "voices", "transcribe", "converse"];
+const CANNOT = {
+  speak: "does not speak a text as it stands",
+  voices: "takes no voices of recordings here",
+  transcribe: "does not write down what it hears",
+  converse: "does not converse",
+};
 const showSpeech = speakPanel();
 const showConversation = conversePanel();
+const showVoices = voicesPanel({ changed: listVoices, use: speakIn });
+comparePanel();
 transcribePanel();
 
 async function show() {
   const { data } = await (await ask("v1/models")).json();
-  const { voices } = await (await ask("v1/audio/voices")).json();
   const [model] = data;
   element("model").textContent = `${model.id} · ${model.sample_rate / 1000} kHz`;
-  showSpeech({ voices });
+  const speaks = model.tasks.includes("tts");
   const can = {
-    speak: model.tasks.includes("tts"),
+    speak: speaks,
+    voices: (await listVoices()) && speaks,
     transcribe: model.tasks.includes("asr"),
     converse: showConversation(model),
   };
+  const cannot = NAMES.filter((name) => !can[name]).map((name) => CANNOT[name]);
+  element("cannot").textContent = `${model.id} ${new Intl.ListFormat("en").format(cannot)}.`;
+  element("cannot").hidden = cannot.length === 0;
   const names = NAMES.filter((name) => can[name]);
   for (const name of NAMES) element(`${name}-tab`).hidden = !can[name];
   element("tabs").hidden = names.length < 2;
   element("key-form").hidden = true;
   if (names.length > 0) open(names[0]);
+}
+
+/** Show the voices that there are; true where others are taken. */
+async function listVoices() {
+  const found = await (await ask("v1/audio/voices")).json();
+  showSpeech(found);
+  return showVoices(found);
+}
+
+function speakIn(voice) {
+  element("voice").value = voice;
+  open("speak");
+  element("text").focus();
 }
 
 function open(name) {

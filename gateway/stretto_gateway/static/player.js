@@ -7,6 +7,7 @@ const FADE_S = 0.005; // time constant, so that a stop is no click
 const IDLE_MS = 2000; // after which the audio device is left
 
 let context = null; // the page's one, which a click must come before
+let last = null; // of the playbacks: there is one at a time
 let numPlaying = 0;
 let idleTimer = 0;
 
@@ -36,6 +37,8 @@ export class Playback {
   #isOver = false;
 
   constructor() {
+    last?.stop();
+    last = this;
     this.finished = new Promise((resolve) => (this.resolve = resolve));
     wake().then(() => this.#pump());
     this.gain = new GainNode(context);

@@ -18,58 +18,70 @@ export function wavFile(chunks, rate) {
   return new Blob([head, ...chunks], { type: "audio/wav" });
 }
 
-/** Records from now on; `finish` gives the wav file, at the device's own rate. */
-export class Recording {
-  #chunks = [];
-
-  /** A recording that has begun; Error, in words, where there is no microphone to be had. */
-  static async begin() {
+/** Hands over what the microphone hears, an Int16Array at a time, until it is closed. */
+export class Microphone {
+  /** An open one, at `rate` Hz or else the device's own; Error, in words, where there is none to be had. */
+  static async open(heard, { rate, ...constraints } = {}) {
     if (navigator.mediaDevices === undefined) {
       throw new Error("The browser gives no microphone to a page without TLS, but at http://localhost.");
     }
-    const recording = new Recording();
+    const microphone = new Microphone();
     try {
-      recording.stream = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1 } });
+      microphone.stream = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1, ...constraints } });
     } catch {
       throw new Error("No microphone: there is none, or this page may not use it.");
     }
-    recording.context = new AudioContext();
-    await recording.context.audioWorklet.addModule(new URL("capture.js", import.meta.url));
-    const capture = new AudioWorkletNode(recording.context, "capture", { numberOfOutputs: 0 });
-    capture.port.onmessage = ({ data }) => recording.#chunks.push(Int16Array.from(data, (value) => 32767 * value));
-    recording.context.createMediaStreamSource(recording.stream).connect(capture);
-    return recording;
+    try {
+      await microphone.#connect(heard, rate);
+    } catch {
+      await microphone.close();
+      throw new Error("This browser does not hand over what the microphone hears; another one may.");
+    }
+    return microphone;
   }
 
-  async finish() {
+  async #connect(heard, rate) {
+    this.context = new AudioContext(rate === undefined ? {} : { sampleRate: rate });
+    await this.context.audioWorklet.addModule(new URL("capture.js", import.meta.url));
+    const capture = new AudioWorkletNode(this.context, "capture", { numberOfOutputs: 0 });
+    capture.port.onmessage = ({ data }) => heard(Int16Array.from(data, (value) => 32767 * value));
+    this.context.createMediaStreamSource(this.stream).connect(capture);
+  }
+
+  get rate() {
+    return this.context.sampleRate;
+  }
+
+  async close() {
     for (const track of this.stream.getTracks()) track.stop();
-    const rate = this.context.sampleRate;
-    await this.context.close();
-    return wavFile(this.#chunks, rate);
+    await this.context?.close();
   }
 }
 
-/** A button that begins a recording and, pressed again, hands the file on. */
+/** A button that begins a recording and, pressed again, hands the file on: at the device's own rate. */
 export function recordWith(button, { begun, done, failed }) {
   const name = button.textContent;
-  let recording = null;
+  let microphone = null;
+  let chunks = [];
   button.addEventListener("click", async () => {
     button.disabled = true;
     try {
-      if (recording === null) {
-        recording = await Recording.begin();
+      if (microphone === null) {
+        chunks = [];
+        microphone = await Microphone.open((samples) => chunks.push(samples));
         begun();
       } else {
-        const file = await recording.finish();
-        recording = null;
-        done(file);
+        const { rate } = microphone;
+        await microphone.close();
+        microphone = null;
+        done(wavFile(chunks, rate));
       }
     } catch (error) {
-      recording = null;
+      microphone = null;
       failed(error);
     }
-    button.setAttribute("aria-pressed", String(recording !== null));
-    button.textContent = recording === null ? name : "Finish";
+    button.setAttribute("aria-pressed", String(microphone !== null));
+    button.textContent = microphone === null ? name : "Finish";
     button.disabled = false;
     button.focus();
   });

@@ -1,14 +1,41 @@
 // The panel that speaks a text.
 
 import { element, enable, forgive, tell } from "./form.js";
-import { events, post, samplesOf } from "./gateway.js";
+import { speech } from "./gateway.js";
 import { Playback, RATE } from "./player.js";
 import { wavFile } from "./recording.js";
 import { Waveform } from "./waveform.js";
 
 const FIELDS = { input: "text", voice: "voice", seed: "seed" }; // of the API, and the page's
 const MAX_SEED = 2 ** 31;
-const seconds = (value, digits = 1) => `${value.toFixed(digits)} s`;
+
+export const seconds = (value, digits = 1) => `${value.toFixed(digits)} s`;
+
+/** What the form asks for, with a drawn seed where none is written; null where a field is wrong, which is told. */
+export function speechRequest() {
+  const [text, voice, seed] = ["text", "voice", "seed"].map((id) => element(id).value.trim());
+  if (text === "") {
+    tell(element("text"), "Write what shall be said.");
+    return null;
+  }
+  if (!/^\d{0,15}$/.test(seed)) {
+    tell(element("seed"), "A seed is a whole number, or nothing for a new one.");
+    return null;
+  }
+  return {
+    input: text,
+    ...(voice === "" ? {} : { voice }),
+    seed: seed === "" ? Math.floor(Math.random() * MAX_SEED) : Number(seed),
+  };
+}
+
+/** Tell of an error: at the field that it is about, or else in `line`. */
+export function tellOf(error, line) {
+  const field = FIELDS[error.param];
+  if (field !== undefined) return tell(element(field), error.message);
+  line.textContent = error.message;
+  line.hidden = false;
+}
 
 class SpeakPanel {
   #request = null; // an AbortController while one is under way
@@ -37,12 +64,12 @@ class SpeakPanel {
   async speak() {
     this.stop();
     forgive(element("speak"));
-    const record = this.#record();
+    const record = speechRequest();
     if (record === null) return;
     const request = (this.#request = new AbortController());
     const playback = this.#begin(record.seed);
     try {
-      await this.#receive(await post("v1/audio/speech", record, request.signal), playback);
+      await this.#receive(speech({ ...record, timestamps: true }, request.signal), playback);
       playback.end();
       this.#say("All of it is here.");
       this.#offer();
@@ -53,27 +80,6 @@ class SpeakPanel {
       if (error.name !== "AbortError") this.#fail(error);
     }
     if (this.#request === request) this.#rest();
-  }
-
-  /** What is asked for, or null where a field is wrong. */
-  #record() {
-    const [text, voice, seed] = ["text", "voice", "seed"].map((id) => element(id).value.trim());
-    if (text === "") {
-      tell(element("text"), "Write what shall be said.");
-      return null;
-    }
-    if (!/^\d{0,15}$/.test(seed)) {
-      tell(element("seed"), "A seed is a whole number, or nothing for a new one.");
-      return null;
-    }
-    return {
-      input: text,
-      ...(voice === "" ? {} : { voice }),
-      seed: seed === "" ? Math.floor(Math.random() * MAX_SEED) : Number(seed),
-      response_format: "pcm",
-      stream_format: "sse",
-      timestamps: true,
-    };
   }
 
   #begin(seed) {
@@ -104,13 +110,10 @@ class SpeakPanel {
     return playback;
   }
 
-  async #receive(answer, playback) {
-    let isWhole = false;
-    for await (const event of events(answer)) {
-      if (event.type === "speech.audio.words") event.words.forEach((word) => this.#addWord(word));
-      if (event.type === "speech.audio.done") isWhole = true;
-      if (event.type !== "speech.audio.delta") continue;
-      const samples = samplesOf(event.audio);
+  async #receive(parts, playback) {
+    for await (const { words = [], samples } of parts) {
+      words.forEach((word) => this.#addWord(word));
+      if (samples === undefined) continue;
       playback.add(samples);
       this.#waveform.add(samples, RATE);
       const madeS = playback.numSamples / RATE;
@@ -118,7 +121,6 @@ class SpeakPanel {
       element("length").textContent = seconds(madeS);
       element("speed").textContent = `${(madeS / tookS).toFixed(1)} ×`;
     }
-    if (!isWhole) throw new Error("The answer broke off.");
   }
 
   #addWord({ word, start }) {
@@ -180,10 +182,7 @@ class SpeakPanel {
   #fail(error) {
     this.#say("");
     if (this.#playback.numSamples === 0) element("sound").hidden = true;
-    const field = FIELDS[error.param];
-    if (field !== undefined) return tell(element(field), error.message);
-    element("speak-error").textContent = error.message;
-    element("speak-error").hidden = false;
+    tellOf(error, element("speak-error"));
   }
 
   #say(message) {
@@ -191,11 +190,18 @@ class SpeakPanel {
   }
 }
 
-/** Begin the panel; returns a function that shows it a model and its voices. */
+/** Begin the panel; returns a function that shows it voices by name, and those of recordings. */
 export function speakPanel() {
   new SpeakPanel();
-  return ({ voices }) => {
-    element("voice-field").hidden = voices.length === 0;
-    element("voice").replaceChildren(...voices.map((name) => new Option(name)));
+  return ({ voices, data }) => {
+    const menu = element("voice");
+    const chosen = menu.value;
+    const own = document.createElement("optgroup");
+    own.label = "Of recordings";
+    own.append(...data.map(({ id, name }) => new Option(name, id)));
+    const others = voices.length > 0 ? voices.map((name) => new Option(name)) : [new Option("the model’s own", "")];
+    menu.replaceChildren(...others, ...(data.length > 0 ? [own] : []));
+    if ([...menu.options].some(({ value }) => value === chosen)) menu.value = chosen;
+    element("voice-field").hidden = menu.options.length < 2 && voices.length === 0;
   };
 }

@@ -1,0 +1,126 @@
+// A conversation by voice over the realtime WebSocket: the gateway hears where turns end.
+
+import { GatewayError, base64Of, openSocket, samplesOf } from "./gateway.js";
+import { Playback, RATE } from "./player.js";
+import { Microphone } from "./recording.js";
+
+const PIECE = RATE / 25; // samples of a message: 40 ms
+const BROKEN = "The call broke off.";
+const REFUSED = "The gateway does not take the call. Is it still running, and is there room for one more?";
+
+/**
+ * A call from when it is made to `hangUp`, or to its end by the gateway.
+ *
+ * addLine(role, text): a line of the log. say: what goes on. over: it has ended, with an Error where that is one.
+ */
+export class Call {
+  #socket;
+  #microphone = null;
+  #kept = []; // Int16Array each: less than a message's
+  #playback = null;
+  #lines = new Map(); // by item
+  #itemId = null; // of the reply
+  #error = null;
+  #handlers = {
+    "session.created": () => this.#configure(),
+    "session.updated": () => this.#listen(),
+    "input_audio_buffer.speech_started": () => this.#giveWay(),
+    "input_audio_buffer.speech_stopped": () => this.say("Thinking…"),
+    "input_audio_buffer.committed": ({ item_id: id }) => this.#lines.set(id, this.addLine("user", "(spoken)")),
+    "conversation.item.input_audio_transcription.completed": ({ item_id: id, transcript }) => {
+      if (transcript !== "" && this.#lines.has(id)) this.#lines.get(id).textContent = transcript;
+    },
+    "response.created": () => ((this.#playback = new Playback()), (this.#itemId = null)),
+    "response.output_item.added": ({ item }) => {
+      this.#itemId = item.id;
+      this.#lines.set(item.id, this.addLine("assistant", "(spoken)"));
+      this.say("Speaking…");
+    },
+    "response.output_audio.delta": ({ delta }) => this.#playback.add(samplesOf(delta)),
+    "response.output_audio_transcript.done": ({ item_id: id, transcript }) => {
+      if (transcript.trim() !== "") this.#lines.get(id).textContent = transcript.trim();
+    },
+    "response.done": ({ response }) => this.#endReply(response),
+    error: ({ error }) => this.#fail(new GatewayError(error.message, error)),
+  };
+
+  constructor({ transcribes, addLine, say, over }) {
+    Object.assign(this, { transcribes, addLine, say, over });
+    this.#socket = openSocket("v1/realtime", "realtime");
+    this.#socket.onmessage = ({ data }) => {
+      const event = JSON.parse(data);
+      this.#handlers[event.type]?.(event);
+    };
+    this.#socket.onclose = () => this.#end(this.#error ?? new GatewayError(this.#microphone ? BROKEN : REFUSED));
+    say("Calling…");
+  }
+
+  hangUp() {
+    this.#end(null);
+  }
+
+  #configure() {
+    const input = this.transcribes ? { transcription: {} } : {};
+    this.#send({ type: "session.update", session: { type: "realtime", audio: { input } } });
+  }
+
+  async #listen() {
+    try {
+      const microphone = await Microphone.open((samples) => this.#hear(samples), { rate: RATE, echoCancellation: true });
+      if (this.#socket === null) return await microphone.close(); // hung up meanwhile
+      this.#microphone = microphone;
+      this.say("Listening: speak.");
+    } catch (error) {
+      this.#end(error);
+    }
+  }
+
+  #hear(samples) {
+    this.#kept.push(samples);
+    const numKept = this.#kept.reduce((sum, each) => sum + each.length, 0);
+    if (numKept < PIECE || this.#socket === null) return;
+    const bytes = this.#kept.flatMap(({ buffer }) => [...new Uint8Array(buffer)]);
+    this.#kept = [];
+    this.#send({ type: "input_audio_buffer.append", audio: base64Of(bytes) });
+  }
+
+  /** Fall silent for the user, and tell what was heard of the reply: the next one is told no more of it. */
+  #giveWay() {
+    this.say("Listening…");
+    const playback = this.#playback;
+    if (playback === null || playback.isOver) return;
+    const heardMs = Math.floor((1000 * playback.numPlayed) / RATE);
+    playback.stop();
+    if (this.#itemId === null || playback.numSamples === 0) return;
+    const place = { item_id: this.#itemId, content_index: 0 };
+    this.#send({ type: "conversation.item.truncate", audio_end_ms: heardMs, ...place });
+  }
+
+  async #endReply({ status, status_details: details }) {
+    const playback = this.#playback;
+    playback.end();
+    if (status === "failed") return this.say(details.error.message);
+    await playback.finished;
+    if (playback === this.#playback && status === "completed" && this.#socket !== null) this.say("Listening: speak.");
+  }
+
+  #fail(error) {
+    this.#error = error;
+    if (this.#microphone === null) this.#end(error);
+    else this.say(error.message);
+  }
+
+  #send(event) {
+    if (this.#socket.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify(event));
+  }
+
+  #end(error) {
+    if (this.#socket === null) return;
+    this.#socket.onclose = this.#socket.onmessage = null;
+    this.#socket.close();
+    this.#socket = null;
+    this.#playback?.stop();
+    this.#microphone?.close();
+    this.over(error);
+  }
+}

@@ -1,0 +1,120 @@
+// The panel that keeps voices of recordings.
+
+import { element, forgive, tell } from "./form.js";
+import { ask } from "./gateway.js";
+import { recordWith } from "./recording.js";
+
+const FIELDS = { audio_sample: "sample", ref_text: "said", name: "voice-name", consent: "consent" }; // of the API, and ours
+
+class VoicesPanel {
+  #recording = null; // a File, where one was made in the page
+
+  constructor(changed, use) {
+    Object.assign(this, { changed, use });
+    element("voices").querySelector("form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.keep();
+    });
+    element("sample").addEventListener("change", () => (this.#recording = null));
+    recordWith(element("sample-record"), {
+      begun: () => this.#say("Recording…"),
+      done: (file) => {
+        this.#recording = new File([file], "recording.wav");
+        element("sample").value = "";
+        this.#say("Recorded.");
+      },
+      failed: (error) => tell(element("sample"), error.message),
+    });
+  }
+
+  async keep() {
+    forgive(element("voices"));
+    const body = this.#form();
+    if (body === null) return;
+    element("keep-button").disabled = true;
+    this.#say("The model listens to it…");
+    try {
+      const { name } = await (await ask("v1/audio/voices", { method: "POST", body })).json();
+      this.#recording = null;
+      element("voices").querySelector("form").reset();
+      await this.changed();
+      this.#say(`${name} is kept.`);
+    } catch (error) {
+      this.#say("");
+      tell(element(FIELDS[error.param] ?? "sample"), error.message);
+    }
+    element("keep-button").disabled = false;
+  }
+
+  /** What is sent, or null where a field is wrong. */
+  #form() {
+    const file = this.#recording ?? element("sample").files[0];
+    const [name, consent] = ["voice-name", "consent"].map((id) => element(id).value.trim());
+    if (file === undefined) tell(element("sample"), "Choose a file, or record yourself.");
+    else if (name === "") tell(element("voice-name"), "Give the voice a name.");
+    else if (consent === "") tell(element("consent"), "Say how the speaker has agreed: “my own voice”, for example.");
+    else {
+      const body = new FormData();
+      const said = element("said-field").hidden ? "" : element("said").value.trim();
+      const fields = { name, consent, ref_text: said, audio_sample: file };
+      for (const [field, value] of Object.entries(fields)) body.append(field, value);
+      return body;
+    }
+    return null;
+  }
+
+  show(voices) {
+    element("kept").replaceChildren(...voices.map((voice) => this.#line(voice)));
+    element("kept").hidden = voices.length === 0;
+  }
+
+  #line({ id, name, consent }) {
+    const line = document.createElement("li");
+    const [title, note] = [document.createElement("strong"), document.createElement("span")];
+    [title.textContent, note.textContent, note.className] = [name, consent, "hint"];
+    const speak = button("Speak", `Speak in the voice ${name}`);
+    speak.addEventListener("click", () => this.use(id));
+    const forget = button("Delete", `Delete the voice ${name}`);
+    forget.addEventListener("click", () => {
+      if (forget.textContent === "Really?") return this.#forget(id, name);
+      forget.textContent = "Really?";
+      forget.ariaLabel = `Really delete the voice ${name}?`;
+    });
+    line.append(title, note, speak, forget);
+    return line;
+  }
+
+  async #forget(id, name) {
+    try {
+      await ask(`v1/audio/voices/${id}`, { method: "DELETE" });
+      await this.changed();
+      this.#say(`${name} is deleted.`);
+      element("sample").focus(); // the button is gone
+    } catch (error) {
+      tell(element("sample"), error.message);
+    }
+  }
+
+  #say(message) {
+    element("voices-status").textContent = message;
+  }
+}
+
+function button(text, name) {
+  const made = document.createElement("button");
+  [made.type, made.textContent, made.ariaLabel] = ["button", text, name];
+  return made;
+}
+
+/**
+ * Begin the panel; returns a function that shows it the voices that there are, true where others are taken.
+ * changed: there are others now; use: speak in the voice of an id.
+ */
+export function voicesPanel({ changed, use }) {
+  const panel = new VoicesPanel(changed, use);
+  return ({ form, data }) => {
+    element("said-field").hidden = !form.includes("ref_text");
+    panel.show(data);
+    return form.length > 0;
+  };
+}
