@@ -36,9 +36,9 @@ class Held:
     gauges: Mapping[str, float]
 
 
-def look(metrics_port: int) -> Held:
-    """What the processes below this one hold now."""
-    pids = served_processes(os.getpid())
+def look(metrics_port: int, root: int | None = None) -> Held:
+    """What the processes below `root`, or below this one, hold now."""
+    pids = served_processes(os.getpid() if root is None else root)
     usages = {name: usage for name, pid in pids.items() if (usage := read_usage(pid, 0.0)) is not None}
     mapped = shared_files(pids.values())
     with urllib.request.urlopen(f"http://localhost:{metrics_port}/metrics", timeout=60) as page:

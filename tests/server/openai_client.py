@@ -1,4 +1,4 @@
-"""OpenAI's client before a gateway in this process, which is before a real server."""
+"""A gateway in this process, before a real server, and OpenAI's client before that."""
 
 import asyncio
 import socket
@@ -12,15 +12,22 @@ from stretto_gateway.config import GatewayConfig
 
 
 @asynccontextmanager
-async def openai_client(grpc_port: int) -> AsyncIterator[openai.AsyncOpenAI]:
-    """The client, for as long as the gateway runs."""
+async def gateway_port(grpc_port: int) -> AsyncIterator[int]:
+    """The port of the gateway, for as long as it runs."""
     listener = socket.create_server(("127.0.0.1", 0))
     gateway = make_server(GatewayConfig(f"localhost:{grpc_port}"), listener)
     serving = asyncio.ensure_future(gateway.serve([listener]))
     while not gateway.started:
         await asyncio.sleep(0.01)
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-    async with openai.AsyncOpenAI(base_url=url, api_key="unused", max_retries=0, timeout=120) as opened:
-        yield opened
+    yield listener.getsockname()[1]
     gateway.should_exit = True
     await serving
+
+
+@asynccontextmanager
+async def openai_client(grpc_port: int) -> AsyncIterator[openai.AsyncOpenAI]:
+    """The client, for as long as the gateway runs."""
+    async with gateway_port(grpc_port) as port:
+        url = f"http://127.0.0.1:{port}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key="unused", max_retries=0, timeout=120) as opened:
+            yield opened

@@ -18,14 +18,13 @@ from stretto.serving.proxy.infer_request import (
     read_infer_request,
     told_host,
 )
+from stretto.serving.proxy.other_calls import check_other_call
 from stretto.serving.proxy.pace import Pace
 from stretto.serving.proxy.peers import Shares, host_of_call
-from stretto.serving.proxy.shared_memory import check_registration
 from stretto.serving.proxy.uploads import ENDED, Upload, Uploads
 
 # Triton 2.51 reads memory that it has freed when a stream with this header ends with an error.
 DROPPED_HEADERS = {"triton_grpc_error"}
-MAX_SMALL_BYTES = 1 << 16  # of a call that is open to everybody and no inference: it carries names
 MAX_CALLS = 8192
 MAX_CALLS_OF_A_CONNECTION = 256
 # Calls that have begun and were not taken up yet, of 14 KiB each: beyond, gRPC cancels new ones, whosesoever they are.
@@ -102,9 +101,8 @@ class GrpcProxy(grpc.GenericRpcHandler):
             try:
                 if method == MODEL_INFER:
                     await self._check_infer(request, metadata)
-                elif api == access.OPEN and len(request) > MAX_SMALL_BYTES:
-                    raise BadRequest(f"request: expected at most {MAX_SMALL_BYTES} bytes, got {len(request)}")
-                check_registration(method, request)
+                else:
+                    check_other_call(method, request)
                 if method in NOT_READY and not self._is_ready():
                     response = NOT_READY[method]
                 elif method == MODEL_INFER:

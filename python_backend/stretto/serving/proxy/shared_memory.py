@@ -1,23 +1,15 @@
 """Which shared memory a client may register with Triton: not the server's own."""
 
-from google.protobuf.message import DecodeError
 from tritonclient.grpc.service_pb2 import SystemSharedMemoryRegisterRequest
 
-from stretto.serving.proxy.access import SERVICE
 from stretto.serving.proxy.infer_request import BadRequest
 
-REGISTER = f"{SERVICE}SystemSharedMemoryRegister"
 OURS = ("stretto_", "triton_python_backend_")
 OF_CLIENTS = "stretto_in_"
 
 
-def check_registration(method: str, request: bytes) -> None:
+def check_registration(request: SystemSharedMemoryRegisterRequest) -> None:
     """BadRequest where a call would let inputs or outputs of requests lie in the server's own memory."""
-    if method != REGISTER:
-        return
-    try:
-        name = SystemSharedMemoryRegisterRequest.FromString(request).key.lstrip("/")
-    except DecodeError:
-        raise BadRequest("request: expected a SystemSharedMemoryRegisterRequest, got bytes that are none") from None
+    name = request.key.lstrip("/")
     if name.startswith(OURS) and not name.startswith(OF_CLIENTS):
         raise BadRequest(f"key: expected a segment of the client's, got {name!r}, whose prefix is for the server's own")

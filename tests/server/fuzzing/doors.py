@@ -1,0 +1,44 @@
+"""Where a mutated request goes, and what none of the answers may be."""
+
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import grpc
+
+ANSWER_S = 120.0  # whoever has no answer by then has none
+# Of ours, nothing but what is to be done about a request: no code, no paths, and no words for a failure.
+UNTOLD = re.compile(r"Traceback|\.py\b|/(?:usr|work|tmp|home|root|opt|proc|dev)/|site-packages|internal error|failed:")
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """A server and a gateway before it. channel: to the gRPC port; key: metadata that opens the inner models.
+
+    prompt: tensors that the preprocessor has sealed, by name. answers: how many were of which kind, for it is none of
+    ours to say which requests are still right.
+    """
+
+    channel: grpc.aio.Channel
+    key: tuple[tuple[str, str], ...]
+    prompt: dict[str, bytes]
+    http_port: int
+    gateway_port: int
+    answers: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A mutated request. ask: sends it, and returns what is wrong with the answer, if anything."""
+
+    what: str
+    ask: Callable[[Doors], Awaitable[list[str]]]
+
+
+def wrong_words(said: str) -> list[str]:
+    """What is wrong with the words of an error."""
+    found = UNTOLD.search(said)
+    if found is None and said.strip():
+        return []
+    return [f"an error that says {said[:400]!r}"]
