@@ -90,7 +90,8 @@ async def test_where_a_text_of_a_batch_fails_here_the_others_are_given_up() -> N
         raise TypeError
 
     with pytest.raises(ExceptionGroup):
-        await together([speak(), fail()])
+        async with asyncio.timeout(60):
+            await together([speak(), fail()])
     assert is_cancelled.is_set()
 
 
@@ -237,7 +238,7 @@ async def test_where_no_server_answers_it_says_try_again(start: Start) -> None:
 @pytest.mark.parametrize(
     ("text", "status", "code"),
     [
-        ("in ensemble 'speech', unavailable: 1024 utterances are already in flight", 429, "server_full"),
+        ("in ensemble 'speech', full: 1024 utterances are already in flight", 429, "server_full"),
         ("in ensemble 'speech', unavailable: server is draining", 503, "unavailable"),
     ],
 )
