@@ -2,7 +2,7 @@
 
     python -m benchmarks.uploads --clients 12 --seconds 60 --rounds 10
 
-A round is good where every file got its answer or was refused as `unavailable`, and every process of the server is the
+A round is good where every file got its answer or was refused as `full`, and every process of the server is the
 one that it was before. Memory is read before the first round and `--rest-s` after each. One line of JSON.
 """
 
@@ -44,7 +44,7 @@ def upload(server: str, request: bytes, until_s: float, outcomes: Counter[str]) 
 
 def outcome_of(error: str) -> str:
     """What a file is counted as."""
-    return "answered" if not error else "unavailable" if "unavailable: " in error else error
+    return "answered" if not error else "full" if "full: " in error else error
 
 
 def take_round(server: str, request: bytes, clients: int, seconds: float) -> dict[str, int]:
@@ -72,7 +72,7 @@ def measure(server: str, arguments: argparse.Namespace) -> dict[str, Any]:
     memory, rounds, num_good = [memory_mb(pids)], [], 0
     for _ in range(arguments.rounds):
         rounds.append(take_round(server, request, arguments.clients, arguments.seconds))
-        num_good += rounds[-1].keys() <= {"answered", "unavailable"} and served_processes(os.getpid()) == pids
+        num_good += rounds[-1].keys() <= {"answered", "full"} and served_processes(os.getpid()) == pids
         time.sleep(arguments.rest_s)
         memory.append(memory_mb(pids))
     return {"good": num_good, "outcomes": rounds, "memory_mb": memory}

@@ -57,7 +57,7 @@ BY_STATUS: dict[grpc.StatusCode, type[ClientError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: RequestRefused,
     grpc.StatusCode.NOT_FOUND: RequestRefused,
     grpc.StatusCode.PERMISSION_DENIED: RequestRefused,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: ServerUnavailable,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ServerFull,
     grpc.StatusCode.UNAVAILABLE: ServerUnavailable,
     grpc.StatusCode.CANCELLED: RequestCancelled,
     grpc.StatusCode.DEADLINE_EXCEEDED: TimedOut,
@@ -66,15 +66,11 @@ BY_STATUS: dict[grpc.StatusCode, type[ClientError]] = {
 # An error on a stream is a text without a status. The server's models lead it with its kind; the rest is Triton's.
 KINDS: dict[str, type[ClientError]] = {
     "invalid request": RequestRefused,
+    "full": ServerFull,
     "unavailable": ServerUnavailable,
     "cancelled": RequestCancelled,
     "failed": ServerFailed,
 }
-# What is `unavailable` for want of room, and not of a server: the words of its limits.
-FULL = re.compile(
-    "are already in flight|are being written already|are being decoded already|are in work, |of large requests wait, |"
-    "too much is being sent|has as many calls as"
-)
 BY_MODEL = re.compile(rf"^(?:in ensemble '[^']*', )?({'|'.join(KINDS)}): (.*)", re.DOTALL)
 NOT_LOADED = "has no available versions"  # of a model that is there by name: it is being started, or started again
 BY_TRITON: dict[str, type[ClientError]] = {
@@ -90,7 +86,7 @@ def from_text(message: str) -> ClientError:
     """The error of a response that carries one instead of an event."""
     by_model = BY_MODEL.match(message)
     if by_model:
-        return _made(KINDS[by_model[1]], by_model[2])
+        return KINDS[by_model[1]](by_model[2])
     kind = next((kind for words, kind in BY_TRITON.items() if words in message), ServerFailed)
     return kind(message)
 
@@ -113,8 +109,5 @@ def _from_status(status: grpc.StatusCode, message: str, server: str) -> ClientEr
         message = f"no server answers at {server} ({message})"
     if "message larger than max" in message:  # which a stream without room for it is told with the same status
         return RequestRefused(message)
-    return _made(ServerUnavailable if NOT_LOADED in message else BY_STATUS.get(status, ServerFailed), message)
-
-
-def _made(kind: type[ClientError], message: str) -> ClientError:
-    return ServerFull(message) if kind is ServerUnavailable and FULL.search(message) else kind(message)
+    kind = ServerUnavailable if NOT_LOADED in message else BY_STATUS.get(status, ServerFailed)
+    return kind(message)

@@ -2,8 +2,9 @@
 
 StrettoError
 ├── InvalidRequest      the caller's mistake; answered on that request alone
-├── Overloaded          a limit of the server, or the server is draining; try again later
+├── Overloaded          a limit of the server; try again when some of its work is done
 │   └── NoPlace         nothing of the request was begun, because as many as may wait are waiting
+├── Closing             the server, or a part of it, ends; try again later
 ├── Cancelled           the client went away
 └── CheckpointError     a file of a checkpoint is missing or does not fit; the model does not load
 """
@@ -26,11 +27,15 @@ class InvalidRequest(StrettoError, ValueError):
 
 
 class Overloaded(StrettoError):
-    """The server takes no more work now."""
+    """The server has as much work as it takes."""
 
 
 class NoPlace(Overloaded):
     """As many requests wait as may, so this one was not begun."""
+
+
+class Closing(StrettoError):
+    """The server, or this part of it, takes no more work, and ends what it has."""
 
 
 class Cancelled(StrettoError):

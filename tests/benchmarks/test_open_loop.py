@@ -16,7 +16,7 @@ from stretto_client import SpeechClient
 from tests.client.fake_server import Chunk, ErrorText, FakeServer, Request, Step
 
 SPOKEN: list[Step] = [Chunk(0, 640), Chunk(1, 640, is_final=True, is_last=True)]
-FULL: list[Step] = [ErrorText("unavailable: 80 sequences are already in flight; try again")]
+FULL: list[Step] = [ErrorText("full: 80 sequences are already in flight; try again")]
 
 
 def trace(first_s: float, late_s: float = 0.0, **changes: Any) -> Trace:

@@ -13,7 +13,7 @@ from tests.client.fake_server import Chunk, FakeServer
     ("error", "outcome"),
     [
         ("", "answered"),
-        ("in ensemble 'speech', unavailable: 256 MiB wait", "unavailable"),
+        ("in ensemble 'speech', full: 256 MiB wait", "full"),
         ("Socket closed", "Socket closed"),
     ],
 )

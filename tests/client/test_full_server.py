@@ -1,44 +1,37 @@
-"""What the server says for want of room is told apart from what it says when it takes no work at all."""
-
-import ast
-import re
-from pathlib import Path
+"""A server that is full is told apart from one that takes no work at all, by the kind of its error or its status."""
 
 import grpc
 import pytest
 from tritonclient.grpc import InferenceServerException
 
+from stretto.errors import Closing, NoPlace, Overloaded
 from stretto.serving.proxy.grpc_proxy import CROWDED
 from stretto.serving.proxy.infer_request import BadRequest
 from stretto.serving.proxy.pace import LARGE_BYTES, Pace
 from stretto.serving.proxy.uploads import ENDED
+from stretto.triton_io.failures import failed_response
 from stretto_client import ServerFull, ServerUnavailable
 from stretto_client.errors import from_exception, from_rpc, from_text
 
-PACKAGE = Path(__file__).parents[2] / "python_backend" / "stretto"
-OVERLOADED = re.compile(r"\b(?:Overloaded|NoPlace)\(\s*(f?\"[^\"]*\"(?:\s+f?\"[^\"]*\")*)")
-NOT_FULL = ("server is draining", "server is stopping", "the decoder is stopping")
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(Overloaded, ServerFull), (NoPlace, ServerFull), (Closing, ServerUnavailable)]
+)
+def test_what_the_models_refuse_is_told_by_its_kind_and_not_by_its_words(
+    error: type[Exception], kind: type[Exception]
+) -> None:
+    told = failed_response(error("unavailable: words of no meaning"), "speech").error.message()
+    for text in (told, f"in ensemble 'speech', {told}"):
+        read = from_text(text)
+        assert type(read) is kind
+        assert str(read) == "unavailable: words of no meaning"
 
 
-def texts() -> set[str]:
-    """All that the server's models say as `Overloaded` or `NoPlace`, with a figure in the place of each expression."""
-    found = (text for path in PACKAGE.rglob("*.py") for text in OVERLOADED.findall(path.read_text()))
-    return {ast.literal_eval("(" + re.sub(r"\bf\"", '"', re.sub(r"\{[^}]*\}", "7", text)) + ")") for text in found}
-
-
-def test_every_limit_of_the_models_is_known_as_one() -> None:
-    known = texts()
-    assert set(NOT_FULL) < known
-    for text in known:
-        error = from_text(f"in ensemble 'speech', unavailable: {text}")
-        assert type(error) is (ServerUnavailable if text in NOT_FULL else ServerFull), text
-        assert str(error) == text
-
-
-@pytest.mark.parametrize("text", [CROWDED, ENDED])
-def test_so_are_those_of_the_proxy(text: str) -> None:
+@pytest.mark.parametrize("text", [CROWDED, ENDED, "any words"])
+def test_the_proxy_tells_it_by_a_status(text: str) -> None:
     call = grpc.aio.AioRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.aio.Metadata(), grpc.aio.Metadata(), text)
-    assert isinstance(from_rpc(call, "host:8001"), ServerFull)
+    assert type(from_rpc(call, "host:8001")) is ServerFull
+    assert type(from_exception(InferenceServerException(text, "StatusCode.RESOURCE_EXHAUSTED"), "host")) is ServerFull
 
 
 async def test_so_is_its_queue_of_large_requests() -> None:

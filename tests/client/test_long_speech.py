@@ -63,7 +63,7 @@ async def test_the_profile_is_asked_for_once_and_a_short_text_needs_none(serve: 
     assert len([event async for event in client.speak(LONG)]) == 14
 
 
-FULL = ErrorText("unavailable: 80 sequences are already in flight; try again")
+FULL = ErrorText("full: 80 sequences are already in flight; try again")
 
 
 async def test_a_text_that_has_begun_waits_for_room_and_one_that_has_not_is_refused(

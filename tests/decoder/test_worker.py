@@ -14,7 +14,7 @@ from stretto.config import DecoderConfig
 from stretto.decoder.batching import next_group
 from stretto.decoder.launching import Flight
 from stretto.decoder.worker import MAX_FAILED_TURNS, DecoderWorker
-from stretto.errors import Cancelled, InvalidRequest, Overloaded
+from stretto.errors import Cancelled, Closing, InvalidRequest
 from stretto.records.chunk import Chunk
 from stretto.records.delivery import OutputForm
 from stretto.streams.segment import Segment
@@ -255,7 +255,7 @@ def test_stopping_decodes_what_waits_and_refuses_what_comes_later(worker: Decode
     worker.stop()
     assert not worker.has_died
     assert all(np.allclose(reply.wait(0.1).pcm, expected_pcm(frames(1, 2, 3))) for reply in waiting)
-    assert isinstance(push(worker, "late", 0, frames(1)).wait(0.1).error, Overloaded)
+    assert isinstance(push(worker, "late", 0, frames(1)).wait(0.1).error, Closing)
 
 
 def test_stopping_in_the_middle_of_slow_work_fails_what_has_no_time_left(codec: FakeCodec) -> None:
@@ -264,7 +264,7 @@ def test_stopping_in_the_middle_of_slow_work_fails_what_has_no_time_left(codec: 
     waiting = push(worker, "u", 0, frames(1, 2, 3))
     waiting._log = Opener(codec)
     worker.stop()
-    assert isinstance(waiting.wait(0.1).error, Overloaded)
+    assert isinstance(waiting.wait(0.1).error, Closing)
     assert plug.wait().error is None
 
 
@@ -285,9 +285,9 @@ def test_nobody_waits_for_ever_when_the_thread_dies(codec: FakeCodec, monkeypatc
 
     monkeypatch.setattr("stretto.decoder.loop.next_group", broken)
     worker = DecoderWorker(codec, DecoderConfig())
-    assert isinstance(push(worker, "u", 0, frames(1, 2)).wait().error, Overloaded)
+    assert isinstance(push(worker, "u", 0, frames(1, 2)).wait().error, Closing)
     worker._thread.join(60)
-    assert isinstance(push(worker, "v", 0, frames(1)).wait().error, Overloaded)
+    assert isinstance(push(worker, "v", 0, frames(1)).wait().error, Closing)
 
 
 def failing(times: int, otherwise: Callable[..., Any]) -> Callable[..., Any]:
@@ -335,7 +335,7 @@ def test_a_decoder_whose_every_turn_fails_ends_instead_of_failing_for_ever(
     assert all(isinstance(error, RuntimeError) for error in errors)
     worker._thread.join(60)
     assert worker.has_died
-    assert isinstance(push(worker, "v", 0, frames(1)).wait().error, Overloaded)
+    assert isinstance(push(worker, "v", 0, frames(1)).wait().error, Closing)
 
 
 def test_a_reply_that_cannot_be_delivered_ends_its_utterance_only(worker: DecoderWorker) -> None:

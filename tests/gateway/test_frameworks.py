@@ -77,7 +77,7 @@ async def test_livekit_speaks(start: Start, response_format: Any) -> None:
 
 
 async def test_livekit_is_told_the_status_and_the_words_of_a_failure(start: Start) -> None:
-    client = (await start([ErrorText("unavailable: 9 utterances are already in flight")])).openai()
+    client = (await start([ErrorText("full: 9 utterances are already in flight")])).openai()
     with pytest.raises(openai.APIStatusError) as raised:
         async with client.audio.speech.with_streaming_response.create(
             input=TEXT, model="gpt-4o-mini-tts", voice="ash", response_format="mp3", speed=1.0

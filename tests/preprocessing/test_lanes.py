@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stretto.errors import Overloaded
+from stretto.errors import Closing, Overloaded
 from stretto.preprocessing.audio import AudioReader
 from stretto.preprocessing.lanes import SHORT_BYTES, AudioLanes, Load
 
@@ -182,8 +182,8 @@ def test_closing_finishes_what_runs_and_refuses_what_waits_and_what_comes(lanes:
     running.may_end.set()
     closing.join(WAIT_S)
     assert running.refusal is None
-    assert isinstance(waiting.refusal, Overloaded)
-    with pytest.raises(Overloaded, match="stopping"):
+    assert isinstance(waiting.refusal, Closing)
+    with pytest.raises(Closing, match="stopping"):
         opened.hold(1)
     assert all(process.is_closed for process in opened.processes)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stretto.errors import Cancelled, Overloaded
+from stretto.errors import Cancelled, Closing, Overloaded
 from stretto.records.chunk import Chunk, LMChunk
 from stretto.records.delivery import Delivery, OutputForm
 from stretto.records.envelope import Envelope
@@ -179,7 +179,12 @@ async def test_a_cancelled_utterance_does_not_wait_for_room(slot: FlowSlot) -> N
 
 @pytest.mark.parametrize(
     ("outcome", "kind"),
-    [(Outcome.FAILED, DecoderFailed), (Outcome.OVERLOADED, Overloaded), (Outcome.REFUSED, DecoderRefused)],
+    [
+        (Outcome.FAILED, DecoderFailed),
+        (Outcome.OVERLOADED, Overloaded),
+        (Outcome.CLOSING, Closing),
+        (Outcome.REFUSED, DecoderRefused),
+    ],
 )
 async def test_what_ended_the_utterance_at_the_decoder_is_raised(
     slot: FlowSlot, outcome: Outcome, kind: type[Exception]
@@ -315,8 +320,8 @@ async def test_what_a_dead_decoder_has_left_unanswered_settles_when_it_is_starte
     settling = asyncio.create_task(chunk_sender.settle())
     await asyncio.sleep(0.03)
     assert not settling.done()
-    slot.table.conclude_all(Outcome.OVERLOADED, "started again")
-    with pytest.raises(Overloaded, match="started again"):  # and not only then when it is taken for stalled
+    slot.table.conclude_all(Outcome.CLOSING, "started again")
+    with pytest.raises(Closing, match="started again"):  # and not only then when it is taken for stalled
         await asyncio.wait_for(settling, 30)
 
 

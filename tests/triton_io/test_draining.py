@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from stretto.errors import Overloaded
+from stretto.errors import Closing
 from stretto.triton_io.draining import DRAIN_FILE, DrainGate, is_passing
 
 
@@ -14,7 +14,7 @@ def test_the_gate_is_closed_while_the_file_exists(tmp_path: Path, monkeypatch: p
     gate.enter()
     gate.leave()
     (tmp_path / "draining").touch()
-    with pytest.raises(Overloaded, match="server is draining"):
+    with pytest.raises(Closing, match="server is draining"):
         gate.enter()
 
 
@@ -28,7 +28,7 @@ def test_a_request_on_its_way_through_is_seen_from_outside(tmp_path: Path) -> No
     gate.leave()
     assert not is_passing(path)
     path.touch()
-    with pytest.raises(Overloaded):
+    with pytest.raises(Closing):
         gate.enter()
     assert not is_passing(path), "who is refused is not on the way"
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from stretto.errors import Cancelled, InvalidRequest, Overloaded, incident
+from stretto.errors import Cancelled, Closing, InvalidRequest, Overloaded, incident
 from stretto.triton_io.failures import failed_response, log_failure, told
 from tests.fakes_triton import Logger, TritonError
 
@@ -17,7 +17,8 @@ from tests.fakes_triton import Logger, TritonError
             TritonError.INVALID_ARG,
             "invalid request: text: expected 1 to 200 characters",
         ),
-        (Overloaded("server is draining"), TritonError.UNAVAILABLE, "unavailable: server is draining"),
+        (Overloaded("80 wait already"), TritonError.UNAVAILABLE, "full: 80 wait already"),
+        (Closing("server is draining"), TritonError.UNAVAILABLE, "unavailable: server is draining"),
         (Cancelled("the client cancelled"), TritonError.CANCELLED, "cancelled: the client cancelled"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stretto.errors import InvalidRequest, Overloaded
+from stretto.errors import Closing, InvalidRequest, Overloaded
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.records.text_part import TextPart
@@ -136,7 +136,7 @@ def test_more_than_the_lanes_take_is_refused_at_once(rim: Rim) -> None:
     rim.lanes.is_full = True
     response, sender = rim.ask(Inputs(num_bytes=5))
     assert (response.error.message(), response.error.code()) == (
-        "unavailable: audio: enough of it",
+        "full: audio: enough of it",
         TritonError.UNAVAILABLE,
     )
     assert sender.responses == []
@@ -154,7 +154,7 @@ def test_audio_of_a_client_that_has_gone_is_not_read(rim: Rim) -> None:
 
 def test_a_lane_that_stops_refuses_what_waits(rim: Rim) -> None:
     _, sender = rim.ask(Inputs(num_bytes=5))
-    rim.lanes.jobs[0][2](Overloaded("server is stopping"))
+    rim.lanes.jobs[0][2](Closing("server is stopping"))
     assert sender.responses[0].error.message() == "unavailable: server is stopping"
     assert sender.is_final
     assert not is_passing(rim.path)

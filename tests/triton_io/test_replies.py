@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stretto.errors import Cancelled, InvalidRequest, Overloaded
+from stretto.errors import Cancelled, Closing, InvalidRequest, Overloaded
 from stretto.triton_io.flow import FlowSlot, FlowTable, Outcome
 from stretto.triton_io.replies import ChunkReply
 from tests.fakes_triton import InferenceResponse, Request, ResponseSender
@@ -61,6 +61,7 @@ def test_a_text_only_chunk_has_no_samples(slot: FlowSlot) -> None:
         (KeyError(), Outcome.FAILED, "acoustic decoder: internal error [0-9a-f]{8}"),
         (InvalidRequest("codes", "[7, T]", "[1, T]"), Outcome.FAILED, r"codes: expected \[7, T\], got \[1, T\]"),
         (InvalidRequest("options.output.ring.name", "a", "b"), Outcome.REFUSED, r"options.*: expected a, got b"),
+        (Closing("the decoder is stopping"), Outcome.CLOSING, "the decoder is stopping"),
         (Overloaded("256 utterances are being decoded"), Outcome.OVERLOADED, "256 utterances are being decoded"),
     ],
 )

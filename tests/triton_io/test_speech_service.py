@@ -111,7 +111,7 @@ def test_one_for_which_there_is_no_place_is_rejected_and_has_not_failed(
     service.accept(asked)
     wait(lambda: asked.sender.is_final)
     (response,) = asked.sender.responses
-    assert response.error.message() == "unavailable: 80 sequences are already in flight; try again"
+    assert response.error.message() == "full: 80 sequences are already in flight; try again"
     wait(lambda: MetricFamily.made["stretto_rejected_total"].value == 1)
     assert MetricFamily.made["stretto_failed_total"].value == 0
     wait(lambda: table.num_active() == 0)
@@ -327,7 +327,7 @@ def test_more_open_texts_than_there_may_be_are_refused(
     session_of(first)
     service.accept(second)
     wait(lambda: second.sender.is_final)
-    refusal = "unavailable: 1 texts are being written already, 1 of them by this host; try again"
+    refusal = "full: 1 texts are being written already, 1 of them by this host; try again"
     assert second.sender.responses[0].error.message() == refusal
     assert MetricFamily.made["stretto_rejected_total"].value == 1
     service.accept(other)

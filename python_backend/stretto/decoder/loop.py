@@ -23,7 +23,7 @@ from stretto.decoder.pace import Pace
 from stretto.decoder.refusal import Unanswered
 from stretto.decoder.sessions import Session, Sessions
 from stretto.decoder.warming import capture_shapes, warm_up
-from stretto.errors import Cancelled, Overloaded
+from stretto.errors import Cancelled, Closing
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class DecodingLoop:
         self._counts.add("expired", len(self._sessions.expire()))
         if self.gives_up:
             for job in self._jobs:
-                self._fail(job.pending, Overloaded("the decoder is stopping"))
+                self._fail(job.pending, Closing("the decoder is stopping"))
             self._jobs = []
         self._jobs = [job for job in self._jobs if self._is_wanted(job)]
         if self._jobs:

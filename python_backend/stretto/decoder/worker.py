@@ -16,7 +16,7 @@ from stretto.decoder.counts import Counts
 from stretto.decoder.loop import DecodingLoop
 from stretto.decoder.refusal import refuse
 from stretto.decoder.sessions import Sessions
-from stretto.errors import Cancelled, Overloaded
+from stretto.errors import Cancelled, Closing
 from stretto.records.chunk import Chunk
 from stretto.records.delivery import OutputForm
 
@@ -60,7 +60,7 @@ class DecoderWorker:
         """
         pending = PendingChunk(utterance, chunk, codes, reply, form, on_device)
         if not self._queue.put(pending):
-            refuse(pending, Overloaded(STOPPING), self._counts)
+            refuse(pending, Closing(STOPPING), self._counts)
 
     def keep(self, utterance: str) -> None:
         """An utterance for which nothing comes is still waited for. Any thread may call it."""
@@ -117,7 +117,7 @@ class DecoderWorker:
         finally:  # whatever ended the thread, nobody is left waiting
             self._queue.close()
             self._refuse_waiting()
-            self._loop.fail_all(Overloaded(STOPPING))
+            self._loop.fail_all(Closing(STOPPING))
 
     def _take_turns(self) -> None:
         """Decode until told to stop. An exception that leaves a turn ends the utterances in hand and nothing else."""
@@ -145,4 +145,4 @@ class DecoderWorker:
 
     def _refuse_waiting(self) -> None:
         for pending in self._queue.clear():
-            refuse(pending, Overloaded(STOPPING), self._counts)
+            refuse(pending, Closing(STOPPING), self._counts)

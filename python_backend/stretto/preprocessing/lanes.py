@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from stretto.errors import Overloaded
+from stretto.errors import Closing, Overloaded
 from stretto.preprocessing.audio import AudioReader
 from stretto.preprocessing.turns import Turns
 
@@ -99,7 +99,7 @@ class AudioLanes:
 
     def _check(self, host: str, load: Load) -> None:
         if self.is_closed:
-            raise Overloaded("server is stopping")
+            raise Closing("server is stopping")
         held, own = self.held, self._held.get(host, NOTHING)
         left, wanted = self.limit - held, own + load
         if wanted.num_bytes > left.num_bytes:
@@ -123,7 +123,7 @@ class AudioLanes:
             host, load = job.host, job.load
             try:
                 if self.is_closed:
-                    job.refuse(Overloaded("server is stopping"))
+                    job.refuse(Closing("server is stopping"))
                 else:
                     job.run(process.read)
             except Exception:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 
-from stretto.errors import Cancelled, Overloaded
+from stretto.errors import Cancelled, Closing, Overloaded
 from stretto.records.chunk import LMChunk
 from stretto.records.delivery import Delivery, OutputForm
 from stretto.records.envelope import Envelope
@@ -50,6 +50,7 @@ class SenderLimits:
 DEFAULT = Delivery()
 ENDED_BY_DECODER = {
     Outcome.OVERLOADED: Overloaded,
+    Outcome.CLOSING: Closing,
     Outcome.FAILED: DecoderFailed,
     Outcome.REFUSED: DecoderRefused,
 }

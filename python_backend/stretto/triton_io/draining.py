@@ -5,7 +5,7 @@ import os
 import threading
 from pathlib import Path
 
-from stretto.errors import Overloaded
+from stretto.errors import Closing
 
 DRAIN_FILE = "STRETTO_DRAIN_FILE"  # in the environment of the stubs: where the launcher will put the file
 
@@ -29,7 +29,7 @@ class DrainGate:
         return cls(Path(named) if named else None)
 
     def enter(self) -> None:
-        """Let one request in, from any thread; raises Overloaded when the server is draining."""
+        """Let one request in, from any thread; raises Closing when the server is draining."""
         if self._path is None or self._lock is None:
             return
         with self._mutex:  # all requests share one lock, as the descriptor of the file can hold but one
@@ -38,7 +38,7 @@ class DrainGate:
             self._num_passing += 1
         if self._path.exists():
             self.leave()
-            raise Overloaded("server is draining")
+            raise Closing("server is draining")
 
     def leave(self) -> None:
         """Let one request out."""

@@ -5,11 +5,11 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from stretto.errors import Cancelled, InvalidRequest, Overloaded, incident
+from stretto.errors import Cancelled, Closing, InvalidRequest, Overloaded, incident
 from stretto.triton_io.flow import DecoderFailed, DecoderRefused, DecoderStalled
 
 MAX_MESSAGE = 300
-NO_NEWS = (InvalidRequest, Overloaded, Cancelled, DecoderFailed, DecoderRefused)
+NO_NEWS = (InvalidRequest, Overloaded, Closing, Cancelled, DecoderFailed, DecoderRefused)
 TOLD = (*NO_NEWS, DecoderStalled)  # their texts are written for clients
 
 
@@ -47,6 +47,8 @@ def _code_and_kind(error: BaseException) -> tuple[Any, str]:
         case InvalidRequest() | DecoderRefused():
             return pb_utils.TritonError.INVALID_ARG, "invalid request"
         case Overloaded():
+            return pb_utils.TritonError.UNAVAILABLE, "full"
+        case Closing():
             return pb_utils.TritonError.UNAVAILABLE, "unavailable"
         case Cancelled():
             return pb_utils.TritonError.CANCELLED, "cancelled"

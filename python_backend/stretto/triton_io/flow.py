@@ -30,8 +30,7 @@ from stretto.streams.chunking import DecoderLoad
 DIRECTORY = Path("/dev/shm")
 PREFIX = "stretto_flow_"
 MAGIC = b"STRETTO4"
-WORDS = 64  # per slot, and of the header
-HEAD_WORDS = 4
+WORDS, HEAD_WORDS = 64, 4  # per slot, and of the header
 MAX_REASON_BYTES = (WORDS - HEAD_WORDS) * 8
 LATENCY_HALF_LIFE_S = 1.0
 
@@ -56,6 +55,7 @@ class Outcome(IntEnum):
     FAILED = 2
     OVERLOADED = 3
     REFUSED = 4
+    CLOSING = 5
 
 
 class FlowTable:

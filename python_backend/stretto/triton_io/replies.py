@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from stretto.errors import Cancelled, InvalidRequest, Overloaded
+from stretto.errors import Cancelled, Closing, InvalidRequest, Overloaded
 from stretto.records import event as event_record
 from stretto.records.event import Event
 from stretto.triton_io.failures import told
@@ -99,6 +99,8 @@ def outcome_of(error: BaseException) -> Outcome:
             return Outcome.CANCELLED
         case Overloaded():
             return Outcome.OVERLOADED
+        case Closing():
+            return Outcome.CLOSING
         case InvalidRequest(field=field) if field.startswith(CLIENTS):
             return Outcome.REFUSED
     return Outcome.FAILED

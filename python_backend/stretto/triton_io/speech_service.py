@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import ExitStack
 from typing import Any, Protocol
 
-from stretto.errors import Cancelled, InvalidRequest, NoPlace, Overloaded
+from stretto.errors import Cancelled, Closing, InvalidRequest, NoPlace, Overloaded
 from stretto.records.chunk import LMChunk
 from stretto.records.prompt import Prompt
 from stretto.records.text_part import TextPart
@@ -127,7 +127,7 @@ class SpeechService:
         try:
             failure = await self._speak(chunk_sender, prompt, utterance)
         except asyncio.CancelledError:
-            failure = Overloaded("server is stopping")
+            failure = Closing("server is stopping")
         finally:
             chunk_sender.release()
             self._gauges.add("active_utterances", -1)

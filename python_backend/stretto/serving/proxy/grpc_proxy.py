@@ -11,6 +11,7 @@ from stretto.serving.proxy import access
 from stretto.serving.proxy.access import MODEL_INFER, MODEL_STREAM_INFER, Access, Metadata
 from stretto.serving.proxy.gate import AGAIN, Gate, Restarting
 from stretto.serving.proxy.infer_request import (
+    FULL,
     INVALID,
     UNAVAILABLE,
     BadRequest,
@@ -49,14 +50,14 @@ TRITON_OPTIONS = [
 ]
 # What is answered while the launcher knows that the server is not ready: three messages whose field says false.
 NOT_READY = {access.SERVICE + "ServerReady": b"", access.SERVICE + "ModelReady": b"", access.HEALTH_CHECK: b"\x08\x02"}
-STATUS = {INVALID: grpc.StatusCode.INVALID_ARGUMENT, UNAVAILABLE: grpc.StatusCode.RESOURCE_EXHAUSTED}
+STATUS = {INVALID: grpc.StatusCode.INVALID_ARGUMENT, FULL: grpc.StatusCode.RESOURCE_EXHAUSTED}
 STUB_HAS_ENDED = "' is not healthy."  # in Triton's words: "Stub process 'acoustic_decoder_0_0' is not healthy."
 GONE = ("unix:", "ocket closed", "onnection reset", "roken pipe")  # in gRPC's words for a server that is not there
 
 Context = Any  # grpc.aio.ServicerContext, of bytes
 Check = Callable[[bytes], Awaitable[None]]
 Handler = Callable[[AsyncIterator[bytes], Context], Awaitable[None]]
-CROWDED = "unavailable: this host has as many calls as the others leave it"
+CROWDED = "full: this host has as many calls as the others leave it"
 
 
 class GrpcProxy(grpc.GenericRpcHandler):

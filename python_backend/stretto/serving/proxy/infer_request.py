@@ -27,7 +27,7 @@ STRING, STRING_HEAD = "BYTES", 4
 
 HOST = "stretto_host"  # the parameter that says whose a request is: who shares places reads it
 
-INVALID, UNAVAILABLE = "invalid request", "unavailable"
+INVALID, FULL, UNAVAILABLE = "invalid request", "full", "unavailable"
 
 
 class BadRequest(Exception):

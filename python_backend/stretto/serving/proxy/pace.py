@@ -7,7 +7,7 @@ the same cores.
 import asyncio
 import os
 
-from stretto.serving.proxy.infer_request import UNAVAILABLE, BadRequest
+from stretto.serving.proxy.infer_request import FULL, BadRequest
 
 LARGE_BYTES = 1 << 20  # what is smaller never waits
 BYTES_PER_CORE_S = 10_000_000
@@ -31,7 +31,7 @@ class Pace:
             raise BadRequest(
                 f"{self._num_waiting_bytes} bytes of large requests wait, of at most "
                 f"{self._max_waiting_bytes}; this one has {num_bytes}",
-                kind=UNAVAILABLE,
+                kind=FULL,
             )
         self._num_waiting_bytes += num_bytes
         try:

@@ -21,7 +21,7 @@ MAX_CALLS = 2048  # that may still send: half of what a host can have
 MAX_RESIDENT_BYTES = 1 << 30
 KEPT_BYTES = 64 << 20  # that malloc may keep of what came and went
 LOOK_S, LOOKS = 0.25, 12  # looks from one time that memory is given back to the next
-ENDED = "unavailable: too much is being sent at a time, and this call was not complete"
+ENDED = "full: too much is being sent at a time, and this call was not complete"
 
 
 @dataclass(slots=True, eq=False)
