@@ -1,6 +1,6 @@
 """What the gateway costs: the same load over HTTP through it, and over gRPC past it, in turns.
 
-    python -m benchmarks.gateway --concurrency 1 16 --rounds 3 --connections 256 --disconnects 40
+    python -m benchmarks.gateway --concurrency 1 16 --rounds 6 --connections 256 --disconnects 40
 
 Then a crowd: so many connections at once, who come again when they are told to. And callers who leave amid an answer,
 one at a time: how long the language model works on for each. It starts a server of its own, and a gateway before it;
@@ -157,7 +157,7 @@ def main(words: list[str] | None = None) -> None:
     flags = command_line(__doc__, "gateway")
     flags.add_argument("--concurrency", type=int, nargs="+", default=[1, 16])
     flags.add_argument("--requests", type=int, default=3, help="of each stream and round")
-    flags.add_argument("--rounds", type=int, default=3)
+    flags.add_argument("--rounds", type=int, default=6)
     flags.add_argument("--frames", type=int, default=75, help="of every utterance")
     flags.add_argument("--connections", type=int, default=256, help="of the crowd; 0: none")
     flags.add_argument("--disconnects", type=int, default=40, help="callers who leave; 0: none")

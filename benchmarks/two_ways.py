@@ -1,6 +1,7 @@
 """The same load by two ways in turns, through a process before the server and past it: what that process costs."""
 
 import statistics
+from itertools import islice
 from typing import Any
 
 import psutil
@@ -18,7 +19,8 @@ async def compare(
     name: str, load: Load, rounds: int, process: psutil.Process, through: Speak, past: Speak
 ) -> dict[str, Any]:
     """The record of `rounds` rounds, after a small load that warms both ways up; `name` is what figures of the process
-    begin with."""
+    begin with. In a round both ways get the same texts and seeds; which of them is first changes from round to round.
+    """
     lines, ways = texts(), {"through": through, "past": past}
     throughput: dict[str, list[float]] = {way: [] for way in ways}
     first_s: dict[str, list[float]] = {way: [] for way in ways}
@@ -26,10 +28,11 @@ async def compare(
     for speak in ways.values():
         warm_up = Load(min(load.concurrency, 4), 1, load.frames, load.guidance_scale)
         check((await run(warm_up, speak, lines))[0])
-    for _ in range(rounds):
-        for way, speak in ways.items():
+    for number in range(rounds):
+        spoken = list(islice(lines, load.concurrency * load.requests))
+        for way in sorted(ways, reverse=number % 2 == 1):
             before_s = cpu_s(process)
-            traces, wall_s = await run(load, speak, lines)
+            traces, wall_s = await run(load, ways[way], iter(spoken))
             check(traces)
             throughput[way].append(sum(trace.audio_s for trace in traces) / wall_s)
             first_s[way] += [trace.arrivals[0] - trace.sent for trace in traces]
