@@ -9,7 +9,9 @@ from hypothesis import HealthCheck, settings
 
 from stretto.engine.environment import prepare_environment
 from stretto.triton_io import stub
+from tests import heap
 
+heap.keep_to_ourselves()
 prepare_environment()  # before any test imports what imports Triton, which looks at the environment once
 
 # A thread that fails ends its stub: here, the tests' own process, without a word, and xdist would wait for it for ever.
@@ -31,7 +33,7 @@ def pytest_collection() -> Generator[None, object, object]:
     """While all is imported nobody looks for garbage, nor ever after among what was: an eighth of the imports' time."""
     gc.disable()
     collected = yield
-    gc.freeze()
+    heap.set_aside()
     gc.enable()
     return collected
 
@@ -61,6 +63,5 @@ def nothing_has_ended() -> Iterator[None]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure() -> None:
-    """Let go of what the plugin froze, or Triton's bindings report it as leaked behind the suite's last line."""
-    gc.unfreeze()
-    gc.collect()
+    """Let go of what was set aside, or Triton's bindings report it as leaked behind the suite's last line."""
+    heap.take_back()

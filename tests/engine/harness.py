@@ -1,6 +1,5 @@
 """The engine in this process, driven step by step: no server, no second process, nothing left to chance."""
 
-import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
 from stretto.engine.frontend.launch import vllm_config
 from stretto.records.prompt import Prompt
+from tests import heap
 
 prepare_environment()
 
@@ -51,7 +51,7 @@ class Engine:
     """One engine core, its scheduler and its worker."""
 
     def __init__(self, folder: Path, kv_share: Mapping[str, float] | None = None, **engine_args: object):
-        gc.freeze()  # vLLM collects garbage eight times while it starts: not through every module of this process
+        heap.set_aside()
         config = vllm_config(EngineConfig(folder, {**DEFAULTS, **engine_args}, dict(kv_share or {})))
         self.core = EngineCore(config, Executor.get_class(config), log_stats=False)
         self.scheduler = self.core.scheduler

@@ -13,6 +13,7 @@ from vllm import _custom_ops as ops
 from stretto.engine.kernels.cpu.products import padded_size
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
+from tests import heap
 from tests.engine.harness import Engine
 from tests.engine.prompts import make_prompt
 from tests.random_checkpoints import write_checkpoint
@@ -66,8 +67,7 @@ def run(engine: Engine, first: int, count: int) -> None:
 
 def kept_ids() -> list[str]:
     """What contains the id of a request, anywhere in this process, whatever its generation."""
-    gc.unfreeze()
-    gc.collect()
+    heap.take_back()
     found = []
     for container in gc.get_objects():
         kind = type(container)  # asking the object itself could wake a lazy module
