@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "deploy/ray"))
 
 from stretto_ray.affinity import BOUND, Candidate, ranked  # noqa: E402
 from stretto_ray.scaling import ROWS_A_SERVER, WAITING, policy, wanted  # noqa: E402
-from stretto_ray.server_process import ServerProcess, environment, free_ports  # noqa: E402
+from stretto_ray.server_process import ServerProcess, environment  # noqa: E402
 
 KEYS = [f"conversation {number}" for number in range(300)]
 # Says in its pid file what a launcher says, and notes the signal that ends it.
@@ -33,7 +33,7 @@ def end(number, frame):
     pathlib.Path(sys.argv[-1]).write_text("drained")
     sys.exit()
 signal.signal(signal.SIGTERM, end)
-file.with_name("scratch").write_text(json.dumps({"state": "ready", "words": words}))
+file.with_name("scratch").write_text(json.dumps({"state": "ready", "ports": {"grpc": 7}, "words": words}))
 file.with_name("scratch").replace(file)
 signal.pause()
 """
@@ -105,7 +105,8 @@ async def test_a_server_is_started_watched_and_drained(tmp_path: Path) -> None:
     words = json.loads(server._pid_file.read_text())["words"]
     flags, passed = parser().parse_known_args([word for pair in words.items() for word in pair])
     assert not passed, "the product has every flag"
-    assert (flags.address, server.address) == ("127.0.0.1", f"127.0.0.1:{flags.grpc_port}")
+    assert (flags.http_port, flags.grpc_port, flags.metrics_port) == (0, 0, 0), "any that are free"
+    assert (flags.address, server.address) == ("127.0.0.1", "127.0.0.1:7")
     assert flags.drain_seconds == 5.0
     server.stop()
     assert (server.state(), ended.read_text()) == ("ended", "drained")
@@ -136,7 +137,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         await asyncio.sleep(0.05)
 
 
-def test_rows_that_wait_are_read_from_the_page_of_figures() -> None:
+async def test_rows_that_wait_are_read_from_the_page_of_figures() -> None:
     assert "stretto_waiting_requests" in of_the_server()
     page = b'# TYPE stretto_waiting_requests gauge\nstretto_waiting_requests{model="language_model"} 5.0\n'
 
@@ -155,7 +156,8 @@ def test_rows_that_wait_are_read_from_the_page_of_figures() -> None:
     server = ServerProcess((sys.executable, "-c", LAUNCHER), "127.0.0.1", 5.0, ("/dev/null",))
     try:
         assert server.waiting_rows() == 0.0, "nobody listens yet"
-        server._metrics_port = served.server_address[1]
+        await server.until_ready()
+        server._pid_file.write_text(json.dumps({"state": "ready", "ports": {"metrics": served.server_address[1]}}))
         assert server.waiting_rows() == 5.0
     finally:
         server.stop()
@@ -169,4 +171,3 @@ def test_a_server_is_told_nothing_of_ray_s_workers(monkeypatch: pytest.MonkeyPat
     told = environment()
     assert told["CUDA_VISIBLE_DEVICES"] == "1"
     assert not {"RAY_JOB_ID", "OMP_NUM_THREADS", "PYTHONPATH"} & set(told)
-    assert len(set(free_ports("127.0.0.1", 3))) == 3

@@ -305,10 +305,10 @@ def test_a_repository_without_a_model_is_said(tmp_path: Path, capsys: pytest.Cap
     assert f"no folder of {tmp_path} holds a config.pbtxt" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("port", ["99999", "0", "-1", "http"])
-def test_what_is_no_port_is_said(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("flag", "port"), [("grpc", "99999"), ("grpc", "-1"), ("grpc", "http"), ("gateway", "0")])
+def test_what_is_no_port_is_said(flag: str, port: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises((SystemExit, LaunchError)):
-        serve.parser().parse_args([f"--grpc-port={port}"])
+        serve.parser().parse_args([f"--{flag}-port={port}"])
     assert f"expected a port from 1 to 65535, got '{port}'" in capsys.readouterr().err
 
 
@@ -334,18 +334,23 @@ def answers(port: int) -> bool:
     return True
 
 
-def test_a_dead_proxy_is_started_again_and_the_server_goes_on(launch: Callable[..., Launched]) -> None:
-    server = launch()
+def test_a_dead_proxy_is_started_again_at_the_ports_that_were_free_and_the_server_goes_on(
+    launch: Callable[..., Launched], tmp_path: Path
+) -> None:
+    server = launch(0, "--http-port=0", "--grpc-port=0", "--metrics-port=0")
     server.until(lambda: "ready after" in server.said)
-    assert all(answers(port) for port in server.ports)
+    ports = json.loads((tmp_path / "serve.json").read_text())["ports"]
+    assert all(answers(port) for port in ports.values())
+    assert Path(f"/dev/shm/stretto_launch_{server.launch_id}.run/key-{ports['grpc']}").exists()
+    assert f"http {ports['http']}, grpc {ports['grpc']}, metrics {ports['metrics']}" in server.said
     (first,) = proxies(server.process.pid)
     os.kill(first, signal.SIGKILL)
     server.until(lambda: proxies(server.process.pid) not in ([], [first]))
-    server.until(lambda: all(answers(port) for port in server.ports))
+    server.until(lambda: all(answers(port) for port in ports.values()))
     assert server.said.count("ready after") == 1
     server.process.kill()
     server.process.wait()
-    server.until(lambda: not any(answers(port) for port in server.ports))
+    server.until(lambda: not any(answers(port) for port in ports.values()))
 
 
 def test_a_taken_port_is_named(launch: Callable[..., Launched]) -> None:

@@ -8,6 +8,7 @@ from stretto.serving.config import launch_config, parser
 from stretto.serving.folders import state_folder
 from stretto.serving.installation import Installation, LaunchError
 from stretto.serving.leftovers import Launch
+from stretto.serving.proxy.config import Ports
 from stretto.serving.server import command_line
 
 
@@ -22,6 +23,17 @@ def test_the_defaults_are_tritons_ports_and_our_repository() -> None:
     assert (config.model_repository / "speech" / "config.pbtxt").exists()
     assert config.log_file == state_folder() / "server-8000.log"
     assert config.pid_file == state_folder() / "server-8000.pid"
+
+
+def test_any_free_ports_are_told_in_a_file_that_has_a_name(tmp_path: Path) -> None:
+    anywhere = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
+    config, _ = parse(*anywhere, "--pid-file", str(tmp_path / "mine.json"))
+    assert config.log_file == tmp_path / "mine.log"
+    assert config.listening_at(Ports(5, 6, 7)).ports == {"http": 7, "grpc": 5, "metrics": 6}
+    with pytest.raises(LaunchError, match=r"^--http-port 0: say with --pid-file"):
+        parse(*anywhere)
+    with pytest.raises(LaunchError, match=r"^--http-port: expected a port, as with --allow http .*, got 0$"):
+        parse(*anywhere, "--pid-file", "mine.json", "--allow", "http")
 
 
 def test_unknown_flags_go_to_tritonserver_and_win(tmp_path: Path) -> None:

@@ -6,11 +6,10 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import tempfile
-from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 PR_SET_PDEATHSIG = 1
@@ -20,7 +19,7 @@ WAITING = re.compile(r"^stretto_waiting_requests(?:\{[^}]*\})? (\S+)$", re.MULTI
 
 
 class ServerProcess:
-    """Listens at three free ports of `host`; ends with this process, which it then drains.
+    """Listens at three ports of `host` that were free; ends with this process, which it then drains.
 
     command: what starts a server, without the flags that are this one's to give; more: behind those.
     """
@@ -28,10 +27,8 @@ class ServerProcess:
     def __init__(self, command: tuple[str, ...], host: str, drain_s: float, more: tuple[str, ...] = ()) -> None:
         self._host, self._drain_s = host, drain_s
         self._folder = Path(tempfile.mkdtemp(prefix="stretto-ray-"))
-        http, grpc, self._metrics_port = free_ports(host, 3)
-        self.address = f"{host}:{grpc}"
         self.log = self._folder / "server.log"
-        ports = ("--http-port", http, "--grpc-port", grpc, "--metrics-port", self._metrics_port)
+        ports = ("--http-port", 0, "--grpc-port", 0, "--metrics-port", 0)
         files = ("--pid-file", self._pid_file, "--log-file", self.log)
         words = (*command, "--address", host, *ports, *files, "--drain-seconds", drain_s, *more)
         with (self._folder / "launcher.log").open("wb") as said:
@@ -55,6 +52,11 @@ class ServerProcess:
         return self._process.pid
 
     @property
+    def address(self) -> str:
+        """Of its gRPC service, once it is ready."""
+        return f"{self._host}:{self._record()['ports']['grpc']}"
+
+    @property
     def has_ended(self) -> bool:
         """Whether the launcher is gone, which starts again whatever else ends."""
         return self._process.poll() is not None
@@ -63,10 +65,14 @@ class ServerProcess:
         """`starting`, `ready`, `unready`, `waiting` or `draining`, as the launcher says; `ended` without one."""
         if self.has_ended:
             return "ended"
+        return str(self._record().get("state", "starting"))
+
+    def _record(self) -> dict[str, Any]:
+        """What the launcher says of itself; empty as long as it has said nothing."""
         try:
-            return str(json.loads(self._pid_file.read_text())["state"])
+            return dict(json.loads(self._pid_file.read_text()))
         except FileNotFoundError:
-            return "starting"
+            return {}
 
     async def until_ready(self) -> None:
         """Return once it takes requests; RuntimeError, with what the launcher said, where it ends before."""
@@ -79,9 +85,9 @@ class ServerProcess:
     def waiting_rows(self) -> float:
         """Rows that wait for a place in the batch; 0 while there is no page of figures."""
         try:
-            with urlopen(f"http://{self._host}:{self._metrics_port}/metrics", timeout=PAGE_S) as page:
+            with urlopen(f"http://{self._host}:{self._record()['ports']['metrics']}/metrics", timeout=PAGE_S) as page:
                 found = WAITING.search(page.read().decode())
-        except OSError:
+        except (OSError, KeyError):
             return 0.0
         return float(found[1]) if found else 0.0
 
@@ -100,13 +106,6 @@ def environment() -> dict[str, str]:
     """What a server is told: this process's, without what Ray has set for its own workers."""
     own = ("PYTHONPATH", "VIRTUAL_ENV", "OMP_NUM_THREADS")
     return {name: value for name, value in os.environ.items() if name not in own and not name.startswith("RAY_")}
-
-
-def free_ports(host: str, number: int) -> list[int]:
-    """Ports of `host` at which nobody listens now."""
-    with ExitStack() as held:
-        probes = [held.enter_context(socket.create_server((host, 0))) for _ in range(number)]
-        return [probe.getsockname()[1] for probe in probes]
 
 
 def _end_with_parent() -> None:

@@ -3,13 +3,14 @@
 import argparse
 import ipaddress
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stretto.command_line import CommandParser
 from stretto.serving.folders import bundled_repository, cache_folder, state_folder
 from stretto.serving.installation import LaunchError
 from stretto.serving.proxy.access import CLOSED, HTTP
+from stretto.serving.proxy.config import Ports
 
 DESCRIPTION = "Start the Triton server, keep it alive, and drain it on SIGTERM. Unknown flags go to tritonserver."
 TAKEN = {"--http-address", "--grpc-address", "--metrics-address", "--allow-http", "--allow-grpc"}
@@ -19,7 +20,7 @@ TAKEN |= {"--http-restricted-api", "--grpc-restricted-protocol"}
 @dataclass(frozen=True, slots=True)
 class LaunchConfig:
     """The launcher's own flags, and in `passed` those of tritonserver. An empty `log_file` is standard output, and
-    an empty `gateway_port` no gateway."""
+    an empty `gateway_port` no gateway. A port 0 is any that is free, until the proxy listens (`listening_at`)."""
 
     model_repository: Path
     address: str
@@ -42,6 +43,11 @@ class LaunchConfig:
         """The ports by protocol."""
         ports = {"http": self.http_port, "grpc": self.grpc_port, "metrics": self.metrics_port}
         return ports if self.gateway_port is None else ports | {"gateway": self.gateway_port}
+
+    def listening_at(self, ports: Ports) -> "LaunchConfig":
+        """The config with the proxy's ports."""
+        http_port = self.http_port if ports.http is None else ports.http
+        return replace(self, http_port=http_port, grpc_port=ports.grpc, metrics_port=ports.metrics)
 
     @property
     def triton_ports(self) -> dict[str, int]:
@@ -70,9 +76,10 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--address", type=ip_address, default="127.0.0.1", help="0.0.0.0 opens the ports to all hosts")
     flags.add_argument("--allow", action="append", default=[], choices=CLOSED, help="open an API to all; repeatable")
     flags.add_argument("--max-request-mb", type=int, default=64, help="largest request, in MB")
-    flags.add_argument("--http-port", type=port_number, default=port, help="default: STRETTO_PORT, or 8000")
-    flags.add_argument("--grpc-port", type=port_number, default=port + 1, help="default: STRETTO_PORT + 1, or 8001")
-    flags.add_argument("--metrics-port", type=port_number, default=port + 2, help="default: STRETTO_PORT + 2, or 8002")
+    for number, name in enumerate(("http", "grpc", "metrics")):
+        default = f"STRETTO_PORT + {number}" if number else "STRETTO_PORT"
+        about = f"default: {default}, or {8000 + number}; 0: any that is free, which the pid file tells"
+        flags.add_argument(f"--{name}-port", type=port_or_any, default=port + number, help=about)
     flags.add_argument("--gateway", action="store_true", help="also serve OpenAI's audio API over HTTP")
     flags.add_argument("--gateway-port", type=port_number, default=port + 3, help="default: STRETTO_PORT + 3, or 8003")
     flags.add_argument(
@@ -98,6 +105,11 @@ def port_number(text: str) -> int:
     return int(text)
 
 
+def port_or_any(text: str) -> int:
+    """`text` as a port to listen at, or 0."""
+    return 0 if text == "0" else port_number(text)
+
+
 def ip_address(text: str) -> str:
     """`text` as an address to listen at; argparse reports what is none."""
     return str(ipaddress.ip_address(text))
@@ -108,7 +120,10 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
     given = {word.partition("=")[0] for word in passed} & TAKEN
     if given:
         raise LaunchError(f"{min(given)}: say with --address where the server listens, and with --allow what is open")
-    own_log = state_folder() / f"server-{flags.http_port}.log"
+    if not flags.http_port and HTTP in flags.allow:
+        raise LaunchError("--http-port: expected a port, as with --allow http Triton itself listens there, got 0")
+    pid_file = pid_file_of(flags)
+    own_log = state_folder() / f"server-{flags.http_port}.log" if flags.http_port else pid_file.with_suffix(".log")
     log_file = None if flags.log_file == "-" else Path(flags.log_file or own_log)
     return LaunchConfig(
         model_repository=flags.model_repository.resolve(),
@@ -119,7 +134,7 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
         grpc_port=flags.grpc_port,
         metrics_port=flags.metrics_port,
         gateway_port=flags.gateway_port if flags.gateway else None,
-        pid_file=pid_file_of(flags),
+        pid_file=pid_file,
         log_file=log_file,
         cache=flags.cache,
         start_seconds=flags.start_seconds,
@@ -130,5 +145,8 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
 
 
 def pid_file_of(flags: argparse.Namespace) -> Path:
-    """The file of the launcher that is meant: the one that is named, or the one on this HTTP port."""
+    """The file of the launcher that is meant: the one that is named, or the one on this HTTP port; LaunchError without
+    either."""
+    if not flags.http_port and flags.pid_file is None:
+        raise LaunchError("--http-port 0: say with --pid-file where the port is told")
     return flags.pid_file or default_pid_file(flags.http_port, state_folder())

@@ -9,10 +9,14 @@ from stretto.serving.proxy_process import ProxyProcess
 
 
 class Doors:
-    """Open from the start of a launch to its end, over the restarts of what is behind them."""
+    """Open from the start of a launch to its end, over the restarts of what is behind them.
+
+    config: that of the launch, with the ports that the proxy has.
+    """
 
     def __init__(self, config: LaunchConfig, launch: Launch) -> None:
         self.proxy = ProxyProcess(config, launch)
+        self.config = config = config.listening_at(self.proxy.ports)
         self._gateway: GatewayProcess | None = None
         self._is_draining = False
         if config.gateway_port is not None:

@@ -52,9 +52,10 @@ class Launch:
         """Where Triton's page of metrics is."""
         return self.folder / "metrics"
 
-    def grpc_socket(self, port: int) -> Path:
-        """Where Triton's gRPC service listens, which adds the port to the name that it is given."""
-        return self.folder / f"grpc:{port}"
+    @property
+    def grpc_socket(self) -> Path:
+        """Where Triton's gRPC service listens, which adds a colon and its port to this name."""
+        return self.folder / "grpc"
 
     @property
     def drain_file(self) -> Path:

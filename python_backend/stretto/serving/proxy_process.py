@@ -5,19 +5,22 @@ import secrets
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from typing import IO
 
 from stretto.serving.config import LaunchConfig
 from stretto.serving.installation import LaunchError
 from stretto.serving.leftovers import Launch
 from stretto.serving.proxy.access import HTTP
-from stretto.serving.proxy.config import ENDING_ALL, ENDING_UNANSWERED, LISTENING, READY, UNREADY, ProxyConfig
+from stretto.serving.proxy.config import ENDING_ALL, ENDING_UNANSWERED, READY, UNREADY, Ports, ProxyConfig
 
 STOP_S = 5.0
 
 
 class ProxyProcess:
-    """Started, and started again when it ends; it ends with its standard input, so also with the launcher."""
+    """Started, and started again at the same ports when it ends; it ends with its standard input, so also with the
+    launcher. ports: where it listens.
+    """
 
     def __init__(self, config: LaunchConfig, launch: Launch) -> None:
         self._log_file = config.log_file
@@ -26,15 +29,15 @@ class ProxyProcess:
             grpc_port=config.grpc_port,
             metrics_port=config.metrics_port,
             http_port=None if HTTP in config.allowed else config.http_port,
-            triton_grpc=str(launch.grpc_socket(config.grpc_port)),
+            triton_grpc=str(launch.grpc_socket),
             triton_metrics=str(launch.metrics_socket),
             key=secrets.token_urlsafe(),
             allowed=tuple(sorted(config.allowed)),
             max_request_bytes=config.max_request_bytes,
         )
-        write_key(launch, config.grpc_port, self._config.key)
         self._state = UNREADY
         self._start()
+        write_key(launch, self._config.grpc_port, self._config.key)
 
     def tell(self, is_ready: bool) -> None:
         """Have it say that the server is ready, as far as Triton agrees, or that it is not."""
@@ -75,9 +78,13 @@ class ProxyProcess:
         self._send(self._config.to_json())
         self._send(self._state)
         said = self._process.stdout.readline().strip()
-        if said != LISTENING:
+        try:
+            self.ports = Ports.from_json(said)
+        except ValueError:
             self.stop()
-            raise LaunchError(said or "the proxy ended as it started; see the log")
+            raise LaunchError(said or "the proxy ended as it started; see the log") from None
+        grpc, metrics, http = self.ports.grpc, self.ports.metrics, self.ports.http
+        self._config = replace(self._config, grpc_port=grpc, metrics_port=metrics, http_port=http)
 
     def keep_alive(self) -> None:
         """Start it again where it has ended; where it cannot listen now, the next call tries again."""

@@ -77,7 +77,7 @@ def listening(config: LaunchConfig, launch: Launch) -> list[str]:
     return [
         *flags,
         f"--http-port={config.http_port}",
-        f"--grpc-address=unix:{launch.folder / 'grpc'}",
+        f"--grpc-address=unix:{launch.grpc_socket}",
         f"--grpc-port={config.grpc_port}",
         f"--metrics-address=unix:{launch.metrics_socket}",
         f"--metrics-port={config.metrics_port}",

@@ -31,6 +31,7 @@ class Supervisor:
         """Serve until told to stop; 0 after a clean stop. Raises LaunchError when the server has never been ready."""
         wait_for_ports(self._config.ports)
         self._doors = Doors(self._config, self._launch)
+        self._config = self._doors.config
         self._waits.look = self._doors.keep_alive
         self._announcer = Announcer(self._config, self._doors.proxy)
         try:

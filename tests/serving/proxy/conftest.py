@@ -1,12 +1,14 @@
 """A proxy in this process, before a server that answers as Triton does."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import grpc
 import pytest
 
-from stretto.serving.proxy.__main__ import grpc_server
+from stretto.serving.proxy.__main__ import grpc_listener, grpc_proxy
 from stretto.serving.proxy.config import ProxyConfig
+from stretto.serving.proxy.gate import Gate
+from stretto.serving.proxy.uploads import Uploads
 from tests.client.fake_server import Chunk, FakeServer
 from tests.ports import free_ports
 
@@ -23,6 +25,19 @@ class Proxied:
 def proxy_config(*allowed: str) -> ProxyConfig:
     ports = free_ports(3)
     return ProxyConfig("127.0.0.1", *ports, "/no/grpc", "/no/metrics", KEY, allowed, 1_000_000)
+
+
+def grpc_server(
+    config: ProxyConfig,
+    channel: grpc.aio.Channel,
+    is_ready: Callable[[], bool] = lambda: True,
+    uploads: Uploads | None = None,
+    gate: Gate | None = None,
+) -> grpc.aio.Server:
+    """The proxy's gRPC server before the Triton of this channel, not started."""
+    server, _ = grpc_listener(config)
+    server.add_generic_rpc_handlers((grpc_proxy(config, channel, is_ready, uploads or Uploads(), gate or Gate()),))
+    return server
 
 
 async def proxied(*allowed: str) -> AsyncIterator[Proxied]:

@@ -7,12 +7,12 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from stretto.serving.proxy.__main__ import Launcher, grpc_server
+from stretto.serving.proxy.__main__ import Launcher
 from stretto.serving.proxy.gate import Gate
 from stretto_client import ServerUnavailable, SpeechClient
 from stretto_client.errors import ClientError
 from tests.client.fake_server import Chunk, FakeServer, Pause, Until
-from tests.serving.proxy.conftest import proxy_config
+from tests.serving.proxy.conftest import grpc_server, proxy_config
 from tests.serving.proxy.test_grpc_proxy import WAIT_S, request
 
 AGAIN = "a part of the server has ended and is being started again; try again"

@@ -2,19 +2,20 @@
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from stretto.serving.proxy.__main__ import Launcher, grpc_server
+from stretto.serving.proxy.__main__ import Launcher, grpc_listener
 from stretto.serving.proxy.access import KEY_HEADER
 from stretto.serving.proxy.infer_request import HOST
 from stretto.triton_io import hosts
 from stretto_client import RequestRefused, ServerUnavailable, SpeechClient
 from tests.client.fake_server import Chunk, ErrorText, FakeServer, Pause
-from tests.serving.proxy.conftest import KEY, Proxied, proxy_config
+from tests.serving.proxy.conftest import KEY, Proxied, grpc_server, proxy_config
 
 TEXT = b"\x02\0\0\0hi"
 WAIT_S = 60
@@ -181,8 +182,6 @@ def test_the_launcher_is_heard_also_where_a_line_comes_in_pieces(monkeypatch: py
 
 
 async def test_a_taken_port_is_not_shared(proxy: Proxied) -> None:
-    async with grpc.aio.insecure_channel("unix:/no/such/socket") as nobody:
-        taken = int(proxy.address.rpartition(":")[2])
-        config = type(proxy_config())("127.0.0.1", taken, 1, 2, "", "", KEY, (), 1)
-        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{taken}"):
-            grpc_server(config, nobody)
+    taken = int(proxy.address.rpartition(":")[2])
+    with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{taken}"):
+        grpc_listener(replace(proxy_config(), grpc_port=taken))

@@ -7,10 +7,9 @@ import grpc
 import pytest
 
 from stretto.serving.proxy import uploads as uploads_module
-from stretto.serving.proxy.__main__ import grpc_server
 from stretto.serving.proxy.uploads import ENDED, KEPT_BYTES, Upload, Uploads
 from tests.client.fake_server import Chunk, FakeServer
-from tests.serving.proxy.conftest import proxy_config
+from tests.serving.proxy.conftest import grpc_server, proxy_config
 from tests.serving.proxy.test_grpc_proxy import TEXT, WAIT_S, call, request, service_pb2
 
 METHODS = [f"/inference.GRPCInferenceService/{name}" for name in ("ModelStreamInfer", "ModelInfer", "ServerReady")]

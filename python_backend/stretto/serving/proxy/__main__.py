@@ -1,6 +1,6 @@
 """The proxy's process: reads a ProxyConfig, a line of JSON, from standard input, and serves until that ends.
 
-It writes one line: LISTENING, or why it cannot listen.
+It writes one line: its ports (`Ports`), or why it cannot listen.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from collections.abc import Callable
 import grpc
 
 from stretto.serving.proxy.access import Access
-from stretto.serving.proxy.config import ENDING_ALL, ENDING_UNANSWERED, LISTENING, READY, ProxyConfig
+from stretto.serving.proxy.config import ENDING_ALL, ENDING_UNANSWERED, READY, Ports, ProxyConfig
 from stretto.serving.proxy.gate import Gate
 from stretto.serving.proxy.grpc_proxy import MAX_CALLS, SERVER_OPTIONS, TRITON_OPTIONS, GrpcProxy
 from stretto.serving.proxy.pages import MAX_HEAD_BYTES, MetricsPage, Pages, PageServer, Readiness
@@ -54,18 +54,16 @@ class Launcher:
 
 async def serve(config: ProxyConfig, launcher: Launcher) -> None:
     """Listen on all ports until the launcher ends; OSError where one cannot be had."""
-    async with grpc.aio.insecure_channel(f"unix:{config.triton_grpc}", TRITON_OPTIONS) as triton:
+    server, grpc_port = grpc_listener(config)
+    async with grpc.aio.insecure_channel(f"unix:{config.triton_grpc}:{grpc_port}", TRITON_OPTIONS) as triton:
         uploads = Uploads()
-        server = grpc_server(config, triton, launcher.is_ready, uploads, launcher.gate)
-        pages: dict[int, Pages] = {config.metrics_port: MetricsPage(config.triton_metrics)}
+        server.add_generic_rpc_handlers((grpc_proxy(config, triton, launcher.is_ready, uploads, launcher.gate),))
+        listeners = [await page_listener(config, config.metrics_port, MetricsPage(config.triton_metrics))]
         if config.http_port is not None:
-            pages[config.http_port] = Readiness(triton, launcher.is_ready)
-        listeners = [
-            await asyncio.start_server(PageServer(page), config.address, port, limit=MAX_HEAD_BYTES)
-            for port, page in pages.items()
-        ]
+            listeners.append(await page_listener(config, config.http_port, Readiness(triton, launcher.is_ready)))
         await server.start()
-        print(LISTENING, flush=True)
+        metrics_port, *http_port = (listener.sockets[0].getsockname()[1] for listener in listeners)
+        print(Ports(grpc_port, metrics_port, *http_port).to_json(), flush=True)
         watching = asyncio.create_task(uploads.watch())
         await launcher.stopped.wait()
         watching.cancel()
@@ -74,24 +72,27 @@ async def serve(config: ProxyConfig, launcher: Launcher) -> None:
         await server.stop(STOP_S)
 
 
-def grpc_server(
-    config: ProxyConfig,
-    triton: grpc.aio.Channel,
-    is_ready: Callable[[], bool] = lambda: True,
-    uploads: Uploads | None = None,
-    gate: Gate | None = None,
-) -> grpc.aio.Server:
-    """The gRPC server, not started; OSError where it cannot have its port."""
+async def page_listener(config: ProxyConfig, port: int, page: Pages) -> asyncio.Server:
+    """What answers HTTP at a port; OSError where it cannot have it."""
+    return await asyncio.start_server(PageServer(page), config.address, port, limit=MAX_HEAD_BYTES)
+
+
+def grpc_listener(config: ProxyConfig) -> tuple[grpc.aio.Server, int]:
+    """The gRPC server, which answers nothing yet, and its port; OSError where it cannot have that."""
     options = [*SERVER_OPTIONS, ("grpc.max_receive_message_length", config.max_request_bytes)]
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=MAX_CALLS)
-    access = Access(config.key, frozenset(config.allowed))
-    server.add_generic_rpc_handlers((GrpcProxy(triton, access, is_ready, uploads or Uploads(), gate or Gate()),))
     host = f"[{config.address}]" if ":" in config.address else config.address
     try:
-        server.add_insecure_port(f"{host}:{config.grpc_port}")
+        return server, server.add_insecure_port(f"{host}:{config.grpc_port}")
     except RuntimeError:
         raise OSError(f"cannot listen on {host}:{config.grpc_port}") from None
-    return server
+
+
+def grpc_proxy(
+    config: ProxyConfig, triton: grpc.aio.Channel, is_ready: Callable[[], bool], uploads: Uploads, gate: Gate
+) -> GrpcProxy:
+    """What answers calls."""
+    return GrpcProxy(triton, Access(config.key, frozenset(config.allowed)), is_ready, uploads, gate)
 
 
 async def run(config: ProxyConfig) -> None:

@@ -6,12 +6,32 @@ from dataclasses import asdict, dataclass
 # The lines that follow, as often as this changes. While a model is started again, no request is let through; those in
 # flight are ended, or those of them that have had no answer yet.
 READY, UNREADY, ENDING_ALL, ENDING_UNANSWERED = "ready", "unready", "ending all", "ending unanswered"
-LISTENING = "listening"  # the line with which the proxy says that it does
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where the proxy listens: the ports of its config, and in the place of 0 one that was free."""
+
+    grpc: int
+    metrics: int
+    http: int | None = None
+
+    def to_json(self) -> str:
+        """In one line."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Ports":
+        """The inverse of `to_json`; ValueError for what says why there are none."""
+        return cls(**json.loads(text))
 
 
 @dataclass(frozen=True, slots=True)
 class ProxyConfig:
-    """Where it listens, whom it lets in, and Triton's sockets. Without `http_port`, that is Triton's own."""
+    """Where it listens, whom it lets in, and Triton's sockets. Without `http_port`, that is Triton's own.
+
+    A port 0 is any that is free. To `triton_grpc` Triton adds a colon and the gRPC port that it is.
+    """
 
     address: str
     grpc_port: int
