@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.results_file import append_result
-from benchmarks.speech_load import arrivals, follow, texts
+from benchmarks.speech_load import NOISE_RATE, arrivals, follow, noise, texts
 from benchmarks.speech_metrics import Trace, summarise, underrun_s
 from benchmarks.temporary_server import command_line, serving, stop_on_sigterm
 from stretto_client import ClientError, SpeechClient
 
 SHARES = (0.25, 0.5, 0.75, 0.9, 1.0, 1.25, 1.5, 2.0)
 WORDS = (4, 9, 14)  # of a text
-RATE, HEARD_S = 16_000, 3.0  # of what is to be written down
+HEARD_S = 3.0  # of what is to be written down
 LISTENING = 1 / 6
 UNDERRUN_S = 0.2
 MAX_REFUSED = 0.01  # of the requests below the knee
@@ -39,14 +39,13 @@ class Mix:
 
     def __init__(self, client: SpeechClient, seed: int):
         self._client, self._random, self._lines = client, random.Random(seed), texts()
-        self._noise = np.random.default_rng(seed)
 
     def draw(self) -> Callable[[], Awaitable[Trace | None]]:
         """The next request, not sent yet: awaited, it gives its trace, or None where nothing is to be heard."""
         draw = self._random
         options: dict[str, Any] = {"seed": draw.randrange(1 << 40)}
         if draw.random() < LISTENING:
-            pcm = (0.05 * self._noise.standard_normal(int(HEARD_S * RATE))).astype(np.float32)
+            pcm = noise(HEARD_S, options["seed"])
             return lambda: self._listen(pcm, options)
         text = " ".join(next(self._lines).split()[: draw.choice(WORDS)])
         options["guidance_scale"] = draw.choice((1.0, 1.5, 3.0))
@@ -55,7 +54,7 @@ class Mix:
     async def _listen(self, pcm: np.ndarray, options: dict[str, Any]) -> None:
         """What listeners get is not measured: they only take the server's time."""
         try:
-            async for _ in self._client.transcribe((pcm, RATE), **options):
+            async for _ in self._client.transcribe((pcm, NOISE_RATE), **options):
                 pass
         except ClientError:
             return

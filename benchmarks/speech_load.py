@@ -16,6 +16,7 @@ from benchmarks.speech_metrics import Trace
 from stretto_client import ClientError, ServerFull, Speech
 
 CITIES = ("Oslo", "Rome", "Boston", "Paris", "Tokyo", "Vienna", "Dublin", "Denver")
+NOISE_RATE = 16_000  # Hz
 ANIMALS = ("dog", "horse", "rabbit", "tiger", "mouse", "monkey", "bird")
 
 
@@ -51,6 +52,11 @@ def texts() -> Iterator[str]:
     """Sentences of like length that do not repeat for a long while."""
     for number, city, animal in itertools.product(range(10, 100), CITIES, ANIMALS):
         yield f"The train to {city} leaves in {number} minutes and the {animal} is late."
+
+
+def noise(seconds: float, seed: int) -> np.ndarray:
+    """Something quiet to be written down, at NOISE_RATE [n], float32."""
+    return (0.05 * np.random.default_rng(seed).standard_normal(int(seconds * NOISE_RATE))).astype(np.float32)
 
 
 async def run(load: Load, speak: Speak, lines: Iterator[str]) -> tuple[list[Trace], float]:

@@ -54,7 +54,8 @@ def free_ports(count: int) -> list[int]:
 class Launch:
     """A launcher, `stretto serve`, on ports of its own, with all that it writes in `folder`.
 
-    environment: of the launcher and so of all its processes, beside this process's own.
+    environment: of the launcher and so of all its processes, beside this process's own. gateway: its port, if there is
+    to be one.
     """
 
     repository: Path
@@ -62,6 +63,7 @@ class Launch:
     python: str | Path = sys.executable
     environment: Mapping[str, str] = field(default_factory=dict)
     ports: list[int] = field(default_factory=lambda: free_ports(3))
+    gateway: int | None = None
 
     def __post_init__(self) -> None:
         self.http, self.grpc, self.metrics = self.ports
@@ -83,7 +85,10 @@ class Launch:
         flags: dict[str, object] = {"--model-repository": self.repository, "--pid-file": self.record}
         flags |= {"--log-file": self.log, "--http-port": self.http, "--grpc-port": self.grpc}
         flags |= {"--metrics-port": self.metrics}
+        if self.gateway is not None:
+            flags |= {"--gateway-port": self.gateway}
         command = [str(self.python), "-m", "stretto", "serve", *(str(word) for flag in flags.items() for word in flag)]
+        command += ["--gateway"] * (self.gateway is not None)
         self._launcher = subprocess.Popen(command, env=dict(os.environ) | dict(self.environment))
         try:
             _await(self._launcher, self.record, self.log)

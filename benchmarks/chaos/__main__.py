@@ -4,7 +4,7 @@
 
 First every request of `asks.py` is sent alone: that is its reference. Then `--streams` clients send them at random, and
 read as `readers.py` says; every answer is judged: it is complete and equal to its reference, or an error, and never
-late (`--limit-s`). Memory is followed as in `benchmarks.soak`; threads, descriptors, shared memory and the server's
+late (`--limit-s`). Memory is followed; threads, descriptors, shared memory and the server's
 own figures must afterwards be those of an idle server. Then each fault of `faults.py` strikes while clients ask. One
 line of JSON in `--out`, a report beside it, and status 1 where something is wrong.
 """
@@ -21,16 +21,18 @@ from typing import Any
 
 from benchmarks.chaos import findings, remains
 from benchmarks.chaos.answers import Answer
-from benchmarks.chaos.asks import Ask, make_asks
+from benchmarks.chaos.asks import make_asks
+from benchmarks.chaos.doors import Ask
 from benchmarks.chaos.faults import LAUNCHER, Fault, Fill, Jump, Kill, Skipped, Stop, clock_environment
+from benchmarks.chaos.memory import IDLE_S, Follower, describe
 from benchmarks.chaos.report import write_report
-from benchmarks.chaos.streams import Outcomes, Streams, take_references
+from benchmarks.chaos.streams import Outcomes, Servers, Streams, take_references
 from benchmarks.process_watch import served_processes
 from benchmarks.results_file import append_result
-from benchmarks.soak import IDLE_S, Follower, describe
-from benchmarks.temporary_server import Launch, command_line, stop_on_sigterm
+from benchmarks.temporary_server import Launch, command_line, free_ports, stop_on_sigterm
 
-STOPPED = ("proxy", "tritonserver", "preprocessor", "language_model", "acoustic_decoder", "engine", LAUNCHER)
+STUBS = ("preprocessor", "language_model", "acoustic_decoder")
+STOPPED = ("proxy", "stretto_gateway", "tritonserver", *STUBS, "engine", LAUNCHER)
 JUMPS = (3600.0, -3600.0)
 KINDS = ("kill", "stop", "shared-memory", "disk", "clock")
 SETTLE_S, AFTERWARDS_S = 2.0, 5.0  # of load before a fault, and after the server is right again
@@ -43,11 +45,12 @@ class Soak:
         self._launch, self._arguments = launch, arguments
         self._asks: list[Ask] = make_asks(arguments.seed)
         self._references: dict[str, Answer] = {}
+        self._servers: Servers = {"grpc": launch.address, "gateway": f"localhost:{launch.gateway}"}
         self.wrong: list[str] = []
 
     async def take_references(self) -> None:
         """Ask for each alone; RuntimeError where one is not the same twice."""
-        self._references = await take_references(self._launch.address, self._asks, self._arguments.limit_s)
+        self._references = await take_references(self._servers, self._asks, self._arguments.limit_s)
 
     async def calm(self) -> dict[str, Any]:
         """The load and nothing else; the record of it."""
@@ -56,7 +59,7 @@ class Soak:
         warmed.start(arguments.streams)  # every thread of every pool is there, every buffer as long as it gets
         await warmed.stop()
         await asyncio.sleep(IDLE_S)
-        before, follower = remains.look(self._launch.metrics), Follower(os.getpid(), None)
+        before, follower = remains.look(self._launch.metrics), Follower(os.getpid())
         first, streams = follower.look(), self._streams(seed=0)
         streams.start(arguments.streams)
         until_s = time.monotonic() + 60 * arguments.minutes
@@ -66,11 +69,18 @@ class Soak:
         await streams.stop()
         await asyncio.sleep(IDLE_S)
         last, after = follower.look(), remains.look(self._launch.metrics)
-        figures = describe(follower, arguments, first, last)
+        processes = describe(follower, arguments.warm_up_minutes, first, last)
         wrong = findings.of_calm(streams.outcomes) + remains.left_over(before, after)
-        wrong += findings.of_memory(figures["processes"], arguments.minutes - arguments.warm_up_minutes)
+        wrong += findings.of_memory(processes, arguments.minutes - arguments.warm_up_minutes)
         self.wrong += wrong
-        return figures | {"outcomes": told(streams.outcomes), "files": [before.files, after.files], "wrong": wrong}
+        return {
+            "minutes": arguments.minutes,
+            "warm_up_minutes": arguments.warm_up_minutes,
+            "processes": processes,
+            "outcomes": told(streams.outcomes),
+            "files": [before.files, after.files],
+            "wrong": wrong,
+        }
 
     async def strike(self, faults: Sequence[Fault]) -> list[dict[str, Any]]:
         """Each fault under load, a record for each; what is left in the end is looked at once."""
@@ -101,17 +111,18 @@ class Soak:
         return record if skipped is None else {"fault": fault.name, "skipped": skipped}
 
     async def _until_right(self, begun: float) -> float | None:
-        """Seconds until a request is answered right; None where none is within the limit."""
+        """Seconds until the server and the gateway answer right; None where they do not within the limit."""
+        probes = [next(ask for ask in self._asks if ask.door == door) for door in self._servers]
         while time.monotonic() - begun < self._arguments.limit_s:
-            probe = self._streams(seed=0)
-            if await probe.is_right(self._asks[0]):
+            streams = self._streams(seed=0)
+            if all([await streams.is_right(ask) for ask in probes]):
                 return round(time.monotonic() - begun, 2)
             await asyncio.sleep(0.2)
         return None
 
     def _streams(self, seed: int) -> Streams:
         arguments = self._arguments
-        return Streams(self._launch.address, self._asks, self._references, arguments.seed + seed, arguments.limit_s)
+        return Streams(self._servers, self._asks, self._references, arguments.seed + seed, arguments.limit_s)
 
 
 def told(outcomes: Outcomes) -> dict[str, Any]:
@@ -136,7 +147,7 @@ def run(arguments: argparse.Namespace) -> int:
     record: dict[str, Any] = {"streams": arguments.streams, "seed": arguments.seed}
     wrong: list[str] = []
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        launch = Launch(arguments.model_repository, Path(folder))
+        launch = Launch(arguments.model_repository, Path(folder), gateway=free_ports(1)[0])
         soak = Soak(launch, arguments)
         launch.start()
         try:
@@ -158,7 +169,7 @@ def jump(folder: Path, arguments: argparse.Namespace, wrong: list[str]) -> list[
     """The faults of the clock, against a server of their own, whose clock is not the machine's."""
     (folder / "clocked").mkdir()
     environment = clock_environment(folder / "clocked")
-    launch = Launch(arguments.model_repository, folder / "clocked", environment=environment)
+    launch = Launch(arguments.model_repository, folder / "clocked", environment=environment, gateway=free_ports(1)[0])
     soak, faults = Soak(launch, arguments), [Jump(seconds) for seconds in JUMPS]
     try:
         launch.start()
@@ -189,7 +200,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--folder", type=Path, help="of logs, which is filled for `disk`; one of this run's own")
     add("--report", type=Path, default=Path("benchmarks/results/chaos.md"))
     arguments = parser.parse_args(argv)
-    arguments.rate = arguments.streams
     if arguments.warm_up_minutes is None:
         arguments.warm_up_minutes = arguments.minutes / 3
     return arguments

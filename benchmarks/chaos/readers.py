@@ -2,17 +2,17 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 
 from benchmarks.chaos.answers import Answer
-from benchmarks.chaos.asks import Ask
-from benchmarks.soak_load import SILENT_S, relay
-from stretto_client import ClientError, SpeechClient
+from benchmarks.chaos.doors import Ask, Heard
+from benchmarks.chaos.relay import relay
+from stretto_client import ClientError
 from stretto_client.errors import TimedOut
-from stretto_client.long_speech import Speech
 from stretto_client.timeouts import Timeouts
 
+SILENT_S = 8.0  # a reader that stops goes on after that
 CRAWL_S = 0.3  # between two events
 MAX_BEFORE = 4  # events before a reader leaves, stops or is cut off
 
@@ -21,19 +21,19 @@ Reader = Callable[[Ask, str, random.Random, Answer, Timeouts], Awaitable[None]]
 
 async def listen(ask: Ask, server: str, draw: random.Random, answer: Answer, timeouts: Timeouts) -> None:
     """All of it, as it comes."""
-    async with SpeechClient(server, timeouts) as client, ask.send(client) as stream:
+    async with ask.open(server, timeouts) as stream:
         await take(stream, answer)
 
 
 async def crawl(ask: Ask, server: str, draw: random.Random, answer: Answer, timeouts: Timeouts) -> None:
     """All of it, slowly."""
-    async with SpeechClient(server, timeouts) as client, ask.send(client) as stream:
+    async with ask.open(server, timeouts) as stream:
         await take(stream, answer, pause_s=CRAWL_S)
 
 
 async def stop(ask: Ask, server: str, draw: random.Random, answer: Answer, timeouts: Timeouts) -> None:
     """Some, nothing for a while, and then the rest."""
-    async with SpeechClient(server, timeouts) as client, ask.send(client) as stream:
+    async with ask.open(server, timeouts) as stream:
         await take(stream, answer, draw.randrange(MAX_BEFORE))
         await asyncio.sleep(SILENT_S)
         await take(stream, answer)
@@ -41,18 +41,14 @@ async def stop(ask: Ask, server: str, draw: random.Random, answer: Answer, timeo
 
 async def cancel(ask: Ask, server: str, draw: random.Random, answer: Answer, timeouts: Timeouts) -> None:
     """Some of it, and away."""
-    async with SpeechClient(server, timeouts) as client, ask.send(client) as stream:
+    async with ask.open(server, timeouts) as stream:
         await take(stream, answer, draw.randrange(MAX_BEFORE))
         answer.has_left = not answer.is_final
 
 
 async def reset(ask: Ask, server: str, draw: random.Random, answer: Answer, timeouts: Timeouts) -> None:
     """Some of it, over a connection that is then reset: what was on its way is lost, and the client sees an error."""
-    async with (
-        relay(server) as (address, cut_off),
-        SpeechClient(address, timeouts) as client,
-        ask.send(client) as stream,
-    ):
+    async with relay(server) as (address, cut_off), ask.open(address, timeouts) as stream:
         await take(stream, answer, draw.randrange(MAX_BEFORE))
         if not answer.is_final:
             cut_off()
@@ -64,7 +60,7 @@ async def reset(ask: Ask, server: str, draw: random.Random, answer: Answer, time
 READERS: dict[Reader, float] = {listen: 8, crawl: 2, stop: 1, cancel: 3, reset: 1}  # and how often each comes
 
 
-async def take(stream: Speech, answer: Answer, events: int | None = None, pause_s: float = 0.0) -> None:
+async def take(stream: AsyncIterator[Heard], answer: Answer, events: int | None = None, pause_s: float = 0.0) -> None:
     """Put what comes into `answer`: so many events, or all. ClientError where it ends with one."""
     while events is None or events > 0:
         try:

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.chaos.answers import BAD, Answer, Verdict, judge
-from benchmarks.chaos.asks import Ask
+from benchmarks.chaos.doors import Ask, Door
 from benchmarks.chaos.readers import READERS, listen, read
 
-KINDS = {"speak": 10.0, "transcribe": 4.0, "upload": 0.2, "malformed": 2.0}  # how often each comes
+KINDS = {"speak": 10.0, "transcribe": 4.0, "gateway": 2.0, "upload": 0.2, "malformed": 2.0}  # how often each comes
 PAUSE_S = 0.5  # after an error, as a client has that tries again
 MAX_TOLD = 20
+Servers = Mapping[Door, str]  # their addresses
 
 
 @dataclass(slots=True)
@@ -40,9 +41,11 @@ class Outcomes:
 class Streams:
     """`number` closed loops of requests drawn at random, until they are told to stop."""
 
-    def __init__(self, server: str, asks: Sequence[Ask], references: Mapping[str, Answer], seed: int, limit_s: float):
+    def __init__(
+        self, servers: Servers, asks: Sequence[Ask], references: Mapping[str, Answer], seed: int, limit_s: float
+    ):
         self.outcomes = Outcomes()
-        self._server, self._references, self._limit_s = server, references, limit_s
+        self._servers, self._references, self._limit_s = servers, references, limit_s
         self._by_kind = {kind: [ask for ask in asks if ask.kind == kind] for kind in KINDS}
         self._seed, self._is_over = seed, False
         self._loops: list[asyncio.Task[None]] = []
@@ -58,7 +61,7 @@ class Streams:
 
     async def is_right(self, ask: Ask) -> bool:
         """Whether one request is answered right now."""
-        answer = await read(ask, self._server, listen, random.Random(0), self._limit_s)
+        answer = await read(ask, self._servers[ask.door], listen, random.Random(0), self._limit_s)
         return judge(self._references[ask.name], answer) is Verdict.RIGHT
 
     async def _loop(self, draw: random.Random) -> None:
@@ -66,18 +69,18 @@ class Streams:
             (kind,) = draw.choices(list(KINDS), list(KINDS.values()))
             ask = draw.choice(self._by_kind[kind])
             (reader,) = draw.choices(list(READERS), list(READERS.values()))
-            answer = await read(ask, self._server, reader, draw, self._limit_s)
+            answer = await read(ask, self._servers[ask.door], reader, draw, self._limit_s)
             verdict = judge(self._references[ask.name], answer)
             self.outcomes.add(ask, reader.__name__, answer, verdict)
             if verdict not in (Verdict.RIGHT, Verdict.LEFT):
                 await asyncio.sleep(PAUSE_S)
 
 
-async def take_references(server: str, asks: Sequence[Ask], limit_s: float) -> dict[str, Answer]:
+async def take_references(servers: Servers, asks: Sequence[Ask], limit_s: float) -> dict[str, Answer]:
     """What each request brings alone; RuntimeError where one that should be answered is not, or not twice the same."""
     references = {}
     for ask in asks:
-        first, second = [await read(ask, server, listen, random.Random(0), limit_s) for _ in range(2)]
+        first, second = [await read(ask, servers[ask.door], listen, random.Random(0), limit_s) for _ in range(2)]
         is_refused = ask.kind == "malformed" or ask.name in ("upload long", "upload corrupt")
         if (first.error == "RequestRefused") != is_refused or judge(first, second) is not Verdict.RIGHT:
             said = f"{first.error} {first.said}; then {second.error} {second.said}"

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from benchmarks.chaos.answers import Verdict, judge
-from benchmarks.chaos.asks import Ask
+from benchmarks.chaos.doors import Ask, GrpcAsk
 from benchmarks.chaos.readers import READERS, Reader, listen, read
-from benchmarks.chaos.streams import KINDS, Streams, take_references
+from benchmarks.chaos.streams import Servers, Streams, take_references
 from tests.client.fake_server import Chunk, ErrorText, FakeServer, Request, Step, Until
 
 LIMIT_S = 60.0
 SOME = 1  # a seed with which readers take more than nothing before they leave
-SPEAK = Ask("speak 0", "speak", lambda client: client.speak("a cat", seed=1))
-MALFORMED = Ask("malformed 0", "malformed", lambda client: client.speak("a cat", voice="nobody"))
+SPEAK = GrpcAsk("speak 0", "speak", lambda client: client.speak("a cat", seed=1))
+MALFORMED = GrpcAsk("malformed 0", "malformed", lambda client: client.speak("a cat", voice="nobody"))
 REFUSED = [ErrorText("invalid request: voice: expected one of …")]
 SAMPLES = np.arange(640, dtype=np.int16)
 
@@ -38,7 +38,7 @@ def run(script: Callable[[Request], list[Step]], *readers: Reader, limit_s: floa
         server = FakeServer(lambda request: spoken() if len(server.requests) <= 2 else script(request))
         address = await server.start()
         try:
-            references = await take_references(address, [SPEAK], LIMIT_S)
+            references = await take_references({"grpc": address}, [SPEAK], LIMIT_S)
             answers = [await read(SPEAK, address, reader, random.Random(SOME), limit_s) for reader in readers]
             return [judge(references[SPEAK.name], answer) for answer in answers]
         finally:
@@ -84,7 +84,7 @@ def test_a_reference_that_is_not_the_same_twice_is_none() -> None:
         server = FakeServer(lambda _: script(len(server.requests)))
         address = await server.start()
         try:
-            await take_references(address, asks, LIMIT_S)
+            await take_references({"grpc": address}, asks, LIMIT_S)
         finally:
             await server.stop()
 
@@ -109,9 +109,10 @@ def test_streams_count_every_answer_and_name_a_wrong_one() -> None:
         server = FakeServer(script)
         address = await server.start()
         try:
-            asks = [SPEAK, *(Ask(f"{kind} 0", kind, SPEAK.send) for kind in KINDS if kind in ("transcribe", "upload"))]
+            asks = [SPEAK, *(GrpcAsk(f"{kind} 0", kind, SPEAK.send) for kind in ("transcribe", "gateway", "upload"))]
+            servers: Servers = {"grpc": address}
             asks.append(MALFORMED)
-            streams = Streams(address, asks, await take_references(address, asks, LIMIT_S), 0, LIMIT_S)
+            streams = Streams(servers, asks, await take_references(servers, asks, LIMIT_S), 0, LIMIT_S)
             streams.start(4)
             while streams.outcomes.verdicts.total() < 30:
                 await asyncio.sleep(0)

@@ -1,13 +1,12 @@
-"""The soak's figures: slopes, names of processes, and what is told of each."""
+"""The figures of processes under load: slopes, names, and what is told of each."""
 
-import argparse
 import os
 import subprocess
 
 import pytest
 
+from benchmarks.chaos.memory import Follower, describe
 from benchmarks.process_watch import Usage, name_of, read_usage, slope_mb_per_min
-from benchmarks.soak import Follower, describe
 from stretto.serving.processes import Process
 
 
@@ -24,11 +23,10 @@ def test_a_slope_is_that_of_the_line_through_the_samples() -> None:
 
 
 def test_the_slope_told_is_that_after_the_warm_up() -> None:
-    follower = Follower(os.getpid(), samples=None)
+    follower = Follower(os.getpid())
     follower.usages = {"engine": [usage(at_s, 500 + min(at_s, 600)) for at_s in range(0, 3600, 5)]}
     ends = {"engine": usage(0, 500)}, {"engine": usage(3600, 1100)}
-    arguments = argparse.Namespace(minutes=60.0, warm_up_minutes=20.0, rate=1.0)
-    record = describe(follower, arguments, *ends)["processes"]["engine"]
+    record = describe(follower, 20.0, *ends)["engine"]
     assert (record["rss_mb_start"], record["rss_mb_warm"], record["rss_mb_end"]) == (500, 1100, 1100)
     assert record["slope_rss_mb_per_min"] == 0
     assert record["cores"] == 0.5

@@ -1,0 +1,64 @@
+"""The gateway's answers as a soak's reader has them."""
+
+import asyncio
+import random
+
+import numpy as np
+import pytest
+
+from benchmarks.chaos.answers import Answer
+from benchmarks.chaos.doors import GatewayAsk
+from benchmarks.chaos.readers import Reader, cancel, listen, read
+
+ASK = GatewayAsk("gateway 0", "gateway", {"input": "a cat", "response_format": "pcm"})
+SAMPLES = np.arange(500, dtype=np.int16)
+
+
+def chunks(*sizes: int) -> bytes:
+    """An answer with the samples in chunks of so many bytes, and without its end."""
+    answer, data = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", SAMPLES.tobytes()
+    for size in sizes:
+        answer += f"{size:x}\r\n".encode() + data[:size] + b"\r\n"
+        data = data[size:]
+    return answer
+
+
+async def heard(answer: bytes, reader: Reader = listen) -> Answer:
+    """What a reader has of it, whose sender closes the connection then."""
+
+    async def serve(incoming: asyncio.StreamReader, outgoing: asyncio.StreamWriter) -> None:
+        assert (await incoming.readuntil(b"\r\n\r\n")).startswith(b"POST /v1/audio/speech ")
+        outgoing.write(answer)
+        await outgoing.drain()
+        outgoing.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        return await read(ASK, f"127.0.0.1:{port}", reader, random.Random(1), 60.0)
+
+
+async def test_samples_are_whole_whatever_the_chunks() -> None:
+    got = await heard(chunks(1, 2, 996, 1) + b"0\r\n\r\n")
+    np.testing.assert_array_equal(got.samples(), SAMPLES)
+    assert (got.is_final, got.error, got.samples().dtype) == (True, None, np.int16)
+
+
+async def test_an_answer_that_breaks_off_is_an_error_behind_its_beginning() -> None:
+    got = await heard(chunks(400))
+    np.testing.assert_array_equal(got.samples(), SAMPLES[:200])
+    assert (got.is_final, got.error) == (False, "ServerUnavailable")
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(400, "RequestRefused"), (429, "ServerFull"), (503, "ServerUnavailable"), (500, "ServerFailed")],
+)
+async def test_a_status_is_an_error_of_the_clients(status: int, error: str) -> None:
+    got = await heard(f"HTTP/1.1 {status} X\r\nContent-Length: 2\r\n\r\n{{}}".encode())
+    assert (got.error, got.said) == (error, f"{status}: {{}}")
+
+
+async def test_a_reader_may_leave_it() -> None:
+    got = await heard(chunks(200, 200, 200, 200), cancel)
+    assert (got.has_left, got.error) == (True, None)
