@@ -22,6 +22,7 @@ ALLOWED = {
     "config": {"errors"},
     "command_line": set(),
     "cuda_graphs": set(),
+    "shares": set(),
     "streams": {"errors"},
     "records": {"streams", "errors"},
     "sampling": {"errors"},
@@ -30,7 +31,7 @@ ALLOWED = {
     "families/model.py": {"families", "engine/models"},
     "families/convert*.py": {"families", "checkpoints", "codec", "errors"},
     "codec": {"errors"},
-    "preprocessing": {"families", "records", "streams", "codec", "errors"},
+    "preprocessing": {"families", "records", "streams", "codec", "shares", "errors"},
     "checkpoints": {"families", "preprocessing", "records", "codec", "serving", "config", "command_line", "errors"},
     "engine": {"engine/kernels"},
     "engine/request": {"families", "records", "streams", "errors"},
@@ -44,9 +45,9 @@ ALLOWED = {
     "engine/models": {"engine/request", "engine/worker", "engine/kernels", "families", "errors"},
     "engine/kernels": {"sampling", "errors"},
     "decoder": {"codec", "records", "streams", "config", "cuda_graphs", "errors"},
-    "triton_io": {"families", "records", "streams", "config", "errors"},
+    "triton_io": {"families", "records", "streams", "config", "shares", "errors"},
     "serving": {"triton_io", "serving/proxy", "command_line"},
-    "serving/proxy": set(),
+    "serving/proxy": {"shares"},
 }  # fmt: skip
 LIBRARIES = {
     "vllm": {"engine", "families/model.py"},

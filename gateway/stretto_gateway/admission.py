@@ -86,6 +86,6 @@ class Admission:
                 turn.is_given.set_result(None)
 
 
-def is_room(taken: Counter[str], caller: str, limit: int) -> bool:
-    """Whether `caller` may have one more of `limit` beside what everybody has `taken`."""
-    return taken[caller] < limit - taken.total()
+def is_room(taken: Counter[str], caller: str, limit: int, more: int = 1) -> bool:
+    """Whether `caller` may have so many more of `limit` beside what everybody has `taken`."""
+    return taken[caller] + more <= limit - taken.total()

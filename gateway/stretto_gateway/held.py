@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from stretto_gateway.admission import is_room
 from stretto_gateway.api_error import ApiError
 from stretto_gateway.caller import CALLER
 from stretto_gateway.config import Limits
@@ -28,7 +29,7 @@ class Held:
         """So many more of CALLER; ApiError 503 where there is no memory for them."""
         caller = CALLER.get()
         own = self._num_bytes[caller]
-        if num_bytes and own + num_bytes > self.limits.max_held_bytes - self.num_bytes:
+        if num_bytes and not is_room(self._num_bytes, caller, self.limits.max_held_bytes, num_bytes):
             told = f"{self.num_bytes} bytes of what callers have sent are kept for them, {own} of them yours"
             message = (
                 f"{told}, and there is no room for {num_bytes} more; try again when some of it is answered or deleted"

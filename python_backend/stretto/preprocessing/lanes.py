@@ -1,8 +1,8 @@
 """Where requests with audio wait, apart from those with text: one lane for short recordings, others for long ones.
 
 A lane is a thread with a process that reads audio. What waits is bounded, in bytes and in number, and is refused
-beyond: the caller of `submit` is never held up. In each lane hosts take turns, and of both bounds a host has what is
-left over: so nobody keeps others' recordings out, or waiting behind all of its own.
+beyond: the caller of `submit` is never held up. In each lane hosts take turns, and of both bounds a host has its share:
+so nobody keeps others' recordings out, or waiting behind all of its own.
 """
 
 import threading
@@ -14,6 +14,7 @@ from typing import Protocol
 from stretto.errors import Closing, Overloaded
 from stretto.preprocessing.audio import AudioReader
 from stretto.preprocessing.turns import Turns
+from stretto.shares import Shares
 
 SHORT_BYTES = 1 << 20  # a recording up to here does not wait behind longer ones
 LONG_NICENESS = 10  # what takes long leaves the processor to speech that is being made
@@ -36,22 +37,13 @@ class Load:
     num_bytes: int
     num_requests: int
 
-    def __add__(self, other: "Load") -> "Load":
-        return Load(self.num_bytes + other.num_bytes, self.num_requests + other.num_requests)
-
-    def __sub__(self, other: "Load") -> "Load":
-        return Load(self.num_bytes - other.num_bytes, self.num_requests - other.num_requests)
-
-
-NOTHING = Load(0, 0)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
     """Work of a lane, for a host: `run` with its reader, or `refuse` where it will not be run."""
 
     host: str
-    load: Load
+    num_bytes: int
     run: Callable[[AudioReader], None]
     refuse: Callable[[Exception], None]
 
@@ -60,8 +52,8 @@ class AudioLanes:
     """Runs jobs that read audio, each once, or refuses them. num_long: lanes for long recordings."""
 
     def __init__(self, open_process: Callable[[int], Process], num_long: int, limit: Load) -> None:
-        self.limit = limit
-        self._held, self._mutex, self.is_closed = dict[str, Load](), threading.Lock(), False
+        self._bytes, self._requests = Shares(limit.num_bytes), Shares(limit.num_requests)
+        self._mutex, self.is_closed = threading.Lock(), False
         self._short, self._long = Turns[Job](), Turns[Job]()
         self._threads = [self._lane(self._short, open_process(0))]
         self._threads += [self._lane(self._long, open_process(LONG_NICENESS)) for _ in range(num_long)]
@@ -77,10 +69,11 @@ class AudioLanes:
 
         What `run` holds may be large.
         """
-        job = Job(host, Load(num_bytes, 1), run, refuse)
+        job = Job(host, num_bytes, run, refuse)
         with self._mutex:
-            self._check(host, job.load)
-            self._held[host] = self._held.get(host, NOTHING) + job.load
+            self._check(host, num_bytes)
+            self._bytes.take(host, num_bytes)
+            self._requests.take(host)
             (self._short if num_bytes <= SHORT_BYTES else self._long).put(host, job)
 
     def close(self) -> None:
@@ -95,23 +88,17 @@ class AudioLanes:
     @property
     def held(self) -> Load:
         """What waits or is being run, of all hosts."""
-        return sum(self._held.values(), NOTHING)
+        return Load(self._bytes.taken, self._requests.taken)
 
-    def _check(self, host: str, load: Load) -> None:
+    def _check(self, host: str, num_bytes: int) -> None:
         if self.is_closed:
             raise Closing("server is stopping")
-        held, own = self.held, self._held.get(host, NOTHING)
-        left, wanted = self.limit - held, own + load
-        if wanted.num_bytes > left.num_bytes:
-            raise Overloaded(
-                f"audio: {held.num_bytes} bytes are in work, {own.num_bytes} of this host, of at most "
-                f"{self.limit.num_bytes}; this request has {load.num_bytes}; try again"
-            )
-        if wanted.num_requests > left.num_requests:
-            raise Overloaded(
-                f"audio: {held.num_requests} requests are in work, {own.num_requests} of this host, of at most "
-                f"{self.limit.num_requests}; try again"
-            )
+        if not self._bytes.is_left(host, num_bytes):
+            held = f"{self._bytes.taken} bytes are in work, {self._bytes.taken_by(host)} of this host"
+            raise Overloaded(f"audio: {held}, of at most {self._bytes.limit}; this request has {num_bytes}; try again")
+        if not self._requests.is_left(host):
+            held = f"{self._requests.taken} requests are in work, {self._requests.taken_by(host)} of this host"
+            raise Overloaded(f"audio: {held}, of at most {self._requests.limit}; try again")
 
     def _lane(self, queue: Turns[Job], process: Process) -> tuple[Turns[Job], threading.Thread]:
         thread = threading.Thread(target=self._work, args=(queue, process), daemon=True, name="audio lane")
@@ -120,7 +107,7 @@ class AudioLanes:
 
     def _work(self, queue: Turns[Job], process: Process) -> None:
         while (job := queue.get()) is not None:
-            host, load = job.host, job.load
+            host, num_bytes = job.host, job.num_bytes
             try:
                 if self.is_closed:
                     job.refuse(Closing("server is stopping"))
@@ -131,7 +118,6 @@ class AudioLanes:
             finally:
                 del job  # and its audio, which must not stay until the next
                 with self._mutex:
-                    self._held[host] -= load
-                    if self._held[host] == NOTHING:
-                        del self._held[host]  # of hosts there is no end
+                    self._bytes.give_back(host, num_bytes)
+                    self._requests.give_back(host)
         process.close()

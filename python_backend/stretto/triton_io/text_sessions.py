@@ -5,7 +5,6 @@ Who hears the reply is told a name in its first event; who knows it may go on wi
 
 import asyncio
 import secrets
-from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
@@ -18,6 +17,7 @@ from stretto.records.chunk import Chunk, LMChunk
 from stretto.records.envelope import Envelope, FlowAddress
 from stretto.records.prompt import Prompt
 from stretto.records.text_part import ID_BYTES, TextPart
+from stretto.shares import Shares
 from stretto.streams.chunking import Pacer
 from stretto.streams.segment import Segment
 
@@ -106,13 +106,12 @@ class TextSession:
 class TextSessions:
     """All texts that are open, by their names.
 
-    Of `limit` a host may have as many as are left over: alone half of them, and nobody can take them all.
+    limit: how many, of which a host has its share.
     """
 
     def __init__(self, model: TextModel, limit: int = MAX_SESSIONS) -> None:
-        self._model, self._limit = model, limit
+        self._model, self._shares = model, Shares(limit)
         self._open: dict[str, TextSession] = {}
-        self._taken = Counter[str]()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -120,16 +119,11 @@ class TextSessions:
     @contextmanager
     def place(self, host: str) -> Iterator[None]:
         """Room for a text of `host`, for as long as the block runs; Overloaded where there is none."""
-        taken, total = self._taken[host], self._taken.total()
-        if taken >= self._limit - total:
-            raise Overloaded(f"{total} texts are being written already, {taken} of them by this host; try again")
-        self._taken[host] += 1
-        try:
+        with self._shares.taking(host) as is_left:
+            if not is_left:
+                total, own = self._shares.taken, self._shares.taken_by(host)
+                raise Overloaded(f"{total} texts are being written already, {own} of them by this host; try again")
             yield
-        finally:
-            self._taken[host] -= 1
-            if not self._taken[host]:
-                del self._taken[host]  # of hosts there is no end
 
     async def write(self, part: TextPart) -> Envelope:
         """Take a part of a text; returns its receipt. InvalidRequest where there is no such text, or no such part."""

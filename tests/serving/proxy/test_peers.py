@@ -4,13 +4,13 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 
 import pytest
 
 from stretto.serving.proxy import __main__ as proxy_main
 from stretto.serving.proxy import grpc_proxy
-from stretto.serving.proxy.peers import Shares, host_of, host_of_call, in_excess
+from stretto.serving.proxy.peers import host_of, host_of_call, in_excess
 from tests.serving.proxy.conftest import Proxied, proxied
 from tests.serving.proxy.test_grpc_proxy import call, service_pb2
 
@@ -43,15 +43,6 @@ def test_the_host_that_has_the_most_left_gives_way_first_and_there_the_first_by_
     members = [("a", 3), ("a", 1), ("a", 2), ("b", 0), ("c", 5), ("c", 4)]
     order = [*in_excess(members, lambda each: each[0], lambda each: each[1])]
     assert order == [("a", 1), ("a", 2), ("c", 4), ("b", 0), ("a", 3), ("c", 5)]
-
-
-def test_a_host_may_have_as_many_as_are_left_over() -> None:
-    shares = Shares(8)
-    with ExitStack() as stack:
-        taken = [stack.enter_context(shares.taking(host)) for host in "aaaaabbbcc"]
-    assert taken == [True] * 4 + [False] + [True] * 2 + [False] + [True] + [False]
-    with ExitStack() as stack:
-        assert [stack.enter_context(shares.taking("b")) for _ in range(5)] == [True] * 4 + [False]
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:

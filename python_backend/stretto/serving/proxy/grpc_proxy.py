@@ -21,8 +21,9 @@ from stretto.serving.proxy.infer_request import (
 )
 from stretto.serving.proxy.other_calls import check_other_call
 from stretto.serving.proxy.pace import Pace
-from stretto.serving.proxy.peers import Shares, host_of_call
+from stretto.serving.proxy.peers import host_of_call
 from stretto.serving.proxy.uploads import ENDED, Upload, Uploads
+from stretto.shares import Shares
 
 # Triton 2.51 reads memory that it has freed when a stream with this header ends with an error.
 DROPPED_HEADERS = {"triton_grpc_error"}

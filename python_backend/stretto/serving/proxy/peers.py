@@ -2,9 +2,7 @@
 
 import heapq
 import ipaddress
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
@@ -29,29 +27,6 @@ def host_of(address: str) -> str:
     if found.ipv4_mapped is not None:
         return str(found.ipv4_mapped)
     return str(ipaddress.ip_network((found, IPV6_HOST_BITS), strict=False))
-
-
-class Shares:
-    """Of so many, a host may have as many as are left over: alone half of them, and nobody can take them all.
-
-    (Choudhury and Hahne, Dynamic queue length thresholds for shared-memory packet switches, 1998, with alpha = 1.)
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._taken: Counter[str] = Counter()
-
-    @contextmanager
-    def taking(self, host: str) -> Iterator[bool]:
-        """Take one, and give it back; whether there is one for this host."""
-        is_left = self._taken[host] < self._most - self._taken.total()
-        self._taken[host] += is_left
-        try:
-            yield is_left
-        finally:
-            self._taken[host] -= is_left
-            if not self._taken[host]:
-                del self._taken[host]
 
 
 def in_excess(members: Iterable[T], host: Callable[[T], str], rank: Callable[[T], Any]) -> Iterator[T]:
