@@ -76,6 +76,7 @@ def left() -> Counter[type]:
     return Counter(type(each) for each in gc.get_objects() if isinstance(each, OF_A_REQUEST))
 
 
+@pytest.mark.slow
 async def test_a_crowd_is_answered_within_bounds_and_leaves_nothing_behind(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
