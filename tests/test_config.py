@@ -69,6 +69,19 @@ def test_how_many_may_wait_is_taken_from_the_file_too(tmp_path: Path) -> None:
     assert (config.engine_args, config.max_waiting) == ({"max_num_seqs": 4}, 0)
 
 
+def test_adapters_lie_beside_the_checkpoint_or_where_they_are_said_to(tmp_path: Path) -> None:
+    (tmp_path / "engine.json").write_text('{"adapters": {"near": "adapters/near", "far": "/srv/far"}}')
+    config = EngineConfig.from_file(tmp_path / "engine.json", tmp_path / "checkpoint")
+    assert config.engine_args == {}
+    assert config.adapter_folders == {"near": tmp_path / "checkpoint/adapters/near", "far": Path("/srv/far")}
+
+
+@pytest.mark.parametrize("adapters", [["narrator"], {"narrator": ""}, {"": "narrator"}, {"narrator": 3}, None])
+def test_adapters_that_are_no_names_and_folders_are_refused(adapters: object, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="adapters: expected"):
+        EngineConfig(tmp_path, adapters=adapters)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("value", [-1, 1.5, "many", True])
 def test_a_number_that_may_wait_out_of_range_is_named(value: object, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"max_waiting must be >= 0, or null for no bound, got {value!r}"):

@@ -12,7 +12,7 @@ from stretto_gateway.encoding import DEFAULT_RATE, HIGHEST_RATE, LOWEST_RATE, RA
 
 OPTIONS = (
     *("seed", "guidance_scale", "guidance", "temperature", "top_k", "top_p", "text", "audio", "max_audio_s"),
-    *("script_temperature", "repetition_penalty", "schedule", "chunking"),
+    *("script_temperature", "repetition_penalty", "schedule", "chunking", "adapter"),
 )  # which the server checks
 WITH_FILE = Form(media_type="multipart/form-data")
 AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
@@ -89,6 +89,7 @@ class SpeechOptions(Voiced):
     repetition_penalty: Any = None
     schedule: Any = None
     chunking: Any = None
+    adapter: Any = None
 
     def for_server(self, profile: ModelProfile, brought: RecordedVoice | None = None) -> dict[str, Any]:
         """The arguments of `SpeechClient.speak`, in the voice that was `brought` or in that of the name; ApiError names

@@ -18,6 +18,7 @@ class EngineConfig:
     max_waiting: how many sequences may wait for a place in the batch, beyond the `max_num_seqs` that are in it, before
     further requests are refused as `unavailable`; a guided reply has two. None for as many as come.
     batch_invariant: whether logits may not depend on what else is in the batch, on a GPU and at a cost.
+    adapters: folders of LoRA adapters, as PEFT writes them, by the names that requests use; relative to `checkpoint`.
     """
 
     checkpoint: Path
@@ -25,6 +26,7 @@ class EngineConfig:
     kv_share: dict[str, float] = field(default_factory=dict)
     batch_invariant: bool = False
     max_waiting: int | None = None
+    adapters: Mapping[str, str | Path] = field(default_factory=dict)
 
     RESERVED = ("model", "scheduler_cls", "skip_tokenizer_init")
     SHARED_BY = ("understanding", "generation")
@@ -43,6 +45,16 @@ class EngineConfig:
         waiting = self.max_waiting
         if waiting is not None and (isinstance(waiting, bool) or not isinstance(waiting, int) or waiting < 0):
             raise ValueError(f"max_waiting must be >= 0, or null for no bound, got {waiting!r}")
+        if not isinstance(self.adapters, Mapping):
+            raise ValueError(f"adapters: expected names and folders, got {self.adapters!r}")
+        for name, folder in self.adapters.items():
+            if not isinstance(folder, str | Path) or not str(folder) or not name:
+                raise ValueError(f"adapters: expected a name and its folder, got {name!r} and {folder!r}")
+
+    @property
+    def adapter_folders(self) -> dict[str, Path]:
+        """The folders of the adapters, by name."""
+        return {name: self.checkpoint / folder for name, folder in self.adapters.items()}
 
     @classmethod
     def from_file(cls, engine_json: Path, checkpoint: Path) -> "EngineConfig":
@@ -51,7 +63,8 @@ class EngineConfig:
         kv_share = record.pop("kv_share", {})
         batch_invariant = record.pop("batch_invariant", False)
         max_waiting = record.pop("max_waiting", None)
-        return cls(checkpoint, record, kv_share, batch_invariant, max_waiting)
+        adapters = record.pop("adapters", {})
+        return cls(checkpoint, record, kv_share, batch_invariant, max_waiting, adapters)
 
 
 @dataclass(frozen=True, slots=True)

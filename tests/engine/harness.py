@@ -20,6 +20,7 @@ from vllm.v1.engine.core import EngineCore  # noqa: E402
 from vllm.v1.executor import Executor  # noqa: E402
 from vllm.v1.request import Request  # noqa: E402
 
+from stretto.engine.request.adapters import Adapters  # noqa: E402
 from stretto.engine.request.params import sampling_params  # noqa: E402
 from stretto.engine.request.wire import GUIDANCE_ON, NO_CHANGE, Trailer, read_rows  # noqa: E402
 
@@ -50,9 +51,16 @@ class Answer:
 class Engine:
     """One engine core, its scheduler and its worker."""
 
-    def __init__(self, folder: Path, kv_share: Mapping[str, float] | None = None, **engine_args: object):
+    def __init__(
+        self,
+        folder: Path,
+        kv_share: Mapping[str, float] | None = None,
+        adapters: Mapping[str, Path] | None = None,
+        **engine_args: object,
+    ):
         heap.set_aside()
-        config = vllm_config(EngineConfig(folder, {**DEFAULTS, **engine_args}, dict(kv_share or {})))
+        arguments = {**DEFAULTS, **engine_args}
+        config = vllm_config(EngineConfig(folder, arguments, dict(kv_share or {}), adapters=adapters or {}))
         self.core = EngineCore(config, Executor.get_class(config), log_stats=False)
         self.scheduler = self.core.scheduler
         self.rules = self.scheduler.table.rules
@@ -73,7 +81,9 @@ class Engine:
         params = sampling_params(prompt, self.rules)
         tokens = prompt.rows[:, 0].tolist()
         hasher = self.core.request_block_hasher
-        self.core.add_request(Request(request_id, tokens, params, None, block_hasher=hasher))
+        adapter = Adapters.of(self.core.vllm_config).named(prompt.adapter)
+        request = Request(request_id, tokens, params, None, lora_request=adapter, block_hasher=hasher)
+        self.core.add_request(request)
 
     def run(
         self,

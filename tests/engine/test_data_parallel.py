@@ -12,6 +12,7 @@ from stretto.engine.frontend.llm import SpeechLLM
 from stretto.errors import InvalidRequest
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
+from tests.engine.adapters import write_adapter
 from tests.engine.forking import forked_processes
 from tests.engine.harness import DEFAULTS, Engine
 from tests.engine.prompts import make_prompt
@@ -36,25 +37,32 @@ def too_large() -> Prompt:
     return replace(prompt, sampling=sampling)
 
 
+def ask(index: int) -> Prompt:
+    return replace(make_prompt(TINY, index, "tts"), adapter="narrator" if index > 5 else None)
+
+
 async def collect(llm: SpeechLLM, index: int) -> np.ndarray:
-    chunks = [chunk.codes async for chunk in llm.generate(make_prompt(TINY, index, "tts")) if chunk.codes is not None]
-    return np.concatenate(chunks, 1)
+    return np.concatenate([chunk.codes async for chunk in llm.generate(ask(index)) if chunk.codes is not None], 1)
 
 
 LIMITS = {"max_model_len": 288, "num_gpu_blocks_override": 17}  # of each engine; two halves of 288 rows take 18 blocks
 
 
 async def test_replies_of_two_engines_are_those_of_one(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path, TINY, "tiny")
-    one = Engine(folder, **LIMITS)
-    answers = one.run({f"r{index}": make_prompt(TINY, index, "tts") for index in range(8)})
+    folder = write_checkpoint(tmp_path / "checkpoint", TINY, "tiny")
+    adapters = {"narrator": write_adapter(tmp_path / "narrator", folder, 0)}
+    one = Engine(folder, adapters=adapters, **LIMITS)
+    answers = one.run({f"r{index}": ask(index) for index in range(8)})
     one.shutdown()
+    arguments = {**DEFAULTS, **LIMITS, "data_parallel_size": 2}
     with forked_processes():
-        llm = await SpeechLLM.start(EngineConfig(folder, {**DEFAULTS, **LIMITS, "data_parallel_size": 2}))
+        llm = await SpeechLLM.start(EngineConfig(folder, arguments, adapters=adapters))
     try:
         replies = await asyncio.gather(*(collect(llm, index) for index in range(8)))
         with pytest.raises(InvalidRequest, match="in the 16 KV blocks of 32 rows, got 288 rows each, 18 blocks"):
             await anext(llm.generate(too_large()))
+        with pytest.raises(InvalidRequest, match=r"options.adapter: expected one of narrator, got 'singer'"):
+            await anext(llm.generate(replace(ask(0), adapter="singer")))
     finally:
         llm.shutdown()
     for index, codes in enumerate(replies):

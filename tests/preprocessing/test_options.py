@@ -33,13 +33,14 @@ def test_every_option_lands_in_its_place() -> None:
             "guidance": {"scale": 3, "policy": "always"},
             "script_temperature": 0.5,
             "voice": "rms",
+            "adapter": "narrator",
             "text": {"temperature": 0.1, "max_rows": 100},
             "audio": {"min_rows": 2, "top_p": 0.9, "ras_window": 7, "ras_max_repeats": 3},
             "temperature": 1.5,
             "top_k": 5,
         }
     )
-    assert options.voice == "rms"
+    assert (options.voice, options.adapter) == ("rms", "narrator")
     assert options.sampling == replace(
         TTS.sampling,
         seed=7,
@@ -120,7 +121,7 @@ def test_a_family_s_least_number_of_rows_gives_way_to_the_caller_s_most_but_not_
     ("options", "message"),
     [
         ([], "options: expected a JSON object, got []"),
-        ({"sede": 1}, "options.sede: expected one of audio, chunking, depth, guidance, guidance_scale"),
+        ({"sede": 1}, "options.sede: expected one of adapter, audio, chunking, depth, guidance, guidance_scale"),
         ({"x" * 500: 1}, "options.x"),
         ({"seed": "1"}, "options.seed: expected an integer, got '1'"),
         ({"seed": True}, "options.seed: expected an integer, got True"),

@@ -73,6 +73,7 @@ PROMPTS = st.builds(
     delayed_tail=st.sampled_from([None, np.ones((2, 2), np.int32), np.zeros((0, 2), np.int32)]),
     track=st.lists(st.integers(0, 99), max_size=3).map(tuple),
     num_reference_rows=st.integers(0, 4),
+    adapter=st.none() | st.text(max_size=3),
 )
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -89,7 +90,7 @@ def test_an_envelope_comes_back_as_it_went(envelope: Envelope) -> None:
 @given(PROMPTS)
 def test_a_prompt_comes_back_as_it_went(prompt: Prompt) -> None:
     read = Prompt.from_json("prompt", prompt.to_json(), prompt.rows, prompt.features)
-    for name in ("task", "sampling", "words", "delivery", "track", "num_reference_rows"):
+    for name in ("task", "sampling", "words", "delivery", "track", "num_reference_rows", "adapter"):
         assert getattr(read, name) == getattr(prompt, name)
     np.testing.assert_equal([asdict(each) for each in read.audios], [asdict(each) for each in prompt.audios])
     np.testing.assert_equal(read.delayed_tail, prompt.delayed_tail)

@@ -17,12 +17,16 @@ from stretto.streams.segment import Segment
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How the reply is drawn, the voice it is spoken in (None where the task does not speak), and how it is sent."""
+    """How the reply is drawn, the voice it is spoken in (None where the task does not speak), and how it is sent.
+
+    adapter: what the model is changed by, if it is.
+    """
 
     sampling: SamplingConfig
     voice: str | None
     delivery: Delivery = field(default_factory=Delivery)
     manner: Manner = PLAIN
+    adapter: str | None = None
 
 
 def read_options(
@@ -57,9 +61,10 @@ def read_options(
         **_guidance(options),
     )
     delivery = read_delivery(options, family, frame_rate, held_frames, blocks)
+    adapter = options.get("adapter")
     if not task.speaks:
-        return Options(sampling, None, delivery)
-    return Options(sampling, _voice(options, family), delivery, read_manner(options, family))
+        return Options(sampling, None, delivery, adapter=adapter)
+    return Options(sampling, _voice(options, family), delivery, read_manner(options, family), adapter)
 
 
 def _read(field: str, text: str | None, task: Task) -> OptionsRecord:

@@ -118,6 +118,7 @@ class Preprocessor:
             is_open=options.manner.is_open,
             num_reference_rows=written.num_reference_rows,
             opening=(pieces[-1].text or "") if options.manner.is_open else "",
+            adapter=options.adapter,
         )
 
     def _piece(

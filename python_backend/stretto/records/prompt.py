@@ -42,6 +42,7 @@ class Prompt:
     beside the codes of the last row.
     num_reference_rows: how many of the last rows are the frames of a reference, one each, from which the sound of the
     reply goes on: of a voice that is cloned.
+    adapter: by what name the server knows the LoRA adapter that the reply is made with; None for the model as it is.
     """
 
     task: str
@@ -55,6 +56,7 @@ class Prompt:
     is_open: bool = False
     num_reference_rows: int = 0
     opening: str = ""
+    adapter: str | None = None
 
     @property
     def features(self) -> np.ndarray | None:
@@ -66,7 +68,7 @@ class Prompt:
         spans = tuple(AudioSpan(audio.first_row, audio.num_rows, len(audio.features)) for audio in self.audios)
         delayed_tail = None if self.delayed_tail is None else self.delayed_tail.tolist()
         said = (self.task, self.sampling, self.delivery, self.words, spans, delayed_tail, self.track, self.is_open)
-        return _JSON.write(PromptRecord(*said, self.num_reference_rows, self.opening))
+        return _JSON.write(PromptRecord(*said, self.num_reference_rows, self.opening, self.adapter))
 
     @classmethod
     def from_json(cls, field: str, text: bytes, rows: np.ndarray, features: np.ndarray | None = None) -> "Prompt":
@@ -87,6 +89,7 @@ class Prompt:
             is_open=record.is_open,
             num_reference_rows=record.num_reference_rows,
             opening=record.opening,
+            adapter=record.adapter,
         )
 
 
@@ -113,6 +116,7 @@ class PromptRecord:
     is_open: bool
     num_reference_rows: Annotated[int, Field(ge=0)]
     opening: str
+    adapter: str | None
 
 
 _JSON: JsonRecord[PromptRecord] = JsonRecord(PromptRecord)

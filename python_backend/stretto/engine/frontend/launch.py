@@ -26,10 +26,13 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
 
+    from stretto.engine.request import adapters
     from stretto.engine.request.supported import check_config
 
-    arguments = dict(config.engine_args)
-    ours = {"kv_share": config.kv_share, "max_waiting": config.max_waiting}
+    folders = config.adapter_folders
+    arguments = config.engine_args | adapters.lora_arguments(folders)
+    paths = {name: str(folder) for name, folder in folders.items()}
+    ours = {"kv_share": config.kv_share, "max_waiting": config.max_waiting, adapters.KEY: paths}
     ours = {name: value for name, value in ours.items() if value not in (None, {})}
     if ours:
         arguments["additional_config"] = arguments.get("additional_config", {}) | ours
@@ -53,6 +56,7 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
     if method is not None:
         os.environ[PROCESS_METHOD] = method  # the CPU platform sets its own, whatever the user has chosen
     check_config(built)
+    adapters.restrict_to_backbone(built, folders)
     # vLLM switches it off on CPU, where it gains little; tests ask for it all the same.
     built.scheduler_config.async_scheduling = wants_async
     return built

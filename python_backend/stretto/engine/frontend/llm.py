@@ -30,6 +30,7 @@ from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
 from stretto.engine.frontend.stats import FrameStats, Stats  # noqa: E402
 from stretto.engine.frontend.text_feed import NO_TEXT, TextFeed  # noqa: E402
 from stretto.engine.frontend.utterance import Utterance, reference_chunk  # noqa: E402
+from stretto.engine.request.adapters import Adapters  # noqa: E402
 from stretto.engine.request.family import family_of  # noqa: E402
 from stretto.engine.request.params import sampling_params  # noqa: E402
 from stretto.engine.request.rules import SegmentRules  # noqa: E402
@@ -52,7 +53,7 @@ class SpeechLLM:
         self._text = load_text_codec(self.family, Path(config.model_config.model))
         self._audio_format = AudioFormat.from_config(config.model_config.hf_config.to_dict())
         self._rules = SegmentRules(self.family, config.model_config.max_model_len)
-        self._capacity = Capacity.of(config)
+        self._capacity, self._adapters = Capacity.of(config), Adapters.of(config)
         self._stats = Stats()
         self._active: set[str] = set()
         self._texts: dict[str, TextFeed] = {}
@@ -148,8 +149,7 @@ class SpeechLLM:
 
     async def _generate(self, prompt: Prompt, place: Place, pacer: Pacer | None) -> AsyncGenerator[LMChunk, None]:
         clock, request_id = _Clock(), place.request_id
-        task = self.family.task(prompt.task)
-        tracker = SegmentTracker(self._rules, task, len(prompt.rows))
+        tracker = SegmentTracker(self._rules, self.family.task(prompt.task), len(prompt.rows))
         pacer = pacer or Pacer(prompt.delivery.chunking)
         utterance = Utterance(tracker, prompt.words, self._text, pacer, prompt.delivery.with_codes)
         frame_stats = FrameStats(self._stats, prompt.sampling)
@@ -158,7 +158,8 @@ class SpeechLLM:
         if prompt.num_reference_rows:
             yield reference_chunk(prompt.rows[-prompt.num_reference_rows :], self.family.layout)
             utterance.num_chunks = 1
-        async with aclosing(self._engine.generate(inputs, sampling_params(prompt, self._rules), request_id)) as outputs:
+        params, adapter = sampling_params(prompt, self._rules), self._adapters.named(prompt.adapter)
+        async with aclosing(self._engine.generate(inputs, params, request_id, lora_request=adapter)) as outputs:
             async for output in outputs:
                 place.has_begun = True
                 text.check()

@@ -2,6 +2,8 @@
 
 from vllm.config import VllmConfig
 
+from stretto.engine.request.adapters import Adapters
+
 
 def check_config(config: VllmConfig) -> None:
     """ValueError that names the options with which the plugin cannot work."""
@@ -19,7 +21,7 @@ def check_config(config: VllmConfig) -> None:
         "enable_dbo": parallel.enable_dbo,
         "long_prefill_token_threshold": scheduling.long_prefill_token_threshold > 0,
         "speculative_config": config.speculative_config is not None,
-        "lora_config": config.lora_config is not None,
+        "lora_config": config.lora_config is not None and not Adapters.of(config),  # `adapters` brings one
     }
     if any(refused.values()):
         names = [name for name in refused if refused[name]]

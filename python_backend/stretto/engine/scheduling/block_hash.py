@@ -1,7 +1,8 @@
 """The identity of a KV block: the ids of all streams, not of stream 0 alone, and the audio heard in its rows.
 
 vLLM hashes the tokens of stream 0. Two prompts with the same stream 0 and different codes, or with placeholder rows for
-different audio, would share KV blocks; and so would requests whose blocks modules fill, and those whose do not.
+different audio, would share KV blocks; and so would requests whose blocks modules fill, and those whose do not, or that
+different adapters change.
 """
 
 import hashlib
@@ -39,6 +40,8 @@ def row_block_hasher(
             return []
         hashes = list[BlockHash]()
         before_first = b"modules" * is_read_by_modules + (request.cache_salt or "").encode()
+        if request.lora_request is not None:
+            before_first += b"adapter" + request.lora_request.lora_int_id.to_bytes(4)
         previous = request.block_hashes[-1] if request.block_hashes else before_first
         first = len(request.block_hashes) * block_size
         while first + block_size <= num_rows:

@@ -167,6 +167,7 @@ class RequestTable(dict[str, RequestState]):
             pooling_params=None,
             client_index=conditional.client_index,
             arrival_time=conditional.arrival_time,
+            lora_request=conditional.lora_request,
             cache_salt=conditional.cache_salt,
         )
         track = unconditional_track(state.track, self.rules.family)

@@ -6,7 +6,9 @@ from vllm.platforms import current_platform
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.worker.gpu_worker import Worker
+from vllm.v1.worker.worker_base import CompilationTimes
 
+from stretto.engine.request.adapters import Adapters
 from stretto.engine.request.new_request import SpeechCachedRequests
 
 if TYPE_CHECKING or not current_platform.is_cpu():
@@ -17,6 +19,13 @@ else:
 
 class SpeechWorker(Base):
     """Either of vLLM's workers."""
+
+    def compile_or_warm_up_model(self) -> CompilationTimes:
+        """As vLLM's; then all adapters are read, which no step has to do then."""
+        times = super().compile_or_warm_up_model()
+        for adapter in Adapters.of(self.vllm_config).values():
+            self.add_lora(adapter)
+        return times
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | AsyncModelRunnerOutput | None:
         """Compute a step, the words of its texts written where their rows will be read."""

@@ -1,0 +1,135 @@
+"""LoRA adapters (Hu et al., arXiv 2106.09685) that requests name: read before a process is started, held to the end.
+
+They change the layers of the backbone alone. What reads rows of its own (depth transformers, modules, encoders) and
+what all streams share (embeddings, heads) is the checkpoint's for every request.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from vllm.config import VllmConfig
+from vllm.lora.peft_helper import PEFTHelper
+from vllm.lora.request import LoRARequest
+
+from stretto.errors import CheckpointError, InvalidRequest, shown
+
+KEY = "adapters"  # in vLLM's `additional_config`
+RANKS = 1, 8, 16, 32, 64, 128, 256, 320, 512  # that vLLM has room for (`MaxLoRARanks`)
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# The linear layers of a decoder layer as vLLM has fused them, in all backbones that a family may have.
+FUSED = "self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"
+TENSOR = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(\w+\.\w+)\.lora_([AB])\.weight")
+
+
+class Adapters(dict[str, LoRARequest]):
+    """The adapters of a server by their names."""
+
+    @classmethod
+    def of(cls, config: VllmConfig) -> "Adapters":
+        """Those that an engine was started with; they have the numbers 1 … in vLLM, in order."""
+        assert isinstance(config.additional_config, dict)
+        paths = config.additional_config.get(KEY, {})
+        return cls({name: LoRARequest(name, number, path) for number, (name, path) in enumerate(paths.items(), 1)})
+
+    def named(self, name: str | None) -> LoRARequest | None:
+        """The one that a request names, if it does; InvalidRequest where there is none of that name."""
+        if name is None or name in self:
+            return None if name is None else self[name]
+        expected = f"one of {', '.join(self)}" if self else "none: this server has no adapters"
+        raise InvalidRequest("options.adapter", expected, shown(name))
+
+
+def lora_arguments(adapters: Mapping[str, Path]) -> dict[str, Any]:
+    """vLLM's engine arguments for `adapters`; CheckpointError for one that is none.
+
+    One place more than there are adapters, always empty: vLLM's twin for the CPU computes a row without an adapter with
+    what is in the last place (its `bgmv_shrink` and `bgmv_expand` take places by index, and such a row's is -1).
+    """
+    if not adapters:
+        return {}
+    rank = max(_rank(name, folder) for name, folder in adapters.items())
+    if rank > RANKS[-1]:
+        raise CheckpointError(f"adapters: expected ranks of at most {RANKS[-1]}, got {rank}")
+    places = len(adapters) + 1
+    room = min(each for each in RANKS if each >= rank)
+    return {"enable_lora": True, "max_loras": places, "max_cpu_loras": places, "max_lora_rank": room}
+
+
+def restrict_to_backbone(config: VllmConfig, adapters: Mapping[str, Path]) -> None:
+    """Let `adapters` change the linear layers of the backbone and no others; CheckpointError where one wants more."""
+    if config.lora_config is None:
+        return
+    num_layers = config.model_config.hf_config.num_hidden_layers
+    config.lora_config.target_modules = [
+        f"model.layers.{layer}.{name}" for layer in range(num_layers) for name in FUSED
+    ]
+    for name, folder in adapters.items():
+        _check_tensors(name, folder, config)
+
+
+def _rank(name: str, folder: Path) -> int:
+    """The highest rank of an adapter's layers."""
+    try:
+        helper = PEFTHelper.from_dict(json.loads((folder / CONFIG).read_text()))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"adapters.{name}: {folder / CONFIG} cannot be read: {error}") from None
+    refused = helper._validate_features()
+    if helper.bias != "none":
+        refused.append("Adapter bias is not supported.")
+    if refused:
+        raise CheckpointError(f"adapters.{name}: {' '.join(refused)}")
+    return max([helper.r, *helper.rank_pattern.values()])
+
+
+def _check_tensors(name: str, folder: Path, config: VllmConfig) -> None:
+    """Every tensor belongs to a layer of the backbone and fits it: vLLM would take one that is too small for a part."""
+    path, num_layers, sizes = folder / WEIGHTS, config.model_config.hf_config.num_hidden_layers, _sizes(config)
+    ranks = dict[str, dict[str, int]]()
+    try:
+        shapes = _shapes(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"adapters.{name}: {path} cannot be read: {error}") from None
+    for tensor, shape in shapes.items():
+        match = TENSOR.fullmatch(tensor)
+        if match is None or match[2] not in sizes or int(match[1]) >= num_layers:
+            expected = f"tensors of model.layers.0 to {num_layers - 1}, {', '.join(sizes)}"
+            raise CheckpointError(f"adapters.{name}: expected {expected}; got {tensor}")
+        is_first, (size_in, size_out) = match[3] == "A", sizes[match[2]]
+        rank = shape[not is_first] if len(shape) == 2 else 0
+        if shape != ((rank, size_in) if is_first else (size_out, rank)):
+            expected = f"[r, {size_in}]" if is_first else f"[{size_out}, r]"
+            raise CheckpointError(f"adapters.{name}: expected {tensor} of {expected}, got {list(shape)}")
+        ranks.setdefault(f"model.layers.{match[1]}.{match[2]}", {})[match[3]] = rank
+    if not ranks:
+        raise CheckpointError(f"adapters.{name}: {path} has no tensors")
+    assert config.lora_config is not None, "it has been asked for"
+    room = config.lora_config.max_lora_rank
+    for layer, of in ranks.items():
+        if len(of) < 2 or of["A"] != of["B"] or of["A"] > room:
+            expected = f"lora_A and lora_B of one rank, at most {room}, for {layer}"
+            raise CheckpointError(f"adapters.{name}: expected {expected}, got {of}")
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    with safe_open(path, "pt") as file:
+        return {tensor: tuple(file.get_slice(tensor).get_shape()) for tensor in file.keys()}  # noqa: SIM118
+
+
+def _sizes(config: VllmConfig) -> dict[str, tuple[int, int]]:
+    """How wide what a layer reads is, and what it writes."""
+    model = config.model_config
+    hidden, inner, head = model.get_hidden_size(), model.hf_config.intermediate_size, model.get_head_size()
+    queried, held = model.hf_config.num_attention_heads * head, model.get_total_num_kv_heads() * head
+    return {
+        "self_attn.q_proj": (hidden, queried),
+        "self_attn.k_proj": (hidden, held),
+        "self_attn.v_proj": (hidden, held),
+        "self_attn.o_proj": (queried, hidden),
+        "mlp.gate_proj": (hidden, inner),
+        "mlp.up_proj": (hidden, inner),
+        "mlp.down_proj": (inner, hidden),
+    }

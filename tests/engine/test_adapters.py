@@ -1,0 +1,162 @@
+"""Replies with LoRA adapters, mixed in one batch, are those of the reference on weights with the adapter in them."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from stretto.config import EngineConfig
+from stretto.engine.frontend.launch import vllm_config
+from stretto.errors import CheckpointError
+from stretto.families.base import Family
+from stretto.records.prompt import Prompt
+from tests import published_csm as csm
+from tests.engine.adapters import write_adapter, write_merged
+from tests.engine.harness import DEFAULTS, Engine
+from tests.engine.prompts import make_prompt
+from tests.engine.test_csm import make_prompt as make_turns
+from tests.random_checkpoints import write_checkpoint, write_modules
+from tests.reference.module_lm import ModuleReference
+from tests.reference.speech_lm import Reference
+from tests.speech_families import EIGHT_STREAMS, MODULES
+
+pytestmark = pytest.mark.engine
+NAMES = (None, "narrator", "whisperer")
+LENGTH = 160
+# A budget below most prompts, four slots, and blocks for little more than one pair.
+TIGHT = {"max_num_batched_tokens": 48, "max_num_seqs": 4, "num_gpu_blocks_override": 9}
+
+
+class Adapted:
+    """A random checkpoint, its two adapters, and the reference's replies with each and with none.
+
+    family: whose rows heads say; or MODULES, whose rows modules say beside them.
+    """
+
+    def __init__(self, folder: Path, family: Family) -> None:
+        self.family = family
+        kind, write = (ModuleReference, write_modules) if family is MODULES else (Reference, write_checkpoint)
+        for name in ("base", "merged"):
+            (folder / name).mkdir()
+        self.checkpoint = folder / "base"
+        write(self.checkpoint, family, f"tests.speech_families:{family.name.upper()}")
+        ranks = {"narrator": 4, "whisperer": 8}
+        self.folders = {
+            name: write_adapter(folder / name, self.checkpoint, seed, rank)
+            for seed, (name, rank) in enumerate(ranks.items())
+        }
+        checkpoints: dict[str | None, Path] = {None: self.checkpoint}
+        for name, adapter in self.folders.items():
+            checkpoints[name] = write_merged(folder / "merged" / name, self.checkpoint, adapter)
+        self._references = {name: kind(path, family, LENGTH) for name, path in checkpoints.items()}
+
+    def reply(self, prompt: Prompt) -> list[list[int]]:
+        rows, lead = self._references[prompt.adapter].reply(prompt)
+        assert lead > 1e-5, "the reference itself was nearly undecided: choose another seed"
+        return [row[: self.family.layout.num_output_streams] for row in rows]
+
+
+@pytest.fixture(scope="module", params=[EIGHT_STREAMS, MODULES], ids=["heads", "modules"])
+def adapted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Adapted:
+    return Adapted(tmp_path_factory.mktemp("adapted"), request.param)
+
+
+def test_one_batch_mixes_adapters(adapted: Adapted) -> None:
+    """The same prompts with each and with none: guided and not, crowded out of the cache, and found in it again."""
+    prompts = {
+        f"{name} {index}": replace(make_prompt(adapted.family, index), adapter=name)
+        for index in (1, 2, 3)
+        for name in NAMES
+    }
+    expected = {request_id: adapted.reply(prompt) for request_id, prompt in prompts.items()}
+    assert len(set(map(str, expected.values()))) == len(expected), "an adapter changes nothing"
+    assert len({prompt.sampling.guidance_scale != 1.0 for prompt in prompts.values()}) == 2
+    engine = Engine(adapted.checkpoint, adapters=adapted.folders, async_scheduling=True, max_model_len=LENGTH, **TIGHT)
+    try:
+        crowded = engine.run(prompts)
+        again = engine.run(prompts, arrivals={request_id: 9 * at for at, request_id in enumerate(prompts)})
+        assert engine.is_clean()
+    finally:
+        engine.shutdown()
+    for request_id, rows in expected.items():
+        assert crowded[request_id].rows == again[request_id].rows == rows, request_id
+    assert any(answer.trailer.num_preemptions for answer in crowded.values())
+
+
+def test_a_depth_transformer_is_that_of_the_checkpoint(tmp_path: Path) -> None:
+    """Whose layers have the names of the backbone's, and read other rows."""
+    model = csm.make_model()
+    checkpoint, family, reference = csm.convert(tmp_path, model)
+    prompt = make_turns(family, 1)
+    plain = reference.generated(prompt)
+    folder = write_adapter(tmp_path / "narrator", checkpoint, 0)
+    merged = load_file(write_merged(tmp_path / "merged", checkpoint, folder) / "model.safetensors")
+    for name, weight in model.backbone_model.layers.named_parameters():
+        weight.copy_(merged[f"model.layers.{name}"])
+    changed = reference.generated(prompt)
+    assert plain != changed
+    engine = Engine(checkpoint, adapters={"narrator": folder}, max_model_len=LENGTH)
+    try:
+        answers = engine.run({"plain": prompt, "changed": replace(prompt, adapter="narrator")})
+    finally:
+        engine.shutdown()
+    for name, frames in (("plain", plain), ("changed", changed)):
+        assert answers[name].rows[: len(frames)] == frames, name
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    return write_checkpoint(folder, EIGHT_STREAMS, "tests.speech_families:EIGHT_STREAMS")
+
+
+Change = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+HEAD = "base_model.model.lm_head.lora_A.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors | {HEAD: torch.zeros(4, 128)}, "got base_model.model.lm_head.lora_A.weight"),
+        (lambda tensors: {FIRST.replace("rs.0", "rs.9"): tensors[FIRST]}, "model.layers.0 to 2, .* got .*layers.9"),
+        (lambda tensors: tensors | {FIRST: tensors[FIRST][:, :-1].contiguous()}, r"of \[r, 128\], got \[4, 127\]"),
+        (
+            lambda tensors: tensors | {FIRST: tensors[FIRST][:3].contiguous()},
+            r"of one rank, at most 8, for .*q_proj, got .*'A': 3",
+        ),
+        (lambda tensors: {FIRST: tensors[FIRST]}, r"lora_A and lora_B of one rank, .*q_proj, got {'A': 4}"),
+        (lambda tensors: {}, "has no tensors"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused(
+    checkpoint: Path, tmp_path: Path, change: Change, message: str
+) -> None:
+    folder = write_adapter(tmp_path / "narrator", checkpoint, 0)
+    path = folder / "adapter_model.safetensors"
+    save_file(change(load_file(path)), path)
+    with pytest.raises(CheckpointError, match=f"adapters.narrator: .*{message}"):
+        vllm_config(EngineConfig(checkpoint, DEFAULTS, adapters={"narrator": folder}))
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ('{"r": 4}', "cannot be read: Missing required"),
+        ("[]", "cannot be read"),
+        ("{", "cannot be read"),
+        ('{"r": 4, "lora_alpha": 8, "target_modules": [], "use_dora": true}', "DoRA"),
+        ('{"r": 4, "lora_alpha": 8, "target_modules": [], "bias": "all"}', "bias"),
+        ('{"r": 513, "lora_alpha": 8, "target_modules": []}', "ranks of at most 512, got 513"),
+    ],
+)
+def test_an_adapter_that_vllm_cannot_compute_is_refused(
+    checkpoint: Path, tmp_path: Path, said: str, message: str
+) -> None:
+    folder = write_adapter(tmp_path / "narrator", checkpoint, 0)
+    (folder / "adapter_config.json").write_text(said)
+    with pytest.raises(CheckpointError, match=message):
+        vllm_config(EngineConfig(checkpoint, DEFAULTS, adapters={"narrator": folder}))
