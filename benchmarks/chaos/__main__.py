@@ -160,8 +160,7 @@ def run(arguments: argparse.Namespace) -> int:
         if "clock" in arguments.faults:
             record["faults"] += jump(Path(folder), arguments, wrong)
     record["wrong"] = wrong
-    append_result(arguments.out, "chaos", record)
-    write_report(arguments.report, record)
+    write_report(arguments.report, append_result(arguments.out, "chaos", record))
     return len(wrong)
 
 

@@ -4,17 +4,25 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.results_file import Result
 
-def write_report(path: Path, record: Mapping[str, Any]) -> None:
+
+def write_report(path: Path, result: Result) -> None:
     """Write it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines(record)) + "\n")
+    path.write_text("\n".join(lines(result)) + "\n")
 
 
-def lines(record: Mapping[str, Any]) -> Iterator[str]:
+def lines(result: Result) -> Iterator[str]:
     """The lines of the report of a run."""
-    calm = record["calm"]
+    record = result.figures
+    calm, hardware = record["calm"], result.hardware
     yield f"# {record['streams']} streams for {calm['minutes']:g} minutes, and what was done to the server then"
+    yield ""
+    machine = f"{hardware['cores']} cores ({hardware['cpu']}), {hardware['memory_gib']:g} GiB"
+    made = f"`scripts/soak.sh --minutes {calm['minutes']:g} --seed {record['seed']}`"
+    yield f"{made}, {result.time}, revision {result.revision}, on {machine}."
+    yield f"At the end the load average was {result.load_average:g}."
     yield ""
     yield from verdict(record["wrong"])
     yield ""

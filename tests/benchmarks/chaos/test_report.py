@@ -3,6 +3,7 @@
 from typing import Any
 
 from benchmarks.chaos.report import lines
+from benchmarks.results_file import Result
 
 PROCESS = {f"rss_mb_{when}": 100.0 for when in ("start", "warm", "end")}
 PROCESS |= {"slope_rss_mb_per_min": 0.25, "threads": [3, 3], "descriptors": [7, 8]}  # type: ignore[dict-item]
@@ -23,16 +24,22 @@ FAULTS: list[dict[str, Any]] = [
 ]
 
 
+def result_of(record: dict[str, Any]) -> Result:
+    hardware = {"cpu": "Cpu X", "cores": 2, "memory_gib": 23.4, "gpus": None}
+    return Result("chaos", record, "2026-11-21T18:00:00+00:00", "1234567", 2.5, hardware, {})
+
+
 def test_a_report_of_a_run() -> None:
-    record = {"streams": 64, "calm": CALM, "faults": FAULTS, "wrong": ["kill engine: speak 0, listen: hung"]}
-    said = "\n".join(lines(record))
+    record = {"streams": 64, "seed": 3, "calm": CALM, "faults": FAULTS, "wrong": ["kill engine: speak 0, listen: hung"]}
+    said = "\n".join(lines(result_of(record)))
     assert (
         said.index("**1 findings:**") < said.index("- kill engine: speak 0, listen: hung") < said.index("## The load")
     )
+    assert "--seed 3`, 2026-11-21T18:00:00+00:00, revision 1234567, on 2 cores (Cpu X), 23.4 GiB." in said
     assert "42 answers" in said
     assert "| ServerFull: a/b | 2 |" in said
     assert "| engine | 100 | 100 | 100 | 0.25 | 3, 3 | 7, 8 |" in said
     assert "| kill engine | 9.7 | 5 | 0 | 4 | 3 |" in said
     assert "| stop proxy | never | 0 | 0 | 0 | 0 |" in said
     assert "| clock +3600 s | not done: libfaketime is not there | | | | |" in said
-    assert "Nothing is wrong" in "\n".join(lines(record | {"wrong": []}))
+    assert "Nothing is wrong" in "\n".join(lines(result_of(record | {"wrong": []})))
