@@ -113,12 +113,11 @@ class Soak:
     async def _until_right(self, begun: float) -> float | None:
         """Seconds until the server and the gateway answer right; None where they do not within the limit."""
         probes = [next(ask for ask in self._asks if ask.door == door) for door in self._servers]
-        while time.monotonic() - begun < self._arguments.limit_s:
+        while probes and time.monotonic() - begun < self._arguments.limit_s:
             streams = self._streams(seed=0)
-            if all([await streams.is_right(ask) for ask in probes]):
-                return round(time.monotonic() - begun, 2)
-            await asyncio.sleep(0.2)
-        return None
+            probes = [ask for ask in probes if not await streams.is_right(ask)]
+            await asyncio.sleep(0.2 * bool(probes))
+        return None if probes else round(time.monotonic() - begun, 2)
 
     def _streams(self, seed: int) -> Streams:
         arguments = self._arguments
