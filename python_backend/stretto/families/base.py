@@ -8,7 +8,7 @@ from stretto.families.bursts import Bursts
 from stretto.families.depth import DepthSpec
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import StreamLayout
-from stretto.streams.pattern import FORCED_TAIL, PADDED_WARM_UP, Tail, WarmUp
+from stretto.streams.pattern import FORCED_TAIL, PADDED_WARM_UP, Staircase, Tail, WarmUp
 from stretto.streams.segment import Segment
 
 Role = Literal["system", "user", "assistant"]
@@ -111,6 +111,10 @@ class Family:
     end_frame: ids of the streams 0 ..., as many as count; a row in audio that begins with them is `end_of_audio`, which
     stream 0 does not draw then.
     text_track: the stream whose ids for the rows of the reply come with the request, where there is one.
+    staircase: where streams begin and end by ids of their own: extra ids of the layout, an end the last of its
+    stream's. Its ends are the `end_frame` then, and what it puts into a row counts as drawn (SAMPLED_WARM_UP, NO_TAIL).
+    has_audio_head: the checkpoint has `audio_head.weight` [n, H], the heads of all output streams in audio one behind
+    another, and none over the vocabulary.
     """
 
     name: str
@@ -144,6 +148,8 @@ class Family:
     depth: DepthSpec | None = None
     end_frame: tuple[int, ...] = ()
     text_track: TextTrack | None = None
+    staircase: Staircase | None = None
+    has_audio_head: bool = False
 
     def task(self, name: str) -> Task:
         """The task called `name`; KeyError lists the names there are."""

@@ -15,6 +15,16 @@ samples there, though it belongs to no frame that counts.
 
 Where a limit, not the model, put `e` there, PADDED_TAIL skips its first row: what is `~` behind `e` above is `.` then.
 
+A staircase gives each stream a begin `b` and an end `d` of its own, which take the place of pads and are drawn on a
+par with codes. Once any stream has drawn its end, one more stream a row is made to carry its own, `f`, from the first
+on; the others go on drawing, and the row in which all carry theirs is that of end_of_audio. How many rows that takes is
+a matter of what is drawn:
+
+               as trained       an end out of turn
+    stream 0   A B C d f e      A B C f f e
+    stream 1   b A B C d .      b A d ~ f .
+    stream 2   b b A B C .      b b A ~ ~ .
+
 `behind` counts rows from that of end_of_audio: 0 there, negative before. Arrays are numpy's or torch's: the methods
 only compare and combine.
 """
@@ -130,6 +140,14 @@ class NoTail(Tail):
     def carries_drawn(self, behind: Array, delays: Array) -> Array:
         """In all rows but that of end_of_audio."""
         return (behind < 0) & (delays >= 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Staircase:
+    """Ids with which each output stream begins and ends by itself, in the place of pads."""
+
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
 
 
 PADDED_WARM_UP, SAMPLED_WARM_UP = WarmUp(is_sampled=False), WarmUp(is_sampled=True)

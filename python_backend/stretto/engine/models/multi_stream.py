@@ -41,6 +41,14 @@ class StreamBias(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_streams, width), requires_grad=False)
 
 
+class AudioHead(nn.Module):
+    """The heads of all streams in audio, [n, H], where there is none over the vocabulary. Whole on every rank."""
+
+    def __init__(self, size: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size, width), requires_grad=False)
+
+
 class MultiStreamMixin(Decoder):
     """Sums the embeddings of a row's streams; the sampler, which knows each row's segment, applies the heads."""
 
@@ -56,6 +64,10 @@ class MultiStreamMixin(Decoder):
             num_ends = len(SegmentRules(self.family, vllm_config.model_config.max_model_len).drawn_ends_of_audio)
             sizes = layout.num_output_streams, layout.codebook_size, num_ends, width
             self.depth = DepthTransformer(self.family.depth, *sizes)
+        if self.family.has_audio_head:
+            layout, width = self.family.layout, vllm_config.model_config.get_hidden_size()
+            rules = SegmentRules(self.family, vllm_config.model_config.max_model_len)
+            self.audio_head = AudioHead(sum(len(rules.audio_ids(s)) for s in range(len(layout.audio))), width)
         audio_format = AudioFormat.from_config(config.to_dict())
         if audio_format is not None:
             self._encoder = ENCODERS[type(audio_format)]
@@ -89,9 +101,12 @@ class MultiStreamMixin(Decoder):
             embeds = self.embed_rows(rows, inputs_embeds)
             if heard is not None and is_heard is not None:
                 inputs_embeds.copy_(torch.where(is_heard, heard, embeds))
-        return self.model(
-            None if inputs_embeds is not None else input_ids, positions, intermediate_tensors, inputs_embeds
-        )
+        ids = None if inputs_embeds is not None else input_ids
+        return self.model(ids, positions, intermediate_tensors, inputs_embeds, **self.layer_inputs(rows))
+
+    def layer_inputs(self, rows: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        """What the layers of a backbone are told of `rows` [N, S] beside their embeddings; at fixed addresses."""
+        return {}
 
     def embed_rows(self, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """The sum of all streams' embeddings, [N, S] -> `out` [N, H]; a silent pad counts on stream 0 only."""

@@ -73,6 +73,12 @@ class SegmentRules:
             return ()
         return self.family.drawn_ends or (self.family.end_of_audio,)
 
+    @cached_property
+    def num_end_columns(self) -> tuple[int, int]:
+        """Of a head in audio, how many of the last columns are ends, which may not come before the shortest length: of
+        stream 0, and of each of the others."""
+        return (1, 1) if self.family.staircase else (len(self.drawn_ends_of_audio), 0)
+
     def cut_of_text(self, task: Task) -> int:
         """What stands in the row in which a limit closes the text segment of `task`."""
         end = self.end_of_text(task)

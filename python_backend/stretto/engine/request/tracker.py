@@ -18,6 +18,7 @@ class SegmentTracker:
     segment: the one that the next row belongs to.
     audio_start, audio_end: positions of the first audio row and of `end_of_audio`, or UNKNOWN.
     script: the spoken tokens of the text segment. pointer: the script entry being spoken, from 1; 0 before the first.
+    first_end: position of the first row in which stream 0 has drawn its own end, of a family with a staircase.
     num_text_tokens: of an interleaved reply its codes, too, which num_interleaved counts.
     """
 
@@ -30,6 +31,7 @@ class SegmentTracker:
     script: list[int] = field(default_factory=list)
     pointer: int = 0
     num_interleaved: int = 0
+    first_end: int = UNKNOWN
     segment: Segment = field(default=TEXT, init=False)
     _closings: dict[int, int] = field(init=False)
 
@@ -79,3 +81,5 @@ class SegmentTracker:
             self.audio_end, self.segment = self.position, TAIL
         elif script and (token_id - script.first_frame) % 2 == 0:
             self.pointer += 1
+        elif family.staircase and self.first_end == UNKNOWN and token_id == family.staircase.end[0]:
+            self.first_end = self.position

@@ -11,6 +11,7 @@ from stretto.engine.worker.heads import EVERY
 from stretto.engine.worker.repetition import RecentRows, RepetitionGuard
 from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import SlotTables, counted_columns
+from stretto.engine.worker.stairs import Stairs
 from stretto.sampling.guidance import guide
 from stretto.sampling.noise import stream_keys, uniform
 from stretto.sampling.repetition import penalize
@@ -29,6 +30,7 @@ class RowDraw:
         self._said = arrays.of(tables.said) if segments.family.penalized else None
         family = segments.family
         self._track = family.text_track
+        self._stairs = Stairs(family.staircase, segments.rules, arrays) if family.staircase else None
         self._num_streams = family.layout.num_output_streams
         self._guided = np.array([stream in family.guided_streams for stream in range(1, self._num_streams)], np.bool_)
         self._guides_first = 0 in family.guided_streams
@@ -95,13 +97,18 @@ class RowDraw:
             ids, own_keys = self._heads.codes, code_keys
             if streams != EVERY:
                 ids, own_keys = ids[streams], own_keys[:, streams]
+            if self._stairs:
+                guided = self._stairs.mask_ends(guided, rows, step.speaking)
             drawn_from = guided, ids, own_keys
             codes = draw(*drawn_from, step.depth, plan.depth)
             return _both(self._guard.auxiliary(codes, drawn_from, recent, streams) if recent else codes, num_shared)
 
         said = _both(self._arrays.tensor(_pick(token, step.speaking)), num_shared)
         codes = self._frames(heard, said, draw_codes)[:num_rows]
-        token, spread = self._segments.end_audio(token, rows), self._spread(codes, step.speaking, rows)
+        spread = self._spread(codes, step.speaking, rows)
+        if self._stairs:
+            token, spread = self._stairs.climb(token, spread, rows)
+        token = self._segments.end_audio(token, rows)
         if self._segments.family.end_frame:
             token = self._segments.end_frame(token, spread, rows)
         return token, spread

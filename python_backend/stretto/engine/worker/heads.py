@@ -115,6 +115,17 @@ class FirstHead(StreamHeads):
         self.text_offset = self.first_offset = self.code_offset = None
 
 
+class AudioHeads(FirstHead):
+    """The heads of a family without text whose streams are drawn at once: of each stream in audio, one behind another.
+
+    rows [n, H]: whole on each rank.
+    """
+
+    def __init__(self, rows: torch.Tensor, rules: SegmentRules):
+        super().__init__(rows[: len(rules.audio_ids(0))], rules)
+        self._codes = exact_product(rows[len(self.first_ids) :])
+
+
 def _offset(rows: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """What a bias [H] of the hidden state adds to the logits: rows [n, H] -> [n] float32, few rows at a time."""
     return torch.cat([some.float() @ bias.float() for some in rows.split(8192)])

@@ -27,7 +27,7 @@ from stretto.engine.worker.burst_sampler import BurstSampler, BurstStepSampler
 from stretto.engine.worker.cuda_graphs import recorder_of
 from stretto.engine.worker.drawing import RowDraw
 from stretto.engine.worker.frame_predictor import DepthFrames, ParallelHeads, Readout
-from stretto.engine.worker.heads import FirstHead, StreamHeads
+from stretto.engine.worker.heads import AudioHeads, FirstHead, StreamHeads
 from stretto.engine.worker.repetition import RepetitionGuard
 from stretto.engine.worker.row_predictor import RowPredictor, SaidRows
 from stretto.engine.worker.run_slots import NO_SLOT, RunSlots
@@ -141,6 +141,9 @@ class SpeechModelState(DefaultModelState):
             steps = HostDepth(depth) if self.device.type == "cpu" else depth
             frames = DepthFrames(steps, family.layout, self.max_num_reqs)
             return Readout(FirstHead(depth.first_head.data, self.rules), frames)
+        if family.has_audio_head:
+            heads = AudioHeads(self.model.get_parameter("audio_head.weight").data, self.rules)
+            return Readout(heads, ParallelHeads(heads))
         bias = self.model.get_parameter("stream_bias.weight").data if family.has_stream_bias else None
         heads = StreamHeads(self.model.get_submodule("lm_head"), self.rules, bias)
         return Readout(heads, ParallelHeads(heads))

@@ -78,7 +78,7 @@ class SegmentState:
     def mask_audio(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
         """-inf on the ends, the last E columns, before the shortest length, in place: [A, C0 + E] -> [A, C0 + E]."""
         is_short = self._arrays.tensor(_take(rows.frame < rows.limits.audio_min, index))
-        logits[:, logits.shape[1] - len(self.rules.drawn_ends_of_audio) :].masked_fill_(is_short[:, None], -torch.inf)
+        logits[:, logits.shape[1] - self.rules.num_end_columns[0] :].masked_fill_(is_short[:, None], -torch.inf)
         return logits
 
     def end_text(self, token: Array, rows: Rows) -> Array:

@@ -10,20 +10,24 @@ from stretto.engine.request.new_request import TextNews
 from stretto.engine.request.params import SpeechParams
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.request.track import Track
-from stretto.engine.request.tracker import SegmentTracker
+from stretto.engine.request.tracker import UNKNOWN, SegmentTracker
 from stretto.engine.worker.arrays import Array, Arrays
 from stretto.sampling.noise import seed_key
 
 
 @dataclass
 class SlotState:
-    """Where a reply stands (see SegmentTracker); the device moves these on in every step, [B] int64 each."""
+    """Where a reply stands (see SegmentTracker); the device moves these on in every step, [B] int64 each.
+
+    first_end: position of the first row in which any stream has drawn its own end, of a family with a staircase.
+    """
 
     audio_start: Array
     audio_end: Array
     num_text_tokens: Array
     num_entries: Array
     pointer: Array
+    first_end: Array
 
 
 @dataclass
@@ -115,8 +119,22 @@ def state_row(tracker: SegmentTracker) -> list[int]:
         "num_text_tokens": tracker.num_text_tokens,
         "num_entries": len(tracker.script),
         "pointer": tracker.pointer,
+        "first_end": tracker.first_end,
     }
     return [row[name] for name in STATE]
+
+
+def first_end(tracker: SegmentTracker, codes: np.ndarray) -> int:
+    """Where the first stream has ended by itself of a reply that stands where `tracker` does; UNKNOWN if none has.
+
+    codes [n, S - 1]: its rows so far, on the streams beside the one that the tracker has seen.
+    """
+    staircase = tracker.rules.family.staircase
+    if staircase is None or tracker.audio_start == UNKNOWN:
+        return UNKNOWN
+    has_end = (codes[tracker.audio_start :, : len(staircase.end) - 1] == staircase.end[1:]).any(axis=1)
+    found = (tracker.audio_start + np.flatnonzero(has_end)[:1]).tolist()
+    return min(found + [tracker.first_end] * (tracker.first_end != UNKNOWN), default=UNKNOWN)
 
 
 def counted_columns(tokens: Array, counted: range) -> Array:
@@ -164,12 +182,14 @@ class SlotTables:
         if track is not None:
             self.limits[slot, LIMITS["audio_min"]] = max(params.sampling.audio.min_rows, track.min_frames)
         self.scales[slot] = scales_row(params)
+        state = state_row(tracker)
+        state[STATE["first_end"]] = first_end(tracker, codes)
         codes = np.concatenate([codes, params.codes[len(codes) :]])  # with what the reply goes on with
         counted = counted_columns(np.asarray(said, np.int64), self._rules.counted_ids) if self.said.shape[1] else ()
         ids = () if track is None else track.ids[max(0, len(codes) - track.first_row) :]
         if track is not None:
             self._tracks[slot] = track
-        rows = (state_row(tracker), tracker.script, codes.reshape(-1), counted, ids)
+        rows = (state, tracker.script, codes.reshape(-1), counted, ids)
         self._staged[slot] = [np.asarray(row, np.int32) for row in rows]
 
     def extend(self, slot: int, lane: int, news: TextNews, arrays: Arrays) -> None:

@@ -31,6 +31,7 @@ class StepConstants:
     ends: torch.Tensor
     ends_of_audio: torch.Tensor
     end_frame: torch.Tensor
+    begins: torch.Tensor
     transition: torch.Tensor
     streams: torch.Tensor
     denied: torch.Tensor
@@ -57,6 +58,7 @@ class StepConstants:
             ends=upload([is_end, rows_to_audio]),
             ends_of_audio=upload(rules.drawn_ends_of_audio),
             end_frame=upload(family.end_frame),
+            begins=upload(family.staircase.begin if family.staircase else ()),
             transition=upload([*family.transition, layout.pad_id]),
             streams=upload([delays, is_hidden]),
             denied=torch.from_numpy(denied_text(rules)).to(tables.state.device),
@@ -100,4 +102,5 @@ def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_id
         num_said=tables.said.shape[1],
         said_start=rules.counted_ids.start,
         track_lane=family.text_track.stream - 1 if family.text_track else -1,
+        has_staircase=family.staircase is not None,
     )

@@ -69,9 +69,9 @@ class StepProgram:
         self._text, first = int32(num_rows), int32(num_rows, 1)
         codes = int32(num_rows, len(heads.codes))
         codes += heads.codes[:, :1].sum(1)  # each stream's first code, as a depth transformer reads rows that draw none
-        num_ends = self.constants.rules.num_ends
+        num_ends, num_other_ends = rules.num_end_columns
         self._first = StreamSet(first, heads.first_offset, heads.first_ids[None], tokens[..., None], 0, num_ends)
-        self._codes = StreamSet(codes, heads.code_offset, heads.codes, tables.codes, 1, 0)
+        self._codes = StreamSet(codes, heads.code_offset, heads.codes, tables.codes, 1, num_other_ends)
         self._maxima = torch.zeros(num_rows, self._num_groups, device=device)
         self._lists = int32(num_rows, self._num_groups)
         self._said = tables.said.view(torch.uint8)
@@ -143,7 +143,7 @@ class StepProgram:
         advance_kernel[num_rows,](
             self.results, tables.state, tables.script, tables.codes, self._said, self.plan.table, self.lengths,
             self._text, self._first.drawn, self._codes.drawn, constants.tasks, constants.ends, constants.ends_of_audio,
-            constants.end_frame, constants.transition, constants.streams, constants.rules,
+            constants.end_frame, constants.begins, constants.transition, constants.streams, constants.rules,
             triton.next_power_of_2(max(self.num_others, 2)), num_warps=1,
         )  # fmt: skip
         if self._tokens is not None:

@@ -42,7 +42,7 @@ GATHER = {"rows": "*i32", "ids": "*i32", "slots": "*i64", "positions": "*i64", "
 # Of a step's kernels: what is not named is 32-bit integers.
 WIDE = ("token_ids", "codebooks", "is_guided", "state", "script", "tasks", "ends", "ends_of_audio", "end_frame")
 TYPES = {
-    **dict.fromkeys((*WIDE, "streams", "transition"), "*i64"),
+    **dict.fromkeys((*WIDE, "begins", "streams", "transition"), "*i64"),
     **dict.fromkeys(("logits", "offset", "maxima"), "*fp32"),
     "denied": "*i1",
     "said": "*u8",
@@ -62,6 +62,7 @@ PENALIZED = {**AUDIO, "num_columns": 3072, "num_ends": 1, "first_stream": 0, "bl
 SCRIPT = {**SIZES, "spoken_start": 48, "stay_of_first": 1, "num_columns": 83, "block": 128}
 TEXT = {**SIZES, "num_columns": 152_192, "num_groups": 1189, "block": 2048}
 RULES = StepRules(**dict.fromkeys(StepRules._fields, 3))
+PLAIN_RULES = RULES._replace(max_entries=0, num_said=0, num_end_frame=0, has_staircase=False)
 CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (_draw_kernel, DRAW, {"block": 2048}, 8),
     (_embed_kernel, EMBED, {"num_streams": 8, "pad_is_silent": True, "block": 1024}, 8),
@@ -76,7 +77,7 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (draw_text_kernel, {}, TEXT, 8),
     *((advance_kernel, {}, {"rules": RULES._replace(tail=tail), "block": 8}, 1) for tail in range(4)),
     (keep_kernel, {}, {**SIZES, "tokens_stride": 8193}, 1),
-    (advance_kernel, {}, {"rules": RULES._replace(max_entries=0, num_said=0, num_end_frame=0), "block": 8}, 1),
+    (advance_kernel, {}, {"rules": PLAIN_RULES, "block": 8}, 1),
 ]
 
 

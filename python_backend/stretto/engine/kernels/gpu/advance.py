@@ -7,6 +7,7 @@ program of the one that draws.
 import triton
 import triton.language as tl
 
+from stretto.engine.kernels.gpu.audio_ends import audio_of, climb_of, end_frame_of
 from stretto.engine.kernels.gpu.columns import (
     AUDIO_END,
     AUDIO_MAX,
@@ -71,34 +72,6 @@ def _follow_script(
     pointer += (moves & in_audio).to(tl.int64)
     token = rules.first_frame + 2 * (tl.load(entries + pointer) - rules.spoken_start) + 1 - moves.to(tl.int64)
     return tl.where(ends, rules.end_of_audio, token), pointer
-
-
-@triton.jit
-def _audio(
-    audio: tl.tensor, frame: tl.tensor, position: tl.tensor, in_audio: tl.tensor, audio_max: tl.tensor,
-    ends_of_audio: tl.tensor, rules: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """What stands in a row of audio where `audio` was drawn, and whether a limit closes the segment there."""
-    must_end = ((frame >= audio_max) | (position >= rules.audio_limit)) & in_audio
-    is_end = audio != audio
-    num_ends: tl.constexpr = rules.num_ends
-    for end in tl.static_range(num_ends):
-        is_end = is_end | (audio == tl.load(ends_of_audio + end))
-    return tl.where(is_end | must_end, rules.end_of_audio, audio), must_end & (is_end == 0)
-
-
-@triton.jit
-def _end_frame(
-    heard: tl.tensor, drawn: tl.tensor, lanes: tl.tensor, may_end: tl.tensor, end_frame: tl.tensor,
-    rules: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
-    """`heard`, or the end of audio where it begins with the codes `drawn` the frame that ends it."""
-    inside = lanes < rules.num_end_frame - 1
-    codes = tl.load(drawn + lanes, mask=inside, other=0)
-    ends = tl.load(end_frame + 1 + lanes, mask=inside, other=0)
-    num_others = tl.sum((codes != ends).to(tl.int32), 0)
-    is_end = may_end & (heard == tl.load(end_frame)) & (num_others == 0)
-    return tl.where(is_end, rules.end_of_audio, heard)
 
 
 @triton.jit
@@ -205,7 +178,7 @@ def _write_state(
 @triton.jit
 def advance_kernel(
     results: tl.tensor,  # by blocks of int32, written: tokens [N], codes [N, S - 1], cuts [N], samples [N]
-    state: tl.tensor,  # [R, 5] int64, written
+    state: tl.tensor,  # [R, 6] int64, written
     script: tl.tensor,  # [R, E + 1] int64, written
     codes: tl.tensor,  # [R, T + 1, S - 1] int32, written
     said: tl.tensor,  # [R, V + 1] uint8, written: what a repetition penalty counts; or empty
@@ -213,11 +186,12 @@ def advance_kernel(
     lengths: tl.tensor,  # [N] int32
     text: tl.tensor,  # what was drawn: [N] int32
     first: tl.tensor,  # [N] int32; with a script, whether the pointer advances
-    drawn: tl.tensor,  # [N, K] int32
+    drawn: tl.tensor,  # [N, K] int32; where there is a staircase, written
     tasks: tl.tensor,  # [4, tasks] int64: what is written for an end of text, for a cut; its limit; whether it speaks
     ends: tl.tensor,  # [2, tasks, ids] int64: whether an id closes the text, how many rows behind it audio may begin
     ends_of_audio: tl.tensor,  # [E] int64
     end_frame: tl.tensor,  # of stream 0 and those after it, [F] int64
+    begins: tl.tensor,  # of a staircase, [K + 1] int64; or empty
     transition: tl.tensor,  # [n + 1] int64
     streams: tl.tensor,  # [2, S - 1] int64: delays, and whether it is hidden from the other half
     rules: tl.constexpr,
@@ -236,7 +210,7 @@ def advance_kernel(
     position = tl.load(lengths + row).to(tl.int64)
     token, laid, is_cut = _row(
         slot, position, row, mine, state, script, codes, text, first, drawn, tasks, ends, ends_of_audio, end_frame,
-        transition, streams, lanes, rules,
+        begins, transition, streams, lanes, rules,
     )  # fmt: skip
     tl.store(
         codes + slot * rules.codes_stride + position * rules.num_others + lanes, laid, mask=lanes < rules.num_others
@@ -254,8 +228,8 @@ def advance_kernel(
 def _row(
     slot: tl.tensor, position: tl.tensor, row: tl.tensor, mine: tl.tensor, state: tl.tensor, script: tl.tensor,
     codes: tl.tensor, text: tl.tensor, first: tl.tensor, drawn: tl.tensor, tasks: tl.tensor, ends: tl.tensor,
-    ends_of_audio: tl.tensor, end_frame: tl.tensor, transition: tl.tensor, streams: tl.tensor, lanes: tl.tensor,
-    rules: tl.constexpr,
+    ends_of_audio: tl.tensor, end_frame: tl.tensor, begins: tl.tensor, transition: tl.tensor, streams: tl.tensor,
+    lanes: tl.tensor, rules: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """The row on all streams, stream 0 apart, and whether a limit closes a segment with it; moves the state on."""
     task = tl.load(mine + TASK * rules.num_rows)
@@ -272,12 +246,14 @@ def _row(
         may_end = frame >= tl.load(mine + AUDIO_MIN * rules.num_rows)
         heard, pointer = _follow_script(heard, pointer, num_entries, may_end, in_audio, entries, rules)
         tl.store(at + POINTER, pointer)
-    audio_max = tl.load(mine + AUDIO_MAX * rules.num_rows)
-    heard, audio_is_cut = _audio(heard, frame, position, in_audio, audio_max, ends_of_audio, rules)
     own = drawn + row * rules.num_drawn
+    if rules.has_staircase:
+        heard = climb_of(heard, own, lanes, at, position, frame, in_audio, end_frame, begins, streams, rules)
+    audio_max = tl.load(mine + AUDIO_MAX * rules.num_rows)
+    heard, audio_is_cut = audio_of(heard, frame, position, in_audio, audio_max, ends_of_audio, rules)
     if rules.num_end_frame > 0:
         may_end = in_audio & (frame >= tl.load(mine + AUDIO_MIN * rules.num_rows))
-        heard = _end_frame(heard, own, lanes, may_end, end_frame, rules)
+        heard = end_frame_of(heard, own, lanes, may_end, end_frame, rules)
     behind = position - audio_end
     if rules.tail == PADDED_TAIL:  # a limit put the end there: it skips the row that is sampled on
         was_limit = (audio_end - audio_start >= audio_max) | (audio_end >= rules.audio_limit)

@@ -182,7 +182,7 @@ def draw_streams_kernel(
     is_guided: tl.tensor,  # [S] int64
     plan: tl.tensor,  # `columns.py`, [C, N] int32
     lengths: tl.tensor,  # [N] int32
-    state: tl.tensor,  # [R, 5] int64
+    state: tl.tensor,  # [R, 6] int64
     history: tl.tensor,  # of the first of the streams: [R, T, ...] int32
     said: tl.tensor,  # [R, V + 1] uint8, which of the first V columns a repetition penalty counts; or None
     first_lane: tl.tensor,  # which of the S streams is the first that this launch draws

@@ -17,7 +17,8 @@ class StepRules(NamedTuple):
     a script, 0 where the family has none; index_lane: its index stream among the others. first_start, first_stop: what
     stands for null_id in the other half's row, where the family hides it. num_said: columns of the table of what a
     repetition penalty counts, 0 where the family has none; said_start: the id of the first. track_lane: of a text track
-    among the others, which keeps what its place holds; -1 where the family has none.
+    among the others, which keeps what its place holds; -1 where the family has none. has_staircase: whether streams
+    begin and end by ids of their own.
     """
 
     num_rows: int
@@ -51,3 +52,4 @@ class StepRules(NamedTuple):
     num_said: int
     said_start: int
     track_lane: int
+    has_staircase: bool
