@@ -6,6 +6,7 @@ from stretto.families.bagpiper.family import BagpiperVocabulary, bagpiper
 from stretto.families.base import TextTrack
 from stretto.families.csm.family import CsmVocabulary, csm, llama3_rope
 from stretto.families.depth import DepthSpec
+from stretto.families.higgs_audio.family import HiggsAudioVocabulary, higgs_audio
 from stretto.families.opuslm.family import OpusVocabulary, opuslm, opuslm_dialogue
 from stretto.families.qwen3_tts.family import CodecIds, Qwen3TtsVocabulary, TextIds, qwen3_tts
 
@@ -36,6 +37,9 @@ SMALL_QWEN3_TTS = Qwen3TtsVocabulary(
     max_model_len=512,
     depth=replace(SMALL_DEPTH, projection="biased", has_head_norms=True),
 )
+
+# 60 ids of text, four codebooks of 5 codes, a begin and an end each.
+HIGGS_AUDIO = higgs_audio(HiggsAudioVocabulary(60, 4, 5, 58, 59, {}, max_model_len=512))
 
 CSM, QWEN3_TTS = csm(SMALL_CSM), qwen3_tts(SMALL_QWEN3_TTS)
 # The same frames with a text beside them.

@@ -185,5 +185,5 @@ def test_a_release_that_may_be_the_other_family_s_is_remarked_on(
 
 
 def test_a_codec_that_nobody_reads_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no reader for what is published of codec 'higgs'"):
-        check_directory(tmp_path, replace(TINY, codec="higgs"))
+    with pytest.raises(CheckpointError, match="no reader for what is published of codec 'dac'"):
+        check_directory(tmp_path, replace(TINY, codec="dac"))

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import MimiConfig, MimiModel, PretrainedConfig, PreTrainedModel, XcodecConfig, XcodecModel
+from transformers import (
+    HiggsAudioV2TokenizerConfig,
+    MimiConfig,
+    MimiModel,
+    PretrainedConfig,
+    PreTrainedModel,
+    XcodecConfig,
+    XcodecModel,
+)
 
 from stretto.checkpoints import shards
 from stretto.checkpoints.shards import Entry, Written
@@ -35,6 +43,9 @@ def check_directory(folder: Path, family: Family) -> list[Path]:
     elif family.codec == "mimi":
         mimi = load_config(MimiConfig, folder)
         found = (mimi.num_quantizers, mimi.codebook_size)
+    elif family.codec == "higgs":
+        higgs = load_config(HiggsAudioV2TokenizerConfig, folder)
+        found = (higgs.num_quantizers, higgs.codebook_size)
     elif family.codec == "espnet_dac":
         numbers = read_config(folder)
         found = (numbers.num_codebooks, numbers.codebook_size)

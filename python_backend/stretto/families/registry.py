@@ -21,7 +21,8 @@ from stretto.families.base import Family
 NAME, VOCABULARY = "speech_family", "speech_vocabulary"  # keys of a checkpoint's config.json
 
 FOLDERS = {name: name for name in ("tiny", "bagpiper", "opuslm", "vita_audio", "csm", "qwen3_tts")} | {
-    "opuslm_dialogue": "opuslm"
+    "opuslm_dialogue": "opuslm",
+    "higgs_audio_v2": "higgs_audio",
 }
 
 

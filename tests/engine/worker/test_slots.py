@@ -12,9 +12,10 @@ from stretto.engine.request.track import ENDLESS
 from stretto.engine.request.tracker import SegmentTracker
 from stretto.engine.worker.arrays import Arrays, DeviceArrays, HostArrays
 from stretto.engine.worker.run_slots import RunSlots
-from stretto.engine.worker.slots import LIMITS, SlotTables, state_row
+from stretto.engine.worker.slots import LIMITS, STATE, SlotTables, state_row
 from stretto.families.tiny.family import END_OF_TEXT, FIRST_PHONEME, TINY
 from tests.engine.prompts import make_prompt
+from tests.small_vocabularies import HIGGS_AUDIO
 from tests.speech_families import INTERLEAVED, TRACKED
 
 
@@ -42,6 +43,23 @@ def test_slots_filled_together_hold_what_each_reply_is(arrays: Arrays) -> None:
     tables.state.zero_()
     tables.apply_staged(arrays)
     assert not tables.state.any(), "what was staged was written once"
+
+
+@pytest.mark.parametrize(("ends", "expected"), [({}, -1), ({1: 2}, 7), ({0: 1, 3: 2}, 6), ({2: 0, 0: 1}, 5)])
+def test_a_slot_knows_which_row_of_its_reply_was_the_first_with_an_end(ends: dict[int, int], expected: int) -> None:
+    """As after a preemption: a prompt of five rows, the last of ends, and three more; ends: by stream, which row."""
+    rules, layout = SegmentRules(HIGGS_AUDIO, 128), HIGGS_AUDIO.layout
+    rows = np.tile([ids.start for ids in layout.audio], (8, 1))
+    rows[4] = [end for _, end in layout.extra]
+    for stream, row in ends.items():
+        rows[5 + row, stream] = layout.extra[stream][1]
+    tracker = SegmentTracker(rules, HIGGS_AUDIO.tasks[0], 5)
+    for row in rows[5:]:
+        tracker.push(int(row[0]))
+    tables, sampling = SlotTables(1, rules, torch.device("cpu")), replace(HIGGS_AUDIO.tasks[0].sampling, seed=0)
+    tables.stage(0, SpeechParams("tts", sampling, rows[:5, 1:]), tracker, rows[:, 1:])
+    tables.apply_staged(HostArrays())
+    assert tables.state[0, STATE["first_end"]] == expected
 
 
 @pytest.mark.parametrize(("counted", "expected"), [("all", {3, 7, 20, 21}), ("drawn", {20, 21})])

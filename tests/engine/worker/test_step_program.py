@@ -10,11 +10,12 @@ from stretto.engine.worker.slots import LIMITS, SCALES, STATE
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from tests.engine.worker.walks import LENGTH, Walk, captured, reference
-from tests.small_vocabularies import BAGPIPER, DIALOGUE, OPUSLM, QWEN3_TTS, TRACKED_CSM
+from tests.small_vocabularies import BAGPIPER, DIALOGUE, HIGGS_AUDIO, OPUSLM, QWEN3_TTS, TRACKED_CSM
 from tests.speech_families import EIGHT_STREAMS, INTERLEAVED, PENALIZED
 
 pytestmark = pytest.mark.slow
 FAMILIES = [TINY, BAGPIPER, OPUSLM, DIALOGUE, EIGHT_STREAMS, PENALIZED, INTERLEAVED, TRACKED_CSM, QWEN3_TTS]
+FAMILIES.append(HIGGS_AUDIO)
 NUM_SLOTS = 5
 
 

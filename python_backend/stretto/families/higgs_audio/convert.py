@@ -1,0 +1,139 @@
+"""Higgs Audio v2's release: names and shapes as transformers publishes it (`model_type` higgs_audio_v2).
+
+https://huggingface.co/bosonai/higgs-audio-v2-generation-3B-base; Boson's first files of the same weights, with names of
+their own, are told by name. The codec is a release of its own, bosonai/higgs-audio-v2-tokenizer.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
+
+from stretto.checkpoints.published import Contents, Converted
+from stretto.checkpoints.release import Release, Tokenizer
+from stretto.checkpoints.tensors import Part, Plan, shapes_of
+from stretto.errors import CheckpointError
+from stretto.families.higgs_audio.family import NEEDED, NUM_MARKS, SCENE_END, SCENE_START, HiggsAudioVocabulary
+from stretto.families.registry import NAME, VOCABULARY
+
+BACKBONE_TAG = None  # config.json itself says the numbers
+CODEC = ""  # a release of its own
+EMBEDDINGS = "model.embed_tokens.weight"
+CODES = "model.embed_audio_tokens.embed_audio_tokens.weight"
+HEADS = "audio_lm_head.weight"
+# A head over text, for training, and copies under the names that Boson's own files have.
+DROPPED = ("text_lm_head.", "audio_decoder_proj.")
+BOSONS = "audio_codebook_embeddings.weight"  # https://github.com/boson-ai/higgs-audio, modeling_higgs_audio.py
+
+
+def convert(release: Release, contents: Contents) -> Converted:
+    """Its checkpoint: the table of codes behind that of text, and heads for codes alone."""
+    if BOSONS in contents.tensors:
+        raise CheckpointError(f"{release.model}: expected the files of transformers' class, got Boson's own ({BOSONS})")
+    config = read_config(contents.config)
+    known = vocabulary(config, contents.tokenizer)
+    record = {
+        "architectures": ["StrettoHiggsAudioForCausalLM"],
+        "model_type": "llama",
+        NAME: "higgs_audio_v2",
+        VOCABULARY: known.to_record(),
+        "vocab_size": known.layout.vocab_size,
+        **{name: getattr(config, name) for name in NUMBERS},
+        "tie_word_embeddings": True,  # there is no head over this vocabulary: `audio_head` draws
+        "dtype": contents.dtype,
+    }
+    return Converted(record, plan(config, contents.tensors), DROPPED, folded=(CODES,))
+
+
+NUMBERS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_parameters",
+    "attention_bias",
+    "mlp_bias",
+)
+
+
+def trained_dtype(config: Mapping[str, Any]) -> str | None:
+    """As config.json says it."""
+    return config.get("dtype", config.get("torch_dtype"))
+
+
+def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
+    """None."""
+    return []
+
+
+def read_config(record: Mapping[str, Any]) -> Any:
+    """The numbers, a HiggsAudioV2Config; CheckpointError where config.json is of another model, or of one that is not
+    served."""
+    if record.get("model_type") != "higgs_audio_v2":
+        raise CheckpointError(f"config.json: expected model_type 'higgs_audio_v2', got {record.get('model_type')!r}")
+    try:
+        config: Any = HiggsAudioV2Config.from_dict(dict(record))
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        said = " ".join(str(error).split())  # some of it in several lines
+        raise CheckpointError(f"config.json: not the numbers of higgs_audio_v2: {said}") from error
+    found = (config.attention_bias, config.mlp_bias, config.hidden_act)
+    if found != (False, False, "silu"):
+        raise CheckpointError(f"config.json: expected layers without biases, and silu; got {found}")
+    num_codes = config.codebook_size - NUM_MARKS
+    marks = (config.audio_stream_bos_id, config.audio_stream_eos_id)
+    if marks != (num_codes, num_codes + 1):
+        expected = f"audio_stream_bos_id and audio_stream_eos_id to be the last two of codebook_size {num_codes + 2}"
+        raise CheckpointError(f"config.json: expected {expected}, got {marks}")
+    if not isinstance(config.eos_token_id, int) or not isinstance(config.pad_token_id, int):
+        got = f"{config.eos_token_id} and {config.pad_token_id}"
+        raise CheckpointError(f"config.json: expected one eos_token_id and one pad_token_id, got {got}")
+    return config
+
+
+def vocabulary(config: Any, tokenizer: Tokenizer) -> HiggsAudioVocabulary:
+    """Where text and codes lie: text as the tokenizer has it, then what the codebooks hold."""
+    ids = {spelling: token_id for token_id, spelling in tokenizer.tokens.items()}
+    missing = [name for name in NEEDED if name not in ids]
+    if missing or tokenizer.size > config.vocab_size:
+        got = f"{tokenizer.size} tokens" + (f", without {', '.join(missing)}" if missing else "")
+        raise CheckpointError(
+            f"{tokenizer.folder}: expected a tokenizer of at most {config.vocab_size} tokens with {', '.join(NEEDED)}, "
+            f"got {got}"
+        )
+    return HiggsAudioVocabulary(
+        num_text_ids=config.vocab_size,
+        num_codebooks=config.num_codebooks,
+        codebook_size=config.codebook_size - NUM_MARKS,
+        pad=config.pad_token_id,
+        end_of_reply=config.eos_token_id,
+        markers={name: ids[name] for name in (*NEEDED, SCENE_START, SCENE_END) if name in ids},
+        max_model_len=config.max_position_embeddings,
+    )
+
+
+def plan(config: Any, tensors: Mapping[str, Tensor]) -> Plan:
+    """What becomes of each tensor; names of layers stay."""
+    shapes = shapes_of(HiggsAudioV2ForConditionalGeneration, config)
+    if CODES in tensors and tuple(tensors[CODES].shape) != shapes[CODES]:
+        found = f"{CODES} {list(tensors[CODES].shape)} for {list(shapes[CODES])}"
+        raise CheckpointError(f"tensors do not fit: of another shape: {found}")
+    if CODES not in tensors:
+        raise CheckpointError(f"tensors do not fit: missing: {CODES}")
+
+    def with_codes(text: Tensor) -> Tensor:
+        codes = torch.empty(shapes[CODES], device="meta") if text.is_meta else tensors[CODES].to(text.dtype)
+        return torch.cat([text, codes])
+
+    parts = {name: Part(name, shape) for name, shape in shapes.items() if name.startswith("model.")}
+    del parts[CODES]
+    parts[EMBEDDINGS] = Part(EMBEDDINGS, shapes[EMBEDDINGS], with_codes)
+    parts[HEADS] = Part("audio_head.weight", shapes[HEADS])
+    return parts

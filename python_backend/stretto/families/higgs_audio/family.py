@@ -1,0 +1,119 @@
+"""Higgs Audio v2 (Boson AI): Llama 3.2 3B over rows of text or of 8 codes, each codebook a row behind the one before.
+
+    tts    [bos] system … user Hello assistant <audio_out_bos> B ─► frames … the row in which all streams have ended
+
+What was said before goes in as turns: words of the user, and in the assistant's turn how they were said, so a voice is
+cloned by a turn. A row in which all streams carry their begin `B` stands before the first that is drawn; how streams
+begin and end is a staircase (`streams/pattern.py`). It writes no text. Rows of codes have feed-forward layers of their
+own (`model.py`). Guidance is ours: the other half hears neither words nor voices. Numbers are those of
+`bosonai/higgs-audio-v2-generation-3B-base`; config.json says what holds for a checkpoint (`speech_vocabulary`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from stretto.families.base import Family, Task, UnconditionalContext
+from stretto.records.sampling import SamplingConfig, SegmentSampling
+from stretto.streams.layout import StreamLayout
+from stretto.streams.pattern import NO_TAIL, SAMPLED_WARM_UP, Staircase
+from stretto.streams.segment import Segment
+
+FRAME_RATE = 25.0
+NUM_MARKS = 2  # ids behind the codes of each codebook: its begin and its end
+BEGIN, START_HEADER, END_HEADER, END_OF_TURN = (
+    "<|begin_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+)
+BEGIN_OF_AUDIO, END_OF_AUDIO = "<|audio_out_bos|>", "<|audio_eos|>"
+SCENE_START, SCENE_END = "<|scene_desc_start|>", "<|scene_desc_end|>"
+NEEDED = (BEGIN, START_HEADER, END_HEADER, END_OF_TURN, BEGIN_OF_AUDIO, END_OF_AUDIO)
+# As in Llama 3's tokenizer, whose reserved tokens the release has renamed.
+MARKERS = dict(zip(NEEDED, (128000, 128006, 128007, 128009, 128013, 128012), strict=True))
+
+
+@dataclass(frozen=True)
+class HiggsAudioVocabulary:
+    """Ids of text, then of the codebooks, one after another: of each its codes, its begin and its end.
+
+    codebook_size: codes alone. markers: ids by how the tokenizer spells them; the two of a scene may be missing, which
+    are spelled then. pad: what says nothing. end_of_reply: tells the engine that a reply is over, never read.
+    """
+
+    num_text_ids: int = 128256
+    num_codebooks: int = 8
+    codebook_size: int = 1024
+    pad: int = 128001
+    end_of_reply: int = 128009
+    markers: Mapping[str, int] = field(default_factory=lambda: MARKERS, hash=False)
+    max_model_len: int = 2048
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "HiggsAudioVocabulary":
+        """From `speech_vocabulary` in config.json."""
+        return cls(**record)
+
+    def to_record(self) -> dict[str, Any]:
+        """The inverse of `from_record`."""
+        return asdict(self)
+
+    @property
+    def layout(self) -> StreamLayout:
+        size = self.codebook_size
+        stop = self.num_text_ids + self.num_codebooks * (size + NUM_MARKS)
+        starts = range(self.num_text_ids, stop, size + NUM_MARKS)
+        return StreamLayout(
+            vocab_size=stop,
+            audio=tuple(range(start, start + size) for start in starts),
+            delays=tuple(range(self.num_codebooks)),
+            codebook_streams=tuple(range(self.num_codebooks)),
+            pad_id=self.pad,
+            extra=tuple((start + size, start + size + 1) for start in starts),
+        )
+
+
+# Temperature, top-k and top-p of examples/generation.py of https://github.com/boson-ai/higgs-audio; repeats as
+# generation_config.json has them: `ras_win_len`, `ras_win_max_num_repeat`.
+SAMPLING = SamplingConfig(
+    text=SegmentSampling(temperature=0.0),
+    audio=SegmentSampling(temperature=1.0, top_k=50, top_p=0.95),
+    ras_window=7,
+    ras_max_repeats=2,
+)
+
+
+def higgs_audio(vocabulary: HiggsAudioVocabulary) -> Family:
+    """The family."""
+    layout = vocabulary.layout
+    begin, end = zip(*layout.extra, strict=True)
+    return Family(
+        name="higgs_audio_v2",
+        layout=layout,
+        tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING, has_history=True, system=("text", "audio")),),
+        codec="higgs",
+        end_of_reply=vocabulary.end_of_reply,
+        end_of_text=vocabulary.end_of_reply,
+        end_of_audio=vocabulary.end_of_reply,
+        transition=(),
+        guided_streams=tuple(range(layout.num_output_streams)),
+        unconditional=UnconditionalContext(null_id=vocabulary.pad, keep_first=1, keep_last=2),
+        takes_instructions=True,
+        max_text_chars=4000,
+        max_audio_s=30.0,
+        max_model_len=vocabulary.max_model_len,
+        frame_rate=FRAME_RATE,
+        warm_up=SAMPLED_WARM_UP,
+        tail=NO_TAIL,
+        subwords=range(vocabulary.num_text_ids),
+        markers=vocabulary.markers,
+        end_frame=end,
+        staircase=Staircase(begin, end),
+        has_audio_head=True,
+    )
+
+
+def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
+    """The family over a checkpoint's vocabulary, by default the published one's."""
+    return higgs_audio(HiggsAudioVocabulary.from_record(vocabulary) if vocabulary else HiggsAudioVocabulary())

@@ -1,0 +1,96 @@
+"""Higgs Audio v2's backbone: Llama in which rows of codes have feed-forward layers and norms of their own.
+
+Attention, with its keys and values, is the same for all rows (`HiggsAudioV2DecoderLayer` of transformers). Both kinds
+of layers read every row, and each row takes what its own kind made: which rows are there is not known to the host, and
+no shape depends on it. So a row is the same in any batch, at the price of a second feed-forward layer in each step.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.compilation.decorators import support_torch_compile
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaMLP, LlamaModel
+from vllm.sequence import IntermediateTensors
+
+from stretto.engine.models.multi_stream import MultiStreamMixin
+
+
+class HiggsAudioDecoderLayer(LlamaDecoderLayer):
+    """Llama's layer, and beside its norms and its MLP those of rows of codes."""
+
+    def __init__(self, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config, prefix)
+        config: Any = vllm_config.model_config.hf_config
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.audio_mlp = LlamaMLP(
+            hidden_size=size,
+            intermediate_size=config.intermediate_size,
+            hidden_act=config.hidden_act,
+            quant_config=self.get_quant_config(vllm_config),
+            prefix=f"{prefix}.audio_mlp",
+        )
+        self.audio_input_layernorm = RMSNorm(size, eps=eps)
+        self.audio_post_attention_layernorm = RMSNorm(size, eps=eps)
+
+    def forward(
+        self,
+        positions: torch.Tensor,
+        hidden_states: torch.Tensor,
+        residual: torch.Tensor | None,
+        is_audio: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the MLP adds and what it is added to; `is_audio` [N, 1]: which rows carry codes."""
+        assert is_audio is not None
+        entered = hidden_states if residual is None else hidden_states + residual
+        normed = torch.where(is_audio, self.audio_input_layernorm(entered), self.input_layernorm(entered))
+        attended = entered + self.self_attn(positions=positions, hidden_states=normed)
+        audio = self.audio_mlp(self.audio_post_attention_layernorm(attended))
+        text = self.mlp(self.post_attention_layernorm(attended))
+        return torch.where(is_audio, audio, text), attended
+
+
+@support_torch_compile(
+    dynamic_arg_dims={"input_ids": 0, "positions": 0, "intermediate_tensors": 0, "inputs_embeds": 0, "is_audio": 0}
+)
+class HiggsAudioModel(LlamaModel):
+    """Embeddings, layers and the last norm, which is the same for all rows."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        super().__init__(vllm_config=vllm_config, prefix=prefix, layer_type=HiggsAudioDecoderLayer)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        positions: torch.Tensor,
+        intermediate_tensors: IntermediateTensors | None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_audio: torch.Tensor | None = None,
+        **_: Any,
+    ) -> Any:
+        """As Llama's; `is_audio` [N, 1] is for the layers."""
+        return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, is_audio=is_audio)
+
+
+class StrettoHiggsAudioForCausalLM(MultiStreamMixin, LlamaForCausalLM):
+    """The architecture that a checkpoint's config.json names."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        max_rows = vllm_config.scheduler_config.max_num_batched_tokens
+        self._is_audio = torch.zeros(max_rows, 1, dtype=torch.bool)  # where a CUDA graph finds it in every step
+
+    def _init_model(
+        self, vllm_config: VllmConfig, prefix: str = "", layer_type: type[nn.Module] = HiggsAudioDecoderLayer
+    ) -> HiggsAudioModel:
+        """vLLM's hook for the layers."""
+        return HiggsAudioModel(vllm_config=vllm_config, prefix=prefix)
+
+    def layer_inputs(self, rows: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        """Which rows carry codes: those whose stream 0 does."""
+        assert rows is not None
+        is_audio = self._is_audio[: len(rows)]
+        torch.ge(rows[:, :1], self.family.layout.audio[0].start, out=is_audio)
+        return {"is_audio": is_audio}

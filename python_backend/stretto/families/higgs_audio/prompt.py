@@ -1,0 +1,147 @@
+"""Prompts of Higgs Audio v2: turns of text, each answered by rows of codes.
+
+    [bos]<system>Generate audio following instruction.[scene]A quiet room.[/scene][eot]
+    <user>Hi[eot]  <assistant>[audio]B … how it was said … E[/audio][eot]  <user>Hello[eot]  <assistant>[audio]B ─►
+
+A turn's audio begins with a row of the streams' begins and ends with one of their ends, each stream delayed:
+
+    stream 0   B 0 1 2 E E E
+    stream 1   B B 0 1 2 E E
+    stream 2   B B B 0 1 2 E
+
+A scene says where one is and who speaks; it is the text of a system turn, or `options.instruct`. A system turn with
+audio is a voice, its text what is said there: it stands as a turn before all others. Layout: the chat template and the
+processor of transformers' `higgs_audio_v2`.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from stretto.codec.base import Codec
+from stretto.errors import InvalidRequest
+from stretto.families.base import Family, Task
+from stretto.families.higgs_audio.family import (
+    BEGIN,
+    BEGIN_OF_AUDIO,
+    END_HEADER,
+    END_OF_AUDIO,
+    END_OF_TURN,
+    SCENE_END,
+    SCENE_START,
+    START_HEADER,
+)
+from stretto.families.remembered import RememberingEncoder
+from stretto.families.tokenizer import TextTokenizer
+from stretto.preprocessing.conversation import Piece
+from stretto.preprocessing.manner import PLAIN, Manner
+from stretto.preprocessing.prompt import PromptRows, Template
+from stretto.preprocessing.rows import check_codes, stream0_rows
+from stretto.preprocessing.subwords import check_text
+from stretto.streams.layout import StreamLayout
+
+SYSTEM = "Generate audio following instruction."
+
+
+def audio_rows(layout: StreamLayout, codes: np.ndarray) -> np.ndarray:
+    """Rows [T + K + 1, S] int32 of `codes` [K, T]: delayed, each stream between its begin and its end."""
+    num_codebooks, num_frames = codes.shape
+    begin, end = np.array(layout.extra).T
+    rows = np.tile(end, (num_frames + num_codebooks + 1, 1))
+    for k, delay in enumerate(layout.delays):
+        rows[: delay + 1, k] = begin[k]
+        rows[delay + 1 : delay + 1 + num_frames, k] = layout.audio[k].start + codes[k]
+    return rows.astype(np.int32)
+
+
+class HiggsAudioTemplate:
+    """Writes the prompts of Higgs Audio's checkpoints."""
+
+    def __init__(self, family: Family, tokenizer: TextTokenizer, codec: Codec):
+        self._family, self._tokenizer = family, tokenizer
+        self._encoder = RememberingEncoder(codec.encode)
+
+    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
+        """The turns so far, up to the row after which what the last one says begins."""
+        turns = [list(turn) for _, turn in groupby(pieces, lambda piece: piece.path.rpartition(".")[0] or piece.path)]
+        system = turns.pop(0) if turns[0][0].role == "system" else []
+        has_voice = any(piece.text is None for piece in system)
+        scene, path = manner.instruct, "options.instruct"
+        if system and not has_voice:
+            if scene:
+                raise InvalidRequest(path, "nothing, where a system turn says the scene", "both")
+            scene, path = system[0].text or "", system[0].path
+        parts = [self._opening(scene, path)]
+        parts += self._voice(system) if has_voice else []
+        parts += [self._turn(turn) for turn in turns]
+        begins = np.array([[first for first, _ in self._family.layout.extra]], np.int32)
+        return PromptRows(np.concatenate([*parts, self._rows(*_header("assistant"), "\n\n", [BEGIN_OF_AUDIO]), begins]))
+
+    def _opening(self, scene: str, path: str) -> np.ndarray:
+        """The system turn: what to do and, where one is given, the scene."""
+        said: list[str | list[str]] = [f"\n\n{SYSTEM}"]
+        if scene:
+            said += ["\n\n", [SCENE_START], f"\n{self._text(scene, path)}\n", [SCENE_END]]
+        return self._rows([BEGIN], *_header("system"), *said, [END_OF_TURN])
+
+    def _voice(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
+        """A voice as the turn in which it was heard: its words, and how they were said."""
+        words = [piece for piece in pieces if piece.text is not None]
+        if not words:
+            raise InvalidRequest(pieces[0].path, "audio together with the text that is said in it", "audio alone")
+        return [self._words(words[0]), *(self._audio(piece) for piece in pieces if piece.text is None)]
+
+    def _turn(self, turn: Sequence[Piece]) -> np.ndarray:
+        """Words of the user, or audio of the assistant, as a turn of the conversation."""
+        for piece in turn:
+            if (piece.role == "user") != (piece.text is not None):
+                user, assistant = "words alone in a turn of the user", "audio alone in one of the assistant"
+                raise InvalidRequest(piece.path, f"{user}, {assistant}", "audio" if piece.text is None else "text")
+        return self._words(turn[0]) if turn[0].text is not None else self._audio(turn[0])
+
+    def _words(self, piece: Piece) -> np.ndarray:
+        assert piece.text is not None, piece.path
+        text = self._text(piece.text, piece.path)
+        return self._rows(*_header("user"), f"\n\n{text}", [END_OF_TURN])
+
+    def _audio(self, piece: Piece) -> np.ndarray:
+        if piece.codes is not None:
+            check_codes(piece.codes, self._family, piece.path)
+            codes = piece.codes
+        else:
+            assert piece.pcm is not None, piece.path
+            codes = self._encoder.encode(piece.pcm)
+        before = self._rows(*_header("assistant"), "\n\n", [BEGIN_OF_AUDIO])
+        said = audio_rows(self._family.layout, codes)
+        return np.concatenate([before, said, self._rows([END_OF_AUDIO], [END_OF_TURN])])
+
+    def _text(self, text: str, path: str) -> str:
+        """`text` without space at its ends; InvalidRequest where nothing is left, or where it is too long."""
+        check_text(text, path, self._family.max_text_chars)
+        if not text.strip():
+            raise InvalidRequest(path, "text of at least one character that is no space", repr(text[:20]))
+        return text.strip()
+
+    def _rows(self, *parts: str | list[str]) -> np.ndarray:
+        """Rows [n, S] of text and, in brackets, of markers; of a marker that the tokenizer lacks, its name as text."""
+        ids: list[int] = []
+        text = ""
+        for part in parts:
+            said = part if isinstance(part, str) else part[0]
+            if isinstance(part, str) or said not in self._family.markers:
+                text += said
+                continue
+            ids += [*self._tokenizer.encode(text), self._family.markers[said]]
+            text = ""
+        return stream0_rows(self._family.layout, [*ids, *self._tokenizer.encode(text)])
+
+
+def _header(role: str) -> tuple[list[str], str, list[str]]:
+    return [START_HEADER], role, [END_HEADER]
+
+
+def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
+    """The template over a checkpoint's tokenizer and codec."""
+    return HiggsAudioTemplate(family, TextTokenizer.at(checkpoint), codec)

@@ -1,0 +1,113 @@
+"""Higgs Audio v2 through the real server: transformers' release, converter, repository, server, client.
+
+What comes back is what transformers' own class says of the release, greedily.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.code_streams import stream
+from stretto.checkpoints.make_repository import make
+from stretto.codec.registry import load_codec
+from stretto.preprocessing.request import Preprocessor, RawRequest
+from tests.published_higgs_audio import HiggsAudioReference, convert, make_model
+from tests.server.conftest import Server
+
+pytestmark = pytest.mark.server
+
+NUM_ROWS = 26
+OPTIONS = {
+    "audio": {"temperature": 0.0, "max_rows": NUM_ROWS},
+    "chunking": {"first_frames": 2, "steady_frames": 5},
+    "output": {"codes": True},
+    "seed": 3,
+}
+PCM = (np.sin(np.arange(9_000) ** 1.3 / 300) / 2).astype(np.float32)
+CODES = np.random.default_rng(0).integers(1024, size=(8, 3)).tolist()
+HEARD = {"pcm_in": PCM, "sample_rate": np.array([24_000], np.int32)}
+SPEAKERS = [
+    {"role": "system", "text": "SPEAKER0: a man\nSPEAKER1: a well"},
+    {"role": "user", "text": "[SPEAKER0] how are you?"},
+    {"role": "assistant", "audio": "pcm_in"},
+    {"role": "user", "text": "[SPEAKER1] fine"},
+    {"role": "assistant", "codes": CODES},
+    {"role": "user", "text": "[SPEAKER0] hello\n[SPEAKER1] thank you"},
+]
+CLONED = [{"role": "system", "audio": "pcm_in", "text": "how are you?"}, {"role": "user", "text": "a well"}]
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "text": ({}, {"text": "the birch canoe"}),
+    "guided, in a scene": ({"guidance_scale": 2.0, "instruct": "a quiet garden"}, {"text": "the birch canoe"}),
+    "voice": ({}, {"messages": json.dumps(CLONED), **HEARD}),
+    "speakers by turns": ({}, {"messages": json.dumps(SPEAKERS), **HEARD}),
+}
+
+
+@dataclass(frozen=True)
+class Served:
+    """The server of a release, and what its replies are held to."""
+
+    server: Server
+    checkpoint: Path
+    reference: HiggsAudioReference
+
+    def codes(self, options: dict[str, Any], inputs: dict[str, Any]) -> np.ndarray:
+        """The codes [K, T] of the reply to a request."""
+        given = inputs | {"sample_rate": int(inputs["sample_rate"][0])} if "sample_rate" in inputs else inputs
+        prompt = Preprocessor(self.checkpoint).prepare(RawRequest(**given, options=json.dumps(options)))
+        guided = prompt.sampling.guidance_scale != 1.0
+        rows = self.reference.naive(prompt)[0] if guided else self.reference.generated(prompt)
+        layout = self.reference.family.layout
+        codes = np.array(rows).T - np.array([[ids.start] for ids in layout.audio])
+        num_frames = codes.shape[1] - layout.max_delay
+        return np.stack([codes[k, k : k + num_frames] for k in range(len(codes))]).clip(max=layout.codebook_size - 1)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("higgs_audio")
+    checkpoint, _, reference = convert(folder, make_model())
+    make(checkpoint, folder / "repository", {})
+    server = Server(folder, folder / "repository")
+    try:
+        server.start()
+        yield Served(server, checkpoint, reference)
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_a_reply_streams_what_the_release_says(served: Served, case: str) -> None:
+    changes, inputs = CASES[case]
+    answer = served.server.ask(OPTIONS | changes, **inputs)
+    assert answer.error is None
+    expected = served.codes(OPTIONS | changes, inputs)
+    codes = np.concatenate([np.array(event["codes"]) for event in answer.events if "codes" in event], axis=1)
+    np.testing.assert_array_equal(codes, expected)
+    sounds = [response.pcm for response in answer.responses if response.pcm is not None and len(response.pcm)]
+    assert len(sounds) >= 2  # how many chunks there are is a matter of the clock
+    codec = load_codec("higgs", served.checkpoint)
+    num_frames = expected.shape[1]
+    pcm = stream(codec, torch.from_numpy(expected)[None], [num_frames])[0].numpy()
+    np.testing.assert_allclose(np.concatenate(sounds), pcm, atol=1e-4)
+    assert len(pcm) == num_frames * 960  # 24 kHz
+    assert np.abs(pcm).max() > 0.01
+    assert not any(event["text"] for event in answer.events)
+
+
+def test_bad_input_is_refused_by_its_field(served: Served) -> None:
+    unspoken = [{"role": "user", "codes": CODES}, {"role": "user", "text": "a"}]
+    for inputs, message in (
+        ({"messages": json.dumps(unspoken)}, "messages[1]: expected only text for task 'tts'"),
+        ({"text": "a", "options": '{"voice": "2"}'}, "options.voice: expected"),
+        (HEARD, "text: expected text for task 'tts'"),
+    ):
+        answer = served.server.ask(**inputs)
+        assert answer.error is not None
+        assert f"invalid request: {message}" in answer.error
