@@ -49,7 +49,8 @@ def run(folder: Path, prompts: dict, is_async: bool) -> dict[str, Answer]:
 def test_on_a_device_nothing_waits_and_the_replies_are_those_of_the_host(
     name: str, is_async: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = (write_modules if FAMILIES[name] is MODULES else write_checkpoint)(tmp_path, FAMILIES[name], name)
+    write = write_modules if FAMILIES[name] is MODULES else write_checkpoint
+    folder = write(tmp_path, FAMILIES[name], name, layers=1)  # every layer is vLLM's own
     prompts = make_prompts(FAMILIES[name], 6)
     expected = run(folder, prompts, is_async)
     as_on_a_gpu(monkeypatch)

@@ -16,7 +16,7 @@ from tests.speech_families import EIGHT_STREAMS, INTERLEAVED, PENALIZED
 pytestmark = pytest.mark.slow
 FAMILIES = [TINY, BAGPIPER, OPUSLM, DIALOGUE, EIGHT_STREAMS, PENALIZED, INTERLEAVED, TRACKED_CSM, QWEN3_TTS]
 FAMILIES.append(HIGGS_AUDIO)
-NUM_SLOTS = 5
+NUM_SLOTS, NUM_STEPS = 5, 20  # as many steps as it takes until others have followed in every slot
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -24,7 +24,7 @@ def test_both_samplers_give_the_same_rows_and_leave_the_same_tables(family: Fami
     rules = SegmentRules(family, LENGTH)
     ours, theirs = captured(rules, NUM_SLOTS), reference(rules, NUM_SLOTS)
     walk = Walk(family, [ours, theirs], seed=1)
-    for step in range(32):
+    for step in range(NUM_STEPS):
         for mine, expected in zip(*walk.step(), strict=True):
             assert torch.equal(mine.long(), expected.long()), step
         for name in ("state", "script", "codes", "said"):
