@@ -17,7 +17,7 @@ def test_the_layout_is_the_published_one() -> None:
     assert layout.audio[-1] == range(159_367, 160_392)
 
 
-@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("scale", [pytest.param(1.0, marks=pytest.mark.nightly), 3.0])
 def test_the_parts_of_a_step_add_up_and_give_the_throughput(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
     prepare_environment()
     from benchmarks import layout as benchmark_layout

@@ -67,7 +67,9 @@ class Calls:
         self.number += event in ("call", "c_call")
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize(
+    "scale", [pytest.param(1.0, marks=pytest.mark.nightly), 2.0]
+)  # 2.0: two such replies, and more
 def test_a_long_reply_costs_no_more_calls_per_step_at_its_end(engine: Engine, scale: float) -> None:
     prompt = make_prompt(LONG, 3, "speak", guidance_scale=scale)
     audio = replace(prompt.sampling.audio, min_rows=1300, max_rows=1300)

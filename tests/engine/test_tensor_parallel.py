@@ -86,7 +86,11 @@ class RankCheck:
             self.num_checks += 1
 
 
-@pytest.fixture(scope="module", params=list(CASES))
+# wide_text by night: its heads are cut as opuslm's, its pairs go as tiny's.
+PARAMS = [pytest.param(name, marks=[pytest.mark.nightly] if name == "wide_text" else []) for name in CASES]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Family, Path, bool]:
     family, name, is_async = CASES[request.param]
     folder = tmp_path_factory.mktemp("checkpoint")

@@ -39,7 +39,7 @@ def export(name: str, directory: Path, file: Path) -> None:
     export_codec(load_codec(codec_of(name), directory), file)
 
 
-@pytest.fixture(scope="module", params=["xcodec", "higgs", "dac_16khz"])
+@pytest.fixture(scope="module", params=["xcodec", pytest.param("higgs", marks=pytest.mark.nightly), "dac_16khz"])
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, apart: Executor
 ) -> tuple[Codec, Codec]:
