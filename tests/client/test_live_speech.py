@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from stretto_client import RequestRefused, ServerFailed, SpeechClient, TimedOut, Timeouts
+from stretto_client import RequestRefused, ServerFailed, SpeechClient, TimedOut, Timeouts, live_speech
 from stretto_client.clauses import first_sentences
 from stretto_client.live_speech import clauses_of
 from stretto_client.unread_text import MAX_WAITING_CHARS, UnreadText
@@ -96,7 +96,10 @@ async def test_a_refused_part_ends_the_reply_with_the_refusal(live: Live) -> Non
         await asyncio.wait_for(live.server.cancelled.wait(), 60)
 
 
-async def test_a_reply_that_ends_before_its_text_is_heard_to_the_end(live: Live) -> None:
+async def test_a_reply_that_ends_before_its_text_is_heard_to_the_end(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_speech, "STILL_THERE_S", 0.05)  # the part that is refused comes so long after "two"
     refusal = "invalid request: session.id: expected that of a text that is being spoken, got 's1'"
     live.instead[0] = ErrorText(refusal)
 

@@ -347,7 +347,7 @@ async def test_who_takes_nothing_is_left_and_holds_the_server_back_until_then(
 ) -> None:
     monkeypatch.setattr(web_socket, "CLOSE_S", 0.1)
     running = await start([Chunk(0, 1_000_000, is_16_bit=True)] * 100, limits=Limits(stall_s=0.5, drain_s=1))
-    async with open_socket(running, PATH, compression=None) as opened:
+    async with open_socket(running, PATH, compression=None, close_timeout=0.1) as opened:
         writer = await begin(opened)
         opened.transport.pause_reading()
         await writer.write("A cat.")
