@@ -9,7 +9,7 @@ import pytest
 from stretto.records.prompt import Prompt
 from tests.engine.harness import Answer, Engine
 from tests.engine.prompts import make_prompt
-from tests.engine.test_parity import FAMILIES, TIGHT, Checkpoint, engine, num_frames
+from tests.engine.test_parity import FAMILIES, TIGHT, Checkpoint, engine, is_async, num_frames
 
 pytestmark = pytest.mark.engine
 
@@ -19,9 +19,9 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return Checkpoint(tmp_path_factory.mktemp("checkpoint"), request.param)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
-def tight(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Iterator[Engine]:
-    with engine(checkpoint, async_scheduling=request.param, **TIGHT) as running:
+@pytest.fixture(scope="module")
+def tight(checkpoint: Checkpoint) -> Iterator[Engine]:
+    with engine(checkpoint, async_scheduling=is_async(checkpoint), **TIGHT) as running:
         yield running
 
 
@@ -98,10 +98,10 @@ def check_adaptive(checkpoint: Checkpoint, prompt: Prompt, answer: Answer, max_m
     assert answer.rows == checkpoint.reply(prompt, max_model_len, changes)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
-def adaptive(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Iterator[Engine]:
+@pytest.fixture(scope="module")
+def adaptive(checkpoint: Checkpoint) -> Iterator[Engine]:
     limits = {"max_num_batched_tokens": 64, "max_num_seqs": 8, "max_model_len": 192}
-    with engine(checkpoint, async_scheduling=request.param, **limits) as running:
+    with engine(checkpoint, async_scheduling=is_async(checkpoint), **limits) as running:
         yield running
 
 

@@ -80,6 +80,11 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return Checkpoint(tmp_path_factory.mktemp("checkpoint"), request.param)
 
 
+def is_async(checkpoint: Checkpoint) -> bool:
+    """Each family by one kind of scheduling here; test_histories.py and test_same_seed.py have each by both."""
+    return checkpoint.family is TINY
+
+
 @contextmanager
 def engine(checkpoint: Checkpoint, **engine_args: object) -> Iterator[Engine]:
     running = Engine(checkpoint.folder, **engine_args)
@@ -90,15 +95,15 @@ def engine(checkpoint: Checkpoint, **engine_args: object) -> Iterator[Engine]:
         running.shutdown()
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
-def roomy(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Iterator[Engine]:
-    with engine(checkpoint, async_scheduling=request.param) as running:
+@pytest.fixture(scope="module")
+def roomy(checkpoint: Checkpoint) -> Iterator[Engine]:
+    with engine(checkpoint, async_scheduling=is_async(checkpoint)) as running:
         yield running
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
-def tight(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Iterator[Engine]:
-    with engine(checkpoint, async_scheduling=request.param, **TIGHT) as running:
+@pytest.fixture(scope="module")
+def tight(checkpoint: Checkpoint) -> Iterator[Engine]:
+    with engine(checkpoint, async_scheduling=is_async(checkpoint), **TIGHT) as running:
         yield running
 
 
@@ -244,12 +249,6 @@ def test_an_abort_takes_both_halves_of_a_pair(checkpoint: Checkpoint, tight: Eng
     assert tight.is_clean()
 
 
-def test_without_prefix_caching_the_replies_are_the_same(checkpoint: Checkpoint) -> None:
-    prompts = make_prompts(checkpoint.family, 8)
-    with engine(checkpoint, enable_prefix_caching=False) as running:
-        checkpoint.check(prompts, running.run(prompts))
-
-
 def test_prompts_with_other_codes_beside_the_same_text_do_not_share_blocks(
     checkpoint: Checkpoint, roomy: Engine
 ) -> None:
@@ -305,6 +304,13 @@ def test_with_interpreted_kernels_the_replies_are_the_same(
     checkpoint.check(prompts, roomy.run(prompts))
     assert {"_prepare_pos_seq_lens_kernel", "_post_update_kernel", "_gather_block_tables_kernel"} <= launched
     assert {"_draw_kernel", "_embed_kernel"} <= launched
+
+
+def test_without_prefix_caching_the_replies_are_the_same(checkpoint: Checkpoint) -> None:
+    """The last of a family's tests: this engine takes the process's parallel groups with it when it ends."""
+    prompts = make_prompts(checkpoint.family, 8)
+    with engine(checkpoint, enable_prefix_caching=False) as running:
+        checkpoint.check(prompts, running.run(prompts))
 
 
 def test_pads_that_are_learned_are_read_everywhere(tmp_path: Path) -> None:
