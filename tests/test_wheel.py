@@ -147,6 +147,7 @@ def test_its_commands_run(installed: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.server
+@pytest.mark.nightly  # beside what it holds, and what a start from an empty state folder says (test_readme.py)
 def test_it_speaks_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     port, out = free_row(3), ("--out", "anywhere.wav")
     try:

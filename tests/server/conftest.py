@@ -7,6 +7,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from stretto.serving.folders import bundled_repository
 from stretto.triton_io.flow import FlowTable
 from tests.ports import free_ports
 from tests.server.listening import Answer, Stream, as_inputs
+from tests.server.published import PublishedModel
 
 # Another repository than the bundled one, for the same tests on another checkpoint.
 REPOSITORY = Path(os.environ.get("STRETTO_MODEL_REPOSITORY", bundled_repository()))
@@ -99,6 +101,24 @@ class Server:
         """The language model's own table of utterances in flight."""
         (path,) = Path("/dev/shm").glob(f"stretto_flow_{self.pid}_*")
         return FlowTable.open(path.name)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A published family's server, and what its model should answer."""
+
+    name: str
+    server: Server
+    model: PublishedModel
+
+
+@pytest.fixture(scope="session")
+def families() -> Iterator[dict[str, Served]]:
+    """The published families' servers, from their first uses on: pytest would start one for every few tests."""
+    started = dict[str, Served]()
+    yield started
+    for each in started.values():
+        each.server.stop()
 
 
 @pytest.fixture(scope="session")

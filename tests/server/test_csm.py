@@ -20,7 +20,9 @@ from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.published_csm import CODEBOOK_SIZE, NUM_CODEBOOKS, CsmReference, convert, make_model
 from tests.server.conftest import Server
 
-pytestmark = pytest.mark.server
+# By night: tests/engine/test_csm.py holds the same release, converted as here, to the same classes; its prompts and its
+# codec have tests of their own, and frames of another depth transformer go through a server in the suite.
+pytestmark = [pytest.mark.server, pytest.mark.nightly]
 
 NUM_FRAMES = 17
 OPTIONS = {

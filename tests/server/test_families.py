@@ -7,8 +7,6 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from stretto.checkpoints.make_repository import make
 from stretto_client.client import SpeechClient
 from tests.published_checkpoints import convert, write_release
 from tests.published_xeus import write_xeus
-from tests.server.conftest import Server
+from tests.server.conftest import Served, Server
 from tests.server.published import Expected, PublishedModel
 
 pytestmark = pytest.mark.server
@@ -107,36 +105,27 @@ CASES: dict[str, list[tuple[str, dict[str, Any], str]]] = {
         ("asr", {**messages(turn("user", codes=HEARD)), "task": "asr"}, "t"),
     ],
 }
+# What OpusLM has of its own, each of its tasks, is held without a server; its dialogue goes the same way through one.
+MARKS = {"opuslm": [pytest.mark.nightly]}
 PAIRS = [
-    pytest.param(family, case, id=f"{family}-{case[0]}-{i}") for family in CASES for i, case in enumerate(CASES[family])
+    pytest.param(family, case, id=f"{family}-{case[0]}-{i}", marks=MARKS.get(family, []))
+    for family in CASES
+    for i, case in enumerate(CASES[family])
 ]
-
-
-@dataclass(frozen=True)
-class Served:
-    """A family's server, and what its model should answer."""
-
-    name: str
-    server: Server
-    model: PublishedModel
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[dict[str, Served]]:
-    """The families' servers, each from its first use on: pytest would start one anew for every few tests."""
-    families = dict[str, Served]()
-    yield families
-    for family in families.values():
-        family.server.stop()
 
 
 @pytest.fixture
 def served(
-    request: pytest.FixtureRequest, running: dict[str, Served], tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, families: dict[str, Served], tmp_path_factory: pytest.TempPathFactory
 ) -> Served:
-    if request.param not in running:
-        running[request.param] = serve(request.param, tmp_path_factory.mktemp(request.param))
-    return running[request.param]
+    return served_by(families, request.param, tmp_path_factory)
+
+
+def served_by(families: dict[str, Served], name: str, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    """The family's server, which goes on for others."""
+    if name not in families:
+        families[name] = serve(name, tmp_path_factory.mktemp(name))
+    return families[name]
 
 
 def serve(family: str, folder: Path) -> Served:
@@ -229,7 +218,7 @@ BAD: dict[str, list[tuple[dict[str, Any], str]]] = {
 }
 
 
-@pytest.mark.parametrize("served", BAD, indirect=True)
+@pytest.mark.parametrize("served", [pytest.param(family, marks=MARKS.get(family, [])) for family in BAD], indirect=True)
 def test_bad_input_is_refused_by_its_field(served: Served) -> None:
     for inputs, message in BAD[served.name]:
         answer = served.server.ask(**inputs)

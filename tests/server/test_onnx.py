@@ -59,6 +59,7 @@ def exported(repository: Path) -> Iterator[Server]:
         server.stop()
 
 
+@pytest.mark.nightly  # what the decoder opens is held to torch above, and what it does with it in tests/decoder
 def test_a_sentence_from_the_exported_decoder_is_torchs_waveform(exported: Server) -> None:
     assert "onnxruntime" in maps_of_the_decoder(exported)
     options = {"seed": 7, "max_audio_s": 3.0, "output": {"codes": True}}

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,10 @@ import pytest
 from stretto_client import SpeechClient
 from stretto_gateway.encoding import wav_header
 from tests.gateway.realtime.caller import RATE, Caller, call_by, silence, spoken
-from tests.server.conftest import Server
+from tests.server.conftest import Served, Server
 from tests.server.openai_client import openai_client
 from tests.server.published import Expected
-from tests.server.test_families import SPOKEN, Served, messages, serve, turn
+from tests.server.test_families import SPOKEN, messages, served_by, turn
 
 pytestmark = pytest.mark.server
 OPTIONS = {"seed": 5} | {name: value for name, value in SPOKEN.items() if name != "output"}
@@ -36,12 +35,10 @@ async def test_the_bundled_model_writes_down_what_is_said(server: Server) -> Non
     assert events[-1].usage.total_tokens > 0
 
 
-@pytest.fixture(scope="module")
-def talker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+@pytest.fixture
+def talker(families: dict[str, Served], tmp_path_factory: pytest.TempPathFactory) -> Served:
     """A small release of OpusLM dialogue with random weights, converted and served."""
-    served = serve("opuslm-dialogue", tmp_path_factory.mktemp("talker"))
-    yield served
-    served.server.stop()
+    return served_by(families, "opuslm-dialogue", tmp_path_factory)
 
 
 async def reply(caller: Caller) -> tuple[str, bytes]:
