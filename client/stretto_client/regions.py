@@ -2,12 +2,15 @@
 
 import base64
 import ctypes
+import os
 import secrets
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from tritonclient.grpc.aio import InferenceServerClient
+
+from stretto_client.errors import ServerUnavailable
 
 Memory = Literal["system", "cuda"]
 
@@ -39,10 +42,15 @@ class Region(Protocol):
 
 
 class SystemRegion:
-    """Memory of the system, which another process opens by its name."""
+    """Memory of the system, which another process opens by its name; ServerUnavailable where it has no room."""
 
     def __init__(self, prefix: str, byte_size: int):
         self._memory = SharedMemory(f"{prefix}_{secrets.token_hex(8)}", create=True, size=byte_size)
+        try:
+            reserve(self._memory.name, byte_size)
+        except OSError as error:
+            self.close()
+            raise ServerUnavailable(f"no room for {byte_size} bytes of shared memory: {error.strerror}") from None
         self.name, self._byte_size = self._memory.name, byte_size
         assert self._memory.buf is not None
         self._buffer: memoryview = self._memory.buf
@@ -72,6 +80,16 @@ class SystemRegion:
         """See Region."""
         self._memory.close()
         self._memory.unlink()
+
+
+def reserve(name: str, byte_size: int) -> None:
+    """Take the memory now: a page for which there is no room when it is written ends the process that writes (SIGBUS).
+    OSError where there is none."""
+    descriptor = os.open(f"/dev/shm/{name}", os.O_RDWR)
+    try:
+        os.posix_fallocate(descriptor, 0, byte_size)
+    finally:
+        os.close(descriptor)
 
 
 DEFAULT_STREAM = 0

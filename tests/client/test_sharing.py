@@ -1,6 +1,7 @@
 """Audio through memory that client and server share, and nothing of it left behind."""
 
 import asyncio
+import errno
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from stretto.records.ring_address import RingAddress
 from stretto.triton_io.ring import PcmRing
-from stretto_client import SpeechClient
+from stretto_client import ServerUnavailable, SpeechClient
 from stretto_client import ring as ring_module
 from stretto_client.regions import Memory
 from tests.client.fake_server import Chunk, FakeServer, Pause, Step
@@ -119,3 +120,18 @@ async def test_a_ring_on_a_gpu_is_freed_when_the_server_has_let_it_go(
 def test_another_kind_of_memory_is_refused() -> None:
     with pytest.raises(ValueError, match="shared_memory: expected 'system' or 'cuda', got 'disk'"):
         SpeechClient(shared_memory="disk")
+
+
+async def test_where_shared_memory_has_no_room_the_request_fails_and_not_the_process(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int, offset: int, byte_size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = {path.name for path in Path("/dev/shm").glob("stretto_ring*")}
+    monkeypatch.setattr("os.posix_fallocate", fail)
+    async with SpeechClient(server.address, shared_memory="system") as client:
+        with pytest.raises(ServerUnavailable, match=r"^no room for \d+ bytes of shared memory: No space left"):
+            [event async for event in client.speak("hello")]
+    assert regions() == []
+    assert {path.name for path in Path("/dev/shm").glob("stretto_ring*")} <= before
