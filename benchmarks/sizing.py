@@ -3,9 +3,10 @@
     python -m benchmarks.sizing            # the tables of docs/gpu.md
 
 A step computes one row for each stream, two where it is guided, and must end before the next frame is due. It reads all
-weights once, and the KV cache of every row; it computes two operations for each weight and row. Memory holds weights
-and KV cache of the longest reply. The codec computes in float32, on a GPU of its own or beside the language model. What
-is assumed beside that are the constants below.
+weights once, and the KV cache of every row; it computes two operations for each weight and row. Where a depth
+transformer completes the frame, its layers are read again for each code. Memory holds weights and KV cache of the
+longest reply. The codec computes in float32, on a GPU of its own or beside the language model. What is assumed beside
+that are the constants below.
 """
 
 from dataclasses import dataclass
@@ -18,25 +19,21 @@ SHARE_OF_FLOAT32 = 0.3  # that a codec's convolutions reach
 RESERVED_GB = 4.0  # activations, graphs, the codec, what hears audio
 SHARE_OF_TIME = 0.8  # of the time between two frames, that a step may take
 HOST_MS, HOST_MS_A_ROW = 1.0, 0.019  # of Python around a step: 2.2 ms at 64 rows
+PASS_MS = 0.03  # that a layer of a depth transformer takes at least: ten small kernels of 3 µs, one behind the other
 SECONDS, PROMPT_ROWS = 30.0, 200  # of the longest reply that all streams may reach at once; they are halfway on average
 MOST_STREAMS = 1024
 
 
 @dataclass(frozen=True)
-class Backbone:
-    """A language model. head_columns: of the output heads that a step reads."""
+class Shape:
+    """Layers of a decoder; inner: of their MLPs, of all that a layer has together."""
 
-    name: str
     hidden: int
     layers: int
     kv_heads: int
     head_dim: int
     heads: int
     inner: int
-    vocabulary: int
-    head_columns: int
-    frame_rate: float
-    is_guided: bool
 
     @property
     def layer_weights(self) -> int:
@@ -44,10 +41,49 @@ class Backbone:
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
         return self.layers * (attention + 3 * self.hidden * self.inner)
 
+
+@dataclass(frozen=True)
+class Depth(Shape):
+    """A depth transformer: so many `passes` draw the codes of a frame behind the first, of `columns` each."""
+
+    passes: int
+    columns: int
+
     @property
     def weights(self) -> int:
-        """With the embeddings and the head, whether or not they are one."""
-        return self.layer_weights + 2 * self.vocabulary * self.hidden
+        """With an embedding and a head for each pass."""
+        return self.layer_weights + 2 * self.passes * self.columns * self.hidden
+
+    def ms(self, gpu: "Gpu", rows: int) -> float:
+        """What completes the frames of so many rows."""
+        return self.passes * max(
+            products_ms(self.layer_weights + self.columns * self.hidden, gpu, rows), self.launch_ms
+        )
+
+    @property
+    def launch_ms(self) -> float:
+        """The least that a pass takes, however fast the GPU."""
+        return self.layers * PASS_MS
+
+
+@dataclass(frozen=True)
+class Backbone(Shape):
+    """A language model. head_columns: of the output heads that a step reads. tables: 1 where there is no head over the
+    vocabulary beside its embeddings, else 2."""
+
+    name: str
+    vocabulary: int
+    head_columns: int
+    frame_rate: float
+    is_guided: bool
+    tables: int = 2
+    depth: Depth | None = None
+
+    @property
+    def weights(self) -> int:
+        """With the embeddings, the head over them, and the depth transformer."""
+        own = self.layer_weights + self.tables * self.vocabulary * self.hidden
+        return own if self.depth is None else own + self.depth.weights
 
     @property
     def kv_bytes(self) -> int:
@@ -84,11 +120,17 @@ class CodecCost:
     gflop: dict[int, float]
 
 
+CSM_DEPTH = Depth(1024, 4, 2, 128, 8, 8_192, passes=31, columns=2_048)
+QWEN3_TTS_DEPTH = Depth(1024, 5, 8, 128, 16, 3_072, passes=15, columns=2_048)
 BACKBONES = (
-    Backbone("Bagpiper (Qwen3 8B), guided", 4096, 36, 8, 128, 32, 12_288, 160_392, 8_200, 50.0, True),
-    Backbone("Bagpiper (Qwen3 8B), unguided", 4096, 36, 8, 128, 32, 12_288, 160_392, 8_200, 50.0, False),
-    Backbone("OpusLM 7B (OLMo 2)", 4096, 32, 32, 128, 32, 11_008, 113_870, 13_200, 50.0, False),
-    Backbone("OpusLM 1.7B (SmolLM2)", 2048, 24, 32, 64, 32, 8_192, 113_870, 13_200, 50.0, False),
+    Backbone(4096, 36, 8, 128, 32, 12_288, "Bagpiper (Qwen3 8B), guided", 160_392, 8_200, 50.0, True),
+    Backbone(4096, 36, 8, 128, 32, 12_288, "Bagpiper (Qwen3 8B), unguided", 160_392, 8_200, 50.0, False),
+    Backbone(4096, 32, 32, 128, 32, 11_008, "OpusLM 7B (OLMo 2)", 113_870, 13_200, 50.0, False),
+    Backbone(2048, 24, 32, 64, 32, 8_192, "OpusLM 1.7B (SmolLM2)", 113_870, 13_200, 50.0, False),
+    Backbone(2048, 16, 8, 64, 32, 8_192, "CSM 1B (Llama 3.2)", 193_792, 2_049, 12.5, False, 1, CSM_DEPTH),
+    Backbone(1024, 28, 8, 128, 16, 3_072, "Qwen3-TTS 0.6B", 185_728, 2_049, 12.5, False, 1, QWEN3_TTS_DEPTH),
+    Backbone(2048, 28, 8, 128, 16, 6_144, "Qwen3-TTS 1.7B", 185_728, 2_049, 12.5, False, 1, QWEN3_TTS_DEPTH),
+    Backbone(3072, 28, 8, 128, 24, 2 * 8_192, "Higgs Audio v2 (Llama 3.2 3B)", 136_464, 8_208, 25.0, False, 1),
 )
 GPUS = (
     Gpu("L4", 24, 0.300, 121, 30.3),
@@ -109,11 +151,16 @@ def streams_in_memory(backbone: Backbone, gpu: Gpu) -> int:
 def step_ms(backbone: Backbone, gpu: Gpu, streams: int) -> float:
     """A step with that many streams, halfway: the device or the host, whichever is slower."""
     rows = streams * backbone.rows
-    read = backbone.layer_weights + backbone.head_columns * backbone.hidden
-    bandwidth = SHARE_OF_BANDWIDTH * gpu.tb_per_s * 1e12
-    products_s = max(BYTES * read / bandwidth, 2 * rows * read / (SHARE_OF_COMPUTE * gpu.tflops * 1e12))
-    attention_s = rows * backbone.longest / 2 * backbone.kv_bytes / bandwidth
-    return max(1e3 * (products_s + attention_s), HOST_MS + HOST_MS_A_ROW * rows)
+    products = products_ms(backbone.layer_weights + backbone.head_columns * backbone.hidden, gpu, rows)
+    attention = 1e3 * rows * backbone.longest / 2 * backbone.kv_bytes / (SHARE_OF_BANDWIDTH * gpu.tb_per_s * 1e12)
+    depth = 0.0 if backbone.depth is None else backbone.depth.ms(gpu, rows)
+    return max(products + attention + depth, HOST_MS + HOST_MS_A_ROW * rows)
+
+
+def products_ms(weights: int, gpu: Gpu, rows: int) -> float:
+    """The products of so many rows with so many weights: to read these, or to compute."""
+    read_s = BYTES * weights / (SHARE_OF_BANDWIDTH * gpu.tb_per_s * 1e12)
+    return 1e3 * max(read_s, 2 * rows * weights / (SHARE_OF_COMPUTE * gpu.tflops * 1e12))
 
 
 def streams_in_time(backbone: Backbone, gpu: Gpu) -> int:

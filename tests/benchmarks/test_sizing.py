@@ -11,29 +11,49 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM, Olmo2Config, Olmo2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.codecs import codecs
-from benchmarks.sizing import BACKBONES, CODECS, GPUS, Backbone, step_ms, streams_in_memory, streams_in_time, tables
+from benchmarks.sizing import (
+    BACKBONES,
+    CODECS,
+    GPUS,
+    Backbone,
+    Shape,
+    step_ms,
+    streams_in_memory,
+    streams_in_time,
+    tables,
+)
 from stretto.codec.base import Window
+from stretto.families.csm.family import CsmVocabulary
+from stretto.families.higgs_audio.family import HiggsAudioVocabulary
+from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "gpu.md"
 CLASSES: dict[str, tuple[type, type]] = {
     "Qwen3": (Qwen3Config, Qwen3ForCausalLM),
     "OLMo 2": (Olmo2Config, Olmo2ForCausalLM),
     "SmolLM2": (LlamaConfig, LlamaForCausalLM),
+    "Llama 3.2": (LlamaConfig, LlamaForCausalLM),
+}
+PUBLISHED = {
+    "CSM 1B (Llama 3.2)": (CsmVocabulary(), 16),
+    "Qwen3-TTS 0.6B": (Qwen3TtsVocabulary(), 28),
+    "Qwen3-TTS 1.7B": (Qwen3TtsVocabulary(), 28),
+    "Higgs Audio v2 (Llama 3.2 3B)": (HiggsAudioVocabulary(), 28),
 }
 
 
-def hugging_face(backbone: Backbone) -> nn.Module:
+def hugging_face(name: str, shape: Shape, vocabulary: int, is_tied: bool) -> nn.Module:
     """The model of that shape, without its numbers."""
-    config_class, model_class = next(value for name, value in CLASSES.items() if name in backbone.name)
+    config_class, model_class = next(value for each, value in CLASSES.items() if each in name)
     record: dict[str, Any] = {
-        "hidden_size": backbone.hidden,
-        "num_hidden_layers": backbone.layers,
-        "num_attention_heads": backbone.heads,
-        "num_key_value_heads": backbone.kv_heads,
-        "head_dim": backbone.head_dim,
-        "intermediate_size": backbone.inner,
-        "vocab_size": backbone.vocabulary,
-        "tie_word_embeddings": False,
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "intermediate_size": shape.inner,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": is_tied,
     }
     with torch.device("meta"):
         return model_class(config_class(**record))
@@ -41,8 +61,26 @@ def hugging_face(backbone: Backbone) -> nn.Module:
 
 @pytest.mark.parametrize("backbone", BACKBONES, ids=lambda backbone: backbone.name)
 def test_weights_are_those_that_hugging_face_s_class_has(backbone: Backbone) -> None:
-    counted = sum(parameter.numel() for parameter in hugging_face(backbone).parameters())
+    models = [hugging_face(backbone.name, backbone, backbone.vocabulary, backbone.tables == 1)]
+    if (depth := backbone.depth) is not None:
+        models.append(hugging_face(backbone.name, depth, depth.passes * depth.columns, False))
+    counted = sum(parameter.numel() for model in models for parameter in model.parameters())
     assert backbone.weights == pytest.approx(counted, rel=1e-3)  # norms are left out
+
+
+@pytest.mark.parametrize("backbone", [each for each in BACKBONES if each.name in PUBLISHED], ids=lambda each: each.name)
+def test_shapes_are_those_of_the_families(backbone: Backbone) -> None:
+    vocabulary, num_layers = PUBLISHED[backbone.name]
+    layout = vocabulary.layout
+    assert (backbone.vocabulary, backbone.layers) == (layout.vocab_size, num_layers)
+    depth = getattr(vocabulary, "depth", None)
+    assert (depth is None) == (backbone.depth is None)
+    if backbone.depth is not None:
+        said = backbone.depth
+        assert (said.hidden, said.layers, said.kv_heads, said.head_dim, said.heads, said.inner) == (
+            *(depth.hidden, depth.num_layers, depth.num_kv_heads, depth.head_dim, depth.num_heads, depth.intermediate),
+        )
+        assert (said.passes, said.columns) == (layout.num_codebooks - 1, layout.codebook_size)
 
 
 def test_as_many_streams_fit_as_their_kv_cache_and_their_time_allow() -> None:
@@ -56,8 +94,16 @@ def test_as_many_streams_fit_as_their_kv_cache_and_their_time_allow() -> None:
 
 
 def test_the_host_bounds_a_step_of_a_small_model() -> None:
-    tiny = replace(BACKBONES[-1], layers=2)
-    assert step_ms(tiny, GPUS[-1], 1) == pytest.approx(1.019)
+    opuslm = next(each for each in BACKBONES if "SmolLM2" in each.name)
+    assert step_ms(replace(opuslm, layers=2), GPUS[-1], 1) == pytest.approx(1.019)
+
+
+def test_a_depth_transformer_takes_its_passes_beside_the_step() -> None:
+    csm, fastest = next(each for each in BACKBONES if "CSM" in each.name), GPUS[-1]
+    assert csm.depth is not None
+    assert csm.depth.ms(fastest, 1) == pytest.approx(31 * 4 * 0.03), "launches, where one row is computed"
+    assert step_ms(csm, fastest, 1) > csm.depth.ms(fastest, 1)
+    assert step_ms(csm, GPUS[0], 1) > 31 * 4 * 0.03 + step_ms(replace(csm, depth=None), GPUS[0], 1)
 
 
 @pytest.mark.slow
