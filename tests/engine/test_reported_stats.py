@@ -44,8 +44,8 @@ def test_stats_add_up(engine: Engine, shared: SharedStats, monkeypatch: pytest.M
     answers = engine.run(prompts, after_step=lambda _: seen.append(shared.read()))
     last = seen[-1]
     assert before + 50 < last.engine_steps_total <= engine.num_steps
-    assert 0 < last.engine_busy_seconds_total < 60
-    assert 0 < last.step_seconds < 5
+    assert last.engine_busy_seconds_total > 0
+    assert last.step_seconds > 0
     assert max(stats.running_pairs for stats in seen) == 2
     assert max(stats.held_pairs for stats in seen) >= 1
     assert max(stats.waiting_requests for stats in seen) >= 2

@@ -479,12 +479,9 @@ def test_killing_the_launcher_takes_the_server_along_and_the_next_one_cleans_up(
     server.until(lambda: "ready after" in server.said)
     server.process.kill()
     server.process.wait()
-    assert server.leftovers() != []
-    launch_id = server.launch_id
     following = launch()
     following.until(lambda: "ready after" in following.said)
-    assert f"cleaned up after launch {launch_id}" in following.said
-    assert server.leftovers() == []
+    assert server.leftovers() == []  # any launcher that starts meanwhile may have been first, another test's too
 
 
 def busy_table(server_pid: int) -> FlowTable:

@@ -55,14 +55,13 @@ def test_trackers_are_left_to_clean_up() -> None:
     assert not semaphore.exists()
 
 
-def test_a_watch_notices_the_first_end_at_once() -> None:
+def test_a_watch_notices_the_first_end() -> None:
+    """It would otherwise wait for a day."""
     first, second = subprocess.Popen(SLEEP), subprocess.Popen(SLEEP)
     watch = Watch([read_process(first.pid), read_process(second.pid)])
     assert watch.wait(0.01) == []
     second.kill()
-    begun = time.monotonic()
-    assert [process.pid for process in watch.wait(60)] == [second.pid]
-    assert time.monotonic() - begun < 10
+    assert [process.pid for process in watch.wait(86_400)] == [second.pid]
     watch.close()
     first.kill()
     first.wait()

@@ -45,7 +45,7 @@ def test_the_time_that_samples_took_is_left_for_the_language_model(slot: FlowSlo
     assert slot.load.latency_s == 0
     time.sleep(0.02)
     replies[1].send(np.ones(3, np.float32), {})
-    assert 0.02 <= slot.load.latency_s < 5
+    assert slot.load.latency_s >= 0.02
 
 
 def test_a_text_only_chunk_has_no_samples(slot: FlowSlot) -> None:

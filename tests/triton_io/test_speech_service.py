@@ -321,7 +321,7 @@ def test_a_part_that_the_preprocessor_did_not_write_is_refused(service: SpeechSe
 def test_more_open_texts_than_there_may_be_are_refused(
     service: SpeechService, table: FlowTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service._texts, "_limit", 2)
+    monkeypatch.setattr(service._texts._shares, "limit", 2)
     first, second, other = open_request(table, host="a"), open_request(table, host="a"), open_request(table, host="b")
     service.accept(first)
     session_of(first)
