@@ -103,6 +103,15 @@ def test_a_reply_streams_what_the_checkpoint_says(served: Served, case: str) -> 
     check(served, answer, served.codes(options, text="hello world"), 0)
 
 
+@pytest.mark.nightly  # a server of its own; the prompt is held to the authors' without one
+def test_a_voice_that_is_described_streams_what_the_checkpoint_says(tmp_path: Path) -> None:
+    for served in serve(tmp_path, "voice_design"):
+        options = OPTIONS | {"instruct": "a low, slow voice"}
+        answer = served.server.ask(options, text="hello world")
+        assert answer.error is None
+        check(served, answer, served.codes(options, text="hello world"), 0)
+
+
 def check(served: Served, answer: Answer, expected: np.ndarray, num_reference: int) -> None:
     """The answer is that of `expected` codes, of which so many frames are a reference that is not heard."""
     codes = np.concatenate([np.array(event["codes"]) for event in answer.events if "codes" in event], axis=1)

@@ -150,6 +150,9 @@ def test_a_voice_is_the_audio_of_a_system_turn_and_its_words_what_is_said_there(
     asked = clone(checkpoint, pcm, "mind", language="English", text_mode="whole")
     assert np.array_equal(asked.rows, expected.rows)
     assert asked.num_reference_rows == 12
+    with pytest.raises(InvalidRequest, match=r"^options.text_mode: expected whole or streaming, .*, got open"):
+        clone(checkpoint, pcm, "mind", text_mode="open")
+    assert clone(checkpoint, pcm, text_mode="open").is_open
 
 
 def test_a_voice_is_encoded_once_and_another_is_another(
