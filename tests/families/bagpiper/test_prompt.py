@@ -94,6 +94,14 @@ def test_a_checkpoint_without_an_encoder_refuses_audio() -> None:
         deaf.write(FAMILY.task("understand"), (Piece("user", "pcm_in", pcm=np.zeros(960, np.float32)),), None)
 
 
+def test_audio_of_less_than_half_a_window_is_refused() -> None:
+    """Both ends are mirrored by so much: the authors' own features fail there."""
+    (audio,) = write("understand", heard(201)).audios
+    assert audio.features.shape == (1, 80)
+    with pytest.raises(InvalidRequest, match=r"^audio: expected audio of at least 201 samples .*, got 200 samples"):
+        write("understand", heard(200))
+
+
 def test_every_turn_of_a_conversation_is_there() -> None:
     prompt = write(
         "chat",
