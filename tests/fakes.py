@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from stretto.codec.base import CodecSpec, Stateful, Window, Windowed
+from tests.patience import PATIENCE_S
 
 
 class FakeCodec:
@@ -88,7 +89,7 @@ class RecordedReply:
     def is_cancelled(self) -> bool:
         return self.cancelled
 
-    def wait(self, timeout_s: float = 60) -> "RecordedReply":
+    def wait(self, timeout_s: float = PATIENCE_S) -> "RecordedReply":
         assert self._answered.wait(timeout_s), f"no answer to {self.name}"
         return self
 

@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.temporary_server import serving
 from stretto_client import RequestCancelled, RequestRefused, SpeechClient
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 BINARY_NOT_TO_BE_HAD = 3
@@ -139,7 +140,7 @@ async def test_cancelling_reaches_the_model_of_a_real_server(server: str, reposi
         stream.cancel()
         with pytest.raises(RequestCancelled):
             await anext(stream)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while not (repository / "speech" / "1" / "cancelled").exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)

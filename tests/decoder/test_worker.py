@@ -20,6 +20,7 @@ from stretto.records.delivery import OutputForm
 from stretto.streams.segment import Segment
 from tests.codec.conftest import make_codec
 from tests.fakes import FakeCodec, RecordedReply
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -240,7 +241,7 @@ def test_an_utterance_that_falls_silent_is_forgotten(codec: FakeCodec) -> None:
     push(worker, "u", 0, frames(1, 2)).wait()
     assert worker.stats()["open_utterances"] == 1
     now[0] = 1.0
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while worker.stats()["expired"] == 0 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert isinstance(push(worker, "u", 1, frames(1)).wait().error, InvalidRequest)

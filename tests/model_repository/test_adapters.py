@@ -27,6 +27,7 @@ from stretto.triton_io.draining import DRAIN_FILE
 from stretto.triton_io.prompt_tensors import read_prompt, write_prompt
 from tests.fakes_triton import Logger, Request, TritonError
 from tests.model_repository.pbtxt import ROOT, read_config
+from tests.patience import PATIENCE_S
 from tests.triton_io.answering import AnsweringSender
 from tests.triton_io.sealing import envelope_in
 
@@ -61,7 +62,7 @@ def arguments(model: str) -> dict[str, str]:
 
 
 def wait(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -15,6 +15,7 @@ import pytest
 
 from stretto.serving.folders import bundled_repository
 from stretto.triton_io.flow import FlowTable
+from tests.patience import PATIENCE_S
 from tests.ports import free_ports
 from tests.server.listening import Answer, Stream, as_inputs
 from tests.server.published import PublishedModel
@@ -85,7 +86,7 @@ class Server:
     def stream(self, options: str | dict[str, Any] | None = None, **inputs: Any) -> Stream:
         return Stream(self.grpc, **as_inputs(options, inputs))
 
-    def until(self, condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    def until(self, condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < deadline

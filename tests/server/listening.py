@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as grpc
 
+from tests.patience import PATIENCE_S
+
 TYPES = {"O": "BYTES", "f": "FP32", "i": "INT32"}
-SILENCE_S = 60.0  # longer than that without a response is a hang
+SILENCE_S = PATIENCE_S  # longer than that without a response is a hang
 
 
 @dataclass

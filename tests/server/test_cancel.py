@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from tests.patience import PATIENCE_S
 from tests.server.conftest import Server
 
 pytestmark = pytest.mark.server
@@ -15,7 +16,7 @@ ENDLESS = {"seed": 1, "max_audio_s": 9.6, "audio": {"min_rows": 239}}
 def cancel_after(server: Server, num_responses: int) -> None:
     """Cancel a stream after so many responses, while it runs, and wait until the language model has let go."""
     table = server.table()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     for _ in range(5):
         stream = server.stream(ENDLESS, text=LONG)
         while num_responses == 0 == table.num_active():

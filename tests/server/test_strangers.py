@@ -11,6 +11,7 @@ import pytest
 import tritonclient.grpc as grpc
 
 from stretto_client.server_key import key_headers
+from tests.patience import PATIENCE_S
 from tests.server.conftest import Server
 
 pytestmark = pytest.mark.server
@@ -42,7 +43,7 @@ class Stranger:
 
     def infer(self, model: str, inputs: dict[str, np.ndarray]) -> Any:
         self.ask(model, inputs)
-        answer = self.answers.get(timeout=60)
+        answer = self.answers.get(timeout=PATIENCE_S)
         assert not isinstance(answer, str), answer
         return answer
 
@@ -85,7 +86,7 @@ def test_forgeries_are_refused_one_by_one_and_running_streams_go_on(server: Serv
     caller, attacker = Stranger(server), Stranger(server)
     prompt = prompt_of(caller)
     caller.ask("language_model", prompt)
-    chunk = caller.answers.get(timeout=60).as_numpy("chunk").tobytes()
+    chunk = caller.answers.get(timeout=PATIENCE_S).as_numpy("chunk").tobytes()
     caller.leave()
     running = [server.stream(OPTIONS | {"seed": seed}, text=SPOKEN) for seed in range(4)]
     chances = random.Random(0)
@@ -96,13 +97,13 @@ def test_forgeries_are_refused_one_by_one_and_running_streams_go_on(server: Serv
         attacker.ask("acoustic_decoder", {"chunk": np.frombuffer(next(chunks), np.uint8), "codes": codes})
         attacker.ask("language_model", prompt | {"prompt": np.frombuffer(next(prompts), np.uint8)})
         attacker.ask("language_model", prompt | {"rows": prompt["rows"] + np.int32(chances.randint(1, 9))})
-    answers = [attacker.answers.get(timeout=60) for _ in range(4 * FORGERIES)]
+    answers = [attacker.answers.get(timeout=PATIENCE_S) for _ in range(4 * FORGERIES)]
     for stream, before in zip(running, alone, strict=True):
         answer = stream.listen()
         assert answer.error is None
         np.testing.assert_allclose(answer.pcm, before.pcm, atol=1e-4)
     attacker.ask("acoustic_decoder", {"chunk": np.frombuffer(b"last", np.uint8)})
-    answers.append(attacker.answers.get(timeout=60))
+    answers.append(attacker.answers.get(timeout=PATIENCE_S))
     assert attacker.answers.empty()
     assert set(answers) == {
         f"invalid request: {name}: expected what a step of this server has sealed, got something else"
@@ -117,7 +118,7 @@ def test_a_caller_of_the_language_model_who_leaves_gives_its_slot_back(server: S
     prompt = prompt_of(stranger)
     caller = Stranger(server)
     caller.ask("language_model", prompt)
-    assert not isinstance(caller.answers.get(timeout=60), str)
+    assert not isinstance(caller.answers.get(timeout=PATIENCE_S), str)
     assert server.metric("active_utterances") == 1
     caller.leave()
     # The decoder answers none of its chunks: without a look at the caller, only the time-out ends it, as failed.
@@ -129,7 +130,7 @@ def test_who_does_by_hand_what_the_ensemble_does_is_served_once(server: Server, 
     stranger.ask("language_model", prompt_of(stranger), enable_empty_final_response=True)
     spoken, decoder = 0, Stranger(server)
     while True:
-        answer = stranger.answers.get(timeout=60)
+        answer = stranger.answers.get(timeout=PATIENCE_S)
         assert not isinstance(answer, str), answer
         if answer.get_response().parameters["triton_final_response"].bool_param:
             break

@@ -15,6 +15,7 @@ import pytest
 from stretto.serving import background, pid_file
 from stretto.serving.background import BackgroundServer, CannotServe
 from stretto.serving.config import default_pid_file
+from tests.patience import PATIENCE_S
 from tests.ports import free_row
 
 CALL = """
@@ -63,9 +64,9 @@ class Caller:
         return self.calls[-1]
 
     def until_started(self) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while not self.starts:
-            assert time.monotonic() < deadline, "no call has started the server within 60 s"
+            assert time.monotonic() < deadline, "no call has started the server"
             time.sleep(0.01)
 
     @property

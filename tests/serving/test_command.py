@@ -19,6 +19,7 @@ from stretto.serving.environment import LAUNCH_ID
 from stretto.serving.installation import LaunchError
 from stretto.serving.processes import Process, all_processes, environment_of
 from stretto.triton_io.flow import FlowTable
+from tests.patience import PATIENCE_S
 from tests.ports import free_ports
 
 pytestmark = pytest.mark.slow
@@ -144,7 +145,7 @@ class Launched:
     def stub(self) -> int:
         return int((self.folder / "stub").read_text())
 
-    def until(self, condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    def until(self, condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < deadline, self.said

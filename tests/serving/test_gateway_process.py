@@ -11,9 +11,8 @@ from stretto.serving import gateway_process
 from stretto.serving.config import LaunchConfig, launch_config, parser
 from stretto.serving.gateway_process import GatewayProcess
 from stretto.serving.installation import LaunchError
+from tests.patience import PATIENCE_S
 from tests.ports import free_ports
-
-LISTENS_S = 60.0
 
 
 def config(tmp_path: Path, *arguments: str) -> LaunchConfig:
@@ -23,7 +22,7 @@ def config(tmp_path: Path, *arguments: str) -> LaunchConfig:
 
 def answers(port: int) -> bool:
     """Whether a gateway lives there, before long."""
-    deadline = time.monotonic() + LISTENS_S
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/live", timeout=5) as page:

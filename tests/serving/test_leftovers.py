@@ -16,6 +16,7 @@ import pytest
 from stretto.serving.environment import LAUNCH_ID
 from stretto.serving.leftovers import begin_launch, sweep
 from stretto.serving.processes import read_process
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_a_launch_that_died_is_swept_and_a_living_one_is_not(tmp_path: Path) -> 
     ids = context.Queue()
     launcher = context.Process(target=launch_and_wait, args=(tmp_path, ids))
     launcher.start()
-    launch_id = ids.get(timeout=60)
+    launch_id = ids.get(timeout=PATIENCE_S)
     left = orphan(launch_id)
     assert sweep(tmp_path) == []
     assert left.poll() is None
@@ -86,7 +87,7 @@ def test_cleaning_ends_our_processes_and_files_and_nobody_elses(short_path: Path
 
 def test_a_process_that_has_ended_and_is_not_reaped_is_gone() -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while read_process(process.pid) is not None:
         assert time.monotonic() < deadline
         time.sleep(0.01)

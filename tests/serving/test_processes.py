@@ -16,6 +16,7 @@ from stretto.serving.processes import (
     read_process,
     waits_for_a_child,
 )
+from tests.patience import PATIENCE_S
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 PARENT = [sys.executable, "-c", f"import subprocess; subprocess.run({SLEEP!r})"]
@@ -23,7 +24,7 @@ PARENT = [sys.executable, "-c", f"import subprocess; subprocess.run({SLEEP!r})"]
 
 def test_grandchildren_are_found() -> None:
     parent = subprocess.Popen(PARENT)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while len(descendants(parent.pid)) < 1:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -77,7 +78,7 @@ def test_a_watch_on_a_process_that_is_gone_says_so() -> None:
 
 def test_the_environment_of_a_process_can_be_read() -> None:
     process = subprocess.Popen(SLEEP, env={"COLOUR": "green"})
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while environment_of(process.pid, "COLOUR") is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -91,7 +92,7 @@ def test_the_environment_of_a_process_can_be_read() -> None:
 def test_who_waits_for_a_child_is_told_from_who_sleeps() -> None:
     parent = subprocess.Popen(PARENT)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while not waits_for_a_child(parent.pid):
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -107,7 +108,7 @@ def test_who_has_not_noticed_the_end_of_a_child_is_found() -> None:
     child = subprocess.Popen(SLEEP)
     assert not lost_children(os.getpid())
     child.kill()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not lost_children(os.getpid()):
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -19,6 +19,7 @@ from stretto.triton_io.chunk_sender import ChunkSender, SenderLimits
 from stretto.triton_io.flow import DecoderFailed, DecoderRefused, DecoderStalled, FlowSlot, FlowTable, Outcome
 from stretto.triton_io.responses import Responses, ResponseThread
 from tests.fakes_triton import InferenceResponse, ResponseSender
+from tests.patience import PATIENCE_S
 from tests.triton_io.answering import AnsweringSender
 from tests.triton_io.sealing import SEAL, envelope_in, responses_to
 
@@ -84,7 +85,7 @@ class BrokenSender(ResponseSender):
         raise BrokenPipeError("gone")
 
 
-async def settled(condition: object, timeout_s: float = 60.0) -> None:
+async def settled(condition: object, timeout_s: float = PATIENCE_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline

@@ -16,6 +16,7 @@ from stretto.triton_io import hang
 from stretto.triton_io.hang import LOOKS, HangWatch
 from tests.decoder.test_worker import pile_up
 from tests.fakes import FakeCodec
+from tests.patience import PATIENCE_S
 
 Change = Callable[["Machine", int], None]
 
@@ -131,7 +132,7 @@ def started(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[bytes]]
 @pytest.mark.parametrize("started", [WAITS], indirect=True)
 def test_a_real_thread_that_waits_for_ever_is_found(started: subprocess.Popen[bytes]) -> None:
     watch = HangWatch(lambda: True, [(started.pid, started.pid)])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not watch.look():
         assert time.monotonic() < deadline
         time.sleep(0.001)
@@ -166,6 +167,6 @@ def test_the_process_of_the_watch_ends_with_what_hangs(machine: Machine, monkeyp
     monkeypatch.setattr(hang, "LOOK_S", 0.001)
     watch = HangWatch(lambda: True, [(7, 8)], [5], machine.folder)
     watch.start("the engine")
-    assert ended.get(timeout=60) == "the engine hangs"
+    assert ended.get(timeout=PATIENCE_S) == "the engine hangs"
     watch.stop()
     assert not watch.look()

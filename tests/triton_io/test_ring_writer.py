@@ -17,6 +17,7 @@ from stretto.triton_io.flow import FlowSlot, FlowTable
 from stretto.triton_io.ring_writer import RingWriter, RingWriters
 from stretto_client.ring import Ring, RingSize
 from tests.cuda_runtime import install
+from tests.patience import PATIENCE_S
 
 
 @dataclass
@@ -76,7 +77,7 @@ def told(index: int = 0, is_final: bool = False) -> dict[str, Any]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)

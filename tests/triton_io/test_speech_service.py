@@ -25,6 +25,7 @@ from stretto.triton_io.seal import TAG
 from stretto.triton_io.speech_service import SpeechService
 from tests.fakes_triton import Logger, MetricFamily, Request, ResponseSender, TritonError
 from tests.families.test_text_stream import QWEN, tokenizer
+from tests.patience import PATIENCE_S
 from tests.small_vocabularies import TRACKED_CSM
 from tests.triton_io.answering import AnsweringSender
 from tests.triton_io.sealing import SEAL, envelope_in, part_inputs, prompt_inputs
@@ -94,7 +95,7 @@ def request(table: FlowTable, num_rows: int) -> Request:
 
 
 def wait(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -10,6 +10,7 @@ import pytest
 
 from stretto.triton_io.decoding_service import DecodingService
 from stretto.triton_io.ring_writer import RingWriters
+from tests.patience import PATIENCE_S
 from tests.triton_io.sealing import SEAL
 
 PROGRAM = """
@@ -68,7 +69,7 @@ class Broken:
 
 
 def until(ended: list[str]) -> list[str]:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not ended:
         assert time.monotonic() < deadline, "the thread has ended, and nobody was told"
         time.sleep(0.01)
