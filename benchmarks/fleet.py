@@ -31,6 +31,8 @@ GATEWAY_STREAMS = 256  # `--max-active` of a gateway
 INSIDE_KBIT = 16 * 24.0 * 1.05  # server to gateway: 16-bit samples at 24 kHz, and what gRPC adds (estimated)
 OUTSIDE_KBIT = {"pcm, wav": 16 * 24.0, "mp3, aac": 64.0, "opus": 32.0}  # `stretto_gateway.encoding.CODECS`
 SIZES = (1, 8, 64, 1000)
+# Language models whose codec's operations are counted.
+COUNTED = tuple(each for each in BACKBONES if any(each.name.split()[0] in codec.name for codec in CODECS))
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Fleet:
 
 
 def codec_of(backbone: Backbone) -> CodecCost:
-    """That of the family."""
+    """That of the family, one of COUNTED."""
     (found,) = [codec for codec in CODECS if backbone.name.split()[0] in codec.name]
     return found
 
@@ -94,10 +96,10 @@ def tables(prices: Prices) -> str:
     """The tables in Markdown."""
     head = [gpu.name for gpu in GPUS]
     lines = ["| one GPU: streams, hour of speech | " + " | ".join(head) + " |", "|---|" + "---|" * len(head)]
-    for backbone in BACKBONES:
+    for backbone in COUNTED:
         cells = (_cell(streams_of(backbone, gpu), prices) for gpu in GPUS)
         lines.append(f"| {backbone.name} | " + " | ".join(cells) + " |")
-    one = streams_of(BACKBONES[0], _gpu("H100 SXM"))
+    one = streams_of(COUNTED[0], _gpu("H100 SXM"))
     outside = " | ".join(f"out, {name}" for name in OUTSIDE_KBIT)
     lines += ["", f"| GPUs | streams given | gateway cores | servers to gateways | {outside} |"]
     lines.append("|---|" + "---|" * (3 + len(OUTSIDE_KBIT)))

@@ -8,6 +8,7 @@ import yaml
 from benchmarks.fleet import (
     BUSY,
     CODECS,
+    COUNTED,
     GATEWAY_STREAMS,
     OUTSIDE_KBIT,
     Fleet,
@@ -16,7 +17,7 @@ from benchmarks.fleet import (
     streams_of,
     tables,
 )
-from benchmarks.sizing import BACKBONES, GPUS, SHARE_OF_TIME, streams_in_memory, streams_in_time
+from benchmarks.sizing import GPUS, SHARE_OF_TIME, streams_in_memory, streams_in_time
 from stretto_gateway.config import Limits
 from stretto_gateway.encoding import CODECS as FORMATS
 
@@ -26,7 +27,7 @@ H100 = next(gpu for gpu in GPUS if "H100" in gpu.name)
 
 def test_a_gpu_that_decodes_too_holds_no_more_than_one_that_does_not() -> None:
     assert len(CODECS) == 2
-    for backbone in BACKBONES:
+    for backbone in COUNTED:
         for gpu in GPUS:
             streams = streams_of(backbone, gpu)
             alone = min(streams_in_memory(backbone, gpu), streams_in_time(backbone, gpu))
@@ -54,7 +55,7 @@ def test_limits_and_bit_rates_are_those_of_the_gateway() -> None:
 def test_servers_are_added_where_the_arithmetic_says() -> None:
     triggers = yaml.safe_load((ROOT / "deploy/kubernetes/scaling.yaml").read_text())["spec"]["triggers"]
     (streams,) = [trigger for trigger in triggers if trigger["name"] == "streams"]
-    assert float(streams["metadata"]["threshold"]) == BUSY * streams_of(BACKBONES[0], H100)
+    assert float(streams["metadata"]["threshold"]) == BUSY * streams_of(COUNTED[0], H100)
 
 
 def test_the_document_has_the_tables_as_they_are_printed() -> None:
