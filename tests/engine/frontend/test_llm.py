@@ -112,6 +112,8 @@ async def test_a_reference_is_on_its_way_before_the_engine_has_made_a_row() -> N
         speaker = SpeechLLM(cast(Any, Silent()), cast(Any, config), cast(Any, None))
     rows = np.array([[57, *[58] * 5], *[[ids.start + row for ids in CSM.layout.audio] for row in range(3)]], np.int32)
     prompt = replace(make_prompt(CSM, 0, "tts", guidance_scale=1.0), rows=rows, num_reference_rows=3)
+    with pytest.raises(InvalidRequest, match=r"options.adapter: expected none: this server has no adapters"):
+        await anext(speaker.generate(replace(prompt, adapter="singer")))
     opening, last = await collect(speaker, prompt)
     assert (opening.chunk.index, opening.chunk.num_reference_frames) == (0, 3)
     assert opening.codes is not None

@@ -154,11 +154,11 @@ class SpeechLLM:
         utterance = Utterance(tracker, prompt.words, self._text, pacer, prompt.delivery.with_codes)
         frame_stats = FrameStats(self._stats, prompt.sampling)
         inputs = TokensPrompt(prompt_token_ids=prompt.rows[:, 0].tolist())
+        params, adapter = sampling_params(prompt, self._rules), self._adapters.named(prompt.adapter)
         width, text = self.family.layout.num_output_streams, self._texts.get(request_id, NO_TEXT)
         if prompt.num_reference_rows:
             yield reference_chunk(prompt.rows[-prompt.num_reference_rows :], self.family.layout)
             utterance.num_chunks = 1
-        params, adapter = sampling_params(prompt, self._rules), self._adapters.named(prompt.adapter)
         async with aclosing(self._engine.generate(inputs, params, request_id, lora_request=adapter)) as outputs:
             async for output in outputs:
                 place.has_begun = True
