@@ -137,11 +137,6 @@ class SegmentRules:
         """How many of the last rows read modules may read again, and so change what is kept of them."""
         return 0 if self.family.bursts is None else self.family.bursts.window
 
-    @property
-    def step_rate(self) -> float:
-        """How many steps make a second of audio, at the most; 0 where the codec's frame rate is not known."""
-        return self.family.frame_rate
-
     def track(self, first_row: int, ids: Sequence[int], is_open: bool = False) -> Track | None:
         """The text track of a reply that begins at `first_row`; None where the family has none."""
         track = self.family.text_track

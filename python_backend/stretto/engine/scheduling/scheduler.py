@@ -61,7 +61,8 @@ class PairedScheduling(Base):
         config = self.vllm_config
         rules = SegmentRules(family_of(config.model_config.hf_config), self.max_model_len)
         check_supported(config, self.kv_cache_config, rules)
-        blocks, load = KvBlocks(self.kv_cache_manager, self.block_size, rules.num_open_rows), StepLoad(rules.step_rate)
+        blocks = KvBlocks(self.kv_cache_manager, self.block_size, rules.num_open_rows)
+        load = StepLoad(rules.family.frame_rate)
         self.table = RequestTable(rules, self.hash_block_size)
         self.planner = PairPlanner(self.table, blocks)
         self.guidance = AdaptiveGuidance(self.table, blocks, load, config.max_concurrent_batches)
@@ -119,11 +120,10 @@ class PairedScheduling(Base):
 
     def _preempt(self, halves: Sequence[Request]) -> None:
         """`halves` take the head of the queue, but for those that running pairs await."""
-        now = time.monotonic()
         for request in halves:
             if request.status is RUNNING:
                 self.running.remove(request)
-                self._preempt_request(request, now)
+                self._preempt_request(request, time.monotonic())
             else:  # a half that waits follows its partner
                 put_first(self.waiting, request)
         put_first(self.waiting, *self.planner.awaited(self.running))
