@@ -16,7 +16,7 @@ class EngineConfig:
     kv_share: the share of the KV cache up to which requests that listen (`understanding`) and requests that speak
     (`generation`) are admitted, so that neither kind keeps the other waiting; a kind that is not named has no limit.
     max_waiting: how many sequences may wait for a place in the batch, beyond the `max_num_seqs` that are in it, before
-    further requests are refused as `unavailable`; a guided reply has two. None for as many as come.
+    further requests are refused as `full`; a guided reply has two. None for as many as come.
     batch_invariant: whether logits may not depend on what else is in the batch, on a GPU and at a cost.
     adapters: folders of LoRA adapters, as PEFT writes them, by the names that requests use; relative to `checkpoint`.
     """
