@@ -115,6 +115,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 Change = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+SECOND = FIRST.replace("lora_A", "lora_B")
 HEAD = "base_model.model.lm_head.lora_A.weight"
 
 
@@ -126,9 +127,16 @@ HEAD = "base_model.model.lm_head.lora_A.weight"
         (lambda tensors: tensors | {FIRST: tensors[FIRST][:, :-1].contiguous()}, r"of \[r, 128\], got \[4, 127\]"),
         (
             lambda tensors: tensors | {FIRST: tensors[FIRST][:3].contiguous()},
-            r"of one rank, at most 8, for .*q_proj, got .*'A': 3",
+            r"of rank 4 for .*q_proj, got .*'A': 3",
         ),
-        (lambda tensors: {FIRST: tensors[FIRST]}, r"lora_A and lora_B of one rank, .*q_proj, got {'A': 4}"),
+        (lambda tensors: {FIRST: tensors[FIRST]}, r"lora_A and lora_B of rank 4 for .*q_proj, got {'A': 4}"),
+        (
+            lambda tensors: {
+                FIRST: tensors[FIRST][:3].contiguous(),
+                SECOND: tensors[SECOND][:, :3].contiguous(),
+            },
+            r"of rank 4 for .*q_proj, got {'A': 3, 'B': 3}",
+        ),
         (lambda tensors: {}, "has no tensors"),
     ],
 )

@@ -51,7 +51,8 @@ def lora_arguments(adapters: Mapping[str, Path]) -> dict[str, Any]:
     """
     if not adapters:
         return {}
-    rank = max(_rank(name, folder) for name, folder in adapters.items())
+    helpers = [_read_config(name, folder) for name, folder in adapters.items()]
+    rank = max(max([helper.r, *helper.rank_pattern.values()]) for helper in helpers)
     if rank > RANKS[-1]:
         raise CheckpointError(f"adapters: expected ranks of at most {RANKS[-1]}, got {rank}")
     places = len(adapters) + 1
@@ -71,8 +72,8 @@ def restrict_to_backbone(config: VllmConfig, adapters: Mapping[str, Path]) -> No
         _check_tensors(name, folder, config)
 
 
-def _rank(name: str, folder: Path) -> int:
-    """The highest rank of an adapter's layers."""
+def _read_config(name: str, folder: Path) -> PEFTHelper:
+    """What an adapter's file says of its layers' ranks and scales; CheckpointError where vLLM cannot compute it."""
     try:
         helper = PEFTHelper.from_dict(json.loads((folder / CONFIG).read_text()))
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -82,11 +83,12 @@ def _rank(name: str, folder: Path) -> int:
         refused.append("Adapter bias is not supported.")
     if refused:
         raise CheckpointError(f"adapters.{name}: {' '.join(refused)}")
-    return max([helper.r, *helper.rank_pattern.values()])
+    return helper
 
 
 def _check_tensors(name: str, folder: Path, config: VllmConfig) -> None:
-    """Every tensor belongs to a layer of the backbone and fits it: vLLM would take one that is too small for a part."""
+    """Every tensor belongs to a layer of the backbone and fits it: vLLM would take one that is too small for a part,
+    and scale one of another rank than the file says as if it had that."""
     path, num_layers, sizes = folder / WEIGHTS, config.model_config.hf_config.num_hidden_layers, _sizes(config)
     ranks = dict[str, dict[str, int]]()
     try:
@@ -106,12 +108,11 @@ def _check_tensors(name: str, folder: Path, config: VllmConfig) -> None:
         ranks.setdefault(f"model.layers.{match[1]}.{match[2]}", {})[match[3]] = rank
     if not ranks:
         raise CheckpointError(f"adapters.{name}: {path} has no tensors")
-    assert config.lora_config is not None, "it has been asked for"
-    room = config.lora_config.max_lora_rank
+    helper = _read_config(name, folder)
     for layer, of in ranks.items():
-        if len(of) < 2 or of["A"] != of["B"] or of["A"] > room:
-            expected = f"lora_A and lora_B of one rank, at most {room}, for {layer}"
-            raise CheckpointError(f"adapters.{name}: expected {expected}, got {of}")
+        rank, _ = helper.get_rank_and_scaling(layer)
+        if of != {"A": rank, "B": rank}:
+            raise CheckpointError(f"adapters.{name}: expected lora_A and lora_B of rank {rank} for {layer}, got {of}")
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
