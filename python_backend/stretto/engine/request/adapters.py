@@ -51,8 +51,8 @@ def lora_arguments(adapters: Mapping[str, Path]) -> dict[str, Any]:
     """
     if not adapters:
         return {}
-    helpers = [_read_config(name, folder) for name, folder in adapters.items()]
-    rank = max(max([helper.r, *helper.rank_pattern.values()]) for helper in helpers)
+    written = [_read_config(name, folder) for name, folder in adapters.items()]
+    rank = max(max([each.r, *each.rank_pattern.values()]) for each in written)
     if rank > RANKS[-1]:
         raise CheckpointError(f"adapters: expected ranks of at most {RANKS[-1]}, got {rank}")
     places = len(adapters) + 1
@@ -75,15 +75,15 @@ def restrict_to_backbone(config: VllmConfig, adapters: Mapping[str, Path]) -> No
 def _read_config(name: str, folder: Path) -> PEFTHelper:
     """What an adapter's file says of its layers' ranks and scales; CheckpointError where vLLM cannot compute it."""
     try:
-        helper = PEFTHelper.from_dict(json.loads((folder / CONFIG).read_text()))
+        config = PEFTHelper.from_dict(json.loads((folder / CONFIG).read_text()))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"adapters.{name}: {folder / CONFIG} cannot be read: {error}") from None
-    refused = helper._validate_features()
-    if helper.bias != "none":
+    refused = config._validate_features()
+    if config.bias != "none":
         refused.append("Adapter bias is not supported.")
     if refused:
         raise CheckpointError(f"adapters.{name}: {' '.join(refused)}")
-    return helper
+    return config
 
 
 def _check_tensors(name: str, folder: Path, config: VllmConfig) -> None:
@@ -108,9 +108,9 @@ def _check_tensors(name: str, folder: Path, config: VllmConfig) -> None:
         ranks.setdefault(f"model.layers.{match[1]}.{match[2]}", {})[match[3]] = rank
     if not ranks:
         raise CheckpointError(f"adapters.{name}: {path} has no tensors")
-    helper = _read_config(name, folder)
+    written = _read_config(name, folder)
     for layer, of in ranks.items():
-        rank, _ = helper.get_rank_and_scaling(layer)
+        rank, _ = written.get_rank_and_scaling(layer)
         if of != {"A": rank, "B": rank}:
             raise CheckpointError(f"adapters.{name}: expected lora_A and lora_B of rank {rank} for {layer}, got {of}")
 
