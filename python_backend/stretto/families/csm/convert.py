@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import CsmConfig, CsmForConditionalGeneration
 
 from stretto.checkpoints.published import Contents, Converted
 from stretto.checkpoints.release import Release, Tokenizer
 from stretto.checkpoints.tensors import Part, Plan, shapes_of
+from stretto.checkpoints.transformers_config import LLAMA_NUMBERS, dtype_of, read_numbers
 from stretto.errors import CheckpointError
 from stretto.families.csm.family import CsmVocabulary
 from stretto.families.depth import DepthSpec
@@ -45,32 +45,16 @@ def convert(release: Release, contents: Contents) -> Converted:
         NAME: "csm",
         VOCABULARY: known.to_record(),
         "vocab_size": layout.vocab_size,
-        **{name: getattr(config, name) for name in NUMBERS},
+        **{name: getattr(config, name) for name in LLAMA_NUMBERS},
         "tie_word_embeddings": True,  # there is no head over this vocabulary: `depth.first_head` draws
         "dtype": contents.dtype,
     }
     return Converted(record, plan(config, known, contents.tensors), (CODEC, CODES_OF_BACKBONE))
 
 
-NUMBERS = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "rope_parameters",
-    "attention_bias",
-    "mlp_bias",
-)
-
-
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
     """As config.json says it."""
-    return config.get("dtype", config.get("torch_dtype"))
+    return dtype_of(config)
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
@@ -80,13 +64,7 @@ def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[st
 
 def read_config(record: Mapping[str, Any]) -> Any:
     """The numbers, a CsmConfig; CheckpointError where config.json is of another model, or of one that is not served."""
-    if record.get("model_type") != "csm":
-        raise CheckpointError(f"config.json: expected model_type 'csm', got {record.get('model_type')!r}")
-    try:
-        config: Any = CsmConfig.from_dict(dict(record))
-    except (TypeError, ValueError, StrictDataclassError) as error:
-        said = " ".join(str(error).split())  # some of it in several lines
-        raise CheckpointError(f"config.json: not the numbers of csm: {said}") from error
+    config = read_numbers(CsmConfig, record)
     depth = config.depth_decoder_config
     found = (config.attention_bias, config.mlp_bias, depth.attention_bias, depth.mlp_bias, depth.hidden_act)
     if found != (False, False, False, False, "silu"):

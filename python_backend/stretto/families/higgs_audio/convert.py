@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
 
 from stretto.checkpoints.published import Contents, Converted
 from stretto.checkpoints.release import Release, Tokenizer
 from stretto.checkpoints.tensors import Part, Plan, shapes_of
+from stretto.checkpoints.transformers_config import LLAMA_NUMBERS, dtype_of, read_numbers
 from stretto.errors import CheckpointError
 from stretto.families.higgs_audio.family import NEEDED, NUM_MARKS, SCENE_END, SCENE_START, HiggsAudioVocabulary
 from stretto.families.registry import NAME, VOCABULARY
@@ -41,32 +41,16 @@ def convert(release: Release, contents: Contents) -> Converted:
         NAME: "higgs_audio_v2",
         VOCABULARY: known.to_record(),
         "vocab_size": known.layout.vocab_size,
-        **{name: getattr(config, name) for name in NUMBERS},
+        **{name: getattr(config, name) for name in LLAMA_NUMBERS},
         "tie_word_embeddings": True,  # there is no head over this vocabulary: `audio_head` draws
         "dtype": contents.dtype,
     }
     return Converted(record, plan(config, contents.tensors), DROPPED, folded=(CODES,))
 
 
-NUMBERS = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "rope_parameters",
-    "attention_bias",
-    "mlp_bias",
-)
-
-
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
     """As config.json says it."""
-    return config.get("dtype", config.get("torch_dtype"))
+    return dtype_of(config)
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
@@ -77,13 +61,7 @@ def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[st
 def read_config(record: Mapping[str, Any]) -> Any:
     """The numbers, a HiggsAudioV2Config; CheckpointError where config.json is of another model, or of one that is not
     served."""
-    if record.get("model_type") != "higgs_audio_v2":
-        raise CheckpointError(f"config.json: expected model_type 'higgs_audio_v2', got {record.get('model_type')!r}")
-    try:
-        config: Any = HiggsAudioV2Config.from_dict(dict(record))
-    except (TypeError, ValueError, StrictDataclassError) as error:
-        said = " ".join(str(error).split())  # some of it in several lines
-        raise CheckpointError(f"config.json: not the numbers of higgs_audio_v2: {said}") from error
+    config = read_numbers(HiggsAudioV2Config, record)
     found = (config.attention_bias, config.mlp_bias, config.hidden_act)
     if found != (False, False, "silu"):
         raise CheckpointError(f"config.json: expected layers without biases, and silu; got {found}")

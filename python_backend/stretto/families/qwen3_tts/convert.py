@@ -18,6 +18,7 @@ from torch import Tensor
 from stretto.checkpoints.published import Contents, Converted
 from stretto.checkpoints.release import Release
 from stretto.checkpoints.tensors import Part, Plan, check
+from stretto.checkpoints.transformers_config import dtype_of
 from stretto.families.audio_format import KEY, X_VECTOR
 from stretto.families.qwen3_tts.convert_config import Numbers, vocabulary
 from stretto.families.qwen3_tts.convert_speaker import speaker_encoder
@@ -77,7 +78,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
     """As config.json says it, where it does."""
-    return config.get("dtype", config.get("torch_dtype"))
+    return dtype_of(config)
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:

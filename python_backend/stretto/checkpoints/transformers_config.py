@@ -1,0 +1,41 @@
+"""config.json of a release in transformers' layout: its numbers, through the class that they are of."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+
+from stretto.errors import CheckpointError
+
+# Of a backbone of Llama's layers.
+LLAMA_NUMBERS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_parameters",
+    "attention_bias",
+    "mlp_bias",
+)
+
+
+def read_numbers(config_class: Any, record: Mapping[str, Any]) -> Any:
+    """The numbers as `config_class` has them; CheckpointError where config.json is of another model, or is none."""
+    kind = config_class.model_type
+    if record.get("model_type") != kind:
+        raise CheckpointError(f"config.json: expected model_type {kind!r}, got {record.get('model_type')!r}")
+    try:
+        return config_class.from_dict(dict(record))
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        said = " ".join(str(error).split())  # some of it in several lines
+        raise CheckpointError(f"config.json: not the numbers of {kind}: {said}") from error
+
+
+def dtype_of(record: Mapping[str, Any]) -> str | None:
+    """As config.json says it, where it does."""
+    return record.get("dtype", record.get("torch_dtype"))
