@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import numpy as np
 import soundfile
+from google.protobuf.message import DecodeError
 from tritonclient.grpc.service_pb2 import (
     InferParameter,
     ModelInferRequest,
@@ -293,7 +294,7 @@ def _sealed(data: bytes, doors: Doors) -> bytes:
     """A message in which a prompt is the server's own, as far as it is still one."""
     try:
         request = ModelInferRequest.FromString(data)
-    except Exception:
+    except DecodeError:
         return data
     if SEALED_PROMPT not in request.raw_input_contents:
         return data
