@@ -1,5 +1,6 @@
 """What a request must fulfil before it is queued; each refusal names the field, the limit and what came."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from stretto.engine.request.pairs import max_blocks
 from stretto.engine.request.rules import SegmentRules
-from stretto.errors import InvalidRequest
+from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Task
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig
@@ -97,6 +98,14 @@ def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
         raise InvalidRequest("text", f"at most {last} tokens behind the prompt", len(prompt.track))
     if prompt.track and not 0 <= min(prompt.track) <= max(prompt.track) < size:
         raise InvalidRequest("track", f"ids in [0, {size})", f"{min(prompt.track)} ... {max(prompt.track)}")
+
+
+def known_ids(ids: Sequence[int], rules: SegmentRules) -> Sequence[int]:
+    """`ids` of a text that goes on; InvalidRequest where one of them is none of the vocabulary's."""
+    size = rules.family.layout.vocab_size
+    if not all(isinstance(each, int) and 0 <= each < size for each in ids):
+        raise InvalidRequest("text", f"ids in [0, {size})", shown(list(ids)))
+    return ids
 
 
 def max_words(prompt: Prompt, rules: SegmentRules) -> int:

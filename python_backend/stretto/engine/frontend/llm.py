@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
-from stretto.engine.frontend.admission import Capacity, admit, max_words
+from stretto.engine.frontend.admission import Capacity, admit, known_ids, max_words
 from stretto.engine.frontend.launch import vllm_config
 from stretto.engine.frontend.places import Place, Places
 from stretto.errors import InvalidRequest, StrettoError
@@ -104,12 +104,12 @@ class SpeechLLM:
     async def write(self, request_id: str, ids: Sequence[int], is_last: bool = False) -> None:
         """Go on with the text of a reply that was asked for with an open one; is_last: the text is complete.
 
-        Raises InvalidRequest where there is no such reply, its text is complete, or too long.
+        Raises InvalidRequest where there is no such reply, its text is complete, or too long, or where an id is none.
         """
         if request_id not in self._texts:
             raise InvalidRequest("request_id", "a reply whose text is open", request_id)
         end = (self.family.text_track.end_id,) if is_last and self.family.text_track else ()
-        await self._texts[request_id].write([*ids, *end], is_last)
+        await self._texts[request_id].write([*known_ids(ids, self._rules), *end], is_last)
 
     async def generate(
         self, prompt: Prompt, request_id: str | None = None, pacer: Pacer | None = None
