@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from stretto.errors import CheckpointError
 
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+EXPERTS = {"w13_weight": ("gate_proj", "up_proj"), "w2_weight": ("down_proj",)}  # of all experts of a layer, as one
 Weights = Iterable[tuple[str, Tensor]]
 
 
@@ -34,8 +35,11 @@ def load_strictly(model: nn.Module, load: Callable[[Weights], set[str]], weights
 
 def fused_parts(model: nn.Module) -> Iterator[str]:
     """The names under which a checkpoint has the parts of fused weights and biases."""
-    for name, _ in model.named_parameters():
+    for name, parameter in model.named_parameters():
         module, _, kind = name.rpartition(".")
+        for part in EXPERTS.get(kind, ()):
+            experts = module.removesuffix(".routed_experts")
+            yield from (f"{experts}.{number}.{part}.weight" for number in range(len(parameter)))
         parent, _, fused = module.rpartition(".")
         if kind in ("weight", "bias") and fused in FUSED:
             yield from (f"{parent}.{part}.{kind}" for part in FUSED[fused])
