@@ -82,7 +82,7 @@ def small_config(
 ) -> dict[str, Any]:
     """What config.json says of a small release; where the widths differ, the depth transformer's input is projected."""
     talker = {
-        **_backbone(hidden, layers, 32),
+        **backbone(hidden, layers, 32),
         "num_code_groups": codebooks,
         "vocab_size": codes + NUM_MARKERS,
         "text_vocab_size": TEXT_IDS,
@@ -93,7 +93,7 @@ def small_config(
         "spk_id": {"ryan": codes + 900, "eric": codes + 901} if kind == "custom_voice" else {},
         "spk_is_dialect": {"ryan": False, "eric": "sichuan_dialect"} if kind == "custom_voice" else {},
         "code_predictor_config": {
-            **_backbone(depth_hidden, depth_layers, 16),
+            **backbone(depth_hidden, depth_layers, 16),
             "num_code_groups": codebooks,
             "vocab_size": codes,
             "rope_scaling": None,
@@ -124,7 +124,7 @@ def proportioned_config() -> dict[str, Any]:
     return config | {f"{name}_token_id": ROOM + SPECIAL[token] for name, token in NAMED.items()}
 
 
-def _backbone(hidden: int, layers: int, head_dim: int) -> dict[str, Any]:
+def backbone(hidden: int, layers: int, head_dim: int) -> dict[str, Any]:
     return {
         "hidden_size": hidden,
         "intermediate_size": 3 * hidden // 2,
@@ -141,7 +141,7 @@ def _backbone(hidden: int, layers: int, head_dim: int) -> dict[str, Any]:
     }
 
 
-def _layers(prefix: str, numbers: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def layer_shapes(prefix: str, numbers: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     hidden, inner, width = (numbers[name] for name in ("hidden_size", "intermediate_size", "head_dim"))
     queries, keys = numbers["num_attention_heads"] * width, numbers["num_key_value_heads"] * width
     found: dict[str, tuple[int, ...]] = {}
@@ -166,7 +166,7 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     depth = talker["code_predictor_config"]
     hidden, text, inner = talker["hidden_size"], talker["text_hidden_size"], depth["hidden_size"]
     others = talker["num_code_groups"] - 1
-    found = _layers("talker.model.", talker) | _layers("talker.code_predictor.model.", depth)
+    found = layer_shapes("talker.model.", talker) | layer_shapes("talker.code_predictor.model.", depth)
     found |= {
         "talker.model.text_embedding.weight": (talker["text_vocab_size"], text),
         "talker.model.codec_embedding.weight": (talker["vocab_size"], hidden),

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks.checkpoints.random_checkpoint import write_checkpoint
 from stretto.engine.worker.frame_predictor import Readout
@@ -15,6 +14,7 @@ from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling
 from tests.engine.harness import Engine
 from tests.engine.prompts import make_prompt
+from tests.engine.recorded_logits import RecordedLogits
 from tests.published_qwen3_tts import CASES, Checkpoint
 from tests.reference.speech_lm import Reference
 from tests.small_vocabularies import QWEN3_TTS
@@ -55,25 +55,6 @@ def test_drawn_replies_are_those_of_the_slow_reference(tmp_path: Path, is_async:
         assert lead > 1e-5
         assert answers[name].rows == [row[: QWEN3_TTS.layout.num_output_streams] for row in expected], name
     assert sum(each.trailer.num_preemptions for each in answers.values()) > 0
-
-
-class RecordedLogits:
-    """Raw logits of an engine that draws one reply: of stream 0 [C + 1] row by row, of the others [C] one by one."""
-
-    def __init__(self, readout: Any, patch: pytest.MonkeyPatch):
-        self.first, self.others = list[np.ndarray](), list[np.ndarray]()
-        heads, frames = readout.heads, readout.frames
-
-        def kept(product: Callable[..., torch.Tensor], into: list[np.ndarray]) -> Callable[..., torch.Tensor]:
-            def record(hidden: torch.Tensor) -> torch.Tensor:
-                logits = product(hidden)
-                into.append(logits[0].numpy().copy())
-                return logits
-
-            return record
-
-        patch.setattr(heads, "first", kept(heads.first, self.first))
-        patch.setattr(frames, "_heads", [kept(head, self.others) for head in frames._heads])
 
 
 @pytest.mark.parametrize("kind", CASES)

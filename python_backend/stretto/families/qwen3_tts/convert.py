@@ -93,19 +93,24 @@ def published_shapes(numbers: Numbers, known: Qwen3TtsVocabulary) -> dict[str, t
     width, text, inner = talker.number("hidden_size"), talker.number("text_hidden_size"), known.depth.hidden
     shapes = {
         EMBEDDINGS: (known.num_text_ids, text),
-        CODES: (known.num_codec_ids, width),
-        HEAD: (known.num_codec_ids, width),
         f"{TEXT_PROJECTION}1.weight": (text, text),
         f"{TEXT_PROJECTION}1.bias": (text,),
         f"{TEXT_PROJECTION}2.weight": (width, text),
         f"{TEXT_PROJECTION}2.bias": (width,),
+        **code_shapes(known, width),
     }
-    for k in range(known.num_codebooks - 1):
-        shapes[_codes(k)] = (known.codebook_size, width)
-        shapes[f"{DEPTH}lm_head.{k}.weight"] = (known.codebook_size, inner)
     if known.depth.projection:
         shapes |= {f"{PROJECTION}weight": (inner, width), f"{PROJECTION}bias": (inner,)}
-    return shapes | _layer_shapes(TALKER, talker) | _layer_shapes(f"{DEPTH}model.", depth)
+    return shapes | layer_shapes(TALKER, talker) | layer_shapes(f"{DEPTH}model.", depth)
+
+
+def code_shapes(known: Qwen3TtsVocabulary, width: int) -> dict[str, tuple[int, ...]]:
+    """The tables and heads of codes, of a backbone of that width, by name."""
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys((CODES, HEAD), (known.num_codec_ids, width))
+    for k in range(known.num_codebooks - 1):
+        shapes[_codes(k)] = (known.codebook_size, width)
+        shapes[f"{DEPTH}lm_head.{k}.weight"] = (known.codebook_size, known.depth.hidden)
+    return shapes
 
 
 def _codes(k: int) -> str:
@@ -113,7 +118,8 @@ def _codes(k: int) -> str:
     return f"{DEPTH}model.codec_embedding.{k}.weight"
 
 
-def _layer_shapes(prefix: str, numbers: Numbers) -> dict[str, tuple[int, ...]]:
+def layer_shapes(prefix: str, numbers: Numbers) -> dict[str, tuple[int, ...]]:
+    """Qwen3's layers and the norm behind them, by name."""
     width, inner, head_dim = (numbers.number(name) for name in ("hidden_size", "intermediate_size", "head_dim"))
     queries, keys = (head_dim * numbers.number(f"num_{name}_heads") for name in ("attention", "key_value"))
     shapes: dict[str, tuple[int, ...]] = {

@@ -36,6 +36,13 @@ class Numbers:
             raise CheckpointError(f"config.json: expected {self._path}{name} > 0, got {value!r}")
         return value
 
+    def flag(self, name: str) -> bool:
+        """A truth value."""
+        value = self._record.get(name)
+        if not isinstance(value, bool):
+            raise CheckpointError(f"config.json: expected {self._path}{name} true or false, got {value!r}")
+        return value
+
     def token(self, name: str, below: int) -> int:
         """An id of a vocabulary."""
         return self._token(name, self.entry(name, int), below)
@@ -82,7 +89,7 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> Qwen3TtsVocabulary:
     if num_codebooks < 3:
         raise CheckpointError(f"config.json: expected talker_config.num_code_groups >= 3, got {num_codebooks}")
     depth.same("num_code_groups", num_codebooks)
-    _check_positions(talker)
+    check_positions(talker)
     languages = talker.tokens("codec_language_id", num_ids)
     return Qwen3TtsVocabulary(
         kind=kind,
@@ -91,7 +98,7 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> Qwen3TtsVocabulary:
         num_codec_ids=num_ids,
         num_codebooks=num_codebooks,
         codebook_size=num_codes,
-        text=_text_ids(numbers, tokenizer, talker.number("text_vocab_size")),
+        text=text_ids(numbers, tokenizer, talker.number("text_vocab_size")),
         codec=CodecIds(
             **{name: talker.token(f"codec_{name}_id", num_ids) for name in CODEC_IDS},
             eos=talker.token("codec_eos_token_id", num_ids),
@@ -115,14 +122,15 @@ def _dialects(talker: Numbers, languages: Collection[str]) -> dict[str, str]:
     return dialects
 
 
-def _check_positions(talker: Numbers) -> None:
+def check_positions(talker: Numbers) -> None:
     """Three equal positions a row: the sections of the embedding are one then, and must be as wide together."""
     sections = talker.of("rope_scaling").entry("mrope_section", list)
     if not all(isinstance(each, int) for each in sections) or 2 * sum(sections) != talker.number("head_dim"):
         raise CheckpointError(f"config.json: expected mrope_section of half a head in all, got {sections!r}")
 
 
-def _text_ids(numbers: Numbers, tokenizer: Tokenizer, num_ids: int) -> TextIds:
+def text_ids(numbers: Numbers, tokenizer: Tokenizer, num_ids: int) -> TextIds:
+    """Of the words and markers in every prompt; CheckpointError where the tokenizer is another's."""
     ids = {spelling: token_id for token_id, spelling in tokenizer.tokens.items()}
     words = {"assistant": "assistant", "user": "user", "newline": "Ċ"}
     missing = [word for word in words.values() if word not in ids]

@@ -12,7 +12,7 @@ What the model puts text through is in its table (`convert.py`). Numbers are tho
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from stretto.families.base import Family, Task, TextTrack, UnconditionalContext
 from stretto.families.depth import DepthSpec
@@ -116,7 +116,7 @@ class Qwen3TtsVocabulary:
     depth: DepthSpec = field(default=DEPTH)
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "Qwen3TtsVocabulary":
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
         """From `speech_vocabulary` in config.json."""
         parts = {"text": TextIds, "codec": CodecIds, "depth": DepthSpec}
         return cls(**{**record, **{name: build(**record[name]) for name, build in parts.items()}})

@@ -1,0 +1,27 @@
+"""What an engine draws from, as it computes it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+
+class RecordedLogits:
+    """Raw logits of an engine that draws one reply: of stream 0 [C + 1] row by row, of the others [C] one by one."""
+
+    def __init__(self, readout: Any, patch: pytest.MonkeyPatch):
+        self.first, self.others = list[np.ndarray](), list[np.ndarray]()
+        heads, frames = readout.heads, readout.frames
+
+        def kept(product: Callable[..., torch.Tensor], into: list[np.ndarray]) -> Callable[..., torch.Tensor]:
+            def record(hidden: torch.Tensor) -> torch.Tensor:
+                logits = product(hidden)
+                into.append(logits[0].numpy().copy())
+                return logits
+
+            return record
+
+        patch.setattr(heads, "first", kept(heads.first, self.first))
+        patch.setattr(frames, "_heads", [kept(head, self.others) for head in frames._heads])
