@@ -44,12 +44,7 @@ def run(folder: Path, prompts: dict, is_async: bool) -> dict[str, Answer]:
 
 
 @pytest.mark.parametrize(
-    ("name", "is_async"),
-    [
-        pytest.param("tiny", True, id="tiny"),
-        pytest.param("tests.speech_families:EIGHT_STREAMS", False, id="eight_streams", marks=pytest.mark.nightly),
-        pytest.param("tests.speech_families:MODULES", True, id="modules"),
-    ],
+    ("name", "is_async"), zip(FAMILIES, (True, False, True), strict=True), ids=["tiny", "eight_streams", "modules"]
 )
 def test_on_a_device_nothing_waits_and_the_replies_are_those_of_the_host(
     name: str, is_async: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -20,9 +20,7 @@ from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.published_higgs_audio import HiggsAudioReference, convert, make_model
 from tests.server.conftest import Server
 
-# By night: tests/engine/test_higgs_audio.py holds the same release, converted as here, to the same class; its prompts
-# and its codec have tests of their own.
-pytestmark = [pytest.mark.server, pytest.mark.nightly]
+pytestmark = pytest.mark.server
 
 NUM_ROWS = 26
 OPTIONS = {

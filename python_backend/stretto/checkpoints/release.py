@@ -18,7 +18,16 @@ from stretto.errors import CheckpointError
 from stretto.families.registry import config_at, json_object
 from stretto.families.tokenizer import FILE, TextTokenizer
 
-FAMILIES = ("bagpiper", "opuslm", "opuslm-dialogue", "vita-audio", "csm", "qwen3-tts", "higgs-audio-v2")
+FAMILIES = (
+    "bagpiper",
+    "opuslm",
+    "opuslm-dialogue",
+    "vita-audio",
+    "csm",
+    "qwen3-tts",
+    "qwen3-omni-talker",
+    "higgs-audio-v2",
+)
 INDEX = ".safetensors.index.json"
 
 

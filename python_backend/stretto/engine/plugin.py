@@ -6,6 +6,7 @@ BACKBONES = "stretto.engine.models"
 ARCHITECTURES = {
     "StrettoQwen2ForCausalLM": f"{BACKBONES}.qwen2:StrettoQwen2ForCausalLM",
     "StrettoQwen3ForCausalLM": f"{BACKBONES}.qwen3:StrettoQwen3ForCausalLM",
+    "StrettoQwen3MoeForCausalLM": f"{BACKBONES}.qwen3_moe:StrettoQwen3MoeForCausalLM",
     "StrettoLlamaForCausalLM": f"{BACKBONES}.llama:StrettoLlamaForCausalLM",
     "StrettoOlmo2ForCausalLM": f"{BACKBONES}.olmo2:StrettoOlmo2ForCausalLM",
     "StrettoHiggsAudioForCausalLM": "stretto.families.higgs_audio.model:StrettoHiggsAudioForCausalLM",

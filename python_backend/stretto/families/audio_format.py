@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from stretto.errors import InvalidRequest
 from stretto.records.prompt import Prompt
 
 KEY = "audio_config"  # of a checkpoint's config.json: the encoder's configuration
 SENSE_VOICE = "sense_voice_small"  # its `model_type`, where it is not Qwen3-Omni's
 X_VECTOR = "x_vector"  # its `model_type`, where there is none: a speaker encoder outside the model has heard a voice
+THINKER_STATES = "thinker_states"  # its `model_type`, where a thinker has heard it, of which the model is given states
 NUM_QUERIES = 4  # rows of its own that SenseVoice puts before those it hears
 
 
@@ -34,6 +37,8 @@ class AudioFormat:
             return StackedFormat(record["num_mel_bins"])
         if record.get("model_type") == X_VECTOR:
             return VectorFormat(record["hidden_size"])
+        if record.get("model_type") == THINKER_STATES:
+            return StatesFormat(record["hidden_size"])
         return cls(record["num_mel_bins"], record["n_window"], record.get("do_normalize", True))
 
     def num_rows(self, num_frames: int) -> int:
@@ -63,6 +68,11 @@ class VectorFormat(AudioFormat):
         return num_frames
 
 
+@dataclass(frozen=True, slots=True)
+class StatesFormat(VectorFormat):
+    """Hidden states of `num_mel_bins` numbers, as wide as the model that has heard something: a row of each."""
+
+
 def _after_convolutions(num_frames: int) -> int:
     for _ in range(3):
         num_frames = (num_frames - 1) // 2 + 1
@@ -79,6 +89,8 @@ def check_audios(prompt: Prompt, audio_format: AudioFormat | None) -> None:
         if audio.features.ndim != 2 or audio.features.shape[1] != audio_format.num_mel_bins or not len(audio.features):
             expected = f"features [F >= 1, {audio_format.num_mel_bins}]"
             raise InvalidRequest(field, expected, list(audio.features.shape))
+        if not np.isfinite(audio.features).all():
+            raise InvalidRequest(field, "features that are finite numbers", "NaN or infinity")
         expected_rows = audio_format.num_rows(len(audio.features))
         if audio.num_rows != expected_rows:
             raise InvalidRequest(field, f"{expected_rows} rows for {len(audio.features)} frames", audio.num_rows)

@@ -115,6 +115,7 @@ class Family:
     stream's. Its ends are the `end_frame` then, and what it puts into a row counts as drawn (SAMPLED_WARM_UP, NO_TAIL).
     has_audio_head: the checkpoint has `audio_head.weight` [n, H], the heads of all output streams in audio one behind
     another, and none over the vocabulary.
+    not_served: why the server refuses it, which `SpeechLLM` drives; empty where it serves it.
     """
 
     name: str
@@ -150,6 +151,7 @@ class Family:
     text_track: TextTrack | None = None
     staircase: Staircase | None = None
     has_audio_head: bool = False
+    not_served: str = ""
 
     def task(self, name: str) -> Task:
         """The task called `name`; KeyError lists the names there are."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from stretto.codec.base import Codec
 from stretto.codec.registry import load_codec
-from stretto.errors import InvalidRequest
+from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.registry import family_at
 from stretto.preprocessing.audio import (
     MAX_FILES,
@@ -79,6 +79,8 @@ class Preprocessor:
 
     def __init__(self, checkpoint: Path, codec: Codec | None = None, device: str = "cpu"):
         self.family = family_at(checkpoint)
+        if self.family.not_served:
+            raise CheckpointError(f"{self.family.name} {self.family.not_served}")
         spoken = self.family.layout.num_codebooks
         self.codec = codec or load_codec(self.family.codec, checkpoint, device, spoken)
         self.template = open_template(self.family, checkpoint, self.codec, device)

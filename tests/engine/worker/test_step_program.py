@@ -14,16 +14,12 @@ from tests.small_vocabularies import BAGPIPER, DIALOGUE, HIGGS_AUDIO, OPUSLM, QW
 from tests.speech_families import EIGHT_STREAMS, INTERLEAVED, PENALIZED
 
 pytestmark = pytest.mark.slow
-FAMILIES = [TINY, DIALOGUE, PENALIZED, INTERLEAVED, TRACKED_CSM, QWEN3_TTS, HIGGS_AUDIO]
-BY_NIGHT = [BAGPIPER, OPUSLM, EIGHT_STREAMS]  # which do nothing that those do not
+FAMILIES = [TINY, BAGPIPER, OPUSLM, DIALOGUE, EIGHT_STREAMS, PENALIZED, INTERLEAVED, TRACKED_CSM, QWEN3_TTS]
+FAMILIES.append(HIGGS_AUDIO)
 NUM_SLOTS, NUM_STEPS = 5, 20  # as many steps as it takes until others have followed in every slot
 
 
-@pytest.mark.parametrize(
-    "family",
-    [*FAMILIES, *(pytest.param(family, marks=pytest.mark.nightly) for family in BY_NIGHT)],
-    ids=lambda family: family.name,
-)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_both_samplers_give_the_same_rows_and_leave_the_same_tables(family: Family) -> None:
     rules = SegmentRules(family, LENGTH)
     ours, theirs = captured(rules, NUM_SLOTS), reference(rules, NUM_SLOTS)

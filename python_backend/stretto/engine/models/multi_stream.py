@@ -15,8 +15,9 @@ from stretto.engine.models.depth_transformer import DepthTransformer
 from stretto.engine.models.strict_loading import load_strictly
 from stretto.engine.request.family import family_of
 from stretto.engine.request.rules import SegmentRules
-from stretto.families.audio_format import AudioFormat, StackedFormat, VectorFormat
+from stretto.families.audio_format import AudioFormat, StackedFormat, StatesFormat, VectorFormat
 from stretto.families.bagpiper import model as qwen3_omni
+from stretto.families.qwen3_omni_talker import model as thinker_states
 from stretto.families.qwen3_tts import model as x_vector
 from stretto.families.vita_audio import model as sense_voice
 
@@ -30,6 +31,7 @@ ENCODERS: dict[type[AudioFormat], Any] = {
     AudioFormat: qwen3_omni,
     StackedFormat: sense_voice,
     VectorFormat: x_vector,
+    StatesFormat: thinker_states,
 }
 
 

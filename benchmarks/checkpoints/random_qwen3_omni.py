@@ -1,0 +1,154 @@
+"""Random weights of Qwen3-Omni's talker in the layout in which the whole model is published, small, for tests.
+
+Of the thinker there is its table of embeddings, which the talker reads, and a tensor that it does not.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.checkpoints.random_qwen3_tts import (
+    MARKERS,
+    NUM_MARKERS,
+    SPECIAL,
+    TEXT_IDS,
+    backbone,
+    layer_shapes,
+    write_tokenizer,
+)
+from benchmarks.checkpoints.random_tensors import random_tensors
+
+NAMES = ("pad_id", "bos_id", "eos_token_id", "nothink_id", "think_bos_id", "think_eos_id")
+AUDIO, IMAGE, VIDEO = 316, 317, 318  # where the thinker has heard or seen something
+HEARD = {"<|audio_pad|>": AUDIO, "<|image_pad|>": IMAGE, "<|video_pad|>": VIDEO}
+ROLES = {"system": 319, "user": 266, "assistant": 263}
+UNUSED = "thinker.model.norm.weight"
+
+
+def small_config() -> dict[str, Any]:
+    """What config.json says of a small release."""
+    return {
+        "architectures": ["Qwen3OmniMoeForConditionalGeneration"],
+        "model_type": "qwen3_omni_moe",
+        "enable_audio_output": True,
+        "im_start_token_id": SPECIAL["<|im_start|>"],
+        "im_end_token_id": SPECIAL["<|im_end|>"],
+        "tts_pad_token_id": SPECIAL["<tts_pad>"],
+        "tts_bos_token_id": SPECIAL["<tts_text_bos>"],
+        "tts_eos_token_id": SPECIAL["<tts_text_eod>"],
+        **{f"{name}_token_id": token for name, token in ROLES.items()},
+        "thinker_config": {
+            "audio_token_id": AUDIO,
+            "image_token_id": IMAGE,
+            "video_token_id": VIDEO,
+            "text_config": {"vocab_size": TEXT_IDS, "hidden_size": 48},
+        },
+        "talker_config": _talker(),
+    }
+
+
+def _talker(
+    hidden: int = 64, layers: int = 2, depth_layers: int = 2, codebooks: int = 4, codes: int = 32, experts: int = 6
+) -> dict[str, Any]:
+    text = {
+        **backbone(hidden, layers, 32),
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 64,
+        "num_experts": experts,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "vocab_size": codes + NUM_MARKERS,
+        "rope_scaling": {"interleaved": True, "mrope_section": [8, 4, 4], "rope_type": "default", "type": "default"},
+    }
+    return {
+        "accept_hidden_layer": 1,
+        "spatial_merge_size": 2,
+        "num_code_groups": codebooks,
+        "thinker_hidden_size": 48,
+        "audio_token_id": AUDIO,
+        "image_token_id": IMAGE,
+        "video_token_id": VIDEO,
+        **{f"codec_{name}": codes + MARKERS[name] for name in NAMES},
+        "speaker_id": {"ethan": codes + 900, "chelsie": codes + 901},
+        "text_config": text,
+        "code_predictor_config": {
+            **backbone(hidden, depth_layers, 16),
+            "num_code_groups": codebooks,
+            "vocab_size": codes,
+            "rope_scaling": None,
+            "layer_types": ["full_attention"] * depth_layers,
+        },
+    }
+
+
+def _moe_layers(numbers: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The talker's layers: as Qwen3's, but for experts in the place of one feed-forward."""
+    hidden, inner, shared = (
+        numbers[name] for name in ("hidden_size", "moe_intermediate_size", "shared_expert_intermediate_size")
+    )
+    prefix = "talker.model."
+    found = {name: shape for name, shape in layer_shapes(prefix, numbers).items() if ".mlp." not in name}
+    for layer in range(numbers["num_hidden_layers"]):
+        mlp = f"{prefix}layers.{layer}.mlp."
+        found[f"{mlp}gate.weight"] = (numbers["num_experts"], hidden)
+        found[f"{mlp}shared_expert_gate.weight"] = (1, hidden)
+        sizes = {f"experts.{expert}": inner for expert in range(numbers["num_experts"])} | {"shared_expert": shared}
+        for name, size in sizes.items():
+            found |= {f"{mlp}{name}.{part}_proj.weight": (size, hidden) for part in ("gate", "up")}
+            found[f"{mlp}{name}.down_proj.weight"] = (hidden, size)
+    return found
+
+
+def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The published tensors by name that a talker with this config.json has, and two of the thinker's."""
+    talker = config["talker_config"]
+    text, depth = talker["text_config"], talker["code_predictor_config"]
+    hidden, inner, heard = text["hidden_size"], text["intermediate_size"], talker["thinker_hidden_size"]
+    found = _moe_layers(text) | layer_shapes("talker.code_predictor.model.", depth)
+    found |= {
+        "thinker.model.embed_tokens.weight": (config["thinker_config"]["text_config"]["vocab_size"], heard),
+        UNUSED: (heard,),
+        "talker.model.codec_embedding.weight": (text["vocab_size"], hidden),
+        "talker.codec_head.weight": (text["vocab_size"], hidden),
+    }
+    for name in ("text", "hidden"):
+        found |= {
+            f"talker.{name}_projection.linear_fc1.weight": (inner, heard),
+            f"talker.{name}_projection.linear_fc1.bias": (inner,),
+            f"talker.{name}_projection.linear_fc2.weight": (hidden, inner),
+            f"talker.{name}_projection.linear_fc2.bias": (hidden,),
+        }
+    for k in range(talker["num_code_groups"] - 1):
+        found[f"talker.code_predictor.model.codec_embedding.{k}.weight"] = (depth["vocab_size"], hidden)
+        found[f"talker.code_predictor.lm_head.{k}.weight"] = (depth["vocab_size"], hidden)
+    return found
+
+
+def tensors(config: Mapping[str, Any], seed: int = 1) -> dict[str, np.ndarray]:
+    """Random float32 tensors by published name."""
+    return random_tensors(shapes(config), seed)
+
+
+def write_release(folder: Path, config: Mapping[str, Any] | None = None, seed: int = 1) -> Path:
+    """A release as published, but for its codec and most of its thinker: weights in two files with their index, their
+    numbers and the tokenizer, all in `folder`."""
+    from safetensors.numpy import save_file
+
+    config = config or small_config()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tokenizer(folder, SPECIAL | HEARD)
+    (folder / "config.json").write_text(json.dumps(config))
+    drawn = tensors(config, seed)
+    thinker = {name for name in drawn if name.startswith("thinker.")}
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate((sorted(thinker), sorted(drawn.keys() - thinker)), 1):
+        file = f"model-{number:05d}-of-00002.safetensors"
+        save_file({name: drawn[name] for name in names}, folder / file)
+        weight_map |= dict.fromkeys(names, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder

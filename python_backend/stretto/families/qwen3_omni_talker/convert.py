@@ -1,0 +1,172 @@
+"""Qwen3-Omni's release, of which the talker is taken: names, shapes and ids as Qwen publishes them.
+
+https://huggingface.co/Qwen/Qwen3-Omni-30B-A3B-Instruct: files of the whole model, of which `talker.…` is a tenth. Only
+what is taken is read, and with it the table of the thinker's embeddings, which the talker's text is made of. Every
+number is config.json's: the defaults of transformers' classes are another model's. The rest is as Qwen3-TTS's.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from stretto.checkpoints.published import Contents, Converted
+from stretto.checkpoints.release import Release, Tokenizer
+from stretto.checkpoints.tensors import Part, Plan
+from stretto.checkpoints.transformers_config import dtype_of
+from stretto.errors import CheckpointError
+from stretto.families.audio_format import KEY, THINKER_STATES
+from stretto.families.qwen3_omni_talker.family import NAME, TalkerVocabulary
+from stretto.families.qwen3_tts import convert as qwen3_tts
+from stretto.families.qwen3_tts.convert_config import (
+    NUM_SUPPRESSED,
+    Numbers,
+    check_positions,
+    depth_spec,
+    text_ids,
+)
+from stretto.families.qwen3_tts.family import CodecIds
+from stretto.families.registry import NAME as FAMILY
+from stretto.families.registry import VOCABULARY
+
+BACKBONE_TAG = None  # config.json itself says the numbers
+CODEC = "code2wav."
+EMBEDDINGS = "thinker.model.embed_tokens.weight"
+PROJECTION = "talker.hidden_projection."
+CODEC_IDS = ("pad", "bos", "nothink", "think_bos", "think_eos")
+MOE_NUMBERS = (
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+    "num_experts",
+    "num_experts_per_tok",
+)
+
+
+def convert(release: Release, contents: Contents) -> Converted:
+    """Its checkpoint."""
+    numbers = Numbers(contents.config)
+    known = vocabulary(numbers, contents.tokenizer)
+    talker = numbers.of("talker_config")
+    text = talker.of("text_config")
+    record = {
+        "architectures": ["StrettoQwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        FAMILY: NAME,
+        VOCABULARY: known.to_record(),
+        "vocab_size": known.layout.vocab_size,
+        **{name: text.number(name) for name in (*qwen3_tts.LAYER_NUMBERS, *MOE_NUMBERS)},
+        "norm_topk_prob": text.flag("norm_topk_prob"),
+        "decoder_sparse_step": 1,  # whatever config.json says: transformers' class has experts in every layer
+        "mlp_only_layers": [],
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "max_position_embeddings": known.max_model_len,
+        "tie_word_embeddings": True,  # there is no head over this vocabulary: `depth.first_head` draws
+        "dtype": contents.dtype,
+        KEY: {
+            "model_type": THINKER_STATES,
+            "hidden_size": talker.number("thinker_hidden_size"),
+            "intermediate_size": text.number("intermediate_size"),
+        },
+    }
+    shapes = published_shapes(numbers, known)
+    parts = plan(known, shapes, contents.tensors)
+    return Converted(record, parts, ("thinker.", CODEC), tuple(name for name in shapes if name not in parts))
+
+
+def trained_dtype(config: Mapping[str, Any]) -> str | None:
+    """As config.json says it, where it does."""
+    return dtype_of(config)
+
+
+def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
+    """That the server does not take it."""
+    return ["a talker without its thinker: to be driven through SpeechLLM; the server refuses it"]
+
+
+def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> TalkerVocabulary:
+    """Where text and codes lie, and who speaks; CheckpointError where it is a model that is not served."""
+    numbers.same("model_type", "qwen3_omni_moe")
+    talker, thinker = numbers.of("talker_config"), numbers.of("thinker_config")
+    text, depth = talker.of("text_config"), talker.of("code_predictor_config")
+    for part in (text, depth):
+        part.same("hidden_act", "silu")
+        part.same("attention_bias", False)
+    depth.same("hidden_size", text.number("hidden_size"))  # its codes are not projected
+    num_ids, num_codes, num_codebooks = (
+        text.number("vocab_size"),
+        depth.number("vocab_size"),
+        talker.number("num_code_groups"),
+    )
+    if num_ids - NUM_SUPPRESSED != num_codes:
+        expected = f"talker_config.text_config.vocab_size of {num_codes} codes and {NUM_SUPPRESSED} markers"
+        raise CheckpointError(f"config.json: expected {expected}, got {num_ids}")
+    if num_codebooks < 3:
+        raise CheckpointError(f"config.json: expected talker_config.num_code_groups >= 3, got {num_codebooks}")
+    depth.same("num_code_groups", num_codebooks)
+    check_positions(text)
+    num_text_ids = thinker.of("text_config").number("vocab_size")
+    codec = {name: talker.token(f"codec_{name}_id", num_ids) for name in CODEC_IDS}
+    return TalkerVocabulary(
+        takes_instructions=False,
+        num_text_ids=num_text_ids,
+        num_codec_ids=num_ids,
+        num_codebooks=num_codebooks,
+        codebook_size=num_codes,
+        text=text_ids(numbers, tokenizer, num_text_ids),
+        # A thought about the language, which is how Qwen3-TTS is told one, the talker has no marker for.
+        codec=CodecIds(**codec, think=codec["nothink"], eos=talker.token("codec_eos_token_id", num_ids)),
+        speakers=talker.tokens("speaker_id", num_ids),
+        max_model_len=text.number("max_position_embeddings"),
+        depth=depth_spec(text, depth),
+        heard=thinker.token("audio_token_id", num_text_ids),
+        seen=tuple(thinker.token(f"{kind}_token_id", num_text_ids) for kind in ("image", "video")),
+    )
+
+
+def published_shapes(numbers: Numbers, known: TalkerVocabulary) -> dict[str, tuple[int, ...]]:
+    """All tensors that are taken, by name."""
+    talker = numbers.of("talker_config")
+    text, heard = talker.of("text_config"), talker.number("thinker_hidden_size")
+    inner, width = text.number("intermediate_size"), text.number("hidden_size")
+    shapes = {
+        EMBEDDINGS: (known.num_text_ids, heard),
+        **qwen3_tts.code_shapes(known, width),
+        **_projection_shapes(qwen3_tts.TEXT_PROJECTION.removesuffix("linear_fc"), heard, inner, width),
+        **_projection_shapes(PROJECTION, heard, inner, width),
+        **qwen3_tts.layer_shapes(f"{qwen3_tts.DEPTH}model.", talker.of("code_predictor_config")),
+    }
+    layers = qwen3_tts.layer_shapes(qwen3_tts.TALKER, text).items()
+    shapes |= {name: shape for name, shape in layers if ".mlp." not in name}
+    for layer in range(text.number("num_hidden_layers")):
+        shapes |= _expert_shapes(f"{qwen3_tts.TALKER}layers.{layer}.mlp.", text)
+    return shapes
+
+
+def _projection_shapes(prefix: str, width: int, inner: int, hidden: int) -> dict[str, tuple[int, ...]]:
+    shapes = {f"{prefix}linear_fc1.weight": (inner, width), f"{prefix}linear_fc2.weight": (hidden, inner)}
+    return shapes | {f"{prefix}linear_fc1.bias": (inner,), f"{prefix}linear_fc2.bias": (hidden,)}
+
+
+def _expert_shapes(prefix: str, numbers: Numbers) -> dict[str, tuple[int, ...]]:
+    width, number = numbers.number("hidden_size"), numbers.number("num_experts")
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{prefix}gate.weight": (number, width),
+        f"{prefix}shared_expert_gate.weight": (1, width),
+    }
+    sizes = {f"experts.{expert}": numbers.number("moe_intermediate_size") for expert in range(number)}
+    sizes["shared_expert"] = numbers.number("shared_expert_intermediate_size")
+    for name, size in sizes.items():
+        shapes |= {f"{prefix}{name}.{part}_proj.weight": (size, width) for part in ("gate", "up")}
+        shapes[f"{prefix}{name}.down_proj.weight"] = (width, size)
+    return shapes
+
+
+def plan(known: TalkerVocabulary, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> Plan:
+    """What becomes of each tensor: as of Qwen3-TTS's, and of the states' projection what makes rows of them."""
+    parts = qwen3_tts.plan(known, {**shapes, qwen3_tts.EMBEDDINGS: shapes[EMBEDDINGS]}, tensors)
+    parts[EMBEDDINGS] = parts.pop(qwen3_tts.EMBEDDINGS)
+    for name, shape in shapes.items():
+        if name.startswith(PROJECTION):
+            parts[name] = Part(f"adaptor.{name.removeprefix(PROJECTION)}", shape)
+    return parts

@@ -1,0 +1,120 @@
+"""Prompts of Qwen3-Omni's talker, of what a thinker has read, heard and said: for `SpeechLLM`, not for the server.
+
+    text    im_start user \\n  What is  …    ? im_end \\n │ im_start assistant \\n  pad …       bos Hello │ ,  eos pad …
+    codec                              │ │             │                        nothink … pad bos   │ f0 f1  f2  …
+    states                             s0 s1
+
+Of the conversation the talker reads the turns of users: ids where there is text, and where the thinker heard a row made
+of each of its states. Beside each frame it reads a word of the thinker's reply, the first in the prompt's last row, the
+others as they come, then the end (`Family.text_track`).
+Layout: `generate` of Qwen3OmniMoeForConditionalGeneration in transformers.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from stretto.codec.base import Codec
+from stretto.errors import CheckpointError, InvalidRequest
+from stretto.families.base import Family
+from stretto.families.qwen3_omni_talker.family import NAME, TalkerVocabulary, qwen3_omni_talker
+from stretto.families.qwen3_tts.prompt import RowWriter
+from stretto.families.registry import VOCABULARY, config_at
+from stretto.preprocessing.prompt import Template
+from stretto.preprocessing.rows import stream0_rows
+from stretto.records.prompt import HeardAudio, Prompt
+from stretto.records.sampling import SamplingConfig
+
+
+class TalkerPrompts:
+    """Writes the prompts of one checkpoint."""
+
+    def __init__(self, vocabulary: TalkerVocabulary):
+        self._known, self.family = vocabulary, qwen3_omni_talker(vocabulary)
+        self._writer = RowWriter(self.family, vocabulary)
+
+    @classmethod
+    def at(cls, checkpoint: Path) -> "TalkerPrompts":
+        """Over the vocabulary in a checkpoint's config.json; CheckpointError where it is another family's."""
+        config = config_at(checkpoint)
+        if config.get("speech_family") != NAME:
+            raise CheckpointError(f"{checkpoint}: expected a checkpoint of {NAME}, got {config.get('speech_family')!r}")
+        return cls(TalkerVocabulary.from_record(config[VOCABULARY]))
+
+    def write(
+        self,
+        conversation: Sequence[int],
+        words: Sequence[int],
+        voice: str,
+        states: np.ndarray | None = None,
+        sampling: SamplingConfig | None = None,
+        is_open: bool = False,
+    ) -> Prompt:
+        """What speaks `words`, the ids of a reply, or of its beginning where is_open: `SpeechLLM.write` goes on with it
+        and says its end, which here follows at once.
+
+        conversation: ids of the thinker's prompt. states: [n, W] float32, the hidden states of the thinker's layer
+        `accept_hidden_layer` of config.json at the ids of users' turns where it heard audio, in order; None where it
+        heard none. InvalidRequest names what does not fit.
+        """
+        text = self._known.text
+        self._check_ids("conversation", conversation)
+        self.check_words(words)
+        if voice not in self._known.speakers:
+            raise InvalidRequest("voice", f"one of {', '.join(self._known.speakers)}", repr(voice))
+        users = [token for turn in self._user_turns(conversation) for token in turn]
+        head = np.concatenate([stream0_rows(self.family.layout, users), self._writer.head([], voice, None)])
+        made = self._writer.prompt(head, words, is_streaming=True)
+        assert made.track[-1] == text.eos
+        return Prompt(
+            self.family.tasks[0].name,
+            made.rows,
+            sampling or self.family.tasks[0].sampling,
+            audios=self._heard(users, states),
+            track=made.track[:-1] if is_open else made.track,
+            is_open=is_open,
+        )
+
+    def check_words(self, words: Sequence[int]) -> None:
+        """InvalidRequest unless `words` are one id at the least, and none that begins, ends or pads a text."""
+        self._check_ids("words", words)
+        if not len(words):
+            raise InvalidRequest("words", "at least the first of a reply", "none")
+        marks = {self._known.text.pad, self._known.text.bos, self._known.text.eos}.intersection(words)
+        if marks:
+            raise InvalidRequest("words", "ids of a text without its begin, end or pads", sorted(marks))
+
+    def _check_ids(self, field: str, ids: Sequence[int]) -> None:
+        size = self._known.num_text_ids
+        if any(not isinstance(each, int | np.integer) or not 0 <= each < size for each in ids):
+            raise InvalidRequest(field, f"ids of the thinker's text in [0, {size})", "others")
+
+    def _user_turns(self, conversation: Sequence[int]) -> Iterator[list[int]]:
+        """The turns of users, each from its `im_start` up to the next turn's."""
+        text, ids = self._known.text, list(conversation)
+        starts = [index for index, token in enumerate(ids) if token == text.im_start]
+        for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True):
+            if ids[start + 1 : start + 2] != [text.user]:
+                continue
+            turn = ids[start:stop]
+            if set(turn).intersection(self._known.seen):
+                expected = "text and audio: rows of images and video need positions in three dimensions"
+                raise InvalidRequest("conversation", expected, "a turn with an image or a video")
+            yield turn
+
+    def _heard(self, users: Sequence[int], states: np.ndarray | None) -> tuple[HeardAudio, ...]:
+        """The states, laid over the rows where the thinker heard."""
+        heard = [index for index, token in enumerate(users) if token == self._known.heard]
+        given = np.zeros((0, 1), np.float32) if states is None else states
+        if given.ndim != 2 or len(given) != len(heard) or given.dtype != np.float32:
+            expected = f"float32 [{len(heard)}, W], one for each id where audio was heard"
+            raise InvalidRequest("states", expected, f"{given.dtype} {list(given.shape)}")
+        runs = [[at for at, _ in run] for _, run in groupby(enumerate(heard), lambda each: each[1] - each[0])]
+        return tuple(HeardAudio(heard[run[0]], len(run), given[run[0] : run[-1] + 1]) for run in runs)
+
+
+def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
+    """None: CheckpointError says that it needs a thinker."""
+    raise CheckpointError(f"{family.name} {family.not_served}")

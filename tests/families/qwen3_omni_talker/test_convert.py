@@ -1,0 +1,75 @@
+"""What does not fit of a release of Qwen3-Omni is named, and nothing is written; of the thinker little is read."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from benchmarks.checkpoints.random_qwen3_omni import UNUSED, small_config, write_release
+from stretto.checkpoints.command import main
+from stretto.families.registry import family_at
+from tests.published_qwen3_omni import command
+
+EXPERT = "talker.model.layers.1.mlp.experts.5.down_proj.weight"
+SECOND = "model-00002-of-00002.safetensors"
+
+
+def refusal(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(command(folder, folder / "out")) == 1
+    assert not (folder / "out").exists()
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    return said
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda config: config.update(model_type="qwen3_tts"), "expected model_type 'qwen3_omni_moe', got 'qwen3_tts'"),
+        (lambda config: config.pop("tts_eos_token_id"), "expected tts_eos_token_id of type int, got None"),
+        (lambda config: config.pop("talker_config"), "expected talker_config of type dict, got None"),
+        (lambda config: config["talker_config"].update(speaker_id={"ethan": -1}), "speaker_id.ethan in [0, 1056)"),
+        (lambda config: config["talker_config"].update(num_code_groups=1), "num_code_groups >= 3, got 1"),
+        (lambda config: config["talker_config"]["text_config"].update(vocab_size=900), "32 codes and 1024 markers"),
+        (lambda config: config["talker_config"]["text_config"].update(norm_topk_prob=1), "true or false, got 1"),
+        (
+            lambda config: config["talker_config"]["code_predictor_config"].update(hidden_size=32),
+            "expected talker_config.code_predictor_config.hidden_size 64, got 32",
+        ),
+        (lambda config: config["talker_config"]["text_config"].update(num_experts=7), "missing: talker.model.layers.0"),
+        (
+            lambda config: config["thinker_config"].update(audio_token_id=330),
+            "thinker_config.audio_token_id in [0, 330), got 330",
+        ),
+    ],
+)
+def test_a_config_that_is_not_of_this_model_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], edit: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    config = small_config()
+    folder = write_release(tmp_path, config)
+    edit(config)
+    (folder / "config.json").write_text(json.dumps(config))
+    assert message in refusal(folder, capsys)
+
+
+def test_an_expert_that_is_missing_and_a_tensor_that_is_unknown_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_release(tmp_path)
+    tensors = load_file(folder / SECOND)
+    tensors["talker.stranger"] = tensors.pop(EXPERT)
+    save_file(tensors, folder / SECOND)
+    said = refusal(folder, capsys)
+    assert f"missing: {EXPERT}" in said
+    assert "unknown: talker.stranger" in said
+
+
+def test_of_the_thinker_its_table_alone_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_release(tmp_path)
+    assert main(command(folder, folder / "out")) == 0
+    assert f"not needed: {UNUSED} [48]" in capsys.readouterr().out
+    assert family_at(folder / "out").voices == ("ethan", "chelsie")

@@ -1,0 +1,130 @@
+"""Prompts of Qwen3-Omni's talker are those that transformers' classes hand it; what it cannot speak is refused."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from benchmarks.checkpoints.random_qwen3_omni import AUDIO, IMAGE
+from stretto.checkpoints.make_repository import main as make_repository
+from stretto.errors import CheckpointError, InvalidRequest
+from stretto.families.audio_format import AudioFormat, check_audios
+from stretto.families.qwen3_omni_talker.prompt import TalkerPrompts
+from stretto.families.registry import config_at
+from stretto.records.prompt import Prompt
+from tests.published_qwen3_omni import Case, Theirs, cases, convert, turn
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return convert(tmp_path_factory.mktemp("talker"))
+
+
+def test_rows_and_words_of_every_case_are_transformers(checkpoint: Path) -> None:
+    """Words, audio, turns of several users, the words beside the frames: to 1e-5."""
+    theirs, family = Theirs(), TalkerPrompts.at(checkpoint).family
+    table = load_file(next(checkpoint.glob("*.safetensors")))["model.embed_tokens.weight"]
+    for name, case in cases().items():
+        prompt, (expected, trailing, pad) = case.prompt(checkpoint, 9), theirs.inputs(case)
+        ids = torch.from_numpy(prompt.rows).long()
+        is_silent = ids == family.layout.pad_id
+        is_silent[:, 0] = False
+        rows = table[ids].masked_fill(is_silent[..., None], 0).sum(1)
+        for audio in prompt.audios:
+            states = torch.from_numpy(audio.features)
+            made = theirs.talker.hidden_projection(states).detach()
+            rows[audio.first_row : audio.first_row + audio.num_rows] = made
+        torch.testing.assert_close(rows, expected[0], rtol=0, atol=1e-5, msg=name)
+        torch.testing.assert_close(table[list(prompt.track)], trailing[0], rtol=0, atol=1e-5, msg=name)
+        assert family.text_track is not None
+        torch.testing.assert_close(table[family.text_track.pad_id], pad[0, 0], rtol=0, atol=1e-5)
+
+
+def test_audio_has_a_position_for_each_row_as_text_has() -> None:
+    """By transformers' rule for positions in three dimensions, which are others where there are images."""
+    ids = turn("user", [5, *[AUDIO] * 26, 6])
+    given = torch.tensor([ids]), None, None, torch.ones(1, len(ids)), False, torch.tensor([200])
+    positions, shift = Theirs().talker.get_rope_index(*given)
+    assert positions[:, 0].tolist() == [list(range(len(ids)))] * 3
+    assert shift.item() == 0
+
+
+def written(checkpoint: Path, **changes: Any) -> Prompt:
+    given = cases()["audio"]
+    asked = {"conversation": given.conversation, "words": given.words, "voice": given.voice, "states": given.states}
+    return TalkerPrompts.at(checkpoint).write(**asked | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"words": []}, "words: expected at least the first of a reply, got none"),
+        ({"words": [5, 315]}, r"words: expected ids of a text without its begin, end or pads, got \[315\]"),
+        ({"words": [330]}, r"words: expected ids of the thinker's text in \[0, 330\), got others"),
+        ({"words": ["Hello"]}, "words: expected ids"),
+        ({"conversation": [-1]}, "conversation: expected ids"),
+        ({"voice": "Ethan"}, "voice: expected one of ethan, chelsie, got 'Ethan'"),
+        (
+            {"states": None},
+            r"states: expected float32 \[9, W\], one for each id where audio was heard, got float32 \[0",
+        ),
+        ({"states": np.zeros((8, 48), np.float32)}, r"states: expected float32 \[9, W\].* got float32 \[8, 48\]"),
+        ({"states": np.zeros((9, 48))}, r"states: .* got float64 \[9, 48\]"),
+        ({"conversation": turn("user", [IMAGE]), "states": None}, "conversation: expected text and audio: rows of"),
+    ],
+)
+def test_what_cannot_be_spoken_is_refused_by_name(checkpoint: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"^{message}"):
+        written(checkpoint, **changes)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda states: states[:, :40], r"features \[F >= 1, 48\], got \[9, 40\]"),
+        (lambda states: np.where(states == states.max(), np.nan, states), "features that are finite numbers, got NaN"),
+        (lambda states: np.where(states == states.max(), np.inf, states), "features that are finite numbers, got NaN"),
+    ],
+)
+def test_states_that_are_none_of_the_thinker_s_are_refused(
+    checkpoint: Path, spoil: Callable[[np.ndarray], np.ndarray], message: str
+) -> None:
+    prompt, expects = written(checkpoint), AudioFormat.from_config(config_at(checkpoint))
+    check_audios(prompt, expects)
+    (audio,) = prompt.audios
+    with pytest.raises(InvalidRequest, match=rf"^audios\[0\]: expected {message}"):
+        check_audios(replace(prompt, audios=(replace(audio, features=spoil(audio.features)),)), expects)
+
+
+def test_of_an_open_text_the_end_is_still_to_come(checkpoint: Path) -> None:
+    whole, begun = written(checkpoint), written(checkpoint, is_open=True)
+    assert begun.is_open
+    assert (*begun.track, 315) == whole.track
+
+
+def test_turns_of_others_are_not_read(checkpoint: Path) -> None:
+    """Nor what the thinker heard in them: of such states none is given."""
+    case = Case(turn("system", [3]) + turn("user", [4]) + turn("assistant", [AUDIO, IMAGE]), [5], "ethan")
+    rows = case.prompt(checkpoint, 9).rows
+    assert rows[:6, 0].tolist() == turn("user", [4])
+    assert len(rows) == 6 + 9
+
+
+def test_the_server_says_in_one_line_that_there_is_no_thinker(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert make_repository(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "served")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("stretto make-repository: qwen3_omni_talker speaks what a thinker says, and there is none")
+    assert said.count("\n") == 1
+
+
+def test_another_family_s_checkpoint_is_none(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"speech_family": "tiny"}')
+    with pytest.raises(CheckpointError, match="expected a checkpoint of qwen3_omni_talker, got 'tiny'"):
+        TalkerPrompts.at(tmp_path)
