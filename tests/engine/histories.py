@@ -10,13 +10,14 @@ from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
 from tests.engine.prompts import make_prompt
 from tests.small_vocabularies import TRACKED_CSM
-from tests.speech_families import EIGHT_STREAMS, FORCED_BURSTS
+from tests.speech_families import EIGHT_STREAMS, FORCED_BURSTS, MODULES
 
 FAMILIES: dict[str, Family] = {
     "tests.speech_families:EIGHT_STREAMS": EIGHT_STREAMS,
     "tiny": TINY,
     "tests.speech_families:FORCED_BURSTS": FORCED_BURSTS,
     "tests.small_vocabularies:TRACKED_CSM": TRACKED_CSM,
+    "tests.speech_families:MODULES": MODULES,
 }
 NUM_PROMPTS = 60
 MAX_MODEL_LEN = 256
@@ -102,6 +103,7 @@ def history_prompt(family: Family, index: int) -> Prompt:
     """
     group = index // 3 * 3
     prompt = make_prompt(family, group, family.tasks[index % len(family.tasks)].name)
+    schedules = family.bursts.schedules if family.bursts else ()
     rows = np.resize(prompt.rows, (LENGTHS[index * 5 % len(LENGTHS)], prompt.rows.shape[1]))
     rows = _with_codes(rows, family, index)
     sampling = prompt.sampling
@@ -116,6 +118,7 @@ def history_prompt(family: Family, index: int) -> Prompt:
         audio=replace(sampling.audio, min_rows=audio // 2, max_rows=audio, temperature=0.0 if greedy else 0.8),
         guidance_scale=(2.0, 1.0, 3.0, 1.5)[index // 2 % 4],
         seed=7000 + index,
+        schedule=(None, *(each.name for each in schedules))[index // 2 % (1 + len(schedules))],
     )
     return Prompt(prompt.task, rows, sampling, track=prompt.track)
 

@@ -1,11 +1,13 @@
 """What must hold after every step, whatever the history."""
 
 from collections import Counter
+from functools import partial
 
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request
 
 from stretto.engine.request.pairs import UNCONDITIONAL_SUFFIX
+from stretto.families.bursts import BurstSchedule
 from tests.engine.harness import Engine
 
 
@@ -97,3 +99,26 @@ def check_blocks(engine: Engine, num_taken: int) -> None:
             assert block.ref_cnt == held[block.block_id], f"block {block.block_id}: {block.ref_cnt} references"
     num_free = pool.get_num_free_blocks()
     assert num_free + len(held) + num_taken + 1 == len(pool.blocks), (num_free, len(held), num_taken)
+
+
+def bursts_of(engine: Engine, output: SchedulerOutput) -> Counter[str]:
+    """What becomes of rows said in bursts in the step that `output` asks for.
+
+    preempted bursts: replies that had said some, preempted before and read again from here on. bursts in parts: steps
+    that read the first rows of one and leave its others to the next.
+    """
+    scheduler, seen = engine.scheduler, Counter[str]()
+    joining = {data.req_id for data in output.scheduled_new_reqs}
+    for request_id in output.num_scheduled_tokens:
+        request, schedule = scheduler.requests[request_id], scheduler.table[request_id].schedule
+        if schedule is None or request_id != conditional_of(request_id):
+            continue
+        num_read, resumes = request.num_computed_tokens - request.num_prompt_tokens, request_id in joining
+        seen["preempted bursts"] += resumes and any(map(partial(_is_extra, schedule), range(request.num_output_tokens)))
+        seen["bursts in parts"] += request.is_prefill_chunk and num_read > 0 and _is_extra(schedule, num_read)
+    return seen
+
+
+def _is_extra(schedule: BurstSchedule, index: int) -> bool:
+    """Whether row `index` of a reply is one that follows the main model's in a burst."""
+    return schedule.next_step(index) != index

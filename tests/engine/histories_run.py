@@ -26,10 +26,12 @@ from tests.engine.histories import (
     Limits,
     history_prompt,
 )
-from tests.engine.histories_checks import Order, check_blocks, check_pairs, check_slots
+from tests.engine.histories_checks import Order, bursts_of, check_blocks, check_pairs, check_slots
 from tests.engine.histories_front import FrontEnd, Reader
-from tests.random_checkpoints import write_checkpoint
+from tests.random_checkpoints import write_checkpoint, write_modules
+from tests.reference.module_lm import ModuleReference
 from tests.reference.speech_lm import Reference
+from tests.speech_families import MODULES
 
 MIN_LEAD = 3e-5  # a decision closer than this may go either way when a batch adds its numbers in another order
 MAX_IDLE_STEPS = 3
@@ -61,14 +63,19 @@ class Stage:
 
     def __init__(self, folder: Path, name: str):
         self.family: Family = FAMILIES[name]
-        self.folder = write_checkpoint(folder, self.family, name, hidden=64, layers=2)
+        self.folder = folder
+        if self.family is MODULES:
+            write_modules(folder, self.family, name)
+        else:
+            write_checkpoint(folder, self.family, name, hidden=64, layers=2)
         self.seen: Counter[str] = Counter()
         self._engines: dict[tuple[bool, bool], Engine] = {}
         self._expected: dict[int, Expected] = {}
 
     @cached_property
     def _reference(self) -> Reference:
-        return Reference(self.folder, self.family, MAX_MODEL_LEN)
+        reference = ModuleReference if self.family is MODULES else Reference
+        return reference(self.folder, self.family, MAX_MODEL_LEN)
 
     def engine(self, limits: Limits) -> Engine:
         """The engine for `limits`, started once; what may change while it is empty is set."""
@@ -189,6 +196,7 @@ class _Play:
         check_pairs(self.engine, output)
         check_slots(self.engine)
         self.order.check()
+        self.stage.seen += bursts_of(self.engine, output)
 
     def _read(self, step: int) -> None:
         for request_id, reader in self.readers.items():
