@@ -98,10 +98,16 @@ BURSTS = Bursts(
 FORCED_BURSTS = replace(EIGHT_STREAMS, name="forced_bursts", tasks=EIGHT_STREAMS.tasks[1:], bursts=BURSTS)
 FORCED_CHAT = replace(EIGHT_STREAMS, name="forced_chat", guided_streams=(), bursts=BURSTS)
 
+_PENALIZED_TASKS = tuple(
+    replace(task, sampling=replace(task.sampling, repetition_penalty=1.3)) for task in FORCED_BURSTS.tasks
+)
 # With the modules of MCTP. The shapes of the published schedules, for four modules; the last uses two of them only.
+# What a text of it or its prompt has said, the same burst's rows among it, is less likely to come again.
 MODULES = replace(
     FORCED_BURSTS,
     name="modules",
+    tasks=_PENALIZED_TASKS,
+    penalized="all",
     bursts=Bursts(
         4,
         (
@@ -113,3 +119,5 @@ MODULES = replace(
         ),
     ),
 )
+# The same of its codes on stream 0, which are guided: it writes no text.
+PENALIZED_SPEECH = replace(MODULES, name="penalized_speech", tasks=_PENALIZED_TASKS[:1])

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stretto.families.base import Family
 from stretto.records.prompt import Prompt
 from tests.engine.harness import Answer, Engine
 from tests.engine.prompts import make_prompt
 from tests.random_checkpoints import write_modules
 from tests.reference.module_lm import ModuleReference
-from tests.speech_families import MODULES
+from tests.speech_families import MODULES, PENALIZED_SPEECH
 
 pytestmark = pytest.mark.engine
 MAX_MODEL_LEN = 160
@@ -28,9 +29,9 @@ Rows = list[list[int]]
 class Checkpoint:
     """Random weights, and what the reference makes of them."""
 
-    def __init__(self, folder: Path):
-        self.folder = write_modules(folder, MODULES, "tests.speech_families:MODULES")
-        self._reference = ModuleReference(folder, MODULES, MAX_MODEL_LEN)
+    def __init__(self, folder: Path, family: Family = MODULES):
+        self.folder = write_modules(folder, family, f"tests.speech_families:{family.name.upper()}")
+        self._reference = ModuleReference(folder, family, MAX_MODEL_LEN)
         self._replies: dict[str, Rows] = {}
 
     def reply(self, prompt: Prompt) -> Rows:
@@ -92,6 +93,29 @@ def test_replies_of_all_schedules_are_the_recomputed_ones(
     preempted = [name for name, answer in answers.items() if answer.trailer.num_preemptions]
     assert bool(preempted) == (limits is TIGHT)
     assert any(answers[name].trailer.num_guided_frames for name in preempted) or limits is not TIGHT
+
+
+def test_codes_that_prompt_and_reply_have_said_are_penalized_within_a_burst_too(tmp_path: Path) -> None:
+    """Drawn, most of them guided, in chunks and preempted. The other tests' texts are penalized, too."""
+    known, given, codes = Checkpoint(tmp_path, PENALIZED_SPEECH), {}, PENALIZED_SPEECH.layout.audio[0]
+    # The first two begin with all blocks there are, and need more after five steps.
+    for index, schedule in ((6, "turbo"), (2, "boost"), (5, "vanilla"), (3, "balance"), (1, "turbo_2")):
+        made = make_prompt(PENALIZED_SPEECH, index, schedule=schedule)
+        made.rows[1::5, 0] = codes.start + np.arange(len(made.rows[1::5])) % len(codes)
+        audio = replace(made.sampling.audio, temperature=0.9, min_rows=24, max_rows=24)
+        given[f"r{index}"] = replace(made, sampling=replace(made.sampling, audio=audio))
+    engine = Engine(known.folder, max_model_len=MAX_MODEL_LEN, async_scheduling=True, **TIGHT)
+    try:
+        answers = engine.run(given)
+        assert engine.is_clean()
+    finally:
+        engine.shutdown()
+    known.check(given, answers)
+    turbo = given["r6"]
+    free = replace(turbo, sampling=replace(turbo.sampling, repetition_penalty=1.0))
+    assert known.reply(free) != known.reply(turbo)
+    guided = [answer for answer in answers.values() if answer.trailer.num_guided_frames]
+    assert any(answer.trailer.num_preemptions for answer in guided)
 
 
 def test_a_reply_alone_is_the_one_in_a_batch(checkpoint: Checkpoint, roomy: Engine) -> None:

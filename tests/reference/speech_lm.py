@@ -226,7 +226,7 @@ class _Reply:
             said = dict(enumerate(self.prompt.track, len(self.prompt.rows)))
             row[family.text_track.stream] = said.get(position, family.text_track.pad_id)
         if self.audio_start is None:
-            row[0] = self.text_token(logits[0])
+            row[0] = self.text_token(self.penalized(logits[0]))
             if family.script and row[0] in family.script.spoken:
                 self.text.append(row[0])
                 row[family.script.index_stream] = family.script.index_base + len(self.text)
@@ -254,10 +254,12 @@ class _Reply:
         return self.ended(row, frame)
 
     def penalized(self, logits: list[float]) -> list[float]:
-        """Logits of stream 0 in audio, less where the reply has drawn their ids, of a family that writes no text."""
-        if not self.family.penalized or any(task.text for task in self.family.tasks):
+        """Logits of stream 0, less where their ids were said: in a text or, of a family that writes none, in audio."""
+        writes = any(task.text for task in self.family.tasks)
+        if not self.family.penalized or writes != (self.audio_start is None):
             return logits
-        said, penalty = {row[0] for row in self.rows[len(self.prompt.rows) :]}, self.sampling.repetition_penalty
+        first = 0 if self.family.penalized == "all" else len(self.prompt.rows)
+        said, penalty = {row[0] for row in self.rows[first:]}, self.sampling.repetition_penalty
         factors = [
             1.0 if token not in said else penalty if logit < 0 else 1 / penalty for token, logit in enumerate(logits)
         ]
@@ -306,7 +308,8 @@ class _Reply:
         if speaks:
             last -= self.tail + self.extra + 2 + len(family.transition)
         is_full = family.script is not None and len(self.text) >= family.script.max_entries
-        allowed = [token for ids in self.task.text for token in ids] + ends * (count >= limits.min_rows)
+        allowed = [token for ids in self.task.text for token in ids if token not in ends]
+        allowed += ends * (count >= limits.min_rows)
         token = self.draw(logits, allowed, 0, limits)
         is_cut = token not in ends and (count >= limits.max_rows or position >= last or is_full)
         self.was_cut |= is_cut
