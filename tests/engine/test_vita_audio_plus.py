@@ -4,19 +4,18 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
-from benchmarks.checkpoints import random_sense_voice, random_vita
+from benchmarks.checkpoints import random_vita
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from stretto.checkpoints.command import main
-from stretto.families.registry import config_at, family_at
+from stretto.families.registry import family_at
 from stretto.families.vita_audio.family import SCHEDULES
-from stretto.families.vita_audio.model import audio_adaptor, audio_tower, embed_audio
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
 from tests.codec.glm4_voice.heard import speech
 from tests.engine.harness import Engine
 from tests.reference.vita_audio import VitaReference
+from tests.reference.vita_hearing import heard_by_plus
 from tests.vita_release import command
 
 pytestmark = pytest.mark.engine
@@ -48,21 +47,12 @@ def prompts(checkpoint: Path) -> dict[str, Prompt]:
     return found
 
 
-@torch.no_grad()
 def expected(checkpoint: Path, prompt: Prompt) -> list[int]:
-    """The greedy reply by definition; what is heard by the encoder that is held to its authors' (`test_hearing.py`)."""
-    audio, hidden = config_at(checkpoint)["audio_config"], random_vita.PLUS["hidden_size"]
-    parts = {random_sense_voice.TOWER: audio_tower(audio), random_sense_voice.ADAPTOR: audio_adaptor(audio, hidden)}
-    for prefix, part in parts.items():
-        weights = {name: torch.from_numpy(value) for name, value in random_sense_voice.tensors(hidden).items()}
-        part.load_state_dict({name: weights[f"{prefix}{name}"] for name in part.state_dict()})
-    heard = {
-        each.first_row: embed_audio(*parts.values(), torch.from_numpy(each.features)).double() for each in prompt.audios
-    }
+    """The greedy reply by definition."""
     reference = VitaReference(random_vita.SMALL, random_vita.tensors(random_vita.PLUS, 1))
     schedule = SCHEDULES[prompt.sampling.schedule or "balance"]
     penalty = prompt.sampling.repetition_penalty
-    return reference.reply(prompt.rows[:, 0].tolist(), schedule, NUM_IDS, penalty, heard)
+    return reference.reply(prompt.rows[:, 0].tolist(), schedule, NUM_IDS, penalty, heard_by_plus(checkpoint, prompt))
 
 
 def test_replies_to_what_is_heard_are_the_reference_s_whole_and_preempted(checkpoint: Path) -> None:

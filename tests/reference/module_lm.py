@@ -32,9 +32,18 @@ class ModuleReference(Reference):
         num_modules = config["num_nextn_predict_layers"] = family.bursts.num_modules
         config["num_hidden_layers"] += num_modules
         weights: dict[str, np.ndarray] = load_file(folder / "model.safetensors")
-        self.family, self.max_model_len = family, max_model_len
-        self.modules = VitaReference(config, weights)
-        self.model, self.bias = self.modules.model, None
+        self._take(VitaReference(config, weights), family, max_model_len)
+
+    @classmethod
+    def over(cls, modules: VitaReference, family: Family, max_model_len: int) -> "ModuleReference":
+        """What a family makes of the draws of a release that has been read."""
+        made = cls.__new__(cls)
+        made._take(modules, family, max_model_len)
+        return made
+
+    def _take(self, modules: VitaReference, family: Family, max_model_len: int) -> None:
+        self.family, self.max_model_len, self.modules = family, max_model_len, modules
+        self.model, self.bias = modules.model, None
 
     def context(self, heard: dict[int, torch.Tensor] | None = None) -> ModuleContext:
         """A sequence of rows of which nothing has been read."""

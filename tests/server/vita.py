@@ -1,0 +1,116 @@
+"""VITA-Audio's small releases behind a real server, and what their models should say.
+
+That is what the recomputing reference says, which has been held to the authors' `generate`.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import Tensor
+
+from benchmarks.checkpoints import random_vita
+from benchmarks.checkpoints.random_glm4_tokenizer import write_glm4_tokenizer
+from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
+from stretto.checkpoints.command import main
+from stretto.checkpoints.make_repository import make
+from stretto.families.registry import family_at
+from stretto.families.text_codec import subword_codec
+from stretto.families.tokenizer import TextTokenizer
+from stretto.families.vita_audio.family import SCHEDULES
+from stretto.preprocessing.request import Preprocessor, RawRequest
+from stretto.records.prompt import Prompt
+from tests.reference.module_lm import ModuleReference
+from tests.reference.vita_audio import NOTHING, VitaReference
+from tests.server.conftest import Server
+from tests.server.listening import Answer
+from tests.vita_release import command
+
+NUM_IDS = 90
+Hearing = Callable[[Path, Prompt], Mapping[int, Tensor]]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server, its checkpoint, and what its model should say.
+
+    hearing: what stands in the place of a prompt's rows, of a model that hears through an encoder.
+    """
+
+    server: Server
+    checkpoint: Path
+    reference: VitaReference
+    hearing: Hearing | None = None
+
+    def answer(self, options: dict[str, Any], inputs: dict[str, Any]) -> tuple[str, list[int]]:
+        """Text and codes of the reply to a request; of one that draws, the seed must be given."""
+        preprocessor = Preprocessor(self.checkpoint)
+        prompt = preprocessor.prepare(RawRequest(**inputs, options=json.dumps(options)))
+        ids = self._greedy(prompt) if prompt.sampling.text.temperature == 0 else self._drawn(prompt)
+        ends, first = preprocessor.family.drawn_ends, preprocessor.family.layout.audio[0]
+        ids = ids[: next((at for at, token in enumerate(ids) if token in ends), len(ids))]
+        assert preprocessor.family.subwords is not None
+        reader = subword_codec(TextTokenizer.at(self.checkpoint), preprocessor.family.subwords).reader(prompt.task)
+        text = "".join(reader.push(token) for token in ids if token not in first) + reader.end()
+        return text, [token - first.start for token in ids if token in first]
+
+    def _greedy(self, prompt: Prompt) -> list[int]:
+        schedule, penalty = SCHEDULES[prompt.sampling.schedule or "balance"], prompt.sampling.repetition_penalty
+        heard = NOTHING if self.hearing is None else self.hearing(self.checkpoint, prompt)
+        return self.reference.reply(prompt.rows[:, 0].tolist(), schedule, NUM_IDS, penalty, heard)
+
+    def _drawn(self, prompt: Prompt) -> list[int]:
+        rows, lead = ModuleReference.over(self.reference, family_at(self.checkpoint), 2048).reply(prompt)
+        assert lead > 1e-5, "the reference itself was nearly undecided: choose another seed"
+        return [row[0] for row in rows]
+
+    def speaks(self, options: dict[str, Any], inputs: dict[str, Any]) -> Answer:
+        """The answer to a request, its text, its codes and how long it sounds as they should be."""
+        options = {"text": {"max_rows": NUM_IDS}, "output": {"codes": True}} | options
+        answer = self._ask(options, inputs)
+        text, codes = self.answer(options, inputs)
+        assert "".join(event["text"] for event in answer.events) == text
+        assert [code for event in answer.events for code in event.get("codes", [[]])[0]] == codes
+        assert {event["segment"] for event in answer.events} == {"interleaved"}
+        assert answer.report["num_frames"] == len(codes) > 4
+        sound = np.concatenate([response.pcm for response in answer.responses if response.pcm is not None])
+        assert len(sound) / 22_050 == pytest.approx(len(codes) / 12.5, abs=0.1)
+        assert np.abs(sound).max() > 0.001
+        return answer
+
+    def writes(self, options: dict[str, Any], inputs: dict[str, Any]) -> Answer:
+        """The answer to a request, its text as it should be, without a sound."""
+        options = {"text": {"max_rows": NUM_IDS}} | options
+        answer = self._ask(options, inputs)
+        assert "".join(event["text"] for event in answer.events) == self.answer(options, inputs)[0] != ""
+        assert not any(response.pcm is not None and len(response.pcm) for response in answer.responses)
+        return answer
+
+    def _ask(self, options: dict[str, Any], inputs: dict[str, Any]) -> Answer:
+        numbers = {name: np.array([value], np.int32) for name, value in inputs.items() if isinstance(value, int)}
+        answer = self.server.ask(options, **inputs | numbers)
+        assert answer.error is None
+        return answer
+
+
+@contextmanager
+def serve(folder: Path, config: dict[str, Any], hearing: Hearing | None = None) -> Iterator[Served]:
+    """Release, converter, repository and server, all in `folder`; with `hearing` none of GLM-4-Voice's tokenizer."""
+    release = random_vita.write_release(folder / "release", config)
+    parts = ["--codec", str(write_glm4_voice(folder / "codec"))]
+    if hearing is None:
+        parts += ["--ssl-tokenizer", str(write_glm4_tokenizer(folder / "glm-4-voice-tokenizer"))]
+    assert main([*command(release, folder / "checkpoint"), *parts]) == 0
+    make(folder / "checkpoint", folder / "repository", {})
+    reference = VitaReference(random_vita.SMALL, random_vita.tensors(config, 1))
+    server = Server(folder, folder / "repository")
+    try:
+        server.start()
+        yield Served(server, folder / "checkpoint", reference, hearing)
+    finally:
+        server.stop()
