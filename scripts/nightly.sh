@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # By night: the wheel with all that it needs, installed into an empty environment, must speak from an empty folder;
-# Qwen3-TTS's own package must say what the tests hold ours to; every answer of 64 streams must be right, or an error,
-# whatever is done to the server; no package of the environment may have a known advisory (where the network has that of
-# OSV); then what the suite leaves out, and thousands of random histories, others each time, with hypothesis profile
-# $HISTORIES (tests/engine/test_histories.py).
+# Qwen3-TTS's own package and VITA-Audio's own code (where GitHub can be reached) must say what the tests hold ours to;
+# every answer of 64 streams must be right, or an error, whatever is done to the server; no package of the environment
+# may have a known advisory (where the network has that of OSV); then what the suite leaves out, and thousands of random
+# histories, others each time, with hypothesis profile $HISTORIES (tests/engine/test_histories.py).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset PYTHONDONTWRITEBYTECODE # without bytecode every start of vLLM takes 10 s longer
@@ -37,6 +37,19 @@ replies_of_qwen3_tts_are_its_authors() (
     "$env/bin/python" -m scripts.qwen3_tts_replies --check tests/data/qwen3_tts_replies.npz
 )
 
+replies_of_vita_audio_are_its_authors() (
+    . scripts/uv_sources.sh
+    env=$(mktemp -d)
+    trap 'rm -rf "$env"' EXIT
+    git clone --quiet https://github.com/VITA-MLLM/VITA-Audio "$env/source" ||
+        { echo "nightly: no reply of VITA-Audio is made: its repository cannot be reached from here" >&2; exit 0; }
+    git -C "$env/source" checkout --quiet 0abaf17
+    uv venv --quiet --python .venv/bin/python "$env/env"
+    uv pip install --quiet --python "$env/env/bin/python" torch==2.13.0 transformers==4.48.3
+    VITA_SRC="$env/source/vita_audio/models" "$env/env/bin/python" -m scripts.vita_audio_replies --check \
+        tests/data/vita_audio_replies.json
+)
+
 no_package_is_known_to_be_unsafe() (
     . scripts/uv_sources.sh
     env=$(mktemp -d)
@@ -52,6 +65,7 @@ no_package_is_known_to_be_unsafe() (
 
 speak_from_an_empty_environment
 replies_of_qwen3_tts_are_its_authors
+replies_of_vita_audio_are_its_authors
 no_package_is_known_to_be_unsafe
 scripts/soak.sh --minutes 5 --out .stretto/chaos.jsonl --report .stretto/chaos.md
 python -m pytest -m nightly

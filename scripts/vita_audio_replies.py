@@ -12,6 +12,7 @@ import json
 import math
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -85,26 +86,36 @@ def reply(model: Any, prompt: list[int], schedule: list[int], penalty: float) ->
     return found.sequences[0, len(prompt) :].tolist(), float((best[:, 0] - best[:, 1]).min())
 
 
-def main() -> None:
-    """Write the fixture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out")
-    out = parser.parse_args().out
+def replies() -> list[dict[str, Any]]:
+    """What the fixture holds."""
     torch.set_default_dtype(torch.float64)
-    model, replies = authors_model(), []
+    model, made = authors_model(), []
     for name, schedule in SCHEDULES.items():
         for prompt in PROMPTS:
             for penalty in PENALTIES:
                 ids, lead = reply(model, prompt, schedule, penalty)
-                replies.append(
+                made.append(
                     {"schedule": name, "prompt": prompt, "penalty": penalty, "ids": ids, "lead": round(lead, 6)}
                 )
+    return made
+
+
+def main() -> None:
+    """Write the fixture, or check the one there is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("fixture", type=Path)
+    parser.add_argument("--check", action="store_true", help="compare with what is there, and write nothing")
+    args = parser.parse_args()
+    made = replies()
+    if args.check:
+        known = [reply["ids"] for reply in json.loads(args.fixture.read_text())["replies"]]
+        assert [reply["ids"] for reply in made] == known, "the fixture says other ids"
+        return
     record = {"made_with": f"transformers {transformers.__version__}", "config": SMALL, "seed": SEED}
-    lines = ",\n".join(json.dumps(each) for each in replies)
+    lines = ",\n".join(json.dumps(each) for each in made)
     head = json.dumps(record | {"schedules": SCHEDULES})[:-1]
-    with open(out, "w") as file:
-        file.write(f'{head}, "replies": [\n{lines}\n]}}\n')
-    print(f"{len(replies)} replies, smallest lead {min(each['lead'] for each in replies)}")
+    args.fixture.write_text(f'{head}, "replies": [\n{lines}\n]}}\n')
+    print(f"{len(made)} replies, smallest lead {min(each['lead'] for each in made)}")
 
 
 if __name__ == "__main__":
