@@ -4,8 +4,12 @@ torch's device `meta` stands for it: tensors there have shapes and types and no 
 on two devices, and one that asks for a number, is an error, as it is, or costs a wait, on a GPU.
 """
 
+import json
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from vllm.v1.core.sched.output import NewRequestData
@@ -24,6 +29,8 @@ from stretto.engine.request.new_request import SpeechRequestData
 from stretto.engine.request.params import SpeechParams
 from stretto.engine.worker import run_slots, step_program
 from stretto.engine.worker.model_state import SpeechModelState
+from stretto.engine.worker.module_attention import Spans
+from stretto.engine.worker.module_program import ModuleProgram
 from stretto.engine.worker.step_graphs import padded_sizes
 from stretto.engine.worker.step_sampler import StepSampler
 from stretto.families.base import Family
@@ -31,14 +38,23 @@ from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
 from tests.engine.harness import Engine
 from tests.engine.prompts import make_prompt
-from tests.random_checkpoints import write_checkpoint
+from tests.random_checkpoints import write_checkpoint, write_modules
+from tests.small_vocabularies import CSM, HIGGS_AUDIO, QWEN3_TTS, TRACKED_CSM
 from tests.small_vocabularies import FAMILIES as PUBLISHED
-from tests.speech_families import EIGHT_STREAMS
+from tests.speech_families import EIGHT_STREAMS, MODULES
 
 pytestmark = pytest.mark.engine
 GPU = torch.device("meta")
 COPIES = {"_to_copy", "copy_"}
-FAMILIES = {"tiny": TINY, "tests.speech_families:EIGHT_STREAMS": EIGHT_STREAMS, **PUBLISHED}
+FAMILIES = {
+    "tiny": TINY,
+    "tests.speech_families:EIGHT_STREAMS": EIGHT_STREAMS,
+    **PUBLISHED,
+    "tests.small_vocabularies:CSM": CSM,
+    "tests.small_vocabularies:TRACKED_CSM": TRACKED_CSM,
+    "tests.small_vocabularies:QWEN3_TTS": QWEN3_TTS,
+    "tests.small_vocabularies:HIGGS_AUDIO": HIGGS_AUDIO,
+}
 
 
 class OneDevice(TorchDispatchMode):
@@ -48,6 +64,8 @@ class OneDevice(TorchDispatchMode):
         tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
         name = func._overloadpacket.__name__
         assert name in COPIES or len({each.device for each in tensors}) <= 1, f"{name}: {tensors}"
+        if func.namespace == "_C" and tensors[0].device == GPU:  # vLLM's own, in place
+            return None
         return func(*args, **(kwargs or {}))
 
 
@@ -85,15 +103,27 @@ class Nowhere:
         """Nothing to know."""
 
 
+def on_the_device(tensor: torch.Tensor) -> torch.Tensor:
+    there = torch.empty_like(tensor, device=GPU)
+    return torch.nn.Parameter(there, requires_grad=False) if isinstance(tensor, torch.nn.Parameter) else there
+
+
+def multiply(num_out: int, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return F.linear(x, weight.new_empty(num_out, x.shape[-1]), bias)
+
+
 @contextmanager
 def on_a_gpu(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[SpeechModelState]:
-    """The state of a worker like that of `engine`, and its model's tables, as if on a GPU."""
+    """The state of a worker like that of `engine`, and its model's weights and buffers, as if on a GPU."""
     config, model = engine.core.vllm_config, engine.model_state.model
     monkeypatch.setattr(run_slots, "readback_of", lambda tables, arrays, lag: Nowhere(len(tables.state)))
-    for name, weight in list(model.named_parameters()):
-        owner, _, leaf = name.rpartition(".")
-        on_device = torch.nn.Parameter(torch.empty_like(weight, device=GPU), requires_grad=False)
-        monkeypatch.setitem(model.get_submodule(owner)._parameters, leaf, on_device)
+    for module in model.modules():
+        for kind in (module._parameters, module._buffers, vars(module)):
+            for name, tensor in list(kind.items()):
+                if isinstance(tensor, torch.Tensor):
+                    monkeypatch.setitem(kind, name, on_the_device(tensor))
+        if hasattr(module, "cpu_linear"):  # how vLLM multiplies on a CPU, where it keeps packed weights alone
+            monkeypatch.setattr(module, "cpu_linear", partial(multiply, module.output_size))
     with OneDevice():
         yield SpeechModelState(config, model, None, GPU)
 
@@ -136,13 +166,24 @@ KERNELS = {
 }
 
 
+def random_checkpoint(folder: Path, family: Family, name: str) -> Path:
+    """A checkpoint of one layer, of the model that the family's releases are."""
+    write_checkpoint(folder, family, name, layers=1)
+    if family.has_audio_head:
+        path = folder / "config.json"
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps(record | {"architectures": ["StrettoHiggsAudioForCausalLM"], "model_type": "llama"}))
+    return folder
+
+
 def captured_at_start(state: SpeechModelState, sampler: StepSampler) -> None:
     """In vLLM's hook steps of all sizes are captured, for rows that do nothing."""
+    num_variants = 3 if state.rules.num_text_ids else 1
     assert "capture_inner_cudagraphs" in vars(ModelState)
     recorded: list[Callable[[], None]] = []
     sampler._graphs._recorder = SimpleNamespace(is_busy=lambda: False, record=recorded.append)
     state.capture_inner_cudagraphs(None, None, [], None)
-    assert len(recorded) == sampler._graphs.num_graphs == 3 * len(padded_sizes(4))
+    assert len(recorded) == sampler._graphs.num_graphs == num_variants * len(padded_sizes(4))
 
 
 @pytest.mark.parametrize("uses_kernels", [True, False])
@@ -152,10 +193,12 @@ def test_nothing_in_a_step_is_mixed_with_what_lies_in_host_memory(
 ) -> None:
     family = FAMILIES[name]
     more = {"max_num_batched_tokens": 64, "additional_config": {"step_kernels": uses_kernels}}
-    engine = Engine(write_checkpoint(tmp_path, family, name, layers=1), max_num_seqs=4, **more)
+    engine = Engine(random_checkpoint(tmp_path, family, name), max_num_seqs=4, load_format="dummy", **more)
     kernels = {name: OnTheDevice() for name in KERNELS[uses_kernels]}
     if family.script and uses_kernels:
         kernels["draw_script_kernel"] = OnTheDevice()
+    if not engine.rules.num_text_ids:
+        kernels = {name: kernel for name, kernel in kernels.items() if "text" not in name}
     for name, kernel in kernels.items():
         monkeypatch.setattr(KERNELS[uses_kernels].get(name, step_program), name, kernel)
     tokens = SimpleNamespace(all_token_ids=SimpleNamespace(gpu=None))
@@ -168,9 +211,10 @@ def test_nothing_in_a_step_is_mixed_with_what_lies_in_host_memory(
                 batch = InputBatch.make_dummy(4, num_tokens, InputBuffers(4, 64, GPU))
                 inputs = state.prepare_inputs(batch, None)
                 embedded = state.model.embed_rows(inputs["rows"], inputs["inputs_embeds"])
+                told = state.model.layer_inputs(inputs["rows"])
                 output = sampler(torch.empty_like(embedded)[batch.logits_indices], batch)
                 sent = output.sampled_token_ids, *output.logprobs_tensors[:3], output.num_sampled, output.num_rejected
-                for tensor in (*inputs.values(), embedded, *sent):
+                for tensor in (*inputs.values(), embedded, *told.values(), *sent):
                     assert tensor.device == GPU
                 assert len(output.sampled_token_ids) == 4
             if uses_kernels:
@@ -178,3 +222,77 @@ def test_nothing_in_a_step_is_mixed_with_what_lies_in_host_memory(
     finally:
         engine.shutdown()
     assert all(kernel.num_launches >= 3 for kernel in kernels.values())
+
+
+class BlocksOnTheDevice:
+    """Stands for what attention layers of modules are told: their block tables are vLLM's, its kernels find them."""
+
+    max_captured_rows, max_length = 1 << 20, 512
+
+    def map(self, spans: Spans) -> torch.Tensor:
+        assert all(each.device == GPU for each in spans)
+        return torch.zeros(1, len(spans.positions), dtype=torch.int64, device=GPU)
+
+    def metadata(self, spans: Spans, *of_the_host: object) -> dict[str, Any]:
+        assert all(each.device == GPU for each in spans)
+        return {}
+
+    def reads(self, metadata: dict[str, Any], num_rows: int) -> nullcontext[None]:
+        return nullcontext()
+
+
+@pytest.mark.parametrize("uses_kernels", [True, False])
+def test_no_module_is_mixed_with_what_lies_in_host_memory(
+    uses_kernels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_modules(tmp_path, MODULES, "tests.speech_families:MODULES", layers=1)
+    options = {"max_num_batched_tokens": 64, "additional_config": {"step_kernels": uses_kernels}}
+    engine = Engine(folder, max_num_seqs=4, load_format="dummy", **options)
+    for name, owner in KERNELS[uses_kernels].items():
+        monkeypatch.setattr(owner, name, OnTheDevice())
+    monkeypatch.setattr(step_program, "keep_kernel", OnTheDevice())
+    modules = Counter[int]()
+    try:
+        with on_a_gpu(engine, monkeypatch) as state:
+            tokens = torch.zeros(4, state.max_model_len, dtype=torch.int32, device=GPU)
+            requests = SimpleNamespace(all_token_ids=SimpleNamespace(gpu=tokens))
+            sampler, _ = state.custom_sampler(SimpleNamespace(penalties_state=None, req_states=requests))
+            with_modules(state, modules, monkeypatch)
+            fill(state, MODULES)
+            # The ends of prompts, then bursts of five rows: where a step of each request's schedule begins.
+            for num_tokens, num_said in ((8, 0), (4, 5), (4, 10), (4, 15)):
+                batch = InputBatch.make_dummy(4, num_tokens, InputBuffers(4, 64, GPU))
+                num_read = state.slots._num_prompt_rows + num_said
+                computed = (num_read - batch.num_scheduled_tokens).astype(np.int32)
+                batch = replace(batch, num_computed_tokens_np=computed, is_prefilling_np=np.full(4, num_said == 0))
+                inputs = state.prepare_inputs(batch, requests)
+                embedded = state.model.embed_rows(inputs["rows"], inputs["inputs_embeds"])
+                output = sampler(torch.empty_like(embedded)[batch.logits_indices], batch)
+                sent = output.sampled_token_ids, *output.logprobs_tensors[:3], output.num_sampled, output.num_rejected
+                assert {each.device for each in sent} == {GPU}
+            assert min(modules[k] for k in range(4)) >= 3
+            recorded: list[Callable[[], None]] = []
+            program = state._row_predictor._program
+            program._graphs._recorder = SimpleNamespace(is_busy=lambda: False, record=recorded.append)
+            state._row_predictor.capture()
+            assert len(recorded) == 4 * len(padded_sizes(4))
+    finally:
+        engine.shutdown()
+
+
+def with_modules(state: SpeechModelState, modules: Counter[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bind the modules to a KV cache that is not there, and count how often each runs."""
+    predictor, model = state._row_predictor, state.model
+    predictor._attention = BlocksOnTheDevice()
+    program = ModuleProgram(model, predictor._said, predictor._ring, predictor._attention, None)
+    predictor._program = program
+    for layer in model.model.layers:
+        monkeypatch.setattr(layer.self_attn.attn, "forward", lambda query, key, value: torch.empty_like(query))
+    run_module = model.run_module
+
+    def run(k: int, *tensors: torch.Tensor) -> torch.Tensor:
+        modules[k] += 1
+        assert {each.device for each in tensors} == {GPU}
+        return run_module(k, *tensors)
+
+    monkeypatch.setattr(model, "run_module", run)

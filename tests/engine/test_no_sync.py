@@ -13,6 +13,7 @@ from tests.engine.harness import Answer, Engine
 from tests.engine.prompts import make_prompts
 from tests.engine.syncs import counted
 from tests.random_checkpoints import write_checkpoint, write_modules
+from tests.small_vocabularies import TRACKED_CSM
 from tests.speech_families import EIGHT_STREAMS, MODULES
 
 pytestmark = pytest.mark.engine
@@ -20,6 +21,7 @@ FAMILIES = {
     "tiny": TINY,
     "tests.speech_families:EIGHT_STREAMS": EIGHT_STREAMS,
     "tests.speech_families:MODULES": MODULES,
+    "tests.small_vocabularies:TRACKED_CSM": TRACKED_CSM,
 }
 NARROW = {"max_num_seqs": 5, "max_num_batched_tokens": 64}
 
@@ -33,6 +35,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         return arrays
 
     monkeypatch.setattr(state, "arrays_on", pinning)
+    monkeypatch.setattr(state, "HostDepth", lambda depth: depth)
 
 
 def run(folder: Path, prompts: dict, is_async: bool) -> dict[str, Answer]:
@@ -44,7 +47,13 @@ def run(folder: Path, prompts: dict, is_async: bool) -> dict[str, Answer]:
 
 
 @pytest.mark.parametrize(
-    ("name", "is_async"), zip(FAMILIES, (True, False, True), strict=True), ids=["tiny", "eight_streams", "modules"]
+    ("name", "is_async"),
+    [
+        pytest.param("tiny", True, id="tiny"),
+        pytest.param("tests.speech_families:EIGHT_STREAMS", False, id="eight_streams", marks=pytest.mark.nightly),
+        pytest.param("tests.speech_families:MODULES", True, id="modules"),
+        pytest.param("tests.small_vocabularies:TRACKED_CSM", True, id="depth", marks=pytest.mark.nightly),
+    ],
 )
 def test_on_a_device_nothing_waits_and_the_replies_are_those_of_the_host(
     name: str, is_async: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
