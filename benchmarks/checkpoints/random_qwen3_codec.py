@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from stretto.codec.qwen3_12hz.code2wav import MODEL_TYPE, Code2Wav, read_shape
 from stretto.codec.qwen3_12hz.codec import NOT_SERVED, Qwen3Codec
 from stretto.codec.qwen3_12hz.config import Qwen3CodecConfig
 from stretto.codec.qwen3_12hz.speaker import SpeakerConfig, SpeakerEncoder
@@ -176,6 +177,47 @@ def make_qwen3_codec(width: str, seed: int = 0) -> Qwen3Codec:
     weights = random_weights(config, seed)
     codec.load_state_dict({name: tensor for name, tensor in weights.items() if name not in NOT_SERVED})
     return codec.eval().requires_grad_(False)
+
+
+def code2wav_record(hidden: int = 32, codebooks: int = 16, codes: int = 64) -> dict[str, Any]:
+    """`code2wav_config` of a small release of Qwen3-Omni; strides, kernels and windows are as published."""
+    return {
+        "attention_bias": False,
+        "codebook_size": codes,
+        "decoder_dim": 32,
+        "hidden_act": "silu",
+        "hidden_size": hidden,
+        "intermediate_size": 48,
+        "layer_scale_initial_scale": 0.01,
+        "max_position_embeddings": 8000,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 8,
+        "num_key_value_heads": 4,
+        "num_quantizers": codebooks,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10_000,
+        "sliding_window": 72,
+        "upsample_rates": [8, 5, 4, 3],
+        "upsampling_ratios": [2, 2],
+    }
+
+
+def code2wav_tensors(record: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor]:
+    """Random tensors of code2wav by name, drawn as the codec's."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: _scaled(name, torch.from_numpy(rng.standard_normal(tuple(tensor.shape), dtype=np.float32)))
+        for name, tensor in sorted(Code2Wav(read_shape(record)).state_dict().items())
+    }
+
+
+def write_code2wav(folder: Path) -> Path:
+    """`config.json` and `model.safetensors` as `stretto convert` writes them, in a folder that is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"model_type": MODEL_TYPE, "decoder_config": code2wav_record()}
+    (folder / "config.json").write_text(json.dumps(record))
+    save_file(code2wav_tensors(code2wav_record()), folder / "model.safetensors")
+    return folder
 
 
 def write_speaker_encoder(folder: Path, record: Mapping[str, Any]) -> Path:

@@ -6,7 +6,7 @@ import pytest
 from benchmarks.checkpoints.random_codecs import MODELS, codec_of, write_checkpoint
 from benchmarks.checkpoints.random_espnet import CODEBOOKS, publish, published_tensors
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
-from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec
+from benchmarks.checkpoints.random_qwen3_codec import write_code2wav, write_qwen3_codec
 from benchmarks.code_streams import chunks_of, random_codes, stream
 from stretto.codec.registry import LOADERS, load_codec, load_exported
 from stretto.errors import CheckpointError
@@ -48,6 +48,8 @@ def write(name: str, folder: Path) -> Path:
         write_glm4_voice(folder)
     elif name == "qwen3_12hz":
         write_qwen3_codec(folder)
+    elif name == "qwen3_omni":
+        write_code2wav(folder)
     elif name in ("encodec", "mimi"):
         (make_encodec(KHZ_24) if name == "encodec" else make_mimi()).save_pretrained(folder)
     else:

@@ -14,6 +14,7 @@ LOADERS = {
     "higgs": "stretto.codec.higgs:load",
     "mimi": "stretto.codec.mimi:load",
     "qwen3_12hz": "stretto.codec.qwen3_12hz.codec:load",
+    "qwen3_omni": "stretto.codec.qwen3_12hz.code2wav:load",
     "tiny": "stretto.codec.tiny.codec:load",
     "xcodec": "stretto.codec.xcodec:load",
 }

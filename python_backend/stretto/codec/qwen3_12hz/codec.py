@@ -50,8 +50,9 @@ class Qwen3Codec(nn.Module):
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
         """Pcm [B, n] in [-1, 1] of the window's frames, and the state before the next one's."""
-        memory, device = Memory(window.state), window.state.device
-        pcm = self.decoder(window.codes[:, :, window.left :].to(device), window.first.to(device), memory)
+        codes, first = (each.to(window.state.device) for each in (window.codes[:, :, window.left :], window.first))
+        memory = Memory(window.state, first, codes.shape[2])
+        pcm = self.decoder(codes, first, memory)
         assert memory.is_complete, "every layer has kept its part"
         return pcm.clamp(-1, 1), memory.after
 

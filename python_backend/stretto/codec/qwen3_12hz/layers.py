@@ -17,7 +17,10 @@ NEXT_EPS = 1e-6  # of ConvNeXt's norm
 
 
 class Convolution(nn.Module):
-    """A convolution that hears what came before. kept: numbers of its part in the memory."""
+    """A convolution that hears what came before. late: steps at an utterance's start that it does not hear, as its owner
+    says. kept: numbers of its part in the memory."""
+
+    late = 0
 
     def __init__(self, channels: int, out_channels: int, kernel: int, dilation: int = 1, groups: int = 1) -> None:
         super().__init__()
@@ -26,20 +29,22 @@ class Convolution(nn.Module):
         self.kept = channels * self.before
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        return self.conv(memory.recall(x, self.before) if self.before else x)
+        return self.conv(memory.recall(memory.begun(x, self.late), self.before) if self.before else x)
 
 
 class Upsampling(nn.Module):
     """A transposed convolution, cut off on its right: a step is heard in its own place and, of a kernel longer than
-    the rate, in the next one's."""
+    the rate, in the next one's. late: as a convolution's."""
 
-    def __init__(self, channels: int, out_channels: int, kernel: int, rate: int) -> None:
+    def __init__(self, channels: int, out_channels: int, kernel: int, rate: int, late: int = 0) -> None:
         super().__init__()
+        self.late = late
         self.conv = nn.ConvTranspose1d(channels, out_channels, kernel, rate)
         self.rate, self.before = rate, (kernel - 1) // rate
         self.kept = channels * self.before
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        x = memory.begun(x, self.late)
         whole = self.conv(memory.recall(x, self.before) if self.before else x)
         return whole[..., self.before * self.rate : (self.before + x.shape[2]) * self.rate]
 
@@ -59,10 +64,11 @@ class SnakeBeta(nn.Module):
 class ResidualUnit(nn.Module):
     """SnakeBeta, dilated convolution, SnakeBeta, pointwise convolution; beside them nothing."""
 
-    def __init__(self, channels: int, dilation: int) -> None:
+    def __init__(self, channels: int, dilation: int, late: int = 0) -> None:
         super().__init__()
         self.act1, self.act2 = SnakeBeta(channels), SnakeBeta(channels)
         self.conv1 = Convolution(channels, channels, KERNEL, dilation)
+        self.conv1.late = late
         self.conv2 = Convolution(channels, channels, 1)
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
@@ -70,13 +76,14 @@ class ResidualUnit(nn.Module):
 
 
 class Block(nn.Module):
-    """SnakeBeta, a transposed convolution to half as many channels, residual units."""
+    """SnakeBeta, a transposed convolution to half as many channels, residual units. late: steps at an utterance's start
+    that are not heard, of those that it is given and of those that it makes."""
 
-    def __init__(self, channels: int, rate: int) -> None:
+    def __init__(self, channels: int, rate: int, late: tuple[int, int] = (0, 0)) -> None:
         super().__init__()
         half = channels // 2
-        units = [ResidualUnit(half, dilation) for dilation in DILATIONS]
-        self.block = nn.ModuleList([SnakeBeta(channels), Upsampling(channels, half, 2 * rate, rate), *units])
+        units = [ResidualUnit(half, dilation, late[1]) for dilation in DILATIONS]
+        self.block = nn.ModuleList([SnakeBeta(channels), Upsampling(channels, half, 2 * rate, rate, late[0]), *units])
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         snake, *others = self.block

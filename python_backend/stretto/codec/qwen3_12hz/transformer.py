@@ -78,17 +78,20 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Latents to latents, [B, n, C], of steps that lie at first [B] + 0 … n - 1 of their utterances."""
+    """Latents to latents, [B, n, C], of steps that lie at first [B] + 0 … n - 1 of their utterances.
+
+    is_projected: whether they are brought to its width and back.
+    """
 
     frequencies: Tensor
 
-    def __init__(self, shape: DecoderShape) -> None:
+    def __init__(self, shape: DecoderShape, is_projected: bool = True) -> None:
         super().__init__()
         self.before = shape.sliding_window - 1
-        self.input_proj = nn.Linear(shape.latent_dim, shape.hidden_size)
+        self.input_proj = nn.Linear(shape.latent_dim, shape.hidden_size) if is_projected else nn.Identity()
         self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.num_hidden_layers))
         self.norm = nn.RMSNorm(shape.hidden_size, shape.rms_norm_eps)
-        self.output_proj = nn.Linear(shape.hidden_size, shape.latent_dim)
+        self.output_proj = nn.Linear(shape.hidden_size, shape.latent_dim) if is_projected else nn.Identity()
         exponents = torch.arange(0, shape.head_dim, 2).float() / shape.head_dim
         self.register_buffer("frequencies", 1 / shape.rope_theta**exponents, persistent=False)
 

@@ -1,0 +1,126 @@
+"""`qwen3_omni`: code2wav, the decoder in Qwen3-Omni's release (24 kHz, 12.5 frames a second of 16 codes).
+
+codes ─► mean of 16 entries ─► transformer ─► 2 × (↑2, ConvNeXt) ─► conv ─► 4 × (↑ 8, 5, 4, 3) ─► conv ─► pcm
+
+It has the layers of Qwen3-TTS's, but for its codebooks, and its transposed convolutions are cut at both ends. What is
+made of an utterance begins a step later behind each (`late`), and no layer hears what would have been before: so a
+frame is complete with the next one, and of T frames come T · 1920 - 555 samples. Tensors are named as in transformers'
+Qwen3OmniMoeCode2Wav, whose `chunked_decode` is not one decode of the whole: it leaves samples out at each seam.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from stretto.codec.base import CodecSpec, Stateful, Window
+from stretto.codec.published import CONFIG_FILE, codec_directory
+from stretto.codec.qwen3_12hz.config import DecoderShape
+from stretto.codec.qwen3_12hz.layers import KERNEL, Block, ConvNext, Convolution, SnakeBeta, Upsampling
+from stretto.codec.qwen3_12hz.memory import Memory
+from stretto.codec.qwen3_12hz.transformer import Attention, Transformer
+from stretto.codec.strict_loading import load_strictly, read_tensors
+from stretto.errors import CheckpointError, InvalidRequest
+
+MODEL_TYPE = "qwen3_omni_moe_code2wav"
+SAMPLE_RATE = 24_000  # nothing in config.json says it; the model card's examples write files so
+
+
+class Code2Wav(nn.Module):
+    """The codec of `base.Codec`, which only decodes. Its state is the decoder's memory."""
+
+    def __init__(self, shape: DecoderShape) -> None:
+        super().__init__()
+        width, channels, late = shape.hidden_size, shape.decoder_dim, 0
+        self.code_embedding = nn.Embedding(shape.num_quantizers * shape.codebook_size, width)
+        self.pre_transformer = Transformer(shape, is_projected=False)
+        self.upsample = nn.ModuleList(
+            nn.ModuleList([Upsampling(width, width, ratio, ratio), ConvNext(width)])
+            for ratio in shape.upsampling_ratios
+        )
+        layers: list[nn.Module] = [Convolution(width, channels, KERNEL)]
+        for rate in shape.upsample_rates:
+            layers.append(Block(channels, rate, (late, (late + 1) * rate)))
+            channels, late = channels // 2, (late + 1) * rate
+        last = Convolution(channels, 1, KERNEL)
+        last.late = late
+        self.decoder = nn.ModuleList([*layers, SnakeBeta(channels), last])
+        self.spec = CodecSpec(
+            name="qwen3_omni",
+            sample_rate=SAMPLE_RATE,
+            samples_per_frame=shape.hop,
+            num_codebooks=shape.num_quantizers,
+            codebook_size=shape.codebook_size,
+            streaming=Stateful(right=1),
+            tail_samples=late,
+        )
+        keeping = (each for each in self.modules() if isinstance(each, Convolution | Upsampling | Attention))
+        self._num_kept = sum(each.kept for each in keeping)
+
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """InvalidRequest: nothing that makes codes of audio is published with the decoder."""
+        raise InvalidRequest("audio", f"none, as {self.spec.name} only decodes", "audio")
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Zeros: nothing has been heard."""
+        return next(self.parameters()).new_zeros(batch, self._num_kept)
+
+    @torch.inference_mode()
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Pcm [B, n] in [-1, 1] of the window's frames, and the state before the next one's."""
+        codes, first = (each.to(window.state.device) for each in (window.codes[:, :, window.left :], window.first))
+        frames = codes.shape[2]
+        memory = Memory(window.state, first, frames, window.right)
+        pcm, begin = self(codes, first, memory), self.spec.tail_samples
+        assert memory.is_complete, "every layer has kept its part"
+        stop = begin + self.spec.num_samples(frames - window.right, window.right)
+        return pcm[:, begin:stop].clamp(-1, 1), memory.after
+
+    def forward(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
+        """Samples [B, n · hop] of codes [B, K, n], the first of them at frames first [B]; `tail_samples` of them lie
+        before what `decode` counts as theirs."""
+        starts = torch.arange(codes.shape[1], device=codes.device) * self.spec.codebook_size
+        latents = self.code_embedding(codes + starts[:, None]).mean(1)
+        x = self.pre_transformer(latents, first, memory).transpose(1, 2)
+        for ratio in self.upsample:
+            for layer in ratio.children():
+                x = layer(x, memory)
+        *layers, snake, last = self.decoder
+        for layer in layers:
+            x = layer(x, memory)
+        return last(snake(x), memory)[:, 0]
+
+
+def read_config(directory: Path) -> DecoderShape:
+    """The numbers in a directory's `config.json`; CheckpointError if it is missing or of another codec."""
+    try:
+        record, _ = PretrainedConfig.get_config_dict(str(directory))
+        if record.get("model_type") != MODEL_TYPE:
+            raise ValueError(f"model_type must be {MODEL_TYPE}, got {record.get('model_type')!r}")
+        if not isinstance(record.get("decoder_config"), dict):
+            raise ValueError("decoder_config must be an object")
+        return read_shape(record["decoder_config"])
+    except (OSError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{directory / CONFIG_FILE}: {error}") from error
+
+
+def read_shape(record: Mapping[str, Any]) -> DecoderShape:
+    """The numbers of `code2wav_config`; ValueError names what is missing, or not this decoder."""
+    width, heads = record.get("hidden_size"), record.get("num_attention_heads")
+    head_dim = width // heads if isinstance(width, int) and isinstance(heads, int) and heads > 0 else None
+    # Latents are as wide as the transformer; entries that are halved there are none.
+    derived = {"head_dim": record.get("head_dim", head_dim), "latent_dim": width, "codebook_dim": 2}
+    return DecoderShape.from_record({**record, **derived})
+
+
+def load(directory: Path, device: str = "cpu") -> Code2Wav:
+    """The codec in a folder that `stretto convert` has written; CheckpointError names what does not fit."""
+    directory = codec_directory(directory)
+    codec = Code2Wav(read_config(directory))
+    path = directory / "model.safetensors"
+    load_strictly(codec, read_tensors(path), path)
+    return codec.eval().requires_grad_(False).to(device)
