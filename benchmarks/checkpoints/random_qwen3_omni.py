@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.checkpoints.random_qwen3_codec import code2wav_record, code2wav_tensors
 from benchmarks.checkpoints.random_qwen3_tts import (
     MARKERS,
     NUM_MARKERS,
@@ -47,6 +48,7 @@ def small_config() -> dict[str, Any]:
             "text_config": {"vocab_size": TEXT_IDS, "hidden_size": 48},
         },
         "talker_config": _talker(),
+        "code2wav_config": code2wav_record(codebooks=4, codes=32),
     }
 
 
@@ -105,7 +107,8 @@ def _moe_layers(numbers: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The published tensors by name that a talker with this config.json has, and two of the thinker's."""
+    """The published tensors by name that a talker with this config.json has, without code2wav's; and two of the
+    thinker's."""
     talker = config["talker_config"]
     text, depth = talker["text_config"], talker["code_predictor_config"]
     hidden, inner, heard = text["hidden_size"], text["intermediate_size"], talker["thinker_hidden_size"]
@@ -135,7 +138,7 @@ def tensors(config: Mapping[str, Any], seed: int = 1) -> dict[str, np.ndarray]:
 
 
 def write_release(folder: Path, config: Mapping[str, Any] | None = None, seed: int = 1) -> Path:
-    """A release as published, but for its codec and most of its thinker: weights in two files with their index, their
+    """A release as published, but for most of its thinker: weights in two files with their index, their
     numbers and the tokenizer, all in `folder`."""
     from safetensors.numpy import save_file
 
@@ -143,7 +146,8 @@ def write_release(folder: Path, config: Mapping[str, Any] | None = None, seed: i
     folder.mkdir(parents=True, exist_ok=True)
     write_tokenizer(folder, SPECIAL | HEARD)
     (folder / "config.json").write_text(json.dumps(config))
-    drawn = tensors(config, seed)
+    codec = code2wav_tensors(config["code2wav_config"])
+    drawn = tensors(config, seed) | {f"code2wav.{name}": tensor.numpy() for name, tensor in codec.items()}
     thinker = {name for name in drawn if name.startswith("thinker.")}
     weight_map: dict[str, str] = {}
     for number, names in enumerate((sorted(thinker), sorted(drawn.keys() - thinker)), 1):

@@ -79,6 +79,8 @@ class Copy:
     ) -> "Copy":
         """The tensors under `prefix`; of the numbers in `folder`, or of hf-audio/xcodec-hubert-general and, of Mimi, of
         `codec_config` in what the release says of itself."""
+        if family.codec not in COPIED:
+            raise CheckpointError(f"{family.name}: expected a copy of {', '.join(COPIED)}, got {family.codec}")
         config_class, model_class = COPIED[family.codec]
         numbers = dict(release.get("codec_config", {}))
         config = load_config(config_class, folder) if folder else config_class.from_dict(numbers)

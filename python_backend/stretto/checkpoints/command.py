@@ -91,7 +91,8 @@ def describe(conversion: Conversion) -> str:
         *(f"not needed: {each}" for each in grouped(conversion.dropped)),
         *conversion.notes,
     ]
-    if not conversion.codec_files and conversion.codec_copy is None:
+    has_network = any(each.folder == "codec" for each in conversion.networks)
+    if not conversion.codec_files and conversion.codec_copy is None and not has_network:
         lines.append("no codec: the server needs one under codec/ before it can speak (--codec)")
     hears_nothing = KEY not in record and conversion.ssl_tokenizer is None
     if record[NAME].startswith(("opuslm", "vita")) and hears_nothing:

@@ -40,6 +40,15 @@ def refusal(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
             "expected talker_config.code_predictor_config.hidden_size 64, got 32",
         ),
         (lambda config: config["talker_config"]["text_config"].update(num_experts=7), "missing: talker.model.layers.0"),
+        (lambda config: config.pop("code2wav_config"), "expected code2wav_config of type dict, got None"),
+        (
+            lambda config: config["code2wav_config"].update(decoder_dim=30),
+            "code2wav_config: decoder_config.decoder_dim must be a multiple of 16, got 30",
+        ),
+        (
+            lambda config: config["code2wav_config"].update(codebook_size=64),
+            "code2wav_config: expected 4 codebooks of 32 codes, the talker's, got (4, 64)",
+        ),
         (
             lambda config: config["thinker_config"].update(audio_token_id=330),
             "thinker_config.audio_token_id in [0, 330), got 330",
@@ -68,8 +77,16 @@ def test_an_expert_that_is_missing_and_a_tensor_that_is_unknown_are_named(
     assert "unknown: talker.stranger" in said
 
 
+def test_a_codec_that_is_asked_for_apart_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_release(tmp_path)
+    assert main([*command(folder, folder / "out"), "--codec-from-model"]) == 1
+    assert "qwen3_omni_talker: expected a copy of xcodec, mimi, got qwen3_omni" in capsys.readouterr().err
+
+
 def test_of_the_thinker_its_table_alone_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_release(tmp_path)
     assert main(command(folder, folder / "out")) == 0
-    assert f"not needed: {UNUSED} [48]" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"not needed: {UNUSED} [48]" in said
+    assert "no codec" not in said
     assert family_at(folder / "out").voices == ("ethan", "chelsie")

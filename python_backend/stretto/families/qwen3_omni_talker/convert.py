@@ -10,10 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from stretto.checkpoints.published import Contents, Converted
+from stretto.checkpoints.published import Contents, Converted, Network
 from stretto.checkpoints.release import Release, Tokenizer
-from stretto.checkpoints.tensors import Part, Plan
+from stretto.checkpoints.tensors import Part, Plan, shapes_of
 from stretto.checkpoints.transformers_config import dtype_of
+from stretto.codec.qwen3_12hz.code2wav import MODEL_TYPE, Code2Wav, read_shape
 from stretto.errors import CheckpointError
 from stretto.families.audio_format import KEY, THINKER_STATES
 from stretto.families.qwen3_omni_talker.family import NAME, TalkerVocabulary
@@ -71,7 +72,23 @@ def convert(release: Release, contents: Contents) -> Converted:
     }
     shapes = published_shapes(numbers, known)
     parts = plan(known, shapes, contents.tensors)
-    return Converted(record, parts, ("thinker.", CODEC), tuple(name for name in shapes if name not in parts))
+    folded = tuple(name for name in shapes if name not in parts)
+    return Converted(record, parts, ("thinker.",), folded, (code2wav(numbers, known),))
+
+
+def code2wav(numbers: Numbers, known: TalkerVocabulary) -> Network:
+    """The codec, which becomes a folder of its own."""
+    record = numbers.entry("code2wav_config", dict)
+    try:
+        shape = read_shape(record)
+    except ValueError as error:
+        raise CheckpointError(f"config.json: code2wav_config: {error}") from error
+    found, expected = (shape.num_quantizers, shape.codebook_size), (known.num_codebooks, known.codebook_size)
+    if found != expected:
+        said = f"{expected[0]} codebooks of {expected[1]} codes, the talker's"
+        raise CheckpointError(f"config.json: code2wav_config: expected {said}, got {found}")
+    parts = {f"{CODEC}{name}": Part(name, shape) for name, shape in shapes_of(Code2Wav, shape).items()}
+    return Network("codec", {"model_type": MODEL_TYPE, "decoder_config": record}, parts)
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:

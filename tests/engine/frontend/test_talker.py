@@ -1,0 +1,81 @@
+"""Qwen3-Omni's talker through the one door, as a program drives it that has a thinker."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from stretto.config import EngineConfig
+from stretto.engine.frontend.llm import SpeechLLM
+from stretto.errors import InvalidRequest
+from stretto.families.qwen3_omni_talker.prompt import TalkerPrompts
+from stretto.records.prompt import Prompt
+from tests.engine.forking import forked_processes
+from tests.engine.harness import DEFAULTS
+from tests.published_qwen3_omni import Theirs, cases, convert
+
+pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
+LENGTH, NUM_FRAMES = 128, 24
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return convert(tmp_path_factory.mktemp("talker"))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def llm(checkpoint: Path) -> AsyncIterator[SpeechLLM]:
+    with forked_processes():
+        running = await SpeechLLM.start(EngineConfig(checkpoint, {**DEFAULTS, "max_model_len": LENGTH}))
+    yield running
+    running.shutdown()
+
+
+async def codes(llm: SpeechLLM, prompt: Prompt, request_id: str | None = None) -> np.ndarray:
+    return np.concatenate(
+        [chunk.codes async for chunk in llm.generate(prompt, request_id) if chunk.codes is not None], 1
+    )
+
+
+async def test_words_that_come_while_it_speaks_make_the_codes_of_the_whole_text(
+    llm: SpeechLLM, checkpoint: Path
+) -> None:
+    case = cases()["audio"]
+    short = replace(case, words=case.words[:9])
+    expected = Theirs().reply(short, NUM_FRAMES).codes.T
+    whole = short.prompt(checkpoint, NUM_FRAMES)
+    assert np.array_equal(await codes(llm, whole), expected)
+    begun = replace(whole, track=whole.track[:2], is_open=True)
+    async with asyncio.TaskGroup() as tasks:
+        reply = tasks.create_task(codes(llm, begun, "live"))
+        await asyncio.sleep(0)  # from here on the reply takes words
+        for piece in (short.words[3:4], [], short.words[4:8], short.words[8:]):
+            await llm.write("live", piece)
+        with pytest.raises(InvalidRequest, match=r"^text: expected ids in \[0, 1482\), got \[1482\]"):
+            await llm.write("live", [1482])
+        await llm.write("live", [], is_last=True)
+    assert np.array_equal(reply.result(), expected)
+    with pytest.raises(InvalidRequest, match=r"^request_id: expected a reply whose text is open"):
+        await llm.write("live", [5])
+
+
+async def test_what_cannot_be_spoken_is_refused_and_the_next_reply_is_whole(llm: SpeechLLM, checkpoint: Path) -> None:
+    case, writer = cases()["one word"], TalkerPrompts.at(checkpoint)
+    good = case.prompt(checkpoint, NUM_FRAMES)
+    heard = cases()["audio"].prompt(checkpoint, NUM_FRAMES)
+    wide = replace(heard.audios[0], features=np.zeros((9, 50), np.float32))
+    bad = {
+        "text, audio or messages: expected a prompt of at most": writer.write([*case.conversation] * 40, [5], "ethan"),
+        "text: expected at most 112 tokens behind the prompt, got 200": writer.write(
+            case.conversation, [5] * 200, "ethan"
+        ),
+        r"audios\[0\]: expected features \[F >= 1, 48\], got \[9, 50\]": replace(heard, audios=(wide,)),
+    }
+    for message, prompt in bad.items():
+        with pytest.raises(InvalidRequest, match=f"^{message}"):
+            await codes(llm, prompt)
+    assert (await codes(llm, good)).shape == (4, 6)
