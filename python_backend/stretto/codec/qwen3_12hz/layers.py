@@ -17,8 +17,8 @@ NEXT_EPS = 1e-6  # of ConvNeXt's norm
 
 
 class Convolution(nn.Module):
-    """A convolution that hears what came before. late: steps at an utterance's start that it does not hear, as its owner
-    says. kept: numbers of its part in the memory."""
+    """A convolution that hears what came before. late: steps at an utterance's start that it does not hear, as its
+    owner says. kept: numbers of its part in the memory."""
 
     late = 0
 
