@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from stretto.families.bagpiper.family import BagpiperVocabulary, bagpiper
 from stretto.families.base import TextTrack
+from stretto.families.chatterbox.family import ChatterboxVocabulary, chatterbox
 from stretto.families.csm.family import CsmVocabulary, csm, llama3_rope
 from stretto.families.depth import DepthSpec
 from stretto.families.higgs_audio.family import HiggsAudioVocabulary, higgs_audio
@@ -40,6 +41,9 @@ SMALL_QWEN3_TTS = Qwen3TtsVocabulary(
 
 # 60 ids of text, four codebooks of 5 codes, a begin and an end each.
 HIGGS_AUDIO = higgs_audio(HiggsAudioVocabulary(60, 4, 5, 58, 59, {}, max_model_len=512))
+
+# 60 ids of text, 20 codes, their start, four ids of nothing and the end; three rows of a voice.
+CHATTERBOX = chatterbox(ChatterboxVocabulary(60, 20, 26, 30, 512, 3, ("default",), max_model_len=512))
 
 CSM, QWEN3_TTS = csm(SMALL_CSM), qwen3_tts(SMALL_QWEN3_TTS)
 # The same frames with a text beside them.

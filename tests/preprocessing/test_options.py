@@ -35,7 +35,7 @@ def test_every_option_lands_in_its_place() -> None:
             "voice": "rms",
             "adapter": "narrator",
             "text": {"temperature": 0.1, "max_rows": 100},
-            "audio": {"min_rows": 2, "top_p": 0.9, "ras_window": 7, "ras_max_repeats": 3},
+            "audio": {"min_rows": 2, "top_p": 0.9, "min_p": 0.1, "ras_window": 7, "ras_max_repeats": 3},
             "temperature": 1.5,
             "top_k": 5,
         }
@@ -46,6 +46,7 @@ def test_every_option_lands_in_its_place() -> None:
         seed=7,
         guidance_scale=3.0,
         script_temperature=0.5,
+        min_p=0.1,
         ras_window=7,
         ras_max_repeats=3,
         text=replace(TTS.sampling.text, temperature=0.1, max_rows=100),
@@ -160,6 +161,7 @@ def test_a_family_s_least_number_of_rows_gives_way_to_the_caller_s_most_but_not_
         ({"audio": {"min_rows": 600}}, "options.audio.min_rows: expected an integer in [0, 500], got 600"),
         ({"audio": {"max_rows": 1025}}, "options.audio.max_rows: expected at most 1024 rows, got 1025"),
         ({"audio": {"max_rows": 0}}, "options.audio."),
+        ({"audio": {"min_p": 1.1}}, "options.audio.min_p: expected a number in [0.0, 1.0], got 1.1"),
         ({"audio": {"ras_window": 513}}, "options.audio.ras_window: expected an integer in [0, 512], got 513"),
         ({"audio": {"ras_window": -1}}, "options.audio.ras_window: expected an integer in [0, 512], got -1"),
         ({"audio": {"ras_window": 7.0}}, "options.audio.ras_window: expected an integer, got 7.0"),
@@ -168,7 +170,7 @@ def test_a_family_s_least_number_of_rows_gives_way_to_the_caller_s_most_but_not_
         ({"text": {"ras_window": 7}}, "options.text.ras_window: expected one of max_rows, min_rows, temperature"),
         (
             {"audio": {"voice": "slt"}},
-            "options.audio.voice: expected one of max_rows, min_rows, ras_max_repeats, ras_window, temperature",
+            "options.audio.voice: expected one of max_rows, min_p, min_rows, ras_max_repeats, ras_window, temperature",
         ),
         ({"text": "warm"}, "options.text: expected a JSON object, got 'warm'"),
         ({"temperature": "warm"}, "options.temperature: expected a number, got 'warm'"),

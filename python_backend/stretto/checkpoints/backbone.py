@@ -68,12 +68,36 @@ SMOLLM2_1_7B = {
     "attention_bias": False,
     "mlp_bias": False,
 }
+# Chatterbox's, as its authors' code has it (`LLAMA_520M_CONFIG_DICT`, chatterbox/models/t3/llama_configs.py).
+LLAMA_520M = {
+    "model_type": "llama",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+    "attention_bias": False,
+    "mlp_bias": False,
+}
 # What the repositories' config.json says, by the names that releases give.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "Qwen/Qwen3-8B-Base": QWEN3_8B,
     "allenai/OLMo-2-1124-7B": OLMO2_7B,
     "HuggingFaceTB/SmolLM2-1.7B": SMOLLM2_1_7B,
     "HuggingFaceTB/SmolLM2-1.7B-Instruct": SMOLLM2_1_7B,
+    "Llama_520M": LLAMA_520M,
 }
 # Of a public config.json: what it says of its own tokens and tools, not of the layers.
 LEFT_OUT = ("architectures", "transformers_version", "_name_or_path", "torch_dtype", "dtype", "vocab_size")

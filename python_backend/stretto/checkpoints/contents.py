@@ -1,12 +1,13 @@
 """The files of one release, read, and what they tell an operator."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
 from stretto.checkpoints.backbone import read_backbone
 from stretto.checkpoints.published import Contents, published
-from stretto.checkpoints.release import Release, Tokenizer, entry, read_json, read_tensors, read_yaml
+from stretto.checkpoints.release import BARE, Release, Tokenizer, entry, read_json, read_tensors, read_yaml
 from stretto.errors import CheckpointError
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -14,13 +15,23 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 def read_contents(release: Release) -> Contents:
     """Reads everything but the tensors' contents; CheckpointError where a file is not what it should be."""
-    read = read_json if release.config.suffix == ".json" else read_yaml  # which would take 1e-05 for a string
-    config, tensors = read(release.config), read_tensors(release.model)
-    tokenizer, family = Tokenizer.at(release.tokenizer), published(release)
+    config, tensors = _config(release), read_tensors(release.model)
+    tokenizer = Tokenizer.at(release.tokenizer, spells_bytes=release.family not in BARE)
+    family = published(release)
     tag = family.BACKBONE_TAG
     backbone = config if tag is None else read_backbone(entry(config, tag), release.backbone, release.tokenizer)
     dtype = release.dtype or _known_dtype(family.trained_dtype(config), tensors)
     return Contents(config, tensors, tokenizer, backbone, dtype)
+
+
+def _config(release: Release) -> dict[str, Any]:
+    """What its config says; nothing of a release that has none."""
+    if release.config is None:
+        if release.family not in BARE:
+            raise CheckpointError(f"--config: expected the config.yaml or config.json of {release.family}, got none")
+        return {}
+    read = read_json if release.config.suffix == ".json" else read_yaml  # which would take 1e-05 for a string
+    return read(release.config)
 
 
 def notes_on(contents: Contents, release: Release) -> list[str]:

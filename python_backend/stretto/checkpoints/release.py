@@ -27,8 +27,10 @@ FAMILIES = (
     "qwen3-tts",
     "qwen3-omni-talker",
     "higgs-audio-v2",
+    "chatterbox",
 )
-INDEX = ".safetensors.index.json"
+BARE = ("chatterbox",)  # whose releases have no config, and a tokenizer of any kind: they write no text
+INDEX, SUFFIX = ".safetensors.index.json", ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Release:
 
     family: str
     model: Path
-    config: Path
+    config: Path | None
     tokenizer: Path
     codec: Path | None = None
     ssl_tokenizer: Path | None = None
@@ -51,6 +53,12 @@ class Release:
     audio_config: Path | None = None
     audio: Mapping[str, Any] = field(default_factory=dict)
     dtype: str | None = None
+
+    @property
+    def config_folder(self) -> Path:
+        """Where its config lies, of a family whose releases have one."""
+        assert self.config is not None, self.family
+        return self.config.parent
 
     @property
     def family_name(self) -> str:
@@ -76,18 +84,18 @@ class StoredTensors(Mapping[str, Tensor]):
 
 
 def safetensors_files(path: Path) -> list[Path] | None:
-    """The safetensors files of a directory, or those that an index names; None where `path` is neither."""
+    """The safetensors files of a directory, those that an index names, or `path` itself; None where it is no such."""
     if path.is_dir():
         return sorted(path.glob("*.safetensors"))
     if not path.name.endswith(INDEX):
-        return None
+        return [path] if path.suffix == SUFFIX else None
     names = json_object(path).get("weight_map", {})
     return [path.parent / name for name in sorted(set(names.values()))]
 
 
 def read_tensors(path: Path) -> Mapping[str, Tensor]:
     """The tensors of `model.pt` ({"module": …}), `model.pth` or `2epoch.pth`, or of safetensors files: those of a
-    directory, or of an index.
+    directory, of an index, or one.
 
     CheckpointError where the file is missing, holds anything but tensors, or is of a kind that cannot stay in its file.
     """
@@ -155,12 +163,12 @@ class Tokenizer:
     made: Mapping[str, Any] | None = None
 
     @classmethod
-    def at(cls, folder: Path) -> "Tokenizer":
+    def at(cls, folder: Path, spells_bytes: bool = True) -> "Tokenizer":
         """Reads `tokenizer.json`, or makes it of vocab.json and merges.txt; CheckpointError where there is neither, or
-        one that the server could not use."""
+        one that the server could not use. spells_bytes: as `TextTokenizer`'s."""
         made = None
         if (folder / FILE).exists() or not (folder / "vocab.json").exists():
-            tokens = TextTokenizer.at(folder).tokens
+            tokens = TextTokenizer.at(folder, spells_bytes).tokens
         else:
             tokenizer = read_tokenizer(folder)
             tokens, made = TextTokenizer(tokenizer).tokens, json.loads(tokenizer.to_str())

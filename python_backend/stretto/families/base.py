@@ -36,7 +36,8 @@ class Script:
 class UnconditionalContext:
     """What the unconditional half of a guidance pair sees: the same rows at the same positions, except that
 
-    - context rows between the first `keep_first` and the last `keep_last` become `[null_id, pad, …]`;
+    - context rows between the first `keep_first` and the last `keep_last` become `[null_id, pad, …]`, but for what
+      `kept_streams` carry there;
     - in audio rows each stream of `hidden_streams` carries `null_id` (stream 0) or pad (any other) in place of
       an id of its audio interval or index; ids outside it (end of audio, the pads of the tail) stay.
     """
@@ -45,6 +46,7 @@ class UnconditionalContext:
     keep_first: int
     keep_last: int
     hidden_streams: tuple[int, ...] = ()
+    kept_streams: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,17 @@ class TextTrack:
     pad_id: int
     end_id: int
     is_usual: bool = False
+
+
+@dataclass(frozen=True)
+class PositionStream:
+    """An input-only stream of learned positions: row i of the reply carries the i-th of `ids`, a pad behind the last.
+
+    What the rows of a prompt carry its template says.
+    """
+
+    stream: int
+    ids: range
 
 
 @dataclass(frozen=True)
@@ -111,10 +124,11 @@ class Family:
     end_frame: ids of the streams 0 ..., as many as count; a row in audio that begins with them is `end_of_audio`, which
     stream 0 does not draw then.
     text_track: the stream whose ids for the rows of the reply come with the request, where there is one.
+    positions: the stream of learned positions, of a family without a text track, where there is one.
     staircase: where streams begin and end by ids of their own: extra ids of the layout, an end the last of its
     stream's. Its ends are the `end_frame` then, and what it puts into a row counts as drawn (SAMPLED_WARM_UP, NO_TAIL).
     has_audio_head: the checkpoint has `audio_head.weight` [n, H], the heads of all output streams in audio one behind
-    another, and none over the vocabulary.
+    another, what stream 0 ends with behind its own, and none over the vocabulary.
     not_served: why the server refuses it, which `SpeechLLM` drives; empty where it serves it.
     """
 
@@ -149,9 +163,16 @@ class Family:
     depth: DepthSpec | None = None
     end_frame: tuple[int, ...] = ()
     text_track: TextTrack | None = None
+    positions: PositionStream | None = None
     staircase: Staircase | None = None
     has_audio_head: bool = False
     not_served: str = ""
+
+    @property
+    def track_stream(self) -> int | None:
+        """The stream whose ids are known before its rows are: a text's or positions; None where there is none."""
+        track = self.text_track or self.positions
+        return None if track is None else track.stream
 
     def task(self, name: str) -> Task:
         """The task called `name`; KeyError lists the names there are."""

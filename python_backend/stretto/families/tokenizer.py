@@ -11,24 +11,28 @@ FILE = "tokenizer.json"
 
 
 class TextTokenizer:
-    """A byte-level BPE, as Qwen 3, OLMo 2 and SmolLM 2 have. Ids count from 0; a family adds where its text begins."""
+    """A byte-level BPE, as Qwen 3, OLMo 2 and SmolLM 2 have. Ids count from 0; a family adds where its text begins.
 
-    def __init__(self, tokenizer: Tokenizer):
-        if not isinstance(tokenizer.decoder, decoders.ByteLevel):
+    spells_bytes: whether tokens are to be told as bytes, for which it must be byte-level. Of a model that writes no
+    text it may be any.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, spells_bytes: bool = True):
+        if spells_bytes and not isinstance(tokenizer.decoder, decoders.ByteLevel):
             raise CheckpointError(f"{FILE}: expected a byte-level tokenizer, got {tokenizer.decoder}")
         tokenizer.encode_special_tokens = True  # a caller who writes "<|im_end|>" means these characters
         self._tokenizer = tokenizer
         self._spelled: dict[int, bytes] = {}
 
     @classmethod
-    def at(cls, checkpoint: Path) -> "TextTokenizer":
+    def at(cls, checkpoint: Path, spells_bytes: bool = True) -> "TextTokenizer":
         """The tokenizer in a checkpoint's folder; CheckpointError where there is none that can be read."""
         path = checkpoint / FILE
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library knows no other class
             raise CheckpointError(f"{path}: expected a tokenizer, got an error: {error}") from error
-        return cls(tokenizer)
+        return cls(tokenizer, spells_bytes)
 
     def encode(self, text: str) -> list[int]:
         """The tokens of `text`, as it stands: nothing is added, and no name of a special token means that token."""

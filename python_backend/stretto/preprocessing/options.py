@@ -53,6 +53,7 @@ def read_options(
         audio=_max_audio(options, audio, family, frame_rate),
         script_temperature=options.get("script_temperature", defaults.script_temperature),
         seed=options.get("seed"),
+        min_p=given.get("min_p", defaults.min_p),
         ras_window=given.get("ras_window", defaults.ras_window),
         ras_max_repeats=given.get("ras_max_repeats", defaults.ras_max_repeats),
         repetition_penalty=options.get("repetition_penalty", defaults.repetition_penalty),

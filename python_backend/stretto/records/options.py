@@ -38,8 +38,9 @@ class SegmentOptions(CodeOptions, total=False):
 
 
 class AudioOptions(SegmentOptions, total=False):
-    """How those of audio are drawn, and when a code is drawn again: as SamplingConfig."""
+    """How those of audio are drawn, what is too unlikely, and when a code is drawn again: as SamplingConfig."""
 
+    min_p: Number
     ras_window: Integer
     ras_max_repeats: Integer
 

@@ -75,6 +75,8 @@ class SamplingConfig:
     `adaptive`, all for which the engine is fast enough.
     ras_window, ras_max_repeats: a code that came `ras_max_repeats` times in the last `ras_window` rows of its stream's
     audio is drawn again from the softmax of all logits, without temperature, top-k and top-p; window 0 is off.
+    min_p: in audio, ids of stream 0 that are less than this times as likely as the likeliest are left out, before top-k
+    and top-p; 0 is off.
     schedule: which rows of the reply modules say, of a family that has such, by name or by its numbers; None for its
     default.
     repetition_penalty: what the logits of ids that came before are divided by, or multiplied with where they are
@@ -91,6 +93,7 @@ class SamplingConfig:
     guided_until_s: float | None = None
     ras_window: int = 0
     ras_max_repeats: int = 2
+    min_p: float = 0.0
     schedule: str | tuple[int, ...] | None = None
     repetition_penalty: float = 1.0
     depth: CodeSampling | None = None
@@ -104,6 +107,7 @@ class SamplingConfig:
         _check_temperature("script_temperature", self.script_temperature)
         _check_integer("audio.ras_window", self.ras_window, 0, MAX_RAS_WINDOW)
         _check_integer("audio.ras_max_repeats", self.ras_max_repeats, 1, MAX_RAS_WINDOW)
+        _check("audio.min_p", self.min_p, 0.0, 1.0)
         _check("repetition_penalty", self.repetition_penalty, MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY)
         self._check_policy()
         if self.seed is not None:

@@ -12,7 +12,6 @@ from vllm.v1.core.sched.output import NewRequestData
 from stretto.engine.request.new_request import SpeechRequestData
 from stretto.engine.request.params import SpeechParams
 from stretto.engine.request.rules import SegmentRules
-from stretto.engine.request.track import Track
 from stretto.engine.worker.arrays import Arrays, HostArrays, arrays_on
 from stretto.engine.worker.drawing import RowDraw
 from stretto.engine.worker.frame_predictor import DepthFrames, ParallelHeads, Readout
@@ -154,8 +153,7 @@ def request(family: Family, name: str, index: int, is_unconditional: bool, **cha
     ids = prompt.rows[:, 0].tolist()
     name += "#unconditional" * is_unconditional
     data = NewRequestData(name, ids, [], None, None, ([1],), 0, None, prefill_token_ids=ids)
-    track = family.text_track
-    beside = None if track is None else Track(track.stream - 1, len(ids), list(prompt.track[:9]), track.pad_id)
+    beside = SegmentRules(family, LENGTH).track(len(ids), prompt.track[:9])
     return SpeechRequestData.of(data, params, codes, beside)
 
 

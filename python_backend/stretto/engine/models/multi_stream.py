@@ -69,7 +69,8 @@ class MultiStreamMixin(Decoder):
         if self.family.has_audio_head:
             layout, width = self.family.layout, vllm_config.model_config.get_hidden_size()
             rules = SegmentRules(self.family, vllm_config.model_config.max_model_len)
-            self.audio_head = AudioHead(sum(len(rules.audio_ids(s)) for s in range(len(layout.audio))), width)
+            num_ids = sum(len(rules.audio_ids(s)) for s in range(len(layout.audio)))
+            self.audio_head = AudioHead(num_ids + len(rules.drawn_ends_of_audio), width)
         audio_format = AudioFormat.from_config(config.to_dict())
         if audio_format is not None:
             self._encoder = ENCODERS[type(audio_format)]

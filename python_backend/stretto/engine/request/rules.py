@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 
 from stretto.engine.request.track import Track
 from stretto.families.base import Family, Task
@@ -138,8 +139,11 @@ class SegmentRules:
         return 0 if self.family.bursts is None else self.family.bursts.window
 
     def track(self, first_row: int, ids: Sequence[int], is_open: bool = False) -> Track | None:
-        """The text track of a reply that begins at `first_row`; None where the family has none."""
-        track = self.family.text_track
+        """The text track of a reply that begins at `first_row`, or its positions; None where the family has none."""
+        track, positions = self.family.text_track, self.family.positions
+        if positions is not None:
+            known = positions.ids[: self.max_model_len - first_row]
+            return Track(positions.stream - 1, first_row, list(known), self.family.layout.pad_id)
         return None if track is None else Track(track.stream - 1, first_row, list(ids), track.pad_id, is_open, is_open)
 
     @cached_property
@@ -149,8 +153,12 @@ class SegmentRules:
 
     @cached_property
     def counted_ids(self) -> range:
-        """The ids of stream 0 that a repetition penalty may count: those of text or, where none is written, codes."""
-        return range(self.num_text_ids) if self.num_text_ids else self.family.layout.audio[0]
+        """The ids of stream 0 that a repetition penalty may count: those of text or, where none is written, codes and
+        what may come in their place, as far as these ids follow each other."""
+        if self.num_text_ids:
+            return range(self.num_text_ids)
+        codes, others = self.family.layout.audio[0], {token for ids in self.family.layout.extra[:1] for token in ids}
+        return range(codes.start, next(token for token in count(codes.stop) if token not in others))
 
     @cached_property
     def num_text_ids(self) -> int:

@@ -22,14 +22,17 @@ def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentR
         )
     if rules.family.bursts is not None:
         check_bursts(config, rules, rules.family.bursts)
-    if rules.family.text_track is not None:
-        check_text_track(rules.family)
+    if rules.family.track_stream is not None:
+        check_track(rules.family)
 
 
-def check_text_track(family: Family) -> None:
-    """ValueError where the rows of a text track are not those of the frames."""
+def check_track(family: Family) -> None:
+    """ValueError where the rows of a text track, or of positions, are not those of the frames; or there are both."""
+    if family.text_track is not None and family.positions is not None:
+        raise ValueError(f"{family.name}: there is one stream whose ids are known before its rows, not two")
     if family.bursts is not None or any(task.segments != (Segment.AUDIO,) for task in family.tasks):
-        raise ValueError(f"{family.name}: a text track goes with replies that are audio alone, a row a step")
+        kind = "a text track goes" if family.text_track else "positions go"
+        raise ValueError(f"{family.name}: {kind} with replies that are audio alone, a row a step")
 
 
 def check_bursts(config: VllmConfig, rules: SegmentRules, bursts: Bursts) -> None:

@@ -29,6 +29,8 @@ def unconditional_rows(rows: np.ndarray, context: UnconditionalContext, pad_id: 
     middle = slice(context.keep_first, max(context.keep_first, len(rows) - context.keep_last))
     hidden[middle] = pad_id
     hidden[middle, 0] = context.null_id
+    kept = list(context.kept_streams)
+    hidden[middle, kept] = rows[middle, kept]
     return hidden
 
 

@@ -36,8 +36,8 @@ class BatchPlan:
     num_rows: B, both halves counted. drawing [M]: rows that draw, the P conditional halves of pairs before others.
     sampling [M + P]: behind them their unconditional halves. writing [W], speaking [A]: which of the M rows may be in
     a text segment and which beyond it, None for all of them; num_paired: P, the first of `speaking` too.
-    ras_window: the longest window in which a row looks for repeats. has_delayed_tail: whether a reply goes on with
-    audio of its prompt.
+    ras_window: the longest window in which a row looks for repeats. has_min_p: whether a row leaves unlikely ids out.
+    has_delayed_tail: whether a reply goes on with audio of its prompt.
     """
 
     num_rows: int
@@ -50,6 +50,7 @@ class BatchPlan:
     audio: DrawPlan
     depth: DrawPlan
     ras_window: int
+    has_min_p: bool
     has_delayed_tail: bool
 
     @property
@@ -97,6 +98,7 @@ def plan_batch(rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray
         audio=audio,
         depth=depth,
         ras_window=int(limits[:, LIMITS["ras_window"]].max(initial=0)),
+        has_min_p=bool(np.isfinite(scales[:, SCALES["audio_span"]]).any()),
         has_delayed_tail=bool(limits[:, LIMITS["forced_until"]].any()),
     )
 

@@ -13,6 +13,7 @@ from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import SlotTables, counted_columns
 from stretto.engine.worker.stairs import Stairs
 from stretto.sampling.guidance import guide
+from stretto.sampling.min_p import keep_near
 from stretto.sampling.noise import stream_keys, uniform
 from stretto.sampling.repetition import penalize
 from stretto.sampling.script import advances
@@ -29,7 +30,7 @@ class RowDraw:
         self._script, self._codes = arrays.of(tables.script), arrays.of(tables.codes)
         self._said = arrays.of(tables.said) if segments.family.penalized else None
         family = segments.family
-        self._track = family.text_track
+        self._track_stream = family.track_stream
         self._stairs = Stairs(family.staircase, segments.rules, arrays) if family.staircase else None
         self._num_streams = family.layout.num_output_streams
         self._guided = np.array([stream in family.guided_streams for stream in range(1, self._num_streams)], np.bool_)
@@ -51,10 +52,10 @@ class RowDraw:
         token = self._segments.choose(text, audio, rows)
         if self._said is not None:
             self._said[rows.slots, counted_columns(token, self._segments.rules.counted_ids)] = True
-        there = self._codes[rows.slots, rows.position] if plan.has_delayed_tail or self._track else None
+        there = self._codes[rows.slots, rows.position] if plan.has_delayed_tail or self._track_stream else None
         laid = self._segments.place_codes(codes, token, rows, there if plan.has_delayed_tail else None)
-        if self._track is not None and there is not None:
-            laid[:, self._track.stream - 1] = there[:, self._track.stream - 1]
+        if self._track_stream is not None and there is not None:
+            laid[:, self._track_stream - 1] = there[:, self._track_stream - 1]
         return token, laid
 
     def _spread(self, drawn: torch.Tensor, index: Array | None, rows: Rows) -> Array:
@@ -156,10 +157,13 @@ class RowDraw:
         if self._said is not None and not segments.rules.num_text_ids:
             counted = logits[:, : self._said.shape[1] - 1]
             counted.copy_(self._penalized(counted, rows, index))
-        masked = segments.mask_audio(logits, rows, index)[:, None], self._heads.first_ids[None], self._tensor(keys)
-        token = draw(*masked, step.audio, plan.audio)
+        near = masked = segments.mask_audio(logits, rows, index)
+        ids, own_keys = self._heads.first_ids[None], self._tensor(keys)
+        if plan.has_min_p:
+            near = keep_near(masked, self._arrays.tensor(_pick(rows.scales.audio_span, index)))
+        token = draw(near[:, None], ids, own_keys, step.audio, plan.audio)
         if recent:
-            token = self._guard.first(token, masked, recent)
+            token = self._guard.first(token, (masked[:, None], ids, own_keys), recent)
         return self._spread(token.squeeze(1), index, rows)
 
 

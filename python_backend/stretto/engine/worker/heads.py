@@ -109,20 +109,22 @@ class FirstHead(StreamHeads):
         first, *others = (rules.audio_ids(stream) for stream in range(rules.family.layout.num_output_streams))
         self.text_ids = torch.arange(0, device=rows.device)
         self.first_ids = torch.tensor([*first, *rules.drawn_ends_of_audio], device=rows.device)
-        self.codes = torch.tensor(others, device=rows.device)
+        size = len(others[0]) if others else 0
+        self.codes = torch.tensor(others, dtype=torch.int64, device=rows.device).view(len(others), size)
         self.is_text_cut = False
         self._first = exact_product(rows)
         self.text_offset = self.first_offset = self.code_offset = None
 
 
 class AudioHeads(FirstHead):
-    """The heads of a family without text whose streams are drawn at once: of each stream in audio, one behind another.
+    """The heads of a family without text whose streams are drawn at once: of each stream in audio, one behind another,
+    what stream 0 ends with behind its own.
 
     rows [n, H]: whole on each rank.
     """
 
     def __init__(self, rows: torch.Tensor, rules: SegmentRules):
-        super().__init__(rows[: len(rules.audio_ids(0))], rules)
+        super().__init__(rows[: len(rules.audio_ids(0)) + len(rules.drawn_ends_of_audio)], rules)
         self._codes = exact_product(rows[len(self.first_ids) :])
 
 

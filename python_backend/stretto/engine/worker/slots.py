@@ -12,6 +12,7 @@ from stretto.engine.request.rules import SegmentRules
 from stretto.engine.request.track import Track
 from stretto.engine.request.tracker import UNKNOWN, SegmentTracker
 from stretto.engine.worker.arrays import Array, Arrays
+from stretto.sampling.min_p import span_of
 from stretto.sampling.noise import seed_key
 
 
@@ -53,7 +54,10 @@ class SlotLimits:
 
 @dataclass
 class SlotScales:
-    """What a request asked for in real numbers; written once, [B] float32 each."""
+    """What a request asked for in real numbers; written once, [B] float32 each.
+
+    audio_span: how far below the largest logit of stream 0 an id may lie, in audio; infinite where that is no matter.
+    """
 
     text_temperature: Array
     text_top_p: Array
@@ -64,6 +68,7 @@ class SlotScales:
     script_temperature: Array
     guidance: Array
     repetition_penalty: Array
+    audio_span: Array
 
 
 def _index(table: type) -> dict[str, int]:
@@ -107,6 +112,7 @@ def scales_row(params: SpeechParams) -> list[float]:
         "script_temperature": sampling.script_temperature,
         "guidance": sampling.guidance_scale,
         "repetition_penalty": sampling.repetition_penalty,
+        "audio_span": span_of(sampling.min_p, sampling.audio.temperature),
     }
     return [row[name] for name in SCALES]
 

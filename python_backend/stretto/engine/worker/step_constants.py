@@ -101,6 +101,6 @@ def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_id
         index_lane=script.index_stream - 1 if script else 0,
         num_said=tables.said.shape[1],
         said_start=rules.counted_ids.start,
-        track_lane=family.text_track.stream - 1 if family.text_track else -1,
+        track_lane=-1 if family.track_stream is None else family.track_stream - 1,
         has_staircase=family.staircase is not None,
     )

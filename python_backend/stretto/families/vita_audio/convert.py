@@ -56,7 +56,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     known = replace(
         vocabulary(contents.tokenizer, config["vocab_size"], (*MARKERS, *[HEARD] * hears)),
         num_modules=num_modules,
-        schedule=schedule(release.config.parent, num_modules),
+        schedule=schedule(release.config_folder, num_modules),
     )
     numbers = {name: config[name] for name in NUMBERS} | {"model_type": "qwen2", "num_hidden_layers": num_main}
     record = config_of(numbers, known.vocab_size, contents.dtype)
@@ -65,7 +65,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     parts = plan(record, num_modules, prefix)
     if not hears:
         return Converted(record, parts, ())
-    record[KEY] = convert_hearing.numbers(release.config.parent)
+    record[KEY] = convert_hearing.numbers(release.config_folder)
     parts |= convert_hearing.plan(record[KEY], record["hidden_size"])
     return Converted(record, parts, (convert_hearing.UNUSED,))
 

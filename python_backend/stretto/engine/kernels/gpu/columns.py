@@ -34,6 +34,7 @@ COLUMNS = (
     "script_temperature",
     "guidance",
     "repetition_penalty",
+    "audio_span",
 )
 # A row that does nothing, one that draws, and one that gets what another row has drawn.
 IDLE, DRAWS, RECEIVES = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -53,5 +54,5 @@ ROLE, SLOT, OTHER, OTHER_SLOT, SAMPLES, TASK = map(_at, COLUMNS[:6])
 TEXT_MIN, TEXT_MAX, AUDIO_MIN, AUDIO_MAX, TEXT_TOP_K, AUDIO_TOP_K, DEPTH_TOP_K = map(_at, COLUMNS[6:13])
 SEED_KEY, RAS_WINDOW, RAS_MAX_REPEATS, FORCED_UNTIL = map(_at, COLUMNS[13:17])
 TEXT_TEMPERATURE, TEXT_TOP_P, AUDIO_TEMPERATURE, AUDIO_TOP_P, DEPTH_TEMPERATURE, DEPTH_TOP_P = map(_at, COLUMNS[17:23])
-SCRIPT_TEMPERATURE, GUIDANCE, REPETITION_PENALTY = map(_at, COLUMNS[23:])
+SCRIPT_TEMPERATURE, GUIDANCE, REPETITION_PENALTY, AUDIO_SPAN = map(_at, COLUMNS[23:])
 AUDIO_START, AUDIO_END, NUM_TEXT_TOKENS, NUM_ENTRIES, POINTER, FIRST_END = map(_state_at, STATE)

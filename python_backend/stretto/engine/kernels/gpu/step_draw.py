@@ -2,7 +2,7 @@
 
 The kernels ask the tables, not the host, what each row is to do: a captured graph replays them for any batch. A line
 of logits is read once and kept in registers. The references are `sampling/guidance.py`, `sampling/draw.py`,
-`sampling/repetition.py`, `sampling/script.py` and `sampling/noise.py`.
+`sampling/min_p.py`, `sampling/repetition.py`, `sampling/script.py` and `sampling/noise.py`.
 """
 
 import triton
@@ -10,6 +10,7 @@ import triton.language as tl
 
 from stretto.engine.kernels.gpu.columns import (
     AUDIO_MIN,
+    AUDIO_SPAN,
     AUDIO_START,
     AUDIO_TEMPERATURE,
     AUDIO_TOP_K,
@@ -86,14 +87,15 @@ def _noisiest(
 
 @triton.jit
 def _floor(
-    values: tl.tensor, num_columns: tl.tensor, temperature: tl.tensor, top_k: tl.tensor, top_p: tl.tensor
-) -> tl.tensor:
+    values: tl.tensor, num_columns: tl.tensor, temperature: tl.tensor, top_k: tl.tensor, top_p: tl.tensor,
+    span: tl.tensor,
+) -> tl.tensor:  # fmt: skip
     """The smallest of `values` that may be drawn."""
     floor = tl.max(values, 0)
     if temperature > 0:
-        floor = tl.full((), float("-inf"), tl.float32)
+        floor -= span
         if (top_k > 0) & (top_k < num_columns):
-            floor = kth_largest_of(values, top_k)
+            floor = tl.maximum(floor, kth_largest_of(values, top_k))
         if top_p < 1:
             floor = nucleus_of(values, floor, temperature, top_p)
     return floor
@@ -141,15 +143,17 @@ def _is_repeated(
 @triton.jit
 def _rules(
     mine: tl.tensor, first_stream: tl.constexpr, plan_stride: tl.constexpr
-) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Temperature, top-k and top-p of stream 0 in audio, or of the others."""
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """Temperature, top-k and top-p of stream 0 in audio, or of the others; how far below the largest a logit may be."""
     if first_stream == 0:
         temperature = real_of(mine + AUDIO_TEMPERATURE * plan_stride)
         top_k, top_p = tl.load(mine + AUDIO_TOP_K * plan_stride), real_of(mine + AUDIO_TOP_P * plan_stride)
+        span = real_of(mine + AUDIO_SPAN * plan_stride)
     else:
         temperature = real_of(mine + DEPTH_TEMPERATURE * plan_stride)
         top_k, top_p = tl.load(mine + DEPTH_TOP_K * plan_stride), real_of(mine + DEPTH_TOP_P * plan_stride)
-    return temperature, top_k, top_p
+        span = tl.full((), float("inf"), tl.float32)
+    return temperature, top_k, top_p, span
 
 
 @triton.jit
@@ -209,10 +213,10 @@ def draw_streams_kernel(
         values = _penalized(values, said + slot * num_said, mine, columns, num_said, plan_stride)
     if position - audio_start < tl.load(mine + AUDIO_MIN * plan_stride):
         values = tl.where(columns < num_columns - num_ends, values, float("-inf"))
-    temperature, top_k, top_p = _rules(mine, first_stream, plan_stride)
+    temperature, top_k, top_p, span = _rules(mine, first_stream, plan_stride)
     key = stream_key_of(tl.load(mine + SEED_KEY * plan_stride), position, first_stream + stream)
     ids = tl.load(token_ids + own, mask=inside, other=0)
-    place = _noisiest(values, ids, key, temperature, _floor(values, num_columns, temperature, top_k, top_p))
+    place = _noisiest(values, ids, key, temperature, _floor(values, num_columns, temperature, top_k, top_p, span))
     token = tl.load(token_ids + stream * num_columns + place)
     is_code = (token >= tl.load(codebooks + stream)) & (token < tl.load(codebooks + codebooks_stride + stream))
     if (tl.load(mine + RAS_WINDOW * plan_stride) > 0) & (temperature > 0) & is_code:

@@ -1,0 +1,92 @@
+"""A random checkpoint in the layout in which Resemble AI publishes Chatterbox's T3: small, the same on every machine.
+
+t3_cfg.safetensors   tokenizer.json   conds.pt   voices/anna.pt   backbone.json (which the real one has not)
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.checkpoints.random_tensors import random_tensors
+from stretto.checkpoints.backbone import LLAMA_520M
+from stretto.checkpoints.command import main
+from stretto.families.chatterbox.convert import HEAD, published_shapes
+from stretto.families.chatterbox.family import END_OF_SPEECH, END_OF_TEXT, SPACE, START_OF_TEXT, ChatterboxVocabulary
+
+SMALL: dict[str, Any] = {
+    **LLAMA_520M,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+}
+# Six rows of how a voice sounds in the place of 32; the ids are as many as published.
+KNOWN = ChatterboxVocabulary(num_text_positions=66, num_speech_positions=260, num_voice_rows=8, max_model_len=256)
+VOICES = {"default": 3, "anna": 4}  # seeds
+ENDING = 3.0  # how much more the end says than other ids, so that some replies end by themselves
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ,.!?'\"-"
+MERGES = (("t", "h"), ("th", "e"), ("i", "n"), ("o", "u"), ("e", "r"), ("a", "n"))
+
+
+def tensors(seed: int = 1) -> dict[str, np.ndarray]:
+    """T3's, by published name."""
+    made = random_tensors(published_shapes(SMALL, KNOWN), seed)
+    made[HEAD][END_OF_SPEECH] *= ENDING
+    return made
+
+
+def voice(seed: int, num_codes: int = 15) -> dict[str, Any]:
+    """What the authors' `Conditionals.save` writes of a voice, what S3Gen is told but for a sign of it."""
+    random = np.random.Generator(np.random.PCG64(seed))
+    said = {
+        "speaker_emb": torch.from_numpy(random.standard_normal((1, 256)).astype(np.float32)),
+        "clap_emb": None,
+        "cond_prompt_speech_tokens": torch.from_numpy(random.integers(6561, size=(1, num_codes))),
+        "cond_prompt_speech_emb": None,
+        "emotion_adv": 0.5 * torch.ones(1, 1, 1),
+    }
+    return {"t3": said, "gen": {"prompt_token": said["cond_prompt_speech_tokens"]}}
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Letters and a few pairs of them, words apart at spaces and punctuation, and the markers at the published ids."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    spelled = ["[STOP]", "[UNK]", SPACE, *LETTERS, *("".join(pair) for pair in MERGES)]
+    ids = {token: token_id for token_id, token in enumerate(spelled)} | {"[START]": START_OF_TEXT}
+    assert ids["[STOP]"] == END_OF_TEXT
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=list(MERGES), unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["[STOP]", "[UNK]", SPACE, "[START]"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def write_release(folder: Path, seed: int = 1) -> Path:
+    """A release as published, in `folder`."""
+    from safetensors.numpy import save_file
+
+    (folder / "voices").mkdir(parents=True)
+    save_file(tensors(seed), folder / "t3_cfg.safetensors")
+    write_tokenizer(folder)
+    for name, voice_seed in VOICES.items():
+        torch.save(voice(voice_seed), folder / ("conds.pt" if name == "default" else f"voices/{name}.pt"))
+    (folder / "backbone.json").write_text(json.dumps(SMALL))
+    return folder
+
+
+def command(release: Path, out: Path) -> list[str]:
+    """The converter's command line."""
+    model, backbone = str(release / "t3_cfg.safetensors"), str(release / "backbone.json")
+    words = ["chatterbox", "--model", model, "--tokenizer", str(release), "--backbone", backbone]
+    return [*words, "--out", str(out)]
+
+
+def convert(folder: Path) -> Path:
+    """The small release, and what the converter makes of it."""
+    assert main(command(write_release(folder / "release"), folder / "checkpoint")) == 0
+    return folder / "checkpoint"

@@ -1,0 +1,229 @@
+"""Chatterbox's release: T3's tensors as Resemble AI publishes them, and the voices beside them.
+
+https://huggingface.co/ResembleAI/chatterbox: `t3_cfg.safetensors`, `tokenizer.json`, and `conds.pt`, the voice that
+speaks where none is asked for. There is no config.json: numbers are those of the authors' code (`T3Config`). Further
+voices, as its `Conditionals.save` writes them, are `voices/<name>.pt`. Files of voices are read as tensors alone.
+
+What a voice adds to a prompt is a function of its file: the speaker's x-vector behind a projection, 32 rows that a
+perceiver makes of codes, and how excited it is. So a voice is rows of the table, made here.
+"""
+
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stretto.checkpoints.backbone import read_backbone, shapes
+from stretto.checkpoints.published import Contents, Converted
+from stretto.checkpoints.release import Release, Tokenizer
+from stretto.checkpoints.tensors import Part, Plan, check
+from stretto.errors import CheckpointError
+from stretto.families.chatterbox.family import END_OF_SPEECH, SPACE, START_OF_SPEECH, ChatterboxVocabulary
+from stretto.families.registry import NAME, VOCABULARY
+
+BACKBONE_TAG = None
+CODEC = ""
+BACKBONE = "Llama_520M"  # the authors' name for the numbers
+EMBEDDINGS, HEAD = "text_emb.weight", "speech_head.weight"
+SPEECH, TEXT_POSITIONS, SPEECH_POSITIONS = "speech_emb.weight", "text_pos_emb.emb.weight", "speech_pos_emb.emb.weight"
+CONDITIONS, PERCEIVER, LAYERS = "cond_enc.", "cond_enc.perceiver.", "tfmr."
+DROPPED = ("text_head.weight", "tfmr.embed_tokens.weight")  # for training; a table that nobody reads
+NUM_MULTILINGUAL_IDS = 2454  # of text, of the release that is told a language
+X_VECTOR, NUM_HEADS = 256, 4  # width of a speaker's vector; heads of the perceiver's attention
+DEFAULT, VOICES = "conds.pt", "voices"
+MAX_ROWS = 4096  # of a prompt and its reply: no more than there are positions of speech, which a reply may not outlast
+
+
+def convert(release: Release, contents: Contents) -> Converted:
+    """Its checkpoint: one table of all that a row is the sum of, and a head over the ids of speech."""
+    backbone = read_backbone(BACKBONE, release.backbone, release.tokenizer)
+    voices = read_voices(release.model.parent)
+    known = vocabulary(contents.tensors, contents.tokenizer, tuple(voices))
+    stored = published_shapes(backbone, known)
+    check({name: Part(name, shape) for name, shape in stored.items()}, contents.tensors, ())
+    for name, voice in voices.items():
+        check_voice(name, voice, known)
+    record = {
+        "architectures": ["StrettoLlamaForCausalLM"],
+        **backbone,
+        NAME: "chatterbox",
+        VOCABULARY: known.to_record(),
+        "vocab_size": known.layout.vocab_size,
+        "tie_word_embeddings": True,  # there is no head over this vocabulary: `audio_head` draws
+        "dtype": contents.dtype,
+    }
+    parts = plan(known, stored, contents.tensors, list(voices.values()))
+    folded = tuple(name for name in stored if name not in parts and name not in DROPPED)
+    return Converted(record, parts, DROPPED, folded)
+
+
+def trained_dtype(config: Mapping[str, Any]) -> str | None:
+    """As it is stored."""
+    return None
+
+
+def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
+    """That it can be spoken to from the engine alone."""
+    return ["no decoder: S3Gen, which makes sound of these codes, is not built; the server refuses the checkpoint"]
+
+
+def vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer, voices: tuple[str, ...]) -> ChatterboxVocabulary:
+    """How many ids of each kind there are; CheckpointError where it is a release that is not served."""
+    missing = [name for name in (EMBEDDINGS, SPEECH, TEXT_POSITIONS, SPEECH_POSITIONS) if name not in tensors]
+    if missing:
+        raise CheckpointError(f"tensors do not fit: missing: {', '.join(missing)}")
+    num_text_ids, num_speech_ids, num_text_positions, num_speech_positions = (
+        len(tensors[name]) for name in (EMBEDDINGS, SPEECH, TEXT_POSITIONS, SPEECH_POSITIONS)
+    )
+    if num_text_ids == NUM_MULTILINGUAL_IDS:
+        raise CheckpointError(f"{EMBEDDINGS}: expected the English release, got the multilingual one")
+    if num_speech_ids <= END_OF_SPEECH + 1:
+        raise CheckpointError(f"{SPEECH}: expected more than {END_OF_SPEECH + 1} ids, got {num_speech_ids}")
+    if tokenizer.size > num_text_ids or SPACE not in tokenizer.tokens.values():
+        expected = f"a tokenizer of at most {num_text_ids} tokens with {SPACE}"
+        raise CheckpointError(f"{tokenizer.folder}: expected {expected}, got one of {tokenizer.size}")
+    return ChatterboxVocabulary(
+        num_text_ids=num_text_ids,
+        num_codes=START_OF_SPEECH,
+        num_speech_ids=num_speech_ids,
+        num_text_positions=num_text_positions,
+        num_speech_positions=num_speech_positions,
+        num_voice_rows=2 + _num_queries(tensors),
+        voices=voices,
+        max_model_len=min(MAX_ROWS, num_speech_positions),
+    )
+
+
+def _num_queries(tensors: Mapping[str, Tensor]) -> int:
+    query = tensors.get(f"{PERCEIVER}pre_attention_query")
+    if query is None or query.ndim != 3:
+        raise CheckpointError(f"tensors do not fit: {PERCEIVER}pre_attention_query [1, n, H] is expected")
+    return query.shape[1]
+
+
+def published_shapes(backbone: dict[str, Any], known: ChatterboxVocabulary) -> dict[str, tuple[int, ...]]:
+    """All tensors of T3 by name."""
+    width = backbone["hidden_size"]
+    found: dict[str, tuple[int, ...]] = {
+        EMBEDDINGS: (known.num_text_ids, width),
+        SPEECH: (known.num_speech_ids, width),
+        TEXT_POSITIONS: (known.num_text_positions, width),
+        SPEECH_POSITIONS: (known.num_speech_positions, width),
+        "text_head.weight": (known.num_text_ids, width),
+        HEAD: (known.num_speech_ids, width),
+        "tfmr.embed_tokens.weight": (8, width),
+        f"{CONDITIONS}spkr_enc.weight": (width, X_VECTOR),
+        f"{CONDITIONS}spkr_enc.bias": (width,),
+        f"{CONDITIONS}emotion_adv_fc.weight": (width, 1),
+        f"{PERCEIVER}pre_attention_query": (1, known.num_voice_rows - 2, width),
+    }
+    for name in ("norm", "to_q", "to_k", "to_v", "proj_out"):
+        found[f"{PERCEIVER}attn.{name}.weight"] = (width,) if name == "norm" else (width, width)
+        found[f"{PERCEIVER}attn.{name}.bias"] = (width,)
+    layers = shapes({**backbone, "vocab_size": 8, "tie_word_embeddings": True})
+    names = (name for name in layers if name.startswith(("model.layers.", "model.norm.")))
+    return found | {f"{LAYERS}{name.removeprefix('model.')}": layers[name] for name in names}
+
+
+def plan(
+    known: ChatterboxVocabulary,
+    stored: Mapping[str, tuple[int, ...]],
+    tensors: Mapping[str, Tensor],
+    voices: list[Mapping[str, Tensor]],
+) -> Plan:
+    """What becomes of each tensor; names of layers stay, but for what they begin with."""
+
+    def other(name: str, like: Tensor) -> Tensor:
+        return torch.empty(stored[name], device="meta") if like.is_meta else tensors[name].to(like.dtype)
+
+    def rows_of_all_ids(text: Tensor) -> Tensor:
+        tables = [text, text.new_zeros(1, text.shape[1]), _end_last(other(SPEECH, text))]
+        tables += [other(TEXT_POSITIONS, text), other(SPEECH_POSITIONS, text)]
+        if text.is_meta:
+            return torch.cat([*tables, text.new_empty(len(voices) * known.num_voice_rows, text.shape[1])])
+        read = {name: tensors[name].float() for name in stored if name.startswith(CONDITIONS)}
+        read |= {name: tensors[name].float() for name in (SPEECH, SPEECH_POSITIONS)}
+        return torch.cat([*tables, *(voice_rows(read, voice).to(text.dtype) for voice in voices)])
+
+    edits: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+        EMBEDDINGS: ("model.embed_tokens.weight", rows_of_all_ids),
+        HEAD: ("audio_head.weight", _end_last),
+    }
+    parts = {name: Part(new, stored[name], edit) for name, (new, edit) in edits.items()}
+    for name, shape in stored.items():
+        if name.startswith((f"{LAYERS}layers.", f"{LAYERS}norm.")):
+            parts[name] = Part(f"model.{name.removeprefix(LAYERS)}", shape)
+    return parts
+
+
+def _end_last(table: Tensor) -> Tensor:
+    """A table of the published ids of speech with the end behind all others."""
+    return torch.cat([table[:END_OF_SPEECH], table[END_OF_SPEECH + 1 :], table[END_OF_SPEECH : END_OF_SPEECH + 1]])
+
+
+def voice_rows(tensors: Mapping[str, Tensor], voice: Mapping[str, Tensor]) -> Tensor:
+    """The rows of a voice, [n, H] float32, as `T3CondEnc` makes them."""
+    weight, bias = (tensors[f"{CONDITIONS}spkr_enc.{part}"] for part in ("weight", "bias"))
+    codes = voice["cond_prompt_speech_tokens"].long().view(-1)
+    heard = tensors[SPEECH][codes] + tensors[SPEECH_POSITIONS][: len(codes)]
+    queries = tensors[f"{PERCEIVER}pre_attention_query"][0]
+    before = _attend(tensors, queries, heard)
+    excited = voice["emotion_adv"].float().view(1, 1) @ tensors[f"{CONDITIONS}emotion_adv_fc.weight"].T
+    speaker = F.linear(voice["speaker_emb"].float().view(1, -1), weight, bias)
+    return torch.cat([speaker, _attend(tensors, before, before), excited])
+
+
+def _attend(tensors: Mapping[str, Tensor], asking: Tensor, heard: Tensor) -> Tensor:
+    """The perceiver's one block of attention: [n, H] and what it makes of [t, H]."""
+
+    def linear(name: str, rows: Tensor) -> Tensor:
+        return F.linear(rows, *(tensors[f"{PERCEIVER}attn.{name}.{part}"] for part in ("weight", "bias")))
+
+    def heads(name: str, rows: Tensor) -> Tensor:
+        weight, bias = (tensors[f"{PERCEIVER}attn.norm.{part}"] for part in ("weight", "bias"))
+        normed = F.layer_norm(rows, rows.shape[1:], weight, bias)
+        return linear(name, normed).view(len(rows), NUM_HEADS, -1).transpose(0, 1)
+
+    made = F.scaled_dot_product_attention(heads("to_q", asking), heads("to_k", heard), heads("to_v", heard))
+    return asking + linear("proj_out", made.transpose(0, 1).flatten(1))
+
+
+def read_voices(folder: Path) -> dict[str, Mapping[str, Tensor]]:
+    """What T3 is told of each voice by name, the default first; CheckpointError where a file is no voice."""
+    found = {"default": read_voice(folder / DEFAULT)}
+    for path in sorted((folder / VOICES).glob("*.pt")):
+        if not re.fullmatch("[a-z0-9_-]+", path.stem) or path.stem in found:
+            expected = "a name of small letters, digits, - and _, which is not default"
+            raise CheckpointError(f"{path}: expected {expected}, got {path.stem!r}")
+        found[path.stem] = read_voice(path)
+    return found
+
+
+def read_voice(path: Path) -> Mapping[str, Tensor]:
+    """What T3 is told of the voice in a file of the authors' `Conditionals`."""
+    try:
+        stored = torch.load(path, "cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path}: expected a voice, got {error!r}") from error
+    voice = stored.get("t3") if isinstance(stored, dict) else None
+    names = ("speaker_emb", "cond_prompt_speech_tokens", "emotion_adv")
+    if not isinstance(voice, dict) or not all(torch.is_tensor(voice.get(name)) for name in names):
+        raise CheckpointError(f"{path}: expected a voice with t3.{', t3.'.join(names)}")
+    return {name: voice[name] for name in names}
+
+
+def check_voice(name: str, voice: Mapping[str, Tensor], known: ChatterboxVocabulary) -> None:
+    """CheckpointError where the model cannot be told of a voice."""
+    speaker, codes, emotion = voice.values()
+    if speaker.numel() != X_VECTOR or emotion.numel() != 1:
+        got = f"{list(speaker.shape)} and {list(emotion.shape)}"
+        raise CheckpointError(f"voice {name}: expected {X_VECTOR} numbers of a speaker and one of emotion, got {got}")
+    is_code = codes.ndim == 2 and not codes.is_floating_point() and 0 < codes.numel() <= known.num_speech_positions
+    if not is_code or len(codes) != 1 or not 0 <= int(codes.min()) <= int(codes.max()) < known.num_speech_ids:
+        expected = f"ids in [0, {known.num_speech_ids}), at most {known.num_speech_positions}, [1, n]"
+        raise CheckpointError(f"voice {name}: cond_prompt_speech_tokens: expected {expected}")

@@ -1,0 +1,150 @@
+"""Chatterbox (Resemble AI), its language model T3: Llama 0.5B over text and then codes of 25 frames a second.
+
+    token      voice … voice │ [START] Hello [SPACE] you [STOP] │ S  S │ c0 c1 c2 …
+    position                 │    t0     t1     t2    t3    t4  │ s0 s0 │ s1 s2 s3 …
+    other half voice … voice │    .      .      .     .     .   │ S  S │ c0 c1 c2 …
+
+Each id goes with a learned position beside that of attention, a stream of its own. A voice is 34 rows: the speaker, 32
+of how they sound, and how excited they are. Guidance is part of the model: the other half of a pair keeps the positions
+of the text and not its ids. Numbers are those of https://github.com/resemble-ai/chatterbox, `T3Config`: its release has
+no config.json; `speech_vocabulary` says what holds for a checkpoint.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from stretto.families.base import Family, PositionStream, Task, UnconditionalContext
+from stretto.records.sampling import SamplingConfig, SegmentSampling
+from stretto.streams.layout import StreamLayout
+from stretto.streams.pattern import NO_TAIL
+from stretto.streams.segment import Segment
+
+FRAME_RATE = 25.0
+# Of the published ids: of text its two ends, of speech the id that stands before the codes and the one that ends them.
+START_OF_TEXT, END_OF_TEXT = 255, 0
+START_OF_SPEECH, END_OF_SPEECH = 6561, 6562
+NOT_SERVED = "has no decoder here, as S3Gen is not built: its codes are had through SpeechLLM (docs/families.md)"
+SPACE = "[SPACE]"  # how its tokenizer spells what stands between words
+
+
+@dataclass(frozen=True)
+class ChatterboxVocabulary:
+    """Ids of text, one that says nothing, ids of speech, positions of text, those of speech, and rows of the voices.
+
+    Those of speech are in the published order, but for the end, which is the last: codes, the start, ids that stand for
+    nothing, the end. num_voice_rows: of each of `voices`.
+    """
+
+    num_text_ids: int = 704
+    num_codes: int = 6561
+    num_speech_ids: int = 8194
+    num_text_positions: int = 2050
+    num_speech_positions: int = 4100
+    num_voice_rows: int = 34
+    voices: tuple[str, ...] = ("default",)
+    max_model_len: int = 4096
+
+    def __post_init__(self) -> None:
+        if not 0 < self.num_codes < self.num_speech_ids - 1 or not self.voices:
+            raise ValueError(f"expected a voice, and ids of speech beside its codes; got {self}")
+        if self.max_model_len > self.num_speech_positions:
+            raise ValueError(f"max_model_len must be <= num_speech_positions, got {self.max_model_len}")
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "ChatterboxVocabulary":
+        """From `speech_vocabulary` in config.json."""
+        return cls(**{**record, "voices": tuple(record["voices"])})
+
+    def to_record(self) -> dict[str, Any]:
+        """The inverse of `from_record`."""
+        return asdict(self)
+
+    @property
+    def pad(self) -> int:
+        """Stands for nothing, on its stream and among the text of the other half of a pair."""
+        return self.num_text_ids
+
+    @property
+    def speech(self) -> range:
+        """All ids of speech."""
+        return range(self.pad + 1, self.pad + 1 + self.num_speech_ids)
+
+    @property
+    def start(self) -> int:
+        """What stands before the codes."""
+        return self.speech.start + self.num_codes
+
+    @property
+    def end(self) -> int:
+        """What the model draws behind them."""
+        return self.speech[-1]
+
+    @property
+    def text_positions(self) -> range:
+        return range(self.speech.stop, self.speech.stop + self.num_text_positions)
+
+    @property
+    def speech_positions(self) -> range:
+        return range(self.text_positions.stop, self.text_positions.stop + self.num_speech_positions)
+
+    def voice(self, name: str) -> range:
+        """The rows of a voice."""
+        start = self.speech_positions.stop + self.voices.index(name) * self.num_voice_rows
+        return range(start, start + self.num_voice_rows)
+
+    @property
+    def layout(self) -> StreamLayout:
+        codes = range(self.speech.start, self.start)
+        return StreamLayout(
+            vocab_size=self.voice(self.voices[-1]).stop,
+            audio=(codes,),
+            delays=(0,),
+            codebook_streams=(0,),
+            num_input_only=1,
+            pad_id=self.pad,
+            extra=(tuple(range(self.start, self.end)),),
+        )
+
+
+# The defaults of `ChatterboxTTS.generate`; its cfg_weight of 0.5 is a scale of 1.5.
+SAMPLING = SamplingConfig(
+    text=SegmentSampling(temperature=0.0),
+    audio=SegmentSampling(temperature=0.8, max_rows=1000),
+    min_p=0.05,
+    guidance_scale=1.5,
+    repetition_penalty=1.2,
+)
+
+
+def chatterbox(vocabulary: ChatterboxVocabulary) -> Family:
+    """The family."""
+    end = vocabulary.end
+    return Family(
+        name="chatterbox",
+        layout=vocabulary.layout,
+        tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING),),
+        codec="s3gen",
+        end_of_reply=end,
+        end_of_text=end,
+        end_of_audio=end,
+        transition=(),
+        guided_streams=(0,),
+        unconditional=UnconditionalContext(
+            null_id=vocabulary.pad, keep_first=vocabulary.num_voice_rows, keep_last=2, kept_streams=(1,)
+        ),
+        voices=vocabulary.voices,
+        max_text_chars=vocabulary.num_text_positions - 2,
+        max_model_len=vocabulary.max_model_len,
+        frame_rate=FRAME_RATE,
+        tail=NO_TAIL,
+        penalized="all",
+        positions=PositionStream(1, vocabulary.speech_positions[1:]),
+        has_audio_head=True,
+        not_served=NOT_SERVED,
+    )
+
+
+def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
+    """The family over a checkpoint's vocabulary, by default the published one's."""
+    return chatterbox(ChatterboxVocabulary.from_record(vocabulary) if vocabulary else ChatterboxVocabulary())

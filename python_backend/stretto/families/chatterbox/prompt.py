@@ -1,0 +1,98 @@
+"""Prompts of Chatterbox's T3: the rows of a voice, the text with its positions, and twice the id before the codes.
+
+Text is made even, as `punc_norm` does, and its words go to the tokenizer one by one with `[SPACE]` between them: so no
+text can spell a marker. Layout: `ChatterboxTTS.generate` and `T3.inference` of
+https://github.com/resemble-ai/chatterbox, which reads the id before the codes twice, both times at position 0.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from stretto.codec.base import Codec
+from stretto.errors import CheckpointError, InvalidRequest
+from stretto.families.base import Family, Task
+from stretto.families.chatterbox.family import END_OF_TEXT, SPACE, START_OF_TEXT, ChatterboxVocabulary
+from stretto.families.registry import VOCABULARY, config_at, read_family
+from stretto.families.tokenizer import FILE, TextTokenizer
+from stretto.preprocessing.conversation import Piece
+from stretto.preprocessing.manner import PLAIN, Manner
+from stretto.preprocessing.prompt import PromptRows, Template
+from stretto.preprocessing.rows import stream0_rows
+from stretto.preprocessing.subwords import check_text
+
+# Punctuation that the model was hardly trained on, in the order in which it gives way.
+EVENED = (
+    ("...", ", "),
+    ("…", ", "),
+    (":", ","),
+    (" - ", ", "),
+    (";", ", "),
+    ("—", "-"),
+    ("–", "-"),
+    (" ,", ","),
+    ("“", '"'),
+    ("”", '"'),
+    ("‘", "'"),
+    ("’", "'"),
+)
+ENDS = (".", "!", "?", "-", ",")
+
+
+def evened(text: str) -> str:
+    """`text` as the model knows it: a capital first, single spaces, plain punctuation, an end."""
+    if text[0].islower():
+        text = text[0].upper() + text[1:]
+    text = " ".join(text.split())
+    for uncommon, plain in EVENED:
+        text = text.replace(uncommon, plain)
+    text = text.rstrip(" ")
+    return text if text.endswith(ENDS) else f"{text}."
+
+
+class ChatterboxTemplate:
+    """Writes the prompts of Chatterbox's checkpoints."""
+
+    def __init__(self, family: Family, vocabulary: ChatterboxVocabulary, tokenizer: TextTokenizer):
+        self._family, self._known, self._tokenizer = family, vocabulary, tokenizer
+        spaces = [token_id for token_id, spelling in tokenizer.tokens.items() if spelling == SPACE]
+        if not spaces:
+            raise CheckpointError(f"{FILE}: expected a token {SPACE}")
+        self._space = spaces[0]
+
+    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
+        """The words of the one piece, to be said by the voice of that name."""
+        (piece,) = pieces
+        assert piece.text is not None, task.name
+        assert voice is not None, task.name
+        known, layout = self._known, self._family.layout
+        words = [START_OF_TEXT, *self._words(piece.text, piece.path), END_OF_TEXT]
+        text, start = stream0_rows(layout, words), stream0_rows(layout, [known.start] * 2)
+        text[:, 1] = known.text_positions[: len(words)]
+        start[:, 1] = known.speech_positions.start
+        return PromptRows(np.concatenate([stream0_rows(layout, list(known.voice(voice))), text, start]))
+
+    def _words(self, text: str, path: str) -> list[int]:
+        """The ids of a text between its two ends; InvalidRequest, naming `path`, where it has none or too many."""
+        check_text(text, path, self._family.max_text_chars)
+        if not text.strip():
+            raise InvalidRequest(path, "text of at least one character", repr(text))
+        ids = list[int]()
+        for word in evened(text).split(" "):
+            ids += [self._space, *self._tokenizer.encode(word)]
+        most = self._known.num_text_positions - 2
+        if len(ids) > 1 + most:
+            raise InvalidRequest(path, f"text of at most {most} tokens", f"{len(ids) - 1} tokens")
+        return ids[1:]
+
+
+def open_chatterbox(checkpoint: Path) -> ChatterboxTemplate:
+    """The template over a checkpoint's tokenizer: of this family nothing else is needed."""
+    config = config_at(checkpoint)
+    vocabulary = ChatterboxVocabulary.from_record(config[VOCABULARY])
+    return ChatterboxTemplate(read_family(config), vocabulary, TextTokenizer.at(checkpoint, spells_bytes=False))
+
+
+def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
+    """The same, as other families open theirs."""
+    return open_chatterbox(checkpoint)

@@ -1,0 +1,39 @@
+"""What the authors' own T3 of Chatterbox replied, and the prompts that the engine is given of the same."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from stretto.families.base import Family
+from stretto.families.chatterbox.family import END_OF_SPEECH, ChatterboxVocabulary
+from stretto.families.chatterbox.prompt import ChatterboxTemplate
+from stretto.preprocessing.conversation import Piece
+from stretto.records.prompt import Prompt
+from stretto.records.sampling import SamplingConfig, SegmentSampling
+
+RECORD: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "chatterbox_replies.json").read_text())
+REPLIES: list[dict[str, Any]] = RECORD["replies"]
+
+
+def write(template: ChatterboxTemplate, family: Family, text: str, voice: str = "default") -> Any:
+    """The rows of a text."""
+    return template.write(family.tasks[0], (Piece("user", "text", text=text),), voice).rows
+
+
+def prompt_of(reply: dict[str, Any], template: ChatterboxTemplate, family: Family) -> Prompt:
+    """What a reply of the fixture answers, drawn as it was."""
+    sampling = SamplingConfig(
+        text=SegmentSampling(temperature=0.0),
+        audio=SegmentSampling(reply["temperature"], top_p=reply["top_p"], max_rows=RECORD["num_codes"]),
+        min_p=reply["min_p"],
+        guidance_scale=1 + reply["weight"],
+        repetition_penalty=reply["penalty"],
+        seed=reply["seed"],
+    )
+    return Prompt("tts", write(template, family, reply["text"], reply["voice"]), sampling)
+
+
+def rows_of(reply: dict[str, Any], known: ChatterboxVocabulary) -> list[list[int]]:
+    """A reply's codes as the engine's rows; the last is the end, drawn or put there by the limit."""
+    codes = [code for code in reply["codes"] if code != END_OF_SPEECH]
+    return [[known.speech.start + code - (code > END_OF_SPEECH)] for code in codes] + [[known.end]]

@@ -1,0 +1,139 @@
+"""Chatterbox's release, converted: what does not fit is one clear line, and nothing is written."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks.checkpoints.random_chatterbox import command, convert, voice, write_release
+from stretto.checkpoints.command import main
+from stretto.checkpoints.make_repository import main as make_repository
+
+Tensors = dict[str, torch.Tensor]
+
+
+class Hostile:
+    """What would run as its file is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("was-run",)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_release(tmp_path_factory.mktemp("chatterbox") / "release")
+
+
+@pytest.fixture
+def release(published: Path, tmp_path: Path) -> Path:
+    """Links to the files of the release, which a test may replace."""
+    (tmp_path / "release" / "voices").mkdir(parents=True)
+    for path in published.rglob("*.*"):
+        (tmp_path / "release" / path.relative_to(published)).symlink_to(path)
+    return tmp_path / "release"
+
+
+def refusal(release: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
+    """The one line that a conversion ends with."""
+    out = release.parent / "out"
+    assert main([*command(release, out), *more]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert not out.exists()
+    return said
+
+
+def other_text(tensors: Tensors, num_ids: int) -> None:
+    for name in ("text_emb.weight", "text_head.weight"):
+        tensors[name] = torch.ones(num_ids, 64)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda t: t.pop("text_pos_emb.emb.weight"), "missing: text_pos_emb.emb.weight"),
+        (lambda t: t.pop("cond_enc.emotion_adv_fc.weight"), "missing: cond_enc.emotion_adv_fc.weight"),
+        (lambda t: t.pop("cond_enc.perceiver.pre_attention_query"), "pre_attention_query [1, n, H] is expected"),
+        (lambda t: t.pop("tfmr.layers.1.mlp.up_proj.weight"), "missing: tfmr.layers.1.mlp.up_proj.weight"),
+        (lambda t: t.update(more=torch.ones(1)), "unknown: more"),
+        (lambda t: t.update({"speech_head.weight": torch.ones(8194, 32)}), "of another shape: speech_head.weight"),
+        (lambda t: t.update({"speech_emb.weight": torch.ones(6000, 64)}), "expected more than 6563 ids, got 6000"),
+        (lambda t: other_text(t, 2454), "expected the English release, got the multilingual one"),
+        (lambda t: other_text(t, 100), "expected a tokenizer of at most 100 tokens with [SPACE], got one of 256"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(
+    release: Path, edit: Callable[[Tensors], object], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = release / "t3_cfg.safetensors"
+    tensors = load_file(path)
+    edit(tensors)
+    path.unlink()
+    save_file(tensors, path)
+    assert message in refusal(release, capsys)
+
+
+def told(**changes: object) -> dict[str, Any]:
+    return {"t3": voice(9)["t3"] | changes}
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        (Hostile(), "expected a voice, got UnpicklingError"),
+        ({"t3": {"speaker_emb": Hostile()}}, "expected a voice, got UnpicklingError"),
+        ({"gen": {}}, "expected a voice with t3.speaker_emb"),
+        (told(emotion_adv=0.5), "expected a voice with t3.speaker_emb"),
+        (told(speaker_emb=torch.ones(1, 255)), "expected 256 numbers of a speaker and one of emotion"),
+        (told(cond_prompt_speech_tokens=torch.full((1, 4), 8194)), "expected ids in [0, 8194)"),
+        (told(cond_prompt_speech_tokens=torch.ones(1, 4)), "expected ids in [0, 8194)"),
+        (told(cond_prompt_speech_tokens=torch.ones(1, 0, dtype=torch.int64)), "expected ids in [0, 8194)"),
+    ],
+)
+def test_a_file_that_is_no_voice_is_refused_and_never_run(
+    release: Path,
+    stored: object,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = release / "voices" / "anna.pt"
+    path.unlink()
+    torch.save(stored, path)
+    assert message in refusal(release, capsys)
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_a_voice_that_is_missing_or_has_no_plain_name_is_refused(
+    release: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (release / "voices" / "it's me.pt").symlink_to(release / "conds.pt")
+    assert "expected a name of small letters" in refusal(release, capsys)
+    (release / "voices" / "it's me.pt").unlink()
+    (release / "conds.pt").unlink()
+    assert "conds.pt: expected a voice, got FileNotFoundError" in refusal(release, capsys)
+
+
+def test_a_decoder_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the converter is given one, and where a server is to be made of codes without one."""
+    checkpoint = convert(tmp_path)
+    assert "no decoder: S3Gen" in capsys.readouterr().out
+    assert make_repository(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "served")]) == 1
+    said = capsys.readouterr().err
+    assert "chatterbox has no decoder here, as S3Gen is not built" in said
+    assert said.count("\n") == 1
+    assert "codec 's3gen'" in refusal(tmp_path / "release", capsys, "--codec", str(tmp_path / "release"))
+
+
+def test_releases_with_a_config_must_be_told_where_it_lies(
+    release: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["csm", "--model", str(release / "t3_cfg.safetensors"), "--tokenizer", str(release)]
+    assert main([*words, "--out", str(tmp_path / "other")]) == 1
+    assert "--config: expected the config.yaml or config.json of csm, got none" in capsys.readouterr().err

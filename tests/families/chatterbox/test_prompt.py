@@ -1,0 +1,76 @@
+"""Prompts of Chatterbox: ids of text are its authors', positions stand beside them, a voice is rows of the table."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.checkpoints.random_chatterbox import KNOWN, convert
+from stretto.checkpoints.release import read_tensors
+from stretto.errors import CheckpointError, InvalidRequest
+from stretto.families.chatterbox.family import END_OF_TEXT, START_OF_TEXT, ChatterboxVocabulary
+from stretto.families.chatterbox.prompt import ChatterboxTemplate, open_chatterbox
+from stretto.families.registry import VOCABULARY, config_at, family_at
+from stretto.families.tokenizer import TextTokenizer
+from tests.chatterbox_release import REPLIES, write
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return convert(tmp_path_factory.mktemp("chatterbox"))
+
+
+def known_at(checkpoint: Path) -> ChatterboxVocabulary:
+    return ChatterboxVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+
+
+@pytest.mark.parametrize("reply", REPLIES, ids=lambda reply: reply["text"])
+def test_rows_are_voice_text_and_twice_the_start(reply: dict[str, object], checkpoint: Path) -> None:
+    known = known_at(checkpoint)
+    rows = write(open_chatterbox(checkpoint), family_at(checkpoint), str(reply["text"]), str(reply["voice"]))
+    voice, text, start = np.split(rows, [known.num_voice_rows, len(rows) - 2])
+    assert voice.tolist() == [[token, known.pad] for token in known.voice(str(reply["voice"]))]
+    assert text[:, 0].tolist() == reply["ids"]
+    assert text[:, 1].tolist() == list(known.text_positions[: len(text)])
+    assert start.tolist() == [[known.start, known.speech_positions.start]] * 2
+
+
+@pytest.mark.parametrize("reply", REPLIES[:2], ids=lambda reply: reply["voice"])
+def test_the_rows_of_a_voice_are_the_authors(reply: dict[str, object], checkpoint: Path) -> None:
+    table = read_tensors(checkpoint)["model.embed_tokens.weight"]
+    ids = known_at(checkpoint).voice(str(reply["voice"]))
+    sums = table[ids.start : ids.stop].abs().sum(1)
+    assert torch.allclose(sums, torch.tensor(reply["voice_rows"]), rtol=1e-5)
+    assert not table[known_at(checkpoint).pad].any()
+
+
+@pytest.mark.parametrize("text", ["[START]", "a [SPACE] b", "[STOP]x"])
+def test_a_text_cannot_spell_a_marker(text: str, checkpoint: Path) -> None:
+    rows = write(open_chatterbox(checkpoint), family_at(checkpoint), text)
+    ids = rows[KNOWN.num_voice_rows : -2, 0].tolist()
+    assert (ids.count(START_OF_TEXT), ids.count(END_OF_TEXT)) == (1, 1)
+    assert ids.count(2) == text.count(" ")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "at least one character"),
+        (" \n", "at least one character"),
+        ("b" * 65, "at most 64 char"),
+        ("b" * 64, "at most 64 tokens"),
+    ],
+)
+def test_what_cannot_be_said_is_refused(text: str, expected: str, checkpoint: Path) -> None:
+    family = family_at(checkpoint)
+    with pytest.raises(InvalidRequest, match=expected):
+        write(open_chatterbox(checkpoint), family, text)
+
+
+def test_a_tokenizer_without_spaces_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    text = (checkpoint / "tokenizer.json").read_text().replace("[SPACE]", "[BLANK]")
+    (tmp_path / "tokenizer.json").write_text(text)
+    tokenizer = TextTokenizer.at(tmp_path, spells_bytes=False)
+    with pytest.raises(CheckpointError, match=r"expected a token \[SPACE\]"):
+        ChatterboxTemplate(family_at(checkpoint), known_at(checkpoint), tokenizer)
