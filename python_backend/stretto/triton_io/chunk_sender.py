@@ -39,7 +39,7 @@ class SenderLimits:
 
     max_chunks: int = 16
     max_frames: int = 250
-    probe_s: float = 0.2
+    probe_s: float = 0.17
     poll_s: float = 0.02
     stall_s: float = 60.0
     look_s: float = 1.0
