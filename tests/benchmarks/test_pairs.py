@@ -1,0 +1,32 @@
+"""Guided replies in a cache that does not hold them: the benchmark counts what it says it counts."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from stretto.engine.environment import prepare_environment
+
+pytestmark = pytest.mark.engine
+
+
+def test_pairs_give_way_and_no_frame_is_wrong_or_unguided(tmp_path: Path) -> None:
+    prepare_environment()
+    from benchmarks import pairs
+    from benchmarks.checkpoints.random_chatterbox import convert
+
+    pairs.cpu_kernels.install()
+    arguments = argparse.Namespace(frames=60, share=0.5, rounds=1)
+    figures = pairs.measure(convert(tmp_path), 4, arguments)
+    assert figures["kv_blocks"] == 16  # of 32: four pairs of two halves, of up to 128 rows
+    assert (figures["wrong_frames"], figures["unguided_total"]) == (0, 0)
+    assert figures["preemptions"]["guided"] > figures["preemptions"]["unguided"] == 0
+    assert figures["cfg_retention"] > 0
+
+
+def test_rows_that_differ_or_are_missing_are_wrong() -> None:
+    prepare_environment()
+    from benchmarks.pairs import num_wrong
+
+    assert num_wrong([[1], [2]], [[1], [2]]) == 0
+    assert num_wrong([[1], [3]], [[1], [2], [4]]) == 2
