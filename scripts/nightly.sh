@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # By night: the wheel with all that it needs, installed into an empty environment, must speak from an empty folder;
+# NVIDIA's bindings of three releases must know our calls to them;
 # Qwen3-TTS's own package and VITA-Audio's own code (where GitHub can be reached) must say what the tests hold ours to;
 # every answer of 64 streams must be right, or an error, whatever is done to the server; no package of the environment
 # may have a known advisory (where the network has that of OSV); then what the suite leaves out, and thousands of random
@@ -63,7 +64,21 @@ no_package_is_known_to_be_unsafe() (
     "$env/tool/bin/pip-audit" --vulnerability-service osv --no-deps --disable-pip --requirement "$env/requirements.txt"
 )
 
+calls_to_cuda_are_those_of_its_bindings() (
+    . scripts/uv_sources.sh
+    folder=$(mktemp -d)
+    trap 'rm -rf "$folder"' EXIT
+    for release in "==12.*" "==13.0.*" ">=13.4.1"; do # the last of each: as images have had them, and as they are now
+        uv pip install --quiet --target "$folder/$release" "cuda-bindings$release" || {
+            echo "nightly: no call is held to cuda-bindings $release: no registry answers with it" >&2
+            continue
+        }
+        PYTHONPATH="$folder/$release" python -m scripts.cuda_bindings_calls
+    done
+)
+
 speak_from_an_empty_environment
+calls_to_cuda_are_those_of_its_bindings
 replies_of_qwen3_tts_are_its_authors
 replies_of_vita_audio_are_its_authors
 no_package_is_known_to_be_unsafe

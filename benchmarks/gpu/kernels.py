@@ -26,6 +26,8 @@ DRAWS = {"codes": (8, 1025), "first": (1, 1026), "text": (1, 152_192)}
 SAMPLINGS = {"greedy": (0.0, 0, 1.0), "top_k": (0.8, 20, 1.0), "top_p": (0.8, 0, 0.95)}
 WIDTH, VOCABULARY, PAD = 4096, 160_392, 0
 SCALE = 3.0
+# What reads its frames from parallel heads, from a depth transformer, and from heads of its own; each in small.
+SAMPLERS = "BAGPIPER", "OPUSLM", "TRACKED_CSM", "QWEN3_TTS", "HIGGS_AUDIO", "TINY"
 ROUNDED = 2e-3  # of guided logits of size 1: products kept in float32 stay well below, rounded to bfloat16 well above
 
 
@@ -38,7 +40,7 @@ def run(setup: Setup) -> Iterator[dict[str, Any]]:
             yield {"kernel": "draw", "of": kind, "sampling": sampling, "rows": num_rows, **figures}
     for num_rows in rows:
         yield {"kernel": "embed", "rows": num_rows, **_attempt(partial(_embed, setup, num_rows))}
-    for name in ("TINY",) if setup.is_small else ("BAGPIPER", "OPUSLM", "TINY"):
+    for name in SAMPLERS[-1:] if setup.is_small else SAMPLERS:
         yield {"kernel": "sampler", "family": name, **_attempt(partial(_sampler, setup, name))}
     for columns in (1026,) if setup.is_small else (1026, 8200, 152_192):
         yield {"kernel": "head", "columns": columns, **_attempt(partial(_head, setup, columns))}

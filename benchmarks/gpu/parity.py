@@ -27,6 +27,7 @@ LEAD = 3e-4  # in logits; fp32 sums in another order differ by some 1e-5
 MAX_MODEL_LEN = 160
 CHUNKED = {"max_num_batched_tokens": 48, "max_num_seqs": 4, "num_gpu_blocks_override": 9}
 SIZES = [1, 2, 4, 8, 16, 32]
+FRAMES = ("CSM", "llama"), ("QWEN3_TTS", "qwen3")  # of the small vocabularies, and the backbones of their releases
 
 
 def graphs(mode: str, compiler: int = 0) -> dict[str, Any]:
@@ -123,6 +124,38 @@ def run_modules(setup: Setup) -> Iterator[dict[str, Any]]:
     mode = "FULL_DECODE_ONLY, async"
     with tempfile.TemporaryDirectory() as folder:
         case = modules(setup, Path(folder))
+        yield {"checkpoint": case.name, "mode": mode, **compare(setup, case, mode)}
+
+
+def run_frames(setup: Setup) -> Iterator[dict[str, Any]]:
+    """A line for each family whose depth transformer draws codes one after another, in the graph of a step."""
+    be_exact()
+    small, mode = importlib.import_module("tests.small_vocabularies"), "FULL_DECODE_ONLY, async"
+    with tempfile.TemporaryDirectory() as folder:
+        for attribute, backbone in FRAMES[: 1 if setup.is_small else None]:
+            family = getattr(small, attribute)
+            name = f"tests.small_vocabularies:{attribute}"
+            checkpoint = write_checkpoint(Path(folder) / attribute, family, name, backbone=backbone)
+            few = dict(itertools.islice(prompts_of(setup, family).items(), 1 if setup.is_small else 6))
+            case = answer(family.name, checkpoint, family, few)  # which reads a frame anew for each of its codes
+            yield {"checkpoint": case.name, "mode": mode, **compare(setup, case, mode)}
+
+
+def run_higgs_audio(setup: Setup) -> Iterator[dict[str, Any]]:
+    """A line for a random release of Higgs Audio, whose rows of codes have layers of their own."""
+    be_exact()
+    published = importlib.import_module("tests.published_higgs_audio")
+    replies = importlib.import_module("tests.engine.test_higgs_audio")
+    mode, scales = "FULL_DECODE_ONLY, async", (1.0, 2.0, 1.0, 1.5)
+    with tempfile.TemporaryDirectory() as folder:
+        model = published.make_model(num_codebooks=4, num_codes=16, seed=7)
+        checkpoint, family, reference = published.convert(Path(folder), model)
+        prompts = {f"r{index}": replies.make_prompt(family, index, scale) for index, scale in enumerate(scales)}
+        expected = {}
+        for request_id, prompt in prompts.items():
+            rows, lead = reference.naive(prompt)
+            expected[request_id] = replies.said(family, rows), lead
+        case = Case(family.name, checkpoint, prompts, expected)
         yield {"checkpoint": case.name, "mode": mode, **compare(setup, case, mode)}
 
 

@@ -29,11 +29,13 @@ def walked(folder: Path, jobs: Collection[str]) -> dict[str, list[dict[str, Any]
 
 
 def test_a_dry_run_passes_a_job_of_each_kind(tmp_path: Path) -> None:
-    kinds = ("host", "kernels", "decoder_tiny", "parity_preempted", "waits", "ours_1b7", "stock_1b7", "schedules_vita")
+    parity = "parity_preempted", "parity_frames"
+    kinds = ("host", "kernels", "decoder_tiny", *parity, "waits", "ours_1b7", "stock_1b7", "schedules_vita")
     found = walked(tmp_path, kinds)
     assert all(found.values())
     assert {line["kernel"] for line in found["kernels"]} == {"draw", "embed", "sampler", "head"}
     assert any(line["preemptions"] for line in found["parity_preempted"])
+    assert [line["checkpoint"] for line in found["parity_frames"]] == ["csm"]
     assert all(line["engine_efficiency"] > 0 for line in found["stock_1b7"])
 
 
@@ -43,6 +45,7 @@ def test_a_dry_run_passes_every_job(tmp_path: Path) -> None:
     assert {line["checkpoint"] for line in found["parity_eager"]} == {"tiny", "eight_streams"}
     assert any(line["preemptions"] for line in found["parity_preempted"])
     assert {line["kernel"] for line in found["kernels"]} == {"draw", "embed", "sampler", "head"}
+    assert [line["checkpoint"] for line in found["parity_higgs_audio"]] == ["higgs_audio_v2"]
     for job, (requests, *rows) in (
         ("ours_8b", ((1, 2), 2, 4)),
         ("ours_1b7", ((1, 2), 1, 2)),

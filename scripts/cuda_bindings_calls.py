@@ -1,0 +1,91 @@
+"""Makes every call of ours to NVIDIA's `cuda-bindings` with the release that is installed here, without a GPU.
+
+    python -m scripts.cuda_bindings_calls          # names the release and the calls, or ends with an error
+
+A binding reads its arguments before it asks the driver, so that a wrong number or type of them is an error on any host;
+what only a GPU can answer is made up. So are the bytes of a handle, which must cross unchanged. Where there is a GPU,
+nothing is called: it is the GPU checks' to use it.
+"""
+
+import ctypes
+import sys
+from collections import Counter
+from importlib.metadata import version
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from stretto.triton_io.cuda_memory import CudaMemory
+from stretto_client import regions
+
+HANDLE = bytes(range(64))
+ADDRESS, NUM_BYTES = 1 << 21, 1 << 20
+EXPECTED = {
+    "cudaSetDevice", "cudaMalloc", "cudaIpcGetMemHandle", "cudaMemcpy", "cudaStreamSynchronize", "cudaFree",
+    "cudaIpcOpenMemHandle", "cudaIpcCloseMemHandle", "cuMemGetAddressRange",
+}  # fmt: skip
+
+
+class WithoutGpu:
+    """A module of the bindings: every function is called, and what it could not do here is said to have gone well."""
+
+    def __init__(self, bindings: Any, success: Any, made_up: dict[str, tuple[Any, ...]]):
+        self._bindings, self._success, self._made_up = bindings, success, made_up
+        self.calls = Counter[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._bindings, name)
+        if name not in EXPECTED:
+            return found
+
+        def call(*arguments: Any) -> tuple[Any, ...]:
+            self.calls[name] += 1
+            made_up = self._made_up.get(name, ())
+            try:
+                _, *results = found(*arguments)
+            except RuntimeError:  # there is no driver to ask; wrong arguments are errors of other kinds
+                return self._success, *made_up
+            assert len(results) == len(made_up), f"{name} gives {len(results)} results, not {len(made_up)}"
+            return self._success, *made_up
+
+        return call
+
+
+def handle_of(runtime: Any) -> Any:
+    """A handle with `HANDLE` in it, as a GPU's driver would fill it."""
+    handle = runtime.cudaIpcMemHandle_t()
+    ctypes.memmove(int(handle.getPtr()), HANDLE, len(HANDLE))
+    return handle
+
+
+def main() -> int:
+    """The exit status: 0 when every call is one that this release knows."""
+    from cuda.bindings import driver, runtime
+
+    status, number = runtime.cudaGetDeviceCount()
+    if status == runtime.cudaError_t.cudaSuccess and number:
+        print(f"cuda-bindings {version('cuda-bindings')}: nothing is called, for this host has a GPU")
+        return 0
+    made_up = dict.fromkeys(("cudaMalloc", "cudaIpcOpenMemHandle"), (ADDRESS,))
+    made_up |= {"cudaIpcGetMemHandle": (handle_of(runtime),)}
+    there: Any = WithoutGpu(runtime, runtime.cudaError_t.cudaSuccess, made_up)
+    of_driver: Any = WithoutGpu(driver, driver.CUresult.CUDA_SUCCESS, {"cuMemGetAddressRange": (ADDRESS, NUM_BYTES)})
+    sys.modules["cuda.bindings"] = SimpleNamespace(runtime=there, driver=of_driver)  # type: ignore[assignment]
+    region = regions.CudaRegion("check", NUM_BYTES)
+    assert region.handle == HANDLE, "a handle's bytes are not where they are read"
+    region.write(np.zeros(16, np.uint8))
+    region.read(0, 16)
+    memory = CudaMemory(there, of_driver, region.handle, 0)
+    assert memory.size() == NUM_BYTES
+    memory.write(0, np.zeros(16, np.uint8))
+    memory.close()
+    region.close()
+    calls = there.calls + of_driver.calls
+    assert calls.keys() == EXPECTED, f"never called: {EXPECTED - calls.keys()}"
+    print(f"cuda-bindings {version('cuda-bindings')}: {', '.join(sorted(calls))}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
