@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 Call = Callable[[], Any]
@@ -33,13 +33,27 @@ class _Counter(ctypes.Structure):
     _fields_ = (("number", ctypes.c_longlong), ("malloc", ctypes.c_void_p))
 
 
-def count_instructions(call: Call) -> int:
-    """How many of Python's instructions `call` runs in this thread; what it calls in C counts as one each."""
-    number = 0
+def count_instructions(call: Call, is_one: Callable[[CodeType], bool] = lambda code: False) -> int:
+    """How many of Python's instructions `call` runs in this thread; what it calls in C counts as one each.
+
+    is_one: whether a function counts like one in C, with all that it calls.
+    """
+    number, inside = 0, None
+
+    def leave(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal inside
+        if event == "return" and frame is inside:
+            inside = None
+        return leave
 
     def follow(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal number
+        nonlocal number, inside
         if event == "call":
+            if inside is not None:
+                return None
+            if is_one(frame.f_code):
+                inside, frame.f_trace_lines = frame, False
+                return leave
             frame.f_trace_lines, frame.f_trace_opcodes = False, True
         number += event == "opcode"
         return follow

@@ -17,6 +17,16 @@ def test_instructions_of_what_is_called_are_counted_and_no_others() -> None:
     assert sys.gettrace() is None
 
 
+def test_what_counts_as_one_call_counts_so_whatever_it_calls() -> None:
+    def outer(number: int) -> None:
+        loop(number)
+
+    def count(number: int) -> int:
+        return count_instructions(lambda: (outer(number), loop(3)), lambda code: code is outer.__code__)
+
+    assert count(1) == count(100) > count_instructions(lambda: loop(3))
+
+
 def test_blocks_of_memory_are_counted_that_are_asked_for_and_no_others() -> None:
     kept: list[object] = []
 
