@@ -152,6 +152,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             asyncio.run(soak.take_references())
             record["calm"] = asyncio.run(soak.calm())
+            print(f"chaos: the load alone: {record['calm']}", file=sys.stderr, flush=True)
             record["faults"] = asyncio.run(soak.strike(faults_of(arguments.faults, Path(folder))))
         finally:
             launch.stop()

@@ -21,7 +21,11 @@ async def relay(server: str) -> AsyncIterator[tuple[str, Callable[[], None]]]:
         writer.close()
 
     async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        from_server, to_server = await asyncio.open_connection(host, int(port))
+        try:
+            from_server, to_server = await asyncio.open_connection(host, int(port))
+        except OSError:  # which is what has been done to the server
+            writer.transport.abort()
+            return
         writers.extend((writer, to_server))
         await asyncio.gather(copy(reader, to_server), copy(from_server, writer))
 
