@@ -3,7 +3,7 @@
 # Every kind of request from many clients for so many minutes, then every process of the server killed and stopped, memory
 # and disk filled and the clock moved under the same load: is every answer right, or an error? benchmarks/results/chaos.md
 # Shared memory and a disk of this run's own, small enough to be filled, need a user namespace; without one both are left
-# out, by name. The clock is moved for the server alone, by Debian's libfaketime where it is installed.
+# out, by name. The clock is moved for the server alone, where there is a C compiler (benchmarks/chaos/clock.c).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$PWD/.venv/bin/python
