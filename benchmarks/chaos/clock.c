@@ -1,14 +1,18 @@
 /* A process whose clock of the day is `offset` seconds off, for LD_PRELOAD: what `clock_environment` of faults.py builds.
 
    The offset is an int64 in the file STRETTO_CHAOS_CLOCK, which may change at any time. Only the clock of the day moves,
-   as where somebody sets it; monotonic clocks go on. Waits until a moment of that day are until the true one. Debian's
-   libfaketime (0.9.10) is not up to it: it takes the monotonic moments of clock_nanosleep for those of a day. */
+   as where somebody sets it; monotonic clocks go on. A wait until a moment of that day ends when this clock shows it, as
+   the kernel's does: a step forward ends it, one back makes it longer. gRPC's timers are among them: the Abseil of
+   Triton's server waits by futex system calls of its own (`syscall`). Debian's libfaketime (0.9.10) is not up to it: it
+   takes the monotonic moments of clock_nanosleep for those of a day. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <pthread.h>
 #include <semaphore.h>
+#include <stdarg.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -17,7 +21,11 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { DAYS_BEGIN_S = 1000000000 }; /* moments before that are a monotonic clock's: no machine is up for 30 years */
+enum {
+    DAYS_BEGIN_S = 1000000000, /* moments before that are a monotonic clock's: no machine is up for 30 years */
+    SECOND_NS = 1000000000,
+    SLICE_NS = SECOND_NS / 10, /* so long after the clock was moved a wait knows it */
+};
 
 static const volatile int64_t *moved;
 
@@ -34,17 +42,83 @@ __attribute__((constructor)) static void open_clock(void)
 
 static int64_t offset(void) { return moved ? *moved : 0; }
 
+/* The system call itself: `syscall` is this library's below. */
+static long call(long number, long a, long b, long c, long d, long e, long f)
+{
+    static long (*real)(long, ...);
+    if (!real)
+        *(void **)&real = dlsym(RTLD_NEXT, "syscall");
+    return real(number, a, b, c, d, e, f);
+}
+
+static struct timespec true_now(void)
+{
+    struct timespec now;
+    call(SYS_clock_gettime, CLOCK_REALTIME, (long)&now, 0, 0, 0, 0);
+    return now;
+}
+
+static struct timespec earlier(struct timespec a, struct timespec b)
+{
+    return a.tv_sec < b.tv_sec || (a.tv_sec == b.tv_sec && a.tv_nsec < b.tv_nsec) ? a : b;
+}
+
 static struct timespec of_the_true_day(const struct timespec *until)
 {
     struct timespec at = *until;
-    if (at.tv_sec > DAYS_BEGIN_S)
-        at.tv_sec -= offset();
+    at.tv_sec -= offset();
     return at;
+}
+
+/* Whether a wait that has ended is over; one for a slice may not be. */
+static int is_over(const struct timespec *until)
+{
+    struct timespec at = of_the_true_day(until), now = true_now(), first = earlier(now, at);
+    return until->tv_sec <= DAYS_BEGIN_S || (first.tv_sec == at.tv_sec && first.tv_nsec == at.tv_nsec);
+}
+
+/* The moment, by the kernel's clock, until which to wait now for one of this: at most a slice away. */
+static struct timespec slice(const struct timespec *until)
+{
+    struct timespec end = true_now();
+    if (until->tv_sec <= DAYS_BEGIN_S)
+        return *until;
+    end.tv_nsec += SLICE_NS;
+    if (end.tv_nsec >= SECOND_NS) {
+        end.tv_nsec -= SECOND_NS;
+        end.tv_sec++;
+    }
+    return earlier(end, of_the_true_day(until));
+}
+
+/* Futexes until a moment of the day; all other system calls are as they were. */
+long syscall(long number, ...)
+{
+    va_list given;
+    long word[6];
+    va_start(given, number);
+    for (int i = 0; i < 6; i++)
+        word[i] = va_arg(given, long);
+    va_end(given);
+    const struct timespec *until = (const struct timespec *)word[3];
+    int by_day = (word[1] & ~FUTEX_PRIVATE_FLAG) == (FUTEX_WAIT_BITSET | FUTEX_CLOCK_REALTIME);
+    if (number != SYS_futex || !by_day || !until)
+        return call(number, word[0], word[1], word[2], word[3], word[4], word[5]);
+    for (;;) {
+        struct timespec at = slice(until);
+        long result = call(number, word[0], word[1], word[2], (long)&at, word[4], word[5]);
+        if (!result || errno != ETIMEDOUT)
+            return result;
+        if (is_over(until)) {
+            errno = ETIMEDOUT;
+            return result;
+        }
+    }
 }
 
 int clock_gettime(clockid_t clock, struct timespec *now)
 {
-    if (syscall(SYS_clock_gettime, clock, now))
+    if (call(SYS_clock_gettime, clock, (long)now, 0, 0, 0, 0))
         return -1;
     if (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)
         now->tv_sec += offset();
@@ -53,7 +127,7 @@ int clock_gettime(clockid_t clock, struct timespec *now)
 
 int gettimeofday(struct timeval *restrict now, void *restrict zone)
 {
-    if (syscall(SYS_gettimeofday, now, zone))
+    if (call(SYS_gettimeofday, (long)now, (long)zone, 0, 0, 0, 0))
         return -1;
     now->tv_sec += offset();
     return 0;
@@ -75,34 +149,53 @@ int timespec_get(struct timespec *now, int base)
 
 int clock_nanosleep(clockid_t clock, int flags, const struct timespec *until, struct timespec *left)
 {
-    struct timespec at = flags & TIMER_ABSTIME ? of_the_true_day(until) : *until;
-    return syscall(SYS_clock_nanosleep, clock, flags, &at, left) ? errno : 0;
+    int by_day = clock == CLOCK_REALTIME && flags & TIMER_ABSTIME;
+    do {
+        struct timespec at = by_day ? slice(until) : *until;
+        if (call(SYS_clock_nanosleep, clock, flags, (long)&at, (long)left, 0, 0))
+            return errno;
+    } while (by_day && !is_over(until));
+    return 0;
 }
 
+/* After a slice as after a wakeup that nobody meant, which every caller must be ready for. */
 int pthread_cond_timedwait(pthread_cond_t *restrict condition, pthread_mutex_t *restrict mutex,
                            const struct timespec *restrict until)
 {
     static int (*real)(pthread_cond_t *, pthread_mutex_t *, const struct timespec *);
-    struct timespec at = of_the_true_day(until);
+    struct timespec at = slice(until);
     if (!real) /* the version that is not for programs of 2002 */
         *(void **)&real = dlvsym(RTLD_NEXT, "pthread_cond_timedwait", "GLIBC_2.3.2");
-    return real(condition, mutex, &at);
+    int result = real(condition, mutex, &at);
+    return result == ETIMEDOUT && !is_over(until) ? 0 : result;
 }
 
 int sem_timedwait(sem_t *restrict semaphore, const struct timespec *restrict until)
 {
     static int (*real)(sem_t *, const struct timespec *);
-    struct timespec at = of_the_true_day(until);
     if (!real)
         *(void **)&real = dlsym(RTLD_NEXT, "sem_timedwait");
-    return real(semaphore, &at);
+    for (;;) {
+        struct timespec at = slice(until);
+        int result = real(semaphore, &at);
+        if (!result || errno != ETIMEDOUT)
+            return result;
+        if (is_over(until)) {
+            errno = ETIMEDOUT;
+            return result;
+        }
+    }
 }
 
 int pthread_mutex_timedlock(pthread_mutex_t *restrict mutex, const struct timespec *restrict until)
 {
     static int (*real)(pthread_mutex_t *, const struct timespec *);
-    struct timespec at = of_the_true_day(until);
+    int result;
     if (!real)
         *(void **)&real = dlsym(RTLD_NEXT, "pthread_mutex_timedlock");
-    return real(mutex, &at);
+    do {
+        struct timespec at = slice(until);
+        result = real(mutex, &at);
+    } while (result == ETIMEDOUT && !is_over(until));
+    return result;
 }

@@ -1,6 +1,7 @@
 """Faults hit what they name, end by themselves, and are left out by name where they cannot be made."""
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -17,6 +18,23 @@ from benchmarks.temporary_server import Launch
 from stretto.serving.processes import is_stopped
 
 LAUNCH: Any = None
+WAIT_S = 3600  # by the clock of the day; nobody waits so long here
+AFTER_SO_LONG = f"""
+import ctypes, os, sys, time
+
+FUTEX_WAIT_BITSET, PRIVATE, BY_DAY, ANY = 9, 128, 256, -1
+libc, number = ctypes.CDLL(None, use_errno=True), {{"x86_64": 202, "aarch64": 98}}[os.uname().machine]
+moment = (ctypes.c_long * 2)(int(time.time()) + {WAIT_S}, 0)
+print("waits", flush=True)
+if sys.argv[1] == "futex":
+    operation, word = FUTEX_WAIT_BITSET | PRIVATE | BY_DAY, ctypes.c_int()
+    libc.syscall(number, ctypes.byref(word), operation, 0, moment, None, ANY)
+else:
+    semaphore = ctypes.create_string_buffer(64)
+    libc.sem_init(semaphore, 0, 0)
+    libc.sem_timedwait(semaphore, moment)
+print(os.strerror(ctypes.get_errno()))
+"""
 
 
 @pytest.fixture
@@ -85,3 +103,19 @@ def test_a_clock_is_moved_for_those_alone_that_are_started_for_it(tmp_path: Path
     assert 7100 < float(moved.stdout) - float(here.stdout) < 7300
     asyncio.run(Jump(3600.0, lasting_s=0.0).strike(launch))
     assert (tmp_path / "clock").read_bytes() == bytes(8)
+
+
+@pytest.mark.parametrize("wait", ["futex", "semaphore"])
+def test_a_wait_ends_when_the_moved_clock_shows_its_moment(tmp_path: Path, wait: str) -> None:
+    environment = clock_environment(tmp_path)
+    if not environment:
+        pytest.skip("no C compiler")
+    command = [sys.executable, "-c", AFTER_SO_LONG, wait]
+    with subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True) as waiter:
+        assert waiter.stdout is not None
+        try:
+            assert waiter.stdout.readline() == "waits\n"
+            faults.set_clock(tmp_path, WAIT_S + 1.0)  # while it waits, as far as the test can know
+            assert waiter.communicate(timeout=WAIT_S / 10)[0] == f"{os.strerror(errno.ETIMEDOUT)}\n"
+        finally:
+            waiter.kill()
