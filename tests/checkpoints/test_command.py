@@ -435,4 +435,4 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(tmp_path: Pat
 def test_the_command_line_names_what_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["opuslm", "--model", "model.pth"])
-    assert "--config" in capsys.readouterr().err
+    assert "--tokenizer" in capsys.readouterr().err
