@@ -88,7 +88,7 @@ path = next(a.split("unix:")[1] for a in sys.argv if a.startswith("--http-addres
 Socket(path, Ready).serve_forever()
 """
 LAUNCH = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 from stretto.serving import command as serve
 from stretto.serving import server, trouble
@@ -96,6 +96,8 @@ from stretto.serving.installation import Installation
 server.STUCK_S = 0.5
 server.slowness = lambda: 1.0
 trouble.PROOF_S = float(os.environ.get("PROOF_S", 0.5))
+back, true_time = Path(sys.argv[1]).with_name("set back by"), time.time
+time.time = lambda: true_time() - (float(back.read_text() or 0) if back.exists() else 0)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which it would ignore where nohup runs the tests
 def find_installation(cache):
     if early := os.environ.get("EARLY"):
@@ -430,6 +432,14 @@ def test_a_stopped_process_is_said_and_when_it_stays_so_the_server_is_started_ag
     server.until(lambda: f"{reason}: restarting the server" in server.said)
     server.until(lambda: server.said.count("ready after") == 2)
     assert server.stub != first
+
+
+def test_a_server_whose_clock_is_set_back_is_started_again(launch: Callable[..., Launched], tmp_path: Path) -> None:
+    server = launch()
+    server.until(lambda: server.state == "ready")
+    (tmp_path / "set back by").write_text("3600")
+    server.until(lambda: "the clock was set back by 3600 s: restarting the server" in server.said)
+    server.until(lambda: server.said.count("ready after") == 2)
 
 
 def test_a_process_that_goes_on_by_itself_costs_nothing_but_readiness(

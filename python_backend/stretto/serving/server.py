@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from stretto.serving.config import LaunchConfig
+from stretto.serving.day_clock import DayClock
 from stretto.serving.environment import server_environment
 from stretto.serving.folders import IMPORT_ROOT
 from stretto.serving.installation import Installation, LaunchError
@@ -22,6 +23,7 @@ from stretto.serving.patience import slowness
 from stretto.serving.ports import UnixConnection, reachable
 from stretto.serving.processes import Process, Watch, descendants, end_all, lost_children, waits_for_a_child
 from stretto.serving.proxy.access import CLOSED_APIS, HTTP, REPOSITORY
+from stretto.serving.trouble import Trouble
 
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
@@ -102,7 +104,7 @@ class Server:
 
     def __init__(self, config: LaunchConfig, installation: Installation, launch: Launch) -> None:
         self._config, self._launch = config, launch
-        self._started = time.monotonic()
+        self._started, self._clock = time.monotonic(), DayClock()
         self._stuck_since: float | None = None
         self._watch: Watch | None = None
         self._restart: ModelRestart | None = None
@@ -160,7 +162,7 @@ class Server:
         now = time.monotonic()
         if waits_for_a_child(self.pid):
             hang = "waited for a stub to end"
-        elif self._lost_a_child():
+        elif lost_children(self.pid) - self._long_lost:
             hang = "not noticed the end of a stub"
         else:
             self._stuck_since = None
@@ -188,18 +190,16 @@ class Server:
         """A watch on the server and on the processes that it cannot do without."""
         me = Process(self.pid, os.getpid(), self.pid, "tritonserver", "")
         watch = Watch([me, *(process for process in descendants(self.pid) if process.is_worker)])
-        if self._lost_a_child():
+        if lost_children(self.pid) - self._long_lost:
             watch.close()
             raise AbortedStart("a stub ended as soon as its model was loaded")
         return watch
 
-    def _lost_a_child(self) -> bool:
-        return bool(lost_children(self.pid) - self._long_lost)
-
-    def wait(self, timeout_s: float) -> list[Process]:
-        """The processes of the ready server that have ended, after at most `timeout_s`; early with the first."""
+    def wait(self, timeout_s: float) -> Trouble | None:
+        """Why the ready server cannot go on, after at most `timeout_s`; early with the first process that ends."""
         assert self._watch is not None, "wait for a server that is ready"
-        return self._watch.wait(timeout_s)
+        ended = self._watch.wait(timeout_s)
+        return Trouble(ended, "ended") if ended else self._clock.trouble()
 
     def stopped(self) -> list[Process]:
         """The processes of the ready server that a signal has stopped."""

@@ -134,9 +134,9 @@ class Supervisor:
         """Watch until something is wrong with the server, and say what; nothing when a signal came first."""
         doubt = Doubt()
         while not self._waits.num_signals:
-            ended = server.wait(LOOK_S)
-            if ended:
-                return Trouble(ended, "ended")
+            trouble = server.wait(LOOK_S)
+            if trouble is not None:
+                return trouble
             stopped = server.stopped()
             if doubt.is_news(f"{named(stopped)} is stopped" if stopped else ""):
                 say(doubt.reason or "all processes go on")

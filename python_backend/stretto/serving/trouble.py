@@ -10,13 +10,13 @@ PROOF_S = 2.0  # what a signal has stopped for so long is not going on by itself
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Processes without which a server cannot go on, and what is wrong with them."""
+    """Processes without which a server cannot go on, and what is wrong with them; of none of them, with all of it."""
 
     processes: list[Process]
     what: str
 
     def __str__(self) -> str:
-        return f"{named(self.processes)} {self.what}"
+        return f"{named(self.processes)} {self.what}".lstrip()
 
 
 class Doubt:
