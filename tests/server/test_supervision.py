@@ -90,6 +90,21 @@ def test_a_killed_preprocessor_is_started_again_while_what_runs_goes_on(server: 
     assert server.ask({"seed": 1, "max_audio_s": 1.0}, text=LONG).error is None
 
 
+def test_a_stub_that_triton_took_for_dead_while_it_stood_still_costs_no_later_request(server: Server) -> None:
+    stub = stub_of(server, "preprocessor")
+    num_ready = server.said.count("ready after")
+    with ThreadPoolExecutor(1) as pool:
+        os.kill(stub, signal.SIGSTOP)
+        answer = pool.submit(server.ask, {"seed": 1, "max_audio_s": 1.0}, text=LONG)
+        error = answer.result(idle_s(60)).error  # after a second without a sign of life
+        os.kill(stub, signal.SIGCONT)
+    assert error is not None
+    assert AGAIN in error
+    server.until(lambda: server.said.count("ready after") > num_ready, idle_s(60))
+    server.until_ready()
+    assert server.ask({"seed": 1, "max_audio_s": 1.0}, text=LONG).error is None
+
+
 def test_a_killed_server_is_started_again(server: Server) -> None:
     old = server.pid
     children = [process.pid for process in descendants(old)]

@@ -11,13 +11,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import grpc
 import pytest
+from tritonclient.grpc import service_pb2
 
 from stretto.serving import command as serve
 from stretto.serving import folders
 from stretto.serving.environment import LAUNCH_ID
 from stretto.serving.installation import LaunchError
 from stretto.serving.processes import Process, all_processes, environment_of
+from stretto.serving.proxy.access import MODEL_INFER
 from stretto.triton_io.flow import FlowTable
 from tests.patience import PATIENCE_S
 from tests.ports import free_ports
@@ -84,6 +87,16 @@ class Ready(http.server.BaseHTTPRequestHandler):
         return "client"
 class Socket(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     pass
+if (here / "gives up").exists():  # as Triton does a stub that has shown no life for a second
+    import concurrent.futures, grpc
+    class Refusing(grpc.GenericRpcHandler):
+        def service(self, details):
+            said = "Stub process 'preprocessor_0_0' is not healthy."
+            return grpc.unary_unary_rpc_method_handler(lambda _, context: context.abort(grpc.StatusCode.INTERNAL, said))
+    calls = grpc.server(concurrent.futures.ThreadPoolExecutor(1), handlers=[Refusing()])
+    flags = dict(flag.split("=", 1) for flag in sys.argv if "=" in flag)
+    calls.add_insecure_port(flags["--grpc-address"] + ":" + flags["--grpc-port"])
+    calls.start()
 path = next(a.split("unix:")[1] for a in sys.argv if a.startswith("--http-address="))
 Socket(path, Ready).serve_forever()
 """
@@ -405,6 +418,25 @@ def test_a_model_whose_stub_dies_or_stops_is_started_again_and_nothing_else(
     os.kill(server.stub, signal.SIGKILL)  # the new one is watched as the first was
     server.until(lambda: server.said.count("ready after") == 3)
     assert (tmp_path / "starts").read_text().count("\n") == 1
+
+
+def test_a_model_that_triton_takes_for_dead_is_started_again_and_nothing_else(
+    launch: Callable[..., Launched], tmp_path: Path
+) -> None:
+    (tmp_path / "reloads").touch()
+    (tmp_path / "gives up").touch()
+    server = launch()
+    server.until(lambda: server.state == "ready")
+    first = server.stub
+    with grpc.insecure_channel(f"127.0.0.1:{server.ports[1]}") as channel:
+        infer = channel.unary_unary(MODEL_INFER, service_pb2.ModelInferRequest.SerializeToString)
+        with pytest.raises(grpc.RpcError, match="a part of the server has ended and is being started again; try again"):
+            infer(service_pb2.ModelInferRequest(model_name="speech"), wait_for_ready=True)
+    server.until(lambda: server.said.count("ready after") == 2)
+    assert f"triton_python_b (pid {first}) is taken for dead by Triton: restarting preprocessor\n" in server.said
+    assert (tmp_path / "reloads").read_text().split() == RELOAD
+    assert (tmp_path / "starts").read_text().count("\n") == 1
+    assert server.stub != first
 
 
 def test_a_model_that_cannot_be_loaded_again_restarts_the_server(

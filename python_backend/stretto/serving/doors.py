@@ -32,6 +32,10 @@ class Doors:
         if self._gateway is not None and not self._is_draining:
             self._gateway.keep_alive()
 
+    def given_up(self) -> str | None:
+        """The model that Triton has given up, as its answers say; None where they say no such thing."""
+        return self.proxy.given_up()
+
     def drain(self, polls: Iterable[None]) -> None:
         """Let the gateway complete what it answers, for which it needs the server, while `polls` goes on."""
         self._is_draining = True

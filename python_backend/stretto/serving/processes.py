@@ -167,6 +167,10 @@ class Watch:
         """The processes that live and are stopped."""
         return [process for process in self._watched.values() if is_stopped(process.pid)]
 
+    def stubs_of(self, model: str) -> list[Process]:
+        """Those that are the model's stubs."""
+        return [process for process in self._watched.values() if process.model == model]
+
     def models_of(self, processes: list[Process]) -> set[str] | None:
         """The models whose stubs these are, or have made these; None where one is of no model."""
         by_pid = {process.pid: process for process in self._watched.values()}

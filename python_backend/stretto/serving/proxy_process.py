@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import select
 import subprocess
 import sys
 from contextlib import suppress
@@ -85,6 +86,14 @@ class ProxyProcess:
             raise LaunchError(said or "the proxy ended as it started; see the log") from None
         grpc, metrics, http = self.ports.grpc, self.ports.metrics, self.ports.http
         self._config = replace(self._config, grpc_port=grpc, metrics_port=metrics, http_port=http)
+
+    def given_up(self) -> str | None:
+        """The model that Triton has given up, where the proxy has said so since the last look."""
+        said = None
+        assert self._process.stdout is not None
+        while select.select([self._process.stdout], [], [], 0)[0] and (line := self._process.stdout.readline()):
+            said = line.strip()
+        return said
 
     def keep_alive(self) -> None:
         """Start it again where it has ended; where it cannot listen now, the next call tries again."""

@@ -201,6 +201,12 @@ class Server:
         ended = self._watch.wait(timeout_s)
         return Trouble(ended, "ended") if ended else self._clock.trouble()
 
+    def given_up(self, model: str | None) -> Trouble | None:
+        """That Triton takes the stub of `model` for dead; None where there is none."""
+        assert self._watch is not None, "look after a server that is ready"
+        stubs = [] if model is None else self._watch.stubs_of(model)
+        return Trouble(stubs, "is taken for dead by Triton") if stubs else None
+
     def stopped(self) -> list[Process]:
         """The processes of the ready server that a signal has stopped."""
         assert self._watch is not None, "look after a server that is ready"

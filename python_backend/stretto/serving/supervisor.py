@@ -101,6 +101,7 @@ class Supervisor:
         if not any(server.is_ready() for _ in self._waits.polls(math.inf)):
             return False
         self._was_ready = True
+        self._doors.given_up()  # which were those of before
         self._back_off.note_ready()
         self._announcer.note_ready(server.age_s, server.pid)
         return True
@@ -134,7 +135,7 @@ class Supervisor:
         """Watch until something is wrong with the server, and say what; nothing when a signal came first."""
         doubt = Doubt()
         while not self._waits.num_signals:
-            trouble = server.wait(LOOK_S)
+            trouble = server.wait(LOOK_S) or server.given_up(self._doors.given_up())
             if trouble is not None:
                 return trouble
             stopped = server.stopped()

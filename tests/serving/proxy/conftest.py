@@ -18,8 +18,8 @@ KEY = "the key of this start"
 class Proxied:
     """A fake Triton and the address of the proxy before it."""
 
-    def __init__(self, triton: FakeServer, address: str) -> None:
-        self.triton, self.address = triton, address
+    def __init__(self, triton: FakeServer, address: str, given_up: list[str]) -> None:
+        self.triton, self.address, self.given_up = triton, address, given_up
 
 
 def proxy_config(*allowed: str) -> ProxyConfig:
@@ -44,9 +44,10 @@ async def proxied(*allowed: str) -> AsyncIterator[Proxied]:
     triton = FakeServer(lambda _: [Chunk(0, text="a cat"), Chunk(1, is_final=True, is_last=True)])
     config = proxy_config(*allowed)
     async with grpc.aio.insecure_channel(await triton.start()) as channel:
-        server = grpc_server(config, channel)
+        given_up = list[str]()
+        server = grpc_server(config, channel, gate=Gate(given_up.append))
         await server.start()
-        yield Proxied(triton, f"127.0.0.1:{config.grpc_port}")
+        yield Proxied(triton, f"127.0.0.1:{config.grpc_port}", given_up)
         await server.stop(0)
     await triton.stop()
 

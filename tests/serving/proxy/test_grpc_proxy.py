@@ -86,6 +86,19 @@ async def test_what_triton_says_of_a_stub_that_has_ended_is_told_as_the_launcher
         assert (await anext(stream)).text == ended
         with pytest.raises(ServerUnavailable, match=r"^a part of the server has ended .*; try again$"):
             await anext(stream)
+    assert proxy.given_up == ["acoustic_decoder"]
+
+
+@pytest.mark.parametrize("said", ["{}", "[request id: 7] {}", "in ensemble 'speech', {}"])
+@pytest.mark.parametrize("stub", ["Stub process 'preprocessor_0_0' is not healthy.", "' is not healthy."])
+async def test_only_triton_s_own_words_give_a_model_up(proxy: Proxied, stub: str, said: str) -> None:
+    proxy.triton.script = lambda _: [ErrorText(said.format(stub))]
+    await answers(proxy.address, request())
+    assert proxy.given_up == (["preprocessor"] if stub.startswith("Stub") else [])
+    theirs = f"invalid request: task: expected tts, got {said.format(stub)}"
+    proxy.triton.script = lambda _: [ErrorText(theirs)]
+    await answers(proxy.address, request())
+    assert len(proxy.given_up) == stub.startswith("Stub")
 
 
 async def test_a_client_that_leaves_cancels_what_triton_does(proxy: Proxied) -> None:

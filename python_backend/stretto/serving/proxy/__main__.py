@@ -23,17 +23,26 @@ STOP_S = 2.0  # for answers that are complete and still on their way
 
 
 class Launcher:
-    """What the launcher says over standard input: whether the server is ready, and at its end that all is over."""
+    """What the launcher says over standard input: whether the server is ready, and at its end that all is over.
+
+    Over standard output it is told of a model that Triton has given up, once until it says something new.
+    """
 
     def __init__(self) -> None:
         self.stopped = asyncio.Event()
-        self.gate = Gate()
+        self.gate = Gate(self.give_up)
         self._said = b""
-        self._is_ready = False
+        self._is_ready = self._is_told = False
 
     def is_ready(self) -> bool:
         """Whether the server is ready, for all that the launcher knows."""
         return self._is_ready
+
+    def give_up(self, model: str) -> None:
+        """Tell it that Triton takes the stub of `model` for dead, unless it is starting models again."""
+        if not self.gate.is_shut and not self._is_told:
+            self._is_told = True
+            print(model, flush=True)
 
     def hear(self) -> None:
         """Read what there is."""
@@ -45,7 +54,7 @@ class Launcher:
             self._take(line.decode())
 
     def _take(self, line: str) -> None:
-        self._is_ready = line == READY
+        self._is_ready, self._is_told = line == READY, False
         if line in (ENDING_ALL, ENDING_UNANSWERED):
             self.gate.shut(spares_answered=line == ENDING_UNANSWERED)
         else:

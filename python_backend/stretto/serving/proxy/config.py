@@ -1,4 +1,7 @@
-"""What the launcher tells the proxy, over its standard input, so that no other user reads the key in `ps`."""
+"""What the launcher tells the proxy, over its standard input, so that no other user reads the key in `ps`.
+
+The proxy answers with its ports, and later with a line for each model that Triton has given up.
+"""
 
 import json
 from dataclasses import asdict, dataclass

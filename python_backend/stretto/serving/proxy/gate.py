@@ -16,9 +16,13 @@ class Restarting(Exception):
 
 
 class Gate:
-    """Lets calls through while it is open, and ends those in flight as it shuts."""
+    """Lets calls through while it is open, and ends those in flight as it shuts.
 
-    def __init__(self) -> None:
+    give_up: tells the launcher of a model whose stub Triton takes for dead.
+    """
+
+    def __init__(self, give_up: Callable[[str], None] = lambda _: None) -> None:
+        self.give_up = give_up
         self.is_shut = False
         self._calls: dict[asyncio.Task[Any], Callable[[], bool]] = {}
         self._ended: set[asyncio.Task[Any]] = set()

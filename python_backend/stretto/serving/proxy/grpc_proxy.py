@@ -1,6 +1,7 @@
 """The gRPC port: calls are passed on to Triton as bytes, one by one, and its answers back."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -53,11 +54,16 @@ TRITON_OPTIONS = [
 NOT_READY = {access.SERVICE + "ServerReady": b"", access.SERVICE + "ModelReady": b"", access.HEALTH_CHECK: b"\x08\x02"}
 STATUS = {INVALID: grpc.StatusCode.INVALID_ARGUMENT, FULL: grpc.StatusCode.RESOURCE_EXHAUSTED}
 STUB_HAS_ENDED = "' is not healthy."  # in Triton's words: "Stub process 'acoustic_decoder_0_0' is not healthy."
+# All of such a message, so that nobody's text can be taken for one; the group is the model.
+GIVEN_UP = re.compile(
+    r"(?:\[request id: [^]]{0,128}\] )?(?:in ensemble '\w+', )?Stub process '(\w+)_\d+_\d+' is not healthy\."
+)
 GONE = ("unix:", "ocket closed", "onnection reset", "roken pipe")  # in gRPC's words for a server that is not there
 
 Context = Any  # grpc.aio.ServicerContext, of bytes
 Check = Callable[[bytes], Awaitable[None]]
 Handler = Callable[[AsyncIterator[bytes], Context], Awaitable[None]]
+Tell = Callable[[str], None]
 CROWDED = "full: this host has as many calls as the others leave it"
 
 
@@ -117,7 +123,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
             except Restarting as error:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
             except grpc.aio.AioRpcError as error:
-                await context.abort(error.code(), _details(error))
+                await context.abort(error.code(), _details(error, self._gate.give_up))
             await context.write(response)
 
         return answer
@@ -143,7 +149,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
     async def _stream(self, requests: AsyncIterator[bytes], context: Context) -> None:
         metadata = context.invocation_metadata() or ()
         call = self._infer(metadata=_passed_on(metadata))
-        stream = _Stream(call, context)
+        stream = _Stream(call, context, self._gate.give_up)
         upload = Upload(call.cancel, host_of_call(context.peer()))
         feeding = asyncio.create_task(self._feed(stream, requests, metadata, upload))
         try:
@@ -155,7 +161,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
                 raise
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, ENDED)
         except grpc.aio.AioRpcError as error:
-            await context.abort(error.code(), _details(error))
+            await context.abort(error.code(), _details(error, self._gate.give_up))
         finally:
             feeding.cancel()
             call.cancel()
@@ -185,8 +191,8 @@ class GrpcProxy(grpc.GenericRpcHandler):
 class _Stream:
     """A client's stream beside the one to Triton that answers it."""
 
-    def __init__(self, call: Any, context: Context) -> None:
-        self._call, self._context = call, context
+    def __init__(self, call: Any, context: Context, give_up: Tell) -> None:
+        self._call, self._context, self._give_up = call, context, give_up
         self._writing = asyncio.Lock()
         self.is_answered = False  # the last of its requests, at least in part
 
@@ -209,7 +215,7 @@ class _Stream:
         """Pass Triton's responses back to the end; AioRpcError where Triton ends otherwise."""
         async for response in self._call:
             self.is_answered = True
-            await self._write(_retold(response))
+            await self._write(_retold(response, self._give_up))
 
     async def _write(self, response: bytes) -> None:
         async with self._writing:
@@ -220,20 +226,24 @@ def _passed_on(metadata: Metadata) -> tuple[tuple[str, str | bytes], ...]:
     return tuple((name, value) for name, value in metadata if name not in DROPPED_HEADERS and name[:5] != "grpc-")
 
 
-def _retold(response: bytes) -> bytes:
+def _retold(response: bytes, give_up: Tell) -> bytes:
     """A response, as it is but where Triton answers before the launcher knows that a stub has ended."""
     if STUB_HAS_ENDED.encode() not in response:
         return response
     told = ModelStreamInferResponse.FromString(response)
-    if told.error_message.endswith(STUB_HAS_ENDED):
-        told.error_message = str(Restarting())
+    told.error_message = _said_of_stubs(told.error_message, give_up)
     return told.SerializeToString()
 
 
-def _details(error: grpc.aio.AioRpcError) -> str:
-    details = error.details() or ""
-    if details.endswith(STUB_HAS_ENDED):
-        return str(Restarting())
+def _said_of_stubs(message: str, give_up: Tell) -> str:
+    """An error of Triton's, in our words where it is about a stub that Triton takes for dead."""
+    if found := GIVEN_UP.fullmatch(message):
+        give_up(found[1])
+    return str(Restarting()) if message.endswith(STUB_HAS_ENDED) else message
+
+
+def _details(error: grpc.aio.AioRpcError, give_up: Tell) -> str:
+    details = _said_of_stubs(error.details() or "", give_up)
     if error.code() is grpc.StatusCode.UNAVAILABLE and any(words in details for words in GONE):
         return "unavailable: the server is starting"
     return details
