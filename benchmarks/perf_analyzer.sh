@@ -67,9 +67,13 @@ profile() { # <name> <what is told> <least number of requests that perf_analyzer
     rm -f "$export_file"
     count=$(awk -v asked="$requests" -v least="$3" 'BEGIN { print asked < least ? int(least + 0.999) : asked }')
     echo "perf_analyzer: $count requests to $url, $2" >&2
-    "$binary" -m speech -i grpc -u "$url" --async --streaming --input-data benchmarks/perf_inputs.json \
-        --request-count "$count" --profile-export-file "$export_file" "${@:4}" "${more[@]}" >&2 ||
-        { echo "perf_analyzer: failed against $url (see above)" >&2; exit 1; }
+    for _ in 1 2 3; do
+        "$binary" -m speech -i grpc -u "$url" --async --streaming --input-data benchmarks/perf_inputs.json \
+            --request-count "$count" --profile-export-file "$export_file" "${@:4}" "${more[@]}" >&2 ||
+            { echo "perf_analyzer: failed against $url (see above)" >&2; exit 1; }
+        "$python" -c 'import json, sys; json.load(open(sys.argv[1]))' "$export_file" 2>/dev/null && break
+        echo "perf_analyzer: it left out the end of $export_file, as it sometimes does; once more" >&2
+    done
     exports+=("$export_file")
 }
 more=("$@")
