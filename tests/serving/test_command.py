@@ -369,6 +369,24 @@ def test_a_dead_proxy_is_started_again_at_the_ports_that_were_free_and_the_serve
     server.until(lambda: not any(answers(port) for port in ports.values()))
 
 
+def test_a_proxy_whose_port_is_taken_meanwhile_is_started_again_once_it_is_free(
+    launch: Callable[..., Launched],
+) -> None:
+    server = launch()
+    server.until(lambda: server.state == "ready")
+    (first,) = proxies(server.process.pid)
+    os.kill(server.process.pid, signal.SIGSTOP)
+    os.kill(first, signal.SIGKILL)
+    server.until(lambda: not answers(server.ports[1]))
+    with socket.create_server(("127.0.0.1", server.ports[1])):
+        os.kill(server.process.pid, signal.SIGCONT)
+        tried = set[int]()
+        server.until(lambda: bool(tried.update(proxies(server.process.pid)) or len(tried - {first}) > 1))
+    server.until(lambda: answers(server.ports[1]))
+    assert server.process.poll() is None
+    assert server.said.count("ready after") == 1
+
+
 def test_a_taken_port_is_named(launch: Callable[..., Launched]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -89,11 +89,12 @@ class ProxyProcess:
 
     def given_up(self) -> str | None:
         """The model that Triton has given up, where the proxy has said so since the last look."""
-        said = None
-        assert self._process.stdout is not None
-        while select.select([self._process.stdout], [], [], 0)[0] and (line := self._process.stdout.readline()):
-            said = line.strip()
-        return said
+        said, told = self._process.stdout, None
+        assert said is not None
+        # closed where the proxy has ended and could not be started again
+        while not said.closed and select.select([said], [], [], 0)[0] and (line := said.readline()):
+            told = line.strip()
+        return told
 
     def keep_alive(self) -> None:
         """Start it again where it has ended; where it cannot listen now, the next call tries again."""
