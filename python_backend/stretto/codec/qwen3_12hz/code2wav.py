@@ -20,7 +20,7 @@ from transformers import PretrainedConfig
 from stretto.codec.base import CodecSpec, Stateful, Window
 from stretto.codec.published import CONFIG_FILE, codec_directory
 from stretto.codec.qwen3_12hz.config import DecoderShape
-from stretto.codec.qwen3_12hz.layers import KERNEL, Block, ConvNext, Convolution, SnakeBeta, Upsampling
+from stretto.codec.qwen3_12hz.layers import KERNEL, Block, ConvNext, Convolution, SnakeBeta, Upsampling, samples_of
 from stretto.codec.qwen3_12hz.memory import Memory
 from stretto.codec.qwen3_12hz.transformer import Attention, Transformer
 from stretto.codec.strict_loading import load_strictly, read_tensors
@@ -86,13 +86,7 @@ class Code2Wav(nn.Module):
         starts = torch.arange(codes.shape[1], device=codes.device) * self.spec.codebook_size
         latents = self.code_embedding(codes + starts[:, None]).mean(1)
         x = self.pre_transformer(latents, first, memory).transpose(1, 2)
-        for ratio in self.upsample:
-            for layer in ratio.children():
-                x = layer(x, memory)
-        *layers, snake, last = self.decoder
-        for layer in layers:
-            x = layer(x, memory)
-        return last(snake(x), memory)[:, 0]
+        return samples_of(x, memory, self.upsample, self.decoder)
 
 
 def read_config(directory: Path) -> DecoderShape:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stretto.codec.qwen3_12hz.config import SEMANTIC, DecoderShape
-from stretto.codec.qwen3_12hz.layers import KERNEL, Block, ConvNext, Convolution, SnakeBeta, Upsampling
+from stretto.codec.qwen3_12hz.layers import KERNEL, Block, ConvNext, Convolution, SnakeBeta, Upsampling, samples_of
 from stretto.codec.qwen3_12hz.memory import Memory
 from stretto.codec.qwen3_12hz.transformer import Attention, Transformer
 
@@ -91,10 +91,4 @@ class Decoder(nn.Module):
         """Samples [B, n · hop] of codes [B, K, n], the first of them at frames first [B]."""
         latents = self.pre_conv(self.quantizer(codes), memory).transpose(1, 2)
         x = self.pre_transformer(latents, first, memory).transpose(1, 2)
-        for ratio in self.upsample:
-            for layer in ratio.children():
-                x = layer(x, memory)
-        *layers, snake, last = self.decoder
-        for layer in layers:
-            x = layer(x, memory)
-        return last(snake(x), memory)[:, 0]
+        return samples_of(x, memory, self.upsample, self.decoder)

@@ -107,3 +107,14 @@ class ConvNext(nn.Module):
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         steps = self.norm(self.dwconv(x, memory).transpose(1, 2))
         return x + (self.gamma * self.pwconv2(F.gelu(self.pwconv1(steps)))).transpose(1, 2)
+
+
+def samples_of(x: Tensor, memory: Memory, upsample: nn.ModuleList, decoder: nn.ModuleList) -> Tensor:
+    """Samples [B, n · hop] of latents [B, C, n], through the stages of `upsample` and the layers of `decoder`."""
+    for stage in upsample:
+        for layer in stage.children():
+            x = layer(x, memory)
+    *layers, snake, last = decoder
+    for layer in layers:
+        x = layer(x, memory)
+    return last(snake(x), memory)[:, 0]
