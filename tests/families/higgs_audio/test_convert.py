@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stretto.checkpoints.command import main
 from stretto.checkpoints.release import read_tensors
 from tests.published_higgs_audio import HiggsAudioRelease, make_model, write_release
+from tests.refused_conversion import refused
 
 Tensors = dict[str, torch.Tensor]
 
@@ -23,11 +23,7 @@ def release(tmp_path: Path) -> HiggsAudioRelease:
 
 def refusal(release: HiggsAudioRelease, out: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """The one line that a conversion ends with."""
-    assert main([*release.command, "--out", str(out)]) == 1
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert not out.exists()
-    return said
+    return refused([*release.command, "--out", str(out)], out, capsys)
 
 
 def change(release: HiggsAudioRelease, edit: Callable[[Tensors], object]) -> None:

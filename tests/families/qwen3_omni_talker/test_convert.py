@@ -12,17 +12,14 @@ from benchmarks.checkpoints.random_qwen3_omni import UNUSED, small_config, write
 from stretto.checkpoints.command import main
 from stretto.families.registry import family_at
 from tests.published_qwen3_omni import command
+from tests.refused_conversion import refused
 
 EXPERT = "talker.model.layers.1.mlp.experts.5.down_proj.weight"
 SECOND = "model-00002-of-00002.safetensors"
 
 
 def refusal(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    assert main(command(folder, folder / "out")) == 1
-    assert not (folder / "out").exists()
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    return said
+    return refused(command(folder, folder / "out"), folder / "out", capsys)
 
 
 @pytest.mark.parametrize(

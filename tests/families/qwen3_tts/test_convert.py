@@ -14,17 +14,14 @@ from stretto.checkpoints.command import main
 from stretto.codec.qwen3_12hz.speaker import load_speaker_encoder
 from stretto.families.registry import family_at
 from tests.published_qwen3_tts import command
+from tests.refused_conversion import refused
 
 Edit = Callable[[dict[str, Any]], object]
 DEPTH = "talker.code_predictor."
 
 
 def refusal(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    assert main(command(folder, folder / "out")) == 1
-    assert not (folder / "out").exists()
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    return said
+    return refused(command(folder, folder / "out"), folder / "out", capsys)
 
 
 @pytest.mark.parametrize(
