@@ -1,14 +1,20 @@
 """Reads profile exports of perf_analyzer and prints what its own summary lacks for a streaming model.
 
     python -m benchmarks.perf_report export.json …
+    python -m benchmarks.perf_report --count export.json …      # only how many whole requests they hold
 
 perf_analyzer prints one latency per request; of a stream, the first response, the first one with audio and the gaps
-between responses matter. A table goes to standard output, and one JSON object as its last line.
+between responses matter. A table goes to standard output, and one JSON object as its last line. Exports of the same
+load are one line.
+
+An export may break off: of an empty output perf_analyzer tells a value all the same, out of memory that nobody set,
+and its writer ends where that is no finite number (one empty output in some hundreds). What stands before counts.
 """
 
 import argparse
 import json
 import sys
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +24,8 @@ import numpy as np
 PERCENTILES = (50, 95, 99)
 MIN_VALUES_FOR_P99 = 100  # fewer say nothing about the hundredth
 MEASURES = ("first_response", "first_audio", "inter_response", "total")
+
+Load = tuple[str, Any]  # what perf_analyzer was told to keep up, "concurrency" say, and its value
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +49,8 @@ def read_exchange(request: dict[str, Any]) -> Exchange:
     return Exchange(tuple(arrival for arrival, _ in events), tuple(event["duration_s"] for _, event in events))
 
 
-def summarise(exchanges: list[Exchange]) -> dict[str, Any]:
-    """Counts, and the percentiles in seconds of every measure that has values; p99 from 100 values on."""
+def summarise(load: Load, exchanges: list[Exchange]) -> dict[str, Any]:
+    """The load, counts, and the percentiles in seconds of every measure that has values; p99 from 100 values on."""
     answered = [exchange for exchange in exchanges if exchange.arrivals_s]
     values = {
         "first_response": [exchange.arrivals_s[0] for exchange in answered],
@@ -51,6 +59,7 @@ def summarise(exchanges: list[Exchange]) -> dict[str, Any]:
         "total": [exchange.arrivals_s[-1] for exchange in answered],
     }
     counts = {
+        load[0]: load[1],
         "requests": len(exchanges),
         "answered": len(answered),
         "responses": sum(len(exchange.arrivals_s) for exchange in answered),
@@ -65,17 +74,25 @@ def percentiles(values: list[float]) -> dict[str, float]:
     return {f"p{p}": round(float(np.percentile(values, p)), 6) for p in shown}
 
 
-def read_export(path: Path) -> list[dict[str, Any]]:
-    """A summary of every experiment in an export; ValueError when the file is none."""
+def read_export(path: Path) -> dict[Load, list[Exchange]]:
+    """The requests of an export by their load, up to where it breaks off; ValueError when the file is none."""
     try:
-        experiments = json.loads(path.read_text())["experiments"]
-        return [
-            {experiment["experiment"]["mode"]: experiment["experiment"]["value"]}
-            | summarise([read_exchange(request) for request in experiment["requests"]])
-            for experiment in experiments
-        ]
+        return {
+            (experiment["experiment"]["mode"], experiment["experiment"]["value"]): [
+                read_exchange(request) for request in experiment["requests"]
+            ]
+            for experiment in parse(path.read_text())["experiments"]
+        }
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a profile export of perf_analyzer: {error!r}") from error
+
+
+def parse(export: str) -> Any:
+    """The JSON of an export; of one that breaks off, without its last request (no string holds a bare quote)."""
+    try:
+        return json.loads(export)
+    except json.JSONDecodeError:
+        return json.loads(export.rpartition(',{"timestamp":')[0] + "]}]}")
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -98,11 +115,20 @@ def main(argv: list[str] | None = None) -> int:
     """Print the report; status 1 when a file is no export or a request went unanswered."""
     parser = argparse.ArgumentParser(description="Percentiles of the streams in perf_analyzer's profile exports.")
     parser.add_argument("exports", nargs="+", type=Path)
+    parser.add_argument("--count", action="store_true", help="print how many whole requests there are, and no more")
+    arguments = parser.parse_args(argv)
+    found: dict[Load, list[Exchange]] = defaultdict(list)
     try:
-        summaries = [summary for path in parser.parse_args(argv).exports for summary in read_export(path)]
+        for path in arguments.exports:
+            for load, exchanges in read_export(path).items():
+                found[load] += exchanges
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    if arguments.count:
+        print(sum(map(len, found.values())))
+        return 0
+    summaries = [summarise(load, exchanges) for load, exchanges in found.items()]
     for summary in summaries:
         print(table(summary))
     print(json.dumps({"experiments": summaries}))

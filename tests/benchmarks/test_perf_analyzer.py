@@ -51,7 +51,8 @@ class TritonPythonModel:
                 event["report"] = dict(finish_reason="stop", seed=1, guidance_scale=1.5)
             tensors = [pb_utils.Tensor("event", np.array([json.dumps(event)], object))]
             if index:
-                tensors.append(pb_utils.Tensor("pcm", np.full(640, index / 10, np.float32)))
+                sample = np.nan if text == b"nan" else index / 10
+                tensors.append(pb_utils.Tensor("pcm", np.full(640, sample, np.float32)))
             sender.send(pb_utils.InferenceResponse(tensors))
         sender.send(flags=1)
 '''
@@ -78,19 +79,18 @@ def server(repository: Path) -> Iterator[str]:
         yield address
 
 
-def test_perf_analyzer_streams_and_its_export_is_read(server: str, tmp_path: Path) -> None:
-    arguments = ["-u", server, "-n", "6", "-c", "1 3", "-o", str(tmp_path)]
-    done = subprocess.run(
-        [ROOT / "benchmarks" / "perf_analyzer.sh", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+def profiled(folder: Path, *arguments: str) -> tuple[list[dict], str]:
+    """The experiments that the script tells of, run in `folder`, and what it said."""
+    script = ROOT / "benchmarks" / "perf_analyzer.sh"
+    done = subprocess.run([script, *arguments], capture_output=True, text=True, check=False, timeout=300, cwd=folder)
     if done.returncode == BINARY_NOT_TO_BE_HAD:
         pytest.skip(done.stderr.strip().splitlines()[-1])
     assert done.returncode == 0, done.stderr
-    experiments = json.loads(done.stdout.splitlines()[-1])["experiments"]
+    return json.loads(done.stdout.splitlines()[-1])["experiments"], done.stderr
+
+
+def test_perf_analyzer_streams_and_its_export_is_read(server: str, tmp_path: Path) -> None:
+    experiments, _ = profiled(tmp_path, "-u", server, "-n", "6", "-c", "1 3", "-o", "exports")
     assert [experiment["concurrency"] for experiment in experiments] == [1, 3]
     for experiment in experiments:
         assert experiment["requests"] == experiment["answered"] >= 6
@@ -102,16 +102,21 @@ def test_perf_analyzer_streams_and_its_export_is_read(server: str, tmp_path: Pat
 
 def test_perf_analyzer_sends_at_rates_and_at_intervals(server: str, tmp_path: Path) -> None:
     (tmp_path / "intervals").write_text("100000\n")  # microseconds
-    script = ROOT / "benchmarks" / "perf_analyzer.sh"
-    arguments = ["-u", server, "-n", "6", "-r", "5 20", "-i", "intervals", "-o", "exports"]
-    done = subprocess.run([script, *arguments], capture_output=True, text=True, check=False, timeout=300, cwd=tmp_path)
-    if done.returncode == BINARY_NOT_TO_BE_HAD:
-        pytest.skip(done.stderr.strip().splitlines()[-1])
-    assert done.returncode == 0, done.stderr
-    experiments = json.loads(done.stdout.splitlines()[-1])["experiments"]
+    experiments, _ = profiled(tmp_path, "-u", server, "-n", "6", "-r", "5 20", "-i", "intervals", "-o", "exports")
     assert [experiment["request_rate"] for experiment in experiments] == [5, 20, 10]
     assert all(experiment["requests"] == experiment["answered"] >= 6 for experiment in experiments)
-    assert {path.stem for path in (tmp_path / "exports").iterdir()} == {"rate-5", "rate-20", "intervals"}
+    assert {path.stem for path in (tmp_path / "exports").iterdir()} >= {"rate-5.1", "rate-20.1", "intervals.1"}
+
+
+def test_exports_that_break_off_are_read_together(server: str, tmp_path: Path) -> None:
+    """perf_analyzer ends an export at a sample that is not finite; the request behind the script's own has one."""
+    (tmp_path / "inputs").write_text(json.dumps({"data": [{"text": ["nan"], "task": ["tts"]}]}))
+    number = len(json.loads((ROOT / "benchmarks" / "perf_inputs.json").read_text())["data"]) + 1
+    inputs = ("--", "--input-data", str(tmp_path / "inputs"))
+    (experiment,), said = profiled(tmp_path, "-u", server, "-n", str(number), "-c", "1", "-o", "exports", *inputs)
+    assert f"of {number} requests: it broke off" in said
+    assert experiment["requests"] == experiment["answered"] > 0
+    assert (tmp_path / "exports" / "concurrency-1.2.json").exists()
 
 
 def test_perf_analyzer_without_a_server_fails_at_once() -> None:

@@ -32,10 +32,15 @@ def export(tmp_path: Path, *requests: list[tuple[int, dict]]) -> Path:
     return path
 
 
+def summary_of(path: Path) -> dict:
+    ((load, exchanges),) = read_export(path).items()
+    return summarise(load, exchanges)
+
+
 def test_text_before_audio_and_empty_finals_are_told_apart(tmp_path: Path) -> None:
     first = [response(10, 0.0), response(30, 0.5), response(60, 0.5), response(61, None)]
     second = [response(20, 0.0), response(50, 1.0), response(55, None)]
-    (summary,) = read_export(export(tmp_path, first, second))
+    summary = summary_of(export(tmp_path, first, second))
     assert summary == {
         "concurrency": 2,
         "requests": 2,
@@ -50,7 +55,7 @@ def test_text_before_audio_and_empty_finals_are_told_apart(tmp_path: Path) -> No
 
 
 def test_the_99th_percentile_needs_100_values(tmp_path: Path) -> None:
-    (summary,) = read_export(export(tmp_path, *[[response(at, 0.1)] for at in range(1, 101)]))
+    summary = summary_of(export(tmp_path, *[[response(at, 0.1)] for at in range(1, 101)]))
     assert summary["first_audio_s"] == pytest.approx({"p50": 0.0505, "p95": 0.09505, "p99": 0.09901})
     assert "inter_response_s" not in summary
 
@@ -77,8 +82,28 @@ def test_a_recorded_export_agrees_with_a_slow_reading(capsys: pytest.CaptureFixt
 
 
 def test_requests_without_an_answer_are_counted_and_fail(tmp_path: Path) -> None:
-    assert summarise([])["requests"] == 0
+    assert summarise(("concurrency", 1), [])["requests"] == 0
     assert main([str(export(tmp_path, [response(1, 0.1)], [response(1, None)]))]) == 1
+
+
+def test_of_an_export_that_breaks_off_the_whole_requests_count(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    requests = [[response(10, 0.0), response(30, 0.5)], [response(20, 0.0)], [response(5, 1.0), response(6, None)]]
+    path = export(tmp_path, *requests)
+    text = json.dumps(json.loads(path.read_text()), separators=(",", ":"))
+    last = text.rindex(',{"timestamp":')
+    broken = tmp_path / "broken.json"
+    for end in range(last + 14, len(text) - 1):
+        broken.write_text(text[:end])
+        assert read_export(broken)["concurrency", 2] == read_export(path)["concurrency", 2][:2]
+    assert main(["--count", str(broken), str(path)]) == 0
+    assert capsys.readouterr().out == "5\n"
+    assert main([str(broken), str(path)]) == 0, "one line for both: their load is the same"
+    (summary,) = json.loads(capsys.readouterr().out.splitlines()[-1])["experiments"]
+    assert summary["requests"] == 5
+    broken.write_text(text[: text.index(',{"timestamp"')])
+    assert main(["--count", str(broken)]) == 1, "not one is whole"
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"experiments": [{}]}', '{"experiments": 3}'])
