@@ -72,6 +72,7 @@ KINDS: dict[str, type[ClientError]] = {
     "failed": ServerFailed,
 }
 BY_MODEL = re.compile(rf"^(?:in ensemble '[^']*', )?({'|'.join(KINDS)}): (.*)", re.DOTALL)
+BROKEN_OFF = "Internal error from Core"  # gRPC's, where a write finds the call ended; why it did is lost
 NOT_LOADED = "has no available versions"  # of a model that is there by name: it is being started, or started again
 BY_TRITON: dict[str, type[ClientError]] = {
     NOT_LOADED: ServerUnavailable,
@@ -107,6 +108,8 @@ def from_exception(error: InferenceServerException, server: str) -> ClientError:
 def _from_status(status: grpc.StatusCode, message: str, server: str) -> ClientError:
     if status is grpc.StatusCode.UNAVAILABLE and "connect" in message:
         message = f"no server answers at {server} ({message})"
+    if message == BROKEN_OFF:
+        return ServerUnavailable("the server ended the call while a request was being sent")
     if "message larger than max" in message:  # which a stream without room for it is told with the same status
         return RequestRefused(message)
     kind = ServerUnavailable if NOT_LOADED in message else BY_STATUS.get(status, ServerFailed)

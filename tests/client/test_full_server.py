@@ -46,6 +46,15 @@ def test_a_server_that_starts_or_is_not_there_is_not_full() -> None:
     assert type(from_text("unavailable: the server is starting")) is ServerUnavailable
 
 
+def test_a_call_that_ended_while_a_request_was_written_is_unavailable() -> None:
+    lost = grpc.aio.AioRpcError(
+        grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata(), "Internal error from Core"
+    )
+    assert type(from_rpc(lost, "host:8001")) is ServerUnavailable
+    wrapped = InferenceServerException("Internal error from Core", "StatusCode.INTERNAL")
+    assert type(from_exception(wrapped, "host:8001")) is ServerUnavailable
+
+
 def test_a_model_that_is_started_again_is_unavailable_however_that_is_told() -> None:
     text = "Request for unknown model: 'speech' has no available versions"
     call = grpc.aio.AioRpcError(grpc.StatusCode.NOT_FOUND, grpc.aio.Metadata(), grpc.aio.Metadata(), text)

@@ -14,7 +14,7 @@ from stretto.serving.proxy.access import KEY_HEADER
 from stretto.serving.proxy.infer_request import HOST
 from stretto.triton_io import hosts
 from stretto_client import RequestRefused, ServerUnavailable, SpeechClient
-from tests.client.fake_server import Chunk, ErrorText, FakeServer, Pause
+from tests.client.fake_server import Abort, Chunk, ErrorText, FakeServer, Pause
 from tests.serving.proxy.conftest import KEY, Proxied, grpc_server, proxy_config
 
 TEXT = b"\x02\0\0\0hi"
@@ -99,6 +99,26 @@ async def test_only_triton_s_own_words_give_a_model_up(proxy: Proxied, stub: str
     proxy.triton.script = lambda _: [ErrorText(theirs)]
     await answers(proxy.address, request())
     assert len(proxy.given_up) == stub.startswith("Stub")
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "told"),
+    [
+        (grpc.StatusCode.INTERNAL, "Internal error from Core", grpc.StatusCode.UNAVAILABLE),
+        (grpc.StatusCode.UNAVAILABLE, "Socket closed", grpc.StatusCode.UNAVAILABLE),
+        (grpc.StatusCode.INTERNAL, "any other", grpc.StatusCode.INTERNAL),
+    ],
+)
+async def test_a_call_that_ends_as_triton_is_started_again_is_unavailable(
+    proxy: Proxied, code: grpc.StatusCode, said: str, told: grpc.StatusCode
+) -> None:
+    proxy.triton.script = lambda _: [Abort(code, said)]
+    with pytest.raises(grpc.aio.AioRpcError) as ended:
+        await answers(proxy.address, request())
+    assert ended.value.code() is told
+    assert ended.value.details() == (
+        said if told is not grpc.StatusCode.UNAVAILABLE else "unavailable: the server is starting"
+    )
 
 
 async def test_a_client_that_leaves_cancels_what_triton_does(proxy: Proxied) -> None:

@@ -59,6 +59,7 @@ GIVEN_UP = re.compile(
     r"(?:\[request id: [^]]{0,128}\] )?(?:in ensemble '\w+', )?Stub process '(\w+)_\d+_\d+' is not healthy\."
 )
 GONE = ("unix:", "ocket closed", "onnection reset", "roken pipe")  # in gRPC's words for a server that is not there
+BROKEN_OFF = "Internal error from Core"  # gRPC's, where a write finds the call ended; why it did is lost
 
 Context = Any  # grpc.aio.ServicerContext, of bytes
 Check = Callable[[bytes], Awaitable[None]]
@@ -123,7 +124,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
             except Restarting as error:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
             except grpc.aio.AioRpcError as error:
-                await context.abort(error.code(), _details(error, self._gate.give_up))
+                await context.abort(*_told(error, self._gate.give_up))
             await context.write(response)
 
         return answer
@@ -161,7 +162,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
                 raise
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, ENDED)
         except grpc.aio.AioRpcError as error:
-            await context.abort(error.code(), _details(error, self._gate.give_up))
+            await context.abort(*_told(error, self._gate.give_up))
         finally:
             feeding.cancel()
             call.cancel()
@@ -242,8 +243,10 @@ def _said_of_stubs(message: str, give_up: Tell) -> str:
     return str(Restarting()) if message.endswith(STUB_HAS_ENDED) else message
 
 
-def _details(error: grpc.aio.AioRpcError, give_up: Tell) -> str:
-    details = _said_of_stubs(error.details() or "", give_up)
-    if error.code() is grpc.StatusCode.UNAVAILABLE and any(words in details for words in GONE):
-        return "unavailable: the server is starting"
-    return details
+def _told(error: grpc.aio.AioRpcError, give_up: Tell) -> tuple[grpc.StatusCode, str]:
+    """The status and the words of a call to Triton that ended with an error."""
+    code, details = error.code(), _said_of_stubs(error.details() or "", give_up)
+    is_gone = code is grpc.StatusCode.UNAVAILABLE and any(words in details for words in GONE)
+    if is_gone or details == BROKEN_OFF:
+        return grpc.StatusCode.UNAVAILABLE, "unavailable: the server is starting"
+    return code, details
