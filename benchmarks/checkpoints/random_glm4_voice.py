@@ -122,11 +122,16 @@ def write_glm4_voice(folder: Path, is_narrow: bool = True, seed: int = 0) -> Pat
     codec = Glm4VoiceCodec(read_config(folder))
     rng = np.random.default_rng(seed)
     torch.save(random_weights(codec.flow, rng), folder / "flow.pt")
-    hift = random_weights(codec.hift, rng)
-    hift["f0_predictor.classifier.bias"] += PITCH_HZ
-    hift["f0_predictor.classifier.weight"] *= 0.3 * PITCH_HZ
-    torch.save(as_published(hift), folder / "hift.pt")
+    torch.save(as_published(random_vocoder(codec.hift, rng)), folder / "hift.pt")
     return folder
+
+
+def random_vocoder(vocoder: nn.Module, rng: np.random.Generator) -> dict[str, Tensor]:
+    """Weights of a HiFT that hums."""
+    drawn = random_weights(vocoder, rng)
+    drawn["f0_predictor.classifier.bias"] += PITCH_HZ
+    drawn["f0_predictor.classifier.weight"] *= 0.3 * PITCH_HZ
+    return drawn
 
 
 def random_weights(module: nn.Module, rng: np.random.Generator) -> dict[str, Tensor]:
@@ -145,14 +150,16 @@ def random_weights(module: nn.Module, rng: np.random.Generator) -> dict[str, Ten
     return drawn
 
 
-def as_published(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def as_published(
+    tensors: dict[str, Tensor], magnitude: str = "weight_g", direction: str = "weight_v"
+) -> dict[str, Tensor]:
     """HiFT's tensors with the weight norms that its authors left in: magnitude and direction in place of a weight."""
     published = {}
     for name, tensor in tensors.items():
         if WEIGHT_NORMS.match(name) and name.endswith(".weight"):
             stem = name.removesuffix("weight")
-            published[f"{stem}weight_g"] = torch.linalg.vector_norm(tensor, dim=(1, 2), keepdim=True)
-            published[f"{stem}weight_v"] = 3 * tensor
+            published[f"{stem}{magnitude}"] = torch.linalg.vector_norm(tensor, dim=(1, 2), keepdim=True)
+            published[f"{stem}{direction}"] = 3 * tensor
         else:
             published[name] = tensor
     return published

@@ -19,24 +19,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stretto.codec.base import Blocks, CodecSpec, Window
+from stretto.codec.cosyvoice.noise import noise_tables
+from stretto.codec.cosyvoice.vocoder import Vocoder
 from stretto.codec.glm4_voice.checkpoint import load_part
 from stretto.codec.glm4_voice.config import Glm4VoiceConfig, read_config
 from stretto.codec.glm4_voice.flow import Flow
 from stretto.codec.glm4_voice.memory import Memory, Room
-from stretto.codec.glm4_voice.vocoder import Vocoder
 from stretto.errors import InvalidRequest
 
 BLOCKS = (25, 50, 100, 150, 200)  # tokens, of web_demo.py
 HISTORY = 512  # tokens, 41 s: what VITA-Audio's demo decodes at once
 OVERLAP = 5  # tokens, of flow_inference.py
 HEARD_RATE = 16_000  # Hz, of the tokenizer at the other end: `tokenizer.py`
-SEEDS = {"flow": 42, "source": 43, "phases": 44}
-
-
-def gaussian(columns: int, rows: int, seed: int) -> Tensor:
-    """Noise [rows, columns] of power 1, the same on every machine; fewer columns are the first ones of more."""
-    drawn = np.random.default_rng(seed).standard_normal((columns, rows), dtype=np.float32)
-    return torch.from_numpy(drawn.T.copy())
 
 
 class Glm4VoiceCodec(nn.Module):
@@ -74,16 +68,9 @@ class Glm4VoiceCodec(nn.Module):
         self._register_tables(self.mels(history + max(sizes)), self.mels(max(sizes)) + self.overlap + 2)
 
     def _register_tables(self, most_heard: int, most_spoken: int) -> None:
-        """Noise for as many frames as a block hears and speaks, where each sine begins, and the weights of a fade."""
-        harmonics, hop = self.config.vocoder.source.harmonics + 1, self.config.vocoder.samples_per_mel
-        phases = np.random.default_rng(SEEDS["phases"]).uniform(-np.pi, np.pi, (harmonics, 1))
-        phases[0] = 0  # the pitch itself begins at a zero
-        tables = {
-            "fade": torch.from_numpy(np.hamming(2 * self.overlap)),
-            "noise": gaussian(most_heard, self.config.mels, SEEDS["flow"]),
-            "source_noise": gaussian(most_spoken * hop, harmonics, SEEDS["source"]),
-            "phases": torch.from_numpy(phases),
-        }
+        """Noise for as many frames as a block hears and speaks, and the weights of a fade."""
+        tables = noise_tables(self.config.mels, self.config.vocoder, most_heard, most_spoken)
+        tables["fade"] = torch.from_numpy(np.hamming(2 * self.overlap))
         for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)
 

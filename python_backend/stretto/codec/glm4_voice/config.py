@@ -4,7 +4,6 @@
 is the value of that name at the top.
 """
 
-import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,69 +12,10 @@ from typing import Any
 
 import yaml
 
+from stretto.codec.cosyvoice.shapes import EncoderShape, EstimatorShape, SourceShape, VocoderShape
 from stretto.errors import CheckpointError
 
 CONFIG_FILE = "config.yaml"
-STEPS = 10  # of the flow, as flow.py passes them
-
-
-@dataclass(frozen=True, slots=True)
-class EncoderShape:
-    """The block conformer: attention within blocks of `block` tokens and before them."""
-
-    width: int
-    heads: int
-    inner: int
-    layers: int
-    block: int
-
-
-@dataclass(frozen=True, slots=True)
-class EstimatorShape:
-    """The U-Net that estimates the flow. blocks: transformers after each residual block."""
-
-    channels: tuple[int, ...]
-    head_width: int
-    heads: int
-    blocks: int
-    mids: int
-
-
-@dataclass(frozen=True, slots=True)
-class SourceShape:
-    """The excitation: a sine of `amplitude` and each of its harmonics where the pitch is above `threshold` Hz.
-
-    sigma: of the noise where it is voiced; a third of the amplitude elsewhere.
-    """
-
-    harmonics: int
-    amplitude: float
-    sigma: float
-    threshold: float
-    pitch_channels: int
-
-
-@dataclass(frozen=True, slots=True)
-class VocoderShape:
-    """HiFT: transposed convolutions by `rates`, residual blocks of (kernel, dilations), and a short Fourier transform
-    of `fourier` samples, `hop` apart."""
-
-    channels: int
-    sample_rate: int
-    rates: tuple[int, ...]
-    kernels: tuple[int, ...]
-    residuals: tuple[tuple[int, tuple[int, ...]], ...]
-    source_residuals: tuple[tuple[int, tuple[int, ...]], ...]
-    fourier: int
-    hop: int
-    slope: float
-    limit: float
-    source: SourceShape
-
-    @property
-    def samples_per_mel(self) -> int:
-        """Samples of one frame of the mel spectrogram."""
-        return math.prod(self.rates) * self.hop
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +74,11 @@ def _encoder(given: dict[str, Any]) -> EncoderShape:
         macaron_style=False,
     )
     return EncoderShape(
-        given["output_size"], given["attention_heads"], given["linear_units"], given["num_blocks"], given["block_size"]
+        width=given["output_size"],
+        heads=given["attention_heads"],
+        inner=given["linear_units"],
+        layers=given["num_blocks"],
+        block=given["block_size"],
     )
 
 

@@ -1,6 +1,6 @@
 """HiFT: a mel spectrogram to samples (Li et al., arXiv 2309.09493), its harmonic source and its Fourier transforms.
 
-Modules and tensors are named as in the published checkpoint (`cosyvoice/hifigan/generator.py`, Apache-2.0).
+Modules and tensors are named as in published checkpoints (`cosyvoice/hifigan/generator.py`, Apache-2.0).
 """
 
 import itertools
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stretto.codec.glm4_voice.config import SourceShape, VocoderShape
+from stretto.codec.cosyvoice.shapes import SourceShape, VocoderShape
 
 LOUDEST = 100.0  # magnitude of a frequency
 
@@ -122,7 +122,7 @@ class Fourier(nn.Module):
 class Vocoder(nn.Module):
     """Mel [B, M, T] to samples [B, n] and their source, n = T * samples_per_mel.
 
-    Tensors are named as in the published `hift.pt`, the weights' norms multiplied out.
+    Tensors are named as published, the weights' norms multiplied out.
     """
 
     def __init__(self, mels: int, shape: VocoderShape) -> None:

@@ -1,6 +1,6 @@
 """The U-Net that estimates the flow: residual blocks told the time, each followed by transformers over all frames.
 
-Modules and tensors are named as in the published checkpoint (`cosyvoice/flow/decoder.py`; blocks of Matcha-TTS,
+Modules and tensors are named as in published checkpoints (`cosyvoice/flow/decoder.py`; blocks of Matcha-TTS,
 https://github.com/shivammehta25/Matcha-TTS, MIT).
 """
 
@@ -11,19 +11,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stretto.codec.glm4_voice.config import EstimatorShape
+from stretto.codec.cosyvoice.shapes import EstimatorShape
 
 GROUPS = 8
 
 
-class Block(nn.Module):
-    """Convolution, norm over groups of channels and all frames, Mish."""
+class CausalConv(nn.Conv1d):
+    """A convolution that hears a frame and those before it."""
 
-    def __init__(self, channels: int, out_channels: int) -> None:
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (self.kernel_size[0] - 1, 0)))
+
+
+def convolution(channels: int, out_channels: int, shape: EstimatorShape) -> nn.Conv1d:
+    """Over three frames, their number unchanged."""
+    return CausalConv(channels, out_channels, 3) if shape.is_causal else nn.Conv1d(channels, out_channels, 3, padding=1)
+
+
+class Turned(nn.Module):
+    """[B, C, T] as [B, T, C], and back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+
+class Block(nn.Module):
+    """Convolution, norm over groups of channels and all frames or over all channels of a frame, Mish."""
+
+    def __init__(self, channels: int, out_channels: int, shape: EstimatorShape) -> None:
         super().__init__()
-        self.block = nn.Sequential(
-            nn.Conv1d(channels, out_channels, 3, padding=1), nn.GroupNorm(GROUPS, out_channels), nn.Mish()
-        )
+        norm: list[nn.Module] = [nn.GroupNorm(GROUPS, out_channels)]
+        if shape.is_causal:
+            norm = [Turned(), nn.LayerNorm(out_channels), Turned()]
+        self.block = nn.Sequential(convolution(channels, out_channels, shape), *norm, nn.Mish())
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block(x)
@@ -32,11 +52,11 @@ class Block(nn.Module):
 class ResidualBlock(nn.Module):
     """Two blocks with the time between them, beside a pointwise convolution."""
 
-    def __init__(self, channels: int, out_channels: int, time_width: int) -> None:
+    def __init__(self, channels: int, out_channels: int, shape: EstimatorShape) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Mish(), nn.Linear(time_width, out_channels))
-        self.block1 = Block(channels, out_channels)
-        self.block2 = Block(out_channels, out_channels)
+        self.mlp = nn.Sequential(nn.Mish(), nn.Linear(4 * shape.channels[0], out_channels))
+        self.block1 = Block(channels, out_channels, shape)
+        self.block2 = Block(out_channels, out_channels, shape)
         self.res_conv = nn.Conv1d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
@@ -115,7 +135,7 @@ class Stage(nn.ModuleList):
 
     def __init__(self, channels: int, out_channels: int, shape: EstimatorShape, *resample: nn.Module) -> None:
         transformers = nn.Sequential(*(Transformer(out_channels, shape) for _ in range(shape.blocks)))
-        super().__init__([ResidualBlock(channels, out_channels, 4 * shape.channels[0]), transformers, *resample])
+        super().__init__([ResidualBlock(channels, out_channels, shape), transformers, *resample])
 
     def run(self, x: Tensor, time: Tensor) -> Tensor:
         """x [B, C, T] through the residual block and the transformers."""
@@ -144,17 +164,17 @@ class Estimator(nn.Module):
         down: list[nn.Module] = []
         for place, width in enumerate(widths):
             is_last = place == len(widths) - 1
-            shrink = nn.Conv1d(width, width, 3, 1 if is_last else 2, padding=1)
-            down.append(Stage(channels, width, shape, shrink if is_last else Resample(shrink)))
+            shrink = convolution(width, width, shape) if is_last else Resample(nn.Conv1d(width, width, 3, 2, padding=1))
+            down.append(Stage(channels, width, shape, shrink))
             channels = width
         self.down_blocks = nn.ModuleList(down)
         self.mid_blocks = nn.ModuleList(Stage(channels, channels, shape) for _ in range(shape.mids))
         self.up_blocks = nn.ModuleList(_rising(shape))
-        self.final_block = Block(widths[0], widths[0])
+        self.final_block = Block(widths[0], widths[0], shape)
         self.final_proj = nn.Conv1d(widths[0], mels, 1)
 
     def forward(self, x: Tensor, waves: Tensor) -> Tensor:
-        """waves [4 M]: of the time, see `flow.waves_of_time`."""
+        """waves [4 M]: of the time, see `matching.waves_of_time`."""
         time, skipped = self.time_mlp(waves)[None], list[Tensor]()
         for stage in _stages(self.down_blocks):
             x = stage.run(x, time)
@@ -180,7 +200,7 @@ def _rising(shape: EstimatorShape) -> list[nn.Module]:
     for place, (width, next_width) in enumerate(itertools.pairwise(widths)):
         is_last = place == len(widths) - 2
         grow = (
-            nn.Conv1d(next_width, next_width, 3, padding=1)
+            convolution(next_width, next_width, shape)
             if is_last
             else Resample(nn.ConvTranspose1d(next_width, next_width, 4, 2, padding=1))
         )
