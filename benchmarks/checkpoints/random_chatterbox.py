@@ -1,6 +1,7 @@
 """A random checkpoint in the layout in which Resemble AI publishes Chatterbox's T3: small, the same on every machine.
 
-t3_cfg.safetensors   tokenizer.json   conds.pt   voices/anna.pt   backbone.json (which the real one has not)
+t3_cfg.safetensors   s3gen.safetensors   tokenizer.json   conds.pt   voices/anna.pt
+backbone.json (which the real one has not)
 """
 
 import json
@@ -10,10 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.checkpoints import random_s3gen
 from benchmarks.checkpoints.random_tensors import random_tensors
 from stretto.checkpoints.backbone import LLAMA_520M
 from stretto.checkpoints.command import main
 from stretto.families.chatterbox.convert import HEAD, published_shapes
+from stretto.families.chatterbox.convert_s3gen import FILE
 from stretto.families.chatterbox.family import END_OF_SPEECH, END_OF_TEXT, SPACE, START_OF_TEXT, ChatterboxVocabulary
 
 SMALL: dict[str, Any] = {
@@ -41,7 +44,7 @@ def tensors(seed: int = 1) -> dict[str, np.ndarray]:
 
 
 def voice(seed: int, num_codes: int = 15) -> dict[str, Any]:
-    """What the authors' `Conditionals.save` writes of a voice, what S3Gen is told but for a sign of it."""
+    """What the authors' `Conditionals.save` writes of a voice."""
     random = np.random.Generator(np.random.PCG64(seed))
     said = {
         "speaker_emb": torch.from_numpy(random.standard_normal((1, 256)).astype(np.float32)),
@@ -50,7 +53,7 @@ def voice(seed: int, num_codes: int = 15) -> dict[str, Any]:
         "cond_prompt_speech_emb": None,
         "emotion_adv": 0.5 * torch.ones(1, 1, 1),
     }
-    return {"t3": said, "gen": {"prompt_token": said["cond_prompt_speech_tokens"]}}
+    return {"t3": said, "gen": random_s3gen.told(seed, 4 + seed, is_odd=seed % 2 == 0)}
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -72,6 +75,7 @@ def write_release(folder: Path, seed: int = 1) -> Path:
 
     (folder / "voices").mkdir(parents=True)
     save_file(tensors(seed), folder / "t3_cfg.safetensors")
+    random_s3gen.write_s3gen(folder / FILE)
     write_tokenizer(folder)
     for name, voice_seed in VOICES.items():
         torch.save(voice(voice_seed), folder / ("conds.pt" if name == "default" else f"voices/{name}.pt"))
@@ -83,7 +87,7 @@ def command(release: Path, out: Path) -> list[str]:
     """The converter's command line."""
     model, backbone = str(release / "t3_cfg.safetensors"), str(release / "backbone.json")
     words = ["chatterbox", "--model", model, "--tokenizer", str(release), "--backbone", backbone]
-    return [*words, "--out", str(out)]
+    return [*words, "--codec", str(release), "--out", str(out)]
 
 
 def convert(folder: Path) -> Path:

@@ -1,9 +1,9 @@
 import pytest
 
-from stretto.codec.base import CodecSpec, Stateful, Windowed
+from stretto.codec.base import CodecSpec, Stateful, Whole, Windowed
 
 
-def make_spec(streaming: Windowed | Stateful, tail_samples: int = 0) -> CodecSpec:
+def make_spec(streaming: Windowed | Stateful | Whole, tail_samples: int = 0) -> CodecSpec:
     return CodecSpec(
         "any", 16_000, 320, num_codebooks=2, codebook_size=8, streaming=streaming, tail_samples=tail_samples
     )
@@ -36,3 +36,17 @@ def test_a_right_context_out_of_range_is_named(right: int, tail: int, least: int
 def test_context_that_cannot_be_is_refused(streaming: Windowed | Stateful, tail: int) -> None:
     with pytest.raises(ValueError, match="too little context"):
         make_spec(streaming, tail)
+
+
+def test_a_codec_of_whole_utterances_waits_for_their_end() -> None:
+    spec = make_spec(Whole(9))
+    assert [spec.complete(frames) for frames in (1, 8, 9)] == [0, 0, 9]
+    assert (spec.blocks, spec.max_frames, spec.left_frames, spec.right_frames) == ((9,), 9, 0, 0)
+    assert spec.with_right_frames(0) == spec
+    assert make_spec(Stateful(4, 3)).max_frames is None
+
+
+@pytest.mark.parametrize("wrong", [(0,), (9, 1), (9, 0, 1)])
+def test_an_utterance_that_cannot_be_is_refused(wrong: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="must have a frame at least"):
+        Whole(*wrong)

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.checkpoints import random_chatterbox
 from benchmarks.checkpoints.random_codecs import MODELS, codec_of, write_checkpoint
 from benchmarks.checkpoints.random_espnet import CODEBOOKS, publish, published_tensors
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
@@ -50,6 +51,8 @@ def write(name: str, folder: Path) -> Path:
         write_qwen3_codec(folder)
     elif name == "qwen3_omni":
         write_code2wav(folder)
+    elif name == "s3gen":
+        return random_chatterbox.convert(folder)
     elif name in ("encodec", "mimi"):
         (make_encodec(KHZ_24) if name == "encodec" else make_mimi()).save_pretrained(folder)
     else:

@@ -36,7 +36,8 @@ class ConvertedNetwork:
 
     @classmethod
     def of(cls, network: Network, tensors: Mapping[str, Tensor]) -> "ConvertedNetwork":
-        """With all its tensors; CheckpointError as `check`'s."""
+        """With all its tensors, of its own or those given; CheckpointError as `check`'s."""
+        tensors = tensors if network.tensors is None else network.tensors
         check(network.plan, {name: tensors[name] for name in network.plan if name in tensors}, ())
         entries = [
             Entry(part.name, tensors[name].dtype, part.written, partial(_read, part, tensors, name))
@@ -83,7 +84,8 @@ def plan(release: Release) -> Conversion:
     networks = [ConvertedNetwork.of(each, tensors) for each in made.networks]
     elsewhere = {*made.folded, *(name for each in made.networks for name in each.plan)}
     unused = [name for name in check(made.plan, tensors, (*made.dropped, *elsewhere)) if name not in elsewhere]
-    files = codec.check_directory(release.codec, family) if release.codec and not release.keeps_codec else []
+    is_made = release.keeps_codec or any(each.folder == "codec" for each in made.networks)
+    files = codec.check_directory(release.codec, family) if release.codec and not is_made else []
     copy = None
     if release.keeps_codec:
         copy = codec.Copy.of(family, release.codec, contents.config, tensors, family_files.CODEC)

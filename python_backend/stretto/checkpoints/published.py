@@ -28,12 +28,13 @@ class Contents:
 
 @dataclass(frozen=True)
 class Network:
-    """A network of its own in a release's file, to be written into a folder of the checkpoint: its `config.json`, and
-    what becomes of its tensors."""
+    """A network of its own in a release, to be written into a folder of the checkpoint: its `config.json`, and what
+    becomes of its tensors. tensors: where these lie, if not in the file of the model."""
 
     folder: str
     record: dict[str, Any]
     plan: Plan
+    tensors: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)

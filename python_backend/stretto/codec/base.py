@@ -79,15 +79,34 @@ class Blocks:
 
 
 @dataclass(frozen=True, slots=True)
+class Whole:
+    """A codec that decodes whole utterances of at most `frames` frames: it does not stream, and there is no context."""
+
+    frames: int
+    left: int = 0
+    right: int = 0
+
+    def __post_init__(self) -> None:
+        if self.frames < 1 or self.left or self.right:
+            raise ValueError(f"an utterance must have a frame at least, and no context, got {self}")
+
+    @property
+    def start(self) -> int:
+        """Frames that the first window waits for, unless the utterance ends before."""
+        return self.frames
+
+
+@dataclass(frozen=True, slots=True)
 class CodecSpec:
     """What a codec is. Frame t covers samples [t, t + 1) * samples_per_frame of the waveform.
 
     num_codebooks: that codes have. A codec decodes those of its first codebooks alone, too: `with_codebooks`.
     streaming: the context that `decode` needs around a window so that its samples are exactly those of one decode of
-    the whole utterance; or the blocks of a codec that knows no such context. tail_samples: by how many samples the last
-    frame of an utterance falls short of a whole frame (odd strides); such a codec looks ahead, so a window without
-    right context is known to end the utterance. heard_rate: of the audio that codes are made of, in Hz, if it is not
-    `sample_rate`.
+    the whole utterance; or the blocks, or the whole, of a codec that knows no such context. tail_samples: by how many
+    samples the last frame of an utterance falls short of a whole frame (odd strides); such a codec looks ahead, so a
+    window without right context is known to end the utterance. heard_rate: of the audio that codes are made of, in Hz,
+    if it is not `sample_rate`. num_voices: in how many voices the codec speaks, where codes alone do not say how they
+    sound; the state of an utterance, [B, 1], is then the number of its voice.
     """
 
     name: str
@@ -95,9 +114,10 @@ class CodecSpec:
     samples_per_frame: int
     num_codebooks: int
     codebook_size: int
-    streaming: Windowed | Stateful | Blocks
+    streaming: Windowed | Stateful | Blocks | Whole
     tail_samples: int = 0
     heard_rate: int | None = None
+    num_voices: int = 0
 
     def __post_init__(self) -> None:
         if self.left_frames < 0 or not self.least_right_frames <= self.right_frames:
@@ -126,7 +146,14 @@ class CodecSpec:
     @property
     def blocks(self) -> tuple[int, ...]:
         """Sizes of the blocks that it decodes as wholes, the last again and again; () where any window will do."""
+        if isinstance(self.streaming, Whole):
+            return (self.streaming.frames,)
         return self.streaming.sizes if isinstance(self.streaming, Blocks) else ()
+
+    @property
+    def max_frames(self) -> int | None:
+        """Frames that an utterance may have; None: any number."""
+        return self.streaming.frames if isinstance(self.streaming, Whole) else None
 
     @property
     def least_right_frames(self) -> int:
@@ -135,6 +162,8 @@ class CodecSpec:
 
     def complete(self, frames: int) -> int:
         """How many of an utterance's first frames can be decoded, or serve as right context, before more come."""
+        if isinstance(self.streaming, Whole):
+            return frames if frames >= self.streaming.frames else 0
         return self.streaming.last_border(frames) if isinstance(self.streaming, Blocks) else frames
 
     def heard_from(self, first: int) -> int:

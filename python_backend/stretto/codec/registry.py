@@ -15,6 +15,7 @@ LOADERS = {
     "mimi": "stretto.codec.mimi:load",
     "qwen3_12hz": "stretto.codec.qwen3_12hz.codec:load",
     "qwen3_omni": "stretto.codec.qwen3_12hz.code2wav:load",
+    "s3gen": "stretto.codec.s3gen.codec:load",
     "tiny": "stretto.codec.tiny.codec:load",
     "xcodec": "stretto.codec.xcodec:load",
 }

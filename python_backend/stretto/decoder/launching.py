@@ -100,9 +100,9 @@ class CudaLauncher:
             with within():
                 return codec.decode(window)
 
-        self._graphs = GraphCache(decode, CudaGraphs()) if config.graphs else None
+        self.has_graphs = config.graphs and codec.spec.max_frames is None  # whole utterances are hardly ever alike
+        self._graphs = GraphCache(decode, CudaGraphs()) if self.has_graphs else None
         self._decode = decode if self._graphs is None else self._graphs.decode
-        self.has_graphs = config.graphs
 
     def enter(self) -> None:
         """From here on the thread's own stream is ours: states that it makes, cuts and puts together between launches

@@ -120,10 +120,10 @@ class Sessions:
             session.last_used_s = self._clock()
 
     def take_reference(self, session: Session, chunk: Chunk, codes: np.ndarray | None) -> None:
-        """Let a session go on from the reference that its first chunk brings, from behind it where it is remembered.
-
-        InvalidRequest where there can be none.
+        """Let a session go on from the reference that its first chunk brings, from behind it where it is remembered,
+        and speak in the voice that a chunk names. InvalidRequest where there can be none.
         """
+        self._take_voice(session, chunk)
         if chunk.num_reference_frames == 0:
             return
         reference = read_reference(chunk, codes, self._codec.spec, session.renderer.form.deterministic)
@@ -133,6 +133,14 @@ class Sessions:
             session.windower, session.state = found
             reference.parts.clear()
             reference.key = None
+
+    def _take_voice(self, session: Session, chunk: Chunk) -> None:
+        """Let a session speak in the voice that a chunk names; InvalidRequest where the codec has none such."""
+        most = max(0, self._codec.spec.num_voices - 1)
+        if chunk.voice > most:
+            raise InvalidRequest("chunk.voice", f"a number in [0, {most}]", chunk.voice)
+        if chunk.voice:
+            session.state.fill_(chunk.voice)
 
     def next_window(self, session: Session, chunk: Chunk, codes: np.ndarray | None) -> tuple[FrameWindow | None, bool]:
         """The next window of the last chunk that a session took, and whether it is its own, not one of its reference.

@@ -69,7 +69,9 @@ class Windower:
         if codes is not None:
             check_codes(codes, self._spec)
             self._kept = np.concatenate([self._kept, codes.astype(np.int64)], axis=1)
-        received = self._kept_from + self._kept.shape[1]
+        received, most = self._kept_from + self._kept.shape[1], self._spec.max_frames
+        if most is not None and received > most:
+            raise InvalidRequest("codes", f"at most {most} frames in an utterance", received)
         end = received if is_final else self._spec.complete(received)
         last = end if is_final else end - self._spec.right_frames
         too_early = not is_final and received < self._spec.start_frames

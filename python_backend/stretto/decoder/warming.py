@@ -57,6 +57,8 @@ def _batches(launcher: Launcher, codec: Codec, max_batch: int) -> Iterator[tuple
 def _windows(launcher: Launcher, codec: Codec) -> tuple[list[FrameWindow], torch.Tensor]:
     """Windows from the midst of an utterance of zeros, smallest first, and the state [1, D] there."""
     policy, spec = ChunkPolicy(), codec.spec
+    if spec.max_frames is not None:
+        return [], codec.initial_state(1)  # every length is another shape, and the longest takes as long as it is
     if spec.blocks:
         return _blocks(spec), codec.initial_state(1)
     before = np.zeros((spec.num_codebooks, max(1, spec.start_frames, spec.left_frames + spec.right_frames)), np.int64)

@@ -21,7 +21,7 @@ class PromptRows:
 
     rows: [P, S] int32, absolute ids of every input stream, delays applied. words: of the text to be spoken, in order,
     where word times are told. audios: what is heard through an encoder in the place of rows of pads, in order.
-    delayed_tail, track, num_reference_rows: as those of `Prompt`.
+    delayed_tail, track, num_reference_rows, voice: as those of `Prompt`.
     """
 
     rows: np.ndarray
@@ -30,6 +30,7 @@ class PromptRows:
     delayed_tail: np.ndarray | None = None
     track: tuple[int, ...] = ()
     num_reference_rows: int = 0
+    voice: int = 0
 
 
 class Template(Protocol):

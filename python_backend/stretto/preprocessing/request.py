@@ -98,6 +98,9 @@ class Preprocessor:
         spec = self.codec.spec
         options = read_options(text, self.family, task, spec.frame_rate, spec.right_frames, spec.blocks)
         sampling = options.sampling
+        if spec.max_frames is not None and sampling.audio.max_rows > spec.max_frames:
+            expected = f"at most {spec.max_frames} rows, which {spec.name} decodes as one"
+            raise InvalidRequest("options.audio.max_rows", expected, sampling.audio.max_rows)
         if sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbits(32))
         files = enumerate(raw.files)
@@ -121,6 +124,7 @@ class Preprocessor:
             num_reference_rows=written.num_reference_rows,
             opening=(pieces[-1].text or "") if options.manner.is_open else "",
             adapter=options.adapter,
+            voice=written.voice,
         )
 
     def _piece(

@@ -60,8 +60,8 @@ class Chunk:
 
     marks, guidance_changes: those of its frames. output_codes: [S][T], of all output streams, where a client asked for
     them: as a request takes audio in codes. num_reference_frames: of the first chunk, how many of the first frames of
-    its codes are of a reference: the utterance goes on from them, and nothing of them is heard. session: of the first
-    chunk of a text that is being written, by which name it goes on.
+    its codes are of a reference: the utterance goes on from them, and nothing of them is heard. voice: which of
+    the codec's voices speaks. session: of the first chunk of a text that is being written, by which name it goes on.
     """
 
     index: Annotated[int, Field(ge=0)]
@@ -74,6 +74,7 @@ class Chunk:
     output_codes: tuple[tuple[int, ...], ...] = ()
     num_reference_frames: Annotated[int, Field(ge=0)] = 0
     session: str = ""
+    voice: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclass(frozen=True, slots=True)

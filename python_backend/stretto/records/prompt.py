@@ -43,6 +43,7 @@ class Prompt:
     num_reference_rows: how many of the last rows are the frames of a reference, one each, from which the sound of the
     reply goes on: of a voice that is cloned.
     adapter: by what name the server knows the LoRA adapter that the reply is made with; None for the model as it is.
+    voice: which of the codec's voices the reply is heard in; 0 of a codec without any.
     """
 
     task: str
@@ -57,6 +58,7 @@ class Prompt:
     num_reference_rows: int = 0
     opening: str = ""
     adapter: str | None = None
+    voice: int = 0
 
     @property
     def features(self) -> np.ndarray | None:
@@ -68,7 +70,7 @@ class Prompt:
         spans = tuple(AudioSpan(audio.first_row, audio.num_rows, len(audio.features)) for audio in self.audios)
         delayed_tail = None if self.delayed_tail is None else self.delayed_tail.tolist()
         said = (self.task, self.sampling, self.delivery, self.words, spans, delayed_tail, self.track, self.is_open)
-        return _JSON.write(PromptRecord(*said, self.num_reference_rows, self.opening, self.adapter))
+        return _JSON.write(PromptRecord(*said, self.num_reference_rows, self.opening, self.adapter, self.voice))
 
     @classmethod
     def from_json(cls, field: str, text: bytes, rows: np.ndarray, features: np.ndarray | None = None) -> "Prompt":
@@ -90,6 +92,7 @@ class Prompt:
             num_reference_rows=record.num_reference_rows,
             opening=record.opening,
             adapter=record.adapter,
+            voice=record.voice,
         )
 
 
@@ -117,6 +120,7 @@ class PromptRecord:
     num_reference_rows: Annotated[int, Field(ge=0)]
     opening: str
     adapter: str | None
+    voice: Annotated[int, Field(ge=0)]
 
 
 _JSON: JsonRecord[PromptRecord] = JsonRecord(PromptRecord)

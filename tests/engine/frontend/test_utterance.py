@@ -49,6 +49,15 @@ def utterance(
     return Utterance(tracker, words, get_text_codec("tiny"), pacer, with_codes)
 
 
+def test_every_chunk_names_the_voice_of_the_codec() -> None:
+    task, rules = CSM.task("tts"), SegmentRules(CSM, 512)
+    speaker = Utterance(SegmentTracker(rules, task, 9), (), SILENT, Pacer(ChunkPolicy(1, 1)))
+    speaker.voice = 3
+    rows = np.array([[NO_CHANGE, *(ids.start for ids in CSM.layout.audio)]], np.int32)
+    assert [item.chunk.voice for item in speaker.push(rows)] == [3]
+    assert speaker.finish(REPORT).chunk.voice == 3
+
+
 def test_a_reply_that_goes_on_from_a_reference_tells_its_frames_first() -> None:
     task, rules = CSM.task("tts"), SegmentRules(CSM, 512)
     speaker = Utterance(SegmentTracker(rules, task, 9), (), SILENT, Pacer(ChunkPolicy(1, 1)), with_codes=True)

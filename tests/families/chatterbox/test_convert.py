@@ -83,8 +83,8 @@ def told(**changes: object) -> dict[str, Any]:
     [
         (Hostile(), "expected a voice, got UnpicklingError"),
         ({"t3": {"speaker_emb": Hostile()}}, "expected a voice, got UnpicklingError"),
-        ({"gen": {}}, "expected a voice with t3.speaker_emb"),
-        (told(emotion_adv=0.5), "expected a voice with t3.speaker_emb"),
+        ({"gen": {}}, "voice anna: expected t3.speaker_emb"),
+        (told(emotion_adv=0.5), "voice anna: expected t3.speaker_emb"),
         (told(speaker_emb=torch.ones(1, 255)), "expected 256 numbers of a speaker and one of emotion"),
         (told(cond_prompt_speech_tokens=torch.full((1, 4), 8194)), "expected ids in [0, 8194)"),
         (told(cond_prompt_speech_tokens=torch.ones(1, 4)), "expected ids in [0, 8194)"),
@@ -117,15 +117,77 @@ def test_a_voice_that_is_missing_or_has_no_plain_name_is_refused(
     assert "conds.pt: expected a voice, got FileNotFoundError" in refusal(release, capsys)
 
 
-def test_a_decoder_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where the converter is given one, and where a server is to be made of codes without one."""
-    checkpoint = convert(tmp_path)
-    assert "no decoder: S3Gen" in capsys.readouterr().out
-    assert make_repository(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "served")]) == 1
+def test_codes_without_a_decoder_are_not_served(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = command(release, release.parent / "out")
+    del words[words.index("--codec") : words.index("--codec") + 2]
+    assert main(words) == 0
+    assert "no codec: the server needs one under codec/" in capsys.readouterr().out
+    assert make_repository(["--checkpoint", words[-1], "--out", str(release.parent / "served")]) == 1
     said = capsys.readouterr().err
-    assert "chatterbox has no decoder here, as S3Gen is not built" in said
+    assert "model.safetensors" in said
     assert said.count("\n") == 1
-    assert "codec 's3gen'" in refusal(tmp_path / "release", capsys, "--codec", str(tmp_path / "release"))
+
+
+def test_a_decoder_with_other_voices_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = convert(tmp_path)
+    path = checkpoint / "codec" / "model.safetensors"
+    tensors = {name: tensor for name, tensor in load_file(path).items() if not name.startswith("voices.1.")}
+    save_file(tensors, path)
+    assert make_repository(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "served")]) == 1
+    assert "expected the voices of the model, default, anna, got 1" in capsys.readouterr().err
+
+
+def heard(**changes: object) -> dict[str, Any]:
+    stored = voice(9)
+    return stored | {"gen": stored["gen"] | changes}
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        ({"t3": voice(9)["t3"]}, "voice anna: expected gen.prompt_token, gen.prompt_feat, gen.embedding"),
+        (heard(embedding=None), "voice anna: expected gen.prompt_token"),
+        (heard(embedding=torch.ones(1, 190)), "voices.1.speaker [190] for [192]"),
+        (heard(prompt_token=torch.full((1, 13), 6561)), "voice anna: prompt_token: expected codes in [0, 6561)"),
+        (heard(prompt_token=torch.ones(1, 13)), "voice anna: prompt_token: expected codes in [0, 6561)"),
+        (heard(prompt_token=torch.ones(1, 1001, dtype=torch.int64)), "at most 1000, [1, n], got [1, 1001]"),
+        (heard(prompt_feat=torch.ones(1, 25, 80)), "prompt_feat: expected [1, 26, mels], got [1, 25, 80]"),
+        (heard(prompt_feat=torch.ones(1, 26, 79)), "voices.1.mel [79, 26] for [80, 26]"),
+    ],
+)
+def test_a_voice_that_s3gen_cannot_speak_in_is_refused(
+    release: Path, stored: object, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = release / "voices" / "anna.pt"
+    path.unlink()
+    torch.save(stored, path)
+    assert message in refusal(release, capsys)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda t: t.pop("flow.encoder_proj.bias"), "missing: flow.encoder_proj.bias"),
+        (lambda t: t.pop("flow.input_embedding.weight"), "flow.input_embedding.weight: expected a tensor of 2 dim"),
+        (lambda t: t.update({"flow.input_embedding.weight": torch.ones(99, 16)}), "expected 6561 codes, got 99"),
+        (lambda t: t.update({"mel2wav.more": torch.ones(1)}), "unknown: mel2wav.more"),
+        (lambda t: t.update({"flow.encoder_proj.bias": torch.ones(3)}), "another shape: flow.encoder_proj.bias [3]"),
+    ],
+)
+def test_tensors_of_s3gen_that_do_not_fit_are_named(
+    release: Path, edit: Callable[[Tensors], object], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = release / "s3gen.safetensors"
+    tensors = load_file(path)
+    edit(tensors)
+    path.unlink()
+    save_file(tensors, path)
+    assert message in refusal(release, capsys)
+
+
+def test_a_release_without_s3gen_has_no_decoder(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (release / "s3gen.safetensors").unlink()
+    assert "s3gen.safetensors: expected tensors, got FileNotFoundError" in refusal(release, capsys)
 
 
 def test_releases_with_a_config_must_be_told_where_it_lies(

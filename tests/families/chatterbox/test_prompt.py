@@ -1,5 +1,6 @@
 """Prompts of Chatterbox: ids of text are its authors', positions stand beside them, a voice is rows of the table."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,14 @@ import torch
 
 from benchmarks.checkpoints.random_chatterbox import KNOWN, convert
 from stretto.checkpoints.release import read_tensors
+from stretto.codec.base import Whole
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.chatterbox.family import END_OF_TEXT, START_OF_TEXT, ChatterboxVocabulary
 from stretto.families.chatterbox.prompt import ChatterboxTemplate, open_chatterbox
 from stretto.families.registry import VOCABULARY, config_at, family_at
 from stretto.families.tokenizer import TextTokenizer
+from stretto.preprocessing.request import Preprocessor, RawRequest
+from stretto.records.prompt import Prompt
 from tests.chatterbox_release import REPLIES, write
 
 
@@ -74,3 +78,19 @@ def test_a_tokenizer_without_spaces_is_refused(checkpoint: Path, tmp_path: Path)
     tokenizer = TextTokenizer.at(tmp_path, spells_bytes=False)
     with pytest.raises(CheckpointError, match=r"expected a token \[SPACE\]"):
         ChatterboxTemplate(family_at(checkpoint), known_at(checkpoint), tokenizer)
+
+
+def test_a_request_names_its_voice_to_the_codec_and_waits_for_its_end(checkpoint: Path) -> None:
+    preprocessor = Preprocessor(checkpoint)
+    for voice, number in (("default", 0), ("anna", 1)):
+        prompt = preprocessor.prepare(RawRequest(text="hello", options=f'{{"voice": "{voice}"}}'))
+        assert (prompt.task, prompt.voice, prompt.delivery.chunking.blocks) == ("tts", number, (1000,))
+        assert Prompt.from_json("prompt", prompt.to_json(), prompt.rows).voice == number
+
+
+def test_a_reply_longer_than_the_codec_decodes_is_refused(checkpoint: Path) -> None:
+    preprocessor = Preprocessor(checkpoint)
+    preprocessor.codec.spec = replace(preprocessor.codec.spec, streaming=Whole(100))
+    with pytest.raises(InvalidRequest, match=r"options.audio.max_rows: expected at most 100 rows, .* got 101"):
+        preprocessor.prepare(RawRequest(text="hello", options='{"audio": {"max_rows": 101}}'))
+    assert preprocessor.prepare(RawRequest(text="hello", options='{"audio": {"max_rows": 100}}')).voice == 0

@@ -152,7 +152,7 @@ class SpeechLLM:
         tracker = SegmentTracker(self._rules, self.family.task(prompt.task), len(prompt.rows))
         pacer = pacer or Pacer(prompt.delivery.chunking)
         utterance = Utterance(tracker, prompt.words, self._text, pacer, prompt.delivery.with_codes)
-        frame_stats = FrameStats(self._stats, prompt.sampling)
+        utterance.voice, frame_stats = prompt.voice, FrameStats(self._stats, prompt.sampling)
         inputs = TokensPrompt(prompt_token_ids=prompt.rows[:, 0].tolist())
         params, adapter = sampling_params(prompt, self._rules), self._adapters.named(prompt.adapter)
         width, text = self.family.layout.num_output_streams, self._texts.get(request_id, NO_TEXT)

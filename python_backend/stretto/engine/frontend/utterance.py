@@ -30,7 +30,7 @@ class Utterance:
     """Follows a reply by its rows; text leaves with the rows that complete a word, frames when the pacer says.
 
     with_codes: whether chunks tell the codes of all output streams, beside those that go to the decoder.
-    num_chunks: how many there are so far, that of a reference among them.
+    num_chunks: how many there are so far, that of a reference among them. voice: which of the codec's they name.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Utterance:
         self._entry_words: list[int | None] | None = None
         self.guidance_changes: list[GuidanceChange] = []
         self._num_told = 0  # of the changes
-        self.num_chunks = self.num_sent_frames = 0
+        self.num_chunks = self.num_sent_frames = self.voice = 0
 
     def push(self, rows: np.ndarray) -> Iterator[LMChunk]:
         """Take the next rows, as `wire.py` has them; yields the chunks that they complete.
@@ -158,7 +158,7 @@ class Utterance:
         sent = 0 if codes is None else sum(mark.frame < self.num_sent_frames for mark in self._marks)
         marks, self._marks = tuple(self._marks[:sent]), self._marks[sent:]
         changes = self._changes_before(self.num_sent_frames)
-        chunk = Chunk(self.num_chunks, segment, text, marks, guidance_changes=changes)
+        chunk = Chunk(self.num_chunks, segment, text, marks, guidance_changes=changes, voice=self.voice)
         self.num_chunks += 1
         return self._sent(chunk, codes)
 
@@ -174,5 +174,5 @@ class Utterance:
         text = "" if segment is Segment.TAIL else self._reader.end()
         codes = self._take(self._num_ready) if self._num_ready > 0 else None
         changes = tuple(self.guidance_changes[self._num_told :])
-        last = Chunk(self.num_chunks, segment, text, tuple(self._marks), True, report, changes)
+        last = Chunk(self.num_chunks, segment, text, tuple(self._marks), True, report, changes, voice=self.voice)
         return self._sent(last, codes)

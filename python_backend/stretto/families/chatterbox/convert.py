@@ -1,8 +1,9 @@
 """Chatterbox's release: T3's tensors as Resemble AI publishes them, and the voices beside them.
 
-https://huggingface.co/ResembleAI/chatterbox: `t3_cfg.safetensors`, `tokenizer.json`, and `conds.pt`, the voice that
-speaks where none is asked for. There is no config.json: numbers are those of the authors' code (`T3Config`). Further
-voices, as its `Conditionals.save` writes them, are `voices/<name>.pt`. Files of voices are read as tensors alone.
+https://huggingface.co/ResembleAI/chatterbox: `t3_cfg.safetensors`, `tokenizer.json`, `s3gen.safetensors`
+(`convert_s3gen.py`), and `conds.pt`, the voice that speaks where none is asked for. There is no config.json: numbers
+are those of the authors' code (`T3Config`). Further voices, as its `Conditionals.save` writes them, are
+`voices/<name>.pt`. Files of voices are read as tensors alone.
 
 What a voice adds to a prompt is a function of its file: the speaker's x-vector behind a projection, 32 rows that a
 perceiver makes of codes, and how excited it is. So a voice is rows of the table, made here.
@@ -23,6 +24,7 @@ from stretto.checkpoints.published import Contents, Converted
 from stretto.checkpoints.release import Release, Tokenizer
 from stretto.checkpoints.tensors import Part, Plan, check
 from stretto.errors import CheckpointError
+from stretto.families.chatterbox.convert_s3gen import s3gen, told
 from stretto.families.chatterbox.family import END_OF_SPEECH, SPACE, START_OF_SPEECH, ChatterboxVocabulary
 from stretto.families.registry import NAME, VOCABULARY
 
@@ -36,13 +38,15 @@ DROPPED = ("text_head.weight", "tfmr.embed_tokens.weight")  # for training; a ta
 NUM_MULTILINGUAL_IDS = 2454  # of text, of the release that is told a language
 X_VECTOR, NUM_HEADS = 256, 4  # width of a speaker's vector; heads of the perceiver's attention
 DEFAULT, VOICES = "conds.pt", "voices"
+TOLD = ("speaker_emb", "cond_prompt_speech_tokens", "emotion_adv")
 MAX_ROWS = 4096  # of a prompt and its reply: no more than there are positions of speech, which a reply may not outlast
 
 
 def convert(release: Release, contents: Contents) -> Converted:
     """Its checkpoint: one table of all that a row is the sum of, and a head over the ids of speech."""
     backbone = read_backbone(BACKBONE, release.backbone, release.tokenizer)
-    voices = read_voices(release.model.parent)
+    files = read_voices(release.model.parent)
+    voices = {name: told(name, file, "t3", TOLD) for name, file in files.items()}
     known = vocabulary(contents.tensors, contents.tokenizer, tuple(voices))
     stored = published_shapes(backbone, known)
     check({name: Part(name, shape) for name, shape in stored.items()}, contents.tensors, ())
@@ -59,7 +63,8 @@ def convert(release: Release, contents: Contents) -> Converted:
     }
     parts = plan(known, stored, contents.tensors, list(voices.values()))
     folded = tuple(name for name in stored if name not in parts and name not in DROPPED)
-    return Converted(record, parts, DROPPED, folded)
+    networks = () if release.codec is None else (s3gen(release.codec, files, known.num_codes),)
+    return Converted(record, parts, DROPPED, folded, networks)
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
@@ -68,8 +73,8 @@ def trained_dtype(config: Mapping[str, Any]) -> str | None:
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """That it can be spoken to from the engine alone."""
-    return ["no decoder: S3Gen, which makes sound of these codes, is not built; the server refuses the checkpoint"]
+    """What its authors do to samples and this server does not."""
+    return ["samples will have no watermark: its authors add theirs (Perth) behind the model"]
 
 
 def vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer, voices: tuple[str, ...]) -> ChatterboxVocabulary:
@@ -193,8 +198,8 @@ def _attend(tensors: Mapping[str, Tensor], asking: Tensor, heard: Tensor) -> Ten
     return asking + linear("proj_out", made.transpose(0, 1).flatten(1))
 
 
-def read_voices(folder: Path) -> dict[str, Mapping[str, Tensor]]:
-    """What T3 is told of each voice by name, the default first; CheckpointError where a file is no voice."""
+def read_voices(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """The files of voices by name, the default first; CheckpointError where one is none."""
     found = {"default": read_voice(folder / DEFAULT)}
     for path in sorted((folder / VOICES).glob("*.pt")):
         if not re.fullmatch("[a-z0-9_-]+", path.stem) or path.stem in found:
@@ -204,17 +209,15 @@ def read_voices(folder: Path) -> dict[str, Mapping[str, Tensor]]:
     return found
 
 
-def read_voice(path: Path) -> Mapping[str, Tensor]:
-    """What T3 is told of the voice in a file of the authors' `Conditionals`."""
+def read_voice(path: Path) -> Mapping[str, Any]:
+    """A file of the authors' `Conditionals`: what T3 is told of a voice, and what S3Gen."""
     try:
         stored = torch.load(path, "cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path}: expected a voice, got {error!r}") from error
-    voice = stored.get("t3") if isinstance(stored, dict) else None
-    names = ("speaker_emb", "cond_prompt_speech_tokens", "emotion_adv")
-    if not isinstance(voice, dict) or not all(torch.is_tensor(voice.get(name)) for name in names):
-        raise CheckpointError(f"{path}: expected a voice with t3.{', t3.'.join(names)}")
-    return {name: voice[name] for name in names}
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"{path}: expected a voice, got {type(stored).__name__}")
+    return stored
 
 
 def check_voice(name: str, voice: Mapping[str, Tensor], known: ChatterboxVocabulary) -> None:

@@ -24,7 +24,6 @@ FRAME_RATE = 25.0
 # Of the published ids: of text its two ends, of speech the id that stands before the codes and the one that ends them.
 START_OF_TEXT, END_OF_TEXT = 255, 0
 START_OF_SPEECH, END_OF_SPEECH = 6561, 6562
-NOT_SERVED = "has no decoder here, as S3Gen is not built: its codes are had through SpeechLLM (docs/families.md)"
 SPACE = "[SPACE]"  # how its tokenizer spells what stands between words
 
 
@@ -141,7 +140,6 @@ def chatterbox(vocabulary: ChatterboxVocabulary) -> Family:
         penalized="all",
         positions=PositionStream(1, vocabulary.speech_positions[1:]),
         has_audio_head=True,
-        not_served=NOT_SERVED,
     )
 
 

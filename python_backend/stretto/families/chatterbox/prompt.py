@@ -70,7 +70,8 @@ class ChatterboxTemplate:
         text, start = stream0_rows(layout, words), stream0_rows(layout, [known.start] * 2)
         text[:, 1] = known.text_positions[: len(words)]
         start[:, 1] = known.speech_positions.start
-        return PromptRows(np.concatenate([stream0_rows(layout, list(known.voice(voice))), text, start]))
+        rows = np.concatenate([stream0_rows(layout, list(known.voice(voice))), text, start])
+        return PromptRows(rows, voice=known.voices.index(voice))
 
     def _words(self, text: str, path: str) -> list[int]:
         """The ids of a text between its two ends; InvalidRequest, naming `path`, where it has none or too many."""
@@ -94,5 +95,8 @@ def open_chatterbox(checkpoint: Path) -> ChatterboxTemplate:
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """The same, as other families open theirs."""
+    """The same, as other families open theirs; CheckpointError where the codec has other voices."""
+    if codec.spec.num_voices != len(family.voices):
+        expected = f"the voices of the model, {', '.join(family.voices)}"
+        raise CheckpointError(f"{checkpoint / 'codec'}: expected {expected}, got {codec.spec.num_voices}")
     return open_chatterbox(checkpoint)

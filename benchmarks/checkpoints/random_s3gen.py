@@ -1,0 +1,68 @@
+"""S3Gen as Chatterbox's authors publish it, with random weights that are heard: narrow, or of published width.
+
+Weights are drawn by numpy in the order of their names, so that a reference elsewhere has the same ones.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from benchmarks.checkpoints.random_glm4_voice import as_published, random_vocoder, random_weights
+from stretto.codec.cosyvoice.shapes import EncoderShape, EstimatorShape
+from stretto.codec.s3gen.codec import S3GenCodec
+from stretto.codec.s3gen.config import EPSILON, FRAMES_PER_TOKEN, HEAD_WIDTH, S3GenConfig, vocoder_shape
+
+NUM_CODES, MELS, SPEAKER, UP_LAYERS = 6561, 80, 192, 4
+MAGNITUDE, DIRECTION = (f"parametrizations.weight.original{part}" for part in (0, 1))
+NARROW = S3GenConfig(
+    codebook_size=NUM_CODES,
+    mels=MELS,
+    speaker=SPEAKER,
+    encoder=EncoderShape(width=16, heads=2, inner=24, layers=2, epsilon=EPSILON),
+    up_layers=UP_LAYERS,
+    estimator=EstimatorShape((16,), HEAD_WIDTH, heads=2, blocks=1, mids=1, is_causal=True),
+    vocoder=vocoder_shape(channels=16, pitch_channels=8),
+    voices=(),
+)
+WIDE = S3GenConfig(
+    codebook_size=NUM_CODES,
+    mels=MELS,
+    speaker=SPEAKER,
+    encoder=EncoderShape(width=512, heads=8, inner=2048, layers=6, epsilon=EPSILON),
+    up_layers=UP_LAYERS,
+    estimator=EstimatorShape((256,), HEAD_WIDTH, heads=8, blocks=4, mids=12, is_causal=True),
+    vocoder=vocoder_shape(channels=512, pitch_channels=512),
+    voices=(),
+)
+
+
+def tensors(config: S3GenConfig = NARROW, seed: int = 0) -> dict[str, Tensor]:
+    """By published name; of the parts that hear, one each."""
+    codec, rng = S3GenCodec(config), np.random.default_rng(seed)
+    flow = random_weights(codec.flow, rng)
+    vocoder = as_published(random_vocoder(codec.mel2wav, rng), MAGNITUDE, DIRECTION)
+    drawn = {f"flow.{name}": tensor for name, tensor in flow.items()}
+    drawn |= {f"mel2wav.{name}": tensor for name, tensor in vocoder.items()}
+    return drawn | {"tokenizer._mel_filters": torch.ones(2, 3), "speaker_encoder.head.conv1.weight": torch.ones(4)}
+
+
+def write_s3gen(path: Path, config: S3GenConfig = NARROW, seed: int = 0) -> None:
+    """`s3gen.safetensors`."""
+    save_file(tensors(config, seed), path)
+
+
+def told(seed: int, num_tokens: int, is_odd: bool = False) -> dict[str, Any]:
+    """What `embed_ref` of its authors makes of a recording; of one whose length is odd there is a frame more."""
+    rng = np.random.default_rng(seed)
+    frames = FRAMES_PER_TOKEN * num_tokens + is_odd
+    return {
+        "prompt_token": torch.from_numpy(rng.integers(NUM_CODES, size=(1, num_tokens))),
+        "prompt_token_len": torch.tensor([num_tokens]),
+        "prompt_feat": torch.from_numpy(rng.standard_normal((1, frames, MELS), dtype=np.float32)),
+        "prompt_feat_len": None,
+        "embedding": torch.from_numpy(rng.standard_normal((1, SPEAKER), dtype=np.float32)),
+    }

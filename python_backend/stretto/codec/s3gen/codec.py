@@ -1,0 +1,120 @@
+"""`s3gen`: the acoustic part of Chatterbox (24 kHz, 25 tokens a second), a descendant of CosyVoice 2's.
+
+a voice's tokens, then the reply's ─► flow, told the voice's mel and x-vector ─► mel of the reply ─► HiFT ─► pcm
+
+The estimator's attention is to all frames of an utterance, so there is no sample before the last token has come. What
+its authors' code does in `S3Token2Wav.inference`, this does, but for two things: the noise is fixed by a frame's place,
+and there is no watermark.
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stretto.codec.base import CodecSpec, Whole, Window
+from stretto.codec.cosyvoice.noise import noise_tables
+from stretto.codec.cosyvoice.vocoder import Vocoder
+from stretto.codec.espnet_dac_checkpoint import multiply_weight_norm_out
+from stretto.codec.s3gen.config import FRAMES_PER_TOKEN, S3GenConfig
+from stretto.codec.s3gen.flow import Flow
+from stretto.codec.strict_loading import load_strictly, read_tensors
+from stretto.errors import CheckpointError, InvalidRequest
+
+LONGEST = 1000  # tokens, 40 s: what the authors' `generate` draws at most
+SILENT_S = 0.02  # at an utterance's beginning, and as long again until it is as loud as it is
+
+
+class Voice(nn.Module):
+    """What the flow is told of a voice: tokens [n] of a recording, its mel [M, 2 n], and an x-vector [E]."""
+
+    tokens: Tensor
+    mel: Tensor
+    speaker: Tensor
+
+    def __init__(self, config: S3GenConfig, num_tokens: int) -> None:
+        super().__init__()
+        self.register_buffer("tokens", torch.zeros(num_tokens, dtype=torch.int64))
+        self.register_buffer("mel", torch.zeros(config.mels, FRAMES_PER_TOKEN * num_tokens))
+        self.register_buffer("speaker", torch.zeros(config.speaker))
+
+
+class S3GenCodec(nn.Module):
+    """The codec of `base.Codec`, of whole utterances, each decoded alone: the state of one is the number of its voice.
+
+    Tensors are named as published, with those of the voices beside them.
+    """
+
+    noise: Tensor
+    source_noise: Tensor
+    phases: Tensor
+    fade: Tensor
+
+    def __init__(self, config: S3GenConfig) -> None:
+        super().__init__()
+        self.config, shape = config, config.vocoder
+        self.flow, self.mel2wav = Flow(config), Vocoder(config.mels, shape)
+        self.voices = nn.ModuleList(Voice(config, num_tokens) for num_tokens in config.voices)
+        self.spec = CodecSpec(
+            name="s3gen",
+            sample_rate=shape.sample_rate,
+            samples_per_frame=FRAMES_PER_TOKEN * shape.samples_per_mel,
+            num_codebooks=1,
+            codebook_size=config.codebook_size,
+            streaming=Whole(LONGEST),
+            num_voices=len(config.voices),
+        )
+        spoken = FRAMES_PER_TOKEN * LONGEST
+        heard = spoken + FRAMES_PER_TOKEN * max(config.voices, default=0)
+        tables = noise_tables(config.mels, shape, heard, spoken)
+        silent = round(SILENT_S * shape.sample_rate)
+        rising = (torch.linspace(math.pi, 0, silent).cos() + 1) / 2
+        tables["fade"] = torch.cat([torch.zeros(silent), rising])
+        for name, table in tables.items():
+            self.register_buffer(name, table, persistent=False)
+
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """InvalidRequest: it only decodes."""
+        raise InvalidRequest("audio", f"none, as {self.spec.name} only decodes", "audio")
+
+    def initial_state(self, batch: int) -> Tensor:
+        """[B, 1], the first voice; on the host, which chooses by it."""
+        return torch.zeros(batch, 1)
+
+    @torch.inference_mode()
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Pcm [B, n] of whole utterances, and the state as it was."""
+        voices, codes = window.state[:, 0].int().tolist(), window.codes[:, 0].to(self.noise.device)
+        spoken = [self.speak(row, self.voices[voice]) for row, voice in zip(codes, voices, strict=True)]
+        return torch.stack(spoken), window.state
+
+    def speak(self, codes: Tensor, voice: nn.Module) -> Tensor:
+        """Pcm [n] of the tokens [T] of a whole utterance."""
+        assert isinstance(voice, Voice)
+        mel = self.mel(codes, voice)
+        pcm = self.mel2wav(mel, self.source(mel))[0]
+        return torch.cat([pcm[: len(self.fade)] * self.fade.to(pcm.dtype), pcm[len(self.fade) :]])
+
+    def mel(self, codes: Tensor, voice: Voice) -> Tensor:
+        """The mel spectrogram [1, M, 2 T] of tokens [T]."""
+        tokens = torch.cat([voice.tokens, codes])
+        noise = self.noise[:, : FRAMES_PER_TOKEN * len(tokens)].to(voice.mel.dtype)
+        return self.flow(tokens[None], noise, voice.mel[None], voice.speaker[None])[..., voice.mel.shape[1] :]
+
+    def source(self, mel: Tensor) -> Tensor:
+        """What excites the samples of a mel spectrogram [1, M, T], [1, 1, n]."""
+        length = mel.shape[2] * self.config.vocoder.samples_per_mel
+        return self.mel2wav.source(mel, self.phases.to(mel.dtype), self.source_noise[:, :length].to(mel.dtype))
+
+
+def load(directory: Path, device: str = "cpu") -> S3GenCodec:
+    """The codec that the converter has written into `codec/`; CheckpointError names what is missing or does not fit."""
+    path = directory / "codec" / "model.safetensors"
+    tensors = multiply_weight_norm_out(read_tensors(path))
+    codec = S3GenCodec(S3GenConfig.of({name: tuple(tensor.shape) for name, tensor in tensors.items()}))
+    load_strictly(codec, tensors, path)
+    if not codec.config.voices:
+        raise CheckpointError(f"{path}: expected a voice, got none")
+    return codec.eval().requires_grad_(False).to(device)

@@ -1,0 +1,28 @@
+"""What the authors' code and the codec are both asked for. Every so many numbers of a result are kept."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.checkpoints import random_s3gen
+
+REFERENCE = Path(__file__).with_name("reference.npz")
+EVERY = 29
+LENGTHS = (1, 23)  # tokens
+VOICES: dict[str, dict[str, Any]] = {
+    "short": random_s3gen.told(3, 7),
+    "long": random_s3gen.told(4, 31),
+}
+
+
+def tokens(length: int) -> Tensor:
+    """Ids [length]."""
+    return torch.from_numpy(np.random.default_rng(1).integers(0, random_s3gen.NUM_CODES, length))
+
+
+def thinned(values: np.ndarray) -> np.ndarray:
+    """Every EVERY-th of all numbers, after how many there are, in float32."""
+    return np.append(values.size, values.reshape(-1)[::EVERY]).astype(np.float32)

@@ -1,0 +1,87 @@
+"""Chatterbox through the real server: release, converter, repository, server, client.
+
+Codes are those of its authors' own T3, samples those of one decode in the voice that was asked for.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.checkpoints.random_chatterbox import convert
+from stretto.checkpoints.make_repository import make
+from stretto.codec.base import Window
+from stretto.codec.registry import load_codec
+from stretto.families.chatterbox.family import END_OF_SPEECH
+from tests.chatterbox_release import RECORD, REPLIES
+from tests.server.conftest import Server
+
+# By night: tests/engine/test_chatterbox.py holds the same release to the same replies; its prompts and its codec have
+# tests of their own.
+pytestmark = [pytest.mark.server, pytest.mark.nightly]
+
+
+@dataclass(frozen=True)
+class Served:
+    server: Server
+    checkpoint: Path
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("chatterbox")
+    checkpoint = convert(folder)
+    make(checkpoint, folder / "repository", {})
+    server = Server(folder, folder / "repository")
+    try:
+        server.start()
+        yield Served(server, checkpoint)
+    finally:
+        server.stop()
+
+
+def options_of(reply: dict[str, Any]) -> dict[str, Any]:
+    """What asks for a reply of the fixture."""
+    drawn = {name: reply[name] for name in ("temperature", "top_p", "min_p")}
+    return {
+        "audio": drawn | {"max_rows": RECORD["num_codes"]},
+        "guidance_scale": 1 + reply["weight"],
+        "repetition_penalty": reply["penalty"],
+        "seed": reply["seed"],
+        "voice": reply["voice"],
+        "output": {"codes": True},
+    }
+
+
+@pytest.mark.parametrize("reply", REPLIES, ids=lambda reply: reply["text"])
+def test_a_text_is_spoken_as_the_authors_model_says_it(served: Served, reply: dict[str, Any]) -> None:
+    answer = served.server.ask(options_of(reply), text=reply["text"])
+    assert answer.error is None
+    wanted = np.array([code for code in reply["codes"] if code != END_OF_SPEECH])[None].clip(max=6560)
+    codes = np.concatenate([np.array(event["codes"]) for event in answer.events if "codes" in event], axis=1)
+    np.testing.assert_array_equal(codes, wanted)
+    codec, voice = load_codec("s3gen", served.checkpoint), float(reply["voice"] == "anna")
+    window = Window(torch.from_numpy(wanted)[None], 0, 0, torch.zeros(1), torch.full((1, 1), voice))
+    (pcm,) = [response.pcm for response in answer.responses if response.pcm is not None and len(response.pcm)]
+    np.testing.assert_allclose(pcm, codec.decode(window)[0][0].numpy(), atol=1e-4)
+    assert len(pcm) == 960 * wanted.shape[1]  # 24 kHz
+    assert np.abs(pcm).max() > 0.01
+    assert answer.report["num_frames"] == answer.report["guided_frames"] == wanted.shape[1]
+
+
+def test_bad_input_is_refused_by_its_field(served: Served) -> None:
+    turns = [{"role": "user", "codes": [[1, 2]]}]
+    for inputs, message in (
+        ({"text": " "}, "text: expected text of at least one character"),
+        ({"text": "a", "options": '{"voice": "bob"}'}, "options.voice: expected one of default, anna"),
+        ({"text": "a" * 65}, "text: expected"),
+        ({"messages": json.dumps(turns)}, "messages[0]: expected text for task 'tts', got audio"),
+    ):
+        answer = served.server.ask(**inputs)
+        assert answer.error is not None, inputs
+        assert f"invalid request: {message}" in answer.error
