@@ -29,7 +29,7 @@ class TritonPythonModel:
 
         parameters = ModelParameters(args)
         family = parameters.family()
-        found = {"codec": family.codec, "num_codebooks": str(family.layout.num_codebooks), "device": parameters.device}
+        found = {"codec": family.codec, "num_codebooks": str(family.num_codebooks), "device": parameters.device}
         config = DecoderConfig.from_parameters(found | parameters.strings)
         self.worker = DecoderWorker(open_codec(config, parameters.path("checkpoint")), config)
         self.worker.wait_until_warm()

@@ -56,7 +56,7 @@ def check_directory(folder: Path, family: Family) -> list[Path]:
         found = (shape.num_quantizers, shape.codebook_size)
     else:
         raise CheckpointError(f"{folder}: no reader for what is published of codec {family.codec!r}")
-    expected = (family.layout.num_codebooks, family.layout.codebook_size)
+    expected = (family.num_codebooks, family.layout.codebook_size)
     if found != expected:
         raise CheckpointError(f"{folder}: expected {expected[0]} codebooks of {expected[1]} codes, got {found}")
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in FILES)

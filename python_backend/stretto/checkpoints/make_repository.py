@@ -17,6 +17,7 @@ from typing import Any
 
 from stretto.checkpoints.conversion import fresh_directory
 from stretto.checkpoints.profile import PARAMETER, profile
+from stretto.codec.refinement import base as refinement
 from stretto.command_line import CommandParser
 from stretto.config import EngineConfig
 from stretto.errors import CheckpointError
@@ -96,6 +97,8 @@ def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], gpu: int | No
     family = preprocessor.family
     if not any(checkpoint.glob("*.safetensors")):
         raise CheckpointError(f"{checkpoint}: expected weights in *.safetensors, got none")
+    if family.num_filled_codebooks and not (checkpoint / refinement.FOLDER).is_dir():
+        raise CheckpointError(f"{checkpoint}: expected {refinement.FOLDER}/, which fills {family.name}'s codebooks")
     chosen = engine_arguments(config_at(checkpoint), family, gpu is not None) | engine_args
     with fresh_directory(out) as folder:
         left_out = shutil.ignore_patterns(Path(CHECKPOINT).name, Path(ENGINE).name, "__pycache__")

@@ -28,6 +28,7 @@ FAMILIES = (
     "qwen3-omni-talker",
     "higgs-audio-v2",
     "chatterbox",
+    "valle",
 )
 BARE = ("chatterbox",)  # whose releases have no config, and a tokenizer of any kind: they write no text
 INDEX, SUFFIX = ".safetensors.index.json", ".safetensors"

@@ -1,4 +1,4 @@
-"""Windows of different utterances decoded as one batch."""
+"""Windows of different utterances decoded as one batch, and passages filled in as one."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stretto.codec.base import CodecSpec, Window
+from stretto.codec.base import Codec, CodecSpec, Window
+from stretto.codec.refinement.base import Passage, Refinement, refinement_of
 from stretto.decoder.chunk_queue import PendingChunk
+from stretto.decoder.filling import Work
 from stretto.decoder.launching import Launcher
 from stretto.decoder.sessions import Session
 from stretto.decoder.streaming import FrameWindow
@@ -15,17 +17,24 @@ from stretto.decoder.streaming import FrameWindow
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """A chunk, the session that took it and the window that it completed.
+    """A chunk, the session that took it and the window that it completed, or the passage to be filled in before.
 
     due_s: when its listener will have played all that came before; of a listener who waits in silence, when it came.
-    is_heard: whether the window is the chunk's; else it is of the reference that the chunk goes on from.
+    is_heard: whether the window is the chunk's last; else it is of the reference that the chunk goes on from, or others
+    follow.
     """
 
     pending: PendingChunk
     session: Session
-    window: FrameWindow
+    window: Work
     due_s: float
     is_heard: bool = True
+
+    @property
+    def frames(self) -> FrameWindow:
+        """The window of a job that is to be decoded."""
+        assert isinstance(self.window, FrameWindow), self.pending.utterance
+        return self.window
 
     @property
     def is_alone(self) -> bool:
@@ -38,7 +47,8 @@ class Batch:
 
     def __init__(self, jobs: Sequence[Job], launcher: Launcher, spec: CodecSpec) -> None:
         self.jobs = jobs
-        window = jobs[0].window
+        window = jobs[0].frames
+        self.num_frames = window.num_frames
         self._flight = launcher.launch(stack(jobs))
         self._expected = (len(jobs), spec.num_samples(window.num_frames, window.right))
         self._codec = spec.name
@@ -62,6 +72,37 @@ class Batch:
         return [None] * len(self.jobs) if samples is None else [row.data_ptr() for row in samples]
 
 
+class FilledBatch:
+    """Passages, filled in by the time it is made; every session carries its codes from then on. Nothing is heard."""
+
+    num_frames = 0
+    device_s = None
+
+    def __init__(self, jobs: Sequence[Job], refinement: Refinement) -> None:
+        self.jobs = jobs
+        passages = [job.window for job in jobs if isinstance(job.window, Passage)]
+        for job, codes in zip(jobs, refinement.fill(passages), strict=True):
+            assert job.session.filling is not None, job.pending.utterance
+            job.session.filling.fill(codes)
+
+    def pcm(self) -> list[None]:
+        """No samples, for each job."""
+        return [None] * len(self.jobs)
+
+    def addresses(self) -> list[None]:
+        """As those of Batch: nowhere."""
+        return [None] * len(self.jobs)
+
+
+def launch(jobs: Sequence[Job], launcher: Launcher, codec: Codec) -> Batch | FilledBatch:
+    """A group of windows on its way through the codec, or one of passages that has been filled in."""
+    if isinstance(jobs[0].window, FrameWindow):
+        return Batch(jobs, launcher, codec.spec)
+    refinement = refinement_of(codec)
+    assert refinement is not None, codec.spec.name
+    return FilledBatch(jobs, refinement)
+
+
 def next_group(jobs: Sequence[Job], limit: int) -> list[Job]:
     """Up to `limit` jobs of one shape, that of the job that is due first, or it alone; those that are due first go."""
     ordered = sorted(jobs, key=lambda job: job.due_s)
@@ -73,7 +114,7 @@ def next_group(jobs: Sequence[Job], limit: int) -> list[Job]:
 
 def stack(jobs: Sequence[Job]) -> Window:
     """The windows of jobs with equal shapes, as one."""
-    windows = [job.window for job in jobs]
+    windows = [job.frames for job in jobs]
     return Window(
         codes=torch.from_numpy(np.stack([window.codes for window in windows])),
         left=windows[0].left,

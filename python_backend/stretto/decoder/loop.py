@@ -14,7 +14,7 @@ import numpy as np
 
 from stretto.codec.base import Codec
 from stretto.config import DecoderConfig
-from stretto.decoder.batching import Batch, Job, next_group
+from stretto.decoder.batching import Batch, FilledBatch, Job, launch, next_group
 from stretto.decoder.chunk_queue import ChunkQueue, PendingChunk
 from stretto.decoder.counts import Counts
 from stretto.decoder.events import make_event
@@ -31,9 +31,7 @@ logger = logging.getLogger(__name__)
 class DecodingLoop:
     """Decodes what comes into a queue. All but `gives_up`, `unanswered` and figures is for the thread that makes it."""
 
-    def __init__(
-        self, codec: Codec, config: DecoderConfig, queue: ChunkQueue, counts: Counts, sessions: Sessions
-    ) -> None:
+    def __init__(self, codec: Codec, config: DecoderConfig, queue: ChunkQueue, counts: Counts, sessions: Sessions):
         self._codec = codec
         self._config = config
         self._queue = queue
@@ -42,7 +40,8 @@ class DecodingLoop:
         self._launcher = make_launcher(codec, config)
         self.unanswered = Unanswered(counts)  # in hand
         self._jobs: list[Job] = []  # admitted, at most one of an utterance
-        self._batches: deque[tuple[Batch, float]] = deque()  # in flight, and when each was launched by the stopwatch
+        # In flight, and when each was launched by the stopwatch.
+        self._batches: deque[tuple[Batch | FilledBatch, float]] = deque()
         self.pace = Pace()
         self.stopwatch = time.perf_counter  # what decoding times are measured with, where no device measures them
         self.gives_up = False  # set to fail whatever is not decoded yet
@@ -128,7 +127,7 @@ class DecodingLoop:
         self._jobs = [job for job in self._jobs if job not in group]
         begun = self.stopwatch()
         try:
-            self._batches.append((Batch(group, self._launcher, self._codec.spec), begun))
+            self._batches.append((launch(group, self._launcher, self._codec), begun))
         except Exception as error:
             if len(group) == 1:
                 self._fail(group[0].pending, error)
@@ -136,7 +135,7 @@ class DecodingLoop:
             for job in group:
                 self._launch([job])
 
-    def _land(self, batch: Batch, begun: float) -> None:
+    def _land(self, batch: Batch | FilledBatch, begun: float) -> None:
         """Wait for a batch's samples and answer its chunks."""
         try:
             pcm = batch.pcm()
@@ -145,7 +144,7 @@ class DecodingLoop:
             for job in batch.jobs:
                 self._fail(job.pending, error)
             return
-        self._counts.add_batch(len(batch.jobs), batch.jobs[0].window.num_frames, spent_s)
+        self._counts.add_batch(len(batch.jobs), batch.num_frames, spent_s)
         self.pace.note(len(batch.jobs), spent_s, self._sessions.num_speaking)
         for job, samples, address in zip(batch.jobs, pcm, batch.addresses(), strict=True):
             job.session.decode_s += spent_s / len(batch.jobs)
@@ -155,12 +154,13 @@ class DecodingLoop:
             except Exception as error:
                 self._fail(job.pending, error)
 
-    def _finish(self, job: Job, pcm: np.ndarray, address: int | None) -> None:
-        """Answer a job's chunk with what is heard of its samples, or go on after a part of a reference."""
-        if job.is_heard:
-            heard = job.session.heard(job.window, pcm, self._codec.spec)
+    def _finish(self, job: Job, pcm: np.ndarray | None, address: int | None) -> None:
+        """Answer a job's chunk with what is heard of its samples, or go on where others are to follow."""
+        if job.is_heard and pcm is not None:
+            heard = job.session.heard(job.frames, pcm, self._codec.spec)
             self._answer(job.pending, job.session, heard, address if heard is pcm else None)
         else:
+            job.session.keep(pcm)
             self._go_on(job.pending, job.session)
 
     def _answer(self, pending: PendingChunk, session: Session, pcm: np.ndarray | None, at: int | None = None) -> None:

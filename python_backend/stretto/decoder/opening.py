@@ -3,13 +3,16 @@
 from pathlib import Path
 
 from stretto.codec.base import Codec
+from stretto.codec.refinement import valle
+from stretto.codec.refinement.base import FOLDER, RefinedCodec
 from stretto.codec.registry import load_codec, load_exported
 from stretto.config import DecoderConfig
 from stretto.errors import CheckpointError
 
 
 def open_codec(config: DecoderConfig, checkpoint: Path) -> Codec:
-    """The codec with the weights in `checkpoint`, or its exported file there, and as much right context as is set.
+    """The codec with the weights in `checkpoint`, or its exported file there, and as much right context as is set;
+    behind what fills its codebooks where the checkpoint has that.
 
     Raises CheckpointError for files that do not fit, and ValueError for a device or a right context that cannot be.
     """
@@ -22,4 +25,6 @@ def open_codec(config: DecoderConfig, checkpoint: Path) -> Codec:
         codec = load_codec(config.codec, checkpoint, config.device, config.num_codebooks)
     if config.right_frames is not None:
         codec.spec = codec.spec.with_right_frames(config.right_frames)
+    if (checkpoint / FOLDER).is_dir():
+        return RefinedCodec(codec, valle.load(checkpoint / FOLDER, config.device))
     return codec

@@ -8,6 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from stretto.codec.base import Codec, CodecSpec
+from stretto.codec.refinement.base import refinement_of
+from stretto.decoder.filling import Filling, Work, take_prompt
 from stretto.decoder.references import Reference, References, read_reference
 from stretto.decoder.rendering import Renderer
 from stretto.decoder.streaming import FrameWindow, Windower
@@ -23,9 +25,9 @@ AUDIBLE = 0.01  # a sample beyond this is sound, not the silence before it
 class Session:
     """One open utterance. `state` [1, D] is the codec's, as it stands before `windower.next_frame`.
 
-    reference: frames before the first one that is heard. num_samples, first_sound: of the samples as they are sent, at
-    `renderer.sample_rate`. dry_s: when a listener who began with the first of them will have played them all; None
-    before.
+    reference: frames before the first one that is heard. filling: of one whose codebooks are filled in. num_samples,
+    first_sound: of the samples as they are sent, at `renderer.sample_rate`. dry_s: when a listener who began with the
+    first of them will have played them all; None before.
     """
 
     windower: Windower
@@ -33,6 +35,7 @@ class Session:
     renderer: Renderer
     last_used_s: float
     reference: Reference = field(default_factory=Reference)
+    filling: Filling | None = None
     next_index: int = 0
     num_samples: int = 0
     decode_s: float = 0.0
@@ -42,10 +45,17 @@ class Session:
     @property
     def num_bytes(self) -> int:
         """Memory that grows with the codec: the frames kept and the state. What else there is takes some kilobytes."""
-        return self.windower.num_bytes + self.state.nbytes
+        return self.windower.num_bytes + self.state.nbytes + (self.filling.num_bytes if self.filling else 0)
+
+    def keep(self, pcm: np.ndarray | None) -> None:
+        """Take samples [n] of a window that is not the chunk's last; those of a reference are not heard."""
+        if self.filling is not None and pcm is not None:
+            self.filling.keep(pcm)
 
     def heard(self, window: FrameWindow, pcm: np.ndarray, spec: CodecSpec) -> np.ndarray | None:
-        """What of a window's samples [n] is behind the reference; None of nothing."""
+        """What of a window's samples [n] is behind the reference, with all that was kept; None of nothing."""
+        if self.filling is not None:
+            return self.filling.joined(pcm)
         unheard = max(0, self.reference.num_frames - window.first) * spec.samples_per_frame
         return pcm if unheard == 0 else pcm[unheard:] if unheard < len(pcm) else None
 
@@ -120,10 +130,13 @@ class Sessions:
             session.last_used_s = self._clock()
 
     def take_reference(self, session: Session, chunk: Chunk, codes: np.ndarray | None) -> None:
-        """Let a session go on from the reference that its first chunk brings, from behind it where it is remembered,
-        and speak in the voice that a chunk names. InvalidRequest where there can be none.
+        """Let a session go on from the reference that its first chunk brings, from behind it where it is remembered, or
+        from the prompt of a codec whose codebooks are filled in; and speak in the voice that a chunk names.
+
+        InvalidRequest where there can be none.
         """
         self._take_voice(session, chunk)
+        session.filling = take_prompt(session.filling, refinement_of(self._codec), chunk, codes)
         if chunk.num_reference_frames == 0:
             return
         reference = read_reference(chunk, codes, self._codec.spec, session.renderer.form.deterministic)
@@ -142,11 +155,20 @@ class Sessions:
         if chunk.voice:
             session.state.fill_(chunk.voice)
 
-    def next_window(self, session: Session, chunk: Chunk, codes: np.ndarray | None) -> tuple[FrameWindow | None, bool]:
-        """The next window of the last chunk that a session took, and whether it is its own, not one of its reference.
+    def next_window(self, session: Session, chunk: Chunk, codes: np.ndarray | None) -> tuple[Work | None, bool]:
+        """The next window of the last chunk that a session took, or the passage to be filled in before, and whether it
+        is the chunk's last, not one of its reference.
 
         None, and True, where its own frames wait for more. Raises InvalidRequest.
         """
+        filling = session.filling
+        if filling is not None:
+            session.last_used_s = self._clock()  # to fill may take as long as an idle utterance may live
+            if filling.is_filled:
+                return filling.next_window(session.windower)
+            filling.take(None if chunk.is_prompt else codes)
+            passage = filling.passage() if chunk.is_final else None
+            return passage, passage is None
         part = self._next_part(session)
         if part is not None:
             return part, False

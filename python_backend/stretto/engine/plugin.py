@@ -10,6 +10,7 @@ ARCHITECTURES = {
     "StrettoLlamaForCausalLM": f"{BACKBONES}.llama:StrettoLlamaForCausalLM",
     "StrettoOlmo2ForCausalLM": f"{BACKBONES}.olmo2:StrettoOlmo2ForCausalLM",
     "StrettoHiggsAudioForCausalLM": "stretto.families.higgs_audio.model:StrettoHiggsAudioForCausalLM",
+    "StrettoValleForCausalLM": "stretto.families.valle.model:StrettoValleForCausalLM",
 }
 
 

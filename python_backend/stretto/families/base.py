@@ -129,6 +129,8 @@ class Family:
     stream's. Its ends are the `end_frame` then, and what it puts into a row counts as drawn (SAMPLED_WARM_UP, NO_TAIL).
     has_audio_head: the checkpoint has `audio_head.weight` [n, H], the heads of all output streams in audio one behind
     another, what stream 0 ends with behind its own, and none over the vocabulary.
+    num_filled_codebooks: codebooks of the codec behind those of the layout: not drawn, but filled in of the whole
+    utterance where it is decoded (`codec/refinement`).
     not_served: why the server refuses it, which `SpeechLLM` drives; empty where it serves it.
     """
 
@@ -166,7 +168,13 @@ class Family:
     positions: PositionStream | None = None
     staircase: Staircase | None = None
     has_audio_head: bool = False
+    num_filled_codebooks: int = 0
     not_served: str = ""
+
+    @property
+    def num_codebooks(self) -> int:
+        """Of the codec."""
+        return self.layout.num_codebooks + self.num_filled_codebooks
 
     @property
     def track_stream(self) -> int | None:

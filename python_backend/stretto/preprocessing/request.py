@@ -81,7 +81,7 @@ class Preprocessor:
         self.family = family_at(checkpoint)
         if self.family.not_served:
             raise CheckpointError(f"{self.family.name} {self.family.not_served}")
-        spoken = self.family.layout.num_codebooks
+        spoken = self.family.num_codebooks
         self.codec = codec or load_codec(self.family.codec, checkpoint, device, spoken)
         self.template = open_template(self.family, checkpoint, self.codec, device)
         self._tokenising = threading.Lock()

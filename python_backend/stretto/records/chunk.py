@@ -60,8 +60,10 @@ class Chunk:
 
     marks, guidance_changes: those of its frames. output_codes: [S][T], of all output streams, where a client asked for
     them: as a request takes audio in codes. num_reference_frames: of the first chunk, how many of the first frames of
-    its codes are of a reference: the utterance goes on from them, and nothing of them is heard. voice: which of
-    the codec's voices speaks. session: of the first chunk of a text that is being written, by which name it goes on.
+    its codes are of a reference: the utterance goes on from them, and nothing of them is heard. is_prompt: whether its
+    codes are none, but the rows of the prompt, [S, P] ids, which what fills other codebooks looks at; of the first
+    chunk. voice: which of the codec's voices speaks. session: of the first chunk of a text that is being written, by
+    which name it goes on.
     """
 
     index: Annotated[int, Field(ge=0)]
@@ -73,8 +75,13 @@ class Chunk:
     guidance_changes: tuple[GuidanceChange, ...] = ()
     output_codes: tuple[tuple[int, ...], ...] = ()
     num_reference_frames: Annotated[int, Field(ge=0)] = 0
+    is_prompt: bool = False
     session: str = ""
     voice: Annotated[int, Field(ge=0)] = 0
+
+    def num_heard(self, length: int) -> int:
+        """How many frames of its codes, so many columns, are heard."""
+        return 0 if self.is_prompt else length - self.num_reference_frames
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,7 +198,7 @@ class ChunkSender:
             self._frames_on_the_way.appendleft(0)
         else:
             self._frames_on_the_way.append(num_frames)
-        num_heard = num_frames if item is None else num_frames - item.chunk.num_reference_frames
+        num_heard = num_frames if item is None else item.chunk.num_heard(num_frames)
         self._num_frames_sent += num_heard
         if num_heard and self._first_sent_s is None:
             self._first_sent_s = time.monotonic()

@@ -29,7 +29,7 @@ from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
 
 from stretto.engine.frontend.stats import FrameStats, Stats  # noqa: E402
 from stretto.engine.frontend.text_feed import NO_TEXT, TextFeed  # noqa: E402
-from stretto.engine.frontend.utterance import Utterance, reference_chunk  # noqa: E402
+from stretto.engine.frontend.utterance import Utterance, first_chunk  # noqa: E402
 from stretto.engine.request.adapters import Adapters  # noqa: E402
 from stretto.engine.request.family import family_of  # noqa: E402
 from stretto.engine.request.params import sampling_params  # noqa: E402
@@ -156,8 +156,8 @@ class SpeechLLM:
         inputs = TokensPrompt(prompt_token_ids=prompt.rows[:, 0].tolist())
         params, adapter = sampling_params(prompt, self._rules), self._adapters.named(prompt.adapter)
         width, text = self.family.layout.num_output_streams, self._texts.get(request_id, NO_TEXT)
-        if prompt.num_reference_rows:
-            yield reference_chunk(prompt.rows[-prompt.num_reference_rows :], self.family.layout)
+        if (first := first_chunk(prompt, self.family)) is not None:
+            yield first
             utterance.num_chunks = 1
         async with aclosing(self._engine.generate(inputs, params, request_id, lora_request=adapter)) as outputs:
             async for output in outputs:

@@ -7,8 +7,10 @@ import numpy as np
 
 from stretto.engine.request.tracker import SegmentTracker
 from stretto.engine.request.wire import GUIDANCE_ON
+from stretto.families.base import Family
 from stretto.families.text_codec import TextCodec
 from stretto.records.chunk import Chunk, GuidanceChange, LMChunk, Report, WordMark
+from stretto.records.prompt import Prompt
 from stretto.streams.chunking import Pacer
 from stretto.streams.delay import Undelayer
 from stretto.streams.layout import StreamLayout
@@ -26,11 +28,21 @@ def reference_chunk(rows: np.ndarray, layout: StreamLayout) -> LMChunk:
     return LMChunk(Chunk(0, Segment.AUDIO, num_reference_frames=len(rows)), codes.astype(np.int32))
 
 
+def first_chunk(prompt: Prompt, family: Family) -> LMChunk | None:
+    """What the decoder is told before a reply: its reference, or, where it fills in other codebooks, the prompt's rows;
+    None where it needs nothing."""
+    if family.num_filled_codebooks:
+        return LMChunk(Chunk(0, Segment.AUDIO, is_prompt=True), np.ascontiguousarray(prompt.rows.T, np.int32))
+    if prompt.num_reference_rows:
+        return reference_chunk(prompt.rows[-prompt.num_reference_rows :], family.layout)
+    return None
+
+
 class Utterance:
     """Follows a reply by its rows; text leaves with the rows that complete a word, frames when the pacer says.
 
     with_codes: whether chunks tell the codes of all output streams, beside those that go to the decoder.
-    num_chunks: how many there are so far, that of a reference among them. voice: which of the codec's they name.
+    num_chunks: how many there are so far, one before the reply among them. voice: which of the codec's they name.
     """
 
     def __init__(

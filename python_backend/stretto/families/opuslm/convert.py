@@ -70,7 +70,7 @@ def vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer, is_dialogue: boo
     in_use = entry(config, "codec_token_in_use")
     if in_use != NUM_STREAMS:
         raise CheckpointError(f"config.yaml: codec_token_in_use: expected {NUM_STREAMS}, got {in_use}")
-    spans = {name: _span(config, name) for name in ("ssl", "codec", "text_bpe")}
+    spans = {name: span(config, name) for name in ("ssl", "codec", "text_bpe")}
     codes = len(spans["codec"])
     if codes % (NUM_STREAMS - 1):
         raise CheckpointError(f"config.yaml: token_bias.codec: {codes} codes are not {NUM_STREAMS - 1} codebooks")
@@ -79,9 +79,9 @@ def vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer, is_dialogue: boo
             f"{tokenizer.folder}: expected the tokenizer {config.get('subword_model')}, whose tokens have "
             f"{len(spans['text_bpe'])} ids; got one of {tokenizer.size}"
         )
-    _check_tokens(names[spans["text_bpe"].start : spans["text_bpe"].stop], tokenizer, config.get("subword_model"))
-    _check_ids(names, FIXED | (ROLES if is_dialogue else {}))
-    modalities = _named(names, r"<(\w+)_start/end>")
+    check_tokens(names[spans["text_bpe"].start : spans["text_bpe"].stop], tokenizer, config.get("subword_model"))
+    check_ids(names, FIXED | (ROLES if is_dialogue else {}))
+    modalities = named(names, r"<(\w+)_start/end>")
     missing = [name for name in REQUIRED_MODALITIES if name not in modalities]
     if missing:
         raise CheckpointError(f"config.yaml: token_list: no <{missing[0]}_start/end>")
@@ -92,11 +92,12 @@ def vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer, is_dialogue: boo
         codec=spans["codec"].start,
         codebook_size=codes // (NUM_STREAMS - 1),
         modalities=modalities,
-        tasks=_named(names, r"<(\w+)_task>"),
+        tasks=named(names, r"<(\w+)_task>"),
     )
 
 
-def _span(config: Mapping[str, Any], name: str) -> range:
+def span(config: Mapping[str, Any], name: str) -> range:
+    """The ids of a kind, as `token_bias` has them."""
     span = entry(config, f"token_bias.{name}")
     num_ids = len(entry(config, "token_list"))
     is_pair = isinstance(span, Sequence) and len(span) == 2 and all(type(token_id) is int for token_id in span)
@@ -105,7 +106,7 @@ def _span(config: Mapping[str, Any], name: str) -> range:
     return range(*span)
 
 
-def _check_tokens(names: Sequence[str], tokenizer: Tokenizer, expected: Any) -> None:
+def check_tokens(names: Sequence[str], tokenizer: Tokenizer, expected: Any) -> None:
     """The tokenizer's tokens must be where the list has them: SmolLM's and SmolLM2's have as many, in another order.
 
     Tokens that the list spells in its own way tell nothing.
@@ -121,13 +122,14 @@ def _check_tokens(names: Sequence[str], tokenizer: Tokenizer, expected: Any) -> 
         )
 
 
-def _check_ids(names: Sequence[str], expected: Mapping[str, int]) -> None:
+def check_ids(names: Sequence[str], expected: Mapping[str, int]) -> None:
+    """CheckpointError where `token_list` has a token of `expected` elsewhere."""
     for name, token_id in expected.items():
         if names[token_id] != name:
             raise CheckpointError(f"config.yaml: token_list: expected {name} at {token_id}, got {names[token_id]}")
 
 
-def _named(names: Sequence[str], pattern: str) -> dict[str, int]:
+def named(names: Sequence[str], pattern: str) -> dict[str, int]:
     """Ids of the special tokens that a pattern names."""
     matches = [(re.fullmatch(pattern, name), token_id) for token_id, name in enumerate(names[: opuslm.NEVER_READ])]
     return {match[1]: token_id for match, token_id in matches if match}

@@ -1,0 +1,1 @@
+"""VALL-E as ESPnet trains it."""

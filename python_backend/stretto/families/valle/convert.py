@@ -1,0 +1,233 @@
+"""VALL-E's release: names and numbers as ESPnet's recipes leave them.
+
+espnet2/speechlm/{definitions,core_lm/valle,module/transformer,module/valle}.py of https://github.com/espnet/espnet.
+What `config.yaml` does not say of `corelm_conf` are the defaults there; `token_list` and `token_bias` are as OpusLM's.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stretto.checkpoints.backbone import TOKENS
+from stretto.checkpoints.published import Contents, Converted, Network
+from stretto.checkpoints.release import Release, Tokenizer, entry, optional_entry
+from stretto.checkpoints.tensors import Part, Plan, check
+from stretto.codec.refinement.base import FOLDER
+from stretto.codec.refinement.valle import EPS, ValleShape
+from stretto.errors import CheckpointError
+from stretto.families.opuslm import convert as opuslm
+from stretto.families.registry import NAME, VOCABULARY
+from stretto.families.valle.family import PAD, SOS_EOS, ValleVocabulary
+
+BACKBONE_TAG = None  # config.yaml itself says the numbers
+EMBEDDINGS, HEAD = "corelm.emb.weight", "corelm.lm_head.weight"
+CODEC = ""  # its files hold no copy of it
+FIRST, SECOND = "corelm.ar_decoder.", "corelm.nar_decoder."
+DROPPED = ("criterion.",)
+DEFAULTS: dict[str, Any] = {"att_unit": 256, "head": 2, "ar_layer": 4, "nar_layer": 4, "n_ctx": 3000, "qk_norm": False}
+VOICE_FRAMES = 150  # `speaker_prompt_length` where nothing says it
+TASKS = ("bpe_tts", "codec_bpe_tts")
+# GPT-2's names for the modules of a block of the first half, but for the three whose weights it keeps as one.
+RENAMED = {"attn.out": "attn.c_proj", "mlp.0": "mlp.c_fc", "mlp.2": "mlp.c_proj", "attn_ln": "ln_1", "mlp_ln": "ln_2"}
+
+
+def convert(release: Release, contents: Contents) -> Converted:
+    """The checkpoint: the first half for the engine, and the second, for the decoder, in a folder of its own."""
+    if release.keeps_codec:
+        raise CheckpointError("VALL-E's file holds no copy of its codec: --codec must say where it lies")
+    numbers, known = network_numbers(contents.config), vocabulary(contents.config, contents.tokenizer)
+    record = {
+        "architectures": ["StrettoValleForCausalLM"],
+        "model_type": "gpt2",
+        NAME: "valle",
+        VOCABULARY: known.to_record(),
+        **dict.fromkeys(TOKENS),
+        "vocab_size": known.layout.vocab_size,
+        "hidden_size": numbers["att_unit"],
+        "num_hidden_layers": numbers["ar_layer"],
+        "num_attention_heads": numbers["head"],
+        "max_position_embeddings": numbers["n_ctx"],
+        "activation_function": "gelu",
+        "layer_norm_epsilon": EPS,
+        "tie_word_embeddings": True,  # there is no head over this vocabulary: `audio_head` draws
+        "dtype": contents.dtype,
+    }
+    folded = folded_shapes(numbers)
+    found = {name: contents.tensors[name] for name in folded if name in contents.tensors}
+    check({name: Part(name, shape) for name, shape in folded.items()}, found, ())
+    shape = second_shape(numbers, known)
+    network = Network(FOLDER, asdict(shape), second_half(shape, known))
+    return Converted(record, first_half(numbers, known, contents.tensors), DROPPED, tuple(folded), (network,))
+
+
+def trained_dtype(config: Mapping[str, Any]) -> str | None:
+    """As OpusLM's."""
+    return opuslm.trained_dtype(config)
+
+
+def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
+    """When it sounds."""
+    return ["a reply sounds when it has ended: its other codebooks are filled in of the whole utterance"]
+
+
+def network_numbers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of `corelm_conf`; CheckpointError where it is another model, or one that is not served."""
+    if config.get("corelm") != "valle":
+        raise CheckpointError(f"config.yaml: corelm: expected valle, got {config.get('corelm')!r}")
+    given = optional_entry(config, "corelm_conf") or {}
+    numbers = DEFAULTS | {name: given[name] for name in DEFAULTS if name in given}
+    if numbers["qk_norm"]:
+        raise CheckpointError("config.yaml: corelm_conf.qk_norm: norms of queries and keys are not built, got true")
+    for name in ("att_unit", "head", "ar_layer", "nar_layer", "n_ctx"):
+        if type(numbers[name]) is not int or numbers[name] < 1:
+            expected = f"a whole number >= 1, got {numbers[name]!r}"
+            raise CheckpointError(f"config.yaml: corelm_conf.{name}: expected {expected}")
+    if numbers["att_unit"] % numbers["head"]:
+        expected = f"a multiple of head, {numbers['head']}"
+        raise CheckpointError(f"config.yaml: corelm_conf.att_unit: expected {expected}, got {numbers['att_unit']}")
+    return numbers
+
+
+def vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer) -> ValleVocabulary:
+    """From `token_list` and `token_bias`, all of it checked against what the family takes for granted."""
+    names, num_codebooks = entry(config, "token_list"), entry(config, "codec_token_in_use")
+    codec, text = opuslm.span(config, "codec"), opuslm.span(config, "text_bpe")
+    if type(num_codebooks) is not int or num_codebooks < 2 or len(codec) % num_codebooks:
+        expected = f"a number >= 2 of codebooks that {len(codec)} codes are divided by"
+        raise CheckpointError(f"config.yaml: codec_token_in_use: expected {expected}, got {num_codebooks!r}")
+    if len(text) < tokenizer.size:
+        expected = f"the tokenizer {config.get('subword_model')}, whose tokens have {len(text)} ids"
+        raise CheckpointError(f"{tokenizer.folder}: expected {expected}; got one of {tokenizer.size}")
+    opuslm.check_tokens(names[text.start : text.stop], tokenizer, config.get("subword_model"))
+    opuslm.check_ids(names, {"<pad>": PAD, "<sos/eos>": SOS_EOS})
+    voice_frames = optional_entry(config, "speaker_prompt_length") or VOICE_FRAMES
+    return ValleVocabulary(
+        vocab_size=len(names),
+        text=(text.start, text.stop),
+        codec=codec.start,
+        num_codebooks=num_codebooks,
+        codebook_size=len(codec) // num_codebooks,
+        text_marker=_token(names, "<text_bpe_start/end>"),
+        voice_marker=_token(names, "<spk_start/end>"),
+        codec_marker=_token(names, "<codec_start/end>"),
+        task=_token(names, *(f"<{task}_task>" for task in TASKS)),
+        voice_frames=voice_frames,
+        max_model_len=network_numbers(config)["n_ctx"],
+    )
+
+
+def _token(names: list[str], *spellings: str) -> int:
+    """The id of the first of `spellings` that there is."""
+    for spelling in spellings:
+        if spelling in names:
+            return names.index(spelling)
+    raise CheckpointError(f"config.yaml: token_list: no {spellings[0]}")
+
+
+def first_half(numbers: Mapping[str, Any], known: ValleVocabulary, tensors: Mapping[str, Tensor]) -> Plan:
+    """What becomes of the first half: GPT-2, whose matrices lie the other way round, with a head over what it draws."""
+    width, shapes = numbers["att_unit"], folded_shapes(numbers)
+
+    def other(name: str, like: Tensor) -> Tensor:
+        return torch.empty(shapes[name], device="meta") if like.is_meta else tensors[name].to(like.dtype)
+
+    def as_one(attention: str) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        def weights(query: Tensor) -> Tensor:
+            return torch.cat([query, *(other(f"{attention}{name}.weight", query) for name in ("key", "value"))]).T
+
+        def biases(query: Tensor) -> Tensor:  # keys have none
+            return torch.cat([query, torch.zeros_like(query), other(f"{attention}value.bias", query)])
+
+        return weights, biases
+
+    parts = {
+        EMBEDDINGS: Part("transformer.wte.weight", (known.vocab_size, width), with_nothing),
+        HEAD: Part("audio_head.weight", (known.vocab_size, width), lambda head: _first_head(head, known)),
+        f"{FIRST}pos_emb.weight": Part("transformer.wpe.weight", (numbers["n_ctx"], width)),
+        **_vectors(f"{FIRST}ln", "transformer.ln_f", width),
+    }
+    sizes = {"attn.out": (width, width), "mlp.0": (4 * width, width), "mlp.2": (width, 4 * width)}
+    for layer in range(numbers["ar_layer"]):
+        old, new = f"{FIRST}blocks.{layer}.", f"transformer.h.{layer}."
+        weights, biases = as_one(f"{old}attn.")
+        parts[f"{old}attn.query.weight"] = Part(f"{new}attn.c_attn.weight", (width, width), weights)
+        parts[f"{old}attn.query.bias"] = Part(f"{new}attn.c_attn.bias", (width,), biases)
+        for name, size in sizes.items():
+            parts[f"{old}{name}.weight"] = Part(f"{new}{RENAMED[name]}.weight", size, lambda matrix: matrix.T)
+            parts[f"{old}{name}.bias"] = Part(f"{new}{RENAMED[name]}.bias", size[:1])
+        for name in ("attn_ln", "mlp_ln"):
+            parts |= _vectors(f"{old}{name}", f"{new}{RENAMED[name]}", width)
+    return parts
+
+
+def folded_shapes(numbers: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """What the queries of the first half are written with."""
+    width = numbers["att_unit"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "key.weight": (width, width),
+        "value.weight": (width, width),
+        "value.bias": (width,),
+    }
+    layers = range(numbers["ar_layer"])
+    return {f"{FIRST}blocks.{layer}.attn.{name}": shape for layer in layers for name, shape in shapes.items()}
+
+
+def _vectors(old: str, new: str, width: int) -> Plan:
+    """The two of a norm."""
+    return {f"{old}.{kind}": Part(f"{new}.{kind}", (width,)) for kind in ("weight", "bias")}
+
+
+def with_nothing(table: Tensor) -> Tensor:
+    """A table of embeddings with the row of the id that says nothing."""
+    return torch.cat([table, table.new_zeros(1, table.shape[1])])
+
+
+def _first_head(head: Tensor, known: ValleVocabulary) -> Tensor:
+    """The heads of the first codebook and of the end."""
+    return torch.cat([head[known.codec : known.codec + known.codebook_size], head[SOS_EOS : SOS_EOS + 1]])
+
+
+def second_shape(numbers: Mapping[str, Any], known: ValleVocabulary) -> ValleShape:
+    """The numbers of the second half."""
+    return ValleShape(
+        width=numbers["att_unit"],
+        num_heads=numbers["head"],
+        num_layers=numbers["nar_layer"],
+        max_rows=numbers["n_ctx"],
+        num_ids=known.layout.vocab_size,
+        num_codebooks=known.num_codebooks,
+        codebook_size=known.codebook_size,
+        codes=known.codec,
+        end=SOS_EOS,
+    )
+
+
+def second_half(shape: ValleShape, known: ValleVocabulary) -> Plan:
+    """What becomes of the second half, whose names stay, and of the tables that it shares with the first."""
+    width, first = shape.width, known.codec + known.codebook_size
+    last = known.codec + known.num_codebooks * known.codebook_size
+    square, inner = (width, width), (4 * width, width)
+    sizes: dict[str, tuple[int, ...]] = {
+        "pos_emb.weight": (shape.max_rows, width),
+        "level_emb.weight": (shape.num_codebooks - 1, width),
+        "ln.weight.weight": square,
+        "ln.bias.weight": square,
+    }
+    block: dict[str, tuple[int, ...]] = {
+        **{f"attn.{name}.weight": square for name in ("query", "key", "value", "out")},
+        **{f"attn.{name}.bias": (width,) for name in ("query", "value", "out")},
+        **{f"{name}.{kind}.weight": square for name in ("attn_ln", "mlp_ln") for kind in ("weight", "bias")},
+        "mlp.0.weight": inner,
+        "mlp.0.bias": inner[:1],
+        "mlp.2.weight": inner[::-1],
+        "mlp.2.bias": (width,),
+    }
+    sizes |= {f"blocks.{layer}.{name}": size for layer in range(shape.num_layers) for name, size in block.items()}
+    return {
+        EMBEDDINGS: Part("emb.weight", (known.vocab_size, width), with_nothing),
+        HEAD: Part("head.weight", (known.vocab_size, width), lambda head: head[first:last]),
+        **{f"{SECOND}{name}": Part(name, size) for name, size in sizes.items()},
+    }

@@ -1,0 +1,44 @@
+"""VALL-E's first half: GPT-2's layers, with learned positions, which is what ESPnet's decoder is but for its names."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from vllm.config import VllmConfig
+from vllm.model_executor.model_loader.weight_utils import default_weight_loader
+from vllm.model_executor.models.gpt2 import GPT2LMHeadModel, GPT2Model
+
+from stretto.engine.models.multi_stream import MultiStreamMixin
+from stretto.engine.models.strict_loading import load_strictly
+
+HEAD = "audio_head.weight"
+
+
+class StrettoValleForCausalLM(MultiStreamMixin, GPT2LMHeadModel):
+    """The architecture that a checkpoint's config.json names."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.transformer.embed_tokens = self.transformer.wte  # as other backbones call it
+
+    @property
+    def model(self) -> GPT2Model:
+        """What other backbones call so."""
+        return self.transformer
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """As vLLM loads them, and nothing may be missing, unknown or of another shape."""
+        return load_strictly(self, self._load, weights)
+
+    def _load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """GPT-2's own loader would take our head for a layer's."""
+        loaded = set[str]()
+
+        def layers() -> Iterator[tuple[str, torch.Tensor]]:
+            for name, tensor in weights:
+                if name == HEAD:
+                    default_weight_loader(self.audio_head.weight, tensor)
+                    loaded.add(name)
+                else:
+                    yield name, tensor
+
+        return GPT2LMHeadModel.load_weights(self, layers()) | loaded

@@ -1,0 +1,72 @@
+"""Prompts of VALL-E: `[sos][task][text] words … [spk] frames … [codec]`, every row but the last with ESPnet's pads.
+
+A voice has a fixed number of frames: what is longer is cut, what is shorter is filled up with pads, as in training.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from stretto.codec.base import Codec
+from stretto.errors import InvalidRequest
+from stretto.families.base import Family, Task
+from stretto.families.registry import VOCABULARY, config_at
+from stretto.families.tokenizer import TextTokenizer
+from stretto.families.valle.family import PAD, SOS_EOS, ValleVocabulary
+from stretto.preprocessing.conversation import Piece
+from stretto.preprocessing.manner import PLAIN, Manner
+from stretto.preprocessing.prompt import PromptRows, Template
+from stretto.preprocessing.rows import stream0_rows
+from stretto.preprocessing.subwords import Subwords
+
+
+class ValleTemplate:
+    """Writes the prompts of VALL-E's checkpoints."""
+
+    def __init__(self, family: Family, known: ValleVocabulary, subwords: Subwords, codec: Codec):
+        self._family, self._known, self._subwords, self._codec = family, known, subwords, codec
+
+    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
+        """The words of the last piece, to be said in the voice of the one before."""
+        *voices, said = pieces
+        assert said.text is not None, task.name
+        if not voices:
+            raise InvalidRequest("messages", "a system turn with audio, the voice to speak in", "none")
+        known, words = self._known, self._subwords.ids(said.text, said.path)
+        head = self._rows(SOS_EOS, known.task, known.text_marker, *words, known.voice_marker)
+        start = stream0_rows(self._family.layout, [known.codec_marker])
+        return PromptRows(np.concatenate([head, self._voice(voices[0]), start]))
+
+    def _rows(self, *ids: int) -> np.ndarray:
+        """Rows [n, K] with `ids` on stream 0 and ESPnet's pad, whose embedding counts, on every other."""
+        rows = np.full((len(ids), self._known.num_codebooks), PAD, np.int32)
+        rows[:, 0] = ids
+        return rows
+
+    def _voice(self, piece: Piece) -> np.ndarray:
+        """The rows of a voice, [voice_frames, K]."""
+        known, codes = self._known, self._codes(piece)[:, : self._known.voice_frames]
+        rows = np.full((known.voice_frames, known.num_codebooks), PAD, np.int32)
+        rows[: codes.shape[1]] = codes.T + known.codec + np.arange(known.num_codebooks) * known.codebook_size
+        return rows
+
+    def _codes(self, piece: Piece) -> np.ndarray:
+        """[K, T]; InvalidRequest where what came is no frames of the codec."""
+        if piece.codes is None:
+            assert piece.pcm is not None, piece.path
+            return self._codec.encode(piece.pcm)
+        known, codes = self._known, piece.codes
+        most = int(self._family.max_audio_s * self._family.frame_rate)
+        if len(codes) != known.num_codebooks:
+            raise InvalidRequest(piece.path, f"{known.num_codebooks} streams", f"{len(codes)} streams")
+        if codes.shape[1] > most:
+            raise InvalidRequest(piece.path, f"at most {most} frames", f"{codes.shape[1]} frames")
+        if codes.max() >= known.codebook_size:
+            raise InvalidRequest(piece.path, f"codes in [0, {known.codebook_size})", codes.max())
+        return codes
+
+
+def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
+    """The template over a checkpoint's tokenizer and ESPnet's codec."""
+    known = ValleVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    return ValleTemplate(family, known, Subwords(TextTokenizer.at(checkpoint), family), codec)

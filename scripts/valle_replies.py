@@ -1,0 +1,145 @@
+"""What ESPnet's own VALL-E replies, greedily, with small random weights: a fixture for the tests.
+
+    ESPNET_SRC=espnet python -m scripts.valle_replies tests/data/valle_replies.json
+
+ESPNET_SRC is where `espnet2/` of the wheel espnet 202412 lies, which draws but cannot fill in, with what commit
+07d20880 of https://github.com/espnet/espnet has mended: espnet2/speechlm/module/valle.py is that commit's, as the
+released one reads a mask that its base class has not, and in the second loop of espnet2/speechlm/core_lm/valle.py
+`prev_tok` is `generated["token"][-1]`, the codes of the frames alone. Of it only `ValleLM` and what that imports are
+run, in this environment, one reply at a time, so no mask is needed: every row sees every other, that of the end too, as
+in training. Of replies that do not end by themselves it gives none.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from benchmarks.checkpoints.random_published import write_tokenizer
+from benchmarks.checkpoints.random_valle import KNOWN, NUMBERS, tensors
+from stretto.families.valle.family import PAD, SOS_EOS
+
+SOURCE = Path(os.environ.get("ESPNET_SRC", "espnet"))
+MOST = 120  # frames of a reply
+# text, frames of the voice, seed of it
+CASES = (
+    ("the birch canoe slid on the smooth planks", 6, 0),
+    ("what do you hear?", 3, 2),
+    ("how are you today? i am fine, thank you!", 7, 4),
+    ("someone answers", 6, 6),
+    ("the garden door was open", 9, 7),
+    ("it is easy to tell the depth of a well", 2, 8),
+    ("a man says hello", 6, 9),
+    ("planks", 7, 10),
+    ("dark blue", 5, 11),
+    ("the birch canoe", 6, 12),
+)
+
+
+class Leads:
+    """Looks at what `logits_to_tokens` chooses from. found: of each codebook, the smallest lead of a logit over the
+    next, at the rows that become codes."""
+
+    def __init__(self, choose: Callable[..., Any], num_prefix: int):
+        self._choose, self._first = choose, num_prefix
+        self.found = dict[int, float]()
+
+    def __call__(self, logits: torch.Tensor, opts: Any, allow_eos: bool, nq_level: int) -> Any:
+        chosen = self._choose(logits, opts, allow_eos=allow_eos, nq_level=nq_level)
+        rows = logits[0, :, 0] if nq_level == 0 else logits[0, self._first :, 0]
+        best = rows.topk(2).values  # masked by now
+        lead = float((best[:, 0] - best[:, 1]).min())
+        self.found[nq_level] = min(lead, self.found.get(nq_level, lead))
+        return chosen
+
+
+def prefix(text: str, voice: np.ndarray) -> list[list[int]]:
+    """The rows [P, K] of a prompt, as ESPnet's preprocessor lays them out: [sos][task][text] words [spk] frames."""
+    with TemporaryDirectory() as folder:
+        path = write_tokenizer(Path(folder), len(range(*KNOWN.text)))
+        words = Tokenizer.from_file(str(path / "tokenizer.json")).encode(text).ids
+    ids = [SOS_EOS, KNOWN.task, KNOWN.text_marker, *(KNOWN.text[0] + word for word in words), KNOWN.voice_marker]
+    rows = [[token, *[PAD] * (KNOWN.num_codebooks - 1)] for token in ids]
+    for frame in range(KNOWN.voice_frames):
+        row = [PAD] * KNOWN.num_codebooks
+        if frame < voice.shape[1]:
+            row = [KNOWN.codec + k * KNOWN.codebook_size + int(voice[k, frame]) for k in range(KNOWN.num_codebooks)]
+        rows.append(row)
+    return rows
+
+
+def masks() -> torch.Tensor:
+    """[K, V]: where a codebook may not draw."""
+    found = torch.ones(KNOWN.num_codebooks, KNOWN.vocab_size, dtype=torch.bool)
+    for k in range(KNOWN.num_codebooks):
+        found[k, KNOWN.codec + k * KNOWN.codebook_size : KNOWN.codec + (k + 1) * KNOWN.codebook_size] = False
+    return found
+
+
+@torch.inference_mode()
+def replies() -> list[dict[str, Any]]:
+    """Each case with its prefix, the codes [K][T] and their leads."""
+    sys.path.insert(0, str(SOURCE))
+    from espnet2.speechlm.core_lm import valle
+    from espnet2.speechlm.core_lm.abs_core_lm import SpeechLMInferenceOptions
+
+    torch.set_num_threads(1)  # steps are too small to be shared out
+    numbers = {name: value for name, value in NUMBERS.items() if name != "qk_norm"}
+    stored = {name.removeprefix("corelm."): tensor for name, tensor in tensors().items()}
+    choose, drawn = valle.logits_to_tokens, list[dict[str, Any]]()
+    for text, num_frames, seed in CASES:
+        model = valle.ValleLM(KNOWN.vocab_size, KNOWN.num_codebooks, **numbers).eval()
+        model.load_state_dict(stored)
+        voice = np.random.default_rng(seed).integers(KNOWN.codebook_size, size=(KNOWN.num_codebooks, num_frames))
+        rows = prefix(text, voice)
+        options = SpeechLMInferenceOptions(
+            search_algo="greedy_search",
+            maxlenratio=MOST / len(rows),
+            eos=SOS_EOS,
+            start=KNOWN.codec_marker,
+            masks=masks(),
+            nq=KNOWN.num_codebooks,
+        )
+        valle.logits_to_tokens = leads = Leads(choose, len(rows))
+        try:
+            found, _ = model.inference(
+                torch.tensor([rows]), options, suffix=torch.zeros(1, 1, KNOWN.num_codebooks).long()
+            )
+        except (IndexError, RuntimeError) as error:  # of what it does when nothing has ended
+            print(f"{text}: {error}")
+            continue
+        codes = found[0].T - KNOWN.codec - KNOWN.codebook_size * torch.arange(KNOWN.num_codebooks)[:, None]
+        drawn.append(
+            {
+                "text": text,
+                "voice": voice.tolist(),
+                "prefix": rows,
+                "codes": codes.tolist(),
+                "drawn_lead": round(leads.found.pop(0), 6),
+                "filled_lead": round(min(leads.found.values()), 6),
+            }
+        )
+    return drawn
+
+
+def main() -> None:
+    """Writes the fixture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    out = parser.parse_args().out
+    made = replies()
+    out.write_text(json.dumps({"replies": made}) + "\n")
+    for reply in made:
+        print(len(reply["prefix"]), len(reply["codes"][0]), reply["drawn_lead"], reply["filled_lead"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""Utterances whose codebooks are filled in: whatever the chunks and the neighbours, the samples are those of one decode
+of what a fill of the whole gives."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stretto.codec.refinement.base import Passage, RefinedCodec
+from stretto.config import DecoderConfig
+from stretto.decoder.filling import PART_FRAMES
+from stretto.decoder.worker import DecoderWorker
+from stretto.errors import Cancelled, InvalidRequest
+from stretto.records.chunk import Chunk
+from stretto.records.delivery import OutputForm
+from stretto.streams.segment import Segment
+from tests.decoder.test_worker import expected_pcm, joined
+from tests.fakes import FakeCodec, RecordedReply
+
+ALONE = OutputForm(deterministic=True)
+POISON = 49  # an id of a prompt that cannot be filled
+
+
+class FakeRefinement:
+    """Fills codes that depend on all of the prompt, on all that was given, and on nothing else."""
+
+    num_streams, num_ids, codebook_size, max_rows = 2, 50, 7, 200
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.is_called, self.gate = threading.Event(), threading.Event()
+        self.gate.set()
+
+    def fill(self, passages: Sequence[Passage]) -> list[np.ndarray]:
+        self.is_called.set()
+        assert self.gate.wait(60)
+        self.sizes.append(len(passages))
+        if any((passage.prompt == POISON).any() for passage in passages):
+            raise ValueError("poisoned")
+        return [filled(passage.prompt, passage.given) for passage in passages]
+
+
+def filled(prompt: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """[2, T]: the fake codec hears the first codebook alone, so here that one shows what was filled."""
+    codes = (first + prompt.sum() + first.sum() * np.arange(1, len(first) + 1)) % 7
+    return np.stack([codes, codes])
+
+
+@pytest.fixture
+def refinement() -> FakeRefinement:
+    return FakeRefinement()
+
+
+@pytest.fixture
+def codec() -> FakeCodec:
+    return FakeCodec()
+
+
+@pytest.fixture
+def worker(codec: FakeCodec, refinement: FakeRefinement) -> Iterator[DecoderWorker]:
+    worker = DecoderWorker(RefinedCodec(codec, refinement), DecoderConfig(max_batch=8, stop_timeout_s=5))
+    yield worker
+    worker.stop()
+
+
+def prompt_of(name: str, length: int = 5) -> np.ndarray:
+    """Rows [2, P] of ids."""
+    return np.random.default_rng(len(name) + length).integers(0, 40, (2, length), np.int32)
+
+
+def push(
+    worker: DecoderWorker,
+    name: str,
+    index: int,
+    codes: np.ndarray | None,
+    is_final: bool = False,
+    form: OutputForm = OutputForm(),  # noqa: B008 (frozen)
+) -> RecordedReply:
+    """A chunk; the first brings a prompt."""
+    reply = RecordedReply(name=(name, index))
+    worker.push(name, Chunk(index, Segment.AUDIO, is_final=is_final, is_prompt=index == 0), codes, reply, form)
+    return reply
+
+
+def speak(
+    worker: DecoderWorker,
+    name: str,
+    prompt: np.ndarray,
+    first: np.ndarray,
+    borders: Sequence[int] = (),
+    form: OutputForm = OutputForm(),  # noqa: B008 (frozen)
+) -> list[RecordedReply]:
+    """Push a prompt and then codes [T] cut at `borders`."""
+    edges, replies = [0, *borders, len(first)], [push(worker, name, 0, prompt, form=form)]
+    for index, (begin, end) in enumerate(pairwise(edges), 1):
+        replies.append(push(worker, name, index, first[None, begin:end], index == len(edges) - 1))
+    return replies
+
+
+@st.composite
+def utterances(draw: st.DrawFn) -> tuple[np.ndarray, list[int]]:
+    """The first codebook of an utterance, and where its chunks end."""
+    length = draw(st.integers(1, 3 * PART_FRAMES))
+    first = np.random.default_rng(draw(st.integers(0, 99))).integers(0, 7, length, np.int32)
+    return first, sorted(draw(st.sets(st.integers(0, length), max_size=4)))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(utterances(), min_size=1, max_size=6), st.booleans())
+def test_chunks_and_neighbours_change_nothing(told: list[tuple[np.ndarray, list[int]]], is_alone: bool) -> None:
+    worker = DecoderWorker(RefinedCodec(FakeCodec(), FakeRefinement()), DecoderConfig(max_batch=4, stop_timeout_s=5))
+    form = ALONE if is_alone else OutputForm()
+    prompts = [prompt_of("p" * at, 1 + at) for at in range(len(told))]
+    replies = [
+        speak(worker, f"u{at}", prompt, first, borders, form)
+        for at, (prompt, (first, borders)) in enumerate(zip(prompts, told, strict=True))
+    ]
+    for prompt, (first, _), each in zip(prompts, told, replies, strict=True):
+        assert joined(each) == pytest.approx(expected_pcm(filled(prompt, first)), abs=1e-5)
+        assert [reply.pcm is None for reply in each] == [True] * (len(each) - 1) + [False]
+    assert worker.stats()["open_utterances"] == 0
+    worker.stop()
+
+
+def test_passages_of_like_length_are_filled_as_one_batch_and_others_apart(
+    worker: DecoderWorker, refinement: FakeRefinement
+) -> None:
+    refinement.gate.clear()
+    plug = speak(worker, "plug", prompt_of("plug"), np.ones(6, np.int32))
+    assert refinement.is_called.wait(60)
+    first = np.arange(40, dtype=np.int32) % 7
+    waiting = [speak(worker, f"u{at}", prompt_of("p", 8 + at), first[: 10 + at]) for at in range(3)]
+    waiting += [speak(worker, "long", prompt_of("p", 40), first)]
+    waiting += [speak(worker, "alone", prompt_of("p", 4), first[:10], form=ALONE)]
+    refinement.gate.set()
+    for replies in [plug, *waiting]:
+        for reply in replies:
+            assert reply.wait().error is None
+    assert sorted(refinement.sizes) == [1, 1, 1, 3]
+
+
+def test_who_cannot_be_filled_ends_alone(worker: DecoderWorker, refinement: FakeRefinement) -> None:
+    prompt, first = prompt_of("p"), np.arange(9, dtype=np.int32) % 7
+    bad = prompt.copy()
+    bad[1, 2] = POISON
+    replies = {name: speak(worker, name, rows, first) for name, rows in (("a", prompt), ("bad", bad), ("b", prompt))}
+    assert "poisoned" in str(replies["bad"][-1].wait().error)
+    for name in "ab":
+        assert joined(replies[name]) == pytest.approx(expected_pcm(filled(prompt, first)), abs=1e-5)
+    assert worker.stats()["open_utterances"] == 0
+
+
+def test_an_utterance_that_is_abandoned_before_its_end_is_forgotten(worker: DecoderWorker) -> None:
+    push(worker, "gone", 0, prompt_of("p")).wait()
+    push(worker, "gone", 1, np.zeros((1, 4), np.int32)).wait()
+    assert worker.stats()["session_bytes"] > 8 * 4
+    worker.abandon("gone")
+    late = push(worker, "gone", 2, np.zeros((1, 4), np.int32), is_final=True).wait()
+    assert isinstance(late.error, Cancelled | InvalidRequest)
+    assert worker.stats()["session_bytes"] == 0
+
+
+def test_a_reply_without_a_frame_has_no_samples(worker: DecoderWorker, refinement: FakeRefinement) -> None:
+    push(worker, "u", 0, prompt_of("p")).wait()
+    last = push(worker, "u", 1, None, is_final=True).wait()
+    assert (last.pcm, last.error) == (None, None)
+    assert not refinement.sizes
+
+
+def test_samples_come_at_the_rate_that_was_asked_for(worker: DecoderWorker) -> None:
+    first = np.arange(60, dtype=np.int32) % 7
+    pcm = joined(speak(worker, "u", prompt_of("p"), first, [10], OutputForm(sample_rate=4000)))
+    assert len(pcm) == 60 * 4 * 40  # the fake codec's rate is 100 Hz
+
+
+@pytest.mark.parametrize(
+    ("index", "codes", "message"),
+    [
+        (0, np.zeros((3, 4), np.int32), r"codes: expected a prompt of shape \[2, P >= 1\], got \[3, 4\]"),
+        (0, np.zeros((2, 0), np.int32), r"codes: expected a prompt of shape"),
+        (0, np.full((2, 4), 50, np.int32), r"codes: expected values in \[0, 50\), got \[50, 50\]"),
+        (0, None, r"chunk\.is_prompt: expected the prompt's rows"),
+        (1, np.zeros((2, 4), np.int32), r"codes: expected shape \[1, T\], got \[2, 4\]"),
+        (1, np.full((1, 4), 7, np.int32), r"codes: expected values in \[0, 7\), got \[7, 7\]"),
+        (1, np.full((1, 4), -1, np.int32), r"codes: expected values in \[0, 7\), got \[-1, -1\]"),
+        (1, np.zeros((1, 4), np.float32), "codes: expected an integer type, got float32"),
+        (1, np.zeros((1, 196), np.int32), "codes: expected at most 200 rows and frames, got 201"),
+    ],
+)
+def test_codes_that_cannot_be_filled_are_refused(
+    worker: DecoderWorker, index: int, codes: np.ndarray | None, message: str
+) -> None:
+    if index:
+        push(worker, "u", 0, prompt_of("p")).wait()
+    with pytest.raises(InvalidRequest, match=message):
+        raise push(worker, "u", index, codes).wait().error or AssertionError("not refused")
+    assert worker.stats()["open_utterances"] == 0
+
+
+@pytest.mark.parametrize(("index", "is_prompt"), [(0, False), (1, True)])
+def test_a_prompt_comes_first_and_once(worker: DecoderWorker, index: int, is_prompt: bool) -> None:
+    if index:
+        push(worker, "u", 0, prompt_of("p")).wait()
+    reply = RecordedReply()
+    worker.push("u", Chunk(index, Segment.AUDIO, is_prompt=is_prompt), np.zeros((2, 4), np.int32), reply)
+    with pytest.raises(InvalidRequest, match=r"chunk\.is_prompt: expected"):
+        raise reply.wait().error or AssertionError("not refused")
+
+
+def test_a_codec_that_is_whole_takes_no_prompt() -> None:
+    worker = DecoderWorker(FakeCodec(), DecoderConfig(stop_timeout_s=5))
+    with pytest.raises(InvalidRequest, match=r"chunk\.is_prompt: expected no prompt"):
+        raise push(worker, "u", 0, prompt_of("p")).wait().error or AssertionError("not refused")
+    worker.stop()

@@ -1,0 +1,98 @@
+"""VALL-E's release, converted: what does not fit is one clear line, and nothing is written."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from benchmarks.checkpoints.random_valle import command, convert, write_release
+from stretto.checkpoints.make_repository import main as make_repository
+from tests.refused_conversion import refused
+
+AR = "corelm.ar_decoder.blocks.1.attn."
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_release(tmp_path_factory.mktemp("valle") / "release")
+
+
+@pytest.fixture
+def release(published: Path, tmp_path: Path) -> Path:
+    """Links to the files of the release, which a test may replace."""
+    (tmp_path / "release").mkdir()
+    for path in published.iterdir():
+        (tmp_path / "release" / path.name).symlink_to(path)
+    return tmp_path / "release"
+
+
+def refusal(release: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a conversion ends with."""
+    out = release.parent / "out"
+    return refused(command(release, out), out, capsys)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda t: t.pop("corelm.emb.weight"), "missing: corelm.emb.weight"),
+        (lambda t: t.pop(f"{AR}key.weight"), f"missing: {AR}key.weight"),
+        (lambda t: t.pop("corelm.nar_decoder.level_emb.weight"), "missing: corelm.nar_decoder.level_emb.weight"),
+        (lambda t: t.update({f"{AR}key.bias": torch.ones(64)}), f"unknown: {AR}key.bias"),
+        (lambda t: t.update({f"{AR}value.bias": torch.ones(32)}), f"of another shape: {AR}value.bias [32] for [64]"),
+        (
+            lambda t: t.update({"corelm.nar_decoder.pos_emb.weight": torch.ones(9, 64)}),
+            "of another shape: corelm.nar_decoder.pos_emb.weight",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(
+    release: Path, edit: Callable[[dict[str, Any]], object], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = release / "valle.pth"
+    tensors = torch.load(path, weights_only=True)
+    edit(tensors)
+    path.unlink()
+    torch.save(tensors, path)
+    assert message in refusal(release, capsys)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda c: c.update(corelm="ar_delay"), "corelm: expected valle, got 'ar_delay'"),
+        (lambda c: c["corelm_conf"].update(qk_norm=True), "corelm_conf.qk_norm: norms of queries and keys"),
+        (lambda c: c["corelm_conf"].update(ar_layer=0), "corelm_conf.ar_layer: expected a whole number >= 1, got 0"),
+        (lambda c: c["corelm_conf"].update(head=3), "corelm_conf.att_unit: expected a multiple of head, 3, got 64"),
+        (lambda c: c.update(codec_token_in_use=7), "codec_token_in_use: expected a number >= 2 of codebooks"),
+        (lambda c: c["token_bias"].pop("text_bpe"), "token_bias.text_bpe is missing"),
+        (lambda c: c["token_bias"].update(codec=[256, 1256]), "token_bias.codec: expected [first, end) of 412 ids"),
+        (lambda c: c["token_list"].__setitem__(67, "<tts_task>"), "token_list: no <bpe_tts_task>"),
+        (lambda c: c["token_list"].__setitem__(5, "<eos>"), "token_list: expected <sos/eos> at 5, got <eos>"),
+        (lambda c: c["token_bias"].update(text_bpe=[380, 412]), "whose tokens have 32 ids; got one of"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_named(
+    release: Path, edit: Callable[[dict[str, Any]], object], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = release / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    edit(config)
+    path.unlink()
+    path.write_text(yaml.safe_dump(config))
+    assert message in refusal(release, capsys)
+
+
+def test_a_checkpoint_without_its_second_half_is_not_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = convert(tmp_path)
+    record = json.loads((checkpoint / "config.json").read_text())
+    assert (record["vocab_size"], record["speech_family"]) == (413, "valle")
+    shutil.rmtree(checkpoint / "refinement")
+    assert make_repository(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "served")]) == 1
+    assert "expected refinement/, which fills valle's codebooks" in capsys.readouterr().err
+    assert not (tmp_path / "served").exists()

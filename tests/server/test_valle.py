@@ -1,0 +1,87 @@
+"""VALL-E through the real server: a recipe's files, converter, repository, server, client.
+
+What comes back is what its authors' own code says of the same weights, greedily.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.checkpoints.random_valle import convert
+from benchmarks.code_streams import stream
+from stretto.checkpoints.make_repository import make
+from stretto.codec.registry import load_codec
+from tests.server.conftest import Server
+from tests.valle_release import REPLIES
+
+# By night: tests/engine/test_valle.py, tests/codec/refinement/test_valle.py and tests/decoder/test_filling.py hold each
+# part to the same replies.
+pytestmark = [pytest.mark.server, pytest.mark.nightly]
+
+GREEDY = {"audio": {"temperature": 0.0, "max_rows": 120}, "output": {"codes": True}, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path]]:
+    folder = tmp_path_factory.mktemp("valle")
+    checkpoint = convert(folder)
+    make(checkpoint, folder / "repository", {})
+    server = Server(folder, folder / "repository")
+    try:
+        server.start()
+        yield server, checkpoint
+    finally:
+        server.stop()
+
+
+def asked(reply: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of the request that a reply of the fixture answers."""
+    turns = [{"role": "system", "codes": reply["voice"]}, {"role": "user", "text": reply["text"]}]
+    return {"messages": json.dumps(turns)}
+
+
+@pytest.mark.parametrize("at", range(len(REPLIES)))
+def test_a_reply_sounds_as_what_the_authors_filled(served: tuple[Server, Path], at: int) -> None:
+    server, checkpoint = served
+    answer = server.ask(GREEDY, **asked(REPLIES[at]))
+    assert answer.error is None
+    codes = np.array(REPLIES[at]["codes"])
+    drawn = [np.array(event["codes"]) for event in answer.events if "codes" in event]
+    np.testing.assert_array_equal(np.concatenate(drawn, axis=1), codes[:1])
+    sounds = [response.pcm for response in answer.responses if response.pcm is not None and len(response.pcm)]
+    assert len(sounds) == 1  # with the last chunk
+    pcm = stream(load_codec("espnet_dac", checkpoint), torch.from_numpy(codes)[None], [codes.shape[1]])[0].numpy()
+    np.testing.assert_allclose(sounds[0], pcm, atol=1e-4)
+    assert len(pcm) == codes.shape[1] * 320  # 16 kHz
+    assert np.abs(pcm).max() > 0.01
+
+
+def test_a_recording_is_a_voice_and_a_reply_may_be_guided(served: tuple[Server, Path]) -> None:
+    server, _ = served
+    pcm = (np.sin(np.arange(9_000) ** 1.3 / 300) / 2).astype(np.float32)
+    turns = [{"role": "system", "audio": "pcm_in"}, {"role": "user", "text": "a well"}]
+    inputs = {"messages": json.dumps(turns), "pcm_in": pcm, "sample_rate": np.array([16_000], np.int32)}
+    answers = [server.ask({**GREEDY, "guidance_scale": scale}, **inputs) for scale in (1.0, 2.0)]
+    for answer in answers:
+        assert answer.error is None
+        report = answer.events[-1]["report"]
+        assert report["audio_s"] == pytest.approx(report["num_frames"] / 50)
+    assert answers[1].events[-1]["report"]["guided_frames"] == answers[1].events[-1]["report"]["num_frames"] > 0
+
+
+def test_bad_input_is_refused_by_its_field(served: tuple[Server, Path]) -> None:
+    server, _ = served
+    codes = [{"role": "system", "codes": [[1, 2]] * 7}, {"role": "user", "text": "a"}]
+    for inputs, message in (
+        ({"text": "a"}, "messages: expected a system turn with audio, the voice to speak in"),
+        ({"messages": json.dumps(codes)}, "messages[0].codes: expected 8 streams, got 7 streams"),
+        ({"text": "a", "options": '{"voice": "anna"}'}, "options.voice: expected none"),
+    ):
+        answer = server.ask(**inputs)
+        assert answer.error is not None
+        assert f"invalid request: {message}" in answer.error

@@ -1,0 +1,39 @@
+"""What the authors' own VALL-E replied, and the prompts that the engine is given of the same."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.checkpoints.random_valle import KNOWN
+from stretto.families.base import Family
+from stretto.families.tokenizer import TextTokenizer
+from stretto.families.valle.prompt import ValleTemplate
+from stretto.preprocessing.conversation import Piece
+from stretto.preprocessing.subwords import Subwords
+from stretto.records.prompt import Prompt
+from stretto.records.sampling import SamplingConfig, SegmentSampling
+from tests.fakes import FrameCounter
+
+FIXTURE = Path(__file__).parent / "data" / "valle_replies.json"
+REPLIES: list[dict[str, Any]] = json.loads(FIXTURE.read_text())["replies"]
+GREEDY = SamplingConfig(SegmentSampling(temperature=0.0), SegmentSampling(temperature=0.0, max_rows=120), seed=1)
+
+
+def open_valle(checkpoint: Path, family: Family) -> ValleTemplate:
+    """The template over a converted checkpoint, for voices in codes."""
+    codec = FrameCounter(num_codebooks=KNOWN.num_codebooks, codebook_size=KNOWN.codebook_size)
+    return ValleTemplate(family, KNOWN, Subwords(TextTokenizer.at(checkpoint), family), codec)
+
+
+def rows_of(reply: dict[str, Any], template: ValleTemplate, family: Family) -> np.ndarray:
+    """The rows of a reply's prompt, as the template writes them."""
+    voice = Piece("system", "messages[0]", codes=np.array(reply["voice"]))
+    said = Piece("user", "messages[1].text", text=reply["text"])
+    return template.write(family.tasks[0], (voice, said), None).rows
+
+
+def prompt_of(reply: dict[str, Any], template: ValleTemplate, family: Family) -> Prompt:
+    """What a reply of the fixture answers, drawn greedily as it was."""
+    return Prompt("tts", rows_of(reply, template, family), GREEDY)
