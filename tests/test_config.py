@@ -69,6 +69,18 @@ def test_how_many_may_wait_is_taken_from_the_file_too(tmp_path: Path) -> None:
     assert (config.engine_args, config.max_waiting) == ({"max_num_seqs": 4}, 0)
 
 
+def test_a_target_of_first_frames_is_taken_from_the_file_too(tmp_path: Path) -> None:
+    (tmp_path / "engine.json").write_text('{"max_num_seqs": 4, "first_frame_target_s": 1.5}')
+    config = EngineConfig.from_file(tmp_path / "engine.json", tmp_path)
+    assert (config.engine_args, config.first_frame_target_s) == ({"max_num_seqs": 4}, 1.5)
+
+
+@pytest.mark.parametrize("value", [0, -1.5, "soon", True, float("inf"), float("nan")])
+def test_a_target_of_first_frames_out_of_range_is_named(value: object, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"first_frame_target_s must be > 0, or null for none, got {value!r}"):
+        EngineConfig(tmp_path, first_frame_target_s=value)  # type: ignore[arg-type]
+
+
 def test_adapters_lie_beside_the_checkpoint_or_where_they_are_said_to(tmp_path: Path) -> None:
     (tmp_path / "engine.json").write_text('{"adapters": {"near": "adapters/near", "far": "/srv/far"}}')
     config = EngineConfig.from_file(tmp_path / "engine.json", tmp_path / "checkpoint")

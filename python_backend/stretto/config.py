@@ -17,6 +17,8 @@ class EngineConfig:
     (`generation`) are admitted, so that neither kind keeps the other waiting; a kind that is not named has no limit.
     max_waiting: how many sequences may wait for a place in the batch, beyond the `max_num_seqs` that are in it, before
     further requests are refused as `full`; a guided reply has two. None for as many as come.
+    first_frame_target_s: seconds within which first frames should come; as long as they do not, fewer replies are let
+    in (`engine/frontend/flight_limit.py`). None: how many is bounded by `max_waiting` alone.
     batch_invariant: whether logits may not depend on what else is in the batch, on a GPU and at a cost.
     adapters: folders of LoRA adapters, as PEFT writes them, by the names that requests use; relative to `checkpoint`.
     """
@@ -26,6 +28,7 @@ class EngineConfig:
     kv_share: dict[str, float] = field(default_factory=dict)
     batch_invariant: bool = False
     max_waiting: int | None = None
+    first_frame_target_s: float | None = None
     adapters: Mapping[str, str | Path] = field(default_factory=dict)
 
     RESERVED = ("model", "scheduler_cls", "skip_tokenizer_init")
@@ -45,6 +48,11 @@ class EngineConfig:
         waiting = self.max_waiting
         if waiting is not None and (isinstance(waiting, bool) or not isinstance(waiting, int) or waiting < 0):
             raise ValueError(f"max_waiting must be >= 0, or null for no bound, got {waiting!r}")
+        target = self.first_frame_target_s
+        if target is not None and (
+            isinstance(target, bool) or not isinstance(target, int | float) or not 0 < target < float("inf")
+        ):
+            raise ValueError(f"first_frame_target_s must be > 0, or null for none, got {target!r}")
         if not isinstance(self.adapters, Mapping):
             raise ValueError(f"adapters: expected names and folders, got {self.adapters!r}")
         for name, folder in self.adapters.items():
@@ -60,11 +68,9 @@ class EngineConfig:
     def from_file(cls, engine_json: Path, checkpoint: Path) -> "EngineConfig":
         """Engine arguments, and the above, from a JSON object on disk (`language_model/1/engine.json`)."""
         record = json.loads(engine_json.read_text())
-        kv_share = record.pop("kv_share", {})
-        batch_invariant = record.pop("batch_invariant", False)
-        max_waiting = record.pop("max_waiting", None)
-        adapters = record.pop("adapters", {})
-        return cls(checkpoint, record, kv_share, batch_invariant, max_waiting, adapters)
+        names = {each.name for each in fields(cls)} - {"checkpoint", "engine_args"}
+        ours = {name: record.pop(name) for name in names & set(record)}
+        return cls(checkpoint, record, **ours)
 
 
 @dataclass(frozen=True, slots=True)

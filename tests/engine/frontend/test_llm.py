@@ -15,6 +15,7 @@ from transformers import PretrainedConfig
 
 from stretto.config import EngineConfig
 from stretto.engine.frontend.llm import SpeechLLM
+from stretto.engine.frontend.places import Places
 from stretto.engine.request.wire import Trailer
 from stretto.errors import InvalidRequest, NoPlace
 from stretto.families.text_codec import SILENT
@@ -88,6 +89,24 @@ async def test_a_reply_is_the_reference_s_and_its_report_adds_up(llm: SpeechLLM,
     assert report.seed == prompt.sampling.seed
     assert report.guidance_scale == prompt.sampling.guidance_scale
     assert 0 <= report.queue_s < report.first_frame_s <= report.total_s
+
+
+async def test_as_long_as_first_frames_come_late_a_reply_beside_others_is_refused(
+    llm: SpeechLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A target that nothing meets: the second of two replies cuts the bound to what one of them takes."""
+    monkeypatch.setattr(llm, "_places", Places(6, WAITING, lambda _: True, lambda: 0, target_s=1e-9))
+    prompts = [make_prompt(TINY, seed, "tts", guidance_scale=2.0) for seed in range(2)]
+    first, second = (llm.generate(prompt) for prompt in prompts)
+    await anext(first)
+    async for chunk in second:
+        if chunk.codes is not None:
+            break
+    with pytest.raises(NoPlace, match=r"as many as begin within 1e-09 s, and this reply has 2; try again"):
+        await anext(llm.generate(prompts[0]))
+    await first.aclose()
+    await second.aclose()
+    assert await collect(llm, prompts[1])
 
 
 class Silent:

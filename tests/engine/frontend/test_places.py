@@ -107,3 +107,33 @@ def test_several_engines_run_more(num_engines: int, expected: int) -> None:
         ids.clear()
         with places.take("as all have ended", expected):
             pass
+
+
+def test_as_long_as_first_frames_come_late_fewer_are_let_in() -> None:
+    places = Places(8, 0, lambda _: True, lambda: 0, target_s=0.5)
+    with places.take("a", 2), places.take("b", 2) as late:
+        late.see_first_frame(1.0)
+        said = "4 sequences are already in flight, as many as begin within 0.5 s, and this reply has 2; try again"
+        with pytest.raises(NoPlace, match=said), places.take("c", 2):
+            pass
+    for number in range(4):
+        with places.take("beside", 2), places.take(f"in time {number}", 2) as place:
+            place.see_first_frame(0.1)
+    with places.take("a", 2), places.take("b", 2), places.take("c", 2):
+        pass
+
+
+def test_without_a_target_late_first_frames_change_nothing() -> None:
+    places = Engine().places(4, 0)
+    with places.take("a", 2), places.take("b", 2) as late:
+        late.see_first_frame(1e9)
+    with places.take("a", 2), places.take("b", 2):
+        pass
+
+
+def test_a_reply_that_waits_for_words_is_not_late() -> None:
+    places = Places(8, 0, lambda _: True, lambda: 0, target_s=0.5)
+    with places.take("a", 2), places.take("open", 2, is_timed=False) as waits:
+        waits.see_first_frame(60.0)
+        with places.take("c", 2):
+            pass

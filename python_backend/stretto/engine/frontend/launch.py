@@ -32,7 +32,8 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
     folders = config.adapter_folders
     arguments = config.engine_args | adapters.lora_arguments(folders)
     paths = {name: str(folder) for name, folder in folders.items()}
-    ours = {"kv_share": config.kv_share, "max_waiting": config.max_waiting, adapters.KEY: paths}
+    ours = {name: getattr(config, name) for name in ("kv_share", "max_waiting", "first_frame_target_s")}
+    ours[adapters.KEY] = paths
     ours = {name: value for name, value in ours.items() if value not in (None, {})}
     if ours:
         arguments["additional_config"] = arguments.get("additional_config", {}) | ours

@@ -137,7 +137,7 @@ class SpeechLLM:
         self._stats.active += 1
         self._stats.pairs += is_guided
         try:
-            with self._places.take(request_id, 1 + is_guided) as place:
+            with self._places.take(request_id, 1 + is_guided, not prompt.is_open) as place:
                 async with aclosing(self._generate(prompt, place, pacer)) as chunks:
                     async for chunk in chunks:
                         yield chunk
@@ -148,7 +148,7 @@ class SpeechLLM:
             self._stats.pairs -= is_guided
 
     async def _generate(self, prompt: Prompt, place: Place, pacer: Pacer | None) -> AsyncGenerator[LMChunk, None]:
-        clock, request_id = _Clock(), place.request_id
+        clock, request_id = _Clock(place), place.request_id
         tracker = SegmentTracker(self._rules, self.family.task(prompt.task), len(prompt.rows))
         pacer = pacer or Pacer(prompt.delivery.chunking)
         utterance = Utterance(tracker, prompt.words, self._text, pacer, prompt.delivery.with_codes)
@@ -199,8 +199,8 @@ class SpeechLLM:
 class _Clock:
     """Seconds since a reply was asked for."""
 
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
+    def __init__(self, place: Place) -> None:
+        self._place, self._start = place, time.perf_counter()
         self.first_frame_s: float | None = None
 
     @property
@@ -208,9 +208,10 @@ class _Clock:
         return time.perf_counter() - self._start
 
     def see(self, chunk: LMChunk) -> None:
-        """Note when the first frames pass."""
+        """Note when the first frames pass, and tell whoever lets others in."""
         if chunk.codes is not None and self.first_frame_s is None:
             self.first_frame_s = self.elapsed_s
+            self._place.see_first_frame(self.first_frame_s)
 
 
 def _split(output: RequestOutput) -> tuple[list[int], Trailer | None]:

@@ -1,14 +1,17 @@
 """How many replies the engine is given at once: those that it runs, and a bounded number that wait for their first row.
 
 A reply beyond that is refused before anything of it is queued: who is let in begins to hear soon, and who is not knows
-it at once and may ask elsewhere.
+it at once and may ask elsewhere. Where first frames have a target, fewer are let in as long as these come late.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
+from stretto.engine.frontend.flight_limit import FlightLimit
 from stretto.engine.request.shared_stats import SharedStats
 from stretto.errors import NoPlace
 
@@ -16,20 +19,24 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.engine.async_llm import AsyncLLM
 
-KEY = "max_waiting"  # in vLLM's `additional_config`
+KEY, TARGET_KEY = "max_waiting", "first_frame_target_s"  # in vLLM's `additional_config`
 
 
 @dataclass(slots=True, eq=False)
 class Place:
-    """One reply's. has_begun: the engine knows of it, and whether it is still there can be asked."""
+    """One reply's. has_begun: the engine knows of it, and whether it is still there can be asked.
+
+    see_first_frame: is told how many seconds after it was let in the reply had its first frame.
+    """
 
     request_id: str
     num_sequences: int
+    see_first_frame: Callable[[float], None] = lambda _: None
     has_begun: bool = False
 
 
 class Places:
-    """Of sequences, of which a guided reply has two. max_waiting: None for no bound.
+    """Of sequences, of which a guided reply has two. max_waiting: None for no bound. target_s: see `FlightLimit`.
 
     A reply has its place until the engine has made its last row, however slowly it is heard. One whose text is open and
     that waits for words has given it to others (`num_parked` says how many these are).
@@ -41,8 +48,11 @@ class Places:
         max_waiting: int | None,
         is_in_engine: Callable[[str], bool],
         num_parked: Callable[[], int],
+        target_s: float | None = None,
     ):
         self._max_running, self._max_waiting = max_running, max_waiting
+        most = math.inf if max_waiting is None else max_running + max_waiting
+        self._limit = FlightLimit(target_s, most) if target_s else None
         self._is_in_engine, self._num_parked = is_in_engine, num_parked
         self._places: set[Place] = set()
 
@@ -58,7 +68,8 @@ class Places:
         def num_parked() -> int:
             return int(shared.read().replies_without_words)
 
-        return cls(max_running, config.additional_config.get(KEY), is_in_engine, num_parked)
+        waiting, target_s = (config.additional_config.get(key) for key in (KEY, TARGET_KEY))
+        return cls(max_running, waiting, is_in_engine, num_parked, target_s)
 
     def num_taken(self) -> int:
         """Sequences of replies that the engine has not finished, or does not know of yet."""
@@ -68,18 +79,29 @@ class Places:
         return max(0, taken - self._num_parked())
 
     @contextmanager
-    def take(self, request_id: str, num_sequences: int) -> Iterator[Place]:
-        """A place for as long as the block runs; NoPlace where there is none."""
-        if self._max_waiting is not None and self._places:
-            taken = self.num_taken()
-            if taken and taken + num_sequences > self._max_running + self._max_waiting:
-                raise NoPlace(
-                    f"{taken} sequences are already in flight, of which {self._max_running} run and"
-                    f" {self._max_waiting} may wait, and this reply has {num_sequences}; try again"
-                )
+    def take(self, request_id: str, num_sequences: int, is_timed: bool = True) -> Iterator[Place]:
+        """A place for as long as the block runs; NoPlace where there is none. is_timed: its first frame can be late."""
+        taken = self.num_taken() if self._places else 0
+        if taken:
+            self._check_room(taken, num_sequences)
         place = Place(request_id, num_sequences)
+        if self._limit and is_timed:
+            place.see_first_frame = partial(self._limit.see, self._limit.enter(num_sequences, taken + num_sequences))
         self._places.add(place)
         try:
             yield place
         finally:
             self._places.discard(place)
+
+    def _check_room(self, taken: int, num_sequences: int) -> None:
+        wanted = taken + num_sequences
+        if self._max_waiting is not None and wanted > self._max_running + self._max_waiting:
+            raise NoPlace(
+                f"{taken} sequences are already in flight, of which {self._max_running} run and"
+                f" {self._max_waiting} may wait, and this reply has {num_sequences}; try again"
+            )
+        if self._limit and wanted > self._limit.value:
+            raise NoPlace(
+                f"{taken} sequences are already in flight, as many as begin within {self._limit.target_s:g} s, and this"
+                f" reply has {num_sequences}; try again"
+            )
