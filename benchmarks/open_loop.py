@@ -2,6 +2,7 @@
 
     python -m benchmarks.open_loop                          # a server of its own: results/open_loop.jsonl
     python -m benchmarks.open_loop --shares 0.5 1 --arrivals bursts --seconds 30
+    python -m benchmarks.open_loop --first-frame-target-s 1 --closed-loop-rate 3.7    # at the rates of another run
 
 A closed loop tells how many requests a second the server ends (`--concurrency` streams); then requests come at shares
 of that, at random times (Poisson), or in bursts of `--burst` at random times. They are of three lengths, two in three
@@ -13,9 +14,13 @@ for each rate.
 
 import argparse
 import asyncio
+import json
 import random
+import shutil
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -133,7 +138,7 @@ async def measure(server: str, arguments: argparse.Namespace) -> list[dict[str, 
     async with SpeechClient(server) as client:
         mix = Mix(client, arguments.seed)
         await closed(mix, 4, 1.0)  # the first of all warm up
-        full = await closed(mix, arguments.concurrency, arguments.seconds)
+        full = arguments.closed_loop_rate or await closed(mix, arguments.concurrency, arguments.seconds)
         for share in sorted(arguments.shares):
             rate = share * full
             number = max(arguments.least, round(rate * arguments.seconds))
@@ -149,9 +154,23 @@ async def measure(server: str, arguments: argparse.Namespace) -> list[dict[str, 
 
 def main(arguments: argparse.Namespace) -> None:
     """Start a server, ask, write the lines."""
-    with serving(arguments.model_repository) as server:
+    target_s = arguments.first_frame_target_s
+    about = {"first_frame_target": f"{target_s:g} s" if target_s else "none"}
+    with tempfile.TemporaryDirectory() as folder, serving(with_target(arguments, Path(folder))) as server:
         for record in asyncio.run(measure(server, arguments)):
-            append_result(arguments.out, "open_loop", record)
+            append_result(arguments.out, "open_loop", about | record)
+
+
+def with_target(arguments: argparse.Namespace, folder: Path) -> Path:
+    """The repository to serve; a copy in `folder` where it is given a target of first frames."""
+    repository: Path = arguments.model_repository
+    if arguments.first_frame_target_s is None:
+        return repository
+    copy = shutil.copytree(repository, folder / "repository")
+    path = copy / "language_model" / "1" / "engine.json"
+    record = json.loads(path.read_text()) | {"first_frame_target_s": arguments.first_frame_target_s}
+    path.write_text(json.dumps(record))
+    return copy
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -162,6 +181,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--arrivals", choices=("poisson", "bursts"), default="poisson")
     add("--burst", type=int, default=8, help="requests of a burst")
     add("--concurrency", type=int, default=16, help="streams of the closed loop")
+    add("--closed-loop-rate", type=float, help="what the closed loop told another run, which this one is held to")
+    add("--first-frame-target-s", type=float, help="of `engine.json`: fewer are let in where first frames are later")
     add("--seconds", type=float, default=60.0, help="of the closed loop, and of each rate")
     add("--least", type=int, default=120, help="requests of a rate: with 100 that speak there is a p99")
     add("--target-s", type=float, default=1.5, help="in which the first sound is to be heard")

@@ -3,15 +3,17 @@
 import argparse
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.open_loop import Mix, closed, figures, in_bursts, is_good, knee, measure, opened
+from benchmarks.open_loop import Mix, closed, figures, in_bursts, is_good, knee, measure, opened, parse, with_target
 from benchmarks.pictures import PLOTS
 from benchmarks.report import knee_of
 from benchmarks.speech_metrics import Trace
+from stretto.config import EngineConfig
 from stretto_client import SpeechClient
 from tests.client.fake_server import Chunk, ErrorText, FakeServer, Request, Step
 
@@ -129,7 +131,7 @@ def test_a_full_server_refuses_and_the_others_are_heard() -> None:
 
 def test_rates_are_measured_from_the_lowest_on_and_each_has_the_knee() -> None:
     given = argparse.Namespace(seed=0, concurrency=2, seconds=0.05, shares=[2.0, 0.5], least=5, target_s=60.0)
-    given.arrivals, given.burst = "bursts", 4
+    given.arrivals, given.burst, given.closed_loop_rate = "bursts", 4, None
 
     async def ask(client: SpeechClient) -> Any:
         return await measure(client.server, given)
@@ -138,3 +140,17 @@ def test_rates_are_measured_from_the_lowest_on_and_each_has_the_knee() -> None:
     assert (low["share"], high["share"]) == (0.5, 2.0)
     assert low["knee"] == high["knee"] == high["rate"] > low["rate"]
     assert low["burst"] == 4
+    given.closed_loop_rate = 100.0
+    low, high = run(lambda _: SPOKEN, ask)
+    assert (low["rate"], high["rate"], high["closed_loop_rate"]) == (50.0, 200.0, 100.0)
+
+
+def test_a_target_of_first_frames_is_served_from_a_copy(tmp_path: Path) -> None:
+    engine = tmp_path / "mine" / "language_model" / "1" / "engine.json"
+    engine.parent.mkdir(parents=True)
+    engine.write_text('{"max_num_seqs": 4}')
+    words = ["--model-repository", str(tmp_path / "mine")]
+    assert with_target(parse(words), tmp_path) == tmp_path / "mine"
+    copy = with_target(parse([*words, "--first-frame-target-s", "1"]), tmp_path)
+    assert EngineConfig.from_file(copy / "language_model/1/engine.json", copy).first_frame_target_s == 1
+    assert engine.read_text() == '{"max_num_seqs": 4}'
