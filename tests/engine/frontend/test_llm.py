@@ -22,6 +22,7 @@ from stretto.families.text_codec import SILENT
 from stretto.families.tiny.family import TINY
 from stretto.records.chunk import GuidanceChange, LMChunk
 from stretto.records.prompt import Prompt
+from stretto.streams.chunking import ChunkPolicy
 from tests.engine.forking import forked_processes
 from tests.engine.harness import DEFAULTS
 from tests.engine.prompts import make_prompt
@@ -107,6 +108,22 @@ async def test_as_long_as_first_frames_come_late_a_reply_beside_others_is_refuse
     await first.aclose()
     await second.aclose()
     assert await collect(llm, prompts[1])
+
+
+async def test_a_first_chunk_that_its_client_wants_large_is_not_late(
+    llm: SpeechLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llm, "_places", Places(6, WAITING, lambda _: True, lambda: 0, target_s=1e-9))
+    prompts = [make_prompt(TINY, seed, "tts", guidance_scale=2.0) for seed in range(2)]
+    chunking = ChunkPolicy(TINY.first_chunk_frames + 1, TINY.steady_chunk_frames)
+    large = [replace(prompt, delivery=replace(prompt.delivery, chunking=chunking)) for prompt in prompts]
+    first = llm.generate(large[0])
+    await anext(first)
+    assert await collect(llm, large[1])
+    third = llm.generate(prompts[0])
+    assert await anext(third)
+    await first.aclose()
+    await third.aclose()
 
 
 class Silent:

@@ -1,5 +1,6 @@
 """Who is let in: so many sequences as run, and a bounded number that wait; a guided reply has two."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -137,3 +138,22 @@ def test_a_reply_that_waits_for_words_is_not_late() -> None:
         waits.see_first_frame(60.0)
         with places.take("c", 2):
             pass
+
+
+@pytest.mark.parametrize(("has_begun", "is_room"), [(False, False), (True, True)])
+def test_who_gives_up_before_the_engine_has_begun_was_late(has_begun: bool, is_room: bool) -> None:
+    places = Places(8, 0, lambda _: True, lambda: 0, target_s=1e-9)
+    with places.take("a", 2), places.take("b", 2):
+        with places.take("gives up", 2) as place:
+            place.has_begun = has_begun
+        with nullcontext() if is_room else pytest.raises(NoPlace), places.take("c", 2):
+            pass
+
+
+def test_who_gives_up_sooner_says_nothing() -> None:
+    places = Places(400, 0, lambda _: True, lambda: 0, target_s=1e9)
+    with places.take("a", 2), places.take("b", 2), places.take("late", 2) as late:
+        late.see_first_frame(1e10)
+        for number in range(100):
+            with pytest.raises(NoPlace), places.take("c", 2), places.take(f"gives up {number}", 2):
+                pass

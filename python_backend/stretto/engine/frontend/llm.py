@@ -137,7 +137,7 @@ class SpeechLLM:
         self._stats.active += 1
         self._stats.pairs += is_guided
         try:
-            with self._places.take(request_id, 1 + is_guided, not prompt.is_open) as place:
+            with self._places.take(request_id, 1 + is_guided, _is_timed(prompt, self.family)) as place:
                 async with aclosing(self._generate(prompt, place, pacer)) as chunks:
                     async for chunk in chunks:
                         yield chunk
@@ -194,6 +194,11 @@ class SpeechLLM:
             guidance_changes=tuple(utterance.guidance_changes),
             held_s=trailer.held_us / 1e6,
         )
+
+
+def _is_timed(prompt: Prompt, family: Family) -> bool:
+    """Whether a late first frame is the server's doing: the reply waits for no words and for no larger first chunk."""
+    return not prompt.is_open and prompt.delivery.chunking.first_frames <= family.first_chunk_frames
 
 
 class _Clock:

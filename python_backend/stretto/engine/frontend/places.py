@@ -5,6 +5,7 @@ it at once and may ask elsewhere. Where first frames have a target, fewer are le
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,10 +89,14 @@ class Places:
         if self._limit and is_timed:
             place.see_first_frame = partial(self._limit.see, self._limit.enter(num_sequences, taken + num_sequences))
         self._places.add(place)
+        begun = time.perf_counter()
         try:
             yield place
         finally:
             self._places.discard(place)
+            waited_s = time.perf_counter() - begun
+            if self._limit and not place.has_begun and waited_s > self._limit.target_s:
+                place.see_first_frame(waited_s)  # who gives up before the engine has begun would have been late
 
     def _check_room(self, taken: int, num_sequences: int) -> None:
         wanted = taken + num_sequences
