@@ -2,14 +2,16 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.code_streams import chunks_of, random_codes, stream
-from stretto.codec.base import Window
+from stretto.codec.base import Whole, Window
 from stretto.config import DecoderConfig
 from stretto.decoder.batching import next_group
 from stretto.decoder.launching import Flight
@@ -167,6 +169,44 @@ def test_a_batch_is_never_larger_than_the_limit(codec: FakeCodec) -> None:
         reply.wait()
     assert [batch[0] for batch in codec.batches[1:]] == [4, 4, 2]
     worker.stop()
+
+
+def test_whole_utterances_are_answered_one_by_one(codec: FakeCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode, answered = codec.decode, list[int]()
+    log = list[RecordedReply]()
+    monkeypatch.setattr(codec, "spec", replace(codec.spec, streaming=Whole(9)))
+    monkeypatch.setattr(codec, "decode", lambda window: (answered.append(len(log)), decode(window))[1])
+    worker = DecoderWorker(codec, DecoderConfig(max_batch=8))
+    pile_up(worker, codec)
+    replies = [push(worker, f"u{i}", 0, frames(1, 2, 3), is_final=True, log=log) for i in range(3)]
+    codec.gate.set()
+    for reply in replies:
+        assert np.allclose(reply.wait().pcm, expected_pcm(frames(1, 2, 3)))
+    assert answered == [0, 0, 1, 2]  # before the first, which they have waited for, and before each of them
+    worker.stop()
+
+
+def test_nothing_is_decoded_for_a_caller_who_has_left_while_others_were_heard(
+    codec: FakeCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has been taken in, and waits for one that was there before."""
+    decode, replies = codec.decode, list[RecordedReply]()
+
+    def leave(window: Window) -> tuple[torch.Tensor, torch.Tensor]:
+        replies[1].cancelled = len(codec.batches) == 1  # while the first of them is decoded
+        return decode(window)
+
+    worker = DecoderWorker(codec, DecoderConfig(max_batch=1))
+    pile_up(worker, codec)
+    replies += [push(worker, f"u{i}", 0, frames(i, 2, 3), is_final=True) for i in range(3)]
+    monkeypatch.setattr(codec, "decode", leave)
+    codec.gate.set()
+    assert isinstance(replies[1].wait().error, Cancelled)
+    for i in (0, 2):
+        assert np.allclose(replies[i].wait().pcm, expected_pcm(frames(i, 2, 3)))
+    worker.stop()
+    assert len(codec.batches) == 3
+    assert (worker.stats()["cancelled"], worker.stats()["open_utterances"]) == (1, 0)
 
 
 def test_a_chunk_without_enough_frames_is_answered_without_samples(worker: DecoderWorker) -> None:

@@ -38,6 +38,8 @@ class DecodingLoop:
         self._counts = counts
         self._sessions = sessions
         self._launcher = make_launcher(codec, config)
+        # Whole utterances are long, and a batch of them is decoded one by one: none is to wait for those behind it.
+        self._limit = 1 if codec.spec.max_frames is not None else config.max_batch
         self.unanswered = Unanswered(counts)  # in hand
         self._jobs: list[Job] = []  # admitted, at most one of an utterance
         # In flight, and when each was launched by the stopwatch.
@@ -80,7 +82,7 @@ class DecodingLoop:
             self._jobs = []
         self._jobs = [job for job in self._jobs if self._is_wanted(job)]
         if self._jobs:
-            self._launch(next_group(self._jobs, self._config.max_batch))
+            self._launch(next_group(self._jobs, self._limit))
         while len(self._batches) > (self._launcher.depth if self._jobs else 0):
             self._land(*self._batches.popleft())
 
@@ -102,6 +104,7 @@ class DecodingLoop:
             if pending.reply.is_cancelled():
                 raise Cancelled("the client cancelled the request")
             session = self._sessions.advance(pending.utterance, pending.chunk.index, pending.form)
+            self._sessions.take_voice(session, pending.chunk)
             self._sessions.take_reference(session, pending.chunk, pending.codes)
             self._go_on(pending, session)
         except Exception as error:
@@ -122,9 +125,21 @@ class DecodingLoop:
             self.unanswered.refuse(job.pending, Cancelled("the utterance is over"))
         return is_wanted
 
+    def _is_waited_for(self, job: Job) -> bool:
+        """Whether somebody still waits for a job, which may have waited long; without that its utterance ends here."""
+        has_left = job.pending.reply.is_cancelled()
+        if has_left:
+            self._fail(job.pending, Cancelled("the client cancelled the request"))
+        return not has_left
+
     def _launch(self, group: list[Job]) -> None:
-        """Launch a group; if that fails, each of it alone, so that only the culprit's utterance ends."""
+        """Launch a group without those whose callers have left; if that fails, each of it alone, so that only the
+        culprit's utterance ends.
+        """
         self._jobs = [job for job in self._jobs if job not in group]
+        group = [job for job in group if self._is_waited_for(job)]
+        if not group:
+            return
         begun = self.stopwatch()
         try:
             self._batches.append((launch(group, self._launcher, self._codec), begun))
