@@ -41,7 +41,7 @@ def test_context_that_cannot_be_is_refused(streaming: Windowed | Stateful, tail:
 def test_a_codec_of_whole_utterances_waits_for_their_end() -> None:
     spec = make_spec(Whole(9))
     assert [spec.complete(frames) for frames in (1, 8, 9)] == [0, 0, 9]
-    assert (spec.blocks, spec.max_frames, spec.left_frames, spec.right_frames) == ((9,), 9, 0, 0)
+    assert (spec.blocks, spec.max_frames, spec.left_frames, spec.right_frames) == ((), 9, 0, 0)
     assert spec.with_right_frames(0) == spec
     assert make_spec(Stateful(4, 3)).max_frames is None
 

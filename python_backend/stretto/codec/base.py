@@ -145,9 +145,7 @@ class CodecSpec:
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """Sizes of the blocks that it decodes as wholes, the last again and again; () where any window will do."""
-        if isinstance(self.streaming, Whole):
-            return (self.streaming.frames,)
+        """Sizes of the blocks that it decodes as wholes, the last again and again; () where frames may come anyhow."""
         return self.streaming.sizes if isinstance(self.streaming, Blocks) else ()
 
     @property

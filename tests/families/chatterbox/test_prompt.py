@@ -80,11 +80,11 @@ def test_a_tokenizer_without_spaces_is_refused(checkpoint: Path, tmp_path: Path)
         ChatterboxTemplate(family_at(checkpoint), known_at(checkpoint), tokenizer)
 
 
-def test_a_request_names_its_voice_to_the_codec_and_waits_for_its_end(checkpoint: Path) -> None:
+def test_a_request_names_its_voice_to_the_codec_and_sends_codes_as_they_are_drawn(checkpoint: Path) -> None:
     preprocessor = Preprocessor(checkpoint)
     for voice, number in (("default", 0), ("anna", 1)):
         prompt = preprocessor.prepare(RawRequest(text="hello", options=f'{{"voice": "{voice}"}}'))
-        assert (prompt.task, prompt.voice, prompt.delivery.chunking.blocks) == ("tts", number, (1000,))
+        assert (prompt.task, prompt.voice, prompt.delivery.chunking.blocks) == ("tts", number, ())
         assert Prompt.from_json("prompt", prompt.to_json(), prompt.rows).voice == number
 
 
