@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -32,6 +33,20 @@ FAMILIES = (
 )
 BARE = ("chatterbox",)  # whose releases have no config, and a tokenizer of any kind: they write no text
 INDEX, SUFFIX = ".safetensors.index.json", ".safetensors"
+# What reading tensors raises where a file holds none: `torch.load` lets out whatever its unpickler stumbles over.
+UNREADABLE = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+    pickle.PickleError,
+    SafetensorError,
+)
 
 
 @dataclass(frozen=True)
@@ -103,7 +118,7 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
     try:
         files = safetensors_files(path)
         stored = torch.load(path, "cpu", weights_only=True, mmap=True) if files is None else StoredTensors(files)
-    except (OSError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(f"{path}: expected tensors, got {error!r}") from error
     if isinstance(stored, StoredTensors) and stored:
         return stored

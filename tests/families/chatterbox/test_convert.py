@@ -89,6 +89,13 @@ def told(**changes: object) -> dict[str, Any]:
         (told(cond_prompt_speech_tokens=torch.full((1, 4), 8194)), "expected ids in [0, 8194)"),
         (told(cond_prompt_speech_tokens=torch.ones(1, 4)), "expected ids in [0, 8194)"),
         (told(cond_prompt_speech_tokens=torch.ones(1, 0, dtype=torch.int64)), "expected ids in [0, 8194)"),
+        (told(cond_prompt_speech_tokens=torch.ones(1, 4, dtype=torch.bool)), "tokens: expected finite numbers"),
+        (told(cond_prompt_speech_tokens=torch.ones(1, 4, dtype=torch.cfloat)), "tokens: expected finite numbers"),
+        (told(emotion_adv=torch.full((1, 1, 1), torch.nan)), "t3.emotion_adv: expected finite numbers"),
+        (told(speaker_emb=torch.full((1, 256), torch.inf)), "t3.speaker_emb: expected finite numbers"),
+        (told(speaker_emb=torch.full((1, 256), 1e99, dtype=torch.float64)), "t3.speaker_emb: expected finite numbers"),
+        (told(speaker_emb=torch.ones(1, 256, device="meta")), "t3.speaker_emb: expected finite numbers"),
+        (told(speaker_emb=torch.ones(1, 256).to_sparse()), "t3.speaker_emb: expected finite numbers"),
     ],
 )
 def test_a_file_that_is_no_voice_is_refused_and_never_run(
@@ -105,6 +112,17 @@ def test_a_file_that_is_no_voice_is_refused_and_never_run(
     torch.save(stored, path)
     assert message in refusal(release, capsys)
     assert not (tmp_path / "was-run").exists()
+
+
+@pytest.mark.parametrize("stored", [b"", b"hello", b"0", b"K\x01"])
+@pytest.mark.parametrize("name", ["conds.pt", "voices/anna.pt"])
+def test_a_file_that_cannot_be_read_is_named(
+    release: Path, name: str, stored: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = release / name
+    path.unlink()
+    path.write_bytes(stored)
+    assert f"{name}: expected a voice, got " in refusal(release, capsys)
 
 
 def test_a_voice_that_is_missing_or_has_no_plain_name_is_refused(
@@ -134,7 +152,15 @@ def test_a_decoder_with_other_voices_is_refused(tmp_path: Path, capsys: pytest.C
     tensors = {name: tensor for name, tensor in load_file(path).items() if not name.startswith("voices.1.")}
     save_file(tensors, path)
     assert make_repository(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "served")]) == 1
-    assert "expected the voices of the model, default, anna, got 1" in capsys.readouterr().err
+    assert "expected the voices of the model, default, anna, got 1 called" in capsys.readouterr().err
+
+
+def test_a_decoder_with_voices_of_other_names_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = convert(tmp_path)
+    path = checkpoint / "codec" / "config.json"
+    path.write_text(path.read_text().replace("anna", "berta"))
+    assert make_repository(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "served")]) == 1
+    assert "the voices of the model, default, anna, got 2 called ['default', 'berta']" in capsys.readouterr().err
 
 
 def heard(**changes: object) -> dict[str, Any]:
@@ -153,6 +179,9 @@ def heard(**changes: object) -> dict[str, Any]:
         (heard(prompt_token=torch.ones(1, 1001, dtype=torch.int64)), "at most 1000, [1, n], got [1, 1001]"),
         (heard(prompt_feat=torch.ones(1, 25, 80)), "prompt_feat: expected [1, 26, mels], got [1, 25, 80]"),
         (heard(prompt_feat=torch.ones(1, 26, 79)), "voices.1.mel [79, 26] for [80, 26]"),
+        (heard(prompt_feat=torch.full((1, 26, 80), torch.nan)), "gen.prompt_feat: expected finite numbers"),
+        (heard(embedding=torch.full((1, 192), -torch.inf)), "gen.embedding: expected finite numbers"),
+        (heard(prompt_token=torch.ones(1, 13, dtype=torch.bool)), "expected finite numbers, real ones or of int32"),
     ],
 )
 def test_a_voice_that_s3gen_cannot_speak_in_is_refused(

@@ -9,7 +9,6 @@ What a voice adds to a prompt is a function of its file: the speaker's x-vector 
 perceiver makes of codes, and how excited it is. So a voice is rows of the table, made here.
 """
 
-import pickle
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from stretto.checkpoints.backbone import read_backbone, shapes
 from stretto.checkpoints.published import Contents, Converted
-from stretto.checkpoints.release import Release, Tokenizer
+from stretto.checkpoints.release import UNREADABLE, Release, Tokenizer
 from stretto.checkpoints.tensors import Part, Plan, check
 from stretto.errors import CheckpointError
 from stretto.families.chatterbox.convert_s3gen import s3gen, told
@@ -213,7 +212,7 @@ def read_voice(path: Path) -> Mapping[str, Any]:
     """A file of the authors' `Conditionals`: what T3 is told of a voice, and what S3Gen."""
     try:
         stored = torch.load(path, "cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(f"{path}: expected a voice, got {error!r}") from error
     if not isinstance(stored, dict):
         raise CheckpointError(f"{path}: expected a voice, got {type(stored).__name__}")

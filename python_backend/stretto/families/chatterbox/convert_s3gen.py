@@ -59,11 +59,25 @@ def published_shapes(config: S3GenConfig) -> dict[str, tuple[int, ...]]:
 
 
 def told(name: str, voice: Mapping[str, Any], part: str, names: tuple[str, ...]) -> Mapping[str, Tensor]:
-    """What a voice's file tells a part of the model, `t3` or `gen`; CheckpointError where it tells nothing."""
+    """What a voice's file tells a part of the model, `t3` or `gen`: real or whole numbers, all finite.
+
+    CheckpointError where it tells nothing, or anything else.
+    """
     values = voice.get(part)
     if not isinstance(values, dict) or not all(torch.is_tensor(values.get(each)) for each in names):
         raise CheckpointError(f"voice {name}: expected {part}.{f', {part}.'.join(names)}")
+    for each in names:
+        if not _is_finite(values[each]):
+            expected = "finite numbers, real ones or of int32 or int64"
+            raise CheckpointError(f"voice {name}: {part}.{each}: expected {expected}, got {values[each].dtype}")
     return {each: values[each] for each in names}
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds nothing but numbers, as the float32 that they may become."""
+    is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    is_number = tensor.is_floating_point() or tensor.dtype in (torch.int32, torch.int64)
+    return is_plain and is_number and bool(tensor.float().isfinite().all())
 
 
 def voice_tensors(name: str, voice: Mapping[str, Any], num_codes: int) -> dict[str, Tensor]:

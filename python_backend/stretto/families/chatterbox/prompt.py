@@ -96,7 +96,9 @@ def open_chatterbox(checkpoint: Path) -> ChatterboxTemplate:
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
     """The same, as other families open theirs; CheckpointError where the codec has other voices."""
-    if codec.spec.num_voices != len(family.voices):
+    folder, number = checkpoint / "codec", codec.spec.num_voices
+    names = config_at(folder).get("voices")
+    if number != len(family.voices) or names != list(family.voices):
         expected = f"the voices of the model, {', '.join(family.voices)}"
-        raise CheckpointError(f"{checkpoint / 'codec'}: expected {expected}, got {codec.spec.num_voices}")
+        raise CheckpointError(f"{folder}: expected {expected}, got {number} called {names}")
     return open_chatterbox(checkpoint)
