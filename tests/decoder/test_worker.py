@@ -172,10 +172,14 @@ def test_a_batch_is_never_larger_than_the_limit(codec: FakeCodec) -> None:
 
 
 def test_whole_utterances_are_answered_one_by_one(codec: FakeCodec, monkeypatch: pytest.MonkeyPatch) -> None:
-    decode, answered = codec.decode, list[int]()
-    log = list[RecordedReply]()
+    decode, answered, log = codec.decode, list[int](), list[RecordedReply]()
+
+    def counted(window: Window) -> tuple[torch.Tensor, torch.Tensor]:
+        answered.append(len(log))
+        return decode(window)
+
     monkeypatch.setattr(codec, "spec", replace(codec.spec, streaming=Whole(9)))
-    monkeypatch.setattr(codec, "decode", lambda window: (answered.append(len(log)), decode(window))[1])
+    monkeypatch.setattr(codec, "decode", counted)
     worker = DecoderWorker(codec, DecoderConfig(max_batch=8))
     pile_up(worker, codec)
     replies = [push(worker, f"u{i}", 0, frames(1, 2, 3), is_final=True, log=log) for i in range(3)]

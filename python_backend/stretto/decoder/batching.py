@@ -8,11 +8,12 @@ import torch
 
 from stretto.codec.base import Codec, CodecSpec, Window
 from stretto.codec.refinement.base import Passage, Refinement, refinement_of
-from stretto.decoder.chunk_queue import PendingChunk
+from stretto.decoder.chunk_queue import PendingChunk, check_waited_for
 from stretto.decoder.filling import Work
 from stretto.decoder.launching import Launcher
 from stretto.decoder.sessions import Session
 from stretto.decoder.streaming import FrameWindow
+from stretto.errors import Cancelled
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,6 +104,14 @@ def launch(jobs: Sequence[Job], launcher: Launcher, codec: Codec) -> Batch | Fil
     return FilledBatch(jobs, refinement)
 
 
+def batch_limit(spec: CodecSpec, most: int) -> int:
+    """How many windows of a codec may share a batch, where `most` may of any.
+
+    Whole utterances are long, and a batch of them is decoded one by one: none waits for those behind it.
+    """
+    return 1 if spec.max_frames is not None else most
+
+
 def next_group(jobs: Sequence[Job], limit: int) -> list[Job]:
     """Up to `limit` jobs of one shape, that of the job that is due first, or it alone; those that are due first go."""
     ordered = sorted(jobs, key=lambda job: job.due_s)
@@ -110,6 +119,18 @@ def next_group(jobs: Sequence[Job], limit: int) -> list[Job]:
     if first.is_alone:
         return [first]
     return [job for job in ordered if job.window.shape == first.window.shape and not job.is_alone][:limit]
+
+
+def waited_for(jobs: Sequence[Job], fail: Callable[[PendingChunk, Exception], None]) -> list[Job]:
+    """Those of some jobs whose callers have not left while they waited; the others fail."""
+    found = list[Job]()
+    for job in jobs:
+        try:
+            check_waited_for(job.pending)
+            found.append(job)
+        except Cancelled as error:
+            fail(job.pending, error)
+    return found
 
 
 def stack(jobs: Sequence[Job]) -> Window:

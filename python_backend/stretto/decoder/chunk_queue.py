@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from stretto.errors import Cancelled
 from stretto.records.chunk import Chunk
 from stretto.records.delivery import OutputForm
 from stretto.records.event import Event
@@ -43,6 +44,12 @@ class PendingChunk:
     reply: ChunkAnswer
     form: OutputForm = field(default_factory=OutputForm)
     on_device: Callable[[int], None] | None = None
+
+
+def check_waited_for(pending: PendingChunk) -> None:
+    """Raise Cancelled where nobody waits for a chunk's answer any more."""
+    if pending.reply.is_cancelled():
+        raise Cancelled("the client cancelled the request")
 
 
 class ChunkQueue:

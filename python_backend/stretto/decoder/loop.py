@@ -14,8 +14,8 @@ import numpy as np
 
 from stretto.codec.base import Codec
 from stretto.config import DecoderConfig
-from stretto.decoder.batching import Batch, FilledBatch, Job, launch, next_group
-from stretto.decoder.chunk_queue import ChunkQueue, PendingChunk
+from stretto.decoder.batching import Batch, FilledBatch, Job, batch_limit, launch, next_group, waited_for
+from stretto.decoder.chunk_queue import ChunkQueue, PendingChunk, check_waited_for
 from stretto.decoder.counts import Counts
 from stretto.decoder.events import make_event
 from stretto.decoder.launching import make_launcher
@@ -38,12 +38,9 @@ class DecodingLoop:
         self._counts = counts
         self._sessions = sessions
         self._launcher = make_launcher(codec, config)
-        # Whole utterances are long, and a batch of them is decoded one by one: none is to wait for those behind it.
-        self._limit = 1 if codec.spec.max_frames is not None else config.max_batch
         self.unanswered = Unanswered(counts)  # in hand
         self._jobs: list[Job] = []  # admitted, at most one of an utterance
-        # In flight, and when each was launched by the stopwatch.
-        self._batches: deque[tuple[Batch | FilledBatch, float]] = deque()
+        self._batches: deque[tuple[Batch | FilledBatch, float]] = deque()  # in flight, and when each was launched
         self.pace = Pace()
         self.stopwatch = time.perf_counter  # what decoding times are measured with, where no device measures them
         self.gives_up = False  # set to fail whatever is not decoded yet
@@ -82,7 +79,7 @@ class DecodingLoop:
             self._jobs = []
         self._jobs = [job for job in self._jobs if self._is_wanted(job)]
         if self._jobs:
-            self._launch(next_group(self._jobs, self._limit))
+            self._launch(next_group(self._jobs, batch_limit(self._codec.spec, self._config.max_batch)))
         while len(self._batches) > (self._launcher.depth if self._jobs else 0):
             self._land(*self._batches.popleft())
 
@@ -101,10 +98,8 @@ class DecodingLoop:
         """Let a chunk into its session, and make a job of it."""
         self._counts.add("chunks")
         try:
-            if pending.reply.is_cancelled():
-                raise Cancelled("the client cancelled the request")
+            check_waited_for(pending)
             session = self._sessions.advance(pending.utterance, pending.chunk.index, pending.form)
-            self._sessions.take_voice(session, pending.chunk)
             self._sessions.take_reference(session, pending.chunk, pending.codes)
             self._go_on(pending, session)
         except Exception as error:
@@ -125,24 +120,13 @@ class DecodingLoop:
             self.unanswered.refuse(job.pending, Cancelled("the utterance is over"))
         return is_wanted
 
-    def _is_waited_for(self, job: Job) -> bool:
-        """Whether somebody still waits for a job, which may have waited long; without that its utterance ends here."""
-        has_left = job.pending.reply.is_cancelled()
-        if has_left:
-            self._fail(job.pending, Cancelled("the client cancelled the request"))
-        return not has_left
-
     def _launch(self, group: list[Job]) -> None:
-        """Launch a group without those whose callers have left; if that fails, each of it alone, so that only the
-        culprit's utterance ends.
-        """
+        """Launch a group; if that fails, each of it alone, so that only the culprit's utterance ends."""
         self._jobs = [job for job in self._jobs if job not in group]
-        group = [job for job in group if self._is_waited_for(job)]
-        if not group:
-            return
-        begun = self.stopwatch()
+        group, begun = waited_for(group, self._fail), self.stopwatch()
         try:
-            self._batches.append((launch(group, self._launcher, self._codec), begun))
+            if group:
+                self._batches.append((launch(group, self._launcher, self._codec), begun))
         except Exception as error:
             if len(group) == 1:
                 self._fail(group[0].pending, error)

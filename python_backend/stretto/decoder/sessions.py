@@ -131,8 +131,12 @@ class Sessions:
 
     def take_reference(self, session: Session, chunk: Chunk, codes: np.ndarray | None) -> None:
         """Let a session go on from the reference that its first chunk brings, from behind it where it is remembered, or
-        from the prompt of a codec whose codebooks are filled in. InvalidRequest where there can be none.
+        from the prompt of a codec whose codebooks are filled in; and speak in the voice that its first chunk names.
+
+        InvalidRequest where there can be none.
         """
+        if chunk.index == 0:
+            self._take_voice(session, chunk)
         session.filling = take_prompt(session.filling, refinement_of(self._codec), chunk, codes)
         if chunk.num_reference_frames == 0:
             return
@@ -144,10 +148,8 @@ class Sessions:
             reference.parts.clear()
             reference.key = None
 
-    def take_voice(self, session: Session, chunk: Chunk) -> None:
-        """Let a session speak in the voice that its first chunk names; InvalidRequest where the codec has none such."""
-        if chunk.index:
-            return
+    def _take_voice(self, session: Session, chunk: Chunk) -> None:
+        """Let a session speak in the voice that a chunk names; InvalidRequest where the codec has none such."""
         most = max(0, self._codec.spec.num_voices - 1)
         if chunk.voice > most:
             raise InvalidRequest("chunk.voice", f"a number in [0, {most}]", chunk.voice)
