@@ -18,8 +18,8 @@ from stretto.families.base import Family
 
 def speaking(num_codebooks: int, codebook_size: int, codec: str = "glm4_voice") -> Family:
     """A family as far as its codec goes."""
-    layout = SimpleNamespace(num_codebooks=num_codebooks, codebook_size=codebook_size)
-    return cast(Any, SimpleNamespace(codec=codec, layout=layout))
+    layout = SimpleNamespace(codebook_size=codebook_size)
+    return cast(Any, SimpleNamespace(codec=codec, num_codebooks=num_codebooks, layout=layout))
 
 
 def test_the_files_of_glm4_voice_are_taken_as_published(tmp_path: Path) -> None:

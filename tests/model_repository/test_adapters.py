@@ -205,7 +205,7 @@ def test_the_decoder_drives_one_worker(monkeypatch: pytest.MonkeyPatch, tmp_path
         return SimpleNamespace(stop=made.clear, wait_until_warm=wait, **figures)
 
     monkeypatch.setattr("stretto.decoder.worker.DecoderWorker", worker)
-    family = SimpleNamespace(codec="tiny", layout=SimpleNamespace(num_codebooks=5))
+    family = SimpleNamespace(codec="tiny", num_codebooks=5)
     monkeypatch.setattr("stretto.triton_io.parameters.ModelParameters.family", lambda self: family)
     model = module.TritonPythonModel()
     model.initialize(arguments("acoustic_decoder"))
