@@ -14,20 +14,29 @@ def seen(limit: FlightLimit, num_sequences: int, in_flight: int, first_frame_s: 
     return limit.value
 
 
-def test_a_late_reply_cuts_what_was_in_flight_in_proportion_and_by_half_at_most() -> None:
-    assert seen(FlightLimit(1.0, 80), 2, 40, 1.25) == pytest.approx(32)
-    assert seen(FlightLimit(1.0, 80), 2, 40, 9.0) == 20
-    assert seen(FlightLimit(1.0, 30), 1, 40, 1.25) == pytest.approx(24), "never above the bound that there was"
+def test_a_late_reply_cuts_the_bound_in_proportion_and_by_half_at_most() -> None:
+    assert seen(FlightLimit(1.0, 80), 2, 40, 1.25) == pytest.approx(64)
+    assert seen(FlightLimit(1.0, 80), 2, 80, 9.0) == 40
+
+
+def test_a_late_reply_cuts_a_bound_that_is_not_in_use_a_little_and_not_below_twice_what_is() -> None:
+    limit = FlightLimit(1.0, 80)
+    assert seen(limit, 2, 12, 9.0) == pytest.approx(77.6)
+    for _ in range(100):
+        seen(limit, 2, 12, 9.0)
+        if limit.value == 24:
+            break
+    assert limit.value == 24
 
 
 def test_who_was_let_in_before_a_cut_says_nothing_after_it() -> None:
     limit = FlightLimit(1.0, 80)
-    early = [limit.enter(2, in_flight) for in_flight in (36, 38, 40)]
+    early = [limit.enter(2, in_flight) for in_flight in (46, 48, 50)]
     for entry in early:
         limit.see(entry, 2.0)
-    assert limit.value == 18
+    assert limit.value == 40
     limit.see(early[0], 0.1)
-    assert limit.value == 18
+    assert limit.value == 40
 
 
 def test_as_many_in_time_as_fill_the_bound_raise_it_by_one_of_them() -> None:
@@ -47,22 +56,26 @@ def test_what_is_in_time_with_much_room_left_does_not_raise_the_bound_nor_anythi
     assert limit.value == 20
 
 
-def test_a_reply_alone_cuts_nothing_however_late() -> None:
-    assert seen(FlightLimit(1.0, 80), 2, 2, 60.0) == 80
+def test_a_reply_alone_leaves_room_for_another_however_late() -> None:
+    limit = FlightLimit(1.0, 80)
+    for _ in range(500):
+        seen(limit, 2, 2, 60.0)
+    assert limit.value == 4
 
 
 def test_whoever_is_slow_leaves_room_for_others() -> None:
     limit = FlightLimit(1.0, 80)
     for _ in range(20):
-        seen(limit, 1, 6, 1e6)
+        seen(limit, 1, int(limit.value), 1e6)
     assert limit.value == LEAST
     assert seen(FlightLimit(1.0, 3), 1, 3, 1e6) == 3
 
 
 def test_without_a_bound_to_begin_with_one_is_found() -> None:
     limit = FlightLimit(1.0, float("inf"))
-    assert seen(limit, 2, 40, 0.5) == float("inf")
-    assert seen(limit, 2, 40, 2.0) == 20
+    for _ in range(200):
+        seen(limit, 2, 40, 2.0)
+    assert limit.value < 80
 
 
 @dataclass(eq=False)
@@ -74,12 +87,14 @@ class Reply:
 
 ROWS_TO_FIRST, ROWS = 8, 60
 STEP_S, SEQUENCE_S = 0.015, 0.003  # what a step takes, and each sequence in it
+NOISE = 0.8  # of a step's time: its logarithm's standard deviation
 
 
 def served(rate: float, most: float, target_s: float, seconds: float = 400.0) -> tuple[np.ndarray, int]:
     """Seconds to the first frames of replies that come at random, `rate` a second, and how many were refused.
 
-    All that are in flight make a row in each step. Those of the first half are left out: the bound is being found.
+    All that are in flight make a row in each step, which takes now and then much longer (lognormal). Those of the first
+    half are left out: the bound is being found.
     """
     arrivals = random.Random(7)
     limit, now, due = FlightLimit(target_s, most), 0.0, arrivals.expovariate(rate)
@@ -94,7 +109,9 @@ def served(rate: float, most: float, target_s: float, seconds: float = 400.0) ->
             else:
                 running.append(Reply(limit.enter(num, taken + num), due))
             due += arrivals.expovariate(rate)
-        now = now + STEP_S + SEQUENCE_S * sum(reply.entry.num_sequences for reply in running)
+        now += arrivals.lognormvariate(0.0, NOISE) * (
+            STEP_S + SEQUENCE_S * sum(reply.entry.num_sequences for reply in running)
+        )
         for reply in running:
             reply.num_rows += 1
             if reply.num_rows == ROWS_TO_FIRST:
@@ -105,27 +122,30 @@ def served(rate: float, most: float, target_s: float, seconds: float = 400.0) ->
     return np.array(firsts), num_refused
 
 
-def test_below_saturation_nobody_is_refused() -> None:
-    firsts, num_refused = served(rate=1.0, most=200, target_s=1.0)
-    assert num_refused == 0
-    assert np.percentile(firsts, 95) < 1.0
+@pytest.mark.parametrize(("target_s", "late"), [(1.0, 0.01), (0.7, 0.05)])
+def test_far_below_saturation_hardly_anybody_is_refused_though_some_are_late(target_s: float, late: float) -> None:
+    firsts, num_refused = served(rate=1.0, most=200, target_s=target_s)
+    assert num_refused <= 0.02 * len(firsts)
+    assert (firsts > target_s).mean() > late
 
 
 @pytest.mark.parametrize("most", [120, 400, float("inf")])
 @pytest.mark.parametrize("rate", [6.0, 9.0, 18.0])
 def test_above_it_those_who_are_let_in_begin_in_time_and_the_machine_stays_busy(rate: float, most: float) -> None:
-    """It makes 3.3 replies a second at the bound that the target allows, 36 sequences, and 3.9 at 120 of them."""
+    """It makes 2.4 replies a second at the bound that the target allows on average, 36 sequences."""
     firsts, num_refused = served(rate, most, target_s=1.0)
     assert num_refused > 100
-    assert np.percentile(firsts, 95) < 1.1
-    assert len(firsts) / 200 > 2.6
+    assert np.percentile(firsts, 80) < 1.0
+    assert np.percentile(firsts, 95) < 1.3
+    assert len(firsts) / 200 > 1.8
     unbounded, _ = served(rate, 120, target_s=1e9)
     assert np.percentile(unbounded, 50) > 2.5
 
 
 def test_it_finds_another_bound_when_the_machine_becomes_faster() -> None:
     limit = FlightLimit(1.0, 80)
-    seen(limit, 2, 30, 2.0)
+    for in_flight in (80, 40, 20):
+        seen(limit, 2, in_flight, 2.0)
     low = limit.value
     for _ in range(200):
         seen(limit, 2, int(limit.value), 0.03 * limit.value)

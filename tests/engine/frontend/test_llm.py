@@ -95,8 +95,8 @@ async def test_a_reply_is_the_reference_s_and_its_report_adds_up(llm: SpeechLLM,
 async def test_as_long_as_first_frames_come_late_a_reply_beside_others_is_refused(
     llm: SpeechLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A target that nothing meets: the second of two replies cuts the bound to what one of them takes."""
-    monkeypatch.setattr(llm, "_places", Places(6, WAITING, lambda _: True, lambda: 0, target_s=1e-9))
+    """A target that nothing meets: the second of two replies cuts the bound to what both of them take."""
+    monkeypatch.setattr(llm, "_places", Places(6, 0, lambda _: True, lambda: 0, target_s=1e-9))
     prompts = [make_prompt(TINY, seed, "tts", guidance_scale=2.0) for seed in range(2)]
     first, second = (llm.generate(prompt) for prompt in prompts)
     await anext(first)
@@ -113,17 +113,18 @@ async def test_as_long_as_first_frames_come_late_a_reply_beside_others_is_refuse
 async def test_a_first_chunk_that_its_client_wants_large_is_not_late(
     llm: SpeechLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llm, "_places", Places(6, WAITING, lambda _: True, lambda: 0, target_s=1e-9))
+    monkeypatch.setattr(llm, "_places", Places(6, 0, lambda _: True, lambda: 0, target_s=1e-9))
     prompts = [make_prompt(TINY, seed, "tts", guidance_scale=2.0) for seed in range(2)]
     chunking = ChunkPolicy(TINY.first_chunk_frames + 1, TINY.steady_chunk_frames)
     large = [replace(prompt, delivery=replace(prompt.delivery, chunking=chunking)) for prompt in prompts]
-    first = llm.generate(large[0])
-    await anext(first)
+    beside = [llm.generate(large[0]) for _ in range(2)]
+    for reply in beside:
+        await anext(reply)
     assert await collect(llm, large[1])
-    third = llm.generate(prompts[0])
-    assert await anext(third)
-    await first.aclose()
-    await third.aclose()
+    last = llm.generate(prompts[0])
+    assert await anext(last)
+    for reply in (*beside, last):
+        await reply.aclose()
 
 
 class Silent:

@@ -151,7 +151,7 @@ def test_who_gives_up_before_the_engine_has_begun_was_late(has_begun: bool, is_r
 
 
 def test_who_gives_up_sooner_says_nothing() -> None:
-    places = Places(400, 0, lambda _: True, lambda: 0, target_s=1e9)
+    places = Places(8, 0, lambda _: True, lambda: 0, target_s=1e9)
     with places.take("a", 2), places.take("b", 2), places.take("late", 2) as late:
         late.see_first_frame(1e10)
         for number in range(100):
