@@ -7,12 +7,14 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from stretto.checkpoints.make_repository import make
 from stretto.serving.folders import bundled_repository
 from stretto.triton_io.flow import FlowTable
 from tests.patience import PATIENCE_S
@@ -111,6 +113,18 @@ class Served:
     name: str
     server: Server
     model: PublishedModel
+
+
+@contextmanager
+def served_checkpoint(folder: Path, checkpoint: Path) -> Iterator[Server]:
+    """A server of a converted checkpoint, with the repository that is made of it and all that it writes in `folder`."""
+    make(checkpoint, folder / "repository", {})
+    server = Server(folder, folder / "repository")
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -14,12 +14,11 @@ import pytest
 import torch
 
 from benchmarks.checkpoints.random_chatterbox import convert
-from stretto.checkpoints.make_repository import make
 from stretto.codec.base import Window
 from stretto.codec.registry import load_codec
 from stretto.families.chatterbox.family import END_OF_SPEECH
 from tests.chatterbox_release import RECORD, REPLIES
-from tests.server.conftest import Server
+from tests.server.conftest import Server, served_checkpoint
 
 # By night: tests/engine/test_chatterbox.py holds the same release to the same replies; its prompts and its codec have
 # tests of their own.
@@ -36,13 +35,8 @@ class Served:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("chatterbox")
     checkpoint = convert(folder)
-    make(checkpoint, folder / "repository", {})
-    server = Server(folder, folder / "repository")
-    try:
-        server.start()
+    with served_checkpoint(folder, checkpoint) as server:
         yield Served(server, checkpoint)
-    finally:
-        server.stop()
 
 
 def options_of(reply: dict[str, Any]) -> dict[str, Any]:

@@ -14,11 +14,10 @@ import pytest
 import torch
 
 from benchmarks.code_streams import stream
-from stretto.checkpoints.make_repository import make
 from stretto.codec.registry import load_codec
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.published_higgs_audio import HiggsAudioReference, convert, make_model
-from tests.server.conftest import Server
+from tests.server.conftest import Server, served_checkpoint
 
 # By night: tests/engine/test_higgs_audio.py holds the same release, converted as here, to the same class; its prompts
 # and its codec have tests of their own.
@@ -75,13 +74,8 @@ class Served:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("higgs_audio")
     checkpoint, _, reference = convert(folder, make_model())
-    make(checkpoint, folder / "repository", {})
-    server = Server(folder, folder / "repository")
-    try:
-        server.start()
+    with served_checkpoint(folder, checkpoint) as server:
         yield Served(server, checkpoint, reference)
-    finally:
-        server.stop()
 
 
 @pytest.mark.parametrize("case", list(CASES))

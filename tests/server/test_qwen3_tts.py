@@ -24,7 +24,6 @@ from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec
 from benchmarks.checkpoints.random_qwen3_tts import small_config, write_release
 from benchmarks.code_streams import stream
 from stretto.checkpoints.command import main
-from stretto.checkpoints.make_repository import make
 from stretto.codec.registry import load_codec
 from stretto.families.registry import family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
@@ -34,7 +33,7 @@ from stretto_gateway.config import GatewayConfig
 from tests.codec.qwen3_12hz.reference import speech
 from tests.published_qwen3_tts import command
 from tests.reference.speech_lm import Reference
-from tests.server.conftest import Server
+from tests.server.conftest import Server, served_checkpoint
 from tests.server.listening import Answer, Response
 
 pytestmark = pytest.mark.server
@@ -85,14 +84,9 @@ def serve(folder: Path, kind: str) -> Iterator[Served]:
     codec = write_qwen3_codec(release / "speech_tokenizer")
     checkpoint = folder / "converted"
     assert main([*command(release, checkpoint), "--codec", str(codec)]) == 0
-    make(checkpoint, folder / "repository", {})
     (checkpoint / "model.safetensors").symlink_to(next(checkpoint.glob("model-*.safetensors")))  # the reference's
-    server = Server(folder, folder / "repository")
-    try:
-        server.start()
+    with served_checkpoint(folder, checkpoint) as server:
         yield Served(server, checkpoint)
-    finally:
-        server.stop()
 
 
 @pytest.mark.parametrize("case", CASES)

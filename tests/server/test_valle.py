@@ -14,9 +14,8 @@ import torch
 
 from benchmarks.checkpoints.random_valle import convert
 from benchmarks.code_streams import stream
-from stretto.checkpoints.make_repository import make
 from stretto.codec.registry import load_codec
-from tests.server.conftest import Server
+from tests.server.conftest import Server, served_checkpoint
 from tests.valle_release import REPLIES
 
 # By night: tests/engine/test_valle.py, tests/codec/refinement/test_valle.py and tests/decoder/test_filling.py hold each
@@ -30,13 +29,8 @@ GREEDY = {"audio": {"temperature": 0.0, "max_rows": 120}, "output": {"codes": Tr
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path]]:
     folder = tmp_path_factory.mktemp("valle")
     checkpoint = convert(folder)
-    make(checkpoint, folder / "repository", {})
-    server = Server(folder, folder / "repository")
-    try:
-        server.start()
+    with served_checkpoint(folder, checkpoint) as server:
         yield server, checkpoint
-    finally:
-        server.stop()
 
 
 def asked(reply: dict[str, Any]) -> dict[str, Any]:
