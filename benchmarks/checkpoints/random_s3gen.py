@@ -3,6 +3,7 @@
 Weights are drawn by numpy in the order of their names, so that a reference elsewhere has the same ones.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,11 @@ NARROW = S3GenConfig(
     vocoder=vocoder_shape(channels=16, pitch_channels=8),
     voices=(),
 )
-WIDE = S3GenConfig(
-    codebook_size=NUM_CODES,
-    mels=MELS,
-    speaker=SPEAKER,
+WIDE = replace(
+    NARROW,
     encoder=EncoderShape(width=512, heads=8, inner=2048, layers=6, epsilon=EPSILON),
-    up_layers=UP_LAYERS,
     estimator=EstimatorShape((256,), HEAD_WIDTH, heads=8, blocks=4, mids=12, is_causal=True),
     vocoder=vocoder_shape(channels=512, pitch_channels=512),
-    voices=(),
 )
 
 
