@@ -45,7 +45,12 @@ class ValleShape:
     end: int
 
     def __post_init__(self) -> None:
-        if self.num_codebooks < 2 or self.width % self.num_heads or min(asdict(self).values()) < 0:
+        if (
+            min(asdict(self).values()) < 0
+            or self.num_codebooks < 2
+            or not self.num_heads
+            or self.width % self.num_heads
+        ):
             raise ValueError(f"expected two codebooks or more and whole heads, got {self}")
         if self.codes + self.num_codebooks * self.codebook_size > self.num_ids or self.end >= self.num_ids:
             raise ValueError(f"expected all codes and the end below num_ids, got {self}")
