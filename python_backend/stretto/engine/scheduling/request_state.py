@@ -48,7 +48,8 @@ class RequestState:
     pair: None where guidance has no part in it, or no longer. limit: the output index from which on it has none, once
     that is known. is_guided: whether the newest row of the audio segment was guided. guidance_switches: the rows of its
     audio, from 0, at which guidance went, came back, went ... was_cut: a limit closed a segment that the model had not.
-    queue_s: how long it waited for its first step. outgoing: its rows that are still here.
+    added_s: when it came, by the clock that nobody sets. queue_s: how long it waited for its first step. outgoing: its
+    rows that are still here.
     schedule: which rows of its reply modules say; None where the model has none. track: its text track, where the
     family has one. held_s: how long it waited for words of it, in the middle of the reply.
     """
@@ -64,6 +65,7 @@ class RequestState:
     held_s: float = 0.0
     guidance_switches: list[int] = field(default_factory=list)
     was_cut: bool = False
+    added_s: float = field(default_factory=time.monotonic)
     queue_s: float | None = None
     outgoing: OutgoingRows = field(init=False)
     partner_id: str = field(init=False)
@@ -108,7 +110,7 @@ class RequestState:
     def for_worker(self, data: NewRequestData) -> SpeechRequestData:
         """What the worker is told as the request gets a slot: vLLM's `data`, its parameters and its history."""
         if self.queue_s is None:
-            self.queue_s = time.time() - self.request.arrival_time
+            self.queue_s = time.monotonic() - self.added_s
         track = None if self.track is None else replace(self.track, ids=self.track.ids.copy())
         return SpeechRequestData.of(data, self.params, self.history.rows(0, self.request.num_tokens), track)
 
