@@ -4,8 +4,9 @@
 
 In an environment of requirements/ray.txt. Phases, in the order that is given: up (1 → 3 servers under load), affinity
 (turns of conversations that meet one server), server (kill -9 of Triton under streams), update (another version, under
-load), node (kill -9 of a node with all that is on it), down (to one server). Each prints a line of JSON; the exit code
-says whether all was as it must be.
+load), node (kill -9 of a node with all that is on it, another in its place after that), down (to one server). Each
+prints a line of JSON, and ends after --limit seconds with what Ray says of itself; the exit code says whether all was
+as it must be.
 """
 
 import argparse
@@ -14,8 +15,8 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import aiohttp
@@ -24,92 +25,105 @@ import ray
 from ray import serve
 from ray.cluster_utils import Cluster
 
-from stretto_ray.app import INGRESS, SERVER, Settings, build
+from stretto_ray.app import FAILURES, INGRESS, SERVER, Settings, build
 from stretto_ray.leasing import leasing
-from stretto_ray.seeded_callers import PATIENCE_S, Callers, Tally
+from stretto_ray.seeded_callers import Callers, Tally
 
 APP, PORT, CPUS = "stretto", 18_103, 2
-STREAMS = 6
-START_S = 900.0
+STREAMS, NEW = 6, 2
+LAUNCHERS_FLAG = "--pid-file"
+STATES = {"status", "message", "status_trigger", "replica_states"}
 
 
-def running() -> list[Any]:
-    """The servers that Ray knows to run."""
-    application = serve.status().applications.get(APP)
-    state = application.deployments[SERVER].replica_states if application else {}
-    return [None] * int(state.get("RUNNING", 0))
+def status() -> dict[str, Any]:
+    """What Ray says of the application: its status, its deployments' and how many replicas are in which state."""
+    applications = serve.status().applications
+    if APP not in applications:
+        return {"status": "none"}
+    told = applications[APP]
+    deployments = {name: {key: getattr(each, key) for key in STATES} for name, each in told.deployments.items()}
+    return {"status": told.status, "message": told.message, "deployments": deployments}
 
 
-async def until(claim: Callable[[], bool], seconds: float) -> float:
-    """Seconds until it was true; TimeoutError after so many."""
+def running() -> int:
+    """How many servers Ray knows to run, and no others that start or end."""
+    states = status().get("deployments", {}).get(SERVER, {}).get("replica_states", {})
+    return int(states.get("RUNNING", 0)) if sum(states.values()) == states.get("RUNNING", 0) else 0
+
+
+async def until(claim: Callable[[], bool]) -> float:
+    """Seconds until it was true."""
     begun = time.monotonic()
     while not await asyncio.to_thread(claim):
-        if time.monotonic() - begun > seconds:
-            raise TimeoutError(f"not within {seconds:g} s")
         await asyncio.sleep(0.5)
     return round(time.monotonic() - begun, 1)
 
 
-async def launchers() -> dict[str, int]:
-    """The pids of the servers' launchers by replica, as leases tell them."""
-    found: dict[str, int] = {}
-    for _ in range(len(running())):
-        responses = serve.get_deployment_handle(SERVER, APP).options(stream=True).lease.remote("", list(found))
-        told = await anext(responses)
-        responses.cancel()
-        found[told["name"]] = told["pid"]
-    return found
+@asynccontextmanager
+async def asking(callers: Callers, streams: int, tally: Tally) -> AsyncIterator[None]:
+    """So many streams, one after the other, while the block runs."""
+    end = asyncio.Event()
+    asked = asyncio.create_task(callers.keep_asking(streams, end, tally))
+    try:
+        yield
+        end.set()
+        await asked
+    finally:
+        asked.cancel()
 
 
 async def up(callers: Callers, cluster: Any) -> dict[str, Any]:
     """Load comes, and servers come."""
-    return await loaded(callers, STREAMS, lambda: len(running()) == 3)
+    return await loaded(callers, STREAMS, lambda: running() == 3)
 
 
 async def down(callers: Callers, cluster: Any) -> dict[str, Any]:
     """Load goes, and servers go, under what is left of it."""
-    return await loaded(callers, 1, lambda: len(running()) == 1)
+    await until_three(callers)
+    return await loaded(callers, 1, lambda: running() == 1)
+
+
+async def until_three(callers: Callers) -> None:
+    """Three servers, by load where there are less."""
+    if running() < 3:
+        await loaded(callers, STREAMS, lambda: running() == 3)
 
 
 async def loaded(callers: Callers, streams: int, claim: Callable[[], bool]) -> dict[str, Any]:
     """So many streams until the claim is true, and a round of requests after that."""
-    tally, after, end = Tally(), Tally(), asyncio.Event()
-    asking = asyncio.create_task(callers.keep_asking(streams, end, tally))
-    took_s = await until(claim, START_S)
-    end.set()
-    await asking
+    tally, after = Tally(), Tally()
+    async with asking(callers, streams, tally):
+        took_s = await until(claim)
     await asyncio.gather(*(callers.say(seed, after) for seed in range(streams)))
     return {"seconds": took_s, "meanwhile": tally.record(), "then": after.record()}
 
 
 async def struck(callers: Callers, strike: Callable[[], Awaitable[None]]) -> dict[str, Any]:
     """Streams on all servers while one of them is struck, once all but one are heard; at once new requests."""
-    during, after, sound = Tally(), Tally(), asyncio.Semaphore(0)
-    streams = [asyncio.create_task(callers.say(seed, during, sound)) for seed in range(STREAMS)]
-    async with asyncio.timeout(PATIENCE_S):
-        for _ in range(STREAMS - 1):
-            await sound.acquire()
+    during, after = Tally(), Tally()
+    streams = [asyncio.create_task(callers.say(seed, during)) for seed in range(STREAMS)]
+    while len(during.heard_s) < STREAMS - 1 and not all(stream.done() for stream in streams):
+        await asyncio.sleep(0.05)
     await strike()
-    await asyncio.gather(*(callers.say(seed, after) for seed in range(2)))
+    await asyncio.gather(*(callers.say(seed, after) for seed in range(NEW)))
     await asyncio.gather(*streams)
     return {"during": during.record(), "new": after.record()}
 
 
 async def server(callers: Callers, cluster: Any) -> dict[str, Any]:
     """kill -9 of the Triton server of one replica."""
-    pid = next(iter((await launchers()).values()))
+    await until_three(callers)
+    launcher = launchers(cluster).pop()
 
     async def strike() -> None:
-        for process in psutil.Process(pid).children(recursive=True):
-            if "tritonserver" in process.name():
-                process.kill()
-                return
+        next(each for each in launcher.children(recursive=True) if "tritonserver" in each.name()).kill()
 
     return await struck(callers, strike)
 
 
 async def node(callers: Callers, cluster: Any) -> dict[str, Any]:
     """kill -9 of a node with a server and without the gateway, and of every process on it."""
+    await until_three(callers)
     there = (processes_on(each) for each in cluster.list_all_nodes() if each is not cluster.head_node)
     victims = next(each for each in there if has(each, SERVER) and not has(each, INGRESS))
 
@@ -118,13 +132,25 @@ async def node(callers: Callers, cluster: Any) -> dict[str, Any]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
 
-    return await struck(callers, strike)
+    record = await struck(callers, strike)
+    await asyncio.to_thread(add_node, cluster)
+    return record
+
+
+def launchers(cluster: Any) -> set[psutil.Process]:
+    """The launchers of all servers."""
+    everywhere = [process for each in cluster.list_all_nodes() for process in processes_on(each)]
+    children = [child for process in everywhere if has([process], SERVER) for child in process.children()]
+    return {child for child in children if LAUNCHERS_FLAG in child.cmdline()}
 
 
 def processes_on(node: Any) -> list[psutil.Process]:
     """The processes of a node of Ray, its raylet first; servers' launchers have sessions of their own, and parents."""
     raylet = next(found.process for name, all_of in node.all_processes.items() if "raylet" in name for found in all_of)
-    return [psutil.Process(raylet.pid), *psutil.Process(raylet.pid).children(recursive=True)]
+    try:
+        return [psutil.Process(raylet.pid), *psutil.Process(raylet.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def has(processes: list[psutil.Process], deployment: str) -> bool:
@@ -134,23 +160,26 @@ def has(processes: list[psutil.Process], deployment: str) -> bool:
 
 async def update(callers: Callers, cluster: Any) -> dict[str, Any]:
     """Another version while there is load."""
-    tally, end, before = Tally(), asyncio.Event(), set(await launchers())
-    asking = asyncio.create_task(callers.keep_asking(2, end, tally))
+    await until_three(callers)
+    before = launchers(cluster)
     arguments = json.loads(cluster.arguments) | {"version": f"{time.time():.0f}"}
-    await asyncio.to_thread(serve.run, build(arguments), name=APP, route_prefix="/", _blocking=False)
-    await asyncio.sleep(2)
-    names: set[str] = set()
-    while not names or names & before:
-        await asyncio.sleep(2)
-        names = set(await launchers()) if running() else set()
-    end.set()
-    await asking
-    return tally.record()
+    target = serve.RunTarget(build(arguments), name=APP, route_prefix="/")
+    begin = {"wait_for_ingress_deployment_creation": False, "wait_for_applications_running": False}
+
+    def is_over() -> bool:
+        return status()["status"] == "RUNNING" and not any(each.is_running() for each in before)
+
+    tally, after = Tally(), Tally()
+    async with asking(callers, STREAMS, tally):
+        await asyncio.to_thread(serve.run_many, [target], **begin)
+        took_s = await until(is_over)
+    await asyncio.gather(*(callers.say(seed, after) for seed in range(STREAMS)))
+    return {"seconds": took_s, "servers": running(), "meanwhile": tally.record(), "then": after.record()}
 
 
 async def affinity(callers: Callers, cluster: Any) -> dict[str, Any]:
     """Turns of conversations, four at a time: how many meet the server of the turn before."""
-    choose = leasing(lambda: serve.get_deployment_handle(SERVER, APP))
+    choose = leasing(lambda: serve.get_deployment_handle(SERVER, APP), FAILURES)
     met = Counter[bool]()
 
     async def conversation(key: str) -> None:
@@ -164,34 +193,55 @@ async def affinity(callers: Callers, cluster: Any) -> dict[str, Any]:
 
     for group in range(5):
         await asyncio.gather(*(conversation(f"conversation {group} {number}") for number in range(4)))
-    return {"servers": len(running()), "turns": met.total(), "met": met[True], "rate": met[True] / met.total()}
+    return {"servers": running(), "turns": met.total(), "met": met[True], "rate": met[True] / met.total()}
 
 
 PHASES = {"up": up, "affinity": affinity, "server": server, "update": update, "node": node, "down": down}
 
 
-async def run(phases: list[str], cluster: Any) -> bool:
-    """Every phase, one after the other; whether none had a wrong answer or one without an end."""
+async def run(phases: list[str], cluster: Any, limit_s: float) -> bool:
+    """Every phase, one after the other; whether all was as it must be."""
     fine = True
     async with aiohttp.ClientSession(f"http://127.0.0.1:{PORT}") as session:
         callers, first = Callers(session), Tally()
-        for seed in range(STREAMS):
-            while seed not in callers.known:
-                await callers.say(seed, first)
-        print(json.dumps({"phase": "references", **first.record()}), flush=True)
-        for name in phases:
-            record = await PHASES[name](callers, cluster)
+        for name in ["references", *phases]:
+            try:
+                async with asyncio.timeout(limit_s):
+                    record = await (PHASES[name](callers, cluster) if name in PHASES else references(callers, first))
+            except Exception as error:
+                record = {"failed": repr(error), "ray": status()}
             print(json.dumps({"phase": name, "load": psutil.getloadavg()[0], **record}), flush=True)
-            fine = fine and "no answer" not in str(record) and "without an error" not in str(record)
-            fine = (fine and '"wrong": 0' in json.dumps(record)) or name == "affinity"
+            fine = fine and is_fine(record)
     return fine
 
 
+async def references(callers: Callers, tally: Tally) -> dict[str, Any]:
+    """What each seed sounds like."""
+    for seed in range(STREAMS):
+        while seed not in callers.known:
+            await callers.say(seed, tally)
+    return tally.record()
+
+
+def is_fine(record: dict[str, Any]) -> bool:
+    """Whether nothing was wrong or without an end, new requests were all right, and turns met their servers."""
+    tallies = [tally for tally in (record, *record.values()) if isinstance(tally, dict) and "wrong" in tally]
+    ends = [end for tally in tallies for end in tally["errors"]]
+    return (
+        "failed" not in record
+        and not any(tally["wrong"] for tally in tallies)
+        and not any(end.startswith(("no answer", "ended without")) for end in ends)
+        and ("new" not in record or record["new"]["right"] == NEW)
+        and record.get("rate", 1.0) >= 0.95
+    )
+
+
 def add_node(cluster: Any, **arguments: Any) -> None:
-    """A node more; tried again where its agents do not come up in the seconds that Ray gives them on any machine."""
+    """A node more, with room for a server and a gateway; tried again where its agents take longer to come up than Ray
+    waits for on any machine."""
     for attempt in range(5):
         try:
-            cluster.add_node(**arguments)
+            cluster.add_node(num_cpus=CPUS + 1, **arguments)
             return
         except Exception as error:
             if attempt == 4 or "timed out during startup" not in str(error):
@@ -203,12 +253,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--command", required=True)
     parser.add_argument("--servers", type=int, default=1, help="at least")
+    parser.add_argument("--limit", type=float, default=480.0, help="seconds for each phase")
     parser.add_argument("phases", nargs="+", choices=PHASES)
     words = parser.parse_args()
     cluster = Cluster()
-    add_node(cluster, num_cpus=CPUS + 1, include_dashboard=False)
+    add_node(cluster, include_dashboard=False)
     for _ in range(2):
-        add_node(cluster, num_cpus=CPUS + 1)  # whichever has the gateway has room for a server, too
+        add_node(cluster)
     ray.init(address=cluster.address, log_to_driver=False)
     arguments: dict[str, Any] = {"command": words.command, "gpus": 0, "cpus": CPUS, "gateways": 1, "drain_s": 30}
     arguments |= {"min_servers": words.servers, "max_servers": 3, "streams": 2, "max_streams": 16, "free": 8}
@@ -220,7 +271,7 @@ def main() -> int:
         begun = time.monotonic()
         serve.run(build(arguments), name=APP, route_prefix="/")
         print(json.dumps({"phase": "start", "seconds": round(time.monotonic() - begun, 1)}), flush=True)
-        return 0 if asyncio.run(run(words.phases, cluster)) else 1
+        return 0 if asyncio.run(run(words.phases, cluster, words.limit)) else 1
     finally:
         serve.shutdown()
         ray.shutdown()

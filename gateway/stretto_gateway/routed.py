@@ -85,6 +85,7 @@ class RoutedClient:
 
     async def _produce(self, key: str, begin: Begin, attempts: int, items: Items) -> None:
         refused: list[str] = []
+        refusal: ServerUnavailable | None = None
         has_begun = False
         while True:
             num_refused = len(refused)
@@ -96,9 +97,12 @@ class RoutedClient:
                             await items.put(event)
                             has_begun = True
                 return
-            except ServerUnavailable:
-                if has_begun or len(refused) in (num_refused, attempts):
+            except ServerUnavailable as error:
+                if len(refused) == num_refused:  # there is no other
+                    raise refusal or error from None
+                if has_begun or len(refused) == attempts:
                     raise
+                refusal = error
 
     @asynccontextmanager
     async def _lent(self, key: str, refused: tuple[str, ...] = ()) -> AsyncIterator[tuple[SpeechClient, Lease]]:

@@ -1,4 +1,4 @@
-"""deploy/ray/, without Ray: who is chosen, when servers are added, and the server that a replica owns."""
+"""deploy/ray/, without Ray: who is chosen and leased, when servers are added, and the server that a replica owns."""
 
 import asyncio
 import json
@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from collections import Counter
+from contextvars import ContextVar
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,14 +15,17 @@ import pytest
 
 from stretto.serving.config import parser
 from stretto.serving.pid_file import STATES
+from stretto_client import ServerUnavailable
 from tests.gateway.test_dashboard import of_the_server
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "deploy/ray"))
 
 from stretto_ray.affinity import BOUND, Candidate, ranked  # noqa: E402
+from stretto_ray.leasing import leasing  # noqa: E402
 from stretto_ray.scaling import ROWS_A_SERVER, WAITING, policy, wanted  # noqa: E402
 from stretto_ray.server_process import ServerProcess, environment  # noqa: E402
+from stretto_ray.unanswered import FORGOTTEN_S, LATE_S, Unanswered  # noqa: E402
 
 KEYS = [f"conversation {number}" for number in range(300)]
 # Says in its pid file what a launcher says, and notes the signal that ends it.
@@ -67,10 +71,121 @@ def test_without_a_conversation_the_least_busy_is_asked() -> None:
     assert {ranked("", servers(0, 0), (), 8)[0] for _ in range(200)} == {"server 0", "server 1"}
 
 
-def test_who_is_not_ready_or_has_refused_is_not_asked() -> None:
+def test_who_is_not_ready_is_asked_after_others_and_who_has_refused_at_last() -> None:
     candidates = [Candidate("a", 0, is_ready=False), Candidate("b", 0), Candidate("c", 5)]
-    assert ranked("x", candidates, ["b"], 8) == ["c"]
-    assert ranked("x", candidates, ["b", "c"], 8) == []
+    assert ranked("x", candidates, ["b"], 8) == ["c", "a", "b"]
+    assert ranked("", candidates, ["b", "c"], 8) == ["a", "b", "c"]
+    assert ranked("x", candidates, ["a", "b", "c"], 8) == ["a", "b", "c"]
+
+
+def test_who_owes_an_answer_is_late_until_it_answers_or_is_forgotten() -> None:
+    now = 100.0
+    unanswered = Unanswered(lambda: now)
+    unanswered.sent("a")
+    unanswered.sent("b")
+    assert not unanswered.is_late("a")
+    now += 2 * LATE_S
+    unanswered.sent("a")
+    unanswered.answered("b")
+    assert unanswered.is_late("a"), "since it was asked first"
+    assert not unanswered.is_late("b")
+    now += FORGOTTEN_S
+    assert not unanswered.is_late("a"), "or else it would never be asked again"
+    unanswered.sent("a")
+    now += 2 * LATE_S
+    assert unanswered.is_late("a")
+
+
+REQUEST = ContextVar[str]("REQUEST")
+
+
+class Lost(Exception):
+    """What Ray raises."""
+
+
+class Responses:
+    """Of Ray's: says who was asked, or nothing, or fails; then nothing more, unless it is lost."""
+
+    def __init__(self, name: str, kind: str, deployment: "Deployment") -> None:
+        self._name, self._kind, self._deployment = name, kind, deployment
+        self._told = False
+        self.lost = asyncio.Event()
+
+    def __aiter__(self) -> "Responses":
+        return self
+
+    async def __anext__(self) -> dict[str, str]:
+        if self._kind == "failing":
+            raise Lost
+        if self._kind == "silent" or self._told:
+            await self.lost.wait()
+            raise Lost
+        self._told = True
+        return {"name": self._name, "server": "host:7" if self._kind == "ready" else ""}
+
+    def cancel(self) -> None:
+        self._deployment.held.pop(self._name, None)
+
+
+class Deployment:
+    """A deployment's handle. Replicas by what they are; who has refused or is silent is asked after the others."""
+
+    def __init__(self, **kinds: str) -> None:
+        self.kinds, self.lease = kinds, self
+        self.asked: list[str] = []
+        self.held: dict[str, Responses] = {}
+
+    def options(self, **_: bool) -> "Deployment":
+        return self
+
+    def remote(self, key: str, refused: list[str]) -> Responses:
+        assert REQUEST.get("none") == "none", "Ray takes two leases of one request for the same"
+        silent = [name for name in self.held if self.kinds[name] == "silent"]
+        name = min(self.kinds, key=lambda name: (name in refused, name in silent))
+        self.asked.append(name)
+        kind = "unready" if name in refused else self.kinds[name]
+        self.held[name] = Responses(name, kind, self)
+        return self.held[name]
+
+
+async def test_a_lease_is_held_until_its_utterance_is_over() -> None:
+    REQUEST.set("one")
+    deployment = Deployment(a="unready", b="ready", c="ready")
+    async with leasing(lambda: deployment, (Lost,))("", ()) as lease:
+        assert (lease.name, lease.server, set(deployment.held)) == ("b", "host:7", {"b"})
+        assert not lease.lost.done()
+        deployment.held["b"].lost.set()
+        await lease.lost
+    assert not deployment.held
+
+
+async def test_where_all_have_refused_that_is_said_at_once() -> None:
+    deployment = Deployment(a="unready", b="ready")
+    with pytest.raises(ServerUnavailable, match="no server"):
+        async with leasing(lambda: deployment, (Lost,))("", ("b",)):
+            pass
+    assert len(deployment.asked) == 2, "a, and one that has refused before"
+    assert not deployment.held
+
+
+async def test_where_one_does_not_answer_another_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stretto_ray.leasing.AGAIN_S", 0.01)
+    deployment = Deployment(a="silent", b="ready")
+    async with leasing(lambda: deployment, (Lost,))("", ()) as lease:
+        assert lease.name == "b"
+        assert set(deployment.held) == {"b"}, "the other is asked no longer"
+    assert deployment.asked == ["a", "b"]
+
+
+async def test_where_none_answers_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stretto_ray.leasing.AGAIN_S", 0.01)
+    monkeypatch.setattr("stretto_ray.leasing.LEASE_S", 0.1)
+    for kind, error in (("silent", "TimeoutError"), ("failing", "Lost")):
+        deployment = Deployment(a=kind, b=kind)
+        with pytest.raises(ServerUnavailable, match=error):
+            async with leasing(lambda: deployment, (Lost,))("", ()):  # noqa: B023
+                pass
+        assert not deployment.held
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from stretto_client import RequestRefused, ServerUnavailable, Speech
+from stretto_client import RequestRefused, ServerFull, ServerUnavailable, Speech
 from stretto_gateway.app import make_app
 from stretto_gateway.config import GatewayConfig
 from stretto_gateway.routed import ATTEMPTS, Lease, RoutedClient, conversation_key
@@ -98,9 +98,16 @@ async def test_where_none_takes_it_that_is_said(fleet: Fleet, client: RoutedClie
     with pytest.raises(ServerUnavailable, match="try again"):
         await events(client.speak("A cat."))
     assert len(fleet.asked) == ATTEMPTS
-    fleet.servers = {"a": fleet.servers["a"]}
+    fleet.servers.clear()
     with pytest.raises(ServerUnavailable, match="no server"):
         await events(client.speak("A cat."))
+
+
+async def test_where_the_only_server_is_full_that_is_said(fleet: Fleet, client: RoutedClient) -> None:
+    await fleet.add("a", [ErrorText("full: as many utterances as it takes")])
+    with pytest.raises(ServerFull, match="as many"):
+        await events(client.speak("A cat."))
+    assert fleet.asked == [("", ()), ("", ("a",))]
 
 
 async def test_what_has_begun_is_not_begun_anew(fleet: Fleet, client: RoutedClient) -> None:

@@ -11,7 +11,7 @@ BOUND = 1.25  # of the mean load, that a conversation's server may have (Mirrokn
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A server: its name, the utterances that it has, and whether it takes more."""
+    """A server: its name, the utterances that it has, and whether it takes more, and answers at all."""
 
     name: str
     load: int
@@ -19,16 +19,22 @@ class Candidate:
 
 
 def ranked(key: str, candidates: Sequence[Candidate], refused: Collection[str], free: int) -> list[str]:
-    """The names of those that may be asked, the best first.
+    """The names of all, the best first; then those that are not ready, and at last those that have refused already.
+
+    The last are there because Ray's router looks for ever for a server that it is not given, and holds up others
+    meanwhile: they say themselves that they take nothing.
 
     Rendezvous hashing: each key has an order of all servers of its own, and keeps it when others come or go. free: so
     many utterances do a server no harm, whatever the others have. Without a key, the least busy is the best.
     """
     able = [each for each in candidates if each.is_ready and each.name not in refused]
-    if not able:
-        return []
+    unready = [each.name for each in candidates if not each.is_ready and each.name not in refused]
+    return [*_best_first(key, able, free), *unready, *(each.name for each in candidates if each.name in refused)]
+
+
+def _best_first(key: str, able: Sequence[Candidate], free: int) -> list[str]:
     by_load = sorted(able, key=lambda each: (each.load, random.random()))
-    if not key:
+    if not key or not able:
         return [each.name for each in by_load]
     bound = max(free, math.ceil(BOUND * (sum(each.load for each in able) + 1) / len(able)))
     kept = sorted((each for each in able if each.load < bound), key=lambda each: weight(key, each.name), reverse=True)

@@ -5,8 +5,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
+from ray.serve.exceptions import RayServeException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stretto_gateway.app import make_app
@@ -19,6 +21,7 @@ from stretto_ray.router import AffinityRouter
 from stretto_ray.scaling import policy
 
 SERVER, INGRESS = "SpeechServer", "SpeechGateway"
+FAILURES = (RayError, RayServeException)
 
 
 class Settings(BaseModel):
@@ -65,13 +68,13 @@ def build(arguments: dict[str, Any]) -> Application:
     def gateway() -> ASGIApp:
         name = serve.get_replica_context().app_name
         config = GatewayConfig("", keys=read_keys(None), limits=Limits())
-        return WithState(
-            make_app(config, lambda: RoutedClient(leasing(lambda: serve.get_deployment_handle(SERVER, name))))
-        )
+        choose = leasing(lambda: serve.get_deployment_handle(SERVER, name), FAILURES)
+        return WithState(make_app(config, lambda: RoutedClient(choose)))
 
     ingress = serve.deployment(serve.ingress(gateway)()).options(
         name=INGRESS,
         num_replicas=settings.gateways,
+        max_surge_percent=100,  # the new ones take requests before the old ones are told to end
         max_ongoing_requests=Limits().max_connections,
         graceful_shutdown_timeout_s=settings.drain_s + 10,
         ray_actor_options={"num_cpus": 1},

@@ -3,55 +3,96 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from contextvars import Context
+from functools import partial
 from typing import Any
-
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
 
 from stretto_client import ServerUnavailable
 from stretto_gateway.routed import Choose, Lease
 
 LEASE_S = 15.0  # in which somebody has to answer: Ray's router needs milliseconds, where processors are free
+AGAIN_S = 1.0  # without an answer, as of a node that is gone and nobody has noticed, somebody else is asked, too
 ATTEMPTS = 4
 
+Failures = tuple[type[Exception], ...]
+Asked = dict[asyncio.Future[dict[str, Any]], Any]
+"""What replicas will answer, and the responses of Ray's that the answers come by."""
 
-def leasing(handle_of: Callable[[], Any]) -> Choose:
-    """What chooses a server by the router of the deployment whose handle that is."""
+
+def leasing(handle_of: Callable[[], Any], failures: Failures) -> Choose:
+    """What chooses a server by the router of the deployment whose handle that is; failures: what Ray raises.
+
+    Each lease is asked for in a context of its own: Ray's router knows what it has to find a replica for by the id of
+    the HTTP request that the context is of, takes two of one request for the same, and looks for the second for ever.
+    """
 
     @asynccontextmanager
     async def choose(key: str, refused: tuple[str, ...]) -> AsyncIterator[Lease]:
         handle, unready = handle_of().options(stream=True), list(refused)
         for _ in range(ATTEMPTS):
-            responses = handle.lease.remote(key, unready)
-            try:
-                told = await _first(responses)
+            ask = partial(Context().run, handle.lease.remote, key, list(unready))
+            async with _first_answer(ask, failures) as (told, responses):
                 if told["server"]:
-                    lost = asyncio.ensure_future(_until_lost(responses))
+                    lost = asyncio.ensure_future(_until_lost(responses, failures))
                     try:
                         yield Lease(told["name"], told["server"], lost)
                     finally:
                         lost.cancel()
                     return
-                unready.append(told["name"])
-            finally:
-                responses.cancel()
+            if told["name"] in unready:
+                break  # nobody is left: who has refused is asked last
+            unready.append(told["name"])
         raise ServerUnavailable("no server takes requests now; try again")
 
     return choose
 
 
-async def _first(responses: Any) -> dict[str, Any]:
-    """What the replica says of itself; ServerUnavailable where none says anything."""
+@asynccontextmanager
+async def _first_answer(ask: Callable[[], Any], failures: Failures) -> AsyncIterator[tuple[dict[str, Any], Any]]:
+    """What the first replica that answers says, and its responses; ServerUnavailable where none says anything."""
+    asked: Asked = {}
+    silences: Failures = (*failures, TimeoutError, StopAsyncIteration)
     try:
-        async with asyncio.timeout(LEASE_S):
-            told: dict[str, Any] = await anext(responses)
-    except (RayError, RayServeException, TimeoutError, StopAsyncIteration) as error:
-        raise ServerUnavailable(f"no server takes requests now ({type(error).__name__}); try again") from None
-    return told
+        try:
+            async with asyncio.timeout(LEASE_S):
+                first = await _first_of(ask, asked)
+            told = first.result()
+        except silences as error:
+            raise ServerUnavailable(f"no server takes requests now ({type(error).__name__}); try again") from None
+        responses = asked.pop(first)
+        _leave(asked)
+        asked[first] = responses
+        yield told, responses
+    finally:
+        _leave(asked)
 
 
-async def _until_lost(responses: Any) -> None:
+async def _first_of(ask: Callable[[], Any], asked: Asked) -> asyncio.Future[dict[str, Any]]:
+    """The first answer that is not a failure, else the last failure. One more is asked, up to ATTEMPTS, each time that
+    one has failed or AGAIN_S have gone by."""
+    while True:
+        for answer in asked:
+            if answer.done() and answer.exception() is None:
+                return answer
+        if may_ask := len(asked) < ATTEMPTS:
+            responses = ask()
+            asked[asyncio.ensure_future(anext(responses))] = responses
+        waiting = [answer for answer in asked if not answer.done()]
+        if not waiting:
+            return answer
+        limit_s = AGAIN_S if may_ask else None
+        await asyncio.wait(waiting, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _leave(asked: Asked) -> None:
+    """Give back what was asked for."""
+    for answer, responses in asked.items():
+        answer.cancel()
+        responses.cancel()
+
+
+async def _until_lost(responses: Any, failures: Failures) -> None:
     """Return when the lease ends, which it does by itself only with its replica."""
-    with suppress(RayError, RayServeException):
+    with suppress(*failures):
         async for _ in responses:
             pass

@@ -33,12 +33,12 @@ class SpeechServer:
     async def lease(self, key: str, refused: Sequence[str]) -> AsyncIterator[dict[str, Any]]:
         """Who this is, and where it listens: '' where it takes nothing now. Then nothing, until the lease is cancelled.
 
-        key, refused: what the router has chosen by.
+        key, refused: what the router has chosen by, who asks for one that has refused where there is no other.
         """
-        is_ready = self._server.state() == "ready"
-        server = self._server.address if is_ready else ""
+        takes_it = self._server.state() == "ready" and self._name not in refused
+        server = self._server.address if takes_it else ""
         yield {"name": self._name, "server": server, "pid": self._server.pid, "version": self._version}
-        if is_ready:
+        if takes_it:
             await asyncio.sleep(LONGEST_S)
 
     def check_health(self) -> None:

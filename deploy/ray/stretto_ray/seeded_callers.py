@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 import aiohttp
@@ -18,16 +19,20 @@ PATIENCE_S = 120.0  # of one request
 
 @dataclass
 class Tally:
-    """What became of requests. wrong: complete, and other samples than the seed's."""
+    """What became of requests. wrong: complete, and other samples than the seed's. heard_s: to the first sound."""
 
     right: int = 0
     wrong: int = 0
     ended: list[str] = field(default_factory=list)
+    heard_s: list[float] = field(default_factory=list)
     latest_s: float = 0.0
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
-        return {"right": self.right, "wrong": self.wrong, "errors": Counter(self.ended), "longest_s": self.latest_s}
+        counts = {"right": self.right, "wrong": self.wrong, "errors": Counter(self.ended)}
+        if self.heard_s:
+            counts |= {"first_sound_s": {"median": median(self.heard_s), "last": max(self.heard_s)}}
+        return counts | {"longest_s": self.latest_s}
 
 
 class Failed(Exception):
@@ -41,19 +46,16 @@ class Callers:
         self._session = session
         self.known: dict[int, str] = {}
 
-    async def say(self, seed: int, tally: Tally, sound: asyncio.Semaphore | None = None) -> None:
-        """One utterance, of odd seeds as server-sent events: complete and right, or with an error that says so.
-
-        sound: released with the first of it.
-        """
-        begun, digest, error = time.monotonic(), hashlib.sha256(), ""
+    async def say(self, seed: int, tally: Tally) -> None:
+        """One utterance, of odd seeds as server-sent events: complete and right, or with an error that says so."""
+        begun, digest, error, is_heard = time.monotonic(), hashlib.sha256(), "", False
         try:
             async with asyncio.timeout(PATIENCE_S):
                 async for part in self._parts(seed):
                     digest.update(part)
-                    if sound is not None:
-                        sound.release()
-                        sound = None
+                    if part and not is_heard:
+                        is_heard = True
+                        tally.heard_s.append(round(time.monotonic() - begun, 2))
         except aiohttp.ClientPayloadError:
             error = "broken off"
         except (aiohttp.ClientError, TimeoutError) as failure:
