@@ -1,5 +1,6 @@
 """What a stub does to its process."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from stretto.serving.environment import MALLOC
 from stretto.triton_io.decoding_service import DecodingService
 from stretto.triton_io.ring_writer import RingWriters
 from tests.patience import PATIENCE_S
@@ -44,6 +46,29 @@ def test_memory_of_large_files_goes_back_to_the_system() -> None:
         done = subprocess.run([sys.executable, "-c", PROGRAM, gives_back], capture_output=True, text=True, check=True)
         grown[gives_back] = int(done.stdout)
     assert grown["true"] < 10_000 < grown["false"], grown
+
+
+TENSORS = """
+import resource, sys
+from stretto.triton_io.stub import keep_large_memory
+
+if sys.argv[1] == "true":
+    keep_large_memory()
+bytearray(12_000_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    bytearray(12_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_tensors_get_the_pages_of_those_before_them() -> None:
+    faults = {}
+    for keeps in ("true", "false"):
+        command = [sys.executable, "-c", TENSORS, keeps]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | MALLOC)
+        faults[keeps] = int(done.stdout)
+    assert 10 * faults["true"] < faults["false"], faults
 
 
 DYING = """

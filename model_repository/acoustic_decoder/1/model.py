@@ -18,6 +18,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, Any]) -> None:
         stub.use_utf8()
+        stub.keep_large_memory()
         from stretto.config import DecoderConfig
         from stretto.decoder.opening import open_codec
         from stretto.decoder.worker import DecoderWorker

@@ -17,6 +17,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, Any]) -> None:
         stub.use_utf8()
+        stub.keep_large_memory()
         stub.fork_engine()
         import multiprocessing
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import IO
 
 from stretto.serving.config import LaunchConfig
+from stretto.serving.environment import MALLOC
 from stretto.serving.installation import LaunchError
 from stretto.serving.leftovers import Launch
 from stretto.serving.proxy.access import HTTP
@@ -67,6 +68,7 @@ class ProxyProcess:
         log: IO[bytes] | None = None if self._log_file is None else self._log_file.open("ab")
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "stretto.serving.proxy"],
+            env=MALLOC | os.environ,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

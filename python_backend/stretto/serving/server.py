@@ -39,7 +39,8 @@ class AbortedStart(Exception):
 def command_line(config: LaunchConfig, installation: Installation, launch: Launch) -> list[str]:
     """The command of the server; what the caller passed comes last and so wins.
 
-    Without auto-completion of model configs, which ours do not need, no stub is started twice.
+    Without auto-completion of model configs, which ours do not need, no stub is started twice. Of each stream that ends
+    Triton would keep the newest request, with all that was in it, for another of the model: eight files of 20 MB.
     """
     return [
         str(installation.executable),
@@ -48,6 +49,7 @@ def command_line(config: LaunchConfig, installation: Installation, launch: Launc
         *loading(config),
         "--disable-auto-complete-config",
         "--exit-timeout-secs=10",
+        "--grpc-infer-allocation-pool-size=0",
         "--backend-config=python,thread-pool-size=32",
         f"--backend-config=python,shm-region-prefix-name={launch.region_prefix}",
         *installation.arguments,

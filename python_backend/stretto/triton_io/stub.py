@@ -18,7 +18,8 @@ from contextlib import contextmanager
 
 logger = logging.getLogger(__name__)
 
-M_MMAP_THRESHOLD, LARGE = -3, 4 << 20  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+LARGE, LARGEST = 4 << 20, 32 << 20
 
 
 def use_utf8() -> None:
@@ -75,3 +76,12 @@ def give_back_large_memory() -> None:
     Otherwise it keeps blocks of up to 32 MiB for the next time, once it has seen one of that size freed.
     """
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
+
+
+def keep_large_memory() -> None:
+    """Have malloc keep blocks of up to LARGEST for the next time, as it would but for the environment of the server.
+
+    Tensors come and go, and new pages of the system for each of them take as long as the work on them.
+    """
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGEST)
+    ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, 2 * LARGEST)
