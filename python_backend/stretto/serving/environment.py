@@ -7,12 +7,13 @@ from pathlib import Path
 from stretto.serving.folders import PACKAGE, cache_folder
 from stretto.serving.installation import Installation
 from stretto.triton_io.draining import DRAIN_FILE
+from stretto.triton_io.stub import LARGE
 
 LAUNCH_ID = "STRETTO_LAUNCH_ID"
 
 # malloc returns larger blocks to the system as they are freed. Otherwise it keeps those of files that came and went, in
 # pieces between which others lie: Triton grew by 4 MB a minute. mallopt(3); stubs that compute say otherwise.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20)}
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(LARGE), "MALLOC_TRIM_THRESHOLD_": str(LARGE)}
 
 
 def server_environment(

@@ -71,15 +71,15 @@ def server_pid() -> int:
 
 
 def give_back_large_memory() -> None:
-    """Have malloc return what is larger than LARGE to the system as soon as it is freed.
+    """Have malloc return what is larger than LARGE to the system as soon as it is freed, as the launcher has it do.
 
-    Otherwise it keeps blocks of up to 32 MiB for the next time, once it has seen one of that size freed.
+    Without either it keeps blocks of up to LARGEST for the next time, once it has seen one of that size freed.
     """
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def keep_large_memory() -> None:
-    """Have malloc keep blocks of up to LARGEST for the next time, as it would but for the environment of the server.
+    """Have malloc keep blocks of up to LARGEST for the next time, as it would but for the launcher.
 
     Tensors come and go, and new pages of the system for each of them take as long as the work on them.
     """
