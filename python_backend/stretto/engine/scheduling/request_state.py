@@ -48,8 +48,8 @@ class RequestState:
     pair: None where guidance has no part in it, or no longer. limit: the output index from which on it has none, once
     that is known. is_guided: whether the newest row of the audio segment was guided. guidance_switches: the rows of its
     audio, from 0, at which guidance went, came back, went ... was_cut: a limit closed a segment that the model had not.
-    added_s: when the scheduler got it, by the clock that nobody sets. queue_s: how long it has waited for its first step
-    since. outgoing: its rows that are still here.
+    added_s: when the scheduler got it, by the clock that nobody sets. queue_s: how long it waited since for its first
+    step. outgoing: its rows that are still here.
     schedule: which rows of its reply modules say; None where the model has none. track: its text track, where the
     family has one. held_s: how long it waited for words of it, in the middle of the reply.
     """
