@@ -61,17 +61,24 @@ def build_both(folder: Path) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_both(tmp_path_factory.mktemp("wheel"))[1]
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The sdist and the wheel of a release."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(EPOCH, str(EPOCH_S))
+        return build_both(tmp_path_factory.mktemp("wheel"))
 
 
-def test_built_twice_it_has_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def wheel(built: tuple[Path, Path]) -> Path:
+    return built[1]
+
+
+def test_built_twice_it_has_the_same_bytes(
+    built: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(EPOCH, str(EPOCH_S))
-    made = []
-    for name in ("first", "second"):
-        (tmp_path / name).mkdir()
-        made.append([path.read_bytes() for path in build_both(tmp_path / name)])
-    assert made[0] == made[1]
+    again = build_both(tmp_path)
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in built]
 
 
 def files_of_the_tree() -> dict[str, Path]:

@@ -32,10 +32,8 @@ async def test_a_long_text_is_its_clauses_without_a_gap_or_a_click_between_them(
         whole = await spoken(client, TEXT)
         pieces = split(TEXT, (await client.profile()).max_text_chars)
         clauses = [await spoken(client, piece) for piece in pieces]
-        again = await spoken(client, TEXT)
     assert len(pieces) > 1
     pcm, alone = samples(whole), [samples(events) for events in clauses]
-    assert np.array_equal(pcm, samples(again)), "one seed, one result"
     assert len(pcm) == sum(map(len, alone)), "no sample between clauses that the voice has not made"
     differs, num_fade = pcm != np.concatenate(alone), round(FADE_S * 16_000)
     steps = np.abs(np.diff(pcm))

@@ -1,4 +1,4 @@
-"""Prints how many binaries of the draw a GPU would need for batches of 1 to 9 rows; one is compiled before serving."""
+"""How many binaries of the draw a GPU would need for batches of 1 to 9 rows; one is compiled before serving."""
 
 from typing import Any
 
@@ -29,7 +29,8 @@ class Launches:
         return launch
 
 
-if __name__ == "__main__":
+def num_binaries_of_the_draw() -> int:
+    """Where kernels are not interpreted; the draw launches none afterwards."""
     launches = kernel._draw_kernel = Launches(kernel._draw_kernel)
     token_ids = torch.arange(STREAMS * COLUMNS).view(STREAMS, COLUMNS)
     for num_rows in range(1, 10):
@@ -38,4 +39,4 @@ if __name__ == "__main__":
             params = DrawParams(scales[row], limits[5 + row], scales[row + 1])
             keys = torch.zeros(num_rows, STREAMS + 1, dtype=torch.int32)[:, 1:]
             kernel.draw_on_device(torch.zeros(num_rows, STREAMS, COLUMNS), token_ids, keys, params)
-    print(len(launches.chosen_by))
+    return len(launches.chosen_by)

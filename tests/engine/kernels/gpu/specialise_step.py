@@ -1,15 +1,16 @@
-"""Prints how many binaries of each of a step's kernels a GPU would need for steps of 1 to 9 rows."""
+"""Prints how many binaries of the draw and of each of a step's kernels a GPU would need for steps of 1 to 9 rows."""
 
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.worker import step_program
 from stretto.engine.worker.step_plan import Variant
-from tests.engine.kernels.gpu.specialise import Launches
+from tests.engine.kernels.gpu.specialise import Launches, num_binaries_of_the_draw
 from tests.engine.worker.walks import LENGTH, captured
 from tests.small_vocabularies import BAGPIPER
 
 KERNELS = ("text_maxima_kernel", "draw_text_kernel", "draw_streams_kernel", "advance_kernel")
 
 if __name__ == "__main__":
+    print("_draw_kernel", num_binaries_of_the_draw())
     launches = {name: Launches(getattr(step_program, name)) for name in KERNELS}
     for name, stub in launches.items():
         setattr(step_program, name, stub)

@@ -39,12 +39,9 @@ def test_kernels_compile_for_cuda(tmp_path: Path, capability: str) -> None:
     assert min(sizes.values()) > 1000
 
 
-def test_one_binary_draws_for_batches_of_any_size(tmp_path: Path) -> None:
-    assert compiled(tmp_path, "tests.engine.kernels.gpu.specialise") == ["1"]
-
-
-def test_one_binary_of_each_of_a_step_s_kernels_serves_steps_of_any_size(tmp_path: Path) -> None:
+def test_one_binary_of_the_draw_and_of_each_of_a_step_s_kernels_serves_steps_of_any_size(tmp_path: Path) -> None:
     assert compiled(tmp_path, "tests.engine.kernels.gpu.specialise_step") == [
+        "_draw_kernel 1",
         "text_maxima_kernel 1",
         "draw_text_kernel 1",
         "draw_streams_kernel 2",  # one over stream 0, one over the others
