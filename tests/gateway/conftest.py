@@ -4,16 +4,25 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from fastapi import routing
+from uvicorn import server as uvicorn_server
 
 from stretto_gateway.command import Server, make_server
 from stretto_gateway.config import GatewayConfig, Limits
 from tests.client.fake_server import Chunk, FakeServer, Request, Step
+
+# What answers look like is worked out for each gateway and route and error anew, and takes longer than most tests.
+routing.create_model_field = cache(routing.create_model_field)
+# uvicorn looks ten times a second whether it is to end, and gives connections a tenth to.
+uvicorn_server.asyncio = SimpleNamespace(**vars(asyncio) | {"sleep": lambda seconds: asyncio.sleep(seconds / 20)})
 
 SPOKEN = [
     Chunk(0, 3840, is_16_bit=True, words=("a",)),
@@ -38,14 +47,15 @@ class Running:
         return self.server.config.app
 
     def openai(self, **options: Any) -> openai.AsyncOpenAI:
-        """OpenAI's own client."""
-        known = {"base_url": f"{self.url}/v1", "api_key": "unused", "max_retries": 0}
+        """OpenAI's own client, which need not read the world's certificates."""
+        plain = openai.DefaultAsyncHttpxClient(verify=False)
+        known = {"base_url": f"{self.url}/v1", "api_key": "unused", "max_retries": 0, "http_client": plain}
         self.clients.append(openai.AsyncOpenAI(**known | options))
         return self.clients[-1]
 
     def http(self) -> httpx.AsyncClient:
         """A plain one."""
-        return httpx.AsyncClient(base_url=self.url, timeout=60)
+        return httpx.AsyncClient(base_url=self.url, timeout=60, verify=False)
 
     async def metric(self, name: str) -> float:
         """A figure of `/metrics`, over all labels."""
