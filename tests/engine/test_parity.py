@@ -40,7 +40,8 @@ class Checkpoint:
 
     def __init__(self, folder: Path, name: str):
         self.family: Family = {**FAMILIES, "tests.speech_families:LEARNED_PADS": LEARNED_PADS}[name]
-        self.folder = write_checkpoint(folder, self.family, name)
+        shape = {} if self.family is TINY else {"hidden": 64, "layers": 2}
+        self.folder = write_checkpoint(folder, self.family, name, **shape)
         self._references: dict[int, Reference] = {}
         self._replies: dict[tuple[object, ...], list[list[int]]] = {}
 

@@ -29,7 +29,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def folder(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"), FAMILIES[name], name, hidden=64, layers=2)
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"), FAMILIES[name], name, hidden=64, layers=1)
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +87,10 @@ def test_who_is_preempted_draws_what_it_draws_alone(
 def test_an_engine_that_has_been_started_again_draws_the_same(
     folder: Path, prompts: dict[str, Prompt], alone: dict[str, Rows]
 ) -> None:
+    last = list(prompts)[:-4:-1]
     with started(folder) as engine:
-        again = {name: engine.run({name: prompt})[name].rows for name, prompt in reversed(prompts.items())}
-    assert again == alone
+        again = {name: engine.run({name: prompts[name]})[name].rows for name in last}
+    assert again == {name: alone[name] for name in last}
 
 
 def test_another_seed_draws_other_codes_on_every_stream(

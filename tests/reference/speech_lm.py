@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
@@ -131,8 +132,9 @@ class Reference:
 
 def merged(conditional: list[float], unconditional: list[float], scale: float) -> list[float]:
     """Guided logits; what neither may be stays so."""
-    pairs = zip(conditional, unconditional, strict=True)
-    return [a if a == b else b + scale * (a - b) for a, b in pairs]
+    a, b = np.array(conditional), np.array(unconditional)
+    with np.errstate(invalid="ignore"):  # the difference of what neither may be
+        return np.where(a == b, a, b + scale * (a - b)).tolist()
 
 
 class _Reply:

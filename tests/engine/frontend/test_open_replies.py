@@ -27,13 +27,14 @@ from tests.small_vocabularies import TRACKED_CSM
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 FLOW = FlowAddress("stretto_flow_1_" + "0" * 32, 1, 1)
 NAME = "tests.small_vocabularies:TRACKED_CSM"
+LENGTH = 192  # rows, of the model
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def llm(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[SpeechLLM]:
     folder: Path = write_checkpoint(tmp_path_factory.mktemp("checkpoint"), TRACKED_CSM, NAME, hidden=64, layers=2)
     with forked_processes():
-        running = await SpeechLLM.start(EngineConfig(folder, {**DEFAULTS, "max_num_seqs": 4}))
+        running = await SpeechLLM.start(EngineConfig(folder, {**DEFAULTS, "max_num_seqs": 4, "max_model_len": LENGTH}))
     yield running
     running.shutdown()
 
@@ -113,7 +114,7 @@ async def test_a_text_may_take_the_last_row_however_it_comes_and_what_is_longer_
     audio = replace(made.sampling.audio, max_rows=max_rows)
     given = replace(made, sampling=replace(made.sampling, audio=audio), track=(), is_open=True)
     num_letters = 1 + llm.max_words(given)
-    assert num_letters == min(max_rows, DEFAULTS["max_model_len"] - 1 - len(made.rows))
+    assert num_letters == min(max_rows, LENGTH - 1 - len(made.rows))
     text = "".join(chr(97 + index % 26) for index in range(num_letters))
     at_once, refused = await speak(llm, given, [text + "z"], begins_first=False)
     assert refused == [f"text: expected at most {num_letters} more tokens, as a frame reads one, got {num_letters + 1}"]
