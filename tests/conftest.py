@@ -1,8 +1,12 @@
 """What holds for the whole suite."""
 
 import gc
+import os
+import re
 import signal
 from collections.abc import Generator, Iterator
+from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -28,6 +32,19 @@ settings.register_profile("same", derandomize=True, deadline=None, database=None
 settings.load_profile("same")
 
 
+NOT_WANTED = re.compile(r"not \w+(?: and not \w+)*")
+OF_A_FILE = re.compile(r"^pytestmark = (?:\[\n.*?^\]|[^\n]*)", re.MULTILINE | re.DOTALL)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A file is not imported where each of its tests has a mark that is not wanted."""
+    if collection_path.suffix != ".py" or not NOT_WANTED.fullmatch(config.option.markexpr):
+        return None
+    marks = OF_A_FILE.search(collection_path.read_text())
+    is_left_out = marks and set(re.findall(r"mark\.(\w+)", marks[0])) & set(config.option.markexpr.split())
+    return True if is_left_out else None
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
     """While all is imported nobody looks for garbage, nor ever after among what was: an eighth of the imports' time."""
@@ -51,6 +68,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         group = "server" if item.get_closest_marker("server") else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("server", "engine", "slow")])
+
+
+@cache
+def stand_back() -> int:
+    """From now on this process gets a third of the processor's time of one that does not, where both want it."""
+    return os.nice(5)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Among several workers: who has no test of the server, or no more of them, lets the one go first that has.
+
+    Triton takes a stub for dead that shows no life for a second, as happens where more want to run than can.
+    """
+    if hasattr(item.config, "workerinput") and not item.get_closest_marker("server"):
+        stand_back()
 
 
 @pytest.fixture(autouse=True)

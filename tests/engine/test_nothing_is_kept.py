@@ -20,7 +20,7 @@ from tests.random_checkpoints import write_checkpoint
 
 pytestmark = pytest.mark.engine
 
-MANY = 60
+MANY = 40
 POLICIES = ("always", "adaptive", "until_s")
 SEQUENCES = (list, set, frozenset, tuple, deque)
 

@@ -195,7 +195,7 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
     yield start
     for each in made:
         each.process.terminate()
-        each.process.wait(60)
+        each.process.wait(PATIENCE_S)
         each.output.close()
 
 
@@ -206,7 +206,7 @@ def test_a_server_is_started_watched_and_stopped(launch: Callable[..., Launched]
     assert (record["pid"], record["state"]) == (server.process.pid, "ready")
     assert len(server.leftovers()) == 3  # the lock, the server's region, the folder of sockets
     server.process.terminate()
-    assert server.process.wait(60) == 0
+    assert server.process.wait(PATIENCE_S) == 0
     assert "drained" in server.said
     assert server.leftovers() == []
     assert not (tmp_path / "serve.json").exists()
@@ -226,7 +226,7 @@ def test_aborted_starts_are_tried_again(launch: Callable[..., Launched]) -> None
 
 def test_a_server_that_aborts_every_time_is_given_up(launch: Callable[..., Launched]) -> None:
     server = launch(9, "--start-attempts=2")
-    assert server.process.wait(60) == 1
+    assert server.process.wait(PATIENCE_S) == 1
     assert "aborted 2 times, at last: the server ended with signal SIGABRT: boost" in server.said
     assert server.leftovers() == []
 
@@ -248,7 +248,7 @@ def test_a_start_that_hangs_is_tried_again(launch: Callable[..., Launched], tmp_
 def test_a_server_that_hangs_every_time_is_given_up(launch: Callable[..., Launched], tmp_path: Path, way: str) -> None:
     hang(tmp_path, 9, way)
     server = launch(0, "--start-attempts=2")
-    assert server.process.wait(60) == 1
+    assert server.process.wait(PATIENCE_S) == 1
     assert f"aborted 2 times, at last: the server has {HANGS[way]} for 0.5 s" in server.said
     assert f"the whole log: {tmp_path}" in server.said
     assert server.processes() == []
@@ -260,7 +260,7 @@ def test_a_model_that_does_not_load_is_named_and_not_tried_again(
 ) -> None:
     (tmp_path / "fails").touch()
     server = launch()
-    assert server.process.wait(60) == 1
+    assert server.process.wait(PATIENCE_S) == 1
     assert "failed to load 'language_model' version 1: Internal: no checkpoint" in server.said
     assert f"the whole log: {tmp_path}" in server.said
     assert (tmp_path / "starts").read_text().count("\n") == 1
@@ -300,14 +300,14 @@ def test_a_second_launcher_leaves_the_file_of_the_first_alone(launch: Callable[.
     record = (tmp_path / "serve.json").read_text()
     (tmp_path / "second").mkdir()
     second = Launched(tmp_path / "second", 0, "--pid-file", str(tmp_path / "serve.json"))
-    assert second.process.wait(60) == 1
+    assert second.process.wait(PATIENCE_S) == 1
     assert f"serve.json: the launcher with pid {first.process.pid} runs" in second.said
     assert (tmp_path / "serve.json").read_text() == record
 
 
 def test_a_flag_that_nobody_knows_is_named(launch: Callable[..., Launched]) -> None:
     server = launch(0, "--sing=a song")
-    assert server.process.wait(60) == 1
+    assert server.process.wait(PATIENCE_S) == 1
     assert "the server ended with exit code 1: tritonserver: unrecognized option '--sing=a song'\n" in server.said
 
 
@@ -393,7 +393,7 @@ def test_a_taken_port_is_named(launch: Callable[..., Launched]) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         server = launch(0, f"--metrics-port={port}")
-        assert server.process.wait(60) == 1
+        assert server.process.wait(PATIENCE_S) == 1
     assert f"port {port} is in use: choose another with --metrics-port" in server.said
 
 
@@ -515,7 +515,7 @@ def test_streams_that_never_end_delay_the_stop_only_so_long(
     pid = int(server.said.rpartition("pid ")[2])
     table = busy_table(pid)
     server.process.terminate()
-    assert server.process.wait(60) == 0
+    assert server.process.wait(PATIENCE_S) == 0
     assert "stopping with 1 streams still open" in server.said
     table.remove()
 
@@ -529,7 +529,7 @@ def test_a_second_signal_stops_at_once(launch: Callable[..., Launched], tmp_path
     time.sleep(0.4)
     assert server.process.poll() is None
     server.process.terminate()
-    assert server.process.wait(60) == 0
+    assert server.process.wait(PATIENCE_S) == 0
     table.remove()
 
 

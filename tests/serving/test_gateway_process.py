@@ -40,6 +40,7 @@ def begun(tmp_path: Path) -> Iterator[tuple[GatewayProcess, int]]:
     process.stop()
 
 
+@pytest.mark.slow
 def test_it_listens_is_started_again_when_it_ends_and_drains(
     begun: tuple[GatewayProcess, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE_S
 from tests.serving.test_command import Launched, busy_table, hang, launch, proxies
 
 __all__ = ["launch"]  # a fixture
@@ -24,7 +25,7 @@ def has_left_nothing(server: Launched, *numbers: signal.Signals) -> bool:
     running = proxies(server.process.pid)
     for number in numbers:
         server.process.send_signal(number)
-    assert server.process.wait(60) == 0, server.said
+    assert server.process.wait(PATIENCE_S) == 0, server.said
     server.until(lambda: not any(Path("/proc", str(pid)).exists() for pid in running))
     return server.leftovers() == [] and server.processes() == [] and server.state is None
 

@@ -40,6 +40,7 @@ print(private_kb() - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_of_large_files_goes_back_to_the_system() -> None:
     grown = {}
     for gives_back in ("true", "false"):
@@ -101,6 +102,7 @@ def until(ended: list[str]) -> list[str]:
     return ended
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_the_threads_that_the_decoders_stub_needs_do_not_end_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[str] = []

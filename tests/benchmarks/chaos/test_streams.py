@@ -99,6 +99,7 @@ def test_a_reference_that_is_not_the_same_twice_is_none() -> None:
             asyncio.run(ask(script, [one]))
 
 
+@pytest.mark.slow
 def test_streams_count_every_answer_and_name_a_wrong_one() -> None:
     async def press(wrong_from: int) -> Streams:
         def script(request: Request) -> list[Step]:

@@ -14,6 +14,8 @@ from stretto.families.registry import family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM
 
+pytestmark = pytest.mark.slow
+
 SMALLER = Size(hidden=64, layers=1)
 
 

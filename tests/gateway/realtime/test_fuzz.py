@@ -68,6 +68,7 @@ class CheckedLine(Line):
             check(message["text"])
 
 
+@pytest.mark.slow
 def test_no_event_ends_a_session_or_is_a_failure(caplog: pytest.LogCaptureFixture) -> None:
     """A session of some events each: every one that it cannot do is told, and the next is answered."""
     seen: set[str] = set()
