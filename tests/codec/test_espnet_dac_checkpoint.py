@@ -56,7 +56,7 @@ def test_missing_unknown_and_misshapen_tensors_are_named(tmp_path: Path) -> None
     tensors["codec.generator.encoder.model.0.conv.conv.bias"] = torch.ones(7)
     with pytest.raises(CheckpointError) as error:
         load(publish(tmp_path, tensors))
-    for name in ("missing ['decoder.0.bias']", "unexpected ['decoder.99.alpha']", "wrong shape ['encoder.0.bias']"):
+    for name in ("missing ['decoder.0.bias']", "unknown ['decoder.99.alpha']", "shape ['encoder.0.bias']"):
         assert name in str(error.value)
 
 
@@ -65,6 +65,28 @@ def test_a_missing_codebook_is_named(tmp_path: Path) -> None:
     del tensors["codec.generator.quantizer.vq.layers.2._codebook.embed"]
     with pytest.raises(CheckpointError, match=r"vq\.layers\.2"):
         load(publish(tmp_path, tensors))
+
+
+def test_codebooks_of_several_shapes_are_named(tmp_path: Path) -> None:
+    name = "codec.generator.quantizer.vq.layers.1._codebook.embed"
+    with pytest.raises(CheckpointError, match=r"360epoch\.pth: expected codebooks of one shape, got .*layers\.1\."):
+        load(publish(tmp_path, published_tensors() | {name: torch.ones(3, 4)}))
+
+
+@pytest.mark.parametrize("other", [None, torch.ones(1), torch.ones(5, 2, 7)], ids=["none", "another rank", "no parts"])
+def test_half_a_weight_norm_is_named(tmp_path: Path, other: torch.Tensor | None) -> None:
+    tensors, half = published_tensors(), "codec.generator.decoder.model.0.conv.conv.parametrizations.weight.original0"
+    tensors |= {} if other is None else {half: other}
+    del tensors[half.replace("original0", "original1") if other is None else "codec.discriminator.unused"]
+    with pytest.raises(CheckpointError, match=r"missing \['decoder\.0\.weight'\], unknown .*weight\.original0"):
+        load(publish(tmp_path, tensors))
+
+
+def test_a_file_of_no_tensors_is_named(tmp_path: Path) -> None:
+    path = publish(tmp_path, published_tensors()) / "360epoch.pth"
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(CheckpointError, match=r"360epoch\.pth: expected tensors, got "):
+        load(tmp_path)
 
 
 def test_a_directory_without_its_files_is_refused(tmp_path: Path) -> None:

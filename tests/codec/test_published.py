@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,16 @@ def test_tensors_that_do_not_fit_are_named(directory: Path) -> None:
     rewrite(directory, decoder__conv1__bias=None, surplus=torch.zeros(1), decoder__conv2__bias=torch.zeros(3))
     expected = r"missing \['decoder.conv1.bias'\], unexpected \['surplus'\], wrong shape \['decoder.conv2.bias'\]"
     with pytest.raises(CheckpointError, match=expected):
+        load_model(DacModel, directory, OPTIONAL)
+
+
+def test_weights_that_are_cut_short_or_no_numbers_are_refused(directory: Path) -> None:
+    rewrite(directory, decoder__conv1__bias=torch.tensor([0.0, math.inf, 0.0, 0.0]))
+    with pytest.raises(CheckpointError, match=r"expected finite numbers, got .* \['decoder\.conv1\.bias'\]"):
+        load_model(DacModel, directory, OPTIONAL)
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=str(directory)):
         load_model(DacModel, directory, OPTIONAL)
 
 

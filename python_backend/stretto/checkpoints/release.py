@@ -1,8 +1,6 @@
 """What a release consists of, read without a copy of it: the tensors stay in their file until they are written."""
 
 import json
-import pickle
-import struct
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,10 +9,11 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from stretto.checkpoints.byte_level_bpe import read_tokenizer
+from stretto.codec.strict_loading import UNREADABLE, read_pickled
 from stretto.errors import CheckpointError
 from stretto.families.registry import config_at, json_object
 from stretto.families.tokenizer import FILE, TextTokenizer
@@ -33,20 +32,6 @@ FAMILIES = (
 )
 BARE = ("chatterbox",)  # whose releases have no config, and a tokenizer of any kind: they write no text
 INDEX, SUFFIX = ".safetensors.index.json", ".safetensors"
-# What reading tensors raises where a file holds none: `torch.load` lets out whatever its unpickler stumbles over.
-UNREADABLE = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    struct.error,
-    pickle.PickleError,
-    SafetensorError,
-)
 
 
 @dataclass(frozen=True)
@@ -117,7 +102,7 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
     """
     try:
         files = safetensors_files(path)
-        stored = torch.load(path, "cpu", weights_only=True, mmap=True) if files is None else StoredTensors(files)
+        stored = read_pickled(path, stays_in_file=True) if files is None else StoredTensors(files)
     except UNREADABLE as error:
         raise CheckpointError(f"{path}: expected tensors, got {error!r}") from error
     if isinstance(stored, StoredTensors) and stored:

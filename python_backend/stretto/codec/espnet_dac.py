@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from stretto.codec.base import CodecSpec, Window
-from stretto.codec.espnet_dac_checkpoint import EspnetDacConfig, read_config, read_tensors
+from stretto.codec.espnet_dac_checkpoint import EspnetDacConfig, read_config, read_generator
 from stretto.codec.seanet import decoder as seanet
 from stretto.codec.seanet.stream import SeanetStream
-from stretto.errors import CheckpointError
+from stretto.codec.strict_loading import load_strictly
 
 
 class EuclideanCodebooks(nn.Module):
@@ -84,11 +84,5 @@ def load(directory: Path, device: str = "cpu") -> EspnetDac:
     """The codec published in `directory` or its `codec/`; CheckpointError names what is missing or does not fit."""
     directory = directory / "codec" if (directory / "codec").is_dir() else directory
     codec = EspnetDac(read_config(directory))
-    tensors = read_tensors(directory, codec.spec.num_codebooks)
-    wanted = codec.state_dict()
-    wrong = sorted(name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape)
-    if wrong or wanted.keys() != tensors.keys():
-        missing, unexpected = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
-        raise CheckpointError(f"{directory}: missing {missing}, unexpected {unexpected}, wrong shape {wrong}")
-    codec.load_state_dict(tensors)
+    load_strictly(codec, read_generator(directory, codec.spec.num_codebooks), directory)
     return codec.eval().requires_grad_(False).to(device)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stretto.codec.seanet.decoder import SeanetWidths
 from stretto.codec.seanet.shape import SeanetShape
+from stretto.codec.strict_loading import read_tensors
 from stretto.errors import CheckpointError
 
 CONFIG_FILE = "config.yaml"
@@ -103,15 +104,15 @@ def read_config(directory: Path) -> EspnetDacConfig:
         raise CheckpointError(f"{path}: {error!r}") from error
 
 
-def read_tensors(directory: Path, num_codebooks: int) -> dict[str, Tensor]:
-    """The generator's tensors by our names, weight norm multiplied out; CheckpointError unless there is one `*.pth`."""
+def read_generator(directory: Path, num_codebooks: int) -> dict[str, Tensor]:
+    """The generator's tensors by our names, weight norm multiplied out; CheckpointError unless there is one `*.pth`,
+    of tensors."""
     paths = sorted(directory.glob("*.pth"))
     if len(paths) != 1:
         raise CheckpointError(f"{directory}: expected one *.pth, got {[path.name for path in paths]}")
-    published = torch.load(paths[0], map_location="cpu", weights_only=True)
     tensors = {
-        re.sub(r"\.model\.|\.(conv|convtr)\.\1\.", ".", name.removeprefix(GENERATOR)): tensor.float()
-        for name, tensor in published.items()
+        re.sub(r"\.model\.|\.(conv|convtr)\.\1\.", ".", name.removeprefix(GENERATOR)): tensor
+        for name, tensor in read_tensors(paths[0]).items()
         if name.startswith(GENERATOR) and name.rpartition(".")[2] not in NOT_SERVED
     }
     tensors = multiply_weight_norm_out(tensors)
@@ -119,6 +120,9 @@ def read_tensors(directory: Path, num_codebooks: int) -> dict[str, Tensor]:
     missing = [name for name in names if name not in tensors]
     if missing:
         raise CheckpointError(f"{paths[0]}: missing {missing}")
+    shapes = {name: list(tensors[name].shape) for name in names}
+    if any(shape != shapes[names[0]] for shape in shapes.values()):
+        raise CheckpointError(f"{paths[0]}: expected codebooks of one shape, got {shapes}")
     tables = torch.stack([tensors[name] for name in names])
     rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("quantizer.vq.layers.")}
     return rest | {"quantizer.embed": tables}
@@ -127,13 +131,17 @@ def read_tensors(directory: Path, num_codebooks: int) -> dict[str, Tensor]:
 def multiply_weight_norm_out(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weight g v / |v| in place of the pair (g, v), under torch's older and newer names of it.
 
-    The norm is over the dimensions in which g is 1 long: one number for each output, or for each tap of a kernel.
+    The norm is over the dimensions in which g is 1 long: one number for each output, or for each tap of a kernel. What
+    is no such pair stays, under a name that no module has.
     """
     plain = dict(tensors)
     for magnitude, direction in (("weight_g", "weight_v"), (_newer(0), _newer(1))):
         for name in [name for name in tensors if name.endswith(f".{magnitude}")]:
             stem = name.removesuffix(magnitude)
-            g, v = plain.pop(name), plain.pop(stem + direction)
+            g, v = tensors[name], tensors.get(stem + direction)
+            if v is None or g.dim() != v.dim() or any(a not in (1, b) for a, b in zip(g.shape, v.shape, strict=True)):
+                continue
+            del plain[name], plain[stem + direction]
             shared = [dim for dim in range(g.dim()) if g.shape[dim] == 1]
             norm = torch.linalg.vector_norm(v.double(), dim=shared, keepdim=True)
             plain[f"{stem}weight"] = (v.double() * (g.double() / norm)).float()

@@ -8,6 +8,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig, PreTrainedModel
 
+from stretto.codec.strict_loading import UNREADABLE, check_finite
 from stretto.errors import CheckpointError
 
 CONFIG_FILE = "config.json"
@@ -38,7 +39,7 @@ def load_model(model_class: type[Model], directory: Path, optional: Iterable[str
     """The model in float32 with every tensor from the checkpoint, and whether its `optional` parts came along.
 
     optional: first names of parts (`encoder`, …) that a checkpoint made for decoding alone leaves out, all together.
-    Raises CheckpointError with the names of tensors that are missing, unknown or of another shape.
+    Raises CheckpointError with the names of tensors that are missing, unknown, of another shape or not finite.
     """
     config_class: Any = model_class.config_class
     loaded: Any
@@ -51,7 +52,7 @@ def load_model(model_class: type[Model], directory: Path, optional: Iterable[str
             ignore_mismatched_sizes=True,  # they are named below, with the others
             output_loading_info=True,
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(f"{directory}: {error}") from error
     model, info = loaded
     missing = sorted(info["missing_keys"])
@@ -61,4 +62,5 @@ def load_model(model_class: type[Model], directory: Path, optional: Iterable[str
     unexpected, wrong = sorted(info["unexpected_keys"]), sorted(name for name, *_ in info["mismatched_keys"])
     if missing or unexpected or wrong:
         raise CheckpointError(f"{directory}: missing {missing}, unexpected {unexpected}, wrong shape {wrong}")
+    check_finite(model.state_dict(), directory)
     return model.eval().requires_grad_(False), is_complete

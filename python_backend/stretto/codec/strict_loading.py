@@ -1,8 +1,13 @@
-"""Tensors into a module whose names they have: nothing may be missing, unknown, or of another shape."""
+"""Tensors out of files, and into a module whose names they have: none may be missing, unknown, of another shape, or
+no finite numbers."""
 
+import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -10,14 +15,49 @@ from torch import Tensor, nn
 from stretto.errors import CheckpointError
 
 NAMED = 8  # of so many tensors that do not fit, the names are said
+# What reading tensors raises where a file holds none: `torch.load` lets out whatever its unpickler stumbles over.
+UNREADABLE = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    MemoryError,
+    OverflowError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+    pickle.PickleError,
+    SafetensorError,
+)
+
+
+def read_pickled(path: Path, expected: str = "tensors", stays_in_file: bool = False) -> Any:
+    """What a file of `torch.save` holds; CheckpointError, with what was expected, where it is missing or holds anything
+    but tensors and plain values. Nothing that it asks for is run.
+
+    stays_in_file: read tensors when they are used, which files of before torch 1.6 cannot; they are refused then.
+    """
+    try:
+        return torch.load(path, "cpu", weights_only=True, mmap=stays_in_file)
+    except UNREADABLE as error:
+        raise CheckpointError(f"{path}: expected {expected}, got {error!r}") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file in float32; CheckpointError where it is missing or none."""
+    """The tensors of a safetensors file or, by its name, of one of `torch.save`, in float32; CheckpointError where it
+    is missing or none."""
     try:
-        return {name: tensor.float() for name, tensor in load_file(path).items()}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        stored = load_file(path) if path.suffix == ".safetensors" else read_pickled(path)
+    except UNREADABLE as error:
+        raise CheckpointError(f"{path}: expected tensors, got {error!r}") from error
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"{path}: expected tensors by name, got {type(stored).__name__}")
+    odd = [str(name) for name, each in stored.items() if not (isinstance(name, str) and isinstance(each, Tensor))]
+    if odd or not stored:
+        raise CheckpointError(f"{path}: expected tensors by name, got {sorted(odd)[:NAMED] or 'none'}")
+    return {name: tensor.float() for name, tensor in stored.items()}
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], place: Path, assign: bool = False) -> None:
@@ -32,4 +72,12 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], place: Path,
         raise CheckpointError(
             f"{place}: missing {missing[:NAMED]}, unknown {unknown[:NAMED]}, of another shape {wrong[:NAMED]}"
         )
+    check_finite(tensors, place)
     module.load_state_dict(tensors, assign=assign)
+
+
+def check_finite(tensors: Mapping[str, Tensor], place: Path) -> None:
+    """CheckpointError where a tensor holds what would become noise or silence without a word."""
+    odd = sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all())
+    if odd:
+        raise CheckpointError(f"{place}: expected finite numbers, got NaN or infinity in {odd[:NAMED]}")

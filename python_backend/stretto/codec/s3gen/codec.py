@@ -71,7 +71,7 @@ class S3GenCodec(nn.Module):
         tables = noise_tables(config.mels, shape, heard, spoken)
         silent = round(SILENT_S * shape.sample_rate)
         rising = (torch.linspace(math.pi, 0, silent).cos() + 1) / 2
-        tables["fade"] = torch.cat([torch.zeros(silent), rising])
+        tables["fade"] = torch.cat([rising.new_zeros(silent), rising])
         for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
 from stretto.codec.base import CodecSpec, Stateful, Window
+from stretto.codec.strict_loading import load_strictly, read_tensors
 from stretto.codec.tiny.mel import HOP, NUM_MELS, SAMPLE_RATE, log_mel
 from stretto.codec.tiny.residual_vq import ResidualVQ
 from stretto.codec.tiny.vocoder import Vocoder, VocoderConfig
@@ -101,20 +101,7 @@ def load(directory: Path, device: str = "cpu") -> TinyCodec:
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{directory / CONFIG_FILE}: {error}") from error
     codec = TinyCodec(config)
-    _fill(codec, load_file(directory / WEIGHTS_FILE))
+    load_strictly(codec, read_tensors(directory / WEIGHTS_FILE), directory / WEIGHTS_FILE)
     codec.eval().requires_grad_(False)
     codec.vocoder.pitch_trunk.double()
     return codec.to(device)
-
-
-def _fill(codec: TinyCodec, tensors: dict[str, Tensor]) -> None:
-    wanted = codec.state_dict()
-    missing, unexpected = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
-    wrong = [
-        f"{name} {tuple(tensors[name].shape)} instead of {tuple(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & tensors.keys())
-        if tensors[name].shape != wanted[name].shape
-    ]
-    if missing or unexpected or wrong:
-        raise CheckpointError(f"{WEIGHTS_FILE}: missing {missing}, unexpected {unexpected}, wrong shape {wrong}")
-    codec.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})

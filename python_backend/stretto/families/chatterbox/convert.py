@@ -20,8 +20,9 @@ from torch import Tensor
 
 from stretto.checkpoints.backbone import read_backbone, shapes
 from stretto.checkpoints.published import Contents, Converted
-from stretto.checkpoints.release import UNREADABLE, Release, Tokenizer
+from stretto.checkpoints.release import Release, Tokenizer
 from stretto.checkpoints.tensors import Part, Plan, check
+from stretto.codec.strict_loading import read_pickled
 from stretto.errors import CheckpointError
 from stretto.families.chatterbox.convert_s3gen import s3gen, told
 from stretto.families.chatterbox.family import END_OF_SPEECH, SPACE, START_OF_SPEECH, ChatterboxVocabulary
@@ -210,10 +211,7 @@ def read_voices(folder: Path) -> dict[str, Mapping[str, Any]]:
 
 def read_voice(path: Path) -> Mapping[str, Any]:
     """A file of the authors' `Conditionals`: what T3 is told of a voice, and what S3Gen."""
-    try:
-        stored = torch.load(path, "cpu", weights_only=True)
-    except UNREADABLE as error:
-        raise CheckpointError(f"{path}: expected a voice, got {error!r}") from error
+    stored = read_pickled(path, "a voice")
     if not isinstance(stored, dict):
         raise CheckpointError(f"{path}: expected a voice, got {type(stored).__name__}")
     return stored

@@ -1,0 +1,89 @@
+"""Whatever a file holds, reading it ends in tensors, or in one error that names the file."""
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from stretto.codec.strict_loading import load_strictly, read_tensors
+from stretto.errors import CheckpointError
+
+TENSORS = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.ones(2)}
+LAYOUTS: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "safetensors": ("codec.safetensors", lambda path: save_file(TENSORS, path)),
+    "an archive": ("codec.pth", lambda path: torch.save(TENSORS, path)),
+    "before torch 1.6": (
+        "codec.pth",
+        lambda path: torch.save(TENSORS, path, _use_new_zipfile_serialization=False),
+    ),
+}
+
+
+class Command:
+    """Makes a directory where it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("was-run",)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_file_in_which_anything_was_changed_gives_tensors_or_is_named(tmp_path: Path, layout: str) -> None:
+    """Bytes at random places, and in every other one of the files its end cut off."""
+    name, save = LAYOUTS[layout]
+    path, random = tmp_path / name, np.random.default_rng(1)
+    save(path)
+    content = np.frombuffer(path.read_bytes(), np.uint8)
+    module, refused = torch.nn.Linear(3, 2), list[str]()
+    for number in range(200):
+        changed = content[: random.integers(len(content)) if number % 2 else None].copy()
+        places = random.integers(max(1, len(changed)), size=random.integers(1, 9))
+        changed[places[: len(changed)]] = random.integers(256, size=len(places[: len(changed)]))
+        path.write_bytes(changed.tobytes())
+        try:
+            load_strictly(module, read_tensors(path), path)
+        except CheckpointError as error:
+            refused.append(str(error))
+    assert len(refused) >= 100
+    assert all(message.startswith(f"{path}: ") for message in refused)
+    path.write_bytes(content.tobytes())
+    load_strictly(module, read_tensors(path), path)
+    assert torch.equal(module.weight, TENSORS["weight"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"weight": Command()}, "expected tensors, got UnpicklingError"),
+        ([torch.ones(2)], "expected tensors by name, got list"),
+        ({}, "expected tensors by name, got none"),
+        ({"weight": TENSORS, 3: torch.ones(2)}, "expected tensors by name, got ['3', 'weight']"),
+    ],
+)
+def test_what_is_no_tensor_by_name_is_said_and_never_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: object, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(content, "flow.pt")
+    with pytest.raises(CheckpointError) as error:
+        read_tensors(Path("flow.pt"))
+    assert str(error.value).startswith(f"flow.pt: {message}")
+    assert not Path("was-run").exists()
+
+
+@pytest.mark.parametrize("name", ["none.pt", "none.safetensors"])
+def test_a_file_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match=f"{name}: expected tensors, got FileNotFoundError"):
+        read_tensors(tmp_path / name)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_named(value: float) -> None:
+    with pytest.raises(CheckpointError, match=r"here: expected finite numbers, got NaN or infinity in \['bias'\]"):
+        load_strictly(torch.nn.Linear(3, 2), TENSORS | {"bias": torch.tensor([0.0, value])}, Path("here"))
