@@ -6,7 +6,8 @@ turns, round after round: `speaking`; `unguided`, where the family knows guidanc
 which as many closed loops of requests to understand audio run beside the streams for as long as these do. Of `speaking`
 the processor time of every process of the server, and of this one, is counted. With `--open-loop` requests then come at
 random times, at shares of the rate that the last closed loop has reached. Where a depth transformer draws the frames,
-what each part of one costs comes last, measured in this process (`frame_parts.py`).
+what each part of one costs comes last, measured in this process (`frame_parts.py`): of a family that no server has,
+that alone.
 """
 
 import argparse
@@ -154,12 +155,12 @@ class FamilyLoad:
         load = self._load(1, max(LEAST_REQUESTS, math.ceil(rate * self._arguments.open_s)), self._scale)
         traces, wall_s = await run_open(load, rate, self._speak, self._lines)
         check(traces)
-        about = {"family": self._arguments.family, "frames": load.frames, "share": share, "rate": round(rate, 3)}
-        return about | summarise(traces, wall_s)
+        about = {"family": self._arguments.family, "frames": self._arguments.frames, "share": share}
+        return about | {"rate": round(rate, 3)} | summarise(traces, wall_s)
 
     def _load(self, concurrency: int, requests: int, scale: float | None) -> Load:
         text_rows = TEXT_ROWS if self._model.has_text else None
-        return Load(concurrency, requests, self._arguments.frames, scale, text_rows)
+        return Load(concurrency, requests, self._arguments.frames + self._model.tail_rows, scale, text_rows)
 
     async def _run(self, concurrency: int, scale: float | None) -> Run:
         load = self._load(concurrency, self._arguments.requests, scale)
@@ -238,21 +239,30 @@ async def measure_family(arguments: argparse.Namespace) -> AsyncIterator[tuple[s
     model = SMALL_MODELS[arguments.family]
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = write_checkpoint(model.family, Path(folder) / "checkpoint")
-        make(checkpoint, Path(folder) / "repository", {"max_num_seqs": MAX_ROWS})
-        with serving(Path(folder) / "repository") as address:
-            async with SpeechClient(address) as client:
-                pids = served_processes(os.getpid()) | {CLIENT: os.getpid()}
-                listen = None if model.listen is None else listener(client, model)
-                load = FamilyLoad(model, speaker(client, model), listen, arguments, lambda: cpu_s(pids))
-                full_rate = 0.0
-                for concurrency in arguments.concurrency:
-                    record = await load.measure(concurrency)
-                    full_rate = record["requests_per_s"]
-                    yield "families", record
-                for share in arguments.open_loop:
-                    yield "families_open", await load.measure_open(share, full_rate)
-        if family_at(checkpoint).depth is not None:
+        family = family_at(checkpoint)
+        if not family.not_served:
+            make(checkpoint, Path(folder) / "repository", {"max_num_seqs": MAX_ROWS})
+            async for named in _measure_served(Path(folder) / "repository", model, arguments):
+                yield named
+        if family.depth is not None:
             from benchmarks.frame_parts import measure_parts  # vllm reads the environment when it is imported
 
             for record in measure_parts(checkpoint, model, arguments):
                 yield "frame_parts", record
+
+
+async def _measure_served(
+    repository: Path, model: SmallModel, arguments: argparse.Namespace
+) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    with serving(repository) as address:
+        async with SpeechClient(address) as client:
+            pids = served_processes(os.getpid()) | {CLIENT: os.getpid()}
+            listen = None if model.listen is None else listener(client, model)
+            load = FamilyLoad(model, speaker(client, model), listen, arguments, lambda: cpu_s(pids))
+            full_rate = 0.0
+            for concurrency in arguments.concurrency:
+                record = await load.measure(concurrency)
+                full_rate = record["requests_per_s"]
+                yield "families", record
+            for share in arguments.open_loop:
+                yield "families_open", await load.measure_open(share, full_rate)

@@ -10,14 +10,20 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from benchmarks.checkpoints.random_qwen3_omni import PLAIN_IDS, question
 from benchmarks.checkpoints.small_models import SmallModel
 from stretto.config import DecoderConfig, EngineConfig
 from stretto.engine.environment import prepare_environment
+from stretto.families.qwen3_omni_talker.prompt import TalkerPrompts
 from stretto.preprocessing.request import Preprocessor, RawRequest
+from stretto.records.prompt import Prompt
 
 prepare_environment()
 
@@ -34,6 +40,8 @@ from stretto.engine.worker.frame_predictor import Draw, FramePredictor  # noqa: 
 from stretto.families.registry import family_at  # noqa: E402
 
 MAX_MODEL_LEN, DECODED = 1024, 2  # decoded: windows of each stream, after one that warms up
+HEARD_WORDS, SAID_WORDS = 24, 16  # of a user, and of a thinker
+Write = Callable[[Load, int], Prompt]  # for a load the prompt of a number
 
 
 class NamedPredictor:
@@ -50,12 +58,34 @@ class NamedPredictor:
         return self._predictor(hidden, token, draw)
 
 
+def writer(checkpoint: Path, model: SmallModel) -> Write:
+    """What writes the prompts of a load: the preprocessor, or of the talker, which no server has, what makes them of a
+    thinker's ids, here random ones."""
+    if family_at(checkpoint).not_served:
+        talker, random = TalkerPrompts.at(checkpoint), np.random.default_rng(0)
+
+        def write_talker(load: Load, index: int) -> Prompt:
+            words = random.integers(0, PLAIN_IDS, HEARD_WORDS + SAID_WORDS).tolist()
+            prompt = talker.write(question(words[:HEARD_WORDS]), words[HEARD_WORDS:], "ethan")
+            audio = replace(prompt.sampling.audio, min_rows=load.frames or 0, max_rows=load.frames or 0)
+            return replace(prompt, sampling=replace(prompt.sampling, audio=audio, seed=index))
+
+        return write_talker
+    preprocessor, lines = Preprocessor(checkpoint), texts()
+
+    def write(load: Load, index: int) -> Prompt:
+        options = json.dumps({**model.options, **load.options(seed=index)})
+        return preprocessor.prepare(RawRequest(text=next(lines), task=model.speak, options=options))
+
+    return write
+
+
 class PartsArm:
     """An engine over a checkpoint, with a watch over the parts of its steps."""
 
     def __init__(self, checkpoint: Path, model: SmallModel, max_requests: int):
         self._engine = SteppedEngine(vllm_config(EngineConfig(checkpoint, engine_args(MAX_MODEL_LEN, max_requests))))
-        self._preprocessor, self._model, self._lines = Preprocessor(checkpoint), model, texts()
+        self._write = writer(checkpoint, model)
         self._watch, runner = Watch(), self._engine.runner
         drawing = runner.sampler._draw
         drawing._frames = predictor = NamedPredictor(drawing._frames)
@@ -65,7 +95,7 @@ class PartsArm:
     def run(self, load: Load) -> dict[str, float]:
         """Milliseconds of each part by frame, of the steps in which all replies of `load` decode, and of `all`."""
         rules = self._engine.scheduler.table.rules
-        prompts = [self._prompt(load, index) for index in range(load.concurrency)]
+        prompts = [self._write(load, index) for index in range(load.concurrency)]
         params = [sampling_params(prompt, rules) for prompt in prompts]
         self._engine.add([prompt.rows[:, 0].tolist() for prompt in prompts], params)
         while self._engine.num_decoding() < load.concurrency:
@@ -78,10 +108,6 @@ class PartsArm:
         all_s = time.process_time() - begun_s
         num_frames = load.concurrency * steps
         return {"all": 1e3 * all_s / num_frames, **self._watch.ms_per(num_frames)}
-
-    def _prompt(self, load: Load, index: int) -> Any:
-        options = json.dumps({**self._model.options, **load.options(seed=index)})
-        return self._preprocessor.prepare(RawRequest(text=next(self._lines), task=self._model.speak, options=options))
 
 
 def measure_parts(checkpoint: Path, model: SmallModel, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:

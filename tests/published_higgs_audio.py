@@ -1,100 +1,17 @@
-"""Higgs Audio's release with small random weights, as transformers publishes it, and what its own class replies."""
+"""What transformers' own class of Higgs Audio replies with the weights of a small random release."""
 
-import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
+from transformers import HiggsAudioV2ForConditionalGeneration
 
-from benchmarks.checkpoints.random_codecs import make_model as make_codec
-from benchmarks.checkpoints.random_published import write_tokenizer
-from stretto.checkpoints.command import main
+from benchmarks.checkpoints.random_higgs_audio import AUDIO_OUT, write_release
 from stretto.families.base import Family
-from stretto.families.higgs_audio.family import NEEDED, SCENE_END, SCENE_START
 from stretto.families.registry import family_at
 from stretto.records.prompt import Prompt
 from tests.reference.draw import draw
 from tests.reference.noise import uniform
-
-NUM_TEXT_IDS, WIDTH, HEAD = 330, 64, 32
-MARKERS = {name: 316 + index for index, name in enumerate((*NEEDED, SCENE_START, SCENE_END))}
-AUDIO_OUT, DELAY, PAD = 324, 325, 326
-SPELLED = MARKERS | {"<|AUDIO_OUT|>": AUDIO_OUT, "<|reserved_special_token_6|>": DELAY, "<|end_of_text|>": PAD}
-# As published, but for lengths that the tests can outlast.
-ROPE = {"rope_type": "llama3", "factor": 32.0, "rope_theta": 500000.0}
-ROPE |= {"low_freq_factor": 0.125, "high_freq_factor": 0.5, "original_max_position_embeddings": 32}
-
-
-def make_model(
-    num_codebooks: int = 8, num_codes: int = 1024, seed: int = 0, ends: float = 1.0
-) -> HiggsAudioV2ForConditionalGeneration:
-    """Random weights whose best logit leads. ends: how large the logits of the streams' ends are beside others."""
-    torch.manual_seed(seed)
-    config = HiggsAudioV2Config(
-        vocab_size=NUM_TEXT_IDS,
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=HEAD,
-        max_position_embeddings=256,
-        rope_parameters=ROPE,
-        num_codebooks=num_codebooks,
-        codebook_size=num_codes + 2,
-        audio_stream_bos_id=num_codes,
-        audio_stream_eos_id=num_codes + 1,
-        audio_token_id=AUDIO_OUT,
-        audio_delay_token_id=DELAY,
-        audio_bos_token_id=MARKERS["<|audio_out_bos|>"],
-        bos_token_id=MARKERS["<|begin_of_text|>"],
-        eos_token_id=MARKERS["<|eot_id|>"],
-        pad_token_id=PAD,
-    )
-    model = HiggsAudioV2ForConditionalGeneration(config).eval().requires_grad_(False)
-    for name, weight in model.named_parameters():
-        is_norm = "norm" in name
-        scale = 0.3 if is_norm else 0.5 if "embed" in name else 1.5 * weight[0].numel() ** -0.5
-        weight.normal_(float(is_norm), scale)
-    heads = model.audio_lm_head.weight.normal_(0, 0.5).view(num_codebooks, num_codes + 2, WIDTH)
-    heads[:, -1] *= ends
-    return model
-
-
-@dataclass(frozen=True)
-class HiggsAudioRelease:
-    """Where its files lie, and the model that they hold."""
-
-    folder: Path
-    model: HiggsAudioV2ForConditionalGeneration
-
-    @property
-    def command(self) -> list[str]:
-        """What the converter is told of it."""
-        folder = str(self.folder)
-        words = ["higgs-audio-v2", "--model", folder, "--config", f"{folder}/config.json", "--tokenizer", folder]
-        codec = self.folder.parent / "tokenizer"
-        return [*words, "--codec", str(codec)] if codec.exists() else words
-
-    def convert(self, out: Path) -> Path:
-        """The checkpoint that the converter makes of it."""
-        assert main([*self.command, "--out", str(out)]) == 0
-        return out
-
-
-def write_release(folder: Path, model: HiggsAudioV2ForConditionalGeneration) -> HiggsAudioRelease:
-    """The release of a model and, where they fit, that of its codec beside it."""
-    model.save_pretrained(folder)
-    write_tokenizer(folder, NUM_TEXT_IDS - 10)
-    record = json.loads((folder / "tokenizer.json").read_text())
-    like = record["added_tokens"][0]
-    record["added_tokens"] += [like | {"id": token_id, "content": name} for name, token_id in SPELLED.items()]
-    (folder / "tokenizer.json").write_text(json.dumps(record))
-    if model.config.codebook_size == 1026:
-        make_codec("higgs").save_pretrained(folder.parent / "tokenizer")
-    return HiggsAudioRelease(folder, model)
 
 
 class HiggsAudioReference:

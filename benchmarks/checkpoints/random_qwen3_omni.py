@@ -4,7 +4,7 @@ Of the thinker there is its table of embeddings, which the talker reads, and a t
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ NAMES = ("pad_id", "bos_id", "eos_token_id", "nothink_id", "think_bos_id", "thin
 AUDIO, IMAGE, VIDEO = 316, 317, 318  # where the thinker has heard or seen something
 HEARD = {"<|audio_pad|>": AUDIO, "<|image_pad|>": IMAGE, "<|video_pad|>": VIDEO}
 ROLES = {"system": 319, "user": 266, "assistant": 263}
+PLAIN_IDS, NEWLINE = 200, 198  # ids below are words, of which one ends a line
 UNUSED = "thinker.model.norm.weight"
 
 
@@ -50,6 +51,28 @@ def small_config() -> dict[str, Any]:
         "talker_config": _talker(),
         "code2wav_config": code2wav_record(codebooks=4, codes=32),
     }
+
+
+def question(words: Sequence[int]) -> list[int]:
+    """A user's turn of words, and the beginning of the answer, in the thinker's ids."""
+    start = SPECIAL["<|im_start|>"]
+    asked = [start, ROLES["user"], NEWLINE, *words, SPECIAL["<|im_end|>"], NEWLINE]
+    return [*asked, start, ROLES["assistant"], NEWLINE]
+
+
+def proportioned_config() -> dict[str, Any]:
+    """Of a release with the proportions of the published one: a talker a quarter as wide, 4 layers of 20 and 1 of the
+    depth transformer's 5, code2wav an eighth as wide; experts, codes, codebooks and heads' width as published."""
+    config = small_config()
+    talker = config["talker_config"] = _talker(256, layers=4, depth_layers=1, codebooks=16, codes=2048, experts=128)
+    wide = {"head_dim": 128, "max_position_embeddings": 2048}
+    experts = {"moe_intermediate_size": 96, "shared_expert_intermediate_size": 192, "num_experts_per_tok": 6}
+    talker["text_config"] |= wide | experts
+    talker["text_config"]["rope_scaling"]["mrope_section"] = [24, 20, 20]
+    talker["code_predictor_config"] |= wide | {"intermediate_size": 768}
+    widths = {"decoder_dim": 192, "intermediate_size": 384, "num_attention_heads": 16, "num_key_value_heads": 16}
+    config["code2wav_config"] = code2wav_record(hidden=128, codebooks=16, codes=2048) | widths
+    return config
 
 
 def _talker(

@@ -2,7 +2,8 @@
 
 What costs time beside the backbone is as published: vocabulary, streams, delays, strides of the codec, chunks. The
 backbone has four layers of 256, codec and audio tower few channels. Of Qwen3-TTS the depth transformer is as wide, and
-the codec an eighth as wide as published; its text, which is only looked up, has few ids.
+the codec an eighth as wide as published; its text, which is only looked up, has few ids. Likewise Qwen3-Omni's talker,
+whose experts are as many as published. Higgs Audio's text has few ids, too.
 """
 
 import argparse
@@ -11,11 +12,17 @@ import itertools
 import re
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.checkpoints import random_published, random_qwen3_codec, random_qwen3_tts
+from benchmarks.checkpoints import (
+    random_higgs_audio,
+    random_published,
+    random_qwen3_codec,
+    random_qwen3_omni,
+    random_qwen3_tts,
+)
 from benchmarks.checkpoints.random_espnet import write_codec
 from benchmarks.checkpoints.random_published import Published, Size
 from benchmarks.speech_load import ANIMALS, CITIES, texts
@@ -31,7 +38,7 @@ class SmallModel:
     """One of the converter's families, and what a benchmark asks it: the tasks to speak and to listen, where it can.
 
     has_text: whether it writes before it speaks. guidance_scale: the authors' own, None where it knows no guidance.
-    options: of every request to speak.
+    options: of every request to speak. tail_rows: behind a reply's last frame, of those that a limit counts.
     """
 
     family: str
@@ -40,6 +47,7 @@ class SmallModel:
     has_text: bool
     guidance_scale: float | None
     options: Mapping[str, str] = field(default_factory=dict, hash=False)
+    tail_rows: int = 0
 
 
 SMALL_MODELS = {
@@ -47,6 +55,8 @@ SMALL_MODELS = {
     "opuslm-small": SmallModel("opuslm", "tts", "asr", False, None),
     "dialogue-small": SmallModel("opuslm-dialogue", "dialogue", "asr", True, None),
     "qwen3-tts-small": SmallModel("qwen3-tts", "tts", None, False, None, {"voice": "ryan", "language": "english"}),
+    "higgs-audio-small": SmallModel("higgs-audio-v2", "tts", None, False, None, tail_rows=7),
+    "qwen3-omni-talker-small": SmallModel("qwen3-omni-talker", "speak", None, False, None),
 }
 
 
@@ -72,8 +82,8 @@ def write_checkpoint(
 ) -> Path:
     """What the converter makes of a random release: a directory that the server loads. Its account goes to stderr."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        if family == "qwen3-tts":
-            words = _write_qwen3_tts(Path(folder))
+        if family in WRITERS:
+            words = WRITERS[family](Path(folder))
         else:
             published, codec = write_release(family, Path(folder), vocabulary, size)
             words = ["--model", published.model, "--config", published.config, "--tokenizer", published.tokenizer]
@@ -94,6 +104,27 @@ def _write_qwen3_tts(folder: Path) -> list[str | Path]:
     codec = random_qwen3_codec.write_qwen3_codec(release / "speech_tokenizer", "small")
     files = "--model", release, "--config", release / "config.json", "--tokenizer", release
     return [*files, "--codec", codec]
+
+
+def _write_higgs_audio(folder: Path) -> list[str | Path]:
+    """Of Higgs Audio as many codebooks and codes as published."""
+    model = random_higgs_audio.make_model(width=SIZE.hidden, layers=SIZE.layers, max_rows=1024)
+    return [*random_higgs_audio.write_release(folder / "release", model).command[1:]]
+
+
+def _write_talker(folder: Path) -> list[str | Path]:
+    """Of Qwen3-Omni all that the talker needs, and code2wav."""
+    release = random_qwen3_omni.write_release(folder, random_qwen3_omni.proportioned_config())
+    files = "--model", release / "model.safetensors.index.json", "--config", release / "config.json"
+    return [*files, "--tokenizer", release]
+
+
+# Families with one small release each.
+WRITERS: dict[str, Callable[[Path], list[str | Path]]] = {
+    "qwen3-tts": _write_qwen3_tts,
+    "higgs-audio-v2": _write_higgs_audio,
+    "qwen3-omni-talker": _write_talker,
+}
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from vllm.v1.worker.gpu.cudagraph_utils import has_compiled_submodule
 
+from benchmarks.checkpoints.random_higgs_audio import MARKERS, make_model
 from stretto.families.base import Family
 from stretto.families.higgs_audio.prompt import audio_rows
 from stretto.records.prompt import Prompt
 from tests.engine.harness import Engine
-from tests.published_higgs_audio import MARKERS, HiggsAudioReference, convert, make_model
+from tests.published_higgs_audio import HiggsAudioReference, convert
 
 pytestmark = pytest.mark.engine
 Release = tuple[Path, Family, HiggsAudioReference]

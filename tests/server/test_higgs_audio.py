@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.checkpoints.random_higgs_audio import make_model
 from benchmarks.code_streams import stream
 from stretto.codec.registry import load_codec
 from stretto.preprocessing.request import Preprocessor, RawRequest
-from tests.published_higgs_audio import HiggsAudioReference, convert, make_model
+from tests.published_higgs_audio import HiggsAudioReference, convert
 from tests.server.conftest import Server, served_checkpoint
 
 # By night: tests/engine/test_higgs_audio.py holds the same release, converted as here, to the same class; its prompts

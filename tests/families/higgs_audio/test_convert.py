@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.checkpoints.random_higgs_audio import HiggsAudioRelease, make_model, write_release
 from stretto.checkpoints.release import read_tensors
-from tests.published_higgs_audio import HiggsAudioRelease, make_model, write_release
 from tests.refused_conversion import refused
 
 Tensors = dict[str, torch.Tensor]

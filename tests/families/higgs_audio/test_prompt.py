@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer, HiggsAudioV2Processor
 
+from benchmarks.checkpoints.random_higgs_audio import AUDIO_OUT, make_model
 from stretto.errors import InvalidRequest
 from stretto.preprocessing.request import Preprocessor, RawRequest
-from tests.published_higgs_audio import AUDIO_OUT, convert, make_model
+from tests.published_higgs_audio import convert
 
 PCM = (np.sin(np.arange(9_000) ** 1.3 / 300) / 2).astype(np.float32)  # 9.4 frames
 CODES = np.random.default_rng(0).integers(1024, size=(8, 3)).tolist()
