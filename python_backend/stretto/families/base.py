@@ -131,6 +131,7 @@ class Family:
     another, what stream 0 ends with behind its own, and none over the vocabulary.
     num_filled_codebooks: codebooks of the codec behind those of the layout: not drawn, but filled in of the whole
     utterance where it is decoded (`codec/refinement`).
+    leaves_out_extra: frames with an extra id of the layout are not decoded, nor told; else it stands for a code.
     not_served: why the server refuses it, which `SpeechLLM` drives; empty where it serves it.
     """
 
@@ -169,6 +170,7 @@ class Family:
     staircase: Staircase | None = None
     has_audio_head: bool = False
     num_filled_codebooks: int = 0
+    leaves_out_extra: bool = False
     not_served: str = ""
 
     @property

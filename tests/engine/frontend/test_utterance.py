@@ -12,6 +12,7 @@ from stretto.engine.frontend.utterance import Utterance, reference_chunk
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.request.tracker import SegmentTracker
 from stretto.engine.request.wire import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE
+from stretto.families.chatterbox.family import ChatterboxVocabulary, chatterbox
 from stretto.families.text_codec import SILENT, get_text_codec, load_text_codec
 from stretto.families.tiny.family import (
     BEGIN_AUDIO,
@@ -56,6 +57,26 @@ def test_every_chunk_names_the_voice_of_the_codec() -> None:
     rows = np.array([[NO_CHANGE, *(ids.start for ids in CSM.layout.audio)]], np.int32)
     assert [item.chunk.voice for item in speaker.push(rows)] == [3]
     assert speaker.finish(REPORT).chunk.voice == 3
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_frames_that_are_no_codes_are_left_out_where_the_family_leaves_them_out(size: int) -> None:
+    """Of Chatterbox, in chunks of any size, the last of them too; a change of guidance lies where it is heard."""
+    family = chatterbox(ChatterboxVocabulary())
+    start, speech = ChatterboxVocabulary().start, family.layout.audio[0]
+    ids = [5, start, 6, 6560, start, start + 2, start, start + 2, 7, start]
+    kept = [code for code in ids if code < len(speech)]
+    tracker = SegmentTracker(SegmentRules(family, 1024), family.task("tts"), 9)
+    speaker = Utterance(tracker, (), SILENT, Pacer(ChunkPolicy(size, size)), with_codes=True)
+    ids = [speech.start + code if code < len(speech) else code for code in ids]
+    marks = [NO_CHANGE] * 8 + [GUIDANCE_OFF] + [NO_CHANGE]
+    told = [*speaker.push(np.array([marks, ids], np.int32).T), speaker.finish(REPORT)]
+    heard = [item.codes for item in told if item.codes is not None]
+    assert np.concatenate(heard, 1).tolist() == [kept]
+    assert [code for item in told for (codes,) in [item.chunk.output_codes or ((),)] for code in codes] == kept
+    changes = [change for item in told for change in item.chunk.guidance_changes]
+    assert changes == [GuidanceChange(kept.index(7), is_guided=False)]
+    assert speaker.num_sent_frames == len(ids)
 
 
 def test_a_reply_that_goes_on_from_a_reference_tells_its_frames_first() -> None:

@@ -3,8 +3,8 @@
 a voice's tokens, then the reply's ─► flow, told the voice's mel and x-vector ─► mel of the reply ─► HiFT ─► pcm
 
 The estimator's attention is to all frames of an utterance, so there is no sample before the last token has come. What
-its authors' code does in `S3Token2Wav.inference`, this does, but for the noise, which is fixed by a frame's place. What
-they do around it, it does not: there is no watermark, and an id that is no code, which they leave out, comes as 6560.
+its authors' code does in `S3Token2Wav.inference`, this does, but for the noise, which is fixed by a frame's place. Ids
+that are no codes do not come. There is no watermark.
 """
 
 import math

@@ -1,10 +1,12 @@
 """One reply on its way out: rows in, chunks of text and codes out."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
+from stretto.engine.frontend.frame_codes import FrameCodes
 from stretto.engine.request.tracker import SegmentTracker
 from stretto.engine.request.wire import GUIDANCE_ON
 from stretto.families.base import Family
@@ -12,7 +14,6 @@ from stretto.families.text_codec import TextCodec
 from stretto.records.chunk import Chunk, GuidanceChange, LMChunk, Report, WordMark
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import Pacer
-from stretto.streams.delay import Undelayer
 from stretto.streams.layout import StreamLayout
 from stretto.streams.segment import Segment
 
@@ -58,20 +59,21 @@ class Utterance:
         self._family, self._words, self._codec = family, words, codec
         self._pacer, self._with_codes = pacer, with_codes
         layout = family.layout
-        streams = range(layout.num_output_streams) if with_codes else layout.codebook_streams
-        self._columns = 1 + np.asarray(streams)  # of a row
-        self._codebooks = [list(streams).index(stream) for stream in layout.codebook_streams]
-        self._first_ids = np.asarray([layout.audio[s].start for s in streams])
-        self._num_ids = np.asarray([len(layout.audio[s]) for s in streams])
-        self._no_codes = [layout.extra[s] if layout.extra else () for s in streams]
-        self._undelayer = Undelayer(tuple(layout.delays[s] for s in streams))
+        streams = list(range(layout.num_output_streams) if with_codes else layout.codebook_streams)
+        self._codebooks = [streams.index(stream) for stream in layout.codebook_streams]
+        self._frames = FrameCodes(family, streams)
         self._reader = codec.reader(tracker.task.name)
         self._text: list[int] = []
         self._marks: list[WordMark] = []
         self._entry_words: list[int | None] | None = None
         self.guidance_changes: list[GuidanceChange] = []
         self._num_told = 0  # of the changes
-        self.num_chunks = self.num_sent_frames = self.voice = 0
+        self.num_chunks = self.voice = 0
+
+    @property
+    def num_sent_frames(self) -> int:
+        """Frames that have left, or have been left out."""
+        return self._frames.num_taken
 
     def push(self, rows: np.ndarray) -> Iterator[LMChunk]:
         """Take the next rows, as `wire.py` has them; yields the chunks that they complete.
@@ -102,9 +104,9 @@ class Utterance:
         if text:
             yield self._chunk(TEXT, text=text)
         if num_audio_rows:
-            self._undelayer.push(rows[-num_audio_rows:, self._columns])
+            self._frames.push(rows[-num_audio_rows:, 1:])
             while size := self._pacer.take(self._num_ready):
-                yield self._chunk(segment, codes=self._take(size))
+                yield self._chunk(segment, codes=self._frames.take(size))
 
     def _push_interleaved(self, rows: np.ndarray) -> Iterator[LMChunk]:
         text, audio = "", self._family.layout.audio[0]
@@ -114,9 +116,9 @@ class Utterance:
             text += "" if is_audio else self._read(token_id)
         if text:
             yield self._chunk(INTERLEAVED, text=text)
-        self._undelayer.push(rows[is_code][:, self._columns])
+        self._frames.push(rows[is_code][:, 1:])
         while size := self._pacer.take(self._num_ready):
-            yield self._chunk(INTERLEAVED, codes=self._take(size))
+            yield self._chunk(INTERLEAVED, codes=self._frames.take(size))
 
     def _read(self, token_id: int) -> str:
         return self._reader.end() if token_id == self._family.end_of_reply else self._reader.push(token_id)
@@ -141,24 +143,8 @@ class Utterance:
     def _num_ready(self) -> int:
         """Frames that are complete, less those behind the last frame of the reply."""
         if self.tracker.audio_end < 0:
-            return self._undelayer.num_ready
-        return min(self._undelayer.num_ready, self.tracker.num_frames - self.num_sent_frames)
-
-    def _take(self, num_frames: int) -> np.ndarray:
-        """The next frames as codes [K, num_frames], or of all streams where they are told, [S, num_frames].
-
-        What a stream may carry beside its codes, such as a pad, becomes the nearest code there is.
-        """
-        first = self.num_sent_frames
-        self.num_sent_frames += num_frames
-        ids = self._undelayer.take(num_frames)
-        codes = ids - self._first_ids[:, None]
-        for stream, frame in np.argwhere((codes < 0) | (codes >= self._num_ids[:, None])):
-            found = int(ids[stream, frame])
-            assert found in self._no_codes[stream], (
-                f"frame {first + frame}: id {found} in line {stream} is no code of it"
-            )
-        return codes.clip(0, self._num_ids[:, None] - 1).astype(np.int32)
+            return self._frames.num_ready
+        return min(self._frames.num_ready, self.tracker.num_frames - self.num_sent_frames)
 
     def _sent(self, chunk: Chunk, codes: np.ndarray | None) -> LMChunk:
         """The chunk with its codes: those of the codebooks go to the decoder, all are told where they are asked for."""
@@ -175,16 +161,16 @@ class Utterance:
         return self._sent(chunk, codes)
 
     def _changes_before(self, frame: int) -> tuple[GuidanceChange, ...]:
-        """The changes before `frame` that no chunk has told of yet."""
-        changes = tuple(change for change in self.guidance_changes[self._num_told :] if change.frame < frame)
+        """The changes before `frame` that no chunk has told of yet, at frames of what is heard."""
+        changes = [change for change in self.guidance_changes[self._num_told :] if change.frame < frame]
         self._num_told += len(changes)
-        return changes
+        return tuple(replace(change, frame=self._frames.heard_at(change.frame)) for change in changes)
 
     def finish(self, report: Report) -> LMChunk:
         """The last chunk: whatever is left, and the report."""
         segment = Segment.TAIL if self.tracker.audio_start >= 0 else self.tracker.segment
         text = "" if segment is Segment.TAIL else self._reader.end()
-        codes = self._take(self._num_ready) if self._num_ready > 0 else None
-        changes = tuple(self.guidance_changes[self._num_told :])
+        codes = self._frames.take(self._num_ready) if self._num_ready > 0 else None
+        changes = self._changes_before(sys.maxsize)
         last = Chunk(self.num_chunks, segment, text, tuple(self._marks), True, report, changes, voice=self.voice)
         return self._sent(last, codes)

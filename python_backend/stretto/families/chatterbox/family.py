@@ -140,6 +140,7 @@ def chatterbox(vocabulary: ChatterboxVocabulary) -> Family:
         penalized="all",
         positions=PositionStream(1, vocabulary.speech_positions[1:]),
         has_audio_head=True,
+        leaves_out_extra=True,
     )
 
 

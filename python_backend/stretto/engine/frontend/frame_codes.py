@@ -1,0 +1,59 @@
+"""Rows of ids become frames of codes: what of a reply the decoder is sent, and a client is told."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+import numpy as np
+
+from stretto.families.base import Family
+from stretto.streams.delay import Undelayer
+
+
+class FrameCodes:
+    """The codes of some of a reply's streams, frame by frame. num_taken: frames that have been asked for."""
+
+    def __init__(self, family: Family, streams: Sequence[int]):
+        layout = family.layout
+        self._streams, self._leaves_out = np.asarray(streams), family.leaves_out_extra
+        self._first_ids = np.asarray([layout.audio[s].start for s in streams])
+        self._num_ids = np.asarray([len(layout.audio[s]) for s in streams])
+        self._no_codes = [layout.extra[s] if layout.extra else () for s in streams]
+        self._undelayer = Undelayer(tuple(layout.delays[s] for s in streams))
+        self._left_out: list[int] = []  # frames
+        self.num_taken = 0
+
+    def push(self, rows: np.ndarray) -> None:
+        """Take rows [n, S]."""
+        self._undelayer.push(rows[:, self._streams])
+
+    @property
+    def num_ready(self) -> int:
+        """Frames that are complete."""
+        return self._undelayer.num_ready
+
+    def take(self, num_frames: int) -> np.ndarray | None:
+        """The next frames as codes [K, num_frames] of the K streams.
+
+        What a stream may carry beside its codes, such as a pad, becomes the nearest code there is; or its frames are
+        left out, so that there are fewer, or None.
+        """
+        first = self.num_taken
+        self.num_taken += num_frames
+        ids = self._undelayer.take(num_frames)
+        codes = ids - self._first_ids[:, None]
+        is_code = (codes >= 0) & (codes < self._num_ids[:, None])
+        for stream, frame in np.argwhere(~is_code):
+            found = int(ids[stream, frame])
+            assert found in self._no_codes[stream], (
+                f"frame {first + frame}: id {found} in line {stream} is no code of it"
+            )
+        codes = codes.clip(0, self._num_ids[:, None] - 1).astype(np.int32)
+        if not self._leaves_out:
+            return codes
+        is_heard = is_code.all(0)
+        self._left_out += (first + np.flatnonzero(~is_heard)).tolist()
+        return codes[:, is_heard] if is_heard.any() else None
+
+    def heard_at(self, frame: int) -> int:
+        """Which of the frames that are not left out comes at `frame` or next behind it."""
+        return frame - bisect_left(self._left_out, frame)
