@@ -43,8 +43,10 @@ def make_prompt(family: Family, index: int, scale: float = 1.0, **changes: objec
     codes = random.integers(layout.codebook_size, size=(layout.num_codebooks, 2 + 7 * (index % 3)))
     heard = [audio_rows(layout, codes)] * (index % 2)
     begins = np.array([[begin for begin, _ in layout.extra]], np.int32)
-    # The longest window into which no code of what was heard reaches, once its stream has begun.
-    sampling = replace(family.tasks[0].sampling, ras_window=NUM_CODEBOOKS + 1, ras_max_repeats=1)
+    # The longest window into which no code of what was heard reaches, once its stream has begun; a longer one where
+    # nothing was.
+    window = 3 * NUM_CODEBOOKS if index == 4 else NUM_CODEBOOKS + 1
+    sampling = replace(family.tasks[0].sampling, ras_window=window, ras_max_repeats=1)
     audio = replace(sampling.audio, **{"temperature": 0.0, "max_rows": 16 + index} | changes)
     rows = np.concatenate([words(3 + 5 * index), *heard, words(9), begins])
     return Prompt("tts", rows, replace(sampling, audio=audio, guidance_scale=scale, seed=index))

@@ -9,6 +9,8 @@ import pytest
 from stretto.engine.frontend.admission import Capacity, admit, max_rows
 from stretto.engine.request.rules import SegmentRules
 from stretto.errors import InvalidRequest
+from stretto.families.higgs_audio.family import HiggsAudioVocabulary, higgs_audio
+from stretto.families.higgs_audio.prompt import audio_rows
 from stretto.families.tiny.family import FIRST_CODE, TINY
 from stretto.records.prompt import Prompt
 from tests.engine.prompts import make_prompt
@@ -48,6 +50,22 @@ def test_a_request_has_the_blocks_of_one_engine(num_engines: int) -> None:
 def test_guidance_means_nothing_where_there_is_no_audio() -> None:
     prompt = make_prompt(TINY, 0, "asr", guidance_scale=3.0)
     assert admit(prompt, RULES, ROOMY).sampling.guidance_scale == 1.0
+
+
+def test_repeats_are_looked_for_no_further_than_to_what_was_heard() -> None:
+    family = higgs_audio(HiggsAudioVocabulary())
+    rules, words = SegmentRules(family, 512), np.full((4, 8), family.layout.pad_id, np.int32)
+    heard = audio_rows(family.layout, np.ones((8, 3), np.int64))
+    begins = np.array([[begin for begin, _ in family.layout.extra]], np.int32)
+    cases = ([words, heard, words], 10, True), ([words, heard], 9, False), ([words], 512, False)
+    for rows, window, is_refused in cases:
+        sampling = replace(family.tasks[0].sampling, ras_window=window)
+        prompt = Prompt("tts", np.concatenate([*rows, begins]), sampling)
+        if is_refused:
+            message = "options.audio.ras_window: expected an integer in [0, 9] behind audio that was heard, got 10"
+            assert str(refusal(prompt, rules)) == message
+        else:
+            assert admit(prompt, rules, ROOMY) == prompt
 
 
 def test_an_unknown_task_is_refused_with_the_known_ones() -> None:

@@ -53,6 +53,8 @@ def admit(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
     if prompt.sampling.repetition_penalty != 1.0 and rules.family.penalized is None:
         expected = f"1.0, as {rules.family.name} has no such penalty"
         raise InvalidRequest("options.repetition_penalty", expected, prompt.sampling.repetition_penalty)
+    if rules.family.staircase is not None:
+        _check_window(prompt, rules)
     if prompt.sampling.guidance_scale != 1.0:
         _check_pair(prompt, task, rules, capacity)
     _check_blocks(prompt, task, rules, capacity)
@@ -98,6 +100,16 @@ def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
         raise InvalidRequest("text", f"at most {last} tokens behind the prompt", len(prompt.track))
     if prompt.track and not 0 <= min(prompt.track) <= max(prompt.track) < size:
         raise InvalidRequest("track", f"ids in [0, {size})", f"{min(prompt.track)} ... {max(prompt.track)}")
+
+
+def _check_window(prompt: Prompt, rules: SegmentRules) -> None:
+    """Repeats are counted in rows of the reply alone. The authors' loop counts codes that were heard, too: a window
+    reaches them over each stream's ends and begins, as many rows as there are streams, and one."""
+    codes, longest = rules.family.layout.audio[0], rules.family.layout.max_delay + 2
+    has_heard = ((prompt.rows[:, 0] >= codes.start) & (prompt.rows[:, 0] < codes.stop)).any()
+    if prompt.sampling.ras_window > longest and has_heard:
+        expected = f"an integer in [0, {longest}] behind audio that was heard"
+        raise InvalidRequest("options.audio.ras_window", expected, prompt.sampling.ras_window)
 
 
 def known_ids(ids: Sequence[int], rules: SegmentRules) -> Sequence[int]:
