@@ -2,7 +2,7 @@
 of what a fill of the whole gives."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -35,9 +35,11 @@ class FakeRefinement:
         self.is_called, self.gate = threading.Event(), threading.Event()
         self.gate.set()
 
-    def fill(self, passages: Sequence[Passage]) -> list[np.ndarray]:
+    def fill(self, passages: Sequence[Passage], told: Callable[[], None] | None = None) -> list[np.ndarray]:
         self.is_called.set()
         assert self.gate.wait(60)
+        assert told is not None
+        told()
         self.sizes.append(len(passages))
         if any((passage.prompt == POISON).any() for passage in passages):
             raise ValueError("poisoned")
@@ -141,6 +143,30 @@ def test_passages_of_like_length_are_filled_as_one_batch_and_others_apart(
         for reply in replies:
             assert reply.wait().error is None
     assert sorted(refinement.sizes) == [1, 1, 1, 3]
+
+
+def test_all_who_wait_are_told_behind_each_codebook(worker: DecoderWorker, refinement: FakeRefinement) -> None:
+    """Two passages of unlike lengths are filled one behind the other; whoever has its answer is told no more."""
+    told = {"short": 0, "long": 0}
+    refinement.gate.clear()
+
+    def push_last(name: str, length: int) -> RecordedReply:
+        push(worker, name, 0, prompt_of("p", length))
+        reply, chunk = RecordedReply(), Chunk(1, Segment.AUDIO, is_final=True)
+
+        def tell() -> None:
+            told[name] += 1
+
+        worker.push(name, chunk, np.ones((1, length), np.int32), reply, on_progress=tell)
+        return reply
+
+    replies = [push_last("short", 4)]
+    assert refinement.is_called.wait(60)
+    replies.append(push_last("long", 40))
+    refinement.gate.set()
+    assert all(reply.wait().error is None for reply in replies)
+    assert refinement.sizes == [1, 1]
+    assert told == {"short": 1, "long": 1}
 
 
 def test_who_cannot_be_filled_ends_alone(worker: DecoderWorker, refinement: FakeRefinement) -> None:

@@ -279,6 +279,39 @@ async def test_a_decoder_that_answers_nothing_ends_the_utterance(slot: FlowSlot)
         await ChunkSender(responses_to(ResponseSender()), slot, "u", IMPATIENT).pump(Speaker(9).speak())
 
 
+class HurriedClock:
+    """In the place of `time`: a second passes whenever it is asked; the decoder tells of its work, or does not, and
+    answers in the end."""
+
+    def __init__(self, slot: FlowSlot, tells: bool) -> None:
+        self._slot, self._tells, self.now_s = slot, tells, 0.0
+
+    def monotonic(self) -> float:
+        self.now_s += 1.0
+        if self._tells and self.now_s % 50 == 0:
+            self._slot.note_progress()
+        if self.now_s == 300:
+            self._slot.count_answer()
+        return self.now_s
+
+
+@pytest.mark.parametrize("tells", [True, False])
+async def test_a_decoder_that_tells_of_progress_is_waited_for(
+    slot: FlowSlot, monkeypatch: pytest.MonkeyPatch, tells: bool
+) -> None:
+    limits = SenderLimits(stall_s=60, probe_s=1e9, look_s=1e9, poll_s=0.001)
+    sender = ChunkSender(responses_to(ResponseSender()), slot, "u", limits)
+    await sender.pump(Speaker(1).speak())
+    clock = HurriedClock(slot, tells)
+    monkeypatch.setattr("stretto.triton_io.chunk_sender.time", clock)
+    if tells:
+        await asyncio.wait_for(sender.settle(), PATIENCE_S)
+    else:
+        with pytest.raises(DecoderStalled, match="for 60 s"):
+            await asyncio.wait_for(sender.settle(), PATIENCE_S)
+    assert (clock.now_s >= 300) == tells
+
+
 async def test_the_failure_of_the_model_comes_through(slot: FlowSlot) -> None:
     async def fail() -> AsyncGenerator[LMChunk, None]:
         yield LMChunk(Chunk(0, Segment.TEXT), None)

@@ -68,8 +68,10 @@ def test_a_chunk_reaches_the_worker_with_its_codes_and_reply(slot: FlowSlot) -> 
     worker, chunk, codes = Worker(), Chunk(0, Segment.AUDIO), np.ones((2, 3), np.int32)
     asked = request(slot, chunk, codes)
     DecodingService(worker, SEAL).accept(asked)
-    ((utterance, pushed, given, reply, form, on_device),) = worker.pushed
+    ((utterance, pushed, given, reply, form, on_device, on_progress),) = worker.pushed
     assert (utterance, pushed, form, on_device) == ("u", chunk, FORM, None)
+    on_progress()
+    assert (slot.progress, slot.num_answered) == (1, 0)
     np.testing.assert_array_equal(given, codes)
     assert given is not codes
     reply.send(None, {})
@@ -87,7 +89,7 @@ def test_a_ring_on_a_gpu_takes_samples_from_where_they_were_decoded(
     worker, chunk = Worker(), Chunk(0, Segment.AUDIO, is_final=True)
     asked = Request(chunk_inputs(Envelope("u", slot.address, chunk, form), np.ones((2, 3), np.int32)))
     DecodingService(worker, SEAL).accept(asked)
-    ((*_, reply, _, on_device),) = worker.pushed
+    ((*_, reply, _, on_device, _),) = worker.pushed
     on_device(decoded.ctypes.data)
     reply.send(np.zeros(16, np.float32), {"index": 0, "is_final": True})
     event = json.loads(asked.sender.responses[0].array("event")[0])

@@ -79,10 +79,10 @@ class FilledBatch:
     num_frames = 0
     device_s = None
 
-    def __init__(self, jobs: Sequence[Job], refinement: Refinement) -> None:
+    def __init__(self, jobs: Sequence[Job], refinement: Refinement, told: Callable[[], None] | None = None) -> None:
         self.jobs = jobs
         passages = [job.window for job in jobs if isinstance(job.window, Passage)]
-        for job, codes in zip(jobs, refinement.fill(passages), strict=True):
+        for job, codes in zip(jobs, refinement.fill(passages, told), strict=True):
             assert job.session.filling is not None, job.pending.utterance
             job.session.filling.fill(codes)
 
@@ -95,13 +95,18 @@ class FilledBatch:
         return [None] * len(self.jobs)
 
 
-def launch(jobs: Sequence[Job], launcher: Launcher, codec: Codec) -> Batch | FilledBatch:
-    """A group of windows on its way through the codec, or one of passages that has been filled in."""
+def launch(
+    jobs: Sequence[Job], launcher: Launcher, codec: Codec, told: Callable[[], None] | None = None
+) -> Batch | FilledBatch:
+    """A group of windows on its way through the codec, or one of passages that has been filled in.
+
+    told: called behind each codebook that is.
+    """
     if isinstance(jobs[0].window, FrameWindow):
         return Batch(jobs, launcher, codec.spec)
     refinement = refinement_of(codec)
     assert refinement is not None, codec.spec.name
-    return FilledBatch(jobs, refinement)
+    return FilledBatch(jobs, refinement, told)
 
 
 def batch_limit(spec: CodecSpec, most: int) -> int:

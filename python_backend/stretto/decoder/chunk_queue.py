@@ -35,7 +35,8 @@ class PendingChunk:
     """A chunk on its way to being decoded. codes: [K, T] integers, or None without audio.
 
     form: how the client wants its samples; that of the first chunk counts. on_device: told before the answer where on
-    a GPU its samples lie, too, if they do; they stay there until the answer is sent.
+    a GPU its samples lie, too, if they do; they stay there until the answer is sent. on_progress: told that what it
+    waits for goes on, where that may take long.
     """
 
     utterance: str
@@ -44,6 +45,7 @@ class PendingChunk:
     reply: ChunkAnswer
     form: OutputForm = field(default_factory=OutputForm)
     on_device: Callable[[int], None] | None = None
+    on_progress: Callable[[], None] | None = None
 
 
 def check_waited_for(pending: PendingChunk) -> None:

@@ -126,7 +126,7 @@ class DecodingLoop:
         group, begun = waited_for(group, self._fail), self.stopwatch()
         try:
             if group:
-                self._batches.append((launch(group, self._launcher, self._codec), begun))
+                self._batches.append((launch(group, self._launcher, self._codec, self.unanswered.tell), begun))
         except Exception as error:
             if len(group) == 1:
                 self._fail(group[0].pending, error)

@@ -42,6 +42,12 @@ class Unanswered:
         """Take a chunk in."""
         self._pending[id(pending)] = pending
 
+    def tell(self) -> None:
+        """Tell whoever waits that it goes on: all do, for what takes long has the thread to itself."""
+        for pending in self:
+            if pending.on_progress is not None:
+                pending.on_progress()
+
     def send(self, pending: PendingChunk, pcm: np.ndarray | None, event: Event) -> None:
         """Answer a chunk; what that raises leaves it unanswered."""
         pending.reply.send(pcm, event)

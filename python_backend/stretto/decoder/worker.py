@@ -53,12 +53,13 @@ class DecoderWorker:
         reply: ChunkAnswer,
         form: OutputForm = PLAIN,
         on_device: Callable[[int], None] | None = None,
+        on_progress: Callable[[], None] | None = None,
     ) -> None:
         """Have a chunk decoded; returns at once. Any thread may call it. codes: [K, T] integers, or None.
 
-        on_device: see PendingChunk.
+        on_device, on_progress: see PendingChunk.
         """
-        pending = PendingChunk(utterance, chunk, codes, reply, form, on_device)
+        pending = PendingChunk(utterance, chunk, codes, reply, form, on_device, on_progress)
         if not self._queue.put(pending):
             refuse(pending, Closing(STOPPING), self._counts)
 

@@ -29,7 +29,7 @@ class SenderLimits:
     max_frames: frames sent and not yet answered; with one chunk on the way a larger one may still follow.
     probe_s: how long nothing goes to the decoder before it is asked after the client. poll_s: how often one looks
     whether the utterance is over.
-    stall_s: how long the decoder may answer nothing before the utterance fails.
+    stall_s: how long the decoder may answer nothing, and tell of no progress, before the utterance fails.
     look_s: how long it may before one looks whether the caller has left: the decoder tells it of callers of the
     ensemble, but nobody tells it of one who called this model itself.
     transit_s: what a chunk takes on the way to the decoder and, as samples, from there.
@@ -124,15 +124,15 @@ class ChunkSender:
 
     async def _wait_for_decoder(self, condition: Callable[[], bool]) -> None:
         """Wait until `condition` holds; DecoderStalled where nothing is answered meanwhile for too long."""
-        num_answered, since = self._num_chunks_answered(), time.monotonic()
+        num_answered, progress, since = self._num_chunks_answered(), self._slot.progress, time.monotonic()
 
         def look() -> bool:
-            nonlocal num_answered, since
+            nonlocal num_answered, progress, since
             if condition():
                 return True
             self._look_for_caller()
-            if self._num_chunks_answered() > num_answered:
-                num_answered, since = self._num_chunks_answered(), time.monotonic()
+            if self._num_chunks_answered() > num_answered or self._slot.progress != progress:
+                num_answered, progress, since = self._num_chunks_answered(), self._slot.progress, time.monotonic()
             if time.monotonic() - since > self._limits.stall_s:
                 raise DecoderStalled(f"the decoder has answered nothing for {self._limits.stall_s:g} s")
             return False

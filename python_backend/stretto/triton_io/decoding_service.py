@@ -11,7 +11,8 @@ from stretto.records.delivery import OutputForm
 from stretto.records.envelope import Envelope
 from stretto.triton_io import stub
 from stretto.triton_io.failures import log_failure, refuse
-from stretto.triton_io.flow import FlowTables, Outcome
+from stretto.triton_io.flow import Outcome
+from stretto.triton_io.flow_tables import FlowTables
 from stretto.triton_io.metrics import Gauges
 from stretto.triton_io.replies import NAME, ChunkReply, acknowledge
 from stretto.triton_io.ring_writer import RingWriters
@@ -43,10 +44,12 @@ class Worker(Protocol):
         reply: ChunkReply,
         form: OutputForm,
         on_device: Callable[[int], None] | None,
+        on_progress: Callable[[], None],
     ) -> None:
         """Decode a chunk, in order within its utterance, and answer it.
 
-        on_device: told before the answer where on a GPU its samples lie, too, if they do.
+        on_device: told before the answer where on a GPU its samples lie, too, if they do. on_progress: told that what
+        it waits for goes on.
         """
         ...
 
@@ -123,7 +126,7 @@ class DecodingService:
             self._writers.open(envelope.utterance, form.ring, slot)
         reply.writer = self._writers.of(envelope.utterance)
         on_device = reply.lies_at if reply.writer is not None and reply.writer.is_on_device else None
-        self._worker.push(envelope.utterance, envelope.chunk, codes, reply, form, on_device)
+        self._worker.push(envelope.utterance, envelope.chunk, codes, reply, form, on_device, slot.note_progress)
 
     def _report(self) -> None:
         while not self._worker.has_died:

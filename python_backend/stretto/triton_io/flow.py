@@ -4,8 +4,8 @@ In an ensemble only the last step ever learns that a client went away, and nothi
 far a later one has come. So the language model makes a table and claims a slot per utterance; the decoder opens
 the table by the name that travels with every chunk, counts what it has answered, and says when all is over, and why.
 
-    header   "STRETTO4" | latency | when that was | pace of the decoder, in us (`streams.chunking.DecoderLoad`)
-    slot     generation | answered | outcome | length of the reason      4 x int64, aligned: each store is atomic
+    header   "STRETTO5" | latency | when that was | pace of the decoder, in us (`streams.chunking.DecoderLoad`)
+    slot     generation | answered | outcome | length of the reason | progress   5 x int64, aligned: a store is atomic
              reason, UTF-8
 """
 
@@ -29,8 +29,8 @@ from stretto.streams.chunking import DecoderLoad
 
 DIRECTORY = Path("/dev/shm")
 PREFIX = "stretto_flow_"
-MAGIC = b"STRETTO4"
-WORDS, HEAD_WORDS = 64, 4  # per slot, and of the header
+MAGIC = b"STRETTO5"
+WORDS, HEAD_WORDS = 64, 5  # per slot, and of the header
 MAX_REASON_BYTES = (WORDS - HEAD_WORDS) * 8
 LATENCY_HALF_LIFE_S = 1.0
 
@@ -141,6 +141,11 @@ class FlowTable:
             if self.holds(address):
                 self._words[address.slot * WORDS + 1] += 1
 
+    def note_progress(self, address: FlowAddress) -> None:
+        """What the utterance waits for goes on; for the decoder's own thread."""
+        if self.holds(address):
+            self._words[address.slot * WORDS + 4] += 1
+
     @property
     def load(self) -> DecoderLoad:
         """What the decoder has measured of late; nothing before the first samples."""
@@ -244,6 +249,15 @@ class FlowSlot:
         """One more chunk or probe is answered."""
         self.table.count(self.address)
 
+    @property
+    def progress(self) -> int:
+        """How often the decoder has told that what the utterance waits for goes on."""
+        return self.table.read(self.address, 4)
+
+    def note_progress(self) -> None:
+        """What the utterance waits for goes on, though nothing is answered yet."""
+        self.table.note_progress(self.address)
+
     def conclude(self, outcome: Outcome, reason: str = "") -> None:
         """Nothing more of this utterance is wanted; the first outcome stays."""
         self.table.conclude(self.address, outcome, reason)
@@ -251,20 +265,6 @@ class FlowSlot:
     def release(self) -> None:
         """Give the slot back: for the language model, when the utterance is over."""
         self.table.release(self.address)
-
-
-class FlowTables:
-    """The tables that this process has opened, by name: for the decoder."""
-
-    def __init__(self, directory: Path = DIRECTORY) -> None:
-        self._directory = directory
-        self._tables: dict[str, FlowTable] = {}
-
-    def at(self, address: FlowAddress) -> FlowSlot:
-        """The slot of an address, its table opened on first use."""
-        if address.table not in self._tables:
-            self._tables[address.table] = FlowTable.open(address.table, self._directory)
-        return self._tables[address.table].at(address)
 
 
 def conclude_all(server_pid: int, outcome: Outcome, reason: str, directory: Path = DIRECTORY) -> None:

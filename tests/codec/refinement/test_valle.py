@@ -41,7 +41,9 @@ def test_the_fixture_is_no_accident() -> None:
 
 def test_codes_are_the_authors(refinement: ValleRefinement) -> None:
     alone = [refinement.fill([passage(reply)])[0] for reply in REPLIES]
-    together = refinement.fill([passage(reply) for reply in REPLIES])
+    told: list[None] = []
+    together = refinement.fill([passage(reply) for reply in REPLIES], lambda: told.append(None))
+    assert len(told) == len(together[0]) - 1, "once behind each codebook that is filled in"
     for reply, each, beside in zip(REPLIES, alone, together, strict=True):
         np.testing.assert_array_equal(each, reply["codes"])
         np.testing.assert_array_equal(beside, reply["codes"])

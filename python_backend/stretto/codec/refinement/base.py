@@ -1,6 +1,6 @@
 """The seam between a refinement and the decoder: the first codebook of an utterance in, all of its codebooks out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,8 +39,8 @@ class Refinement(Protocol):
     codebook_size: int
     max_rows: int
 
-    def fill(self, passages: Sequence[Passage]) -> list[np.ndarray]:
-        """Codes [K, T] int64 of each passage, the same alone and beside others."""
+    def fill(self, passages: Sequence[Passage], told: Callable[[], None] | None = None) -> list[np.ndarray]:
+        """Codes [K, T] int64 of each passage, the same alone and beside others. told: called behind each codebook."""
         ...
 
 

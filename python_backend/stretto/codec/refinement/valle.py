@@ -12,7 +12,7 @@ of the start is added to its row once more, and to the row of the end that of th
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -116,7 +116,7 @@ class ValleRefinement(nn.Module):
         self.ln = LevelNorm(shape.width)
 
     @torch.inference_mode()
-    def fill(self, passages: Sequence[Passage]) -> list[np.ndarray]:
+    def fill(self, passages: Sequence[Passage], told: Callable[[], None] | None = None) -> list[np.ndarray]:
         """As `base.Refinement` says. Shorter passages are filled up, and nothing attends to that."""
         firsts = [len(passage.prompt) - 1 for passage in passages]  # the row of frame 0; row 0 of a prompt is not read
         lasts = [first + len(passage.given) for first, passage in zip(firsts, passages, strict=True)]  # of the end
@@ -136,6 +136,8 @@ class ValleRefinement(nn.Module):
                 codes[at].append(found[:-1].cpu().numpy())
                 rows[at, first : last + 1] += self.emb(found + self.shape.codes + level * self.shape.codebook_size)
                 rows[at, first - 1] += starts[at]
+            if told is not None:
+                told()
         return [np.stack(each).astype(np.int64) for each in codes]
 
     def _said(self, rows: Tensor, level: int, mask: Tensor) -> Tensor:
