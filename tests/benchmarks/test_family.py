@@ -72,6 +72,13 @@ def test_a_family_without_guidance_says_that_its_cost_is_left_out() -> None:
     assert not any("guidance_scale" in options or "text" in options for options in server.asked)
 
 
+def test_rows_behind_the_last_frame_come_on_top_where_a_limit_counts_them() -> None:
+    server = FakeServer()
+    record = asyncio.run(load("higgs-audio-small", server).measure(1))
+    assert record["frames"] == 50
+    assert {tuple(options["audio"].values()) for options in server.asked} == {(57, 57)}
+
+
 def test_a_mixed_load_is_weighed_against_the_same_streams_alone() -> None:
     record = asyncio.run(load("dialogue-small", FakeServer(), listeners=1).measure(1))
     mixed = record["mixed"]
