@@ -4,18 +4,19 @@
 
 In an environment of requirements/ray.txt. Phases, in the order that is given: up (1 → 3 servers under load), affinity
 (turns of conversations that meet one server), server (kill -9 of Triton under streams), update (another version, under
-load), node (kill -9 of a node with all that is on it, another in its place after that), down (to one server). Each
-prints a line of JSON, and ends after --limit seconds with what Ray says of itself; the exit code says whether all was
-as it must be.
+load), node (kill -9 of a node with all that is on it, another in its place after that), silence (the same, SIGSTOP),
+down (to one server). Each prints a line of JSON, and ends after --limit seconds with what Ray says of itself; the exit
+code says whether all was as it must be.
 """
 
 import argparse
 import asyncio
 import json
+import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -98,13 +99,13 @@ async def loaded(callers: Callers, streams: int, claim: Callable[[], bool]) -> d
     return {"seconds": took_s, "meanwhile": tally.record(), "then": after.record()}
 
 
-async def struck(callers: Callers, strike: Callable[[], Awaitable[None]]) -> dict[str, Any]:
+async def struck(callers: Callers, strike: Callable[[], None]) -> dict[str, Any]:
     """Streams on all servers while one of them is struck, once all but one are heard; at once new requests."""
     during, after = Tally(), Tally()
     streams = [asyncio.create_task(callers.say(seed, during)) for seed in range(STREAMS)]
     while len(during.heard_s) < STREAMS - 1 and not all(stream.done() for stream in streams):
         await asyncio.sleep(0.05)
-    await strike()
+    strike()
     await asyncio.gather(*(callers.say(seed, after) for seed in range(NEW)))
     await asyncio.gather(*streams)
     return {"during": during.record(), "new": after.record()}
@@ -115,7 +116,7 @@ async def server(callers: Callers, cluster: Any) -> dict[str, Any]:
     await until_three(callers)
     launcher = launchers(cluster).pop()
 
-    async def strike() -> None:
+    def strike() -> None:
         next(each for each in launcher.children(recursive=True) if "tritonserver" in each.name()).kill()
 
     return await struck(callers, strike)
@@ -123,39 +124,57 @@ async def server(callers: Callers, cluster: Any) -> dict[str, Any]:
 
 async def node(callers: Callers, cluster: Any) -> dict[str, Any]:
     """kill -9 of a node with a server and without the gateway, and of every process on it."""
+    return await node_struck(callers, cluster, signal.SIGKILL)
+
+
+async def silence(callers: Callers, cluster: Any) -> dict[str, Any]:
+    """Such a node says nothing more, and closes no connection, as one that has lost its network or its power."""
+    return await node_struck(callers, cluster, signal.SIGSTOP)
+
+
+async def node_struck(callers: Callers, cluster: Any, how: signal.Signals) -> dict[str, Any]:
+    """A signal to all processes of a node; after that, another node in its place."""
     await until_three(callers)
     there = (processes_on(each) for each in cluster.list_all_nodes() if each is not cluster.head_node)
     victims = next(each for each in there if has(each, SERVER) and not has(each, INGRESS))
 
-    async def strike() -> None:
+    def signalled(how: signal.Signals) -> None:
         for process in victims:
             with suppress(psutil.NoSuchProcess):
-                process.kill()
+                process.send_signal(how)
 
-    record = await struck(callers, strike)
-    await asyncio.to_thread(add_node, cluster)
-    return record
+    try:
+        return await struck(callers, lambda: signalled(how))
+    finally:
+        signalled(signal.SIGKILL)
+        add_node(cluster)  # not in a thread: it sets handlers of signals
 
 
 def launchers(cluster: Any) -> set[psutil.Process]:
     """The launchers of all servers."""
     everywhere = [process for each in cluster.list_all_nodes() for process in processes_on(each)]
     children = [child for process in everywhere if has([process], SERVER) for child in process.children()]
-    return {child for child in children if LAUNCHERS_FLAG in child.cmdline()}
+    return {child for child in children if LAUNCHERS_FLAG in title(child)}
 
 
 def processes_on(node: Any) -> list[psutil.Process]:
     """The processes of a node of Ray, its raylet first; servers' launchers have sessions of their own, and parents."""
     raylet = next(found.process for name, all_of in node.all_processes.items() if "raylet" in name for found in all_of)
-    try:
-        return [psutil.Process(raylet.pid), *psutil.Process(raylet.pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
+    if raylet.poll() is not None:
         return []
+    return [psutil.Process(raylet.pid), *psutil.Process(raylet.pid).children(recursive=True)]
 
 
 def has(processes: list[psutil.Process], deployment: str) -> bool:
     """Whether a replica of the deployment is among the processes, by the titles that Ray gives them."""
-    return any(deployment in " ".join(process.cmdline()) for process in processes)
+    return any(deployment in title(process) for process in processes)
+
+
+def title(process: psutil.Process) -> str:
+    """What a process calls itself; '' once it has ended."""
+    with suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
 
 
 async def update(callers: Callers, cluster: Any) -> dict[str, Any]:
@@ -196,7 +215,7 @@ async def affinity(callers: Callers, cluster: Any) -> dict[str, Any]:
     return {"servers": running(), "turns": met.total(), "met": met[True], "rate": met[True] / met.total()}
 
 
-PHASES = {"up": up, "affinity": affinity, "server": server, "update": update, "node": node, "down": down}
+PHASES = {each.__name__: each for each in (up, affinity, server, update, node, silence, down)}
 
 
 async def run(phases: list[str], cluster: Any, limit_s: float) -> bool:

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from contextvars import Context
-from functools import partial
 from typing import Any
 
 from stretto_client import ServerUnavailable
@@ -29,8 +28,11 @@ def leasing(handle_of: Callable[[], Any], failures: Failures) -> Choose:
     @asynccontextmanager
     async def choose(key: str, refused: tuple[str, ...]) -> AsyncIterator[Lease]:
         handle, unready = handle_of().options(stream=True), list(refused)
+
+        def ask() -> Any:
+            return Context().run(handle.lease.remote, key, list(unready))
+
         for _ in range(ATTEMPTS):
-            ask = partial(Context().run, handle.lease.remote, key, list(unready))
             async with _first_answer(ask, failures) as (told, responses):
                 if told["server"]:
                     lost = asyncio.ensure_future(_until_lost(responses, failures))
