@@ -28,11 +28,11 @@ from ray.cluster_utils import Cluster
 
 from stretto_ray.app import FAILURES, INGRESS, SERVER, Settings, build
 from stretto_ray.leasing import leasing
+from stretto_ray.local_nodes import add_node, has, launchers, processes_on
 from stretto_ray.seeded_callers import Callers, Tally
 
 APP, PORT, CPUS = "stretto", 18_103, 2
 STREAMS, NEW = 6, 2
-LAUNCHERS_FLAG = "--pid-file"
 STATES = {"status", "message", "status_trigger", "replica_states"}
 
 
@@ -147,34 +147,7 @@ async def node_struck(callers: Callers, cluster: Any, how: signal.Signals) -> di
         return await struck(callers, lambda: signalled(how))
     finally:
         signalled(signal.SIGKILL)
-        add_node(cluster)  # not in a thread: it sets handlers of signals
-
-
-def launchers(cluster: Any) -> set[psutil.Process]:
-    """The launchers of all servers."""
-    everywhere = [process for each in cluster.list_all_nodes() for process in processes_on(each)]
-    children = [child for process in everywhere if has([process], SERVER) for child in process.children()]
-    return {child for child in children if LAUNCHERS_FLAG in title(child)}
-
-
-def processes_on(node: Any) -> list[psutil.Process]:
-    """The processes of a node of Ray, its raylet first; servers' launchers have sessions of their own, and parents."""
-    raylet = next(found.process for name, all_of in node.all_processes.items() if "raylet" in name for found in all_of)
-    if raylet.poll() is not None:
-        return []
-    return [psutil.Process(raylet.pid), *psutil.Process(raylet.pid).children(recursive=True)]
-
-
-def has(processes: list[psutil.Process], deployment: str) -> bool:
-    """Whether a replica of the deployment is among the processes, by the titles that Ray gives them."""
-    return any(deployment in title(process) for process in processes)
-
-
-def title(process: psutil.Process) -> str:
-    """What a process calls itself; '' once it has ended."""
-    with suppress(psutil.NoSuchProcess):
-        return " ".join(process.cmdline())
-    return ""
+        add_node(cluster, CPUS + 1)
 
 
 async def update(callers: Callers, cluster: Any) -> dict[str, Any]:
@@ -255,18 +228,6 @@ def is_fine(record: dict[str, Any]) -> bool:
     )
 
 
-def add_node(cluster: Any, **arguments: Any) -> None:
-    """A node more, with room for a server and a gateway; tried again where its agents take longer to come up than Ray
-    waits for on any machine."""
-    for attempt in range(5):
-        try:
-            cluster.add_node(num_cpus=CPUS + 1, **arguments)
-            return
-        except Exception as error:
-            if attempt == 4 or "timed out during startup" not in str(error):
-                raise
-
-
 def main() -> int:
     """Start the nodes, the application, and the phases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -276,9 +237,9 @@ def main() -> int:
     parser.add_argument("phases", nargs="+", choices=PHASES)
     words = parser.parse_args()
     cluster = Cluster()
-    add_node(cluster, include_dashboard=False)
+    add_node(cluster, CPUS + 1, include_dashboard=False)  # room for a server and the gateway on each
     for _ in range(2):
-        add_node(cluster)
+        add_node(cluster, CPUS + 1)
     ray.init(address=cluster.address, log_to_driver=False)
     arguments: dict[str, Any] = {"command": words.command, "gpus": 0, "cpus": CPUS, "gateways": 1, "drain_s": 30}
     arguments |= {"min_servers": words.servers, "max_servers": 3, "streams": 2, "max_streams": 16, "free": 8}

@@ -1,0 +1,51 @@
+"""Nodes of Ray in this machine, and the processes on them."""
+
+from contextlib import suppress
+from typing import Any
+
+import psutil
+
+from stretto_ray.app import SERVER
+
+LAUNCHERS_FLAG = "--pid-file"
+
+
+def add_node(cluster: Any, num_cpus: int, **arguments: Any) -> None:
+    """A node more; tried again where its agents take longer to come up than Ray waits for on any machine.
+
+    Not in a thread: it sets handlers of signals.
+    """
+    for attempt in range(5):
+        try:
+            cluster.add_node(num_cpus=num_cpus, **arguments)
+            return
+        except Exception as error:
+            if attempt == 4 or "timed out during startup" not in str(error):
+                raise
+
+
+def launchers(cluster: Any) -> set[psutil.Process]:
+    """The launchers of all servers."""
+    everywhere = [process for each in cluster.list_all_nodes() for process in processes_on(each)]
+    children = [child for process in everywhere if has([process], SERVER) for child in process.children()]
+    return {child for child in children if LAUNCHERS_FLAG in title(child)}
+
+
+def processes_on(node: Any) -> list[psutil.Process]:
+    """The processes of a node of Ray, its raylet first; servers' launchers have sessions of their own, and parents."""
+    raylet = next(found.process for name, all_of in node.all_processes.items() if "raylet" in name for found in all_of)
+    if raylet.poll() is not None:
+        return []
+    return [psutil.Process(raylet.pid), *psutil.Process(raylet.pid).children(recursive=True)]
+
+
+def has(processes: list[psutil.Process], deployment: str) -> bool:
+    """Whether a replica of the deployment is among the processes, by the titles that Ray gives them."""
+    return any(deployment in title(process) for process in processes)
+
+
+def title(process: psutil.Process) -> str:
+    """What a process calls itself; '' once it has ended."""
+    with suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
