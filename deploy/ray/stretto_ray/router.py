@@ -1,5 +1,6 @@
 """The request router of Ray Serve that `affinity` decides for."""
 
+from collections import Counter
 from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
@@ -14,16 +15,23 @@ class AffinityRouter(RequestRouter):
     def initialize_state(self, free: int = 8, **_: Any) -> None:
         self._free = free
         self._unanswered = Unanswered()
+        self._leases = Counter[str]()  # of this router; Ray's own figure is late where many begin and end at once
 
     def on_send_request(self, replica_id: ReplicaID) -> None:
         """A replica is asked for a lease."""
         self._unanswered.sent(replica_id.unique_id)
+        self._leases[replica_id.unique_id] += 1
         super().on_send_request(replica_id)
 
     def on_new_queue_len_info(self, replica_id: ReplicaID, num_ongoing_requests: int) -> None:
         """It has said whether it takes the request, and how many it has."""
         self._unanswered.answered(replica_id.unique_id)
         super().on_new_queue_len_info(replica_id, num_ongoing_requests)
+
+    def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
+        """A lease is over, or was not given."""
+        self._leases[replica_id.unique_id] = max(0, self._leases[replica_id.unique_id] - 1)
+        super().on_request_completed(replica_id, internal_request_id)
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
@@ -32,14 +40,12 @@ class AffinityRouter(RequestRouter):
         key, refused = ("", ())
         if pending_request is not None:
             key, refused = pending_request.args
-            pending_request.routing_context.should_backoff = (
-                True  # or else Ray asks again at once, and does nothing else
-            )
+            pending_request.routing_context.should_backoff = True  # without it, Ray asks again at once and for ever
         named = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         candidates = [
             Candidate(
                 name,
-                self.replica_queue_len_cache.get(replica.replica_id) or 0,
+                max(self._leases[name], self.replica_queue_len_cache.get(replica.replica_id) or 0),
                 bool(replica.routing_stats.get("is_ready", True)) and not self._unanswered.is_late(name),
             )
             for name, replica in named.items()

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 LATE_S = 0.8  # a replica says within milliseconds whether it takes a request; less than AGAIN_S of leasing
-FORGOTTEN_S = 10.0  # then it may be asked again: who asked may have left before the answer
+FORGOTTEN_S = 3.0  # then it may be asked again: who asked may have left before the answer
 
 
 class Unanswered:
