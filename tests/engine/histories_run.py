@@ -31,7 +31,7 @@ from tests.engine.histories_front import FrontEnd, Reader
 from tests.random_checkpoints import write_checkpoint, write_modules
 from tests.reference.module_lm import ModuleReference
 from tests.reference.speech_lm import Reference
-from tests.speech_families import FORCED_BURSTS, MODULES
+from tests.speech_families import MODULES
 
 MIN_LEAD = 3e-5  # a decision closer than this may go either way when a batch adds its numbers in another order
 MAX_IDLE_STEPS = 3
@@ -61,16 +61,16 @@ class Moods:
 class Stage:
     """One family's random checkpoint, the engines that serve it, and the reference's replies.
 
-    Most of one layer, whose blocks are those of all others: more are in test_parity.py.
+    Of two layers: with one, keys and values would be those of ids alone, whatever attention did to the rows before.
     """
 
     def __init__(self, folder: Path, name: str):
         self.family: Family = FAMILIES[name]
         self.folder = folder
         if self.family is MODULES:
-            write_modules(folder, self.family, name, layers=1)
+            write_modules(folder, self.family, name)
         else:
-            write_checkpoint(folder, self.family, name, hidden=64, layers=2 if self.family is FORCED_BURSTS else 1)
+            write_checkpoint(folder, self.family, name, hidden=64, layers=2)
         self.seen: Counter[str] = Counter()
         self._engines: dict[tuple[bool, bool], Engine] = {}
         self._expected: dict[int, Expected] = {}

@@ -29,7 +29,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def folder(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"), FAMILIES[name], name, hidden=64, layers=1)
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"), FAMILIES[name], name, hidden=64, layers=2)
 
 
 @pytest.fixture(scope="module")
