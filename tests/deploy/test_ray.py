@@ -1,6 +1,7 @@
 """deploy/ray/, without Ray: who is chosen and leased, when servers are added, and the server that a replica owns."""
 
 import asyncio
+import gc
 import json
 import signal
 import sys
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "deploy/ray"))
 
 from stretto_ray.affinity import BOUND, Candidate, ranked  # noqa: E402
-from stretto_ray.leasing import leasing  # noqa: E402
+from stretto_ray.leasing import AGAIN_S, leasing  # noqa: E402
 from stretto_ray.scaling import ROWS_A_SERVER, WAITING, policy, wanted  # noqa: E402
 from stretto_ray.server_process import ServerProcess, environment  # noqa: E402
 from stretto_ray.unanswered import FORGOTTEN_S, LATE_S, Unanswered  # noqa: E402
@@ -75,10 +76,17 @@ def test_who_is_not_ready_is_asked_after_others_and_who_has_refused_at_last() ->
     candidates = [Candidate("a", 0, is_ready=False), Candidate("b", 0), Candidate("c", 5)]
     assert ranked("x", candidates, ["b"], 8) == ["c", "a", "b"]
     assert ranked("", candidates, ["b", "c"], 8) == ["a", "b", "c"]
-    assert ranked("x", candidates, ["a", "b", "c"], 8) == ["a", "b", "c"]
+    assert ranked("", candidates[1:], ["b", "c"], 8) == ["b", "c"]
+
+
+def test_a_conversation_keeps_its_server_where_all_are_late() -> None:
+    late = [Candidate(f"server {number}", 0, is_ready=False) for number in range(3)]
+    assert all(ranked(key, late, (), 1) == ranked(key, servers(0, 0, 0), (), 1) for key in KEYS)
+    assert {ranked("", late, (), 1)[0] for _ in range(200)} == {"server 0", "server 1", "server 2"}
 
 
 def test_who_owes_an_answer_is_late_until_it_answers_or_is_forgotten() -> None:
+    assert LATE_S < AGAIN_S, "or else the same would be asked again"
     now = 100.0
     unanswered = Unanswered(lambda: now)
     unanswered.sent("a")
@@ -107,7 +115,7 @@ class Responses:
     """Of Ray's: says who was asked, or nothing, or fails; then nothing more, unless it is lost."""
 
     def __init__(self, name: str, kind: str, deployment: "Deployment") -> None:
-        self._name, self._kind, self._deployment = name, kind, deployment
+        self.name, self._kind, self._deployment = name, kind, deployment
         self._told = False
         self.lost = asyncio.Event()
 
@@ -118,13 +126,17 @@ class Responses:
         if self._kind == "failing":
             raise Lost
         if self._kind == "silent" or self._told:
-            await self.lost.wait()
+            try:
+                await self.lost.wait()
+            except asyncio.CancelledError:  # Ray makes a failure of it
+                raise Lost from None
             raise Lost
         self._told = True
-        return {"name": self._name, "server": "host:7" if self._kind == "ready" else ""}
+        return {"name": self.name, "server": "host:7" if self._kind == "ready" else ""}
 
     def cancel(self) -> None:
-        self._deployment.held.pop(self._name, None)
+        if self in self._deployment.held:
+            self._deployment.held.remove(self)
 
 
 class Deployment:
@@ -133,28 +145,28 @@ class Deployment:
     def __init__(self, **kinds: str) -> None:
         self.kinds, self.lease = kinds, self
         self.asked: list[str] = []
-        self.held: dict[str, Responses] = {}
+        self.held: list[Responses] = []
 
     def options(self, **_: bool) -> "Deployment":
         return self
 
     def remote(self, key: str, refused: list[str]) -> Responses:
         assert REQUEST.get("none") == "none", "Ray takes two leases of one request for the same"
-        silent = [name for name in self.held if self.kinds[name] == "silent"]
+        silent = [each.name for each in self.held if self.kinds[each.name] == "silent"]
         name = min(self.kinds, key=lambda name: (name in refused, name in silent))
         self.asked.append(name)
         kind = "unready" if name in refused else self.kinds[name]
-        self.held[name] = Responses(name, kind, self)
-        return self.held[name]
+        self.held.append(Responses(name, kind, self))
+        return self.held[-1]
 
 
 async def test_a_lease_is_held_until_its_utterance_is_over() -> None:
     REQUEST.set("one")
     deployment = Deployment(a="unready", b="ready", c="ready")
     async with leasing(lambda: deployment, (Lost,))("", ()) as lease:
-        assert (lease.name, lease.server, set(deployment.held)) == ("b", "host:7", {"b"})
+        assert (lease.name, lease.server, [each.name for each in deployment.held]) == ("b", "host:7", ["b"])
         assert not lease.lost.done()
-        deployment.held["b"].lost.set()
+        deployment.held[0].lost.set()
         await lease.lost
     assert not deployment.held
 
@@ -170,11 +182,16 @@ async def test_where_all_have_refused_that_is_said_at_once() -> None:
 
 async def test_where_one_does_not_answer_another_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stretto_ray.leasing.AGAIN_S", 0.01)
-    deployment = Deployment(a="silent", b="ready")
+    deployment, complaints = Deployment(a="silent", b="ready"), list[str]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: complaints.append(told["message"]))
     async with leasing(lambda: deployment, (Lost,))("", ()) as lease:
         assert lease.name == "b"
-        assert set(deployment.held) == {"b"}, "the other is asked no longer"
+        assert [each.name for each in deployment.held] == ["b"], "the other is asked no longer"
     assert deployment.asked == ["a", "b"]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    gc.collect()
+    assert not complaints
 
 
 async def test_where_none_answers_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

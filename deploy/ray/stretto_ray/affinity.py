@@ -28,16 +28,17 @@ def ranked(key: str, candidates: Sequence[Candidate], refused: Collection[str], 
     many utterances do a server no harm, whatever the others have. Without a key, the least busy is the best.
     """
     able = [each for each in candidates if each.is_ready and each.name not in refused]
-    unready = [each.name for each in candidates if not each.is_ready and each.name not in refused]
-    return [*_best_first(key, able, free), *unready, *(each.name for each in candidates if each.name in refused)]
+    unready = [each for each in candidates if not each.is_ready and each.name not in refused]
+    last = [each for each in candidates if each.name in refused]
+    return [name for each in (able, unready, last) for name in _best_first(key, each, free)]
 
 
-def _best_first(key: str, able: Sequence[Candidate], free: int) -> list[str]:
-    by_load = sorted(able, key=lambda each: (each.load, random.random()))
-    if not key or not able:
+def _best_first(key: str, those: Sequence[Candidate], free: int) -> list[str]:
+    by_load = sorted(those, key=lambda each: (each.load, random.random()))
+    if not key or not those:
         return [each.name for each in by_load]
-    bound = max(free, math.ceil(BOUND * (sum(each.load for each in able) + 1) / len(able)))
-    kept = sorted((each for each in able if each.load < bound), key=lambda each: weight(key, each.name), reverse=True)
+    bound = max(free, math.ceil(BOUND * (sum(each.load for each in those) + 1) / len(those)))
+    kept = sorted((each for each in those if each.load < bound), key=lambda each: weight(key, each.name), reverse=True)
     return [each.name for each in [*kept, *(each for each in by_load if each.load >= bound)]]
 
 

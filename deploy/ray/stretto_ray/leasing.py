@@ -10,7 +10,8 @@ from stretto_client import ServerUnavailable
 from stretto_gateway.routed import Choose, Lease
 
 LEASE_S = 15.0  # in which somebody has to answer: Ray's router needs milliseconds, where processors are free
-AGAIN_S = 1.0  # without an answer, as of a node that is gone and nobody has noticed, somebody else is asked, too
+AGAIN_S = 1.0  # without an answer, as of a node that is gone and nobody has noticed, somebody else is asked, too;
+# twice as long without that, a third, and so on: where all are slow, an utterance should not count four times
 ATTEMPTS = 4
 
 Failures = tuple[type[Exception], ...]
@@ -71,7 +72,8 @@ async def _first_answer(ask: Callable[[], Any], failures: Failures) -> AsyncIter
 
 async def _first_of(ask: Callable[[], Any], asked: Asked) -> asyncio.Future[dict[str, Any]]:
     """The first answer that is not a failure, else the last failure. One more is asked, up to ATTEMPTS, each time that
-    one has failed or AGAIN_S have gone by."""
+    one has failed or a while has gone by."""
+    again_s = AGAIN_S
     while True:
         for answer in asked:
             if answer.done() and answer.exception() is None:
@@ -82,13 +84,14 @@ async def _first_of(ask: Callable[[], Any], asked: Asked) -> asyncio.Future[dict
         waiting = [answer for answer in asked if not answer.done()]
         if not waiting:
             return answer
-        limit_s = AGAIN_S if may_ask else None
-        await asyncio.wait(waiting, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waiting, timeout=again_s if may_ask else None, return_when=asyncio.FIRST_COMPLETED)
+        again_s *= 2
 
 
 def _leave(asked: Asked) -> None:
-    """Give back what was asked for."""
+    """Give back what was asked for. What Ray makes of that in the answers is nobody's failure."""
     for answer, responses in asked.items():
+        answer.add_done_callback(lambda left: left.cancelled() or left.exception())
         answer.cancel()
         responses.cancel()
 
