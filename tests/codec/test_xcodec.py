@@ -1,4 +1,6 @@
 import json
+import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +29,13 @@ def keep(directory: Path, names: set[str]) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-def test_a_checkpoint_without_the_parts_that_encode_still_decodes(directory: Path) -> None:
+def test_a_checkpoint_without_the_parts_that_encode_still_decodes(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever lies in the memory of those parts, of which transformers fills some and HuBERT's weight norm not."""
     whole = load_codec("xcodec", directory)
     keep(directory, {"acoustic_decoder", "quantizer", "fc2"})
+    monkeypatch.setattr(torch, "empty_like", partial(torch.full_like, fill_value=math.nan))
     bare = xcodec.load(directory)
     codes = random_codes(bare, 1, 12)
     assert torch.equal(stream(bare, codes, [12]), stream(whole, codes, [12]))

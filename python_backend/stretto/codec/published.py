@@ -39,6 +39,7 @@ def load_model(model_class: type[Model], directory: Path, optional: Iterable[str
     """The model in float32 with every tensor from the checkpoint, and whether its `optional` parts came along.
 
     optional: first names of parts (`encoder`, …) that a checkpoint made for decoding alone leaves out, all together.
+    Parts that it has left out hold whatever lay in memory: nobody may use them.
     Raises CheckpointError with the names of tensors that are missing, unknown, of another shape or not finite.
     """
     config_class: Any = model_class.config_class
@@ -55,12 +56,11 @@ def load_model(model_class: type[Model], directory: Path, optional: Iterable[str
     except UNREADABLE as error:
         raise CheckpointError(f"{directory}: {error}") from error
     model, info = loaded
-    missing = sorted(info["missing_keys"])
-    is_complete = not missing
-    if set(missing) == {name for name in model.state_dict() if name.split(".")[0] in set(optional)}:
-        missing = []
+    tensors, absent = model.state_dict(), set(info["missing_keys"])
+    left_out = {name for name in tensors if name.split(".")[0] in set(optional)}
+    missing = [] if absent == left_out else sorted(absent)
     unexpected, wrong = sorted(info["unexpected_keys"]), sorted(name for name, *_ in info["mismatched_keys"])
     if missing or unexpected or wrong:
         raise CheckpointError(f"{directory}: missing {missing}, unexpected {unexpected}, wrong shape {wrong}")
-    check_finite(model.state_dict(), directory)
-    return model.eval().requires_grad_(False), is_complete
+    check_finite({name: tensor for name, tensor in tensors.items() if name not in absent}, directory)
+    return model.eval().requires_grad_(False), not absent
