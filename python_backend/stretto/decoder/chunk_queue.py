@@ -93,6 +93,11 @@ class ChunkQueue:
             free = [utterance for utterance in self._waiting if utterance not in busy]
             return [self._next_of(utterance) for utterance in free], abandoned
 
+    def waiting(self) -> list[PendingChunk]:
+        """Those that wait, and go on waiting."""
+        with self._changed:
+            return [pending for queue in self._waiting.values() for pending in queue]
+
     def close(self) -> None:
         """Take no more chunks; those that wait can still be read."""
         with self._changed:

@@ -38,7 +38,7 @@ class DecodingLoop:
         self._counts = counts
         self._sessions = sessions
         self._launcher = make_launcher(codec, config)
-        self.unanswered = Unanswered(counts)  # in hand
+        self.unanswered = Unanswered(counts, queue)  # in hand
         self._jobs: list[Job] = []  # admitted, at most one of an utterance
         self._batches: deque[tuple[Batch | FilledBatch, float]] = deque()  # in flight, and when each was launched
         self.pace = Pace()

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from stretto.decoder.chunk_queue import PendingChunk
+from stretto.decoder.chunk_queue import ChunkQueue, PendingChunk
 from stretto.decoder.counts import Counts
 from stretto.errors import Cancelled, StrettoError, incident
 from stretto.records.event import Event
@@ -26,10 +26,10 @@ def refuse(pending: PendingChunk, error: Exception, counts: Counts) -> None:
 
 
 class Unanswered:
-    """Chunks that have been taken in; each leaves with its one answer. Used by one thread."""
+    """Chunks that have been taken in, out of a queue; each leaves with its one answer. Used by one thread."""
 
-    def __init__(self, counts: Counts) -> None:
-        self._counts = counts
+    def __init__(self, counts: Counts, queue: ChunkQueue) -> None:
+        self._counts, self._queue = counts, queue
         self._pending: dict[int, PendingChunk] = {}
 
     def __iter__(self) -> Iterator[PendingChunk]:
@@ -43,8 +43,9 @@ class Unanswered:
         self._pending[id(pending)] = pending
 
     def tell(self) -> None:
-        """Tell whoever waits that it goes on: all do, for what takes long has the thread to itself."""
-        for pending in self:
+        """Tell whoever waits that it goes on: all do, those in the queue, too, for what takes long has the thread to
+        itself."""
+        for pending in (*self, *self._queue.waiting()):
             if pending.on_progress is not None:
                 pending.on_progress()
 
