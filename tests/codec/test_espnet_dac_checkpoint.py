@@ -114,3 +114,15 @@ def test_weight_norm_is_multiplied_out_as_torch_does(magnitude: str, direction: 
     plain = multiply_weight_norm_out({f"x.{magnitude}": parts.original0 * 2, f"x.{direction}": parts.original1})
     assert plain.keys() == {"x.weight"}
     assert torch.allclose(plain["x.weight"], normed.weight * 2)
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 4), (5, 3, 1), (1, 1, 1)], ids=str)
+def test_lengths_of_another_shape_are_no_weight_norm(shape: tuple[int, ...]) -> None:
+    """They stay under their names: over no dimension torch's norm is one over all, which would be other weights."""
+    pair = {"x.weight_g": torch.ones(shape), "x.weight_v": torch.ones(5, 3, 4)}
+    assert multiply_weight_norm_out(pair) == pair
+
+
+def test_lengths_of_a_vector_are_no_weight_norm() -> None:
+    pair = {"x.weight_g": torch.ones(5), "x.weight_v": torch.ones(5)}
+    assert multiply_weight_norm_out(pair).keys() == pair.keys()

@@ -77,6 +77,39 @@ def test_what_is_no_tensor_by_name_is_said_and_never_run(
     assert not Path("was-run").exists()
 
 
+NO_WEIGHTS: dict[str, Callable[[], torch.Tensor]] = {
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "compressed": lambda: torch.eye(3).to_sparse_csr(),
+    "quantized": lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8),
+    "of no memory": lambda: torch.ones(3, device="meta"),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "jagged": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+    "one number for all": lambda: torch.ones(1, dtype=torch.float64).expand(1 << 46),
+    "complex": lambda: torch.full((3,), 1 + 2j),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(prototype|beta state|TypedStorage)", "ignore:torch.quantize")
+@pytest.mark.parametrize("kind", NO_WEIGHTS)
+def test_tensors_that_are_no_weights_are_named(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "flow.pt"
+    torch.save({"bias": torch.ones(2), "weight": NO_WEIGHTS[kind]()}, path)
+    with pytest.raises(CheckpointError) as error:
+        read_tensors(path)
+    assert str(error.value) == f"{path}: expected dense tensors of real numbers, got others in ['weight']"
+
+
+def test_a_type_that_nothing_is_computed_in_is_named(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(3, dtype=torch.uint8).view(torch.bits8)}, tmp_path / "flow.pt")
+    with pytest.raises(CheckpointError, match=r"flow\.pt: expected tensors, got NotImplementedError"):
+        read_tensors(tmp_path / "flow.pt")
+
+
+def test_a_part_of_a_larger_tensor_is_read(tmp_path: Path) -> None:
+    torch.save({"weight": TENSORS["weight"].T[1:]}, tmp_path / "flow.pt")
+    assert read_tensors(tmp_path / "flow.pt")["weight"].tolist() == [[1, 4], [2, 5]]
+
+
 @pytest.mark.parametrize("name", ["none.pt", "none.safetensors"])
 def test_a_file_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match=f"{name}: expected tensors, got FileNotFoundError"):

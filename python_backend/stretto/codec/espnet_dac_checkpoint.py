@@ -131,21 +131,28 @@ def read_generator(directory: Path, num_codebooks: int) -> dict[str, Tensor]:
 def multiply_weight_norm_out(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weight g v / |v| in place of the pair (g, v), under torch's older and newer names of it.
 
-    The norm is over the dimensions in which g is 1 long: one number for each output, or for each tap of a kernel. What
-    is no such pair stays, under a name that no module has.
+    In one dimension g is as long as v, a number for each output or each tap of a kernel; the norm is over the others,
+    in which g is 1 long. What is no such pair stays, under a name that no module has.
     """
     plain = dict(tensors)
     for magnitude, direction in (("weight_g", "weight_v"), (_newer(0), _newer(1))):
         for name in [name for name in tensors if name.endswith(f".{magnitude}")]:
             stem = name.removesuffix(magnitude)
             g, v = tensors[name], tensors.get(stem + direction)
-            if v is None or g.dim() != v.dim() or any(a not in (1, b) for a, b in zip(g.shape, v.shape, strict=True)):
+            if v is None or not _are_lengths(g.shape, v.shape):
                 continue
             del plain[name], plain[stem + direction]
             shared = [dim for dim in range(g.dim()) if g.shape[dim] == 1]
             norm = torch.linalg.vector_norm(v.double(), dim=shared, keepdim=True)
             plain[f"{stem}weight"] = (v.double() * (g.double() / norm)).float()
     return plain
+
+
+def _are_lengths(g: torch.Size, v: torch.Size) -> bool:
+    """Whether a tensor of shape g says how long those are that lie in one of shape v along one dimension."""
+    return len(v) > 1 and any(
+        [*g] == [size if dim == kept else 1 for dim, size in enumerate(v)] for kept in range(len(v))
+    )
 
 
 def _newer(part: int) -> str:

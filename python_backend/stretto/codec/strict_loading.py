@@ -47,7 +47,7 @@ def read_pickled(path: Path, expected: str = "tensors", stays_in_file: bool = Fa
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file or, by its name, of one of `torch.save`, in float32; CheckpointError where it
-    is missing or none."""
+    is missing or none, or holds others than weights."""
     try:
         stored = load_file(path) if path.suffix == ".safetensors" else read_pickled(path)
     except UNREADABLE as error:
@@ -57,7 +57,25 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     odd = [str(name) for name, each in stored.items() if not (isinstance(name, str) and isinstance(each, Tensor))]
     if odd or not stored:
         raise CheckpointError(f"{path}: expected tensors by name, got {sorted(odd)[:NAMED] or 'none'}")
-    return {name: tensor.float() for name, tensor in stored.items()}
+    return in_float32(stored, path)
+
+
+def in_float32(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Tensors out of a file, in float32; CheckpointError names those that are no weights."""
+    odd = sorted(name for name, tensor in tensors.items() if not _is_plain(tensor))
+    if odd:
+        raise CheckpointError(f"{path}: expected dense tensors of real numbers, got others in {odd[:NAMED]}")
+    try:
+        return {name: tensor.float() for name, tensor in tensors.items()}
+    except UNREADABLE as error:  # of a type that nothing is computed in
+        raise CheckpointError(f"{path}: expected tensors, got {error!r}") from error
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether each element is a real number that lies in memory: one byte may stand for 2^46 elements."""
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
+        return False
+    return not tensor.is_complex() and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.itemsize
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], place: Path, assign: bool = False) -> None:

@@ -85,3 +85,14 @@ def test_missing_and_unknown_tensors_are_named(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(CheckpointError, match=r"model\.safetensors with conv1\.weight"):
         load_tokenizer(tmp_path, NUM_CODES)
+
+
+def test_a_config_of_too_many_lists_and_weights_that_are_not_real_are_named(tmp_path: Path) -> None:
+    folder = write_glm4_tokenizer(tmp_path / FOLDER)
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"conv1.bias": tensors["conv1.bias"] * 1j}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"ssl_tokenizer: expected dense tensors .* \['conv1\.bias'\]"):
+        load_tokenizer(tmp_path, NUM_CODES)
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"expected GLM-4-Voice's tokenizer, got RecursionError"):
+        load_tokenizer(tmp_path, NUM_CODES)

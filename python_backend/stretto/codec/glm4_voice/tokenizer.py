@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import WhisperFeatureExtractor
 
 from stretto.codec.glm4_voice.codec import HEARD_RATE
 from stretto.codec.glm4_voice.whisper_vq import HALVED, WhisperVq, WhisperVqConfig
-from stretto.codec.strict_loading import load_strictly
+from stretto.codec.strict_loading import UNREADABLE, in_float32, load_strictly
 from stretto.errors import CheckpointError
 
 FOLDER, CONFIG, FEATURES = "ssl_tokenizer", "config.json", "preprocessor_config.json"
@@ -74,7 +74,7 @@ def read_tokenizer(folder: Path, num_codes: int) -> SpeechTokenizer:
         record = json.loads((folder / FEATURES).read_text())
         features = WhisperFeatureExtractor(**{name: record[name] for name in NUMBERS if name in record})
         published = _published(folder)
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(f"{folder}: expected GLM-4-Voice's tokenizer, got {error!r}") from error
     found = (features.sampling_rate, features.feature_size, config.codes)
     if found != (HEARD_RATE, config.mels, num_codes):
@@ -82,7 +82,7 @@ def read_tokenizer(folder: Path, num_codes: int) -> SpeechTokenizer:
             f"{folder}: expected {HEARD_RATE} Hz, {config.mels} mel bands and {num_codes} codes, got {found}"
         )
     tokenizer = SpeechTokenizer(config, features)
-    load_strictly(tokenizer.encoder, _served(published, config), folder)
+    load_strictly(tokenizer.encoder, in_float32(_served(published, config), folder), folder)
     return tokenizer.eval().requires_grad_(False)
 
 
@@ -104,6 +104,6 @@ def _published(folder: Path) -> dict[str, Tensor]:
 
 
 def _served(published: dict[str, Tensor], config: WhisperVqConfig) -> dict[str, Tensor]:
-    """What is before the quantiser, in float32."""
+    """What is before the quantiser."""
     late = tuple(f"layers.{number}." for number in range(config.quantized_after, 100))
-    return {name: tensor.float() for name, tensor in published.items() if not name.startswith(NOT_SERVED + late)}
+    return {name: tensor for name, tensor in published.items() if not name.startswith(NOT_SERVED + late)}
