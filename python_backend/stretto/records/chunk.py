@@ -22,7 +22,8 @@ class GuidanceChange:
     """The frame, counted from the first, from which on stream 0 is drawn with (`is_guided`) or without guidance.
 
     A reply begins guided if it asked for guidance. A change behind the last frame is of the rows that drain the delayed
-    streams.
+    streams. Where frames that are no codes are left out, a chunk counts without them, as is heard, and a report with
+    them, as was drawn.
     """
 
     frame: int
@@ -35,8 +36,8 @@ class Report:
 
     finish_reason: `stop` (ended by itself), `length` (max_rows or the model length, not the model, ended a segment).
     guided_frames: frames sampled with both halves of the guidance pair; equals num_frames when guidance was asked for
-    under the policy `always`. guidance_changes: every change that another policy made. held_s: how long the reply stood
-    still for words that had not come.
+    under the policy `always`. guidance_changes: every change that another policy made, among as many frames as
+    num_frames. held_s: how long the reply stood still for words that had not come.
     """
 
     finish_reason: str

@@ -76,6 +76,9 @@ def test_frames_that_are_no_codes_are_left_out_where_the_family_leaves_them_out(
     assert [code for item in told for (codes,) in [item.chunk.output_codes or ((),)] for code in codes] == kept
     changes = [change for item in told for change in item.chunk.guidance_changes]
     assert changes == [GuidanceChange(kept.index(7), is_guided=False)]
+    assert speaker.guidance_changes == [GuidanceChange(8, is_guided=False)], "among all that were drawn"
+    assert all(item.codes is not None for item in told[:-1]), "of what is left out nothing is told"
+    assert [item.chunk.index for item in told] == list(range(len(told)))
     assert speaker.num_sent_frames == len(ids)
 
 

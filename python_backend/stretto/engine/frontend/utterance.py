@@ -105,8 +105,7 @@ class Utterance:
             yield self._chunk(TEXT, text=text)
         if num_audio_rows:
             self._frames.push(rows[-num_audio_rows:, 1:])
-            while size := self._pacer.take(self._num_ready):
-                yield self._chunk(segment, codes=self._frames.take(size))
+            yield from self._heard(segment)
 
     def _push_interleaved(self, rows: np.ndarray) -> Iterator[LMChunk]:
         text, audio = "", self._family.layout.audio[0]
@@ -117,8 +116,14 @@ class Utterance:
         if text:
             yield self._chunk(INTERLEAVED, text=text)
         self._frames.push(rows[is_code][:, 1:])
+        yield from self._heard(INTERLEAVED)
+
+    def _heard(self, segment: Segment) -> Iterator[LMChunk]:
+        """Chunks of the frames whose time has come. There is none of frames that are all left out: a later one, or the
+        last, tells of a change at them."""
         while size := self._pacer.take(self._num_ready):
-            yield self._chunk(INTERLEAVED, codes=self._frames.take(size))
+            if (codes := self._frames.take(size)) is not None:
+                yield self._chunk(segment, codes=codes)
 
     def _read(self, token_id: int) -> str:
         return self._reader.end() if token_id == self._family.end_of_reply else self._reader.push(token_id)
