@@ -7,24 +7,23 @@ cd "$(dirname "$0")/.."
 unset PYTHONDONTWRITEBYTECODE # without bytecode every start of vLLM takes 10 s longer
 scripts/setup.sh dev
 export PATH="$PWD/.venv/bin:$PATH"
-workers=(--dist loadgroup --no-loadscope-reorder -n)
+workers=(-n "${STRETTO_TEST_WORKERS:-2}" --dist loadgroup --no-loadscope-reorder)
 case "${1:-}" in
     --fast)
         shift
         ruff check .
         wanted="not server and not engine and not slow and not nightly"
-        exec python -m pytest "${workers[@]}" "${STRETTO_TEST_WORKERS:-2}" -m "$wanted" "$@"
+        exec python -m pytest "${workers[@]}" -m "$wanted" "$@"
         ;;
     "")
         ruff check .
         ruff format --check .
         types=$(mktemp)
-        nice mypy >"$types" 2>&1 & # beside the tests, which leave a part of two cores idle, and told behind them
+        nice -n 19 mypy >"$types" 2>&1 & # beside the tests, which leave a part of two cores idle, and told behind them
         checking=$!
         trap 'kill "$checking" 2>/dev/null || true; rm -f "$types"' EXIT
         failed=0
-        # A third for two cores: the one that has the server waits for it.
-        python -m pytest "${workers[@]}" "${STRETTO_TEST_WORKERS:-3}" -m "not nightly" --durations=15 || failed=1
+        python -m pytest "${workers[@]}" -m "not nightly" --durations=15 || failed=1
         wait "$checking" || failed=1
         cat "$types"
         exit "$failed"
