@@ -43,7 +43,7 @@ def test_unknown_flags_go_to_tritonserver_and_win(tmp_path: Path) -> None:
     assert line[0] == "/t"
     assert {"--http-port=9000", "--grpc-port=9001", "--metrics-port=8002", "--backend-directory=/b"} < set(line)
     assert line.index("--exit-timeout-secs=3") > line.index("--exit-timeout-secs=10")
-    assert "--grpc-infer-allocation-pool-size=0" in line
+    assert {"--grpc-infer-allocation-pool-size=0", "--backend-config=python,shm-default-byte-size=16777216"} < set(line)
     assert "--backend-config=python,shm-region-prefix-name=stretto_launch_7_x_" in line
 
 

@@ -27,6 +27,7 @@ from stretto.serving.trouble import Trouble
 
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
+REGION_BYTES = 16 << 20  # more than 64 streams of speech fill: see docs/architecture.md on regions that grow
 STUCK_S = 20.0  # a stub that is told to end does so within half of that
 BAD_USAGE = re.compile(r"tritonserver: (unrecognized )?option '")  # before pages about what is right
 TRANSIENT = ("lock_exception", "Timed out occurred while waiting for the stub", "Stub process")
@@ -52,6 +53,8 @@ def command_line(config: LaunchConfig, installation: Installation, launch: Launc
         "--grpc-infer-allocation-pool-size=0",
         "--backend-config=python,thread-pool-size=32",
         f"--backend-config=python,shm-region-prefix-name={launch.region_prefix}",
+        f"--backend-config=python,shm-default-byte-size={REGION_BYTES}",
+        f"--backend-config=python,shm-growth-byte-size={REGION_BYTES}",
         *installation.arguments,
         *config.passed,
     ]
