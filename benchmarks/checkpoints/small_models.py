@@ -37,7 +37,7 @@ SIZE = Size(hidden=256, layers=4)
 class SmallModel:
     """One of the converter's families, and what a benchmark asks it: the tasks to speak and to listen, where it can.
 
-    has_text: whether it writes before it speaks. guidance_scale: the authors' own, None where it knows no guidance.
+    has_text: whether it writes before it speaks. guidance_scale: the authors' own, None where they guide nothing.
     options: of every request to speak. tail_rows: behind a reply's last frame, of those that a limit counts.
     """
 

@@ -28,7 +28,7 @@ def test_a_small_model_has_the_tasks_that_it_is_asked_for_and_a_codec_of_its_cod
     assert family.name == model.family.replace("-", "_")
     assert len(family.task(model.speak).segments) == 1 + model.has_text
     assert model.listen is None or "audio" in family.task(model.listen).needs
-    assert bool(family.guided_streams) == (model.guidance_scale is not None)
+    assert family.guided_streams or model.guidance_scale is None
     spec = load_codec(family.codec, checkpoint).spec
     assert (spec.num_codebooks, spec.codebook_size) == (family.layout.num_codebooks, family.layout.codebook_size)
     assert spec.frame_rate == family.frame_rate
