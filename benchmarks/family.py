@@ -183,7 +183,7 @@ class FamilyLoad:
             guided = [trace for run in speaking + rounds.get("mixed", []) for trace in run[0]]
             record["unguided_total"] = sum(trace.unguided_frames for trace in guided)
         else:
-            left_out["cfg_retention"] = f"{self._model.family} knows no guidance"
+            left_out["cfg_retention"] = f"{self._model.family} is not guided by its authors"
         if self._listen is None:
             left_out["mixed"] = f"{self._model.family} does not listen"
         if left_out:

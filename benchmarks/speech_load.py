@@ -24,7 +24,7 @@ ANIMALS = ("dog", "horse", "rabbit", "tiger", "mouse", "monkey", "bird")
 class Load:
     """`concurrency` streams of `requests` utterances each, of exactly `frames` frames or, with None, as they come.
 
-    guidance_scale: None where the model knows no guidance. text_rows: of the text before the audio, where there is
+    guidance_scale: None where its authors guide nothing. text_rows: of the text before the audio, where there is
     one and it is forced too.
     """
 
