@@ -3,14 +3,15 @@
 # Streams the sentences of benchmarks/perf_inputs.json through the running server with NVIDIA's perf_analyzer, once per
 # concurrency (-c), rate of requests a second at random times (-r) and file of intervals in microseconds (-i), and prints
 # percentiles of the first response, the first audio and the gaps between responses. -a: all profiles, 1 to 64 streams,
-# five rates, and bursts. The last line is JSON. The exports stay in FOLDER (default: .stretto/perf_analyzer).
+# five rates, and bursts. The last line is JSON. The exports stay in FOLDER (default: .stretto/perf_analyzer). A load that
+# met an error, as where the server is full, is named at the end, and the status is 1: perf_analyzer ends at the first.
 set -euo pipefail
 called_from=$PWD
 cd "$(dirname "$0")/.."
 url=localhost:8001 concurrencies= rates= intervals= requests=20 cache=.stretto/perf_analyzer out=
 version=2.51.0 # the last line of wheels whose binary runs on glibc 2.36
 
-usage() { sed -n '2,6s/^# //p' "$0"; exit "${1:-0}"; }
+usage() { sed -n '2,7s/^# //p' "$0"; exit "${1:-0}"; }
 while getopts u:c:r:i:an:o:h flag; do
     case $flag in
         u) url=$OPTARG ;;
@@ -61,7 +62,7 @@ missing=$(ldd "$binary" | awk '/not found/ { print $1 }' | xargs)
 [ -z "$missing" ] || fail "missing libraries: $missing (on Debian or Ubuntu: apt-get install libb64-0d)"
 
 mkdir -p "$out"
-exports=()
+exports=() unanswered=()
 profile() { # <name> <what is told> <least number of requests that perf_analyzer takes> <flags of the load ...>
     count=$(awk -v asked="$requests" -v least="$3" 'BEGIN { print asked < least ? int(least + 0.999) : asked }')
     whole=0
@@ -71,7 +72,7 @@ profile() { # <name> <what is told> <least number of requests that perf_analyzer
         echo "perf_analyzer: $count requests to $url, $2" >&2
         "$binary" -m speech -i grpc -u "$url" --async --streaming --input-data benchmarks/perf_inputs.json \
             --request-count "$count" --profile-export-file "$export_file" "${@:4}" "${more[@]}" >&2 ||
-            { echo "perf_analyzer: failed against $url, $2: it ends at the first error, also where the server is full" >&2; return 0; }
+            { unanswered+=("$2"); return 0; }
         if told=$("$python" -m benchmarks.perf_report --count "$export_file"); then
             exports+=("$export_file")
             whole=$((whole + told))
@@ -79,7 +80,7 @@ profile() { # <name> <what is told> <least number of requests that perf_analyzer
         [ "$whole" -lt "$count" ] || return 0
         echo "perf_analyzer: its exports hold $whole of $count requests: it broke off, as it does at a value that is not finite" >&2
     done
-    [ "$whole" -gt 0 ] || { echo "perf_analyzer: no export holds a whole request" >&2; exit 1; }
+    [ "$whole" -gt 0 ] || unanswered+=("$2")
 }
 more=("$@")
 for concurrency in $concurrencies; do
@@ -89,7 +90,13 @@ for rate in $rates; do
     profile "rate-$rate" "$rate a second" "$rate" --request-rate-range "$rate:$rate:1" --request-distribution poisson
 done
 if [ -n "$intervals" ]; then
-    profile intervals "at the intervals of $intervals" 1 --request-intervals "$intervals"
+    name=$(basename "$intervals")
+    profile "intervals-${name%%.*}" "at the intervals of $intervals" 1 --request-intervals "$intervals"
 fi
-[ "${#exports[@]}" -gt 0 ] || { echo "perf_analyzer: no load was answered by $url (see above)" >&2; exit 1; }
-"$python" -m benchmarks.perf_report "${exports[@]}"
+status=0
+[ "${#exports[@]}" -eq 0 ] || "$python" -m benchmarks.perf_report "${exports[@]}" || status=1
+for load in "${unanswered[@]}"; do
+    echo "perf_analyzer: ended with an error (see above) or without one whole answer: $load" >&2
+    status=1
+done
+exit $status

@@ -23,6 +23,7 @@ import numpy as np
 
 PERCENTILES = (50, 95, 99)
 MIN_VALUES_FOR_P99 = 100  # fewer say nothing about the hundredth
+INTERVALS = "intervals"
 MEASURES = ("first_response", "first_audio", "inter_response", "total")
 
 Load = tuple[str, Any]  # what perf_analyzer was told to keep up, "concurrency" say, and its value
@@ -78,13 +79,18 @@ def read_export(path: Path) -> dict[Load, list[Exchange]]:
     """The requests of an export by their load, up to where it breaks off; ValueError when the file is none."""
     try:
         return {
-            (experiment["experiment"]["mode"], experiment["experiment"]["value"]): [
-                read_exchange(request) for request in experiment["requests"]
-            ]
+            read_load(path, experiment["experiment"]): [read_exchange(request) for request in experiment["requests"]]
             for experiment in parse(path.read_text())["experiments"]
         }
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a profile export of perf_analyzer: {error!r}") from error
+
+
+def read_load(path: Path, experiment: dict[str, Any]) -> Load:
+    """What perf_analyzer was told to keep up, by its export and by the name of that."""
+    if path.name.startswith(f"{INTERVALS}-"):
+        return INTERVALS, path.name.removeprefix(f"{INTERVALS}-").partition(".")[0]
+    return experiment["mode"], experiment["value"]
 
 
 def parse(export: str) -> Any:

@@ -29,10 +29,10 @@ from ray.cluster_utils import Cluster
 from stretto_ray.app import FAILURES, INGRESS, SERVER, Settings, build
 from stretto_ray.leasing import leasing
 from stretto_ray.local_nodes import add_node, has, launchers, processes_on
-from stretto_ray.seeded_callers import Callers, Tally
+from stretto_ray.seeded_callers import SENTENCE, TEXT, Callers, Tally
 
 APP, PORT, CPUS = "stretto", 18_103, 2
-STREAMS, NEW = 6, 2
+NEW = 2
 STATES = {"status", "message", "status_trigger", "replica_states"}
 
 
@@ -75,7 +75,7 @@ async def asking(callers: Callers, streams: int, tally: Tally) -> AsyncIterator[
 
 async def up(callers: Callers, cluster: Any) -> dict[str, Any]:
     """Load comes, and servers come."""
-    return await loaded(callers, STREAMS, lambda: running() == 3)
+    return await loaded(callers, callers.streams, lambda: running() == 3)
 
 
 async def down(callers: Callers, cluster: Any) -> dict[str, Any]:
@@ -87,7 +87,7 @@ async def down(callers: Callers, cluster: Any) -> dict[str, Any]:
 async def until_three(callers: Callers) -> None:
     """Three servers, by load where there are less."""
     if running() < 3:
-        await loaded(callers, STREAMS, lambda: running() == 3)
+        await loaded(callers, callers.streams, lambda: running() == 3)
 
 
 async def loaded(callers: Callers, streams: int, claim: Callable[[], bool]) -> dict[str, Any]:
@@ -102,11 +102,11 @@ async def loaded(callers: Callers, streams: int, claim: Callable[[], bool]) -> d
 async def struck(callers: Callers, strike: Callable[[], None]) -> dict[str, Any]:
     """Streams on all servers while one of them is struck, once all but one are heard; at once new requests."""
     during, after = Tally(), Tally()
-    streams = [asyncio.create_task(callers.say(seed, during)) for seed in range(STREAMS)]
-    while len(during.heard_s) < STREAMS - 1 and not all(stream.done() for stream in streams):
+    streams = [asyncio.create_task(callers.say(seed, during)) for seed in range(callers.streams)]
+    while len(during.heard_s) < callers.streams - 1 and not all(stream.done() for stream in streams):
         await asyncio.sleep(0.05)
     strike()
-    await asyncio.gather(*(callers.say(seed, after) for seed in range(NEW)))
+    await asyncio.gather(*(callers.say(seed, after, SENTENCE) for seed in range(NEW)))
     await asyncio.gather(*streams)
     return {"during": during.record(), "new": after.record()}
 
@@ -162,10 +162,10 @@ async def update(callers: Callers, cluster: Any) -> dict[str, Any]:
         return status()["status"] == "RUNNING" and not any(each.is_running() for each in before)
 
     tally, after = Tally(), Tally()
-    async with asking(callers, STREAMS, tally):
+    async with asking(callers, callers.streams, tally):
         await asyncio.to_thread(serve.run_many, [target], **begin)
         took_s = await until(is_over)
-    await asyncio.gather(*(callers.say(seed, after) for seed in range(STREAMS)))
+    await asyncio.gather(*(callers.say(seed, after) for seed in range(callers.streams)))
     return {"seconds": took_s, "servers": running(), "meanwhile": tally.record(), "then": after.record()}
 
 
@@ -191,14 +191,14 @@ async def affinity(callers: Callers, cluster: Any) -> dict[str, Any]:
 PHASES = {each.__name__: each for each in (up, affinity, server, update, node, silence, down)}
 
 
-async def run(phases: list[str], cluster: Any, limit_s: float) -> bool:
+async def run(words: argparse.Namespace, cluster: Any) -> bool:
     """Every phase, one after the other; whether all was as it must be."""
     fine = True
     async with aiohttp.ClientSession(f"http://127.0.0.1:{PORT}") as session:
-        callers, first = Callers(session), Tally()
-        for name in ["references", *phases]:
+        callers, first = Callers(session, words.streams), Tally()
+        for name in ["references", *words.phases]:
             try:
-                async with asyncio.timeout(limit_s):
+                async with asyncio.timeout(words.limit):
                     record = await (PHASES[name](callers, cluster) if name in PHASES else references(callers, first))
             except Exception as error:
                 record = {"failed": repr(error), "ray": status()}
@@ -208,10 +208,11 @@ async def run(phases: list[str], cluster: Any, limit_s: float) -> bool:
 
 
 async def references(callers: Callers, tally: Tally) -> dict[str, Any]:
-    """What each seed sounds like."""
-    for seed in range(STREAMS):
-        while seed not in callers.known:
-            await callers.say(seed, tally)
+    """What each text and seed sounds like, one after the other."""
+    for text, seeds in {TEXT: callers.streams, SENTENCE: NEW}.items():
+        for seed in range(seeds):
+            while (text, seed) not in callers.known:
+                await callers.say(seed, tally, text)
     return tally.record()
 
 
@@ -233,6 +234,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--command", required=True)
     parser.add_argument("--servers", type=int, default=1, help="at least")
+    parser.add_argument("--streams", type=int, default=6, help="that are asked for at a time")
     parser.add_argument("--limit", type=float, default=480.0, help="seconds for each phase")
     parser.add_argument("phases", nargs="+", choices=PHASES)
     words = parser.parse_args()
@@ -251,7 +253,7 @@ def main() -> int:
         begun = time.monotonic()
         serve.run(build(arguments), name=APP, route_prefix="/")
         print(json.dumps({"phase": "start", "seconds": round(time.monotonic() - begun, 1)}), flush=True)
-        return 0 if asyncio.run(run(words.phases, cluster, words.limit)) else 1
+        return 0 if asyncio.run(run(words, cluster)) else 1
     finally:
         serve.shutdown()
         ray.shutdown()

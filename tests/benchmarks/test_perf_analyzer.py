@@ -25,7 +25,9 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
-    """5 responses, 20 ms apart: the first without audio; FINAL comes alone."""
+    """5 responses, 20 ms apart: the first without audio; FINAL comes alone. What is "once" is refused once."""
+
+    is_full = True
 
     def execute(self, requests):
         for request in requests:
@@ -34,6 +36,10 @@ class TritonPythonModel:
     def answer(self, request):
         sender = request.get_response_sender()
         text = pb_utils.get_input_tensor_by_name(request, "text").as_numpy()[0]
+        if text == b"once" and self.is_full:
+            self.is_full = False
+            error = pb_utils.TritonError("full: try again", pb_utils.TritonError.UNAVAILABLE)
+            return sender.send(pb_utils.InferenceResponse([], error=error), flags=1)
         if text == b"bad":
             message = "invalid request: text: expected words, got bad"
             error = pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG)
@@ -79,14 +85,21 @@ def server(repository: Path) -> Iterator[str]:
         yield address
 
 
-def profiled(folder: Path, *arguments: str) -> tuple[list[dict], str]:
+def profiled(folder: Path, *arguments: str, status: int = 0) -> tuple[list[dict], str]:
     """The experiments that the script tells of, run in `folder`, and what it said."""
     script = ROOT / "benchmarks" / "perf_analyzer.sh"
     done = subprocess.run([script, *arguments], capture_output=True, text=True, check=False, timeout=300, cwd=folder)
     if done.returncode == BINARY_NOT_TO_BE_HAD:
         pytest.skip(done.stderr.strip().splitlines()[-1])
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == status, done.stderr
     return json.loads(done.stdout.splitlines()[-1])["experiments"], done.stderr
+
+
+def behind_the_others(folder: Path, text: str) -> tuple[int, tuple[str, ...]]:
+    """How many requests the script sends at least until this text, behind its own, and the flags that say so."""
+    (folder / "inputs").write_text(json.dumps({"data": [{"text": [text], "task": ["tts"]}]}))
+    own = json.loads((ROOT / "benchmarks" / "perf_inputs.json").read_text())["data"]
+    return len(own) + 1, ("--", "--input-data", str(folder / "inputs"))
 
 
 def test_perf_analyzer_streams_and_its_export_is_read(server: str, tmp_path: Path) -> None:
@@ -101,18 +114,31 @@ def test_perf_analyzer_streams_and_its_export_is_read(server: str, tmp_path: Pat
 
 
 def test_perf_analyzer_sends_at_rates_and_at_intervals(server: str, tmp_path: Path) -> None:
-    (tmp_path / "intervals").write_text("100000\n")  # microseconds
-    experiments, _ = profiled(tmp_path, "-u", server, "-n", "6", "-r", "5 20", "-i", "intervals", "-o", "exports")
-    assert [experiment["request_rate"] for experiment in experiments] == [5, 20, 10]
+    (tmp_path / "every_tenth.txt").write_text("100000\n")  # microseconds
+    experiments, _ = profiled(tmp_path, "-u", server, "-n", "6", "-r", "5 10", "-i", "every_tenth.txt", "-o", "exports")
+    assert [experiment.get("request_rate") for experiment in experiments] == [5, 10, None]
+    assert experiments[2]["intervals"] == "every_tenth"
     assert all(experiment["requests"] == experiment["answered"] >= 6 for experiment in experiments)
-    assert {path.stem for path in (tmp_path / "exports").iterdir()} >= {"rate-5.1", "rate-20.1", "intervals.1"}
+    assert {path.stem for path in (tmp_path / "exports").iterdir()} >= {
+        "rate-5.1",
+        "rate-10.1",
+        "intervals-every_tenth.1",
+    }
+
+
+def test_a_load_that_meets_a_full_server_is_named_and_the_others_are_told(server: str, tmp_path: Path) -> None:
+    number, inputs = behind_the_others(tmp_path, "once")
+    experiments, said = profiled(
+        *(tmp_path, "-u", server, "-n", str(number), "-c", "1 2", "-r", "20", "-o", "exports", *inputs), status=1
+    )
+    assert [(each.get("concurrency"), each.get("request_rate")) for each in experiments] == [(2, None), (None, 20)]
+    assert "full: try again" in said
+    assert said.splitlines()[-1].endswith("without one whole answer: 1 at a time")
 
 
 def test_exports_that_break_off_are_read_together(server: str, tmp_path: Path) -> None:
     """perf_analyzer ends an export at a sample that is not finite; the request behind the script's own has one."""
-    (tmp_path / "inputs").write_text(json.dumps({"data": [{"text": ["nan"], "task": ["tts"]}]}))
-    number = len(json.loads((ROOT / "benchmarks" / "perf_inputs.json").read_text())["data"]) + 1
-    inputs = ("--", "--input-data", str(tmp_path / "inputs"))
+    number, inputs = behind_the_others(tmp_path, "nan")
     (experiment,), said = profiled(tmp_path, "-u", server, "-n", str(number), "-c", "1", "-o", "exports", *inputs)
     assert f"of {number} requests: it broke off" in said
     assert experiment["requests"] == experiment["answered"] > 0

@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 
 TEXT = "It is twenty past nine and the garden door is open. Nobody is there but a cat, and it rains."
+SENTENCE = "Set a timer for 12 minutes."
 PATIENCE_S = 120.0  # of one request
 
 
@@ -40,18 +41,19 @@ class Failed(Exception):
 
 
 class Callers:
-    """Ask the ingress for speech by seeds, and know what each seed sounds like."""
+    """Ask the ingress for speech by seeds, so many streams at a time, and know what each text and seed sounds like."""
 
-    def __init__(self, session: aiohttp.ClientSession) -> None:
+    def __init__(self, session: aiohttp.ClientSession, streams: int) -> None:
         self._session = session
-        self.known: dict[int, str] = {}
+        self.streams = streams
+        self.known: dict[tuple[str, int], str] = {}
 
-    async def say(self, seed: int, tally: Tally) -> None:
+    async def say(self, seed: int, tally: Tally, text: str = TEXT) -> None:
         """One utterance, of odd seeds as server-sent events: complete and right, or with an error that says so."""
         begun, digest, error, is_heard = time.monotonic(), hashlib.sha256(), "", False
         try:
             async with asyncio.timeout(PATIENCE_S):
-                async for part in self._parts(seed):
+                async for part in self._parts(seed, text):
                     digest.update(part)
                     if part and not is_heard:
                         is_heard = True
@@ -65,15 +67,15 @@ class Callers:
         tally.latest_s = max(tally.latest_s, round(time.monotonic() - begun, 2))
         if error:
             tally.ended.append(error)
-        elif self.known.setdefault(seed, digest.hexdigest()) == digest.hexdigest():
+        elif self.known.setdefault((text, seed), digest.hexdigest()) == digest.hexdigest():
             tally.right += 1
         else:
             tally.wrong += 1
 
-    async def _parts(self, seed: int) -> AsyncIterator[bytes]:
+    async def _parts(self, seed: int, text: str) -> AsyncIterator[bytes]:
         """The sound of a seed, as it comes; Failed where the answer says that there is no more."""
         is_sse = seed % 2 == 1
-        body = {"model": "tts-1", "input": TEXT, "seed": seed, "response_format": "pcm"}
+        body = {"model": "tts-1", "input": text, "seed": seed, "response_format": "pcm"}
         body |= {"stream_format": "sse" if is_sse else "audio", "chunking": {"deterministic": True}}
         async with self._session.post("/v1/audio/speech", json=body) as answer:
             if answer.status != 200:
