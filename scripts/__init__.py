@@ -1,1 +1,1 @@
-"""Programs for people: set up, serve, measure, train. Nothing in the package imports them."""
+"""What a person or the night types in a clone: set up, test, speak, lock, release; and what writes fixtures."""

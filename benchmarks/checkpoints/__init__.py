@@ -1,1 +1,1 @@
-"""What the tools for codecs share: checkpoints with random weights, and a codec driven as the decoder drives it."""
+"""Random checkpoints in the layouts in which models and codecs are published, for tests and benchmarks."""

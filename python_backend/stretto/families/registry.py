@@ -20,8 +20,8 @@ from stretto.families.base import Family
 
 NAME, VOCABULARY = "speech_family", "speech_vocabulary"  # keys of a checkpoint's config.json
 
-ALIKE = ("tiny", "bagpiper", "opuslm", "vita_audio", "csm", "qwen3_tts", "qwen3_omni_talker", "chatterbox", "valle")
-FOLDERS = {name: name for name in ALIKE} | {"opuslm_dialogue": "opuslm", "higgs_audio_v2": "higgs_audio"}
+SAME_NAME = ("tiny", "bagpiper", "opuslm", "vita_audio", "csm", "qwen3_tts", "qwen3_omni_talker", "chatterbox", "valle")
+FOLDERS = {name: name for name in SAME_NAME} | {"opuslm_dialogue": "opuslm", "higgs_audio_v2": "higgs_audio"}
 
 
 def module_of(family: str, role: str) -> ModuleType | None:

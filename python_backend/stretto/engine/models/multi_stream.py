@@ -16,10 +16,10 @@ from stretto.engine.models.strict_loading import load_strictly
 from stretto.engine.request.family import family_of
 from stretto.engine.request.rules import SegmentRules
 from stretto.families.audio_format import AudioFormat, StackedFormat, StatesFormat, VectorFormat
-from stretto.families.bagpiper import model as qwen3_omni
-from stretto.families.qwen3_omni_talker import model as thinker_states
-from stretto.families.qwen3_tts import model as x_vector
-from stretto.families.vita_audio import model as sense_voice
+from stretto.families.bagpiper import model as bagpiper
+from stretto.families.qwen3_omni_talker import model as qwen3_omni_talker
+from stretto.families.qwen3_tts import model as qwen3_tts
+from stretto.families.vita_audio import model as vita_audio
 
 if TYPE_CHECKING:  # the mixin goes over any of vLLM's decoders; a type checker reads it over one of them
     from vllm.model_executor.models.llama import LlamaForCausalLM as Decoder
@@ -28,10 +28,10 @@ else:
 
 
 ENCODERS: dict[type[AudioFormat], Any] = {
-    AudioFormat: qwen3_omni,
-    StackedFormat: sense_voice,
-    VectorFormat: x_vector,
-    StatesFormat: thinker_states,
+    AudioFormat: bagpiper,
+    StackedFormat: vita_audio,
+    VectorFormat: qwen3_tts,
+    StatesFormat: qwen3_omni_talker,
 }
 
 
