@@ -96,10 +96,10 @@ def measure(pairs: int, ours: SpeechArm, stock: StockArm) -> dict[str, Any]:
     ours.engine.add(*ours.requests(pairs, FRAMES, SCALE))
     settle(ours.engine, num_rows)
     plain = sample_as_a_gpu(ours.engine)
-    plan = ours.engine.runner.sampler._program.plan
-    uploads = plan.num_uploads
+    columns = ours.engine.runner.sampler._program.columns
+    uploads = columns.num_uploads
     of_ours = instructions(ours.engine, num_rows)
-    assert plan.num_uploads == uploads, "a steady step has uploaded something"
+    assert columns.num_uploads == uploads, "a steady step has uploaded something"
     ours.engine.runner.sampler = plain
     finish(ours.engine)
     stock.engine.add(*stock.requests(num_rows, FRAMES))

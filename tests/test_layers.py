@@ -23,7 +23,7 @@ ALLOWED = {
     "command_line": set(),
     "cuda_graphs": set(),
     "shares": set(),
-    "streams": {"errors"},
+    "streams": set(),
     "records": {"streams", "errors"},
     "sampling": {"errors"},
     "families": {"records", "streams", "preprocessing", "codec", "errors"},
@@ -32,7 +32,7 @@ ALLOWED = {
     "families/convert*.py": {"families", "checkpoints", "codec", "errors"},
     "codec": {"errors"},
     "preprocessing": {"families", "records", "streams", "codec", "shares", "errors"},
-    "checkpoints": {"families", "preprocessing", "records", "codec", "serving", "config", "command_line", "errors"},
+    "checkpoints": {"families", "preprocessing", "codec", "serving", "config", "command_line", "errors"},
     "engine": {"engine/kernels"},
     "engine/request": {"families", "records", "streams", "errors"},
     "engine/frontend": {
@@ -55,7 +55,6 @@ LIBRARIES = {
     "transformers": {"families", "families/model.py", "families/convert*.py", "engine", "codec", "checkpoints"},
     "torch": {
         "cuda_graphs",
-        "streams",
         "sampling",
         "families",
         "families/model.py",
@@ -141,9 +140,8 @@ def identity(path: Path) -> str:
 
 def module_name(path: Path) -> str:
     """How `path` is imported."""
-    root = next(
-        root for root in (ROOT / "python_backend", ROOT / "client", ROOT / "gateway", ROOT) if path.is_relative_to(root)
-    )
+    folders = ("python_backend", "client", "gateway", "deploy/ray", "")
+    root = next(ROOT / folder for folder in folders if path.is_relative_to(ROOT / folder))
     return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
 
 
@@ -201,6 +199,8 @@ def test_programs_around_the_package_keep_to_their_side(path: Path) -> None:
         assert not roots & {NAME, GATEWAY}, "the client knows nothing of the server's code"
     if path.is_relative_to(ROOT / "gateway"):
         assert NAME not in roots, "the gateway knows the server through its client alone"
+    if path.is_relative_to(ROOT / "deploy"):
+        assert NAME not in roots, "what starts servers knows them by their command and through the client alone"
     if path.is_relative_to(PACKAGE):
         assert GATEWAY not in roots or path.name == "cli.py", "the server knows nothing of what stands before it"
     if path in ADAPTERS:
@@ -208,6 +208,13 @@ def test_programs_around_the_package_keep_to_their_side(path: Path) -> None:
         assert len(driven - {"triton_io", "config", "errors", "records", "families", "codec"}) <= 1, (
             "an adapter drives one package"
         )
+
+
+def test_converters_are_for_the_command_alone() -> None:
+    converters = {module_name(path): path for path in OURS if path.stem.startswith("convert")}
+    users = [path for path in OURS if imported_modules(path, converters)]
+    assert users
+    assert all(path.parent == PACKAGE / "checkpoints" or path in converters.values() for path in users), users
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=identity)

@@ -14,8 +14,9 @@ from stretto_client.sharing import Sharing
 class RecordedVoice:
     """The voice of a recording, for models that take one in a system turn (`docs/families.md`).
 
-    audio: a file's path or bytes, or (samples [n], rate in Hz). text: what is said there. Higgs Audio
-    needs it; Qwen3-TTS's Base goes on from it, and without takes from the recording how the voice sounds; others take none.
+    audio: a file's path or bytes, or (samples [n], rate in Hz). text: what is said there. Higgs
+    Audio needs it; Qwen3-TTS's Base goes on from it, and without takes from the recording how the voice sounds; others
+    take none.
     """
 
     audio: Audio

@@ -12,7 +12,7 @@ from stretto_gateway.caller import CALLER
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Turn:
+class Waiter:
     """A caller who waits; `is_given` is done when there is a place."""
 
     caller: str
@@ -30,7 +30,7 @@ class Admission:
     def __init__(self, max_active: int, max_waiting: int, waited: Callable[[float], None]):
         self._max_active, self._max_waiting, self._waited = max_active, max_waiting, waited
         self._active = Counter[str]()
-        self._waiting: list[Turn] = []
+        self._waiting: list[Waiter] = []
 
     @property
     def num_active(self) -> int:
@@ -57,17 +57,17 @@ class Admission:
         if self._has_place(caller):
             self._active[caller] += 1
             return
-        waiting = Counter(turn.caller for turn in self._waiting)
+        waiting = Counter(waiter.caller for waiter in self._waiting)
         if not is_room(waiting, caller, self._max_waiting):
             told = f"{len(self._waiting)} requests wait already, {waiting[caller]} of them yours; try again"
             raise ApiError(429, told, code="rate_limit_exceeded")
-        turn = Turn(caller, asyncio.get_running_loop().create_future())
-        self._waiting.append(turn)
+        waiter = Waiter(caller, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiter)
         try:
-            await turn.is_given  # by somebody who leaves
+            await waiter.is_given  # by somebody who leaves
         except asyncio.CancelledError:
-            if turn in self._waiting:
-                self._waiting.remove(turn)
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
             else:
                 self._leave(caller)
             raise
@@ -79,11 +79,11 @@ class Admission:
         self._active[caller] -= 1
         if not self._active[caller]:
             del self._active[caller]  # of callers there is no end
-        for turn in list(self._waiting):
-            if not turn.is_given.done() and self._has_place(turn.caller):
-                self._active[turn.caller] += 1
-                self._waiting.remove(turn)
-                turn.is_given.set_result(None)
+        for waiter in list(self._waiting):
+            if not waiter.is_given.done() and self._has_place(waiter.caller):
+                self._active[waiter.caller] += 1
+                self._waiting.remove(waiter)
+                waiter.is_given.set_result(None)
 
 
 def is_room(taken: Counter[str], caller: str, limit: int, more: int = 1) -> bool:

@@ -11,7 +11,7 @@ import pytest
 
 from stretto_client import SpeechStream, Timeouts
 from stretto_gateway import connection
-from stretto_gateway.admission import Turn
+from stretto_gateway.admission import Waiter
 from stretto_gateway.config import Limits
 from stretto_gateway.guard import SMALL_BYTES, Body
 from stretto_gateway.held import Held
@@ -23,7 +23,7 @@ from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Running, Start
 CALLERS = Counter({"key-of-who-says-much": 220, "key-of-the-second": 12, "key-of-the-third": 12, "key-of-the-last": 12})
 LIMITS = Limits(max_active=32, max_waiting=128, drain_s=1)
 BODY = json.dumps({"input": "A cat.", "response_format": "pcm"}) + SMALL_BYTES * " "  # so much that it is counted
-OF_A_REQUEST = (Streamed, Body, Trace, Turn, SpeechStream, connection.Connection)
+OF_A_REQUEST = (Streamed, Body, Trace, Waiter, SpeechStream, connection.Connection)
 PATIENCE_S = 600.0  # of a machine that has much else to do
 
 

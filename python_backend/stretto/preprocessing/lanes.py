@@ -13,7 +13,7 @@ from typing import Protocol
 
 from stretto.errors import Closing, Overloaded
 from stretto.preprocessing.audio import AudioReader
-from stretto.preprocessing.turns import Turns
+from stretto.preprocessing.fair_queue import FairQueue
 from stretto.shares import Shares
 
 SHORT_BYTES = 1 << 20  # a recording up to here does not wait behind longer ones
@@ -54,7 +54,7 @@ class AudioLanes:
     def __init__(self, open_process: Callable[[int], Process], num_long: int, limit: Load) -> None:
         self._bytes, self._requests = Shares(limit.num_bytes), Shares(limit.num_requests)
         self._mutex, self.is_closed = threading.Lock(), False
-        self._short, self._long = Turns[Job](), Turns[Job]()
+        self._short, self._long = FairQueue[Job](), FairQueue[Job]()
         self._threads = [self._lane(self._short, open_process(0))]
         self._threads += [self._lane(self._long, open_process(LONG_NICENESS)) for _ in range(num_long)]
 
@@ -100,12 +100,12 @@ class AudioLanes:
             held = f"{self._requests.taken} requests are in work, {self._requests.taken_by(host)} of this host"
             raise Overloaded(f"audio: {held}, of at most {self._requests.limit}; try again")
 
-    def _lane(self, queue: Turns[Job], process: Process) -> tuple[Turns[Job], threading.Thread]:
+    def _lane(self, queue: FairQueue[Job], process: Process) -> tuple[FairQueue[Job], threading.Thread]:
         thread = threading.Thread(target=self._work, args=(queue, process), daemon=True, name="audio lane")
         thread.start()
         return queue, thread
 
-    def _work(self, queue: Turns[Job], process: Process) -> None:
+    def _work(self, queue: FairQueue[Job], process: Process) -> None:
         while (job := queue.get()) is not None:
             host, num_bytes = job.host, job.num_bytes
             try:

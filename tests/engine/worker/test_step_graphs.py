@@ -8,7 +8,7 @@ import torch
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.worker.cuda_graphs import CudaRecorder
 from stretto.engine.worker.step_graphs import StepGraphs, padded_sizes
-from stretto.engine.worker.step_plan import Variant
+from stretto.engine.worker.step_table import Variant
 from tests.engine.worker.walks import LENGTH, Walk, captured
 from tests.speech_families import EIGHT_STREAMS
 

@@ -14,7 +14,7 @@ from stretto.engine.request.rules import SegmentRules
 from stretto.engine.worker import step_program
 from stretto.engine.worker.arrays import HostArrays
 from stretto.engine.worker.slots import STATE
-from stretto.engine.worker.step_plan import Variant
+from stretto.engine.worker.step_table import Variant
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from tests.engine.worker.walks import LENGTH, Walk, captured, request
@@ -84,16 +84,16 @@ def test_a_steady_step_is_two_copies_a_graph_and_a_copy_and_uploads_nothing(fami
     walk.fill()
     batch, hidden = walk.batch()
     batch.prefill_len_np[:] = 1
-    plan = side.sampler._program.plan
+    columns = side.sampler._program.columns
     side.sampler(hidden, batch)
-    uploads = plan.num_uploads
+    uploads = columns.num_uploads
     for _ in range(3):
         batch.num_computed_tokens_np += 1
         seen.clear()
         with Operators(seen):
             side.sampler(hidden, batch)
         assert seen == {"copy_": 2, "replay": 1, "clone": 1}
-    assert plan.num_uploads == uploads == 1
+    assert columns.num_uploads == uploads == 1
 
 
 def bytecodes(call: Callable[[], object]) -> int:
@@ -139,7 +139,7 @@ def test_the_plan_is_uploaded_when_a_slot_changes_hands(seen: Counter[str]) -> N
     side.slots.fill(slot, request(BAGPIPER, "new", 5, False))
     side.slots.tables.apply_staged(HostArrays())
     side.sampler(hidden, batch)
-    assert side.sampler._program.plan.num_uploads == 2
+    assert side.sampler._program.columns.num_uploads == 2
 
 
 @pytest.mark.parametrize("family", [TINY, BAGPIPER, OPUSLM], ids=lambda family: family.name)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from stretto.families.encoder_cache import ENTRY_BYTES, CachedEncoder
 from stretto.families.opuslm.heard_codes import HeardCodes
-from stretto.families.remembered import ENTRY_BYTES, RememberingEncoder
 from tests.fakes import FrameCounter
 
 
@@ -37,7 +37,7 @@ def test_the_same_audio_is_heard_once_and_other_audio_again() -> None:
 
 def test_what_was_not_asked_for_longest_is_forgotten_first() -> None:
     tokenizer, num_entries = Loudness(), 5
-    heard = RememberingEncoder(tokenizer.encode, num_entries * (3 * 8 + ENTRY_BYTES))
+    heard = CachedEncoder(tokenizer.encode, num_entries * (3 * 8 + ENTRY_BYTES))
     for value in range(num_entries):
         heard.encode(audio(value))
     heard.encode(audio(0))
@@ -51,7 +51,7 @@ def test_what_was_not_asked_for_longest_is_forgotten_first() -> None:
 
 def test_memory_is_bounded_in_bytes_however_long_the_audio_is() -> None:
     tokenizer, room = Loudness(), 100 * 8 + ENTRY_BYTES
-    heard = RememberingEncoder(tokenizer.encode, room)
+    heard = CachedEncoder(tokenizer.encode, room)
     heard.encode(audio(1, 40))
     heard.encode(audio(2, 99))  # takes all of it
     assert heard.encode(audio(2, 99)).tolist() == [2] * 100

@@ -6,7 +6,7 @@
     voice.x_vector [H] float32                           # in the place of an embedding
 
 `preprocessing.audio` resamples recordings to the codec's rate by soxr, as the authors' wrapper does. Both parts are the
-same for the same samples: `families.remembered` keeps what came last.
+same for the same samples: `families.encoder_cache` keeps what came last.
 """
 
 from dataclasses import dataclass

@@ -17,9 +17,9 @@ from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.sampler import SpeechSampler
 from stretto.engine.worker.segment_state import SegmentState
 from stretto.engine.worker.step_graphs import StepGraphs
-from stretto.engine.worker.step_plan import Variant
 from stretto.engine.worker.step_program import StepProgram
 from stretto.engine.worker.step_sampler import StepSampler
+from stretto.engine.worker.step_table import Variant
 
 # From hidden states [B, H], of the requests that say the row at a place: stream 0 [B], the others [B, S - 1], cuts [B].
 SayRow = Callable[[torch.Tensor, StepRows, int], tuple[Array, Array, Array]]

@@ -17,7 +17,7 @@ from stretto.engine.request.rules import SegmentRules
 from stretto.engine.worker.frame_predictor import Readout
 from stretto.engine.worker.slots import SlotTables
 from stretto.engine.worker.step_constants import StepConstants
-from stretto.engine.worker.step_plan import StepPlan, Variant
+from stretto.engine.worker.step_table import StepTable, Variant
 from stretto.streams.segment import Segment
 
 VARIANTS = [Variant(False, True), Variant(True, True), Variant(True, False)]
@@ -52,7 +52,7 @@ class StepProgram:
     ):
         num_rows, device = len(hidden), hidden.device
         heads, self._frames = readout
-        self.hidden, self.plan = hidden, StepPlan(tables, num_rows)
+        self.hidden, self.columns = hidden, StepTable(tables, num_rows)
         self.constants = StepConstants.of(rules, tables, num_rows)
         self._heads, self._tables, self._script = heads, tables, rules.family.script
         self._tokens = tokens if rules.max_rows_per_step > 1 else None
@@ -95,12 +95,12 @@ class StepProgram:
         sizes = len(self._heads.text_ids), self._num_groups
         text_maxima_kernel[len(logits), triton.cdiv(self._num_groups, TILE.value)](
             logits, self._maxima, self._heads.text_offset, self.constants.denied,
-            self._said_in_text, self.plan.table, self._tables.state,
+            self._said_in_text, self.columns.table, self._tables.state,
             *strides, *sizes, num_warps=8,
         )  # fmt: skip
         block = triton.next_power_of_2(self._num_groups)
         draw_text_kernel[len(logits),](
-            self._text, logits, self._maxima, self._lists, self.plan.table, self.lengths, self._tables.state,
+            self._text, logits, self._maxima, self._lists, self.columns.table, self.lengths, self._tables.state,
             *strides, *sizes, block, num_warps=8,
         )  # fmt: skip
 
@@ -110,7 +110,7 @@ class StepProgram:
             return
         num_columns = logits.shape[1]
         draw_script_kernel[len(logits),](
-            self._first.drawn, logits, self._first.offset, self.plan.table, self.lengths, self._tables.state,
+            self._first.drawn, logits, self._first.offset, self.columns.table, self.lengths, self._tables.state,
             self._tables.script, logits.stride(0), self.num_rows, self._tables.state.stride(0),
             self._tables.script.stride(0), self._script.spoken.start, self._stay_of_first, num_columns,
             triton.next_power_of_2(num_columns), **EXACT,
@@ -129,7 +129,7 @@ class StepProgram:
         constants, block = self.constants, max(triton.next_power_of_2(num_columns), 128)
         draw_streams_kernel[len(logits), lanes.stop - lanes.start](
             drawn, logits, streams.offset, streams.token_ids, constants.codebooks[:, first:],
-            constants.is_guided[first:], self.plan.table, self.lengths, self._tables.state, history,
+            constants.is_guided[first:], self.columns.table, self.lengths, self._tables.state, history,
             None if first else self._said_in_audio, lanes.start,
             drawn.stride(0), logits.stride(0), constants.codebooks.stride(0), self.num_rows,
             self._tables.state.stride(0), history.stride(0), history.stride(1), self._said.shape[1], num_columns,
@@ -141,11 +141,11 @@ class StepProgram:
         constants, tables = self.constants, self._tables
         # One warp: a program's lanes read what it overwrites.
         advance_kernel[num_rows,](
-            self.results, tables.state, tables.script, tables.codes, self._said, self.plan.table, self.lengths,
+            self.results, tables.state, tables.script, tables.codes, self._said, self.columns.table, self.lengths,
             self._text, self._first.drawn, self._codes.drawn, constants.tasks, constants.ends, constants.ends_of_audio,
             constants.end_frame, constants.begins, constants.transition, constants.streams, constants.rules,
             triton.next_power_of_2(max(self.num_others, 2)), num_warps=1,
         )  # fmt: skip
         if self._tokens is not None:
             strides = self._tokens.stride(0), self.num_rows
-            keep_kernel[num_rows,](self._tokens, self.results, self.plan.table, self.lengths, *strides, num_warps=1)
+            keep_kernel[num_rows,](self._tokens, self.results, self.columns.table, self.lengths, *strides, num_warps=1)

@@ -9,8 +9,8 @@ from vllm.v1.worker.gpu.sample.sampler import Sampler
 from stretto.engine.worker.batch import StepRows
 from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.step_graphs import StepGraphs
-from stretto.engine.worker.step_plan import Variant
 from stretto.engine.worker.step_program import StepProgram
+from stretto.engine.worker.step_table import Variant
 
 
 class StepSampler:
@@ -32,7 +32,7 @@ class StepSampler:
 
     def capture(self) -> None:
         """Capture steps of all sizes before the first request."""
-        self._program.plan.clear()
+        self._program.columns.clear()
         self._graphs.capture(self._program.variants)
 
     def __call__(self, hidden: torch.Tensor, batch: InputBatch) -> SamplerOutput:
@@ -45,7 +45,7 @@ class StepSampler:
     def _run(self, hidden: torch.Tensor, lengths: torch.Tensor, rows: StepRows) -> bool:
         """Say a row of each of `rows`, at the positions `lengths` [B]; whether some reply may begin to speak unseen."""
         slots, program, num_rows = self._slots, self._program, len(rows.slots)
-        variant, is_unsure = program.plan.update(rows, slots.partner, slots.is_unconditional, slots.version)
+        variant, is_unsure = program.columns.update(rows, slots.partner, slots.is_unconditional, slots.version)
         program.hidden[:num_rows].copy_(hidden)
         program.lengths[:num_rows].copy_(lengths)
         self._graphs.run(variant, num_rows)

@@ -23,6 +23,7 @@ import numpy as np
 from stretto.codec.base import Codec
 from stretto.errors import InvalidRequest
 from stretto.families.base import Family, Task
+from stretto.families.encoder_cache import CachedEncoder
 from stretto.families.higgs_audio.family import (
     BEGIN,
     BEGIN_OF_AUDIO,
@@ -33,7 +34,6 @@ from stretto.families.higgs_audio.family import (
     SCENE_START,
     START_HEADER,
 )
-from stretto.families.remembered import RememberingEncoder
 from stretto.families.tokenizer import TextTokenizer
 from stretto.preprocessing.conversation import Piece
 from stretto.preprocessing.manner import PLAIN, Manner
@@ -61,7 +61,7 @@ class HiggsAudioTemplate:
 
     def __init__(self, family: Family, tokenizer: TextTokenizer, codec: Codec):
         self._family, self._tokenizer = family, tokenizer
-        self._encoder = RememberingEncoder(codec.encode)
+        self._encoder = CachedEncoder(codec.encode)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """The turns so far, up to the row after which what the last one says begins."""

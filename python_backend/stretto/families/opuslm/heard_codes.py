@@ -3,11 +3,11 @@
 import numpy as np
 
 from stretto.codec.base import Codec
+from stretto.families.encoder_cache import CachedEncoder
 from stretto.families.opuslm.ssl_tokenizer import SslTokenizer
-from stretto.families.remembered import RememberingEncoder
 
 
-class HeardCodes(RememberingEncoder):
+class HeardCodes(CachedEncoder):
     """Both tokenizers, and what they made of the audio that came last: codes [S, T] int64, as far as both go."""
 
     def __init__(self, codec: Codec, ssl: SslTokenizer):

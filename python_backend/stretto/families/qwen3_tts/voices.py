@@ -14,7 +14,7 @@ from stretto.codec.base import Codec
 from stretto.codec.qwen3_12hz.speaker import FOLDER
 from stretto.codec.qwen3_12hz.voice import VoiceEncoder, load_voice_encoder
 from stretto.errors import CheckpointError
-from stretto.families.remembered import RememberingEncoder
+from stretto.families.encoder_cache import CachedEncoder
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,8 +34,8 @@ class ClonedVoices:
     """What recordings are turned into; what became of those that came last is remembered by what they contain."""
 
     def __init__(self, encoder: VoiceEncoder):
-        self._codes = RememberingEncoder(encoder.codec.encode)
-        self._x_vectors = RememberingEncoder(encoder.speaker.encode)
+        self._codes = CachedEncoder(encoder.codec.encode)
+        self._x_vectors = CachedEncoder(encoder.speaker.encode)
 
     def hear(self, pcm: np.ndarray, words: Sequence[int]) -> ClonedVoice:
         """The voice of mono `pcm` [n] float32 at 24 kHz in which `words` are said, none where nobody says which."""

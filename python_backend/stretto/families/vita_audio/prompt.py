@@ -27,8 +27,8 @@ from stretto.codec.glm4_voice.tokenizer import SpeechTokenizer, load_tokenizer
 from stretto.errors import InvalidRequest
 from stretto.families.audio_format import KEY, NUM_QUERIES
 from stretto.families.base import Family, Task
+from stretto.families.encoder_cache import CachedEncoder
 from stretto.families.registry import VOCABULARY, config_at
-from stretto.families.remembered import RememberingEncoder
 from stretto.families.tokenizer import TextTokenizer
 from stretto.families.vita_audio.family import HEARD, VitaVocabulary
 from stretto.families.vita_audio.features import stacked_log_mel
@@ -57,7 +57,7 @@ class VitaTemplate:
         audio: Mapping[str, Any] | None = None,
     ):
         self._family, self._subwords, self._ratio, self._audio_config = family, subwords, ratio, audio
-        self._heard = None if tokenizer is None else RememberingEncoder(tokenizer.encode)
+        self._heard = None if tokenizer is None else CachedEncoder(tokenizer.encode)
         self._begin, self._end = (family.markers[name] for name in ("begin_of_audio", "end_of_audio"))
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:

@@ -2,7 +2,7 @@
 
 from stretto.engine.request.rules import SegmentRules
 from stretto.engine.worker import step_program
-from stretto.engine.worker.step_plan import Variant
+from stretto.engine.worker.step_table import Variant
 from tests.engine.kernels.gpu.specialise import Launches, num_binaries_of_the_draw
 from tests.engine.worker.walks import LENGTH, captured
 from tests.small_vocabularies import BAGPIPER

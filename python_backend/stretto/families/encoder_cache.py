@@ -11,7 +11,7 @@ MAX_BYTES = 32 << 20  # codes of half a minute take 108 kB, of the family that h
 ENTRY_BYTES = 512  # beside them
 
 
-class RememberingEncoder:
+class CachedEncoder:
     """An encoder of audio, into codes or a vector, and what it made of the audio that came last, in so much memory.
 
     Audio is known by what it contains: whoever asks for it has it.

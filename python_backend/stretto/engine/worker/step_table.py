@@ -44,7 +44,7 @@ def columns_of(
     return columns
 
 
-class StepPlan:
+class StepTable:
     """The table on the device. While the same requests are in the batch nothing is uploaded."""
 
     def __init__(self, tables: SlotTables, num_rows: int):

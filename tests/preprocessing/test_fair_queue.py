@@ -6,40 +6,40 @@ from collections import defaultdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stretto.preprocessing.turns import Turns
+from stretto.preprocessing.fair_queue import FairQueue
 
 
 def test_a_host_waits_for_one_item_of_each_other_and_not_for_all() -> None:
-    turns = Turns[str]()
+    queue = FairQueue[str]()
     for item in ("a1", "a2", "a3", "b1", "c1", "c2"):
-        turns.put(item[0], item)
-    assert [turns.get() for _ in range(3)] == ["a1", "b1", "c1"]
-    turns.put("b", "b2")
-    assert [turns.get() for _ in range(4)] == ["a2", "c2", "b2", "a3"]
+        queue.put(item[0], item)
+    assert [queue.get() for _ in range(3)] == ["a1", "b1", "c1"]
+    queue.put("b", "b2")
+    assert [queue.get() for _ in range(4)] == ["a2", "c2", "b2", "a3"]
 
 
 @given(st.lists(st.sampled_from("abcd"), max_size=40))
 def test_of_a_host_the_first_comes_first_and_nobody_comes_twice_while_another_waits(hosts: list[str]) -> None:
-    turns, left = Turns[tuple[str, int]](), defaultdict[str, list[int]](list)
+    queue, left = FairQueue[tuple[str, int]](), defaultdict[str, list[int]](list)
     for number, host in enumerate(hosts):
-        turns.put(host, (host, number))
+        queue.put(host, (host, number))
         left[host].append(number)
     since = dict.fromkeys(left, 0)  # items of others that came since a host's last
     for _ in hosts:
-        taken = turns.get()
+        taken = queue.get()
         assert taken is not None
         host, number = taken
         assert left[host].pop(0) == number
         since = {each: 0 if each == host else count + 1 for each, count in since.items() if left[each]}
         assert all(count <= len(set(hosts)) for count in since.values())
-    turns.close()
-    assert turns.get() is None
+    queue.close()
+    assert queue.get() is None
 
 
 def test_whoever_waits_is_told_of_the_end() -> None:
-    turns, got = Turns[int](), list[int | None]()
-    waiting = threading.Thread(target=lambda: got.append(turns.get()))
+    queue, got = FairQueue[int](), list[int | None]()
+    waiting = threading.Thread(target=lambda: got.append(queue.get()))
     waiting.start()
-    turns.close()
+    queue.close()
     waiting.join(60)
     assert got == [None]
