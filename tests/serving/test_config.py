@@ -107,6 +107,25 @@ def test_an_address_or_api_that_there_is_not_is_refused(flags: list[str], capsys
     assert repr(flags[1]) in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flag", "least", "refused", "expected"),
+    [
+        ("--max-request-mb", "1", ["-5", "0", "1.5", "nan", "2148"], "MB from 1 to 2147"),
+        ("--start-attempts", "1", ["-1", "0", "1.5", "inf"], "a whole number from 1"),
+        ("--start-seconds", "0.1", ["-1", "0", "nan", "inf", "soon"], "seconds, more than 0"),
+        ("--drain-seconds", "0", ["-1", "nan", "inf", "soon"], "seconds, 0 or more"),
+    ],
+)
+def test_a_limit_that_holds_nothing_is_refused(
+    capsys: pytest.CaptureFixture[str], flag: str, least: str, refused: list[str], expected: str
+) -> None:
+    parse(flag, least)
+    for text in refused:
+        with pytest.raises(SystemExit):
+            parse(f"{flag}={text}")
+        assert f"argument {flag}: expected {expected}, got {text!r};" in capsys.readouterr().err
+
+
 def test_a_gateway_is_asked_for_and_is_behind_the_other_ports() -> None:
     config, _ = parse("--gateway")
     assert config.ports["gateway"] == 8003

@@ -2,6 +2,7 @@
 
 import argparse
 import ipaddress
+import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from stretto.serving.proxy.config import Ports
 DESCRIPTION = "Start the Triton server, keep it alive, and drain it on SIGTERM. Unknown flags go to tritonserver."
 TAKEN = {"--http-address", "--grpc-address", "--metrics-address", "--allow-http", "--allow-grpc"}
 TAKEN |= {"--http-restricted-api", "--grpc-restricted-protocol"}
+MAX_MESSAGE_MB = 2147  # gRPC counts the bytes of a message in 31 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--model-repository", type=Path, default=bundled_repository(), help="default: %(default)s")
     flags.add_argument("--address", type=ip_address, default="127.0.0.1", help="0.0.0.0 opens the ports to all hosts")
     flags.add_argument("--allow", action="append", default=[], choices=CLOSED, help="open an API to all; repeatable")
-    flags.add_argument("--max-request-mb", type=int, default=64, help="largest request, in MB")
+    flags.add_argument("--max-request-mb", type=message_mb, default=64, help="largest request; default: %(default)s")
     for number, name in enumerate(("http", "grpc", "metrics")):
         default = f"STRETTO_PORT + {number}" if number else "STRETTO_PORT"
         about = f"default: {default}, or {8000 + number}; 0: any that is free, which the pid file tells"
@@ -89,13 +91,22 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.add_argument("--log-file", help=f"the server's output; '-' is standard output (default: in {state})")
     flags.add_argument("--cache", type=Path, default=cache_folder(), help="private files of the launcher")
-    flags.add_argument("--start-seconds", type=float, default=600, help="give up a start after this long")
-    flags.add_argument("--start-attempts", type=int, default=10, help="starts tried when the server aborts")
-    flags.add_argument("--drain-seconds", type=float, default=30, help="longest wait for running streams on SIGTERM")
+    add_patience(flags)
     action = flags.add_mutually_exclusive_group()
     action.add_argument("--status", action="store_true", help="print the launcher's state; 0 when it is ready")
     action.add_argument("--stop", action="store_true", help="drain and stop the launcher")
     return flags
+
+
+def add_patience(flags: argparse.ArgumentParser) -> None:
+    """The flags that say how long, and how often, one waits for the server."""
+    default = "; default: %(default)s"
+    about = f"give up a start after this long{default}"
+    flags.add_argument("--start-seconds", type=positive_seconds, default=600, help=about)
+    about = f"starts tried when the server aborts{default}"
+    flags.add_argument("--start-attempts", type=positive, default=10, help=about)
+    about = f"longest wait for running streams on SIGTERM{default}"
+    flags.add_argument("--drain-seconds", type=non_negative_seconds, default=30, help=about)
 
 
 def port_number(text: str) -> int:
@@ -108,6 +119,44 @@ def port_number(text: str) -> int:
 def port_or_any(text: str) -> int:
     """`text` as a port to listen at, or 0."""
     return 0 if text == "0" else port_number(text)
+
+
+def positive(text: str) -> int:
+    """`text` as a number of things, of which there is at least one."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def message_mb(text: str) -> int:
+    """`text` as the size of a message that gRPC can take, in MB."""
+    if not text.isdecimal() or not 0 < int(text) <= MAX_MESSAGE_MB:
+        raise argparse.ArgumentTypeError(f"expected MB from 1 to {MAX_MESSAGE_MB}, got {text!r}")
+    return int(text)
+
+
+def positive_seconds(text: str) -> float:
+    """`text` as a time that is not over at once."""
+    seconds = number(text)
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected seconds, more than 0, got {text!r}")
+    return seconds
+
+
+def non_negative_seconds(text: str) -> float:
+    """`text` as a time, which may be none."""
+    seconds = number(text)
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected seconds, 0 or more, got {text!r}")
+    return seconds
+
+
+def number(text: str) -> float:
+    """`text` as a number; nan, which is in no range, where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def ip_address(text: str) -> str:
