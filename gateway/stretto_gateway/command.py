@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import ipaddress
 import logging
+import math
 import os
 import resource
 import socket
@@ -69,6 +70,11 @@ def main(words: list[str] | None = None) -> int:
         return 1
     make_room_for_files(2 * config.limits.max_connections)
     server = make_server(config, listener, args.certificate, args.private_key)
+    try:
+        server.config.load()
+    except OSError as error:  # of OpenSSL, which names no file
+        listener.close()
+        parser.error(f"--certificate {args.certificate}, --private-key {args.private_key}: {error}")
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:  # uvloop's: half the time to a byte
         runner.run(server.serve([listener]))
     return 0
@@ -124,12 +130,12 @@ def arguments() -> Parser:
         help=f"where voices that callers bring are kept; default: {VOICES}, or none are taken",
     )
     add("--certificate", metavar="FILE", help="TLS with this certificate")
-    add("--private-key", metavar="FILE", help="and this key")
-    add("--max-active", type=int, default=limits.max_active, help="at once, for one caller half; default: %(default)s")
-    add(
-        "--max-waiting", type=int, default=limits.max_waiting, help="waiting, for one caller half; default: %(default)s"
-    )
-    add("--drain-seconds", type=float, default=limits.drain_s, help="longest wait for answers on SIGTERM")
+    add("--private-key", metavar="FILE", help="and this key; default: that in the certificate's file")
+    half = "of which one caller alone may have half; default: %(default)s"
+    add("--max-active", type=int, default=limits.max_active, help=f"utterances made at once, {half}")
+    add("--max-waiting", type=int, default=limits.max_waiting, help=f"requests that wait for one to end, {half}")
+    about = "longest wait for answers on SIGTERM; default: %(default)s"
+    add("--drain-seconds", type=float, default=limits.drain_s, help=about)
     return parser
 
 
@@ -152,8 +158,12 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
     port = port_in_row(3) if args.port is None else args.port
     if not 0 <= port < 65_536:
         raise ValueError(f"--port: expected a port up to 65535, got {port}")
-    if args.max_active < 1 or args.max_waiting < 0 or args.drain_seconds < 0:
-        raise ValueError("--max-active must be at least 1, --max-waiting and --drain-seconds at least 0")
+    bounded = ("--max-active", 1, args.max_active), ("--max-waiting", 0, args.max_waiting)
+    for flag, least, value in (*bounded, ("--drain-seconds", 0, args.drain_seconds)):
+        if not least <= value < math.inf:
+            raise ValueError(f"{flag}: expected at least {least}, got {value}")
+    if args.private_key is not None and args.certificate is None:
+        raise ValueError("--private-key: expected --certificate FILE beside it")
     limits = Limits(max_active=args.max_active, max_waiting=args.max_waiting, drain_s=args.drain_seconds)
     are_wanted()  # or what the traces need is not there
     if args.voices is not None:
@@ -163,7 +173,10 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
 
 def read_keys(path: Path | None) -> tuple[str, ...]:
     """The keys of the file and of the environment; ValueError for one that could be guessed, or a file without any."""
-    lines = [] if path is None else path.read_text().splitlines()
+    try:
+        lines = [] if path is None else path.read_text().splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"--keys: {path} is no text") from None
     keys = tuple(key for line in [*lines, *os.environ.get(KEYS, "").split(",")] if (key := line.strip()))
     if path is not None and not keys:
         raise ValueError(f"--keys: {path} holds none, so nobody could ask")

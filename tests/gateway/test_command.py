@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import httpx
@@ -42,8 +43,16 @@ def test_the_folder_of_voices_is_made(tmp_path: Path, monkeypatch: pytest.Monkey
         (["--keys", "/nowhere/keys"], "/nowhere/keys"),
         (["--voices", "/dev/null/voices"], "/dev/null/voices"),
         (["--keys", "/dev/null"], "holds none"),
+        (["--keys", sys.executable], f"--keys: {sys.executable} is no text"),
         (["--port", "70000"], "--port"),
-        (["--max-active", "0"], "--max-active"),
+        (["--max-active", "0"], "--max-active: expected at least 1, got 0;"),
+        (["--max-waiting", "-2"], "--max-waiting: expected at least 0, got -2;"),
+        (["--drain-seconds", "-0.5"], "--drain-seconds: expected at least 0, got -0.5;"),
+        (["--drain-seconds", "nan"], "--drain-seconds: expected at least 0, got nan;"),
+        (["--drain-seconds", "inf"], "--drain-seconds: expected at least 0, got inf;"),
+        (["--private-key", "mine"], "--private-key: expected --certificate FILE beside it"),
+        (["--certificate", "/nowhere/mine", "--port", "0"], "--certificate /nowhere/mine"),
+        (["--certificate", "/dev/null", "--port", "0"], "--certificate /dev/null"),
         (["--address", "here"], "--address"),
         (["--sing"], "--sing"),
     ],
