@@ -135,11 +135,12 @@ class DecoderConfig:
     def from_parameters(cls, parameters: Mapping[str, str]) -> "DecoderConfig":
         """From a model's parameters, whatever others there are; ValueError names what does not parse."""
         kinds = {each.name: each.type for each in fields(cls) if each.name in parameters}
-        values: dict[str, Any] = {name: _parse(name, kind, parameters[name]) for name, kind in kinds.items()}
+        values: dict[str, Any] = {name: parse_parameter(name, kind, parameters[name]) for name, kind in kinds.items()}
         return cls(**values)
 
 
-def _parse(name: str, kind: Any, text: str) -> Any:
+def parse_parameter(name: str, kind: Any, text: str) -> Any:
+    """`text` as a value of `kind`: int, float, str, bool, or one of those or None; ValueError, by `name`, otherwise."""
     if kind is bool:
         if text not in ("true", "false"):
             raise ValueError(f"{name} must be true or false, got {text!r}")

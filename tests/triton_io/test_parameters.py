@@ -23,6 +23,21 @@ def test_paths_are_relative_to_the_models_own_folder(tmp_path: Path) -> None:
     assert read.number("limit") == 16
 
 
+def test_what_is_no_limit_is_refused_by_its_name(tmp_path: Path) -> None:
+    read = parameters(tmp_path, chunks="0", frames="many", ahead="nan", before="-1", any="0")
+    assert read.seconds("any") == 0
+    for ask, name, message in (
+        (read.number, "chunks", "chunks must be >= 1, got 0"),
+        (read.number, "frames", "frames must be int, got 'many'"),
+        (read.seconds, "frames", "frames must be float, got 'many'"),
+        (read.seconds, "ahead", "ahead must be >= 0, got nan"),
+        (read.seconds, "before", "before must be >= 0, got -1.0"),
+        (read.path, "checkpoint", r"checkpoint is missing from the parameters in config\.pbtxt"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            ask(name)
+
+
 @pytest.mark.parametrize(
     ("kind", "device_id", "device"),
     [("CPU", "0", "cpu"), ("MODEL", "0", "cpu"), ("GPU", "0", "cuda:0"), ("GPU", "3", "cuda:3")],

@@ -5,12 +5,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+from stretto.config import parse_parameter
 from stretto.families.base import Family
 from stretto.families.registry import family_at
 
 
 class ModelParameters:
-    """The string parameters of one model; a path is relative to the model's own folder in the repository."""
+    """The string parameters of one model; a path is relative to the model's own folder in the repository.
+
+    Whatever is asked for raises ValueError, by its name, where it is not there or makes no sense.
+    """
 
     def __init__(self, args: dict[str, Any]) -> None:
         self._folder = Path(args["model_repository"])
@@ -20,16 +24,22 @@ class ModelParameters:
         }
 
     def number(self, name: str) -> int:
-        """A whole number."""
-        return int(self.strings[name])
+        """A limit: a whole number, at least 1."""
+        value: int = parse_parameter(name, int, self._text(name))
+        if value < 1:
+            raise ValueError(f"{name} must be >= 1, got {value}")
+        return value
 
     def seconds(self, name: str) -> float:
-        """A length of time."""
-        return float(self.strings[name])
+        """A length of time, at least 0."""
+        value: float = parse_parameter(name, float, self._text(name))
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"{name} must be >= 0, got {value}")
+        return value
 
     def path(self, name: str) -> Path:
         """A file or folder."""
-        return Path(os.path.normpath(self._folder / self.strings[name]))  # by name: the folder may be a link
+        return Path(os.path.normpath(self._folder / self._text(name)))  # by name: the folder may be a link
 
     @property
     def device(self) -> str:
@@ -39,3 +49,8 @@ class ModelParameters:
     def family(self) -> Family:
         """The family of the model's checkpoint; CheckpointError when its `config.json` does not name a known one."""
         return family_at(self.path("checkpoint"))
+
+    def _text(self, name: str) -> str:
+        if name not in self.strings:
+            raise ValueError(f"{name} is missing from the parameters in config.pbtxt")
+        return self.strings[name]
