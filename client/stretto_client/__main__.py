@@ -8,6 +8,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -61,27 +62,27 @@ def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
     talk.description = "A line is a turn: text, @FILE (audio, or codes in .npy), or @FILE text. Ends with the input."
     talk.add_argument("--task", help="what the model calls it; default: the model's first that answers the turns")
     talk.add_argument("--system", metavar="TEXT", help="what the model is told before the first turn")
-    talk.add_argument("--voice", type=Path, metavar="FILE", help="the voice to answer in: audio, or codes in .npy")
+    talk.add_argument("--clone", type=Path, metavar="FILE", help="the voice to answer in: audio, or codes in .npy")
     talk.add_argument("--out-dir", type=Path, metavar="DIR", help="for reply-1.wav, …; default: here, without a player")
     talk.add_argument("--play", choices=["auto", "off"], default="auto", help="play where a player is found")
     args = parser.parse_args(argv)
-    if args.timeout <= 0:
+    if not args.timeout > 0:  # nan, too
         parser.error(f"--timeout must be > 0 s, got {args.timeout:g}")
-    if args.command == "transcribe" and not args.file.is_file():
-        parser.error(f"there is no file {args.file}")
-    if args.command == "speak" and args.clone is not None and not args.clone.is_file():
-        parser.error(f"there is no file {args.clone}")
+    heard = args.file if args.command == "transcribe" else args.clone
+    if heard is not None and not heard.is_file():
+        parser.error(f"there is no file {heard}")
     if args.command == "speak" and (args.clone_text if args.clone is None else args.voice):
         parser.error("--clone-text is what is said in --clone FILE, which is instead of --voice")
     return args
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """`text` as a JSON object; ValueError otherwise, which argparse reports."""
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError(text)
-    return value
+    """`text` as a JSON object; argparse reports what is none."""
+    with suppress(ValueError):
+        value = json.loads(text)
+        if isinstance(value, dict):
+            return value
+    raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r}")
 
 
 def open_sinks(args: argparse.Namespace) -> list[Sink]:

@@ -78,7 +78,7 @@ class Talk:
 
     def __init__(self, client: SpeechClient, args: argparse.Namespace):
         self.client, self._args = client, args
-        self._conversation = Conversation(args.system, args.voice)
+        self._conversation = Conversation(args.system, args.clone)
         flags = {"task": args.task, "seed": args.seed}
         # The codes of a reply tell the model, in the turns that follow, how it has spoken.
         output = {"output": {"codes": True} | args.options.get("output", {})}

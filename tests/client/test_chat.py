@@ -76,7 +76,7 @@ async def test_spoken_turns_go_with_their_audio(chat: Chat, tmp_path: Path) -> N
     soundfile.write(tmp_path / "two words.wav", np.zeros(80), 8_000)
     np.save(tmp_path / "codes.npy", np.array([[7, 8]]))
     lines = ["@two words.wav", "@codes.npy what is this?"]
-    code, out, _ = await chat(lambda _: WRITTEN, lines, "--voice", "codes.npy")
+    code, out, _ = await chat(lambda _: WRITTEN, lines, "--clone", "codes.npy")
     assert (code, out) == (0, "rain.\nrain.\n")
     first, second = chat.requests
     assert turns(first) == [{"role": "system", "codes": [[7, 8]]}, {"role": "user", "audio": "audio"}]

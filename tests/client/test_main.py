@@ -120,22 +120,25 @@ def test_no_server_is_status_3(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "message"),
     [
-        [],
-        ["sing", "a"],
-        ["speak"],
-        ["speak", "a", "--seed", "x"],
-        ["speak", "a", "--options", "[]"],
-        ["speak", "a", "--options", "{"],
-        ["speak", "a", "--timeout", "0"],
-        ["transcribe", "none.wav"],
+        ([], "command"),
+        (["sing", "a"], "'sing'"),
+        (["speak"], "text"),
+        (["speak", "a", "--seed", "x"], "--seed"),
+        (["speak", "a", "--options", "[]"], "--options: expected a JSON object, got '[]'"),
+        (["speak", "a", "--options", "{"], "--options: expected a JSON object, got '{'"),
+        (["speak", "a", "--timeout", "0"], "--timeout must be > 0 s, got 0"),
+        (["speak", "a", "--timeout", "nan"], "--timeout must be > 0 s, got nan"),
+        (["transcribe", "none.wav"], "there is no file none.wav"),
+        (["chat", "--clone", "none.wav"], "there is no file none.wav"),
     ],
 )
-def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
+def test_wrong_usage_is_status_2(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_bad_file_name_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -250,7 +250,7 @@ def test_the_command_line_converses(served: Served, tmp_path: Path) -> None:
     np.save(tmp_path / "heard.npy", np.array(HEARD))
     options = {"seed": 5} | SPOKEN
     command = [sys.executable, "-m", "stretto", "chat", "--server", f"localhost:{served.server.grpc}"]
-    command += ["--voice", str(tmp_path / "voice.npy"), "--out-dir", str(tmp_path), "--play", "off"]
+    command += ["--clone", str(tmp_path / "voice.npy"), "--out-dir", str(tmp_path), "--play", "off"]
     command += ["--seed", "5", "--options", json.dumps(SPOKEN)]
     lines = f"how are you?\n@{tmp_path / 'heard.npy'} and now?\n"
     done = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=300)
