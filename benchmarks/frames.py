@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.checkpoints.random_checkpoint import write_checkpoint
-from benchmarks.results_file import append_result
+from benchmarks.results_file import append_result, command_line
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
 from stretto.families.base import Family
@@ -101,11 +101,10 @@ def main(arguments: argparse.Namespace) -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "frames")
     parser.add_argument("--requests", type=int, nargs="+", default=[1, 4, 16], help="replies in a step")
     parser.add_argument("--frames", type=int, default=48, help="frames of each reply")
     parser.add_argument("--rounds", type=int, default=5, help="times that the arms take turns")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/frames.jsonl"))
     return parser.parse_args()
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.checkpoints.random_checkpoint import write_checkpoint
 from benchmarks.layout import HIDDEN, LAYERS, engine_args
 from benchmarks.layouts import LAYOUTS, PROMPT_ROWS, TEXT
-from benchmarks.results_file import append_result
+from benchmarks.results_file import append_result, command_line
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
 from stretto.records.prompt import Prompt
@@ -108,14 +108,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "kv")
     parser.add_argument("--layout", choices=sorted(LAYOUTS), default="bagpiper-small")
     parser.add_argument("--requests", type=int, default=8, help="replies at once")
     parser.add_argument("--text", type=int, default=150, help="rows of the text segment")
     parser.add_argument("--frames", type=int, default=500, help="frames of the audio segment")
     parser.add_argument("--stagger", type=int, default=4, help="steps between the beginnings of two replies")
     parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/kv.jsonl"))
     return parser.parse_args()
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.checkpoints.small_models import SMALL_MODELS, write_checkpoint
-from benchmarks.results_file import append_result
+from benchmarks.results_file import append_result, command_line
 from benchmarks.speech_load import Load, Speak, check, follow, ratio, run, texts
 from benchmarks.speech_metrics import Trace, percentiles, underrun_s
 from benchmarks.temporary_server import serving, stop_on_sigterm
@@ -113,13 +113,12 @@ async def main(arguments: argparse.Namespace) -> None:
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    flags = argparse.ArgumentParser(prog="python -m benchmarks.live_text", description=__doc__.splitlines()[0])
+    flags = command_line(__doc__, "live_text")
     flags.add_argument("--streams", type=int, nargs="+", default=[1, 4])
     flags.add_argument("--requests", type=int, default=3, help="of each stream and round")
     flags.add_argument("--rounds", type=int, default=5)
     flags.add_argument("--frames", type=int, default=40, help="of every utterance; more than words have tokens")
     flags.add_argument("--words-per-s", type=float, default=8.0, help="of a writer")
-    flags.add_argument("--out", type=Path, default=Path("benchmarks/results/live_text.jsonl"))
     return flags.parse_args(words)
 
 

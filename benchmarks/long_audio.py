@@ -1,6 +1,6 @@
 """Ten minutes of audio in one request: what a step costs at the end of it, and what memory it has taken by then.
 
-    python -m benchmarks.long_audio [--rows 30000] [--guidance 3.0] [--results benchmarks/results/long_audio.jsonl]
+    python -m benchmarks.long_audio [--rows 30000] [--guidance 3.0]
 
 The engine core, vLLM's front end and ours run in this process on one thread, with Bagpiper's streams on random
 weights. The last line is JSON: processor time of the model's forward pass, whose attention reads every row so far, and
@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.checkpoints.random_checkpoint import write_checkpoint
 from benchmarks.layouts import BAGPIPER_SMALL, PROMPT_ROWS, TEXT
-from benchmarks.results_file import append_result
+from benchmarks.results_file import append_result, command_line
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
 from stretto.records.prompt import Prompt
@@ -187,10 +187,9 @@ def check(num_rows: int, guidance_scale: float) -> dict[str, Any]:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "long_audio")
     parser.add_argument("--rows", type=int, default=30_000, help="of audio; 50 of them are a second")
     parser.add_argument("--guidance", type=float, default=3.0, help="1.0 for none")
-    parser.add_argument("--results", type=Path, help="a file to append the line of JSON to")
     arguments = parser.parse_args()
     if not 2 * SPAN + WARM_UP <= arguments.rows <= MAX_ROWS:
         parser.error(f"--rows: expected {2 * SPAN + WARM_UP} ... {MAX_ROWS}, got {arguments.rows}")
@@ -199,4 +198,4 @@ def parse() -> argparse.Namespace:
 
 if __name__ == "__main__":
     asked = parse()
-    append_result(asked.results, "long_audio", check(asked.rows, asked.guidance))
+    append_result(asked.out, "long_audio", check(asked.rows, asked.guidance))

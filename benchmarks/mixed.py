@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.checkpoints.random_checkpoint import write_checkpoint
 from benchmarks.layout import HIDDEN, LAYERS, engine_args
 from benchmarks.layouts import BAGPIPER_SMALL, TEXT
-from benchmarks.results_file import append_result
+from benchmarks.results_file import append_result, command_line
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
 from stretto.families.base import Task
@@ -120,7 +120,7 @@ def describe(kind: str, shares: dict[str, float], rounds: list[dict], arguments:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "mixed")
     parser.add_argument("--crowd", type=int, default=32, help="requests of one kind, all at once")
     parser.add_argument("--guests", type=int, default=3, help="requests of the other kind")
     parser.add_argument("--interval-s", type=float, default=0.2, help="between the arrivals of two guests")
@@ -128,7 +128,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--understanding", type=float, default=0.6, help="share of the cache for those that listen")
     parser.add_argument("--generation", type=float, default=0.6, help="share of the cache for those that speak")
     parser.add_argument("--rounds", type=int, default=3, help="times that the two engines take turns")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/mixed.jsonl"))
     return parser.parse_args()
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.layout import layout_engine
 from benchmarks.layouts import LAYOUTS, PROMPT_ROWS, TEXT
-from benchmarks.results_file import append_result
+from benchmarks.results_file import append_result, command_line
 from stretto.engine.environment import prepare_environment
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt
@@ -146,7 +146,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "overload")
     parser.add_argument("--layout", choices=sorted(LAYOUTS), default="bagpiper-small")
     parser.add_argument("--requests", type=int, nargs="+", default=[32, 64, 96], help="streams at once")
     parser.add_argument("--frames", type=int, default=250, help="frames of each stream")
@@ -154,7 +154,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--interval-s", type=float, default=0.02, help="between the arrivals of two streams")
     parser.add_argument("--buffer-s", type=float, default=0.4, help="sound that a listener gathers before it plays")
     parser.add_argument("--rounds", type=int, default=3, help="times that the arms take turns")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/overload.jsonl"))
     return parser.parse_args()
 
 

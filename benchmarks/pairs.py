@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.checkpoints.random_chatterbox import KNOWN, convert
-from benchmarks.results_file import append_result
+from benchmarks.results_file import append_result, command_line
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
 from stretto.families.chatterbox.family import chatterbox
@@ -143,12 +143,11 @@ def measure(checkpoint: Path, number: int, arguments: argparse.Namespace) -> dic
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "pairs")
     parser.add_argument("--pairs", type=int, nargs="+", default=[1, 4, 16], help="replies at once")
     parser.add_argument("--frames", type=int, default=96, help="frames of each reply")
     parser.add_argument("--share", type=float, default=0.75, help="of the KV blocks that all pairs take at their end")
     parser.add_argument("--rounds", type=int, default=5, help="times that the arms take turns")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/pairs.jsonl"))
     return parser.parse_args()
 
 

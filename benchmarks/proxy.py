@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from benchmarks.ensemble import through_triton
-from benchmarks.results_file import append_result
+from benchmarks.results_file import append_result, command_line
 from benchmarks.speech_load import Load
 from benchmarks.two_ways import compare
 from stretto_client import SpeechClient
@@ -49,14 +49,13 @@ async def main(arguments: argparse.Namespace) -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    flags = argparse.ArgumentParser(prog="python -m benchmarks.proxy", description=__doc__.splitlines()[0])
+    flags = command_line(__doc__, "proxy")
     flags.add_argument("--port", type=int, default=8001, help="the server's gRPC port")
     flags.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 16])
     flags.add_argument("--requests", type=int, default=3, help="of each stream and round")
     flags.add_argument("--rounds", type=int, default=5)
     flags.add_argument("--frames", type=int, default=75, help="of every utterance")
     flags.add_argument("--guidance", type=float, default=2.0)
-    flags.add_argument("--out", type=Path, help="file of JSON lines to append to")
     return flags.parse_args()
 
 

@@ -6,7 +6,6 @@
 The server must be running on this host, started by `stretto serve` and by this user; nobody else should use it.
 """
 
-import argparse
 import asyncio
 import io
 import os
@@ -21,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.results_file import append_result
+from benchmarks.results_file import append_result, command_line
 from stretto.serving import pid_file
 from stretto_client import SpeechClient
 from stretto_client.errors import ClientError
@@ -111,12 +110,11 @@ def measure(name: str, how: str, record: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, one line for each signal."""
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = command_line(__doc__, "recovery")
     flags.add_argument("--pid-file", type=Path, required=True, help="of the launcher")
     flags.add_argument("--processes", nargs="+", choices=PROCESSES, default=PROCESSES)
     flags.add_argument("--rounds", type=int, default=1)
     flags.add_argument("--settle-s", type=float, default=61.0, help="rest between two, after which none is the second")
-    flags.add_argument("--results", type=Path, help="file to append the lines to")
     given = flags.parse_args()
     turns = [(name, "killed") for name in given.processes]
     turns += [(name, "stopped") for name in given.processes if name == "acoustic_decoder"]
@@ -124,7 +122,7 @@ def main() -> None:
         record = pid_file.read(given.pid_file)
         if record is None:
             raise SystemExit(f"{given.pid_file}: no launcher runs")
-        append_result(given.results, "recovery", measure(name, how, record))
+        append_result(given.out, "recovery", measure(name, how, record))
         time.sleep(given.settle_s)
 
 

@@ -14,12 +14,11 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.results_file import append_result
+from benchmarks.results_file import append_result, command_line
 from stretto.codec.refinement.base import Passage
 from stretto.codec.refinement.valle import ValleRefinement, ValleShape
 from stretto.families.valle.family import FRAME_RATE, SOS_EOS, ValleVocabulary
@@ -91,7 +90,7 @@ def measure(refinement: ValleRefinement, number: int, arguments: argparse.Namesp
 
 def main() -> None:
     """Measures, prints and keeps the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "refinement")
     add = parser.add_argument
     add("--utterances", type=int, nargs="+", default=[1, 4, 16])
     add("--frames", type=int, default=200)
@@ -101,7 +100,6 @@ def main() -> None:
     add("--rounds", type=int, default=3)
     add("--threads", type=int, default=1)
     add("--device", default="cpu")
-    add("--out", type=Path, default=Path("benchmarks/results/refinement.jsonl"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     refinement = make_refinement(arguments.width, arguments.layers, arguments.device)

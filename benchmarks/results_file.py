@@ -1,5 +1,6 @@
 """One line of JSON for each measurement, with all that is needed to compare it with another."""
 
+import argparse
 import datetime
 import functools
 import json
@@ -81,6 +82,14 @@ class Result:
         """This result on one line of JSON, figures first."""
         record = asdict(self)
         return json.dumps({"benchmark": record.pop("benchmark"), **record.pop("figures"), **record})
+
+
+def command_line(description: str | None, benchmark: str) -> argparse.ArgumentParser:
+    """The flags of a benchmark, and of itself only the one that all have: where its results go."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    out = Path(f"benchmarks/results/{benchmark}.jsonl")
+    parser.add_argument("--out", type=Path, default=out, help="lines of JSON are added to it; default: %(default)s")
+    return parser
 
 
 def append_result(path: Path | None, benchmark: str, figures: Mapping[str, Any]) -> Result:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.checkpoints.bundled import CHECKPOINT, ENGINE_ARGS
-from benchmarks.results_file import append_result
+from benchmarks.results_file import append_result, command_line
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
 
@@ -120,12 +120,11 @@ def main(arguments: argparse.Namespace) -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "scheduler")
     parser.add_argument("--pairs", type=int, nargs="+", default=[1, 8, 32], help="guided replies in a step")
     parser.add_argument("--frames", type=int, default=64, help="frames of each reply")
     parser.add_argument("--rounds", type=int, default=15, help="times that the arms take turns")
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/scheduler.jsonl"))
     return parser.parse_args()
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from benchmarks.checkpoints.random_vita import MODULES, SMALL, tensors
-from benchmarks.results_file import append_result
+from benchmarks.results_file import append_result, command_line
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
 from stretto.families.bursts import BurstSchedule
@@ -164,11 +164,10 @@ def _ratios(mine: list[float], vanilla: list[float]) -> list[float]:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "schedules")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16], help="replies at once")
     parser.add_argument("--ids", type=int, default=55, help="of a reply")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/schedules.jsonl"))
     return parser.parse_args()
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.checkpoints.bundled import CHECKPOINT, ENGINE_ARGS
 from benchmarks.host_work import count_instructions
-from benchmarks.results_file import append_result
+from benchmarks.results_file import append_result, command_line
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
 
@@ -121,10 +121,9 @@ def main(arguments: argparse.Namespace) -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "step_work")
     parser.add_argument("--pairs", type=int, nargs="+", default=[1, 8, 32], help="guided replies in a step")
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/step_work.jsonl"))
     return parser.parse_args()
 
 

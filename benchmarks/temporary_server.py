@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks import results_file
 from benchmarks.results_file import ROOT
 from stretto.serving import pid_file
 
@@ -129,9 +130,8 @@ def _await(launcher: subprocess.Popen[bytes], record: Path, log: Path) -> None:
 
 def command_line(description: str | None, benchmark: str) -> argparse.ArgumentParser:
     """The flags of a benchmark that starts a server, and of itself only those that all have."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = results_file.command_line(description, benchmark)
     parser.add_argument("--model-repository", type=Path, default=ROOT / "model_repository")
-    parser.add_argument("--out", type=Path, default=Path(f"benchmarks/results/{benchmark}.jsonl"))
     return parser
 
 

@@ -1,7 +1,9 @@
 import json
 import subprocess
+from pathlib import Path
 
-from benchmarks.results_file import append_result
+from benchmarks import temporary_server
+from benchmarks.results_file import append_result, command_line
 
 
 def test_each_result_is_a_line_that_says_where_it_comes_from(tmp_path, capsys):
@@ -22,3 +24,11 @@ def test_each_result_is_a_line_that_says_where_it_comes_from(tmp_path, capsys):
 def test_without_a_file_the_line_is_only_printed(tmp_path, capsys):
     append_result(None, "example", {})
     assert json.loads(capsys.readouterr().out)["benchmark"] == "example"
+
+
+def test_a_benchmark_writes_to_a_file_of_its_name_and_its_help_is_its_whole_text():
+    for flags in (command_line, temporary_server.command_line):
+        parser = flags("What a step costs.\n\n    python -m benchmarks.steps\n", "steps")
+        assert parser.parse_args([]).out == Path("benchmarks/results/steps.jsonl")
+        assert parser.parse_args(["--out", "mine"]).out == Path("mine")
+        assert "What a step costs.\n\n    python -m benchmarks.steps\n" in parser.format_help()
