@@ -7,8 +7,9 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from stretto.serving.folders import bundled_repository
 from stretto.triton_io.flow import FlowTable
 from tests.patience import PATIENCE_S
 from tests.ports import free_ports
+from tests.published_checkpoints import convert, write_release
+from tests.published_xeus import write_xeus
 from tests.server.listening import Answer, Stream, as_inputs
 from tests.server.published import PublishedModel
 
@@ -33,10 +36,13 @@ def idle_s(seconds: float) -> float:
 
 
 class Server:
-    """A launcher and its server; `start` does nothing while one runs."""
+    """A launcher and its server; `start` does nothing while one runs.
 
-    def __init__(self, folder: Path, repository: Path = REPOSITORY) -> None:
-        self.folder, self.repository = folder, repository
+    flags: more words for the launcher's command line.
+    """
+
+    def __init__(self, folder: Path, repository: Path = REPOSITORY, *flags: str) -> None:
+        self.folder, self.repository, self.flags = folder, repository, flags
         self.pid_file = folder / "serve.json"
         self.http, self.grpc, self.metrics = free_ports(3)
         self.launcher: subprocess.Popen[bytes] | None = None
@@ -49,7 +55,7 @@ class Server:
         flags = {"--model-repository": self.repository, "--pid-file": self.pid_file, "--log-file": self.folder / "log"}
         arguments = [str(part) for pair in (flags | ports).items() for part in pair]
         with (self.folder / "launcher").open("ab") as said:
-            command = [sys.executable, "-m", "stretto", "serve", *arguments]
+            command = [sys.executable, "-m", "stretto", "serve", *arguments, *self.flags]
             self.launcher = subprocess.Popen(command, stderr=said)
         self.until_ready()
 
@@ -88,6 +94,12 @@ class Server:
     def stream(self, options: str | dict[str, Any] | None = None, **inputs: Any) -> Stream:
         return Stream(self.grpc, **as_inputs(options, inputs))
 
+    def refuses(self, inputs: dict[str, Any], message: str) -> None:
+        """A request with these inputs is refused with this message, which begins with the field."""
+        answer = self.ask(**inputs)
+        assert answer.error is not None, inputs
+        assert f"invalid request: {message}" in answer.error
+
     def until(self, condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
@@ -107,7 +119,15 @@ class Server:
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedCheckpoint:
+    """A server, and the checkpoint that it serves."""
+
+    server: Server
+    checkpoint: Path
+
+
+@dataclass(frozen=True)
+class ServedRelease:
     """A published family's server, and what its model should answer."""
 
     name: str
@@ -116,10 +136,9 @@ class Served:
 
 
 @contextmanager
-def served_checkpoint(folder: Path, checkpoint: Path) -> Iterator[Server]:
-    """A server of a converted checkpoint, with the repository that is made of it and all that it writes in `folder`."""
-    make(checkpoint, folder / "repository", {})
-    server = Server(folder, folder / "repository")
+def served_repository(folder: Path, repository: Path, *flags: str) -> Iterator[Server]:
+    """A server of a repository, ready, with all that it writes in `folder`."""
+    server = Server(folder, repository, *flags)
     try:
         server.start()
         yield server
@@ -127,13 +146,32 @@ def served_checkpoint(folder: Path, checkpoint: Path) -> Iterator[Server]:
         server.stop()
 
 
+@contextmanager
+def served_checkpoint(folder: Path, checkpoint: Path) -> Iterator[Server]:
+    """A server of a converted checkpoint, with the repository that is made of it and all that it writes in `folder`."""
+    make(checkpoint, folder / "repository", {})
+    with served_repository(folder, folder / "repository") as server:
+        yield server
+
+
 @pytest.fixture(scope="session")
-def families() -> Iterator[dict[str, Served]]:
-    """The published families' servers, from their first uses on: pytest would start one for every few tests."""
-    started = dict[str, Served]()
-    yield started
-    for each in started.values():
-        each.server.stop()
+def families(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], ServedRelease]]:
+    """Serves a published family of random weights by its name, from its first use until the last test.
+
+    No fixture of each: pytest would start one for every few tests.
+    """
+    with ExitStack() as servers:
+
+        @cache
+        def served(name: str) -> ServedRelease:
+            folder = tmp_path_factory.mktemp(name)
+            published = write_release(name, folder / "release", seed=1)
+            hears = ["--ssl-tokenizer", str(write_xeus(folder / "xeus"))] if name == "opuslm" else []
+            checkpoint = convert(name, published, folder / "converted", *hears)
+            server = servers.enter_context(served_checkpoint(folder, checkpoint))
+            return ServedRelease(name, server, PublishedModel(published, checkpoint))
+
+        yield served
 
 
 @pytest.fixture(scope="session")

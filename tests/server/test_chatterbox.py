@@ -5,8 +5,6 @@ Codes are those of its authors' own T3, samples those of one decode in the voice
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ from stretto.codec.base import Window
 from stretto.codec.registry import load_codec
 from stretto.families.chatterbox.family import END_OF_SPEECH
 from tests.chatterbox_release import RECORD, REPLIES
-from tests.server.conftest import Server, served_checkpoint
+from tests.server.conftest import ServedCheckpoint, served_checkpoint
 
 # By night: tests/engine/test_chatterbox.py holds the same release to the same replies; its prompts and its codec have
 # tests of their own.
@@ -27,18 +25,12 @@ pytestmark = [pytest.mark.server, pytest.mark.nightly]
 NUM_CODES = 6561  # ids of speech from here on are no codes
 
 
-@dataclass(frozen=True)
-class Served:
-    server: Server
-    checkpoint: Path
-
-
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedCheckpoint]:
     folder = tmp_path_factory.mktemp("chatterbox")
     checkpoint = convert(folder)
     with served_checkpoint(folder, checkpoint) as server:
-        yield Served(server, checkpoint)
+        yield ServedCheckpoint(server, checkpoint)
 
 
 def options_of(reply: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +47,7 @@ def options_of(reply: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("reply", REPLIES, ids=lambda reply: reply["text"])
-def test_a_text_is_spoken_as_the_authors_model_says_it(served: Served, reply: dict[str, Any]) -> None:
+def test_a_text_is_spoken_as_the_authors_model_says_it(served: ServedCheckpoint, reply: dict[str, Any]) -> None:
     answer = served.server.ask(options_of(reply), text=reply["text"])
     assert answer.error is None
     drawn = [code for code in reply["codes"] if code != END_OF_SPEECH]
@@ -71,7 +63,7 @@ def test_a_text_is_spoken_as_the_authors_model_says_it(served: Served, reply: di
     assert answer.report["num_frames"] == answer.report["guided_frames"] == len(drawn)
 
 
-def test_bad_input_is_refused_by_its_field(served: Served) -> None:
+def test_bad_input_is_refused_by_its_field(served: ServedCheckpoint) -> None:
     turns = [{"role": "user", "codes": [[1, 2]]}]
     for inputs, message in (
         ({"text": " "}, "text: expected text of at least one character"),
@@ -79,6 +71,4 @@ def test_bad_input_is_refused_by_its_field(served: Served) -> None:
         ({"text": "a" * 65}, "text: expected"),
         ({"messages": json.dumps(turns)}, "messages[0]: expected text for task 'tts', got audio"),
     ):
-        answer = served.server.ask(**inputs)
-        assert answer.error is not None, inputs
-        assert f"invalid request: {message}" in answer.error
+        served.server.refuses(inputs, message)

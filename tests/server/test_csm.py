@@ -6,7 +6,6 @@ What comes back is what transformers' own classes say of the release, greedily.
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from benchmarks.code_streams import stream
 from stretto.codec.registry import load_codec
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.published_csm import CODEBOOK_SIZE, NUM_CODEBOOKS, CsmReference, convert, make_model
-from tests.server.conftest import Server, served_checkpoint
+from tests.server.conftest import ServedCheckpoint, served_checkpoint
 
 # By night: tests/engine/test_csm.py holds the same release, converted as here, to the same classes; its prompts and its
 # codec have tests of their own, and frames of another depth transformer go through a server in the suite.
@@ -49,11 +48,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedCsm(ServedCheckpoint):
     """The server of a release, and what its replies are held to."""
 
-    server: Server
-    checkpoint: Path
     reference: CsmReference
 
     def codes(self, options: dict[str, Any], inputs: dict[str, Any]) -> np.ndarray:
@@ -66,15 +63,15 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedCsm]:
     folder = tmp_path_factory.mktemp("csm")
     checkpoint, _, reference = convert(folder, make_model())
     with served_checkpoint(folder, checkpoint) as server:
-        yield Served(server, checkpoint, reference)
+        yield ServedCsm(server, checkpoint, reference)
 
 
 @pytest.mark.parametrize("case", list(CASES))
-def test_a_reply_streams_what_the_release_says(served: Served, case: str) -> None:
+def test_a_reply_streams_what_the_release_says(served: ServedCsm, case: str) -> None:
     changes, inputs = CASES[case]
     answer = served.server.ask(OPTIONS | changes, **inputs)
     assert answer.error is None
@@ -92,7 +89,7 @@ def test_a_reply_streams_what_the_release_says(served: Served, case: str) -> Non
     assert not any(event["text"] for event in answer.events)
 
 
-def test_bad_input_is_refused_by_its_field(served: Served) -> None:
+def test_bad_input_is_refused_by_its_field(served: ServedCsm) -> None:
     unspoken = [{"role": "user", "codes": CODES}, {"role": "assistant", "text": "a"}]
     for inputs, message in (
         (
@@ -102,6 +99,4 @@ def test_bad_input_is_refused_by_its_field(served: Served) -> None:
         ({"text": "a", "options": '{"voice": "2"}'}, "options.voice: expected one of 0, 1"),
         ({"pcm_in": PCM, "sample_rate": np.array([24_000], np.int32)}, "text: expected text for task 'tts'"),
     ):
-        answer = served.server.ask(**inputs)
-        assert answer.error is not None
-        assert f"invalid request: {message}" in answer.error
+        served.server.refuses(inputs, message)

@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from stretto.checkpoints.make_repository import make
 from stretto_client.client import SpeechClient
-from tests.published_checkpoints import convert, write_release
-from tests.published_xeus import write_xeus
-from tests.server.conftest import Served, Server
-from tests.server.published import Expected, PublishedModel
+from tests.server.conftest import ServedRelease
+from tests.server.published import Expected
 
 pytestmark = pytest.mark.server
 
@@ -115,32 +113,8 @@ PAIRS = [
 
 
 @pytest.fixture
-def served(
-    request: pytest.FixtureRequest, families: dict[str, Served], tmp_path_factory: pytest.TempPathFactory
-) -> Served:
-    return served_by(families, request.param, tmp_path_factory)
-
-
-def served_by(families: dict[str, Served], name: str, tmp_path_factory: pytest.TempPathFactory) -> Served:
-    """The family's server, which goes on for others."""
-    if name not in families:
-        families[name] = serve(name, tmp_path_factory.mktemp(name))
-    return families[name]
-
-
-def serve(family: str, folder: Path) -> Served:
-    """A release of random weights, converted and served."""
-    published = write_release(family, folder / "release", seed=1)
-    hears = ["--ssl-tokenizer", str(write_xeus(folder / "xeus"))] if family == "opuslm" else []
-    checkpoint = convert(family, published, folder / "converted", *hears)
-    make(checkpoint, folder / "repository", {})
-    server = Server(folder, folder / "repository")
-    try:
-        server.start()
-    except BaseException:
-        server.stop()
-        raise
-    return Served(family, server, PublishedModel(published, checkpoint))
+def served(request: pytest.FixtureRequest, families: Callable[[str], ServedRelease]) -> ServedRelease:
+    return families(request.param)
 
 
 def check_sound(events: list[dict[str, Any]], sounds: list[np.ndarray], expected: Expected) -> None:
@@ -154,7 +128,7 @@ def check_sound(events: list[dict[str, Any]], sounds: list[np.ndarray], expected
 
 
 @pytest.mark.parametrize(("served", "case"), PAIRS, indirect=["served"])
-def test_a_task_streams_what_the_release_says(served: Served, case: tuple[str, dict[str, Any], str]) -> None:
+def test_a_task_streams_what_the_release_says(served: ServedRelease, case: tuple[str, dict[str, Any], str]) -> None:
     task, inputs, comes = case
     options = {"seed": 11} | (SPOKEN if "a" in comes else LONG_ENOUGH)
     answer = served.server.ask(options, **inputs)
@@ -219,15 +193,13 @@ BAD: dict[str, list[tuple[dict[str, Any], str]]] = {
 
 
 @pytest.mark.parametrize("served", [pytest.param(family, marks=MARKS.get(family, [])) for family in BAD], indirect=True)
-def test_bad_input_is_refused_by_its_field(served: Served) -> None:
+def test_bad_input_is_refused_by_its_field(served: ServedRelease) -> None:
     for inputs, message in BAD[served.name]:
-        answer = served.server.ask(**inputs)
-        assert answer.error is not None, inputs
-        assert f"invalid request: {message}" in answer.error
+        served.server.refuses(inputs, message)
 
 
 @pytest.mark.parametrize("served", ["opuslm-dialogue"], indirect=True)
-async def test_a_conversation_goes_on_with_what_was_said(served: Served) -> None:
+async def test_a_conversation_goes_on_with_what_was_said(served: ServedRelease) -> None:
     """Two turns through our own client; the assistant hears the codes of its own first reply."""
     turns = [turn("system", codes=VOICE), turn("user", text="how are you?")]
     options = {"seed": 5} | SPOKEN
@@ -244,7 +216,7 @@ async def test_a_conversation_goes_on_with_what_was_said(served: Served) -> None
 
 
 @pytest.mark.parametrize("served", ["opuslm-dialogue"], indirect=True)
-def test_the_command_line_converses(served: Served, tmp_path: Path) -> None:
+def test_the_command_line_converses(served: ServedRelease, tmp_path: Path) -> None:
     """Two turns, a written one and a spoken one; what is printed and saved is what the release says to the turns."""
     np.save(tmp_path / "voice.npy", np.array(VOICE))
     np.save(tmp_path / "heard.npy", np.array(HEARD))

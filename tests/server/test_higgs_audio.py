@@ -6,7 +6,6 @@ What comes back is what transformers' own class says of the release, greedily.
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from benchmarks.code_streams import stream
 from stretto.codec.registry import load_codec
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.published_higgs_audio import HiggsAudioReference, convert
-from tests.server.conftest import Server, served_checkpoint
+from tests.server.conftest import ServedCheckpoint, served_checkpoint
 
 # By night: tests/engine/test_higgs_audio.py holds the same release, converted as here, to the same class; its prompts
 # and its codec have tests of their own.
@@ -52,11 +51,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedHiggsAudio(ServedCheckpoint):
     """The server of a release, and what its replies are held to."""
 
-    server: Server
-    checkpoint: Path
     reference: HiggsAudioReference
 
     def codes(self, options: dict[str, Any], inputs: dict[str, Any]) -> np.ndarray:
@@ -72,15 +69,15 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedHiggsAudio]:
     folder = tmp_path_factory.mktemp("higgs_audio")
     checkpoint, _, reference = convert(folder, make_model())
     with served_checkpoint(folder, checkpoint) as server:
-        yield Served(server, checkpoint, reference)
+        yield ServedHiggsAudio(server, checkpoint, reference)
 
 
 @pytest.mark.parametrize("case", list(CASES))
-def test_a_reply_streams_what_the_release_says(served: Served, case: str) -> None:
+def test_a_reply_streams_what_the_release_says(served: ServedHiggsAudio, case: str) -> None:
     changes, inputs = CASES[case]
     answer = served.server.ask(OPTIONS | changes, **inputs)
     assert answer.error is None
@@ -98,13 +95,11 @@ def test_a_reply_streams_what_the_release_says(served: Served, case: str) -> Non
     assert not any(event["text"] for event in answer.events)
 
 
-def test_bad_input_is_refused_by_its_field(served: Served) -> None:
+def test_bad_input_is_refused_by_its_field(served: ServedHiggsAudio) -> None:
     unspoken = [{"role": "user", "codes": CODES}, {"role": "user", "text": "a"}]
     for inputs, message in (
         ({"messages": json.dumps(unspoken)}, "messages[1]: expected only text for task 'tts'"),
         ({"text": "a", "options": '{"voice": "2"}'}, "options.voice: expected"),
         (HEARD, "text: expected text for task 'tts'"),
     ):
-        answer = served.server.ask(**inputs)
-        assert answer.error is not None
-        assert f"invalid request: {message}" in answer.error
+        served.server.refuses(inputs, message)

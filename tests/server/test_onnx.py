@@ -22,7 +22,7 @@ from tests.scripts.test_export_onnx import (
     test_an_exported_decoder_streams_exactly,
     test_onnxruntime_gives_torchs_samples_in_any_shape,
 )
-from tests.server.conftest import Server
+from tests.server.conftest import Server, served_repository
 
 # What holds of every exported decoder, of this one's `pair`.
 __all__ = ["test_an_exported_decoder_streams_exactly", "test_onnxruntime_gives_torchs_samples_in_any_shape"]
@@ -51,12 +51,8 @@ def pair(repository: Path) -> tuple[Codec, Codec]:
 
 @pytest.fixture(scope="module")
 def exported(repository: Path) -> Iterator[Server]:
-    server = Server(repository.parent, repository)
-    try:
-        server.start()
+    with served_repository(repository.parent, repository) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.mark.nightly  # what the decoder opens is held to torch above, and what it does with it in tests/decoder

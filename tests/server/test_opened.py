@@ -1,9 +1,6 @@
 """A tritonserver without our models, for what it takes of the launcher's flags."""
 
 import json
-import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -11,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.ports import free_ports
+from tests.server.conftest import served_repository
 
 pytestmark = pytest.mark.server
 
 CONFIG = 'name: "still" backend: "python" max_batch_size: 0 output { name: "a" data_type: TYPE_INT32 dims: [1] }'
 MODEL = "class TritonPythonModel:\n    def execute(self, requests):\n        return []\n"
-START_S, STOP_S, ASK_S = 1500, 60, 30
+ASK_S = 30
 
 
 @pytest.fixture
@@ -27,31 +24,8 @@ def http_port(tmp_path: Path) -> Iterator[int]:
     (folder / "1").mkdir(parents=True)
     (folder / "config.pbtxt").write_text(CONFIG)
     (folder / "1" / "model.py").write_text(MODEL)
-    port, grpc, metrics = free_ports(3)
-    state = tmp_path / "serve.json"
-    flags = ["--model-repository", folder.parent, "--pid-file", state, "--log-file", tmp_path / "log"]
-    flags += [
-        "--http-port",
-        port,
-        "--grpc-port",
-        grpc,
-        "--metrics-port",
-        metrics,
-        "--allow",
-        "http",
-        "--allow",
-        "trace",
-    ]
-    command = [sys.executable, "-m", "stretto", "serve", *map(str, flags)]
-    launcher = subprocess.Popen(command)
-    deadline = time.monotonic() + START_S
-    while not state.exists() or json.loads(state.read_text())["state"] != "ready":
-        assert launcher.poll() is None, (tmp_path / "log").read_text()[-3000:]
-        assert time.monotonic() < deadline, "no server is ready"
-        time.sleep(0.1)
-    yield port
-    launcher.terminate()
-    launcher.wait(STOP_S)
+    with served_repository(tmp_path, folder.parent, "--allow", "http", "--allow", "trace") as server:
+        yield server.http
 
 
 def asked(port: int, path: str) -> str:

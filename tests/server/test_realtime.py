@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,10 @@ import pytest
 from stretto_client import SpeechClient
 from stretto_gateway.encoding import wav_header
 from tests.gateway.realtime.caller import RATE, Caller, call_by, silence, spoken
-from tests.server.conftest import Served, Server
+from tests.server.conftest import ServedRelease, Server
 from tests.server.openai_client import openai_client
 from tests.server.published import Expected
-from tests.server.test_families import SPOKEN, messages, served_by, turn
+from tests.server.test_families import SPOKEN, messages, turn
 
 pytestmark = pytest.mark.server
 OPTIONS = {"seed": 5} | {name: value for name, value in SPOKEN.items() if name != "output"}
@@ -36,9 +37,9 @@ async def test_the_bundled_model_writes_down_what_is_said(server: Server) -> Non
 
 
 @pytest.fixture
-def talker(families: dict[str, Served], tmp_path_factory: pytest.TempPathFactory) -> Served:
+def talker(families: Callable[[str], ServedRelease]) -> ServedRelease:
     """A small release of OpusLM dialogue with random weights, converted and served."""
-    return served_by(families, "opuslm-dialogue", tmp_path_factory)
+    return families("opuslm-dialogue")
 
 
 async def reply(caller: Caller) -> tuple[str, bytes]:
@@ -58,7 +59,7 @@ def check(got: tuple[str, bytes], expected: Expected) -> None:
     assert len(sound) // 2 == pytest.approx(len(expected.pcm) * RATE / 16_000, abs=2)
 
 
-async def test_a_conversation_goes_on_with_what_was_heard_of_it(talker: Served) -> None:
+async def test_a_conversation_goes_on_with_what_was_heard_of_it(talker: ServedRelease) -> None:
     def expected(*turns: dict[str, Any]) -> Expected:
         return talker.model.answer(OPTIONS | {"output": {"codes": True}}, messages(*turns))
 
@@ -78,7 +79,7 @@ async def test_a_conversation_goes_on_with_what_was_heard_of_it(talker: Served) 
     check(second, expected(*begun, *heard))
 
 
-async def test_who_speaks_into_a_reply_frees_the_language_model(talker: Served) -> None:
+async def test_who_speaks_into_a_reply_frees_the_language_model(talker: ServedRelease) -> None:
     long = OPTIONS | {"audio": {"min_rows": 1000, "max_rows": 1400}}
     async with openai_client(talker.server.grpc) as client, call_by(client, "gpt-realtime") as caller:
         await caller.say("how are you?")
@@ -90,7 +91,7 @@ async def test_who_speaks_into_a_reply_frees_the_language_model(talker: Served) 
         await asyncio.to_thread(talker.server.until, lambda: talker.server.table().num_active() == 0)
 
 
-async def test_what_the_model_refuses_is_told(talker: Served) -> None:
+async def test_what_the_model_refuses_is_told(talker: ServedRelease) -> None:
     """Without the tokenizer of its audio this release hears no samples."""
     async with openai_client(talker.server.grpc) as client:
         await refused(client)

@@ -5,7 +5,6 @@ What comes back is what its authors' own code says of the same weights, greedily
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from benchmarks.checkpoints.random_valle import convert
 from benchmarks.code_streams import stream
 from stretto.codec.registry import load_codec
-from tests.server.conftest import Server, served_checkpoint
+from tests.server.conftest import ServedCheckpoint, served_checkpoint
 from tests.valle_release import REPLIES
 
 # By night: tests/engine/test_valle.py, tests/codec/refinement/test_valle.py and tests/decoder/test_filling.py hold each
@@ -26,11 +25,11 @@ GREEDY = {"audio": {"temperature": 0.0, "max_rows": 120}, "output": {"codes": Tr
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path]]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedCheckpoint]:
     folder = tmp_path_factory.mktemp("valle")
     checkpoint = convert(folder)
     with served_checkpoint(folder, checkpoint) as server:
-        yield server, checkpoint
+        yield ServedCheckpoint(server, checkpoint)
 
 
 def asked(reply: dict[str, Any]) -> dict[str, Any]:
@@ -40,27 +39,27 @@ def asked(reply: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("at", range(len(REPLIES)))
-def test_a_reply_sounds_as_what_the_authors_filled(served: tuple[Server, Path], at: int) -> None:
-    server, checkpoint = served
-    answer = server.ask(GREEDY, **asked(REPLIES[at]))
+def test_a_reply_sounds_as_what_the_authors_filled(served: ServedCheckpoint, at: int) -> None:
+    answer = served.server.ask(GREEDY, **asked(REPLIES[at]))
     assert answer.error is None
     codes = np.array(REPLIES[at]["codes"])
     drawn = [np.array(event["codes"]) for event in answer.events if "codes" in event]
     np.testing.assert_array_equal(np.concatenate(drawn, axis=1), codes[:1])
     sounds = [response.pcm for response in answer.responses if response.pcm is not None and len(response.pcm)]
     assert len(sounds) == 1  # with the last chunk
-    pcm = stream(load_codec("espnet_dac", checkpoint), torch.from_numpy(codes)[None], [codes.shape[1]])[0].numpy()
+    pcm = stream(load_codec("espnet_dac", served.checkpoint), torch.from_numpy(codes)[None], [codes.shape[1]])[
+        0
+    ].numpy()
     np.testing.assert_allclose(sounds[0], pcm, atol=1e-4)
     assert len(pcm) == codes.shape[1] * 320  # 16 kHz
     assert np.abs(pcm).max() > 0.01
 
 
-def test_a_recording_is_a_voice_and_a_reply_may_be_guided(served: tuple[Server, Path]) -> None:
-    server, _ = served
+def test_a_recording_is_a_voice_and_a_reply_may_be_guided(served: ServedCheckpoint) -> None:
     pcm = (np.sin(np.arange(9_000) ** 1.3 / 300) / 2).astype(np.float32)
     turns = [{"role": "system", "audio": "pcm_in"}, {"role": "user", "text": "a well"}]
     inputs = {"messages": json.dumps(turns), "pcm_in": pcm, "sample_rate": np.array([16_000], np.int32)}
-    answers = [server.ask({**GREEDY, "guidance_scale": scale}, **inputs) for scale in (1.0, 2.0)]
+    answers = [served.server.ask({**GREEDY, "guidance_scale": scale}, **inputs) for scale in (1.0, 2.0)]
     for answer in answers:
         assert answer.error is None
         report = answer.events[-1]["report"]
@@ -68,14 +67,11 @@ def test_a_recording_is_a_voice_and_a_reply_may_be_guided(served: tuple[Server, 
     assert answers[1].events[-1]["report"]["guided_frames"] == answers[1].events[-1]["report"]["num_frames"] > 0
 
 
-def test_bad_input_is_refused_by_its_field(served: tuple[Server, Path]) -> None:
-    server, _ = served
+def test_bad_input_is_refused_by_its_field(served: ServedCheckpoint) -> None:
     codes = [{"role": "system", "codes": [[1, 2]] * 7}, {"role": "user", "text": "a"}]
     for inputs, message in (
         ({"text": "a"}, "messages: expected a system turn with audio, the voice to speak in"),
         ({"messages": json.dumps(codes)}, "messages[0].codes: expected 8 streams, got 7 streams"),
         ({"text": "a", "options": '{"voice": "anna"}'}, "options.voice: expected none"),
     ):
-        answer = server.ask(**inputs)
-        assert answer.error is not None
-        assert f"invalid request: {message}" in answer.error
+        served.server.refuses(inputs, message)

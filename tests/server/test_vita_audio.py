@@ -10,7 +10,7 @@ import pytest
 from benchmarks.checkpoints import random_vita
 from stretto.codec.glm4_voice.tokenizer import load_tokenizer
 from tests.codec.glm4_voice.heard import speech
-from tests.server.vita import NUM_IDS, Served, serve
+from tests.server.vita import NUM_IDS, ServedVita, serve
 
 pytestmark = pytest.mark.server
 
@@ -29,24 +29,26 @@ WRITTEN = [
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedVita]:
     with serve(tmp_path_factory.mktemp("vita"), random_vita.SMALL) as served:
         yield served
 
 
 @pytest.mark.parametrize("schedule", [None, "turbo", "vanilla"])
-def test_a_reply_s_text_and_speech_are_the_reference_s_on_every_schedule(served: Served, schedule: str | None) -> None:
+def test_a_reply_s_text_and_speech_are_the_reference_s_on_every_schedule(
+    served: ServedVita, schedule: str | None
+) -> None:
     options: dict[str, Any] = {} if schedule is None else {"schedule": schedule}
     served.speaks(options, {"messages": json.dumps(TALK), "task": "dialogue"})
 
 
 @pytest.mark.parametrize("text", [{"temperature": 0.0}, {}], ids=["greedy", "drawn"])
-def test_a_text_is_spoken_as_the_reference_speaks_it(served: Served, text: dict[str, float]) -> None:
+def test_a_text_is_spoken_as_the_reference_speaks_it(served: ServedVita, text: dict[str, float]) -> None:
     options = {"text": {"max_rows": NUM_IDS, **text}, "schedule": "boost", "seed": 3}
     served.speaks(options, {"text": "how are you?", "task": "tts"})
 
 
-def test_samples_are_heard_as_the_tokens_that_the_tokenizer_makes_of_them(served: Served) -> None:
+def test_samples_are_heard_as_the_tokens_that_the_tokenizer_makes_of_them(served: ServedVita) -> None:
     pcm, tokenizer = speech(1.5), load_tokenizer(served.checkpoint, random_vita.NUM_CODES)
     assert tokenizer is not None
     turn = {"role": "user", "audio": "pcm_in"}
@@ -59,11 +61,11 @@ def test_samples_are_heard_as_the_tokens_that_the_tokenizer_makes_of_them(served
 
 
 @pytest.mark.parametrize(("task", "turns"), [("asr", TALK[2:]), ("chat", WRITTEN)], ids=["asr", "chat"])
-def test_a_text_task_answers_with_text_alone(served: Served, task: str, turns: list[dict[str, Any]]) -> None:
+def test_a_text_task_answers_with_text_alone(served: ServedVita, task: str, turns: list[dict[str, Any]]) -> None:
     served.writes({}, {"messages": json.dumps(turns), "task": task})
 
 
-def test_what_is_wrong_with_a_request_is_said_in_a_line(served: Served) -> None:
+def test_what_is_wrong_with_a_request_is_said_in_a_line(served: ServedVita) -> None:
     for options, message in (
         ({"schedule": "fast"}, "schedule: expected one of balance, vanilla, boost, turbo, or numbers, got 'fast'"),
         ({"repetition_penalty": 20}, "options.repetition_penalty: expected a number in [0.1, 10.0], got 20"),

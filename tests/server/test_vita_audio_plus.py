@@ -8,29 +8,29 @@ import pytest
 from benchmarks.checkpoints import random_vita
 from tests.codec.glm4_voice.heard import speech
 from tests.reference.vita_hearing import heard_by_plus
-from tests.server.vita import NUM_IDS, Served, serve
+from tests.server.vita import NUM_IDS, ServedVita, serve
 
 pytestmark = [pytest.mark.server, pytest.mark.nightly]  # by day the engine's test and the other release's server
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedVita]:
     with serve(tmp_path_factory.mktemp("plus"), random_vita.PLUS, heard_by_plus) as served:
         yield served
 
 
 @pytest.mark.parametrize("schedule", ["balance", "boost", "turbo", "vanilla"])
-def test_what_is_said_to_it_is_answered_as_the_reference_answers(served: Served, schedule: str) -> None:
+def test_what_is_said_to_it_is_answered_as_the_reference_answers(served: ServedVita, schedule: str) -> None:
     turns = [{"role": "user", "text": "how are you?"}, {"role": "assistant", "text": "fine", "codes": [[1, 5, 9]]}]
     messages = json.dumps([*turns, {"role": "user", "audio": "pcm_in"}])
     said = {"messages": messages, "pcm_in": speech(1.5), "sample_rate": 16_000}
     served.speaks({"schedule": schedule}, {**said, "task": "dialogue"})
 
 
-def test_it_writes_what_it_hears(served: Served) -> None:
+def test_it_writes_what_it_hears(served: ServedVita) -> None:
     served.writes({}, {"pcm_in": speech(1.0), "sample_rate": 16_000, "task": "asr"})
 
 
-def test_it_says_and_answers_a_text(served: Served) -> None:
+def test_it_says_and_answers_a_text(served: ServedVita) -> None:
     served.speaks({"text": {"max_rows": NUM_IDS, "temperature": 0.0}}, {"text": "how are you?", "task": "tts"})
     served.writes({}, {"messages": json.dumps([{"role": "user", "text": "how are you?"}]), "task": "chat"})

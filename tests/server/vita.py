@@ -18,7 +18,6 @@ from benchmarks.checkpoints import random_vita
 from benchmarks.checkpoints.random_glm4_tokenizer import write_glm4_tokenizer
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from stretto.checkpoints.command import main
-from stretto.checkpoints.make_repository import make
 from stretto.families.registry import family_at
 from stretto.families.text_codec import subword_codec
 from stretto.families.tokenizer import TextTokenizer
@@ -27,7 +26,7 @@ from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
 from tests.reference.module_lm import ModuleReference
 from tests.reference.vita_audio import NOTHING, VitaReference
-from tests.server.conftest import Server
+from tests.server.conftest import ServedCheckpoint, served_checkpoint
 from tests.server.listening import Answer
 from tests.vita_release import command
 
@@ -36,14 +35,12 @@ Hearing = Callable[[Path, Prompt], Mapping[int, Tensor]]
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedVita(ServedCheckpoint):
     """A server, its checkpoint, and what its model should say.
 
     hearing: what stands in the place of a prompt's rows, of a model that hears through an encoder.
     """
 
-    server: Server
-    checkpoint: Path
     reference: VitaReference
     hearing: Hearing | None = None
 
@@ -99,18 +96,13 @@ class Served:
 
 
 @contextmanager
-def serve(folder: Path, config: dict[str, Any], hearing: Hearing | None = None) -> Iterator[Served]:
+def serve(folder: Path, config: dict[str, Any], hearing: Hearing | None = None) -> Iterator[ServedVita]:
     """Release, converter, repository and server, all in `folder`; with `hearing` none of GLM-4-Voice's tokenizer."""
     release = random_vita.write_release(folder / "release", config)
     parts = ["--codec", str(write_glm4_voice(folder / "codec"))]
     if hearing is None:
         parts += ["--ssl-tokenizer", str(write_glm4_tokenizer(folder / "glm-4-voice-tokenizer"))]
     assert main([*command(release, folder / "checkpoint"), *parts]) == 0
-    make(folder / "checkpoint", folder / "repository", {})
     reference = VitaReference(random_vita.SMALL, random_vita.tensors(config, 1))
-    server = Server(folder, folder / "repository")
-    try:
-        server.start()
-        yield Served(server, folder / "checkpoint", reference, hearing)
-    finally:
-        server.stop()
+    with served_checkpoint(folder, folder / "checkpoint") as server:
+        yield ServedVita(server, folder / "checkpoint", reference, hearing)
