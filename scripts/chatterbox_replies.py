@@ -7,7 +7,6 @@ draw codes: it is read in this environment, where einops lies as vLLM's. Its dra
 warpers left, is replaced by the likeliest id, or by the largest with noise as the engine has it.
 """
 
-import argparse
 import ast
 import functools
 import json
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.checkpoints.random_chatterbox import KNOWN, SMALL, VOICES, tensors, voice, write_tokenizer
+from scripts.reply_fixture import Replies, equal_in, run
 from stretto.families.chatterbox.family import END_OF_SPEECH, END_OF_TEXT, START_OF_TEXT
 from stretto.sampling.noise import gumbel, seed_key, stream_keys
 
@@ -116,7 +116,7 @@ class Draws:
 
 
 @torch.inference_mode()
-def replies() -> list[dict[str, Any]]:
+def replies() -> Replies:
     """Each case with the ids of its text, the codes and their lead."""
     torch.set_num_threads(1)  # steps are too small to be shared out
     t3, drawn = load_t3(), list[dict[str, Any]]()
@@ -144,15 +144,16 @@ def replies() -> list[dict[str, Any]]:
     return drawn
 
 
-def main() -> None:
-    """Writes the fixture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    out = parser.parse_args().out
-    made = replies()
-    out.write_text(json.dumps({"num_codes": NUM_CODES, "replies": made}) + "\n")
+def write(fixture: Path, made: Replies) -> None:
+    """Writes the fixture, and prints how long each reply is, whether it ends by itself, and its lead."""
+    fixture.write_text(json.dumps({"num_codes": NUM_CODES, "replies": made}) + "\n")
     for reply in made:
         print(len(reply["codes"]), reply["codes"][-1] == END_OF_SPEECH, reply["lead"], reply["codes"][:8])
+
+
+def main() -> None:
+    """Write the fixture, or check the one there is: cases, ids of text and codes."""
+    run(__doc__, replies, write, equal_in(*NAMES, "seed", "ids", "codes"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # By night: the wheel with all that it needs, installed into an empty environment, must speak from an empty folder;
 # NVIDIA's bindings of three releases must know our calls to them;
-# Qwen3-TTS's own package and VITA-Audio's own code (where GitHub can be reached) must say what the tests hold ours to;
+# Qwen3-TTS's and Chatterbox's own packages and VITA-Audio's own code (where GitHub can be reached) must say what the
+# tests hold ours to (VALL-E's is asked by hand: scripts/valle_replies.py reads a source that has been mended by hand);
 # every answer of 64 streams must be right, or an error, whatever is done to the server; no package of the environment
 # may have a known advisory (where the network has that of OSV); then what the suite leaves out, and thousands of random
 # histories, others each time, with hypothesis profile $HISTORIES (tests/engine/test_histories.py).
@@ -36,6 +37,14 @@ replies_of_qwen3_tts_are_its_authors() (
         soundfile einops
     uv pip install --quiet --python "$env/bin/python" --no-deps qwen-tts==0.1.1
     "$env/bin/python" -m scripts.qwen3_tts_replies --check tests/data/qwen3_tts_replies.npz
+)
+
+replies_of_chatterbox_are_its_authors() (
+    . scripts/uv_sources.sh
+    folder=$(mktemp -d)
+    trap 'rm -rf "$folder"' EXIT
+    uv pip install --quiet --target "$folder" --no-deps chatterbox-tts==0.1.7 # read in this environment
+    CHATTERBOX_SRC="$folder/chatterbox" python -m scripts.chatterbox_replies --check tests/data/chatterbox_replies.json
 )
 
 replies_of_vita_audio_are_its_authors() (
@@ -80,6 +89,7 @@ calls_to_cuda_are_those_of_its_bindings() (
 speak_from_an_empty_environment
 calls_to_cuda_are_those_of_its_bindings
 replies_of_qwen3_tts_are_its_authors
+replies_of_chatterbox_are_its_authors
 replies_of_vita_audio_are_its_authors
 no_package_is_known_to_be_unsafe
 scripts/soak.sh --minutes 5 --out .stretto/chaos.jsonl --report .stretto/chaos.md

@@ -6,11 +6,10 @@ Needs an environment of its own: `pip install torch==2.13.0 transformers==4.57.3
 einops` and `pip install --no-deps qwen-tts==0.1.1` (https://github.com/QwenLM/Qwen3-TTS). sox, onnxruntime and
 torchaudio are imported for the 25 Hz tokenizer only; stand-ins are enough.
 
-Of each case: `prompt` [P, H], the rows that the talker is given; `codes` [T, Q]; `first` [n, C + 1], raw logits of the
-codes and the end on stream 0; `others` [T, Q - 1, C], those of the depth transformer.
+Of each case: `prompt` [P, H], the rows that the talker is given; `codes` [T, K]; `first` [n, C + 1], raw logits of the
+codes and the end on stream 0; `others` [T, K - 1, C], those of the depth transformer.
 """
 
-import argparse
 import importlib.machinery
 import sys
 import types
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.checkpoints.random_qwen3_tts import SPECIAL, plain_ids, small_config, tensors
+from scripts.reply_fixture import run
 
 TEXT, INSTRUCTION, REFERENCE = "Go on, 7x.", "low pitch", "mind"
 NUM_TOKENS = 24  # of stream 0; the last one gets no frame
@@ -153,20 +153,22 @@ def replies() -> dict[str, np.ndarray]:
     return made
 
 
-def main() -> None:
-    """Write the fixture, or check the one there is."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("fixture", type=Path)
-    parser.add_argument("--check", action="store_true", help="compare with what is there, to 1e-4, and write nothing")
-    args = parser.parse_args()
-    made = replies()
-    if not args.check:
-        np.savez_compressed(args.fixture, **made)
-        return
-    known = np.load(args.fixture)
+def write(fixture: Path, made: dict[str, np.ndarray]) -> None:
+    """Writes the fixture."""
+    np.savez_compressed(fixture, **made)
+
+
+def compare(fixture: Path, made: dict[str, np.ndarray]) -> None:
+    """Each array is the fixture's, within 1e-4."""
+    known = np.load(fixture)
     assert set(known) == set(made), sorted(set(known) ^ set(made))
     for name, array in made.items():
         np.testing.assert_allclose(array, known[name], atol=1e-4, err_msg=name)
+
+
+def main() -> None:
+    """Write the fixture, or check the one there is."""
+    run(__doc__, replies, write, compare)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ run, in this environment, one reply at a time, so no mask is needed: every row s
 in training. Of replies that do not end by themselves it gives none.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -25,6 +24,7 @@ from tokenizers import Tokenizer
 
 from benchmarks.checkpoints.random_published import write_tokenizer
 from benchmarks.checkpoints.random_valle import KNOWN, NUMBERS, tensors
+from scripts.reply_fixture import Replies, equal_in, run
 from stretto.families.valle.family import PAD, SOS_EOS
 
 SOURCE = Path(os.environ.get("ESPNET_SRC", "espnet"))
@@ -85,7 +85,7 @@ def masks() -> torch.Tensor:
 
 
 @torch.inference_mode()
-def replies() -> list[dict[str, Any]]:
+def replies() -> Replies:
     """Each case with its prefix, the codes [K][T] and their leads."""
     sys.path.insert(0, str(SOURCE))
     from espnet2.speechlm.core_lm import valle
@@ -130,15 +130,16 @@ def replies() -> list[dict[str, Any]]:
     return drawn
 
 
-def main() -> None:
-    """Writes the fixture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    out = parser.parse_args().out
-    made = replies()
-    out.write_text(json.dumps({"replies": made}) + "\n")
+def write(fixture: Path, made: Replies) -> None:
+    """Writes the fixture, and prints how many rows and frames each reply has, and its leads."""
+    fixture.write_text(json.dumps({"replies": made}) + "\n")
     for reply in made:
         print(len(reply["prefix"]), len(reply["codes"][0]), reply["drawn_lead"], reply["filled_lead"])
+
+
+def main() -> None:
+    """Write the fixture, or check the one there is: cases, prefixes and codes."""
+    run(__doc__, replies, write, equal_in("text", "voice", "prefix", "codes"))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ model asks for flash attention 2, which needs a GPU: on the CPU a stand-in masks
 and whatever mask it is given. With any other attention the published file is wrong behind the first burst.
 """
 
-import argparse
 import json
 import math
 import os
@@ -20,6 +19,7 @@ import transformers
 from torch import Tensor, nn
 
 from benchmarks.checkpoints.random_vita import SMALL, tensors
+from scripts.reply_fixture import Replies, equal_in, run
 
 SCHEDULES = {
     "vanilla": [8192, 0],
@@ -86,7 +86,7 @@ def reply(model: Any, prompt: list[int], schedule: list[int], penalty: float) ->
     return found.sequences[0, len(prompt) :].tolist(), float((best[:, 0] - best[:, 1]).min())
 
 
-def replies() -> list[dict[str, Any]]:
+def replies() -> Replies:
     """What the fixture holds."""
     torch.set_default_dtype(torch.float64)
     model, made = authors_model(), []
@@ -100,22 +100,18 @@ def replies() -> list[dict[str, Any]]:
     return made
 
 
-def main() -> None:
-    """Write the fixture, or check the one there is."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("fixture", type=Path)
-    parser.add_argument("--check", action="store_true", help="compare with what is there, and write nothing")
-    args = parser.parse_args()
-    made = replies()
-    if args.check:
-        known = [reply["ids"] for reply in json.loads(args.fixture.read_text())["replies"]]
-        assert [reply["ids"] for reply in made] == known, "the fixture says other ids"
-        return
+def write(fixture: Path, made: Replies) -> None:
+    """Writes the fixture, a reply in each line, and prints the smallest lead."""
     record = {"made_with": f"transformers {transformers.__version__}", "config": SMALL, "seed": SEED}
     lines = ",\n".join(json.dumps(each) for each in made)
     head = json.dumps(record | {"schedules": SCHEDULES})[:-1]
-    args.fixture.write_text(f'{head}, "replies": [\n{lines}\n]}}\n')
+    fixture.write_text(f'{head}, "replies": [\n{lines}\n]}}\n')
     print(f"{len(made)} replies, smallest lead {min(each['lead'] for each in made)}")
+
+
+def main() -> None:
+    """Write the fixture, or check the one there is: cases and ids."""
+    run(__doc__, replies, write, equal_in("schedule", "prompt", "penalty", "ids"))
 
 
 if __name__ == "__main__":
