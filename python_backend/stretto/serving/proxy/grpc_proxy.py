@@ -111,7 +111,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
                 if method == MODEL_INFER:
                     await self._check_infer(request, metadata)
                 else:
-                    check_other_call(method, request)
+                    check_other_call(method, request, self._access.is_key_holder(metadata))
                 if method in NOT_READY and not self._is_ready():
                     response = NOT_READY[method]
                 elif method == MODEL_INFER:

@@ -5,20 +5,31 @@ ends a stub. So here a tensor must be as large as its shape says. The tensors' b
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from google.protobuf.message import DecodeError
 from tritonclient.grpc.service_pb2 import ModelInferRequest
 
 MAX_HEAD_BYTES = 1 << 20
+MAX_FIELDS = 256  # its tensors' own among them; a request with all inputs of all our models has less than half of that
 MAX_ID = 1024  # characters: each response carries it, and Triton holds what a client does not read
 MAX_RANK = 8
 MAX_ELEMENTS = 1 << 31
 MAX_STRINGS = 4096  # each becomes an object
 SHOWN = 64  # characters of a name in an error
-NUM_FIELDS, RAW_CONTENTS = 7, 7
+
+# The fields of messages by number, and how each may be written (grpc_service.proto; protobuf, encoding).
 VARINT, LENGTH_DELIMITED = 0, 2
+RAW_CONTENTS = 7
+Kinds = Mapping[int, tuple[int, ...]]
+REQUEST: Kinds = dict.fromkeys(range(1, 8), (LENGTH_DELIMITED,))
+OUTPUT: Kinds = dict.fromkeys(range(1, 3), (LENGTH_DELIMITED,))
+INPUT: Kinds = {**dict.fromkeys(range(1, 6), (LENGTH_DELIMITED,)), 3: (LENGTH_DELIMITED, VARINT)}  # a shape, unpacked
+TENSORS = {5: INPUT, 6: OUTPUT}
+
+Field = tuple[int, int, int, int]  # its number, and where its tag, its content and the next field begin
 
 # Bytes of an element; a string has its length before it.
 SIZES = {"BOOL": 1, "UINT8": 1, "INT8": 1, "UINT16": 2, "INT16": 2, "FP16": 2, "BF16": 2}
@@ -58,7 +69,7 @@ class InferRequest:
 def read_infer_request(data: bytes) -> InferRequest:
     """The request in `data`; BadRequest for one that is none, or whose tensors are not as large as they say."""
     head, raw_sizes = bytearray(), []
-    for number, start, content, end in _fields(data):
+    for number, start, content, end in _few_fields(data):
         if number == RAW_CONTENTS:
             raw_sizes.append(end - content)
             continue
@@ -88,16 +99,31 @@ def told_host(data: bytes, host: str) -> bytes:
     return data + told.SerializeToString()
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """Of every field of the message: its number, and where its tag, its content and the next field begin."""
-    at = 0
-    while at < len(data):
+def _few_fields(data: bytes) -> Iterator[Field]:
+    """The fields of the request; BadRequest for one too many, those of its tensors among them.
+
+    Two bytes can be a field, and each takes a step here, or an object, while nobody else is served.
+    """
+    came = 0
+    for field in _fields(data, 0, len(data), REQUEST):
+        number, _, content, end = field
+        inner: Iterable[Field] = _fields(data, content, end, TENSORS[number]) if number in TENSORS else ()
+        came += 1 + sum(1 for _ in islice(inner, MAX_FIELDS))
+        if came > MAX_FIELDS:
+            raise BadRequest(f"request: expected at most {MAX_FIELDS} fields, those of its tensors included, got more")
+        yield field
+
+
+def _fields(data: bytes, at: int, end: int, known: Kinds) -> Iterator[Field]:
+    """The fields of a message between `at` and `end`."""
+    while at < end:
         number, kind = data[at] >> 3, data[at] & 7
-        if not 1 <= number <= NUM_FIELDS or kind != LENGTH_DELIMITED:
+        if kind not in known.get(number, ()):
             raise BadRequest(f"request: expected a ModelInferRequest, got field {number} of type {kind}")
-        size, content = _varint(data, at + 1)
-        if content + size > len(data):
-            raise BadRequest(f"request: expected {size} bytes of field {number}, got {len(data) - content}")
+        value, content = _varint(data, at + 1)
+        size = value if kind == LENGTH_DELIMITED else 0
+        if content + size > end:
+            raise BadRequest(f"request: expected {size} bytes of field {number}, got {end - content}")
         yield number, at, content, content + size
         at = content + size
 
@@ -146,6 +172,8 @@ def _num_elements(name: str, shape: list[int]) -> int:
 
 def _check_contents(name: str, tensor: ModelInferRequest.InferInputTensor, count: int) -> None:
     came = sum(len(values) for _, values in tensor.contents.ListFields())
+    if len(tensor.contents.bytes_contents) > MAX_STRINGS:
+        raise BadRequest(f"{name}: expected at most {MAX_STRINGS} strings, got {came}")
     if came != count:
         raise BadRequest(f"{name}: expected {count} elements for shape {list(tensor.shape)}, got {came}")
 
