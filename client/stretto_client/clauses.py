@@ -1,13 +1,13 @@
 """Cuts text of any length into pieces that a model speaks one after another, where a speaker would draw breath."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from sentencex import segment
 
 # Where a sentence that is too long by itself is cut, the best places first: behind a mark that is followed by a space,
 # behind a closed bracket, at any space.
-PLACES = (r"(?<=[;:—…])\s+", r"(?<=[,)\]–])\s+", r"\s+")
+PLACES = (re.compile(r"(?<=[;:—…])\s+"), re.compile(r"(?<=[,)\]–])\s+"), re.compile(r"\s+"))
 # In so many characters at once sentences are looked for: of quotes that never close, that takes time by the square. A
 # block ends, the best places first, with a paragraph, behind a mark that ends a sentence, at any space.
 MAX_BLOCK_CHARS = 4000
@@ -26,12 +26,15 @@ def split(text: str, max_chars: int, language: str = "en") -> list[str]:
 
 
 def first_sentences(text: str, max_chars: int, language: str = "en") -> tuple[str, str]:
-    """The sentences of `text` that have ended, as another follows, and the rest, of at most `max_chars` characters."""
-    *complete, rest = [*segment(language, text)] or [""]
-    if len(rest) > max_chars:
-        *parts, rest = _cut(rest, max_chars, PLACES)
-        complete += parts
-    return "".join(complete), rest
+    """The sentences of `text` that have ended, as another follows, and the rest, of at most `max_chars` characters.
+
+    Of a sentence that is longer than that, its first pieces count among the former. Nothing is lost, not even space.
+    """
+    sentences: list[str] = segment(language, text)
+    rest = sentences[-1] if sentences else ""
+    while len(rest) > max_chars:
+        rest = rest[_first_end(rest, max_chars) :]
+    return text[: len(text) - len(rest)], rest
 
 
 def halve(text: str, language: str = "en") -> list[str]:
@@ -51,12 +54,18 @@ def _blocks(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _cut(text: str, max_chars: int, places: tuple[str, ...]) -> Iterator[str]:
+def _first_end(text: str, max_chars: int) -> int:
+    """Where the first piece of a sentence that is too long ends, with the space behind it."""
+    ends = ([found.end() for found in place.finditer(text, 0, max_chars + 1)] for place in PLACES)
+    return next((found[-1] for found in ends if found), max_chars)
+
+
+def _cut(text: str, max_chars: int, places: Sequence[re.Pattern[str]]) -> Iterator[str]:
     """Pieces of a sentence, cut at the first of the `places` that makes them short enough, or within a word."""
     if len(text) <= max_chars:
         yield text
     elif places:
-        for part in _packed((part for part in re.split(places[0], text) if part), max_chars):
+        for part in _packed((part for part in places[0].split(text) if part), max_chars):
             yield from _cut(part, max_chars, places[1:])
     else:
         yield from (text[start : start + max_chars] for start in range(0, len(text), max_chars))

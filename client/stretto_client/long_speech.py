@@ -102,4 +102,4 @@ async def events_of(speak: Speak, text: str, tries: int = 1) -> AsyncGenerator[S
 
 def is_too_long(text: str, refusal: RequestRefused) -> bool:
     """Whether the server has refused a text, before any event of it, that it would take in parts."""
-    return len(text) >= 2 and TOO_LONG.match(str(refusal)) is not None
+    return len(text.strip()) >= 2 and TOO_LONG.match(str(refusal)) is not None

@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto_client import clauses
-from stretto_client.clauses import halve, split
+from stretto_client.clauses import first_sentences, halve, split
 
 TEXTS = st.text(alphabet='ab12 .,;:!?—"\n', max_size=200)
+SPACE = st.text(alphabet=" \n\t.;", min_size=1, max_size=60)
 
 
 def words(pieces: list[str]) -> str:
@@ -26,6 +27,27 @@ def test_halves_are_shorter_than_the_whole(text: str) -> None:
     halves = halve(text.strip())
     assert words(halves) == words([text])
     assert len(text.strip()) == 1 or max(map(len, halves)) < len(text.strip())
+
+
+@given(TEXTS | st.tuples(TEXTS, SPACE, TEXTS).map("".join), st.integers(1, 60))
+def test_what_has_ended_and_the_rest_are_all_of_the_text(text: str, max_chars: int) -> None:
+    complete, rest = first_sentences(text, max_chars)
+    assert complete + rest == text
+    assert len(rest) <= max_chars
+
+
+@pytest.mark.parametrize(
+    ("text", "complete", "rest"),
+    [
+        ("It rained, as it does; we stayed and", "It rained, as it does; ", "we stayed and"),
+        ("It rained, as it does and will do", "It rained, ", "as it does and will do"),
+        ("one two three four five six seven eight nine", "one two three four five ", "six seven eight nine"),
+        ("a" * 60, "a" * 50, "a" * 10),
+        (" " * 60, " " * 52, " " * 8),
+    ],
+)
+def test_a_sentence_that_is_too_long_goes_on_where_its_first_pieces_end(text: str, complete: str, rest: str) -> None:
+    assert first_sentences(text, 25) == (complete, rest)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stretto_client import RequestRefused, ServerFailed, SpeechClient, TimedOut, Timeouts, live_speech
 from stretto_client.clauses import first_sentences
@@ -210,6 +212,20 @@ async def test_sentences_are_those_of_the_whole_at_any_pace(size: int) -> None:
         clauses = [clause async for clause in clauses_of(unread, 40)]
     assert max(map(len, clauses)) <= 40
     assert "".join(clauses).replace(" ", "") == "".join(text.split())
+
+
+@given(st.lists(st.text(alphabet="ab .,;!?\n", max_size=60) | st.just(" " * 200), max_size=8))
+async def test_the_words_of_all_pieces_are_said_whatever_space_there_is(pieces: list[str]) -> None:
+    async with UnreadText(written(*pieces)) as unread:
+        clauses = [clause async for clause in clauses_of(unread, 60)]
+    assert all(0 < len(clause) <= 60 for clause in clauses)
+    assert "".join(filter(str.isalnum, "".join(clauses))) == "".join(filter(str.isalnum, "".join(pieces)))
+
+
+async def test_words_of_a_long_sentence_stay_apart() -> None:
+    words = ["word"] * 100
+    async with UnreadText(written(" ".join(words))) as unread:
+        assert " ".join([clause async for clause in clauses_of(unread, 40)]).split() == words
 
 
 def test_sentences_end_where_the_next_begins() -> None:

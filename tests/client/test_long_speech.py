@@ -131,6 +131,12 @@ async def test_a_long_text_of_nothing_is_the_servers_to_refuse(serve: Serve) -> 
     assert texts(server) == [" " * 200]
 
 
+async def test_space_that_is_too_long_is_refused_as_it_has_no_halves(serve: Serve) -> None:
+    _, client = await serve(lambda _: [ErrorText("invalid request: text: expected at most 160 characters, got 200")])
+    with pytest.raises(RequestRefused, match=r"^text: expected at most 160 characters, got 200$"):
+        [event async for event in client.speak(" " * 200)]
+
+
 async def test_options_that_are_no_json_are_an_error_of_the_caller(serve: Serve) -> None:
     _, client = await serve(lambda _: SPOKEN)
     with pytest.raises(TypeError):
