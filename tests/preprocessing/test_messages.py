@@ -5,7 +5,7 @@ import json
 import pytest
 
 from stretto.errors import InvalidRequest
-from stretto.preprocessing.messages import MAX_BYTES, Turn, read_messages
+from stretto.preprocessing.messages import MAX_BYTES, MAX_STREAMS, MAX_TURNS, Turn, read_messages
 
 
 def test_a_turn_is_text_or_names_the_audio_input() -> None:
@@ -31,6 +31,21 @@ def test_a_minute_of_codes_is_read() -> None:
     (turn,) = read_messages(json.dumps([{"role": "user", "codes": codes}]))
     assert turn.codes is not None
     assert turn.codes.shape == (9, 3000)
+
+
+def test_as_many_turns_of_as_many_streams_as_there_may_be_are_read() -> None:
+    turn = {"role": "user", "text": "hello", "codes": [[1023] * 50] * MAX_STREAMS}
+    turns = read_messages(json.dumps([turn] * MAX_TURNS))
+    assert len(turns) == MAX_TURNS
+    assert turns[-1].codes is not None
+
+
+def test_unknown_keys_without_number_are_refused_before_each_becomes_an_error() -> None:
+    unknown = ",".join(f'"{number:x}":1' for number in range(90_000))
+    with pytest.raises(
+        InvalidRequest, match=r"^messages: expected at most 8192 strings and brackets of JSON, got more$"
+    ):
+        read_messages(f'[{{"role":"user","text":"a",{unknown}}}]')
 
 
 @pytest.mark.parametrize(
