@@ -10,10 +10,12 @@ from stretto_gateway.api_error import ApiError
 from stretto_gateway.caller import CALLER
 from stretto_gateway.config import Limits
 from stretto_gateway.held import Held
+from stretto_gateway.realtime.window_queue import WindowQueue
 
 
 class Sessions:
-    """Counts those that are open, and what they hold. `draining` is set once the gateway is to end.
+    """Counts those that are open, and what they hold; `windows` are judged in turns. `draining` is set once the gateway
+    is to end.
 
     A caller may open as many as are left over: alone half of them, and nobody can take them all.
     """
@@ -21,6 +23,7 @@ class Sessions:
     def __init__(self, limits: Limits):
         self._max_sessions, self.held = limits.max_sessions, Held(limits)
         self._open = Counter[str]()
+        self.windows = WindowQueue()
         self.draining = asyncio.Event()
 
     @property

@@ -15,6 +15,7 @@ from stretto_gateway.held import Held
 
 Kind = Literal["input_text", "input_audio", "output_text", "output_audio"]
 MAX_CHAR_BYTES = 4
+ITEM_BYTES, PART_BYTES = 1024, 256  # what they take beside what is said: their objects and names
 ROOT = "root"  # OpenAI's name of the place before all items
 
 
@@ -113,7 +114,11 @@ class Conversation:
         if any(item.item_id == each.item_id for each in self.items):
             raise refused("item.id", "one that no item of the conversation has", item.item_id)
         place = len(self.items) if behind is None else 0 if behind == ROOT else self._index(behind) + 1
-        num_bytes = sum(len(part.pcm) + MAX_CHAR_BYTES * len(part.text or "") for part in item.parts)
+        num_bytes = ITEM_BYTES + sum(
+            PART_BYTES + len(part.pcm) + MAX_CHAR_BYTES * len(part.text or "") for part in item.parts
+        )
+        if item.role == "system":
+            self._expect_room(num_bytes)
         self._held.add(num_bytes)
         item.num_bytes = num_bytes
         self.items.insert(place, item)
@@ -159,6 +164,14 @@ class Conversation:
         system = "\n".join(text for text in told if text)
         turns = [{"role": "system", "text": system}] if system else []
         return [*turns, *(turn for item in self.items if item.role != "system" for turn in item.turns(files))], files
+
+    def _expect_room(self, num_bytes: int) -> None:
+        """ApiError where there is none for one more item of the system's, for which no other one is forgotten."""
+        if len(self.items) >= self._max_items:
+            raise refused("item", f"at most {self._max_items} items with those of the system", len(self.items) + 1)
+        if self.num_bytes + num_bytes > self._max_bytes:
+            expected = f"at most {self._max_bytes} bytes in a conversation, as they are counted"
+            raise refused("item.content", expected, f"{self.num_bytes + num_bytes} bytes")
 
     def _parts(self, role: str) -> Sequence[Part]:
         return [part for item in self.items if item.role == role for part in item.parts]

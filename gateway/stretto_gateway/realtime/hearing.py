@@ -1,7 +1,5 @@
 """What a user says: samples that nobody has committed yet, and the turns in them."""
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from stretto_gateway.api_error import refused
@@ -41,8 +39,13 @@ class Hearing:
     def _begin(self) -> None:
         self._detector = None if self.vad is None else TurnDetector(self.vad, self.end, self.max_samples)
 
-    def add(self, pcm: bytes) -> Iterator[Edge | None]:
-        """Take samples; window by window, what turns begin or end in them. ApiError where there is no room for them."""
+    @property
+    def has_window(self) -> bool:
+        """Whether there is sound in which turns may begin or end that is still to be judged."""
+        return self._detector is not None and self._detector.has_window
+
+    def add(self, pcm: bytes) -> None:
+        """Take samples, whose windows are to be judged before there are more; ApiError where there is no room."""
         num_samples = len(pcm) // SAMPLE_BYTES
         room = self.max_samples - (self.num_samples if self._detector is None else 0)
         if num_samples > room:
@@ -50,14 +53,16 @@ class Hearing:
             raise refused("audio", expected, f"{self.max_samples - room + num_samples} samples")
         self._held.add(len(pcm))
         self._pcm += pcm
-        return self._listen(pcm)
+        if self._detector is not None:
+            self._detector.add(np.frombuffer(pcm, "<i2"))
 
-    def _listen(self, pcm: bytes) -> Iterator[Edge | None]:
-        if self._detector is None:
-            return
-        for edge in self._detector.add(np.frombuffer(pcm, "<i2")):
-            yield edge
+    def judge(self) -> Edge | None:
+        """Judge the next window: what turn begins or ends with it; one that ends is still to be taken."""
+        assert self._detector is not None
+        edge = self._detector.judge()
+        if edge is None:
             self._drop(self._detector.keeps_from)
+        return edge
 
     def take(self, until: int | None = None) -> bytes:
         """The samples before `until`, or all that are held; they are held no longer."""

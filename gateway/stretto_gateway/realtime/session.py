@@ -18,7 +18,6 @@ from stretto_gateway.realtime.transcript import Transcriber
 from stretto_gateway.realtime.voice_activity import Edge, milliseconds, samples
 
 MIN_COMMIT_MS = 100  # as OpenAI has it
-WINDOWS_AT_ONCE = 8  # some milliseconds of work; then others go on
 
 
 class Session:
@@ -93,9 +92,10 @@ class Session:
         return head | self._settings.model_dump()
 
     async def _append(self, event: client.AudioAppend) -> None:
-        for index, edge in enumerate(self._hearing.add(client.read_pcm(event.audio, "audio"))):
-            if index % WINDOWS_AT_ONCE == WINDOWS_AT_ONCE - 1:
-                await asyncio.sleep(0)
+        self._hearing.add(client.read_pcm(event.audio, "audio"))
+        while self._hearing.has_window:
+            await self._gateway.sessions.windows.turn()
+            edge = self._hearing.judge()
             if edge is None:
                 continue
             try:

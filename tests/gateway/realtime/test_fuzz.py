@@ -82,9 +82,7 @@ def test_no_event_ends_a_session_or_is_a_failure(caplog: pytest.LogCaptureFixtur
         @settings(max_examples=EXAMPLES // 4)
         def talk(begun: list[str], messages: list[str | bytes]) -> None:
             line = CheckedLine([*begun, *messages, last])
-            scope = {"type": "websocket", "path": "/", "headers": [], "query_string": b""}
-            socket = WebSocket(scope, line.receive, line.send)  # type: ignore[arg-type]
-            runner.run(accept_and_run(gateway, socket))
+            runner.run(accept_and_run(gateway, line_socket(line)))
             errors = [each["error"]["event_id"] for each in line.said if each["type"] == "error"]
             assert "the last" in errors
             assert not gateway.sessions.held.num_bytes, "what a session held it holds no longer"
@@ -100,6 +98,12 @@ def test_no_event_ends_a_session_or_is_a_failure(caplog: pytest.LogCaptureFixtur
 async def open_gateway(behind: FakeServer) -> Gateway:
     """A gateway before it."""
     return Gateway(GatewayConfig(await behind.start(), limits=Limits(max_turn_s=2)))
+
+
+def line_socket(line: Line) -> WebSocket:
+    """The socket of a session that has such a line."""
+    scope = {"type": "websocket", "path": "/", "headers": [], "query_string": b""}
+    return WebSocket(scope, line.receive, line.send)  # type: ignore[arg-type]
 
 
 async def accept_and_run(gateway: Gateway, socket: WebSocket) -> None:

