@@ -74,7 +74,8 @@ def main(words: list[str] | None = None) -> int:
         server.config.load()
     except OSError as error:  # of OpenSSL, which names no file
         listener.close()
-        parser.error(f"--certificate {args.certificate}, --private-key {args.private_key}: {error}")
+        key = "" if args.private_key is None else f", --private-key {args.private_key}"
+        parser.error(f"--certificate {args.certificate}{key}: {error}")
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:  # uvloop's: half the time to a byte
         runner.run(server.serve([listener]))
     return 0
