@@ -36,7 +36,7 @@ from vllm.engine.arg_utils import EngineArgs  # noqa: E402
 
 from benchmarks.front_end import cpu_ms_per_frame  # noqa: E402
 from benchmarks.layout import measure as measure_layout  # noqa: E402
-from benchmarks.layouts import LAYOUTS  # noqa: E402
+from benchmarks.published_layouts import LAYOUTS  # noqa: E402
 from benchmarks.stepped_engine import SteppedEngine, StepTime  # noqa: E402
 from stretto.engine.frontend.launch import vllm_config  # noqa: E402
 from stretto.engine.kernels import cpu as cpu_kernels  # noqa: E402

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.checkpoints.random_checkpoint import write_checkpoint
-from benchmarks.layouts import LAYOUTS, PROMPT_ROWS, TEXT
+from benchmarks.published_layouts import LAYOUTS, PROMPT_ROWS, TEXT
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
 from stretto.families.base import Family, Task

@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.checkpoints.random_checkpoint import write_checkpoint
 from benchmarks.layout import HIDDEN, LAYERS, engine_args
-from benchmarks.layouts import BAGPIPER_SMALL, TEXT
+from benchmarks.published_layouts import BAGPIPER_SMALL, TEXT
 from benchmarks.results_file import append_result, command_line
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.layout import layout_engine
-from benchmarks.layouts import LAYOUTS, PROMPT_ROWS, TEXT
+from benchmarks.published_layouts import LAYOUTS, PROMPT_ROWS, TEXT
 from benchmarks.results_file import append_result, command_line
 from stretto.engine.environment import prepare_environment
 from stretto.families.base import Family

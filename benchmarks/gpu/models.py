@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu.jobs import Setup
-from benchmarks.layouts import PROMPT_ROWS
+from benchmarks.published_layouts import PROMPT_ROWS
 from stretto.checkpoints.backbone import OLMO2_7B, QWEN3_8B, SMOLLM2_1_7B, config_of
 from stretto.families.base import Family
 from stretto.families.qwen3_tts.family import DEPTH, Qwen3TtsVocabulary

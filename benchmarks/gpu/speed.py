@@ -20,7 +20,7 @@ import torch
 from benchmarks.gpu.first_audio import figures, first_rows, make_codec, time_burst
 from benchmarks.gpu.jobs import Setup
 from benchmarks.gpu.models import MODELS, PromptMaker, engine_args, write_config
-from benchmarks.layouts import PROMPT_ROWS
+from benchmarks.published_layouts import PROMPT_ROWS
 from stretto.codec.base import Codec
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment

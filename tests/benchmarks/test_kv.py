@@ -2,7 +2,7 @@ import argparse
 
 import pytest
 
-from benchmarks.layouts import LAYOUTS
+from benchmarks.published_layouts import LAYOUTS
 from stretto.engine.environment import prepare_environment
 from tests.speech_families import EIGHT_STREAMS
 

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from benchmarks.layouts import BAGPIPER_SMALL, LAYOUTS
+from benchmarks.published_layouts import BAGPIPER_SMALL, LAYOUTS
 from stretto.engine.environment import prepare_environment
 from tests.speech_families import EIGHT_STREAMS
 

@@ -3,7 +3,7 @@ import argparse
 import numpy as np
 import pytest
 
-from benchmarks.layouts import LAYOUTS
+from benchmarks.published_layouts import LAYOUTS
 from stretto.engine.environment import prepare_environment
 from tests.speech_families import EIGHT_STREAMS
 
