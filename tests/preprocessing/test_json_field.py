@@ -2,6 +2,7 @@
 
 import json
 import re
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
@@ -73,6 +74,17 @@ def test_no_more_parts_are_looked_at_than_there_may_be(monkeypatch: pytest.Monke
     with pytest.raises(InvalidRequest, match=r"^messages: expected (JSON nested at most 8 deep|at most 8192 strings)"):
         read_json("messages", "[" + part * 30_000, 1 << 20)
     assert num_seen <= (MAX_PARTS + 1 if part in ("[],", '"', '"",', "]") else 2 * MAX_DEPTH + 1)
+
+
+def test_a_string_of_escapes_takes_no_more_memory_than_its_own() -> None:
+    text = json.dumps("\n" * 100_000)
+    tracemalloc.start()
+    try:
+        assert measured(text) == (0, 1)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 2 * len(text)
 
 
 def test_good_json_is_read() -> None:
