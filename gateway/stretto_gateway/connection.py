@@ -1,19 +1,26 @@
 """A caller's connection: what it may send before anybody has asked who it is."""
 
 import asyncio
+import logging
 from collections import Counter
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from stretto_gateway.caller import network
 
+LOG = logging.getLogger("stretto_gateway")
 HEAD_S = 10.0  # in which the head of a request has to come
+STALL_S = 30.0  # in which a reader has to take some of what was written
 MAX_HEAD_BYTES = 65_536
+MAX_PIPELINED = 8  # requests that wait while another one is answered
 
 
 class Connection(HttpToolsProtocol):
     """uvicorn's connection, which is closed where the head of a request takes too long, or too much memory.
+
+    So it is where nobody takes what was answered, and after the answers that are owed where too many requests come at
+    once, or something that is none behind them: nothing is written amid an answer.
 
     Of more than `limit_concurrency` those make room that have no request, of the host that has most of them the oldest
     first. Where all have one, uvicorn answers 503.
@@ -22,12 +29,14 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._num_kept_bytes = 0  # at most so many of what came are kept, and not handed on yet
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None  # runs where there is no request, or nobody takes an answer
+        self._answered: RequestResponseCycle | None = None  # the request whose turn it is, or was
+        self._is_ending = False  # what comes now is not looked at
 
     @property
     def is_idle(self) -> bool:
         """Whether there is no request in it."""
-        return self.cycle is None or self.cycle.response_complete
+        return self._answered is None or self._answered.response_complete
 
     @property
     def host(self) -> str:
@@ -40,23 +49,54 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
-        self._wait_for_head()
+        self._wait()
         if self.limit_concurrency is not None and len(self.connections) >= self.limit_concurrency:
             self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         super().connection_lost(exc)
+        if self._answered is not None and not self.is_idle:  # uvicorn tells the last request that came
+            self._answered.disconnected = True
+            self._answered.message_event.set()
 
     def data_received(self, data: bytes) -> None:
+        if self._is_ending:
+            return
         self._num_kept_bytes += len(data)
         super().data_received(data)
-        if self._num_kept_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+        if self._num_kept_bytes > MAX_HEAD_BYTES and not self._is_ending and not self.transport.is_closing():
             self.send_400_response(f"The head of a request has at most {MAX_HEAD_BYTES} bytes.")
+
+    def handle_websocket_upgrade(self) -> None:
+        if self.flow.write_paused or not self.is_idle:  # that writing is paused the WebSocket would not be told
+            self.send_400_response("A WebSocket is opened where all answers before it are taken.")
+            return
+        self._stop_waiting()
+        super().handle_websocket_upgrade()
+
+    def send_400_response(self, msg: str) -> None:
+        """Say it where it is an answer to what came; where others are owed, the connection ends after those."""
+        answered, came = self._answered, self.cycle
+        if self.is_idle or (came is answered and came.more_body and not came.response_started):
+            super().send_400_response(msg)
+            return
+        self._is_ending = True
+        if self.pipeline and came.more_body:
+            self.pipeline.popleft()  # it will never be whole
+        last = self.pipeline[0][0] if self.pipeline else answered
+        assert last is not None
+        last.keep_alive = False
+
+    def on_message_begin(self) -> None:
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise OverflowError  # which stops the parser, and is no answer to anything
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         self._num_kept_bytes = 0
-        self._stop_waiting()
+        if not self.flow.write_paused:
+            self._stop_waiting()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -67,11 +107,35 @@ class Connection(HttpToolsProtocol):
         is_last = not self.pipeline
         super().on_response_complete()
         if is_last:
-            self._wait_for_head()
+            self._wait()
 
-    def _wait_for_head(self) -> None:
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._wait()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.is_idle:
+            self._stop_waiting()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _wait(self) -> None:
+        """Wait for the reader of what was written; where all of it is taken, for the next head."""
         self._stop_waiting()
-        self._timer = self.loop.call_later(HEAD_S, self.transport.abort)
+        num_unread = self.transport.get_write_buffer_size()
+        self._timer = self.loop.call_later(STALL_S if num_unread else HEAD_S, self._look, num_unread)
+
+    def _look(self, num_unread: int) -> None:
+        """Wait on where less than `num_unread` bytes are left."""
+        if self.transport.get_write_buffer_size() < num_unread:
+            self._wait()
+            return
+        if num_unread:
+            LOG.warning("a reader took nothing for %g s and was left", STALL_S)
+        self.transport.abort()
 
     def _stop_waiting(self) -> None:
         if self._timer is not None:

@@ -1,20 +1,38 @@
-"""What callers may send before anybody knows who they are: heads without end, and connections that say nothing."""
+"""What callers may send before anybody knows who they are: heads without end, crowds of requests, and nothing."""
 
 import asyncio
+import json
+import socket
 
 import pytest
 
 from stretto_gateway import connection
 from stretto_gateway.config import Limits
-from tests.gateway.conftest import Running, Start
+from stretto_gateway.connection import MAX_PIPELINED, Connection
+from tests.client.fake_server import Until
+from tests.gateway.conftest import SPOKEN, Running, Start
 
 HEAD = b"POST /v1/audio/speech HTTP/1.1\r\nhost: x\r\n"
+LIVE = b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n"
+SCHEMA = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n"
+BODY = json.dumps({"input": "A cat.", "response_format": "pcm"}).encode()
+SPEECH = HEAD + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(BODY) + BODY
+UPGRADE = (
+    b"GET /v1/realtime HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+    b"sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
 Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-async def connect(running: Running, data: bytes = b"") -> Pair:
+async def connect(running: Running, data: bytes = b"", num_unread: int | None = None) -> Pair:
+    """num_unread: so many bytes or few more are taken by the client's system while it does not read."""
     host, port = running.url.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
+    made = socket.socket()
+    made.setblocking(False)
+    if num_unread is not None:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, num_unread)
+    await asyncio.get_running_loop().sock_connect(made, (host, int(port)))
+    reader, writer = await asyncio.open_connection(sock=made)
     writer.write(data)
     return reader, writer
 
@@ -80,3 +98,121 @@ async def test_who_is_refused_and_sends_on_is_left(start: Start, monkeypatch: py
         if writer.is_closing():
             break
     assert writer.is_closing()
+
+
+async def connect_slowly(running: Running) -> tuple[Pair, Connection]:
+    """A connection whose client reads nothing yet, with hardly any room on the way; and the gateway's end of it."""
+    reader, writer = await connect(running, num_unread=1)
+    async with asyncio.timeout(60):
+        while not running.server.server_state.connections:
+            await asyncio.sleep(0.005)
+    (made,) = running.server.server_state.connections
+    assert isinstance(made, Connection)
+    made.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    writer.transport.pause_reading()
+    return (reader, writer), made
+
+
+async def until_unread(made: Connection) -> None:
+    """Until an answer was given that is not taken."""
+    async with asyncio.timeout(60):
+        while made.cycle is None or not made.is_idle:
+            await asyncio.sleep(0.005)
+    assert made.transport.get_write_buffer_size()
+
+
+async def test_of_a_crowd_of_requests_those_in_front_are_answered(start: Start) -> None:
+    reader, writer = await connect(await start(keys=("sk-0123456789abcdef",)), LIVE * MAX_PIPELINED)
+    async with asyncio.timeout(60):
+        for _ in range(MAX_PIPELINED):
+            assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+    writer.write(LIVE * 100)
+    *answers, last = (await read_all(reader)).split(b"HTTP/1.1 200 ")[1:]
+    assert len(answers) == MAX_PIPELINED, "one that is answered, and those that wait, of whom one is the last"
+    assert b"connection: close" in last
+    assert not any(b"connection: close" in each for each in answers)
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\0\r\n\r\n",
+        b"GET /" + b"a" * 70_000,
+        HEAD + b"transfer-encoding: chunked\r\n\r\nx\r\n",
+        UPGRADE,
+        LIVE * (MAX_PIPELINED + 2),
+    ],
+    ids=["none", "endless", "body", "upgrade", "crowd"],
+)
+async def test_nothing_is_written_amid_an_answer(start: Start, data: bytes) -> None:
+    goes_on = asyncio.Event()
+    running = await start([SPOKEN[0], Until(goes_on), *SPOKEN[1:]])
+    reader, writer = await connect(running, SPEECH)
+    async with asyncio.timeout(60):
+        head = await reader.readuntil(b"\r\n\r\n")
+        writer.write(data)
+        async with running.http() as http:  # which is read after it
+            assert (await http.get("/health/live")).status_code == 200
+        goes_on.set()
+        assert b" 200 " in head
+        while size := int((await reader.readline()).strip(), 16):
+            await reader.readexactly(size + 2)
+        assert await reader.readline() == b"\r\n"
+    assert (await read_all(reader)).count(b"HTTP/1.1 ") == (MAX_PIPELINED if data.startswith(LIVE) else 0)
+    writer.close()
+
+
+async def test_who_leaves_ends_the_work_before_what_else_was_asked_for(start: Start) -> None:
+    running = await start([Until(asyncio.Event())])
+    _, writer = await connect(running, SPEECH + LIVE)
+    async with asyncio.timeout(60):
+        while not running.behind.requests:
+            await asyncio.sleep(0.005)
+        writer.close()
+        await running.behind.cancelled.wait()
+
+
+async def test_an_answer_that_is_being_taken_is_not_cut_off(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = await start()
+    async with running.http() as http:
+        whole = (await http.get("/openapi.json", headers={"connection": "close"})).content
+    async with asyncio.timeout(60):
+        while running.server.server_state.connections:
+            await asyncio.sleep(0.005)
+    (reader, writer), made = await connect_slowly(running)
+    monkeypatch.setattr(connection, "HEAD_S", 0.0)
+    writer.write(SCHEMA + b"connection: close\r\n\r\n")
+    await until_unread(made)
+    made._look(made.transport.get_write_buffer_size() + 1)  # of which some was taken
+    writer.transport.resume_reading()
+    assert (await read_all(reader)).endswith(b"\r\n\r\n" + whole)
+    writer.close()
+
+
+async def test_who_takes_no_answers_is_left_whatever_waits_for_them(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "STALL_S", 0.1)
+    running = await start()
+    (_, writer), made = await connect_slowly(running)
+    writer.write((SCHEMA + b"\r\n") * MAX_PIPELINED)
+    async with asyncio.timeout(60):
+        while made in running.server.server_state.connections or running.server.server_state.tasks:
+            await asyncio.sleep(0.005)
+    writer.close()
+
+
+async def test_no_websocket_is_opened_behind_an_answer_that_is_not_taken(start: Start) -> None:
+    running = await start()
+    (reader, writer), made = await connect_slowly(running)
+    made.transport.set_write_buffer_limits(1)
+    writer.write(SCHEMA + b"\r\n")
+    await until_unread(made)
+    writer.write(UPGRADE)
+    async with asyncio.timeout(60):
+        while not made.transport.is_closing():
+            await asyncio.sleep(0.005)
+    writer.transport.resume_reading()
+    assert [part[:3] for part in (await read_all(reader)).split(b"HTTP/1.1 ")[1:]] == [b"200", b"400"]
+    writer.close()
