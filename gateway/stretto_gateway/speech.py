@@ -20,6 +20,7 @@ from stretto_gateway.catalogue import find_task
 from stretto_gateway.encoding import MEDIA_TYPES, Encoder, FfmpegEncoder, make_encoder
 from stretto_gateway.events import heard
 from stretto_gateway.gateway import Gateway
+from stretto_gateway.given_options import held_bytes
 from stretto_gateway.speech_request import SpeechItem, SpeechOptions, SpeechRequest
 from stretto_gateway.streamed import Streamed
 from stretto_gateway.trace import SpeechTrace
@@ -59,10 +60,12 @@ async def speech_options(gateway: Gateway, item: SpeechItem, asked: State) -> di
 async def voice_options(gateway: Gateway, item: SpeechOptions, asked: State) -> dict[str, Any]:
     """What `SpeechClient.speak` is told beside the text; ApiError for what this gateway, or this model, does not do.
 
-    asked: the request's, as the guard has filled it: whose it is, who may use the voices that it has brought.
+    asked: the request's, as the guard has filled it: whose it is, who may use the voices that it has brought, and what
+    is held for it.
     """
     profile = await gateway.catalogue.model(item.model)
     find_task(profile, ("tts",), "speak a text as it stands")
+    asked.keep(held_bytes(item.options))
     return item.for_server(profile, await brought_voice(gateway, profile, item.voice_name, asked))
 
 

@@ -9,6 +9,7 @@ from stretto_client import ModelProfile, RecordedVoice
 from stretto_gateway.api_error import refused
 from stretto_gateway.catalogue import find_voice
 from stretto_gateway.encoding import DEFAULT_RATE, HIGHEST_RATE, LOWEST_RATE, RATES
+from stretto_gateway.given_options import options_bytes
 
 OPTIONS = (
     *("seed", "guidance_scale", "guidance", "temperature", "top_k", "top_p", "text", "audio", "max_audio_s"),
@@ -16,6 +17,11 @@ OPTIONS = (
 )  # which the server checks
 WITH_FILE = Form(media_type="multipart/form-data")
 AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
+
+
+def given_options(record: dict[str, Any]) -> dict[str, Any]:
+    """Those of `record`."""
+    return {name: value for name in OPTIONS if (value := record.get(name)) is not None}
 
 
 def whole_characters(text: str) -> str:
@@ -28,12 +34,6 @@ def whole_characters(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(whole_characters)]
-
-
-class VoiceId(BaseModel):
-    """A voice as an object, which newer SDKs send."""
-
-    id: Text
 
 
 class Body(BaseModel):
@@ -54,6 +54,12 @@ class Body(BaseModel):
         known = {field.alias or name for name, field in cls.model_fields.items()}
         unknown = next((name for name in record if name not in known), None)
         return {name: value for name, value in record.items() if name in known or name == unknown}
+
+
+class VoiceId(Body):
+    """A voice as an object, which newer SDKs send."""
+
+    id: Text
 
 
 class Voiced(Body):
@@ -91,6 +97,19 @@ class SpeechOptions(Voiced):
     chunking: Any = None
     adapter: Any = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def few_options(cls, record: Any) -> Any:
+        """`record`, where its options are no more JSON than the server takes; ApiError otherwise."""
+        if isinstance(record, dict):
+            options_bytes(given_options(record))
+        return record
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the server is to check."""
+        return given_options(vars(self))
+
     def for_server(self, profile: ModelProfile, brought: RecordedVoice | None = None) -> dict[str, Any]:
         """The arguments of `SpeechClient.speak`, in the voice that was `brought` or in that of the name; ApiError names
         what this family cannot do."""
@@ -101,9 +120,8 @@ class SpeechOptions(Voiced):
         rates = RATES.get(self.response_format)
         if rates is not None and self.sample_rate not in rates:
             raise refused("sample_rate", f"for {self.response_format} one of {rates}", self.sample_rate)
-        options = {name: value for name in OPTIONS if (value := getattr(self, name)) is not None}
         form = {"encoding": "pcm_s16le", "sample_rate": self.sample_rate}
-        return options | form | {"voice": brought or find_voice(profile, self.voice_name)}
+        return self.options | form | {"voice": brought or find_voice(profile, self.voice_name)}
 
 
 class SpeechItem(SpeechOptions):

@@ -12,6 +12,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from stretto_gateway.api_error import ApiError, refused
 from stretto_gateway.gateway import Gateway
+from stretto_gateway.given_options import held_bytes
 from stretto_gateway.held import Held
 from stretto_gateway.lasting import DONE, attend, session_tasks
 from stretto_gateway.realtime.channel import Channel, SessionEnd
@@ -151,11 +152,19 @@ class StreamSession:
         """Forget what was written."""
         if self._text is not None:
             self._text.close()
+        self._keep(None)
 
     async def _configure(self, config: SessionConfig) -> None:
         self._expect_silence("session.config")
         with self._asking() as asked:
             await voice_options(self._gateway, config, asked)
+        self._keep(config)
+
+    def _keep(self, config: SessionConfig | None) -> None:
+        """Instead of the one before, where there is memory for both."""
+        held = self._gateway.sessions.held
+        held.add(held_bytes(config.options) if config is not None else 0)
+        held.remove(held_bytes(self._config.options) if self._config is not None else 0)
         self._config = config
 
     def _write(self, piece: str) -> None:

@@ -122,6 +122,8 @@ async def test_a_long_text_is_spoken_clause_by_clause(start: Start) -> None:
         ({"input": "a" * 11}, "input"),
         ({"timestamps": True}, "timestamps"),
         ({"volume": 11}, "volume"),
+        ({"voice": {"id": "alloy", "more": []}}, "voice"),
+        ({"audio": {"top_k": "4" * 16_384}}, "audio"),
     ],
 )
 async def test_what_cannot_be_done_is_refused_by_name(start: Start, change: dict[str, Any], param: str) -> None:

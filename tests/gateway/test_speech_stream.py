@@ -18,6 +18,7 @@ from stretto_gateway import web_socket
 from stretto_gateway.config import GatewayConfig, Limits
 from stretto_gateway.encoding import MEDIA_TYPES
 from stretto_gateway.gateway import Gateway
+from stretto_gateway.given_options import held_bytes
 from stretto_gateway.speech_stream import KINDS, run
 from tests.client.fake_server import PROFILE, Abort, Chunk, ErrorText, FakeServer, Request, Step, Taken, Until
 from tests.gateway.conftest import SPOKEN, Running, Start
@@ -204,6 +205,8 @@ async def test_each_utterance_is_spoken_in_a_kept_voice_whose_recording_is_held_
         ({"type": "session.config", "response_format": "ogg"}, "response_format"),
         ({"type": "session.config", "stream_audio": False}, "stream_audio"),
         ({"type": "session.config", "input": "A cat."}, "input"),
+        ({"type": "session.config", "schedule": [[[[[[[[]]]]]]]]}, "schedule"),
+        ({"type": "session.config", "text": [[]] * 10_000}, None),
         ({"type": "input.text", "text": 7}, "text"),
         ({"type": "input.text", "text": "\ud800"}, "text"),
         ({"type": "input.text"}, "text"),
@@ -220,6 +223,19 @@ async def test_what_cannot_be_done_is_told_by_name_and_the_session_goes_on(
         assert (told["type"], told["error"]["param"], told["message"]) == ("error", param, told["error"]["message"])
         assert kinds((await (await begin(opened)).utterance("A cat."))[0])[-1] == "session.done"
     assert len(running.behind.requests) == 1
+
+
+async def test_options_are_held_until_there_are_others(start: Start) -> None:
+    running = await start()
+    held = running.app.state.gateway.sessions.held
+    async with open_socket(running, PATH) as opened:
+        for config in ({"text": "a" * 9000}, {"text": "a" * 8000}, {}):
+            writer = await begin(opened, **config)
+            await writer.send("input.done")
+            assert (await writer.next())["type"] == "session.done"  # after that
+            assert held.num_bytes == held_bytes(config)
+        await begin(opened, text="a" * 9000)
+    await idle(running)
 
 
 async def test_one_utterance_at_a_time(start: Start) -> None:

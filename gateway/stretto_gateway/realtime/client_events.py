@@ -10,10 +10,12 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from stretto_gateway.api_error import ApiError, refused, shown
 from stretto_gateway.chat_request import MAX_PARTS
+from stretto_gateway.given_options import json_bytes
 from stretto_gateway.realtime.settings import ReplyAudio, ReplyOptions, validated
 from stretto_gateway.speech_request import Body, Text
 
 MAX_METADATA = 16
+MAX_VALUES = 8192  # of an event, each of which may take a hundred times the memory of its character
 Id = Annotated[Text, Field(min_length=1, max_length=64)]
 
 
@@ -88,13 +90,21 @@ Metadata = Annotated[
 ]
 
 
+def few_options(options: Any) -> Any:
+    """`options`, where they are no more JSON than the server takes; ApiError otherwise."""
+    json_bytes(options, "response.options")
+    return options
+
+
 class ReplyFields(ReplyOptions):
     """What of the session's settings does not hold for one reply."""
 
     audio: ReplyAudio = Field(default_factory=ReplyAudio)
     conversation: Literal["auto"] | None = None
     input: None = None
-    options: dict[str, Any] | None = Field(default=None, description="as those of speech, for this reply")
+    options: Annotated[dict[str, Any] | None, BeforeValidator(few_options)] = Field(
+        default=None, description="as those of speech, for this reply"
+    )
     metadata: Metadata | None = None
 
 
@@ -128,6 +138,8 @@ def read_json(text: str | None) -> dict[str, Any]:
     """The object in a message; ApiError where there is none."""
     if text is None:
         raise ApiError(400, "expected an event as text, got bytes", code="invalid_event")
+    if (got := num_values(text)) > MAX_VALUES:
+        raise ApiError(400, f"expected an event of at most {MAX_VALUES} values, got {got}", code="invalid_event")
     try:
         record = json.loads(text)
     except (ValueError, RecursionError):
@@ -135,6 +147,16 @@ def read_json(text: str | None) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ApiError(400, f"expected an event as a JSON object, got {shown(record)}", code="invalid_event")
     return record
+
+
+def num_values(text: str) -> int:
+    """How many values there are in JSON, or a few more: the brackets that open and the commas, outside strings if need
+    be."""
+    got = sum(map(text.count, "[{,"))
+    if got > MAX_VALUES:
+        bare = "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])
+        got = sum(map(bare.count, "[{,"))
+    return got
 
 
 def read_event(record: dict[str, Any]) -> ClientEvent:

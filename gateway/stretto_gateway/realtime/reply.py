@@ -17,6 +17,7 @@ from stretto_gateway.chat_request import conversing_task
 from stretto_gateway.encoding import DEFAULT_RATE
 from stretto_gateway.events import followed
 from stretto_gateway.gateway import Gateway
+from stretto_gateway.given_options import held_bytes
 from stretto_gateway.realtime.channel import Channel
 from stretto_gateway.realtime.client_events import ReplyFields
 from stretto_gateway.realtime.conversation import MAX_CHAR_BYTES, Conversation, Item, Kind, Part, asked_kinds, new_id
@@ -49,9 +50,9 @@ class Order:
 
     @property
     def num_bytes(self) -> int:
-        """What files and codes take, beside the conversation that they are of."""
+        """What files and codes take, beside the conversation that they are of, and what options do."""
         num_codes = sum(len(stream) for turn in self.turns for stream in turn.get("codes", ()))
-        return sum(map(len, self.files)) + NUMBER_BYTES * num_codes
+        return sum(map(len, self.files)) + NUMBER_BYTES * num_codes + held_bytes(self.options)
 
 
 def make_order(
@@ -132,7 +133,8 @@ class Reply:
         self.task.add_done_callback(lambda _: self._forget(num_bytes))
 
     def _forget(self, num_bytes: int) -> None:
-        self._order = replace(self._order, turns=[], files=[])
+        own = {name: value for name, value in self._order.options.items() if name not in OPTIONS}
+        self._order = replace(self._order, turns=[], files=[], options=own)
         self._gateway.sessions.held.remove(num_bytes)
 
     async def cancel(self, reason: str) -> None:

@@ -290,6 +290,7 @@ async def test_a_family_that_does_not_converse_says_so(start: Start) -> None:
         ({}, {"audio": {"output": {"voice": "nobody"}}}, "response.audio.output.voice"),
         ({}, {"audio": {"output": {"voice": {"id": 3}}}}, "response.audio.output.voice"),
         ({}, {"options": {"ring": 1}}, "response.options"),
+        ({}, {"options": {"text": "a" * 16_384}}, "response.options"),
         ({}, {"metadata": {"n": 1}}, "response.metadata.n"),
     ],
 )

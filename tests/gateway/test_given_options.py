@@ -1,0 +1,64 @@
+"""How much JSON a caller may give as options: as much as the server takes."""
+
+import json
+from typing import Any
+
+import pytest
+
+from stretto.errors import InvalidRequest
+from stretto.preprocessing import json_field
+from stretto_gateway.api_error import ApiError
+from stretto_gateway.given_options import MAX_BYTES, MAX_DEPTH, OBJECT_BYTES, SMALL_BYTES, held_bytes, options_bytes
+from stretto_gateway.realtime.client_events import MAX_VALUES, num_values, read_json
+
+
+def nested(depth: int) -> list[Any]:
+    """Lists in lists."""
+    return json.loads("[" * depth + "]" * depth)
+
+
+def test_limits_are_those_of_the_server() -> None:
+    assert (MAX_BYTES, MAX_DEPTH) == (json_field.MAX_BYTES, json_field.MAX_DEPTH)
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"text": "a" * (MAX_BYTES - 12)}, None),
+        ({"text": "a" * (MAX_BYTES - 11)}, "text"),
+        ({"seed": 1, "text": "\u00e9" * 2730}, "text"),
+        ({"seed": 1, "text": "a" * 9000, "audio": "a" * 9000, "schedule": 1}, "audio"),
+        ({"schedule": nested(MAX_DEPTH - 1)}, None),
+        ({"schedule": nested(MAX_DEPTH)}, "schedule"),
+        ({"schedule": nested(500)}, "schedule"),
+        ({"guidance": {"a": [{"b": [{"c": [{}]}]}]}}, None),
+        ({"guidance": {"a": [{"b": [{"c": [{"d": []}]}]}]}}, "guidance"),
+        ({"schedule": [[]] * 100_000}, "schedule"),
+    ],
+)
+def test_what_the_server_takes_is_taken(options: dict[str, Any], param: str | None) -> None:
+    text = json.dumps(options)
+    if param is None:
+        assert options_bytes(options) == len(text)
+        assert json_field.read_json("options", text) == options
+        return
+    with pytest.raises(InvalidRequest):
+        json_field.read_json("options", text)
+    with pytest.raises(ApiError) as raised:
+        options_bytes(options)
+    assert raised.value.param == param
+    assert raised.value.message.startswith(f"{param}: expected ")
+
+
+def test_few_options_have_room_always_and_many_count_as_the_objects_that_they_are() -> None:
+    assert held_bytes({"seed": 3, "text": {"top_k": 2}}) == 0
+    assert held_bytes({"text": "a" * 2 * SMALL_BYTES}) == OBJECT_BYTES * (SMALL_BYTES + 12)
+
+
+@pytest.mark.parametrize("said", ["[{,", '\\"[', "[\\"])
+def test_an_event_has_so_many_values_whatever_is_said_in_it(said: str) -> None:
+    event = {"type": "input.text", "text": said * MAX_VALUES, "last": [1, 2]}
+    assert num_values(json.dumps(event)) == 5, "those that may open something, and commas"
+    assert read_json(json.dumps(event)) == event
+    with pytest.raises(ApiError, match=f"at most {MAX_VALUES} values"):
+        read_json(json.dumps(event | {"last": [1] * MAX_VALUES}))
