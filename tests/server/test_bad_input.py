@@ -34,7 +34,7 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
     "another family": ({"text": "hello", "options": '{"family": "big"}'}, ["options.family", "unknown"]),
     "options out of range": ({"text": "hello", "options": '{"temperature": -1}'}, ["temperature", "-1"]),
     "options that are no JSON": ({"text": "hello", "options": "{"}, ["options", "JSON"]),
-    "JSON too deep": ({"text": "hello", "options": "[" * 500 + "]" * 500}, ["options", "8 deep", "500"]),
+    "JSON too deep": ({"text": "hello", "options": "[" * 500 + "]" * 500}, ["options", "8 deep", "9 levels"]),
     "text and audio at once": (
         {"text": "hello", "audio": wav()},
         ["audio", "only text for task 'tts'", "audio and text"],
