@@ -2,8 +2,9 @@
 
 import asyncio
 import base64
+import json
 import secrets
-from collections.abc import Coroutine, Iterable
+from collections.abc import AsyncGenerator, Coroutine, Iterable
 from contextlib import aclosing
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from fastapi import APIRouter
 from pydantic import Field
 from starlette.datastructures import State
 from starlette.requests import Request
+from starlette.responses import Response
 
 from stretto_gateway.answers import Batch, FailedItem, SpokenItem
 from stretto_gateway.api_error import ApiError, refused
@@ -19,9 +21,11 @@ from stretto_gateway.encoding import MEDIA_TYPES
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.speech import audio_parts, speech_options
 from stretto_gateway.speech_request import SpeechItem, SpeechOptions
+from stretto_gateway.streamed import Streamed
 
 router = APIRouter()
 MAX_ITEMS = 1024  # that are looked at; a gateway has a limit of its own below
+PART_BYTES = 65_536
 
 
 class BatchRequest(SpeechOptions):
@@ -30,8 +34,8 @@ class BatchRequest(SpeechOptions):
     items: Annotated[list[SpeechItem], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
 
 
-@router.post("/v1/audio/speech/batch")
-async def create_batch(body: BatchRequest, request: Request) -> Batch:
+@router.post("/v1/audio/speech/batch", response_model=Batch)
+async def create_batch(body: BatchRequest, request: Request) -> Response:
     """The results in the order of `items`, audio as base64."""
     gateway: Gateway = request.app.state.gateway
     if len(body.items) > gateway.limits.max_batch:
@@ -42,13 +46,20 @@ async def create_batch(body: BatchRequest, request: Request) -> Batch:
     works = (result(gateway, index, item, room, request.state) for index, item in enumerate(items))
     results = await unless_gone(request.receive, together(works))
     succeeded = sum(each["status"] == "success" for each in results)
-    return {
+    batch: Batch = {
         "id": f"batch_{secrets.token_hex(12)}",
         "results": results,
         "total": len(results),
         "succeeded": succeeded,
         "failed": len(results) - succeeded,
     }
+    return Streamed(parts_of(json.dumps(batch).encode()), "application/json", gateway.limits.stall_s)
+
+
+async def parts_of(data: bytes) -> AsyncGenerator[bytes, None]:
+    """`data` as it is taken: what nobody has taken yet counts as held."""
+    for begin in range(0, len(data), PART_BYTES):
+        yield data[begin : begin + PART_BYTES]
 
 
 async def together(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
@@ -79,6 +90,7 @@ async def result(gateway: Gateway, index: int, item: SpeechItem, room: Room, ask
         async with aclosing(audio_parts(gateway, item, item.input, options)) as parts:
             async for part in parts:
                 room.take(len(part))
+                asked.keep(4 * len(part) // 3)  # as base64
                 audio += part
     except ApiError as error:
         return {"index": index, "status": "error", "error": error.message}

@@ -1,4 +1,4 @@
-"""The memory that what callers have sent takes, as long as it is kept for them."""
+"""The memory that what callers have sent, or have had made, takes, as long as it is kept for them."""
 
 from collections import Counter
 
@@ -12,8 +12,9 @@ class Held:
     """Bytes that are kept, by caller, of at most `max_held_bytes` in all.
 
     The guard has one of these for requests, which counts bodies beyond the first 64 KiB of each until they are
-    answered, and with them the recordings of kept voices; the sessions of WebSockets share another one, which counts
-    what they hold. A caller may have as many bytes as are left over: alone half of them, and nobody can take them all.
+    answered, and with them the recordings of kept voices and the audio of batches; the sessions of WebSockets share
+    another one, which counts what they hold. A caller may have as many bytes as are left over: alone half of them, and
+    nobody can take them all.
     """
 
     def __init__(self, limits: Limits):
@@ -30,7 +31,7 @@ class Held:
         caller = CALLER.get()
         own = self._num_bytes[caller]
         if num_bytes and not is_room(self._num_bytes, caller, self.limits.max_held_bytes, num_bytes):
-            told = f"{self.num_bytes} bytes of what callers have sent are kept for them, {own} of them yours"
+            told = f"{self.num_bytes} bytes are kept for callers, {own} of them yours"
             message = (
                 f"{told}, and there is no room for {num_bytes} more; try again when some of it is answered or deleted"
             )

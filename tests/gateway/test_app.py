@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import logging
 from importlib.metadata import version
 
@@ -16,6 +17,7 @@ from stretto_gateway.catalogue import VOICE_ALIASES
 from stretto_gateway.config import Limits
 from tests.client.fake_server import PROFILE, Abort, ErrorText, Request, Step, Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
+from tests.gateway.test_connection import connect_slowly
 
 KEY = "sk-0123456789abcdef"
 REQUEST = {"model": "tts-1", "voice": "alloy", "input": "A cat.", "response_format": "pcm"}
@@ -73,6 +75,28 @@ async def test_a_batch_has_room_for_so_much_audio(start: Start) -> None:
             record = (await http.post("/v1/audio/speech/batch", json={"items": items})).json()
             assert record["failed"] >= num_failed
             assert sum(len(base64.b64decode(each.get("audio_data", ""))) for each in record["results"]) <= num_bytes
+
+
+async def test_the_audio_of_batches_is_held_until_it_is_taken(start: Start) -> None:
+    one = 4 * 2 * NUM_SAMPLES // 3  # as base64, of what a caller alone may have: half
+    running = await start(limits=Limits(max_held_bytes=3 * one, drain_s=1))
+    items = [{"input": "a", "response_format": "pcm"}] * 2
+    (reader, writer), made = await connect_slowly(running)
+    made.transport.set_write_buffer_limits(1)
+    body = json.dumps({"items": items[:1]}).encode()
+    writer.write(b"POST /v1/audio/speech/batch HTTP/1.1\r\nhost: x\r\nconnection: close\r\n")
+    writer.write(b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+    async with asyncio.timeout(60), running.http() as http:
+        while not made.transport.get_write_buffer_size():
+            await asyncio.sleep(0.01)
+        record = (await http.post("/v1/audio/speech/batch", json={"items": items})).json()
+        assert record["failed"] == 2, "as long as another answer is there"
+        assert "there is no room for" in record["results"][0]["error"]
+        writer.transport.resume_reading()
+        assert b'"succeeded": 1' in await reader.read()
+        while (await http.post("/v1/audio/speech/batch", json={"items": items})).json()["failed"] != 1:
+            await asyncio.sleep(0.01)
+    writer.close()
 
 
 async def test_where_a_text_of_a_batch_fails_here_the_others_are_given_up() -> None:
