@@ -7,7 +7,7 @@ import logging
 import secrets
 import string
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from ipaddress import ip_address
 from urllib.parse import urlsplit
@@ -62,15 +62,31 @@ class Keys:
         return hashlib.sha256((key.strip() if scheme.lower() == "bearer" else authorization).encode()).digest()
 
 
-def is_own_page(origin: str | None, host: str) -> bool:
-    """Whether no page asks, or one of the gateway's own, at an address: a name may mean this host to a page's browser
-    only (DNS rebinding)."""
+def is_address(place: str) -> bool:
+    """Whether a URL's `place` (host, host:port) is no name: one may mean this host to a page's browser only (DNS
+    rebinding)."""
     try:
-        parts = urlsplit(origin or "")
-        is_address = parts.hostname == "localhost" or bool(ip_address(parts.hostname or ""))
+        host = urlsplit(f"//{place}").hostname or ""
+        return host == "localhost" or bool(ip_address(host))
     except ValueError:
-        is_address = False
-    return origin is None or (is_address and parts.netloc == host)
+        return False
+
+
+def is_own_page(origin: str | None, host: str) -> bool:
+    """Whether no page tells that it asks, or one of the gateway's own, at an address."""
+    scheme, _, place = (origin or "").partition("://")
+    return origin is None or (bool(scheme) and place == host and is_address(place))
+
+
+def may_be_page_of_a_name(method: str, headers: Mapping[bytes, str]) -> bool:
+    """Whether a page may ask whose browser knows this host by a name, in the one way in which it tells no origin.
+
+    A browser tells which languages its user reads, which a page may change and not leave out, and programs do not.
+    Those in JavaScript may tell some as well, with `Sec-Fetch-Mode` beside them: that a browser sends to `localhost`
+    and to hosts with a certificate of their name alone.
+    """
+    is_browser = b"accept-language" in headers and b"sec-fetch-mode" not in headers
+    return is_browser and method in ("GET", "HEAD") and not is_address(headers.get(b"host", ""))
 
 
 def key_in_protocol(scope: Scope) -> str:
@@ -95,7 +111,7 @@ class Guard:
         authorization = headers.get(b"authorization", key_in_protocol(scope))
         CALLER.set(self._caller(scope, authorization))
         REQUEST.set(RequestHead(exchange.request_id, headers.get(b"traceparent", "")))
-        error = self._refusal(scope["path"], headers, authorization)
+        error = self._refusal(scope, headers, authorization)
         scope["state"]["owner"] = self._keys.owner(authorization)
         if error is not None:
             await error.response()(scope, receive, exchange.send)
@@ -120,11 +136,15 @@ class Guard:
         client = scope.get("client")
         return network(client[0]) if client else ""
 
-    def _refusal(self, path: str, headers: dict[bytes, str], authorization: str) -> ApiError | None:
+    def _refusal(self, scope: Scope, headers: dict[bytes, str], authorization: str) -> ApiError | None:
+        path = scope["path"]
         if path not in OPEN_PATHS and not self._keys.admit(authorization):
             return ApiError(401, "no key, or a wrong one: Authorization: Bearer KEY", code="invalid_api_key")
         if not self._keys and not is_own_page(headers.get(b"origin"), headers.get(b"host", "")):
             return ApiError(403, "a page from elsewhere may not ask a gateway without keys", code="origin_not_allowed")
+        if not self._keys and path not in OPEN_PATHS and may_be_page_of_a_name(scope.get("method", ""), headers):
+            told = "without keys, the gateway answers a browser at an address (http://ADDRESS:PORT), and at no name"
+            return ApiError(403, told, code="origin_not_allowed")
         length = headers.get(b"content-length", "0")
         max_bytes = self._max_bytes(path, headers)
         return too_large(max_bytes) if length.isdecimal() and int(length[:20]) > max_bytes else None

@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from stretto_client import Timeouts
 from stretto_gateway import connection
 from stretto_gateway.config import Limits
 from stretto_gateway.connection import MAX_PIPELINED, Connection
@@ -165,6 +166,7 @@ async def test_nothing_is_written_amid_an_answer(start: Start, data: bytes) -> N
 
 async def test_who_leaves_ends_the_work_before_what_else_was_asked_for(start: Start) -> None:
     running = await start([Until(asyncio.Event())])
+    running.app.state.gateway.client.timeouts = Timeouts(600, 600, 600)
     _, writer = await connect(running, SPEECH + LIVE)
     async with asyncio.timeout(60):
         while not running.behind.requests:
