@@ -34,6 +34,8 @@ VOICES = "/v1/audio/voices"
 RECORDINGS = ("/v1/audio/transcriptions", "/v1/audio/translations")
 EVERYBODY = "everybody"  # who owns what was brought where there are no keys
 WITH_AUDIO = (*RECORDINGS, CONVERSATIONS)
+VALUES = b"[{,"  # with which values of JSON begin, the first aside
+VALUE_BYTES, SMALL_VALUES = 64, 1024  # that one takes at least once it is read, and how many there is always room for
 BASE64 = (string.ascii_letters + string.digits + "+/=").encode()
 
 
@@ -119,7 +121,8 @@ class Guard:
         elif scope["type"] == "websocket":
             await exchange.converse(self._app, receive)
         else:
-            body = Body(receive, self._max_bytes(scope["path"], headers), self._max_other(scope["path"]), self._held)
+            max_bytes, max_other = self._max_bytes(scope["path"], headers), self._max_other(scope["path"])
+            body = Body(receive, max_bytes, max_other, self._held, not is_form(headers))
             scope["state"]["keep"] = body.keep
             try:
                 await self._app(scope, body.receive, exchange.send)
@@ -150,14 +153,18 @@ class Guard:
         return too_large(max_bytes) if length.isdecimal() and int(length[:20]) > max_bytes else None
 
     def _max_bytes(self, path: str, headers: dict[bytes, str]) -> int:
-        is_form = headers.get(b"content-type", "").lower().startswith("multipart/")
-        if path == VOICES and is_form:
+        if path == VOICES and is_form(headers):
             return self._limits.max_voice_bytes + SMALL_BYTES  # of what stands around it
-        has_files = is_form or path not in RECORDINGS
+        has_files = is_form(headers) or path not in RECORDINGS
         return self._limits.max_body_bytes if path in WITH_AUDIO and has_files else self._limits.max_json_bytes
 
     def _max_other(self, path: str) -> int | None:
         return self._limits.max_json_bytes if path == CONVERSATIONS else None
+
+
+def is_form(headers: Mapping[bytes, str]) -> bool:
+    """Whether a body has parts, in which there are files."""
+    return headers.get(b"content-type", "").lower().startswith("multipart/")
 
 
 def too_large(max_bytes: int, which: str = "") -> ApiError:
@@ -169,13 +176,14 @@ class Body:
     """Reads a request's body, up to so many bytes and from a sender who does not stop, or take all day.
 
     max_other: how many of them may be none of base64. Files take as much memory as they have bytes; the JSON around
-    them, 32 MiB of empty lists, would take a gigabyte, and seconds in which nobody else is answered.
+    them, 32 MiB of empty lists, would take a gigabyte, and seconds in which nobody else is answered. is_json: what is
+    held is counted with what its values take, of which a text may have some that are none.
     """
 
-    def __init__(self, receive: Receive, max_bytes: int, max_other: int | None, held: Held):
+    def __init__(self, receive: Receive, max_bytes: int, max_other: int | None, held: Held, is_json: bool):
         self._receive, self._max_bytes, self._max_other, self._held = receive, max_bytes, max_other, held
-        self._num_bytes = self._num_other = self._num_held = 0
-        self._is_complete = False
+        self._num_bytes = self._num_other = self._num_values = self._num_held = 0
+        self._is_json, self._is_complete = is_json, False
         self._begun_s = time.monotonic()
 
     async def receive(self) -> Message:
@@ -201,6 +209,10 @@ class Body:
             if self._num_other > self._max_other:
                 raise too_large(self._max_other, " beside those of files")
         self.keep(min(len(part), max(0, self._num_bytes - SMALL_BYTES)))
+        if self._is_json:
+            num_values = len(part) - len(part.translate(None, VALUES))
+            self._num_values += num_values
+            self.keep(VALUE_BYTES * min(num_values, max(0, self._num_values - SMALL_VALUES)))
         return message
 
     def keep(self, num_bytes: int) -> None:

@@ -235,6 +235,18 @@ async def test_what_comes_in_at_once_has_a_limit_and_small_requests_have_none(st
             writer.close()
 
 
+async def test_the_values_of_json_are_held_as_what_they_take(start: Start) -> None:
+    running = await start(limits=Limits(max_held_bytes=2_000_000, drain_s=1))
+    values, text = b"[" + b"[]," * 20_000 + b"[]]", b'"' + b"a" * 60_000 + b'"'
+    async with running.http() as http:
+        for path in ("/v1/audio/speech", "/v1/chat/completions"):
+            for content, status in ((values, 503), (text, 400)):
+                answer = await http.post(path, content=content, headers={"content-type": "application/json"})
+                assert answer.status_code == status, answer.text
+        form = {"file": ("a.wav", values)}
+        assert (await http.post("/v1/audio/transcriptions", files=form, data={"model": "x"})).status_code != 503
+
+
 @pytest.mark.parametrize(
     ("method", "path", "content", "status"),
     [
