@@ -24,6 +24,7 @@ def test_this_python_and_its_libraries_come_first() -> None:
     assert (made["STRETTO_LAUNCH_ID"], made["STRETTO_DRAIN_FILE"]) == ("17_ab", "/dev/shm/drain")
     assert made["HOME"] == "/home/x"
     assert made["MALLOC_MMAP_THRESHOLD_"] == made["MALLOC_TRIM_THRESHOLD_"] == "4194304"
+    assert made["MALLOC_ARENA_MAX"] == "2"
 
 
 @pytest.mark.parametrize("name", ["__pycache__", "other"])

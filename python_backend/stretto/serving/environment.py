@@ -12,8 +12,13 @@ from stretto.triton_io.stub import LARGE
 LAUNCH_ID = "STRETTO_LAUNCH_ID"
 
 # malloc returns larger blocks to the system as they are freed. Otherwise it keeps those of files that came and went, in
-# pieces between which others lie: Triton grew by 4 MB a minute. mallopt(3); stubs that compute say otherwise.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(LARGE), "MALLOC_TRIM_THRESHOLD_": str(LARGE)}
+# pieces between which others lie: Triton grew by 4 MB a minute. And its 130 threads have two heaps together, not up to
+# eight for each core, each with pieces of its own. mallopt(3); stubs that compute set the first two for themselves.
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": str(LARGE),
+    "MALLOC_TRIM_THRESHOLD_": str(LARGE),
+    "MALLOC_ARENA_MAX": "2",
+}
 
 
 def server_environment(
