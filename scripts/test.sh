@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 unset PYTHONDONTWRITEBYTECODE # without bytecode every start of vLLM takes 10 s longer
 scripts/setup.sh dev
 export PATH="$PWD/.venv/bin:$PATH"
-workers=(-n "${STRETTO_TEST_WORKERS:-3}" --dist loadgroup --no-loadscope-reorder)
+workers=(-n "${STRETTO_TEST_WORKERS:-2}" --dist loadgroup --no-loadscope-reorder)
 case "${1:-}" in
     --fast)
         shift

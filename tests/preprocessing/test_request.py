@@ -106,7 +106,7 @@ def test_the_longest_audio_fits_the_model(preprocessor: Preprocessor) -> None:
             "audio: expected at most 16 files, got 17 files",
         ),
         (RawRequest(text="a", options="{"), "options: expected valid JSON"),
-        (RawRequest(text="a", options="[" * 20), "options: expected JSON nested at most 8 deep, got 20 levels"),
+        (RawRequest(text="a", options="[" * 20), "options: expected JSON nested at most 8 deep, got 9 levels"),
         (RawRequest(text="a", options='{"speed": 2}'), "options.speed: expected one of"),
         (RawRequest(text="a", messages="[]"), "messages: expected a JSON list of 1 to 64 turns, got 0"),
         (
