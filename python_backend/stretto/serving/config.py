@@ -111,9 +111,7 @@ def add_patience(flags: argparse.ArgumentParser) -> None:
 
 def port_number(text: str) -> int:
     """`text` as a port to listen at."""
-    if not text.isdecimal() or not 0 < int(text) < 65_536:
-        raise argparse.ArgumentTypeError(f"expected a port from 1 to 65535, got {text!r}")
-    return int(text)
+    return whole_number(text, 65_535, "a port from 1 to 65535")
 
 
 def port_or_any(text: str) -> int:
@@ -123,15 +121,18 @@ def port_or_any(text: str) -> int:
 
 def positive(text: str) -> int:
     """`text` as a number of things, of which there is at least one."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
-    return int(text)
+    return whole_number(text, math.inf, "a whole number from 1")
 
 
 def message_mb(text: str) -> int:
     """`text` as the size of a message that gRPC can take, in MB."""
-    if not text.isdecimal() or not 0 < int(text) <= MAX_MESSAGE_MB:
-        raise argparse.ArgumentTypeError(f"expected MB from 1 to {MAX_MESSAGE_MB}, got {text!r}")
+    return whole_number(text, MAX_MESSAGE_MB, f"MB from 1 to {MAX_MESSAGE_MB}")
+
+
+def whole_number(text: str, last: float, expected: str) -> int:
+    """`text` as a whole number from 1 to `last`; argparse reports what was `expected` otherwise."""
+    if not text.isdecimal() or not 0 < int(text) <= last:
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
     return int(text)
 
 

@@ -19,9 +19,14 @@ from openai.types.realtime import (
     RealtimeTranscriptionSessionCreateResponse,
 )
 from pydantic import BaseModel, TypeAdapter
+from starlette.websockets import WebSocket, WebSocketState
 
+from stretto_gateway.gateway import Gateway
+from stretto_gateway.realtime.route import run
+from stretto_gateway.realtime.settings import RealtimeSettings
 from tests.client.fake_server import PROFILE, Chunk, Request, Step
 from tests.gateway.conftest import Running
+from tests.gateway.line import Line
 from tests.gateway.test_chat import task
 
 RATE = 24_000
@@ -160,3 +165,11 @@ def answer(*before_last: Step) -> list[Step]:
 def by_task(**scripts: list[Step]) -> Callable[[Request], list[Step]]:
     """A server that answers by task."""
     return lambda request: scripts[request["task"].decode()]
+
+
+async def run_over(gateway: Gateway, line: Line) -> None:
+    """A session from its beginning to its end, without a network."""
+    scope = {"type": "websocket", "path": "/", "headers": [], "query_string": b""}
+    socket = WebSocket(scope, line.receive, line.send)  # type: ignore[arg-type]
+    socket.client_state = socket.application_state = WebSocketState.CONNECTED
+    await run(gateway, socket, RealtimeSettings(model="talker"), "talker")

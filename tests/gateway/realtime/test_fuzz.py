@@ -9,16 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from starlette.websockets import WebSocket
 
 from stretto_gateway.config import GatewayConfig, Limits
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime.client_events import EVENTS
-from stretto_gateway.realtime.route import run
-from stretto_gateway.realtime.settings import RealtimeSettings
 from tests.client.fake_server import FakeServer
 from tests.gateway.line import Line
-from tests.gateway.realtime.caller import TALKS, answer, check
+from tests.gateway.realtime.caller import TALKS, answer, check, run_over
 from tests.gateway.test_fuzz import JSON, SCALARS, values
 
 EXAMPLES = 2000
@@ -82,7 +79,7 @@ def test_no_event_ends_a_session_or_is_a_failure(caplog: pytest.LogCaptureFixtur
         @settings(max_examples=EXAMPLES // 4)
         def talk(begun: list[str], messages: list[str | bytes]) -> None:
             line = CheckedLine([*begun, *messages, last])
-            runner.run(accept_and_run(gateway, line_socket(line)))
+            runner.run(run_over(gateway, line))
             errors = [each["error"]["event_id"] for each in line.said if each["type"] == "error"]
             assert "the last" in errors
             assert not gateway.sessions.held.num_bytes, "what a session held it holds no longer"
@@ -98,15 +95,3 @@ def test_no_event_ends_a_session_or_is_a_failure(caplog: pytest.LogCaptureFixtur
 async def open_gateway(behind: FakeServer) -> Gateway:
     """A gateway before it."""
     return Gateway(GatewayConfig(await behind.start(), limits=Limits(max_turn_s=2)))
-
-
-def line_socket(line: Line) -> WebSocket:
-    """The socket of a session that has such a line."""
-    scope = {"type": "websocket", "path": "/", "headers": [], "query_string": b""}
-    return WebSocket(scope, line.receive, line.send)  # type: ignore[arg-type]
-
-
-async def accept_and_run(gateway: Gateway, socket: WebSocket) -> None:
-    """A session from its beginning to its end."""
-    socket.client_state = socket.application_state = type(socket.client_state).CONNECTED
-    await run(gateway, socket, RealtimeSettings(model="talker"), "talker")

@@ -18,8 +18,7 @@ from stretto_gateway.realtime.window_queue import WINDOWS_AT_ONCE, WindowQueue
 from tests.client.fake_server import Until
 from tests.gateway.conftest import Start
 from tests.gateway.line import Line
-from tests.gateway.realtime.caller import PIECE, RATE, TALKS, answer, call, codes, silence, spoken
-from tests.gateway.realtime.test_fuzz import accept_and_run, line_socket
+from tests.gateway.realtime.caller import PIECE, RATE, TALKS, answer, call, codes, run_over, silence, spoken
 
 BARGE_IN = samples(150)
 VAD = {"type": "server_vad"}
@@ -28,21 +27,16 @@ SPEAKERS = ("birch_canoe_slt", "birch_canoe_rms", "garden_door_rms", "train_slt"
 
 def edges(detector: TurnDetector, pcm: np.ndarray, step: int = PIECE) -> list[Edge]:
     """The edges in samples that come in pieces."""
-    found = []
-    for start in range(0, len(pcm), step):
-        detector.add(pcm[start : start + step])
-        while detector.has_window:
-            found.append(detector.judge())
-    return [edge for edge in found if edge is not None]
+    return [edge for edge in judged(detector, pcm, step) if edge is not None]
 
 
-def judged(activity: VoiceActivity, pcm: np.ndarray, step: int = PIECE) -> list[float]:
-    """The probabilities of all windows in samples that come in pieces."""
+def judged(judge: VoiceActivity | TurnDetector, pcm: np.ndarray, step: int = PIECE) -> list[Any]:
+    """What a detector or its network says of all windows in samples that come in pieces."""
     found = []
     for start in range(0, len(pcm), step):
-        activity.add(pcm[start : start + step])
-        while activity.has_window:
-            found.append(activity.judge())
+        judge.add(pcm[start : start + step])
+        while judge.has_window:
+            found.append(judge.judge())
     return found
 
 
@@ -168,7 +162,7 @@ async def test_sessions_that_send_sound_at_once_share_what_is_judged_in_a_round(
     gateway = (await start(profile=TALKS)).app.state.gateway
     data = base64.b64encode(bytes(2 * 5 * WINDOW_SAMPLES)).decode()  # of fewer windows than are judged at once
     append = json.dumps({"type": "input_audio_buffer.append", "audio": data})
-    done = asyncio.gather(*(accept_and_run(gateway, line_socket(Line([append] * 20))) for _ in range(12)))
+    done = asyncio.gather(*(run_over(gateway, Line([append] * 20)) for _ in range(12)))
     assert max(await counts(done, order)) <= WINDOWS_AT_ONCE
     await done
     assert len({id(each) for each in order}) == 12
