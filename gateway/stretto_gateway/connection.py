@@ -10,8 +10,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from stretto_gateway.caller import network
 
 LOG = logging.getLogger("stretto_gateway")
-HEAD_S = 10.0  # in which the head of a request has to come
+HEAD_S = 60.0  # in which the head of a request has to come
 STALL_S = 30.0  # in which a reader has to take some of what was written
+NUM_LOOKS = 10  # in that time: a loop that was held up looks at its clock first, and only then at what came meanwhile
 MAX_HEAD_BYTES = 65_536
 MAX_PIPELINED = 8  # requests that wait while another one is answered
 
@@ -30,6 +31,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(*args, **options)
         self._num_kept_bytes = 0  # at most so many of what came are kept, and not handed on yet
         self._timer: asyncio.TimerHandle | None = None  # runs where there is no request, or nobody takes an answer
+        self._waits_since = 0.0  # by the loop's clock
         self._answered: RequestResponseCycle | None = None  # the request whose turn it is, or was
         self._is_ending = False  # what comes now is not looked at
 
@@ -42,10 +44,6 @@ class Connection(HttpToolsProtocol):
     def host(self) -> str:
         """Whose it is: an address, of IPv6 the /64 network."""
         return "" if self.client is None else network(self.client[0])
-
-    def _order(self) -> float:
-        """Which of those that wait has waited the longest: the least."""
-        return 0.0 if self._timer is None else self._timer.when()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
@@ -124,14 +122,21 @@ class Connection(HttpToolsProtocol):
 
     def _wait(self) -> None:
         """Wait for the reader of what was written; where all of it is taken, for the next head."""
-        self._stop_waiting()
-        num_unread = self.transport.get_write_buffer_size()
-        self._timer = self.loop.call_later(STALL_S if num_unread else HEAD_S, self._look, num_unread)
+        self._waits_since = self.loop.time()
+        self._look_later(self.transport.get_write_buffer_size(), NUM_LOOKS)
 
-    def _look(self, num_unread: int) -> None:
-        """Wait on where less than `num_unread` bytes are left."""
+    def _look_later(self, num_unread: int, num_looks: int) -> None:
+        self._stop_waiting()
+        patience_s = STALL_S if num_unread else HEAD_S
+        self._timer = self.loop.call_later(patience_s / NUM_LOOKS, self._look, num_unread, num_looks - 1)
+
+    def _look(self, num_unread: int, num_looks: int) -> None:
+        """Wait on where less than `num_unread` bytes are left, or so many looks."""
         if self.transport.get_write_buffer_size() < num_unread:
             self._wait()
+            return
+        if num_looks:
+            self._look_later(num_unread, num_looks)
             return
         if num_unread:
             LOG.warning("a reader took nothing for %g s and was left", STALL_S)
@@ -145,6 +150,6 @@ class Connection(HttpToolsProtocol):
         idle = [each for each in self.connections if isinstance(each, Connection) and each.is_idle and each is not self]
         if idle:
             (most, _), *_ = Counter(each.host for each in idle).most_common(1)
-            oldest = min((each for each in idle if each.host == most), key=Connection._order)
+            oldest = min((each for each in idle if each.host == most), key=lambda each: each._waits_since)
             self.connections.discard(oldest)
             oldest.transport.abort()

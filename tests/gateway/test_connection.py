@@ -3,8 +3,13 @@
 import asyncio
 import json
 import socket
+import time
 
 import pytest
+import uvicorn
+import uvloop
+from starlette.applications import Starlette
+from uvicorn.server import ServerState
 
 from stretto_client import Timeouts
 from stretto_gateway import connection
@@ -86,6 +91,35 @@ async def test_a_head_that_does_not_come_is_not_waited_for(
     reader, writer = await connect(running, data)
     await read_all(reader)
     writer.close()
+
+
+def test_a_head_that_came_while_the_loop_was_held_up_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEAD_S", 0.2)
+    state = ServerState()
+    config = uvicorn.Config(Starlette(), log_config=None)
+    config.load()
+
+    async def ask_while_held_up() -> bytes:
+        loop = asyncio.get_running_loop()
+        listener = await loop.create_server(lambda: Connection(config, state, {}), "127.0.0.1", 0)
+        near, far = socket.socketpair()
+        with near, far, socket.create_connection(listener.sockets[0].getsockname()) as made:
+
+            def hold_up() -> None:
+                loop.remove_reader(near)
+                made.sendall(LIVE)
+                time.sleep(3 * connection.HEAD_S)
+
+            async with listener, asyncio.timeout(60):
+                while not state.connections:
+                    await asyncio.sleep(0.005)
+                loop.add_reader(near, hold_up)
+                far.send(b"now")
+                made.settimeout(60)
+                return await loop.run_in_executor(None, made.recv, 65_536)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # the gateway's, which looks at timers first
+        assert runner.run(ask_while_held_up()).startswith(b"HTTP/1.1 404 ")
 
 
 async def test_who_is_refused_and_sends_on_is_left(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +220,7 @@ async def test_an_answer_that_is_being_taken_is_not_cut_off(start: Start, monkey
     monkeypatch.setattr(connection, "HEAD_S", 0.0)
     writer.write(SCHEMA + b"connection: close\r\n\r\n")
     await until_unread(made)
-    made._look(made.transport.get_write_buffer_size() + 1)  # of which some was taken
+    made._look(made.transport.get_write_buffer_size() + 1, num_looks=0)  # of which some was taken
     writer.transport.resume_reading()
     assert (await read_all(reader)).endswith(b"\r\n\r\n" + whole)
     writer.close()
