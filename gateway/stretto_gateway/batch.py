@@ -9,18 +9,19 @@ from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter
-from pydantic import Field
+from pydantic import Field, model_validator
 from starlette.datastructures import State
 from starlette.requests import Request
 from starlette.responses import Response
 
 from stretto_gateway.answers import Batch, FailedItem, SpokenItem
-from stretto_gateway.api_error import ApiError, refused
+from stretto_gateway.api_error import ApiError, refused, within
 from stretto_gateway.caller import Result, unless_gone
 from stretto_gateway.encoding import MEDIA_TYPES
 from stretto_gateway.gateway import Gateway
+from stretto_gateway.given_options import options_bytes
 from stretto_gateway.speech import audio_parts, speech_options
-from stretto_gateway.speech_request import SpeechItem, SpeechOptions
+from stretto_gateway.speech_request import SpeechItem, SpeechOptions, given_options
 from stretto_gateway.streamed import Streamed
 
 router = APIRouter()
@@ -33,6 +34,26 @@ class BatchRequest(SpeechOptions):
 
     items: Annotated[list[SpeechItem], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
 
+    @model_validator(mode="before")
+    @classmethod
+    def few_options_each(cls, record: Any) -> Any:
+        """`record`, where the options of no item are more JSON than the server takes; ApiError names which are."""
+        items = record.get("items") if isinstance(record, dict) else None
+        for index, item in enumerate(items[:MAX_ITEMS] if isinstance(items, list) else ()):
+            if isinstance(item, dict):
+                with within(f"items.{index}"):
+                    options_bytes(given_options(item))
+        return record
+
+    def each(self) -> list[SpeechItem]:
+        """The items with what holds for all; ApiError names one whose options are more then than the server takes."""
+        shared = self.model_dump(exclude_unset=True, exclude={"items"})
+        items = []
+        for index, item in enumerate(self.items):
+            with within(f"items.{index}"):
+                items.append(SpeechItem(**shared | item.model_dump(exclude_unset=True)))
+        return items
+
 
 @router.post("/v1/audio/speech/batch", response_model=Batch)
 async def create_batch(body: BatchRequest, request: Request) -> Response:
@@ -40,8 +61,7 @@ async def create_batch(body: BatchRequest, request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     if len(body.items) > gateway.limits.max_batch:
         raise refused("items", f"at most {gateway.limits.max_batch} items", f"{len(body.items)} items")
-    shared = body.model_dump(exclude_unset=True, exclude={"items"})
-    items = [SpeechItem(**shared | item.model_dump(exclude_unset=True)) for item in body.items]
+    items = body.each()
     room = Room(gateway.limits.max_batch_bytes)
     works = (result(gateway, index, item, room, request.state) for index, item in enumerate(items))
     results = await unless_gone(request.receive, together(works))

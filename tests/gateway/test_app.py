@@ -15,6 +15,7 @@ from stretto_gateway import app, catalogue
 from stretto_gateway.batch import together
 from stretto_gateway.catalogue import VOICE_ALIASES
 from stretto_gateway.config import Limits
+from stretto_gateway.given_options import MAX_BYTES
 from tests.client.fake_server import PROFILE, Abort, ErrorText, Request, Step, Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
 from tests.gateway.test_connection import connect_slowly
@@ -65,6 +66,24 @@ async def test_a_batch_has_an_end(start: Start) -> None:
     async with (await start(limits=Limits(max_batch=2, drain_s=1))).http() as http:
         answer = await http.post("/v1/audio/speech/batch", json={"items": [{"input": "a"}] * 3})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "items")
+
+
+@pytest.mark.parametrize(
+    ("shared", "item", "param"),
+    [
+        ({}, {"text": "a" * MAX_BYTES}, "items.1.text"),
+        ({"text": "a" * 9000}, {"audio": "a" * 9000}, "items.1.audio"),
+        ({"text": "a" * MAX_BYTES}, {}, "text"),
+    ],
+)
+async def test_options_of_a_text_that_are_too_many_are_named_with_it(
+    start: Start, shared: dict[str, str], item: dict[str, str], param: str
+) -> None:
+    items = [{"input": "a"}, {"input": "a"} | item]
+    async with (await start()).http() as http:
+        answer = await http.post("/v1/audio/speech/batch", json={"items": items} | shared)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
 
 
 async def test_a_batch_has_room_for_so_much_audio(start: Start) -> None:
