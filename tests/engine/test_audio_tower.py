@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
-from stretto.families.audio_format import AudioFormat
+from stretto.families.audio_format import MelFormat
 from stretto.families.bagpiper.model import audio_tower, embed_audio
 
 SIZES = {"encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 8, "d_model": 8, "output_dim": 8}
@@ -25,7 +25,7 @@ def test_rows_are_as_many_as_the_format_says(n_window: int) -> None:
     encoder = tower(n_window)
     for num_frames in LENGTHS:
         rows = embed_audio(encoder, nn.Linear(8, 3), torch.randn(num_frames, 8))
-        assert rows.shape == (AudioFormat(8, n_window).num_rows(num_frames), 3), num_frames
+        assert rows.shape == (MelFormat(8, n_window).num_rows(num_frames), 3), num_frames
 
 
 @torch.no_grad()

@@ -4,25 +4,25 @@ import numpy as np
 import pytest
 
 from stretto.errors import InvalidRequest
-from stretto.families.audio_format import AudioFormat, check_audios
+from stretto.families.audio_format import AudioFormat, MelFormat, check_audios
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import HeardAudio, Prompt
 
-FORMAT = AudioFormat(num_mel_bins=8)
+FORMAT = MelFormat(8)
 SAMPLING = TINY.task("tts").sampling
 
 
 def test_the_published_counts() -> None:
     assert (FORMAT.num_rows(100), FORMAT.num_rows(3000)) == (13, 390)
-    wide = AudioFormat(n_window=100)
+    wide = MelFormat(128, n_window=100)
     assert (wide.num_rows(200), wide.num_rows(3000)) == (25, 375)
 
 
 def test_a_waveform_is_normalised_unless_the_checkpoint_says_otherwise() -> None:
     record = {"num_mel_bins": 128, "n_window": 50}
-    assert AudioFormat.from_config({"audio_config": record}) == AudioFormat(128, 50, do_normalize=True)
+    assert AudioFormat.from_config({"audio_config": record}) == MelFormat(128, 50, do_normalize=True)
     left = AudioFormat.from_config({"audio_config": record | {"do_normalize": False}})
-    assert left == AudioFormat(128, 50, do_normalize=False)
+    assert left == MelFormat(128, 50, do_normalize=False)
     assert AudioFormat.from_config({}) is None
 
 

@@ -1,5 +1,6 @@
 """How a family hears audio through an encoder of its own: what it is fed, and how many rows come of it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,18 +18,13 @@ NUM_QUERIES = 4  # rows of its own that SenseVoice puts before those it hears
 
 
 @dataclass(frozen=True, slots=True)
-class AudioFormat:
-    """What Qwen3-Omni's encoder reads: log-mel frames, 100 a second, in chunks of 2 * n_window.
+class AudioFormat(ABC):
+    """What an encoder reads: frames of `feature_size` numbers."""
 
-    do_normalize: whether the waveform is brought to zero mean and unit variance before.
-    """
+    feature_size: int
 
-    num_mel_bins: int = 128
-    n_window: int = 50
-    do_normalize: bool = True
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "AudioFormat | None":
+    @staticmethod
+    def from_config(config: Mapping[str, Any]) -> "AudioFormat | None":
         """From config.json; None for a checkpoint without an encoder."""
         record = config.get(KEY)
         if record is None:
@@ -39,10 +35,33 @@ class AudioFormat:
             return VectorFormat(record["hidden_size"])
         if record.get("model_type") == THINKER_STATES:
             return StatesFormat(record["hidden_size"])
-        return cls(record["num_mel_bins"], record["n_window"], record.get("do_normalize", True))
+        return MelFormat.from_config(config)
+
+    @abstractmethod
+    def num_rows(self, num_frames: int) -> int:
+        """Rows of the model that F frames make."""
+
+
+@dataclass(frozen=True, slots=True)
+class MelFormat(AudioFormat):
+    """What Qwen3-Omni's encoder reads: log-mel frames, 100 a second, in chunks of 2 * n_window.
+
+    do_normalize: whether the waveform is brought to zero mean and unit variance before.
+    """
+
+    n_window: int = 50
+    do_normalize: bool = True
+
+    @staticmethod
+    def from_config(config: Mapping[str, Any]) -> "MelFormat | None":
+        """From config.json of a checkpoint that hears so; None without an encoder."""
+        record = config.get(KEY)
+        if record is None:
+            return None
+        return MelFormat(record["num_mel_bins"], record["n_window"], record.get("do_normalize", True))
 
     def num_rows(self, num_frames: int) -> int:
-        """Rows that F frames make: three convolutions of stride 2 over each chunk, each its own remainder.
+        """Three convolutions of stride 2 over each chunk, each its own remainder.
 
         Counted from the convolutions themselves, as transformers' own helper is right for n_window 50 only.
         """
@@ -52,7 +71,7 @@ class AudioFormat:
 
 @dataclass(frozen=True, slots=True)
 class StackedFormat(AudioFormat):
-    """What SenseVoice's encoder reads: several log-mel frames as one, `num_mel_bins` numbers in all; windowless."""
+    """What SenseVoice's encoder reads: several log-mel frames as one; windowless."""
 
     def num_rows(self, num_frames: int) -> int:
         """A row for each of F frames, behind the encoder's own."""
@@ -61,7 +80,7 @@ class StackedFormat(AudioFormat):
 
 @dataclass(frozen=True, slots=True)
 class VectorFormat(AudioFormat):
-    """Vectors of `num_mel_bins` numbers, as wide as the model's rows, each in the place of a part of one."""
+    """Vectors as wide as the model's rows, each in the place of a part of one."""
 
     def num_rows(self, num_frames: int) -> int:
         """A row for each."""
@@ -70,7 +89,7 @@ class VectorFormat(AudioFormat):
 
 @dataclass(frozen=True, slots=True)
 class StatesFormat(VectorFormat):
-    """Hidden states of `num_mel_bins` numbers, as wide as the model that has heard something: a row of each."""
+    """Hidden states, as wide as the model that has heard something: a row of each."""
 
 
 def _after_convolutions(num_frames: int) -> int:
@@ -86,8 +105,8 @@ def check_audios(prompt: Prompt, audio_format: AudioFormat | None) -> None:
         field = f"audios[{index}]"
         if audio_format is None:
             raise InvalidRequest(field, "no audio: this model hears through no encoder", f"{audio.num_rows} rows")
-        if audio.features.ndim != 2 or audio.features.shape[1] != audio_format.num_mel_bins or not len(audio.features):
-            expected = f"features [F >= 1, {audio_format.num_mel_bins}]"
+        if audio.features.ndim != 2 or audio.features.shape[1] != audio_format.feature_size or not len(audio.features):
+            expected = f"features [F >= 1, {audio_format.feature_size}]"
             raise InvalidRequest(field, expected, list(audio.features.shape))
         if not np.isfinite(audio.features).all():
             raise InvalidRequest(field, "features that are finite numbers", "NaN or infinity")

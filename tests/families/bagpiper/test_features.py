@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from transformers.audio_utils import mel_filter_bank
 
-from stretto.families.audio_format import AudioFormat
+from stretto.families.audio_format import MelFormat
 from stretto.families.bagpiper.features import SHORTEST, log_mel
 
 pytestmark = pytest.mark.slow
 
 PCM = (0.1 * np.sin(np.arange(16_123) * 0.05) + 0.02).astype(np.float32)
-NORMALISED = AudioFormat(128, do_normalize=True)
+NORMALISED = MelFormat(128, do_normalize=True)
 MELS = mel_filter_bank(201, 128, 0.0, 8000.0, 16_000, norm="slaney", mel_scale="slaney")
 
 
@@ -56,7 +56,7 @@ def test_thirty_seconds_are_heard_to_their_end(num_samples: int) -> None:
 
 
 def test_features_are_finite_numbers_in_float32() -> None:
-    features = log_mel(PCM, AudioFormat(128, do_normalize=False))
+    features = log_mel(PCM, MelFormat(128, do_normalize=False))
     assert features.shape == (100, 128)
     assert features.dtype == np.float32
     assert np.isfinite(features).all()
@@ -65,5 +65,5 @@ def test_features_are_finite_numbers_in_float32() -> None:
 def test_a_normalised_waveform_s_level_does_not_matter() -> None:
     loud, quiet = (log_mel(PCM * scale, NORMALISED) for scale in (1.0, 0.1))
     np.testing.assert_allclose(loud, quiet, atol=1e-3)
-    raw = log_mel(PCM * 0.1, AudioFormat(do_normalize=False))
+    raw = log_mel(PCM * 0.1, MelFormat(128, do_normalize=False))
     assert np.abs(raw - quiet).max() > 0.1

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stretto.errors import InvalidRequest
-from stretto.families.audio_format import AudioFormat, check_audios
+from stretto.families.audio_format import MelFormat, check_audios
 from stretto.families.bagpiper.family import bagpiper
 from stretto.families.bagpiper.features import log_mel
 from stretto.families.bagpiper.prompt import SYSTEM_TEXT, BagpiperTemplate
@@ -27,7 +27,7 @@ class Exclaiming(TextTokenizer):
 
 
 FAMILY = bagpiper(SMALL_BAGPIPER)
-FORMAT = AudioFormat(num_mel_bins=80)
+FORMAT = MelFormat(80)
 TEMPLATE = BagpiperTemplate(FAMILY, Subwords(Exclaiming(), FAMILY), FORMAT)
 USUAL = [256 + token_id for token_id in Exclaiming().encode(SYSTEM_TEXT)]
 

@@ -15,7 +15,7 @@ from stretto.engine.models.depth_transformer import DepthTransformer
 from stretto.engine.models.strict_loading import load_strictly
 from stretto.engine.request.family import family_of
 from stretto.engine.request.rules import SegmentRules
-from stretto.families.audio_format import AudioFormat, StackedFormat, StatesFormat, VectorFormat
+from stretto.families.audio_format import AudioFormat, MelFormat, StackedFormat, StatesFormat, VectorFormat
 from stretto.families.bagpiper import model as bagpiper
 from stretto.families.qwen3_omni_talker import model as qwen3_omni_talker
 from stretto.families.qwen3_tts import model as qwen3_tts
@@ -28,7 +28,7 @@ else:
 
 
 ENCODERS: dict[type[AudioFormat], Any] = {
-    AudioFormat: bagpiper,
+    MelFormat: bagpiper,
     StackedFormat: vita_audio,
     VectorFormat: qwen3_tts,
     StatesFormat: qwen3_omni_talker,

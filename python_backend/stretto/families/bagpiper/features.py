@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 from transformers import WhisperFeatureExtractor
 
-from stretto.families.audio_format import AudioFormat
+from stretto.families.audio_format import MelFormat
 
 SAMPLE_RATE = 16_000
 HOP, WINDOW = 160, 400
@@ -17,12 +17,12 @@ def _extractor(num_mel_bins: int) -> WhisperFeatureExtractor:
     return WhisperFeatureExtractor(feature_size=num_mel_bins, sampling_rate=SAMPLE_RATE, hop_length=HOP, n_fft=WINDOW)
 
 
-def log_mel(pcm: np.ndarray, audio_format: AudioFormat) -> np.ndarray:
+def log_mel(pcm: np.ndarray, audio_format: MelFormat) -> np.ndarray:
     """Features [F, M] float32 of mono `pcm` [n >= SHORTEST] at 16 kHz, at most 30 s; F is n / 160, rounded down.
 
     Nothing is padded: the last frames see the waveform's end mirrored, as in training, not silence behind it.
     """
-    made = _extractor(audio_format.num_mel_bins)(
+    made = _extractor(audio_format.feature_size)(
         pcm,
         sampling_rate=SAMPLE_RATE,
         do_normalize=audio_format.do_normalize,

@@ -8,7 +8,7 @@ from torch import nn
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeAudioEncoderConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
-from stretto.families.audio_format import AudioFormat
+from stretto.families.audio_format import MelFormat
 
 
 def audio_tower(config: Mapping[str, Any]) -> Qwen3OmniMoeAudioEncoder:
@@ -22,7 +22,7 @@ def audio_adaptor(config: Mapping[str, Any], hidden_size: int) -> nn.Linear:
 
 
 def embed_audio(tower: Qwen3OmniMoeAudioEncoder, adaptor: nn.Linear, features: torch.Tensor) -> torch.Tensor:
-    """Rows [N, H] for features [F, M] of one audio; N is `AudioFormat.num_rows(F)`.
+    """Rows [N, H] for features [F, M] of one audio; N is `MelFormat.num_rows(F)`.
 
     All lengths stay on the host, which cuts the audio by them: on a GPU nothing waits for the device.
     """
@@ -36,7 +36,7 @@ def _places(config: Qwen3OmniMoeAudioEncoderConfig, num_frames: int, device: tor
 
     transformers would work them out itself, with 13 rows to a chunk whatever its length.
     """
-    audio_format = AudioFormat(config.num_mel_bins, config.n_window)
+    audio_format = MelFormat(config.num_mel_bins, config.n_window)
     chunk = 2 * config.n_window
     counts = [audio_format.num_rows(min(chunk, num_frames - first)) for first in range(0, num_frames, chunk)]
     longest, total = max(counts), sum(counts)

@@ -14,7 +14,7 @@ import numpy as np
 
 from stretto.codec.base import Codec
 from stretto.errors import InvalidRequest
-from stretto.families.audio_format import AudioFormat
+from stretto.families.audio_format import MelFormat
 from stretto.families.bagpiper.family import ASSISTANT, AUDIO, BOS, END_OF_REPLY, END_OF_TURN, PAD, SYSTEM, TEXT, USER
 from stretto.families.bagpiper.features import SAMPLE_RATE, SHORTEST, log_mel
 from stretto.families.base import Family, Task
@@ -35,7 +35,7 @@ ROLES = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 class BagpiperTemplate:
     """Writes the prompts of Bagpiper's checkpoints."""
 
-    def __init__(self, family: Family, subwords: Subwords, audio_format: AudioFormat | None):
+    def __init__(self, family: Family, subwords: Subwords, audio_format: MelFormat | None):
         assert family.subwords is not None
         self._family, self._subwords, self._audio_format = family, subwords, audio_format
         self._unseen = family.subwords.start  # ESPnet's preprocessor takes the tokenizer's id 0 for a pad
@@ -86,4 +86,4 @@ class BagpiperTemplate:
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
     """The template over the tokenizer of a checkpoint, which hears where it has an audio tower."""
     subwords = Subwords(TextTokenizer.at(checkpoint), family)
-    return BagpiperTemplate(family, subwords, AudioFormat.from_config(config_at(checkpoint)))
+    return BagpiperTemplate(family, subwords, MelFormat.from_config(config_at(checkpoint)))
