@@ -23,6 +23,7 @@ ALLOWED = {
     "command_line": set(),
     "cuda_graphs": set(),
     "shares": set(),
+    "departures": set(),
     "streams": set(),
     "records": {"streams", "errors"},
     "sampling": {"errors"},
@@ -45,9 +46,9 @@ ALLOWED = {
     "engine/models": {"engine/request", "engine/worker", "engine/kernels", "families", "errors"},
     "engine/kernels": {"sampling", "errors"},
     "decoder": {"codec", "records", "streams", "config", "cuda_graphs", "errors"},
-    "triton_io": {"families", "records", "streams", "config", "shares", "errors"},
-    "serving": {"triton_io", "serving/proxy", "command_line"},
-    "serving/proxy": {"shares"},
+    "triton_io": {"families", "records", "streams", "config", "shares", "departures", "errors"},
+    "serving": {"triton_io", "serving/proxy", "departures", "command_line"},
+    "serving/proxy": {"shares", "departures"},
 }  # fmt: skip
 LIBRARIES = {
     "vllm": {"engine", "families/model.py"},

@@ -155,7 +155,8 @@ def read_request(message: service_pb2.ModelInferRequest, regions: Mapping[str, b
 
 @dataclass
 class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """`script` maps a request to the steps of its answer. It keeps the requests and counts the cancelled ones."""
+    """`script` maps a request to the steps of its answer. It keeps the requests, and counts calls that have ended and
+    those that were cancelled."""
 
     script: Callable[[Request], list[Step]]
     is_ready: bool = True
@@ -165,6 +166,8 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     parameters: list[dict[str, str]] = field(default_factory=list)
     regions: dict[str, bytes] = field(default_factory=dict)
     num_cancelled: int = 0
+    num_ended: int = 0
+    may_infer: asyncio.Event | None = None
     num_played: int = 0
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     end: asyncio.Future[None] | None = None
@@ -221,6 +224,13 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ModelInfer(self, request: Any, context: Any) -> service_pb2.ModelInferResponse:
         self.parameters.append({name: value.string_param for name, value in request.parameters.items()})
+        try:
+            if self.may_infer is not None:
+                await self.may_infer.wait()
+        except asyncio.CancelledError:
+            self.num_cancelled += 1
+            raise
+        self.num_ended += 1
         return service_pb2.ModelInferResponse()
 
     async def ModelStreamInfer(
@@ -237,6 +247,7 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
                     if answer:
                         answer.infer_response.id = message.id
                         yield answer
+            self.num_ended += 1
         except asyncio.CancelledError:
             self.num_cancelled += 1
             self.cancelled.set()

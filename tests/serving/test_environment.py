@@ -10,18 +10,22 @@ from stretto.serving import environment
 from stretto.serving.environment import server_environment
 from stretto.serving.folders import IMPORT_ROOT
 from stretto.serving.installation import Installation
+from stretto.serving.leftovers import Launch
 
 BASE = {"PATH": "/usr/bin", "LD_LIBRARY_PATH": "/opt/lib", "HOME": "/home/x", "LC_ALL": "C"}
 
 
 def test_this_python_and_its_libraries_come_first() -> None:
     wheel = Installation(Path("/w/tritonserver"), (), (Path("/w/libs"), Path("/py/lib")))
-    made = server_environment(wheel, "17_ab", Path("/dev/shm/drain"), BASE)
+    made = server_environment(wheel, Launch("17_ab", 0, Path("/dev/shm")), BASE)
     assert made["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/usr/bin"]
     assert made["LD_LIBRARY_PATH"] == "/w/libs:/py/lib:/opt/lib"
     assert made["PYTHONPATH"] == str(IMPORT_ROOT)
     assert (made["LC_ALL"], made["PYTHONUTF8"]) == ("C.UTF-8", "1")
-    assert (made["STRETTO_LAUNCH_ID"], made["STRETTO_DRAIN_FILE"]) == ("17_ab", "/dev/shm/drain")
+    folder = "/dev/shm/stretto_launch_17_ab.run"
+    assert made["STRETTO_LAUNCH_ID"] == "17_ab"
+    assert made["STRETTO_DRAIN_FILE"] == f"{folder}/draining"
+    assert made["STRETTO_DEPARTURES_FILE"] == f"{folder}/departures"
     assert made["HOME"] == "/home/x"
     assert made["MALLOC_MMAP_THRESHOLD_"] == made["MALLOC_TRIM_THRESHOLD_"] == "4194304"
     assert made["MALLOC_ARENA_MAX"] == "2"
@@ -35,14 +39,17 @@ def test_bytecode_goes_to_the_cache_where_an_installation_has_none_and_takes_non
     monkeypatch.setattr(environment, "PACKAGE", tmp_path)
     monkeypatch.setattr(environment.os, "access", lambda path, mode: False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
-    made = server_environment(Installation(Path("/opt/x")), "1", Path("/d"), BASE)
+    launch = Launch("1", 0, Path("/d"))
+    made = server_environment(Installation(Path("/opt/x")), launch, BASE)
     assert made.get("PYTHONPYCACHEPREFIX") == (None if name == "__pycache__" else "/cache/stretto/bytecode")
-    own = server_environment(Installation(Path("/opt/x")), "1", Path("/d"), BASE | {"PYTHONPYCACHEPREFIX": "/own"})
+    own = server_environment(
+        Installation(Path("/opt/x")), Launch("1", 0, Path("/d")), BASE | {"PYTHONPYCACHEPREFIX": "/own"}
+    )
     assert own["PYTHONPYCACHEPREFIX"] == "/own"
 
 
 def test_a_containers_own_library_path_stays() -> None:
-    made = server_environment(Installation(Path("/opt/x")), "1", Path("/d"), BASE)
+    made = server_environment(Installation(Path("/opt/x")), Launch("1", 0, Path("/d")), BASE)
     assert made["LD_LIBRARY_PATH"] == "/opt/lib"
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stretto.triton_io.hosts import HOST
 
 from stretto.errors import Closing, InvalidRequest, Overloaded
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.records.text_part import TextPart
 from stretto.triton_io.draining import DrainGate, is_passing
-from stretto.triton_io.hosts import HOST
 from stretto.triton_io.preparing_service import PreparingService
 from stretto.triton_io.prompt_tensors import read_prompt
 from stretto.triton_io.seal import Seal

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from stretto.errors import Cancelled, Closing, InvalidRequest, Overloaded
+from stretto.triton_io.callers import Caller
 from stretto.triton_io.flow import FlowSlot, FlowTable, Outcome
 from stretto.triton_io.replies import ChunkReply
 from tests.fakes_triton import InferenceResponse, Request, ResponseSender
@@ -23,7 +24,7 @@ def slot(tmp_path: Path) -> FlowSlot:
 
 def test_samples_and_event_ride_with_the_final_flag(slot: FlowSlot) -> None:
     request = Request({})
-    ChunkReply(request, slot).send(np.ones(3, np.float32), {"text": "é"})
+    ChunkReply(Caller(request), slot).send(np.ones(3, np.float32), {"text": "é"})
     (response,) = request.sender.responses
     assert request.sender.is_final
     np.testing.assert_array_equal(response.array("pcm"), np.ones(3, np.float32))
@@ -33,14 +34,14 @@ def test_samples_and_event_ride_with_the_final_flag(slot: FlowSlot) -> None:
 
 def test_sixteen_bit_samples_have_a_tensor_of_their_own(slot: FlowSlot) -> None:
     request = Request({})
-    ChunkReply(request, slot).send(np.arange(3, dtype=np.int16), {})
+    ChunkReply(Caller(request), slot).send(np.arange(3, dtype=np.int16), {})
     (response,) = request.sender.responses
     assert response.array("pcm") is None
     np.testing.assert_array_equal(response.array("pcm16"), np.arange(3, dtype=np.int16))
 
 
 def test_the_time_that_samples_took_is_left_for_the_language_model(slot: FlowSlot) -> None:
-    replies = [ChunkReply(Request({}), slot) for _ in range(2)]
+    replies = [ChunkReply(Caller(Request({})), slot) for _ in range(2)]
     replies[0].send(None, {})
     assert slot.load.latency_s == 0
     time.sleep(0.02)
@@ -50,7 +51,7 @@ def test_the_time_that_samples_took_is_left_for_the_language_model(slot: FlowSlo
 
 def test_a_text_only_chunk_has_no_samples(slot: FlowSlot) -> None:
     request = Request({})
-    ChunkReply(request, slot).send(None, {})
+    ChunkReply(Caller(request), slot).send(None, {})
     assert request.sender.responses[0].array("pcm") is None
 
 
@@ -69,7 +70,7 @@ def test_a_failure_is_left_to_the_language_model_to_send(
     slot: FlowSlot, error: Exception, outcome: Outcome, reason: str
 ) -> None:
     request = Request({})
-    ChunkReply(request, slot).fail(error)
+    ChunkReply(Caller(request), slot).fail(error)
     assert request.sender.is_final
     assert request.sender.responses == []
     assert (slot.outcome, slot.num_answered) == (outcome, 1)
@@ -78,7 +79,7 @@ def test_a_failure_is_left_to_the_language_model_to_send(
 
 def test_the_client_leaving_is_told_to_the_language_model(slot: FlowSlot) -> None:
     request = Request({})
-    reply = ChunkReply(request, slot)
+    reply = ChunkReply(Caller(request), slot)
     assert not reply.is_cancelled()
     request.sender.client_is_gone = True
     assert reply.is_cancelled()
@@ -89,19 +90,19 @@ def test_the_client_leaving_is_told_to_the_language_model(slot: FlowSlot) -> Non
 
 
 def test_a_chunk_after_a_failed_one_is_not_worth_decoding(slot: FlowSlot) -> None:
-    ChunkReply(Request({}), slot).fail(RuntimeError("no codec"))
-    assert ChunkReply(Request({}), slot).is_cancelled()
+    ChunkReply(Caller(Request({})), slot).fail(RuntimeError("no codec"))
+    assert ChunkReply(Caller(Request({})), slot).is_cancelled()
 
 
 def test_answering_twice_is_a_bug(slot: FlowSlot) -> None:
-    reply = ChunkReply(Request({}), slot)
+    reply = ChunkReply(Caller(Request({})), slot)
     reply.send(None, {})
     with pytest.raises(AssertionError, match="answered twice"):
         reply.send(None, {})
 
 
 def test_failing_after_an_answer_still_ends_the_utterance(slot: FlowSlot) -> None:
-    reply = ChunkReply(Request({}), slot)
+    reply = ChunkReply(Caller(Request({})), slot)
     reply.send(None, {})
     reply.fail(RuntimeError("late"))
     assert (slot.outcome, slot.num_answered) == (Outcome.FAILED, 1)
@@ -109,7 +110,7 @@ def test_failing_after_an_answer_still_ends_the_utterance(slot: FlowSlot) -> Non
 
 def test_samples_that_cannot_be_sent_end_the_utterance(slot: FlowSlot) -> None:
     request = Request({})
-    reply = ChunkReply(request, slot)
+    reply = ChunkReply(Caller(request), slot)
     with pytest.raises(AssertionError, match="float64"):
         reply.send(np.zeros(3), {})
     reply.fail(RuntimeError("float64"))
@@ -121,7 +122,7 @@ def test_samples_that_cannot_be_sent_end_the_utterance(slot: FlowSlot) -> None:
 def test_a_probe_is_answered_to_nobody(slot: FlowSlot, is_gone: bool) -> None:
     request = Request({})
     request.sender.client_is_gone = is_gone
-    ChunkReply(request, slot).close()
+    ChunkReply(Caller(request), slot).close()
     assert request.sender.is_final
     assert request.sender.responses == []
     assert (slot.outcome is Outcome.CANCELLED) is is_gone
@@ -149,7 +150,7 @@ class Freed(ResponseSender):
 def test_nobody_is_asked_whether_the_client_has_left_while_the_answer_is_on_its_way(slot: FlowSlot) -> None:
     """Two threads share a reply whose samples wait for a ring: Triton frees the request of one that is answered."""
     request = Request({}, Freed())
-    reply = ChunkReply(request, slot)
+    reply = ChunkReply(Caller(request), slot)
     with ThreadPoolExecutor(2) as pool:
         answering = pool.submit(reply.close)
         assert request.sender.has_begun.wait(60)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stretto.triton_io.hosts import HOST
 
 from stretto.errors import InvalidRequest, NoPlace
 from stretto.families.text_stream import SubwordStream
@@ -20,7 +21,6 @@ from stretto.streams.segment import Segment
 from stretto.triton_io.chunk_sender import SenderLimits
 from stretto.triton_io.event_loop import EventLoop
 from stretto.triton_io.flow import FlowTable, Outcome
-from stretto.triton_io.hosts import HOST
 from stretto.triton_io.seal import TAG
 from stretto.triton_io.speech_service import SpeechService
 from tests.fakes_triton import Logger, MetricFamily, Request, ResponseSender, TritonError

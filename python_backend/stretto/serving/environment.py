@@ -3,7 +3,9 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
+from stretto.departures import DEPARTURES_FILE
 from stretto.serving.folders import PACKAGE, cache_folder
 from stretto.serving.installation import Installation
 from stretto.triton_io.draining import DRAIN_FILE
@@ -21,8 +23,27 @@ MALLOC = {
 }
 
 
+class Launched(Protocol):
+    """What the stubs are told of the launch."""
+
+    @property
+    def id(self) -> str:
+        """Its identity."""
+        ...
+
+    @property
+    def drain_file(self) -> Path:
+        """See `triton_io/draining.py`."""
+        ...
+
+    @property
+    def departures_file(self) -> Path:
+        """See `departures.py`."""
+        ...
+
+
 def server_environment(
-    installation: Installation, launch_id: str, drain_file: Path, base: Mapping[str, str] = os.environ
+    installation: Installation, launch: Launched, base: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
     """`base` with what the stubs need: this Python and its library first, our package, a UTF-8 locale.
 
@@ -36,8 +57,9 @@ def server_environment(
         "LC_ALL": "C.UTF-8",
         "PYTHONUTF8": "1",
         "SPT_NOENV": "1",
-        LAUNCH_ID: launch_id,
-        DRAIN_FILE: str(drain_file),
+        LAUNCH_ID: launch.id,
+        DRAIN_FILE: str(launch.drain_file),
+        DEPARTURES_FILE: str(launch.departures_file),
     }
     if installation.library_path:
         environment["LD_LIBRARY_PATH"] = _joined(*installation.library_path, base.get("LD_LIBRARY_PATH"))

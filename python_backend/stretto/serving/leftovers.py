@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from stretto.departures import Departures
 from stretto.serving import processes
 from stretto.serving.dead_locks import free_dead_locks
 from stretto.serving.environment import LAUNCH_ID
@@ -62,6 +63,11 @@ class Launch:
         """A file that, while it exists, tells the preprocessor to take no more requests; nobody else can make it."""
         return self.folder / "draining"
 
+    @property
+    def departures_file(self) -> Path:
+        """Where the proxy tells the models of clients that have left; nobody else can."""
+        return self.folder / "departures"
+
     def hide_regions(self) -> None:
         """Have nobody else read the shared memory that Triton makes for all to read: text and speech pass there."""
         for path in self.directory.glob(f"{self.region_prefix}*"):
@@ -104,7 +110,9 @@ def begin_launch(directory: Path = SHARED_MEMORY) -> Launch:
     fcntl.flock(lock, fcntl.LOCK_EX)
     unlocked.rename(_lock_file(launch_id, directory))
     _folder(launch_id, directory).mkdir(mode=0o700)
-    return Launch(launch_id, lock, directory)
+    launch = Launch(launch_id, lock, directory)
+    Departures.create(launch.departures_file)
+    return launch
 
 
 def _lock_file(launch_id: str, directory: Path) -> Path:

@@ -119,7 +119,7 @@ class Server:
             self._log = config.log_file.open("ab")
         self._process = subprocess.Popen(
             command_line(config, installation, launch),
-            env=server_environment(installation, launch.id, launch.drain_file),
+            env=server_environment(installation, launch),
             cwd=imports_by_place(installation),
             stdout=self._log,
             stderr=subprocess.STDOUT,

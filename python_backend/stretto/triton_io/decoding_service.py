@@ -6,10 +6,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from stretto.departures import Departures
 from stretto.records.chunk import Chunk
 from stretto.records.delivery import OutputForm
 from stretto.records.envelope import Envelope
 from stretto.triton_io import stub
+from stretto.triton_io.callers import Caller
 from stretto.triton_io.failures import log_failure, refuse
 from stretto.triton_io.flow import Outcome
 from stretto.triton_io.flow_tables import FlowTables
@@ -82,6 +84,7 @@ class DecodingService:
     def __init__(self, worker: Worker, seal: Seal) -> None:
         self._worker = worker
         self._seal = seal
+        self._departures = Departures.from_environment()
         self._tables = FlowTables()
         self._writers = RingWriters()
         self._gauges = Gauges("acoustic_decoder", dict(METRICS.values()))
@@ -95,7 +98,7 @@ class DecodingService:
             if envelope.receipt is not None:
                 acknowledge(request, envelope.utterance, envelope.receipt)
                 return
-            reply = ChunkReply(request, self._tables.at(envelope.flow))
+            reply = ChunkReply(Caller(request, self._departures), self._tables.at(envelope.flow))
             self._take(envelope, codes, reply)
         except Exception as error:
             if reply is None:  # not of the ensemble: what that sends can be read

@@ -11,12 +11,13 @@ from typing import Any, Protocol
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from stretto.departures import Departures
 from stretto.errors import Cancelled
 from stretto.records.prompt import Prompt
 from stretto.records.text_part import TextPart
+from stretto.triton_io.callers import Caller, host_of
 from stretto.triton_io.draining import DrainGate
 from stretto.triton_io.failures import failed_response, log_failure
-from stretto.triton_io.hosts import host_of
 from stretto.triton_io.prompt_tensors import write_part, write_prompt
 from stretto.triton_io.ring import check_ring
 from stretto.triton_io.seal import Seal
@@ -63,6 +64,7 @@ class PreparingService:
         gate: DrainGate,
     ) -> None:
         self._prepare, self._read_part, self._lanes, self._seal, self._gate = prepare, read_part, lanes, seal, gate
+        self._departures = Departures.from_environment()
 
     def answer(self, request: Any, read: Callable[[Any], Any]) -> Any | None:
         """The response to `request`, whose inputs `read` reads; None where it will be sent later."""
@@ -77,24 +79,24 @@ class PreparingService:
         if not num_bytes:
             return self._respond(lambda: self._prepare(raw))
         try:
-            self._hand_over(raw.kept(), num_bytes, request.get_response_sender(), host_of(request))
+            self._hand_over(raw.kept(), num_bytes, Caller(request, self._departures), host_of(request))
         except Exception as error:
             self._gate.leave()
             return failure(error)
         return None
 
-    def _hand_over(self, raw: Raw, num_bytes: int, sender: Any, host: str) -> None:
+    def _hand_over(self, raw: Raw, num_bytes: int, caller: Caller, host: str) -> None:
         def prepare(reader: Any) -> Prompt:
-            if sender.is_cancelled():
+            if caller.has_left():
                 raise Cancelled("the client has gone away")
             return self._prepare(raw, reader)
 
         def refuse(error: Exception) -> None:
             self._gate.leave()
-            send(sender, failure(error))
+            send(caller.sender, failure(error))
 
         def run(reader: Any) -> None:
-            send(sender, self._respond(lambda: prepare(reader)))
+            send(caller.sender, self._respond(lambda: prepare(reader)))
 
         self._lanes.submit(num_bytes, run, refuse, host)
 

@@ -15,6 +15,7 @@ import triton_python_backend_utils as pb_utils
 from stretto.errors import Cancelled, Closing, InvalidRequest, Overloaded
 from stretto.records import event as event_record
 from stretto.records.event import Event
+from stretto.triton_io.callers import Caller
 from stretto.triton_io.failures import told
 from stretto.triton_io.flow import FlowSlot, Outcome
 from stretto.triton_io.ring_writer import RingWriter
@@ -31,8 +32,8 @@ class ChunkReply:
     writer: of the client's ring, if it has one.
     """
 
-    def __init__(self, request: Any, slot: FlowSlot) -> None:
-        self._sender = request.get_response_sender()
+    def __init__(self, caller: Caller, slot: FlowSlot) -> None:
+        self._caller = caller
         self.slot = slot
         self.writer: RingWriter | None = None
         self._address: int | None = None
@@ -73,14 +74,14 @@ class ChunkReply:
     def is_cancelled(self) -> bool:
         """Whether the client has gone away, or the utterance is over for another reason."""
         with self._asking:
-            if not self._is_answered and self._sender.is_cancelled():
+            if not self._is_answered and self._caller.has_left():
                 self.slot.conclude(Outcome.CANCELLED)
         return self.slot.outcome is not Outcome.OPEN
 
     def _answer(self, *response: Any) -> None:
         # The stub's `send` returns when the server has taken the response in: what is counted is over.
         with self._asking:
-            self._sender.send(*response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            self._caller.sender.send(*response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
             self._is_answered = True
         self.slot.count_answer()
 

@@ -6,15 +6,16 @@ from collections.abc import AsyncGenerator
 from contextlib import ExitStack
 from typing import Any, Protocol
 
+from stretto.departures import Departures
 from stretto.errors import Cancelled, Closing, InvalidRequest, NoPlace, Overloaded
 from stretto.records.chunk import LMChunk
 from stretto.records.prompt import Prompt
 from stretto.records.text_part import TextPart
+from stretto.triton_io.callers import Caller, host_of
 from stretto.triton_io.chunk_sender import ChunkSender, SenderLimits
 from stretto.triton_io.event_loop import EventLoop
 from stretto.triton_io.failures import refuse
 from stretto.triton_io.flow import DecoderRefused, FlowTable
-from stretto.triton_io.hosts import host_of
 from stretto.triton_io.metrics import BuildInfo, Gauges
 from stretto.triton_io.prompt_tensors import read_prompt
 from stretto.triton_io.responses import Responses, ResponseThread
@@ -70,6 +71,7 @@ class SpeechService:
         self.table = table
         self._limits = limits
         self._seal = seal
+        self._departures = Departures.from_environment()
         self._thread = ResponseThread()
         self._texts = TextSessions(model)
         self._gauges, self._info = Gauges("language_model", METRICS), BuildInfo()
@@ -81,13 +83,13 @@ class SpeechService:
         The client's request id is no key: it may be empty, or the same twice.
         """
         utterance = uuid.uuid4().hex
-        sender = request.get_response_sender()
+        caller = Caller(request, self._departures)
         try:
             asked = read_prompt(request, self._seal)
         except Exception as error:
-            refuse(sender, error, f"utterance {utterance}")
+            refuse(caller.sender, error, f"utterance {utterance}")
             return
-        responses = Responses(sender, self._thread, self._seal)
+        responses = Responses(caller, self._thread, self._seal)
         if isinstance(asked, TextPart):
             self._loop.start(self._take(asked, responses))
         else:

@@ -1,10 +1,14 @@
 """A proxy in this process, before a server that answers as Triton does."""
 
+import tempfile
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 import pytest
 
+from stretto.departures import Departures
 from stretto.serving.proxy.__main__ import grpc_listener, grpc_proxy
 from stretto.serving.proxy.config import ProxyConfig
 from stretto.serving.proxy.gate import Gate
@@ -16,15 +20,27 @@ KEY = "the key of this start"
 
 
 class Proxied:
-    """A fake Triton and the address of the proxy before it."""
+    """A fake Triton and the address of the proxy before it, and where the models look for clients that have left."""
 
-    def __init__(self, triton: FakeServer, address: str, given_up: list[str]) -> None:
-        self.triton, self.address, self.given_up = triton, address, given_up
+    def __init__(self, triton: FakeServer, address: str, given_up: list[str], departures: Departures) -> None:
+        self.triton, self.address, self.given_up, self.departures = triton, address, given_up, departures
+
+
+@dataclass
+class Word:
+    """What the launcher has said."""
+
+    gate: Gate
+    is_ready: Callable[[], bool]
 
 
 def proxy_config(*allowed: str) -> ProxyConfig:
     ports = free_ports(3)
-    return ProxyConfig("127.0.0.1", *ports, "/no/grpc", "/no/metrics", KEY, allowed, 1_000_000)
+    departures = Path(tempfile.mkdtemp()) / "departures"
+    Departures.create(departures)
+    return ProxyConfig(
+        "127.0.0.1", *ports, "/no/grpc", "/no/metrics", str(departures), KEY, allowed, max_request_bytes=1_000_000
+    )
 
 
 def grpc_server(
@@ -36,7 +52,8 @@ def grpc_server(
 ) -> grpc.aio.Server:
     """The proxy's gRPC server before the Triton of this channel, not started."""
     server, _ = grpc_listener(config)
-    server.add_generic_rpc_handlers((grpc_proxy(config, channel, is_ready, uploads or Uploads(), gate or Gate()),))
+    launcher = Word(gate or Gate(), is_ready)
+    server.add_generic_rpc_handlers((grpc_proxy(config, channel, launcher, uploads or Uploads()),))
     return server
 
 
@@ -47,7 +64,7 @@ async def proxied(*allowed: str) -> AsyncIterator[Proxied]:
         given_up = list[str]()
         server = grpc_server(config, channel, gate=Gate(given_up.append))
         await server.start()
-        yield Proxied(triton, f"127.0.0.1:{config.grpc_port}", given_up)
+        yield Proxied(triton, f"127.0.0.1:{config.grpc_port}", given_up, Departures(Path(config.departures)))
         await server.stop(0)
     await triton.stop()
 

@@ -77,6 +77,21 @@ async def test_what_is_being_answered_goes_on_where_it_can(gated: Gated) -> None
     assert gated.heard["begun"] == 2
 
 
+@pytest.mark.parametrize("is_shut_first", [False, True])
+async def test_what_a_client_has_left_is_cancelled_where_triton_would_never_end_it(
+    gated: Gated, is_shut_first: bool
+) -> None:
+    async with SpeechClient(gated.address) as client, asyncio.timeout(WAIT_S):
+        stream = client.speak("begun")
+        await anext(stream)
+        if is_shut_first:
+            gated.gate.shut(spares_answered=True)
+        await stream.aclose()
+        assert not gated.triton.num_cancelled
+        gated.gate.shut(spares_answered=False)
+        await gated.triton.cancelled.wait()
+
+
 async def test_requests_are_refused_until_the_gate_is_open_again(gated: Gated) -> None:
     gated.gate.shut(spares_answered=True)
     assert isinstance(await gated.speak("hello"), ServerUnavailable)

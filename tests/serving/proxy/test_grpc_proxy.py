@@ -1,7 +1,7 @@
 """What passes through to Triton, and what does not."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -9,12 +9,13 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from stretto.departures import STREAM
 from stretto.serving.proxy.__main__ import Launcher, grpc_listener
 from stretto.serving.proxy.access import KEY_HEADER
 from stretto.serving.proxy.infer_request import HOST
-from stretto.triton_io import hosts
+from stretto.triton_io import callers
 from stretto_client import RequestRefused, ServerUnavailable, SpeechClient
-from tests.client.fake_server import Abort, Chunk, ErrorText, FakeServer, Pause
+from tests.client.fake_server import Abort, Chunk, ErrorText, FakeServer, Until
 from tests.serving.proxy.conftest import KEY, Proxied, grpc_server, proxy_config
 
 TEXT = b"\x02\0\0\0hi"
@@ -59,13 +60,17 @@ async def test_a_request_says_whose_it_is_and_no_client_does(proxy: Proxied) -> 
     forged = request()
     forged.parameters[HOST].string_param = "203.0.113.9"
     forged.parameters["mine"].string_param = "as it was"
+    forged.parameters[STREAM].string_param = "7"
     await answers(proxy.address, request(), forged)
-    assert proxy.triton.parameters == [{HOST: "127.0.0.1"}, {HOST: "127.0.0.1", "mine": "as it was"}]
-    assert HOST == hosts.HOST
+    number = proxy.triton.parameters[0][STREAM]
+    assert int(number) > 7
+    whose = {HOST: "127.0.0.1", STREAM: number}
+    assert proxy.triton.parameters == [whose, whose | {"mine": "as it was"}]
+    assert HOST == callers.HOST
     assert proxy.triton.requests[1]["text"] == b"hi"
     proxy.triton.parameters.clear()
     await call(proxy.address, "ModelInfer", forged, None)
-    assert proxy.triton.parameters == [{HOST: "127.0.0.1", "mine": "as it was"}]
+    assert proxy.triton.parameters == [{HOST: "127.0.0.1", STREAM: "0", "mine": "as it was"}]
 
 
 async def test_an_unsound_request_is_answered_and_its_stream_goes_on(proxy: Proxied) -> None:
@@ -121,13 +126,42 @@ async def test_a_call_that_ends_as_triton_is_started_again_is_unavailable(
     )
 
 
-async def test_a_client_that_leaves_cancels_what_triton_does(proxy: Proxied) -> None:
-    proxy.triton.script = lambda _: [Chunk(0), Pause(600)]
-    async with SpeechClient(proxy.address) as client:
-        stream = client.speak("hello")
-        await anext(stream)
-        await stream.aclose()
-        await asyncio.wait_for(proxy.triton.cancelled.wait(), WAIT_S)
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("is_silent", [False, True], ids=["amid an answer", "before it goes on"])
+async def test_of_a_client_that_leaves_the_models_are_told_and_nothing_is_cancelled(
+    proxy: Proxied, is_silent: bool
+) -> None:
+    goes_on, large = asyncio.Event(), [Chunk(index, num_samples=100_000) for index in range(30)]
+    proxy.triton.script = lambda _: [Chunk(0), *[Until(goes_on)][: int(is_silent)], *large, Chunk(31, is_last=True)]
+    async with grpc.aio.insecure_channel(proxy.address) as channel, asyncio.timeout(WAIT_S):
+        stream = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer()
+        await stream.write(request())
+        await stream.read()
+        number = int(proxy.triton.parameters[0][STREAM])
+        assert not proxy.departures.has(number)
+        stream.cancel()
+    await until(lambda: proxy.departures.has(number))
+    goes_on.set()
+    await until(lambda: proxy.triton.num_ended == 1)
+    assert proxy.triton.num_cancelled == 0
+    assert await answers(proxy.address, request())
+    assert not proxy.departures.has(int(proxy.triton.parameters[-1][STREAM]))
+
+
+async def test_a_client_that_leaves_after_a_sole_request_cancels_nothing(proxy: Proxied) -> None:
+    proxy.triton.may_infer = asyncio.Event()
+    async with grpc.aio.insecure_channel(proxy.address) as channel:
+        asking = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request())
+        await until(lambda: bool(proxy.triton.parameters))
+        asking.cancel()
+    proxy.triton.may_infer.set()
+    await until(lambda: proxy.triton.num_ended == 1)
+    assert proxy.triton.num_cancelled == 0
 
 
 @pytest.mark.parametrize("model", ["preprocessor", "language_model", "acoustic_decoder"])

@@ -8,14 +8,15 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from pathlib import Path
 
 import grpc
 
+from stretto.departures import Departures
 from stretto.serving.proxy.access import Access
 from stretto.serving.proxy.config import ENDING_ALL, ENDING_UNANSWERED, READY, Ports, ProxyConfig
 from stretto.serving.proxy.gate import Gate
-from stretto.serving.proxy.grpc_proxy import MAX_CALLS, SERVER_OPTIONS, TRITON_OPTIONS, GrpcProxy
+from stretto.serving.proxy.grpc_proxy import MAX_CALLS, SERVER_OPTIONS, TRITON_OPTIONS, GrpcProxy, LauncherWord
 from stretto.serving.proxy.pages import MAX_HEAD_BYTES, MetricsPage, Pages, PageServer, Readiness
 from stretto.serving.proxy.uploads import Uploads
 
@@ -66,7 +67,7 @@ async def serve(config: ProxyConfig, launcher: Launcher) -> None:
     server, grpc_port = grpc_listener(config)
     async with grpc.aio.insecure_channel(f"unix:{config.triton_grpc}:{grpc_port}", TRITON_OPTIONS) as triton:
         uploads = Uploads()
-        server.add_generic_rpc_handlers((grpc_proxy(config, triton, launcher.is_ready, uploads, launcher.gate),))
+        server.add_generic_rpc_handlers((grpc_proxy(config, triton, launcher, uploads),))
         listeners = [await page_listener(config, config.metrics_port, MetricsPage(config.triton_metrics))]
         if config.http_port is not None:
             listeners.append(await page_listener(config, config.http_port, Readiness(triton, launcher.is_ready)))
@@ -97,11 +98,10 @@ def grpc_listener(config: ProxyConfig) -> tuple[grpc.aio.Server, int]:
         raise OSError(f"cannot listen on {host}:{config.grpc_port}") from None
 
 
-def grpc_proxy(
-    config: ProxyConfig, triton: grpc.aio.Channel, is_ready: Callable[[], bool], uploads: Uploads, gate: Gate
-) -> GrpcProxy:
+def grpc_proxy(config: ProxyConfig, triton: grpc.aio.Channel, launcher: LauncherWord, uploads: Uploads) -> GrpcProxy:
     """What answers calls."""
-    return GrpcProxy(triton, Access(config.key, frozenset(config.allowed)), is_ready, uploads, gate)
+    allowed, departures = Access(config.key, frozenset(config.allowed)), Departures(Path(config.departures))
+    return GrpcProxy(triton, allowed, launcher, uploads, departures)
 
 
 async def run(config: ProxyConfig) -> None:

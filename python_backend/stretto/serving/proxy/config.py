@@ -34,6 +34,8 @@ class ProxyConfig:
     """Where it listens, whom it lets in, and Triton's sockets. Without `http_port`, that is Triton's own.
 
     A port 0 is any that is free. To `triton_grpc` Triton adds a colon and the gRPC port that it is.
+
+    departures: the file in which the models are told of clients that have left.
     """
 
     address: str
@@ -42,6 +44,7 @@ class ProxyConfig:
     http_port: int | None
     triton_grpc: str
     triton_metrics: str
+    departures: str
     key: str
     allowed: tuple[str, ...]
     max_request_bytes: int

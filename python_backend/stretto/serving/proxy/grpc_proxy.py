@@ -3,11 +3,13 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from contextlib import suppress
+from typing import Any, Protocol
 
 import grpc
 from tritonclient.grpc.service_pb2 import ModelStreamInferResponse
 
+from stretto.departures import Departures
 from stretto.serving.proxy import access
 from stretto.serving.proxy.access import MODEL_INFER, MODEL_STREAM_INFER, Access, Metadata
 from stretto.serving.proxy.gate import AGAIN, Gate, Restarting
@@ -18,11 +20,12 @@ from stretto.serving.proxy.infer_request import (
     BadRequest,
     InferRequest,
     read_infer_request,
-    told_host,
+    told,
 )
 from stretto.serving.proxy.other_calls import check_other_call
 from stretto.serving.proxy.pace import Pace
 from stretto.serving.proxy.peers import host_of_call
+from stretto.serving.proxy.triton_stream import TritonStream
 from stretto.serving.proxy.uploads import ENDED, Upload, Uploads
 from stretto.shares import Shares
 
@@ -68,18 +71,37 @@ Tell = Callable[[str], None]
 CROWDED = "full: this host has as many calls as the others leave it"
 
 
+class LauncherWord(Protocol):
+    """What the launcher has said of the server behind."""
+
+    gate: Gate
+
+    def is_ready(self) -> bool:
+        """Whether it is ready, for all that the launcher knows."""
+        ...
+
+
 class GrpcProxy(grpc.GenericRpcHandler):
-    """Passes on the calls that `access` admits, as far as they are sound."""
+    """Passes on the calls that `access` admits, as far as they are sound.
+
+    departures: where the models are told of clients that have left.
+    """
 
     def __init__(
-        self, triton: grpc.aio.Channel, allowed: Access, is_ready: Callable[[], bool], uploads: Uploads, gate: Gate
+        self,
+        triton: grpc.aio.Channel,
+        allowed: Access,
+        launcher: LauncherWord,
+        uploads: Uploads,
+        departures: Departures,
     ) -> None:
         self._access = allowed
-        self._is_ready = is_ready
-        self._pace, self._uploads, self._gate = Pace(), uploads, gate
+        self._is_ready, self._gate = launcher.is_ready, launcher.gate
+        self._pace, self._uploads, self._departures = Pace(), uploads, departures
         self._shares = Shares(MAX_CALLS)
         self._infer = triton.stream_stream(MODEL_STREAM_INFER)
         self._unary = {method: triton.unary_unary(method) for method in access.APIS if method != MODEL_STREAM_INFER}
+        self._unwatched = set[asyncio.Future[Any]]()  # calls to Triton that nobody waits for any more, maybe
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         """The handler of a call; None for one that there is not."""
@@ -115,8 +137,8 @@ class GrpcProxy(grpc.GenericRpcHandler):
                 if method in NOT_READY and not self._is_ready():
                     response = NOT_READY[method]
                 elif method == MODEL_INFER:
-                    told = told_host(request, host_of_call(context.peer()))
-                    response = await self._gate.guard(self._pass_on(method, told, metadata))
+                    whose = told(request, host_of_call(context.peer()))
+                    response = await self._gate.guard(self._pass_on(method, whose, metadata))
                 else:
                     response = await self._pass_on(method, request, metadata)
             except BadRequest as error:
@@ -145,17 +167,28 @@ class GrpcProxy(grpc.GenericRpcHandler):
         return message
 
     async def _pass_on(self, method: str, request: bytes, metadata: Metadata) -> bytes:
-        return await self._unary[method](request, metadata=_passed_on(metadata))
+        asking = asyncio.ensure_future(_result(self._unary[method](request, metadata=_passed_on(metadata))))
+        self._unwatch(asking)
+        return await asyncio.shield(asking)
+
+    def _unwatch(self, future: asyncio.Future[Any]) -> None:
+        """Let it come to its end, also where nobody waits for it."""
+        self._unwatched.add(future)
+        future.add_done_callback(self._unwatched.discard)
+        future.add_done_callback(lambda each: each.cancelled() or each.exception())
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Context) -> None:
-        metadata = context.invocation_metadata() or ()
-        call = self._infer(metadata=_passed_on(metadata))
-        stream = _Stream(call, context, self._gate.give_up)
-        upload = Upload(call.cancel, host_of_call(context.peer()))
-        feeding = asyncio.create_task(self._feed(stream, requests, metadata, upload))
+        metadata, host = context.invocation_metadata() or (), host_of_call(context.peer())
+        stream = TritonStream(self._infer(metadata=_passed_on(metadata)), self._departures.next_number())
+        client = _Client(stream, context, self._gate.give_up)
+        answering = asyncio.current_task()
+        assert answering is not None
+        upload = Upload(answering.cancel, host)
+        feeding = asyncio.create_task(self._feed(client, requests, metadata, upload))
         try:
-            await self._gate.guard(stream.answer(), lambda: stream.is_answered)
+            await self._gate.guard(client.answer(), lambda: stream.is_answered)
         except Restarting as error:
+            stream.cancel()  # Triton would never end it
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         except asyncio.CancelledError:
             if not upload.is_ended:
@@ -165,11 +198,21 @@ class GrpcProxy(grpc.GenericRpcHandler):
             await context.abort(*_told(error, self._gate.give_up))
         finally:
             feeding.cancel()
-            call.cancel()
-            await asyncio.gather(feeding, return_exceptions=True)  # it fails where the call does, which was told
+            self._unwatch(feeding)  # it fails where the stream does, which was told
+            if not stream.is_over:
+                self._unwatch(asyncio.create_task(self._see_off(stream, host)))
+
+    async def _see_off(self, stream: TritonStream, host: str) -> None:
+        """Have the models end what a client has left, whose host has its share of it until then."""
+        self._departures.mark(stream.number)
+        with self._shares.taking(host), suppress(Restarting, grpc.aio.AioRpcError):
+            try:
+                await self._gate.guard(stream.run_out(), lambda: stream.is_answered)
+            finally:
+                stream.cancel()
 
     async def _feed(
-        self, stream: "_Stream", requests: AsyncIterator[bytes], metadata: Metadata, upload: Upload
+        self, client: "_Client", requests: AsyncIterator[bytes], metadata: Metadata, upload: Upload
     ) -> None:
         async def check(request: bytes) -> None:
             upload.came()
@@ -178,7 +221,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
                 raise BadRequest(AGAIN, read.head.id, UNAVAILABLE)
 
         with self._uploads.entry(upload):
-            await stream.feed(requests, check, upload.host)
+            await client.feed(requests, check, upload.host)
 
     async def _check_infer(self, data: bytes, metadata: Metadata) -> InferRequest:
         await self._pace.wait(len(data))
@@ -189,13 +232,12 @@ class GrpcProxy(grpc.GenericRpcHandler):
         return request
 
 
-class _Stream:
+class _Client:
     """A client's stream beside the one to Triton that answers it."""
 
-    def __init__(self, call: Any, context: Context, give_up: Tell) -> None:
-        self._call, self._context, self._give_up = call, context, give_up
+    def __init__(self, stream: TritonStream, context: Context, give_up: Tell) -> None:
+        self._stream, self._context, self._give_up = stream, context, give_up
         self._writing = asyncio.Lock()
-        self.is_answered = False  # the last of its requests, at least in part
 
     async def feed(self, requests: AsyncIterator[bytes], check: Check, host: str) -> None:
         """Pass sound requests on to the end, as `host`'s; answer the others here, as Triton does, and leave the stream
@@ -208,19 +250,21 @@ class _Stream:
                 response.infer_response.id = error.request_id
                 await self._write(response.SerializeToString())
             else:
-                self.is_answered = False
-                await self._call.write(told_host(request, host))
-        await self._call.done_writing()
+                await self._stream.write(told(request, host, self._stream.number))
+        await self._stream.end()
 
     async def answer(self) -> None:
         """Pass Triton's responses back to the end; AioRpcError where Triton ends otherwise."""
-        async for response in self._call:
-            self.is_answered = True
+        while (response := await self._stream.read()) is not None:
             await self._write(_retold(response, self._give_up))
 
     async def _write(self, response: bytes) -> None:
         async with self._writing:
             await self._context.write(response)
+
+
+async def _result(call: Awaitable[bytes]) -> bytes:
+    return await call
 
 
 def _passed_on(metadata: Metadata) -> tuple[tuple[str, str | bytes], ...]:
@@ -231,9 +275,9 @@ def _retold(response: bytes, give_up: Tell) -> bytes:
     """A response, as it is but where Triton answers before the launcher knows that a stub has ended."""
     if STUB_HAS_ENDED.encode() not in response:
         return response
-    told = ModelStreamInferResponse.FromString(response)
-    told.error_message = _said_of_stubs(told.error_message, give_up)
-    return told.SerializeToString()
+    retold = ModelStreamInferResponse.FromString(response)
+    retold.error_message = _said_of_stubs(retold.error_message, give_up)
+    return retold.SerializeToString()
 
 
 def _said_of_stubs(message: str, give_up: Tell) -> str:

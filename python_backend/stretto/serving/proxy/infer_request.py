@@ -12,6 +12,8 @@ from itertools import islice
 from google.protobuf.message import DecodeError
 from tritonclient.grpc.service_pb2 import ModelInferRequest
 
+from stretto.departures import STREAM
+
 MAX_HEAD_BYTES = 1 << 20
 MAX_FIELDS = 256  # its tensors' own among them; a request with all inputs of all our models has less than half of that
 MAX_ID = 1024  # characters: each response carries it, and Triton holds what a client does not read
@@ -89,14 +91,15 @@ def read_infer_request(data: bytes) -> InferRequest:
     return request
 
 
-def told_host(data: bytes, host: str) -> bytes:
-    """The request in `data`, which says that it is of `host`, whatever it said before.
+def told(data: bytes, host: str, stream: int = 0) -> bytes:
+    """The request in `data`, which says that it is of `host` and has come by `stream`, whatever it said before.
 
     Messages in a row are one, and of an entry of a map that comes twice the last stands (protobuf, encoding).
     """
-    told = ModelInferRequest()
-    told.parameters[HOST].string_param = host
-    return data + told.SerializeToString()
+    last = ModelInferRequest()
+    last.parameters[HOST].string_param = host
+    last.parameters[STREAM].string_param = str(stream)
+    return data + last.SerializeToString()
 
 
 def _few_fields(data: bytes) -> Iterator[Field]:

@@ -1,0 +1,67 @@
+"""A stream to Triton that goes on, whoever waits for it is cancelled: what Triton answers is never cancelled.
+
+gRPC cancels a call with the task that reads it, or writes to it. Why Triton must not be told so: see
+`departures.py`.
+"""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any
+
+import grpc
+
+
+class TritonStream:
+    """One call of ModelStreamInfer.
+
+    number: by which the models are told that its client has gone away. is_answered: the last of its requests, at least
+    in part.
+    """
+
+    def __init__(self, call: Any, number: int) -> None:
+        self.number = number
+        self.is_answered = False
+        self._call = call
+        self._reading: asyncio.Future[Any] | None = None
+        self._writing: asyncio.Future[Any] | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether Triton has ended it, or it was cancelled."""
+        return bool(self._call.done())
+
+    async def write(self, request: bytes) -> None:
+        """Send a request; raises what gRPC does where the stream is over."""
+        self.is_answered = False
+        await self._written(self._call.write(request))
+
+    async def end(self) -> None:
+        """Send no more."""
+        await self._written(self._call.done_writing())
+
+    async def _written(self, writing: Awaitable[None]) -> None:
+        self._writing = asyncio.ensure_future(writing)
+        await asyncio.shield(self._writing)
+
+    async def read(self) -> bytes | None:
+        """The next response, None at the end; AioRpcError where Triton ends otherwise."""
+        if self._reading is None:
+            self._reading = asyncio.ensure_future(self._call.read())
+        response = await asyncio.shield(self._reading)
+        self._reading = None
+        if response is grpc.aio.EOF:
+            return None
+        self.is_answered = True
+        return bytes(response)
+
+    async def run_out(self) -> None:
+        """Send no more, and take what still comes to nobody; AioRpcError where Triton ends otherwise."""
+        if self._writing is not None:
+            await asyncio.gather(self._writing, return_exceptions=True)
+        await self.end()
+        while await self.read() is not None:
+            pass
+
+    def cancel(self) -> None:
+        """End it at once: for what Triton will never answer."""
+        self._call.cancel()

@@ -1,0 +1,64 @@
+"""What the models are told of clients that have left."""
+
+from pathlib import Path
+
+import pytest
+
+from stretto.departures import DEPARTURES_FILE, NUM_PLACES, STREAM, Departures
+from stretto.triton_io.callers import Caller
+from tests.fakes_triton import Request
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    Departures.create(tmp_path / "departures")
+    return tmp_path / "departures"
+
+
+def test_a_mark_is_seen_by_all_and_is_of_one_stream(path: Path) -> None:
+    proxy, model = Departures(path), Departures(path)
+    number = proxy.next_number()
+    assert not model.has(number)
+    proxy.mark(number)
+    assert model.has(number)
+    others = [proxy.next_number() for _ in range(100)]
+    assert not any(model.has(other) for other in (*others, number - NUM_PLACES, number + NUM_PLACES))
+    assert len({number, *others}) == 101
+
+
+def test_a_proxy_that_was_started_again_numbers_otherwise(path: Path) -> None:
+    assert Departures(path).next_number() != Departures(path).next_number()
+
+
+def test_a_file_is_made_once_for_one_user(path: Path) -> None:
+    assert path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(FileExistsError):
+        Departures.create(path)
+
+
+def test_a_caller_has_left_by_a_mark_or_by_triton_s_word(path: Path) -> None:
+    departures = Departures(path)
+    number = departures.next_number()
+    request = Request({}, given={STREAM: str(number)})
+    caller, other = Caller(request, departures), Caller(Request({}, given={STREAM: str(number + 1)}), departures)
+    assert not caller.has_left()
+    departures.mark(number)
+    assert caller.has_left()
+    assert not other.has_left()
+    other.sender.client_is_gone = True
+    assert other.has_left()
+
+
+@pytest.mark.parametrize("given", [{}, {STREAM: "0"}, {STREAM: "x"}, {STREAM: 3}])
+def test_who_came_by_another_way_is_asked_after_of_triton_alone(path: Path, given: dict[str, object]) -> None:
+    caller = Caller(Request({}, given=given), Departures(path))
+    assert not caller.has_left()
+    caller.sender.client_is_gone = True
+    assert caller.has_left()
+
+
+def test_without_a_launcher_there_are_none(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    monkeypatch.delenv(DEPARTURES_FILE, raising=False)
+    assert Departures.from_environment() is None
+    monkeypatch.setenv(DEPARTURES_FILE, str(path))
+    assert Departures.from_environment() is not None
