@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stretto.triton_io.hosts import HOST
 
+from stretto.departures import DEPARTURES_FILE, STREAM, Departures
 from stretto.errors import Closing, InvalidRequest, Overloaded
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.records.text_part import TextPart
+from stretto.triton_io.callers import HOST
 from stretto.triton_io.draining import DrainGate, is_passing
 from stretto.triton_io.preparing_service import PreparingService
 from stretto.triton_io.prompt_tensors import read_prompt
@@ -66,8 +67,8 @@ class Rim:
         self.readers: list[Any] = []
         self.service = PreparingService(self._prepare, self._read_part, self.lanes, SEAL, DrainGate(self.path))
 
-    def ask(self, inputs: Inputs) -> tuple[Any, Any]:
-        request = Request({}, given={HOST: "192.0.2.1"})
+    def ask(self, inputs: Inputs, stream: int = 0) -> tuple[Any, Any]:
+        request = Request({}, given={HOST: "192.0.2.1", STREAM: str(stream)})
         return self.service.answer(request, lambda asked: inputs), request.sender
 
     def _read_part(self, inputs: Inputs) -> TextPart:
@@ -150,6 +151,20 @@ def test_audio_of_a_client_that_has_gone_is_not_read(rim: Rim) -> None:
     assert rim.readers == []
     assert sender.responses[0].error.code() == TritonError.CANCELLED
     assert sender.is_final
+
+
+def test_audio_of_a_client_that_the_proxy_has_seen_leave_is_not_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Departures.create(tmp_path / "departures")
+    monkeypatch.setenv(DEPARTURES_FILE, str(tmp_path / "departures"))
+    rim, departures = Rim(tmp_path), Departures(tmp_path / "departures")
+    number = departures.next_number()
+    _, sender = rim.ask(Inputs(num_bytes=5), stream=number)
+    departures.mark(number)
+    rim.lanes.jobs[0][1]("there")
+    assert rim.readers == []
+    assert sender.responses[0].error.code() == TritonError.CANCELLED
 
 
 def test_a_lane_that_stops_refuses_what_waits(rim: Rim) -> None:

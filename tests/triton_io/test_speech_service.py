@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stretto.triton_io.hosts import HOST
 
+from stretto.departures import DEPARTURES_FILE, STREAM, Departures
 from stretto.errors import InvalidRequest, NoPlace
 from stretto.families.text_stream import SubwordStream
 from stretto.records.chunk import Chunk, LMChunk
@@ -18,6 +18,7 @@ from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.records.text_part import TextPart
 from stretto.streams.chunking import Pacer
 from stretto.streams.segment import Segment
+from stretto.triton_io.callers import HOST
 from stretto.triton_io.chunk_sender import SenderLimits
 from stretto.triton_io.event_loop import EventLoop
 from stretto.triton_io.flow import FlowTable, Outcome
@@ -162,6 +163,25 @@ def test_a_refusal_is_answered_and_not_logged(service: SpeechService, table: Flo
     assert Logger.errors == []
     assert MetricFamily.made["stretto_rejected_total"].value == 1
     assert MetricFamily.made["stretto_failed_total"].value == 0
+
+
+def test_one_whose_client_has_gone_before_it_is_not_begun(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, table: FlowTable
+) -> None:
+    Departures.create(tmp_path / "departures")
+    monkeypatch.setenv(DEPARTURES_FILE, str(tmp_path / "departures"))
+    departures, loop = Departures(tmp_path / "departures"), EventLoop("test")
+    service = SpeechService(Model(), loop, table, SenderLimits(poll_s=0.005, stall_s=1), SEAL)
+    left, stays = request(table, 4), request(table, 4)
+    for asked in (left, stays):
+        asked.given[STREAM] = str(departures.next_number())
+    departures.mark(int(left.given[STREAM]))
+    for asked in (left, stays):
+        service.accept(asked)
+        wait(lambda sender=asked.sender: sender.is_final)
+    assert (len(left.sender.responses), len(stays.sender.responses)) == (0, 2)
+    assert MetricFamily.made["stretto_cancelled_total"].value == 1
+    service.close()
 
 
 def test_a_cancelled_utterance_ends_without_an_error(service: SpeechService, table: FlowTable) -> None:

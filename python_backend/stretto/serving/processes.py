@@ -5,7 +5,7 @@ import re
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 PROC = Path("/proc")
 END_S = 3.0  # what survives SIGKILL for so long waits for the kernel
 MODEL_FILE = re.compile(r"/([^/]+)/\d+/model\.py ")
+BLOCKED = re.compile(rb"^SigBlk:\t([0-9a-f]+)$", re.MULTILINE)
 GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
 
 
@@ -101,6 +102,18 @@ def waits_for_a_child(pid: int) -> bool:
     with suppress(*GONE):
         return any((task / "wchan").read_text() == "do_wait" for task in (PROC / str(pid) / "task").iterdir())
     return False
+
+
+def threads_that_block(pid: int, signals: Collection[int]) -> set[int]:
+    """The threads of the process that have any of these signals blocked."""
+    mask, found = sum(1 << number - 1 for number in signals), set[int]()
+    with suppress(*GONE):
+        for task in (PROC / str(pid) / "task").iterdir():
+            with suppress(*GONE):
+                blocked = BLOCKED.search((task / "status").read_bytes())
+                if blocked is not None and int(blocked[1], 16) & mask:
+                    found.add(int(task.name))
+    return found
 
 
 def lost_children(pid: int) -> set[int]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from stretto.serving.config import LaunchConfig
+from stretto.serving.crash import CrashWatch
 from stretto.serving.day_clock import DayClock
 from stretto.serving.environment import server_environment
 from stretto.serving.folders import IMPORT_ROOT
@@ -126,6 +127,7 @@ class Server:
             start_new_session=True,
             preexec_fn=die_with_the_launcher,
         )
+        self._crash = CrashWatch(self._process.pid)
 
     @property
     def pid(self) -> int:
@@ -204,7 +206,7 @@ class Server:
         """Why the ready server cannot go on, after at most `timeout_s`; early with the first process that ends."""
         assert self._watch is not None, "wait for a server that is ready"
         ended = self._watch.wait(timeout_s)
-        return Trouble(ended, "ended") if ended else self._clock.trouble()
+        return Trouble(ended, "ended") if ended else self._clock.trouble() or self._crash.trouble()
 
     def given_up(self, model: str | None) -> Trouble | None:
         """That Triton takes the stub of `model` for dead; None where there is none."""

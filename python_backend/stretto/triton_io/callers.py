@@ -15,16 +15,20 @@ class Caller:
         self.sender = request.get_response_sender()
         self._departures, self._stream = departures, _stream_of(request)
 
+    @property
+    def is_marked(self) -> bool:
+        """Whether the proxy has said that nobody takes an answer; that costs nothing to ask."""
+        return self._departures is not None and self._stream > 0 and self._departures.has(self._stream)
+
     def has_left(self) -> bool:
         """Whether nobody takes an answer; not to be asked of a request that is answered: Triton frees what it asks."""
-        is_marked = self._departures is not None and self._stream and self._departures.has(self._stream)
-        return bool(is_marked) or self.sender.is_cancelled()
+        return self.is_marked or self.sender.is_cancelled()
 
 
 def _stream_of(request: Any) -> int:
     """The number of the proxy's stream that a request has come by; 0 where it came by another way."""
     said = _parameters(request).get(STREAM, "0")
-    return int(said) if isinstance(said, str) and said.isdecimal() else 0
+    return int(said) if isinstance(said, str) and said.isdecimal() and len(said) <= 19 else 0
 
 
 def host_of(request: Any) -> str:

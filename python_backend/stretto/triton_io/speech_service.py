@@ -92,6 +92,8 @@ class SpeechService:
         responses = Responses(caller, self._thread, self._seal)
         if isinstance(asked, TextPart):
             self._loop.start(self._take(asked, responses))
+        elif caller.is_marked:
+            self._loop.start(self._end(utterance, responses, Cancelled("the client has gone away")))
         else:
             self._loop.start(self._serve(utterance, asked, responses, host_of(request)))
 
