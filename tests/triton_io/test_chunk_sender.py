@@ -15,11 +15,10 @@ from stretto.records.chunk import Chunk, LMChunk
 from stretto.records.delivery import Delivery, OutputForm
 from stretto.records.envelope import Envelope
 from stretto.streams.segment import Segment
-from stretto.triton_io.callers import Caller
 from stretto.triton_io.chunk_sender import ChunkSender, SenderLimits
 from stretto.triton_io.flow import DecoderFailed, DecoderRefused, DecoderStalled, FlowSlot, FlowTable, Outcome
 from stretto.triton_io.responses import Responses, ResponseThread
-from tests.fakes_triton import InferenceResponse, Request, ResponseSender
+from tests.fakes_triton import InferenceResponse, ResponseSender
 from tests.patience import PATIENCE_S
 from tests.triton_io.answering import AnsweringSender
 from tests.triton_io.sealing import SEAL, envelope_in, responses_to
@@ -255,7 +254,7 @@ async def test_more_answers_than_chunks_are_no_harm(slot: FlowSlot) -> None:
 async def test_a_send_that_blocks_holds_up_nobody_on_the_loop(slot: FlowSlot) -> None:
     may_send, sender = threading.Event(), ResponseSender()
     blocked, thread = BlockedSender(may_send), ResponseThread()
-    first = ChunkSender(Responses(Caller(Request({}, blocked)), thread, SEAL), slot, "u", QUICK)
+    first = ChunkSender(Responses(blocked, thread, SEAL), slot, "u", QUICK)
     await asyncio.wait_for(first.pump(Speaker(2).speak()), 60)
     await settled(lambda: blocked.is_asked)
     await ChunkSender(responses_to(sender), slot.table.claim(), "v", QUICK).pump(Speaker(2).speak())
@@ -268,7 +267,7 @@ async def test_a_send_that_blocks_holds_up_nobody_on_the_loop(slot: FlowSlot) ->
 
 async def test_what_cannot_be_sent_ends_the_utterance(slot: FlowSlot) -> None:
     thread = ResponseThread()
-    chunk_sender = ChunkSender(Responses(Caller(Request({}, BrokenSender())), thread, SEAL), slot, "u", QUICK)
+    chunk_sender = ChunkSender(Responses(BrokenSender(), thread, SEAL), slot, "u", QUICK)
     with pytest.raises(BrokenPipeError, match="gone"):
         await asyncio.wait_for(chunk_sender.pump(Speaker(9, pause_s=0.05).speak()), 60)
     with pytest.raises(BrokenPipeError, match="gone"):  # though nothing will ever be answered

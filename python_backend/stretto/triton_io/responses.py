@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from stretto.triton_io.callers import Caller
 from stretto.triton_io.failures import refuse
 from stretto.triton_io.schema import CHUNK, CODES
 from stretto.triton_io.seal import Seal
@@ -48,8 +47,8 @@ class Responses:
     `look_for_caller` has seen. Both are set by the thread.
     """
 
-    def __init__(self, caller: Caller, thread: ResponseThread, seal: Seal) -> None:
-        self._caller, self._sender = caller, caller.sender
+    def __init__(self, sender: Any, thread: ResponseThread, seal: Seal) -> None:
+        self._sender = sender
         self._thread = thread
         self._seal = seal
         self.failure: Exception | None = None
@@ -81,4 +80,4 @@ class Responses:
         self._thread.submit(self._look)
 
     def _look(self) -> None:
-        self.caller_has_left = self._caller.has_left()
+        self.caller_has_left = self._sender.is_cancelled()

@@ -198,9 +198,9 @@ class GrpcProxy(grpc.GenericRpcHandler):
             await context.abort(*_told(error, self._gate.give_up))
         finally:
             feeding.cancel()
-            self._unwatch(feeding)  # it fails where the stream does, which was told
             if not stream.is_over:
                 self._unwatch(asyncio.create_task(self._see_off(stream, host)))
+            await asyncio.gather(feeding, return_exceptions=True)  # it fails where the stream does, which was told
 
     async def _see_off(self, stream: TritonStream, host: str) -> None:
         """Have the models end what a client has left, whose host has its share of it until then."""
