@@ -23,6 +23,8 @@ MODEL = '''
 import json, pathlib, threading, time
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from stretto.departures import Departures
+from stretto.triton_io.callers import Caller
 
 class TritonPythonModel:
     """5 responses, 20 ms apart: the first without audio; FINAL comes alone. What is "once" is refused once."""
@@ -34,7 +36,8 @@ class TritonPythonModel:
             threading.Thread(target=self.answer, args=(request,)).start()
 
     def answer(self, request):
-        sender = request.get_response_sender()
+        caller = Caller(request, Departures.from_environment())
+        sender = caller.sender
         text = pb_utils.get_input_tensor_by_name(request, "text").as_numpy()[0]
         if text == b"once" and self.is_full:
             self.is_full = False
@@ -48,7 +51,7 @@ class TritonPythonModel:
             time.sleep(0.02)
             if text == b"wait":
                 time.sleep(0.5)
-            if sender.is_cancelled():
+            if caller.has_left():
                 pathlib.Path(__file__).with_name("cancelled").touch()
                 break
             event = dict(utterance="u", index=index, segment="audio", text="", words=[], start_s=0.04 * index,

@@ -8,10 +8,11 @@ import numpy as np
 from stretto.records.envelope import Envelope
 from stretto.records.prompt import Prompt
 from stretto.records.text_part import TextPart
+from stretto.triton_io.callers import Caller
 from stretto.triton_io.prompt_tensors import write_part, write_prompt
 from stretto.triton_io.responses import Responses, ResponseThread
 from stretto.triton_io.seal import TAG, Seal
-from tests.fakes_triton import InferenceResponse, ResponseSender
+from tests.fakes_triton import InferenceResponse, Request, ResponseSender
 
 SEAL = Seal(bytes(range(32)))
 
@@ -46,4 +47,4 @@ class NoThread(ResponseThread):
 
 
 def responses_to(sender: ResponseSender) -> Responses:
-    return Responses(sender, NoThread(), SEAL)
+    return Responses(Caller(Request({}, sender)), NoThread(), SEAL)

@@ -10,18 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stretto.departures import STREAM, Departures
 from stretto.errors import Cancelled, Closing, Overloaded
 from stretto.records.chunk import Chunk, LMChunk
 from stretto.records.delivery import Delivery, OutputForm
 from stretto.records.envelope import Envelope
 from stretto.streams.segment import Segment
+from stretto.triton_io.callers import Caller
 from stretto.triton_io.chunk_sender import ChunkSender, SenderLimits
 from stretto.triton_io.flow import DecoderFailed, DecoderRefused, DecoderStalled, FlowSlot, FlowTable, Outcome
 from stretto.triton_io.responses import Responses, ResponseThread
-from tests.fakes_triton import InferenceResponse, ResponseSender
+from tests.fakes_triton import InferenceResponse, Request, ResponseSender
 from tests.patience import PATIENCE_S
 from tests.triton_io.answering import AnsweringSender
-from tests.triton_io.sealing import SEAL, envelope_in, responses_to
+from tests.triton_io.sealing import SEAL, NoThread, envelope_in, responses_to
 
 QUICK = SenderLimits(max_chunks=4, max_frames=100, probe_s=0.05, poll_s=0.005, stall_s=10)
 IMPATIENT = replace(QUICK, stall_s=0.2)
@@ -225,6 +227,25 @@ async def test_while_chunks_wait_for_their_answers_the_decoder_is_asked_after_th
         settling.result()
 
 
+@pytest.mark.parametrize("answers", [True, False])
+async def test_a_caller_that_is_marked_is_waited_for_where_the_decoder_answers(
+    slot: FlowSlot, tmp_path: Path, answers: bool
+) -> None:
+    Departures.create(tmp_path / "departures")
+    departures, sender = Departures(tmp_path / "departures"), ResponseSender()
+    number = departures.next_number()
+    caller = Caller(Request({}, sender, {STREAM: str(number)}), departures)
+    sending = ChunkSender(Responses(caller, NoThread(), SEAL), slot, "u", replace(QUICK, look_s=0.02, stall_s=600))
+    await sending.pump(Speaker(1).speak())
+    settling = asyncio.ensure_future(sending.settle())
+    departures.mark(number)
+    await settled(lambda: slot.outcome is Outcome.CANCELLED)
+    if answers:  # as the decoder does, which hears of it by the slot
+        answer(slot, len(envelopes(sender)))
+    with pytest.raises(Cancelled):
+        await asyncio.wait_for(settling, 60)
+
+
 async def test_probes_that_are_answered_excuse_no_decoder_that_has_stalled(slot: FlowSlot) -> None:
     sender = ResponseSender()
     sending = ChunkSender(responses_to(sender), slot, "u", replace(QUICK, look_s=0.02, stall_s=0.5))
@@ -254,7 +275,7 @@ async def test_more_answers_than_chunks_are_no_harm(slot: FlowSlot) -> None:
 async def test_a_send_that_blocks_holds_up_nobody_on_the_loop(slot: FlowSlot) -> None:
     may_send, sender = threading.Event(), ResponseSender()
     blocked, thread = BlockedSender(may_send), ResponseThread()
-    first = ChunkSender(Responses(blocked, thread, SEAL), slot, "u", QUICK)
+    first = ChunkSender(Responses(Caller(Request({}, blocked)), thread, SEAL), slot, "u", QUICK)
     await asyncio.wait_for(first.pump(Speaker(2).speak()), 60)
     await settled(lambda: blocked.is_asked)
     await ChunkSender(responses_to(sender), slot.table.claim(), "v", QUICK).pump(Speaker(2).speak())
@@ -267,7 +288,7 @@ async def test_a_send_that_blocks_holds_up_nobody_on_the_loop(slot: FlowSlot) ->
 
 async def test_what_cannot_be_sent_ends_the_utterance(slot: FlowSlot) -> None:
     thread = ResponseThread()
-    chunk_sender = ChunkSender(Responses(BrokenSender(), thread, SEAL), slot, "u", QUICK)
+    chunk_sender = ChunkSender(Responses(Caller(Request({}, BrokenSender())), thread, SEAL), slot, "u", QUICK)
     with pytest.raises(BrokenPipeError, match="gone"):
         await asyncio.wait_for(chunk_sender.pump(Speaker(9, pause_s=0.05).speak()), 60)
     with pytest.raises(BrokenPipeError, match="gone"):  # though nothing will ever be answered

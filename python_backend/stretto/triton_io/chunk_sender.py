@@ -179,7 +179,7 @@ class ChunkSender:
         now = time.monotonic()
         if self._on_the_way() and now - max(self._quiet_since, self._looked_s) > self._limits.look_s:
             self._looked_s = now
-            self._responses.look_for_caller()
+            self._responses.look_for_caller(self._slot)
             self._probe()
 
     def _on_the_way(self) -> int:

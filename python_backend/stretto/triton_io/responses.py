@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from stretto.triton_io.callers import Caller
 from stretto.triton_io.failures import refuse
+from stretto.triton_io.flow import FlowSlot, Outcome
 from stretto.triton_io.schema import CHUNK, CODES
 from stretto.triton_io.seal import Seal
 from stretto.triton_io.tensors import array_tensor, bytes_tensor
@@ -47,8 +49,8 @@ class Responses:
     `look_for_caller` has seen. Both are set by the thread.
     """
 
-    def __init__(self, sender: Any, thread: ResponseThread, seal: Seal) -> None:
-        self._sender = sender
+    def __init__(self, caller: Caller, thread: ResponseThread, seal: Seal) -> None:
+        self._caller, self._sender = caller, caller.sender
         self._thread = thread
         self._seal = seal
         self.failure: Exception | None = None
@@ -75,9 +77,16 @@ class Responses:
         """An error, with the final flag."""
         await self._thread.call(refuse, self._sender, error, whose)
 
-    def look_for_caller(self) -> None:
-        """Have `caller_has_left` brought up to date. An ensemble does not tell its earlier steps."""
+    def look_for_caller(self, slot: FlowSlot) -> None:
+        """Have `caller_has_left` brought up to date. An ensemble does not tell its earlier steps, but the proxy does.
+
+        A decoder hears of that by the slot. Where nothing is answered at the next look even so, there is none: it is
+        this model itself that was asked.
+        """
+        if self._caller.is_marked:
+            self.caller_has_left |= slot.outcome is Outcome.CANCELLED
+            slot.conclude(Outcome.CANCELLED)
         self._thread.submit(self._look)
 
     def _look(self) -> None:
-        self.caller_has_left = self._sender.is_cancelled()
+        self.caller_has_left = self.caller_has_left or self._sender.is_cancelled()

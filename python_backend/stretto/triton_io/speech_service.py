@@ -89,7 +89,7 @@ class SpeechService:
         except Exception as error:
             refuse(caller.sender, error, f"utterance {utterance}")
             return
-        responses = Responses(caller.sender, self._thread, self._seal)
+        responses = Responses(caller, self._thread, self._seal)
         if isinstance(asked, TextPart):
             self._loop.start(self._take(asked, responses))
         elif caller.is_marked:

@@ -153,6 +153,16 @@ async def test_of_a_client_that_leaves_the_models_are_told_and_nothing_is_cancel
     assert not proxy.departures.has(int(proxy.triton.parameters[-1][STREAM]))
 
 
+async def test_others_models_are_told_by_triton_that_a_client_has_left(proxy: Proxied) -> None:
+    proxy.triton.script = lambda _: [Chunk(0), Until(asyncio.Event())]
+    async with grpc.aio.insecure_channel(proxy.address) as channel, asyncio.timeout(WAIT_S):
+        stream = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer()
+        await stream.write(request("somebody_elses"))
+        await stream.read()
+        stream.cancel()
+        await proxy.triton.cancelled.wait()
+
+
 async def test_a_client_that_leaves_after_a_sole_request_cancels_nothing(proxy: Proxied) -> None:
     proxy.triton.may_infer = asyncio.Event()
     async with grpc.aio.insecure_channel(proxy.address) as channel:

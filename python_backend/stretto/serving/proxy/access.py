@@ -28,6 +28,7 @@ APIS = {SERVICE + call: OPEN for call in OPEN_CALLS} | {HEALTH_CHECK: OPEN}
 APIS |= {SERVICE + call: api for api, calls in CLOSED_APIS.items() for call in calls}
 
 INNER_MODELS = ("preprocessor", "language_model", "acoustic_decoder")
+OUR_MODELS = frozenset({"speech", *INNER_MODELS})  # which look for clients that have left where the proxy says so
 
 Metadata = Iterable[tuple[str, str | bytes]]
 

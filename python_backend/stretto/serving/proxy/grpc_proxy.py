@@ -25,7 +25,7 @@ from stretto.serving.proxy.infer_request import (
 from stretto.serving.proxy.other_calls import check_other_call
 from stretto.serving.proxy.pace import Pace
 from stretto.serving.proxy.peers import host_of_call
-from stretto.serving.proxy.triton_stream import TritonStream
+from stretto.serving.proxy.triton_stream import TritonStream, Unwatched
 from stretto.serving.proxy.uploads import ENDED, Upload, Uploads
 from stretto.shares import Shares
 
@@ -101,7 +101,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
         self._shares = Shares(MAX_CALLS)
         self._infer = triton.stream_stream(MODEL_STREAM_INFER)
         self._unary = {method: triton.unary_unary(method) for method in access.APIS if method != MODEL_STREAM_INFER}
-        self._unwatched = set[asyncio.Future[Any]]()  # calls to Triton that nobody waits for any more, maybe
+        self._unwatched = Unwatched()
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         """The handler of a call; None for one that there is not."""
@@ -167,15 +167,8 @@ class GrpcProxy(grpc.GenericRpcHandler):
         return message
 
     async def _pass_on(self, method: str, request: bytes, metadata: Metadata) -> bytes:
-        asking = asyncio.ensure_future(_result(self._unary[method](request, metadata=_passed_on(metadata))))
-        self._unwatch(asking)
-        return await asyncio.shield(asking)
-
-    def _unwatch(self, future: asyncio.Future[Any]) -> None:
-        """Let it come to its end, also where nobody waits for it."""
-        self._unwatched.add(future)
-        future.add_done_callback(self._unwatched.discard)
-        future.add_done_callback(lambda each: each.cancelled() or each.exception())
+        call = self._unary[method](request, metadata=_passed_on(metadata))
+        return bytes(await asyncio.shield(self._unwatched.start(_result(call))))
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Context) -> None:
         metadata, host = context.invocation_metadata() or (), host_of_call(context.peer())
@@ -198,8 +191,10 @@ class GrpcProxy(grpc.GenericRpcHandler):
             await context.abort(*_told(error, self._gate.give_up))
         finally:
             feeding.cancel()
-            if not stream.is_over:
-                self._unwatch(asyncio.create_task(self._see_off(stream, host)))
+            if not stream.is_ours:
+                stream.cancel()  # others' models ask Triton
+            elif not stream.is_over:
+                self._unwatched.start(self._see_off(stream, host))
             await asyncio.gather(feeding, return_exceptions=True)  # it fails where the stream does, which was told
 
     async def _see_off(self, stream: TritonStream, host: str) -> None:
@@ -214,11 +209,14 @@ class GrpcProxy(grpc.GenericRpcHandler):
     async def _feed(
         self, client: "_Client", requests: AsyncIterator[bytes], metadata: Metadata, upload: Upload
     ) -> None:
+        stream = client.stream
+
         async def check(request: bytes) -> None:
             upload.came()
             read = await self._check_infer(request, metadata)
             if self._gate.is_shut:
                 raise BadRequest(AGAIN, read.head.id, UNAVAILABLE)
+            stream.is_ours &= read.head.model_name in access.OUR_MODELS
 
         with self._uploads.entry(upload):
             await client.feed(requests, check, upload.host)
@@ -236,7 +234,7 @@ class _Client:
     """A client's stream beside the one to Triton that answers it."""
 
     def __init__(self, stream: TritonStream, context: Context, give_up: Tell) -> None:
-        self._stream, self._context, self._give_up = stream, context, give_up
+        self.stream, self._context, self._give_up = stream, context, give_up
         self._writing = asyncio.Lock()
 
     async def feed(self, requests: AsyncIterator[bytes], check: Check, host: str) -> None:
@@ -250,12 +248,12 @@ class _Client:
                 response.infer_response.id = error.request_id
                 await self._write(response.SerializeToString())
             else:
-                await self._stream.write(told(request, host, self._stream.number))
-        await self._stream.end()
+                await self.stream.write(told(request, host, self.stream.number))
+        await self.stream.end()
 
     async def answer(self) -> None:
         """Pass Triton's responses back to the end; AioRpcError where Triton ends otherwise."""
-        while (response := await self._stream.read()) is not None:
+        while (response := await self.stream.read()) is not None:
             await self._write(_retold(response, self._give_up))
 
     async def _write(self, response: bytes) -> None:

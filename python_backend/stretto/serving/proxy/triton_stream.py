@@ -5,22 +5,37 @@ gRPC cancels a call with the task that reads it, or writes to it. Why Triton mus
 """
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from typing import Any
 
 import grpc
 
 
+class Unwatched:
+    """What comes to its end, also where nobody waits for it any more."""
+
+    def __init__(self) -> None:
+        self._tasks = set[asyncio.Task[Any]]()
+
+    def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Begin it."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda each: each.cancelled() or each.exception())  # told to who still waits
+        return task
+
+
 class TritonStream:
     """One call of ModelStreamInfer.
 
-    number: by which the models are told that its client has gone away. is_answered: the last of its requests, at least
-    in part.
+    number: by which our models are told that its client has gone away. is_ours: nobody else's were asked. is_answered:
+    the last of its requests, at least in part.
     """
 
     def __init__(self, call: Any, number: int) -> None:
         self.number = number
-        self.is_answered = False
+        self.is_answered, self.is_ours = False, True
         self._call = call
         self._reading: asyncio.Future[Any] | None = None
         self._writing: asyncio.Future[Any] | None = None
