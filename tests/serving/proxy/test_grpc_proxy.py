@@ -163,6 +163,24 @@ async def test_others_models_are_told_by_triton_that_a_client_has_left(proxy: Pr
         await proxy.triton.cancelled.wait()
 
 
+@pytest.mark.parametrize("models", [("speech", "none"), ("none", "speech")])
+async def test_who_asks_for_another_model_too_makes_triton_cancel_none_of_ours(
+    proxy: Proxied, models: tuple[str, str]
+) -> None:
+    goes_on = asyncio.Event()
+    proxy.triton.script = lambda asked: [Chunk(0), *([Until(goes_on)] if asked["model"] == models[1] else [])]
+    async with grpc.aio.insecure_channel(proxy.address) as channel, asyncio.timeout(WAIT_S):
+        stream = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer()
+        for model in models:
+            await stream.write(request(model))
+            await stream.read()
+        stream.cancel()
+    await until(lambda: proxy.departures.has(int(proxy.triton.parameters[0][STREAM])))
+    goes_on.set()
+    await until(lambda: proxy.triton.num_ended == 1)
+    assert proxy.triton.num_cancelled == 0
+
+
 async def test_a_client_that_leaves_after_a_sole_request_cancels_nothing(proxy: Proxied) -> None:
     proxy.triton.may_infer = asyncio.Event()
     async with grpc.aio.insecure_channel(proxy.address) as channel:

@@ -191,7 +191,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
             await context.abort(*_told(error, self._gate.give_up))
         finally:
             feeding.cancel()
-            if not stream.is_ours:
+            if stream.asks_others and not stream.asks_us:
                 stream.cancel()  # others' models ask Triton
             elif not stream.is_over:
                 self._unwatched.start(self._see_off(stream, host))
@@ -216,7 +216,8 @@ class GrpcProxy(grpc.GenericRpcHandler):
             read = await self._check_infer(request, metadata)
             if self._gate.is_shut:
                 raise BadRequest(AGAIN, read.head.id, UNAVAILABLE)
-            stream.is_ours &= read.head.model_name in access.OUR_MODELS
+            is_ours = read.head.model_name in access.OUR_MODELS
+            stream.asks_us, stream.asks_others = stream.asks_us or is_ours, stream.asks_others or not is_ours
 
         with self._uploads.entry(upload):
             await client.feed(requests, check, upload.host)

@@ -29,13 +29,13 @@ class Unwatched:
 class TritonStream:
     """One call of ModelStreamInfer.
 
-    number: by which our models are told that its client has gone away. is_ours: nobody else's were asked. is_answered:
-    the last of its requests, at least in part.
+    number: by which our models are told that its client has gone away. asks_us, asks_others: whether a request was for
+    one of ours, or for somebody else's. is_answered: the last of its requests, at least in part.
     """
 
     def __init__(self, call: Any, number: int) -> None:
         self.number = number
-        self.is_answered, self.is_ours = False, True
+        self.is_answered = self.asks_us = self.asks_others = False
         self._call = call
         self._reading: asyncio.Future[Any] | None = None
         self._writing: asyncio.Future[Any] | None = None
