@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import MutableMapping
 from typing import Any
 
 
@@ -19,6 +20,6 @@ class Line:
             return {"type": "websocket.disconnect", "code": 1000}
         return {"type": "websocket.receive", "bytes" if isinstance(message, bytes) else "text": message}
 
-    async def send(self, message: dict[str, Any]) -> None:
+    async def send(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "websocket.send" and message.get("text"):
             self.said.append(json.loads(message["text"]))

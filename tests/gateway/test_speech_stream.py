@@ -416,7 +416,7 @@ def test_no_message_is_a_failure_or_leaves_anything_behind(caplog: pytest.LogCap
             begun: list[str | bytes] = [json.dumps({"type": "session.config"})] if is_configured else []
             line = Line([*begun, *messages, "the last"])
             scope = {"type": "websocket", "path": "/", "headers": [], "state": {"owner": "everybody"}}
-            opened = WebSocket(scope, line.receive, line.send)  # type: ignore[arg-type]
+            opened = WebSocket(scope, line.receive, line.send)
             opened.client_state = opened.application_state = type(opened.client_state).CONNECTED
             runner.run(run(gateway, opened))
             assert "'the last'" in line.said[-1]["message"] or any("'the last'" in str(each) for each in line.said)

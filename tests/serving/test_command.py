@@ -17,8 +17,8 @@ from tritonclient.grpc import service_pb2
 
 from stretto.serving import command as serve
 from stretto.serving import folders
-from stretto.serving.environment import LAUNCH_ID
 from stretto.serving.installation import LaunchError
+from stretto.serving.leftovers import LAUNCH_ID
 from stretto.serving.processes import Process, all_processes, environment_of
 from stretto.serving.proxy.access import MODEL_INFER
 from stretto.triton_io.flow import FlowTable

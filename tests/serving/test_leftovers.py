@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from stretto.serving.environment import LAUNCH_ID
-from stretto.serving.leftovers import begin_launch, sweep
+from stretto.serving.leftovers import LAUNCH_ID, begin_launch, sweep
 from stretto.serving.processes import read_process
 from tests.patience import PATIENCE_S
 

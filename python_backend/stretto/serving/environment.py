@@ -3,15 +3,13 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 from stretto.departures import DEPARTURES_FILE
 from stretto.serving.folders import PACKAGE, cache_folder
 from stretto.serving.installation import Installation
+from stretto.serving.leftovers import LAUNCH_ID, Launch
 from stretto.triton_io.draining import DRAIN_FILE
 from stretto.triton_io.stub import LARGE
-
-LAUNCH_ID = "STRETTO_LAUNCH_ID"
 
 # malloc returns larger blocks to the system as they are freed. Otherwise it keeps those of files that came and went, in
 # pieces between which others lie: Triton grew by 4 MB a minute. And its 130 threads have two heaps together, not up to
@@ -23,27 +21,8 @@ MALLOC = {
 }
 
 
-class Launched(Protocol):
-    """What the stubs are told of the launch."""
-
-    @property
-    def id(self) -> str:
-        """Its identity."""
-        ...
-
-    @property
-    def drain_file(self) -> Path:
-        """See `triton_io/draining.py`."""
-        ...
-
-    @property
-    def departures_file(self) -> Path:
-        """See `departures.py`."""
-        ...
-
-
 def server_environment(
-    installation: Installation, launch: Launched, base: Mapping[str, str] = os.environ
+    installation: Installation, launch: Launch, base: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
     """`base` with what the stubs need: this Python and its library first, our package, a UTF-8 locale.
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from stretto.departures import Departures
 from stretto.serving import processes
 from stretto.serving.dead_locks import free_dead_locks
-from stretto.serving.environment import LAUNCH_ID
 from stretto.triton_io.flow import remove_stale_tables
 
 SHARED_MEMORY = Path("/dev/shm")
 PREFIX = "stretto_launch_"
+LAUNCH_ID = "STRETTO_LAUNCH_ID"  # in the environment of its processes
 IDS = re.compile(r"[0-9]+_[0-9a-f]{8}")
 
 

@@ -9,11 +9,16 @@ HOST = "stretto_host"  # the parameter by which the proxy says it
 
 
 class Caller:
-    """Who has sent a request: the sender of its responses and the departures know whether he is still there."""
+    """Who has sent a request: the sender of its responses and the departures know whether he is still there.
+
+    host: that it comes from, as the proxy has said; '' where it came by another way.
+    """
 
     def __init__(self, request: Any, departures: Departures | None = None) -> None:
+        parameters = json.loads(request.parameters())
         self.sender = request.get_response_sender()
-        self._departures, self._stream = departures, _stream_of(request)
+        self.host = str(parameters.get(HOST, ""))
+        self._departures, self._stream = departures, _number(parameters.get(STREAM))
 
     @property
     def is_marked(self) -> bool:
@@ -25,16 +30,6 @@ class Caller:
         return self.is_marked or self.sender.is_cancelled()
 
 
-def _stream_of(request: Any) -> int:
-    """The number of the proxy's stream that a request has come by; 0 where it came by another way."""
-    said = _parameters(request).get(STREAM, "0")
+def _number(said: object) -> int:
+    """Of the proxy's stream that a request has come by; 0 where it came by another way."""
     return int(said) if isinstance(said, str) and said.isdecimal() and len(said) <= 19 else 0
-
-
-def host_of(request: Any) -> str:
-    """The host that a request comes from, as the proxy has said; '' where it came by another way."""
-    return str(_parameters(request).get(HOST, ""))
-
-
-def _parameters(request: Any) -> dict[str, Any]:
-    return dict(json.loads(request.parameters()))

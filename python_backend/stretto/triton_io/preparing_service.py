@@ -15,7 +15,7 @@ from stretto.departures import Departures
 from stretto.errors import Cancelled
 from stretto.records.prompt import Prompt
 from stretto.records.text_part import TextPart
-from stretto.triton_io.callers import Caller, host_of
+from stretto.triton_io.callers import Caller
 from stretto.triton_io.draining import DrainGate
 from stretto.triton_io.failures import failed_response, log_failure
 from stretto.triton_io.prompt_tensors import write_part, write_prompt
@@ -79,13 +79,13 @@ class PreparingService:
         if not num_bytes:
             return self._respond(lambda: self._prepare(raw))
         try:
-            self._hand_over(raw.kept(), num_bytes, Caller(request, self._departures), host_of(request))
+            self._hand_over(raw.kept(), num_bytes, Caller(request, self._departures))
         except Exception as error:
             self._gate.leave()
             return failure(error)
         return None
 
-    def _hand_over(self, raw: Raw, num_bytes: int, caller: Caller, host: str) -> None:
+    def _hand_over(self, raw: Raw, num_bytes: int, caller: Caller) -> None:
         def prepare(reader: Any) -> Prompt:
             if caller.has_left():
                 raise Cancelled("the client has gone away")
@@ -98,7 +98,7 @@ class PreparingService:
         def run(reader: Any) -> None:
             send(caller.sender, self._respond(lambda: prepare(reader)))
 
-        self._lanes.submit(num_bytes, run, refuse, host)
+        self._lanes.submit(num_bytes, run, refuse, caller.host)
 
     def _respond(self, prepare: Callable[[], Prompt]) -> Any:
         try:

@@ -46,7 +46,7 @@ class Responses:
     """What goes out for one request.
 
     failure: why a chunk could not be sent. caller_has_left: whether who called this model has gone away, as far as
-    `look_for_caller` has seen. Both are set by the thread.
+    `look_for_caller` has seen. The thread sets both, the second also who looks.
     """
 
     def __init__(self, caller: Caller, thread: ResponseThread, seal: Seal) -> None:

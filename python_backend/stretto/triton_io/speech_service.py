@@ -11,7 +11,7 @@ from stretto.errors import Cancelled, Closing, InvalidRequest, NoPlace, Overload
 from stretto.records.chunk import LMChunk
 from stretto.records.prompt import Prompt
 from stretto.records.text_part import TextPart
-from stretto.triton_io.callers import Caller, host_of
+from stretto.triton_io.callers import Caller
 from stretto.triton_io.chunk_sender import ChunkSender, SenderLimits
 from stretto.triton_io.event_loop import EventLoop
 from stretto.triton_io.failures import refuse
@@ -95,7 +95,7 @@ class SpeechService:
         elif caller.is_marked:
             self._loop.start(self._end(utterance, responses, Cancelled("the client has gone away")))
         else:
-            self._loop.start(self._serve(utterance, asked, responses, host_of(request)))
+            self._loop.start(self._serve(utterance, asked, responses, caller.host))
 
     def close(self) -> None:
         """End every utterance and stop."""

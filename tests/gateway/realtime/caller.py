@@ -170,6 +170,6 @@ def by_task(**scripts: list[Step]) -> Callable[[Request], list[Step]]:
 async def run_over(gateway: Gateway, line: Line) -> None:
     """A session from its beginning to its end, without a network."""
     scope = {"type": "websocket", "path": "/", "headers": [], "query_string": b""}
-    socket = WebSocket(scope, line.receive, line.send)  # type: ignore[arg-type]
+    socket = WebSocket(scope, line.receive, line.send)
     socket.client_state = socket.application_state = WebSocketState.CONNECTED
     await run(gateway, socket, RealtimeSettings(model="talker"), "talker")

@@ -20,7 +20,7 @@ from stretto.serving.proxy.infer_request import (
     BadRequest,
     InferRequest,
     read_infer_request,
-    told,
+    with_origin,
 )
 from stretto.serving.proxy.other_calls import check_other_call
 from stretto.serving.proxy.pace import Pace
@@ -137,7 +137,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
                 if method in NOT_READY and not self._is_ready():
                     response = NOT_READY[method]
                 elif method == MODEL_INFER:
-                    whose = told(request, host_of_call(context.peer()))
+                    whose = with_origin(request, host_of_call(context.peer()))
                     response = await self._gate.guard(self._pass_on(method, whose, metadata))
                 else:
                     response = await self._pass_on(method, request, metadata)
@@ -249,7 +249,7 @@ class _Client:
                 response.infer_response.id = error.request_id
                 await self._write(response.SerializeToString())
             else:
-                await self.stream.write(told(request, host, self.stream.number))
+                await self.stream.write(with_origin(request, host, self.stream.number))
         await self.stream.end()
 
     async def answer(self) -> None:

@@ -91,7 +91,7 @@ def read_infer_request(data: bytes) -> InferRequest:
     return request
 
 
-def told(data: bytes, host: str, stream: int = 0) -> bytes:
+def with_origin(data: bytes, host: str, stream: int = 0) -> bytes:
     """The request in `data`, which says that it is of `host` and has come by `stream`, whatever it said before.
 
     Messages in a row are one, and of an entry of a map that comes twice the last stands (protobuf, encoding).
