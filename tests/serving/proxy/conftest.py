@@ -17,6 +17,7 @@ from tests.client.fake_server import Chunk, FakeServer
 from tests.ports import free_ports
 
 KEY = "the key of this start"
+OTHERS = ("somebody_elses",)  # models
 FOLDERS = tempfile.TemporaryDirectory()  # which goes with this process
 
 
@@ -39,9 +40,8 @@ def proxy_config(*allowed: str) -> ProxyConfig:
     ports = free_ports(3)
     departures = Path(tempfile.mkdtemp(dir=FOLDERS.name)) / "departures"
     Departures.create(departures)
-    return ProxyConfig(
-        "127.0.0.1", *ports, "/no/grpc", "/no/metrics", str(departures), KEY, allowed, max_request_bytes=1_000_000
-    )
+    places = ("/no/grpc", "/no/metrics", str(departures))
+    return ProxyConfig("127.0.0.1", *ports, *places, OTHERS, KEY, allowed, max_request_bytes=1_000_000)
 
 
 def grpc_server(

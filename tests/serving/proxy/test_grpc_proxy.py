@@ -163,12 +163,15 @@ async def test_others_models_are_told_by_triton_that_a_client_has_left(proxy: Pr
         await proxy.triton.cancelled.wait()
 
 
-@pytest.mark.parametrize("models", [("speech", "none"), ("none", "speech")])
-async def test_who_asks_for_another_model_too_makes_triton_cancel_none_of_ours(
+MIXED = [("speech", "somebody_elses"), ("somebody_elses", "speech"), ("none", "none")]
+
+
+@pytest.mark.parametrize("models", MIXED, ids=["ours first", "ours last", "a name that there is not"])
+async def test_who_asks_for_another_model_too_or_for_none_has_triton_cancel_nothing(
     proxy: Proxied, models: tuple[str, str]
 ) -> None:
     goes_on = asyncio.Event()
-    proxy.triton.script = lambda asked: [Chunk(0), *([Until(goes_on)] if asked["model"] == models[1] else [])]
+    proxy.triton.script = lambda _: [Chunk(0), *([Until(goes_on)] if len(proxy.triton.requests) == 2 else [])]
     async with grpc.aio.insecure_channel(proxy.address) as channel, asyncio.timeout(WAIT_S):
         stream = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer()
         for model in models:
@@ -182,14 +185,24 @@ async def test_who_asks_for_another_model_too_makes_triton_cancel_none_of_ours(
 
 
 async def test_a_client_that_leaves_after_a_sole_request_cancels_nothing(proxy: Proxied) -> None:
-    proxy.triton.may_infer = asyncio.Event()
-    async with grpc.aio.insecure_channel(proxy.address) as channel:
-        asking = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request())
-        await until(lambda: bool(proxy.triton.parameters))
-        asking.cancel()
+    await leave_after_a_sole_request(proxy, "speech")
+    assert proxy.triton.may_infer is not None
     proxy.triton.may_infer.set()
     await until(lambda: proxy.triton.num_ended == 1)
     assert proxy.triton.num_cancelled == 0
+
+
+async def test_a_sole_request_for_another_model_is_cancelled_with_its_client(proxy: Proxied) -> None:
+    await leave_after_a_sole_request(proxy, "somebody_elses")
+    await until(lambda: proxy.triton.num_cancelled == 1)
+
+
+async def leave_after_a_sole_request(proxy: Proxied, model: str) -> None:
+    proxy.triton.may_infer = asyncio.Event()
+    async with grpc.aio.insecure_channel(proxy.address) as channel:
+        asking = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request(model))
+        await until(lambda: bool(proxy.triton.parameters))
+        asking.cancel()
 
 
 @pytest.mark.parametrize("model", ["preprocessor", "language_model", "acoustic_decoder"])

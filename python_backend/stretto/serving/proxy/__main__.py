@@ -100,8 +100,8 @@ def grpc_listener(config: ProxyConfig) -> tuple[grpc.aio.Server, int]:
 
 def grpc_proxy(config: ProxyConfig, triton: grpc.aio.Channel, launcher: LauncherWord, uploads: Uploads) -> GrpcProxy:
     """What answers calls."""
-    allowed, departures = Access(config.key, frozenset(config.allowed)), Departures(Path(config.departures))
-    return GrpcProxy(triton, allowed, launcher, uploads, departures)
+    allowed = Access(config.key, frozenset(config.allowed), frozenset(config.others))
+    return GrpcProxy(triton, allowed, launcher, uploads, Departures(Path(config.departures)))
 
 
 async def run(config: ProxyConfig) -> None:

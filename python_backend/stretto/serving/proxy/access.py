@@ -28,17 +28,21 @@ APIS = {SERVICE + call: OPEN for call in OPEN_CALLS} | {HEALTH_CHECK: OPEN}
 APIS |= {SERVICE + call: api for api, calls in CLOSED_APIS.items() for call in calls}
 
 INNER_MODELS = ("preprocessor", "language_model", "acoustic_decoder")
-OUR_MODELS = frozenset({"speech", *INNER_MODELS})  # which look for clients that have left where the proxy says so
+OUR_MODELS = frozenset({"speech", *INNER_MODELS})
 
 Metadata = Iterable[tuple[str, str | bytes]]
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The APIs that are open to everybody, and the key that opens the others to who knows it."""
+    """The APIs that are open to everybody, and the key that opens the others to who knows it.
+
+    others: models that are not ours. They ask Triton whether a client has left, where ours look for the proxy's mark.
+    """
 
     key: str
     allowed: frozenset[str]
+    others: frozenset[str]
 
     def admits(self, api: str, metadata: Metadata) -> bool:
         """Whether a call with this metadata may use the API."""

@@ -131,16 +131,11 @@ class GrpcProxy(grpc.GenericRpcHandler):
             request = await self._only_message(context)
             try:
                 if method == MODEL_INFER:
-                    await self._check_infer(request, metadata)
+                    response = await self._infer_once(request, host_of_call(context.peer()), metadata)
                 else:
                     check_other_call(method, request, self._access.is_key_holder(metadata))
-                if method in NOT_READY and not self._is_ready():
-                    response = NOT_READY[method]
-                elif method == MODEL_INFER:
-                    whose = with_origin(request, host_of_call(context.peer()))
-                    response = await self._gate.guard(self._pass_on(method, whose, metadata))
-                else:
-                    response = await self._pass_on(method, request, metadata)
+                    is_told = method in NOT_READY and not self._is_ready()
+                    response = NOT_READY[method] if is_told else await self._pass_on(method, request, metadata)
             except BadRequest as error:
                 await context.abort(STATUS[error.kind], error.told)
             except Restarting as error:
@@ -166,9 +161,15 @@ class GrpcProxy(grpc.GenericRpcHandler):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "expected a message, got none")
         return message
 
-    async def _pass_on(self, method: str, request: bytes, metadata: Metadata) -> bytes:
-        call = self._unary[method](request, metadata=_passed_on(metadata))
-        return bytes(await asyncio.shield(self._unwatched.start(_result(call))))
+    async def _infer_once(self, request: bytes, host: str, metadata: Metadata) -> bytes:
+        read = await self._check_infer(request, metadata)
+        is_others = read.head.model_name in self._access.others
+        passing = self._pass_on(MODEL_INFER, with_origin(request, host), metadata, ends_with_caller=is_others)
+        return await self._gate.guard(passing)
+
+    async def _pass_on(self, method: str, request: bytes, metadata: Metadata, ends_with_caller: bool = False) -> bytes:
+        answer = _result(self._unary[method](request, metadata=_passed_on(metadata)))
+        return bytes(await (answer if ends_with_caller else asyncio.shield(self._unwatched.start(answer))))
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Context) -> None:
         metadata, host = context.invocation_metadata() or (), host_of_call(context.peer())
@@ -192,7 +193,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
         finally:
             feeding.cancel()
             if stream.asks_others and not stream.asks_us:
-                stream.cancel()  # others' models ask Triton
+                stream.cancel()
             elif not stream.is_over:
                 self._unwatched.start(self._see_off(stream, host))
             await asyncio.gather(feeding, return_exceptions=True)  # it fails where the stream does, which was told
@@ -216,8 +217,8 @@ class GrpcProxy(grpc.GenericRpcHandler):
             read = await self._check_infer(request, metadata)
             if self._gate.is_shut:
                 raise BadRequest(AGAIN, read.head.id, UNAVAILABLE)
-            is_ours = read.head.model_name in access.OUR_MODELS
-            stream.asks_us, stream.asks_others = stream.asks_us or is_ours, stream.asks_others or not is_ours
+            is_others = read.head.model_name in self._access.others
+            stream.asks_us, stream.asks_others = stream.asks_us or not is_others, stream.asks_others or is_others
 
         with self._uploads.entry(upload):
             await client.feed(requests, check, upload.host)

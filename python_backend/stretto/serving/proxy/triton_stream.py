@@ -30,7 +30,8 @@ class TritonStream:
     """One call of ModelStreamInfer.
 
     number: by which our models are told that its client has gone away. asks_us, asks_others: whether a request was for
-    one of ours, or for somebody else's. is_answered: the last of its requests, at least in part.
+    one of ours (or for none that there is), or for somebody else's. is_answered: the last of its requests, at least in
+    part.
     """
 
     def __init__(self, call: Any, number: int) -> None:
