@@ -28,7 +28,8 @@ from stretto_gateway.voices import brought_voice
 
 router = APIRouter()
 IN_A_VOICE = {"messages[1].text": "input", "messages[0].text": "voice", "audio": "voice", "messages": "voice"}
-FIELDS = {"text": "input"} | IN_A_VOICE  # what those of the server are called here
+# What the server's fields are called here.
+FIELDS = {"text": "input", "options.instruct": "instructions"} | IN_A_VOICE
 WRITTEN_FIELDS = FIELDS | {"text": "text", "messages[1].text": "text"}  # and where the text comes in pieces
 
 ANSWERS = described("The sound, chunk by chunk, or events with it", *MEDIA_TYPES.values(), schema=FILE)
@@ -54,6 +55,8 @@ async def speech_options(gateway: Gateway, item: SpeechItem, asked: State) -> di
     if len(item.input) > gateway.limits.max_input_chars:
         expected = f"at most {gateway.limits.max_input_chars} characters"
         raise refused("input", expected, f"{len(item.input)} characters")
+    if item.text_mode == "open":  # the server would wait for more
+        raise refused("text_mode", "'whole' or 'streaming' of a text that is all there", item.text_mode)
     return await voice_options(gateway, item, asked)
 
 

@@ -13,15 +13,15 @@ from stretto_gateway.given_options import options_bytes
 
 OPTIONS = (
     *("seed", "guidance_scale", "guidance", "temperature", "top_k", "top_p", "text", "audio", "max_audio_s"),
-    *("script_temperature", "repetition_penalty", "schedule", "chunking", "adapter"),
+    *("script_temperature", "repetition_penalty", "schedule", "chunking", "adapter", "depth", "language", "text_mode"),
 )  # which the server checks
 WITH_FILE = Form(media_type="multipart/form-data")
 AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
 
 
 def given_options(record: dict[str, Any]) -> dict[str, Any]:
-    """Those of `record`."""
-    return {name: value for name in OPTIONS if (value := record.get(name)) is not None}
+    """Those of `record`, and its instructions."""
+    return {name: value for name in (*OPTIONS, "instructions") if (value := record.get(name)) is not None}
 
 
 def whole_characters(text: str) -> str:
@@ -78,7 +78,7 @@ class SpeechOptions(Voiced):
     check."""
 
     model: Text = Field(default="tts-1", description="a name of `/v1/models`, or one of OpenAI's")
-    instructions: Text | None = Field(default=None, description="refused: no family takes any")
+    instructions: Text | None = Field(default=None, description="how to speak, where the family can be told")
     response_format: AudioFormat = "mp3"
     speed: float | None = Field(default=None, description="refused, but for 1: no family has another")
     sample_rate: int = Field(default=DEFAULT_RATE, ge=LOWEST_RATE, le=HIGHEST_RATE, description="in Hz")
@@ -96,6 +96,9 @@ class SpeechOptions(Voiced):
     schedule: Any = None
     chunking: Any = None
     adapter: Any = None
+    depth: Any = None
+    language: Any = None
+    text_mode: Any = None
 
     @model_validator(mode="before")
     @classmethod
@@ -107,14 +110,14 @@ class SpeechOptions(Voiced):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the server is to check."""
-        return given_options(vars(self))
+        """What the server is to check, as it calls it."""
+        given = given_options(vars(self))
+        instruct = given.pop("instructions", "")
+        return given | {"instruct": instruct} if instruct else given
 
     def for_server(self, profile: ModelProfile, brought: RecordedVoice | None = None) -> dict[str, Any]:
         """The arguments of `SpeechClient.speak`, in the voice that was `brought` or in that of the name; ApiError names
         what this family cannot do."""
-        if self.instructions:
-            raise refused("instructions", f"none: {profile.family!r} takes no instructions", self.instructions)
         if self.speed not in (None, 1.0):
             raise refused("speed", f"1 or none: {profile.family!r} has one speed", self.speed)
         rates = RATES.get(self.response_format)

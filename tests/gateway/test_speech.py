@@ -74,12 +74,24 @@ async def test_every_option_of_the_ensemble_goes_through_as_extra_body(start: St
         "text": {"top_k": 2},
         "audio": {"top_k": 4},
         "chunking": {"deterministic": True},
+        "depth": {"temperature": 0.5},
+        "language": "English",
+        "text_mode": "whole",
     }
     request = REQUEST | {"voice": "rms", "response_format": "pcm", "extra_body": given | {"sample_rate": 8000}}
     await running.openai().audio.speech.create(**request)
     form = {"encoding": "pcm_s16le", "sample_rate": 8000}
     assert running.behind.requests[0]["text"] == b"A cat."
     assert json.loads(running.behind.requests[0]["options"]) == given | {"voice": "rms", "output": form}
+
+
+async def test_how_to_speak_is_the_instruction_of_a_family_that_takes_one(start: Start) -> None:
+    running = await start()
+    speech = running.openai().audio.speech
+    await speech.create(response_format="pcm", instructions="Whisper.", **REQUEST)
+    await speech.create(response_format="pcm", instructions="", **REQUEST)
+    told = [json.loads(each["options"]).get("instruct") for each in running.behind.requests]
+    assert told == ["Whisper.", None]
 
 
 async def test_events_carry_the_sound_the_words_and_what_was_used(start: Start) -> None:
@@ -113,7 +125,9 @@ async def test_a_long_text_is_spoken_clause_by_clause(start: Start) -> None:
         ({"voice": {"id": "nobody"}}, "voice"),
         ({"response_format": "ogg"}, "response_format"),
         ({"speed": 1.5}, "speed"),
-        ({"instructions": "Whisper."}, "instructions"),
+        ({"instructions": "a" * 16_384}, "instructions"),
+        ({"instructions": ["Whisper."]}, "instructions"),
+        ({"text_mode": "open"}, "text_mode"),
         ({"sample_rate": 22_050, "response_format": "opus"}, "sample_rate"),
         ({"sample_rate": -1, "response_format": "wav"}, "sample_rate"),
         ({"sample_rate": 1 << 32, "response_format": "flac"}, "sample_rate"),
@@ -149,6 +163,10 @@ async def test_a_chunk_without_samples_is_passed_over(start: Start, name: str) -
     [
         (ErrorText("invalid request: text: expected words, got '!'"), openai.BadRequestError, "input: expected words"),
         (ErrorText("invalid request: options.seed: expected an integer"), openai.BadRequestError, "seed: expected an"),
+        (
+            ErrorText("invalid request: options.instruct: expected nothing: this model takes no instructions"),
+            *(openai.BadRequestError, "instructions: expected nothing: this model takes no"),
+        ),
         (ErrorText("unavailable: server is draining"), openai.InternalServerError, "takes no requests now"),
         (Abort(grpc.StatusCode.INTERNAL, "secret path"), openai.InternalServerError, "failed on this request"),
         (EmptyFinal(), openai.InternalServerError, "failed on this request"),

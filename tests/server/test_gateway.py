@@ -55,6 +55,8 @@ async def test_what_the_model_refuses_is_named_as_the_caller_names_it(client: op
     assert await refusal(input="") == "input"
     assert await refusal(extra_body={"seed": "one"}) == "seed"
     assert await refusal(extra_body={"audio": {"temperature": -1}}) == "audio.temperature"
+    assert await refusal(instructions="Whisper.") == "instructions"
+    assert await refusal(extra_body={"depth": {"top_k": 2}}) == "depth"
     assert await refusal(extra_body={"sample_rate": 1, "response_format": "pcm"}) == "sample_rate"
     with pytest.raises(openai.BadRequestError) as raised:
         await client.audio.transcriptions.create(model="whisper-1", file=("x.wav", b"nothing"))
