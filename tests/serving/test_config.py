@@ -131,3 +131,8 @@ def test_a_gateway_is_asked_for_and_is_behind_the_other_ports() -> None:
     assert config.ports["gateway"] == 8003
     config, _ = parse("--gateway", "--gateway-port", "9999")
     assert config.ports["gateway"] == 9999
+
+
+def test_a_stop_takes_the_turns_of_the_gateway_and_of_the_server_and_their_exits() -> None:
+    assert parse("--drain-seconds", "40")[0].stop_seconds == 70
+    assert parse("--drain-seconds", "40", "--gateway")[0].stop_seconds == 110

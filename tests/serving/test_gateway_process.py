@@ -11,6 +11,7 @@ from stretto.serving import gateway_process
 from stretto.serving.config import LaunchConfig, launch_config, parser
 from stretto.serving.gateway_process import GatewayProcess
 from stretto.serving.installation import LaunchError
+from stretto_gateway.command import arguments, read_config
 from tests.patience import PATIENCE_S
 from tests.ports import free_ports
 
@@ -69,6 +70,12 @@ def test_it_asks_the_server_where_that_listens(
     line = GatewayProcess(config(tmp_path, "--address", address), 8003).command_line()
     assert line[line.index("--server") + 1] == server
     assert line[line.index("--address") + 1] == address
+
+
+def test_it_drains_for_as_long_as_the_launcher_gives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
+    line = GatewayProcess(config(tmp_path, "--drain-seconds", "75"), 8003).command_line()
+    assert read_config(arguments().parse_args(line[line.index("--server") :])).limits.drain_s == 75
 
 
 def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

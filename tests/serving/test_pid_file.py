@@ -1,6 +1,8 @@
 """The file that says where a launcher listens and whether it is ready."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -38,6 +40,16 @@ def test_stopping_waits_for_the_launcher(launcher: "subprocess.Popen[bytes]", tm
     assert launcher.wait(0) != 0
 
 
+def test_a_launcher_that_drains_for_longer_than_it_said_is_named(
+    launcher: "subprocess.Popen[bytes]", tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "pid.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"stop_seconds": 0.2}))
+    os.kill(launcher.pid, signal.SIGSTOP)
+    assert serve.main(["--stop", "--pid-file", str(path)]) == 1
+    assert f"the launcher {launcher.pid} has not stopped within 0.2 s" in capsys.readouterr().err
+
+
 def test_a_launcher_tells_its_version(tmp_path: Path) -> None:
     pid_file.write(tmp_path / "pid.json", "ready", PORTS, "x.log")
     assert pid_file.read(tmp_path / "pid.json")["version"] == version("stretto")
@@ -47,7 +59,7 @@ def test_a_launcher_that_is_gone_is_none(launcher: "subprocess.Popen[bytes]", tm
     launcher.kill()
     launcher.wait()
     assert pid_file.read(tmp_path / "pid.json") is None
-    assert not pid_file.stop(tmp_path / "pid.json", 1)
+    assert not pid_file.stop(tmp_path / "pid.json")
     assert serve.main(["--status", "--pid-file", str(tmp_path / "pid.json")]) == 3
 
 
@@ -57,7 +69,7 @@ def test_whoever_has_the_pid_of_a_dead_launcher_by_now_is_not_stopped(
     path = tmp_path / "pid.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"born": birth(launcher.pid) - 1}))
     assert pid_file.read(path) is None
-    assert not pid_file.stop(path, 1)
+    assert not pid_file.stop(path)
     assert launcher.poll() is None
 
 

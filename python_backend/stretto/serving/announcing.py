@@ -41,7 +41,8 @@ class Announcer:
 
     def _write(self, state: str, reason: str) -> None:
         with suppress(OSError):  # a full disk ends no server
-            pid_file.write(self._config.pid_file, state, self._config.ports, self.log, reason)
+            config = self._config
+            pid_file.write(config.pid_file, state, config.ports, self.log, reason, config.stop_seconds)
 
 
 def say(message: str) -> None:

@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
             if passed:
                 known.error(f"unknown flag {passed[0]!r} beside --status or --stop")
             path = pid_file_of(flags)
-            return status(path) if flags.status else stop(path, flags.drain_seconds)
+            return status(path) if flags.status else stop(path)
         return serve(launch_config(flags, passed))
     except LaunchError as error:
         say(str(error))
@@ -91,7 +91,8 @@ def take_files(config: LaunchConfig) -> None:
     if config.log_file is not None:
         config.log_file.parent.mkdir(parents=True, exist_ok=True)
         config.log_file.write_bytes(b"")
-    pid_file.write(config.pid_file, "starting", config.ports, str(config.log_file))
+    log = str(config.log_file)
+    pid_file.write(config.pid_file, "starting", config.ports, log, stop_seconds=config.stop_seconds)
 
 
 def status(path: Path) -> int:
@@ -101,7 +102,10 @@ def status(path: Path) -> int:
     return 3 if record is None else int(record["state"] != "ready")
 
 
-def stop(path: Path, drain_seconds: float) -> int:
-    """Drain and stop a launcher."""
-    say("stopped" if pid_file.stop(path, drain_seconds + 30) else "no server was running")
+def stop(path: Path) -> int:
+    """Drain and stop a launcher; LaunchError where it does not end."""
+    try:
+        say("stopped" if pid_file.stop(path) else "no server was running")
+    except TimeoutError as error:
+        raise LaunchError(str(error)) from None
     return 0

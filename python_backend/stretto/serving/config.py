@@ -46,6 +46,11 @@ class LaunchConfig:
         ports = {"http": self.http_port, "grpc": self.grpc_port, "metrics": self.metrics_port}
         return ports if self.gateway_port is None else ports | {"gateway": self.gateway_port}
 
+    @property
+    def stop_seconds(self) -> float:
+        """The longest that a stop takes: the gateway's answers, then what is left of streams, then the exits."""
+        return (1 if self.gateway_port is None else 2) * self.drain_seconds + 30
+
     def listening_at(self, ports: Ports) -> "LaunchConfig":
         """The config with the proxy's ports."""
         http_port = self.http_port if ports.http is None else ports.http
@@ -105,7 +110,9 @@ def add_patience(flags: argparse.ArgumentParser) -> None:
     flags.add_argument("--start-seconds", type=positive_seconds, default=600, help=about)
     about = f"starts tried when the server aborts{default}"
     flags.add_argument("--start-attempts", type=positive, default=10, help=about)
-    about = f"longest wait for running streams on SIGTERM{default}"
+    about = (
+        f"longest wait for running streams on SIGTERM, after one as long for the gateway's, if there is one{default}"
+    )
     flags.add_argument("--drain-seconds", type=non_negative_seconds, default=30, help=about)
 
 

@@ -34,8 +34,9 @@ class GatewayProcess:
         is_any = ipaddress.ip_address(self._config.address).is_unspecified
         host = "localhost" if is_any else self._config.address
         server = f"[{host}]:{self._config.grpc_port}" if ":" in host else f"{host}:{self._config.grpc_port}"
-        where = ("--address", self._config.address, "--port", str(self._port))
-        return [sys.executable, "-P", "-m", MODULE, "--server", server, *where]
+        flags = ("--address", self._config.address, "--port", str(self._port))
+        drain = ("--drain-seconds", str(self._config.drain_seconds))
+        return [sys.executable, "-P", "-m", MODULE, "--server", server, *flags, *drain]
 
     def _start(self) -> None:
         log: IO[bytes] | None = None if self._config.log_file is None else self._config.log_file.open("ab")

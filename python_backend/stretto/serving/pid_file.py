@@ -10,19 +10,22 @@ from typing import Any
 
 from stretto.serving.processes import birth, read_process
 
+STOP_SECONDS = 60.0  # of a launcher that does not say how long it may take
 STATES = ("starting", "ready", "unready", "waiting", "draining")
 
 
-def write(path: Path | None, state: str, ports: dict[str, int], log: str, reason: str = "") -> None:
+def write(
+    path: Path | None, state: str, ports: dict[str, int], log: str, reason: str = "", stop_seconds: float = STOP_SECONDS
+) -> None:
     """Replace the file, so that a reader never sees half of it; does nothing without a path.
 
-    reason: why the server is not ready, where something is wrong.
+    reason: why the server is not ready, where something is wrong. stop_seconds: the longest that its stop takes.
     """
     assert state in STATES, state
     if path is None:
         return
     record = {"pid": os.getpid(), "born": birth(os.getpid()), "state": state, "ports": ports, "log": log}
-    record["version"] = version("stretto")
+    record |= {"stop_seconds": stop_seconds, "version": version("stretto")}
     if reason:
         record["reason"] = reason
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,15 +55,19 @@ def remove(path: Path | None) -> None:
         path.unlink(missing_ok=True)
 
 
-def stop(path: Path, timeout_s: float) -> bool:
-    """Ask the launcher to drain and stop, and wait until it has; False when none was running."""
+def stop(path: Path) -> bool:
+    """Ask the launcher to drain and stop, and wait until it has; False when none was running.
+
+    TimeoutError where it takes longer than it said it would.
+    """
     record = read(path)
     if record is None:
         return False
     os.kill(record["pid"], signal.SIGTERM)
-    deadline = time.monotonic() + timeout_s
+    stop_seconds = record.get("stop_seconds", STOP_SECONDS)
+    deadline = time.monotonic() + stop_seconds
     while _is_alive(record):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"launcher {record['pid']} has not stopped within {timeout_s:.0f} s")
+            raise TimeoutError(f"the launcher {record['pid']} has not stopped within {stop_seconds:g} s")
         time.sleep(0.1)
     return True
