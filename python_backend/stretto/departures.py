@@ -1,7 +1,7 @@
 """Whose client has gone away: the proxy marks it in a file of the launch, and the models look there.
 
-The proxy cancels no call that Triton answers. Of one that is cancelled at the moment in which a response of it comes,
-Triton 2.51 uses what it has freed: it ends, or answers somebody else (server, pull requests 7840 and 8078).
+The proxy cancels no call that one of our models answers. Of one that is cancelled at the moment in which a response of
+it comes, Triton 2.51 uses what it has freed: it ends, or answers somebody else (server, pull requests 7840 and 8078).
 """
 
 import itertools

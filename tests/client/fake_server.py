@@ -156,10 +156,11 @@ def read_request(message: service_pb2.ModelInferRequest, regions: Mapping[str, b
 @dataclass
 class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     """`script` maps a request to the steps of its answer. It keeps the requests, and counts calls that have ended and
-    those that were cancelled."""
+    those that were cancelled. more_models: which are ready, beside `speech`."""
 
     script: Callable[[Request], list[Step]]
     is_ready: bool = True
+    more_models: tuple[str, ...] = ()
     profile: dict[str, Any] | None = field(default_factory=lambda: PROFILE)
     requests: list[Request] = field(default_factory=list)
     metadata: list[dict[str, str]] = field(default_factory=list)
@@ -189,7 +190,8 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         return service_pb2.ServerReadyResponse(ready=True)
 
     async def ModelReady(self, request: Any, context: Any) -> service_pb2.ModelReadyResponse:
-        return service_pb2.ModelReadyResponse(ready=self.is_ready and request.name == "speech")
+        is_there = request.name in ("speech", *self.more_models) and request.version in ("", "1")
+        return service_pb2.ModelReadyResponse(ready=self.is_ready and is_there)
 
     async def ModelConfig(self, request: Any, context: Any) -> service_pb2.ModelConfigResponse:
         answer = service_pb2.ModelConfigResponse()

@@ -58,11 +58,21 @@ def test_who_has_ended_has_not_crashed(process: "subprocess.Popen[str]") -> None
 
 def test_looks_are_rare(process: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch) -> None:
     looked = []
-    monkeypatch.setattr(crash, "threads_that_block", lambda pid, signals: looked.append(pid) or {1})
+    monkeypatch.setattr(crash, "blocks_by_thread", lambda pid, signals: looked.append(pid) or {1: len(looked) > 1})
     monkeypatch.setattr(crash, "LOOK_S", 2.0)
     watch, now_s = CrashWatch(process.pid), time.monotonic()
-    for later_s in (1.0, 3.0, 4.0, 5.5):
+    for later_s in (1.0, 3.0, 4.0, 5.5, 7.0, 8.0):
         monkeypatch.setattr(time, "monotonic", lambda at_s=now_s + later_s: at_s)
         trouble = watch.trouble()
-    assert len(looked) == 2
+    assert len(looked) == 3
     assert trouble is not None
+
+
+def test_a_thread_that_has_always_had_signals_blocked_is_in_no_handler(
+    process: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter([{1: False, 2: True}, {1: False, 2: True, 3: True}, {1: True, 2: True, 3: True}, {1: True, 3: True}])
+    monkeypatch.setattr(crash, "blocks_by_thread", lambda pid, signals: next(looks))
+    watch = CrashWatch(process.pid)
+    assert [watch.trouble() for _ in range(3)] == [None] * 3
+    assert watch.trouble() is not None

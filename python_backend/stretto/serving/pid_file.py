@@ -24,7 +24,13 @@ def write(
     assert state in STATES, state
     if path is None:
         return
-    record = {"pid": os.getpid(), "born": birth(os.getpid()), "state": state, "ports": ports, "log": log}
+    record: dict[str, Any] = {
+        "pid": os.getpid(),
+        "born": birth(os.getpid()),
+        "state": state,
+        "ports": ports,
+        "log": log,
+    }
     record |= {"stop_seconds": stop_seconds, "version": version("stretto")}
     if reason:
         record["reason"] = reason

@@ -104,15 +104,15 @@ def waits_for_a_child(pid: int) -> bool:
     return False
 
 
-def threads_that_block(pid: int, signals: Collection[int]) -> set[int]:
-    """The threads of the process that have any of these signals blocked."""
-    mask, found = sum(1 << number - 1 for number in signals), set[int]()
+def blocks_by_thread(pid: int, signals: Collection[int]) -> dict[int, bool]:
+    """The threads of the process, and whether they have any of these signals blocked."""
+    mask, found = sum(1 << number - 1 for number in signals), dict[int, bool]()
     with suppress(*GONE):
         for task in (PROC / str(pid) / "task").iterdir():
             with suppress(*GONE):
                 blocked = BLOCKED.search((task / "status").read_bytes())
-                if blocked is not None and int(blocked[1], 16) & mask:
-                    found.add(int(task.name))
+                if blocked is not None:
+                    found[int(task.name)] = bool(int(blocked[1], 16) & mask)
     return found
 
 

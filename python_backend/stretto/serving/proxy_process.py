@@ -7,14 +7,13 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import IO
 
 from stretto.serving.config import LaunchConfig
 from stretto.serving.environment import MALLOC
 from stretto.serving.installation import LaunchError
 from stretto.serving.leftovers import Launch
-from stretto.serving.proxy.access import HTTP, OUR_MODELS
+from stretto.serving.proxy.access import HTTP
 from stretto.serving.proxy.config import ENDING_ALL, ENDING_UNANSWERED, READY, UNREADY, Ports, ProxyConfig
 
 STOP_S = 5.0
@@ -35,7 +34,6 @@ class ProxyProcess:
             triton_grpc=str(launch.grpc_socket),
             triton_metrics=str(launch.metrics_socket),
             departures=str(launch.departures_file),
-            others=others_models(config.model_repository),
             key=secrets.token_urlsafe(),
             allowed=tuple(sorted(config.allowed)),
             max_request_bytes=config.max_request_bytes,
@@ -114,11 +112,6 @@ class ProxyProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate()
-
-
-def others_models(repository: Path) -> tuple[str, ...]:
-    """The models there that are not ours."""
-    return tuple(sorted({folder.name for folder in repository.iterdir() if folder.is_dir()} - OUR_MODELS))
 
 
 def write_key(launch: Launch, grpc_port: int, key: str) -> None:

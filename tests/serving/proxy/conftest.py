@@ -17,7 +17,6 @@ from tests.client.fake_server import Chunk, FakeServer
 from tests.ports import free_ports
 
 KEY = "the key of this start"
-OTHERS = ("somebody_elses",)  # models
 FOLDERS = tempfile.TemporaryDirectory()  # which goes with this process
 
 
@@ -41,7 +40,7 @@ def proxy_config(*allowed: str) -> ProxyConfig:
     departures = Path(tempfile.mkdtemp(dir=FOLDERS.name)) / "departures"
     Departures.create(departures)
     places = ("/no/grpc", "/no/metrics", str(departures))
-    return ProxyConfig("127.0.0.1", *ports, *places, OTHERS, KEY, allowed, max_request_bytes=1_000_000)
+    return ProxyConfig("127.0.0.1", *ports, *places, KEY, allowed, max_request_bytes=1_000_000)
 
 
 def grpc_server(
@@ -60,6 +59,7 @@ def grpc_server(
 
 async def proxied(*allowed: str) -> AsyncIterator[Proxied]:
     triton = FakeServer(lambda _: [Chunk(0, text="a cat"), Chunk(1, is_final=True, is_last=True)])
+    triton.more_models = ("somebody_elses",)
     config = proxy_config(*allowed)
     async with grpc.aio.insecure_channel(await triton.start()) as channel:
         given_up = list[str]()

@@ -92,6 +92,30 @@ async def test_what_a_client_has_left_is_cancelled_where_triton_would_never_end_
         await gated.triton.cancelled.wait()
 
 
+async def test_who_leaves_what_is_spared_has_nothing_cancelled(gated: Gated) -> None:
+    async with SpeechClient(gated.address) as client, asyncio.timeout(WAIT_S):
+        stream = client.speak("begun")
+        await anext(stream)
+        gated.gate.shut(spares_answered=True)
+        await stream.aclose()
+    gated.released.set()
+    async with asyncio.timeout(WAIT_S):
+        while not gated.triton.num_ended:
+            await asyncio.sleep(0.01)
+    assert not gated.triton.num_cancelled
+
+
+async def test_a_stream_of_many_requests_is_not_spared(gated: Gated) -> None:
+    async with grpc.aio.insecure_channel(gated.address) as channel, asyncio.timeout(WAIT_S):
+        stream = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer()
+        for text in ("\5\0\0\0begun", "\6\0\0\0silent"):
+            await stream.write(request(raw=text.encode()))
+        await stream.read()
+        gated.gate.shut(spares_answered=True)
+        with pytest.raises(grpc.aio.AioRpcError, match=AGAIN):
+            await stream.read()
+
+
 async def test_requests_are_refused_until_the_gate_is_open_again(gated: Gated) -> None:
     gated.gate.shut(spares_answered=True)
     assert isinstance(await gated.speak("hello"), ServerUnavailable)

@@ -1,7 +1,7 @@
 """What passes through to Triton, and what does not."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -10,13 +10,15 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from stretto.departures import STREAM
+from stretto.serving.proxy import grpc_proxy
 from stretto.serving.proxy.__main__ import Launcher, grpc_listener
 from stretto.serving.proxy.access import KEY_HEADER
+from stretto.serving.proxy.grpc_proxy import CROWDED
 from stretto.serving.proxy.infer_request import HOST
 from stretto.triton_io import callers
 from stretto_client import RequestRefused, ServerUnavailable, SpeechClient
 from tests.client.fake_server import Abort, Chunk, ErrorText, FakeServer, Until
-from tests.serving.proxy.conftest import KEY, Proxied, grpc_server, proxy_config
+from tests.serving.proxy.conftest import KEY, Proxied, grpc_server, proxied, proxy_config
 
 TEXT = b"\x02\0\0\0hi"
 WAIT_S = 60
@@ -163,25 +165,79 @@ async def test_others_models_are_told_by_triton_that_a_client_has_left(proxy: Pr
         await proxy.triton.cancelled.wait()
 
 
-MIXED = [("speech", "somebody_elses"), ("somebody_elses", "speech"), ("none", "none")]
+@pytest.mark.parametrize(("first", "second"), [("speech", "somebody_elses"), ("somebody_elses", "speech")])
+async def test_a_stream_is_for_one_model(proxy: Proxied, first: str, second: str) -> None:
+    came = await answers(proxy.address, request(first), request(second), request(first))
+    assert [each["model"] for each in proxy.triton.requests] == [first, first]
+    (refused,) = [answer.error_message for answer in came if answer.error_message]
+    assert refused == f"invalid request: model_name: expected '{first} ', as before on this stream, got '{second} '"
 
 
-@pytest.mark.parametrize("models", MIXED, ids=["ours first", "ours last", "a name that there is not"])
-async def test_who_asks_for_another_model_too_or_for_none_has_triton_cancel_nothing(
-    proxy: Proxied, models: tuple[str, str]
+@pytest.mark.parametrize(
+    ("model", "version", "told"),
+    [
+        ("none", "", "model_name: expected a model that the server has, got 'none', version ''"),
+        ("somebody_elses", "7", "model_name: expected a model that the server has, got 'somebody_elses', version '7'"),
+        ("", "", "model_name: expected a model that the server has, got '', version ''"),
+        ("speech", "2", "model_version: expected '1' or none, got '2'"),
+        ("speech", "x", "model_version: expected '1' or none, got 'x'"),
+        ("speech\0", "", "model_name: expected text without NUL, got 'speech\\x00'"),
+        ("preprocessor\0x", "", "model_name: expected text without NUL, got 'preprocessor\\x00x'"),
+    ],
+)
+async def test_a_model_that_is_not_there_is_never_asked_for(
+    proxy: Proxied, model: str, version: str, told: str
 ) -> None:
-    goes_on = asyncio.Event()
-    proxy.triton.script = lambda _: [Chunk(0), *([Until(goes_on)] if len(proxy.triton.requests) == 2 else [])]
-    async with grpc.aio.insecure_channel(proxy.address) as channel, asyncio.timeout(WAIT_S):
+    asked = request(model)
+    asked.model_version = version
+    came = await answers(proxy.address, request(), asked, request())
+    assert [answer.error_message for answer in came if answer.error_message] == [f"invalid request: {told}"]
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call(proxy.address, "ModelInfer", asked)
+    assert refused.value.details() == f"invalid request: {told}"
+    assert [each["model"] for each in proxy.triton.requests] == ["speech", "speech"]
+
+
+@pytest.fixture
+async def narrow_proxy(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Proxied]:
+    """It has room for two calls, of which one host alone may have one."""
+    monkeypatch.setattr(grpc_proxy, "MAX_CALLS", 2)
+    async for each in proxied():
+        yield each
+
+
+async def test_a_place_is_kept_until_what_was_left_is_answered(narrow_proxy: Proxied) -> None:
+    triton, goes_on = narrow_proxy.triton, asyncio.Event()
+    triton.script = lambda _: [Chunk(0), Until(goes_on), Chunk(1, is_last=True)]
+    async with grpc.aio.insecure_channel(narrow_proxy.address) as channel, asyncio.timeout(WAIT_S):
         stream = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer()
-        for model in models:
-            await stream.write(request(model))
-            await stream.read()
+        await stream.write(request())
+        await stream.read()
         stream.cancel()
-    await until(lambda: proxy.departures.has(int(proxy.triton.parameters[0][STREAM])))
+    await until(lambda: narrow_proxy.departures.has(int(triton.parameters[0][STREAM])))
+    assert not await has_place(narrow_proxy)
     goes_on.set()
-    await until(lambda: proxy.triton.num_ended == 1)
-    assert proxy.triton.num_cancelled == 0
+    await until_placed(narrow_proxy)
+    triton.parameters.clear()
+    await leave_after_a_sole_request(narrow_proxy, "speech")
+    assert not await has_place(narrow_proxy)
+    assert triton.may_infer is not None
+    triton.may_infer.set()
+    await until_placed(narrow_proxy)
+
+
+async def has_place(proxy: Proxied) -> bool:
+    try:
+        await call(proxy.address, "ServerLive", service_pb2.ServerLiveRequest())
+    except grpc.aio.AioRpcError as error:
+        return error.details() != CROWDED  # the fake Triton has no such call
+    return True
+
+
+async def until_placed(proxy: Proxied) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not await has_place(proxy):
+            await asyncio.sleep(0.01)
 
 
 async def test_a_client_that_leaves_after_a_sole_request_cancels_nothing(proxy: Proxied) -> None:

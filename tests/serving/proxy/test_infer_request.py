@@ -22,6 +22,50 @@ def message(shape: list[int], raw: bytes | None, datatype: str = "FP32", **conte
     return request.SerializeToString()
 
 
+def with_parameters(**parameters: str) -> bytes:
+    request = ModelInferRequest(model_name="speech", id="7")
+    for name, text in parameters.items():
+        request.parameters[name].string_param = text
+    return request.SerializeToString()
+
+
+def named(**names: str) -> bytes:
+    request = ModelInferRequest(model_name=names.get("model_name", "speech"), id=names.get("id", "7"))
+    request.inputs.add(name=names.get("input", "text"), datatype=names.get("datatype", "BYTES"), shape=[0])
+    request.outputs.add(name=names.get("output", "event")).parameters[names.get("of_output", "size")].int64_param = 1
+    request.raw_input_contents.append(b"")
+    return request.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        *(("id", "id"), ("model_name", "model_name"), ("input", "inputs"), ("datatype", "inputs")),
+        *(("output", "outputs"), ("of_output", "parameters")),
+    ],
+)
+def test_no_name_goes_on_behind_a_nul(name: str, field: str) -> None:
+    read_infer_request(named())
+    with pytest.raises(BadRequest, match=rf"^{field}: expected text without NUL, got 'a\\x00b'$"):
+        read_infer_request(named(**{name: "a\0b"}))
+
+
+@pytest.mark.parametrize(
+    ("data", "came"),
+    [
+        (with_parameters(**{f"p{index}": "" for index in range(33)}), "33 of 155 bytes"),
+        (with_parameters(a="x" * 4096), "1 of 4100 bytes"),
+    ],
+)
+def test_parameters_are_few_and_small(data: bytes, came: str) -> None:
+    read_infer_request(with_parameters(a="x" * 4000, triton_enable_empty_final_response="true"))
+    with pytest.raises(BadRequest, match=rf"^parameters: expected at most 32 of 4096 bytes in all, got {came}$"):
+        read_infer_request(data)
+    for forged in ({"stretto_host\0": "203.0.113.9"}, {"stretto_host": "203.0.113.9\0"}):
+        with pytest.raises(BadRequest, match=r"^parameters: expected text without NUL"):
+            read_infer_request(with_parameters(**forged))
+
+
 def field(number: int, content: bytes) -> bytes:
     """A field of a message, by the rules of its encoding."""
     size, head = len(content), bytearray([number << 3 | 2])

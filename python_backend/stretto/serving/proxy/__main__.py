@@ -100,7 +100,7 @@ def grpc_listener(config: ProxyConfig) -> tuple[grpc.aio.Server, int]:
 
 def grpc_proxy(config: ProxyConfig, triton: grpc.aio.Channel, launcher: LauncherWord, uploads: Uploads) -> GrpcProxy:
     """What answers calls."""
-    allowed = Access(config.key, frozenset(config.allowed), frozenset(config.others))
+    allowed = Access(config.key, frozenset(config.allowed))
     return GrpcProxy(triton, allowed, launcher, uploads, Departures(Path(config.departures)))
 
 

@@ -9,6 +9,7 @@ OPEN, REPOSITORY = "open", "model-repository"
 MODELS, HTTP = "models", "http"  # the steps of the ensemble called by themselves; Triton's HTTP service instead of ours
 SERVICE = "/inference.GRPCInferenceService/"
 MODEL_INFER, MODEL_STREAM_INFER = f"{SERVICE}ModelInfer", f"{SERVICE}ModelStreamInfer"
+MODEL_READY = f"{SERVICE}ModelReady"
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 CLOSED_APIS = {
     "shared-memory": tuple(
@@ -28,21 +29,16 @@ APIS = {SERVICE + call: OPEN for call in OPEN_CALLS} | {HEALTH_CHECK: OPEN}
 APIS |= {SERVICE + call: api for api, calls in CLOSED_APIS.items() for call in calls}
 
 INNER_MODELS = ("preprocessor", "language_model", "acoustic_decoder")
-OUR_MODELS = frozenset({"speech", *INNER_MODELS})
 
 Metadata = Iterable[tuple[str, str | bytes]]
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The APIs that are open to everybody, and the key that opens the others to who knows it.
-
-    others: models that are not ours. They ask Triton whether a client has left, where ours look for the proxy's mark.
-    """
+    """The APIs that are open to everybody, and the key that opens the others to who knows it."""
 
     key: str
     allowed: frozenset[str]
-    others: frozenset[str]
 
     def admits(self, api: str, metadata: Metadata) -> bool:
         """Whether a call with this metadata may use the API."""

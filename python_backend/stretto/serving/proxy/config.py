@@ -36,7 +36,6 @@ class ProxyConfig:
     A port 0 is any that is free. To `triton_grpc` Triton adds a colon and the gRPC port that it is.
 
     departures: the file in which the models are told of clients that have left.
-    others: the models in the repository that are not ours.
     """
 
     address: str
@@ -46,7 +45,6 @@ class ProxyConfig:
     triton_grpc: str
     triton_metrics: str
     departures: str
-    others: tuple[str, ...]
     key: str
     allowed: tuple[str, ...]
     max_request_bytes: int
@@ -59,4 +57,4 @@ class ProxyConfig:
     def from_json(cls, text: str) -> "ProxyConfig":
         """The inverse of `to_json`."""
         record = json.loads(text)
-        return cls(**record | {name: tuple(record[name]) for name in ("allowed", "others")})
+        return cls(**record | {"allowed": tuple(record["allowed"])})

@@ -23,16 +23,16 @@ class Gate:
 
     def __init__(self, give_up: Callable[[str], None] = lambda _: None) -> None:
         self.give_up = give_up
-        self.is_shut = False
+        self.is_shut = self._spares_answered = False
         self._calls: dict[asyncio.Task[Any], Callable[[], bool]] = {}
         self._ended: set[asyncio.Task[Any]] = set()
 
     async def guard(self, call: Coroutine[Any, Any, T], is_answered: Callable[[], bool] = lambda: False) -> T:
-        """Await a call; Restarting where the gate is shut, or is shut meanwhile.
+        """Await a call; Restarting where the gate is shut to it, or is shut meanwhile.
 
         is_answered: whether Triton has begun to answer all that it was asked.
         """
-        if self.is_shut:
+        if self.is_shut and not (self._spares_answered and is_answered()):
             call.close()
             raise Restarting
         task = asyncio.create_task(call)
@@ -53,7 +53,7 @@ class Gate:
 
     def shut(self, spares_answered: bool) -> None:
         """Let none through, and end those in flight; spares_answered: but for those that are being answered."""
-        self.is_shut = True
+        self.is_shut, self._spares_answered = True, spares_answered
         for task, is_answered in self._calls.items():
             if not (spares_answered and is_answered()):
                 self._ended.add(task)

@@ -1,17 +1,16 @@
 """The gRPC port: calls are passed on to Triton as bytes, one by one, and its answers back."""
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, Protocol
 
 import grpc
-from tritonclient.grpc.service_pb2 import ModelStreamInferResponse
 
 from stretto.departures import Departures
 from stretto.serving.proxy import access
-from stretto.serving.proxy.access import MODEL_INFER, MODEL_STREAM_INFER, Access, Metadata
+from stretto.serving.proxy.access import MODEL_INFER, MODEL_READY, MODEL_STREAM_INFER, Access, Metadata
+from stretto.serving.proxy.client_stream import ClientStream
 from stretto.serving.proxy.gate import AGAIN, Gate, Restarting
 from stretto.serving.proxy.infer_request import (
     FULL,
@@ -25,7 +24,9 @@ from stretto.serving.proxy.infer_request import (
 from stretto.serving.proxy.other_calls import check_other_call
 from stretto.serving.proxy.pace import Pace
 from stretto.serving.proxy.peers import host_of_call
+from stretto.serving.proxy.served_models import OURS, ServedModels
 from stretto.serving.proxy.triton_stream import TritonStream, Unwatched
+from stretto.serving.proxy.triton_words import told
 from stretto.serving.proxy.uploads import ENDED, Upload, Uploads
 from stretto.shares import Shares
 
@@ -54,20 +55,11 @@ TRITON_OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
 # What is answered while the launcher knows that the server is not ready: three messages whose field says false.
-NOT_READY = {access.SERVICE + "ServerReady": b"", access.SERVICE + "ModelReady": b"", access.HEALTH_CHECK: b"\x08\x02"}
+NOT_READY = {access.SERVICE + "ServerReady": b"", MODEL_READY: b"", access.HEALTH_CHECK: b"\x08\x02"}
 STATUS = {INVALID: grpc.StatusCode.INVALID_ARGUMENT, FULL: grpc.StatusCode.RESOURCE_EXHAUSTED}
-STUB_HAS_ENDED = "' is not healthy."  # in Triton's words: "Stub process 'acoustic_decoder_0_0' is not healthy."
-# All of such a message, so that nobody's text can be taken for one; the group is the model.
-GIVEN_UP = re.compile(
-    r"(?:\[request id: [^]]{0,128}\] )?(?:in ensemble '\w+', )?Stub process '(\w+)_\d+_\d+' is not healthy\."
-)
-GONE = ("unix:", "ocket closed", "onnection reset", "roken pipe")  # in gRPC's words for a server that is not there
-BROKEN_OFF = "Internal error from Core"  # gRPC's, where a write finds the call ended; why it did is lost
-
+STATUS[UNAVAILABLE] = grpc.StatusCode.UNAVAILABLE
 Context = Any  # grpc.aio.ServicerContext, of bytes
-Check = Callable[[bytes], Awaitable[None]]
-Handler = Callable[[AsyncIterator[bytes], Context], Awaitable[None]]
-Tell = Callable[[str], None]
+Handler = Callable[[AsyncIterator[bytes], Context, ExitStack], Awaitable[None]]  # which may take the call's place over
 CROWDED = "full: this host has as many calls as the others leave it"
 
 
@@ -102,6 +94,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
         self._infer = triton.stream_stream(MODEL_STREAM_INFER)
         self._unary = {method: triton.unary_unary(method) for method in access.APIS if method != MODEL_STREAM_INFER}
         self._unwatched = Unwatched()
+        self._models = ServedModels(allowed, lambda request: self._pass_on(MODEL_READY, request, ()))
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         """The handler of a call; None for one that there is not."""
@@ -111,12 +104,12 @@ class GrpcProxy(grpc.GenericRpcHandler):
         handler = self._stream if method == MODEL_STREAM_INFER else self._call(method)
         return grpc.stream_stream_rpc_method_handler(self._shared(handler))
 
-    def _shared(self, handler: Handler) -> Handler:
+    def _shared(self, handler: Handler) -> Callable[[AsyncIterator[bytes], Context], Awaitable[None]]:
         async def answer(requests: AsyncIterator[bytes], context: Context) -> None:
-            with self._shares.taking(host_of_call(context.peer())) as is_left:
-                if not is_left:  # a client that takes no answers can still be told so
-                    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, CROWDED)
-                await handler(requests, context)
+            with ExitStack() as place:
+                if not place.enter_context(self._shares.taking(host_of_call(context.peer()))):
+                    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, CROWDED)  # told also who takes no answers
+                await handler(requests, context, place)
 
         return answer
 
@@ -124,24 +117,24 @@ class GrpcProxy(grpc.GenericRpcHandler):
         """Answers one message by one; as a stream, for otherwise a call is heard of when its message is whole."""
         api = access.APIS[method]
 
-        async def answer(requests: AsyncIterator[bytes], context: Context) -> None:
+        async def answer(requests: AsyncIterator[bytes], context: Context, place: ExitStack) -> None:
             metadata = context.invocation_metadata() or ()
             if not self._access.admits(api, metadata):
                 await context.abort(grpc.StatusCode.PERMISSION_DENIED, access.refusal(api))
             request = await self._only_message(context)
             try:
                 if method == MODEL_INFER:
-                    response = await self._infer_once(request, host_of_call(context.peer()), metadata)
+                    response = await self._infer_once(request, context, place)
                 else:
                     check_other_call(method, request, self._access.is_key_holder(metadata))
                     is_told = method in NOT_READY and not self._is_ready()
-                    response = NOT_READY[method] if is_told else await self._pass_on(method, request, metadata)
+                    response = NOT_READY[method] if is_told else await self._pass_on(method, request, metadata, place)
             except BadRequest as error:
                 await context.abort(STATUS[error.kind], error.told)
             except Restarting as error:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
             except grpc.aio.AioRpcError as error:
-                await context.abort(*_told(error, self._gate.give_up))
+                await context.abort(*told(error, self._gate.give_up))
             await context.write(response)
 
         return answer
@@ -161,20 +154,32 @@ class GrpcProxy(grpc.GenericRpcHandler):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "expected a message, got none")
         return message
 
-    async def _infer_once(self, request: bytes, host: str, metadata: Metadata) -> bytes:
+    async def _infer_once(self, request: bytes, context: Context, place: ExitStack) -> bytes:
+        metadata = context.invocation_metadata() or ()
         read = await self._check_infer(request, metadata)
-        is_others = read.head.model_name in self._access.others
-        passing = self._pass_on(MODEL_INFER, with_origin(request, host), metadata, ends_with_caller=is_others)
-        return await self._gate.guard(passing)
+        whose, is_ours = with_origin(request, host_of_call(context.peer())), read.head.model_name in OURS
+        return await self._gate.guard(self._pass_on(MODEL_INFER, whose, metadata, place, is_ours))
 
-    async def _pass_on(self, method: str, request: bytes, metadata: Metadata, ends_with_caller: bool = False) -> bytes:
-        answer = _result(self._unary[method](request, metadata=_passed_on(metadata)))
-        return bytes(await (answer if ends_with_caller else asyncio.shield(self._unwatched.start(answer))))
+    async def _pass_on(
+        self, method: str, request: bytes, metadata: Metadata, place: ExitStack | None = None, is_ours: bool = True
+    ) -> bytes:
+        """Triton's answer. One of ours that its caller does not wait for keeps the caller's place until it is there."""
+        call = self._unary[method](request, metadata=_passed_on(metadata))
+        answering = self._unwatched.start(_result(call))
+        try:
+            return await asyncio.shield(answering)
+        except asyncio.CancelledError:
+            if not is_ours or self._gate.is_shut:  # which Triton may never answer
+                call.cancel()
+            elif place is not None:
+                kept = place.pop_all()
+                answering.add_done_callback(lambda _: kept.close())
+            raise
 
-    async def _stream(self, requests: AsyncIterator[bytes], context: Context) -> None:
+    async def _stream(self, requests: AsyncIterator[bytes], context: Context, place: ExitStack) -> None:
         metadata, host = context.invocation_metadata() or (), host_of_call(context.peer())
         stream = TritonStream(self._infer(metadata=_passed_on(metadata)), self._departures.next_number())
-        client = _Client(stream, context, self._gate.give_up)
+        client = ClientStream(stream, context, self._gate.give_up)
         answering = asyncio.current_task()
         assert answering is not None
         upload = Upload(answering.cancel, host)
@@ -189,26 +194,26 @@ class GrpcProxy(grpc.GenericRpcHandler):
                 raise
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, ENDED)
         except grpc.aio.AioRpcError as error:
-            await context.abort(*_told(error, self._gate.give_up))
+            await context.abort(*told(error, self._gate.give_up))
         finally:
             feeding.cancel()
-            if stream.asks_others and not stream.asks_us:
-                stream.cancel()
+            if stream.model is not None and stream.model[0] not in OURS:
+                stream.cancel()  # they ask Triton
             elif not stream.is_over:
-                self._unwatched.start(self._see_off(stream, host))
+                self._unwatched.start(self._see_off(stream, place.pop_all()))
             await asyncio.gather(feeding, return_exceptions=True)  # it fails where the stream does, which was told
 
-    async def _see_off(self, stream: TritonStream, host: str) -> None:
-        """Have the models end what a client has left, whose host has its share of it until then."""
+    async def _see_off(self, stream: TritonStream, place: ExitStack) -> None:
+        """Have the models end what a client has left, whose host has the place of it until then."""
         self._departures.mark(stream.number)
-        with self._shares.taking(host), suppress(Restarting, grpc.aio.AioRpcError):
+        with place, suppress(Restarting, grpc.aio.AioRpcError):
             try:
                 await self._gate.guard(stream.run_out(), lambda: stream.is_answered)
             finally:
                 stream.cancel()
 
     async def _feed(
-        self, client: "_Client", requests: AsyncIterator[bytes], metadata: Metadata, upload: Upload
+        self, client: ClientStream, requests: AsyncIterator[bytes], metadata: Metadata, upload: Upload
     ) -> None:
         stream = client.stream
 
@@ -217,8 +222,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
             read = await self._check_infer(request, metadata)
             if self._gate.is_shut:
                 raise BadRequest(AGAIN, read.head.id, UNAVAILABLE)
-            is_others = read.head.model_name in self._access.others
-            stream.asks_us, stream.asks_others = stream.asks_us or not is_others, stream.asks_others or is_others
+            stream.ask(read.head)
 
         with self._uploads.entry(upload):
             await client.feed(requests, check, upload.host)
@@ -226,71 +230,13 @@ class GrpcProxy(grpc.GenericRpcHandler):
     async def _check_infer(self, data: bytes, metadata: Metadata) -> InferRequest:
         await self._pace.wait(len(data))
         request = read_infer_request(data)
-        model = request.head.model_name
-        if model in access.INNER_MODELS and not self._access.admits(access.MODELS, metadata):
-            raise BadRequest(f"model_name: {access.refusal(access.MODELS)}", request.head.id)
+        await self._models.check(request.head, metadata)
         return request
 
 
-class _Client:
-    """A client's stream beside the one to Triton that answers it."""
-
-    def __init__(self, stream: TritonStream, context: Context, give_up: Tell) -> None:
-        self.stream, self._context, self._give_up = stream, context, give_up
-        self._writing = asyncio.Lock()
-
-    async def feed(self, requests: AsyncIterator[bytes], check: Check, host: str) -> None:
-        """Pass sound requests on to the end, as `host`'s; answer the others here, as Triton does, and leave the stream
-        open."""
-        async for request in requests:
-            try:
-                await check(request)
-            except BadRequest as error:
-                response = ModelStreamInferResponse(error_message=error.told)
-                response.infer_response.id = error.request_id
-                await self._write(response.SerializeToString())
-            else:
-                await self.stream.write(with_origin(request, host, self.stream.number))
-        await self.stream.end()
-
-    async def answer(self) -> None:
-        """Pass Triton's responses back to the end; AioRpcError where Triton ends otherwise."""
-        while (response := await self.stream.read()) is not None:
-            await self._write(_retold(response, self._give_up))
-
-    async def _write(self, response: bytes) -> None:
-        async with self._writing:
-            await self._context.write(response)
-
-
 async def _result(call: Awaitable[bytes]) -> bytes:
-    return await call
+    return bytes(await call)
 
 
 def _passed_on(metadata: Metadata) -> tuple[tuple[str, str | bytes], ...]:
     return tuple((name, value) for name, value in metadata if name not in DROPPED_HEADERS and name[:5] != "grpc-")
-
-
-def _retold(response: bytes, give_up: Tell) -> bytes:
-    """A response, as it is but where Triton answers before the launcher knows that a stub has ended."""
-    if STUB_HAS_ENDED.encode() not in response:
-        return response
-    retold = ModelStreamInferResponse.FromString(response)
-    retold.error_message = _said_of_stubs(retold.error_message, give_up)
-    return retold.SerializeToString()
-
-
-def _said_of_stubs(message: str, give_up: Tell) -> str:
-    """An error of Triton's, in our words where it is about a stub that Triton takes for dead."""
-    if found := GIVEN_UP.fullmatch(message):
-        give_up(found[1])
-    return str(Restarting()) if message.endswith(STUB_HAS_ENDED) else message
-
-
-def _told(error: grpc.aio.AioRpcError, give_up: Tell) -> tuple[grpc.StatusCode, str]:
-    """The status and the words of a call to Triton that ended with an error."""
-    code, details = error.code(), _said_of_stubs(error.details() or "", give_up)
-    is_gone = code is grpc.StatusCode.UNAVAILABLE and any(words in details for words in GONE)
-    if is_gone or details == BROKEN_OFF:
-        return grpc.StatusCode.UNAVAILABLE, "unavailable: the server is starting"
-    return code, details

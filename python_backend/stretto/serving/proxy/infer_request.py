@@ -17,6 +17,7 @@ from stretto.departures import STREAM
 MAX_HEAD_BYTES = 1 << 20
 MAX_FIELDS = 256  # its tensors' own among them; a request with all inputs of all our models has less than half of that
 MAX_ID = 1024  # characters: each response carries it, and Triton holds what a client does not read
+MAX_PARAMETERS, MAX_PARAMETER_BYTES = 32, 4096  # each model of an ensemble reads them, the decoder with each chunk
 MAX_RANK = 8
 MAX_ELEMENTS = 1 << 31
 MAX_STRINGS = 4096  # each becomes an object
@@ -85,6 +86,8 @@ def read_infer_request(data: bytes) -> InferRequest:
     if len(request.head.id) > MAX_ID:
         raise BadRequest(f"id: expected at most {MAX_ID} characters, got {len(request.head.id)}")
     try:
+        _check_names(request.head)
+        _check_parameters(request.head)
         _check_tensors(request)
     except BadRequest as error:
         raise BadRequest(str(error), request.head.id) from None
@@ -139,6 +142,27 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at + place + 1
     raise BadRequest("request: expected a ModelInferRequest, got a length without an end")
+
+
+def _check_names(head: ModelInferRequest) -> None:
+    """Triton reads names up to a NUL, and so would read others than those that are looked at here."""
+    texts = [("id", head.id), ("model_name", head.model_name), ("model_version", head.model_version)]
+    texts += [("parameters", value.string_param) for value in head.parameters.values()]
+    texts += [("inputs", tensor.datatype) for tensor in head.inputs]
+    for field, tensors in (("inputs", head.inputs), ("outputs", head.outputs)):
+        texts += [(field, tensor.name) for tensor in tensors]
+    for each in (head, *head.inputs, *head.outputs):
+        texts += [("parameters", name) for name in each.parameters]
+    for field, text in texts:
+        if "\0" in text:
+            raise BadRequest(f"{field}: expected text without NUL, got {text[:SHOWN]!r}")
+
+
+def _check_parameters(head: ModelInferRequest) -> None:
+    num_bytes = sum(len(name) + value.ByteSize() for name, value in head.parameters.items())
+    if len(head.parameters) > MAX_PARAMETERS or num_bytes > MAX_PARAMETER_BYTES:
+        expected = f"at most {MAX_PARAMETERS} of {MAX_PARAMETER_BYTES} bytes in all"
+        raise BadRequest(f"parameters: expected {expected}, got {len(head.parameters)} of {num_bytes} bytes")
 
 
 def _check_tensors(request: InferRequest) -> None:

@@ -1,4 +1,4 @@
-"""A stream to Triton that goes on, whoever waits for it is cancelled: what Triton answers is never cancelled.
+"""A stream to Triton that goes on, whoever waits for it is cancelled: what our models answer is never cancelled.
 
 gRPC cancels a call with the task that reads it, or writes to it. Why Triton must not be told so: see
 `departures.py`.
@@ -9,6 +9,9 @@ from collections.abc import Awaitable, Coroutine
 from typing import Any
 
 import grpc
+from tritonclient.grpc.service_pb2 import ModelInferRequest
+
+from stretto.serving.proxy.infer_request import SHOWN, BadRequest
 
 
 class Unwatched:
@@ -29,15 +32,14 @@ class Unwatched:
 class TritonStream:
     """One call of ModelStreamInfer.
 
-    number: by which our models are told that its client has gone away. asks_us, asks_others: whether a request was for
-    one of ours (or for none that there is), or for somebody else's. is_answered: the last of its requests, at least in
-    part.
+    number: by which our models are told that its client has gone away. model: the name and version that all its
+    requests are for; None before the first.
     """
 
     def __init__(self, call: Any, number: int) -> None:
         self.number = number
-        self.is_answered = self.asks_us = self.asks_others = False
-        self._call = call
+        self.model: tuple[str, str] | None = None
+        self._call, self._num_asked, self._has_answered = call, 0, False
         self._reading: asyncio.Future[Any] | None = None
         self._writing: asyncio.Future[Any] | None = None
 
@@ -46,9 +48,25 @@ class TritonStream:
         """Whether Triton has ended it, or it was cancelled."""
         return bool(self._call.done())
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether it is known that Triton has begun to answer all that it was asked: where that is one request."""
+        return self._has_answered and self._num_asked == 1
+
+    def ask(self, head: ModelInferRequest) -> None:
+        """Take a request's model for that of the stream; BadRequest for a second one.
+
+        Triton 2.51 writes answers of models that stream, and of those that do not, without regard of each other; of
+        two writes at a time gRPC ends the process.
+        """
+        first = self.model = self.model or (head.model_name, head.model_version)
+        if (head.model_name, head.model_version) != first:
+            expected, got = " ".join(first)[:SHOWN], f"{head.model_name} {head.model_version}"[:SHOWN]
+            raise BadRequest(f"model_name: expected {expected!r}, as before on this stream, got {got!r}", head.id)
+
     async def write(self, request: bytes) -> None:
         """Send a request; raises what gRPC does where the stream is over."""
-        self.is_answered = False
+        self._num_asked += 1
         await self._written(self._call.write(request))
 
     async def end(self) -> None:
@@ -67,7 +85,7 @@ class TritonStream:
         self._reading = None
         if response is grpc.aio.EOF:
             return None
-        self.is_answered = True
+        self._has_answered = True
         return bytes(response)
 
     async def run_out(self) -> None:
@@ -79,5 +97,5 @@ class TritonStream:
             pass
 
     def cancel(self) -> None:
-        """End it at once: for what Triton will never answer."""
+        """End it at once."""
         self._call.cancel()
