@@ -25,13 +25,12 @@ from stretto.serving.proxy.other_calls import check_other_call
 from stretto.serving.proxy.pace import Pace
 from stretto.serving.proxy.peers import host_of_call
 from stretto.serving.proxy.served_models import OURS, ServedModels
+from stretto.serving.proxy.sole_calls import SoleCalls, passed_on
 from stretto.serving.proxy.triton_stream import TritonStream, Unwatched
 from stretto.serving.proxy.triton_words import told
 from stretto.serving.proxy.uploads import ENDED, Upload, Uploads
 from stretto.shares import Shares
 
-# Triton 2.51 reads memory that it has freed when a stream with this header ends with an error.
-DROPPED_HEADERS = {"triton_grpc_error"}
 MAX_CALLS = 8192
 MAX_CALLS_OF_A_CONNECTION = 256
 # Calls that have begun and were not taken up yet, of 14 KiB each: beyond, gRPC cancels new ones, whosesoever they are.
@@ -92,9 +91,9 @@ class GrpcProxy(grpc.GenericRpcHandler):
         self._pace, self._uploads, self._departures = Pace(), uploads, departures
         self._shares = Shares(MAX_CALLS)
         self._infer = triton.stream_stream(MODEL_STREAM_INFER)
-        self._unary = {method: triton.unary_unary(method) for method in access.APIS if method != MODEL_STREAM_INFER}
         self._unwatched = Unwatched()
-        self._models = ServedModels(allowed, lambda request: self._pass_on(MODEL_READY, request, ()))
+        self._sole = SoleCalls(triton, self._unwatched, self._gate)
+        self._models = ServedModels(allowed, lambda request: self._sole.ask(MODEL_READY, request, ()))
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         """The handler of a call; None for one that there is not."""
@@ -128,7 +127,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
                 else:
                     check_other_call(method, request, self._access.is_key_holder(metadata))
                     is_told = method in NOT_READY and not self._is_ready()
-                    response = NOT_READY[method] if is_told else await self._pass_on(method, request, metadata, place)
+                    response = NOT_READY[method] if is_told else await self._sole.ask(method, request, metadata, place)
             except BadRequest as error:
                 await context.abort(STATUS[error.kind], error.told)
             except Restarting as error:
@@ -158,27 +157,11 @@ class GrpcProxy(grpc.GenericRpcHandler):
         metadata = context.invocation_metadata() or ()
         read = await self._check_infer(request, metadata)
         whose, is_ours = with_origin(request, host_of_call(context.peer())), read.head.model_name in OURS
-        return await self._gate.guard(self._pass_on(MODEL_INFER, whose, metadata, place, is_ours))
-
-    async def _pass_on(
-        self, method: str, request: bytes, metadata: Metadata, place: ExitStack | None = None, is_ours: bool = True
-    ) -> bytes:
-        """Triton's answer. One of ours that its caller does not wait for keeps the caller's place until it is there."""
-        call = self._unary[method](request, metadata=_passed_on(metadata))
-        answering = self._unwatched.start(_result(call))
-        try:
-            return await asyncio.shield(answering)
-        except asyncio.CancelledError:
-            if not is_ours or self._gate.is_shut:  # which Triton may never answer
-                call.cancel()
-            elif place is not None:
-                kept = place.pop_all()
-                answering.add_done_callback(lambda _: kept.close())
-            raise
+        return await self._gate.guard(self._sole.ask(MODEL_INFER, whose, metadata, place, is_ours))
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Context, place: ExitStack) -> None:
         metadata, host = context.invocation_metadata() or (), host_of_call(context.peer())
-        stream = TritonStream(self._infer(metadata=_passed_on(metadata)), self._departures.next_number())
+        stream = TritonStream(self._infer(metadata=passed_on(metadata)), self._departures.next_number())
         client = ClientStream(stream, context, self._gate.give_up)
         answering = asyncio.current_task()
         assert answering is not None
@@ -232,11 +215,3 @@ class GrpcProxy(grpc.GenericRpcHandler):
         request = read_infer_request(data)
         await self._models.check(request.head, metadata)
         return request
-
-
-async def _result(call: Awaitable[bytes]) -> bytes:
-    return bytes(await call)
-
-
-def _passed_on(metadata: Metadata) -> tuple[tuple[str, str | bytes], ...]:
-    return tuple((name, value) for name, value in metadata if name not in DROPPED_HEADERS and name[:5] != "grpc-")
