@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up .venv and runs everything that must hold: lint, types and the whole test suite, a real server included.
+# Sets up .venv and runs everything that must hold: lint, types and all tests but the nightly ones, real servers included.
 # scripts/test.sh --fast              lint and what needs neither a server nor a large engine: three minutes
 # scripts/test.sh tests/streams -k x  arguments go to pytest
 set -euo pipefail

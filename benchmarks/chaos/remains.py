@@ -76,8 +76,3 @@ def left_over(before: Held, after: Held) -> list[str]:
     if after.files > before.files:
         found.append(f"{after.files} files in shared memory, {before.files} before")
     return found
-
-
-def strays(known: set[str], folder: Path = SHARED_MEMORY) -> list[str]:
-    """The files of shared memory that are not `known`, by name: what processes that were killed have left."""
-    return sorted(path.name for path in folder.iterdir() if path.name not in known)

@@ -12,8 +12,9 @@ from stretto.triton_io.draining import DRAIN_FILE
 from stretto.triton_io.stub import LARGE
 
 # malloc returns larger blocks to the system as they are freed. Otherwise it keeps those of files that came and went, in
-# pieces between which others lie: Triton grew by 4 MB a minute. And its 130 threads have two heaps together, not up to
-# eight for each core, each with pieces of its own. mallopt(3); stubs that compute set the first two for themselves.
+# pieces between which others lie, and Triton grows ("Large files of others" in benchmarks/README.md). And its 130
+# threads have two heaps together, not up to eight for each core, each with pieces of its own. mallopt(3); stubs that
+# compute set the first two for themselves.
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(LARGE),
     "MALLOC_TRIM_THRESHOLD_": str(LARGE),

@@ -40,7 +40,7 @@ class Launch:
 
     @property
     def folder(self) -> Path:
-        """Sockets and the key, for this user alone; it stays over restarts."""
+        """What the launch alone has, as sockets and the key, for this user alone; it stays over restarts."""
         return _folder(self.id, self.directory)
 
     @property

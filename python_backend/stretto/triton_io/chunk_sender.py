@@ -30,8 +30,7 @@ class SenderLimits:
     probe_s: how long nothing goes to the decoder before it is asked after the client. poll_s: how often one looks
     whether the utterance is over.
     stall_s: how long the decoder may answer nothing, and tell of no progress, before the utterance fails.
-    look_s: how long it may before one looks whether the caller has left: the decoder tells it of callers of the
-    ensemble, but nobody tells it of one who called this model itself.
+    look_s: how long it may before one looks whether the caller has left, of which the decoder tells it otherwise.
     transit_s: what a chunk takes on the way to the decoder and, as samples, from there.
     max_ahead_s: how much more audio may have left than a listener can have heard since the first of it; 0 for any.
     Triton holds what a client does not read, without a limit of its own and without telling; this is one.

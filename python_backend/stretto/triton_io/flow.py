@@ -30,7 +30,7 @@ from stretto.streams.chunking import DecoderLoad
 DIRECTORY = Path("/dev/shm")
 PREFIX = "stretto_flow_"
 MAGIC = b"STRETTO5"
-WORDS, HEAD_WORDS = 64, 5  # per slot, and of the header
+WORDS, HEAD_WORDS = 64, 5  # of a slot, and of its head
 MAX_REASON_BYTES = (WORDS - HEAD_WORDS) * 8
 LATENCY_HALF_LIFE_S = 1.0
 
