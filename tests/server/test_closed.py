@@ -3,7 +3,8 @@
 import json
 import socket
 import struct
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,31 @@ def over_http(server: Server, path: str, body: bytes) -> str:
             return repr(error)
 
 
+def beside_what_nobody_reads(server: Server, *asides: Any) -> str:
+    """A long answer that is not taken, until nothing more of it fits on the way, and requests beside it."""
+    long = ("text", "BYTES", [1], struct.pack("<I", 150) + b"The garden door is open. " * 6)
+
+    def requests() -> Iterator[Any]:
+        yield infer("speech", long)
+        time.sleep(2.0)  # by when all that fits is on the way, usually
+        for _ in range(100):
+            yield from asides
+
+    narrow = [("grpc.http2.lookahead_bytes", 1 << 16), ("grpc.http2.bdp_probe", 0)]
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc}", narrow) as channel:
+        answers = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(requests(), timeout=WAIT_S)
+        time.sleep(4.0)
+        came = str([next(answers).error_message for _ in range(3)])
+        answers.cancel()
+    return came
+
+
+def versioned(version: str) -> Any:
+    request = infer("speech", TEXT)
+    request.model_version = version
+    return request
+
+
 PCM = ("pcm_in", "FP32")
 VAST = json.dumps({"inputs": [{"name": "pcm_in", "datatype": "FP32", "shape": [10**15], "data": [0.0]}]}).encode()
 DEEP = b'{"text":' + b"[" * 5_000_000
@@ -64,12 +90,35 @@ ATTACKS: dict[str, Callable[[Server], str]] = {
     "an error and the header for its status": lambda s: over_grpc(s, infer("speech"), CRASHING_HEADER),
     "a length that lies": lambda s: over_grpc(s, infer("speech", ("text", "BYTES", [1], b"\xff\xff\xff\xffx"))),
     "ten million files": lambda s: over_grpc(s, infer("speech", ("audio", "BYTES", [10**7], bytes(4 * 10**7)))),
+    "no such model beside an answer": lambda s: beside_what_nobody_reads(s, infer("nothing", TEXT)),
+    "no such version beside an answer": lambda s: beside_what_nobody_reads(s, versioned("x"), versioned("7")),
     "100 MB of text": lambda s: over_grpc(s, infer("speech", ("text", "BYTES", [1], bytes(10**8)))),
 }
 
 
 def processes_of(server: Server) -> set[int]:
     return {server.pid} | {process.pid for process in descendants(server.pid) if process.is_worker}
+
+
+def with_parameters(**parameters: str) -> Any:
+    request = infer("speech", TEXT)
+    for name, text in parameters.items():
+        request.parameters[name].string_param = text
+    return request
+
+
+@pytest.mark.parametrize(
+    ("request_", "told"),
+    [
+        (infer("preprocessor\0", TEXT), "model_name: expected text without NUL"),
+        (infer("nothing", TEXT), "model_name: expected a model that the server has"),
+        (versioned("x"), "model_version: expected "),
+        (with_parameters(**{"stretto_host\0": "203.0.113.9"}), "parameters: expected text without NUL"),
+        (with_parameters(a="\1" * 5000), "parameters: expected at most 32 of 4096 bytes in all"),
+    ],
+)
+def test_what_would_be_read_otherwise_behind_the_proxy_is_refused(server: Server, request_: Any, told: str) -> None:
+    assert f"invalid request: {told}" in over_grpc(server, request_)
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -24,22 +24,28 @@ TAG = 16
 
 
 class Stranger:
-    """A stream on which any model may be called; all that comes back is in `answers`, errors as their messages."""
+    """A stream for each model; all that comes back is in `answers`, errors as their messages."""
 
     def __init__(self, server: Server) -> None:
         self.answers: Queue[Any] = Queue()
-        self._client = grpc.InferenceServerClient(f"localhost:{server.grpc}")
-        self._client.start_stream(
-            lambda result, error: self.answers.put(result if error is None else error.message()),
-            headers=key_headers(f"localhost:{server.grpc}"),  # so that the proxy lets it through
-        )
+        self._address = f"localhost:{server.grpc}"
+        self._clients: dict[str, Any] = {}
+
+    def _client(self, model: str) -> Any:
+        if model not in self._clients:
+            self._clients[model] = client = grpc.InferenceServerClient(self._address)
+            client.start_stream(
+                lambda result, error: self.answers.put(result if error is None else error.message()),
+                headers=key_headers(self._address),  # so that the proxy lets it through
+            )
+        return self._clients[model]
 
     def ask(self, model: str, inputs: dict[str, np.ndarray], **how: Any) -> None:
         tensors = []
         for name, array in inputs.items():
             tensors.append(grpc.InferInput(name, list(array.shape), TYPES[array.dtype.kind]))
             tensors[-1].set_data_from_numpy(array)
-        self._client.async_stream_infer(model, tensors, **how)
+        self._client(model).async_stream_infer(model, tensors, **how)
 
     def infer(self, model: str, inputs: dict[str, np.ndarray]) -> Any:
         self.ask(model, inputs)
@@ -48,8 +54,9 @@ class Stranger:
         return answer
 
     def leave(self) -> None:
-        self._client.stop_stream(cancel_requests=True)
-        self._client.close()
+        for client in self._clients.values():
+            client.stop_stream(cancel_requests=True)
+            client.close()
 
 
 @pytest.fixture
