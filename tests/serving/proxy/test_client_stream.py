@@ -1,13 +1,17 @@
 """What passes between a client's stream and Triton's."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from typing import Any
 
+import grpc
+import pytest
 from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelStreamInferResponse
 
-from stretto.serving.proxy.client_stream import ClientStream
+from stretto.serving.proxy.client_stream import Check, ClientStream
+from stretto.serving.proxy.infer_request import BadRequest
 
 WAIT_S = 60
+NUM_REQUESTS = 1000
 
 
 class Triton:
@@ -31,11 +35,17 @@ class Triton:
 
 
 class Reader:
-    """A client that takes answers as it is let."""
+    """A client that sends 1000 requests, and takes answers as it is let."""
 
     def __init__(self) -> None:
-        self.takes = asyncio.Event()
-        self.is_offered, self.num_taken = asyncio.Event(), 0
+        self.takes, self.is_offered = asyncio.Event(), asyncio.Event()
+        self.num_sent = self.num_taken = 0
+
+    async def read(self) -> Any:
+        if self.num_sent == NUM_REQUESTS:
+            return grpc.aio.EOF
+        self.num_sent += 1
+        return ModelInferRequest(model_name="speech").SerializeToString()
 
     async def write(self, response: bytes) -> None:
         self.is_offered.set()
@@ -47,27 +57,44 @@ async def sound(request: bytes) -> None:
     await asyncio.sleep(0)
 
 
-async def test_who_takes_no_answers_is_asked_for_no_further() -> None:
-    triton, reader = Triton(), Reader()
-    num_sent = 0
+async def unsound(request: bytes) -> None:
+    raise BadRequest("no")
 
-    async def requests() -> AsyncIterator[bytes]:
-        nonlocal num_sent
-        while num_sent < 1000:
-            num_sent += 1
-            yield ModelInferRequest(model_name="speech").SerializeToString()
+
+@pytest.mark.parametrize("check", [sound, unsound])
+async def test_of_who_takes_no_answers_no_more_is_taken(check: Check) -> None:
+    triton, reader = Triton(), Reader()
+    client = ClientStream(triton, reader, lambda model: None)  # type: ignore[arg-type]
+    answering = asyncio.create_task(client.answer())
+    feeding = asyncio.create_task(client.feed(check, "127.0.0.1"))
+    async with asyncio.timeout(WAIT_S):
+        await reader.is_offered.wait()
+        for _ in range(5000):  # turns of the loop, in which all could be sent
+            await asyncio.sleep(0)
+        assert reader.num_sent < 10
+        assert triton.num_asked == (reader.num_sent if check is sound else 0)
+        reader.takes.set()
+        while reader.num_taken < NUM_REQUESTS:
+            await asyncio.sleep(0)
+    await feeding
+    answering.cancel()
+
+
+async def test_nothing_waits_between_its_check_and_triton() -> None:
+    """A gate that is shut meanwhile would not have seen it."""
+    triton, reader = Triton(), Reader()
+    seen = list[int]()
+
+    async def checked(request: bytes) -> None:
+        seen.append(triton.num_asked)
 
     client = ClientStream(triton, reader, lambda model: None)  # type: ignore[arg-type]
     answering = asyncio.create_task(client.answer())
-    feeding = asyncio.create_task(client.feed(requests(), sound, "127.0.0.1"))
+    feeding = asyncio.create_task(client.feed(checked, "127.0.0.1"))
     async with asyncio.timeout(WAIT_S):
         await reader.is_offered.wait()
-        for _ in range(5000):  # turns of the loop, in which it would be asked for all
+        for _ in range(100):
             await asyncio.sleep(0)
-        assert triton.num_asked == num_sent - 1 < 10
-        reader.takes.set()
-        while reader.num_taken < 1000:
-            await asyncio.sleep(0)
-    assert triton.num_asked == num_sent == 1000
+    assert len(seen) == triton.num_asked
     answering.cancel()
     feeding.cancel()

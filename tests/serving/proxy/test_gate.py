@@ -105,6 +105,20 @@ async def test_who_leaves_what_is_spared_has_nothing_cancelled(gated: Gated) -> 
     assert not gated.triton.num_cancelled
 
 
+async def test_what_was_left_is_cancelled_as_well_where_it_was_alone_on_its_call(gated: Gated) -> None:
+    gated.triton.may_infer = asyncio.Event()
+    async with grpc.aio.insecure_channel(gated.address) as channel, asyncio.timeout(WAIT_S):
+        asking = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request("preprocessor"))
+        while not gated.triton.parameters:
+            await asyncio.sleep(0.01)
+        asking.cancel()
+        await asyncio.sleep(0.1)
+        assert not gated.triton.num_cancelled
+        gated.gate.shut(spares_answered=True)
+        while not gated.triton.num_cancelled:
+            await asyncio.sleep(0.01)
+
+
 async def test_a_stream_of_many_requests_is_not_spared(gated: Gated) -> None:
     async with grpc.aio.insecure_channel(gated.address) as channel, asyncio.timeout(WAIT_S):
         stream = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer()

@@ -170,7 +170,8 @@ async def test_a_stream_is_for_one_model(proxy: Proxied, first: str, second: str
     came = await answers(proxy.address, request(first), request(second), request(first))
     assert [each["model"] for each in proxy.triton.requests] == [first, first]
     (refused,) = [answer.error_message for answer in came if answer.error_message]
-    assert refused == f"invalid request: model_name: expected '{first} ', as before on this stream, got '{second} '"
+    expected, got = f"'{first}', version 1", f"'{second}', version 1"
+    assert refused == f"invalid request: model_name: expected {expected}, as before on this stream, got {got}"
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,10 @@ def classified() -> bytes:
         (message([10**15], b"\0" * 96), "fewer than 2"),
         (message([1] * 1000, b"\0" * 4), "at most 8 dimensions, got 1000"),
         (message([4], b"\0" * 15), "16 bytes for 4 elements of FP32, got 15"),
-        pytest.param(ModelInferRequest(id="i" * 1025).SerializeToString(), "id: .* 1024 characters, got 1025", id="id"),
+        *(
+            pytest.param(ModelInferRequest(**{name: "i" * 1025}).SerializeToString(), f"{name}: .*, got 1025", id=name)
+            for name in ("id", "model_name", "model_version")
+        ),
         (message([4], None), "its bytes in raw_input_contents, got 0"),
         (message([4], b"\0", "FOO"), "a datatype of Triton's, got 'FOO'"),
         (message([4], b"\0" * 15, "BYTES"), "4 strings, with a length before each, got 15 bytes"),

@@ -1,9 +1,10 @@
 """A client's stream beside the one to Triton that answers it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+import grpc
 from tritonclient.grpc.service_pb2 import ModelStreamInferResponse
 
 from stretto.serving.proxy.infer_request import BadRequest, with_origin
@@ -21,21 +22,34 @@ class ClientStream:
         self.stream, self._context, self._give_up = stream, context, give_up
         self._writing = asyncio.Lock()
 
-    async def feed(self, requests: AsyncIterator[bytes], check: Check, host: str) -> None:
+    async def feed(self, check: Check, host: str) -> None:
         """Pass sound requests on to the end, as `host`'s; answer the others here, as Triton does, and leave the stream
-        open."""
-        async for request in requests:
-            try:
-                await check(request)
-            except BadRequest as error:
-                response = ModelStreamInferResponse(error_message=error.told)
-                response.infer_response.id = error.request_id
-                await self._write(response.SerializeToString())
-            else:
-                async with self._writing:  # Triton would keep each request whose answer is not taken
-                    pass
-                await self.stream.write(with_origin(request, host, self.stream.number))
+        open.
+
+        While an answer is not taken no request is: it would be kept, by Triton if not here.
+        """
+        while True:
+            async with self._writing:
+                pass
+            request = await self._context.read()
+            if request is grpc.aio.EOF:
+                break
+            refusal = await self._pass_on(request, check, host)
+            del request
+            if refusal is not None:
+                await self._write(refusal)
         await self.stream.end()
+
+    async def _pass_on(self, request: bytes, check: Check, host: str) -> bytes | None:
+        """Send a request on, at once when it is checked; the answer to one that is not sound."""
+        try:
+            await check(request)
+        except BadRequest as error:
+            response = ModelStreamInferResponse(error_message=error.told)
+            response.infer_response.id = error.request_id
+            return response.SerializeToString()
+        await self.stream.write(with_origin(request, host, self.stream.number))
+        return None
 
     async def answer(self) -> None:
         """Pass Triton's responses back to the end; AioRpcError where Triton ends otherwise."""

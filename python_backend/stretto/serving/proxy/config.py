@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 
 # The lines that follow, as often as this changes. While a model is started again, no request is let through; those in
-# flight are ended, or those of them that have had no answer yet.
+# flight are ended, or those of them that have had no answer yet, or are on a stream of several.
 READY, UNREADY, ENDING_ALL, ENDING_UNANSWERED = "ready", "unready", "ending all", "ending unanswered"
 
 

@@ -208,7 +208,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
             stream.ask(read.head)
 
         with self._uploads.entry(upload):
-            await client.feed(requests, check, upload.host)
+            await client.feed(check, upload.host)
 
     async def _check_infer(self, data: bytes, metadata: Metadata) -> InferRequest:
         await self._pace.wait(len(data))

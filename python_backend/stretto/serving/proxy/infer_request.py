@@ -16,7 +16,7 @@ from stretto.departures import STREAM
 
 MAX_HEAD_BYTES = 1 << 20
 MAX_FIELDS = 256  # its tensors' own among them; a request with all inputs of all our models has less than half of that
-MAX_ID = 1024  # characters: each response carries it, and Triton holds what a client does not read
+MAX_ID = 1024  # characters, of names too: each response carries them, and Triton holds what a client does not read
 MAX_PARAMETERS, MAX_PARAMETER_BYTES = 32, 4096  # each model of an ensemble reads them, the decoder with each chunk
 MAX_RANK = 8
 MAX_ELEMENTS = 1 << 31
@@ -83,8 +83,9 @@ def read_infer_request(data: bytes) -> InferRequest:
         request = InferRequest(ModelInferRequest.FromString(bytes(head)), tuple(raw_sizes))
     except DecodeError:
         raise BadRequest("request: expected a ModelInferRequest, got bytes that are none") from None
-    if len(request.head.id) > MAX_ID:
-        raise BadRequest(f"id: expected at most {MAX_ID} characters, got {len(request.head.id)}")
+    for name in ("id", "model_name", "model_version"):
+        if (length := len(getattr(request.head, name))) > MAX_ID:
+            raise BadRequest(f"{name}: expected at most {MAX_ID} characters, got {length}")
     try:
         _check_names(request.head)
         _check_parameters(request.head)
@@ -159,7 +160,7 @@ def _check_names(head: ModelInferRequest) -> None:
 
 
 def _check_parameters(head: ModelInferRequest) -> None:
-    num_bytes = sum(len(name) + value.ByteSize() for name, value in head.parameters.items())
+    num_bytes = sum(len(name.encode()) + value.ByteSize() for name, value in head.parameters.items())
     if len(head.parameters) > MAX_PARAMETERS or num_bytes > MAX_PARAMETER_BYTES:
         expected = f"at most {MAX_PARAMETERS} of {MAX_PARAMETER_BYTES} bytes in all"
         raise BadRequest(f"parameters: expected {expected}, got {len(head.parameters)} of {num_bytes} bytes")

@@ -42,6 +42,8 @@ class ServedModels:
         try:
             return bool(ModelReadyResponse.FromString(await self._ask(request.SerializeToString())).ready)
         except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.UNAVAILABLE:
-                raise BadRequest("the server is starting", head.id, UNAVAILABLE) from None
-            return False
+            if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
+                return False
+            raise BadRequest(
+                "the server does not say whether it has this model; try again", head.id, UNAVAILABLE
+            ) from None

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Awaitable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from typing import Any
 
 import grpc
 
 from stretto.serving.proxy.access import APIS, MODEL_STREAM_INFER, Metadata
-from stretto.serving.proxy.gate import Gate
+from stretto.serving.proxy.gate import Gate, Restarting
 from stretto.serving.proxy.triton_stream import Unwatched
 
 # Triton 2.51 reads memory that it has freed when a stream with this header ends with an error.
@@ -15,7 +16,7 @@ DROPPED_HEADERS = {"triton_grpc_error"}
 
 
 class SoleCalls:
-    """Makes them; one that its caller does not wait for goes on."""
+    """Makes them. One that its caller does not wait for goes on, unless a model is started again, or is not ours."""
 
     def __init__(self, triton: grpc.aio.Channel, unwatched: Unwatched, gate: Gate) -> None:
         self._calls = {method: triton.unary_unary(method) for method in APIS if method != MODEL_STREAM_INFER}
@@ -33,16 +34,26 @@ class SoleCalls:
         try:
             return await asyncio.shield(answering)
         except asyncio.CancelledError:
-            if not is_ours or self._gate.is_shut:  # which Triton may never answer
+            if is_ours:
+                self._unwatched.start(self._see_off(call, answering, ExitStack() if place is None else place.pop_all()))
+            else:
                 call.cancel()
-            elif place is not None:
-                kept = place.pop_all()
-                answering.add_done_callback(lambda _: kept.close())
             raise
+
+    async def _see_off(self, call: Any, answering: asyncio.Task[bytes], place: ExitStack) -> None:
+        with place, suppress(Restarting, grpc.aio.AioRpcError):
+            try:
+                await self._gate.guard(_shielded(answering))
+            finally:
+                call.cancel()  # of what has been answered already that is nothing
 
 
 async def _result(call: Awaitable[bytes]) -> bytes:
     return bytes(await call)
+
+
+async def _shielded(answering: asyncio.Task[bytes]) -> bytes:
+    return await asyncio.shield(answering)
 
 
 def passed_on(metadata: Metadata) -> tuple[tuple[str, str | bytes], ...]:

@@ -1,4 +1,4 @@
-"""A stream to Triton that goes on, whoever waits for it is cancelled: what our models answer is never cancelled.
+"""A stream to Triton that goes on, whoever waits for it is cancelled: what our models answer is not.
 
 gRPC cancels a call with the task that reads it, or writes to it. Why Triton must not be told so: see
 `departures.py`.
@@ -12,6 +12,8 @@ import grpc
 from tritonclient.grpc.service_pb2 import ModelInferRequest
 
 from stretto.serving.proxy.infer_request import SHOWN, BadRequest
+
+DEFAULT_VERSION = "1"  # as which a model counts whose version a request leaves open
 
 
 class Unwatched:
@@ -59,10 +61,11 @@ class TritonStream:
         Triton 2.51 writes answers of models that stream, and of those that do not, without regard of each other; of
         two writes at a time gRPC ends the process.
         """
-        first = self.model = self.model or (head.model_name, head.model_version)
-        if (head.model_name, head.model_version) != first:
-            expected, got = " ".join(first)[:SHOWN], f"{head.model_name} {head.model_version}"[:SHOWN]
-            raise BadRequest(f"model_name: expected {expected!r}, as before on this stream, got {got!r}", head.id)
+        asked = head.model_name, head.model_version or DEFAULT_VERSION
+        first = self.model = self.model or asked
+        if asked != first:
+            expected, got = (f"{name[:SHOWN]!r}, version {version[:SHOWN]}" for name, version in (first, asked))
+            raise BadRequest(f"model_name: expected {expected}, as before on this stream, got {got}", head.id)
 
     async def write(self, request: bytes) -> None:
         """Send a request; raises what gRPC does where the stream is over."""
