@@ -51,16 +51,18 @@ def test_no_name_goes_on_behind_a_nul(name: str, field: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "came"),
+    ("parameters", "came"),
     [
-        (with_parameters(**{f"p{index}": "" for index in range(33)}), "33 of 155 bytes"),
-        (with_parameters(a="x" * 4096), "1 of 4100 bytes"),
+        ({f"p{index}": "" for index in range(33)}, "33 of 155 bytes"),
+        ({"a": "x" * 4096}, "1 of 4100 bytes"),
+        ({"ä" * 2048: ""}, "1 of 4098 bytes"),
     ],
+    ids=["many", "long", "not ASCII"],
 )
-def test_parameters_are_few_and_small(data: bytes, came: str) -> None:
+def test_parameters_are_few_and_small(parameters: dict[str, str], came: str) -> None:
     read_infer_request(with_parameters(a="x" * 4000, triton_enable_empty_final_response="true"))
     with pytest.raises(BadRequest, match=rf"^parameters: expected at most 32 of 4096 bytes in all, got {came}$"):
-        read_infer_request(data)
+        read_infer_request(with_parameters(**parameters))
     for forged in ({"stretto_host\0": "203.0.113.9"}, {"stretto_host": "203.0.113.9\0"}):
         with pytest.raises(BadRequest, match=r"^parameters: expected text without NUL"):
             read_infer_request(with_parameters(**forged))
