@@ -183,5 +183,5 @@ async def test_cancelling_reaches_the_model_of_a_real_server(server: str, reposi
 async def test_an_unknown_model_is_said(server: str) -> None:
     async with SpeechClient(server, model="singing") as client:
         assert not await client.ready()
-        with pytest.raises(RequestRefused, match="'singing' is not found"):
+        with pytest.raises(RequestRefused, match="a model that the server has, got 'singing'"):
             await anext(client.speak("hello"))
