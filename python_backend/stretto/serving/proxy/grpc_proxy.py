@@ -166,7 +166,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
         answering = asyncio.current_task()
         assert answering is not None
         upload = Upload(answering.cancel, host)
-        feeding = asyncio.create_task(self._feed(client, requests, metadata, upload))
+        feeding = asyncio.create_task(self._feed(client, metadata, upload))
         try:
             await self._gate.guard(client.answer(), lambda: stream.is_answered)
         except Restarting as error:
@@ -195,9 +195,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
             finally:
                 stream.cancel()
 
-    async def _feed(
-        self, client: ClientStream, requests: AsyncIterator[bytes], metadata: Metadata, upload: Upload
-    ) -> None:
+    async def _feed(self, client: ClientStream, metadata: Metadata, upload: Upload) -> None:
         stream = client.stream
 
         async def check(request: bytes) -> None:
