@@ -122,9 +122,10 @@ async def test_what_was_left_is_cancelled_as_well_where_it_was_alone_on_its_call
 async def test_a_stream_of_many_requests_is_not_spared(gated: Gated) -> None:
     async with grpc.aio.insecure_channel(gated.address) as channel, asyncio.timeout(WAIT_S):
         stream = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer()
-        for text in ("\5\0\0\0begun", "\6\0\0\0silent"):
+        for text in ("\5\0\0\0hello", "\5\0\0\0begun"):
             await stream.write(request(raw=text.encode()))
-        await stream.read()
+            await stream.read()
+        await gated.until(2)
         gated.gate.shut(spares_answered=True)
         with pytest.raises(grpc.aio.AioRpcError, match=AGAIN):
             await stream.read()
