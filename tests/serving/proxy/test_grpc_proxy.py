@@ -308,6 +308,32 @@ async def test_a_message_over_the_limit_is_refused_and_nobody_else(proxy: Proxie
         await call(proxy.address, "ModelReady", name)
 
 
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+async def test_a_compressed_message_is_refused_before_it_is_inflated(
+    proxy: Proxied, compression: grpc.Compression
+) -> None:
+    zeros = request(shape=(1,), raw=b"\0\xe8\x03\0" + bytes(256_000))
+    async with grpc.aio.insecure_channel(proxy.address, compression=compression) as channel, asyncio.timeout(WAIT_S):
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.ModelInfer(zeros)
+        assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            [answer async for answer in stub.ModelStreamInfer(iter([zeros]))]
+        assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert proxy.triton.requests == []
+    assert len(await answers(proxy.address, request())) == 2
+
+
+async def test_much_metadata_ends_its_own_call_alone(proxy: Proxied) -> None:
+    name = service_pb2.ModelReadyRequest(name="speech")
+    for metadata in ([("a", "x" * 100_000)], [(f"a{number}", "x" * 100) for number in range(1000)]):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call(proxy.address, "ModelReady", name, metadata)
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert len(await answers(proxy.address, request())) == 2
+
+
 async def test_without_triton_the_server_is_starting() -> None:
     config = proxy_config()
     async with grpc.aio.insecure_channel("unix:/no/such/socket") as nobody:
