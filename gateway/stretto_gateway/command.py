@@ -26,7 +26,7 @@ from stretto_gateway.connection import Connection
 from stretto_gateway.spans import are_wanted
 from stretto_gateway.web_socket import settings as socket_settings
 
-KEYS, VOICES = "STRETTO_API_KEYS", "STRETTO_VOICES"
+KEYS, VOICES, STRICT = "STRETTO_API_KEYS", "STRETTO_VOICES", "STRETTO_STRICT"
 MIN_KEY_CHARS = 16
 
 
@@ -130,6 +130,12 @@ def arguments() -> Parser:
         default=Path(folder) if folder else None,
         help=f"where voices that callers bring are kept; default: {VOICES}, or none are taken",
     )
+    add(
+        "--strict",
+        action="store_true",
+        default=os.environ.get(STRICT, "") not in ("", "0"),
+        help=f"refuse request fields that are not honoured, instead of ignoring them; default: {STRICT}=1, or off",
+    )
     add("--certificate", metavar="FILE", help="TLS with this certificate")
     add("--private-key", metavar="FILE", help="and this key; default: that in the certificate's file")
     half = "of which one caller alone may have half; default: %(default)s"
@@ -169,7 +175,7 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
     are_wanted()  # or what the traces need is not there
     if args.voices is not None:
         args.voices.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return GatewayConfig(server, args.address, port, read_keys(args.keys), limits, args.voices)
+    return GatewayConfig(server, args.address, port, read_keys(args.keys), limits, args.voices, args.strict)
 
 
 def read_keys(path: Path | None) -> tuple[str, ...]:

@@ -46,7 +46,8 @@ class Limits:
 @dataclass(frozen=True, slots=True)
 class GatewayConfig:
     """server: the gRPC address (host:port). keys: without any, whoever reaches the port may ask. voices: the folder of
-    those that callers bring; None where they may not."""
+    those that callers bring; None where they may not. strict: refuse request fields that the gateway or the model does
+    not honour, instead of ignoring and naming them."""
 
     server: str
     address: str = "127.0.0.1"
@@ -54,3 +55,4 @@ class GatewayConfig:
     keys: tuple[str, ...] = field(default=(), repr=False)
     limits: Limits = field(default_factory=Limits)
     voices: Path | None = None
+    strict: bool = False

@@ -17,7 +17,7 @@ class Gateway:
     """Made once, inside the event loop; closed with it. client: of several servers, instead of that of the config."""
 
     def __init__(self, config: GatewayConfig, client: RoutedClient | None = None):
-        self.limits = config.limits
+        self.limits, self.strict = config.limits, config.strict
         self.client = client or SpeechClient(config.server, Timeouts())
         self.catalogue = Catalogue(self.client)
         self.metrics = Metrics(lambda: self.catalogue.family, open_spans())

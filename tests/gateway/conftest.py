@@ -78,13 +78,14 @@ async def start() -> AsyncIterator[Start]:
         limits: Limits | None = None,
         keys: tuple[str, ...] = (),
         voices: Path | None = None,
+        strict: bool = False,
     ) -> Running:
         behind = FakeServer(script if callable(script) else lambda _: script)
         if profile is not None:
             behind.profile = profile
         server = await behind.start()
         listener = socket.create_server(("127.0.0.1", 0))
-        config = GatewayConfig(server, keys=keys, limits=limits or Limits(drain_s=1), voices=voices)
+        config = GatewayConfig(server, keys=keys, limits=limits or Limits(drain_s=1), voices=voices, strict=strict)
         gateway = make_server(config, listener)
         serving = asyncio.ensure_future(gateway.serve([listener]))
         async with asyncio.timeout(60):

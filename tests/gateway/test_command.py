@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from stretto_gateway.command import KEYS, VOICES, arguments, main, make_room_for_files, make_server, read_config
+from stretto_gateway.command import KEYS, STRICT, VOICES, arguments, main, make_room_for_files, make_server, read_config
 from stretto_gateway.config import GatewayConfig
 from tests.client.fake_server import Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
@@ -35,6 +35,14 @@ def test_the_folder_of_voices_is_made(tmp_path: Path, monkeypatch: pytest.Monkey
     assert config.voices == tmp_path / "a" / "voices"
     assert config.voices.stat().st_mode & 0o777 == 0o700
     assert read_config(arguments().parse_args(["--voices", str(tmp_path), "--port", "0"])).voices == tmp_path
+
+
+def test_strict_is_an_option_and_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not read_config(arguments().parse_args(["--port", "0"])).strict
+    assert read_config(arguments().parse_args(["--port", "0", "--strict"])).strict
+    for value, expected in (("1", True), ("0", False), ("", False)):
+        monkeypatch.setenv(STRICT, value)
+        assert read_config(arguments().parse_args(["--port", "0"])).strict is expected
 
 
 @pytest.mark.parametrize(
