@@ -14,6 +14,7 @@ from stretto_gateway.given_options import options_bytes
 OPTIONS = (
     *("seed", "guidance_scale", "guidance", "temperature", "top_k", "top_p", "text", "audio", "max_audio_s"),
     *("script_temperature", "repetition_penalty", "schedule", "chunking", "adapter", "depth", "language", "text_mode"),
+    "transliterate",
 )  # which the server checks
 WITH_FILE = Form(media_type="multipart/form-data")
 AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
@@ -99,6 +100,7 @@ class SpeechOptions(Voiced):
     depth: Any = None
     language: Any = None
     text_mode: Any = None
+    transliterate: Any = Field(default=None, description="true: spell letters of other scripts in Latin ones")
 
     @model_validator(mode="before")
     @classmethod

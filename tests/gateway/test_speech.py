@@ -77,6 +77,7 @@ async def test_every_option_of_the_ensemble_goes_through_as_extra_body(start: St
         "depth": {"temperature": 0.5},
         "language": "English",
         "text_mode": "whole",
+        "transliterate": True,
     }
     request = REQUEST | {"voice": "rms", "response_format": "pcm", "extra_body": given | {"sample_rate": 8000}}
     await running.openai().audio.speech.create(**request)

@@ -8,6 +8,7 @@ import pytest
 from stretto.errors import InvalidRequest
 from stretto.families.tiny.family import TINY
 from stretto.families.vita_audio.family import VitaVocabulary, vita_audio
+from stretto.preprocessing.manner import PLAIN, Manner
 from stretto.preprocessing.options import Options, read_options
 from stretto.records.sampling import CodeSampling, SamplingConfig
 from tests.small_vocabularies import BAGPIPER, CSM
@@ -124,6 +125,8 @@ def test_a_family_s_least_number_of_rows_gives_way_to_the_caller_s_most_but_not_
         ([], "options: expected a JSON object, got []"),
         ({"sede": 1}, "options.sede: expected one of adapter, audio, chunking, depth, guidance, guidance_scale"),
         ({"x" * 500: 1}, "options.x"),
+        ({"language": "German"}, "options.language: expected one of auto, english, en, got 'German'"),
+        ({"transliterate": 1}, "options.transliterate: expected true or false, got 1"),
         ({"seed": "1"}, "options.seed: expected an integer, got '1'"),
         ({"seed": True}, "options.seed: expected an integer, got True"),
         ({"seed": 1.5}, "options.seed: expected an integer, got 1.5"),
@@ -196,6 +199,19 @@ def test_numbers_that_are_not_finite_are_refused(text: str) -> None:
 def test_a_task_that_does_not_speak_refuses_options_of_speech(key: str) -> None:
     with pytest.raises(InvalidRequest, match=rf"options\.{key}: expected nothing: task 'asr' does not speak"):
         read({key: 1}, ASR)
+
+
+@pytest.mark.parametrize("language", ["English", "english", "en", "EN", "Auto"])
+def test_the_bundled_voice_speaks_english(language: str) -> None:
+    assert read({"language": language}).voice == "slt"
+
+
+def test_only_a_family_of_one_script_transliterates() -> None:
+    assert read({"transliterate": True}).manner == Manner(transliterates=True)
+    assert read({"transliterate": False}).manner == PLAIN
+    refusal = "options.transliterate: expected false or nothing: this model reads every script, got true"
+    with pytest.raises(InvalidRequest, match=refusal):
+        read_options('{"transliterate": true}', VITA, VITA.task("tts"), 12.5)
 
 
 def test_a_schedule_is_a_name_or_numbers() -> None:

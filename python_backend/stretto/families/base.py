@@ -112,7 +112,7 @@ class Family:
     the transition follows at once.
     drawn_ends: what the model draws to close a segment, any of these, where it does not draw the above.
     voices, languages: by name, in lower case; what may be asked for. takes_instructions: whether how to speak may be
-    said in words.
+    said in words. reads_latin_only: whether text in other scripts is refused, or transliterated if asked for.
     warm_up, tail: the two ends of the delay pattern, drawn in `streams/pattern.py`.
     has_stream_bias: the checkpoint has `stream_bias.weight` [S, H], added to the hidden state before each head.
     subwords: ids of the tokens of the checkpoint's tokenizer, in its order; None where the family needs no tokenizer.
@@ -149,6 +149,7 @@ class Family:
     voices: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()
     takes_instructions: bool = False
+    reads_latin_only: bool = False
     max_text_chars: int = 0
     max_audio_s: float = 0.0
     max_model_len: int = 0

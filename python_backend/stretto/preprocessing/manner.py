@@ -9,16 +9,18 @@ from stretto.records.options import OptionsRecord
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """language: by name, None to leave it to the model. instruct: how to speak, in words; '' for nothing.
+    """Options of speech beside the voice.
 
-    is_streaming: whether words are read one by one beside the frames, and not all before the first. is_open: whether
-    they are, and are being written meanwhile.
+    language: by name, None to leave it to the model. instruct: how to speak, in words; '' for nothing. is_streaming:
+    whether words are read one by one beside the frames, and not all before the first. is_open: whether they are, and
+    are being written meanwhile. transliterates: whether letters that the voice does not read are spelled in Latin ones.
     """
 
     language: str | None = None
     instruct: str = ""
     is_streaming: bool = False
     is_open: bool = False
+    transliterates: bool = False
 
 
 PLAIN = Manner()
@@ -27,8 +29,13 @@ AUTO = "auto"  # the name of no language
 
 def read_manner(options: OptionsRecord, family: Family) -> Manner:
     """What `options` say of it; InvalidRequest where the family does not know an option, or what it says."""
-    is_open = options.get("text_mode") == "open"
-    return Manner(_language(options, family), _instruct(options, family), _is_streaming(options, family), is_open)
+    return Manner(
+        language=_language(options, family),
+        instruct=_instruct(options, family),
+        is_streaming=_is_streaming(options, family),
+        is_open=options.get("text_mode") == "open",
+        transliterates=_transliterates(options, family),
+    )
 
 
 def _language(options: OptionsRecord, family: Family) -> str | None:
@@ -48,6 +55,13 @@ def _instruct(options: OptionsRecord, family: Family) -> str:
     if instruct and not family.takes_instructions:
         raise InvalidRequest("options.instruct", "nothing: this model takes no instructions", shown(instruct))
     return instruct
+
+
+def _transliterates(options: OptionsRecord, family: Family) -> bool:
+    transliterates = options.get("transliterate", False)
+    if transliterates and not family.reads_latin_only:
+        raise InvalidRequest("options.transliterate", "false or nothing: this model reads every script", "true")
+    return transliterates
 
 
 def _is_streaming(options: OptionsRecord, family: Family) -> bool:

@@ -93,7 +93,7 @@ AUDIO_KEYS = {
     "guidance_scale",
     "script_temperature",
 }  # of an audio segment
-SPEECH_KEYS = {*AUDIO_KEYS, "voice", "language", "instruct", "text_mode", "output", "chunking"}
+SPEECH_KEYS = {*AUDIO_KEYS, "voice", "language", "transliterate", "instruct", "text_mode", "output", "chunking"}
 
 
 def _segment(

@@ -72,14 +72,19 @@ class ChunkingOptions(TypedDict, total=False):
 
 
 class OptionsRecord(TypedDict, total=False):
-    """All of it. temperature, top_k, top_p: of the segment that the task ends with. voice, language, schedule: the
-    family knows which. instruct: how to speak. text_mode: whether words are read before the frames or beside them,
-    and whether others will follow. adapter: the language model knows which."""
+    """Options of a request.
+
+    temperature, top_k, top_p: of the segment that the task ends with. voice, language, schedule: the family knows
+    which. transliterate: spell letters that the voice does not read in Latin ones. instruct: how to speak. text_mode:
+    whether words are read before the frames or beside them, and whether others will follow. adapter: the language
+    model knows which.
+    """
 
     seed: Integer
     adapter: String
     voice: Any
     language: Any
+    transliterate: Boolean
     instruct: String
     text_mode: TextMode
     max_audio_s: Number

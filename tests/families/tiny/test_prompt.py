@@ -20,9 +20,11 @@ from stretto.families.tiny.family import (
 )
 from stretto.families.tiny.prompt import MAX_FRAME_ROWS, TinyTemplate
 from stretto.preprocessing.conversation import Piece
+from stretto.preprocessing.manner import Manner
 from tests.fakes import FrameCounter
 
 TEMPLATE = TinyTemplate(FrameCounter())
+OTHERS = "text: expected English in Latin letters, or options.transliterate true to have others spelled in them, "
 
 
 def test_a_text_is_voice_and_characters() -> None:
@@ -64,6 +66,12 @@ def test_the_index_table_is_never_overrun() -> None:
         ("... !", "text: expected something that can be spoken, got '... !'"),
         ("😀", "text: expected something that can be spoken, got '😀'"),
         ("a" * 161, "text: expected at most 160 characters, got 161 characters"),
+        ("say 你好，世界!", OTHERS + "got Chinese characters in '你好，世界!'"),
+        ("Привет", OTHERS + "got Cyrillic letters (Russian and others) in 'Привет'"),
+        ("καλημέρα", OTHERS + "got Greek letters in 'καλημέρα'"),
+        ("in Tokyo (東京)", OTHERS + "got Chinese characters in '(東京)'"),
+        ("नमस्ते दुनिया", OTHERS + "got Devanagari letters (Hindi and others) in 'नमस्ते'"),
+        ("안녕 hello", OTHERS + "got Korean letters in '안녕'"),
         ("777 " * 40, "text: expected at most 160 characters once written out in words, got 1279 characters"),
     ],
 )
@@ -71,6 +79,27 @@ def test_text_that_cannot_be_spoken_is_refused(text: str, message: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         TEMPLATE.speak(text, "slt")
     assert str(caught.value) == message
+
+
+def test_letters_of_other_scripts_are_spelled_in_latin_ones_if_asked_for() -> None:
+    assert TEMPLATE.speak("say 你好", "slt", transliterates=True)[1] == ("say", "nihao")
+    piece = (Piece("user", "text", text="Привет"),)
+    assert TEMPLATE.write(TINY.task("tts"), piece, "slt", Manner(transliterates=True)).words == ("privet",)
+    with pytest.raises(InvalidRequest, match="Cyrillic"):
+        TEMPLATE.write(TINY.task("tts"), piece, "slt")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Łódź, naïve café, Ångström", "lodz naive cafe angstrom"),  # accents
+        ("ʻOkina Ｈｉ 𝐛𝐨𝐥𝐝", "okina hi bold"),  # other forms of Latin letters
+        ("π and Δt, β-carotene", "pi and delta t beta carotene"),  # Greek symbols
+        ("٣ apples at 20 ℃", "three apples at twenty degrees celsius"),  # digits and signs
+    ],
+)
+def test_accents_symbols_and_digits_of_other_scripts_are_read(text: str, words: str) -> None:
+    assert " ".join(TEMPLATE.speak(text, "slt")[1]) == words
 
 
 def test_a_piece_is_spoken_or_heard() -> None:

@@ -88,6 +88,8 @@ TINY = Family(
         max_entries=255,
     ),
     voices=tuple(VOICES),
+    languages=("english", "en"),
+    reads_latin_only=True,
     max_text_chars=160,  # longer texts lose words: docs/bundled_model.md
     max_audio_s=9.6,
     max_model_len=1024,

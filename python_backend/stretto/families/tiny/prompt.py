@@ -20,7 +20,7 @@ from stretto.families.tiny.family import (
     TTS,
     VOICES,
 )
-from stretto.families.tiny.text import normalise, words_of
+from stretto.families.tiny.text import normalise, other_script, words_of
 from stretto.preprocessing.conversation import Piece
 from stretto.preprocessing.manner import PLAIN, Manner
 from stretto.preprocessing.prompt import PromptRows, Template
@@ -41,14 +41,29 @@ class TinyTemplate:
         (piece,) = pieces
         if piece.text is not None:
             assert voice is not None, task.name
-            return PromptRows(*self.speak(piece.text, voice, piece.path))
+            return PromptRows(*self.speak(piece.text, voice, piece.path, manner.transliterates))
         if piece.pcm is None:
             raise InvalidRequest(piece.path, "an audio input: this model hears samples", "codes")
         return PromptRows(self.listen(self._codec.encode(piece.pcm)))
 
-    def speak(self, text: str, voice: str, path: str = "text") -> tuple[np.ndarray, tuple[str, ...]]:
-        """[tts][voice] c a t [begin_text], and the words of the normalised text."""
-        spoken = read_aloud(text, path)
+    def speak(
+        self, text: str, voice: str, path: str = "text", transliterates: bool = False
+    ) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Return the rows [tts][voice] c a t [begin_text], and the words of the normalised text.
+
+        Args:
+            text: What is to be spoken.
+            voice: A key of VOICES.
+            path: The request's field that holds `text`, for error messages.
+            transliterates: Spell letters of other scripts in Latin ones.
+
+        Returns:
+            Prompt rows, int64 [rows, streams], and the words in order.
+
+        Raises:
+            InvalidRequest: As `read_aloud`.
+        """
+        spoken = read_aloud(text, path, transliterates)
         ids = [TTS, VOICES[voice], *(FIRST_CHARACTER + CHARACTERS.index(character) for character in spoken), BEGIN_TEXT]
         return stream0_rows(LAYOUT, ids), words_of(spoken)
 
@@ -61,11 +76,23 @@ class TinyTemplate:
         return np.concatenate([head, audio, tail])
 
 
-def read_aloud(text: str, path: str = "text") -> str:
-    """`text` normalised; InvalidRequest when it is too long, before or after, or nothing of it can be spoken."""
+def read_aloud(text: str, path: str = "text", transliterates: bool = False) -> str:
+    """Return `text` normalised to lower-case words and punctuation of CHARACTERS.
+
+    Args:
+        text: What is to be spoken.
+        path: The request's field that holds `text`, for error messages.
+        transliterates: Spell letters of other scripts in Latin ones.
+
+    Raises:
+        InvalidRequest: If it is too long, before or after, or has letters of another script, or nothing to speak.
+    """
     limit = TINY.max_text_chars
     if len(text) > limit:
         raise InvalidRequest(path, f"at most {limit} characters", f"{len(text)} characters")
+    if not transliterates and (found := other_script(text)) is not None:
+        expected = "English in Latin letters, or options.transliterate true to have others spelled in them"
+        raise InvalidRequest(path, expected, f"{found[0]} in {shown(found[1])}")
     spoken = normalise(text, CHARACTERS)
     if not words_of(spoken):
         raise InvalidRequest(path, "something that can be spoken", shown(text))

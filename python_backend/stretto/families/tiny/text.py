@@ -34,6 +34,14 @@ SHOUTED = set(
 )
 VOWELS = set("AEIOUY")
 
+SCRIPTS = {  # the first word of a letter's name in Unicode, if an error message has a better one
+    "CJK": "Chinese characters", "IDEOGRAPHIC": "Chinese characters", "HIRAGANA": "Japanese letters",
+    "KATAKANA": "Japanese letters", "KATAKANA-HIRAGANA": "Japanese letters", "HANGUL": "Korean letters",
+    "DEVANAGARI": "Devanagari letters (Hindi and others)", "CYRILLIC": "Cyrillic letters (Russian and others)",
+}  # fmt: skip
+LATIN = {"LATIN", "MODIFIER"}  # the latter: ʻokina and the like
+GREEK_SYMBOL = re.compile(r"(?<![Ͱ-Ͽἀ-῿])[Α-ω](?![Ͱ-Ͽἀ-῿])")  # one letter alone: a symbol, as in "π" or "Δt"
+
 ABBREVIATION = re.compile(rf"\b({'|'.join(ABBREVIATIONS)})\.", re.IGNORECASE)
 TITLE = re.compile(r"\b(Mr|Mrs|Ms|Dr|Prof)(?=\s+[A-Z])")
 MONTH_ABBREVIATION = re.compile(rf"\b({'|'.join(MONTHS)})\.?(?=\s+\d)|(?<=\d )({'|'.join(MONTHS)})\b\.?", re.IGNORECASE)
@@ -43,7 +51,7 @@ ACRONYM = re.compile(r"\b[A-Z]{2,5}s?\b")
 
 def normalise(text: str, characters: str) -> str:
     """`text` as lower-case words and punctuation of `characters`, with single spaces; "" when nothing is speakable."""
-    text = write_out(_expand(_ascii(text)))
+    text = write_out(_expand(_ascii(GREEK_SYMBOL.sub(_greek_name, unicodedata.normalize("NFC", text)))))
     text = _spell_acronyms(text)
     return _reduce(_name_symbols(text).lower(), characters)
 
@@ -51,6 +59,26 @@ def normalise(text: str, characters: str) -> str:
 def words_of(normalised: str) -> tuple[str, ...]:
     """The words of a normalised text, in order, without punctuation."""
     return tuple(re.findall(r"[a-z](?:[a-z']*[a-z])?", normalised))
+
+
+def other_script(text: str) -> tuple[str, str] | None:
+    """Return the first script in `text` whose letters an English voice does not read, and the first word in it.
+
+    Latin letters with any accents count as read, and so does a single Greek letter as a symbol. None if all are read.
+    """
+    for word in text.split():
+        for character in filter(str.isalpha, GREEK_SYMBOL.sub("", unicodedata.normalize("NFKC", word))):
+            script = unicodedata.name(character, "UNKNOWN").partition(" ")[0]
+            if script not in LATIN:
+                return SCRIPTS.get(script, f"{script.capitalize()} letters"), word
+    return None
+
+
+def _greek_name(found: re.Match[str]) -> str:
+    """Return the name of a Greek letter between spaces, as " pi "; a letter with an accent unchanged."""
+    name = unicodedata.name(found.group(), "")
+    is_plain = name.startswith("GREEK") and " WITH " not in name
+    return f" {name.rpartition(' ')[2].lower()} " if is_plain else found.group()
 
 
 def _ascii(text: str) -> str:
