@@ -11,11 +11,13 @@ def slow_resample(pcm: np.ndarray, source_hz: int, target_hz: int) -> np.ndarray
     """The sum over all input samples of a windowed sinc, output by output; float64 [n] to [m]."""
     bandwidth = ROLLOFF * min(1, target_hz / source_hz)
     out = np.zeros(math.ceil(len(pcm) * target_hz / source_hz))
+    reach = math.ceil(ZERO_CROSSINGS / bandwidth)
     for j in range(len(out)):
-        distance = (np.arange(len(pcm)) - j * source_hz / target_hz) * bandwidth
+        near = np.arange(max(0, math.floor(j * source_hz / target_hz) - reach), len(pcm))[: 2 * reach + 2]
+        distance = (near - j * source_hz / target_hz) * bandwidth
         inside = np.abs(distance) < ZERO_CROSSINGS
         window = np.where(inside, np.cos(np.pi * distance / (2 * ZERO_CROSSINGS)) ** 2, 0)
-        out[j] = bandwidth * np.sum(pcm * np.sinc(distance) * window)
+        out[j] = bandwidth * np.sum(pcm[near] * np.sinc(distance) * window)
     return out
 
 

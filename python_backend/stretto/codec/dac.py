@@ -47,7 +47,7 @@ class DacCodec(WindowedCodec):
         return self.model.decode(audio_codes=codes, return_dict=False)[0]
 
     def codes_of(self, pcm: Tensor) -> Tensor:
-        """Codes [B, K, T] of pcm [B, T * samples_per_frame]."""
+        """Return codes [B, K, T] of pcm [B, n] from `fit`."""
         return self.model.encode(pcm[:, None]).audio_codes
 
 

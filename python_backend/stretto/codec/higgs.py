@@ -51,6 +51,19 @@ class HiggsModel(XcodecModel):
         return torch.stack(hidden, dim=1).mean(dim=1)[:, :: self.config.semantic_downsample_factor]
 
 
+class HiggsCodec(SemanticCodec):
+    """The codec of `base.Codec`, which encodes recordings of any length without completing the last frame.
+
+    `HiggsAudioV2Processor` calls its feature extractor with `padding=False`. The number of codes is then that of the
+    semantic features; if the acoustic encoder would make another number, `XcodecModel.encode` puts half a frame of
+    silence on both sides of its input.
+    """
+
+    def fit(self, samples: Tensor) -> Tensor:
+        """Return samples [n] unchanged."""
+        return samples
+
+
 def load(directory: Path, device: str = "cpu") -> SemanticCodec:
     """The codec in a published checkpoint; CheckpointError names what is missing or does not fit."""
-    return load_semantic("higgs", HiggsModel, directory).to(device)
+    return load_semantic("higgs", HiggsModel, directory, HiggsCodec).to(device)

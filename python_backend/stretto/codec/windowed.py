@@ -22,7 +22,7 @@ class WindowedCodec(nn.Module):
         raise NotImplementedError
 
     def codes_of(self, pcm: Tensor) -> Tensor:
-        """Codes [B, K, T] of pcm [B, T * samples_per_frame]."""
+        """Return codes [B, K, T] of pcm [B, n] from `fit`."""
         raise NotImplementedError
 
     @property
@@ -44,11 +44,14 @@ class WindowedCodec(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """As `base.Codec` says; silence completes the last frame. InvalidRequest if the checkpoint only decodes."""
+        """Encode a recording, as described by `base.Codec`; InvalidRequest if the checkpoint has no encoder."""
         if not self.can_encode:
             raise InvalidRequest("audio", f"none, as this checkpoint of {self.spec.name} only decodes", "audio")
         if len(pcm) == 0:
             return np.zeros((self.spec.num_codebooks, 0), dtype=np.int64)
         samples = torch.from_numpy(pcm).to(self.device, next(self.parameters()).dtype)
-        samples = F.pad(samples, (0, -len(samples) % self.spec.samples_per_frame))
-        return self.codes_of(samples[None])[0, : self.spec.num_codebooks].cpu().numpy()
+        return self.codes_of(self.fit(samples)[None])[0, : self.spec.num_codebooks].cpu().numpy()
+
+    def fit(self, samples: Tensor) -> Tensor:
+        """Return samples [n] with silence appended to the last frame, as transformers' `DacFeatureExtractor` pads."""
+        return F.pad(samples, (0, -len(samples) % self.spec.samples_per_frame))

@@ -41,16 +41,18 @@ class SemanticCodec(WindowedCodec):
         return self.model.decode(codes, return_dict=False)[:, 0]
 
     def codes_of(self, pcm: Tensor) -> Tensor:
-        """Codes [B, K, T] of pcm [B, T * samples_per_frame]."""
+        """Return codes [B, K, T] of pcm [B, n] from `fit`."""
         return self.model.encode(pcm[:, None], return_dict=False)
 
 
-def load_semantic(name: str, model_class: type[XcodecModel], directory: Path) -> SemanticCodec:
-    """A codec of this kind; a checkpoint may leave out all that only encoding and training need."""
+def load_semantic(
+    name: str, model_class: type[XcodecModel], directory: Path, codec_class: type[SemanticCodec] = SemanticCodec
+) -> SemanticCodec:
+    """Load a codec of this kind; a checkpoint may omit the tensors used only for encoding and training."""
     directory = codec_directory(directory)
     model, is_complete = load_model(model_class, directory, ENCODING + TRAINING)
     try:
-        return SemanticCodec(name, model, can_encode=is_complete)
+        return codec_class(name, model, can_encode=is_complete)
     except CheckpointError as error:
         raise CheckpointError(f"{directory}: {error}") from error
 

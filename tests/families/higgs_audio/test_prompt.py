@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, HiggsAudioV2Processor
+from transformers import AutoTokenizer, DacFeatureExtractor, HiggsAudioV2Processor
 
-from benchmarks.checkpoints.random_higgs_audio import AUDIO_OUT, make_model
+from benchmarks.checkpoints.random_codecs import make_model as make_codec
+from benchmarks.checkpoints.random_higgs_audio import AUDIO_OUT, SPELLED, make_model
 from stretto.errors import InvalidRequest
 from stretto.preprocessing.request import Preprocessor, RawRequest
+from tests.codec.test_higgs import transformers_class
 from tests.published_higgs_audio import convert
 
-PCM = (np.sin(np.arange(9_000) ** 1.3 / 300) / 2).astype(np.float32)  # 9.4 frames
+PCM = (np.sin(np.arange(9_000) ** 1.3 / 300) / 2).astype(np.float32)
 CODES = np.random.default_rng(0).integers(1024, size=(8, 3)).tolist()
 OPENING = "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nGenerate audio following instruction."
 SCENE = "\n\n<|scene_desc_start|>\na quiet well\n<|scene_desc_end|>"
@@ -78,16 +80,36 @@ def test_a_text_alone_and_in_a_scene(made: Made) -> None:
     assert made.rows(messages=turns) == in_scene
 
 
-def test_turns_that_were_heard_are_voices_and_so_is_a_system_turn_with_audio(made: Made) -> None:
-    codes = made.preprocessor.codec.encode(PCM)
-    text = OPENING + "<|eot_id|>" + asked("how are you?") + HEARD + asked("[SPEAKER1] fine") + HEARD
-    expected = made.expected(text + asked("a well") + REPLY, codes, np.array(CODES))
-    others = turn("user", text="[SPEAKER1] fine"), turn("assistant", codes=CODES), turn("user", text="a well")
-    pcm: dict[str, Any] = {"pcm_in": PCM, "sample_rate": 24_000}
-    heard = turn("user", text="how are you?"), turn("assistant", audio="pcm_in")
-    assert made.rows(messages=talk(*heard, *others), **pcm) == expected
-    recorded = turn("system", audio="pcm_in", text="how are you?")
-    assert made.rows(messages=talk(recorded, *others), **pcm) == expected
+@pytest.mark.parametrize("length", [960, 961, 1439, 4799, 9_000])  # one frame, …, 9.4
+def test_recordings_become_the_rows_of_the_processor(made: Made, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    """The whole prompt is `HiggsAudioV2Processor`'s, codes included; a system turn with audio is a turn like others."""
+    codec = make_codec("higgs")
+    tokenizer = transformers_class(monkeypatch)(codec.config).eval()
+    tokenizer.load_state_dict(codec.state_dict())
+    extractor = DacFeatureExtractor(sampling_rate=24_000, hop_length=960)
+    monkeypatch.setattr(HiggsAudioV2Processor, "check_argument_for_proper_class", lambda *_: None)  # imported twice
+    processor = HiggsAudioV2Processor(extractor, made.tokenizer, tokenizer)
+    pcm, layout = PCM[:length], made.preprocessor.family.layout
+    text = OPENING + "<|eot_id|>" + asked("how are you?") + HEARD + asked("a well") + REPLY
+    with torch.no_grad():
+        read = processor(text=text, audio=[pcm], sampling_rate=24_000, add_special_tokens=False, return_tensors="pt")
+    codes = (read["audio_input_ids"][0] + torch.tensor([ids.start for ids in layout.audio])).tolist()
+    expected = [
+        codes.pop(0) if token in (AUDIO_OUT, SPELLED["<|reserved_special_token_6|>"]) else [token] + [layout.pad_id] * 7
+        for token in read["input_ids"][0].tolist()
+    ]
+    assert not codes
+    heard, asks = (turn("user", text="how are you?"), turn("assistant", audio="pcm_in")), turn("user", text="a well")
+    for turns in (heard, [turn("system", audio="pcm_in", text="how are you?")]):
+        rows = made.rows(messages=talk(*turns, asks), pcm_in=pcm, sample_rate=24_000)
+        assert rows == [*expected, [ids.stop for ids in layout.audio]]
+
+
+def test_codes_of_earlier_replies_are_voices(made: Made) -> None:
+    text = OPENING + "<|eot_id|>" + asked("[SPEAKER1] fine") + HEARD
+    expected = made.expected(text + asked("a well") + REPLY, np.array(CODES))
+    turns = turn("user", text="[SPEAKER1] fine"), turn("assistant", codes=CODES), turn("user", text="a well")
+    assert made.rows(messages=talk(*turns)) == expected
 
 
 @pytest.mark.parametrize(
