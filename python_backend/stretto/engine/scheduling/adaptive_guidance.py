@@ -1,11 +1,11 @@
-"""Guidance that is not for always, `until_s` and `adaptive`: which unconditional halves go, which come back.
+"""Guidance policies `until_s` and `adaptive`: removal and re-creation of unconditional requests.
 
-Whatever the policy, a frame is guided by both halves or by none: what changes is whether there is a second half.
+Under any policy a frame is guided by both requests of the pair or not at all.
 
                      the engine is too slow                        the engine has time again
     guided, a pair ───────────────────────► dropped, a single one ───────────────────────────► returning
           ▲                                                                                        │
-          └──── the new half has read what the old one had, and what it missed; meanwhile no frame ┘
+          └──── the new request has computed all rows so far; no frame is generated meanwhile ─────┘
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from stretto.streams.segment import Segment
 
 
 class GuidanceChanges(NamedTuple):
-    """The requests whose unconditional halves go before a step, and those that get new ones."""
+    """Requests that lose, or regain, their unconditional request before a step."""
 
     dropped: Sequence[RequestState] = ()
     restored: Sequence[RequestState] = ()
@@ -31,11 +31,19 @@ UNCHANGED = GuidanceChanges()
 
 
 class AdaptiveGuidance:
-    """Says which unconditional halves go and come back, by load or for good (`until_s`), before a step is planned.
+    """Decision, before each step, which unconditional requests are removed and re-created.
 
-    limited: requests whose guidance ends before they do and has not ended yet. adaptive: those whose guidance may come
-    and go; dropped: those of them without a half, and at which step each lost it; returning: those about to get one.
-    lag: so many steps the worker may still compute for a half that has gone, under the id that the next one gets.
+    Args:
+        table: Request table.
+        blocks: KV block counts.
+        load: Measured step load.
+        lag: Number of steps that the worker may still compute for a removed request whose id the next one reuses.
+
+    Attributes:
+        limited: Requests with policy `until_s` whose guidance has not ended yet.
+        adaptive: Ids of requests with policy `adaptive`.
+        dropped: Step at which each of them lost its unconditional request.
+        returning: The same for those that are about to regain it.
     """
 
     def __init__(self, table: RequestTable, blocks: KvBlocks, load: StepLoad, lag: int):
@@ -48,7 +56,7 @@ class AdaptiveGuidance:
         self.num_dropped = self.num_restored = 0
 
     def add(self, state: RequestState) -> None:
-        """A request has arrived."""
+        """Record a request that has arrived."""
         if state.pair is None:
             return
         if state.params.sampling.policy == "until_s":
@@ -57,22 +65,22 @@ class AdaptiveGuidance:
             self.adaptive.add(state.request.request_id)
 
     def remove(self, request_id: str) -> None:
-        """A request has ended."""
+        """Forget a request that has ended."""
         self.adaptive.discard(request_id)
         for some in (self.limited, self.dropped, self.returning):
             some.pop(request_id, None)
 
     def ended(self) -> list[RequestState]:
-        """The requests that have been guided for as long as they asked."""
+        """Remove and return the requests whose guidance has reached its time limit."""
         ended = [state for state in self.limited.values() if state.next_output >= state.limit]
         for state in ended:
             del self.limited[state.request.request_id]
         return ended
 
     def begins(self, state: RequestState, step: int) -> bool:
-        """Whether a request at its audio segment gets its half: while older ones do without, a new one begins without.
+        """Return True if a request at its audio segment starts guided.
 
-        The youngest give way first.
+        It starts unguided while older requests have lost their guidance, because the youngest lose it first.
         """
         if not state.is_adaptive or not self.dropped:
             return True
@@ -84,7 +92,7 @@ class AdaptiveGuidance:
         self.num_dropped += 1
 
     def change(self, running: Sequence[Request], step: int) -> GuidanceChanges:
-        """What changes before `step`: by how slow the last ones were, and by who is ready for a new half."""
+        """Return the changes before step `step`, given the measured load and the requests ready to regain guidance."""
         self.load.begin_step(is_counted=not self.returning)
         if not self.adaptive:
             return UNCHANGED
@@ -97,11 +105,11 @@ class AdaptiveGuidance:
         return GuidanceChanges(restored=self._take_one_back(running, step) if excess < 0 else ())
 
     def end_schedule(self, num_rows: int) -> None:
-        """So many rows have been scheduled."""
+        """Record that a step of `num_rows` rows has been scheduled."""
         self.load.end_schedule(num_rows)
 
     def _follow(self, state: RequestState) -> bool:
-        """Follow a request on its way back; whether all rows are known that its new half must read."""
+        """Follow a request that regains guidance; return True once all rows for its new partner are known."""
         request, pair = state.request, state.pair
         assert pair is not None
         if pair.unconditional is not None:
@@ -117,7 +125,7 @@ class AdaptiveGuidance:
         return is_known
 
     def _drop(self, number: int, running: Sequence[Request], step: int) -> list[RequestState]:
-        """The `number` youngest pairs that allow it lose their halves."""
+        """Remove the unconditional requests of the `number` youngest adaptive pairs and return their states."""
         dropped = list[RequestState]()
         for request in reversed(running):
             if len(dropped) == number:
@@ -132,7 +140,7 @@ class AdaptiveGuidance:
         return dropped
 
     def _take_one_back(self, running: Sequence[Request], step: int) -> list[RequestState]:
-        """Let the oldest request that has lost its half wait for a new one; it may be ready for it."""
+        """Let the oldest request without guidance wait for a new unconditional request; return it if ready."""
         for request in running:
             dropped_at = self.dropped.get(request.request_id)
             if dropped_at is None or step - dropped_at <= self._lag:
@@ -146,7 +154,7 @@ class AdaptiveGuidance:
         return []
 
     def _is_worth_it(self, state: RequestState, num_running: int) -> bool:
-        """Whether the audio goes on, and nobody must give way to a new half."""
+        """Return True if the audio goes on and the new request fits without any preemption."""
         return (
             state.tracker.segment is Segment.AUDIO
             and not state.request.is_prefill_chunk

@@ -1,8 +1,7 @@
-"""The identity of a KV block: the ids of all streams, not of stream 0 alone, and the audio heard in its rows.
+"""Hashes of KV blocks over the ids of all streams and the audio input in their rows.
 
-vLLM hashes the tokens of stream 0. Two prompts with the same stream 0 and different codes, or with placeholder rows for
-different audio, would share KV blocks; and so would requests whose blocks modules fill, and those whose do not, or that
-different adapters change.
+vLLM hashes the tokens of stream 0 only. Two prompts with equal stream 0 but different codes, or different audio behind
+the same placeholder rows, would share KV blocks. So would requests with and without MCTP modules or LoRA adapters.
 """
 
 import hashlib
@@ -25,10 +24,17 @@ def row_block_hasher(
     is_read_by_modules: bool = False,
     track: Track | None = None,
 ) -> Callable[[Request], list[BlockHash]]:
-    """A block hasher for one request; `codes(first, last)` are the ids of its streams 1 ... in rows first ... last - 1.
+    """Return a block hasher for one request.
 
-    Each hash covers its block and, through the hash before it, every row before that. A block in which an audio begins
-    covers the whole audio. Rows that `track` does not know yet are in no block.
+    Each hash covers its block and, through the previous hash, all rows before it. A block in which an audio input
+    begins covers that whole input. Rows that `track` does not know yet belong to no block.
+
+    Args:
+        block_size: Rows per block.
+        codes: Function of (first, last) that returns the ids of streams 1 and up in rows `first` to `last` - 1.
+        audios: Audio inputs with the row at which each begins.
+        is_read_by_modules: True if MCTP modules process the rows.
+        track: Streamed text input, if any.
     """
     heard: dict[int, list[bytes]] = {audio.first_row // block_size: [] for audio in audios}
     for audio in audios:

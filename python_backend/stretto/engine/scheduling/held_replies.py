@@ -1,7 +1,7 @@
-"""Texts that come while they are spoken: a row whose word has not come is held, and with it the reply.
+"""Replies blocked on streamed text: a row is computed only once its word has arrived.
 
-Word i is part of row i, so the row cannot be read before it is known. A held reply is granted no step. It keeps its KV
-and its place until somebody who could run needs them; then it gives way, and does not come back without its word.
+Word i is part of row i. A blocked reply is granted no rows. It keeps its KV blocks and slot until another request needs
+them. It is then preempted and not resumed before its word arrives.
 """
 
 import time
@@ -19,7 +19,7 @@ from stretto.engine.scheduling.request_table import RequestTable
 
 
 class HeldReplies:
-    """Follows the open texts of all requests; `held_s` counts the time in which a reply was held."""
+    """Streamed texts of all requests; `held_s` is the total time that replies were blocked, in seconds."""
 
     def __init__(
         self,
@@ -31,21 +31,21 @@ class HeldReplies:
         self._table, self._planner, self._blocks, self._clock = table, planner, blocks, clock
         self._open: dict[str, RequestState] = {}
         self._news: dict[str, TextNews] = {}
-        self._since: dict[str, float] = {}  # when each of the held replies came to be held
+        self._since: dict[str, float] = {}  # time at which each blocked reply became blocked
         self.held_s = 0.0
 
     def add(self, state: RequestState) -> None:
-        """A request has arrived."""
+        """Record a request that has arrived."""
         if state.track is not None and state.track.is_open:
             self._open[state.request.request_id] = state
 
     def remove(self, request_id: str) -> None:
-        """A request has ended."""
+        """Forget a request that has ended."""
         for some in (self._open, self._news, self._since):
             some.pop(request_id, None)
 
     def take(self, request: Request) -> bool:
-        """Whether `request` is no request but the next words of one; of one that has ended they are not for anybody."""
+        """Return True if `request` only carries text for a request in progress; drop it if that has finished."""
         assert request.sampling_params is not None
         update = TextUpdate.from_extra_args(request.sampling_params.extra_args)
         if update is None:
@@ -72,7 +72,7 @@ class HeldReplies:
             request.update_block_hashes()
 
     def note_said(self, state: RequestState) -> None:
-        """A request has said a row, which it may now wait to read."""
+        """Record that a request has generated a row, for whose text it may now be blocked."""
         if self.is_held(state.request):
             self._since.setdefault(state.request.request_id, self._clock())
 
@@ -84,39 +84,39 @@ class HeldReplies:
             self.held_s += held_s
 
     def tell(self, requests: CachedRequestData) -> CachedRequestData:
-        """What the worker is told of the running requests: vLLM's record, with what has come of their texts."""
+        """Return vLLM's record of the running requests extended by the text that has arrived since the last step."""
         if not self._news:
             return requests
         news, self._news = self._news, {}
         return SpeechCachedRequests.of(requests, news)
 
     def is_held(self, request: Request) -> bool:
-        """Whether a request has said a row whose word has not come."""
+        """Return True if the request is blocked: it has generated a row whose text has not arrived."""
         state = self._open.get(request.request_id)
         return state is not None and state.waits_for_words
 
     def held(self, requests: Iterable[Request]) -> list[Request]:
-        """Those of `requests` that are held, in order."""
+        """Return the blocked ones of `requests`, in order."""
         return [request for request in requests if self.is_held(request)] if self._open else []
 
     @property
     def num_held(self) -> int:
-        """How many replies are held."""
+        """Number of blocked replies."""
         return len(self._since)
 
     @property
     def hold_all(self) -> bool:
-        """Whether there are requests and all of them are held: nothing is to be done before a word comes."""
+        """True if there are requests and all of them are blocked, so that no step has work before text arrives."""
         return len(self._since) == len(self._table) > 0
 
     def giving_way(self, waiting: Iterable[Request], running: list[Request], num_slots: int) -> list[Request]:
-        """The held reply that makes room for the first who waits for room and not for words, if one must."""
+        """Return the blocked reply to preempt for the first queued request that needs room and not text, if any."""
         held = self.held(running)
         first = next((request for request in waiting if not self.is_held(request)), None) if held else None
         return [] if first is None or self._has_room(first, running, num_slots) else held[-1:]
 
     def _has_room(self, request: Request, running: list[Request], num_slots: int) -> bool:
-        """Whether a request finds a run slot, and free blocks for what it has."""
+        """Return True if a run slot, and free blocks for its rows, are available for `request`."""
         pair = self._table[request.request_id].pair
         needed = self._blocks.needed(request.num_tokens) * (1 if pair is None else 2)
         return needed <= self._blocks.num_free() and self._planner.has_slot(request.request_id, running, num_slots)

@@ -1,4 +1,4 @@
-"""What a request has read and written on the streams beside stream 0."""
+"""History of a request's rows on streams 1 and up."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,10 @@ MAX_NEWEST = 64
 
 
 class RowHistory:
-    """The codes of a request's rows, prompt first: the copy that outlives a preemption.
+    """Codes of all rows of a request, prompt first; the copy that survives preemption.
 
-    The newest rows are kept as lists, as they come, and laid into the array many at a time. What a text track holds in
-    them is the track's to say, whatever they came with.
+    The newest rows are kept as lists and copied into the array in batches. Ids of the streamed text input are
+    overwritten from the track when rows are read.
     """
 
     __slots__ = ("_newest", "_num_laid", "_rows", "_track", "num_prompt_rows", "num_rows")
@@ -25,7 +25,12 @@ class RowHistory:
         self.num_prompt_rows = self.num_rows = len(prompt_codes)
 
     def put(self, row: int, codes: Sequence[Sequence[int]]) -> None:
-        """Take the codes [n][S - 1] of `row` and those behind it, `row` the next one or one that has been there."""
+        """Record rows.
+
+        Args:
+            row: Index of the first row: the next one, or an earlier one, which truncates the history.
+            codes: Codes of the rows, [n][S - 1].
+        """
         if row != self.num_rows:
             self.truncate(row)
         self.num_rows += len(codes)
@@ -44,13 +49,13 @@ class RowHistory:
         self._newest, self._num_laid = [], num_rows
 
     def truncate(self, num_rows: int) -> None:
-        """Forget all rows from `num_rows` on."""
+        """Remove all rows from `num_rows` on."""
         assert self.num_prompt_rows <= num_rows <= self.num_rows, (num_rows, self.num_rows)
         self._lay()
         self._num_laid = self.num_rows = num_rows
 
     def rows(self, first: int, last: int) -> np.ndarray:
-        """The codes of rows first ... last - 1, [last - first, S - 1] int32; a view."""
+        """Return the codes of rows `first` to `last` - 1, int32 [last - first, S - 1], as a view."""
         assert last <= self.num_rows, (first, last, self.num_rows)
         if last > self._num_laid:
             self._lay()

@@ -1,7 +1,7 @@
-"""KV shares: how much of the cache requests that listen and requests that speak may take up each. Off by default.
+"""KV shares: separate limits on the cache for requests that understand audio and requests that generate it.
 
-A queue that is served in order lets many long prompts of one kind keep everybody else waiting. With shares, a request
-is passed over while its class is full, and only then: within a class the order stays.
+Off by default. A queue served in order lets many long prompts of one kind delay all other requests. With shares, a
+request is skipped while its class is full, and only then; the order within a class does not change.
 """
 
 from collections.abc import Iterable
@@ -18,20 +18,21 @@ UNDERSTANDING, GENERATION = "understanding", "generation"
 
 
 class KvShares:
-    """Finds room for a waiting request only while what its class holds and what it needs fit in the class's share.
+    """Admission of waiting requests by the KV share of their class.
 
-    A class without a share has room for all.
+    A request is admitted only while the blocks that its class holds plus those that it needs fit in the class's share.
+    A class without a share is unlimited.
     """
 
     def __init__(self, table: RequestTable, blocks: KvBlocks, config: VllmConfig, kv_cache: KVCacheConfig):
         self._table, self._blocks = table, blocks
         options = config.additional_config
         shares = (options.get(KEY) if isinstance(options, dict) else None) or {}
-        num_blocks = kv_cache.num_blocks - 1  # vLLM keeps one for itself
+        num_blocks = kv_cache.num_blocks - 1  # vLLM reserves one block
         self._limits = {name: int(share * num_blocks) for name, share in shares.items()}
 
     def full(self, waiting: Iterable[Request], running: list[Request]) -> list[Request]:
-        """The requests in the queue whose class has no room for the first of them."""
+        """Return the queued requests whose class has no room for its first waiting request."""
         if not self._limits:
             return []
         has_room: dict[str, bool] = {}
@@ -47,7 +48,7 @@ class KvShares:
         return full
 
     def has_room(self, request: Request, running: list[Request]) -> bool:
-        """Whether the class of `request` has room for it; the first of a class always finds room."""
+        """Return True if the class of `request` has room for it; the first request of a class always fits."""
         if not self._limits or self._is_awaited(request, running):
             return True
         name = self._class_of(request)
@@ -56,7 +57,7 @@ class KvShares:
         return limit is None or held == 0 or held + self._needed(request) <= limit
 
     def _is_awaited(self, request: Request, running: list[Request]) -> bool:
-        """Whether `request` is a half whose partner runs already, and counts for both."""
+        """Return True if the CFG partner of `request` runs already; its blocks are counted for both."""
         partner = self._table.partner(request.request_id)
         return partner is not None and any(other.request_id == partner for other in running)
 
@@ -65,7 +66,7 @@ class KvShares:
         return GENERATION if speaks else UNDERSTANDING
 
     def _needed(self, request: Request) -> int:
-        """Blocks for the rows that `request` has; the conditional half counts for its pair."""
+        """Return the blocks needed for the rows of `request`; a conditional request counts for its whole pair."""
         state = self._table[request.request_id]
         if state.is_unconditional:
             return 0

@@ -1,7 +1,7 @@
-"""The rows of a reply that have not left the engine yet: those that nobody waits for leave together.
+"""Rows of a reply waiting to be sent to the front end, batched while the client has enough to play.
 
-A message from the engine costs its receiver as much for one row as for ten. So a row waits for those behind it while
-the listener has enough to play, and is sent at once while there is nothing, or not enough.
+A message costs the receiver as much for one row as for ten. A row therefore waits for later ones while the client has
+audio buffered, and is sent at once otherwise.
 """
 
 import time
@@ -11,17 +11,17 @@ from stretto.engine.request.tracker import SegmentTracker
 from stretto.streams.segment import Segment
 
 MAX_WAIT_S = 0.2
-WAIT_SHARE = 0.25  # of what was made in advance
-SCRIPT_WAITS_S = 0.1, 0.5  # the least and the longest, of text that is to be spoken
-LEAST_LEAD_S = 0.25  # beside that of the first chunks, which wait for each of their frames
+WAIT_SHARE = 0.25  # share of the audio generated ahead of playback
+SCRIPT_WAITS_S = 0.1, 0.5  # shortest and longest wait for text that will be spoken
+LEAST_LEAD_S = 0.25  # in addition to the lead of the first chunks, which are sent frame by frame
 
 
 class OutgoingRows:
-    """The rows of one reply that have not left the engine yet, as `wire.py` has them.
+    """Rows of one reply that have not been sent yet, in the format of `protocol.py`.
 
-    No row of audio waits for longer than a share of what was made in advance of a player that began with the first;
-    none of text for longer than it took from the first to the last that has left, or twice as long where the text is
-    spoken after it is written: its listener waits for the end of it.
+    An audio row waits at most for a share of the audio generated ahead of a player that started with the first row. A
+    text row waits at most for the time from the first to the last row sent, or twice that if the text is spoken after
+    it has been generated, because its client waits for the end of the text.
     """
 
     def __init__(self, tracker: SegmentTracker, clock: Callable[[], float] = time.monotonic) -> None:
@@ -30,10 +30,10 @@ class OutgoingRows:
         self._speaks = Segment.AUDIO in tracker.task.segments
         self._ids: list[int] = []
         self._is_audio: bool | None = None
-        self._began_s = self._due_s = 0.0  # when the text or the audio began, and when its next rows leave
+        self._began_s = self._due_s = 0.0  # start of the text or audio, and due time of its next rows
 
     def push(self, rows: list[int], is_last: bool) -> list[int]:
-        """Take the newest rows, which the tracker has seen; returns the rows that leave with them: all or none."""
+        """Add the newest rows, already seen by the tracker, and return the rows to send now: all or none."""
         now = self._clock()
         is_audio = self._tracker.audio_start >= 0 or self._tracker.num_interleaved > 0
         if is_audio is not self._is_audio:
@@ -45,12 +45,12 @@ class OutgoingRows:
         return self.take()
 
     def take(self) -> list[int]:
-        """All that wait."""
+        """Remove and return all waiting rows."""
         ids, self._ids = self._ids, []
         return ids
 
     def _wait_s(self, elapsed_s: float) -> float:
-        """How long the rows that follow may wait."""
+        """Return how long later rows may wait, in seconds."""
         if not self._is_audio:
             least_s, longest_s = SCRIPT_WAITS_S
             return min(longest_s, max(least_s, 2 * elapsed_s)) if self._speaks else min(MAX_WAIT_S, elapsed_s)

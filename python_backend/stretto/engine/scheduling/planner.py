@@ -1,4 +1,4 @@
-"""Before a step: what each running request may compute, and who gives way so that it fits. By whole pairs."""
+"""Step planning: rows granted to each running request, and preemption by whole CFG pairs."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -11,11 +11,14 @@ from stretto.engine.scheduling.request_table import RequestTable
 
 
 class StepPlan(NamedTuple):
-    """What the next step may do.
+    """Plan of the next step.
 
-    running: who runs, in order. grants: how many rows each may compute. awaited: halves that wait for a place beside
-    their running partners, the oldest pair's first. giving_way: who must go before the rest fits, and none of the plan
-    holds then: a pair or a single request, in the order in which they take the head of the queue.
+    Attributes:
+        running: Running requests in scheduling order.
+        grants: Number of rows that each request may compute, by request id.
+        awaited: Queued requests whose CFG partner runs, those of the oldest pair first.
+        giving_way: Requests to preempt (one pair or one single request), in the order in which they enter the head of
+            the queue. If not empty, the rest of the plan is void.
     """
 
     running: list[Request]
@@ -25,22 +28,27 @@ class StepPlan(NamedTuple):
 
 
 class PairPlanner:
-    """Grants rows to whole pairs and lets whole pairs give way, so that vLLM's own preemption finds nothing to do."""
+    """Planner that grants rows to, and preempts, whole CFG pairs, so that vLLM itself never has to preempt."""
 
     def __init__(self, table: RequestTable, blocks: KvBlocks):
         self._table, self._blocks = table, blocks
         self._has_bursts = table.rules.max_rows_per_step > 1
-        # Who runs, and how many slots the other halves of running pairs will need; brought up to date when asked for.
+        # Running request ids, and slots reserved for their partners; updated lazily by `_count`.
         self._running_ids: set[str] = set()
         self._owed = 0
-        # While the same requests decode, the last plan holds: its requests and the table's revision then.
+        # Requests and table revision of the last plan, which holds while the same requests decode.
         self._steady: list[Request] | None = None
         self._revision = 0
         self._grants: dict[str, int] = {}
         self._num_granted = 0
 
     def plan(self, running: list[Request], budget: int) -> StepPlan:
-        """The plan for a step of at most `budget` rows."""
+        """Return the plan for the next step.
+
+        Args:
+            running: Running requests, oldest first.
+            budget: Maximum number of rows in the step.
+        """
         if self._is_steady(running) and (not self._has_bursts or self._grant_again(running, budget)):
             return StepPlan(running, self._grants)
         running = self._in_order(running)
@@ -55,9 +63,9 @@ class PairPlanner:
         return StepPlan(running, grants, awaited, () if fits else self._with_partner(tail))
 
     def _is_steady(self, running: list[Request]) -> bool:
-        """Whether the last step's plan holds: the same requests decode, and a block for each is free.
+        """Return True if the previous plan still holds: the same requests decode, with a free block for each.
 
-        Who came and went in between is still counted among who runs.
+        Requests that came and went in between are still counted as running.
         """
         return (
             running == self._steady
@@ -66,7 +74,7 @@ class PairPlanner:
         )
 
     def _grant_again(self, running: list[Request], budget: int) -> bool:
-        """Grant each of `running` what its last step said, which bursts change from step to step; whether it fits."""
+        """Grant each request the rows of its previous step (which multi-token steps vary); return True if they fit."""
         grants = {request.request_id: _num_unread(request) for request in running}
         num_granted = sum(grants.values())
         if num_granted > budget or sum(map(self._blocks.needed, grants.values())) > self._blocks.num_free():
@@ -75,15 +83,15 @@ class PairPlanner:
         return True
 
     def _decodes(self, row: RunningRow) -> bool:
-        """Whether `row` lacks only what it said last and gets it, and its pair is whole or has no second half."""
+        """Return True if `row` is granted exactly its newest rows and its CFG pair is complete or not guided yet."""
         if not row.is_decoding or self._grants[row.request_id] != row.remaining:
             return False
         pair, track = self._table[row.request_id].pair, self._table[row.request_id].track
-        may_wait = track is not None and track.is_open  # for words, in the next step
+        may_wait = track is not None and track.is_open  # the next step may have to wait for text
         return not may_wait and (row.partner is not None or pair is None or pair.unconditional is None)
 
     def _in_order(self, running: list[Request]) -> list[Request]:
-        """Each unconditional half behind its partner: a pair is as old as its older half."""
+        """Return `running` with each unconditional request after its partner: a pair is as old as its older member."""
         by_id = {request.request_id: request for request in running}
         ordered: dict[str, Request] = {}
         for request_id, request in by_id.items():
@@ -104,14 +112,15 @@ class PairPlanner:
             other = state.pair.other(request.request_id)
             return RunningRow(request.request_id, remaining, other, is_decoding=decodes)
         awaits = state.is_unconditional or (state.pair is not None and state.pair.awaits_half)
-        if state.track is not None:  # the word of the last row may not have come
+        if state.track is not None:  # the text of the last row may not have arrived
             awaits |= request.num_computed_tokens + remaining > state.track.num_known
         return RunningRow(request.request_id, remaining, may_finish=not awaits, is_decoding=decodes)
 
     def _fits(self, running: Iterable[Request], tail: list[Request], awaited: Iterable[Request]) -> bool:
-        """Whether the blocks that the grants need are free, and those of halves without which older pairs are held.
+        """Return True if enough blocks are free for the grants and for requests that block older pairs.
 
-        Nobody gives way to a half of the youngest pair. An upper bound spares the exact count most steps.
+        The youngest pair's missing request counts for nothing, because no pair is preempted for it. An upper bound is
+        tried first; it avoids the exact count in most steps.
         """
         free, blocks, youngest = self._blocks.num_free(), self._blocks, self._with_partner(tail)
         needed = sum(blocks.needed(half.num_tokens) for half in awaited if half not in youngest)
@@ -123,13 +132,13 @@ class PairPlanner:
         return needed <= free
 
     def awaited(self, running: list[Request]) -> list[Request]:
-        """Halves still in the queue whose partners run, those of older pairs first."""
+        """Return the queued requests whose CFG partner runs, those of older pairs first."""
         ids = {request.request_id for request in running}
         others = (self._table.partner(request.request_id) for request in running)
         return [self._table[other].request for other in others if other is not None and other not in ids]
 
     def _tail(self, running: list[Request]) -> list[Request]:
-        """The running halves of the pair, or the single request, that gives way first; before all, who is held."""
+        """Return the running members of the pair, or the single request, to preempt first: blocked replies first."""
         if not running:
             return []
         last = next((each for each in reversed(running) if self._table[each.request_id].waits_for_words), running[-1])
@@ -137,14 +146,14 @@ class PairPlanner:
         return [request for request in running if request.request_id in (last.request_id, partner)]
 
     def _with_partner(self, tail: list[Request]) -> list[Request]:
-        """Those of `tail` and, before them, a half that waits already; the conditional half last."""
+        """Return `tail` preceded by its partner if that waits in the queue; the conditional request is last."""
         halves = sorted(tail, key=lambda half: not self._table[half.request_id].is_unconditional)
         partner = self._table.partner(halves[0].request_id) if halves else None
         waiting = [] if partner is None or len(halves) == 2 else [self._table[partner].request]
         return waiting + halves
 
     def stuck(self, running: list[Request]) -> list[Request]:
-        """Who gives way where a step computes nothing: halves hold blocks and wait for each other's."""
+        """Return the requests to preempt if a step computes no rows because pairs hold blocks that others need."""
         tail = self._tail(running)
         is_moving = all(self._table[each.request_id].waits_for_words for each in running) or any(
             request.num_in_flight_tokens for request in running
@@ -152,7 +161,7 @@ class PairPlanner:
         return [] if is_moving or tail == running else self._with_partner(tail)
 
     def has_slot(self, request_id: str, running: list[Request], num_slots: int) -> bool:
-        """Whether a request finds a run slot, with those kept free that the halves of running pairs will need."""
+        """Return True if a run slot is free, not counting slots reserved for partners of running requests."""
         self._count(running)
         pair = self._table[request_id].pair
         needed = 1
@@ -168,19 +177,27 @@ class PairPlanner:
             self._running_ids.add(request.request_id)
 
     def check(self, scheduled: Mapping[str, int], num_rows: int, running: list[Request]) -> None:
-        """Hold a step of `num_rows` rows to the invariant, unless all that run decode as granted, in whole pairs."""
+        """Assert the pair invariant for a scheduled step.
+
+        The check is skipped if all running requests decode exactly as granted, because the plan has covered that case.
+
+        Args:
+            scheduled: Number of rows scheduled, by request id.
+            num_rows: Total number of rows in the step.
+            running: Requests that run after scheduling.
+        """
         is_steady = self._steady is not None and len(self._steady) == len(running) == len(scheduled)
         if not is_steady or num_rows != self._num_granted:
             check_pairs(self._table, scheduled)
 
 
 def _num_unread(request: Request) -> int:
-    """Rows that have been said and not read, those of a step in flight among them."""
+    """Return the number of rows generated but not yet computed, including those of a step in flight."""
     return request.num_tokens + request.num_output_placeholders - request.num_computed_tokens
 
 
 def check_pairs(table: RequestTable, scheduled: Mapping[str, int]) -> None:
-    """The invariant: a half that samples a guided row has its other half sample in the same step."""
+    """Assert that both requests of a CFG pair sample in the same step wherever a guided row is sampled."""
     for request_id in scheduled:
         state = table[request_id]
         pair = state.pair

@@ -1,4 +1,4 @@
-"""What the scheduler knows of one request: the copy of its state that outlives preemption."""
+"""Scheduler state of one request, which survives preemption."""
 
 import time
 from dataclasses import dataclass, field, replace
@@ -21,10 +21,13 @@ NOT_YET = 1 << 60
 
 @dataclass
 class GuidancePair:
-    """The two halves of a guided reply, by request id.
+    """Request ids of the two requests of a guided reply.
 
-    first_output: the conditional half's output index at which guidance begins; NOT_YET while it is unknown.
-    unconditional: None while there is no such half. awaits_half: the conditional half waits for one to be created.
+    Attributes:
+        conditional: Id of the conditional request.
+        first_output: Output index of the conditional request at which guidance begins; `NOT_YET` while unknown.
+        unconditional: Id of the unconditional request, or None while there is none.
+        awaits_half: True if the conditional request waits for an unconditional one to be created.
     """
 
     conditional: str
@@ -33,25 +36,30 @@ class GuidancePair:
     awaits_half: bool = False
 
     def part(self) -> None:
-        """Note that the unconditional half has gone."""
+        """Record that the unconditional request has been removed."""
         self.first_output, self.unconditional = NOT_YET, None
 
     def other(self, request_id: str) -> str | None:
-        """The other half of `request_id`, where there is one yet."""
+        """Return the id of the other request of the pair, or None if it does not exist yet."""
         return self.unconditional if request_id == self.conditional else self.conditional
 
 
 @dataclass(slots=True)
 class RequestState:
-    """One request, an unconditional one or not. `tracker` follows the conditional half.
+    """State of one conditional or unconditional request; `tracker` always follows the conditional one.
 
-    pair: None where guidance has no part in it, or no longer. limit: the output index from which on it has none, once
-    that is known. is_guided: whether the newest row of the audio segment was guided. guidance_switches: the rows of its
-    audio, from 0, at which guidance went, came back, went ... was_cut: a limit closed a segment that the model had not.
-    added_s: when the scheduler got it, by the clock that nobody sets. queue_s: how long it waited since for its first
-    step. outgoing: its rows that are still here.
-    schedule: which rows of its reply modules say; None where the model has none. track: its text track, where the
-    family has one. held_s: how long it waited for words of it, in the middle of the reply.
+    Attributes:
+        pair: CFG pair, or None if the reply is not guided (any more).
+        limit: Output index from which on the reply is unguided, once known.
+        is_guided: True if the newest audio row was guided.
+        track: Streamed text input, for families that have one.
+        held_s: Seconds that the reply was blocked while waiting for text.
+        guidance_switches: Audio row indices at which guidance stopped, resumed, stopped, and so on.
+        was_cut: True if a length limit ended a segment before the model did.
+        added_s: Monotonic time at which the scheduler received the request, in seconds.
+        queue_s: Seconds from then to its first step.
+        outgoing: Rows that have not been sent to the front end yet.
+        schedule: Rows of the reply that MCTP modules generate; None if the model has no modules.
     """
 
     request: Request
@@ -83,21 +91,21 @@ class RequestState:
 
     @property
     def is_read_by_modules(self) -> bool:
-        """Whether modules read its rows: where none of them says any they do not."""
+        """True if MCTP modules process its rows, i.e. if its schedule lets them generate any."""
         return self.schedule is not None and self.schedule.max_extra > 0
 
     @property
     def waits_for_words(self) -> bool:
-        """Whether it has said a row whose word has not come."""
+        """True if it has generated a row whose text has not arrived."""
         return self.track is not None and self.request.num_tokens > self.track.num_known
 
     @property
     def next_output(self) -> int:
-        """The index, in the reply, of the first row that the next step samples."""
+        """Index in the reply of the first row that the next step samples."""
         return self.request.num_output_tokens + self.request.num_output_placeholders
 
     def note_guidance(self, is_guided: bool) -> int:
-        """Whether the newest row, one of the audio, was guided; returns its mark."""
+        """Record whether the newest audio row was guided and return the row's guidance mark."""
         if not is_guided or self.limit != NOT_YET:
             is_due = self.tracker.position - self.request.num_prompt_tokens <= self.limit
             assert is_guided == is_due or self.is_adaptive, f"{self.request.request_id}: guided {is_guided}"
@@ -108,14 +116,14 @@ class RequestState:
         return GUIDANCE_ON if is_guided else GUIDANCE_OFF
 
     def for_worker(self, data: NewRequestData) -> SpeechRequestData:
-        """What the worker is told as the request gets a slot: vLLM's `data`, its parameters and its history."""
+        """Return the worker's record of a newly scheduled request: vLLM's `data` with parameters and history."""
         if self.queue_s is None:
             self.queue_s = time.monotonic() - self.added_s
         track = None if self.track is None else replace(self.track, ids=self.track.ids.copy())
         return SpeechRequestData.of(data, self.params, self.history.rows(0, self.request.num_tokens), track)
 
     def trailer(self) -> Trailer:
-        """What the client is told behind the last row."""
+        """Return the statistics sent to the client after the last row."""
         assert self.queue_s is not None
         num_frames = num_guided(self.guidance_switches, self.tracker.num_frames) if self.asks_for_guidance else 0
         queue_us = round(1e6 * self.queue_s)

@@ -1,4 +1,4 @@
-"""The requests that the scheduler holds, and the unconditional ones that it makes beside them."""
+"""Table of the scheduler's requests, including the unconditional requests that it creates."""
 
 import copy
 from collections.abc import Iterable, Sequence
@@ -19,20 +19,22 @@ from stretto.streams.segment import Segment
 
 
 class Follower(Protocol):
-    """Whoever keeps something of the requests beside their states."""
+    """Observer of the request table that keeps its own state per request."""
 
     def add(self, state: RequestState) -> None:
-        """A request has arrived."""
+        """Record a request that has arrived."""
 
     def remove(self, request_id: str) -> None:
-        """A request has ended, or the unconditional one that was made beside one."""
+        """Forget a request, or an unconditional request, that has ended."""
 
 
 class RequestTable(dict[str, RequestState]):
-    """The state of every request by its id; one is added and removed with vLLM's request.
+    """State of every request by id; entries are added and removed together with vLLM's requests.
 
-    followers: are told of requests that come and go. revision: goes up whenever a pair gets a half, loses one, or is
-    held until it gets one.
+    Attributes:
+        followers: Observers notified of added and removed requests.
+        revision: Counter that increases whenever a CFG pair gains or loses its unconditional request or starts to wait
+            for one.
     """
 
     def __init__(self, rules: SegmentRules, hash_block_size: int):
@@ -43,7 +45,7 @@ class RequestTable(dict[str, RequestState]):
         self._hash_block_size = hash_block_size
 
     def add(self, request: Request) -> RequestState:
-        """The state of a request that has just arrived."""
+        """Add a request that has just arrived and return its state."""
         family = self.rules.family
         assert request.sampling_params is not None
         extra_args = request.sampling_params.extra_args
@@ -64,50 +66,51 @@ class RequestTable(dict[str, RequestState]):
     def _put(self, state: RequestState, is_caching: bool) -> None:
         request = state.request
         self[request.request_id] = state
-        if is_caching:  # vLLM hashes the ids of stream 0 alone
+        if is_caching:  # vLLM hashes only the ids of stream 0
             rows_of, audios, is_read = state.history.rows, state.params.audios, state.is_read_by_modules
             request._block_hasher = row_block_hasher(self._hash_block_size, rows_of, audios, is_read, state.track)
             request.block_hashes.clear()
             request.update_block_hashes()
 
     def remove(self, *request_ids: str) -> None:
-        """Forget requests that have ended."""
+        """Remove requests that have ended."""
         for request_id in request_ids:
             self.pop(request_id, None)
             for follower in self.followers:
                 follower.remove(request_id)
 
     def partner(self, request_id: str) -> str | None:
-        """The id of the other half of `request_id`, where there is one."""
+        """Return the id of the other request of the CFG pair, or None."""
         state = self.get(request_id)
         return None if state is None or state.pair is None else state.pair.other(request_id)
 
     def with_partners(self, request_ids: Iterable[str]) -> set[str]:
-        """`request_ids` and the other halves of their pairs."""
+        """Return `request_ids` together with the ids of their CFG partners."""
         ids = set(request_ids)
         return ids | {partner for request_id in ids if (partner := self.partner(request_id)) is not None}
 
     def guidance_has_begun(self, state: RequestState) -> bool:
-        """Whether the next row that the pair of `state` samples is guided."""
+        """Return True if the next row sampled by the CFG pair of `state` is guided."""
         pair = state.pair
         return pair is not None and self[pair.conditional].next_output >= pair.first_output
 
     def is_bound(self, request_id: str) -> bool:
-        """Whether a request samples beside the other half of its pair only."""
+        """Return True if the request may sample only together with its CFG partner."""
         state = self[request_id]
         return state.is_unconditional or self.guidance_has_begun(state)
 
     def must_compute_more(self, request: Request, num_rows: int) -> bool:
-        """Whether `num_rows` to compute, beside whole blocks that are shared, are too few: a block's more are enough.
+        """Return True if `num_rows`, the rows left to compute after a prefix-cache hit, are too few.
 
-        A half has something to compute before it may sample. What modules made of the last rows of a block goes by the
-        ids behind it, which were others where the block was computed.
+        One more block is then computed. A guided request must compute at least one row before the row that samples. The
+        MCTP modules' rows at the end of a block depend on the ids after it, which differ from those of the cached
+        computation.
         """
         state = self[request.request_id]
         return state.is_read_by_modules or (num_rows < 2 and self.is_bound(request.request_id))
 
     def count_bursts(self, request_ids: Iterable[str]) -> None:
-        """Count in advance what modules say in the step that has just been scheduled; vLLM counts the first rows."""
+        """Count in advance the extra rows of MCTP modules in the scheduled step; vLLM counts the first rows."""
         if self.rules.family.bursts is None:
             return
         for state in map(self.__getitem__, request_ids):
@@ -118,21 +121,21 @@ class RequestTable(dict[str, RequestState]):
                 request.num_output_placeholders += num_extra
 
     def await_half(self, state: RequestState) -> None:
-        """Let the pair of `state` wait for a new half."""
+        """Mark the CFG pair of `state` as waiting for a new unconditional request."""
         assert state.pair is not None
         state.pair.awaits_half = True
         self.revision += 1
 
     def stop_awaiting(self, state: RequestState) -> None:
-        """Let the pair of `state` wait no longer."""
+        """Clear the mark set by `await_half`."""
         assert state.pair is not None
         state.pair.awaits_half = False
         self.revision += 1
 
     def drop_unconditional(self, state: RequestState) -> str:
-        """Part the pair of `state`, which goes on alone, for good where it was guided for as long as it asked.
+        """Detach the unconditional request of `state` and return its id, which the caller must finish.
 
-        Returns the id of the half that must go.
+        If guidance has reached the limit that the request asked for, the reply is unguided from then on.
         """
         pair = state.pair
         assert pair is not None
@@ -146,7 +149,7 @@ class RequestTable(dict[str, RequestState]):
         return request_id
 
     def add_unconditional(self, state: RequestState) -> Request:
-        """The other half of `state`, which has read all rows before the audio segment, or before where that stands."""
+        """Create the unconditional request of `state`; its prompt is all rows so far, at least up to the audio."""
         pair, conditional, params = state.pair, state.request, state.params
         assert pair is not None
         context = unconditional_context(state, self.rules.family)

@@ -1,4 +1,4 @@
-"""What a step has sampled beside the tokens that vLLM sees, made whole rows of and sent."""
+"""Rows sampled in a step: tokens of stream 0 joined with the codes of the other streams."""
 
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
@@ -8,9 +8,10 @@ from stretto.streams.layout import StreamLayout
 
 
 class SampledRows:
-    """The rows of the step whose output is being taken; of a request at most `max_rows`.
+    """Rows of the step whose output is processed, at most `max_rows` per request.
 
-    codes: the streams 1 … of the rows of each request that sampled.
+    Attributes:
+        codes: Codes of streams 1 and up by request id, [n][S - 1].
     """
 
     def __init__(self, layout: StreamLayout, max_rows: int) -> None:
@@ -18,12 +19,12 @@ class SampledRows:
         self._shape = max_rows, layout.num_input_streams - 1
         self.codes: dict[str, list[list[int]]] = {}
         self._cut: dict[str, int] = {}
-        self._preempted: list[RequestState] = []  # since the last step's output
+        self._preempted: list[RequestState] = []  # preempted since the previous step's output
 
     def take(self, output: ModelRunnerOutput) -> None:
-        """Take the codes, and whose segment a limit closed in which of its rows, a bit for each.
+        """Take the codes, and the rows in which a length limit ended a segment, out of `output`.
 
-        They come as log-probabilities, which vLLM must not see.
+        Both travel in the log-probability fields, which are removed here because vLLM must not process them.
         """
         self.codes, self._cut = {}, {}
         if output.logprobs is None:
@@ -38,21 +39,21 @@ class SampledRows:
         self.codes = dict(zip(output.req_ids, codes, strict=True))
 
     def push(self, state: RequestState, marks: list[int], token_ids: list[int], is_last: bool) -> list[int]:
-        """The rows of a request that leave the engine now that it has sampled others; is_last: of those for a while."""
+        """Return the rows of a request to send now; `is_last` if no further row follows for a while."""
         request_id, number = state.request.request_id, self._num_codes
         if request_id in self._cut:
             state.was_cut |= self._cut[request_id] & ((1 << len(token_ids)) - 1) > 0
-        ids: list[int] = []  # not `list[int]()`, which costs more than the rest
-        for mark, token_id, codes in zip(marks, token_ids, self.codes[request_id], strict=False):  # to the end, if any
+        ids: list[int] = []  # `list[int]()` would cost more than the rest
+        for mark, token_id, codes in zip(marks, token_ids, self.codes[request_id], strict=False):  # up to the end
             ids += (mark, token_id, *codes[:number])
         return state.outgoing.push(ids, is_last)
 
     def note_preempted(self, state: RequestState) -> None:
-        """A request has lost its place, and there is no telling when it will sample again."""
+        """Record a preempted request, which may not sample again for a long time."""
         self._preempted.append(state)
 
     def send_preempted(self, outputs: dict[int, EngineCoreOutputs]) -> None:
-        """Add the rows that preempted requests have ready to what leaves with a step's output."""
+        """Add the waiting rows of preempted requests to the outputs of a step."""
         preempted, self._preempted = self._preempted, []
         for state in preempted:
             if ids := state.outgoing.take():

@@ -1,13 +1,12 @@
-"""vLLM's schedulers, sync and async, with guidance pairs that are admitted, preempted and finished together.
+"""vLLM schedulers, sync and async, with CFG pairs that are admitted, preempted and finished together.
 
-Everything happens around the stock `schedule`. Inside its loop one hook decides, `_reserve_prefill_lookahead`: it is
-asked for every request right before KV blocks are allocated, and 0 means "not now".
+All changes are made around the stock `schedule`. Inside its loop only `_reserve_prefill_lookahead` is overridden.
+vLLM calls it for every request right before it allocates KV blocks, and 0 means "not in this step".
 
-Replies run, wait and give way by age (within a class, where KV shares are set: `kv_shares.py`). This is the bound on
-how often one is overtaken: no reply waits while a younger one runs. Only a half can wait behind younger replies, the
-unconditional one that is created when its audio segment begins: behind those that run beside it by then, at most
-`max_num_seqs` - 2. They keep their places, as its own was kept for it, and give it their blocks, the youngest first;
-nobody joins them before it.
+Requests run, wait and are preempted by age (per class if KV shares are set, see `KvShares`). Therefore no reply waits
+while a younger one runs. The exception is an unconditional request, which is created when the audio segment of its
+reply begins. It waits for at most `max_num_seqs` - 2 younger replies that already run. Its slot is reserved, their
+blocks are freed for it, youngest reply first, and no new request is admitted before it.
 """
 
 import time
@@ -41,20 +40,20 @@ from stretto.engine.scheduling.unconditional_output import UnconditionalOutput
 from stretto.engine.scheduling.waiting_queue import passing_over, put_first, put_first_behind
 from stretto.streams.segment import Segment
 
-# Asked for per row, and Python 3.11 is slow to find a member by its name.
+# Cached because they are used per row, and enum member access is slow in Python 3.11.
 RUNNING, ABORTED = RequestStatus.RUNNING, RequestStatus.FINISHED_ABORTED
 TEXT, TRANSITION, AUDIO = Segment.TEXT, Segment.TRANSITION, Segment.AUDIO
 
-if TYPE_CHECKING:  # the hooks go over either of vLLM's schedulers; a type checker reads them over the simpler one
+if TYPE_CHECKING:  # mix-in for either of vLLM's schedulers; type-checked against the synchronous one
     Base = Scheduler
 else:
     Base = object
 
 
 class PairedScheduling(Base):
-    """The hooks: vLLM asks, the parts that `__init__` puts together decide, and what they decide is done here."""
+    """Scheduler hooks: vLLM calls them, the parts built in `__init__` decide, and the hooks apply the decisions."""
 
-    _num_in_advance = 0  # sampled tokens that a step counts before they are known
+    _num_in_advance = 0  # sampled tokens counted in a step before they are known (async scheduling)
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -71,14 +70,14 @@ class PairedScheduling(Base):
         self.shares = KvShares(self.table, blocks, config, self.kv_cache_config)
         self.unconditional = UnconditionalOutput(self.table, blocks, self._num_in_advance)
         self.stats = StepStats(self.table, self.guidance, self.texts, blocks, share_of(config))
-        # Of the step that is planned: how many rows each running request may compute, and whether others may join.
+        # Planned step: rows granted to each running request, and whether new requests may be admitted.
         self._grants, self._admits = dict[str, int](), True
-        # Of the step whose output is being taken: who was in it, and what they sampled.
+        # Step whose output is processed: scheduled requests and their samples.
         self._scheduled: dict[str, int] = {}
         self._sampled = SampledRows(rules.family.layout, rules.max_rows_per_step)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
-        """One step: plan, let vLLM schedule, check the invariant, report."""
+        """Schedule one step: plan, run vLLM's scheduler, check the pair invariant, record statistics."""
         self.stats.begin_step()
         self._change_guidance()
         self._plan()
@@ -97,7 +96,7 @@ class PairedScheduling(Base):
         return output
 
     def _change_guidance(self) -> None:
-        """Unconditional halves go, and come back, as their policies say."""
+        """Remove and re-create unconditional requests as the guidance policies require."""
         self._drop_unconditional(self.guidance.ended())
         dropped, restored = self.guidance.change(self.running, self.current_step)
         self._drop_unconditional(dropped)
@@ -105,7 +104,7 @@ class PairedScheduling(Base):
             put_first(self.waiting, self._add_unconditional(state))
 
     def _plan(self) -> None:
-        """Grant rows for the next step; pairs give way, the youngest first, until it fits, and then nobody joins."""
+        """Plan the next step; preempt the youngest CFG pairs until it fits, and then admit no new request."""
         self._admits = True
         while True:
             plan = self.planner.plan(self.running, self.max_num_scheduled_tokens)
@@ -119,12 +118,12 @@ class PairedScheduling(Base):
             self._preempt(giving_way)
 
     def _preempt(self, halves: Sequence[Request]) -> None:
-        """`halves` take the head of the queue, but for those that running pairs await."""
+        """Preempt `halves` and move them to the head of the queue, after requests that running pairs wait for."""
         for request in halves:
             if request.status is RUNNING:
                 self.running.remove(request)
                 self._preempt_request(request, time.monotonic())
-            else:  # a half that waits follows its partner
+            else:  # the waiting member of a pair moves along with its partner
                 put_first(self.waiting, request)
         put_first(self.waiting, *self.planner.awaited(self.running))
 
@@ -135,23 +134,23 @@ class PairedScheduling(Base):
         self.stats.count_preemption(state)
 
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
-        """How many of the rows that vLLM wants to compute may be computed now."""
+        """Return the number of rows of `request` that may be computed in this step."""
         grant = self._grants.get(request.request_id)
-        if grant is not None:  # it ran when this step was planned
-            return grant if grant <= num_new_tokens else 0  # no part of a burst, where the model's length ends it
+        if grant is not None:  # it was running when this step was planned
+            return grant if grant <= num_new_tokens else 0  # never part of a multi-token step
         if (
             not self._admits
             or not self.planner.has_slot(request.request_id, self.running, self.max_num_active_reqs)
             or not self.shares.has_room(request, self.running)
         ):
-            return 0  # vLLM's loop ends here: nobody behind `request` in the queue passes it
+            return 0  # vLLM's loop ends here, so no later request overtakes `request`
         wanted = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
-        if self.table.is_bound(request.request_id):  # it samples once both halves run
+        if self.table.is_bound(request.request_id):  # it samples once both requests of the pair run
             wanted = min(wanted, request.num_tokens - num_computed_tokens - 1)
         return wanted
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
-        """vLLM's lookup, a block shorter where it finds more than a request may do without."""
+        """Return vLLM's prefix-cache hit, one block shorter if the request must compute more rows itself."""
         blocks, num_tokens, boundary, diverged = super()._get_local_prefix_cache_hit(request)
         if num_tokens > 0 and self.table.must_compute_more(request, request.num_tokens - num_tokens):
             num_tokens -= self.block_size
@@ -159,9 +158,9 @@ class PairedScheduling(Base):
         return blocks, num_tokens, boundary, diverged
 
     def add_request(self, request: Request) -> None:
-        """Put a request in the queue; where its reply begins with audio, the unconditional half behind it."""
+        """Queue a request, followed by its unconditional request if the reply begins with audio."""
         if self.texts.take(request):
-            return  # the next words of an open text come as requests, too
+            return  # more text for a request in progress is sent as a request, too
         state = self.table.add(request)
         super().add_request(request)
         if state.tracker.segment is AUDIO and state.pair is not None and self.guidance.begins(state, self.current_step):
@@ -173,29 +172,29 @@ class PairedScheduling(Base):
         return request
 
     def _drop_unconditional(self, states: Sequence[RequestState]) -> None:
-        """Take unconditional halves from the engine, with their blocks and their slots; `states` go on alone."""
+        """Remove the unconditional requests of `states`, freeing their blocks and slots."""
         if states:
             super().finish_requests([self.table.drop_unconditional(state) for state in states], ABORTED)
 
     def finish_requests(self, request_ids: Any, finished_status: RequestStatus) -> list[Request]:
-        """Finish requests and, with each, the other half of its pair."""
+        """Finish requests together with the other requests of their CFG pairs."""
         if request_ids is None:
             request_ids = self.requests
         ids = self.table.with_partners([request_ids] if isinstance(request_ids, str) else request_ids)
         finished = super().finish_requests(ids, finished_status)
         self.table.remove(*ids)
-        if finished:  # there may be nothing left to do, and no step to say so
+        if finished:  # there may be no further step to publish the change
             self.stats.report(self.running, len(self.waiting))
         return [request for request in finished if not request.request_id.endswith(UNCONDITIONAL_SUFFIX)]
 
     def has_unfinished_requests(self) -> bool:
-        """Whether a step has anything to do: not where all replies are held until a word comes."""
+        """Return True if a step has work to do; False if all replies are blocked, waiting for text."""
         return super().has_unfinished_requests() and not self.texts.hold_all
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
-        """Let vLLM take the step's tokens, each with its codes, and send whole rows to whom they are for."""
+        """Pass the sampled tokens of a step to vLLM and send complete rows to the clients."""
         self._scheduled = scheduler_output.num_scheduled_tokens
         self._sampled.take(model_runner_output)
         others = self.unconditional.take(model_runner_output, self._sampled.codes, self._scheduled)
@@ -211,20 +210,23 @@ class PairedScheduling(Base):
     def _update_request_with_output(
         self, request: Request, new_token_ids: list[int], is_stale: bool = False
     ) -> tuple[list[int], bool]:
-        """Take the codes before vLLM takes the tokens, as the block hash of a row covers both; then send whole rows."""
+        """Record the codes, then the tokens, of one request, and return the rows to send.
+
+        The codes are recorded before vLLM takes the tokens because the block hash of a row covers both.
+        """
         state, codes = self.table.get(request.request_id), self._sampled.codes.get(request.request_id)
         if state is None or codes is None:
             return super()._update_request_with_output(request, new_token_ids, is_stale)
         state.history.put(request.num_tokens, codes)
         token_ids, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
         if state.is_unconditional:
-            return [], stopped  # vLLM makes no output of nothing
+            return [], stopped  # vLLM creates no output for an empty list
         self.texts.note_said(state)
         marks = [self._follow(state, token_id) for token_id in token_ids]
         return self._sampled.push(state, marks, token_ids, stopped or state.waits_for_words), stopped
 
     def _follow(self, state: RequestState, token_id: int) -> int:
-        """Move `state` on past one of its newest rows; returns the mark of the row."""
+        """Advance `state` by one of its newest rows and return the row's guidance mark."""
         segment = state.tracker.push(token_id)
         if segment is TEXT:
             begins = state.tracker.audio_start >= 0 and state.pair is not None
@@ -235,7 +237,7 @@ class PairedScheduling(Base):
         return NO_CHANGE
 
     def _complete(self, output: EngineCoreOutput) -> bool:
-        """Put the trailer behind the last row, which `output` is; whether it is for the client at all."""
+        """Append the trailer to the last row in `output`; return False if no client receives that output."""
         request_id = output.request_id
         if request_id.endswith(UNCONDITIONAL_SUFFIX):
             self.table.remove(request_id)
@@ -249,10 +251,10 @@ class PairedScheduling(Base):
 
 
 class SpeechScheduler(PairedScheduling, Scheduler):
-    """One step at a time."""
+    """Scheduler that runs one step at a time."""
 
 
 class SpeechAsyncScheduler(PairedScheduling, AsyncScheduler):
-    """The next step is scheduled while one is in flight."""
+    """Scheduler that schedules the next step while one is in flight."""
 
     _num_in_advance = 1

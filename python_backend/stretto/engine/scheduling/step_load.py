@@ -1,24 +1,24 @@
-"""How long the engine's steps take against the time that a frame lasts, and what follows for guidance.
+"""Measured step time relative to the frame period, and the resulting number of guided replies.
 
-A step makes one frame of every reply, so a step that takes longer than a frame lasts lets every listener run dry.
+A step generates one frame of every reply. A step longer than a frame therefore makes every client underrun.
 """
 
 import math
 import time
 from collections.abc import Callable
 
-# What was changed must show in the average before the next change; a listener has heard 0.3 s by then, at 25 Hz.
+# Steps to average after a change before the next one: 0.3 s of audio at 25 Hz.
 SETTLE_STEPS = 8
-# One half at a time comes back, and only when the average has seen more: taking it back costs a prefill.
+# Steps to average before an unconditional request is re-created, one at a time: each costs a prefill.
 RESTORE_STEPS = 16
-# Over the latest steps, so that one long prompt does not look like overload.
+# Window of the average, long enough that one long prompt does not look like overload.
 AVERAGED_STEPS = 16
-# The share of the frame period that a step may take, as foreseen, with one half more: room for arrivals and for noise.
+# Largest predicted step time, relative to the frame period, with one more request; the rest is for arrivals and noise.
 RESTORE_BELOW = 0.85
 
 
 class StepLoad:
-    """Follows the average time of a step against `period_s`, which is infinite for a family without a frame rate."""
+    """Moving average of the step time; `period_s` is infinite for a family without a frame rate."""
 
     def __init__(self, frame_rate: float, clock: Callable[[], float] = time.perf_counter):
         self.period_s = 1 / frame_rate if frame_rate > 0 else math.inf
@@ -28,7 +28,7 @@ class StepLoad:
         self._began_s: float | None = None
 
     def begin_step(self, is_counted: bool) -> None:
-        """A step begins and the one before is over, unless that one had nothing to do (see `end_schedule`)."""
+        """Record the start of a step, which ends the previous one unless that was empty (see `end_schedule`)."""
         now = self.clock()
         if is_counted and self._began_s is not None:
             self._num_steps += 1
@@ -36,14 +36,14 @@ class StepLoad:
         self._began_s = now
 
     def end_schedule(self, num_rows: int) -> None:
-        """What has been scheduled; after a step without rows the engine may sleep for any time."""
+        """Record that a step of `num_rows` rows was scheduled; after an empty one the engine may sleep."""
         if num_rows == 0:
             self._began_s = None
 
     def excess(self, num_rows: int) -> int:
-        """How many halves to drop, or, below 0, to take back, when a step decodes `num_rows` rows."""
+        """Return how many unconditional requests to remove (or, if negative, re-create) at `num_rows` decoding rows."""
         if self.step_s > self.period_s and self._num_steps >= SETTLE_STEPS:
-            # As if all of a step's time went with its rows: too few, then, and the rest at the next decision.
+            # Assumes step time proportional to rows, which removes too few; the next decision removes the rest.
             return max(1, round(num_rows * (1 - self.period_s / self.step_s)))
         foreseen_s = self.step_s * (num_rows + 1) / max(1, num_rows)
         if foreseen_s < RESTORE_BELOW * self.period_s and self._num_steps >= RESTORE_STEPS:
@@ -51,5 +51,5 @@ class StepLoad:
         return 0
 
     def start_over(self) -> None:
-        """Something was changed: earlier steps say nothing of those to come."""
+        """Discard the average after a change, because earlier steps do not predict later ones."""
         self._num_steps, self.step_s = 0, 0.0

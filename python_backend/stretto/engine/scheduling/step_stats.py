@@ -1,4 +1,4 @@
-"""The scheduler's own numbers, counted in every step and shared now and then."""
+"""Scheduler metrics, updated in every step and published periodically."""
 
 import time
 from collections import deque
@@ -17,11 +17,11 @@ from stretto.engine.scheduling.request_state import RequestState
 from stretto.engine.scheduling.request_table import RequestTable
 
 Share = Callable[[EngineStats], None]
-PERIOD_S = 0.1  # several times between two looks of whoever shows the numbers, and many steps
+PERIOD_S = 0.1  # shorter than a metrics poll, longer than many steps
 
 
 class StepStats:
-    """Counts steps, and hands its numbers to `share`, if there is anything to share them with."""
+    """Step counters, published through `share` if it is given."""
 
     def __init__(
         self,
@@ -33,19 +33,19 @@ class StepStats:
     ):
         self._table, self._guidance, self._texts, self._blocks, self._share = table, guidance, texts, blocks, share
         self.values = EngineStats()
-        self._begun: deque[float] = deque()  # when each step in flight was scheduled
+        self._begun: deque[float] = deque()  # scheduling time of each step in flight
         self._ended = self._written = 0.0
 
     def begin_step(self) -> None:
-        """A step is about to be scheduled."""
+        """Record that a step is about to be scheduled."""
         self._begun.append(time.perf_counter())
 
     def end_schedule(self, num_rows: int) -> None:
-        """A step has been scheduled."""
+        """Record that a step has been scheduled."""
         self.values.engine_rows_total += num_rows
 
     def end_step(self, num_rows: int, running: Sequence[Request], num_waiting: int) -> None:
-        """The oldest step in flight has ended: how things stand after it."""
+        """Record that the oldest step in flight has ended, and publish the metrics if they are due."""
         begun, now, values = self._begun.popleft(), time.perf_counter(), self.values
         if num_rows > 0:
             values.step_seconds = now - begun
@@ -58,12 +58,12 @@ class StepStats:
             self.report(running, num_waiting)
 
     def count_preemption(self, state: RequestState) -> None:
-        """A request has been preempted; a pair counts with its conditional half."""
+        """Count a preempted request; a CFG pair is counted with its conditional request."""
         self.values.preemptions_total += 1
         self.values.preempted_pairs_total += state.asks_for_guidance and not state.is_unconditional
 
     def report(self, running: Sequence[Request], num_waiting: int) -> None:
-        """Write down how things stand."""
+        """Publish the current state."""
         if self._share is not None:
             self._describe({request.request_id for request in running}, num_waiting)
             self._share(self.values)
@@ -75,7 +75,7 @@ class StepStats:
         values.running_requests = len(running)
         values.waiting_requests = num_waiting
         values.running_pairs = both / 2
-        # A half runs, and its other half exists and does not.
+        # Pairs of which one request runs and the other exists but does not run.
         values.held_pairs = sum(pair.unconditional is not None for pair in pairs) - both
         values.dropped_halves_total = self._guidance.num_dropped
         values.restored_halves_total = self._guidance.num_restored
@@ -85,7 +85,7 @@ class StepStats:
 
 
 def share_of(config: VllmConfig) -> Share | None:
-    """Writes this scheduler's line of the memory that `SpeechLLM` made; None where it made none."""
+    """Return the function that writes this scheduler's line of the shared statistics, or None if there are none."""
     parallel, options = config.parallel_config, config.additional_config
     path = options.get(KEY) if isinstance(options, dict) else None
     if path is None:

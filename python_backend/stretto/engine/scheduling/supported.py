@@ -1,4 +1,4 @@
-"""What of vLLM's options and models the scheduler does not work with: refused by name as it starts."""
+"""vLLM options and models that the scheduler refuses at start-up, by name."""
 
 from vllm.config import VllmConfig
 from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -11,7 +11,7 @@ from stretto.streams.segment import Segment
 
 
 def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentRules) -> None:
-    """ValueError for an engine that pairs cannot be scheduled in."""
+    """Raise ValueError for an engine configuration in which CFG pairs cannot be scheduled."""
     check_config(config)
     if len(kv_cache.kv_cache_groups) != 1:
         raise ValueError("the speech plugin supports models whose attention layers are all of one kind")
@@ -27,7 +27,7 @@ def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentR
 
 
 def check_track(family: Family) -> None:
-    """ValueError where the rows of a text track, or of positions, are not those of the frames; or there are both."""
+    """Raise ValueError if streamed text or positions do not advance with the frames, or if a family has both."""
     if family.text_track is not None and family.positions is not None:
         raise ValueError(f"{family.name}: there is one stream whose ids are known before its rows, not two")
     if family.bursts is not None or any(task.segments != (Segment.AUDIO,) for task in family.tasks):
@@ -36,7 +36,7 @@ def check_track(family: Family) -> None:
 
 
 def check_bursts(config: VllmConfig, rules: SegmentRules, bursts: Bursts) -> None:
-    """ValueError where steps of several rows cannot be scheduled, or their KV blocks not be shared."""
+    """Raise ValueError if multi-token steps cannot be scheduled or their KV blocks cannot be shared."""
     name, budget = rules.family.name, config.scheduler_config.max_num_batched_tokens
     if rules.family.guided_streams and rules.least_rows_to_audio < rules.max_model_len:
         raise ValueError(f"{name}: a reply that steps of several rows take from text to audio cannot be guided")

@@ -1,4 +1,4 @@
-"""The tokens of unconditional requests, taken past vLLM's loop over a step's output."""
+"""Sampled tokens of unconditional requests, processed outside vLLM's loop over a step's output."""
 
 from collections.abc import Mapping
 
@@ -8,15 +8,19 @@ from vllm.v1.request import Request, RequestStatus
 from stretto.engine.scheduling.kv_blocks import KvBlocks
 from stretto.engine.scheduling.request_table import RequestTable
 
-RUNNING = RequestStatus.RUNNING  # asked for per row, and Python 3.11 is slow to find a member by its name
+RUNNING = RequestStatus.RUNNING  # cached because enum member access is slow in Python 3.11
 
 
 class UnconditionalOutput:
-    """Gives unconditional requests their rows as vLLM does, but asks for none whether it is the last.
+    """Processing of the rows sampled by unconditional requests, without vLLM's stop checks.
 
-    vLLM's loop sees whether a row is the last and makes of it what a client gets. A half ends with its partner, and
-    nothing of it leaves the engine; that loop is left with those that were preempted with this row on its way.
-    num_in_advance: sampled tokens that a step counts before they are known; their blocks are hashed once they are.
+    vLLM's loop checks stop conditions and builds client outputs. An unconditional request ends with its partner and has
+    no client output. The loop therefore skips it, unless it was preempted with the row in flight.
+
+    Args:
+        table: Request table.
+        blocks: KV block counts.
+        num_in_advance: Number of sampled tokens that a step counts before they are known (async scheduling).
     """
 
     def __init__(self, table: RequestTable, blocks: KvBlocks, num_in_advance: int):
@@ -25,7 +29,13 @@ class UnconditionalOutput:
     def take(
         self, output: ModelRunnerOutput, codes: Mapping[str, list[list[int]]], scheduled: dict[str, int]
     ) -> dict[str, int]:
-        """Of the rows that a step has `scheduled`, those of all other requests; `codes` are of those that sampled."""
+        """Record the rows of unconditional requests and return the scheduled rows of all others.
+
+        Args:
+            output: Output of the step.
+            codes: Codes of the requests that sampled, by request id.
+            scheduled: Number of scheduled rows by request id.
+        """
         if not codes:
             return scheduled
         others = dict(scheduled)

@@ -1,4 +1,4 @@
-"""Places in vLLM's queue of waiting requests, which is served in order."""
+"""Positions in vLLM's queue of waiting requests, which is served in order."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -6,18 +6,18 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import Request, RequestStatus
 
-NOBODY = nullcontext()  # one for all steps that pass nobody over, nearly all there are
+NOBODY = nullcontext()  # shared by all steps that skip no request, which are nearly all
 
 
 def put_first(queue: RequestQueue, *requests: Request) -> None:
-    """Put requests that wait at the head of the queue, in their order."""
+    """Move waiting requests to the head of the queue, keeping their order."""
     for request in reversed(requests):
         queue.remove_request(request)
         queue.prepend_request(request)
 
 
 def put_first_behind(queue: RequestQueue, half: Request, partner: Request) -> None:
-    """Put a new half ahead of all who wait for a place; behind its partner if that was preempted as it sampled."""
+    """Move a new unconditional request to the head, or after its partner if that was preempted while sampling."""
     queue.remove_request(half)
     ahead = list[Request]()
     while partner.status == RequestStatus.PREEMPTED and partner not in ahead:
@@ -27,7 +27,7 @@ def put_first_behind(queue: RequestQueue, half: Request, partner: Request) -> No
 
 
 def passing_over(queue: RequestQueue, *groups: Sequence[Request]) -> AbstractContextManager[None]:
-    """Serve the queue without `groups`; then they stand where they stood, behind what came into it at its head."""
+    """Return a context in which the queue is served without `groups`; they regain their positions afterwards."""
     requests = [request for group in groups for request in group]
     return _without(queue, requests) if requests else NOBODY
 
