@@ -1,10 +1,11 @@
-"""A caller's connection: what it may send before anybody has asked who it is."""
+"""A caller's connection: limits on what it may send, before its key is known."""
 
 import asyncio
 import logging
 from collections import Counter
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from stretto_gateway.caller import network
@@ -13,8 +14,57 @@ LOG = logging.getLogger("stretto_gateway")
 HEAD_S = 60.0  # in which the head of a request has to come
 STALL_S = 30.0  # in which a reader has to take some of what was written
 NUM_LOOKS = 10  # in that time: a loop that was held up looks at its clock first, and only then at what came meanwhile
-MAX_HEAD_BYTES = 65_536
+MAX_HEAD_BYTES, MAX_HEADERS = 65_536, 100  # of a request; its trailers are counted with its head
 MAX_PIPELINED = 8  # requests that wait while another one is answered
+# Reads below SMALL_BYTES, and requests, in a second. What comes beyond waits in the kernel, which joins small writes.
+SMALL_BYTES, MAX_SMALL = 1024, 500
+# Parts of a body: each costs time, however small it is. Beyond FREE_PARTS they have to be this large on average.
+FREE_PARTS, MIN_PART_BYTES = 4096, 16
+TOO_LONG = f"The head of a request has at most {MAX_HEAD_BYTES} bytes."
+
+
+class Rate:
+    """The number of things that came in the current second of a loop's clock."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, limit: int):
+        self._loop, self._limit = loop, limit
+        self._count, self.ends_at = 0, 0.0  # ends_at: when the second is over, by the loop's clock
+
+    @property
+    def is_over(self) -> bool:
+        """Return True if more came in this second than the limit."""
+        return self._count > self._limit and self._loop.time() < self.ends_at
+
+    def add(self, num: int = 1) -> None:
+        """Count `num` more."""
+        now = self._loop.time()
+        if now >= self.ends_at:
+            self._count, self.ends_at = 0, now + 1.0
+        self._count += num
+
+
+class PacedFlow(FlowControl):
+    """uvicorn's flow control, with a second reason to stop reading."""
+
+    _is_held = False
+
+    def hold(self, loop: asyncio.AbstractEventLoop, until: float) -> None:
+        """Read nothing before `until`, by the loop's clock."""
+        if not self._is_held:
+            self._is_held = True
+            self._transport.pause_reading()
+            loop.call_at(until, self._release)
+
+    def resume_reading(self) -> None:
+        if self._is_held:
+            self.read_paused = False
+        else:
+            super().resume_reading()
+
+    def _release(self) -> None:
+        self._is_held = False
+        if not self.read_paused:
+            self._transport.resume_reading()
 
 
 class Connection(HttpToolsProtocol):
@@ -30,6 +80,10 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._num_kept_bytes = 0  # at most so many of what came are kept, and not handed on yet
+        self._num_head_bytes = self._num_headers = 0  # of the request that comes
+        self._num_parts = self._num_body_bytes = 0  # of its body
+        self._refusal = ""  # why the parser was stopped
+        self._small = Rate(self.loop, MAX_SMALL)
         self._timer: asyncio.TimerHandle | None = None  # runs where there is no request, or nobody takes an answer
         self._waits_since = 0.0  # by the loop's clock
         self._answered: RequestResponseCycle | None = None  # the request whose turn it is, or was
@@ -47,6 +101,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
+        self.flow = PacedFlow(self.transport)
         self._wait()
         if self.limit_concurrency is not None and len(self.connections) >= self.limit_concurrency:
             self._make_room()
@@ -62,9 +117,12 @@ class Connection(HttpToolsProtocol):
         if self._is_ending:
             return
         self._num_kept_bytes += len(data)
+        self._small.add(len(data) < SMALL_BYTES)
         super().data_received(data)
         if self._num_kept_bytes > MAX_HEAD_BYTES and not self._is_ending and not self.transport.is_closing():
-            self.send_400_response(f"The head of a request has at most {MAX_HEAD_BYTES} bytes.")
+            self.send_400_response(TOO_LONG)
+        if self._small.is_over and isinstance(self.flow, PacedFlow) and not self.transport.is_closing():
+            self.flow.hold(self.loop, self._small.ends_at)
 
     def handle_websocket_upgrade(self) -> None:
         if self.flow.write_paused or not self.is_idle:  # that writing is paused the WebSocket would not be told
@@ -74,7 +132,8 @@ class Connection(HttpToolsProtocol):
         super().handle_websocket_upgrade()
 
     def send_400_response(self, msg: str) -> None:
-        """Say it where it is an answer to what came; where others are owed, the connection ends after those."""
+        """Send status 400 if it answers what came; if other answers are due, the connection ends after those."""
+        msg = self._refusal or msg
         answered, came = self._answered, self.cycle
         if self.is_idle or (came is answered and came.more_body and not came.response_started):
             super().send_400_response(msg)
@@ -89,7 +148,20 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= MAX_PIPELINED:
             raise OverflowError  # which stops the parser, and is no answer to anything
+        self._num_head_bytes = self._num_headers = self._num_parts = self._num_body_bytes = 0
+        self._small.add()
         super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._count_head(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._num_headers += 1
+        if self._num_headers > MAX_HEADERS:
+            self._refuse(f"A request has at most {MAX_HEADERS} headers.")
+        self._count_head(len(name) + len(value))
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._num_kept_bytes = 0
@@ -99,6 +171,10 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._num_kept_bytes = 0
+        self._num_parts += 1
+        self._num_body_bytes += len(body)
+        if self._num_parts > FREE_PARTS + self._num_body_bytes // MIN_PART_BYTES:
+            self._refuse(f"After {FREE_PARTS} chunks, those of a body have at least {MIN_PART_BYTES} bytes on average.")
         super().on_body(body)
 
     def on_response_complete(self) -> None:
@@ -119,6 +195,16 @@ class Connection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answered = cycle
         super()._start_asgi_task(cycle, app)
+
+    def _count_head(self, num_bytes: int) -> None:
+        self._num_head_bytes += num_bytes
+        if self._num_head_bytes > MAX_HEAD_BYTES:
+            self._refuse(TOO_LONG)
+
+    def _refuse(self, why: str) -> NoReturn:
+        """Stop the parser, which then sends status 400."""
+        self._refusal = why
+        raise OverflowError(why)
 
     def _wait(self) -> None:
         """Wait for the reader of what was written; where all of it is taken, for the next head."""

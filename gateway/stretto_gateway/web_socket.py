@@ -1,24 +1,43 @@
-"""A caller's WebSocket: what it may send in one message, and how it ends with the gateway."""
+"""A caller's WebSocket: limits on its frames and messages, and its end with the gateway."""
 
+import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.frames import Frame
+from websockets.frames import Frame, Opcode
 
-MAX_FRAMES = 1024  # of a message: they may be empty, and each takes memory
-MAX_UNREAD = 4096  # messages that came at once, in what a transport reads at a time
+from stretto_gateway.connection import Rate
+
+MAX_FRAMES = 1024  # of a message: each takes memory, even an empty one
+PART_BYTES = 1024  # parsed at once: at most 170 frames
+TURN_FRAMES = 64  # after so many frames or messages, other connections have their turn
+SMALL_BYTES = 1024  # frames below this size are counted: parsing them costs more than their bytes
+MAX_CONTROL = 200  # pings, pongs and small fragments in a second; beyond, the connection is closed
+MAX_SMALL = 500  # small messages in a second; what comes beyond waits for the next second
 CLOSE_S = 10.0  # for what is left to be sent at the end
+LINGER_S = 1.0  # between a refusal and the end: data that is not read would take the refusal from the client
 POLICY = 1008  # RFC 6455, section 7.4.1
 
 
 class Socket(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket, which the application ends when the gateway does, and not amid an answer."""
+    """uvicorn's WebSocket, closed by the application when the gateway ends, and bounded in what a client may send.
+
+    What came is parsed part by part, and only while no message waits for the application: meanwhile nothing is read.
+    """
 
     _last_pong: Sequence[bytes] = ()  # which is owed to a client that takes nothing at present
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._unparsed = bytearray()  # at most what a transport reads at a time
+        self._next: asyncio.Handle | None = None  # the call that parses the next part
+        self._control, self._small = Rate(self.loop, MAX_CONTROL), Rate(self.loop, MAX_SMALL)
+        self._num_frames = self._num_received = 0
+        self._is_refused = False  # what comes now is not looked at
+
     def shutdown(self) -> None:
-        """Nothing, where a session runs: it knows of the end, and uvicorn waits for it, up to the limit that it has."""
+        """Leave a running session alone: it ends by itself, and uvicorn waits for it, up to a limit."""
         if not self.handshake_complete:
             super().shutdown()
 
@@ -26,6 +45,44 @@ class Socket(WebSocketsSansIOProtocol):
         await super().run_asgi()
         # Closing waits for what is left to be sent: without an end, where nobody takes it.
         self.loop.call_later(CLOSE_S, self.transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return
+        self._unparsed += data
+        if self._next is None:
+            self._parse()
+
+    async def receive(self) -> Any:
+        self._num_received += 1
+        if not self._num_received % TURN_FRAMES:
+            await asyncio.sleep(0)
+        message = await self.queue.get()
+        if self.read_paused and self.queue.empty():
+            self.read_paused = False
+            self._parse_later()
+        return message
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.close":  # whose answer may be behind messages that nobody receives
+            self._parse_later()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._next is not None:
+            self._next.cancel()
+        super().connection_lost(exc)
+
+    def handle_events(self) -> None:
+        frames = [event for event in self.conn.events if isinstance(event, Frame)]
+        kinds = [_kind(frame) for frame in frames if len(frame.data) < SMALL_BYTES]
+        self._num_frames += len(frames)
+        self._control.add(kinds.count("control"))
+        self._small.add(kinds.count("message"))
+        if self._control.is_over:
+            self._refuse(f"at most {MAX_CONTROL} pings, pongs and small fragments are taken in a second")
+        else:
+            super().handle_events()
 
     def handle_ping(self) -> None:
         """Answer those that came; while the client takes nothing, the last of all alone (RFC 6455, section 5.5.3)."""
@@ -43,20 +100,52 @@ class Socket(WebSocketsSansIOProtocol):
     def handle_cont(self, event: Frame) -> None:
         super().handle_cont(event)
         if len(self.frames) > MAX_FRAMES:
-            self._leave(f"a message has at most {MAX_FRAMES} frames")
+            self._refuse(f"a message has at most {MAX_FRAMES} frames")
 
-    def send_receive_event_to_app(self) -> None:
-        super().send_receive_event_to_app()
-        if self.queue.qsize() > MAX_UNREAD:
-            self._leave(f"at most {MAX_UNREAD} messages wait")
+    def _parse_later(self) -> None:
+        if self._next is None:
+            self._next = self.loop.call_soon(self._parse)
 
-    def _leave(self, why: str) -> None:
-        self.frames = []
+    def _parse(self) -> None:
+        """Parse what came, as far as the limits allow, and read on once nothing is left."""
+        self._next = None
+        last = self._num_frames + TURN_FRAMES
+        while self._unparsed and not self.transport.is_closing() and (self.close_sent or not self.read_paused):
+            if self._small.is_over:
+                self._next = self.loop.call_at(self._small.ends_at, self._parse)
+                break
+            if self._num_frames >= last:
+                self._next = self.loop.call_soon(self._parse)
+                break
+            part = bytes(self._unparsed[:PART_BYTES])
+            del self._unparsed[:PART_BYTES]
+            super().data_received(part)
+        if not self.transport.is_closing():
+            if self._unparsed or (self.read_paused and not self.close_sent):
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+
+    def _refuse(self, why: str) -> None:
+        """Close the connection because the client broke a limit; nothing more of what it sends is looked at."""
+        self._is_refused, self.frames = True, []
+        self._unparsed.clear()
+        self.conn.events_received()
         if not self.close_sent:
             self.conn.fail(POLICY, why)
-            self.handle_parser_exception()
+            self.queue.put_nowait({"type": "websocket.disconnect", "code": POLICY, "reason": why})
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.close_sent = True
+        if self.close_timer is None:
+            self.close_timer = self.loop.call_later(LINGER_S, self.transport.close)
+
+
+def _kind(frame: Frame) -> Literal["control", "message"]:
+    """Return how a small frame is counted; a fragment is no more use than a ping."""
+    is_whole = frame.fin and frame.opcode in (Opcode.TEXT, Opcode.BINARY)
+    return "message" if is_whole or frame.opcode is Opcode.CLOSE else "control"
 
 
 def settings(max_message_bytes: int) -> dict[str, Any]:
-    """What uvicorn is told of WebSockets. Compressed messages would take processor time and memory of each sender."""
+    """Return uvicorn's options for WebSockets; compression is off because each sender would cost time and memory."""
     return {"ws": Socket, "ws_max_size": max_message_bytes, "ws_per_message_deflate": False}

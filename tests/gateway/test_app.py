@@ -273,7 +273,9 @@ async def test_the_values_of_json_are_held_as_what_they_take(start: Start) -> No
         ("GET", "/v1/audio/speech", b"", 405),
         ("POST", "/v1/audio/speech", b"{", 400),
         ("POST", "/v1/audio/speech", b"\xff", 400),
-        ("POST", "/v1/audio/speech", b"[" * 500_000, 400),
+        ("POST", "/v1/audio/speech", b"[" * 60_000, 400),
+        ("POST", "/v1/audio/speech", b"[" * 66_000, 413),
+        ("POST", "/v1/chat/completions", b"[" * 66_000, 413),
         ("POST", "/v1/audio/speech", b'{"seed": ' + b"9" * 5000 + b"}", 400),
     ],
 )

@@ -14,7 +14,7 @@ from uvicorn.server import ServerState
 from stretto_client import Timeouts
 from stretto_gateway import connection
 from stretto_gateway.config import Limits
-from stretto_gateway.connection import MAX_PIPELINED, Connection
+from stretto_gateway.connection import FREE_PARTS, MAX_HEADERS, MAX_PIPELINED, MAX_SMALL, Connection
 from tests.client.fake_server import Until
 from tests.gateway.conftest import SPOKEN, Running, Start
 
@@ -79,6 +79,89 @@ async def test_a_head_has_an_end(start: Start, before: bytes, again: bytes) -> N
     reader, writer = await connect(await start(limits=Limits(stall_s=60, drain_s=1)), before + again * 200)
     answer = await read_all(reader)
     assert answer.startswith(b"HTTP/1.1 400 ") or not answer
+    writer.close()
+
+
+async def made_by(running: Running, data: bytes = b"") -> tuple[Pair, Connection]:
+    """Connect, and return both ends; `data` comes to the gateway's end in one read."""
+    pair = await connect(running)
+    async with asyncio.timeout(60):
+        while not running.server.server_state.connections:
+            await asyncio.sleep(0.005)
+    (made,) = running.server.server_state.connections
+    assert isinstance(made, Connection)
+    made.data_received(data)
+    return pair, made
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /health/live HTTP/1.1\r\nhost: x\r\na: " + b"a" * 70_000 + b"\r\n\r\n",
+        b"GET /health/live HTTP/1.1\r\nhost: x\r\n" + (b"a: " + b"a" * 3000 + b"\r\n") * 25 + b"\r\n",
+        b"GET /health/live?" + b"a" * 70_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n",
+    ],
+    ids=["value", "headers", "path"],
+)
+async def test_a_head_that_comes_in_one_read_is_no_longer(start: Start, head: bytes) -> None:
+    (reader, writer), _ = await made_by(await start(), head)
+    answer = await read_all(reader)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.endswith(b"at most 65536 bytes.")
+    writer.close()
+
+
+async def test_a_head_has_so_many_headers(start: Start) -> None:
+    head = b"GET /health/live HTTP/1.1\r\n" + b"a:\r\n" * MAX_HEADERS
+    running = await start()
+    reader, writer = await connect(running, head + b"connection: close\r\n\r\n")
+    assert b"at most 100 headers" in await read_all(reader)
+    writer.close()
+    reader, writer = await connect(running, head[:-4] + b"connection: close\r\n\r\n")
+    assert b" 200 " in await read_all(reader)
+    writer.close()
+
+
+@pytest.mark.parametrize("part", [b"1\r\na\r\n", b"1;a=b\r\n \r\n"], ids=["chunks", "extensions"])
+async def test_a_body_of_tiny_chunks_has_an_end(start: Start, part: bytes) -> None:
+    headers = b"content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+    running = await start()
+    few = b"%x\r\n" % len(BODY) + BODY + b"\r\n" + b"1\r\n \r\n" * (FREE_PARTS // 2) + b"0\r\n\r\n"
+    reader, writer = await connect(running, HEAD + b"connection: close\r\n" + headers + few)
+    assert (await read_all(reader)).startswith(b"HTTP/1.1 200 ")
+    writer.close()
+    reader, writer = await connect(running, HEAD + headers + part * 2 * FREE_PARTS)
+    answer = await read_all(reader)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"at least 16 bytes on average" in answer
+    writer.close()
+
+
+async def test_small_writes_are_read_together(start: Start) -> None:
+    (reader, writer), made = await made_by(await start())
+    head = HEAD.replace(b"POST", b"GET") + b"a: " + b"a" * MAX_SMALL
+    for index in range(len(head)):
+        made.data_received(head[index : index + 1])
+    assert not made.transport.is_reading()
+    made.flow.pause_reading()
+    made.flow.resume_reading()  # which another reason to stop does not undo
+    assert not made.transport.is_reading()
+    writer.write(b"\r\nconnection: close\r\n\r\n")
+    assert (await read_all(reader)).startswith(b"HTTP/1.1 405 ")
+    writer.close()
+
+
+async def test_requests_of_one_connection_have_a_rate(start: Start) -> None:
+    (reader, writer), made = await made_by(await start())
+    num = 0
+    async with asyncio.timeout(60):
+        while made.transport.is_reading():
+            writer.write(LIVE)
+            assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+            num += 1
+        assert num >= MAX_SMALL // 2, "each is a read and a request"
+        writer.write(LIVE)
+        assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
     writer.close()
 
 

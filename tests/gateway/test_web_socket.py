@@ -1,16 +1,44 @@
-"""A WebSocket's messages of control."""
+"""A WebSocket's frames: those that are answered, counted, held back, or too many."""
 
 import asyncio
 import socket
+from types import SimpleNamespace
+from typing import Any
 
-from stretto_gateway.web_socket import Socket
-from tests.gateway.conftest import Start
-from tests.gateway.realtime.test_bounds import open_socket
+import pytest
+from websockets.frames import Frame, Opcode
 
+from stretto_gateway import web_socket
+from stretto_gateway.web_socket import MAX_CONTROL, MAX_SMALL, PART_BYTES, Socket
+from tests.gateway.conftest import Running, Start
+from tests.gateway.realtime.test_bounds import closed, open_socket
+
+STREAM = "/v1/audio/speech/stream"
 PING = b"\x89\xfd\0\0\0\0" + b"x" * 125  # RFC 6455, section 5.2: with a mask that changes nothing
 
 
-async def test_of_pings_whose_answers_nobody_takes_the_last_is_answered(start: Start) -> None:
+def frame(opcode: Opcode, data: bytes = b"", fin: bool = True) -> bytes:
+    """Return a frame as a client sends it."""
+    return Frame(opcode, data, fin).serialize(mask=True)
+
+
+def socket_of(running: Running) -> Socket:
+    """Return the gateway's end of the one WebSocket that is open."""
+    (made,) = (each for each in running.server.server_state.connections if isinstance(each, Socket))
+    return made
+
+
+async def until_parsed(made: Socket) -> None:
+    """Return when all that came is parsed."""
+    async with asyncio.timeout(60):
+        while made._unparsed:
+            await asyncio.sleep(0)
+
+
+async def test_of_pings_whose_answers_nobody_takes_the_last_is_answered(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_socket, "MAX_CONTROL", 1_000_000)
     running = await start()
     narrow = socket.socket()
     narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
@@ -19,11 +47,12 @@ async def test_of_pings_whose_answers_nobody_takes_the_last_is_answered(start: S
     narrow.setblocking(False)
     options = {"sock": narrow, "ping_interval": None, "compression": None}
     async with asyncio.timeout(60), open_socket(running, **options) as opened:
-        (made,) = (each for each in running.server.server_state.connections if isinstance(each, Socket))
+        made = socket_of(running)
         made.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
         opened.transport.pause_reading()
         for _ in range(50):
             made.data_received(PING * 1000)
+            await until_parsed(made)
         assert made.transport.get_write_buffer_size() < 2 * 1000 * len(PING)
         assert not made.writable.is_set()
         answered = await opened.ping(b"the last")
@@ -32,3 +61,81 @@ async def test_of_pings_whose_answers_nobody_takes_the_last_is_answered(start: S
         assert not made.writable.is_set()
         opened.transport.resume_reading()
         assert await answered >= 0
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        frame(Opcode.PING),
+        frame(Opcode.PONG),
+        frame(Opcode.PING, b"x" * 125),
+        frame(Opcode.TEXT, fin=False) + frame(Opcode.CONT),
+        frame(Opcode.TEXT, b"{", fin=False) + frame(Opcode.CONT, b"}"),
+    ],
+    ids=["pings", "pongs", "long pings", "empty fragments", "small fragments"],
+)
+async def test_pings_pongs_and_small_fragments_have_a_rate(start: Start, again: bytes) -> None:
+    async with open_socket(await start(), STREAM, ping_interval=None) as opened:
+        opened.transport.write(again * 10 * MAX_CONTROL)
+        told = f"at most {MAX_CONTROL} pings, pongs and small fragments are taken in a second"
+        assert (await closed(opened)) == (1008, told)
+
+
+async def test_what_a_client_may_well_send_is_not_closed(start: Start) -> None:
+    running = await start()
+    async with open_socket(running, STREAM) as opened:
+        opened.transport.write(frame(Opcode.PING) * (MAX_CONTROL // 2))
+        await opened.send([" " * 2000] * 500)  # in large fragments
+        await opened.send("{}")
+        for _ in range(2):
+            assert "error" in await opened.recv()
+
+
+async def test_other_connections_are_answered_while_one_floods(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_socket, "MAX_CONTROL", 1_000_000)
+    running = await start()
+    async with open_socket(running, STREAM, ping_interval=None) as opened:
+        made = socket_of(running)
+        made.data_received(frame(Opcode.PONG) * 300_000)
+        assert not made.transport.is_reading(), "nothing more is read before it is parsed"
+        async with running.http() as http:
+            assert (await http.get("/health/live")).status_code == 200
+        assert made._unparsed, "the other connection had its turn before all of it was parsed"
+        await until_parsed(made)
+        assert made.transport.is_reading()
+        await (await opened.ping())
+
+
+async def test_small_messages_wait_for_the_next_second(start: Start) -> None:
+    running = await start()
+    now = [0.0]
+    async with open_socket(running, STREAM) as opened:
+        made: Any = socket_of(running)
+        made._small._loop = SimpleNamespace(time=lambda: now[0])  # which the test alone moves on
+        made._small.ends_at = 0.0
+        num = 4 * MAX_SMALL
+        opened.transport.write(frame(Opcode.TEXT, b"{}") * num)
+        num_answers = 0
+        for second in range(3):
+            async with asyncio.timeout(60):
+                while num_answers <= second * MAX_SMALL or not made._small.is_over:
+                    await opened.recv()
+                    num_answers += 1
+            now[0] += 1
+        async with asyncio.timeout(60):
+            while num_answers < num:
+                assert "error" in await opened.recv()
+                num_answers += 1
+
+
+async def test_messages_that_nobody_has_received_stop_the_parsing(start: Start) -> None:
+    running = await start()
+    async with open_socket(running, STREAM) as opened:
+        made = socket_of(running)
+        opened.transport.pause_reading()
+        made.data_received(frame(Opcode.TEXT, b"{}") * 500)
+        assert made.queue.qsize() <= PART_BYTES // len(frame(Opcode.TEXT, b"{}")) + 1
+        assert made._unparsed
+        opened.transport.resume_reading()
+        for _ in range(500):
+            await opened.recv()

@@ -297,13 +297,6 @@ async def test_a_message_has_so_many_fragments(start: Start, monkeypatch: pytest
         assert (await closed(opened)) == (1008, "a message has at most 10 frames")
 
 
-async def test_so_many_messages_wait(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web_socket, "MAX_UNREAD", 10)
-    async with open_socket(await start()) as opened:
-        opened.transport.write(b"".join(Frame(Opcode.TEXT, b"{}").serialize(mask=True) for _ in range(100)))
-        assert (await closed(opened)) == (1008, "at most 10 messages wait")
-
-
 async def test_audio_that_nobody_commits_has_an_end(start: Start) -> None:
     running = await start(answer(), TALKS, limits=Limits(max_turn_s=0.5, drain_s=1))
     async with call(running) as caller:

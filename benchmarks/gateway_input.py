@@ -1,0 +1,212 @@
+"""What input that is cheap to send costs the gateway: processor seconds for a megabyte, by kind.
+
+    python -m benchmarks.gateway_input --seconds 5
+
+A gateway of its own is sent each kind for some seconds over one connection, or, where that is closed, over one after
+the other. Meanwhile another connection asks for `/health/live`. The gateway needs no server behind it: nothing here
+is speech. `megabytes` counts what the gateway read. `megabytes_sent` counts what its system took from the sender, which
+is more where the gateway is busy, or does not read at once, or has closed the connection.
+"""
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from benchmarks.results_file import append_result, command_line
+from benchmarks.temporary_server import free_ports
+
+MEGABYTE = 1_000_000
+START_S = 60.0
+LOOK_S = 0.05  # between two requests for /health/live
+KEY = b"AAAAAAAAAAAAAAAAAAAAAA=="
+MASK = b"\0\0\0\0"  # which changes nothing
+JSON = b"content-type: application/json\r\n"
+FORM = b"content-type: multipart/form-data; boundary=b\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Flood:
+    """Input of a kind: `head` opens a connection, and `again` follows for as long as the connection takes it.
+
+    piece: how many bytes are written at once; None: as many as the system takes.
+    """
+
+    head: bytes
+    again: bytes
+    piece: int | None = None
+
+
+def upgrade(path: bytes) -> bytes:
+    """Return the request that opens a WebSocket at `path`."""
+    headers = b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
+    return b"GET " + path + b" HTTP/1.1\r\nhost: x\r\n" + headers + b"sec-websocket-key: " + KEY + b"\r\n\r\n"
+
+
+def frame(first: int, payload: bytes = b"") -> bytes:
+    """Return a masked WebSocket frame of at most 125 bytes; `first` is its first byte (RFC 6455, section 5.2)."""
+    return bytes([first, 0x80 | len(payload)]) + MASK + payload
+
+
+def post(path: bytes, headers: bytes, num_bytes: int | None = None) -> bytes:
+    """Return the head of a POST of `num_bytes`; None: of a body in chunks."""
+    length = b"transfer-encoding: chunked" if num_bytes is None else b"content-length: %d" % num_bytes
+    return b"POST " + path + b" HTTP/1.1\r\nhost: x\r\n" + headers + length + b"\r\n\r\n"
+
+
+def floods() -> dict[str, Flood]:
+    """Return the kinds of input by name."""
+    stream = upgrade(b"/v1/audio/speech/stream")
+    speech, files = b"/v1/audio/speech", b"/v1/audio/transcriptions"
+    part = b'--b\r\ncontent-disposition: form-data; name="a"\r\n\r\n\r\n'
+    return {
+        "ws_empty_pings": Flood(stream, frame(0x89)),
+        "ws_empty_pongs": Flood(stream, frame(0x8A)),
+        "ws_empty_fragments": Flood(stream, frame(0x01) + frame(0x80)),
+        "ws_tiny_messages": Flood(stream, frame(0x81, b"{}")),
+        "ws_empty_messages": Flood(stream, frame(0x81)),
+        "ws_refused_messages": Flood(stream, frame(0x81, b'{"type":"input.text","text":"a"}')),
+        "http_tiny_headers": Flood(b"GET /health/live HTTP/1.1\r\nhost: x\r\n", b"a:\r\n"),
+        "http_tiny_chunks": Flood(post(files, FORM), b"1\r\na\r\n"),
+        "http_chunk_extensions": Flood(post(speech, JSON), b"1;a=b\r\n \r\n"),
+        "http_pipelined": Flood(b"", b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n"),
+        "http_one_byte_writes": Flood(post(files, FORM, 30 * MEGABYTE), b"a", piece=1),
+        "form_empty_parts": Flood(post(files, FORM, 30 * MEGABYTE), part),
+        "form_line_ends": Flood(post(files, FORM, 30 * MEGABYTE) + part[:-2], b"\r\n"),
+        "form_half_boundaries": Flood(post(files, FORM, 30 * MEGABYTE) + part[:-2], b"\r\n--"),
+        "form_part_headers": Flood(post(files, FORM, 30 * MEGABYTE) + b"--b\r\n", b"a:b\r\n"),
+        "json_lists": Flood(post(speech, JSON, MEGABYTE) + b'{"x":[', b"[],"),
+        "plain_upload": Flood(post(files, FORM, 30 * MEGABYTE) + part[:-2], b"a" * 1000),
+    }
+
+
+@contextmanager
+def gateway(folder: Path | None) -> Iterator[tuple[int, int]]:
+    """Yield the port and the process id of a gateway, of the source in `folder` unless that is None."""
+    (port,) = free_ports(1)
+    paths = [] if folder is None else [str(folder / "gateway"), str(folder / "client")]
+    code = f"import sys; sys.path[:0] = {paths}; from stretto_gateway.command import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "--server", "127.0.0.1:1", "--port", str(port)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        if "listening" not in line:
+            raise RuntimeError(f"the gateway did not start: {line}")
+        Thread(target=process.stderr.read, daemon=True).start()
+        yield port, process.pid
+    finally:
+        process.kill()
+        process.wait(timeout=START_S)
+
+
+def processor_s(pid: int) -> float:
+    """Return the processor seconds that all threads of a process have taken."""
+    return sum(int(each.read_text().split()[0]) for each in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
+
+
+def bytes_read(pid: int) -> int:
+    """Return how many bytes a process has read, from files and sockets alike."""
+    return int(Path(f"/proc/{pid}/io").read_text().split()[1])
+
+
+def send(port: int, flood: Flood, until_s: float) -> tuple[int, bool]:
+    """Send over one connection until `until_s`, of the monotonic clock; return the bytes, and if it was closed."""
+    num_bytes, piece = 0, flood.again * max(1, 65_536 // len(flood.again))
+    data = memoryview(piece)[: flood.piece]
+    with socket.create_connection(("127.0.0.1", port)) as made:
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        made.sendall(flood.head)
+        made.settimeout(LOOK_S)
+        if flood.head.startswith(b"GET /v1/audio"):
+            made.settimeout(START_S)
+            made.recv(65_536)  # the answer to the upgrade
+        made.setblocking(False)
+        left = data
+        while time.monotonic() < until_s:
+            try:
+                while made.recv(65_536):
+                    pass
+                return num_bytes, True  # its end
+            except BlockingIOError:
+                pass
+            except OSError:
+                return num_bytes, True
+            try:
+                sent = made.send(left)
+                num_bytes, left = num_bytes + sent, left[sent:] or data
+            except BlockingIOError:
+                time.sleep(0.001)
+            except OSError:
+                return num_bytes, True
+    return num_bytes, False
+
+
+def flood_for(port: int, flood: Flood, seconds: float) -> tuple[int, int]:
+    """Send for `seconds` over one connection after the other; return the bytes and the number of connections."""
+    until_s, num_bytes, num_connections = time.monotonic() + seconds, 0, 0
+    while time.monotonic() < until_s:
+        num_connections += 1
+        with contextlib.suppress(OSError):
+            num_bytes += send(port, flood, until_s)[0]
+    return num_bytes, num_connections
+
+
+def ask_live(port: int, until: "asyncio.Future[Any]") -> list[float]:
+    """Return how long each request for /health/live took, in seconds, until `until` is done."""
+    took_s = []
+    while not until.done():
+        begun_s = time.monotonic()
+        with socket.create_connection(("127.0.0.1", port)) as made:
+            made.sendall(b"GET /health/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            while made.recv(65_536):
+                pass
+        took_s.append(time.monotonic() - begun_s)
+        time.sleep(LOOK_S)
+    return took_s
+
+
+async def measure(port: int, pid: int, flood: Flood, seconds: float) -> dict[str, Any]:
+    """Return the record of one kind."""
+    before_s, begun_s, before = processor_s(pid), time.monotonic(), bytes_read(pid)
+    flooding = asyncio.ensure_future(asyncio.to_thread(flood_for, port, flood, seconds))
+    live_s = await asyncio.to_thread(ask_live, port, flooding)
+    num_bytes, num_connections = await flooding
+    took_s, wall_s = processor_s(pid) - before_s, time.monotonic() - begun_s
+    num_read = bytes_read(pid) - before
+    return {
+        "megabytes": round(num_read / MEGABYTE, 3),
+        "megabytes_sent": round(num_bytes / MEGABYTE, 3),
+        "connections": num_connections,
+        "processor_s": round(took_s, 3),
+        "processor_s_per_mb": round(took_s / num_read * MEGABYTE, 3),
+        "processor_share": round(took_s / wall_s, 3),
+        "processor_ms_per_connection": round(1000 * took_s / num_connections, 2),
+        "live_ms_max": round(1000 * max(live_s), 1),
+    }
+
+
+def main() -> None:
+    """Measure, print and keep a line for each kind."""
+    parser = command_line(__doc__, "gateway_input")
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each kind; default: %(default)s")
+    parser.add_argument("--kinds", nargs="*", choices=list(floods()), default=list(floods()))
+    parser.add_argument("--source", type=Path, help="a checkout of another revision, which is measured instead")
+    arguments = parser.parse_args()
+    for kind in arguments.kinds:
+        with gateway(arguments.source) as (port, pid):
+            figures = asyncio.run(measure(port, pid, floods()[kind], arguments.seconds))
+        source = "" if arguments.source is None else arguments.source.name
+        append_result(arguments.out, "gateway_input", {"kind": kind, "source": source} | figures)
+
+
+if __name__ == "__main__":
+    main()
