@@ -1,6 +1,6 @@
-"""The process environment that vLLM needs, on a host without a GPU above all. Imports neither torch nor vllm.
+"""Process environment required by vLLM, especially on a host without a GPU. Imports neither torch nor vllm.
 
-vLLM reads these variables while it is being imported, and its child processes inherit them.
+vLLM reads these variables while it is imported, and its child processes inherit them.
 """
 
 import locale
@@ -10,34 +10,34 @@ from importlib.metadata import PackageNotFoundError, version
 
 # Without these the engine does not start, or starts with the old model runner.
 REQUIRED = {
-    # vLLM chooses the old runner where it is in doubt; the plugin is written for this one.
+    # vLLM chooses the old runner in doubt; the plugin supports only this one.
     "VLLM_USE_V2_MODEL_RUNNER": "1",
 }
-# On the CPU in addition.
+# Additional variables on the CPU.
 REQUIRED_ON_CPU = {
-    # Triton compiles for GPUs only: kernels are imported for its interpreter; `engine/kernels/cpu` stands in for them.
+    # Triton compiles for GPUs only, so kernels are imported for its interpreter and replaced by `engine/kernels/cpu`.
     "TRITON_INTERPRET": "1",
 }
 BATCH_INVARIANT = "VLLM_BATCH_INVARIANT"
-# What a user may set otherwise.
+# Defaults that a user may override.
 DEFAULTS = {
-    # Checkpoints are folders on this machine, and nothing is reported to anyone.
+    # Checkpoints are local folders, and no usage data is reported.
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
 }
 DEFAULTS_ON_CPU = {
-    # A small model is faster on one thread, and the preprocessor and the decoder need the other cores.
+    # A small model is faster on one thread; preprocessor and decoder need the other cores.
     "OMP_NUM_THREADS": "1",
-    # By default vLLM pins its worker to one core, whatever else runs on that core.
+    # By default vLLM pins its worker to one core, even if that core is busy.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    # Keeps the worker inside the engine's process: vLLM moves it to another for the sake of the pinning above.
+    # Keeps the worker in the engine's process; vLLM uses another process only for the pinning above.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
 
 
 def is_cpu_build() -> bool:
-    """Whether the vLLM that is installed runs on the CPU; vLLM itself goes by the name of its build."""
+    """Return True if the installed vLLM is a CPU build, judged by its package name or version as vLLM does."""
     try:
         return "cpu" in version("vllm")
     except PackageNotFoundError:
@@ -46,9 +46,11 @@ def is_cpu_build() -> bool:
 
 
 def require_batch_invariance() -> None:
-    """Have vLLM compute logits that do not depend on the batch; call it before vllm is imported.
+    """Make vLLM compute logits that do not depend on the batch; call this before vllm is imported.
 
-    Raises ValueError on a build for the CPU, which has no such products, and RuntimeError if vllm has been imported.
+    Raises:
+        ValueError: On a CPU build, which has no batch-invariant products.
+        RuntimeError: If vllm has been imported already.
     """
     if is_cpu_build():
         raise ValueError("batch_invariant is for GPUs: vLLM's build for the CPU does not offer it")
@@ -58,10 +60,11 @@ def require_batch_invariance() -> None:
 
 
 def prepare_environment() -> None:
-    """Set what vLLM needs; call it before vllm is imported.
+    """Set the variables that vLLM needs; call this before vllm is imported.
 
-    Raises RuntimeError if vllm has been imported already without the variables that it reads then, and where a GPU
-    build would run its kernels in Triton's interpreter.
+    Raises:
+        RuntimeError: If vllm was imported before without them, or if a GPU build would run kernels in Triton's
+            interpreter.
     """
     is_cpu = is_cpu_build()
     required = REQUIRED | (REQUIRED_ON_CPU if is_cpu else {})
@@ -75,5 +78,5 @@ def prepare_environment() -> None:
         os.environ.setdefault(name, value)
     # Inductor reads its templates in the locale's encoding, and Triton's Python stub starts in the C locale.
     os.environ["LC_ALL"] = locale.setlocale(locale.LC_ALL, "C.UTF-8")
-    if is_cpu and "torch" in sys.modules:  # which read OMP_NUM_THREADS when it was imported
+    if is_cpu and "torch" in sys.modules:  # torch reads OMP_NUM_THREADS only at import
         sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

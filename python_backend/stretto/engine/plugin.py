@@ -1,4 +1,4 @@
-"""The entry point `vllm.general_plugins`: vLLM calls `register` in every process it starts."""
+"""Entry point `vllm.general_plugins`: vLLM calls `register` in every process that it starts."""
 
 import gc
 
@@ -15,11 +15,11 @@ ARCHITECTURES = {
 
 
 def register() -> None:
-    """Name the model classes to vLLM and, without a GPU, put twins in the place of its Triton kernels."""
+    """Register the model classes with vLLM and, without a GPU, replace its Triton kernels by CPU twins."""
     from vllm import ModelRegistry
     from vllm.platforms import current_platform
 
-    # vLLM collects garbage eight times while an engine starts, each time through every module imported so far.
+    # vLLM collects garbage eight times during start-up, each time over every imported module.
     gc.freeze()
     known = ModelRegistry.get_supported_archs()
     for name, path in ARCHITECTURES.items():

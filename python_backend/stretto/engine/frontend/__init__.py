@@ -1,1 +1,1 @@
-"""The process that callers are in: one door, `SpeechLLM`."""
+"""Front end of the engine, in the caller's process: `SpeechLLM`."""

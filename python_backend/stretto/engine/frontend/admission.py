@@ -1,4 +1,4 @@
-"""What a request must fulfil before it is queued; each refusal names the field, the limit and what came."""
+"""Request validation before queueing; each error names the field, the limit and the value."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What one engine can hold at once: a request goes to one of them, however many there are."""
+    """KV blocks and run slots of one engine; a request runs on a single engine even if there are several."""
 
     num_blocks: int
     block_size: int
@@ -28,7 +28,7 @@ class Capacity:
 
     @classmethod
     def of(cls, config: "VllmConfig") -> "Capacity":
-        """That of each engine, once they have started: vLLM then adds up the blocks of all."""
+        """Return the capacity of each engine, after start-up (vLLM then reports the sum of all blocks)."""
         num_blocks = config.cache_config.num_gpu_blocks
         assert num_blocks is not None, "the engine has not said how many KV blocks it has"
         each = num_blocks // config.parallel_config.data_parallel_size
@@ -36,7 +36,16 @@ class Capacity:
 
 
 def admit(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
-    """`prompt`, ready to be queued, guidance off where its task has no audio; InvalidRequest if it can never run."""
+    """Return `prompt` ready for queueing, with guidance off if its task has no audio.
+
+    Args:
+        prompt: Prompt from the preprocessor.
+        rules: Rules of the family.
+        capacity: Capacity of one engine.
+
+    Raises:
+        InvalidRequest: If the request can never run.
+    """
     tasks = {task.name: task for task in rules.family.tasks}
     if prompt.task not in tasks:
         raise InvalidRequest("task", f"one of {sorted(tasks)}", repr(prompt.task))
@@ -103,8 +112,11 @@ def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
 
 
 def _check_window(prompt: Prompt, rules: SegmentRules) -> None:
-    """Repeats are counted in rows of the reply alone. The authors' loop counts codes that were heard, too: a window
-    reaches them over each stream's ends and begins, as many rows as there are streams, and one."""
+    """Limit the RAS window if the prompt holds codes.
+
+    Repeats are counted in rows of the reply only. The authors' code also counts codes of the prompt. A window reaches
+    those only across each stream's BOS and EOS rows, i.e. if it is longer than the number of streams plus one.
+    """
     codes, longest = rules.family.layout.audio[0], rules.family.layout.max_delay + 2
     has_heard = ((prompt.rows[:, 0] >= codes.start) & (prompt.rows[:, 0] < codes.stop)).any()
     if prompt.sampling.ras_window > longest and has_heard:
@@ -113,7 +125,7 @@ def _check_window(prompt: Prompt, rules: SegmentRules) -> None:
 
 
 def known_ids(ids: Sequence[int], rules: SegmentRules) -> Sequence[int]:
-    """`ids` of a text that goes on; InvalidRequest where one of them is none of the vocabulary's."""
+    """Return `ids` of a streamed text; raise InvalidRequest if one is outside the vocabulary."""
     size = rules.family.layout.vocab_size
     if not all(isinstance(each, int) and 0 <= each < size for each in ids):
         raise InvalidRequest("text", f"ids in [0, {size})", shown(list(ids)))
@@ -121,9 +133,10 @@ def known_ids(ids: Sequence[int], rules: SegmentRules) -> Sequence[int]:
 
 
 def max_words(prompt: Prompt, rules: SegmentRules) -> int:
-    """How many ids of a live text may stand beside the frames of the reply, its end not among them.
+    """Return how many ids of a streamed text may accompany the frames of the reply, its end id not counted.
 
-    Each is read with a frame and so is the end, behind which alone the reply may end: so no limit ends it before.
+    Each id is read with one frame and so is the end id, after which alone the reply may end. Therefore no length limit
+    may come first.
     """
     num_frames = min(prompt.sampling.audio.max_rows, rules.audio_limit - len(prompt.rows))
     return max(num_frames - 1, 0)
@@ -151,7 +164,7 @@ def _check_length(prompt: Prompt, task: Task, rules: SegmentRules) -> None:
 
 
 def max_rows(num_prompt_rows: int, task: Task, sampling: SamplingConfig, rules: SegmentRules) -> int:
-    """The most rows that a request may come to hold, prompt included."""
+    """Return the largest number of rows that a request may hold, prompt included."""
     rows = num_prompt_rows
     if task.segments[0] is not Segment.AUDIO:
         rows += sampling.text.max_rows + 1
@@ -177,11 +190,11 @@ def _check_pair(prompt: Prompt, task: Task, rules: SegmentRules, capacity: Capac
 
 
 def _check_blocks(prompt: Prompt, task: Task, rules: SegmentRules, capacity: Capacity) -> None:
-    """vLLM would queue for ever what needs more KV blocks than there are, and with it all that comes after."""
+    """Refuse a request that needs more KV blocks than exist: vLLM would queue it, and all later ones, forever."""
     is_guided = prompt.sampling.guidance_scale != 1.0
     rows = max_rows(len(prompt.rows), task, prompt.sampling, rules)
     needed = max_blocks(rows, capacity.block_size, is_guided)
-    usable = capacity.num_blocks - 1  # vLLM keeps one for itself
+    usable = capacity.num_blocks - 1  # vLLM reserves one block
     if needed > usable:
         halves, each = ("two halves fit", " each") if is_guided else ("rows fit", "")
         raise InvalidRequest(

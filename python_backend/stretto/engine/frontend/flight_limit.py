@@ -1,20 +1,26 @@
-"""How many sequences may be in flight for first frames to come in time, found by the time that replies take to theirs.
+"""Adaptive limit on sequences in flight that keeps first frames within a target time.
 
-Additive increase and multiplicative decrease, as TCP keeps a queue short whose length it is not told (Chiu and Jain,
-"Analysis of the increase and decrease algorithms for congestion avoidance in computer networks", 1989).
+Additive increase and multiplicative decrease, as in TCP congestion control (Chiu and Jain, "Analysis of the increase
+and decrease algorithms for congestion avoidance in computer networks", 1989).
 """
 
 from dataclasses import dataclass
 
-GREATEST_CUT = 0.5  # what one late reply leaves at least, however late it is
-UNUSED_CUT = 0.97  # what is left of a bound of which less than half was in use: few late replies are chance
-UNBOUNDED = 1024.0  # sequences; where no bound is given to begin with
-LEAST = 4.0  # sequences: two guided replies, so that nobody whose first frames take long has all others refused
+GREATEST_CUT = 0.5  # smallest factor of one decrease, however late the reply is
+UNUSED_CUT = 0.97  # factor if less than half of the limit was in use
+UNBOUNDED = 1024.0  # sequences; initial limit if none is configured
+LEAST = 4.0  # sequences: two guided replies, so that one slow reply cannot cause all others to be rejected
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """How a reply was let in. in_flight: sequences, with its own; round: of the bound, which ends at each cut."""
+    """Admission record of a reply.
+
+    Attributes:
+        num_sequences: Sequences of the reply.
+        in_flight: Sequences in flight at admission, its own included.
+        round: Round of the limit; a round ends at each multiplicative decrease.
+    """
 
     num_sequences: int
     in_flight: int
@@ -22,11 +28,11 @@ class Entry:
 
 
 class FlightLimit:
-    """A bound of sequences in flight, `value`, under which most first frames come within `target_s`: `LEAST` to `most`.
+    """Limit `value` on sequences in flight, between `LEAST` and `most`, for first frames within `target_s`.
 
-    A reply that is late while half of the bound is in use cuts it, in proportion to how late it is, and ends the round:
-    who was let in before says nothing any more. One that is late while less is in use cuts it a little. One that is in
-    time while half is in use raises it: as many as fill it, by one reply.
+    A late reply with at least half of the limit in use decreases it in proportion to the delay and ends the round, so
+    that replies admitted before are ignored. A late reply with less in use decreases it slightly. A timely reply with
+    at least half in use increases it: by one reply for as many replies as fill it.
     """
 
     def __init__(self, target_s: float, most: float):
@@ -34,11 +40,11 @@ class FlightLimit:
         self.target_s, self.value, self._round = target_s, self._most, 0
 
     def enter(self, num_sequences: int, in_flight: int) -> Entry:
-        """Of a reply that is let in."""
+        """Return the admission record of a reply."""
         return Entry(num_sequences, in_flight, self._round)
 
     def see(self, entry: Entry, first_frame_s: float) -> None:
-        """A reply had its first frame so many seconds after it was let in."""
+        """Update the limit with the time from admission to the first frame of a reply, in seconds."""
         if entry.round != self._round:
             return
         is_used = 2 * entry.in_flight >= self.value

@@ -1,4 +1,4 @@
-"""Rows of ids become frames of codes: what of a reply the decoder is sent, and a client is told."""
+"""Conversion of rows of ids to frames of codes, for the decoder and the client."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from stretto.streams.delay import Undelayer
 
 
 class FrameCodes:
-    """The codes of some of a reply's streams, frame by frame. num_taken: frames that have been asked for."""
+    """Codes of some streams of a reply, frame by frame; `num_taken` counts the frames requested so far."""
 
     def __init__(self, family: Family, streams: Sequence[int]):
         layout = family.layout
@@ -19,23 +19,23 @@ class FrameCodes:
         self._num_ids = np.asarray([len(layout.audio[s]) for s in streams])
         self._no_codes = [layout.extra[s] if layout.extra else () for s in streams]
         self._undelayer = Undelayer(tuple(layout.delays[s] for s in streams))
-        self._left_out: list[int] = []  # frames
+        self._left_out: list[int] = []  # indices of frames left out
         self.num_taken = 0
 
     def push(self, rows: np.ndarray) -> None:
-        """Take rows [n, S]."""
+        """Add rows, [n, S]."""
         self._undelayer.push(rows[:, self._streams])
 
     @property
     def num_ready(self) -> int:
-        """Frames that are complete."""
+        """Number of complete frames."""
         return self._undelayer.num_ready
 
     def take(self, num_frames: int) -> np.ndarray | None:
-        """The next frames as codes [K, num_frames] of the K streams.
+        """Return the codes of the next `num_frames` frames, int32 [K, n].
 
-        What a stream may carry beside its codes, such as a pad, becomes the nearest code there is; or its frames are
-        left out, so that there are fewer, or None.
+        An id that is no code, such as a pad, is replaced by the nearest code. For families that leave such frames out,
+        n may be smaller, and the result is None if no frame remains.
         """
         first = self.num_taken
         self.num_taken += num_frames
@@ -55,5 +55,5 @@ class FrameCodes:
         return codes[:, is_heard] if is_heard.any() else None
 
     def heard_at(self, frame: int) -> int:
-        """Which of the frames that are not left out comes at `frame` or next behind it."""
+        """Return the index, among the frames that were kept, of `frame` or the next kept frame."""
         return frame - bisect_left(self._left_out, frame)

@@ -1,4 +1,4 @@
-"""How vLLM is started: environment, then configuration. vllm is imported only once the environment is right."""
+"""Engine start: process environment first, then vLLM's configuration. vllm is imported only after that."""
 
 import os
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,11 @@ WORKER = "stretto.engine.worker.speech_worker.SpeechWorker"
 PROCESS_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
 ASYNC_SCHEDULER = "stretto.engine.scheduling.scheduler.SpeechAsyncScheduler"
 CAPTURE_SIZES = "max_cudagraph_capture_size", "cudagraph_capture_sizes"
-MAX_CAPTURED_ROWS = 512  # vLLM's own limit, whatever it is told of requests
+MAX_CAPTURED_ROWS = 512  # vLLM's own limit
 
 
 def vllm_config(config: EngineConfig) -> "VllmConfig":
-    """vLLM's configuration for `config`, with what the plugin decides; ValueError where it cannot work."""
+    """Return vLLM's configuration for `config` with the plugin's own settings; raise ValueError if unsupported."""
     prepare_environment()
     if config.batch_invariant:
         require_batch_invariance()
@@ -55,17 +55,19 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
     method = os.environ.get(PROCESS_METHOD)
     built = args.create_engine_config()
     if method is not None:
-        os.environ[PROCESS_METHOD] = method  # the CPU platform sets its own, whatever the user has chosen
+        os.environ[PROCESS_METHOD] = method  # restore the user's choice, which the CPU platform overwrites
     check_config(built)
     adapters.restrict_to_backbone(built, folders)
-    # vLLM switches it off on CPU, where it gains little; tests ask for it all the same.
+    # vLLM disables it on the CPU, where it gains little, but tests need it.
     built.scheduler_config.async_scheduling = wants_async
     return built
 
 
 def captured_rows(config: EngineConfig) -> dict[str, Any]:
-    """The most rows in a CUDA graph, as vLLM's argument, where nobody has said: vLLM has room for two of each request,
-    and where a family has modules these read a window of rows of each."""
+    """Return the limit on rows in a CUDA graph as a vLLM argument, unless the operator has set one.
+
+    vLLM reserves two rows per request. MCTP modules read a window of rows per request, so they need more.
+    """
     arguments, bursts = config.engine_args, family_at(config.checkpoint).bursts
     compilation = arguments.get("compilation_config")
     given = {**arguments, **(compilation if isinstance(compilation, dict) else {})}

@@ -1,4 +1,4 @@
-"""`SpeechLLM`: the one door to the language model."""
+"""`SpeechLLM`: the API of the language model."""
 
 import secrets
 import time
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 class SpeechLLM:
-    """Generates speech and text with one vLLM engine."""
+    """Generator of speech and text on one vLLM engine."""
 
     def __init__(self, engine: AsyncLLM, config: "VllmConfig", shared: SharedStats):
         self._engine, self._shared = engine, shared
@@ -61,14 +61,15 @@ class SpeechLLM:
 
     @classmethod
     async def start(cls, config: EngineConfig) -> "SpeechLLM":
-        """As `launch`, from a thread whose event loop runs."""
+        """Start the engine as `launch` does, from a thread whose event loop runs."""
         return cls.launch(config)
 
     @classmethod
     def launch(cls, config: EngineConfig) -> "SpeechLLM":
         """Start the engine in a process of its own; it belongs to the event loop in which it is first used.
 
-        That process may be forked from this one: better while this has no other thread, so before that loop is begun.
+        The process may be forked from this one, so call this before other threads exist, and before the event loop
+        runs.
         """
         built = vllm_config(config)
         shared = SharedStats.create(built.parallel_config.data_parallel_size)
@@ -80,11 +81,11 @@ class SpeechLLM:
             shared.close()
 
     def stats(self) -> dict[str, float]:
-        """The counters now, the scheduler's among them, by name."""
+        """Return the current counters of front end and scheduler by name."""
         return asdict(self._stats) | asdict(self._shared.read())
 
     def has_work(self) -> bool:
-        """Whether the engine has a request that it has not finished, and that does not wait for words."""
+        """Return True if the engine has an unfinished request that is not blocked on streamed text."""
         return self._engine.get_num_unfinished_requests() > self._shared.read().replies_without_words
 
     def shutdown(self) -> None:
@@ -92,19 +93,25 @@ class SpeechLLM:
         self._engine.shutdown()
 
     def text_stream(self) -> SubwordStream:
-        """The ids of a text that comes in pieces, from its beginning; InvalidRequest where there is no tokenizer."""
+        """Return an incremental tokenizer for streamed text; raise InvalidRequest if the model has none."""
         if self._text.stream is None:
             raise InvalidRequest("options.text_mode", "a model with a tokenizer for a text in pieces", self.family.name)
         return self._text.stream()
 
     def max_words(self, prompt: Prompt) -> int:
-        """How many ids of an open text may follow the last row of its prompt, the end not among them."""
+        """Return how many ids of a streamed text may follow the last prompt row, its end id not counted."""
         return max_words(prompt, self._rules)
 
     async def write(self, request_id: str, ids: Sequence[int], is_last: bool = False) -> None:
-        """Go on with the text of a reply that was asked for with an open one; is_last: the text is complete.
+        """Append ids to the streamed text of a reply in progress.
 
-        Raises InvalidRequest where there is no such reply, its text is complete, or too long, or where an id is none.
+        Args:
+            request_id: Id of a reply that was requested with `is_open`.
+            ids: Token ids.
+            is_last: True if the text is complete.
+
+        Raises:
+            InvalidRequest: If there is no such reply, its text is complete or too long, or an id is invalid.
         """
         if request_id not in self._texts:
             raise InvalidRequest("request_id", "a reply whose text is open", request_id)
@@ -114,13 +121,18 @@ class SpeechLLM:
     async def generate(
         self, prompt: Prompt, request_id: str | None = None, pacer: Pacer | None = None
     ) -> AsyncGenerator[LMChunk, None]:
-        """The chunks of one reply, the last with its report; closing the iterator aborts the reply in the engine.
+        """Yield the chunks of one reply, the last with its report; closing the iterator aborts the reply.
 
-        pacer: says when frames leave; without one they leave for a decoder that takes no time.
+        Args:
+            prompt: Prompt from the preprocessor.
+            request_id: Unique id; generated if None.
+            pacer: Decides when frames are sent; by default as for a decoder that takes no time.
 
-        Before anything is queued raises InvalidRequest for what could never run, NoPlace where as many wait as may.
+        Raises:
+            InvalidRequest: If the request can never run. Nothing has been queued then.
+            NoPlace: If the queue is full. Nothing has been queued then.
         """
-        if not isinstance(request_id, str | None):  # vLLM's engine process would take no request after it
+        if not isinstance(request_id, str | None):  # otherwise vLLM's engine process would accept no further request
             raise InvalidRequest("request_id", "a string", repr(request_id))
         request_id = request_id or uuid.uuid4().hex
         if request_id in self._active:
@@ -197,12 +209,12 @@ class SpeechLLM:
 
 
 def _is_timed(prompt: Prompt, family: Family) -> bool:
-    """Whether a late first frame is the server's doing: the reply waits for no words and for no larger first chunk."""
+    """Return True if a late first frame is the server's fault, not due to streamed text or a larger first chunk."""
     return not prompt.is_open and prompt.delivery.chunking.first_frames <= family.first_chunk_frames
 
 
 class _Clock:
-    """Seconds since a reply was asked for."""
+    """Seconds since a reply was requested."""
 
     def __init__(self, place: Place) -> None:
         self._place, self._start = place, time.perf_counter()
@@ -213,14 +225,14 @@ class _Clock:
         return time.perf_counter() - self._start
 
     def see(self, chunk: LMChunk) -> None:
-        """Note when the first frames pass, and tell whoever lets others in."""
+        """Record the time of the first frames and report it to the admission limit."""
         if chunk.codes is not None and self.first_frame_s is None:
             self.first_frame_s = self.elapsed_s
             self._place.see_first_frame(self.first_frame_s)
 
 
 def _split(output: RequestOutput) -> tuple[list[int], Trailer | None]:
-    """The row ids that `output` brings, and the trailer if it is the last."""
+    """Return the row ids in `output`, and the trailer if it is the last."""
     (completion,) = output.outputs
     ids = list(completion.token_ids)
     if not output.finished:

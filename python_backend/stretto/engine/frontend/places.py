@@ -1,7 +1,7 @@
-"""How many replies the engine is given at once: those that it runs, and a bounded number that wait for their first row.
+"""Limit on replies given to the engine at once: those that run, and a bounded number that wait for their first row.
 
-A reply beyond that is refused before anything of it is queued: who is let in begins to hear soon, and who is not knows
-it at once and may ask elsewhere. Where first frames have a target, fewer are let in as long as these come late.
+Further replies are rejected before anything is queued. Admitted requests therefore start quickly, and rejected ones can
+be retried on another server at once. With a target for first frames, fewer are admitted while first frames are late.
 """
 
 import math
@@ -20,14 +20,18 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.engine.async_llm import AsyncLLM
 
-KEY, TARGET_KEY = "max_waiting", "first_frame_target_s"  # in vLLM's `additional_config`
+KEY, TARGET_KEY = "max_waiting", "first_frame_target_s"  # keys in vLLM's `additional_config`
 
 
 @dataclass(slots=True, eq=False)
 class Place:
-    """One reply's. has_begun: the engine knows of it, and whether it is still there can be asked.
+    """Permit of one reply.
 
-    see_first_frame: is told how many seconds after it was let in the reply had its first frame.
+    Attributes:
+        request_id: Id of the reply.
+        num_sequences: Number of its sequences: 2 if guided.
+        see_first_frame: Callback that takes the time from admission to the first frame, in seconds.
+        has_begun: True once the engine knows the reply.
     """
 
     request_id: str
@@ -37,10 +41,17 @@ class Place:
 
 
 class Places:
-    """Of sequences, of which a guided reply has two. max_waiting: None for no bound. target_s: see `FlightLimit`.
+    """Permits for sequences; a guided reply needs two.
 
-    A reply has its place until the engine has made its last row, however slowly it is heard. One whose text is open and
-    that waits for words has given it to others (`num_parked` says how many these are).
+    A reply keeps its permit until the engine has generated its last row, however slowly the client reads. A reply
+    blocked on streamed text does not count.
+
+    Args:
+        max_running: Sequences that run at once.
+        max_waiting: Sequences that may wait, or None for no limit.
+        is_in_engine: Function of a request id that returns True while the engine has the request.
+        num_parked: Function that returns the number of replies blocked on streamed text.
+        target_s: Target time to the first frame in seconds, see `FlightLimit`.
     """
 
     def __init__(
@@ -59,7 +70,7 @@ class Places:
 
     @classmethod
     def of(cls, config: "VllmConfig", engine: "AsyncLLM", shared: SharedStats) -> "Places":
-        """Those of all engines behind one front end."""
+        """Return the permits of all engines behind one front end."""
         assert isinstance(config.additional_config, dict)
         max_running = config.scheduler_config.max_num_seqs * config.parallel_config.data_parallel_size
 
@@ -73,7 +84,7 @@ class Places:
         return cls(max_running, waiting, is_in_engine, num_parked, target_s)
 
     def num_taken(self) -> int:
-        """Sequences of replies that the engine has not finished, or does not know of yet."""
+        """Return the number of sequences of replies that the engine has not finished or has not received yet."""
         taken = sum(
             place.num_sequences for place in self._places if not place.has_begun or self._is_in_engine(place.request_id)
         )
@@ -81,7 +92,7 @@ class Places:
 
     @contextmanager
     def take(self, request_id: str, num_sequences: int, is_timed: bool = True) -> Iterator[Place]:
-        """A place for as long as the block runs; NoPlace where there is none. is_timed: its first frame can be late."""
+        """Hold a permit while the block runs; raise NoPlace if none is free (`is_timed`: it has a target)."""
         taken = self.num_taken() if self._places else 0
         if taken:
             self._check_room(taken, num_sequences)
@@ -96,7 +107,7 @@ class Places:
             self._places.discard(place)
             waited_s = time.perf_counter() - begun
             if self._limit and not place.has_begun and waited_s > self._limit.target_s:
-                place.see_first_frame(waited_s)  # who gives up before the engine has begun would have been late
+                place.see_first_frame(waited_s)  # a client that gives up before the first step counts as late
 
     def _check_room(self, taken: int, num_sequences: int) -> None:
         wanted = taken + num_sequences

@@ -1,4 +1,4 @@
-"""What the front end counts while replies are on their way; the scheduler's own are in `shared_stats.py`."""
+"""Front-end counters of replies in progress; the scheduler's own are `SharedStats`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +10,15 @@ from stretto.records.sampling import SamplingConfig
 
 @dataclass
 class Stats:
-    """Counters since the start, for metrics.
+    """Counters since start-up, for metrics.
 
-    active, pairs: replies, and guided ones among them, being generated now. unguided_total: frames of guided requests
-    that were sampled without guidance though their policy is `always`; any number but zero is a bug.
-    frames_unguided_by_policy_total: those of requests with another policy.
+    Attributes:
+        active: Replies in progress.
+        pairs: Guided replies among them.
+        finished_total: Replies finished.
+        frames_total: Frames generated.
+        unguided_total: Frames of requests with policy `always` sampled without guidance. Any value but 0 is a bug.
+        frames_unguided_by_policy_total: Unguided frames of guided requests with another policy.
     """
 
     active: int = 0
@@ -26,7 +30,7 @@ class Stats:
 
 
 class FrameStats:
-    """Adds the frames of one reply to the counters, a chunk at a time."""
+    """Frame counts of one reply, added to the counters chunk by chunk."""
 
     def __init__(self, stats: Stats, sampling: SamplingConfig):
         self._stats = stats
@@ -34,7 +38,7 @@ class FrameStats:
         self._num_frames = self._num_unguided = 0
 
     def see(self, num_frames: int, changes: Sequence[GuidanceChange]) -> None:
-        """Count what is new: the reply stands at `num_frames`, and `changes` says where guidance went and came back."""
+        """Count the frames up to `num_frames`, given the frames in `changes` at which guidance stopped or resumed."""
         self._stats.frames_total += num_frames - self._num_frames
         self._num_frames = num_frames
         if not self._is_guided:

@@ -1,4 +1,4 @@
-"""The text of a reply that is written while it is spoken, on its way to the scheduler."""
+"""Streamed text of a reply on its way to the scheduler."""
 
 import asyncio
 import time
@@ -12,15 +12,21 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from stretto.engine.request.track import TextUpdate
 from stretto.errors import InvalidRequest
 
-PATIENCE_S = 30.0  # between two writes; a reply that is held keeps KV that others could use
-LONGEST_S = 600.0  # from the first to the last: nobody keeps a place for ever by writing nothing, often
+PATIENCE_S = 30.0  # between two writes; a blocked reply occupies KV blocks
+LONGEST_S = 600.0  # from the first to the last write; bounds clients that keep writing nothing
 
 
 class TextFeed:
-    """One text; its ids travel under the id of their reply, in order, once the engine has that.
+    """Streamed text of one reply; its ids are sent to the engine in order under the reply's request id.
 
-    num_ids, room: how many ids there are, and may still come before the end's, for which there is always room. A text
-    on which nothing is written for `patience_s`, or that has no end after `longest_s`, ends its reply.
+    The reply is aborted if nothing is written for `patience_s`, or if the text has no end after `longest_s`.
+
+    Args:
+        engine: vLLM engine.
+        request_id: Id of the reply.
+        num_ids: Number of ids already sent with the prompt.
+        room: Number of ids that may follow, not counting the end id, which always fits.
+        patience_s: Longest time between two writes, in seconds.
     """
 
     longest_s = LONGEST_S
@@ -37,7 +43,7 @@ class TextFeed:
         self._wait()
 
     async def write(self, ids: Sequence[int], is_last: bool) -> None:
-        """Go on with `ids`, the end's behind the last; InvalidRequest where the text is complete, or grows too long."""
+        """Append `ids` (the last one being the end id if `is_last`); raise InvalidRequest if too long or complete."""
         if self._is_complete:
             raise InvalidRequest("text", "no more of it, as it is complete", f"{len(ids)} tokens")
         if len(ids) - is_last > self._room:
@@ -51,24 +57,24 @@ class TextFeed:
             await self._send()
 
     async def begin(self) -> None:
-        """The engine has the reply: what was written before that follows."""
+        """Send the ids written so far, now that the engine has the reply."""
         if not self._has_begun:
             self._has_begun = True
             await self._send()
 
     def is_awaited(self, num_rows: int) -> bool:
-        """Whether a reply of so many rows stands still until more is written."""
+        """Return True if a reply of `num_rows` rows is blocked until more text is written."""
         return not self._is_complete and num_rows > self._num_ids
 
     def check(self) -> None:
-        """InvalidRequest where the reply has been ended because nothing came, or no end."""
+        """Raise InvalidRequest if the reply was aborted because no text, or no end, arrived in time."""
         if self._is_silent and self._left_s <= 0:
             raise InvalidRequest("text", f"its end within {self.longest_s:g} s of its beginning", "none")
         if self._is_silent:
             raise InvalidRequest("text", f"more of it, or its end, within {self._patience_s:g} s", "nothing")
 
     def end(self) -> None:
-        """The reply is over."""
+        """Stop the timer, because the reply has ended."""
         self._is_complete = True
         if self._timer is not None:
             self._timer.cancel()
@@ -102,20 +108,20 @@ class TextFeed:
 
 
 class _NoText:
-    """In the place of the text of a reply that had all of it at once."""
+    """Null object for a reply whose text was complete from the start."""
 
     async def begin(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def is_awaited(self, num_rows: int) -> bool:
-        """Never."""
+        """Return False."""
         return False
 
     def check(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def end(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 NO_TEXT = _NoText()

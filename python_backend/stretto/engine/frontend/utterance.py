@@ -1,4 +1,4 @@
-"""One reply on its way out: rows in, chunks of text and codes out."""
+"""One reply in the front end: rows in, chunks of text and codes out."""
 
 import sys
 from collections.abc import Iterator
@@ -17,21 +17,22 @@ from stretto.streams.chunking import Pacer
 from stretto.streams.layout import StreamLayout
 from stretto.streams.segment import Segment
 
-# Asked for per row, and slow to find by name.
+# Cached because they are used per row, and enum member access is slow.
 TEXT, TRANSITION, INTERLEAVED = Segment.TEXT, Segment.TRANSITION, Segment.INTERLEAVED
 
 
 def reference_chunk(rows: np.ndarray, layout: StreamLayout) -> LMChunk:
-    """The first chunk of a reply whose sound goes on from the frames of the prompt's last rows [n, S], so that the
-    decoder has them behind it when the reply begins."""
+    """Return the first chunk of a cloned voice: the codes of the prompt's last rows [n, S], as decoder context."""
     streams = list(layout.codebook_streams)
     codes = rows[:, streams].T - np.asarray([[layout.audio[stream].start] for stream in streams])
     return LMChunk(Chunk(0, Segment.AUDIO, num_reference_frames=len(rows)), codes.astype(np.int32))
 
 
 def first_chunk(prompt: Prompt, family: Family) -> LMChunk | None:
-    """What the decoder is told before a reply: its reference, or, where it fills in other codebooks, the prompt's rows;
-    None where it needs nothing."""
+    """Return the chunk that the decoder needs before a reply, or None.
+
+    It holds the reference frames or, if the decoder fills in codebooks, the rows of the whole prompt.
+    """
     if family.num_filled_codebooks:
         return LMChunk(Chunk(0, Segment.AUDIO, is_prompt=True), np.ascontiguousarray(prompt.rows.T, np.int32))
     if prompt.num_reference_rows:
@@ -40,10 +41,18 @@ def first_chunk(prompt: Prompt, family: Family) -> LMChunk | None:
 
 
 class Utterance:
-    """Follows a reply by its rows; text leaves with the rows that complete a word, frames when the pacer says.
+    """Conversion of a reply's rows to chunks; text is sent at word ends, frames when the pacer allows.
 
-    with_codes: whether chunks tell the codes of all output streams, beside those that go to the decoder.
-    num_chunks: how many there are so far, one before the reply among them. voice: which of the codec's they name.
+    Args:
+        tracker: Segment tracker of the reply.
+        words: Words of the prompt, for word timestamps.
+        codec: Text codec of the family.
+        pacer: Decides when frames are sent.
+        with_codes: Include the codes of all output streams in the chunks.
+
+    Attributes:
+        num_chunks: Number of chunks so far, including one sent before the reply.
+        voice: Index of the codec's voice, named in each chunk.
     """
 
     def __init__(
@@ -67,18 +76,18 @@ class Utterance:
         self._marks: list[WordMark] = []
         self._entry_words: list[int | None] | None = None
         self.guidance_changes: list[GuidanceChange] = []
-        self._num_told = 0  # of the changes
+        self._num_told = 0  # number of changes already reported
         self.num_chunks = self.voice = 0
 
     @property
     def num_sent_frames(self) -> int:
-        """Frames that have left, or have been left out."""
+        """Number of frames sent or left out."""
         return self._frames.num_taken
 
     def push(self, rows: np.ndarray) -> Iterator[LMChunk]:
-        """Take the next rows, as `wire.py` has them; yields the chunks that they complete.
+        """Process rows in the format of `read_rows` and yield the chunks that they complete.
 
-        Where chunks are to be the same in every run they may not depend on which rows come together.
+        If chunks must be the same in every run, rows are processed one by one.
         """
         for part in np.split(rows, len(rows)) if self._pacer.policy.deterministic else [rows]:
             yield from self._push(part)
@@ -119,8 +128,10 @@ class Utterance:
         yield from self._heard(INTERLEAVED)
 
     def _heard(self, segment: Segment) -> Iterator[LMChunk]:
-        """Chunks of the frames whose time has come. There is none of frames that are all left out: a later one, or the
-        last, tells of a change at them."""
+        """Yield chunks of the frames that are due.
+
+        No chunk is sent if all of its frames are left out; a later chunk reports guidance changes at them.
+        """
         while size := self._pacer.take(self._num_ready):
             if (codes := self._frames.take(size)) is not None:
                 yield self._chunk(segment, codes=codes)
@@ -129,12 +140,12 @@ class Utterance:
         return self._reader.end() if token_id == self._family.end_of_reply else self._reader.push(token_id)
 
     def _mark(self, frame: int) -> None:
-        """Note what begins to be spoken at `frame`: the first entry of a word, or a pause."""
+        """Record the word, or pause, that begins at `frame`."""
         if self._entry_words is None:
             self._entry_words = self._codec.words(self._text)
             spoken = {word for word in self._entry_words if word is not None}
             if len(spoken) != len(self._words):
-                self._entry_words = []  # the model wrote other words than it was given
+                self._entry_words = []  # the model generated other words than the prompt's
         entry = self.tracker.pointer - 1
         if entry >= len(self._entry_words):
             return
@@ -146,13 +157,13 @@ class Utterance:
 
     @property
     def _num_ready(self) -> int:
-        """Frames that are complete, less those behind the last frame of the reply."""
+        """Number of complete frames of the reply not sent yet."""
         if self.tracker.audio_end < 0:
             return self._frames.num_ready
         return min(self._frames.num_ready, self.tracker.num_frames - self.num_sent_frames)
 
     def _sent(self, chunk: Chunk, codes: np.ndarray | None) -> LMChunk:
-        """The chunk with its codes: those of the codebooks go to the decoder, all are told where they are asked for."""
+        """Return the chunk with the codebook codes for the decoder and, on request, all codes for the client."""
         if codes is None or not self._with_codes:
             return LMChunk(chunk, codes)
         return LMChunk(replace(chunk, output_codes=tuple(map(tuple, codes.tolist()))), codes[self._codebooks])
@@ -166,13 +177,13 @@ class Utterance:
         return self._sent(chunk, codes)
 
     def _changes_before(self, frame: int) -> tuple[GuidanceChange, ...]:
-        """The changes before `frame` that no chunk has told of yet, at frames of what is heard."""
+        """Return the unreported guidance changes before `frame`, as indices of kept frames."""
         changes = [change for change in self.guidance_changes[self._num_told :] if change.frame < frame]
         self._num_told += len(changes)
         return tuple(replace(change, frame=self._frames.heard_at(change.frame)) for change in changes)
 
     def finish(self, report: Report) -> LMChunk:
-        """The last chunk: whatever is left, and the report."""
+        """Return the last chunk, with the rest of the reply and the report."""
         segment = Segment.TAIL if self.tracker.audio_start >= 0 else self.tracker.segment
         text = "" if segment is Segment.TAIL else self._reader.end()
         codes = self._frames.take(self._num_ready) if self._num_ready > 0 else None

@@ -1,1 +1,1 @@
-"""What front end, scheduler and worker all know of a request."""
+"""Records and rules of a request shared by front end, scheduler and worker."""

@@ -1,7 +1,7 @@
-"""LoRA adapters (Hu et al., arXiv 2106.09685) that requests name: read before a process is started, held to the end.
+"""LoRA adapters (Hu et al., arXiv 2106.09685) by name, validated before the engine starts and fixed until it ends.
 
-They change the layers of the backbone alone. What reads rows of its own (depth transformers, modules, encoders) and
-what all streams share (embeddings, heads) is the checkpoint's for every request.
+Adapters change the layers of the backbone only. Depth transformers, MCTP modules, encoders, embeddings and heads are
+the checkpoint's own for every request.
 """
 
 import json
@@ -17,26 +17,26 @@ from vllm.lora.request import LoRARequest
 
 from stretto.errors import CheckpointError, InvalidRequest, shown
 
-KEY = "adapters"  # in vLLM's `additional_config`
-RANKS = 1, 8, 16, 32, 64, 128, 256, 320, 512  # that vLLM has room for (`MaxLoRARanks`)
+KEY = "adapters"  # key in vLLM's `additional_config`
+RANKS = 1, 8, 16, 32, 64, 128, 256, 320, 512  # ranks that vLLM supports (`MaxLoRARanks`)
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# The linear layers of a decoder layer as vLLM has fused them, in all backbones that a family may have.
+# Linear layers of a decoder layer as fused by vLLM, equal in all backbones.
 FUSED = "self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"
 TENSOR = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(\w+\.\w+)\.lora_([AB])\.weight")
 
 
 class Adapters(dict[str, LoRARequest]):
-    """The adapters of a server by their names."""
+    """Adapters of a server by name."""
 
     @classmethod
     def of(cls, config: VllmConfig) -> "Adapters":
-        """Those that an engine was started with; they have the numbers 1 … in vLLM, in order."""
+        """Return the adapters that an engine was started with; vLLM numbers them from 1, in order."""
         assert isinstance(config.additional_config, dict)
         paths = config.additional_config.get(KEY, {})
         return cls({name: LoRARequest(name, number, path) for number, (name, path) in enumerate(paths.items(), 1)})
 
     def named(self, name: str | None) -> LoRARequest | None:
-        """The one that a request names, if it does; InvalidRequest where there is none of that name."""
+        """Return the adapter that a request names, or None for no name; raise InvalidRequest for an unknown one."""
         if name is None or name in self:
             return None if name is None else self[name]
         expected = f"one of {', '.join(self)}" if self else "none: this server has no adapters"
@@ -44,10 +44,13 @@ class Adapters(dict[str, LoRARequest]):
 
 
 def lora_arguments(adapters: Mapping[str, Path]) -> dict[str, Any]:
-    """vLLM's engine arguments for `adapters`; CheckpointError for one that is none.
+    """Return vLLM's engine arguments for `adapters`.
 
-    One place more than there are adapters, always empty: vLLM's twin for the CPU computes a row without an adapter with
-    what is in the last place (its `bgmv_shrink` and `bgmv_expand` take places by index, and such a row's is -1).
+    One more slot than there are adapters is reserved and stays empty. vLLM's CPU kernels (`bgmv_shrink`, `bgmv_expand`)
+    index slots directly, and a row without an adapter has index -1, which is the last slot.
+
+    Raises:
+        CheckpointError: If an adapter cannot be read or has too large a rank.
     """
     if not adapters:
         return {}
@@ -61,7 +64,7 @@ def lora_arguments(adapters: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def restrict_to_backbone(config: VllmConfig, adapters: Mapping[str, Path]) -> None:
-    """Let `adapters` change the linear layers of the backbone and no others; CheckpointError where one wants more."""
+    """Limit `adapters` to the backbone's linear layers; raise CheckpointError if one has other tensors."""
     if config.lora_config is None:
         return
     num_layers = config.model_config.hf_config.num_hidden_layers
@@ -73,7 +76,7 @@ def restrict_to_backbone(config: VllmConfig, adapters: Mapping[str, Path]) -> No
 
 
 def _read_config(name: str, folder: Path) -> PEFTHelper:
-    """What an adapter's file says of its layers' ranks and scales; CheckpointError where vLLM cannot compute it."""
+    """Return an adapter's ranks and scales; raise CheckpointError for features that vLLM cannot compute."""
     try:
         config = PEFTHelper.from_dict(json.loads((folder / CONFIG).read_text()))
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -87,8 +90,11 @@ def _read_config(name: str, folder: Path) -> PEFTHelper:
 
 
 def _check_tensors(name: str, folder: Path, config: VllmConfig) -> None:
-    """Every tensor belongs to a layer of the backbone and fits it: vLLM would take one that is too small for a part,
-    and scale one of another rank than the file says as if it had that."""
+    """Check that every tensor belongs to a backbone layer and has its shape.
+
+    vLLM would accept a tensor that is too small as a part of the layer, and apply the configured scale to a tensor of
+    another rank than the configuration names.
+    """
     path, num_layers, sizes = folder / WEIGHTS, config.model_config.hf_config.num_hidden_layers, _sizes(config)
     ranks = dict[str, dict[str, int]]()
     try:
@@ -121,7 +127,7 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _sizes(config: VllmConfig) -> dict[str, tuple[int, int]]:
-    """How wide what a layer reads is, and what it writes."""
+    """Return the input and output width of each linear layer."""
     model = config.model_config
     hidden, inner, head = model.get_hidden_size(), model.hf_config.intermediate_size, model.get_head_size()
     queried, held = model.hf_config.num_attention_heads * head, model.get_total_num_kv_heads() * head

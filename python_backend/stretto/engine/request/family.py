@@ -1,4 +1,4 @@
-"""Which family a checkpoint belongs to, as vLLM sees its config.json."""
+"""Family of a checkpoint, given vLLM's copy of its config.json."""
 
 from transformers import PretrainedConfig
 
@@ -7,5 +7,5 @@ from stretto.families.registry import read_family
 
 
 def family_of(config: PretrainedConfig) -> Family:
-    """The family that the checkpoint's config.json names; CheckpointError when it names none."""
+    """Return the family that the checkpoint's config.json names; raise CheckpointError if it names none."""
     return read_family(config.to_dict())

@@ -1,4 +1,4 @@
-"""What the scheduler tells the worker of a request that gets a slot, and of texts that go on in one."""
+"""Scheduler-to-worker records of newly scheduled requests and of streamed text updates."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -13,10 +13,12 @@ from stretto.engine.request.track import Track
 
 @dataclass
 class SpeechRequestData(NewRequestData):
-    """vLLM's record, with ours.
+    """vLLM's record of a newly scheduled request, extended.
 
-    codes: int32 [n, S - 1], the streams 1 ... of all its rows so far, prompt and reply. track: what its text track
-    goes on with.
+    Attributes:
+        params: Request parameters.
+        codes: Ids of streams 1 and up in all rows so far, prompt and reply, int32 [n, S - 1].
+        track: Streamed text input, if any.
     """
 
     params: SpeechParams | None = None
@@ -27,15 +29,18 @@ class SpeechRequestData(NewRequestData):
     def of(
         cls, data: NewRequestData, params: SpeechParams, codes: np.ndarray, track: Track | None = None
     ) -> "SpeechRequestData":
-        """`data` with the request's parameters and history."""
+        """Return `data` extended by the request's parameters, history and streamed text."""
         stock = {column.name: getattr(data, column.name) for column in fields(NewRequestData)}
         return cls(**stock, params=params, codes=codes, track=track)
 
 
 class TextNews(NamedTuple):
-    """What has come of a request's text: the ids of the rows from `first_row` on.
+    """Text that has arrived for a request.
 
-    min_rows: once the text has ended, how many frames the reply has at the least; None before.
+    Attributes:
+        first_row: Row of the first id.
+        ids: Ids of that row and the following ones.
+        min_rows: Least number of frames of the reply, once the text is complete; None before.
     """
 
     first_row: int
@@ -45,12 +50,12 @@ class TextNews(NamedTuple):
 
 @dataclass
 class SpeechCachedRequests(CachedRequestData):
-    """vLLM's record of the requests that have slots, with the news of their texts by request."""
+    """vLLM's record of the running requests, extended by the text that has arrived for each."""
 
     news: Mapping[str, TextNews] = field(default_factory=dict)
 
     @classmethod
     def of(cls, data: CachedRequestData, news: Mapping[str, TextNews]) -> "SpeechCachedRequests":
-        """`data` with the `news`."""
+        """Return `data` extended by `news`."""
         stock = {column.name: getattr(data, column.name) for column in fields(CachedRequestData) if column.init}
         return cls(**stock, news=news)

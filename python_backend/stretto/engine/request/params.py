@@ -1,4 +1,4 @@
-"""What a request asks for, as it travels inside vLLM's sampling parameters."""
+"""Request parameters as they travel inside vLLM's sampling parameters."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +16,17 @@ KEY = "speech"
 
 @dataclass(frozen=True, slots=True)
 class SpeechParams:
-    """One half of a reply: its task, how it is drawn, and the prompt's streams beside stream 0.
+    """Parameters of one request of a reply, conditional or unconditional.
 
-    codes: int32 [P, S - 1], the token ids of the streams 1 ... of every prompt row. audios: heard in its place.
-    num_delayed_rows: how many rows of `codes` follow those, for the streams that have begun when the reply begins.
-    track: of a family with a text track, its ids for the first rows of the reply. is_open: whether others follow.
+    Attributes:
+        task: Name of the family's task.
+        sampling: Sampling options.
+        codes: Ids of streams 1 and up of every prompt row, int32 [P, S - 1].
+        is_unconditional: True for the unconditional request of a CFG pair.
+        audios: Audio inputs and the prompt rows that they replace.
+        num_delayed_rows: Number of rows after the prompt in `codes`, for streams already begun when the reply begins.
+        track: Ids of the streamed text input for the first rows of the reply.
+        is_open: True if more text follows.
     """
 
     task: str
@@ -37,7 +43,7 @@ class SpeechParams:
         return self.sampling.guidance_scale != 1.0
 
     def to_extra_args(self) -> dict[str, Any]:
-        """These parameters as plain data for `SamplingParams.extra_args`."""
+        """Return these parameters as plain data for `SamplingParams.extra_args`."""
         record = {
             "task": self.task,
             "sampling": self.sampling.to_json(),
@@ -56,7 +62,7 @@ class SpeechParams:
 
     @classmethod
     def from_extra_args(cls, extra_args: dict[str, Any], num_streams: int) -> "SpeechParams":
-        """The inverse of `to_extra_args`, for rows of `num_streams` input streams."""
+        """Return the parameters in `extra_args`, for rows of `num_streams` input streams."""
         record = extra_args[KEY]
         sampling = SamplingConfig.from_json("sampling", record["sampling"])
         codes = np.frombuffer(record["codes"], np.int32).reshape(record["num_rows"], num_streams - 1)
@@ -70,7 +76,7 @@ class SpeechParams:
 
 
 def sampling_params(prompt: Prompt, rules: SegmentRules) -> SamplingParams:
-    """vLLM's parameters for `prompt`: they say when to stop, and carry ours."""
+    """Return vLLM's sampling parameters for `prompt`: its stop condition, and our parameters as extra arguments."""
     codes, num_delayed_rows = prompt.rows[:, 1:], 0
     if prompt.delayed_tail is not None:
         codes, num_delayed_rows = np.concatenate([codes, prompt.delayed_tail]), len(prompt.delayed_tail)

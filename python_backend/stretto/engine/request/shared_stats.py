@@ -1,7 +1,7 @@
-"""What the scheduler, in the engine's process, tells the process that owns the metrics: one line of numbers each step.
+"""Scheduler metrics in memory shared with the process that serves metrics: one line of numbers per scheduler.
 
-SpeechLLM  ── makes the memory, one line per scheduler; its path travels in vLLM's `additional_config` ──►  scheduler
-SpeechLLM  ◄──────────────── reads the lines whenever somebody asks ────────────────  writes its line in place
+SpeechLLM  ── creates the memory; its path travels in vLLM's `additional_config` ──►  scheduler
+SpeechLLM  ◄──────────────── reads all lines on request ────────────────  writes its line in place
 """
 
 import mmap
@@ -16,11 +16,15 @@ KEY = "speech_stats"
 
 @dataclass
 class EngineStats:
-    """What a scheduler has done (`…_total`) and holds now.
+    """Counters (`…_total`) and gauges of a scheduler.
 
-    engine_busy_seconds_total: time in which a step was on its way. step_seconds: how long the last step took, to its
-    output. held_pairs: guided replies whose halves wait for each other. kv_usage: share of the KV blocks in use.
-    replies_without_words: whose next row waits for text that has not come; seconds_without_words_total: of all of them.
+    Attributes:
+        engine_busy_seconds_total: Time with a step in flight, in seconds.
+        step_seconds: Duration of the last step, up to its output.
+        held_pairs: Guided replies whose two requests wait for each other.
+        kv_usage: Fraction of the KV blocks in use.
+        replies_without_words: Replies blocked on text that has not arrived.
+        seconds_without_words_total: Total time that replies were blocked, in seconds.
     """
 
     engine_steps_total: float = 0.0
@@ -45,7 +49,7 @@ SHARES = frozenset({"kv_usage", "step_seconds"})  # averaged over schedulers; al
 
 
 class SharedStats:
-    """A line of numbers for each scheduler, in memory that two processes see; each number is stored at once."""
+    """One line of numbers per scheduler in memory shared by two processes; each number is stored atomically."""
 
     def __init__(self, path: Path, num_lines: int, descriptor: int | None = None):
         self.path, self._descriptor = path, descriptor
@@ -55,27 +59,27 @@ class SharedStats:
 
     @classmethod
     def create(cls, num_lines: int) -> "SharedStats":
-        """Lines of zeros; `close` them once all schedulers have opened them.
+        """Create lines of zeros; call `close` once all schedulers have opened them.
 
-        The memory has no name of its own, so that no file stays where this process is killed: it goes with whoever
-        has it open. Others of this user find it through this process.
+        The memory has no file name, so nothing is left over if this process is killed. Other processes of the same user
+        open it through this process's entry in /proc.
         """
         descriptor = os.memfd_create("stretto_stats", os.MFD_CLOEXEC)
         os.ftruncate(descriptor, num_lines * len(NAMES) * 8)
         return cls(Path(f"/proc/{os.getpid()}/fd/{descriptor}"), num_lines, descriptor)
 
     def close(self) -> None:
-        """Let nobody else open them; who has keeps the memory."""
+        """Close the descriptor, so that no further process can open the memory; existing mappings stay valid."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
     def write(self, line: int, stats: EngineStats) -> None:
-        """Replace one scheduler's line."""
+        """Replace the line of one scheduler."""
         self._lines[line] = [getattr(stats, name) for name in NAMES]
 
     def read(self) -> EngineStats:
-        """All schedulers together."""
+        """Return the statistics of all schedulers combined."""
         totals = self._lines.sum(0)
         values = {
             name: float(total) / (len(self._lines) if name in SHARES else 1)

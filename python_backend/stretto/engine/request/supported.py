@@ -1,4 +1,4 @@
-"""What of vLLM's options the plugin was not written for: said before a process is started, and again in the engine."""
+"""vLLM options that the plugin does not support, checked before the engine starts and again inside it."""
 
 from vllm.config import VllmConfig
 
@@ -6,14 +6,14 @@ from stretto.engine.request.adapters import Adapters
 
 
 def check_config(config: VllmConfig) -> None:
-    """ValueError that names the options with which the plugin cannot work."""
+    """Raise ValueError that names the unsupported options in `config`."""
     if not config.use_v2_model_runner:
         raise ValueError("the speech plugin needs vLLM's Model Runner V2: set VLLM_USE_V2_MODEL_RUNNER=1")
     parallel, scheduling = config.parallel_config, config.scheduler_config
     if scheduling.policy != "fcfs":
         raise ValueError(f"scheduling_policy: expected fcfs, got {scheduling.policy}")
     refused = {
-        "nnodes": parallel.nnodes > 1,  # whose other nodes would have to be started by vLLM's own command
+        "nnodes": parallel.nnodes > 1,  # other nodes would have to be started by vLLM's own command
         "pipeline_parallel_size": parallel.pipeline_parallel_size > 1,
         "prefill_context_parallel_size": parallel.prefill_context_parallel_size > 1,
         "decode_context_parallel_size": parallel.decode_context_parallel_size > 1,
@@ -21,7 +21,7 @@ def check_config(config: VllmConfig) -> None:
         "enable_dbo": parallel.enable_dbo,
         "long_prefill_token_threshold": scheduling.long_prefill_token_threshold > 0,
         "speculative_config": config.speculative_config is not None,
-        "lora_config": config.lora_config is not None and not Adapters.of(config),  # `adapters` brings one
+        "lora_config": config.lora_config is not None and not Adapters.of(config),  # set by our option `adapters`
     }
     if any(refused.values()):
         names = [name for name in refused if refused[name]]

@@ -1,4 +1,4 @@
-"""The ids of a text track, row by row: what an input-only stream holds beside the frames of a reply."""
+"""Streamed text input: ids that an input-only stream carries beside the frames of a reply, row by row."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,27 +10,32 @@ ENDLESS = 1 << 30
 
 
 class TextUpdate(NamedTuple):
-    """The next ids of an open text, as they travel under a request's own id; is_last: no others follow."""
+    """Next ids of a streamed text, sent under the id of its request; `is_last` if the text is complete."""
 
     ids: list[int]
     is_last: bool
 
     def to_extra_args(self) -> dict[str, Any]:
-        """This update as plain data for `SamplingParams.extra_args`."""
+        """Return this update as plain data for `SamplingParams.extra_args`."""
         return {KEY: tuple(self)}
 
     @classmethod
     def from_extra_args(cls, extra_args: dict[str, Any] | None) -> "TextUpdate | None":
-        """The inverse of `to_extra_args`; None for what is no update."""
+        """Return the update in `extra_args`, or None if it holds none."""
         return None if extra_args is None or KEY not in extra_args else cls(*extra_args[KEY])
 
 
 @dataclass(slots=True)
 class Track:
-    """`ids` in the rows from `first_row` on, the first row of the reply, and `pad_id` in all behind them.
+    """Ids of an input-only stream: `ids` from row `first_row` on, then `pad_id`.
 
-    lane: the stream's place among the streams 1 ... is_live: whether the text has come, or comes, while it is spoken;
-    is_open: whether further ids may come, and what stands behind those that are there is not known.
+    Attributes:
+        lane: Index of the stream among streams 1 and up.
+        first_row: First row of the reply.
+        ids: Ids that have arrived.
+        pad_id: Id of all rows after them.
+        is_live: True if the text arrives while it is spoken.
+        is_open: True if more ids may arrive, so that later rows are unknown.
     """
 
     lane: int
@@ -42,23 +47,23 @@ class Track:
 
     @property
     def end(self) -> int:
-        """The row behind the last that has an id of its own."""
+        """Row after the last row with an id of its own."""
         return self.first_row + len(self.ids)
 
     @property
     def num_known(self) -> int:
-        """How many rows of the request are known on this stream."""
+        """Number of rows of the request that are known on this stream."""
         return self.end if self.is_open else ENDLESS
 
     @property
     def min_frames(self) -> int:
-        """How many frames the reply has at the least: the end of a live text must have been read."""
+        """Least number of frames of the reply: the end of a streamed text must have been read."""
         if not self.is_live:
             return 0
         return ENDLESS if self.is_open else len(self.ids)
 
     def fill(self, codes: np.ndarray, first: int) -> None:
-        """Write the track's ids into `codes` [n, S - 1], the rows from `first` on; those of the prompt stay."""
+        """Write the ids into `codes` [n, S - 1], rows `first` and up, leaving prompt rows unchanged."""
         begun = max(self.first_row - first, 0)
         at = first + begun - self.first_row
         ids = self.ids[at : at + max(0, len(codes) - begun)]

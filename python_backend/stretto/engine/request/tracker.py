@@ -1,4 +1,4 @@
-"""Where a reply stands, followed on the host from the tokens of stream 0 alone."""
+"""Position of a reply in its segments, followed on the host from the tokens of stream 0."""
 
 from dataclasses import dataclass, field
 
@@ -7,19 +7,24 @@ from stretto.families.base import Task
 from stretto.streams.segment import Segment
 
 UNKNOWN = -1
-# Asked for per row, and Python 3.11 is slow to find a member by its name.
+# Cached because they are used per row, and enum member access is slow in Python 3.11.
 TEXT, TRANSITION, AUDIO, TAIL, INTERLEAVED = Segment
 
 
 @dataclass(slots=True)
 class SegmentTracker:
-    """The state of one reply after the tokens pushed so far; the plain twin of `worker.segment_state.SegmentState`.
+    """Segment state of one reply after the tokens pushed so far; host twin of `worker.segment_state.SegmentState`.
 
-    segment: the one that the next row belongs to.
-    audio_start, audio_end: positions of the first audio row and of `end_of_audio`, or UNKNOWN.
-    script: the spoken tokens of the text segment. pointer: the script entry being spoken, from 1; 0 before the first.
-    first_end: position of the first row in which stream 0 has drawn its own end, of a family with a staircase.
-    num_text_tokens: of an interleaved reply its codes, too, which num_interleaved counts.
+    Attributes:
+        position: Index of the next row.
+        num_text_tokens: Number of text tokens; for an interleaved reply, codes included.
+        audio_start: Position of the first audio row, or UNKNOWN.
+        audio_end: Position of `end_of_audio`, or UNKNOWN.
+        script: Spoken tokens of the text segment, which the alignment pointer moves along.
+        pointer: Number of the entry being spoken, from 1; 0 before the first.
+        num_interleaved: Number of codes of an interleaved reply.
+        first_end: Position of the first row in which stream 0 drew its own end, for families with per-stream ends.
+        segment: Segment of the next row.
     """
 
     rules: SegmentRules
@@ -44,14 +49,14 @@ class SegmentTracker:
 
     @property
     def num_frames(self) -> int:
-        """Frames begun so far, less those that stay incomplete if the audio ends here."""
+        """Number of frames begun, without those that stay incomplete if the audio ends here."""
         if self.audio_start == UNKNOWN:
             return self.num_interleaved
         stop = self.position if self.audio_end == UNKNOWN else self.audio_end
         return max(0, stop - self.audio_start - self.rules.num_closing_rows)
 
     def push(self, token_id: int) -> Segment:
-        """Take the token of the next row; returns the segment of that row."""
+        """Process the token of the next row and return the segment of that row."""
         segment = self.segment
         if segment is AUDIO:
             self._push_audio(token_id)

@@ -1,8 +1,7 @@
-"""A reply on its way from the scheduler to the front end, as token ids: vLLM merges those without losing any.
+"""Format in which a reply travels from the scheduler to the front end: token ids, which vLLM merges without loss.
 
-A row is a mark and the ids of all output streams, stream 0 first. The mark says whether the row is the first that is
-drawn without guidance, or the first that is drawn with it again; an always guided reply has none. Behind the last row
-follows the trailer.
+A row is a guidance mark and the ids of all output streams, stream 0 first. The mark tells whether guidance stops or
+resumes at that row. An always guided reply has no marks. The trailer follows the last row.
 """
 
 from collections.abc import Sequence
@@ -14,15 +13,23 @@ NO_CHANGE, GUIDANCE_OFF, GUIDANCE_ON = 0, 1, 2
 
 
 class Trailer(NamedTuple):
-    """What the scheduler knows of a reply that has ended; held_us: how long it waited for words to be spoken."""
+    """Statistics of a finished reply.
+
+    Attributes:
+        num_guided_frames: Number of guided frames.
+        num_preemptions: Number of preemptions.
+        was_cut: 1 if a length limit ended a segment before the model did.
+        queue_us: Time in the queue, in microseconds.
+        held_us: Time blocked on streamed text, in microseconds.
+    """
 
     num_guided_frames: int
     num_preemptions: int
-    was_cut: int  # 1 where a limit ended a segment that the model had not ended
+    was_cut: int
     queue_us: int
     held_us: int
 
 
 def read_rows(ids: Sequence[int], num_streams: int) -> np.ndarray:
-    """The rows in `ids`, [n, 1 + num_streams]: the mark, then the streams."""
+    """Return the rows in `ids` as int64 [n, 1 + num_streams]: the mark, then the streams."""
     return np.array(ids, np.int64).reshape(-1, 1 + num_streams)
