@@ -1,1 +1,1 @@
-"""Codes in chunks to waveform in chunks."""
+"""Acoustic decoder: codes in chunks to waveform in chunks."""

@@ -1,4 +1,4 @@
-"""Windows of different utterances decoded as one batch, and passages filled in as one."""
+"""Batches of windows from different utterances, and of passages whose codebooks are filled in."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,11 +18,14 @@ from stretto.errors import Cancelled
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """A chunk, the session that took it and the window that it completed, or the passage to be filled in before.
+    """One window to decode, or one passage to fill in, for a chunk.
 
-    due_s: when its listener will have played all that came before; of a listener who waits in silence, when it came.
-    is_heard: whether the window is the chunk's last; else it is of the reference that the chunk goes on from, or others
-    follow.
+    Attributes:
+        pending: The chunk.
+        session: Decoder state of its utterance.
+        window: Window or passage.
+        due_s: Time at which the client will have played everything sent before; the arrival time if nothing was sent.
+        is_heard: True if the window is the chunk's last; False for windows of a reference or if others follow.
     """
 
     pending: PendingChunk
@@ -33,18 +36,18 @@ class Job:
 
     @property
     def frames(self) -> FrameWindow:
-        """The window of a job that is to be decoded."""
+        """Window of a job that is to be decoded."""
         assert isinstance(self.window, FrameWindow), self.pending.utterance
         return self.window
 
     @property
     def is_alone(self) -> bool:
-        """Whether it may share a batch with nobody."""
+        """True if the job may not share a batch."""
         return self.session.renderer.form.deterministic
 
 
 class Batch:
-    """Jobs with equal shapes, launched; every session carries its next state from then on."""
+    """Launched batch of jobs of equal shape; each session holds its next codec state from then on."""
 
     def __init__(self, jobs: Sequence[Job], launcher: Launcher, spec: CodecSpec) -> None:
         self.jobs = jobs
@@ -54,27 +57,27 @@ class Batch:
         self._expected = (len(jobs), spec.num_samples(window.num_frames, window.right))
         self._codec = spec.name
         for job, state in zip(jobs, self._flight.states.split(1), strict=True):
-            job.session.state = state.clone()  # a view would keep the whole batch's states while one utterance idles
+            job.session.state = state.clone()  # a view would keep the states of the whole batch alive
 
     def pcm(self) -> np.ndarray:
-        """Samples [B, n] float32; waits for them."""
+        """Wait for, and return, the samples, float32 [B, n]."""
         samples = self._flight.pcm()
         assert samples.shape == self._expected, f"{self._codec} gave pcm {samples.shape} instead of {self._expected}"
         return samples
 
     @property
     def device_s(self) -> Callable[[], float] | None:
-        """What it took the device, once the samples are there; None where the host has decoded it."""
+        """Function that returns the device time in seconds once the samples are there; None if decoded on the host."""
         return self._flight.device_s
 
     def addresses(self) -> list[int | None]:
-        """Where on a GPU the samples of each job lie, for as long as the batch lives."""
+        """Return the GPU address of each job's samples, valid as long as the batch lives, or None."""
         samples = self._flight.on_device
         return [None] * len(self.jobs) if samples is None else [row.data_ptr() for row in samples]
 
 
 class FilledBatch:
-    """Passages, filled in by the time it is made; every session carries its codes from then on. Nothing is heard."""
+    """Batch of passages whose codebooks have been filled in; sessions hold their codes. It has no samples."""
 
     num_frames = 0
     device_s = None
@@ -87,20 +90,24 @@ class FilledBatch:
             job.session.filling.fill(codes)
 
     def pcm(self) -> list[None]:
-        """No samples, for each job."""
+        """Return None for each job."""
         return [None] * len(self.jobs)
 
     def addresses(self) -> list[None]:
-        """As those of Batch: nowhere."""
+        """Return None for each job."""
         return [None] * len(self.jobs)
 
 
 def launch(
     jobs: Sequence[Job], launcher: Launcher, codec: Codec, told: Callable[[], None] | None = None
 ) -> Batch | FilledBatch:
-    """A group of windows on its way through the codec, or one of passages that has been filled in.
+    """Launch a group of windows, or fill in a group of passages.
 
-    told: called behind each codebook that is.
+    Args:
+        jobs: Jobs of equal shape.
+        launcher: Launcher for the codec's device.
+        codec: The codec.
+        told: Progress callback, called after each codebook that is filled in.
     """
     if isinstance(jobs[0].window, FrameWindow):
         return Batch(jobs, launcher, codec.spec)
@@ -110,15 +117,15 @@ def launch(
 
 
 def batch_limit(spec: CodecSpec, most: int) -> int:
-    """How many windows of a codec may share a batch, where `most` may of any.
+    """Return how many windows of a codec may share a batch, at most `most`.
 
-    Whole utterances are long, and a batch of them is decoded one by one: none waits for those behind it.
+    Codecs that decode whole utterances are limited to 1, so that none waits for longer ones.
     """
     return 1 if spec.max_frames is not None else most
 
 
 def next_group(jobs: Sequence[Job], limit: int) -> list[Job]:
-    """Up to `limit` jobs of one shape, that of the job that is due first, or it alone; those that are due first go."""
+    """Return up to `limit` jobs with the shape of the earliest due job, earliest first (that job alone if required)."""
     ordered = sorted(jobs, key=lambda job: job.due_s)
     first = ordered[0]
     if first.is_alone:
@@ -127,7 +134,7 @@ def next_group(jobs: Sequence[Job], limit: int) -> list[Job]:
 
 
 def waited_for(jobs: Sequence[Job], fail: Callable[[PendingChunk, Exception], None]) -> list[Job]:
-    """Those of some jobs whose callers have not left while they waited; the others fail."""
+    """Return the jobs whose clients are still connected; fail the others."""
     found = list[Job]()
     for job in jobs:
         try:
@@ -139,7 +146,7 @@ def waited_for(jobs: Sequence[Job], fail: Callable[[PendingChunk, Exception], No
 
 
 def stack(jobs: Sequence[Job]) -> Window:
-    """The windows of jobs with equal shapes, as one."""
+    """Return the windows of jobs of equal shape as one batch."""
     windows = [job.frames for job in jobs]
     return Window(
         codes=torch.from_numpy(np.stack([window.codes for window in windows])),

@@ -1,4 +1,4 @@
-"""Chunks that wait to be decoded, in a queue per utterance. It decodes nothing."""
+"""Queues of chunks to be decoded, one per utterance."""
 
 import threading
 from collections import deque
@@ -15,28 +15,33 @@ from stretto.records.event import Event
 
 
 class ChunkAnswer(Protocol):
-    """The answer to one chunk: exactly one of `send` and `fail` is called, once."""
+    """Answer to one chunk: exactly one of `send` and `fail` is called, once."""
 
     def send(self, pcm: np.ndarray | None, event: Event) -> None:
-        """Deliver samples [n] float32 or int16, or none, with their event."""
+        """Deliver samples [n], float32 or int16, or None, with their event."""
         ...
 
     def fail(self, error: Exception) -> None:
-        """Deliver an error; the utterance is over."""
+        """Deliver an error, which ends the utterance."""
         ...
 
     def is_cancelled(self) -> bool:
-        """Whether nobody waits for this answer any more."""
+        """Return True if the client no longer waits for this answer."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class PendingChunk:
-    """A chunk on its way to being decoded. codes: [K, T] integers, or None without audio.
+    """Chunk on its way to being decoded.
 
-    form: how the client wants its samples; that of the first chunk counts. on_device: told before the answer where on
-    a GPU its samples lie, too, if they do; they stay there until the answer is sent. on_progress: told that what it
-    waits for goes on, where that may take long.
+    Attributes:
+        utterance: Id of the utterance.
+        chunk: Record of the chunk.
+        codes: Integers [K, T], or None for a chunk without audio.
+        reply: Receiver of the answer.
+        form: Output format requested by the client; that of the first chunk counts.
+        on_device: Called before the answer with the GPU address of the samples, valid until the answer is sent.
+        on_progress: Called during long operations to signal progress.
     """
 
     utterance: str
@@ -49,17 +54,17 @@ class PendingChunk:
 
 
 def check_waited_for(pending: PendingChunk) -> None:
-    """Raise Cancelled where nobody waits for a chunk's answer any more."""
+    """Raise Cancelled if the client no longer waits for the chunk's answer."""
     if pending.reply.is_cancelled():
         raise Cancelled("the client cancelled the request")
 
 
 class ChunkQueue:
-    """Filled by any thread, emptied by one."""
+    """Queue with many producer threads and one consumer thread."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._waiting: dict[str, deque[PendingChunk]] = {}  # in the order in which each is next served
+        self._waiting: dict[str, deque[PendingChunk]] = {}  # in serving order
         self._abandoned: list[str] = []
         self._is_closed = False
 
@@ -68,7 +73,7 @@ class ChunkQueue:
             return sum(map(len, self._waiting.values()))
 
     def put(self, pending: PendingChunk) -> bool:
-        """Queue a chunk; False, and nothing queued, once the queue is closed."""
+        """Queue a chunk and return True, or return False if the queue is closed."""
         with self._changed:
             if not self._is_closed:
                 self._waiting.setdefault(pending.utterance, deque()).append(pending)
@@ -76,16 +81,18 @@ class ChunkQueue:
             return not self._is_closed
 
     def abandon(self, utterance: str) -> list[PendingChunk]:
-        """Take back what an utterance has waiting, and have the reader told that it is over."""
+        """Remove and return an utterance's queued chunks, and report the utterance as abandoned to the reader."""
         with self._changed:
             self._abandoned.append(utterance)
             self._changed.notify()
             return list(self._waiting.pop(utterance, ()))
 
     def take(self, timeout_s: float, busy: Collection[str] = ()) -> tuple[list[PendingChunk], list[str]]:
-        """The next chunk of every utterance that is not `busy`, longest-waiting first, and the utterances abandoned.
+        """Return the next chunk of each utterance not in `busy`, longest-waiting first, and the abandoned utterances.
 
-        Returns at once what there is; only an empty queue waits, until something comes, it is closed or time is up.
+        Args:
+            timeout_s: Longest wait, in seconds, if the queue is empty and open.
+            busy: Utterances with a chunk in progress.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._abandoned or self._is_closed, timeout_s)
@@ -94,25 +101,25 @@ class ChunkQueue:
             return [self._next_of(utterance) for utterance in free], abandoned
 
     def waiting(self) -> list[PendingChunk]:
-        """Those that wait, and go on waiting."""
+        """Return the queued chunks without removing them."""
         with self._changed:
             return [pending for queue in self._waiting.values() for pending in queue]
 
     def close(self) -> None:
-        """Take no more chunks; those that wait can still be read."""
+        """Refuse further chunks; queued chunks can still be taken."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
 
     def clear(self) -> list[PendingChunk]:
-        """Take back everything."""
+        """Remove and return all queued chunks."""
         with self._changed:
             waiting, self._waiting = self._waiting, {}
             return [pending for queue in waiting.values() for pending in queue]
 
     @property
     def is_finished(self) -> bool:
-        """Whether it is closed and empty."""
+        """True if the queue is closed and empty."""
         with self._changed:
             return self._is_closed and not self._waiting and not self._abandoned
 
@@ -120,5 +127,5 @@ class ChunkQueue:
         queue = self._waiting.pop(utterance)
         pending = queue.popleft()
         if queue:
-            self._waiting[utterance] = queue  # behind the others: each utterance in turn
+            self._waiting[utterance] = queue  # last in line: utterances take turns
         return pending

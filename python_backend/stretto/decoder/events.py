@@ -1,4 +1,4 @@
-"""What is told of a chunk beside its samples."""
+"""Event sent to the client with a chunk's samples."""
 
 from dataclasses import asdict
 from typing import Any, cast
@@ -10,10 +10,16 @@ from stretto.records.event import Event, ReportEvent
 
 
 def make_event(pending: PendingChunk, session: Session, num_samples: int, spec: CodecSpec) -> Event:
-    """The event of a chunk for which `num_samples` samples have just been rendered by its session.
+    """Return the event of a chunk.
 
-    start_s, duration_s: where the samples lie in the utterance. A word's start_s counts from its beginning, too,
-    and so does that of a change between guided and unguided frames. codes: there where they were asked for.
+    All times in the event are seconds from the beginning of the utterance. `codes` is present if the client requested
+    it.
+
+    Args:
+        pending: The chunk.
+        session: Decoder state of its utterance, which already counts the samples.
+        num_samples: Number of samples just rendered for the chunk.
+        spec: Numbers of the codec.
     """
     chunk, sample_rate = pending.chunk, session.renderer.sample_rate
     event: Event = {

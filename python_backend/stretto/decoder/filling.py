@@ -1,8 +1,8 @@
-"""Utterances whose first codebook alone comes: they are gathered, filled in as wholes, and then decoded in parts.
+"""Utterances of which only the first codebook is generated; the others are filled in before decoding.
 
     prompt, codes [1, n], codes [1, n], … the last ─► passage ─► codes [K, T] ─► windows ─► samples, all at once
 
-Nothing is heard before the last chunk: what fills the other codebooks looks at the whole utterance.
+Nothing is audible before the last chunk, because the model that fills in codebooks needs the whole utterance.
 """
 
 from collections import deque
@@ -14,12 +14,12 @@ from stretto.decoder.streaming import FrameWindow, Windower
 from stretto.errors import InvalidRequest
 from stretto.records.chunk import Chunk
 
-Work = FrameWindow | Passage  # what is done for an utterance at once
-PART_FRAMES = 25  # decoded at once: between them others have their turn
+Work = FrameWindow | Passage  # unit of work of an utterance
+PART_FRAMES = 25  # frames decoded at once, so that other utterances get a turn in between
 
 
 class Filling:
-    """What one utterance has been given so far, and what of it is to be decoded when it is whole."""
+    """Codes collected for one utterance, and the filled-in codes that remain to be decoded."""
 
     def __init__(self, refinement: Refinement, prompt: np.ndarray) -> None:
         check_prompt(prompt, refinement)
@@ -31,32 +31,32 @@ class Filling:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that grows with the utterance."""
+        """Memory that grows with the utterance, in bytes."""
         held = (self._prompt, self._given, *self._parts, *self._spoken)
         return sum(each.nbytes for each in held)
 
     def take(self, codes: np.ndarray | None) -> None:
-        """Codes [1, T] of the next frames; InvalidRequest where they are none."""
+        """Append codes [1, T]; raise InvalidRequest if they are invalid."""
         if codes is not None:
             check_given(codes, len(self._prompt) + len(self._given), self._refinement)
             self._given = np.concatenate([self._given, codes[0].astype(np.int64)])
 
     def passage(self) -> Passage | None:
-        """The whole utterance, to be filled in; None where it has no frame."""
+        """Return the whole utterance as a passage to fill in, or None if it has no frame."""
         return Passage(self._prompt, self._given) if len(self._given) else None
 
     def fill(self, codes: np.ndarray) -> None:
-        """Its codes are [K, T], all of them."""
+        """Store the filled-in codes [K, T]."""
         assert codes.shape[1] == len(self._given), f"filled {codes.shape[1]} frames of {len(self._given)}"
         self._parts.extend(codes[:, at : at + PART_FRAMES] for at in range(0, codes.shape[1], PART_FRAMES))
 
     @property
     def is_filled(self) -> bool:
-        """Whether parts of it are left to be decoded."""
+        """True if filled-in codes remain to be decoded."""
         return bool(self._parts)
 
     def next_window(self, windower: Windower) -> tuple[FrameWindow, bool]:
-        """The next window to be decoded, and whether it is the last."""
+        """Return the next window to decode, and whether it is the last."""
         while self._parts:
             part = self._parts.popleft()
             window = windower.push(part, is_final=not self._parts)
@@ -65,20 +65,21 @@ class Filling:
         raise AssertionError("the last part completes a window")
 
     def keep(self, pcm: np.ndarray) -> None:
-        """Samples [n] of a window that is not the last."""
+        """Store samples [n] of a window that is not the last."""
         self._spoken.append(pcm)
 
     def joined(self, pcm: np.ndarray) -> np.ndarray:
-        """All samples of the utterance, with those of its last window."""
+        """Return all samples of the utterance, given those of its last window."""
         return np.concatenate([*self._spoken, pcm])
 
 
 def take_prompt(
     filling: Filling | None, refinement: Refinement | None, chunk: Chunk, codes: np.ndarray | None
 ) -> Filling | None:
-    """What is filled of an utterance behind a chunk, of which the first opens it; None where its codes are whole.
+    """Return the collected codes of an utterance, created by its first chunk; None if its codes are complete.
 
-    InvalidRequest where a prompt is missing, or was sent for nothing.
+    Raises:
+        InvalidRequest: If the prompt is missing, or present for a codec that fills in nothing.
     """
     if chunk.index:
         if chunk.is_prompt:

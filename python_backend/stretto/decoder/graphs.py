@@ -1,4 +1,4 @@
-"""CUDA graphs of the window shapes that come again and again: one launch instead of hundreds of small ones."""
+"""CUDA graphs of recurring window shapes: one launch instead of hundreds of small ones."""
 
 import logging
 from collections import Counter
@@ -15,27 +15,27 @@ from stretto.cuda_graphs import record
 logger = logging.getLogger(__name__)
 Decode = Callable[[Window], tuple[Tensor, Tensor]]
 Key = tuple[int, int, int, int]  # left, frames in all, right, batch
-WORTH_CAPTURING = 8  # uses of a shape after which it is captured
-MAX_GRAPHS = 96  # half of them captured at the start (see `warming`), the others as shapes come
+WORTH_CAPTURING = 8  # number of uses after which a shape is captured
+MAX_GRAPHS = 96  # half of them are captured at start-up (see `warming`), the others on demand
 
 
 class GraphBackend(Protocol):
-    """Records what a function does on the device."""
+    """Recorder of the device operations of a function."""
 
     def capture(self, step: Callable[[], tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, Tensor], Callable[[], None]]:
-        """The tensors that `step` returns, and a function that does what it did again, into the same tensors."""
+        """Return the tensors that `step` returns, and a function that recomputes them in place."""
         ...
 
 
 class CudaGraphs:
-    """Graphs on the current device, which share one pool of memory: only one of them runs at a time."""
+    """CUDA graphs on the current device with one memory pool, so only one may run at a time."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
     def capture(self, step: Callable[[], tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, Tensor], Callable[[], None]]:
-        """See GraphBackend. When it raises, the current stream is that of before, and nothing is under way."""
-        for _ in range(3):  # libraries choose their algorithms and allocate their workspaces at first use
+        """Capture `step`; if this raises, the previous stream is current again and no capture is active."""
+        for _ in range(3):  # libraries choose algorithms and allocate workspaces at first use
             step()
         torch.cuda.synchronize()
         outputs = list[tuple[Tensor, Tensor]]()
@@ -45,7 +45,7 @@ class CudaGraphs:
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """A graph, the window that it reads and the tensors that it writes."""
+    """CUDA graph with its input window and output tensors."""
 
     window: Window
     pcm: Tensor
@@ -54,7 +54,7 @@ class Captured:
 
 
 class GraphCache:
-    """Decodes windows, from graphs where there is one. A shape is that of the window and a power of two of rows."""
+    """Window decoder that uses CUDA graphs, keyed by window shape and batch size rounded up to a power of two."""
 
     def __init__(self, decode: Decode, backend: GraphBackend, max_graphs: int = MAX_GRAPHS) -> None:
         self._decode = decode
@@ -66,16 +66,16 @@ class GraphCache:
 
     @property
     def num_graphs(self) -> int:
-        """Shapes that are decoded from a graph."""
+        """Number of captured shapes."""
         return len(self._graphs)
 
     def capture(self, window: Window) -> bool:
-        """Capture the shape of a window before it comes; whether there is a graph of it now."""
+        """Capture the shape of `window` in advance; return True if a graph exists now."""
         key = _key(window)
         return key in self._graphs or self._capture(key, window) is not None
 
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """As `Codec.decode`, into memory of its own."""
+        """Decode as `Codec.decode`, into newly allocated memory."""
         batch, key = len(window.codes), _key(window)
         captured = self._graphs.get(key) or self._consider(key, window)
         if captured is None:
@@ -85,7 +85,7 @@ class GraphCache:
         return captured.pcm[:batch].clone(), captured.states[:batch].clone()
 
     def _consider(self, key: Key, window: Window) -> Captured | None:
-        """Capture a shape that has been seen often enough."""
+        """Capture a shape once it has been used often enough."""
         self._uses[key] += 1
         return self._capture(key, window) if self._uses[key] >= WORTH_CAPTURING else None
 
@@ -96,7 +96,7 @@ class GraphCache:
         _fill(still, window)
         try:
             (pcm, states), replay = self._backend.capture(lambda: self._decode(still))
-        except RuntimeError:  # of any kind; the rule is that of `stretto.cuda_graphs`
+        except RuntimeError:  # of any kind, as in `stretto.cuda_graphs`
             logger.warning("decoding goes on without graphs: %s cannot be captured", key, exc_info=True)
             self._has_failed = True
             self._graphs.clear()
@@ -111,7 +111,7 @@ def _key(window: Window) -> Key:
 
 
 def _blank(window: Window, batch: int) -> Window:
-    """A window of `batch` rows of zeros, shaped like `window`, in memory of its own."""
+    """Return a window of `batch` rows of zeros, shaped like `window`, in memory of its own."""
     codes, first, state = (
         torch.zeros((batch, *each.shape[1:]), dtype=each.dtype, device=each.device)
         for each in (window.codes, window.first, window.state)
@@ -120,7 +120,7 @@ def _blank(window: Window, batch: int) -> Window:
 
 
 def _fill(still: Window, window: Window) -> None:
-    """Write a window's rows into the first rows of `still`; the others are nobody's."""
+    """Copy the rows of `window` into the first rows of `still`; further rows are unused."""
     batch = len(window.codes)
     still.codes[:batch].copy_(window.codes, non_blocking=True)
     still.first[:batch].copy_(window.first, non_blocking=True)

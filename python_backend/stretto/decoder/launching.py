@@ -1,4 +1,4 @@
-"""Where and how a codec decodes a batch: at once on the host, or on a stream of a GPU while the host goes on."""
+"""Execution of a batch: synchronously on the host, or on a GPU stream while the host goes on."""
 
 import os
 from collections.abc import Callable
@@ -15,15 +15,19 @@ from stretto.config import DecoderConfig
 from stretto.decoder.graphs import CudaGraphs, GraphCache
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PRIMITIVES = 1 << 14  # of oneDNN, each with some 100 kB of code and tables
+PRIMITIVES = 1 << 14  # oneDNN primitives to cache, about 100 kB each
 
 
 @dataclass(frozen=True, slots=True)
 class Flight:
-    """A batch that has been launched.
+    """Batch that has been launched.
 
-    states [B, D]: as the next windows take them. pcm: waits, and gives [B, n]. on_device: the same samples where the
-    device has them. device_s: what it took the device, once they are there. None of the two if `launch` has decoded.
+    Attributes:
+        states: Codec states after the batch, [B, D].
+        pcm: Function that waits for, and returns, the samples [B, n].
+        on_device: The samples on the device; None if decoded on the host.
+        device_s: Function that returns the device time in seconds once the samples are there; None if decoded on the
+            host.
     """
 
     states: Tensor
@@ -33,29 +37,31 @@ class Flight:
 
 
 class Launcher(Protocol):
-    """Decodes batches in the order in which they are launched.
+    """Executor that decodes batches in launch order.
 
-    depth: batches that may be in flight at once. has_graphs: whether shapes can be captured.
+    Attributes:
+        depth: Number of batches that may be in flight.
+        has_graphs: True if shapes can be captured.
     """
 
     depth: int
     has_graphs: bool
 
     def enter(self) -> None:
-        """Called once by the thread that launches, before it makes the first state of an utterance."""
+        """Prepare the launching thread; called once, before it creates the first codec state."""
         ...
 
     def capture(self, window: Window) -> bool:
-        """Make a graph of a window's shape, for up to as many rows, before it comes; whether there is one now."""
+        """Capture a graph of the window's shape in advance; return True if one exists now."""
         ...
 
     def launch(self, window: Window) -> Flight:
-        """Start decoding a window whose codes and first frames lie on the host, its states where they were left."""
+        """Start decoding a window; codes and first frames are on the host, states where they were left."""
         ...
 
 
 class HostLauncher:
-    """Decodes within `launch`."""
+    """Launcher that decodes synchronously on the host."""
 
     depth = 0
     has_graphs = False
@@ -65,13 +71,15 @@ class HostLauncher:
         self._precision = precision("cpu", dtype)
 
     def enter(self) -> None:
-        """Let oneDNN keep what it prepares for all shapes that chunks have: some 60 convolutions in 96 shapes, where by
-        default it keeps 1024. Without that a shape is slow each time it comes back. It asks when it prepares the first.
+        """Enlarge oneDNN's primitive cache, which is read when the first primitive is created.
+
+        Chunks have 96 shapes with some 60 convolutions each. The default of 1024 entries evicts them, and every shape
+        would be slow again whenever it recurs.
         """
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRIMITIVES))
 
     def capture(self, window: Window) -> bool:
-        """See Launcher."""
+        """Return False: the host has no graphs."""
         return False
 
     def launch(self, window: Window) -> Flight:
@@ -82,16 +90,16 @@ class HostLauncher:
 
 
 class CudaLauncher:
-    """Decodes on a stream of its own: beside what others do on that GPU, and while the host answers the batch before.
+    """Launcher on a CUDA stream of its own, concurrent with other work on the GPU and with the host.
 
-    Everything crosses in pinned memory; the host waits for one copy and never for the device.
+    All transfers use pinned memory. The host waits for one copy per batch and never for the whole device.
     """
 
     depth = 1
 
     def __init__(self, codec: Codec, config: DecoderConfig) -> None:
         self._device = torch.device(config.device)
-        # TF32 rounds to 10 bits: windows would no longer fit together at 1e-5.
+        # TF32 rounds to 10 bits; windows would no longer join within 1e-5.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         self._stream = torch.cuda.Stream(self._device)
         within = precision("cuda", config.dtype)
@@ -100,18 +108,21 @@ class CudaLauncher:
             with within():
                 return codec.decode(window)
 
-        self.has_graphs = config.graphs and codec.spec.max_frames is None  # whole utterances are hardly ever alike
+        self.has_graphs = config.graphs and codec.spec.max_frames is None  # whole utterances rarely have equal shapes
         self._graphs = GraphCache(decode, CudaGraphs()) if self.has_graphs else None
         self._decode = decode if self._graphs is None else self._graphs.decode
 
     def enter(self) -> None:
-        """From here on the thread's own stream is ours: states that it makes, cuts and puts together between launches
-        follow one another and the decoding on the device, and their memory is not given to others too early."""
+        """Make our stream the thread's current one.
+
+        States created or combined between launches are then ordered with the decoding, and their memory is not reused
+        too early.
+        """
         torch.cuda.synchronize(self._device)  # the weights were loaded on another stream
         torch.cuda.set_stream(self._stream)
 
     def capture(self, window: Window) -> bool:
-        """See Launcher."""
+        """Capture a graph of the window's shape; return True if one exists now."""
         with torch.cuda.stream(self._stream), torch.inference_mode():
             return self._graphs is not None and self._graphs.capture(self._sent(_pinned(window)))
 
@@ -119,7 +130,7 @@ class CudaLauncher:
         window = _pinned(window)
         with torch.cuda.stream(self._stream), torch.inference_mode():
             begun, done = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begun.record()  # comes when the device is done with the batch before
+            begun.record()  # recorded once the device has finished the previous batch
             pcm, states = self._decode(self._sent(window))
             pcm = pcm.float().contiguous()
             samples = torch.empty(pcm.shape, dtype=torch.float32, pin_memory=True)
@@ -128,12 +139,12 @@ class CudaLauncher:
 
         def collect() -> np.ndarray:
             done.synchronize()
-            return samples.numpy().copy()  # the pinned memory goes back to its pool
+            return samples.numpy().copy()  # the pinned memory returns to its pool
 
         return Flight(states, collect, pcm, lambda: begun.elapsed_time(done) / 1e3)
 
     def _sent(self, window: Window) -> Window:
-        """A window with its codes and first frames on their way to the device."""
+        """Return the window with codes and first frames being copied to the device."""
         codes, first = (each.to(self._device, non_blocking=True) for each in (window.codes, window.first))
         return replace(window, codes=codes, first=first)
 
@@ -143,14 +154,14 @@ def _pinned(window: Window) -> Window:
 
 
 def precision(device_type: str, dtype: str) -> Callable[[], AbstractContextManager[object]]:
-    """A context in which matrix products and convolutions of float32 run in `dtype`; float64 stays float64."""
+    """Return a context factory in which float32 products and convolutions run in `dtype`; float64 is unaffected."""
     if dtype == "float32":
         return nullcontext
     return lambda: torch.autocast(device_type, DTYPES[dtype], cache_enabled=False)
 
 
 def make_launcher(codec: Codec, config: DecoderConfig) -> Launcher:
-    """The launcher for the device of `config`, where the codec's weights lie; onnxruntime takes the host's tensors."""
+    """Return the launcher for the device in `config`; onnxruntime always takes host tensors."""
     if torch.device(config.device).type == "cuda" and config.runtime == "torch":
         return CudaLauncher(codec, config)
     return HostLauncher(codec, config.dtype)

@@ -1,9 +1,9 @@
-"""What the decoder's thread does: waiting chunks become jobs, jobs batches, and batches replies.
+"""Main loop of the decoder thread: chunks become jobs, jobs batches, and batches replies.
 
     queue ─► jobs: one window of each utterance ─► batch: windows of one shape ─► in flight ─► replies
 
-Whatever waits is decoded at once, at most one chunk of an utterance per batch; nothing waits for company. First comes
-what is due first: the chunk of the listener who runs dry next, or has been waiting in silence.
+Waiting chunks are decoded at once, at most one per utterance and batch, without waiting for a larger batch. The order
+is earliest deadline first: the client that underruns next, or that waits for its first audio.
 """
 
 import logging
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class DecodingLoop:
-    """Decodes what comes into a queue. All but `gives_up`, `unanswered` and figures is for the thread that makes it."""
+    """Decoding loop over a queue. Only `gives_up`, `unanswered` and metrics may be used by other threads."""
 
     def __init__(self, codec: Codec, config: DecoderConfig, queue: ChunkQueue, counts: Counts, sessions: Sessions):
         self._codec = codec
@@ -38,39 +38,39 @@ class DecodingLoop:
         self._counts = counts
         self._sessions = sessions
         self._launcher = make_launcher(codec, config)
-        self.unanswered = Unanswered(counts, queue)  # in hand
-        self._jobs: list[Job] = []  # admitted, at most one of an utterance
-        self._batches: deque[tuple[Batch | FilledBatch, float]] = deque()  # in flight, and when each was launched
+        self.unanswered = Unanswered(counts, queue)  # chunks in progress
+        self._jobs: list[Job] = []  # admitted, at most one per utterance
+        self._batches: deque[tuple[Batch | FilledBatch, float]] = deque()  # in flight, each with its launch time
         self.pace = Pace()
-        self.stopwatch = time.perf_counter  # what decoding times are measured with, where no device measures them
-        self.gives_up = False  # set to fail whatever is not decoded yet
+        self.stopwatch = time.perf_counter  # clock for decoding times on the host
+        self.gives_up = False  # set to fail everything not decoded yet
 
     @property
     def num_jobs(self) -> int:
-        """Chunks that wait to be decoded, beside those in the queue."""
+        """Number of admitted chunks that wait to be decoded, without those in the queue."""
         return len(self._jobs)
 
     @property
     def is_finished(self) -> bool:
-        """Whether there is nothing left to do, nor ever will be."""
+        """True if the queue is closed and everything has been answered."""
         return not self.unanswered and self._queue.is_finished
 
     def enter(self) -> None:
-        """Prepare the thread that calls it, which is to take all turns: graphs, and a warm-up for as long as is set."""
+        """Prepare the calling thread, which must run all turns: capture graphs and warm up."""
         self._launcher.enter()
         num_graphs = capture_shapes(self._launcher, self._codec, self._config.max_batch)
         num_batches = warm_up(self._launcher, self._codec, self._config.max_batch, self._config.warm_up_s)
         logger.info("captured %d graphs, warmed up with %d batches", num_graphs, num_batches)
 
     def fail_all(self, error: Exception) -> None:
-        """Answer every chunk in hand with an error; what it was doing for them is dropped."""
+        """Answer every chunk in progress with `error` and drop its work."""
         self._jobs = []
         self._batches.clear()
         for pending in self.unanswered:
             self._fail(pending, error)
 
     def turn(self) -> None:
-        """Let new chunks in, launch a batch, and answer those that need not be in flight any longer."""
+        """Admit new chunks, launch one batch, and answer finished batches."""
         self._take_in()
         self._counts.add("expired", len(self._sessions.expire()))
         if self.gives_up:
@@ -84,7 +84,7 @@ class DecodingLoop:
             self._land(*self._batches.popleft())
 
     def _take_in(self) -> None:
-        """Make jobs of what has come; wait for something to come if there is nothing to do."""
+        """Turn queued chunks into jobs; wait for one if there is nothing to do."""
         timeout_s = 0.0 if self.unanswered else self._config.idle_timeout_s / 4
         taken, abandoned = self._queue.take(timeout_s, {pending.utterance for pending in self.unanswered})
         for pending in taken:
@@ -95,7 +95,7 @@ class DecodingLoop:
             self._admit(pending)
 
     def _admit(self, pending: PendingChunk) -> None:
-        """Let a chunk into its session, and make a job of it."""
+        """Pass a chunk to its session and create a job for it."""
         self._counts.add("chunks")
         try:
             check_waited_for(pending)
@@ -106,7 +106,7 @@ class DecodingLoop:
             self._fail(pending, error)
 
     def _go_on(self, pending: PendingChunk, session: Session) -> None:
-        """Make a job of a chunk's next window, those of its reference first; without one, answer it."""
+        """Create a job for a chunk's next window (reference windows first), or answer the chunk if there is none."""
         window, is_heard = self._sessions.next_window(session, pending.chunk, pending.codes)
         if window is None:
             self._answer(pending, session, None)
@@ -114,14 +114,14 @@ class DecodingLoop:
             self._jobs.append(Job(pending, session, window, self._sessions.due_s(session), is_heard))
 
     def _is_wanted(self, job: Job) -> bool:
-        """Whether a job's utterance is still open; one that was ended meanwhile gets its answer here."""
+        """Return True if the job's utterance is still open; answer the chunk here otherwise."""
         is_wanted = self._sessions.is_open(job.pending.utterance, job.session)
         if not is_wanted:
             self.unanswered.refuse(job.pending, Cancelled("the utterance is over"))
         return is_wanted
 
     def _launch(self, group: list[Job]) -> None:
-        """Launch a group; if that fails, each of it alone, so that only the culprit's utterance ends."""
+        """Launch a group; if that fails, launch each job alone, so that only the faulty utterance ends."""
         self._jobs = [job for job in self._jobs if job not in group]
         group, begun = waited_for(group, self._fail), self.stopwatch()
         try:
@@ -139,7 +139,7 @@ class DecodingLoop:
         try:
             pcm = batch.pcm()
             spent_s = self.stopwatch() - begun if batch.device_s is None else batch.device_s()
-        except Exception as error:  # of the device, which has lost the states, too
+        except Exception as error:  # a device error, after which the states are lost, too
             for job in batch.jobs:
                 self._fail(job.pending, error)
             return
@@ -154,7 +154,7 @@ class DecodingLoop:
                 self._fail(job.pending, error)
 
     def _finish(self, job: Job, pcm: np.ndarray | None, address: int | None) -> None:
-        """Answer a job's chunk with what is heard of its samples, or go on where others are to follow."""
+        """Answer a job's chunk with its audible samples, or continue with its next window."""
         if job.is_heard and pcm is not None:
             heard = job.session.heard(job.frames, pcm, self._codec.spec)
             self._answer(job.pending, job.session, heard, address if heard is pcm else None)
@@ -163,11 +163,11 @@ class DecodingLoop:
             self._go_on(job.pending, job.session)
 
     def _answer(self, pending: PendingChunk, session: Session, pcm: np.ndarray | None, at: int | None = None) -> None:
-        """Answer a chunk with its samples; at: the address of the same on a GPU, if they lie there, too."""
+        """Answer a chunk with its samples, which also lie at GPU address `at` if that is given."""
         if pending.chunk.is_final:
             self._sessions.close(pending.utterance)
         samples = session.render(pcm, pending.chunk.is_final)
-        if pending.on_device is not None and at is not None and samples is pcm:  # as they were decoded
+        if pending.on_device is not None and at is not None and samples is pcm:  # unchanged since decoding
             pending.on_device(at)
         num_samples = 0 if samples is None else len(samples)
         self._sessions.note_sent(session, num_samples)

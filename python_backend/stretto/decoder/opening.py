@@ -1,4 +1,4 @@
-"""From what an operator has set to the codec that the decoder runs."""
+"""Construction of the codec that the decoder runs, from the operator's configuration."""
 
 from pathlib import Path
 
@@ -11,10 +11,13 @@ from stretto.errors import CheckpointError
 
 
 def open_codec(config: DecoderConfig, checkpoint: Path) -> Codec:
-    """The codec with the weights in `checkpoint`, or its exported file there, and as much right context as is set;
-    behind what fills its codebooks where the checkpoint has that.
+    """Return the codec for `config` with the weights (or the exported file) in `checkpoint`.
 
-    Raises CheckpointError for files that do not fit, and ValueError for a device or a right context that cannot be.
+    If the checkpoint has a model that fills in codebooks, the codec is combined with it.
+
+    Raises:
+        CheckpointError: If files do not match the configuration.
+        ValueError: If the device or the right context is impossible.
     """
     if config.runtime == "onnx":
         codec = load_exported(config.codec, checkpoint, config.device, config.threads)

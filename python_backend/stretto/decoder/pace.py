@@ -1,18 +1,18 @@
-"""How often utterances may send chunks for the decoder to keep up with them."""
+"""Chunk rate that the decoder can sustain."""
 
-BUSY_SHARE = 0.9  # of the time: beyond it, chunks only queue
-WINDOW_MEMORY = 64  # windows
+BUSY_SHARE = 0.9  # target utilisation; beyond it chunks only queue
+WINDOW_MEMORY = 64  # number of windows in the moving average
 
 
 class Pace:
-    """Follows what windows take. Written by one thread, read by any."""
+    """Moving average of the decoding time per window; written by one thread, read by any."""
 
     def __init__(self) -> None:
-        self._window_s = 0.0  # that a window takes, as part of its batch
-        self.chunk_s = 0.0  # between chunks of one utterance, for the decoder to be busy for BUSY_SHARE of the time
+        self._window_s = 0.0  # average decoding time per window
+        self.chunk_s = 0.0  # interval between chunks of one utterance at BUSY_SHARE
 
     def note(self, num_windows: int, spent_s: float, num_speaking: int) -> None:
-        """So many windows took `spent_s` seconds as a batch, while so many utterances spoke."""
+        """Record that a batch of `num_windows` windows took `spent_s` seconds with `num_speaking` active utterances."""
         weight = min(1.0, num_windows / WINDOW_MEMORY) if self._window_s else 1.0
         self._window_s += weight * (spent_s / num_windows - self._window_s)
         self.chunk_s = num_speaking * self._window_s / BUSY_SHARE

@@ -1,9 +1,9 @@
-"""References: frames that an utterance goes on from, as a cloned voice does, and of which nothing is heard.
+"""Reference frames, e.g. of a cloned voice, that precede an utterance as decoder context and are not audible.
 
     reference        reply
-    ░░░░░░░░░░░░░░░░ ████████████      decoded in parts, then remembered     heard
+    ░░░░░░░░░░░░░░░░ ████████████      decoded in parts, then cached     audible
 
-Put together, an utterance's samples are those of one decode of reference and reply, from where the reply begins.
+The samples of an utterance equal those of one decode of reference and reply, from the beginning of the reply.
 """
 
 from collections import OrderedDict, deque
@@ -18,14 +18,17 @@ from stretto.decoder.streaming import Windower, check_codes
 from stretto.errors import InvalidRequest
 from stretto.records.chunk import Chunk
 
-PART_FRAMES = 25  # decoded at once: between them others have their turn
+PART_FRAMES = 25  # frames decoded at once, so that other utterances get a turn in between
 
 
 @dataclass(slots=True)
 class Reference:
-    """A reference of so many frames, and the parts [K, n] of it that have not been decoded yet.
+    """Reference of an utterance.
 
-    key: of what it leaves behind; None where that is known, or there is none.
+    Attributes:
+        num_frames: Number of reference frames.
+        parts: Parts [K, n] that have not been decoded yet.
+        key: Cache key of the resulting decoder state; None if it is cached already or there is no reference.
     """
 
     num_frames: int = 0
@@ -35,7 +38,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class _Decoded:
-    """Where an utterance stands behind a reference."""
+    """Decoder state after a reference."""
 
     windower: Windower
     state: Tensor
@@ -46,9 +49,9 @@ class _Decoded:
 
 
 class References:
-    """What the references that came last have left behind, in so much memory. Used by one thread, but for `num_bytes`.
+    """LRU cache of decoder states after references, bounded in bytes. For one thread, except `num_bytes`.
 
-    An utterance that may share nothing with others finds only what one like it has left.
+    Utterances that may share nothing have keys of their own.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -57,7 +60,7 @@ class References:
         self.num_bytes = 0
 
     def find(self, key: bytes) -> tuple[Windower, Tensor] | None:
-        """The windower and the state with which an utterance goes on from a reference; None where it is forgotten."""
+        """Return windower and codec state after a reference, or None if not cached."""
         decoded = self._latest.get(key)
         if decoded is None:
             return None
@@ -65,7 +68,7 @@ class References:
         return decoded.windower.copy(), decoded.state
 
     def remember(self, key: bytes, windower: Windower, state: Tensor) -> None:
-        """Keep where an utterance stands; what has not been asked for the longest makes room."""
+        """Cache the decoder state after a reference, evicting the least recently used."""
         decoded = _Decoded(windower.copy(), state)
         if key in self._latest or decoded.num_bytes > self._max_bytes:
             return
@@ -76,9 +79,16 @@ class References:
 
 
 def read_reference(chunk: Chunk, codes: np.ndarray | None, spec: CodecSpec, is_alone: bool) -> Reference:
-    """The reference at the front of the codes [K, T] of an utterance's first chunk; InvalidRequest in any other.
+    """Return the reference at the front of an utterance's first chunk.
 
-    is_alone: whether the utterance may share nothing with others.
+    Args:
+        chunk: Record of the chunk.
+        codes: Codes of the chunk, [K, T].
+        spec: Numbers of the codec.
+        is_alone: True if the utterance may share nothing with others.
+
+    Raises:
+        InvalidRequest: If a later chunk names a reference, or it is longer than the chunk.
     """
     length, there = chunk.num_reference_frames, 0 if codes is None else codes.shape[-1]
     if chunk.index != 0 or length > there:

@@ -1,4 +1,4 @@
-"""The chunks that have no answer yet, and the one place where a chunk is answered with an error, on whatever thread."""
+"""Unanswered chunks, and error answers to chunks from any thread."""
 
 import logging
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def refuse(pending: PendingChunk, error: Exception, counts: Counts) -> None:
-    """Answer a chunk with an error, count it, and log what is neither the caller's doing nor a refusal."""
+    """Answer a chunk with an error, count it, and log internal errors."""
     counts.add("cancelled" if isinstance(error, Cancelled) else "failed")
     if not isinstance(error, StrettoError):
         what = (pending.utterance, pending.chunk.index, incident(error))
@@ -26,7 +26,7 @@ def refuse(pending: PendingChunk, error: Exception, counts: Counts) -> None:
 
 
 class Unanswered:
-    """Chunks that have been taken in, out of a queue; each leaves with its one answer. Used by one thread."""
+    """Chunks taken from the queue and not answered yet. For one thread."""
 
     def __init__(self, counts: Counts, queue: ChunkQueue) -> None:
         self._counts, self._queue = counts, queue
@@ -39,18 +39,20 @@ class Unanswered:
         return len(self._pending)
 
     def add(self, pending: PendingChunk) -> None:
-        """Take a chunk in."""
+        """Add a chunk."""
         self._pending[id(pending)] = pending
 
     def tell(self) -> None:
-        """Tell whoever waits that it goes on: all do, those in the queue, too, for what takes long has the thread to
-        itself."""
+        """Signal progress to all waiting chunks, queued ones included.
+
+        A long operation occupies the decoder thread, so all of them wait for it.
+        """
         for pending in (*self, *self._queue.waiting()):
             if pending.on_progress is not None:
                 pending.on_progress()
 
     def send(self, pending: PendingChunk, pcm: np.ndarray | None, event: Event) -> None:
-        """Answer a chunk; what that raises leaves it unanswered."""
+        """Answer a chunk; if that raises, the chunk stays unanswered."""
         pending.reply.send(pcm, event)
         del self._pending[id(pending)]
 

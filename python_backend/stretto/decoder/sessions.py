@@ -1,4 +1,4 @@
-"""The decoder's state of each open utterance: opened by its first chunk, closed by its last, an error or idleness."""
+"""Decoder state per utterance, from its first chunk to its last, an error, or an idle timeout."""
 
 import logging
 from collections.abc import Callable
@@ -18,16 +18,25 @@ from stretto.records.chunk import Chunk
 from stretto.records.delivery import OutputForm
 
 logger = logging.getLogger(__name__)
-AUDIBLE = 0.01  # a sample beyond this is sound, not the silence before it
+AUDIBLE = 0.01  # smallest magnitude of an audible sample
 
 
 @dataclass(slots=True)
 class Session:
-    """One open utterance. `state` [1, D] is the codec's, as it stands before `windower.next_frame`.
+    """Decoder state of one utterance.
 
-    reference: frames before the first one that is heard. filling: of one whose codebooks are filled in. num_samples,
-    first_sound: of the samples as they are sent, at `renderer.sample_rate`. dry_s: when a listener who began with the
-    first of them will have played them all; None before.
+    Attributes:
+        windower: Frames not decoded yet, with their left context.
+        state: Codec state [1, D] before `windower.next_frame`.
+        renderer: Output format.
+        last_used_s: Time of the last chunk, in seconds.
+        reference: Reference frames, which are not audible.
+        filling: Codes collected for an utterance whose codebooks are filled in.
+        next_index: Index of the next chunk.
+        num_samples: Samples sent, at `renderer.sample_rate`.
+        decode_s: Decoding time, in seconds.
+        first_sound: Index of the first audible sample sent.
+        dry_s: Time at which a client that started with the first sample will have played all of them; None before.
     """
 
     windower: Windower
@@ -44,30 +53,30 @@ class Session:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that grows with the codec: the frames kept and the state. What else there is takes some kilobytes."""
+        """Memory of frames and codec state in bytes; the rest takes a few kilobytes."""
         return self.windower.num_bytes + self.state.nbytes + (self.filling.num_bytes if self.filling else 0)
 
     def keep(self, pcm: np.ndarray | None) -> None:
-        """Take samples [n] of a window that is not the chunk's last; those of a reference are not heard."""
+        """Store samples [n] of a window that is not the chunk's last; those of a reference are dropped."""
         if self.filling is not None and pcm is not None:
             self.filling.keep(pcm)
 
     def heard(self, window: FrameWindow, pcm: np.ndarray, spec: CodecSpec) -> np.ndarray | None:
-        """What of a window's samples [n] is behind the reference, with all that was kept; None of nothing."""
+        """Return the audible part of a window's samples [n], with all stored samples, or None."""
         if self.filling is not None:
             return self.filling.joined(pcm)
         unheard = max(0, self.reference.num_frames - window.first) * spec.samples_per_frame
         return pcm if unheard == 0 else pcm[unheard:] if unheard < len(pcm) else None
 
     def render(self, pcm: np.ndarray | None, is_final: bool) -> np.ndarray | None:
-        """Samples in the client's form for those [n] float32 just decoded; None where there are none (yet)."""
+        """Return the newly decoded float32 samples [n] in the client's format, or None if there are none yet."""
         samples = self.renderer.resample(pcm, is_final)
         if samples is not None:
             self._note(samples)
         return self.renderer.encode(samples)
 
     def _note(self, pcm: np.ndarray) -> None:
-        """Count samples [n], and find the first audible one of the utterance."""
+        """Count samples [n] and find the first audible one of the utterance."""
         if self.first_sound is None:
             loud = np.flatnonzero(np.abs(pcm) > AUDIBLE)
             self.first_sound = self.num_samples + int(loud[0]) if len(loud) else None
@@ -75,7 +84,7 @@ class Session:
 
 
 class Sessions:
-    """Open utterances by id. Used by one thread."""
+    """Open utterances by id. For one thread."""
 
     def __init__(
         self,
@@ -97,19 +106,21 @@ class Sessions:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of all open utterances, and of what references have left."""
-        sessions = list(self._open.values())  # any thread
+        """Memory of all open utterances and cached references, in bytes."""
+        sessions = list(self._open.values())  # any thread may read this
         return self._references.num_bytes + sum(session.num_bytes for session in sessions)
 
     @property
     def num_speaking(self) -> int:
-        """Utterances that have begun to sound."""
+        """Number of utterances whose reply has begun to be decoded."""
         return sum(session.windower.next_frame > session.reference.num_frames for session in self._open.values())
 
     def advance(self, utterance: str, index: int, form: OutputForm) -> Session:
-        """The session that takes chunk `index`, opened, for samples in `form`, if that is 0.
+        """Return the session that takes chunk `index`, opening it if that is 0.
 
-        Raises InvalidRequest unless chunks come as 0, 1, 2, …; Overloaded when too many utterances are open.
+        Raises:
+            InvalidRequest: If chunks are not numbered 0, 1, 2, ….
+            Overloaded: If too many utterances are open.
         """
         session = self._open.get(utterance)
         if session is None:
@@ -124,16 +135,18 @@ class Sessions:
         return session
 
     def keep(self, utterance: str) -> None:
-        """Count an open utterance as one that has just had a chunk. Any thread may call it."""
+        """Restart the idle timeout of an utterance. Any thread may call it."""
         session = self._open.get(utterance)
         if session is not None:
             session.last_used_s = self._clock()
 
     def take_reference(self, session: Session, chunk: Chunk, codes: np.ndarray | None) -> None:
-        """Let a session go on from the reference that its first chunk brings, from behind it where it is remembered, or
-        from the prompt of a codec whose codebooks are filled in; and speak in the voice that its first chunk names.
+        """Apply voice, reference or prompt of an utterance's chunk to its session.
 
-        InvalidRequest where there can be none.
+        A cached reference is not decoded again.
+
+        Raises:
+            InvalidRequest: If the codec cannot use them.
         """
         if chunk.index == 0:
             self._take_voice(session, chunk)
@@ -149,7 +162,7 @@ class Sessions:
             reference.key = None
 
     def _take_voice(self, session: Session, chunk: Chunk) -> None:
-        """Let a session speak in the voice that a chunk names; InvalidRequest where the codec has none such."""
+        """Select the codec voice that a chunk names; raise InvalidRequest if there is none such."""
         most = max(0, self._codec.spec.num_voices - 1)
         if chunk.voice > most:
             raise InvalidRequest("chunk.voice", f"a number in [0, {most}]", chunk.voice)
@@ -157,14 +170,16 @@ class Sessions:
             session.state.fill_(chunk.voice)
 
     def next_window(self, session: Session, chunk: Chunk, codes: np.ndarray | None) -> tuple[Work | None, bool]:
-        """The next window of the last chunk that a session took, or the passage to be filled in before, and whether it
-        is the chunk's last, not one of its reference.
+        """Return the next window, or passage to fill in, of the last chunk, and whether it is the last of that chunk.
 
-        None, and True, where its own frames wait for more. Raises InvalidRequest.
+        Returns (None, True) if the chunk's frames need more frames first.
+
+        Raises:
+            InvalidRequest: If the codes are invalid.
         """
         filling = session.filling
         if filling is not None:
-            session.last_used_s = self._clock()  # to fill may take as long as an idle utterance may live
+            session.last_used_s = self._clock()  # filling in may take as long as the idle timeout
             if filling.is_filled:
                 return filling.next_window(session.windower)
             filling.take(None if chunk.is_prompt else codes)
@@ -178,7 +193,7 @@ class Sessions:
         return session.windower.push(codes, chunk.is_final), True
 
     def _next_part(self, session: Session) -> FrameWindow | None:
-        """The next window of a session's reference; None, and what all of it has left is remembered, at its end."""
+        """Return the next window of the session's reference; at its end cache the state and return None."""
         reference = session.reference
         while reference.parts:
             window = session.windower.push(reference.parts.popleft(), is_final=False)
@@ -190,25 +205,25 @@ class Sessions:
         return None
 
     def due_s(self, session: Session) -> float:
-        """When the listener will have nothing left to play: now, if there was nothing yet."""
+        """Return the time at which the client has nothing left to play: now, if nothing was sent yet."""
         return self._clock() if session.dry_s is None else session.dry_s
 
     def note_sent(self, session: Session, num_samples: int) -> None:
-        """So many samples go to the listener now."""
+        """Record that `num_samples` samples are sent to the client now."""
         begins_s = max(self._clock(), session.dry_s or 0.0)
         if num_samples:
             session.dry_s = begins_s + num_samples / session.renderer.sample_rate
 
     def is_open(self, utterance: str, session: Session) -> bool:
-        """Whether it is still this session that the utterance has."""
+        """Return True if `session` is still the session of the utterance."""
         return self._open.get(utterance) is session
 
     def close(self, utterance: str) -> None:
-        """Forget an utterance; one that is not open is left alone."""
+        """Forget an utterance, if it is open."""
         self._open.pop(utterance, None)
 
     def expire(self) -> list[str]:
-        """Close and name the utterances that have had no chunk for longer than the time-out."""
+        """Close, and return, the utterances whose idle timeout has passed."""
         oldest = self._clock() - self._idle_timeout_s
         idle = [utterance for utterance, session in self._open.items() if session.last_used_s < oldest]
         for utterance in idle:

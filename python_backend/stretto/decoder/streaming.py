@@ -1,4 +1,4 @@
-"""Frames of one utterance as they arrive, cut into windows that decode exactly. It holds codes and knows no codec.
+"""Frames of one utterance, cut into windows that decode exactly.
 
 frames   ░░░░░░░░████████▒           ░ left context   █ decoded by this window   ▒ right context
          ^       ^       ^
@@ -29,12 +29,12 @@ class FrameWindow:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Windows of equal shape decode as one batch."""
+        """Shape (left, num_frames, right); windows of equal shape decode as one batch."""
         return self.left, self.num_frames, self.right
 
 
 def check_codes(codes: np.ndarray, spec: CodecSpec) -> None:
-    """Raise InvalidRequest unless codes are whole numbers [K, T] in [0, codebook_size)."""
+    """Raise InvalidRequest unless codes are integers [K, T] in [0, codebook_size)."""
     if codes.ndim != 2 or codes.shape[0] != spec.num_codebooks:
         raise InvalidRequest("codes", f"shape [{spec.num_codebooks}, T]", list(codes.shape))
     if codes.dtype.kind not in "iu":
@@ -44,27 +44,30 @@ def check_codes(codes: np.ndarray, spec: CodecSpec) -> None:
 
 
 class Windower:
-    """Keeps the left context of the next window and the frames that still wait for their right context."""
+    """Frames not decoded yet, and the left context of the next window."""
 
     def __init__(self, spec: CodecSpec) -> None:
         self._spec = spec
         self._kept = np.zeros((spec.num_codebooks, 0), dtype=np.int64)
-        self._kept_from = 0  # frame of the first column kept
-        self.next_frame = 0  # the first frame not yet decoded
+        self._kept_from = 0  # frame number of the first stored column
+        self.next_frame = 0  # first frame not decoded yet
 
     def copy(self) -> "Windower":
-        """Another that stands where this one does."""
-        return copy(self)  # what it keeps is replaced, never written to
+        """Return an independent copy."""
+        return copy(self)  # a shallow copy suffices: attributes are replaced, never modified in place
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the frames kept."""
+        """Memory of the stored frames, in bytes."""
         return self._kept.nbytes
 
     def push(self, codes: np.ndarray | None, is_final: bool) -> FrameWindow | None:
-        """Take frames [K, T] and give the window that they complete; None while every frame waits for more.
+        """Append frames [K, T] and return the window that they complete, or None if more frames are needed.
 
-        The final push decodes all that is left, its right context truly cut off. Raises InvalidRequest.
+        The final push decodes all remaining frames without right context.
+
+        Raises:
+            InvalidRequest: If the codes are invalid or the utterance is too long.
         """
         if codes is not None:
             check_codes(codes, self._spec)

@@ -1,4 +1,4 @@
-"""What is done before the first chunk, because the first window of a shape takes several times as long as the next."""
+"""Warm-up before the first chunk: the first window of a shape takes several times as long as later ones."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,15 +13,15 @@ from stretto.streams.chunking import ChunkPolicy
 
 
 def capture_shapes(launcher: Launcher, codec: Codec, max_batch: int) -> int:
-    """Make graphs of the shapes that chunks have by default, for each power of two of rows; returns their number.
+    """Capture graphs of the default chunk shapes for each power of two of rows; return their number.
 
-    The largest come first: those that follow fit into the memory that they leave.
+    The largest are captured first, so that later ones fit into the same memory.
     """
     num_graphs = 0
     if launcher.has_graphs:
         windows, state = _windows(launcher, codec)
         first = _first_window(codec.spec)
-        shapes = [first] if codec.spec.blocks else [first, *windows]  # later blocks are too long for launches to matter
+        shapes = [first] if codec.spec.blocks else [first, *windows]  # later blocks are long
         largest = (max_batch - 1).bit_length()
         for batch in (1 << power for power in range(largest, -1, -1)):
             for window in reversed(shapes):
@@ -32,10 +32,10 @@ def capture_shapes(launcher: Launcher, codec: Codec, max_batch: int) -> int:
 def warm_up(
     launcher: Launcher, codec: Codec, max_batch: int, seconds: float, clock: Callable[[], float] = time.monotonic
 ) -> int:
-    """Decode a batch of each size and shape that chunks have by default, small batches first; returns their number.
+    """Decode batches of each size and default chunk shape, small ones first; return their number.
 
-    It ends with the batch that is under way after `seconds`. What a library prepares for a shape takes 15 ms on a CPU,
-    and a listener at the end of what was sent hears that.
+    Libraries prepare each shape in about 15 ms on a CPU, enough to make a client underrun. No batch starts after
+    `seconds`.
     """
     until, num_batches = clock() + seconds, 0
     for window, state in _batches(launcher, codec, max_batch) if seconds else ():
@@ -47,7 +47,7 @@ def warm_up(
 
 
 def _batches(launcher: Launcher, codec: Codec, max_batch: int) -> Iterator[tuple[FrameWindow, torch.Tensor]]:
-    """Windows from the midst of an utterance, and the states [B, D] of a batch of them."""
+    """Yield windows from the middle of an utterance with the states [B, D] of a batch of them."""
     windows, state = _windows(launcher, codec)
     for batch in range(1, max_batch + 1):
         for window in windows:
@@ -55,10 +55,10 @@ def _batches(launcher: Launcher, codec: Codec, max_batch: int) -> Iterator[tuple
 
 
 def _windows(launcher: Launcher, codec: Codec) -> tuple[list[FrameWindow], torch.Tensor]:
-    """Windows from the midst of an utterance of zeros, smallest first, and the state [1, D] there."""
+    """Return windows from the middle of an utterance of zeros, smallest first, and the codec state [1, D] there."""
     policy, spec = ChunkPolicy(), codec.spec
     if spec.max_frames is not None:
-        return [], codec.initial_state(1)  # every length is another shape, and the longest takes as long as it is
+        return [], codec.initial_state(1)  # every utterance length is a shape of its own
     if spec.blocks:
         return _blocks(spec), codec.initial_state(1)
     before = np.zeros((spec.num_codebooks, max(1, spec.start_frames, spec.left_frames + spec.right_frames)), np.int64)
@@ -67,14 +67,14 @@ def _windows(launcher: Launcher, codec: Codec) -> tuple[list[FrameWindow], torch
 
 
 def _blocks(spec: CodecSpec) -> list[FrameWindow]:
-    """The windows of an utterance's first blocks, one of each size. A state says nothing about their shapes."""
+    """Return the windows of an utterance's first blocks, one per size; their shape does not depend on the state."""
     windower = Windower(spec)
     pushed = [windower.push(np.zeros((spec.num_codebooks, size), np.int64), is_final=False) for size in spec.blocks]
     return [window for window in pushed if window is not None]
 
 
 def _first_window(spec: CodecSpec) -> FrameWindow:
-    """The window of an utterance's first chunk."""
+    """Return the window of an utterance's first chunk."""
     num_frames = max(spec.start_frames, ChunkPolicy().first_frames + spec.right_frames)
     window = Windower(spec).push(np.zeros((spec.num_codebooks, num_frames), np.int64), is_final=False)
     assert window is not None
@@ -82,7 +82,7 @@ def _first_window(spec: CodecSpec) -> FrameWindow:
 
 
 def _window_after(codes: np.ndarray, num_frames: int, spec: CodecSpec) -> FrameWindow:
-    """The window that `num_frames` more frames complete after those of `codes` [K, T]."""
+    """Return the window completed by `num_frames` more frames after `codes` [K, T]."""
     windower = Windower(spec)
     windower.push(codes, is_final=False)
     window = windower.push(codes[:, :1].repeat(num_frames, axis=1), is_final=False)
@@ -91,7 +91,7 @@ def _window_after(codes: np.ndarray, num_frames: int, spec: CodecSpec) -> FrameW
 
 
 def _state_after(launcher: Launcher, codec: Codec, codes: np.ndarray) -> torch.Tensor:
-    """State [1, D] after the frames of `codes` [K, T] that can be decoded."""
+    """Return the codec state [1, D] after the decodable frames of `codes` [K, T]."""
     state = codec.initial_state(1)
     window = Windower(codec.spec).push(codes, is_final=False)
     if window is None:

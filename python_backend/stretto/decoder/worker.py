@@ -1,4 +1,4 @@
-"""The decoder: a thread that decodes, and what others may ask of it."""
+"""Decoder thread and its thread-safe interface."""
 
 import logging
 import threading
@@ -23,11 +23,11 @@ from stretto.records.delivery import OutputForm
 logger = logging.getLogger(__name__)
 PLAIN = OutputForm()
 STOPPING = "the decoder is stopping"
-MAX_FAILED_TURNS = 3  # in a row: what then fails is not one chunk's fault
+MAX_FAILED_TURNS = 3  # in a row; more cannot be the fault of one chunk
 
 
 class DecoderWorker:
-    """Decodes chunks on a thread of its own. Every chunk pushed gets one reply, in order within its utterance."""
+    """Decoder on a thread of its own; every pushed chunk gets one reply, in order within its utterance."""
 
     def __init__(self, codec: Codec, config: DecoderConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self._config = config
@@ -42,7 +42,7 @@ class DecoderWorker:
         self._thread.start()
 
     def wait_until_warm(self) -> None:
-        """Return when the first chunk would be decoded as fast as later ones; raises what kept it from that."""
+        """Block until warm-up has finished; raise the error that prevented it."""
         self._warm.result()
 
     def push(
@@ -55,25 +55,32 @@ class DecoderWorker:
         on_device: Callable[[int], None] | None = None,
         on_progress: Callable[[], None] | None = None,
     ) -> None:
-        """Have a chunk decoded; returns at once. Any thread may call it. codes: [K, T] integers, or None.
+        """Queue a chunk for decoding and return at once. Any thread may call it.
 
-        on_device, on_progress: see PendingChunk.
+        Args:
+            utterance: Id of the utterance.
+            chunk: Record of the chunk.
+            codes: Integers [K, T], or None.
+            reply: Receiver of the answer.
+            form: Output format.
+            on_device: See PendingChunk.
+            on_progress: See PendingChunk.
         """
         pending = PendingChunk(utterance, chunk, codes, reply, form, on_device, on_progress)
         if not self._queue.put(pending):
             refuse(pending, Closing(STOPPING), self._counts)
 
     def keep(self, utterance: str) -> None:
-        """An utterance for which nothing comes is still waited for. Any thread may call it."""
+        """Restart the idle timeout of an utterance. Any thread may call it."""
         self._sessions.keep(utterance)
 
     def abandon(self, utterance: str) -> None:
-        """Drop an utterance that is over for a reason that the decoder cannot see; its waiting chunks fail."""
+        """Drop an utterance that has ended for an external reason; its waiting chunks fail."""
         for pending in self._queue.abandon(utterance):
             refuse(pending, Cancelled("the utterance was abandoned"), self._counts)
 
     def stop(self) -> None:
-        """Decode what waits, for up to `stop_timeout_s`, fail the rest, and end the thread."""
+        """Decode waiting chunks for up to `stop_timeout_s`, fail the rest, and end the thread."""
         self._is_stopping = True
         self._queue.close()
         self._thread.join(self._config.stop_timeout_s)
@@ -83,26 +90,26 @@ class DecoderWorker:
 
     @property
     def pace_s(self) -> float:
-        """Seconds between two chunks of one utterance that keep the decoder as busy as it may be."""
+        """Interval between chunks of one utterance at which the decoder is fully used, in seconds."""
         return self._loop.pace.chunk_s
 
     @property
     def thread_id(self) -> int:
-        """The kernel's number of the thread."""
+        """Kernel id of the thread."""
         assert self._thread.native_id is not None, "a thread that has begun has one"
         return self._thread.native_id
 
     def has_work(self) -> bool:
-        """Whether chunks wait to be decoded, or are being decoded."""
+        """Return True if chunks wait or are being decoded."""
         return len(self._queue) + len(self._loop.unanswered) > 0
 
     @property
     def has_died(self) -> bool:
-        """Whether the thread has ended though nobody stopped it: nothing will be decoded any more."""
+        """True if the thread has ended without `stop`; nothing will be decoded any more."""
         return not self._thread.is_alive() and not self._is_stopping
 
     def stats(self) -> dict[str, float]:
-        """Counts since the start, utterances open and chunks waiting now, and the seconds spent decoding."""
+        """Return the counters, the open utterances, the waiting chunks and the decoding time by name."""
         now = {
             "open_utterances": len(self._sessions),
             "session_bytes": self._sessions.num_bytes,
@@ -115,13 +122,13 @@ class DecoderWorker:
         try:
             if self._begins():
                 self._take_turns()
-        finally:  # whatever ended the thread, nobody is left waiting
+        finally:  # whatever ended the thread, all chunks are answered
             self._queue.close()
             self._refuse_waiting()
             self._loop.fail_all(Closing(STOPPING))
 
     def _take_turns(self) -> None:
-        """Decode until told to stop. An exception that leaves a turn ends the utterances in hand and nothing else."""
+        """Decode until stopped; an exception in a turn ends the utterances in progress only."""
         num_failed = 0
         while not self._loop.is_finished:
             try:
