@@ -1,1 +1,1 @@
-"""The worker's process: from rows to the ids of the next ones."""
+"""Worker process: from hidden states to the ids of the next rows."""

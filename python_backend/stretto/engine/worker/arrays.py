@@ -1,8 +1,8 @@
-"""The few numbers per row that a step works on, as arrays of one of two libraries.
+"""Small per-row arrays of a step, in numpy or torch.
 
-The rules are written once, in what numpy and torch have in common (`xp.where`, `xp.stack`, arithmetic, indexing).
-Where the tables lie in host memory the step sees them as numpy arrays: on a few dozen numbers torch spends ten times
-as long on finding out what to do. Elsewhere they are tensors, and nothing waits for the device.
+The rules are written once in the common subset of both libraries (`xp.where`, `xp.stack`, arithmetic, indexing). On the
+CPU numpy is used, because for a few dozen numbers torch takes ten times as long to dispatch. On a GPU everything is a
+tensor, and no operation waits for the device.
 """
 
 from types import ModuleType
@@ -11,58 +11,58 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-Array = Any  # np.ndarray or torch.Tensor, as the step's library has it
+Array = Any  # np.ndarray or torch.Tensor
 
 
 class Arrays(Protocol):
-    """How a step's arrays are made. `xp` is numpy or torch."""
+    """Factory of a step's arrays; `xp` is numpy or torch."""
 
     xp: ModuleType
 
     def of(self, tensor: torch.Tensor) -> Array:
-        """`tensor` as an array over the same memory."""
+        """Return `tensor` as an array over the same memory."""
 
     def tensor(self, array: Array) -> torch.Tensor:
-        """The inverse of `of`."""
+        """Return `array` as a tensor over the same memory."""
 
     def zeros(self, *shape: int) -> Array:
-        """Zeros, int64."""
+        """Return int64 zeros."""
 
     def int32(self, array: Array) -> Array:
-        """`array` as 32-bit integers."""
+        """Return `array` as 32-bit integers."""
 
     def upload(self, values: np.ndarray) -> Array:
-        """`values`, which the host has, as an array; nothing waits."""
+        """Return the host array `values` as an array of the step's library, without waiting for the device."""
 
 
 class HostArrays:
-    """numpy, over tensors in host memory."""
+    """numpy arrays over tensors in host memory."""
 
     xp: ModuleType = np
 
     def of(self, tensor: torch.Tensor) -> Array:
-        """`tensor` as an array over the same memory."""
+        """Return `tensor` as an array over the same memory."""
         return tensor.numpy()
 
     def tensor(self, array: Array) -> torch.Tensor:
-        """The inverse of `of`."""
+        """Return `array` as a tensor over the same memory."""
         return torch.from_numpy(array)
 
     def zeros(self, *shape: int) -> Array:
-        """Zeros, int64."""
+        """Return int64 zeros."""
         return np.zeros(shape, np.int64)
 
     def int32(self, array: Array) -> Array:
-        """`array` as 32-bit integers."""
+        """Return `array` as 32-bit integers."""
         return array.astype(np.int32)
 
     def upload(self, values: np.ndarray) -> Array:
-        """`values` themselves."""
+        """Return `values` unchanged."""
         return values
 
 
 class DeviceArrays:
-    """torch, over tensors on `device`."""
+    """torch tensors on `device`."""
 
     xp: ModuleType = torch
 
@@ -70,23 +70,23 @@ class DeviceArrays:
         self._device, self._is_pinning = device, device.type == "cuda"
 
     def of(self, tensor: torch.Tensor) -> Array:
-        """`tensor` itself."""
+        """Return `tensor` unchanged."""
         return tensor
 
     def tensor(self, array: Array) -> torch.Tensor:
-        """`array` itself."""
+        """Return `array` unchanged."""
         return array
 
     def zeros(self, *shape: int) -> Array:
-        """Zeros, int64."""
+        """Return int64 zeros."""
         return torch.zeros(shape, dtype=torch.int64, device=self._device)
 
     def int32(self, array: Array) -> Array:
-        """`array` as 32-bit integers."""
+        """Return `array` as 32-bit integers."""
         return array.to(torch.int32)
 
     def upload(self, values: np.ndarray) -> Array:
-        """A copy on the device, by way of pinned memory; values that lie apart would be copied while the host waits."""
+        """Return a copy on the device through pinned memory; made contiguous, so that the copy is asynchronous."""
         tensor = torch.from_numpy(np.ascontiguousarray(values))
         if self._is_pinning:
             tensor = tensor.pin_memory()
@@ -94,5 +94,5 @@ class DeviceArrays:
 
 
 def arrays_on(device: torch.device) -> Arrays:
-    """What a step on `device` works with."""
+    """Return the array factory for steps on `device`."""
     return HostArrays() if device.type == "cpu" else DeviceArrays(device)

@@ -1,6 +1,6 @@
-"""Audio that a model hears through its own encoder: embedded once per slot, put in the place of placeholder rows.
+"""Embedded audio input of families with an audio encoder, inserted at placeholder rows.
 
-A slot is filled again after a preemption, and its audio embedded again: the scheduler ships the features with it.
+Each audio input is embedded once per slot. After a preemption the scheduler sends the features again with the request.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,17 @@ from stretto.records.prompt import HeardAudio
 
 
 class AudioEmbeddings:
-    """The embedded audio of all slots, and the part of it that stands in the rows of a step.
+    """Embedded audio of all slots, and the rows of the current step that it replaces.
 
-    The addresses of `inputs` stay the same from step to step, as a CUDA graph wants it.
+    The tensors returned by `inputs` keep their addresses, as CUDA graphs require.
+
+    Args:
+        model: Model with `embed_audio`.
+        arrays: Array factory.
+        embeds: Row embeddings of the largest batch, [N, H]; defines shape, type and device.
     """
 
     def __init__(self, model: Any, arrays: Arrays, embeds: torch.Tensor):
-        """`embeds` [N, H]: of the type and the place of the rows of a batch of N, and as large."""
         self._model, self._arrays = model, arrays
         self._embeds = torch.zeros_like(embeds)
         self._is_heard = torch.zeros(len(embeds), 1, dtype=torch.bool, device=embeds.device)
@@ -28,21 +32,21 @@ class AudioEmbeddings:
 
     @torch.inference_mode()
     def place(self, slot: int, audios: Sequence[HeardAudio]) -> None:
-        """Embed the audio of the request that `slot` is filled with."""
+        """Embed the audio inputs of the request in `slot`."""
         self._of_slot.pop(slot, None)
         if audios:
             self._of_slot[slot] = [(audio.first_row, self._embed(audio)) for audio in audios]
 
     def forget(self, slot: int) -> None:
-        """Let the audio of `slot` go."""
+        """Drop the audio of `slot`."""
         self._of_slot.pop(slot, None)
 
     def inputs(self, num_rows: int) -> dict[str, torch.Tensor]:
-        """What the model's forward pass takes: embedded audio [N, H], and in which rows it counts, [N, 1]."""
+        """Return the model's audio inputs: embeddings [N, H], and a mask [N, 1] of the rows that they replace."""
         return {"heard": self._embeds[:num_rows], "is_heard": self._is_heard[:num_rows]}
 
     def fill(self, batch: InputBatch) -> dict[str, torch.Tensor]:
-        """`inputs` for the rows of `batch`."""
+        """Fill and return `inputs` for the rows of `batch`."""
         num_rows = batch.num_tokens_after_padding
         self._is_heard[:num_rows] = False
         if not self._of_slot:
@@ -59,7 +63,7 @@ class AudioEmbeddings:
         return self.inputs(num_rows)
 
     def _embed(self, audio: HeardAudio) -> torch.Tensor:
-        # A copy, as what came over the wire may not be written to, and torch warns of that.
+        # Copied because the received buffer is read-only, which torch warns about.
         features = self._arrays.tensor(self._arrays.upload(audio.features.copy()))
         embeds = self._model.embed_audio(features)
         if len(embeds) != audio.num_rows:

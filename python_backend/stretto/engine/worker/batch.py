@@ -1,4 +1,4 @@
-"""Which rows of a batch draw, which are halves of which pairs, and what any of them may need: known on the host."""
+"""Host-side plan of a step: drawing rows, CFG pairs, and the operations that any row needs."""
 
 from dataclasses import dataclass
 
@@ -14,9 +14,13 @@ NO_ROW = -1
 
 @dataclass(frozen=True)
 class StepRows:
-    """What the host knows of the B rows of a step, [B] each: their slots, whether each samples, and what they may be.
+    """Host knowledge about the B rows of a step, [B] each.
 
-    may_write, may_speak: whether a row may be in a text segment, or beyond it. Certain rows are one of both.
+    Attributes:
+        slots: Run slots.
+        samples: True if the row samples.
+        may_write: True if the row may be in a text segment.
+        may_speak: True if the row may be after the text segment. Both may be True while the host does not know.
     """
 
     slots: np.ndarray
@@ -25,19 +29,27 @@ class StepRows:
     may_speak: np.ndarray
 
     def fingerprint(self) -> bytes:
-        """The same for steps that have the same plan, as long as no slot changes hands."""
+        """Return bytes that are equal for steps with the same plan, as long as no slot changes its request."""
         return b"".join(column.tobytes() for column in (self.slots, self.samples, self.may_write, self.may_speak))
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The rows of one step; indices are int64 on the host. It stays as it is while the batch does.
+    """Rows of one step; indices are int64 on the host. It is reused while the batch stays the same.
 
-    num_rows: B, both halves counted. drawing [M]: rows that draw, the P conditional halves of pairs before others.
-    sampling [M + P]: behind them their unconditional halves. writing [W], speaking [A]: which of the M rows may be in
-    a text segment and which beyond it, None for all of them; num_paired: P, the first of `speaking` too.
-    ras_window: the longest window in which a row looks for repeats. has_min_p: whether a row leaves unlikely ids out.
-    has_delayed_tail: whether a reply goes on with audio of its prompt.
+    Attributes:
+        num_rows: B, unconditional requests included.
+        drawing: Rows that draw, [M]; the P conditional rows of CFG pairs come first.
+        sampling: The same, followed by the P unconditional rows, [M + P].
+        num_paired: P. These rows come first in `speaking`, too.
+        writing: Indices into `drawing` of rows that may be in a text segment, [W]; None for all.
+        speaking: Indices into `drawing` of rows that may be after it, [A]; None for all.
+        text: Draw plan of text ids.
+        audio: Draw plan of stream 0 in audio.
+        depth: Draw plan of the other streams.
+        ras_window: Longest repetition window of any row.
+        has_min_p: True if any row uses min-p.
+        has_delayed_tail: True if any reply continues audio of its prompt.
     """
 
     num_rows: int
@@ -63,8 +75,15 @@ class BatchPlan:
 
 
 def plan_batch(rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray, tables: SlotTables) -> BatchPlan:
-    """The plan for a batch; `partner` (negative: none) and `is_unconditional` are by slot."""
-    row_of = np.full(len(partner) + 1, NO_ROW)  # the last entry answers for a slot without a partner
+    """Return the plan of a step.
+
+    Args:
+        rows: Rows of the step.
+        partner: Slot of the CFG partner by slot, negative for none.
+        is_unconditional: True for slots of unconditional requests.
+        tables: Slot tables.
+    """
+    row_of = np.full(len(partner) + 1, NO_ROW)  # the last entry is for slots without a partner
     row_of[rows.slots[rows.samples]] = np.flatnonzero(rows.samples)
     drawing = np.flatnonzero(rows.samples & ~is_unconditional[rows.slots])
     others = row_of[partner[rows.slots[drawing]]]
@@ -105,11 +124,23 @@ def plan_batch(rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray
 
 @dataclass(frozen=True)
 class PlanArrays:
-    """What a step needs of its plan, on the step's side; indices are None where they would be all rows in order.
+    """Arrays of a plan in the step's library; indices are None if they would select all rows in order.
 
-    sampling [M + P] rows of the batch, slots [M + P] theirs; limits, scales [M]; writing [W] and speaking [A] of M.
-    written, heard: tensors, the rows of the batch whose hidden states the heads need: the W that may write; the A
-    that may speak and behind them the P other halves. guidance: tensor [P] float32. num_sampled: tensor [B] int32.
+    Attributes:
+        sampling: Rows of the batch, [M + P].
+        slots: Their slots, [M + P].
+        limits: Integer parameters of the drawing rows, [M] each.
+        scales: Real parameters of the drawing rows, [M] each.
+        writing: Indices into the drawing rows, [W].
+        speaking: Indices into the drawing rows, [A].
+        written: Rows of the batch whose hidden states the text head needs, [W].
+        heard: Rows of the batch whose hidden states the audio heads need, [A + P]: speaking rows, then unconditional
+            ones.
+        text: Draw parameters of text ids.
+        audio: Draw parameters of stream 0 in audio.
+        depth: Draw parameters of the other streams.
+        guidance: Guidance scales, float32 [P].
+        num_sampled: Number of tokens sampled per row, int32 [B].
     """
 
     sampling: Array | None
@@ -128,7 +159,7 @@ class PlanArrays:
 
     @classmethod
     def of(cls, plan: BatchPlan, rows: StepRows, tables: SlotTables, arrays: Arrays) -> "PlanArrays":
-        """The arrays of `plan`, uploaded."""
+        """Return the uploaded arrays of `plan`."""
         slots = rows.slots[plan.sampling]
         drawing = slots[: len(plan.drawing)]
         limits = SlotLimits(*arrays.upload(np.ascontiguousarray(tables.limits[drawing].T)))
@@ -167,18 +198,18 @@ def _take(rows: np.ndarray, index: np.ndarray | None) -> np.ndarray:
 
 
 class BatchPlanner:
-    """Plans steps; while the batch stays the same it keeps the plan and its arrays."""
+    """Planner that keeps the plan and its arrays while the batch stays the same."""
 
     def __init__(self, tables: SlotTables, arrays: Arrays):
         self._tables, self._arrays = tables, arrays
         self._fingerprint = b""
 
     def forget(self) -> None:
-        """Plan anew: a slot has changed hands."""
+        """Discard the plan, because a slot has changed its request."""
         self._fingerprint = b""
 
     def plan(self, rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray) -> tuple[BatchPlan, PlanArrays]:
-        """The plan for a batch; see `plan_batch`."""
+        """Return the plan of a batch; see `plan_batch`."""
         fingerprint = rows.fingerprint()
         if fingerprint != self._fingerprint:
             plan = plan_batch(rows, partner, is_unconditional, self._tables)

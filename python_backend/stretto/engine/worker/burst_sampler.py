@@ -1,4 +1,4 @@
-"""Samplers of several rows a step: the first from the model's hidden states, the others as a predictor says them."""
+"""Samplers of several rows per step: the first from the model, further ones from MCTP modules."""
 
 from collections.abc import Callable
 
@@ -21,12 +21,12 @@ from stretto.engine.worker.step_program import StepProgram
 from stretto.engine.worker.step_sampler import StepSampler
 from stretto.engine.worker.step_table import Variant
 
-# From hidden states [B, H], of the requests that say the row at a place: stream 0 [B], the others [B, S - 1], cuts [B].
+# (hidden states [B, H], rows, index of the row in the step) -> stream 0 [B], the others [B, S - 1], cut flags [B].
 SayRow = Callable[[torch.Tensor, StepRows, int], tuple[Array, Array, Array]]
 
 
 class Bursts:
-    """As many rows of each request as its schedule has in a step, W at the most, whoever draws one of them."""
+    """Multi-token step: each request gets as many rows as its schedule defines, at most W."""
 
     def __init__(self, slots: RunSlots, predictor: RowPredictor):
         self._slots, self._predictor, self._width = slots, predictor, slots.rules.max_rows_per_step
@@ -35,7 +35,7 @@ class Bursts:
         self._none = torch.zeros(num_slots, dtype=torch.int32, device=device)
 
     def sample(self, hidden: torch.Tensor, batch: InputBatch, say_row: SayRow) -> SamplerOutput:
-        """Sample for each request of `batch`: the first row from its last hidden state, [B, H]."""
+        """Sample rows for each request of `batch`; `hidden` [B, H] holds the last hidden states."""
         slots, arrays, num_rows = self._slots, self._slots.arrays, batch.num_reqs
         rows = slots.rows(batch)
         num_read = batch.num_computed_tokens_np.astype(np.int64) + batch.num_scheduled_tokens
@@ -47,7 +47,7 @@ class Bursts:
         def say(states: torch.Tensor, place: int) -> None:
             says = slots.rows_behind(rows, step.num_extra >= place) if place else rows
             tokens[:, place], codes[:, place], cut = say_row(states, says, place)
-            cuts[:] |= cut << place  # a bit for each row
+            cuts[:] |= cut << place  # one bit per row
 
         say(hidden, 0)
         self._predictor(hidden, step, say)
@@ -65,7 +65,7 @@ class Bursts:
 
 
 class BurstSampler(SpeechSampler):
-    """Draws row by row in torch or numpy."""
+    """Sampler of several rows per step on the array path (numpy or torch)."""
 
     def __init__(self, stock: Sampler, slots: RunSlots, draw: RowDraw, segments: SegmentState, predictor: RowPredictor):
         super().__init__(stock, slots, draw, segments)
@@ -73,18 +73,17 @@ class BurstSampler(SpeechSampler):
         self._tokens = slots.arrays.of(stock.req_states.all_token_ids.gpu)
 
     def __call__(self, hidden: torch.Tensor, batch: InputBatch) -> SamplerOutput:
-        """Sample the rows of a step, the first from the last hidden state of each request, [B, H]."""
+        """Sample the rows of a step; `hidden` [B, H] holds the last hidden states."""
         return self._bursts.sample(hidden, batch, lambda states, says, place: self._row(states, batch, says, place)[:3])
 
     def _keep(self, slots: Array, position: Array, tokens: Array, codes: Array) -> None:
-        """Write down what was said, stream 0 as well: the rows that follow in this step are drawn and said by it."""
+        """Record the rows, including stream 0, which later rows of this step read."""
         super()._keep(slots, position, tokens, codes)
         self._tokens[slots, position] = self._arrays.int32(tokens)
 
 
 class BurstStepSampler(StepSampler):
-    """Draws row by row with the step's launches: each row is a step of the program of its own, a graph where there is
-    one."""
+    """Sampler of several rows per step on the kernel path; each row is one run of the step program."""
 
     def __init__(
         self,
@@ -98,7 +97,7 @@ class BurstStepSampler(StepSampler):
         self._bursts = Bursts(slots, predictor)
 
     def __call__(self, hidden: torch.Tensor, batch: InputBatch) -> SamplerOutput:
-        """Sample the rows of a step, the first from the last hidden state of each request, [B, H]."""
+        """Sample the rows of a step; `hidden` [B, H] holds the last hidden states."""
         lengths = batch.seq_lens[: batch.num_reqs]
 
         def say_row(states: torch.Tensor, says: StepRows, place: int) -> tuple[Array, Array, Array]:

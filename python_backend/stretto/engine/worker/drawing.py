@@ -1,4 +1,4 @@
-"""From hidden states to one id per stream: heads, guidance, masks, draw. Nothing waits for the device."""
+"""Draw of one id per stream from hidden states: heads, guidance, masks, draw. Nothing waits for the device."""
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from stretto.sampling.script import advances
 
 
 class RowDraw:
-    """Draws the conditional rows of a batch; a guided row sees its partner's logits."""
+    """Draw of the conditional rows of a batch; guided rows use their partner's logits."""
 
     def __init__(
         self, readout: Readout, segments: SegmentState, tables: SlotTables, arrays: Arrays, guard: RepetitionGuard
@@ -37,13 +37,21 @@ class RowDraw:
         self._guides_first = 0 in family.guided_streams
 
     def keys(self, seed_keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """The noise keys of rows, known on the host: [M] int32, [M] int32 -> [M, S] int32."""
+        """Return the noise keys, int32 [M, S], for seed keys and positions, int32 [M] each."""
         return stream_keys(seed_keys, positions, self._num_streams)
 
     def __call__(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> tuple[Array, Array]:
-        """Stream 0 [M] and the streams 1 ... [M, S - 1] of the rows that draw, from `hidden` [B, H] of all."""
+        """Return stream 0 [M] and streams 1 and up [M, S - 1] of the drawing rows.
+
+        Args:
+            hidden: Hidden states of all rows, [B, H].
+            keys: Noise keys, int32 [M, S].
+            plan: Plan of the step.
+            step: Arrays of the plan.
+            rows: State of the drawing rows, which is advanced.
+        """
         text = audio = codes = None
         if plan.may_write:
             text = self._draw_text(hidden, _pick(keys, plan.writing), plan, step, rows)
@@ -59,7 +67,7 @@ class RowDraw:
         return token, laid
 
     def _spread(self, drawn: torch.Tensor, index: Array | None, rows: Rows) -> Array:
-        """What the rows `index` drew, at their places among all rows."""
+        """Return the values drawn by the rows `index`, placed among all rows."""
         values = self._arrays.of(drawn)
         if index is None:
             return values
@@ -73,7 +81,7 @@ class RowDraw:
     def _draw_text(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> Array:
-        """Stream 0 of the rows that may write."""
+        """Return stream 0 of the rows that may be in a text segment."""
         own = hidden if step.written is None else hidden[step.written]
         logits = self._heads.text(own)
         if self._said is not None:
@@ -85,7 +93,7 @@ class RowDraw:
     def _draw_audio(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> tuple[Array, Array]:
-        """Stream 0 [M] and the streams 1 ... [M, K] of the rows that may speak."""
+        """Return stream 0 [M] and streams 1 and up [M, K] of the rows that may be in audio."""
         heard = hidden if step.heard is None else hidden[step.heard]
         num_rows, num_shared = len(keys), len(step.guidance) if self._frames.reads_drawn else 0
         recent = self._guard.recent(rows, step.speaking, plan.ras_window) if plan.ras_window else None
@@ -115,19 +123,19 @@ class RowDraw:
         return token, spread
 
     def _penalized(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
-        """The logits of the ids that a repetition penalty may count, less where it does."""
+        """Return the logits with the repetition penalty applied."""
         assert self._said is not None
         slots, penalty = _pick(rows.slots, index), _pick(rows.scales.repetition_penalty, index)
         return penalize(logits, self._arrays.tensor(self._said[slots, :-1]), self._arrays.tensor(penalty))
 
     def _first_logits(self, heard: torch.Tensor, num_rows: int, scale: torch.Tensor) -> torch.Tensor:
-        """Stream 0's logits of the first `num_rows` of `heard`; the first P are guided by the P behind `num_rows`."""
+        """Return stream 0's logits of the first `num_rows` of `heard`, guided by the unconditional rows after them."""
         if not self._guides_first or len(scale) == 0:
             return self._heads.first(heard[:num_rows])
         return _merge(self._heads.first(heard), num_rows, scale)
 
     def _guided_codes(self, logits: torch.Tensor, streams: slice, num_rows: int, scale: torch.Tensor) -> torch.Tensor:
-        """The same for `streams` of the streams 1 ..., [A + P, k, C] -> [A, k, C]."""
+        """Return the guided logits of `streams` of streams 1 and up: [A + P, k, C] -> [A, k, C]."""
         if len(scale) == 0:
             return logits
         is_guided = self._guided[streams]
@@ -147,7 +155,7 @@ class RowDraw:
         rows: Rows,
         recent: RecentRows | None,
     ) -> Array:
-        """Stream 0 of the rows that may speak."""
+        """Return stream 0 of the rows that may be in audio."""
         segments, index = self._segments, step.speaking
         if segments.script:
             stay = self._arrays.tensor(_pick(segments.stay_column(rows, self._script), index))
@@ -172,12 +180,12 @@ def _pick(values: Array, index: Array | None) -> Array:
 
 
 def _both(drawn: torch.Tensor, num_paired: int) -> torch.Tensor:
-    """What A rows drew and, behind it, what the first P of them drew, for their other halves."""
+    """Return the ids of A rows followed by those of the first P, for their unconditional rows."""
     return torch.cat([drawn, drawn[:num_paired]]) if num_paired else drawn
 
 
 def _merge(logits: torch.Tensor, num_rows: int, scale: torch.Tensor) -> torch.Tensor:
-    """The logits of `num_rows` rows, of which the first P are guided by those behind them: [A + P, ...] -> [A, ...]."""
+    """Return the logits of `num_rows` rows, the first P guided by the rows after them: [A + P, ...] -> [A, ...]."""
     num_paired = len(scale)
     guided = guide(logits[:num_paired], logits[num_rows:], scale)
     return guided if num_paired == num_rows else torch.cat([guided, logits[num_paired:num_rows]])

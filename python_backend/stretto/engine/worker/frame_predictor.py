@@ -1,10 +1,10 @@
-"""From hidden states to what a model says beside stream 0: the seam between what predicts and what draws.
+"""Interface between predictors of the further streams of a row and the draw.
 
     hidden ──► stream 0 ──draw──► token ──► FramePredictor ──logits──► draw ──ids──► ... ──► the streams 1 ...
                                                   └──────────────◄──────────────┘
 
-A predictor computes logits and asks `draw` for ids, once or as often as one id depends on another. `draw` merges the
-logits of pairs, masks, draws with the noise of each stream, and draws repeats again: no predictor knows of any of that.
+A predictor computes logits and calls `draw` for ids, once, or repeatedly if ids depend on each other. `draw` applies
+guidance, masks, noise and repetition rules, so predictors need not know about them.
 """
 
 from collections.abc import Callable
@@ -15,28 +15,35 @@ import torch
 from stretto.engine.worker.heads import EVERY, Product, StreamHeads, exact_product
 from stretto.streams.layout import StreamLayout
 
-# Raw logits [N, k * C] float32 of the k streams in a slice of the streams 1 ..., lines may lie apart -> ids [N, k].
+# (raw float32 logits [N, k * C], possibly strided; slice of k of streams 1 and up) -> ids [N, k].
 Draw = Callable[[torch.Tensor, slice], torch.Tensor]
 
 
 class FramePredictor(Protocol):
-    """What draws the further ids of rows in an audio segment.
+    """Predictor of the further ids of rows in an audio segment.
 
-    reads_drawn: whether it reads what has been drawn, `token` or ids of `draw`; only then do both halves have it.
+    Attributes:
+        reads_drawn: True if it reads drawn ids (`token` or results of `draw`); they are then shared with unconditional
+            rows.
     """
 
     reads_drawn: bool
 
     def __call__(self, hidden: torch.Tensor, token: torch.Tensor, draw: Draw) -> torch.Tensor:
-        """The streams 1 ... [N, K] beside `token` [N], stream 0 as drawn, from hidden states [N, H].
+        """Return the ids of streams 1 and up, [N, K].
 
-        Both halves of a pair are among the rows; what is drawn for the conditional one counts.
+        The rows include both requests of each CFG pair; the ids drawn for the conditional one count.
+
+        Args:
+            hidden: Hidden states, [N, H].
+            token: Stream 0 as drawn, [N].
+            draw: Draws ids from logits.
         """
         ...
 
 
 class ParallelHeads:
-    """All streams from one hidden state, at once."""
+    """Predictor of all streams at once from one hidden state."""
 
     reads_drawn = False
 
@@ -44,12 +51,12 @@ class ParallelHeads:
         self._heads = heads
 
     def __call__(self, hidden: torch.Tensor, token: torch.Tensor, draw: Draw) -> torch.Tensor:
-        """The ids of all streams."""
+        """Return the ids of all streams."""
         return draw(self._heads.raw_codes(hidden), EVERY)
 
 
 class Depth(Protocol):
-    """A depth transformer (`models/depth_transformer.py`): what draws each stream, after the codes of those before."""
+    """Depth transformer (`models/depth_transformer.py`), which predicts each stream from the previous ones."""
 
     heads: torch.Tensor
 
@@ -61,20 +68,20 @@ class Depth(Protocol):
 
 
 class DepthFrames:
-    """One stream after another, by a depth transformer that has read those before it: as many draws as streams."""
+    """Predictor by a depth transformer, one stream after another."""
 
     reads_drawn = True
 
     def __init__(self, depth: Depth, layout: StreamLayout, max_rows: int):
         self._depth, self._num_codes = depth, layout.codebook_size
-        # What a code's id is more than its row of the depth transformer's table.
+        # Difference between a code's id and its row in the depth transformer's table.
         self._shifts = [ids.start - stream * len(ids) for stream, ids in enumerate(layout.audio)]
         self._heads: list[Product] = [exact_product(rows) for rows in depth.heads.data]
         depth.prepare(max_rows)
 
     def __call__(self, hidden: torch.Tensor, token: torch.Tensor, draw: Draw) -> torch.Tensor:
-        """The ids, drawn one stream at a time."""
-        code = (token - self._shifts[0]).clamp(0, self._num_codes - 1)  # of rows that carry no code nothing is read
+        """Return the ids, drawn one stream at a time."""
+        code = (token - self._shifts[0]).clamp(0, self._num_codes - 1)  # results of rows without a code are ignored
         drawn = [draw(self._heads[0](self._depth.begin(hidden, code)), slice(0, 1))]
         for stream, head in enumerate(self._heads[1:], 1):
             code = drawn[-1][:, 0] - self._shifts[stream]
@@ -83,7 +90,7 @@ class DepthFrames:
 
 
 class Readout(NamedTuple):
-    """What is read from the hidden states of a family's model."""
+    """Output heads and frame predictor of a family's model."""
 
     heads: StreamHeads
     frames: FramePredictor

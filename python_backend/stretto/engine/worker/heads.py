@@ -1,15 +1,14 @@
-"""The rows of `lm_head` that each stream needs, and no others.
+"""Rows of `lm_head` that each stream needs.
 
-With tensor parallelism every rank draws every row (the noise is a function of seed, position, stream and id, so all
-ranks draw the same), and a head is either whole on each rank or cut by vocabulary:
+With tensor parallelism every rank draws every row. The noise is a function of seed, position, stream and id, so all
+ranks draw the same ids. A head is either complete on each rank or split by vocabulary:
 
-- The audio heads are whole. A step needs 1 + 8 × 1025 rows of 4096 bf16 numbers, 67 MB, of a published model; cut in
-  two they would save 34 MB and 7 µs of memory traffic at 4.8 TB/s, and cost a gather of logits in every step, which
-  takes longer than that.
-- The text head is vLLM's own shard where it is larger than a shard (152,192 rows, 1.25 GB); its logits are gathered.
+- Audio heads are complete. For a published model a step reads 1 + 8 × 1025 rows of 4096 bf16 numbers, 67 MB. Splitting
+  them over two ranks would save 34 MB, or 7 µs at 4.8 TB/s, but cost a gather of logits per step, which takes longer.
+- The text head is vLLM's own shard if it is larger than a shard (152,192 rows, 1.25 GB). Its logits are gathered.
 
-Logits of audio are float32 sums of the weight's products, so that guidance does not amplify what would be rounded away;
-on a GPU those of text are, too. On the CPU the text head, which is not guided, is not copied for it.
+Audio logits are computed in float32, so that guidance does not amplify rounding; on a GPU text logits are, too. On the
+CPU the text head, which is not guided, is not copied for that.
 """
 
 from collections.abc import Callable
@@ -23,21 +22,25 @@ from stretto.engine.kernels.cpu import products as on_host
 from stretto.engine.kernels.gpu import products as on_device
 from stretto.engine.request.rules import SegmentRules
 
-EVERY = slice(None)  # all of the streams 1 ...
+EVERY = slice(None)  # all of streams 1 and up
 Product = Callable[[torch.Tensor], torch.Tensor]
 
 
 def exact_product(rows: torch.Tensor) -> Product:
-    """`x @ rows.T` in float32 for a weight that stays as it is, on its device."""
+    """Return a float32 product `x @ rows.T` with a constant weight, for the weight's device."""
     return (on_host if rows.device.type == "cpu" else on_device).Float32Product(rows)
 
 
 class StreamHeads:
-    """Three heads over one weight: stream 0 in text, stream 0 in audio, and the auxiliary streams, each over its ids.
+    """Heads over one weight: stream 0 in text, stream 0 in audio, and the other streams.
 
-    text_ids [V], first_ids [C0 + E] (what it may carry in audio, then what ends that) and codes [K, C] say which token
-    id each logit stands for. Where a stream has a bias b, its logits are W (h + b) = W h + W b, the second term fp32.
-    is_text_cut: whether ranks exchange logits of text.
+    A stream with a bias b has the logits W (h + b) = W h + W b, with the second term precomputed in float32.
+
+    Attributes:
+        text_ids: Token id of each text logit, [V].
+        first_ids: Token id of each logit of stream 0 in audio, [C0 + E]: codes and markers, then end ids.
+        codes: Token id of each logit of the other streams, [K, C].
+        is_text_cut: True if ranks exchange text logits.
     """
 
     def __init__(self, lm_head: nn.Module, rules: SegmentRules, stream_bias: torch.Tensor | None = None):
@@ -65,27 +68,27 @@ class StreamHeads:
             self.code_offset = torch.cat([_offset(rows, bias) for rows, bias in pairs])
 
     def raw_text(self, hidden: torch.Tensor) -> torch.Tensor:
-        """`text` without what a bias adds: its lines may lie apart."""
+        """Return `text` without the bias term; rows may be strided."""
         return self._gather(self._text(hidden))
 
     def raw_first(self, hidden: torch.Tensor) -> torch.Tensor:
-        """`first` without what a bias adds: its lines may lie apart."""
+        """Return `first` without the bias term; rows may be strided."""
         return self._first(hidden)
 
     def raw_codes(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits of the streams 1 ... in an audio segment, [N, H] -> [N, K * C] float32, without what a bias adds."""
+        """Return the logits of streams 1 and up without the bias term: [N, H] -> float32 [N, K * C]."""
         return self._codes(hidden)
 
     def text(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits of stream 0 in a text segment: [N, H] -> [N, V] float32."""
+        """Return the logits of stream 0 in a text segment: [N, H] -> float32 [N, V]."""
         return _shift(self.raw_text(hidden), self.text_offset)
 
     def first(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits of stream 0 in an audio segment: [N, H] -> [N, C0 + E] float32."""
+        """Return the logits of stream 0 in an audio segment: [N, H] -> float32 [N, C0 + E]."""
         return _shift(self.raw_first(hidden), self.first_offset)
 
     def shifted(self, logits: torch.Tensor, streams: slice) -> torch.Tensor:
-        """Raw logits of `streams` of the streams 1 ... with what a bias adds: [N, k * C] -> [N, k, C] float32."""
+        """Add the bias term to raw logits of `streams` of streams 1 and up: [N, k * C] -> float32 [N, k, C]."""
         num_streams, num_codes = len(range(len(self.codes))[streams]), self.codes.shape[1]
         offset = self.code_offset
         if offset is not None and streams != EVERY:
@@ -93,16 +96,18 @@ class StreamHeads:
         return _shift(logits, offset).reshape(len(logits), num_streams, num_codes)
 
     def _gather(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits over all text ids from what this rank has of them, which is all where the head is whole."""
+        """Return the logits over all text ids, gathered from all ranks if the head is split."""
         if not self.is_text_cut:
             return logits
         return tensor_model_parallel_all_gather(logits)[:, : len(self.text_ids)]
 
 
 class FirstHead(StreamHeads):
-    """The one head of a family without text whose frames a depth transformer completes: stream 0 in audio.
+    """Head of stream 0 in audio, for a family without text whose frames a depth transformer completes.
 
-    rows [C0 + E, H]: whole on each rank.
+    Args:
+        rows: Weight, [C0 + E, H], complete on each rank.
+        rules: Rules of the family.
     """
 
     def __init__(self, rows: torch.Tensor, rules: SegmentRules):
@@ -117,10 +122,11 @@ class FirstHead(StreamHeads):
 
 
 class AudioHeads(FirstHead):
-    """The heads of a family without text whose streams are drawn at once: of each stream in audio, one behind another,
-    what stream 0 ends with behind its own.
+    """Heads of all streams in audio, for a family without text whose streams are drawn at once.
 
-    rows [n, H]: whole on each rank.
+    Args:
+        rows: Weights of all streams, [n, H], complete on each rank; stream 0's end ids follow its codes.
+        rules: Rules of the family.
     """
 
     def __init__(self, rows: torch.Tensor, rules: SegmentRules):
@@ -129,7 +135,7 @@ class AudioHeads(FirstHead):
 
 
 def _offset(rows: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """What a bias [H] of the hidden state adds to the logits: rows [n, H] -> [n] float32, few rows at a time."""
+    """Return the logits of a bias [H]: rows [n, H] -> float32 [n], computed in parts to save memory."""
     return torch.cat([some.float() @ bias.float() for some in rows.split(8192)])
 
 
@@ -138,7 +144,7 @@ def _shift(logits: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
 
 
 class _WeightRows:
-    """Rows of a head's weight by token id; with tensor parallelism gathered from the ranks that hold them."""
+    """Rows of a head's weight by token id, gathered from all ranks with tensor parallelism."""
 
     def __init__(self, lm_head: ParallelLMHead):
         self.own, self.is_cut = lm_head.get_parameter("weight").data, lm_head.tp_size > 1
@@ -147,22 +153,22 @@ class _WeightRows:
         self._start, self._stop = shard.org_vocab_start_index, shard.org_vocab_end_index
 
     def take(self, ids: torch.Tensor) -> torch.Tensor:
-        """The rows of `ids` [n]: a copy, the same on every rank."""
+        """Return a copy of the rows `ids` [n], the same on every rank."""
         if not self.is_cut:
             return self.own[ids]
         is_own = (ids >= self._start) & (ids < self._stop)
         rows = self.own.new_zeros(len(ids), self.own.shape[1])
         rows[is_own] = self.own[ids[is_own] - self._start]
-        return tensor_model_parallel_all_reduce(rows)  # one rank brings each row, the others zeros: exact
+        return tensor_model_parallel_all_reduce(rows)  # exact: one rank contributes the row, all others zeros
 
     def span(self, ids: range) -> torch.Tensor:
-        """The rows of consecutive ids: a view where this rank holds them all, as does every other."""
+        """Return the rows of consecutive ids, as a view if every rank holds all rows."""
         if not self.is_cut:
             return self.own[ids.start : ids.stop]
         return self.take(torch.arange(ids.start, ids.stop, device=self.own.device))
 
     def rows(self, ids: list[int]) -> torch.Tensor:
-        """The rows of `ids`: a view where they follow each other, else a copy."""
+        """Return the rows `ids`, as a view if they are consecutive."""
         if ids and ids == list(range(ids[0], ids[-1] + 1)):
             return self.span(range(ids[0], ids[-1] + 1))
         return self.take(torch.tensor(ids, dtype=torch.int64, device=self.own.device))

@@ -1,4 +1,4 @@
-"""Per-request state beside the model, one row of device tables per run slot: vLLM's `ModelState` hook."""
+"""Per-request device state beside the model, one table row per run slot (vLLM's `ModelState` hook)."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ from stretto.families.audio_format import AudioFormat
 
 
 class SpeechModelState(DefaultModelState):
-    """The run slots, and the codes that the model reads of them beside stream 0."""
+    """Run slots, and the ids of the streams that the model reads in addition to stream 0."""
 
     def __init__(
         self, vllm_config: VllmConfig, model: nn.Module, encoder_cache: EncoderCache | None, device: torch.device
@@ -55,8 +55,8 @@ class SpeechModelState(DefaultModelState):
         tables = SlotTables(self.max_num_reqs, self.rules, device)
         self.slots = RunSlots(tables, self.rules, self.arrays, vllm_config.max_concurrent_batches)
         num_streams = self.rules.family.layout.num_input_streams
-        # Addresses stay the same from step to step, as a CUDA graph wants it: a full graph reads the ids, a piecewise
-        # one their embedded rows, which the model computes before its first piece (64 MB for 8192 rows of 4096 bf16).
+        # Addresses stay the same from step to step, as CUDA graphs require. A full graph reads the ids, a piecewise one
+        # the embedded rows, which the model computes before its first piece (64 MB for 8192 rows of 4096 bf16).
         self._batch_rows = torch.zeros(self.max_num_tokens, num_streams, dtype=torch.int32, device=device)
         assert isinstance(self.dtype, torch.dtype)
         self._batch_embeds = torch.zeros(self.max_num_tokens, self.inputs_embeds_size, dtype=self.dtype, device=device)
@@ -67,7 +67,7 @@ class SpeechModelState(DefaultModelState):
             self.audio_embeddings = AudioEmbeddings(model, self.arrays, self._batch_embeds)
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
-        """Fill a slot, from the beginning or, after a preemption, from where the reply stood."""
+        """Fill a slot with a new request, or with a preempted one that resumes."""
         super().add_request(req_index, new_req_data)
         if not isinstance(new_req_data, SpeechRequestData):
             new_req_data = SpeechRequestData.of(new_req_data, *warmup_request(new_req_data, self.rules))
@@ -86,12 +86,12 @@ class SpeechModelState(DefaultModelState):
             self.audio_embeddings.forget(slot)
 
     def apply_staged_writes(self) -> None:
-        """Bring the slots filled since the last step to the device."""
+        """Upload the slots filled since the last step."""
         super().apply_staged_writes()
         self.slots.tables.apply_staged(self.arrays)
 
     def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, Any]:
-        """The ids of all streams of the batch's rows: one gather of codes by position, for prefill and decode alike."""
+        """Return the ids of all streams of the batch's rows, gathered by position for prefill and decode alike."""
         inputs = super().prepare_inputs(input_batch, req_states)
         of, num_rows = self.arrays.of, input_batch.num_tokens
         slots = of(input_batch.idx_mapping)
@@ -99,21 +99,21 @@ class SpeechModelState(DefaultModelState):
             slots = self.arrays.upload(np.repeat(input_batch.idx_mapping_np, input_batch.num_scheduled_tokens))
         rows = self._batch_rows[: input_batch.num_tokens_after_padding]
         ids, positions = of(input_batch.input_ids)[:num_rows], of(input_batch.positions)[:num_rows]
-        if self.rules.family.bursts is not None:  # vLLM reads back the last row only that a step has said
+        if self.rules.family.bursts is not None:  # vLLM keeps only the last row of a step in `input_ids`
             ids = of(req_states.all_token_ids.gpu)[slots, positions]
         gather_rows(rows, ids, slots, positions, self.slots.tables.codes, self.rules.family.layout.pad_id)
         heard = {} if self.audio_embeddings is None else self.audio_embeddings.fill(input_batch)
         return {**inputs, "rows": rows, "inputs_embeds": self._batch_embeds[: len(rows)], **heard}
 
     def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
-        """The shapes of `prepare_inputs`, for profiling and graph capture."""
+        """Return inputs shaped like those of `prepare_inputs`, for profiling and graph capture."""
         inputs = super().prepare_dummy_inputs(num_reqs, num_tokens)
         embeds = self._batch_embeds[:num_tokens]
         heard = {} if self.audio_embeddings is None else self.audio_embeddings.inputs(num_tokens)
         return {**inputs, "rows": self._batch_rows[:num_tokens], "inputs_embeds": embeds, **heard}
 
     def custom_sampler(self, sampler: Sampler) -> tuple[SpeechSampler | StepSampler, None]:
-        """vLLM's hook for a sampler of one's own; there is no speculative decoding."""
+        """Return our sampler (vLLM's hook) and no speculative decoder."""
         options = self.vllm_config.additional_config
         in_torch = isinstance(options, dict) and not options.get("step_kernels", True)
         if self.arrays.xp is np or in_torch:
@@ -122,13 +122,13 @@ class SpeechModelState(DefaultModelState):
         return self._step_sampler, None
 
     def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
-        """vLLM's hook: the KV cache has been allocated."""
+        """Bind the MCTP modules to the allocated KV cache (vLLM's hook)."""
         super().initialize_kv_cache(kv_cache_config, block_tables)
         if self._row_predictor is not None:
             self._row_predictor.bind(kv_cache_config, block_tables)
 
     def capture_inner_cudagraphs(self, *buffers: object, **more: object) -> None:
-        """vLLM's hook for graphs beside its own; it captures twice, the first time to measure their memory."""
+        """Capture our graphs (vLLM's hook, called twice: the first time to measure memory)."""
         if self._step_sampler is not None:
             self._step_sampler.capture()
         if self._row_predictor is not None:
@@ -153,7 +153,7 @@ class SpeechModelState(DefaultModelState):
         tokens = sampler.req_states.all_token_ids.gpu
         program = StepProgram(readout, self.rules, self.slots.tables, tokens, hidden)
         recorder = recorder_of(self.device, self.vllm_config)
-        # Ranks exchange logits of a text head that is cut: those steps are launched as they are.
+        # Ranks exchange the logits of a split text head, so such steps cannot be captured.
         is_cut = readout.heads.is_text_cut
         graphs = StepGraphs(
             program.launch, self.max_num_reqs, recorder, lambda variant, _: not (variant.writes and is_cut)
@@ -172,7 +172,7 @@ class SpeechModelState(DefaultModelState):
         return BurstSampler(sampler, self.slots, draw, segments, self._modules(tokens))
 
     def _modules(self, tokens: torch.Tensor) -> RowPredictor:
-        """What says further rows in a step; `tokens` [R, T]: stream 0 of every slot."""
+        """Return the predictor of further rows; `tokens` [R, T] holds stream 0 of every slot."""
         said = SaidRows(self.model, tokens, self.slots.tables.codes, self.arrays, self.rules.family.layout.pad_id)
         model: Any = self.model
         predictor = self._row_predictor = model.row_predictor(said, self.vllm_config)

@@ -1,4 +1,4 @@
-"""What the attention layers of modules read beside rows: where each request's rows begin, its blocks and its length."""
+"""Attention metadata of MCTP modules: row ranges, blocks and lengths of each request."""
 
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -14,10 +14,13 @@ from vllm.v1.worker.gpu.block_table import BlockTables
 
 
 class Spans(NamedTuple):
-    """Rows of requests, one request's behind another's.
+    """Rows of several requests, concatenated. All tensors are on the device.
 
-    slots [n] int64 and begin [n + 1] int32: whose they are, and where those of each begin. lengths [n] int32: up to
-    which row each attends. positions [N] int64. All on the device.
+    Attributes:
+        slots: Run slots, int64 [n].
+        begin: First row of each request, int32 [n + 1].
+        lengths: Number of rows that each request attends to, int32 [n].
+        positions: Position of each row, int64 [N].
     """
 
     slots: torch.Tensor
@@ -27,7 +30,7 @@ class Spans(NamedTuple):
 
 
 class ModuleAttention:
-    """Builders of the modules' own, which share no buffer with those that a captured graph of the model reads."""
+    """Metadata builders of the modules, separate from those of the model's captured graphs."""
 
     def __init__(
         self,
@@ -42,21 +45,21 @@ class ModuleAttention:
         self._groups, self._kv_cache_config, self._tables = groups, kv_cache_config, block_tables
         self._vllm_config, self.max_length = vllm_config, vllm_config.model_config.max_model_len
         self._slot_mappings = block_tables.slot_mappings.new_zeros(len(block_tables.slot_mappings), max_rows)
-        # The most rows that a graph may hold: what a builder leaves for one lies in buffers of that size.
+        # Largest number of rows in a graph, given by the size of the builders' buffers.
         compilation = vllm_config.compilation_config
         is_uniform = support.min_cg_support.value >= AttentionCGSupport.UNIFORM_BATCH.value
         has_graphs = is_uniform and compilation.cudagraph_mode.has_full_cudagraphs()
         self.max_captured_rows = (compilation.max_cudagraph_capture_size or 0) if has_graphs else 0
 
     def map(self, spans: Spans) -> torch.Tensor:
-        """Where the keys and values of each row go, [G, N], and find the blocks of each request."""
+        """Gather the blocks of each request and return the KV slot of each row, [G, N]."""
         num_rows = len(spans.positions)
         slots, begin = spans.slots, spans.begin
         self._tables.gather_block_tables(slots, num_reqs_padded=len(slots))
         return self._tables.compute_slot_mappings(slots, begin, spans.positions, num_rows, out=self._slot_mappings)
 
     def metadata(self, spans: Spans, begin: np.ndarray, lengths: np.ndarray, max_length: int) -> dict[str, Any]:
-        """What attention layers read, by name; `begin` and `lengths`, int32, are on the host what `spans` has."""
+        """Return attention metadata by layer; `begin` and `lengths` (int32) are host copies of those in `spans`."""
         num_rows, num_reqs = len(spans.positions), len(spans.slots)
         return build_attn_metadata(
             attn_groups=self._groups,
@@ -75,6 +78,6 @@ class ModuleAttention:
         )
 
     def reads(self, metadata: dict[str, Any], num_rows: int) -> AbstractContextManager[None]:
-        """Layers run in it read `metadata`, and what `map` has left for so many rows."""
+        """Return a forward context in which layers use `metadata` and the KV slots from `map` for `num_rows` rows."""
         mapping = build_slot_mappings_by_layer(self._slot_mappings[:, :num_rows], self._kv_cache_config)
         return set_forward_context(metadata, self._vllm_config, num_tokens=num_rows, slot_mapping=mapping)

@@ -1,9 +1,9 @@
-"""Modules over as many rows of every request, on buffers that stay where they are: what a CUDA graph of them wants.
+"""MCTP modules over a fixed number of rows per request, on buffers with fixed addresses, for CUDA graphs.
 
-In a step that reads no prompt, each request of the batch has the last `window` rows that it has read taken through the
-modules, or its first ones where it has fewer. What the modules have read of these already, and rows of requests that
-they do not read, are computed and nowhere written. So the launches are the same for a module and a number of requests,
-and what differs from step to step lies in a few tables that are uploaded before.
+In a step without prompt rows the last `window` rows of each request (or its first rows if it has fewer) pass through
+the modules. Rows that the modules have processed before, or need not process, are computed but not stored. The launches
+are therefore the same for a given module and number of requests; what differs between steps is uploaded in small
+tables.
 """
 
 from typing import Any
@@ -15,17 +15,24 @@ from stretto.engine.worker.module_attention import ModuleAttention, Spans
 from stretto.engine.worker.row_predictor import BurstBatch, SaidRows
 from stretto.engine.worker.step_graphs import Recorder, StepGraphs
 
-# Of every row: its slot and position; where its hidden state stands in this step, or whether in the ring; whether
-# modules read it now. Of every request: its slot, and which of the rows is its last.
+# Per row: slot, position, index of its hidden state in this step, True if that is in the ring instead, and True if
+# modules process it now. Per request: slot, and index of its last row.
 SLOT, POSITION, NOW, IS_KEPT, IS_READ = range(5)
-NOWHERE = -1  # vLLM's PAD_SLOT_ID: keys and values that are not written
+NOWHERE = -1  # vLLM's PAD_SLOT_ID: keys and values are not stored
 
 
 class ModuleProgram:
-    """The launches, a graph for each module and padded number of requests where `recorder` records them.
+    """Launches of the modules, with a graph per module and padded number of requests if `recorder` is given.
 
-    ring [R, window, H]: the model's hidden states of the last rows of each slot. hidden [R, H]: what the module that
-    ran has made of each request's last row.
+    Args:
+        model: Model with `run_module`.
+        said: Embedded rows.
+        ring: The model's hidden states of the last rows of each slot, [R, window, H].
+        attention: Attention metadata of the modules.
+        recorder: Recorder of graphs, or None.
+
+    Attributes:
+        hidden: Output of the last module run for each request's last row, [R, H].
     """
 
     def __init__(
@@ -46,14 +53,14 @@ class ModuleProgram:
         self._graphs = StepGraphs(self._launch, num_reqs, recorder, lambda module, num_reqs: num_reqs <= max_captured)
 
     def capture(self) -> None:
-        """Capture all modules at all sizes before the first request; no row is anybody's."""
+        """Capture all modules at all sizes before the first request, while no row belongs to a request."""
         self._rows.zero_()
         for size in self._graphs.sizes:
             self._build(size, np.full(size, self._window, np.int32))
             self._graphs.capture(range(self._num_modules), [size])
 
     def prepare(self, step: BurstBatch, first: np.ndarray) -> None:
-        """Read the rows from `first` [B] on of each request of `step`; none where that is its last."""
+        """Prepare a step that processes rows `first` [B] and up of each request."""
         batch, window, num_reqs = step.batch, self._window, step.batch.num_reqs
         size = self._graphs.padded(num_reqs)
         begin = np.maximum(step.num_read - window, 0)
@@ -78,12 +85,12 @@ class ModuleProgram:
         self._build(size, lengths)
 
     def run(self, module: int, num_reqs: int) -> torch.Tensor:
-        """Take the rows through a module, behind those before it: what it makes of the last of each request, [B, H]."""
+        """Run a module over the prepared rows; return its output for each request's last row, [B, H]."""
         self._graphs.run(module, num_reqs)
         return self.hidden[:num_reqs]
 
     def _build(self, size: int, lengths: np.ndarray) -> None:
-        """Tell attention of `size` requests; a graph reads what lies in the buffers, anew for each step."""
+        """Update the attention metadata for `size` requests; graphs read it from the buffers in each step."""
         arrays = self._said.arrays
         self._lengths[:size] = arrays.tensor(arrays.upload(lengths))
         begin = self._begin[: size + 1]

@@ -1,4 +1,4 @@
-"""Draws again, on the device, what a stream has said too often lately; where to find what it has said."""
+"""Repetition-aware sampling on the device: repeated codes are drawn again."""
 
 from dataclasses import dataclass, replace
 
@@ -15,15 +15,20 @@ from stretto.streams.layout import StreamLayout
 
 NOT_COUNTED = -1
 EVERYTHING = DrawPlan(is_random=True, num_candidates=0, has_top_p=False)
-Logits = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # of a draw, with its token ids and its keys
+Logits = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # logits of a draw, token ids, noise keys
 
 
 @dataclass(frozen=True)
 class RecentRows:
-    """Where the last rows of A replies lie: slots [A, 1], positions [A, W] from the last row backwards.
+    """Last rows of A replies.
 
-    counts [A, W]: which of them are rows of the reply's audio. temperature, of_codes [A]: of stream 0 and the others;
-    greedy rows keep what they drew.
+    Attributes:
+        slots: Run slots, [A, 1].
+        positions: Positions from the last row backwards, [A, W].
+        counts: True for audio rows of the reply, [A, W].
+        rule: Repetition rule of each reply.
+        temperature: Temperature of stream 0, [A]; greedy rows keep their draw.
+        of_codes: Temperature of the other streams, [A].
     """
 
     slots: torch.Tensor
@@ -35,10 +40,10 @@ class RecentRows:
 
 
 class RepetitionGuard:
-    """The history of all streams by slot and position, and the rule over it.
+    """History of all streams by slot and position, and the repetition rule over it.
 
-    tokens [R, T] int32: stream 0 of every slot, as vLLM keeps it; the other streams are in `tables`. Only codes of
-    codebooks are drawn again, not pads, markers or ends.
+    Only codes of codebooks are drawn again, not pads, markers or end ids. `tokens` [R, T] int32 is vLLM's copy of
+    stream 0; the other streams are in `tables`.
     """
 
     def __init__(self, tokens: torch.Tensor, tables: SlotTables, layout: StreamLayout, arrays: Arrays):
@@ -47,7 +52,7 @@ class RepetitionGuard:
         self._codebooks = torch.tensor([[ids.start, ids.stop] for ids in codebooks], device=tokens.device)
 
     def recent(self, rows: Rows, index: Array | None, window: int) -> RecentRows:
-        """The `window` rows, as many as any reply asks for, before those of `rows` that `index` picks (None: all)."""
+        """Return the `window` rows before those of `rows` selected by `index` (None for all)."""
 
         def column(values: Array) -> torch.Tensor:
             return self._arrays.tensor(values if index is None else values[index])
@@ -64,12 +69,12 @@ class RepetitionGuard:
         )
 
     def first(self, drawn: torch.Tensor, logits: Logits, recent: RecentRows) -> torch.Tensor:
-        """Stream 0 as drawn from `logits`, guided and masked, or drawn again: [A, 1]."""
+        """Return stream 0, [A, 1], drawn again from `logits` (guided and masked) where repeated."""
         history = self._tokens[recent.slots, recent.positions]
         return self._redraw(drawn, history[..., None], self._codebooks[:1], logits, recent)
 
     def auxiliary(self, drawn: torch.Tensor, logits: Logits, recent: RecentRows, streams: slice) -> torch.Tensor:
-        """`streams` of the drawn streams 1 ... as drawn from `logits`, guided and masked, or drawn again: [A, k]."""
+        """Return `streams` of streams 1 and up, [A, k], drawn again from guided, masked `logits` where repeated."""
         codebooks = self._codebooks[1:]
         history = self._codes[recent.slots, recent.positions, : len(codebooks)][..., streams]
         recent = replace(recent, temperature=recent.of_codes)

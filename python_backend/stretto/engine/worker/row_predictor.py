@@ -1,10 +1,9 @@
-"""From hidden states to further rows: the seam between modules that say rows in one step, and what draws them.
+"""Interface between modules that generate further rows in a step and the draw.
 
-    hidden ──say──► row 0 ──► RowPredictor ──hidden──say──► row 1 ──► RowPredictor ──hidden──say──► row 2 ...
+    hidden ──draw──► row 0 ──► RowPredictor ──hidden──draw──► row 1 ──► RowPredictor ──hidden──draw──► row 2 ...
 
-`say` draws a row of every reply that has one more to say, all its streams, as any other row is drawn: logits of pairs
-merged, masked, with the noise of its position. What was said stands in the tables before it returns, for the predictor
-to read (`SaidRows`).
+The callback `Say` draws all streams of a row for every reply that generates one more, with guidance, masks and noise as
+for any other row. The row is in the tables before it returns, so that the predictor can read it (`SaidRows`).
 """
 
 from collections.abc import Callable
@@ -20,16 +19,19 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from stretto.engine.kernels.gpu.gather import gather_rows
 from stretto.engine.worker.arrays import Array, Arrays
 
-# Hidden states [B, H] of a row of each request of the batch, and how many rows behind the step's first it stands.
+# (hidden states [B, H], index of the row in the step) -> None; draws and records the row.
 Say = Callable[[torch.Tensor, int], None]
 
 
 @dataclass(frozen=True)
 class BurstBatch:
-    """The batch of a step.
+    """Batch of a multi-token step.
 
-    num_read [B]: how many rows of each request have been read with this step; the first that it says stands there.
-    num_extra [B]: how many it says behind that. is_read [B]: whether modules read its rows at all.
+    Attributes:
+        batch: vLLM's batch.
+        num_read: Number of computed rows of each request after this step, [B]; the first generated row has that index.
+        num_extra: Number of rows generated after that one, [B].
+        is_read: True if modules process the request's rows, [B].
     """
 
     batch: InputBatch
@@ -39,32 +41,37 @@ class BurstBatch:
 
 
 class RowPredictor(Protocol):
-    """What says further rows in a step."""
+    """Predictor of further rows in a step."""
 
     def bind(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
-        """Keep what it must in the KV cache that has been allocated."""
+        """Use the allocated KV cache."""
         ...
 
     def capture(self) -> None:
-        """Capture what graphs there are before the first request."""
+        """Capture graphs before the first request."""
         ...
 
     def place(self, slot: int, num_read: int) -> None:
-        """A request has got `slot`; `num_read` of its rows have been read by others, whose blocks it shares."""
+        """Record a request in `slot` of which `num_read` rows come from the prefix cache."""
         ...
 
     def __call__(self, hidden: torch.Tensor, step: BurstBatch, say: Say) -> None:
-        """Say the rows behind the first, which has been said from `hidden` [B, H].
+        """Generate the rows after the first, which has been drawn from `hidden` [B, H].
 
-        Called in every step, also in those in which nobody says more: prompts pass by here.
+        Called in every step, even if no request generates more rows, because prompt rows must pass through the modules.
         """
         ...
 
 
 class SaidRows:
-    """Rows of all streams, read or only just said, by slot and position.
+    """Embedded rows of all streams by slot and position.
 
-    tokens [R, T] int32: stream 0 of every slot. codes [R, T + 1, S - 1] int32: the others. arrays: as they lie.
+    Args:
+        model: Model with `embed_rows`.
+        tokens: Stream 0 of every slot, int32 [R, T].
+        codes: The other streams, int32 [R, T + 1, S - 1].
+        arrays: Array factory.
+        pad_id: Id of empty streams.
     """
 
     def __init__(self, model: Any, tokens: torch.Tensor, codes: torch.Tensor, arrays: Arrays, pad_id: int):
@@ -73,7 +80,7 @@ class SaidRows:
         self._table = model.get_submodule("model.embed_tokens").get_parameter("weight")
 
     def embed(self, slots: Array, positions: Array) -> torch.Tensor:
-        """The embedded rows at `slots` and `positions`, [N] int64 each: [N, H]; beyond the model's length any."""
+        """Return the embedded rows [N, H] at `slots` and `positions`, int64 [N]; out-of-range rows are undefined."""
         rows = self._codes.new_empty(len(slots), 1 + self._codes.shape[2])
         positions = self.arrays.xp.clip(positions, 0, self._tokens.shape[1] - 1)
         gather_rows(rows, self._tokens[slots, positions], slots, positions, self._codes, self._pad_id)

@@ -1,6 +1,6 @@
-"""The worker's run slots: which request fills each, which two are the halves of a pair, and what a batch of them draws.
+"""Assignment of requests to run slots, CFG pairs among them, and the plan of a batch.
 
-Nothing here is authoritative: after a preemption the scheduler ships what a slot needs (`SpeechRequestData`).
+Nothing here is authoritative: after a preemption the scheduler sends what a slot needs (`SpeechRequestData`).
 """
 
 from collections.abc import Mapping
@@ -25,10 +25,13 @@ NO_SLOT = -1
 
 
 class RunSlots:
-    """The slot tables, who is in them, and what the host knows of where each stands.
+    """Slot tables with the requests in them and the host's knowledge of their segments.
 
-    partner [R] int64: the slot of the other half, NO_SLOT without one. is_unconditional, is_read_by_modules [R] bool.
-    lag: how many steps may be in flight. version: another number whenever a slot has changed hands.
+    Attributes:
+        partner: Slot of the CFG partner, int64 [R], `NO_SLOT` for none.
+        is_unconditional: True for unconditional requests, bool [R].
+        is_read_by_modules: True if MCTP modules process the rows, bool [R].
+        version: Number that changes whenever a slot changes its request.
     """
 
     def __init__(self, tables: SlotTables, rules: SegmentRules, arrays: Arrays, lag: int):
@@ -41,18 +44,18 @@ class RunSlots:
         self.version = 0
         self._planners = [BatchPlanner(tables, arrays) for _ in range(rules.max_rows_per_step)]
         self._num_prompt_rows = np.zeros(self.num_slots, np.int64)
-        self._schedules: list[BurstSchedule | None] = [None] * (self.num_slots + 1)  # the last is no slot's
+        self._schedules: list[BurstSchedule | None] = [None] * (self.num_slots + 1)  # the last entry is a dummy
         self.is_read_by_modules = np.zeros(self.num_slots, np.bool_)
         self._speaks = np.array([Segment.AUDIO in task.segments for task in rules.family.tasks])
 
     def fill(self, slot: int, data: SpeechRequestData) -> None:
-        """Put a request into `slot`, at its beginning or, after a preemption, where its reply stood."""
+        """Assign a request to `slot`, at its beginning or, after a preemption, at its current position."""
         params, codes, token_ids = data.params, data.codes, data.prefill_token_ids
         assert params is not None
         assert codes is not None
         assert token_ids is not None
         tracker = SegmentTracker(self.rules, self.rules.family.task(params.task), data.prompt_len)
-        if not params.is_unconditional:  # the other half's slot says where a pair stands
+        if not params.is_unconditional:  # the conditional request's slot holds the position of the pair
             for token_id in token_ids[data.prompt_len :]:
                 tracker.push(token_id)
         first = data.prompt_len if self.rules.family.penalized == "drawn" else 0
@@ -64,7 +67,7 @@ class RunSlots:
         self._link(data.req_id, slot, params.is_unconditional)
 
     def extend_texts(self, news: Mapping[str, TextNews]) -> None:
-        """Take what has come of the texts of requests, of those that have a slot: others are told when they get one."""
+        """Write streamed text that has arrived for requests with a slot; others get it when scheduled."""
         track = self.rules.family.text_track
         assert track is not None
         for request_id, each in news.items():
@@ -89,7 +92,7 @@ class RunSlots:
             planner.forget()
 
     def empty(self, request_id: str) -> int:
-        """Take a request out, its partner stands alone from here on; returns its slot, NO_SLOT if it has none."""
+        """Remove a request and return its slot, or `NO_SLOT` if it has none."""
         slot = self.slot_of.pop(request_id, NO_SLOT)
         if slot != NO_SLOT:
             self._change()
@@ -99,13 +102,13 @@ class RunSlots:
         return slot
 
     def plan(self, rows: StepRows, place: int = 0) -> tuple[BatchPlan, PlanArrays]:
-        """Which of `rows` draw what; `place`: how many rows modules have said before in this step."""
+        """Return the plan of `rows`; `place` is the number of rows generated before in this step."""
         return self._planners[place].plan(rows, self.partner, self.is_unconditional)
 
     def num_extra(self, rows: StepRows, num_read: np.ndarray) -> np.ndarray:
-        """How many rows modules say of each of `rows` in this step, [B]; `num_read` [B]: up to where it has been read.
+        """Return the number of rows that modules generate per request in this step, [B].
 
-        The unconditional half of a pair says what its partner does.
+        An unconditional request generates as many as its partner. `num_read` [B] counts the computed rows.
         """
         slots = np.where(self.is_unconditional[rows.slots], self.partner[rows.slots], rows.slots)
         extra = np.zeros(len(slots), np.int64)
@@ -115,14 +118,14 @@ class RunSlots:
         return extra
 
     def rows_behind(self, rows: StepRows, says: np.ndarray) -> StepRows:
-        """What the host knows of `rows` once each has said another in this step; `says` [B]: who says one more."""
+        """Return the host's knowledge of `rows` after another row of each; `says` [B] marks those with one more."""
         if not self.readback.is_exact:
             return replace(rows, samples=says)
         may_write = self.readback.audio_starts()[rows.slots] < 0
         return StepRows(rows.slots, says, may_write, ~may_write)
 
     def rows(self, batch: InputBatch) -> StepRows:
-        """What the host knows of the rows of `batch`; a chunk of a prompt that others follow draws nothing."""
+        """Return the host's knowledge of the rows of `batch`; an incomplete prompt chunk samples nothing."""
         slots = batch.idx_mapping_np
         audio_start = self.readback.audio_starts()[slots]
         may_write = audio_start < 0

@@ -1,4 +1,4 @@
-"""What stands in the place of vLLM's stock sampler: draw, share between halves, write down. Nothing waits."""
+"""Sampler of the array path, replacing vLLM's: draw, share with unconditional rows, record. Nothing waits."""
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from stretto.engine.worker.slots import LIMITS, STATE, SlotState
 
 
 class SpeechSampler:
-    """Samples one row of all streams per request; of the stock sampler it keeps what the runner asks it for."""
+    """Sampler of one row of all streams per request, with the attributes that vLLM's runner expects."""
 
     def __init__(self, stock: Sampler, slots: RunSlots, draw: RowDraw, segments: SegmentState):
         self.penalties_state = stock.penalties_state
@@ -33,19 +33,19 @@ class SpeechSampler:
         self._none = torch.zeros(slots.num_slots, dtype=torch.int32, device=tables.state.device)
 
     def add_request(self, req_idx: int, sampling_params: object) -> None:
-        """vLLM's own sampling parameters mean nothing here; ours are in the slot tables."""
+        """Ignore vLLM's sampling parameters; ours are in the slot tables."""
 
     def apply_staged_writes(self) -> None:
-        """The slot tables are brought to the device by `SpeechModelState`."""
+        """Do nothing: `SpeechModelState` uploads the slot tables."""
 
     def __call__(self, hidden: torch.Tensor, batch: InputBatch) -> SamplerOutput:
-        """Sample one row for each request of `batch` from its last hidden state, [B, H]."""
+        """Sample one row for each request of `batch`; `hidden` [B, H] holds the last hidden states."""
         tokens, codes, cuts, step = self._row(hidden, batch, self._slots.rows(batch))
         self._slots.readback.publish()
         nothing = self._nothing[: batch.num_reqs]
         return SamplerOutput(
             sampled_token_ids=self._arrays.tensor(tokens)[:, None],
-            # Codes and cuts travel to the scheduler in the asynchronous copy that vLLM makes of log-probabilities.
+            # Codes and cut flags travel in vLLM's asynchronous copy of log-probabilities.
             logprobs_tensors=LogprobsTensors(self._arrays.tensor(codes), nothing, self._arrays.tensor(cuts)),
             num_nans=None,
             num_sampled=step.num_sampled,
@@ -55,9 +55,9 @@ class SpeechSampler:
     def _row(
         self, hidden: torch.Tensor, batch: InputBatch, rows: StepRows, place: int = 0
     ) -> tuple[Array, Array, Array, PlanArrays]:
-        """One row of each of `rows` that sample: stream 0 [B], the streams 1 ... [B, S - 1], and the cuts [B].
+        """Sample one row of each of `rows`: stream 0 [B], streams 1 and up [B, S - 1], and cut flags [B].
 
-        place: how many rows behind the step's first.
+        `place` is the number of rows generated before in this step.
         """
         plan, step = self._slots.plan(rows, place)
         if not len(plan.drawing):
@@ -71,11 +71,11 @@ class SpeechSampler:
     def _sample(
         self, hidden: torch.Tensor, batch: InputBatch, plan: BatchPlan, step: PlanArrays, place: int
     ) -> tuple[Array, Array, Array]:
-        """Stream 0 [B] and the streams 1 ... [B, S - 1] of all rows, and where a limit closed a segment, 0 or 1 [B].
+        """Return stream 0 [B], streams 1 and up [B, S - 1], and flags of segments closed by a limit [B].
 
-        Both halves of a pair get one draw; the cut is the conditional one's.
+        Both requests of a CFG pair get the same draw. The flag is the conditional one's.
         """
-        # A row's last token stands one position before the row that it samples.
+        # The row sampled follows the request's last token.
         lengths = self._arrays.of(batch.seq_lens)
         position = lengths[: batch.num_reqs] if step.sampling is None else lengths[step.sampling]
         position = position + place if place else position
@@ -99,17 +99,17 @@ class SpeechSampler:
         return every_token, every_code, every_cut
 
     def _keep(self, slots: Array, position: Array, tokens: Array, codes: Array) -> None:
-        """Write down what `slots` have said at `position`; stream 0 vLLM writes at the end of the step."""
+        """Record codes at `position`; vLLM records stream 0 at the end of the step."""
         self._codes[slots, position] = codes
 
     def _keys(self, batch: InputBatch, plan: BatchPlan, place: int) -> np.ndarray:
-        """The noise keys of the rows that draw, [M, S]; the host knows their seeds and positions."""
+        """Return the noise keys [M, S] of the drawing rows, computed on the host."""
         seeds = self._slots.tables.limits[batch.idx_mapping_np[plan.drawing], LIMITS["seed_key"]]
         positions = (batch.num_computed_tokens_np + batch.num_scheduled_tokens)[plan.drawing] + place
         return self._draw.keys(seeds.astype(np.int32), positions.astype(np.int32))
 
     def _share(self, token: Array, codes: Array, num_paired: int) -> tuple[Array, Array]:
-        """The draw of M rows and behind it, less what is hidden from them, that of the first P for other halves."""
+        """Append the draws of the first P rows, with hidden streams masked, for their unconditional rows."""
         if num_paired == 0:
             return token, codes
         xp, layout = self._arrays.xp, self._family.layout

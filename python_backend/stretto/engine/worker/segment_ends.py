@@ -1,4 +1,4 @@
-"""What closes a segment of a reply: what the model draws for it, and what is written in its place."""
+"""Ids that close a segment: those that the model draws, and those that are written instead."""
 
 import numpy as np
 
@@ -9,8 +9,13 @@ AS_DRAWN = -1
 
 
 def end_tables(rules: SegmentRules) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """By task and token id, ids that close nothing sharing the last column: whether an id is drawn to close the text,
-    and how many rows behind it audio may begin if it stands there. By task: what is written for an end, and for a cut.
+    """Return lookup tables of segment ends.
+
+    Returns:
+        is_end: True if the id closes the text of the task, [tasks, ids + 1]; the last column is for all other ids.
+        num_rows: Number of rows from that id to the audio, [tasks, ids + 1].
+        written: Id written for a drawn end, by task; `AS_DRAWN` to keep it.
+        cut: Id written where a limit closes the text, by task.
     """
     tasks = rules.family.tasks
     drawn, closings = [rules.drawn_ends_of_text(task) for task in tasks], [rules.closings(task) for task in tasks]
@@ -25,7 +30,7 @@ def end_tables(rules: SegmentRules) -> tuple[np.ndarray, np.ndarray, np.ndarray,
 
 
 class SegmentEnds:
-    """What closes segments, for the rows of a batch."""
+    """Segment ends for the rows of a batch."""
 
     def __init__(self, rules: SegmentRules, arrays: Arrays):
         self._xp, self._end_of_audio = arrays.xp, rules.family.end_of_audio
@@ -37,7 +42,7 @@ class SegmentEnds:
         self._is_end, self._num_rows = arrays.upload(is_end), arrays.upload(num_rows)
 
     def text(self, token: Array, task: Array, must_end: Array) -> tuple[Array, Array]:
-        """What stands in rows of text where `token` was drawn, and where a limit closed the segment, not the model."""
+        """Return the ids written into text rows, and flags of segments closed by a limit."""
         is_end, written = self._is_end[task, self._column(token)], self._written[task]
         if self._keeps_drawn:
             written = self._xp.where(written == AS_DRAWN, token, written)
@@ -45,14 +50,14 @@ class SegmentEnds:
         return self._xp.where(is_end, written, self._xp.where(is_cut, self._cut[task], token)), is_cut
 
     def audio(self, token: Array, must_end: Array) -> tuple[Array, Array]:
-        """The same of rows of audio."""
+        """Return the ids written into audio rows, and flags of segments closed by a limit."""
         is_end = token != token
         for end in self._ends_of_audio:
             is_end = is_end | (token == end)
         return self._xp.where(is_end | must_end, self._end_of_audio, token), must_end & ~is_end
 
     def num_rows(self, token: Array, task: Array) -> Array:
-        """How many rows behind `token` audio may begin; 0 where the text goes on."""
+        """Return the number of rows from `token` to the audio, or 0 if the text goes on."""
         return self._num_rows[task, self._column(token)]
 
     def _column(self, token: Array) -> Array:

@@ -1,4 +1,4 @@
-"""What the host knows of where replies stand, so that a step leaves out what no row needs."""
+"""Host copy of the replies' segment state, which lets a step skip operations that no row needs."""
 
 from collections import deque
 
@@ -12,7 +12,7 @@ UNKNOWN = -1
 
 
 class HostReadback:
-    """On the CPU: the table itself."""
+    """Segment state on the CPU: the table itself."""
 
     is_exact = True
 
@@ -20,22 +20,22 @@ class HostReadback:
         self._audio_start = tables.state.numpy()[:, STATE["audio_start"]]
 
     def audio_starts(self) -> np.ndarray:
-        """The first audio position of every slot's reply, negative while it is not known, [R]."""
+        """Return the first audio position of every slot's reply, [R], negative while unknown."""
         return self._audio_start
 
     def place(self, slot: int, audio_start: int) -> None:
-        """Note where the reply stands that `slot` is filled with; the table knows."""
+        """Do nothing: the table holds the position."""
 
     def publish(self) -> None:
-        """Let the host know of the step just launched; the table does."""
+        """Do nothing: the table is up to date."""
 
 
 class DeviceReadback:
-    """Elsewhere: copies of the table, each read `lag` steps after it was made.
+    """Segment state on a GPU: asynchronous copies of the table, each read `lag` steps later.
 
-    lag: how many steps may be in flight. When a step is launched, the one `lag` before it has ended, for its output
-    has been used; so nothing waits, and all ranks of a tensor-parallel group know the same at the same step. What is
-    known late is known: a segment that has begun to be audio never turns back into text.
+    `lag` is the number of steps that may be in flight. When a step is launched, the one `lag` steps before has ended,
+    because its output has been used. Nothing waits, and all ranks of a tensor-parallel group have the same knowledge at
+    the same step. Late knowledge stays valid, because a segment never changes from audio back to text.
     """
 
     is_exact = False
@@ -44,13 +44,13 @@ class DeviceReadback:
         self._state, self._lag = tables.state, lag
         num_slots = len(tables.state)
         self._known = np.full(num_slots, UNKNOWN, np.int64)
-        self._tenant = np.zeros(num_slots, np.int64)  # counts the replies that each slot has held
+        self._tenant = np.zeros(num_slots, np.int64)  # number of replies that each slot has held
         self._step = 0
         self._copies: deque[_Copy] = deque()
         self._spare = [_Copy(num_slots) for _ in range(lag + 1)]
 
     def audio_starts(self) -> np.ndarray:
-        """As of `lag` steps ago, [R]; asked for once in every step."""
+        """Return the positions as of `lag` steps ago, [R]; call once per step."""
         self._step += 1
         while self._copies and self._copies[0].step <= self._step - self._lag:
             copy = self._copies.popleft()
@@ -61,12 +61,12 @@ class DeviceReadback:
         return self._known
 
     def place(self, slot: int, audio_start: int) -> None:
-        """Note where the reply stands that `slot` is filled with."""
+        """Record the position of the reply that `slot` is filled with."""
         self._tenant[slot] += 1
         self._known[slot] = audio_start
 
     def publish(self) -> None:
-        """Copy what the step just launched will leave behind; steps in which no text can have ended may be left out."""
+        """Start a copy of the table after the launched step; may be skipped if no text can have ended."""
         copy = self._spare.pop()
         copy.step = self._step
         copy.tensor.copy_(self._state[:, STATE["audio_start"]], non_blocking=True)
@@ -76,7 +76,7 @@ class DeviceReadback:
 
 
 class _Copy:
-    """The column `audio_start` [R] in pinned memory, whose replies they are, of which step, and when it has arrived."""
+    """Column `audio_start` [R] in pinned memory, with the tenants and the step it belongs to, and a CUDA event."""
 
     def __init__(self, num_slots: int):
         self.tensor = torch.zeros(num_slots, dtype=torch.int64, pin_memory=torch.cuda.is_available())
@@ -87,5 +87,5 @@ class _Copy:
 
 
 def readback_of(tables: SlotTables, arrays: Arrays, lag: int) -> HostReadback | DeviceReadback:
-    """What the host can know of `tables` while `lag` steps may be in flight."""
+    """Return the readback of `tables` for at most `lag` steps in flight."""
     return HostReadback(tables) if arrays.xp is np else DeviceReadback(tables, lag)

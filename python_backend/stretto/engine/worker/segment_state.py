@@ -1,6 +1,6 @@
-"""The segments of all replies in a batch, one row each: the vectorised twin of `tracker.py`.
+"""Segment state of all replies in a batch; vectorised twin of `SegmentTracker`.
 
-Written once for numpy and for torch (`arrays.py`): on a GPU everything stays on the device.
+Written once for numpy and torch; on a GPU everything stays on the device.
 """
 
 from dataclasses import dataclass
@@ -20,10 +20,12 @@ ENDLESS = 1 << 40
 
 @dataclass
 class Rows:
-    """The rows that a step draws: where each stands, what it asked for, its slot and its position.
+    """Rows that a step draws: their state, parameters, slots and positions.
 
-    `advance` and `follow_script` move `state` on; slots and position are [B] integers.
-    is_cut: whether a limit closes a segment here that the model would not have closed; `end_text` and `end_audio` say.
+    `advance` and `follow_script` update `state`.
+
+    Attributes:
+        is_cut: True if a limit closes a segment in this row that the model did not close.
     """
 
     state: SlotState
@@ -37,11 +39,11 @@ class Rows:
         self.in_text = state.audio_start < 0
         self.is_spoken = ~self.in_text & (self.position >= state.audio_start)
         self.in_audio = self.is_spoken & (state.audio_end < 0)
-        self.frame = self.position - state.audio_start  # also the audio row's index; meaningless before the audio
+        self.frame = self.position - state.audio_start  # index of the audio row; meaningless before the audio
         self.is_cut = self.in_text & self.in_audio
 
     def behind(self, rules: SegmentRules) -> Array:
-        """How far behind `end_of_audio` each row stands, for a tail that may skip a row where a limit put it there."""
+        """Return the distance of each row from `end_of_audio`, plus one if a limit-closed tail skips a row."""
         state, num_skipped = self.state, rules.family.tail.num_skipped_by_cut
         behind = self.position - state.audio_end
         if num_skipped == 0:
@@ -52,10 +54,9 @@ class Rows:
 
 
 class SegmentState:
-    """What each row may carry on stream 0, and what follows from what it carries.
+    """Constraints on stream 0 by segment, and the resulting state changes.
 
-    Tokens and positions are [B]; where a method takes the rows that a head has been applied to, these are `index`
-    of the B rows, or all of them where it is None.
+    Tokens and positions are [B]. Arguments `index` select the rows that a head was applied to; None selects all.
     """
 
     def __init__(self, rules: SegmentRules, arrays: Arrays):
@@ -70,19 +71,19 @@ class SegmentState:
         self._delays = arrays.upload(np.array(family.layout.delays[1:]))
 
     def mask_text(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
-        """-inf where the text segment may not go, in place: [W, V] -> [W, V]."""
+        """Set logits of ids that the text segment may not contain to -inf, in place: [W, V]."""
         may_end = (rows.state.num_text_tokens >= rows.limits.text_min) * 1
         task, may_end = (self._arrays.tensor(_take(values, index)) for values in (rows.limits.task, may_end))
         return logits.masked_fill_(self._denied[task, may_end], -torch.inf)
 
     def mask_audio(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
-        """-inf on the ends, the last E columns, before the shortest length, in place: [A, C0 + E] -> [A, C0 + E]."""
+        """Set logits of end ids (the last E columns) to -inf before the minimum length, in place: [A, C0 + E]."""
         is_short = self._arrays.tensor(_take(rows.frame < rows.limits.audio_min, index))
         logits[:, logits.shape[1] - self.rules.num_end_columns[0] :].masked_fill_(is_short[:, None], -torch.inf)
         return logits
 
     def end_text(self, token: Array, rows: Rows) -> Array:
-        """`token`, or what closes the segment where its end is drawn or a limit is reached."""
+        """Return `token`, replaced where it closes the text or a limit is reached."""
         state, limits = rows.state, rows.limits
         must_end = (state.num_text_tokens >= limits.text_max) | (rows.position >= self._text_limit[limits.task])
         if self.script:
@@ -92,14 +93,14 @@ class SegmentState:
         return token
 
     def end_audio(self, token: Array, rows: Rows) -> Array:
-        """`token`, or `end_of_audio` where an end is drawn or a limit is reached."""
+        """Return `token`, replaced by `end_of_audio` where it closes the audio or a limit is reached."""
         must_end = (rows.frame >= rows.limits.audio_max) | (rows.position >= self.rules.audio_limit)
         token, is_cut = self._ends.audio(token, must_end & rows.in_audio)
         rows.is_cut = rows.is_cut | is_cut
         return token
 
     def end_frame(self, token: Array, codes: Array, rows: Rows) -> Array:
-        """`token`, or `end_of_audio` where it begins with `codes` [B, K] the frame that ends the audio."""
+        """Return `token`, replaced by `end_of_audio` where token and `codes` [B, K] form the end frame."""
         first, *others = self.family.end_frame
         ends = rows.in_audio & (token == first) & (rows.frame >= rows.limits.audio_min)
         for stream, code in enumerate(others):
@@ -107,7 +108,7 @@ class SegmentState:
         return self._xp.where(ends, self.family.end_of_audio, token)
 
     def follow_script(self, advance: Array, rows: Rows, script_table: Array) -> Array:
-        """The frame tokens when the pointers `advance` [B] or stay; script_table [R, E + 1]. Moves the pointers."""
+        """Move the alignment pointers where `advance` [B] and return the frame tokens; script_table [R, E + 1]."""
         script, state = self.script, rows.state
         assert script is not None
         is_last = state.pointer >= state.num_entries
@@ -120,16 +121,16 @@ class SegmentState:
         return self._xp.where(ends, self.family.end_of_audio, token)
 
     def stay_column(self, rows: Rows, script_table: Array) -> Array:
-        """The column of the audio head that means "stay on this entry"; any column before the first entry."""
+        """Return the audio-head column that means "stay on this entry"; any column before the first entry."""
         assert self.script is not None
         entry = script_table[rows.slots, rows.state.pointer]
         base = self.script.first_frame - self.family.layout.audio[0].start
         return self._xp.where(rows.state.pointer > 0, base + 2 * (entry - self.script.spoken.start) + 1, 0)
 
     def choose(self, text: Array | None, audio: Array | None, rows: Rows) -> Array:
-        """Stream 0 of every row: what its segment drew, or what it is forced to be.
+        """Return stream 0 of every row: the draw of its segment, or the forced id.
 
-        `text` is None where no row is in a text segment, `audio` where all are.
+        `text` is None if no row is in a text segment, `audio` if all are.
         """
         if audio is None:
             assert text is not None
@@ -144,9 +145,13 @@ class SegmentState:
         return token if text is None else where(rows.in_text, text, token)
 
     def place_codes(self, drawn: Array | None, token: Array, rows: Rows, forced: Array | None = None) -> Array:
-        """The streams 1 ... beside `token`: `drawn` [B, K] where it is read, input-only ids, pad; [B, S - 1].
+        """Return streams 1 and up beside `token`, [B, S - 1]: drawn ids, input-only ids or pad.
 
-        forced [B, S - 1]: what streams carry that still go on with the prompt's audio, where a reply does so.
+        Args:
+            drawn: Drawn ids, [B, K], or None.
+            token: Stream 0, [B].
+            rows: State of the rows.
+            forced: Ids of streams that still carry the prompt's audio, [B, S - 1], or None.
         """
         layout = self.family.layout
         codes = self._arrays.zeros(len(token), layout.num_input_streams - 1) + layout.pad_id
@@ -176,9 +181,9 @@ class SegmentState:
         return self._xp.where(writes | speaks, script.index_base + ordinal, self.family.layout.pad_id)
 
     def advance(self, token: Array, rows: Rows, may_write: bool) -> Array | None:
-        """Move the state on past `token`; returns the script entry that it is, 0 for none, and None where none can be.
+        """Advance the state past `token`; return the new pointer entry (0 for none), or None if no row can have one.
 
-        may_write: whether any row may be in a text segment.
+        `may_write` is True if any row may be in a text segment.
         """
         state, limits, where = rows.state, rows.limits, self._xp.where
         ends_audio = rows.in_audio & (token == self.family.end_of_audio)
@@ -199,7 +204,7 @@ class SegmentState:
 
 
 def denied_text(rules: SegmentRules) -> np.ndarray:
-    """Which ids may not come in a text, by task and whether it may end: [tasks, 2, V] bool."""
+    """Return the ids that a text may not contain, by task and whether it may end: bool [tasks, 2, V]."""
     tasks = rules.family.tasks
     denied = np.ones((len(tasks), 2, rules.num_text_ids), np.bool_)
     for index, task in enumerate(tasks):

@@ -1,4 +1,4 @@
-"""The tables of all run slots, one row per slot: what each asked for, and where it stands."""
+"""Tables of all run slots, one row per slot: request parameters and reply position."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -18,9 +18,10 @@ from stretto.sampling.noise import seed_key
 
 @dataclass
 class SlotState:
-    """Where a reply stands (see SegmentTracker); the device moves these on in every step, [B] int64 each.
+    """Positions of replies (see `SegmentTracker`), updated on the device in every step, int64 [B] each.
 
-    first_end: position of the first row in which any stream has drawn its own end, of a family with a staircase.
+    Attributes:
+        first_end: Position of the first row in which any stream drew its own end, for families with per-stream ends.
     """
 
     audio_start: Array
@@ -33,9 +34,10 @@ class SlotState:
 
 @dataclass
 class SlotLimits:
-    """What a request asked for in whole numbers; written once, [B] int64 each.
+    """Integer parameters of requests, written once, int64 [B] each.
 
-    forced_until: the position until which streams without a new frame go on with the prompt's audio; 0 without any.
+    Attributes:
+        forced_until: Position until which streams without a new frame continue the prompt's audio; 0 for none.
     """
 
     task: Array
@@ -54,9 +56,10 @@ class SlotLimits:
 
 @dataclass
 class SlotScales:
-    """What a request asked for in real numbers; written once, [B] float32 each.
+    """Real parameters of requests, written once, float32 [B] each.
 
-    audio_span: how far below the largest logit of stream 0 an id may lie, in audio; infinite where that is no matter.
+    Attributes:
+        audio_span: Largest distance of an id's logit from the maximum of stream 0 in audio (min-p); infinite if unused.
     """
 
     text_temperature: Array
@@ -79,7 +82,7 @@ STATE, LIMITS, SCALES = _index(SlotState), _index(SlotLimits), _index(SlotScales
 
 
 def limits_row(params: SpeechParams, rules: SegmentRules) -> list[int]:
-    """The row of SlotLimits for a request."""
+    """Return a request's row of SlotLimits."""
     text, audio = params.sampling.text, params.sampling.audio
     assert params.sampling.seed is not None
     row = {
@@ -100,7 +103,7 @@ def limits_row(params: SpeechParams, rules: SegmentRules) -> list[int]:
 
 
 def scales_row(params: SpeechParams) -> list[float]:
-    """The row of SlotScales for a request."""
+    """Return a request's row of SlotScales."""
     sampling = params.sampling
     row = {
         "text_temperature": sampling.text.temperature,
@@ -118,7 +121,7 @@ def scales_row(params: SpeechParams) -> list[float]:
 
 
 def state_row(tracker: SegmentTracker) -> list[int]:
-    """The row of SlotState for a reply that stands where `tracker` does."""
+    """Return the row of SlotState for the position of `tracker`."""
     row = {
         "audio_start": tracker.audio_start,
         "audio_end": tracker.audio_end,
@@ -131,9 +134,9 @@ def state_row(tracker: SegmentTracker) -> list[int]:
 
 
 def first_end(tracker: SegmentTracker, codes: np.ndarray) -> int:
-    """Where the first stream has ended by itself of a reply that stands where `tracker` does; UNKNOWN if none has.
+    """Return the position at which the first stream drew its own end, or UNKNOWN.
 
-    codes [n, S - 1]: its rows so far, on the streams beside the one that the tracker has seen.
+    `codes` [n, S - 1] are the reply's rows so far on streams 1 and up; the tracker knows stream 0.
     """
     staircase = tracker.rules.family.staircase
     if staircase is None or tracker.audio_start == UNKNOWN:
@@ -144,20 +147,24 @@ def first_end(tracker: SegmentTracker, codes: np.ndarray) -> int:
 
 
 def counted_columns(tokens: Array, counted: range) -> Array:
-    """Where ids lie in a row of what a repetition penalty counts: those of `counted` in order, then all others."""
+    """Return the column of each id in a row of counted ids: ids in `counted` in order, then one for all others."""
     column = tokens - counted.start
     is_counted = (column >= 0) & (column < len(counted))
     return column * is_counted + len(counted) * ~is_counted
 
 
 class SlotTables:
-    """State of every slot, the scripts and the codes by position, on the device; what each asked for, on the host.
+    """State, pointer entries and codes of every slot on the device; request parameters on the host.
 
-    state [R, *] int64; script [R, E + 1] int64, entry 0 unused; codes [R, T + 1, S - 1] int32: the streams 1 ... by
-    position, the last position a place for what nobody reads; those of a text track as far as they are known, also
-    where no row stands yet; limits [R, *] int64 and scales [R, *] float32, numpy.
-    said [R, V + 1] bool: which of the V ids that a repetition penalty may count it does, the last a place for all other
-    ids; [R, 0] where the family has no such penalty.
+    Attributes:
+        state: Reply positions, int64 [R, *].
+        script: Pointer entries, int64 [R, E + 1]; entry 0 is unused.
+        codes: Streams 1 and up by position, int32 [R, T + 1, S - 1]. The last position is a dummy. Streamed text is
+            written as soon as it is known, also for future rows.
+        limits: Integer parameters, numpy int64 [R, *].
+        scales: Real parameters, numpy float32 [R, *].
+        said: Ids counted by a repetition penalty, bool [R, V + 1], the last column for all other ids; [R, 0] without
+            one.
     """
 
     def __init__(self, num_slots: int, rules: SegmentRules, device: torch.device):
@@ -182,15 +189,23 @@ class SlotTables:
         said: Sequence[int] = (),
         track: Track | None = None,
     ) -> None:
-        """Fill `slot` with a request that stands where `tracker` does; `codes` [n, S - 1] are its rows so far, `said`
-        the ids that a repetition penalty counts, `track` what its text track goes on with."""
+        """Stage a request for `slot`.
+
+        Args:
+            slot: Run slot.
+            params: Request parameters.
+            tracker: Position of the reply.
+            codes: Rows so far, [n, S - 1].
+            said: Ids that a repetition penalty counts.
+            track: Streamed text input.
+        """
         self.limits[slot] = limits_row(params, self._rules)
         if track is not None:
             self.limits[slot, LIMITS["audio_min"]] = max(params.sampling.audio.min_rows, track.min_frames)
         self.scales[slot] = scales_row(params)
         state = state_row(tracker)
         state[STATE["first_end"]] = first_end(tracker, codes)
-        codes = np.concatenate([codes, params.codes[len(codes) :]])  # with what the reply goes on with
+        codes = np.concatenate([codes, params.codes[len(codes) :]])  # with the prompt's audio that the reply continues
         counted = counted_columns(np.asarray(said, np.int64), self._rules.counted_ids) if self.said.shape[1] else ()
         ids = () if track is None else track.ids[max(0, len(codes) - track.first_row) :]
         if track is not None:
@@ -199,14 +214,14 @@ class SlotTables:
         self._staged[slot] = [np.asarray(row, np.int32) for row in rows]
 
     def extend(self, slot: int, lane: int, news: TextNews, arrays: Arrays) -> None:
-        """Write what has come of the text of the request in `slot`, on stream 1 + `lane`."""
+        """Write streamed text that has arrived for `slot` to stream 1 + `lane`."""
         ids = arrays.tensor(arrays.upload(np.array(news.ids, np.int32)))
         self.codes[slot, news.first_row : news.first_row + len(news.ids), lane] = ids
         if news.min_rows is not None:
             self.limits[slot, LIMITS["audio_min"]] = news.min_rows
 
     def apply_staged(self, arrays: Arrays) -> None:
-        """Bring what was staged to the device: one upload, and copies from there."""
+        """Copy staged rows to the device with a single upload."""
         if not self._staged:
             return
         packed = arrays.tensor(arrays.upload(np.concatenate([row for rows in self._staged.values() for row in rows])))

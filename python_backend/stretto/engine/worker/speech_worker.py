@@ -1,4 +1,4 @@
-"""vLLM's worker, which hears of texts that go on before it computes a step."""
+"""vLLM worker that applies streamed-text updates before each step."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +18,17 @@ else:
 
 
 class SpeechWorker(Base):
-    """Either of vLLM's workers."""
+    """vLLM's GPU or CPU worker, extended."""
 
     def compile_or_warm_up_model(self) -> CompilationTimes:
-        """As vLLM's; then all adapters are read, which no step has to do then."""
+        """Warm up as vLLM does, then load all adapters, so that no step has to."""
         times = super().compile_or_warm_up_model()
         for adapter in Adapters.of(self.vllm_config).values():
             self.add_lora(adapter)
         return times
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | AsyncModelRunnerOutput | None:
-        """Compute a step, the words of its texts written where their rows will be read."""
+        """Write streamed text to its rows, then compute the step."""
         cached = scheduler_output.scheduled_cached_reqs
         if isinstance(cached, SpeechCachedRequests):
             runner: Any = self.model_runner

@@ -1,4 +1,4 @@
-"""The staircase of a delay pattern (`streams/pattern.py`) for the rows of a batch."""
+"""Per-stream BOS and EOS ids under the delay pattern (`streams/pattern.py`), for the rows of a batch."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from stretto.streams.pattern import Staircase
 
 
 class Stairs:
-    """What streams carry that begin and end by ids of their own."""
+    """Begin and end ids of streams that have their own."""
 
     def __init__(self, staircase: Staircase, rules: SegmentRules, arrays: Arrays):
         self._arrays, self._where, self._concatenate = arrays, arrays.xp.where, arrays.xp.concatenate
@@ -19,15 +19,17 @@ class Stairs:
         self._streams = arrays.upload(np.arange(len(staircase.end)))
 
     def mask_ends(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
-        """-inf on the ends of the streams 1 ..., the last column, before the shortest length, in place: [A, k, C]."""
+        """Set end-id logits of streams 1 and up to -inf before the minimum length, in place: [A, k, C]."""
         is_short = rows.frame < rows.limits.audio_min
         is_short = self._arrays.tensor(is_short if index is None else is_short[index])
         logits[..., -1].masked_fill_(is_short[:, None], -torch.inf)
         return logits
 
     def climb(self, token: Array, codes: Array, rows: Rows) -> tuple[Array, Array]:
-        """`token` and `codes` [B, K], with the begin of streams before their first frame, and the end of those that the
-        staircase has reached; notes where the first of them ends by itself."""
+        """Return `token` and `codes` [B, K] with begin ids before a stream's first frame and end ids after its last.
+
+        Records the position at which the first stream draws its own end.
+        """
         state = rows.state
         num_ended = self._where(state.first_end < 0, 0, rows.position - state.first_end)
         said = self._concatenate([token[:, None], codes], 1)

@@ -1,4 +1,4 @@
-"""A family's rules as the step's kernels read them: constants that they are compiled with, and small tables."""
+"""A family's rules in the form that the step kernels need: compile-time constants and small tables."""
 
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class StepConstants:
-    """The rules, and tables on the device; see `kernels/gpu/advance.py` and `step_draw.py` for what is in them."""
+    """Rules and device tables; see `advance_kernel` and `draw_streams_kernel` for their contents."""
 
     rules: StepRules
     tasks: torch.Tensor
@@ -40,7 +40,7 @@ class StepConstants:
 
     @classmethod
     def of(cls, rules: SegmentRules, tables: SlotTables, num_rows: int) -> "StepConstants":
-        """Those of `rules`, for steps of up to `num_rows` rows."""
+        """Return the constants of `rules` for steps of up to `num_rows` rows."""
         family, layout = rules.family, rules.family.layout
         is_end, rows_to_audio, written, cut = end_tables(rules)
         limits = [rules.text_limit(task) for task in family.tasks]
@@ -68,7 +68,7 @@ class StepConstants:
 
 
 def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_ids: int) -> StepRules:
-    """What the kernels are compiled with."""
+    """Return the compile-time constants of the kernels."""
     family, layout, script = rules.family, rules.family.layout, rules.family.script
     return StepRules(
         num_rows=num_rows,

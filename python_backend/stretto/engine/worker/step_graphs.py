@@ -1,4 +1,4 @@
-"""Captured steps: one graph for each variant and padded number of rows, replayed for every batch that fits it."""
+"""Captured steps: one graph per variant and padded number of rows."""
 
 import logging
 from collections.abc import Callable, Hashable, Iterable
@@ -10,32 +10,36 @@ Kind = TypeVar("Kind", bound=Hashable)
 
 
 class Graph(Protocol):
-    """Launches that have been recorded, to be launched again at once."""
+    """Recorded launches that can be repeated."""
 
     def replay(self) -> None:
-        """Launch them."""
+        """Repeat the launches."""
 
 
 class Recorder(Protocol):
-    """What records launches; `worker/cuda_graphs.py` on a GPU."""
+    """Recorder of launches."""
 
     def is_busy(self) -> bool:
-        """Whether somebody records launches on this stream already."""
+        """Return True if launches on this stream are already being recorded."""
 
     def record(self, work: Work) -> Graph:
-        """The launches of `work`, none of them made; raises what `work` raises, all as it was before."""
+        """Return the launches of `work` without running them; errors of `work` are raised with the state restored."""
 
 
 def padded_sizes(max_rows: int) -> list[int]:
-    """The numbers of rows that are captured: 1, 2, 4, then by eights, from 256 on by sixteens, and `max_rows`."""
+    """Return the captured numbers of rows: 1, 2, 4, multiples of 8, from 256 on multiples of 16, and `max_rows`."""
     sizes = [1, 2, 4, *range(8, 256, 8), *range(256, max_rows, 16)]
     return [size for size in sizes if size < max_rows] + [max_rows]
 
 
 class StepGraphs(Generic[Kind]):
-    """Runs steps, by a graph where there is one. Without a recorder every step is launched as it is.
+    """Runner of steps that uses a graph if one exists. Without a recorder every step is launched directly.
 
-    can_capture: whether a variant's launches at a size may be recorded at all.
+    Args:
+        launch: Function of variant and number of rows that launches a step.
+        max_rows: Largest number of rows.
+        recorder: Recorder, or None.
+        can_capture: Returns True if the launches of a variant at a size may be recorded.
     """
 
     def __init__(
@@ -56,28 +60,28 @@ class StepGraphs(Generic[Kind]):
 
     @property
     def sizes(self) -> list[int]:
-        """What numbers of rows are padded to, the largest first."""
+        """Padded numbers of rows, largest first."""
         return self._sizes[::-1]
 
     def padded(self, num_rows: int) -> int:
-        """For how many rows a step of `num_rows` is launched."""
+        """Return the number of rows for which a step of `num_rows` is launched."""
         return self._size_of[num_rows]
 
     def run(self, variant: Kind, num_rows: int) -> None:
-        """Run a step of `num_rows`; the rows up to the size that is captured do nothing."""
+        """Run a step of `num_rows`; padding rows do nothing."""
         size = self.padded(num_rows)
         graph = self._graphs.get((variant, size))
         if graph is not None:
             graph.replay()
             return
         self._launch(variant, size)
-        self._capture(variant, size)  # for the steps to come: what is recorded is not run
+        self._capture(variant, size)  # recording does not run the step; the graph is for later steps
 
     def capture(self, variants: Iterable[Kind], sizes: Iterable[int] | None = None) -> None:
-        """Capture `variants` at `sizes`, by default at all, the largest first, whose memory the others use again.
+        """Capture `variants` at `sizes` (default: all), largest first, so that smaller ones reuse the memory.
 
-        The launches are made once before, as what is loaded or allocated at first use cannot be recorded; so no row may
-        have anything to do.
+        Each step is launched once before, because first-use loading and allocation cannot be recorded. No row may have
+        work.
         """
         for variant in variants:
             for size in self.sizes if sizes is None else sizes:
@@ -91,7 +95,7 @@ class StepGraphs(Generic[Kind]):
             return
         try:
             self._graphs[variant, size] = recorder.record(lambda: self._launch(variant, size))
-        except RuntimeError as error:  # of any kind; the rule is that of `stretto.cuda_graphs`
+        except RuntimeError as error:  # of any kind, as in `stretto.cuda_graphs`
             self._recorder = None
             self._graphs.clear()
             LOGGER.warning("steps of %d rows cannot be captured, they are launched one by one: %s", size, error)

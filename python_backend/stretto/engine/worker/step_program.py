@@ -1,7 +1,7 @@
-"""A step's rows from hidden states to the next ones, as a few launches on buffers that stay where they are.
+"""A step from hidden states to the next rows, as a few launches on buffers with fixed addresses.
 
-The launches are the same for every batch of a variant and a number of rows; what they do to each row stands in tables
-on the device. So they can be captured in a CUDA graph (`step_graphs.py`), and nothing is uploaded for a step.
+The launches are the same for every batch of a variant and number of rows; per-row differences are in device tables.
+They can therefore be captured in a CUDA graph (`StepGraphs`), and nothing is uploaded for a step.
 """
 
 from typing import NamedTuple
@@ -21,15 +21,20 @@ from stretto.engine.worker.step_table import StepTable, Variant
 from stretto.streams.segment import Segment
 
 VARIANTS = [Variant(False, True), Variant(True, True), Variant(True, False)]
-# As torch computes: a product and a sum are rounded one after the other, so guided logits are the reference's.
+# Round product and sum separately, as torch does, so that guided logits equal the reference's.
 EXACT = {"enable_fp_fusion": False}
 
 
 class StreamSet(NamedTuple):
-    """Streams whose draws may be made at once: stream 0, or the streams 1 ... In order, from `first_stream` on.
+    """Streams that may be drawn at once: stream 0, or streams 1 and up, from `first_stream` on.
 
-    drawn [N, S] int32: what is drawn for them. offset, token_ids: as `StreamHeads` has them. history [R, T, ...] int32:
-    what the first of them has said, by slot and position. num_ends: the last columns, which end the audio.
+    Attributes:
+        drawn: Drawn ids, int32 [N, S].
+        offset: Bias term of the logits, see `StreamHeads`.
+        token_ids: Token id of each logit, see `StreamHeads`.
+        history: Ids of the first of these streams by slot and position, int32 [R, T, ...].
+        first_stream: Number of the first stream.
+        num_ends: Number of end ids, in the last columns.
     """
 
     drawn: torch.Tensor
@@ -41,10 +46,16 @@ class StreamSet(NamedTuple):
 
 
 class StepProgram:
-    """The launches. What they read of a step: `plan`, `hidden` [N, H] and `lengths` [N]; what they leave: `results`.
+    """Launches of a step.
 
-    tokens [R, T] int32: stream 0 of every slot by position, as vLLM keeps it; where a step says several rows it is
-    written here, too, row by row.
+    Inputs are `columns`, `hidden` [N, H] and `lengths` [N]; the output is `results`.
+
+    Args:
+        readout: Heads and frame predictor.
+        rules: Rules of the family.
+        tables: Slot tables.
+        tokens: vLLM's copy of stream 0 by slot and position, int32 [R, T]; also written here in multi-token steps.
+        hidden: Buffer for hidden states.
     """
 
     def __init__(
@@ -68,7 +79,7 @@ class StepProgram:
         self.lengths, self.results = int32(num_rows), int32(num_rows * (self.num_others + 3))
         self._text, first = int32(num_rows), int32(num_rows, 1)
         codes = int32(num_rows, len(heads.codes))
-        codes += heads.codes[:, :1].sum(1)  # each stream's first code, as a depth transformer reads rows that draw none
+        codes += heads.codes[:, :1].sum(1)  # each stream's first code, read for rows without a draw
         num_ends, num_other_ends = rules.num_end_columns
         self._first = StreamSet(first, heads.first_offset, heads.first_ids[None], tokens[..., None], 0, num_ends)
         self._codes = StreamSet(codes, heads.code_offset, heads.codes, tables.codes, 1, num_other_ends)
@@ -81,7 +92,7 @@ class StepProgram:
         self._stay_of_first = self._script.first_frame - start + 1 if self._script else 0
 
     def launch(self, variant: Variant, num_rows: int) -> None:
-        """Launch the step for the first `num_rows` of the buffers."""
+        """Launch the step for the first `num_rows` rows of the buffers."""
         hidden = self.hidden[:num_rows]
         if variant.writes:
             self._draw_text(self._heads.raw_text(hidden))
@@ -123,7 +134,7 @@ class StepProgram:
         return drawn[: len(logits), lanes]
 
     def _draw(self, streams: StreamSet, logits: torch.Tensor, lanes: slice) -> None:
-        """Draw those of `streams` that are `lanes` of them, from their `logits` [N, k * C]."""
+        """Draw the streams `lanes` of `streams` from `logits` [N, k * C]."""
         drawn, history, first = streams.drawn, streams.history, streams.first_stream
         num_columns = streams.token_ids.shape[1]
         constants, block = self.constants, max(triton.next_power_of_2(num_columns), 128)
@@ -139,7 +150,7 @@ class StepProgram:
 
     def _advance(self, num_rows: int) -> None:
         constants, tables = self.constants, self._tables
-        # One warp: a program's lanes read what it overwrites.
+        # One warp, because lanes of a program read what it overwrites.
         advance_kernel[num_rows,](
             self.results, tables.state, tables.script, tables.codes, self._said, self.columns.table, self.lengths,
             self._text, self._first.drawn, self._codes.drawn, constants.tasks, constants.ends, constants.ends_of_audio,

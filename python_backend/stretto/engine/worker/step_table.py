@@ -1,4 +1,4 @@
-"""What a step's kernels are told of its rows, in a table that stays where it is and is written only if it changes."""
+"""Device table that describes a step's rows to the kernels, uploaded only if it changes."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ FIRST_LIMIT, FIRST_SCALE = AT["task"], AT["text_temperature"]
 
 @dataclass(frozen=True)
 class Variant:
-    """Which heads a step reads: whether any row may be in a text segment, and whether any may be beyond it."""
+    """Heads that a step needs: text (`writes`), audio (`speaks`), or both."""
 
     writes: bool
     speaks: bool
@@ -24,11 +24,11 @@ class Variant:
 def columns_of(
     rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray, tables: SlotTables, num_rows: int
 ) -> np.ndarray:
-    """The table of `kernels/gpu/columns.py` for a batch, [C, N]; `partner` and `is_unconditional` are by slot."""
+    """Return the step table of a batch, [C, N]; `partner` and `is_unconditional` are by slot."""
     slots, batch = rows.slots, np.arange(len(rows.slots))
     columns = np.zeros((len(COLUMNS), num_rows), np.int32)
     mine = columns[:, : len(slots)]
-    row_of = np.full(len(partner) + 1, NO_ROW)  # the last entry answers for a slot without a partner
+    row_of = np.full(len(partner) + 1, NO_ROW)  # the last entry is for slots without a partner
     row_of[slots[rows.samples]] = batch[rows.samples]
     draws = rows.samples & ~is_unconditional[slots]
     other = row_of[partner[slots]]
@@ -45,7 +45,7 @@ def columns_of(
 
 
 class StepTable:
-    """The table on the device. While the same requests are in the batch nothing is uploaded."""
+    """Step table on the device; nothing is uploaded while the batch stays the same."""
 
     def __init__(self, tables: SlotTables, num_rows: int):
         device = tables.state.device
@@ -56,16 +56,16 @@ class StepTable:
         self._draws = np.zeros(0, np.bool_)
 
     def clear(self) -> None:
-        """No row does anything."""
+        """Mark all rows as inactive."""
         self.table.zero_()
         self._fingerprint = None
 
     def update(
         self, rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray, version: int
     ) -> tuple[Variant, bool]:
-        """Tell the kernels of a batch: which heads it reads, and whether some reply may begin to speak unseen.
+        """Update the table; return the variant, and True if a reply may enter audio without the host's knowledge.
 
-        version: another one wherever a slot has changed hands.
+        `version` changes whenever a slot changes its request.
         """
         fingerprint = version, rows.slots.tobytes(), rows.samples.tobytes()
         if fingerprint != self._fingerprint:

@@ -1,7 +1,7 @@
-"""What stands for a request while vLLM warms its kernels up: it sends requests of its own through the worker.
+"""Parameters for the requests that vLLM sends through the worker while it warms up its kernels.
 
-Only on a GPU does it do so (`vllm/v1/worker/gpu/warmup.py`), before any request of ours and before graphs are
-captured: a few rows of prefill, then decode steps.
+This happens on GPUs only (`vllm/v1/worker/gpu/warmup.py`), before our first request and before graph capture: a few
+prefill rows, then decode steps.
 """
 
 import itertools
@@ -18,14 +18,15 @@ _ordinals = itertools.count()
 
 
 def is_warm_up(request_id: str) -> bool:
-    """Whether a request is one of vLLM's own, which takes one token a step."""
+    """Return True for vLLM's own requests, which take one token per step."""
     return request_id.startswith(PREFIXES)
 
 
 def warmup_request(data: NewRequestData, rules: SegmentRules) -> tuple[SpeechParams, np.ndarray]:
-    """Parameters and codes [n, S - 1] for one of vLLM's own requests; the tasks of the family take turns.
+    """Return parameters and codes [n, S - 1] for a request of vLLM's own, cycling through the family's tasks.
 
-    Raises TypeError for any other request: it came past `SpeechLLM`.
+    Raises:
+        TypeError: For any other request, which did not come through `SpeechLLM`.
     """
     if not is_warm_up(data.req_id):
         raise TypeError(f"{data.req_id} did not come through SpeechLLM: it has no speech parameters")
