@@ -1,4 +1,4 @@
-"""What a client may say, event by event."""
+"""Client events of the realtime API."""
 
 import base64
 import binascii
@@ -6,12 +6,12 @@ import json
 from itertools import islice
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 
 from stretto_gateway.api_error import ApiError, refused, shown
-from stretto_gateway.chat_request import MAX_PARTS
+from stretto_gateway.chat_request import MAX_PARTS, MAX_TURNS
 from stretto_gateway.given_options import json_bytes
-from stretto_gateway.realtime.settings import ReplyAudio, ReplyOptions, validated
+from stretto_gateway.realtime.settings import ReplyAudio, ReplyOptions, current_shape, merged, validated
 from stretto_gateway.speech_request import Body, Text
 
 MAX_METADATA = 16
@@ -20,14 +20,31 @@ Id = Annotated[Text, Field(min_length=1, max_length=64)]
 
 
 class ClientEvent(Body):
-    """`event_id` is the client's own; an error about the event names it."""
+    """Event from a client. `event_id` is the client's own; an error about the event names it."""
 
     type: str
     event_id: Annotated[Text, Field(max_length=512)] | None = None
+    _ignored: list[ApiError] = PrivateAttr(default_factory=list)
+
+    @property
+    def ignored(self) -> list[ApiError]:
+        """Fields that have no meaning here, as the errors that a strict gateway answers."""
+        return self._ignored
+
+    @classmethod
+    def read(cls, record: dict[str, Any], is_strict: bool) -> "ClientEvent":
+        """Return the event in `record`, without fields that have no meaning; raise ApiError for a wrong one."""
+        ignored: list[ApiError] = []
+        known = merged(cls, {}, record, "", ignored)
+        if ignored and is_strict:
+            raise ignored[0]
+        event = validated(cls, known)
+        event._ignored = ignored
+        return event
 
 
 class SessionUpdate(ClientEvent):
-    """Other settings; what is not said stays."""
+    """Change of settings; a field that is left out stays as it is."""
 
     session: dict[str, Any]
 
@@ -39,16 +56,16 @@ class AudioAppend(ClientEvent):
 
 
 class ContentFields(Body):
-    """Text, or a recording in the form that the session's audio has."""
+    """Text, or a recording in the format of the session's audio."""
 
-    type: Literal["input_text", "input_audio", "output_text"]
+    type: Literal["input_text", "input_audio", "output_text", "output_audio", "text"]
     text: Text | None = None
     audio: str | None = None
     transcript: Text | None = None
 
 
 class ItemFields(Body):
-    """What somebody says."""
+    """Message of a conversation."""
 
     id: Id | None = None
     type: Literal["message"]
@@ -58,8 +75,15 @@ class ItemFields(Body):
     content: Annotated[list[ContentFields], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
 
 
+class ItemReference(Body):
+    """Item of the session's conversation, by its id."""
+
+    type: Literal["item_reference"]
+    id: Id
+
+
 class ItemCreate(ClientEvent):
-    """An item behind another one: `root` is the beginning, none the end."""
+    """New item after another one: `root` is the beginning, none the end."""
 
     item: ItemFields
     previous_item_id: Id | None = None
@@ -97,11 +121,11 @@ def few_options(options: Any) -> Any:
 
 
 class ReplyFields(ReplyOptions):
-    """What of the session's settings does not hold for one reply."""
+    """Settings of one reply, instead of the session's. input: answered instead of the conversation."""
 
     audio: ReplyAudio = Field(default_factory=ReplyAudio)
-    conversation: Literal["auto"] | None = None
-    input: None = None
+    conversation: Literal["auto", "none"] | None = None
+    input: Annotated[list[ItemFields | ItemReference], Field(max_length=MAX_TURNS, fail_fast=True)] | None = None
     options: Annotated[dict[str, Any] | None, BeforeValidator(few_options)] = Field(
         default=None, description="as those of speech, for this reply"
     )
@@ -109,9 +133,17 @@ class ReplyFields(ReplyOptions):
 
 
 class ResponseCreate(ClientEvent):
-    """Asks for a reply."""
+    """Request for a reply."""
 
     response: ReplyFields = Field(default_factory=ReplyFields)
+
+    @classmethod
+    def read(cls, record: dict[str, Any], is_strict: bool) -> ClientEvent:
+        """Return the event in `record`, as the base class does, from the beta API's fields too."""
+        fields = record.get("response")
+        return super().read(
+            record | {"response": current_shape(fields)} if isinstance(fields, dict) else record, is_strict
+        )
 
 
 class ResponseCancel(ClientEvent):
@@ -159,12 +191,12 @@ def num_values(text: str) -> int:
     return got
 
 
-def read_event(record: dict[str, Any]) -> ClientEvent:
-    """The event; ApiError names the field that is wrong."""
+def read_event(record: dict[str, Any], is_strict: bool) -> ClientEvent:
+    """Return the event in `record`; raise ApiError for a wrong field, and for an unknown one if `is_strict`."""
     kind = record.get("type")
     if not isinstance(kind, str) or kind not in EVENTS:
         raise refused("type", f"one of {', '.join(EVENTS)}", kind)
-    return validated(EVENTS[kind], record)
+    return EVENTS[kind].read(record, is_strict)
 
 
 def event_id(record: dict[str, Any]) -> str | None:

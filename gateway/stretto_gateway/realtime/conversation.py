@@ -112,7 +112,8 @@ class Conversation:
     def add(self, item: Item, behind: str | None = None) -> str | None:
         """Add an item behind another one, or at the end; the id of the one that is before it then."""
         if any(item.item_id == each.item_id for each in self.items):
-            raise refused("item.id", "one that no item of the conversation has", item.item_id)
+            message = f"item.id: expected one that no item of the conversation has, got {item.item_id!r}"
+            raise ApiError(400, message, "item.id", "item_create_duplicate_item_id")
         place = len(self.items) if behind is None else 0 if behind == ROOT else self._index(behind) + 1
         num_bytes = ITEM_BYTES + sum(
             PART_BYTES + len(part.pcm) + MAX_CHAR_BYTES * len(part.text or "") for part in item.parts
@@ -184,12 +185,10 @@ class Conversation:
 
 
 def asked_kinds(turns: list[dict[str, Any]]) -> set[str]:
-    """What the user has said since the last answer: `text`, `audio`; ApiError where that is nothing."""
+    """Return the kinds of the user's turns since the last reply: `text`, `audio`; none if the user has no turn."""
     kinds: set[str] = set()
     for turn in reversed(turns):
         if turn["role"] != "user":
             break
         kinds |= set(turn) - {"role"}
-    if not kinds:
-        raise ApiError(400, "response: expected a conversation that ends with the user", "response", "invalid_value")
     return kinds

@@ -19,9 +19,9 @@ from stretto_gateway.events import followed
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.given_options import held_bytes
 from stretto_gateway.realtime.channel import Channel
-from stretto_gateway.realtime.client_events import ReplyFields
+from stretto_gateway.realtime.client_events import ReplyFields, ResponseCreate
 from stretto_gateway.realtime.conversation import MAX_CHAR_BYTES, Conversation, Item, Kind, Part, asked_kinds, new_id
-from stretto_gateway.realtime.settings import RealtimeSettings
+from stretto_gateway.realtime.settings import RealtimeSettings, ignoring
 from stretto_gateway.speech import usage
 from stretto_gateway.speech_request import OPTIONS
 from stretto_gateway.trace import SpeechTrace, Trace
@@ -36,12 +36,17 @@ FIELDS = {"options": "response.options", "options.voice": "response.audio.output
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What the server is asked for, and how OpenAI would describe it."""
+    """Request of a reply to the server, and its description in OpenAI's fields.
+
+    ignored: fields that are not honoured. is_kept: whether the reply becomes an item of the conversation.
+    """
 
     turns: list[dict[str, Any]]
     files: list[bytes]
     options: dict[str, Any]
     record: dict[str, Any]
+    ignored: list[ApiError]
+    is_kept: bool
 
     @property
     def speaks(self) -> bool:
@@ -50,26 +55,43 @@ class Order:
 
     @property
     def num_bytes(self) -> int:
-        """What files and codes take, beside the conversation that they are of, and what options do."""
+        """Memory of files, texts, codes and options, beside the conversation that they come from."""
         num_codes = sum(len(stream) for turn in self.turns for stream in turn.get("codes", ()))
-        return sum(map(len, self.files)) + NUMBER_BYTES * num_codes + held_bytes(self.options)
+        num_chars = sum(len(turn.get("text", "")) for turn in self.turns)
+        num_bytes = MAX_CHAR_BYTES * num_chars + NUMBER_BYTES * num_codes + held_bytes(self.options)
+        return sum(map(len, self.files)) + num_bytes
 
 
 def make_order(
-    profile: ModelProfile, settings: RealtimeSettings, fields: ReplyFields, conversation: Conversation
+    profile: ModelProfile,
+    settings: RealtimeSettings,
+    event: ResponseCreate,
+    conversation: Conversation,
+    is_strict: bool,
 ) -> Order:
-    """The request for a reply to the conversation as it is now; ApiError where the family has none."""
+    """Return the request for a reply to `conversation` as it is now.
+
+    Instructions that the family does not take are ignored; of a gateway that `is_strict`, they raise ApiError.
+
+    Raises:
+        ApiError: the family does not answer such a conversation, or a field is wrong.
+    """
+    fields, ignored = event.response, list(event.ignored)
     modalities = fields.output_modalities or settings.output_modalities
     of_session = fields.instructions is None
     instructions = settings.instructions if of_session else fields.instructions
     turns, files = conversation.turns(instructions)
-    kinds = asked_kinds(turns)
+    if not asked_kinds(turns):
+        turns = unprompted(turns, can_go_on=not of_session)
     with within("session"):
-        task = conversing_task(profile, kinds, speaks="audio" in modalities)
+        task = conversing_task(profile, asked_kinds(turns), speaks="audio" in modalities)
     if turns[0]["role"] == "system" and "text" not in task.system:
         where = "session" if of_session else "response"
         told = f"none: {profile.family!r} takes none for its task {task.name!r}"
-        raise refused(f"{where}.instructions", told, instructions)
+        ignored.append(refused(f"{where}.instructions", told, instructions))
+        if is_strict:
+            raise ignored[-1]
+        turns = turns[1:]
     voice_name = fields.audio.output.voice_name or settings.audio.output.voice_name
     options = given_options(fields) | {"task": task.name}
     if task.speaks:
@@ -84,7 +106,24 @@ def make_order(
         "metadata": fields.metadata,
         "max_output_tokens": "inf",
     }
-    return Order(turns, files, options, record)
+    return Order(turns, files, options, record, ignored, is_kept=fields.conversation != "none")
+
+
+def unprompted(turns: list[dict[str, Any]], can_go_on: bool) -> list[dict[str, Any]]:
+    """Return `turns` with the instructions as the user's last turn, for a reply such as a greeting.
+
+    Args:
+        turns: a conversation without a turn of the user's since the last reply; its instructions come first.
+        can_go_on: whether the user may have spoken before the last reply.
+
+    Raises:
+        ApiError: there are no instructions, or the user has spoken before.
+    """
+    has_begun = any(turn["role"] == "user" for turn in turns)
+    if not turns or turns[0]["role"] != "system" or (has_begun and not can_go_on):
+        expected = "a user's message since the last reply, or instructions in the response"
+        raise ApiError(400, f"response: expected {expected}, got neither", "response", "invalid_value")
+    return [*turns[1:], {"role": "user", "text": turns[0]["text"]}]
 
 
 def given_options(fields: ReplyFields) -> dict[str, Any]:
@@ -125,7 +164,8 @@ class Reply:
         held, num_bytes = self._gateway.sessions.held, self._order.num_bytes
         held.add(num_bytes)
         try:
-            await self._channel.send("response.created", response=self._record("in_progress", {}))
+            record = self._record("in_progress", {})
+            await self._channel.send("response.created", response=record, **ignoring(self._order.ignored))
         except BaseException:
             held.remove(num_bytes)
             raise
@@ -196,11 +236,12 @@ class Reply:
         await self._tell("response.output_audio.delta", delta=data)
 
     async def _open(self) -> None:
-        before = self._conversation.add(self.item)
+        before = self._conversation.add(self.item) if self._order.is_kept else None
         self._is_open = True
         place = {"response_id": self.response_id, "output_index": 0}
         await self._channel.send("response.output_item.added", item=self.item.record(), **place)
-        await self._channel.send("conversation.item.added", item=self.item.record(), previous_item_id=before)
+        if self._order.is_kept:
+            await self._channel.send("conversation.item.added", item=self.item.record(), previous_item_id=before)
         await self._tell("response.content_part.added", part=self._part())
 
     async def _end(self, status: str, details: dict[str, Any]) -> None:
@@ -218,7 +259,8 @@ class Reply:
             await self._tell("response.output_text.done", text=text)
         await self._tell("response.content_part.done", part=self._part())
         place = {"response_id": self.response_id, "output_index": 0}
-        await self._channel.send("conversation.item.done", item=self.item.record())
+        if self._order.is_kept:
+            await self._channel.send("conversation.item.done", item=self.item.record())
         await self._channel.send("response.output_item.done", item=self.item.record(), **place)
 
     async def _tell(self, kind: str, **fields: Any) -> None:

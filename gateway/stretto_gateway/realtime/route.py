@@ -10,7 +10,7 @@ from stretto_gateway.gateway import Gateway
 from stretto_gateway.lasting import attend, session_tasks
 from stretto_gateway.realtime.channel import Channel
 from stretto_gateway.realtime.session import Session
-from stretto_gateway.realtime.settings import RealtimeSettings, Settings, TranscriptionSettings
+from stretto_gateway.realtime.settings import Change, RealtimeSettings, Settings, TranscriptionSettings
 
 router = APIRouter()
 PROTOCOL = "realtime"  # what a browser's page offers beside its key, and has to be answered
@@ -25,7 +25,7 @@ async def open_session(socket: WebSocket) -> None:
     query = socket.query_params
     name = query.get("model", "gpt-realtime")
     only_listens = query.get("intent") == "transcription" or any(part in name for part in TRANSCRIBERS)
-    settings: Settings = TranscriptionSettings() if only_listens else RealtimeSettings(model=name)
+    settings: Settings = transcribing(name) if only_listens else RealtimeSettings(model=name)
     try:
         settings.check(await gateway.catalogue.model(name))
         with gateway.sessions.place():
@@ -33,6 +33,12 @@ async def open_session(socket: WebSocket) -> None:
             await run(gateway, socket, settings, name)
     except ApiError as error:
         await socket.send_denial_response(error.response())
+
+
+def transcribing(model: str) -> Settings:
+    """Return the settings of a session that only transcribes, with the turn detection that `model` has at OpenAI."""
+    named = {"audio": {"input": {"transcription": {"model": model}}}}
+    return Change(TranscriptionSettings(), named, model).settings
 
 
 async def run(gateway: Gateway, socket: WebSocket, settings: Settings, model: str) -> None:

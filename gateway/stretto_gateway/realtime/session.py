@@ -12,7 +12,7 @@ from stretto_gateway.realtime import client_events as client
 from stretto_gateway.realtime.channel import Channel
 from stretto_gateway.realtime.conversation import Item, Part, new_id
 from stretto_gateway.realtime.hearing import Hearing
-from stretto_gateway.realtime.settings import RealtimeSettings, Settings, updated
+from stretto_gateway.realtime.settings import ASR, Change, RealtimeSettings, Settings, ignoring, session_record
 from stretto_gateway.realtime.talk import Talk
 from stretto_gateway.realtime.transcript import Transcriber
 from stretto_gateway.realtime.voice_activity import Edge, milliseconds, samples
@@ -49,7 +49,9 @@ class Session:
 
     async def begin(self, settings: Settings) -> None:
         """Tell what it is."""
-        self._apply(settings, await self._gateway.catalogue.profile())
+        profile = await self._gateway.catalogue.profile()
+        settings.check(profile)
+        self._apply(settings, profile)
         await self._channel.send("session.created", session=self._record())
 
     async def handle(self, text: str | None) -> None:
@@ -57,7 +59,7 @@ class Session:
         record: dict[str, Any] = {}
         try:
             record = client.read_json(text)
-            event = client.read_event(record)
+            event = client.read_event(record, self._gateway.strict)
             await self._handlers[event.type](event)
         except ApiError as error:
             await self._channel.tell(error, client.event_id(record))
@@ -74,22 +76,41 @@ class Session:
 
     async def _update(self, event: client.SessionUpdate) -> None:
         is_empty = self._talk.is_empty and not self._hearing.num_samples
-        settings = updated(self._settings, event.session, self._model, is_empty)
-        name = settings.model if isinstance(settings, RealtimeSettings) else self._model
-        with within("session"):
-            self._apply(settings, await self._gateway.catalogue.model(name))
-        await self._channel.send("session.updated", session=self._record())
+        change = Change(self._settings, event.session, self._model, is_empty)
+        profile = await self._fit(change)
+        change.ignored[:0] = event.ignored
+        if self._gateway.strict:
+            change.expect_honoured()
+        self._apply(change.settings, profile)
+        for error in change.errors:
+            await self._channel.tell(error, event.event_id)
+        await self._channel.send("session.updated", session=self._record(), **ignoring(change.ignored))
+
+    async def _fit(self, change: Change) -> ModelProfile:
+        """Return the model's profile, and take fields out of `change` that name what the model does not have."""
+        while True:
+            settings = change.settings
+            try:
+                with within("session"):
+                    name = settings.model if isinstance(settings, RealtimeSettings) else self._model
+                    profile = await self._gateway.catalogue.model(name)
+                    settings.check(profile)
+            except ApiError as error:
+                change.refuse(error)
+                continue
+            transcription = settings.audio.input.transcription
+            if transcription is not None and not any(profile.task(name) for name in ASR):
+                expected = f"none: {profile.family!r} does not transcribe"
+                change.ignore("audio.input.transcription", expected, transcription.model)
+            return profile
 
     def _apply(self, settings: Settings, profile: ModelProfile) -> None:
-        settings.check(profile)
         max_s = min(self._gateway.limits.max_turn_s, profile.max_audio_s)
-        self._hearing.configure(settings.audio.input.turn_detection, samples(1000 * max_s))
+        self._hearing.configure(settings.audio.input.vad, samples(1000 * max_s))
         self._settings = settings
 
     def _record(self) -> dict[str, Any]:
-        prefix = "" if isinstance(self._settings, RealtimeSettings) else "transcription_"
-        head = {"id": self._session_id, "object": f"realtime.{prefix}session", "expires_at": self._expires_at}
-        return head | self._settings.model_dump()
+        return session_record(self._settings, self._session_id, self._expires_at)
 
     async def _append(self, event: client.AudioAppend) -> None:
         self._hearing.add(client.read_pcm(event.audio, "audio"))
@@ -115,7 +136,7 @@ class Session:
         await self._commit(self._hearing.take(edge.sample))
         answers = self._hearing.vad is not None and self._hearing.vad.create_response
         if answers and isinstance(self._settings, RealtimeSettings):
-            await self._talk.answer(self._settings, client.ReplyFields())
+            await self._talk.answer(self._settings, client.ResponseCreate(type="response.create"))
 
     async def _commit_all(self, _: client.ClientEvent) -> None:
         got_ms = milliseconds(self._hearing.num_samples)
@@ -144,7 +165,7 @@ class Session:
         await self._talk.create(event)
 
     async def _respond(self, event: client.ResponseCreate) -> None:
-        await self._talk.answer(self._conversing(event), event.response)
+        await self._talk.answer(self._conversing(event), event)
 
     def _conversing(self, event: client.ClientEvent) -> RealtimeSettings:
         if not isinstance(self._settings, RealtimeSettings):

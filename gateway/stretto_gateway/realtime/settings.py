@@ -1,8 +1,9 @@
-"""What a session is told to be: OpenAI's fields, as far as they mean something here."""
+"""Session settings of the realtime API: OpenAI's fields that have a meaning here, and how updates are applied."""
 
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError
 
 from stretto_client import ModelProfile
 from stretto_gateway.api_error import ApiError, refused, shown, within
@@ -10,23 +11,54 @@ from stretto_gateway.catalogue import find_task, find_voice
 from stretto_gateway.field_path import MAX_NAME_CHARS, field_path
 from stretto_gateway.speech_request import Body, Text, Voiced
 
-NO_LIST = Field(default=None, max_length=0, fail_fast=True)
 MAX_INSTRUCTION_CHARS = 100_000  # a session keeps them, beside the bytes that are counted
+MAX_ERRORS = 16  # reported for one update
+MAX_IGNORED = 32  # fields named in one event
+IGNORED = "stretto_ignored"  # beside the fields of OpenAI's events, whose types allow more fields
+ASR = ("asr",)
+# Milliseconds of silence that end a turn under `semantic_vad`: no model here judges whether a sentence is complete.
+EAGERNESS_MS = {"low": 1000, "medium": 500, "auto": 500, "high": 300}
+# OpenAI's transcription models without turn detection, whose clients commit each turn themselves.
+WITHOUT_VAD = ("gpt-realtime-whisper", "gpt-live-transcribe")
+# Session fields of the beta API (2024) and their places today.
+BETA_FIELDS = {
+    "modalities": ("output_modalities",),
+    "max_response_output_tokens": ("max_output_tokens",),
+    "voice": ("audio", "output", "voice"),
+    "speed": ("audio", "output", "speed"),
+    "output_audio_format": ("audio", "output", "format"),
+    "input_audio_format": ("audio", "input", "format"),
+    "input_audio_noise_reduction": ("audio", "input", "noise_reduction"),
+    "input_audio_transcription": ("audio", "input", "transcription"),
+    "turn_detection": ("audio", "input", "turn_detection"),
+}
+BETA_FORMATS = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}
 Name = Annotated[Text, Field(max_length=MAX_NAME_CHARS)]
 Modality = Literal["text", "audio"]
 Modalities = Annotated[list[Modality], Field(min_length=1, max_length=1, fail_fast=True)]
 Model = TypeVar("Model", bound=BaseModel)
 
 
+class Only:
+    """Marker of a field that is ignored unless it has one of these values, which ask for nothing."""
+
+    def __init__(self, *values: Any):
+        self.values = (None, *values)
+
+
+Nothing = Annotated[Any, Only()]
+NoList = Annotated[Any, Only([])]
+
+
 class Format(Body):
-    """The one form that audio has here, in both directions."""
+    """Audio format: the same one for input and output."""
 
     type: Literal["audio/pcm"] = "audio/pcm"
     rate: Literal[24000] | None = 24000
 
 
 class ServerVad(Body):
-    """When a turn of the user's begins and ends."""
+    """Turn detection by silence."""
 
     type: Literal["server_vad"] = "server_vad"
     threshold: float = Field(default=0.5, ge=0, le=1, allow_inf_nan=False)
@@ -34,124 +66,344 @@ class ServerVad(Body):
     silence_duration_ms: int = Field(default=500, ge=0, le=10_000)
     create_response: bool = True
     interrupt_response: bool = True
-    idle_timeout_ms: None = None
+    idle_timeout_ms: Nothing = None
+
+
+class SemanticVad(Body):
+    """Turn detection by silence, whose length follows from `eagerness`."""
+
+    type: Literal["semantic_vad"] = "semantic_vad"
+    eagerness: Literal["low", "medium", "high", "auto"] = "auto"
+    create_response: bool = True
+    interrupt_response: bool = True
+
+    @property
+    def server_vad(self) -> ServerVad:
+        """The server VAD that does the same."""
+        return ServerVad(
+            silence_duration_ms=EAGERNESS_MS[self.eagerness],
+            create_response=self.create_response,
+            interrupt_response=self.interrupt_response,
+        )
+
+
+def vad_type(value: Any) -> Any:
+    """Return the `type` of a turn detection, `server_vad` if it names none."""
+    return value.get("type", "server_vad") if isinstance(value, dict) else getattr(value, "type", None)
+
+
+TurnDetection = Annotated[
+    Annotated[ServerVad, Tag("server_vad")] | Annotated[SemanticVad, Tag("semantic_vad")], Discriminator(vad_type)
+]
 
 
 class Transcription(Body):
-    """Asks for a transcript. `language` is what the caller knows; no family here asks for it."""
+    """Request for transcripts of the user's audio. No family here is told the language."""
 
     model: Name | None = None
     language: Name | None = None
-    prompt: Literal[""] | None = None
+    prompt: Annotated[Any, Only("")] = None
+    languages: NoList = None
+    keywords: NoList = None
+    delay: Nothing = None
 
 
 class InputAudio(Body):
-    """Of the user."""
+    """Audio of the user."""
 
     format: Format = Field(default_factory=Format)
-    noise_reduction: None = None
+    noise_reduction: Nothing = None
     transcription: Transcription | None = None
-    turn_detection: ServerVad | None = Field(default_factory=ServerVad)
+    turn_detection: TurnDetection | None = Field(default_factory=ServerVad)
+
+    @property
+    def vad(self) -> ServerVad | None:
+        """The rules of turn detection, None without."""
+        return self.turn_detection.server_vad if isinstance(self.turn_detection, SemanticVad) else self.turn_detection
 
 
 class OutputAudio(Voiced):
-    """Of the model."""
+    """Audio of the model."""
 
     format: Format = Field(default_factory=Format)
-    speed: Literal[1] | None = None
+    speed: Annotated[Any, Only(1)] = None
 
 
 class Audio(Body):
-    """Both."""
+    """Audio of a session that converses."""
 
     input: InputAudio = Field(default_factory=InputAudio)
     output: OutputAudio = Field(default_factory=OutputAudio)
 
 
 class ReplyAudio(Body):
-    """Of one reply."""
+    """Audio of one reply."""
 
     output: OutputAudio = Field(default_factory=OutputAudio)
 
 
 class HeardAudio(Body):
-    """Of a session that only listens."""
+    """Audio of a session that only transcribes."""
 
     input: InputAudio = Field(default_factory=lambda: InputAudio(transcription=Transcription()))
 
 
 class ReplyOptions(Body):
-    """What a session may be told, and one reply otherwise. No family has tools, or another length than its own."""
+    """Settings of a session that one reply may override. No family has tools, or a limit of tokens."""
 
     instructions: Annotated[Text, Field(max_length=MAX_INSTRUCTION_CHARS)] | None = None
     output_modalities: Modalities | None = None
-    max_output_tokens: Literal["inf"] | None = None
-    tools: list[Any] | None = NO_LIST
-    tool_choice: Literal["auto", "none"] | None = None
-    parallel_tool_calls: bool | None = None
-    prompt: None = None
-    reasoning: None = None
+    max_output_tokens: Annotated[Any, Only("inf")] = None
+    tools: NoList = None
+    tool_choice: Annotated[Any, Only("auto", "none")] = None
+    parallel_tool_calls: Annotated[Any, Only(True, False)] = None
+    prompt: Nothing = None
+    reasoning: Nothing = None
 
 
 class RealtimeSettings(ReplyOptions):
-    """Of a session that converses."""
+    """Settings of a session that converses."""
 
     type: Literal["realtime"] = "realtime"
     model: Text
     output_modalities: Modalities = Field(default=["audio"])
     audio: Audio = Field(default_factory=Audio)
-    include: list[Any] | None = NO_LIST
-    tracing: None = None
-    truncation: Literal["auto"] | None = None
+    include: NoList = None
+    tracing: Nothing = None
+    truncation: Annotated[Any, Only("auto")] = None
 
     def check(self, profile: ModelProfile) -> None:
-        """ApiError for what this model cannot do."""
+        """Raise ApiError if the model has no voice of that name."""
         with within("audio.output"):
             find_voice(profile, self.audio.output.voice_name)
 
 
 class TranscriptionSettings(Body):
-    """Of a session that writes down what it hears."""
+    """Settings of a session that only transcribes."""
 
     type: Literal["transcription"] = "transcription"
     audio: HeardAudio = Field(default_factory=HeardAudio)
-    include: list[Any] | None = NO_LIST
+    include: NoList = None
 
     def check(self, profile: ModelProfile) -> None:
-        """ApiError for what this model cannot do."""
-        find_task(profile, ("asr",), "write down what it hears")
+        """Raise ApiError if the model does not transcribe."""
+        find_task(profile, ASR, "write down what it hears")
 
 
 Settings = RealtimeSettings | TranscriptionSettings
 
 
-def updated(settings: Settings, update: dict[str, Any], model: str, can_change_type: bool) -> Settings:
-    """The settings with all that `update` says in its place; ApiError names what cannot be.
+def session_record(settings: Settings, session_id: str, expires_at: int) -> dict[str, Any]:
+    """Return a session as OpenAI's `session` object; `expires_at` in seconds since the epoch."""
+    prefix = "" if isinstance(settings, RealtimeSettings) else "transcription_"
+    record: dict[str, Any] = {"id": session_id, "object": f"realtime.{prefix}session", "expires_at": expires_at}
+    record |= settings.model_dump()
+    heard = record["audio"]["input"]
+    if heard["transcription"] is not None:  # without empty fields: Pipecat's own type takes three of them alone
+        heard["transcription"] = {name: value for name, value in heard["transcription"].items() if value}
+    return record
 
-    model: of a session that becomes one of type realtime.
+
+class Change:
+    """An update of a session's settings: the settings after it, the ignored fields, and errors in the others.
+
+    A field with a wrong value keeps the value that it had, and the other fields of the update apply.
     """
-    kind = update.get("type")
-    if kind not in ("realtime", "transcription"):
-        raise refused("session.type", "realtime or transcription", kind)
-    if kind != settings.type and not can_change_type:
-        raise refused("session.type", f"{settings.type!r}, as which the conversation has begun", kind)
-    known = settings.model_dump() if kind == settings.type else {}
-    if kind == "transcription":
-        return validated(TranscriptionSettings, merged(known, update), "session")
-    return validated(RealtimeSettings, merged(known or {"model": model}, update), "session")
+
+    def __init__(self, settings: Settings, update: dict[str, Any], model: str, can_change_type: bool = True):
+        """Merge `update` into `settings`; `model` is that of a session that becomes one of type realtime."""
+        self.ignored: list[ApiError] = []
+        self.errors: list[ApiError] = []
+        kind = self._kind(settings, update.get("type") or settings.type, can_change_type)
+        self._model: type[Settings] = RealtimeSettings if kind == "realtime" else TranscriptionSettings
+        self._before = settings.model_dump() if kind == settings.type else {}
+        if kind == "realtime":
+            self._before = self._before or {"model": model}
+        update = without_vad(current_shape(update) | {"type": kind})
+        self._record = merged(self._model, self._before, update, "session", self.ignored)
+        self.settings = self._valid()
+
+    def refuse(self, error: ApiError) -> None:
+        """Undo the field that `error` is about and keep the error; raise it if the update did not set that field."""
+        if len(self.errors) >= MAX_ERRORS or not undo(self._record, self._before, path_in_session(error)):
+            raise error
+        self.errors.append(error)
+        self.settings = self._valid()
+
+    def ignore(self, name: str, expected: str, got: Any) -> None:
+        """Undo a field that the model does not honour, and name it."""
+        self.ignored.append(refused(f"session.{name}", expected, got))
+        undo(self._record, self._before, name.split("."))
+        self.settings = self._valid()
+
+    def expect_honoured(self) -> None:
+        """Raise the first ApiError of an ignored or wrong field, for a gateway that is strict."""
+        for error in (*self.ignored, *self.errors):
+            raise error
+
+    def _kind(self, settings: Settings, kind: Any, can_change_type: bool) -> str:
+        """Return the type of the session after the update."""
+        if kind not in ("realtime", "transcription"):
+            self.errors.append(refused("session.type", "realtime or transcription", kind))
+        elif kind != settings.type and not can_change_type:
+            expected = f"{settings.type!r}, as which the conversation has begun"
+            self.errors.append(refused("session.type", expected, kind))
+        else:
+            return str(kind)
+        return settings.type
+
+    def _valid(self) -> Settings:
+        """Return the settings after the update, without the fields that are wrong."""
+        while True:
+            try:
+                return validated(self._model, self._record, "session")
+            except ApiError as error:
+                names = path_in_session(error)
+                while names and not undo(self._record, self._before, names):
+                    names = names[:-1]  # of an object that lacks a field, the whole object
+                if not names or len(self.errors) >= MAX_ERRORS:
+                    raise
+                self.errors.append(error)
 
 
-def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """`old` with the values of `new`, object by object."""
+def current_shape(update: dict[str, Any]) -> dict[str, Any]:
+    """Return a session's `update` with the beta API's fields in the places that they have today."""
+    record = {name: value for name, value in update.items() if name not in BETA_FIELDS}
+    for name, place in BETA_FIELDS.items():
+        if name not in update:
+            continue
+        value = update[name]
+        if name == "modalities" and isinstance(value, list) and "audio" in value:
+            value = ["audio"]
+        elif name.endswith("_format") and isinstance(value, str):
+            value = {"type": BETA_FORMATS.get(value, value)}
+        for part in reversed(place):
+            value = {part: value}
+        record = joined(value, record)
+    return record
+
+
+def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Return `old` with the values of `new`, object by object."""
     both = {
-        name: merged(old[name], value) if isinstance(value, dict) and isinstance(old.get(name), dict) else value
+        name: joined(old[name], value) if isinstance(value, dict) and isinstance(old.get(name), dict) else value
         for name, value in new.items()
     }
     return old | both
 
 
+def without_vad(update: dict[str, Any]) -> dict[str, Any]:
+    """Return a session's `update`, without turn detection if it names a model of OpenAI's that has none."""
+    try:
+        heard = update["audio"]["input"]
+        name = heard["transcription"]["model"]
+        if update["type"] == "transcription" and name.startswith(WITHOUT_VAD) and "turn_detection" not in heard:
+            return joined(update, {"audio": {"input": {"turn_detection": None}}})
+    except (KeyError, TypeError, AttributeError):
+        pass
+    return update
+
+
+def merged(
+    model: type[BaseModel], old: dict[str, Any], new: dict[str, Any], path: str, ignored: list[ApiError]
+) -> dict[str, Any]:
+    """Return `old` with the fields of `new` that have a meaning in `model`, object by object.
+
+    A null counts as a field that was not sent if the field has no such value. Objects of different types are not mixed.
+
+    Args:
+        model: the type of the object, which validation then checks.
+        old: fields of `model` as they are.
+        new: fields as a client has sent them.
+        path: the name of the object, '' for the whole of an event.
+        ignored: gets the error that a strict gateway answers for each field without a meaning.
+    """
+    both = dict(old)
+    for name, value in new.items():
+        field = model.model_fields.get(name)
+        only = next((each for each in field.metadata if isinstance(each, Only)), None) if field else None
+        if field is None or (only is not None and value not in only.values):
+            add_ignored(ignored, f"{path}.{name}" if path else name, only, value)
+        elif value is not None or only is not None or type(None) in get_args(field.annotation):
+            both[name] = known_value(
+                field.annotation, old.get(name), value, f"{path}.{name}" if path else name, ignored
+            )
+    return both
+
+
+def known_value(annotation: Any, old: Any, value: Any, path: str, ignored: list[ApiError]) -> Any:
+    """Return a field's `value` without fields that have no meaning, merged into its `old` one."""
+    if isinstance(value, list):
+        return [known_value(annotation, None, each, f"{path}.{n}", ignored) for n, each in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    before = old if isinstance(old, dict) else {}
+    kind = value.get("type", before.get("type"))
+    inner = inner_model(annotation, kind)
+    if inner is None:
+        return value
+    return merged(inner, before if before.get("type") == kind else {}, value, path, ignored)
+
+
+def inner_model(annotation: Any, kind: Any) -> type[Body] | None:
+    """Return the model of objects in a field of this type; of several, the one with that `type`, or without one."""
+    found = list(models_in(annotation))
+    named = (
+        each for each in found if "type" in each.model_fields and kind in get_args(each.model_fields["type"].annotation)
+    )
+    return next(named, found[0] if found else None)
+
+
+def models_in(annotation: Any) -> list[type[Body]]:
+    """Return the models in a type, a union's or a list's among them."""
+    if isinstance(annotation, type) and issubclass(annotation, Body):
+        return [annotation]
+    return [model for each in get_args(annotation) for model in models_in(each)]
+
+
+def add_ignored(ignored: list[ApiError], param: str, only: Only | None, value: Any) -> None:
+    """Add a field to those that are ignored, up to MAX_IGNORED."""
+    if len(ignored) < MAX_IGNORED:
+        values = " or ".join(repr(each) for each in only.values[1:]) if only else ""
+        name = param[:MAX_NAME_CHARS].encode(errors="backslashreplace").decode()
+        ignored.append(refused(name, values or "no such field", value))
+
+
+def ignoring(ignored: Sequence[ApiError]) -> dict[str, list[str]]:
+    """Return the field that names `ignored` in an event; none if nothing was ignored."""
+    return {IGNORED: [error.param or "" for error in ignored]} if ignored else {}
+
+
+def path_in_session(error: ApiError) -> list[str]:
+    """Return the names of the fields that lead to the one that `error` is about, without that of the session."""
+    return (error.param or "").split(".")[1:]
+
+
+def undo(record: dict[str, Any], before: dict[str, Any], names: list[str]) -> bool:
+    """Give the field at the path `names` the value that it has in `before`; return False if it has that already.
+
+    A wrong `type` undoes its whole object, of which the other fields belong to that type.
+    """
+    if names[-1:] == ["type"] and len(names) > 1:
+        names = names[:-1]
+    for name in names[:-1]:
+        inner = record.get(name)
+        if not isinstance(inner, dict):
+            return False
+        record[name] = inner = dict(inner)
+        old = before.get(name)
+        record, before = inner, old if isinstance(old, dict) else {}
+    if not names or names[-1] not in record or (names[-1] in before and record[names[-1]] == before[names[-1]]):
+        return False
+    if names[-1] in before:
+        record[names[-1]] = before[names[-1]]
+    else:
+        del record[names[-1]]
+    return True
+
+
 def validated(model: type[Model], record: Any, path: str = "") -> Model:
-    """`record` as a `model`; ApiError for the first field that is none, as `path` and its name."""
+    """Return `record` as a `model`; raise ApiError for its first wrong field, named as `path` and its name."""
     try:
         return model.model_validate(record)
     except ValidationError as error:

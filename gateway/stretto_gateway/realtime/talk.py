@@ -1,6 +1,9 @@
 """The conversation of a session: its items, and the replies of which one at a time is made."""
 
 import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
 
 from stretto_gateway.api_error import ApiError, refused, within
 from stretto_gateway.chat_request import given
@@ -9,10 +12,14 @@ from stretto_gateway.realtime import client_events as client
 from stretto_gateway.realtime.channel import Channel
 from stretto_gateway.realtime.conversation import Conversation, Item, Part
 from stretto_gateway.realtime.reply import Reply, make_order
-from stretto_gateway.realtime.settings import RealtimeSettings
+from stretto_gateway.realtime.settings import RealtimeSettings, ignoring
 from stretto_gateway.realtime.voice_activity import milliseconds, samples
 
-KINDS = {"user": ("input_text", "input_audio"), "assistant": ("output_text",), "system": ("input_text",)}
+KINDS = {
+    "user": ("input_text", "input_audio"),
+    "assistant": ("output_text", "output_audio", "text"),
+    "system": ("input_text",),
+}
 
 
 class Talk:
@@ -42,21 +49,20 @@ class Talk:
         """Add an item, as `Conversation.add` does; it is still to be told."""
         return self._conversation.add(item, behind)
 
-    async def announce(self, item: Item, before: str | None) -> None:
-        """Tell of an item that there is, and of those for which there is no room any more."""
-        for kind in ("conversation.item.added", "conversation.item.done"):
-            await self._channel.send(kind, item=item.record(), previous_item_id=before)
+    async def announce(self, item: Item, before: str | None, ignored: Sequence[ApiError] = ()) -> None:
+        """Send the events of a new item, and of the old ones for which there is no room any more."""
+        place = {"item": item.record(), "previous_item_id": before}
+        await self._channel.send("conversation.item.added", **place, **ignoring(ignored))
+        await self._channel.send("conversation.item.done", **place)
         for old in self._conversation.surplus():
             self._conversation.remove(old)
             await self._channel.send("conversation.item.deleted", item_id=old.item_id)
 
     async def create(self, event: client.ItemCreate) -> None:
-        """Add what the client says."""
-        item = read_item(event.item)
-        if item.role == "system" and any(each.role != "system" for each in self._conversation.items):
-            raise refused("item.role", "user or assistant: what the system says comes first", item.role)
+        """Add an item of the client's. A system's is read before all other items, wherever it is."""
+        item = read_item(event.item, "item")
         before = self._conversation.add(item, event.previous_item_id)
-        await self.announce(item, before)
+        await self.announce(item, before, event.ignored)
 
     async def truncate(self, event: client.ItemTruncate) -> None:
         """Keep what was heard of a reply."""
@@ -73,12 +79,15 @@ class Talk:
         await self._channel.send("conversation.item.deleted", item_id=event.item_id)
 
     async def retrieve(self, event: client.ItemEvent) -> None:
-        """Tell an item, with the sound of the user's."""
-        item = self._conversation.find(event.item_id)
+        """Send an item, with the audio of the user's."""
+        try:
+            item = self._conversation.find(event.item_id)
+        except ApiError as error:
+            raise ApiError(400, error.message, error.param, "item_retrieve_invalid_item_id") from None
         await self._channel.send("conversation.item.retrieved", item=item.record(with_audio=True))
 
-    async def answer(self, settings: RealtimeSettings, fields: client.ReplyFields) -> None:
-        """Begin a reply; ApiError where that cannot be."""
+    async def answer(self, settings: RealtimeSettings, event: client.ResponseCreate) -> None:
+        """Begin a reply; raise ApiError if the model or the gateway cannot make it."""
         if self._reply is not None and self._reply.is_running:
             message = f"response: {self._reply.response_id} is not complete; cancel it, or wait for its end"
             raise ApiError(400, message, "response", "conversation_already_has_active_response")
@@ -86,15 +95,35 @@ class Talk:
             raise ApiError(503, "the gateway begins no more replies", code="unavailable")
         with within("session"):
             profile = await self._gateway.catalogue.model(settings.model)
-        order = make_order(profile, settings, fields, self._conversation)
+        with self._asked(event.response) as conversation:
+            order = make_order(profile, settings, event, conversation, self._gateway.strict)
         self._reply = Reply(self._gateway, self._channel, self._conversation, order)
         await self._reply.begin(self._tasks)
+
+    @contextmanager
+    def _asked(self, fields: client.ReplyFields) -> Iterator[Conversation]:
+        """The conversation that a reply answers: the session's, or one of the items in `input`."""
+        if fields.input is None:
+            yield self._conversation
+            return
+        limits, path = self._gateway.limits, "response.input"
+        given = Conversation(limits.max_items, limits.max_body_bytes, self._gateway.sessions.held)
+        try:
+            for index, each in enumerate(fields.input):
+                if isinstance(each, client.ItemFields):
+                    given.add(read_item(each, f"{path}.{index}"))
+                    continue
+                with within(f"{path}.{index}"):
+                    given.add(copy(self._conversation.find(each.id)))
+            yield given
+        finally:
+            given.clear()
 
     async def cancel(self, event: client.ResponseCancel) -> None:
         """Give the reply up that is being made."""
         reply = self._reply
         if reply is None or not reply.is_running or event.response_id not in (None, reply.response_id):
-            message = "response_id: there is no such reply that is being made"
+            message = "Cancellation failed: there is no such reply in progress"  # whose beginning LiveKit knows
             raise ApiError(400, message, "response_id", "response_cancel_not_active")
         await reply.cancel("client_cancelled")
 
@@ -117,19 +146,22 @@ class Talk:
         await self._channel.send("conversation.item.truncated", audio_end_ms=milliseconds(num_samples), **place)
 
 
-def read_item(fields: client.ItemFields) -> Item:
-    """The item that a client makes; ApiError names the part that cannot be."""
+def read_item(fields: client.ItemFields, name: str) -> Item:
+    """Return the item in `fields`, which the client calls `name`; raise ApiError for a wrong part."""
     parts = []
     for index, part in enumerate(fields.content):
-        path = f"item.content.{index}"
+        path = f"{name}.content.{index}"
         if part.type not in KINDS[fields.role]:
             raise refused(f"{path}.type", f"{' or '.join(KINDS[fields.role])} of the {fields.role}", part.type)
         if part.type == "input_audio":
             pcm = client.read_pcm(part.audio, f"{path}.audio")
             if not pcm:
                 raise refused(f"{path}.audio", "at least one sample", "none")
-            parts.append(Part(part.type, part.transcript, pcm))
+            parts.append(Part("input_audio", part.transcript, pcm))
+        elif fields.role == "assistant":
+            text = given(part.transcript if part.type == "output_audio" else part.text, f"{path}.text")
+            parts.append(Part("output_text", text))
         else:
-            parts.append(Part(part.type, given(part.text, f"{path}.text")))
+            parts.append(Part("input_text", given(part.text, f"{path}.text")))
     item = Item(fields.role, parts)
     return item if fields.id is None else Item(fields.role, parts, fields.id)

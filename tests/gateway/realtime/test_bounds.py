@@ -21,7 +21,7 @@ from stretto_gateway.config import Limits
 from stretto_gateway.realtime.client_events import MAX_METADATA, ReplyFields
 from stretto_gateway.realtime.conversation import ITEM_BYTES, PART_BYTES
 from stretto_gateway.realtime.reply import NUMBER_BYTES, Order
-from stretto_gateway.realtime.settings import RealtimeSettings, updated
+from stretto_gateway.realtime.settings import MAX_IGNORED, Change, RealtimeSettings
 from tests.client.fake_server import Chunk, Until
 from tests.gateway.conftest import Running, Start
 from tests.gateway.realtime.caller import RATE, TALKS, Caller, answer, call, codes, silence
@@ -274,8 +274,17 @@ def test_of_what_is_wrong_with_metadata_there_is_a_short_list() -> None:
 def test_what_a_session_keeps_of_its_settings_is_short() -> None:
     long = "a" * 100_001
     for session in ({"instructions": long}, {"audio": {"input": {"transcription": {"language": long}}}}):
-        with pytest.raises(ApiError, match="at most"):
-            updated(RealtimeSettings(model="tiny"), {"type": "realtime"} | session, "tiny", True)
+        change = Change(RealtimeSettings(model="tiny"), {"type": "realtime"} | session, "tiny")
+        assert long not in repr(change.settings)
+        assert ["at most" in error.message for error in change.errors] == [True]
+
+
+def test_the_errors_and_ignored_fields_of_an_update_are_few_and_short() -> None:
+    names = {f"{n}{'a' * 1000}\ud800": n for n in range(1000)}
+    change = Change(RealtimeSettings(model="tiny"), names | {"audio": {"input": {"format": {"rate": 1}}}}, "tiny")
+    assert len(change.ignored) == MAX_IGNORED
+    assert max(len(error.message) for error in change.ignored) < 400
+    assert [error.param for error in change.errors] == ["session.audio.input.format.rate"]
 
 
 async def test_a_message_has_a_size(start: Start) -> None:
@@ -334,7 +343,9 @@ async def test_what_all_sessions_hold_has_an_end(start: Start) -> None:
         await first.update()
         await second.update()
         await first.hear(silence(0.5))
-        assert (await first.ask("conversation.item.retrieve", item_id="0")).error.code == "item_not_found"  # after that
+        assert (
+            await first.ask("conversation.item.retrieve", item_id="0")
+        ).error.code == "item_retrieve_invalid_item_id"  # after that
         assert (await second.ask("input_audio_buffer.append", audio="AAA=")).error.code == "unavailable"
         await first.ask("input_audio_buffer.clear")
         await second.send("input_audio_buffer.append", audio="AAA=")

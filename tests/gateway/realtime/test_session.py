@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stretto_gateway.realtime.settings import Change, RealtimeSettings, ServerVad, joined
 from tests.client.fake_server import Chunk, ErrorText, Until
 from tests.gateway.conftest import Start
 from tests.gateway.realtime.caller import RATE, TALKS, answer, by_task, call, codes, silence, spoken
 
 WRITTEN = [Chunk(0, None, text="fine"), Chunk(1, None, text=" then", is_final=True, is_last=True)]
 NOTHING_SAID = silence(0.5)
+VAD = {"type": "server_vad"}
 
 
 async def test_a_written_turn_is_answered_in_speech(start: Start) -> None:
@@ -236,36 +238,263 @@ async def test_settings_stay_where_nothing_else_is_said(start: Start) -> None:
         assert listens.session.type == "transcription"
 
 
+VOICE = {"audio": {"output": {"voice": "nova"}}, "instructions": "Be brief."}
+# Values of fields that have a meaning here.
+WRONG = [
+    ({"type": "other"}, "session.type"),
+    ({"model": "parrot"}, "session.model"),
+    ({"output_modalities": ["smell"]}, "session.output_modalities.0"),
+    ({"instructions": 7}, "session.instructions"),
+    ({"audio": {"output": {"voice": 3}}}, "session.audio.output.voice"),
+    ({"audio": {"output": {"voice": "nobody"}}}, "session.audio.output.voice"),
+    ({"audio": {"input": {"format": {"type": "audio/pcmu"}}}}, "session.audio.input.format.type"),
+    ({"input_audio_format": "g711_ulaw"}, "session.audio.input.format.type"),
+    ({"audio": {"input": 5}}, "session.audio.input"),
+    (
+        {"audio": {"input": {"turn_detection": {"type": "server_vad", "threshold": 2}}}},
+        "session.audio.input.turn_detection.threshold",
+    ),
+    ({"audio": {"input": {"turn_detection": {"type": "other"}}}}, "session.audio.input.turn_detection"),
+    (
+        {"audio": {"input": {"turn_detection": {"type": "semantic_vad", "eagerness": "none"}}}},
+        "session.audio.input.turn_detection.eagerness",
+    ),
+]
+# Fields without a meaning here, or of which another value has none.
+UNHONOURED = [
+    ({"unknown": 1}, "session.unknown"),
+    ({"tools": [{"type": "function", "name": "look"}]}, "session.tools"),
+    ({"tool_choice": "required"}, "session.tool_choice"),
+    ({"tracing": "auto"}, "session.tracing"),
+    ({"prompt": {"id": "pmpt_1"}}, "session.prompt"),
+    ({"include": ["item.input_audio_transcription.logprobs"]}, "session.include"),
+    ({"max_output_tokens": 4096}, "session.max_output_tokens"),
+    ({"truncation": {"type": "retention_ratio", "retention_ratio": 0.5}}, "session.truncation"),
+    ({"reasoning": {"effort": "low"}}, "session.reasoning"),
+    ({"temperature": 0.8}, "session.temperature"),
+    ({"audio": {"output": {"speed": 1.5}}}, "session.audio.output.speed"),
+    ({"audio": {"input": {"noise_reduction": {"type": "near_field"}}}}, "session.audio.input.noise_reduction"),
+    ({"audio": {"input": {"transcription": {"keywords": ["a"]}}}}, "session.audio.input.transcription.keywords"),
+    ({"audio": {"input": {"transcription": {"languages": ["en"]}}}}, "session.audio.input.transcription.languages"),
+    ({"audio": {"input": {"transcription": {"prompt": "an"}}}}, "session.audio.input.transcription.prompt"),
+    (
+        {"audio": {"input": {"turn_detection": {"idle_timeout_ms": 9}}}},
+        "session.audio.input.turn_detection.idle_timeout_ms",
+    ),
+]
+
+
+def both(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The fields of two updates in one."""
+    return joined(one, {"type": "realtime"} | other)
+
+
+@pytest.mark.parametrize(("session", "param"), WRONG)
+async def test_a_wrong_value_is_an_error_and_the_other_fields_apply(start: Start, session: Any, param: str) -> None:
+    async with call(await start(answer(), TALKS)) as caller:
+        await caller.update(VAD | {"threshold": 0.9}, input={"transcription": {"model": "whisper-1"}}, **VOICE)
+        other = {"instructions": "Be kind.", "audio": {"output": {"voice": "onyx"}}}
+        error = await caller.ask("session.update", session=both(other, session), event_id="mine")
+        assert (error.type, error.error.param, error.error.event_id) == ("error", param, "mine")
+        updated = (await caller.next()).session
+        after = (updated.instructions, updated.audio.output.voice, updated.model)
+        changed = ("Be kind." if "instructions" not in session else "Be brief.", "onyx", "gpt-realtime")
+        assert after == (changed if "output" not in session.get("audio", {}) else (changed[0], "nova", changed[2]))
+        assert getattr(updated.audio.input.turn_detection, "threshold", 0.9) == 0.9
+        assert updated.audio.input.transcription.model == "whisper-1"
+        assert (await caller.ask("input_audio_buffer.clear")).type == "input_audio_buffer.cleared"
+
+
+@pytest.mark.parametrize(("session", "param"), UNHONOURED)
+async def test_a_field_without_a_meaning_is_ignored_and_named(start: Start, session: Any, param: str) -> None:
+    async with call(await start(answer(), TALKS)) as caller:
+        updated = await caller.ask("session.update", session=both(VOICE, session))
+        assert updated.type == "session.updated"
+        assert updated.stretto_ignored == [param]
+        assert (updated.session.instructions, updated.session.audio.output.voice) == ("Be brief.", "nova")
+
+
+@pytest.mark.parametrize(("session", "param"), WRONG[2:] + UNHONOURED)
+async def test_a_strict_gateway_refuses_the_whole_update(start: Start, session: Any, param: str) -> None:
+    async with call(await start(answer(), TALKS, strict=True)) as caller:
+        error = await caller.ask("session.update", session=both(VOICE, session), event_id="mine")
+        assert (error.type, error.error.param, error.error.event_id) == ("error", param, "mine")
+        assert error.error.message.startswith(f"{param}: ")
+        updated = await caller.ask("session.update", session={"type": "realtime"})
+        assert (updated.session.instructions, updated.session.audio.output.voice) == (None, None)
+
+
+async def test_fields_that_ask_for_nothing_are_not_named(start: Start) -> None:
+    heard = {"noise_reduction": None, "transcription": {"language": "en", "keywords": []}, "format": None}
+    session = {
+        "type": "realtime",
+        "tools": [],
+        "tool_choice": "auto",
+        "tracing": None,
+        "prompt": None,
+        "include": [],
+        "model": None,
+    }
+    session |= {"max_output_tokens": "inf", "truncation": "auto", "parallel_tool_calls": True}
+    session["audio"] = {"input": heard, "output": {"speed": 1.0, "voice": None}}
+    async with call(await start(answer(), TALKS, strict=True)) as caller:
+        updated = await caller.ask("session.update", session=session)
+        assert updated.type == "session.updated"
+        assert not hasattr(updated, "stretto_ignored")
+        assert updated.session.audio.input.format.rate == 24_000
+
+
+@pytest.mark.parametrize(("eagerness", "silence_ms"), [("low", 1000), ("medium", 500), ("auto", 500), ("high", 300)])
+async def test_semantic_vad_is_server_vad_with_a_silence_by_eagerness(
+    start: Start, eagerness: str, silence_ms: int
+) -> None:
+    asked = {"type": "semantic_vad", "eagerness": eagerness, "interrupt_response": False}
+    async with call(await start(answer(), TALKS)) as caller:
+        await caller.update(VAD | {"threshold": 0.9})
+        detection = (await caller.update(asked)).session.audio.input.turn_detection
+        assert (detection.type, detection.eagerness, detection.interrupt_response) == ("semantic_vad", eagerness, False)
+        again = await caller.update(VAD)
+        assert again.session.audio.input.turn_detection.threshold == 0.5, "settings of another type do not stay"
+    change = Change(RealtimeSettings(model="tiny"), {"audio": {"input": {"turn_detection": asked}}}, "tiny")
+    assert change.settings.audio.input.vad == ServerVad(silence_duration_ms=silence_ms, interrupt_response=False)
+
+
+async def test_the_fields_of_the_beta_api_are_taken(start: Start) -> None:
+    session = {
+        "modalities": ["text", "audio"],
+        "voice": "nova",
+        "input_audio_format": "pcm16",
+        "output_audio_format": "pcm16",
+        "input_audio_transcription": {"model": "whisper-1"},
+        "turn_detection": {"type": "server_vad", "threshold": 0.7},
+        "max_response_output_tokens": "inf",
+    }
+    async with call(await start(answer(), TALKS, strict=True)) as caller:
+        updated = (await caller.ask("session.update", session=session)).session
+        assert (updated.output_modalities, updated.audio.output.voice) == (["audio"], "nova")
+        assert updated.audio.input.turn_detection.threshold == 0.7
+        assert updated.audio.input.transcription.model == "whisper-1"
+        await caller.say("Well?")
+        reply = {"modalities": ["audio", "text"], "voice": "onyx", "output_audio_format": "pcm16"}
+        await caller.send("response.create", response=reply)
+        done = (await caller.until("response.done"))[-1].response
+        assert (done.output_modalities, done.audio.output.voice) == (["audio"], "onyx")
+
+
+@pytest.mark.parametrize("name", ["gpt-realtime-whisper", "gpt-live-transcribe"])
+async def test_a_model_without_turn_detection_waits_for_commits(start: Start, name: str) -> None:
+    told = {"type": "transcription", "audio": {"input": {"transcription": {"model": name}}}}
+    async with call(await start(), "tiny", extra_query={"intent": "transcription"}) as caller:
+        assert caller.seen[0].session.audio.input.turn_detection.type == "server_vad"
+        assert (await caller.ask("session.update", session=told)).session.audio.input.turn_detection is None
+        assert (await caller.update(VAD, type="transcription")).session.audio.input.turn_detection is not None
+
+
+async def test_transcripts_that_a_family_cannot_make_are_ignored(start: Start) -> None:
+    deaf = TALKS | {"tasks": [each for each in TALKS["tasks"] if each["name"] != "asr"]}
+    async with call(await start(answer(), deaf)) as caller:
+        updated = await caller.update(input={"transcription": {"model": "gpt-4o-mini-transcribe"}}, **VOICE)
+        assert updated.stretto_ignored == ["session.audio.input.transcription"]
+        assert updated.session.audio.input.transcription is None
+        assert updated.session.instructions == "Be brief."
+
+
+async def test_unknown_fields_of_items_and_replies_are_ignored_and_named(start: Start) -> None:
+    item = {"type": "message", "role": "user", "mood": "good", "content": [{"type": "input_text", "text": "?"}]}
+    reply = {"conversation": "auto", "tools": [], "tool_choice": "auto", "max_output_tokens": "inf", "metadata": None}
+    reply |= {
+        "output_modalities": ["audio"],
+        "temperature": 0.8,
+        "audio": {"output": {"format": {"type": "audio/pcm"}}},
+    }
+    async with call(await start(answer(), TALKS)) as caller:
+        assert (await caller.put(item)).stretto_ignored == ["item.mood"]
+        created = await caller.ask("response.create", response=reply)
+        assert created.stretto_ignored == ["response.temperature"]
+        assert (await caller.until("response.done"))[-1].response.status == "completed"
+    async with call(await start(answer(), TALKS, strict=True)) as caller:
+        assert (await caller.ask("conversation.item.create", item=item)).error.param == "item.mood"
+        assert (await caller.ask("response.create", response=reply)).error.param == "response.temperature"
+
+
+GREETING = [{"role": "user", "text": "Greet the user."}]
+
+
 @pytest.mark.parametrize(
-    ("session", "param"),
+    ("session", "response"),
     [
-        ({}, "session.type"),
-        ({"type": "other"}, "session.type"),
-        ({"type": "realtime", "model": "parrot"}, "session.model"),
-        ({"type": "realtime", "audio": {"output": {"voice": 3}}}, "session.audio.output.voice"),
-        ({"type": "realtime", "unknown": 1}, "session.unknown"),
-        ({"type": "realtime", "tools": [{}]}, "session.tools"),
+        ({}, {"instructions": "Greet the user.", "metadata": {"client_event_id": "1"}}),
+        ({"instructions": "Greet the user."}, {}),
+        ({"instructions": "Be brief."}, {"instructions": "Greet the user."}),
         (
-            {"type": "realtime", "audio": {"input": {"format": {"type": "audio/pcmu"}}}},
-            "session.audio.input.format.type",
-        ),
-        ({"type": "realtime", "audio": {"output": {"voice": "nobody"}}}, "session.audio.output.voice"),
-        ({"type": "realtime", "audio": {"output": {"speed": 1.5}}}, "session.audio.output.speed"),
-        (
-            {"type": "realtime", "audio": {"input": {"turn_detection": {"type": "server_vad", "threshold": 2}}}},
-            "session.audio.input.turn_detection.threshold",
-        ),
-        (
-            {"type": "realtime", "audio": {"input": {"turn_detection": {"type": "semantic_vad"}}}},
-            "session.audio.input.turn_detection.type",
+            {},
+            {
+                "input": [
+                    {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Greet the user."}]}
+                ]
+            },
         ),
     ],
 )
-async def test_settings_that_cannot_be_are_refused_by_name(start: Start, session: Any, param: str) -> None:
-    async with call(await start(answer(), TALKS)) as caller:
-        refusal = await caller.ask("session.update", session=session, event_id="mine")
-        assert (refusal.type, refusal.error.param, refusal.error.event_id) == ("error", param, "mine")
-        assert (await caller.ask("input_audio_buffer.clear")).type == "input_audio_buffer.cleared"
+async def test_a_greeting_answers_instructions(start: Start, session: Any, response: Any) -> None:
+    running = await start(answer(), TALKS)
+    async with call(running) as caller:
+        await caller.update(**session)
+        await caller.send("response.create", response=response)
+        events = await caller.until("response.done")
+        assert events[-1].response.status == "completed"
+        assert "response.output_audio.delta" in [event.type for event in events]
+        await caller.say("Hello.")
+        await caller.send("response.create")
+        await caller.until("response.done")
+    first, second = (json.loads(each["messages"]) for each in running.behind.requests)
+    assert first == GREETING
+    system = [{"role": "system", "text": session["instructions"]}] if session else []
+    said = {"role": "assistant", "text": "so it", "codes": codes(20)}
+    assert second == [*system, said, {"role": "user", "text": "Hello."}]
+
+
+async def test_instructions_of_a_reply_go_on_where_the_user_has_not_spoken_again(start: Start) -> None:
+    running = await start(answer(), TALKS)
+    async with call(running) as caller:
+        await caller.update(instructions="Be brief.")
+        await caller.say("Hello.")
+        for response in ({}, {"instructions": "Say goodbye."}):
+            await caller.send("response.create", response=response)
+            await caller.until("response.done")
+        refusal = (await caller.ask("response.create")).error
+        assert (refusal.param, "expected a user's message" in refusal.message) == ("response", True)
+    assert json.loads(running.behind.requests[1]["messages"])[-1] == {"role": "user", "text": "Say goodbye."}
+
+
+async def test_a_reply_to_other_items_stays_outside_the_conversation(start: Start) -> None:
+    running = await start(answer(), TALKS)
+    asked = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Sum it up."}]}
+    async with call(running) as caller:
+        await caller.say("Hello.", id="first")
+        given = [{"type": "item_reference", "id": "first"}, asked]
+        await caller.send("response.create", response={"conversation": "none", "input": given})
+        kinds = [event.type for event in await caller.until("response.done")]
+        assert not [kind for kind in kinds if kind.startswith("conversation.")]
+        for wrong, param in (({"type": "item_reference", "id": "no"}, "item_id"), (asked | {"role": "dog"}, "role")):
+            refusal = (await caller.ask("response.create", response={"input": [wrong]})).error
+            assert refusal.param == f"response.input.0.{param}"
+        await caller.send("response.create")
+        await caller.until("response.done")
+    first, second = (json.loads(each["messages"]) for each in running.behind.requests)
+    assert first == [{"role": "user", "text": "Hello."}, {"role": "user", "text": "Sum it up."}]
+    assert second == [{"role": "user", "text": "Hello."}]
+
+
+async def test_instructions_that_a_family_does_not_take_are_ignored_and_named(start: Start) -> None:
+    without_system = TALKS | {"tasks": [each | {"system": []} for each in TALKS["tasks"]]}
+    running = await start(answer(), without_system)
+    async with call(running) as caller:
+        await caller.update(instructions="Be brief.")
+        await caller.say("Hello.")
+        assert (await caller.ask("response.create")).stretto_ignored == ["session.instructions"]
+        await caller.until("response.done")
+    assert json.loads(running.behind.requests[0]["messages"]) == [{"role": "user", "text": "Hello."}]
 
 
 async def test_options_are_those_of_speech(start: Start) -> None:
@@ -298,7 +527,7 @@ async def test_what_a_reply_cannot_be_is_told_by_whose_field_it_is(
     start: Start, session: dict[str, Any], response: dict[str, Any], param: str
 ) -> None:
     without_system = [each | {"system": []} for each in TALKS["tasks"]]
-    async with call(await start(answer(), TALKS | {"tasks": without_system})) as caller:
+    async with call(await start(answer(), TALKS | {"tasks": without_system}, strict=True)) as caller:
         await caller.update(**session)
         await caller.say("How are you?")
         refusal = (await caller.ask("response.create", response=response)).error
