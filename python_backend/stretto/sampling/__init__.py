@@ -1,1 +1,1 @@
-"""Pure torch: from logits to one token per stream."""
+"""Sampling: from logits to one token per stream."""

@@ -1,13 +1,13 @@
-"""The few columns of each row that a draw needs to look at, found without sorting the row. In numpy, for the CPU."""
+"""Selection of the few columns of each row that a draw needs, without sorting; numpy, for the CPU."""
 
 import numpy as np
 
 LOWEST = np.finfo(np.float32).min
-GROUPS, GROUP_WIDTH = 64, 128  # the fewest groups a row is cut into, and the widest
+GROUPS, GROUP_WIDTH = 64, 128  # least number of groups per row, and largest group width
 
 
 def lower_bound(logits: np.ndarray, reach: np.ndarray) -> np.ndarray:
-    """What the `reach`-th largest logit of each row is at least, [N, 1]: as large a maximum of groups of columns."""
+    """Return a lower bound on the `reach`-th largest logit of each row, [N, 1], from the maxima of column groups."""
     num_rows, num_columns = logits.shape
     width = min(num_columns // max(GROUPS, 2 * int(reach.max())), GROUP_WIDTH)
     if width < 2:
@@ -19,9 +19,9 @@ def lower_bound(logits: np.ndarray, reach: np.ndarray) -> np.ndarray:
 
 
 def candidates(logits: np.ndarray, bound: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Each row's finite logits from `bound` [N, 1] on, in the order of their columns, and these: [N, M] twice.
+    """Return each row's finite logits from `bound` [N, 1] on, in column order, and their columns: [N, M] each.
 
-    Shorter rows end in -inf. Where there are many, all columns are returned as they are: `logits` and None.
+    Shorter rows are filled with -inf. If there are many candidates, returns `logits` unchanged and None.
     """
     num_rows, num_columns = logits.shape
     found = (logits >= np.maximum(bound, LOWEST)).reshape(-1).nonzero()[0]

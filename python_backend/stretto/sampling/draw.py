@@ -1,6 +1,6 @@
-"""One token per row and stream from masked logits: temperature, top-k, top-p and counter-based noise, without a sort.
+"""Draw of one token per row and stream from masked logits: temperature, top-k, top-p, counter-based noise, no sort.
 
-For the CPU, in numpy over the tensors' own memory; `engine/kernels/gpu/draw.py` draws the same on a GPU.
+This is the CPU version, in numpy over the tensors' memory; `engine/kernels/gpu/draw.py` draws the same on a GPU.
 """
 
 from dataclasses import dataclass, field
@@ -11,16 +11,19 @@ import torch
 from stretto.sampling.candidates import LOWEST, candidates, lower_bound
 from stretto.sampling.noise import gumbel
 
-# Noise of 23 bits lies in (-2.82, 16.64): further than this below the largest logit, at temperature 1, nobody wins.
+# 23-bit Gumbel noise is in (-2.82, 16.64), so a logit further below the largest (at temperature 1) is never drawn.
 NOISE_SPAN = 20.0
-FIRST_REACH = 128  # how many of the largest logits are looked at first for a nucleus without top-k
+FIRST_REACH = 128  # largest logits examined first for a nucleus without top-k
 
 
 @dataclass(frozen=True, slots=True)
 class DrawPlan:
-    """What the host knows of a batch of draws, so that work that no row asks for is left out.
+    """Host knowledge about a batch of draws, used to skip operations that no row needs.
 
-    num_candidates: how many of the largest logits any row may keep; 0 where some row keeps all of them.
+    Attributes:
+        is_random: True if any row draws at a temperature above 0.
+        num_candidates: Largest number of logits that any row may keep; 0 if some row keeps all.
+        has_top_p: True if any row uses top-p.
     """
 
     is_random: bool
@@ -29,7 +32,7 @@ class DrawPlan:
 
     @classmethod
     def of(cls, temperature: np.ndarray, top_k: np.ndarray, top_p: np.ndarray) -> "DrawPlan":
-        """The plan for rows with these parameters, [B] each; greedy rows need one candidate."""
+        """Return the plan for rows with these parameters, [B] each; greedy rows need one candidate."""
         random = temperature > 0
         if not random.any():
             return cls(False, 1, False)
@@ -39,10 +42,13 @@ class DrawPlan:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """What N rows ask for, [N, 1] each, and what no row asks for; greedy ones ask for top-k 1 at temperature 1.
+    """Parameters of N rows, [N, 1] each, None if no row needs them; greedy rows have top-k 1 at temperature 1.
 
-    index [N]: which rows of a batch's, None for all. place [N, 1]: of a row's first column in the table of token ids.
-    reach: how many of the largest logits are looked at first. is_open: where top-p is over all tokens, None if nowhere.
+    Attributes:
+        index: Rows of the batch, [N]; None for all.
+        place: Row's first column in the flattened table of token ids, [N, 1].
+        reach: Number of largest logits to examine first.
+        is_open: True where top-p applies to all tokens; None if nowhere.
     """
 
     index: np.ndarray | None
@@ -58,7 +64,10 @@ class _Rows:
 
     @classmethod
     def of(cls, params: "DrawParams", num_streams: int, num_columns: int) -> "list[_Rows]":
-        """The rows of S streams each; those that keep all tokens apart, lest the others be as wide as they."""
+        """Return the rows of S streams each.
+
+        Rows that keep all tokens are separate, because they make the others as wide.
+        """
 
         def by_row(values: torch.Tensor) -> np.ndarray:
             return np.repeat(values.numpy(), num_streams)[:, None]
@@ -95,7 +104,7 @@ class _Rows:
 class DrawParams:
     """Sampling parameters of B rows: temperature float32 [B] (0 greedy), top_k int [B] (0 off), top_p float32 [B].
 
-    They stay as they are for as long as the same rows draw: what is made of them for a shape of logits is kept.
+    They are constant while the same rows draw, so derived arrays are cached per shape of logits.
     """
 
     temperature: torch.Tensor
@@ -104,7 +113,7 @@ class DrawParams:
     _rows: dict[tuple[int, int], list[_Rows]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def rows(self, num_streams: int, num_columns: int) -> list[_Rows]:
-        """What the rows of S streams over C columns ask for."""
+        """Return the parameters for S streams over C columns."""
         shape = num_streams, num_columns
         if shape not in self._rows:
             self._rows[shape] = _Rows.of(self, *shape)
@@ -114,15 +123,22 @@ class DrawParams:
 def draw(
     logits: torch.Tensor, token_ids: torch.Tensor, keys: torch.Tensor, params: DrawParams, plan: DrawPlan
 ) -> torch.Tensor:
-    """The token id drawn for each row and stream: exactly this, whatever else is in the batch.
+    """Draw a token id for each row and stream, independent of the rest of the batch.
 
-    Of a row's logits those are kept that are at least its `top_k`-th largest (ties are kept, so there may be more);
-    of these, with probabilities `softmax(logits / temperature)` over what top-k kept, each token above which lies
-    less mass than `top_p` (equal logits are kept or left together). The largest of `logit / temperature + gumbel` is
-    drawn, on ties the lowest column. At temperature 0 it is the largest logit, on ties the lowest column.
+    Top-k keeps the logits that are at least the `top_k`-th largest, ties included. With probabilities
+    `softmax(logits / temperature)` over these, top-p keeps each token above which less mass than `top_p` lies; equal
+    logits are kept or dropped together. The result is the largest `logit / temperature + gumbel`, on ties the lowest
+    column. At temperature 0 it is the largest logit, on ties the lowest column.
 
-    logits [B, S, C] float32 on the CPU, -inf where a token may not come; token_ids [S, C]: what the columns stand
-    for; keys [B, S] from `stream_keys`. Returns [B, S] of `token_ids`' type.
+    Args:
+        logits: float32 [B, S, C] on the CPU, -inf for forbidden tokens.
+        token_ids: Token id of each column, [S, C].
+        keys: Noise keys from `stream_keys`, int32 [B, S].
+        params: Sampling parameters of the rows.
+        plan: Plan of the batch.
+
+    Returns:
+        Drawn ids, [B, S], of `token_ids`' type.
     """
     num_rows, num_streams, num_columns = logits.shape
     if not num_streams:
@@ -136,7 +152,7 @@ def draw(
 
 
 def _drawn(logits: np.ndarray, ids: np.ndarray, keys: np.ndarray, parts: list[_Rows]) -> np.ndarray:
-    """The ids drawn from `logits` [N, C] with `keys` [N, 1]: of `ids`, those of all streams in one line."""
+    """Return the ids drawn from `logits` [N, C] with `keys` [N, 1]; `ids` holds those of all streams, flattened."""
     if parts[0].index is None:
         return _draw_part(logits, ids, keys, parts[0])
     drawn = np.empty(len(logits), ids.dtype)
@@ -157,16 +173,16 @@ def _draw_part(logits: np.ndarray, ids: np.ndarray, keys: np.ndarray, rows: _Row
 
 
 def _all(logits: np.ndarray, rows: _Rows) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Logits that may be drawn and their columns, as `candidates` has them, and the smallest that may be, [N, 1]."""
+    """Return the eligible logits and columns, as `candidates` does, and the smallest eligible logit, [N, 1]."""
     floor = logits.max(axis=1, keepdims=True) - NOISE_SPAN * rows.temperature
     return *candidates(logits, floor), floor
 
 
 def _kept(logits: np.ndarray, rows: _Rows) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """The same of rows of which some keep the `top_k` largest or a nucleus."""
+    """Do the same for rows of which some use top-k or top-p."""
     num_columns, reach = logits.shape[1], rows.reach
     total = None
-    if rows.is_open is not None:  # a nucleus of all tokens: how far it reaches is not known
+    if rows.is_open is not None:  # a nucleus over all tokens has an unknown size
         largest = np.maximum(logits.max(axis=1, keepdims=True), LOWEST)
         weights = np.exp((logits - largest) / rows.temperature)
         total = np.where(rows.is_open, weights.sum(axis=1, keepdims=True), 0)
@@ -182,9 +198,9 @@ def _kept(logits: np.ndarray, rows: _Rows) -> tuple[np.ndarray, np.ndarray | Non
 
 
 def _floor(values: np.ndarray, rows: _Rows, total: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """The smallest logit that top-k and top-p keep, [N, 1], and whether `values` may not have reached down to it.
+    """Return the smallest logit that top-k and top-p keep, [N, 1], and flags of rows whose `values` may not reach it.
 
-    total [N, 1]: the mass of rows without top-k, relative to the largest logit's; 0 or None for others.
+    `total` [N, 1] is the mass of rows without top-k relative to the largest logit; 0 or None for others.
     """
     ranked = np.sort(values, axis=1)[:, ::-1]
     last = np.minimum(rows.top_k, ranked.shape[1]) - 1
@@ -194,7 +210,7 @@ def _floor(values: np.ndarray, rows: _Rows, total: np.ndarray | None) -> tuple[n
         return floor, None
     weights = np.exp((ranked - np.maximum(ranked[:, :1], LOWEST)) / rows.temperature)
     weights[ranked < floor] = 0
-    mass = np.cumsum(weights, axis=1, dtype=np.float64)  # one after another: what follows changes nothing
+    mass = np.cumsum(weights, axis=1, dtype=np.float64)  # sequential, so that later values do not change earlier sums
     all_mass = mass[:, -1:] if total is None else np.where(total > 0, total, mass[:, -1:])
     wanted = rows.top_p * all_mass
     num_kept = 1 + (mass[:, :-1] < wanted).sum(axis=1, keepdims=True)

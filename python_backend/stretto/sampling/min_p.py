@@ -1,7 +1,7 @@
-"""What is much less likely than the likeliest is not drawn: min-p, https://arxiv.org/abs/2407.01082.
+"""Min-p sampling, https://arxiv.org/abs/2407.01082.
 
-A probability of at least `min_p` times the largest is a logit that lies at most `-temperature * log(min_p)` below the
-largest one: nothing has to be summed.
+A probability of at least `min_p` times the largest is a logit at most `-temperature * log(min_p)` below the largest, so
+no sum is needed.
 """
 
 import math
@@ -10,11 +10,11 @@ import torch
 
 
 def span_of(min_p: float, temperature: float) -> float:
-    """How far below the largest logit an id may lie; infinite where `min_p` is 0, or the likeliest is drawn anyway."""
+    """Return the largest distance of a kept logit from the maximum; infinite for `min_p` 0 or greedy draws."""
     return -temperature * math.log(min_p) if min_p > 0 and temperature > 0 else math.inf
 
 
 def keep_near(logits: torch.Tensor, span: torch.Tensor) -> torch.Tensor:
-    """`logits` [B, C], -inf where they lie further than `span` [B] below the largest of their row."""
+    """Return `logits` [B, C] with -inf where they are more than `span` [B] below the row's maximum."""
     lowest = logits.amax(1, keepdim=True) - span[:, None]
     return logits.masked_fill(logits < lowest, -torch.inf)

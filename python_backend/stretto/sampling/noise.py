@@ -1,7 +1,7 @@
-"""Noise that is a function of (seed, position, stream, token id) and of nothing else.
+"""Noise as a function of (seed, position, stream, token id) only.
 
-No generator state: the same request draws the same codes alone, batched, after preemption and on any device.
-The mixer is lowbias32 of C. Wellons' hash prospector (https://nullprogram.com/blog/2018/07/31/, public domain).
+Without generator state, a request draws the same codes alone, batched, after preemption and on any device. The mixer is
+lowbias32 of C. Wellons' hash prospector (https://nullprogram.com/blog/2018/07/31/, public domain).
 """
 
 from typing import TypeVar
@@ -16,7 +16,7 @@ REDRAW_STEP = 0x27D4EB2F
 
 
 def _mix(x: Words) -> Words:
-    """lowbias32 of int32 `x`, in place; `>>` is arithmetic on signed words, so the sign's copies are masked away."""
+    """Apply lowbias32 to int32 `x` in place; `>>` is arithmetic on signed words, so copies of the sign are masked."""
     x ^= (x >> 16) & 0xFFFF
     x *= 0x7FEB352D
     x ^= (x >> 15) & 0x1FFFF
@@ -26,30 +26,30 @@ def _mix(x: Words) -> Words:
 
 
 def seed_key(seed: int) -> int:
-    """A seed of up to 63 bits, folded to a signed 32-bit key."""
+    """Return a seed of up to 63 bits folded to a signed 32-bit key."""
     low = (seed & 0xFFFFFFFF) - (1 << 32 if seed & 0x80000000 else 0)
     return int(_mix(_mix(np.array([seed >> 32], np.int32)) + np.int32(low))[0])
 
 
 def stream_keys(seed_keys: np.ndarray, positions: np.ndarray, num_streams: int) -> np.ndarray:
-    """One key for each row and stream, taken on the host, which knows both: [B] int32 twice -> [B, S] int32."""
+    """Return one key per row and stream, computed on the host: int32 [B] twice -> int32 [B, S]."""
     rows = _mix(seed_keys + positions * np.int32(POSITION_STEP))
     return _mix(rows[:, None] + np.arange(num_streams, dtype=np.int32) * np.int32(STREAM_STEP))
 
 
 def redraw_keys(keys: torch.Tensor) -> torch.Tensor:
-    """The keys of a second draw at the same place: another stream of noise for each of `keys`, int32."""
+    """Return the keys of a second draw at the same position, int32."""
     return _mix(keys + REDRAW_STEP)
 
 
 def uniform(keys: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
-    """Uniform noise in (0, 1) for int32 `keys` and `token_ids` (broadcast together): 23 bits, never 0 or 1; float32."""
+    """Return uniform float32 noise in (0, 1) with 23 bits for int32 `keys` and `token_ids`, broadcast together."""
     bits = (_mix(keys + token_ids.astype(np.int32) * np.int32(TOKEN_STEP)) >> 9) & 0x7FFFFF
     return (bits.astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
 
 
 def gumbel(keys: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
-    """Standard Gumbel noise; the argmax of logits plus it is a draw from their softmax."""
+    """Return standard Gumbel noise; the argmax of logits plus this noise is a draw from their softmax."""
     noise = uniform(keys, token_ids)
     torch.from_numpy(noise).log_().neg_().log_().neg_()
     return noise

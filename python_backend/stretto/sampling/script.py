@@ -1,4 +1,4 @@
-"""The script pointer's one decision: stay on its entry, or advance to the next."""
+"""Decision of the alignment pointer: stay on its entry, or advance to the next."""
 
 import torch
 
@@ -6,10 +6,13 @@ import torch
 def advances(
     logits: torch.Tensor, stay: torch.Tensor, temperature: torch.Tensor, uniform: torch.Tensor
 ) -> torch.Tensor:
-    """Whether each pointer advances, with P(advance) = 1 - P(stay): [B] bool.
+    """Return True where a pointer advances, with P(advance) = 1 - P(stay): bool [B].
 
-    logits [B, C] float32 over all that stream 0 may carry in an audio row; stay [B]: the column that means "stay";
-    temperature [B] divides the log odds, and 0 advances where P(advance) > 1/2; uniform [B] in (0, 1).
+    Args:
+        logits: Logits of all ids of stream 0 in an audio row, float32 [B, C].
+        stay: Column that means "stay", [B].
+        temperature: Divides the log odds, [B]; 0 advances where P(advance) > 1/2.
+        uniform: Noise in (0, 1), [B].
     """
     log_stay = logits.log_softmax(-1).gather(-1, stay[:, None]).squeeze(-1)
     log_odds = torch.log(-torch.expm1(log_stay)) - log_stay

@@ -1,1 +1,1 @@
-"""How codes lie in a sequence of rows, in numpy and plain Python. It knows no model and no server."""
+"""Layout of codes in a sequence of rows, in numpy and plain Python, independent of model and server."""

@@ -1,8 +1,8 @@
-"""When an utterance's frames leave, and how many at once. It knows neither what they are nor where they go.
+"""Pacing of an utterance's frames: when a chunk is sent, and how large it is.
 
 sent      │ first │  2  │   4   │    8    │        steady         │ …
 played            ├───────────────────────────────────────► dry: all that was sent has been played
-                                ^ now: a chunk leaves when one that takes twice as long as of late would come at `dry`
+                                ^ now: a chunk is sent if one that takes twice the recent time would arrive at `dry`
 """
 
 import math
@@ -13,15 +13,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ChunkPolicy:
-    """What a client's player needs, and what is known of the codec.
+    """Requirements of a client's player, and constants of the codec.
 
-    first_frames: that the first chunk makes heard, at least; more where the decoder is slow. steady_frames: of the
-    largest chunk. playout_s: how long the player gathers sound before it starts. frame_rate: of the codec, in Hz.
-    held_frames: the codec's right context, which the decoder withholds until what follows it is there.
-    deterministic: the first chunk has the least size and each that follows twice that of the one before, up to the
-    steady size, whatever the player needs: equal frames are then cut alike in every run.
-    blocks: frames of the blocks that the codec decodes as wholes, the last size again and again. Chunks are then these:
-    less is not heard, and more is waited for in vain. () for a codec that takes any chunk.
+    Attributes:
+        first_frames: Least number of audible frames in the first chunk; more if the decoder is slow.
+        steady_frames: Number of frames in the largest chunk.
+        playout_s: Time for which the player buffers before it starts, in seconds.
+        frame_rate: Frame rate of the codec, in Hz.
+        held_frames: Right context of the codec, which the decoder withholds until later frames arrive.
+        deterministic: If True, the first chunk has the least size and each later one twice the previous size, up to the
+            steady size, independent of timing. Equal frames are then split equally in every run.
+        blocks: Sizes of the blocks that the codec decodes as a whole, the last one repeated; () if any size is
+            possible. Chunks then have exactly these sizes.
     """
 
     first_frames: int = 4
@@ -39,22 +42,24 @@ class ChunkPolicy:
             raise ValueError(f"need held_frames >= 0, frame_rate > 0, finite playout_s >= 0, got {self}")
 
     def fitting(self, num_frames: int) -> int:
-        """The largest chunk of at most `num_frames` >= 1: a power of two or the steady size.
+        """Return the largest chunk of at most `num_frames` >= 1: a power of two or the steady size.
 
-        Few sizes: windows of different utterances then have equal shapes, and decode as one batch.
+        Few sizes make windows of different utterances equal in shape, so that they decode as one batch.
         """
         return self.steady_frames if num_frames >= self.steady_frames else 1 << (num_frames.bit_length() - 1)
 
     def reaching(self, num_frames: int) -> int:
-        """The smallest of these sizes that has `num_frames` >= 1; the steady size if none has."""
+        """Return the smallest of these sizes with at least `num_frames` >= 1; the steady size if none has."""
         return min(1 << (num_frames - 1).bit_length(), self.steady_frames)
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderLoad:
-    """What the decoder measures. latency_s: from a chunk's leaving to its being heard, at most, of late.
+    """Measurements of the decoder.
 
-    pace_s: how often each utterance may send a chunk without keeping the decoder too busy.
+    Attributes:
+        latency_s: Recent upper bound on the time from sending a chunk to its audio, in seconds.
+        pace_s: Interval between chunks of an utterance that the decoder can sustain, in seconds.
     """
 
     latency_s: float = 0.0
@@ -62,17 +67,19 @@ class DecoderLoad:
 
 
 IDLE = DecoderLoad()
-LATENCIES = 2  # of the decoder, that a chunk leaves early: it may be twice as large as the one before
+LATENCIES = 2  # decoder latencies by which a chunk is sent early, because it may be twice as large as the previous one
 
 
 class Pacer:
-    """Decides for one utterance; follows a player that starts with the first chunk and plays at the codec's rate.
+    """Pacing of one utterance, for a player that starts with the first chunk and plays at the codec's rate.
 
-    A chunk leaves when it has the steady size, or when the player's lead falls to twice the decoder's latency and the
-    longest recent wait for a frame. So chunks are small where frames come no faster than they are played, and grow with
-    the lead where they come faster: by no more than twice at once. None is smaller than what is played in the pace of
-    the decoder: whoever sends less at once sends too often, and then all are late.
-    stands_still: whether no frame follows before somebody else has done something: all that are ready leave then.
+    A chunk is sent once it has the steady size, or once the player's lead falls to twice the decoder's latency plus the
+    longest recent wait for a frame. Chunks are therefore small if frames arrive no faster than they are played, and
+    grow with the lead otherwise, at most doubling each time. None is smaller than the audio played in the decoder's
+    sustainable interval, because smaller chunks would overload the decoder for all utterances.
+
+    Attributes:
+        stands_still: True if no frame follows without external input; all ready frames are then sent.
     """
 
     def __init__(
@@ -84,16 +91,17 @@ class Pacer:
         self.policy = policy
         self._load = load
         self._clock = clock
-        self._dry_s: float | None = None  # when the player will have played all that was sent; None before the first
-        self._num_last = 0  # frames that the last chunk made heard
-        self._num_blocks = 0  # that have left
-        self._num_left = 0  # frames that stayed behind at the last decision
+        # time at which the player will have played all that was sent; None before the first chunk
+        self._dry_s: float | None = None
+        self._num_last = 0  # audible frames of the last chunk
+        self._num_blocks = 0  # blocks sent
+        self._num_left = 0  # frames left over at the last decision
         self._gap_s = 1 / policy.frame_rate
         self._grown_s: float | None = None
         self.stands_still = False
 
     def take(self, num_ready: int) -> int:
-        """How many of the `num_ready` frames that have not left are to leave now, as one chunk; 0 to wait for more."""
+        """Return the number of the `num_ready` unsent frames to send now as one chunk, or 0 to wait."""
         if self.policy.blocks:
             return self._block(num_ready)
         if self.policy.deterministic:
@@ -109,7 +117,7 @@ class Pacer:
         return size
 
     def _block(self, num_ready: int) -> int:
-        """The codec's next block, once it is whole."""
+        """Return the size of the codec's next block if it is complete, else 0."""
         blocks = self.policy.blocks
         size = blocks[min(self._num_blocks, len(blocks) - 1)]
         if num_ready < size:
@@ -118,7 +126,7 @@ class Pacer:
         return size
 
     def _fixed(self, num_ready: int) -> int:
-        """As many frames as their number alone says."""
+        """Return a chunk size that depends on the number of frames only."""
         policy, held = self.policy, 0 if self._num_last else self.policy.held_frames
         size = held + (policy.fitting(2 * self._num_last) if self._num_last else policy.first_frames)
         if num_ready < size:
@@ -127,7 +135,7 @@ class Pacer:
         return size
 
     def _rest(self, num_ready: int, now: float, load: DecoderLoad) -> int:
-        """All that is ready, in sizes that there are; how long it then stands still tells nothing of frames."""
+        """Return all ready frames, in permitted sizes; the wait that follows is not counted as inter-arrival time."""
         held = self.policy.held_frames if self._dry_s is None else 0
         self._grown_s, self._num_left = None, 0
         if num_ready <= held:
@@ -137,7 +145,7 @@ class Pacer:
         return size
 
     def _watch(self, num_ready: int, now: float) -> None:
-        """Learn how long frames let themselves be waited for: the longest wait, forgotten by and by."""
+        """Update the frame inter-arrival estimate (a decaying maximum)."""
         if num_ready <= self._num_left:
             return
         if self._grown_s is not None:
@@ -146,14 +154,14 @@ class Pacer:
         self._grown_s = now
 
     def _first(self, num_ready: int, load: DecoderLoad) -> int:
-        """The size of the first chunk, enough for the wait for one more and the way; 0 while too few are ready."""
+        """Return the size of the first chunk, which must cover the wait for one more frame and the latency, or 0."""
         policy = self.policy
         needed = self._smallest(load) + math.ceil((load.latency_s + self._gap_s) * policy.frame_rate)
         size = policy.held_frames + min(max(policy.first_frames, needed), policy.steady_frames)
         return size if num_ready >= size else 0
 
     def _smallest(self, load: DecoderLoad) -> int:
-        """The smallest chunk that lasts as long as the decoder's pace."""
+        """Return the smallest chunk that lasts as long as the decoder's sustainable interval."""
         return self.policy.reaching(max(1, math.ceil(load.pace_s * self.policy.frame_rate)))
 
     def _next(self, num_ready: int, now: float, load: DecoderLoad) -> int:

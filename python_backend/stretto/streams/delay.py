@@ -1,6 +1,6 @@
-"""The delay pattern and its inverse.
+"""Delay pattern and its inverse.
 
-Stream k trails the first by `delays[k]` rows. With delays (0, 1, 2) and T = 3 frames, `.` for padding:
+Stream k is delayed by `delays[k]` rows. With delays (0, 1, 2) and T = 3 frames, `.` for padding:
 
     row       0  1  2  3  4
     stream 0  0  1  2  .  .
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def delay_codes(codes: np.ndarray, delays: tuple[int, ...], pad: int) -> np.ndarray:
-    """Frames as rows: codes [K, T] -> rows [T + max(delays), K], `pad` where a stream has nothing to say."""
+    """Return frames as rows: codes [K, T] -> rows [T + max(delays), K], with `pad` in empty positions."""
     num_codebooks, num_frames = codes.shape
     rows = np.full((num_frames + max(delays), num_codebooks), pad, codes.dtype)
     for k, delay in enumerate(delays):
@@ -21,13 +21,13 @@ def delay_codes(codes: np.ndarray, delays: tuple[int, ...], pad: int) -> np.ndar
 
 
 def undelay_codes(rows: np.ndarray, delays: tuple[int, ...]) -> np.ndarray:
-    """The inverse: rows [T + max(delays), K] -> codes [K, T]."""
+    """Return rows as frames: rows [T + max(delays), K] -> codes [K, T]."""
     num_frames = rows.shape[0] - max(delays)
     return np.stack([rows[delay : delay + num_frames, k] for k, delay in enumerate(delays)])
 
 
 class Undelayer:
-    """Frames from rows that arrive a few at a time; a frame is complete when its slowest stream has come."""
+    """Incremental inverse of the delay pattern; a frame is complete once its most delayed stream has arrived."""
 
     def __init__(self, delays: tuple[int, ...]):
         self._delays, self._longest = delays, max(delays)
@@ -35,15 +35,15 @@ class Undelayer:
 
     @property
     def num_ready(self) -> int:
-        """How many complete frames wait to be taken."""
+        """Number of complete frames not taken yet."""
         return max(0, len(self._rows) - self._longest)
 
     def push(self, rows: np.ndarray) -> None:
-        """Take the next rows, [n, K]."""
+        """Append rows, [n, K]."""
         self._rows = np.concatenate([self._rows, rows])
 
     def take(self, num_frames: int) -> np.ndarray:
-        """The next `num_frames` complete frames, [K, num_frames]."""
+        """Remove and return the next `num_frames` complete frames, [K, num_frames]."""
         assert 0 < num_frames <= self.num_ready, (num_frames, self.num_ready)
         rows, self._rows = self._rows[: num_frames + self._longest], self._rows[num_frames:]
         return undelay_codes(rows, self._delays)

@@ -1,7 +1,7 @@
-"""Which token ids each stream of a row may carry, and by how many rows it trails stream 0.
+"""Token ids of each stream of a row, and the streams' delays.
 
-A row is what the language model reads and writes in one step: `num_output_streams` sampled ids, then
-`num_input_only` ids that it only reads. Ids are absolute in one vocabulary shared by all streams.
+A row is the input and output of the language model in one step: `num_output_streams` sampled ids, then `num_input_only`
+ids that it only reads. Ids are absolute in one vocabulary shared by all streams.
 """
 
 from dataclasses import dataclass
@@ -10,14 +10,15 @@ from functools import cached_property
 
 @dataclass(frozen=True)
 class StreamLayout:
-    """The streams of a family.
+    """Streams of a family.
 
-    audio: for each output stream, the interval of ids it may carry in an audio segment; of a codebook, one per code.
-    extra: for each output stream, single ids that it may carry there besides, which are no codes: pads, markers.
-    delays: for each output stream, the rows by which it trails stream 0 (`delays[0] == 0`).
-    codebook_streams: the output streams that are codebooks of the codec, in the codec's order.
-    pad_id: what a stream carries where it has nothing to say. pad_is_silent: whether it adds nothing to the embedding
-    of its row then; on stream 0 it always does.
+    Attributes:
+        audio: Interval of ids of each output stream in an audio segment; for a codebook, one id per code.
+        extra: Further ids of each output stream there that are no codes, such as pads and markers.
+        delays: Delay of each output stream in rows; `delays[0] == 0`.
+        codebook_streams: Output streams that are codebooks, in the codec's order.
+        pad_id: Id of an empty stream.
+        pad_is_silent: True if a pad adds nothing to the row's embedding (on stream 0 it always does).
     """
 
     vocab_size: int

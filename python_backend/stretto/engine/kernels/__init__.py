@@ -1,1 +1,1 @@
-"""The kernels of a step: Triton's, their twins for a CPU, and a Triton backend for hosts without a GPU."""
+"""Kernels of a step: Triton kernels, their CPU twins, and a Triton backend for hosts without a GPU."""

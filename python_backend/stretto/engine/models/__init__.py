@@ -1,1 +1,1 @@
-"""vLLM's own language models, reading and writing several streams per row. Weights only, no request state."""
+"""vLLM's language models with several streams per row. Weights only, no request state."""

@@ -1,7 +1,7 @@
-"""The depth transformer: a few layers over the codebooks of one frame, whole on every rank.
+"""Depth transformer: a few layers over the codebooks of one frame, complete on every rank.
 
-Keys and values lie in one buffer that is made once: every frame writes it anew, position by position, so a step has the
-same launches on the same addresses whatever is in the batch, and a CUDA graph may hold them.
+Keys and values are in one buffer that is allocated once and overwritten position by position for every frame. A step
+therefore has the same launches on the same addresses for any batch, and CUDA graphs can hold it.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,7 +16,7 @@ from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
 from stretto.families.depth import DepthSpec
 
-# The parts of fused weights: whose they are, and which.
+# Checkpoint parts of fused weights: (fused parameter, part).
 FUSED: dict[str, tuple[str, str | int]] = {
     **{f"{part}_proj": ("qkv_proj", part) for part in "qkv"},
     "gate_proj": ("gate_up_proj", 0),
@@ -29,10 +29,13 @@ def _weight(*shape: int) -> nn.Parameter:
 
 
 class DepthTransformer(nn.Module):
-    """The layers of `spec`, and beside them, of S streams with C codes each, E ends and W wide rows:
+    """Layers of `spec` and their inputs and outputs, for S streams of C codes, E end ids and rows of width W.
 
-    first_head [C + E, W]: of stream 0, over the row's hidden state. project [H, W]: from that to position 0.
-    embed [(S - 1) * C, H]: of the codes of the streams 0 ... S - 2. heads [S - 1, C, H]: of the streams 1 ...
+    Attributes:
+        first_head: Head of stream 0 over the row's hidden state, [C + E, W].
+        project: Projection of that state to position 0, [H, W].
+        embed: Embeddings of the codes of streams 0 to S - 2, [(S - 1) * C, H].
+        heads: Heads of streams 1 and up, [S - 1, C, H].
     """
 
     def __init__(self, spec: DepthSpec, num_streams: int, num_codes: int, num_ends: int, width: int):
@@ -48,7 +51,10 @@ class DepthTransformer(nn.Module):
         self.layers = nn.ModuleList(_Layer(spec) for _ in range(spec.num_layers))
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load what a checkpoint has by these names, queries, keys and values apart, gates and what they open too."""
+        """Load weights by their checkpoint names.
+
+        Query, key and value (and gate and up) projections are separate there.
+        """
         parameters, loaded = dict(self.named_parameters()), set[str]()
         for name, tensor in weights:
             path, _, module = name.removesuffix(".weight").rpartition(".")
@@ -62,7 +68,7 @@ class DepthTransformer(nn.Module):
         return loaded
 
     def prepare(self, max_rows: int) -> None:
-        """Make what the positions of up to `max_rows` rows are written to."""
+        """Allocate keys and values for up to `max_rows` rows."""
         spec, like = self.spec, self.embed
         shape = spec.num_layers, 2, max_rows, spec.num_kv_heads, self.num_positions, spec.head_dim
         self._kv = like.new_zeros(shape)
@@ -70,16 +76,16 @@ class DepthTransformer(nn.Module):
         self._first_positions = self._positions[:2].T.reshape(-1).contiguous()
 
     def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
-        """What draws stream 1, [N, H], after the rows' hidden states [N, W] and the codes [N] of stream 0."""
+        """Return the states [N, H] that predict stream 1, given hidden states [N, W] and the codes [N] of stream 0."""
         x = torch.stack([self.project(hidden), F.embedding(code, self.embed)], 1)
         return self._read(x.flatten(0, 1), 0, self._first_positions[: 2 * len(hidden)])[1::2]
 
     def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
-        """What draws stream `position`, [N, H], after the codes [N] of the stream before, as rows of `embed`."""
+        """Return the states [N, H] that predict stream `position`, given the previous codes [N] as rows of `embed`."""
         return self._read(F.embedding(code, self.embed), position, self._positions[position, : len(code)])
 
     def _read(self, x: torch.Tensor, first: int, positions: torch.Tensor) -> torch.Tensor:
-        """Rows x [N * T, H] of T positions from `first` on, each row's one after another, through all layers."""
+        """Pass rows x [N * T, H] of T positions from `first` on, grouped by row, through all layers."""
         residual = torch.zeros_like(x)
         for layer, kv in zip(self.layers, self._kv, strict=True):
             x, residual = layer(x, residual, kv, first, positions, self.rotary)
@@ -111,7 +117,7 @@ class _Layer(nn.Module):
         positions: torch.Tensor,
         rotary: nn.Module,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the layer adds, and the sum so far; kv [2, max N, heads, P, D] gets the keys and values."""
+        """Return the layer's output and the residual sum; keys and values are stored in kv [2, max N, heads, P, D]."""
         x, residual = self.input_layernorm(x, residual)
         query, key, value = self.qkv_proj(x).split(self._widths, 1)
         if self.spec.has_head_norms:

@@ -6,4 +6,4 @@ from stretto.engine.models.multi_stream import MultiStreamMixin
 
 
 class StrettoLlamaForCausalLM(MultiStreamMixin, LlamaForCausalLM):
-    """The architecture that a checkpoint's config.json names."""
+    """Llama with several streams per row, under the architecture name in config.json."""

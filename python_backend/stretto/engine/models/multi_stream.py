@@ -1,4 +1,4 @@
-"""What a stock causal language model needs to read rows of several streams."""
+"""Multi-stream input and output for vLLM's causal language models."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from stretto.families.qwen3_omni_talker import model as qwen3_omni_talker
 from stretto.families.qwen3_tts import model as qwen3_tts
 from stretto.families.vita_audio import model as vita_audio
 
-if TYPE_CHECKING:  # the mixin goes over any of vLLM's decoders; a type checker reads it over one of them
+if TYPE_CHECKING:  # mix-in for any of vLLM's decoders; type-checked against one of them
     from vllm.model_executor.models.llama import LlamaForCausalLM as Decoder
 else:
     Decoder = object
@@ -36,7 +36,7 @@ ENCODERS: dict[type[AudioFormat], Any] = {
 
 
 class StreamBias(nn.Module):
-    """What is added to the hidden state before each stream's head, [S, H]; `heads.py` adds it. Whole on every rank."""
+    """Bias added to the hidden state before each stream's head, [S, H], applied by `StreamHeads`."""
 
     def __init__(self, num_streams: int, width: int):
         super().__init__()
@@ -44,7 +44,7 @@ class StreamBias(nn.Module):
 
 
 class AudioHead(nn.Module):
-    """The heads of all streams in audio, [n, H], where there is none over the vocabulary. Whole on every rank."""
+    """Heads of all streams in audio, [n, H], for models without a head over the vocabulary. Complete on every rank."""
 
     def __init__(self, size: int, width: int):
         super().__init__()
@@ -52,7 +52,10 @@ class AudioHead(nn.Module):
 
 
 class MultiStreamMixin(Decoder):
-    """Sums the embeddings of a row's streams; the sampler, which knows each row's segment, applies the heads."""
+    """Mix-in that sums the embeddings of a row's streams.
+
+    The sampler, which knows each row's segment, applies the heads.
+    """
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
@@ -79,7 +82,7 @@ class MultiStreamMixin(Decoder):
 
     @staticmethod
     def get_model_state_cls() -> type:
-        """vLLM's hook for per-request state beside the model."""
+        """Return the class of the per-request state (vLLM's hook)."""
         from stretto.engine.worker.model_state import SpeechModelState
 
         return SpeechModelState
@@ -94,10 +97,16 @@ class MultiStreamMixin(Decoder):
         heard: torch.Tensor | None = None,
         is_heard: torch.Tensor | None = None,
     ) -> Any:
-        """Hidden states [N, H] of `rows` [N, S], the ids of all input streams, stream 0 first.
+        """Return the hidden states, [N, H].
 
-        `inputs_embeds` [N, H] is where the embedded rows go: a piece of a CUDA graph reads them at a fixed address.
-        `heard` [N, H] takes their place where `is_heard` [N, 1] (see `worker/audio_embeddings.py`).
+        Args:
+            input_ids: Unused; vLLM's ids of stream 0.
+            positions: Positions of the rows, [N].
+            intermediate_tensors: Unused; for pipeline parallelism.
+            inputs_embeds: Buffer for the embedded rows, [N, H]; a piecewise CUDA graph reads it at a fixed address.
+            rows: Ids of all input streams, [N, S], stream 0 first.
+            heard: Embedded audio input, [N, H].
+            is_heard: True for rows that the audio input replaces, [N, 1].
         """
         if rows is not None:
             assert inputs_embeds is not None
@@ -108,22 +117,22 @@ class MultiStreamMixin(Decoder):
         return self.model(ids, positions, intermediate_tensors, inputs_embeds, **self.layer_inputs(rows))
 
     def layer_inputs(self, rows: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        """What the layers of a backbone are told of `rows` [N, S] beside their embeddings; at fixed addresses."""
+        """Return further inputs of the backbone's layers for `rows` [N, S], at fixed addresses."""
         return {}
 
     def embed_rows(self, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """The sum of all streams' embeddings, [N, S] -> `out` [N, H]; a silent pad counts on stream 0 only."""
+        """Write the sum of all streams' embeddings, [N, S], to `out` [N, H]; a silent pad counts on stream 0 only."""
         table, layout = self.model.embed_tokens, self.family.layout
         if table.tp_size > 1:
             return out.copy_(tensor_model_parallel_all_reduce(self._embed_own(rows)))
         return embed_rows(table.get_parameter("weight"), rows, layout.pad_id, layout.pad_is_silent, out)
 
     def embed_audio(self, features: torch.Tensor) -> torch.Tensor:
-        """What one audio's features [F, M] put in the place of embedded rows, [N, H]."""
+        """Return the embedded rows [N, H] of one audio input with features [F, M]."""
         return self._encoder.embed_audio(self.audio_tower, self.adaptor, features)
 
     def _embed_own(self, rows: torch.Tensor) -> torch.Tensor:
-        """What this rank's part of the vocabulary adds to the rows [N, H]: one all-reduce then serves all streams."""
+        """Return this rank's part of the embedded rows [N, H]; one all-reduce then serves all streams."""
         table, layout = self.model.embed_tokens, self.family.layout
         start, stop = table.shard_indices.org_vocab_start_index, table.shard_indices.org_vocab_end_index
         is_own = (rows >= start) & (rows < stop)
@@ -134,9 +143,9 @@ class MultiStreamMixin(Decoder):
         return F.embedding_bag(own_ids, weight, mode="sum", per_sample_weights=is_own.to(weight.dtype))
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """As vLLM loads them, and nothing may be missing, unknown or of another shape."""
+        """Load weights as vLLM does, and refuse missing, unknown or misshapen tensors."""
         return load_strictly(self, super().load_weights, weights)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The hidden states, as they are: which head a row needs depends on its segment (`heads.py`)."""
+        """Return the hidden states unchanged, because the head depends on the row's segment (`StreamHeads`)."""
         return hidden_states

@@ -1,7 +1,7 @@
-"""OLMo 2 from vLLM's layers, which has no decoder of its own for it; with several streams per row.
+"""OLMo 2 with several streams per row, built from vLLM's layers.
 
-What sets it apart from Qwen3 (https://arxiv.org/abs/2501.00656, section 3.1): queries and keys are normalised over
-their full width, not per head, and a block's norms come after attention and MLP, not before.
+It differs from Qwen3 (https://arxiv.org/abs/2501.00656, section 3.1) in that queries and keys are normalised over their
+full width, not per head, and that norms follow attention and MLP instead of preceding them.
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ from stretto.engine.models.multi_stream import MultiStreamMixin
 
 
 class ShardedNorm(nn.Module):
-    """RMS norm over `size` features of which this rank holds its part: [..., size / ranks] -> the same."""
+    """RMS norm over `size` features, split over the ranks: [..., size / ranks] -> the same."""
 
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -43,19 +43,19 @@ class ShardedNorm(nn.Module):
         parameter.data.copy_(loaded.chunk(self._ranks)[self._rank])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`x` over its root mean square, times the weight; in fp32."""
+        """Return `x` divided by its root mean square, times the weight, computed in float32."""
         wide = x.float()
         squares = tensor_model_parallel_all_reduce(wide.square().sum(-1, keepdim=True))
         return (self.weight * wide * torch.rsqrt(squares / self._size + self._eps)).to(x.dtype)
 
 
 def full_width_norm(size: int, eps: float) -> nn.Module:
-    """RMS norm over `size` features, which the ranks share. On one rank it is vLLM's, a single kernel on a GPU."""
+    """Return an RMS norm over `size` features; on one rank it is vLLM's, a single GPU kernel."""
     return ShardedNorm(size, eps) if get_tensor_model_parallel_world_size() > 1 else RMSNorm(size, eps=eps)
 
 
 class Olmo2Attention(Qwen3Attention):
-    """Qwen3's attention, its queries and keys normalised over all heads together."""
+    """Qwen3's attention with queries and keys normalised over all heads together."""
 
     def __init__(self, config: Olmo2Config, **layer_args: Any):
         set_default_rope_theta(config, default_theta=500000)
@@ -76,7 +76,7 @@ class Olmo2Attention(Qwen3Attention):
             self.register_module(name, full_width_norm(heads * self.head_dim, config.rms_norm_eps))
 
     def forward(self, positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Attention's output [N, H]."""
+        """Return the output of attention, [N, H]."""
         qkv, _ = self.qkv_proj(hidden_states)
         q, k, v = qkv.split([self.q_size, self.kv_size, self.kv_size], dim=-1)
         q, k = self.rotary_emb(positions, self.q_norm(q), self.k_norm(k))
@@ -85,7 +85,7 @@ class Olmo2Attention(Qwen3Attention):
 
 
 class Olmo2DecoderLayer(nn.Module):
-    """Attention and MLP, each normalised before it is added."""
+    """Attention and MLP, each normalised before the residual sum."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Olmo2DecoderLayer(nn.Module):
     def forward(
         self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the MLP adds and what it is added to: the next layer's, or the last norm's, to add up."""
+        """Return the MLP output and the residual, which the next layer or the last norm adds."""
         entered = hidden_states if residual is None else hidden_states + residual
         attended = entered + self.post_attention_layernorm(self.self_attn(positions, entered))
         return self.post_feedforward_layernorm(self.mlp(attended)), attended
@@ -127,7 +127,7 @@ class Olmo2Model(Qwen2Model):
 
 
 class Olmo2ForCausalLM(Qwen3ForCausalLM):
-    """The model with its head; one pipeline stage."""
+    """Model with its head, as one pipeline stage."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         nn.Module.__init__(self)
@@ -144,4 +144,4 @@ class Olmo2ForCausalLM(Qwen3ForCausalLM):
 
 
 class StrettoOlmo2ForCausalLM(MultiStreamMixin, Olmo2ForCausalLM):
-    """The architecture that a checkpoint's config.json names."""
+    """OLMo 2 with several streams per row, under the architecture name in config.json."""

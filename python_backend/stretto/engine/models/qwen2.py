@@ -1,4 +1,4 @@
-"""Qwen2 with one stream or several per row, and with the modules of VITA-Audio's MCTP where its family has any."""
+"""Qwen2 with one or several streams per row, and VITA-Audio's MCTP modules if its family has any."""
 
 import itertools
 from typing import Any
@@ -15,13 +15,14 @@ from stretto.engine.worker.row_predictor import SaidRows
 
 
 class StrettoQwen2ForCausalLM(MultiStreamMixin, Qwen2ForCausalLM):
-    """The architecture that a checkpoint's config.json names.
+    """Qwen2 with several streams per row, under the architecture name in config.json.
 
-    Modules are decoder layers behind those of the backbone, under the names that their files have: of module k
-    `model.layers.{L + k}`, `mtp_projs.{k}`, `mtp_embed_norms.{k}`, `mtp_hidden_norms.{k}`; `model.norm` and `lm_head`
-    serve all. The backbone has L layers, the config's `num_hidden_layers`, and runs those alone.
+    MCTP modules are decoder layers after those of the backbone, named as in published files: module k is
+    `model.layers.{L + k}`, `mtp_projs.{k}`, `mtp_embed_norms.{k}` and `mtp_hidden_norms.{k}`; `model.norm` and
+    `lm_head` are shared. The backbone runs its L = `num_hidden_layers` layers only.
 
-    rows_hidden: the last hidden states of a step's rows, where they stay until the next step.
+    Attributes:
+        rows_hidden: Last hidden states of a step's rows, valid until the next step.
     """
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
@@ -44,16 +45,22 @@ class StrettoQwen2ForCausalLM(MultiStreamMixin, Qwen2ForCausalLM):
         self.rows_hidden = torch.zeros(max_rows, size, dtype=dtype)
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
-        """As with other backbones; what modules read of it is kept at a fixed address, as a CUDA graph wants it."""
+        """Run the backbone and keep its hidden states for the modules, at a fixed address."""
         hidden = super().forward(*args, **inputs)
         if self.family.bursts is not None:
             self.rows_hidden[: len(hidden)].copy_(hidden)
         return hidden
 
     def run_module(self, k: int, embeds: torch.Tensor, hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Module k over rows: the embedded rows k + 1 behind them [N, H], and what module k - 1 made of them [N, H].
+        """Return the output of module k, [N, H].
 
-        positions [N]: of the rows. As published, rotary positions are those of the embedded rows.
+        Rotary positions are those of the embedded rows, as published.
+
+        Args:
+            k: Number of the module.
+            embeds: Embeddings of the rows k + 1 after the processed ones, [N, H].
+            hidden: Output of module k - 1, [N, H].
+            positions: Positions of the processed rows, [N].
         """
         both = torch.cat([self.mtp_embed_norms[k](embeds), self.mtp_hidden_norms[k](hidden)], -1)
         layer = self.model.layers[self.model.config.num_hidden_layers + k]
@@ -62,13 +69,13 @@ class StrettoQwen2ForCausalLM(MultiStreamMixin, Qwen2ForCausalLM):
         return states
 
     def module_attention(self) -> set[str]:
-        """The names of the modules' attention layers, as vLLM knows them."""
+        """Return the names of the modules' attention layers in vLLM."""
         assert self.family.bursts is not None
         first = self.model.config.num_hidden_layers
         layers = itertools.islice(self.model.layers, first, first + self.family.bursts.num_modules)
         return {layer.self_attn.attn.layer_name for layer in layers}
 
     def row_predictor(self, said: SaidRows, vllm_config: VllmConfig) -> ModuleRows:
-        """What says further rows: the modules."""
+        """Return the predictor of further rows, made of the modules."""
         assert self.family.bursts is not None
         return ModuleRows(self, said, self.family.bursts, vllm_config)

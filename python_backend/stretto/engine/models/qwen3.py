@@ -6,4 +6,4 @@ from stretto.engine.models.multi_stream import MultiStreamMixin
 
 
 class StrettoQwen3ForCausalLM(MultiStreamMixin, Qwen3ForCausalLM):
-    """The architecture that a checkpoint's config.json names."""
+    """Qwen3 with several streams per row, under the architecture name in config.json."""

@@ -1,5 +1,8 @@
-"""Loading that misses nothing. vLLM refuses unknown tensors and parameters that nothing was loaded into; but of those
-that it keeps as one, such as queries, keys and values, one part is enough for it, and the others stay as they were."""
+"""Complete weight loading.
+
+vLLM refuses unknown tensors and parameters without any loaded tensor. For fused parameters, such as query, key and
+value projections, one loaded part satisfies it, and the other parts keep their initial values.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -8,13 +11,16 @@ from torch import Tensor, nn
 from stretto.errors import CheckpointError
 
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
-EXPERTS = {"w13_weight": ("gate_proj", "up_proj"), "w2_weight": ("down_proj",)}  # of all experts of a layer, as one
+EXPERTS = {"w13_weight": ("gate_proj", "up_proj"), "w2_weight": ("down_proj",)}  # fused over all experts of a layer
 Weights = Iterable[tuple[str, Tensor]]
 
 
 def load_strictly(model: nn.Module, load: Callable[[Weights], set[str]], weights: Weights) -> set[str]:
-    """What `load` returns for `weights`. CheckpointError names a tensor whose shape does not fit, and the parts of
-    fused parameters that did not come."""
+    """Return the result of `load` for `weights`.
+
+    Raises:
+        CheckpointError: If a tensor's shape does not match, or parts of fused parameters are missing.
+    """
     seen: dict[str, list[int]] = {}
 
     def watched() -> Iterator[tuple[str, Tensor]]:
@@ -34,7 +40,7 @@ def load_strictly(model: nn.Module, load: Callable[[Weights], set[str]], weights
 
 
 def fused_parts(model: nn.Module) -> Iterator[str]:
-    """The names under which a checkpoint has the parts of fused weights and biases."""
+    """Yield the checkpoint names of the parts of fused weights and biases."""
     for name, parameter in model.named_parameters():
         module, _, kind = name.rpartition(".")
         for part in EXPERTS.get(kind, ()):

@@ -1,10 +1,9 @@
-"""Twins, in numpy and torch, of the Triton kernels that a step of vLLM's Model Runner V2 launches.
+"""CPU twins, in numpy and torch, of the Triton kernels that vLLM's Model Runner V2 launches in a step.
 
-vLLM ships those kernels in Triton only; without a GPU they would run in Triton's interpreter, at some 60 ms a step.
-`install` registers the twins in vLLM's own registry of platform kernels. A twin is launched with the arguments of its
-kernel, in order, and writes what the kernel writes. A case that a twin does not cover (speculative decoding, context
-parallelism) fails an assertion and never gives another result. Kernels that no ordinary step launches (penalties,
-bad words, grammars, prompt log-probabilities) stay interpreted: slow, but right.
+vLLM ships those kernels in Triton only. Without a GPU they would run in Triton's interpreter, at some 60 ms per step.
+`install` registers the twins in vLLM's registry of platform kernels. A twin takes its kernel's arguments, in order, and
+writes what the kernel writes. An unsupported case (speculative decoding, context parallelism) fails an assertion.
+Kernels that ordinary steps do not launch (penalties, bad words, grammars, prompt log-probabilities) stay interpreted.
 """
 
 import warnings
@@ -36,17 +35,17 @@ KERNELS: dict[str, Callable[..., None]] = {
 
 @cache
 def install() -> None:
-    """Let vLLM launch the twins in this process; without effect where there is a GPU, and from the second call on."""
+    """Make vLLM launch the twins in this process; no effect on a GPU, or when called again."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
         return
-    # This module replaces what vLLM's runner imports from torch, so it comes before the runner's modules.
+    # This module patches torch for vLLM's runner, so it is imported before the runner's modules.
     import vllm.v1.worker.cpu.shm  # noqa: F401
     from vllm.triton_utils.dispatcher import register_kernels
 
     from stretto.engine.kernels.cpu import norms  # noqa: F401  (offers its norms on import)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of names in torch that the registry's search comes across
+        warnings.simplefilter("ignore", FutureWarning)  # deprecated torch names that the registry's search touches
         register_kernels(KERNELS)

@@ -1,6 +1,6 @@
-"""Twins of the kernels that keep the block tables of the KV cache, and of the one that applies staged writes.
+"""CPU twins of vLLM's kernels for KV block tables and staged writes.
 
-Originals: vLLM 0.32.0, `vllm/v1/worker/gpu/block_table.py` and `buffer_utils.py`. `G` KV-cache groups.
+Originals: vLLM 0.32.0, `vllm/v1/worker/gpu/block_table.py` and `buffer_utils.py`. `G` is the number of KV cache groups.
 """
 
 import ctypes
@@ -10,7 +10,7 @@ import torch
 
 
 def _table(address: int, num_rows: int, stride: int) -> np.ndarray:
-    """The int32 block table [num_rows, stride] at `address`: grouped kernels take addresses in place of tensors."""
+    """Return the int32 block table [num_rows, stride] at `address`, which grouped kernels take instead of a tensor."""
     values = (ctypes.c_int32 * (num_rows * stride)).from_address(address)
     return np.ctypeslib.as_array(values).reshape(num_rows, stride)
 
@@ -26,7 +26,7 @@ def apply_write(
     MULTI_GROUP: bool = False,
     **launch: object,
 ) -> None:
-    """Apply staged writes: the i-th puts its part of `contents` at (indices[i], starts[i])."""
+    """Apply staged writes: write i puts its part of `contents` at (indices[i], starts[i])."""
     rows, columns, values = indices.numpy(), starts.numpy(), contents.numpy()
     if not MULTI_GROUP and output.ndim == 1:
         assert len(values) == len(rows), "a write to a flat tensor is one element"
@@ -55,7 +55,7 @@ def gather_block_tables(
     num_reqs: int,
     **launch: object,
 ) -> None:
-    """Copy the block-table rows of the batch, in its order; rows that are not there become 0."""
+    """Copy the block-table rows of the batch in its order; missing rows become 0."""
     slots = idx_mapping.numpy()
     for group, lengths in enumerate(num_blocks.numpy()):
         source_rows, target_rows = (
@@ -84,7 +84,7 @@ def compute_slot_mappings(
     PAD_ID: int,
     **launch: object,
 ) -> None:
-    """The place of each token in each group's KV cache; `PAD_ID` behind the last token."""
+    """Compute the slot of each token in each group's KV cache; `PAD_ID` after the last token."""
     assert CP_SIZE == 1, "context parallelism is not covered without a GPU"
     slots = idx_mapping.numpy()
     starts = query_start_loc.numpy()[: len(slots) + 1]

@@ -1,9 +1,7 @@
-"""Twin of a depth transformer's layers (`models/depth_transformer.py`): the same products, norms and attention, each
-asked for directly.
+"""CPU twin of the depth transformer's layers (`models/depth_transformer.py`), calling each operation directly.
 
-A code costs a row of a small model some hundred thousand multiplications, tens of microseconds. Finding out which
-function a module's call means takes Python and torch as long, so by its modules a frame takes several times what is
-computed for it.
+For a small model one code costs tens of microseconds of arithmetic. Dispatching module calls in Python and torch costs
+several times that.
 """
 
 from collections.abc import Callable
@@ -14,11 +12,11 @@ import torch.nn.functional as F
 from torch import nn
 from vllm import _custom_ops  # noqa: F401  (loads vLLM's C++)
 
-Norm = tuple[torch.Tensor, float]  # its weight, and what is added to a mean square
+Norm = tuple[torch.Tensor, float]  # weight and epsilon
 
 
 class HostDepth:
-    """Reads the positions of a frame as the `DepthTransformer` does whose weights these are."""
+    """Depth transformer on the CPU, with the weights of a `DepthTransformer`."""
 
     def __init__(self, depth: Any):
         self.heads: torch.Tensor = depth.heads
@@ -26,7 +24,7 @@ class HostDepth:
         self._layers = [_Layer(layer, depth.rotary) for layer in depth.layers]
 
     def prepare(self, max_rows: int) -> None:
-        """Make what the positions of up to `max_rows` rows are written to."""
+        """Allocate keys and values for up to `max_rows` rows."""
         spec, num_positions = self._depth.spec, self._depth.num_positions
         for layer in self._layers:
             layer.kv = self._embed.new_zeros(max_rows, 2, spec.num_kv_heads, num_positions, spec.head_dim)
@@ -34,16 +32,16 @@ class HostDepth:
         self._first_positions = self._positions[:2].T.reshape(-1).contiguous()
 
     def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
-        """What draws stream 1, [N, H], after the rows' hidden states [N, W] and the codes [N] of stream 0."""
+        """Return the states [N, H] that predict stream 1, given hidden states [N, W] and the codes [N] of stream 0."""
         x = torch.stack([self._depth.project(hidden), F.embedding(code, self._embed)], 1).flatten(0, 1)
         return self._read(x, 0, self._first_positions[: x.shape[0]])[1::2]
 
     def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
-        """What draws stream `position`, [N, H], after the codes [N] of the stream before, as rows of `embed`."""
+        """Return the states [N, H] that predict stream `position`, given the previous codes [N] as rows of `embed`."""
         return self._read(F.embedding(code, self._embed), position, self._positions[position, : code.shape[0]])
 
     def _read(self, x: torch.Tensor, first: int, positions: torch.Tensor) -> torch.Tensor:
-        """Rows x [N * T, H] of T positions from `first` on, each row's one after another, through all layers."""
+        """Pass rows x [N * T, H] of T positions from `first` on, grouped by row, through all layers."""
         residual = torch.zeros_like(x)
         for layer in self._layers:
             x = layer(x, residual, first, positions)
@@ -52,7 +50,7 @@ class HostDepth:
 
 
 class _Layer:
-    """A layer, and the keys and values of a frame: kv [max N, 2, heads, P, D]."""
+    """One layer with the keys and values of a frame: kv [max N, 2, heads, P, D]."""
 
     kv: torch.Tensor
 
@@ -66,7 +64,7 @@ class _Layer:
         self._rotate = rotary.forward_cpu
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor, first: int, positions: torch.Tensor) -> torch.Tensor:
-        """What the layer says last of `x`; to `residual` it adds `x`, which it writes over, and what it says first."""
+        """Return the MLP output for `x`, which is overwritten; `residual` is updated in place."""
         torch.ops._C.fused_add_rms_norm(x, residual, *self._before)
         x = self._o(self._attend(self._qkv(x), first, positions))
         torch.ops._C.fused_add_rms_norm(x, residual, *self._behind)
@@ -76,7 +74,7 @@ class _Layer:
         return self._down(x)
 
     def _attend(self, qkv: torch.Tensor, first: int, positions: torch.Tensor) -> torch.Tensor:
-        """What the rows [N * T, ...] attend to, up to their own positions: [N * T, H]."""
+        """Return the attention output [N * T, H] of rows that attend up to their own positions."""
         num_queries, num_keys = self._num_heads * self._size, self._num_kv_heads * self._size
         count = 2 if first == 0 else 1
         stop, num_rows = first + count, qkv.shape[0] // count
@@ -94,7 +92,7 @@ class _Layer:
 
 
 class _HeadNorms:
-    """The norms of queries and of keys, head by head: one norm of all, then each head's weights."""
+    """Norms of queries and keys per head, computed together with each head's own weights."""
 
     def __init__(self, layer: Any):
         spec, (query, key) = layer.spec, (layer.q_norm.weight.data, layer.k_norm.weight.data)
@@ -102,7 +100,7 @@ class _HeadNorms:
         self._size, self._plain = spec.head_dim, (torch.ones_like(query), spec.eps)
 
     def __call__(self, heads: torch.Tensor) -> None:
-        """Norm each head of the rows [N, heads * D] of a wider table, in place."""
+        """Normalise each head of the rows [N, heads * D] of a wider table, in place."""
         rows = heads.reshape(-1, self._size)
         normed = torch.empty_like(rows)
         torch.ops._C.rms_norm(normed, rows, *self._plain)
@@ -110,7 +108,7 @@ class _HeadNorms:
 
 
 def _product(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What `layer` multiplies with, as vLLM has chosen it."""
+    """Return the product function that vLLM has chosen for `layer`."""
     multiply, weight, bias = vars(layer)["cpu_linear"], layer.weight, layer.bias
     return lambda x: multiply(x, weight, bias)
 

@@ -1,4 +1,4 @@
-"""Twins of the kernels that turn what the scheduler granted into a batch, and what was sampled into state.
+"""CPU twins of vLLM's kernels that build input batches and record sampled tokens.
 
 Originals: vLLM 0.32.0, `vllm/v1/worker/gpu/input_batch.py`. `B` rows of a batch, `max B` request slots, `N` tokens.
 """
@@ -20,7 +20,7 @@ def prepare_prefill_inputs(
     num_computed_tokens: torch.Tensor,  # [max B] int32
     **launch: object,
 ) -> None:
-    """Copy each prefilling row's next tokens to the batch, and keep the tokens that follow them."""
+    """Copy each prefilling row's next tokens to the batch, and store the tokens that follow them."""
     ids, following, tokens = input_ids.numpy(), next_prefill_tokens.numpy(), all_token_ids.numpy()
     slots, starts = idx_mapping.numpy(), query_start_loc.numpy()
     for row in np.flatnonzero(num_computed_tokens.numpy()[slots] < prefill_lens.numpy()[slots]):
@@ -42,7 +42,7 @@ def prepare_pos_seq_lens(
     max_num_reqs: int,
     **launch: object,
 ) -> None:
-    """Number the tokens of each row from where it stands; lengths of rows that are not there are 0."""
+    """Compute the position of each token and the length of each row; lengths of unused rows are 0."""
     num_reqs = idx_mapping.shape[0]
     starts = query_start_loc.numpy()[: num_reqs + 1]
     query_lens = np.diff(starts)
@@ -68,7 +68,7 @@ def combine_sampled_and_draft_tokens(
     NUM_NEW_SAMPLED_TOKENS: int = 1,
     **launch: object,
 ) -> None:
-    """Each row samples from its last token, which for a decoding row is the token sampled before."""
+    """Insert the previously sampled token into decoding rows and compute each row's logits index."""
     slots = idx_mapping.numpy()
     assert draft_tokens.shape[-1] == 0, "speculative decoding is not covered without a GPU"
     assert NUM_NEW_SAMPLED_TOKENS == 1, "a step that samples nothing is not covered without a GPU"
@@ -86,7 +86,7 @@ def get_num_sampled_and_rejected(
     idx_mapping: torch.Tensor,  # [B] int64
     prefill_len: torch.Tensor,  # [max B] int32
 ) -> None:
-    """A row that is still prefilling samples nothing and rejects nothing."""
+    """Set the sampled and rejected counts of rows that are still prefilling to 0."""
     slots = idx_mapping.numpy()
     prefilling = seq_lens.numpy()[: len(slots)] < prefill_len.numpy()[slots]
     sampled, rejected = num_sampled.numpy(), num_rejected.numpy()
@@ -111,7 +111,7 @@ def post_update(
     total_len: torch.Tensor,  # [max B] int32, written
     **launch: object,
 ) -> None:
-    """Write the sampled tokens, the first of each row's W, to their slots and count what each row has computed."""
+    """Record the sampled tokens, the first of each row's W, in their slots and update the computed counts."""
     slots = idx_mapping.numpy()
     delta = -num_rejected.numpy()
     if query_start_loc is not None:
@@ -132,6 +132,6 @@ def post_update(
 def post_update_num_computed_tokens(
     idx_mapping: torch.Tensor, num_computed_tokens: torch.Tensor, query_start_loc: torch.Tensor
 ) -> None:
-    """Count what each row has computed, where nothing is sampled."""
+    """Update the computed counts of a step that samples nothing."""
     slots = idx_mapping.numpy()
     num_computed_tokens.numpy()[slots] += np.diff(query_start_loc.numpy()[: len(slots) + 1])

@@ -1,4 +1,4 @@
-"""The sampling noise of vLLM's kernels, a function of (seed, position, token): a seed draws the same as on a GPU.
+"""Sampling noise of vLLM's kernels as a function of (seed, position, token), equal to that on a GPU.
 
 Original: vLLM 0.32.0, `murmur3_uniform32` and `gumbel_noised_argmax` in `vllm/v1/worker/gpu/sample/gumbel.py`.
 """
@@ -28,11 +28,12 @@ def _mixed_token_ids(vocab_size: int) -> np.ndarray:
 
 
 def uniform(seeds: np.ndarray, positions: np.ndarray, vocab_size: int) -> np.ndarray:
-    """murmur3 of (seed, position, token) as a number in (0, 1): [B] int64, [B] int64 → [B, V] float32."""
+    """Return murmur3 of (seed, position, token) in (0, 1): int64 [B], int64 [B] -> float32 [B, V]."""
     state = np.zeros(len(seeds), dtype=np.uint32)
     for word in (seeds, seeds >> 32, positions):
         state = _mix(state, _mix_key(word.astype(np.uint32)))
-    state = _mix(state[:, None], _mixed_token_ids(vocab_size)) ^ SHIFT_16  # murmur3 ends with its length: 16 bytes
+    # murmur3 finishes with the input length: 16 bytes
+    state = _mix(state[:, None], _mixed_token_ids(vocab_size)) ^ SHIFT_16
     state ^= state >> SHIFT_16
     state *= np.uint32(0x85EBCA6B)
     state ^= state >> SHIFT_13
@@ -43,7 +44,7 @@ def uniform(seeds: np.ndarray, positions: np.ndarray, vocab_size: int) -> np.nda
 
 
 def gumbel(values: np.ndarray) -> np.ndarray:
-    """-log(-log(1 - value)) for values in (0, 1); below 1/4 by the series of log(1 - x), as the kernel does."""
+    """Return -log(-log(1 - value)) for values in (0, 1), below 1/4 by the series of log(1 - x), as the kernel does."""
     series = np.full_like(values, 1 / 8)
     for n in range(7, 0, -1):
         series *= values

@@ -1,13 +1,13 @@
-"""vLLM's own C++ RMS norms for the CPU, offered to its layers: it ships them, but its layers ask GPUs only.
+"""vLLM's C++ RMS norms for the CPU, registered for its layers, which select them on GPUs only.
 
-On the CPU a layer computes the norm in six torch calls; a small model spends a tenth of its step there.
+Without them a layer computes the norm in six torch calls, a tenth of a small model's step.
 """
 
 import torch
 from vllm import ir
 
 PROVIDER = "cpu_c"
-# For `EngineArgs.kernel_config`: vLLM takes from the front what it can use.
+# For `EngineArgs.kernel_config`: vLLM uses the first supported entry.
 IR_OP_PRIORITY = {"rms_norm": [PROVIDER, "native"], "fused_add_rms_norm": [PROVIDER, "native"]}
 
 
@@ -29,8 +29,8 @@ def _fits_add_norm(
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor | None, epsilon: float, variance_size: int | None = None
 ) -> torch.Tensor:
-    """`x` [..., H] divided by its root mean square, times `weight` [H]."""
-    x = x.contiguous()  # the heads of one projection lie apart; the C++ reads rows that follow each other
+    """Return `x` [..., H] divided by its root mean square, times `weight` [H]."""
+    x = x.contiguous()  # heads of one projection are strided, but the C++ kernel needs contiguous rows
     normed = torch.empty_like(x)
     torch.ops._C.rms_norm(normed, x, weight, epsilon)
     return normed
@@ -44,6 +44,6 @@ def fused_add_rms_norm(
     epsilon: float,
     variance_size: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The norm of the sum, and the sum, in place of `x` and `x_residual` [N, H]."""
+    """Write the norm of the sum, and the sum, over `x` and `x_residual` [N, H], and return them."""
     torch.ops._C.fused_add_rms_norm(x, x_residual, weight, epsilon)
     return x, x_residual

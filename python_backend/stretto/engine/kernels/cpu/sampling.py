@@ -1,4 +1,4 @@
-"""Twins of the kernels between logits and sampled tokens.
+"""CPU twins of vLLM's kernels between logits and sampled tokens.
 
 Originals: vLLM 0.32.0, `gumbel.py`, `min_p.py`, `logit_bias.py` and `logprob.py` in `vllm/v1/worker/gpu/sample/`.
 """
@@ -17,7 +17,7 @@ def apply_temperature(
     vocab_size: int,
     **launch: object,
 ) -> None:
-    """Divide each row by its temperature; 0 (greedy) leaves it as it is."""
+    """Divide each row by its temperature; 0 (greedy) leaves the row unchanged."""
     divisor = temperature[expanded_idx_mapping]
     logits.div_(divisor.masked_fill_(divisor == 0, 1.0)[:, None])
 
@@ -30,7 +30,7 @@ def apply_min_p(
     vocab_size: int,
     **launch: object,
 ) -> None:
-    """Remove what is less probable than `min_p` times the most probable."""
+    """Remove tokens less probable than `min_p` times the most probable one."""
     threshold = logits.amax(dim=-1).float() + min_p[expanded_idx_mapping].log()
     logits.masked_fill_(logits < threshold[:, None], float("-inf"))
 
@@ -45,9 +45,9 @@ def apply_top_k_top_p(
     mask_value: float,
     num_compute_units: int,
 ) -> None:
-    """Keep the `k` most probable tokens of each row, and of these the fewest that hold probability `p`.
+    """Keep the `k` most probable tokens of each row, then the fewest of these with probability mass `p`.
 
-    A twin of the kernel's launcher: the kernel itself (`topk_topp_triton.py`) does not even run in the interpreter.
+    Twin of the kernel's launcher, because the kernel itself (`topk_topp_triton.py`) does not run in the interpreter.
     """
     from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p_pytorch
 
@@ -78,7 +78,7 @@ def gumbel_sample(
     USE_FP64: bool,
     **launch: object,
 ) -> None:
-    """Draw one token a row by the Gumbel-max trick. The first block names the row's winner, the others nothing."""
+    """Draw one token per row by the Gumbel-max trick; the first block holds the result, the others nothing."""
     assert logits_cache is None, "speculative decoding is not covered without a GPU"
     assert not IS_DRAFTING, "speculative decoding is not covered without a GPU"
     assert not USE_FP64, "fp64 sampling noise is not covered without a GPU"
@@ -120,7 +120,7 @@ def apply_logit_bias(
     CHECK_ALL_MASKED_ROWS: bool,
     **launch: object,
 ) -> None:
-    """Keep only allowed tokens, add the biases, and refuse to stop before the minimum length."""
+    """Keep only allowed tokens, add the biases, and mask stop tokens before the minimum length."""
     for row, slot in enumerate(expanded_idx_mapping.tolist()):
         scores = logits[row]
         if count := int(num_allowed_token_ids[slot]):
@@ -149,7 +149,7 @@ def topk_log_softmax(
     vocab_size: int,
     **launch: object,
 ) -> None:
-    """The log-probabilities of some tokens of each row."""
+    """Compute the log-probabilities of some tokens of each row."""
     scores = logits.float()
     torch.sub(scores.gather(1, token_ids), scores.logsumexp(dim=1, keepdim=True), out=output)
 
@@ -162,5 +162,5 @@ def ranks(
     vocab_size: int,
     **launch: object,
 ) -> None:
-    """How many tokens of each row are at least as probable as its sampled one."""
+    """Count the tokens of each row that are at least as probable as its sampled one."""
     output.copy_((logits >= logits.gather(1, token_ids[:, None])).sum(dim=1))

@@ -1,1 +1,1 @@
-"""The step's own Triton kernels, each with its twin for the CPU and the one place that chooses between the two."""
+"""Our own Triton kernels, each with its CPU twin and the function that selects one of the two."""

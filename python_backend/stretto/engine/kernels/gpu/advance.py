@@ -1,7 +1,7 @@
-"""A step's rows moved on: what each carries on all streams, its reply's state, and the tables, a program for each row.
+"""Triton kernel that advances a step's rows, one program per row: ids on all streams, reply state, tables.
 
-The references are `worker/segment_state.py` and `worker/segment_ends.py`. The other half's row is written by the
-program of the one that draws.
+The references are `worker/segment_state.py` and `worker/segment_ends.py`. The program of a conditional row also writes
+the row of its unconditional request.
 """
 
 import triton
@@ -37,7 +37,7 @@ ENDLESS = tl.constexpr(1 << 40)
 def _closing(
     token: tl.tensor, ends: tl.tensor, task: tl.tensor, rules: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Whether `token` closes the text, and how many rows behind it audio may begin if it stands there."""
+    """Return whether `token` closes the text, and the number of rows from it to the audio."""
     at = ends + task * rules.num_ids + tl.minimum(tl.maximum(token, 0), rules.num_ids - 1)
     return tl.load(at) != 0, tl.load(at + rules.num_tasks * rules.num_ids)
 
@@ -47,7 +47,7 @@ def _text(
     text: tl.tensor, num_text_tokens: tl.tensor, num_entries: tl.tensor, position: tl.tensor, mine: tl.tensor,
     task: tl.tensor, tasks: tl.tensor, ends: tl.tensor, rules: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """What stands in a row of text where `text` was drawn, and whether a limit closes the segment there."""
+    """Return the id written into a text row where `text` was drawn, and whether a limit closes the segment there."""
     must_end = num_text_tokens >= tl.load(mine + TEXT_MAX * rules.num_rows)
     must_end = must_end | (position >= tl.load(tasks + 2 * rules.num_tasks + task))
     if rules.max_entries > 0:
@@ -64,7 +64,7 @@ def _follow_script(
     drawn: tl.tensor, pointer: tl.tensor, num_entries: tl.tensor, may_end: tl.tensor, in_audio: tl.tensor,
     entries: tl.tensor, rules: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """The frame token where the pointer advances or stays, as `drawn`, and where the pointer stands then."""
+    """Return the frame token and the new pointer, given by `drawn` whether the pointer advances."""
     is_last = pointer >= num_entries
     advance = (drawn > 0) | (pointer == 0)
     ends = advance & is_last & (may_end | (num_entries == 0))
@@ -79,7 +79,7 @@ def _first_stream(
     text: tl.tensor, audio: tl.tensor, position: tl.tensor, audio_start: tl.tensor, audio_end: tl.tensor,
     behind: tl.tensor, transition: tl.tensor, rules: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Stream 0, whatever the segment."""
+    """Return stream 0 for any segment."""
     token = audio
     if rules.tail == PADDED_TAIL:
         token = tl.where(behind <= 1, audio, rules.pad_id)
@@ -95,7 +95,7 @@ def _first_stream(
 
 @triton.jit
 def _carries_drawn(behind: tl.tensor, delays: tl.tensor, rules: tl.constexpr) -> tl.tensor:
-    """Whether a stream that trails by `delays` carries what was drawn in a row `behind` the end."""
+    """Return whether a stream delayed by `delays` carries the draw in a row `behind` the end of audio."""
     carries = delays >= 0
     if rules.tail == FORCED_TAIL:
         carries = behind < delays
@@ -111,7 +111,7 @@ def _other_streams(
     drawn: tl.tensor, place: tl.tensor, lanes: tl.tensor, streams: tl.tensor, frame: tl.tensor, lag: tl.tensor,
     is_spoken: tl.tensor, is_forced: tl.tensor, rules: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """The streams 1 ...: `drawn` where it is read, what the prompt goes on with where `is_forced`, pads."""
+    """Return streams 1 and up: `drawn` ids, forced ids of the prompt's audio where `is_forced`, or pads."""
     is_drawn = lanes < rules.num_drawn
     delays = tl.load(streams + lanes, mask=lanes < rules.num_others, other=0)
     begun = frame >= delays
@@ -128,7 +128,7 @@ def _write(
     results: tl.tensor, row: tl.tensor, token: tl.tensor, laid: tl.tensor, is_cut: tl.tensor, samples: tl.tensor,
     lanes: tl.tensor, rules: tl.constexpr,
 ) -> None:  # fmt: skip
-    """What the host reads of a row."""
+    """Write the results of a row for the host."""
     tl.store(results + row, token.to(tl.int32))
     codes = results + rules.num_rows + row * rules.num_others + lanes
     tl.store(codes, laid.to(tl.int32), mask=lanes < rules.num_others)
@@ -141,7 +141,7 @@ def _share(
     results: tl.tensor, codes: tl.tensor, token: tl.tensor, laid: tl.tensor, position: tl.tensor, mine: tl.tensor,
     streams: tl.tensor, lanes: tl.tensor, rules: tl.constexpr,
 ) -> None:  # fmt: skip
-    """The row for the other half, less what is hidden from it."""
+    """Write the row of the unconditional request, with hidden streams masked."""
     other = tl.load(mine + OTHER * rules.num_rows)
     slot = tl.load(mine + OTHER_SLOT * rules.num_rows).to(tl.int64)
     if rules.hides_first:
@@ -159,7 +159,7 @@ def _write_state(
     at: tl.tensor, entries: tl.tensor, token: tl.tensor, position: tl.tensor, ends_audio: tl.tensor,
     task: tl.tensor, tasks: tl.tensor, ends: tl.tensor, rules: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Where the reply stands behind `token`."""
+    """Write the reply's state after `token`."""
     audio_start = tl.load(at + AUDIO_START)
     _, rows_to_audio = _closing(token, ends, task, rules)
     speaks = tl.load(tasks + 3 * rules.num_tasks + task) != 0
@@ -177,23 +177,23 @@ def _write_state(
 
 @triton.jit
 def advance_kernel(
-    results: tl.tensor,  # by blocks of int32, written: tokens [N], codes [N, S - 1], cuts [N], samples [N]
+    results: tl.tensor,  # int32 blocks, written: tokens [N], codes [N, S - 1], cut flags [N], samples [N]
     state: tl.tensor,  # [R, 6] int64, written
     script: tl.tensor,  # [R, E + 1] int64, written
     codes: tl.tensor,  # [R, T + 1, S - 1] int32, written
-    said: tl.tensor,  # [R, V + 1] uint8, written: what a repetition penalty counts; or empty
+    said: tl.tensor,  # [R, V + 1] uint8, written: ids counted by a repetition penalty; or empty
     plan: tl.tensor,  # `columns.py`, [C, N] int32
     lengths: tl.tensor,  # [N] int32
-    text: tl.tensor,  # what was drawn: [N] int32
-    first: tl.tensor,  # [N] int32; with a script, whether the pointer advances
-    drawn: tl.tensor,  # [N, K] int32; where there is a staircase, written
-    tasks: tl.tensor,  # [4, tasks] int64: what is written for an end of text, for a cut; its limit; whether it speaks
-    ends: tl.tensor,  # [2, tasks, ids] int64: whether an id closes the text, how many rows behind it audio may begin
+    text: tl.tensor,  # drawn text ids, [N] int32
+    first: tl.tensor,  # [N] int32; with a pointer, 1 if it advances
+    drawn: tl.tensor,  # [N, K] int32; written if the family has a staircase
+    tasks: tl.tensor,  # [4, tasks] int64: id written for an end of text, for a cut; text limit; 1 if the task has audio
+    ends: tl.tensor,  # [2, tasks, ids] int64: 1 if the id closes the text; rows from it to the audio
     ends_of_audio: tl.tensor,  # [E] int64
-    end_frame: tl.tensor,  # of stream 0 and those after it, [F] int64
-    begins: tl.tensor,  # of a staircase, [K + 1] int64; or empty
+    end_frame: tl.tensor,  # [F] int64, stream 0 first
+    begins: tl.tensor,  # begin ids of a staircase, [K + 1] int64; or empty
     transition: tl.tensor,  # [n + 1] int64
-    streams: tl.tensor,  # [2, S - 1] int64: delays, and whether it is hidden from the other half
+    streams: tl.tensor,  # [2, S - 1] int64: delay; 1 if hidden from unconditional requests
     rules: tl.constexpr,
     block: tl.constexpr,  # at least S - 1
 ) -> None:
@@ -231,7 +231,7 @@ def _row(
     ends_of_audio: tl.tensor, end_frame: tl.tensor, begins: tl.tensor, transition: tl.tensor, streams: tl.tensor,
     lanes: tl.tensor, rules: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
-    """The row on all streams, stream 0 apart, and whether a limit closes a segment with it; moves the state on."""
+    """Return the row on all streams, stream 0 separately, and whether a limit closes a segment; advances the state."""
     task = tl.load(mine + TASK * rules.num_rows)
     at, entries = state + slot * rules.state_stride, script + slot * rules.script_stride
     audio_start, audio_end = tl.load(at + AUDIO_START), tl.load(at + AUDIO_END)
@@ -255,7 +255,7 @@ def _row(
         may_end = in_audio & (frame >= tl.load(mine + AUDIO_MIN * rules.num_rows))
         heard = end_frame_of(heard, own, lanes, may_end, end_frame, rules)
     behind = position - audio_end
-    if rules.tail == PADDED_TAIL:  # a limit put the end there: it skips the row that is sampled on
+    if rules.tail == PADDED_TAIL:  # if a limit placed the end, the sampled row is skipped
         was_limit = (audio_end - audio_start >= audio_max) | (audio_end >= rules.audio_limit)
         behind += was_limit.to(tl.int64)
     token = _first_stream(said, heard, position, audio_start, audio_end, behind, transition, rules)

@@ -1,6 +1,6 @@
-"""What ends the audio of a step's rows: an end that is drawn, a limit, a frame, or the ends of all streams.
+"""Ends of audio in a step's rows: a drawn end id, a limit, an end frame, or the ends of all streams.
 
-The references are `worker/segment_ends.py`, `worker/stairs.py` and `end_frame` of `worker/segment_state.py`.
+The references are `worker/segment_ends.py`, `worker/stairs.py` and `SegmentState.end_frame`.
 """
 
 import triton
@@ -14,7 +14,7 @@ def audio_of(
     audio: tl.tensor, frame: tl.tensor, position: tl.tensor, in_audio: tl.tensor, audio_max: tl.tensor,
     ends_of_audio: tl.tensor, rules: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """What stands in a row of audio where `audio` was drawn, and whether a limit closes the segment there."""
+    """Return the id written into an audio row where `audio` was drawn, and whether a limit closes the segment there."""
     must_end = ((frame >= audio_max) | (position >= rules.audio_limit)) & in_audio
     is_end = audio != audio
     num_ends: tl.constexpr = rules.num_ends
@@ -28,7 +28,7 @@ def climb_of(
     heard: tl.tensor, drawn: tl.tensor, lanes: tl.tensor, at: tl.tensor, position: tl.tensor, frame: tl.tensor,
     in_audio: tl.tensor, end_frame: tl.tensor, begins: tl.tensor, streams: tl.tensor, rules: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """`heard`, or its end where a staircase has reached it; the codes `drawn` likewise, in their place."""
+    """Return stream 0 (`heard`) and the codes `drawn`, replaced by end ids on streams that must end."""
     inside = lanes < rules.num_drawn
     ends = tl.load(end_frame + 1 + lanes, mask=inside, other=0)
     codes = tl.load(drawn + lanes, mask=inside, other=0).to(tl.int64)
@@ -49,7 +49,7 @@ def end_frame_of(
     heard: tl.tensor, drawn: tl.tensor, lanes: tl.tensor, may_end: tl.tensor, end_frame: tl.tensor,
     rules: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """`heard`, or the end of audio where it begins with the codes `drawn` the frame that ends it."""
+    """Return `heard`, or the end of audio if it forms the end frame with the codes `drawn`."""
     inside = lanes < rules.num_end_frame - 1
     codes = tl.load(drawn + lanes, mask=inside, other=0)
     ends = tl.load(end_frame + 1 + lanes, mask=inside, other=0)

@@ -1,8 +1,8 @@
-"""What a step's kernels are told of each row of a batch: the columns of one table of 32-bit words, [C, N].
+"""Columns of the step table, [C, N] of 32-bit words, which describes each row of a batch to the kernels.
 
-role: what becomes of the row. slot: whose reply it is. other, other_slot: the row and the slot of the pair's
-unconditional half, its own where there is none. samples: whether vLLM is to count a token. The rest is what a request
-asked for (`worker/slots.py`), real numbers by their bits.
+role: action of the row. slot: run slot of its reply. other, other_slot: row and slot of the pair's unconditional
+request, or its own. samples: 1 if vLLM counts a token. The remaining columns are the request parameters
+(`worker/slots.py`), real numbers as their bits.
 """
 
 import triton.language as tl
@@ -36,9 +36,9 @@ COLUMNS = (
     "repetition_penalty",
     "audio_span",
 )
-# A row that does nothing, one that draws, and one that gets what another row has drawn.
+# Roles: inactive, drawing, and receiving the draw of another row.
 IDLE, DRAWS, RECEIVES = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-# The columns of a reply's state (`worker/slots.py`).
+# Columns of a reply's state (`worker/slots.py`).
 STATE = ("audio_start", "audio_end", "num_text_tokens", "num_entries", "pointer", "first_end")
 
 

@@ -1,4 +1,4 @@
-"""The sum of a row's stream embeddings, gathered and added at once."""
+"""Sum of a row's stream embeddings, gathered and added in one kernel."""
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +9,16 @@ import triton.language as tl
 def embed_rows(
     table: torch.Tensor, ids: torch.Tensor, pad_id: int, pad_is_silent: bool, out: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The sum of the rows of `table` [V, H] that each row of `ids` [N, S] names: [N, H] of the table's type, in `out`.
+    """Return the sum of the rows of `table` named by each row of `ids`, [N, H] of the table's type.
 
-    With `pad_is_silent`, `pad_id` contributes nothing, except on stream 0, which always counts; else its embedding is
-    one like any other. The sum is taken in float32. `table` holds the whole vocabulary; no id is checked against it.
+    The sum is computed in float32. Ids are not checked.
+
+    Args:
+        table: Embeddings of the whole vocabulary, [V, H].
+        ids: Ids of all streams, [N, S].
+        pad_id: Id of empty streams.
+        pad_is_silent: If True, `pad_id` adds nothing except on stream 0.
+        out: Output buffer, or None.
     """
     if table.device.type != "cpu":
         return embed_on_device(table, ids, pad_id, pad_is_silent, out)
@@ -21,7 +27,7 @@ def embed_rows(
 
 
 def embed_on_host(table: torch.Tensor, ids: torch.Tensor, pad_id: int, pad_is_silent: bool) -> torch.Tensor:
-    """`embed_rows` in torch."""
+    """Compute `embed_rows` in torch."""
     if table.dtype != torch.float32:
         rows = table[ids].float()
         if pad_is_silent:
@@ -35,7 +41,7 @@ def embed_on_host(table: torch.Tensor, ids: torch.Tensor, pad_id: int, pad_is_si
 def embed_on_device(
     table: torch.Tensor, ids: torch.Tensor, pad_id: int, pad_is_silent: bool, out: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """`embed_rows` as one kernel: a program for each row and block of its width."""
+    """Compute `embed_rows` in one kernel, one program per row and block of its width."""
     assert table.stride(1) == 1, table.stride()
     (num_rows, num_streams), width = ids.shape, table.shape[1]
     embedded = table.new_empty(num_rows, width) if out is None else out

@@ -1,4 +1,4 @@
-"""The ids of all streams of a batch's rows: stream 0 as vLLM has it, the others from the codes by slot and position."""
+"""Gather of the ids of all streams: stream 0 from vLLM's batch, the others by slot and position."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ import triton.language as tl
 
 
 def gather_rows(rows: torch.Tensor, ids: Any, slots: Any, positions: Any, codes: torch.Tensor, pad_id: int) -> None:
-    """Fill `rows` [P, S] from `ids` [N] and `codes` [R, T, S - 1] at `slots`, `positions` [N], and then pads.
+    """Fill `rows` [P, S] with `ids` [N] and `codes` [R, T, S - 1] at `slots` and `positions` [N], then pads.
 
-    The [N] are arrays of numpy where the tables lie in host memory, else tensors.
+    Arguments of shape [N] are numpy arrays if the tables are in host memory, else tensors.
     """
     if isinstance(slots, np.ndarray):
         gather_on_host(rows.numpy(), ids, slots, positions, codes.numpy(), pad_id)
@@ -22,7 +22,7 @@ def gather_rows(rows: torch.Tensor, ids: Any, slots: Any, positions: Any, codes:
 def gather_on_host(
     rows: np.ndarray, ids: np.ndarray, slots: np.ndarray, positions: np.ndarray, codes: np.ndarray, pad_id: int
 ) -> None:
-    """`gather_rows` in numpy."""
+    """Compute `gather_rows` in numpy."""
     num_rows = len(ids)
     rows[:num_rows, 0] = ids
     rows[:num_rows, 1:] = codes[slots, positions]
@@ -37,7 +37,7 @@ def gather_on_device(
     codes: torch.Tensor,
     pad_id: int,
 ) -> None:
-    """`gather_rows` as one kernel, a program for each row."""
+    """Compute `gather_rows` in one kernel, one program per row."""
     num_streams = rows.shape[1]
     _gather_kernel[len(rows),](
         rows,
@@ -54,7 +54,7 @@ def gather_on_device(
     )
 
 
-# One binary for batches of any size.
+# Avoid specialisation, so that one binary serves batches of any size.
 @triton.jit(do_not_specialize=["num_rows"])
 def _gather_kernel(
     rows: tl.tensor,  # [P, S] int32, written

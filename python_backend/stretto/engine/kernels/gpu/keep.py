@@ -1,4 +1,4 @@
-"""What a step has said on stream 0, written down before the step is over."""
+"""Triton kernel that records stream 0 before the end of a multi-token step."""
 
 import triton
 import triton.language as tl
@@ -15,7 +15,7 @@ def keep_kernel(
     tokens_stride: tl.constexpr,
     plan_stride: tl.constexpr,
 ) -> None:
-    """Write down stream 0 of the rows that sample: more are said in this step, which read it."""
+    """Record stream 0 of the rows that sample, because later rows of this step read it."""
     row = tl.program_id(0)
     if tl.load(plan + SAMPLES * plan_stride + row) != 0:
         slot = tl.load(plan + SLOT * plan_stride + row).to(tl.int64)

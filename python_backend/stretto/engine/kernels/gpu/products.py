@@ -1,10 +1,10 @@
-"""Products with a constant weight on a GPU, whose results are float32 whatever the weight's type.
+"""GPU products with a constant weight and float32 results.
 
-Guidance multiplies the difference of two logits by up to 5: what bfloat16 has rounded away of them would be heard.
-cuBLAS adds up in float32 in any case, so nothing is computed that was not before.
+Guidance multiplies the difference of two logits by up to 5, so bfloat16 rounding would be audible. cuBLAS accumulates
+in float32 anyway, so float32 results cost nothing extra.
 
-With VLLM_BATCH_INVARIANT vLLM puts products that do not depend on the batch in the place of torch's, but none whose
-result is of another type: there a small weight is copied as float32, and the product of a large one is rounded.
+With VLLM_BATCH_INVARIANT vLLM replaces torch's products by batch-invariant ones, which cannot return another type. In
+that case a small weight is copied to float32, and the product of a large one is rounded.
 """
 
 import torch
@@ -15,10 +15,10 @@ ALIGNED, MAX_COPIED = 8, 1 << 16
 
 
 class Float32Product:
-    """`x @ weight.T` in float32 for a `weight` [N, H] that stays as it is: x [M, H] of its type -> [M, N].
+    """Product `x @ weight.T` in float32 with a constant `weight` [N, H]: x [M, H] -> [M, N].
 
-    cuBLAS is fast where rows are multiples of 16 bytes: rows of zeros fill a small weight up to a multiple of 8 rows,
-    and the result is a view of what is counted.
+    cuBLAS is fast if rows are multiples of 16 bytes. A small weight is therefore padded with zeros to a multiple of 8
+    rows, and the result is a view without the padding.
     """
 
     def __init__(self, weight: torch.Tensor):
@@ -30,7 +30,7 @@ class Float32Product:
             self.weight = self.weight.float()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """The product."""
+        """Return the product."""
         if self._is_mixed:
             product = torch.mm(x, self.weight.t(), out_dtype=torch.float32)
         else:

@@ -1,24 +1,30 @@
-"""What is fixed for all steps of an engine, as the kernels are compiled for it."""
+"""Compile-time constants of the step kernels."""
 
 from typing import NamedTuple
 
 import triton.language as tl
 
-# How a tail goes on (`streams/pattern.py`).
+# Kinds of tail (`streams/pattern.py`).
 FORCED_TAIL, SAMPLED_TAIL, PADDED_TAIL, NO_TAIL = (tl.constexpr(kind) for kind in range(4))
 
 
 class StepRules(NamedTuple):
-    """A family's rules (`request/rules.py`), and the sizes of the tables.
+    """A family's rules (`SegmentRules`) and the sizes of the tables.
 
-    num_rows: N, that the step's tables have room for. num_others: S - 1, the streams beside stream 0, of which the
-    first num_drawn are drawn. num_end_frame: ids with which the frame begins that ends the audio, 0 where none does.
-    num_ids: ids of the tables of ends, the last for all that close nothing. max_entries: of
-    a script, 0 where the family has none; index_lane: its index stream among the others. first_start, first_stop: what
-    stands for null_id in the other half's row, where the family hides it. num_said: columns of the table of what a
-    repetition penalty counts, 0 where the family has none; said_start: the id of the first. track_lane: of a text track
-    among the others, which keeps what its place holds; -1 where the family has none. has_staircase: whether streams
-    begin and end by ids of their own.
+    Attributes:
+        num_rows: N, the capacity of the step's tables.
+        num_others: S - 1, the number of streams besides stream 0.
+        num_drawn: Number of those that are drawn; they come first.
+        num_ids: Number of columns of the tables of segment ends; the last is for all other ids.
+        num_end_frame: Number of ids in the frame that ends the audio, 0 without one.
+        max_entries: Largest number of pointer entries, 0 without a pointer.
+        index_lane: Index of the pointer's index stream among streams 1 and up.
+        first_start: First id of stream 0 that is replaced by `null_id` for unconditional requests.
+        first_stop: Id after the last such id.
+        num_said: Number of columns of the repetition penalty's table, 0 without a penalty.
+        said_start: Id of its first column.
+        track_lane: Index of the streamed text among streams 1 and up, which keeps its table entry; -1 without one.
+        has_staircase: True if streams begin and end with ids of their own.
     """
 
     num_rows: int

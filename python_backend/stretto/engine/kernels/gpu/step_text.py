@@ -1,11 +1,10 @@
-"""The draw of a step's rows in text: over a vocabulary of 150,000 columns, few of which are looked at twice.
+"""Triton kernels that draw text ids: 150,000 columns, few of which are read twice.
 
-Two kernels. The first goes through all columns once, on as many processors as there are blocks of them: what may not
-come is -inf from there on, and of every group of 128 columns the maximum is kept. As many maxima as a row keeps logits
-reach a bound that the kept logits reach, too, so no group whose maximum lies below it holds any of them. The second
-kernel, a program for each row, lists the groups that do, some 50 of 1,200 at top-k 50, and finds what top-k and top-p
-keep by bisection over these alone. A nucleus without top-k begins with the 128 best groups, and goes through all
-columns only where these hold too little.
+The first kernel reads all columns once, in parallel blocks. It masks denied ids and keeps the maximum of every group of
+128 columns. If a row keeps k logits, the k-th largest maximum is a lower bound on them, so groups below that bound hold
+none. The second kernel, one program per row, lists the remaining groups (some 50 of 1,200 at top-k 50) and applies
+top-k and top-p by bisection over these only. A nucleus without top-k starts with the 128 best groups and reads all
+columns only if these hold too little mass.
 """
 
 import triton
@@ -29,9 +28,9 @@ from stretto.engine.kernels.gpu.draw import float_of, middle_of, ordered_of
 from stretto.engine.kernels.gpu.noise import gumbel_of, stream_key_of
 from stretto.engine.kernels.gpu.step_draw import kth_largest_of, real_of
 
-WIDTH = tl.constexpr(128)  # columns of a group
-TILE = tl.constexpr(32)  # groups that are looked at in one go
-FIRST_REACH = tl.constexpr(128)  # groups that are looked at first for a nucleus without top-k
+WIDTH = tl.constexpr(128)  # columns per group
+TILE = tl.constexpr(32)  # groups processed at once
+FIRST_REACH = tl.constexpr(128)  # groups examined first for a nucleus without top-k
 NOISE_SPAN = tl.constexpr(20.0)  # as in `sampling/draw.py`
 
 
@@ -41,7 +40,7 @@ def text_maxima_kernel(
     maxima: tl.tensor,  # [N, G] float32, written
     offset: tl.tensor,  # [V] float32, or None
     denied: tl.tensor,  # [T, 2, V] bool
-    said: tl.tensor,  # [R, V + 1] uint8, what a repetition penalty counts; or None
+    said: tl.tensor,  # [R, V + 1] uint8, ids counted by a repetition penalty; or None
     plan: tl.tensor,
     state: tl.tensor,
     logits_stride: tl.constexpr,
@@ -82,7 +81,7 @@ def text_maxima_kernel(
 def _list(
     listed: tl.tensor, maxima: tl.tensor, bound: tl.tensor, num_groups: tl.constexpr, block: tl.constexpr
 ) -> tl.tensor:
-    """Lists the groups whose maximum reaches `bound`, in order; returns how many."""
+    """List the groups whose maximum reaches `bound`, in order, and return their number."""
     groups = tl.arange(0, block)
     reaches = ((maxima >= bound) & (groups < num_groups)).to(tl.int32)
     tl.debug_barrier()
@@ -95,7 +94,7 @@ def _list(
 def _tile(
     line: tl.tensor, listed: tl.tensor, start: tl.tensor, num_listed: tl.tensor, num_columns: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
-    """The columns of the groups from `start` of the list on, and their logits: [TILE * WIDTH] each."""
+    """Return the columns of the listed groups from `start` on, and their logits: [TILE * WIDTH] each."""
     place = start + tl.arange(0, TILE)
     group = tl.load(listed + place, mask=place < num_listed, other=0)
     columns = group[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
@@ -109,7 +108,7 @@ def _kth_largest(
     line: tl.tensor, listed: tl.tensor, num_listed: tl.tensor, top_k: tl.tensor, low: tl.tensor, high: tl.tensor,
     num_columns: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """The largest float from `low` to below `high`, by their order, that at least `top_k` listed logits reach."""
+    """Return the largest float in [low, high), by order, that at least `top_k` listed logits reach."""
     while low + 1 < high:
         middle = middle_of(low, high)
         count = tl.full((), 0, tl.int32)
@@ -141,7 +140,7 @@ def _nucleus(
     line: tl.tensor, listed: tl.tensor, num_listed: tl.tensor, wanted: tl.tensor, low: tl.tensor, largest: tl.tensor,
     temperature: tl.tensor, num_columns: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """The smallest float above `low`, by its order, above which lies less than `wanted` of the listed mass."""
+    """Return the smallest float above `low`, by order, above which less than `wanted` of the listed mass lies."""
     high = ordered_of(largest)
     while low + 1 < high:
         middle = middle_of(low, high)
@@ -157,7 +156,7 @@ def _noisiest(
     line: tl.tensor, listed: tl.tensor, num_listed: tl.tensor, key: tl.tensor, temperature: tl.tensor,
     floor: tl.tensor, num_columns: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """The column of the largest noisy logit from `floor` on, the first of equals."""
+    """Return the column of the largest noisy logit from `floor` on, the first of equals."""
     best, column = tl.full((), float("-inf"), tl.float32), tl.full((), 0, tl.int32)
     for start in range(0, num_listed, TILE):
         columns, values = _tile(line, listed, start, num_listed, num_columns)
@@ -177,7 +176,7 @@ def _bound(
     line: tl.tensor, listed: tl.tensor, best: tl.tensor, limited: tl.tensor, temperature: tl.tensor,
     top_k: tl.tensor, top_p: tl.tensor, num_columns: tl.constexpr, num_groups: tl.constexpr, block: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """A logit below which nothing, or for a nucleus without top-k rarely anything, is kept; and that nucleus' mass."""
+    """Return a lower bound on the kept logits (for a nucleus without top-k a likely one), and that nucleus' mass."""
     lowest, largest = tl.full((), float("-inf"), tl.float32), tl.max(best, 0)
     bound, wanted = lowest, tl.full((), 0.0, tl.float32)
     if limited:
@@ -199,7 +198,7 @@ def draw_text_kernel(
     drawn: tl.tensor,  # [N] int32, written
     logits: tl.tensor,  # [N, V] float32, masked
     maxima: tl.tensor,  # [N, G] float32
-    lists: tl.tensor,  # [N, G] int32, for the groups that a row looks at
+    lists: tl.tensor,  # [N, G] int32, scratch: groups that a row examines
     plan: tl.tensor,
     lengths: tl.tensor,
     state: tl.tensor,

@@ -1,4 +1,4 @@
-"""The compiler half of the backend: it accepts the target `cpu` and refuses to compile."""
+"""Compiler of the CPU backend: accepts the target `cpu` and refuses to compile."""
 
 from types import ModuleType
 from typing import NoReturn
@@ -7,7 +7,7 @@ from triton.backends import compiler
 
 
 class InterpretedBackend(compiler.BaseBackend):
-    """A compiler that has nothing to compile: on this target kernels are interpreted or replaced."""
+    """Compiler without any stage, because kernels are interpreted or replaced on this target."""
 
     @staticmethod
     def supports_target(target: compiler.GPUTarget) -> bool:
@@ -23,7 +23,7 @@ class InterpretedBackend(compiler.BaseBackend):
         raise NotImplementedError("Triton kernels are not compiled without a GPU: set TRITON_INTERPRET=1")
 
     def load_dialects(self, context: object) -> None:
-        """There are none."""
+        """Do nothing: there are no dialects."""
 
     def get_module_map(self) -> dict[str, ModuleType]:
         return {}

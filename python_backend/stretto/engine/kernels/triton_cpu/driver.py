@@ -1,6 +1,6 @@
-"""The driver half of the backend: what Triton may ask about a device that is the host itself.
+"""Driver of the CPU backend: the host as a Triton device.
 
-Triton imports this file whenever it is itself imported, so torch is imported only when a question is asked.
+Triton imports this file whenever it is imported, so torch is imported only on demand.
 """
 
 from typing import TYPE_CHECKING, NoReturn
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class HostDriver(driver.DriverBase):
-    """The host as a Triton device; active only where torch finds no accelerator."""
+    """Host as a Triton device; active only if torch finds no accelerator."""
 
     @classmethod
     def is_active(cls) -> bool:
