@@ -17,6 +17,7 @@ from stretto_client.client import SpeechClient
 from stretto_client.errors import ClientError
 from stretto_client.event import SpeechEvent
 from stretto_client.inputs import given
+from stretto_client.markup import MARKUPS
 from stretto_client.recorded_voice import RecordedVoice
 from stretto_client.sinks import AudioFile, Sink, find_player
 from stretto_client.standard_input import standard_input
@@ -54,6 +55,7 @@ def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
     speak.add_argument("--guidance", type=float, dest="guidance_scale", metavar="SCALE", help="1 is unguided")
     speak.add_argument("--encoding", choices=["pcm_f32le", "pcm_s16le"], help="of the samples on their way")
     speak.add_argument("--sample-rate", type=int, metavar="HZ", help="resampled by the server; default: the codec's")
+    speak.add_argument("--markup", choices=MARKUPS, default="none", help="marks that are not read aloud; default: none")
     speak.add_argument("--words", action="store_true", help="print each word and when it starts")
     transcribe = commands.add_parser("transcribe", parents=[shared], help="speech to text")
     transcribe.add_argument("file", type=Path, help="wav, flac, ogg or mp3")
@@ -98,7 +100,7 @@ async def speak(client: SpeechClient, args: argparse.Namespace) -> None:
     text = standard_input() if args.text == "-" else args.text
     voice = RecordedVoice(args.clone, args.clone_text) if args.clone else args.voice
     flags = {"task": args.task, "seed": args.seed, "guidance_scale": args.guidance_scale, "voice": voice}
-    flags |= {"encoding": args.encoding, "sample_rate": args.sample_rate}
+    flags |= {"encoding": args.encoding, "sample_rate": args.sample_rate, "markup": args.markup}
 
     def hear(event: SpeechEvent) -> None:
         for word in event.words if args.words else ():

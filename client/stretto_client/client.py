@@ -16,6 +16,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 from stretto_client.inputs import Audio, audio_inputs, given, options_json, strings
 from stretto_client.live_speech import speak_written
 from stretto_client.long_speech import LongSpeech, Speech, cut, is_short
+from stretto_client.markup import MARKUPS, Markup, has_marks
 from stretto_client.model_profile import ModelProfile, fetch_profile
 from stretto_client.part_stream import PartStream
 from stretto_client.produced_speech import ProducedSpeech
@@ -71,6 +72,7 @@ class SpeechClient:
         guidance_scale: float | None = None,
         encoding: str | None = None,
         sample_rate: int | None = None,
+        markup: Markup = "none",
         **options: Any,
     ) -> Speech:
         """The events of `text` being spoken. With the task `tts` it may be of any length.
@@ -79,17 +81,23 @@ class SpeechClient:
         same options and the same seed, and asked for while the one before is heard. A text that is still being written
         is an async iterable of pieces, cut anywhere: spoken as they come, or by sentences where the model cannot.
         task: what the model calls that; one that writes first says so in the events' text.
+        markup: marks in the text that are not to be read aloud, of the task `tts`: `markdown`, `ssml`, or `auto`, which
+        is SSML for a text that begins with `<speak` and else Markdown; `none`, the default, speaks the text as it is.
         encoding: `pcm_f32le` (the default) or `pcm_s16le`; sample_rate: in Hz, by default the codec's.
         options: as the server knows them, e.g. `audio={"temperature": 0.5}` or `chunking={"playout_s": 0.2}`.
         """
+        if markup not in MARKUPS:
+            raise ValueError(f"markup: expected one of {', '.join(MARKUPS)}, got {markup!r}")
         options |= {"voice": voice, "seed": seed, "guidance_scale": guidance_scale}
         options["output"] = options.get("output", {}) | given({"encoding": encoding, "sample_rate": sample_rate})
         if not isinstance(text, str):
-            return ProducedSpeech(partial(speak_written, self, task, options, text))
-        if task != "tts" or is_short(text):
+            return ProducedSpeech(partial(speak_written, self, task, options, text, markup=markup))
+        if markup != "none" and not has_marks(text):
+            markup = "none"
+        if task != "tts" or (is_short(text) and markup == "none"):
             return self.speak_once(task, options, text)
         options["seed"] = secrets.randbits(32) if seed is None else seed
-        return LongSpeech(partial(self.speak_once, task, options), partial(cut, text, self.profile))
+        return LongSpeech(partial(self.speak_once, task, options), partial(cut, text, self.profile, markup))
 
     def speak_once(
         self, task: str, options: dict[str, Any], text: str, timeouts: Timeouts | None = None

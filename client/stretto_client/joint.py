@@ -1,5 +1,6 @@
 """Makes one utterance of several that are spoken one after another."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -8,14 +9,15 @@ import numpy as np
 from stretto_client.event import GuidanceChange, SpeechEvent, Word
 
 FADE_S = 0.005
+MAX_SILENCE_S = 1.0  # in one event
 SUMS = ("num_prompt_rows", "num_text_tokens", "num_frames", "guided_frames", "total_s", "audio_s", "decode_s")
 
 
 class Joint:
     """Takes the events of one utterance after the other, and gives those of a single one.
 
-    Samples follow each other without a gap. Where an utterance begins at another value than the one before has ended
-    at, it begins at that value and comes to its own within FADE_S: a step would be heard as a click.
+    Samples follow each other without a gap, unless a pause was asked for. If an utterance begins at another value than
+    the one before has ended at, it begins at that value and comes to its own within FADE_S: a step would be a click.
     """
 
     def __init__(self) -> None:
@@ -24,9 +26,39 @@ class Joint:
         self._before_s = 0.0  # how long all utterances before are
         self._audio_s = 0.0  # how much of this one has come
         self._last_sample = 0.0
+        self._pause_s = 0.0  # silence that belongs here and has not been returned yet
+        self._form: np.ndarray | None = None  # samples [0] of the type that comes
         self._begins = False  # another utterance came before, and of this one no sample yet
         self._wants_space = False  # between the texts of this one and of the one before
         self.report: dict[str, Any] | None = None  # of all that have ended
+
+    def pause(self, seconds: float) -> None:
+        """Put silence between the utterance before and the next one."""
+        self._pause_s += seconds
+        self._before_s += seconds
+
+    def silences(self, event: SpeechEvent) -> Iterator[SpeechEvent]:
+        """Yield events of the silence that belongs in front of `event`, or behind it if it is the last of the whole."""
+        if event.pcm is not None and len(event.pcm):
+            self._form = event.pcm[:0]
+        elif not event.is_final:
+            return  # no samples yet that would tell their type
+        if self._form is None:
+            return
+        while num_samples := round(min(self._pause_s, MAX_SILENCE_S) * event.sample_rate):
+            length_s = num_samples / event.sample_rate
+            bare = replace(event, text="", words=(), guidance_changes=(), codes=None, report=None, is_final=False)
+            yield replace(
+                bare,
+                pcm=self._smooth(replace(bare, pcm=np.zeros(num_samples, self._form.dtype)), is_counted=False),
+                utterance=self._utterance or event.utterance,
+                index=self._num_events,
+                start_s=self._before_s - self._pause_s,
+                duration_s=length_s,
+            )
+            self._num_events += 1
+            self._pause_s = max(0.0, self._pause_s - length_s)
+            self._begins = True
 
     def joined(self, event: SpeechEvent, is_last: bool) -> SpeechEvent:
         """`event` as one of the whole; is_last: no utterance follows that of this event."""
@@ -47,8 +79,8 @@ class Joint:
         self._num_events += 1
         return self._ended(joined, is_last) if event.is_final else joined
 
-    def _smooth(self, event: SpeechEvent) -> np.ndarray:
-        """The samples of `event`, without a step from what is before them."""
+    def _smooth(self, event: SpeechEvent, is_counted: bool = True) -> np.ndarray:
+        """Return the samples of `event` without a step from those before; is_counted: they are of an utterance."""
         assert event.pcm is not None
         pcm = event.pcm
         if not len(pcm):
@@ -57,7 +89,8 @@ class Joint:
             self._begins = False
             pcm = from_value(pcm, self._last_sample, round(FADE_S * event.sample_rate))
         self._last_sample = float(pcm[-1])
-        self._audio_s += len(pcm) / event.sample_rate
+        if is_counted:
+            self._audio_s += len(pcm) / event.sample_rate
         return pcm
 
     def _spaced(self, text: str) -> str:

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 from stretto_client.clauses import first_sentences, split
 from stretto_client.errors import ClientError, RequestRefused
-from stretto_client.event import SpeechEvent
 from stretto_client.joint import Joint
-from stretto_client.long_speech import MAX_TRIES, Speak, events_of
+from stretto_client.long_speech import MAX_TRIES, Speak, events_of, put_end
+from stretto_client.markup import PAUSE, Markup, MarkupReader, is_spoken, open_reader, read_pieces, without_pauses
 from stretto_client.model_profile import ModelProfile
 from stretto_client.part_stream import PartStream
 from stretto_client.produced_speech import Items
@@ -53,20 +53,41 @@ class Client(Protocol):
 
 
 async def speak_written(
-    client: Client, task: str, options: dict[str, Any], pieces: AsyncIterable[str], items: Items
+    client: Client,
+    task: str,
+    options: dict[str, Any],
+    pieces: AsyncIterable[str],
+    items: Items,
+    markup: Markup = "none",
 ) -> None:
-    """Put the events of a text that is still being written into `items`, which are told as soon as the model can."""
+    """Put the events of a text that is still being written into `items`, each as soon as the model can make it.
+
+    Args:
+        client: What speaks.
+        task: What the model calls that.
+        options: As the server knows them.
+        pieces: The text, cut anywhere.
+        items: Where the events go.
+        markup: Marks of the text that are not to be read aloud. A break of SSML is silence if the model reads whole
+            sentences, and ends a sentence if it reads word by word.
+    """
     profile, limits = await profile_of(client), client.timeouts
+    reader = None if markup == "none" or task != "tts" else open_reader(markup)
     if profile is not None and profile.reads_live_text and task == "tts" and options.get("text_mode", "open") == "open":
         # While the server waits for words nothing comes: how long that may last is the writer's affair.
         waits = replace(limits, between_s=limits.total_s)
         speak = partial(client.speak_once, task, options | {"text_mode": "open"}, timeouts=waits)
+        if reader is not None:
+            pieces = without_pauses(read_pieces(pieces, reader))
         async with client.parts() as parts:
             await speak_live(speak, parts.write, pieces, items)
     elif profile is not None and task == "tts":
         seed = options["seed"]
         options = options | {"seed": secrets.randbits(32) if seed is None else seed}
-        await speak_clauses(partial(client.speak_once, task, options), pieces, profile.max_text_chars, items)
+        if reader is not None:
+            pieces = read_pieces(pieces, reader)
+        speak = partial(client.speak_once, task, options)
+        await speak_clauses(speak, pieces, profile.max_text_chars, items, reader)
     else:
         text = "".join([piece async for piece in pieces])
         async with client.speak_once(task, options, text) as stream:
@@ -123,28 +144,43 @@ async def _write_all(write: Write, session: str, unread: UnreadText) -> None:
         part += 1
 
 
-async def speak_clauses(speak: Speak, pieces: AsyncIterable[str], max_chars: int, items: Items) -> None:
+async def speak_clauses(
+    speak: Speak, pieces: AsyncIterable[str], max_chars: int, items: Items, reader: MarkupReader | None = None
+) -> None:
     """Put the events of one utterance into `items`: of what is complete of the text, clause by clause.
 
     All samples of a clause leave before the next is there; so the end is an event of its own.
+    reader: of the pieces, if they may hold a PAUSE.
     """
     joint, last = Joint(), None
     async with UnreadText(pieces) as unread:
         async for clause in clauses_of(unread, max_chars):
+            if clause == PAUSE:
+                joint.pause(reader.pauses.popleft() if reader is not None and reader.pauses else 0.0)
+                continue
+            if reader is not None and not is_spoken(clause):
+                continue
             async with aclosing(events_of(speak, clause, 1 if last is None else MAX_TRIES)) as events:
                 async for event in events:
+                    for silence in joint.silences(event):
+                        await items.put(silence)
                     last = joint.joined(event, is_last=False)
                     await items.put(last)
     if last is None:
         raise RequestRefused("text: expected at least one character, got none")
-    await items.put(closing(last, joint))
+    await put_end(last, joint, items)
 
 
 async def clauses_of(unread: UnreadText, max_chars: int) -> AsyncIterator[str]:
-    """Pieces of at most `max_chars` characters: sentences, each as soon as the next has begun."""
+    """Yield pieces of at most `max_chars` characters: sentences, each as soon as the next has begun; and each PAUSE."""
     held = ""
     while not unread.is_complete:
         held += await unread.take(max_chars)
+        *ended, held = held.split(PAUSE)
+        for part in ended:
+            for clause in split(part, max_chars):
+                yield clause
+            yield PAUSE
         if unread.is_complete:
             break
         complete, held = first_sentences(held, max_chars)
@@ -152,11 +188,3 @@ async def clauses_of(unread: UnreadText, max_chars: int) -> AsyncIterator[str]:
             yield clause
     for clause in split(held, max_chars):
         yield clause
-
-
-def closing(last: SpeechEvent, joint: Joint) -> SpeechEvent:
-    """The event behind `last` that ends the whole."""
-    nothing = replace(last, pcm=None, text="", words=(), guidance_changes=(), codes=None, duration_s=0.0)
-    return replace(
-        nothing, index=last.index + 1, start_s=last.start_s + last.duration_s, is_final=True, report=joint.report
-    )

@@ -5,11 +5,13 @@ import re
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
+from dataclasses import replace
 
 from stretto_client.clauses import halve, split
 from stretto_client.errors import RequestRefused, ServerFull
 from stretto_client.event import SpeechEvent
 from stretto_client.joint import Joint
+from stretto_client.markup import Markup, read_text
 from stretto_client.model_profile import ModelProfile
 from stretto_client.produced_speech import Items, ProducedSpeech
 from stretto_client.speech_stream import SpeechStream
@@ -28,42 +30,74 @@ def is_short(text: str) -> bool:
     return len(text) <= MAX_WHOLE_CHARS and not any(map(str.isdigit, text))
 
 
-async def cut(text: str, profile: Callable[[], Awaitable[ModelProfile]]) -> list[str]:
-    """The pieces in which the model takes `text`; all of it where it does not tell how much it takes."""
-    max_chars = len(text)
+async def cut(text: str, profile: Callable[[], Awaitable[ModelProfile]], markup: Markup = "none") -> list[str | float]:
+    """Return the pieces in which the model takes `text`, and seconds of silence between them.
+
+    All of it is one piece if the server does not tell how much the model takes.
+
+    Raises:
+        RequestRefused: As `read_text`, for a text with `markup`.
+    """
+    parts: list[str | float] = [text]
+    if markup != "none":  # in a thread: a long text takes a while
+        parts = await asyncio.to_thread(read_text, text, markup)
+    max_chars = 0
     with suppress(ValueError):
         max_chars = (await profile()).max_text_chars
-    return [text] if len(text) <= max_chars else split(text, max_chars) or [text]
+    pieces = list[str | float]()
+    for part in parts:
+        if isinstance(part, float) or not max_chars or len(part) <= max_chars:
+            pieces.append(part)
+        else:
+            pieces += split(part, max_chars) or [part]
+    return pieces
 
 
 class LongSpeech(ProducedSpeech):
     """The events of several texts as those of one utterance, used as a SpeechStream is.
 
-    The next clause is asked for when the one before has come, so while that is being heard; and no further ahead than
-    MAX_EVENTS_AHEAD.
+    A number among the texts is a pause of so many seconds. The next clause is asked for when the one before has come,
+    so while that is being heard; and no further ahead than MAX_EVENTS_AHEAD.
     """
 
-    def __init__(self, speak: Speak, texts: Callable[[], Awaitable[list[str]]]):
+    def __init__(self, speak: Speak, texts: Callable[[], Awaitable[list[str | float]]]):
         super().__init__(lambda items: _speak_all(speak, texts, items))
 
 
 Speech = SpeechStream | ProducedSpeech
 
 
-async def _speak_all(speak: Speak, texts: Callable[[], Awaitable[list[str]]], items: Items) -> None:
-    """Put the events of all texts into `items`."""
-    joint, left, is_first = Joint(), deque(await texts()), True
+async def _speak_all(speak: Speak, texts: Callable[[], Awaitable[list[str | float]]], items: Items) -> None:
+    """Put the events of all texts, and of the silence between them, into `items`."""
+    joint, left, last = Joint(), deque(await texts()), None
     while left:
         text = left.popleft()
+        if not isinstance(text, str):
+            joint.pause(text)
+            continue
         try:
-            async with aclosing(events_in_turn(speak, text, 1 if is_first else MAX_TRIES)) as events:
+            async with aclosing(events_in_turn(speak, text, 1 if last is None else MAX_TRIES)) as events:
                 async for event in events:
-                    is_first = False
-                    await items.put(joint.joined(event, is_last=not left))
+                    for silence in joint.silences(event):
+                        await items.put(silence)
+                    last = joint.joined(event, is_last=not left)
+                    await items.put(last)
         except RequestRefused as refusal:  # before any event of this text
             if not is_too_long(text, refusal):
                 raise
             left.extendleft(reversed(halve(text)))
+    if last is not None and not last.is_final:  # the text ends with a pause
+        await put_end(last, joint, items)
+
+
+async def put_end(last: SpeechEvent, joint: Joint, items: Items) -> None:
+    """Put what ends the whole behind its `last` event into `items`: silence if the text ends with it, and an event."""
+    nothing = replace(last, pcm=None, text="", words=(), guidance_changes=(), codes=None, duration_s=0.0, is_final=True)
+    end_s = last.start_s + last.duration_s
+    for last in joint.silences(nothing):
+        await items.put(last)
+        end_s = last.start_s + last.duration_s
+    await items.put(replace(nothing, index=last.index + 1, start_s=end_s, report=joint.report))
 
 
 async def events_in_turn(speak: Speak, text: str, tries: int) -> AsyncGenerator[SpeechEvent, None]:

@@ -1,0 +1,354 @@
+"""Markdown and SSML as text to speak: what is left of the marks, whatever the cuts, and in what time."""
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from stretto_client import RequestRefused, SpeechClient
+from stretto_client.markup import MAX_HELD_CHARS, Markup, has_marks, open_reader, read_text
+from tests.client.fake_server import Chunk, FakeServer
+
+MARKDOWN = {
+    # blocks
+    "# Title #\n\nText": "Title.\n\nText",
+    "Title\n=====\ntext\n---\nmore": "Title.\n\ntext.\n\nmore",
+    "- apples\n* pears and\n  plums!\n+ figs\n\nDone": "apples.\npears and\n  plums!\nfigs.\n\nDone",
+    "1. One\n2) Two:\n3. Three.": "1. One.\n2) Two:\n3. Three.",
+    "- [ ] this\n- [x] that": "this.\nthat.",
+    "> quoted\n> text\nreply": "quoted\ntext.\nreply",
+    "> - item\n> - (two)": "item.\n(two).",
+    "one\n\n***\n* * *\ntwo": "one.\n\n\n\ntwo",
+    "| name | age |\n|:---|---:|\n| **Ann** | 7 |\nend": "name, age.\n\nAnn, 7.\nend",
+    "run\n```py\nx = *a* # b\n```\nnow": "run\n\nx = *a* # b\n\nnow",
+    "[id]: https://a.b 'c'\ntext": "text",
+    "- 项目一\n- 项目二": "项目一。\n项目二。",
+    # inline
+    "**bold**, *it*, __b__, _i_, ***both*** and ~~gone~~": "bold, it, b, i, both and gone",
+    '[docs](http://x.y/a_b "the _title_") ![a *cat*](u.png)': "docs a cat",
+    "`code x_y` and ``a ` b``": "code x_y and a ` b",
+    "https://a.b/_foo_/c?d=*, <https://x.y> and a@b.cd": "https://a.b/_foo_/c?d=*, https://x.y and a@b.cd",
+    '<b>bold</b>, x<br/>y <span class="c">z</span> <!-- no -->': "bold, x y z",
+    "this &amp; that &lt; \\*those\\*": "this & that < *those*",
+    "**over\ntwo lines** and on": "over\ntwo lines and on",
+    "这是**重点**内容。**中文。**中文": "这是重点内容。中文。中文",
+    "a note[^1]\n\n[^1]: the note": "a note\n\n the note",
+    # emoji
+    "Hi 😀 there 👩‍🔬! 👍🏽 1️⃣ ❤️": "Hi there! 1",
+}
+UNCHANGED = (
+    *("3 * 4 < 20", "snake_case_name", "5 > 3", "2*3*4 = 24, x**2", "a<b and c>d", "-5 degrees", "#1 and ##x"),
+    *(
+        "[laugh] ok <laugh> [SPEAKER0] hi <|emotion|>",
+        "AT&T & Co; &copy",
+        "~5~ km",
+        "1984. A year",
+        "a | b",
+    ),
+    *(
+        "5 * 3 * 2 _ 1",
+        "$5 & 6_000",
+        "C:\\temp",
+        "an e-mail: a_b@c.de",
+        "  two  spaces \n\nand lines  \n",
+        "a *",
+        "((x",
+    ),
+    *("[0, 1) or (1, 2]", "f(x)[0](y", "`", "**", "x ** y", "e\u0301 नमस्ते สวัสดี"),
+)
+
+
+def read(text: str, markup: Markup = "auto", *, size: int = 0) -> str:
+    """All of `text`, taken in pieces of `size` characters; 0: whole."""
+    reader = open_reader(markup)
+    pieces = [text[start : start + size] for start in range(0, len(text), size)] if size else [text]
+    return "".join(map(reader.add, pieces)) + reader.end()
+
+
+@pytest.mark.parametrize("text", MARKDOWN, ids=repr)
+def test_markdown_is_read_without_its_marks(text: str) -> None:
+    assert read(text).strip() == MARKDOWN[text].strip()
+    assert has_marks(text)
+
+
+@pytest.mark.parametrize("text", UNCHANGED, ids=repr)
+def test_text_that_only_looks_like_marks_is_unchanged(text: str) -> None:
+    assert read(text) == text
+
+
+@given(st.text(st.sampled_from("abc ABCé,.?!'\"()5%/\n:;—“”$@"), max_size=80))
+def test_plain_text_is_unchanged(text: str) -> None:
+    assert read(text) == text
+    assert (
+        not has_marks(text) or text != read(text) or any(line.lstrip(" ").startswith("5") for line in text.split("\n"))
+    )
+
+
+BITS = (
+    *(
+        "**",
+        "*",
+        "_",
+        "`",
+        "```",
+        "~~",
+        "\n",
+        "\n\n",
+        " ",
+        "- ",
+        "1. ",
+        "# ",
+        "> ",
+        "|",
+        "| a | b |\n",
+        "|---|",
+        "[a](b)",
+    ),
+    *(
+        "[",
+        "]",
+        "(",
+        ")",
+        "<b>",
+        "</b>",
+        "<laugh>",
+        "<",
+        "&amp;",
+        "\\",
+        "word",
+        "猫",
+        "。",
+        "😀",
+        "👩‍🔬",
+        "\u200d",
+        "\ufe0f",
+    ),
+    *(
+        ".",
+        "http://a_b_",
+        "---",
+        "===",
+        "\r\n",
+        "[^1]",
+        "[x] ",
+        "[id]: http://x",
+        "5",
+        "!",
+        "\t",
+        "![",
+        "<speak>",
+        "\r",
+    ),
+    "w" * (MAX_HELD_CHARS - 2),
+)
+SSML_BITS = (
+    *(
+        "<p>",
+        "</p>",
+        "<s>",
+        "</s>",
+        "<break/>",
+        "<break time='100ms'/>",
+        "<sub alias='x y'>z</sub>",
+        " ",
+        "\n",
+        "😀",
+        "😀 ",
+    ),
+    *("<say-as interpret-as='digits'>12</say-as>", "a ", "bc", "&amp;", "猫", ". ", "<emphasis>", "</emphasis>"),
+)
+CUTS = st.lists(st.integers(1, 40), min_size=1, max_size=20)
+
+
+def outcome(text: str, sizes: list[int]) -> object:
+    """What comes of `text` in pieces of these sizes, in turns; or how it is refused."""
+    reader, start, spoken = open_reader("auto"), 0, ""
+    try:
+        while start < len(text):
+            size = sizes[start % len(sizes)]
+            spoken, start = spoken + reader.add(text[start : start + size]), start + size
+        return spoken + reader.end(), list(reader.pauses)
+    except RequestRefused as refusal:
+        return type(refusal)
+
+
+@given(st.lists(st.sampled_from(BITS), max_size=40).map("".join), CUTS)
+@example("x\r\ny", [2])
+@example("<speak", [1])
+@example("**a" + " b" * 2000, [7])
+def test_markdown_is_the_same_whatever_the_cuts(text: str, sizes: list[int]) -> None:
+    assert outcome(text, sizes) == outcome(text, [len(text) or 1]) == outcome(text, [1])
+
+
+@given(st.lists(st.sampled_from(SSML_BITS), max_size=20).map("".join), CUTS)
+def test_ssml_is_the_same_whatever_the_cuts(inner: str, sizes: list[int]) -> None:
+    text = f"<speak>{inner}</speak>"
+    assert outcome(text, sizes) == outcome(text, [len(text)]) == outcome(text, [1])
+
+
+def test_words_are_ready_before_the_line_ends() -> None:
+    reader = open_reader("auto")
+    assert reader.add("One **two** three") == "One two"
+    assert reader.add(" four *fi") == " three four"
+    assert reader.add("ve six* seven ") == " five six seven"
+    assert open_reader("auto").add("今天天气") == "今天天气"
+
+
+SSML = {
+    'Hello <break time="500ms"/> world.': ["Hello", 0.5, "world."],
+    'a<break strength="strong"/>b<break strength="none"/>c<break/>': ["a", 1.0, "bc", 0.75],
+    '<sub alias="World Wide Web">WWW</sub> &amp; <emphasis level="strong">more</emphasis>': ["World Wide Web & more"],
+    "<p>One</p><p><s>Two</s><s>Three!</s></p>end": ["One. Two. Three! end"],
+    '<audio src="u"><desc>not read</desc>a beep</audio><metadata>no</metadata>': ["a beep"],
+    '<say-as interpret-as="digits">123</say-as>, <say-as interpret-as="characters">BBC</say-as>': ["1 2 3, B B C"],
+    '<say-as interpret-as="cardinal">1984</say-as>, <say-as interpret-as="cardinal">7</say-as>': ["1,984, 7"],
+    '<say-as interpret-as="ordinal">22</say-as>, <say-as interpret-as="ordinal">111</say-as>': ["22nd, 111th"],
+    '<say-as interpret-as="telephone">+1 (555) 867-5309</say-as>': ["1, 5 5 5, 8 6 7, 5 3 0 9"],
+    '<say-as interpret-as="date" format="mdy">5/6/2024</say-as>': ["5/6/2024"],
+    '<mstts:express-as style="sad">*not* Markdown</mstts:express-as> 😀!': ["*not* Markdown!"],
+}
+
+
+@pytest.mark.parametrize("inner", SSML, ids=repr)
+def test_ssml_is_text_and_pauses(inner: str) -> None:
+    parts = read_text(f'<?xml version="1.0"?>\n<speak version="1.1">{inner}</speak>\n', "auto")
+    assert [" ".join(part.split()) if isinstance(part, str) else part for part in parts] == SSML[inner]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<speak>a & b</speak>", "expected well-formed SSML, got not well-formed (invalid token) at line 1, column 11"),
+        ("<speak>a", "expected well-formed SSML, got no element found"),
+        ("<speak>a</speak>b", "expected well-formed SSML, got junk after document element"),
+        ("<speak>" + "<p>" * 40, "expected elements nested at most 32 deep in SSML, got more"),
+        ('<?xml version="1.0"?><!DOCTYPE s [<!ENTITY a "b">]><speak>&a;</speak>', "expected no document type in SSML"),
+        ('<speak><break time="1h"/></speak>', "expected a break's time in s or ms in SSML, got 1h"),
+        ('<speak><break time="11s"/></speak>', "expected breaks of at most 10 s in SSML, got 11 s"),
+        ("<speak>" + '<break time="9s"/>' * 7, "expected breaks of at most 60 s in all in SSML, got more"),
+        ('<speak><break strength="big"/></speak>', "expected a break's strength among none, x-weak"),
+        ("<speak><break/></speak>", "expected something to speak, got nothing but marks"),
+        ("😀 ***", "expected something to speak, got nothing but marks"),
+    ],
+)
+def test_what_cannot_be_spoken_is_refused(text: str, message: str) -> None:
+    with pytest.raises(RequestRefused) as caught:
+        read_text(text, "auto")
+    assert str(caught.value).startswith(f"text: {message}")
+
+
+def test_the_kind_of_marks_can_be_said() -> None:
+    assert read_text("*a*", "markdown") == ["a"]
+    assert read_text("<speak>*a*</speak>", "ssml") == ["*a*"]
+    assert read_text("<speak>*a*</speak>", "markdown") == ["<speak>a</speak>"]
+    with pytest.raises(RequestRefused, match="expected well-formed SSML"):
+        read_text("a < b", "ssml")
+
+
+HOSTILE = (
+    "*a **a ",
+    "![[](",
+    "`a`` ",
+    "[a](",
+    "*_",
+    '<a b="',
+    "&amp;",
+    "> ",
+    "- ",
+    "|a|\n",
+    "**",
+    "~~a",
+    "<b a='' ",
+    "\n",
+    " ",
+)
+
+
+@pytest.mark.parametrize("unit", HOSTILE, ids=repr)
+def test_the_work_grows_with_the_length_and_no_faster(unit: str) -> None:
+    """Count the steps of the interpreter, which a busy machine does not change."""
+
+    def steps(num_chars: int) -> int:
+        count = 0
+
+        def step(*_: object) -> None:
+            nonlocal count
+            count += 1
+
+        sys.setprofile(step)
+        try:
+            read((unit * num_chars)[:num_chars])
+        finally:
+            sys.setprofile(None)
+        return count
+
+    assert steps(32_000) < 3 * steps(16_000) + 1000
+
+
+# --- through the client -----------------------------------------------------------------------------------------------
+
+
+def texts(server: FakeServer) -> list[str]:
+    return [request["text"].decode() for request in server.requests]
+
+
+async def pieces(*parts: str) -> AsyncIterator[str]:
+    for part in parts:
+        await asyncio.sleep(0)
+        yield part
+
+
+SPOKEN = [Chunk(0, 640, words=("a",)), Chunk(1, 640, is_final=True, is_last=True)]
+BREAK = '<speak>One. <break time="1500ms"/>Two. <break time="100ms"/></speak>'
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+async def test_a_break_is_silence_between_clauses(is_written: bool) -> None:
+    server = FakeServer(lambda _: SPOKEN)
+    async with SpeechClient(await server.start()) as client:
+        text = pieces(*BREAK) if is_written else BREAK
+        events = [event async for event in client.speak(text, markup="auto")]
+    await server.stop()
+    assert texts(server) == ["One.", "Two."]
+    pcm = np.concatenate([event.pcm for event in events if event.pcm is not None])
+    assert len(pcm) == 4 * 640 + 16_000 * 1.6
+    assert [event.index for event in events] == list(range(len(events)))
+    assert [event.is_final for event in events] == [False] * (len(events) - 1) + [True]
+    words = [word.start_s for event in events for word in event.words]
+    assert np.allclose(words, [0, 0.08 + 1.5])
+    ends = [event.start_s + event.duration_s for event in events]
+    assert np.allclose([event.start_s for event in events[1:]], ends[:-1])
+    assert all(len(event.pcm) <= 16_000 for event in events if event.pcm is not None)
+
+
+async def test_marks_are_read_before_a_text_is_cut(fake: FakeServer) -> None:
+    async with SpeechClient(await fake.start()) as client:
+        await speak(client, "# Title\n\n**Note:** " + "word " * 40 + "*end*")
+        await speak(client, "A cat.")
+        await speak(client, "**x**", markup="none")
+        with pytest.raises(RequestRefused, match="text: expected something to speak"):
+            await speak(client, "😀")
+        with pytest.raises(ValueError, match="markup: expected one of auto, none, markdown, ssml, got 'html'"):
+            await speak(client, "x", markup="html")
+        await speak(client, pieces("**No", "te:** on", "e"))
+    sent = texts(fake)
+    assert " ".join(sent[:-3]) == "Title. Note: " + "word " * 40 + "end"
+    assert sent[-3:] == ["A cat.", "**x**", "Note: one"]
+    assert len({json.loads(request["options"])["seed"] for request in fake.requests[:-3]}) == 1
+
+
+async def speak(client: SpeechClient, text: str | AsyncIterator[str], markup: Markup = "auto") -> None:
+    async for _ in client.speak(text, markup=markup):
+        pass
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeServer]:
+    server = FakeServer(lambda _: SPOKEN)
+    yield server
+    await server.stop()
