@@ -158,8 +158,6 @@ async def speak_clauses(
             if clause == PAUSE:
                 joint.pause(reader.pauses.popleft() if reader is not None and reader.pauses else 0.0)
                 continue
-            if reader is not None and not is_spoken(clause):
-                continue
             async with aclosing(events_of(speak, clause, 1 if last is None else MAX_TRIES)) as events:
                 async for event in events:
                     for silence in joint.silences(event):
@@ -173,18 +171,20 @@ async def speak_clauses(
 
 async def clauses_of(unread: UnreadText, max_chars: int) -> AsyncIterator[str]:
     """Yield pieces of at most `max_chars` characters: sentences, each as soon as the next has begun; and each PAUSE."""
-    held = ""
+    held, has_paused = "", False
     while not unread.is_complete:
         held += await unread.take(max_chars)
         *ended, held = held.split(PAUSE)
         for part in ended:
-            for clause in split(part, max_chars):
+            for clause in filter(is_spoken, split(part, max_chars)):
                 yield clause
             yield PAUSE
+            has_paused = True
         if unread.is_complete:
             break
         complete, held = first_sentences(held, max_chars)
         for clause in split(complete, max_chars):
             yield clause
     for clause in split(held, max_chars):
-        yield clause
+        if is_spoken(clause) or not has_paused:  # marks alone behind a pause are not worth a request
+            yield clause

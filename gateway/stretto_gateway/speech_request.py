@@ -6,6 +6,7 @@ from fastapi import Form
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from stretto_client import ModelProfile, RecordedVoice
+from stretto_client.markup import Markup
 from stretto_gateway.api_error import refused
 from stretto_gateway.catalogue import find_voice
 from stretto_gateway.encoding import DEFAULT_RATE, HIGHEST_RATE, LOWEST_RATE, RATES
@@ -82,6 +83,7 @@ class SpeechOptions(Voiced):
     instructions: Text | None = Field(default=None, description="how to speak, where the family can be told")
     response_format: AudioFormat = "mp3"
     speed: float | None = Field(default=None, description="refused, but for 1: no family has another")
+    markup: Markup = Field(default="auto", description="which marks are not read aloud; `auto`: Markdown, or SSML")
     sample_rate: int = Field(default=DEFAULT_RATE, ge=LOWEST_RATE, le=HIGHEST_RATE, description="in Hz")
     seed: Any = Field(default=None, description="the same seed gives the same speech")
     guidance_scale: Any = None
@@ -125,7 +127,7 @@ class SpeechOptions(Voiced):
         rates = RATES.get(self.response_format)
         if rates is not None and self.sample_rate not in rates:
             raise refused("sample_rate", f"for {self.response_format} one of {rates}", self.sample_rate)
-        form = {"encoding": "pcm_s16le", "sample_rate": self.sample_rate}
+        form = {"encoding": "pcm_s16le", "sample_rate": self.sample_rate, "markup": self.markup}
         return self.options | form | {"voice": brought or find_voice(profile, self.voice_name)}
 
 

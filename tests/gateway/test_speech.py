@@ -86,6 +86,55 @@ async def test_every_option_of_the_ensemble_goes_through_as_extra_body(start: St
     assert json.loads(running.behind.requests[0]["options"]) == given | {"voice": "rms", "output": form}
 
 
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ({"input": "**A** [cat](http://x.y) 😀"}, ["A cat"]),
+        ({"input": "# A cat", "markup": "markdown"}, ["A cat."]),
+        ({"input": "<speak>A <break time='500ms'/><sub alias='cat'>c</sub></speak>"}, ["A", "cat"]),
+        ({"input": "**A** <b>", "markup": "none"}, ["**A** <b>"]),
+        ({"input": "2 * 3 * 4 < 25"}, ["2 * 3 * 4 < 25"]),
+    ],
+)
+async def test_marks_are_not_read_aloud(start: Start, given: dict[str, Any], sent: list[str]) -> None:
+    running = await start()
+    async with running.http() as http:
+        for fields in ({}, {"stream_format": "sse"}):
+            answer = await http.post("/v1/audio/speech", json={"response_format": "pcm"} | given | fields)
+            assert answer.status_code == 200, answer.text
+            if not fields:
+                silence = 8_000 if len(sent) == 2 else 0
+                assert len(answer.content) == 2 * (NUM_SAMPLES * len(sent) + silence)
+        answer = await http.post("/v1/audio/speech/batch", json={"items": [given], "response_format": "pcm"})
+        assert answer.json()["succeeded"] == 1
+    assert [request["text"].decode() for request in running.behind.requests] == 3 * sent
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "<speak>Tom & Ann</speak>",
+            "input: expected well-formed SSML, got not well-formed (invalid token) at line 1, column 13",
+        ),
+        ("😀", "input: expected something to speak, got nothing but marks"),
+    ],
+)
+async def test_markup_that_cannot_be_read_is_refused(start: Start, text: str, message: str) -> None:
+    running = await start()
+    async with running.http() as http:
+        for fields in ({}, {"stream_format": "sse"}):
+            answer = await http.post("/v1/audio/speech", json={"input": text} | fields)
+            assert answer.status_code == 400
+            assert answer.json()["error"] == {
+                "message": message,
+                "type": "invalid_request_error",
+                "param": "input",
+                "code": "invalid_value",
+            }
+    assert not running.behind.requests
+
+
 async def test_how_to_speak_is_the_instruction_of_a_family_that_takes_one(start: Start) -> None:
     running = await start()
     speech = running.openai().audio.speech

@@ -115,6 +115,22 @@ async def test_the_sound_is_that_of_the_text_at_once_in_every_format(start: Star
     assert await running.metric("audio_ttfp_seconds_count") == 2
 
 
+@pytest.mark.parametrize("text", ["**A** [cat](http://x.y) 😀", "<speak>A <sub alias='cat'>c</sub></speak>"])
+async def test_marks_are_not_read_aloud_wherever_the_text_is_cut(start: Start, text: str) -> None:
+    running = await start()
+    async with open_socket(running, PATH) as opened:
+        writer = Writer(opened)
+        await writer.send("session.config", response_format="pcm")
+        events, _ = await writer.utterance(*text)
+        assert "error" not in [event["type"] for event in events]
+        await writer.send("session.config", response_format="pcm", markup="none")
+        await writer.utterance("**A** cat")
+        await writer.send("session.config")
+        events, _ = await writer.utterance("<speak>", "A & B")
+        assert events[0]["message"].startswith("text: expected well-formed SSML")
+    assert [request["text"].decode() for request in running.behind.requests] == ["A cat", "**A** cat"]
+
+
 async def test_a_sentence_is_heard_while_the_next_is_written(start: Start) -> None:
     running = await start()
     async with open_socket(running, PATH) as opened:
