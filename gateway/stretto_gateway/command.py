@@ -13,6 +13,7 @@ import os
 import resource
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -27,6 +28,7 @@ from stretto_gateway.spans import are_wanted
 from stretto_gateway.web_socket import settings as socket_settings
 
 KEYS, VOICES, STRICT = "STRETTO_API_KEYS", "STRETTO_VOICES", "STRETTO_STRICT"
+BEATS = "STRETTO_BEATS"  # names a descriptor, for `beat`
 MIN_KEY_CHARS = 16
 
 
@@ -41,6 +43,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             print(self.message, file=sys.stderr, flush=True)
+            self._beating = asyncio.create_task(beat())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._app.state.gateway.sessions.draining.set()
@@ -51,6 +54,15 @@ class Server(uvicorn.Server):
         self._app.state.is_draining = True
         self.force_exit = self.should_exit
         self.should_exit = True
+
+
+async def beat() -> None:
+    """Show a launcher that this event loop runs: write a byte each second to the descriptor that it has named."""
+    pipe = os.environ.get(BEATS)
+    while pipe is not None:
+        with suppress(OSError):  # the pipe is full, or the launcher has ended
+            os.write(int(pipe), b".")
+        await asyncio.sleep(1.0)
 
 
 def main(words: list[str] | None = None) -> int:

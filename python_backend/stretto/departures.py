@@ -31,7 +31,7 @@ class Departures:
     def create(path: Path) -> None:
         """Make the file, without a mark; FileExistsError where there is one."""
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        os.ftruncate(descriptor, 8 * NUM_PLACES)
+        os.posix_fallocate(descriptor, 0, 8 * NUM_PLACES)  # a page that shared memory lacks later would be a SIGBUS
         os.close(descriptor)
 
     @classmethod

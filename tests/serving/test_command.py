@@ -35,6 +35,9 @@ import http.server, os, pathlib, signal, socketserver, subprocess, sys, time
 here = pathlib.Path({here!r})
 with (here / "starts").open("a") as starts:
     starts.write(os.environ["STRETTO_LAUNCH_ID"] + "\\n")
+if (here / "fails silently").exists():
+    sys.exit(1)
+print("the server starts", flush=True)
 left = int((here / "aborts").read_text())
 if left:
     (here / "aborts").write_text(str(left - 1))
@@ -385,6 +388,54 @@ def test_a_proxy_whose_port_is_taken_meanwhile_is_started_again_once_it_is_free(
     server.until(lambda: answers(server.ports[1]))
     assert server.process.poll() is None
     assert server.said.count("ready after") == 1
+
+
+def test_a_stopped_proxy_is_replaced(launch: Callable[..., Launched]) -> None:
+    server = launch()
+    server.until(lambda: server.state == "ready")
+    (first,) = proxies(server.process.pid)
+    os.kill(first, signal.SIGSTOP)
+    server.until(lambda: f"[serve] the proxy (pid {first}) is stopped\n" in server.said)
+    server.until(lambda: proxies(server.process.pid) not in ([], [first]))
+    server.until(lambda: server.state == "ready" and answers(server.ports[1]))
+    assert server.said.count("ready after") == 1, "the server went on"
+
+
+def test_with_a_stopped_gateway_the_server_is_not_ready_until_that_is_replaced(
+    launch: Callable[..., Launched],
+) -> None:
+    def gateways() -> list[int]:
+        known = all_processes()
+        return [each.pid for each in known if each.parent == server.process.pid and "stretto_gateway" in each.command]
+
+    (port,) = free_ports(1)
+    server = launch(0, "--gateway", "--gateway-port", str(port))
+    server.until(lambda: server.state == "ready" and answers(port))
+    (first,) = gateways()
+    os.kill(first, signal.SIGSTOP)
+    server.until(lambda: server.state == "unready")
+    server.until(lambda: gateways() not in ([], [first]))
+    server.until(lambda: server.state == "ready" and answers(port))
+    assert f"[serve] the gateway (pid {first}) is stopped\n" in server.said
+    assert "[serve] the gateway is being started again\n" in server.said
+    assert server.said.count("ready after") == 1, "the server went on"
+
+
+def test_a_log_on_a_full_disk_ends_and_hinders_nothing(launch: Callable[..., Launched]) -> None:
+    server = launch(0, "--log-file", "/dev/full")
+    server.until(lambda: server.state == "ready")
+    os.kill(server.stub, signal.SIGKILL)
+    server.until(lambda: server.said.count("ready after") == 2)
+    assert "lines are dropped until it can: No space left on device\n" in server.said
+
+
+def test_the_reason_of_a_failed_start_is_of_that_start(launch: Callable[..., Launched], tmp_path: Path) -> None:
+    server = launch(1)  # which writes an error
+    server.until(lambda: server.state == "ready")
+    (tmp_path / "fails silently").touch()
+    os.kill(server.stub, signal.SIGKILL)
+    server.until(lambda: "the start failed: " in server.said)
+    assert "the start failed: the server ended with exit code 1: it wrote no error" in server.said
 
 
 def test_a_taken_port_is_named(launch: Callable[..., Launched]) -> None:

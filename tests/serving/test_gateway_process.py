@@ -4,6 +4,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,9 +12,12 @@ from stretto.serving import gateway_process
 from stretto.serving.config import LaunchConfig, launch_config, parser
 from stretto.serving.gateway_process import GatewayProcess
 from stretto.serving.installation import LaunchError
+from stretto.serving.launch_log import LaunchLog
 from stretto_gateway.command import arguments, read_config
 from tests.patience import PATIENCE_S
 from tests.ports import free_ports
+
+NO_LOG: Any = None  # of a process that is not started
 
 
 def config(tmp_path: Path, *arguments: str) -> LaunchConfig:
@@ -33,25 +37,45 @@ def answers(port: int) -> bool:
     return False
 
 
+def until_logged(log: Path) -> str:
+    while not (text := log.read_text()):
+        time.sleep(0.05)
+    return text
+
+
+def until_well(process: GatewayProcess) -> None:
+    """Return when the gateway sends beats and nothing else is wrong with it."""
+    deadline = time.monotonic() + PATIENCE_S
+    while process.fault() or not process.is_beating:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.fixture
 def begun(tmp_path: Path) -> Iterator[tuple[GatewayProcess, int]]:
-    (port,) = free_ports(1)
-    process = GatewayProcess(config(tmp_path), port)
+    (port,), log = free_ports(1), LaunchLog(tmp_path / "log")
+    process = GatewayProcess(config(tmp_path), port, log)
     yield process, port
     process.stop()
+    log.close()
 
 
 @pytest.mark.slow
 def test_it_listens_is_started_again_when_it_ends_and_drains(
-    begun: tuple[GatewayProcess, int], monkeypatch: pytest.MonkeyPatch
+    begun: tuple[GatewayProcess, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     process, port = begun
     assert answers(port)
+    assert "listening at" in until_logged(tmp_path / "log")
+    until_well(process)
     process.drain(iter(lambda: time.sleep(0.01), True))
+    assert process.fault() == "the gateway has ended"
     process.keep_alive()
     monkeypatch.setattr(gateway_process, "RESTART_S", 0.0)
     process.keep_alive()
+    assert process.fault() == "the gateway is being started again"
     assert answers(port)
+    until_well(process)
 
 
 @pytest.mark.parametrize(
@@ -67,18 +91,18 @@ def test_it_asks_the_server_where_that_listens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, server: str
 ) -> None:
     monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
-    line = GatewayProcess(config(tmp_path, "--address", address), 8003).command_line()
+    line = GatewayProcess(config(tmp_path, "--address", address), 8003, NO_LOG).command_line()
     assert line[line.index("--server") + 1] == server
     assert line[line.index("--address") + 1] == address
 
 
 def test_it_drains_for_as_long_as_the_launcher_gives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
-    line = GatewayProcess(config(tmp_path, "--drain-seconds", "75"), 8003).command_line()
+    line = GatewayProcess(config(tmp_path, "--drain-seconds", "75"), 8003, NO_LOG).command_line()
     assert read_config(arguments().parse_args(line[line.index("--server") :])).limits.drain_s == 75
 
 
 def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gateway_process, "NEEDED", ("no_such_module",))
     with pytest.raises(LaunchError, match="'no_such_module'; the extra 'gateway'"):
-        GatewayProcess(config(tmp_path), 8003)
+        GatewayProcess(config(tmp_path), 8003, NO_LOG)

@@ -1,10 +1,10 @@
-"""What the launcher says of itself: on standard error, in its pid file, and by way of the proxy as readiness."""
+"""The state of a launch, announced on standard error, in the pid file, and through the proxy as readiness."""
 
-import sys
 from contextlib import suppress
 
 from stretto.serving import pid_file
 from stretto.serving.config import LaunchConfig
+from stretto.serving.launch_log import say
 from stretto.serving.ports import page_address
 from stretto.serving.proxy_process import ProxyProcess
 
@@ -43,8 +43,3 @@ class Announcer:
         with suppress(OSError):  # a full disk ends no server
             config = self._config
             pid_file.write(config.pid_file, state, config.ports, self.log, reason, config.stop_seconds)
-
-
-def say(message: str) -> None:
-    """A line of the launcher's own."""
-    print(f"[serve] {message}", file=sys.stderr, flush=True)

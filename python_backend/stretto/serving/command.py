@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from stretto.serving import leftovers, pid_file
-from stretto.serving.announcing import say
 from stretto.serving.config import LaunchConfig, launch_config, parser, pid_file_of
 from stretto.serving.installation import Installation, LaunchError, find_installation
+from stretto.serving.launch_log import say
 from stretto.serving.plain_paths import plain_path
 from stretto.serving.supervisor import Supervisor
 from stretto.serving.waiting import Waits

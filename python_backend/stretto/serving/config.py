@@ -94,7 +94,8 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         help=f"JSON with pid, ports and state, as long as the launcher lives (default: by the HTTP port, in {state})",
     )
-    flags.add_argument("--log-file", help=f"the server's output; '-' is standard output (default: in {state})")
+    about = "the server's output, at most 16 MiB and four older files of that size; '-' is standard output"
+    flags.add_argument("--log-file", help=f"{about} (default: in {state})")
     flags.add_argument("--cache", type=Path, default=cache_folder(), help="private files of the launcher")
     add_patience(flags)
     action = flags.add_mutually_exclusive_group()

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from stretto.serving.config import LaunchConfig
 from stretto.serving.gateway_process import GatewayProcess
+from stretto.serving.launch_log import LaunchLog
 from stretto.serving.leftovers import Launch
 from stretto.serving.proxy_process import ProxyProcess
 
@@ -14,23 +15,27 @@ class Doors:
     config: that of the launch, with the ports that the proxy has.
     """
 
-    def __init__(self, config: LaunchConfig, launch: Launch) -> None:
-        self.proxy = ProxyProcess(config, launch)
+    def __init__(self, config: LaunchConfig, launch: Launch, log: LaunchLog) -> None:
+        self.proxy = ProxyProcess(config, launch, log)
         self.config = config = config.listening_at(self.proxy.ports)
         self._gateway: GatewayProcess | None = None
         self._is_draining = False
         if config.gateway_port is not None:
             try:
-                self._gateway = GatewayProcess(config, config.gateway_port)
+                self._gateway = GatewayProcess(config, config.gateway_port, log)
             except BaseException:
                 self.proxy.stop()
                 raise
 
     def keep_alive(self) -> None:
-        """Start again what has ended."""
+        """Start again what has ended or hangs."""
         self.proxy.keep_alive()
         if self._gateway is not None and not self._is_draining:
             self._gateway.keep_alive()
+
+    def fault(self) -> str:
+        """Return what is wrong with the proxy or the gateway; empty if nothing is known to be."""
+        return self.proxy.fault() or (self._gateway.fault() if self._gateway is not None else "")
 
     def given_up(self) -> str | None:
         """The model that Triton has given up, as its answers say; None where they say no such thing."""

@@ -2,15 +2,17 @@
 
 import importlib.util
 import ipaddress
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import IO
 
 from stretto.serving.config import LaunchConfig
 from stretto.serving.installation import LaunchError
+from stretto.serving.launch_log import LaunchLog
+from stretto.serving.pulse import Pulse
 from stretto.serving.server import die_with_the_launcher
 
 MODULE = "stretto_gateway"  # which is another program's code: it is run, not imported
@@ -20,13 +22,14 @@ STOP_S = 5.0
 
 
 class GatewayProcess:
-    """Started at `port`, and started again when it ends; LaunchError where it is not installed."""
+    """The running gateway at `port`, started again when it ends or hangs; LaunchError if it is not installed."""
 
-    def __init__(self, config: LaunchConfig, port: int) -> None:
+    def __init__(self, config: LaunchConfig, port: int, log: LaunchLog) -> None:
         missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
         if missing:
             raise LaunchError(f"--gateway: no module {missing[0]!r}; the extra 'gateway' of this package brings it")
-        self._config, self._port = config, port
+        self._config, self._port, self._log = config, port, log
+        self._pulse = Pulse("gateway")
         self._start()
 
     def command_line(self) -> list[str]:
@@ -39,24 +42,34 @@ class GatewayProcess:
         return [sys.executable, "-P", "-m", MODULE, "--server", server, *flags, *drain]
 
     def _start(self) -> None:
-        log: IO[bytes] | None = None if self._config.log_file is None else self._config.log_file.open("ab")
         self._started = time.monotonic()
-        self._process = subprocess.Popen(
+        environment = os.environ | self._pulse.prepare()
+        self._process, _ = self._log.start(
             self.command_line(),
+            env=environment,
+            pass_fds=[self._pulse.writing],
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
             preexec_fn=die_with_the_launcher,
         )
-        if log is not None:
-            log.close()
+        self._pulse.begin(self._process.pid)
 
     def keep_alive(self) -> None:
-        """Start it again where it has ended."""
+        """Start it again if it has ended or hangs."""
+        if self._process.poll() is None and self._pulse.is_hung():
+            self._process.kill()
+            self._process.wait()
         if self._process.poll() is not None and time.monotonic() - self._started > RESTART_S:
-            with suppress(OSError):  # the log cannot be written, or no process be made, now
+            with suppress(OSError):  # no process can be made now
                 self._start()
+
+    @property
+    def is_beating(self) -> bool:
+        """True once the running gateway has shown that its event loop runs."""
+        return self._pulse.has_beaten
+
+    def fault(self) -> str:
+        """Return what is wrong with the gateway; empty if nothing is known to be."""
+        return "the gateway has ended" if self._process.poll() is not None else self._pulse.fault()
 
     def drain(self, polls: Iterable[None]) -> None:
         """Have it take nothing new, and wait for as long as `polls` goes on until what it answers is complete."""
@@ -73,3 +86,4 @@ class GatewayProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._pulse.close()

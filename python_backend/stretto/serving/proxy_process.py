@@ -7,25 +7,27 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from typing import IO
 
 from stretto.serving.config import LaunchConfig
 from stretto.serving.environment import MALLOC
 from stretto.serving.installation import LaunchError
+from stretto.serving.launch_log import LaunchLog
 from stretto.serving.leftovers import Launch
 from stretto.serving.proxy.access import HTTP
 from stretto.serving.proxy.config import ENDING_ALL, ENDING_UNANSWERED, READY, UNREADY, Ports, ProxyConfig
+from stretto.serving.pulse import Pulse
 
 STOP_S = 5.0
 
 
 class ProxyProcess:
-    """Started, and started again at the same ports when it ends; it ends with its standard input, so also with the
-    launcher. ports: where it listens.
+    """The running proxy, started again at the same ports when it ends or hangs.
+
+    It ends with its standard input, so also with the launcher. ports: where it listens.
     """
 
-    def __init__(self, config: LaunchConfig, launch: Launch) -> None:
-        self._log_file = config.log_file
+    def __init__(self, config: LaunchConfig, launch: Launch, log: LaunchLog) -> None:
+        self._log, self._pulse = log, Pulse("proxy")
         self._config = ProxyConfig(
             address=config.address,
             grpc_port=config.grpc_port,
@@ -60,24 +62,24 @@ class ProxyProcess:
 
     def _send(self, line: str) -> None:
         assert self._process.stdin is not None
+        if self._process.stdin.closed:  # the proxy could not be started again, and reads the state once it is
+            return
         with suppress(BrokenPipeError):  # it has ended, and hears it when it is started again
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
 
     def _start(self) -> None:
         """Start it and wait until it listens; LaunchError where it cannot."""
-        log: IO[bytes] | None = None if self._log_file is None else self._log_file.open("ab")
-        self._process = subprocess.Popen(
+        environment = MALLOC | os.environ | self._pulse.prepare()
+        self._process, _ = self._log.start(
             [sys.executable, "-P", "-m", "stretto.serving.proxy"],
-            env=MALLOC | os.environ,
+            env=environment,
+            pass_fds=[self._pulse.writing],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=log,
             text=True,
-            start_new_session=True,
         )
-        if log is not None:
-            log.close()
+        self._pulse.begin(self._process.pid)
         assert self._process.stdout is not None
         self._send(self._config.to_json())
         self._send(self._state)
@@ -100,10 +102,17 @@ class ProxyProcess:
         return told
 
     def keep_alive(self) -> None:
-        """Start it again where it has ended; where it cannot listen now, the next call tries again."""
+        """Start it again if it has ended or hangs; if it cannot listen now, the next call tries again."""
+        if self._process.poll() is None and self._pulse.is_hung():
+            self._process.kill()
+            self._process.communicate()
         if self._process.poll() is not None:
-            with suppress(LaunchError):
+            with suppress(LaunchError, OSError):  # no process can be made now
                 self._start()
+
+    def fault(self) -> str:
+        """Return what is wrong with the proxy; empty if nothing is known to be."""
+        return self._pulse.fault()
 
     def stop(self) -> None:
         """Let it send what is complete, and end it."""
@@ -112,6 +121,7 @@ class ProxyProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate()
+        self._pulse.close()
 
 
 def write_key(launch: Launch, grpc_port: int, key: str) -> None:

@@ -6,11 +6,9 @@ import os
 import re
 import secrets
 import signal
-import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 from stretto.serving.config import LaunchConfig
 from stretto.serving.crash import CrashWatch
@@ -18,6 +16,7 @@ from stretto.serving.day_clock import DayClock
 from stretto.serving.environment import server_environment
 from stretto.serving.folders import IMPORT_ROOT
 from stretto.serving.installation import Installation, LaunchError
+from stretto.serving.launch_log import LaunchLog
 from stretto.serving.leftovers import Launch
 from stretto.serving.model_restart import ModelRestart
 from stretto.serving.patience import slowness
@@ -31,6 +30,7 @@ LIBC = ctypes.CDLL(None)
 REGION_BYTES = 16 << 20  # more than 64 streams of speech fill: see docs/architecture.md on regions that grow
 STUCK_S = 20.0  # a stub that is told to end does so within half of that
 BAD_USAGE = re.compile(r"tritonserver: (unrecognized )?option '")  # before pages about what is right
+HARMLESS = re.compile(r"[IW]\d{4} ")  # Triton's information and warnings, as "DCGM unable to start"
 TRANSIENT = ("lock_exception", "Timed out occurred while waiting for the stub", "Stub process")
 
 
@@ -108,23 +108,17 @@ def die_with_the_launcher() -> None:
 class Server:
     """A tritonserver process and what it writes. It has its own process group: Ctrl-C reaches the launcher alone."""
 
-    def __init__(self, config: LaunchConfig, installation: Installation, launch: Launch) -> None:
+    def __init__(self, config: LaunchConfig, installation: Installation, launch: Launch, log: LaunchLog) -> None:
         self._config, self._launch = config, launch
         self._started, self._clock = time.monotonic(), DayClock()
         self._stuck_since: float | None = None
         self._watch: Watch | None = None
         self._restart: ModelRestart | None = None
         self._long_lost: set[int] = set()  # Triton notices when the last of a model's requests is over, if ever
-        self._log: IO[bytes] | None = None
-        if config.log_file is not None:
-            self._log = config.log_file.open("ab")
-        self._process = subprocess.Popen(
+        self._process, self._output = log.start(
             command_line(config, installation, launch),
             env=server_environment(installation, launch),
             cwd=imports_by_place(installation),
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
             preexec_fn=die_with_the_launcher,
         )
         self._crash = CrashWatch(self._process.pid)
@@ -146,7 +140,7 @@ class Server:
         """
         code = self._process.poll()
         if code is not None:
-            reason = last_error(self._config.log_file)
+            reason = last_error(self._output.tail())
             if code < 0 or any(sign in reason for sign in TRANSIENT):
                 raise AbortedStart(f"the server ended with {_exit(code)}: {reason}")
             raise LaunchError(f"the server ended with {_exit(code)}: {reason}")
@@ -233,6 +227,7 @@ class Server:
         self._watch.close()
         self._watch = self._stuck_since = None
         self._long_lost = lost_children(self.pid)
+        self._output.forget()
         self._started = time.monotonic()
         self._restart = ModelRestart(sorted(models), self._connection)
         return self._restart
@@ -252,26 +247,17 @@ class Server:
         end_all(lambda process: process.group == self.pid)
         if self._watch is not None:
             self._watch.close()
-        if self._log is not None:
-            self._log.close()
+        self._output.close()
 
 
-def last_error(log_file: Path | None) -> str:
-    """The line of the log that says best why the server ended."""
-    if log_file is None:
-        return "see its output above"
-    lines = _tail(log_file).splitlines()
+def last_error(output: str) -> str:
+    """Return the line of a server's output that best explains why it ended."""
+    lines = [line for line in output.splitlines() if not HARMLESS.match(line)]
     telling = [line[found.start() :] for line in lines if (found := BAD_USAGE.search(line))]
     telling = telling or [line for line in lines if "failed to load '" in line and "depend" not in line]
     telling = telling[:1] or [line for line in lines if "error" in line.lower()][-1:] or lines[-1:]
-    return telling[0].replace("\\n\\nAt:", " ").strip()[:500] if telling else "it wrote nothing"
+    return telling[0].replace("\\n\\nAt:", " ").strip()[:500] if telling else "it wrote no error"
 
 
 def _exit(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-
-
-def _tail(path: Path, size: int = 65536) -> str:
-    with path.open("rb") as log:
-        log.seek(max(0, path.stat().st_size - size))
-        return log.read().decode(errors="replace")

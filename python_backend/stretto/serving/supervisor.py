@@ -2,11 +2,12 @@
 
 import math
 
-from stretto.serving.announcing import Announcer, say
+from stretto.serving.announcing import Announcer
 from stretto.serving.config import LaunchConfig
 from stretto.serving.doors import Doors
 from stretto.serving.drain import has_drained, num_active_utterances
 from stretto.serving.installation import Installation, LaunchError
+from stretto.serving.launch_log import LaunchLog, say
 from stretto.serving.leftovers import Launch
 from stretto.serving.patience import BackOff
 from stretto.serving.ports import wait_for_ports
@@ -30,14 +31,18 @@ class Supervisor:
     def run(self) -> int:
         """Serve until told to stop; 0 after a clean stop. Raises LaunchError when the server has never been ready."""
         wait_for_ports(self._config.ports)
-        self._doors = Doors(self._config, self._launch)
-        self._config = self._doors.config
-        self._waits.look = self._doors.keep_alive
-        self._announcer = Announcer(self._config, self._doors.proxy)
+        self._log = LaunchLog(self._config.log_file)
         try:
-            self._serve()
+            self._doors = Doors(self._config, self._launch, self._log)
+            self._config = self._doors.config
+            self._waits.look = self._doors.keep_alive
+            self._announcer = Announcer(self._config, self._doors.proxy)
+            try:
+                self._serve()
+            finally:
+                self._doors.stop()
         finally:
-            self._doors.stop()
+            self._log.close()
         say("stopped")
         return 0
 
@@ -83,7 +88,7 @@ class Supervisor:
         self._announcer.note("starting")
         wait_for_ports(self._config.triton_ports)
         say(f"starting the server; its log: {self._announcer.log}")
-        server = Server(self._config, self._installation, self._launch)
+        server = Server(self._config, self._installation, self._launch, self._log)
         is_ready = False
         try:
             is_ready = self._until_ready(server)
@@ -139,10 +144,10 @@ class Supervisor:
             if trouble is not None:
                 return trouble
             stopped = server.stopped()
-            if doubt.is_news(f"{named(stopped)} is stopped" if stopped else ""):
+            if doubt.is_news(f"{named(stopped)} is stopped" if stopped else self._doors.fault()):
                 say(doubt.reason or "all processes go on")
                 self._announcer.note("unready" if doubt.reason else "ready", doubt.reason)
-            if doubt.is_proven:
+            if stopped and doubt.is_proven:
                 return Trouble(stopped, "is stopped")
             self._doors.keep_alive()
         return None

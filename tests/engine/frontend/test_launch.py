@@ -33,6 +33,10 @@ def test_what_works_is_not_refused(folder: Path, name: str, value: object) -> No
     assert getattr(built.parallel_config, name) == value
 
 
+def test_weights_are_loaded_without_a_progress_bar(folder: Path) -> None:
+    assert vllm_config(EngineConfig(folder, dict(DEFAULTS))).load_config.use_tqdm_on_load is False
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

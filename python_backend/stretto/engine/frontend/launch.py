@@ -44,6 +44,7 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
     else:
         arguments |= captured_rows(config)
     wants_async = arguments.pop("async_scheduling", not current_platform.is_cpu())
+    arguments.setdefault("use_tqdm_on_load", False)  # a progress bar is for terminals
     args = AsyncEngineArgs(
         model=str(config.checkpoint),
         skip_tokenizer_init=True,

@@ -8,13 +8,14 @@ import os
 import resource
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
 
 from stretto.departures import Departures
 from stretto.serving.proxy.access import Access
-from stretto.serving.proxy.config import ENDING_ALL, ENDING_UNANSWERED, READY, Ports, ProxyConfig
+from stretto.serving.proxy.config import BEAT_S, BEATS, ENDING_ALL, ENDING_UNANSWERED, READY, Ports, ProxyConfig
 from stretto.serving.proxy.gate import Gate
 from stretto.serving.proxy.grpc_proxy import MAX_CALLS, SERVER_OPTIONS, TRITON_OPTIONS, GrpcProxy, LauncherWord
 from stretto.serving.proxy.pages import MAX_HEAD_BYTES, MetricsPage, Pages, PageServer, Readiness
@@ -74,12 +75,22 @@ async def serve(config: ProxyConfig, launcher: Launcher) -> None:
         await server.start()
         metrics_port, *http_port = (listener.sockets[0].getsockname()[1] for listener in listeners)
         print(Ports(grpc_port, metrics_port, *http_port).to_json(), flush=True)
-        watching = asyncio.create_task(uploads.watch())
+        tasks = [asyncio.create_task(uploads.watch()), asyncio.create_task(beat())]
         await launcher.stopped.wait()
-        watching.cancel()
+        for task in tasks:
+            task.cancel()
         for listener in listeners:
             listener.close()
         await server.stop(STOP_S)
+
+
+async def beat() -> None:
+    """Show the launcher that this event loop runs, by a byte every BEAT_S seconds."""
+    pipe = os.environ.get(BEATS)
+    while pipe is not None:
+        with suppress(OSError):  # the pipe is full, or the launcher has ended
+            os.write(int(pipe), b".")
+        await asyncio.sleep(BEAT_S)
 
 
 async def page_listener(config: ProxyConfig, port: int, page: Pages) -> asyncio.Server:

@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass
 # flight are ended, or those of them that have had no answer yet, or are on a stream of several.
 READY, UNREADY, ENDING_ALL, ENDING_UNANSWERED = "ready", "unready", "ending all", "ending unanswered"
 
+# In the environment of a front-end process: the descriptor to which its event loop writes a byte every BEAT_S seconds.
+BEATS, BEAT_S = "STRETTO_BEATS", 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Ports:

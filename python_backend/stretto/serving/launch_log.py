@@ -1,0 +1,210 @@
+"""The log of a launch: what its processes write, copied by the launcher into files of bounded size."""
+
+import fcntl
+import os
+import select
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+LOG_BYTES, OLD_LOGS = 16 << 20, 4  # at most 80 MiB together: the log, and LOG.1 to LOG.4
+PIPE_BYTES = 1 << 20  # what processes may write while the launcher is stopped
+TAIL_BYTES = 1 << 16
+MAX_LINE_BYTES = 1 << 16
+WRITABLE_S = 1.0
+STANDARD_OUTPUT = 1
+
+
+def say(message: str) -> None:
+    """Write a line of the launcher's own to standard error; drop it if the disk is full."""
+    with suppress(OSError):
+        print(f"[serve] {message}", file=sys.stderr, flush=True)
+
+
+class LogFile:
+    """A log that drops lines when it cannot be written, and counts them.
+
+    It never raises and never waits longer than WRITABLE_S. When lines can be written again, the first line reports how
+    many were dropped. A regular file is rotated at LOG_BYTES.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        """Open `path` for appending, or use standard output if it is None."""
+        self.lock = threading.Lock()  # of everything that writes here
+        self._path = path
+        self._file: int | None = None if path is not None else STANDARD_OUTPUT
+        self._num_dropped, self._ends_in_line = 0, True
+
+    def write(self, lines: bytes) -> None:
+        """Append whole lines, or drop them if the file cannot be written; the caller holds the lock."""
+        notice = b"" if self._ends_in_line else b"\n"
+        if self._num_dropped:
+            notice += b"[serve] %d lines of this log were dropped before this one\n" % self._num_dropped
+        try:
+            file = self._opened(len(notice) + len(lines))
+            if notice:
+                self._put(file, notice)
+                self._num_dropped = 0
+            self._put(file, lines)
+        except OSError as error:
+            if not self._num_dropped:
+                say(f"the log cannot be written, and lines are dropped until it can: {error.strerror or error}")
+            self._num_dropped += max(1, lines.count(b"\n"))
+
+    def close(self) -> None:
+        """Close the file; standard output stays open."""
+        if self._file is not None and self._path is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _opened(self, num_bytes: int) -> int:
+        """Return the file's descriptor, after a rotation if `num_bytes` more would exceed LOG_BYTES."""
+        if self._path is None:
+            return STANDARD_OUTPUT
+        if self._file is None:
+            self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        found = os.fstat(self._file)
+        if not found.st_nlink:  # somebody has removed it
+            self.close()
+            return self._opened(num_bytes)
+        if stat.S_ISREG(found.st_mode) and found.st_size > 0 and found.st_size + num_bytes > LOG_BYTES:
+            try:
+                rotate(self._path)
+            except OSError:  # the folder cannot be written: keep the newest lines in the same file
+                os.ftruncate(self._file, 0)
+                return self._file
+            self.close()
+            return self._opened(num_bytes)
+        return self._file
+
+    def _put(self, file: int, data: bytes) -> None:
+        while data:
+            wait_s = 0.0 if self._num_dropped else WRITABLE_S
+            if not select.select([], [file], [], wait_s)[1]:
+                raise TimeoutError("nothing reads it")
+            # A pipe that is writable takes PIPE_BUF bytes without waiting.
+            written = os.write(file, data[: select.PIPE_BUF])
+            self._ends_in_line = data[written - 1 : written] == b"\n"
+            data = data[written:]
+
+
+def rotate(path: Path) -> None:
+    """Rename `path` to `path`.1, `path`.1 to `path`.2, and so on; the oldest is removed."""
+    names = [path, *(path.with_name(f"{path.name}.{number}") for number in range(1, OLD_LOGS + 1))]
+    for older, newer in zip(names[:0:-1], names[-2::-1], strict=True):
+        if newer.exists():
+            newer.replace(older)
+
+
+class ChildOutput:
+    """What one process and its children write to a pipe, copied to the log line by line."""
+
+    def __init__(self, log: LogFile) -> None:
+        self._log = log
+        self.reading, self.writing = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self.reading, False)
+        with suppress(OSError):  # the user has too many pages in pipes already
+            fcntl.fcntl(self.reading, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self._line = self._tail = b""
+        self._is_open = True
+
+    def copy(self) -> None:
+        """Copy what is in the pipe to the log."""
+        with self._log.lock:
+            for _ in range(PIPE_BYTES // TAIL_BYTES):
+                if not self._is_open:
+                    return
+                try:
+                    data = os.read(self.reading, TAIL_BYTES)
+                except BlockingIOError:
+                    break
+                self._take(data)
+
+    def tail(self) -> str:
+        """Return the last TAIL_BYTES that the process has written."""
+        self.copy()
+        return self._tail.decode(errors="replace")
+
+    def forget(self) -> None:
+        """Have `tail` return only what is written from now on."""
+        self.copy()
+        self._tail = b""
+
+    def close(self) -> None:
+        """Copy what is left and close the pipe, also if a process still has its other end."""
+        self.copy()
+        with self._log.lock:
+            if self._is_open:
+                self._take(b"")
+
+    def _take(self, data: bytes) -> None:
+        self._tail = (self._tail + data)[-TAIL_BYTES:]
+        self._line += data
+        end = self._line.rfind(b"\n") + 1
+        if not data and self._line and end < len(self._line):
+            self._line, end = self._line + b"\n", len(self._line) + 1
+        if len(self._line) - end > MAX_LINE_BYTES:
+            end = len(self._line)
+        if end:
+            self._log.write(self._line[:end])
+            self._line = self._line[end:]
+        if not data:
+            self._is_open = False
+            os.close(self.reading)
+
+
+class LaunchLog:
+    """The log of a launch, and the thread that copies to it whatever the processes of the launch write.
+
+    Processes never write to the log's file system, so a full disk costs lines of the log and nothing else.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        """path: the file, or None for standard output."""
+        self._log = LogFile(path)
+        self._outputs: dict[int, ChildOutput] = {}  # by descriptor, which another one may get once it is closed
+        self._poll, self._wake = select.epoll(), os.eventfd(0, os.EFD_CLOEXEC)
+        self._poll.register(self._wake, select.EPOLLIN)
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+
+    def start(self, command: Sequence[str], **options: Any) -> tuple["subprocess.Popen[Any]", ChildOutput]:
+        """Start a process in a session of its own; its standard error goes to the log, and by default its output.
+
+        options: those of Popen. OSError if it cannot be started.
+        """
+        output = ChildOutput(self._log)
+        self._outputs[output.reading] = output
+        self._poll.register(output.reading, select.EPOLLIN)
+        streams = {"stdout": output.writing, "stderr": output.writing, "start_new_session": True}
+        try:
+            return subprocess.Popen(command, **streams | options), output
+        except BaseException:
+            output.close()
+            raise
+        finally:
+            os.close(output.writing)
+
+    def close(self) -> None:
+        """Copy what is left, and end the thread."""
+        os.eventfd_write(self._wake, 1)
+        self._thread.join()
+        for output in list(self._outputs.values()):
+            output.close()
+        self._poll.close()
+        os.close(self._wake)
+        self._log.close()
+
+    def _run(self) -> None:
+        while True:
+            for descriptor, _ in self._poll.poll():
+                if descriptor == self._wake:
+                    return
+                output = self._outputs.get(descriptor)
+                if output is not None:
+                    output.copy()
