@@ -178,11 +178,12 @@ def test_keys_come_from_a_secret_that_is_no_file_here() -> None:
 async def test_probes_of_the_server_ask_for_pages_that_there_are() -> None:
     pages = Readiness(grpc.aio.insecure_channel("127.0.0.1:1"))
     asked = [(probe["httpGet"]["path"], probe["httpGet"]["port"]) for probe in probes("server") if "httpGet" in probe]
-    assert set(asked) == {("/v2/health/ready", "http")}
+    assert set(asked) == {("/v2/health/ready", "http"), ("/health/live", "http")}
     assert (await pages("/v2/health/nowhere")).status == 404
-    assert [(await pages(path)).status for path, _ in asked] == [503] * len(asked)
-    # The launcher starts Triton again by itself: Kubernetes must not end it meanwhile.
-    assert container("server")["livenessProbe"]["tcpSocket"]["port"] == "http"
+    for name in ("startupProbe", "readinessProbe"):
+        assert (await pages(container("server")[name]["httpGet"]["path"])).status == 503
+    # The launcher starts Triton again by itself: Kubernetes must not end it meanwhile. A stopped proxy answers nothing.
+    assert (await pages(container("server")["livenessProbe"]["httpGet"]["path"])).status == 200
     (endpoint,) = find("PodMonitor", NAMES["server"])["spec"]["podMetricsEndpoints"]
     assert endpoint["port"] == "metrics"
     assert (await MetricsPage("/nowhere")(endpoint["path"])).status == 503
@@ -220,6 +221,31 @@ def test_nothing_runs_with_privileges(part: str) -> None:
     assert context["allowPrivilegeEscalation"] is False
     assert context["capabilities"] == {"drop": ["ALL"]}
     assert "privileged" not in context
+    assert context["readOnlyRootFilesystem"]
+    assert pod(part)["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+    mounts = [each["mountPath"] for each in container(part)["volumeMounts"] if not each.get("readOnly")]
+    assert "/tmp" in mounts
+    if part == "server":  # the state folder of an installed package, and the cache
+        assert {"/home/stretto/.local/state", "/home/stretto/.cache", "/dev/shm"} < set(mounts)
+
+
+def test_the_namespace_admits_restricted_pods_alone() -> None:
+    labels = find("Namespace", "stretto")["metadata"]["labels"]
+    assert {labels[f"pod-security.kubernetes.io/{mode}"] for mode in ("enforce", "warn", "audit")} == {"restricted"}
+
+
+def test_a_server_opens_no_connection_and_a_gateway_only_those_to_servers_and_the_dns() -> None:
+    for name in NAMES.values():
+        policy = find("NetworkPolicy", name)["spec"]
+        assert policy["policyTypes"] == ["Ingress", "Egress"]
+        assert policy["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": name}
+    assert find("NetworkPolicy", NAMES["server"])["spec"]["egress"] == []
+    gateway = find("NetworkPolicy", NAMES["gateway"])["spec"]
+    assert gateway["ingress"] == [{"ports": [{"port": "gateway"}]}]
+    servers, dns = gateway["egress"]
+    assert servers["to"] == [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": NAMES["server"]}}}]
+    assert [port["port"] for port in servers["ports"]] == ["grpc"]
+    assert {port["port"] for port in dns["ports"]} == {53}
 
 
 def test_whatever_is_named_is_there() -> None:

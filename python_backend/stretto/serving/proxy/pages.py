@@ -20,6 +20,7 @@ MAX_CONNECTIONS = 256
 MAX_PAGE_BYTES = 1 << 24
 REQUEST_S, ANSWER_S, LINGER_S = 5.0, 5.0, 0.5
 CLOSED = "Triton's HTTP service is closed: use gRPC, or start the server with --allow http"
+ALIVE = "/health/live"  # of the proxy itself, whatever Triton does
 MODEL_READY = re.compile(r"/v2/models/([^/?]{1,128})(?:/versions/(\d{1,18}))?/ready")
 
 
@@ -50,6 +51,8 @@ class Readiness:
     async def __call__(self, path: str) -> Page:
         """The page at `path`."""
         model = MODEL_READY.fullmatch(path)
+        if path == ALIVE:
+            return _yes_or_no(True)
         try:
             if path == "/v2/health/live":
                 answer = await self._stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=ANSWER_S)
