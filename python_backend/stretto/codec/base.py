@@ -1,4 +1,4 @@
-"""The seam between a codec and everything that uses one."""
+"""Interface between a codec and its users."""
 
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Windowed:
-    """A codec that streams by looking at a frame's neighbours: `left` frames before a window and `right` after it."""
+    """Streaming mode of a codec without state: a window needs `left` frames before it and `right` after it."""
 
     left: int
     right: int
@@ -17,10 +17,11 @@ class Windowed:
 
 @dataclass(frozen=True, slots=True)
 class Stateful:
-    """A codec that carries a state from window to window; beside it, it may need neighbours as `Windowed` does.
+    """Streaming mode of a codec with a state; in addition it may need neighbouring frames as `Windowed` does.
 
-    start: frames that the first window holds at least, unless the utterance ends before. A causal convolution that
-    pads the start with its mirror image looks ahead there, and nowhere else.
+    Attributes:
+        start: Least number of frames in the first window, unless the utterance is shorter. A causal convolution that
+            pads the start by reflection looks ahead there only.
     """
 
     left: int = 0
@@ -30,13 +31,16 @@ class Stateful:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """A codec that decodes whole blocks of frames, each with what it made of those before: it cannot stream exactly.
+    """Streaming mode of a codec that decodes whole blocks of frames, each given the previous ones; it is not exact.
 
-    What an utterance's samples are depends on where its blocks end, which is fixed: the same samples come of every
-    chunking. They are not those of one decode of the whole.
+    Block borders are fixed, so every chunking gives the same samples. They differ from one decode of the whole
+    utterance.
 
-    sizes: frames of each block, the last size again and again. right: frames at a block's end that wait for the next
-    one. history: frames before a block that it hears at most; the first of these is a multiple of `step`.
+    Attributes:
+        sizes: Frames per block, the last size repeated.
+        right: Frames at the end of a block that are decoded with the next one.
+        history: Largest number of frames before a block that it depends on.
+        step: The first of these frames is a multiple of it.
     """
 
     sizes: tuple[int, ...]
@@ -50,16 +54,16 @@ class Blocks:
 
     @property
     def left(self) -> int:
-        """Frames before a window, at most."""
+        """Largest number of frames before a window."""
         return self.history - self.right
 
     @property
     def start(self) -> int:
-        """Frames that the first window waits for."""
+        """Number of frames that the first window waits for."""
         return self.sizes[0]
 
     def size_after(self, border: int) -> int:
-        """Frames of the block that begins at a border, be it counted from the utterance's start or from a history's."""
+        """Return the size of the block that begins at `border`, counted from the utterance's or a history's start."""
         for size in self.sizes:
             if border <= 0:
                 return size
@@ -67,20 +71,20 @@ class Blocks:
         return self.sizes[-1]
 
     def last_border(self, frames: int) -> int:
-        """Where the last whole block of so many frames ends."""
+        """Return the end of the last complete block in `frames` frames."""
         border = 0
         while border + self.size_after(border) <= frames:
             border += self.size_after(border)
         return border
 
     def heard_from(self, border: int) -> int:
-        """The first frame that a block hears which begins at a border."""
+        """Return the first frame that the block beginning at `border` depends on."""
         return max(0, -(-(border - self.history) // self.step) * self.step)
 
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """A codec that decodes whole utterances of at most `frames` frames: it does not stream, and there is no context."""
+    """Mode of a codec that decodes whole utterances of at most `frames` frames and does not stream."""
 
     frames: int
     left: int = 0
@@ -92,21 +96,23 @@ class Whole:
 
     @property
     def start(self) -> int:
-        """Frames that the first window waits for, unless the utterance ends before."""
+        """Number of frames that the first window waits for, unless the utterance is shorter."""
         return self.frames
 
 
 @dataclass(frozen=True, slots=True)
 class CodecSpec:
-    """What a codec is. Frame t covers samples [t, t + 1) * samples_per_frame of the waveform.
+    """Constants of a codec. Frame t covers samples [t, t + 1) * samples_per_frame of the waveform.
 
-    num_codebooks: that codes have. A codec decodes those of its first codebooks alone, too: `with_codebooks`.
-    streaming: the context that `decode` needs around a window so that its samples are exactly those of one decode of
-    the whole utterance; or the blocks, or the whole, of a codec that knows no such context. tail_samples: by how many
-    samples the last frame of an utterance falls short of a whole frame (odd strides); such a codec looks ahead, so a
-    window without right context is known to end the utterance. heard_rate: of the audio that codes are made of, in Hz,
-    if it is not `sample_rate`. num_voices: in how many voices the codec speaks, where codes alone do not say how they
-    sound; the state of an utterance, [B, 1], is then the number of its voice.
+    Attributes:
+        num_codebooks: Number of codebooks; see `with_codebooks` for fewer.
+        streaming: Context that makes the samples of a window equal to those of one decode of the whole utterance, or
+            the blocks, or the whole, of a codec without such a context.
+        tail_samples: Number of samples missing from the last frame (odd strides). Such a codec looks ahead, so a window
+            without right context ends the utterance.
+        heard_rate: Sample rate of the audio to encode in Hz, if it differs from `sample_rate`.
+        num_voices: Number of voices, if codes alone do not define the voice. The state of an utterance, [B, 1], is then
+            its voice's number.
     """
 
     name: str
@@ -130,58 +136,58 @@ class CodecSpec:
 
     @property
     def left_frames(self) -> int:
-        """Context before a window."""
+        """Number of context frames before a window."""
         return self.streaming.left
 
     @property
     def right_frames(self) -> int:
-        """Context after a window: frames that a window waits for."""
+        """Number of context frames after a window, which the window waits for."""
         return self.streaming.right
 
     @property
     def start_frames(self) -> int:
-        """Frames, context included, that an utterance's first window waits for, if that is more than `right_frames`."""
+        """Frames, context included, that the first window waits for, if more than `right_frames`."""
         return 0 if isinstance(self.streaming, Windowed) else self.streaming.start
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """Sizes of the blocks that it decodes as wholes, the last again and again; () where frames may come anyhow."""
+        """Sizes of blocks decoded as a whole, the last repeated. Empty if chunks of any size are accepted."""
         return self.streaming.sizes if isinstance(self.streaming, Blocks) else ()
 
     @property
     def max_frames(self) -> int | None:
-        """Frames that an utterance may have; None: any number."""
+        """Largest number of frames of an utterance, or None for any number."""
         return self.streaming.frames if isinstance(self.streaming, Whole) else None
 
     @property
     def least_right_frames(self) -> int:
-        """The least right context that any setting may ask for."""
+        """Least right context that may be configured."""
         return self.streaming.right if isinstance(self.streaming, Blocks) else int(self.tail_samples > 0)
 
     def complete(self, frames: int) -> int:
-        """How many of an utterance's first frames can be decoded, or serve as right context, before more come."""
+        """Return how many of the first `frames` frames can be decoded, or used as right context, now."""
         if isinstance(self.streaming, Whole):
             return frames if frames >= self.streaming.frames else 0
         return self.streaming.last_border(frames) if isinstance(self.streaming, Blocks) else frames
 
     def heard_from(self, first: int) -> int:
-        """The first frame that a window which begins at frame `first` needs."""
+        """Return the first frame that a window beginning at frame `first` needs."""
         if isinstance(self.streaming, Blocks):
             return self.streaming.heard_from(first + self.streaming.right)
         return max(0, first - self.streaming.left)
 
     def num_samples(self, frames: int, right: int) -> int:
-        """Samples of a window of `frames` frames with `right` frames of right context: 0 at the utterance's end."""
+        """Return the samples of a window of `frames` frames with `right` context frames (0 at the utterance's end)."""
         return frames * self.samples_per_frame - (self.tail_samples if right == 0 else 0)
 
     def with_codebooks(self, number: int) -> "CodecSpec":
-        """The same codec for codes of its first `number` codebooks alone. ValueError if there are not so many."""
+        """Return the spec for the first `number` codebooks only; raise ValueError if there are fewer."""
         if not 1 <= number <= self.num_codebooks:
             raise ValueError(f"{self.name} has {self.num_codebooks} codebooks, {number} are asked for")
         return replace(self, num_codebooks=number)
 
     def with_right_frames(self, right: int) -> "CodecSpec":
-        """The same codec heard earlier: less right context than exactness asks for. ValueError if out of range."""
+        """Return the spec with less right context than exactness needs; raise ValueError if out of range."""
         least, exact = self.least_right_frames, self.right_frames
         if not least <= right <= exact:
             raise ValueError(f"right_frames must be in [{least}, {exact}] for {self.name}, got {right}")
@@ -190,13 +196,16 @@ class CodecSpec:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Frames [first - left, last + right) of B utterances, of which [first, last) are to be decoded.
+    """Frames [first - left, last + right) of B utterances, of which [first, last) are decoded.
 
-    codes: [B, K, left + (last - first) + right] int64. A codec of `Blocks` is given all that it hears, up to a block's
-    end; else `left` is below the codec's left_frames only at the true
-    start of the utterances, `right` below right_frames only at their true end: windows of one batch share both.
-    first: [B] int64, index of the first frame to be decoded in each utterance.
-    state: [B, D] as `initial_state` or the previous window of each utterance gave it.
+    A codec with `Blocks` gets all frames that it depends on, up to the end of a block. For other codecs, `left` is
+    below left_frames only at the true start of the utterances, and `right` below right_frames only at their true end.
+    Windows of a batch share both.
+
+    Attributes:
+        codes: int64 [B, K, left + (last - first) + right].
+        first: Index of the first frame to decode in each utterance, int64 [B].
+        state: State from `initial_state` or the previous window, [B, D].
     """
 
     codes: Tensor
@@ -207,23 +216,23 @@ class Window:
 
 
 class Codec(Protocol):
-    """A codec; `decode` of successive windows, concatenated, equals one `decode` of the whole.
+    """Codec whose decoded windows, concatenated, equal one decode of the whole.
 
-    `spec` may be set to one with fewer codebooks or less right context: it says what codes come and go.
+    `spec` may be replaced by one with fewer codebooks or less right context.
     """
 
     spec: CodecSpec
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Codes [K, T] int64 of mono `pcm` [n] float32 at `spec.sample_rate`."""
+        """Return the codes, int64 [K, T], of mono `pcm`, float32 [n] at `spec.sample_rate`."""
         ...
 
     def initial_state(self, batch: int) -> Tensor:
-        """State [batch, D] before the first frame; D is 0 for a codec that carries none."""
+        """Return the state before the first frame, [batch, D]; D is 0 for a codec without state."""
         ...
 
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Waveform [B, n] in [-1, 1] of frames [first, last), and the state for the window that starts at `last`.
+        """Return the waveform [B, n] in [-1, 1] of frames [first, last), and the state for the next window.
 
         n is `spec.num_samples` of the window. The dtype is that of the codec's weights.
         """

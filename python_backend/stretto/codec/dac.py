@@ -1,4 +1,4 @@
-"""`dac`: the Descript Audio Codec as transformers publishes it (16, 24 and 44.1 kHz; Kumar et al., 2023)."""
+"""`dac`: the Descript Audio Codec as published by transformers (16, 24 and 44.1 kHz; Kumar et al., 2023)."""
 
 from math import prod
 from pathlib import Path
@@ -14,9 +14,12 @@ from stretto.errors import CheckpointError
 
 
 def decoder_layers(config: DacConfig, output_padding: bool) -> list[Layer]:
-    """The layers of a DAC decoder; CheckpointError unless it makes as many samples of a frame as its encoder takes.
+    """Return the layers of a DAC decoder.
 
-    The order of the strides decides how far the decoder sees: (8, 5, 4, 2) 10 frames, but (2, 4, 5, 8) 30.
+    The order of the strides defines the receptive field: 10 frames for (8, 5, 4, 2), but 30 for (2, 4, 5, 8).
+
+    Raises:
+        CheckpointError: If the decoder's samples per frame differ from the encoder's.
     """
     ratios = config.upsampling_ratios
     if prod(ratios) != prod(config.downsampling_ratios):
@@ -25,7 +28,7 @@ def decoder_layers(config: DacConfig, output_padding: bool) -> list[Layer]:
 
 
 class DacCodec(WindowedCodec):
-    """The codec of `base.Codec`. With odd strides the last frame of an utterance falls short of a whole one."""
+    """DAC. With odd strides the last frame of an utterance has fewer samples."""
 
     def __init__(self, model: DacModel) -> None:
         config, layers = model.config, decoder_layers(model.config, output_padding=False)
@@ -43,7 +46,7 @@ class DacCodec(WindowedCodec):
         self.model = model
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Waveform [B, n] of codes [B, K, T]."""
+        """Return the waveform [B, n] of codes [B, K, T]."""
         return self.model.decode(audio_codes=codes, return_dict=False)[0]
 
     def codes_of(self, pcm: Tensor) -> Tensor:
@@ -52,6 +55,6 @@ class DacCodec(WindowedCodec):
 
 
 def load(directory: Path, device: str = "cpu") -> DacCodec:
-    """The codec in a published checkpoint; CheckpointError names what is missing or does not fit."""
+    """Return the codec in a published checkpoint; raise CheckpointError for missing or mismatched files."""
     model, _ = load_model(DacModel, codec_directory(directory))
     return DacCodec(model).to(device)

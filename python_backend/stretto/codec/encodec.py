@@ -1,4 +1,4 @@
-"""`encodec`: Encodec as transformers publishes it: 24 kHz (causal) and 32 kHz (Musicgen's, which looks ahead)."""
+"""`encodec`: Encodec as published by transformers: 24 kHz (causal) and 32 kHz (Musicgen's, with look-ahead)."""
 
 from pathlib import Path
 
@@ -15,9 +15,9 @@ from stretto.errors import CheckpointError
 
 
 class EncodecCodec(nn.Module):
-    """The codec of `base.Codec`. Its state is the (h, c) of the decoder's LSTM.
+    """Encodec. Its state is the (h, c) of the decoder's LSTM.
 
-    It has the codebooks of the checkpoint's highest bandwidth; a lower one uses the first of them.
+    It has the codebooks of the checkpoint's highest bandwidth; lower ones use the first of them.
     """
 
     def __init__(self, model: EncodecModel) -> None:
@@ -41,7 +41,7 @@ class EncodecCodec(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Codes [K, T] int64 of mono pcm [n] float32; the last frame may be a partial one."""
+        """Return the codes, int64 [K, T], of mono samples, float32 [n]; the last frame may be partial."""
         if len(pcm) == 0:
             return np.zeros((self.spec.num_codebooks, 0), dtype=np.int64)
         samples = torch.from_numpy(np.asarray(pcm)).to(next(self.parameters()))
@@ -53,7 +53,7 @@ class EncodecCodec(nn.Module):
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Pcm [B, n] in [-1, 1] of the window's frames, and the state that stands before the next one's."""
+        """Return the waveform [B, n] in [-1, 1] of the window's frames, and the state before the next window."""
         codes = window.codes.to(window.state.device)
         latents = self.model.quantizer.decode(codes.transpose(0, 1))
         pcm, state = self.stream(latents, window.left, window.right, window.state)
@@ -61,7 +61,7 @@ class EncodecCodec(nn.Module):
 
 
 def check(config: EncodecConfig) -> None:
-    """CheckpointError for the 48 kHz model: it scales and fades over whole seconds, which cannot be streamed."""
+    """Raise CheckpointError for the 48 kHz model, which normalises and cross-fades whole seconds and cannot stream."""
     if config.normalize or config.chunk_length_s is not None or config.norm_type != "weight_norm":
         raise CheckpointError(
             "encodec: only checkpoints without normalize, chunk_length_s and time_group_norm (24 and 32 kHz) stream"
@@ -69,7 +69,7 @@ def check(config: EncodecConfig) -> None:
 
 
 def load(directory: Path, device: str = "cpu") -> EncodecCodec:
-    """The codec in a published checkpoint; CheckpointError names what is missing or does not fit."""
+    """Return the codec in a published checkpoint; raise CheckpointError for missing or mismatched files."""
     directory = codec_directory(directory)
     check(load_config(EncodecConfig, directory))
     model, _ = load_model(EncodecModel, directory)

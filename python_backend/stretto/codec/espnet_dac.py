@@ -1,6 +1,6 @@
-"""`espnet_dac`: the codec of OpusLM, which ESPnet calls DAC: a SEANet with LSTM and a residual quantiser.
+"""`espnet_dac`: the codec of OpusLM, called DAC by ESPnet: a SEANet with LSTM and a residual quantiser.
 
-Reads a published directory: `config.yaml` and one `*.pth`, as ESPnet packs them (espnet2/gan_codec/dac/dac.py).
+Reads a published directory: `config.yaml` and one `*.pth`, as packed by ESPnet (espnet2/gan_codec/dac/dac.py).
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from stretto.codec.strict_loading import load_strictly
 
 
 class EuclideanCodebooks(nn.Module):
-    """Residual quantiser: tables [K, V, D], every codebook rounding what the ones before it have left over."""
+    """Residual quantiser with tables [K, V, D]; each codebook quantises the residual of the previous ones."""
 
     embed: Tensor
 
@@ -26,7 +26,7 @@ class EuclideanCodebooks(nn.Module):
         self.register_buffer("embed", torch.zeros(num_codebooks, codebook_size, width))
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Codes [K, T] of latents [D, T], each the nearest vector."""
+        """Return the codes [K, T] of latents [D, T], each the nearest vector."""
         residual, codes = latents.T, []
         for table in self.embed:
             distance = table.square().sum(1) - 2 * residual @ table.T
@@ -35,13 +35,13 @@ class EuclideanCodebooks(nn.Module):
         return torch.stack(codes)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Latents [B, D, T] of codes [B, K, T]."""
+        """Return the latents [B, D, T] of codes [B, K, T]."""
         books = torch.arange(codes.shape[1], device=codes.device)
         return self.embed[books[:, None], codes].sum(1).transpose(1, 2)
 
 
 class EspnetDac(nn.Module):
-    """The codec of `base.Codec`. Its state is the (h, c) of the decoder's LSTM."""
+    """ESPnet's DAC. Its state is the (h, c) of the decoder's LSTM."""
 
     def __init__(self, config: EspnetDacConfig) -> None:
         super().__init__()
@@ -62,7 +62,10 @@ class EspnetDac(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Codes [K, T] int64 of mono pcm [n] float32; the last frame may be a partial one, mirrored."""
+        """Return the codes, int64 [K, T], of mono samples, float32 [n].
+
+        A partial last frame is padded by reflection.
+        """
         if len(pcm) == 0:
             return np.zeros((self.spec.num_codebooks, 0), dtype=np.int64)
         samples = torch.from_numpy(np.asarray(pcm)).to(self.quantizer.embed)
@@ -74,14 +77,14 @@ class EspnetDac(nn.Module):
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Pcm [B, n] in [-1, 1] of the window's frames, and the state that stands before the next one's."""
+        """Return the waveform [B, n] in [-1, 1] of the window's frames, and the state before the next window."""
         latents = self.quantizer.decode(window.codes.to(self.quantizer.embed.device))
         pcm, state = self.stream(latents, window.left, window.right, window.state)
         return pcm.clamp(-1, 1), state
 
 
 def load(directory: Path, device: str = "cpu") -> EspnetDac:
-    """The codec published in `directory` or its `codec/`; CheckpointError names what is missing or does not fit."""
+    """Return the codec published in `directory` or its `codec/`; raise CheckpointError for mismatched files."""
     directory = directory / "codec" if (directory / "codec").is_dir() else directory
     codec = EspnetDac(read_config(directory))
     load_strictly(codec, read_generator(directory, codec.spec.num_codebooks), directory)

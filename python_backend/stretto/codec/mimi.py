@@ -1,9 +1,9 @@
-"""`mimi`: Mimi as transformers publishes it (24 kHz, 12.5 frames a second; Défossez et al., 2024).
+"""`mimi`: Mimi as published by transformers (24 kHz, 12.5 frames per second; Défossez et al., 2024).
 
 codes ─► frames ─► upsample ×2 ─► transformer, 250 steps back ─► SEANet decoder ─► pcm
                    1 frame back    keys and values carried        8 steps back, outputs carried
 
-transformers' own `decode` with past keys and values is not exact: its convolutions forget what came before.
+transformers' own `decode` with past keys and values is not exact, because its convolutions have no memory.
 """
 
 from math import prod
@@ -24,10 +24,10 @@ STEPS = 2  # transformer steps per frame
 
 
 class MimiCodec(nn.Module):
-    """The codec of `base.Codec`.
+    """Mimi.
 
-    Its state is the transformer's rings of keys and values, then the outputs of its last steps that the SEANet hears
-    again: [B, D].
+    Its state [B, D] holds the transformer's key and value rings, then the last transformer outputs that the SEANet
+    needs again.
     """
 
     def __init__(self, model: MimiModel) -> None:
@@ -51,7 +51,7 @@ class MimiCodec(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Codes [K, T] int64 of mono pcm [n] float32; the last frame may be a partial one."""
+        """Return the codes, int64 [K, T], of mono samples, float32 [n]; the last frame may be partial."""
         if len(pcm) == 0:
             return np.zeros((self.spec.num_codebooks, 0), dtype=np.int64)
         samples = torch.from_numpy(np.asarray(pcm)).to(next(self.parameters()))
@@ -59,13 +59,13 @@ class MimiCodec(nn.Module):
         return codes[0].cpu().numpy()
 
     def initial_state(self, batch: int) -> Tensor:
-        """Zeros: empty rings, silent outputs."""
+        """Return zeros: empty rings and silent outputs."""
         outputs = self.left_frames * STEPS * self.model.config.hidden_size
         return next(self.parameters()).new_zeros(batch, self.ring_size + outputs)
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Pcm [B, n] in [-1, 1] of the window's frames, and the state before the next one's."""
+        """Return the waveform [B, n] in [-1, 1] of the window's frames, and the state before the next window."""
         state = window.state.clone()
         rings, outputs = state.split([prod(self.transformer.shape), state.shape[1] - prod(self.transformer.shape)], 1)
         rings, outputs = (
@@ -80,7 +80,7 @@ class MimiCodec(nn.Module):
         return pcm.clamp(-1, 1), state
 
     def _steps(self, codes: Tensor, left: int) -> Tensor:
-        """Transformer inputs [B, 2 n, H] of the frames after the first `left` of codes [B, K, left + n]."""
+        """Return the transformer inputs [B, 2 n, H] of the last n frames of codes [B, K, left + n]."""
         before = min(left, 1)
         frames = self.model.quantizer.decode(codes[:, :, left - before :])
         upsample = self.model.upsample
@@ -92,7 +92,7 @@ class MimiCodec(nn.Module):
 
 
 def check(config: MimiConfig) -> None:
-    """CheckpointError for a Mimi whose decoder looks ahead or pads with anything but zeros, or upsamples by not 2."""
+    """Raise CheckpointError for a Mimi with look-ahead, non-zero padding, or an upsampling other than 2."""
     if not config.use_causal_conv or config.pad_mode != "constant":
         raise CheckpointError(
             f"mimi: use_causal_conv and pad_mode constant, got {config.use_causal_conv}, {config.pad_mode}"
@@ -102,7 +102,7 @@ def check(config: MimiConfig) -> None:
 
 
 def load(directory: Path, device: str = "cpu") -> MimiCodec:
-    """The codec in a published checkpoint; CheckpointError names what is missing or does not fit."""
+    """Return the codec in a published checkpoint; raise CheckpointError for missing or mismatched files."""
     directory = codec_directory(directory)
     check(load_config(MimiConfig, directory))
     model, _ = load_model(MimiModel, directory)

@@ -1,9 +1,10 @@
-"""Keys and values of a sliding-window transformer in a ring that never grows; it drives transformers' Mimi layers.
+"""Ring buffer of keys and values for transformers' sliding-window Mimi layers.
 
 ring     0  1  2  …                             R - 1       R = window - 1 + block
-holds   [ the last R steps; step p lies in slot p mod R ]    a query at q sees steps q - window + 1 … q
+holds   [ the last R steps; step p is in slot p mod R ]     a query at q attends to steps q - window + 1 … q
 
-Steps are taken in blocks of at most `block`: writing a block then overwrites only steps that no query of it sees.
+Steps are processed in blocks of at most `block`, so that writing a block overwrites only steps that none of its queries
+attends to.
 """
 
 from dataclasses import dataclass
@@ -15,13 +16,13 @@ from transformers.models.mimi.modeling_mimi import MimiTransformerModel
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """Rings [B, layers, 2, heads, R, head_dim] of B utterances, written in place at `slots` [B, n] by each layer."""
+    """Rings [B, layers, 2, heads, R, head_dim] of B utterances; each layer writes `slots` [B, n] in place."""
 
     rings: Tensor
     slots: Tensor
 
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Write the new keys and values [B, heads, n, head_dim]; all those of the layer [B, heads, R, head_dim]."""
+        """Store new keys and values [B, heads, n, head_dim]; return all of the layer, [B, heads, R, head_dim]."""
         rows = torch.arange(len(self.slots), device=self.slots.device)[:, None]
         for part, new in enumerate((keys, values)):
             self.rings[rows, layer, part, :, self.slots] = new.transpose(1, 2).to(self.rings.dtype)
@@ -29,7 +30,7 @@ class Ring:
 
 
 class RingTransformer:
-    """A Mimi transformer that goes on where it stopped. It holds no state: the rings are the caller's."""
+    """Mimi transformer that continues from rings owned by the caller."""
 
     def __init__(self, transformer: MimiTransformerModel, block: int = 32) -> None:
         config = transformer.config
@@ -41,7 +42,7 @@ class RingTransformer:
         self.shape = (config.num_hidden_layers, 2, config.num_key_value_heads, self.size, config.head_dim)
 
     def advance(self, steps: Tensor, first: Tensor, rings: Tensor) -> Tensor:
-        """Outputs [B, n, H] of steps [B, n, H] that lie at first [B] + 0 … n - 1; `rings` [B, *shape] move on."""
+        """Return outputs [B, n, H] of steps [B, n, H] at positions first [B] + 0 … n - 1; updates `rings`."""
         outputs = []
         for start in range(0, steps.shape[1], self._block):
             block = steps[:, start : start + self._block]
@@ -50,10 +51,10 @@ class RingTransformer:
         return torch.cat(outputs, 1)
 
     def visible(self, positions: Tensor) -> Tensor:
-        """Which slots the queries at positions [B, n] see, once these are written: bool [B, 1, n, R]."""
+        """Return which slots the queries at positions [B, n] attend to after these are written: bool [B, 1, n, R]."""
         slot = torch.arange(self.size, device=positions.device)
         newest = positions[:, -1:]
-        held = newest - (newest - slot) % self.size  # [B, R]: the step in each slot, negative if none is yet
+        held = newest - (newest - slot) % self.size  # [B, R]: step in each slot, negative if empty
         distance = positions[:, :, None] - held[:, None]
         return ((held[:, None] >= 0) & (distance >= 0) & (distance < self._window))[:, None]
 

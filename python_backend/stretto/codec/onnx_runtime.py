@@ -1,7 +1,7 @@
-"""A codec that decodes from the file that `scripts/export_onnx.py` writes; it needs neither weights nor torch's codec.
+"""Codec that decodes an exported ONNX file (`scripts/export_onnx.py`), without weights or torch's codec.
 
-A windowed codec's graph maps `codes` to `pcm` of all its frames. That of a codec with a state also takes where the
-window's own frames lie, and gives `next_state`. The file's metadata hold the codec's spec.
+The graph of a windowed codec maps `codes` to `pcm` of all its frames. The graph of a codec with a state also takes the
+position of the window's own frames and returns `next_state`. The file's metadata contain the codec's spec.
 """
 
 import json
@@ -24,19 +24,19 @@ STATE_DTYPES = {"tensor(float)": torch.float32, "tensor(double)": torch.float64}
 
 
 def spec_to_json(spec: CodecSpec) -> str:
-    """The metadata of a file."""
+    """Return the spec as metadata of a file."""
     return json.dumps(asdict(spec) | {"kind": type(spec.streaming).__name__.lower()})
 
 
 def spec_from_json(text: str) -> CodecSpec:
-    """What `spec_to_json` wrote."""
+    """Return the spec in a file's metadata."""
     record = json.loads(text)
     streaming = STREAMING[record.pop("kind")](**record.pop("streaming"))
     return CodecSpec(**record, streaming=streaming)
 
 
 class OnnxCodec:
-    """The codec of `base.Codec`, without `encode`."""
+    """Exported codec, without `encode`."""
 
     def __init__(self, spec: CodecSpec, session: onnxruntime.InferenceSession) -> None:
         self.spec = spec
@@ -44,17 +44,17 @@ class OnnxCodec:
         self._state = next((each for each in session.get_inputs() if each.name == "state"), None)
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Refused: the file holds the decoder."""
+        """Raise InvalidRequest, because the file holds only the decoder."""
         raise InvalidRequest("audio", f"none, as an exported {self.spec.name} only decodes", "audio")
 
     def initial_state(self, batch: int) -> Tensor:
-        """Zeros [batch, D] as the graph takes them."""
+        """Return zeros [batch, D]."""
         if self._state is None:
             return torch.zeros(batch, 0)
         return torch.zeros(batch, self._state.shape[1], dtype=STATE_DTYPES[self._state.type])
 
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """As `base.Codec` says."""
+        """Return the waveform [B, n] in [-1, 1] of the window's frames, and the state before the next window."""
         last = window.codes.shape[2] - window.right
         start = window.left * self.spec.samples_per_frame
         stop = start + self.spec.num_samples(last - window.left, window.right)
@@ -69,7 +69,7 @@ class OnnxCodec:
 
 
 def open_session(file: Path, device: str = "cpu", threads: int = 1) -> onnxruntime.InferenceSession:
-    """onnxruntime on a file, on `cpu` or `cuda:<n>`; ValueError where it has no provider for the device."""
+    """Return an onnxruntime session on `cpu` or `cuda:<n>`; raise ValueError if no provider supports the device."""
     provider = "CPUExecutionProvider" if device == "cpu" else "CUDAExecutionProvider"
     if provider not in onnxruntime.get_available_providers():
         raise ValueError(f"onnxruntime has no {provider} here; device must be cpu, got {device}")
@@ -80,7 +80,7 @@ def open_session(file: Path, device: str = "cpu", threads: int = 1) -> onnxrunti
 
 
 def load(directory: Path, device: str = "cpu", threads: int = 1) -> OnnxCodec:
-    """The exported codec in a checkpoint or its `codec/`; CheckpointError if there is none."""
+    """Return the exported codec in a checkpoint or its `codec/`; raise CheckpointError if there is none."""
     places = [place for place in (directory / "codec", directory) if (place / FILE).is_file()]
     if not places:
         raise CheckpointError(f"{directory / FILE} is missing: scripts/export_onnx.py writes it")
@@ -88,7 +88,7 @@ def load(directory: Path, device: str = "cpu", threads: int = 1) -> OnnxCodec:
 
 
 def load_file(file: Path, device: str = "cpu", threads: int = 1) -> OnnxCodec:
-    """The codec exported to a file; CheckpointError if it holds something else."""
+    """Return the codec in an exported file; raise CheckpointError if it contains something else."""
     session = open_session(file, device, threads)
     metadata = session.get_modelmeta().custom_metadata_map
     if SPEC_KEY not in metadata:

@@ -1,7 +1,7 @@
-"""How far a convolutional decoder sees: pure arithmetic on kernels, strides and dilations.
+"""Receptive field of a convolutional decoder, computed from kernels, strides and dilations.
 
-The layers are walked from the waveform back to the frames with the interval of positions that the samples of one
-frame depend on (models' decoders are chains: a residual unit sees what its longest path sees).
+Layers are followed from the waveform back to the frames, tracking the interval of inputs that one frame's samples
+depend on. A residual unit counts with its longest path.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,26 +11,28 @@ from math import ceil, prod
 
 @dataclass(frozen=True, slots=True)
 class Conv:
-    """A convolution that keeps the length: output j reads inputs j - before … j - before + dilation * (kernel - 1)."""
+    """Convolution that keeps the length: output j reads inputs j - before … j - before + dilation * (kernel - 1)."""
 
     kernel: int
-    before: int  # zeros put before the input
+    before: int  # zeros padded at the start
     dilation: int = 1
 
     def reach(self, first: int, last: int) -> tuple[int, int]:
-        """Inputs that outputs first … last depend on."""
+        """Return the first and last input that outputs `first` … `last` depend on."""
         return first - self.before, last - self.before + self.dilation * (self.kernel - 1)
 
     def length(self, length: int) -> int:
-        """Outputs of so many inputs."""
+        """Return the number of outputs for `length` inputs."""
         return length
 
 
 @dataclass(frozen=True, slots=True)
 class Upsample:
-    """A transposed convolution: input i writes outputs i * stride - before … i * stride - before + kernel - 1.
+    """Transposed convolution: input i writes outputs i * stride - before … i * stride - before + kernel - 1.
 
-    before, after: outputs cut off at the two ends (torch's `padding`, and `padding - output_padding`).
+    Attributes:
+        before: Outputs cut at the start (torch's `padding`).
+        after: Outputs cut at the end (`padding - output_padding`).
     """
 
     kernel: int
@@ -39,11 +41,11 @@ class Upsample:
     after: int
 
     def reach(self, first: int, last: int) -> tuple[int, int]:
-        """Inputs that outputs first … last depend on."""
+        """Return the first and last input that outputs `first` … `last` depend on."""
         return ceil((first + self.before - self.kernel + 1) / self.stride), (last + self.before) // self.stride
 
     def length(self, length: int) -> int:
-        """Outputs of so many inputs."""
+        """Return the number of outputs for `length` inputs."""
         return (length - 1) * self.stride + self.kernel - self.before - self.after
 
 
@@ -51,14 +53,14 @@ Layer = Conv | Upsample
 
 
 def same(kernel: int, dilation: int = 1) -> Conv:
-    """A convolution that sees as far ahead as behind."""
+    """Return a convolution with equal look-ahead and look-back."""
     return Conv(kernel, dilation * (kernel - 1) // 2, dilation)
 
 
 def dac_layers(upsampling_ratios: Iterable[int], output_padding: bool) -> list[Layer]:
-    """The decoder of DAC (transformers' DacDecoder): per block one upsampling and residual units of dilation 1, 3, 9.
+    """Return the layers of transformers' DacDecoder: per block an upsampling and residual units of dilation 1, 3, 9.
 
-    output_padding: whether odd strides complete their last frame, as X-codec's and Higgs' decoders do.
+    `output_padding`: True if odd strides complete their last frame, as in X-codec's and Higgs' decoders.
     """
     layers: list[Layer] = [same(7)]
     for stride in upsampling_ratios:
@@ -69,25 +71,25 @@ def dac_layers(upsampling_ratios: Iterable[int], output_padding: bool) -> list[L
 
 
 def samples_per_frame(layers: Sequence[Layer]) -> int:
-    """The product of the strides."""
+    """Return the product of the strides."""
     return prod(layer.stride for layer in layers if isinstance(layer, Upsample))
 
 
 def reach(layers: Sequence[Layer], first: int, last: int) -> tuple[int, int]:
-    """Frames that samples first … last depend on."""
+    """Return the first and last frame that samples `first` … `last` depend on."""
     for layer in reversed(layers):
         first, last = layer.reach(first, last)
     return first, last
 
 
 def context(layers: Sequence[Layer]) -> tuple[int, int]:
-    """Frames (left, right) beside a frame that its samples depend on."""
+    """Return the number of context frames (left, right) of a frame."""
     first, last = reach(layers, 0, samples_per_frame(layers) - 1)
     return -first, last
 
 
 def tail_samples(layers: Sequence[Layer]) -> int:
-    """By how many samples the waveform falls short of whole frames, for any number of frames."""
+    """Return the number of samples by which the waveform is shorter than whole frames."""
     frames = 1 + sum(context(layers))
     length = frames
     for layer in layers:

@@ -22,9 +22,17 @@ LOADERS = {
 
 
 def load_codec(name: str, directory: Path, device: str = "cpu", num_codebooks: int | None = None) -> Codec:
-    """The codec called `name`, with the weights in `directory`, for codes of its first `num_codebooks` or of all.
+    """Return the codec called `name`.
 
-    KeyError lists the names there are; CheckpointError names what does not fit, too few codebooks among it.
+    Args:
+        name: Name of the codec.
+        directory: Folder with the weights.
+        device: torch device.
+        num_codebooks: Number of codebooks in use, or None for all.
+
+    Raises:
+        KeyError: For an unknown name; the message lists the known ones.
+        CheckpointError: If files do not match, or there are too few codebooks.
     """
     _check(name)
     module, function = LOADERS[name].split(":")
@@ -38,9 +46,10 @@ def load_codec(name: str, directory: Path, device: str = "cpu", num_codebooks: i
 
 
 def load_exported(name: str, directory: Path, device: str = "cpu", threads: int = 1) -> Codec:
-    """The same from its exported file, run by onnxruntime, for as many codebooks as it was exported for.
+    """Return the codec called `name` from its exported file, run by onnxruntime.
 
-    CheckpointError if another codec's file lies there.
+    Raises:
+        CheckpointError: If the file is that of another codec.
     """
     _check(name)
     codec: Codec = import_module("stretto.codec.onnx_runtime").load(directory, device, threads)

@@ -1,4 +1,4 @@
-"""Resampling by a windowed sinc, in torch: what codecs that listen at another rate than they speak at need."""
+"""Resampling by a windowed sinc in torch, for codecs whose encoder and decoder have different rates."""
 
 import math
 
@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ZERO_CROSSINGS = 6  # of the sinc, on either side of its middle
-ROLLOFF = 0.99  # cut-off as a part of the lower Nyquist frequency
+ZERO_CROSSINGS = 6  # zero crossings of the sinc on either side
+ROLLOFF = 0.99  # cut-off relative to the lower Nyquist frequency
 
 
 def sinc_kernels(source_hz: int, target_hz: int) -> tuple[Tensor, int]:
-    """One filter per output phase [target, width] float64, and how many samples it reaches back.
+    """Return one filter per output phase, float64 [target, width], and its reach back in samples.
 
-    Rates are in lowest terms. A Hann-windowed sinc (Smith, Digital Audio Resampling): h(t) = b sinc(b t)
+    Rates are in lowest terms. The filter is a Hann-windowed sinc (Smith, Digital Audio Resampling): h(t) = b sinc(b t)
     cos(pi b t / 2N)^2 for |b t| < N, in input samples, with b = ROLLOFF * min(1, target / source) and
     N = ZERO_CROSSINGS.
     """
@@ -21,13 +21,13 @@ def sinc_kernels(source_hz: int, target_hz: int) -> tuple[Tensor, int]:
     back = math.ceil(ZERO_CROSSINGS / cutoff)
     taps = torch.arange(-back, back + source_hz, dtype=torch.float64)
     phase = torch.arange(target_hz, dtype=torch.float64) * source_hz / target_hz
-    time = ((taps - phase[:, None]) * cutoff).clamp(-ZERO_CROSSINGS, ZERO_CROSSINGS)  # beyond it the window is zero
+    time = ((taps - phase[:, None]) * cutoff).clamp(-ZERO_CROSSINGS, ZERO_CROSSINGS)  # the window is zero beyond
     window = (time * math.pi / (2 * ZERO_CROSSINGS)).cos().square()
     return cutoff * torch.sinc(time) * window, back
 
 
 def resample(pcm: Tensor, source_hz: int, target_hz: int) -> Tensor:
-    """Pcm [B, n] at source_hz as [B, ceil(n * target_hz / source_hz)] at target_hz; silence lies around it."""
+    """Resample pcm [B, n] to [B, ceil(n * target_hz / source_hz)], assuming silence around it."""
     divisor = math.gcd(source_hz, target_hz)
     source_hz, target_hz = source_hz // divisor, target_hz // divisor
     if source_hz == target_hz:

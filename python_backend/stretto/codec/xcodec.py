@@ -1,4 +1,4 @@
-"""`xcodec`: X-codec (Ye et al., 2024), a DAC whose codes also hold what HuBERT hears; Bagpiper speaks it."""
+"""`xcodec`: X-codec (Ye et al., 2024), a DAC whose codes include HuBERT features; used by Bagpiper."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ TRAINING = ("decoder_semantic", "fc1")
 
 
 class SemanticCodec(WindowedCodec):
-    """The codec of `base.Codec`: `decode` needs the quantiser, `fc2` and the acoustic decoder, `encode` all of it."""
+    """X-codec. `decode` needs the quantiser, `fc2` and the acoustic decoder; `encode` needs all of it."""
 
     def __init__(self, name: str, model: XcodecModel, can_encode: bool) -> None:
         config, layers = model.config, decoder_layers(model.config.acoustic_model_config, output_padding=True)
@@ -37,7 +37,7 @@ class SemanticCodec(WindowedCodec):
             delattr(model, part)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Waveform [B, n] of codes [B, K, T]."""
+        """Return the waveform [B, n] of codes [B, K, T]."""
         return self.model.decode(codes, return_dict=False)[:, 0]
 
     def codes_of(self, pcm: Tensor) -> Tensor:
@@ -58,5 +58,5 @@ def load_semantic(
 
 
 def load(directory: Path, device: str = "cpu") -> SemanticCodec:
-    """The codec in a published checkpoint; CheckpointError names what is missing or does not fit."""
+    """Return the codec in a published checkpoint; raise CheckpointError for missing or mismatched files."""
     return load_semantic("xcodec", XcodecModel, directory).to(device)

@@ -1,1 +1,1 @@
-"""What decoders that descend from CosyVoice's have in common: conformer, flow matching, HiFT; arXiv 2412.10117."""
+"""Layers shared by decoders derived from CosyVoice: conformer, flow matching, HiFT (arXiv 2412.10117)."""

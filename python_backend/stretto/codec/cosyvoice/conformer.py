@@ -1,7 +1,7 @@
-"""Layers of a conformer without convolutions, over speech tokens.
+"""Conformer layers without convolutions, over speech tokens.
 
 Modules and tensors are named as in published checkpoints (`cosyvoice/transformer`, Apache-2.0, of
-https://github.com/FunAudioLLM/CosyVoice); attention with relative positions after Dai et al., arXiv 1901.02860.
+https://github.com/FunAudioLLM/CosyVoice). Attention with relative positions follows Dai et al., arXiv 1901.02860.
 """
 
 import math
@@ -16,7 +16,7 @@ LONGEST_WAVE = 10_000.0
 
 
 class RelativeAttention(nn.Module):
-    """Attention to all tokens, or to those of a token's own block and before."""
+    """Attention to all tokens, or to those of a token's own and previous blocks."""
 
     def __init__(self, shape: EncoderShape) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class RelativeAttention(nn.Module):
         self.pos_bias_v = nn.Parameter(torch.zeros(self.heads, width // self.heads))
 
     def forward(self, x: Tensor, distances: Tensor) -> Tensor:
-        """x [B, T, H]; distances [2 T - 1, H], see `wave_of_distances`."""
+        """Return attention outputs for x [B, T, H] and distances [2 T - 1, H] from `wave_of_distances`."""
         query, key, value = (
             linear(x).unflatten(2, (self.heads, -1)) for linear in (self.linear_q, self.linear_k, self.linear_v)
         )
@@ -65,7 +65,7 @@ class FeedForward(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Attention and feed-forward, each after its norm and beside an identity path."""
+    """Attention and feed-forward, each pre-normalised and residual."""
 
     def __init__(self, shape: EncoderShape) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class EncoderLayer(nn.Module):
 
 
 class TokenInput(nn.Module):
-    """Token vectors to the encoder's width; the third place in `out` is training's dropout."""
+    """Projection of token vectors to the encoder's width; index 2 of `out` is training's dropout."""
 
     def __init__(self, token_width: int, width: int) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class TokenInput(nn.Module):
 
 
 def wave_of_distances(length: int, width: int, device: torch.device) -> Tensor:
-    """Sines and cosines [2 length - 1, width] of the distances length - 1 … 1 - length, float32, taken in turns."""
+    """Return interleaved sines and cosines of distances length - 1 … 1 - length, float32 [2 length - 1, width]."""
     distance = torch.arange(length - 1, -length, -1, device=device, dtype=torch.float32)
     even = torch.arange(0, width, 2, device=device, dtype=torch.float32)
     angle = distance[:, None] * torch.exp(even * -(math.log(LONGEST_WAVE) / width))

@@ -1,4 +1,4 @@
-"""The U-Net that estimates the flow: residual blocks told the time, each followed by transformers over all frames.
+"""U-Net that estimates the flow: time-conditioned residual blocks, each followed by transformers over all frames.
 
 Modules and tensors are named as in published checkpoints (`cosyvoice/flow/decoder.py`; blocks of Matcha-TTS,
 https://github.com/shivammehta25/Matcha-TTS, MIT).
@@ -17,26 +17,26 @@ GROUPS = 8
 
 
 class CausalConv(nn.Conv1d):
-    """A convolution that hears a frame and those before it."""
+    """Causal convolution."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(F.pad(x, (self.kernel_size[0] - 1, 0)))
 
 
 def convolution(channels: int, out_channels: int, shape: EstimatorShape) -> nn.Conv1d:
-    """Over three frames, their number unchanged."""
+    """Return a convolution over three frames that keeps their number."""
     return CausalConv(channels, out_channels, 3) if shape.is_causal else nn.Conv1d(channels, out_channels, 3, padding=1)
 
 
 class Turned(nn.Module):
-    """[B, C, T] as [B, T, C], and back."""
+    """Transposition between [B, C, T] and [B, T, C]."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.transpose(1, 2)
 
 
 class Block(nn.Module):
-    """Convolution, norm over groups of channels and all frames or over all channels of a frame, Mish."""
+    """Convolution, norm (group norm over all frames, or layer norm per frame) and Mish."""
 
     def __init__(self, channels: int, out_channels: int, shape: EstimatorShape) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Block(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two blocks with the time between them, beside a pointwise convolution."""
+    """Two blocks with the time embedding added between them, and a pointwise residual path."""
 
     def __init__(self, channels: int, out_channels: int, shape: EstimatorShape) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention of all frames to all; the second place in `to_out` is training's dropout."""
+    """Attention among all frames; index 1 of `to_out` is training's dropout."""
 
     def __init__(self, channels: int, shape: EstimatorShape) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Attention(nn.Module):
 
 
 class Projection(nn.Module):
-    """A layer and GELU."""
+    """Linear layer and GELU."""
 
     def __init__(self, channels: int, inner: int) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class Projection(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Four times as wide between its layers; the second place in `net` is training's dropout."""
+    """Feed-forward layer of four times the width; index 1 of `net` is training's dropout."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class FeedForward(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Attention and feed-forward, each after its norm and beside an identity path: x [B, T, C]."""
+    """Attention and feed-forward, each pre-normalised and residual: x [B, T, C]."""
 
     def __init__(self, channels: int, shape: EstimatorShape) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class Transformer(nn.Module):
 
 
 class Resample(nn.Module):
-    """A convolution that halves or doubles the number of frames; half of an odd number is rounded up."""
+    """Convolution that halves (rounding up) or doubles the number of frames."""
 
     def __init__(self, conv: nn.Conv1d | nn.ConvTranspose1d) -> None:
         super().__init__()
@@ -131,19 +131,19 @@ class Resample(nn.Module):
 
 
 class Stage(nn.ModuleList):
-    """A residual block, its transformers and, but in the middle, what changes the number of frames."""
+    """Residual block, transformers and, except in the middle, a resampling layer."""
 
     def __init__(self, channels: int, out_channels: int, shape: EstimatorShape, *resample: nn.Module) -> None:
         transformers = nn.Sequential(*(Transformer(out_channels, shape) for _ in range(shape.blocks)))
         super().__init__([ResidualBlock(channels, out_channels, shape), transformers, *resample])
 
     def run(self, x: Tensor, time: Tensor) -> Tensor:
-        """x [B, C, T] through the residual block and the transformers."""
+        """Pass x [B, C, T] through the residual block and the transformers."""
         return self[1](self[0](x, time).transpose(1, 2)).transpose(1, 2)
 
 
 class TimeInput(nn.Module):
-    """Waves of the time to a vector, SiLU between two layers."""
+    """Time embedding: sinusoids through two layers with SiLU."""
 
     def __init__(self, waves: int, width: int) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class TimeInput(nn.Module):
 
 
 class Estimator(nn.Module):
-    """The flow [B, M, T] of x [B, 4 M, T]: the state, what it is to become, the speaker, what is known already."""
+    """Estimator of the flow [B, M, T] from x [B, 4 M, T]: state, condition, speaker and known mel."""
 
     def __init__(self, mels: int, shape: EstimatorShape) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ class Estimator(nn.Module):
         self.final_proj = nn.Conv1d(widths[0], mels, 1)
 
     def forward(self, x: Tensor, waves: Tensor) -> Tensor:
-        """waves [4 M]: of the time, see `matching.waves_of_time`."""
+        """Return the flow for x and the time's sinusoids, waves [4 M] (see `waves_of_time`)."""
         time, skipped = self.time_mlp(waves)[None], list[Tensor]()
         for stage in _stages(self.down_blocks):
             x = stage.run(x, time)
@@ -195,7 +195,7 @@ def _stages(blocks: nn.ModuleList) -> Iterator[Stage]:
 
 
 def _rising(shape: EstimatorShape) -> list[nn.Module]:
-    """The stages back to the full number of frames, each given what it was on the way down."""
+    """Return the up-sampling stages; each also gets the output of its down-sampling counterpart."""
     widths, stages = [*reversed(shape.channels), shape.channels[0]], list[nn.Module]()
     for place, (width, next_width) in enumerate(itertools.pairwise(widths)):
         is_last = place == len(widths) - 2

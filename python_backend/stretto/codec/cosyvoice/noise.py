@@ -1,4 +1,4 @@
-"""Noise that is drawn once and for all: a frame's depends on its place alone, so equal codes make equal samples."""
+"""Fixed noise by position, so that equal codes give equal samples."""
 
 import numpy as np
 import torch
@@ -10,17 +10,22 @@ SEEDS = {"flow": 42, "source": 43, "phases": 44}
 
 
 def gaussian(columns: int, rows: int, seed: int) -> Tensor:
-    """Noise [rows, columns] of power 1, the same on every machine; fewer columns are the first ones of more."""
+    """Return unit noise [rows, columns], equal on every machine; fewer columns are a prefix of more."""
     drawn = np.random.default_rng(seed).standard_normal((columns, rows), dtype=np.float32)
     return torch.from_numpy(drawn.T.copy())
 
 
 def noise_tables(mels: int, shape: VocoderShape, most_heard: int, most_spoken: int) -> dict[str, Tensor]:
-    """What the flow begins with, `noise` [M, most_heard], the source's own, `source_noise` [harmonics + 1, n] for
-    `most_spoken` frames, and where each of its sines begins, `phases` [harmonics + 1, 1]."""
+    """Return the noise tables of flow and vocoder.
+
+    Returns:
+        noise: Start of the flow, [M, most_heard].
+        source_noise: Noise of the source for `most_spoken` frames, [harmonics + 1, n].
+        phases: Initial phase of each sine, [harmonics + 1, 1].
+    """
     sines = shape.source.harmonics + 1
     phases = np.random.default_rng(SEEDS["phases"]).uniform(-np.pi, np.pi, (sines, 1))
-    phases[0] = 0  # the pitch itself begins at a zero
+    phases[0] = 0  # the fundamental starts at phase 0
     return {
         "noise": gaussian(most_heard, mels, SEEDS["flow"]),
         "source_noise": gaussian(most_spoken * shape.samples_per_mel, sines, SEEDS["source"]),

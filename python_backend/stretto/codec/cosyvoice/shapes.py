@@ -1,4 +1,4 @@
-"""The numbers of the parts: what a checkpoint's own reader fills in."""
+"""Sizes of the parts, filled in by each checkpoint's reader."""
 
 import math
 from dataclasses import dataclass
@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EncoderShape:
-    """The conformer. block: its attention is within blocks of so many tokens and before them; None: to all.
+    """Sizes of the conformer.
 
-    epsilon: of the norms in its layers.
+    Attributes:
+        block: Attention is limited to a block of this many tokens and all previous ones; None for unlimited attention.
+        epsilon: Epsilon of the norms in its layers.
     """
 
     width: int
@@ -21,10 +23,12 @@ class EncoderShape:
 
 @dataclass(frozen=True, slots=True)
 class EstimatorShape:
-    """The U-Net that estimates the flow. blocks: transformers after each residual block.
+    """Sizes of the U-Net that estimates the flow.
 
-    is_causal: whether its convolutions hear a frame and those before, and their norms one frame at a time; its
-    transformers hear all frames either way.
+    Attributes:
+        blocks: Number of transformers after each residual block.
+        is_causal: True if convolutions are causal and norms are per frame. Transformers attend to all frames either
+            way.
     """
 
     channels: tuple[int, ...]
@@ -37,9 +41,10 @@ class EstimatorShape:
 
 @dataclass(frozen=True, slots=True)
 class SourceShape:
-    """The excitation: a sine of `amplitude` and each of its harmonics where the pitch is above `threshold` Hz.
+    """Parameters of the excitation: sines of `amplitude` at the pitch and its harmonics, above `threshold` Hz.
 
-    sigma: of the noise where it is voiced; a third of the amplitude elsewhere.
+    Attributes:
+        sigma: Noise level in voiced parts; a third of the amplitude elsewhere.
     """
 
     harmonics: int
@@ -51,8 +56,10 @@ class SourceShape:
 
 @dataclass(frozen=True, slots=True)
 class VocoderShape:
-    """HiFT: transposed convolutions by `rates`, residual blocks of (kernel, dilations), and a short Fourier transform
-    of `fourier` samples, `hop` apart."""
+    """Sizes of HiFT: transposed convolutions by `rates`, residual blocks (kernel, dilations), and a Fourier transform.
+
+    The transform has `fourier` samples at intervals of `hop` samples.
+    """
 
     channels: int
     sample_rate: int
@@ -68,5 +75,5 @@ class VocoderShape:
 
     @property
     def samples_per_mel(self) -> int:
-        """Samples of one frame of the mel spectrogram."""
+        """Samples per frame of the mel spectrogram."""
         return math.prod(self.rates) * self.hop

@@ -1,4 +1,4 @@
-"""HiFT: a mel spectrogram to samples (Li et al., arXiv 2309.09493), its harmonic source and its Fourier transforms.
+"""HiFT vocoder (Li et al., arXiv 2309.09493): mel spectrogram to samples, with harmonic source and Fourier transforms.
 
 Modules and tensors are named as in published checkpoints (`cosyvoice/hifigan/generator.py`, Apache-2.0).
 """
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from stretto.codec.cosyvoice.shapes import SourceShape, VocoderShape
 
-LOUDEST = 100.0  # magnitude of a frequency
+LOUDEST = 100.0  # largest magnitude of a frequency bin
 
 
 class Snake(nn.Module):
-    """x + sin(a x)² / a, a learnt for each channel (Ziyin et al., arXiv 2006.08195)."""
+    """Snake activation x + sin(a x)² / a with a learnt per channel (Ziyin et al., arXiv 2006.08195)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Snake(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """For each dilation two convolutions, a Snake before each, beside an identity path."""
+    """Two convolutions per dilation, each preceded by Snake, with a residual path."""
 
     def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class ResidualBlock(nn.Module):
 
 
 class PitchPredictor(nn.Module):
-    """Mel [B, M, T] to a pitch [B, T] in Hz."""
+    """Predictor of the pitch [B, T] in Hz from mel [B, M, T]."""
 
     def __init__(self, mels: int, channels: int) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class PitchPredictor(nn.Module):
 
 
 class Source(nn.Module):
-    """The excitation [B, 1, n] of a pitch [B, n] in Hz: sines of it and its harmonics, and noise, merged into one."""
+    """Excitation [B, 1, n] for a pitch [B, n] in Hz: sines of pitch and harmonics, and noise, merged."""
 
     multiples: Tensor
 
@@ -74,7 +74,7 @@ class Source(nn.Module):
         self.register_buffer("multiples", torch.arange(1.0, shape.harmonics + 2)[:, None], persistent=False)
 
     def forward(self, pitch: Tensor, phases: Tensor, noise: Tensor) -> Tensor:
-        """phases [harmonics + 1, 1], where each sine begins; noise [harmonics + 1, n] of power 1."""
+        """Return the excitation, given initial phases [harmonics + 1, 1] and unit noise [harmonics + 1, n]."""
         shape, pitch = self.shape, pitch[:, None]
         cycles = (pitch * self.multiples / self.sample_rate).cumsum(2) % 1
         is_voiced = (pitch > shape.threshold).to(pitch.dtype)
@@ -84,9 +84,9 @@ class Source(nn.Module):
 
 
 class Fourier(nn.Module):
-    """The short Fourier transform with a Hann window, and its inverse, as convolutions: a GPU waits for no check.
+    """Short-time Fourier transform with a Hann window, and its inverse, as convolutions.
 
-    torch's own inverse asks the device whether the windows cover every sample.
+    torch's own inverse synchronises with the device to check that the windows cover every sample.
     """
 
     forth: Tensor
@@ -106,12 +106,12 @@ class Fourier(nn.Module):
             self.register_buffer(name, table[:, None], persistent=False)
 
     def transform(self, samples: Tensor) -> Tensor:
-        """Real parts, then imaginary parts [B, size + 2, n / hop + 1] of samples [B, 1, n]."""
+        """Return real, then imaginary parts [B, size + 2, n / hop + 1] of samples [B, 1, n]."""
         half = self.size // 2
         return F.conv1d(F.pad(samples, (half, half), "reflect"), self.forth.to(samples.dtype), stride=self.hop)
 
     def invert(self, real: Tensor, imaginary: Tensor) -> Tensor:
-        """Samples [B, (t - 1) * hop] of spectra [B, size / 2 + 1, t]."""
+        """Return samples [B, (t - 1) * hop] of spectra [B, size / 2 + 1, t]."""
         spectra, half = torch.cat([real, imaginary], 1), self.size // 2
         back, cover = self.back.to(real.dtype), self.cover.to(real.dtype)
         samples = F.conv_transpose1d(spectra, back, stride=self.hop)
@@ -120,9 +120,9 @@ class Fourier(nn.Module):
 
 
 class Vocoder(nn.Module):
-    """Mel [B, M, T] to samples [B, n] and their source, n = T * samples_per_mel.
+    """Vocoder: mel [B, M, T] to samples [B, n] and their source, n = T * samples_per_mel.
 
-    Tensors are named as published, the weights' norms multiplied out.
+    Tensors are named as published, with weight norms multiplied out.
     """
 
     def __init__(self, mels: int, shape: VocoderShape) -> None:
@@ -151,12 +151,12 @@ class Vocoder(nn.Module):
         self.conv_post = nn.Conv1d(widths[-1], bins, 7, padding=3)
 
     def source(self, mel: Tensor, phases: Tensor, noise: Tensor) -> Tensor:
-        """The excitation [B, 1, n] of mel [B, M, T]: the pitch is held for all samples of a frame."""
+        """Return the excitation [B, 1, n] of mel [B, M, T]; the pitch is constant within a frame."""
         pitch = self.f0_predictor(mel).repeat_interleave(self.shape.samples_per_mel, 1)
         return self.m_source(pitch, phases, noise)
 
     def forward(self, mel: Tensor, source: Tensor) -> Tensor:
-        """Samples [B, n] of mel [B, M, T] excited by source [B, 1, n]."""
+        """Return samples [B, n] of mel [B, M, T] and source [B, 1, n]."""
         spectrum, x = self.fourier.transform(source), self.conv_pre(mel)
         for place, (up, down, shape_source) in enumerate(
             zip(self.ups, self.source_downs, self.source_resblocks, strict=True)

@@ -1,1 +1,1 @@
-"""The decoder of GLM-4-Voice: speech tokens, a block conformer, flow matching to a mel spectrogram, HiFT to samples."""
+"""Decoder of GLM-4-Voice: speech tokens, block conformer, flow matching to a mel spectrogram, HiFT."""

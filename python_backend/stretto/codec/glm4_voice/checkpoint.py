@@ -1,4 +1,4 @@
-"""`flow.pt` and `hift.pt` beside `config.yaml`, as published: tensors alone are read of a pickle, nothing is run."""
+"""Reader of `flow.pt` and `hift.pt` beside `config.yaml`, as published; only tensors are unpickled."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ PARTS = ("flow", "hift")
 
 
 def read_part(directory: Path, part: str) -> dict[str, Tensor]:
-    """The tensors of one part in float32, weight norms multiplied out; CheckpointError where there are none."""
+    """Return the tensors of one part in float32, weight norms multiplied out; raise CheckpointError if missing."""
     path = directory / f"{part}.pt"
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
@@ -20,5 +20,5 @@ def read_part(directory: Path, part: str) -> dict[str, Tensor]:
 
 
 def load_part(module: nn.Module, directory: Path, part: str) -> None:
-    """Fill a module with the tensors of a part; CheckpointError names those that do not fit."""
+    """Load the tensors of a part into a module; raise CheckpointError for mismatches."""
     load_strictly(module, read_part(directory, part), directory / f"{part}.pt")

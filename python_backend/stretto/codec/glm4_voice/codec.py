@@ -1,12 +1,12 @@
-"""`glm4_voice`: the decoder of GLM-4-Voice and VITA-Audio (22.05 kHz, 12.5 tokens a second; arXiv 2412.02612).
+"""`glm4_voice`: decoder of GLM-4-Voice and VITA-Audio (22.05 kHz, 12.5 tokens per second; arXiv 2412.02612).
 
-tokens of all blocks heard ─► flow, told the mel of those before ─► mel of the new block ─► HiFT ─► pcm
+tokens of all blocks so far ─► flow, given the previous mel ─► mel of the new block ─► HiFT ─► pcm
                                                   └ its last 5 tokens' worth is faded into the next block's
 
-Norms and attention run over all frames, and the flow begins with noise: no block's samples are those of one decode of
-the whole. Blocks, fades and prompts are those of the authors' `web_demo.py` and `flow_inference.py`, but for two
-things. Their prompt repeats a frame from the third block on, which shifts it by one and loses 12 ms of every block;
-here it does not. And the mel that waits at the end of a last block that is whole is spoken, not dropped.
+Norms and attention cover all frames, and the flow starts from noise, so the samples of a block differ from those of one
+decode of the whole. Blocks, fades and prompts are those of the authors' `web_demo.py` and `flow_inference.py`, with two
+exceptions. The authors' prompt repeats a frame from the third block on, which shifts it by one and loses 12 ms per
+block; ours does not. The mel held back at the end of a complete last block is decoded, not dropped.
 """
 
 from dataclasses import replace
@@ -27,15 +27,18 @@ from stretto.codec.glm4_voice.flow import Flow
 from stretto.codec.glm4_voice.memory import Memory, Room
 from stretto.errors import InvalidRequest
 
-BLOCKS = (25, 50, 100, 150, 200)  # tokens, of web_demo.py
-HISTORY = 512  # tokens, 41 s: what VITA-Audio's demo decodes at once
-OVERLAP = 5  # tokens, of flow_inference.py
-HEARD_RATE = 16_000  # Hz, of the tokenizer at the other end: `tokenizer.py`
+BLOCKS = (25, 50, 100, 150, 200)  # tokens, as in web_demo.py
+HISTORY = 512  # tokens, 41 s, as decoded at once by VITA-Audio's demo
+OVERLAP = 5  # tokens, as in flow_inference.py
+HEARD_RATE = 16_000  # Hz, input rate of `tokenizer.py`
 
 
 class Glm4VoiceCodec(nn.Module):
-    """The codec of `base.Codec`. Noise is fixed by a frame's place in what its block hears, so one waveform comes of
-    the same codes in whatever chunks and beside whomever they are decoded."""
+    """Decoder of GLM-4-Voice.
+
+    Noise is fixed by a frame's position in its block's input. The same codes therefore give one waveform for any
+    chunking and batch.
+    """
 
     fade: Tensor
     noise: Tensor
@@ -68,28 +71,30 @@ class Glm4VoiceCodec(nn.Module):
         self._register_tables(self.mels(history + max(sizes)), self.mels(max(sizes)) + self.overlap + 2)
 
     def _register_tables(self, most_heard: int, most_spoken: int) -> None:
-        """Noise for as many frames as a block hears and speaks, and the weights of a fade."""
+        """Register the noise for the largest block, and the weights of a fade."""
         tables = noise_tables(self.config.mels, self.config.vocoder, most_heard, most_spoken)
         tables["fade"] = torch.from_numpy(np.hamming(2 * self.overlap))
         for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)
 
     def mels(self, tokens: int) -> int:
-        """Whole frames of the mel spectrogram in so many tokens."""
+        """Return the number of whole mel frames in `tokens` tokens."""
         return int(tokens * self.rate)
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """InvalidRequest: the decoder only decodes; see `tokenizer.py`."""
+        """Raise InvalidRequest: this codec only decodes; see `tokenizer.py`."""
         raise InvalidRequest("audio", f"none, as {self.spec.name} only decodes", "audio")
 
     def initial_state(self, batch: int) -> Tensor:
-        """Zeros: nothing has been spoken."""
+        """Return zeros: nothing has been decoded."""
         return self.flow.encoder_proj.bias.new_zeros(batch, self.room.size)
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Pcm [B, n] of the window's frames, and the state after its last block. The end of an utterance is completed
-        with less than a frame of the mel spectrogram of silence."""
+        """Return samples [B, n] of the window's frames, and the state after its last block.
+
+        The end of an utterance is padded with less than one mel frame of silence.
+        """
         codes, memory = window.codes[:, 0].to(window.state.device), self.room.read(window.state)
         done = window.left + self.blocks.right if window.left else 0
         memory = replace(memory, pending=memory.pending[:, self.room.pending[0] - self._num_pending(done) :])
@@ -104,14 +109,14 @@ class Glm4VoiceCodec(nn.Module):
         return pcm[:, :wanted], replace(memory, pending=pcm[:, wanted:]).flat(self.room)
 
     def _num_pending(self, border: int) -> int:
-        """Samples that have been spoken of frames which are not complete at a border."""
+        """Return the number of samples decoded from frames that are incomplete at a border."""
         if border == 0:
             return 0
         spoken = (self.mels(border) - self.overlap - 1) * self.config.vocoder.samples_per_mel
         return spoken - (border - self.blocks.right) * self.spec.samples_per_frame
 
     def _new_mel(self, codes: Tensor, memory: Memory, done: int) -> Tensor:
-        """The mel after what has been spoken of the tokens of `codes` [B, T] before `done`, faded in."""
+        """Return the mel after the part already decoded (tokens before `done` of codes [B, T]), faded in."""
         start = self.blocks.heard_from(done)
         tokens, known = codes[:, start:], max(0, self.mels(done - start) - self.overlap)
         noise = self.noise[:, : self.mels(tokens.shape[1])].to(memory.mel.dtype)
@@ -124,7 +129,10 @@ class Glm4VoiceCodec(nn.Module):
         return torch.cat([begin, mel[..., self.overlap :]], 2)
 
     def _speak(self, memory: Memory, mel: Tensor, goes_on: bool) -> Memory:
-        """After a whole block of `mel`: its end waits for the next one. goes_on: whether another was before it."""
+        """Return the memory after a complete block of `mel`, whose end is held back.
+
+        `goes_on`: it has a predecessor.
+        """
         spoken, overlap = mel[..., : -self.overlap], mel[..., -self.overlap :]
         pcm, source = self._voice(memory, spoken, goes_on)
         hop = self.config.vocoder.samples_per_mel
@@ -136,13 +144,16 @@ class Glm4VoiceCodec(nn.Module):
         )
 
     def _end(self, memory: Memory, codes: Tensor, done: int) -> Memory:
-        """After the last tokens [B, T], of which those before `done` have been spoken but for what waited."""
+        """Return the memory after the last tokens [B, T].
+
+        Those before `done` are decoded except for the held-back end.
+        """
         mel = self._new_mel(codes, memory, done) if done < codes.shape[1] else memory.overlap
         pcm, _ = self._voice(memory, mel, done > 0)
         return replace(memory, pending=torch.cat([memory.pending, pcm], 1))
 
     def _voice(self, memory: Memory, mel: Tensor, goes_on: bool) -> tuple[Tensor, Tensor]:
-        """Samples and source [B, n] of new mel; the frame before it, and its source, once more before them."""
+        """Return samples and source [B, n] of new mel, computed with one preceding frame and its source."""
         if goes_on:
             mel = torch.cat([memory.mel[..., -1:], mel], 2)
         length = mel.shape[2] * self.config.vocoder.samples_per_mel
@@ -153,7 +164,7 @@ class Glm4VoiceCodec(nn.Module):
 
 
 def load(directory: Path, device: str = "cpu") -> Glm4VoiceCodec:
-    """The decoder published in `directory` or its `codec/`; CheckpointError names what is missing or does not fit."""
+    """Return the decoder published in `directory` or its `codec/`; raise CheckpointError for mismatched files."""
     directory = directory / "codec" if (directory / "codec").is_dir() else directory
     codec = Glm4VoiceCodec(read_config(directory))
     load_part(codec.flow, directory, "flow")

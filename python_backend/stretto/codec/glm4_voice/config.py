@@ -1,7 +1,7 @@
-"""`config.yaml` as https://huggingface.co/THUDM/glm-4-voice-decoder publishes it: HyperPyYAML, read without running it.
+"""Reader of `config.yaml` as published in https://huggingface.co/THUDM/glm-4-voice-decoder, without executing it.
 
-`!new:`, `!name:` and `!apply:` would build Python objects; here they are the mappings that follow them. `!ref <name>`
-is the value of that name at the top.
+The file is HyperPyYAML. `!new:`, `!name:` and `!apply:` would build Python objects; here they yield the mappings that
+follow them. `!ref <name>` yields the top-level value of that name.
 """
 
 import re
@@ -20,7 +20,7 @@ CONFIG_FILE = "config.yaml"
 
 @dataclass(frozen=True, slots=True)
 class Glm4VoiceConfig:
-    """The numbers of a checkpoint. regulator: convolutions after the spectrogram's length is reached."""
+    """Sizes of a checkpoint. `regulator`: number of convolutions after length regulation."""
 
     codebook_size: int
     token_rate: Fraction
@@ -35,12 +35,12 @@ class Glm4VoiceConfig:
 
     @property
     def mels_per_token(self) -> Fraction:
-        """Frames of the mel spectrogram in one token: 441/64 as published."""
+        """Mel frames per token: 441/64 as published."""
         return Fraction(self.vocoder.sample_rate, self.vocoder.samples_per_mel) / self.token_rate
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "Glm4VoiceConfig":
-        """From the contents of `config.yaml`. KeyError or ValueError name what is missing or not this decoder."""
+        """Return the sizes in `config.yaml`; raise KeyError or ValueError for a missing or unsupported value."""
         flow, hift = record["flow"], record["hift"]
         matching, regulator = flow["decoder"], flow["length_regulator"]
         solver = matching["cfm_params"]["content"]
@@ -124,14 +124,14 @@ def _residuals(given: dict[str, Any], name: str) -> tuple[tuple[int, tuple[int, 
 
 
 def _require(given: dict[str, Any], **values: Any) -> None:
-    """ValueError where the record has another value than the one this decoder takes for granted."""
+    """Raise ValueError if the record has another value than the one that this decoder assumes."""
     odd = {name: given.get(name) for name, value in values.items() if given.get(name) != value}
     if odd:
         raise ValueError(f"expected { ({name: values[name] for name in odd}) }, got {odd}")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose objects are the mappings that describe them; one loader for one file."""
+    """YAML loader that yields mappings in place of objects; one instance per file."""
 
 
 def _plain(loader: _Loader, suffix: str, node: yaml.Node) -> Any:
@@ -150,7 +150,7 @@ _Loader.add_constructor("!ref", _reference)
 
 
 def _resolved(value: Any, names: dict[str, Any]) -> Any:
-    """The value with each `!ref <name>` replaced."""
+    """Return the value with each `!ref <name>` replaced."""
     if isinstance(value, dict):
         return {key: _resolved(each, names) for key, each in value.items()}
     if isinstance(value, list):
@@ -160,7 +160,7 @@ def _resolved(value: Any, names: dict[str, Any]) -> Any:
 
 
 def read_config(directory: Path) -> Glm4VoiceConfig:
-    """The numbers in `config.yaml`; CheckpointError if it is missing or of another decoder."""
+    """Return the sizes in `config.yaml`; raise CheckpointError if it is missing or of another decoder."""
     path = directory / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")

@@ -1,4 +1,4 @@
-"""From speech tokens to what the flow is to become: a conformer in blocks, and the regulator of its length.
+"""Block conformer and length regulator: speech tokens to the condition of the flow.
 
 Modules and tensors are named as in the published checkpoint (`cosyvoice/transformer`, Apache-2.0, of
 https://github.com/THUDM/GLM-4-Voice).
@@ -12,7 +12,7 @@ from stretto.codec.cosyvoice.shapes import EncoderShape
 
 
 class BlockConformer(nn.Module):
-    """Token vectors [B, T, E] to [B, T, H]."""
+    """Conformer over token vectors: [B, T, E] -> [B, T, H]."""
 
     def __init__(self, token_width: int, shape: EncoderShape) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class BlockConformer(nn.Module):
 
 
 class LengthRegulator(nn.Module):
-    """Tokens' vectors [B, T, M] repeated to a given number of frames, and smoothed: [B, M, frames]."""
+    """Length regulator: token vectors [B, T, M], repeated and smoothed -> [B, M, frames]."""
 
     def __init__(self, channels: int, layers: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""From speech tokens to a mel spectrogram.
+"""Speech tokens to a mel spectrogram.
 
 tokens ─► conformer ─► regulator ─► μ [B, M, T]
 noise [M, T] ─► 10 Euler steps along estimator(state, μ, speaker, prompt) ─► mel [B, M, T]
@@ -12,7 +12,7 @@ from stretto.codec.glm4_voice.conformer import BlockConformer, LengthRegulator
 
 
 class Flow(nn.Module):
-    """Tensors are named as in the published `flow.pt`."""
+    """Flow with tensors named as in the published `flow.pt`."""
 
     def __init__(self, config: Glm4VoiceConfig) -> None:
         super().__init__()
@@ -24,13 +24,13 @@ class Flow(nn.Module):
         self.decoder = Matching(config.mels, config.estimator, config.guidance)
 
     def goal(self, tokens: Tensor, frames: int) -> Tensor:
-        """μ [B, M, frames] of tokens [B, T]."""
+        """Return μ [B, M, frames] of tokens [B, T]."""
         return self.length_regulator(self.encoder_proj(self.encoder(self.input_embedding(tokens))), frames)
 
     def forward(self, tokens: Tensor, noise: Tensor, prompt: Tensor) -> Tensor:
-        """Mel [B, M, frames] of tokens [B, T] from noise [M, frames], which goes on from the prompt [B, M, n].
+        """Return mel [B, M, frames] of tokens [B, T] from noise [M, frames], continuing the prompt [B, M, n].
 
-        The speaker is nobody: a vector of zeros, of which the bias is left.
+        The speaker vector is zero, so only its projection's bias remains.
         """
         goal = self.goal(tokens, noise.shape[1])
         known = nn.functional.pad(prompt, (0, noise.shape[1] - prompt.shape[2]))

@@ -1,4 +1,4 @@
-"""What an utterance carries from block to block, as one flat state."""
+"""State of an utterance between blocks, flattened."""
 
 from dataclasses import astuple, dataclass
 from math import prod
@@ -9,10 +9,13 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """B utterances between two blocks; what is shorter than its room stands at the room's end.
+    """State of B utterances between two blocks; parts shorter than their capacity are right-aligned.
 
-    mel [B, M, n]: what has been spoken. overlap [B, M, o]: made, to be faded into the next block. source [B, s]: the
-    excitation at the end of what has been spoken. pending [B, p]: samples that belong to frames not complete yet.
+    Attributes:
+        mel: Mel already decoded, [B, M, n].
+        overlap: Mel to be faded into the next block, [B, M, o].
+        source: Excitation at the end of the decoded part, [B, s].
+        pending: Samples of frames that are not complete yet, [B, p].
     """
 
     mel: Tensor
@@ -21,7 +24,7 @@ class Memory:
     pending: Tensor
 
     def flat(self, room: "Room") -> Tensor:
-        """The state [B, room.size]: the last of what there is, after zeros for what there is not yet."""
+        """Return the state [B, room.size], with zeros in front of parts shorter than their capacity."""
         parts = [self.mel, self.overlap, self.source, self.pending]
         fitted = [_fitted(part, shape[-1]).flatten(1) for part, shape in zip(parts, room.shapes, strict=True)]
         state = fitted[0].new_empty(len(fitted[0]), room.size)
@@ -36,7 +39,7 @@ def _fitted(part: Tensor, length: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Shapes of the four, without the batch."""
+    """Capacities of the four parts, without the batch dimension."""
 
     mel: tuple[int, int]
     overlap: tuple[int, int]
@@ -53,6 +56,6 @@ class Room:
         return sum(prod(shape) for shape in self.shapes)
 
     def read(self, state: Tensor) -> Memory:
-        """The state [B, size] as its four parts."""
+        """Return the state [B, size] as its four parts."""
         parts = state.split([prod(shape) for shape in self.shapes], 1)
         return Memory(*(part.unflatten(1, shape) for part, shape in zip(parts, self.shapes, strict=True)))

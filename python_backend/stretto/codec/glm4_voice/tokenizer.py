@@ -1,7 +1,7 @@
-"""Audio to GLM-4-Voice's tokens: the other end of the decoder, an optional part of a checkpoint.
+"""GLM-4-Voice's speech tokenizer, an optional part of a checkpoint: audio to tokens.
 
-The folder `ssl_tokenizer/` holds what https://huggingface.co/THUDM/glm-4-voice-tokenizer publishes: `config.json`,
-`preprocessor_config.json` and `model.safetensors`. A checkpoint without it takes audio as codes.
+The folder `ssl_tokenizer/` contains the files published in https://huggingface.co/THUDM/glm-4-voice-tokenizer:
+`config.json`, `preprocessor_config.json` and `model.safetensors`. A checkpoint without it takes audio as codes.
 """
 
 import json
@@ -22,11 +22,12 @@ FOLDER, CONFIG, FEATURES = "ssl_tokenizer", "config.json", "preprocessor_config.
 SEGMENT = 30 * HEARD_RATE  # samples
 NUMBERS = ("feature_size", "sampling_rate", "hop_length", "chunk_length", "n_fft", "padding_value")
 PREFIXES = ("model.encoder.", "encoder.", "")
-NOT_SERVED = ("layer_norm.", "embed_positions2.", "ema_count", "ema_weight")  # of training, and after the quantiser
+# used in training only, or after the quantiser
+NOT_SERVED = ("layer_norm.", "embed_positions2.", "ema_count", "ema_weight")
 
 
 class SpeechTokenizer(nn.Module):
-    """Tokens of audio, 12.5 a second."""
+    """Tokenizer of audio at 12.5 tokens per second."""
 
     def __init__(self, config: WhisperVqConfig, features: WhisperFeatureExtractor) -> None:
         super().__init__()
@@ -35,10 +36,10 @@ class SpeechTokenizer(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Tokens [T] int64 of mono `pcm` [n] float32 at 16 kHz, T = ceil(n / 1280).
+        """Return tokens, int64 [T], of mono `pcm`, float32 [n] at 16 kHz, T = ceil(n / 1280).
 
-        Each 30 s are heard by themselves, as by the authors. They pad what is left over to as much, which is heard
-        nowhere but in the last 12 ms of audio that ends with a whole token.
+        Each 30 s are encoded separately, as by the authors. They pad the remainder to 30 s; this changes only the last
+        12 ms of audio that ends with a complete token.
         """
         parts = [self._encode(pcm[at : at + SEGMENT]) for at in range(0, len(pcm), SEGMENT)]
         return np.concatenate([np.zeros(0, np.int64), *parts])
@@ -59,16 +60,17 @@ class SpeechTokenizer(nn.Module):
 
 
 def load_tokenizer(checkpoint: Path, num_codes: int, device: str = "cpu") -> SpeechTokenizer | None:
-    """The tokenizer of the checkpoint in a folder, which makes `num_codes` codes; None where the folder brings none.
+    """Return the tokenizer in a checkpoint folder, or None if it has none.
 
-    CheckpointError names what is missing, unknown or of another shape.
+    Raises:
+        CheckpointError: For missing, unknown or misshapen tensors, or if it does not make `num_codes` codes.
     """
     folder = checkpoint / FOLDER
     return read_tokenizer(folder, num_codes).to(device) if folder.is_dir() else None
 
 
 def read_tokenizer(folder: Path, num_codes: int) -> SpeechTokenizer:
-    """The tokenizer published in a folder. CheckpointError as above."""
+    """Return the tokenizer published in a folder; raise CheckpointError for mismatched files."""
     try:
         config = WhisperVqConfig.from_record(json.loads((folder / CONFIG).read_text()))
         record = json.loads((folder / FEATURES).read_text())
@@ -87,7 +89,7 @@ def read_tokenizer(folder: Path, num_codes: int) -> SpeechTokenizer:
 
 
 def _published(folder: Path) -> dict[str, Tensor]:
-    """The encoder's tensors by its own names; FileNotFoundError without any."""
+    """Return the encoder's tensors by their own names; raise FileNotFoundError if there are none."""
     places = dict[str, Path]()
     for path in sorted(folder.glob("model*.safetensors")):
         with safe_open(path, framework="pt") as file:
@@ -104,6 +106,6 @@ def _published(folder: Path) -> dict[str, Tensor]:
 
 
 def _served(published: dict[str, Tensor], config: WhisperVqConfig) -> dict[str, Tensor]:
-    """What is before the quantiser."""
+    """Keep only the layers in front of the quantiser."""
     late = tuple(f"layers.{number}." for number in range(config.quantized_after, 100))
     return {name: tensor for name, tensor in published.items() if not name.startswith(NOT_SERVED + late)}

@@ -1,8 +1,8 @@
-"""Whisper's encoder up to a quantiser: what makes GLM-4-Voice's tokens (Zeng et al., arXiv 2412.02612).
+"""Whisper's encoder up to a quantiser, which makes GLM-4-Voice's tokens (Zeng et al., arXiv 2412.02612).
 
 log-mel [128, T] ─► 2 causal convolutions, half as long ─► 16 layers ─► mean of each 4 ─► nearest of 16,384 vectors
 
-Attention is to all of a step's own block of 2 s and to those before. Tensors are named as published (`speech_tokenizer/
+A step attends to its own block of 2 s and to all previous ones. Tensors are named as published (`speech_tokenizer/
 modeling_whisper.py` of https://github.com/THUDM/GLM-4-Voice, Apache-2.0).
 """
 
@@ -13,12 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-HALVED = 2  # frames of the spectrogram in a step
+HALVED = 2  # spectrogram frames per step
 
 
 @dataclass(frozen=True, slots=True)
 class WhisperVqConfig:
-    """The numbers of a tokenizer. pooled_after, quantized_after: layers. block: steps, None for one of all."""
+    """Sizes of a tokenizer. pooled_after, quantized_after: layer indices.
+
+    Block: steps per block, None for one block.
+    """
 
     mels: int
     hidden: int
@@ -35,7 +38,7 @@ class WhisperVqConfig:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "WhisperVqConfig":
-        """From `config.json`. KeyError or ValueError name what is missing or not this encoder."""
+        """Return the sizes in `config.json`; raise KeyError or ValueError for missing or unsupported values."""
         required = {"activation_function": "gelu", "encoder_causal_attention": False, "quantize_causal_encoder": False}
         odd = {name: record[name] for name, value in required.items() if record.get(name, value) != value}
         if odd or record["pooling_type"] not in ("avg", "max"):
@@ -59,7 +62,7 @@ class WhisperVqConfig:
 
 
 class Attention(nn.Module):
-    """Multi-head attention under a mask."""
+    """Multi-head attention with a mask."""
 
     def __init__(self, hidden: int, heads: int) -> None:
         super().__init__()
@@ -70,7 +73,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(hidden, hidden)
 
     def forward(self, x: Tensor, is_heard: Tensor) -> Tensor:
-        """x [B, T, H]; is_heard [B, 1, T, T]: by each step, of each step."""
+        """Return attention outputs for x [B, T, H]; is_heard [B, 1, T, T] marks the steps that each step attends to."""
         query, key, value = (
             linear(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for linear in (self.q_proj, self.k_proj, self.v_proj)
@@ -79,7 +82,7 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each after its norm and beside an identity path."""
+    """Attention and feed-forward, each pre-normalised and residual."""
 
     def __init__(self, config: WhisperVqConfig) -> None:
         super().__init__()
@@ -95,7 +98,7 @@ class Layer(nn.Module):
 
 
 class WhisperVq(nn.Module):
-    """Features to tokens."""
+    """Encoder and quantiser: features to tokens."""
 
     def __init__(self, config: WhisperVqConfig) -> None:
         super().__init__()
@@ -107,7 +110,7 @@ class WhisperVq(nn.Module):
         self.codebook = nn.Embedding(config.codes, config.hidden)
 
     def forward(self, features: Tensor, is_sound: Tensor) -> Tensor:
-        """Tokens [B, T / (2 pool)] of features [B, mels, T], T a multiple; is_sound [B, T]: what is not padding."""
+        """Return tokens [B, T / (2 pool)] of features [B, mels, T]; is_sound [B, T] is False for padding."""
         steps, is_sound = self._steps(features), is_sound[:, ::HALVED]
         is_heard = heard_by_blocks(is_sound, self.config.block)
         for number, layer in enumerate(self.layers, 1):
@@ -121,7 +124,7 @@ class WhisperVq(nn.Module):
         return distances.argmin(2)
 
     def _steps(self, features: Tensor) -> Tensor:
-        """Features [B, mels, T] to steps [B, T / 2, H] that know their place."""
+        """Return steps [B, T / 2, H] with positions of features [B, mels, T]."""
         padding = (2, 0) if self.config.is_causal else (1, 1)
         steps = F.gelu(self.conv1(F.pad(features, padding)))
         steps = F.gelu(self.conv2(F.pad(steps, padding))).transpose(1, 2)
@@ -133,6 +136,6 @@ class WhisperVq(nn.Module):
 
 
 def heard_by_blocks(is_sound: Tensor, block: int | None) -> Tensor:
-    """Whether each step hears each [B, 1, T, T]: sound of its own block of so many steps or before; all of no block."""
+    """Return the attention mask [B, 1, T, T]: non-padding steps of the own block and previous ones (all for None)."""
     place = torch.arange(is_sound.shape[1], device=is_sound.device) // (block or is_sound.shape[1])
     return (place[:, None] >= place) & is_sound[:, None, None]
