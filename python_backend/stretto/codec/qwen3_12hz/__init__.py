@@ -1,1 +1,1 @@
-"""The codec of Qwen3-TTS at 12.5 frames a second: its decoder, and what hears a voice to be cloned."""
+"""Codec of Qwen3-TTS at 12.5 frames per second: decoder, encoder, and speaker encoder for voice cloning."""

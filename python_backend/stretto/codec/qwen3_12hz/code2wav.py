@@ -1,11 +1,11 @@
-"""`qwen3_omni`: code2wav, the decoder in Qwen3-Omni's release (24 kHz, 12.5 frames a second of 16 codes).
+"""`qwen3_omni`: code2wav, the decoder in Qwen3-Omni's release (24 kHz, 12.5 frames per second of 16 codes).
 
 codes ─► mean of 16 entries ─► transformer ─► 2 × (↑2, ConvNeXt) ─► conv ─► 4 × (↑ 8, 5, 4, 3) ─► conv ─► pcm
 
-It has the layers of Qwen3-TTS's, but for its codebooks, and its transposed convolutions are cut at both ends. What is
-made of an utterance begins a step later behind each (`late`), and no layer hears what would have been before: so a
-frame is complete with the next one, and of T frames come T · 1920 - 555 samples. Tensors are named as in transformers'
-Qwen3OmniMoeCode2Wav, whose `chunked_decode` is not one decode of the whole: it leaves samples out at each seam.
+It has the layers of Qwen3-TTS's decoder, except for the codebooks, and trims its transposed convolutions at both ends.
+Therefore the output of each starts one step later (`late`), and no layer sees what would precede it. A frame is
+complete with the next one, and T frames give T · 1920 - 555 samples. Tensors are named as in transformers'
+Qwen3OmniMoeCode2Wav, whose `chunked_decode` differs from one decode of the whole because it drops samples at each seam.
 """
 
 from collections.abc import Mapping
@@ -27,11 +27,11 @@ from stretto.codec.strict_loading import load_strictly, read_tensors
 from stretto.errors import CheckpointError, InvalidRequest
 
 MODEL_TYPE = "qwen3_omni_moe_code2wav"
-SAMPLE_RATE = 24_000  # nothing in config.json says it; the model card's examples write files so
+SAMPLE_RATE = 24_000  # not in config.json; used by the model card's examples
 
 
 class Code2Wav(nn.Module):
-    """The codec of `base.Codec`, which only decodes. Its state is the decoder's memory."""
+    """Code2wav, a codec without encoder. Its state is the decoder's memory."""
 
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
@@ -62,16 +62,16 @@ class Code2Wav(nn.Module):
         self._num_kept = sum(each.kept for each in keeping)
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """InvalidRequest: nothing that makes codes of audio is published with the decoder."""
+        """Raise InvalidRequest, because no encoder is published with the decoder."""
         raise InvalidRequest("audio", f"none, as {self.spec.name} only decodes", "audio")
 
     def initial_state(self, batch: int) -> Tensor:
-        """Zeros: nothing has been heard."""
+        """Return zeros: no frame has been decoded."""
         return next(self.parameters()).new_zeros(batch, self._num_kept)
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Pcm [B, n] in [-1, 1] of the window's frames, and the state before the next one's."""
+        """Return the waveform [B, n] in [-1, 1] of the window's frames, and the state before the next window."""
         codes, first = (each.to(window.state.device) for each in (window.codes[:, :, window.left :], window.first))
         frames = codes.shape[2]
         memory = Memory(window.state, first, frames, window.right)
@@ -81,8 +81,10 @@ class Code2Wav(nn.Module):
         return pcm[:, begin:stop].clamp(-1, 1), memory.after
 
     def forward(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
-        """Samples [B, n · hop] of codes [B, K, n], the first of them at frames first [B]; `tail_samples` of them lie
-        before what `decode` counts as theirs."""
+        """Return samples [B, n · hop] of codes [B, K, n] that begin at frames first [B].
+
+        `tail_samples` of them precede the samples that `decode` returns for these frames.
+        """
         starts = torch.arange(codes.shape[1], device=codes.device) * self.spec.codebook_size
         latents = self.code_embedding(codes + starts[:, None]).mean(1)
         x = self.pre_transformer(latents, first, memory).transpose(1, 2)
@@ -90,7 +92,7 @@ class Code2Wav(nn.Module):
 
 
 def read_config(directory: Path) -> DecoderShape:
-    """The numbers in a directory's `config.json`; CheckpointError if it is missing or of another codec."""
+    """Return the sizes in a folder's `config.json`; raise CheckpointError if missing or of another codec."""
     try:
         record, _ = PretrainedConfig.get_config_dict(str(directory))
         if record.get("model_type") != MODEL_TYPE:
@@ -103,16 +105,16 @@ def read_config(directory: Path) -> DecoderShape:
 
 
 def read_shape(record: Mapping[str, Any]) -> DecoderShape:
-    """The numbers of `code2wav_config`; ValueError names what is missing, or not this decoder."""
+    """Return the sizes in `code2wav_config`; raise ValueError for a missing or unsupported value."""
     width, heads = record.get("hidden_size"), record.get("num_attention_heads")
     head_dim = width // heads if isinstance(width, int) and isinstance(heads, int) and heads > 0 else None
-    # Latents are as wide as the transformer; entries that are halved there are none.
+    # Latents are as wide as the transformer, and codebook entries are not halved.
     derived = {"head_dim": record.get("head_dim", head_dim), "latent_dim": width, "codebook_dim": 2}
     return DecoderShape.from_record({**record, **derived})
 
 
 def load(directory: Path, device: str = "cpu") -> Code2Wav:
-    """The codec in a folder that `stretto convert` has written; CheckpointError names what does not fit."""
+    """Return the codec in a converted folder; raise CheckpointError for mismatched files."""
     directory = codec_directory(directory)
     codec = Code2Wav(read_config(directory))
     path = directory / "model.safetensors"

@@ -1,4 +1,4 @@
-"""`qwen3_12hz`: the codec of Qwen3-TTS (24 kHz, 12.5 frames a second of 1 + 15 codes), as published with each model."""
+"""`qwen3_12hz`: codec of Qwen3-TTS (24 kHz, 12.5 frames per second of 1 + 15 codes), as published with each model."""
 
 from pathlib import Path
 
@@ -15,12 +15,12 @@ from stretto.codec.qwen3_12hz.memory import Memory
 from stretto.codec.seanet.published import keep_lengths_on_host
 from stretto.codec.strict_loading import load_strictly, read_tensors
 
-# Of training: what the codebooks' entries were learnt through.
+# Used in training only, to learn the codebooks' entries.
 NOT_SERVED = {f"decoder.quantizer.{part}.input_proj.weight" for part in ("rvq_first", "rvq_rest")}
 
 
 class Qwen3Codec(nn.Module):
-    """The codec of `base.Codec`. Its state is the decoder's memory: windows need no neighbours beside it."""
+    """Codec of Qwen3-TTS. Its state is the decoder's memory; windows need no neighbouring frames."""
 
     def __init__(self, config: Qwen3CodecConfig) -> None:
         super().__init__()
@@ -37,19 +37,19 @@ class Qwen3Codec(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Codes [K, T] int64 of mono pcm [n] float32, T = ceil(n / samples_per_frame)."""
+        """Return codes, int64 [K, T], of mono samples, float32 [n], T = ceil(n / samples_per_frame)."""
         if len(pcm) == 0:
             return np.zeros((self.spec.num_codebooks, 0), dtype=np.int64)
         samples = torch.from_numpy(np.asarray(pcm)).to(next(self.parameters()))
         return self.encoder(samples, self.spec.num_codebooks).cpu().numpy()
 
     def initial_state(self, batch: int) -> Tensor:
-        """Zeros: nothing has been heard."""
+        """Return zeros: no frame has been decoded."""
         return next(self.parameters()).new_zeros(batch, self._num_kept)
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Pcm [B, n] in [-1, 1] of the window's frames, and the state before the next one's."""
+        """Return the waveform [B, n] in [-1, 1] of the window's frames, and the state before the next window."""
         codes, first = (each.to(window.state.device) for each in (window.codes[:, :, window.left :], window.first))
         memory = Memory(window.state, first, codes.shape[2])
         pcm = self.decoder(codes, first, memory)
@@ -58,7 +58,7 @@ class Qwen3Codec(nn.Module):
 
 
 def load(directory: Path, device: str = "cpu") -> Qwen3Codec:
-    """The codec in a published checkpoint; CheckpointError names what is missing or does not fit."""
+    """Return the codec in a published checkpoint; raise CheckpointError for missing or mismatched files."""
     directory = codec_directory(directory)
     codec = Qwen3Codec(read_config(directory))
     path = directory / "model.safetensors"

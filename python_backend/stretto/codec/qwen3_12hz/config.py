@@ -1,6 +1,6 @@
-"""`config.json` of `speech_tokenizer/` in a checkpoint of Qwen3-TTS (https://huggingface.co/Qwen): all numbers.
+"""Reader of `config.json` of `speech_tokenizer/` in a Qwen3-TTS checkpoint (https://huggingface.co/Qwen).
 
-The published classes have other defaults than the published files, so what the decoder needs must be there.
+The published classes have other defaults than the published files, so every value that the decoder needs is required.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from stretto.codec.published import CONFIG_FILE
 from stretto.errors import CheckpointError
 
 MODEL_TYPE = "qwen3_tts_tokenizer_12hz"
-SEMANTIC = 1  # codebooks, the first ones, with a projection of their own
+SEMANTIC = 1  # number of first codebooks with their own projection
 TAKEN_FOR_GRANTED = {
     "hidden_act": "silu",
     "attention_bias": False,
@@ -27,10 +27,13 @@ TAKEN_FOR_GRANTED = {
 
 @dataclass(frozen=True, slots=True)
 class DecoderShape:
-    """`decoder_config`, by its published names: codebooks, then the transformer, then the convolutions.
+    """`decoder_config`, by its published names: codebooks, transformer, convolutions.
 
-    codebook_dim: of the sum of all codebooks, each of which is half as wide. sliding_window: steps that a step sees,
-    itself among them. latent_dim: channels before and after the transformer. decoder_dim: of the first convolution.
+    Attributes:
+        codebook_dim: Width of the sum of all codebooks; each is half as wide.
+        sliding_window: Number of steps that a step attends to, itself included.
+        latent_dim: Channels before and after the transformer.
+        decoder_dim: Channels of the first convolution.
     """
 
     codebook_size: int
@@ -68,7 +71,7 @@ class DecoderShape:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "DecoderShape":
-        """From `decoder_config`; ValueError names what is missing or not this decoder."""
+        """Return the sizes in `decoder_config`; raise ValueError for a missing or unsupported value."""
         odd = {name: record[name] for name, value in TAKEN_FOR_GRANTED.items() if record.get(name, value) != value}
         if odd:
             raise ValueError(f"decoder_config: expected { {name: TAKEN_FOR_GRANTED[name] for name in odd} }, got {odd}")
@@ -87,7 +90,7 @@ class DecoderShape:
 
 @dataclass(frozen=True)
 class Qwen3CodecConfig:
-    """A checkpoint's numbers. encoder: of the Mimi half that makes the codes."""
+    """Sizes of a checkpoint; `encoder` is the Mimi configuration of the encoder."""
 
     decoder: DecoderShape
     encoder: MimiConfig
@@ -95,7 +98,7 @@ class Qwen3CodecConfig:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Qwen3CodecConfig":
-        """From `config.json`; ValueError names what is missing, or does not belong together."""
+        """Return the sizes in `config.json`; raise ValueError for missing or inconsistent values."""
         if record.get("model_type") != MODEL_TYPE:
             raise ValueError(f"model_type must be {MODEL_TYPE}, got {record.get('model_type')!r}")
         names = ("decoder_config", "encoder_config", "encoder_valid_num_quantizers", "input_sample_rate")
@@ -122,7 +125,7 @@ class Qwen3CodecConfig:
 
 
 def read_config(directory: Path) -> Qwen3CodecConfig:
-    """The numbers in a directory's `config.json`; CheckpointError if it is missing or of another codec."""
+    """Return the sizes in a folder's `config.json`; raise CheckpointError if missing or of another codec."""
     try:
         record, _ = PretrainedConfig.get_config_dict(str(directory))
         return Qwen3CodecConfig.from_record(record)
@@ -131,6 +134,6 @@ def read_config(directory: Path) -> Qwen3CodecConfig:
 
 
 def _is_positive(value: Any, kinds: tuple[type, ...]) -> bool:
-    """Whether a number, or every number of a tuple with at least one, is of these kinds and more than 0."""
+    """Return True if a number, or every number of a non-empty tuple, has one of these types and is positive."""
     numbers = value if isinstance(value, tuple) else (value,)
     return bool(numbers) and all(type(each) in kinds and each > 0 for each in numbers)

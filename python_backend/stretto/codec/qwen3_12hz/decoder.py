@@ -1,9 +1,9 @@
-"""The decoder of Qwen3-TTS' codec: frames of codes to samples, from where the memory stands.
+"""Decoder of Qwen3-TTS' codec: frames of codes to samples, continuing from a memory.
 
 codes ─► 1 + 15 codebooks ─► conv ─► transformer ─► 2 × (↑2, ConvNeXt) ─► conv ─► 4 × (↑ 8, 5, 4, 3) ─► conv ─► pcm
-         12.5 a second       2 back  71 back, 8 times   6 steps back      6 back   78 steps back each       6 back
+         12.5 per second     2 back  71 back, 8 times   6 steps back      6 back   78 steps back each       6 back
 
-All of it is causal. Each layer keeps its own last inputs, so that a window is decoded without what came before it.
+All layers are causal and keep their own last inputs, so a window is decoded without the frames before it.
 """
 
 import torch
@@ -16,11 +16,11 @@ from stretto.codec.qwen3_12hz.memory import Memory
 from stretto.codec.qwen3_12hz.transformer import Attention, Transformer
 
 FIRST_KERNEL = 3
-LEAST_USAGE = 1e-5  # of a codebook's entry
+LEAST_USAGE = 1e-5  # least usage count of a codebook entry
 
 
 class Codebook(nn.Module):
-    """Entries as the sums that training has left, and how many it has summed up."""
+    """Codebook stored as in training: sums of entries and their usage counts."""
 
     def __init__(self, size: int, width: int) -> None:
         super().__init__()
@@ -28,30 +28,30 @@ class Codebook(nn.Module):
         self.embedding_sum = nn.Parameter(torch.zeros(size, width))
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Entries [B, n, C] of codes [B, n]."""
+        """Return the entries [B, n, C] of codes [B, n]."""
         usage = self.cluster_usage[codes].clamp(min=LEAST_USAGE)
         return F.embedding(codes, self.embedding_sum) / usage[..., None]
 
 
 class Codebooks(nn.Module):
-    """Codebooks whose entries are added up and projected together."""
+    """Codebooks whose entries are summed and projected together."""
 
     def __init__(self, shape: DecoderShape, number: int) -> None:
         super().__init__()
         width = shape.codebook_dim // 2
         self._books = [Codebook(shape.codebook_size, width) for _ in range(number)]
-        layers = nn.ModuleList(nn.ModuleDict({"_codebook": book}) for book in self._books)  # as the tensors are named
+        layers = nn.ModuleList(nn.ModuleDict({"_codebook": book}) for book in self._books)  # matches the tensor names
         self.vq = nn.ModuleDict({"layers": layers})
         self.output_proj = nn.Conv1d(width, shape.codebook_dim, 1, bias=False)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Latents [B, C, n] of codes [B, K, n] of the first K codebooks."""
+        """Return the latents [B, C, n] of codes [B, K, n] of the first K codebooks."""
         entries = [book(each) for book, each in zip(self._books, codes.unbind(1), strict=False)]
         return self.output_proj(torch.stack(entries).sum(0).transpose(1, 2))
 
 
 class Quantizer(nn.Module):
-    """The semantic codebook and the others."""
+    """Semantic codebook and acoustic codebooks."""
 
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Quantizer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Codes to samples."""
+    """Decoder: codes to samples."""
 
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
@@ -84,11 +84,11 @@ class Decoder(nn.Module):
 
     @property
     def num_kept(self) -> int:
-        """Numbers of the memory of one utterance."""
+        """Numbers in the memory of one utterance."""
         return sum(each.kept for each in self.modules() if isinstance(each, Convolution | Upsampling | Attention))
 
     def forward(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
-        """Samples [B, n · hop] of codes [B, K, n], the first of them at frames first [B]."""
+        """Return samples [B, n · hop] of codes [B, K, n] that begin at frames first [B]."""
         latents = self.pre_conv(self.quantizer(codes), memory).transpose(1, 2)
         x = self.pre_transformer(latents, first, memory).transpose(1, 2)
         return samples_of(x, memory, self.upsample, self.decoder)

@@ -1,4 +1,4 @@
-"""The encoder of Qwen3-TTS' codec: the half of Mimi that makes codes, whose first 16 of 32 codebooks count."""
+"""Encoder of Qwen3-TTS' codec: Mimi's encoder, of whose 32 codebooks the first 16 are used."""
 
 from torch import Tensor, nn
 from transformers import MimiConfig
@@ -9,11 +9,11 @@ from transformers.models.mimi.modeling_mimi import (
     MimiTransformerModel,
 )
 
-KERNEL, STRIDE = 4, 2  # from the transformer's steps to frames
+KERNEL, STRIDE = 4, 2  # downsampling from transformer steps to frames
 
 
 class Encoder(nn.Module):
-    """Samples to codes, by transformers' modules under their names in its MimiModel."""
+    """Encoder: samples to codes, from transformers' modules under their names in MimiModel."""
 
     def __init__(self, config: MimiConfig) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Encoder(nn.Module):
         self.quantizer = MimiSplitResidualVectorQuantizer(config)
 
     def forward(self, pcm: Tensor, num_codebooks: int) -> Tensor:
-        """Codes [K, T] of samples [n]; the last frame may be a partial one."""
+        """Return the codes [K, T] of samples [n]; the last frame may be partial."""
         steps = self.encoder(pcm[None, None]).transpose(1, 2)
         steps = self.encoder_transformer(steps, use_cache=False).last_hidden_state.transpose(1, 2)
         return self.quantizer.encode(self.downsample(steps), num_codebooks)[:, 0]

@@ -1,7 +1,7 @@
-"""Causal convolutions that go on where they stopped, and what the decoder's second half is made of.
+"""Causal layers with memory, of which the second half of the decoder consists.
 
 Tensors are named as published (`tokenizer_12hz/modeling_qwen3_tts_tokenizer_v2.py` of
-https://github.com/QwenLM/Qwen3-TTS, Apache-2.0). All map [B, C, n] to [B, C', n'].
+https://github.com/QwenLM/Qwen3-TTS, Apache-2.0). All layers map [B, C, n] to [B, C', n'].
 """
 
 import torch
@@ -17,8 +17,12 @@ NEXT_EPS = 1e-6  # of ConvNeXt's norm
 
 
 class Convolution(nn.Module):
-    """A convolution that hears what came before. late: steps at an utterance's start that it does not hear, as its
-    owner says. kept: numbers of its part in the memory."""
+    """Causal convolution with memory.
+
+    Attributes:
+        late: Steps at an utterance's start that are masked, set by the owner.
+        kept: Numbers of its part of the memory.
+    """
 
     late = 0
 
@@ -33,8 +37,11 @@ class Convolution(nn.Module):
 
 
 class Upsampling(nn.Module):
-    """A transposed convolution, cut off on its right: a step is heard in its own place and, of a kernel longer than
-    the rate, in the next one's. late: as a convolution's."""
+    """Transposed convolution trimmed on the right; with a kernel longer than the rate a step also affects the next one.
+
+    Attributes:
+        late: Steps at an utterance's start that are masked.
+    """
 
     def __init__(self, channels: int, out_channels: int, kernel: int, rate: int, late: int = 0) -> None:
         super().__init__()
@@ -50,7 +57,10 @@ class Upsampling(nn.Module):
 
 
 class SnakeBeta(nn.Module):
-    """x + sin²(a x) / b, with the logarithms of both for each channel (Ziyin et al., arXiv 2006.08195; BigVGAN)."""
+    """SnakeBeta activation x + sin²(a x) / b, with log a and log b per channel (Ziyin et al., arXiv 2006.08195.
+
+    BigVGAN).
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -62,7 +72,7 @@ class SnakeBeta(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-    """SnakeBeta, dilated convolution, SnakeBeta, pointwise convolution; beside them nothing."""
+    """SnakeBeta, dilated convolution, SnakeBeta, pointwise convolution, with a residual path."""
 
     def __init__(self, channels: int, dilation: int, late: int = 0) -> None:
         super().__init__()
@@ -76,8 +86,11 @@ class ResidualUnit(nn.Module):
 
 
 class Block(nn.Module):
-    """SnakeBeta, a transposed convolution to half as many channels, residual units. late: steps at an utterance's start
-    that are not heard, of those that it is given and of those that it makes."""
+    """SnakeBeta, a transposed convolution to half as many channels, and residual units.
+
+    Attributes:
+        late: Masked steps at an utterance's start, of its input and of its output.
+    """
 
     def __init__(self, channels: int, rate: int, late: tuple[int, int] = (0, 0)) -> None:
         super().__init__()
@@ -94,8 +107,7 @@ class Block(nn.Module):
 
 
 class ConvNext(nn.Module):
-    """Depthwise convolution, norm, two layers with GELU between them, scaled; beside them an identity path (Liu et al.,
-    arXiv 2201.03545)."""
+    """ConvNeXt block (Liu et al., arXiv 2201.03545): depthwise convolution, norm, two layers with GELU, residual."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -110,7 +122,7 @@ class ConvNext(nn.Module):
 
 
 def samples_of(x: Tensor, memory: Memory, upsample: nn.ModuleList, decoder: nn.ModuleList) -> Tensor:
-    """Samples [B, n · hop] of latents [B, C, n], through the stages of `upsample` and the layers of `decoder`."""
+    """Return samples [B, n · hop] of latents [B, C, n], through the stages `upsample` and the layers `decoder`."""
     for stage in upsample:
         for layer in stage.children():
             x = layer(x, memory)

@@ -1,14 +1,19 @@
-"""What layers have heard last, carried from window to window in one flat state."""
+"""Last inputs of the layers, carried from window to window in one flat state."""
 
 import torch
 from torch import Tensor
 
 
 class Memory:
-    """A walk through a state [B, D], layer by layer in the order in which they run, while the next one is written.
+    """Sequential reader of a state [B, D] and writer of the next one, layer by layer in execution order.
 
-    A state of zeros stands for the zeros that a causal convolution is padded with. first [B]: where the window begins,
-    in frames. right: how many of its `frames` are there for those before them: the next window has them again.
+    A zero state equals the zero padding of a causal convolution.
+
+    Args:
+        state: State before the window, [B, D].
+        first: First frame of the window, [B].
+        frames: Number of frames in the window, right context included.
+        right: Number of right-context frames, which the next window contains again.
     """
 
     def __init__(self, state: Tensor, first: Tensor, frames: int, right: int = 0) -> None:
@@ -19,12 +24,14 @@ class Memory:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all of the next state is written."""
+        """True if the whole next state has been written."""
         return self._at == self.after.shape[1]
 
     def recall(self, x: Tensor, steps: int, time: int = 2) -> Tensor:
-        """x [B, …] with the `steps` before it, along its dimension `time`; the last `steps` of both are kept, but for
-        what the next window has again."""
+        """Return x [B, …] preceded by its last `steps` inputs along dimension `time`, and store the newest ones.
+
+        Steps that the next window contains again are not stored.
+        """
         shape = [*x.shape[:time], steps, *x.shape[time + 1 :]]
         stop = self._at + x[0].numel() // x.shape[time] * steps
         both = torch.cat([self._before[:, self._at : stop].view(shape), x], time)
@@ -35,7 +42,7 @@ class Memory:
         return both
 
     def begun(self, x: Tensor, late: int) -> Tensor:
-        """x [B, C, n] without the first `late` steps of an utterance, which are heard as if there were none."""
+        """Return x [B, C, n] with the first `late` steps of an utterance masked as non-existent."""
         if not late:
             return x
         is_before = torch.arange(x.shape[2], device=x.device) < late

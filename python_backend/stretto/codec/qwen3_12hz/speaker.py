@@ -1,10 +1,11 @@
-"""The speaker encoder of Qwen3-TTS: samples to an x-vector [H], which stands in a prompt in an embedding's place.
+"""Speaker encoder of Qwen3-TTS: samples to an x-vector [H], used in place of an embedding in a prompt.
 
-ECAPA-TDNN (Desplanques et al., arXiv 2005.07143) over a log-mel spectrogram, as transformers has it for Qwen2.5-Omni;
-`mel_spectrogram` of `core/models/modeling_qwen3_tts.py` in https://github.com/QwenLM/Qwen3-TTS.
+ECAPA-TDNN (Desplanques et al., arXiv 2005.07143) over a log-mel spectrogram, as transformers implements it for
+Qwen2.5-Omni; `mel_spectrogram` of `core/models/modeling_qwen3_tts.py` in https://github.com/QwenLM/Qwen3-TTS.
 
-The folder `speaker_encoder/` of a checkpoint: `config.json`, which is `speaker_encoder_config` of the release, and
-`model.safetensors`, its tensors `speaker_encoder.*` without that prefix. Releases without a speaker encoder bring none.
+Files of `speaker_encoder/` in a checkpoint: `config.json`, the release's `speaker_encoder_config`, and
+`model.safetensors`, its tensors `speaker_encoder.*` without that prefix. Releases without a speaker encoder have no
+such folder.
 """
 
 import json
@@ -33,8 +34,10 @@ POWER_FLOOR, MEL_FLOOR = 1e-9, 1e-5
 
 @dataclass(frozen=True, slots=True)
 class SpeakerConfig:
-    """`speaker_encoder_config`, by its published names. Releases say the last width and the rate, and leave the others
-    as their class (`Qwen3TTSSpeakerEncoderConfig`) has them, as they are here."""
+    """`speaker_encoder_config`, by its published names.
+
+    Releases contain only the last width and the rate; the other defaults are those of `Qwen3TTSSpeakerEncoderConfig`.
+    """
 
     enc_dim: int
     sample_rate: int = SAMPLE_RATE
@@ -48,7 +51,7 @@ class SpeakerConfig:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "SpeakerConfig":
-        """From `config.json`; TypeError or ValueError names what is not this encoder."""
+        """Return the sizes in `config.json`; raise TypeError or ValueError for unsupported values."""
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
         }
@@ -62,14 +65,14 @@ class SpeakerConfig:
 
     @property
     def fewest_samples(self) -> int:
-        """Of a recording: its convolutions mirror their input, which must be longer than the mirror image."""
+        """Least number of samples of a recording, because reflection padding needs longer input."""
         pairs = zip(self.enc_kernel_sizes, self.enc_dilations, strict=True)
         frames = 1 + max((kernel - 1) * dilation - (kernel - 1) * dilation // 2 for kernel, dilation in pairs)
         return max(FOURIER - HOP, frames * HOP)
 
 
 class SpeakerEncoder(nn.Module):
-    """Samples to an x-vector."""
+    """Speaker encoder: samples to an x-vector."""
 
     filters: Tensor
     window: Tensor
@@ -89,7 +92,10 @@ class SpeakerEncoder(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """x-vector [H] float32 of mono `pcm` [n] float32 at 24 kHz; InvalidRequest of less than some 50 ms."""
+        """Return the x-vector, float32 [H], of mono `pcm`, float32 [n] at 24 kHz.
+
+        Raise InvalidRequest below about 50 ms.
+        """
         if len(pcm) < self.config.fewest_samples:
             seconds = self.config.fewest_samples / SAMPLE_RATE
             raise InvalidRequest("audio", f"at least {seconds:.3f} s of a voice", f"{len(pcm) / SAMPLE_RATE:.3f} s")
@@ -97,7 +103,7 @@ class SpeakerEncoder(nn.Module):
         return self.network(mel.T[None])[0].cpu().numpy()
 
     def log_mel(self, pcm: Tensor) -> Tensor:
-        """Log-mel frames [M, n // HOP] of samples [n], float32."""
+        """Return log-mel frames, float32 [M, n // HOP], of samples [n]."""
         margin = (FOURIER - HOP) // 2
         padded = F.pad(pcm[None], (margin, margin), "reflect")[0]
         spectrum = torch.stft(padded, FOURIER, HOP, window=self.window, center=False, return_complex=True)
@@ -106,13 +112,16 @@ class SpeakerEncoder(nn.Module):
 
 
 def load_speaker_encoder(checkpoint: Path, device: str = "cpu") -> SpeakerEncoder | None:
-    """The speaker encoder of a checkpoint; None where it brings none. CheckpointError names what does not fit."""
+    """Return the speaker encoder of a checkpoint, or None if it has none.
+
+    Raise CheckpointError for mismatched files.
+    """
     folder = checkpoint / FOLDER
     return read_speaker_encoder(folder).to(device) if folder.is_dir() else None
 
 
 def read_speaker_encoder(folder: Path) -> SpeakerEncoder:
-    """The speaker encoder in a folder. CheckpointError as above."""
+    """Return the speaker encoder in a folder; raise CheckpointError for mismatched files."""
     try:
         config = SpeakerConfig.from_record(json.loads((folder / CONFIG).read_text()))
         encoder = SpeakerEncoder(config)

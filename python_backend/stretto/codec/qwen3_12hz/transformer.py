@@ -1,4 +1,4 @@
-"""The transformer between codes and convolutions: each step sees those of a window before it, in the memory."""
+"""Sliding-window transformer between codebooks and convolutions, with keys and values in the memory."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ Rotation = tuple[Tensor, Tensor]
 
 
 class Scale(nn.Module):
-    """A factor for each channel of a residual branch (LayerScale; Touvron et al., arXiv 2103.17239)."""
+    """Per-channel scale of a residual branch (LayerScale; Touvron et al., arXiv 2103.17239)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class Scale(nn.Module):
 
 
 class Attention(nn.Module):
-    """Of steps to those of a window. kept: numbers of its part in the memory, keys and then values."""
+    """Sliding-window attention. `kept`: numbers of its part of the memory, keys then values."""
 
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Attention(nn.Module):
         self.kept = 2 * self.before * held
 
     def forward(self, x: Tensor, rotation: Rotation, is_seen: Tensor, memory: Memory) -> Tensor:
-        """x [B, n, H]; is_seen [B, 1, n, before + n]."""
+        """Return attention outputs for x [B, n, H]; is_seen [B, 1, n, before + n]."""
         query, key, value = (
             linear(x).unflatten(2, (-1, self.width)) for linear in (self.q_proj, self.k_proj, self.v_proj)
         )
@@ -62,7 +62,7 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each after its norm, scaled, and beside an identity path."""
+    """Attention and feed-forward, each pre-normalised, scaled and residual."""
 
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
@@ -78,9 +78,9 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Latents to latents, [B, n, C], of steps that lie at first [B] + 0 … n - 1 of their utterances.
+    """Transformer over latents [B, n, C] of steps at positions first [B] + 0 … n - 1.
 
-    is_projected: whether they are brought to its width and back.
+    `is_projected`: True if latents are projected to the transformer's width and back.
     """
 
     frequencies: Tensor
@@ -96,29 +96,32 @@ class Transformer(nn.Module):
         self.register_buffer("frequencies", 1 / shape.rope_theta**exponents, persistent=False)
 
     def forward(self, latents: Tensor, first: Tensor, memory: Memory) -> Tensor:
-        x = self.input_proj(latents).to(self.norm.weight.dtype)  # what layers add to keeps it in half precision, too
+        # the residual stream keeps the weights' dtype in half precision, too
+        x = self.input_proj(latents).to(self.norm.weight.dtype)
         rotation, is_seen = self._rotation(first, x), self.visible(first, x.shape[1])
         for layer in self.layers:
             x = layer(x, rotation, is_seen, memory)
         return self.output_proj(self.norm(x))
 
     def visible(self, first: Tensor, steps: int) -> Tensor:
-        """Which of the steps before `first` [B], and of `steps` from there on, each of the latter sees: bool
-        [B, 1, steps, before + steps]."""
+        """Return the attention mask of `steps` steps from `first` [B] on: bool [B, 1, steps, before + steps]."""
         key = torch.arange(self.before + steps, device=first.device)
-        ahead = key - torch.arange(steps, device=first.device)[:, None]  # of the first step that the query sees
+        ahead = key - torch.arange(steps, device=first.device)[:, None]  # relative to the first visible step
         is_near, is_there = (ahead >= 0) & (ahead <= self.before), key >= self.before - first[:, None]
         return is_near & is_there[:, None, None]
 
     def _rotation(self, first: Tensor, x: Tensor) -> Rotation:
-        """Cosines and sines [B, n, 1, head_dim]; angles are rounded to float32 in all precisions, as in training."""
+        """Return cosines and sines [B, n, 1, head_dim].
+
+        Angles are rounded to float32 in all precisions, as in training.
+        """
         steps = first[:, None] + torch.arange(x.shape[1], device=x.device)
         angles = (steps.float()[..., None] * self.frequencies.float()).repeat(1, 1, 2)[:, :, None]
         return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
 
 
 def rotated(x: Tensor, rotation: Rotation) -> Tensor:
-    """x [B, n, heads, width] turned by its steps' angles; the two halves are the two coordinates."""
+    """Return x [B, n, heads, width] rotated by its steps' angles; the two halves are the two coordinates."""
     cosines, sines = rotation
     one, other = x.chunk(2, -1)
     return x * cosines + torch.cat([-other, one], -1) * sines

@@ -1,12 +1,12 @@
-"""A voice to be cloned by Qwen3-TTS: what its prompts are given of a recording.
+"""Voice cloning for Qwen3-TTS: codes and x-vector of a recording.
 
-    voices = load_voice_encoder(checkpoint, codec)       # None where the checkpoint has no speaker encoder
+    voices = load_voice_encoder(checkpoint, codec)       # None if the checkpoint has no speaker encoder
     voice = voices.encode(pcm)                           # mono float32 at 24 kHz: `spec.sample_rate` of the codec
     voice.codes [16, T] int64                            # in-context cloning: rows of the prompt
-    voice.x_vector [H] float32                           # in the place of an embedding
+    voice.x_vector [H] float32                           # replaces an embedding
 
-`preprocessing.audio` resamples recordings to the codec's rate by soxr, as the authors' wrapper does. Both parts are the
-same for the same samples: `families.encoder_cache` keeps what came last.
+`preprocessing.audio` resamples recordings to the codec's rate by soxr, as the authors' wrapper does. Results are
+deterministic; `families.encoder_cache` caches the latest.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from stretto.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Voice:
-    """codes: [K, T] int64, T = ceil(n / 1920). x_vector: [H] float32."""
+    """Voice of a recording. codes: int64 [K, T], T = ceil(n / 1920). x_vector: float32 [H]."""
 
     codes: np.ndarray
     x_vector: np.ndarray
@@ -29,26 +29,30 @@ class Voice:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VoiceEncoder:
-    """The codec, which makes codes, and the speaker encoder. Used by one thread at a time."""
+    """Codec and speaker encoder. For one thread at a time."""
 
     codec: Codec
     speaker: SpeakerEncoder
 
     @property
     def hidden(self) -> int:
-        """H, which is the language model's width."""
+        """Width of the language model, H."""
         return self.speaker.config.enc_dim
 
     def encode(self, pcm: np.ndarray) -> Voice:
-        """The voice of mono `pcm` [n] float32 at 24 kHz; InvalidRequest, of `audio`, where it is too short."""
-        x_vector = self.speaker.encode(pcm)  # refuses what is too short before the codec has worked
+        """Return the voice of mono `pcm`, float32 [n] at 24 kHz.
+
+        Raise InvalidRequest naming `audio` if it is too short.
+        """
+        x_vector = self.speaker.encode(pcm)  # refuses short recordings before the codec runs
         return Voice(self.codec.encode(pcm), x_vector)
 
 
 def load_voice_encoder(checkpoint: Path, codec: Codec, device: str = "cpu") -> VoiceEncoder | None:
-    """What hears voices for the checkpoint in a folder; None where it brings no speaker encoder.
+    """Return the voice encoder of a checkpoint folder, or None if it has no speaker encoder.
 
-    CheckpointError names what is missing, unknown or of another shape.
+    Raises:
+        CheckpointError: For missing, unknown or misshapen tensors.
     """
     speaker = load_speaker_encoder(checkpoint, device)
     if speaker is None:

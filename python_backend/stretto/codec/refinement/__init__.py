@@ -1,1 +1,1 @@
-"""Codebooks that are not drawn one row after another: filled in, of a whole utterance, before the codec decodes it."""
+"""Models that fill in codebooks of a whole utterance before the codec decodes it."""

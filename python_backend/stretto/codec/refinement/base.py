@@ -1,4 +1,4 @@
-"""The seam between a refinement and the decoder: the first codebook of an utterance in, all of its codebooks out."""
+"""Interface between a refinement and the decoder: first codebook of an utterance in, all codebooks out."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,28 +10,35 @@ from torch import Tensor
 from stretto.codec.base import Codec, CodecSpec, Window
 from stretto.errors import InvalidRequest
 
-FOLDER = "refinement"  # of a checkpoint, where its codebooks are filled in
+FOLDER = "refinement"  # folder in a checkpoint
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """One whole utterance. prompt: [P, S] int64, the rows after which the language model began to speak, as it read
-    them. given: [T] int64, the codes of the first codebook."""
+    """One whole utterance.
+
+    Attributes:
+        prompt: Rows of the language model's prompt, int64 [P, S].
+        given: Codes of the first codebook, int64 [T].
+    """
 
     prompt: np.ndarray
     given: np.ndarray
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Passages of equal shape may share a batch: none of them is made much longer for another's sake."""
+        """Shape; passages of equal shape may share a batch, so that none is padded much."""
         return -1, (len(self.prompt) + len(self.given)).bit_length(), 0
 
 
 class Refinement(Protocol):
-    """Fills the codebooks behind the first one. It looks at a whole utterance, so nothing is filled before its end.
+    """Model that fills in the codebooks after the first one; it needs the whole utterance.
 
-    num_streams: S, of a prompt's rows. num_ids: what ids there begin below. codebook_size: of the codes.
-    max_rows: of a prompt and the frames behind it.
+    Attributes:
+        num_streams: Number of streams of a prompt's rows, S.
+        num_ids: Upper bound (exclusive) of ids in a prompt.
+        codebook_size: Number of codes per codebook.
+        max_rows: Largest number of rows of a prompt and its frames.
     """
 
     num_streams: int
@@ -40,19 +47,22 @@ class Refinement(Protocol):
     max_rows: int
 
     def fill(self, passages: Sequence[Passage], told: Callable[[], None] | None = None) -> list[np.ndarray]:
-        """Codes [K, T] int64 of each passage, the same alone and beside others. told: called behind each codebook."""
+        """Return codes, int64 [K, T], of each passage, independent of the batch.
+
+        `told` is called after each codebook.
+        """
         ...
 
 
 def check_prompt(prompt: np.ndarray, refinement: Refinement) -> None:
-    """Raise InvalidRequest unless a prompt is rows [S, P] of ids that the refinement knows."""
+    """Raise InvalidRequest unless a prompt is rows [S, P] of ids known to the refinement."""
     if prompt.ndim != 2 or prompt.shape[0] != refinement.num_streams or prompt.shape[1] == 0:
         raise InvalidRequest("codes", f"a prompt of shape [{refinement.num_streams}, P >= 1]", list(prompt.shape))
     _check_range(prompt, refinement.num_ids)
 
 
 def check_given(codes: np.ndarray, num_rows: int, refinement: Refinement) -> None:
-    """Raise InvalidRequest unless codes [1, T] are of the first codebook, and fit behind `num_rows` rows."""
+    """Raise InvalidRequest unless codes [1, T] belong to the first codebook and fit after `num_rows` rows."""
     if codes.ndim != 2 or codes.shape[0] != 1:
         raise InvalidRequest("codes", "shape [1, T]", list(codes.shape))
     _check_range(codes, refinement.codebook_size)
@@ -68,7 +78,7 @@ def _check_range(ids: np.ndarray, stop: int) -> None:
 
 
 class RefinedCodec:
-    """The codec of `base.Codec` of a checkpoint whose codebooks are filled in before: it decodes what is whole."""
+    """Codec combined with a refinement; it decodes complete codes."""
 
     def __init__(self, codec: Codec, refinement: Refinement) -> None:
         self._codec = codec
@@ -86,5 +96,5 @@ class RefinedCodec:
 
 
 def refinement_of(codec: Codec) -> Refinement | None:
-    """What fills the codebooks that come to a codec; None where they come whole."""
+    """Return the refinement of a codec, or None if its codes arrive complete."""
     return codec.refinement if isinstance(codec, RefinedCodec) else None

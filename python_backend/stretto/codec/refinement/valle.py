@@ -1,14 +1,14 @@
-"""VALL-E's second half: a transformer over a whole utterance that fills a codebook a pass (arXiv 2301.02111).
+"""VALL-E's non-autoregressive model: fills in one codebook per pass over a whole utterance (arXiv 2301.02111).
 
     row        words … voice … start   c0  c1 … c(T-1)   end
-    level 1    what the codebook 0 says there       ─► codebook 1 of every frame, the likeliest code
-    level 2    that, and codebook 1 added           ─► codebook 2
+    level 1    embeddings of codebook 0             ─► codebook 1 of every frame, the most likely code
+    level 2    plus those of codebook 1             ─► codebook 2
     …
 
-Attention runs both ways, so all of an utterance's frames depend on all others. Every norm is scaled and shifted by the
+Attention is bidirectional, so each frame of an utterance depends on all others. Every norm is scaled and shifted by the
 level. Names are those of ESPnet's checkpoints (espnet2/speechlm/{core_lm,module}/valle.py of
-https://github.com/espnet/espnet), and so are two things that a reader would not expect: behind each level the embedding
-of the start is added to its row once more, and to the row of the end that of the code which would stand there.
+https://github.com/espnet/espnet). Two details are reproduced from there: after each level the embedding of the start id
+is added to its row once more, and the row of the end gets the embedding of the code at that position.
 """
 
 import json
@@ -26,13 +26,18 @@ from stretto.codec.strict_loading import load_strictly, read_tensors
 from stretto.errors import CheckpointError
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-EPS = 1e-5  # of the norms
+EPS = 1e-5  # epsilon of the norms
 
 
 @dataclass(frozen=True, slots=True)
 class ValleShape:
-    """The numbers of a checkpoint. num_ids: of the table. codes: the id of code 0 of codebook 0; those of the others
-    follow. end: the id behind the last frame."""
+    """Sizes of a checkpoint.
+
+    Attributes:
+        num_ids: Number of rows of the embedding table.
+        codes: Id of code 0 of codebook 0; those of the other codebooks follow.
+        end: Id after the last frame.
+    """
 
     width: int
     num_heads: int
@@ -57,7 +62,7 @@ class ValleShape:
 
 
 class LevelNorm(nn.Module):
-    """A norm over the width of x [B, L, H] whose scale and shift are made of the level [H]."""
+    """Norm over the width of x [B, L, H] with scale and shift computed from the level [H]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -68,7 +73,7 @@ class LevelNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Of every row [B, L, H] to all rows that `mask` [B, 1, 1, L] has."""
+    """Attention from every row [B, L, H] to all rows in `mask` [B, 1, 1, L]."""
 
     def __init__(self, shape: ValleShape) -> None:
         super().__init__()
@@ -84,7 +89,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, and then four times as wide a layer, each behind its norm."""
+    """Attention and feed-forward of four times the width, each pre-normalised."""
 
     def __init__(self, shape: ValleShape) -> None:
         super().__init__()
@@ -98,14 +103,16 @@ class Block(nn.Module):
 
 
 class ValleRefinement(nn.Module):
-    """The refinement of `base.Refinement`.
+    """VALL-E's refinement.
 
-    emb [V, H]: of all ids that a prompt may have and all codes. head [(K - 1) * C, H]: of the codebooks 1 ...
+    Attributes:
+        emb: Embeddings of all ids of a prompt and all codes, [V, H].
+        head: Heads of codebooks 1 and up, [(K - 1) * C, H].
     """
 
     def __init__(self, shape: ValleShape) -> None:
         super().__init__()
-        self.shape, self.num_streams = shape, shape.num_codebooks  # a stream of a prompt's rows for each
+        self.shape, self.num_streams = shape, shape.num_codebooks  # a prompt has one stream per codebook
         self.num_ids, self.codebook_size, self.max_rows = shape.num_ids, shape.codebook_size, shape.max_rows
         num_levels = shape.num_codebooks - 1
         self.emb, self.pos_emb, self.level_emb = (
@@ -117,9 +124,9 @@ class ValleRefinement(nn.Module):
 
     @torch.inference_mode()
     def fill(self, passages: Sequence[Passage], told: Callable[[], None] | None = None) -> list[np.ndarray]:
-        """As `base.Refinement` says. Shorter passages are filled up, and nothing attends to that."""
-        firsts = [len(passage.prompt) - 1 for passage in passages]  # the row of frame 0; row 0 of a prompt is not read
-        lasts = [first + len(passage.given) for first, passage in zip(firsts, passages, strict=True)]  # of the end
+        """Return the codes of each passage; shorter passages are padded, and the padding is masked."""
+        firsts = [len(passage.prompt) - 1 for passage in passages]  # row of frame 0; row 0 of a prompt is not read
+        lasts = [first + len(passage.given) for first, passage in zip(firsts, passages, strict=True)]  # rows of the end
         rows = self.emb.weight.new_zeros(len(passages), max(lasts) + 1, self.shape.width)
         for row, passage, first, last in zip(rows, passages, firsts, lasts, strict=True):
             row[:first] = self.emb(self._ids(passage.prompt[1:])).sum(1)
@@ -141,7 +148,7 @@ class ValleRefinement(nn.Module):
         return [np.stack(each).astype(np.int64) for each in codes]
 
     def _said(self, rows: Tensor, level: int, mask: Tensor) -> Tensor:
-        """The likeliest code of codebook `level` in each row: [B, L, H] -> [B, L]."""
+        """Return the most likely code of codebook `level` in each row: [B, L, H] -> [B, L]."""
         told = self.level_emb.weight[level - 1]
         x = rows + self.pos_emb.weight[: rows.shape[1]]
         for block in self.blocks:
@@ -154,7 +161,7 @@ class ValleRefinement(nn.Module):
 
 
 def load(folder: Path, device: str = "cpu") -> ValleRefinement:
-    """The refinement in a folder of a checkpoint; CheckpointError names what is missing or does not fit."""
+    """Return the refinement in a checkpoint folder; raise CheckpointError for mismatched files."""
     try:
         made = ValleRefinement(ValleShape(**json.loads((folder / CONFIG_FILE).read_text())))
     except (OSError, TypeError, ValueError) as error:

@@ -1,1 +1,1 @@
-"""S3Gen, the acoustic part of Chatterbox: speech tokens in a voice's sound, flow matching, HiFT to samples."""
+"""S3Gen, the acoustic decoder of Chatterbox: speech tokens and a voice to mel by flow matching, then HiFT."""

@@ -1,10 +1,10 @@
-"""`s3gen`: the acoustic part of Chatterbox (24 kHz, 25 tokens a second), a descendant of CosyVoice 2's.
+"""`s3gen`: acoustic decoder of Chatterbox (24 kHz, 25 tokens per second), derived from CosyVoice 2.
 
-a voice's tokens, then the reply's ─► flow, told the voice's mel and x-vector ─► mel of the reply ─► HiFT ─► pcm
+a voice's tokens, then the reply's ─► flow, given the voice's mel and x-vector ─► mel of the reply ─► HiFT ─► pcm
 
-The estimator's attention is to all frames of an utterance, so there is no sample before the last token has come. What
-its authors' code does in `S3Token2Wav.inference`, this does, but for the noise, which is fixed by a frame's place. Ids
-that are no codes do not come. There is no watermark.
+The estimator attends to all frames of an utterance, so no sample exists before the last token has arrived. It computes
+what the authors' `S3Token2Wav.inference` computes, except for the noise, which is fixed by a frame's position. Ids that
+are no codes do not occur. There is no watermark.
 """
 
 import math
@@ -23,12 +23,12 @@ from stretto.codec.s3gen.flow import Flow
 from stretto.codec.strict_loading import load_strictly, read_tensors
 from stretto.errors import CheckpointError, InvalidRequest
 
-LONGEST = 1000  # tokens, 40 s: what the authors' `generate` draws at most
-SILENT_S = 0.02  # at an utterance's beginning, and as long again until it is as loud as it is
+LONGEST = 1000  # tokens, 40 s, the limit of the authors' `generate`
+SILENT_S = 0.02  # muted at an utterance's start, followed by a fade-in of the same length
 
 
 class Voice(nn.Module):
-    """What the flow is told of a voice: tokens [n] of a recording, its mel [M, 2 n], and an x-vector [E]."""
+    """Voice for the flow: tokens [n] of a recording, its mel [M, 2 n], and an x-vector [E]."""
 
     tokens: Tensor
     mel: Tensor
@@ -42,9 +42,9 @@ class Voice(nn.Module):
 
 
 class S3GenCodec(nn.Module):
-    """The codec of `base.Codec`, of whole utterances, each decoded alone: the state of one is the number of its voice.
+    """S3Gen, a codec of whole utterances, each decoded alone; the state of an utterance is the number of its voice.
 
-    Tensors are named as published, with those of the voices beside them.
+    Tensors are named as published, with those of the voices added.
     """
 
     noise: Tensor
@@ -76,41 +76,41 @@ class S3GenCodec(nn.Module):
             self.register_buffer(name, table, persistent=False)
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """InvalidRequest: it only decodes."""
+        """Raise InvalidRequest: this codec only decodes."""
         raise InvalidRequest("audio", f"none, as {self.spec.name} only decodes", "audio")
 
     def initial_state(self, batch: int) -> Tensor:
-        """[B, 1], the first voice; on the host, which chooses by it."""
+        """Return [B, 1] with the first voice, on the host, which selects the voice."""
         return torch.zeros(batch, 1)
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Pcm [B, n] of whole utterances, and the state as it was."""
+        """Return the samples [B, n] of whole utterances, and the state unchanged."""
         voices, codes = window.state[:, 0].int().tolist(), window.codes[:, 0].to(self.noise.device)
         spoken = [self.speak(row, self.voices[voice]) for row, voice in zip(codes, voices, strict=True)]
         return torch.stack(spoken), window.state
 
     def speak(self, codes: Tensor, voice: nn.Module) -> Tensor:
-        """Pcm [n] of the tokens [T] of a whole utterance."""
+        """Return the samples [n] of the tokens [T] of a whole utterance."""
         assert isinstance(voice, Voice)
         mel = self.mel(codes, voice)
         pcm = self.mel2wav(mel, self.source(mel))[0]
         return torch.cat([pcm[: len(self.fade)] * self.fade.to(pcm.dtype), pcm[len(self.fade) :]])
 
     def mel(self, codes: Tensor, voice: Voice) -> Tensor:
-        """The mel spectrogram [1, M, 2 T] of tokens [T]."""
+        """Return the mel spectrogram [1, M, 2 T] of tokens [T]."""
         tokens = torch.cat([voice.tokens, codes])
         noise = self.noise[:, : FRAMES_PER_TOKEN * len(tokens)].to(voice.mel.dtype)
         return self.flow(tokens[None], noise, voice.mel[None], voice.speaker[None])[..., voice.mel.shape[1] :]
 
     def source(self, mel: Tensor) -> Tensor:
-        """What excites the samples of a mel spectrogram [1, M, T], [1, 1, n]."""
+        """Return the excitation [1, 1, n] for a mel spectrogram [1, M, T]."""
         length = mel.shape[2] * self.config.vocoder.samples_per_mel
         return self.mel2wav.source(mel, self.phases.to(mel.dtype), self.source_noise[:, :length].to(mel.dtype))
 
 
 def load(directory: Path, device: str = "cpu") -> S3GenCodec:
-    """The codec that the converter has written into `codec/`; CheckpointError names what is missing or does not fit."""
+    """Return the codec in a converted `codec/` folder; raise CheckpointError for mismatched files."""
     path = directory / "codec" / "model.safetensors"
     tensors = multiply_weight_norm_out(read_tensors(path))
     codec = S3GenCodec(S3GenConfig.of({name: tuple(tensor.shape) for name, tensor in tensors.items()}))

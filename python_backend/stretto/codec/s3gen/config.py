@@ -1,7 +1,7 @@
-"""The numbers of S3Gen: the widths that its tensors have, and what the authors' code says beside them.
+"""Sizes of S3Gen, read from the shapes of its tensors and completed by constants of the authors' code.
 
-`s3gen.safetensors` of https://huggingface.co/ResembleAI/chatterbox has no config; the rest is that of `S3Token2Wav` in
-https://github.com/resemble-ai/chatterbox.
+`s3gen.safetensors` of https://huggingface.co/ResembleAI/chatterbox has no config; the constants are those of
+`S3Token2Wav` in https://github.com/resemble-ai/chatterbox.
 """
 
 import re
@@ -13,8 +13,8 @@ from stretto.errors import CheckpointError
 
 SAMPLE_RATE, FRAMES_PER_TOKEN = 24_000, 2
 GUIDANCE = 0.7
-HEAD_WIDTH = 64  # of the estimator's attention
-EPSILON = 1e-12  # of the norms in the conformer's layers
+HEAD_WIDTH = 64  # head width of the estimator's attention
+EPSILON = 1e-12  # epsilon of the conformer's norms
 HARMONICS, AMPLITUDE, SIGMA, THRESHOLD_HZ = 8, 0.1, 0.003, 10
 RATES, KERNELS = (8, 5, 3), (16, 11, 7)
 RESIDUAL_KERNELS, SOURCE_KERNELS, DILATIONS = (3, 7, 11), (7, 7, 11), (1, 3, 5)
@@ -25,7 +25,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class S3GenConfig:
-    """The numbers of a checkpoint. up_layers: of the conformer, of frames. voices: how many tokens each has."""
+    """Sizes of a checkpoint. up_layers: conformer layers over frames. voices: number of tokens of each voice."""
 
     codebook_size: int
     mels: int
@@ -38,7 +38,7 @@ class S3GenConfig:
 
     @classmethod
     def of(cls, shapes: Shapes) -> "S3GenConfig":
-        """Of tensors of these shapes by name; CheckpointError names one that is missing."""
+        """Return the sizes given the tensors' shapes by name; raise CheckpointError for a missing tensor."""
         codebook_size, _ = _shape(shapes, "flow.input_embedding.weight", 2)
         mels, speaker = _shape(shapes, "flow.spk_embed_affine_layer.weight", 2)
         voices = range(count(shapes, "voices"))
@@ -78,7 +78,7 @@ def _estimator(shapes: Shapes) -> EstimatorShape:
 
 
 def vocoder_shape(channels: int, pitch_channels: int) -> VocoderShape:
-    """HiFT of these widths."""
+    """Return the sizes of HiFT with these widths."""
     return VocoderShape(
         channels=channels,
         sample_rate=SAMPLE_RATE,
@@ -95,7 +95,7 @@ def vocoder_shape(channels: int, pitch_channels: int) -> VocoderShape:
 
 
 def count(names: Iterable[str], prefix: str) -> int:
-    """How many numbered parts are under `prefix`."""
+    """Return the number of numbered parts under `prefix`."""
     pattern = re.compile(rf"{re.escape(prefix)}\.(\d+)\.")
     return len({found[1] for name in names if (found := pattern.match(name))})
 

@@ -1,6 +1,6 @@
-"""From speech tokens to a mel spectrogram of twice as many frames, in the sound of a voice.
+"""Speech tokens to a mel spectrogram with twice as many frames, in a given voice.
 
-tokens ─► look ahead ─► conformer ─► ×2 ─► conformer ─► μ [B, M, T]
+tokens ─► look-ahead ─► conformer ─► ×2 ─► conformer ─► μ [B, M, T]
 noise [M, T] ─► 10 Euler steps along estimator(state, μ, speaker, prompt) ─► mel [B, M, T]
 
 Modules and tensors are named as in the published checkpoint (https://github.com/resemble-ai/chatterbox, `models/s3gen`,
@@ -18,7 +18,7 @@ AHEAD = 3  # tokens
 
 
 class LookAhead(nn.Module):
-    """A convolution over a token and those after it, one over what is left and before, beside an identity path."""
+    """Convolution over a token and later ones, then a causal convolution, with a residual path."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -26,26 +26,26 @@ class LookAhead(nn.Module):
         self.conv2 = nn.Conv1d(width, width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, T, H]."""
+        """Return the output for x [B, T, H]."""
         ahead = F.leaky_relu(self.conv1(F.pad(x.transpose(1, 2), (0, AHEAD))))
         return x + self.conv2(F.pad(ahead, (2, 0))).transpose(1, 2)
 
 
 class Doubling(nn.Module):
-    """Each token twice, and a convolution over a frame and those before it."""
+    """Repetition of each token, followed by a causal convolution."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv1d(width, width, 2 * FRAMES_PER_TOKEN + 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, T, H] to [B, 2 T, H]."""
+        """Return x [B, T, H] as [B, 2 T, H]."""
         frames = x.transpose(1, 2).repeat_interleave(FRAMES_PER_TOKEN, 2)
         return self.conv(F.pad(frames, (2 * FRAMES_PER_TOKEN, 0))).transpose(1, 2)
 
 
 class UpsampleConformer(nn.Module):
-    """Token vectors [B, T, H] to [B, 2 T, H]; every one hears all."""
+    """Conformer with full attention: token vectors [B, T, H] to [B, 2 T, H]."""
 
     def __init__(self, config: S3GenConfig) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class UpsampleConformer(nn.Module):
 
 
 class Flow(nn.Module):
-    """Tensors are named as under `flow.` in the published file."""
+    """Flow with tensors named as under `flow.` in the published file."""
 
     def __init__(self, config: S3GenConfig) -> None:
         super().__init__()
@@ -82,12 +82,14 @@ class Flow(nn.Module):
         self.decoder = Matching(config.mels, config.estimator, GUIDANCE)
 
     def goal(self, tokens: Tensor) -> Tensor:
-        """μ [B, M, 2 T] of tokens [B, T]."""
+        """Return μ [B, M, 2 T] of tokens [B, T]."""
         return self.encoder_proj(self.encoder(self.input_embedding(tokens))).transpose(1, 2)
 
     def forward(self, tokens: Tensor, noise: Tensor, prompt: Tensor, speaker: Tensor) -> Tensor:
-        """Mel [B, M, 2 T] of tokens [B, T] from noise [M, 2 T], which goes on from the prompt [B, M, n] in the sound of
-        an x-vector [B, E]."""
+        """Return mel [B, M, 2 T] of tokens [B, T] from noise [M, 2 T].
+
+        It continues the prompt [B, M, n] in the voice of the x-vector [B, E].
+        """
         goal = self.goal(tokens)
         known = F.pad(prompt, (0, goal.shape[2] - prompt.shape[2]))
         sound = self.spk_embed_affine_layer(F.normalize(speaker, dim=1))[..., None].expand_as(goal)

@@ -1,1 +1,1 @@
-"""SEANet decoders, which several codecs end with."""
+"""SEANet decoders, the last stage of several codecs."""

@@ -1,6 +1,6 @@
-"""SEANet encoder and decoder, non-causal with reflect padding and Snake, as ESPnet's codecs use it. Whole signals only.
+"""SEANet encoder and decoder for whole signals: non-causal, reflect padding, Snake, as in ESPnet's codecs.
 
-Layers are numbered as in ESPnet's `model` lists (Snake counts as one), so that its tensors keep their places.
+Layers are numbered as in ESPnet's `model` lists (Snake counts as one), so that tensor names match.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from stretto.codec.seanet.snake import Snake
 
 @dataclass(frozen=True, slots=True)
 class SeanetWidths:
-    """Channels: `base` next to the waveform, doubled at every ratio; `latent` at the quantiser."""
+    """Channels: `base` at the waveform, doubled at every ratio; `latent` at the quantiser."""
 
     base: int
     latent: int
@@ -23,7 +23,7 @@ class SeanetWidths:
 
 
 def reflect(x: Tensor, left: int, right: int) -> Tensor:
-    """x [B, C, n] with its mirror image on both sides; silence lends what a signal too short to mirror lacks."""
+    """Return x [B, C, n] padded by reflection; signals too short for that are extended with silence."""
     missing = max(0, max(left, right) + 1 - x.shape[-1])
     padded = F.pad(F.pad(x, (0, missing)), (left, right), "reflect")
     return padded[..., : padded.shape[-1] - missing]
@@ -53,7 +53,7 @@ class Upsampling(nn.ConvTranspose1d):
 
 
 class Recurrence(nn.Module):
-    """Forward LSTM beside an identity path."""
+    """Forward LSTM with a residual path."""
 
     def __init__(self, channels: int, layers: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Recurrence(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Snake, dilated convolution, Snake, pointwise convolution; beside them a pointwise convolution."""
+    """Snake, dilated convolution, Snake, pointwise convolution, with a pointwise residual path."""
 
     def __init__(self, channels: int, compress: int, kernel: int, dilation: int) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class ResidualBlock(nn.Module):
 
 
 def residual_blocks(channels: int, shape: SeanetShape, widths: SeanetWidths) -> list[nn.Module]:
-    """The residual blocks of one rate, their dilations growing."""
+    """Return the residual blocks of one rate, with increasing dilations."""
     return [
         ResidualBlock(channels, widths.compress, shape.residual_kernel, shape.dilation_base**layer)
         for layer in range(shape.num_residual_layers)
@@ -91,7 +91,7 @@ def residual_blocks(channels: int, shape: SeanetShape, widths: SeanetWidths) -> 
 
 
 def make_decoder(shape: SeanetShape, widths: SeanetWidths) -> nn.Sequential:
-    """Latent frames [B, latent, T] to a waveform [B, 1, T * hop]: head, LSTM, tail."""
+    """Return the decoder, latents [B, latent, T] to waveform [B, 1, T * hop]: head, LSTM, tail."""
     channels = widths.base << len(shape.ratios)
     layers: list[nn.Module] = [
         Convolution(widths.latent, channels, shape.kernel),
@@ -105,7 +105,7 @@ def make_decoder(shape: SeanetShape, widths: SeanetWidths) -> nn.Sequential:
 
 
 def make_encoder(shape: SeanetShape, widths: SeanetWidths) -> nn.Sequential:
-    """A waveform [B, 1, n] to latent frames [B, latent, ceil(n / hop)]: the decoder's mirror image."""
+    """Return the encoder, waveform [B, 1, n] to latents [B, latent, ceil(n / hop)], mirroring the decoder."""
     channels = widths.base
     layers: list[nn.Module] = [Convolution(1, channels, shape.kernel)]
     for ratio in reversed(shape.ratios):

@@ -1,4 +1,4 @@
-"""transformers' SEANet models (Encodec, Mimi) made ready to serve: their shape, plain weights, lengths on the host."""
+"""transformers' SEANet models (Encodec, Mimi) prepared for serving: shape, plain weights, lengths on the host."""
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -11,7 +11,7 @@ LENGTHS = ("stride", "kernel_size", "padding_total")
 
 
 def shape_of(config: EncodecConfig | MimiConfig) -> SeanetShape:
-    """What the decoder sees. CheckpointError if it is not mono, or trims its transposed convolutions in the middle."""
+    """Return the decoder's shape; raise CheckpointError if it is not mono or trims transposed convolutions unevenly."""
     if config.audio_channels != 1 or config.trim_right_ratio != 1.0:
         raise CheckpointError(
             f"audio_channels and trim_right_ratio must be 1, got {config.audio_channels}, {config.trim_right_ratio}"
@@ -28,16 +28,16 @@ def shape_of(config: EncodecConfig | MimiConfig) -> SeanetShape:
 
 
 def multiply_weight_norm_out(model: nn.Module) -> None:
-    """Replace each pair (magnitude, direction) by the weight that it stands for, once instead of at every forward."""
+    """Replace each weight-norm pair (magnitude, direction) by the plain weight."""
     for module in model.modules():
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight")
 
 
 def keep_lengths_on_host(model: nn.Module) -> None:
-    """Bring back to the host the numbers that convolutions keep in buffers: on a GPU each padding would wait for them.
+    """Move the sizes that convolutions keep in buffers back to the host, so that padding does not synchronise a GPU.
 
-    To be called after the model has been moved.
+    Call this after the model has been moved to its device.
     """
     for module in model.modules():
         for name in LENGTHS:

@@ -1,4 +1,4 @@
-"""How far a SEANet decoder looks: its receptive field from the numbers of its config. It knows no weights.
+"""Receptive field of a SEANet decoder, computed from the numbers of its config.
 
 z ─► head: conv ─► (LSTM or transformer) ─► tail: [convT ↑ratio, residual blocks] × ratios, conv ─► pcm
 """
@@ -17,7 +17,7 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class SeanetShape:
-    """The numbers that decide what a SEANet decoder sees. `ratios` are its upsampling factors, first one first."""
+    """Numbers that define a SEANet decoder's receptive field; `ratios` are its upsampling factors in order."""
 
     ratios: tuple[int, ...]
     kernel: int = 7
@@ -34,20 +34,20 @@ class SeanetShape:
 
     @property
     def head(self) -> Context:
-        """Reach of the first convolution."""
+        """Context of the first convolution."""
         return self._of_convolution(self.kernel, 1)
 
     @property
     def start(self) -> int:
-        """Frames that the head's mirror image of the true start is made of, with the frame that it is mirrored at."""
+        """Number of frames that the head's reflection at the true start depends on."""
         return self.head.left + 1
 
     @property
     def tail(self) -> Context:
-        """Reach of all that follows the recurrence, in input frames, walked from the samples of frame 0 upwards.
+        """Context of all layers after the recurrence, in input frames, followed from the samples of frame 0 upwards.
 
-        Sample u of a transposed convolution (kernel 2 s, stride s, `trim` samples cut off on its left) is reached by
-        the inputs j with j s ≤ u + trim ≤ j s + 2 s - 1.
+        Sample u of a transposed convolution (kernel 2 s, stride s, `trim` samples cut on its left) depends on the
+        inputs j with j s ≤ u + trim ≤ j s + 2 s - 1.
         """
         first, last = self._before(self.last_kernel, 1, 0, self.hop - 1)
         for ratio in reversed(self.ratios):

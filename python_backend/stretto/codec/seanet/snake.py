@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 
 class Snake(nn.Module):
-    """Snake with a = 1 and nothing learnt, as ESPnet's codecs use it: its checkpoints hold no tensor for it."""
+    """Snake with a = 1 and no parameters, as in ESPnet's codecs."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x + x.sin().square()

@@ -1,4 +1,4 @@
-"""Exact streaming of a SEANet decoder with an LSTM, window by window. It knows neither codes nor checkpoints.
+"""Exact streaming of a SEANet decoder with an LSTM, window by window.
 
 frames      first-left      first              last      last+right
 codes           ░░░░░░░░░░░░░██████████████████▒▒▒▒▒▒▒▒▒▒▒▒▒      the window
@@ -6,8 +6,8 @@ head               ────────────────────�
 LSTM                ≈≈≈≈≈≈≈≈≈≈≈≈≈≈≈≈|≈≈≈≈≈≈≈≈≈≈≈≈≈≈≈≈≈≈≈≈          starts at first - tail.left from the carried (h, c)
 tail                         ██████████████████                   convolutions: `tail` frames lost on each side
 
-The state stands before frame first - tail.left (frame 0 at the utterance's start), so that the tail hears its left
-context again; at | it is kept for the next window. Nothing is lost at the true ends, where the convolutions mirror.
+The state precedes frame first - tail.left (frame 0 at the utterance's start), so that the tail gets its left context
+again; it is stored at | for the next window. At the true ends the convolutions reflect, and no frame is lost.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from stretto.codec.seanet.shape import SeanetShape
 
 @dataclass(frozen=True, slots=True)
 class SeanetStream:
-    """The three parts of a decoder (they map [B, C, T] to [B, C', T'], the LSTM [T, B, C]) and its shape."""
+    """Three parts of a decoder (mapping [B, C, T] to [B, C', T'], the LSTM [T, B, C]) and its shape."""
 
     shape: SeanetShape
     head: nn.Module
@@ -30,16 +30,16 @@ class SeanetStream:
 
     @property
     def streaming(self) -> Stateful:
-        """Context of the head and of the tail, which read one after the other; the head mirrors the start."""
+        """Context of head and tail in sequence; the head reflects at the start."""
         head, tail = self.shape.head, self.shape.tail
         return Stateful(left=head.left + tail.left, right=head.right + tail.right, start=self.shape.start)
 
     def initial_state(self, batch: int) -> Tensor:
-        """(h, c) of every layer, zero: [batch, 2 * layers * channels]."""
+        """Return zeros for (h, c) of every layer: [batch, 2 * layers * channels]."""
         return next(self.lstm.parameters()).new_zeros(batch, 2 * self.lstm.num_layers * self.lstm.hidden_size)
 
     def __call__(self, latents: Tensor, left: int, right: int, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Pcm [B, n] of latents [B, C, left + frames + right] less both contexts, and the next window's state."""
+        """Return samples [B, n] of latents [B, C, left + frames + right] without context, and the next state."""
         end = latents.shape[2] - right
         start, keep = (max(0, frame - self.shape.tail.left) for frame in (left, end))
         steps = self.head(latents).permute(2, 0, 1)[start : end + self.shape.tail.right]

@@ -1,1 +1,1 @@
-"""The bundled codec: residual codes of a mel spectrogram, and a source-filter vocoder."""
+"""Bundled codec: residual codes of a mel spectrogram, and a source-filter vocoder."""

@@ -1,4 +1,4 @@
-"""`tiny`: the bundled codec. 16 kHz speech, 25 frames a second, 7 residual codebooks of 256 on log-mel frames.
+"""`tiny`: bundled codec. 16 kHz speech, 25 frames per second, 7 residual codebooks of 256 on log-mel frames.
 
     frame │ 640 samples │ 4 mel frames of 160 samples │ 7 codes
 
@@ -37,13 +37,13 @@ class TinyConfig:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "TinyConfig":
-        """From plain data; TypeError names a field that is missing or unknown."""
+        """Return the config in plain data; raise TypeError for a missing or unknown field."""
         vocoder = VocoderConfig(**record.get("vocoder", {}))
         return cls(**{name: value for name, value in record.items() if name != "vocoder"}, vocoder=vocoder)
 
 
 class TinyCodec(torch.nn.Module):
-    """The codec of `base.Codec`. Its state is the phase of the pulses: [B, 1] float64, in cycles."""
+    """Bundled codec. Its state is the phase of the pulses in cycles: float64 [B, 1]."""
 
     def __init__(self, config: TinyConfig) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class TinyCodec(torch.nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Codes [K, T] int64 of mono pcm [n] float32 at 16 kHz; silence completes the last frame."""
+        """Return codes, int64 [K, T], of mono samples, float32 [n] at 16 kHz; the last frame is padded with silence."""
         samples = torch.from_numpy(np.asarray(pcm, dtype=np.float32)).to(self.device)
         if len(samples) == 0:
             return np.zeros((self.spec.num_codebooks, 0), dtype=np.int64)
@@ -82,7 +82,7 @@ class TinyCodec(torch.nn.Module):
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Pcm [B, n] float32 in [-1, 1] of the window's frames, and the phase at the sample after them."""
+        """Return samples, float32 [B, n] in [-1, 1], of the window's frames, and the phase after them."""
         mels, frames = self.config.mel_frames, window.codes.shape[2] - window.right
         stacked = self.quantiser.decode(window.codes.to(self.device))
         mel = stacked.unflatten(2, (mels, NUM_MELS)).flatten(1, 2)
@@ -92,7 +92,7 @@ class TinyCodec(torch.nn.Module):
 
 
 def load(directory: Path, device: str = "cpu") -> TinyCodec:
-    """The codec with the weights in `directory`; CheckpointError names what is missing or does not fit."""
+    """Return the codec with the weights in `directory`; raise CheckpointError for mismatched files."""
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (directory / name).is_file():
             raise CheckpointError(f"{directory / name} is missing")

@@ -1,4 +1,4 @@
-"""Filters that change from mel frame to mel frame: log gains to minimum-phase responses, and overlap-add."""
+"""Time-varying filters per mel frame: log gains to minimum-phase responses, and overlap-add."""
 
 import torch
 import torch.nn.functional as F
@@ -6,16 +6,16 @@ from torch import Tensor
 
 from stretto.codec.tiny.mel import FFT_SIZE, HOP
 
-SPAN = 2 * HOP  # samples of the source that one frame filters: a Hann window, so that neighbours add up to 1
-LEAD = HOP // 2  # by how many samples a frame's span begins before the frame
+SPAN = 2 * HOP  # source samples filtered by one frame: a Hann window, so that neighbours sum to 1
+LEAD = HOP // 2  # samples by which a span precedes its frame
 BLOCK = 1024  # FFT size of the filtering, at least SPAN + FFT_SIZE - 1: no wrap-around
-FRAMES_BACK = (SPAN - LEAD + FFT_SIZE - 2) // HOP  # a frame still sounds in the frame this far after it
-SOURCE_FRAMES_BACK = -(-(FFT_SIZE - 1 + LEAD) // HOP)  # frames whose middles bound the oldest source sample still heard
-FRAMES_AHEAD = -(-LEAD // HOP)  # and begins to sound in the frame this far before it
+FRAMES_BACK = (SPAN - LEAD + FFT_SIZE - 2) // HOP  # frames after which a frame is still audible
+SOURCE_FRAMES_BACK = -(-(FFT_SIZE - 1 + LEAD) // HOP)  # distance of the oldest audible source sample, in frames
+FRAMES_AHEAD = -(-LEAD // HOP)  # frames before a frame in which it becomes audible
 
 
 def minimum_phase(log_gain: Tensor) -> Tensor:
-    """Causal responses [..., FFT_SIZE] whose magnitudes are exp(log_gain) [..., FFT_SIZE // 2 + 1].
+    """Return causal responses [..., FFT_SIZE] with magnitudes exp(log_gain) [..., FFT_SIZE // 2 + 1].
 
     The real cepstrum is folded onto positive time (Oppenheim and Schafer, Discrete-Time Signal Processing, ch. 13).
     """
@@ -27,13 +27,13 @@ def minimum_phase(log_gain: Tensor) -> Tensor:
 
 
 def spans(source: Tensor) -> Tensor:
-    """The windowed span of each frame [..., T, SPAN] of a source [..., T * HOP]; outside it the source is zero."""
+    """Return the windowed span of each frame, [..., T, SPAN], of a source [..., T * HOP], zero outside."""
     window = torch.hann_window(SPAN, device=source.device, dtype=source.dtype)
     return F.pad(source, (LEAD, LEAD)).unfold(-1, SPAN, HOP) * window
 
 
 def apply_filters(sources: Tensor, responses: Tensor) -> Tensor:
-    """Sum over C sources [B, C, T * HOP], each filtered by its responses [B, C, T, FFT_SIZE]: pcm [B, T * HOP]."""
+    """Return the sum [B, T * HOP] over C sources [B, C, T * HOP], filtered by responses [B, C, T, FFT_SIZE]."""
     spectra = torch.fft.rfft(spans(sources), n=BLOCK) * torch.fft.rfft(responses, n=BLOCK)
     blocks = torch.fft.irfft(spectra.sum(1), n=BLOCK)
     batch, frames, _ = blocks.shape

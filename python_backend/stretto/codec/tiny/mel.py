@@ -1,4 +1,4 @@
-"""Log-mel spectrogram of 16 kHz speech: what the codec quantises. It knows no codes and no network."""
+"""Log-mel spectrogram of 16 kHz speech, the input of the quantiser."""
 
 import math
 
@@ -11,7 +11,7 @@ HOP = 160
 WINDOW = 400
 FFT_SIZE = 512
 NUM_MELS = 64
-FLOOR = 1e-4  # log-mel values lie above log(FLOOR)
+FLOOR = 1e-4  # lower bound of mel magnitudes
 LOWEST_HZ, HIGHEST_HZ = 40.0, 7800.0
 
 
@@ -24,7 +24,7 @@ def _hz_of(mel: float) -> float:
 
 
 def mel_filters() -> Tensor:
-    """Triangles on the mel scale [NUM_MELS, FFT_SIZE // 2 + 1], each summing to 1: a band is a mean of magnitudes."""
+    """Return triangular mel filters [NUM_MELS, FFT_SIZE // 2 + 1], each summing to 1."""
     low, high = _mel_of(LOWEST_HZ), _mel_of(HIGHEST_HZ)
     edges = [_hz_of(low + (high - low) * i / (NUM_MELS + 1)) for i in range(NUM_MELS + 2)]
     bins_hz = torch.linspace(0, SAMPLE_RATE / 2, FFT_SIZE // 2 + 1)
@@ -32,18 +32,21 @@ def mel_filters() -> Tensor:
     for band, (left, centre, right) in enumerate(zip(edges, edges[1:], edges[2:], strict=False)):
         rising, falling = (bins_hz - left) / (centre - left), (right - bins_hz) / (right - centre)
         filters[band] = torch.minimum(rising, falling).clamp(min=0)
-        if filters[band].sum() == 0:  # a band narrower than a bin takes the nearest one
+        if filters[band].sum() == 0:  # a band narrower than a bin uses the nearest one
             filters[band, (bins_hz - centre).abs().argmin()] = 1
     return filters / filters.sum(1, keepdim=True)
 
 
 def band_centres() -> Tensor:
-    """Mean FFT bin of each band [NUM_MELS]."""
+    """Return the mean FFT bin of each band, [NUM_MELS]."""
     return mel_filters() @ torch.arange(FFT_SIZE // 2 + 1.0)
 
 
 def log_mel(pcm: Tensor) -> Tensor:
-    """Log-mel frames [..., n // HOP, NUM_MELS] of pcm [..., n]; frame i is centred on sample i * HOP + HOP / 2."""
+    """Return log-mel frames [..., n // HOP, NUM_MELS] of pcm [..., n].
+
+    Frame i is centred on sample i * HOP + HOP / 2.
+    """
     margin = (FFT_SIZE - HOP) // 2
     framed = F.pad(pcm, (margin, margin))
     window = torch.hann_window(WINDOW, device=pcm.device)

@@ -1,4 +1,4 @@
-"""The vocoder's convolutional trunk: mel frames in, one vector of parameters per mel frame out."""
+"""Convolutional trunk of the vocoder: one parameter vector per mel frame."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class ConvBlock(nn.Module):
-    """A depthwise convolution that sees `lookahead` frames ahead, then a pointwise network, on a residual path."""
+    """Depthwise convolution with `lookahead` frames of look-ahead, then a pointwise network, residual."""
 
     def __init__(self, channels: int, kernel: int, lookahead: int) -> None:
         super().__init__()
@@ -18,13 +18,13 @@ class ConvBlock(nn.Module):
         self.gain = nn.Parameter(torch.full((channels,), 0.3))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Hidden [B, T, C] to the same shape; frames before the first and after the last count as zero."""
+        """Return hidden [B, T, C] of the same shape, with zeros outside the frames."""
         mixed = self.mix(F.pad(hidden.transpose(1, 2), self.padding)).transpose(1, 2)
         return hidden + self.gain * self.narrow(F.gelu(self.widen(self.norm(mixed))))
 
 
 class Trunk(nn.Module):
-    """A stack of blocks. The first `lookahead` blocks see one frame ahead each, the others none.
+    """Stack of blocks; the first `lookahead` blocks look one frame ahead each, the others none.
 
     Frame t of the result depends on frames [t - left, t + lookahead] of the input.
     """
@@ -43,7 +43,7 @@ class Trunk(nn.Module):
     kernel = 7
 
     def forward(self, features: Tensor) -> Tensor:
-        """Parameters [B, T, outputs] of features [B, T, inputs]."""
+        """Return parameters [B, T, outputs] of features [B, T, inputs]."""
         hidden = self.enter(features)
         for block in self.blocks:
             hidden = block(hidden)

@@ -1,7 +1,7 @@
-"""Residual vector quantiser of stacked log-mel frames. It holds tables and knows neither pcm nor the vocoder.
+"""Residual vector quantiser of stacked log-mel frames.
 
-A codec frame is FRAMES_PER_CODE mel frames laid end to end, projected on `basis` (their principal components) and
-then rounded to one vector of each codebook in turn, every codebook taking what the ones before it have left over.
+A codec frame is FRAMES_PER_CODE concatenated mel frames, projected on `basis` (their principal components). Each
+codebook in turn quantises the residual of the previous ones.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class ResidualVQ(nn.Module):
     """Tables: mean [M], basis [M, D], codebooks [K, V, D], where M is the width of the stacked mel frames.
 
-    `decode` works in float64: the pitch that is read from its result is integrated over the whole utterance.
+    `decode` computes in float64, because the pitch derived from its result is integrated over the whole utterance.
     """
 
     mean: Tensor
@@ -25,7 +25,7 @@ class ResidualVQ(nn.Module):
         self.register_buffer("codebooks", torch.zeros(num_codebooks, codebook_size, rank))
 
     def encode(self, stacked: Tensor) -> Tensor:
-        """Codes [T, K] int64 of stacked mel frames [T, M], each codebook's nearest vector in turn."""
+        """Return codes, int64 [T, K], of stacked mel frames [T, M], each codebook's nearest vector in turn."""
         residual = (stacked - self.mean) @ self.basis
         codes = []
         for codebook in self.codebooks:
@@ -36,7 +36,7 @@ class ResidualVQ(nn.Module):
         return torch.stack(codes, 1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Stacked mel frames [B, T, M] float64 of codes [B, K, T]; K may leave out the last, finest codebooks."""
+        """Return stacked mel frames, float64 [B, T, M], of codes [B, K, T]; K may omit the last codebooks."""
         books = torch.arange(codes.shape[1], device=codes.device)
         vectors = self.codebooks[books[:, None], codes].double().sum(1)
         return vectors @ self.basis.double().T + self.mean.double()

@@ -1,12 +1,12 @@
-"""A source-filter vocoder: log-mel frames to pcm, window by window, without a seam.
+"""Source-filter vocoder: log-mel frames to samples, window by window without seams.
 
     mel ─┬─► pitch trunk (float64) ─► pitch, voicing ─► pulses ─┐
          │                                          noise ──────┤
          └─► filter trunk ─► two log gains per frame ─► minimum-phase filters ─► overlap-add ─► pcm
 
-The pitch is computed in float64 because its integral is the phase of the pulses: rounding that differs with the shape
-of a window would add up over an utterance, and the highest harmonics would hear it. Nothing else depends on how many
-frames came before.
+The pitch is computed in float64 because its integral is the phase of the pulses. Rounding that depends on the window
+shape would accumulate over an utterance and be audible in the highest harmonics. Nothing else depends on earlier
+frames.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from stretto.codec.tiny import excitation, filters
 from stretto.codec.tiny.mel import FFT_SIZE, HOP, NUM_MELS, band_centres
 from stretto.codec.tiny.network import Trunk
 
-LOUDEST = 6.0  # bounds of a log gain, around what the mel frame itself says
+LOUDEST = 6.0  # bound of a log gain relative to the mel frame
 QUIETEST = -12.0
 PULSE_GAIN, NOISE_GAIN = -2.0, -2.5  # a magnitude spectrum of windowed white noise is about exp(2.5) times its rms
 VOICING_SLOPE = 0.5
@@ -38,7 +38,7 @@ class VocoderConfig:
 
 
 def band_interpolation() -> Tensor:
-    """Weights [NUM_MELS, FFT_SIZE // 2 + 1] that read a band's value at each FFT bin, linear between band centres."""
+    """Return weights [NUM_MELS, FFT_SIZE // 2 + 1] that interpolate band values linearly at each FFT bin."""
     bins, centres = torch.arange(FFT_SIZE // 2 + 1.0), band_centres()
     above = torch.searchsorted(centres, bins, right=True).clamp(1, NUM_MELS - 1)
     low, high = centres[above - 1], centres[above]
@@ -51,18 +51,17 @@ def band_interpolation() -> Tensor:
 
 
 class Vocoder(nn.Module):
-    """Weights and tables only, all where the codec decodes: a CUDA graph cannot hold a copy from the host. The phase is
-    the caller's to carry.
+    """Weights and tables, all on the decoding device, because a CUDA graph cannot copy from the host.
 
-    A sample of mel frame t depends on mel frames [t - left, t + right], and on the phase at any one sample: on the
-    filters of frames [t - FRAMES_BACK, t + FRAMES_AHEAD] and on the pitch of frames [t - SOURCE_FRAMES_BACK,
-    t + FRAMES_AHEAD], each of which is as wide as its trunk.
+    The caller carries the phase. A sample of mel frame t depends on mel frames [t - left, t + right], and on the phase
+    at any one sample: on the filters of frames [t - FRAMES_BACK, t + FRAMES_AHEAD] and on the pitch of frames
+    [t - SOURCE_FRAMES_BACK, t + FRAMES_AHEAD], each with the context of its trunk.
     """
 
     interpolation: Tensor
     noise: Tensor
     neighbours: Tensor
-    offset: Tensor  # of the log gains of the pulses and of the noise [2, 1, 1]
+    offset: Tensor  # offset of the log gains of pulses and noise, [2, 1, 1]
 
     def __init__(self, config: VocoderConfig) -> None:
         super().__init__()
@@ -84,21 +83,25 @@ class Vocoder(nn.Module):
         self.right = filters.FRAMES_AHEAD + config.lookahead
 
     def pitch(self, mel: Tensor) -> tuple[Tensor, Tensor]:
-        """Log pitch in Hz and voicing logit, [B, T] each, in the dtype of the pitch trunk."""
+        """Return log pitch in Hz and voicing logit, [B, T] each, in the dtype of the pitch trunk."""
         log_hz, voicing = self.pitch_trunk(self._normalise(mel)).unbind(-1)
-        return log_hz + 5.0, voicing  # e ** 5 Hz lies between the voices
+        return log_hz + 5.0, voicing  # e ** 5 Hz is between the two voices
 
     def log_gains(self, mel: Tensor) -> Tensor:
-        """Log gains of the pulses and of the noise [B, 2, T, bins], in the dtype of the filter trunk."""
+        """Return log gains of pulses and noise, [B, 2, T, bins], in the dtype of the filter trunk."""
         residual = self.filter_trunk(self._normalise(mel)).unflatten(-1, (2, -1)).transpose(1, 2)
         envelope = (mel @ self.interpolation)[:, None]
         return (envelope + self.offset + residual).clamp(QUIETEST + NOISE_GAIN, LOUDEST)
 
     def render(self, gains: Tensor, pitch_hz: Tensor, phase: Tensor, voicing: Tensor, position: Tensor) -> Tensor:
-        """Pcm [B, n] in the dtype of the gains.
+        """Return samples [B, n] in the dtype of the gains.
 
-        gains: [B, 2, T, bins]; pitch_hz, phase: [B, n] float64; voicing: [B, T] in [0, 1];
-        position: [B] int64, absolute position of the first sample.
+        Args:
+            gains: Log gains, [B, 2, T, bins].
+            pitch_hz: Pitch in Hz, float64 [B, n].
+            phase: Phase in cycles, float64 [B, n].
+            voicing: Voicing in [0, 1], [B, T].
+            position: Absolute position of the first sample, int64 [B].
         """
         audible = excitation.upsample(voicing.to(gains.dtype), self.neighbours)
         voiced = excitation.pulses(phase, pitch_hz).to(gains.dtype) * audible
@@ -107,12 +110,16 @@ class Vocoder(nn.Module):
         return filters.apply_filters(torch.stack([voiced, noise], 1), filters.minimum_phase(gains))
 
     def forward(self, mel: Tensor, first: int, last: int, position: Tensor, phase: Tensor) -> tuple[Tensor, Tensor]:
-        """Pcm [B, (last - first) * HOP] of mel frames [first, last), and the phase [B] at the sample after them.
+        """Return samples [B, (last - first) * HOP] of mel frames [first, last), and the phase [B] after them.
 
-        mel: [B, T, NUM_MELS] float64 with as much context around as there is; position [B] int64 and phase [B] float64
-        (cycles): of the first sample of frame `first`.
+        Args:
+            mel: Mel frames with all available context, float64 [B, T, NUM_MELS].
+            first: First frame to render.
+            last: Frame after the last.
+            position: Position of the first sample of frame `first`, int64 [B].
+            phase: Phase at that sample in cycles, float64 [B].
         """
-        # The rest of the context has done its work in the trunks.
+        # The remaining context was needed by the trunks only.
         heard = slice(max(0, first - filters.FRAMES_BACK - 1), last + filters.FRAMES_AHEAD)
         start, stop = (first - heard.start) * HOP, (last - heard.start) * HOP
         log_hz, logit = (each[:, heard] for each in self.pitch(mel))
