@@ -1,5 +1,5 @@
-"""The code that the models of `model_repository/` (Triton `backend: "python"`) call.
+"""Code called by the models of `model_repository/` (Triton `backend: "python"`).
 
-`python_backend/` is this project's Python package; it is not NVIDIA's repository of that name.
-Which folder holds what, and runs where: `docs/architecture.md`; who may import whom: `tests/test_layers.py`.
+`python_backend/` is this project's Python package, not NVIDIA's repository of that name. `docs/architecture.md` lists
+the folders and the processes they run in; `tests/test_layers.py` defines their permitted imports.
 """

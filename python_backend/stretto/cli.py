@@ -1,4 +1,4 @@
-"""The console command `stretto`. Each command imports what it needs, and no other waits for that."""
+"""Console command `stretto`. Each command imports only what it needs."""
 
 import sys
 from collections.abc import Callable
@@ -23,7 +23,7 @@ the one after, the gateway behind that.
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run a command; returns its exit code."""
+    """Run a command and return its exit code."""
     words = sys.argv[1:] if words is None else words
     if not words:
         print(USAGE, end="", file=sys.stderr)
@@ -50,7 +50,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def client(words: list[str]) -> int:
-    """speak, transcribe, chat: the client's own command line, with a server in the background where none runs."""
+    """Run speak, transcribe or chat, starting a background server if none runs."""
     from stretto.serving.background import CannotServe, ready_server
     from stretto.serving.installation import LaunchError
     from stretto_client.__main__ import main
@@ -63,7 +63,7 @@ def client(words: list[str]) -> int:
 
 
 def serve(words: list[str]) -> int:
-    """Run, ask about or stop a server."""
+    """Run, query or stop a server."""
     from stretto.serving.command import main
 
     return main(words)
@@ -77,14 +77,14 @@ def gateway(words: list[str]) -> int:
 
 
 def convert(words: list[str]) -> int:
-    """A release to a checkpoint."""
+    """Convert a release to a checkpoint."""
     from stretto.checkpoints.command import main
 
     return main(words)
 
 
 def make_repository(words: list[str]) -> int:
-    """A checkpoint to a model repository."""
+    """Make a model repository for a checkpoint."""
     from stretto.checkpoints.make_repository import main
 
     return main(words)

@@ -1,11 +1,11 @@
-"""What the commands share: how wrong usage is reported."""
+"""Error reporting shared by the commands."""
 
 import argparse
 from typing import NoReturn
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose errors are one line that names what is wrong."""
+    """Argument parser whose errors are a single line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; {self.prog} --help says what there is\n")

@@ -1,4 +1,4 @@
-"""What an operator may set, as frozen dataclasses built once at the rim."""
+"""Operator configuration as frozen dataclasses, built once at start-up."""
 
 import json
 from collections.abc import Mapping
@@ -9,18 +9,20 @@ from typing import Any, get_args
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Where the checkpoint lies and how vLLM runs it.
+    """Configuration of the vLLM engine.
 
-    engine_args: vLLM's engine arguments, verbatim (`max_num_seqs`, `gpu_memory_utilization`, ...); the model, the
-    scheduler and the tokenizer belong to the plugin and may not be set.
-    kv_share: the share of the KV cache up to which requests that listen (`understanding`) and requests that speak
-    (`generation`) are admitted, so that neither kind keeps the other waiting; a kind that is not named has no limit.
-    max_waiting: how many sequences may wait for a place in the batch, beyond the `max_num_seqs` that are in it, before
-    further requests are refused as `full`; a guided reply has two. None for as many as come.
-    first_frame_target_s: seconds within which first frames should come; as long as they do not, fewer replies are let
-    in (`engine/frontend/flight_limit.py`). None: how many is bounded by `max_waiting` alone.
-    batch_invariant: whether logits may not depend on what else is in the batch, on a GPU and at a cost.
-    adapters: folders of LoRA adapters, as PEFT writes them, by the names that requests use; relative to `checkpoint`.
+    Attributes:
+        checkpoint: Folder of the checkpoint.
+        engine_args: vLLM's engine arguments, verbatim (`max_num_seqs`, `gpu_memory_utilization`, ...). The model, the
+            scheduler and the tokenizer are set by the plugin.
+        kv_share: Shares of the KV cache up to which requests that understand audio (`understanding`) and requests that
+            generate it (`generation`) are admitted. A missing kind is unlimited.
+        max_waiting: Sequences that may wait for the batch of `max_num_seqs` before requests are refused as `full`; a
+            guided reply has two. None for no limit.
+        first_frame_target_s: Target time to the first frame in seconds. While it is missed, fewer replies are admitted
+            (`FlightLimit`). None for no target.
+        batch_invariant: True if logits must not depend on the rest of the batch; for GPUs, at a cost.
+        adapters: Folders of LoRA adapters in PEFT format by request name, relative to `checkpoint`.
     """
 
     checkpoint: Path
@@ -61,12 +63,12 @@ class EngineConfig:
 
     @property
     def adapter_folders(self) -> dict[str, Path]:
-        """The folders of the adapters, by name."""
+        """Return the folders of the adapters by name."""
         return {name: self.checkpoint / folder for name, folder in self.adapters.items()}
 
     @classmethod
     def from_file(cls, engine_json: Path, checkpoint: Path) -> "EngineConfig":
-        """Engine arguments, and the above, from a JSON object on disk (`language_model/1/engine.json`)."""
+        """Return the configuration in a JSON file (`language_model/1/engine.json`)."""
         record = json.loads(engine_json.read_text())
         names = {each.name for each in fields(cls)} - {"checkpoint", "engine_args"}
         ours = {name: record.pop(name) for name in names & set(record)}
@@ -75,19 +77,23 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
-    """How the acoustic decoder works.
+    """Configuration of the acoustic decoder.
 
-    codec: name in `codec.registry`; num_codebooks: how many of its codebooks the codes have, the first ones; None for
-    all. device: where it decodes (`cpu`, `cuda`, `cuda:1`, …); threads: of torch, on the CPU.
-    runtime: `torch`, or `onnx` for the file that `scripts/export_onnx.py` writes. right_frames: frames that a window
-    waits for, fewer than the codec's own for sound that comes earlier and is not exact; None for the codec's own.
-    dtype: of matrix products and convolutions: `float32`, or `bfloat16` or `float16`, which are not exact.
-    graphs: whether CUDA graphs are captured, at the start and of shapes that come often. max_batch: windows decoded at
-    once: about 16 on a CPU, whose caches do not hold more; 64 on a GPU. max_utterances: open at once. idle_timeout_s:
-    an utterance without a chunk for so long is forgotten. stop_timeout_s: how long a stopping decoder goes on.
-    warm_up_s: how long a starting one decodes windows that nobody asked for, so that none is slow as the first of its
-    shape. reference_mb: memory for what the references that voices are cloned from have left of the codec's state, so
-    that each is not decoded for every utterance.
+    Attributes:
+        codec: Name in `codec.registry`.
+        num_codebooks: Number of codebooks in use, the first ones; None for all.
+        device: Device that decodes (`cpu`, `cuda`, `cuda:1`, …).
+        threads: torch threads on the CPU.
+        runtime: `torch`, or `onnx` for the file written by `scripts/export_onnx.py`.
+        right_frames: Right context, less than the codec's own for earlier but inexact audio; None for the codec's own.
+        dtype: Type of products and convolutions: `float32`, or the inexact `bfloat16` or `float16`.
+        graphs: True to capture CUDA graphs, at start-up and for frequent shapes.
+        max_batch: Windows decoded at once: about 16 on a CPU, limited by its caches; 64 on a GPU.
+        max_utterances: Utterances open at once.
+        idle_timeout_s: Time without a chunk after which an utterance is dropped, in seconds.
+        stop_timeout_s: Time for which a stopping decoder continues, in seconds.
+        warm_up_s: Time spent on warm-up at start-up, in seconds.
+        reference_mb: Memory for cached codec states after voice references, in MiB.
     """
 
     codec: str = "tiny"
@@ -133,19 +139,22 @@ class DecoderConfig:
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> "DecoderConfig":
-        """From a model's parameters, whatever others there are; ValueError names what does not parse."""
+        """Return the configuration in a model's parameters, ignoring others; raise ValueError for invalid values."""
         kinds = {each.name: each.type for each in fields(cls) if each.name in parameters}
         values: dict[str, Any] = {name: parse_parameter(name, kind, parameters[name]) for name, kind in kinds.items()}
         return cls(**values)
 
 
 def parse_parameter(name: str, kind: Any, text: str) -> Any:
-    """`text` as a value of `kind`: int, float, str, bool, or one of those or None; ValueError, by `name`, otherwise."""
+    """Return `text` as a value of `kind` (int, float, str, bool, or an optional one).
+
+    Raise ValueError naming `name`.
+    """
     if kind is bool:
         if text not in ("true", "false"):
             raise ValueError(f"{name} must be true or false, got {text!r}")
         return text == "true"
-    kind = next(iter(get_args(kind)), kind)  # of `int | None`, int: what is None is not given
+    kind = next(iter(get_args(kind)), kind)  # `int | None` means int; None is expressed by omission
     try:
         return kind(text)
     except ValueError:

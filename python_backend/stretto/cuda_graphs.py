@@ -1,8 +1,8 @@
-"""The capture of a CUDA graph that leaves all as it was when it fails.
+"""CUDA graph capture that restores the previous state on failure.
 
-One rule for whoever keeps graphs: once a capture has failed, all graphs of its pool go and no other is captured. They
-share the memory that it leaves behind, and what goes wrong once may have gone wrong before. A step or a window is then
-launched as it is, which takes longer and is as right.
+Rule for all users: after a failed capture all graphs of its pool are dropped and no other is captured. They share the
+memory of the failed capture, and earlier captures may have failed unnoticed. Work is then launched directly, which is
+slower and correct.
 """
 
 from collections.abc import Callable
@@ -13,14 +13,14 @@ import torch
 
 
 def record(work: Callable[[], object], pool: Any) -> torch.cuda.CUDAGraph:
-    """The launches of `work`, none of them made, in the memory of `pool`; raises what `work` raises.
+    """Return the launches of `work` as a graph in the memory of `pool`, without running them.
 
-    A capture that fails leaves the stream of the capture current, its launches unknown, and the allocator at work for
-    it: the stream that was current before is again, what was launched on the other has ended, and so has the capture.
+    Errors of `work` are raised. A failed capture would leave its stream current, its launches pending and the allocator
+    in capture mode; all three are undone.
     """
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
-        # Other threads, which wait for outputs and decode, may call CUDA while this one records.
+        # Thread-local capture mode, because other threads may call CUDA meanwhile.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             work()
     except BaseException:
@@ -32,9 +32,9 @@ def record(work: Callable[[], object], pool: Any) -> torch.cuda.CUDAGraph:
 
 
 def _stop_allocating(pool: Any) -> None:
-    """What torch's `capture_end` leaves undone when CUDA has refused to end the capture (ATen/cuda/CUDAGraph.cpp).
+    """Do what torch's `capture_end` omits if CUDA refuses to end the capture (ATen/cuda/CUDAGraph.cpp).
 
-    While the allocator takes a capture for under way, memory that other streams have used is not given out again.
+    While the allocator is in capture mode, memory used by other streams is not reused.
     """
-    with suppress(RuntimeError):  # the capture was ended, and what failed was the work
+    with suppress(RuntimeError):  # the capture had ended; only the work failed
         torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)

@@ -1,12 +1,12 @@
-"""The exception tree. It knows no transport: the rim turns these into Triton errors.
+"""Exception hierarchy. Transport-independent; `triton_io` maps these to Triton errors.
 
 StrettoError
-├── InvalidRequest      the caller's mistake; answered on that request alone
-├── Overloaded          a limit of the server; try again when some of its work is done
-│   └── NoPlace         nothing of the request was begun, because as many as may wait are waiting
-├── Closing             the server, or a part of it, ends; try again later
-├── Cancelled           the client went away
-└── CheckpointError     a file of a checkpoint is missing or does not fit; the model does not load
+├── InvalidRequest      caller's mistake; reported for that request only
+├── Overloaded          a server limit is reached; can be retried later
+│   └── NoPlace         rejected before any work, because the queue is full
+├── Closing             the server, or a part of it, is shutting down; can be retried later
+├── Cancelled           the client disconnected or cancelled
+└── CheckpointError     a checkpoint file is missing or invalid; the model does not load
 """
 
 import secrets
@@ -15,11 +15,11 @@ INCIDENT = "internal error "
 
 
 class StrettoError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of all errors raised on purpose by this package."""
 
 
 class InvalidRequest(StrettoError, ValueError):
-    """A request that cannot be served: names the field, the limit and what came."""
+    """Invalid request; the message names the field, the limit and the value."""
 
     def __init__(self, field: str, expected: str, got: object):
         super().__init__(f"{field}: expected {expected}, got {got}")
@@ -27,15 +27,15 @@ class InvalidRequest(StrettoError, ValueError):
 
 
 class Overloaded(StrettoError):
-    """The server has as much work as it takes."""
+    """The server has as much work as it accepts."""
 
 
 class NoPlace(Overloaded):
-    """As many requests wait as may, so this one was not begun."""
+    """The queue is full, so the request was not begun."""
 
 
 class Closing(StrettoError):
-    """The server, or this part of it, takes no more work, and ends what it has."""
+    """The server, or this part of it, accepts no more work and finishes what it has."""
 
 
 class Cancelled(StrettoError):
@@ -43,11 +43,11 @@ class Cancelled(StrettoError):
 
 
 class CheckpointError(StrettoError):
-    """A checkpoint that does not load."""
+    """A checkpoint does not load."""
 
 
 def incident(error: BaseException) -> str:
-    """What a client is told of a failure of ours, and nothing else of it; the logged traceback ends with it, too."""
+    """Return the incident id of an internal error: all that a client sees; the logged traceback ends with it."""
     for note in getattr(error, "__notes__", ()):
         if note.startswith(INCIDENT):
             return note
@@ -56,6 +56,6 @@ def incident(error: BaseException) -> str:
 
 
 def shown(value: object, limit: int = 60) -> str:
-    """`value` for an error message, cut to `limit` characters."""
+    """Return `value` for an error message, cut to `limit` characters."""
     text = repr(value)
     return text if len(text) <= limit else f"{text[:limit]}…"

@@ -1,4 +1,4 @@
-"""Who may have how much of what is bounded for all."""
+"""Fair per-client limits for a shared resource."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -6,9 +6,10 @@ from contextlib import contextmanager
 
 
 class Shares:
-    """Of `limit`, a host may have as much as is left over: alone half of it, and nobody can take it all.
+    """Fair-share limit: a client may hold at most as many units as are free after it.
 
-    (Choudhury and Hahne, Dynamic queue length thresholds for shared-memory packet switches, 1998, with alpha = 1.)
+    One client alone gets half of `limit`, and none can exhaust it (dynamic threshold with alpha = 1; Choudhury and
+    Hahne, Dynamic queue length thresholds for shared-memory packet switches, 1998).
     """
 
     def __init__(self, limit: int) -> None:
@@ -17,30 +18,30 @@ class Shares:
 
     @property
     def taken(self) -> int:
-        """What all hosts have."""
+        """Units held by all hosts."""
         return self._taken.total()
 
     def taken_by(self, host: str) -> int:
-        """What one has."""
+        """Return the units held by `host`."""
         return self._taken[host]
 
     def is_left(self, host: str, amount: int = 1) -> bool:
-        """Whether there is so much more for it."""
+        """Return True if `host` may take `amount` more units."""
         return self._taken[host] + amount <= self.limit - self.taken
 
     def take(self, host: str, amount: int = 1) -> None:
-        """It has so much more."""
+        """Take `amount` units for `host`."""
         self._taken[host] += amount
 
     def give_back(self, host: str, amount: int = 1) -> None:
-        """And so much less."""
+        """Return `amount` units of `host`."""
         self._taken[host] -= amount
         if not self._taken[host]:
-            del self._taken[host]  # of hosts there is no end
+            del self._taken[host]  # drop empty entries: the number of distinct hosts is unbounded
 
     @contextmanager
     def taking(self, host: str) -> Iterator[bool]:
-        """Take one, and give it back; whether there is one for this host."""
+        """Hold one unit while the block runs, if there is one; yields True if so."""
         is_left = self.is_left(host)
         if is_left:
             self.take(host)

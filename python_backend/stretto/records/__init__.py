@@ -1,1 +1,1 @@
-"""What crosses a process or a model boundary."""
+"""Records that cross a process or model boundary."""

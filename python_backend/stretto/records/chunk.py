@@ -1,4 +1,4 @@
-"""What one utterance has gained since its last chunk: the record that goes from the language model to the decoder."""
+"""Chunks of an utterance: the record sent from the language model to the decoder."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -11,7 +11,7 @@ from stretto.streams.segment import Segment
 
 @dataclass(frozen=True, slots=True)
 class WordMark:
-    """The frame at which a word (or, with `word` None, a script entry that is no word) starts being spoken."""
+    """Frame at which a word begins; `word` is None for a pointer entry that is no word."""
 
     word: str | None
     frame: int
@@ -19,11 +19,10 @@ class WordMark:
 
 @dataclass(frozen=True, slots=True)
 class GuidanceChange:
-    """The frame, counted from the first, from which on stream 0 is drawn with (`is_guided`) or without guidance.
+    """Frame from which on stream 0 is drawn with (`is_guided`) or without guidance.
 
-    A reply begins guided if it asked for guidance. A change behind the last frame is of the rows that drain the delayed
-    streams. Where frames that are no codes are left out, a chunk counts without them, as is heard, and a report with
-    them, as was drawn.
+    A reply that requested guidance begins guided. A change after the last frame concerns the rows that complete delayed
+    streams. If frames without codes are left out, a chunk counts kept frames and a report counts all frames.
     """
 
     frame: int
@@ -32,12 +31,13 @@ class GuidanceChange:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the whole utterance came to; sent with its last chunk.
+    """Summary of the whole utterance, sent with its last chunk.
 
-    finish_reason: `stop` (ended by itself), `length` (max_rows or the model length, not the model, ended a segment).
-    guided_frames: frames sampled with both halves of the guidance pair; equals num_frames when guidance was asked for
-    under the policy `always`. guidance_changes: every change that another policy made, among as many frames as
-    num_frames. held_s: how long the reply stood still for words that had not come.
+    Attributes:
+        finish_reason: `stop` if the model ended it, `length` if max_rows or the model length ended a segment.
+        guided_frames: Frames sampled with both requests of the CFG pair; num_frames for guidance with policy `always`.
+        guidance_changes: All changes made by another policy, counted in all frames.
+        held_s: Time blocked on streamed text, in seconds.
     """
 
     finish_reason: str
@@ -57,14 +57,17 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One step of an utterance, without its codes: they travel beside it as `codes [K, T] int32`.
+    """One step of an utterance without its codes, which travel as a tensor `codes [K, T] int32`.
 
-    marks, guidance_changes: those of its frames. output_codes: [S][T], of all output streams, where a client asked for
-    them: as a request takes audio in codes. num_reference_frames: of the first chunk, how many of the first frames of
-    its codes are of a reference: the utterance goes on from them, and nothing of them is heard. is_prompt: whether its
-    codes are none, but the rows of the prompt, [S, P] ids, which what fills other codebooks looks at; of the first
-    chunk. voice: which of the codec's voices speaks. session: of the first chunk of a text that is being written, by
-    which name it goes on.
+    Attributes:
+        marks: Words that begin in its frames.
+        guidance_changes: Guidance changes in its frames.
+        output_codes: Codes of all output streams, [S][T], if the client requested them.
+        num_reference_frames: In the first chunk, number of leading reference frames, which precede the audible ones.
+        is_prompt: True if the tensor holds the prompt's rows [S, P] for a model that fills in codebooks; first chunk
+            only.
+        voice: Index of the codec's voice.
+        session: In the first chunk of a streamed text, the name under which the text continues.
     """
 
     index: Annotated[int, Field(ge=0)]
@@ -81,13 +84,13 @@ class Chunk:
     voice: Annotated[int, Field(ge=0)] = 0
 
     def num_heard(self, length: int) -> int:
-        """How many frames of its codes, so many columns, are heard."""
+        """Return the number of audible frames among `length` columns of codes."""
         return 0 if self.is_prompt else length - self.num_reference_frames
 
 
 @dataclass(frozen=True, slots=True)
 class LMChunk:
-    """A chunk and its codes [K, T] int32 (delay undone, 0 … codebook_size - 1), or None without audio."""
+    """Chunk with its codes, int32 [K, T] (undelayed, 0 … codebook_size - 1), or None without audio."""
 
     chunk: Chunk
     codes: np.ndarray | None

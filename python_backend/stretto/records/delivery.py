@@ -1,4 +1,4 @@
-"""How a client wants its waveform: in which form, and in chunks of what size."""
+"""Output format and chunk sizes requested by a client."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -21,10 +21,11 @@ SampleRate = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class OutputForm:
-    """Mono samples: 32-bit floating point in [-1, 1] or 16-bit integers, at `sample_rate` Hz (None: the codec's).
+    """Format of mono samples: float32 in [-1, 1] or int16, at `sample_rate` Hz (None: the codec's).
 
-    ring: where they go in place of the response, for a client on this host. deterministic: they are decoded in no
-    batch with others, so that not a bit of them depends on who else speaks.
+    Attributes:
+        ring: Shared-memory ring that receives the samples instead of the response, for a client on this host.
+        deterministic: True to decode without batching, so that no bit depends on other utterances.
     """
 
     encoding: Encoding = "pcm_f32le"
@@ -35,7 +36,7 @@ class OutputForm:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Output form and chunk sizes of one utterance. with_codes: tell the codes of all streams beside the waveform."""
+    """Output format and chunk sizes of one utterance; `with_codes` adds the codes of all streams to the events."""
 
     form: OutputForm = field(default_factory=OutputForm)
     chunking: ChunkPolicy = field(default_factory=ChunkPolicy)

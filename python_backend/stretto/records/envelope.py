@@ -1,4 +1,4 @@
-"""What travels with the codes of a chunk: whose it is, where its flow slot is, and the chunk's record."""
+"""Record that accompanies the codes of a chunk: utterance, flow slot and chunk."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -15,7 +15,7 @@ MAX_GENERATION = (1 << 63) - 1
 
 @dataclass(frozen=True, slots=True)
 class FlowAddress:
-    """Where the slot of an utterance is; `generation` tells it from the slot's earlier and later tenants."""
+    """Address of an utterance's flow slot; `generation` distinguishes successive users of the slot."""
 
     table: Annotated[str, Field(pattern=f"^{TABLE}$")]
     slot: Annotated[int, Field(ge=1, lt=1 << 31)]
@@ -24,10 +24,11 @@ class FlowAddress:
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """A chunk of `utterance`, or without one a probe: the decoder answers it to nobody, but sees a cancellation.
+    """A chunk of `utterance`, or, without one, a probe, which the decoder answers without a response to the client.
 
-    form: of the samples of the whole utterance, told with its first chunk. receipt: the number of a part of its text
-    that was taken; it travels alone, to who has sent the part.
+    Attributes:
+        form: Output format of the whole utterance, in its first chunk.
+        receipt: Number of an accepted part of streamed text; it travels alone, to the sender of the part.
     """
 
     utterance: Annotated[str, Field(min_length=1, max_length=64)]
@@ -37,12 +38,12 @@ class Envelope:
     receipt: int | None = None
 
     def to_json(self) -> bytes:
-        """This envelope as JSON."""
+        """Return this envelope as JSON."""
         return _JSON.write(self)
 
     @classmethod
     def from_json(cls, field: str, text: bytes) -> "Envelope":
-        """The inverse of `to_json`; InvalidRequest, naming `field`, for anything else."""
+        """Return the envelope in `text`; raise InvalidRequest naming `field` if it is invalid."""
         return _JSON.read(field, text)
 
 

@@ -1,4 +1,4 @@
-"""What a client is told with each response: the tensor `event`, JSON."""
+"""Event sent to the client with each response: the JSON tensor `event`."""
 
 from typing import NotRequired
 
@@ -8,21 +8,21 @@ from stretto.records.json_record import JsonRecord
 
 
 class WordTime(TypedDict):
-    """A word, and the second of the utterance at which it begins."""
+    """Word with its start time in the utterance, in seconds."""
 
     word: str
     start_s: float
 
 
 class GuidanceTime(TypedDict):
-    """The second of the utterance from which on frames are drawn with or without guidance."""
+    """Time in the utterance, in seconds, from which on frames are drawn with or without guidance."""
 
     start_s: float
     is_guided: bool
 
 
 class RingSlots(TypedDict):
-    """Where samples lie in the client's ring: in so many slots from number `slot` on."""
+    """Slots of the client's ring that hold samples, from number `slot` on."""
 
     slot: int
     slots: int
@@ -31,10 +31,13 @@ class RingSlots(TypedDict):
 
 
 class ReportEvent(TypedDict):
-    """What the whole utterance came to: the fields of `Report`, where the language model sent one, and the decoder's.
+    """Summary of the whole utterance: fields of `Report`, if the language model sent one, and of the decoder.
 
-    guidance_changes: frame, and whether guided from there on. held_s: how long it stood still for words that had not
-    come. audio_s: of all samples. first_sound_s: of the first audible one; None without any.
+    Attributes:
+        guidance_changes: (frame, is_guided) pairs.
+        held_s: Time blocked on streamed text, in seconds.
+        audio_s: Duration of all samples, in seconds.
+        first_sound_s: Time of the first audible sample, in seconds; None without any.
     """
 
     finish_reason: NotRequired[str]
@@ -56,10 +59,15 @@ class ReportEvent(TypedDict):
 
 
 class Event(TypedDict):
-    """What a response adds. start_s, duration_s: where its samples lie in the utterance.
+    """Content of a response.
 
-    codes: of all streams, where they were asked for. report: in the last one. ring: where samples went that way.
-    session: in the first of a text that is being written.
+    Attributes:
+        start_s: Time of its samples in the utterance, in seconds.
+        duration_s: Duration of its samples, in seconds.
+        codes: Codes of all streams, if requested.
+        report: Summary, in the last event.
+        ring: Slots of the client's ring with the samples, if it has one.
+        session: In the first event of a streamed text, the name of its session.
     """
 
     utterance: str
@@ -79,7 +87,7 @@ class Event(TypedDict):
 
 
 class PartEvent(TypedDict):
-    """The one answer to a part of a text: it was taken."""
+    """Acknowledgement of one part of streamed text."""
 
     utterance: str
     part: int

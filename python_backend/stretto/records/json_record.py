@@ -1,4 +1,4 @@
-"""Between JSON and typed records, by one library: what comes from outside is a record, or refused in one sentence."""
+"""Conversion between JSON and typed records, with one-sentence errors for invalid input."""
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -13,13 +13,13 @@ from typing_extensions import get_type_hints, is_typeddict
 from stretto.errors import InvalidRequest, shown
 
 T = TypeVar("T")
-UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # of a TypedDict, and of a dataclass
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's error types for TypedDicts and dataclasses
 
 
 class JsonRecord(Generic[T]):
-    """One kind of record: a dataclass, or a TypedDict of what may be given.
+    """Reader and writer of one kind of record: a dataclass, or a TypedDict of optional fields.
 
-    A type that says `Field(description=…)` is refused in these words; else in pydantic's.
+    A type with `Field(description=…)` is described by that text in errors, other types by pydantic's message.
     """
 
     def __init__(self, kind: type[T] | Any) -> None:
@@ -27,11 +27,11 @@ class JsonRecord(Generic[T]):
         self._adapter: TypeAdapter[T] = TypeAdapter(kind)
 
     def write(self, record: T) -> bytes:
-        """The record as JSON; nothing is checked."""
+        """Return the record as JSON, without validation."""
         return self._adapter.dump_json(record)
 
     def read(self, field: str, text: bytes) -> T:
-        """The record in JSON `text`; InvalidRequest names the part of `field` that is wrong."""
+        """Return the record in JSON `text`; raise InvalidRequest naming the invalid part of `field`."""
         try:
             return self._adapter.validate_json(text, strict=True, extra="forbid")
         except ValidationError as error:
@@ -41,7 +41,7 @@ class JsonRecord(Generic[T]):
         raised = first.get("ctx", {}).get("error")
         if first["type"] == "json_invalid":
             return InvalidRequest(field, "valid JSON", f"an error: {raised}")
-        if isinstance(raised, InvalidRequest):  # a record's own, of how its fields go together
+        if isinstance(raised, InvalidRequest):  # raised by the record itself for inconsistent fields
             return raised
         path, kind = field, self._kind
         for part in first["loc"]:
@@ -61,12 +61,12 @@ def _got(error: ErrorDetails) -> str:
 
 
 def _bare(kind: Any) -> Any:
-    """A type without what it says of itself."""
+    """Return a type without its annotations."""
     return _bare(get_args(kind)[0]) if get_origin(kind) in (Annotated, NotRequired) else kind
 
 
 def _parts(kind: Any) -> Mapping[Any, Any]:
-    """The types of the fields of a kind of record, by name."""
+    """Return the types of a record's fields by name."""
     bare = _bare(kind)
     for each in (bare, *get_args(bare)):
         if is_dataclass(each):
@@ -78,13 +78,13 @@ def _parts(kind: Any) -> Mapping[Any, Any]:
 
 
 def _element(kind: Any) -> Any:
-    """The type of the elements of a list."""
+    """Return the type of a list's elements."""
     bare = _bare(kind)
     return get_args(bare)[0] if get_origin(bare) in (list, tuple) else None
 
 
 def _description(kind: Any) -> str | None:
-    """What `kind` says of itself."""
+    """Return the description in `kind`'s annotations."""
     if get_origin(kind) in (NotRequired, Union, UnionType):
         return next(filter(None, map(_description, get_args(kind))), None)
     for mark in getattr(kind, "__metadata__", ()):

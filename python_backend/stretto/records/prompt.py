@@ -1,4 +1,4 @@
-"""What the preprocessor hands to the language model."""
+"""Prompt sent from the preprocessor to the language model."""
 
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -16,10 +16,12 @@ Int32 = Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)]
 
 @dataclass(frozen=True, slots=True)
 class HeardAudio:
-    """Audio that a model hears through an encoder of its own: it stands in the place of placeholder rows of a prompt.
+    """Audio input for the model's encoder, which replaces placeholder rows of a prompt.
 
-    first_row, num_rows: those rows. features: [F, M] float32, what the encoder reads: F frames of M mel bins; of a
-    voice that is cloned its x-vector, [1, H].
+    Attributes:
+        first_row: First placeholder row.
+        num_rows: Number of placeholder rows.
+        features: Encoder input, float32 [F, M]: F frames of M mel bins; for a cloned voice its x-vector, [1, H].
     """
 
     first_row: int
@@ -29,21 +31,22 @@ class HeardAudio:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt of P rows and how to continue it.
+    """A prompt of P rows and the parameters of its reply.
 
-    rows: [P, S] int32, absolute token ids of every input stream (input-only streams last), delays applied.
-    words: the words of the text to be spoken, in order, for word times; empty where there are none.
-    delivery: how the client wants the waveform. audios: those heard through an encoder, in order.
-    delayed_tail: where the reply goes on with the audio of the prompt, int32 [n, S - 1]: what the streams 1 … carry in
-    its first n rows until each reaches its first new frame.
-    track: of a family with a text track, its ids for the first rows of the reply, the end of the text among them.
-    is_open: whether the text goes on while it is spoken; its end is not among them then.
-    opening: what of an open text came with the request, none of it in `track` yet. Its first token is still to be put
-    beside the codes of the last row.
-    num_reference_rows: how many of the last rows are the frames of a reference, one each, from which the sound of the
-    reply goes on: of a voice that is cloned.
-    adapter: by what name the server knows the LoRA adapter that the reply is made with; None for the model as it is.
-    voice: which of the codec's voices the reply is heard in; 0 of a codec without any.
+    Attributes:
+        rows: Absolute token ids of every input stream (input-only streams last), with delays applied, int32 [P, S].
+        words: Words of the text to be spoken, for word timestamps; empty without them.
+        delivery: Output format and chunk sizes.
+        audios: Audio inputs for the encoder, in order.
+        delayed_tail: If the reply continues audio of the prompt: ids of streams 1 and up in its first n rows, until
+            each has its first new frame, int32 [n, S - 1].
+        track: Ids of the streamed text for the first rows of the reply, including its end id if complete.
+        is_open: True if the text continues while it is spoken.
+        opening: Text that came with the request of an open text; not in `track` yet. Its first token belongs to the
+            last row.
+        num_reference_rows: Number of last rows that are frames of a cloned voice's recording.
+        adapter: Name of the LoRA adapter, or None.
+        voice: Index of the codec's voice; 0 for a codec without voices.
     """
 
     task: str
@@ -62,11 +65,11 @@ class Prompt:
 
     @property
     def features(self) -> np.ndarray | None:
-        """The features of all `audios`, one after another, [sum of F, M]; None without any."""
+        """Features of all `audios`, concatenated, [sum of F, M]; None without any."""
         return np.concatenate([audio.features for audio in self.audios]) if self.audios else None
 
     def to_json(self) -> bytes:
-        """Everything but `rows` and `features`, as JSON."""
+        """Return everything except `rows` and `features` as JSON."""
         spans = tuple(AudioSpan(audio.first_row, audio.num_rows, len(audio.features)) for audio in self.audios)
         delayed_tail = None if self.delayed_tail is None else self.delayed_tail.tolist()
         said = (self.task, self.sampling, self.delivery, self.words, spans, delayed_tail, self.track, self.is_open)
@@ -74,10 +77,7 @@ class Prompt:
 
     @classmethod
     def from_json(cls, field: str, text: bytes, rows: np.ndarray, features: np.ndarray | None = None) -> "Prompt":
-        """The inverse of `to_json`, with the rows and the features that travelled beside it.
-
-        InvalidRequest, naming `field`, where the text is none of a prompt with those features.
-        """
+        """Return the prompt in `text` with its arrays; raise InvalidRequest naming `field` if they do not match."""
         record = _JSON.read(field, text)
         return cls(
             task=record.task,
@@ -98,7 +98,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class AudioSpan:
-    """A HeardAudio without its features: the rows in whose place it is heard, and how many frames it has."""
+    """HeardAudio without its features: placeholder rows and number of frames."""
 
     first_row: Annotated[int, Field(ge=0)]
     num_rows: Annotated[int, Field(ge=1)]
@@ -107,7 +107,7 @@ class AudioSpan:
 
 @dataclass(frozen=True, slots=True)
 class PromptRecord:
-    """A Prompt without its arrays. delayed_tail: as lists."""
+    """Prompt without its arrays; `delayed_tail` as lists."""
 
     task: str
     sampling: SamplingConfig

@@ -1,4 +1,4 @@
-"""Where the ring lies that a client has made for its samples (see `triton_io/ring.py`)."""
+"""Address of a client's output ring (see `triton_io/ring.py`)."""
 
 import base64
 import binascii
@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 FIELD = "options.output.ring"
-NAME = "stretto_ring_[0-9a-f]{16}"  # nothing else in shared memory is for clients to name
+NAME = "stretto_ring_[0-9a-f]{16}"  # clients may name no other shared memory
 HANDLE_BYTES = 64
 
 
@@ -29,7 +29,7 @@ Device = Annotated[int, Field(ge=0, lt=1 << 31, description="the number of a GPU
 
 @dataclass(frozen=True, slots=True)
 class RingAddress:
-    """What a client says of its ring: the name of the header's memory; for slots on a GPU its handle and number."""
+    """Name of the header's shared memory and, for slots on a GPU, IPC handle and device number."""
 
     name: RingName
     cuda_handle: CudaHandle | None = None

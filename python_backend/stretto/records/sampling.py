@@ -1,4 +1,4 @@
-"""What a caller may ask of the sampler, per segment and per reply. It knows no transport and no vLLM."""
+"""Sampling parameters per segment and reply, independent of transport and vLLM."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -8,7 +8,7 @@ from stretto.records.json_record import JsonRecord
 
 GuidancePolicy = Literal["always", "until_s", "adaptive"]
 MAX_RAS_WINDOW = 512
-# Of a temperature that is not 0: a logit divided by less may be infinite, and no logit is larger than another then.
+# Least temperature above 0: logits divided by less may overflow to infinity and become equal.
 MIN_TEMPERATURE = 1e-6
 MAX_UNTIL_S = 1e6
 MAX_GUIDANCE_SCALE = 100.0
@@ -21,7 +21,7 @@ def _is_number(value: object) -> bool:
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:
-    if not _is_number(value) or not low <= value <= high:  # also refuses NaN
+    if not _is_number(value) or not low <= value <= high:  # also rejects NaN
         raise InvalidRequest(f"options.{name}", f"a number in [{low}, {high}]", repr(value))
 
 
@@ -39,7 +39,7 @@ def _check_temperature(name: str, value: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class CodeSampling:
-    """How ids are drawn; temperature 0 is greedy, top_k 0 and top_p 1 are off."""
+    """Parameters of a draw; temperature 0 is greedy, top_k 0 and top_p 1 are off."""
 
     temperature: float
     top_k: int = 0
@@ -54,13 +54,13 @@ class CodeSampling:
 
 @dataclass(frozen=True, slots=True)
 class SegmentSampling(CodeSampling):
-    """How the rows of one segment are drawn, and how many there may be."""
+    """Draw parameters and length limits of one segment."""
 
     min_rows: int = 0
     max_rows: int = 2048
 
     def check(self, name: str) -> None:
-        """As of its ids."""
+        """Raise InvalidRequest, naming `name`, unless every field is in its range."""
         CodeSampling.check(self, name)
         _check_integer(f"{name}.max_rows", self.max_rows, 1, 1 << 20)
         _check_integer(f"{name}.min_rows", self.min_rows, 0, self.max_rows)
@@ -68,20 +68,21 @@ class SegmentSampling(CodeSampling):
 
 @dataclass(frozen=True, slots=True)
 class SamplingConfig:
-    """Sampling of one reply. `guidance_scale` 1 is unguided; `seed` is always set when it reaches the engine.
+    """Sampling parameters of one reply. `guidance_scale` 1 is unguided; `seed` is set before the engine gets it.
 
-    script_temperature: temperature of the script pointer's stay-or-advance draw (0: advance when P > 1/2).
-    policy: which frames are guided: all of them, those of the first `guided_until_s` seconds of audio, or, with
-    `adaptive`, all for which the engine is fast enough.
-    ras_window, ras_max_repeats: a code that came `ras_max_repeats` times in the last `ras_window` rows of its stream's
-    audio is drawn again from the softmax of all logits, without temperature, top-k and top-p; window 0 is off.
-    min_p: in audio, ids of stream 0 that are less than this times as likely as the likeliest are left out, before top-k
-    and top-p; 0 is off.
-    schedule: which rows of the reply modules say, of a family that has such, by name or by its numbers; None for its
-    default.
-    repetition_penalty: what the logits of ids that came before are divided by, or multiplied with where they are
-    negative, in what is drawn on stream 0; 1 is off. Which ids count is the family's rule.
-    depth: how a depth transformer's streams are drawn; None: as stream 0 in audio.
+    Attributes:
+        script_temperature: Temperature of the alignment pointer's stay-or-advance draw (0: advance if P > 1/2).
+        policy: Guided frames: all, those of the first `guided_until_s` seconds of audio, or, for `adaptive`, all for
+            which the engine is fast enough.
+        ras_window: Window of repetition-aware sampling in rows; 0 is off.
+        ras_max_repeats: Number of occurrences in the window from which on a code is drawn again, from the softmax of
+            all logits without temperature, top-k and top-p.
+        min_p: Ids of stream 0 in audio less likely than this times the most likely one are dropped before top-k and
+            top-p; 0 is off.
+        schedule: Rows that MCTP modules generate, by name or as numbers; None for the family's default.
+        repetition_penalty: Divisor of the logits of earlier ids of stream 0 (factor if negative); 1 is off. The family
+            defines which ids count.
+        depth: Draw parameters of a depth transformer; None for those of stream 0 in audio.
     """
 
     text: SegmentSampling
@@ -115,16 +116,16 @@ class SamplingConfig:
 
     @property
     def codes(self) -> CodeSampling:
-        """How the streams 1 ... are drawn in audio."""
+        """Draw parameters of streams 1 and up in audio."""
         return self.audio if self.depth is None else self.depth
 
     def to_json(self) -> bytes:
-        """This configuration as JSON."""
+        """Return this configuration as JSON."""
         return _JSON.write(self)
 
     @classmethod
     def from_json(cls, field: str, text: bytes) -> "SamplingConfig":
-        """The inverse of `to_json`; InvalidRequest, naming `field` or an option, for anything else."""
+        """Return the configuration in `text`; raise InvalidRequest naming `field` or an option if it is invalid."""
         return _JSON.read(field, text)
 
     def _check_policy(self) -> None:

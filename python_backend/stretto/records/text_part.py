@@ -1,4 +1,4 @@
-"""The next part of a text that is written while it is spoken: from the preprocessor to the language model."""
+"""Next part of a streamed text, sent from the preprocessor to the language model."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -9,11 +9,11 @@ from typing_extensions import TypedDict
 from stretto.records.json_record import JsonRecord
 
 MAX_PART_CHARS = 4096
-ID_BYTES = 16  # of the name that only who hears a reply is told
+ID_BYTES = 16  # length of the secret session name in bytes
 
 
 class SessionRecord(TypedDict):
-    """Which text a part belongs to, its number from 0, and whether it is the last: the tensor `session`, JSON."""
+    """JSON tensor `session`: session of a part, its number from 0, and whether it is the last."""
 
     id: Annotated[str, Field(min_length=1, max_length=64, description="the session that the reply's first event tells")]
     part: Annotated[int, Field(ge=0, lt=1 << 31, description="an integer in [0, 2^31)")]
@@ -22,7 +22,7 @@ class SessionRecord(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class TextPart:
-    """What is written next in the text of `session`, nothing perhaps: part number `part`, from 0."""
+    """Next text of `session`, possibly empty: part number `part`, from 0."""
 
     session: str
     part: int
@@ -30,12 +30,12 @@ class TextPart:
     is_last: bool
 
     def to_json(self) -> bytes:
-        """This part as JSON."""
+        """Return this part as JSON."""
         return _JSON.write(self)
 
     @classmethod
     def from_json(cls, field: str, text: bytes) -> "TextPart":
-        """The inverse of `to_json`; InvalidRequest, naming `field`, for anything else."""
+        """Return the part in `text`; raise InvalidRequest naming `field` if it is invalid."""
         return _JSON.read(field, text)
 
 

@@ -1,1 +1,1 @@
-"""The rim: tensors in, tensors out. The only package that knows `pb_utils`."""
+"""I/O layer of the Triton models: tensors in, tensors out. The only package that uses `pb_utils`."""

@@ -1,17 +1,18 @@
-"""Whose a request is, and whether he is still there."""
+"""Originating host and disconnect state of a request."""
 
 import json
 from typing import Any
 
 from stretto.departures import STREAM, Departures
 
-HOST = "stretto_host"  # the parameter by which the proxy says it
+HOST = "stretto_host"  # request parameter set by the proxy
 
 
 class Caller:
-    """Who has sent a request: the sender of its responses and the departures know whether he is still there.
+    """Client of a request, with its disconnect state from the response sender and the proxy's flags.
 
-    host: that it comes from, as the proxy has said; '' where it came by another way.
+    Attributes:
+        host: Host that the request comes from, as reported by the proxy; '' without a proxy.
     """
 
     def __init__(self, request: Any, departures: Departures | None = None) -> None:
@@ -22,14 +23,17 @@ class Caller:
 
     @property
     def is_marked(self) -> bool:
-        """Whether the proxy has said that nobody takes an answer; that costs nothing to ask."""
+        """Return True if the proxy has reported a disconnect; cheap."""
         return self._departures is not None and self._stream > 0 and self._departures.has(self._stream)
 
     def has_left(self) -> bool:
-        """Whether nobody takes an answer; not to be asked of a request that is answered: Triton frees what it asks."""
+        """Return True if the client has disconnected.
+
+        Never call this for an answered request: Triton frees its data.
+        """
         return self.is_marked or self.sender.is_cancelled()
 
 
 def _number(said: object) -> int:
-    """Of the proxy's stream that a request has come by; 0 where it came by another way."""
+    """Return the number of the proxy's stream of a request; 0 without a proxy."""
     return int(said) if isinstance(said, str) and said.isdecimal() and len(said) <= 19 else 0

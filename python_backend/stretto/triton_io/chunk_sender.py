@@ -1,8 +1,8 @@
-"""One utterance's chunks on their way from the language model to the decoder.
+"""Flow control for one utterance's chunks from the language model to the decoder.
 
-chunks ─► window: not more chunks or frames on the way than the decoder keeps up with ─► responses
-            │ quiet, or unanswered, for long: a probe, which the decoder answers at once; only what comes anew shows
-            │ it whether the client is still there
+chunks ─► window: limits on chunks and frames in transit ─► responses
+            │ idle or unanswered for long: a probe, which the decoder answers at once and by which it detects a
+            │ disconnected client
             └ slot cancelled: stop
 """
 
@@ -24,16 +24,18 @@ from stretto.triton_io.ticking import ticking, until
 
 @dataclass(frozen=True, slots=True)
 class SenderLimits:
-    """What may be on the way at once, and how long one waits.
+    """Limits on transit and waiting.
 
-    max_frames: frames sent and not yet answered; with one chunk on the way a larger one may still follow.
-    probe_s: how long nothing goes to the decoder before it is asked after the client. poll_s: how often one looks
-    whether the utterance is over.
-    stall_s: how long the decoder may answer nothing, and tell of no progress, before the utterance fails.
-    look_s: how long it may before one looks whether the caller has left, of which the decoder tells it otherwise.
-    transit_s: what a chunk takes on the way to the decoder and, as samples, from there.
-    max_ahead_s: how much more audio may have left than a listener can have heard since the first of it; 0 for any.
-    Triton holds what a client does not read, without a limit of its own and without telling; this is one.
+    Attributes:
+        max_chunks: Chunks sent and not answered.
+        max_frames: Frames sent and not answered; with one chunk in transit a larger one may follow.
+        probe_s: Idle time after which the decoder is probed, in seconds.
+        poll_s: Interval at which the end of the utterance is checked, in seconds.
+        stall_s: Time without answer or progress after which the utterance fails, in seconds.
+        look_s: Time without answer after which the client's connection is checked directly, in seconds.
+        transit_s: Transport time of a chunk to the decoder and of its samples from there, in seconds.
+        max_ahead_s: Audio that may be sent ahead of playback, in seconds; 0 for no limit. Triton buffers unread
+            responses without limit, so this bounds them.
     """
 
     max_chunks: int = 16
@@ -56,23 +58,23 @@ ENDED_BY_DECODER = {
 
 
 class ChunkSender:
-    """Sends one utterance; whatever it waits for, it stops when the utterance is over. flow: where it is counted."""
+    """Sender of one utterance; every wait ends when the utterance is over."""
 
     def __init__(
         self, responses: Responses, slot: FlowSlot, utterance: str, limits: SenderLimits, delivery: Delivery = DEFAULT
     ) -> None:
         self._responses, self._slot, self._utterance = responses, slot, utterance
         self._limits, self.flow = limits, slot.address
-        self._form: OutputForm | None = delivery.form  # until it is told
+        self._form: OutputForm | None = delivery.form  # None once it has been sent
         self._frame_rate = delivery.chunking.frame_rate
         self.pacer = Pacer(delivery.chunking, self._load)
-        self._frames_on_the_way: deque[int] = deque()  # per chunk or probe not yet answered
+        self._frames_on_the_way: deque[int] = deque()  # frames of each unanswered chunk or probe
         self._num_sent = self._num_probes = self._num_frames_sent = 0
         self._first_sent_s: float | None = None
         self._quiet_since = self._looked_s = time.monotonic()
 
     async def pump(self, chunks: AsyncGenerator[LMChunk, None]) -> None:
-        """Send all `chunks`; raises Cancelled, or what the generator raises. The generator is closed in any case."""
+        """Send all `chunks` and close the generator; raise Cancelled or the generator's error."""
         try:
             async with asyncio.timeout(None) as scope:
                 with ticking(lambda: self._look(scope), self._limits.poll_s):
@@ -81,14 +83,14 @@ class ChunkSender:
                         self._check()
                         self._send(Envelope(self._utterance, self._slot.address, item.chunk, self._form), item)
                         self._form = None
-        except TimeoutError:  # of the scope, where `_look` has ended it
+        except TimeoutError:  # the scope, ended by `_look`
             self._check()
             raise
         finally:
             await chunks.aclose()
 
     def _look(self, scope: asyncio.Timeout) -> None:
-        """End the scope if the utterance is over; else see to it that one learns when it is."""
+        """End the timeout scope if the utterance is over; otherwise keep checking."""
         if not self._is_over():
             self._look_for_caller()
             self._probe_if_quiet()
@@ -96,33 +98,33 @@ class ChunkSender:
             scope.reschedule(0.0)
 
     async def _wait_for_turn(self) -> None:
-        """Wait until the next chunk may leave."""
+        """Wait until the next chunk may be sent."""
         await until(lambda: not self._is_ahead(), self._limits.poll_s)
         await self._wait_for_decoder(self._has_room)
 
     def _is_ahead(self) -> bool:
-        """Whether more audio has left than somebody who listens since the first chunk may leave unread."""
+        """Return True if more audio was sent than a client that plays since the first chunk may leave unread."""
         if self._limits.max_ahead_s <= 0 or self._first_sent_s is None:
             return False
         heard_s = time.monotonic() - self._first_sent_s
         return self._num_frames_sent / self._frame_rate > heard_s + self._limits.max_ahead_s
 
     def _load(self) -> DecoderLoad:
-        """The decoder's, seen from here."""
+        """Return the decoder's load plus the transport time."""
         load = self._slot.load
         return replace(load, latency_s=load.latency_s + self._limits.transit_s)
 
     async def settle(self) -> None:
-        """Wait until the decoder has answered everything; raises what it found, or DecoderStalled if it does not."""
+        """Wait until the decoder has answered everything; raise its error, or DecoderStalled if it does not answer."""
         await self._wait_for_decoder(lambda: self._on_the_way() == 0 or self._is_unanswerable())
         self._check()
 
     def release(self) -> None:
-        """Give the slot back."""
+        """Release the flow slot."""
         self._slot.release()
 
     async def _wait_for_decoder(self, condition: Callable[[], bool]) -> None:
-        """Wait until `condition` holds; DecoderStalled where nothing is answered meanwhile for too long."""
+        """Wait until `condition` holds; raise DecoderStalled if nothing is answered for too long."""
         num_answered, progress, since = self._num_chunks_answered(), self._slot.progress, time.monotonic()
 
         def look() -> bool:
@@ -142,11 +144,11 @@ class ChunkSender:
         return self._slot.outcome is not Outcome.OPEN or self._is_unanswerable()
 
     def _is_unanswerable(self) -> bool:
-        """Whether what is sent may never be answered."""
+        """Return True if what was sent may never be answered."""
         return self._responses.caller_has_left or self._responses.failure is not None
 
     def _check(self) -> None:
-        """Raise what ended the utterance, if it is over."""
+        """Raise the error that ended the utterance, if it is over."""
         if self._responses.caller_has_left:
             raise Cancelled("the caller has left")
         if self._responses.failure is not None:
@@ -158,11 +160,11 @@ class ChunkSender:
             raise ENDED_BY_DECODER[outcome](self._slot.reason)
 
     def _num_chunks_answered(self) -> int:
-        """So many, or fewer by the probes that are still on their way."""
+        """Return a lower bound on the number of answered chunks, not counting probes in transit."""
         return self._slot.num_answered - self._num_probes
 
     def _probe_if_quiet(self) -> None:
-        """Ask after the client when nothing has gone to the decoder for a while and nothing is on its way there."""
+        """Probe the decoder if nothing was sent to it for a while and nothing is in transit."""
         if time.monotonic() - self._quiet_since >= self._limits.probe_s and self._on_the_way() == 0:
             self._probe()
 
@@ -171,9 +173,9 @@ class ChunkSender:
         self._send(Envelope(self._utterance, self._slot.address, None), None)
 
     def _look_for_caller(self) -> None:
-        """See whether the caller, or the client, has left when the decoder has answered nothing for a while.
+        """Check the client's connection if the decoder has not answered for a while.
 
-        It may be waiting for a client who is to make room for samples.
+        The decoder may be waiting for a client to release ring slots.
         """
         now = time.monotonic()
         if self._on_the_way() and now - max(self._quiet_since, self._looked_s) > self._limits.look_s:
@@ -193,7 +195,7 @@ class ChunkSender:
         codes = None if item is None else item.codes
         num_frames = 0 if codes is None else codes.shape[1]
         self._num_sent += 1
-        if item is None:  # answered before the chunks that wait
+        if item is None:  # probes are answered before waiting chunks
             self._frames_on_the_way.appendleft(0)
         else:
             self._frames_on_the_way.append(num_frames)

@@ -1,4 +1,4 @@
-"""Memory of a GPU that another process has allocated, opened by its CUDA IPC handle."""
+"""GPU memory of another process, opened by its CUDA IPC handle."""
 
 import ctypes
 from typing import Any
@@ -12,26 +12,23 @@ DEFAULT_STREAM = 0
 
 
 class CudaMemory:
-    """Opened once; writes are done when `write` returns, so that the other process may be told.
-
-    runtime, driver: of NVIDIA's `cuda.bindings`.
-    """
+    """Opened IPC memory with synchronous writes. `runtime` and `driver` are modules of NVIDIA's `cuda.bindings`."""
 
     def __init__(self, runtime: Any, driver: Any, handle: bytes, device: int):
         self._runtime, self._driver, self._device = runtime, driver, device
         self._call("cudaSetDevice", device)
         opened = runtime.cudaIpcMemHandle_t()
-        # Its only field is out of reach in cuda-bindings since 13.4.1.
+        # Its only field is inaccessible since cuda-bindings 13.4.1.
         ctypes.memmove(int(opened.getPtr()), handle, HANDLE_BYTES)
         (self._address,) = self._call("cudaIpcOpenMemHandle", opened, runtime.cudaIpcMemLazyEnablePeerAccess)
 
     def write(self, offset: int, data: np.ndarray) -> None:
-        """Copy uint8 `data`, on the host, to byte `offset`."""
+        """Copy uint8 host `data` to byte `offset`."""
         source = np.ascontiguousarray(data)
         self.write_from(offset, source.ctypes.data, len(source))
 
     def write_from(self, offset: int, address: int, num_bytes: int) -> None:
-        """Copy what lies at `address`, of the host or of a GPU, and is complete there, to byte `offset`."""
+        """Copy complete data at host or GPU `address` to byte `offset`."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDefault
         self._call("cudaSetDevice", self._device)
         self._call("cudaMemcpy", self._address + offset, address, num_bytes, kind)
@@ -40,14 +37,14 @@ class CudaMemory:
         self._call("cudaStreamSynchronize", DEFAULT_STREAM)
 
     def size(self) -> int:
-        """How many bytes there are."""
+        """Size in bytes."""
         status, base, num_bytes = self._driver.cuMemGetAddressRange(self._address)
         if status != self._driver.CUresult.CUDA_SUCCESS:
             raise RuntimeError(f"cuMemGetAddressRange: {status!r}")
         return int(base) + int(num_bytes) - int(self._address)
 
     def close(self) -> None:
-        """Let go of the memory."""
+        """Close the memory."""
         self._call("cudaIpcCloseMemHandle", self._address)
 
     def _call(self, function: str, *arguments: Any) -> tuple[Any, ...]:
@@ -58,9 +55,10 @@ class CudaMemory:
 
 
 def open_cuda_memory(handle: bytes, device: int, num_bytes: int) -> CudaMemory:
-    """The memory of at least `num_bytes` behind a CUDA IPC handle.
+    """Return the memory of at least `num_bytes` behind a CUDA IPC handle.
 
-    InvalidRequest on a server without CUDA, for a handle that it rejects, and for less memory than that.
+    Raises:
+        InvalidRequest: On a server without CUDA, for a rejected handle, or for smaller memory.
     """
     field = "options.output.ring.cuda_handle"
     try:

@@ -1,4 +1,4 @@
-"""The decoder's side of the rim: every chunk to the worker with a reply of its own, every probe answered at once."""
+"""Triton service of the decoder: chunks go to the worker with a reply each; probes are answered at once."""
 
 import time
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from stretto.triton_io.schema import CHUNK, CODES
 from stretto.triton_io.seal import Seal
 from stretto.triton_io.tensors import read_array, read_record
 
-# Metric, by the field of the worker's statistics that it shows.
+# Metric descriptions by field of the worker's statistics.
 METRICS = {
     "batches": ("decoder_batches_total", "Batches decoded"),
     "windows": ("decoder_windows_total", "Windows decoded; per batch, how well the utterances share the codec"),
@@ -32,11 +32,11 @@ METRICS = {
     "waiting_chunks": ("decoder_waiting_chunks", "Chunks that wait to be decoded"),
 }
 STATS_PERIOD_S = 0.5
-PLAIN = OutputForm()  # the session, once opened, knows better
+PLAIN = OutputForm()  # replaced by the session's own form once it is open
 
 
 class Worker(Protocol):
-    """What this side needs of the decoder."""
+    """Interface of the decoder worker."""
 
     def push(
         self,
@@ -50,36 +50,42 @@ class Worker(Protocol):
     ) -> None:
         """Decode a chunk, in order within its utterance, and answer it.
 
-        on_device: told before the answer where on a GPU its samples lie, too, if they do. on_progress: told that what
-        it waits for goes on.
+        Args:
+            utterance: Id of the utterance.
+            chunk: Record of the chunk.
+            codes: Integers [K, T], or None.
+            reply: Receiver of the answer.
+            form: Output format.
+            on_device: Called before the answer with the GPU address of the samples, if they are on a GPU.
+            on_progress: Called to signal progress.
         """
         ...
 
     def keep(self, utterance: str) -> None:
-        """Somebody still waits for an utterance, though nothing comes for it."""
+        """Restart the idle timeout of an utterance."""
         ...
 
     def abandon(self, utterance: str) -> None:
-        """Forget an utterance that nobody waits for."""
+        """Drop an utterance whose client has disconnected."""
         ...
 
     @property
     def pace_s(self) -> float:
-        """How often an utterance may send a chunk."""
+        """Interval between chunks of an utterance that the decoder can sustain, in seconds."""
         ...
 
     @property
     def has_died(self) -> bool:
-        """Whether it has ended by itself."""
+        """True if the worker's thread has ended unexpectedly."""
         ...
 
     def stats(self) -> dict[str, float]:
-        """Figures by name."""
+        """Return the metrics by name."""
         ...
 
 
 class DecodingService:
-    """Hands requests to the worker. Arrival order is the order of each utterance: there is one instance."""
+    """Dispatcher of requests to the worker. There is one instance, so arrival order is chunk order."""
 
     def __init__(self, worker: Worker, seal: Seal) -> None:
         self._worker = worker
@@ -91,7 +97,7 @@ class DecodingService:
         stub.start_thread("metrics", self._report)
 
     def accept(self, request: Any) -> None:
-        """Take a request over and return at once; it is answered once, whatever it holds."""
+        """Take a request over and return at once; it is answered exactly once."""
         reply: ChunkReply | None = None
         try:
             envelope, codes = self._read(request)
@@ -101,16 +107,16 @@ class DecodingService:
             reply = ChunkReply(Caller(request, self._departures), self._tables.at(envelope.flow))
             self._take(envelope, codes, reply)
         except Exception as error:
-            if reply is None:  # not of the ensemble: what that sends can be read
+            if reply is None:  # not sent by the ensemble, whose envelopes are always readable
                 refuse(request.get_response_sender(), error, NAME)
             else:
                 log_failure(error, NAME)
                 reply.fail(error)
 
     def _read(self, request: Any) -> tuple[Envelope, np.ndarray | None]:
-        """An envelope and its codes; InvalidRequest unless this server's language model has written them."""
+        """Return an envelope and its codes; raise InvalidRequest unless this server's language model wrote them."""
         codes = read_array(request, CODES)
-        # The request's memory goes with the request; the worker may hold the codes for longer.
+        # Copied, because the worker may hold the codes longer than the request's memory lives.
         codes = None if codes is None else codes.copy()
         record = self._seal.open(CHUNK.name, read_record(request, CHUNK), codes)
         return Envelope.from_json(CHUNK.name, record), codes

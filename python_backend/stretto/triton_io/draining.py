@@ -1,4 +1,4 @@
-"""Whether the server is about to stop and takes no new requests."""
+"""Drain state of the server: whether it is stopping and accepts no new requests."""
 
 import fcntl
 import os
@@ -7,14 +7,14 @@ from pathlib import Path
 
 from stretto.errors import Closing
 
-DRAIN_FILE = "STRETTO_DRAIN_FILE"  # in the environment of the stubs: where the launcher will put the file
+DRAIN_FILE = "STRETTO_DRAIN_FILE"  # environment variable of the stubs: path of the launcher's file
 
 
 class DrainGate:
-    """Closed while the file exists that the launcher named in the environment; always open without a launcher.
+    """Gate that is closed while the file named by the launcher exists; always open without a launcher.
 
-    A request on its way through holds a lock that the launcher can see: until the language model has it, nothing
-    else says that it is there.
+    A passing request holds a lock that the launcher can see, because until the language model has the request nothing
+    else shows that it exists.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -24,24 +24,25 @@ class DrainGate:
 
     @classmethod
     def from_environment(cls) -> "DrainGate":
-        """The gate that this process's launcher controls."""
+        """Return the gate controlled by this process's launcher."""
         named = os.environ.get(DRAIN_FILE)
         return cls(Path(named) if named else None)
 
     def enter(self) -> None:
-        """Let one request in, from any thread; raises Closing when the server is draining."""
+        """Admit one request, from any thread; raise Closing while the server drains."""
         if self._path is None or self._lock is None:
             return
-        with self._mutex:  # all requests share one lock, as the descriptor of the file can hold but one
+        with self._mutex:  # all requests share one lock, because a descriptor can hold only one
             if not self._num_passing:
-                fcntl.flock(self._lock, fcntl.LOCK_SH)  # before the look at the file: the launcher looks the other way
+                # taken before the file is checked; the launcher checks in the opposite order
+                fcntl.flock(self._lock, fcntl.LOCK_SH)
             self._num_passing += 1
         if self._path.exists():
             self.leave()
             raise Closing("server is draining")
 
     def leave(self) -> None:
-        """Let one request out."""
+        """Release one request."""
         if self._lock is None:
             return
         with self._mutex:
@@ -51,7 +52,7 @@ class DrainGate:
 
 
 def is_passing(path: Path) -> bool:
-    """Whether a request is on its way through the gate at `path`: for the launcher."""
+    """Return True if a request is passing the gate at `path`; called by the launcher."""
     if not _lock_file(path).exists():
         return False
     descriptor = os.open(_lock_file(path), os.O_RDWR)

@@ -1,4 +1,4 @@
-"""One asyncio loop in a thread of its own."""
+"""asyncio event loop in a thread of its own."""
 
 import asyncio
 import threading
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class EventLoop:
-    """Runs coroutines for threads that have no loop."""
+    """Runner of coroutines for threads without a loop."""
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
@@ -21,15 +21,15 @@ class EventLoop:
         self._thread.start()
 
     def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Start the coroutine and return at once; asyncio's exception handler hears of an exception."""
+        """Start the coroutine and return at once; errors go to asyncio's exception handler."""
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).add_done_callback(self._hear)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run the coroutine and wait for its result."""
+        """Run the coroutine and return its result."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def close(self) -> None:
-        """Cancel what still runs, let it clean up, and end the thread."""
+        """Cancel running coroutines, let them clean up, and end the thread."""
         self._is_closing = True
         self.run(self._cancel_others())
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -1,4 +1,4 @@
-"""The tables of the language models that send this process chunks."""
+"""Acknowledgement tables of the language models that send chunks to this process."""
 
 from pathlib import Path
 
@@ -7,14 +7,14 @@ from stretto.triton_io.flow import DIRECTORY, FlowSlot, FlowTable
 
 
 class FlowTables:
-    """The tables that this process has opened, by name: for the decoder."""
+    """Tables opened by this process, by name; for the decoder."""
 
     def __init__(self, directory: Path = DIRECTORY) -> None:
         self._directory = directory
         self._tables: dict[str, FlowTable] = {}
 
     def at(self, address: FlowAddress) -> FlowSlot:
-        """The slot of an address, its table opened on first use."""
+        """Return the slot at an address, opening its table on first use."""
         if address.table not in self._tables:
             self._tables[address.table] = FlowTable.open(address.table, self._directory)
         return self._tables[address.table].at(address)

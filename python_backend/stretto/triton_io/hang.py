@@ -1,10 +1,10 @@
-"""Threads that wait for ever, told from those that wait for their turn.
+"""Watchdog that distinguishes deadlocked threads from threads waiting for a processor.
 
-Who looks only at answers cannot tell them apart on a busy machine. The kernel can: a thread that is kept from a
-processor could run (R), one whose memory is read from a disk sleeps deeply (D), one held by a signal or a debugger is
-stopped (T, t), and one that works, or waits for one that does, uses time or has somebody else awake. A thread hangs if
-it has work and, look after look, has used no time at all while all of its process and of its children slept. Threads
-that wake up for a moment now and then are found awake at few of the looks, one that others wait for at all of them.
+On a busy machine answers alone cannot distinguish them, but the kernel can. A thread waiting for a processor is
+runnable (R), one waiting for a disk is in deep sleep (D), one held by a signal or debugger is stopped (T, t), and a
+working thread, or one waiting for it, uses time or keeps another awake. A thread is deadlocked if it has work and, in
+many consecutive polls, has used no time while its whole process and child processes slept. Threads that wake briefly
+now and then are seen awake in few polls, threads that others wait for in all.
 (`/proc/<pid>/task/<tid>/stat`, field 3; `schedstat`, field 1; proc_pid_stat(5), Documentation/scheduler/sched-stats.)
 """
 
@@ -18,27 +18,28 @@ from stretto.triton_io import stub
 
 PROC = Path("/proc")
 LOOK_S = 1.0
-LOOKS = 30  # in a row: no step of an engine and no batch of a decoder takes so long without a processor
-MAX_AWAKE = 10  # of these
-ASLEEP = frozenset("SIZX")  # idle threads of the kernel and what has ended, too
+LOOKS = 30  # consecutive polls, more than any step or batch goes without a processor
+MAX_AWAKE = 10  # polls among them in which another thread may be awake
+ASLEEP = frozenset("SIZX")  # includes idle kernel threads and ended processes
 GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
 
 Thread = tuple[int, int]  # pid, tid
 
 
 class HangWatch:
-    """Looks after threads that have work while `has_work` says so. others: processes that these may wait for."""
+    """Watchdog of threads while `has_work` returns True; `others` are processes that they may wait for."""
 
     def __init__(
         self, has_work: Callable[[], bool], threads: Sequence[Thread], others: Sequence[int] = (), proc: Path = PROC
     ) -> None:
         self._has_work, self._threads, self._others, self._proc = has_work, tuple(threads), tuple(others), proc
         self._used: list[int] | None = None
-        self._looks: deque[bool] = deque(maxlen=LOOKS)  # whether anybody was awake, since time was used
+        # whether any thread was awake, per poll since time was last used
+        self._looks: deque[bool] = deque(maxlen=LOOKS)
         self._stopped = threading.Event()
 
     def start(self, name: str) -> None:
-        """Look every second, on a thread of its own, and end this process once the threads, called `name`, hang."""
+        """Poll every second on a thread of its own, and end this process once the threads, called `name`, hang."""
 
         def run() -> None:
             while not self._stopped.wait(LOOK_S):
@@ -48,12 +49,12 @@ class HangWatch:
         stub.start_thread("hangs", run)
 
     def stop(self) -> None:
-        """Look no more, and let go of what `has_work` belongs to."""
+        """Stop polling and drop the reference to `has_work`."""
         self._stopped.set()
         self._has_work = lambda: False
 
     def look(self) -> bool:
-        """Whether all the threads hang, as far as so many looks tell; False where /proc does not say."""
+        """Poll once; return True if all the threads hang. False if /proc is unreadable."""
         used = self._times() if self._has_work() else None
         if used and used == self._used:
             self._looks.append(self._is_anybody_awake())
@@ -63,7 +64,7 @@ class HangWatch:
         return len(self._looks) == LOOKS and sum(self._looks) <= MAX_AWAKE
 
     def _times(self) -> list[int] | None:
-        """Nanoseconds of processor time that each thread has used."""
+        """Return the processor time used by each thread, in nanoseconds."""
         try:
             files = [self._proc / str(pid) / "task" / str(tid) / "schedstat" for pid, tid in self._threads]
             return [int(file.read_text().split()[0]) for file in files]
@@ -80,7 +81,7 @@ class HangWatch:
         )
 
     def _processes(self) -> Iterator[int]:
-        """The processes of the threads, those that they have started, and the others."""
+        """Yield the processes of the threads, their children, and the others."""
         yield from self._others
         queue = list({pid for pid, _ in self._threads})
         while queue:

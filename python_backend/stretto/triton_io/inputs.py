@@ -1,4 +1,4 @@
-"""What a request to the ensemble brings along."""
+"""Inputs of a request to the ensemble."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from stretto.triton_io.tensors import read_array, read_bytes, read_files, read_s
 
 
 def read_inputs(request: Any) -> dict[str, Any]:
-    """All inputs by their names, as they came; None for one that is absent."""
+    """Return all inputs by name, unconverted; None for absent ones."""
     return {
         "text": read_bytes(request, schema.TEXT),
         "audio": read_files(request, schema.AUDIO),

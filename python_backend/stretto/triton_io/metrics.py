@@ -10,15 +10,15 @@ PREFIX = "stretto_"
 
 
 class Gauges:
-    """One metric each for the fields of a mapping: `stretto_` + field, described by `descriptions`.
+    """Metrics `stretto_` + field for the fields of a mapping, with their descriptions.
 
-    A field that ends in `_total` is a counter, which only ever grows; any other is a gauge.
+    A field that ends in `_total` is a counter; any other is a gauge.
     """
 
     def __init__(self, model: str, descriptions: Mapping[str, str]) -> None:
         self._metrics: dict[str, Any] = {}
         self._values = dict.fromkeys(descriptions, 0.0)
-        self._families = []  # Triton removes a family that is garbage
+        self._families = []  # keeps references, because Triton removes garbage-collected families
         for field, description in descriptions.items():
             kind = pb_utils.MetricFamily.COUNTER if field.endswith("_total") else pb_utils.MetricFamily.GAUGE
             family = pb_utils.MetricFamily(name=PREFIX + field, description=description, kind=kind)
@@ -26,7 +26,7 @@ class Gauges:
             self._metrics[field] = family.Metric(labels={"model": model})
 
     def set(self, field: str, value: float) -> None:
-        """Bring the metric of `field` to `value`."""
+        """Set the metric of `field` to `value`."""
         before = self._values[field]
         if value == before:
             return
@@ -38,7 +38,7 @@ class Gauges:
         self._values[field] = value
 
     def add(self, field: str, amount: float) -> None:
-        """Move the metric of `field` by `amount`."""
+        """Increase the metric of `field` by `amount`."""
         self.set(field, self._values[field] + amount)
 
     def update(self, values: Mapping[str, float]) -> None:
@@ -48,7 +48,7 @@ class Gauges:
 
 
 class BuildInfo:
-    """`stretto_build_info`, which is 1 and has the version of this package as a label; for as long as this lives."""
+    """Metric `stretto_build_info`, 1 with the package version as a label, as long as this object lives."""
 
     def __init__(self) -> None:
         kind = pb_utils.MetricFamily.GAUGE

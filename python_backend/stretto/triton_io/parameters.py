@@ -1,4 +1,4 @@
-"""The parameters in a model's config.pbtxt."""
+"""Parameters in a model's config.pbtxt."""
 
 import json
 import os
@@ -11,9 +11,9 @@ from stretto.families.registry import family_at
 
 
 class ModelParameters:
-    """The string parameters of one model; a path is relative to the model's own folder in the repository.
+    """String parameters of one model; paths are relative to the model's folder in the repository.
 
-    Whatever is asked for raises ValueError, by its name, where it is not there or makes no sense.
+    All methods raise ValueError, naming the parameter, if it is missing or invalid.
     """
 
     def __init__(self, args: dict[str, Any]) -> None:
@@ -24,30 +24,31 @@ class ModelParameters:
         }
 
     def number(self, name: str) -> int:
-        """A limit: a whole number, at least 1."""
+        """Return an integer of at least 1."""
         value: int = parse_parameter(name, int, self._text(name))
         if value < 1:
             raise ValueError(f"{name} must be >= 1, got {value}")
         return value
 
     def seconds(self, name: str) -> float:
-        """A length of time, at least 0."""
+        """Return a duration of at least 0, in seconds."""
         value: float = parse_parameter(name, float, self._text(name))
         if not 0 <= value < float("inf"):
             raise ValueError(f"{name} must be >= 0, got {value}")
         return value
 
     def path(self, name: str) -> Path:
-        """A file or folder."""
-        return Path(os.path.normpath(self._folder / self._text(name)))  # by name: the folder may be a link
+        """Return a file or folder."""
+        # normalised without resolving links, because the folder may be a link
+        return Path(os.path.normpath(self._folder / self._text(name)))
 
     @property
     def device(self) -> str:
-        """Where the model's instance is to run: `cuda:N` for KIND_GPU on GPU N of its instance group, else `cpu`."""
+        """Return the device of the model's instance: `cuda:N` for KIND_GPU on GPU N, else `cpu`."""
         return f"cuda:{self._device_id}" if self._kind == "GPU" else "cpu"
 
     def family(self) -> Family:
-        """The family of the model's checkpoint; CheckpointError when its `config.json` does not name a known one."""
+        """Return the family of the model's checkpoint; raise CheckpointError if config.json names no known one."""
         return family_at(self.path("checkpoint"))
 
     def _text(self, name: str) -> str:

@@ -1,8 +1,8 @@
-"""The preprocessor's side of the rim: requests with text are answered at once, requests with audio when they are read.
+"""Triton service of the preprocessor: text requests are answered at once, audio requests when they have been read.
 
-The server takes a stub for dead that does not answer for a second and shows no sign of life meanwhile, as happens on a
-busy machine; it then frees the memory of the request, with which the stub or the server dies (stub_launcher.cc of
-python_backend r24.10). So nothing that takes long may happen before `execute` returns.
+WORKAROUND(triton python_backend r24.10): the server declares a stub dead if it shows no sign of life for a second, as
+on a busy machine, and frees the request's memory, which crashes stub or server (stub_launcher.cc); nothing slow may
+happen before `execute` returns.
 """
 
 from collections.abc import Callable
@@ -26,34 +26,39 @@ WHOSE = "preprocessor"
 
 
 class Raw(Protocol):
-    """What is asked of a request's inputs here."""
+    """Interface of a request's inputs."""
 
     pcm_in: np.ndarray | None
     session: str | bytes | None
 
     def num_audio_bytes(self) -> int:
-        """How much audio they hold; raises InvalidRequest where that is too much."""
+        """Return the number of audio bytes; raise InvalidRequest if there are too many."""
         ...
 
     def kept(self) -> "Raw":
-        """These inputs in memory that outlives the request."""
+        """Return these inputs in memory that outlives the request."""
         ...
 
 
 class Lanes(Protocol):
-    """Where requests with audio are worked on."""
+    """Interface of the queues for requests with audio."""
 
     def submit(
         self, num_bytes: int, run: Callable[[Any], None], refuse: Callable[[Exception], None], host: str
     ) -> None:
-        """Have `run` called with a reader of audio, or `refuse`; Overloaded where there is too much already, or too
-        much of `host`."""
+        """Queue a request: `run` is called with an audio reader, or `refuse` with an error.
+
+        Raises:
+            Overloaded: If too much is queued in total or for `host`.
+        """
         ...
 
 
 class PreparingService:
-    """Answers every request once: with its prompt, or with what is wrong with it. Parts of a text go on while the
-    server drains: they are of utterances that are to be completed."""
+    """Service that answers every request once, with its prompt or an error.
+
+    Parts of streamed text are accepted while the server drains, because their utterances must be completed.
+    """
 
     def __init__(
         self,
@@ -67,7 +72,7 @@ class PreparingService:
         self._departures = Departures.from_environment()
 
     def answer(self, request: Any, read: Callable[[Any], Any]) -> Any | None:
-        """The response to `request`, whose inputs `read` reads; None where it will be sent later."""
+        """Return the response to `request`, whose inputs `read` reads, or None if it will be sent later."""
         try:
             raw = read(request)
             if raw.session is not None:
@@ -112,11 +117,11 @@ class PreparingService:
 
 
 def failure(error: Exception) -> Any:
-    """The response that says what is wrong; what is ours is logged."""
+    """Return the error response; log internal errors."""
     log_failure(error, WHOSE)
     return failed_response(error, WHOSE)
 
 
 def send(sender: Any, response: Any) -> None:
-    """Send the one response that there is."""
+    """Send the only response."""
     sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

@@ -1,8 +1,8 @@
-"""The decoder's answer to one chunk or probe: sent to the client, and noted in the utterance's flow slot.
+"""Decoder's answer to one chunk or probe: sent to the client and counted in the utterance's flow slot.
 
-No answer here carries an error. Server 2.51 never lets go of an ensemble request of which one step fails while
-another is under way; so the decoder leaves its error in the slot, and the language model, which knows when all
-is answered, sends it as the last thing.
+WORKAROUND(triton server 2.51): an ensemble request of which one step fails while another is in progress is never
+released, so no answer carries an error. The decoder stores its error in the slot, and the language model, which knows
+when everything has been answered, sends it last.
 """
 
 import threading
@@ -23,30 +23,27 @@ from stretto.triton_io.schema import EVENT, PCM, PCM16
 from stretto.triton_io.tensors import array_tensor, text_tensor
 
 NAME = "acoustic decoder"
-CLIENTS = "options."  # fields of what a client has written; all else is the language model's
+CLIENTS = "options."  # prefix of fields that the client wrote; all others are the language model's
 
 
 class ChunkReply:
-    """Answers one chunk exactly once, with the final flag: by `send`, or without a response by `fail` or `close`.
-
-    writer: of the client's ring, if it has one.
-    """
+    """Answer to one chunk, given exactly once with the final flag: by `send`, `fail` or `close`."""
 
     def __init__(self, caller: Caller, slot: FlowSlot) -> None:
         self._caller = caller
         self.slot = slot
         self.writer: RingWriter | None = None
         self._address: int | None = None
-        # Triton frees what an answered request would be asked for, and two threads ask: the worker's and the rings'.
+        # Locked because Triton frees an answered request's state, and two threads query it: worker and rings.
         self._is_answered, self._asking = False, threading.Lock()
         self._came_s = time.monotonic()
 
     def lies_at(self, address: int) -> None:
-        """The samples that `send` will be given lie at `address` of a GPU, too, until it returns."""
+        """Record the GPU address of the samples that `send` will get, valid until `send` returns."""
         self._address = address
 
     def send(self, pcm: np.ndarray | None, event: Event) -> None:
-        """Send samples [n] float32 or int16, or none, and their event: by way of the client's ring if it has one."""
+        """Send samples [n], float32 or int16, or None, and their event, through the client's ring if it has one."""
         if self.writer is not None:
             self.writer.offer(self, pcm, event, self._address)
         else:
@@ -55,7 +52,7 @@ class ChunkReply:
             self.slot.note_latency(time.monotonic() - self._came_s)
 
     def deliver(self, pcm: np.ndarray | None, event: Event) -> None:
-        """Send samples, or none, and their event with the response."""
+        """Send samples, or None, and their event in the response."""
         assert not self._is_answered, f"answered twice: {event}"
         tensors = [] if pcm is None else [array_tensor(PCM16 if pcm.dtype == np.int16 else PCM, pcm)]
         self._answer(pb_utils.InferenceResponse([*tensors, text_tensor(EVENT, event_record.EVENT.write(event))]))
@@ -67,19 +64,19 @@ class ChunkReply:
             self._answer()
 
     def close(self) -> None:
-        """Send nothing, and note whether the client has gone away: the answer to a probe."""
+        """Answer a probe: send nothing, and record whether the client has disconnected."""
         self.is_cancelled()
         self._answer()
 
     def is_cancelled(self) -> bool:
-        """Whether the client has gone away, or the utterance is over for another reason."""
+        """Return True if the client has disconnected or the utterance is over."""
         with self._asking:
             if not self._is_answered and self._caller.has_left():
                 self.slot.conclude(Outcome.CANCELLED)
         return self.slot.outcome is not Outcome.OPEN
 
     def _answer(self, *response: Any) -> None:
-        # The stub's `send` returns when the server has taken the response in: what is counted is over.
+        # The stub's `send` returns once the server has accepted the response, so counted answers are complete.
         with self._asking:
             self._caller.sender.send(*response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
             self._is_answered = True
@@ -87,14 +84,14 @@ class ChunkReply:
 
 
 def acknowledge(request: Any, utterance: str, part: int) -> None:
-    """Tell who has sent a part of the text of an utterance that it was taken."""
+    """Acknowledge a part of streamed text to its sender."""
     event = event_record.PART_EVENT.write({"utterance": utterance, "part": part})
     response = pb_utils.InferenceResponse([text_tensor(EVENT, event)])
     request.get_response_sender().send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
 def outcome_of(error: BaseException) -> Outcome:
-    """How an utterance ends that `error` ends."""
+    """Return the outcome of an utterance that ends with `error`."""
     match error:
         case Cancelled():
             return Outcome.CANCELLED

@@ -1,8 +1,7 @@
 """Responses of the language model, sent on a thread of their own.
 
-The stub's `send` returns only when the server has taken the response in, and the event loop that serves the utterances
-is the engine's, too: while one waits on it, no other utterance gets its rows. Nor does it wait for the thread: what
-the decoder answers is counted in the flow slot.
+The stub's `send` returns only when the server has accepted the response. On the engine's event loop it would delay the
+rows of all utterances. Nothing waits for the thread, because the flow slot counts the decoder's answers.
 """
 
 import asyncio
@@ -24,29 +23,30 @@ T = TypeVar("T")
 
 
 class ResponseThread:
-    """Calls what may block, one after another, in the order in which it was asked to."""
+    """Thread that runs blocking functions in submission order."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "responses")
 
     def submit(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Have `function` called, which may not raise."""
+        """Queue `function`, which must not raise."""
         self._pool.submit(function, *arguments)
 
     async def call(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
-        """What `function` returns; the event loop goes on meanwhile."""
+        """Run `function` on the thread and return its result, without blocking the event loop."""
         return await asyncio.wrap_future(self._pool.submit(function, *arguments, **named))
 
     def close(self) -> None:
-        """Return when all is sent."""
+        """Return when everything has been sent."""
         self._pool.shutdown()
 
 
 class Responses:
-    """What goes out for one request.
+    """Responses of one request.
 
-    failure: why a chunk could not be sent. caller_has_left: whether who called this model has gone away, as far as
-    `look_for_caller` has seen. The thread sets both, the second also who looks.
+    Attributes:
+        failure: Error of a chunk that could not be sent.
+        caller_has_left: True if `look_for_caller` has seen a disconnect.
     """
 
     def __init__(self, caller: Caller, thread: ResponseThread, seal: Seal) -> None:
@@ -57,7 +57,7 @@ class Responses:
         self.caller_has_left = False
 
     def send(self, record: bytes, codes: np.ndarray | None) -> None:
-        """The record of a chunk or a probe, sealed, and the chunk's codes [K, T]."""
+        """Send the authenticated record of a chunk or probe, and the chunk's codes [K, T]."""
         tensors = [bytes_tensor(CHUNK, self._seal.close(CHUNK.name, record, codes))]
         if codes is not None:
             tensors.append(array_tensor(CODES, codes))
@@ -70,18 +70,18 @@ class Responses:
             self.failure = error
 
     async def end(self) -> None:
-        """The final flag."""
+        """Send the final flag."""
         await self._thread.call(self._sender.send, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     async def refuse(self, error: BaseException, whose: str) -> None:
-        """An error, with the final flag."""
+        """Send an error with the final flag."""
         await self._thread.call(refuse, self._sender, error, whose)
 
     def look_for_caller(self, slot: FlowSlot) -> None:
-        """Have `caller_has_left` brought up to date. An ensemble does not tell its earlier steps, but the proxy does.
+        """Update `caller_has_left`. Triton does not tell an ensemble's earlier steps, but the proxy does.
 
-        A decoder hears of that by the slot. Where nothing is answered at the next look even so, there is none: it is
-        this model itself that was asked.
+        A decoder learns of it through the slot. If nothing has been answered at the next check, there is no decoder,
+        because this model itself was called.
         """
         if self._caller.is_marked:
             self.caller_has_left |= slot.outcome is Outcome.CANCELLED

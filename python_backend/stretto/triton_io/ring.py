@@ -1,11 +1,11 @@
-"""The server's end of a ring in memory that a client on the same host has made: samples go there, not over gRPC.
+"""Server side of an output ring: samples in memory created by a client on the same host, instead of gRPC.
 
     header, 8 int64 words        MAGIC | slots | bytes per slot | released | open | …
-    slots, from byte HEADER on   behind the header in system memory, or alone in memory of a GPU
+    slots, from byte HEADER on   after the header in system memory, or separately in GPU memory
 
-`released` is the client's, `open` the server's: 1 while it has memory of a GPU open, which the client must not free
-meanwhile (CUDA runtime API, `cudaIpcCloseMemHandle`). A slot is named by its number since the start: slot n lies at
-place n % slots, and is free once n < released + slots.
+The client writes `released`. The server writes `open`: 1 while it has GPU memory open, which the client must not free
+(CUDA runtime API, `cudaIpcCloseMemHandle`). Slots are numbered from the start: slot n is at position n % slots, and is
+free once n < released + slots.
 """
 
 import base64
@@ -31,25 +31,24 @@ _SLOTS, _SLOT_BYTES, _RELEASED, _OPEN = 1, 2, 3, 4
 
 
 class Payload(Protocol):
-    """Where the slots lie."""
+    """Memory of the slots."""
 
     is_on_device: bool
 
     def write(self, offset: int, data: np.ndarray, address: int | None) -> None:
-        """Copy uint8 `data` to byte `offset`; address: where on a GPU the same lie, if they do."""
+        """Copy uint8 `data` to byte `offset`; `address` is that of the same data on a GPU, if any."""
         ...
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the memory."""
         ...
 
 
 class PcmRing:
-    """Fills the slots of one utterance's ring.
+    """Writer of one utterance's ring.
 
-    The memory is the client's, which may do with it what it likes. So it is read and written as a file is: mapped, a
-    file cut short would end this process. Its shape is read once; what is written lies within that, whatever the
-    header says later.
+    The memory belongs to the client, who may change it at any time. It is therefore accessed as a file; if it were
+    mapped, a truncated file would kill this process. Its shape is read once, and all writes stay within that.
     """
 
     def __init__(self, header: int, shape: tuple[int, int], payload: Payload):
@@ -59,7 +58,7 @@ class PcmRing:
 
     @classmethod
     def open(cls, address: RingAddress, directory: Path = DIRECTORY) -> "PcmRing":
-        """The ring at `address`; InvalidRequest where there is none, or none of that shape."""
+        """Return the ring at `address`; raise InvalidRequest if it is missing or has another shape."""
         header = _open_header(address, directory)
         try:
             shape = _read_shape(header, address)
@@ -72,24 +71,24 @@ class PcmRing:
 
     @property
     def is_on_device(self) -> bool:
-        """Whether its slots lie on a GPU."""
+        """True if its slots are in GPU memory."""
         return self._payload.is_on_device
 
     def holds(self, samples: np.ndarray) -> bool:
-        """Whether the whole ring is large enough for `samples` [n]."""
+        """Return True if the whole ring is large enough for `samples` [n]."""
         return samples.nbytes <= self._slots * self._slot_bytes
 
     def put(self, samples: np.ndarray, address: int | None = None) -> RingSlots | None:
-        """Copy `samples` [n] into free slots; the event's `ring` record, or None while there is no room.
+        """Copy `samples` [n] into free slots; return the event's `ring` record, or None if there is no room.
 
-        address: where on a GPU the same samples lie, if they do: a ring on a GPU takes them from there.
+        `address` is that of the same samples on a GPU, if any; a ring on a GPU copies from there.
         """
         data = np.ascontiguousarray(samples).view(np.uint8)
         needed, first = -(-len(data) // self._slot_bytes), self._filled
         if first + needed > _words(self._header)[_RELEASED] + self._slots:
             return None
         place = first % self._slots * self._slot_bytes
-        end = self._slots * self._slot_bytes - place  # of what fits before the ring begins again
+        end = self._slots * self._slot_bytes - place  # bytes that fit before the ring wraps
         self._payload.write(place, data[:end], address)
         if len(data) > end:
             self._payload.write(0, data[end:], None if address is None else address + end)
@@ -97,7 +96,7 @@ class PcmRing:
         return {"slot": first, "slots": needed, "samples": len(samples), "dtype": str(samples.dtype)}
 
     def close(self) -> None:
-        """Let go of the memory; it is the client's."""
+        """Close the memory, which the client owns."""
         try:
             self._payload.close()
         finally:
@@ -105,7 +104,7 @@ class PcmRing:
 
 
 class SystemPayload:
-    """Slots behind the header."""
+    """Slots in system memory after the header."""
 
     is_on_device = False
 
@@ -113,17 +112,17 @@ class SystemPayload:
         self._file = header
 
     def write(self, offset: int, data: np.ndarray, address: int | None) -> None:
-        """See Payload."""
+        """Copy uint8 `data` to byte `offset`."""
         written = os.pwrite(self._file, data.data, HEADER + offset)
         if written < len(data):
             raise InvalidRequest(FIELD, "room for its slots in shared memory", f"{written} of {len(data)} bytes")
 
     def close(self) -> None:
-        """See Payload; the file is closed with the header."""
+        """Do nothing: the file is closed with the header."""
 
 
 class CudaPayload:
-    """Slots in memory of a GPU, said to be open in the header for as long as they are."""
+    """Slots in GPU memory, marked as open in the header while they are."""
 
     is_on_device = True
 
@@ -132,7 +131,7 @@ class CudaPayload:
         self._header = header
         self._say(is_open=True)
         try:
-            _read_shape(header, address)  # a client that takes its ring back after this waits for us
+            _read_shape(header, address)  # a client that closes its ring after this waits for us
             handle, num_bytes = base64.b64decode(address.cuda_handle), shape[0] * shape[1]
             self._memory = open_cuda_memory(handle, address.device, num_bytes)
         except BaseException:
@@ -140,14 +139,14 @@ class CudaPayload:
             raise
 
     def write(self, offset: int, data: np.ndarray, address: int | None) -> None:
-        """See Payload."""
+        """Copy uint8 `data`, or the same data at GPU `address`, to byte `offset`."""
         if address is None:
             self._memory.write(offset, data)
         else:
             self._memory.write_from(offset, address, len(data))
 
     def close(self) -> None:
-        """See Payload."""
+        """Close the GPU memory and clear the mark."""
         self._memory.close()
         self._say(is_open=False)
 
@@ -156,7 +155,7 @@ class CudaPayload:
 
 
 def _open_header(address: RingAddress, directory: Path) -> int:
-    """Descriptor of the header's file; InvalidRequest where there is none, or it is another one's second name."""
+    """Return a descriptor of the header's file; raise InvalidRequest if it is missing or a hard link."""
     try:
         header = os.open(directory / address.name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
@@ -188,9 +187,9 @@ def _read_shape(header: int, address: RingAddress) -> tuple[int, int]:
 
 
 def check_ring(address: RingAddress | None, directory: Path = DIRECTORY) -> None:
-    """Raise InvalidRequest unless the ring at `address`, if there is one, has a header as it should be.
+    """Raise InvalidRequest unless the ring at `address`, if any, has a valid header.
 
-    Memory of a GPU is not opened: that would give this process a context there, half a gigabyte of it.
+    GPU memory is not opened, because that would create a CUDA context of half a gigabyte in this process.
     """
     if address is None:
         return

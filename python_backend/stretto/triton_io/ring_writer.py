@@ -1,9 +1,9 @@
-"""Replies of utterances whose samples go through a client's ring: what finds no room waits, and nobody else does.
+"""Replies that go through a client's ring: a reply without room waits and delays no other utterance.
 
     decoder's thread ── offer ──► room: into the ring, answered at once
                                   full: held in order ── this module's thread, as slots are released ──► answered
 
-A reply that is held is a chunk that is not answered, so the language model stalls once enough of them are.
+A held reply is an unanswered chunk, so the language model pauses once enough of them are held.
 """
 
 import logging
@@ -27,14 +27,14 @@ from stretto.triton_io.ring import PcmRing
 logger = logging.getLogger(__name__)
 POLL_S = 0.002
 SWEEP_S = 0.5
-STALL_S = 30.0  # a client that releases nothing for so long has forgotten its utterance
+STALL_S = 30.0  # time without a released slot after which the client counts as gone
 
 
 class RingReply(Protocol):
-    """The answer to one chunk, as a writer sees it."""
+    """Answer to one chunk, as used by a writer."""
 
     def deliver(self, pcm: np.ndarray | None, event: Event) -> None:
-        """Send an event, and samples unless they lie in the ring."""
+        """Send an event, with samples unless they are in the ring."""
         ...
 
     def fail(self, error: BaseException) -> None:
@@ -42,7 +42,7 @@ class RingReply(Protocol):
         ...
 
     def is_cancelled(self) -> bool:
-        """Whether nobody waits for this answer any more."""
+        """Return True if the client no longer waits for this answer."""
         ...
 
 
@@ -50,7 +50,7 @@ Held = tuple[RingReply, np.ndarray | None, Event]
 
 
 class RingWriter:
-    """The ring of one utterance, and the replies that wait for room in it. The last event goes when it is closed."""
+    """Ring of one utterance with the replies that wait for room in it. The ring is closed before the last event."""
 
     def __init__(self, ring: PcmRing, slot: FlowSlot) -> None:
         self._ring, self.slot = ring, slot
@@ -61,7 +61,7 @@ class RingWriter:
 
     @property
     def is_on_device(self) -> bool:
-        """Whether samples go to the memory of a GPU."""
+        """True if samples go to GPU memory."""
         return self._ring.is_on_device
 
     @property
@@ -69,9 +69,10 @@ class RingWriter:
         return bool(self._held)
 
     def offer(self, reply: RingReply, pcm: np.ndarray | None, event: Event, address: int | None = None) -> None:
-        """Answer a chunk in its turn: now where there is room.
+        """Answer a chunk in its turn, at once if there is room.
 
-        address: where the samples lie on a GPU, too, until this returns; what has to wait is copied from the host.
+        `address` is the GPU address of the samples, valid until this returns; replies that wait are copied from the
+        host.
         """
         with self._lock:
             if not self._is_open:
@@ -81,12 +82,15 @@ class RingWriter:
                 self._moved_s = time.monotonic()
                 try:
                     self._move(address)
-                except BaseException:  # whoever offers it answers it: it must not be asked anything after that
+                except BaseException:  # the offering side answers it and must not query it afterwards
                     self._held.clear()
                     raise
 
     def flush(self) -> None:
-        """Answer what has found room meanwhile; give the utterance up if nobody wants it, or nobody reads."""
+        """Answer the replies that have room now.
+
+        End the utterance if its client has disconnected or stopped reading.
+        """
         with self._lock:
             if not self._held:
                 return
@@ -100,7 +104,7 @@ class RingWriter:
                 self._give_up(error)
 
     def close(self) -> None:
-        """Let go of the ring; what is held is given up."""
+        """Close the ring and fail the held replies."""
         with self._lock:
             self._give_up(Cancelled("the utterance is over"))
             self._let_go()
@@ -111,7 +115,7 @@ class RingWriter:
             self._ring.close()
 
     def _give_up(self, error: Exception) -> None:
-        """End the utterance for every reply that is held, also where one cannot be told."""
+        """End the utterance for every held reply, even if one cannot be answered."""
         while self._held:
             try:
                 self._held.popleft()[0].fail(error)
@@ -119,17 +123,17 @@ class RingWriter:
                 logger.exception("a reply that waited for its ring could not be ended")
 
     def _move(self, address: int | None = None) -> bool:
-        """Answer held replies while there is room; whether any moved. address: of the only one's samples."""
+        """Answer held replies while there is room; return True if any was answered."""
         moved = False
         while self._held:
             reply, pcm, event = self._held[0]
-            if pcm is not None and self._ring.holds(pcm):  # what never fits goes with the response, in its turn
+            if pcm is not None and self._ring.holds(pcm):  # samples larger than the ring go with the response, in order
                 record = self._ring.put(pcm, address)
                 if record is None:
                     break
                 pcm, event = None, {**event, "ring": record}
             if event["is_final"]:
-                self._let_go()  # first: a client that has the last event may free its memory
+                self._let_go()  # before the last event, after which a client may free its memory
             self._held.popleft()
             reply.deliver(pcm, event)
             moved, self._moved_s = True, time.monotonic()
@@ -137,7 +141,7 @@ class RingWriter:
 
 
 class RingWriters:
-    """The writers of all utterances that have one, and the thread that empties them."""
+    """Writers of all utterances with a ring, and the thread that flushes them."""
 
     def __init__(self) -> None:
         self._writers: dict[str, RingWriter] = {}
@@ -149,14 +153,14 @@ class RingWriters:
         return len(self._writers)
 
     def open(self, utterance: str, address: RingAddress, slot: FlowSlot) -> None:
-        """Make the writer of an utterance, if it has none. Raises InvalidRequest where there is no ring."""
+        """Create the writer of an utterance, if it has none; raise InvalidRequest if there is no ring."""
         with self._lock:
             if utterance not in self._writers:
                 self._writers[utterance] = RingWriter(PcmRing.open(address), slot)
                 self._may_wait.set()
 
     def of(self, utterance: str) -> RingWriter | None:
-        """The writer of an utterance, where it has one."""
+        """Return the writer of an utterance, or None."""
         return self._writers.get(utterance)
 
     def _run(self) -> None:
@@ -173,7 +177,7 @@ class RingWriters:
             time.sleep(POLL_S if waiting else 10 * POLL_S)
 
     def _sweep(self) -> None:
-        """Close the writers of utterances that are over: the language model has given their slots back."""
+        """Close the writers of utterances whose flow slots have been released."""
         with self._lock:
             for utterance, writer in list(self._writers.items()):
                 with self._dropping_what_fails(utterance):
@@ -185,7 +189,7 @@ class RingWriters:
 
     @contextmanager
     def _dropping_what_fails(self, utterance: str) -> Iterator[None]:
-        """Forget a writer that raises: the thread goes on for the others."""
+        """Drop a writer that raises, so that the thread continues for the others."""
         try:
             yield
         except Exception:

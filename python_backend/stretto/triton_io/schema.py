@@ -1,11 +1,11 @@
-"""Every tensor of the ensemble, as plain data: the model configs are checked against it, the adapters read by it."""
+"""Tensors of the ensemble as plain data, used by the adapters and checked against the model configs."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor as Triton knows it. -1 in `dims` is any length; `meaning` gives the unit."""
+    """Triton tensor; -1 in `dims` is any length, `meaning` gives the unit."""
 
     name: str
     dtype: str
@@ -16,7 +16,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelSchema:
-    """What a model of the repository takes and gives."""
+    """Inputs and outputs of a model in the repository."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]

@@ -1,10 +1,10 @@
-"""The mark by which a step of the ensemble knows what another step of the same server has written.
+"""Message authentication between the steps of the ensemble.
 
-Triton lets anybody call any model, so every record that goes from one of our models to the next carries a keyed hash of
-itself and of the arrays beside it. The models run in processes of their own that share nothing but the server which
-started them: the first to come leaves a key where only its own user may read, under the server's pid and start time.
+Triton lets clients call any model. Therefore every record between our models carries a keyed hash (MAC) of itself and
+of the arrays sent with it. The model processes share only the server that started them. The first one creates a key
+file that only its own user can read, named by the server's pid and start time.
 
-    sealed record    tag, TAG bytes │ record
+    authenticated record    tag, TAG bytes │ record
 """
 
 import fcntl
@@ -21,23 +21,26 @@ import numpy as np
 
 from stretto.errors import InvalidRequest
 
-# In a folder, where Triton's shared-memory API cannot name it: that takes what lies in /dev/shm itself.
+# In a subfolder, because Triton's shared-memory API can name any file directly in /dev/shm.
 FOLDER = Path(f"/dev/shm/stretto_keys_{os.geteuid()}")
 KEY, TAG = 32, 16
 
 
 class Seal:
-    """Seals records, and opens what was sealed with the same key."""
+    """MAC with one key."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
 
     def close(self, name: str, record: bytes, *arrays: np.ndarray | None) -> bytes:
-        """`record`, sealed as tensor `name` together with the arrays that travel beside it."""
+        """Return `record`, authenticated as tensor `name` together with the arrays sent with it."""
         return self._tag(name, record, arrays) + record
 
     def open(self, name: str, sealed: bytes, *arrays: np.ndarray | None) -> bytes:
-        """The record in `sealed`; InvalidRequest unless it was sealed as `name` with these arrays."""
+        """Return the record in `sealed`.
+
+        Raise InvalidRequest unless it was authenticated as `name` with these arrays.
+        """
         tag, record = sealed[:TAG], sealed[TAG:]
         if not hmac.compare_digest(tag, self._tag(name, record, arrays)):
             raise InvalidRequest(name, "what a step of this server has sealed", "something else")
@@ -54,9 +57,9 @@ class Seal:
 
 
 class SealKey:
-    """The key of the server with this pid, held for as long as this process uses it.
+    """Key of the server with this pid, held while this process uses it.
 
-    Who holds a key has a lock on its file, which falls with the process: a file that nobody has locked is removed.
+    Each user holds a lock on the key's file, which ends with the process; an unlocked file is removed.
     """
 
     def __init__(self, server_pid: int, folder: Path = FOLDER) -> None:
@@ -72,11 +75,11 @@ class SealKey:
 
     @property
     def seal(self) -> Seal:
-        """The seal of this key."""
+        """MAC with this key."""
         return Seal(self._key)
 
     def close(self) -> None:
-        """Let go of the key; the last to do so removes it."""
+        """Release the key; its last user removes the file."""
         with _locked(self._path.parent):
             os.close(self._descriptor)
             _remove_stale(self._path.parent)
@@ -84,7 +87,7 @@ class SealKey:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """The folder, made if it is not there, for one process at a time; PermissionError if others may look into it."""
+    """Hold the folder's lock, creating the folder if missing; raise PermissionError if others can read it."""
     folder.mkdir(mode=0o700, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
@@ -109,6 +112,6 @@ def _remove_stale(folder: Path) -> None:
 
 
 def _start_time(pid: int) -> str:
-    """When a process started, in clock ticks since the host did."""
+    """Return the start time of a process, in clock ticks since boot."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return fields[19]  # the 22nd of all: the pid and the name, which may hold anything, are cut off
+    return fields[19]  # field 22; pid and name, which may contain anything, are cut off

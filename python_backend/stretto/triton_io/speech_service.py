@@ -1,4 +1,4 @@
-"""The language model's side of the rim: requests in, utterances out, every one of them ended with the final flag."""
+"""Triton service of the language model: each request becomes an utterance that ends with the final flag."""
 
 import asyncio
 import uuid
@@ -53,15 +53,15 @@ STATS_PERIOD_S = 0.5
 
 
 class LanguageModel(TextModel, Protocol):
-    """What this side needs of the engine. Chunks have the sizes that the pacer says; closing them aborts the reply."""
+    """Interface of the engine. The pacer sets chunk sizes; closing the chunks aborts the reply."""
 
     def stats(self) -> dict[str, float]:
-        """Figures by name; those that METRICS names are shown."""
+        """Return the metrics by name; those in METRICS are published."""
         ...
 
 
 class SpeechService:
-    """Serves utterances from a language model on one event loop, and takes parts of their texts."""
+    """Server of utterances on one event loop, which also accepts parts of their streamed texts."""
 
     def __init__(
         self, model: LanguageModel, loop: EventLoop, table: FlowTable, limits: SenderLimits, seal: Seal
@@ -80,7 +80,7 @@ class SpeechService:
     def accept(self, request: Any) -> None:
         """Take a request over and return at once; its utterance gets an id of our own.
 
-        The client's request id is no key: it may be empty, or the same twice.
+        The client's request id may be empty or duplicated, so it is not used as a key.
         """
         utterance = uuid.uuid4().hex
         caller = Caller(request, self._departures)
@@ -104,7 +104,7 @@ class SpeechService:
         self.table.remove()
 
     async def _take(self, part: TextPart, responses: Responses) -> None:
-        """Take a part of a text, and have the decoder, from which all answers come, acknowledge it."""
+        """Accept a part of streamed text; the decoder, which sends all answers, acknowledges it."""
         try:
             receipt = await self._texts.write(part)
         except Exception as error:
@@ -138,7 +138,10 @@ class SpeechService:
         await self._end(utterance, responses, failure)
 
     async def _speak(self, chunk_sender: ChunkSender, prompt: Prompt, utterance: str) -> Exception | None:
-        """Send the utterance and wait until the decoder has answered all of it; returns what ended it too soon."""
+        """Send the utterance and wait until the decoder has answered all of it.
+
+        Return the error that ended it, if any.
+        """
         failure: Exception | None = None
         try:
             await chunk_sender.pump(self._chunks(chunk_sender, prompt, utterance))
@@ -156,7 +159,7 @@ class SpeechService:
         return self._model.generate(prompt, utterance, chunk_sender.pacer)
 
     async def _end(self, utterance: str, responses: Responses, failure: Exception | None) -> None:
-        """Send the final flag, and on it the failure if there was one: the one place where utterances are failed."""
+        """Send the final flag with the error, if any. Utterances fail only here."""
         if failure is None or isinstance(failure, Cancelled):
             self._gauges.add("cancelled_total", failure is not None)
             await responses.end()

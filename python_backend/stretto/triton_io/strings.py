@@ -1,7 +1,7 @@
-"""STRING tensors as the preprocessor reads them: without a copy, and no more elements than any request has.
+"""Zero-copy reader of STRING tensors for the preprocessor, limited to the number of strings of a valid request.
 
-The stub reads every STRING tensor of a request, before it calls the model, by `deserialize_bytes_tensor` of its own
-module: that copies what it reads, and takes seconds over some megabytes of empty strings, while all others wait.
+The stub decodes every STRING tensor of a request by `deserialize_bytes_tensor` before it calls the model. That copies
+the data and takes seconds for megabytes of empty strings, blocking all other requests.
 """
 
 import math
@@ -16,16 +16,16 @@ LENGTH = struct.Struct("<I")
 
 
 class Strings:
-    """Strings of a tensor, each a memoryview of the bytes `encoded` [n] uint8 that they came in.
+    """Strings of a tensor as memoryviews of `encoded` [n] uint8.
 
-    A tensor with more of them than MAX_STRINGS has the shape it came with and, at each place, None.
+    A tensor with more than MAX_STRINGS strings has its original shape and None in each position.
     """
 
     def __init__(self, encoded: np.ndarray) -> None:
         self._encoded = encoded.data
 
     def reshape(self, shape: Any) -> np.ndarray:
-        """The strings in the shape that the request says, and the server has checked."""
+        """Return the strings in the request's shape, which the server has checked."""
         number = math.prod(shape)
         if number > MAX_STRINGS:
             return np.broadcast_to(np.array(None, object), shape)
@@ -40,5 +40,5 @@ class Strings:
 
 
 def install() -> None:
-    """Have the stub of this process read strings so."""
+    """Install this reader in the stub of this process."""
     pb_utils.deserialize_bytes_tensor = Strings

@@ -1,6 +1,6 @@
-"""Triton tensors to numpy arrays, texts and bytes, and back.
+"""Conversion between Triton tensors and numpy arrays, text and bytes.
 
-Numbers cross by dlpack in both directions: the server's own conversion depends on the numpy it was built with.
+Numbers use dlpack in both directions, because the server's own conversion depends on the numpy that it was built with.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from stretto.errors import InvalidRequest
 from stretto.triton_io.schema import TensorSpec
 from stretto.triton_io.strings import MAX_STRINGS
 
-MAX_TEXT_BYTES = 1 << 20  # of a text, or of JSON
+MAX_TEXT_BYTES = 1 << 20  # largest text or JSON in bytes
 NUMPY = {
     "FP32": np.dtype(np.float32),
     "INT16": np.dtype(np.int16),
@@ -23,7 +23,7 @@ NUMPY = {
 
 
 def read_array(request: Any, spec: TensorSpec) -> np.ndarray | None:
-    """The numbers of a tensor, valid as long as the request; None when an optional one is absent."""
+    """Return the numbers of a tensor, valid as long as the request; None if an optional one is absent."""
     tensor = _find(request, spec)
     if tensor is None:
         return None
@@ -37,20 +37,20 @@ def read_array(request: Any, spec: TensorSpec) -> np.ndarray | None:
 
 
 def required_array(request: Any, spec: TensorSpec) -> np.ndarray:
-    """The numbers of a tensor that is not optional."""
+    """Return the numbers of a required tensor."""
     array = read_array(request, spec)
     assert array is not None, spec.name
     return array
 
 
 def read_scalar(request: Any, spec: TensorSpec) -> int | None:
-    """The one number of a [1] tensor."""
+    """Return the number in a [1] tensor."""
     array = read_array(request, spec)
     return None if array is None else int(array[0])
 
 
 def read_bytes(request: Any, spec: TensorSpec) -> bytes | None:
-    """The one element of a STRING [1] tensor."""
+    """Return the element of a STRING [1] tensor."""
     tensor = _find(request, spec)
     if tensor is None:
         return None
@@ -63,7 +63,7 @@ def read_bytes(request: Any, spec: TensorSpec) -> bytes | None:
 
 
 def read_files(request: Any, spec: TensorSpec) -> tuple[bytes | memoryview, ...] | None:
-    """The elements of a STRING [n] tensor, where the stub has them."""
+    """Return the elements of a STRING [n] tensor without copying."""
     tensor = _find(request, spec)
     if tensor is None:
         return None
@@ -76,12 +76,12 @@ def read_files(request: Any, spec: TensorSpec) -> tuple[bytes | memoryview, ...]
 
 
 def read_record(request: Any, spec: TensorSpec) -> bytes:
-    """The bytes of a UINT8 tensor."""
+    """Return the bytes of a UINT8 tensor."""
     return required_array(request, spec).tobytes()
 
 
 def array_tensor(spec: TensorSpec, array: np.ndarray) -> Any:
-    """A tensor of numbers."""
+    """Return a tensor of numbers."""
     assert array.dtype == NUMPY[spec.dtype], f"{spec.name}: {array.dtype}"
     assert array.ndim == len(spec.dims), f"{spec.name}: {array.shape}"
     # By way of torch: the stub marks a capsule as used in a way that numpy's, but not torch's, trips over and frees
@@ -91,12 +91,12 @@ def array_tensor(spec: TensorSpec, array: np.ndarray) -> Any:
 
 
 def bytes_tensor(spec: TensorSpec, data: bytes) -> Any:
-    """Bytes as a UINT8 tensor."""
+    """Return bytes as a UINT8 tensor."""
     return array_tensor(spec, np.frombuffer(data, np.uint8))
 
 
 def text_tensor(spec: TensorSpec, text: bytes) -> Any:
-    """A text, in UTF-8, as a STRING [1] tensor."""
+    """Return UTF-8 text as a STRING [1] tensor."""
     return pb_utils.Tensor(spec.name, np.array([text], dtype=np.object_))
 
 

@@ -1,6 +1,6 @@
-"""Texts that are written while they are spoken: whose parts they are, in order, from their first word to their last.
+"""Streamed text sessions: parts of each text in order, from the first word to the last.
 
-Who hears the reply is told a name in its first event; who knows it may go on with the text, part by part.
+The first event of a reply contains the session's name. Whoever knows it may continue the text, part by part.
 """
 
 import asyncio
@@ -21,34 +21,34 @@ from stretto.shares import Shares
 from stretto.streams.chunking import Pacer
 from stretto.streams.segment import Segment
 
-MAX_SESSIONS = 256  # a quarter of the slots: who opens texts and writes nothing leaves room for others
+MAX_SESSIONS = 256  # a quarter of the slots, so that idle sessions leave room for other requests
 FIRST_WORD_S = 30.0
 
 
 class TextModel(Protocol):
-    """What is needed of the engine."""
+    """Interface of the engine."""
 
     family: Family
 
     def generate(self, prompt: Prompt, request_id: str, pacer: Pacer) -> AsyncGenerator[LMChunk, None]:
-        """The chunks of one utterance; whose text is open, that takes words as soon as it is asked for the first."""
+        """Yield the chunks of one utterance; with open text it accepts text once the first chunk is requested."""
         ...
 
     def text_stream(self) -> SubwordStream:
-        """The ids of a text that comes in pieces, from its beginning; InvalidRequest where there are none."""
+        """Return an incremental tokenizer for streamed text; raise InvalidRequest if the model has none."""
         ...
 
     def max_words(self, prompt: Prompt) -> int:
-        """How many ids of an open text may follow the last row of its prompt, the end not among them."""
+        """Return how many ids of a streamed text may follow the last prompt row, its end id not counted."""
         ...
 
     async def write(self, request_id: str, ids: Sequence[int], is_last: bool = False) -> None:
-        """Go on with the text of an utterance; InvalidRequest where it cannot."""
+        """Append ids to the text of an utterance; raise InvalidRequest if that is impossible."""
         ...
 
 
 class TextSession:
-    """The text that `prompt` opens. What is refused of it leaves it as it was."""
+    """Streamed text opened by `prompt`; a rejected part leaves it unchanged."""
 
     def __init__(
         self, model: TextModel, utterance: str, flow: FlowAddress, prompt: Prompt, first_word_s: float = FIRST_WORD_S
@@ -56,15 +56,15 @@ class TextSession:
         self.id, self.utterance, self.flow = secrets.token_urlsafe(ID_BYTES), utterance, flow
         self._model, self._first_word_s = model, first_word_s
         self._words, self._first = model.text_stream(), asyncio.Event()
-        self._waiting: list[int] = []  # until there is a first word, with which the reply begins
-        self._room = 1 + model.max_words(prompt)  # the first stands beside the prompt's last row
+        self._waiting: list[int] = []  # ids before the first word, with which the reply begins
+        self._room = 1 + model.max_words(prompt)  # the first id belongs to the prompt's last row
         self._next_part = 0
         self._has_begun = self.is_complete = False
         self._writing = asyncio.Lock()
         self._keep(*self._after(prompt.opening, is_last=False))
 
     async def write(self, part: TextPart) -> None:
-        """Take the next part; InvalidRequest where that is another one, or where it cannot be spoken."""
+        """Accept the next part; raise InvalidRequest if it is out of order or cannot be spoken."""
         async with self._writing:
             if self.is_complete:
                 raise InvalidRequest("session", "no further part, as the text is complete", f"part {part.part}")
@@ -93,7 +93,7 @@ class TextSession:
             self._first.set()
 
     async def begin(self) -> list[int]:
-        """The words with which the reply begins, once there are any; all others go to the model itself."""
+        """Wait for, and return, the ids with which the reply begins; later ones go directly to the model."""
         try:
             async with asyncio.timeout(self._first_word_s):
                 await self._first.wait()
@@ -104,10 +104,7 @@ class TextSession:
 
 
 class TextSessions:
-    """All texts that are open, by their names.
-
-    limit: how many, of which a host has its share.
-    """
+    """Open streamed texts by name; `limit` is their number, shared fairly among hosts."""
 
     def __init__(self, model: TextModel, limit: int = MAX_SESSIONS) -> None:
         self._model, self._shares = model, Shares(limit)
@@ -118,7 +115,7 @@ class TextSessions:
 
     @contextmanager
     def place(self, host: str) -> Iterator[None]:
-        """Room for a text of `host`, for as long as the block runs; Overloaded where there is none."""
+        """Reserve a session for `host` while the block runs; raise Overloaded if none is free."""
         with self._shares.taking(host) as is_left:
             if not is_left:
                 total, own = self._shares.taken, self._shares.taken_by(host)
@@ -126,7 +123,7 @@ class TextSessions:
             yield
 
     async def write(self, part: TextPart) -> Envelope:
-        """Take a part of a text; returns its receipt. InvalidRequest where there is no such text, or no such part."""
+        """Accept a part and return its receipt; raise InvalidRequest if session or part does not exist."""
         session = self._open.get(part.session)
         if session is None:
             raise InvalidRequest("session.id", "that of a text that is being spoken", shown(part.session))
@@ -136,16 +133,17 @@ class TextSessions:
     async def speak(
         self, prompt: Prompt, utterance: str, flow: FlowAddress, pacer: Pacer
     ) -> AsyncGenerator[LMChunk, None]:
-        """The chunks of the reply to a prompt whose text is open; the first tells the text's name, and nothing else.
+        """Yield the chunks of the reply to a prompt with open text; the first contains only the session's name.
 
-        InvalidRequest where no first word comes, or what the model raises.
+        Raises:
+            InvalidRequest: If no first word arrives in time.
         """
         session = TextSession(self._model, utterance, flow, prompt)
         self._open[session.id] = session
         try:
             yield LMChunk(Chunk(0, Segment.AUDIO, session=session.id), None)
             begun = self._begun(prompt, await session.begin(), session.is_complete)
-            # Nobody else runs from here until the model has been asked, and takes words: none is lost on the way.
+            # No other coroutine runs from here until the model accepts text, so no text is lost.
             async with aclosing(self._model.generate(begun, utterance, pacer)) as chunks:
                 async for each in chunks:
                     yield replace(each, chunk=replace(each.chunk, index=each.chunk.index + 1))
@@ -153,9 +151,9 @@ class TextSessions:
             del self._open[session.id]
 
     def _begun(self, prompt: Prompt, words: Sequence[int], is_complete: bool) -> Prompt:
-        """The prompt with the first word beside its last codes, and those that follow beside the first frames.
+        """Return the prompt with the first word in its last row and the next ones in the first frames.
 
-        Of a text that is complete it is one like any other, whose reply may not end before the end of the text is read.
+        For a complete text the result is an ordinary prompt whose reply cannot end before the end of the text is read.
         """
         track = self._model.family.text_track
         assert track is not None, "only a family that has one makes prompts of open texts"

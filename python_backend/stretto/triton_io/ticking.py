@@ -1,4 +1,4 @@
-"""Looking again and again, by timers of the event loop: a task that wakes up to look costs many times as much."""
+"""Polling by event-loop timers, which is much cheaper than polling in tasks."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def ticking(look: Callable[[], None], period_s: float) -> Iterator[None]:
-    """Call `look`, which may not raise, every `period_s` seconds.
+    """Call `look`, which must not raise, every `period_s` seconds.
 
-    Whoever looks as often looks at the same time: to wake the event loop costs more than a look.
+    Pollers with equal periods are aligned, because waking the event loop costs more than a poll.
     """
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle
@@ -30,7 +30,7 @@ def ticking(look: Callable[[], None], period_s: float) -> Iterator[None]:
 
 
 async def until(condition: Callable[[], bool], period_s: float) -> None:
-    """Wait until `condition` holds, which is asked every `period_s` seconds; raises what it raises."""
+    """Wait until `condition`, polled every `period_s` seconds, holds; errors of `condition` are raised."""
     done = asyncio.get_running_loop().create_future()
 
     def look() -> None:
