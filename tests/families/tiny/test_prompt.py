@@ -18,7 +18,7 @@ from stretto.families.tiny.family import (
     TTS,
     VOICES,
 )
-from stretto.families.tiny.prompt import MAX_FRAME_ROWS, TinyTemplate
+from stretto.families.tiny.prompt import MAX_FRAME_ROWS, TinyTemplate, trim_silence
 from stretto.preprocessing.conversation import Piece
 from stretto.preprocessing.manner import Manner
 from tests.fakes import FrameCounter
@@ -109,6 +109,20 @@ def test_a_piece_is_spoken_or_heard() -> None:
     assert spoken.words == words
     heard = TEMPLATE.write(TINY.task("asr"), (Piece("user", "audio", pcm=np.zeros(1280, np.float32)),), None)
     assert np.array_equal(heard.rows, TEMPLATE.listen(np.tile(np.arange(2), (7, 1))))
+
+
+@pytest.mark.parametrize("before", [0, 16_000])
+@pytest.mark.parametrize("after", [0, 8_000, 16_000])
+def test_silence_beside_speech_is_heard_for_a_fifth_of_a_second_at_most(before: int, after: int) -> None:
+    speech = np.full(6_400, 0.5, np.float32)
+    padded = np.concatenate([np.zeros(before, np.float32), speech, np.full(after, 1e-4, np.float32)])
+    rows = TEMPLATE.write(TINY.task("asr"), (Piece("user", "audio", pcm=padded),), None).rows
+    kept = np.pad(speech, [(3_200 if before else 0, 3_200 if after else 0)])
+    assert np.array_equal(rows, TEMPLATE.listen(FrameCounter().encode(kept)))
+
+
+def test_silence_alone_is_heard_as_it_is() -> None:
+    assert len(trim_silence(np.zeros(16_000, np.float32), 3_200)) == 16_000
 
 
 def test_codes_are_refused_as_it_hears_samples() -> None:

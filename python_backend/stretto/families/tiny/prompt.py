@@ -27,6 +27,8 @@ from stretto.preprocessing.prompt import PromptRows, Template
 from stretto.preprocessing.rows import code_rows, stream0_rows
 
 INDEX_STREAM = LAYOUT.num_output_streams
+MARGIN_S = 0.2  # silence beside speech, as in the training data
+QUIET = 0.01  # of the recording's peak
 MAX_FRAME_ROWS = FRAME_INDEX_BASE - PHONEME_INDEX_BASE - 1  # both index tables have the same size
 
 
@@ -44,7 +46,8 @@ class TinyTemplate:
             return PromptRows(*self.speak(piece.text, voice, piece.path, manner.transliterates))
         if piece.pcm is None:
             raise InvalidRequest(piece.path, "an audio input: this model hears samples", "codes")
-        return PromptRows(self.listen(self._codec.encode(piece.pcm)))
+        pcm = trim_silence(piece.pcm, int(MARGIN_S * self._codec.spec.sample_rate))
+        return PromptRows(self.listen(self._codec.encode(pcm)))
 
     def speak(
         self, text: str, voice: str, path: str = "text", transliterates: bool = False
@@ -74,6 +77,19 @@ class TinyTemplate:
         audio[:, INDEX_STREAM] = FRAME_INDEX_BASE + 1 + np.arange(len(audio))
         head, tail = stream0_rows(LAYOUT, [ASR, BEGIN_AUDIO]), stream0_rows(LAYOUT, [BEGIN_TEXT])
         return np.concatenate([head, audio, tail])
+
+
+def trim_silence(pcm: np.ndarray, margin: int) -> np.ndarray:
+    """Return `pcm` without the silence at either end, but for `margin` samples; all of it if nothing is audible.
+
+    The model has seen no longer silence in training: a second of zeros after the words ends in an empty transcript.
+
+    Args:
+        pcm: Mono samples, float32 [n].
+        margin: Samples of silence to keep at either end.
+    """
+    audible = np.flatnonzero(np.abs(pcm) > QUIET * np.abs(pcm).max(initial=0.0))
+    return pcm[max(0, audible[0] - margin) : audible[-1] + 1 + margin] if len(audible) else pcm
 
 
 def read_aloud(text: str, path: str = "text", transliterates: bool = False) -> str:
