@@ -18,13 +18,14 @@ from stretto_client.errors import (
 )
 from stretto_client.event import GuidanceChange, SpeechEvent, Word
 from stretto_client.long_speech import LongSpeech, Speech
-from stretto_client.model_profile import ModelProfile, TaskProfile
+from stretto_client.model_profile import FAMILY_OPTIONS, ModelProfile, TaskProfile
 from stretto_client.recorded_voice import RecordedVoice
 from stretto_client.ring import RingSize
 from stretto_client.speech_stream import SpeechStream
 from stretto_client.timeouts import Timeouts
 
 __all__ = [
+    "FAMILY_OPTIONS",
     "ClientError",
     "GuidanceChange",
     "LongSpeech",

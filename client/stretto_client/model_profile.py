@@ -16,14 +16,24 @@ if TYPE_CHECKING:
 
 PARAMETER = "profile"
 Profile = TypeVar("Profile", bound="DataclassInstance")
+# Options that only some families take.
+FAMILY_OPTIONS = ("depth", "instruct", "language", "repetition_penalty", "schedule", "text_mode", "transliterate")
 
 
 @dataclass(frozen=True, slots=True)
 class TaskProfile:
-    """One thing that the model does.
+    """One task of the model.
 
-    needs, also: what the turn that it answers must hold, and what it may hold besides: `text`, `audio`.
-    answers: whose turn that is. has_history: whether turns may come before it. system: what a system turn may hold.
+    Attributes:
+        name: name of the task, such as `tts`.
+        needs: required contents of the turn that it answers: `text`, `audio`.
+        also: optional contents of that turn.
+        speaks: the reply contains audio.
+        answers: role of the turn that it answers.
+        has_history: earlier turns may be sent.
+        system: allowed contents of a system turn.
+        max_text_rows: default `text.max_rows` of a reply; 0 if unknown.
+        max_speech_s: largest `max_audio_s` of a reply in seconds; 0 if unknown or if it takes none.
     """
 
     name: str
@@ -33,6 +43,8 @@ class TaskProfile:
     answers: str = "user"
     has_history: bool = False
     system: tuple[str, ...] = ()
+    max_text_rows: int = 0
+    max_speech_s: float = 0.0
 
     @classmethod
     def from_record(cls, record: Any, path: str = "task") -> Self:
@@ -42,11 +54,22 @@ class TaskProfile:
 
 @dataclass(frozen=True, slots=True)
 class ModelProfile:
-    """A model as its clients see it.
+    """The served model, as the ensemble's config describes it to clients.
 
-    sample_rate: of its codec, in Hz. max_text_chars: of one request. max_audio_s: of what it hears.
-    times_words: whether events tell when words start. reads_live_text: whether a text may be written while it is
-    spoken. What has a default a repository that was made earlier may not tell.
+    Fields with a default may be missing from a repository that an earlier version has made.
+
+    Attributes:
+        family: name of the model family.
+        sample_rate: sampling rate of the codec in Hz.
+        max_text_chars: length limit of one request's text.
+        voices: names of the voices.
+        max_audio_s: length limit of audio input in seconds.
+        times_words: events carry the start times of words.
+        tasks: what the model does.
+        reads_live_text: a text may be sent in pieces while it is spoken.
+        languages: lower-case English names of the languages that a request may name.
+        options: those of FAMILY_OPTIONS that this family takes.
+        frame_rate: frames per second of the codec; 0 if unknown.
     """
 
     family: str
@@ -57,6 +80,9 @@ class ModelProfile:
     times_words: bool = False
     tasks: tuple[TaskProfile, ...] = ()
     reads_live_text: bool = False
+    languages: tuple[str, ...] = ()
+    options: tuple[str, ...] = FAMILY_OPTIONS
+    frame_rate: float = 0.0
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:

@@ -9,13 +9,14 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from stretto_gateway import batch, chat, models, page, speech, speech_stream, transcription, voices
 from stretto_gateway.answers import ERRORS, TEXT, Described, described
-from stretto_gateway.api_error import ApiError
+from stretto_gateway.api_error import ApiError, shown
 from stretto_gateway.config import GatewayConfig
 from stretto_gateway.field_path import field_path
 from stretto_gateway.gateway import Gateway
@@ -50,6 +51,7 @@ def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | No
     for part in (speech, speech_stream, batch, transcription, chat, realtime, models, voices, page):
         app.include_router(part.router, responses=ERRORS)
     add_health(app)
+    answer_head(app)
     if config.keys:
         ask_for_keys(app)
     app.add_exception_handler(ApiError, tell)
@@ -65,10 +67,19 @@ def add_health(app: FastAPI) -> None:
     plain: dict[str, Any] = {"response_class": Response}
     not_ready: Described = {503: {"description": "No sentence would be spoken", "content": {"text/plain": TEXT}}}
     is_live, is_ready = described("It runs", "text/plain"), described("A sentence would be spoken", "text/plain")
+    app.add_api_route("/health", ready, responses=is_ready | not_ready, openapi_extra=OPEN, **plain)
     app.add_api_route("/health/live", live, responses=is_live, openapi_extra=OPEN, **plain)
     app.add_api_route("/health/ready", ready, responses=is_ready | not_ready, openapi_extra=OPEN, **plain)
     has_figures = described("Figures", "text/plain", "application/openmetrics-text")
     app.add_api_route("/metrics", figures, responses=has_figures | ERRORS, **plain)
+
+
+def answer_head(app: FastAPI) -> None:
+    """Answer HEAD wherever GET is answered; uvicorn leaves the body out."""
+    for route in list(app.routes):
+        if isinstance(route, APIRoute) and "GET" in route.methods:
+            options: dict[str, Any] = {"response_class": route.response_class, "include_in_schema": False}
+            app.add_api_route(route.path, route.endpoint, methods=["HEAD"], **options)
 
 
 def ask_for_keys(app: FastAPI) -> None:
@@ -106,13 +117,17 @@ async def tell(_: Request, error: Exception) -> Response:
     return error.response()
 
 
-async def tell_invalid(_: Request, error: Exception) -> Response:
-    """The first field that is not what the schema says; the framework has put where it stands before its name."""
+async def tell_invalid(request: Request, error: Exception) -> Response:
+    """Answer with the first field that is not what the schema says, or with the missing content type."""
     assert isinstance(error, RequestValidationError)
     first: dict[str, Any] = error.errors()[0]
     if first["type"] == "json_invalid":
         return ApiError(400, "the body is no JSON").response()
     param = field_path(first | {"loc": first["loc"][1:]}, error.body) or None
+    media_type = request.headers.get("content-type", "")
+    if param is None and isinstance(error.body, bytes) and "json" not in media_type.lower():
+        message = f"the body: expected the header Content-Type: application/json, got {shown(media_type or None)}"
+        return ApiError(400, message).response()
     message = f"{param or 'the body'}: {first['msg']}"
     return ApiError(400, message, param, "missing" if first["type"] == "missing" else "invalid_value").response()
 

@@ -17,9 +17,10 @@ from starlette.responses import Response
 from stretto_gateway.answers import Batch, FailedItem, SpokenItem
 from stretto_gateway.api_error import ApiError, refused, within
 from stretto_gateway.caller import Result, unless_gone
-from stretto_gateway.encoding import MEDIA_TYPES
+from stretto_gateway.encoding import MEDIA_TYPES, wav_header
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.given_options import options_bytes
+from stretto_gateway.ignored import Ignored
 from stretto_gateway.speech import audio_parts, speech_options
 from stretto_gateway.speech_request import SpeechItem, SpeechOptions, given_options
 from stretto_gateway.streamed import Streamed
@@ -27,6 +28,7 @@ from stretto_gateway.streamed import Streamed
 router = APIRouter()
 MAX_ITEMS = 1024  # that are looked at; a gateway has a limit of its own below
 PART_BYTES = 65_536
+WAV_HEADER_BYTES = len(wav_header(1))
 
 
 class BatchRequest(SpeechOptions):
@@ -61,9 +63,10 @@ async def create_batch(body: BatchRequest, request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     if len(body.items) > gateway.limits.max_batch:
         raise refused("items", f"at most {gateway.limits.max_batch} items", f"{len(body.items)} items")
+    ignored = Ignored(body, gateway.strict)
     items = body.each()
     room = Room(gateway.limits.max_batch_bytes)
-    works = (result(gateway, index, item, room, request.state) for index, item in enumerate(items))
+    works = (result(gateway, index, item, room, request.state, ignored) for index, item in enumerate(items))
     results = await unless_gone(request.receive, together(works))
     succeeded = sum(each["status"] == "success" for each in results)
     batch: Batch = {
@@ -73,7 +76,9 @@ async def create_batch(body: BatchRequest, request: Request) -> Response:
         "succeeded": succeeded,
         "failed": len(results) - succeeded,
     }
-    return Streamed(parts_of(json.dumps(batch).encode()), "application/json", gateway.limits.stall_s)
+    answer = Streamed(parts_of(json.dumps(batch).encode()), "application/json", gateway.limits.stall_s)
+    answer.headers.update(ignored.headers)
+    return answer
 
 
 async def parts_of(data: bytes) -> AsyncGenerator[bytes, None]:
@@ -102,10 +107,12 @@ class Room:
             raise ApiError(413, f"input: the batch has more than {self._size} bytes of audio; ask for fewer at once")
 
 
-async def result(gateway: Gateway, index: int, item: SpeechItem, room: Room, asked: State) -> SpokenItem | FailedItem:
-    """What came of one text, as far as there is room for it."""
+async def result(
+    gateway: Gateway, index: int, item: SpeechItem, room: Room, asked: State, ignored: Ignored
+) -> SpokenItem | FailedItem:
+    """Return the audio of one text, or why it has none; `room` is what the batch may still hold."""
     try:
-        options = await speech_options(gateway, item, asked)
+        options = await speech_options(gateway, item, asked, ignored)
         audio = bytearray()
         async with aclosing(audio_parts(gateway, item, item.input, options)) as parts:
             async for part in parts:
@@ -114,6 +121,9 @@ async def result(gateway: Gateway, index: int, item: SpeechItem, room: Room, ask
                 audio += part
     except ApiError as error:
         return {"index": index, "status": "error", "error": error.message}
+    if item.response_format == "wav":  # now that its length is known
+        header = wav_header(item.sample_rate, len(audio) - WAV_HEADER_BYTES)
+        audio[: len(header)] = header
     media_type = MEDIA_TYPES[item.response_format]
     return {
         "index": index,

@@ -1,20 +1,31 @@
 """What the server offers, in OpenAI's words: models, and voices with the names that its SDKs know."""
 
 import asyncio
+import re
 import time
+from collections.abc import Mapping
 
 from stretto_client import ClientError, ModelProfile, SpeechClient, TaskProfile
 from stretto_gateway.answers import Model, Talks
 from stretto_gateway.api_error import ApiError, from_client_error, refused
 from stretto_gateway.routed import RoutedClient
 
+MAX_NAME_CHARS = 64  # of a model that is looked for by its form
 REFRESH_S = 5.0  # after so long the server may be another one
-MODEL_ALIASES = (
-    *("tts-1", "tts-1-hd", "gpt-4o-mini-tts"),
-    *("whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe"),
-    *("gpt-audio", "gpt-audio-mini", "gpt-4o-audio-preview"),
-    *("gpt-realtime", "gpt-realtime-mini", "gpt-4o-realtime-preview", "gpt-realtime-whisper"),
+# Names of models that mean whichever model is served. Of OpenAI's, every name of a family that speaks or listens: its
+# SDKs' defaults change with each release.
+OPENAI_MODELS = re.compile(
+    r"(tts|whisper)-\d[a-z0-9-]*|gpt-[a-z0-9.-]*(audio|live|realtime|transcribe|tts|whisper)[a-z0-9.-]*"
 )
+# Other names that clients send unless they are configured, and the client.
+MODEL_ALIASES = {
+    "kokoro": "Kokoro-FastAPI's clients: wyoming-openai, Pipecat, Open WebUI's guide",
+    "speaches-ai/Kokoro-82M-v1.0-ONNX": "wyoming-openai's example with Speaches",
+    "Systran/faster-distil-whisper-small.en": "wyoming-openai's example with Speaches",
+    "Systran/faster-whisper-small": "Speaches' own guide",
+    "whisper": "LocalAI's guide",
+    "tts": "LiteLLM's and LocalAI's guides",
+}
 # In turns what they sound like: a family's voices are taken in turns, too.
 VOICE_ALIASES = (
     *("alloy", "ash", "coral", "ballad", "fable", "cedar", "marin", "echo"),
@@ -23,10 +34,13 @@ VOICE_ALIASES = (
 
 
 class Catalogue:
-    """Asks the server what it is, and again when that may have changed, for which nobody waits."""
+    """The served model, asked for in the background again when it may have changed.
 
-    def __init__(self, client: SpeechClient | RoutedClient):
-        self._client = client
+    client: of the server, or of several. aliases: names of models beside the built-in ones, and the family of each.
+    """
+
+    def __init__(self, client: SpeechClient | RoutedClient, aliases: Mapping[str, str]):
+        self._client, self._aliases = client, aliases
         self._profile: ModelProfile | None = None
         self._asked_s = 0.0
         self._asking: asyncio.Task[None] | None = None
@@ -62,9 +76,9 @@ class Catalogue:
         return profile
 
     async def model(self, name: str) -> ModelProfile:
-        """The model of that name, or of one of OpenAI's names; ApiError 404 for others."""
+        """Return the model of that name or alias; raise ApiError 404 for other names."""
         profile = await self.profile()
-        if name not in (profile.family, *MODEL_ALIASES):
+        if name != profile.family and self._aliases.get(name) != profile.family and not is_alias(name):
             raise ApiError(404, f"model: there is {profile.family!r}, and no {name[:60]!r}", "model", "model_not_found")
         return profile
 
@@ -81,6 +95,11 @@ class Catalogue:
             "sample_rate": profile.sample_rate,
             "times_words": profile.times_words,
         }
+
+
+def is_alias(name: str) -> bool:
+    """Return True if `name` is one that means whichever model is served."""
+    return name in MODEL_ALIASES or (len(name) <= MAX_NAME_CHARS and OPENAI_MODELS.fullmatch(name) is not None)
 
 
 def converses(task: TaskProfile) -> bool:

@@ -20,6 +20,7 @@ from stretto_gateway.chat_request import ChatRequest, conversing_task, read_conv
 from stretto_gateway.encoding import DEFAULT_RATE, make_encoder
 from stretto_gateway.events import followed
 from stretto_gateway.gateway import Gateway
+from stretto_gateway.ignored import Ignored
 from stretto_gateway.speech import encoded, sse, sse_error, usage
 from stretto_gateway.streamed import Streamed
 from stretto_gateway.trace import SpeechTrace, Trace
@@ -35,6 +36,7 @@ ANSWERS = described("The reply, or events with its chunks", "text/event-stream",
 async def create_completion(body: ChatRequest, request: Request) -> Response:
     """The reply to `messages`; with `audio` among the `modalities` it is spoken."""
     gateway: Gateway = request.app.state.gateway
+    ignored = Ignored(body, gateway.strict)
     profile = await gateway.catalogue.model(body.model)
     conversation = read_conversation(body.messages, gateway.limits.max_input_chars)
     speaks = "audio" in body.modalities
@@ -48,8 +50,12 @@ async def create_completion(body: ChatRequest, request: Request) -> Response:
     events = reply(gateway, conversation.turns, conversation.files, options, speaks)
     head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": profile.family}
     if body.stream:
-        return Streamed(stream_parts(events, head, speaks), "text/event-stream", gateway.limits.stall_s, sse_error)
-    return JSONResponse(head | await unless_gone(request.receive, completion(events, body)))
+        parts = stream_parts(events, head, speaks)
+        answer: Response = Streamed(parts, "text/event-stream", gateway.limits.stall_s, sse_error)
+    else:
+        answer = JSONResponse(head | await unless_gone(request.receive, completion(events, body)))
+    answer.headers.update(ignored.headers)
+    return answer
 
 
 async def reply(

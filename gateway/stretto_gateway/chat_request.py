@@ -10,7 +10,8 @@ from pydantic import BaseModel, Field
 from stretto_client import ModelProfile, TaskProfile
 from stretto_gateway.api_error import ApiError, refused
 from stretto_gateway.catalogue import converses
-from stretto_gateway.speech_request import AudioFormat, Body, Text
+from stretto_gateway.ignored import Body
+from stretto_gateway.speech_request import AudioFormat, Text
 
 MAX_TURNS, MAX_PARTS = 64, 64  # of a conversation, and of a turn
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -57,7 +58,6 @@ class ChatRequest(Body):
     seed: int | None = None
     temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
-    user: Text | None = Field(default=None, description="not used")
 
     def options(self) -> dict[str, Any]:
         """What of it the server knows by the same name."""

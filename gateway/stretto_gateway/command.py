@@ -30,6 +30,7 @@ from stretto_gateway.web_socket import settings as socket_settings
 KEYS, VOICES, STRICT = "STRETTO_API_KEYS", "STRETTO_VOICES", "STRETTO_STRICT"
 BEATS = "STRETTO_BEATS"  # names a descriptor, for `beat`
 MIN_KEY_CHARS = 16
+MAX_ALIAS_CHARS = 200
 
 
 class Server(uvicorn.Server):
@@ -148,6 +149,8 @@ def arguments() -> Parser:
         default=os.environ.get(STRICT, "") not in ("", "0"),
         help=f"refuse request fields that are not honoured, instead of ignoring them; default: {STRICT}=1, or off",
     )
+    about = "serve the family FAMILY also under the model name NAME; repeatable"
+    add("--model-alias", type=model_alias, action="append", default=[], metavar="NAME=FAMILY", help=about)
     add("--certificate", metavar="FILE", help="TLS with this certificate")
     add("--private-key", metavar="FILE", help="and this key; default: that in the certificate's file")
     half = "of which one caller alone may have half; default: %(default)s"
@@ -171,6 +174,18 @@ def address(text: str) -> str:
     return str(ipaddress.ip_address(text))
 
 
+def model_alias(text: str) -> tuple[str, str]:
+    """Return the two names in `NAME=FAMILY`; argparse reports anything else."""
+    name, _, family = text.rpartition("=")
+    if not all(
+        part.isprintable() and 0 < len(part) <= MAX_ALIAS_CHARS and part == part.strip() for part in (name, family)
+    ):
+        raise argparse.ArgumentTypeError(
+            f"expected NAME=FAMILY of 1 to {MAX_ALIAS_CHARS} characters each, got {text!r}"
+        )
+    return name, family
+
+
 def read_config(args: argparse.Namespace) -> GatewayConfig:
     """What the arguments say; ValueError or OSError where they make no sense."""
     server = args.server or f"localhost:{port_in_row(1)}"
@@ -187,7 +202,8 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
     are_wanted()  # or what the traces need is not there
     if args.voices is not None:
         args.voices.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return GatewayConfig(server, args.address, port, read_keys(args.keys), limits, args.voices, args.strict)
+    keys, aliases = read_keys(args.keys), dict(args.model_alias)
+    return GatewayConfig(server, args.address, port, keys, limits, args.voices, args.strict, aliases)
 
 
 def read_keys(path: Path | None) -> tuple[str, ...]:

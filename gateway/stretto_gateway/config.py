@@ -1,5 +1,6 @@
 """What the gateway was asked to do, and the limits that it keeps."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,9 +46,18 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class GatewayConfig:
-    """server: the gRPC address (host:port). keys: without any, whoever reaches the port may ask. voices: the folder of
-    those that callers bring; None where they may not. strict: refuse request fields that the gateway or the model does
-    not honour, instead of ignoring and naming them."""
+    """Settings of one gateway.
+
+    Attributes:
+        server: the gRPC address (host:port).
+        address: IP address to listen at.
+        port: TCP port to listen at.
+        keys: API keys; anybody may ask if there are none.
+        limits: bounds on requests and connections.
+        voices: folder of the voices that callers bring; None if they may not bring any.
+        strict: refuse request fields that are not honoured, instead of ignoring them.
+        model_aliases: further names of models, and the family that each of them means.
+    """
 
     server: str
     address: str = "127.0.0.1"
@@ -56,3 +66,4 @@ class GatewayConfig:
     limits: Limits = field(default_factory=Limits)
     voices: Path | None = None
     strict: bool = False
+    model_aliases: Mapping[str, str] = field(default_factory=dict)

@@ -19,7 +19,7 @@ class Gateway:
     def __init__(self, config: GatewayConfig, client: RoutedClient | None = None):
         self.limits, self.strict = config.limits, config.strict
         self.client = client or SpeechClient(config.server, Timeouts())
-        self.catalogue = Catalogue(self.client)
+        self.catalogue = Catalogue(self.client, config.model_aliases)
         self.metrics = Metrics(lambda: self.catalogue.family, open_spans())
         self.admission = Admission(config.limits.max_active, config.limits.max_waiting, self.metrics.waited)
         self.sessions = Sessions(config.limits)

@@ -23,13 +23,14 @@ from stretto_gateway.held import Held
 
 LOG = logging.getLogger("stretto_gateway")
 # What balancers ask without a key, and people's browsers before they have one.
-OPEN_PATHS = ("/health/live", "/health/ready", page.REFERENCE, *page.FILES)
+OPEN_PATHS = ("/health", "/health/live", "/health/ready", page.REFERENCE, *page.FILES)
 GONE = 499  # the status of who has left before there was another one
 SWITCHED = 101  # and of a WebSocket
 FAILED_CODE = 1011  # with which one is closed that we have failed (RFC 6455, section 7.4.1)
 KEY_PROTOCOL = "openai-insecure-api-key."  # before a key among the subprotocols: a browser's page can set no header
 SMALL_BYTES = 65_536  # of a body, for which there is always room
 CONVERSATIONS = "/v1/chat/completions"
+SPEECH = ("/v1/audio/speech", "/v1/audio/speech/batch")  # with a recording of a voice as base64
 VOICES = "/v1/audio/voices"
 RECORDINGS = ("/v1/audio/transcriptions", "/v1/audio/translations")
 EVERYBODY = "everybody"  # who owns what was brought where there are no keys
@@ -157,11 +158,13 @@ class Guard:
     def _max_bytes(self, path: str, headers: dict[bytes, str]) -> int:
         if path == VOICES and is_form(headers):
             return self._limits.max_voice_bytes + SMALL_BYTES  # of what stands around it
+        if path in SPEECH:
+            return self._limits.max_json_bytes + 4 * self._limits.max_voice_bytes // 3
         has_files = is_form(headers) or path not in RECORDINGS
         return self._limits.max_body_bytes if path in WITH_AUDIO and has_files else self._limits.max_json_bytes
 
     def _max_other(self, path: str) -> int | None:
-        return self._limits.max_json_bytes if path == CONVERSATIONS else None
+        return self._limits.max_json_bytes if path in (CONVERSATIONS, *SPEECH) else None
 
 
 def is_form(headers: Mapping[bytes, str]) -> bool:

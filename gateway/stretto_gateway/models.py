@@ -1,4 +1,4 @@
-"""`GET /v1/models`: what can be asked for."""
+"""`GET /v1/models`: the served model."""
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -16,8 +16,8 @@ async def list_models(request: Request) -> Models:
     return {"object": "list", "data": [gateway.catalogue.record(await gateway.catalogue.profile())]}
 
 
-@router.get("/v1/models/{name}")
+@router.get("/v1/models/{name:path}")
 async def retrieve_model(name: str, request: Request) -> Model:
-    """The model of that name."""
+    """The model of that name or alias."""
     gateway: Gateway = request.app.state.gateway
     return gateway.catalogue.record(await gateway.catalogue.model(name))

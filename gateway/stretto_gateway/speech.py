@@ -21,6 +21,7 @@ from stretto_gateway.encoding import MEDIA_TYPES, Encoder, FfmpegEncoder, make_e
 from stretto_gateway.events import heard
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.given_options import held_bytes
+from stretto_gateway.ignored import Ignored
 from stretto_gateway.speech_request import SpeechItem, SpeechOptions, SpeechRequest
 from stretto_gateway.streamed import Streamed
 from stretto_gateway.trace import SpeechTrace
@@ -40,36 +41,48 @@ ANSWERS[200]["content"]["text/event-stream"] = TEXT
 async def create_speech(body: SpeechRequest, request: Request) -> Response:
     """The audio of `input`, chunk by chunk; as server-sent events with `stream_format` `sse`."""
     gateway: Gateway = request.app.state.gateway
-    options = await speech_options(gateway, body, request.state)
+    ignored = Ignored(body, gateway.strict)
+    options = await speech_options(gateway, body, request.state, ignored)
     if body.timestamps and body.stream_format != "sse":
         raise refused("timestamps", "none without stream_format 'sse', which has room for them", True)
     if body.stream_format == "sse":
         parts = sse_parts(gateway, body, options)
-        return Streamed(parts, "text/event-stream", gateway.limits.stall_s, sse_error)
-    parts = audio_parts(gateway, body, body.input, options)
-    return Streamed(parts, MEDIA_TYPES[body.response_format], gateway.limits.stall_s)
+        answer = Streamed(parts, "text/event-stream", gateway.limits.stall_s, sse_error)
+    else:
+        parts = audio_parts(gateway, body, body.input, options)
+        answer = Streamed(parts, MEDIA_TYPES[body.response_format], gateway.limits.stall_s)
+        if body.response_format == "pcm":
+            answer.headers["x-sample-rate"] = str(body.sample_rate)
+    answer.headers.update(ignored.headers)
+    return answer
 
 
-async def speech_options(gateway: Gateway, item: SpeechItem, asked: State) -> dict[str, Any]:
-    """As `voice_options`; ApiError, too, for a text that is longer than this gateway takes."""
+async def speech_options(gateway: Gateway, item: SpeechItem, asked: State, ignored: Ignored) -> dict[str, Any]:
+    """Return what `voice_options` does; raise ApiError also if the text is longer than this gateway takes."""
     if len(item.input) > gateway.limits.max_input_chars:
         expected = f"at most {gateway.limits.max_input_chars} characters"
         raise refused("input", expected, f"{len(item.input)} characters")
     if item.text_mode == "open":  # the server would wait for more
         raise refused("text_mode", "'whole' or 'streaming' of a text that is all there", item.text_mode)
-    return await voice_options(gateway, item, asked)
+    return await voice_options(gateway, item, asked, ignored)
 
 
-async def voice_options(gateway: Gateway, item: SpeechOptions, asked: State) -> dict[str, Any]:
-    """What `SpeechClient.speak` is told beside the text; ApiError for what this gateway, or this model, does not do.
+async def voice_options(gateway: Gateway, item: SpeechOptions, asked: State, ignored: Ignored) -> dict[str, Any]:
+    """Return the arguments of `SpeechClient.speak` beside the text.
 
-    asked: the request's, as the guard has filled it: whose it is, who may use the voices that it has brought, and what
-    is held for it.
+    Args:
+        gateway: the gateway that speaks.
+        item: the caller's fields.
+        asked: state of the request, as the guard has filled it: its owner, and `keep` for the memory that it takes.
+        ignored: collects the fields that this model does not honour.
+
+    Raises:
+        ApiError: this gateway or model cannot do what the fields ask for.
     """
     profile = await gateway.catalogue.model(item.model)
     find_task(profile, ("tts",), "speak a text as it stands")
     asked.keep(held_bytes(item.options))
-    return item.for_server(profile, await brought_voice(gateway, profile, item.voice_name, asked))
+    return item.for_server(profile, ignored, await brought_voice(gateway, profile, item, asked, ignored))
 
 
 async def audio_parts(

@@ -3,14 +3,16 @@
 from typing import Annotated, Any, Literal
 
 from fastapi import Form
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from stretto_client import ModelProfile, RecordedVoice
+from stretto_client import FAMILY_OPTIONS, ModelProfile, RecordedVoice
 from stretto_client.markup import Markup
 from stretto_gateway.api_error import refused
-from stretto_gateway.catalogue import find_voice
+from stretto_gateway.catalogue import find_task, find_voice
 from stretto_gateway.encoding import DEFAULT_RATE, HIGHEST_RATE, LOWEST_RATE, RATES
 from stretto_gateway.given_options import options_bytes
+from stretto_gateway.ignored import Body, Ignored
+from stretto_gateway.languages import AUTO, language_name
 
 OPTIONS = (
     *("seed", "guidance_scale", "guidance", "temperature", "top_k", "top_p", "text", "audio", "max_audio_s"),
@@ -19,6 +21,10 @@ OPTIONS = (
 )  # which the server checks
 WITH_FILE = Form(media_type="multipart/form-data")
 AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
+TaskType = Literal["Base", "CustomVoice", "VoiceDesign"]  # Qwen3-TTS's names, as vLLM-Omni's API has them
+NumFrames = Annotated[int | None, Field(ge=1)]
+FRAME_LIMITS = ("max_new_tokens", "max_completion_tokens")
+MAX_REF_CHARS = 4000
 
 
 def given_options(record: dict[str, Any]) -> dict[str, Any]:
@@ -36,26 +42,6 @@ def whole_characters(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(whole_characters)]
-
-
-class Body(BaseModel):
-    """What a caller sends: no fields but those that mean something here, of which the first that is wrong is told.
-
-    A list of all that is wrong with a body would take a hundred times its memory, and seconds in which nobody else is
-    answered.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def first_unknown(cls, record: Any) -> Any:
-        """`record` without what is unknown in it, but for the first such field."""
-        if not isinstance(record, dict):
-            return record
-        known = {field.alias or name for name, field in cls.model_fields.items()}
-        unknown = next((name for name in record if name not in known), None)
-        return {name: value for name, value in record.items() if name in known or name == unknown}
 
 
 class VoiceId(Body):
@@ -76,15 +62,26 @@ class Voiced(Body):
 
 
 class SpeechOptions(Voiced):
-    """What of a request for speech a batch may say once for all its items. Numbers and objects are the server's to
-    check."""
+    """Fields of a request for speech that a batch may set once for all its items.
 
-    model: Text = Field(default="tts-1", description="a name of `/v1/models`, or one of OpenAI's")
-    instructions: Text | None = Field(default=None, description="how to speak, where the family can be told")
+    The server checks options whose type is not given here.
+    """
+
+    model: Text = Field(default="tts-1", description="a name of `/v1/models`, or an alias")
+    instructions: Text | None = Field(default=None, description="how to speak, for families that take instructions")
     response_format: AudioFormat = "mp3"
-    speed: float | None = Field(default=None, description="refused, but for 1: no family has another")
     markup: Markup = Field(default="auto", description="which marks are not read aloud; `auto`: Markdown, or SSML")
+    speed: float | None = Field(default=None, ge=0.25, le=4, allow_inf_nan=False, description="ignored, unless 1")
     sample_rate: int = Field(default=DEFAULT_RATE, ge=LOWEST_RATE, le=HIGHEST_RATE, description="in Hz")
+    stream: bool | None = Field(default=None, description="no effect: audio is always sent as it is made")
+    task_type: TaskType | None = Field(default=None, description="how the voice is chosen, if the model has that way")
+    ref_audio: Text | None = Field(
+        default=None, description="a recording of the voice: a data: URL, or base64 of a wav, flac, ogg or mp3 file"
+    )
+    ref_text: Text | None = Field(default=None, max_length=MAX_REF_CHARS, description="the words of `ref_audio`")
+    non_streaming_mode: bool | None = Field(default=None, description="true: `text_mode` `whole`; false: `streaming`")
+    max_new_tokens: NumFrames = Field(default=None, description="most frames of a clause")
+    max_completion_tokens: NumFrames = Field(default=None, description="the same")
     seed: Any = Field(default=None, description="the same seed gives the same speech")
     guidance_scale: Any = None
     guidance: Any = None
@@ -114,21 +111,73 @@ class SpeechOptions(Voiced):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the server is to check, as it calls it."""
+        """The options that the server checks, by the server's names."""
         given = given_options(vars(self))
         instruct = given.pop("instructions", "")
         return given | {"instruct": instruct} if instruct else given
 
-    def for_server(self, profile: ModelProfile, brought: RecordedVoice | None = None) -> dict[str, Any]:
-        """The arguments of `SpeechClient.speak`, in the voice that was `brought` or in that of the name; ApiError names
-        what this family cannot do."""
+    def for_server(
+        self, profile: ModelProfile, ignored: Ignored, brought: RecordedVoice | None = None
+    ) -> dict[str, Any]:
+        """Return the arguments of `SpeechClient.speak`.
+
+        Args:
+            profile: the served model.
+            ignored: collects the fields that this model does not honour.
+            brought: a recording to speak in, instead of the voice's name.
+
+        Raises:
+            ApiError: a value makes no sense, or `ignored` is strict.
+        """
         if self.speed not in (None, 1.0):
-            raise refused("speed", f"1 or none: {profile.family!r} has one speed", self.speed)
+            ignored.add("speed", f"1 or none: {profile.family!r} has one speed", self.speed)
         rates = RATES.get(self.response_format)
         if rates is not None and self.sample_rate not in rates:
             raise refused("sample_rate", f"for {self.response_format} one of {rates}", self.sample_rate)
         form = {"encoding": "pcm_s16le", "sample_rate": self.sample_rate, "markup": self.markup}
-        return self.options | form | {"voice": brought or find_voice(profile, self.voice_name)}
+        options = self._honoured(profile, ignored) | form
+        return options | {"voice": brought or find_voice(profile, self.voice_name)}
+
+    def _honoured(self, profile: ModelProfile, ignored: Ignored) -> dict[str, Any]:
+        """Return the options that the model takes; the others are `ignored`."""
+        options = self.options
+        for name in FAMILY_OPTIONS:
+            if name in options and name not in profile.options:
+                field = "instructions" if name == "instruct" else name
+                ignored.add(field, f"nothing: {profile.family!r} does not take it", options.pop(name))
+        if "language" in options:
+            options |= {"language": language_name(profile, options["language"])}
+            if options["language"] == AUTO:
+                del options["language"]
+        if self.non_streaming_mode is not None and "text_mode" in profile.options:
+            options.setdefault("text_mode", "whole" if self.non_streaming_mode else "streaming")
+        elif self.non_streaming_mode is False:  # without a text track, all of a text is read before its first frame
+            ignored.add("non_streaming_mode", f"true or none: {profile.family!r} reads the whole text first", False)
+        self._check_task_type(profile, ignored)
+        return options | self._length(profile, options.get("max_audio_s"), ignored)
+
+    def _check_task_type(self, profile: ModelProfile, ignored: Ignored) -> None:
+        """Ignore a `task_type` by which this model does not choose its voice."""
+        clones = "audio" in find_task(profile, ("tts",), "speak a text as it stands").system
+        designs = "instruct" in profile.options and not clones and not profile.voices
+        ways = {"Base": clones, "CustomVoice": bool(profile.voices), "VoiceDesign": designs}
+        if self.task_type is not None and not ways[self.task_type]:
+            known = [way for way, is_there in ways.items() if is_there]
+            ignored.add("task_type", f"{' or '.join(known) or 'none'} of {profile.family!r}", self.task_type)
+
+    def _length(self, profile: ModelProfile, max_audio_s: Any, ignored: Ignored) -> dict[str, float]:
+        """Return `max_audio_s` if a number of frames is given that is a tighter limit than what holds anyway."""
+        limits = {name: limit for name in FRAME_LIMITS if (limit := getattr(self, name)) is not None}
+        if not limits:
+            return {}
+        longest_s = find_task(profile, ("tts",), "speak a text as it stands").max_speech_s
+        if not profile.frame_rate or not longest_s:
+            for name, limit in limits.items():
+                ignored.add(name, f"none: the server does not tell the frame rate of {profile.family!r}", limit)
+            return {}
+        seconds = min(limits.values()) / profile.frame_rate
+        is_tighter = seconds < (max_audio_s if isinstance(max_audio_s, int | float) else longest_s)
+        return {"max_audio_s": seconds} if is_tighter else {}
 
 
 class SpeechItem(SpeechOptions):

@@ -14,12 +14,13 @@ from stretto_gateway.api_error import ApiError, refused
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.given_options import held_bytes
 from stretto_gateway.held import Held
+from stretto_gateway.ignored import Body, Ignored
 from stretto_gateway.lasting import DONE, attend, session_tasks
 from stretto_gateway.realtime.channel import Channel, SessionEnd
 from stretto_gateway.realtime.client_events import read_json
 from stretto_gateway.realtime.settings import validated
 from stretto_gateway.speech import audio_parts, voice_options
-from stretto_gateway.speech_request import Body, SpeechOptions, Text
+from stretto_gateway.speech_request import SpeechOptions, Text
 from stretto_gateway.written_text import WrittenText
 
 router = APIRouter()
@@ -157,7 +158,7 @@ class StreamSession:
     async def _configure(self, config: SessionConfig) -> None:
         self._expect_silence("session.config")
         with self._asking() as asked:
-            await voice_options(self._gateway, config, asked)
+            await voice_options(self._gateway, config, asked, Ignored(config, self._gateway.strict))
         self._keep(config)
 
     def _keep(self, config: SessionConfig | None) -> None:
@@ -215,11 +216,13 @@ class StreamSession:
         num_bytes, has_failed = 0, False
         try:
             with self._asking() as asked:
-                options = await voice_options(self._gateway, config, asked)
+                ignored = Ignored(config, self._gateway.strict)
+                options = await voice_options(self._gateway, config, asked, ignored)
                 async with aclosing(audio_parts(self._gateway, config, text.pieces(), options)) as parts:
                     async for part in parts:
                         if not num_bytes:
                             form = {"format": config.response_format, "sample_rate": config.sample_rate}
+                            form |= {"ignored": ignored.names} if ignored.names else {}
                             await self._channel.send("audio.start", **place, sentence_text="", **form)
                         await self._channel.send_bytes(part)
                         num_bytes += len(part)

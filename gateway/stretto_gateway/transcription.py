@@ -11,15 +11,17 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from stretto_client import ModelProfile, SpeechEvent
+from stretto_client import ModelProfile, SpeechEvent, TaskProfile
 from stretto_gateway.answers import PlainText, TimedText, described
 from stretto_gateway.api_error import refused
 from stretto_gateway.caller import unless_gone
 from stretto_gateway.catalogue import find_task
 from stretto_gateway.events import written
 from stretto_gateway.gateway import Gateway
+from stretto_gateway.ignored import Body, Ignored
+from stretto_gateway.languages import code_name
 from stretto_gateway.speech import sse, sse_error, usage
-from stretto_gateway.speech_request import WITH_FILE, Body, Text
+from stretto_gateway.speech_request import WITH_FILE, Text
 from stretto_gateway.streamed import Streamed
 from stretto_gateway.trace import Trace
 
@@ -34,39 +36,53 @@ class TranslationForm(Body):
 
     file: UploadFile
     model: Text = "whisper-1"
-    prompt: Text | None = Field(default=None, description="refused: no family reads any before it listens")
+    prompt: Text | None = Field(default=None, description="ignored: no family reads text before it listens")
     response_format: Literal["json", "text", "verbose_json", "srt", "vtt"] = "json"
     temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
+    max_completion_tokens: int | None = Field(default=None, ge=1, description="the longest text, in rows of the model")
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """What of it the server knows by the same name."""
-        return {} if self.temperature is None else {"temperature": self.temperature}
-
-    def check(self, profile: ModelProfile) -> None:
-        """ApiError for what this model cannot do."""
+    def options(self, task: TaskProfile, ignored: Ignored) -> dict[str, Any]:
+        """Return the server's options; `ignored` collects the fields for which there is none."""
         if self.prompt:
-            raise refused("prompt", f"none: {profile.family!r} reads nothing before it listens", self.prompt)
+            ignored.add("prompt", "none: this model reads no text before it listens", self.prompt)
+        options: dict[str, Any] = {} if self.temperature is None else {"temperature": self.temperature}
+        limit = self.max_completion_tokens
+        if limit is not None and not task.max_text_rows:
+            ignored.add("max_completion_tokens", "none: the server does not tell how long its texts are", limit)
+        elif limit is not None and limit < task.max_text_rows:
+            options["text"] = {"max_rows": limit}
+        return options
+
+    def check(self) -> None:
+        """Raise ApiError for fields that contradict each other."""
 
 
 class TranscriptionForm(TranslationForm):
-    """OpenAI's fields. `language` is what the caller knows of the file; no family here asks for it."""
+    """OpenAI's fields, and those that make vLLM send its own events."""
 
-    language: Text | None = None
+    language: Text | None = Field(default=None, description="no effect: the model decides")
     stream: bool = False
     granularities: list[Literal["word", "segment"]] = Field(
         default=[], max_length=2, fail_fast=True, alias="timestamp_granularities[]"
     )
+    stream_include_usage: bool | None = Field(default=None, description="events have vLLM's `choices` and `usage`, too")
+    stream_continuous_usage_stats: bool | None = Field(default=None, description="no effect")
 
-    def check(self, profile: ModelProfile) -> None:
-        super().check(profile)
+    def options(self, task: TaskProfile, ignored: Ignored) -> dict[str, Any]:
         if "word" in self.granularities:
-            expected = f"segment: {profile.family!r} does not tell when the words of a recording are said"
-            raise refused("timestamp_granularities", expected, "word")
+            ignored.add("timestamp_granularities", "segment: this model does not time the words of a recording", "word")
+        return super().options(task, ignored)
+
+    def check(self) -> None:
         if self.granularities and self.response_format != "verbose_json":
             raise refused("timestamp_granularities", "none without response_format 'verbose_json'", self.granularities)
         if self.stream and self.response_format not in ("json", "text"):
             raise refused("response_format", "json or text of what is streamed", self.response_format)
+
+    def check_language(self, profile: ModelProfile, ignored: Ignored) -> None:
+        """Name a `language` in the header that is not the model's only one; a strict gateway takes any, too."""
+        if self.language and {code_name(each) for each in profile.languages} != {code_name(self.language)}:
+            ignored.note("language")
 
 
 WRITTEN = described("The text, or events with it", *TEXTS, "text/event-stream", model=PlainText | TimedText)
@@ -76,31 +92,54 @@ TRANSLATED = described("The text", *TEXTS, model=PlainText | TimedText)
 @router.post("/v1/audio/transcriptions", response_class=Response, responses=WRITTEN)
 async def create_transcription(form: Annotated[TranscriptionForm, WITH_FILE], request: Request) -> Response:
     """The text of `file` (wav, flac, ogg or mp3); with `stream`, as server-sent events while it is written."""
-    gateway, content = await opened(form, request, TRANSCRIBE, "write down what it hears")
+    gateway: Gateway = request.app.state.gateway
+    ignored = Ignored(form, gateway.strict)
+    content, options = await opened(gateway, form, TRANSCRIBE, "write down what it hears", ignored)
+    form.check_language(await gateway.catalogue.profile(), ignored)
     if form.stream:
-        parts = sse_parts(gateway, content, form.options)
-        return Streamed(parts, "text/event-stream", gateway.limits.stall_s, sse_error)
-    text, report = await unless_gone(request.receive, transcribed(gateway, content, TRANSCRIBE, form.options))
-    if form.response_format == "json":
-        return JSONResponse({"text": text, "usage": {"type": "tokens"} | usage(report)})
-    return formed(form.response_format, text, content, {"task": "transcribe", "language": ""})
+        parts = sse_parts(gateway, content, options, bool(form.stream_include_usage))
+        answer: Response = Streamed(parts, "text/event-stream", gateway.limits.stall_s, sse_error)
+    else:
+        text, report = await unless_gone(request.receive, transcribed(gateway, content, TRANSCRIBE, options))
+        if form.response_format == "json":
+            answer = JSONResponse({"text": text, "usage": {"type": "tokens"} | usage(report)})
+        else:
+            answer = formed(form.response_format, text, content, {"task": "transcribe", "language": ""})
+    answer.headers.update(ignored.headers)
+    return answer
 
 
 @router.post("/v1/audio/translations", response_class=Response, responses=TRANSLATED)
 async def create_translation(form: Annotated[TranslationForm, WITH_FILE], request: Request) -> Response:
     """What is said in `file`, whatever the language, as English text."""
-    gateway, content = await opened(form, request, TRANSLATE, "translate what it hears")
-    text, _ = await unless_gone(request.receive, transcribed(gateway, content, TRANSLATE, form.options))
-    return formed(form.response_format, text, content, {"task": "translate", "language": "english"})
-
-
-async def opened(form: TranslationForm, request: Request, task: str, what: str) -> tuple[Gateway, bytes]:
-    """The gateway and the file's bytes, where the model can do `task`, which is to `what`; ApiError where it cannot."""
     gateway: Gateway = request.app.state.gateway
+    ignored = Ignored(form, gateway.strict)
+    content, options = await opened(gateway, form, TRANSLATE, "translate what it hears", ignored)
+    text, _ = await unless_gone(request.receive, transcribed(gateway, content, TRANSLATE, options))
+    answer = formed(form.response_format, text, content, {"task": "translate", "language": "english"})
+    answer.headers.update(ignored.headers)
+    return answer
+
+
+async def opened(
+    gateway: Gateway, form: TranslationForm, task: str, what: str, ignored: Ignored
+) -> tuple[bytes, dict[str, Any]]:
+    """Return the file's bytes and the server's options.
+
+    Args:
+        gateway: the gateway.
+        form: the request's fields.
+        task: name of the model's task.
+        what: the task in words, for the error message.
+        ignored: collects the fields that are not honoured.
+
+    Raises:
+        ApiError: the model has no such task, or fields contradict each other.
+    """
     profile = await gateway.catalogue.model(form.model)
-    find_task(profile, (task,), what)
-    form.check(profile)
-    return gateway, await form.file.read()
+    found = find_task(profile, (task,), what)
+    form.check()
+    return await form.file.read(), form.options(found, ignored)
 
 
 async def transcribed(
@@ -112,16 +151,25 @@ async def transcribed(
     return "".join(event.text for event in heard).strip(), heard[-1].report or {}
 
 
-async def sse_parts(gateway: Gateway, content: bytes, options: dict[str, Any]) -> AsyncGenerator[bytes, None]:
-    """`transcript.text.delta` events and `transcript.text.done`."""
+async def sse_parts(
+    gateway: Gateway, content: bytes, options: dict[str, Any], is_vllms: bool
+) -> AsyncGenerator[bytes, None]:
+    """Yield `transcript.text.delta` events and `transcript.text.done`.
+
+    is_vllms: add the keys to each event in which vLLM's clients look for the text and the usage.
+    """
     text, report = "", dict[str, Any]()
     async with writing(gateway, content, TRANSCRIBE, options) as events:
         async for event in events:
             if event.text:
                 text += event.text
-                yield sse({"type": "transcript.text.delta", "delta": event.text})
+                choices = {"choices": [{"index": 0, "delta": {"content": event.text}}]} if is_vllms else {}
+                yield sse({"type": "transcript.text.delta", "delta": event.text} | choices)
             report = event.report or report
-    yield sse({"type": "transcript.text.done", "text": text.strip(), "usage": {"type": "tokens"} | usage(report)})
+    counts = {"type": "tokens"} | usage(report)
+    if is_vllms:
+        counts |= {"prompt_tokens": counts["input_tokens"], "completion_tokens": counts["output_tokens"]}
+    yield sse({"type": "transcript.text.done", "text": text.strip(), "usage": counts})
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ from fastapi import APIRouter, UploadFile
 from pydantic import Field
 from starlette.datastructures import State
 from starlette.requests import Request
+from starlette.responses import Response
 
 from stretto_client import ModelProfile, RecordedVoice, TaskProfile
 from stretto_gateway.answers import DeletedVoice, Voice, Voices
@@ -16,7 +17,9 @@ from stretto_gateway.caller import unless_gone
 from stretto_gateway.catalogue import aliases, find_task
 from stretto_gateway.events import told
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.speech_request import WITH_FILE, Body, Text
+from stretto_gateway.ignored import Body, Ignored
+from stretto_gateway.recordings import read_recording
+from stretto_gateway.speech_request import MAX_REF_CHARS, WITH_FILE, SpeechOptions, Text
 from stretto_gateway.voice_store import ID, StoredVoice, TooManyVoices, VoiceStore
 
 router = APIRouter()
@@ -30,7 +33,7 @@ class VoiceForm(Body):
     audio_sample: UploadFile
     name: Annotated[Text, Field(min_length=1, max_length=100)]
     consent: Annotated[Text, Field(min_length=1, max_length=200, description="how the speaker has agreed")]
-    ref_text: Annotated[Text, Field(max_length=4000, description="what is said in the recording")] = ""
+    ref_text: Annotated[Text, Field(max_length=MAX_REF_CHARS, description="what is said in the recording")] = ""
     model: Text = "tts-1"
 
 
@@ -51,9 +54,10 @@ async def list_voices(request: Request) -> Voices:
 
 
 @router.post("/v1/audio/voices")
-async def create_voice(form: Annotated[VoiceForm, WITH_FILE], request: Request) -> Voice:
+async def create_voice(form: Annotated[VoiceForm, WITH_FILE], request: Request, response: Response) -> Voice:
     """Keep the voice of a recording, which the model has heard and can speak in."""
     gateway: Gateway = request.app.state.gateway
+    response.headers.update(Ignored(form, gateway.strict).headers)
     store = opened(gateway)
     profile = await gateway.catalogue.model(form.model)
     task = cloning_task(profile)
@@ -84,13 +88,24 @@ async def delete_voice(voice_id: str, request: Request) -> DeletedVoice:
 
 
 async def brought_voice(
-    gateway: Gateway, profile: ModelProfile, name: str | None, asked: State
+    gateway: Gateway, profile: ModelProfile, item: SpeechOptions, asked: State, ignored: Ignored
 ) -> RecordedVoice | None:
-    """The voice of an id, None where `name` is none; ApiError where the caller has not brought it, the model clones
-    none, or there is no memory for its recording until the request is answered.
+    """Return the recording that a request wants to be spoken in; None if it names another voice, or none.
 
-    asked: the request's, as the guard has filled it.
+    Args:
+        gateway: the gateway, with the voices that callers have brought.
+        profile: the served model.
+        item: the request's fields; `ref_audio` takes precedence over `voice`.
+        asked: state of the request, as the guard has filled it.
+        ignored: collects the fields that this model does not honour.
+
+    Raises:
+        ApiError: the caller has no such voice, the model does not clone voices, the recording cannot be read, or
+            there is no memory for it until the request is answered.
     """
+    if item.ref_audio is not None or item.ref_text:
+        return _recorded(gateway, profile, item, asked, ignored)
+    name = item.voice_name
     if name is None or ID.fullmatch(name) is None:
         return None
     task = cloning_task(profile, "voice")
@@ -100,6 +115,25 @@ async def brought_voice(
     voice, recording = found
     asked.keep(len(recording))
     return RecordedVoice(recording, voice.text if "text" in task.system else "")
+
+
+def _recorded(
+    gateway: Gateway, profile: ModelProfile, item: SpeechOptions, asked: State, ignored: Ignored
+) -> RecordedVoice | None:
+    """Return the voice of `ref_audio`, if the model clones voices."""
+    system = find_task(profile, ("tts",), "speak a text as it stands").system
+    text = item.ref_text or ""
+    if text and ("text" not in system or item.ref_audio is None):
+        ignored.add("ref_text", "none without ref_audio, or of a model that does not read it", text)
+        text = ""
+    if item.ref_audio is None:
+        return None
+    if "audio" not in system:
+        ignored.add("ref_audio", f"none: {profile.family!r} does not speak in the voice of a recording", item.ref_audio)
+        return None
+    recording = read_recording("ref_audio", item.ref_audio, gateway.limits.max_voice_bytes)
+    asked.keep(len(recording))
+    return RecordedVoice(recording, text)
 
 
 async def try_voice(gateway: Gateway, voice: RecordedVoice) -> None:

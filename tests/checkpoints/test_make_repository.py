@@ -37,7 +37,8 @@ def test_it_is_the_bundled_repository_with_another_checkpoint(checkpoint: Path, 
                 expected = expected.replace(
                     '"warm_up_s" value { string_value: "0.0"', f'"warm_up_s" value {{ string_value: "{WARM_UP_S}"'
                 )
-                expected = expected.replace(profile(TINY, 16_000), profile(family_at(checkpoint), 16_000))
+                family = family_at(checkpoint)
+                expected = expected.replace(profile(TINY, 16_000, 25.0), profile(family, 16_000, family.frame_rate))
                 assert (tmp_path / "out" / model / name).read_text() == expected
     link = tmp_path / "out/language_model/1/checkpoint"
     assert link.is_symlink()

@@ -79,13 +79,16 @@ async def start() -> AsyncIterator[Start]:
         keys: tuple[str, ...] = (),
         voices: Path | None = None,
         strict: bool = False,
+        model_aliases: dict[str, str] | None = None,
     ) -> Running:
         behind = FakeServer(script if callable(script) else lambda _: script)
         if profile is not None:
             behind.profile = profile
         server = await behind.start()
         listener = socket.create_server(("127.0.0.1", 0))
-        config = GatewayConfig(server, keys=keys, limits=limits or Limits(drain_s=1), voices=voices, strict=strict)
+        limits = limits or Limits(drain_s=1)
+        more: dict[str, Any] = {"strict": strict, "model_aliases": model_aliases or {}}
+        config = GatewayConfig(server, keys=keys, limits=limits, voices=voices, **more)
         gateway = make_server(config, listener)
         serving = asyncio.ensure_future(gateway.serve([listener]))
         async with asyncio.timeout(60):

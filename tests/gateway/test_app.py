@@ -5,16 +5,23 @@ import base64
 import json
 import logging
 from importlib.metadata import version
+from typing import Any, Literal, get_args, get_origin
+from urllib.parse import quote
 
 import grpc
 import httpx
 import openai
 import pytest
+from openai.types import AudioModel
+from openai.types.audio import SpeechModel
+from openai.types.realtime import AudioTranscription, RealtimeSessionCreateRequest
+from openai.types.shared import ChatModel
 
 from stretto_gateway import app, catalogue
 from stretto_gateway.batch import together
 from stretto_gateway.catalogue import VOICE_ALIASES
 from stretto_gateway.config import Limits
+from stretto_gateway.encoding import wav_header
 from stretto_gateway.given_options import MAX_BYTES
 from tests.client.fake_server import PROFILE, Abort, ErrorText, Request, Step, Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
@@ -31,6 +38,76 @@ async def test_models_are_what_the_server_has_and_openais_names_mean_it(start: S
     assert (await client.models.retrieve("whisper-1")).id == "tiny"
     with pytest.raises(openai.NotFoundError):
         await client.models.retrieve("parrot")
+
+
+def names_in(annotation: Any) -> set[str]:
+    """The names that a type of an SDK lists, wherever in it they are."""
+    if get_origin(annotation) is Literal:
+        return {name for name in get_args(annotation) if isinstance(name, str)}
+    return {name for inner in get_args(annotation) for name in names_in(inner)}
+
+
+def sdk_models() -> set[str]:
+    """The models of speech, transcription and realtime that the installed SDK lists, and those of spoken chats."""
+    session = RealtimeSessionCreateRequest.model_fields["model"].annotation
+    transcription = AudioTranscription.model_fields["model"].annotation
+    chat = {name for name in names_in(ChatModel) if "audio" in name}
+    return chat.union(*map(names_in, (SpeechModel, AudioModel, session, transcription)))
+
+
+OTHERS = {  # which these clients send unless they are configured
+    *("gpt-transcribe", "gpt-live-transcribe", "gpt-realtime-2.1", "gpt-realtime-1.5", "gpt-4o-transcribe-diarize"),
+    *("kokoro", "Systran/faster-distil-whisper-small.en", "speaches-ai/Kokoro-82M-v1.0-ONNX"),
+}
+
+
+async def test_each_model_that_sdks_list_or_default_to_is_the_one_that_is_served(start: Start) -> None:
+    names = sdk_models() | OTHERS
+    assert len(names) > 30, "the SDK lists them elsewhere now"
+    async with (await start()).http() as http:
+        for name in sorted(names):
+            answer = await http.get(f"/v1/models/{quote(name, safe='')}")
+            assert (name, answer.status_code) == (name, 200)
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt-4o", "gpt-5.1", "tts-", "audio", "gpt-" + "audio-" * 20, "gpt-4o-audio\n", "x/tts-1"]
+)
+async def test_models_that_neither_speak_nor_listen_are_not_there(start: Start, name: str) -> None:
+    async with (await start()).http() as http:
+        answer = await http.post("/v1/audio/speech", json=REQUEST | {"model": name})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_an_alias_means_the_family_that_it_was_given_for(start: Start) -> None:
+    running = await start(model_aliases={"my/voice": "tiny", "other": "csm"})
+    async with running.http() as http:
+        for name, status in (("my/voice", 200), ("other", 404)):
+            answer = await http.post("/v1/audio/speech", json=REQUEST | {"model": name})
+            assert answer.status_code == status
+
+
+async def test_head_is_answered_wherever_get_is_and_has_no_body(start: Start) -> None:
+    running = await start()
+    async with running.http() as http:
+        for path in ("/health", "/health/live", "/health/ready", "/metrics", "/v1/models", "/v1/models/tiny"):
+            got, head = await http.get(path), await http.head(path)
+            assert (head.status_code, head.content) == (got.status_code, b"") == (200, b""), path
+            assert head.headers["content-type"] == got.headers["content-type"]
+        for path in ("/", "/docs", "/openapi.json", "/v1/audio/voices"):
+            assert (await http.head(path)).status_code == 200, path
+        assert (await http.head("/v1/audio/speech")).status_code == 405
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", None])
+@pytest.mark.parametrize("path", ["/v1/audio/speech", "/v1/audio/speech/batch", "/v1/chat/completions"])
+async def test_a_missing_content_type_is_named(start: Start, path: str, kind: str | None) -> None:
+    async with (await start()).http() as http:
+        headers = {} if kind is None else {"content-type": kind}
+        answer = await http.post(path, content=json.dumps(REQUEST).encode(), headers=headers)
+    assert answer.status_code == 400
+    assert "expected the header Content-Type: application/json, got " in answer.json()["error"]["message"]
+    assert str(kind) in answer.json()["error"]["message"]
 
 
 async def test_the_schema_tells_the_version_of_this_package(start: Start) -> None:
@@ -60,6 +137,9 @@ async def test_a_batch_has_a_result_or_an_error_for_each_text_in_order(start: St
     assert len(base64.b64decode(record["results"][0]["audio_data"])) == 2 * NUM_SAMPLES
     assert record["results"][1]["error"] == "input: expected words"
     assert record["results"][2]["media_type"] == "audio/wav"
+    wav = base64.b64decode(record["results"][2]["audio_data"])
+    assert wav[:44] == wav_header(24_000, 2 * NUM_SAMPLES)
+    assert len(wav) == 44 + 2 * NUM_SAMPLES
 
 
 async def test_a_batch_has_an_end(start: Start) -> None:

@@ -98,7 +98,7 @@ async def test_sound_and_transcript_are_streamed(start: Start) -> None:
     ],
 )
 async def test_what_cannot_be_done_is_refused_by_name(start: Start, change: dict[str, Any], param: str) -> None:
-    async with (await start(REPLY, TALKS)).http() as http:
+    async with (await start(REPLY, TALKS, strict=True)).http() as http:
         answer = await http.post("/v1/chat/completions", json={"messages": QUESTION} | SPOKEN | change)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 

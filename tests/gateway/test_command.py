@@ -45,9 +45,22 @@ def test_strict_is_an_option_and_a_variable(monkeypatch: pytest.MonkeyPatch) -> 
         assert read_config(arguments().parse_args(["--port", "0"])).strict is expected
 
 
+def test_fields_are_ignored_unless_it_is_strict_and_models_have_the_names_that_are_given() -> None:
+    config = read_config(arguments().parse_args(["--port", "0"]))
+    assert (config.strict, config.model_aliases) == (False, {})
+    words = ["--port", "0", "--strict", "--model-alias", "my/voice=tiny", "--model-alias", "a=b=csm"]
+    config = read_config(arguments().parse_args(words))
+    assert (config.strict, config.model_aliases) == (True, {"my/voice": "tiny", "a=b": "csm"})
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (["--model-alias", "tiny"], "--model-alias: expected NAME=FAMILY"),
+        (["--model-alias", "=tiny"], "--model-alias: expected NAME=FAMILY"),
+        (["--model-alias", "a="], "--model-alias: expected NAME=FAMILY"),
+        (["--model-alias", "a\n=tiny"], "--model-alias: expected NAME=FAMILY"),
+        (["--model-alias", "a" * 201 + "=tiny"], "--model-alias: expected NAME=FAMILY"),
         (["--keys", "/nowhere/keys"], "/nowhere/keys"),
         (["--voices", "/dev/null/voices"], "/dev/null/voices"),
         (["--keys", "/dev/null"], "holds none"),

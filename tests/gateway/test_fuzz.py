@@ -17,7 +17,8 @@ from stretto_gateway.app import make_app
 from stretto_gateway.batch import BatchRequest
 from stretto_gateway.chat_request import ChatRequest
 from stretto_gateway.config import GatewayConfig
-from stretto_gateway.speech_request import Body, SpeechRequest
+from stretto_gateway.ignored import Body
+from stretto_gateway.speech_request import SpeechRequest
 from tests.client.fake_server import PROFILE, FakeServer, Request, Step
 from tests.gateway.conftest import SPOKEN
 
@@ -65,10 +66,16 @@ def values(schema: dict[str, Any], definitions: dict[str, Any]) -> st.SearchStra
 class Door:
     """A gateway before a fake server, which runs while a request does."""
 
-    def __init__(self, script: Callable[[Request], list[Step]], profile: dict[str, Any], voices: Path | None = None):
+    def __init__(
+        self,
+        script: Callable[[Request], list[Step]],
+        profile: dict[str, Any],
+        voices: Path | None = None,
+        strict: bool = False,
+    ):
         self.runner = asyncio.Runner()
         self.behind = FakeServer(script, profile=profile)
-        self.app = make_app(GatewayConfig(self.runner.run(self.behind.start()), voices=voices))
+        self.app = make_app(GatewayConfig(self.runner.run(self.behind.start()), voices=voices, strict=strict))
         self._lifespan = self.app.router.lifespan_context(self.app)
         self.runner.run(self._lifespan.__aenter__())
 
@@ -141,12 +148,11 @@ UNKNOWN = {f"unknown{n}": 0 for n in range(100)}
     [
         (SpeechRequest, {"input": "a", "model": 1, "voice": 1, **UNKNOWN}),
         (BatchRequest, {"items": [{}] * 100}),
-        (BatchRequest, {"items": [{"input": "a", **UNKNOWN}] * 100}),
+        (BatchRequest, {"items": [UNKNOWN] * 100}),
         (ChatRequest, {"messages": [{}] * 60}),
         (ChatRequest, {"messages": [{"role": "user", "content": [{}] * 60}]}),
         (ChatRequest, {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 100}]}),
         (ChatRequest, {"messages": [{"role": "user", "content": "a"}], "modalities": [0] * 100}),
-        (ChatRequest, {"messages": [{"role": "user", "content": "a"}], **UNKNOWN}),
     ],
 )
 def test_of_much_that_is_wrong_little_is_told(model: type[Body], record: dict[str, Any]) -> None:

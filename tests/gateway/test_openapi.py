@@ -49,6 +49,7 @@ GOOD = [
     ("post", "/v1/audio/voices", {"files": {"audio_sample": ("me.wav", RECORDING)}, "data": FORM}),
     ("get", "/v1/audio/voices", {}),
     ("delete", "/v1/audio/voices/{voice_id}", {"voice_id": None}),
+    ("get", "/health", {}),
     ("get", "/health/live", {}),
     ("get", "/health/ready", {}),
     ("get", "/metrics", {}),
@@ -81,7 +82,7 @@ def script(request: Request) -> list[Step]:
 
 @pytest.fixture(scope="module")
 def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
-    opened = Door(script, EVERYTHING, tmp_path_factory.mktemp("voices"))
+    opened = Door(script, EVERYTHING, tmp_path_factory.mktemp("voices"), strict=True)
     yield opened
     opened.close()
 

@@ -75,7 +75,7 @@ async def test_every_option_of_the_ensemble_goes_through_as_extra_body(start: St
         "audio": {"top_k": 4},
         "chunking": {"deterministic": True},
         "depth": {"temperature": 0.5},
-        "language": "English",
+        "language": "english",
         "text_mode": "whole",
         "transliterate": True,
     }
@@ -186,12 +186,12 @@ async def test_a_long_text_is_spoken_clause_by_clause(start: Start) -> None:
         ({"input": "a" * 11}, "input"),
         ({"timestamps": True}, "timestamps"),
         ({"volume": 11}, "volume"),
-        ({"voice": {"id": "alloy", "more": []}}, "voice"),
+        ({"voice": {"id": "alloy", "more": []}}, "voice.more"),
         ({"audio": {"top_k": "4" * 16_384}}, "audio"),
     ],
 )
 async def test_what_cannot_be_done_is_refused_by_name(start: Start, change: dict[str, Any], param: str) -> None:
-    running = await start(limits=Limits(max_input_chars=10, drain_s=1))
+    running = await start(limits=Limits(max_input_chars=10, drain_s=1), strict=True)
     async with running.http() as http:
         body, headers = json.dumps(REQUEST | change), {"content-type": "application/json"}
         answer = await http.post("/v1/audio/speech", content=body, headers=headers)

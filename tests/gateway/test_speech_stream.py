@@ -232,7 +232,7 @@ async def test_each_utterance_is_spoken_in_a_kept_voice_whose_recording_is_held_
 async def test_what_cannot_be_done_is_told_by_name_and_the_session_goes_on(
     start: Start, message: Any, param: str | None
 ) -> None:
-    running = await start()
+    running = await start(strict=True)
     async with open_socket(running, PATH) as opened:
         await opened.send(json.dumps(message))
         told = await Writer(opened).next()

@@ -58,7 +58,7 @@ async def test_text_is_streamed_as_it_is_written(start: Start) -> None:
     ],
 )
 async def test_what_cannot_be_done_is_refused_by_name(start: Start, change: dict[str, Any], param: str) -> None:
-    client = (await start(WRITTEN)).openai()
+    client = (await start(WRITTEN, strict=True)).openai()
     with pytest.raises(openai.BadRequestError) as raised:
         await client.audio.transcriptions.create(**{"model": "whisper-1", "file": FILE} | change)
     assert raised.value.param == param
@@ -96,7 +96,7 @@ async def test_a_family_that_does_not_translate_says_so(start: Start) -> None:
 
 
 async def test_a_family_that_translates_does_in_each_format(start: Start) -> None:
-    running = await start(WRITTEN, TRANSLATES)
+    running = await start(WRITTEN, TRANSLATES, strict=True)
     create = running.openai().audio.translations.create
     assert (await create(model="whisper-1", file=FILE, temperature=0.5)).text == "a cat"
     assert await create(model="tiny", file=FILE, response_format="text") == "a cat\n"

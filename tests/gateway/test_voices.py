@@ -235,7 +235,7 @@ async def test_the_model_is_left_as_soon_as_it_speaks(start: Start, tmp_path: Pa
 async def test_fields_that_are_wrong_are_named(
     start: Start, tmp_path: Path, change: dict[str, str], param: str
 ) -> None:
-    running = await start(SPOKEN, CLONES, voices=tmp_path)
+    running = await start(SPOKEN, CLONES, voices=tmp_path, strict=True)
     answer = await Caller(running).bring(**change)
     assert answer.status_code in (400, 404)
     assert answer.json()["error"]["param"] == param

@@ -75,4 +75,4 @@ def test_clients_are_told_what_the_bundled_family_is() -> None:
     (parameter,) = read_config("speech")["parameters"]
     codec = load_codec(TINY.codec, ROOT / "language_model/1/checkpoint", "cpu", TINY.layout.num_codebooks)
     assert parameter["key"] == ["profile"]
-    assert parameter["value"][0]["string_value"] == [profile(TINY, codec.spec.sample_rate)]
+    assert parameter["value"][0]["string_value"] == [profile(TINY, codec.spec.sample_rate, codec.spec.frame_rate)]

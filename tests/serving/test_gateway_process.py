@@ -96,6 +96,17 @@ def test_it_asks_the_server_where_that_listens(
     assert line[line.index("--address") + 1] == address
 
 
+def test_it_is_given_arguments_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
+    words = ("--gateway-arg=--strict", "--gateway-arg=--model-alias", "--gateway-arg=my/voice=tiny")
+    line = GatewayProcess(config(tmp_path, *words), 8003, NO_LOG).command_line()
+    known = read_config(arguments().parse_args(line[line.index("--server") :]))
+    assert (known.strict, known.model_aliases) == (True, {"my/voice": "tiny"})
+    flags, passed = parser().parse_known_args(["--gateway-arg=--strict"])
+    with pytest.raises(LaunchError, match="--gateway-arg: expected --gateway"):
+        launch_config(flags, passed)
+
+
 def test_it_drains_for_as_long_as_the_launcher_gives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
     line = GatewayProcess(config(tmp_path, "--drain-seconds", "75"), 8003, NO_LOG).command_line()

@@ -11,8 +11,9 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 from stretto_gateway.api_error import ApiError, refused, shown
 from stretto_gateway.chat_request import MAX_PARTS, MAX_TURNS
 from stretto_gateway.given_options import json_bytes
+from stretto_gateway.ignored import Body
 from stretto_gateway.realtime.settings import ReplyAudio, ReplyOptions, current_shape, merged, validated
-from stretto_gateway.speech_request import Body, Text
+from stretto_gateway.speech_request import Text
 
 MAX_METADATA = 16
 MAX_VALUES = 8192  # of an event, each of which may take a hundred times the memory of its character

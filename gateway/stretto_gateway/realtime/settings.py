@@ -9,7 +9,8 @@ from stretto_client import ModelProfile
 from stretto_gateway.api_error import ApiError, refused, shown, within
 from stretto_gateway.catalogue import find_task, find_voice
 from stretto_gateway.field_path import MAX_NAME_CHARS, field_path
-from stretto_gateway.speech_request import Body, Text, Voiced
+from stretto_gateway.ignored import Body
+from stretto_gateway.speech_request import Text, Voiced
 
 MAX_INSTRUCTION_CHARS = 100_000  # a session keeps them, beside the bytes that are counted
 MAX_ERRORS = 16  # reported for one update

@@ -106,7 +106,8 @@ def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], gpu: int | No
         (folder / CHECKPOINT).symlink_to(checkpoint.resolve(), target_is_directory=True)
         (folder / ENGINE).write_text(json.dumps(chosen, indent=2) + "\n")
         EngineConfig.from_file(folder / ENGINE, checkpoint)
-        told = profile(family, preprocessor.codec.spec.sample_rate)
+        spec = preprocessor.codec.spec
+        told = profile(family, spec.sample_rate, spec.frame_rate)
         change(folder / ENSEMBLE / "config.pbtxt", {parameter(PARAMETER): rf"\1: '{told}'"})
         if family.codec != "tiny":
             change(folder / DECODER / "config.pbtxt", {parameter("warm_up_s"): rf'\1: "{WARM_UP_S}"'})

@@ -1,4 +1,4 @@
-"""What a client is told of the model: a parameter of the ensemble's config, which anybody may ask for."""
+"""Profile of the served model for clients: a parameter of the ensemble's config."""
 
 import json
 from typing import Any
@@ -8,21 +8,26 @@ from stretto.families.base import Family, Task
 PARAMETER = "profile"
 
 
-def profile(family: Family, sample_rate: int) -> str:
-    """The family for clients, as one line of JSON that a config can hold between single quotes.
+def profile(family: Family, sample_rate: int, frame_rate: float) -> str:
+    """Return the family's profile as one line of JSON that a config can hold between single quotes.
 
-    sample_rate: the codec's, in Hz. max_text_chars: of one request. times_words: whether events tell when words start.
-    reads_live_text: whether a text may be written while it is spoken.
+    Args:
+        family: the model family that the checkpoint belongs to.
+        sample_rate: sampling rate of the codec in Hz.
+        frame_rate: frames per second of the codec.
     """
     record = {
         "family": family.name,
         "sample_rate": sample_rate,
+        "frame_rate": frame_rate,
         "voices": list(family.voices),
+        "languages": list(family.languages),
+        "options": _options(family),
         "max_text_chars": family.max_text_chars,
         "max_audio_s": family.max_audio_s,
         "times_words": family.script is not None,
         "reads_live_text": family.text_track is not None,
-        "tasks": [_task(task) for task in family.tasks],
+        "tasks": [_task(task, family, frame_rate) for task in family.tasks],
     }
     text = json.dumps(record)
     assert "'" not in text, f"{family.name}: a quote would end the parameter"
@@ -30,8 +35,10 @@ def profile(family: Family, sample_rate: int) -> str:
     return text
 
 
-def _task(task: Task) -> dict[str, Any]:
-    """What `Task` documents, as far as a client has a use for it."""
+def _task(task: Task, family: Family, frame_rate: float) -> dict[str, Any]:
+    """Return what `Task` documents, as far as a client has a use for it."""
+    num_closing_rows = family.tail.num_closing_rows(family.layout.max_delay)
+    max_speech_s = (task.sampling.audio.max_rows - num_closing_rows) / frame_rate
     return {
         "name": task.name,
         "needs": list(task.needs),
@@ -40,4 +47,20 @@ def _task(task: Task) -> dict[str, Any]:
         "answers": task.answers,
         "has_history": task.has_history,
         "system": list(task.system),
+        "max_text_rows": task.sampling.text.max_rows,
+        "max_speech_s": max_speech_s if task.has_audio_segment else 0.0,
     }
+
+
+def _options(family: Family) -> list[str]:
+    """Return the names of the options that this family takes and some other family refuses."""
+    taken = {
+        "depth": family.depth is not None,
+        "instruct": family.takes_instructions,
+        "language": bool(family.languages),
+        "repetition_penalty": family.penalized is not None,
+        "schedule": family.bursts is not None,
+        "text_mode": family.text_track is not None,
+        "transliterate": family.reads_latin_only,
+    }
+    return [name for name, is_taken in taken.items() if is_taken]

@@ -97,7 +97,12 @@ class Task:
     @property
     def speaks(self) -> bool:
         """Whether there is audio in what it replies with."""
-        return Segment.AUDIO in self.segments or Segment.INTERLEAVED in self.segments
+        return self.has_audio_segment or Segment.INTERLEAVED in self.segments
+
+    @property
+    def has_audio_segment(self) -> bool:
+        """Return True if the reply has a segment of audio alone, with a length that a request may limit."""
+        return Segment.AUDIO in self.segments
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,11 @@ MAX_MESSAGE_MB = 2147  # gRPC counts the bytes of a message in 31 bits
 
 @dataclass(frozen=True, slots=True)
 class LaunchConfig:
-    """The launcher's own flags, and in `passed` those of tritonserver. An empty `log_file` is standard output, and
-    an empty `gateway_port` no gateway. A port 0 is any that is free, until the proxy listens (`listening_at`)."""
+    """The launcher's own flags, and in `passed` those of tritonserver.
+
+    An empty `log_file` is standard output. Without a `gateway_port` there is no gateway; `gateway_args` are its own
+    arguments. A port 0 is any that is free, until the proxy listens (`listening_at`).
+    """
 
     model_repository: Path
     address: str
@@ -39,6 +42,7 @@ class LaunchConfig:
     start_attempts: int
     drain_seconds: float
     passed: tuple[str, ...]
+    gateway_args: tuple[str, ...] = ()
 
     @property
     def ports(self) -> dict[str, int]:
@@ -89,6 +93,8 @@ def parser() -> argparse.ArgumentParser:
         flags.add_argument(f"--{name}-port", type=port_or_any, default=port + number, help=about)
     flags.add_argument("--gateway", action="store_true", help="also serve OpenAI's audio API over HTTP")
     flags.add_argument("--gateway-port", type=port_number, default=port + 3, help="default: STRETTO_PORT + 3, or 8003")
+    about = "an argument of stretto gateway, as --gateway-arg=--strict; repeatable"
+    flags.add_argument("--gateway-arg", action="append", default=[], metavar="ARG", help=about)
     flags.add_argument(
         "--pid-file",
         type=Path,
@@ -178,6 +184,8 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
     given = {word.partition("=")[0] for word in passed} & TAKEN
     if given:
         raise LaunchError(f"{min(given)}: say with --address where the server listens, and with --allow what is open")
+    if flags.gateway_arg and not flags.gateway:
+        raise LaunchError("--gateway-arg: expected --gateway beside it")
     if not flags.http_port and HTTP in flags.allow:
         raise LaunchError("--http-port: expected a port, as with --allow http Triton itself listens there, got 0")
     pid_file = pid_file_of(flags)
@@ -199,6 +207,7 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
         start_attempts=flags.start_attempts,
         drain_seconds=flags.drain_seconds,
         passed=tuple(passed),
+        gateway_args=tuple(flags.gateway_arg),
     )
 
 

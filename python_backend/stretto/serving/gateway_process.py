@@ -33,13 +33,13 @@ class GatewayProcess:
         self._start()
 
     def command_line(self) -> list[str]:
-        """What is run: it asks the proxy, as any other client does."""
+        """Return the gateway's command, with the proxy as its server; the user's own arguments come last."""
         is_any = ipaddress.ip_address(self._config.address).is_unspecified
         host = "localhost" if is_any else self._config.address
         server = f"[{host}]:{self._config.grpc_port}" if ":" in host else f"{host}:{self._config.grpc_port}"
         flags = ("--address", self._config.address, "--port", str(self._port))
         drain = ("--drain-seconds", str(self._config.drain_seconds))
-        return [sys.executable, "-P", "-m", MODULE, "--server", server, *flags, *drain]
+        return [sys.executable, "-P", "-m", MODULE, "--server", server, *flags, *drain, *self._config.gateway_args]
 
     def _start(self) -> None:
         self._started = time.monotonic()

@@ -1,0 +1,273 @@
+"""Fields that an answer does not honour: ignored and named in a header, or refused by a strict gateway."""
+
+import base64
+import json
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import BaseModel
+
+from stretto_gateway.batch import BatchRequest
+from stretto_gateway.ignored import HEADER, MAX_NAMES, MAX_SHOWN_CHARS, Ignored
+from stretto_gateway.speech_request import SpeechRequest
+from tests.client.fake_server import PROFILE
+from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
+from tests.gateway.realtime.test_bounds import open_socket
+from tests.gateway.test_chat import QUESTION, REPLY, TALKS
+from tests.gateway.test_transcription import FILE, TRANSLATES, WRITTEN
+from tests.gateway.test_voices import CLONES
+
+SPEECH = {"model": "tts-1", "voice": "alloy", "input": "A cat.", "response_format": "pcm"}
+PLAIN = PROFILE | {"options": ["language"], "languages": ["english"]}
+UNHONOURED = {
+    "instructions": "Whisper.",
+    "depth": {"temperature": 0.5},
+    "repetition_penalty": 1.1,
+    "schedule": "turbo",
+    "text_mode": "streaming",
+    "task_type": "VoiceDesign",
+    "non_streaming_mode": False,
+    "ref_audio": "https://example.com/me.wav",
+    "ref_text": "It is me.",
+}
+
+
+@pytest.mark.parametrize("field", UNHONOURED)
+async def test_a_field_that_the_family_cannot_honour_is_ignored_and_named(start: Start, field: str) -> None:
+    running = await start(SPOKEN, PLAIN)
+    async with running.http() as http:
+        answer = await http.post("/v1/audio/speech", json=SPEECH | {field: UNHONOURED[field]})
+    assert (answer.status_code, answer.headers[HEADER], len(answer.content)) == (200, field, 2 * NUM_SAMPLES)
+    assert set(json.loads(running.behind.requests[0]["options"])) == {"voice", "output"}
+    strict = await start(SPOKEN, PLAIN, strict=True)
+    async with strict.http() as http:
+        answer = await http.post("/v1/audio/speech", json=SPEECH | {field: UNHONOURED[field]})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
+    assert not strict.behind.requests
+
+
+async def test_nothing_is_named_where_everything_is_honoured(start: Start) -> None:
+    known = {"language": "en", "non_streaming_mode": True, "task_type": "CustomVoice", "stream": True, "seed": 3}
+    running = await start(SPOKEN, PLAIN, strict=True)
+    async with running.http() as http:
+        answer = await http.post("/v1/audio/speech", json=SPEECH | known)
+    assert answer.status_code == 200, answer.text
+    assert HEADER not in answer.headers
+
+
+MULTIPART = ("/v1/audio/transcriptions", "/v1/audio/translations")
+FORM = {
+    "include[]": "logprobs",
+    "chunking_strategy": "auto",
+    "keywords[]": "Ada",
+    "languages[]": "de",
+    "user": "me",
+    "vad_filter": "true",
+    "hotwords": "Ada",
+    "prompt": "Names: Ada.",
+}
+WORDS = {"timestamp_granularities[]": "word", "response_format": "verbose_json"}
+
+
+async def posted(http: httpx.AsyncClient, path: str, more: dict[str, Any]) -> httpx.Response:
+    """The answer to a good request with further fields."""
+    if path in MULTIPART:
+        return await http.post(path, files={"file": FILE}, data={"model": "whisper-1"} | more)
+    body = {"messages": QUESTION} if "chat" in path else {"items": [SPEECH]} if "batch" in path else SPEECH
+    return await http.post(path, json=body | more)
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "names"),
+    [
+        ("/v1/audio/speech", {"volume": 11, "lang_code": "a"}, ["lang_code", "volume"]),
+        ("/v1/audio/speech", {"voice": {"id": "alloy", "more": []}}, ["voice.more"]),
+        ("/v1/audio/speech/batch", {"volume": 11}, ["volume"]),
+        ("/v1/audio/speech/batch", {"items": [SPEECH | {"volume": 11}]}, ["items.0.volume"]),
+        ("/v1/chat/completions", {"tools": [], "max_tokens": 9}, ["max_tokens", "tools"]),
+        ("/v1/audio/transcriptions", FORM, sorted(FORM)),
+        ("/v1/audio/transcriptions", WORDS, ["timestamp_granularities"]),
+        ("/v1/audio/transcriptions", {"language": "de"}, ["language"]),
+        ("/v1/audio/translations", FORM | {"stream": "true"}, sorted([*FORM, "stream"])),
+    ],
+)
+async def test_unknown_fields_of_every_body_are_ignored_and_named(
+    start: Start, path: str, more: dict[str, Any], names: list[str]
+) -> None:
+    profile, script = TRANSLATES, SPOKEN
+    if "chat" in path:
+        profile, script = TALKS, REPLY
+    elif path in MULTIPART:
+        script = WRITTEN
+    async with (await start(script, profile)).http() as http:
+        answer = await posted(http, path, more)
+        assert answer.status_code == 200, answer.text
+        assert HEADER not in (await posted(http, path, {})).headers
+    assert sorted(answer.headers[HEADER].split(", ")) == names
+
+
+async def test_the_words_of_a_voice_that_is_written_are_named_in_its_first_event(start: Start) -> None:
+    running = await start(SPOKEN, PLAIN)
+    async with open_socket(running, "/v1/audio/speech/stream") as socket:
+        config = {"type": "session.config", "volume": 11, "instructions": "Whisper.", "response_format": "pcm"}
+        for event in (config, {"type": "input.text", "text": "A cat."}, {"type": "input.done"}):
+            await socket.send(json.dumps(event))
+        assert json.loads(await socket.recv())["ignored"] == ["volume", "instructions"]
+
+
+def many(count: int, name: str = "x") -> dict[str, int]:
+    return {f"{name}{n}": 0 for n in range(count)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "header"),
+    [
+        ({"x\r\nset-cookie: a=b": 1}, "x??set-cookie??a?b"),
+        ({"a, b": 1, "\ud800ü": 1}, "a??b, ??"),
+        ({"x" * 100_000: 1}, "x" * MAX_SHOWN_CHARS),
+        (many(MAX_NAMES), ", ".join(many(MAX_NAMES))),
+        (many(100_000), ", ".join([*many(MAX_NAMES), "..."])),
+    ],
+)
+def test_a_callers_names_are_bounded_and_end_no_header(fields: dict[str, int], header: str) -> None:
+    body = SpeechRequest.model_validate({"input": "a"} | fields)
+    assert Ignored(body, is_strict=False).headers == {HEADER: header}
+    assert len(body._unknown) <= MAX_NAMES + 1
+
+
+def test_names_of_all_items_of_a_batch_are_bounded_together() -> None:
+    body: BaseModel = BatchRequest.model_validate({"items": [{"input": "a"} | many(50)] * 32})
+    assert len(Ignored(body, is_strict=False).names) == MAX_NAMES + 1
+
+
+TEXT_TRACK = PROFILE | {"options": ["text_mode", "language"], "languages": ["english", "german"]}
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        ({"non_streaming_mode": True}, {"text_mode": "whole"}),
+        ({"non_streaming_mode": False}, {"text_mode": "streaming"}),
+        ({"non_streaming_mode": True, "text_mode": "streaming"}, {"text_mode": "streaming"}),
+        ({"language": "Auto"}, {}),
+        ({"language": "de"}, {"language": "german"}),
+        ({"language": "de-AT"}, {"language": "german"}),
+        ({"language": "English"}, {"language": "english"}),
+    ],
+)
+async def test_fields_of_other_servers_become_options(
+    start: Start, given: dict[str, Any], options: dict[str, Any]
+) -> None:
+    running = await start(SPOKEN, TEXT_TRACK)
+    async with running.http() as http:
+        answer = await http.post("/v1/audio/speech", json=SPEECH | given)
+    assert answer.status_code == 200, answer.text
+    sent = json.loads(running.behind.requests[0]["options"])
+    assert {name: sent[name] for name in sent if name not in ("voice", "output")} == options
+    assert HEADER not in answer.headers
+
+
+def timed(max_speech_s: float) -> dict[str, Any]:
+    """A profile whose frames are 40 ms long."""
+    tasks = [task | {"max_speech_s": max_speech_s, "max_text_rows": 500} for task in PROFILE["tasks"]]
+    return PROFILE | {"frame_rate": 25.0, "tasks": tasks}
+
+
+@pytest.mark.parametrize(
+    ("given", "max_audio_s"),
+    [
+        ({"max_new_tokens": 50}, 2.0),
+        ({"max_completion_tokens": 50}, 2.0),
+        ({"max_completion_tokens": 50, "max_new_tokens": 25}, 1.0),
+        ({"max_new_tokens": 50, "max_audio_s": 1.5}, 1.5),
+        ({"max_new_tokens": 25, "max_audio_s": 1.5}, 1.0),
+        ({"max_new_tokens": 4096}, None),
+    ],
+)
+async def test_a_number_of_tokens_is_a_length(start: Start, given: dict[str, Any], max_audio_s: float | None) -> None:
+    running = await start(SPOKEN, timed(20.0))
+    async with running.http() as http:
+        answer = await http.post("/v1/audio/speech", json=SPEECH | given)
+    assert answer.status_code == 200, answer.text
+    assert json.loads(running.behind.requests[0]["options"]).get("max_audio_s") == max_audio_s
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"max_new_tokens": "many"}, "max_new_tokens"),
+        ({"stream": "perhaps"}, "stream"),
+        ({"non_streaming_mode": 7}, "non_streaming_mode"),
+        ({"language": 7}, "language"),
+        ({"language": "zh"}, "language"),
+        ({"task_type": "Song"}, "task_type"),
+        ({"speed": 5}, "speed"),
+    ],
+)
+async def test_bad_values_of_fields_that_mean_something_are_refused(
+    start: Start, change: dict[str, Any], param: str
+) -> None:
+    running = await start(SPOKEN, PLAIN)
+    async with running.http() as http:
+        answer = await http.post("/v1/audio/speech", json=SPEECH | change)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert not running.behind.requests
+
+
+async def test_a_recording_in_the_request_is_the_voice(start: Start) -> None:
+    running = await start(SPOKEN, CLONES)
+    recording = bytes(range(256)) * 400  # more than a request without a recording may have of other bytes
+    plain = base64.b64encode(recording).decode()
+    async with running.http() as http:
+        for ref_audio in (plain, f"data:audio/wav;base64,{plain}"):
+            more = {"ref_audio": ref_audio, "ref_text": "It is me.", "task_type": "Base"}
+            answer = await http.post("/v1/audio/speech", json=SPEECH | more)
+            assert (answer.status_code, HEADER in answer.headers) == (200, False), answer.text
+            request = running.behind.requests[-1]
+            assert json.loads(request["messages"])[0] == {"role": "system", "audio": "audio", "text": "It is me."}
+            assert request["audio"] == recording
+
+
+@pytest.mark.parametrize(
+    ("ref_audio", "told"),
+    [
+        ("http://169.254.169.254/latest", "the gateway opens no addresses and no files"),
+        ("https://example.com/me.wav", "the gateway opens no addresses and no files"),
+        ("file:///etc/passwd", "the gateway opens no addresses and no files"),
+        ("FILE:/etc/passwd", "the gateway opens no addresses and no files"),
+        ("/etc/passwd", "expected"),
+        ("data:audio/wav,abc", "expected a data: URL with ;base64"),
+        ("data:audio/wav;base64,?", "expected base64"),
+        ("", "expected 1 to"),
+        ("AAAA" * 1_400_000, "expected at most"),
+    ],
+)
+async def test_nothing_is_fetched_for_a_recording(start: Start, ref_audio: str, told: str) -> None:
+    running = await start(SPOKEN, CLONES)
+    async with running.http() as http:
+        answer = await http.post("/v1/audio/speech", json=SPEECH | {"ref_audio": ref_audio})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "ref_audio")
+    assert told in error["message"]
+    assert not running.behind.requests
+
+
+async def test_vllms_clients_find_the_text_where_they_look_for_it(start: Start) -> None:
+    running = await start(WRITTEN, timed(20.0))
+    data = {"model": "whisper-1", "stream": "True", "stream_include_usage": "True", "max_completion_tokens": "64"}
+    async with running.http() as http:
+        answer = await http.post("/v1/audio/transcriptions", files={"file": FILE}, data=data)
+    events = [json.loads(line.removeprefix("data: ")) for line in answer.text.split("\n\n") if line]
+    assert [event["choices"][0]["delta"]["content"] for event in events[:-1]] == ["a ", "cat "]
+    assert events[-1]["usage"]["completion_tokens"] == events[-1]["usage"]["output_tokens"]
+    assert json.loads(running.behind.requests[0]["options"]) == {"text": {"max_rows": 64}}
+
+
+async def test_raw_samples_tell_their_rate(start: Start) -> None:
+    async with (await start()).http() as http:
+        raw = await http.post("/v1/audio/speech", json=SPEECH | {"sample_rate": 8000, "stream": True})
+        wav = await http.post("/v1/audio/speech", json=SPEECH | {"response_format": "wav"})
+    assert raw.headers["x-sample-rate"] == "8000"
+    assert "x-sample-rate" not in wav.headers
