@@ -189,6 +189,15 @@ class Completion(TypedDict):
     usage: ChatUsage
 
 
+class ClientSecret(TypedDict):
+    """Short-lived key to the realtime API. session: OpenAI's object. stretto_ignored: fields without effect."""
+
+    value: str
+    expires_at: int
+    session: dict[str, Any]
+    stretto_ignored: NotRequired[list[str]]
+
+
 ERRORS: Described = {
     "4XX": {"model": ErrorAnswer, "description": "What is wrong with the request, by the name of the field"},
     "5XX": {"model": ErrorAnswer, "description": "Why there is no answer now"},

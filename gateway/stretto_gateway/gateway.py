@@ -7,6 +7,7 @@ from stretto_gateway.admission import Admission
 from stretto_gateway.catalogue import Catalogue
 from stretto_gateway.config import GatewayConfig
 from stretto_gateway.metrics import Metrics
+from stretto_gateway.realtime.client_secrets import ClientSecrets
 from stretto_gateway.routed import RoutedClient
 from stretto_gateway.sessions import Sessions
 from stretto_gateway.spans import open_spans
@@ -23,6 +24,7 @@ class Gateway:
         self.metrics = Metrics(lambda: self.catalogue.family, open_spans())
         self.admission = Admission(config.limits.max_active, config.limits.max_waiting, self.metrics.waited)
         self.sessions = Sessions(config.limits)
+        self.secrets = ClientSecrets()
         self.metrics.watch(self.admission, self.sessions)
         self.voices = None if config.voices is None else VoiceStore(config.voices, config.limits.max_voices)
 

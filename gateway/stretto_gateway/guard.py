@@ -20,6 +20,7 @@ from stretto_gateway.api_error import ApiError
 from stretto_gateway.caller import CALLER, REQUEST, RequestHead, network
 from stretto_gateway.config import GatewayConfig
 from stretto_gateway.held import Held
+from stretto_gateway.realtime.client_secrets import PREFIX, ClientSecret
 
 LOG = logging.getLogger("stretto_gateway")
 # What balancers ask without a key, and people's browsers before they have one.
@@ -27,6 +28,7 @@ OPEN_PATHS = ("/health", "/health/live", "/health/ready", page.REFERENCE, *page.
 GONE = 499  # the status of who has left before there was another one
 SWITCHED = 101  # and of a WebSocket
 FAILED_CODE = 1011  # with which one is closed that we have failed (RFC 6455, section 7.4.1)
+REALTIME = "/v1/realtime"  # the one path that a client secret opens, as a WebSocket
 KEY_PROTOCOL = "openai-insecure-api-key."  # before a key among the subprotocols: a browser's page can set no header
 SMALL_BYTES = 65_536  # of a body, for which there is always room
 CONVERSATIONS = "/v1/chat/completions"
@@ -63,8 +65,13 @@ class Keys:
 
     @staticmethod
     def _digest(authorization: str) -> bytes:
-        scheme, _, key = authorization.partition(" ")
-        return hashlib.sha256((key.strip() if scheme.lower() == "bearer" else authorization).encode()).digest()
+        return hashlib.sha256(key_in(authorization).encode()).digest()
+
+
+def key_in(authorization: str) -> str:
+    """Return the key in an `Authorization` header, or the whole of one without a scheme."""
+    scheme, _, key = authorization.partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else authorization
 
 
 def is_address(place: str) -> bool:
@@ -114,10 +121,12 @@ class Guard:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         exchange = Exchange(scope, send)
         authorization = headers.get(b"authorization", key_in_protocol(scope))
-        CALLER.set(self._caller(scope, authorization))
+        secret = client_secret(scope, key_in(authorization))
+        CALLER.set(self._caller(scope, authorization, secret))
         REQUEST.set(RequestHead(exchange.request_id, headers.get(b"traceparent", "")))
-        error = self._refusal(scope, headers, authorization)
-        scope["state"]["owner"] = self._keys.owner(authorization)
+        error = self._refusal(scope, headers, authorization, secret)
+        scope["state"]["secret"] = secret
+        scope["state"]["owner"] = secret.owner if secret and self._keys else self._keys.owner(authorization)
         if error is not None:
             await error.response()(scope, receive, exchange.send)
             exchange.note()
@@ -136,15 +145,20 @@ class Guard:
                 body.forget()
                 exchange.note()
 
-    def _caller(self, scope: Scope, authorization: str) -> str:
+    def _caller(self, scope: Scope, authorization: str, secret: ClientSecret | None) -> str:
         if self._keys:
-            return self._keys.owner(authorization)
+            return secret.owner if secret else self._keys.owner(authorization)
         client = scope.get("client")
         return network(client[0]) if client else ""
 
-    def _refusal(self, scope: Scope, headers: dict[bytes, str], authorization: str) -> ApiError | None:
+    def _refusal(
+        self, scope: Scope, headers: dict[bytes, str], authorization: str, secret: ClientSecret | None
+    ) -> ApiError | None:
         path = scope["path"]
-        if path not in OPEN_PATHS and not self._keys.admit(authorization):
+        is_ephemeral = is_realtime(scope) and key_in(authorization).startswith(PREFIX)
+        if is_ephemeral and secret is None and not self._keys:
+            return ApiError(401, "the client secret is none of this gateway's, or expired", code="invalid_api_key")
+        if path not in OPEN_PATHS and secret is None and not self._keys.admit(authorization):
             return ApiError(401, "no key, or a wrong one: Authorization: Bearer KEY", code="invalid_api_key")
         if not self._keys and not is_own_page(headers.get(b"origin"), headers.get(b"host", "")):
             return ApiError(403, "a page from elsewhere may not ask a gateway without keys", code="origin_not_allowed")
@@ -165,6 +179,19 @@ class Guard:
 
     def _max_other(self, path: str) -> int | None:
         return self._limits.max_json_bytes if path in (CONVERSATIONS, *SPEECH) else None
+
+
+def is_realtime(scope: Scope) -> bool:
+    """Return True if a request opens a session of the realtime API."""
+    return bool(scope["type"] == "websocket" and scope["path"] == REALTIME)
+
+
+def client_secret(scope: Scope, key: str) -> ClientSecret | None:
+    """Return the client secret that `key` is, None for other keys and for all requests but realtime sessions."""
+    if not is_realtime(scope) or not key.startswith(PREFIX):
+        return None
+    found: ClientSecret | None = scope["app"].state.gateway.secrets.find(key)
+    return found
 
 
 def is_form(headers: Mapping[bytes, str]) -> bool:

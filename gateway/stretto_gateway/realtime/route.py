@@ -1,16 +1,28 @@
-"""The connection: who comes in, and for what."""
+"""Routes of the realtime API: its WebSocket, and the client secrets that open it."""
 
 from contextlib import closing
 
 from fastapi import APIRouter
+from starlette.requests import Request
 from starlette.websockets import WebSocket
 
+from stretto_gateway.answers import ClientSecret
 from stretto_gateway.api_error import ApiError
+from stretto_gateway.caller import CALLER
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.lasting import attend, session_tasks
 from stretto_gateway.realtime.channel import Channel
+from stretto_gateway.realtime.client_secrets import SecretRequest
+from stretto_gateway.realtime.conversation import new_id
 from stretto_gateway.realtime.session import Session
-from stretto_gateway.realtime.settings import Change, RealtimeSettings, Settings, TranscriptionSettings
+from stretto_gateway.realtime.settings import (
+    Change,
+    RealtimeSettings,
+    Settings,
+    TranscriptionSettings,
+    fit,
+    session_record,
+)
 
 router = APIRouter()
 PROTOCOL = "realtime"  # what a browser's page offers beside its key, and has to be answered
@@ -19,13 +31,19 @@ TRANSCRIBERS = ("whisper", "transcribe")  # in the names of OpenAI's models that
 
 @router.websocket("/v1/realtime")
 async def open_session(socket: WebSocket) -> None:
-    """Converse, or write down what is heard, with the model that the query names; `intent=transcription` for the
-    latter."""
+    """Converse with the model that the query names, or transcribe with `intent=transcription`.
+
+    The settings of a client secret come before both.
+    """
     gateway: Gateway = socket.app.state.gateway
     query = socket.query_params
     name = query.get("model", "gpt-realtime")
     only_listens = query.get("intent") == "transcription" or any(part in name for part in TRANSCRIBERS)
     settings: Settings = transcribing(name) if only_listens else RealtimeSettings(model=name)
+    secret = socket.state.secret
+    if secret is not None:
+        settings = secret.settings
+        name = settings.model if isinstance(settings, RealtimeSettings) else name
     try:
         settings.check(await gateway.catalogue.model(name))
         with gateway.sessions.place():
@@ -33,6 +51,25 @@ async def open_session(socket: WebSocket) -> None:
             await run(gateway, socket, settings, name)
     except ApiError as error:
         await socket.send_denial_response(error.response())
+
+
+@router.post("/v1/realtime/client_secrets")
+async def create_client_secret(body: SecretRequest, request: Request) -> ClientSecret:
+    """Make a short-lived key for `/v1/realtime` alone, with the settings of its sessions."""
+    gateway: Gateway = request.app.state.gateway
+    model = "gpt-realtime"
+    change = Change(RealtimeSettings(model=model), body.session, model)
+    await fit(change, gateway.catalogue, model)
+    if gateway.strict:
+        change.expect_honoured()
+    for error in change.errors:
+        raise error
+    value, expires_at = gateway.secrets.add(CALLER.get(), change.settings, body.expires_after.seconds)
+    record = session_record(change.settings, new_id("sess"), expires_at)
+    answer: ClientSecret = {"value": value, "expires_at": expires_at, "session": record}
+    if change.ignored:
+        answer |= {"stretto_ignored": [error.param or "" for error in change.ignored]}
+    return answer
 
 
 def transcribing(model: str) -> Settings:

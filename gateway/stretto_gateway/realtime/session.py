@@ -6,13 +6,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from stretto_client import ModelProfile
-from stretto_gateway.api_error import ApiError, refused, within
+from stretto_gateway.api_error import ApiError, refused
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime import client_events as client
 from stretto_gateway.realtime.channel import Channel
 from stretto_gateway.realtime.conversation import Item, Part, new_id
 from stretto_gateway.realtime.hearing import Hearing
-from stretto_gateway.realtime.settings import ASR, Change, RealtimeSettings, Settings, ignoring, session_record
+from stretto_gateway.realtime.settings import Change, RealtimeSettings, Settings, fit, ignoring, session_record
 from stretto_gateway.realtime.talk import Talk
 from stretto_gateway.realtime.transcript import Transcriber
 from stretto_gateway.realtime.voice_activity import Edge, milliseconds, samples
@@ -77,7 +77,7 @@ class Session:
     async def _update(self, event: client.SessionUpdate) -> None:
         is_empty = self._talk.is_empty and not self._hearing.num_samples
         change = Change(self._settings, event.session, self._model, is_empty)
-        profile = await self._fit(change)
+        profile = await fit(change, self._gateway.catalogue, self._model)
         change.ignored[:0] = event.ignored
         if self._gateway.strict:
             change.expect_honoured()
@@ -85,24 +85,6 @@ class Session:
         for error in change.errors:
             await self._channel.tell(error, event.event_id)
         await self._channel.send("session.updated", session=self._record(), **ignoring(change.ignored))
-
-    async def _fit(self, change: Change) -> ModelProfile:
-        """Return the model's profile, and take fields out of `change` that name what the model does not have."""
-        while True:
-            settings = change.settings
-            try:
-                with within("session"):
-                    name = settings.model if isinstance(settings, RealtimeSettings) else self._model
-                    profile = await self._gateway.catalogue.model(name)
-                    settings.check(profile)
-            except ApiError as error:
-                change.refuse(error)
-                continue
-            transcription = settings.audio.input.transcription
-            if transcription is not None and not any(profile.task(name) for name in ASR):
-                expected = f"none: {profile.family!r} does not transcribe"
-                change.ignore("audio.input.transcription", expected, transcription.model)
-            return profile
 
     def _apply(self, settings: Settings, profile: ModelProfile) -> None:
         max_s = min(self._gateway.limits.max_turn_s, profile.max_audio_s)

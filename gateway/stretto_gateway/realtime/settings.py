@@ -7,7 +7,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError
 
 from stretto_client import ModelProfile
 from stretto_gateway.api_error import ApiError, refused, shown, within
-from stretto_gateway.catalogue import find_task, find_voice
+from stretto_gateway.catalogue import Catalogue, find_task, find_voice
 from stretto_gateway.field_path import MAX_NAME_CHARS, field_path
 from stretto_gateway.ignored import Body
 from stretto_gateway.speech_request import Text, Voiced
@@ -265,6 +265,28 @@ class Change:
                 if not names or len(self.errors) >= MAX_ERRORS:
                     raise
                 self.errors.append(error)
+
+
+async def fit(change: Change, catalogue: Catalogue, model: str) -> ModelProfile:
+    """Return the profile of a session's model, and take fields out of `change` that the model does not honour.
+
+    model: the name of a session's model that only transcribes.
+    """
+    while True:
+        settings = change.settings
+        try:
+            with within("session"):
+                name = settings.model if isinstance(settings, RealtimeSettings) else model
+                profile = await catalogue.model(name)
+                settings.check(profile)
+        except ApiError as error:
+            change.refuse(error)
+            continue
+        transcription = settings.audio.input.transcription
+        if transcription is not None and not any(profile.task(name) for name in ASR):
+            expected = f"none: {profile.family!r} does not transcribe"
+            change.ignore("audio.input.transcription", expected, transcription.model)
+        return profile
 
 
 def current_shape(update: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,88 @@
+"""Client secrets: short-lived keys that open realtime sessions with settings of their own, and nothing else."""
+
+import hashlib
+import heapq
+import json
+import secrets
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from stretto_gateway.admission import is_room
+from stretto_gateway.api_error import ApiError
+from stretto_gateway.realtime.settings import Settings
+from stretto_gateway.speech_request import Body
+
+PREFIX = "ek_"  # OpenAI's, of ephemeral keys
+NUM_BYTES = 32  # of randomness
+SECRET_BYTES, CHAR_BYTES = 2048, 4  # memory of a secret, and of each character of its settings
+MAX_BYTES = 16 << 20  # of all secrets together
+Lifetime = Annotated[int, Field(ge=10, le=7200)]  # seconds, as at OpenAI
+
+
+class ExpiresAfter(Body):
+    """Lifetime of a client secret."""
+
+    anchor: Literal["created_at"] = "created_at"
+    seconds: Lifetime = 600
+
+
+class SecretRequest(Body):
+    """Request for a client secret. session: the settings of its sessions, as in `session.update`."""
+
+    expires_after: ExpiresAfter = Field(default_factory=ExpiresAfter)
+    session: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSecret:
+    """Key to sessions with these settings, in the name of the `owner` of the key that it was made with."""
+
+    owner: str
+    settings: Settings
+    expires_s: float
+    num_bytes: int
+
+
+class ClientSecrets:
+    """Client secrets in memory, by digest, until they expire. One owner may take half of what the others leave."""
+
+    def __init__(self, max_bytes: int = MAX_BYTES):
+        self._max_bytes = max_bytes
+        self._secrets: dict[bytes, ClientSecret] = {}
+        self._expiries: list[tuple[float, bytes]] = []
+        self._num_bytes = Counter[str]()
+
+    def __len__(self) -> int:
+        self._forget_expired()
+        return len(self._secrets)
+
+    def add(self, owner: str, settings: Settings, lifetime_s: int) -> tuple[str, int]:
+        """Return a new secret and its expiry in seconds since the epoch; raise ApiError 429 if there are too many."""
+        self._forget_expired()
+        num_bytes = SECRET_BYTES + CHAR_BYTES * len(json.dumps(settings.model_dump()))
+        if not is_room(self._num_bytes, owner, self._max_bytes, num_bytes):
+            message = f"{len(self._secrets)} client secrets have not expired yet; try again"
+            raise ApiError(429, message, code="rate_limit_exceeded")
+        value = PREFIX + secrets.token_urlsafe(NUM_BYTES)
+        digest, expires_s = hashlib.sha256(value.encode()).digest(), time.monotonic() + lifetime_s
+        self._secrets[digest] = ClientSecret(owner, settings, expires_s, num_bytes)
+        heapq.heappush(self._expiries, (expires_s, digest))
+        self._num_bytes[owner] += num_bytes
+        return value, int(time.time()) + lifetime_s
+
+    def find(self, value: str) -> ClientSecret | None:
+        """Return the secret of that value, None if there is none or it has expired."""
+        self._forget_expired()
+        return self._secrets.get(hashlib.sha256(value.encode()).digest())
+
+    def _forget_expired(self) -> None:
+        now_s = time.monotonic()
+        while self._expiries and self._expiries[0][0] <= now_s:
+            secret = self._secrets.pop(heapq.heappop(self._expiries)[1])
+            self._num_bytes[secret.owner] -= secret.num_bytes
+            if not self._num_bytes[secret.owner]:
+                del self._num_bytes[secret.owner]  # drop empty entries: the number of owners is unbounded
