@@ -15,6 +15,11 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "departures"
 
 
+def test_the_marks_have_all_their_memory_from_the_beginning(path: Path) -> None:
+    found = path.stat()
+    assert found.st_blocks * 512 >= found.st_size == 8 * NUM_PLACES
+
+
 def test_a_mark_is_seen_by_all_and_is_of_one_stream(path: Path) -> None:
     proxy, model = Departures(path), Departures(path)
     number = proxy.next_number()

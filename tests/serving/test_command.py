@@ -596,6 +596,16 @@ def test_killing_the_launcher_takes_the_server_along_and_the_next_one_cleans_up(
     assert server.leftovers() == []  # any launcher that starts meanwhile may have been first, another test's too
 
 
+def test_a_killed_launcher_leaves_neither_a_process_nor_shared_memory(launch: Callable[..., Launched]) -> None:
+    server = launch()
+    server.until(lambda: "ready after" in server.said)
+    with subprocess.Popen(["sleep", "600"], env=os.environ | {LAUNCH_ID: server.launch_id}) as engine:
+        server.process.kill()
+        server.process.wait()
+        assert engine.wait(PATIENCE_S) == -signal.SIGKILL, "as an engine, which no dead parent ends"
+    server.until(lambda: server.leftovers() == [] and server.processes() == [])
+
+
 def busy_table(server_pid: int) -> FlowTable:
     table = FlowTable.create(server_pid, 4)
     table.claim()

@@ -1,5 +1,6 @@
 """Slots in shared memory: claimed, told, released, and no file left by the dead."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -19,6 +20,23 @@ def hold_a_table(directory: Path, ready: "multiprocessing.synchronize.Event") ->
     ready.set()
     signal.pause()
     slot.release()
+
+
+def test_a_table_has_all_its_memory_from_the_beginning(tmp_path: Path) -> None:
+    table = FlowTable.create(4711, 1024, tmp_path)
+    found = table.path.stat()
+    assert found.st_blocks * 512 >= found.st_size
+    table.remove()
+
+
+def test_a_table_for_which_there_is_no_room_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def has_no_room(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.posix_fallocate", has_no_room)
+    with pytest.raises(OSError, match="No space left on device"):
+        FlowTable.create(4711, 4, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_the_decoder_writes_is_what_the_language_model_reads(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import os
 import re
 import secrets
 import shutil
+import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,3 +153,9 @@ def _remove_launch(launch_id: str, directory: Path) -> None:
     for path in directory.glob(f"{PREFIX}{launch_id}_*"):
         with suppress(OSError):  # one that another user has put there ends no launcher
             path.unlink()
+
+
+if __name__ == "__main__":  # of a child of a launcher that is about to end, whose pid is the argument
+    while os.getppid() == int(sys.argv[1]):
+        time.sleep(0.01)
+    sweep()

@@ -14,7 +14,7 @@ from stretto.serving.installation import LaunchError
 from stretto.serving.launch_log import LaunchLog
 from stretto.serving.leftovers import Launch
 from stretto.serving.proxy.access import HTTP
-from stretto.serving.proxy.config import ENDING_ALL, ENDING_UNANSWERED, READY, UNREADY, Ports, ProxyConfig
+from stretto.serving.proxy.config import ENDING_ALL, ENDING_UNANSWERED, READY, STOPPING, UNREADY, Ports, ProxyConfig
 from stretto.serving.pulse import Pulse
 
 STOP_S = 5.0
@@ -39,6 +39,7 @@ class ProxyProcess:
             key=secrets.token_urlsafe(),
             allowed=tuple(sorted(config.allowed)),
             max_request_bytes=config.max_request_bytes,
+            cleanup=(sys.executable, "-P", "-m", "stretto.serving.leftovers", str(os.getpid())),
         )
         self._state = UNREADY
         self._start()
@@ -116,6 +117,7 @@ class ProxyProcess:
 
     def stop(self) -> None:
         """Let it send what is complete, and end it."""
+        self._send(STOPPING)
         try:
             self._process.communicate(timeout=STOP_S)
         except subprocess.TimeoutExpired:

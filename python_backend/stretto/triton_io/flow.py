@@ -79,11 +79,17 @@ class FlowTable:
         path = directory / f"{PREFIX}{server_pid}_{secrets.token_hex(16)}"
         unlocked = path.with_name(f".{path.name}")  # hidden name, so that it is not mistaken for a stale table
         descriptor = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        os.ftruncate(descriptor, (num_slots + 1) * WORDS * 8)
-        os.pwrite(descriptor, MAGIC, 0)
-        unlocked.rename(path)
-        return cls(path, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # All of it now: a write to a page that shared memory lacks later would end the process (SIGBUS).
+            os.posix_fallocate(descriptor, 0, (num_slots + 1) * WORDS * 8)
+            os.pwrite(descriptor, MAGIC, 0)
+            unlocked.rename(path)
+            return cls(path, descriptor)
+        except BaseException:
+            unlocked.unlink(missing_ok=True)
+            os.close(descriptor)
+            raise
 
     @classmethod
     def open(cls, name: str, directory: Path = DIRECTORY) -> "FlowTable":

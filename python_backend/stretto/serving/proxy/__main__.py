@@ -15,7 +15,16 @@ import grpc
 
 from stretto.departures import Departures
 from stretto.serving.proxy.access import Access
-from stretto.serving.proxy.config import BEAT_S, BEATS, ENDING_ALL, ENDING_UNANSWERED, READY, Ports, ProxyConfig
+from stretto.serving.proxy.config import (
+    BEAT_S,
+    BEATS,
+    ENDING_ALL,
+    ENDING_UNANSWERED,
+    READY,
+    STOPPING,
+    Ports,
+    ProxyConfig,
+)
 from stretto.serving.proxy.gate import Gate
 from stretto.serving.proxy.grpc_proxy import MAX_CALLS, SERVER_OPTIONS, TRITON_OPTIONS, GrpcProxy, LauncherWord
 from stretto.serving.proxy.pages import MAX_HEAD_BYTES, MetricsPage, Pages, PageServer, Readiness
@@ -34,7 +43,8 @@ class Launcher:
         self.stopped = asyncio.Event()
         self.gate = Gate(self.give_up)
         self._said = b""
-        self._is_ready = self._is_told = False
+        self._is_ready = self._is_told = self._is_stopping = False
+        self.has_died = False  # its pipe has ended, and it had not announced that
 
     def is_ready(self) -> bool:
         """Whether the server is ready, for all that the launcher knows."""
@@ -50,13 +60,14 @@ class Launcher:
         """Read what there is."""
         came = os.read(0, 4096)
         if not came:
+            self.has_died = not self._is_stopping
             self.stopped.set()
         *lines, self._said = (self._said + came).split(b"\n")
         for line in lines:
             self._take(line.decode())
 
     def _take(self, line: str) -> None:
-        self._is_ready, self._is_told = line == READY, False
+        self._is_ready, self._is_told, self._is_stopping = line == READY, False, line == STOPPING
         if line in (ENDING_ALL, ENDING_UNANSWERED):
             self.gate.shut(spares_answered=line == ENDING_UNANSWERED)
         else:
@@ -115,9 +126,9 @@ def grpc_proxy(config: ProxyConfig, triton: grpc.aio.Channel, launcher: Launcher
     return GrpcProxy(triton, allowed, launcher, uploads, Departures(Path(config.departures)))
 
 
-async def run(config: ProxyConfig) -> None:
+async def run(config: ProxyConfig, launcher: Launcher) -> None:
     """Serve until the launcher ends, or a signal says so."""
-    loop, launcher = asyncio.get_running_loop(), Launcher()
+    loop = asyncio.get_running_loop()
     loop.add_reader(0, launcher.hear)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, launcher.stopped.set)
@@ -133,15 +144,21 @@ def first_line() -> str:
 
 
 def main() -> int:
-    """Serve; 1 where a port cannot be had."""
+    """Serve; return 1 if a port cannot be had.
+
+    If the launcher has died, this process becomes its cleanup command: nothing else outlives the launcher for certain.
+    """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a file
-    config = ProxyConfig.from_json(first_line())
+    config, launcher = ProxyConfig.from_json(first_line()), Launcher()
     try:
-        asyncio.run(run(config))
+        asyncio.run(run(config, launcher))
     except OSError as error:
         print(error, flush=True)
         return 1
+    finally:
+        if config.cleanup and launcher.has_died:
+            os.execv(config.cleanup[0], config.cleanup)
     return 0
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 # The lines that follow, as often as this changes. While a model is started again, no request is let through; those in
 # flight are ended, or those of them that have had no answer yet, or are on a stream of several.
 READY, UNREADY, ENDING_ALL, ENDING_UNANSWERED = "ready", "unready", "ending all", "ending unanswered"
+STOPPING = "stopping"  # the last line; a launcher whose pipe ends without it has died
 
 # In the environment of a front-end process: the descriptor to which its event loop writes a byte every BEAT_S seconds.
 BEATS, BEAT_S = "STRETTO_BEATS", 1.0
@@ -38,7 +39,8 @@ class ProxyConfig:
 
     A port 0 is any that is free. To `triton_grpc` Triton adds a colon and the gRPC port that it is.
 
-    departures: the file in which the models are told of clients that have left.
+    departures: the file in which the models are told of clients that have left. cleanup: the command that removes what
+    is left of a launcher that has died.
     """
 
     address: str
@@ -51,6 +53,7 @@ class ProxyConfig:
     key: str
     allowed: tuple[str, ...]
     max_request_bytes: int
+    cleanup: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """The config in one line."""
@@ -60,4 +63,4 @@ class ProxyConfig:
     def from_json(cls, text: str) -> "ProxyConfig":
         """The inverse of `to_json`."""
         record = json.loads(text)
-        return cls(**record | {"allowed": tuple(record["allowed"])})
+        return cls(**record | {name: tuple(record[name]) for name in ("allowed", "cleanup")})
