@@ -24,6 +24,7 @@ from stretto_gateway.given_options import held_bytes
 from stretto_gateway.ignored import Ignored
 from stretto_gateway.speech_request import SpeechItem, SpeechOptions, SpeechRequest
 from stretto_gateway.streamed import Streamed
+from stretto_gateway.time_stretch import StretchedEncoder, TimeStretch
 from stretto_gateway.trace import SpeechTrace
 from stretto_gateway.voices import brought_voice
 
@@ -89,7 +90,7 @@ async def audio_parts(
     gateway: Gateway, item: SpeechOptions, text: str | AsyncIterable[str], options: dict[str, Any]
 ) -> AsyncGenerator[bytes, None]:
     """The bytes of the file in which `text` is spoken, as they come; the text may come meanwhile, too."""
-    encoder = make_encoder(item.response_format, item.sample_rate)
+    encoder = item_encoder(item)
     async with spoken(gateway, text, options) as events:
         async for event in events:
             if event.pcm is not None and (part := await encoded(encoder, event.pcm)):
@@ -100,12 +101,12 @@ async def audio_parts(
 
 async def sse_parts(gateway: Gateway, item: SpeechRequest, options: dict[str, Any]) -> AsyncGenerator[bytes, None]:
     """The same as `speech.audio.delta` events, words before the sound that they begin in, and `speech.audio.done`."""
-    encoder = make_encoder(item.response_format, item.sample_rate)
+    encoder, speed = item_encoder(item), item.speed or 1.0
     report: dict[str, Any] = {}
     async with spoken(gateway, item.input, options) as events:
         async for event in events:
             if item.timestamps and event.words:
-                words = [{"word": word.word, "start": word.start_s} for word in event.words]
+                words = [{"word": word.word, "start": word.start_s / speed} for word in event.words]
                 yield sse({"type": "speech.audio.words", "words": words})
             if event.pcm is not None and (part := await encoded(encoder, event.pcm)):
                 yield sse(delta(part))
@@ -115,12 +116,20 @@ async def sse_parts(gateway: Gateway, item: SpeechRequest, options: dict[str, An
     yield sse({"type": "speech.audio.done", "usage": usage(report)})
 
 
+def item_encoder(item: SpeechOptions) -> Encoder:
+    """Return an encoder for the item's format, rate and speed."""
+    encoder = make_encoder(item.response_format, item.sample_rate)
+    if item.speed in (None, 1.0):
+        return encoder
+    return StretchedEncoder(TimeStretch(item.speed, item.sample_rate), encoder)
+
+
 async def encoded(encoder: Encoder, pcm: np.ndarray) -> bytes:
     """Samples [n] int16 on their way through the encoder; where that takes milliseconds, others go on meanwhile."""
     assert pcm.dtype == np.int16, pcm.dtype
     if not len(pcm):
         return b""  # FFmpeg has no frames without samples
-    if isinstance(encoder, FfmpegEncoder):
+    if isinstance(encoder, FfmpegEncoder | StretchedEncoder):
         return await asyncio.to_thread(encoder.encode, pcm)
     return encoder.encode(pcm)
 

@@ -13,6 +13,7 @@ from stretto_gateway.encoding import DEFAULT_RATE, HIGHEST_RATE, LOWEST_RATE, RA
 from stretto_gateway.given_options import options_bytes
 from stretto_gateway.ignored import Body, Ignored
 from stretto_gateway.languages import AUTO, language_name
+from stretto_gateway.time_stretch import GREATEST_SPEED, LEAST_SPEED
 
 OPTIONS = (
     *("seed", "guidance_scale", "guidance", "temperature", "top_k", "top_p", "text", "audio", "max_audio_s"),
@@ -22,6 +23,7 @@ OPTIONS = (
 WITH_FILE = Form(media_type="multipart/form-data")
 AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
 TaskType = Literal["Base", "CustomVoice", "VoiceDesign"]  # Qwen3-TTS's names, as vLLM-Omni's API has them
+Speed = Annotated[float | None, Field(ge=LEAST_SPEED, le=GREATEST_SPEED, allow_inf_nan=False)]
 NumFrames = Annotated[int | None, Field(ge=1)]
 FRAME_LIMITS = ("max_new_tokens", "max_completion_tokens")
 MAX_REF_CHARS = 4000
@@ -71,7 +73,7 @@ class SpeechOptions(Voiced):
     instructions: Text | None = Field(default=None, description="how to speak, for families that take instructions")
     response_format: AudioFormat = "mp3"
     markup: Markup = Field(default="auto", description="which marks are not read aloud; `auto`: Markdown, or SSML")
-    speed: float | None = Field(default=None, ge=0.25, le=4, allow_inf_nan=False, description="ignored, unless 1")
+    speed: Speed = Field(default=None, description="2 halves the duration; the pitch stays")
     sample_rate: int = Field(default=DEFAULT_RATE, ge=LOWEST_RATE, le=HIGHEST_RATE, description="in Hz")
     stream: bool | None = Field(default=None, description="no effect: audio is always sent as it is made")
     task_type: TaskType | None = Field(default=None, description="how the voice is chosen, if the model has that way")
@@ -129,8 +131,6 @@ class SpeechOptions(Voiced):
         Raises:
             ApiError: a value makes no sense, or `ignored` is strict.
         """
-        if self.speed not in (None, 1.0):
-            ignored.add("speed", f"1 or none: {profile.family!r} has one speed", self.speed)
         rates = RATES.get(self.response_format)
         if rates is not None and self.sample_rate not in rates:
             raise refused("sample_rate", f"for {self.response_format} one of {rates}", self.sample_rate)

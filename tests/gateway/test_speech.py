@@ -160,6 +160,38 @@ async def test_events_carry_the_sound_the_words_and_what_was_used(start: Start) 
     }
 
 
+async def test_speed_changes_durations_and_times_and_1_changes_no_bit(start: Start) -> None:
+    running = await start()
+    async with running.http() as http:
+        as_ever = (await http.post("/v1/audio/speech", json=REQUEST | {"response_format": "pcm"})).content
+        plain = await http.post("/v1/audio/speech", json=REQUEST | {"response_format": "pcm", "speed": 1})
+        assert (plain.content, "stretto-ignored" in plain.headers) == (as_ever, False)
+        fast = await http.post("/v1/audio/speech", json=REQUEST | {"response_format": "pcm", "speed": 2})
+        assert (len(fast.content), "stretto-ignored" in fast.headers) == (NUM_SAMPLES, False)
+        items = {"items": [{"input": "a"}], "response_format": "wav", "speed": 0.5}
+        (result,) = (await http.post("/v1/audio/speech/batch", json=items)).json()["results"]
+        assert len(base64.b64decode(result["audio_data"])) == 44 + 4 * NUM_SAMPLES
+        request = REQUEST | {"response_format": "mp3", "stream_format": "sse", "timestamps": True, "speed": 2}
+        lines = (await http.post("/v1/audio/speech", json=request)).text.splitlines()
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+    words = [word for event in events if event["type"] == "speech.audio.words" for word in event["words"]]
+    assert words == [{"word": "a", "start": 0.0}, {"word": "cat", "start": 0.02}]
+    sound = b"".join(base64.b64decode(event["audio"]) for event in events if event["type"] == "speech.audio.delta")
+    assert num_samples(sound, "mp3") == pytest.approx(NUM_SAMPLES / 2, abs=2500)
+
+
+async def test_speech_at_another_speed_begins_before_it_is_complete(start: Start) -> None:
+    heard = asyncio.Event()
+    running = await start([SPOKEN[0], SPOKEN[1], Until(heard), *SPOKEN[2:]])
+    body = REQUEST | {"response_format": "pcm", "speed": 1.5}
+    async with running.http() as http, http.stream("POST", "/v1/audio/speech", json=body) as answer:
+        parts = answer.aiter_bytes()
+        data = await anext(parts)
+        heard.set()
+        data += b"".join([part async for part in parts])
+    assert len(data) == 2 * round(NUM_SAMPLES / 1.5)
+
+
 async def test_a_long_text_is_spoken_clause_by_clause(start: Start) -> None:
     running = await start()
     text = " ".join(["This sentence has exactly fifty characters, I say."] * 4)
@@ -174,7 +206,7 @@ async def test_a_long_text_is_spoken_clause_by_clause(start: Start) -> None:
         ({"voice": "nobody"}, "voice"),
         ({"voice": {"id": "nobody"}}, "voice"),
         ({"response_format": "ogg"}, "response_format"),
-        ({"speed": 1.5}, "speed"),
+        ({"speed": 4.1}, "speed"),
         ({"instructions": "a" * 16_384}, "instructions"),
         ({"instructions": ["Whisper."]}, "instructions"),
         ({"text_mode": "open"}, "text_mode"),

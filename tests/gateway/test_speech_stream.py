@@ -21,7 +21,7 @@ from stretto_gateway.gateway import Gateway
 from stretto_gateway.given_options import held_bytes
 from stretto_gateway.speech_stream import KINDS, run
 from tests.client.fake_server import PROFILE, Abort, Chunk, ErrorText, FakeServer, Request, Step, Taken, Until
-from tests.gateway.conftest import SPOKEN, Running, Start
+from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Running, Start
 from tests.gateway.line import Line
 from tests.gateway.realtime.test_bounds import closed, open_socket
 from tests.gateway.test_fuzz import JSON
@@ -216,7 +216,7 @@ async def test_each_utterance_is_spoken_in_a_kept_voice_whose_recording_is_held_
         ({"type": "input.done"}, "type"),
         ({"type": "input.more"}, "type"),
         ({"type": "session.config", "voice": "nobody"}, "voice"),
-        ({"type": "session.config", "speed": 2}, "speed"),
+        ({"type": "session.config", "speed": 5}, "speed"),
         ({"type": "session.config", "model": "parrot"}, "model"),
         ({"type": "session.config", "response_format": "ogg"}, "response_format"),
         ({"type": "session.config", "stream_audio": False}, "stream_audio"),
@@ -239,6 +239,12 @@ async def test_what_cannot_be_done_is_told_by_name_and_the_session_goes_on(
         assert (told["type"], told["error"]["param"], told["message"]) == ("error", param, told["error"]["message"])
         assert kinds((await (await begin(opened)).utterance("A cat."))[0])[-1] == "session.done"
     assert len(running.behind.requests) == 1
+
+
+async def test_a_written_text_is_spoken_at_the_speed_of_the_session(start: Start) -> None:
+    running = await start()
+    async with open_socket(running, PATH) as opened:
+        assert len((await (await begin(opened, speed=2)).utterance("A cat."))[1]) == NUM_SAMPLES
 
 
 async def test_options_are_held_until_there_are_others(start: Start) -> None:
