@@ -58,7 +58,7 @@ def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
     speak.add_argument("--markup", choices=MARKUPS, default="none", help="marks that are not read aloud; default: none")
     speak.add_argument("--words", action="store_true", help="print each word and when it starts")
     transcribe = commands.add_parser("transcribe", parents=[shared], help="speech to text")
-    transcribe.add_argument("file", type=Path, help="wav, flac, ogg or mp3")
+    transcribe.add_argument("file", type=Path, help="wav, flac, ogg, mp3, webm, m4a, mp4 or aac")
     transcribe.add_argument("--task", default="asr", help="what the model calls it; default: asr")
     talk = commands.add_parser("chat", parents=[shared], help="a conversation, line by line from standard input")
     talk.description = "A line is a turn: text, @FILE (audio, or codes in .npy), or @FILE text. Ends with the input."

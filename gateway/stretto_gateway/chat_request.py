@@ -18,7 +18,7 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 
 
 class InputAudio(BaseModel):
-    """A recording in a turn: a wav, flac, ogg or mp3 file as base64."""
+    """A recording in a turn: a wav, flac, ogg, mp3, webm, m4a, mp4 or aac file as base64."""
 
     data: str
     format: str = "wav"

@@ -1,11 +1,9 @@
 """`POST /v1/audio/transcriptions` and `/v1/audio/translations`: what is said in a file, as text or with its times."""
 
-import io
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
 from typing import Annotated, Any, Literal
 
-import soundfile
 from fastapi import APIRouter, UploadFile
 from pydantic import Field
 from starlette.requests import Request
@@ -91,7 +89,7 @@ TRANSLATED = described("The text", *TEXTS, model=PlainText | TimedText)
 
 @router.post("/v1/audio/transcriptions", response_class=Response, responses=WRITTEN)
 async def create_transcription(form: Annotated[TranscriptionForm, WITH_FILE], request: Request) -> Response:
-    """The text of `file` (wav, flac, ogg or mp3); with `stream`, as server-sent events while it is written."""
+    """Transcribe `file` (wav, flac, ogg, mp3, webm, m4a, mp4 or aac); with `stream`, as server-sent events."""
     gateway: Gateway = request.app.state.gateway
     ignored = Ignored(form, gateway.strict)
     content, options = await opened(gateway, form, TRANSCRIBE, "write down what it hears", ignored)
@@ -104,7 +102,7 @@ async def create_transcription(form: Annotated[TranscriptionForm, WITH_FILE], re
         if form.response_format == "json":
             answer = JSONResponse({"text": text, "usage": {"type": "tokens"} | usage(report)})
         else:
-            answer = formed(form.response_format, text, content, {"task": "transcribe", "language": ""})
+            answer = formed(form.response_format, text, report, {"task": "transcribe", "language": ""})
     answer.headers.update(ignored.headers)
     return answer
 
@@ -115,8 +113,8 @@ async def create_translation(form: Annotated[TranslationForm, WITH_FILE], reques
     gateway: Gateway = request.app.state.gateway
     ignored = Ignored(form, gateway.strict)
     content, options = await opened(gateway, form, TRANSLATE, "translate what it hears", ignored)
-    text, _ = await unless_gone(request.receive, transcribed(gateway, content, TRANSLATE, options))
-    answer = formed(form.response_format, text, content, {"task": "translate", "language": "english"})
+    text, report = await unless_gone(request.receive, transcribed(gateway, content, TRANSLATE, options))
+    answer = formed(form.response_format, text, report, {"task": "translate", "language": "english"})
     answer.headers.update(ignored.headers)
     return answer
 
@@ -184,22 +182,21 @@ async def writing(
             yield events
 
 
-def duration_s(content: bytes) -> float:
-    """How long a recording is, by its header; the server has read it already."""
-    return float(soundfile.info(io.BytesIO(content)).duration)
+def formed(response_format: str, text: str, report: dict[str, Any], head: dict[str, Any]) -> Response:
+    """Return a transcript in a response format; formats with times have one segment, as long as the recording.
 
-
-def formed(response_format: str, text: str, content: bytes, head: dict[str, Any]) -> Response:
-    """The text of a recording in the form that was asked for: with times, as one segment from its beginning to its end.
-
-    head: what the form `verbose_json` tells beside them.
+    Args:
+        response_format: one of OpenAI's formats.
+        text: the transcript.
+        report: the server's report, which has the duration of the decoded recording.
+        head: further fields of `verbose_json`.
     """
     match response_format:
         case "json":
             return JSONResponse({"text": text})
         case "text":
             return PlainTextResponse(text + "\n")
-    end_s = duration_s(content)
+    end_s = report.get("input_audio_s", 0.0)
     match response_format:
         case "srt":
             return PlainTextResponse(f"1\n{stamp(0, ',')} --> {stamp(end_s, ',')}\n{text}\n\n")

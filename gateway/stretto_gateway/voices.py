@@ -28,7 +28,7 @@ SAMPLE = "One, two."  # what a voice is tried with
 
 
 class VoiceForm(Body):
-    """A recording (wav, flac, ogg or mp3), and what is known of it. The names are those that peers have."""
+    """A recording (wav, flac, ogg, mp3, webm, m4a, mp4 or aac) with its metadata, by the names that peers use."""
 
     audio_sample: UploadFile
     name: Annotated[Text, Field(min_length=1, max_length=100)]

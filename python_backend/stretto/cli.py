@@ -8,7 +8,7 @@ USAGE = """\
 usage: stretto COMMAND ...    (stretto COMMAND --help: all that it takes)
 
   speak "text"              speaks: --voice NAME, --out FILE, --guidance SCALE, --words, ...
-  transcribe FILE           writes down what is said in a wav, flac, ogg or mp3 file
+  transcribe FILE           writes down what is said in a wav, flac, ogg, mp3, webm, m4a, mp4 or aac file
   chat                      a conversation, each line of standard input a turn
   serve                     runs the server; --model-repository FOLDER (default: the bundled model's)
   serve --status | --stop   the state of a server, its end

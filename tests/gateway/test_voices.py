@@ -191,7 +191,10 @@ async def test_a_family_that_is_not_told_what_is_said_says_so(start: Start, tmp_
 @pytest.mark.parametrize(
     ("refusal", "param"),
     [
-        ("invalid request: audio: expected a readable wav, flac, ogg or mp3 file, got an error", "audio_sample"),
+        (
+            "invalid request: audio: expected a readable wav, flac, ogg, mp3, webm, m4a, mp4 or aac file, got an error",
+            "audio_sample",
+        ),
         ("invalid request: messages[0].text: expected at most 40 characters, got 41", "ref_text"),
     ],
 )

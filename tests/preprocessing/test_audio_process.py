@@ -2,11 +2,15 @@
 
 import os
 import signal
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 from io import BytesIO
+from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -14,6 +18,7 @@ import soundfile
 from stretto.errors import InvalidRequest
 from stretto.preprocessing.audio import Recording, read_recording
 from stretto.preprocessing.audio_process import AudioProcess, AudioProcessEnded
+from stretto.preprocessing.audio_worker import MAX_MEMORY_BYTES
 
 MAX_S, RATE = 9.6, 16_000
 NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, (30_000, 2)).astype(np.float32)
@@ -61,6 +66,28 @@ def test_it_refuses_in_the_same_words(process: AudioProcess) -> None:
         assert str(there.value) == str(here.value)
     with pytest.raises(InvalidRequest, match=r"at most 0\.1 s"):
         process.read(RECORDINGS["FLAC"], 0.1, RATE)
+
+
+def test_tables_that_are_declared_and_not_there_take_no_memory_beyond_the_limit(process: AudioProcess) -> None:
+    held = BytesIO()
+    with av.open(held, "w", format="ipod") as container:
+        stream: Any = container.add_stream("alac", rate=44_100, layout="stereo")
+        pcm = (NOISE * 32_767).astype(np.int16).reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(pcm, format="s16", layout="stereo")
+        frame.sample_rate, frame.pts = 44_100, 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    data, num = bytearray(held.getvalue()), 85_000_000  # of 24 bytes each once they are read
+    sizes, chunks = data.index(b"stsz"), data.index(b"stsc")
+    data[sizes + 8 : sizes + 16] = struct.pack(">II", 1, num)
+    for entry in range(struct.unpack(">I", data[chunks + 8 : chunks + 12])[0]):
+        at = chunks + 12 + 12 * entry
+        data[at + 4 : at + 8] = struct.pack(">I", num)
+    with pytest.raises((InvalidRequest, AudioProcessEnded)):
+        process.read(Recording("audio", bytes(data)), MAX_S, RATE)
+    limits = Path(f"/proc/{process.pid}/limits").read_text()
+    assert str(MAX_MEMORY_BYTES) in limits
+    assert len(process.read(RECORDINGS["WAV"], MAX_S, RATE))
 
 
 def test_one_that_has_died_is_started_again(process: AudioProcess) -> None:

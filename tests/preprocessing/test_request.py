@@ -59,7 +59,7 @@ def test_seeds_are_drawn_anew_unless_asked_for(preprocessor: Preprocessor) -> No
 )
 def test_audio_of_any_kind_becomes_25_frames_a_second(preprocessor: Preprocessor, raw: RawRequest) -> None:
     prompt = preprocessor.prepare(raw)
-    assert (prompt.task, prompt.words) == ("asr", ())
+    assert (prompt.task, prompt.words, prompt.input_audio_s) == ("asr", (), 1.0)
     assert len(prompt.rows) == 3 + 25 + TINY.layout.max_delay
     assert prompt.rows[2 + 3 : 2 + 3 + 25, 1].tolist() == [FIRST_CODE + frame for frame in range(25)]
 
@@ -98,7 +98,7 @@ def test_the_longest_audio_fits_the_model(preprocessor: Preprocessor) -> None:
         (RawRequest(pcm_in=PCM[:200], sample_rate=8_000), "pcm_in: expected at least 0.04 s, got 0.0250 s"),
         (RawRequest(audio=wav(0.03)), "audio: expected at least 0.04 s"),
         (RawRequest(audio=wav(9.7)), "audio: expected at most 9.6 s, got more"),
-        (RawRequest(audio=b"garbage"), "audio: expected a readable wav, flac, ogg or mp3 file"),
+        (RawRequest(audio=b"garbage"), "audio: expected a readable wav, flac, ogg, mp3, webm, m4a, mp4 or aac file"),
         (RawRequest(audio=()), "audio: expected a file for each turn that means one, 1, got 0 files"),
         (RawRequest(audio=(wav(1), wav(1))), "audio: expected a file for each turn that means one, 1, got 2 files"),
         (
@@ -138,7 +138,10 @@ def test_a_bad_request_is_refused_by_name(preprocessor: Preprocessor, raw: RawRe
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (RawRequest(audio=(b"a", b"")), "audio[1]: expected the bytes of a wav, flac, ogg or mp3 file, got 0 bytes"),
+        (
+            RawRequest(audio=(b"a", b"")),
+            "audio[1]: expected the bytes of a wav, flac, ogg, mp3, webm, m4a, mp4 or aac file, got 0 bytes",
+        ),
         (RawRequest(audio=bytes(20_000_001)), "audio: expected at most 20000000 bytes, got 20000001 bytes"),
         (
             RawRequest(audio=(bytes(16_000_001),) * 4),

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.server
 SENTENCE = "the garden door is open"
 REPORT = {
     "finish_reason",
+    "input_audio_s",
     "num_prompt_rows",
     "num_text_tokens",
     "num_frames",

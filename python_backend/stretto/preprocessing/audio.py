@@ -1,8 +1,10 @@
 """Audio of a request, as a file's bytes or as samples, to mono samples at the codec's rate, within limits.
 
-No more than numpy and two audio libraries is imported here: processes that do nothing else start with it.
+Files are decoded by libsndfile, and by FFmpeg (PyAV) if libsndfile has no decoder for their format. Only numpy and two
+audio libraries are imported here, because the processes that read audio start with it; PyAV is imported on first use.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
@@ -21,6 +23,18 @@ MAX_CHANNELS = 8
 MAX_PEAK = 2.0  # resampled or lossy audio overshoots 1 a little; integers taken for floats exceed it at once
 FORMATS = frozenset({"WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "MPEG"})
 BLOCK_SAMPLES = 1 << 16  # decoded at once, of each channel
+READABLE = "wav, flac, ogg, mp3, webm, m4a, mp4 or aac"
+HEAD_BYTES = 26  # by which a format is known
+FLAC_SAMPLES = (1 << 36) - 1  # the bits of STREAMINFO with the number of samples, 0 if unknown (RFC 9639, section 8.2)
+# For FFmpeg, which is given one demuxer and reads one file: no playlist, no network, no decoder of video.
+MAX_STREAMS = 8
+FFMPEG_OPTIONS = {
+    "codec_whitelist": "opus,vorbis,aac,alac,flac,mp3float,mp3,pcm_s16le,pcm_s24le,pcm_f32le",
+    "protocol_whitelist": "none",
+    "max_streams": str(MAX_STREAMS + 1),
+    "probesize": "1000000",
+    "analyzeduration": "1000000",
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,35 +71,101 @@ def read_samples(pcm: np.ndarray, sample_rate: int | None, max_s: float, target_
 def check_file_size(num_bytes: int, field: str) -> None:
     """Raise InvalidRequest unless a file of so many bytes may be read."""
     if not num_bytes:
-        raise InvalidRequest(field, "the bytes of a wav, flac, ogg or mp3 file", "0 bytes")
+        raise InvalidRequest(field, f"the bytes of a {READABLE} file", "0 bytes")
     if num_bytes > MAX_FILE_BYTES:
         raise InvalidRequest(field, f"at most {MAX_FILE_BYTES} bytes", f"{num_bytes} bytes")
 
 
 def read_file(data: bytes, max_s: float, field: str = "audio") -> tuple[np.ndarray, int]:
-    """Mono samples [n] float32 and their rate in Hz, of the bytes of a wav, flac, ogg or mp3 file of at most `max_s`.
+    """Return the mono samples of a file and their rate, decoding at most `max_s` whatever its header declares.
 
-    Nothing is decoded before the number of bytes, and no more than `max_s` whatever the header says. field: what to
-    call the file in a refusal.
+    Args:
+        data: bytes of a file in one of the formats of READABLE, checked for their number before they are decoded.
+        max_s: longest duration, in seconds.
+        field: name of the file in a refusal.
+
+    Returns:
+        Samples [n] float32 in [-MAX_PEAK, MAX_PEAK], and their rate in Hz.
+
+    Raises:
+        InvalidRequest: the file is too large, too long, or cannot be decoded.
     """
     check_file_size(len(data), field)
     return decode(BytesIO(data), max_s, field)
 
 
 def decode(source: BinaryIO | int, max_s: float, field: str) -> tuple[np.ndarray, int]:
-    """As `read_file`, of a file object or a file descriptor, which stays open."""
-    try:
-        with soundfile.SoundFile(source, closefd=False) as file:
-            _check_header(field, file)
-            rate, max_samples = file.samplerate, int(max_s * file.samplerate)
-            pcm = _mix(file, max_samples + 1)
-    except soundfile.LibsndfileError as error:
-        expected = "a readable wav, flac, ogg or mp3 file"
-        raise InvalidRequest(field, expected, f"an error: {error.error_string}") from error
-    if len(pcm) > max_samples:
+    """Decode a file object, or a file descriptor, which stays open; otherwise as `read_file`."""
+    demuxer = _demuxer(source)
+    if demuxer is None:
+        pcm, rate = _decode_by_libsndfile(source, max_s, field)
+    else:
+        pcm, rate = _decode_by_ffmpeg(source, demuxer, max_s, field)
+    if len(pcm) > int(max_s * rate):
         raise InvalidRequest(field, f"at most {max_s:g} s", "more")
     _check_samples(field, pcm)
     return pcm, rate
+
+
+def _demuxer(source: BinaryIO | int) -> str | None:
+    """Return FFmpeg's demuxer for a file that libsndfile cannot read; None for any other file."""
+    if isinstance(source, int):
+        head = os.pread(source, HEAD_BYTES, 0)
+    else:
+        head = source.read(HEAD_BYTES)
+        source.seek(0)
+    if head.startswith(b"\x1aE\xdf\xa3"):
+        return "matroska,webm"
+    if head[4:8] == b"ftyp":
+        return "mov,mp4,m4a,3gp,3g2,mj2"
+    if head.startswith(b"fLaC") and not int.from_bytes(head[18:26]) & FLAC_SAMPLES:  # written to a pipe
+        return "flac"
+    # ADTS and MP3 begin with the same 12 bits; the layer, 0 in ADTS only, follows them.
+    return "aac" if head[:1] == b"\xff" and len(head) > 1 and head[1] & 0xF6 == 0xF0 else None
+
+
+def _decode_by_libsndfile(source: BinaryIO | int, max_s: float, field: str) -> tuple[np.ndarray, int]:
+    """Return at most one sample more than `max_s`, mono [n] float32, and the rate in Hz."""
+    try:
+        with soundfile.SoundFile(source, closefd=False) as file:
+            if file.format not in FORMATS:
+                raise InvalidRequest(field, f"a {READABLE} file", file.format)
+            _check_form(field, file.samplerate, file.channels)
+            return _mix(file, int(max_s * file.samplerate) + 1), file.samplerate
+    except soundfile.LibsndfileError as error:
+        raise InvalidRequest(field, f"a readable {READABLE} file", f"an error: {error.error_string}") from error
+
+
+def _decode_by_ffmpeg(source: BinaryIO | int, demuxer: str, max_s: float, field: str) -> tuple[np.ndarray, int]:
+    """Return about `max_s` or a little more of the first audio stream, mono [n] float32, and the rate in Hz."""
+    import av
+
+    opened = os.fdopen(source, "rb", closefd=False) if isinstance(source, int) else source
+    blocks: list[np.ndarray] = []
+    rate = num_samples = 0
+    try:
+        with av.open(opened, "r", format=demuxer, options=FFMPEG_OPTIONS | {"format_whitelist": demuxer}) as container:
+            if len(container.streams) > MAX_STREAMS:
+                raise InvalidRequest(field, f"at most {MAX_STREAMS} streams", len(container.streams))
+            stream = next((each for each in container.streams.audio if each.codec_context is not None), None)
+            if stream is None:
+                raise InvalidRequest(field, "a file with an audio stream that can be decoded", "none")
+            stream.codec_context.thread_count = 1
+            to_float = av.AudioResampler(format="fltp")
+            for frame in container.decode(stream):
+                if not rate:
+                    rate = frame.sample_rate
+                    _check_form(field, rate, frame.layout.nb_channels)
+                blocks += [each.to_ndarray().mean(axis=0) for each in to_float.resample(frame)]
+                num_samples += frame.samples
+                if num_samples > max_s * rate:
+                    break
+    except (av.FFmpegError, ValueError, MemoryError) as error:
+        if isinstance(error, InvalidRequest):
+            raise
+        got = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise InvalidRequest(field, f"a readable {READABLE} file", f"an error: {got}") from error
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate
 
 
 def _mix(file: soundfile.SoundFile, max_samples: int) -> np.ndarray:
@@ -120,13 +200,12 @@ def resample(pcm: np.ndarray, sample_rate: int, target_rate: int) -> np.ndarray:
     return pcm if sample_rate == target_rate else soxr.resample(pcm, sample_rate, target_rate)
 
 
-def _check_header(field: str, file: soundfile.SoundFile) -> None:
-    if file.format not in FORMATS:
-        raise InvalidRequest(field, "a wav, flac, ogg or mp3 file", file.format)
-    if not MIN_RATE_HZ <= file.samplerate <= MAX_RATE_HZ:
-        raise InvalidRequest(field, f"a rate in [{MIN_RATE_HZ}, {MAX_RATE_HZ}] Hz", file.samplerate)
-    if file.channels > MAX_CHANNELS:
-        raise InvalidRequest(field, f"at most {MAX_CHANNELS} channels", file.channels)
+def _check_form(field: str, rate: int, num_channels: int) -> None:
+    """Raise InvalidRequest unless the rate in Hz and the number of channels are within the limits."""
+    if not MIN_RATE_HZ <= rate <= MAX_RATE_HZ:
+        raise InvalidRequest(field, f"a rate in [{MIN_RATE_HZ}, {MAX_RATE_HZ}] Hz", rate)
+    if num_channels > MAX_CHANNELS:
+        raise InvalidRequest(field, f"at most {MAX_CHANNELS} channels", num_channels)
 
 
 def _check_samples(field: str, pcm: np.ndarray) -> None:

@@ -18,15 +18,24 @@ from stretto.errors import InvalidRequest
 from stretto.preprocessing.audio import decode, read_samples, resample
 
 MAX_CPU_S = 60  # of one job; a file on which a decoder runs for ever ends this process and not the service
+MAX_MEMORY_BYTES = 2 << 30  # of address space; 70 KB of MP4 can declare tables that take gigabytes
 
 
 def main() -> None:
     """Answer jobs until there are no more."""
     memory, niceness = int(sys.argv[1]), int(sys.argv[2])
     os.nice(niceness)
+    limit_memory()
     for line in sys.stdin:
         limit_cpu()
         print(json.dumps(answer(memory, json.loads(line))), flush=True)
+
+
+def limit_memory() -> None:
+    """Let allocations fail, and with them the job, where a file would take all memory of the host."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    soft = MAX_MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MAX_MEMORY_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def limit_cpu() -> None:
@@ -43,6 +52,8 @@ def answer(memory: int, job: dict[str, Any]) -> dict[str, Any]:
         pcm = read(memory, job)
     except InvalidRequest as error:
         return {"refused": [error.field, error.expected, str(error.got)]}
+    except MemoryError:
+        return {"refused": [job["field"], f"audio that is read in {MAX_MEMORY_BYTES >> 30} GiB of memory", "more"]}
     except Exception as error:
         return {"failed": f"{type(error).__name__}: {error}"}
     os.ftruncate(memory, 0)

@@ -32,7 +32,7 @@ from stretto.records.prompt import Prompt
 class RawRequest:
     """The inputs of the ensemble, as they came. None: absent. Strings may be UTF-8 bytes.
 
-    audio: bytes of a wav, flac, ogg or mp3 file, or of several, one for each turn of `messages` that means one.
+    audio: bytes of an audio file (`audio.READABLE`), or of several, one for each turn of `messages` that means one.
     pcm_in: [n] float32, mono samples at `sample_rate` Hz. session: of a request that goes on with a text, and only
     of one.
     """
@@ -125,6 +125,7 @@ class Preprocessor:
             opening=(pieces[-1].text or "") if options.manner.is_open else "",
             adapter=options.adapter,
             voice=written.voice,
+            input_audio_s=sum(len(piece.pcm) for piece in pieces if piece.pcm is not None) / self._heard_rate,
         )
 
     def _piece(
@@ -143,10 +144,14 @@ class Preprocessor:
             recording = Recording("pcm_in", raw.pcm_in, is_file=False, sample_rate=raw.sample_rate)
         return Piece(turn.role, path, pcm=self._listen(recording, read))
 
+    @property
+    def _heard_rate(self) -> int:
+        """The rate in Hz of recordings that are encoded."""
+        return self.codec.spec.heard_rate or self.codec.spec.sample_rate
+
     def _listen(self, recording: Recording, read: AudioReader) -> np.ndarray:
         """[n] float32 at the rate that codes are made of."""
-        spec = self.codec.spec
-        rate, shortest = spec.heard_rate or spec.sample_rate, 1 / spec.frame_rate
+        rate, shortest = self._heard_rate, 1 / self.codec.spec.frame_rate
         pcm = read(recording, self.family.max_audio_s, rate)
         if len(pcm) < rate * shortest:
             raise InvalidRequest(recording.field, f"at least {shortest:g} s", f"{len(pcm) / rate:.4f} s")

@@ -38,6 +38,7 @@ class Report:
         guided_frames: Frames sampled with both requests of the CFG pair; num_frames for guidance with policy `always`.
         guidance_changes: All changes made by another policy, counted in all frames.
         held_s: Time blocked on streamed text, in seconds.
+        input_audio_s: Duration of all recordings of the request, in seconds.
     """
 
     finish_reason: str
@@ -53,6 +54,7 @@ class Report:
     guidance_policy: str = "always"
     guidance_changes: tuple[GuidanceChange, ...] = ()
     held_s: float = 0.0
+    input_audio_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

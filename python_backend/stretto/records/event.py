@@ -36,6 +36,7 @@ class ReportEvent(TypedDict):
     Attributes:
         guidance_changes: (frame, is_guided) pairs.
         held_s: Time blocked on streamed text, in seconds.
+        input_audio_s: Duration of all recordings of the request, in seconds.
         audio_s: Duration of all samples, in seconds.
         first_sound_s: Time of the first audible sample, in seconds; None without any.
     """
@@ -53,6 +54,7 @@ class ReportEvent(TypedDict):
     guidance_policy: NotRequired[str]
     guidance_changes: NotRequired[list[tuple[int, bool]]]
     held_s: NotRequired[float]
+    input_audio_s: NotRequired[float]
     audio_s: float
     decode_s: float
     first_sound_s: float | None

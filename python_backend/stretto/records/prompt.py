@@ -47,6 +47,7 @@ class Prompt:
         num_reference_rows: Number of last rows that are frames of a cloned voice's recording.
         adapter: Name of the LoRA adapter, or None.
         voice: Index of the codec's voice; 0 for a codec without voices.
+        input_audio_s: Duration of all recordings of the request, in seconds.
     """
 
     task: str
@@ -62,6 +63,7 @@ class Prompt:
     opening: str = ""
     adapter: str | None = None
     voice: int = 0
+    input_audio_s: float = 0.0
 
     @property
     def features(self) -> np.ndarray | None:
@@ -73,7 +75,8 @@ class Prompt:
         spans = tuple(AudioSpan(audio.first_row, audio.num_rows, len(audio.features)) for audio in self.audios)
         delayed_tail = None if self.delayed_tail is None else self.delayed_tail.tolist()
         said = (self.task, self.sampling, self.delivery, self.words, spans, delayed_tail, self.track, self.is_open)
-        return _JSON.write(PromptRecord(*said, self.num_reference_rows, self.opening, self.adapter, self.voice))
+        more = (self.num_reference_rows, self.opening, self.adapter, self.voice, self.input_audio_s)
+        return _JSON.write(PromptRecord(*said, *more))
 
     @classmethod
     def from_json(cls, field: str, text: bytes, rows: np.ndarray, features: np.ndarray | None = None) -> "Prompt":
@@ -93,6 +96,7 @@ class Prompt:
             opening=record.opening,
             adapter=record.adapter,
             voice=record.voice,
+            input_audio_s=record.input_audio_s,
         )
 
 
@@ -121,6 +125,7 @@ class PromptRecord:
     opening: str
     adapter: str | None
     voice: Annotated[int, Field(ge=0)]
+    input_audio_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 _JSON: JsonRecord[PromptRecord] = JsonRecord(PromptRecord)

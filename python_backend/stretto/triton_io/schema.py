@@ -24,7 +24,7 @@ class ModelSchema:
 
 
 TEXT = TensorSpec("text", "STRING", (1,), "what to speak, or the question; UTF-8", optional=True)
-AUDIO = TensorSpec("audio", "STRING", (-1,), "bytes of wav, flac, ogg or mp3 files, one for a turn", optional=True)
+AUDIO = TensorSpec("audio", "STRING", (-1,), "bytes of audio files, one for a turn", optional=True)
 PCM_IN = TensorSpec("pcm_in", "FP32", (-1,), "mono samples in [-1, 1] at sample_rate", optional=True)
 SAMPLE_RATE = TensorSpec("sample_rate", "INT32", (1,), "Hz, of pcm_in", optional=True)
 MESSAGES = TensorSpec("messages", "STRING", (1,), "JSON list of turns of a dialogue", optional=True)

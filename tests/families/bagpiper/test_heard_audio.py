@@ -109,7 +109,9 @@ def test_files_belong_to_the_turns_that_mean_one_in_order(preprocessors: dict[st
     assert np.array_equal(spoken, expected)
     with pytest.raises(InvalidRequest, match=r"audio: expected a file for each turn that means one, 3, got 2 files"):
         rows(preprocessor, "asr", turns, audio=files[:2], pcm_in=heard[2], sample_rate=16_000)
-    with pytest.raises(InvalidRequest, match=r"audio\[2\]: expected a readable wav, flac, ogg or mp3 file"):
+    with pytest.raises(
+        InvalidRequest, match=r"audio\[2\]: expected a readable wav, flac, ogg, mp3, webm, m4a, mp4 or aac file"
+    ):
         rows(preprocessor, "asr", turns, audio=(*files[:2], b"RIFF"), pcm_in=heard[2], sample_rate=16_000)
 
 

@@ -205,6 +205,7 @@ class SpeechLLM:
             guidance_policy=sampling.policy,
             guidance_changes=tuple(utterance.guidance_changes),
             held_s=trailer.held_us / 1e6,
+            input_audio_s=prompt.input_audio_s,
         )
 
 
