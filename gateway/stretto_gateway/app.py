@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
@@ -30,6 +31,7 @@ ABOUT = (
     "OpenAI's audio API before a Stretto server. Beside these routes there are WebSockets, for which OpenAPI has no "
     "words: /v1/realtime, OpenAI's realtime API, and /v1/audio/speech/stream, which speaks what is still being written."
 )
+EXPOSED = ("x-request-id", "stretto-ignored", "x-sample-rate", "retry-after")  # headers that other pages may read
 OPEN: dict[str, Any] = {"security": []}  # no key is asked for
 
 
@@ -59,6 +61,11 @@ def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | No
     app.add_exception_handler(HTTPException, tell_http)
     app.add_exception_handler(Exception, tell_failed)
     app.add_middleware(Guard, config=config)
+    if config.cors_origins:
+        # Around the guard: a browser's preflight carries no key.
+        methods, origins = ("GET", "POST", "DELETE"), config.cors_origins
+        asked: dict[str, Any] = {"allow_methods": methods, "allow_headers": ("*",), "expose_headers": EXPOSED}
+        app.add_middleware(CORSMiddleware, allow_origins=origins, **asked)
     return app
 
 

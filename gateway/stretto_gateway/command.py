@@ -24,10 +24,12 @@ from stretto_client.__main__ import Parser
 from stretto_gateway.app import make_app
 from stretto_gateway.config import GatewayConfig, Limits
 from stretto_gateway.connection import Connection
+from stretto_gateway.guard import origin_of
 from stretto_gateway.spans import are_wanted
 from stretto_gateway.web_socket import settings as socket_settings
 
 KEYS, VOICES, STRICT = "STRETTO_API_KEYS", "STRETTO_VOICES", "STRETTO_STRICT"
+ORIGINS = "STRETTO_CORS_ORIGINS"
 BEATS = "STRETTO_BEATS"  # names a descriptor, for `beat`
 MIN_KEY_CHARS = 16
 MAX_ALIAS_CHARS = 200
@@ -151,6 +153,8 @@ def arguments() -> Parser:
     )
     about = "serve the family FAMILY also under the model name NAME; repeatable"
     add("--model-alias", type=model_alias, action="append", default=[], metavar="NAME=FAMILY", help=about)
+    about = f"pages of this origin may ask (CORS); repeatable; * is any; default: {ORIGINS}, by commas, or none"
+    add("--cors-origin", action="append", metavar="ORIGIN", help=about)
     add("--certificate", metavar="FILE", help="TLS with this certificate")
     add("--private-key", metavar="FILE", help="and this key; default: that in the certificate's file")
     half = "of which one caller alone may have half; default: %(default)s"
@@ -203,7 +207,8 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
     if args.voices is not None:
         args.voices.mkdir(mode=0o700, parents=True, exist_ok=True)
     keys, aliases = read_keys(args.keys), dict(args.model_alias)
-    return GatewayConfig(server, args.address, port, keys, limits, args.voices, args.strict, aliases)
+    origins = tuple(map(origin_of, args.cors_origin or filter(None, os.environ.get(ORIGINS, "").split(","))))
+    return GatewayConfig(server, args.address, port, keys, limits, args.voices, args.strict, aliases, origins)
 
 
 def read_keys(path: Path | None) -> tuple[str, ...]:

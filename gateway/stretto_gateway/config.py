@@ -57,6 +57,7 @@ class GatewayConfig:
         voices: folder of the voices that callers bring; None if they may not bring any.
         strict: refuse request fields that are not honoured, instead of ignoring them.
         model_aliases: further names of models, and the family that each of them means.
+        cors_origins: origins of pages in browsers that may ask (CORS); `*` is any.
     """
 
     server: str
@@ -67,3 +68,4 @@ class GatewayConfig:
     voices: Path | None = None
     strict: bool = False
     model_aliases: Mapping[str, str] = field(default_factory=dict)
+    cors_origins: tuple[str, ...] = ()

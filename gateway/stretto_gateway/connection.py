@@ -67,6 +67,24 @@ class PacedFlow(FlowControl):
             self._transport.resume_reading()
 
 
+class PlainCycle(RequestResponseCycle):
+    """A request of HTTP/1.0, which has no chunks: the end of the connection ends a body of unknown length."""
+
+    _is_open_ended = False
+
+    async def send(self, message: Any) -> None:
+        headers = dict(message.get("headers", ()))
+        if not self.response_started and b"content-length" not in headers and message["status"] not in (204, 304):
+            self.chunked_encoding = False  # before uvicorn decides on chunks
+            self.expected_content_length = 0
+            await super().send(message)
+            self._is_open_ended = True
+            return
+        if self._is_open_ended and message["type"] == "http.response.body":
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
+
+
 class Connection(HttpToolsProtocol):
     """uvicorn's connection, which is closed where the head of a request takes too long, or too much memory.
 
@@ -194,6 +212,8 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answered = cycle
+        if cycle.scope["http_version"] == "1.0":
+            cycle.__class__ = PlainCycle  # WORKAROUND(uvicorn 0.54): it answers HTTP/1.0 in chunks
         super()._start_asgi_task(cycle, app)
 
     def _count_head(self, num_bytes: int) -> None:

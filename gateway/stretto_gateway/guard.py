@@ -4,13 +4,13 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import re
 import secrets
 import string
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from ipaddress import ip_address
-from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
@@ -35,6 +35,8 @@ CONVERSATIONS = "/v1/chat/completions"
 SPEECH = ("/v1/audio/speech", "/v1/audio/speech/batch")  # with a recording of a voice as base64
 VOICES = "/v1/audio/voices"
 RECORDINGS = ("/v1/audio/transcriptions", "/v1/audio/translations")
+PLACE = re.compile(r"(?:\[(?P<bracketed>[^\[\]/?#@]+)\]|(?P<plain>[^:/?#@\[\]]+))(?::\d{0,5})?")
+ANY_ORIGIN = "*"  # of a page that may ask
 EVERYBODY = "everybody"  # who owns what was brought where there are no keys
 WITH_AUDIO = (*RECORDINGS, CONVERSATIONS)
 VALUES = b"[{,"  # with which values of JSON begin, the first aside
@@ -75,13 +77,23 @@ def key_in(authorization: str) -> str:
 
 
 def is_address(place: str) -> bool:
-    """Whether a URL's `place` (host, host:port) is no name: one may mean this host to a page's browser only (DNS
-    rebinding)."""
-    try:
-        host = urlsplit(f"//{place}").hostname or ""
+    """Return True if `place` (host or host:port) has an IP address or localhost for a host.
+
+    Any other name may mean this host in one browser only (DNS rebinding).
+    """
+    found = PLACE.fullmatch(place)
+    host = "" if found is None else (found["bracketed"] or found["plain"]).lower()
+    with suppress(ValueError):
         return host == "localhost" or bool(ip_address(host))
-    except ValueError:
-        return False
+    return False
+
+
+def origin_of(text: str) -> str:
+    """Return `text` as a browser writes an origin, or `*`; ValueError if it is neither."""
+    scheme, _, place = text.lower().rstrip("/").partition("://")
+    if text != ANY_ORIGIN and (not scheme.replace("-", "").isalnum() or PLACE.fullmatch(place) is None):
+        raise ValueError(f"--cors-origin: expected an origin such as https://app.example, or *, got {text!r}")
+    return text if text == ANY_ORIGIN else f"{scheme}://{place}"
 
 
 def is_own_page(origin: str | None, host: str) -> bool:
@@ -112,6 +124,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, config: GatewayConfig):
         self._app, self._limits, self._keys = app, config.limits, Keys(config.keys)
+        self._origins = config.cors_origins
         self._held = Held(config.limits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -160,9 +173,12 @@ class Guard:
             return ApiError(401, "the client secret is none of this gateway's, or expired", code="invalid_api_key")
         if path not in OPEN_PATHS and secret is None and not self._keys.admit(authorization):
             return ApiError(401, "no key, or a wrong one: Authorization: Bearer KEY", code="invalid_api_key")
-        if not self._keys and not is_own_page(headers.get(b"origin"), headers.get(b"host", "")):
+        origin = headers.get(b"origin")
+        is_allowed = origin is not None and (ANY_ORIGIN in self._origins or origin in self._origins)
+        if not self._keys and not is_allowed and not is_own_page(origin, headers.get(b"host", "")):
             return ApiError(403, "a page from elsewhere may not ask a gateway without keys", code="origin_not_allowed")
-        if not self._keys and path not in OPEN_PATHS and may_be_page_of_a_name(scope.get("method", ""), headers):
+        is_checked = not (self._keys or is_allowed or path in OPEN_PATHS)
+        if is_checked and may_be_page_of_a_name(scope.get("method", ""), headers):
             told = "without keys, the gateway answers a browser at an address (http://ADDRESS:PORT), and at no name"
             return ApiError(403, told, code="origin_not_allowed")
         length = headers.get(b"content-length", "0")
@@ -247,8 +263,8 @@ class Body:
             self.keep(VALUE_BYTES * min(num_values, max(0, self._num_values - SMALL_VALUES)))
             self._num_lists += len(part) - len(part.translate(None, LISTS))
             if self._num_lists > MAX_LISTS:
-                message = f"the body: expected at most {MAX_LISTS} lists and objects, got more"
-                raise ApiError(413, message, code="request_too_large")
+                told = f"the body: expected at most {MAX_LISTS} lists and objects, got more"
+                raise ApiError(413, told, code="request_too_large")
         return message
 
     def keep(self, num_bytes: int) -> None:

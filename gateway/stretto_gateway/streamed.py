@@ -15,11 +15,11 @@ LOG = logging.getLogger("stretto_gateway")
 
 
 class Streamed(Response):
-    """Sends the parts as they come.
+    """An answer that is sent part by part.
 
-    An ApiError before the first part is the whole answer. After that, `last_words` makes a last part of it where the
-    format has room for one; without, the connection ends before the answer does. When the caller goes, or takes nothing
-    for `stall_s`, the parts are closed, and with them all that is behind them.
+    An ApiError before the first part is the whole answer. After the first part, the connection ends before the answer
+    does, so that no client takes the answer for complete; `last_words`, if the format has room for an error, makes a
+    last part of it. When the caller disconnects, or takes nothing for `stall_s`, the parts are closed.
     """
 
     def __init__(
@@ -50,9 +50,8 @@ class Streamed(Response):
                     LOG.warning("a reader took nothing for %g s and was left", self._stall_s)
                     return
                 except ApiError as error:
-                    if self._last_words is None:
-                        LOG.warning("an answer was broken off: %s", error.code)
-                        return  # without its end, so that nobody takes it for the whole
-                    await send({"type": "http.response.body", "body": self._last_words(error), "more_body": True})
-                    break
+                    LOG.warning("an answer was broken off: %s", error.code)
+                    if self._last_words is not None:
+                        await send({"type": "http.response.body", "body": self._last_words(error), "more_body": True})
+                    return  # before its end
             await send({"type": "http.response.body", "body": b"", "more_body": False})

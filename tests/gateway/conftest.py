@@ -80,6 +80,7 @@ async def start() -> AsyncIterator[Start]:
         voices: Path | None = None,
         strict: bool = False,
         model_aliases: dict[str, str] | None = None,
+        origins: tuple[str, ...] = (),
     ) -> Running:
         behind = FakeServer(script if callable(script) else lambda _: script)
         if profile is not None:
@@ -88,6 +89,7 @@ async def start() -> AsyncIterator[Start]:
         listener = socket.create_server(("127.0.0.1", 0))
         limits = limits or Limits(drain_s=1)
         more: dict[str, Any] = {"strict": strict, "model_aliases": model_aliases or {}}
+        more["cors_origins"] = origins
         config = GatewayConfig(server, keys=keys, limits=limits, voices=voices, **more)
         gateway = make_server(config, listener)
         serving = asyncio.ensure_future(gateway.serve([listener]))

@@ -23,8 +23,10 @@ from stretto_gateway.catalogue import VOICE_ALIASES
 from stretto_gateway.config import Limits
 from stretto_gateway.encoding import wav_header
 from stretto_gateway.given_options import MAX_BYTES
+from stretto_gateway.guard import is_address
 from tests.client.fake_server import PROFILE, Abort, ErrorText, Request, Step, Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
+from tests.gateway.realtime.test_bounds import status
 from tests.gateway.test_connection import connect_slowly
 
 KEY = "sk-0123456789abcdef"
@@ -277,6 +279,78 @@ async def test_a_page_whose_name_was_made_to_mean_the_gateway_reads_nothing_with
     async with closed.http() as http:
         headers = browser | {"host": "example.com", "authorization": f"Bearer {KEY}"}
         assert (await http.get("/v1/audio/voices", headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("127.0.0.1:9603", True),
+        ("LOCALHOST:1", True),
+        ("[::1]:8003", True),
+        ("[fe80::1%eth0]", True),
+        ("127.0.0.1:9603.evil.example", False),
+        ("127.0.0.1:evil.example", False),
+        ("[::1]evil.example", False),
+        ("[::1]:1.evil.example", False),
+        ("evil.example#127.0.0.1", False),
+        ("evil@127.0.0.1", False),
+        ("127.0.0.1/evil.example", False),
+        ("::1", False),
+        ("evil.example", False),
+        ("", False),
+    ],
+)
+def test_an_address_has_nothing_around_it(place: str, expected: bool) -> None:
+    assert is_address(place) == expected
+
+
+APP = "https://app.example"
+PREFLIGHT = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,x-stainless-os"}
+
+
+@pytest.mark.parametrize("keys", [(), (KEY,)])
+@pytest.mark.parametrize(
+    ("origins", "origin", "allowed"),
+    [((APP,), APP, APP), ((APP, "http://b"), "http://b", "http://b"), (("*",), APP, "*"), ((APP,), "http://c", None)],
+)
+async def test_pages_of_the_origins_that_are_named_may_ask(
+    start: Start, keys: tuple[str, ...], origins: tuple[str, ...], origin: str, allowed: str | None
+) -> None:
+    running = await start(keys=keys, origins=origins)
+    key = {"authorization": f"Bearer {KEY}"}
+    async with running.http() as http:
+        before = await http.options("/v1/audio/speech", headers=PREFLIGHT | {"origin": origin})
+        answer = await http.post("/v1/audio/speech", json=REQUEST, headers=key | {"origin": origin})
+        named = {"origin": origin, "host": "gateway.example", "accept-language": "en"}
+        listed = await http.get("/v1/audio/voices", headers=key | named)
+    assert before.headers.get("access-control-allow-origin") == allowed
+    assert answer.headers.get("access-control-allow-origin") == allowed
+    assert "access-control-allow-credentials" not in answer.headers
+    if allowed is None:
+        assert (before.status_code, answer.status_code) == (400, 200 if keys else 403)
+        return
+    assert (before.status_code, answer.status_code, listed.status_code) == (200, 200, 200)
+    assert "x-stainless-os" in before.headers["access-control-allow-headers"]
+    assert "POST" in before.headers["access-control-allow-methods"]
+    exposed = answer.headers["access-control-expose-headers"]
+    assert {"x-request-id", "stretto-ignored", "x-sample-rate"} <= set(exposed.split(", "))
+
+
+async def test_without_named_origins_there_are_no_headers_for_pages(start: Start) -> None:
+    async with (await start(keys=(KEY,))).http() as http:
+        before = await http.options("/v1/audio/speech", headers=PREFLIGHT | {"origin": APP})
+        answer = await http.get("/v1/models", headers={"authorization": f"Bearer {KEY}", "origin": APP})
+    assert (before.status_code, answer.status_code) == (401, 200)
+    assert not [name for each in (before, answer) for name in each.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize(("origins", "origin", "is_open"), [((APP,), APP, True), ((APP,), "http://c", False)])
+async def test_a_websocket_is_opened_by_pages_of_the_same_origins(
+    start: Start, origins: tuple[str, ...], origin: str, is_open: bool
+) -> None:
+    answered = await status(await start(origins=origins), "/v1/audio/speech/stream", origin=origin)
+    assert answered == (101 if is_open else 403)
 
 
 @pytest.mark.parametrize("is_chunked", [False, True])

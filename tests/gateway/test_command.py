@@ -9,7 +9,17 @@ from pathlib import Path
 import httpx
 import pytest
 
-from stretto_gateway.command import KEYS, STRICT, VOICES, arguments, main, make_room_for_files, make_server, read_config
+from stretto_gateway.command import (
+    KEYS,
+    ORIGINS,
+    STRICT,
+    VOICES,
+    arguments,
+    main,
+    make_room_for_files,
+    make_server,
+    read_config,
+)
 from stretto_gateway.config import GatewayConfig
 from tests.client.fake_server import Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
@@ -35,6 +45,22 @@ def test_the_folder_of_voices_is_made(tmp_path: Path, monkeypatch: pytest.Monkey
     assert config.voices == tmp_path / "a" / "voices"
     assert config.voices.stat().st_mode & 0o777 == 0o700
     assert read_config(arguments().parse_args(["--voices", str(tmp_path), "--port", "0"])).voices == tmp_path
+
+
+def test_origins_are_an_option_and_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def origins(*words: str) -> tuple[str, ...]:
+        return read_config(arguments().parse_args([*words, "--port", "0"])).cors_origins
+
+    assert origins() == ()
+    assert origins("--cors-origin", "https://App.example/", "--cors-origin=http://[::1]:5173") == (
+        "https://app.example",
+        "http://[::1]:5173",
+    )
+    monkeypatch.setenv(ORIGINS, "http://a,*")
+    assert origins() == ("http://a", "*")
+    for bad in ("app.example", "https://", "https://a/b", "null", "https://*.example/x", ""):
+        with pytest.raises(ValueError, match="--cors-origin: expected an origin such as"):
+            origins("--cors-origin", bad)
 
 
 def test_strict_is_an_option_and_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:

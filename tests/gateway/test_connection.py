@@ -16,7 +16,7 @@ from stretto_gateway import connection
 from stretto_gateway.config import Limits
 from stretto_gateway.connection import FREE_PARTS, MAX_HEADERS, MAX_PIPELINED, MAX_SMALL, Connection
 from tests.client.fake_server import Until
-from tests.gateway.conftest import SPOKEN, Running, Start
+from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Running, Start
 
 HEAD = b"POST /v1/audio/speech HTTP/1.1\r\nhost: x\r\n"
 LIVE = b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -53,6 +53,22 @@ async def read_all(reader: asyncio.StreamReader) -> bytes:
     except ConnectionError:
         pass
     return read
+
+
+@pytest.mark.parametrize("path", [b"/openapi.json", b"/v1/audio/speech"], ids=["length", "streamed"])
+async def test_http_1_0_has_no_chunks(start: Start, path: bytes) -> None:
+    running = await start()
+    method, fields = (b"POST", SPEECH.partition(b"\r\n")[2]) if path == b"/v1/audio/speech" else (b"GET", b"\r\n")
+    reader, writer = await connect(running, method + b" " + path + b" HTTP/1.0\r\n" + fields)
+    head, _, body = (await read_all(reader)).partition(b"\r\n\r\n")
+    writer.close()
+    assert b" 200 " in head
+    assert b"transfer-encoding" not in head
+    assert b"connection: close" in head
+    if method == b"GET":
+        assert b"content-length: %d\r\n" % len(body) in head + b"\r\n"
+    else:
+        assert body == b"\x00\x20" * NUM_SAMPLES
 
 
 async def test_connections_that_say_nothing_make_room(start: Start) -> None:

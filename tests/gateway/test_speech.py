@@ -4,10 +4,12 @@ import asyncio
 import base64
 import io
 import json
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import av
 import grpc
+import httpx
 import openai
 import pytest
 
@@ -270,13 +272,23 @@ async def test_an_unknown_model_is_not_found(start: Start) -> None:
         await (await start()).openai().audio.speech.create(**REQUEST | {"model": "parrot"})
 
 
+async def read_into(parts: list[bytes], asked: AbstractAsyncContextManager[httpx.Response]) -> None:
+    """Read an answer part by part: what came before a failure stays in `parts`."""
+    async with asked as answer:
+        async for part in answer.aiter_bytes():
+            parts.append(part)
+
+
 async def test_what_fails_after_its_first_sound_does_not_look_complete(start: Start) -> None:
     running = await start([SPOKEN[0], Abort(grpc.StatusCode.UNAVAILABLE, "gone")])
     with pytest.raises(openai.APIConnectionError):
         await running.openai().audio.speech.create(response_format="pcm", **REQUEST)
+    came = list[bytes]()
     async with running.http() as http:
-        answer = await http.post("/v1/audio/speech", json=REQUEST | {"stream_format": "sse"})
-    first, last = answer.text.strip().split("\n\n")
+        asked = http.stream("POST", "/v1/audio/speech", json=REQUEST | {"stream_format": "sse"})
+        with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
+            await read_into(came, asked)
+    first, last = b"".join(came).decode().strip().split("\n\n")
     assert json.loads(first.removeprefix("data: "))["type"] == "speech.audio.delta"
     assert last.startswith("event: error\n")
     assert json.loads(last.partition("data: ")[2])["error"]["code"] == "unavailable"

@@ -113,6 +113,16 @@ def test_it_drains_for_as_long_as_the_launcher_gives_it(tmp_path: Path, monkeypa
     assert read_config(arguments().parse_args(line[line.index("--server") :])).limits.drain_s == 75
 
 
+def test_it_passes_the_origins_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
+    origins = ("--gateway-arg=--cors-origin=https://a.example", "--gateway-arg=--cors-origin=*")
+    line = GatewayProcess(config(tmp_path, *origins), 8003, NO_LOG).command_line()
+    assert read_config(arguments().parse_args(line[line.index("--server") :])).cors_origins == (
+        "https://a.example",
+        "*",
+    )
+
+
 def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gateway_process, "NEEDED", ("no_such_module",))
     with pytest.raises(LaunchError, match="'no_such_module'; the extra 'gateway'"):
