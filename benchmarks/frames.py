@@ -91,8 +91,8 @@ def main(arguments: argparse.Namespace) -> None:
     cpu_kernels.install()
     with tempfile.TemporaryDirectory() as folder:
         arms = {
-            "depth": Arm(Path(folder), CSM, "benchmarks.frames:CSM", max(arguments.requests)),
-            "parallel": Arm(Path(folder), PARALLEL, "benchmarks.frames:PARALLEL", max(arguments.requests)),
+            "depth": Arm(Path(folder), CSM, "benchmark_csm", max(arguments.requests)),
+            "parallel": Arm(Path(folder), PARALLEL, "benchmark_parallel", max(arguments.requests)),
         }
         for number in arguments.requests:
             figures = measure(number, arguments.frames, arguments.rounds, arms)

@@ -73,7 +73,7 @@ class LongReplies:
     """Replies one after the other, each all the way from the scheduler to chunks."""
 
     def __init__(self, folder: Path, guidance_scale: float):
-        write_checkpoint(folder, LONG, "benchmarks.long_audio:LONG", hidden=64, layers=2)
+        write_checkpoint(folder, LONG, "benchmark_long", hidden=64, layers=2)
         arguments = {
             "dtype": "float32",
             "max_model_len": LONG.max_model_len,

@@ -93,7 +93,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Measure both kinds of crowd, a line each."""
     shares = {"understanding": arguments.understanding, "generation": arguments.generation}
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = write_checkpoint(Path(folder), FAMILY, "benchmarks.mixed:FAMILY", HIDDEN, LAYERS)
+        checkpoint = write_checkpoint(Path(folder), FAMILY, "benchmark_mixed", HIDDEN, LAYERS)
         arms = {"without": MixedArm(checkpoint, arguments, {}), "with": MixedArm(checkpoint, arguments, shares)}
         for kind in KINDS:
             rounds = [{name: arm.run(kind, arguments) for name, arm in arms.items()} for _ in range(arguments.rounds)]

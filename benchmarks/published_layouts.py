@@ -42,4 +42,4 @@ BAGPIPER_SMALL = Family(
 )
 
 # By name: what a checkpoint's config.json calls the family, and the family.
-LAYOUTS = {BAGPIPER_SMALL.name: ("benchmarks.published_layouts:BAGPIPER_SMALL", BAGPIPER_SMALL)}
+LAYOUTS = {BAGPIPER_SMALL.name: ("benchmark_bagpiper", BAGPIPER_SMALL)}

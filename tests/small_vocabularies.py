@@ -53,10 +53,11 @@ TRACKED_CSM = replace(
     layout=replace(CSM.layout, num_input_only=1),
     text_track=TextTrack(CSM.layout.num_output_streams, pad_id=54, end_id=55),
 )
+PARALLEL = replace(CSM, name="in_parallel", depth=None, end_frame=())  # all codebooks at once
 BAGPIPER, OPUSLM, DIALOGUE = bagpiper(SMALL_BAGPIPER), opuslm(SMALL_OPUSLM), opuslm_dialogue(SMALL_OPUSLM)
 # By the name that a checkpoint's config.json gives.
 FAMILIES = {
-    "tests.small_vocabularies:BAGPIPER": BAGPIPER,
-    "tests.small_vocabularies:OPUSLM": OPUSLM,
-    "tests.small_vocabularies:DIALOGUE": DIALOGUE,
+    "small_bagpiper": BAGPIPER,
+    "small_opuslm": OPUSLM,
+    "small_dialogue": DIALOGUE,
 }

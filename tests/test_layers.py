@@ -17,6 +17,7 @@ NAME, GATEWAY = "stretto", "stretto_gateway"
 # What each folder may import of ours, beside itself. A folder inside another is named with its path.
 ALLOWED = {
     "errors": set(),
+    "untrusted_files": {"errors"},
     "config": {"errors"},
     "command_line": set(),
     "cuda_graphs": set(),
@@ -25,13 +26,15 @@ ALLOWED = {
     "streams": set(),
     "records": {"streams", "errors"},
     "sampling": {"errors"},
-    "families": {"records", "streams", "preprocessing", "codec", "errors"},
+    "families": {"records", "streams", "preprocessing", "codec", "untrusted_files", "errors"},
     "families/family.py": {"families", "records", "streams", "errors"},
     "families/model.py": {"families", "engine/models"},
-    "families/convert*.py": {"families", "checkpoints", "codec", "errors"},
-    "codec": {"errors"},
+    "families/convert*.py": {"families", "checkpoints", "codec", "untrusted_files", "errors"},
+    "codec": {"untrusted_files", "errors"},
     "preprocessing": {"families", "records", "streams", "codec", "shares", "errors"},
-    "checkpoints": {"families", "preprocessing", "codec", "serving", "config", "command_line", "errors"},
+    "checkpoints": {
+        "families", "preprocessing", "codec", "serving", "config", "command_line", "untrusted_files", "errors",
+    },
     "engine": {"engine/kernels"},
     "engine/request": {"families", "records", "streams", "errors"},
     "engine/frontend": {

@@ -1,6 +1,7 @@
 """Random checkpoints, written on the fly: weights large enough that the best logit leads by a clear margin."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3Omni
 from stretto.families.base import Family
 from stretto.families.depth import DepthSpec
 from stretto.streams.layout import StreamLayout
+
+# Entry points of the families that only tests and benchmarks have, as an installed package brings its own.
+sys.path.append(str(Path(__file__).with_name("registered")))
 
 BACKBONES = ("qwen3", "llama", "olmo2")
 

@@ -84,7 +84,7 @@ def cases(setup: Setup, folder: Path) -> Iterator[Case]:
 
 def modules(setup: Setup, folder: Path) -> Case:
     """A random checkpoint with modules behind it, whose rows come several a step."""
-    name, family = "tests.speech_families:MODULES", importlib.import_module("tests.speech_families").MODULES
+    name, family = "modules", importlib.import_module("tests.speech_families").MODULES
     checkpoint = importlib.import_module("tests.random_checkpoints").write_modules(folder, family, name)
     return answer(family.name, checkpoint, family, prompts_of(setup, family), "module_lm:ModuleReference")
 
@@ -92,7 +92,7 @@ def modules(setup: Setup, folder: Path) -> Case:
 def families() -> tuple[tuple[Family, str], ...]:
     """Those of the random checkpoints, and what config.json calls them."""
     eight_streams = importlib.import_module("tests.speech_families").EIGHT_STREAMS
-    return (TINY, "tiny"), (eight_streams, "tests.speech_families:EIGHT_STREAMS")
+    return (TINY, "tiny"), (eight_streams, "eight_streams")
 
 
 def prompts_of(setup: Setup, family: Family) -> dict[str, Prompt]:
@@ -134,7 +134,7 @@ def run_frames(setup: Setup) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         for attribute, backbone in FRAMES[: 1 if setup.is_small else None]:
             family = getattr(small, attribute)
-            name = f"tests.small_vocabularies:{attribute}"
+            name = f"small_{attribute.lower()}"
             checkpoint = write_checkpoint(Path(folder) / attribute, family, name, backbone=backbone)
             few = dict(itertools.islice(prompts_of(setup, family).items(), 1 if setup.is_small else 6))
             case = answer(family.name, checkpoint, family, few)  # which reads a frame anew for each of its codes

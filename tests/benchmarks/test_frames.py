@@ -1,17 +1,14 @@
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from stretto.engine.environment import prepare_environment
-from tests.small_vocabularies import CSM
+from tests.small_vocabularies import CSM, PARALLEL
 
 pytestmark = pytest.mark.engine
 prepare_environment()
 
 from benchmarks import frames as benchmark_frames  # noqa: E402
-
-PARALLEL = replace(CSM, name="in_parallel", depth=None, end_frame=())
 
 
 def test_a_frame_drawn_code_by_code_is_held_to_one_drawn_at_once(
@@ -20,8 +17,8 @@ def test_a_frame_drawn_code_by_code_is_held_to_one_drawn_at_once(
     for name, value in {"HIDDEN": 64, "LAYERS": 2, "NUM_TEXT_IDS": 50, "CSM": CSM}.items():
         monkeypatch.setattr(benchmark_frames, name, value)
     arms = {
-        "depth": benchmark_frames.Arm(tmp_path, CSM, "tests.small_vocabularies:CSM", 2),
-        "parallel": benchmark_frames.Arm(tmp_path, PARALLEL, f"{__name__}:PARALLEL", 2),
+        "depth": benchmark_frames.Arm(tmp_path, CSM, "small_csm", 2),
+        "parallel": benchmark_frames.Arm(tmp_path, PARALLEL, "small_parallel", 2),
     }
     figures = benchmark_frames.measure(2, 12, 1, arms)
     milliseconds = figures["cpu_ms_per_step"]

@@ -13,7 +13,7 @@ from benchmarks import kv as benchmark_kv  # noqa: E402
 
 
 def test_a_late_half_costs_less_than_a_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(LAYOUTS, "eight", ("tests.speech_families:EIGHT_STREAMS", EIGHT_STREAMS))
+    monkeypatch.setitem(LAYOUTS, "eight", ("eight_streams", EIGHT_STREAMS))
     monkeypatch.setattr(benchmark_kv, "TEXT", EIGHT_STREAMS.tasks[0].text[0])
     monkeypatch.setattr(benchmark_kv, "HIDDEN", 128)
     arguments = argparse.Namespace(layout="eight", requests=3, text=40, frames=60, stagger=2, guidance=2.0)

@@ -22,7 +22,7 @@ def test_the_parts_of_a_step_add_up_and_give_the_throughput(monkeypatch: pytest.
     prepare_environment()
     from benchmarks import layout as benchmark_layout
 
-    monkeypatch.setitem(LAYOUTS, "eight", ("tests.speech_families:EIGHT_STREAMS", EIGHT_STREAMS))
+    monkeypatch.setitem(LAYOUTS, "eight", ("eight_streams", EIGHT_STREAMS))
     monkeypatch.setattr(benchmark_layout, "TEXT", EIGHT_STREAMS.tasks[0].text[0])
     monkeypatch.setattr(benchmark_layout, "HIDDEN", 128)
     arguments = argparse.Namespace(layout="eight", requests=[3], frames=16, guidance=scale, rounds=1)

@@ -27,7 +27,7 @@ def test_a_frame_that_is_later_than_the_buffer_lasts_is_a_gap(late: float, gap_s
 
 
 def test_both_arms_are_measured(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    monkeypatch.setitem(LAYOUTS, "eight", ("tests.speech_families:EIGHT_STREAMS", EIGHT_STREAMS))
+    monkeypatch.setitem(LAYOUTS, "eight", ("eight_streams", EIGHT_STREAMS))
     monkeypatch.setattr(benchmark_overload, "TEXT", EIGHT_STREAMS.tasks[0].text[0])
     monkeypatch.setattr(benchmark_layout, "HIDDEN", 128)
     arguments = argparse.Namespace(layout="eight", frames=30, guidance=2.0, rounds=1, interval_s=0.0, buffer_s=0.2)

@@ -19,7 +19,7 @@ from stretto.engine.frontend.launch import vllm_config  # noqa: E402
 
 
 def test_the_kv_cache_goes_with_its_engine_and_another_one_stays(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, EIGHT_STREAMS, "tests.speech_families:EIGHT_STREAMS", 128, 2)
+    write_checkpoint(tmp_path, EIGHT_STREAMS, "eight_streams", 128, 2)
     args = engine_args(EIGHT_STREAMS.max_model_len, 2) | {"kv_cache_memory_bytes": 8 << 20}
     engines = [SteppedEngine(vllm_config(EngineConfig(tmp_path, args))) for _ in range(2)]
     caches = [weakref.ref(engine.runner.kv_caches[0]) for engine in engines]

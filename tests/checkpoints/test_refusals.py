@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -75,7 +76,33 @@ def without_weights_of_the_codec(published: Published) -> None:
         path.unlink()
 
 
+def fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def written(field: str, text: str) -> Change:
+    """A file of the release holds `text` and nothing else."""
+    return lambda published: getattr(published, field).write_text(text)
+
+
+def linked_tokenizer(published: Published) -> None:
+    """A file of the tokenizer, which would be copied, is a link to a file of this machine."""
+    (published.tokenizer / "tokenizer_extra.json").symlink_to("/etc/passwd")
+
+
 REFUSED: list[tuple[str, Change, str]] = [
+    ("opuslm", written("config", "[" * 200_000), "config.yaml: expected YAML, got ValueError('more than 64 levels')"),
+    (
+        "opuslm",
+        written("config", "a: " + "9" * 10**6),
+        "expected YAML, got ValueError('a number of 1000000 characters')",
+    ),
+    ("opuslm", written("config", "a: 2026-02-31"), "expected YAML, got ValueError('day is out of range for month')"),
+    ("opuslm", lambda published: fifo(published.config), "expected a regular file, got a FIFO, socket or device"),
+    ("opuslm", lambda published: fifo(published.model), "expected a regular file, got a FIFO, socket or device"),
+    ("opuslm", linked_tokenizer, "tokenizer_extra.json: expected a file of this release, got a link to"),
+    ("bagpiper", config(lambda record: record.update(multimodal_io={"discrete_audio": 3})), "cannot be read as a"),
     ("opuslm", cut_short, "expected tensors, got"),
     ("opuslm", lambda published: published.model.write_bytes(b""), "expected tensors, got"),
     ("opuslm", lambda published: published.model.unlink(), "No such file"),

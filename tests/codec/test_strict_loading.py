@@ -2,6 +2,7 @@
 
 import math
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,3 +121,28 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
 def test_what_is_no_number_is_named(value: float) -> None:
     with pytest.raises(CheckpointError, match=r"here: expected finite numbers, got NaN or infinity in \['bias'\]"):
         load_strictly(torch.nn.Linear(3, 2), TENSORS | {"bias": torch.tensor([0.0, value])}, Path("here"))
+
+
+@pytest.mark.parametrize("kind", ["compressed", "overlapping"])
+def test_an_archive_larger_than_its_file_is_refused_before_it_is_unpacked(kind: str, tmp_path: Path) -> None:
+    """3 MB that become 3 GB: `torch.save` does not compress, and each of its records has bytes of its own."""
+    path = tmp_path / "model.pth"
+    torch.save({"weight": torch.zeros(1 << 20)}, path)
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    method = zipfile.ZIP_DEFLATED if kind == "compressed" else zipfile.ZIP_STORED
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in records.items():
+            archive.writestr(name, content)
+        if kind == "overlapping":
+            largest = max(archive.filelist, key=lambda record: record.file_size)
+            archive.filelist += [largest] * 100
+    with pytest.raises(CheckpointError, match=r"model\.pth: expected an archive of torch\.save"):
+        read_tensors(path)
+
+
+def test_a_fifo_in_the_place_of_weights_is_refused(tmp_path: Path) -> None:
+    for name in ("codec.pth", "codec.safetensors"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(CheckpointError, match=f"{name}: expected a regular file, got a FIFO"):
+            read_tensors(tmp_path / name)

@@ -13,11 +13,11 @@ from tests.small_vocabularies import TRACKED_CSM
 from tests.speech_families import EIGHT_STREAMS, FORCED_BURSTS, MODULES
 
 FAMILIES: dict[str, Family] = {
-    "tests.speech_families:EIGHT_STREAMS": EIGHT_STREAMS,
+    "eight_streams": EIGHT_STREAMS,
     "tiny": TINY,
-    "tests.speech_families:FORCED_BURSTS": FORCED_BURSTS,
-    "tests.small_vocabularies:TRACKED_CSM": TRACKED_CSM,
-    "tests.speech_families:MODULES": MODULES,
+    "forced_bursts": FORCED_BURSTS,
+    "small_tracked_csm": TRACKED_CSM,
+    "modules": MODULES,
 }
 NUM_PROMPTS = 60
 MAX_MODEL_LEN = 256

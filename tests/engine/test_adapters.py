@@ -42,7 +42,7 @@ class Adapted:
         for name in ("base", "merged"):
             (folder / name).mkdir()
         self.checkpoint = folder / "base"
-        write(self.checkpoint, family, f"tests.speech_families:{family.name.upper()}")
+        write(self.checkpoint, family, family.name)
         ranks = {"narrator": 4, "whisperer": 8}
         self.folders = {
             name: write_adapter(folder / name, self.checkpoint, seed, rank)
@@ -110,7 +110,7 @@ def test_a_depth_transformer_is_that_of_the_checkpoint(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint")
-    return write_checkpoint(folder, EIGHT_STREAMS, "tests.speech_families:EIGHT_STREAMS")
+    return write_checkpoint(folder, EIGHT_STREAMS, "eight_streams")
 
 
 Change = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]

@@ -22,9 +22,7 @@ LENGTH, EOS, EOT, ASSISTANT = 160, 2, 3, 6
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random checkpoint whose ends stand out: it draws both of them, early and late."""
-    folder = write_checkpoint(
-        tmp_path_factory.mktemp("eager"), BAGPIPER, "tests.small_vocabularies:BAGPIPER", layers=2, backbone="qwen3"
-    )
+    folder = write_checkpoint(tmp_path_factory.mktemp("eager"), BAGPIPER, "small_bagpiper", layers=2, backbone="qwen3")
     weights = load_file(folder / "model.safetensors")
     weights["lm_head.weight"][[EOS, EOT]] *= 3
     save_file(weights, folder / "model.safetensors")

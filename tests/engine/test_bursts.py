@@ -22,7 +22,7 @@ pytestmark = pytest.mark.engine
 @pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     folder = tmp_path_factory.mktemp("checkpoint")
-    write_checkpoint(folder, FORCED_BURSTS, "tests.speech_families:FORCED_BURSTS", hidden=128, layers=2)
+    write_checkpoint(folder, FORCED_BURSTS, "forced_bursts", hidden=128, layers=2)
     running = Engine(folder, max_model_len=160, max_num_seqs=4, async_scheduling=request.param)
     yield running
     running.shutdown()
@@ -31,7 +31,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 def test_a_text_leads_to_audio_within_a_step(tmp_path: Path, is_async: bool) -> None:
     """Unguided, in chunks and preempted: some of twelve replies go over to audio in the middle of a burst."""
-    name = "tests.speech_families:FORCED_CHAT"
+    name = "forced_chat"
     reference = Reference(write_checkpoint(tmp_path, FORCED_CHAT, name, hidden=64, layers=2), FORCED_CHAT, 160)
     limits = {"max_num_batched_tokens": 48, "max_num_seqs": 4, "max_model_len": 160, "num_gpu_blocks_override": 9}
     engine, given = Engine(tmp_path, async_scheduling=is_async, **limits), make_prompts(FORCED_CHAT, 12)

@@ -48,12 +48,12 @@ GPU = torch.device("meta")
 COPIES = {"_to_copy", "copy_"}
 FAMILIES = {
     "tiny": TINY,
-    "tests.speech_families:EIGHT_STREAMS": EIGHT_STREAMS,
+    "eight_streams": EIGHT_STREAMS,
     **PUBLISHED,
-    "tests.small_vocabularies:CSM": CSM,
-    "tests.small_vocabularies:TRACKED_CSM": TRACKED_CSM,
-    "tests.small_vocabularies:QWEN3_TTS": QWEN3_TTS,
-    "tests.small_vocabularies:HIGGS_AUDIO": HIGGS_AUDIO,
+    "small_csm": CSM,
+    "small_tracked_csm": TRACKED_CSM,
+    "small_qwen3_tts": QWEN3_TTS,
+    "small_higgs_audio": HIGGS_AUDIO,
 }
 
 
@@ -245,7 +245,7 @@ class BlocksOnTheDevice:
 def test_no_module_is_mixed_with_what_lies_in_host_memory(
     uses_kernels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = write_modules(tmp_path, MODULES, "tests.speech_families:MODULES", layers=1)
+    folder = write_modules(tmp_path, MODULES, "modules", layers=1)
     options = {"max_num_batched_tokens": 64, "additional_config": {"step_kernels": uses_kernels}}
     engine = Engine(folder, max_num_seqs=4, load_format="dummy", **options)
     for name, owner in KERNELS[uses_kernels].items():

@@ -18,7 +18,7 @@ SHARES = {"understanding": 0.5, "generation": 0.5}
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return Checkpoint(tmp_path_factory.mktemp("checkpoint"), "tests.speech_families:EIGHT_STREAMS")
+    return Checkpoint(tmp_path_factory.mktemp("checkpoint"), "eight_streams")
 
 
 def listening(checkpoint: Checkpoint, index: int) -> Prompt:

@@ -46,7 +46,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("checkpoint")
     if request.param == "tiny":
         return Case(folder, TINY, "tiny")
-    return Case(folder, EIGHT_STREAMS, "tests.speech_families:EIGHT_STREAMS")
+    return Case(folder, EIGHT_STREAMS, "eight_streams")
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_a_reply_without_limits_is_not_called_cut(case: Case, engine: Engine) ->
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 def test_an_empty_script_ends_the_audio_at_once(tmp_path: Path, is_async: bool) -> None:
-    case = Case(tmp_path, SPEECHLESS, "tests.speech_families:SPEECHLESS")
+    case = Case(tmp_path, SPEECHLESS, "speechless")
     running = Engine(case.folder, max_model_len=MAX_MODEL_LEN, async_scheduling=is_async)
     try:
         answer, tracker = case.check(running, longest(SPEECHLESS, 20, text=4, audio=13))

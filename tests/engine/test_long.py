@@ -23,7 +23,7 @@ ENGINE_ARGS = {"max_model_len": LONG.max_model_len, "max_num_batched_tokens": 10
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint")
-    return write_checkpoint(folder, LONG, "tests.speech_families:LONG", hidden=64, layers=2)
+    return write_checkpoint(folder, LONG, "long", hidden=64, layers=2)
 
 
 @pytest.fixture(scope="module")

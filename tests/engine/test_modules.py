@@ -30,7 +30,7 @@ class Checkpoint:
     """Random weights, and what the reference makes of them."""
 
     def __init__(self, folder: Path, family: Family = MODULES):
-        self.folder = write_modules(folder, family, f"tests.speech_families:{family.name.upper()}")
+        self.folder = write_modules(folder, family, family.name)
         self._reference = ModuleReference(folder, family, MAX_MODEL_LEN)
         self._replies: dict[str, Rows] = {}
 

@@ -19,9 +19,9 @@ from tests.speech_families import EIGHT_STREAMS, MODULES
 pytestmark = pytest.mark.engine
 FAMILIES = {
     "tiny": TINY,
-    "tests.speech_families:EIGHT_STREAMS": EIGHT_STREAMS,
-    "tests.speech_families:MODULES": MODULES,
-    "tests.small_vocabularies:TRACKED_CSM": TRACKED_CSM,
+    "eight_streams": EIGHT_STREAMS,
+    "modules": MODULES,
+    "small_tracked_csm": TRACKED_CSM,
 }
 NARROW = {"max_num_seqs": 5, "max_num_batched_tokens": 64}
 
@@ -50,9 +50,9 @@ def run(folder: Path, prompts: dict, is_async: bool) -> dict[str, Answer]:
     ("name", "is_async"),
     [
         pytest.param("tiny", True, id="tiny"),
-        pytest.param("tests.speech_families:EIGHT_STREAMS", False, id="eight_streams", marks=pytest.mark.nightly),
-        pytest.param("tests.speech_families:MODULES", True, id="modules"),
-        pytest.param("tests.small_vocabularies:TRACKED_CSM", True, id="depth", marks=pytest.mark.nightly),
+        pytest.param("eight_streams", False, id="eight_streams", marks=pytest.mark.nightly),
+        pytest.param("modules", True, id="modules"),
+        pytest.param("small_tracked_csm", True, id="depth", marks=pytest.mark.nightly),
     ],
 )
 def test_on_a_device_nothing_waits_and_the_replies_are_those_of_the_host(

@@ -23,7 +23,7 @@ NUM_TEXTS = 9
 @pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     folder: Path = tmp_path_factory.mktemp("checkpoint")
-    write_checkpoint(folder, TRACKED_CSM, "tests.small_vocabularies:TRACKED_CSM", hidden=64, layers=2)
+    write_checkpoint(folder, TRACKED_CSM, "small_tracked_csm", hidden=64, layers=2)
     limits = {"max_num_batched_tokens": 64, "max_num_seqs": 4, "max_model_len": 192, "num_gpu_blocks_override": 13}
     running = Engine(folder, async_scheduling=request.param, **limits)
     yield running

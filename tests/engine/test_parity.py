@@ -29,7 +29,7 @@ from tests.speech_families import EIGHT_STREAMS, LEARNED_PADS
 
 pytestmark = pytest.mark.engine
 
-FAMILIES = {"tiny": TINY, "tests.speech_families:EIGHT_STREAMS": EIGHT_STREAMS}
+FAMILIES = {"tiny": TINY, "eight_streams": EIGHT_STREAMS}
 ROOMY: dict[str, object] = {}
 # A budget below most prompts, four slots, and blocks for little more than one pair.
 TIGHT = {"max_num_batched_tokens": 48, "max_num_seqs": 4, "max_model_len": 160, "num_gpu_blocks_override": 9}
@@ -39,7 +39,7 @@ class Checkpoint:
     """A random checkpoint and the reference's replies to what it has been asked."""
 
     def __init__(self, folder: Path, name: str):
-        self.family: Family = {**FAMILIES, "tests.speech_families:LEARNED_PADS": LEARNED_PADS}[name]
+        self.family: Family = {**FAMILIES, "learned_pads": LEARNED_PADS}[name]
         shape = {} if self.family is TINY else {"hidden": 64, "layers": 2}
         self.folder = write_checkpoint(folder, self.family, name, **shape)
         self._references: dict[int, Reference] = {}
@@ -315,7 +315,7 @@ def test_without_prefix_caching_the_replies_are_the_same(checkpoint: Checkpoint)
 
 
 def test_pads_that_are_learned_are_read_everywhere(tmp_path: Path) -> None:
-    learned = Checkpoint(tmp_path, "tests.speech_families:LEARNED_PADS")
+    learned = Checkpoint(tmp_path, "learned_pads")
     prompts = {f"r{index}": make_prompt(learned.family, index) for index in (0, 1, 2)}
     with engine(learned, async_scheduling=False) as running:
         learned.check(prompts, running.run(prompts))

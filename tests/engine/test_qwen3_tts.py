@@ -41,7 +41,7 @@ def drawn_prompt(index: int) -> Prompt:
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 def test_drawn_replies_are_those_of_the_slow_reference(tmp_path: Path, is_async: bool) -> None:
     """In chunks of prompts and preempted; with a penalty, and two samplers in a reply, of which one may be greedy."""
-    folder = write_checkpoint(tmp_path, QWEN3_TTS, "tests.small_vocabularies:QWEN3_TTS", layers=2)
+    folder = write_checkpoint(tmp_path, QWEN3_TTS, "small_qwen3_tts", layers=2)
     reference = Reference(folder, QWEN3_TTS, LENGTH)
     prompts = {f"r{index}": drawn_prompt(index) for index in range(6)}
     engine = Engine(folder, async_scheduling=is_async, max_model_len=LENGTH, **TIGHT)

@@ -16,7 +16,7 @@ from tests.random_checkpoints import write_checkpoint
 from tests.speech_families import EIGHT_STREAMS
 
 pytestmark = pytest.mark.engine
-FAMILIES: dict[str, Family] = {"tests.speech_families:EIGHT_STREAMS": EIGHT_STREAMS, "tiny": TINY}
+FAMILIES: dict[str, Family] = {"eight_streams": EIGHT_STREAMS, "tiny": TINY}
 MAX_MODEL_LEN = 160
 TIGHT = {"max_num_seqs": 4, "max_num_batched_tokens": 48, "num_gpu_blocks_override": 9}
 Rows = list[list[int]]

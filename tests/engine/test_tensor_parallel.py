@@ -25,11 +25,11 @@ pytestmark = pytest.mark.engine
 TIGHT = {"max_num_batched_tokens": 48, "max_num_seqs": 4, "max_model_len": 160, "num_gpu_blocks_override": 9}
 # The first two cut their text heads between the ranks, the others keep theirs, where they have one, whole on both.
 CASES = {
-    "wide_text": (WIDE_TEXT, "tests.speech_families:WIDE_TEXT", False),
-    "opuslm": (OPUSLM, "tests.small_vocabularies:OPUSLM", True),
+    "wide_text": (WIDE_TEXT, "wide_text", False),
+    "opuslm": (OPUSLM, "small_opuslm", True),
     "tiny": (TINY, "tiny", True),
-    "csm": (CSM, "tests.small_vocabularies:CSM", True),
-    "modules": (MODULES, "tests.speech_families:MODULES", True),
+    "csm": (CSM, "small_csm", True),
+    "modules": (MODULES, "modules", True),
 }
 BACKBONES = {"opuslm": "olmo2", "csm": "llama"}
 

@@ -23,7 +23,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """An engine with little room, whose prompts are cut and whose replies give way."""
     family = FAMILIES[request.param]
     folder = tmp_path_factory.mktemp("checkpoint")
-    write_checkpoint(folder, family, f"tests.speech_families:{family.name.upper()}", hidden=64, layers=2)
+    write_checkpoint(folder, family, family.name, hidden=64, layers=2)
     limits = {"max_num_batched_tokens": 48, "max_num_seqs": 5, "max_model_len": LENGTH, "num_gpu_blocks_override": 11}
     engine = Engine(folder, async_scheduling=request.param == "async", **limits)
     yield engine, family

@@ -9,7 +9,7 @@ import pytest
 from stretto.engine.request.rules import SegmentRules
 from stretto.errors import CheckpointError
 from stretto.families.opuslm.family import TAILS
-from stretto.families.registry import FOLDERS, family_at, read_family
+from stretto.families.registry import FOLDERS, family_at, module_of, read_family
 from stretto.families.tiny.family import TINY
 from stretto.records.sampling import SegmentSampling
 from stretto.streams.segment import Segment
@@ -99,9 +99,69 @@ def test_opuslm_s_checkpoint_may_say_how_its_audio_closes(tail: str) -> None:
     assert read_family({"speech_family": "opuslm_dialogue", "speech_vocabulary": record}).tail is TAILS[tail]
 
 
-def test_a_family_outside_the_registry_is_named_by_its_module() -> None:
-    assert read_family({"speech_family": "stretto.families.tiny.family:TINY"}) is TINY
-    assert TINY.task("tts").segments == (Segment.TEXT, Segment.AUDIO)
+def register(folder: Path, value: str) -> None:
+    """An installed package `brook` whose families' names stand for `value`."""
+    (folder / "brook-1.dist-info").mkdir(parents=True)
+    (folder / "brook-1.dist-info" / "entry_points.txt").write_text(f"[stretto.families]\nbrook = {value}\n")
+
+
+def test_an_installed_package_registers_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(tmp_path, "brook_speech")
+    (tmp_path / "brook_speech").mkdir()
+    (tmp_path / "brook_speech" / "__init__.py").write_text("")
+    family = "from stretto.families.tiny.family import TINY\ndef build(name, vocabulary):\n    return TINY\n"
+    (tmp_path / "brook_speech" / "family.py").write_text(family)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert read_family({"speech_family": "brook"}) is TINY
+    assert module_of("brook", "family").__name__ == "brook_speech.family"
+    assert module_of("brook", "prompt") is None
+
+
+def test_a_package_may_register_a_family_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(tmp_path, "stretto.families.tiny.family:TINY")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert read_family({"speech_family": "brook"}) is TINY
+    assert module_of("brook", "prompt") is None
+
+
+def test_a_registered_family_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(tmp_path, "brook_that_is_not_there")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(CheckpointError, match="family brook: cannot import brook_that_is_not_there"):
+        read_family({"speech_family": "brook"})
+
+
+def test_a_built_in_family_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "brook-1.dist-info").mkdir()
+    (tmp_path / "brook-1.dist-info" / "entry_points.txt").write_text("[stretto.families]\ntiny = brook\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert read_family({"speech_family": "tiny"}) is TINY
+
+
+OUTSIDE = ("checkpoint.evil:TINY", "evil:TINY", "checkpoint.evil", "evil", "a:b:c", "../evil", "\ud800")
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_checkpoint_cannot_name_code(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own files are in reach of the path: Triton adds the folder above the checkpoint to it."""
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    code = "import pathlib\npathlib.Path('was-run').touch()\nfrom stretto.families.tiny.family import TINY\n"
+    (checkpoint / "evil.py").write_text(code)
+    (checkpoint / "config.json").write_text(json.dumps({"speech_family": name}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(checkpoint)
+    with pytest.raises(CheckpointError, match=r"config\.json: speech_family: unknown family"):
+        family_at(checkpoint)
+    assert not Path("was-run").exists()
+
+
+@pytest.mark.parametrize("key", ["auto_map", "speculators_config", "attn_implementation"])
+def test_a_checkpoint_cannot_lead_libraries_elsewhere(key: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"speech_family": "tiny", key: {"AutoConfig": "evil.Config"}}))
+    with pytest.raises(CheckpointError, match=rf"config\.json: {key}: expected a checkpoint without it"):
+        family_at(tmp_path)
 
 
 @pytest.mark.parametrize(

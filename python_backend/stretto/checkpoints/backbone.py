@@ -20,6 +20,7 @@ from transformers import (
 from stretto.checkpoints.release import read_json
 from stretto.checkpoints.tensors import shapes_of
 from stretto.errors import CheckpointError
+from stretto.untrusted_files import LEADS_ELSEWHERE, UNPARSABLE
 
 CLASSES: dict[str, tuple[type[PretrainedConfig], type[PreTrainedModel]]] = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
@@ -101,6 +102,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 # Of a public config.json: what it says of its own tokens and tools, not of the layers.
 LEFT_OUT = ("architectures", "transformers_version", "_name_or_path", "torch_dtype", "dtype", "vocab_size")
+LEFT_OUT += ("quantization_config", *LEADS_ELSEWHERE)
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # the family's business; null, as the classes have defaults
 
 
@@ -137,5 +139,5 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     config_class, model_class = CLASSES[config["model_type"]]
     try:
         return shapes_of(model_class, config_class.from_dict(dict(config)))
-    except (ArithmeticError, TypeError, ValueError, StrictDataclassError) as error:
+    except (*UNPARSABLE, RuntimeError, StrictDataclassError) as error:
         raise CheckpointError(f"backbone: not the numbers of {config['model_type']}: {error}") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from stretto.errors import CheckpointError
-from stretto.families.registry import json_object
+from stretto.untrusted_files import MAX_TEXT_BYTES, json_object, regular_file
 
 FILES = ("vocab.json", "merges.txt")
 # https://huggingface.co/Qwen/Qwen2-7B/blob/main/tokenizer.json, `pre_tokenizer`.
@@ -26,7 +26,8 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     """
     vocabulary, merges = (folder / name for name in FILES)
     try:
-        tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
+        files = [str(regular_file(path, MAX_TEXT_BYTES)) for path in (vocabulary, merges)]
+        tokenizer = Tokenizer(models.BPE.from_file(*files))
     except Exception as error:  # the library knows no other class
         raise CheckpointError(f"{folder}: expected {' and '.join(FILES)} of a tokenizer, got {error}") from error
     tokenizer.normalizer = normalizers.NFC()

@@ -1,11 +1,14 @@
 """The codec beside the language model: a directory as its authors publish it, or the copy in Bagpiper's file."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import (
     HiggsAudioV2TokenizerConfig,
@@ -24,11 +27,25 @@ from stretto.codec.espnet_dac_checkpoint import read_config
 from stretto.codec.glm4_voice import config as glm4_voice
 from stretto.codec.published import load_config
 from stretto.codec.qwen3_12hz import config as qwen3_12hz
+from stretto.codec.registry import load_codec
 from stretto.errors import CheckpointError
 from stretto.families.base import Family
+from stretto.untrusted_files import UNPARSABLE, released_file
 
 WEIGHTS = (".pt", ".pth", ".safetensors")
 FILES = (".json", ".yaml", *WEIGHTS)
+SUFFIX = ".safetensors"
+# Tensors that tell what a file holds which is no codec of a kind that is read.
+MARKS = {
+    "model.embed_tokens.weight": "a language model",
+    "language_model.model.embed_tokens.weight": "a language model",
+    "audio_codebook_embeddings.weight": "Higgs Audio's language model in Boson's own layout",
+    "embed_text_tokens.weight": "CSM's language model",
+    "talker.model.codec_embedding.weight": "Qwen3-TTS's language model",
+    "decoder_2.model.0.weight_g": "a codec in the layout of its authors' own code",
+    "acoustic_decoder.conv1.weight": "a codec of X-codec's kind",
+    "decoder.layers.0.conv.weight": "a codec of Mimi's kind",
+}
 COPIED: dict[str, tuple[type[PretrainedConfig], type[PreTrainedModel]]] = {
     "xcodec": (XcodecConfig, XcodecModel),
     "mimi": (MimiConfig, MimiModel),
@@ -59,11 +76,31 @@ def check_directory(folder: Path, family: Family) -> list[Path]:
     expected = (family.num_codebooks, family.layout.codebook_size)
     if found != expected:
         raise CheckpointError(f"{folder}: expected {expected[0]} codebooks of {expected[1]} codes, got {found}")
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in FILES)
+    names = sorted(path.name for path in folder.iterdir() if path.suffix in FILES and not path.is_dir())
+    files = [released_file(folder, name) for name in names]
     if not any(path.suffix in WEIGHTS for path in files):
         known = f"{', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}"
         raise CheckpointError(f"{folder}: expected weights ({known}) beside the codec's numbers, got none")
+    try:
+        load_codec(family.codec, folder)  # as the server does: a file that does not fit is named before it is copied
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {_holds(files)}") from error
     return files
+
+
+def _holds(files: list[Path]) -> str:
+    """Return what the weights among a codec's files seem to be, for an error message."""
+    found = []
+    for path in files:
+        if path.suffix != SUFFIX:
+            continue
+        with suppress(SafetensorError, OSError), safe_open(path, framework="pt") as file:
+            names = sorted(file.keys())
+            kind = next((kind for name, kind in MARKS.items() if name in names), "no codec that is known")
+            shape = file.get_slice(names[0]).get_shape() if names else []
+            found.append(f"{path.name} seems to hold {kind}: {len(names)} tensors, the first {names[:1]} {shape}")
+    others = [path.name for path in files if path.suffix in WEIGHTS and path.suffix != SUFFIX]
+    return ", ".join([*found, *others])
 
 
 @dataclass(frozen=True)
@@ -82,8 +119,12 @@ class Copy:
         if family.codec not in COPIED:
             raise CheckpointError(f"{family.name}: expected a copy of {', '.join(COPIED)}, got {family.codec}")
         config_class, model_class = COPIED[family.codec]
-        numbers = dict(release.get("codec_config", {}))
-        config = load_config(config_class, folder) if folder else config_class.from_dict(numbers)
+        try:
+            numbers = dict(release.get("codec_config") or {})
+            config = load_config(config_class, folder) if folder else config_class.from_dict(numbers)
+        except (*UNPARSABLE, StrictDataclassError) as error:
+            said = " ".join(str(error).split())
+            raise CheckpointError(f"config.json: codec_config: not the numbers of {family.codec}: {said}") from error
         plan = {f"{prefix}{name}": Part(name, shape) for name, shape in shapes_of(model_class, config).items()}
         check(plan, {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}, ())
         entries = [

@@ -125,7 +125,7 @@ def main(words: list[str] | None = None) -> int:
             advance = lambda num_bytes: bar.update(task, advance=num_bytes)  # noqa: E731
             files = write(conversion, args.out, int(args.shard_gb * 1e9), advance)
     except (CheckpointError, OSError) as error:
-        print(f"stretto convert: {error}", file=sys.stderr)
+        print(f"stretto convert: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     for file in files:
         print(f"{file.sha256}  {file.name}  {file.num_bytes}")

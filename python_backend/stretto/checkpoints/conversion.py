@@ -10,20 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from stretto.checkpoints import codec, shards
 from stretto.checkpoints.contents import notes_on, read_contents
+from stretto.checkpoints.generation import read_defaults
 from stretto.checkpoints.published import Network, published
 from stretto.checkpoints.release import Release, Tokenizer
 from stretto.checkpoints.shards import Entry, Written
 from stretto.checkpoints.speech_tokenizer import PublishedTokenizer
 from stretto.checkpoints.tensors import Part, Plan, check
-from stretto.errors import CheckpointError
+from stretto.errors import CheckpointError, shown
 from stretto.families.base import Family
+from stretto.families.defaults import KEY as SAMPLING
 from stretto.families.opuslm.convert_ssl_tokenizer import ConvertedSslTokenizer
 from stretto.families.opuslm.ssl_tokenizer import FOLDER
 from stretto.families.registry import read_family
+from stretto.untrusted_files import UNPARSABLE
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,16 @@ def plan(release: Release) -> Conversion:
     """Reads everything but the tensors' contents; CheckpointError says what does not fit."""
     contents, family_files = read_contents(release), published(release)
     tensors = contents.tensors
-    made = family_files.convert(release, contents)
-    family = read_family(made.record)
+    try:
+        made = family_files.convert(release, contents)
+    except (*UNPARSABLE, RuntimeError, StrictDataclassError) as error:
+        place = release.config or release.model
+        raise CheckpointError(
+            f"{place}: cannot be read as a release of {release.family}: {shown(error, 200)}"
+        ) from error
+    sampling, defaults = read_defaults(release, read_family(made.record), family_files.GENERATION)
+    record = made.record | ({SAMPLING: sampling} if sampling else {})
+    family = read_family(record)
     networks = [ConvertedNetwork.of(each, tensors) for each in made.networks]
     elsewhere = {*made.folded, *(name for each in made.networks for name in each.plan)}
     unused = [name for name in check(made.plan, tensors, (*made.dropped, *elsewhere)) if name not in elsewhere]
@@ -91,8 +103,8 @@ def plan(release: Release) -> Conversion:
         copy = codec.Copy.of(family, release.codec, contents.config, tensors, family_files.CODEC)
     hears = _tokenizer(release.ssl_tokenizer, family) if release.ssl_tokenizer else None
     dropped_shapes = {name: list(tensors[name].shape) for name in unused} | (hears.dropped if hears else {})
-    entries, notes = _entries(made.plan, tensors, contents.dtype), notes_on(contents, release)
-    return Conversion(made.record, entries, dropped_shapes, contents.tokenizer, files, copy, hears, notes, networks)
+    entries, notes = _entries(made.plan, tensors, contents.dtype), [*notes_on(contents, release), *defaults]
+    return Conversion(record, entries, dropped_shapes, contents.tokenizer, files, copy, hears, notes, networks)
 
 
 def _tokenizer(folder: Path, family: Family) -> ConvertedSslTokenizer | PublishedTokenizer:

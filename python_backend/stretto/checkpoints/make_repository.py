@@ -23,9 +23,10 @@ from stretto.config import EngineConfig
 from stretto.errors import CheckpointError
 from stretto.families.base import Family
 from stretto.families.opuslm.ssl_tokenizer import FOLDER
-from stretto.families.registry import config_at, json_object
+from stretto.families.registry import config_at
 from stretto.preprocessing.request import Preprocessor
 from stretto.serving.folders import bundled_repository
+from stretto.untrusted_files import json_object
 
 BUNDLED = bundled_repository()
 CHECKPOINT, ENGINE = "language_model/1/checkpoint", "language_model/1/engine.json"

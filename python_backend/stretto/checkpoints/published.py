@@ -55,11 +55,13 @@ class Published(Protocol):
     BACKBONE_TAG: where config.yaml names the backbone; None where a config.json has the numbers themselves.
     EMBEDDINGS: the published name of its table.
     CODEC: how the names of the codec's copy in the file begin; empty where there is none.
+    GENERATION: fields of `speech_sampling` by keys of generation_config.json; empty if releases have no such file.
     """
 
     BACKBONE_TAG: str | None
     EMBEDDINGS: str
     CODEC: str
+    GENERATION: Mapping[str, tuple[str, ...]]
 
     def trained_dtype(self, config: Mapping[str, Any]) -> str | None:
         """What the model computed in while it was trained, as far as config.yaml says."""

@@ -1,6 +1,7 @@
 """What a release consists of, read without a copy of it: the tensors stay in their file until they are written."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -8,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import safe_open
 from torch import Tensor
 
 from stretto.checkpoints.byte_level_bpe import read_tokenizer
 from stretto.codec.strict_loading import UNREADABLE, read_pickled
-from stretto.errors import CheckpointError
-from stretto.families.registry import config_at, json_object
+from stretto.errors import CheckpointError, shown
 from stretto.families.tokenizer import FILE, TextTokenizer
+from stretto.untrusted_files import json_object, regular_file, released_file
 
 FAMILIES = (
     "bagpiper",
@@ -32,6 +32,9 @@ FAMILIES = (
 )
 BARE = ("chatterbox",)  # whose releases have no config, and a tokenizer of any kind: they write no text
 INDEX, SUFFIX = ".safetensors.index.json", ".safetensors"
+# Names of a tokenizer's files begin so. Its folder may be a whole repository.
+TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens_map", "added_tokens", "chat_template")
+WHOLE, SHARDS = "model.safetensors", f"model{INDEX}"  # as transformers looks for them, in this order
 
 
 @dataclass(frozen=True)
@@ -85,13 +88,36 @@ class StoredTensors(Mapping[str, Tensor]):
 
 
 def safetensors_files(path: Path) -> list[Path] | None:
-    """The safetensors files of a directory, those that an index names, or `path` itself; None where it is no such."""
+    """Return the safetensors files that `path` stands for; None if it is a file of another kind.
+
+    A folder may hold the same weights twice, so files are chosen as transformers chooses them: what `config.json` names
+    as `transformers_weights`, `model.safetensors`, or the shards of `model.safetensors.index.json`. A folder with none
+    of these stands for all its safetensors files, an index for the files that it names.
+
+    Raises:
+        CheckpointError: if a file is not regular, an index names something else than files beside it, or a link in the
+            folder leads out of the release.
+    """
     if path.is_dir():
-        return sorted(path.glob("*.safetensors"))
+        config = path / "config.json"
+        chosen = json_object(config).get("transformers_weights") if config.exists() else None
+        if chosen is not None:
+            return _named_files(released_file(path, chosen))
+        for name in (WHOLE, SHARDS):
+            if os.path.lexists(path / name):
+                return _named_files(released_file(path, name))
+        return [released_file(path, each.name) for each in sorted(path.glob(f"*{SUFFIX}"))]
+    return _named_files(regular_file(path))
+
+
+def _named_files(path: Path) -> list[Path] | None:
+    """Return the files of an index, or `path` itself if it is a safetensors file."""
     if not path.name.endswith(INDEX):
         return [path] if path.suffix == SUFFIX else None
-    names = json_object(path).get("weight_map", {})
-    return [path.parent / name for name in sorted(set(names.values()))]
+    names = json_object(path).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise CheckpointError(f"{path}: weight_map: expected file names by tensor, got {shown(names)}")
+    return [released_file(path.parent, name) for name in sorted(set(names.values()))]
 
 
 def read_tensors(path: Path) -> Mapping[str, Tensor]:
@@ -118,20 +144,9 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
     return tensors
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A release's `config.yaml`."""
-    try:
-        record = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{path}: expected YAML, got {error!r}") from error
-    if not isinstance(record, dict):
-        raise CheckpointError(f"{path}: expected a mapping, got {type(record).__name__}")
-    return record
-
-
 def read_json(path: Path) -> dict[str, Any]:
-    """A config.json, or the one in a directory."""
-    return config_at(path) if path.is_dir() else json_object(path)
+    """Return the record of a config.json, or of the one in a folder."""
+    return json_object(path / "config.json" if path.is_dir() else path)
 
 
 def entry(record: Mapping[str, Any], dotted: str) -> Any:
@@ -153,15 +168,17 @@ def optional_entry(record: Mapping[str, Any], dotted: str) -> Any:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A public tokenizer's files. size: one more than its highest id. tokens: how each id is spelled.
+    """A public tokenizer's files, which will be copied.
 
-    made: a tokenizer.json, where the files have none; it is to be written beside them.
+    size: one more than its highest id. tokens: spelling of each id. made: a tokenizer.json to be written beside the
+    files, if they have none.
     """
 
     folder: Path
     size: int
     tokens: Mapping[int, str] = field(default_factory=dict)
     made: Mapping[str, Any] | None = None
+    files: tuple[Path, ...] = ()
 
     @classmethod
     def at(cls, folder: Path, spells_bytes: bool = True) -> "Tokenizer":
@@ -175,10 +192,5 @@ class Tokenizer:
             tokens, made = TextTokenizer(tokenizer).tokens, json.loads(tokenizer.to_str())
         if not tokens:
             raise CheckpointError(f"{folder}: expected a tokenizer with tokens, got none")
-        return cls(folder, 1 + max(tokens), tokens, made)
-
-    @property
-    def files(self) -> list[Path]:
-        """What a tokenizer consists of, and nothing else of a repository that lies beside it."""
-        names = ("tokenizer", "vocab", "merges", "special_tokens_map", "added_tokens", "chat_template")
-        return sorted(path for path in self.folder.iterdir() if path.is_file() and path.name.startswith(names))
+        found = sorted(path.name for path in folder.iterdir() if path.name.startswith(TOKENIZER) and not path.is_dir())
+        return cls(folder, 1 + max(tokens), tokens, made, tuple(released_file(folder, name) for name in found))

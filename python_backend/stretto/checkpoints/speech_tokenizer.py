@@ -7,6 +7,7 @@ from pathlib import Path
 from stretto.checkpoints import shards
 from stretto.checkpoints.shards import Entry, Written
 from stretto.codec.glm4_voice.tokenizer import CONFIG, FEATURES, FOLDER, read_tokenizer
+from stretto.untrusted_files import released_file
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class PublishedTokenizer:
     def of(cls, folder: Path, num_codes: int) -> "PublishedTokenizer":
         """Those in a folder; CheckpointError names what does not fit, or makes another number of codes."""
         read_tokenizer(folder, num_codes)
-        return cls([folder / CONFIG, folder / FEATURES, *sorted(folder.glob("model*.safetensors"))])
+        names = [CONFIG, FEATURES, *sorted(path.name for path in folder.glob("model*.safetensors"))]
+        return cls([released_file(folder, name) for name in names])
 
     def write(self, folder: Path, progress: shards.Progress) -> list[Written]:
         """Copies of the files."""

@@ -6,6 +6,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 
 from stretto.errors import CheckpointError
+from stretto.untrusted_files import UNPARSABLE
 
 # Of a backbone of Llama's layers.
 LLAMA_NUMBERS = (
@@ -31,9 +32,18 @@ def read_numbers(config_class: Any, record: Mapping[str, Any]) -> Any:
         raise CheckpointError(f"config.json: expected model_type {kind!r}, got {record.get('model_type')!r}")
     try:
         return config_class.from_dict(dict(record))
-    except (TypeError, ValueError, StrictDataclassError) as error:
+    except (*UNPARSABLE, StrictDataclassError) as error:
         said = " ".join(str(error).split())  # some of it in several lines
         raise CheckpointError(f"config.json: not the numbers of {kind}: {said}") from error
+
+
+def check_heads(config: Any) -> None:
+    """Raise CheckpointError for numbers that transformers converts and vLLM's Llama refuses."""
+    for name, count in (("hidden_size", config.hidden_size), ("num_attention_heads", config.num_attention_heads)):
+        of = "num_attention_heads" if name == "hidden_size" else "num_key_value_heads"
+        if count % getattr(config, of):
+            expected = f"{name} to be a multiple of {of}"
+            raise CheckpointError(f"config.json: expected {expected}, got {count} and {getattr(config, of)}")
 
 
 def dtype_of(record: Mapping[str, Any]) -> str | None:

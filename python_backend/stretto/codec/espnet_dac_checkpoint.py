@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from stretto.codec.seanet.decoder import SeanetWidths
 from stretto.codec.seanet.shape import SeanetShape
 from stretto.codec.strict_loading import read_tensors
 from stretto.errors import CheckpointError
+from stretto.untrusted_files import UNPARSABLE, yaml_mapping
 
 CONFIG_FILE = "config.yaml"
 GENERATOR = "codec.generator."
@@ -99,8 +99,8 @@ def read_config(directory: Path) -> EspnetDacConfig:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
     try:
-        return EspnetDacConfig.from_record(yaml.safe_load(path.read_text()))
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        return EspnetDacConfig.from_record(yaml_mapping(path))
+    except UNPARSABLE as error:
         raise CheckpointError(f"{path}: {error!r}") from error
 
 

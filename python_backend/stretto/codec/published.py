@@ -7,9 +7,11 @@ from typing import Any, TypeVar
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
-from stretto.codec.strict_loading import UNREADABLE, check_finite
+from stretto.codec.strict_loading import UNREADABLE, check_finite, first
 from stretto.errors import CheckpointError
+from stretto.untrusted_files import LEADS_ELSEWHERE, UNPARSABLE, json_object, regular_file
 
 CONFIG_FILE = "config.json"
 Config = TypeVar("Config", bound=PretrainedConfig)
@@ -27,12 +29,14 @@ def codec_directory(checkpoint: Path) -> Path:
 def load_config(config_class: type[Config], directory: Path) -> Config:
     """The configuration in a directory; CheckpointError if it is another model's or does not parse."""
     try:
-        record, _ = PretrainedConfig.get_config_dict(str(directory))
+        record = json_object(directory / CONFIG_FILE)
         if record.get("model_type") != config_class.model_type:
             raise ValueError(f"model_type must be {config_class.model_type}, got {record.get('model_type')}")
-        return config_class.from_dict(record)
-    except (OSError, TypeError, ValueError, StrictDataclassError) as error:
-        raise CheckpointError(f"{directory / CONFIG_FILE}: {error}") from error
+        kept = {name: value for name, value in record.items() if name not in LEADS_ELSEWHERE}
+        return config_class.from_dict(kept)
+    except (*UNPARSABLE, StrictDataclassError) as error:
+        said = " ".join(str(error).split())  # some of it in several lines
+        raise CheckpointError(f"{directory / CONFIG_FILE}: {said}") from error
 
 
 def load_model(model_class: type[Model], directory: Path, optional: Iterable[str] = ()) -> tuple[Model, bool]:
@@ -44,7 +48,12 @@ def load_model(model_class: type[Model], directory: Path, optional: Iterable[str
     """
     config_class: Any = model_class.config_class
     loaded: Any
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report of the names below has a line for each
     try:
+        for path in directory.iterdir():
+            if path.suffix in (".safetensors", ".bin", ".json"):
+                regular_file(path)
         loaded = model_class.from_pretrained(
             str(directory),
             config=load_config(config_class, directory),
@@ -53,14 +62,17 @@ def load_model(model_class: type[Model], directory: Path, optional: Iterable[str
             ignore_mismatched_sizes=True,  # they are named below, with the others
             output_loading_info=True,
         )
-    except UNREADABLE as error:
+    except (ImportError, *UNREADABLE) as error:
         raise CheckpointError(f"{directory}: {error}") from error
+    finally:
+        logging.set_verbosity(verbosity)
     model, info = loaded
     tensors, absent = model.state_dict(), set(info["missing_keys"])
     left_out = {name for name in tensors if name.split(".")[0] in set(optional)}
     missing = [] if absent == left_out else sorted(absent)
     unexpected, wrong = sorted(info["unexpected_keys"]), sorted(name for name, *_ in info["mismatched_keys"])
+    found = {"missing": missing, "unexpected": unexpected, "wrong shape": wrong}
     if missing or unexpected or wrong:
-        raise CheckpointError(f"{directory}: missing {missing}, unexpected {unexpected}, wrong shape {wrong}")
+        raise CheckpointError(f"{directory}: {', '.join(f'{kind} {first(names)}' for kind, names in found.items())}")
     check_finite({name: tensor for name, tensor in tensors.items() if name not in absent}, directory)
     return model.eval().requires_grad_(False), not absent

@@ -3,6 +3,7 @@ no finite numbers."""
 
 import pickle
 import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stretto.errors import CheckpointError
+from stretto.untrusted_files import regular_file
 
 NAMED = 8  # of so many tensors that do not fit, the names are said
 # What reading tensors raises where a file holds none: `torch.load` lets out whatever its unpickler stumbles over.
@@ -30,7 +32,9 @@ UNREADABLE = (
     struct.error,
     pickle.PickleError,
     SafetensorError,
+    zipfile.BadZipFile,
 )
+ARCHIVE = b"PK\x03\x04"  # first bytes of a file of `torch.save` since torch 1.6
 
 
 def read_pickled(path: Path, expected: str = "tensors", stays_in_file: bool = False) -> Any:
@@ -40,16 +44,30 @@ def read_pickled(path: Path, expected: str = "tensors", stays_in_file: bool = Fa
     stays_in_file: read tensors when they are used, which files of before torch 1.6 cannot; they are refused then.
     """
     try:
+        _check_archive(regular_file(path))
         return torch.load(path, "cpu", weights_only=True, mmap=stays_in_file)
     except UNREADABLE as error:
         raise CheckpointError(f"{path}: expected {expected}, got {error!r}") from error
+
+
+def _check_archive(path: Path) -> None:
+    """Raise CheckpointError for an archive that is larger unpacked than it is: `torch.save` does not compress."""
+    with path.open("rb") as file:
+        if file.read(len(ARCHIVE)) != ARCHIVE:
+            return
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+    size, unpacked = path.stat().st_size, sum(record.file_size for record in records)
+    if unpacked > size or any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        expected = "an archive of torch.save, which is not compressed"
+        raise CheckpointError(f"{path}: expected {expected}, got {unpacked} bytes of records in {size}")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file or, by its name, of one of `torch.save`, in float32; CheckpointError where it
     is missing or none, or holds others than weights."""
     try:
-        stored = load_file(path) if path.suffix == ".safetensors" else read_pickled(path)
+        stored = load_file(regular_file(path)) if path.suffix == ".safetensors" else read_pickled(path)
     except UNREADABLE as error:
         raise CheckpointError(f"{path}: expected tensors, got {error!r}") from error
     if not isinstance(stored, dict):
@@ -88,10 +106,15 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], place: Path,
     if wrong or wanted.keys() != tensors.keys():
         missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
         raise CheckpointError(
-            f"{place}: missing {missing[:NAMED]}, unknown {unknown[:NAMED]}, of another shape {wrong[:NAMED]}"
+            f"{place}: missing {first(missing)}, unknown {first(unknown)}, of another shape {first(wrong)}"
         )
     check_finite(tensors, place)
     module.load_state_dict(tensors, assign=assign)
+
+
+def first(names: list[str]) -> str:
+    """Return the first names of a list for an error message, and the number of the others."""
+    return str(names) if len(names) <= NAMED else f"{names[:NAMED]} and {len(names) - NAMED} more"
 
 
 def check_finite(tensors: Mapping[str, Tensor], place: Path) -> None:

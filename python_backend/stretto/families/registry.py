@@ -1,71 +1,101 @@
-"""Families by name: which folder holds each, and what the files there offer.
+"""Families by name: the built-in ones, and those that installed packages register.
+
+A family is a package of these files:
 
 family.py    build(name, vocabulary) -> Family          the numbers, ids, tasks and defaults; no torch
 prompt.py    open_template(...) -> Template             a request to rows
 reader.py    TEXT_CODEC                                 optional: text without a tokenizer, for people
 model.py                                                optional: what of the network stock vLLM does not have
 convert.py   convert(release, contents) -> Converted    optional: published files to a checkpoint
+
+Another installed package registers its own by an entry point of the group `stretto.families`: the family's name, and
+such a package (or one `Family`, which has no prompts). A checkpoint only names a family. It cannot name code.
 """
 
-import json
 from collections.abc import Mapping
 from importlib import import_module
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from stretto.errors import CheckpointError
+from stretto.errors import CheckpointError, shown
 from stretto.families.base import Family
+from stretto.families.defaults import KEY as SAMPLING
+from stretto.families.defaults import with_defaults
+from stretto.untrusted_files import LEADS_ELSEWHERE, UNPARSABLE, json_object
 
 NAME, VOCABULARY = "speech_family", "speech_vocabulary"  # keys of a checkpoint's config.json
+GROUP = "stretto.families"  # of entry points
 
 SAME_NAME = ("tiny", "bagpiper", "opuslm", "vita_audio", "csm", "qwen3_tts", "qwen3_omni_talker", "chatterbox", "valle")
 FOLDERS = {name: name for name in SAME_NAME} | {"opuslm_dialogue": "opuslm", "higgs_audio_v2": "higgs_audio"}
 
 
+def registered(name: str) -> ModuleType | Family | None:
+    """Return the package of a family, or the family itself if that is what was registered; None if there is neither.
+
+    Raises:
+        CheckpointError: if two packages register the name, or the one that does cannot be imported.
+    """
+    if name in FOLDERS:
+        return import_module(f"{__package__}.{FOLDERS[name]}")
+    found = {each.value: each for each in entry_points(group=GROUP, name=name)}
+    if len(found) > 1:
+        raise CheckpointError(f"family {name}: expected one installed package, got {sorted(found)}")
+    for value, each in found.items():
+        try:
+            return each.load()
+        except (ImportError, AttributeError) as error:
+            raise CheckpointError(f"family {name}: cannot import {value}: {error!r}") from error
+    return None
+
+
 def module_of(family: str, role: str) -> ModuleType | None:
-    """The file of a family's folder for a role, as `prompt`; None where it has none."""
-    name = f"{__package__}.{FOLDERS[family]}.{role}" if family in FOLDERS else None
+    """Return the file of a family's package for a role, for example `prompt`; None if there is none."""
+    package = registered(family)
+    name = f"{package.__name__}.{role}" if isinstance(package, ModuleType) else None
     return import_module(name) if name and find_spec(name) else None
 
 
 def read_family(config: Mapping[str, Any]) -> Family:
-    """The family of a checkpoint with this config.json: `speech_family` names it, or is `module:ATTRIBUTE`.
+    """Return the family that `speech_family` in a checkpoint's config.json names.
 
-    CheckpointError when it names none, or when `speech_vocabulary` is not one of that family.
+    CheckpointError when no such family is registered, `speech_vocabulary` is not one of that family, or
+    `speech_sampling` has a value that cannot be a default.
     """
     name = config.get(NAME)
     if not isinstance(name, str):
-        raise CheckpointError(f"config.json: expected the family's name in {NAME}, got {name!r}")
-    if ":" in name:
-        module, attribute = name.split(":")
-        return getattr(import_module(module), attribute)
-    family = module_of(name, "family")
+        raise CheckpointError(f"config.json: expected the family's name in {NAME}, got {shown(name)}")
+    found = registered(name)
+    if isinstance(found, Family):
+        return with_defaults(found, config.get(SAMPLING))
+    family = module_of(name, "family") if found else None
     if family is None:
-        raise CheckpointError(f"config.json: {NAME}: unknown family {name!r}; known: {sorted(FOLDERS)}")
+        raise CheckpointError(
+            f"config.json: {NAME}: unknown family {shown(name)}; known: {sorted(FOLDERS)}, and what installed packages "
+            f"register as {GROUP}"
+        )
     try:
-        return family.build(name, config.get(VOCABULARY))
-    except (KeyError, TypeError, ValueError) as error:
+        built = family.build(name, config.get(VOCABULARY))
+    except UNPARSABLE as error:
         raise CheckpointError(f"config.json: {VOCABULARY}: not a vocabulary of {name}: {error!r}") from error
+    return with_defaults(built, config.get(SAMPLING))
 
 
 def family_at(checkpoint: Path) -> Family:
-    """The family of the checkpoint in a folder; CheckpointError when its config.json cannot be read, or names none."""
+    """Return the family of the checkpoint in a folder; CheckpointError if its config.json is not a checkpoint's."""
     return read_family(config_at(checkpoint))
 
 
 def config_at(checkpoint: Path) -> dict[str, Any]:
-    """The config.json of the checkpoint in a folder; CheckpointError when it cannot be read."""
-    return json_object(checkpoint / "config.json")
+    """Return the config.json of the checkpoint in a folder.
 
-
-def json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; CheckpointError when there is none that can be read."""
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: expected a JSON object, got {error!r}") from error
-    if not isinstance(record, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(record).__name__}")
+    CheckpointError if it cannot be read, or has a key by which libraries load code or weights from elsewhere.
+    """
+    record = json_object(checkpoint / "config.json")
+    odd = [name for name in LEADS_ELSEWHERE if record.get(name) is not None]
+    if odd:
+        raise CheckpointError(f"{checkpoint / 'config.json'}: {odd[0]}: expected a checkpoint without it")
     return record

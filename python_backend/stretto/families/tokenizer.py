@@ -6,6 +6,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders
 
 from stretto.errors import CheckpointError
+from stretto.untrusted_files import MAX_TEXT_BYTES, regular_file
 
 FILE = "tokenizer.json"
 
@@ -29,7 +30,7 @@ class TextTokenizer:
         """The tokenizer in a checkpoint's folder; CheckpointError where there is none that can be read."""
         path = checkpoint / FILE
         try:
-            tokenizer = Tokenizer.from_file(str(path))
+            tokenizer = Tokenizer.from_file(str(regular_file(path, MAX_TEXT_BYTES)))
         except Exception as error:  # the library knows no other class
             raise CheckpointError(f"{path}: expected a tokenizer, got an error: {error}") from error
         return cls(tokenizer, spells_bytes)

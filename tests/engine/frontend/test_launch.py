@@ -49,7 +49,7 @@ def test_weights_are_loaded_without_a_progress_bar(folder: Path) -> None:
     ],
 )
 def test_graphs_have_room_for_the_rows_that_modules_read(arguments: dict, expected: dict, tmp_path: Path) -> None:
-    checkpoint = write_modules(tmp_path, MODULES, "tests.speech_families:MODULES")
+    checkpoint = write_modules(tmp_path, MODULES, "modules")
     assert captured_rows(EngineConfig(checkpoint, arguments)) == expected
 
 

@@ -36,7 +36,7 @@ FORMAT = AudioFormat.from_config({"audio_config": CONFIG})
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint")
-    return write_checkpoint(folder, EIGHT_STREAMS, "tests.speech_families:EIGHT_STREAMS", audio_config=CONFIG)
+    return write_checkpoint(folder, EIGHT_STREAMS, "eight_streams", audio_config=CONFIG)
 
 
 @pytest.fixture(scope="module")

@@ -38,6 +38,22 @@ def test_the_codec_in_the_files_is_served(release: CsmRelease, tmp_path: Path) -
         ("config.json", lambda record: record.update(rms_norm_eps="small"), "not the numbers of csm"),
         ("config.json", lambda record: record.update(codebook_eos_token_id=1), "codebook_eos_token_id 0, got 1"),
         ("config.json", lambda record: record.update(text_vocab_size=300), "at most 300 tokens"),
+        (
+            "config.json",
+            lambda record: record["codec_config"].update(num_codebooks=8),
+            "config.json: not the numbers of csm: property 'num_codebooks' of 'MimiConfig' object has no setter",
+        ),
+        ("config.json", lambda record: record["codec_config"].update(frame_size=8), "not the numbers of csm"),
+        (
+            "config.json",
+            lambda record: record.update(hidden_size=65, head_dim=32),
+            "config.json: expected hidden_size to be a multiple of num_attention_heads, got 65 and 2",
+        ),
+        (
+            "transformers.safetensors.index.json",
+            lambda record: record["weight_map"].update(extra="/etc/passwd"),
+            "expected the name of a file in this folder, got '/etc/passwd'",
+        ),
         ("config.json", lambda record: record.update(hidden_size=32), "tensors do not fit: of another shape"),
         ("tokenizer.json", lambda record: record["added_tokens"].pop(-3), "without <|end_of_text|>"),
         (

@@ -24,9 +24,31 @@ def refusal(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
     return refused(command(folder, folder / "out"), folder / "out", capsys)
 
 
+def test_what_a_fine_tune_leaves_out_is_as_the_authors_class_has_it(tmp_path: Path) -> None:
+    """`hidden_act` silu, no attention bias, and speakers without dialects."""
+    config = small_config()
+    folder = write_release(tmp_path / "release", config)
+    talker = config["talker_config"]
+    assert talker.pop("spk_is_dialect")
+    for part in (talker, talker["code_predictor_config"]):
+        assert (part.pop("hidden_act"), part.pop("attention_bias")) == ("silu", False)
+    (folder / "config.json").write_text(json.dumps(config))
+    assert main(command(folder, tmp_path / "out")) == 0
+    record = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert record["speech_vocabulary"]["dialects"] == {}
+    talker["spk_is_dialect"] = None
+    (folder / "config.json").write_text(json.dumps(config))
+    assert main(command(folder, tmp_path / "again")) == 0
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
+        (
+            lambda config: config["talker_config"].update(hidden_act="gelu"),
+            "hidden_act 'silu', got 'gelu'",
+        ),
+        (lambda config: config["talker_config"].update(spk_is_dialect=3), "spk_is_dialect of type dict, got 3"),
         (lambda config: config.pop("tts_pad_token_id"), "expected tts_pad_token_id of type int, got None"),
         (
             lambda config: config["talker_config"].pop("codec_bos_id"),

@@ -24,11 +24,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def release(published: Path, tmp_path: Path) -> Path:
-    """Links to the files of the release, which a test may replace."""
-    (tmp_path / "release").mkdir()
-    for path in published.iterdir():
-        (tmp_path / "release" / path.name).symlink_to(path)
-    return tmp_path / "release"
+    """A copy of the release, of which a test may replace files."""
+    return Path(shutil.copytree(published, tmp_path / "release"))
 
 
 def refusal(release: Path, capsys: pytest.CaptureFixture[str]) -> str:

@@ -14,6 +14,7 @@ import yaml
 
 from stretto.codec.cosyvoice.shapes import EncoderShape, EstimatorShape, SourceShape, VocoderShape
 from stretto.errors import CheckpointError
+from stretto.untrusted_files import UNPARSABLE, yaml_mapping
 
 CONFIG_FILE = "config.yaml"
 
@@ -165,7 +166,7 @@ def read_config(directory: Path) -> Glm4VoiceConfig:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
     try:
-        record = yaml.load(path.read_text(), _Loader)  # a SafeLoader
+        record = yaml_mapping(path, _Loader)
         return Glm4VoiceConfig.from_record(_resolved(record, record))
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except UNPARSABLE as error:
         raise CheckpointError(f"{path}: {error!r}") from error

@@ -4,7 +4,6 @@ The folder `ssl_tokenizer/` contains the files published in https://huggingface.
 `config.json`, `preprocessor_config.json` and `model.safetensors`. A checkpoint without it takes audio as codes.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from stretto.codec.glm4_voice.codec import HEARD_RATE
 from stretto.codec.glm4_voice.whisper_vq import HALVED, WhisperVq, WhisperVqConfig
 from stretto.codec.strict_loading import UNREADABLE, in_float32, load_strictly
 from stretto.errors import CheckpointError
+from stretto.untrusted_files import json_object, regular_file
 
 FOLDER, CONFIG, FEATURES = "ssl_tokenizer", "config.json", "preprocessor_config.json"
 SEGMENT = 30 * HEARD_RATE  # samples
@@ -72,8 +72,8 @@ def load_tokenizer(checkpoint: Path, num_codes: int, device: str = "cpu") -> Spe
 def read_tokenizer(folder: Path, num_codes: int) -> SpeechTokenizer:
     """Return the tokenizer published in a folder; raise CheckpointError for mismatched files."""
     try:
-        config = WhisperVqConfig.from_record(json.loads((folder / CONFIG).read_text()))
-        record = json.loads((folder / FEATURES).read_text())
+        config = WhisperVqConfig.from_record(json_object(folder / CONFIG))
+        record = json_object(folder / FEATURES)
         features = WhisperFeatureExtractor(**{name: record[name] for name in NUMBERS if name in record})
         published = _published(folder)
     except UNREADABLE as error:
@@ -92,7 +92,7 @@ def _published(folder: Path) -> dict[str, Tensor]:
     """Return the encoder's tensors by their own names; raise FileNotFoundError if there are none."""
     places = dict[str, Path]()
     for path in sorted(folder.glob("model*.safetensors")):
-        with safe_open(path, framework="pt") as file:
+        with safe_open(regular_file(path), framework="pt") as file:
             places |= dict.fromkeys(list(file.keys()), path)
     prefix = next(each for each in (*PREFIXES, None) if each is None or f"{each}conv1.weight" in places)
     if prefix is None:

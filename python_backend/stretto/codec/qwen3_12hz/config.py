@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import MimiConfig, PretrainedConfig
+from transformers import MimiConfig
 
 from stretto.codec.published import CONFIG_FILE
 from stretto.errors import CheckpointError
+from stretto.untrusted_files import UNPARSABLE, json_object
 
 MODEL_TYPE = "qwen3_tts_tokenizer_12hz"
 SEMANTIC = 1  # number of first codebooks with their own projection
@@ -127,9 +128,8 @@ class Qwen3CodecConfig:
 def read_config(directory: Path) -> Qwen3CodecConfig:
     """Return the sizes in a folder's `config.json`; raise CheckpointError if missing or of another codec."""
     try:
-        record, _ = PretrainedConfig.get_config_dict(str(directory))
-        return Qwen3CodecConfig.from_record(record)
-    except (OSError, TypeError, ValueError, StrictDataclassError) as error:
+        return Qwen3CodecConfig.from_record(json_object(directory / CONFIG_FILE))
+    except (*UNPARSABLE, StrictDataclassError) as error:
         raise CheckpointError(f"{directory / CONFIG_FILE}: {error}") from error
 
 

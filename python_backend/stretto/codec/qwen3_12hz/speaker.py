@@ -8,7 +8,6 @@ Files of `speaker_encoder/` in a checkpoint: `config.json`, the release's `speak
 such folder.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import ECAPA_TimeDel
 
 from stretto.codec.strict_loading import load_strictly, read_tensors
 from stretto.errors import CheckpointError, InvalidRequest
+from stretto.untrusted_files import UNPARSABLE, json_object
 
 FOLDER, CONFIG, WEIGHTS = "speaker_encoder", "config.json", "model.safetensors"
 PREFIX = "speaker_encoder."
@@ -123,9 +123,9 @@ def load_speaker_encoder(checkpoint: Path, device: str = "cpu") -> SpeakerEncode
 def read_speaker_encoder(folder: Path) -> SpeakerEncoder:
     """Return the speaker encoder in a folder; raise CheckpointError for mismatched files."""
     try:
-        config = SpeakerConfig.from_record(json.loads((folder / CONFIG).read_text()))
+        config = SpeakerConfig.from_record(json_object(folder / CONFIG))
         encoder = SpeakerEncoder(config)
-    except (OSError, ValueError, TypeError) as error:
+    except (*UNPARSABLE, RuntimeError) as error:
         raise CheckpointError(f"{folder / CONFIG}: expected the numbers of a speaker encoder, got {error}") from error
     load_strictly(encoder.network, read_tensors(folder / WEIGHTS), folder / WEIGHTS)
     return encoder.eval().requires_grad_(False)

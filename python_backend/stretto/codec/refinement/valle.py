@@ -11,7 +11,6 @@ https://github.com/espnet/espnet). Two details are reproduced from there: after 
 is added to its row once more, and the row of the end gets the embedding of the code at that position.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from stretto.codec.refinement.base import Passage
 from stretto.codec.strict_loading import load_strictly, read_tensors
 from stretto.errors import CheckpointError
+from stretto.untrusted_files import UNPARSABLE, json_object
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 EPS = 1e-5  # epsilon of the norms
@@ -163,8 +163,8 @@ class ValleRefinement(nn.Module):
 def load(folder: Path, device: str = "cpu") -> ValleRefinement:
     """Return the refinement in a checkpoint folder; raise CheckpointError for mismatched files."""
     try:
-        made = ValleRefinement(ValleShape(**json.loads((folder / CONFIG_FILE).read_text())))
-    except (OSError, TypeError, ValueError) as error:
+        made = ValleRefinement(ValleShape(**json_object(folder / CONFIG_FILE)))
+    except UNPARSABLE as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: expected the numbers of a refinement, got {error!r}") from error
     load_strictly(made, read_tensors(folder / WEIGHTS_FILE), folder)
     return made.eval().requires_grad_(False).to(device)

@@ -5,7 +5,6 @@
 Weights: `codec.json` (sizes) and `codec.safetensors` beside it, written by `training/tiny/export_codec.py`.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from stretto.codec.tiny.mel import HOP, NUM_MELS, SAMPLE_RATE, log_mel
 from stretto.codec.tiny.residual_vq import ResidualVQ
 from stretto.codec.tiny.vocoder import Vocoder, VocoderConfig
 from stretto.errors import CheckpointError
+from stretto.untrusted_files import UNPARSABLE, json_object
 
 CONFIG_FILE, WEIGHTS_FILE = "codec.json", "codec.safetensors"
 
@@ -97,8 +97,8 @@ def load(directory: Path, device: str = "cpu") -> TinyCodec:
         if not (directory / name).is_file():
             raise CheckpointError(f"{directory / name} is missing")
     try:
-        config = TinyConfig.from_record(json.loads((directory / CONFIG_FILE).read_text()))
-    except (TypeError, ValueError) as error:
+        config = TinyConfig.from_record(json_object(directory / CONFIG_FILE))
+    except UNPARSABLE as error:
         raise CheckpointError(f"{directory / CONFIG_FILE}: {error}") from error
     codec = TinyCodec(config)
     load_strictly(codec, read_tensors(directory / WEIGHTS_FILE), directory / WEIGHTS_FILE)

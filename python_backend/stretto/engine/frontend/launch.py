@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment, require_batch_invariance
-from stretto.families.registry import family_at
+from stretto.families.registry import config_at, family_at
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -30,6 +30,7 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
     from stretto.engine.request.supported import check_config
 
     folders = config.adapter_folders
+    config_at(config.checkpoint)  # refuses keys by which vLLM would take code or a model from elsewhere
     arguments = config.engine_args | adapters.lora_arguments(folders)
     paths = {name: str(folder) for name, folder in folders.items()}
     ours = {name: getattr(config, name) for name in ("kv_share", "max_waiting", "first_frame_target_s")}

@@ -24,6 +24,7 @@ from stretto.families.registry import NAME, VOCABULARY
 NUM_SPECIAL = 256
 TOWER = "multimodal_io_dict.continuous_audio.model.audio_tower."
 CODEC = "multimodal_io_dict.discrete_audio.codec_model."
+GENERATION: dict[str, tuple[str, ...]] = {}  # releases have no generation_config.json
 CODEBOOK = f"{CODEC}quantizer.quantizers.0.codebook.embed"
 ADAPTOR = "adaptor.continuous_audio."
 DROPPED = ("vocab_weight", CODEC)

@@ -27,9 +27,11 @@ from stretto.errors import CheckpointError
 from stretto.families.chatterbox.convert_s3gen import s3gen, told
 from stretto.families.chatterbox.family import END_OF_SPEECH, SPACE, START_OF_SPEECH, ChatterboxVocabulary
 from stretto.families.registry import NAME, VOCABULARY
+from stretto.untrusted_files import released_file
 
 BACKBONE_TAG = None
 CODEC = ""
+GENERATION: dict[str, tuple[str, ...]] = {}  # releases have no generation_config.json
 BACKBONE = "Llama_520M"  # the authors' name for the numbers
 EMBEDDINGS, HEAD = "text_emb.weight", "speech_head.weight"
 SPEECH, TEXT_POSITIONS, SPEECH_POSITIONS = "speech_emb.weight", "text_pos_emb.emb.weight", "speech_pos_emb.emb.weight"
@@ -200,12 +202,12 @@ def _attend(tensors: Mapping[str, Tensor], asking: Tensor, heard: Tensor) -> Ten
 
 def read_voices(folder: Path) -> dict[str, Mapping[str, Any]]:
     """The files of voices by name, the default first; CheckpointError where one is none."""
-    found = {"default": read_voice(folder / DEFAULT)}
+    found = {"default": read_voice(released_file(folder, DEFAULT))}
     for path in sorted((folder / VOICES).glob("*.pt")):
         if not re.fullmatch("[a-z0-9_-]+", path.stem) or path.stem in found:
             expected = "a name of small letters, digits, - and _, which is not default"
             raise CheckpointError(f"{path}: expected {expected}, got {path.stem!r}")
-        found[path.stem] = read_voice(path)
+        found[path.stem] = read_voice(released_file(path.parent, path.name))
     return found
 
 

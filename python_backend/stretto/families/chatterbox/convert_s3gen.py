@@ -18,6 +18,7 @@ from stretto.checkpoints.tensors import Part, check
 from stretto.codec.s3gen.codec import LONGEST, S3GenCodec
 from stretto.codec.s3gen.config import FRAMES_PER_TOKEN, S3GenConfig
 from stretto.errors import CheckpointError
+from stretto.untrusted_files import released_file
 
 FILE = "s3gen.safetensors"
 HEARING = ("tokenizer.", "speaker_encoder.")
@@ -31,7 +32,7 @@ NORMED = re.compile(
 
 def s3gen(folder: Path, voices: Mapping[str, Mapping[str, Any]], num_codes: int) -> Network:
     """The codec of a checkpoint, with the voices of these files by name; CheckpointError names what does not fit."""
-    stored = read_tensors(folder / FILE)
+    stored = read_tensors(released_file(folder, FILE))
     speaking = {name: tensor for name, tensor in stored.items() if not name.startswith(HEARING)}
     for number, (name, voice) in enumerate(voices.items()):
         parts = voice_tensors(name, voice, num_codes)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from transformers import CsmConfig, CsmForConditionalGeneration
 
+from stretto.checkpoints.generation import AUDIO, prefixed
 from stretto.checkpoints.published import Contents, Converted
 from stretto.checkpoints.release import Release, Tokenizer
 from stretto.checkpoints.tensors import Part, Plan, shapes_of
-from stretto.checkpoints.transformers_config import LLAMA_NUMBERS, dtype_of, read_numbers
+from stretto.checkpoints.transformers_config import LLAMA_NUMBERS, check_heads, dtype_of, read_numbers
 from stretto.errors import CheckpointError
 from stretto.families.csm.family import CsmVocabulary
 from stretto.families.depth import DepthSpec
@@ -22,6 +23,7 @@ from stretto.families.registry import NAME, VOCABULARY
 
 BACKBONE_TAG = None  # config.json itself says the numbers
 CODEC = "codec_model."
+GENERATION = AUDIO | prefixed("depth_decoder_", "depth")
 EMBEDDINGS = "embed_text_tokens.weight"
 CODES = "depth_decoder.model.embed_tokens.weight"
 CODES_OF_BACKBONE = "backbone_model.embed_tokens.embed_audio_tokens.weight"  # files may hold one of both: they are tied
@@ -65,6 +67,7 @@ def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[st
 def read_config(record: Mapping[str, Any]) -> Any:
     """The numbers, a CsmConfig; CheckpointError where config.json is of another model, or of one that is not served."""
     config = read_numbers(CsmConfig, record)
+    check_heads(config)
     depth = config.depth_decoder_config
     found = (config.attention_bias, config.mlp_bias, depth.attention_bias, depth.mlp_bias, depth.hidden_act)
     if found != (False, False, False, False, "silu"):

@@ -1,7 +1,8 @@
 """Higgs Audio v2's release: names and shapes as transformers publishes it (`model_type` higgs_audio_v2).
 
 https://huggingface.co/bosonai/higgs-audio-v2-generation-3B-base; Boson's first files of the same weights, with names of
-their own, are told by name. The codec is a release of its own, bosonai/higgs-audio-v2-tokenizer.
+their own, are told by name. The codec is a release of its own, bosonai/higgs-audio-v2-tokenizer, in either of two
+layouts (`convert_codec.py`).
 """
 
 from collections.abc import Mapping
@@ -11,16 +12,19 @@ import torch
 from torch import Tensor
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
 
+from stretto.checkpoints.generation import AUDIO
 from stretto.checkpoints.published import Contents, Converted
 from stretto.checkpoints.release import Release, Tokenizer
 from stretto.checkpoints.tensors import Part, Plan, shapes_of
-from stretto.checkpoints.transformers_config import LLAMA_NUMBERS, dtype_of, read_numbers
+from stretto.checkpoints.transformers_config import LLAMA_NUMBERS, check_heads, dtype_of, read_numbers
 from stretto.errors import CheckpointError
+from stretto.families.higgs_audio.convert_codec import boson_codec
 from stretto.families.higgs_audio.family import NEEDED, NUM_MARKS, SCENE_END, SCENE_START, HiggsAudioVocabulary
 from stretto.families.registry import NAME, VOCABULARY
 
 BACKBONE_TAG = None  # config.json itself says the numbers
 CODEC = ""  # a release of its own
+GENERATION = AUDIO | {"ras_win_len": ("ras_window",), "ras_win_max_num_repeat": ("ras_max_repeats",)}
 EMBEDDINGS = "model.embed_tokens.weight"
 CODES = "model.embed_audio_tokens.embed_audio_tokens.weight"
 HEADS = "audio_lm_head.weight"
@@ -45,7 +49,11 @@ def convert(release: Release, contents: Contents) -> Converted:
         "tie_word_embeddings": True,  # there is no head over this vocabulary: `audio_head` draws
         "dtype": contents.dtype,
     }
-    return Converted(record, plan(config, contents.tensors), DROPPED, folded=(CODES,))
+    parts, networks = plan(config, contents.tensors), ()
+    if release.codec is not None:
+        codec = boson_codec(release.codec, known.num_codebooks, known.codebook_size)
+        networks = () if codec is None else (codec,)
+    return Converted(record, parts, DROPPED, folded=(CODES,), networks=networks)
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
@@ -62,6 +70,7 @@ def read_config(record: Mapping[str, Any]) -> Any:
     """The numbers, a HiggsAudioV2Config; CheckpointError where config.json is of another model, or of one that is not
     served."""
     config = read_numbers(HiggsAudioV2Config, record)
+    check_heads(config)
     found = (config.attention_bias, config.mlp_bias, config.hidden_act)
     if found != (False, False, "silu"):
         raise CheckpointError(f"config.json: expected layers without biases, and silu; got {found}")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from stretto.checkpoints import shards
-from stretto.checkpoints.release import entry, read_tensors, read_yaml
+from stretto.checkpoints.release import entry, read_tensors
 from stretto.checkpoints.shards import Entry, Written
 from stretto.checkpoints.tensors import Part, check
 from stretto.codec.espnet_dac_checkpoint import multiply_weight_norm_out
@@ -24,6 +24,7 @@ from stretto.families.opuslm.kmeans import read_centres
 from stretto.families.opuslm.ssl_tokenizer import CONFIG, FOLDER, WEIGHTS
 from stretto.families.opuslm.xeus import Xeus
 from stretto.families.opuslm.xeus_config import XeusConfig
+from stretto.untrusted_files import UNPARSABLE, released_file, yaml_mapping
 
 CHECKPOINTS, CLUSTERS = ("xeus_checkpoint_new.pth", "xeus_checkpoint_old.pth"), "km_opus_lm.mdl"
 DROPPED = ("losses.", "util_modules.", "masker.", "global_step")  # what it was trained with
@@ -52,7 +53,7 @@ ENCODER: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 def read_config(path: Path) -> XeusConfig:
     """The numbers in `config.yaml`; CheckpointError where they are of another model than XEUS."""
-    record = read_yaml(path)
+    record = yaml_mapping(path)
     front_end, encoder = _part(record, "frontend_conf"), _part(record, "encoder_conf")
     expected = {"frontend": "wav2vec_cnn", "preencoder": "linear", "encoder": "e_branchformer", "normalize": None}
     for name, value in expected.items():
@@ -65,7 +66,7 @@ def read_config(path: Path) -> XeusConfig:
                 raise CheckpointError(f"{path}: {part}.{name}: expected one of {allowed}, got {value}")
     try:
         config = config_from(front_end, encoder)
-    except (TypeError, KeyError, ValueError) as error:
+    except UNPARSABLE as error:
         raise CheckpointError(f"{path}: expected the numbers of XEUS, got {error!r}") from error
     if entry(record, "preencoder_conf.output_size") != config.hidden:
         raise CheckpointError(f"{path}: preencoder_conf.output_size: expected {config.hidden}, as the encoder's")
@@ -113,15 +114,15 @@ class ConvertedSslTokenizer:
         num_codes: as many as the language model has semantic tokens.
         """
         folder = folder / "model" if (folder / "model").is_dir() else folder
-        config = read_config(folder / "config.yaml")
-        published = read_tensors(_checkpoint(folder))
+        config = read_config(released_file(folder, "config.yaml"))
+        published = read_tensors(released_file(folder, _checkpoint(folder).name))
         tensors = multiply_weight_norm_out(
             {name.replace(OLD_POSITIONS, POSITIONS): tensor for name, tensor in published.items()}
         )
         with torch.device("meta"):
             shapes = {name: tuple(tensor.shape) for name, tensor in Xeus(config).state_dict().items()}
         dropped = check({name: Part(f"xeus.{name}", shape) for name, shape in shapes.items()}, tensors, DROPPED)
-        centres = torch.from_numpy(read_centres(folder / CLUSTERS))
+        centres = torch.from_numpy(read_centres(released_file(folder, CLUSTERS)))
         if centres.shape != (num_codes, config.hidden):
             raise CheckpointError(
                 f"{folder / CLUSTERS}: expected {num_codes} centres of {config.hidden}, got {list(centres.shape)}"

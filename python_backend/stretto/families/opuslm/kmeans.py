@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, ClassVar
 import numpy as np
 
 from stretto.errors import CheckpointError
+from stretto.untrusted_files import UNPARSABLE, regular_file
 
 WRAPPER, CENTRES = "joblib.numpy_pickle.NumpyArrayWrapper", "cluster_centers_"
 NUMBERS = frozenset({"f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"})  # numpy's names of dtypes
@@ -75,7 +76,7 @@ def _dtype(record: Record) -> np.dtype:
 def read_centres(path: Path) -> np.ndarray:
     """Centres [C, H] float32 of the k-means model in a file; CheckpointError where there is none."""
     try:
-        with path.open("rb") as file:
+        with regular_file(path).open("rb") as file:
             if file.peek(1)[:1] != pickle.PROTO:
                 raise pickle.UnpicklingError("another kind of file")
             model = RecordReader(file).load()
@@ -85,6 +86,6 @@ def read_centres(path: Path) -> np.ndarray:
     except (OSError, EOFError, MemoryError, pickle.UnpicklingError, struct.error) as error:
         expected = "a k-means model as joblib writes it, uncompressed"
         raise CheckpointError(f"{path}: expected {expected}, got {error!r}") from error
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+    except UNPARSABLE as error:
         raise CheckpointError(f"{path}: expected a k-means model with {CENTRES}, got {error!r}") from error
     return np.array(centres, np.float32, order="C")

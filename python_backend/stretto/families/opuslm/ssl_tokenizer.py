@@ -8,7 +8,6 @@ As in OpusLM's own data: the features are those of layer 18, counted from 0, the
 no frame is masked; a code is the index of the nearest centre, by Euclidean distance (dump_km_label.py there).
 """
 
-import json
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +21,7 @@ from stretto.codec.strict_loading import load_strictly
 from stretto.errors import CheckpointError
 from stretto.families.opuslm.xeus import Xeus
 from stretto.families.opuslm.xeus_config import XeusConfig
+from stretto.untrusted_files import UNPARSABLE, json_object, regular_file
 
 FOLDER, CONFIG, WEIGHTS = "ssl_tokenizer", "config.json", "model.safetensors"
 
@@ -63,9 +63,9 @@ def load_ssl_tokenizer(checkpoint: Path, num_codes: int, device: str = "cpu") ->
     if not folder.is_dir():
         return None
     try:
-        config = XeusConfig.from_record(json.loads((folder / CONFIG).read_text()))
-        tensors = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        config = XeusConfig.from_record(json_object(folder / CONFIG))
+        tensors = load_file(regular_file(folder / WEIGHTS))
+    except (CheckpointError, OSError, SafetensorError, *UNPARSABLE) as error:
         raise CheckpointError(f"{folder}: expected {CONFIG} and {WEIGHTS} of XEUS, got {error!r}") from error
     with torch.device("meta"):
         tokenizer = XeusTokenizer(config, num_codes)

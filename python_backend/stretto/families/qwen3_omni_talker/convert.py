@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from stretto.checkpoints.generation import prefixed
 from stretto.checkpoints.published import Contents, Converted, Network
 from stretto.checkpoints.release import Release, Tokenizer
 from stretto.checkpoints.tensors import Part, Plan, shapes_of
@@ -32,6 +33,8 @@ from stretto.families.registry import VOCABULARY
 
 BACKBONE_TAG = None  # config.json itself says the numbers
 CODEC = "code2wav."
+# The other keys are the thinker's.
+GENERATION = prefixed("talker_", "audio") | {"talker_repetition_penalty": ("repetition_penalty",)}
 EMBEDDINGS = "thinker.model.embed_tokens.weight"
 PROJECTION = "talker.hidden_projection."
 CODEC_IDS = ("pad", "bos", "nothink", "think_bos", "think_eos")

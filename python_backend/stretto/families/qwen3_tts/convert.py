@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stretto.checkpoints.generation import AUDIO, prefixed
 from stretto.checkpoints.published import Contents, Converted
 from stretto.checkpoints.release import Release
 from stretto.checkpoints.tensors import Part, Plan, check
@@ -27,6 +28,8 @@ from stretto.families.registry import NAME, VOCABULARY
 
 BACKBONE_TAG = None  # config.json itself says the numbers
 CODEC = ""
+# Keys as the authors' package reads them: the depth transformer is its "subtalker".
+GENERATION = AUDIO | prefixed("subtalker_", "depth") | {"subtalker_dosample": ("depth.temperature",)}
 TALKER, DEPTH = "talker.model.", "talker.code_predictor."
 EMBEDDINGS = f"{TALKER}text_embedding.weight"
 CODES, HEAD = f"{TALKER}codec_embedding.weight", "talker.codec_head.weight"

@@ -29,6 +29,10 @@ class Numbers:
             raise CheckpointError(f"config.json: expected {self._path}{name} of type {expected}, got {value!r}")
         return value
 
+    def optional_mapping(self, name: str) -> Mapping[str, Any]:
+        """Return a mapping, empty if the record has none: the authors' class takes None for it."""
+        return {} if self._record.get(name) is None else self.entry(name, dict)
+
     def number(self, name: str) -> Any:
         """A number above 0."""
         value = self.entry(name, (int, float) if name in REAL else int)
@@ -56,12 +60,11 @@ class Numbers:
         """Another part."""
         return Numbers(self.entry(name, dict), f"{self._path}{name}.")
 
-    def same(self, name: str, expected: object) -> None:
-        """Refuse a model whose `name` is not what is served."""
-        if self._record.get(name) != expected:
-            raise CheckpointError(
-                f"config.json: expected {self._path}{name} {expected!r}, got {self._record.get(name)!r}"
-            )
+    def same(self, name: str, expected: object, default: object = None) -> None:
+        """Raise CheckpointError if `name` is not as expected; `default` is what the authors' class takes without it."""
+        found = self._record.get(name, default)
+        if found != expected:
+            raise CheckpointError(f"config.json: expected {self._path}{name} {expected!r}, got {found!r}")
 
     def _token(self, name: str, value: object, below: int) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < below:
@@ -79,8 +82,8 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> Qwen3TtsVocabulary:
     talker = numbers.of("talker_config")
     depth = talker.of("code_predictor_config")
     for part in (talker, depth):
-        part.same("hidden_act", "silu")
-        part.same("attention_bias", False)
+        part.same("hidden_act", "silu", default="silu")
+        part.same("attention_bias", False, default=False)
     num_ids, num_codes = talker.number("vocab_size"), depth.number("vocab_size")
     if num_ids - NUM_SUPPRESSED != num_codes:
         expected = f"{num_codes} codes and {NUM_SUPPRESSED} markers"
@@ -113,7 +116,7 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> Qwen3TtsVocabulary:
 
 def _dialects(talker: Numbers, languages: Collection[str]) -> dict[str, str]:
     """What each speaker speaks who speaks a dialect, which is one of the languages."""
-    entries = talker.entry("spk_is_dialect", dict).items()
+    entries = talker.optional_mapping("spk_is_dialect").items()
     dialects = {name.lower(): dialect for name, dialect in entries if dialect}
     for name, dialect in dialects.items():
         if not isinstance(dialect, str) or dialect not in languages:

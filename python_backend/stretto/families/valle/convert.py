@@ -25,6 +25,7 @@ from stretto.families.valle.family import PAD, SOS_EOS, ValleVocabulary
 BACKBONE_TAG = None  # config.yaml itself says the numbers
 EMBEDDINGS, HEAD = "corelm.emb.weight", "corelm.lm_head.weight"
 CODEC = ""  # its files hold no copy of it
+GENERATION: dict[str, tuple[str, ...]] = {}  # releases have no generation_config.json
 FIRST, SECOND = "corelm.ar_decoder.", "corelm.nar_decoder."
 DROPPED = ("criterion.",)
 DEFAULTS: dict[str, Any] = {"att_unit": 256, "head": 2, "ar_layer": 4, "nar_layer": 4, "n_ctx": 3000, "qk_norm": False}

@@ -15,11 +15,13 @@ from typing import Any
 from torch import Tensor
 
 from stretto.checkpoints.backbone import config_of, shapes
+from stretto.checkpoints.generation import AUDIO
 from stretto.checkpoints.published import Contents, Converted
 from stretto.checkpoints.release import Release, Tokenizer, read_json
 from stretto.checkpoints.tensors import Part, Plan
 from stretto.errors import CheckpointError
 from stretto.families.audio_format import KEY
+from stretto.families.defaults import DRAWN
 from stretto.families.registry import NAME, VOCABULARY
 from stretto.families.vita_audio import convert_hearing
 from stretto.families.vita_audio.family import BALANCE, HEARD, MARKERS, SCHEDULES, VANILLA, VitaVocabulary
@@ -27,6 +29,9 @@ from stretto.families.vita_audio.family import BALANCE, HEARD, MARKERS, SCHEDULE
 BACKBONE_TAG = None
 EMBEDDINGS = "model.embed_tokens.weight"
 CODEC = ""
+# Text and codes are one segment.
+GENERATION = AUDIO | {name: (f"text.{name}", f"audio.{name}") for name in DRAWN}
+GENERATION |= {"do_sample": ("text.temperature", "audio.temperature")}
 PLUS = "qwen2_mtp_sensevoice"
 MODEL_TYPES = ("qwen2_mtp", "qwen2", PLUS)  # the second is a release without modules
 # What config.json says of the layers; the rest is about tokens and tools.

@@ -10,12 +10,12 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from stretto.checkpoints.release import read_yaml
 from stretto.checkpoints.tensors import Part, Plan, shapes_of
 from stretto.errors import CheckpointError
 from stretto.families.audio_format import SENSE_VOICE
 from stretto.families.vita_audio.features import DITHER, NUM_BINS, SAMPLE_RATE, STACKED, STEP
 from stretto.families.vita_audio.model import SenseVoice
+from stretto.untrusted_files import read_text, yaml_mapping
 
 TOWER, ADAPTOR = "model.audio_model.model.", "model.audio_projection."
 UNUSED = f"{TOWER}ctc."  # the head that writes words down
@@ -43,7 +43,7 @@ MAKE = {
 def numbers(folder: Path) -> dict[str, Any]:
     """`audio_config` of config.json; CheckpointError where the files are missing or of another make."""
     path = folder / "config.yaml"
-    record = read_yaml(path)
+    record = yaml_mapping(path)
     for name, (wanted, default) in MAKE.items():
         if (got := _at(record, name, default)) != wanted:
             raise CheckpointError(f"{path}: {name}: expected {wanted!r}, got {got!r}")
@@ -78,9 +78,9 @@ def _at(record: Mapping[str, Any], dotted: str, default: Any) -> Any:
 def _normalisation(path: Path, width: int) -> tuple[list[float], list[float]]:
     """What is added to each number of a frame, and what that is multiplied by: Kaldi's text form of a network."""
     try:
-        words = path.read_text().split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: expected the normalisation of audio features, got {error!r}") from error
+        words = read_text(path).split()
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: expected the normalisation of audio features, got {error}") from error
     found = []
     for layer in ("<AddShift>", "<Rescale>"):
         try:

@@ -1,0 +1,140 @@
+"""Higgs Audio's codec in Boson AI's own layout: `model.pth` and `config.json`, made into that of transformers' class.
+
+Names: boson_multimodal/audio_processing/higgs_audio_tokenizer.py of https://github.com/boson-ai/higgs-audio. The folder
+may hold transformers' `config.json` beside Boson's weights, and a `model.safetensors` of another model.
+"""
+
+from collections.abc import Mapping
+from math import ceil, log2, prod
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import HiggsAudioV2TokenizerConfig
+
+from stretto.checkpoints.published import Network
+from stretto.checkpoints.tensors import Part, check, shapes_of
+from stretto.codec.espnet_dac_checkpoint import multiply_weight_norm_out
+from stretto.codec.higgs import HiggsModel
+from stretto.codec.published import CONFIG_FILE, load_config
+from stretto.codec.strict_loading import read_tensors
+from stretto.errors import CheckpointError
+from stretto.untrusted_files import UNPARSABLE, json_object, released_file
+
+WEIGHTS, OTHERS = "model.pth", "model.safetensors"
+OURS = "acoustic_decoder.conv1.weight"  # a name of transformers' class, which no language model has
+RESIDUAL = ("snake1", "conv1", "snake2", "conv2")  # layers of a residual unit, three of which are in each block
+# Modules of a block that are not in a residual unit, by their index, and the index of the first unit.
+ENCODER_BLOCK, DECODER_BLOCK = ({3: "snake1", 4: "conv1"}, 0), ({0: "snake1", 1: "conv_t1"}, 2)
+PROJECTIONS = {"fc_prior": "fc", "fc_post1": "fc1", "fc_post2": "fc2"}
+UNUSED = "fc1."  # a layer that Boson's class does not call; another one than transformers' `fc1`
+SEMANTIC_SAMPLE_RATE = 16_000
+
+
+def boson_codec(folder: Path, num_codebooks: int, codebook_size: int) -> Network | None:
+    """Return the codec in Boson's `model.pth`; None if the folder has no such file, or a codec in transformers' layout.
+
+    Raises:
+        CheckpointError: if tensors or numbers do not fit, with the names of those that do not.
+    """
+    path = folder / WEIGHTS
+    if not path.exists() or OURS in _names(folder / OTHERS):
+        return None
+    config = read_config(folder)
+    found = (config.num_quantizers, config.codebook_size)
+    if found != (num_codebooks, codebook_size):
+        expected = f"{num_codebooks} codebooks of {codebook_size} codes"
+        raise CheckpointError(f"{folder / CONFIG_FILE}: expected {expected}, got {found}")
+    stored = read_tensors(released_file(folder, WEIGHTS))
+    try:
+        shapes = shapes_of(HiggsModel, config)
+    except (*UNPARSABLE, RuntimeError) as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: not the numbers of a codec: {error!r}") from error
+    tensors = renamed(stored, len(config.acoustic_model_config.upsampling_ratios))
+    plan = {name: Part(name, shape) for name, shape in shapes.items()}
+    try:
+        check(plan, tensors, ("semantic_model.masked_spec_embed",))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    record = {**config.to_dict(), "architectures": ["HiggsAudioV2TokenizerModel"]}
+    return Network("codec", record, plan, tensors)
+
+
+def read_config(folder: Path) -> Any:
+    """Return the numbers as a HiggsAudioV2TokenizerConfig, of either `config.json`."""
+    record = json_object(folder / CONFIG_FILE)
+    if "model_type" in record:
+        return load_config(HiggsAudioV2TokenizerConfig, folder)
+    try:
+        ratios, rate = [int(ratio) for ratio in record["ratios"]], int(record["sample_rate"])
+        num_bits = ceil(log2(record["bins"]))
+        bandwidth = record["n_q"] * ceil(rate / prod(ratios)) * num_bits / 1000  # which tells the number of codebooks
+        acoustic = {"hidden_size": record["D"], "downsampling_ratios": ratios, "upsampling_ratios": ratios}
+        return HiggsAudioV2TokenizerConfig.from_dict(
+            {
+                "sample_rate": rate,
+                "codebook_size": record["bins"],
+                "codebook_dim": record["codebook_dim"],
+                "target_bandwidths": [bandwidth],
+                "semantic_sample_rate": record.get("semantic_sample_rate") or SEMANTIC_SAMPLE_RATE,
+                "acoustic_model_config": {"encoder_hidden_size": 64, "decoder_hidden_size": 1024, **acoustic},
+            }
+        )
+    except UNPARSABLE as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: not the numbers of Higgs Audio's codec: {error!r}") from error
+
+
+def renamed(stored: Mapping[str, Tensor], num_blocks: int) -> dict[str, Tensor]:
+    """Return Boson's tensors by transformers' names, weight norms multiplied out where transformers has none."""
+    stems = _stems(num_blocks)
+    normed, plain = dict[str, Tensor](), dict[str, Tensor]()
+    for name, tensor in stored.items():
+        if name.startswith("semantic_model."):
+            for old, new in (("weight_g", "original0"), ("weight_v", "original1")):
+                name = name.replace(f".conv.{old}", f".conv.parametrizations.weight.{new}")
+            plain[name] = tensor
+        elif not name.startswith(UNUSED):
+            normed[name] = tensor
+    for name, tensor in multiply_weight_norm_out(normed).items():
+        stem, _, last = name.rpartition(".")
+        plain[f"{stems.get(stem) or _others(stem)}.{last}"] = tensor
+    return plain
+
+
+def _stems(num_blocks: int) -> dict[str, str]:
+    """Return transformers' names of the acoustic encoder's and decoder's modules, by Boson's."""
+    found = dict(PROJECTIONS)
+    for old, new, (alone, first) in (
+        ("encoder.block", "acoustic_encoder", ENCODER_BLOCK),
+        ("decoder_2.model", "acoustic_decoder", DECODER_BLOCK),
+    ):
+        for index, name in ((0, "conv1"), (num_blocks + 1, "snake1"), (num_blocks + 2, "conv2")):
+            found[f"{old}.{index}"] = f"{new}.{name}"
+        for block in range(num_blocks):
+            inside, outside = f"{old}.{block + 1}.block", f"{new}.block.{block}"
+            found |= {f"{inside}.{index}": f"{outside}.{name}" for index, name in alone.items()}
+            for unit in range(3):
+                for index, name in enumerate(RESIDUAL):
+                    found[f"{inside}.{first + unit}.block.{index}"] = f"{outside}.res_unit{unit + 1}.{name}"
+    return found
+
+
+def _others(stem: str) -> str:
+    """Return transformers' name of a module of the quantiser, or of the semantic encoder and decoder."""
+    if stem.startswith("quantizer.vq.layers."):
+        return stem.replace("quantizer.vq.layers.", "quantizer.quantizers.").replace("._codebook", ".codebook")
+    words = stem.split(".")
+    is_wrapped = len(words) > 1 and words[-1] == "conv" and words[-2] in ("conv", "conv1", "conv2")
+    return ".".join(words[:-1] if is_wrapped else words)
+
+
+def _names(path: Path) -> set[str]:
+    """Return the names of the tensors in a safetensors file; none if there is no such file."""
+    if not path.exists():
+        return set()
+    try:
+        with safe_open(released_file(path.parent, path.name), framework="pt") as file:
+            return set(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: expected tensors, got {error!r}") from error

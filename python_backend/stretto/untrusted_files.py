@@ -1,0 +1,182 @@
+"""Files of a release or checkpoint, which may come from anywhere: read within bounds, and never executed.
+
+A file must be a regular file, so that no read waits for a FIFO or a device. Text is bounded in size and in nesting
+before a parser sees it, because C parsers recurse once per level. Every failure is a CheckpointError that names the
+file.
+"""
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stretto.errors import CheckpointError, shown
+
+MAX_TEXT_BYTES = 64 << 20  # tokenizer.json of the largest vocabularies has 35 MB, an index of shards 10 MB
+MAX_YAML_BYTES = 16 << 20  # ESPnet's config.yaml lists every token: 5 MB
+MAX_DEPTH = 64  # published files nest 12 levels at most
+MAX_NODES = 5_000_000  # of YAML, every alias counted with all that it stands for
+MAX_DIGITS = 20  # 64 bits
+NUMBER = re.compile(r"[-+]?[0-9][0-9a-fA-F_:.xob]*")
+# Keys of a config.json by which transformers imports code, and vLLM takes another model than this one.
+LEADS_ELSEWHERE = (
+    "auto_map",
+    "attn_implementation",
+    "_attn_implementation",
+    "experts_implementation",
+    "speculators_config",
+)
+MAX_LINK_FOLDERS = 3  # of a snapshot in a Hugging Face cache, from a file up to the folder `snapshots`
+# Errors of parsers on content that no writer makes: numbers of a million digits, dates that do not exist.
+UNPARSABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, yaml.YAMLError)
+
+
+def regular_file(path: Path, max_bytes: int | None = None) -> Path:
+    """Return `path`; raise CheckpointError unless it is a regular file of at most `max_bytes` bytes.
+
+    Links are followed. OSError if the file cannot be examined.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a FIFO, socket or device"
+        raise CheckpointError(f"{path}: expected a regular file, got {kind}")
+    if max_bytes is not None and found.st_size > max_bytes:
+        raise CheckpointError(f"{path}: expected at most {max_bytes} bytes, got {found.st_size}")
+    return path
+
+
+def released_file(folder: Path, name: str) -> Path:
+    """Return the path of the file `name` in the folder of a release.
+
+    A link may lead to a regular file of the same release: inside `folder`, or to the blobs of the Hugging Face cache
+    that `folder` is a snapshot of. Any other target would let a downloaded release read a file of this machine.
+
+    Args:
+        folder: folder of the release.
+        name: file name without separators, for example from the `weight_map` of an index.
+
+    Raises:
+        CheckpointError: if there is no such file, `name` is no plain file name, the file is not regular, or the link
+            leads elsewhere.
+    """
+    if not isinstance(name, str) or name in ("", ".", "..") or name != os.path.basename(name) or "\0" in name:
+        raise CheckpointError(f"{folder}: expected the name of a file in this folder, got {shown(name)}")
+    path = folder / name
+    try:
+        target = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
+        missing = isinstance(error, FileNotFoundError)
+        raise CheckpointError(f"{path} is missing" if missing else f"{path}: expected a file, got {error!r}") from error
+    if not any(target.is_relative_to(root) for root in _roots(folder)):
+        raise CheckpointError(f"{path}: expected a file of this release, got a link to {target}")
+    return regular_file(path)
+
+
+def _roots(folder: Path) -> Iterator[Path]:
+    """Yield the folders that links in `folder` may lead to."""
+    yield folder.resolve()
+    above = Path(os.path.abspath(folder))
+    for parent in (above, *above.parents)[: MAX_LINK_FOLDERS + 1]:
+        if parent.parent.name == "snapshots":
+            yield (parent.parent.parent / "blobs").resolve()
+
+
+def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """Return the text of a UTF-8 file; CheckpointError if it cannot be read, or is longer than `max_bytes`."""
+    try:
+        return regular_file(path, max_bytes).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: expected text, got {error!r}") from error
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; CheckpointError if there is none, or it nests deeper than `MAX_DEPTH`."""
+    try:
+        text = regular_file(path, MAX_TEXT_BYTES).read_text(encoding="utf-8")
+        record = json.loads(text, parse_int=_integer)
+    except (OSError, *UNPARSABLE) as error:
+        raise CheckpointError(f"{path}: expected a JSON object, got {_line(error)}") from error
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(record).__name__}")
+    _check_depth(record, path)
+    return record
+
+
+def yaml_mapping(path: Path, loader: Any = None) -> dict[str, Any]:
+    """Return the mapping in a YAML file, read by a safe loader; CheckpointError if there is none.
+
+    Args:
+        path: the file.
+        loader: a subclass of `yaml.SafeLoader`, for files with tags; None for plain YAML.
+    """
+    fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        text = regular_file(path, MAX_YAML_BYTES).read_text(encoding="utf-8")
+        _check_events(yaml.parse(text, Loader=fast))
+        record = yaml.load(text, Loader=loader or fast)
+    except (OSError, *UNPARSABLE) as error:
+        raise CheckpointError(f"{path}: expected YAML, got {_line(error)}") from error
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path}: expected a mapping, got {type(record).__name__}")
+    return record
+
+
+def _integer(digits: str) -> int:
+    """Return the integer that JSON spells; ValueError if no number of a model is as long."""
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
+
+
+def _check_events(events: Iterable[yaml.Event]) -> None:
+    """Raise ValueError for YAML that would exhaust the stack, the memory or the time of what reads it.
+
+    libyaml parses events with a stack on the heap. What composes and constructs values recurses, expands aliases where
+    the record is walked, and takes quadratic time for long numbers.
+    """
+    sizes: dict[str, int] = {}
+    open_nodes: list[tuple[str | None, int]] = [(None, 0)]
+    for event in events:
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_nodes.append((event.anchor, 1))
+            if len(open_nodes) > MAX_DEPTH:
+                raise ValueError(f"more than {MAX_DEPTH} levels")
+            continue
+        anchor, size = None, 0
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = open_nodes.pop()
+        elif isinstance(event, yaml.AliasEvent):
+            if event.anchor not in sizes:
+                raise ValueError(f"an alias of a value that is not complete, *{event.anchor}")
+            size = sizes[event.anchor]
+        elif isinstance(event, yaml.ScalarEvent):
+            anchor, size = event.anchor, 1
+            may_be_number = event.implicit[0] or event.tag is not None  # plain, or tagged
+            if may_be_number and len(event.value) > MAX_DIGITS * 5 and NUMBER.fullmatch(event.value):
+                raise ValueError(f"a number of {len(event.value)} characters")
+        if anchor is not None:
+            sizes[anchor] = size
+        open_nodes[-1] = open_nodes[-1][0], open_nodes[-1][1] + size
+        if open_nodes[-1][1] > MAX_NODES:
+            raise ValueError(f"more than {MAX_NODES} values")
+
+
+def _check_depth(record: Any, path: Path) -> None:
+    """Raise CheckpointError for JSON that nests too deep."""
+    level, depth = [record], 0
+    while level:
+        if depth > MAX_DEPTH:
+            raise CheckpointError(f"{path}: expected at most {MAX_DEPTH} levels of JSON, got more")
+        containers = [each for each in level if isinstance(each, Mapping | list)]
+        level = [value for each in containers for value in (each.values() if isinstance(each, Mapping) else each)]
+        depth += 1
+
+
+def _line(error: BaseException) -> str:
+    """Return an error for a message of one line."""
+    return shown(" ".join(str(error).split()) if isinstance(error, yaml.YAMLError) else error, 300)

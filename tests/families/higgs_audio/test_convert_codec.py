@@ -1,0 +1,162 @@
+"""Higgs Audio's codec in Boson's layout becomes the codec of transformers' class; anything else is refused."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks.checkpoints.random_higgs_audio import HiggsAudioRelease, make_model, write_release
+from stretto.codec.registry import load_codec
+from stretto.families.higgs_audio.convert_codec import read_config
+from tests.refused_conversion import refused
+
+Tensors = dict[str, torch.Tensor]
+RESIDUAL = ("snake1", "conv1", "snake2", "conv2")
+# As bosonai/higgs-audio-v2-tokenizer had it at first.
+BOSONS_NUMBERS = {
+    "n_filters": 32,
+    "D": 256,
+    "target_bandwidths": [0.5, 1, 1.5, 2, 4],
+    "ratios": [8, 5, 4, 2, 3],
+    "sample_rate": 24000,
+    "bins": 1024,
+    "n_q": 8,
+    "codebook_dim": 64,
+    "semantic_techer": "hubert_base_general",
+}
+
+
+def acoustic_name(side: str, rest: str) -> str:
+    """The name in DAC's own code, whose encoder has its residual units first in a block, and its decoder last."""
+    top, first, alone = ("encoder.block", 0, {"snake1": 3, "conv1": 4})
+    if side == "decoder":
+        top, first, alone = ("decoder_2.model", 2, {"snake1": 0, "conv_t1": 1})
+    if found := re.fullmatch(r"block\.(\d)\.res_unit(\d)\.(\w+)\.(\w+)", rest):
+        block, unit, layer, last = found.groups()
+        return f"{top}.{int(block) + 1}.block.{first + int(unit) - 1}.block.{RESIDUAL.index(layer)}.{last}"
+    if found := re.fullmatch(r"block\.(\d)\.(\w+)\.(\w+)", rest):
+        return f"{top}.{int(found[1]) + 1}.block.{alone[found[2]]}.{found[3]}"
+    module, last = rest.split(".")
+    return f"{top}.{ {'conv1': 0, 'snake1': 6, 'conv2': 7}[module] }.{last}"
+
+
+def bosons(state: Tensors) -> Tensors:
+    """The tensors under Boson's names, with weight norms, and with a layer that Boson's class never calls."""
+    found = {"fc1.weight": torch.ones(3, 3), "fc1.bias": torch.ones(3)}
+    for name, tensor in state.items():
+        if parts := re.fullmatch(r"acoustic_(encoder|decoder)\.(.+)", name):
+            new = acoustic_name(*parts.groups())
+            if new.endswith(".weight"):
+                found[f"{new}_g"] = tensor.flatten(1).norm(dim=1).view(-1, 1, 1)
+                found[f"{new}_v"] = 3 * tensor
+                continue
+        elif name.startswith(("encoder_semantic.", "decoder_semantic.")):
+            wrapped = r"\.(conv|conv1)\.(weight|bias)$"  # the other ones are torch's own class
+            new = re.sub(wrapped, r".\1.conv.\2", name)
+        else:
+            new = name.replace("quantizer.quantizers.", "quantizer.vq.layers.").replace(".codebook.", "._codebook.")
+            for old, other in (("fc.", "fc_prior."), ("fc1.", "fc_post1."), ("fc2.", "fc_post2.")):
+                new = other + name.removeprefix(old) if name.startswith(old) else new
+        found[new] = tensor
+    return found
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> HiggsAudioRelease:
+    """The talker's folder, and beside it a codec's with a copy of the talker in its model.safetensors."""
+    release = write_release(tmp_path / "release", make_model())
+    codec = tmp_path / "tokenizer"
+    (tmp_path / "transformers").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "transformers" / name).write_bytes((codec / name).read_bytes())
+    torch.save(bosons(load_file(codec / "model.safetensors")), codec / "model.pth")
+    (codec / "model.safetensors").write_bytes((release.folder / "model.safetensors").read_bytes())
+    return release
+
+
+def refusal(release: HiggsAudioRelease, capsys: pytest.CaptureFixture[str]) -> str:
+    out = release.folder.parent / "out"
+    return refused([*release.command, "--out", str(out)], out, capsys)
+
+
+def test_bosons_model_pth_becomes_the_codec_of_transformers(release: HiggsAudioRelease, tmp_path: Path) -> None:
+    codecs = [load_codec("higgs", folder) for folder in (release.convert(tmp_path / "out"), tmp_path / "transformers")]
+    codes = torch.randint(1024, (1, 8, 12), generator=torch.Generator().manual_seed(0))
+    waveforms = [codec.model.decode(codes, return_dict=False) for codec in codecs]
+    assert torch.allclose(*waveforms, atol=1e-5)
+    assert waveforms[0].std() > 0.01
+    assert sorted(path.name for path in (tmp_path / "out" / "codec").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_codec_in_transformers_layout_is_copied(release: HiggsAudioRelease, tmp_path: Path) -> None:
+    """Boson's file beside it is another copy, which is left where it is."""
+    codec = tmp_path / "tokenizer"
+    (codec / "model.safetensors").write_bytes((tmp_path / "transformers" / "model.safetensors").read_bytes())
+    torch.save({"other": torch.ones(1)}, codec / "model.pth")
+    out = release.convert(tmp_path / "out") / "codec"
+    assert (out / "model.safetensors").read_bytes() == (codec / "model.safetensors").read_bytes()
+
+
+def test_a_language_model_in_the_codecs_folder_is_named(
+    release: HiggsAudioRelease, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tokenizer" / "model.pth").unlink()
+    said = refusal(release, capsys)
+    assert "missing ['acoustic_decoder.block.0.conv_t1.bias'" in said
+    assert "model.safetensors seems to hold a language model" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("decoder_2.model.0.bias", None, "missing: acoustic_decoder.conv1.bias"),
+        ("decoder_2.model.9.bias", torch.ones(1), "unknown: decoder_2.model.9.bias"),
+        ("fc_post2.weight", torch.ones(2, 2), "of another shape: fc2.weight [2, 2] for [16, 32]"),
+    ],
+)
+def test_tensors_of_model_pth_that_do_not_fit_are_named(
+    name: str,
+    tensor: torch.Tensor | None,
+    message: str,
+    release: HiggsAudioRelease,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "tokenizer" / "model.pth"
+    tensors = {each: value for each, value in torch.load(path).items() if each != name}
+    torch.save(tensors if tensor is None else tensors | {name: tensor}, path)
+    assert f"model.pth: tensors do not fit: {message}" in refusal(release, capsys)
+
+
+def test_bosons_own_config_gives_the_same_numbers(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(BOSONS_NUMBERS))
+    config = read_config(tmp_path)
+    assert (config.num_quantizers, config.codebook_size, config.codebook_dim) == (8, 1024, 64)
+    assert (config.sample_rate, config.hop_length, config.semantic_downsample_factor) == (24000, 960, 2)
+    acoustic = config.acoustic_model_config
+    assert (acoustic.hidden_size, acoustic.upsampling_ratios) == (256, [8, 5, 4, 2, 3])
+
+
+@pytest.mark.parametrize("edit", [{"n_q": "eight"}, {"ratios": 3}, {"bins": 0}, {"sample_rate": None}])
+def test_numbers_that_are_none_of_a_codec_are_named(
+    edit: dict[str, object], release: HiggsAudioRelease, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tokenizer" / "config.json").write_text(json.dumps(BOSONS_NUMBERS | edit))
+    assert "tokenizer/config.json: not the numbers of Higgs Audio's codec" in refusal(release, capsys)
+
+
+def test_the_model_folder_may_hold_older_shards_too(release: HiggsAudioRelease, tmp_path: Path) -> None:
+    """Under other names, as one repository is said to have them: transformers takes the one file."""
+    (tmp_path / "tokenizer" / "model.safetensors").unlink()
+    before = (release.convert(tmp_path / "before") / "model-00001-of-00001.safetensors").read_bytes()
+    index = {}
+    for number in (1, 2, 3):
+        file, name = f"model-0000{number}-of-00003.safetensors", f"layers.{number}.weight"
+        save_file({name: torch.ones(2)}, release.folder / file)
+        index[name] = file
+    (release.folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    after = (release.convert(tmp_path / "after") / "model-00001-of-00001.safetensors").read_bytes()
+    assert before == after
