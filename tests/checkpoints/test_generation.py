@@ -145,6 +145,7 @@ def test_a_value_that_cannot_be_a_default_is_named(
 ) -> None:
     command = csm(tmp_path / "release")
     change(tmp_path / "release", record)
+    capsys.readouterr()
     said = refused([*command, "--out", str(tmp_path / "out")], tmp_path / "out", capsys)
     assert f"release/{FILE}: {message}" in said
 

@@ -97,3 +97,22 @@ def test_missing_weights_are_a_checkpoint_error(directory: Path) -> None:
     (directory / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         load_model(DacModel, directory)
+
+
+def test_an_index_that_names_files_elsewhere_is_refused(directory: Path) -> None:
+    elsewhere = directory.parent / f"{directory.name}.safetensors"
+    (directory / "model.safetensors").rename(elsewhere)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(elsewhere), f"../{elsewhere.name}")}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"expected the name of a file in this folder, got '\.\./"):
+        load_model(DacModel, directory)
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "quantization_config"])
+def test_keys_of_a_config_that_lead_elsewhere_are_dropped(key: str, directory: Path) -> None:
+    """An implementation with a slash would be a kernel of the Hub, which transformers downloads and runs."""
+    path = directory / "config.json"
+    value = "evil/kernel" if key == "attn_implementation" else {"quant_method": "awq"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    assert load_config(DacConfig, directory)._attn_implementation != "evil/kernel"
+    load_model(DacModel, directory)

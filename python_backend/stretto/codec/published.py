@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from stretto.codec.strict_loading import UNREADABLE, check_finite, first
 from stretto.errors import CheckpointError
-from stretto.untrusted_files import LEADS_ELSEWHERE, UNPARSABLE, json_object, regular_file
+from stretto.untrusted_files import LEADS_ELSEWHERE, UNPARSABLE, json_object, regular_file, released_file
 
 CONFIG_FILE = "config.json"
 Config = TypeVar("Config", bound=PretrainedConfig)
@@ -32,11 +32,23 @@ def load_config(config_class: type[Config], directory: Path) -> Config:
         record = json_object(directory / CONFIG_FILE)
         if record.get("model_type") != config_class.model_type:
             raise ValueError(f"model_type must be {config_class.model_type}, got {record.get('model_type')}")
-        kept = {name: value for name, value in record.items() if name not in LEADS_ELSEWHERE}
+        dropped = (*LEADS_ELSEWHERE, "quantization_config")
+        kept = {name: value for name, value in record.items() if name not in dropped}
         return config_class.from_dict(kept)
     except (*UNPARSABLE, StrictDataclassError) as error:
         said = " ".join(str(error).split())  # some of it in several lines
         raise CheckpointError(f"{directory / CONFIG_FILE}: {said}") from error
+
+
+def _check_files(directory: Path) -> None:
+    """Raise CheckpointError for files that cannot be read, and for an index that names files elsewhere."""
+    for path in directory.iterdir():
+        if path.suffix in (".safetensors", ".bin", ".json"):
+            regular_file(path)
+        if path.name.endswith(".index.json"):
+            named = json_object(path).get("weight_map")
+            for name in named.values() if isinstance(named, dict) else ():
+                released_file(directory, name)
 
 
 def load_model(model_class: type[Model], directory: Path, optional: Iterable[str] = ()) -> tuple[Model, bool]:
@@ -48,12 +60,11 @@ def load_model(model_class: type[Model], directory: Path, optional: Iterable[str
     """
     config_class: Any = model_class.config_class
     loaded: Any
-    verbosity = logging.get_verbosity()
+    verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # its report of the names below has a line for each
+    logging.disable_progress_bar()
     try:
-        for path in directory.iterdir():
-            if path.suffix in (".safetensors", ".bin", ".json"):
-                regular_file(path)
+        _check_files(directory)
         loaded = model_class.from_pretrained(
             str(directory),
             config=load_config(config_class, directory),
@@ -66,6 +77,8 @@ def load_model(model_class: type[Model], directory: Path, optional: Iterable[str
         raise CheckpointError(f"{directory}: {error}") from error
     finally:
         logging.set_verbosity(verbosity)
+        if has_bar:
+            logging.enable_progress_bar()
     model, info = loaded
     tensors, absent = model.state_dict(), set(info["missing_keys"])
     left_out = {name for name in tensors if name.split(".")[0] in set(optional)}

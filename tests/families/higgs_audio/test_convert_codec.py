@@ -79,6 +79,7 @@ def release(tmp_path: Path) -> HiggsAudioRelease:
 
 def refusal(release: HiggsAudioRelease, capsys: pytest.CaptureFixture[str]) -> str:
     out = release.folder.parent / "out"
+    capsys.readouterr()
     return refused([*release.command, "--out", str(out)], out, capsys)
 
 
