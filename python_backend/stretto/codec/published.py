@@ -6,8 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.utils import logging
+from transformers import PretrainedConfig, PreTrainedModel, logging
 
 from stretto.codec.strict_loading import UNREADABLE, check_finite, first
 from stretto.errors import CheckpointError
