@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, aclosing, closing, contextmanager, suppress
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter
 from pydantic import Field
@@ -18,7 +18,7 @@ from stretto_gateway.ignored import Body, Ignored
 from stretto_gateway.lasting import DONE, attend, session_tasks
 from stretto_gateway.realtime.channel import Channel, SessionEnd
 from stretto_gateway.realtime.client_events import read_json
-from stretto_gateway.realtime.settings import validated
+from stretto_gateway.realtime.settings import IGNORED, validated
 from stretto_gateway.speech import audio_parts, voice_options
 from stretto_gateway.speech_request import SpeechOptions, Text
 from stretto_gateway.written_text import WrittenText
@@ -28,10 +28,15 @@ KINDS = ("session.config", "input.text", "input.done", "session.close")
 
 
 class SessionConfig(SpeechOptions):
-    """How all that follows is spoken, until there is another one."""
+    """Settings of the utterances that follow, until the next such event."""
 
     type: Literal["session.config"]
-    stream_audio: Literal[True] | None = Field(default=None, description="sound always leaves as it is made")
+    stream_audio: bool | None = Field(default=None, description="no effect: audio is always sent as it is made")
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the settings while a session keeps them, beyond the few that are always small."""
+        return held_bytes(self.options) + len(self.ref_audio or "")
 
 
 class InputText(Body):
@@ -45,6 +50,9 @@ class Signal(Body):
     """An event that says nothing but its type."""
 
     type: Annotated[str, Field(max_length=32)]
+
+
+Event = TypeVar("Event", InputText, Signal)
 
 
 @router.websocket("/v1/audio/speech/stream")
@@ -132,17 +140,30 @@ class StreamSession:
                 case "session.config":
                     await self._configure(validated(SessionConfig, record))
                 case "input.text":
-                    self._write(validated(InputText, record).text)
+                    self._write(self._read(InputText, record).text)
                 case "input.done":
-                    validated(Signal, record)
+                    self._read(Signal, record)
                     await self._end_text()
                 case "session.close":
-                    validated(Signal, record)
+                    self._read(Signal, record)
                     self._end()
                 case kind:
                     raise refused("type", f"one of {', '.join(KINDS)}", kind)
         except ApiError as error:
             await self._channel.tell(error)
+
+    def _read(self, model: type[Event], record: dict[str, Any]) -> Event:
+        """Return the event in `record`; raise ApiError for a wrong field, or for an unknown one with `--strict`."""
+        event = validated(model, record)
+        Ignored(event, self._gateway.strict)
+        return event
+
+    def _ignored(self, config: SessionConfig) -> Ignored:
+        """Return the fields of a configuration that have no effect; raise ApiError for one with `--strict`."""
+        ignored = Ignored(config, self._gateway.strict)
+        if config.stream_audio is False:
+            ignored.add("stream_audio", "true or none: audio is always sent as it is made", False)
+        return ignored
 
     async def complete(self) -> None:
         """Until the utterance is spoken whose text has begun."""
@@ -158,14 +179,14 @@ class StreamSession:
     async def _configure(self, config: SessionConfig) -> None:
         self._expect_silence("session.config")
         with self._asking() as asked:
-            await voice_options(self._gateway, config, asked, Ignored(config, self._gateway.strict))
+            await voice_options(self._gateway, config, asked, self._ignored(config))
         self._keep(config)
 
     def _keep(self, config: SessionConfig | None) -> None:
         """Instead of the one before, where there is memory for both."""
         held = self._gateway.sessions.held
-        held.add(held_bytes(config.options) if config is not None else 0)
-        held.remove(held_bytes(self._config.options) if self._config is not None else 0)
+        held.add(config.num_bytes if config is not None else 0)
+        held.remove(self._config.num_bytes if self._config is not None else 0)
         self._config = config
 
     def _write(self, piece: str) -> None:
@@ -216,14 +237,14 @@ class StreamSession:
         num_bytes, has_failed = 0, False
         try:
             with self._asking() as asked:
-                ignored = Ignored(config, self._gateway.strict)
+                ignored = self._ignored(config)
                 options = await voice_options(self._gateway, config, asked, ignored)
                 async with aclosing(audio_parts(self._gateway, config, text.pieces(), options)) as parts:
                     async for part in parts:
                         if not num_bytes:
                             form = {"format": config.response_format, "sample_rate": config.sample_rate}
-                            form |= {"ignored": ignored.names} if ignored.names else {}
-                            await self._channel.send("audio.start", **place, sentence_text="", **form)
+                            names = {IGNORED: ignored.names} if ignored.names else {}
+                            await self._channel.send("audio.start", **place, sentence_text="", **form, **names)
                         await self._channel.send_bytes(part)
                         num_bytes += len(part)
         except ApiError as error:

@@ -1,6 +1,7 @@
 """`WS /v1/audio/speech/stream`: what is written is spoken meanwhile, within bounds, and to nobody who has left."""
 
 import asyncio
+import base64
 import io
 import json
 import logging
@@ -226,6 +227,8 @@ async def test_each_utterance_is_spoken_in_a_kept_voice_whose_recording_is_held_
         ({"type": "input.text", "text": 7}, "text"),
         ({"type": "input.text", "text": "\ud800"}, "text"),
         ({"type": "input.text"}, "text"),
+        ({"type": "input.text", "text": "", "mood": 1}, "mood"),
+        ({"type": "input.done", "mood": 1}, "mood"),
         ([], None),
     ],
 )
@@ -245,6 +248,48 @@ async def test_a_written_text_is_spoken_at_the_speed_of_the_session(start: Start
     running = await start()
     async with open_socket(running, PATH) as opened:
         assert len((await (await begin(opened, speed=2)).utterance("A cat."))[1]) == NUM_SAMPLES
+
+
+# Fields of vLLM-Omni's session.config, with the values that its own client sends or a careful one would.
+VLLM_OMNIS: dict[str, Any] = {
+    "model": "tts-1",
+    "voice": "alloy",
+    "task_type": "CustomVoice",
+    "language": "English",
+    "speed": 1.0,
+    "max_new_tokens": 2048,
+    "split_granularity": "clause",
+    "initial_codec_chunk_frames": 4,
+    "x_vector_only_mode": False,
+    "stream_audio": False,
+    "response_format": "pcm",
+}
+
+
+async def test_fields_without_an_effect_are_ignored_and_named(start: Start) -> None:
+    running = await start()
+    async with open_socket(running, PATH) as opened:
+        writer = await begin(opened, **VLLM_OMNIS)
+        await writer.send("input.text", text="A cat.", utterance_id="u1")
+        await writer.send("input.done", utterance_id="u1")
+        events, sound = await writer.until("session.done")
+        assert kinds(events) == ["audio.start", "audio.done", "session.done"]
+        named = ["split_granularity", "initial_codec_chunk_frames", "x_vector_only_mode", "stream_audio"]
+        assert [name for name in events[0]["stretto_ignored"] if name in named] == named
+        assert sound
+        begun = (await (await begin(opened)).utterance("A cat."))[0][0]
+        assert "stretto_ignored" not in begun
+    await idle(running)
+
+
+async def test_a_recording_of_a_configuration_is_held_with_it(start: Start) -> None:
+    running = await start(profile=CLONES)
+    async with open_socket(running, PATH) as opened:
+        recording = base64.b64encode(RECORDING).decode()
+        await (await begin(opened, ref_audio=recording)).send("input.done")
+        assert json.loads(await opened.recv())["type"] == "session.done"  # after that
+        assert running.app.state.gateway.sessions.held.num_bytes == len(recording)
+    await idle(running)
 
 
 async def test_options_are_held_until_there_are_others(start: Start) -> None:

@@ -10,6 +10,7 @@ from stretto_gateway.answers import ClientSecret
 from stretto_gateway.api_error import ApiError
 from stretto_gateway.caller import CALLER
 from stretto_gateway.gateway import Gateway
+from stretto_gateway.ignored import Ignored
 from stretto_gateway.lasting import attend, session_tasks
 from stretto_gateway.realtime.channel import Channel
 from stretto_gateway.realtime.client_secrets import SecretRequest
@@ -57,6 +58,7 @@ async def open_session(socket: WebSocket) -> None:
 async def create_client_secret(body: SecretRequest, request: Request) -> ClientSecret:
     """Make a short-lived key for `/v1/realtime` alone, with the settings of its sessions."""
     gateway: Gateway = request.app.state.gateway
+    unknown = Ignored(body, gateway.strict)
     model = "gpt-realtime"
     change = Change(RealtimeSettings(model=model), body.session, model)
     await fit(change, gateway.catalogue, model)
@@ -67,8 +69,8 @@ async def create_client_secret(body: SecretRequest, request: Request) -> ClientS
     value, expires_at = gateway.secrets.add(CALLER.get(), change.settings, body.expires_after.seconds)
     record = session_record(change.settings, new_id("sess"), expires_at)
     answer: ClientSecret = {"value": value, "expires_at": expires_at, "session": record}
-    if change.ignored:
-        answer |= {"stretto_ignored": [error.param or "" for error in change.ignored]}
+    if names := [*unknown.names, *(error.param or "" for error in change.ignored)]:
+        answer |= {"stretto_ignored": names}
     return answer
 
 

@@ -417,6 +417,24 @@ async def test_unknown_fields_of_items_and_replies_are_ignored_and_named(start: 
         assert (await caller.ask("response.create", response=reply)).error.param == "response.temperature"
 
 
+@pytest.mark.parametrize(
+    "name", ["gpt-realtime", "gpt-realtime-2.1", "gpt-realtime-2025-08-28", "gpt-4o-realtime-preview"]
+)
+async def test_sdks_names_of_realtime_models_open_conversations(start: Start, name: str) -> None:
+    async with call(await start(answer(), TALKS), name) as caller:
+        assert (caller.seen[0].session.type, caller.seen[0].session.model) == ("realtime", name)
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt-transcribe", "gpt-live-transcribe", "gpt-4o-mini-transcribe-2025-12-15", "whisper-1"]
+)
+async def test_sdks_names_of_transcribing_models_open_transcriptions(start: Start, name: str) -> None:
+    async with call(await start(), name) as caller:
+        heard = caller.seen[0].session.audio.input
+        assert (caller.seen[0].session.type, heard.transcription.model) == ("transcription", name)
+        assert (heard.turn_detection is None) == (name == "gpt-live-transcribe")
+
+
 GREETING = [{"role": "user", "text": "Greet the user."}]
 
 
