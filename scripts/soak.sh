@@ -26,7 +26,7 @@ if "${own[@]}" true 2>/dev/null; then
     "${own[@]}" "$0" --in-namespace "$folder" "$@" &
 else
     echo "soak: no user namespace: shared memory and the disk are not filled" >&2
-    "$python" -m benchmarks.chaos --faults stop kill clock "$@" &
+    "$python" -m benchmarks.chaos --faults stop front-end kill clock "$@" &
 fi
 child=$!
 trap 'kill -TERM "$child" 2>/dev/null || true' TERM INT

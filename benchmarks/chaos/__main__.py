@@ -23,7 +23,18 @@ from benchmarks.chaos import findings, remains
 from benchmarks.chaos.answers import Answer
 from benchmarks.chaos.asks import make_asks
 from benchmarks.chaos.doors import Ask
-from benchmarks.chaos.faults import LAUNCHER, Fault, Fill, Jump, Kill, Skipped, Stop, clock_environment
+from benchmarks.chaos.faults import (
+    LAUNCHER,
+    Fault,
+    Fill,
+    FullDiskKill,
+    Jump,
+    Kill,
+    Replaced,
+    Skipped,
+    Stop,
+    clock_environment,
+)
 from benchmarks.chaos.memory import IDLE_S, Follower, describe
 from benchmarks.chaos.report import write_report
 from benchmarks.chaos.streams import Outcomes, Servers, Streams, take_references
@@ -34,7 +45,8 @@ from benchmarks.temporary_server import Launch, command_line, free_ports, stop_o
 STUBS = ("preprocessor", "language_model", "acoustic_decoder")
 STOPPED = ("proxy", "stretto_gateway", "tritonserver", *STUBS, "engine", LAUNCHER)
 JUMPS = (3600.0, -3600.0)
-KINDS = ("kill", "stop", "shared-memory", "disk", "clock")
+FRONT_ENDS = ("proxy", "stretto_gateway")
+KINDS = ("kill", "stop", "front-end", "shared-memory", "disk", "disk-kill", "clock")
 SETTLE_S, AFTERWARDS_S = 2.0, 5.0  # of load before a fault, and after the server is right again
 
 
@@ -102,6 +114,8 @@ class Soak:
             await fault.strike(self._launch)
         except Skipped as reason:
             skipped = str(reason)
+        except TimeoutError as error:
+            self.wrong.append(f"{fault.name}: {error}")
         right_s = await self._until_right(begun)
         await asyncio.sleep(AFTERWARDS_S)
         await streams.stop()
@@ -133,9 +147,11 @@ def faults_of(kinds: Sequence[str], folder: Path) -> list[Fault]:
     """The faults of these kinds for the processes that run now, but for the clock's; a launcher's death comes last."""
     names = [name for name in served_processes(os.getpid()) if name != LAUNCHER] + [LAUNCHER]
     made: dict[str, list[Fault]] = {
-        "stop": [Stop(name) for name in STOPPED],
+        "stop": [Stop(name) for name in STOPPED if name not in FRONT_ENDS],
+        "front-end": [Replaced(name) for name in FRONT_ENDS],
         "shared-memory": [Fill(Path("/dev/shm"))],
         "disk": [Fill(folder)],
+        "disk-kill": [FullDiskKill(folder, "language_model")],
         "kill": [Kill(name) for name in names],
     }
     return [fault for kind, each in made.items() if kind in kinds for fault in each]

@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import time
+import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from typing import Protocol
 
 from benchmarks.process_watch import served_processes
 from benchmarks.temporary_server import Launch
+from stretto.serving.processes import birth, read_process
 
 LAUNCHER = "launcher"
 SHARED_MEMORY = Path("/dev/shm")
 STOPPED_S, FULL_S, JUMPED_S = 20.0, 10.0, 20.0
+REPLACED_S = 200.0  # of a busy machine; a replacement takes seconds on an idle one
 MAX_FILLED = 4 << 30  # bytes of a file system that may be filled: a larger one is others' too
 CLOCK = Path(__file__).with_name("clock.c")
 
@@ -80,6 +83,71 @@ class Stop:
         finally:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """SIGSTOP of a front-end process, which nothing wakes again: the launcher has to replace it."""
+
+    process: str
+    limit_s: float = REPLACED_S
+
+    @property
+    def name(self) -> str:
+        """Return its name in the report."""
+        return f"stop {self.process} for good"
+
+    async def strike(self, launch: Launch) -> None:
+        """Stop it and return once it is gone, or after `limit_s`, when it is continued: it was not replaced."""
+        pid = find(self.process)
+        born = birth(pid)
+        os.kill(pid, signal.SIGSTOP)
+        until_s = time.monotonic() + self.limit_s
+        while read_process(pid) is not None and birth(pid) == born:
+            if time.monotonic() > until_s:
+                os.kill(pid, signal.SIGCONT)
+                raise TimeoutError(f"{self.process} (pid {pid}) was stopped for {self.limit_s:g} s and not replaced")
+            await asyncio.sleep(0.1)
+
+
+@dataclass(frozen=True, slots=True)
+class FullDiskKill:
+    """SIGKILL of a process whose log's disk is full; it stays full until the process runs again, or for `limit_s`."""
+
+    folder: Path
+    process: str
+    limit_s: float = REPLACED_S
+
+    @property
+    def name(self) -> str:
+        """Return its name in the report."""
+        return f"kill {self.process} with no room for logs"
+
+    async def strike(self, launch: Launch) -> None:
+        """Fill the disk, kill the process, and give the room back once the server is ready again."""
+        filling = asyncio.create_task(Fill(self.folder, self.limit_s).strike(launch))
+        await asyncio.sleep(1.0)
+        if filling.done():
+            filling.result()
+        os.kill(find(self.process), signal.SIGKILL)
+        until_s = time.monotonic() + self.limit_s
+        try:
+            while await asyncio.to_thread(is_ready, launch.http):  # not noticed yet
+                await asyncio.sleep(0.05)
+            while not await asyncio.to_thread(is_ready, launch.http):
+                if time.monotonic() > until_s:
+                    raise TimeoutError(f"the server was not ready within {self.limit_s:g} s on a full disk")
+                await asyncio.sleep(0.2)
+        finally:
+            filling.cancel()
+            await asyncio.gather(filling, return_exceptions=True)
+
+
+def is_ready(port: int) -> bool:
+    """Return True if the server's HTTP port reports readiness."""
+    with suppress(OSError), urllib.request.urlopen(f"http://localhost:{port}/v2/health/ready", timeout=6) as answer:
+        return bool(answer.status == 200)
+    return False
 
 
 @dataclass(frozen=True, slots=True)

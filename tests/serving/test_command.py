@@ -438,6 +438,32 @@ def test_the_reason_of_a_failed_start_is_of_that_start(launch: Callable[..., Lau
     assert "the start failed: the server ended with exit code 1: it wrote no error" in server.said
 
 
+def may_raise_priority() -> bool:
+    program = "import os; os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) - 10)"
+    return subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not may_raise_priority(), reason="this user may not raise a priority")
+def test_a_server_that_is_started_again_goes_before_others_until_it_is_ready(
+    launch: Callable[..., Launched], tmp_path: Path
+) -> None:
+    def niceness() -> int | None:
+        try:
+            return os.getpriority(os.PRIO_PROCESS, server.stub) - os.getpriority(os.PRIO_PROCESS, 0)
+        except (ProcessLookupError, ValueError):
+            return None  # there is none now
+
+    server = launch()
+    server.until(lambda: server.state == "ready")
+    assert niceness() == 0
+    hang(tmp_path, 1_000_000, "waiting")
+    os.kill(server.stub, signal.SIGKILL)
+    server.until(lambda: niceness() == -10)
+    hang(tmp_path, 0)
+    server.until(lambda: server.said.count("ready after") == 2)
+    assert niceness() == 0
+
+
 def test_a_taken_port_is_named(launch: Callable[..., Launched]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

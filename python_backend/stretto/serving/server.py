@@ -21,6 +21,7 @@ from stretto.serving.leftovers import Launch
 from stretto.serving.model_restart import ModelRestart
 from stretto.serving.patience import slowness
 from stretto.serving.ports import UnixConnection, reachable
+from stretto.serving.priority import Hurry
 from stretto.serving.processes import Process, Watch, descendants, end_all, lost_children, waits_for_a_child
 from stretto.serving.proxy.access import CLOSED_APIS, HTTP, REPOSITORY
 from stretto.serving.trouble import Trouble
@@ -106,9 +107,14 @@ def die_with_the_launcher() -> None:
 
 
 class Server:
-    """A tritonserver process and what it writes. It has its own process group: Ctrl-C reaches the launcher alone."""
+    """A tritonserver process and what it writes. It has its own process group: Ctrl-C reaches the launcher alone.
 
-    def __init__(self, config: LaunchConfig, installation: Installation, launch: Launch, log: LaunchLog) -> None:
+    is_again: one was ready before it, so that its models are loaded with raised priority.
+    """
+
+    def __init__(
+        self, config: LaunchConfig, installation: Installation, launch: Launch, log: LaunchLog, is_again: bool = False
+    ) -> None:
         self._config, self._launch = config, launch
         self._started, self._clock = time.monotonic(), DayClock()
         self._stuck_since: float | None = None
@@ -122,6 +128,7 @@ class Server:
             preexec_fn=die_with_the_launcher,
         )
         self._crash = CrashWatch(self._process.pid)
+        self._hurry = Hurry(self._process.pid) if is_again else None
 
     @property
     def pid(self) -> int:
@@ -147,9 +154,14 @@ class Server:
         if self.age_s > self._config.start_seconds * slowness():
             raise LaunchError(f"the server is not ready after {self.age_s:.0f} s")
         if self._answers_ready() if self._restart is None else self._restart.is_done():
+            if self._hurry is not None:
+                self._hurry.end()
+                self._hurry = None
             self._watch = self._watch_processes()
             self._launch.hide_regions()
             return True
+        if self._hurry is not None:
+            self._hurry.look()
         self._check_progress()
         return False
 
@@ -230,6 +242,8 @@ class Server:
         self._output.forget()
         self._started = time.monotonic()
         self._restart = ModelRestart(sorted(models), self._connection)
+        # Loading must not slow the streams down that go on.
+        self._hurry = None if self._restart.spares_answered else Hurry(self.pid)
         return self._restart
 
     def terminate(self) -> None:

@@ -88,7 +88,7 @@ class Supervisor:
         self._announcer.note("starting")
         wait_for_ports(self._config.triton_ports)
         say(f"starting the server; its log: {self._announcer.log}")
-        server = Server(self._config, self._installation, self._launch, self._log)
+        server = Server(self._config, self._installation, self._launch, self._log, is_again=self._was_ready)
         is_ready = False
         try:
             is_ready = self._until_ready(server)

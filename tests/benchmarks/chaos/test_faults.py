@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.chaos import __main__ as chaos
 from benchmarks.chaos import faults
-from benchmarks.chaos.faults import Fill, Jump, Kill, Skipped, Stop, clock_environment, fill
+from benchmarks.chaos.__main__ import KINDS, faults_of
+from benchmarks.chaos.faults import Fill, FullDiskKill, Jump, Kill, Replaced, Skipped, Stop, clock_environment, fill
 from benchmarks.temporary_server import Launch
 from stretto.serving.processes import is_stopped
 
@@ -41,6 +43,7 @@ print(os.strerror(ctypes.get_errno()))
 def victim(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     monkeypatch.setattr(faults, "served_processes", lambda _: {"engine": process.pid})
+    monkeypatch.setattr(chaos, "served_processes", lambda _: {"engine": process.pid})
     yield process
     process.kill()
     process.wait()
@@ -63,6 +66,51 @@ def test_a_process_is_stopped_and_goes_on(victim: subprocess.Popen[bytes]) -> No
     assert victim.stdin is not None
     victim.communicate(b"\n")
     assert victim.returncode == 0
+
+
+def test_a_front_end_is_stopped_until_it_is_replaced(victim: subprocess.Popen[bytes]) -> None:
+    async def strike() -> None:
+        striking = asyncio.create_task(Replaced("engine").strike(LAUNCH))
+        while not is_stopped(victim.pid):
+            await asyncio.sleep(0)
+        victim.kill()  # as the launcher does
+        victim.wait()
+        await striking
+
+    asyncio.run(strike())
+
+
+def test_a_front_end_that_is_not_replaced_is_reported_and_goes_on(victim: subprocess.Popen[bytes]) -> None:
+    with pytest.raises(TimeoutError, match=rf"^engine \(pid {victim.pid}\) was stopped for 0 s and not replaced$"):
+        asyncio.run(Replaced("engine", limit_s=0.0).strike(LAUNCH))
+    victim.communicate(b"\n")
+    assert victim.returncode == 0
+
+
+def test_a_process_is_killed_while_there_is_no_room_for_its_log(
+    victim: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled = []
+    states = iter([True, False, True])
+
+    def is_ready(_: int) -> bool:
+        filled.append((tmp_path / "filled").exists())
+        return next(states)
+
+    monkeypatch.setattr(faults.os, "statvfs", lambda _: os.statvfs_result((512, 512, 100, 0, 0, 0, 0, 0, 0, 255)))
+    monkeypatch.setattr(faults, "is_ready", is_ready)
+    launch = Launch(tmp_path, tmp_path)
+    asyncio.run(FullDiskKill(tmp_path, "engine").strike(launch))
+    assert victim.wait() == -signal.SIGKILL
+    assert filled == [True] * 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_kind_has_its_faults(victim: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    names = [fault.name for fault in faults_of(KINDS, tmp_path)]
+    wanted = {"stop proxy for good", "stop stretto_gateway for good", "kill language_model with no room for logs"}
+    assert wanted < set(names)
+    assert len(names) == len(set(names))
 
 
 def test_a_process_that_is_not_there_is_left_out(victim: subprocess.Popen[bytes]) -> None:
