@@ -24,6 +24,7 @@ from stretto_gateway.realtime.conversation import MAX_CHAR_BYTES, Conversation, 
 from stretto_gateway.realtime.settings import RealtimeSettings, ignoring
 from stretto_gateway.speech import usage
 from stretto_gateway.speech_request import OPTIONS
+from stretto_gateway.time_stretch import TimeStretch
 from stretto_gateway.trace import SpeechTrace, Trace
 
 clock_s: Callable[[], float] = time.monotonic
@@ -38,7 +39,8 @@ FIELDS = {"options": "response.options", "options.voice": "response.audio.output
 class Order:
     """Request of a reply to the server, and its description in OpenAI's fields.
 
-    ignored: fields that are not honoured. is_kept: whether the reply becomes an item of the conversation.
+    ignored: fields that are not honoured. is_kept: whether the reply becomes an item of the conversation. speed: of its
+    audio, 1 for the model's own.
     """
 
     turns: list[dict[str, Any]]
@@ -47,6 +49,7 @@ class Order:
     record: dict[str, Any]
     ignored: list[ApiError]
     is_kept: bool
+    speed: float
 
     @property
     def speaks(self) -> bool:
@@ -106,7 +109,8 @@ def make_order(
         "metadata": fields.metadata,
         "max_output_tokens": "inf",
     }
-    return Order(turns, files, options, record, ignored, is_kept=fields.conversation != "none")
+    speed = fields.audio.output.speed or settings.audio.output.speed or 1.0
+    return Order(turns, files, options, record, ignored, is_kept=fields.conversation != "none", speed=speed)
 
 
 def unprompted(turns: list[dict[str, Any]], can_go_on: bool) -> list[dict[str, Any]]:
@@ -144,6 +148,7 @@ class Reply:
         kind: Kind = "output_audio" if order.speaks else "output_text"
         self.item = Item("assistant", [Part(kind)], status="in_progress")
         self.task: asyncio.Task[None] | None = None
+        self._stretch = TimeStretch(order.speed, DEFAULT_RATE) if order.speaks and order.speed != 1 else None
         self._is_open = self._is_ending = False
         self._report: dict[str, Any] = {}
         self._first_s: float | None = None
@@ -200,6 +205,8 @@ class Reply:
                 async with aclosing(followed(stream, FIELDS, trace)) as events:
                     async for event in events:
                         await self._add(event)
+                if self._stretch is not None:
+                    await self._send_audio(self._stretch.close())
         except ApiError as error:
             record = error.record()["error"]
             return "failed", {"error": {name: record[name] for name in ("type", "code", "message")}}
@@ -225,10 +232,20 @@ class Reply:
         codes = event.codes if event.codes is not None and event.codes.shape[1] else None
         num_bytes = MAX_CHAR_BYTES * len(event.text) + WORD_BYTES * len(event.words)
         if self._conversation.grow(self.item, num_bytes + (0 if codes is None else codes.nbytes)):
-            self.item.words += event.words
+            speed = self._order.speed
+            self.item.words += [replace(word, start_s=word.start_s / speed) for word in event.words]
             self.item.codes += [] if codes is None else [codes]
 
     async def _play(self, pcm: np.ndarray) -> None:
+        """Send samples of the model's, int16 [n], at the speed of the reply."""
+        if self._stretch is not None:
+            pcm = await asyncio.to_thread(self._stretch.stretch, pcm)
+        await self._send_audio(pcm)
+
+    async def _send_audio(self, pcm: np.ndarray) -> None:
+        """Send samples as they are to be played, int16 [n]."""
+        if not len(pcm):
+            return
         if self._first_s is None:
             self._first_s = clock_s()
         self.item.num_samples += len(pcm)

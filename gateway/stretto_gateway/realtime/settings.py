@@ -11,6 +11,7 @@ from stretto_gateway.catalogue import Catalogue, find_task, find_voice
 from stretto_gateway.field_path import MAX_NAME_CHARS, field_path
 from stretto_gateway.ignored import Body
 from stretto_gateway.speech_request import Text, Voiced
+from stretto_gateway.time_stretch import GREATEST_SPEED, LEAST_SPEED
 
 MAX_INSTRUCTION_CHARS = 100_000  # a session keeps them, beside the bytes that are counted
 MAX_ERRORS = 16  # reported for one update
@@ -127,7 +128,7 @@ class OutputAudio(Voiced):
     """Audio of the model."""
 
     format: Format = Field(default_factory=Format)
-    speed: Annotated[Any, Only(1)] = None
+    speed: float | None = Field(default=None, ge=LEAST_SPEED, le=GREATEST_SPEED, allow_inf_nan=False)
 
 
 class Audio(Body):
