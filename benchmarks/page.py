@@ -30,7 +30,7 @@ async def by_page(tab: Tab, seed: int) -> float:
     """Seconds to the first sound in the page, which is ready."""
     await tab.write("#seed", str(seed))
     await tab.click("#speak-button")
-    await tab.reads("#used-seed", str(seed))
+    await tab.wait(f"document.querySelector('#used-seed').textContent === '{seed}'")
     await tab.reads("#speak-status", "Finished")
     return float((await tab.text("#first-sound")).removesuffix(" s"))
 

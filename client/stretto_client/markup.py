@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, deque
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import Literal, NoReturn, Protocol, get_args
 from xml.parsers import expat
 
@@ -46,7 +46,8 @@ class MarkupReader(Protocol):
 
 def open_reader(markup: Markup) -> MarkupReader:
     """Return a reader of `markup`, which is not "none"."""
-    return {"auto": AutoReader, "markdown": MarkdownReader, "ssml": SsmlReader}[markup]()
+    readers: dict[str, Callable[[], MarkupReader]] = {"markdown": MarkdownReader, "ssml": SsmlReader}
+    return readers.get(markup, AutoReader)()
 
 
 def has_marks(text: str) -> bool:

@@ -63,6 +63,7 @@ class ModelProfile:
         sample_rate: sampling rate of the codec in Hz.
         max_text_chars: length limit of one request's text.
         voices: names of the voices.
+        voice_titles: of the voices in their order, for people; () if their names say enough.
         max_audio_s: length limit of audio input in seconds.
         times_words: events carry the start times of words.
         tasks: what the model does.
@@ -76,6 +77,7 @@ class ModelProfile:
     sample_rate: int
     max_text_chars: int
     voices: tuple[str, ...] = ()
+    voice_titles: tuple[str, ...] = ()
     max_audio_s: float = 0.0
     times_words: bool = False
     tasks: tuple[TaskProfile, ...] = ()

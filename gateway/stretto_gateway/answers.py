@@ -64,11 +64,15 @@ class Voice(TypedDict):
 
 
 class Voices(TypedDict):
-    """Those of the model, by name; which of them OpenAI's names mean; and those of the caller. form: the fields with
-    which others are brought, none where none are taken."""
+    """Voices of the model and of the caller.
+
+    titles: of voices by name, for people. aliases: which voice each of OpenAI's names means. form: the fields with
+    which others are brought; none if none are taken.
+    """
 
     object: Literal["list"]
     voices: list[str]
+    titles: dict[str, str]
     aliases: dict[str, str | None]
     form: list[str]
     data: list[Voice]

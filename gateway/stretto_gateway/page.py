@@ -36,8 +36,8 @@ async def show(request: Request) -> Response:
 
 
 async def show_reference(request: Request) -> Response:
-    """What `/openapi.json` tells, for people."""
-    return HTMLResponse(reference_page(request.app.openapi()), headers=HEADERS)
+    """Return what `/openapi.json` holds as a page for people."""
+    return HTMLResponse(reference_page(request.app.openapi(), str(request.base_url)), headers=HEADERS)
 
 
 for each in FILES:

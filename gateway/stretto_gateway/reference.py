@@ -1,5 +1,6 @@
 """`GET /docs`: `/openapi.json` for people, as a page without scripts."""
 
+import re
 from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
@@ -19,11 +20,22 @@ HEAD = """<!doctype html>
 METHODS = ("get", "post", "delete")
 
 
-def reference_page(schema: dict[str, Any]) -> str:
-    """The routes of an OpenAPI schema, with their fields, answers and errors."""
+CODE = re.compile(r"`([^`]+)`")
+
+
+def reference_page(schema: dict[str, Any], base_url: str) -> str:
+    """Return a page about the routes of an OpenAPI schema: an example, then fields, answers and errors of each.
+
+    Args:
+        schema: As `/openapi.json` has it.
+        base_url: Where the gateway was reached, with a slash at its end.
+    """
     info = schema["info"]
     parts = [HEAD, f"<header><h1>{escape(info['title'])}</h1></header>\n<main>\n"]
-    parts.append(f"<p>{escape(info['description'])}</p>\n")
+    parts.append(f"<p>{_prose(info['description'])}</p>\n")
+    parts.append(
+        f'<section class="card" aria-label="An example">\n<h2>Try it</h2>\n{_example(schema, base_url)}</section>\n'
+    )
     for path, operations in schema["paths"].items():
         for method in METHODS:
             if method in operations:
@@ -31,13 +43,32 @@ def reference_page(schema: dict[str, Any]) -> str:
     return "".join([*parts, "</main>\n</body>\n</html>\n"])
 
 
+def _prose(text: str) -> str:
+    """Return `text` as HTML, with code between its backticks."""
+    return CODE.sub(r"<code>\1</code>", escape(text))
+
+
+def _example(schema: dict[str, Any], base_url: str) -> str:
+    """Return HTML with a line of curl that speaks a sentence."""
+    key = ' \\\n  -H "authorization: Bearer $KEY"' if "security" in schema else ""
+    line = (
+        f"curl {base_url}v1/audio/speech{key} \\\n"
+        '  -H "content-type: application/json" \\\n'
+        """  -d '{"input": "It is twenty past nine."}' -o speech.mp3"""
+    )
+    told = "The answer is an mp3 file. It begins before the whole sentence is spoken."
+    return f"<pre><code>{escape(line, quote=False)}</code></pre>\n<p>{told}</p>\n"
+
+
 def _operation(method: str, path: str, operation: dict[str, Any], schemas: dict[str, Any]) -> Iterator[str]:
     name = f"{method.upper()} {path}"
     yield f'<section class="card" aria-label="{escape(name)}">\n<h2><code>{escape(name)}</code></h2>\n'
-    yield f"<p>{escape(operation.get('description', ''))}</p>\n"
+    yield f"<p>{_prose(operation.get('description', ''))}</p>\n"
     for media_type, body in operation.get("requestBody", {}).get("content", {}).items():
         fields = _resolved(body["schema"], schemas)
-        rows = [_field(each, told, fields, schemas) for each, told in fields["properties"].items()]
+        needed = set(fields.get("required", ()))
+        named = sorted(fields["properties"].items(), key=lambda each: each[0] not in needed)  # those first
+        rows = [_field(each, told, fields, schemas) for each, told in named]
         yield _table(f"Fields ({media_type})", ("name", "type", "default", "what"), rows)
     answers = [(status, _answer(told, schemas), told["description"]) for status, told in operation["responses"].items()]
     yield _table("Answers", ("status", "as", "what"), answers)
@@ -79,5 +110,5 @@ def _resolved(told: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
 
 def _table(title: str, names: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>\n" for row in rows)
+    body = "".join(f"<tr>{''.join(f'<td>{_prose(cell)}</td>' for cell in row)}</tr>\n" for row in rows)
     return f"<table><caption>{escape(title)}</caption>\n<tr>{head}</tr>\n{body}</table>\n"

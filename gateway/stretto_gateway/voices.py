@@ -47,6 +47,7 @@ async def list_voices(request: Request) -> Voices:
     return {
         "object": "list",
         "voices": list(profile.voices),
+        "titles": dict(zip(profile.voices, profile.voice_titles, strict=False)),
         "aliases": aliases(profile),
         "form": fields_taken(gateway, profile),
         "data": [record(voice) for voice in brought],

@@ -1,9 +1,13 @@
 """`/openapi.json`: each answer, good or bad, is one of those that it tells of, and names the field that is wrong."""
 
+import asyncio
 import json
+import re
+import subprocess
 from collections.abc import Iterator
 from copy import deepcopy
-from html import escape
+from html import escape, unescape
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -202,7 +206,7 @@ async def test_people_read_it_without_a_script_or_anything_from_elsewhere(start:
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():
             assert f"{method.upper()} {path}" in answer.text
-            assert escape(operation["description"]) in answer.text
+            assert re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(operation["description"])) in answer.text
     for name in ("response_format", "timestamp_granularities[]", "audio_sample"):
         assert name in answer.text
     assert set(ADDRESS.findall(answer.text)) <= NAMES
@@ -212,3 +216,24 @@ async def test_people_read_it_without_a_script_or_anything_from_elsewhere(start:
         for name in ("href", "src"):
             if name in attributes:
                 assert attributes[name].startswith("page/")
+    assert "`" not in answer.text
+    speech = answer.text[answer.text.index("<h2><code>POST /v1/audio/speech</code></h2>") :]
+    cells = re.findall(r"<td>(.*?)</td>", speech)
+    assert cells[0] == "input", "what is required comes first"
+
+
+@pytest.mark.parametrize("keys", [(), (KEY,)])
+async def test_the_example_of_the_reference_runs(
+    start: Start, keys: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = await start(keys=keys)
+    async with running.http() as http:
+        page = (await http.get("/docs")).text
+    assert page.index("<pre><code>curl") < page.index("<table>")
+    line = unescape(page.partition("<pre><code>")[2].partition("</code></pre>")[0])
+    monkeypatch.setenv("KEY", KEY)
+    shell = ["bash", "-euc", line.replace("curl ", "curl -sf ")]
+    done = await asyncio.to_thread(subprocess.run, shell, cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0, (line, done)
+    assert (tmp_path / "speech.mp3").stat().st_size > 100
+    assert running.behind.requests[0]["text"] == b"It is twenty past nine."

@@ -142,6 +142,7 @@ async def test_what_is_sent_is_heard_from_the_first_chunk_on_sample_by_sample(st
     (request,) = running.behind.requests
     options = json.loads(request["options"])
     assert (request["text"], options["voice"], options["seed"]) == (b"A cat.", "rms", 11)
+    await tab.click("#figures summary")
     assert await tab.text("#used-seed") == "11"
     assert (await tab.text("#words")).split() == ["a", "cat"]
     assert await tab.text("#length") == f"{len(ALL) / 24_000:.1f} s"
@@ -177,13 +178,13 @@ async def test_a_stop_is_silence_and_the_end_of_the_work(start: Start, browser: 
     await (tab.click("#stop-button") if by == "button" else tab.press("Escape"))
     async with asyncio.timeout(60):
         await running.behind.cancelled.wait()
-    await tab.wait("document.querySelector('#stop-button').disabled")
+    await tab.wait("document.querySelector('#stop-button').hidden")
     assert await tab.text("#speak-status") == "Stopped."
     assert await tab.value("pass(0.1).then(() => heard.length)") == await tab.value(
         "pass(0.2).then(() => heard.length)"
     )
     await tab.click("#again-button")
-    await tab.wait("!document.querySelector('#stop-button').disabled")
+    await tab.wait("!document.querySelector('#stop-button').hidden")
     assert running.behind.num_cancelled == 1
 
 
@@ -204,13 +205,97 @@ async def test_a_new_text_takes_the_place_of_one_that_is_being_spoken(start: Sta
         await running.behind.cancelled.wait()
 
 
+async def test_a_visitor_finds_a_text_and_a_voice_by_what_it_is(start: Start, browser: Browser) -> None:
+    running = await start(CHUNKS, PROFILE | {"voice_titles": ["Female", "Male"]})
+    tab = await browser.tab()
+    await tab.open(running.url, READY)
+    assert "hear it spoken" in await tab.text("#about")
+    options = "[...document.querySelector('#voice').options].map(({ text, value }) => [text, value])"
+    assert await tab.value(options) == [["Female (slt)", "slt"], ["Male (rms)", "rms"]]
+    examples = await tab.value("document.querySelectorAll('#examples button').length")
+    for number in range(1, examples + 1):
+        example = f"#examples button:nth-of-type({number})"
+        await tab.click(example)
+        written = await tab.value(f"document.querySelector('{example}').dataset.text")
+        assert await tab.value("document.querySelector('#text').value") == written
+        await tab.click("#speak-button")
+        await tab.reads("#speak-status", "Finished")
+    assert examples in (2, 3)
+    assert running.behind.requests[0]["text"].decode().startswith("The train to Dublin")
+    assert await tab.text("#does") == "This model only speaks and transcribes."
+    assert not await tab.value("document.querySelector('#used-seed').checkVisibility()")
+    await tab.click("#figures summary")
+    assert await tab.value(
+        "['#used-seed', '#ahead', '#speed'].every((id) => document.querySelector(id).checkVisibility())"
+    )
+
+
+async def test_it_is_prepared_until_the_first_sound(start: Start, browser: Browser) -> None:
+    go = asyncio.Event()
+    running = await start([Until(go), LONG])
+    tab = await listened(browser, running.url)
+    assert not await tab.value("document.querySelector('#stop-button').checkVisibility()")
+    await tab.click("#speak-button")
+    assert await tab.text("#speak-status") == "Preparing…"
+    assert await tab.value("document.querySelector('#stop-button').checkVisibility()")
+    go.set()
+    await tab.reads("#speak-status", "Speaking…")
+    await tab.wait("heard.length > 0")
+
+
+SILENT_DEVICE = """
+AudioContext = class extends AudioContext {
+  get currentTime() { return 0; }
+  get state() { return "suspended"; }
+  resume() { return new Promise(() => {}); }
+};
+"""
+
+
+async def test_where_there_is_no_sound_device_it_says_so(start: Start, browser: Browser) -> None:
+    running = await start(CHUNKS)
+    tab = await browser.tab()
+    await tab.send("Page.addScriptToEvaluateOnNewDocument", source=SILENT_DEVICE)
+    await tab.open(running.url, READY)
+    await tab.click("#speak-button")
+    await tab.reads("#speak-status", "This browser has no sound device. You can download the file.")
+    await tab.wait("document.querySelector('#download').checkVisibility()")
+    await tab.wait("!document.querySelector('#stop-button').checkVisibility()")
+
+
+async def test_a_recording_of_nothing_is_not_sent(start: Start, browser: Browser) -> None:
+    running = await start(CHUNKS)
+    tab = await listened(browser, running.url, MICROPHONE)
+    await tab.click("#transcribe-tab")
+    await tab.click("#record-button")
+    await tab.reads("#record-button", "Finish")
+    await tab.click("#record-button")
+    await tab.reads("#file-error", "Nothing was recorded. Is the microphone on?")
+    assert not running.behind.requests
+
+
+async def record(tab: Tab, button: str) -> None:
+    """Record some sound with a button; again if the browser had none yet when it ended."""
+    sound = base64.b64encode(wave(5, 20 * RATE).tobytes()).decode()
+    error = "[...document.querySelectorAll('.error')].some((line) => line.innerText.startsWith('Nothing was'))"
+    while True:
+        await tab.click(button)
+        await tab.reads(button, "Finish")
+        await tab.value(f"say('{sound}')")
+        await tab.value("pass(0.3)")
+        await tab.click(button)
+        await tab.wait(f"document.querySelector('{button}').innerText !== 'Finish'")
+        if not await tab.value(error):
+            return
+
+
 async def test_errors_are_told_in_words_at_the_field(start: Start, browser: Browser) -> None:
     running = await start([ErrorText("invalid request: text: expected words, got '!'")])
     tab = await browser.tab()
     await tab.open(running.url, READY)
     for field, written, told in (
         ("text", " ", "Write what shall be said."),
-        ("text", "!", "input: expected words, got '!'"),
+        ("text", "!", "Expected words, got '!'."),
         ("seed", "x", "A seed is a whole number, or nothing for a new one."),
     ):
         await tab.write(f"#{field}", written)
@@ -226,7 +311,7 @@ async def test_what_breaks_off_is_told(start: Start, browser: Browser) -> None:
     tab = await browser.tab()
     await tab.open(running.url, READY)
     await tab.click("#speak-button")
-    await tab.reads("#speak-error", "the speech server failed on this request")
+    await tab.reads("#speak-error", "The model failed on this. Try again, perhaps with another text.")
     assert await tab.value("document.querySelector('#download').hidden")
 
 
@@ -277,8 +362,7 @@ async def test_without_keys_none_is_asked_for_and_nothing_is_kept_or_asked_of_an
 async def test_a_file_and_a_recording_are_written_down(start: Start, browser: Browser, tmp_path: Path) -> None:
     said = [Chunk(0, None, text="It is "), Chunk(1, None, text="late.", is_final=True, is_last=True)]
     running = await start(said)
-    tab = await browser.tab()
-    await tab.open(running.url, READY)
+    tab = await listened(browser, running.url, MICROPHONE)
     await tab.click("#transcribe-tab")
     file = tmp_path / "speech.wav"
     file.write_bytes(b"RIFF and more")
@@ -286,9 +370,7 @@ async def test_a_file_and_a_recording_are_written_down(start: Start, browser: Br
     await tab.reads("#transcribe-status", "Heard:")
     assert await tab.text("#transcript") == "It is late."
     assert running.behind.requests[0]["audio"] == b"RIFF and more"
-    await tab.click("#record-button")
-    await tab.reads("#record-button", "Finish")
-    await tab.click("#record-button")
+    await record(tab, "#record-button")
     async with asyncio.timeout(60):
         while len(running.behind.requests) < 2:
             await asyncio.sleep(0.02)
@@ -304,13 +386,14 @@ async def test_a_file_that_cannot_be_read_is_told_at_the_field(start: Start, bro
     await tab.click("#transcribe-tab")
     (tmp_path / "notes.txt").write_text("none")
     await tab.choose("#file", tmp_path / "notes.txt")
-    await tab.reads("#file-error", "file: expected a wav")
+    await tab.reads("#file-error", "Expected a wav")
 
 
 async def test_a_conversation_goes_on_by_turns_and_is_heard(start: Start, browser: Browser) -> None:
     running = await start([Chunk(9, None, text="Fine."), *CHUNKS], TALKS)
-    tab = await listened(browser, running.url)
+    tab = await listened(browser, running.url, MICROPHONE)
     await tab.click("#converse-tab")
+    assert await shown_buttons(tab) == ["Call", "Record a turn", "Send"]
     for turn in (1, 2):
         await tab.write("#turn", "How are you?")
         await tab.press("Enter")
@@ -320,11 +403,56 @@ async def test_a_conversation_goes_on_by_turns_and_is_heard(start: Start, browse
     assert (await tab.text("#turns")).splitlines() == ["How are you?", "Fine."] * 2
     question, answer = {"role": "user", "text": "How are you?"}, {"role": "assistant", "text": "Fine."}
     assert json.loads(running.behind.requests[1]["messages"]) == [question, answer, question]
-    await tab.click("#talk-button")
-    await tab.reads("#talk-button", "Finish")
-    await tab.click("#talk-button")
+    assert await shown_buttons(tab) == ["Call", "Record a turn", "Send", "Start again"]
+    await record(tab, "#talk-button")
     await tab.wait(f"heard.length === {3 * len(ALL)}")
     assert running.behind.requests[2]["audio"][:4] == b"RIFF"
+
+
+async def shown_buttons(tab: Tab) -> list[str]:
+    """The names of the buttons of a conversation that are shown."""
+    buttons = "[...document.querySelectorAll('#converse button')].filter((each) => each.checkVisibility())"
+    names: list[str] = await tab.value(f"{buttons}.map((each) => each.innerText)")
+    return names
+
+
+async def test_a_reply_is_thought_about_until_it_is_heard_and_can_be_stopped(start: Start, browser: Browser) -> None:
+    go = asyncio.Event()
+    running = await start([Until(go), LONG, Until(asyncio.Event())], TALKS)
+    tab = await listened(browser, running.url)
+    await tab.click("#converse-tab")
+    await tab.write("#turn", "How are you?")
+    await tab.press("Enter")
+    await tab.reads("#converse-status", "Thinking…")
+    assert await shown_buttons(tab) == ["Stop"]
+    go.set()
+    await tab.reads("#converse-status", "Speaking…")
+    await tab.click("#hush-button")
+    await tab.reads("#converse-status", "Stopped.")
+    async with asyncio.timeout(60):
+        await running.behind.cancelled.wait()
+    assert await shown_buttons(tab) == ["Call", "Record a turn", "Send", "Start again"]
+    assert await tab.value("document.activeElement.id") == "turn"
+
+
+async def test_a_call_asks_before_it_clears_a_written_conversation(start: Start, browser: Browser) -> None:
+    running = await start([Chunk(9, None, text="Fine."), *CHUNKS], TALKS)
+    tab = await listened(browser, running.url, MICROPHONE)
+    await tab.click("#converse-tab")
+    await tab.write("#turn", "How are you?")
+    await tab.press("Enter")
+    await tab.reads("#converse-status", "Your turn.")
+    await tab.click("#call-button")
+    await tab.reads("#converse-status", "A call clears this conversation.")
+    assert (await tab.text("#turns")).splitlines() == ["How are you?", "Fine."]
+    assert await tab.text("#call-button") == "Clear it and call"
+    await tab.click("#call-button")
+    await tab.reads("#converse-status", "Listening: speak.")
+    assert await tab.text("#turns") == ""
+    assert await shown_buttons(tab) == ["Hang up"]
+    await tab.click("#call-button")
+    await tab.reads("#converse-status", "The call is over.")
+    assert await shown_buttons(tab) == ["Call", "Record a turn", "Send"]
 
 
 async def test_a_call_hears_turns_itself_and_gives_way_to_who_speaks_into_a_reply(
@@ -359,7 +487,7 @@ async def test_a_call_hears_turns_itself_and_gives_way_to_who_speaks_into_a_repl
     assert asked[1][1]["text"] == "Fine."
     await tab.press("Escape")
     await tab.reads("#converse-status", "The call is over.")
-    assert not await tab.value("document.querySelector('#send-button').disabled")
+    assert not await tab.value("document.querySelector('#send-button').hidden")
     assert tab.complaints == []
 
 
@@ -400,7 +528,7 @@ async def test_two_strengths_of_guidance_are_played_side_by_side(start: Start, b
         assert await tab.value("heard") == samples.tolist()
     for written, line, told in (
         ("much", "#left-scale-error", "A strength is a number"),
-        ("400", "#compare-error", "guidance_scale: expected at most 100"),
+        ("400", "#compare-error", "Expected at most 100, got 400."),
     ):
         await tab.write("#left-scale", written)
         await tab.press("Enter")
@@ -443,8 +571,7 @@ async def test_what_the_model_cannot_do_is_not_shown(start: Start, browser: Brow
     await tab.open(running.url, READY)
     assert await tab.value("document.querySelector('#tabs').hidden")
     assert await tab.value("document.querySelector('#voice-field').hidden")
-    told = "tiny takes no voices of recordings here, does not write down what it hears, and does not converse."
-    assert await tab.text("#cannot") == told
+    assert await tab.text("#does") == "This model only speaks."
     await tab.click("#speak-button")
     await tab.reads("#speak-status", "Finished")
 
@@ -457,10 +584,10 @@ async def test_keys_reach_everything_and_all_that_can_be_used_has_a_name(
     await tab.open(running.url, READY)
     await tab.value("document.querySelector('#compare').open = true")
     reached = []
-    for _ in range(9):
+    for _ in range(12):
         await tab.press("Tab")
         reached.append(await tab.value("document.activeElement.id"))
-    assert reached[:5] == ["speak-tab", "text", "voice", "seed", "speak-button"]
+    assert [each for each in reached if each][:5] == ["speak-tab", "text", "voice", "seed", "speak-button"]
     await tab.value("document.querySelector('#speak-tab').focus()")
     for name in (*TABS[1:], TABS[0]):
         await tab.press("ArrowRight")
@@ -485,9 +612,12 @@ async def test_nothing_runs_over_the_edge_of_a_phone(
     running = await start(CHUNKS, DOES_ALL, voices=tmp_path)
     tab = await browser.tab()
     await tab.send("Emulation.setDeviceMetricsOverride", width=width, height=740, deviceScaleFactor=2, mobile=True)
+    await tab.send("Emulation.setEmulatedMedia", features=[{"name": "hover", "value": "none"}])
     await tab.open(running.url, READY)
+    assert not await tab.value("document.querySelector('#text-hint').checkVisibility()"), "a phone has no such keys"
     await tab.click("#speak-button")
     await tab.reads("#speak-status", "Finished")
+    await tab.click("#figures summary")
     await tab.click("#compare summary")
     await tab.click("#compare-button")
     await tab.reads("#compare-status", "Both are here")

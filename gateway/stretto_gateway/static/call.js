@@ -34,9 +34,11 @@ export class Call {
     "response.output_item.added": ({ item }) => {
       this.#itemId = item.id;
       this.#lines.set(item.id, this.addLine("assistant", "(spoken)"));
-      this.say("Speaking…");
     },
-    "response.output_audio.delta": ({ delta }) => this.#playback.add(samplesOf(delta)),
+    "response.output_audio.delta": ({ delta }) => {
+      if (this.#playback.numSamples === 0) this.#followSound(this.#playback);
+      this.#playback.add(samplesOf(delta));
+    },
     "response.output_audio_transcript.done": ({ item_id: id, transcript }) => {
       if (transcript.trim() !== "") this.#lines.get(id).textContent = transcript.trim();
     },
@@ -94,6 +96,13 @@ export class Call {
     if (this.#itemId === null || playback.numSamples === 0) return;
     const place = { item_id: this.#itemId, content_index: 0 };
     this.#send({ type: "conversation.item.truncate", audio_end_ms: heardMs, ...place });
+  }
+
+  #followSound(playback) {
+    if (this.#playback !== playback || playback.isOver) return;
+    if (playback.isMute) return this.say("This browser has no sound device.");
+    if (playback.numPlayed > 0) return this.say("Speaking…");
+    requestAnimationFrame(() => this.#followSound(playback));
   }
 
   async #endReply({ status, status_details: details }) {

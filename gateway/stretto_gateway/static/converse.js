@@ -1,7 +1,7 @@
 // The panel that converses: by turns, or in a call.
 
 import { Call } from "./call.js";
-import { element, enable, forgive, tell } from "./form.js";
+import { element, forgive, show, tell } from "./form.js";
 import { base64Of, events, post, samplesOf } from "./gateway.js";
 import { Playback } from "./player.js";
 import { recordWith } from "./recording.js";
@@ -13,6 +13,9 @@ class ConversePanel {
   #call = null;
   speaks = true; // whether replies are spoken
   transcribes = false; // whether what the user says can be written down
+  takesText = true;
+  hears = false;
+  #isAsked = false; // whether a call may clear the conversation
 
   constructor() {
     element("converse").querySelector("form").addEventListener("submit", (event) => {
@@ -31,7 +34,7 @@ class ConversePanel {
     element("hush-button").addEventListener("click", () => this.stop());
     element("forget-button").addEventListener("click", () => this.#forget());
     recordWith(element("talk-button"), {
-      begun: () => (this.stop(), this.#say("Recording…")),
+      begun: () => (this.stop(), forgive(element("converse")), this.#say("Recording…")),
       done: (file) => this.#sendSound(file),
       failed: (error) => tell(element("turn"), error.message),
     });
@@ -59,7 +62,7 @@ class ConversePanel {
       ? { modalities: ["text", "audio"], audio: { format: "pcm16" } }
       : { modalities: ["text"] };
     const playback = (this.#playback = this.speaks ? new Playback() : null);
-    enable(element("hush-button"), true);
+    this.arrange();
     this.#say("Thinking…");
     try {
       const answer = await post("v1/chat/completions", { messages, stream: true, ...form }, request.signal);
@@ -84,7 +87,10 @@ class ConversePanel {
       for await (const event of events(answer)) {
         const [{ delta, finish_reason: reason }] = event.choices;
         text += delta.content ?? delta.audio?.transcript ?? "";
-        if (delta.audio?.data) playback.add(samplesOf(delta.audio.data));
+        if (delta.audio?.data) {
+          if (playback.numSamples === 0) this.#followSound(playback);
+          playback.add(samplesOf(delta.audio.data));
+        }
         if (text.trim() !== "") line.textContent = text.trim();
         if (reason) isWhole = true;
       }
@@ -95,6 +101,14 @@ class ConversePanel {
     }
     if (text.trim() === "") line.textContent = "(spoken)";
     return text.trim();
+  }
+
+  /** Say when the first sound of a reply is heard, or that none can be. */
+  #followSound(playback) {
+    if (this.#playback !== playback || playback.isOver) return;
+    if (playback.isMute) return this.#say("This browser has no sound device.");
+    if (playback.numPlayed > 0) return this.#say("Speaking…");
+    requestAnimationFrame(() => this.#followSound(playback));
   }
 
   /** Fall silent; what has been said stays. */
@@ -109,12 +123,20 @@ class ConversePanel {
     this.stop();
     this.#messages = [];
     element("turns").replaceChildren();
+    this.#rest();
     this.#say("");
     element("turn").focus();
   }
 
-  /** Call: a conversation of its own, in which nothing is written. */
+  /** Call: a conversation of its own, in which nothing is written. Asks before it clears a written one. */
   #begin() {
+    if (element("turns").childElementCount > 0 && !this.#isAsked) {
+      this.stop();
+      this.#isAsked = true;
+      this.arrange();
+      this.#say("A call clears this conversation.");
+      return element("call-button").focus();
+    }
     this.#forget();
     forgive(element("converse"));
     try {
@@ -127,27 +149,36 @@ class ConversePanel {
     } catch (error) {
       return tell(element("call-button"), error.message);
     }
-    this.#showCall("Hang up");
+    this.arrange();
+    element("call-button").focus();
   }
 
   #hungUp(error) {
     this.#call = null;
     this.#say(error === null ? "The call is over." : "");
-    this.#showCall("Call");
+    this.arrange();
+    element("call-button").focus();
     if (error !== null) tell(element("call-button"), error.message);
   }
 
-  #showCall(name) {
-    const button = element("call-button");
-    button.textContent = name;
-    button.setAttribute("aria-pressed", String(this.#call !== null));
-    button.focus();
-    for (const id of ["turn", "talk-button", "send-button", "forget-button"]) element(id).disabled = this.#call !== null;
+  /** Show the buttons that have a use now. */
+  arrange() {
+    const [isCalling, isReplying] = [this.#call !== null, this.#request !== null];
+    const [call, next] = [element("call-button"), this.takesText ? element("turn") : element("talk-button")];
+    call.textContent = isCalling ? "Hang up" : this.#isAsked ? "Clear it and call" : "Call";
+    call.setAttribute("aria-pressed", String(isCalling));
+    element("turn").disabled = isCalling;
+    show(element("talk-button"), this.hears && !isCalling && !isReplying, next);
+    show(call, isCalling || (this.hears && this.speaks && !isReplying), next);
+    show(element("send-button"), this.takesText && !isCalling && !isReplying, next);
+    show(element("forget-button"), element("turns").childElementCount > 0 && !isCalling && !isReplying, next);
+    show(element("hush-button"), isReplying, next);
   }
 
   #rest() {
     this.#request = null;
-    enable(element("hush-button"), false, element("turn"));
+    this.#isAsked = false;
+    this.arrange();
   }
 
   #fail(error, line, content) {
@@ -179,12 +210,10 @@ export function conversePanel() {
     panel.transcribes = tasks.includes("asr");
     panel.speaks = conversations.some((task) => task.speaks);
     const usable = conversations.filter((task) => task.speaks === panel.speaks);
-    const hears = usable.some((task) => takes(task, "audio") && !task.needs.includes("text"));
-    element("talk-button").hidden = !hears;
-    element("call-button").hidden = !(hears && panel.speaks);
-    const takesText = usable.some((task) => takes(task, "text") && !task.needs.includes("audio"));
-    element("send-button").hidden = !takesText;
-    element("turn-field").hidden = !takesText;
+    panel.hears = usable.some((task) => takes(task, "audio") && !task.needs.includes("text"));
+    panel.takesText = usable.some((task) => takes(task, "text") && !task.needs.includes("audio"));
+    element("turn-field").hidden = !panel.takesText;
+    panel.arrange();
     return usable.length > 0;
   };
 }

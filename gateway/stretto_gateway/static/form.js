@@ -17,6 +17,13 @@ export function forgive(inside) {
   for (const field of inside.querySelectorAll("[aria-invalid]")) field.removeAttribute("aria-invalid");
 }
 
+/** Show or hide a button; if it was focused and is hidden, `next` is focused. */
+export function show(button, isShown, next) {
+  const wasFocused = document.activeElement === button;
+  button.hidden = !isShown;
+  if (wasFocused && !isShown) next.focus();
+}
+
 /** Enable or disable a button; who stood on it goes on to another one. */
 export function enable(button, isEnabled, next) {
   if (!isEnabled && document.activeElement === button) next.focus();

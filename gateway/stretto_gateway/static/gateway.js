@@ -5,7 +5,20 @@ const WORDS = {
   invalid_api_key: "The gateway does not know this key.",
   origin_not_allowed:
     "A gateway without keys answers only a page that was opened by address: use http://127.0.0.1 or http://localhost.",
+  server_full: "The model is busy with other requests. Try again in a moment.",
+  rate_limit_exceeded: "The model is busy with other requests. Try again in a moment.",
+  unavailable: "The model is not ready. Try again in a moment.",
+  timeout: "The model took too long. Try again.",
+  server_failed: "The model failed on this. Try again, perhaps with another text.",
+  no_audio: "The model made no sound of this. Try another text.",
 };
+
+/** An error of the API in words for a visitor: without the name of its field, which is told at that field. */
+function inWords({ message, code, param }) {
+  if (WORDS[code] !== undefined) return WORDS[code];
+  const told = param !== null && message.startsWith(`${param}: `) ? message.slice(param.length + 2) : message;
+  return `${told.charAt(0).toUpperCase()}${told.slice(1)}${/[.!?…]$/.test(told) ? "" : "."}`;
+}
 
 /** What went wrong, in words; `param` is the field that it is about, where it is about one. */
 export class GatewayError extends Error {
@@ -46,7 +59,7 @@ async function refusal(answer) {
   const record = await answer.json().catch(() => ({}));
   const error = record.error ?? { message: `The gateway answered with status ${answer.status}.` };
   if (answer.status === 401) document.dispatchEvent(new Event("key-wanted"));
-  return new GatewayError(WORDS[error.code] ?? error.message, { ...error, status: answer.status });
+  return new GatewayError(inWords(error), { ...error, status: answer.status });
 }
 
 /** The server-sent events of an answer, as they come; GatewayError for one that tells of an error. */
@@ -60,7 +73,7 @@ export async function* events(answer) {
         const data = block.split("\n").find((line) => line.startsWith("data: "))?.slice(6);
         if (data === undefined || data === "[DONE]") continue;
         const event = JSON.parse(data);
-        if (event.error) throw new GatewayError(event.error.message, event.error);
+        if (event.error) throw new GatewayError(inWords(event.error), event.error);
         yield event;
       }
     }

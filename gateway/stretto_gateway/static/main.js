@@ -9,12 +9,7 @@ import { transcribePanel } from "./transcribe.js";
 import { voicesPanel } from "./voices.js";
 
 const NAMES = ["speak", "voices", "transcribe", "converse"];
-const CANNOT = {
-  speak: "does not speak a text as it stands",
-  voices: "takes no voices of recordings here",
-  transcribe: "does not write down what it hears",
-  converse: "does not converse",
-};
+const DOES = { speak: "speaks", voices: "speaks in recorded voices", transcribe: "transcribes", converse: "converses" };
 const showSpeech = speakPanel();
 const showConversation = conversePanel();
 const showVoices = voicesPanel({ changed: listVoices, use: speakIn });
@@ -32,10 +27,10 @@ async function show() {
     transcribe: model.tasks.includes("asr"),
     converse: showConversation(model),
   };
-  const cannot = NAMES.filter((name) => !can[name]).map((name) => CANNOT[name]);
-  element("cannot").textContent = `${model.id} ${new Intl.ListFormat("en").format(cannot)}.`;
-  element("cannot").hidden = cannot.length === 0;
   const names = NAMES.filter((name) => can[name]);
+  const does = new Intl.ListFormat("en").format(names.map((name) => DOES[name]));
+  element("does").textContent = `This model only ${does}.`;
+  element("does").hidden = names.length === 0 || names.length === NAMES.length;
   for (const name of NAMES) element(`${name}-tab`).hidden = !can[name];
   element("tabs").hidden = names.length < 2;
   element("key-form").hidden = true;

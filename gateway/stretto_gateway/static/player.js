@@ -4,6 +4,7 @@ export const RATE = 24000; // Hz, as the gateway sends pcm
 const LEAD_S = 0.03; // from handing a buffer over to its first sample: less, and the audio thread has passed it already
 const SCHEDULED_S = 10; // of sound lies ready in the audio graph; the rest waits as 16-bit samples
 const FADE_S = 0.005; // time constant, so that a stop is no click
+const NO_DEVICE_MS = 3000; // in which the clock of an audio device moves, if there is one
 const IDLE_MS = 2000; // after which the audio device is left
 
 let context = null; // the page's one, which a click must come before
@@ -35,6 +36,8 @@ export class Playback {
   #sources = new Set();
   #isComplete = false;
   #isOver = false;
+  #isWatched = false; // whether the device's clock moves
+  isMute = false; // there is no audio device: nothing will be heard
 
   constructor() {
     last?.stop();
@@ -49,7 +52,19 @@ export class Playback {
   add(samples) {
     this.chunks.push(samples);
     this.numSamples += samples.length;
+    this.#watch();
     this.#pump();
+  }
+
+  /** Find out whether there is a device that plays: its clock moves then. */
+  #watch() {
+    if (this.#isWatched) return;
+    this.#isWatched = true;
+    const begun = context.currentTime;
+    setTimeout(() => {
+      this.isMute = !this.#isOver && context.currentTime === begun;
+      this.#pump();
+    }, NO_DEVICE_MS);
   }
 
   /** There are no more. */
@@ -86,7 +101,9 @@ export class Playback {
   }
 
   #pump() {
-    if (this.#isOver || context.state !== "running") return;
+    if (this.#isOver) return;
+    if (this.isMute && this.#isComplete) return this.#leave();
+    if (context.state !== "running") return;
     const now = context.currentTime * RATE;
     while (this.#numScheduled < this.chunks.length && this.#end - now < SCHEDULED_S * RATE) this.#schedule();
     if (this.#isComplete && this.#sources.size === 0 && this.#numScheduled === this.chunks.length) this.#leave();

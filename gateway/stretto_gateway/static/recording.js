@@ -23,19 +23,19 @@ export class Microphone {
   /** An open one, at `rate` Hz or else the device's own; Error, in words, where there is none to be had. */
   static async open(heard, { rate, ...constraints } = {}) {
     if (navigator.mediaDevices === undefined) {
-      throw new Error("The browser gives no microphone to a page without TLS, but at http://localhost.");
+      throw new Error("A browser lets this page use the microphone only over https or at http://localhost.");
     }
     const microphone = new Microphone();
     try {
       microphone.stream = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1, ...constraints } });
     } catch {
-      throw new Error("No microphone: there is none, or this page may not use it.");
+      throw new Error("There is no microphone, or this page may not use it.");
     }
     try {
       await microphone.#connect(heard, rate);
     } catch {
       await microphone.close();
-      throw new Error("This browser does not hand over what the microphone hears; another one may.");
+      throw new Error("This browser cannot record here. Another one may.");
     }
     return microphone;
   }
@@ -58,6 +58,8 @@ export class Microphone {
   }
 }
 
+const NOTHING = "Nothing was recorded. Is the microphone on?";
+
 /** A button that begins a recording and, pressed again, hands the file on: at the device's own rate. */
 export function recordWith(button, { begun, done, failed }) {
   const name = button.textContent;
@@ -74,6 +76,7 @@ export function recordWith(button, { begun, done, failed }) {
         const { rate } = microphone;
         await microphone.close();
         microphone = null;
+        if (chunks.every((chunk) => chunk.every((sample) => sample === 0))) throw new Error(NOTHING);
         done(wavFile(chunks, rate));
       }
     } catch (error) {

@@ -1,6 +1,6 @@
 // The panel that speaks a text.
 
-import { element, enable, forgive, tell } from "./form.js";
+import { element, enable, forgive, show, tell } from "./form.js";
 import { speech } from "./gateway.js";
 import { Playback, RATE } from "./player.js";
 import { wavFile } from "./recording.js";
@@ -8,6 +8,7 @@ import { Waveform } from "./waveform.js";
 
 const FIELDS = { input: "text", voice: "voice", seed: "seed" }; // of the API, and the page's
 const MAX_SEED = 2 ** 31;
+const NO_DEVICE = "This browser has no sound device. You can download the file.";
 
 export const seconds = (value, digits = 1) => `${value.toFixed(digits)} s`;
 
@@ -42,6 +43,7 @@ class SpeakPanel {
   #playback = null;
   #begunMs = 0;
   #words = []; // {start, mark}
+  #isHeard = false; // the first sample has been played
   #waveform = new Waveform(element("waveform"));
 
   constructor() {
@@ -55,6 +57,12 @@ class SpeakPanel {
       if (event.key === "Escape") this.stop();
     });
     element("stop-button").addEventListener("click", () => this.stop());
+    for (const example of element("examples").querySelectorAll("button")) {
+      example.addEventListener("click", () => {
+        element("text").value = example.dataset.text;
+        element("text").focus();
+      });
+    }
     element("again-button").addEventListener("click", () => this.playAgain());
     const redraw = () => this.#show();
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
@@ -71,10 +79,10 @@ class SpeakPanel {
     try {
       await this.#receive(speech({ ...record, timestamps: true }, request.signal), playback);
       playback.end();
-      this.#say("All of it is here.");
       this.#offer();
       await playback.finished;
-      if (this.#request === request) this.#say(`Finished: ${seconds(playback.numSamples / RATE)} of sound.`);
+      const lengthS = playback.numSamples / RATE;
+      if (this.#request === request && !playback.isMute) this.#say(`Finished: ${seconds(lengthS)} of sound.`);
     } catch (error) {
       playback.stop();
       if (error.name !== "AbortError") this.#fail(error);
@@ -93,14 +101,15 @@ class SpeakPanel {
     for (const id of ["first-sound", "ahead", "length", "speed"]) element(id).textContent = "–";
     element("used-seed").textContent = seed;
     element("sound").hidden = false;
-    this.#say("Speaking…");
+    this.#say("Preparing…");
     this.#waveform.draw(0);
     return this.#play();
   }
 
   #play() {
     const playback = (this.#playback = new Playback());
-    enable(element("stop-button"), true);
+    show(element("stop-button"), true);
+    this.#isHeard = false;
     const follow = () => {
       if (this.#playback !== playback) return;
       if (playback.numSamples > 0) this.#show();
@@ -136,6 +145,10 @@ class SpeakPanel {
     const playedS = this.#playback.numPlayed / RATE;
     this.#waveform.draw(playedS);
     element("ahead").textContent = seconds(Math.max(0, this.#playback.aheadS));
+    if (!this.#isHeard && (playedS > 0 || this.#playback.isMute)) {
+      this.#isHeard = true;
+      this.#say(this.#playback.isMute ? NO_DEVICE : "Speaking…");
+    }
     if (this.#request !== null && this.#playback.firstSoundMs !== null) {
       element("first-sound").textContent = seconds((this.#playback.firstSoundMs - this.#begunMs) / 1000, 2);
     }
@@ -159,10 +172,13 @@ class SpeakPanel {
     const { chunks } = this.#playback;
     const playback = this.#play();
     enable(element("again-button"), false, element("stop-button"));
+    this.#say("");
     chunks.forEach((chunk) => playback.add(chunk));
     playback.end();
     await playback.finished;
-    if (this.#playback === playback) this.#rest();
+    if (this.#playback !== playback) return;
+    if (!playback.isMute) this.#say("");
+    this.#rest();
   }
 
   #offer() {
@@ -175,7 +191,7 @@ class SpeakPanel {
   #rest() {
     this.#show();
     this.#request = null;
-    enable(element("stop-button"), false, element("speak-button"));
+    show(element("stop-button"), false, element("speak-button"));
     enable(element("again-button"), this.#playback.numSamples > 0);
   }
 
@@ -193,13 +209,14 @@ class SpeakPanel {
 /** Begin the panel; returns a function that shows it voices by name, and those of recordings. */
 export function speakPanel() {
   new SpeakPanel();
-  return ({ voices, data }) => {
+  return ({ voices, titles, data }) => {
     const menu = element("voice");
     const chosen = menu.value;
     const own = document.createElement("optgroup");
     own.label = "Of recordings";
     own.append(...data.map(({ id, name }) => new Option(name, id)));
-    const others = voices.length > 0 ? voices.map((name) => new Option(name)) : [new Option("the model’s own", "")];
+    const named = voices.map((name) => new Option(name in titles ? `${titles[name]} (${name})` : name, name));
+    const others = named.length > 0 ? named : [new Option("the model’s own", "")];
     menu.replaceChildren(...others, ...(data.length > 0 ? [own] : []));
     if ([...menu.options].some(({ value }) => value === chosen)) menu.value = chosen;
     element("voice-field").hidden = menu.options.length < 2 && voices.length === 0;

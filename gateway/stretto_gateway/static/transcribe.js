@@ -18,7 +18,7 @@ class TranscribePanel {
       });
     }
     recordWith(element("record-button"), {
-      begun: () => this.#say("Recording…"),
+      begun: () => (forgive(element("transcribe")), this.#say("Recording…")),
       done: (file) => this.write(new File([file], "recording.wav")),
       failed: (error) => this.#fail(error),
     });

@@ -17,7 +17,7 @@ class VoicesPanel {
     });
     element("sample").addEventListener("change", () => (this.#recording = null));
     recordWith(element("sample-record"), {
-      begun: () => this.#say("Recording…"),
+      begun: () => (forgive(element("voices")), this.#say("Recording…")),
       done: (file) => {
         this.#recording = new File([file], "recording.wav");
         element("sample").value = "";

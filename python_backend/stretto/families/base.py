@@ -118,6 +118,7 @@ class Family:
     drawn_ends: what the model draws to close a segment, any of these, where it does not draw the above.
     voices, languages: by name, in lower case; what may be asked for. takes_instructions: whether how to speak may be
     said in words. reads_latin_only: whether text in other scripts is refused, or transliterated if asked for.
+    voice_titles: of the voices in this order, for people, as "Female"; () if their names say enough.
     warm_up, tail: the two ends of the delay pattern, drawn in `streams/pattern.py`.
     has_stream_bias: the checkpoint has `stream_bias.weight` [S, H], added to the hidden state before each head.
     subwords: ids of the tokens of the checkpoint's tokenizer, in its order; None where the family needs no tokenizer.
@@ -152,6 +153,7 @@ class Family:
     unconditional: UnconditionalContext
     script: Script | None = None
     voices: tuple[str, ...] = ()
+    voice_titles: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()
     takes_instructions: bool = False
     reads_latin_only: bool = False

@@ -88,6 +88,7 @@ TINY = Family(
         max_entries=255,
     ),
     voices=tuple(VOICES),
+    voice_titles=("Female", "Male"),
     languages=("english", "en"),
     reads_latin_only=True,
     max_text_chars=160,  # longer texts lose words: docs/bundled_model.md
