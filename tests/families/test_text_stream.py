@@ -6,8 +6,10 @@ import string
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from stretto.families.text_stream import TextStream
+from stretto.errors import InvalidRequest
+from stretto.families.text_stream import MAX_PENDING_CHARS, SubwordStream, TextStream
 from stretto.families.tokenizer import TextTokenizer
+from stretto.preprocessing.subwords import without_leading_line_ends
 
 # How Qwen 2 cuts text, and GPT 2, which does not look at case, digits or line ends alike.
 QWEN = (
@@ -95,6 +97,25 @@ def test_words_leave_as_the_next_ones_begin(known: TextTokenizer) -> None:
     assert stream.push(b", ") == known.encode("Hello")
     assert stream.push(b"World") == known.encode(",")
     assert stream.close() == known.encode(" World")
+
+
+@pytest.mark.parametrize("text", ["\n\nHello, World", " \r\n\t\n  Hello", "Hello\n\nWorld\n", "\n", "  Hello"])
+def test_line_ends_that_a_text_begins_with_are_left_out_however_it_is_cut(known: TextTokenizer, text: str) -> None:
+    whole = known.encode(without_leading_line_ends(text))
+    assert (whole == known.encode(text)) == (text in ("Hello\n\nWorld\n", "  Hello"))
+    for size in (1, 2, 5, 100):
+        stream, ids = SubwordStream(known, range(10_000)), []
+        for start in range(0, len(text), size):
+            new, stream = stream.after(text[start : start + size], is_last=False)
+            ids += new
+        assert ids + stream.after("", is_last=True)[0] == whole, size
+
+
+def test_line_ends_without_end_are_refused(known: TextTokenizer) -> None:
+    stream = SubwordStream(known, range(10_000))
+    _, stream = stream.after(" " * MAX_PENDING_CHARS, is_last=False)
+    with pytest.raises(InvalidRequest, match="text: expected a word that ends within 4096 characters, got 4097"):
+        stream.after(" ", is_last=False)
 
 
 def test_bytes_that_are_no_text_are_refused(known: TextTokenizer) -> None:

@@ -12,6 +12,7 @@ from copy import copy
 
 from stretto.errors import InvalidRequest, shown
 from stretto.families.tokenizer import TextTokenizer
+from stretto.preprocessing.subwords import without_leading_line_ends
 
 MAX_PENDING_CHARS = 4096  # in which no word ends
 
@@ -78,10 +79,11 @@ class TextStream:
 
 
 class SubwordStream:
-    """The ids of one text in a family's vocabulary, where text is `subwords`."""
+    """The ids of one text in a family's vocabulary, where text is `subwords`, without leading line ends."""
 
     def __init__(self, tokenizer: TextTokenizer, subwords: range):
         self._stream, self._subwords = TextStream(tokenizer), subwords
+        self._blank: str | None = ""  # the space that the text has begun with; None after the first other character
 
     def after(self, text: str, is_last: bool) -> tuple[list[int], "SubwordStream"]:
         """The ids that `text` completes, and the stream behind it; this one stays as it is.
@@ -90,10 +92,14 @@ class SubwordStream:
         """
         behind = copy(self)
         behind._stream = self._stream.copy()
+        if behind._blank is not None:
+            text = without_leading_line_ends(behind._blank + text)
+            behind._blank, text = (None, text) if text.strip() or is_last else (text, "")
         ids = behind._stream.push(text.encode()) + (behind._stream.close() if is_last else [])
-        if behind._stream.num_pending > MAX_PENDING_CHARS:
+        num_pending = behind._stream.num_pending + len(behind._blank or "")
+        if num_pending > MAX_PENDING_CHARS:
             expected = f"a word that ends within {MAX_PENDING_CHARS} characters"
-            raise InvalidRequest("text", expected, f"{behind._stream.num_pending} characters")
+            raise InvalidRequest("text", expected, f"{num_pending} characters")
         if ids and max(ids) >= len(self._subwords):
             raise InvalidRequest("text", "text that the model has tokens for", shown(text))
         return [self._subwords.start + token_id for token_id in ids], behind

@@ -1,8 +1,18 @@
 """Text of a request to the ids that a family's checkpoint has for it, within the family's limits."""
 
+import re
+
 from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Family
 from stretto.families.tokenizer import TextTokenizer
+
+LEADING_LINE_ENDS = re.compile(r"\s*[\r\n]")
+
+
+def without_leading_line_ends(text: str) -> str:
+    """Return `text` from its first line that is not blank on; its indentation stays."""
+    blank = LEADING_LINE_ENDS.match(text)
+    return text[blank.end() :] if blank else text
 
 
 def check_text(text: str, path: str, max_chars: int) -> None:

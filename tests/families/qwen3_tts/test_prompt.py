@@ -93,7 +93,24 @@ def test_what_it_cannot_say_is_refused_by_name(
     assert str(refused.value).startswith(message)
 
 
-@pytest.mark.parametrize("text", ["", LONG])
+@pytest.mark.parametrize("blank", ["", "\n", "\n\n\n", " \r\n", "\t\n \n  "])
+def test_line_ends_that_a_text_begins_with_are_left_out(checkpoints: dict[str, Checkpoint], blank: str) -> None:
+    """The authors' code cuts three tokens off `assistant\\n` and the text: line ends would merge with the third."""
+    kept = blank.rpartition("\n")[2]  # indentation is none of them
+    asked, plain = (
+        prepare(checkpoints["custom_voice"], begin + "hello\n world\n", instruct=begin + "tell")
+        for begin in (blank, kept)
+    )
+    assert np.array_equal(asked.rows, plain.rows)
+    assert asked.track == plain.track
+
+
+def test_a_recording_s_words_begin_without_line_ends(checkpoints: dict[str, Checkpoint]) -> None:
+    plain, asked = (clone(checkpoints["base"], speech(1.0), said, text_mode="whole") for said in ("mind", "\n\nmind"))
+    assert np.array_equal(asked.rows, plain.rows)
+
+
+@pytest.mark.parametrize("text", ["", "\n \n", LONG])
 def test_words_there_must_be_and_not_too_many(checkpoints: dict[str, Checkpoint], text: str) -> None:
     with pytest.raises(InvalidRequest, match=r"^text: "):
         prepare(checkpoints["custom_voice"], text)

@@ -37,7 +37,7 @@ from stretto.preprocessing.conversation import Piece
 from stretto.preprocessing.manner import PLAIN, Manner
 from stretto.preprocessing.prompt import PromptRows, Template
 from stretto.preprocessing.rows import code_rows, stream0_rows
-from stretto.preprocessing.subwords import Subwords, check_text
+from stretto.preprocessing.subwords import Subwords, check_text, without_leading_line_ends
 from stretto.records.prompt import HeardAudio
 from stretto.records.text_part import MAX_PART_CHARS
 
@@ -66,8 +66,8 @@ class Qwen3TtsTemplate:
             check_text(piece.text, piece.path, MAX_PART_CHARS)
         elif not piece.text:
             raise InvalidRequest(piece.path, "text of at least one character", "''")
-        words = [] if manner.is_open else self._subwords.ids(piece.text, piece.path)
-        instruction = self._subwords.ids(manner.instruct, "options.instruct") if manner.instruct else []
+        words = [] if manner.is_open else self._ids(piece.text, piece.path)
+        instruction = self._ids(manner.instruct, "options.instruct") if manner.instruct else []
         recorded = None if self._voices is None else self._recorded(before, self._voices)
         head = self._writer.head(instruction if self._takes_instructions else [], recorded or voice, manner.language)
         if manner.is_open:
@@ -82,8 +82,16 @@ class Qwen3TtsTemplate:
             raise InvalidRequest("messages", expected, "no voice")
         if recordings[0].pcm is None:
             raise InvalidRequest(recordings[0].path, "a file or samples of a voice", "codes")
-        said = [self._subwords.ids(piece.text, piece.path) for piece in pieces if piece.text]
+        said = [self._ids(piece.text, piece.path) for piece in pieces if piece.text]
         return voices.hear(recordings[0].pcm, said[0] if said else [])
+
+    def _ids(self, text: str, path: str) -> list[int]:
+        """Return the ids of `text` without leading line ends.
+
+        The authors' code tokenizes a text together with the role's line end, which line ends would merge with, and
+        then cuts the role off.
+        """
+        return self._subwords.ids(without_leading_line_ends(text), path)
 
 
 class RowWriter:
