@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 import soundfile
+import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -104,6 +105,32 @@ def test_channels_are_mixed_by_their_mean() -> None:
     stereo = np.stack([tone(16_000), -tone(16_000)], 1)
     pcm, _ = read_file(encoded(stereo, 16_000, "WAV", subtype="FLOAT"), MAX_S)
     assert np.abs(pcm).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "rates", "expected"),
+    [
+        (44_099, (44_100, 24_000), 24_000),
+        (1000, (44_100, 24_000), 545),
+        (1, (44_100, 16_000), 1),
+        (3, (22_050, 24_000), 4),
+        (5, (24_000, 16_000), 4),
+        (7919, (16_000, 24_000), 11_879),
+        (7919, (48_000, 24_000), 3960),
+        (7919, (24_000, 24_000), 7919),
+    ],
+)
+def test_resampled_audio_is_as_long_as_librosa_and_torchaudio_make_it(
+    num_samples: int, rates: tuple[int, int], expected: int
+) -> None:
+    """Both round the number of samples up. soxr, which librosa calls, rounds it; librosa then appends a zero."""
+    pcm = np.random.default_rng(0).normal(0, 0.1, num_samples).astype(np.float32)
+    made = resample(pcm, *rates)
+    assert made.shape == (expected,)
+    assert made.dtype == np.float32
+    own = soxr.resample(pcm, *rates)
+    assert np.array_equal(made[: len(own)], own)
+    assert not made[len(own) :].any()
 
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000, 96_000])

@@ -196,8 +196,16 @@ def check_pcm(pcm: np.ndarray, sample_rate: int | None, max_s: float) -> int:
 
 
 def resample(pcm: np.ndarray, sample_rate: int, target_rate: int) -> np.ndarray:
-    """`pcm` [n] float32 at `sample_rate` as [n'] float32 at `target_rate`, both in Hz."""
-    return pcm if sample_rate == target_rate else soxr.resample(pcm, sample_rate, target_rate)
+    """Resample `pcm` [n] float32 by soxr, to as many samples as librosa and torchaudio make.
+
+    Returns:
+        [ceil(n * target_rate / sample_rate)] float32: soxr's samples and, if it makes one fewer, a zero.
+    """
+    if sample_rate == target_rate:
+        return pcm
+    made = soxr.resample(pcm, sample_rate, target_rate)
+    size = -(-len(pcm) * target_rate // sample_rate)
+    return np.pad(made[:size], (0, max(0, size - len(made))))
 
 
 def _check_form(field: str, rate: int, num_channels: int) -> None:
