@@ -155,7 +155,7 @@ def test_half_precision_stays_near_and_keeps_the_state_whole(codec: EncodecCodec
     check_half_precision(codec, 40)
 
 
-@pytest.mark.parametrize("samples", [1, 639, 640, 641, 5000])
+@pytest.mark.parametrize("samples", [1, 2, 319, 321, 639, 640, 641, 5000, 48_017])
 def test_encoding_is_that_of_the_published_class(directory: Path, samples: int) -> None:
     codec = load_codec("encodec", directory)
     published = EncodecModel.from_pretrained(directory).eval()

@@ -127,7 +127,7 @@ def test_half_precision_stays_near_and_keeps_the_state_whole(codec: EspnetDac) -
     check_half_precision(codec, 40)
 
 
-@pytest.mark.parametrize("samples", [1, 319, 320, 321, 5000])
+@pytest.mark.parametrize("samples", [1, 2, 159, 161, 319, 320, 321, 5000, 16_001])
 def test_encoding_is_that_of_the_plain_reference(codec: EspnetDac, reference: Reference, samples: int) -> None:
     pcm = torch.randn(samples, generator=torch.Generator().manual_seed(1)) / 4
     codes = codec.encode(pcm.numpy())

@@ -165,7 +165,7 @@ def test_half_precision_stays_near_and_keeps_the_state_whole(codec: MimiCodec) -
     check_half_precision(codec, 20)
 
 
-@pytest.mark.parametrize("samples", [1, 1919, 1920, 1921, 9000])
+@pytest.mark.parametrize("samples", [1, 2, 959, 961, 1919, 1920, 1921, 9000, 48_017])
 def test_encoding_is_that_of_the_published_class(directory: Path, samples: int) -> None:
     codec = load_codec("mimi", directory)
     published = MimiModel.from_pretrained(directory).eval()

@@ -123,7 +123,7 @@ def test_fewer_codebooks_use_the_first_ones() -> None:
     assert largest(stream(codec, codes, chunks_of(2, 6)) - stream(full, filled, [6])) <= 1e-6
 
 
-@pytest.mark.parametrize("samples", [1, 1919, 1920, 1921, 9000])
+@pytest.mark.parametrize("samples", [1, 2, 959, 961, 1919, 1920, 1921, 9000, 48_017])
 def test_encoding_is_that_of_transformers_mimi(samples: int) -> None:
     codec = make_qwen3_codec("narrow")
     mimi = MimiModel(MimiConfig.from_dict(record_of("narrow")["encoder_config"])).eval()

@@ -68,20 +68,22 @@ def test_a_text_alone_is_what_the_speaker_says(made: Made) -> None:
     assert made.rows("tts", {"voice": "1"}, text="a well")[:, 0].tolist() == made.ids("[1]a well")
 
 
-def test_a_conversation_is_embedded_as_transformers_embeds_it(made: Made) -> None:
+@pytest.mark.parametrize("length", [1920, 1921, 3839, 7919, 9_000])
+def test_a_conversation_is_embedded_as_transformers_embeds_it(made: Made, length: int) -> None:
     """Words and audio of the user, words alone of the assistant, and what it is to say."""
     turns = (
         turn("user", audio="pcm_in", text="how are you?"),
         turn("assistant", text="fine"),
         turn("assistant", text="a well"),
     )
-    rows = made.rows("speak", messages=talk(*turns), pcm_in=PCM, sample_rate=24_000)
+    pcm = PCM[:length]
+    rows = made.rows("speak", messages=talk(*turns), pcm_in=pcm, sample_rate=24_000)
     model = made.reference.model
-    heard = model.codec_model.encode(torch.from_numpy(PCM)[None, None], num_quantizers=NUM_CODEBOOKS).audio_codes
+    heard = model.codec_model.encode(torch.from_numpy(pcm)[None, None], num_quantizers=NUM_CODEBOOKS).audio_codes
     ids = [*made.ids("[1]how are you?"), *[PAD] * heard.shape[2], END_OF_AUDIO]  # the pad stands for audio
     ids += [*made.ids("[0]fine"), *made.ids("[0]a well")]
     merged = model._merge_input_ids_with_input_values(
-        torch.tensor([ids]), torch.from_numpy(PCM)[None, None], torch.tensor([[len(PCM)]])
+        torch.tensor([ids]), torch.from_numpy(pcm)[None, None], torch.tensor([[length]])
     )
     torch.testing.assert_close(made.reference.embeds(torch.from_numpy(rows).long()), merged["inputs_embeds"][0])
 
