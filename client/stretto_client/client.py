@@ -28,6 +28,14 @@ from stretto_client.sharing import Sharing
 from stretto_client.speech_stream import SpeechStream
 from stretto_client.timeouts import Timeouts
 
+# gRPC's windows would grow to megabytes, minutes of speech that nobody has read. The rest is as tritonclient has it.
+CHANNEL = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 65_536),
+]
+
 
 class SpeechClient:
     """Speaks and transcribes through the server at `server` (host:port of its gRPC service).
@@ -52,7 +60,7 @@ class SpeechClient:
         self._memory, self._ring_size = shared_memory, ring or RingSize()
         self._shared: set[Sharing] = set()
         self._closing: set[asyncio.Task[None]] = set()
-        self._client = InferenceServerClient(server)
+        self._client = InferenceServerClient(server, channel_args=CHANNEL)
         self._profile: ModelProfile | None = None
 
     async def profile(self, refresh: bool = False) -> ModelProfile:

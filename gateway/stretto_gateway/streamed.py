@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from stretto_gateway.api_error import ApiError
 from stretto_gateway.caller import CallerGone, unless_gone
 
+PIECE_BYTES = 16_384  # sent at once: so a slow reader takes some of it within the limit
 LOG = logging.getLogger("stretto_gateway")
 
 
@@ -43,8 +44,10 @@ class Streamed(Response):
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             while part is not None:
                 try:
-                    async with asyncio.timeout(self._stall_s):
-                        await send({"type": "http.response.body", "body": part, "more_body": True})
+                    for begin in range(0, len(part), PIECE_BYTES):
+                        async with asyncio.timeout(self._stall_s):
+                            piece = part[begin : begin + PIECE_BYTES]
+                            await send({"type": "http.response.body", "body": piece, "more_body": True})
                     part = await anext(parts, None)
                 except TimeoutError:
                     LOG.warning("a reader took nothing for %g s and was left", self._stall_s)

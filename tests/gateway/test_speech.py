@@ -4,7 +4,10 @@ import asyncio
 import base64
 import io
 import json
+import socket
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import Any
 
 import av
@@ -19,6 +22,7 @@ from tests.client.fake_server import Abort, Chunk, EmptyFinal, ErrorText, Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
 
 REQUEST: dict[str, Any] = {"model": "tts-1", "voice": "alloy", "input": "A cat."}
+SLOWLY = REQUEST | {"response_format": "pcm"}
 
 
 def num_samples(data: bytes, name: str) -> int:
@@ -336,6 +340,37 @@ async def test_one_too_many_is_told_to_come_again_and_the_others_wait_their_turn
     go.set()
     await asyncio.gather(asked[0], asked[2])
     assert len(running.behind.requests) == 2
+
+
+@pytest.mark.parametrize("words", ["A cat.", "A cat sat on the mat. " * 50], ids=["short", "long"])
+async def test_of_an_answer_that_nobody_reads_few_seconds_are_made(start: Start, words: str) -> None:
+    chunk = Chunk(0, 9_600, is_16_bit=True)  # 0.4 s, 19 kB
+    running = await start([chunk] * 1_000, limits=Limits(stall_s=0.5, drain_s=1))
+    body = json.dumps(REQUEST | {"response_format": "pcm", "input": words}).encode()
+    head = b"POST /v1/audio/speech HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    with socket.socket() as made:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        made.connect(("127.0.0.1", int(running.url.rpartition(":")[2])))
+        made.sendall(head % len(body) + body)
+        async with asyncio.timeout(60):
+            while not await running.metric("audio_left_total"):
+                await asyncio.sleep(0.05)
+    assert 0 < running.behind.num_played <= 60, "24 s of sound; with the kernel's buffers it were 200"
+
+
+async def test_a_reader_who_takes_little_at_a_time_gets_all(start: Start) -> None:
+    chunk = Chunk(0, 9_600, is_16_bit=True)
+    running = await start([chunk] * 9 + [replace(chunk, is_final=True, is_last=True)])
+    async with running.http() as http, http.stream("POST", "/v1/audio/speech", json=SLOWLY) as answer:
+        parts = [part async for part in slowly(answer)]
+    assert b"".join(parts) == b"\x00\x20" * 96_000
+
+
+async def slowly(answer: httpx.Response) -> AsyncIterator[bytes]:
+    """The body of an answer, with a while between its pieces of 4 KiB."""
+    async for part in answer.aiter_bytes(4096):
+        yield part
+        await asyncio.sleep(0.002)
 
 
 async def test_who_reads_nothing_is_left_after_a_while_and_holds_the_server_back_until_then(start: Start) -> None:
