@@ -21,6 +21,7 @@ def profile(family: Family, sample_rate: int, frame_rate: float) -> str:
         "sample_rate": sample_rate,
         "frame_rate": frame_rate,
         "voices": list(family.voices),
+        "voice_titles": list(family.voice_titles),
         "languages": list(family.languages),
         "options": _options(family),
         "max_text_chars": family.max_text_chars,
