@@ -69,6 +69,16 @@ def test_a_new_stub_is_raised_once_and_lowered_with_its_threads(
     assert (tmp_path / "autogroup").read_text() == "0"
 
 
+def test_a_server_that_is_started_again_is_raised_itself_and_its_stubs_inherit_that(stub: int, nice: Nice) -> None:
+    hurry = Hurry(os.getpid(), is_whole=True)
+    hurry.look()
+    hurry.look()
+    assert nice.of == {os.getpid(): -10}
+    nice.of = dict.fromkeys({os.getpid()} | threads_of({stub}), -10)
+    hurry.end()
+    assert nice.of[stub] == nice.of[os.getpid()] == 0
+
+
 def test_a_stub_that_serves_already_is_left_alone(stub: int, nice: Nice) -> None:
     hurry = Hurry(os.getpid())
     hurry.look()

@@ -14,15 +14,18 @@ AUTOGROUP = re.compile(r" nice (-?\d+)$")
 
 
 class Hurry:
-    """The stubs of a server that load models now, with raised priority until `end`.
+    """The processes of a server that load models now, with raised priority until `end`.
 
     Raised are the processes and their session, which Linux weighs as one if autogroups are on (sched(7)). Without
     CAP_SYS_NICE, or a limit on nice that allows it, nothing changes.
     """
 
-    def __init__(self, server_pid: int) -> None:
-        """server_pid: of the server; the stubs that it has already keep their priority."""
-        self._server = server_pid
+    def __init__(self, server_pid: int, is_whole: bool = False) -> None:
+        """server_pid: of the server; the stubs that it has already keep their priority.
+
+        is_whole: the server has just been started, and is raised itself, before it starts stubs, which inherit that.
+        """
+        self._server, self._is_whole = server_pid, is_whole
         self._others = {process.pid for process in descendants(server_pid)}
         self._raised = set[int]()
         self._session_nice: int | None = None
@@ -34,15 +37,20 @@ class Hurry:
         if not self._may or time.monotonic() < self._next_s:
             return
         self._next_s = time.monotonic() + LOOK_S
-        for process in descendants(self._server):
-            if process.name.startswith("triton_python_b") and process.pid not in self._others | self._raised:
-                try:
-                    self._raise(process.pid)
-                except PermissionError:
-                    self._may = False
-                    return
-                except OSError:  # it has ended
-                    continue
+        for pid in self._loading() - self._raised:
+            try:
+                self._raise(pid)
+            except PermissionError:
+                self._may = False
+                return
+            except OSError:  # it has ended
+                continue
+
+    def _loading(self) -> set[int]:
+        if self._is_whole:
+            return {self._server}
+        stubs = (each.pid for each in descendants(self._server) if each.name.startswith("triton_python_b"))
+        return set(stubs) - self._others
 
     def _raise(self, pid: int) -> None:
         os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, pid) - RAISE)

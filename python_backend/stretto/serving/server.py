@@ -128,7 +128,9 @@ class Server:
             preexec_fn=die_with_the_launcher,
         )
         self._crash = CrashWatch(self._process.pid)
-        self._hurry = Hurry(self._process.pid) if is_again else None
+        self._hurry = Hurry(self._process.pid, is_whole=True) if is_again else None
+        if self._hurry is not None:
+            self._hurry.look()
 
     @property
     def pid(self) -> int:
