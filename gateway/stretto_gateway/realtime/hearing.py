@@ -44,6 +44,11 @@ class Hearing:
         """Whether there is sound in which turns may begin or end that is still to be judged."""
         return self._detector is not None and self._detector.has_window
 
+    @property
+    def num_committable(self) -> int:
+        """Number of samples that a client may commit: with turn detection, none before speech begins."""
+        return self.num_samples if self._detector is None or self._detector.has_begun else 0
+
     def add(self, pcm: bytes) -> None:
         """Take samples, whose windows are to be judged before there are more; ApiError where there is no room."""
         num_samples = len(pcm) // SAMPLE_BYTES

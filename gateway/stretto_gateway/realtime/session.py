@@ -121,7 +121,7 @@ class Session:
             await self._talk.answer(self._settings, client.ResponseCreate(type="response.create"))
 
     async def _commit_all(self, _: client.ClientEvent) -> None:
-        got_ms = milliseconds(self._hearing.num_samples)
+        got_ms = milliseconds(self._hearing.num_committable)
         if got_ms < MIN_COMMIT_MS:
             message = f"input_audio_buffer: expected at least {MIN_COMMIT_MS} ms of audio, got {got_ms} ms"
             raise ApiError(400, message, code="input_audio_buffer_commit_empty")

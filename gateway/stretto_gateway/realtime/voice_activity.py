@@ -92,6 +92,11 @@ class TurnDetector:
         return self._begin + self._num_windows * WINDOW_SAMPLES
 
     @property
+    def has_begun(self) -> bool:
+        """True during a turn, from its first speech to the silence that ends it."""
+        return self._started is not None
+
+    @property
     def keeps_from(self) -> int:
         """The first sample that may still be of a turn."""
         return self._padded(self._num_loud) if self._started is None else self._started

@@ -190,6 +190,19 @@ async def test_a_spoken_turn_is_answered(start: Start) -> None:
     np.testing.assert_allclose(heard[first : first + RATE], sentence[:RATE])
 
 
+async def test_a_commit_after_the_end_of_a_turn_finds_an_empty_buffer(start: Start) -> None:
+    running = await start(answer(), TALKS)
+    async with call(running) as caller:
+        await caller.update(VAD | {"create_response": False})
+        await caller.hear(np.concatenate([silence(1), spoken(), silence(1)]))
+        await caller.until("conversation.item.done")
+        refusal = (await caller.ask("input_audio_buffer.commit", event_id="last")).error
+        assert (refusal.code, refusal.event_id) == ("input_audio_buffer_commit_empty", "last")
+        await caller.hear(spoken()[: RATE // 2])
+        await caller.until("input_audio_buffer.speech_started")
+        assert (await caller.ask("input_audio_buffer.commit")).type == "input_audio_buffer.committed"
+
+
 async def test_who_speaks_into_a_reply_ends_it_and_history_has_what_was_heard(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
