@@ -52,6 +52,20 @@ class Models(TypedDict):
     data: list[Model]
 
 
+class NamedId(TypedDict):
+    """A value of a field, and the name that people are shown."""
+
+    id: str
+    name: str
+
+
+class SpeechModels(TypedDict):
+    """Models of speech and transcription, as Open WebUI lists them."""
+
+    object: Literal["list"]
+    models: list[NamedId]
+
+
 class Voice(TypedDict):
     """One that a caller has brought."""
 
@@ -64,14 +78,16 @@ class Voice(TypedDict):
 
 
 class Voices(TypedDict):
-    """Voices of the model and of the caller.
+    """All voices that a request may name.
 
-    titles: of voices by name, for people. aliases: which voice each of OpenAI's names means. form: the fields with
-    which others are brought; none if none are taken.
+    voices: the model's and the caller's own. names: the model's. titles: of the model's voices, for people.
+    aliases: the voice that each of OpenAI's names means.
+    form: fields of a request that brings a voice; empty if none are taken. data: the caller's own, in full.
     """
 
     object: Literal["list"]
-    voices: list[str]
+    voices: list[NamedId]
+    names: list[str]
     titles: dict[str, str]
     aliases: dict[str, str | None]
     form: list[str]

@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 from starlette.requests import Request
 
-from stretto_gateway.answers import Model, Models
+from stretto_gateway.answers import Model, Models, SpeechModels
 from stretto_gateway.gateway import Gateway
 
 router = APIRouter()
@@ -14,6 +14,14 @@ async def list_models(request: Request) -> Models:
     """The model that the server has loaded; OpenAI's names of models mean it, too."""
     gateway: Gateway = request.app.state.gateway
     return {"object": "list", "data": [gateway.catalogue.record(await gateway.catalogue.profile())]}
+
+
+@router.get("/v1/audio/models")
+async def list_speech_models(request: Request) -> SpeechModels:
+    """The served model, in the form in which Open WebUI asks for models of speech."""
+    gateway: Gateway = request.app.state.gateway
+    family = (await gateway.catalogue.profile()).family
+    return {"object": "list", "models": [{"id": family, "name": family}]}
 
 
 @router.get("/v1/models/{name:path}")

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stretto_client import ModelProfile, RecordedVoice, TaskProfile
-from stretto_gateway.answers import DeletedVoice, Voice, Voices
+from stretto_gateway.answers import DeletedVoice, NamedId, Voice, Voices
 from stretto_gateway.api_error import ApiError, refused
 from stretto_gateway.caller import unless_gone
 from stretto_gateway.catalogue import aliases, find_task
@@ -44,10 +44,15 @@ async def list_voices(request: Request) -> Voices:
     gateway: Gateway = request.app.state.gateway
     profile = await gateway.catalogue.profile()
     brought = [] if gateway.voices is None else await asyncio.to_thread(gateway.voices.all, request.state.owner)
+    titles = dict(zip(profile.voices, profile.voice_titles, strict=False))
     return {
         "object": "list",
-        "voices": list(profile.voices),
-        "titles": dict(zip(profile.voices, profile.voice_titles, strict=False)),
+        "voices": [
+            *(named(name, titles.get(name, name)) for name in profile.voices),
+            *(named(each.id, each.name) for each in brought),
+        ],
+        "names": list(profile.voices),
+        "titles": titles,
         "aliases": aliases(profile),
         "form": fields_taken(gateway, profile),
         "data": [record(voice) for voice in brought],
@@ -176,6 +181,11 @@ def opened(gateway: Gateway, param: str | None = None) -> VoiceStore:
 def unknown(status: int, voice_id: str) -> ApiError:
     """The answer to an id of nobody's, or of another's, which is the same."""
     return ApiError(status, f"voice: there is no {voice_id[:60]!r}", "voice", "voice_not_found")
+
+
+def named(voice_id: str, name: str) -> NamedId:
+    """Return a voice as Open WebUI reads it."""
+    return {"id": voice_id, "name": name}
 
 
 def record(voice: StoredVoice) -> Voice:

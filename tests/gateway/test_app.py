@@ -121,9 +121,16 @@ async def test_the_schema_tells_the_version_of_this_package(start: Start) -> Non
 async def test_voices_are_the_familys_and_each_of_openais_names_is_one_of_them(start: Start) -> None:
     async with (await start()).http() as http:
         record = (await http.get("/v1/audio/voices")).json()
-    assert record["voices"] == ["slt", "rms"]
+    assert record["voices"] == [{"id": "slt", "name": "slt"}, {"id": "rms", "name": "rms"}]  # as Open WebUI reads it
+    assert record["names"] == ["slt", "rms"]
     assert set(record["aliases"]) == set(VOICE_ALIASES)
     assert set(record["aliases"].values()) == {"slt", "rms"}
+
+
+async def test_models_of_speech_are_listed_as_open_webui_asks_for_them(start: Start) -> None:
+    async with (await start()).http() as http:
+        record = (await http.get("/v1/audio/models")).json()
+    assert record["models"] == [{"id": "tiny", "name": "tiny"}]
 
 
 async def test_a_batch_has_a_result_or_an_error_for_each_text_in_order(start: Start) -> None:

@@ -13,7 +13,6 @@ from stretto_gateway.ignored import HEADER, MAX_NAMES, MAX_SHOWN_CHARS, Ignored
 from stretto_gateway.speech_request import SpeechRequest
 from tests.client.fake_server import PROFILE
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
-from tests.gateway.realtime.test_bounds import open_socket
 from tests.gateway.test_chat import QUESTION, REPLY, TALKS
 from tests.gateway.test_transcription import FILE, TRANSLATES, WRITTEN
 from tests.gateway.test_voices import CLONES
@@ -105,15 +104,6 @@ async def test_unknown_fields_of_every_body_are_ignored_and_named(
         assert answer.status_code == 200, answer.text
         assert HEADER not in (await posted(http, path, {})).headers
     assert sorted(answer.headers[HEADER].split(", ")) == names
-
-
-async def test_the_words_of_a_voice_that_is_written_are_named_in_its_first_event(start: Start) -> None:
-    running = await start(SPOKEN, PLAIN)
-    async with open_socket(running, "/v1/audio/speech/stream") as socket:
-        config = {"type": "session.config", "volume": 11, "instructions": "Whisper.", "response_format": "pcm"}
-        for event in (config, {"type": "input.text", "text": "A cat."}, {"type": "input.done"}):
-            await socket.send(json.dumps(event))
-        assert json.loads(await socket.recv())["ignored"] == ["volume", "instructions"]
 
 
 def many(count: int, name: str = "x") -> dict[str, int]:

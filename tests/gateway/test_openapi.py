@@ -51,6 +51,7 @@ GOOD = [
     ("post", "/v1/realtime/client_secrets", {"json": {"session": {"type": "realtime"}}}),
     ("get", "/v1/models", {}),
     ("get", "/v1/models/{name}", {"name": "tts-1"}),
+    ("get", "/v1/audio/models", {}),
     ("post", "/v1/audio/voices", {"files": {"audio_sample": ("me.wav", RECORDING)}, "data": FORM}),
     ("get", "/v1/audio/voices", {}),
     ("delete", "/v1/audio/voices/{voice_id}", {"voice_id": None}),

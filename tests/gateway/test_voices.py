@@ -10,6 +10,11 @@ from typing import Any
 import httpx
 import pytest
 
+from stretto.serving import gateway_process
+from stretto.serving.config import launch_config, parser
+from stretto.serving.gateway_process import GatewayProcess
+from stretto.serving.launch_log import LaunchLog
+from stretto_gateway.command import VOICES, arguments, read_config
 from stretto_gateway.config import Limits
 from stretto_gateway.voice_store import TooManyVoices, VoiceStore
 from tests.client.fake_server import PROFILE, Chunk, ErrorText, Request, Step, Until
@@ -95,6 +100,26 @@ async def test_a_voice_is_used_by_its_id_also_after_a_restart_and_until_it_is_de
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "voice_not_found")
         assert (await Caller(running).list())["data"] == []
         assert (await Caller(running).forget(voice)).status_code == 404
+
+
+async def test_a_voice_outlasts_the_launchers_gateway_by_default(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(VOICES, raising=False)
+    monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
+    monkeypatch.setattr(gateway_process, "state_folder", lambda: tmp_path)
+    ids = []
+    for _ in range(2):
+        launch = launch_config(*parser().parse_known_args(["--gateway", "--log-file", str(tmp_path / "log")]))
+        line = GatewayProcess(launch, 8003, LaunchLog(None)).command_line()
+        running = await start(
+            SPOKEN, CLONES, voices=read_config(arguments().parse_args(line[line.index("--server") :])).voices
+        )
+        ids.append(await brought(running))
+        listed = await Caller(running).list()
+        assert [voice["id"] for voice in listed["data"]] == ids
+        assert listed["voices"][2:] == [{"id": voice, "name": "mine"} for voice in ids]
+        assert (await Caller(running).speak(ids[0])).status_code == 200
 
 
 async def test_a_batch_and_a_long_text_take_it_too(start: Start, tmp_path: Path) -> None:

@@ -107,6 +107,26 @@ def test_it_is_given_arguments_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
         launch_config(flags, passed)
 
 
+def test_it_keeps_voices_in_the_state_folder_unless_another_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
+    monkeypatch.setattr(gateway_process, "state_folder", lambda: tmp_path / "state")
+
+    def folder(*words: str) -> Path | None:
+        line = GatewayProcess(config(tmp_path, *words), 8003, NO_LOG).command_line()
+        return read_config(arguments().parse_args(line[line.index("--server") :])).voices
+
+    assert folder() == tmp_path / "state" / "voices"
+    assert (tmp_path / "state" / "voices").stat().st_mode & 0o777 == 0o700
+    assert folder(f"--gateway-arg=--voices={tmp_path / 'mine'}") == tmp_path / "mine"
+    monkeypatch.setattr(gateway_process, "state_folder", lambda: Path("/dev/null/state"))
+    assert folder() is None
+    assert "the gateway keeps no voices: cannot make /dev/null/state/voices" in capsys.readouterr().err
+    monkeypatch.setenv(gateway_process.VOICES, str(tmp_path / "other"))
+    assert folder() == tmp_path / "other"
+
+
 def test_it_drains_for_as_long_as_the_launcher_gives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
     line = GatewayProcess(config(tmp_path, "--drain-seconds", "75"), 8003, NO_LOG).command_line()

@@ -209,16 +209,16 @@ class SpeakPanel {
 /** Begin the panel; returns a function that shows it voices by name, and those of recordings. */
 export function speakPanel() {
   new SpeakPanel();
-  return ({ voices, titles, data }) => {
+  return ({ names, titles, data }) => {
     const menu = element("voice");
     const chosen = menu.value;
     const own = document.createElement("optgroup");
     own.label = "Of recordings";
     own.append(...data.map(({ id, name }) => new Option(name, id)));
-    const named = voices.map((name) => new Option(name in titles ? `${titles[name]} (${name})` : name, name));
+    const named = names.map((name) => new Option(name in titles ? `${titles[name]} (${name})` : name, name));
     const others = named.length > 0 ? named : [new Option("the model’s own", "")];
     menu.replaceChildren(...others, ...(data.length > 0 ? [own] : []));
     if ([...menu.options].some(({ value }) => value === chosen)) menu.value = chosen;
-    element("voice-field").hidden = menu.options.length < 2 && voices.length === 0;
+    element("voice-field").hidden = menu.options.length < 2 && names.length === 0;
   };
 }

@@ -9,7 +9,9 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 
+from stretto.serving.announcing import say
 from stretto.serving.config import LaunchConfig
+from stretto.serving.folders import state_folder
 from stretto.serving.installation import LaunchError
 from stretto.serving.launch_log import LaunchLog
 from stretto.serving.pulse import Pulse
@@ -17,6 +19,7 @@ from stretto.serving.server import die_with_the_launcher
 
 MODULE = "stretto_gateway"  # which is another program's code: it is run, not imported
 NEEDED = (MODULE, "fastapi", "uvicorn", "av", "multipart", "prometheus_client")
+VOICES = "STRETTO_VOICES"  # the gateway's variable for a folder
 RESTART_S = 5.0  # between two starts
 STOP_S = 5.0
 
@@ -39,7 +42,20 @@ class GatewayProcess:
         server = f"[{host}]:{self._config.grpc_port}" if ":" in host else f"{host}:{self._config.grpc_port}"
         flags = ("--address", self._config.address, "--port", str(self._port))
         drain = ("--drain-seconds", str(self._config.drain_seconds))
-        return [sys.executable, "-P", "-m", MODULE, "--server", server, *flags, *drain, *self._config.gateway_args]
+        own = (*flags, *drain, *self._voices())
+        return [sys.executable, "-P", "-m", MODULE, "--server", server, *own, *self._config.gateway_args]
+
+    def _voices(self) -> tuple[str, ...]:
+        """Return the flag for a folder of voices that outlast a restart; none if the user names one or it fails."""
+        if os.environ.get(VOICES):
+            return ()
+        folder = state_folder() / "voices"
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            say(f"the gateway keeps no voices: cannot make {folder} ({error.strerror}); name a folder with {VOICES}")
+            return ()
+        return ("--voices", str(folder))
 
     def _start(self) -> None:
         self._started = time.monotonic()
