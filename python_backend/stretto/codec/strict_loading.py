@@ -113,8 +113,12 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], place: Path,
 
 
 def first(names: list[str]) -> str:
-    """Return the first names of a list for an error message, and the number of the others."""
-    return str(names) if len(names) <= NAMED else f"{names[:NAMED]} and {len(names) - NAMED} more"
+    """Return some names of a sorted list for an error message, of each part of a model one, and how many others."""
+    if len(names) <= NAMED:
+        return str(names)
+    parts = list({name.partition(".")[0]: name for name in reversed(names)}.values())[:NAMED]
+    chosen = sorted({*parts, *names[: NAMED - len(parts)]})
+    return f"{chosen} and {len(names) - len(chosen)} more"
 
 
 def check_finite(tensors: Mapping[str, Tensor], place: Path) -> None:

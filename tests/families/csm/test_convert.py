@@ -79,6 +79,17 @@ def test_what_does_not_fit_is_named(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_release_in_float32_is_served_so_and_the_option_is_named(
+    release: CsmRelease, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hint = "written and served in float32; --dtype bfloat16 takes half of the memory"
+    assert main([*release.command, "--out", str(tmp_path / "a")]) == 0
+    assert hint in capsys.readouterr().out
+    for number, dtype in enumerate(("bfloat16", "float32")):  # who chooses needs no hint
+        assert main([*release.command, "--dtype", dtype, "--out", str(tmp_path / str(number))]) == 0
+        assert hint not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("is_beside", [True, False])
 def test_sesame_s_own_files_are_told_by_name(
     release: CsmRelease, is_beside: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
