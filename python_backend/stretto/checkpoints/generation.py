@@ -11,19 +11,16 @@ from stretto.families.defaults import DRAWN, with_defaults
 from stretto.untrusted_files import json_object, released_file
 
 FILE = "generation_config.json"
-# transformers' names for the segment that a family samples: its key here, and the name in `speech_sampling`.
-AUDIO = {name: (f"audio.{name}",) for name in DRAWN} | {
-    "do_sample": ("audio.temperature",),
-    "min_p": ("min_p",),
-    "repetition_penalty": ("repetition_penalty",),
-}
 
 
 def prefixed(prefix: str, segment: str) -> dict[str, tuple[str, ...]]:
     """Return keys that begin with `prefix`, for a segment's temperature, top-k, top-p, and whether it is sampled."""
-    return {f"{prefix}{name}": (f"{segment}.{name}",) for name in DRAWN} | {
-        f"{prefix}do_sample": (f"{segment}.temperature",)
-    }
+    names: dict[str, tuple[str, ...]] = {f"{prefix}{name}": (f"{segment}.{name}",) for name in DRAWN}
+    return names | {f"{prefix}do_sample": (f"{segment}.temperature",)}
+
+
+# transformers' own keys, of the segment that a family samples.
+AUDIO = prefixed("", "audio") | {"min_p": ("min_p",), "repetition_penalty": ("repetition_penalty",)}
 
 
 def read_defaults(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from stretto.errors import CheckpointError
 from stretto.untrusted_files import regular_file
 
-NAMED = 8  # of so many tensors that do not fit, the names are said
+NAMED = 12  # of so many tensors that do not fit, the names are said
 # What reading tensors raises where a file holds none: `torch.load` lets out whatever its unpickler stumbles over.
 UNREADABLE = (
     OSError,
@@ -116,7 +116,7 @@ def first(names: list[str]) -> str:
     """Return some names of a sorted list for an error message, of each part of a model one, and how many others."""
     if len(names) <= NAMED:
         return str(names)
-    parts = list({name.partition(".")[0]: name for name in reversed(names)}.values())[:NAMED]
+    parts = list({name.partition(".")[0]: name for name in reversed(names)}.values())[::-1][:NAMED]
     chosen = sorted({*parts, *names[: NAMED - len(parts)]})
     return f"{chosen} and {len(names) - len(chosen)} more"
 
