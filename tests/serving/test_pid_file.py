@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from stretto.serving import command as serve
 from stretto.serving import pid_file
-from stretto.serving.processes import birth
+from stretto.serving.processes import birth, is_stopped
 
 PORTS = {"http": 1, "grpc": 2, "metrics": 3}
 LAUNCHER = "import signal, sys; print(flush=True); signal.pause()  # serve"
@@ -46,6 +47,8 @@ def test_a_launcher_that_drains_for_longer_than_it_said_is_named(
     path = tmp_path / "pid.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"stop_seconds": 0.2}))
     os.kill(launcher.pid, signal.SIGSTOP)
+    while not is_stopped(launcher.pid):  # or SIGTERM could come first
+        time.sleep(0.001)
     assert serve.main(["--stop", "--pid-file", str(path)]) == 1
     assert f"the launcher {launcher.pid} has not stopped within 0.2 s" in capsys.readouterr().err
 
