@@ -19,6 +19,7 @@ from stretto.errors import InvalidRequest
 from stretto.preprocessing.audio import Recording, read_recording
 from stretto.preprocessing.audio_process import AudioProcess, AudioProcessEnded
 from stretto.preprocessing.audio_worker import MAX_MEMORY_BYTES
+from tests.preprocessing.test_audio import FFMPEG, written
 
 MAX_S, RATE = 9.6, 16_000
 NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, (30_000, 2)).astype(np.float32)
@@ -38,6 +39,9 @@ def process() -> Iterator[AudioProcess]:
 
 
 RECORDINGS = {container: Recording("audio", encoded(container)) for container in ("WAV", "FLAC", "OGG", "MP3")}
+RECORDINGS |= {
+    name: Recording("audio", written(NOISE[:, :1], 48_000, *form[:2], pipe=form[2])) for name, form in FFMPEG.items()
+}
 RECORDINGS["memory"] = Recording("audio", memoryview(encoded("WAV")))
 RECORDINGS["samples"] = Recording("pcm_in", NOISE[:, 0].copy(), is_file=False, sample_rate=22_050)
 
