@@ -208,7 +208,7 @@ async def test_bad_values_of_fields_that_mean_something_are_refused(
 
 async def test_a_recording_in_the_request_is_the_voice(start: Start) -> None:
     running = await start(SPOKEN, CLONES)
-    recording = bytes(range(256)) * 400  # more than a request without a recording may have of other bytes
+    recording = bytes(range(256)) * 6000  # more than a body without a recording may have
     plain = base64.b64encode(recording).decode()
     async with running.http() as http:
         for ref_audio in (plain, f"data:audio/wav;base64,{plain}"):
