@@ -101,8 +101,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "Llama_520M": LLAMA_520M,
 }
 # Of a public config.json: what it says of its own tokens and tools, not of the layers.
-LEFT_OUT = ("architectures", "transformers_version", "_name_or_path", "torch_dtype", "dtype", "vocab_size")
-LEFT_OUT += ("quantization_config", *LEADS_ELSEWHERE)
+SAID_ELSEWHERE = ("architectures", "transformers_version", "_name_or_path", "torch_dtype", "dtype", "vocab_size")
+LEFT_OUT = (*SAID_ELSEWHERE, "quantization_config", *LEADS_ELSEWHERE)
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # the family's business; null, as the classes have defaults
 
 

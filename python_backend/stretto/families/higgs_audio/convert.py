@@ -49,11 +49,10 @@ def convert(release: Release, contents: Contents) -> Converted:
         "tie_word_embeddings": True,  # there is no head over this vocabulary: `audio_head` draws
         "dtype": contents.dtype,
     }
-    parts, networks = plan(config, contents.tensors), ()
-    if release.codec is not None:
-        codec = boson_codec(release.codec, known.num_codebooks, known.codebook_size)
-        networks = () if codec is None else (codec,)
-    return Converted(record, parts, DROPPED, folded=(CODES,), networks=networks)
+    folder = release.codec
+    codec = None if folder is None else boson_codec(folder, known.num_codebooks, known.codebook_size)
+    networks = () if codec is None else (codec,)
+    return Converted(record, plan(config, contents.tensors), DROPPED, folded=(CODES,), networks=networks)
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
