@@ -1,8 +1,12 @@
 """What transformers' own class of Higgs Audio replies with the weights of a small random release."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from transformers import HiggsAudioV2ForConditionalGeneration
 
@@ -33,18 +37,49 @@ class HiggsAudioReference:
 
     @torch.no_grad()
     def generated(self, prompt: Prompt) -> list[list[int]]:
-        """What `generate` replies greedily: rows of absolute ids behind that of begins, without that of ends."""
+        """Return the greedy reply of `generate`: rows of absolute ids after that of begins, without that of ends.
+
+        Codes that repeat are drawn again as `ras_win_len` and `ras_win_max_num_repeat` of the generation config say;
+        the noise of that draw is ours.
+        """
         inputs = self.inputs(torch.from_numpy(prompt.rows[:-1]).long())
-        codes = self.model.generate(
-            **inputs,
-            attention_mask=torch.ones_like(inputs["input_ids"]),
-            do_sample=False,
-            max_new_tokens=1 + prompt.sampling.audio.max_rows,
-        )[0]
+        with self._drawn_again_with_our_noise(prompt):
+            codes = self.model.generate(
+                **inputs,
+                attention_mask=torch.ones_like(inputs["input_ids"]),
+                do_sample=False,
+                max_new_tokens=1 + prompt.sampling.audio.max_rows,
+            )[0]
         codes = codes[inputs["audio_input_ids"].shape[1] if "audio_input_ids" in inputs else 0 :]
         assert (codes[0] == self.num_codes).all()
         rows = (codes[1:] + self._starts).tolist()
         return rows[:-1] if (codes[-1] == self.num_codes + 1).all() else rows
+
+    @contextmanager
+    def _drawn_again_with_our_noise(self, prompt: Prompt) -> Iterator[None]:
+        """Let `generate` apply the rule of repeats, whose draw then finds out which streams it is for."""
+        logits: list[torch.Tensor] = []
+        sampling, config = prompt.sampling, self.model.generation_config
+
+        def keep(_model: torch.nn.Module, _inputs: object, made: Any) -> None:
+            logits.append(made.logits[0, -1].view(-1, self.size).float())
+
+        def draw_again(chances: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+            found = []
+            for line in chances:
+                (k,) = (k for k, each in enumerate(logits[-1]) if torch.equal(each.softmax(-1), line))
+                position = len(prompt.rows) - 2 + len(logits)  # the first row is that of begins
+                token, _ = self._again(logits[-1][k].tolist(), k, sampling.seed, position)
+                found.append(token - int(self._starts[k]))
+            return torch.tensor(found, dtype=torch.int64)[:, None]
+
+        handle = self.model.register_forward_hook(keep)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(config, "ras_win_len", sampling.ras_window or None, raising=False)
+            patch.setattr(config, "ras_win_max_num_repeat", sampling.ras_max_repeats, raising=False)
+            patch.setattr(torch.Tensor, "multinomial", draw_again)
+            yield
+        handle.remove()
 
     @torch.no_grad()
     def logits(self, rows: list[list[int]]) -> torch.Tensor:
@@ -96,14 +131,21 @@ class HiggsAudioReference:
         ids = list(range(start, start + self.size))
         if audio.temperature == 0:
             ranked = sorted(range(self.size), key=lambda column: -logits[column])
-            return ids[ranked[0]], logits[ranked[0]] - logits[ranked[1]]
-        rules = audio.temperature, audio.top_k, audio.top_p
-        token, lead = draw(logits, ids, lambda token: uniform(seed, position, k, token), *rules)
+            token, lead = ids[ranked[0]], logits[ranked[0]] - logits[ranked[1]]
+        else:
+            rules = audio.temperature, audio.top_k, audio.top_p
+            token, lead = draw(logits, ids, lambda token: uniform(seed, position, k, token), *rules)
         window = before[-sampling.ras_window :] if sampling.ras_window else []
         if token - start < self.num_codes and window.count(token) >= sampling.ras_max_repeats and window:
-            again = draw(logits, ids, lambda token: uniform(seed, position, k, token, is_redraw=True), 1.0, 0, 1.0)
+            again = self._again(logits, k, seed, position)
             return again[0], min(lead, again[1])
         return token, lead
+
+    def _again(self, logits: list[float], k: int, seed: int, position: int) -> tuple[int, float]:
+        """Return a draw of stream `k` from all of its logits, and its lead."""
+        start = int(self._starts[k])
+        ids = list(range(start, start + self.size))
+        return draw(logits, ids, lambda token: uniform(seed, position, k, token, is_redraw=True), 1.0, 0, 1.0)
 
 
 def convert(folder: Path, model: HiggsAudioV2ForConditionalGeneration) -> tuple[Path, Family, HiggsAudioReference]:

@@ -150,7 +150,7 @@ def test_codes_said_too_often_are_drawn_again_alone_and_batched(checkpoint: Chec
     for prompt in prompts.values():
         freely = Prompt(prompt.task, prompt.rows, replace(prompt.sampling, ras_window=0))
         is_changed = checkpoint.reply(prompt) != checkpoint.reply(freely)
-        assert not is_changed or (prompt.sampling.ras_window and prompt.sampling.audio.temperature)
+        assert not is_changed or prompt.sampling.ras_window
         changed += is_changed
     assert changed >= 2, "the rule was hardly ever applied"
 

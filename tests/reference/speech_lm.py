@@ -378,7 +378,7 @@ class _Reply:
     def repeats(self, token: int, stream: int, limits: CodeSampling) -> bool:
         """Whether `token` is a code that came too often in the last rows of this audio segment's stream."""
         layout, position, window = self.family.layout, len(self.rows), self.sampling.ras_window
-        if window == 0 or limits is self.sampling.text or limits.temperature == 0:
+        if window == 0 or limits is self.sampling.text:
             return False
         if stream not in layout.codebook_streams or token not in layout.audio[stream]:
             return False

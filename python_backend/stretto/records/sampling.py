@@ -76,7 +76,7 @@ class SamplingConfig:
             which the engine is fast enough.
         ras_window: Window of repetition-aware sampling in rows; 0 is off.
         ras_max_repeats: Number of occurrences in the window from which on a code is drawn again, from the softmax of
-            all logits without temperature, top-k and top-p.
+            all logits without temperature, top-k and top-p. At temperature 0, too.
         min_p: Ids of stream 0 in audio less likely than this times the most likely one are dropped before top-k and
             top-p; 0 is off.
         schedule: Rows that MCTP modules generate, by name or as numbers; None for the family's default.

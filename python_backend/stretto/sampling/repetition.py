@@ -1,7 +1,8 @@
 """Two ways to keep a model from repeating itself: what it says too often is drawn again, or made less likely.
 
 Repetition-aware sampling: what a stream has said too often lately is drawn again, from all that it might say. The rule
-and its usual values, 2 repeats in 7 rows, are Higgs Audio v2's (`ras_win_len`, `ras_win_max_num_repeat`).
+and its usual values, 2 repeats in 7 rows, are Higgs Audio v2's (`ras_win_len`, `ras_win_max_num_repeat`). As in the
+`generate` of transformers it holds at temperature 0, too.
 
 The penalty is CTRL's (https://arxiv.org/abs/1909.05858), as Hugging Face's `RepetitionPenaltyLogitsProcessor` has it.
 """

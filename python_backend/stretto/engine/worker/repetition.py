@@ -1,6 +1,6 @@
 """Repetition-aware sampling on the device: repeated codes are drawn again."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -27,16 +27,12 @@ class RecentRows:
         positions: Positions from the last row backwards, [A, W].
         counts: True for audio rows of the reply, [A, W].
         rule: Repetition rule of each reply.
-        temperature: Temperature of stream 0, [A]; greedy rows keep their draw.
-        of_codes: Temperature of the other streams, [A].
     """
 
     slots: torch.Tensor
     positions: torch.Tensor
     counts: torch.Tensor
     rule: RepetitionRule
-    temperature: torch.Tensor
-    of_codes: torch.Tensor
 
 
 class RepetitionGuard:
@@ -64,8 +60,6 @@ class RepetitionGuard:
             positions=positions.clamp(min=0),
             counts=positions >= start.clamp(min=0)[:, None],
             rule=RepetitionRule(column(rows.limits.ras_window), column(rows.limits.ras_max_repeats)),
-            temperature=column(rows.scales.audio_temperature),
-            of_codes=column(rows.scales.depth_temperature),
         )
 
     def first(self, drawn: torch.Tensor, logits: Logits, recent: RecentRows) -> torch.Tensor:
@@ -77,7 +71,6 @@ class RepetitionGuard:
         """Return `streams` of streams 1 and up, [A, k], drawn again from guided, masked `logits` where repeated."""
         codebooks = self._codebooks[1:]
         history = self._codes[recent.slots, recent.positions, : len(codebooks)][..., streams]
-        recent = replace(recent, temperature=recent.of_codes)
         return self._redraw(drawn, history, codebooks[streams], logits, recent)
 
     def _redraw(
@@ -85,8 +78,8 @@ class RepetitionGuard:
     ) -> torch.Tensor:
         history = torch.where(recent.counts[..., None], history, NOT_COUNTED)
         is_code = (drawn >= codebooks[:, 0]) & (drawn < codebooks[:, 1])
-        again = is_repeated(drawn, history, recent.rule) & is_code & (recent.temperature > 0)[:, None]
+        again = is_repeated(drawn, history, recent.rule) & is_code
         values, ids, keys = logits
-        plain = torch.ones_like(recent.temperature)
+        plain = values.new_ones(len(drawn))
         params = DrawParams(plain, torch.zeros_like(recent.rule.window), plain)
         return torch.where(again, draw(values, ids, redraw_keys(keys), params, EVERYTHING), drawn)

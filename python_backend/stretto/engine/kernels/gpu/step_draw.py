@@ -219,7 +219,7 @@ def draw_streams_kernel(
     place = _noisiest(values, ids, key, temperature, _floor(values, num_columns, temperature, top_k, top_p, span))
     token = tl.load(token_ids + stream * num_columns + place)
     is_code = (token >= tl.load(codebooks + stream)) & (token < tl.load(codebooks + codebooks_stride + stream))
-    if (tl.load(mine + RAS_WINDOW * plan_stride) > 0) & (temperature > 0) & is_code:
+    if (tl.load(mine + RAS_WINDOW * plan_stride) > 0) & is_code:
         before = history + slot * history_slot_stride + stream
         if _is_repeated(token, before, mine, position, audio_start, history_row_stride, plan_stride):
             place = _noisiest(values, ids, redraw_key_of(key), temperature * 0 + 1, float("-inf"))
