@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.layers.linear import ReplicatedLinear
 from vllm.model_executor.models.qwen2 import Qwen2DecoderLayer, Qwen2ForCausalLM
 
 from stretto.engine.models.multi_stream import MultiStreamMixin
@@ -37,7 +38,9 @@ class StrettoQwen2ForCausalLM(MultiStreamMixin, Qwen2ForCausalLM):
             self.model.layers.append(
                 Qwen2DecoderLayer(config, vllm_config.cache_config, vllm_config.quant_config, prefix=name)
             )
-        self.mtp_projs = nn.ModuleList(nn.Linear(2 * size, size, bias=False) for _ in range(number))
+        self.mtp_projs = nn.ModuleList(
+            ReplicatedLinear(2 * size, size, bias=False, return_bias=False) for _ in range(number)
+        )  # vLLM's, because torch's adds up in an order that depends on the number of rows
         self.mtp_embed_norms = nn.ModuleList(RMSNorm(size, eps=eps) for _ in range(number))
         self.mtp_hidden_norms = nn.ModuleList(RMSNorm(size, eps=eps) for _ in range(number))
         max_rows = vllm_config.scheduler_config.max_num_batched_tokens

@@ -31,12 +31,17 @@ def test_a_product_in_float32_is_not_rounded_to_the_weight_s_type() -> None:
     torch.testing.assert_close(product.double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-5)
 
 
-def test_a_row_s_product_does_not_depend_on_its_neighbours() -> None:
-    weight, x = torch.randn(1792, 256), torch.randn(32, 256)
+@pytest.mark.parametrize("width", [256, 1536, 2048, 4096])
+def test_a_row_s_product_does_not_depend_on_its_neighbours(width: int) -> None:
+    """To the bit, at published widths, too: with AVX-512, oneDNN adds up one row in another order from 1536 on."""
+    generator = torch.Generator().manual_seed(0)
+    weight, x = (torch.randn(rows, width, generator=generator) for rows in (320, 32))
     multiply = Product(weight)
     whole = multiply(x)
-    for num_rows in (1, 2, 5, 16, 31):
-        assert torch.equal(multiply(x[:num_rows]), whole[:num_rows])
+    for num_rows in (1, 2, 3, 5, 16, 31):
+        assert torch.equal(multiply(x[:num_rows]), whole[:num_rows]), num_rows
+    for row in range(8):
+        assert torch.equal(multiply(x[row : row + 1]), whole[row : row + 1]), row
 
 
 @pytest.mark.parametrize("is_traced", [False, True])
@@ -55,3 +60,12 @@ def test_rows_are_multiplied_in_few_numbers_and_no_row_is_lost(is_traced: bool) 
     assert len(met) == 73
     assert all(padded_size(size) == size for size in met)
     assert all(size <= padded_size(size) < 1.125 * size for size in range(1, 2049))
+
+
+@pytest.mark.parametrize(("width", "num_rows"), [(1024, 1), (1025, 2), (1536, 2), (8192, 2)])
+def test_a_wide_product_has_two_rows(width: int, num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    met, multiply = list[int](), products.ops.onednn_mm
+    monkeypatch.setattr(products.ops, "onednn_mm", lambda mm, x, bias: met.append(len(x)) or multiply(mm, x, bias))
+    weight, x = torch.randn(64, width), torch.randn(1, width)
+    torch.testing.assert_close(Product(weight)(x), x @ weight.T, rtol=1e-4, atol=1e-3)
+    assert met == [num_rows]

@@ -6,6 +6,10 @@ vLLM uses it for its own layers. It keeps a packed copy of the weight and is up 
 For every number of rows that it meets oneDNN writes code anew: some 3 ms and, with what falls between, half a megabyte,
 kept for the 1024 products that came last. Steps with prompts have any number of rows, so without a few sizes to choose
 from that cache is full after some thousand requests and never right. Rows of zeros fill a product up to such a size.
+
+A wide product never has one row: with AVX-512, oneDNN adds up one row in another order than two or more from a width of
+1536 on, so a reply computed alone would differ in its last bits from the same reply in a batch. Up to 1024 it does not,
+and there a second row would cost a fifth of the time.
 """
 
 from collections.abc import Callable
@@ -19,11 +23,12 @@ from vllm import _custom_ops as ops
 
 MAX_PREPARED = 128  # how many numbers of rows keep what has been prepared for them; vLLM's own default
 SIZES_PER_OCTAVE = 8  # 1 ... 16, 18, 20 ... 32, 36 ...: 72 up to 2048, with 4 % more rows on average
+NARROW, MIN_WIDE_ROWS = 1024, 2  # the greatest width at which one row is multiplied as many are; rows beyond it
 
 
 @cache  # asked for by every layer in every step
 def padded_size(num_rows: int) -> int:
-    """The smallest of the sizes that has room for `num_rows`."""
+    """Return the smallest size that has room for `num_rows` rows."""
     step = max(1, (1 << num_rows.bit_length()) // (2 * SIZES_PER_OCTAVE))
     return -(-num_rows // step) * step
 
@@ -71,6 +76,8 @@ def _multiply_padded(multiply: Callable[..., torch.Tensor], x: torch.Tensor, *we
     """`multiply(x, ...)` [M, N] for x [M, H], by way of a size of which there are few."""
     num_rows = x.shape[0]  # not `len(x)`, which is Python's: small steps are made of such calls
     size = padded_size(num_rows)
+    if num_rows == 1 and x.shape[-1] > NARROW and x.dim() == 2:
+        size = MIN_WIDE_ROWS
     if size == num_rows:
         return multiply(x, *weight_and_bias)
     return multiply(F.pad(x, (0, 0, 0, size - num_rows)), *weight_and_bias)[:num_rows]

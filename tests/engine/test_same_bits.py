@@ -1,0 +1,109 @@
+"""Hidden states of every row are the same bits alone, in a batch and in chunks of prompts."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from vllm import _custom_ops as ops
+from vllm.v1.worker.gpu.input_batch import InputBatch
+
+from stretto.engine.kernels.cpu.products import NARROW
+from stretto.engine.worker.batch import StepRows
+from stretto.engine.worker.sampler import SpeechSampler
+from stretto.families.base import Family
+from stretto.records.prompt import Prompt
+from tests.engine.harness import Engine
+from tests.engine.prompts import make_prompt
+from tests.random_checkpoints import write_checkpoint, write_modules
+from tests.small_vocabularies import CSM
+from tests.speech_families import EIGHT_STREAMS, MODULES
+
+pytestmark = pytest.mark.engine
+
+# A width at which oneDNN adds up one row in another order than two, with AVX-512, with a depth transformer and without;
+# and modules, whose projections torch would add up in another order for one to three rows than for four, at any width.
+RELEASES: dict[str, tuple[Family, Callable[[Path], Path]]] = {
+    "wide": (
+        EIGHT_STREAMS,
+        lambda folder: write_checkpoint(folder, EIGHT_STREAMS, "eight_streams", hidden=2048, layers=1),
+    ),
+    "wide with a depth transformer": (
+        CSM,
+        lambda folder: write_checkpoint(folder, CSM, "small_csm", hidden=2048, layers=1),
+    ),
+    "modules": (MODULES, lambda folder: write_modules(folder, MODULES, "modules")),
+}
+# Prompts in chunks, the last of one row.
+CHUNKS: dict[str, Any] = {"max_num_batched_tokens": 16, "max_num_seqs": 3}
+Bits = dict[tuple[str, int], set[bytes]]
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Bits:
+    """Return the last hidden states that the sampler reads, by request and position: one value each, if all agree."""
+    met: Bits = defaultdict(set)
+    sample = SpeechSampler._row
+
+    def record(self: Any, hidden: torch.Tensor, batch: InputBatch, rows: StepRows, place: int = 0) -> Any:
+        read = batch.num_computed_tokens_np + batch.num_scheduled_tokens
+        for at in np.flatnonzero(rows.samples):
+            met[batch.req_ids[at], int(read[at]) + place].add(hidden[at].numpy().tobytes())
+        return sample(self, hidden, batch, rows, place)
+
+    monkeypatch.setattr(SpeechSampler, "_row", record)
+    return met
+
+
+@pytest.fixture
+def multiplied(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Return the numbers of rows of wide products that oneDNN has computed."""
+    met, multiply = set[int](), ops.onednn_mm
+
+    def record(handler: object, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if x.shape[1] > NARROW:
+            met.add(len(x))
+        return multiply(handler, x, bias)
+
+    monkeypatch.setattr(ops, "onednn_mm", record)
+    return met
+
+
+def make_prompts(family: Family) -> dict[str, Prompt]:
+    """Three replies, one guided where the family can be; prompts of 1, 17 and 40 rows."""
+    made = {}
+    for index, length in enumerate((1, 17, 40)):
+        prompt = make_prompt(family, 2, family.tasks[0].name)
+        scale = 2.0 if index == 1 and family.guided_streams else 1.0
+        audio = replace(prompt.sampling.audio, max_rows=9 + index, temperature=0.9, top_k=10)
+        sampling = replace(prompt.sampling, audio=audio, guidance_scale=scale, seed=index, schedule=None)
+        made[f"r{index}"] = replace(
+            prompt, rows=np.resize(prompt.rows, (length, prompt.rows.shape[1])), sampling=sampling
+        )
+    return made
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_hidden_states_are_the_same_bits_alone_and_in_any_company(
+    tmp_path: Path, name: str, seen: Bits, multiplied: set[int]
+) -> None:
+    family, write = RELEASES[name]
+    folder, prompts = write(tmp_path), make_prompts(family)
+    answers = []
+    for options in ({}, CHUNKS):
+        engine = Engine(folder, max_model_len=160, **options)
+        try:
+            if not options:
+                alone = {name: engine.run({name: prompt})[name] for name, prompt in prompts.items()}
+            answers.append(engine.run(prompts, {"r1": 2, "r2": 3}))
+        finally:
+            engine.shutdown()
+    for replies in answers:
+        assert {name: answer.rows for name, answer in replies.items()} == {name: alone[name].rows for name in prompts}
+    assert len(seen) > 30
+    assert not [key for key, states in seen.items() if len(states) > 1]
+    assert name == "modules" or min(multiplied) == 2, "on some processors a product of one row has other bits"
