@@ -24,7 +24,8 @@ MAX_MEMORY_BYTES = 2 << 30  # of address space; 70 KB of MP4 can declare tables 
 def main() -> None:
     """Answer jobs until there are no more."""
     memory, niceness = int(sys.argv[1]), int(sys.argv[2])
-    os.nice(niceness)
+    # Not relative to its parent, whose priority may be raised only while models load (serving/priority.py).
+    os.setpriority(os.PRIO_PROCESS, 0, max(niceness, os.getpriority(os.PRIO_PROCESS, 0)))
     limit_memory()
     for line in sys.stdin:
         limit_cpu()

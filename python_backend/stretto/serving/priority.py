@@ -77,7 +77,7 @@ class Hurry:
             for thread in new:
                 with suppress(OSError):
                     nice = os.getpriority(os.PRIO_PROCESS, thread)
-                    if not seen or nice < normal:  # later, a thread may have been begun by one that was lowered
+                    if nice < normal:  # others were begun before the raise, or have lowered themselves
                         os.setpriority(os.PRIO_PROCESS, thread, nice + RAISE)
             seen |= new
             found = threads_of(pids)
