@@ -27,7 +27,7 @@ from stretto.preprocessing.prompt import PromptRows, Template
 from stretto.preprocessing.rows import code_rows, stream0_rows
 
 INDEX_STREAM = LAYOUT.num_output_streams
-MARGIN_S = 0.2  # silence beside speech, as in the training data
+MARGIN_S = 0.3  # silence kept beside speech: more than recordings of the bundled voices have
 QUIET = 0.01  # of the recording's peak
 MAX_FRAME_ROWS = FRAME_INDEX_BASE - PHONEME_INDEX_BASE - 1  # both index tables have the same size
 
