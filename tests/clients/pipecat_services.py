@@ -1,0 +1,135 @@
+"""Pipecat: its OpenAI services with their default settings, each in a pipeline of its own."""
+
+import asyncio
+import sys
+from functools import partial
+
+from loguru import logger
+from report import TEXT, URL, attempt, recorded_pcm, report, report_audio
+
+logger.remove()
+logger.add(sys.stderr, level="WARNING")
+
+from pipecat.frames.frames import (  # noqa: E402
+    EndFrame,
+    ErrorFrame,
+    Frame,
+    InputAudioRawFrame,
+    InterruptionFrame,
+    TranscriptionFrame,
+    TTSAudioRawFrame,
+    TTSSpeakFrame,
+    TTSStoppedFrame,
+    VADUserStartedSpeakingFrame,
+    VADUserStoppedSpeakingFrame,
+)
+from pipecat.pipeline.pipeline import Pipeline  # noqa: E402
+from pipecat.pipeline.worker import PipelineParams, PipelineWorker  # noqa: E402
+from pipecat.processors.frame_processor import FrameDirection, FrameProcessor  # noqa: E402
+from pipecat.services.openai.stt import OpenAIRealtimeSTTService, OpenAISTTService  # noqa: E402
+from pipecat.services.openai.tts import OpenAITTSService  # noqa: E402
+from pipecat.workers.runner import WorkerRunner  # noqa: E402
+
+
+class Frames(FrameProcessor):
+    """The frames that pass downstream, and the errors that pass upstream."""
+
+    def __init__(self, frames: asyncio.Queue):
+        super().__init__()
+        self._frames = frames
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        await super().process_frame(frame, direction)
+        if isinstance(frame, ErrorFrame) or direction is FrameDirection.DOWNSTREAM:
+            self._frames.put_nowait(frame)
+        await self.push_frame(frame, direction)
+
+
+async def run(service: FrameProcessor, drive) -> None:
+    """Run `drive(worker, frames)` beside a pipeline of one service."""
+    frames = asyncio.Queue()
+    worker = PipelineWorker(
+        Pipeline([Frames(asyncio.Queue()), service, Frames(frames)]),
+        params=PipelineParams(audio_in_sample_rate=24_000, audio_out_sample_rate=24_000),
+        cancel_on_idle_timeout=False,
+        enable_rtvi=False,
+    )
+    started = asyncio.Event()
+
+    @worker.event_handler("on_pipeline_started")
+    async def on_started(*_: object) -> None:
+        started.set()
+
+    @worker.event_handler("on_pipeline_error")
+    async def on_error(_: object, frame: ErrorFrame) -> None:
+        frames.put_nowait(frame)
+
+    runner = WorkerRunner(handle_sigint=False)
+    await runner.add_workers(worker)
+    running = asyncio.create_task(runner.run())
+    try:
+        await asyncio.wait_for(started.wait(), 60)
+        await asyncio.wait_for(drive(worker, frames), 200)
+    finally:
+        await worker.queue_frame(EndFrame())
+        await asyncio.wait_for(running, 60)
+
+
+async def until(frames: asyncio.Queue, kind: type) -> list[Frame]:
+    """Return the frames up to the first of this kind; raise on an error."""
+    passed = []
+    while not passed or not isinstance(passed[-1], kind):
+        passed.append(await frames.get())
+        if isinstance(passed[-1], ErrorFrame):
+            raise RuntimeError(passed[-1].error)
+    return passed
+
+
+async def speak_otherwise(step, worker, frames) -> None:
+    await worker.queue_frame(TTSSpeakFrame(TEXT))
+    passed = await until(frames, TTSStoppedFrame)
+    report_audio(step, b"".join(frame.audio for frame in passed if isinstance(frame, TTSAudioRawFrame)), "pcm")
+
+
+async def speak(step, worker, frames) -> None:
+    await speak_otherwise(step, worker, frames)
+    await worker.queue_frame(TTSSpeakFrame(f"{TEXT} " * 10))
+    await until(frames, TTSAudioRawFrame)
+    await worker.queue_frame(InterruptionFrame())
+    await until(frames, InterruptionFrame)
+    report("interrupted", value=True)
+
+
+async def listen(step, worker, frames) -> None:
+    data = recorded_pcm()
+    await worker.queue_frame(VADUserStartedSpeakingFrame())
+    for start in range(0, len(data), 4800):
+        await worker.queue_frame(InputAudioRawFrame(data[start : start + 4800], 24_000, 1))
+        await asyncio.sleep(0.02)
+    await worker.queue_frame(VADUserStoppedSpeakingFrame())
+    report(step, text=(await until(frames, TranscriptionFrame))[-1].text)
+
+
+async def main() -> None:
+    base = {"api_key": "unused", "base_url": f"{URL}/v1"}
+    socket = {"api_key": "unused", "base_url": f"{URL.replace('http', 'ws', 1)}/v1/realtime"}
+    otherwise = OpenAITTSService.Settings(speed=1.25, instructions="Speak calmly.")
+    noise = OpenAIRealtimeSTTService.Settings(model="gpt-transcribe", noise_reduction="near_field")
+    detecting = {"turn_detection": {"type": "server_vad"}, "settings": noise}
+    services = {
+        "OpenAITTSService": (lambda: OpenAITTSService(**base), speak),
+        "OpenAITTSService at 1.25 with instructions": (
+            lambda: OpenAITTSService(**base, settings=otherwise),
+            speak_otherwise,
+        ),
+        "OpenAISTTService": (lambda: OpenAISTTService(**base), listen),
+        "OpenAISTTService with probabilities": (lambda: OpenAISTTService(**base, include_prob_metrics=True), listen),
+        "OpenAIRealtimeSTTService": (lambda: OpenAIRealtimeSTTService(**socket), listen),
+        "OpenAIRealtimeSTTService with server VAD": (lambda: OpenAIRealtimeSTTService(**socket, **detecting), listen),
+    }
+    for step, (service, drive) in services.items():
+        with attempt(step):
+            await run(service(), partial(drive, step))
+
+
+asyncio.run(main())

@@ -1,0 +1,158 @@
+"""A TCP proxy that keeps what passes, and reads the requests out of it."""
+
+import asyncio
+import hashlib
+import json
+import re
+from contextlib import suppress
+from email.parser import BytesParser
+from email.policy import HTTP
+from typing import Any
+from urllib.parse import urlsplit
+
+import h11
+from websockets.extensions.permessage_deflate import PerMessageDeflate
+from websockets.frames import Opcode
+from websockets.protocol import State
+from websockets.server import ServerProtocol
+
+# What differs from machine to machine or from run to run.
+VARYING = {"host", "content-length", "connection", "sec-websocket-key", "traceparent", "keep-alive"}
+
+
+class RecordingProxy:
+    """A server that passes connections on to `host:port` and keeps the bytes of both directions."""
+
+    def __init__(self, url: str):
+        parts = urlsplit(url)
+        self._host, self._port = parts.hostname or "", parts.port or 80
+        self._passed: list[tuple[bytearray, bytearray]] = []
+        self._open: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> str:
+        """Start it and return its URL."""
+        self._server = await asyncio.start_server(self._pass_on, "127.0.0.1", 0)
+        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def stop(self) -> None:
+        """Stop it when the connections that are open have ended."""
+        self._server.close()
+        await asyncio.gather(*self._open)
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._open.add(task)
+        kept = (bytearray(), bytearray())
+        self._passed.append(kept)
+        with suppress(ConnectionError):
+            back, forth = await asyncio.open_connection(self._host, self._port)
+            await asyncio.gather(_copy(reader, forth, kept[0]), _copy(back, writer, kept[1]))
+
+    def requests(self) -> list[dict[str, Any]]:
+        """Return the different requests, each with the status and content type of its answer, in a fixed order."""
+        found = [request for sent, answered in self._passed for request in _read(bytes(sent), bytes(answered))]
+        different = {json.dumps(request, sort_keys=True): request for request in found}
+        return [different[key] for key in sorted(different)]
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kept: bytearray) -> None:
+    with suppress(ConnectionError):
+        while data := await reader.read(65_536):
+            kept += data
+            writer.write(data)
+            await writer.drain()
+    with suppress(ConnectionError, OSError):
+        writer.close()
+
+
+def _read(sent: bytes, answered: bytes) -> list[dict[str, Any]]:
+    """Return the requests of one connection; of a request that was cut off, nothing."""
+    caller, server = h11.Connection(h11.SERVER), h11.Connection(h11.CLIENT)
+    caller.receive_data(sent)
+    server.receive_data(answered)
+    requests = []
+    with suppress(h11.ProtocolError):
+        while isinstance(head := caller.next_event(), h11.Request):
+            server.send(head)
+            if any(name == b"upgrade" for name, _ in head.headers):
+                answer = server.next_event()
+                request = _request(head, b"", answer)
+                if isinstance(answer, h11.InformationalResponse):
+                    request["messages"] = _messages(caller, sent, answer)
+                return [*requests, request]
+            body = bytearray()
+            while isinstance(part := caller.next_event(), h11.Data):
+                body += part.data
+            server.send(h11.EndOfMessage()) if not body else server.send(h11.Data(bytes(body)))
+            if body:
+                server.send(h11.EndOfMessage())
+            answer = server.next_event()
+            requests.append(_request(head, bytes(body), answer))
+            while not isinstance(server.next_event(), h11.EndOfMessage | h11.ConnectionClosed | type(h11.NEED_DATA)):
+                pass
+            caller.send(h11.Response(status_code=200, headers=[("content-length", "0")]))
+            caller.send(h11.EndOfMessage())
+            caller.start_next_cycle()
+            server.start_next_cycle()
+    return requests
+
+
+def _request(head: h11.Request, body: bytes, answer: Any) -> dict[str, Any]:
+    headers = {name.decode(): value.decode() for name, value in head.headers}
+    form = headers.get("content-type", "")
+    steady = {
+        name: value for name, value in headers.items() if name not in VARYING and not name.startswith("x-stainless")
+    }
+    request: dict[str, Any] = {"method": head.method.decode(), "target": head.target.decode(), "headers": steady}
+    if form.startswith("multipart/form-data"):
+        steady["content-type"] = "multipart/form-data"
+        request["parts"] = _parts(form, body)
+    elif body:
+        request["json"] = json.loads(body)
+    if isinstance(answer, h11.Response | h11.InformationalResponse):
+        request["status"] = answer.status_code
+        request["answer"] = dict(answer.headers).get(b"content-type", b"").decode().split(";")[0]
+    return request
+
+
+def _parts(form: str, body: bytes) -> list[dict[str, str]]:
+    """Return the fields of a form; a file by what its first bytes are."""
+    message = BytesParser(policy=HTTP).parsebytes(f"content-type: {form}\r\n\r\n".encode() + body)
+    parts = []
+    for part in message.iter_parts():
+        data = part.get_payload(decode=True)
+        known = {"name": part.get_param("name", header="content-disposition")}
+        if part.get_filename() is None:
+            parts.append(known | {"value": data.decode()})
+            continue
+        kinds = {b"RIFF": "wav", b"\x1aE\xdf\xa3": "webm", b"ID3": "mp3", b"\xff": "mp3", b"OggS": "ogg"}
+        kind = next((kind for mark, kind in kinds.items() if data.startswith(mark)), hashlib.sha256(data).hexdigest())
+        # A name that is made up anew for each upload is kept by its end.
+        name = re.sub(r"^[0-9a-f-]{36}", "upload", part.get_filename())
+        parts.append(known | {"filename": name, "type": str(part.get("content-type", "")), "file": kind})
+    return parts
+
+
+def _messages(caller: h11.Connection, sent: bytes, answer: h11.InformationalResponse) -> list[dict[str, Any]]:
+    """Return what a client said on a WebSocket; audio is left out, and appended audio is named once in a row."""
+    rest = sent[sent.index(b"\r\n\r\n") + 4 :]
+    deflates = b"sec-websocket-extensions" in dict(answer.headers)
+    protocol = ServerProtocol(state=State.OPEN, max_size=None)
+    protocol.extensions = [PerMessageDeflate(False, False, 15, 15)] if deflates else []
+    with suppress(Exception):
+        protocol.receive_data(rest)
+    messages: list[dict[str, Any]] = []
+    text = bytearray()
+    for frame in protocol.events_received():
+        if frame.opcode in (Opcode.TEXT, Opcode.CONT):  # type: ignore[union-attr]
+            text += frame.data  # type: ignore[union-attr]
+            if frame.fin:  # type: ignore[union-attr]
+                message = json.loads(bytes(text))
+                text.clear()
+                message.pop("event_id", None)
+                if message["type"] == "input_audio_buffer.append":
+                    message["audio"] = "…"
+                if not messages or messages[-1] != message:
+                    messages.append(message)
+    return messages

@@ -1,0 +1,22 @@
+"""The public benchmark of five TTS engines: the unchanged requests to each, for a few seconds."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from report import FOLDER, TEXT, URL, attempt, report
+
+DATASET = FOLDER / "dataset.jsonl"
+DATASET.write_text(json.dumps({"id": "garden", "text": TEXT}) + "\n")
+
+for target in ("vllm-omni", "sglang-omni", "voxserve", "mstar", "nari"):
+    with attempt(f"target {target}"):
+        words = ["--target", target, "--base-url", URL, "--dataset", str(DATASET), "--output", str(FOLDER / target)]
+        command = [str(Path(sys.executable).with_name("bench")), "run", *words]
+        command += ["--rps", "0.5", "--warmup", "0s", "--duration", "4s", "--arrival", "constant"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        summary = json.loads((FOLDER / target / "summary.json").read_text())
+        report(f"target {target}", value=summary)
