@@ -76,9 +76,9 @@ class Catalogue:
         return profile
 
     async def model(self, name: str) -> ModelProfile:
-        """Return the model of that name or alias; raise ApiError 404 for other names."""
+        """Return the model of that name or alias, of any for an empty one; raise ApiError 404 for other names."""
         profile = await self.profile()
-        if name != profile.family and self._aliases.get(name) != profile.family and not is_alias(name):
+        if name and name != profile.family and self._aliases.get(name) != profile.family and not is_alias(name):
             raise ApiError(404, f"model: there is {profile.family!r}, and no {name[:60]!r}", "model", "model_not_found")
         return profile
 

@@ -117,6 +117,13 @@ def test_the_recorded_requests_are_of_every_client() -> None:
     assert len(RECORDED) >= 6
 
 
+async def test_open_webui_transcribes_with_an_empty_model_as_by_default(start: Start) -> None:
+    async with (await start(script)).http() as http:
+        files = {"file": ("upload.wav", recording("wav"))}
+        answer = await http.post("/v1/audio/transcriptions", files=files, data={"model": ""})
+    assert (answer.status_code, answer.json()["text"]) == (200, TEXT)
+
+
 async def test_livekit_is_told_the_status_and_the_words_of_a_failure(start: Start) -> None:
     client = (await start([ErrorText("full: 9 utterances are already in flight")])).openai()
     with pytest.raises(openai.APIStatusError) as raised:
