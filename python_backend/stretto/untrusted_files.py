@@ -1,8 +1,7 @@
-"""Files of a release or checkpoint, which may come from anywhere: read within bounds, and never executed.
+"""Bounded, non-executing reads of files of a release or checkpoint, which may come from anywhere.
 
-A file must be a regular file, so that no read waits for a FIFO or a device. Text is bounded in size and in nesting
-before a parser sees it, because C parsers recurse once per level. Every failure is a CheckpointError that names the
-file.
+A file must be a regular file, so that no read waits for a FIFO or a device. The size and nesting of text are limited
+before it is parsed, because C parsers recurse once per level. Every failure is a CheckpointError that names the file.
 """
 
 import json
@@ -17,13 +16,13 @@ import yaml
 
 from stretto.errors import CheckpointError, shown
 
-MAX_TEXT_BYTES = 64 << 20  # tokenizer.json of the largest vocabularies has 35 MB, an index of shards 10 MB
+MAX_TEXT_BYTES = 64 << 20  # the largest tokenizer.json files have 35 MB, an index of shards 10 MB
 MAX_YAML_BYTES = 16 << 20  # ESPnet's config.yaml lists every token: 5 MB
 MAX_DEPTH = 64  # published files nest 12 levels at most
-MAX_NODES = 5_000_000  # of YAML, every alias counted with all that it stands for
+MAX_NODES = 5_000_000  # limit of YAML values, with every alias expanded
 MAX_DIGITS = 20  # 64 bits
 NUMBER = re.compile(r"[-+]?[0-9][0-9a-fA-F_:.xob]*")
-# Keys of a config.json by which transformers imports code, and vLLM takes another model than this one.
+# Keys of a config.json that make transformers import code, or vLLM load another model.
 LEADS_ELSEWHERE = (
     "auto_map",
     "attn_implementation",
@@ -31,15 +30,15 @@ LEADS_ELSEWHERE = (
     "experts_implementation",
     "speculators_config",
 )
-MAX_LINK_FOLDERS = 3  # of a snapshot in a Hugging Face cache, from a file up to the folder `snapshots`
-# Errors of parsers on content that no writer makes: numbers of a million digits, dates that do not exist.
+MAX_LINK_FOLDERS = 3  # levels from a file of a Hugging Face snapshot up to the folder `snapshots`
+# Errors of parsers on malformed content, such as numbers of a million digits or dates that do not exist.
 UNPARSABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, yaml.YAMLError)
 
 
 def regular_file(path: Path, max_bytes: int | None = None) -> Path:
     """Return `path`; raise CheckpointError unless it is a regular file of at most `max_bytes` bytes.
 
-    Links are followed. OSError if the file cannot be examined.
+    Links are followed. Raises OSError if the file cannot be examined.
     """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
@@ -57,11 +56,11 @@ def released_file(folder: Path, name: str) -> Path:
     that `folder` is a snapshot of. Any other target would let a downloaded release read a file of this machine.
 
     Args:
-        folder: folder of the release.
-        name: file name without separators, for example from the `weight_map` of an index.
+        folder: Folder of the release.
+        name: File name without separators, for example from the `weight_map` of an index.
 
     Raises:
-        CheckpointError: if there is no such file, `name` is no plain file name, the file is not regular, or the link
+        CheckpointError: If there is no such file, `name` is not a plain file name, the file is not regular, or the link
             leads elsewhere.
     """
     if not isinstance(name, str) or name in ("", ".", "..") or name != os.path.basename(name) or "\0" in name:
@@ -78,7 +77,7 @@ def released_file(folder: Path, name: str) -> Path:
 
 
 def _roots(folder: Path) -> Iterator[Path]:
-    """Yield the folders that links in `folder` may lead to."""
+    """Yield the folders to which links in `folder` may lead."""
     yield folder.resolve()
     above = Path(os.path.abspath(folder))
     for parent in (above, *above.parents)[: MAX_LINK_FOLDERS + 1]:
@@ -108,11 +107,14 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def yaml_mapping(path: Path, loader: Any = None) -> dict[str, Any]:
-    """Return the mapping in a YAML file, read by a safe loader; CheckpointError if there is none.
+    """Return the mapping in a YAML file, read by a safe loader.
 
     Args:
-        path: the file.
-        loader: a subclass of `yaml.SafeLoader`, for files with tags; None for plain YAML.
+        path: The file.
+        loader: A subclass of `yaml.SafeLoader`, for files with tags; None for plain YAML.
+
+    Raises:
+        CheckpointError: If the file holds no mapping, or exceeds the limits.
     """
     fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
@@ -127,17 +129,17 @@ def yaml_mapping(path: Path, loader: Any = None) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> int:
-    """Return the integer that JSON spells; ValueError if no number of a model is as long."""
+    """Return the integer of a JSON number; ValueError if it has more than MAX_DIGITS characters."""
     if len(digits) > MAX_DIGITS:
         raise ValueError(f"an integer of {len(digits)} digits")
     return int(digits)
 
 
 def _check_events(events: Iterable[yaml.Event]) -> None:
-    """Raise ValueError for YAML that would exhaust the stack, the memory or the time of what reads it.
+    """Raise ValueError for YAML that would exhaust the stack, the memory or the time of its reader.
 
-    libyaml parses events with a stack on the heap. What composes and constructs values recurses, expands aliases where
-    the record is walked, and takes quadratic time for long numbers.
+    libyaml parses events with a stack on the heap. The composer and constructor recurse and take quadratic time for
+    long numbers, and walking the record expands aliases.
     """
     sizes: dict[str, int] = {}
     open_nodes: list[tuple[str | None, int]] = [(None, 0)]
@@ -178,5 +180,5 @@ def _check_depth(record: Any, path: Path) -> None:
 
 
 def _line(error: BaseException) -> str:
-    """Return an error for a message of one line."""
+    """Return an error's text as one line for a message."""
     return shown(" ".join(str(error).split()) if isinstance(error, yaml.YAMLError) else error, 300)

@@ -1,4 +1,4 @@
-"""How a family hears audio through an encoder of its own: what it is fed, and how many rows come of it."""
+"""Input formats of audio encoders: feature size, and number of rows per audio."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -10,22 +10,22 @@ import numpy as np
 from stretto.errors import InvalidRequest
 from stretto.records.prompt import Prompt
 
-KEY = "audio_config"  # of a checkpoint's config.json: the encoder's configuration
-SENSE_VOICE = "sense_voice_small"  # its `model_type`, where it is not Qwen3-Omni's
-X_VECTOR = "x_vector"  # its `model_type`, where there is none: a speaker encoder outside the model has heard a voice
-THINKER_STATES = "thinker_states"  # its `model_type`, where a thinker has heard it, of which the model is given states
-NUM_QUERIES = 4  # rows of its own that SenseVoice puts before those it hears
+KEY = "audio_config"  # key of the encoder's configuration in a checkpoint's config.json
+SENSE_VOICE = "sense_voice_small"  # `model_type` of SenseVoice's encoder
+X_VECTOR = "x_vector"  # `model_type` if a speaker encoder outside the model computes vectors of voices
+THINKER_STATES = "thinker_states"  # `model_type` if the model receives hidden states of a separate thinker model
+NUM_QUERIES = 4  # learned query rows that SenseVoice puts before the audio rows
 
 
 @dataclass(frozen=True, slots=True)
 class AudioFormat(ABC):
-    """What an encoder reads: frames of `feature_size` numbers."""
+    """Input format of an encoder: frames of `feature_size` numbers."""
 
     feature_size: int
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> "AudioFormat | None":
-        """From config.json; None for a checkpoint without an encoder."""
+        """Return the format for a checkpoint's config.json; None if it has no encoder."""
         record = config.get(KEY)
         if record is None:
             return None
@@ -39,14 +39,16 @@ class AudioFormat(ABC):
 
     @abstractmethod
     def num_rows(self, num_frames: int) -> int:
-        """Rows of the model that F frames make."""
+        """Return the number of model rows for `num_frames` frames."""
 
 
 @dataclass(frozen=True, slots=True)
 class MelFormat(AudioFormat):
-    """What Qwen3-Omni's encoder reads: log-mel frames, 100 a second, in chunks of 2 * n_window.
+    """Input format of Qwen3-Omni's encoder: log-mel frames, 100 per second, in chunks of 2 * n_window.
 
-    do_normalize: whether the waveform is brought to zero mean and unit variance before.
+    Attributes:
+        n_window: Half the chunk length, in frames.
+        do_normalize: True if the waveform is first normalised to zero mean and unit variance.
     """
 
     n_window: int = 50
@@ -54,16 +56,17 @@ class MelFormat(AudioFormat):
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> "MelFormat | None":
-        """From config.json of a checkpoint that hears so; None without an encoder."""
+        """Return the format for a config.json with Qwen3-Omni's encoder; None if it has no encoder."""
         record = config.get(KEY)
         if record is None:
             return None
         return MelFormat(record["num_mel_bins"], record["n_window"], record.get("do_normalize", True))
 
     def num_rows(self, num_frames: int) -> int:
-        """Three convolutions of stride 2 over each chunk, each its own remainder.
+        """Return the rows after three convolutions of stride 2 over each chunk; a shorter last chunk counts separately.
 
-        Counted from the convolutions themselves, as transformers' own helper is right for n_window 50 only.
+        The number follows from the convolutions themselves, because transformers' helper is correct for n_window 50
+        only.
         """
         chunks, rest = divmod(num_frames, 2 * self.n_window)
         return chunks * _after_convolutions(2 * self.n_window) + (_after_convolutions(rest) if rest else 0)
@@ -71,25 +74,25 @@ class MelFormat(AudioFormat):
 
 @dataclass(frozen=True, slots=True)
 class StackedFormat(AudioFormat):
-    """What SenseVoice's encoder reads: several log-mel frames as one; windowless."""
+    """Input format of SenseVoice's encoder: frames that stack several log-mel frames; without windows."""
 
     def num_rows(self, num_frames: int) -> int:
-        """A row for each of F frames, behind the encoder's own."""
+        """Return one row per frame, plus the encoder's own query rows."""
         return NUM_QUERIES + num_frames
 
 
 @dataclass(frozen=True, slots=True)
 class VectorFormat(AudioFormat):
-    """Vectors as wide as the model's rows, each in the place of a part of one."""
+    """Vectors as wide as the model's rows, each replacing part of one row's embedding."""
 
     def num_rows(self, num_frames: int) -> int:
-        """A row for each."""
+        """Return one row per vector."""
         return num_frames
 
 
 @dataclass(frozen=True, slots=True)
 class StatesFormat(VectorFormat):
-    """Hidden states, as wide as the model that has heard something: a row of each."""
+    """Hidden states of another model, as wide as that model; one row each."""
 
 
 def _after_convolutions(num_frames: int) -> int:

@@ -1,4 +1,4 @@
-"""A model family as data: its streams, special ids, tasks and defaults. It builds no tensor and reads no file."""
+"""Model families as data: streams, special ids, tasks and defaults. Builds no tensor and reads no file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,13 +16,20 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Script:
-    """A monotonic script on stream 0 of the audio segment, taken from the text segment just written.
+    """Alignment pointer on stream 0 of the audio segment, over the text segment that was just generated.
 
-    Every text token in `spoken` is an entry, in order; its ordinal (from 1) is `index_base + ordinal` on
-    `index_stream`, an input-only stream. In the audio segment the pointer stays on its entry or advances to
-    the next, never elsewhere: stream 0 carries `first_frame + 2 * (token - spoken.start)` in the entry's first
-    row and that id + 1 while it stays; P(advance) = 1 - P(stay), the softmax taken over the audio interval of
-    stream 0 and `end_of_audio`. Advancing from the last entry ends the audio.
+    Every text token in `spoken` is an entry, in order. Its ordinal (from 1) appears as `index_base + ordinal` on
+    `index_stream`, an input-only stream. In the audio segment the pointer stays on its entry or advances to the next
+    one. Stream 0 carries `first_frame + 2 * (token - spoken.start)` in an entry's first row, and that id + 1 while the
+    pointer stays. P(advance) = 1 - P(stay), with the softmax over the audio interval of stream 0 and `end_of_audio`.
+    Advancing from the last entry ends the audio.
+
+    Attributes:
+        spoken: Ids of the text tokens that are entries.
+        first_frame: Id of the first row of an entry for token `spoken.start`.
+        index_base: Id of ordinal 0 on `index_stream`.
+        index_stream: Input-only stream of the ordinals.
+        max_entries: Largest number of entries.
     """
 
     spoken: range
@@ -34,12 +41,14 @@ class Script:
 
 @dataclass(frozen=True)
 class UnconditionalContext:
-    """What the unconditional half of a guidance pair sees: the same rows at the same positions, except that
+    """Differences between the rows of the unconditional request and those of the conditional request of a CFG pair.
 
-    - context rows between the first `keep_first` and the last `keep_last` become `[null_id, pad, …]`, but for what
-      `kept_streams` carry there;
-    - in audio rows each stream of `hidden_streams` carries `null_id` (stream 0) or pad (any other) in place of
-      an id of its audio interval or index; ids outside it (end of audio, the pads of the tail) stay.
+    Both have the same positions. These rows differ:
+
+    - Context rows after the first `keep_first` and before the last `keep_last` become `[null_id, pad, …]`, except in
+      `kept_streams`.
+    - In audio rows, each stream of `hidden_streams` carries `null_id` (stream 0) or pad (any other stream) instead of
+      ids of its audio interval or index. Other ids (end of audio, pads of the tail) are unchanged.
     """
 
     null_id: int
@@ -51,10 +60,13 @@ class UnconditionalContext:
 
 @dataclass(frozen=True)
 class TextTrack:
-    """An input-only stream of the text that is spoken: row i of the reply carries frame i and the track's id i.
+    """Input-only stream for streamed text: row i of the reply carries frame i and the i-th id of the text.
 
-    end_id: the last id of a text. pad_id: what the rows behind it carry, one that is no silence of the layout's.
-    is_usual: whether a text is read so where a request does not say, and not as a whole before the reply.
+    Attributes:
+        stream: Index of the stream.
+        pad_id: Id of rows after the end of the text; not a silent id of the layout.
+        end_id: Last id of a text.
+        is_usual: True if text is read this way by default; False if by default all of it precedes the reply.
     """
 
     stream: int
@@ -65,9 +77,9 @@ class TextTrack:
 
 @dataclass(frozen=True)
 class PositionStream:
-    """An input-only stream of learned positions: row i of the reply carries the i-th of `ids`, a pad behind the last.
+    """Input-only stream of learned positions: row i of the reply carries the i-th of `ids`, pads after the last.
 
-    What the rows of a prompt carry its template says.
+    The prompt template decides what rows of the prompt carry.
     """
 
     stream: int
@@ -76,12 +88,18 @@ class PositionStream:
 
 @dataclass(frozen=True)
 class Task:
-    """One thing a family can do: which segments it replies with and what its text segment may say.
+    """Task of a family: the segments of its reply and the ids that its text segment may contain.
 
-    needs, also: what the turn that it answers must hold, and what it may hold besides: `text`, `audio`.
-    text: what a text segment may say; of an interleaved one, its codes too.
-    answers: whose turn that is. has_history: whether turns of user and assistant may come before it.
-    system: what a system turn before all others may hold; () where there is none.
+    Attributes:
+        name: Name of the task in requests.
+        segments: Segments of the reply, in order.
+        text: Ids that a text segment may contain; for an interleaved segment, the codes too.
+        needs: Content that the last turn must have: `text`, `audio`.
+        sampling: Default sampling options.
+        also: Content that the last turn may have in addition.
+        answers: Role of the last turn.
+        has_history: True if turns of user and assistant may precede the last turn.
+        system: Content that a leading system turn may have; () if none is allowed.
     """
 
     name: str
@@ -96,49 +114,58 @@ class Task:
 
     @property
     def speaks(self) -> bool:
-        """Whether there is audio in what it replies with."""
+        """True if the reply contains audio."""
         return self.has_audio_segment or Segment.INTERLEAVED in self.segments
 
     @property
     def has_audio_segment(self) -> bool:
-        """Return True if the reply has a segment of audio alone, with a length that a request may limit."""
+        """True if the reply has an audio-only segment, whose length a request may limit."""
         return Segment.AUDIO in self.segments
 
 
 @dataclass(frozen=True)
 class Family:
-    """Everything about a published model family that is not a weight.
+    """Everything about a published model family except its weights.
 
-    transition: rows forced on stream 0 between the text and the audio segment.
-    guided_streams: output streams whose logits are guided in the audio segment.
-    frame_rate: frames per second of the codec; where it is 0, nothing can be asked for in seconds of the engine.
-    end_of_text, end_of_audio, end_of_reply: what stands in the row that closes a text which audio follows, the audio,
-    the reply; the last is never read. end_of_text None: what was drawn; where a limit closes the text nothing was, and
-    the transition follows at once.
-    drawn_ends: what the model draws to close a segment, any of these, where it does not draw the above.
-    voices, languages: by name, in lower case; what may be asked for. takes_instructions: whether how to speak may be
-    said in words. reads_latin_only: whether text in other scripts is refused, or transliterated if asked for.
-    voice_titles: of the voices in this order, for people, as "Female"; () if their names say enough.
-    warm_up, tail: the two ends of the delay pattern, drawn in `streams/pattern.py`.
-    has_stream_bias: the checkpoint has `stream_bias.weight` [S, H], added to the hidden state before each head.
-    subwords: ids of the tokens of the checkpoint's tokenizer, in its order; None where the family needs no tokenizer.
-    markers: ids that only prompts carry, by the names that the checkpoint gives them.
-    bursts: the modules that say further rows in a step, where the model has any.
-    penalized: which ids a repetition penalty counts in a text: those `drawn`, or `all`, the prompt's too; None where
-    the family has no such penalty.
-    depth: how the streams 1 ... of a row are drawn one after another; None: all at once, from its hidden state.
-    end_frame: ids of the streams 0 ..., as many as count; a row in audio that begins with them is `end_of_audio`, which
-    stream 0 does not draw then.
-    text_track: the stream whose ids for the rows of the reply come with the request, where there is one.
-    positions: the stream of learned positions, of a family without a text track, where there is one.
-    staircase: where streams begin and end by ids of their own: extra ids of the layout, an end the last of its
-    stream's. Its ends are the `end_frame` then, and what it puts into a row counts as drawn (SAMPLED_WARM_UP, NO_TAIL).
-    has_audio_head: the checkpoint has `audio_head.weight` [n, H], the heads of all output streams in audio one behind
-    another, what stream 0 ends with behind its own, and none over the vocabulary.
-    num_filled_codebooks: codebooks of the codec behind those of the layout: not drawn, but filled in of the whole
-    utterance where it is decoded (`codec/refinement`).
-    leaves_out_extra: frames with an extra id of the layout are not decoded, nor told; else it stands for a code.
-    not_served: why the server refuses it, which `SpeechLLM` drives; empty where it serves it.
+    Attributes:
+        end_of_reply: Id of stream 0 in the row that ends the reply; no step reads it.
+        end_of_text: Id of stream 0 in the row that ends a text followed by audio. None: the sampled id is kept, and if
+            a limit ended the text, the transition follows at once.
+        end_of_audio: Id of stream 0 in the row that ends the audio.
+        transition: Ids forced on stream 0, one per row, between the text and the audio segment.
+        guided_streams: Output streams with classifier-free guidance in the audio segment.
+        script: Alignment pointer, if the family has one.
+        voices: Names of the voices in lower case.
+        voice_titles: Titles of the voices for people, such as "Female", in the order of `voices`; () if the names
+            suffice.
+        languages: Names of the languages in lower case.
+        takes_instructions: True if the manner of speaking may be described in words.
+        reads_latin_only: True if text in other scripts is rejected, or transliterated on request.
+        frame_rate: Frames per second of the codec; 0 if the engine cannot convert seconds to frames.
+        drawn_ends: Ids that the model samples to end a segment, if these differ from the ids above.
+        warm_up, tail: Both ends of the delay pattern, drawn in `streams/pattern.py`.
+        has_stream_bias: True if the checkpoint has `stream_bias.weight` [S, H], which is added to the hidden state
+            before each head.
+        subwords: Ids of the tokens of the checkpoint's tokenizer, in its order; None if the family needs no tokenizer.
+        markers: Ids that occur in prompts only, by their names in the checkpoint.
+        bursts: Modules that generate further rows in a step, if the model has any.
+        penalized: Ids that a repetition penalty counts in a text: `drawn` for generated ids, `all` to include the
+            prompt; None if the family has no such penalty.
+        depth: Depth transformer that samples the streams 1 ... of a row one after another; None if all streams are
+            sampled at once from the row's hidden state.
+        end_frame: Ids of the streams 0 ..., as many as are compared. An audio row that begins with them counts as
+            `end_of_audio`, which stream 0 does not sample then.
+        text_track: Stream of the ids that a request provides for the rows of the reply, if the family has one.
+        positions: Stream of learned positions, if the family has one; never together with a text track.
+        staircase: Extra ids of the layout that begin and end each stream; an end is the last extra id of its stream.
+            The ends are the `end_frame` then, and these ids count as sampled (SAMPLED_WARM_UP, NO_TAIL).
+        has_audio_head: True if the checkpoint has `audio_head.weight` [n, H] and no head over the vocabulary. It holds
+            the heads of all output streams in audio, one after another; the ids that end stream 0 follow its own.
+        num_filled_codebooks: Number of codebooks after those of the layout. They are not sampled, but filled in for the
+            whole utterance by the decoder (`codec/refinement`).
+        leaves_out_extra: True if frames with an extra id of the layout are neither decoded nor reported; False if such
+            an id stands for a code.
+        not_served: Reason why the server rejects a family that `SpeechLLM` supports; empty if it is served.
     """
 
     name: str
@@ -183,17 +210,17 @@ class Family:
 
     @property
     def num_codebooks(self) -> int:
-        """Of the codec."""
+        """Number of codebooks of the codec."""
         return self.layout.num_codebooks + self.num_filled_codebooks
 
     @property
     def track_stream(self) -> int | None:
-        """The stream whose ids are known before its rows are: a text's or positions; None where there is none."""
+        """Stream whose ids are known in advance (streamed text or positions); None if there is none."""
         track = self.text_track or self.positions
         return None if track is None else track.stream
 
     def task(self, name: str) -> Task:
-        """The task called `name`; KeyError lists the names there are."""
+        """Return the task called `name`; KeyError lists the known names."""
         for task in self.tasks:
             if task.name == name:
                 return task

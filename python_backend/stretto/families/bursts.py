@@ -1,6 +1,7 @@
-"""Bursts: steps in which a model says several rows, by modules behind it. How many follows from a row's place alone.
+"""Multi-token steps: the backbone generates one row and modules generate further ones in the same step.
 
-A schedule (1, 2, 2, 3) with `M` for rows that the main model says, and `m` for those that modules say in the same step:
+The number of further rows depends on the row's index alone. A schedule (1, 2, 2, 3), with `M` for rows of the backbone
+and `m` for rows of modules in the same step:
 
     row of the reply   0   1   2   3   4   5   6   7   8   9  10  11  12  13 …
                        M   m   m   M   M   m   m   m   M   M   m   m   m   M …
@@ -11,16 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-MAX_NUMBERS, MAX_NUMBER = 32, 8192  # of a schedule: a request may bring its own
+MAX_NUMBERS, MAX_NUMBER = 32, 8192  # limits of a schedule, which a request may define
 
 
 @dataclass(frozen=True)
 class BurstSchedule:
-    """Which rows of a reply the modules say.
+    """Schedule of the rows of a reply that modules generate.
 
-    mode: M1, m1, M2, m2 …: M1 rows of the main model, one a step, the last of them followed by m1 rows of modules in
-    the same step; then M2 and m2; the last pair repeats. num_modules: where m is more, the main model says the row
-    behind theirs, and they begin anew.
+    Attributes:
+        name: Name of the schedule in requests and error messages.
+        mode: M1, m1, M2, m2 …: M1 rows of the backbone, one per step, the last of them followed by m1 rows of modules
+            in the same step; then M2 and m2. The last pair repeats.
+        num_modules: Number of modules. If an m is larger, the backbone generates the row after the modules' rows, and
+            the modules start again.
     """
 
     name: str
@@ -37,11 +41,11 @@ class BurstSchedule:
 
     @cached_property
     def max_extra(self) -> int:
-        """The most rows that modules say in a step."""
+        """Largest number of rows that modules generate in a step."""
         return min(self.num_modules, max(self.mode[1::2]))
 
     def num_extra(self, index: int) -> int:
-        """How many rows of modules follow row `index` of the reply, one of the main model's, in the same step."""
+        """Return the number of module rows in the step that begins with row `index`, a row of the backbone."""
         place = index
         for main, extra in self._pairs[:-1]:
             if place < main + extra:
@@ -51,24 +55,25 @@ class BurstSchedule:
         return self._extra(index, place % (main + extra), main, extra)
 
     def next_step(self, index: int) -> int:
-        """The first row at `index` or behind it that is the main model's."""
+        """Return the first row of the backbone at or after `index`."""
         step = 0
         while step < index:
             step += 1 + self.num_extra(step)
         return step
 
     def _extra(self, index: int, place: int, main: int, extra: int) -> int:
-        behind = place - (main - 1)  # the last of its rows that the main model says for itself
+        behind = place - (main - 1)  # 0 in the row that the modules' rows follow
         if behind < 0:
             return 0
         assert behind % (self.num_modules + 1) == 0, f"{self.name}: row {index} is a module's, no step begins with it"
         return min(self.num_modules, extra - behind)
 
     def window(self, num_modules: int) -> int:
-        """The most rows, counted back from the last that the main model has read, that a module may have yet to read.
+        """Return the largest number of recent rows that a module may not have read yet.
 
-        Module k (from 0) reads row j together with the id of row j + k + 1. Modules read a prompt as it comes, and
-        what a burst can give them; what came since, and what needed ids not known then, they read with the next burst.
+        Rows are counted back from the last row that the backbone has read. Module k (from 0) reads row j together with
+        the id of row j + k + 1. Modules read a prompt at once, and the rows of a multi-token step as far as the ids are
+        known. They read the remaining rows with the next multi-token step.
         """
         extra = self.num_extra(0)
         index, widest, behind = 1 + extra, num_modules, max(0, num_modules - 1 - extra)
@@ -84,9 +89,11 @@ class BurstSchedule:
 
 @dataclass(frozen=True)
 class Bursts:
-    """The modules of a model and the schedules that have names; the first is that of requests that say none.
+    """Modules of a model and its named schedules; the first schedule is the default.
 
-    num_modules: N; module k says the row k + 1 behind the main model's.
+    Attributes:
+        num_modules: Number of modules; module k (from 0) generates row k + 1 after the backbone's row.
+        schedules: Named schedules.
     """
 
     num_modules: int
@@ -97,7 +104,10 @@ class Bursts:
             raise ValueError(f"{self.num_modules} modules do not say {most} rows in a step")
 
     def schedule(self, name: str | Sequence[int] | None) -> BurstSchedule:
-        """The schedule called `name`, that of these numbers, or the first for None; KeyError lists the names."""
+        """Return the schedule called `name`, one of the given numbers, or the default for None.
+
+        KeyError lists the names.
+        """
         if name is not None and not isinstance(name, str):
             return BurstSchedule("the request's schedule", tuple(name), self.num_modules)
         for schedule in self.schedules:
@@ -107,10 +117,11 @@ class Bursts:
 
     @cached_property
     def window(self) -> int:
-        """The most rows that modules may have yet to read: as many as the named schedules leave, but for long ones.
+        """Upper bound on the rows that modules may not have read yet, for any schedule.
 
-        A step that would leave more to be read has them read without saying anything (`worker/module_rows.py`). So that
-        is enough for any schedule, as a burst leaves no more than N, and the step behind it reads N + 1.
+        It covers the named schedules, up to 2 * num_modules rows. If a step would leave more rows unread, the modules
+        read them in that step and generate nothing (`worker/module_rows.py`). That suffices for any schedule, because a
+        multi-token step leaves at most N = `num_modules` rows, and the next step reads N + 1.
         """
         windows = (schedule.window(self.num_modules) for schedule in self.schedules)
         return max(self.num_modules + 1, *(min(window, 2 * self.num_modules) for window in windows))

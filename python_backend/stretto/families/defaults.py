@@ -1,8 +1,8 @@
-"""Sampling defaults that a checkpoint brings: `speech_sampling` in config.json, over those of its family.
+"""Sampling defaults of a checkpoint: `speech_sampling` in config.json, which override those of its family.
 
     {"audio": {"temperature": 0.7, "top_k": 30}, "depth": {"temperature": 0.8}, "repetition_penalty": 1.1}
 
-`stretto convert` writes there what a release's generation_config.json says. Options of a request still win.
+`stretto convert` takes them from a release's generation_config.json. Options of a request override them.
 """
 
 from collections.abc import Mapping
@@ -19,11 +19,14 @@ OTHERS = ("repetition_penalty", "min_p", "ras_window", "ras_max_repeats")
 
 
 def with_defaults(family: Family, record: object) -> Family:
-    """Return the family with the sampling defaults of `record` in every task; CheckpointError names a value.
+    """Return the family with the sampling defaults of `record` in every task.
 
     Args:
-        family: with the defaults of its authors' code.
-        record: value of `speech_sampling`; None for none.
+        family: Family with the defaults of its authors' code.
+        record: Value of `speech_sampling`, or None.
+
+    Raises:
+        CheckpointError: If a value is invalid; the message names it.
     """
     if record is None:
         return family
@@ -43,7 +46,7 @@ def with_defaults(family: Family, record: object) -> Family:
 
 
 def _over(defaults: SamplingConfig, record: Mapping[str, Any]) -> SamplingConfig:
-    """Return `record` over the defaults of a task."""
+    """Return the defaults of a task, overridden by `record`."""
     text, audio = (_segment(getattr(defaults, name), record.get(name, {})) for name in SEGMENTS)
     given, depth = record.get("depth"), defaults.depth
     if given is not None:
@@ -53,6 +56,9 @@ def _over(defaults: SamplingConfig, record: Mapping[str, Any]) -> SamplingConfig
 
 
 def _segment(defaults: SegmentSampling, given: Mapping[str, Any]) -> SegmentSampling:
-    """Return `given` over the defaults of a segment; a segment that a task generates greedily stays greedy."""
+    """Return the defaults of a segment, overridden by `given`.
+
+    A segment that a task generates greedily stays greedy.
+    """
     is_greedy = defaults.temperature == 0
     return replace(defaults, **{name: value for name, value in given.items() if not (is_greedy and name == DRAWN[0])})

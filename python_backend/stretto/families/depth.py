@@ -1,4 +1,4 @@
-"""A depth transformer as data: a small causal transformer over the codebooks of one frame, new for every frame."""
+"""Depth transformers as data: small causal transformers over the codebooks of one frame, reset for every frame."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,13 +7,18 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class DepthSpec:
-    """The numbers of its layers, which are Llama's or Qwen3's.
+    """Hyperparameters of a depth transformer with layers of Llama or Qwen3.
 
-    Position 0 reads the row's hidden state, position p the code of stream p - 1; what comes out of position p draws
-    stream p. hidden: its width. rope: as a published config.json has `rope_parameters`, with `rope_theta`.
-    projection: what takes hidden states of the backbone to its width, with a bias or without; None where they have it.
-    Codes lie in tables of their own, of its width: what a model puts them through is in these already.
-    has_head_norms: whether queries and keys are normalised head by head, as Qwen3's.
+    Position 0 reads the row's hidden state, and position p the code of stream p - 1. The output of position p samples
+    stream p. Codes have embedding tables of their own, of width `hidden`, which include any projection that the
+    published model applies.
+
+    Attributes:
+        hidden: Width.
+        rope: `rope_parameters` of a published config.json, including `rope_theta`.
+        projection: Linear layer from the backbone's width to `hidden`, with or without bias; None if the widths are
+            equal.
+        has_head_norms: True if queries and keys are normalised per head, as in Qwen3.
     """
 
     hidden: int

@@ -1,5 +1,7 @@
-"""What encoders make of audio, the latest remembered: a conversation comes whole with every turn, a voice with every
-request."""
+"""LRU cache of encoded audio.
+
+A conversation is sent in full with every turn, and a voice with every request.
+"""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -7,14 +9,14 @@ from hashlib import blake2b
 
 import numpy as np
 
-MAX_BYTES = 32 << 20  # codes of half a minute take 108 kB, of the family that has the most
-ENTRY_BYTES = 512  # beside them
+MAX_BYTES = 32 << 20  # half a minute of codes takes at most 108 kB, in the family with the most codes
+ENTRY_BYTES = 512  # overhead per entry
 
 
 class CachedEncoder:
-    """An encoder of audio, into codes or a vector, and what it made of the audio that came last, in so much memory.
+    """Encoder of audio, to codes or a vector, with an LRU cache of its results bounded in bytes.
 
-    Audio is known by what it contains: whoever asks for it has it.
+    The cache key is a hash of the samples, so results are shared by all clients.
     """
 
     def __init__(self, encode: Callable[[np.ndarray], np.ndarray], max_bytes: int = MAX_BYTES):
@@ -23,7 +25,7 @@ class CachedEncoder:
         self._num_bytes = 0
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """As the encoder's, of mono `pcm` [n] float32."""
+        """Return the encoder's result for mono `pcm` [n] float32."""
         key = blake2b(pcm.tobytes()).digest()
         if key in self._latest:
             self._latest.move_to_end(key)

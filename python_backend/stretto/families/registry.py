@@ -1,15 +1,16 @@
-"""Families by name: the built-in ones, and those that installed packages register.
+"""Registry of families: the built-in ones, and those that installed packages register.
 
 A family is a package of these files:
 
-family.py    build(name, vocabulary) -> Family          the numbers, ids, tasks and defaults; no torch
-prompt.py    open_template(...) -> Template             a request to rows
-reader.py    TEXT_CODEC                                 optional: text without a tokenizer, for people
-model.py                                                optional: what of the network stock vLLM does not have
+family.py    build(name, vocabulary) -> Family          numbers, ids, tasks and defaults; without torch
+prompt.py    open_template(...) -> Template             conversion of a request to rows
+reader.py    TEXT_CODEC                                 optional: readable text for families without a tokenizer
+model.py                                                optional: parts of the network that stock vLLM lacks
 convert.py   convert(release, contents) -> Converted    optional: published files to a checkpoint
 
-Another installed package registers its own by an entry point of the group `stretto.families`: the family's name, and
-such a package (or one `Family`, which has no prompts). A checkpoint only names a family. It cannot name code.
+Another installed package registers its family by an entry point of the group `stretto.families`. The entry point has
+the family's name and refers to such a package, or to one `Family`, which has no prompts. A checkpoint only names a
+family. It cannot name code.
 """
 
 from collections.abc import Mapping
@@ -27,17 +28,17 @@ from stretto.families.defaults import with_defaults
 from stretto.untrusted_files import LEADS_ELSEWHERE, UNPARSABLE, json_object
 
 NAME, VOCABULARY = "speech_family", "speech_vocabulary"  # keys of a checkpoint's config.json
-GROUP = "stretto.families"  # of entry points
+GROUP = "stretto.families"  # entry point group
 
 SAME_NAME = ("tiny", "bagpiper", "opuslm", "vita_audio", "csm", "qwen3_tts", "qwen3_omni_talker", "chatterbox", "valle")
 FOLDERS = {name: name for name in SAME_NAME} | {"opuslm_dialogue": "opuslm", "higgs_audio_v2": "higgs_audio"}
 
 
 def registered(name: str) -> ModuleType | Family | None:
-    """Return the package of a family, or the family itself if that is what was registered; None if there is neither.
+    """Return the package of a family, or the family itself if that was registered; None if the name is unknown.
 
     Raises:
-        CheckpointError: if two packages register the name, or the one that does cannot be imported.
+        CheckpointError: If two packages register the name, or the registered object cannot be imported.
     """
     if name in FOLDERS:
         return import_module(f"{__package__}.{FOLDERS[name]}")
@@ -53,7 +54,7 @@ def registered(name: str) -> ModuleType | Family | None:
 
 
 def module_of(family: str, role: str) -> ModuleType | None:
-    """Return the file of a family's package for a role, for example `prompt`; None if there is none."""
+    """Return the module of a family's package for a role, for example `prompt`; None if there is none."""
     package = registered(family)
     name = f"{package.__name__}.{role}" if isinstance(package, ModuleType) else None
     return import_module(name) if name and find_spec(name) else None
@@ -62,8 +63,9 @@ def module_of(family: str, role: str) -> ModuleType | None:
 def read_family(config: Mapping[str, Any]) -> Family:
     """Return the family that `speech_family` in a checkpoint's config.json names.
 
-    CheckpointError when no such family is registered, `speech_vocabulary` is not one of that family, or
-    `speech_sampling` has a value that cannot be a default.
+    Raises:
+        CheckpointError: If no such family is registered, `speech_vocabulary` does not fit the family, or
+            `speech_sampling` has an invalid value.
     """
     name = config.get(NAME)
     if not isinstance(name, str):
@@ -92,7 +94,8 @@ def family_at(checkpoint: Path) -> Family:
 def config_at(checkpoint: Path) -> dict[str, Any]:
     """Return the config.json of the checkpoint in a folder.
 
-    CheckpointError if it cannot be read, or has a key by which libraries load code or weights from elsewhere.
+    Raises:
+        CheckpointError: If it cannot be read, or has a key that makes libraries load code or weights from elsewhere.
     """
     record = json_object(checkpoint / "config.json")
     odd = [name for name in LEADS_ELSEWHERE if record.get(name) is not None]

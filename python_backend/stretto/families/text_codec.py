@@ -1,4 +1,4 @@
-"""What a family's text tokens say: from token ids to words a reader may see."""
+"""Conversion of a family's text token ids to readable text."""
 
 import codecs
 from collections.abc import Callable, Sequence
@@ -13,23 +13,25 @@ from stretto.families.tokenizer import FILE, TextTokenizer
 
 
 class TextReader(Protocol):
-    """Reads one text segment, token by token."""
+    """Incremental reader of one text segment."""
 
     def push(self, token_id: int) -> str:
-        """What `token_id` adds to the text; empty where it only makes up part of a word."""
+        """Return the text that `token_id` adds; empty if it completes no character or word."""
         ...
 
     def end(self) -> str:
-        """What is left when the segment ends."""
+        """Return the remaining text at the end of the segment."""
         ...
 
 
 @dataclass(frozen=True)
 class TextCodec:
-    """How a family's text segment is read, and which word each entry of its script belongs to.
+    """Text conversion of a family, with the assignment of alignment entries to words.
 
-    reader: a fresh reader for a task. words: for each spoken token of a text segment, the index of its word, None for
-    a pause. stream: the ids of a text that comes in pieces; None without a tokenizer.
+    Attributes:
+        reader: Function that creates a reader for a task.
+        words: Function that returns the word index of each spoken token of a text segment; None for a pause.
+        stream: Function that creates a converter of streamed text to ids; None without a tokenizer.
     """
 
     reader: Callable[[str], TextReader]
@@ -38,7 +40,7 @@ class TextCodec:
 
 
 class _SubwordReader:
-    """Reads subwords: text leaves token by token, and a character once its last byte has come."""
+    """Reader of subwords that returns a character once its last byte has arrived."""
 
     def __init__(self, tokenizer: TextTokenizer, subwords: range):
         self._tokenizer, self._subwords = tokenizer, subwords
@@ -56,7 +58,7 @@ class _SubwordReader:
 
 
 class _SilentReader:
-    """For a family whose text nobody reads."""
+    """Reader for families whose text is not readable."""
 
     def push(self, token_id: int) -> str:
         return ""
@@ -73,23 +75,25 @@ SILENT = TextCodec(lambda task: _SilentReader(), _no_words)
 
 
 def get_text_codec(family: str) -> TextCodec:
-    """The text codec of a family that needs no tokenizer; one that says nothing where the family has none."""
+    """Return the text codec of a family without a tokenizer; one that returns no text if the family has no reader."""
     module = module_of(family, "reader")
     return SILENT if module is None else module.TEXT_CODEC
 
 
 def subword_codec(tokenizer: TextTokenizer, subwords: range) -> TextCodec:
-    """The text codec of a family whose text is a tokenizer's, its ids beginning where `subwords` does."""
+    """Return the text codec of a family whose text ids are a tokenizer's ids plus `subwords.start`."""
     return TextCodec(
         lambda task: _SubwordReader(tokenizer, subwords), _no_words, lambda: SubwordStream(tokenizer, subwords)
     )
 
 
 def load_text_codec(family: Family, checkpoint: Path) -> TextCodec:
-    """The text codec of `family` with the tokenizer in its checkpoint's folder.
+    """Return the text codec of `family`, with the tokenizer in its checkpoint's folder.
 
-    A checkpoint of random weights has no tokenizer and says nothing; CheckpointError where it has one that cannot be
-    read.
+    A checkpoint of random weights has no tokenizer; its codec returns no text.
+
+    Raises:
+        CheckpointError: If the tokenizer cannot be read.
     """
     if family.subwords is None or not (checkpoint / FILE).exists():
         return get_text_codec(family.name)

@@ -1,8 +1,11 @@
-"""Text that comes in pieces, to the tokens of the whole text: a token leaves once nothing that follows can change it.
+"""Incremental tokenization of streamed text: tokens are final once no further text can change them.
 
-A byte-level BPE joins characters within a pre-token only, so the tokens of those that are complete stand. What may
-still change: the last pre-token that is more than space, and the space behind it, which may belong to what follows or
-join with it; a character that a combining mark may join, or move, in NFC; an added token that has begun.
+A byte-level BPE merges characters only within a pre-token, so tokens of complete pre-tokens are final. These parts may
+still change:
+
+- the last pre-token that is not only space, and the space after it, which may merge with what follows,
+- a character that a combining mark may join or reorder in NFC,
+- the beginning of an added token.
 """
 
 import codecs
@@ -14,11 +17,11 @@ from stretto.errors import InvalidRequest, shown
 from stretto.families.tokenizer import TextTokenizer
 from stretto.preprocessing.subwords import without_leading_line_ends
 
-MAX_PENDING_CHARS = 4096  # in which no word ends
+MAX_PENDING_CHARS = 4096  # limit of text without the end of a word
 
 
 class TextStream:
-    """The tokens of one text. `push` takes UTF-8, cut anywhere; `close` says that there is no more."""
+    """Incremental tokenizer of one text. `push` takes UTF-8, cut anywhere; `close` ends the text."""
 
     def __init__(self, tokenizer: TextTokenizer):
         self._tokenizer = tokenizer
@@ -27,18 +30,18 @@ class TextStream:
 
     @property
     def num_pending(self) -> int:
-        """How many characters there are whose tokens may still change."""
+        """Number of characters whose tokens may still change."""
         return len(self._pending)
 
     def copy(self) -> "TextStream":
-        """The same text, to go on with in another way."""
+        """Return an independent copy with the same pending text."""
         other = TextStream(self._tokenizer)
         other._decoder.setstate(self._decoder.getstate())
         other._pending = self._pending
         return other
 
     def push(self, text: bytes) -> list[int]:
-        """The tokens that `text` completes; UnicodeDecodeError where it goes on with what is no UTF-8."""
+        """Return the tokens that became final with `text`; UnicodeDecodeError if it continues with invalid UTF-8."""
         self._pending += self._decoder.decode(text)
         ids, spelled, stops = self._split()
         stop = self._stable_stop()
@@ -48,15 +51,15 @@ class TextStream:
         return [token_id for token_id, end in zip(ids, ends, strict=True) if end <= num_bytes]
 
     def close(self) -> list[int]:
-        """The tokens that are left; UnicodeDecodeError where the text ends within a character."""
+        """Return the remaining tokens; UnicodeDecodeError if the text ends inside a character."""
         self._pending += self._decoder.decode(b"", final=True)
         ids, self._pending = self._tokenizer.encode(self._pending), ""
         return ids
 
     def _split(self) -> tuple[list[int], list[bytes], list[int]]:
-        """The tokens of what is pending, their bytes, and behind how many a pre-token that is more than space begins.
+        """Return the pending text's tokens, their bytes, and byte offsets of the pre-tokens that are not only space.
 
-        What is pending is spelled from now on as the tokenizer has normalized it.
+        The pending text is replaced by its form after the tokenizer's normalization.
         """
         ids, words = self._tokenizer.encode_words(self._pending)
         spelled = [self._tokenizer.bytes_of(token_id) for token_id in ids]
@@ -70,25 +73,26 @@ class TextStream:
         return ids, spelled, starts
 
     def _stable_stop(self) -> int:
-        """How many bytes of what is pending no combining mark and no added token that has begun can change."""
+        """Return how many pending bytes neither a combining mark nor a begun added token can change."""
         text = self._pending
         starter = next((at for at in reversed(range(len(text))) if not unicodedata.combining(text[at])), 0)
-        first = max(0, len(text) - self._tokenizer.longest_added)  # what is longer has no added token's beginning
+        first = max(0, len(text) - self._tokenizer.longest_added)  # a longer suffix cannot begin an added token
         begun = next((at for at in range(first, len(text)) if self._tokenizer.begins_added(text[at:])), len(text))
         return len(text[: min(starter, begun)].encode())
 
 
 class SubwordStream:
-    """The ids of one text in a family's vocabulary, where text is `subwords`, without leading line ends."""
+    """Incremental conversion of one text to a family's ids in `subwords`, without leading line ends."""
 
     def __init__(self, tokenizer: TextTokenizer, subwords: range):
         self._stream, self._subwords = TextStream(tokenizer), subwords
-        self._blank: str | None = ""  # the space that the text has begun with; None after the first other character
+        self._blank: str | None = ""  # leading space; None after the first other character
 
     def after(self, text: str, is_last: bool) -> tuple[list[int], "SubwordStream"]:
-        """The ids that `text` completes, and the stream behind it; this one stays as it is.
+        """Return the ids that `text` completes, and the stream after it; this one is unchanged.
 
-        InvalidRequest where too much has come without the end of a word, or what the model has no tokens for.
+        Raises:
+            InvalidRequest: If a word is too long, or the model has no token for part of the text.
         """
         behind = copy(self)
         behind._stream = self._stream.copy()

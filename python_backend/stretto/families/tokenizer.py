@@ -1,4 +1,4 @@
-"""A checkpoint's own subword tokenizer: text to token ids of its vocabulary, and a token to the bytes it stands for."""
+"""Subword tokenizer of a checkpoint: text to token ids, and token ids to bytes."""
 
 from functools import cached_property
 from pathlib import Path
@@ -12,45 +12,45 @@ FILE = "tokenizer.json"
 
 
 class TextTokenizer:
-    """A byte-level BPE, as Qwen 3, OLMo 2 and SmolLM 2 have. Ids count from 0; a family adds where its text begins.
+    """Byte-level BPE, as in Qwen 3, OLMo 2 and SmolLM 2. Ids count from 0; a family adds the offset of its text ids.
 
-    spells_bytes: whether tokens are to be told as bytes, for which it must be byte-level. Of a model that writes no
-    text it may be any.
+    `spells_bytes` is True if tokens must be convertible to bytes, which requires a byte-level tokenizer. A model that
+    generates no text may have any tokenizer.
     """
 
     def __init__(self, tokenizer: Tokenizer, spells_bytes: bool = True):
         if spells_bytes and not isinstance(tokenizer.decoder, decoders.ByteLevel):
             raise CheckpointError(f"{FILE}: expected a byte-level tokenizer, got {tokenizer.decoder}")
-        tokenizer.encode_special_tokens = True  # a caller who writes "<|im_end|>" means these characters
+        tokenizer.encode_special_tokens = True  # "<|im_end|>" in a request means these characters
         self._tokenizer = tokenizer
         self._spelled: dict[int, bytes] = {}
 
     @classmethod
     def at(cls, checkpoint: Path, spells_bytes: bool = True) -> "TextTokenizer":
-        """The tokenizer in a checkpoint's folder; CheckpointError where there is none that can be read."""
+        """Load the tokenizer in a checkpoint's folder; CheckpointError if it is missing or unreadable."""
         path = checkpoint / FILE
         try:
             tokenizer = Tokenizer.from_file(str(regular_file(path, MAX_TEXT_BYTES)))
-        except Exception as error:  # the library knows no other class
+        except Exception as error:  # the library raises no narrower class
             raise CheckpointError(f"{path}: expected a tokenizer, got an error: {error}") from error
         return cls(tokenizer, spells_bytes)
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of `text`, as it stands: nothing is added, and no name of a special token means that token."""
+        """Return the token ids of `text`. Nothing is added, and names of special tokens are plain text."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_words(self, text: str) -> tuple[list[int], list[int | None]]:
-        """As `encode`, and the index of the pre-token that each token is of."""
+        """Return the token ids as `encode` does, and the index of each token's pre-token."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.word_ids
 
     def begins_added(self, text: str) -> bool:
-        """Whether an added token that stands for its name begins with `text`, and goes on."""
+        """Return True if `text` is a proper prefix of an added token that is spelled as its name."""
         return any(name.startswith(text) and len(name) > len(text) for name in self._added_names)
 
     @cached_property
     def longest_added(self) -> int:
-        """How many characters the longest name of an added token has that stands for it."""
+        """Length in characters of the longest added token that is spelled as its name."""
         return max(map(len, self._added_names), default=0)
 
     @cached_property
@@ -59,11 +59,11 @@ class TextTokenizer:
 
     @property
     def tokens(self) -> dict[int, str]:
-        """How each id is spelled in the alphabet of the BPE, added tokens as they are."""
+        """Spelling of each id in the alphabet of the BPE; added tokens unchanged."""
         return {token_id: token for token, token_id in self._tokenizer.get_vocab().items()}
 
     def bytes_of(self, token_id: int) -> bytes:
-        """The UTF-8 bytes of a token, which may begin or end inside a character; none for a special or unused id."""
+        """Return the UTF-8 bytes of a token, possibly cut inside a character; empty for special and unused ids."""
         spelled = self._spelled.get(token_id)
         if spelled is None:
             spelled = self._spelled[token_id] = self._spell(token_id)
@@ -77,13 +77,16 @@ class TextTokenizer:
 
     @cached_property
     def _added(self) -> dict[int, bytes]:
-        """Tokens that were added to the BPE, which are spelled as they are; special ones say nothing."""
+        """Bytes of the tokens added to the BPE, which are spelled literally; empty for special tokens."""
         added = self._tokenizer.get_added_tokens_decoder()
         return {token_id: b"" if token.special else token.content.encode() for token_id, token in added.items()}
 
 
 def _bytes_by_character() -> dict[str, int]:
-    """The alphabet of byte-level BPE: bytes that Latin 1 prints are their own character, the others are U+0100 on."""
+    """Return the byte for each character of the byte-level BPE alphabet.
+
+    Bytes that are printable in Latin-1 are represented by their own character, the others by U+0100 and following.
+    """
     printed = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(0x100) if byte not in printed]
     return {chr(byte): byte for byte in printed} | {chr(0x100 + index): byte for index, byte in enumerate(others)}
