@@ -1,1 +1,1 @@
-"""The launcher: find a Triton server, start it, watch it, stop it, clean up after it."""
+"""Launcher: finds a Triton server, starts, watches and stops it, and cleans up after it."""

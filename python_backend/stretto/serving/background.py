@@ -1,4 +1,4 @@
-"""The server of this machine, for whoever asks without having started one."""
+"""Background server of this machine, started on demand by commands that need one."""
 
 import fcntl
 import importlib.util
@@ -17,19 +17,19 @@ from stretto.serving.config import default_pid_file, default_port
 from stretto.serving.folders import state_folder
 from stretto.serving.installation import CONTAINER_SERVER, LaunchError
 
-# Not the current folder: what lies there must not take the place of this package.
+# -P: a module in the current folder must not shadow this package.
 LAUNCHER = (sys.executable, "-P", "-m", "stretto", "serve")
 POLL_S = 0.3
 
 
 class CannotServe(LaunchError):
-    """No server runs, and what one needs is not installed."""
+    """No server is running, and a component required to start one is not installed."""
 
 
 def ready_server() -> str:
-    """The gRPC address of this machine's server; starts one where none runs, and returns when it is ready.
+    """Return the gRPC address of this machine's server when it is ready; start a server if none is running.
 
-    Says where the page is, if there is one.
+    Prints the address of the gateway's web page if there is a gateway.
     """
     server = BackgroundServer(default_port(), state_folder())
     server.be_ready()
@@ -40,14 +40,27 @@ def ready_server() -> str:
 
 @dataclass(frozen=True, slots=True)
 class BackgroundServer:
-    """A server on `port` (HTTP) and the two after it, known by its files in `folder`."""
+    """Server on three consecutive ports, found through its pid file.
+
+    Attributes:
+        port: HTTP port; gRPC and metrics use the next two.
+        folder: Folder of its pid file and logs.
+        launcher: Command that starts a launcher.
+    """
 
     port: int
     folder: Path
     launcher: tuple[str, ...] = LAUNCHER
 
     def be_ready(self) -> None:
-        """Return when it is ready: one that runs, one that another call is starting, or one started here."""
+        """Return when the server is ready.
+
+        It may be running already, be started by another call, or be started here.
+
+        Raises:
+            CannotServe: A required component is not installed.
+            LaunchError: The server did not start.
+        """
         if self._is_there():
             return
         if self.launcher is LAUNCHER:
@@ -59,13 +72,16 @@ class BackgroundServer:
             raise LaunchError(f"the server could not be started: {error}") from None
 
     def page(self) -> str | None:
-        """The address of its gateway's page; None where its launcher was not asked for a gateway."""
+        """Return the URL of the gateway's web page, or None if the launcher runs no gateway."""
         record = pid_file.read(default_pid_file(self.port, self.folder))
         port = None if record is None else record["ports"].get("gateway")
         return None if port is None else f"http://localhost:{port}/"
 
     def _is_there(self) -> bool:
-        """Whether there is one to ask: ready, or one that no launcher of ours has started, as a container's."""
+        """Return True if a server can be used.
+
+        It is either ready, or not started by our launcher (for example in a container) and listening.
+        """
         state = self._state()
         return state == "ready" or (state is None and _listens(self.port + 1))
 
@@ -90,14 +106,14 @@ class BackgroundServer:
             say(f"{start}server ready after {time.monotonic() - begun:.0f} s; it stays for the next call, until {stop}")
 
     def _launch(self) -> "subprocess.Popen[bytes]":
-        """A launcher in a session of its own: what ends this call must not end the server."""
+        """Start a launcher in its own session, so that signals that end this call do not end the server."""
         http, grpc, metrics = range(self.port, self.port + 3)
         log = self.folder / f"server-{http}.log"
         say(f"starting the server on ports {http} (HTTP), {grpc} (gRPC), {metrics} (metrics); log: {log}")
         ports = ("--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics)
         files = ("--pid-file", default_pid_file(self.port, self.folder), "--log-file", log)
         command = [str(word) for word in (*self.launcher, *ports, *files)]
-        # Without bytecode every start of vLLM takes 10 s longer.
+        # Without bytecode each start of vLLM takes 10 s longer.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         with self._said.open("wb") as said:
             return subprocess.Popen(
@@ -106,12 +122,12 @@ class BackgroundServer:
 
     @property
     def _said(self) -> Path:
-        """What the launcher writes."""
+        """Path of the file that receives the launcher's output."""
         return self.folder / f"serve-{self.port}.log"
 
     @contextmanager
     def _only_call(self) -> Iterator[None]:
-        """Wait until no other call is starting the server."""
+        """Hold the start lock; wait first if another call is starting the server."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / f"start-{self.port}.lock").open("w") as lock:
             try:
@@ -123,7 +139,7 @@ class BackgroundServer:
 
 
 def require_installation(port: int) -> None:
-    """CannotServe where a server or vLLM is not installed; looks without importing them."""
+    """Raise CannotServe if Triton or vLLM is not installed; checked without importing them."""
     has_server = CONTAINER_SERVER.exists() or importlib.util.find_spec("pytriton") is not None
     if not has_server or importlib.util.find_spec("vllm") is None:
         raise CannotServe(
@@ -138,5 +154,5 @@ def _listens(port: int) -> bool:
 
 
 def say(message: str) -> None:
-    """A line for who waits; standard output is for what was asked for."""
+    """Print a progress line to standard error; standard output is reserved for the command's result."""
     print(message, file=sys.stderr, flush=True)

@@ -22,7 +22,11 @@ from stretto.serving.waiting import Waits
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command and return its exit code.
+
+    Args:
+        arguments: Command-line arguments after `stretto serve`.
+    """
     try:
         known = parser()
         flags, passed = known.parse_known_args(arguments)
@@ -40,7 +44,11 @@ def main(arguments: list[str]) -> int:
 
 
 def serve(config: LaunchConfig) -> int:
-    """Keep a server alive until a signal ends it."""
+    """Run the launcher until a signal stops it, and return the exit code.
+
+    Raises:
+        LaunchError: The configuration is unusable, or the server could not be started.
+    """
     if not config.model_repository.is_dir():
         raise LaunchError(f"--model-repository: there is no folder {config.model_repository}")
     if not any(config.model_repository.glob("*/config.pbtxt")):
@@ -62,7 +70,7 @@ def serve(config: LaunchConfig) -> int:
 
 
 def placed(config: LaunchConfig, launch: leftovers.Launch) -> tuple[LaunchConfig, Installation]:
-    """The config and the server under names that Triton can take, wherever they lie."""
+    """Return the config and the installation with paths that Triton accepts, through links where needed."""
     try:
         config.cache.mkdir(parents=True, exist_ok=True)
         installation = find_installation(plain_path(config.cache, launch.folder, "cache"))
@@ -78,12 +86,18 @@ def placed(config: LaunchConfig, launch: leftovers.Launch) -> tuple[LaunchConfig
 
 
 def cannot_write(error: OSError, config: LaunchConfig, choice: str) -> LaunchError:
-    """What is said where the launcher cannot write a file of its own."""
+    """Return the error for a launcher file that cannot be written.
+
+    Args:
+        error: The failure.
+        config: Configuration; its cache is named if the error names no file.
+        choice: Suggested remedy.
+    """
     return LaunchError(f"cannot write {error.filename or config.cache} ({error.strerror or error}): choose {choice}")
 
 
 def take_files(config: LaunchConfig) -> None:
-    """Begin the log and the pid file; LaunchError where that is another launcher's, which runs."""
+    """Create the log and the pid file; raise LaunchError if the pid file belongs to a running launcher."""
     running = pid_file.read(config.pid_file)
     if running is not None and running["pid"] != os.getpid():
         pid = running["pid"]
@@ -96,14 +110,14 @@ def take_files(config: LaunchConfig) -> None:
 
 
 def status(path: Path) -> int:
-    """Print the state of a launcher; 0 when its server is ready, 3 when there is none."""
+    """Print a launcher's state as JSON; return 0 if its server is ready, 3 if there is no launcher, 1 otherwise."""
     record = pid_file.read(path)
     print(json.dumps(record or {"state": "stopped"}))
     return 3 if record is None else int(record["state"] != "ready")
 
 
 def stop(path: Path) -> int:
-    """Drain and stop a launcher; LaunchError where it does not end."""
+    """Drain and stop a launcher and return 0; raise LaunchError if it does not stop in time."""
     try:
         say("stopped" if pid_file.stop(path) else "no server was running")
     except TimeoutError as error:

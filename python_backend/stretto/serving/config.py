@@ -1,4 +1,4 @@
-"""What the launcher was asked to do."""
+"""Launcher configuration and its command-line flags."""
 
 import argparse
 import ipaddress
@@ -16,15 +16,32 @@ from stretto.serving.proxy.config import Ports
 DESCRIPTION = "Start the Triton server, keep it alive, and drain it on SIGTERM. Unknown flags go to tritonserver."
 TAKEN = {"--http-address", "--grpc-address", "--metrics-address", "--allow-http", "--allow-grpc"}
 TAKEN |= {"--http-restricted-api", "--grpc-restricted-protocol"}
-MAX_MESSAGE_MB = 2147  # gRPC counts the bytes of a message in 31 bits
+MAX_MESSAGE_MB = 2147  # gRPC message sizes are 31-bit
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchConfig:
-    """The launcher's own flags, and in `passed` those of tritonserver.
+    """Launcher configuration.
 
-    An empty `log_file` is standard output. Without a `gateway_port` there is no gateway; `gateway_args` are its own
-    arguments. A port 0 is any that is free, until the proxy listens (`listening_at`).
+    A port of 0 is replaced by a free port once the proxy listens (`listening_at`).
+
+    Attributes:
+        model_repository: Triton model repository.
+        address: IP address to listen at.
+        allowed: APIs that are open to all clients.
+        max_request_bytes: Largest accepted gRPC message.
+        http_port: HTTP port.
+        grpc_port: gRPC port.
+        metrics_port: Metrics port.
+        gateway_port: Gateway port; None runs no gateway.
+        pid_file: Path of the pid file.
+        log_file: Path of the log; None is standard output.
+        cache: Folder for the launcher's private files.
+        start_seconds: Time limit of a start, scaled by the machine's load.
+        start_attempts: Number of aborted first starts before the launcher fails.
+        drain_seconds: Time limit for streams in progress when stopping.
+        passed: Flags passed through to tritonserver.
+        gateway_args: Arguments passed through to the gateway.
     """
 
     model_repository: Path
@@ -46,28 +63,31 @@ class LaunchConfig:
 
     @property
     def ports(self) -> dict[str, int]:
-        """The ports by protocol."""
+        """Port of each protocol, by its name."""
         ports = {"http": self.http_port, "grpc": self.grpc_port, "metrics": self.metrics_port}
         return ports if self.gateway_port is None else ports | {"gateway": self.gateway_port}
 
     @property
     def stop_seconds(self) -> float:
-        """The longest that a stop takes: the gateway's answers, then what is left of streams, then the exits."""
+        """Upper bound of the time to stop: draining the gateway, draining streams, and process exits."""
         return (1 if self.gateway_port is None else 2) * self.drain_seconds + 30
 
     def listening_at(self, ports: Ports) -> "LaunchConfig":
-        """The config with the proxy's ports."""
+        """Return a copy with the ports at which the proxy listens."""
         http_port = self.http_port if ports.http is None else ports.http
         return replace(self, http_port=http_port, grpc_port=ports.grpc, metrics_port=ports.metrics)
 
     @property
     def triton_ports(self) -> dict[str, int]:
-        """Those that Triton itself listens on; the others are the proxy's."""
+        """Ports that Triton itself listens at; the proxy has the others."""
         return {"http": self.http_port} if HTTP in self.allowed else {}
 
 
 def default_port() -> int:
-    """Of HTTP: STRETTO_PORT, or Triton's own; gRPC is on the next, metrics on the one after."""
+    """Return the default HTTP port: STRETTO_PORT, or 8000 like Triton.
+
+    gRPC uses the next port and metrics the one after. Raises LaunchError if STRETTO_PORT is not a valid port.
+    """
     text = os.environ.get("STRETTO_PORT") or "8000"
     if not text.isdecimal() or not 0 < int(text) <= 65_532:
         raise LaunchError(f"STRETTO_PORT: expected a port from 1 to 65532, got {text!r}")
@@ -75,12 +95,12 @@ def default_port() -> int:
 
 
 def default_pid_file(http_port: int, folder: Path) -> Path:
-    """Where a launcher on `http_port` is looked for."""
+    """Return the default pid file of a launcher with this HTTP port."""
     return folder / f"server-{http_port}.pid"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The launcher's flags; LaunchError where STRETTO_PORT is no port."""
+    """Return the parser of the launcher's flags; raise LaunchError if STRETTO_PORT is not a valid port."""
     flags = CommandParser(prog="stretto serve", description=DESCRIPTION, allow_abbrev=False)
     port, state = default_port(), state_folder()
     flags.add_argument("--model-repository", type=Path, default=bundled_repository(), help="default: %(default)s")
@@ -111,7 +131,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def add_patience(flags: argparse.ArgumentParser) -> None:
-    """The flags that say how long, and how often, one waits for the server."""
+    """Add the flags for time limits and the number of start attempts."""
     default = "; default: %(default)s"
     about = f"give up a start after this long{default}"
     flags.add_argument("--start-seconds", type=positive_seconds, default=600, help=about)
@@ -124,34 +144,40 @@ def add_patience(flags: argparse.ArgumentParser) -> None:
 
 
 def port_number(text: str) -> int:
-    """`text` as a port to listen at."""
+    """Parse a port from 1 to 65535."""
     return whole_number(text, 65_535, "a port from 1 to 65535")
 
 
 def port_or_any(text: str) -> int:
-    """`text` as a port to listen at, or 0."""
+    """Parse a port from 0 to 65535; 0 requests any free port."""
     return 0 if text == "0" else port_number(text)
 
 
 def positive(text: str) -> int:
-    """`text` as a number of things, of which there is at least one."""
+    """Parse a whole number of at least 1."""
     return whole_number(text, math.inf, "a whole number from 1")
 
 
 def message_mb(text: str) -> int:
-    """`text` as the size of a message that gRPC can take, in MB."""
+    """Parse a maximum gRPC message size in MB."""
     return whole_number(text, MAX_MESSAGE_MB, f"MB from 1 to {MAX_MESSAGE_MB}")
 
 
 def whole_number(text: str, last: float, expected: str) -> int:
-    """`text` as a whole number from 1 to `last`; argparse reports what was `expected` otherwise."""
+    """Parse a whole number from 1 to `last`.
+
+    Args:
+        text: Text to parse.
+        last: Largest accepted number.
+        expected: Description of accepted values, for the error message.
+    """
     if not text.isdecimal() or not 0 < int(text) <= last:
         raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
     return int(text)
 
 
 def positive_seconds(text: str) -> float:
-    """`text` as a time that is not over at once."""
+    """Parse a finite time in seconds greater than 0."""
     seconds = number(text)
     if not 0 < seconds < math.inf:
         raise argparse.ArgumentTypeError(f"expected seconds, more than 0, got {text!r}")
@@ -159,7 +185,7 @@ def positive_seconds(text: str) -> float:
 
 
 def non_negative_seconds(text: str) -> float:
-    """`text` as a time, which may be none."""
+    """Parse a finite time in seconds of at least 0."""
     seconds = number(text)
     if not 0 <= seconds < math.inf:
         raise argparse.ArgumentTypeError(f"expected seconds, 0 or more, got {text!r}")
@@ -167,7 +193,7 @@ def non_negative_seconds(text: str) -> float:
 
 
 def number(text: str) -> float:
-    """`text` as a number; nan, which is in no range, where it is none."""
+    """Parse a number; return NaN, which is outside every range, if `text` is not one."""
     try:
         return float(text)
     except ValueError:
@@ -175,12 +201,20 @@ def number(text: str) -> float:
 
 
 def ip_address(text: str) -> str:
-    """`text` as an address to listen at; argparse reports what is none."""
+    """Parse an IP address; raise ValueError, which argparse reports, if it is invalid."""
     return str(ipaddress.ip_address(text))
 
 
 def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
-    """The parsed flags as a config; LaunchError for flags of tritonserver that are the launcher's to give."""
+    """Return the configuration from parsed flags.
+
+    Args:
+        flags: Result of the launcher's parser.
+        passed: Flags for tritonserver.
+
+    Raises:
+        LaunchError: `passed` has a flag that only the launcher may set, or flags contradict each other.
+    """
     given = {word.partition("=")[0] for word in passed} & TAKEN
     if given:
         raise LaunchError(f"{min(given)}: say with --address where the server listens, and with --allow what is open")
@@ -212,8 +246,10 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
 
 
 def pid_file_of(flags: argparse.Namespace) -> Path:
-    """The file of the launcher that is meant: the one that is named, or the one on this HTTP port; LaunchError without
-    either."""
+    """Return the pid file that the flags select: the named one, or the default for the HTTP port.
+
+    Raises LaunchError if no file is named and the HTTP port is 0.
+    """
     if not flags.http_port and flags.pid_file is None:
         raise LaunchError("--http-port 0: say with --pid-file where the port is told")
     return flags.pid_file or default_pid_file(flags.http_port, state_folder())

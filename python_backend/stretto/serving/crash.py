@@ -1,7 +1,8 @@
-"""A server that has crashed and does not end.
+"""Detection of a tritonserver process that has crashed but does not exit.
 
-Triton's handler of a fatal signal writes down where that was, and takes memory for it. Where the crash has left the
-heap locked it waits for that for ever, as does whoever else takes memory: the process lives, and answers nobody.
+WORKAROUND(triton): its fatal-signal handler writes a stack trace, for which it allocates memory. If the crash happened
+with the heap lock held, the handler deadlocks, as does every other thread that allocates. The process stays alive but
+answers no requests.
 """
 
 import signal
@@ -11,13 +12,14 @@ from stretto.serving.processes import blocks_by_thread
 from stretto.serving.trouble import Trouble
 
 FATAL = frozenset({signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL})
-LOOK_S = 2.0  # a look reads a file for each of 130 threads
+LOOK_S = 2.0  # each poll reads one file per thread, 130 in all
 
 
 class CrashWatch:
-    """Looks for threads that are in such a handler, where the signal is blocked.
+    """Watcher for threads that execute a fatal-signal handler.
 
-    Threads of others' libraries, as of a GPU's driver, may have all signals blocked from their beginning.
+    A thread in the handler has the signal blocked. Threads of third-party libraries, for example GPU drivers, may have
+    all signals blocked from their start; they are ignored.
     """
 
     def __init__(self, pid: int) -> None:
@@ -25,7 +27,7 @@ class CrashWatch:
         self._were_free, self._seen = set[int](), set[int]()
 
     def trouble(self) -> Trouble | None:
-        """That a thread which once was not in one is there at this look and was at the last one."""
+        """Return a crash if a thread was in the handler at two successive polls; None otherwise."""
         now_s = time.monotonic()
         if now_s - self._looked_s < LOOK_S:
             return None

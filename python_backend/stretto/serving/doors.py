@@ -1,4 +1,4 @@
-"""What stands before Triton for the whole of a launch: the proxy, and the gateway where there is one."""
+"""Front-end processes of a launcher instance: the proxy and the optional gateway."""
 
 from collections.abc import Iterable
 
@@ -10,9 +10,11 @@ from stretto.serving.proxy_process import ProxyProcess
 
 
 class Doors:
-    """Open from the start of a launch to its end, over the restarts of what is behind them.
+    """Front-end processes; they outlive Triton restarts.
 
-    config: that of the launch, with the ports that the proxy has.
+    Attributes:
+        proxy: The proxy.
+        config: Configuration of the launcher instance with the ports at which the proxy listens.
     """
 
     def __init__(self, config: LaunchConfig, launch: Launch, log: LaunchLog) -> None:
@@ -28,27 +30,27 @@ class Doors:
                 raise
 
     def keep_alive(self) -> None:
-        """Start again what has ended or hangs."""
+        """Restart front-end processes that have ended or hang."""
         self.proxy.keep_alive()
         if self._gateway is not None and not self._is_draining:
             self._gateway.keep_alive()
 
     def fault(self) -> str:
-        """Return what is wrong with the proxy or the gateway; empty if nothing is known to be."""
+        """Return a description of the proxy's or the gateway's fault; empty if none is known."""
         return self.proxy.fault() or (self._gateway.fault() if self._gateway is not None else "")
 
     def given_up(self) -> str | None:
-        """The model that Triton has given up, as its answers say; None where they say no such thing."""
+        """Return the model that Triton reported as unhealthy since the last call, or None."""
         return self.proxy.given_up()
 
     def drain(self, polls: Iterable[None]) -> None:
-        """Let the gateway complete what it answers, for which it needs the server, while `polls` goes on."""
+        """Let the gateway finish its responses, which requires the server, until `polls` is exhausted."""
         self._is_draining = True
         if self._gateway is not None:
             self._gateway.drain(polls)
 
     def stop(self) -> None:
-        """End both."""
+        """Stop both processes."""
         if self._gateway is not None:
             self._gateway.stop()
         self.proxy.stop()

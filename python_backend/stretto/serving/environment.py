@@ -1,4 +1,4 @@
-"""The environment that the server and its stubs start in."""
+"""Environment variables of the server and its stubs."""
 
 import os
 from collections.abc import Mapping
@@ -11,10 +11,9 @@ from stretto.serving.leftovers import LAUNCH_ID, Launch
 from stretto.triton_io.draining import DRAIN_FILE
 from stretto.triton_io.stub import LARGE
 
-# malloc returns larger blocks to the system as they are freed. Otherwise it keeps those of files that came and went, in
-# pieces between which others lie, and Triton grows ("Large files of others" in benchmarks/README.md). And its 130
-# threads have two heaps together, not up to eight for each core, each with pieces of its own. mallopt(3); stubs that
-# compute set the first two for themselves.
+# Return larger blocks to the system when they are freed. Otherwise malloc keeps fragmented blocks of processed files,
+# and Triton grows ("Large files of others" in benchmarks/README.md). Its 130 threads share two arenas instead of up to
+# eight per core, each with its own fragmentation. See mallopt(3); stubs that compute set the first two themselves.
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(LARGE),
     "MALLOC_TRIM_THRESHOLD_": str(LARGE),
@@ -25,10 +24,15 @@ MALLOC = {
 def server_environment(
     installation: Installation, launch: Launch, base: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
-    """`base` with what the stubs need: this Python and its library first, our package, a UTF-8 locale.
+    """Return the environment of the server.
 
-    The folder of the interpreter leads PATH because that, and not PYTHONPATH, tells the stub which virtual
-    environment is meant. SPT_NOENV keeps vLLM's process titles from overwriting the launch id in /proc.
+    The interpreter's folder comes first in PATH because the stub derives the virtual environment from it, not from
+    PYTHONPATH. SPT_NOENV keeps vLLM's process titles from overwriting the launcher id in /proc.
+
+    Args:
+        installation: The Triton server.
+        launch: The launcher instance.
+        base: Environment to extend.
     """
     environment = MALLOC | bytecode_folder() | dict(base)
     environment |= {
@@ -47,7 +51,10 @@ def server_environment(
 
 
 def bytecode_folder() -> dict[str, str]:
-    """Where bytecode goes when an installation has none and may not be written: with it vLLM starts 10 s sooner."""
+    """Return a variable that redirects bytecode to the cache if the installation has none and is read-only.
+
+    With bytecode vLLM starts 10 s faster.
+    """
     if os.access(PACKAGE, os.W_OK) or (PACKAGE / "__pycache__").is_dir():
         return {}
     return {"PYTHONPYCACHEPREFIX": str(cache_folder() / "bytecode")}

@@ -1,25 +1,25 @@
-"""Where the bundled model lies, and where the launcher may write: never where the package is installed."""
+"""Locations of the bundled model repository and of writable folders, which are outside an installed package."""
 
 import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
-IMPORT_ROOT = PACKAGE.parent  # what `import stretto` searches
+IMPORT_ROOT = PACKAGE.parent  # on sys.path for `import stretto`
 
 
 def clone() -> Path | None:
-    """The clone that this package lies in; None where it is installed."""
+    """Return the git clone that contains this package, or None if the package is installed."""
     tree = IMPORT_ROOT.parent
     return tree if (tree / "pyproject.toml").is_file() and (tree / "model_repository").is_dir() else None
 
 
 def bundled_repository() -> Path:
-    """The model repository of the bundled model: at the top of a clone, beside the code of an installed package."""
+    """Return the bundled model repository: at the top of a clone, or inside an installed package."""
     return (clone() or PACKAGE) / "model_repository"
 
 
 def state_folder() -> Path:
-    """The pid files and logs of servers: `.stretto` of a clone, the user's state folder of an installed package."""
+    """Return the folder of pid files and logs: `.stretto` in a clone, or the user's state folder."""
     tree = clone()
     if tree is not None:
         return tree / ".stretto"
@@ -27,5 +27,5 @@ def state_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """The user's cache folder for this project."""
+    """Return the user's cache folder for this project."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stretto"

@@ -1,4 +1,4 @@
-"""The gateway before the server, where the launcher was asked for one: it speaks OpenAI's API over HTTP."""
+"""The gateway process in front of the server: OpenAI's API over HTTP."""
 
 import importlib.util
 import ipaddress
@@ -17,15 +17,18 @@ from stretto.serving.launch_log import LaunchLog
 from stretto.serving.pulse import Pulse
 from stretto.serving.server import die_with_the_launcher
 
-MODULE = "stretto_gateway"  # which is another program's code: it is run, not imported
+MODULE = "stretto_gateway"  # a separate program: run, not imported
 NEEDED = (MODULE, "fastapi", "uvicorn", "av", "multipart", "prometheus_client")
-VOICES = "STRETTO_VOICES"  # the gateway's variable for a folder
-RESTART_S = 5.0  # between two starts
+VOICES = "STRETTO_VOICES"  # environment variable of the gateway: folder of voices
+RESTART_S = 5.0  # minimum time between starts
 STOP_S = 5.0
 
 
 class GatewayProcess:
-    """The running gateway at `port`, started again when it ends or hangs; LaunchError if it is not installed."""
+    """Gateway process, restarted if it ends or hangs.
+
+    Raises LaunchError if the gateway is not installed.
+    """
 
     def __init__(self, config: LaunchConfig, port: int, log: LaunchLog) -> None:
         missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
@@ -46,7 +49,10 @@ class GatewayProcess:
         return [sys.executable, "-P", "-m", MODULE, "--server", server, *own, *self._config.gateway_args]
 
     def _voices(self) -> tuple[str, ...]:
-        """Return the flag for a folder of voices that outlast a restart; none if the user names one or it fails."""
+        """Return the flag for a persistent voices folder.
+
+        Empty if the user has set STRETTO_VOICES, or if the folder cannot be created.
+        """
         if os.environ.get(VOICES):
             return ()
         folder = state_folder() / "voices"
@@ -70,32 +76,32 @@ class GatewayProcess:
         self._pulse.begin(self._process.pid)
 
     def keep_alive(self) -> None:
-        """Start it again if it has ended or hangs."""
+        """Restart the gateway if it has ended or hangs."""
         if self._process.poll() is None and self._pulse.is_hung():
             self._process.kill()
             self._process.wait()
         if self._process.poll() is not None and time.monotonic() - self._started > RESTART_S:
-            with suppress(OSError):  # no process can be made now
+            with suppress(OSError):  # process creation failed; the next call retries
                 self._start()
 
     @property
     def is_beating(self) -> bool:
-        """True once the running gateway has shown that its event loop runs."""
+        """True once the running gateway's event loop has sent a heartbeat."""
         return self._pulse.has_beaten
 
     def fault(self) -> str:
-        """Return what is wrong with the gateway; empty if nothing is known to be."""
+        """Return a description of the gateway's fault; empty if none is known."""
         return "the gateway has ended" if self._process.poll() is not None else self._pulse.fault()
 
     def drain(self, polls: Iterable[None]) -> None:
-        """Have it take nothing new, and wait for as long as `polls` goes on until what it answers is complete."""
+        """Stop the gateway from accepting requests and wait for it to exit, until `polls` is exhausted."""
         self._process.terminate()
         for _ in polls:
             if self._process.poll() is not None:
                 break
 
     def stop(self) -> None:
-        """End it."""
+        """Terminate the gateway; kill it after STOP_S."""
         self._process.terminate()
         try:
             self._process.wait(STOP_S)

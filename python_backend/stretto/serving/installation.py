@@ -1,4 +1,4 @@
-"""Where the Triton server on this machine is, and what it needs around it to start."""
+"""Location of the Triton server on this machine and its prerequisites."""
 
 import hashlib
 import importlib.util
@@ -17,22 +17,27 @@ from stretto.serving.folders import IMPORT_ROOT
 
 CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
 STUB = "triton_python_backend_stub"
-# Flags that only newer servers know, others refuse to start with them. From 26.05 on no client may share memory unless
-# the server is told so; who may, the proxy decides.
+# Flags that only newer servers accept; older ones refuse to start with them. Since 26.05 client shared memory is off by
+# default. The proxy decides which clients may use it.
 OPTIONAL_FLAGS = ("--allow-client-shm=true",)
 HELP_S = 60.0
 FLAG = re.compile(r"^\s*(--[a-z][a-z0-9-]*)", re.MULTILINE)
 
 
 class LaunchError(Exception):
-    """The server cannot be started; the message says what is missing and what to do."""
+    """The server cannot be started; the message names the missing prerequisite and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """A Triton server: its executable, the arguments that its place asks for, and library folders to search first.
+    """A Triton server installation.
 
-    python: the folder of the Python whose packages the stubs see; imports: where they find ours.
+    Attributes:
+        executable: Path of tritonserver.
+        arguments: Flags that this installation requires.
+        library_path: Library folders to search first.
+        python: Folder of the Python interpreter whose packages the stubs use.
+        imports: Folder from which the stubs import our package.
     """
 
     executable: Path
@@ -43,7 +48,14 @@ class Installation:
 
 
 def find_installation(cache: Path) -> Installation:
-    """The server of a Triton container, or else the one inside the nvidia-pytriton wheel."""
+    """Return the server of a Triton container, or otherwise the one inside the nvidia-pytriton wheel.
+
+    Args:
+        cache: Folder for the prepared copy of the wheel's Python backend.
+
+    Raises:
+        LaunchError: No usable server was found.
+    """
     found = Installation(CONTAINER_SERVER) if CONTAINER_SERVER.exists() else wheel_installation(wheel_server(), cache)
     known = known_flags(found)
     flags = tuple(flag for flag in OPTIONAL_FLAGS if flag.partition("=")[0] in known)
@@ -51,7 +63,7 @@ def find_installation(cache: Path) -> Installation:
 
 
 def known_flags(installation: Installation) -> frozenset[str]:
-    """The flags that the server's own help names; LaunchError where it cannot even tell these."""
+    """Return the flags listed by `tritonserver --help`; raise LaunchError if it cannot run."""
     folders = [*map(str, installation.library_path), os.environ.get("LD_LIBRARY_PATH", "")]
     environment = os.environ | {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders))}
     asked = [str(installation.executable), "--help"]
@@ -67,7 +79,7 @@ def known_flags(installation: Installation) -> frozenset[str]:
 
 
 def wheel_server() -> Path:
-    """The folder `pytriton/tritonserver` of the installed wheel, found without importing it."""
+    """Return the folder `pytriton/tritonserver` of the installed wheel, found without importing it."""
     spec = importlib.util.find_spec("pytriton")
     if spec is None or spec.origin is None:
         raise LaunchError(
@@ -78,25 +90,36 @@ def wheel_server() -> Path:
 
 
 def wheel_installation(server: Path, cache: Path) -> Installation:
-    """The wheel's server, made ready: executable, with a backend folder that holds the stub for this Python."""
+    """Prepare the wheel's server: make it executable and add the stub of this Python version."""
     executable = server / "bin" / "tritonserver"
     if not os.access(executable, os.X_OK):
-        executable.chmod(0o755)  # wheels do not always keep the bit
+        executable.chmod(0o755)  # wheels may lose the executable bit
     backends = place_backend(server, cache)
     arguments = (f"--backend-directory={backends}", f"--cache-directory={server / 'caches'}")
     return Installation(executable, arguments, (wheel_libraries(server), python_library()))
 
 
 def wheel_libraries(server: Path) -> Path:
-    """The libraries that came with the wheel."""
+    """Return the folder of the shared libraries bundled with the wheel."""
     return server.parents[1] / "nvidia_pytriton.libs"
 
 
 def place_backend(server: Path, cache: Path) -> Path:
-    """A private copy of the wheel's Python backend with the stub of this Python; returns the folder of backends.
+    """Create a private copy of the wheel's Python backend with the stub of this Python version.
 
-    The copy keeps the depth at which the libraries look for `nvidia_pytriton.libs`. It appears in one rename, so
-    launchers that start together do not see half of it, and its name changes with the wheel and the Python.
+    The copy keeps the folder depth at which its libraries look for `nvidia_pytriton.libs`. It is moved into place by
+    one rename, so that concurrent launchers never see a partial copy. Its name depends on the wheel and the Python
+    version.
+
+    Args:
+        server: Folder of the wheel's server.
+        cache: Folder in which the copy is created.
+
+    Returns:
+        The backend folder for tritonserver.
+
+    Raises:
+        LaunchError: The wheel has no stub for this Python version.
     """
     version = ".".join(platform.python_version_tuple()[:2])
     stub = server / "python_backend_stubs" / version / STUB
@@ -118,7 +141,7 @@ def place_backend(server: Path, cache: Path) -> Path:
             try:
                 build.rename(target)
             except OSError:
-                if not target.exists():  # or else another launcher was faster
+                if not target.exists():  # if it exists, another launcher created it first
                     raise
     return target / within
 
@@ -128,9 +151,10 @@ def _not_ours(folder: str, names: list[str]) -> list[str]:
 
 
 def python_library() -> Path:
-    """The folder of this Python's shared library, so that the stub loads the same one and not the system's.
+    """Return the folder of this Python's shared library, so that the stub loads it instead of the system's.
 
-    For a Python that is linked without one, STRETTO_LIBPYTHON may name the folder of another of the same version.
+    For a Python built without a shared library, STRETTO_LIBPYTHON may name the folder of another one of the same
+    version. Raises LaunchError if no shared library is found.
     """
     given = os.environ.get("STRETTO_LIBPYTHON")
     version = ".".join(platform.python_version_tuple()[:2])

@@ -1,4 +1,4 @@
-"""The log of a launch: what its processes write, copied by the launcher into files of bounded size."""
+"""Log of a launcher instance: output of its processes, copied by the launcher into files of bounded size."""
 
 import fcntl
 import os
@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-LOG_BYTES, OLD_LOGS = 16 << 20, 4  # at most 80 MiB together: the log, and LOG.1 to LOG.4
-PIPE_BYTES = 1 << 20  # what processes may write while the launcher is stopped
+LOG_BYTES, OLD_LOGS = 16 << 20, 4  # at most 80 MiB in total: the log and LOG.1 to LOG.4
+PIPE_BYTES = 1 << 20  # output that processes can write while the launcher is stopped
 TAIL_BYTES = 1 << 16
 MAX_LINE_BYTES = 1 << 16
 WRITABLE_S = 1.0
@@ -21,27 +21,27 @@ STANDARD_OUTPUT = 1
 
 
 def say(message: str) -> None:
-    """Write a line of the launcher's own to standard error; drop it if the disk is full."""
+    """Write a line of the launcher to standard error; drop it if the disk is full."""
     with suppress(OSError):
         print(f"[serve] {message}", file=sys.stderr, flush=True)
 
 
 class LogFile:
-    """A log that drops lines when it cannot be written, and counts them.
+    """Log file that drops and counts lines that cannot be written.
 
-    It never raises and never waits longer than WRITABLE_S. When lines can be written again, the first line reports how
-    many were dropped. A regular file is rotated at LOG_BYTES.
+    It never raises and never waits longer than WRITABLE_S. Once lines can be written again, the first line reports the
+    number of dropped lines. A regular file is rotated at LOG_BYTES.
     """
 
     def __init__(self, path: Path | None) -> None:
-        """Open `path` for appending, or use standard output if it is None."""
-        self.lock = threading.Lock()  # of everything that writes here
+        """Select the file; it is opened for appending at the first write. None selects standard output."""
+        self.lock = threading.Lock()  # held by every writer
         self._path = path
         self._file: int | None = None if path is not None else STANDARD_OUTPUT
         self._num_dropped, self._ends_in_line = 0, True
 
     def write(self, lines: bytes) -> None:
-        """Append whole lines, or drop them if the file cannot be written; the caller holds the lock."""
+        """Append complete lines, or drop them if the file cannot be written; the caller holds the lock."""
         notice = b"" if self._ends_in_line else b"\n"
         if self._num_dropped:
             notice += b"[serve] %d lines of this log were dropped before this one\n" % self._num_dropped
@@ -69,13 +69,13 @@ class LogFile:
         if self._file is None:
             self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         found = os.fstat(self._file)
-        if not found.st_nlink:  # somebody has removed it
+        if not found.st_nlink:  # the file was removed
             self.close()
             return self._opened(num_bytes)
         if stat.S_ISREG(found.st_mode) and found.st_size > 0 and found.st_size + num_bytes > LOG_BYTES:
             try:
                 rotate(self._path)
-            except OSError:  # the folder cannot be written: keep the newest lines in the same file
+            except OSError:  # the folder is not writable: truncate the file to keep the newest lines
                 os.ftruncate(self._file, 0)
                 return self._file
             self.close()
@@ -87,7 +87,7 @@ class LogFile:
             wait_s = 0.0 if self._num_dropped else WRITABLE_S
             if not select.select([], [file], [], wait_s)[1]:
                 raise TimeoutError("nothing reads it")
-            # A pipe that is writable takes PIPE_BUF bytes without waiting.
+            # A writable pipe accepts PIPE_BUF bytes without blocking.
             written = os.write(file, data[: select.PIPE_BUF])
             self._ends_in_line = data[written - 1 : written] == b"\n"
             data = data[written:]
@@ -102,19 +102,19 @@ def rotate(path: Path) -> None:
 
 
 class ChildOutput:
-    """What one process and its children write to a pipe, copied to the log line by line."""
+    """Pipe that receives the output of a process and its children, copied to the log line by line."""
 
     def __init__(self, log: LogFile) -> None:
         self._log = log
         self.reading, self.writing = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self.reading, False)
-        with suppress(OSError):  # the user has too many pages in pipes already
+        with suppress(OSError):  # the user's limit of pipe pages is reached
             fcntl.fcntl(self.reading, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._line = self._tail = b""
         self._is_open = True
 
     def copy(self) -> None:
-        """Copy what is in the pipe to the log."""
+        """Copy the pipe's content to the log."""
         with self._log.lock:
             for _ in range(PIPE_BYTES // TAIL_BYTES):
                 if not self._is_open:
@@ -126,17 +126,17 @@ class ChildOutput:
                 self._take(data)
 
     def tail(self) -> str:
-        """Return the last TAIL_BYTES that the process has written."""
+        """Return the last TAIL_BYTES of the process's output."""
         self.copy()
         return self._tail.decode(errors="replace")
 
     def forget(self) -> None:
-        """Have `tail` return only what is written from now on."""
+        """Discard the tail, so that `tail` returns only later output."""
         self.copy()
         self._tail = b""
 
     def close(self) -> None:
-        """Copy what is left and close the pipe, also if a process still has its other end."""
+        """Copy the remaining output and close the pipe, even if a process still has its write end open."""
         self.copy()
         with self._log.lock:
             if self._is_open:
@@ -159,24 +159,32 @@ class ChildOutput:
 
 
 class LaunchLog:
-    """The log of a launch, and the thread that copies to it whatever the processes of the launch write.
+    """Log of a launcher instance, and the thread that copies its processes' output into it.
 
-    Processes never write to the log's file system, so a full disk costs lines of the log and nothing else.
+    Processes never write to the log's file system, so a full disk loses log lines and has no other effect.
     """
 
     def __init__(self, path: Path | None) -> None:
-        """path: the file, or None for standard output."""
+        """Start the copying thread; a `path` of None logs to standard output."""
         self._log = LogFile(path)
-        self._outputs: dict[int, ChildOutput] = {}  # by descriptor, which another one may get once it is closed
+        self._outputs: dict[int, ChildOutput] = {}  # by descriptor; closed descriptors are reused
         self._poll, self._wake = select.epoll(), os.eventfd(0, os.EFD_CLOEXEC)
         self._poll.register(self._wake, select.EPOLLIN)
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
     def start(self, command: Sequence[str], **options: Any) -> tuple["subprocess.Popen[Any]", ChildOutput]:
-        """Start a process in a session of its own; its standard error goes to the log, and by default its output.
+        """Start a process in its own session, with standard output and standard error redirected to the log.
 
-        options: those of Popen. OSError if it cannot be started.
+        Args:
+            command: Command line.
+            options: Options of Popen; they override the redirections.
+
+        Returns:
+            The process and its output.
+
+        Raises:
+            OSError: The process cannot be started.
         """
         output = ChildOutput(self._log)
         self._outputs[output.reading] = output
@@ -191,7 +199,7 @@ class LaunchLog:
             os.close(output.writing)
 
     def close(self) -> None:
-        """Copy what is left, and end the thread."""
+        """Copy the remaining output and end the thread."""
         os.eventfd_write(self._wake, 1)
         self._thread.join()
         for output in list(self._outputs.values()):

@@ -1,8 +1,10 @@
-"""What a dead server leaves behind: processes that outlive it, and files in shared memory.
+"""Cleanup after dead servers: surviving processes and files in shared memory.
 
-Everything that a launch makes carries its id: shared-memory files in their name, processes in their environment.
-A launch holds a lock as long as it lives, so the ids whose lock is free belong to the dead, even where pids of
-other containers cannot be seen.
+Everything that a launcher instance creates carries its id: shared-memory files in their names, processes in their
+environment. A launcher instance holds a file lock while it is alive. An id whose lock is free therefore belongs to a
+dead instance, even if pids of other containers are not visible.
+
+Run as a program, this module waits for its parent, the given pid, to end, and then cleans up after it.
 """
 
 import fcntl
@@ -23,13 +25,19 @@ from stretto.triton_io.flow import remove_stale_tables
 
 SHARED_MEMORY = Path("/dev/shm")
 PREFIX = "stretto_launch_"
-LAUNCH_ID = "STRETTO_LAUNCH_ID"  # in the environment of its processes
+LAUNCH_ID = "STRETTO_LAUNCH_ID"  # environment variable of its processes
 IDS = re.compile(r"[0-9]+_[0-9a-f]{8}")
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """The identity of one launcher, alive as long as it holds the lock."""
+    """Identity of a live launcher instance.
+
+    Attributes:
+        id: Unique id.
+        lock: Descriptor of the locked file.
+        directory: Shared-memory directory.
+    """
 
     id: str
     lock: int
@@ -42,38 +50,41 @@ class Launch:
 
     @property
     def folder(self) -> Path:
-        """What the launch alone has, as sockets and the key, for this user alone; it stays over restarts."""
+        """Runtime directory: sockets, key and drain file, accessible only to this user; kept over restarts."""
         return _folder(self.id, self.directory)
 
     @property
     def http_socket(self) -> Path:
-        """Where Triton's HTTP service listens."""
+        """Unix socket of Triton's HTTP service."""
         return self.folder / "http"
 
     @property
     def metrics_socket(self) -> Path:
-        """Where Triton's page of metrics is."""
+        """Unix socket of Triton's metrics endpoint."""
         return self.folder / "metrics"
 
     @property
     def grpc_socket(self) -> Path:
-        """Where Triton's gRPC service listens, which adds a colon and its port to this name."""
+        """Unix socket of Triton's gRPC service; Triton appends a colon and its port to this name."""
         return self.folder / "grpc"
 
     @property
     def drain_file(self) -> Path:
-        """A file that, while it exists, tells the preprocessor to take no more requests; nobody else can make it."""
+        """File that makes the preprocessor refuse new requests while it exists; writable only by this user."""
         return self.folder / "draining"
 
     @property
     def departures_file(self) -> Path:
-        """Where the proxy tells the models of clients that have left; nobody else can."""
+        """Client-disconnect flags that the proxy sets for the models; writable only by this user."""
         return self.folder / "departures"
 
     def hide_regions(self) -> None:
-        """Have nobody else read the shared memory that Triton makes for all to read: text and speech pass there."""
+        """Make Triton's shared-memory regions readable only by this user.
+
+        Triton creates them readable for all users, and they contain text and audio of requests.
+        """
         for path in self.directory.glob(f"{self.region_prefix}*"):
-            with suppress(OSError):  # it is gone, or another user's
+            with suppress(OSError):  # removed, or owned by another user
                 descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
                 try:
                     found = os.fstat(descriptor)
@@ -83,13 +94,16 @@ class Launch:
                     os.close(descriptor)
 
     def free_dead_locks(self) -> None:
-        """Free what dead stubs have left locked in the server's shared memory: it would end where it finds that."""
+        """Release robust mutexes owned by dead stubs in the server's shared memory.
+
+        Otherwise Triton aborts with `lock_exception` when it next locks them.
+        """
         for path in self.directory.glob(f"{self.region_prefix}*"):
-            with suppress(OSError):  # it is gone, or another user's
+            with suppress(OSError):  # removed, or owned by another user
                 free_dead_locks(path)
 
     def clean(self) -> None:
-        """End the processes and remove the shared memory of this launch's server, which has ended."""
+        """End the processes and remove the shared memory of this instance's server, which has ended."""
         _remove_launch(self.id, self.directory)
         remove_stale_tables(self.directory)
         for path in self.folder.iterdir():
@@ -97,7 +111,7 @@ class Launch:
                 path.unlink()
 
     def close(self) -> None:
-        """Clean up and give up the lock: the end of the launcher."""
+        """Clean up and release the lock when the launcher ends."""
         self.clean()
         shutil.rmtree(self.folder)
         _lock_file(self.id, self.directory).unlink(missing_ok=True)
@@ -105,7 +119,7 @@ class Launch:
 
 
 def begin_launch(directory: Path = SHARED_MEMORY) -> Launch:
-    """A new launch."""
+    """Create a launcher instance with its lock, runtime directory and client-disconnect flags."""
     launch_id = f"{os.getpid()}_{secrets.token_hex(4)}"
     unlocked = directory / f".{PREFIX}{launch_id}"
     lock = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
@@ -126,13 +140,13 @@ def _folder(launch_id: str, directory: Path) -> Path:
 
 
 def sweep(directory: Path = SHARED_MEMORY) -> list[str]:
-    """Clean up after launches that died; returns their ids."""
+    """Clean up after dead launcher instances and return their ids."""
     swept = []
     for path in directory.glob(f"{PREFIX}*.lock"):
         launch_id = path.name.removeprefix(PREFIX).removesuffix(".lock")
         if not IDS.fullmatch(launch_id):
             continue
-        with suppress(OSError):  # it is gone, held, or another user's
+        with suppress(OSError):  # removed, locked, or owned by another user
             descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
             try:
                 if os.fstat(descriptor).st_uid != os.geteuid():
@@ -151,11 +165,11 @@ def _remove_launch(launch_id: str, directory: Path) -> None:
     me = os.getpid()
     processes.end_all(lambda each: each.pid != me and processes.environment_of(each.pid, LAUNCH_ID) == launch_id)
     for path in directory.glob(f"{PREFIX}{launch_id}_*"):
-        with suppress(OSError):  # one that another user has put there ends no launcher
+        with suppress(OSError):  # a file created by another user must not end the launcher
             path.unlink()
 
 
-if __name__ == "__main__":  # of a child of a launcher that is about to end, whose pid is the argument
+if __name__ == "__main__":  # the argument is the pid of the ending launcher, this process's parent
     while os.getppid() == int(sys.argv[1]):
         time.sleep(0.01)
     sweep()

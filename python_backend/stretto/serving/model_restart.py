@@ -1,4 +1,4 @@
-"""Models that are started again while the server and its other models go on, through Triton's repository API."""
+"""Restart of individual models through Triton's repository API; the server and other models keep running."""
 
 import http.client
 import json
@@ -9,12 +9,16 @@ from typing import Any
 
 from stretto.serving.installation import LaunchError
 
-FIRST_STEPS = {"preprocessor"}  # who has had an answer needs these no more
+FIRST_STEPS = {"preprocessor"}  # not needed once a request has received a response
 Connect = Callable[[], http.client.HTTPConnection]
 
 
 class ModelRestart:
-    """Unloads models whose processes have ended, and loads them, with what depends on them; never waits."""
+    """Unloads models whose processes have ended, and reloads them with their dependents, without blocking.
+
+    Attributes:
+        models: Names of the models.
+    """
 
     def __init__(self, models: Sequence[str], connect: Connect) -> None:
         self.models = tuple(models)
@@ -27,11 +31,14 @@ class ModelRestart:
 
     @property
     def spares_answered(self) -> bool:
-        """Whether streams of which something has been heard go on without these models."""
+        """True if streams that have received a first response can continue without these models."""
         return set(self.models) <= FIRST_STEPS
 
     def is_done(self) -> bool:
-        """Go on as far as is possible now; whether all models are ready. LaunchError where Triton refuses."""
+        """Advance as far as possible without waiting, and return True once all models are ready.
+
+        Raises LaunchError if Triton refuses a step or a model is not ready at the end.
+        """
         while self._call is not None or self._steps:
             if self._call is None:
                 self._step = self._steps.popleft()
@@ -46,7 +53,7 @@ class ModelRestart:
         return True
 
     def close(self) -> None:
-        """Wait for no answer any more."""
+        """Abandon the call in progress."""
         if self._call is not None:
             self._call.close()
             self._call = None

@@ -1,19 +1,23 @@
-"""How long to wait: for a start on a machine that may be busy, and before the next one when starts fail."""
+"""Timeout scaling on a busy machine, and back-off between failed starts."""
 
 import os
 import time
 
 FIRST_DELAY_S, MAX_DELAY_S = 0.5, 30.0
-HEALTHY_S = 60.0  # a server that was ready for so long was well
+HEALTHY_S = 60.0  # a server that was ready for this long resets the delay
 
 
 def slowness() -> float:
-    """How much longer things take here now than on an idle machine, by the number of processes that want a core."""
+    """Return the factor by which timeouts are scaled: the load average per core, at least 1."""
     return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 class BackOff:
-    """The delays between starts: none before the first, then ever longer ones up to a limit, until one was well."""
+    """Delays before restarts.
+
+    The first failure has no delay. Later delays double from FIRST_DELAY_S to MAX_DELAY_S, and reset once a server has
+    been ready for HEALTHY_S.
+    """
 
     def __init__(self) -> None:
         self._num_failed = 0
@@ -21,16 +25,16 @@ class BackOff:
         self._has_waited = False
 
     def note_waited(self) -> None:
-        """What fails next is what failed last, whose delay is over."""
+        """Record that the delay of the current failure has passed, so that it is not delayed again."""
         self._has_waited = True
 
     def note_ready(self) -> None:
-        """The server is ready."""
+        """Record that the server is ready."""
         self._ready_since = time.monotonic()
         self._has_waited = False
 
     def next_delay_s(self) -> float:
-        """The server, or its start, has failed: how long to wait before the next."""
+        """Record a failure of the server or its start, and return the delay before the next start, in seconds."""
         if self._has_waited:
             self._has_waited = False
             return 0.0

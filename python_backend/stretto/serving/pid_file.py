@@ -1,4 +1,4 @@
-"""The file in which a launcher says who it is, where it listens and whether it is ready."""
+"""Pid file of a launcher: its pid, ports and state as JSON."""
 
 import json
 import os
@@ -10,16 +10,22 @@ from typing import Any
 
 from stretto.serving.processes import birth, read_process
 
-STOP_SECONDS = 60.0  # of a launcher that does not say how long it may take
+STOP_SECONDS = 60.0  # default for records without a value
 STATES = ("starting", "ready", "unready", "waiting", "draining")
 
 
 def write(
     path: Path | None, state: str, ports: dict[str, int], log: str, reason: str = "", stop_seconds: float = STOP_SECONDS
 ) -> None:
-    """Replace the file, so that a reader never sees half of it; does nothing without a path.
+    """Replace the pid file atomically; do nothing if `path` is None.
 
-    reason: why the server is not ready, where something is wrong. stop_seconds: the longest that its stop takes.
+    Args:
+        path: Path of the file.
+        state: One of STATES.
+        ports: Port of each protocol.
+        log: Path of the log.
+        reason: Why the server is not ready; empty if nothing is wrong.
+        stop_seconds: Upper bound of the time to stop the launcher.
     """
     assert state in STATES, state
     if path is None:
@@ -41,7 +47,7 @@ def write(
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """The record of a launcher that is alive, or None."""
+    """Return the record of a running launcher, or None."""
     try:
         record = json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
@@ -50,21 +56,25 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def _is_alive(record: dict[str, Any]) -> bool:
-    """Whether the process that wrote the record lives: its pid may be another's by now."""
+    """Return True if the process that wrote the record is running; its pid may have been reused."""
     return read_process(record["pid"]) is not None and birth(record["pid"]) == record.get("born")
 
 
 def remove(path: Path | None) -> None:
-    """Remove the file if it is ours."""
+    """Remove the file if this process wrote it."""
     record = None if path is None else read(path)
     if path is not None and record is not None and record["pid"] == os.getpid():
         path.unlink(missing_ok=True)
 
 
 def stop(path: Path) -> bool:
-    """Ask the launcher to drain and stop, and wait until it has; False when none was running.
+    """Send SIGTERM to the launcher and wait until it has drained and exited.
 
-    TimeoutError where it takes longer than it said it would.
+    Returns:
+        False if no launcher was running.
+
+    Raises:
+        TimeoutError: The launcher takes longer than its record's `stop_seconds`.
     """
     record = read(path)
     if record is None:

@@ -1,4 +1,7 @@
-"""Names for folders that Triton can take: it starts its stubs by a line of bash in which no path is quoted."""
+"""Paths that Triton's Python backend accepts.
+
+WORKAROUND(triton): the backend starts its stubs by a bash command in which paths are not quoted.
+"""
 
 import re
 from pathlib import Path
@@ -7,7 +10,13 @@ PLAIN = re.compile(r"[A-Za-z0-9_./+@%=:,-]+")
 
 
 def plain_path(path: Path, folder: Path, name: str) -> Path:
-    """`path` itself where bash reads it as one word, and any locale can say it; else a link to it, `folder`/`name`."""
+    """Return `path` if bash reads it as one ASCII word; otherwise create and return a link to it.
+
+    Args:
+        path: Folder.
+        folder: Folder of the link.
+        name: Name of the link.
+    """
     if PLAIN.fullmatch(str(path)):
         return path
     link = folder / name

@@ -1,4 +1,4 @@
-"""Where a server listens: whether its ports are free, and its sockets as addresses."""
+"""Checks for free ports, and addresses of a server's ports and sockets."""
 
 import http.client
 import ipaddress
@@ -10,7 +10,15 @@ from stretto.serving.installation import LaunchError
 
 
 def wait_for_ports(ports: dict[str, int], timeout_s: float = 2.0) -> None:
-    """Return when nobody listens on `ports`, given by protocol; LaunchError names the first that stays taken."""
+    """Return when all ports are free.
+
+    Args:
+        ports: Port of each protocol.
+        timeout_s: Time limit in seconds.
+
+    Raises:
+        LaunchError: A port is still in use after the time limit.
+    """
     deadline = time.monotonic() + timeout_s
     while taken := next(((name, port) for name, port in ports.items() if _is_taken(port)), None):
         if time.monotonic() > deadline:
@@ -21,7 +29,7 @@ def wait_for_ports(ports: dict[str, int], timeout_s: float = 2.0) -> None:
 
 def _is_taken(port: int) -> bool:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: lingering clients do not count
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers set it: ignore ports in TIME_WAIT
         try:
             probe.bind(("", port))
         except OSError:
@@ -30,25 +38,25 @@ def _is_taken(port: int) -> bool:
 
 
 def reachable(address: str) -> str:
-    """The address at which this host reaches a server that listens at `address`."""
+    """Return the address at which this host reaches a server that listens at `address`."""
     return "localhost" if ipaddress.ip_address(address).is_unspecified else address
 
 
 def page_address(address: str, port: int) -> str:
-    """Where a browser of this host finds the page of a gateway that listens at `address`."""
+    """Return the URL of the gateway's web page for a browser on this host."""
     host = reachable(address)
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
 class UnixConnection(http.client.HTTPConnection):
-    """HTTP through a Unix socket."""
+    """HTTP connection through a Unix socket."""
 
     def __init__(self, path: Path, timeout_s: float = 2.0) -> None:
         super().__init__("localhost", timeout=timeout_s)
         self._path = path
 
     def connect(self) -> None:
-        """See HTTPConnection."""
+        """Connect to the socket."""
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))

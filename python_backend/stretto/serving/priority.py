@@ -1,4 +1,4 @@
-"""Higher priority for models that are loaded again, where this user may give it."""
+"""Raised CPU priority for processes that reload models, if the user has the permission."""
 
 import os
 import re
@@ -8,22 +8,25 @@ from pathlib import Path
 
 from stretto.serving.processes import GONE, PROC, descendants
 
-RAISE = 10  # of nice: nine times the processor time of a process at its default
+RAISE = 10  # nice levels: nine times the CPU share of a default process
 LOOK_S = 0.5
 AUTOGROUP = re.compile(r" nice (-?\d+)$")
 
 
 class Hurry:
-    """The processes of a server that load models now, with raised priority until `end`.
+    """Processes of a server that are loading models, with raised priority until `end`.
 
-    Raised are the processes and their session, which Linux weighs as one if autogroups are on (sched(7)). Without
-    CAP_SYS_NICE, or a limit on nice that allows it, nothing changes.
+    Both the processes and their session are raised, because with autogroups Linux schedules a session as one unit
+    (sched(7)). Without CAP_SYS_NICE, or a limit on nice that permits it, nothing changes.
     """
 
     def __init__(self, server_pid: int, is_whole: bool = False) -> None:
-        """server_pid: of the server; the stubs that it has already keep their priority.
+        """Record the stubs that already exist; their priority is unchanged.
 
-        is_whole: the server has just been started, and is raised itself, before it starts stubs, which inherit that.
+        Args:
+            server_pid: Pid of the server.
+            is_whole: True if the server has just been started. It is then raised itself, and its stubs inherit the
+                priority.
         """
         self._server, self._is_whole = server_pid, is_whole
         self._others = {process.pid for process in descendants(server_pid)}
@@ -33,7 +36,7 @@ class Hurry:
         self._may = True
 
     def look(self) -> None:
-        """Raise the stubs that have been started since the last look."""
+        """Raise the priority of stubs that were started since the last poll."""
         if not self._may or time.monotonic() < self._next_s:
             return
         self._next_s = time.monotonic() + LOOK_S
@@ -43,7 +46,7 @@ class Hurry:
             except PermissionError:
                 self._may = False
                 return
-            except OSError:  # it has ended
+            except OSError:  # the process has ended
                 continue
 
     def _loading(self) -> set[int]:
@@ -56,7 +59,7 @@ class Hurry:
         os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, pid) - RAISE)
         self._raised.add(pid)
         if self._session_nice is None:
-            with suppress(OSError):  # this kernel has no autogroups
+            with suppress(OSError):  # the kernel has no autogroups
                 nice = self._session_file.read_text().strip()
                 self._session_nice = int(found[1]) if (found := AUTOGROUP.search(nice)) else 0
                 self._session_file.write_text(str(max(-20, self._session_nice - RAISE)))
@@ -66,7 +69,7 @@ class Hurry:
         return PROC / str(self._server) / "autogroup"
 
     def end(self) -> None:
-        """Lower again what was raised, and what has inherited it: processes and threads."""
+        """Restore the priority of the raised processes and of the processes and threads that inherited it."""
         if self._session_nice is not None:
             with suppress(OSError):
                 self._session_file.write_text(str(self._session_nice))
@@ -77,7 +80,7 @@ class Hurry:
             for thread in new:
                 with suppress(OSError):
                     nice = os.getpriority(os.PRIO_PROCESS, thread)
-                    if nice < normal:  # others were begun before the raise, or have lowered themselves
+                    if nice < normal:  # skip threads started before the raise or lowered since
                         os.setpriority(os.PRIO_PROCESS, thread, nice + RAISE)
             seen |= new
             found = threads_of(pids)

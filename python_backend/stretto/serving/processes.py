@@ -1,4 +1,4 @@
-"""What /proc says about the processes of a server."""
+"""Process information from /proc."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
-END_S = 3.0  # what survives SIGKILL for so long waits for the kernel
+END_S = 3.0  # a process that survives SIGKILL this long is blocked in the kernel
 MODEL_FILE = re.compile(r"/([^/]+)/\d+/model\.py ")
 BLOCKED = re.compile(rb"^SigBlk:\t([0-9a-f]+)$", re.MULTILINE)
 GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
@@ -19,7 +19,15 @@ GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process as it was when /proc was read."""
+    """Snapshot of a process in /proc.
+
+    Attributes:
+        pid: Process id.
+        parent: Pid of the parent.
+        group: Process group id.
+        name: Name of the executable, at most 15 characters.
+        command: Command line, each argument followed by a space.
+    """
 
     pid: int
     parent: int
@@ -29,42 +37,45 @@ class Process:
 
     @property
     def is_worker(self) -> bool:
-        """Whether the server cannot do without it: a stub, or a process of a vLLM engine."""
+        """True if the server depends on it: a stub, or a process of a vLLM engine."""
         return self.name.startswith("triton_python_b") or self.command.startswith("VLLM::")
 
     @property
     def model(self) -> str | None:
-        """The model that a stub runs; None of any other process."""
+        """Name of the model that a stub runs; None for other processes."""
         found = MODEL_FILE.search(self.command) if self.name.startswith("triton_python_b") else None
         return None if found is None else found[1]
 
     @property
     def is_tracker(self) -> bool:
-        """Whether it is a resource tracker of multiprocessing: it unlinks the semaphores of those that have died."""
+        """True for multiprocessing's resource tracker, which unlinks semaphores of dead processes."""
         return "multiprocessing.resource_tracker" in self.command
 
     @property
     def is_nameless(self) -> bool:
-        """Whether it is in the middle of its exec, or of its end, and nobody can tell what it is."""
+        """True if the command line is empty: the process is executing exec or exiting."""
         return not self.command
 
 
 def birth(pid: int) -> int | None:
-    """When the process was started, in ticks since the machine was: with the pid, what tells it from all others."""
+    """Return the start time of a process in clock ticks after boot, or None if there is no such process.
+
+    Together with the pid it identifies a process uniquely.
+    """
     with suppress(*GONE):
         return int(_stat(pid)[1][19])
     return None
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a signal has stopped the process: it lives, and does nothing. A debugger does so otherwise."""
+    """Return True if a signal has stopped the process; False for a process stopped by a debugger."""
     with suppress(*GONE):
         return _stat(pid)[1][0] == "T"
     return False
 
 
 def read_process(pid: int) -> Process | None:
-    """The process with this pid; None for one that has ended, reaped or not."""
+    """Return the process with this pid; None if it has ended, whether reaped or not."""
     try:
         name, fields = _stat(pid)
         command = (PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
@@ -79,13 +90,13 @@ def _stat(pid: int) -> tuple[str, list[str]]:
 
 
 def all_processes() -> list[Process]:
-    """Every process that can be seen."""
+    """Return all visible processes."""
     found = (read_process(int(path.name)) for path in PROC.iterdir() if path.name.isdigit())
     return [process for process in found if process is not None]
 
 
 def descendants(pid: int) -> list[Process]:
-    """Children of `pid`, and theirs."""
+    """Return the children of `pid` and all their descendants."""
     children: dict[int, list[Process]] = {}
     for process in all_processes():
         children.setdefault(process.parent, []).append(process)
@@ -98,14 +109,14 @@ def descendants(pid: int) -> list[Process]:
 
 
 def waits_for_a_child(pid: int) -> bool:
-    """Whether a thread of the process is asleep until one of its children has ended; False where /proc does not say."""
+    """Return True if a thread waits for a child process to exit; False if /proc does not show it."""
     with suppress(*GONE):
         return any((task / "wchan").read_text() == "do_wait" for task in (PROC / str(pid) / "task").iterdir())
     return False
 
 
 def blocks_by_thread(pid: int, signals: Collection[int]) -> dict[int, bool]:
-    """The threads of the process, and whether they have any of these signals blocked."""
+    """Return, for each thread id of the process, True if any of these signals is blocked."""
     mask, found = sum(1 << number - 1 for number in signals), dict[int, bool]()
     with suppress(*GONE):
         for task in (PROC / str(pid) / "task").iterdir():
@@ -117,7 +128,7 @@ def blocks_by_thread(pid: int, signals: Collection[int]) -> dict[int, bool]:
 
 
 def lost_children(pid: int) -> set[int]:
-    """The children of the process that have ended without the process having noticed."""
+    """Return the pids of the process's children that have ended and were not reaped."""
     found = set()
     for path in PROC.iterdir():
         if path.name.isdigit():
@@ -128,7 +139,10 @@ def lost_children(pid: int) -> set[int]:
 
 
 def environment_of(pid: int, variable: str) -> str | None:
-    """The value that `variable` had when the process started; None also for another user's process."""
+    """Return the value of `variable` at the start of a process.
+
+    None if it was not set, or if the process has ended or belongs to another user.
+    """
     with suppress(*GONE):
         for entry in (PROC / str(pid) / "environ").read_bytes().split(b"\0"):
             name, _, value = entry.partition(b"=")
@@ -138,10 +152,14 @@ def environment_of(pid: int, variable: str) -> str | None:
 
 
 def end_all(is_meant: Callable[[Process], bool], patience_s: float = 3.0) -> None:
-    """SIGKILL every process that is meant, and wait until none is left.
+    """Kill the selected processes and wait until none is left, for at most twice `patience_s`.
 
-    Trackers get `patience_s` to end by themselves, as they do when those are gone whose leftovers they remove; so do
-    the nameless, who may become trackers.
+    Resource trackers exit by themselves once the processes whose resources they track have ended, so they are killed
+    only after `patience_s`. The same holds for processes without a command line, which may become trackers.
+
+    Args:
+        is_meant: Predicate that selects processes.
+        patience_s: Time in seconds.
     """
     begun = time.monotonic()
     while left := [process for process in all_processes() if is_meant(process)]:
@@ -151,12 +169,16 @@ def end_all(is_meant: Callable[[Process], bool], patience_s: float = 3.0) -> Non
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(process.pid, signal.SIGKILL)
         if waited_s > 2 * patience_s:
-            return  # what survives SIGKILL waits for the kernel
+            return  # survivors of SIGKILL are blocked in the kernel
         time.sleep(0.02)
 
 
 class Watch:
-    """Notices at once when one of several processes ends, also one that its parent has not reaped."""
+    """Watcher that reports immediately when one of several processes ends, even if its parent has not reaped it.
+
+    Attributes:
+        ended: Processes that are known to have ended.
+    """
 
     def __init__(self, processes: list[Process]) -> None:
         self._watched: dict[int, Process] = {}
@@ -168,7 +190,7 @@ class Watch:
                 self.ended.append(process)
 
     def wait(self, timeout_s: float) -> list[Process]:
-        """The processes that have ended, after at most `timeout_s`; returns early with the first of them."""
+        """Return the processes that have ended, after at most `timeout_s` or when the first one ends."""
         if not self.ended:
             poll = select.poll()
             for descriptor in self._watched:
@@ -177,15 +199,15 @@ class Watch:
         return self.ended
 
     def stopped(self) -> list[Process]:
-        """The processes that live and are stopped."""
+        """Return the processes that a signal has stopped."""
         return [process for process in self._watched.values() if is_stopped(process.pid)]
 
     def stubs_of(self, model: str) -> list[Process]:
-        """Those that are the model's stubs."""
+        """Return the stubs of a model."""
         return [process for process in self._watched.values() if process.model == model]
 
     def models_of(self, processes: list[Process]) -> set[str] | None:
-        """The models whose stubs these are, or have made these; None where one is of no model."""
+        """Return the models whose stubs are, or started, these processes; None if one belongs to no model."""
         by_pid = {process.pid: process for process in self._watched.values()}
         found = set()
         for process in processes:
@@ -197,7 +219,7 @@ class Watch:
         return found
 
     def end_models(self, models: set[str]) -> None:
-        """End what runs these models, all of it, and wait until it has ended."""
+        """Kill all processes of these models and wait until they have ended, each for at most END_S."""
         doomed = [each for each, process in self._watched.items() if (self.models_of([process]) or {""}) <= models]
         for descriptor in doomed:
             with suppress(ProcessLookupError):
@@ -206,7 +228,7 @@ class Watch:
             select.select([descriptor], [], [], END_S)
 
     def close(self) -> None:
-        """Let go of the processes."""
+        """Stop watching."""
         for descriptor in self._watched:
             os.close(descriptor)
         self._watched.clear()

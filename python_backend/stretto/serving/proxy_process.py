@@ -1,4 +1,4 @@
-"""The proxy in front of Triton, as the launcher keeps it: one process for the whole launch, over Triton's restarts."""
+"""The proxy process in front of Triton: one for the launcher instance, kept over Triton restarts."""
 
 import os
 import secrets
@@ -21,9 +21,12 @@ STOP_S = 5.0
 
 
 class ProxyProcess:
-    """The running proxy, started again at the same ports when it ends or hangs.
+    """Proxy process, restarted at the same ports if it ends or hangs.
 
-    It ends with its standard input, so also with the launcher. ports: where it listens.
+    It exits when its standard input is closed, and therefore with the launcher.
+
+    Attributes:
+        ports: Ports at which it listens.
     """
 
     def __init__(self, config: LaunchConfig, launch: Launch, log: LaunchLog) -> None:
@@ -46,13 +49,14 @@ class ProxyProcess:
         write_key(launch, self._config.grpc_port, self._config.key)
 
     def tell(self, is_ready: bool) -> None:
-        """Have it say that the server is ready, as far as Triton agrees, or that it is not."""
+        """Report the server's readiness to the proxy; the proxy also requires Triton to report ready."""
         self._tell(READY if is_ready else UNREADY)
 
     def shut(self, spares_answered: bool) -> None:
-        """Have it refuse requests until it is told something else, and end those in flight.
+        """Make the proxy refuse requests and end those in flight, until the next readiness report.
 
-        spares_answered: but for those that are being answered.
+        Args:
+            spares_answered: True if requests that have received a first response may continue.
         """
         self._tell(ENDING_UNANSWERED if spares_answered else ENDING_ALL)
 
@@ -63,14 +67,14 @@ class ProxyProcess:
 
     def _send(self, line: str) -> None:
         assert self._process.stdin is not None
-        if self._process.stdin.closed:  # the proxy could not be started again, and reads the state once it is
+        if self._process.stdin.closed:  # a restart failed; the next one sends the state
             return
-        with suppress(BrokenPipeError):  # it has ended, and hears it when it is started again
+        with suppress(BrokenPipeError):  # the proxy has ended; its restart sends the state
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
 
     def _start(self) -> None:
-        """Start it and wait until it listens; LaunchError where it cannot."""
+        """Start the proxy and wait until it listens; raise LaunchError if it cannot."""
         environment = MALLOC | os.environ | self._pulse.prepare()
         self._process, _ = self._log.start(
             [sys.executable, "-P", "-m", "stretto.serving.proxy"],
@@ -94,29 +98,29 @@ class ProxyProcess:
         self._config = replace(self._config, grpc_port=grpc, metrics_port=metrics, http_port=http)
 
     def given_up(self) -> str | None:
-        """The model that Triton has given up, where the proxy has said so since the last look."""
+        """Return the model that the proxy reported as unhealthy in Triton since the last poll, or None."""
         said, told = self._process.stdout, None
         assert said is not None
-        # closed where the proxy has ended and could not be started again
+        # closed if the proxy has ended and its restart failed
         while not said.closed and select.select([said], [], [], 0)[0] and (line := said.readline()):
             told = line.strip()
         return told
 
     def keep_alive(self) -> None:
-        """Start it again if it has ended or hangs; if it cannot listen now, the next call tries again."""
+        """Restart the proxy if it has ended or hangs; a failed restart is retried by the next call."""
         if self._process.poll() is None and self._pulse.is_hung():
             self._process.kill()
             self._process.communicate()
         if self._process.poll() is not None:
-            with suppress(LaunchError, OSError):  # no process can be made now
+            with suppress(LaunchError, OSError):  # the start failed; the next call retries
                 self._start()
 
     def fault(self) -> str:
-        """Return what is wrong with the proxy; empty if nothing is known to be."""
+        """Return a description of the proxy's fault; empty if none is known."""
         return self._pulse.fault()
 
     def stop(self) -> None:
-        """Let it send what is complete, and end it."""
+        """Let the proxy send complete responses, then end it."""
         self._send(STOPPING)
         try:
             self._process.communicate(timeout=STOP_S)
@@ -127,7 +131,7 @@ class ProxyProcess:
 
 
 def write_key(launch: Launch, grpc_port: int, key: str) -> None:
-    """Leave the key where clients of the same user find it by the server's port."""
+    """Write the access key to a file that clients of the same user find by the server's gRPC port."""
     descriptor = os.open(launch.folder / f"key-{grpc_port}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(key)

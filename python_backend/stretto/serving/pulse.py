@@ -1,4 +1,4 @@
-"""Whether a front-end process, the proxy or the gateway, still works."""
+"""Health of a front-end process, the proxy or the gateway."""
 
 import os
 import time
@@ -14,26 +14,31 @@ MAX_MISSED, MAX_MISSED_AT_START = 30, 600  # polls without a beat, on an idle ma
 
 
 class Pulse:
-    """The state of a front-end process, by the beats of its event loop and by what /proc reports.
+    """Health of a front-end process, from its event loop's heartbeats and from /proc.
 
-    Beats are counted by polls, not by the clock: a launcher that was stopped itself finds the beats in the pipe.
+    Missed heartbeats are counted per poll, not by elapsed time: a launcher that was itself stopped finds the heartbeats
+    in the pipe.
+
+    Attributes:
+        writing: Write end of the heartbeat pipe, until the process has inherited it.
+        has_beaten: True once the process has sent a heartbeat.
     """
 
     def __init__(self, name: str) -> None:
-        """name: of the process, in messages."""
+        """Create the health state of the process called `name` in messages."""
         self._name, self._pid = name, 0
         self._num_starts = 0
         self._reading, self.writing = -1, -1
         self._doubt = Doubt()
 
     def prepare(self) -> dict[str, str]:
-        """Make the pipe of the next process, which must inherit `writing`; return the environment that names it."""
+        """Create the next process's pipe; return the environment variable that names its write end."""
         self.close()
         self._reading, self.writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         return {BEATS: str(self.writing)}
 
     def begin(self, pid: int) -> None:
-        """Follow the process that was started with the pipe."""
+        """Follow the process that inherited the pipe."""
         os.close(self.writing)
         self._pid, self.writing = pid, -1
         self._num_starts += 1
@@ -41,7 +46,7 @@ class Pulse:
         self._doubt = Doubt()
 
     def fault(self) -> str:
-        """Return what is wrong with the process now; empty if nothing is known to be."""
+        """Return a description of the process's fault; empty if none is known."""
         self._poll()
         if is_stopped(self._pid):
             return f"the {self._name} (pid {self._pid}) is stopped"
@@ -50,13 +55,13 @@ class Pulse:
         return f"the {self._name} is being started again" if self._num_starts > 1 and not self.has_beaten else ""
 
     def is_hung(self) -> bool:
-        """Return True if the process has to be replaced: it has been stopped for long, or does not answer."""
+        """Return True if the process must be replaced: stopped for PROOF_S, or without heartbeats for too long."""
         fault = self.fault()
         self._doubt.is_news(fault if fault.endswith("is stopped") else "")
         return self._doubt.is_proven or fault.endswith("does not answer")
 
     def close(self) -> None:
-        """Follow nothing any more."""
+        """Close the pipe."""
         for descriptor in (self._reading, self.writing):
             if descriptor >= 0:
                 os.close(descriptor)

@@ -1,4 +1,4 @@
-"""One run of tritonserver: started, waited for, watched, stopped."""
+"""One run of tritonserver: start, readiness, monitoring and stop."""
 
 import ctypes
 import http.client
@@ -28,22 +28,22 @@ from stretto.serving.trouble import Trouble
 
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
-REGION_BYTES = 16 << 20  # more than 64 streams of speech fill: see docs/architecture.md on regions that grow
-STUCK_S = 20.0  # a stub that is told to end does so within half of that
-BAD_USAGE = re.compile(r"tritonserver: (unrecognized )?option '")  # before pages about what is right
-HARMLESS = re.compile(r"[IW]\d{4} ")  # Triton's information and warnings, as "DCGM unable to start"
+REGION_BYTES = 16 << 20  # more than 64 streams use; see docs/architecture.md on regions that grow
+STUCK_S = 20.0  # a stub exits within half of this time when asked
+BAD_USAGE = re.compile(r"tritonserver: (unrecognized )?option '")  # followed by pages of usage text
+HARMLESS = re.compile(r"[IW]\d{4} ")  # Triton's information and warning lines, such as "DCGM unable to start"
 TRANSIENT = ("lock_exception", "Timed out occurred while waiting for the stub", "Stub process")
 
 
 class AbortedStart(Exception):
-    """The server died while it started, in a way that another try may not see again."""
+    """The server died while starting, for a reason that may not recur."""
 
 
 def command_line(config: LaunchConfig, installation: Installation, launch: Launch) -> list[str]:
-    """The command of the server; what the caller passed comes last and so wins.
+    """Return the server's command line; flags passed by the user come last and take precedence.
 
-    Without auto-completion of model configs, which ours do not need, no stub is started twice. Of each stream that ends
-    Triton would keep the newest request, with all that was in it, for another of the model: eight files of 20 MB.
+    Auto-completion of model configs, which ours do not need, would start each stub twice. With an allocation pool
+    Triton would keep the newest request of each ended stream for reuse, with its content: eight files of 20 MB.
     """
     return [
         str(installation.executable),
@@ -63,20 +63,21 @@ def command_line(config: LaunchConfig, installation: Installation, launch: Launc
 
 
 def loading(config: LaunchConfig) -> list[str]:
-    """Have Triton load all models, and one again when it is told to.
+    """Return the flags that load all models and permit reloading single models.
 
-    Not where the caller says otherwise, nor where others may tell it, because the call may bring a model's code along:
-    everybody, or with Triton's own HTTP service whoever sees its key in `ps`.
+    Empty if the user passes model-control flags. Empty also if other users could load models, because a load request
+    may contain model code: if the repository API is open to all, or if Triton's own HTTP service is open, whose key any
+    user of this host can read in `ps`.
     """
     said = any(flag.startswith(("--model-control-mode", "--load-model")) for flag in config.passed)
     return [] if said or config.allowed & {REPOSITORY, HTTP} else ["--model-control-mode=explicit", "--load-model=*"]
 
 
 def listening(config: LaunchConfig, launch: Launch) -> list[str]:
-    """Where Triton listens: at sockets in the launch's folder, which only this user may enter.
+    """Return the flags for Triton's addresses: Unix sockets in the runtime directory, accessible only to this user.
 
-    With its HTTP service open, what else is closed there is so by a key that nobody is told. Another user of this host
-    can read it in `ps`.
+    If Triton's HTTP service is open, its closed APIs are protected by a random key that is not published. Other users
+    of this host can read it in `ps`.
     """
     flags = [f"--http-address=unix:{launch.http_socket}"]
     if HTTP in config.allowed:
@@ -94,33 +95,42 @@ def listening(config: LaunchConfig, launch: Launch) -> list[str]:
 
 
 def imports_by_place(installation: Installation) -> Path | None:
-    """Where to start the server so that its stubs import our package from there; None where they find it anyway.
+    """Return the working directory from which stubs import our package, or None if they find it without.
 
-    They speak ASCII alone when they look for modules, and are deaf to PYTHONPATH.
+    WORKAROUND(triton): the stubs decode module paths as ASCII and ignore PYTHONPATH.
     """
     return None if installation.imports == IMPORT_ROOT else installation.imports
 
 
 def die_with_the_launcher() -> None:
-    """What a child of the launcher does before it becomes another program."""
+    """Make the kernel kill this process when the launcher dies (Popen `preexec_fn`)."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Server:
-    """A tritonserver process and what it writes. It has its own process group: Ctrl-C reaches the launcher alone.
+    """A tritonserver process and its output.
 
-    is_again: one was ready before it, so that its models are loaded with raised priority.
+    It has its own process group, so that Ctrl-C reaches only the launcher.
     """
 
     def __init__(
         self, config: LaunchConfig, installation: Installation, launch: Launch, log: LaunchLog, is_again: bool = False
     ) -> None:
+        """Start the server.
+
+        Args:
+            config: Launcher configuration.
+            installation: The Triton server to start.
+            launch: The launcher instance.
+            log: Destination of the server's output.
+            is_again: True if an earlier server was ready. Models are then loaded with raised priority.
+        """
         self._config, self._launch = config, launch
         self._started, self._clock = time.monotonic(), DayClock()
         self._stuck_since: float | None = None
         self._watch: Watch | None = None
         self._restart: ModelRestart | None = None
-        self._long_lost: set[int] = set()  # Triton notices when the last of a model's requests is over, if ever
+        self._long_lost: set[int] = set()  # Triton reaps these only after the model's last request, if at all
         self._process, self._output = log.start(
             command_line(config, installation, launch),
             env=server_environment(installation, launch),
@@ -134,18 +144,20 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """The server's pid."""
+        """Pid of the server."""
         return self._process.pid
 
     @property
     def age_s(self) -> float:
-        """Seconds since it was started, or its models were again."""
+        """Seconds since the server, or the last model restart, was started."""
         return time.monotonic() - self._started
 
     def is_ready(self) -> bool:
-        """Whether every model is loaded, and its processes are watched from then on.
+        """Return True once every model is loaded; from then on the server's processes are watched.
 
-        Raises AbortedStart or LaunchError when the server has ended instead.
+        Raises:
+            AbortedStart: The server or a stub died, or the start hangs; another attempt may succeed.
+            LaunchError: The server has ended with an error, or the time limit has passed.
         """
         code = self._process.poll()
         if code is not None:
@@ -168,13 +180,14 @@ class Server:
         return False
 
     def _check_progress(self) -> None:
-        """Raise AbortedStart when the start hangs, as it can in two ways (stub_launcher.cc of python_backend r24.10).
+        """Raise AbortedStart if the start hangs, which Triton 24.10 can do in two ways (stub_launcher.cc).
 
-        A stub that has not shown a sign of life for a second while its model loads is given up: the server waits for
-        it to end, which nobody has told it to. And for the first message of a stub the server waits without limit,
-        also when the stub has died. Triton 25.09 has neither (python_backend, pull request 408).
+        A stub without a sign of life for a second while its model loads is given up. The server then waits for it to
+        exit, although nothing has asked it to. The server also waits without limit for a stub's first message, even if
+        the stub has died.
         """
         now = time.monotonic()
+        # WORKAROUND(triton#408, fixed in 25.09): a start can hang in python_backend; we abort and repeat it.
         if waits_for_a_child(self.pid):
             hang = "waited for a stub to end"
         elif lost_children(self.pid) - self._long_lost:
@@ -202,7 +215,7 @@ class Server:
         return UnixConnection(self._launch.http_socket)
 
     def _watch_processes(self) -> Watch:
-        """A watch on the server and on the processes that it cannot do without."""
+        """Return a watcher of the server and the processes that it depends on."""
         me = Process(self.pid, os.getpid(), self.pid, "tritonserver", "")
         watch = Watch([me, *(process for process in descendants(self.pid) if process.is_worker)])
         if lost_children(self.pid) - self._long_lost:
@@ -211,26 +224,33 @@ class Server:
         return watch
 
     def wait(self, timeout_s: float) -> Trouble | None:
-        """Why the ready server cannot go on, after at most `timeout_s`; early with the first process that ends."""
+        """Return the fault that prevents the ready server from continuing, or None.
+
+        Waits for at most `timeout_s`, or until the first process ends.
+        """
         assert self._watch is not None, "wait for a server that is ready"
         ended = self._watch.wait(timeout_s)
         return Trouble(ended, "ended") if ended else self._clock.trouble() or self._crash.trouble()
 
     def given_up(self, model: str | None) -> Trouble | None:
-        """That Triton takes the stub of `model` for dead; None where there is none."""
+        """Return the fault that Triton reports the stub of `model` as dead; None if the model has no stub."""
         assert self._watch is not None, "look after a server that is ready"
         stubs = [] if model is None else self._watch.stubs_of(model)
         return Trouble(stubs, "is taken for dead by Triton") if stubs else None
 
     def stopped(self) -> list[Process]:
-        """The processes of the ready server that a signal has stopped."""
+        """Return the processes of the ready server that a signal has stopped."""
         assert self._watch is not None, "look after a server that is ready"
         return self._watch.stopped()
 
     def restart_models(self, broken: list[Process]) -> ModelRestart | None:
-        """Begin to start again the models that these processes ran, and nothing else; None where that cannot be.
+        """Begin to restart only the models that ran on these processes; `is_ready` advances the restart.
 
-        The server is not ready until then, and `is_ready` goes on with it.
+        Args:
+            broken: Ended or stopped processes.
+
+        Returns:
+            The restart, or None if the whole server must be restarted.
         """
         assert self._watch is not None, "restart models of a server that is ready"
         models = self._watch.models_of(broken)
@@ -244,20 +264,20 @@ class Server:
         self._output.forget()
         self._started = time.monotonic()
         self._restart = ModelRestart(sorted(models), self._connection)
-        # Loading must not slow the streams down that go on.
+        # Loading must not slow down streams that continue.
         self._hurry = None if self._restart.spares_answered else Hurry(self.pid)
         return self._restart
 
     def terminate(self) -> None:
-        """Ask the server to end; it takes at most its own exit time-out."""
+        """Request the server's exit, which takes at most its own exit timeout."""
         self._process.terminate()
 
     def has_ended(self) -> bool:
-        """Whether the process is gone."""
+        """Return True if the process has ended."""
         return self._process.poll() is not None
 
     def kill(self) -> None:
-        """End the server and all its group at once."""
+        """Kill the server and its process group immediately."""
         self._process.kill()
         self._process.wait()
         end_all(lambda process: process.group == self.pid)

@@ -1,4 +1,4 @@
-"""The life of a launch: start, watch, restart, drain, stop."""
+"""Life cycle of a launcher instance: start, monitoring, restart, drain and stop."""
 
 import math
 
@@ -15,12 +15,12 @@ from stretto.serving.server import AbortedStart, Server
 from stretto.serving.trouble import Doubt, Trouble, named
 from stretto.serving.waiting import Waits
 
-EXIT_S = 2.0  # all streams have ended: what does not unload its models by then may as well be killed
-LOOK_S = 0.2  # how often the processes of a ready server are looked at
+EXIT_S = 2.0  # all streams have ended, so a server that is slow to unload models can be killed
+LOOK_S = 0.2  # poll interval of a ready server
 
 
 class Supervisor:
-    """Keeps one server alive until a signal asks it to stop."""
+    """Keeps one server running until a signal requests a stop."""
 
     def __init__(self, config: LaunchConfig, installation: Installation, launch: Launch, waits: Waits) -> None:
         self._config, self._installation, self._launch = config, installation, launch
@@ -29,7 +29,11 @@ class Supervisor:
         self._back_off = BackOff()
 
     def run(self) -> int:
-        """Serve until told to stop; 0 after a clean stop. Raises LaunchError when the server has never been ready."""
+        """Serve until a signal requests a stop; return 0 after a clean stop.
+
+        Raises:
+            LaunchError: The server could not be started and has never been ready, or a port is in use.
+        """
         wait_for_ports(self._config.ports)
         self._log = LaunchLog(self._config.log_file)
         try:
@@ -62,10 +66,10 @@ class Supervisor:
             self._pause(f"{trouble}: restarting the server")
 
     def _start(self) -> Server | None:
-        """A server that is ready; None when a signal came first.
+        """Return a ready server, or None if a signal arrived first.
 
-        Raises LaunchError where none has been ready yet and the next start would end as this one. Once there was one,
-        whatever fails is tried again, for as long as it takes.
+        Raises LaunchError if no server has been ready yet and another start would fail in the same way. After a first
+        ready server every failure is retried without limit.
         """
         num_aborted = 0
         while not self._waits.num_signals:
@@ -98,7 +102,7 @@ class Supervisor:
                 self._end(server)
 
     def _end(self, server: Server) -> None:
-        """End whatever is left of a server."""
+        """Kill the server and clean up after it."""
         server.kill()
         self._launch.clean()
 
@@ -106,20 +110,20 @@ class Supervisor:
         if not any(server.is_ready() for _ in self._waits.polls(math.inf)):
             return False
         self._was_ready = True
-        self._doors.given_up()  # which were those of before
+        self._doors.given_up()  # discard reports about the previous run
         self._back_off.note_ready()
         self._announcer.note_ready(server.age_s, server.pid)
         return True
 
     def _keep(self, server: Server) -> Trouble | None:
-        """Serve until the server cannot go on, and say why; nothing when a signal came first."""
+        """Return the fault that makes a restart of the server necessary, or None if a signal arrived first."""
         while trouble := self._wait(server):
             if not self._restart_models(server, trouble):
                 return trouble
         return None
 
     def _restart_models(self, server: Server, trouble: Trouble) -> bool:
-        """Start again what died and keep what is warm; False where the whole server must be started again."""
+        """Restart only the failed models; return False if the whole server must be restarted."""
         restart = server.restart_models(trouble.processes)
         if restart is None:
             return False
@@ -137,7 +141,7 @@ class Supervisor:
         return True
 
     def _wait(self, server: Server) -> Trouble | None:
-        """Watch until something is wrong with the server, and say what; nothing when a signal came first."""
+        """Monitor the server until it has a fault and return that, or None if a signal arrived first."""
         doubt = Doubt()
         while not self._waits.num_signals:
             trouble = server.wait(LOOK_S) or server.given_up(self._doors.given_up())
@@ -153,17 +157,20 @@ class Supervisor:
         return None
 
     def _pause(self, reason: str) -> None:
-        """Say what failed, and wait before the next start: not at all after the first failure in a while."""
+        """Report a failure and wait before the next start; the first failure in a while has no delay."""
         delay_s = self._back_off.next_delay_s()
         say(f"{reason}; the next start is in {delay_s:g} s" if delay_s else reason)
         self._announcer.note("waiting", reason)
         self._waits.wait(delay_s)
 
     def _stop(self, server: Server) -> None:
-        """Refuse new requests, let running streams finish, end the server; a second signal skips the wait."""
+        """Refuse new requests, let active streams finish, and end the server.
+
+        A second signal skips the wait.
+        """
         self._doors.drain(self._waits.polls(self._config.drain_seconds, num_signals=1))
         self._launch.drain_file.touch()
-        self._announcer.note("draining")  # only now: whoever reads it may count on new requests being refused
+        self._announcer.note("draining")  # last, because readers of this state rely on new requests being refused
         polls = self._waits.polls(self._config.drain_seconds, num_signals=1)
         if not has_drained(server.pid, self._launch.drain_file, polls):
             say(f"stopping with {num_active_utterances(server.pid)} streams still open")

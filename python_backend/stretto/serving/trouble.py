@@ -1,16 +1,21 @@
-"""What is wrong with a server that is watched."""
+"""Faults of a monitored server."""
 
 import time
 from dataclasses import dataclass
 
 from stretto.serving.processes import Process
 
-PROOF_S = 2.0  # what a signal has stopped for so long is not going on by itself
+PROOF_S = 2.0  # a process stopped for this long does not resume by itself
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Processes without which a server cannot go on, and what is wrong with them; of none of them, with all of it."""
+    """A fault of the server.
+
+    Attributes:
+        processes: Processes with the fault; empty if it concerns the whole server.
+        what: Description of the fault.
+    """
 
     processes: list[Process]
     what: str
@@ -20,14 +25,18 @@ class Trouble:
 
 
 class Doubt:
-    """What is wrong with a server that may yet come right by itself."""
+    """A suspected fault that may still clear.
+
+    Attributes:
+        reason: Description of the fault; empty if there is none.
+    """
 
     def __init__(self) -> None:
         self.reason = ""
         self._since = time.monotonic()
 
     def is_news(self, reason: str) -> bool:
-        """Take note of what is wrong now, or of nothing; whether that is something else than before."""
+        """Record the current fault, or none if `reason` is empty; return True if it differs from the last one."""
         if reason == self.reason:
             return False
         self.reason, self._since = reason, time.monotonic()
@@ -35,10 +44,10 @@ class Doubt:
 
     @property
     def is_proven(self) -> bool:
-        """Whether it has lasted for too long."""
+        """True if the fault has lasted for PROOF_S."""
         return bool(self.reason) and time.monotonic() - self._since >= PROOF_S
 
 
 def named(processes: list[Process]) -> str:
-    """Processes as a message names them."""
+    """Return names and pids of processes for a message."""
     return ", ".join(f"{process.name} (pid {process.pid})" for process in processes)

@@ -1,4 +1,4 @@
-"""Waits of the launcher, which a signal ends."""
+"""Launcher waits that a signal interrupts."""
 
 import signal
 import time
@@ -9,20 +9,25 @@ POLL_S = 0.1
 
 
 class Waits:
-    """Counts the signals that ask the launcher to stop. look: called again and again in every wait."""
+    """Waits, and the count of signals that request a stop.
+
+    Attributes:
+        look: Function called at every poll of a wait.
+        num_signals: Number of signals received.
+    """
 
     def __init__(self) -> None:
         self.look: Callable[[], None] = lambda: None
         self.num_signals = 0
 
     def catch_signals(self) -> None:
-        """Have signals end waits, and nothing else: from before there is something that must not be left behind."""
+        """Install signal handlers that only end waits; called before any resource needs cleanup."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
+            if signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup: keep it so
                 signal.signal(number, self._on_signal)
 
     def polls(self, seconds: float, num_signals: int = 0) -> Iterator[None]:
-        """Every POLL_S, until the time is up or more signals have come."""
+        """Yield every POLL_S seconds until `seconds` have passed or more than `num_signals` signals have arrived."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.num_signals == num_signals:
             yield
@@ -30,7 +35,7 @@ class Waits:
             time.sleep(POLL_S)
 
     def wait(self, seconds: float) -> None:
-        """Return when the time is up, or a signal has come."""
+        """Return when `seconds` have passed or a signal has arrived."""
         for _ in self.polls(seconds):
             pass
 
