@@ -1,1 +1,1 @@
-"""From a published release to a directory that vLLM loads: one module for each thing that is read or written."""
+"""Conversion of published releases to checkpoints that vLLM loads, one module per part of a release or checkpoint."""

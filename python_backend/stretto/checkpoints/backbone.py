@@ -1,4 +1,4 @@
-"""The backbone's numbers, which a release only names: from its own repository's config.json, or as known here."""
+"""Hyperparameters of a backbone that a release only names: from its own config.json, or from the table here."""
 
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ SMOLLM2_1_7B = {
     "attention_bias": False,
     "mlp_bias": False,
 }
-# Chatterbox's, as its authors' code has it (`LLAMA_520M_CONFIG_DICT`, chatterbox/models/t3/llama_configs.py).
+# Chatterbox's backbone (`LLAMA_520M_CONFIG_DICT`, chatterbox/models/t3/llama_configs.py).
 LLAMA_520M = {
     "model_type": "llama",
     "hidden_size": 1024,
@@ -92,7 +92,7 @@ LLAMA_520M = {
     "attention_bias": False,
     "mlp_bias": False,
 }
-# What the repositories' config.json says, by the names that releases give.
+# Contents of the repositories' config.json, by the names in releases.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "Qwen/Qwen3-8B-Base": QWEN3_8B,
     "allenai/OLMo-2-1124-7B": OLMO2_7B,
@@ -100,15 +100,27 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "HuggingFaceTB/SmolLM2-1.7B-Instruct": SMOLLM2_1_7B,
     "Llama_520M": LLAMA_520M,
 }
-# Of a public config.json: what it says of its own tokens and tools, not of the layers.
+# Keys of a public config.json about its tokens and tools, not its layers.
 SAID_ELSEWHERE = ("architectures", "transformers_version", "_name_or_path", "torch_dtype", "dtype", "vocab_size")
 LEFT_OUT = (*SAID_ELSEWHERE, "quantization_config", *LEADS_ELSEWHERE)
-TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # the family's business; null, as the classes have defaults
+# set to null, because the family defines them and the classes have defaults
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def read_backbone(tag: str, path: Path | None, tokenizer: Path) -> dict[str, Any]:
-    """The numbers of the backbone that a release calls `tag`: those at `path`; else those known of it; else those
-    beside the tokenizer, which may lie in the same repository. CheckpointError where there are none."""
+    """Return the hyperparameters of the backbone that a release calls `tag`.
+
+    They come from `path` if given, else from the table PUBLISHED. If `tag` is not in it, they come from the config.json
+    next to the tokenizer, whose folder may be the backbone's repository.
+
+    Args:
+        tag: Name of the backbone in the release.
+        path: config.json of the backbone, or its folder.
+        tokenizer: Folder of the tokenizer.
+
+    Raises:
+        CheckpointError: If the backbone is unknown, or of an unknown type.
+    """
     if path is not None:
         record = read_json(path)
     elif tag in PUBLISHED:
@@ -123,7 +135,7 @@ def read_backbone(tag: str, path: Path | None, tokenizer: Path) -> dict[str, Any
 
 
 def config_of(backbone: dict[str, Any], vocab_size: int, dtype: str) -> dict[str, Any]:
-    """What config.json says of the language model: the backbone with this vocabulary and a head of its own."""
+    """Return config.json of the language model: the backbone with this vocabulary and an untied head."""
     return {
         "architectures": [f"Stretto{backbone['model_type'].capitalize()}ForCausalLM"],
         **backbone,
@@ -135,7 +147,7 @@ def config_of(backbone: dict[str, Any], vocab_size: int, dtype: str) -> dict[str
 
 
 def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the language model's tensors; CheckpointError where `config` has no numbers of one."""
+    """Return names and shapes of the language model's tensors; CheckpointError if `config` is incomplete."""
     config_class, model_class = CLASSES[config["model_type"]]
     try:
         return shapes_of(model_class, config_class.from_dict(dict(config)))

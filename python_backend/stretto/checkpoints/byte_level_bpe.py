@@ -1,6 +1,6 @@
-"""The tokenizer of a release that has no tokenizer.json: Qwen 2's, from vocab.json and merges.txt.
+"""Tokenizer of Qwen 2, from vocab.json and merges.txt, for releases without tokenizer.json.
 
-Text is split as Qwen 2 was trained. Qwen3-TTS's own package, opened on a directory, may take Mistral's expression
+Text is split as in Qwen 2's training. The package of Qwen3-TTS, opened on a directory, may use Mistral's expression
 (`fix_mistral_regex` of transformers 4.57.3), which gives other ids for words in mixed case.
 """
 
@@ -20,15 +20,16 @@ WORDS = (
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of these files, its added tokens as tokenizer_config.json has them; CheckpointError if it has not.
+    """Return the tokenizer in a folder, with the added tokens of tokenizer_config.json.
 
-    An added token must have the id that the file gives it.
+    Raises:
+        CheckpointError: If a file is missing or invalid, or an added token would get another id than the file gives it.
     """
     vocabulary, merges = (folder / name for name in FILES)
     try:
         files = [str(regular_file(path, MAX_TEXT_BYTES)) for path in (vocabulary, merges)]
         tokenizer = Tokenizer(models.BPE.from_file(*files))
-    except Exception as error:  # the library knows no other class
+    except Exception as error:  # the library raises no narrower class
         raise CheckpointError(f"{folder}: expected {' and '.join(FILES)} of a tokenizer, got {error}") from error
     tokenizer.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(WORDS), "isolated")

@@ -1,4 +1,4 @@
-"""The codec beside the language model: a directory as its authors publish it, or the copy in Bagpiper's file."""
+"""Codec of a checkpoint: a folder published by its authors, or the copy inside a release's weights."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -35,7 +35,7 @@ from stretto.untrusted_files import UNPARSABLE, released_file
 WEIGHTS = (".pt", ".pth", ".safetensors")
 FILES = (".json", ".yaml", *WEIGHTS)
 SUFFIX = ".safetensors"
-# Tensors that tell what a file holds which is no codec of a kind that is read.
+# Tensors that identify the contents of a file that is not a supported codec.
 MARKS = {
     "model.embed_tokens.weight": "a language model",
     "language_model.model.embed_tokens.weight": "a language model",
@@ -53,7 +53,7 @@ COPIED: dict[str, tuple[type[PretrainedConfig], type[PreTrainedModel]]] = {
 
 
 def check_directory(folder: Path, family: Family) -> list[Path]:
-    """The codec's files; CheckpointError where they are of another codec than the family speaks."""
+    """Return the codec's files; CheckpointError if the folder holds another codec than the family's."""
     if family.codec == "xcodec":
         config = load_config(XcodecConfig, folder)
         found = (config.num_quantizers, config.codebook_size)
@@ -82,14 +82,15 @@ def check_directory(folder: Path, family: Family) -> list[Path]:
         known = f"{', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}"
         raise CheckpointError(f"{folder}: expected weights ({known}) beside the codec's numbers, got none")
     try:
-        load_codec(family.codec, folder)  # as the server does: a file that does not fit is named before it is copied
+        # as the server does, so that a file that does not fit is reported before it is copied
+        load_codec(family.codec, folder)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {_holds(files)}") from error
     return files
 
 
 def _holds(files: list[Path]) -> str:
-    """Return what the weights among a codec's files seem to be, for an error message."""
+    """Return a description of the weights in a codec's files, for an error message."""
     found = []
     for path in files:
         if path.suffix != SUFFIX:
@@ -105,7 +106,12 @@ def _holds(files: list[Path]) -> str:
 
 @dataclass(frozen=True)
 class Copy:
-    """The copy of X-codec or Mimi, to be written as transformers writes it. record: its config.json."""
+    """Copy of X-codec or Mimi inside a release, to be written in transformers' layout.
+
+    Attributes:
+        record: Its config.json.
+        entries: Its tensors.
+    """
 
     record: dict[str, Any]
     entries: list[Entry]
@@ -114,8 +120,19 @@ class Copy:
     def of(
         cls, family: Family, folder: Path | None, release: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str
     ) -> "Copy":
-        """The tensors under `prefix`; of the numbers in `folder`, or of hf-audio/xcodec-hubert-general and, of Mimi, of
-        `codec_config` in what the release says of itself."""
+        """Return the copy formed by the tensors under `prefix`.
+
+        Args:
+            family: Family of the release.
+            folder: Folder of the published codec, whose config.json is used; None to use the release's.
+            release: config.json of the release. Its `codec_config` is used if present, else the defaults of
+                transformers' class, which are those of hf-audio/xcodec-hubert-general.
+            tensors: Tensors of the release.
+            prefix: Prefix of the names of the copy's tensors.
+
+        Raises:
+            CheckpointError: If the family's codec has no such copy, or its tensors do not fit.
+        """
         if family.codec not in COPIED:
             raise CheckpointError(f"{family.name}: expected a copy of {', '.join(COPIED)}, got {family.codec}")
         config_class, model_class = COPIED[family.codec]
@@ -134,7 +151,7 @@ class Copy:
         return cls({**config.to_dict(), "architectures": [model_class.__name__]}, entries)
 
     def write(self, folder: Path, progress: shards.Progress) -> list[Written]:
-        """`config.json` and `model.safetensors`."""
+        """Write `config.json` and `model.safetensors`."""
         files = [shards.write_json(folder / "config.json", self.record)]
         files.append(shards.write_file(folder / "model.safetensors", self.entries, progress))
         return [replace(file, name=f"codec/{file.name}") for file in files]

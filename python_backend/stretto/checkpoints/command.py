@@ -1,11 +1,11 @@
-"""Makes a directory that the server loads from what is published of a model: weights, config.yaml, a tokenizer.
+r"""Convert a published model (weights, config.yaml, a tokenizer) to a checkpoint directory that the server loads.
 
-    stretto convert bagpiper --model model.pt --config config.yaml --tokenizer Qwen3-8B-Base \\
+    stretto convert bagpiper --model model.pt --config config.yaml --tokenizer Qwen3-8B-Base \
         --codec xcodec-hubert-general --out bagpiper
 
-Writes config.json, model-0000N-of-0000M.safetensors with their index, the tokenizer's files, `codec/` and, where it is
-asked for, `ssl_tokenizer/`, and prints the SHA-256 of each. Tensors go from file to file one at a time. What does not
-fit is named, and nothing is written.
+Writes config.json, model-0000N-of-0000M.safetensors with their index, the tokenizer's files, `codec/` and, if
+requested, `ssl_tokenizer/`, and prints the SHA-256 of each file. Tensors are copied from file to file one at a time.
+If anything does not fit, it is reported and nothing is written.
 """
 
 import argparse
@@ -26,7 +26,7 @@ MAX_SHARD_GB = 4.0
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = CommandParser(
         prog="stretto convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -66,7 +66,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def release(args: argparse.Namespace) -> Release:
-    """What the command line asks for."""
+    """Return the release that the command line describes."""
     audio = {"do_normalize": not args.no_normalize}
     audio |= {name: getattr(args, name) for name in ("n_window", "n_window_infer") if getattr(args, name) is not None}
     return Release(
@@ -85,7 +85,7 @@ def release(args: argparse.Namespace) -> Release:
 
 
 def describe(conversion: Conversion) -> str:
-    """What will be written, and what will not."""
+    """Return a description of the files that will be written, and of the tensors that will not."""
     record = conversion.record
     lines = [
         f"{record['architectures'][0]}, {record['vocab_size']} ids, {record['dtype']}",
@@ -103,7 +103,7 @@ def describe(conversion: Conversion) -> str:
 
 
 def grouped(shapes: dict[str, list[int]]) -> list[str]:
-    """Names with their shapes; of several that begin alike, how they begin and how many there are."""
+    """Return names with their shapes; several names with a common prefix become that prefix and their number."""
     groups: dict[str, list[str]] = {}
     for name in shapes:
         groups.setdefault(".".join(name.split(".")[:2]), []).append(name)
@@ -114,7 +114,7 @@ def grouped(shapes: dict[str, list[int]]) -> list[str]:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Converts; 1 where something does not fit."""
+    """Convert a release; return 1 if something does not fit."""
     args = arguments(words)
     try:
         conversion = plan(release(args))

@@ -1,4 +1,4 @@
-"""The files of one release, read, and what they tell an operator."""
+"""Contents of a release's files, and notes on them for the operator."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 
 def read_contents(release: Release) -> Contents:
-    """Reads everything but the tensors' contents; CheckpointError where a file is not what it should be."""
+    """Read everything except the tensors' values; CheckpointError if a file is invalid."""
     config, tensors = _config(release), read_tensors(release.model)
     tokenizer = Tokenizer.at(release.tokenizer, spells_bytes=release.family not in BARE)
     family = published(release)
@@ -26,17 +26,17 @@ def read_contents(release: Release) -> Contents:
 
 
 def _config(release: Release) -> dict[str, Any]:
-    """What its config says; nothing of a release that has none."""
+    """Return the release's config; empty for a family without one."""
     if release.config is None:
         if release.family not in BARE:
             raise CheckpointError(f"--config: expected the config.yaml or config.json of {release.family}, got none")
         return {}
-    read = read_json if release.config.suffix == ".json" else yaml_mapping  # which would take 1e-05 for a string
+    read = read_json if release.config.suffix == ".json" else yaml_mapping  # YAML would read 1e-05 as a string
     return read(release.config)
 
 
 def notes_on(contents: Contents, release: Release) -> list[str]:
-    """What was found that an operator may want to know."""
+    """Return findings that an operator may want to know."""
     family = published(release)
     table = contents.tensors[family.EMBEDDINGS]
     stored = str(table.dtype).removeprefix("torch.")
@@ -47,7 +47,7 @@ def notes_on(contents: Contents, release: Release) -> list[str]:
 
 
 def _known_dtype(trained: str | None, tensors: Mapping[str, Tensor]) -> str:
-    """What the model was trained in; where nothing says so, what its first tensor is stored in."""
+    """Return the dtype that the model was trained in; if unknown, the dtype of its first stored tensor."""
     dtype = trained or str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise CheckpointError(f"trained in one of {', '.join(DTYPES)} is expected, got {dtype!r}; --dtype decides")

@@ -1,4 +1,4 @@
-"""One conversion: a release in, a directory that vLLM loads out. Nothing is written before everything fits."""
+"""Conversion of a release to a directory that vLLM loads. Nothing is written until everything fits."""
 
 import shutil
 from collections.abc import Iterator, Mapping
@@ -32,7 +32,13 @@ from stretto.untrusted_files import UNPARSABLE
 
 @dataclass(frozen=True)
 class ConvertedNetwork:
-    """A folder of the checkpoint, `config.json` and `model.safetensors`, with the tensors that the file stores."""
+    """Further network of a checkpoint, in a folder of its own with `config.json` and `model.safetensors`.
+
+    Attributes:
+        folder: Name of the folder.
+        record: Its config.json.
+        entries: Its tensors, in the stored dtype.
+    """
 
     folder: str
     record: dict[str, Any]
@@ -40,7 +46,7 @@ class ConvertedNetwork:
 
     @classmethod
     def of(cls, network: Network, tensors: Mapping[str, Tensor]) -> "ConvertedNetwork":
-        """With all its tensors, of its own or those given; CheckpointError as `check`'s."""
+        """Return the network with all tensors, its own or those of `tensors`; CheckpointError if any does not fit."""
         tensors = tensors if network.tensors is None else network.tensors
         check(network.plan, {name: tensors[name] for name in network.plan if name in tensors}, ())
         entries = [
@@ -50,7 +56,7 @@ class ConvertedNetwork:
         return cls(network.folder, network.record, entries)
 
     def write(self, checkpoint: Path, progress: shards.Progress) -> list[Written]:
-        """The folder and its files."""
+        """Write the folder and its files."""
         folder = checkpoint / self.folder
         folder.mkdir()
         files = [shards.write_json(folder / "config.json", self.record)]
@@ -60,8 +66,19 @@ class ConvertedNetwork:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What will be written. dropped: published tensors that are not served. notes: what was found in the files that
-    an operator may want to know."""
+    """Everything that will be written.
+
+    Attributes:
+        record: config.json.
+        entries: Tensors of the language model.
+        dropped: Shapes of published tensors that are not used, by name.
+        tokenizer: Tokenizer of text.
+        codec_files: Files of the codec to copy.
+        codec_copy: The codec inside the release, if it is written from there.
+        ssl_tokenizer: Audio tokenizer, if one is written.
+        notes: Findings that an operator may want to know.
+        networks: Further networks.
+    """
 
     record: dict[str, Any]
     entries: list[Entry]
@@ -80,7 +97,7 @@ class Conversion:
 
 
 def plan(release: Release) -> Conversion:
-    """Reads everything but the tensors' contents; CheckpointError says what does not fit."""
+    """Read everything except the tensors' values; CheckpointError names the parts that do not fit."""
     contents, family_files = read_contents(release), published(release)
     tensors = contents.tensors
     try:
@@ -108,7 +125,7 @@ def plan(release: Release) -> Conversion:
 
 
 def _tokenizer(folder: Path, family: Family) -> ConvertedSslTokenizer | PublishedTokenizer:
-    """What makes codes of audio for the family: that of its codec's authors, or XEUS."""
+    """Return the audio tokenizer of the family: GLM-4-Voice's if its codec is GLM-4-Voice's, else XEUS."""
     kind = PublishedTokenizer if family.codec == "glm4_voice" else ConvertedSslTokenizer
     return kind.of(folder, len(family.layout.audio[0]))
 
@@ -126,9 +143,12 @@ def _read(part: Part, tensors: Mapping[str, Tensor], name: str) -> Tensor:
 
 @contextmanager
 def fresh_directory(out: Path) -> Iterator[Path]:
-    """A directory that becomes `out` when everything in it is written, and is removed when something fails.
+    """Yield a directory that becomes `out` once everything is written, and is removed on failure.
 
-    CheckpointError where `out` holds something already. What an interrupted run has left behind is replaced.
+    Leftovers of an interrupted run are replaced.
+
+    Raises:
+        CheckpointError: If `out` exists and is not an empty directory.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out}: expected a directory that is empty or does not exist yet")
@@ -144,7 +164,7 @@ def fresh_directory(out: Path) -> Iterator[Path]:
 
 
 def write(conversion: Conversion, out: Path, max_bytes: int, progress: shards.Progress) -> list[Written]:
-    """Writes everything; all or nothing."""
+    """Write all files, or none if anything fails."""
     with fresh_directory(out) as folder:
         files = shards.write_shards(folder, conversion.entries, max_bytes, progress)
         files.append(shards.write_json(folder / "config.json", conversion.record))

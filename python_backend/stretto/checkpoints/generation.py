@@ -1,4 +1,4 @@
-"""Sampling defaults of a release: its generation_config.json, by the names that a checkpoint's config.json has."""
+"""Sampling defaults of a release: its generation_config.json as `speech_sampling` of config.json."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,29 +14,29 @@ FILE = "generation_config.json"
 
 
 def prefixed(prefix: str, segment: str) -> dict[str, tuple[str, ...]]:
-    """Return keys that begin with `prefix`, for a segment's temperature, top-k, top-p, and whether it is sampled."""
+    """Return the fields of a segment for keys that begin with `prefix`: temperature, top-k, top-p, sampling switch."""
     names: dict[str, tuple[str, ...]] = {f"{prefix}{name}": (f"{segment}.{name}",) for name in DRAWN}
     return names | {f"{prefix}do_sample": (f"{segment}.temperature",)}
 
 
-# transformers' own keys, of the segment that a family samples.
+# Keys of transformers, for the audio segment.
 AUDIO = prefixed("", "audio") | {"min_p": ("min_p",), "repetition_penalty": ("repetition_penalty",)}
 
 
 def read_defaults(
     release: Release, family: Family, names: Mapping[str, tuple[str, ...]]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return `speech_sampling` of a release's generation_config.json, and notes on what was taken.
+    """Return `speech_sampling` from a release's generation_config.json, and notes on the values used.
 
-    Lengths are not taken: a family has its own, and a request may set them.
+    Lengths are ignored: a family has its own, and a request may set them.
 
     Args:
-        release: the file lies beside its config, or in the folder of its weights.
-        family: with the defaults of its authors' code.
-        names: fields of `speech_sampling` by keys of the file; a `…do_sample` that is false makes a segment greedy.
+        release: The release; the file is next to its config, or in the folder of its weights.
+        family: Family with the defaults of its authors' code.
+        names: Fields of `speech_sampling` by keys of the file; a `…do_sample` that is false makes a segment greedy.
 
     Raises:
-        CheckpointError: if a value cannot be one, with its key.
+        CheckpointError: If a value is invalid; the message names its key.
     """
     path = _place(release) if names else None
     if path is None:
@@ -47,7 +47,7 @@ def read_defaults(
     if family.penalized is None:
         keys = [name for name in keys if "repetition_penalty" not in names[name]]
     is_switch = {name: name.endswith(("do_sample", "dosample")) for name in keys}
-    for name in sorted(keys, key=lambda name: is_switch[name]):  # a switch decides after the temperature
+    for name in sorted(keys, key=lambda name: is_switch[name]):  # switches last, because they override the temperature
         value = found[name]
         if is_switch[name]:
             if not isinstance(value, bool):

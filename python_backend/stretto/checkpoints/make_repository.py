@@ -1,10 +1,10 @@
-"""Makes a model repository that serves another checkpoint than the bundled one.
+"""Create a Triton model repository that serves a checkpoint other than the bundled one.
 
     stretto make-repository --checkpoint opuslm --out opuslm-served
     stretto serve --model-repository opuslm-served
 
-It holds copies of the bundled repository's configs and adapters, an engine.json for the checkpoint, and a link to the
-checkpoint. The family, its codec and its tokenizer follow from the checkpoint itself.
+The repository contains copies of the bundled repository's configs and adapters, an engine.json for the checkpoint, and
+a link to the checkpoint. Family, codec and tokenizer are determined by the checkpoint.
 """
 
 import argparse
@@ -32,13 +32,13 @@ BUNDLED = bundled_repository()
 CHECKPOINT, ENGINE = "language_model/1/checkpoint", "language_model/1/engine.json"
 DECODER, PREPROCESSOR, ENSEMBLE = "acoustic_decoder", "preprocessor", "speech"
 NUM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-CPU_BLOCK_SIZE = 32  # rows; vLLM's attention on the CPU takes multiples of it
+CPU_BLOCK_SIZE = 32  # rows; the block size on the CPU must be a multiple of it
 MIB = 1 << 20
-WARM_UP_S = 4.0  # of the decoder: 96 batches of a small DAC take 3.3 s
+WARM_UP_S = 4.0  # warm-up time of the decoder: 96 batches of a small DAC take 3.3 s
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = CommandParser(
         prog="stretto make-repository", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -51,11 +51,16 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) -> dict[str, Any]:
-    """vLLM's arguments for a checkpoint whose config.json is `record`.
+    """Return vLLM's arguments for a checkpoint.
 
-    On the CPU the KV cache holds at least two halves of the longest reply, so that no request is refused for its
-    length, and 1024 rows for each place in the batch; on a GPU it takes what weights and codec leave. A quarter of the
-    batch's places may be waited for: who waits longer is told to come again.
+    On the CPU, the KV cache holds at least a CFG pair with replies of maximum length, so that no request is rejected
+    for its length, and 1024 rows per batch slot. On a GPU, vLLM uses the memory that weights and codec leave. Up to a
+    quarter as many requests as batch slots may wait; further ones are rejected and may be retried.
+
+    Args:
+        record: config.json of the checkpoint.
+        family: Its family.
+        is_on_gpu: True to serve on a GPU.
     """
     chosen: dict[str, Any] = {
         "dtype": precision(record, is_on_gpu),
@@ -77,24 +82,34 @@ def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) ->
 
 
 def precision(record: dict[str, Any], is_on_gpu: bool) -> str:
-    """The dtype to serve in: the checkpoint's own; vLLM's choice would serve float32 in half of its precision.
+    """Return the dtype to serve in: the checkpoint's own, because vLLM would choose 16 bits for float32.
 
-    In float16 a CPU only stores: most of them compute it in float32, with a conversion around every product.
+    On a CPU, float16 becomes float32: most CPUs compute float16 in float32, with a conversion around every product.
     """
-    stored = record.get("dtype") or record["torch_dtype"]  # as transformers has written it from 5.0 on, and before
+    stored = record.get("dtype") or record["torch_dtype"]  # key of transformers 5.0 and later, and of earlier versions
     return "float32" if stored == "float16" and not is_on_gpu else stored
 
 
 def bytes_per_row(record: dict[str, Any], dtype: str) -> int:
-    """Of the KV cache: keys and values of every layer."""
+    """Return the bytes of the KV cache per row: keys and values of every layer."""
     heads = record.get("num_key_value_heads") or record["num_attention_heads"]
     head_dim = record.get("head_dim") or record["hidden_size"] // record["num_attention_heads"]
     return 2 * record["num_hidden_layers"] * heads * head_dim * NUM_BYTES[dtype]
 
 
 def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], gpu: int | None = None) -> None:
-    """The repository at `out`, which does not exist yet; CheckpointError where the checkpoint cannot be served."""
-    preprocessor = Preprocessor(checkpoint)  # which opens the tokenizer, the codec and what hears audio
+    """Create the repository at `out`.
+
+    Args:
+        checkpoint: Converted checkpoint.
+        out: Directory to create; it must be missing or empty.
+        engine_args: Arguments of vLLM that override the chosen ones.
+        gpu: Index of the GPU for codec and audio tokenizer; None for the CPU.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be served.
+    """
+    preprocessor = Preprocessor(checkpoint)  # opens the tokenizer, the codec and the audio encoder
     family = preprocessor.family
     if not any(checkpoint.glob("*.safetensors")):
         raise CheckpointError(f"{checkpoint}: expected weights in *.safetensors, got none")
@@ -114,19 +129,19 @@ def make(checkpoint: Path, out: Path, engine_args: dict[str, Any], gpu: int | No
             change(folder / DECODER / "config.pbtxt", {parameter("warm_up_s"): rf'\1: "{WARM_UP_S}"'})
         if gpu is not None:
             place = {r"kind: KIND_CPU": f"kind: KIND_GPU gpus: [ {gpu} ]"}
-            batches = {parameter("max_batch"): r'\1: "64"'}  # as large as pay there
+            batches = {parameter("max_batch"): r'\1: "64"'}  # larger batches bring no further speed-up on a GPU
             change(folder / DECODER / "config.pbtxt", place | batches)
-            if (checkpoint / FOLDER).is_dir():  # XEUS takes most of a second of one core for a second of audio
+            if (checkpoint / FOLDER).is_dir():  # XEUS needs most of a core in real time
                 change(folder / PREPROCESSOR / "config.pbtxt", place)
 
 
 def parameter(name: str) -> str:
-    """A pattern for the parameter `name` of a model's config; its first group is all before the value."""
+    """Return a pattern for the parameter `name` of a model's config; its first group is everything before the value."""
     return rf'(key: "{name}" value \{{ string_value): (?:"[^"]*"|\'[^\']*\')'
 
 
 def change(config: Path, changes: dict[str, str]) -> None:
-    """Put what `changes` says in the place of each of its patterns, which a config has once."""
+    """Replace each pattern of `changes`, which must match exactly once in the config."""
     text = config.read_text()
     for pattern, new in changes.items():
         text, num_changed = re.subn(pattern, new, text)
@@ -135,7 +150,7 @@ def change(config: Path, changes: dict[str, str]) -> None:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Makes the repository; 1 where it cannot be served."""
+    """Create the repository; return 1 if the checkpoint cannot be served."""
     args = arguments(words)
     try:
         given = json_object(args.engine_args) if args.engine_args else {}

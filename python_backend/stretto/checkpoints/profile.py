@@ -9,12 +9,12 @@ PARAMETER = "profile"
 
 
 def profile(family: Family, sample_rate: int, frame_rate: float) -> str:
-    """Return the family's profile as one line of JSON that a config can hold between single quotes.
+    """Return the family's profile as one line of JSON that fits between single quotes in a config.
 
     Args:
-        family: the model family that the checkpoint belongs to.
-        sample_rate: sampling rate of the codec in Hz.
-        frame_rate: frames per second of the codec.
+        family: Family of the checkpoint.
+        sample_rate: Sampling rate of the codec in Hz.
+        frame_rate: Frames per second of the codec.
     """
     record = {
         "family": family.name,
@@ -37,7 +37,7 @@ def profile(family: Family, sample_rate: int, frame_rate: float) -> str:
 
 
 def _task(task: Task, family: Family, frame_rate: float) -> dict[str, Any]:
-    """Return what `Task` documents, as far as a client has a use for it."""
+    """Return the attributes of `Task` that are useful to clients."""
     num_closing_rows = family.tail.num_closing_rows(family.layout.max_delay)
     max_speech_s = (task.sampling.audio.max_rows - num_closing_rows) / frame_rate
     return {
@@ -54,7 +54,7 @@ def _task(task: Task, family: Family, frame_rate: float) -> dict[str, Any]:
 
 
 def _options(family: Family) -> list[str]:
-    """Return the names of the options that this family takes and some other family refuses."""
+    """Return the names of the options that this family accepts and some other family rejects."""
     taken = {
         "depth": family.depth is not None,
         "instruct": family.takes_instructions,

@@ -1,4 +1,4 @@
-"""What `convert.py` of a family says of its releases: the seam that each fills."""
+"""Interface of a family's `convert.py`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,10 +13,14 @@ from stretto.families.registry import module_of
 
 @dataclass(frozen=True)
 class Contents:
-    """What the files of one release hold, tensors left where they are.
+    """Contents of a release's files; tensors stay in their files until they are read.
 
-    config: config.yaml or config.json. backbone: the numbers of the backbone that it names. dtype: what tensors are
-    written in.
+    Attributes:
+        config: config.yaml or config.json.
+        tensors: Published tensors by name.
+        tokenizer: Tokenizer of text.
+        backbone: Hyperparameters of the backbone.
+        dtype: dtype of the tensors to write.
     """
 
     config: dict[str, Any]
@@ -28,8 +32,14 @@ class Contents:
 
 @dataclass(frozen=True)
 class Network:
-    """A network of its own in a release, to be written into a folder of the checkpoint: its `config.json`, and what
-    becomes of its tensors. tensors: where these lie, if not in the file of the model."""
+    """Further network in a release, written into a folder of the checkpoint.
+
+    Attributes:
+        folder: Name of the folder.
+        record: Its `config.json`.
+        plan: Tensors to write, by published name.
+        tensors: Source of the tensors; None for those of the release.
+    """
 
     folder: str
     record: dict[str, Any]
@@ -39,8 +49,15 @@ class Network:
 
 @dataclass(frozen=True)
 class Converted:
-    """A release's checkpoint. record: config.json. plan: what becomes of each tensor. dropped: how the names of those
-    begin that are not served. folded: names of those that others are written with. networks: what goes to folders."""
+    """Checkpoint of a release.
+
+    Attributes:
+        record: config.json.
+        plan: Tensors to write, by published name.
+        dropped: Names, or prefixes of names, of tensors that are not used.
+        folded: Names of tensors that are merged into others.
+        networks: Networks that are written to folders of their own.
+    """
 
     record: dict[str, Any]
     plan: Plan
@@ -52,10 +69,11 @@ class Converted:
 class Published(Protocol):
     """A family's `convert.py`.
 
-    BACKBONE_TAG: where config.yaml names the backbone; None where a config.json has the numbers themselves.
-    EMBEDDINGS: the published name of its table.
-    CODEC: how the names of the codec's copy in the file begin; empty where there is none.
-    GENERATION: fields of `speech_sampling` by keys of generation_config.json; empty if releases have no such file.
+    Attributes:
+        BACKBONE_TAG: Key of config.yaml that names the backbone; None if config.json itself has the hyperparameters.
+        EMBEDDINGS: Published name of the embedding table.
+        CODEC: Prefix of the names of the codec's copy in the file; empty if there is none.
+        GENERATION: Fields of `speech_sampling` by keys of generation_config.json; empty if releases have no such file.
     """
 
     BACKBONE_TAG: str | None
@@ -64,20 +82,20 @@ class Published(Protocol):
     GENERATION: Mapping[str, tuple[str, ...]]
 
     def trained_dtype(self, config: Mapping[str, Any]) -> str | None:
-        """What the model computed in while it was trained, as far as config.yaml says."""
+        """Return the dtype that the model was trained in; None if the config does not contain it."""
         ...
 
     def notes(self, config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-        """What an operator may want to know of the files."""
+        """Return findings about the files that an operator may want to know."""
         ...
 
     def convert(self, release: Release, contents: Contents) -> Converted:
-        """The checkpoint; CheckpointError says what does not fit."""
+        """Return the checkpoint; CheckpointError names the parts that do not fit."""
         ...
 
 
 def published(release: Release) -> Published:
-    """How the family of a release is published."""
+    """Return the `convert.py` of a release's family."""
     module = module_of(release.family_name, "convert")
     assert module is not None, release.family
     return cast(Published, module)

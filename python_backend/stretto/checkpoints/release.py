@@ -1,4 +1,4 @@
-"""What a release consists of, read without a copy of it: the tensors stay in their file until they are written."""
+"""Files of a release, read without copying: tensors stay in their files until they are written."""
 
 import json
 import os
@@ -30,20 +30,29 @@ FAMILIES = (
     "chatterbox",
     "valle",
 )
-BARE = ("chatterbox",)  # whose releases have no config, and a tokenizer of any kind: they write no text
+BARE = ("chatterbox",)  # families without a config, and with any kind of tokenizer, because they generate no text
 INDEX, SUFFIX = ".safetensors.index.json", ".safetensors"
-# Names of a tokenizer's files begin so. Its folder may be a whole repository.
+# Prefixes of a tokenizer's file names. Its folder may be a whole repository.
 TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens_map", "added_tokens", "chat_template")
-WHOLE, SHARDS = "model.safetensors", f"model{INDEX}"  # as transformers looks for them, in this order
+WHOLE, SHARDS = "model.safetensors", f"model{INDEX}"  # names used by transformers, in order of preference
 
 
 @dataclass(frozen=True)
 class Release:
-    """What is to be converted. backbone, audio_config: where the numbers lie that the release only names.
+    """Release to convert.
 
-    audio: what the operator says of the audio tower. dtype: None means what the release was trained in.
-    keeps_codec: write the codec from the copy in the file; `codec` then only says its numbers. ssl_tokenizer: the
-    directory of what a family hears samples with: XEUS for OpusLM, GLM-4-Voice's tokenizer for VITA-Audio.
+    Attributes:
+        family: Family as named on the command line.
+        model: Weights: a file, a folder or an index.
+        config: config.yaml or config.json; None for a family without one.
+        tokenizer: Folder of the tokenizer of text.
+        codec: Folder of the codec's release.
+        ssl_tokenizer: Folder of the audio tokenizer: XEUS for OpusLM, GLM-4-Voice's for VITA-Audio.
+        keeps_codec: True to write the codec from the copy in the weights; `codec` then only provides its config.
+        backbone: config.json of the backbone, if the release only names it.
+        audio_config: config.json of the audio tower, if the release only names it.
+        audio: Options of the audio tower from the command line.
+        dtype: dtype to write; None for that of the training.
     """
 
     family: str
@@ -60,18 +69,18 @@ class Release:
 
     @property
     def config_folder(self) -> Path:
-        """Where its config lies, of a family whose releases have one."""
+        """Folder of the config, for a family whose releases have one."""
         assert self.config is not None, self.family
         return self.config.parent
 
     @property
     def family_name(self) -> str:
-        """The family as a checkpoint's config.json names it."""
+        """Name of the family in a checkpoint's config.json."""
         return self.family.replace("-", "_")
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """The tensors of safetensors files by name, read when they are asked for."""
+    """Tensors of safetensors files by name, read on access."""
 
     def __init__(self, paths: list[Path]):
         files = [safe_open(path, framework="pt") for path in paths]
@@ -88,15 +97,15 @@ class StoredTensors(Mapping[str, Tensor]):
 
 
 def safetensors_files(path: Path) -> list[Path] | None:
-    """Return the safetensors files that `path` stands for; None if it is a file of another kind.
+    """Return the safetensors files that `path` refers to; None if it is a file of another kind.
 
-    A folder may hold the same weights twice, so files are chosen as transformers chooses them: what `config.json` names
-    as `transformers_weights`, `model.safetensors`, or the shards of `model.safetensors.index.json`. A folder with none
-    of these stands for all its safetensors files, an index for the files that it names.
+    A folder may hold the same weights twice, so files are chosen as in transformers: the value of
+    `transformers_weights` in `config.json`, `model.safetensors`, or the shards of `model.safetensors.index.json`.
+    Without any of these, all safetensors files of the folder are returned. An index refers to the files that it names.
 
     Raises:
-        CheckpointError: if a file is not regular, an index names something else than files beside it, or a link in the
-            folder leads out of the release.
+        CheckpointError: If a file is not regular, an index names a file outside its folder, or a link in the folder
+            leads out of the release.
     """
     if path.is_dir():
         config = path / "config.json"
@@ -111,7 +120,7 @@ def safetensors_files(path: Path) -> list[Path] | None:
 
 
 def _named_files(path: Path) -> list[Path] | None:
-    """Return the files of an index, or `path` itself if it is a safetensors file."""
+    """Return the files of an index, or `path` itself if it is a safetensors file; None for another kind of file."""
     if not path.name.endswith(INDEX):
         return [path] if path.suffix == SUFFIX else None
     names = json_object(path).get("weight_map")
@@ -121,10 +130,13 @@ def _named_files(path: Path) -> list[Path] | None:
 
 
 def read_tensors(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of `model.pt` ({"module": …}), `model.pth` or `2epoch.pth`, or of safetensors files: those of a
-    directory, of an index, or one.
+    """Return the tensors in `path`.
 
-    CheckpointError where the file is missing, holds anything but tensors, or is of a kind that cannot stay in its file.
+    `path` is `model.pt` ({"module": …}), `model.pth` or `2epoch.pth`, a safetensors file, its index, or a folder of
+    such files.
+
+    Raises:
+        CheckpointError: If the file is missing, holds anything but tensors, or cannot be memory-mapped.
     """
     try:
         files = safetensors_files(path)
@@ -145,12 +157,12 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the record of a config.json, or of the one in a folder."""
+    """Return the contents of a config.json, or of the one in a folder."""
     return json_object(path / "config.json" if path.is_dir() else path)
 
 
 def entry(record: Mapping[str, Any], dotted: str) -> Any:
-    """What lies in a nested record under `a.b.c`; CheckpointError names the first key that is not there."""
+    """Return the value of a nested record at `a.b.c`; CheckpointError names the first missing key."""
     value: Any = record
     for depth, key in enumerate(dotted.split(".")):
         if not isinstance(value, Mapping) or key not in value:
@@ -160,7 +172,7 @@ def entry(record: Mapping[str, Any], dotted: str) -> Any:
 
 
 def optional_entry(record: Mapping[str, Any], dotted: str) -> Any:
-    """What lies in a nested record under `a.b.c`; None where nothing does."""
+    """Return the value of a nested record at `a.b.c`; None if it is missing."""
     with suppress(CheckpointError):
         return entry(record, dotted)
     return None
@@ -168,10 +180,14 @@ def optional_entry(record: Mapping[str, Any], dotted: str) -> Any:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A public tokenizer's files, which will be copied.
+    """Files of a public tokenizer, to be copied.
 
-    size: one more than its highest id. tokens: spelling of each id. made: a tokenizer.json to be written beside the
-    files, if they have none.
+    Attributes:
+        folder: Folder of the tokenizer.
+        size: Highest id plus one.
+        tokens: Spelling of each id.
+        made: tokenizer.json to be written with the files, if they have none.
+        files: Files to copy.
     """
 
     folder: Path
@@ -182,8 +198,15 @@ class Tokenizer:
 
     @classmethod
     def at(cls, folder: Path, spells_bytes: bool = True) -> "Tokenizer":
-        """Reads `tokenizer.json`, or makes it of vocab.json and merges.txt; CheckpointError where there is neither, or
-        one that the server could not use. spells_bytes: as `TextTokenizer`'s."""
+        """Read `tokenizer.json`, or build it from vocab.json and merges.txt.
+
+        Args:
+            folder: Folder of the tokenizer.
+            spells_bytes: See `TextTokenizer`.
+
+        Raises:
+            CheckpointError: If there is no tokenizer, or one that the server cannot use.
+        """
         made = None
         if (folder / FILE).exists() or not (folder / "vocab.json").exists():
             tokens = TextTokenizer.at(folder, spells_bytes).tokens

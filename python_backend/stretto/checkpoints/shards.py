@@ -1,7 +1,7 @@
-"""Safetensors files, written one tensor at a time: at no moment is more than one of them in memory.
+"""Safetensors files, written one tensor at a time, so that at most one tensor is in memory.
 
-The format (https://huggingface.co/docs/safetensors): eight bytes that say how long the header is, the header as JSON
-({name: {dtype, shape, data_offsets}}), the tensors' bytes. A file's SHA-256 comes with writing it.
+The format (https://huggingface.co/docs/safetensors): eight bytes with the length of the header, the header as JSON
+({name: {dtype, shape, data_offsets}}), the tensors' bytes. The SHA-256 of a file is computed while it is written.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-PIECE = 64 << 20  # bytes written at once
+PIECE = 64 << 20  # bytes per write
 Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor to be written: what it will be, and how to get it when its turn comes."""
+    """Tensor to be written: its name, dtype and shape, and a function that reads it."""
 
     name: str
     dtype: torch.dtype
@@ -45,7 +45,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Written:
-    """A file that was written. sha256: of its content, in hexadecimal."""
+    """File that was written.
+
+    Attributes:
+        name: Name relative to the checkpoint.
+        num_bytes: Size in bytes.
+        sha256: SHA-256 of its content, in hexadecimal.
+    """
 
     name: str
     num_bytes: int
@@ -53,7 +59,7 @@ class Written:
 
 
 def split(entries: list[Entry], max_bytes: int) -> list[list[Entry]]:
-    """Entries in order, in shards of at most `max_bytes`; one that is larger has a shard of its own."""
+    """Split entries, in order, into shards of at most `max_bytes`; a larger entry gets a shard of its own."""
     shards: list[list[Entry]] = []
     size = max_bytes
     for each in entries:
@@ -66,7 +72,7 @@ def split(entries: list[Entry], max_bytes: int) -> list[list[Entry]]:
 
 
 def write_shards(folder: Path, entries: list[Entry], max_bytes: int, progress: Progress) -> list[Written]:
-    """`model-0000N-of-0000M.safetensors` and their index."""
+    """Write `model-0000N-of-0000M.safetensors` and their index."""
     shards = split(entries, max_bytes)
     files: list[Written] = []
     weight_map: dict[str, str] = {}
@@ -79,8 +85,9 @@ def write_shards(folder: Path, entries: list[Entry], max_bytes: int, progress: P
 
 
 def write_file(path: Path, entries: list[Entry], progress: Progress) -> Written:
-    """One safetensors file."""
-    entries = sorted(entries, key=lambda each: -each.dtype.itemsize)  # each then begins at a multiple of its size
+    """Write one safetensors file."""
+    # so that each begins at a multiple of its item size
+    entries = sorted(entries, key=lambda each: -each.dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for each in entries:
@@ -99,7 +106,7 @@ def write_file(path: Path, entries: list[Entry], progress: Progress) -> Written:
 
 
 def _reach_disk(file: BinaryIO) -> int:
-    """Wait until the disk has what was written: the directory gets its name after that. Returns the bytes."""
+    """Flush a file to disk, because its directory is renamed afterwards; return its size in bytes."""
     file.flush()
     os.fsync(file.fileno())
     return file.tell()
@@ -122,14 +129,14 @@ def _content(each: Entry, progress: Progress) -> Iterator[memoryview]:
 
 
 def write_json(path: Path, record: dict[str, Any]) -> Written:
-    """A JSON file, for people to read as well."""
+    """Write an indented JSON file."""
     content = (json.dumps(record, indent=2) + "\n").encode()
     path.write_bytes(content)
     return Written(path.name, len(content), hashlib.sha256(content).hexdigest())
 
 
 def copy_file(source: Path, target: Path, name: str) -> Written:
-    """A copy, called `name` in what is reported."""
+    """Copy a file; `name` is its name in the result."""
     digest = hashlib.sha256()
     with source.open("rb") as read, target.open("wb") as write:
         while piece := read.read(PIECE):

@@ -1,4 +1,4 @@
-"""A tokenizer of audio that is served as its authors publish it: that of GLM-4-Voice."""
+"""Audio tokenizer that is served as published: that of GLM-4-Voice."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from stretto.untrusted_files import released_file
 
 @dataclass(frozen=True)
 class PublishedTokenizer:
-    """Files that will be copied to `ssl_tokenizer/`; no tensor is written anew, none is left out."""
+    """Files to be copied to `ssl_tokenizer/`; no tensor is converted or dropped."""
 
     files: list[Path]
     entries: Sequence[Entry] = ()
@@ -20,11 +20,11 @@ class PublishedTokenizer:
 
     @classmethod
     def of(cls, folder: Path, num_codes: int) -> "PublishedTokenizer":
-        """Those in a folder; CheckpointError names what does not fit, or makes another number of codes."""
+        """Return the files in a folder; CheckpointError if they do not fit, or make another number of codes."""
         read_tokenizer(folder, num_codes)
         names = [CONFIG, FEATURES, *sorted(path.name for path in folder.glob("model*.safetensors"))]
         return cls([released_file(folder, name) for name in names])
 
     def write(self, folder: Path, progress: shards.Progress) -> list[Written]:
-        """Copies of the files."""
+        """Copy the files."""
         return [shards.copy_file(path, folder / path.name, f"{FOLDER}/{path.name}") for path in self.files]

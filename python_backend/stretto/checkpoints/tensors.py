@@ -1,4 +1,4 @@
-"""Which published tensor becomes which; nothing may be missing, unknown, or of another shape."""
+"""Mapping of published tensors to converted ones; none may be missing, unknown, or of another shape."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -9,12 +9,18 @@ from torch import Tensor, nn
 
 from stretto.errors import CheckpointError
 
-NAMED = 12  # of so many tensors that do not fit, the names are said
+NAMED = 12  # number of tensors that an error message names
 
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor to be written. edit: what becomes of the published one, which has `stored` as its shape."""
+    """Tensor to be written.
+
+    Attributes:
+        name: Name in the checkpoint.
+        stored: Shape of the published tensor.
+        edit: Conversion of the published tensor; None if it is unchanged.
+    """
 
     name: str
     stored: tuple[int, ...]
@@ -22,25 +28,31 @@ class Part:
 
     @property
     def written(self) -> tuple[int, ...]:
-        """The shape it will have."""
+        """Shape of the tensor to be written."""
         stored = torch.empty(self.stored, device="meta")
         return tuple((self.edit(stored) if self.edit else stored).shape)
 
 
-Plan = dict[str, Part]  # by published name
+Plan = dict[str, Part]  # keys: published names
 
 
 def shapes_of(model_class: type[nn.Module], config: Any) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a Hugging Face model's tensors, none of them made."""
+    """Return names and shapes of a Hugging Face model's tensors without allocating them."""
     with torch.device("meta"):
         model = model_class(config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def check(plan: Plan, published: Mapping[str, Tensor], dropped: Iterable[str]) -> list[str]:
-    """The names that are dropped; CheckpointError names all tensors that are missing, unknown or misshapen.
+    """Return the names of the dropped tensors.
 
-    dropped: names, or first parts of names that end in a dot.
+    Args:
+        plan: Tensors to write, by published name.
+        published: Published tensors.
+        dropped: Names, or prefixes that end in a dot.
+
+    Raises:
+        CheckpointError: If tensors are missing, unknown or of another shape; the message names them.
     """
     prefixes = tuple(dropped)
     others = [name for name in published if name not in plan]

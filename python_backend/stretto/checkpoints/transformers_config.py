@@ -1,4 +1,4 @@
-"""config.json of a release in transformers' layout: its numbers, through the class that they are of."""
+"""config.json of a release in transformers' layout, read through its config class."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from stretto.errors import CheckpointError
 from stretto.untrusted_files import UNPARSABLE
 
-# Of a backbone of Llama's layers.
+# Keys of a backbone with Llama's layers.
 LLAMA_NUMBERS = (
     "hidden_size",
     "intermediate_size",
@@ -26,19 +26,19 @@ LLAMA_NUMBERS = (
 
 
 def read_numbers(config_class: Any, record: Mapping[str, Any]) -> Any:
-    """The numbers as `config_class` has them; CheckpointError where config.json is of another model, or is none."""
+    """Return config.json as a `config_class`; CheckpointError if it is of another model, or invalid."""
     kind = config_class.model_type
     if record.get("model_type") != kind:
         raise CheckpointError(f"config.json: expected model_type {kind!r}, got {record.get('model_type')!r}")
     try:
         return config_class.from_dict(dict(record))
     except (*UNPARSABLE, StrictDataclassError) as error:
-        said = " ".join(str(error).split())  # some of it in several lines
+        said = " ".join(str(error).split())  # some messages have several lines
         raise CheckpointError(f"config.json: not the numbers of {kind}: {said}") from error
 
 
 def check_heads(config: Any) -> None:
-    """Raise CheckpointError for numbers that transformers converts and vLLM's Llama refuses."""
+    """Raise CheckpointError for numbers of heads that transformers accepts and vLLM's Llama rejects."""
     for name, count in (("hidden_size", config.hidden_size), ("num_attention_heads", config.num_attention_heads)):
         of = "num_attention_heads" if name == "hidden_size" else "num_key_value_heads"
         if count % getattr(config, of):
@@ -47,5 +47,5 @@ def check_heads(config: Any) -> None:
 
 
 def dtype_of(record: Mapping[str, Any]) -> str | None:
-    """As config.json says it, where it does."""
+    """Return the dtype in config.json; None if there is none."""
     return record.get("dtype", record.get("torch_dtype"))
