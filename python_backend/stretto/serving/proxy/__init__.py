@@ -1,1 +1,1 @@
-"""What clients reach in Triton's place: it checks and limits every call before Triton, behind Unix sockets, sees it."""
+"""Proxy in front of Triton: clients connect to it, and it checks and limits every call to Triton."""

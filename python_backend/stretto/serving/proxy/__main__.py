@@ -1,6 +1,8 @@
-"""The proxy's process: reads a ProxyConfig, a line of JSON, from standard input, and serves until that ends.
+"""Process of the proxy.
 
-It writes one line: its ports (`Ports`), or why it cannot listen.
+It reads a ProxyConfig, one line of JSON, from standard input, and serves until standard input is closed. It writes one
+line: its ports (`Ports`), or the reason why it cannot listen. Later it writes the name of each model that Triton
+reports as unhealthy.
 """
 
 import asyncio
@@ -30,13 +32,19 @@ from stretto.serving.proxy.grpc_proxy import MAX_CALLS, SERVER_OPTIONS, TRITON_O
 from stretto.serving.proxy.pages import MAX_HEAD_BYTES, MetricsPage, Pages, PageServer, Readiness
 from stretto.serving.proxy.uploads import Uploads
 
-STOP_S = 2.0  # for answers that are complete and still on their way
+STOP_S = 2.0  # for complete responses in transit
 
 
 class Launcher:
-    """What the launcher says over standard input: whether the server is ready, and at its end that all is over.
+    """Connection to the launcher.
 
-    Over standard output it is told of a model that Triton has given up, once until it says something new.
+    Standard input carries the server's state. Standard output reports a model that Triton considers dead, at most once
+    per state message.
+
+    Attributes:
+        stopped: Set when standard input is closed or a signal requests a stop.
+        gate: Gate that the launcher controls.
+        has_died: True if standard input was closed without the STOPPING message.
     """
 
     def __init__(self) -> None:
@@ -44,20 +52,20 @@ class Launcher:
         self.gate = Gate(self.give_up)
         self._said = b""
         self._is_ready = self._is_told = self._is_stopping = False
-        self.has_died = False  # its pipe has ended, and it had not announced that
+        self.has_died = False  # standard input was closed without STOPPING
 
     def is_ready(self) -> bool:
-        """Whether the server is ready, for all that the launcher knows."""
+        """Return True if the launcher's last message reported the server as ready."""
         return self._is_ready
 
     def give_up(self, model: str) -> None:
-        """Tell it that Triton takes the stub of `model` for dead, unless it is starting models again."""
+        """Report that Triton considers the stub of `model` dead, unless models are being restarted."""
         if not self.gate.is_shut and not self._is_told:
             self._is_told = True
             print(model, flush=True)
 
     def hear(self) -> None:
-        """Read what there is."""
+        """Read and apply the available messages."""
         came = os.read(0, 4096)
         if not came:
             self.has_died = not self._is_stopping
@@ -75,7 +83,7 @@ class Launcher:
 
 
 async def serve(config: ProxyConfig, launcher: Launcher) -> None:
-    """Listen on all ports until the launcher ends; OSError where one cannot be had."""
+    """Listen on all ports until the launcher ends; raise OSError if a port is not available."""
     server, grpc_port = grpc_listener(config)
     async with grpc.aio.insecure_channel(f"unix:{config.triton_grpc}:{grpc_port}", TRITON_OPTIONS) as triton:
         uploads = Uploads()
@@ -96,7 +104,7 @@ async def serve(config: ProxyConfig, launcher: Launcher) -> None:
 
 
 async def beat() -> None:
-    """Show the launcher that this event loop runs, by a byte every BEAT_S seconds."""
+    """Write a heartbeat byte every BEAT_S seconds, which shows the launcher that this event loop runs."""
     pipe = os.environ.get(BEATS)
     while pipe is not None:
         with suppress(OSError):  # the pipe is full, or the launcher has ended
@@ -105,12 +113,12 @@ async def beat() -> None:
 
 
 async def page_listener(config: ProxyConfig, port: int, page: Pages) -> asyncio.Server:
-    """What answers HTTP at a port; OSError where it cannot have it."""
+    """Start an HTTP server for `page` at a port; raise OSError if the port is not available."""
     return await asyncio.start_server(PageServer(page), config.address, port, limit=MAX_HEAD_BYTES)
 
 
 def grpc_listener(config: ProxyConfig) -> tuple[grpc.aio.Server, int]:
-    """The gRPC server, which answers nothing yet, and its port; OSError where it cannot have that."""
+    """Return a gRPC server without handlers and its port; raise OSError if the port is not available."""
     options = [*SERVER_OPTIONS, ("grpc.max_receive_message_length", config.max_request_bytes)]
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=MAX_CALLS)
     host = f"[{config.address}]" if ":" in config.address else config.address
@@ -121,13 +129,13 @@ def grpc_listener(config: ProxyConfig) -> tuple[grpc.aio.Server, int]:
 
 
 def grpc_proxy(config: ProxyConfig, triton: grpc.aio.Channel, launcher: LauncherWord, uploads: Uploads) -> GrpcProxy:
-    """What answers calls."""
+    """Return the handler of gRPC calls."""
     allowed = Access(config.key, frozenset(config.allowed))
     return GrpcProxy(triton, allowed, launcher, uploads, Departures(Path(config.departures)))
 
 
 async def run(config: ProxyConfig, launcher: Launcher) -> None:
-    """Serve until the launcher ends, or a signal says so."""
+    """Serve until the launcher ends or a signal requests a stop."""
     loop = asyncio.get_running_loop()
     loop.add_reader(0, launcher.hear)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -136,7 +144,7 @@ async def run(config: ProxyConfig, launcher: Launcher) -> None:
 
 
 def first_line() -> str:
-    """The first line of standard input, and nothing of what follows."""
+    """Read the first line of standard input, and nothing after it."""
     line = b""
     while (byte := os.read(0, 1)) not in (b"", b"\n"):
         line += byte
@@ -144,12 +152,13 @@ def first_line() -> str:
 
 
 def main() -> int:
-    """Serve; return 1 if a port cannot be had.
+    """Serve; return 1 if a port is not available.
 
-    If the launcher has died, this process becomes its cleanup command: nothing else outlives the launcher for certain.
+    If the launcher has died, this process becomes its cleanup command, because no other process is certain to outlive
+    the launcher.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a file
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each connection uses a descriptor
     config, launcher = ProxyConfig.from_json(first_line()), Launcher()
     try:
         asyncio.run(run(config, launcher))

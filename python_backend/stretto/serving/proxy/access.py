@@ -1,12 +1,12 @@
-"""Which calls there are, and who may make them."""
+"""RPC methods that the proxy forwards, and access control for them."""
 
 import hmac
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-KEY_HEADER = "triton-grpc-protocol-stretto-key"  # as Triton itself would call the header of a key `stretto-key`
+KEY_HEADER = "triton-grpc-protocol-stretto-key"  # Triton's header name for a key called `stretto-key`
 OPEN, REPOSITORY = "open", "model-repository"
-MODELS, HTTP = "models", "http"  # the steps of the ensemble called by themselves; Triton's HTTP service instead of ours
+MODELS, HTTP = "models", "http"  # direct calls to the ensemble's steps; Triton's HTTP service instead of ours
 SERVICE = "/inference.GRPCInferenceService/"
 MODEL_INFER, MODEL_STREAM_INFER = f"{SERVICE}ModelInfer", f"{SERVICE}ModelStreamInfer"
 MODEL_READY = f"{SERVICE}ModelReady"
@@ -22,9 +22,9 @@ CLOSED_APIS = {
 OPEN_CALLS = ["ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig"]
 OPEN_CALLS += ["ModelStatistics", "ModelInfer", "ModelStreamInfer"]
 
-CLOSED = (*CLOSED_APIS, MODELS, HTTP)  # by default
+CLOSED = (*CLOSED_APIS, MODELS, HTTP)  # unless --allow opens them
 
-# The API of every call that is let through.
+# API of each forwarded method.
 APIS = {SERVICE + call: OPEN for call in OPEN_CALLS} | {HEALTH_CHECK: OPEN}
 APIS |= {SERVICE + call: api for api, calls in CLOSED_APIS.items() for call in calls}
 
@@ -35,21 +35,26 @@ Metadata = Iterable[tuple[str, str | bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The APIs that are open to everybody, and the key that opens the others to who knows it."""
+    """Access rules.
+
+    Attributes:
+        key: Secret that permits the closed APIs.
+        allowed: APIs that are open to all clients.
+    """
 
     key: str
     allowed: frozenset[str]
 
     def admits(self, api: str, metadata: Metadata) -> bool:
-        """Whether a call with this metadata may use the API."""
+        """Return True if a call with this metadata may use the API."""
         return api == OPEN or api in self.allowed or self.is_key_holder(metadata)
 
     def is_key_holder(self, metadata: Metadata) -> bool:
-        """Whether whoever sends this metadata knows the key."""
+        """Return True if the metadata contains the key."""
         given = next((value for name, value in metadata if name == KEY_HEADER), "")
         return isinstance(given, str) and hmac.compare_digest(given.encode(), self.key.encode())
 
 
 def refusal(api: str) -> str:
-    """What a caller is told who may not use the API."""
+    """Return the error message for a caller without access to the API."""
     return f"the {api} API is closed: start the server with --allow {api}, or send its key in the header {KEY_HEADER}"

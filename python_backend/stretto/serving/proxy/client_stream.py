@@ -1,4 +1,4 @@
-"""A client's stream beside the one to Triton that answers it."""
+"""A client's stream, connected to the Triton stream that answers it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -16,17 +16,25 @@ Check = Callable[[bytes], Awaitable[None]]
 
 
 class ClientStream:
-    """Passes requests on, and answers back."""
+    """Forwards requests of a client's stream to Triton, and responses back.
+
+    Attributes:
+        stream: The stream to Triton.
+    """
 
     def __init__(self, stream: TritonStream, context: Context, give_up: Tell) -> None:
         self.stream, self._context, self._give_up = stream, context, give_up
         self._writing = asyncio.Lock()
 
     async def feed(self, check: Check, host: str) -> None:
-        """Pass sound requests on to the end, as `host`'s; answer the others here, as Triton does, and leave the stream
-        open.
+        """Forward valid requests until the client half-closes; answer invalid ones here and keep the stream open.
 
-        While an answer is not taken no request is: it would be kept, by Triton if not here.
+        No request is read while a response is waiting for the client, because it would only be buffered, here or in
+        Triton.
+
+        Args:
+            check: Raises BadRequest for an invalid request.
+            host: Host of the client, added to each request.
         """
         while True:
             async with self._writing:
@@ -41,7 +49,7 @@ class ClientStream:
         await self.stream.end()
 
     async def _pass_on(self, request: bytes, check: Check, host: str) -> bytes | None:
-        """Send a request on, at once when it is checked; the answer to one that is not sound."""
+        """Forward a valid request as soon as it is checked; return the error response to an invalid one."""
         try:
             await check(request)
         except BadRequest as error:
@@ -52,7 +60,7 @@ class ClientStream:
         return None
 
     async def answer(self) -> None:
-        """Pass Triton's responses back to the end; AioRpcError where Triton ends otherwise."""
+        """Forward Triton's responses until its stream ends; raise AioRpcError if it ends with an error."""
         while (response := await self.stream.read()) is not None:
             await self._write(retold(response, self._give_up))
 

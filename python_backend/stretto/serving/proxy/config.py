@@ -1,46 +1,62 @@
-"""What the launcher tells the proxy, over its standard input, so that no other user reads the key in `ps`.
+"""Messages between the launcher and the proxy, over pipes so that other users cannot read the key in `ps`.
 
-The proxy answers with its ports, and later with a line for each model that Triton has given up.
+The proxy replies with its ports, and later with one line per model that Triton reports as unhealthy.
 """
 
 import json
 from dataclasses import asdict, dataclass
 
-# The lines that follow, as often as this changes. While a model is started again, no request is let through; those in
-# flight are ended, or those of them that have had no answer yet, or are on a stream of several.
+# State messages that follow the config. While a model restarts, requests are refused and those in flight are ended: all
+# of them, or only those without a response yet and those on a stream of several requests.
 READY, UNREADY, ENDING_ALL, ENDING_UNANSWERED = "ready", "unready", "ending all", "ending unanswered"
-STOPPING = "stopping"  # the last line; a launcher whose pipe ends without it has died
+STOPPING = "stopping"  # last message; a launcher whose pipe closes without it has died
 
-# In the environment of a front-end process: the descriptor to which its event loop writes a byte every BEAT_S seconds.
+# Environment variable of front-end processes: descriptor to which the event loop writes a byte every BEAT_S seconds.
 BEATS, BEAT_S = "STRETTO_BEATS", 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Where the proxy listens: the ports of its config, and in the place of 0 one that was free."""
+    """Ports at which the proxy listens; a configured port of 0 is replaced by the free port chosen.
+
+    Attributes:
+        grpc: gRPC port.
+        metrics: Metrics port.
+        http: HTTP port; None if Triton serves HTTP itself.
+    """
 
     grpc: int
     metrics: int
     http: int | None = None
 
     def to_json(self) -> str:
-        """In one line."""
+        """Return the ports as one line of JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Ports":
-        """The inverse of `to_json`; ValueError for what says why there are none."""
+        """Parse the output of `to_json`; raise ValueError for an error message instead of ports."""
         return cls(**json.loads(text))
 
 
 @dataclass(frozen=True, slots=True)
 class ProxyConfig:
-    """Where it listens, whom it lets in, and Triton's sockets. Without `http_port`, that is Triton's own.
+    """Configuration of the proxy.
 
-    A port 0 is any that is free. To `triton_grpc` Triton adds a colon and the gRPC port that it is.
+    A port of 0 selects a free port.
 
-    departures: the file in which the models are told of clients that have left. cleanup: the command that removes what
-    is left of a launcher that has died.
+    Attributes:
+        address: IP address to listen at.
+        grpc_port: gRPC port.
+        metrics_port: Metrics port.
+        http_port: HTTP port; None if Triton serves HTTP itself.
+        triton_grpc: Triton's gRPC socket; Triton appends a colon and the gRPC port to this name.
+        triton_metrics: Triton's metrics socket.
+        departures: Path of the client-disconnect flags.
+        key: Key that permits closed APIs.
+        allowed: APIs that are open to all clients.
+        max_request_bytes: Largest accepted gRPC message.
+        cleanup: Command that cleans up after a dead launcher.
     """
 
     address: str
@@ -56,11 +72,11 @@ class ProxyConfig:
     cleanup: tuple[str, ...] = ()
 
     def to_json(self) -> str:
-        """The config in one line."""
+        """Return the config as one line of JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "ProxyConfig":
-        """The inverse of `to_json`."""
+        """Parse the output of `to_json`."""
         record = json.loads(text)
         return cls(**record | {name: tuple(record[name]) for name in ("allowed", "cleanup")})

@@ -1,4 +1,4 @@
-"""The gate that the launcher shuts while a model is started again: Triton would never answer what goes through it."""
+"""Gate that is closed while models restart, because Triton would never answer requests sent in the meantime."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -9,16 +9,18 @@ AGAIN = "a part of the server has ended and is being started again; try again"
 
 
 class Restarting(Exception):
-    """A call was ended, or not begun, because a model is being started again."""
+    """A call was ended or refused because a model is being restarted."""
 
     def __init__(self) -> None:
         super().__init__(f"unavailable: {AGAIN}")
 
 
 class Gate:
-    """Lets calls through while it is open, and ends those in flight as it shuts.
+    """Gate for calls; closing it ends calls in flight.
 
-    give_up: tells the launcher of a model whose stub Triton takes for dead.
+    Attributes:
+        give_up: Reports a model whose stub Triton considers dead to the launcher.
+        is_shut: True while the gate is closed.
     """
 
     def __init__(self, give_up: Callable[[str], None] = lambda _: None) -> None:
@@ -28,9 +30,14 @@ class Gate:
         self._ended: set[asyncio.Task[Any]] = set()
 
     async def guard(self, call: Coroutine[Any, Any, T], is_answered: Callable[[], bool] = lambda: False) -> T:
-        """Await a call; Restarting where the gate is shut to it, or is shut meanwhile.
+        """Await a call, and cancel it if the gate closes.
 
-        is_answered: whether Triton has begun to answer all that it was asked.
+        Args:
+            call: The call.
+            is_answered: Returns True if Triton has begun to answer all requests of the call.
+
+        Raises:
+            Restarting: The gate is closed for this call, or was closed while the call was in flight.
         """
         if self.is_shut and not (self._spares_answered and is_answered()):
             call.close()
@@ -48,11 +55,15 @@ class Gate:
             self._ended.discard(task)
 
     def open(self) -> None:
-        """Let calls through."""
+        """Let calls pass."""
         self.is_shut = False
 
     def shut(self, spares_answered: bool) -> None:
-        """Let none through, and end those in flight; spares_answered: but for those that are being answered."""
+        """Refuse new calls and end those in flight.
+
+        Args:
+            spares_answered: True to exempt calls that Triton has begun to answer.
+        """
         self.is_shut, self._spares_answered = True, spares_answered
         for task, is_answered in self._calls.items():
             if not (spares_answered and is_answered()):

@@ -1,4 +1,4 @@
-"""The gRPC port: calls are passed on to Triton as bytes, one by one, and its answers back."""
+"""gRPC port of the proxy: calls are forwarded to Triton as bytes, one at a time, and responses back."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -33,19 +33,20 @@ from stretto.shares import Shares
 
 MAX_CALLS = 8192
 MAX_CALLS_OF_A_CONNECTION = 256
-# Calls that have begun and were not taken up yet, of 14 KiB each: beyond, gRPC cancels new ones, whosesoever they are.
-# One that is reset counts for its connection until it is taken up, so that it takes many connections to come so far.
+# Limit on accepted RPCs that no handler has picked up yet (about 14 KiB each). Beyond it gRPC cancels new RPCs, from
+# any client. A reset RPC counts towards its connection's limit until it is picked up, so one client needs many
+# connections to reach this limit.
 MAX_PENDING_CALLS = 1 << 14
 SERVER_OPTIONS = [
     ("grpc.max_send_message_length", -1),
-    # Identity only: gRPC inflates a message before its size is checked, and gzip packs 60 MB of zeros into 60 KB.
+    # No compression: gRPC decompresses a message before it checks the size, and gzip packs 60 MB of zeros into 60 KB.
     ("grpc.compression_enabled_algorithms_bitset", 1 << grpc.Compression.NoCompression),
     ("grpc.max_concurrent_streams", MAX_CALLS_OF_A_CONNECTION),
     ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
     ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
-    ("grpc.so_reuseport", 0),  # or else a second server could take the port without a word
+    ("grpc.so_reuseport", 0),  # otherwise a second server could share the port silently
     ("grpc.server_handshake_timeout_ms", 10_000),
-    ("grpc.max_connection_idle_ms", 600_000),  # without a call; a client that calls again connects again
+    ("grpc.max_connection_idle_ms", 600_000),  # without a call; clients reconnect for the next call
 ]
 TRITON_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
@@ -55,30 +56,31 @@ TRITON_OPTIONS = [
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
-# What is answered while the launcher knows that the server is not ready: three messages whose field says false.
+# Responses while the launcher reports the server as not ready: three messages whose readiness field is false.
 NOT_READY = {access.SERVICE + "ServerReady": b"", MODEL_READY: b"", access.HEALTH_CHECK: b"\x08\x02"}
 STATUS = {INVALID: grpc.StatusCode.INVALID_ARGUMENT, FULL: grpc.StatusCode.RESOURCE_EXHAUSTED}
 STATUS[UNAVAILABLE] = grpc.StatusCode.UNAVAILABLE
 Context = Any  # grpc.aio.ServicerContext, of bytes
-Handler = Callable[[AsyncIterator[bytes], Context, ExitStack], Awaitable[None]]  # which may take the call's place over
+Handler = Callable[[AsyncIterator[bytes], Context, ExitStack], Awaitable[None]]  # may take over the call's slot
 CROWDED = "full: this host has as many calls as the others leave it"
 
 
 class LauncherWord(Protocol):
-    """What the launcher has said of the server behind."""
+    """Server state as reported by the launcher.
+
+    Attributes:
+        gate: Gate that the launcher controls.
+    """
 
     gate: Gate
 
     def is_ready(self) -> bool:
-        """Whether it is ready, for all that the launcher knows."""
+        """Return True if the launcher's last message reported the server as ready."""
         ...
 
 
 class GrpcProxy(grpc.GenericRpcHandler):
-    """Passes on the calls that `access` admits, as far as they are sound.
-
-    departures: where the models are told of clients that have left.
-    """
+    """gRPC handler that forwards valid calls that the access rules permit."""
 
     def __init__(
         self,
@@ -88,6 +90,15 @@ class GrpcProxy(grpc.GenericRpcHandler):
         uploads: Uploads,
         departures: Departures,
     ) -> None:
+        """Create the handler.
+
+        Args:
+            triton: Channel to Triton.
+            allowed: Access rules.
+            launcher: Server state as reported by the launcher.
+            uploads: Registry of calls that may still send.
+            departures: Client-disconnect flags that the models read.
+        """
         self._access = allowed
         self._is_ready, self._gate = launcher.is_ready, launcher.gate
         self._pace, self._uploads, self._departures = Pace(), uploads, departures
@@ -98,7 +109,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
         self._models = ServedModels(allowed, lambda request: self._sole.ask(MODEL_READY, request, ()))
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
-        """The handler of a call; None for one that there is not."""
+        """Return the handler of a call, or None for an unknown method."""
         method = details.method
         if method not in access.APIS:
             return None
@@ -109,13 +120,17 @@ class GrpcProxy(grpc.GenericRpcHandler):
         async def answer(requests: AsyncIterator[bytes], context: Context) -> None:
             with ExitStack() as place:
                 if not place.enter_context(self._shares.taking(host_of_call(context.peer()))):
-                    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, CROWDED)  # told also who takes no answers
+                    # also reaches clients that read no responses
+                    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, CROWDED)
                 await handler(requests, context, place)
 
         return answer
 
     def _call(self, method: str) -> Handler:
-        """Answers one message by one; as a stream, for otherwise a call is heard of when its message is whole."""
+        """Return a unary handler, registered as stream-stream.
+
+        So access is checked before the request body has been received.
+        """
         api = access.APIS[method]
 
         async def answer(requests: AsyncIterator[bytes], context: Context, place: ExitStack) -> None:
@@ -172,7 +187,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
         try:
             await self._gate.guard(client.answer(), lambda: stream.is_answered)
         except Restarting as error:
-            stream.cancel()  # Triton would never end it
+            stream.cancel()  # Triton would never end the stream
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         except asyncio.CancelledError:
             if not upload.is_ended:
@@ -183,13 +198,16 @@ class GrpcProxy(grpc.GenericRpcHandler):
         finally:
             feeding.cancel()
             if stream.model is not None and stream.model[0] not in OURS:
-                stream.cancel()  # they ask Triton
+                stream.cancel()  # third-party models ask Triton for cancellation
             elif not stream.is_over:
                 self._unwatched.start(self._see_off(stream, place.pop_all()))
-            await asyncio.gather(feeding, return_exceptions=True)  # it fails where the stream does, which was told
+            await asyncio.gather(feeding, return_exceptions=True)  # it fails with the stream, whose error is reported
 
     async def _see_off(self, stream: TritonStream, place: ExitStack) -> None:
-        """Have the models end what a client has left, whose host has the place of it until then."""
+        """Drain a stream whose client has disconnected.
+
+        The models are notified. The client's host keeps its slot until the stream ends.
+        """
         self._departures.mark(stream.number)
         with place, suppress(Restarting, grpc.aio.AioRpcError):
             try:

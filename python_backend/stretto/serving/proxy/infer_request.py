@@ -1,7 +1,8 @@
-"""A look into an inference request, as bytes on their way to Triton.
+"""Validation of inference requests in serialised form.
 
-Triton and the numpy of its stubs trust the shapes they are given: a dimension below zero, or a product that overflows,
-ends a stub. So here a tensor must be as large as its shape says. The tensors' bytes are not copied, only measured.
+WORKAROUND(triton): Triton and the numpy code of its stubs trust tensor shapes. A negative dimension, or a product that
+overflows, ends a stub. Each tensor must therefore have exactly the size of its shape. Tensor contents are measured but
+not copied.
 """
 
 import math
@@ -15,40 +16,41 @@ from tritonclient.grpc.service_pb2 import ModelInferRequest
 from stretto.departures import STREAM
 
 MAX_HEAD_BYTES = 1 << 20
-MAX_FIELDS = 256  # its tensors' own among them; a request with all inputs of all our models has less than half of that
-MAX_ID = 1024  # characters, of names too: each response carries them, and Triton holds what a client does not read
-MAX_PARAMETERS, MAX_PARAMETER_BYTES = 32, 4096  # each model of an ensemble reads them, the decoder with each chunk
+MAX_FIELDS = 256  # with those of tensors; a request with all inputs of all our models has less than half
+MAX_ID = 1024  # characters, also of names: each response repeats them, and Triton buffers unread responses
+MAX_PARAMETERS, MAX_PARAMETER_BYTES = 32, 4096  # parsed by each model of the ensemble, by the decoder for each chunk
 MAX_RANK = 8
 MAX_ELEMENTS = 1 << 31
-MAX_STRINGS = 4096  # each becomes an object
-SHOWN = 64  # characters of a name in an error
+MAX_STRINGS = 4096  # each becomes a Python object
+SHOWN = 64  # characters of a name shown in an error
 
-# The fields of messages by number, and how each may be written (grpc_service.proto; protobuf, encoding).
+# Permitted wire types of each field number (grpc_service.proto; protobuf, encoding).
 VARINT, LENGTH_DELIMITED = 0, 2
 RAW_CONTENTS = 7
 Kinds = Mapping[int, tuple[int, ...]]
 REQUEST: Kinds = dict.fromkeys(range(1, 8), (LENGTH_DELIMITED,))
 OUTPUT: Kinds = dict.fromkeys(range(1, 3), (LENGTH_DELIMITED,))
-INPUT: Kinds = {**dict.fromkeys(range(1, 6), (LENGTH_DELIMITED,)), 3: (LENGTH_DELIMITED, VARINT)}  # a shape, unpacked
+INPUT: Kinds = {**dict.fromkeys(range(1, 6), (LENGTH_DELIMITED,)), 3: (LENGTH_DELIMITED, VARINT)}  # 3: unpacked shape
 TENSORS = {5: INPUT, 6: OUTPUT}
 
-Field = tuple[int, int, int, int]  # its number, and where its tag, its content and the next field begin
+Field = tuple[int, int, int, int]  # number; offsets of its tag, its content and the next field
 
-# Bytes of an element; a string has its length before it.
+# Bytes per element; a string is preceded by its length.
 SIZES = {"BOOL": 1, "UINT8": 1, "INT8": 1, "UINT16": 2, "INT16": 2, "FP16": 2, "BF16": 2}
 SIZES |= {"UINT32": 4, "INT32": 4, "FP32": 4, "UINT64": 8, "INT64": 8, "FP64": 8}
 STRING, STRING_HEAD = "BYTES", 4
 
-HOST = "stretto_host"  # the parameter that says whose a request is: who shares places reads it
+HOST = "stretto_host"  # request parameter: host of the client, used for fair-share limits
 
 INVALID, FULL, UNAVAILABLE = "invalid request", "full", "unavailable"
 
 
 class BadRequest(Exception):
-    """A request that Triton must not see; the message names the field, what was expected and what came.
+    """A request that must not reach Triton; the message names the field, the expectation and the value.
 
-    request_id: as its sender has called it, where that could be read. kind: with which the message begins for the
-    client, as with the errors of the models.
+    Attributes:
+        request_id: Id given by the client, if it could be read.
+        kind: Prefix of the client's error message, as in the models' errors.
     """
 
     def __init__(self, message: str, request_id: str = "", kind: str = INVALID) -> None:
@@ -57,20 +59,32 @@ class BadRequest(Exception):
 
     @property
     def told(self) -> str:
-        """What the client is told."""
+        """Error message for the client."""
         return f"{self.kind}: {self}"
 
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """A request without its tensors' bytes, and how many bytes each tensor has."""
+    """A parsed request without tensor contents.
+
+    Attributes:
+        head: The request without `raw_input_contents`.
+        raw_sizes: Size of each entry of `raw_input_contents`, in bytes.
+    """
 
     head: ModelInferRequest
     raw_sizes: tuple[int, ...]
 
 
 def read_infer_request(data: bytes) -> InferRequest:
-    """The request in `data`; BadRequest for one that is none, or whose tensors are not as large as they say."""
+    """Parse and validate a request.
+
+    Args:
+        data: A serialised ModelInferRequest.
+
+    Raises:
+        BadRequest: `data` is malformed, exceeds a limit, or has a tensor whose size does not match its shape.
+    """
     head, raw_sizes = bytearray(), []
     for number, start, content, end in _few_fields(data):
         if number == RAW_CONTENTS:
@@ -96,9 +110,14 @@ def read_infer_request(data: bytes) -> InferRequest:
 
 
 def with_origin(data: bytes, host: str, stream: int = 0) -> bytes:
-    """The request in `data`, which says that it is of `host` and has come by `stream`, whatever it said before.
+    """Return the request with parameters for its host and stream, which override any sent by the client.
 
-    Messages in a row are one, and of an entry of a map that comes twice the last stands (protobuf, encoding).
+    Concatenated protobuf messages merge into one, and the last of repeated map entries wins (protobuf, encoding).
+
+    Args:
+        data: A serialised ModelInferRequest.
+        host: Host of the client.
+        stream: Number of the stream; 0 for none.
     """
     last = ModelInferRequest()
     last.parameters[HOST].string_param = host
@@ -107,9 +126,10 @@ def with_origin(data: bytes, host: str, stream: int = 0) -> bytes:
 
 
 def _few_fields(data: bytes) -> Iterator[Field]:
-    """The fields of the request; BadRequest for one too many, those of its tensors among them.
+    """Yield the request's fields; raise BadRequest if there are too many, including those of its tensors.
 
-    Two bytes can be a field, and each takes a step here, or an object, while nobody else is served.
+    A field can be as small as two bytes, and each costs a step or an object here, while the event loop serves no other
+    call.
     """
     came = 0
     for field in _fields(data, 0, len(data), REQUEST):
@@ -122,7 +142,7 @@ def _few_fields(data: bytes) -> Iterator[Field]:
 
 
 def _fields(data: bytes, at: int, end: int, known: Kinds) -> Iterator[Field]:
-    """The fields of a message between `at` and `end`."""
+    """Yield the fields of the message between offsets `at` and `end`."""
     while at < end:
         number, kind = data[at] >> 3, data[at] & 7
         if kind not in known.get(number, ()):
@@ -136,7 +156,7 @@ def _fields(data: bytes, at: int, end: int, known: Kinds) -> Iterator[Field]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number at `at`, and where it ends."""
+    """Return the varint at offset `at` and the offset after it."""
     value = 0
     for place, byte in enumerate(data[at : at + 10]):
         value |= (byte & 0x7F) << 7 * place
@@ -146,7 +166,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _check_names(head: ModelInferRequest) -> None:
-    """Triton reads names up to a NUL, and so would read others than those that are looked at here."""
+    """Raise BadRequest for text with a NUL: Triton would truncate it there and bypass the other checks."""
     texts = [("id", head.id), ("model_name", head.model_name), ("model_version", head.model_version)]
     texts += [("parameters", value.string_param) for value in head.parameters.values()]
     texts += [("inputs", tensor.datatype) for tensor in head.inputs]
@@ -168,7 +188,7 @@ def _check_parameters(head: ModelInferRequest) -> None:
 
 def _check_tensors(request: InferRequest) -> None:
     for output in request.head.outputs:
-        if "classification" in output.parameters:  # of strings it ends Triton 2.51
+        if "classification" in output.parameters:  # WORKAROUND(triton server 2.51): it crashes for strings
             raise BadRequest(f"outputs.{output.name[:SHOWN]}: expected no classification, which none of these have")
     raw_sizes = iter(request.raw_sizes)
     for tensor in request.head.inputs:
@@ -193,7 +213,7 @@ def _check_tensors(request: InferRequest) -> None:
 def _num_elements(name: str, shape: list[int]) -> int:
     if len(shape) > MAX_RANK:
         raise BadRequest(f"{name}: expected a shape of at most {MAX_RANK} dimensions, got {len(shape)}")
-    if min(shape, default=0) < 0 or math.prod(size or 1 for size in shape) >= MAX_ELEMENTS:  # numpy counts a 0 so, too
+    if min(shape, default=0) < 0 or math.prod(size or 1 for size in shape) >= MAX_ELEMENTS:  # numpy also counts 0 as 1
         raise BadRequest(f"{name}: expected a shape of fewer than 2^31 elements, got {list(shape)}")
     return math.prod(shape)
 

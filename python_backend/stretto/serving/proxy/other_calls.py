@@ -1,4 +1,4 @@
-"""A call that is no inference: a message of its kind, and of who has no key a small one."""
+"""Validation of calls other than inference: type, and size for callers without the key."""
 
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
@@ -9,15 +9,21 @@ from stretto.serving.proxy.access import HEALTH_CHECK, SERVICE
 from stretto.serving.proxy.infer_request import BadRequest
 from stretto.serving.proxy.shared_memory import check_registration
 
-MAX_SMALL_BYTES = 1 << 16  # it carries names; a model, which its files may come with, is loaded with the key only
+MAX_SMALL_BYTES = 1 << 16  # messages carry names; only key holders may load models, with files in the message
 _TRITON = service_pb2.DESCRIPTOR.services_by_name[SERVICE.strip("/").rpartition(".")[2]].methods
-# A health check is one string, too (grpc/health/v1/health.proto), of a package that is not installed.
+# A health check is also a single string (grpc/health/v1/health.proto); its package is not installed.
 _KINDS: dict[str, type[Message]] = {HEALTH_CHECK: StringValue}
 _KINDS |= {SERVICE + method.name: GetMessageClass(method.input_type) for method in _TRITON}
 
 
 def check_other_call(method: str, request: bytes, is_key_holder: bool) -> None:
-    """BadRequest for a message that Triton must not see; what it cannot read, it calls an internal error."""
+    """Raise BadRequest for a message that must not reach Triton, which answers unreadable ones with an internal error.
+
+    Args:
+        method: Full method name.
+        request: Serialised message.
+        is_key_holder: True if the caller has sent the key; the message may then be large.
+    """
     if not is_key_holder and len(request) > MAX_SMALL_BYTES:
         raise BadRequest(f"request: expected at most {MAX_SMALL_BYTES} bytes, got {len(request)}")
     try:

@@ -1,6 +1,6 @@
-"""Large messages go on at a pace that leaves the processor to speech that is being made.
+"""Rate limit for large messages, so that they do not slow down active streams.
 
-On its way through the proxy, Triton and the preprocessor a message is copied a dozen times, and the models compute on
+A message is copied a dozen times on its way through the proxy, Triton and the preprocessor, and the models compute on
 the same cores.
 """
 
@@ -9,13 +9,13 @@ import os
 
 from stretto.serving.proxy.infer_request import FULL, BadRequest
 
-LARGE_BYTES = 1 << 20  # what is smaller never waits
+LARGE_BYTES = 1 << 20  # smaller messages never wait
 BYTES_PER_CORE_S = 10_000_000
 MAX_WAITING_BYTES = 256 << 20
 
 
 class Pace:
-    """Lets large messages go on one after the other; after one, the next when its bytes have had their time."""
+    """Rate limiter that forwards large messages one at a time, at a fixed number of bytes per second."""
 
     def __init__(self, bytes_per_s: float | None = None, max_waiting_bytes: int = MAX_WAITING_BYTES) -> None:
         self._bytes_per_s = bytes_per_s or BYTES_PER_CORE_S * len(os.sched_getaffinity(0))
@@ -24,7 +24,14 @@ class Pace:
         self._turn, self._next_s = asyncio.Lock(), 0.0
 
     async def wait(self, num_bytes: int) -> None:
-        """Until a message of so many bytes may go on; BadRequest where too much waits already."""
+        """Wait until a message may be forwarded; small messages never wait.
+
+        Args:
+            num_bytes: Size of the message.
+
+        Raises:
+            BadRequest: Too many bytes are waiting already.
+        """
         if num_bytes <= LARGE_BYTES:
             return
         if self._num_waiting_bytes + num_bytes > self._max_waiting_bytes:

@@ -1,4 +1,4 @@
-"""The HTTP ports: readiness, and the metrics page. Of a request, its first line is read and nothing else."""
+"""HTTP ports for readiness and metrics; only the first line of a request is interpreted."""
 
 import asyncio
 import json
@@ -20,13 +20,13 @@ MAX_CONNECTIONS = 256
 MAX_PAGE_BYTES = 1 << 24
 REQUEST_S, ANSWER_S, LINGER_S = 5.0, 5.0, 0.5
 CLOSED = "Triton's HTTP service is closed: use gRPC, or start the server with --allow http"
-ALIVE = "/health/live"  # of the proxy itself, whatever Triton does
+ALIVE = "/health/live"  # liveness of the proxy, independent of Triton
 MODEL_READY = re.compile(r"/v2/models/([^/?]{1,128})(?:/versions/(\d{1,18}))?/ready")
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """An answer over HTTP."""
+    """An HTTP response."""
 
     status: HTTPStatus
     body: bytes = b""
@@ -37,19 +37,19 @@ Pages = Callable[[str], Awaitable[Page]]
 
 
 def error_page(status: HTTPStatus, message: str) -> Page:
-    """An error as Triton's HTTP service writes it."""
+    """Return an error in the format of Triton's HTTP service."""
     return Page(status, json.dumps({"error": message}).encode())
 
 
 class Readiness:
-    """Whether the server and a model are ready: where the launcher knows nothing else, as Triton says over gRPC."""
+    """Readiness of the server and its models: from Triton over gRPC, unless the launcher reports it as not ready."""
 
     def __init__(self, triton: grpc.aio.Channel, is_ready: Callable[[], bool] = lambda: True) -> None:
         self._is_ready = is_ready
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(triton)
 
     async def __call__(self, path: str) -> Page:
-        """The page at `path`."""
+        """Return the response for `path`."""
         model = MODEL_READY.fullmatch(path)
         if path == ALIVE:
             return _yes_or_no(True)
@@ -75,19 +75,19 @@ def _yes_or_no(answer: bool) -> Page:
 
 
 class MetricsPage:
-    """Triton's page of metrics, which it serves at a Unix socket."""
+    """Triton's metrics, which Triton serves at a Unix socket."""
 
     def __init__(self, socket: str) -> None:
         self._socket = socket
 
     async def __call__(self, path: str) -> Page:
-        """The page at `path`."""
+        """Return the response for `path`."""
         if path != "/metrics":
             return error_page(HTTPStatus.NOT_FOUND, "the page of metrics is /metrics")
         try:
             async with asyncio.timeout(ANSWER_S):
                 return Page(HTTPStatus.OK, await self._fetch(path), "text/plain; charset=utf-8")
-        except (OSError, EOFError):  # a time-out is one of the first
+        except (OSError, EOFError):  # TimeoutError is an OSError
             return error_page(HTTPStatus.SERVICE_UNAVAILABLE, "the server is starting")
 
     async def _fetch(self, path: str) -> bytes:
@@ -103,7 +103,14 @@ class MetricsPage:
 
 @dataclass(slots=True, eq=False)
 class _Connection:
-    """serving: the task; is_idle: nobody waits for an answer; number: the later, the higher."""
+    """An open connection.
+
+    Attributes:
+        writer: Its writer.
+        serving: Task that serves it.
+        number: Sequence number of its opening or, later, of its response.
+        is_idle: True if no response is pending.
+    """
 
     writer: asyncio.StreamWriter
     serving: "asyncio.Task[Any] | None"
@@ -112,22 +119,22 @@ class _Connection:
 
     @property
     def host(self) -> str:
-        """Whose it is."""
+        """Host of the client, as counted for limits."""
         name = self.writer.get_extra_info("peername")
         return host_of(name[0]) if name else ""
 
     def end(self) -> None:
-        """Close it at once, whatever it waits for."""
+        """Close the connection immediately."""
         self.writer.transport.abort()
         if self.serving is not None and self.serving is not asyncio.current_task():
             self.serving.cancel()
 
 
 class PageServer:
-    """Answers one GET a connection, from `pages`.
+    """HTTP server that answers one GET per connection.
 
-    Of more connections than MAX_CONNECTIONS one is closed, of the host that has the most: that which has said nothing
-    for the longest, or where all await their answers the oldest.
+    If there are more than MAX_CONNECTIONS connections, one of the host with the most connections is closed. Idle
+    connections are closed first, and among equals the oldest.
     """
 
     def __init__(self, pages: Pages) -> None:
@@ -142,11 +149,11 @@ class PageServer:
         self._make_room()
         try:
             if connection in self._open:
-                with suppress(OSError):  # a client that went away, or takes too long
+                with suppress(OSError):  # the client disconnected or is too slow
                     async with asyncio.timeout(REQUEST_S + ANSWER_S):
                         await self._serve(reader, connection)
         except asyncio.CancelledError:
-            if connection in self._open:  # it has not made room for another
+            if connection in self._open:  # not cancelled to make room for another connection
                 raise
         finally:
             self._open.discard(connection)
@@ -167,7 +174,8 @@ class PageServer:
         await writer.drain()
         writer.write_eof()
         connection.is_idle, connection.number = True, next(self._number)
-        with suppress(TimeoutError):  # a reset instead of an end would take the answer from a client that still sends
+        # wait before closing: a reset would discard the response of a client that still sends
+        with suppress(TimeoutError):
             async with asyncio.timeout(LINGER_S):
                 await reader.read(MAX_HEAD_BYTES)
 

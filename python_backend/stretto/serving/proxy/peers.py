@@ -1,4 +1,4 @@
-"""Who gives way where something is bounded for all: of the hosts, whichever has the most of it."""
+"""Client hosts, and the order of eviction from a shared resource: the host with the largest use first."""
 
 import heapq
 import ipaddress
@@ -7,17 +7,20 @@ from typing import Any, TypeVar
 from urllib.parse import unquote
 
 T = TypeVar("T")
-IPV6_HOST_BITS = 64  # one customer's network, as providers hand them out (RFC 6177)
+IPV6_HOST_BITS = 64  # network of one customer, as assigned by providers (RFC 6177)
 
 
 def host_of_call(peer: str) -> str:
-    """The host of a gRPC peer, as `ipv4:127.0.0.1:5000` or `ipv6:%5B::1%5D:5000`."""
+    """Return the host of a gRPC peer such as `ipv4:127.0.0.1:5000` or `ipv6:%5B::1%5D:5000`."""
     kind, _, place = unquote(peer).partition(":")
     return host_of(place.rpartition(":")[0].strip("[]")) if kind in ("ipv4", "ipv6") else peer
 
 
 def host_of(address: str) -> str:
-    """Whom an address counts for: itself, or of IPv6 its network, as a host there has any number of them."""
+    """Return the unit by which an address is counted: the IPv4 address, or the IPv6 /64 network.
+
+    A host in an IPv6 network can have any number of addresses.
+    """
     try:
         found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -30,7 +33,15 @@ def host_of(address: str) -> str:
 
 
 def in_excess(members: Iterable[T], host: Callable[[T], str], rank: Callable[[T], Any]) -> Iterator[T]:
-    """Members in the order in which they give way: each time of the host that has the most left, by their rank."""
+    """Yield members in the order of eviction.
+
+    Each is the lowest-ranked member of the host that has the most members left.
+
+    Args:
+        members: Members to order.
+        host: Returns a member's host.
+        rank: Returns a member's sort key; low ranks are evicted first.
+    """
     of_host: dict[str, list[T]] = {}
     for member in sorted(members, key=rank, reverse=True):
         of_host.setdefault(host(member), []).append(member)

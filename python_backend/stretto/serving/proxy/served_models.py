@@ -1,7 +1,8 @@
-"""Which models a request may be for: ours, and others' that Triton has.
+"""Check that a requested model is served.
 
-A request for another must not reach Triton. Beside answers that are being written it answers one at once, and gRPC ends
-a process that writes twice at a time (Triton 2.51's streams, and later ones').
+WORKAROUND(triton): requests for unknown models must not reach Triton. It answers them immediately, even while another
+response is being written to the stream, and gRPC aborts the process if two writes overlap. Streams of Triton 2.51 and
+of later releases are affected.
 """
 
 from collections.abc import Awaitable, Callable
@@ -13,20 +14,31 @@ from stretto.serving.proxy import access
 from stretto.serving.proxy.access import Access, Metadata
 from stretto.serving.proxy.infer_request import SHOWN, UNAVAILABLE, BadRequest
 
-OURS = frozenset({"speech", *access.INNER_MODELS})  # which look for clients that have left where the proxy says so
-VERSIONS = ("", "1")  # of ours
+OURS = frozenset({"speech", *access.INNER_MODELS})  # these read client-disconnect flags from the proxy
+VERSIONS = ("", "1")  # of our models
 
 Ask = Callable[[bytes], Awaitable[bytes]]
 
 
 class ServedModels:
-    """Knows ours, and asks Triton of others'. ask: makes a call of ModelReady."""
+    """Check of requested models: our own by name, others by a ModelReady call to Triton."""
 
     def __init__(self, allowed: Access, ask: Ask) -> None:
+        """Create the check.
+
+        Args:
+            allowed: Access rules.
+            ask: Calls ModelReady with a serialised request.
+        """
         self._access, self._ask = allowed, ask
 
     async def check(self, head: ModelInferRequest, metadata: Metadata) -> None:
-        """BadRequest where the request's model is closed to who sends this metadata, or there is no such one."""
+        """Raise BadRequest if the caller may not use the request's model, or if the server does not have it.
+
+        Args:
+            head: The request.
+            metadata: Metadata of the call.
+        """
         name, version = head.model_name, head.model_version
         if name in access.INNER_MODELS and not self._access.admits(access.MODELS, metadata):
             raise BadRequest(f"model_name: {access.refusal(access.MODELS)}", head.id)

@@ -1,4 +1,4 @@
-"""Which shared memory a client may register with Triton: not the server's own."""
+"""Check of shared memory that clients register with Triton: the server's own is excluded."""
 
 from tritonclient.grpc.service_pb2 import SystemSharedMemoryRegisterRequest
 
@@ -9,7 +9,7 @@ OF_CLIENTS = "stretto_in_"
 
 
 def check_registration(request: SystemSharedMemoryRegisterRequest) -> None:
-    """BadRequest where a call would let inputs or outputs of requests lie in the server's own memory."""
+    """Raise BadRequest if the segment belongs to the server; tensors could otherwise access its memory."""
     name = request.key.lstrip("/")
     if name.startswith(OURS) and not name.startswith(OF_CLIENTS):
         raise BadRequest(f"key: expected a segment of the client's, got {name!r}, whose prefix is for the server's own")

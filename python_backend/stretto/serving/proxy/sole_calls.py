@@ -1,4 +1,4 @@
-"""Calls to Triton of one message and one answer."""
+"""Unary calls to Triton."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -11,12 +11,16 @@ from stretto.serving.proxy.access import APIS, MODEL_STREAM_INFER, Metadata
 from stretto.serving.proxy.gate import Gate, Restarting
 from stretto.serving.proxy.triton_stream import Unwatched
 
-# Triton 2.51 reads memory that it has freed when a stream with this header ends with an error.
+# WORKAROUND(triton server 2.51): a stream with this header that ends with an error makes Triton read freed memory.
 DROPPED_HEADERS = {"triton_grpc_error"}
 
 
 class SoleCalls:
-    """Makes them. One that its caller does not wait for goes on, unless a model is started again, or is not ours."""
+    """Makes unary calls to Triton.
+
+    A call to one of our models continues after its client has disconnected, unless a model is restarted. A call to
+    another model is cancelled.
+    """
 
     def __init__(self, triton: grpc.aio.Channel, unwatched: Unwatched, gate: Gate) -> None:
         self._calls = {method: triton.unary_unary(method) for method in APIS if method != MODEL_STREAM_INFER}
@@ -25,9 +29,14 @@ class SoleCalls:
     async def ask(
         self, method: str, request: bytes, metadata: Metadata, place: ExitStack | None = None, is_ours: bool = True
     ) -> bytes:
-        """Triton's answer. Who does not wait for it keeps his `place` until it is there.
+        """Return Triton's response.
 
-        is_ours: else it is for somebody else's model, which asks Triton whether its caller has left.
+        Args:
+            method: Full method name.
+            request: Serialised message.
+            metadata: Metadata of the client's call.
+            place: Slot of the client's host; if the client disconnects, it is held until the response has arrived.
+            is_ours: False for third-party models, which ask Triton whether the request is cancelled.
         """
         call = self._calls[method](request, metadata=passed_on(metadata))
         answering = self._unwatched.start(_result(call))
@@ -45,7 +54,7 @@ class SoleCalls:
             try:
                 await self._gate.guard(_shielded(answering))
             finally:
-                call.cancel()  # of what has been answered already that is nothing
+                call.cancel()  # no effect on a completed call
 
 
 async def _result(call: Awaitable[bytes]) -> bytes:
@@ -57,5 +66,5 @@ async def _shielded(answering: asyncio.Task[bytes]) -> bytes:
 
 
 def passed_on(metadata: Metadata) -> tuple[tuple[str, str | bytes], ...]:
-    """What of a caller's metadata Triton is told."""
+    """Return the metadata that is forwarded to Triton."""
     return tuple((name, value) for name, value in metadata if name not in DROPPED_HEADERS and name[:5] != "grpc-")

@@ -1,7 +1,7 @@
-"""A stream to Triton that goes on, whoever waits for it is cancelled: what our models answer is not.
+"""A stream to Triton that continues when the task that awaits it is cancelled.
 
-gRPC cancels a call with the task that reads it, or writes to it. Why Triton must not be told so: see
-`departures.py`.
+gRPC cancels a call together with a task that reads from it or writes to it. Calls to our models must not be cancelled;
+`departures.py` explains why.
 """
 
 import asyncio
@@ -13,29 +13,31 @@ from tritonclient.grpc.service_pb2 import ModelInferRequest
 
 from stretto.serving.proxy.infer_request import SHOWN, BadRequest
 
-DEFAULT_VERSION = "1"  # as which a model counts whose version a request leaves open
+DEFAULT_VERSION = "1"  # version of a request that names none
 
 
 class Unwatched:
-    """What comes to its end, also where nobody waits for it any more."""
+    """Tasks that run to their end even if no other task awaits them."""
 
     def __init__(self) -> None:
         self._tasks = set[asyncio.Task[Any]]()
 
     def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Begin it."""
+        """Start a task."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda each: each.cancelled() or each.exception())  # told to who still waits
+        # retrieve the exception, so that asyncio does not log it
+        task.add_done_callback(lambda each: each.cancelled() or each.exception())
         return task
 
 
 class TritonStream:
-    """One call of ModelStreamInfer.
+    """A ModelStreamInfer call to Triton.
 
-    number: by which our models are told that its client has gone away. model: the name and version that all its
-    requests are for; None before the first.
+    Attributes:
+        number: Number by which the models recognise that its client has disconnected.
+        model: Name and version of the model of all its requests; None before the first request.
     """
 
     def __init__(self, call: Any, number: int) -> None:
@@ -47,19 +49,22 @@ class TritonStream:
 
     @property
     def is_over(self) -> bool:
-        """Whether Triton has ended it, or it was cancelled."""
+        """True if Triton has ended the stream, or it was cancelled."""
         return bool(self._call.done())
 
     @property
     def is_answered(self) -> bool:
-        """Whether it is known that Triton has begun to answer all that it was asked: where that is one request."""
+        """True if Triton has certainly begun to answer all requests of the stream.
+
+        This is known only for a stream of one request.
+        """
         return self._has_answered and self._num_asked == 1
 
     def ask(self, head: ModelInferRequest) -> None:
-        """Take a request's model for that of the stream; BadRequest for a second one.
+        """Record the request's model as that of the stream; raise BadRequest if it differs from earlier requests.
 
-        Triton 2.51 writes answers of models that stream, and of those that do not, without regard of each other; of
-        two writes at a time gRPC ends the process.
+        WORKAROUND(triton server 2.51): it writes responses of decoupled and other models without synchronisation. gRPC
+        aborts the process if two writes overlap.
         """
         asked = head.model_name, head.model_version or DEFAULT_VERSION
         first = self.model = self.model or asked
@@ -68,12 +73,12 @@ class TritonStream:
             raise BadRequest(f"model_name: expected {expected}, as before on this stream, got {got}", head.id)
 
     async def write(self, request: bytes) -> None:
-        """Send a request; raises what gRPC does where the stream is over."""
+        """Send a request; raise gRPC's error if the stream is over."""
         self._num_asked += 1
         await self._written(self._call.write(request))
 
     async def end(self) -> None:
-        """Send no more."""
+        """Half-close the stream."""
         await self._written(self._call.done_writing())
 
     async def _written(self, writing: Awaitable[None]) -> None:
@@ -81,7 +86,7 @@ class TritonStream:
         await asyncio.shield(self._writing)
 
     async def read(self) -> bytes | None:
-        """The next response, None at the end; AioRpcError where Triton ends otherwise."""
+        """Return the next response, or None at the end; raise AioRpcError if the stream ends with an error."""
         if self._reading is None:
             self._reading = asyncio.ensure_future(self._call.read())
         response = await asyncio.shield(self._reading)
@@ -92,7 +97,7 @@ class TritonStream:
         return bytes(response)
 
     async def run_out(self) -> None:
-        """Send no more, and take what still comes to nobody; AioRpcError where Triton ends otherwise."""
+        """Half-close the stream and discard its remaining responses; raise AioRpcError on an error."""
         if self._writing is not None:
             await asyncio.gather(self._writing, return_exceptions=True)
         await self.end()
@@ -100,5 +105,5 @@ class TritonStream:
             pass
 
     def cancel(self) -> None:
-        """End it at once."""
+        """Cancel the call."""
         self._call.cancel()

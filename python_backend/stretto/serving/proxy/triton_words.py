@@ -1,4 +1,4 @@
-"""What Triton says of models that have ended, in the words in which the launcher says it."""
+"""Translation of Triton's errors about ended models into the launcher's messages."""
 
 import re
 from collections.abc import Callable
@@ -8,19 +8,26 @@ from tritonclient.grpc.service_pb2 import ModelStreamInferResponse
 
 from stretto.serving.proxy.gate import Restarting
 
-STUB_HAS_ENDED = "' is not healthy."  # in Triton's words: "Stub process 'acoustic_decoder_0_0' is not healthy."
-# All of such a message, so that nobody's text can be taken for one; the group is the model.
+STUB_HAS_ENDED = "' is not healthy."  # as in "Stub process 'acoustic_decoder_0_0' is not healthy."
+# Matches the entire message, so that client text cannot imitate it; the group is the model.
 GIVEN_UP = re.compile(
     r"(?:\[request id: [^]]{0,128}\] )?(?:in ensemble '\w+', )?Stub process '(\w+)_\d+_\d+' is not healthy\."
 )
-GONE = ("unix:", "ocket closed", "onnection reset", "roken pipe")  # in gRPC's words for a server that is not there
-BROKEN_OFF = "Internal error from Core"  # gRPC's, where a write finds the call ended; why it did is lost
+GONE = ("unix:", "ocket closed", "onnection reset", "roken pipe")  # parts of gRPC's messages for an unreachable server
+BROKEN_OFF = "Internal error from Core"  # gRPC's message for a write to an ended call; the cause is lost
 
-Tell = Callable[[str], None]  # the launcher, of a model whose stub Triton takes for dead
+Tell = Callable[[str], None]  # reports a model whose stub Triton considers dead to the launcher
 
 
 def retold(response: bytes, give_up: Tell) -> bytes:
-    """A response, as it is but where Triton answers before the launcher knows that a stub has ended."""
+    """Return a response for the client, in which errors about dead stubs are reworded.
+
+    Triton may report a dead stub before the launcher has noticed it.
+
+    Args:
+        response: Serialised ModelStreamInferResponse.
+        give_up: Reports the model to the launcher.
+    """
     if STUB_HAS_ENDED.encode() not in response:
         return response
     retold = ModelStreamInferResponse.FromString(response)
@@ -29,14 +36,19 @@ def retold(response: bytes, give_up: Tell) -> bytes:
 
 
 def _said_of_stubs(message: str, give_up: Tell) -> str:
-    """An error of Triton's, in our words where it is about a stub that Triton takes for dead."""
+    """Return an error message, reworded if it is about a stub that Triton considers dead."""
     if found := GIVEN_UP.fullmatch(message):
         give_up(found[1])
     return str(Restarting()) if message.endswith(STUB_HAS_ENDED) else message
 
 
 def told(error: grpc.aio.AioRpcError, give_up: Tell) -> tuple[grpc.StatusCode, str]:
-    """The status and the words of a call to Triton that ended with an error."""
+    """Return the status and message with which to end the client's call.
+
+    Args:
+        error: Error of the call to Triton.
+        give_up: Reports a model with a dead stub to the launcher.
+    """
     code, details = error.code(), _said_of_stubs(error.details() or "", give_up)
     is_gone = code is grpc.StatusCode.UNAVAILABLE and any(words in details for words in GONE)
     if is_gone or details == BROKEN_OFF:

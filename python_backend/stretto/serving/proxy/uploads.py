@@ -1,7 +1,7 @@
-"""Calls that may still send: where they are too many, or hold too much memory, some are ended.
+"""Limits on calls that may still send: their number, and the memory of incomplete messages.
 
-gRPC gathers a message until it is whole, and tells nobody of it before. So what unfinished ones hold together is seen
-in the memory of this process alone, and any call that may still send can be one of those that hold it.
+gRPC buffers a message until it is complete and does not report partial ones. Their total size is therefore visible only
+in the memory of this process, and any call that may still send can hold a part of it.
 """
 
 import asyncio
@@ -17,16 +17,24 @@ from pathlib import Path
 
 from stretto.serving.proxy.peers import in_excess
 
-MAX_CALLS = 2048  # that may still send: half of what a host can have
+MAX_CALLS = 2048  # that may still send: half of one host's limit of calls
 MAX_RESIDENT_BYTES = 1 << 30
-KEPT_BYTES = 64 << 20  # that malloc may keep of what came and went
-LOOK_S, LOOKS = 0.25, 12  # looks from one time that memory is given back to the next
+KEPT_BYTES = 64 << 20  # free memory that malloc may keep
+LOOK_S, LOOKS = 0.25, 12  # minimum number of polls between returns of free memory
 ENDED = "full: too much is being sent at a time, and this call was not complete"
 
 
 @dataclass(slots=True, eq=False)
 class Upload:
-    """A call that may still send. num_sent: its messages that have come whole; since: when the last of them did."""
+    """A call that may still send.
+
+    Attributes:
+        end: Ends the call.
+        host: Host of the client.
+        num_sent: Number of complete messages received.
+        since: Monotonic time of the last complete message, or of the call's start.
+        is_ended: True if the call was ended because of a limit.
+    """
 
     end: Callable[[], object]
     host: str
@@ -35,27 +43,28 @@ class Upload:
     is_ended: bool = False
 
     def came(self) -> None:
-        """A message of it has come."""
+        """Record a complete message."""
         self.num_sent += 1
         self.since = time.monotonic()
 
 
 def resident_bytes() -> int:
-    """The memory of this process."""
+    """Return the resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def give_back() -> None:
-    """Free what only the errors of refused calls still hold, and have malloc return to the system what is free."""
+    """Collect garbage of refused calls, and have malloc return free memory to the system."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 
 
 class Uploads:
-    """All of them.
+    """Registry of calls that may still send.
 
-    Where they are too many, those of the host that has the most are ended first; where they hold too much, those that
-    have never sent a whole message. Among these in either case the oldest.
+    If there are too many calls, one of the host with the most is ended: first those without a complete message, then
+    the oldest. If they hold too much memory, a quarter of the calls without any complete message is ended, each time
+    the oldest of the host with the most.
     """
 
     def __init__(
@@ -71,7 +80,7 @@ class Uploads:
 
     @contextmanager
     def entry(self, upload: Upload) -> Iterator[None]:
-        """One more, for as long as it may send; who comes gives way to nobody who is there and silent."""
+        """Register a call while it may send; above the limit one is ended, the newest call last."""
         self._open.add(upload)
         if len(self._open) > self._max_calls:
             self._end(self._open, 1, last=upload)
@@ -81,15 +90,15 @@ class Uploads:
             self._open.discard(upload)
 
     async def watch(self) -> None:
-        """Look again and again at what this process holds."""
+        """Poll the memory of this process periodically."""
         while True:
             await asyncio.sleep(LOOK_S)
             self.look()
 
     def look(self) -> None:
-        """End some of them where this process holds too much; give back what came and went, once nothing comes.
+        """End some calls if this process holds too much memory; return free memory to the system once traffic is idle.
 
-        It is a quarter of those that have never sent a whole message, or of all where there are none such.
+        A quarter of the calls without any complete message is ended, or of all calls if there are none of these.
         """
         before, self._seen = self._seen, self._resident()
         self._looks += 1
